@@ -1,0 +1,39 @@
+"""Deep Q-learning as pure functions: parameters are dicts, state is tensors, transforms stay at the edge.
+
+Start with `fdqn.types` (the words), then `fdqn.dqn` (the algorithm), then `fdqn.train` (the loop). Submodules load on
+first use, so `fdqn --help` need not wait for torch.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "actions",
+    "check",
+    "compile",
+    "dqn",
+    "envs",
+    "evaluate",
+    "losses",
+    "networks",
+    "optim",
+    "plots",
+    "policies",
+    "random",
+    "replay",
+    "runs",
+    "schedules",
+    "statistics",
+    "testing",
+    "train",
+    "tree",
+    "types",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return importlib.import_module(f"fdqn.{name}")
+    raise AttributeError(f"module 'fdqn' has no attribute {name!r}")

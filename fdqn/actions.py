@@ -1,0 +1,43 @@
+"""Reading a row of Q-values under a mask of legal actions.
+
+Everything selects with `where` and never multiplies by a mask: an infinity or NaN among the actions that were not
+meant must not leak into a result or a gradient.
+"""
+
+import torch
+from torch import Tensor
+
+from fdqn import check
+
+
+def pick(q: Tensor, action: Tensor) -> Tensor:
+    """The value `q[action]`. Out-of-range actions give 0.
+
+    Shapes: q [..., A]; action and the result [...].
+    """
+    check.shapes("q[... A] action[...]", q, action)
+    check.integer("action", action)
+    # Not `gather`: its backward scatters, while this fuses with what surrounds it.
+    chosen = action.unsqueeze(-1) == torch.arange(q.shape[-1], device=q.device)
+    return torch.where(chosen, q, 0.0).sum(-1)
+
+
+def greedy(q: Tensor, legal: Tensor) -> Tensor:
+    """The legal action of the highest value, the first of several; 0 where nothing is legal.
+
+    Shapes: q and legal [..., A]; result [...] int64.
+    """
+    check.shapes("q[... A] legal[... A]", q, legal)
+    check.boolean("legal", legal)
+    return torch.where(legal, q, -torch.inf).argmax(-1)
+
+
+def best(q: Tensor, legal: Tensor) -> Tensor:
+    """The highest legal value; 0 where nothing is legal, since such a state has no future.
+
+    Shapes: q and legal [..., A]; result [...].
+    """
+    check.shapes("q[... A] legal[... A]", q, legal)
+    check.boolean("legal", legal)
+    highest = torch.where(legal, q, -torch.inf).amax(-1)
+    return torch.where(legal.any(-1), highest, 0.0)

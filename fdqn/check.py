@@ -1,0 +1,78 @@
+"""Static checks: shape, dtype and structure, one line each, never a tensor's values.
+
+They run while a function is traced and cost nothing in the compiled program.
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from fdqn import tree
+
+
+def shapes(spec: str, *tensors: Tensor) -> None:
+    """Hold tensors against a line such as `"q_tm1[... A] a_tm1[...] r_t[...]"`.
+
+    `...` stands for the same leading axes in every tensor, an integer for that size, a letter for one size throughout.
+    Nothing broadcasts, so a [B] beside a [B, 1] is caught.
+
+    Raises TypeError for what is no tensor and ValueError for a shape that does not fit, naming the argument.
+    """
+    sizes: dict[str, int] = {}
+    leading: tuple[int, ...] | None = None
+    for entry, tensor in zip(spec.split("]")[:-1], tensors, strict=True):
+        name, dims = entry.strip().split("[")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor [{dims}], got {type(tensor).__name__}")
+        named = dims.split()
+        free = bool(named) and named[0] == "..."
+        named = named[1:] if free else named
+        shape = tuple(tensor.shape)
+        split = len(shape) - len(named)
+        if split < 0 or (split > 0 and not free):
+            raise ValueError(f"{name}: expected shape [{dims}], got {list(shape)}")
+        if free:
+            leading = shape[:split] if leading is None else leading
+            if shape[:split] != leading:
+                raise ValueError(f"{name}: expected shape [{dims}] with ... = {list(leading)}, got {list(shape)}")
+        for dim, size in zip(named, shape[split:], strict=True):
+            expected = int(dim) if dim.isdigit() else sizes.setdefault(dim, size)
+            if size != expected:
+                where = "" if dim.isdigit() else f" with {dim} = {expected}"
+                raise ValueError(f"{name}: expected shape [{dims}]{where}, got {list(shape)}")
+
+
+def integer(name: str, x: Tensor) -> None:
+    """Raise TypeError unless `x` holds integers."""
+    if x.is_floating_point() or x.is_complex() or str(x.dtype) == "torch.bool":
+        raise TypeError(f"{name}: expected an integer dtype, got {x.dtype}")
+
+
+def floating(name: str, x: Tensor) -> None:
+    """Raise TypeError unless `x` holds real floating-point numbers."""
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
+
+
+def boolean(name: str, x: Tensor) -> None:
+    """Raise TypeError unless `x` holds booleans."""
+    if str(x.dtype) != "torch.bool":
+        raise TypeError(f"{name}: expected torch.bool, got {x.dtype}")
+
+
+def same(name: str, expected: Any, got: Any) -> None:
+    """Raise ValueError or TypeError, naming the leaf, unless structure, shapes and dtypes agree."""
+    if tree.structure(expected) != tree.structure(got):
+        missing, extra = (
+            set(tree.paths(expected)) - set(tree.paths(got)),
+            set(tree.paths(got)) - set(tree.paths(expected)),
+        )
+        raise ValueError(
+            f"{name}: expected the same structure; missing {sorted(missing) or 'nothing'}, "
+            f"extra {sorted(extra) or 'nothing'}"
+        )
+    for i, (a, b) in enumerate(zip(tree.leaves(expected), tree.leaves(got), strict=True)):
+        if a.shape != b.shape:
+            raise ValueError(f"{name}{tree.paths(got)[i]}: expected shape {list(a.shape)}, got {list(b.shape)}")
+        if a.dtype != b.dtype:
+            raise TypeError(f"{name}{tree.paths(got)[i]}: expected {a.dtype}, got {b.dtype}")

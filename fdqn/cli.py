@@ -1,0 +1,424 @@
+"""The command `fdqn`: what a person sees. Results go to standard output, everything else to standard error.
+
+torch is imported where a command needs it, so that `--help` is quick.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import json
+import math
+import operator
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import tyro
+
+from fdqn.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fdqn import runs, train
+
+STARTED = time.perf_counter()
+
+# Rows that a table of seeds shows before it sums up the rest.
+_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train many seeds at once and say, with an interval, how good they are."""
+
+    settings: tyro.conf.OmitArgPrefixes[Settings]
+    json: bool = False
+    """Print only the summary, as JSON."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Play the trained lanes of a run greedily."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    env: str | None = None
+    """Environment, ours or gym:NAME; by default the one trained on."""
+    episodes: int = 20
+    """Episodes a seed."""
+    json: bool = False
+    """Print only the returns, as JSON."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Sum up runs, one or several side by side, and draw them in one picture."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """PNG to write; by default curve.png in the one folder, comparison.png beside the first of several."""
+    json: bool = False
+    """Print only the summaries, as JSON."""
+
+
+@dataclass(frozen=True)
+class Envs:
+    """List the environments."""
+
+    json: bool = False
+    """Print only JSON."""
+
+
+Command = Train | Eval | Report | Envs
+COMMANDS = {"train": Train, "eval": Eval, "report": Report, "envs": Envs}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C."""
+    try:
+        command = _parse(list(sys.argv[1:] if arguments is None else arguments))
+        _run(command)
+        sys.stdout.flush()
+        return 0
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BrokenPipeError:
+        # The reader left, as `head` does. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("fdqn: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError) as error:
+        print(f"fdqn: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(command: Command) -> None:
+    match command:
+        case Train():
+            _train(command)
+        case Eval():
+            _eval(command)
+        case Report():
+            _report(command)
+        case Envs():
+            _envs(command)
+
+
+def _parse(arguments: list[str]) -> Command:
+    """The command as a record; exits with one line on standard error where it cannot be read."""
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        _refuse(f"unknown command {arguments[0]!r}{_nearest(arguments[0], list(COMMANDS))}")
+    choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            command, unknown = tyro.cli(
+                cast(Any, functools.reduce(operator.or_, choices)),
+                prog="fdqn",
+                description="Deep Q-learning as pure functions: many seeds at once.",
+                args=arguments or ["--help"],
+                return_unknown_args=True,
+            )
+    except SystemExit as end:
+        if end.code:
+            _refuse(_sentence(complaint.getvalue()))
+        raise
+    if unknown:
+        flags = [
+            f"--{field.name.replace('_', '-')}" for field in (*dataclasses.fields(command), *_settings_fields(command))
+        ]
+        what = "flag" if unknown[0].startswith("-") else "argument"
+        _refuse(f"unknown {what} {unknown[0]!r}{_nearest(unknown[0], flags)}")
+    return command
+
+
+def _settings_fields(command: Any) -> tuple[Any, ...]:
+    return dataclasses.fields(Settings) if isinstance(command, Train) else ()
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+
+
+def _sentence(box: str) -> str:
+    """The first paragraph of tyro's framed complaint, as one line."""
+    words: list[str] = []
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith("──") and words:
+            break
+        if text and not text.startswith("─"):
+            words.append(text)
+    return " ".join(words)
+
+
+def _refuse(sentence: str) -> None:
+    print(f"fdqn: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _train(command: Train) -> None:
+    settings = command.settings
+    console = _console()
+    with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
+        from fdqn import envs, evaluate, runs, train
+    program, hyper, device = runs.program(settings), runs.hyper(settings), runs.device(settings)
+    if runs.folder(settings).exists():
+        raise ValueError(f"out: expected a folder that does not exist yet, got {settings.out}; choose another --out")
+    size = runs.replay_bytes(program, settings.seeds)
+    console.print(
+        f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; "
+        f"replay {settings.seeds} x {program.config.capacity:,} rows = {size / 1e6:,.1f} MB"
+    )
+    state = train.init(program, hyper.__class__(*(x.to(device) for x in hyper)), runs.keys(settings).to(device))
+    path = runs.create(settings)
+    keys = runs.evaluation_keys(settings).to(device)
+
+    def periodic(state: train.TrainState) -> Any:
+        return evaluate.native(program.env, program.network, state.learner.params, keys)
+
+    with _stop_on_interrupt(console) as stopped:
+        reports = train.run(
+            program,
+            state,
+            settings.steps,
+            runs.functions(program, settings),
+            settings.report_every,
+            evaluate=periodic if settings.evaluate_every else None,
+            evaluate_every=settings.evaluate_every,
+            stop=stopped,
+        )
+        report = _follow(console, settings, runs.record(path, settings, reports))
+        interrupted = stopped()
+        outside = None
+        if settings.env in envs.GYMNASIUM and not interrupted:
+            name = envs.GYMNASIUM[settings.env]
+            console.print(f"playing the trained lanes in gymnasium's {name}")
+            outside = evaluate.outside(
+                lambda: _gymnasium(name), program.network, report.state.learner.params, keys, episodes=20
+            )
+        summary = runs.finish(path, settings, report, STARTED, outside)
+    if command.json:
+        print(json.dumps(summary))
+    else:
+        _print_summary(path, summary)
+    if interrupted:
+        console.print(f"stopped at {report.step:,} of {settings.steps:,} steps; the files in {path} are complete")
+        raise SystemExit(130)
+
+
+def _follow(console: "Console", settings: Settings, reports: "Iterator[train.Report]") -> "train.Report":
+    """Show the run as it goes: a live line on a terminal, a plain line a report elsewhere. Answers the last report."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    wait = "compiling, about 20 s the first time" if settings.compile else "first cycle"
+    if not console.is_terminal:
+        console.print(wait)
+        for report in reports:
+            console.print(f"step {report.step:,} of {settings.steps:,}  {_status(settings, report)}")
+        return report
+    columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=console) as progress:
+        task = progress.add_task(wait, total=settings.steps)
+        for report in reports:
+            progress.update(task, completed=report.step, description=_status(settings, report))
+    return report
+
+
+def _status(settings: Settings, report: "train.Report") -> str:
+    import numpy as np
+
+    from fdqn import statistics
+
+    parts = []
+    if len(returns := report.returns[np.isfinite(report.returns)]):
+        parts.append(f"return {statistics.iqm(returns):.1f}")
+    if len(loss := report.loss[np.isfinite(report.loss)]):
+        parts.append(f"loss {np.median(loss):.3g}")
+    if report.learning_seconds:
+        parts.append(f"{report.learning_updates * settings.seeds / report.learning_seconds:,.0f} seed-updates/s")
+    return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a question that the run asks between cycles; the second one stops at once.
+
+    An interrupt in the middle of a compiled step could leave a state that is half written over.
+    """
+    asked = False
+
+    def ask(signum: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        console.print("stopping after this cycle; Ctrl-C again to stop at once")
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _eval(command: Eval) -> None:
+    from fdqn import envs, evaluate, runs
+
+    run = runs.read(command.run)
+    params, keys = runs.read_params(command.run), runs.evaluation_keys(run.settings)
+    name = command.env or run.settings.env
+    network = runs.network_of(run.settings)
+    if name.startswith("gym:"):
+        returns = evaluate.outside(
+            lambda: _gymnasium(name.removeprefix("gym:")), network, params, keys, command.episodes
+        )
+    else:
+        env, trained = envs.make(name), envs.make(run.settings.env).spec
+        if (env.spec.obs_shape, env.spec.actions) != (trained.obs_shape, trained.actions):
+            raise ValueError(
+                f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
+                f"got {list(env.spec.obs_shape)} and {env.spec.actions} in {name}"
+            )
+        returns = evaluate.native(env, network, params, keys, command.episodes)
+    first = run.settings.seed
+    seeds = range(first, first + run.settings.seeds)
+    record = runs.returns_record(returns, run.summary["failed_seeds"], seeds)
+    if command.json:
+        print(json.dumps(record))
+    else:
+        _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), {"return": record})
+
+
+def _gymnasium(name: str) -> Any:
+    """A Gymnasium environment of discrete actions. Raises ValueError where there is none of the name."""
+    import gymnasium
+
+    try:
+        env = gymnasium.make(name)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {error}") from None
+    if not isinstance(env.action_space, gymnasium.spaces.Discrete):
+        raise ValueError(f"env: expected discrete actions, got {env.action_space} in {name!r}")
+    return env
+
+
+def _report(command: Report) -> None:
+    from fdqn import plots, runs
+
+    if not command.runs:
+        raise ValueError("runs: expected at least one run folder, got none")
+    read = [runs.read(path) for path in command.runs]
+    if len(read) == 1:
+        picture = command.out or read[0].path / "curve.png"
+        runs.picture(picture, {"": read[0].curve}, read[0].settings.env, read[0].summary)
+    else:
+        picture = command.out or read[0].path.resolve().parent / "comparison.png"
+        plots.learning_curves(
+            picture, {str(run.path): run.curve for run in read}, "", "interquartile mean and 95% interval"
+        )
+    if command.json:
+        print(json.dumps([{"run": str(run.path), **run.summary} for run in read]))
+    elif len(read) == 1:
+        _print_summary(read[0].path, read[0].summary)
+    else:
+        _print_comparison(read, picture)
+
+
+def _envs(command: Envs) -> None:
+    from fdqn import envs
+
+    if command.json:
+        print(json.dumps({name: envs.describe(name) for name in envs.names()}))
+        return
+    from rich.table import Table
+
+    table = Table("environment", "what it is", box=None)
+    for name in envs.names():
+        table.add_row(name, envs.describe(name))
+    _results().print(table)
+
+
+def _print_summary(path: Path, summary: dict[str, Any]) -> None:
+    columns = {"greedy": summary["final_return"], "training, last 100": summary["train_return"]}
+    if "gymnasium_return" in summary:
+        columns[f"gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
+    _print_seeds(f"{summary['env']}, mean return a seed after {summary['steps']:,} steps", summary["seeds"], columns)
+    out = _results()
+    if summary["failed_seeds"]:
+        out.print(f"failed seeds, left out of the means: {summary['failed_seeds']}")
+    rates = (summary["seed_updates_per_second"], summary["env_steps_per_second"])
+    if None not in rates:
+        out.print(f"{rates[0]:,.0f} seed-updates/s, {rates[1]:,.0f} environment steps/s over all seeds")
+    out.print(f"{summary['wall_seconds']:.1f} s in all, {summary['compile_seconds']:.1f} s of it compiling")
+    out.print(f"run folder {path}, picture {path / 'curve.png'}", soft_wrap=True)
+
+
+def _print_seeds(title: str, seeds: list[int], columns: dict[str, dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from fdqn import runs
+
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table.add_column("seed", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for i, seed in enumerate(seeds[:_ROWS]):
+        values = [record["per_seed"][i] for record in columns.values()]
+        table.add_row(str(seed), *("failed" if x is None else f"{x:.1f}" for x in values))
+    if len(seeds) > _ROWS:
+        table.add_row("...", *(f"and {len(seeds) - _ROWS} more" for _ in columns))
+    table.add_section()
+    table.add_row("IQM [95%]", *(runs.interval_text(record) for record in columns.values()), style="bold")
+    _results().print(table)
+
+
+def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:
+    from rich.table import Table
+
+    from fdqn import runs
+
+    table = Table("run", "env", box=None, header_style="bold")
+    for name in ("seeds", "failed", "steps", "greedy IQM [95%]", "training IQM [95%]", "seed-updates/s"):
+        table.add_column(name, justify="right")
+    for run in read:
+        summary = run.summary
+        rate = summary["seed_updates_per_second"]
+        table.add_row(
+            str(run.path),
+            summary["env"],
+            str(len(summary["seeds"])),
+            str(len(summary["failed_seeds"])),
+            f"{summary['steps']:,}",
+            runs.interval_text(summary["final_return"]),
+            runs.interval_text(summary["train_return"]),
+            f"{rate:,.0f}" if rate is not None and math.isfinite(rate) else "",
+        )
+    out = _results()
+    out.print(table)
+    out.print(f"picture {picture}", soft_wrap=True)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def _results() -> "Console":
+    from rich.console import Console
+
+    # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)

@@ -1,0 +1,177 @@
+"""Deep Q-learning: what shapes it, what it minimises, how it acts and how it learns. Mnih et al. 2015.
+
+A variant is another function of the same signature: `q_learning` and `double_q_learning` are both a `Loss` once their
+network and penalty are bound with `functools.partial`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from fdqn import actions, losses, optim, policies, tree
+from fdqn.types import Hyper, Optimizer, Params, Transition
+
+
+@dataclass(frozen=True)
+class Config:
+    """What shapes the program: plain numbers, checked once. Raises ValueError for sizes that cannot work."""
+
+    num_envs: int = 10
+    """Environments a lane."""
+    steps_per_cycle: int = 1
+    """Steps of each environment in a cycle."""
+    updates_per_cycle: int = 1
+    """Updates that follow them."""
+    batch_size: int = 128
+    """Rows an update."""
+    capacity: int = 10_000
+    """Rows of replay a lane."""
+    learning_starts: int = 1_000
+    """Environment steps a lane before the first update."""
+    target_period: int = 20
+    """Updates between hard target copies; 0 for a soft copy of share `Hyper.tau` at every update."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            least = 0 if field.name in ("learning_starts", "target_period") else 1
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{field.name}: expected an integer, got {value!r}")
+            if value < least:
+                raise ValueError(f"{field.name}: expected at least {least}, got {value}")
+        if self.batch_size > self.capacity:
+            raise ValueError(f"batch_size {self.batch_size} exceeds capacity {self.capacity}")
+        if self.num_envs > self.capacity:
+            raise ValueError(f"num_envs {self.num_envs} exceeds capacity {self.capacity}: one step would not fit")
+        if self.target_period % self.updates_per_cycle:
+            raise ValueError(
+                f"target_period {self.target_period} is not a multiple of updates_per_cycle {self.updates_per_cycle}: "
+                "hard copies happen between cycles"
+            )
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of one lane in a cycle, all of its environments together."""
+        return self.num_envs * self.steps_per_cycle
+
+
+class Learner(NamedTuple):
+    """What learning changes."""
+
+    params: Params
+    target_params: Params
+    opt_state: Any
+    updates: Tensor
+    """[] int64."""
+
+
+class Diagnostics(NamedTuple):
+    """What one update says of itself, [] each."""
+
+    loss: Tensor
+    q: Tensor
+    """Mean value of the actions taken."""
+    grad_norm: Tensor
+    """Before clipping."""
+
+
+Apply = Callable[[Params, Tensor], Tensor]
+Penalty = Callable[[Tensor], Tensor]
+Loss = Callable[[Params, Params, Transition, Hyper], tuple[Tensor, Tensor]]
+"""`(params, target_params, batch, hyper) -> (loss [], q [])`."""
+
+
+def hyper(
+    lanes: int,
+    learning_rate: float | Sequence[float] = 2e-3,
+    gamma: float | Sequence[float] = 0.99,
+    epsilon_start: float | Sequence[float] = 1.0,
+    epsilon_end: float | Sequence[float] = 0.05,
+    epsilon_steps: float | Sequence[float] = 10_000,
+    tau: float | Sequence[float] = 1.0,
+    max_grad_norm: float | Sequence[float] = 10.0,
+) -> Hyper:
+    """The hyper-parameters [S] of `lanes` lanes; each is a number for all or one number a lane.
+
+    Raises ValueError for a value out of range, naming it.
+    """
+    given = Hyper(learning_rate, gamma, epsilon_start, epsilon_end, epsilon_steps, tau, max_grad_norm)  # type: ignore[arg-type]
+    if lanes < 1:
+        raise ValueError(f"lanes: expected at least 1, got {lanes}")
+    for name, value in given._asdict().items():
+        low, high = {
+            "learning_rate": (0, math.inf),
+            "epsilon_steps": (0, math.inf),
+            "max_grad_norm": (0, math.inf),
+        }.get(name, (0, 1))
+        values = torch.as_tensor(value, dtype=torch.float64)
+        if values.ndim > 1 or (values.ndim == 1 and len(values) != lanes):
+            raise ValueError(
+                f"{name}: expected a number or {lanes} of them, one a lane, got shape {list(values.shape)}"
+            )
+        if not ((values >= low) & (values <= high)).all():
+            raise ValueError(f"{name}: expected numbers in [{low}, {high}], got {value}")
+    return Hyper(*(torch.as_tensor(value, dtype=torch.float32).expand(lanes).clone() for value in given))
+
+
+def q_learning(
+    apply: Apply, penalty: Penalty, params: Params, target_params: Params, batch: Transition, hyper: Hyper
+) -> tuple[Tensor, Tensor]:
+    """The mean penalty [] of the TD errors of Q-learning, and the mean value [] of the actions taken."""
+    q_tm1 = apply(params, batch.obs)
+    q_t = apply(target_params, batch.next_obs)
+    discount_t = hyper.gamma * batch.discount
+    delta = losses.q_learning(q_tm1, batch.action, batch.reward, discount_t, q_t, batch.next_legal)
+    return penalty(delta).mean(), actions.pick(q_tm1, batch.action).mean()
+
+
+def double_q_learning(
+    apply: Apply, penalty: Penalty, params: Params, target_params: Params, batch: Transition, hyper: Hyper
+) -> tuple[Tensor, Tensor]:
+    """The same of double Q-learning: the online network chooses the next action, the target says what it is worth."""
+    q_tm1 = apply(params, batch.obs)
+    q_t = apply(target_params, batch.next_obs)
+    # Only which action is highest matters of these, so nothing flows back through them.
+    q_t_selector = apply(tree.map(Tensor.detach, params), batch.next_obs)
+    discount_t = hyper.gamma * batch.discount
+    delta = losses.double_q_learning(q_tm1, batch.action, batch.reward, discount_t, q_t, q_t_selector, batch.next_legal)
+    return penalty(delta).mean(), actions.pick(q_tm1, batch.action).mean()
+
+
+def act(apply: Apply, params: Params, obs: Tensor, legal: Tensor, epsilon: Tensor, u: Tensor) -> Tensor:
+    """Epsilon-greedy actions [...]. Shapes: obs [..., *O]; legal [..., A]; epsilon []; u [..., 2]."""
+    return policies.epsilon_greedy(apply(params, obs), legal, epsilon, u)
+
+
+def init(optimizer: Optimizer, params: Params) -> Learner:
+    """A learner that has not learned yet; its target begins as its parameters."""
+    updates = torch.zeros((), dtype=torch.int64, device=next(iter(params.values())).device)
+    return Learner(params, tree.clone(params), optimizer.init(params), updates)
+
+
+def learn(
+    loss: Loss, optimizer: Optimizer, learner: Learner, batch: Transition, hyper: Hyper
+) -> tuple[Learner, Diagnostics]:
+    """One gradient step on the online parameters."""
+    grads, (value, q) = grad_and_value(loss, has_aux=True)(learner.params, learner.target_params, batch, hyper)
+    updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
+    params = optim.apply_updates(learner.params, updates)
+    return Learner(params, learner.target_params, opt_state, learner.updates + 1), Diagnostics(
+        value, q, tree.norm(grads)
+    )
+
+
+def soft_copy(learner: Learner, tau: Tensor) -> Learner:
+    """The target moved towards the parameters: `target + tau * (params - target)`. Lillicrap et al. 2016."""
+    return learner._replace(target_params=tree.lerp(learner.target_params, learner.params, tau))
+
+
+def hard_copy(learner: Learner) -> Learner:
+    """The target replaced by the parameters."""
+    return learner._replace(target_params=tree.clone(learner.params))

@@ -1,0 +1,126 @@
+"""Where chance begins: counter-based keys, words and uniforms.
+
+A key [..., 2] is two 32-bit words kept in int64. Every function is batched over the leading axes of its keys, uses no
+generator, and gives the numbers of `jax.random` (Threefry-2x32 with partitionable keys): `key, split, fold_in, bits`
+and `uniform` bit for bit, `normal` to 2e-6. Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as
+1, 2, 3".
+
+Inside, words are int32: its additions wrap and PyTorch vectorises it, unlike uint32.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fdqn import check
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def key(seed: int | Sequence[int] | Tensor) -> Tensor:
+    """The key [..., 2] of a seed or of an array of seeds [...].
+
+    Raises ValueError for a seed outside [0, 2**32) and TypeError for one that is not an integer.
+    """
+    seeds = torch.as_tensor(seed)
+    check.integer("seed", seeds)
+    seeds = seeds.to(torch.int64)
+    if ((seeds < 0) | (seeds >= 2**32)).any():
+        raise ValueError(f"seed: expected integers in [0, 2**32), got {seeds.min().item()} to {seeds.max().item()}")
+    return torch.stack([torch.zeros_like(seeds), seeds], -1)
+
+
+def split(key: Tensor, num: int = 2) -> Tensor:
+    """`num` independent keys [..., num, 2] for a key [..., 2]."""
+    return torch.stack(_words(key, (num,)), -1)
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """A new key for `data`: integers in [0, 2**32) that broadcast against the key's leading axes [...]."""
+    check.shapes("key[... 2]", key)
+    data = torch.as_tensor(data, device=key.device)
+    zero = torch.zeros((), dtype=torch.int32, device=key.device)
+    k0, k1 = _to_int32(key).unbind(-1)
+    return torch.stack([_to_int64(x) for x in _threefry(k0, k1, zero, _to_int32(data))], -1)
+
+
+def bits(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
+    """Uniform 32-bit words, int64 [..., *shape] in [0, 2**32)."""
+    x0, x1 = _words(key, shape)
+    return x0 ^ x1
+
+
+def uniform(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform numbers [..., *shape] in [0, 1), multiples of 2**-23."""
+    return unit(bits(key, shape), dtype)
+
+
+def unit(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Words [...] in [0, 2**32) as numbers in [0, 1): the upper 23 bits."""
+    return (words >> 9).to(dtype) * 2.0**-23
+
+
+def index(words: Tensor, size: int | Tensor) -> Tensor:
+    """Words [...] in [0, 2**32) as indices in [0, size), `size` below 2**31: `(word * size) >> 32`.
+
+    All 32 bits count: float32 uniforms have 23 and are visibly uneven over a million rows.
+    """
+    return (words * size) >> 32
+
+
+def randint(key: Tensor, shape: Sequence[int], low: int, high: int) -> Tensor:
+    """Integers [..., *shape] in [low, high), int64. Raises ValueError where that is empty or 2**31 or wider."""
+    if not 0 < high - low < 2**31:
+        raise ValueError(f"high: expected low < high < low + 2**31, got low {low}, high {high}")
+    return low + index(bits(key, shape), high - low)
+
+
+def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal numbers [..., *shape] by inverse transform: `sqrt(2) erfinv(v)`, v uniform in (-1, 1)."""
+    smallest = -1.0 + 2.0**-24
+    v = (uniform(key, shape, dtype) * 2.0 + smallest).clamp_min(smallest)
+    return math.sqrt(2) * torch.erfinv(v)
+
+
+def _words(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The two words [..., *shape] of Threefry at the counters 0, 1, 2, ... of `shape`."""
+    check.shapes("key[... 2]", key)
+    check.integer("key", key)
+    count = math.prod(shape)
+    if count >= 2**31:
+        raise ValueError(f"shape: expected fewer than 2**31 numbers a key, got {count}")
+    counter = torch.arange(count, dtype=torch.int32, device=key.device)
+    k0, k1 = (k.unsqueeze(-1) for k in _to_int32(key).unbind(-1))
+    x0, x1 = _threefry(k0, k1, torch.zeros_like(counter), counter)
+    full = (*key.shape[:-1], *shape)
+    return _to_int64(x0).reshape(full), _to_int64(x1).reshape(full)
+
+
+def _threefry(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
+    """Twenty rounds of Threefry-2x32 on int32 words; arguments broadcast."""
+    keys = (k0, k1, k0 ^ k1 ^ 0x1BD11BDA)
+    x0, x1 = x0 + k0, x1 + k1
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = _rotate_left(x1, rotation) ^ x0
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + (keys[(group + 2) % 3] + (group + 1))
+    return x0, x1
+
+
+def _rotate_left(x: Tensor, by: int) -> Tensor:
+    # int32 >> copies the sign, so the copies are masked away.
+    return (x << by) | ((x >> (32 - by)) & ((1 << by) - 1))
+
+
+def _to_int32(x: Tensor) -> Tensor:
+    # The upper half of the 32-bit range becomes negative explicitly: what a narrowing cast does there is not promised.
+    x = x.to(torch.int64)
+    return torch.where(x >= 2**31, x - 2**32, x).to(torch.int32)
+
+
+def _to_int64(x: Tensor) -> Tensor:
+    return x.to(torch.int64) & 0xFFFFFFFF

@@ -1,0 +1,66 @@
+"""What `fdqn train` can be asked: the flags, their units and defaults. No torch here, so that `--help` is quick."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Train many seeds of a deep Q-network at once and say, with an interval, how good they are."""
+
+    env: str = "cartpole"
+    """Environment; `fdqn envs` lists them."""
+    seeds: int = 16
+    """Lanes: independent learners trained side by side."""
+    seed: int = 0
+    """Seed of the first lane; lane i has seed + i."""
+    steps: int = 100_000
+    """Environment steps a seed, all of its environments together, warm-up included."""
+    num_envs: int = 10
+    """Environments a lane."""
+    steps_per_cycle: int = 1
+    """Steps of each environment in a cycle."""
+    updates_per_cycle: int = 1
+    """Updates that follow them."""
+    batch_size: int = 128
+    """Rows an update."""
+    capacity: int = 10_000
+    """Rows of replay a lane."""
+    learning_starts: int = 1_000
+    """Environment steps a seed before the first update."""
+    target_period: int = 20
+    """Updates between hard target copies."""
+    tau: float = 1.0
+    """Below 1: a soft target copy of this share at every update instead of hard ones."""
+    learning_rate: float = 2e-3
+    """Step size of Adam."""
+    gamma: float = 0.99
+    """Discount a step, in [0, 1]."""
+    max_grad_norm: float = 10.0
+    """Global gradient norm above which gradients are scaled down; inf for never."""
+    epsilon_start: float = 1.0
+    """Share of random actions at the start."""
+    epsilon_end: float = 0.05
+    """Share of random actions at the end."""
+    epsilon_fraction: float = 0.2
+    """Share of --steps over which epsilon goes linearly from start to end."""
+    hidden: tuple[int, ...] = (120, 84)
+    """Sizes of the hidden layers."""
+    dueling: bool = False
+    """Split the last layer into the state's value and the actions' advantages."""
+    double: bool = True
+    """Double Q-learning: the online network chooses the action that the target network values."""
+    loss: Literal["mse", "huber"] = "mse"
+    """What is made of TD errors."""
+    report_every: int = 2_000
+    """Environment steps a seed between rows of metrics.csv."""
+    evaluate_every: int = 0
+    """Environment steps a seed between greedy evaluations; 0 for one at the end only."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes CUDA where there is one."""
+    compile: bool = True
+    """Compile the step functions; without, they run operation by operation, for a debugger."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder to make; by default runs/ENV-DATE-TIME."""

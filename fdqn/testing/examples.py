@@ -1,0 +1,43 @@
+"""A program small enough to hold to every law in seconds; replace a part by yours and ask the laws again."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fdqn import dqn, losses, networks, optim, random, train
+from fdqn.envs import cartpole
+from fdqn.types import Env, Hyper, Optimizer
+
+
+def program(
+    env: Env | None = None, hidden: tuple[int, ...] = (8,), double: bool = True, **config: int
+) -> train.Program:
+    """CartPole with episodes of at most 20 steps, or `env`, and an MLP; `config` are fields of `dqn.Config`."""
+    world = cartpole.make(time_limit=20) if env is None else env
+    network = networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
+    small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
+    loss = dqn.double_q_learning if double else dqn.q_learning
+    return train.Program(
+        dqn.Config(**{**small, **config}), world, network, partial(loss, network.apply, losses.squared), optimizer
+    )
+
+
+def optimizer(hyper: Hyper) -> Optimizer:
+    """Adam after clipping, with a lane's own learning rate and norm."""
+    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))
+
+
+def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
+    """Hyper-parameters and keys of `count` lanes that differ in everything a lane can differ in."""
+    spread = torch.linspace(0.0, 1.0, count).tolist()
+    hyper = dqn.hyper(
+        count,
+        learning_rate=[1e-3 * (1 + x) for x in spread],
+        gamma=[0.9 + 0.09 * x for x in spread],
+        epsilon_end=[0.3 * x for x in spread],
+        epsilon_steps=[50 + 50 * x for x in spread],
+        tau=[0.1 + 0.5 * x for x in spread],
+        max_grad_norm=[1 + x for x in spread],
+    )
+    return hyper, random.key(list(range(seed, seed + count)))

@@ -1,0 +1,613 @@
+"""One checker a law. Each raises AssertionError with the leaf, the place in it, what was expected and what came.
+
+Laws of any function: `pure, vmapped, ranked, compiled, gradients, semi_gradient`. Laws of a part: `optimizer, chained,
+clipped, masked, legal_only, schedule, replay_like_deque, env, time_limit`. Laws of a whole program: `lanes, chunks,
+metrics, resumed, donated`. Tolerances are arguments and begin where the law says; integers and flags are always exact.
+"""
+
+import contextlib
+import io
+import math
+import random as python_random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+from fdqn import compile as edge
+from fdqn import optim, random, replay, train, tree
+from fdqn.types import Env, Hyper, Optimizer, Params, Step, Transition
+
+# Comparing trees
+
+
+def assert_trees_equal(expected: Any, got: Any, name: str = "") -> None:
+    """Same structure, shapes, dtypes and numbers, exactly; NaN equals NaN."""
+    assert_trees_close(expected, got, atol=0.0, rtol=0.0, name=name)
+
+
+def assert_trees_close(expected: Any, got: Any, atol: float, rtol: float = 0.0, name: str = "") -> None:
+    """Same structure, shapes and dtypes; `|got - expected| <= atol + rtol * |expected|` for floats, equal for others.
+
+    NaN equals NaN and an infinity equals itself.
+    """
+    assert tree.structure(expected) == tree.structure(got), (
+        f"{name}: expected structure {tree.structure(expected)}, got {tree.structure(got)}"
+    )
+    for path, a, b in zip(tree.paths(expected), tree.leaves(expected), tree.leaves(got), strict=True):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            assert a == b, f"{name}{path}: expected {a!r}, got {b!r}"
+            continue
+        assert a.shape == b.shape, f"{name}{path}: expected shape {list(a.shape)}, got {list(b.shape)}"
+        assert a.dtype == b.dtype, f"{name}{path}: expected {a.dtype}, got {b.dtype}"
+        same = a == b
+        if a.is_floating_point():
+            same |= (a.isnan() & b.isnan()) | ((b - a).abs() <= atol + rtol * a.abs()) & a.isfinite()
+        if not same.all():
+            where = tuple((~same).nonzero()[0].tolist())
+            assert False, (  # noqa: B011, PT015
+                f"{name}{path}{list(where)}: expected {a[where].item()!r}, got {b[where].item()!r}; "
+                f"{int((~same).sum())} of {same.numel()} numbers differ (atol {atol:g}, rtol {rtol:g})"
+            )
+
+
+# Laws of any function
+
+
+def pure(f: Callable[..., Any], *args: Any) -> Any:
+    """Same inputs, same bits, twice; inputs and generators as they were; nothing printed. Returns `f(*args)`."""
+    before, generators = _clone(args), _generators()
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        first = _clone(f(*args))
+        second = f(*args)
+    assert_trees_equal(before, args, "inputs: ")
+    assert_trees_equal(first, second, "second call: ")
+    for name, a, b in zip(("torch", "numpy", "python"), generators, _generators(), strict=True):
+        assert a == b, f"generator of {name}: expected it unchanged, got another state"
+    printed = out.getvalue() + err.getvalue()
+    assert not printed, f"printed: expected nothing, got {printed!r}"
+    return first
+
+
+def vmapped(
+    f: Callable[..., Any],
+    *args: Any,
+    in_dims: int | tuple[int | None, ...] = 0,
+    dtype: torch.dtype | None = torch.float64,
+    atol: float = 1e-12,
+) -> None:
+    """`vmap(f)(xs) == stack([f(x) for x in xs])`, with floats in `dtype` (None: as they are)."""
+    args = args if dtype is None else _cast(args, dtype)
+    dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
+    size = next(tree.leaves(x)[0].shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
+
+    def one(i: int) -> Any:
+        return f(*(x if d is None else _select(x, d, i) for x, d in zip(args, dims, strict=True)))
+
+    expected = tree.stack(one(i) for i in range(size))
+    assert_trees_close(expected, vmap(f, in_dims)(*args), atol, atol, "vmap: ")
+
+
+def ranked(
+    f: Callable[..., Any],
+    *args: Any,
+    leading: int = 1,
+    dtype: torch.dtype | None = torch.float64,
+    atol: float = 1e-12,
+) -> None:
+    """`f` on `[..., *event]` equals `vmap(f)` over each of the `leading` axes that all of `args` have."""
+    args = args if dtype is None else _cast(args, dtype)
+    expected, g = f(*args), f
+    for axes in range(1, leading + 1):
+        g = vmap(g)
+        assert_trees_close(g(*args), expected, atol, atol, f"{axes} of {leading} leading axes: ")
+
+
+def compiled(
+    f: Callable[..., Any],
+    *args: Any,
+    again: Sequence[tuple[Any, ...]] | None = None,
+    backend: str = "aot_eager",
+    atol: float = 1e-6,
+    rtol: float = 1e-5,
+) -> None:
+    """Compiled equals eager, as one graph (`fullgraph=True`) compiled exactly once.
+
+    `again` are arguments of further calls that must not compile anew; by default the same with halved floats.
+    """
+    graphs = 0
+
+    def counting(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return torch._dynamo.lookup_backend(backend)(module, inputs)
+
+    fast = torch.compile(f, fullgraph=True, dynamic=False, backend=counting)
+    calls = [args, *(again if again is not None else [_map(lambda x: x * 0.5 if x.is_floating_point() else x, args)])]
+    for i, call in enumerate(calls):
+        assert_trees_close(f(*_clone(call)), fast(*_clone(call)), atol, rtol, f"call {i}: ")
+        assert graphs == 1, f"graphs compiled after call {i}: expected 1, got {graphs}"
+
+
+def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: float = 1e-7) -> None:
+    """The gradient of `f(*args) []` with respect to its first argument, a tree of floats, in float64:
+    `torch.func.grad` equals `torch.autograd.grad` equals finite differences. Keep away from kinks.
+    """
+    first, *rest = _cast(args, torch.float64)
+    by_func = grad(f)(first, *rest)
+    tracked = tree.map(lambda x: x.detach().clone().requires_grad_(), first)
+    by_autograd = torch.autograd.grad(
+        f(tracked, *rest), tree.leaves(tracked), allow_unused=True, materialize_grads=True
+    )
+    assert_trees_close(list(by_autograd), tree.leaves(by_func), 1e-12, 1e-12, "torch.func.grad beside autograd.grad: ")
+
+    def difference(leaf: int, place: int) -> Tensor:
+        moved = [_move(first, leaf, place, by) for by in (step, -step)]
+        with torch.no_grad():
+            return (f(moved[0], *rest) - f(moved[1], *rest)) / (2 * step)
+
+    for i, (path, leaf) in enumerate(zip(tree.paths(first), tree.leaves(by_func), strict=True)):
+        numeric = [difference(i, j) for j in range(leaf.numel())]
+        assert_trees_close(torch.stack(numeric).reshape(leaf.shape), leaf, atol, 1e-6, f"finite differences{path}")
+
+
+def semi_gradient(f: Callable[..., Tensor], *args: Any, held: Sequence[int]) -> None:
+    """The derivative of `f(*args)` with respect to every argument in `held` is exactly 0; to some other it is not."""
+    tracked = _map(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
+    places = [(i, x) for i, arg in enumerate(tracked) for x in tree.leaves(arg) if _tracked(x)]
+    result = f(*tracked)
+    assert result.requires_grad, "result: expected it to depend on an argument, got no gradient at all"
+    found = torch.autograd.grad(result.sum(), [x for _, x in places], allow_unused=True, materialize_grads=True)
+    slopes = {
+        i: max(float(g.abs().max()) for (j, _), g in zip(places, found, strict=True) if i == j) for i, _ in places
+    }
+    for i in held:
+        assert slopes.get(i, 0.0) == 0, f"argument {i}: expected gradient 0 on the target's side, got {slopes[i]:g}"
+    assert any(slopes[i] > 0 for i in set(slopes) - set(held)), (
+        f"arguments beside {list(held)}: expected a gradient, got 0"
+    )
+
+
+# Laws of a part
+
+
+def optimizer(
+    ours: Optimizer,
+    theirs: Callable[[list[Tensor]], torch.optim.Optimizer],
+    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+    steps: int = 60,
+    atol: float = 1e-12,
+    params: Params | None = None,
+) -> None:
+    """`steps` of random non-zero gradients in float64 equal `torch.optim` at every step; float32 stays float32."""
+    generator = torch.Generator().manual_seed(0)
+    mine = tree.cast(example_params() if params is None else params, torch.float64)
+    reference = {name: x.clone().requires_grad_() for name, x in mine.items()}
+    oracle, state = theirs(list(reference.values())), ours.init(mine)
+    clock = scheduler(oracle) if scheduler else None
+    for step in range(steps):
+        grads = {name: _nonzero(x.shape, generator) * 2.0 ** (step % 7 - 3) for name, x in mine.items()}
+        for name, x in reference.items():
+            x.grad = grads[name].clone()
+        oracle.step()
+        if clock:
+            clock.step()
+        updates, state = ours.update(grads, state, mine)
+        mine = optim.apply_updates(mine, updates)
+        assert_trees_close(tree.map(Tensor.detach, reference), mine, atol, atol, f"params after step {step + 1}: ")
+    small = tree.cast(mine, torch.float32)
+    before = tree.cast(ours.init(small), torch.float32)
+    updates, after = ours.update(small, ours.init(small), small)
+    for name, a, b in (("updates", small, updates), ("state", before, after)):
+        assert_trees_close(_dtypes(a), _dtypes(b), 0.0, name=f"{name} of float32 params: ")
+
+
+def chained(first: Optimizer, second: Optimizer, third: Optimizer, steps: int = 3) -> None:
+    """`chain` is associative: `(first, second), third` equals `first, (second, third)`, bit for bit."""
+    left = optim.chain(a=optim.chain(a=first, b=second), b=third)
+    right = optim.chain(a=first, b=optim.chain(a=second, b=third))
+    params, generator = tree.cast(example_params(), torch.float64), torch.Generator().manual_seed(0)
+    states = [left.init(params), right.init(params)]
+    for step in range(steps):
+        grads = {name: _nonzero(x.shape, generator) for name, x in params.items()}
+        (a, states[0]), (b, states[1]) = left.update(grads, states[0], params), right.update(grads, states[1], params)
+        assert_trees_equal(a, b, f"updates of step {step + 1}: ")
+
+
+def clipped(clip: Callable[[float], Optimizer], max_norm: float = 1.5, atol: float = 1e-12) -> None:
+    """Norm after <= `max_norm`; direction kept; below it nothing changes; equal to `clip_grad_norm_`."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-3, 0.1, 1.0, 10.0, 1e6):
+        grads = {name: scale * _nonzero(x.shape, generator) for name, x in example_params().items()}
+        result, _ = clip(max_norm).update(grads, clip(max_norm).init(grads), grads)
+        norm, after = float(tree.norm(grads)), float(tree.norm(result))
+        assert after <= max_norm * (1 + 1e-12), f"norm: expected at most {max_norm}, got {after}"
+        if norm < max_norm * (1 - 1e-5):
+            assert_trees_close(grads, result, 0.0, name=f"gradients of norm {norm:g}: ")
+        direction = tree.map(lambda g, by=after / norm: g * by, grads)
+        assert_trees_close(direction, result, 0.0, 1e-10, f"direction at norm {norm:g}: ")
+        reference = {name: torch.zeros_like(g).requires_grad_() for name, g in grads.items()}
+        for name, x in reference.items():
+            x.grad = grads[name].clone()
+        torch.nn.utils.clip_grad_norm_(reference.values(), max_norm)
+        assert_trees_close({n: x.grad for n, x in reference.items()}, result, atol, atol, "clip_grad_norm_: ")
+
+
+def masked(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> None:
+    """`f(q, legal)` and its gradient do not change, bit for bit, when illegal values become anything at all.
+
+    Shapes: q and legal [..., A].
+    """
+    expected, slope = f(q, legal), _slope(f, q, legal)
+    assert_trees_equal(torch.zeros_like(q), torch.where(legal, 0.0, slope), "gradient of illegal values: ")
+    for poison in (1e30, -1e30, torch.inf, -torch.inf, torch.nan):
+        poisoned = torch.where(legal, q, poison)
+        assert_trees_equal(expected, f(poisoned, legal), f"illegal values {poison}: ")
+        assert_trees_equal(slope, _slope(f, poisoned, legal), f"gradient with illegal values {poison}: ")
+
+
+def legal_only(policy: Callable[[Tensor, Tensor], Tensor], q: Tensor, legal: Tensor) -> None:
+    """`policy(q, legal)` chooses an action that exists, and a legal one wherever there is one.
+
+    Shapes: q and legal [..., A]; actions [...].
+    """
+    chosen, actions = policy(q, legal), q.shape[-1]
+    assert chosen.shape == q.shape[:-1], f"actions: expected shape {list(q.shape[:-1])}, got {list(chosen.shape)}"
+    exists = (chosen >= 0) & (chosen < actions)
+    allowed = legal.gather(-1, chosen.clamp(0, actions - 1).unsqueeze(-1)).squeeze(-1) | ~legal.any(-1)
+    bad = (~(exists & allowed)).nonzero().tolist()
+    if bad:
+        at = tuple(bad[0])
+        options = legal[at].nonzero().flatten().tolist()
+        raise AssertionError(f"actions{bad[0]}: expected one of {options}, got {chosen[at].item()}; {len(bad)} illegal")
+
+
+def schedule(
+    f: Callable[[Tensor], Tensor | float],
+    start: float,
+    end: float,
+    steps: int,
+    constant_after: bool = True,
+    rtol: float = 1e-6,
+) -> None:
+    """`start` at step 0, `end` at `steps` (and ever after), monotone between and not there before the end."""
+    values = torch.as_tensor(f(torch.arange(steps + 1))).double()
+    bound = rtol * max(abs(start), abs(end), 1e-30)
+    for name, expected, got in (("step 0", start, values[0]), (f"step {steps}", end, values[-1])):
+        assert abs(expected - float(got)) <= bound, f"{name}: expected {expected}, got {float(got)}"
+    moves = values.diff() * math.copysign(1.0, end - start)
+    assert (moves >= -bound).all(), f"step {int(moves.argmin()) + 1}: expected monotone, got a move back"
+    if steps > 2 and start != end:
+        middle = float(values[steps // 2])
+        inside = min(start, end) < middle < max(start, end)
+        assert inside, f"step {steps // 2}: expected between {start} and {end}, got {middle}"
+    if constant_after:
+        for step in (steps + 1, 10 * steps + 1):
+            late = float(torch.as_tensor(f(torch.tensor(step))))
+            assert abs(late - end) <= bound, f"step {step}: expected {end} after the end, got {late}"
+
+
+def replay_like_deque(
+    operations: Sequence[int | Tensor],
+    capacity: int,
+    init: Callable[[Transition, int], Any] = replay.init,
+    add: Callable[[Any, Transition], Any] = replay.add,
+    sample: Callable[[Any, Tensor], Transition] = replay.sample,
+) -> None:
+    """Any sequence of adds (a number of rows) and samples (words) holds what a `deque(maxlen=capacity)` holds.
+
+    Every sampled row is a stored row, all leaves of one transition; evenly spread words show every stored row once.
+    """
+    model: deque[int] = deque(maxlen=capacity)
+    memory, added = init(tree.index(_numbered([0]), 0), capacity), 0
+    for i, operation in enumerate(operations):
+        if isinstance(operation, int):
+            memory = add(memory, _numbered(range(added, added + operation)))
+            model.extend(range(added, added + operation))
+            added += operation
+        if not model:
+            continue
+        size = len(model)
+        every = torch.tensor([-(-row * 2**32 // size) for row in range(size)])
+        stored = sample(memory, every)
+        shown = sorted(stored.reward.int().tolist())
+        assert shown == sorted(model), f"operation {i}, stored rows: expected {sorted(model)}, got {shown}"
+        rows = stored if isinstance(operation, int) else sample(memory, operation)
+        numbers = rows.reward.int().tolist()
+        assert_trees_equal(_numbered(numbers), rows, f"operation {i}, sampled rows: ")
+        assert set(numbers) <= set(model), f"operation {i}, sampled rows: expected some of {list(model)}, got {numbers}"
+
+
+def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_reset: bool = True) -> None:
+    """Shapes and dtypes are constant for life, flags and masks bool; reset and step are pure and equal their vmap.
+
+    After an end `obs` starts a new episode, with `restarts_as_reset` the one that `reset` makes of the same uniforms,
+    and `next_obs` does not; elsewhere both are one. Whoever reaches the time limit is truncated, and nobody before it.
+    Actions are random legal ones. See also `time_limit`.
+    """
+    u = _env_noise(env, envs, seed, 0)
+    state, step = pure(env.reset, u)
+    _check_reset(env, envs, step)
+    action = _random_legal(step.legal, random.key(seed))
+    pure(env.step, state, action, u)
+    ranked(env.step, state, action, u, dtype=None, atol=1e-6)
+
+    first, state_kind, step_kind = step, _dtypes(state), _dtypes(step)
+    time, moved, seen = torch.zeros(envs, dtype=torch.int64), False, []
+    for i in range(1, steps + 1):
+        u = _env_noise(env, envs, seed, i)
+        state, step = env.step(state, _random_legal(step.legal, random.fold_in(random.key(seed), i)), u)
+        assert_trees_equal((state_kind, step_kind), (_dtypes(state), _dtypes(step)), f"step {i}, for life: ")
+        _check_step(env, step, time + 1, f"step {i}, ")
+        ended = step.terminated | step.truncated
+        if restarts_as_reset and ended.any():
+            fresh_state, fresh = env.reset(u)
+            expected, got = (fresh_state, fresh.obs, fresh.legal), (state, step.obs, step.legal)
+            assert_trees_equal(tree.index(expected, ended), tree.index(got, ended), f"step {i}, new episode: ")
+        time = torch.where(ended, 0, time + 1)
+        moved |= bool((step.next_obs != first.obs).any())
+        seen += (step.next_obs == step.obs).flatten(1).all(-1)[ended].tolist()
+    assert not (moved and seen and all(seen)), "next_obs: expected how episodes ended, got how the next ones began"
+
+
+def _check_reset(env: Env, envs: int, step: Step) -> None:
+    obs = torch.zeros((envs, *env.spec.obs_shape), dtype=env.spec.obs_dtype)
+    legal, flag = torch.zeros((envs, env.spec.actions), dtype=torch.bool), torch.zeros(envs, dtype=torch.bool)
+    kind = Step(obs, legal, obs, legal, torch.zeros(envs, dtype=step.reward.dtype), flag, flag)
+    assert_trees_equal(kind, _dtypes(step), "reset: ")
+    assert step.reward.is_floating_point(), f"reset.reward: expected a floating-point dtype, got {step.reward.dtype}"
+    assert_trees_equal((step.obs, step.legal), (step.next_obs, step.next_legal), "reset, next_obs beside obs: ")
+    assert_trees_equal(torch.zeros_like(step.reward), step.reward, "reset.reward: ")
+    assert not (step.terminated | step.truncated).any(), "reset: expected nothing to have ended, got an end"
+
+
+def _check_step(env: Env, step: Step, time: Tensor, name: str) -> None:
+    """What holds of every step; `time` [E] counts the steps of the episode, this one included."""
+    late, on = time >= env.spec.time_limit, ~(step.terminated | step.truncated)
+    assert bool(step.reward.isfinite().all()), f"{name}reward: expected finite numbers, got {step.reward}"
+    assert bool((late <= step.truncated).all()), f"{name}truncated: expected true at the time limit, got false"
+    assert bool((step.truncated <= late).all()), f"{name}truncated: expected false before the limit, got true"
+    ahead = (step.next_obs[on], step.next_legal[on])
+    assert_trees_equal(ahead, (step.obs[on], step.legal[on]), f"{name}episode goes on, obs beside next_obs: ")
+
+
+def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: int = 0) -> None:
+    """A time limit truncates and does nothing else: up to and at the limit, `make(limit)` shows the rewards, the
+    `next_obs` and the terminations of `make(10 * limit)`. An environment that terminates at its limit is caught.
+    """
+    pair = make(limit), make(10 * limit)
+    u = _env_noise(pair[0], envs, seed, 0)
+    (short, a), (long, b) = pair[0].reset(u), pair[1].reset(u)
+    alive = torch.ones(envs, dtype=torch.bool)
+    for i in range(1, limit + 1):
+        u, action = _env_noise(pair[0], envs, seed, i), _random_legal(a.legal, random.fold_in(random.key(seed), i))
+        (short, a), (long, b) = pair[0].step(short, action, u), pair[1].step(long, action, u)
+        for name in ("reward", "terminated", "next_obs", "next_legal"):
+            assert_trees_equal(getattr(b, name)[alive], getattr(a, name)[alive], f"step {i} of {limit}, {name}: ")
+        expected = torch.full_like(a.truncated[alive], i == limit)
+        assert_trees_equal(expected, a.truncated[alive], f"step {i} of {limit}, truncated: ")
+        alive &= ~a.terminated
+
+
+# Laws of a whole program
+
+
+def advance(
+    program: train.Program, state: train.TrainState, cycles: int, functions: train.Functions | None = None
+) -> train.TrainState:
+    """The lanes after `cycles` more cycles of `train.run`: warm-up, learning, target copies."""
+    steps = (int(state.cycle.max()) + cycles) * program.config.env_steps
+    *_, last = train.run(program, state, steps, functions or train.vmapped(program), report_every=steps)
+    return last.state
+
+
+def trained(
+    program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
+) -> train.TrainState:
+    """Fresh lanes with floats in `dtype`, after `cycles` cycles. What `lanes` is usually asked of."""
+    return advance(program, tree.cast(train.init(program, hyper, keys), dtype), cycles)
+
+
+def lanes(
+    f: Callable[[Hyper, Tensor], Any],
+    hyper: Hyper,
+    keys: Tensor,
+    distinct: Callable[[Any], Any] = lambda result: result,
+    atol: float = 1e-10,
+    rtol: float = 1e-10,
+) -> None:
+    """Lane i of `f(hyper [S], keys [S, 2]) -> tree [S]` equals lane i alone; a changed key changes its own lane only,
+    bit for bit; no two lanes are alike in any leaf of `distinct(result)`.
+
+        laws.lanes(partial(laws.trained, program), hyper, keys, distinct=lambda state: state.learner.params)
+    """
+    together, count = _clone(f(hyper, keys)), keys.shape[0]
+    for i in range(count):
+        alone = f(tree.index(hyper, slice(i, i + 1)), keys[i : i + 1])
+        assert_trees_close(_clone(alone), tree.index(together, slice(i, i + 1)), atol, rtol, f"lane {i} of {count}: ")
+    others = [i for i in range(count) if i != count // 2]
+    changed = keys.clone()
+    changed[count // 2] = random.fold_in(keys[count // 2], 2**31)
+    result = _clone(f(hyper, changed))
+    assert_trees_equal(tree.index(together, others), tree.index(result, others), "lanes whose key did not change: ")
+    chosen = distinct(together)
+    for path, leaf, new in zip(tree.paths(chosen), tree.leaves(chosen), tree.leaves(distinct(result)), strict=True):
+        different = not torch.equal(leaf[count // 2], new[count // 2])
+        assert different, f"lane {count // 2}{path}: expected a change with its key, got none"
+        for i in range(count):
+            for j in range(i):
+                assert not torch.equal(leaf[i], leaf[j]), f"lanes {j} and {i}{path}: expected them to differ, got one"
+
+
+def chunks(
+    program: train.Program,
+    keys: Tensor,
+    first: int = 3,
+    cycles: int = 7,
+    noise: Callable[[train.Program, Tensor, int, int], train.Noise] = train.noise,
+) -> None:
+    """Noise of `cycles` cycles drawn at once equals as many draws, bit for bit, and no cycle's equals another's."""
+    at_once = noise(program, keys, first, cycles)
+    one_by_one = tree.stack(tree.index(noise(program, keys, first + i, 1), 0) for i in range(cycles))
+    assert_trees_equal(one_by_one, at_once, "noise drawn at once: ")
+    for path, leaf in zip(tree.paths(at_once), tree.leaves(at_once), strict=True):
+        for i in range(1, cycles if leaf.numel() else 0):
+            assert not torch.equal(leaf[i], leaf[i - 1]), (
+                f"cycles {i - 1} and {i}{path}: expected new noise, got the same"
+            )
+
+
+def metrics(program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
+    """What the metrics say of the episodes equals a Python loop over a log that steps the environment by hand.
+
+    A return is the sum of the rewards of its episode. The replay must hold one cycle's transitions.
+    """
+    functions, state = train.vmapped(program), train.init(program, hyper, keys)
+    running = [[0.0] * program.config.num_envs for _ in range(keys.shape[0])]
+    ended: list[list[float]] = [[] for _ in running]
+    for number in range(cycles):
+        noises = tree.index(train.noise(program, keys, number, 1), 0)
+        before, state = state, functions.collect(state, noises)
+        for step in _played_by_hand(program, before, state, noises):
+            ends = (step.terminated | step.truncated).tolist()
+            for lane, rewards in enumerate(step.reward.tolist()):
+                for e, reward in enumerate(rewards):
+                    running[lane][e] += reward
+                    if ends[lane][e]:
+                        ended[lane].append(running[lane][e])
+                        running[lane][e] = 0.0
+    for lane, log in enumerate(ended):
+        counted, name = tree.index(state.metrics, lane), f"lane {lane}, "
+        ring = counted.returns[:-1][~counted.returns[:-1].isnan()].double().sort().values
+        last = torch.tensor(sorted(log[-(counted.returns.shape[0] - 1) :]), dtype=torch.float64)
+        assert int(counted.episodes) == len(log), f"{name}episodes: expected {len(log)}, got {int(counted.episodes)}"
+        assert_trees_close(last, ring, 1e-6, 1e-6, f"{name}last returns: ")
+        assert_trees_close(torch.tensor(sum(log)).double(), counted.returned.double(), 1e-6, 1e-6, f"{name}returned: ")
+        assert_trees_close(torch.tensor(running[lane]), counted.running.float(), 1e-6, 1e-6, f"{name}running: ")
+
+
+def _played_by_hand(
+    program: train.Program, before: train.TrainState, after: train.TrainState, noises: train.Noise
+) -> Iterator[Step]:
+    """The steps [S, E] of one cycle, from the actions that replay remembers."""
+    config, world = program.config, before.env_state
+    for i in range(config.steps_per_cycle):
+        first = int(before.replay.added[0]) + i * config.num_envs
+        at = (first + torch.arange(config.num_envs)) % config.capacity
+        world, step = vmap(program.env.step)(world, after.replay.rows.action[:, at], noises.env[:, i])
+        assert_trees_equal(step.reward, after.replay.rows.reward[:, at], f"reward of stored rows from {first}: ")
+        yield step
+
+
+def resumed(
+    run: Callable[[Any, int], Any], state: Any, first: int, then: int, through: Callable[[Any], Any] = tree.clone
+) -> None:
+    """`run(state, cycles)` stopped after `first` cycles, put `through` a checkpoint and run on for `then` equals the
+    undisturbed run, bit for bit.
+    """
+    undisturbed = _clone(run(_clone(state), first + then))
+    stopped = through(run(_clone(state), first))
+    assert_trees_equal(undisturbed, run(stopped, then), f"resumed after {first} of {first + then}: ")
+
+
+def donated(
+    f: Callable[..., Any],
+    state: Any,
+    *args: Any,
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f,
+    donate: Callable[[Callable[..., Any]], Callable[..., Any]] = edge.donate,
+    calls: int = 3,
+    atol: float = 0.0,
+) -> None:
+    """`transform(donate(f))` equals `f`, call after call, and its answers stand where the state stood."""
+    fast, expected, given = transform(donate(f)), _clone(state), _clone(state)
+    addresses = [x.data_ptr() for x in tree.leaves(given)]
+    for call in range(1, calls + 1):
+        expected = _clone(f(expected, *args))
+        answer = fast(given, *args)
+        assert_trees_close(expected, answer, atol, atol, f"call {call}: ")
+        assert_trees_equal(answer, given, f"call {call}, the donated state: ")
+        for path, x, address in zip(tree.paths(given), tree.leaves(answer), addresses, strict=True):
+            assert x.data_ptr() == address, f"call {call}{path}: expected the old storage, got other storage"
+
+
+# Helpers
+
+
+def example_params() -> Params:
+    """A small params tree in float64: a matrix, two vectors and a scalar."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "scale": ()}
+    return {name: _nonzero(shape, generator) for name, shape in shapes.items()}
+
+
+def _nonzero(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    x = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    return x + torch.where(x < 0, -1e-3, 1e-3)
+
+
+def _map(f: Callable[[Tensor], Any], x: Any) -> Any:
+    """`f` on the leaves that are tensors."""
+    return tree.map(lambda leaf: f(leaf) if isinstance(leaf, Tensor) else leaf, x)
+
+
+def _clone(x: Any) -> Any:
+    return _map(lambda leaf: leaf.detach().clone(), x)
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return _map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
+
+
+def _select(x: Any, dim: int, i: int) -> Any:
+    return tree.map(lambda leaf: leaf.select(dim, i), x)
+
+
+def _tracked(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad
+
+
+def _dtypes(x: Any) -> Any:
+    """The tree with its numbers taken out: shapes and dtypes remain."""
+    return tree.map(torch.zeros_like, x)
+
+
+def _move(x: Any, leaf: int, place: int, by: float) -> Any:
+    """The tree with one number of one leaf changed."""
+    leaves = [y.clone() for y in tree.leaves(x)]
+    leaves[leaf].view(-1)[place] += by
+    rest = iter(leaves)
+    return tree.map(lambda _: next(rest), x)
+
+
+def _generators() -> tuple[Any, ...]:
+    return torch.get_rng_state().tolist(), str(np.random.get_state()), python_random.getstate()  # noqa: NPY002
+
+
+def _slope(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> Tensor:
+    """The gradient of the floats of `f` with respect to q; 0 where nothing depends on it."""
+    tracked = q.detach().clone().requires_grad_()
+    results = [x.sum() for x in tree.leaves(f(tracked, legal)) if _tracked(x)]
+    return torch.autograd.grad(torch.stack(results).sum(), tracked)[0] if results else torch.zeros_like(q)
+
+
+def _numbered(numbers: Sequence[int]) -> Transition:
+    """Transitions that say in every leaf which number they have."""
+    n = torch.tensor(list(numbers))
+    real = n.float()
+    return Transition(
+        torch.stack([real, -real], -1), n * 3, real, (n % 2).float(), real[:, None, None] + 0.5, n[:, None] % 3 == 0
+    )
+
+
+def _random_legal(legal: Tensor, key: Tensor) -> Tensor:
+    score = random.uniform(key, tuple(legal.shape))
+    return torch.where(legal, score, -1.0).argmax(-1)
+
+
+def _env_noise(env: Env, envs: int, seed: int, step: int) -> Tensor:
+    return random.uniform(random.fold_in(random.key(seed), step), (envs, env.spec.noise))

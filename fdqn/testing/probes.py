@@ -1,0 +1,172 @@
+"""Seven environments so small that their optimal action values are known: the first thing to run a new agent on.
+
+Each isolates one part of an agent, so that the first probe that fails names the part that is broken. Values are those
+of the best policy, exactly: `q(gamma)` [N, A] at the N observations `obs`, NaN where an action is illegal, so that a
+value that leaks through the mask is seen.
+
+Jones 2021, "Debugging RL, without the agonizing pain", https://andyljones.com/posts/rl-debugging.html
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn.envs import episode
+from fdqn.types import Env, EnvSpec, Scalar, Step
+
+NOISE = 1
+TIME_LIMIT = 5
+
+
+class Probe(NamedTuple):
+    """An environment and the answer."""
+
+    env: Env
+    obs: Tensor
+    """[N, 1], every observation it can show."""
+    legal: Tensor
+    """[N, A] bool, what may be done there."""
+    q: Callable[[Scalar], Tensor]
+    """gamma [] -> optimal action values [N, A]; NaN where illegal."""
+
+
+class State(NamedTuple):
+    """What all probes remember."""
+
+    place: Tensor
+    """[...] int64, 0 or 1: where the agent is, and what it sees."""
+    time: Tensor
+    """[...] int64, steps since the episode started."""
+
+
+class Rules(NamedTuple):
+    """A probe as tables over place (2 rows) and action; a place that is never visited has a row all the same."""
+
+    places: int
+    """How many of the two places there are."""
+    starts: int
+    """How many of the two an episode can start at, equally likely."""
+    reward: tuple[tuple[float, ...], ...]
+    """[2][A], what an action pays."""
+    ends: tuple[bool, bool]
+    """Whether every action at that place terminates; if not, it leads to the last place."""
+    legal: tuple[tuple[bool, ...], ...] = ((True, True), (True, True))
+
+
+def constant_reward(dtype: torch.dtype = torch.float32) -> Probe:
+    """One step that pays 1. Tests the loss and the optimizer.
+
+    q = 1
+    """
+    rules = Rules(1, 1, ((1.0, 1.0),) * 2, (True, True))
+    return _probe(rules, lambda gamma: [[1.0, 1.0]], dtype)
+
+
+def reward_of_obs(dtype: torch.dtype = torch.float32) -> Probe:
+    """One step that pays -1 at observation 0 and 1 at observation 1. Tests that gradients reach the observation.
+
+    q = 2 obs - 1
+    """
+    rules = Rules(2, 2, ((-1.0, -1.0), (1.0, 1.0)), (True, True))
+    return _probe(rules, lambda gamma: [[-1.0, -1.0], [1.0, 1.0]], dtype)
+
+
+def delayed_reward(dtype: torch.dtype = torch.float32) -> Probe:
+    """Two steps, observations 0 and 1; the second pays 1. Tests the bootstrap and the discount.
+
+    q = gamma at 0, 1 at 1
+    """
+    rules = Rules(2, 1, ((0.0, 0.0), (1.0, 1.0)), (False, True))
+    return _probe(rules, lambda gamma: [[gamma, gamma], [1.0, 1.0]], dtype)
+
+
+def reward_of_action(dtype: torch.dtype = torch.float32) -> Probe:
+    """One step that pays -1 for action 0 and 1 for action 1. Tests that the value of the chosen action is learned.
+
+    q = 2 action - 1
+    """
+    rules = Rules(1, 1, ((-1.0, 1.0),) * 2, (True, True))
+    return _probe(rules, lambda gamma: [[-1.0, 1.0]], dtype)
+
+
+def reward_of_both(dtype: torch.dtype = torch.float32) -> Probe:
+    """One step that pays 1 if the action differs from the observation, else -1. Tests that the rows of a batch fit.
+
+    q = 2 (obs xor action) - 1
+    """
+    rules = Rules(2, 2, ((-1.0, 1.0), (1.0, -1.0)), (True, True))
+    return _probe(rules, lambda gamma: [[-1.0, 1.0], [1.0, -1.0]], dtype)
+
+
+def endless_reward(dtype: torch.dtype = torch.float32) -> Probe:
+    """A task without an end that pays 1 a step and is truncated every 5 steps. Tests that truncation bootstraps.
+
+    q = 1 / (1 - gamma);    whoever takes the time limit for an end finds at most (1 - gamma^5) / (1 - gamma)
+    """
+    rules = Rules(1, 1, ((1.0, 1.0),) * 2, (False, False))
+    return _probe(rules, lambda gamma: [[1.0 / (1.0 - gamma)] * 2], dtype)
+
+
+def masked_reward(dtype: torch.dtype = torch.float32) -> Probe:
+    """Two steps; at the second, action 0 pays -1, action 1 pays -2 and action 2, which is illegal, would pay 1.
+
+    q = -gamma at 0;    -1, -2, none at 1
+
+    Tests the mask, in acting (an illegal action pays best) and in the target: all that is legal is below zero, so a
+    target without the mask bootstraps from the untried action, whose value stays where the network began, near 0.
+    """
+    legal = ((True, True, True), (True, True, False))
+    rules = Rules(2, 1, ((0.0, 0.0, 0.0), (-1.0, -2.0, 1.0)), (False, True), legal)
+    return _probe(rules, lambda gamma: [[-gamma, -gamma, -gamma], [-1.0, -2.0, float("nan")]], dtype)
+
+
+ALL: dict[str, Callable[..., Probe]] = {
+    "constant_reward": constant_reward,
+    "reward_of_obs": reward_of_obs,
+    "delayed_reward": delayed_reward,
+    "reward_of_action": reward_of_action,
+    "reward_of_both": reward_of_both,
+    "endless_reward": endless_reward,
+    "masked_reward": masked_reward,
+}
+"""Constructors `(dtype) -> Probe` by name, each in need of the parts before it."""
+
+
+def _probe(rules: Rules, q: Callable[[float], list[list[float]]], dtype: torch.dtype) -> Probe:
+    spec = episode.spec((1,), dtype, actions=len(rules.legal[0]), noise=NOISE, time_limit=TIME_LIMIT)
+    env = Env(partial(_reset, rules=rules, spec=spec), partial(_step, rules=rules, spec=spec), spec)
+    obs = torch.arange(rules.places, dtype=dtype).unsqueeze(-1)
+    legal = torch.tensor(rules.legal[: rules.places])
+    return Probe(env, obs, legal, lambda gamma: torch.tensor(q(float(gamma)), dtype=dtype))
+
+
+def _reset(u: Tensor, rules: Rules, spec: EnvSpec) -> tuple[State, Step]:
+    episode.check_reset(u, NOISE)
+    place = (u[..., 0] * rules.starts).to(torch.int64)
+    state = State(place, torch.zeros_like(place))
+    return episode.begin(state, _observe(state, spec), _at(place, rules.legal))
+
+
+def _step(state: State, action: Tensor, u: Tensor, rules: Rules, spec: EnvSpec) -> tuple[State, Step]:
+    """An illegal action pays what the table says: a probe shows the mistake, it does not correct it."""
+    episode.check_step(state, action, u, NOISE)
+    rewards = _at(state.place, rules.reward).to(spec.obs_dtype)
+    actions = torch.arange(len(rules.legal[0]), device=action.device)
+    reward = torch.where(action.unsqueeze(-1) == actions, rewards, 0.0).sum(-1)
+    terminated = torch.where(state.place == 1, rules.ends[1], rules.ends[0])
+    state = State(torch.full_like(state.place, rules.places - 1), state.time + 1)
+    obs, legal = _observe(state, spec), _at(state.place, rules.legal)
+    return episode.advance(state, obs, legal, reward, terminated, _reset(u, rules, spec), spec.time_limit)
+
+
+def _observe(state: State, spec: EnvSpec) -> Tensor:
+    return state.place.to(spec.obs_dtype).unsqueeze(-1)
+
+
+def _at(place: Tensor, table: tuple[tuple[float, ...], ...]) -> Tensor:
+    """The row [..., A] of a table of two rows for each place [...]."""
+    first, second = (torch.tensor(row, device=place.device) for row in table)
+    return torch.where(place.unsqueeze(-1) == 1, second, first)

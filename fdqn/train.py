@@ -1,0 +1,389 @@
+"""The training loop: one lane's cycle as a pure function, and the host loop that repeats it for all lanes.
+
+    cycle = learn after collect:  E environments step k times, their transitions enter replay, n updates follow
+
+Everything up to `sync` is written for one lane and becomes many by one `vmap`. What recurs (warm-up, target copies,
+evaluation, reports) depends on the cycle number alone, which all lanes share, so it is decided in host Python.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import vmap
+
+from fdqn import check, dqn, random, replay, schedules, tree
+from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
+
+# What a lane's key is folded with, one number a purpose, so that no two purposes share a number.
+NETWORK, RESET, CYCLES, EVALUATION = range(4)
+
+# Uniforms drawn at once: enough that the draw's fixed cost is shared, little enough to stay in the cache.
+WORDS_PER_DRAW = 2**18
+
+# Training returns are stated over this many episodes, as CleanRL does.
+EPISODES_KEPT = 100
+
+
+class Program(NamedTuple):
+    """All that is fixed before training starts. `optimizer` makes a lane's optimizer from its hyper-parameters."""
+
+    config: dqn.Config
+    env: Env
+    network: Network
+    loss: dqn.Loss
+    optimizer: Callable[[Hyper], Optimizer]
+
+
+class Metrics(NamedTuple):
+    """What is counted along the way. Sums run from the start; of two moments they give the mean between."""
+
+    running: Tensor
+    """[E], the return of each environment's episode so far."""
+    returns: Tensor
+    """[R + 1], the returns of the last R episodes as a ring, NaN before; the last place takes what is not kept."""
+    episodes: Tensor
+    """[] int64, episodes ended."""
+    returned: Tensor
+    """[] float64, the sum of their returns."""
+    totals: dqn.Diagnostics
+    """Sums over all updates, [] float64 each."""
+
+
+class TrainState(NamedTuple):
+    """One lane, whole: this and the program decide everything that follows."""
+
+    learner: dqn.Learner
+    replay: replay.Replay
+    env_state: Any
+    obs: Tensor
+    legal: Tensor
+    metrics: Metrics
+    hyper: Hyper
+    key: Tensor
+    cycle: Tensor
+    """[] int64, cycles done."""
+
+
+class Noise(NamedTuple):
+    """All chance of one cycle."""
+
+    act: Tensor
+    """[k, E, 2] in [0, 1)."""
+    env: Tensor
+    """[k, E, K] in [0, 1)."""
+    sample: Tensor
+    """[n, B] int64 words in [0, 2**32)."""
+
+
+class Functions(NamedTuple):
+    """The step functions, over lanes; `vmapped` makes plain ones, `fdqn.compile.compiled` fast ones."""
+
+    collect: Callable[[TrainState, Noise], TrainState]
+    cycle: Callable[[TrainState, Noise], TrainState]
+    sync: Callable[[TrainState], TrainState]
+
+
+class Report(NamedTuple):
+    """The lanes at a moment of the run. Arrays are [S]; means are over what came since the last report."""
+
+    step: int
+    """Environment steps a lane."""
+    updates: int
+    """Updates a lane."""
+    episodes: NDArray[np.int64]
+    """Episodes ended since the start."""
+    returns: NDArray[np.float64]
+    """Mean return of the episodes that ended since the last report, exploration on; NaN where none did."""
+    last_returns: NDArray[np.float32]
+    """[S, R], returns of the last R = max(100, E) episodes in no order, NaN where fewer have ended."""
+    loss: NDArray[np.float64]
+    """Mean loss; it, `q` and `grad_norm` are NaN where no update was made."""
+    q: NDArray[np.float64]
+    """Mean value of the actions in the batches."""
+    grad_norm: NDArray[np.float64]
+    """Mean norm before clipping."""
+    epsilon: NDArray[np.float64]
+    evaluation: NDArray[np.float64] | None
+    """[S, episodes], greedy returns, where an evaluation was due."""
+    state: TrainState
+    """The lanes themselves; under donation every report holds the same tensors."""
+    compile_seconds: float
+    """Host seconds, so far, in cycles that called a step function for the first time."""
+    learning_seconds: float
+    """Host seconds, so far, in the other cycles that learned, evaluation and reports left out."""
+    learning_updates: int
+    """Updates a lane in those seconds."""
+    first_update: float | None
+    """`time.perf_counter()` at the end of the first update."""
+
+
+def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
+    """The lanes [S] of `keys` [S, 2], before their first step, on the keys' device.
+
+    Raises ValueError or TypeError where hyper, network and environment do not fit each other, before replay is made.
+    """
+    check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields)}", keys, *hyper)
+    config, spec = program.config, program.env.spec
+    u = random.uniform(random.fold_in(keys, RESET), (config.num_envs, spec.noise))
+    env_state, step = vmap(program.env.reset)(u)
+    for name, x in (("obs", step.obs), ("next_obs", step.next_obs)):
+        check.shapes(f"env.reset.{name}[S E {' '.join(map(str, spec.obs_shape))}]", x)
+        if x.dtype != spec.obs_dtype:
+            raise TypeError(f"env.reset.{name}: expected spec.obs_dtype = {spec.obs_dtype}, got {x.dtype}")
+    check.shapes(f"env.reset.legal[S E {spec.actions}]", step.legal)
+    params = program.network.init(random.fold_in(keys, NETWORK))
+    q = vmap(program.network.apply)(params, step.obs)
+    check.shapes(f"network.apply[S E {spec.actions}]", q)
+    lanes = vmap(partial(_init_lane, program))(params, hyper, keys, env_state, step)
+    return tree.clone(lanes)  # vmap answers constants as views without memory of their own
+
+
+def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Noise:
+    """The noise of `cycles` cycles from `first_cycle` on, leaves [cycles, S, ...], for keys [S, 2].
+
+    A cycle's numbers follow from its lane's key and its own number, however many are drawn at once.
+    """
+    config, spec = program.config, program.env.spec
+    shapes = Noise(
+        act=(config.steps_per_cycle, config.num_envs, 2),  # type: ignore[arg-type]
+        env=(config.steps_per_cycle, config.num_envs, spec.noise),  # type: ignore[arg-type]
+        sample=(config.updates_per_cycle, config.batch_size),  # type: ignore[arg-type]
+    )
+    numbers = torch.arange(first_cycle, first_cycle + cycles, device=keys.device).unsqueeze(-1)
+    cycle_keys = random.fold_in(random.fold_in(keys, CYCLES), numbers)
+    words = random.bits(cycle_keys, (_words(program),)).split([math.prod(shape) for shape in shapes], -1)
+    act, env, sample = (w.reshape(*w.shape[:-1], *shape) for w, shape in zip(words, shapes, strict=True))
+    return Noise(random.unit(act), random.unit(env), sample)
+
+
+def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
+    """Act k times in every environment and remember what came of it."""
+    for i in range(program.config.steps_per_cycle):
+        taken = state.cycle * program.config.env_steps + i * program.config.num_envs
+        action = dqn.act(
+            program.network.apply,
+            state.learner.params,
+            state.obs,
+            state.legal,
+            epsilon(state.hyper, taken),
+            noise.act[i],
+        )
+        env_state, step = program.env.step(state.env_state, action, noise.env[i])
+        state = state._replace(
+            replay=replay.add(state.replay, replay.transition(state.obs, action, step)),
+            env_state=env_state,
+            obs=step.obs,
+            legal=step.legal,
+            metrics=count_episodes(state.metrics, step),
+        )
+    return state._replace(cycle=state.cycle + 1)
+
+
+def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
+    """Update n times from replay, moving the target along where copies are soft."""
+    optimizer = program.optimizer(state.hyper)
+    learner, totals = state.learner, state.metrics.totals
+    for i in range(program.config.updates_per_cycle):
+        batch = replay.sample(state.replay, noise.sample[i])
+        learner, diagnostics = dqn.learn(program.loss, optimizer, learner, batch, state.hyper)
+        if program.config.target_period == 0:
+            learner = dqn.soft_copy(learner, state.hyper.tau)
+        totals = tree.map(torch.add, totals, diagnostics)
+    return state._replace(learner=learner, metrics=state.metrics._replace(totals=totals))
+
+
+def cycle(program: Program, state: TrainState, noise: Noise) -> TrainState:
+    """`learn` after `collect`."""
+    return learn(program, collect(program, state, noise), noise)
+
+
+def sync(state: TrainState) -> TrainState:
+    """The hard target copy."""
+    return state._replace(learner=dqn.hard_copy(state.learner))
+
+
+def epsilon(hyper: Hyper, steps: Tensor) -> Tensor:
+    """The share of random actions after `steps` environment steps of a lane. Shapes: both [...]."""
+    return schedules.linear(steps, hyper.epsilon_start, hyper.epsilon_end, hyper.epsilon_steps)
+
+
+def count_episodes(metrics: Metrics, step: Step) -> Metrics:
+    """The metrics after one step of every environment, leaves [E]."""
+    ended = step.terminated | step.truncated
+    running = metrics.running + step.reward
+    kept = metrics.returns.shape[0] - 1
+    place = (metrics.episodes + ended.cumsum(0) - 1) % kept
+    return metrics._replace(
+        running=torch.where(ended, 0.0, running),
+        returns=metrics.returns.index_put((torch.where(ended, place, kept),), running),
+        episodes=metrics.episodes + ended.sum(),
+        returned=metrics.returned + torch.where(ended, running, 0.0).sum(),
+    )
+
+
+def vmapped(program: Program) -> Functions:
+    """The step functions over lanes, run operation by operation: for a debugger and for laws."""
+    return Functions(vmap(partial(collect, program)), vmap(partial(cycle, program)), vmap(sync))
+
+
+@torch.no_grad()
+def run(
+    program: Program,
+    state: TrainState,
+    steps: int,
+    functions: Functions,
+    report_every: int,
+    evaluate: Callable[[TrainState], NDArray[np.float64]] | None = None,
+    evaluate_every: int = 0,
+    stop: Callable[[], bool] = bool,
+) -> Iterator[Report]:
+    """Train the lanes of `state` until each has taken `steps` environment steps; report on the way and at the end.
+
+    Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
+    from here on: donated functions write over it. `stop` is asked after every cycle and ends the run early, with a
+    report. Raises what one cycle raises on fake tensors, before anything runs.
+    """
+    config = program.config
+    for name, value in (("steps", steps), ("report_every", report_every)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    first, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
+    warm = math.ceil(config.learning_starts / config.env_steps)
+    draw = max(1, min(64, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
+    _try_on_fake_tensors(program, state, noise(program, state.key, first, 1))
+
+    called: set[str] = set()
+    compile_seconds, learning_seconds, learning_updates = 0.0, 0.0, 0
+    first_update, since = None, _totals(state)
+    for number in range(first, last):
+        began = time.perf_counter()
+        if (number - first) % draw == 0:
+            noises = noise(program, state.key, number, min(draw, last - number))
+        calls = {"collect" if number < warm else "cycle"}
+        step_function = functions.collect if number < warm else functions.cycle
+        state = step_function(state, tree.index(noises, (number - first) % draw))
+        updates = max(0, number + 1 - warm) * config.updates_per_cycle
+        if config.target_period and updates and updates % config.target_period == 0:
+            calls.add("sync")
+            state = functions.sync(state)
+
+        stopping = stop()
+        evaluating = evaluate is not None and _due(number, last, config.env_steps, evaluate_every)
+        reporting = stopping or evaluating or _due(number, last, config.env_steps, report_every)
+        is_first_update = first_update is None and number >= warm
+        if reporting or is_first_update or not calls <= called:
+            _wait(state)  # a GPU answers before it is done
+        now = time.perf_counter()
+        if not calls <= called:
+            compile_seconds += now - began
+        elif number >= warm:
+            learning_seconds += now - began
+            learning_updates += config.updates_per_cycle
+        called |= calls
+        first_update = now if is_first_update else first_update
+        if reporting:
+            evaluation = evaluate(state) if evaluating and evaluate is not None else None
+            totals, before, since = _totals(state), since, _totals(state)
+            yield Report(
+                step=(number + 1) * config.env_steps,
+                episodes=totals.episodes,
+                returns=_means(totals.returned - before.returned, totals.episodes - before.episodes),
+                last_returns=_last_returns(state.metrics),
+                updates=updates,
+                loss=_means(totals.loss - before.loss, totals.updates - before.updates),
+                q=_means(totals.q - before.q, totals.updates - before.updates),
+                grad_norm=_means(totals.grad_norm - before.grad_norm, totals.updates - before.updates),
+                epsilon=epsilon(state.hyper, state.cycle * config.env_steps).double().cpu().numpy(),
+                evaluation=evaluation,
+                state=state,
+                compile_seconds=compile_seconds,
+                learning_seconds=learning_seconds,
+                learning_updates=learning_updates,
+                first_update=first_update,
+            )
+        if stopping:
+            return
+
+
+def _init_lane(program: Program, params: Params, hyper: Hyper, key: Tensor, env_state: Any, step: Step) -> TrainState:
+    config = program.config
+    example = replay.transition(step.obs[0], torch.zeros_like(step.reward[0], dtype=torch.int64), tree.index(step, 0))
+    zero = torch.zeros((), dtype=torch.int64, device=key.device)
+    total = torch.zeros((), dtype=torch.float64, device=key.device)
+    kept = max(EPISODES_KEPT, config.num_envs)
+    metrics = Metrics(
+        running=torch.zeros_like(step.reward),
+        returns=step.reward.new_full((kept + 1,), torch.nan),
+        episodes=zero,
+        returned=total,
+        totals=dqn.Diagnostics(total, total, total),
+    )
+    return TrainState(
+        learner=dqn.init(program.optimizer(hyper), params),
+        replay=replay.init(example, config.capacity),
+        env_state=env_state,
+        obs=step.obs,
+        legal=step.legal,
+        metrics=metrics,
+        hyper=hyper,
+        key=key,
+        cycle=zero,
+    )
+
+
+def _words(program: Program) -> int:
+    """32-bit words that one lane needs for one cycle."""
+    config = program.config
+    return config.env_steps * (2 + program.env.spec.noise) + config.updates_per_cycle * config.batch_size
+
+
+def _try_on_fake_tensors(program: Program, state: TrainState, noises: Noise) -> None:
+    """One cycle on tensors without memory: what does not fit is said in its own words, not in a compiler's."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake_state, fake_noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, tree.index(noises, 0))
+        check.same("state after one cycle", fake_state, vmapped(program).cycle(fake_state, fake_noise))
+
+
+def _due(number: int, last: int, env_steps: int, every: int) -> bool:
+    """Whether the cycle `number` ends the run or takes the lane past a multiple of `every` environment steps."""
+    return every > 0 and (number + 1 == last or (number + 1) * env_steps // every > number * env_steps // every)
+
+
+def _wait(state: TrainState) -> None:
+    if state.cycle.is_cuda:
+        torch.cuda.synchronize(state.cycle.device)
+
+
+class _Totals(NamedTuple):
+    """What the metrics say at one moment, [S] each, on the host."""
+
+    episodes: NDArray[np.int64]
+    returned: NDArray[np.float64]
+    updates: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    q: NDArray[np.float64]
+    grad_norm: NDArray[np.float64]
+
+
+def _totals(state: TrainState) -> _Totals:
+    metrics = state.metrics
+    counted = (metrics.episodes, metrics.returned, state.learner.updates, *metrics.totals)
+    return _Totals(*(x.cpu().numpy().copy() for x in counted))
+
+
+def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`sums / counts`, NaN where nothing was counted."""
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _last_returns(metrics: Metrics) -> NDArray[np.float32]:
+    """The ring without its spare place [S, R]."""
+    return metrics.returns[:, :-1].float().cpu().numpy().copy()

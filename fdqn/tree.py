@@ -1,0 +1,76 @@
+"""Nested tensors: NamedTuples, dicts, lists and tuples whose leaves are tensors.
+
+The only file that imports torch's pytree.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+T = TypeVar("T")
+
+
+def map(f: Callable[..., Any], tree: T, *others: Any) -> T:
+    """`f` on every leaf; with several trees of one structure, on every group of leaves."""
+    return pytree.tree_map(f, tree, *others)
+
+
+def leaves(tree: Any) -> list[Tensor]:
+    """The leaves from left to right."""
+    return pytree.tree_leaves(tree)
+
+
+def structure(tree: Any) -> Any:
+    """What is left when the leaves are taken out; comparable with `==`."""
+    return pytree.tree_structure(tree)
+
+
+def paths(tree: Any) -> list[str]:
+    """The name of every leaf in the order of `leaves`, such as `.learner.params['0.weight']`."""
+    return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+
+
+def stack(trees: Iterable[T], dim: int = 0) -> T:
+    """One tree whose leaves have a new axis `dim`."""
+    first, *rest = trees
+    return map(lambda *xs: torch.stack(xs, dim), first, *rest)
+
+
+def index(tree: T, i: Any) -> T:
+    """`leaf[i]` of every leaf."""
+    return map(lambda x: x[i], tree)
+
+
+def cast(tree: T, dtype: torch.dtype) -> T:
+    """Floating leaves in `dtype`; the others as they are."""
+    return map(lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
+
+
+def clone(tree: T) -> T:
+    """Fresh contiguous storage for every leaf."""
+    return map(lambda x: x.clone(memory_format=torch.contiguous_format), tree)
+
+
+def lerp(a: T, b: T, weight: float | Tensor) -> T:
+    """`a + weight * (b - a)` on every leaf, in the leaf's dtype."""
+    return map(lambda x, y: x + weight * (y - x), a, b)
+
+
+def norm(tree: Any) -> Tensor:
+    """The Euclidean norm [] of all leaves taken as one vector."""
+    return torch.stack([(x * x).sum() for x in leaves(tree)]).sum().sqrt()
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Same structure, shapes, dtypes and bits."""
+    return structure(a) == structure(b) and all(
+        x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True)
+    )
+
+
+def nbytes(tree: Any) -> int:
+    """Bytes that the leaves hold."""
+    return sum(x.numel() * x.element_size() for x in leaves(tree))

@@ -1,0 +1,113 @@
+"""The shared words. Read this first.
+
+Shapes are written `[...]` for free leading axes (batch, environments or both), `*O` for the axes of one observation,
+`A` for actions. The lane axis `[S]` of independent learners is added outside, by one `vmap`, and appears nowhere here.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""Parameters of a network: a plain dict with the names of the `nn.Module`'s `state_dict`."""
+
+Schedule = Callable[[Tensor], Tensor | float]
+"""A value as a function of a tensor step [...]; made with `functools.partial` from `schedules`."""
+
+Scalar = float | Tensor
+"""A Python number or a [] tensor; a tensor may differ between lanes."""
+
+
+class Step(NamedTuple):
+    """What the world answers to `reset` and `step`.
+
+    After an end (`terminated` or `truncated`) `obs` starts the next episode while `next_obs` still shows how the last
+    one ended. After a reset `next_obs` is `obs`, `reward` is 0 and nothing has ended.
+    """
+
+    obs: Tensor
+    """[..., *O] to act on next; after an end, the first of a new episode."""
+    legal: Tensor
+    """[..., A] bool, what may be done at `obs`."""
+    next_obs: Tensor
+    """[..., *O] what the action led to, never a reset observation."""
+    next_legal: Tensor
+    """[..., A] bool, what may be done at `next_obs`."""
+    reward: Tensor
+    """[...] float."""
+    terminated: Tensor
+    """[...] bool, the task ended: there is no value after this."""
+    truncated: Tensor
+    """[...] bool, we stopped looking: the value continues."""
+
+
+class Transition(NamedTuple):
+    """What replay stores. Gamma is applied in the loss, so replay does not know it."""
+
+    obs: Tensor
+    """[..., *O]."""
+    action: Tensor
+    """[...] int64."""
+    reward: Tensor
+    """[...] float."""
+    discount: Tensor
+    """[...] float, 0 if the task ended here, else 1 (also at a time limit)."""
+    next_obs: Tensor
+    """[..., *O]."""
+    next_legal: Tensor
+    """[..., A] bool."""
+
+
+class EnvSpec(NamedTuple):
+    """What is constant for the life of an environment."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: torch.dtype
+    actions: int
+    noise: int
+    """K, the uniforms that each reset and each step take."""
+    time_limit: int
+    """Steps after which an episode is truncated."""
+
+
+class Env(NamedTuple):
+    """An environment as two pure functions; it restarts by itself after an end.
+
+    `reset(u [..., K]) -> (state, Step)` and `step(state, action [...], u [..., K]) -> (state, Step)`.
+    """
+
+    reset: Callable[[Tensor], tuple[Any, Step]]
+    step: Callable[[Any, Tensor, Tensor], tuple[Any, Step]]
+    spec: EnvSpec
+
+
+class Network(NamedTuple):
+    """`init(key [..., 2]) -> Params [...]` and `apply(params, obs [..., *O]) -> q [..., A]`."""
+
+    init: Callable[[Tensor], Params]
+    apply: Callable[[Params, Tensor], Tensor]
+
+
+class Optimizer(NamedTuple):
+    """`init(params) -> state` and `update(grads, state, params) -> (updates, state)`; add updates to parameters."""
+
+    init: Callable[[Params], Any]
+    update: Callable[[Params, Any, Params], tuple[Params, Any]]
+
+
+class Hyper(NamedTuple):
+    """What may differ between lanes: one [] float tensor each. Changing a value recompiles nothing."""
+
+    learning_rate: Tensor
+    gamma: Tensor
+    """Discount a step, in [0, 1]."""
+    epsilon_start: Tensor
+    epsilon_end: Tensor
+    epsilon_steps: Tensor
+    """Environment steps over which epsilon goes from start to end."""
+    tau: Tensor
+    """Share of the online parameters in a soft target copy, in (0, 1]."""
+    max_grad_norm: Tensor
+    """Global gradient norm above which gradients are scaled down; infinity for never."""

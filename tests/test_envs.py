@@ -1,0 +1,605 @@
+"""The environments: the same path as gymnasium's and as a model of catch, and the laws of every environment."""
+
+import copy
+import math
+from collections import Counter
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from fdqn import envs, tree
+from fdqn.envs import acrobot, cartpole, catch, episode, mountain_car
+from fdqn.testing import probes
+
+NAMES = envs.names()
+TWINS = tuple(envs.GYMNASIUM)
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def uniforms(env, *shape, seed=0, dtype=torch.float64):
+    return torch.rand(*shape, env.spec.noise, dtype=dtype, generator=generator(seed))
+
+
+def random_actions(env, *shape, seed=0):
+    return torch.randint(env.spec.actions, shape, generator=generator(seed))
+
+
+def assert_same(a, b, tolerance=0.0):
+    """The same structure, shapes, dtypes, integers and flags; floats within `tolerance`."""
+    assert tree.structure(a) == tree.structure(b)
+    for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
+
+
+def played(env, *shape, steps=30, seed=0):
+    """A state in the middle of things, after `steps` random steps of `shape` environments."""
+    state, _ = env.reset(uniforms(env, *shape, seed=seed))
+    for t in range(steps):
+        state, _ = env.step(state, random_actions(env, *shape, seed=seed + t), uniforms(env, *shape, seed=seed + t))
+    return state
+
+
+# --- The same path as gymnasium --------------------------------------------------------------------------------------
+
+# What gymnasium's environments show, from their float64 state and without the rounding to float32.
+TRUTH = {
+    "acrobot": lambda s: np.array([math.cos(s[0]), math.sin(s[0]), math.cos(s[1]), math.sin(s[1]), s[2], s[3]]),
+    "cartpole": lambda s: np.asarray(s, dtype=np.float64),
+    "mountain_car": lambda s: np.asarray(s, dtype=np.float64),
+}
+
+# Scripted play, for the ends that random play does not reach.
+SCRIPTS = {
+    "acrobot": lambda s: torch.where(s.theta1_dot < 0, 2, 0),
+    "cartpole": lambda s: (s.theta + 0.3 * s.theta_dot + 0.02 * s.x + 0.05 * s.x_dot > 0).long(),
+    "mountain_car": lambda s: torch.where(s.velocity < 0, 0, 2),
+}
+
+
+class Twins:
+    """Gymnasium's environment, one copy for each of ours, stepped in a Python loop."""
+
+    def __init__(self, name, copies, **settings):
+        self.truth = TRUTH[name]
+        self.copies = [
+            gymnasium.make(envs.GYMNASIUM[name], disable_env_checker=True, **settings) for _ in range(copies)
+        ]
+
+    def start(self, i, state):
+        """Begin an episode of copy i where our environment i is."""
+        self.copies[i].reset(seed=0)
+        self.place(i, state)
+
+    def place(self, i, state):
+        """Put copy i where our environment i is, in the same episode."""
+        self.copies[i].unwrapped.state = np.array([float(x[i]) for x in state[:-1]])
+
+    def step(self, actions):
+        answers = [env.step(int(a)) for env, a in zip(self.copies, actions, strict=True)]
+        self.obs = np.array([answer[0] for answer in answers])
+        self.reward, self.terminated, self.truncated = (np.array([a[i] for a in answers]) for i in (1, 2, 3))
+        self.state = np.array([np.asarray(env.unwrapped.state, dtype=np.float64) for env in self.copies])
+        self.exact_obs = np.array([self.truth(state) for state in self.state])
+
+
+def walk(name, env, copies=20, steps=2_000, tolerance=1e-9, resync=50, **settings):
+    """Hold `env` against gymnasium for steps * copies steps, half of the copies scripted, from start to start.
+
+    cos and sin differ from libm's in the last bit, and the paths are unstable: such a bit grows to 1e-9 in 500 steps
+    of acrobot and to 1e-2 in 500 steps of cartpole. So every `resync` steps gymnasium takes over our state.
+    Returns what was met on the way.
+    """
+    twins = Twins(name, copies, **settings)
+    random, dice = random_actions(env, steps, copies), torch.rand(steps, copies, generator=generator(1))
+    scripted = (torch.arange(copies) % 2 == 1) & (dice < 0.95)
+    u = uniforms(env, steps + 1, copies)
+    state, _ = env.reset(u[0])
+    for i in range(copies):
+        twins.start(i, state)
+    met = Counter()
+    for t in range(steps):
+        action = torch.where(scripted[t], SCRIPTS[name](state), random[t])
+        state, step = env.step(state, action, u[t + 1])
+        twins.step(action)
+        ended = twins.terminated | twins.truncated
+        difference = np.abs(step.next_obs.numpy() - twins.exact_obs).max()
+        assert difference <= tolerance
+        assert np.abs(torch.stack(state[:-1], -1).numpy() - twins.state)[~ended].max(initial=0.0) <= tolerance
+        assert np.array_equal(step.reward.numpy(), twins.reward)
+        assert np.array_equal(step.terminated.numpy(), twins.terminated)
+        assert np.array_equal(step.truncated.numpy(), twins.truncated)
+        assert torch.equal(step.obs[~ended], step.next_obs[~ended])
+        assert torch.equal(step.obs[ended], env.reset(u[t + 1])[1].obs[ended])
+        for i in range(copies):
+            if ended[i]:
+                twins.start(i, state)
+            elif (t + 1) % resync == 0:
+                twins.place(i, state)
+        met["difference"] = max(met["difference"], float(difference))
+        met["terminated"] += int((twins.terminated & ~twins.truncated).sum())
+        met["truncated"] += int((twins.truncated & ~twins.terminated).sum())
+        met["both"] += int((twins.truncated & twins.terminated).sum())
+        met["wall"] += int(((twins.state[:, 0] == -1.2) & (twins.state[:, 1] == 0)).sum())
+    return met
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_same_path_as_gymnasium(name):
+    met = walk(name, envs.make(name, dtype=torch.float64))
+    assert met["terminated"] > 0
+    assert met["truncated"] > 0
+    assert met["wall"] > 0 or name != "mountain_car"
+
+
+# Limits at which some episodes terminate in their last allowed step: both flags are up.
+SHORT = {"acrobot": 80, "cartpole": 12, "mountain_car": 120}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_an_end_at_the_time_limit_has_both_flags_as_in_gymnasium(name):
+    env = envs.make(name, time_limit=SHORT[name], dtype=torch.float64)
+    met = walk(name, env, steps=600, max_episode_steps=SHORT[name])
+    assert met["both"] > 0
+
+
+def altered(env, change):
+    """A planted bug: every answer of step goes through `change(step)`."""
+
+    def step(state, action, u):
+        state, answer = env.step(state, action, u)
+        return state, change(answer)
+
+    return env._replace(step=step)
+
+
+PLANTS = {
+    "next_obs is the reset observation": lambda s: s._replace(next_obs=s.obs),
+    "obs does not restart": lambda s: s._replace(obs=s.next_obs),
+    "terminates at the time limit": lambda s: s._replace(terminated=s.terminated | s.truncated),
+    "truncates only what did not terminate": lambda s: s._replace(truncated=s.truncated & ~s.terminated),
+    "no reward at the end": lambda s: s._replace(reward=torch.where(s.terminated, 0.5, s.reward)),
+    "float32 inside": lambda s: tree.cast(tree.cast(s, torch.float32), torch.float64),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+@pytest.mark.parametrize("name", TWINS)
+def test_the_walk_rejects_planted_bugs(name, plant):
+    env = altered(envs.make(name, time_limit=SHORT[name], dtype=torch.float64), PLANTS[plant])
+    with pytest.raises(AssertionError):
+        walk(name, env, steps=600, max_episode_steps=SHORT[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "constant", "value"),
+    [
+        ("cartpole", cartpole, "MASS", 1.1 + 1e-6),
+        ("cartpole", cartpole, "MAX_THETA", 0.2),
+        ("acrobot", acrobot, "DT", 0.2 + 1e-7),
+        ("mountain_car", mountain_car, "MIN_POSITION", -1.3),
+        ("mountain_car", mountain_car, "GOAL", 0.51),
+    ],
+)
+def test_the_walk_rejects_wrong_constants(monkeypatch, name, module, constant, value):
+    monkeypatch.setattr(module, constant, value)
+    with pytest.raises(AssertionError):
+        walk(name, envs.make(name, dtype=torch.float64), steps=600)
+
+
+def test_the_walk_rejects_a_time_limit_off_by_one():
+    with pytest.raises(AssertionError):
+        walk("mountain_car", envs.make("mountain_car", time_limit=199, dtype=torch.float64), steps=300)
+
+
+# Corners of the state space, far beyond what play reaches: more than one turn a step, clipped speeds, both walls.
+BOXES = {
+    "acrobot": (math.pi, math.pi, 4 * math.pi, 9 * math.pi),
+    "cartpole": (2.5, 5.0, 0.25, 5.0),
+    "mountain_car": (1.2, 0.07),
+}
+
+
+def one_step_from_anywhere(name, dtype, copies=1_000, share=1.0):
+    """Our answer and gymnasium's to one step from states in a share of a box; every fifth number is at its corner."""
+    env, twins = envs.make(name, dtype=dtype), Twins(name, copies)
+    box = torch.tensor(BOXES[name], dtype=dtype)
+    x = 2 * torch.rand(copies, len(box), dtype=dtype, generator=generator(3)) - 1
+    x = torch.where(torch.rand(copies, len(box), generator=generator(4)) < 0.2, x.sign(), x) * box * share
+    if name == "mountain_car":
+        x[:, 0].clamp_(-1.2, 0.6)
+    state = type(env.reset(uniforms(env, copies))[0])(*x.unbind(-1), time=torch.zeros(copies, dtype=torch.int64))
+    for i in range(copies):
+        twins.start(i, state)
+    action = random_actions(env, copies)
+    twins.step(action)
+    return env.step(state, action, uniforms(env, copies))[1], twins
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_same_step_from_any_state(name):
+    step, twins = one_step_from_anywhere(name, torch.float64)
+    assert np.abs(step.next_obs.numpy() - twins.exact_obs).max() < 1e-9
+    assert np.array_equal(step.reward.numpy(), twins.reward)
+    assert np.array_equal(step.terminated.numpy(), twins.terminated)
+    assert 0 < twins.terminated.sum() < len(twins.terminated)
+    if name == "acrobot":
+        assert (np.abs(twins.state[:, 2]) == 4 * math.pi).any()
+        assert (np.abs(twins.state[:, 3]) == 9 * math.pi).any()
+    if name == "mountain_car":
+        assert (twins.state[:, 0] == 0.6).any()
+        assert (twins.state[:, 0] == -1.2).any()
+
+
+@pytest.mark.parametrize("turns", [-2, -1, 0, 1, 2])
+def test_acrobot_takes_whole_turns_off_an_angle(turns):
+    angle = torch.linspace(-3.1, 3.1, 7, dtype=torch.float64)
+    torch.testing.assert_close(acrobot._wrap(angle + turns * 2 * math.pi), angle, rtol=0, atol=1e-14)
+    ends = torch.tensor([-math.pi, math.pi], dtype=torch.float64)
+    assert torch.equal(acrobot._wrap(ends), ends)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_float32_shows_what_gymnasium_shows(name):
+    # A step from acrobot's full speed magnifies rounding a thousandfold: a quarter of it is what play meets.
+    step, twins = one_step_from_anywhere(name, torch.float32, share=0.25 if name == "acrobot" else 1.0)
+    assert step.next_obs.numpy().dtype == twins.obs.dtype == np.float32
+    # An angle at +pi may be wrapped to -pi, so acrobot is compared where it is shown: as cos and sin.
+    np.testing.assert_allclose(step.next_obs.numpy(), twins.obs, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_starts_are_gymnasiums_map_of_uniforms(name):
+    env, twins = envs.make(name, dtype=torch.float64), Twins(name, 50)
+    u = uniforms(env, 50)
+    u[0], u[1] = 0.0, 1 - 2**-23
+
+    class Dealt:
+        def __init__(self, u):
+            self.u = u
+
+        def uniform(self, low, high, size=None):
+            return low + (high - low) * (self.u if size else self.u[0])
+
+    state, step = env.reset(u)
+    for i, twin in enumerate(twins.copies):
+        twin.unwrapped.np_random = Dealt(u[i].numpy())
+        obs, _ = twin.reset()
+        np.testing.assert_allclose(step.obs[i].numpy(), obs, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose([float(x[i]) for x in state[:-1]], twin.unwrapped.state, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_specs_are_gymnasiums(name):
+    spec, twin = envs.make(name).spec, gymnasium.make(envs.GYMNASIUM[name])
+    assert spec.time_limit == twin.spec.max_episode_steps
+    assert spec.obs_shape == twin.observation_space.shape
+    assert spec.actions == twin.action_space.n
+
+
+# --- Catch against a model -------------------------------------------------------------------------------------------
+
+
+class Model:
+    """bsuite's catch, from its description: lists, a loop and no tensor."""
+
+    def __init__(self, column):
+        self.ball_row, self.ball_column, self.paddle = 0, column, 2
+
+    def board(self):
+        rows = [[0.0] * 5 for _ in range(10)]
+        rows[self.ball_row][self.ball_column] = 1.0
+        rows[9][self.paddle] = 1.0
+        return rows
+
+    def step(self, action):
+        self.paddle = min(max(self.paddle + (-1, 0, 1)[action], 0), 4)
+        self.ball_row += 1
+        if self.ball_row < 9:
+            return 0.0, False
+        return (1.0 if self.paddle == self.ball_column else -1.0), True
+
+
+def play_catch(env, copies=20, steps=200):
+    u, actions = uniforms(env, steps + 1, copies, dtype=torch.float32), random_actions(env, steps, copies)
+    state, step = env.reset(u[0])
+    columns = (u[..., 0].double() * 5).floor().long().tolist()
+    models = [Model(column) for column in columns[0]]
+    rewards = Counter()
+    for t in range(steps):
+        state, step = env.step(state, actions[t], u[t + 1])
+        for i, model in enumerate(models):
+            reward, terminated = model.step(actions[t, i].item())
+            assert step.next_obs[i].tolist() == model.board()
+            if terminated:
+                models[i] = Model(columns[t + 1][i])
+            assert step.obs[i].tolist() == models[i].board()
+            assert (step.reward[i].item(), step.terminated[i].item()) == (reward, terminated)
+            assert not step.truncated[i]
+            rewards[reward] += 1
+    return rewards
+
+
+def test_catch_is_the_model():
+    rewards = play_catch(envs.make("catch"))
+    assert set(rewards) == {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s._replace(next_obs=s.obs),
+        lambda s: s._replace(reward=-s.reward),
+        lambda s: s._replace(obs=s.obs.flip(-1)),
+        lambda s: s._replace(truncated=s.terminated),
+    ],
+)
+def test_the_model_rejects_planted_bugs(change):
+    with pytest.raises(AssertionError):
+        play_catch(altered(envs.make("catch"), change))
+
+
+def test_the_ball_stays_on_the_board():
+    largest = torch.tensor([[1 - 2**-24]], dtype=torch.float32)
+    state, _ = envs.make("catch", dtype=torch.bfloat16).reset(largest)
+    assert state.ball.item() == catch.COLUMNS - 1
+
+
+# --- Laws of every environment ---------------------------------------------------------------------------------------
+
+
+def check_constant(env, steps=25):
+    """Shapes and dtypes are those of the spec and the same for life."""
+    spec, shape = env.spec, (2, 3)
+    state, step = env.reset(uniforms(env, *shape, dtype=torch.float32))
+    kind = [(x.shape, x.dtype) for x in tree.leaves(state)]
+    for t in range(steps):
+        assert [(x.shape, x.dtype) for x in tree.leaves(state)] == kind
+        assert state.time.dtype == torch.int64
+        for obs, legal in ((step.obs, step.legal), (step.next_obs, step.next_legal)):
+            assert (obs.shape, obs.dtype) == ((*shape, *spec.obs_shape), spec.obs_dtype)
+            assert (legal.shape, legal.dtype) == ((*shape, spec.actions), torch.bool)
+            assert legal.any(-1).all()
+        assert (step.reward.shape, step.reward.dtype) == (shape, spec.obs_dtype)
+        for flag in (step.terminated, step.truncated):
+            assert (flag.shape, flag.dtype) == (shape, torch.bool)
+        u = uniforms(env, *shape, seed=t, dtype=torch.float32)
+        state, step = env.step(state, random_actions(env, *shape, seed=t), u)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_and_dtypes_are_constant(name, dtype):
+    check_constant(envs.make(name, time_limit=7, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s._replace(reward=s.reward.double()),
+        lambda s: s._replace(terminated=s.terminated.float()),
+        lambda s: s._replace(truncated=s.truncated.any()),
+        lambda s: s._replace(obs=s.obs.flatten(-1).unsqueeze(-1)),
+    ],
+)
+def test_constant_rejects_planted_bugs(change):
+    with pytest.raises(AssertionError):
+        check_constant(altered(envs.make("cartpole"), change))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reset_has_ended_nothing(name):
+    env = envs.make(name)
+    state, step = env.reset(uniforms(env, 6))
+    assert torch.equal(step.next_obs, step.obs)
+    assert torch.equal(step.next_legal, step.legal)
+    assert not any(x.any() for x in (step.reward, step.terminated, step.truncated, state.time))
+
+
+def check_ends(env, steps=60, copies=4, seed=0):
+    """After an end, and only then, the state and `obs` are those of reset(u), and `next_obs` is not."""
+    state, step = env.reset(uniforms(env, copies, seed=seed))
+    ends, count = 0, torch.zeros(copies, dtype=torch.int64)
+    for t in range(steps):
+        u = uniforms(env, copies, seed=seed + t + 1)
+        before = step.obs
+        state, step = env.step(state, random_actions(env, copies, seed=seed + t), u)
+        count = count + 1
+        ended = step.terminated | step.truncated
+        assert torch.equal(step.truncated, count >= env.spec.time_limit)
+        count = torch.where(ended, 0, count)
+        assert torch.equal(state.time, count)
+        first_state, first = env.reset(u)
+        for i in range(copies):
+            if ended[i]:
+                assert_same(tree.index(state, i), tree.index(first_state, i))
+                assert torch.equal(step.obs[i], first.obs[i])
+                assert not torch.equal(step.next_obs[i], first.obs[i])
+            else:
+                assert torch.equal(step.next_obs[i], step.obs[i])
+            assert not torch.equal(step.next_obs[i], before[i])
+        ends += int(ended.sum())
+    return ends
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=5, deadline=None)
+@given(time_limit=st.integers(1, 20), seed=st.integers(0, 2**16))
+def test_an_end_starts_a_new_episode(name, time_limit, seed):
+    assert check_ends(envs.make(name, time_limit=time_limit), seed=seed) > 0
+
+
+@pytest.mark.parametrize("plant", [p for p in PLANTS if p[:2] in ("ne", "ob")])
+@pytest.mark.parametrize("name", NAMES)
+def test_ends_reject_planted_bugs(name, plant):
+    with pytest.raises(AssertionError):
+        check_ends(altered(envs.make(name, time_limit=7), PLANTS[plant]))
+
+
+def check_pure(env):
+    """The same bits twice, inputs and the global generator untouched."""
+    state, action, u = played(env, 5), random_actions(env, 5), uniforms(env, 5)
+    before, generator_before = copy.deepcopy((state, action, u)), torch.get_rng_state()
+    answers = [(env.reset(u), env.step(state, action, u)) for _ in range(2)]
+    assert tree.equal(*answers)
+    assert tree.equal((state, action, u), before)
+    assert torch.equal(torch.get_rng_state(), generator_before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pure(name):
+    check_pure(envs.make(name, time_limit=7))
+
+
+def noisy(step):
+    return step._replace(reward=step.reward + torch.rand(()))
+
+
+def in_place(env):
+    def step(state, action, u):
+        state.time.add_(1)
+        return env.step(state, action, u)
+
+    return env._replace(step=step)
+
+
+@pytest.mark.parametrize("plant", [lambda env: altered(env, noisy), in_place])
+def test_pure_rejects_planted_bugs(plant):
+    with pytest.raises(AssertionError):
+        check_pure(plant(envs.make("cartpole")))
+
+
+def check_rank(env):
+    """Leading axes are free: [S, E] is vmap over S, a stack over S, and a stack of [] over S and E."""
+    shape = (2, 3)
+    state, action, u = played(env, *shape), random_actions(env, *shape), uniforms(env, *shape)
+    whole = env.reset(u), env.step(state, action, u)
+    vmap = torch.func.vmap
+    assert_same(whole, (vmap(env.reset)(u), vmap(env.step)(state, action, u)), 1e-12)
+    assert_same(whole, (vmap(vmap(env.reset))(u), vmap(vmap(env.step))(state, action, u)), 1e-12)
+    one = [
+        tree.stack([(env.reset(u[s, e]), env.step(*tree.index((state, action, u), (s, e)))) for e in range(3)])
+        for s in range(2)
+    ]
+    assert_same(whole, tree.stack(one), 1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_leading_axes_are_free(name):
+    # After 30 random steps with a limit of 7, some of the six are about to be truncated and some are not.
+    check_rank(envs.make(name, time_limit=7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "change", [lambda s: s._replace(reward=s.reward + s.obs.mean()), lambda s: s._replace(obs=s.obs.flip(0))]
+)
+def test_rank_rejects_planted_bugs(change):
+    with pytest.raises((AssertionError, ValueError)):
+        check_rank(altered(envs.make("cartpole", dtype=torch.float64), change))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vmap_gives_storage_of_its_own(name):
+    # An expanded leaf could not be written by a donated step.
+    env = envs.make(name)
+    state, step = torch.func.vmap(env.reset)(uniforms(env, 2, 3))
+    kept = [*tree.leaves(state), step.obs, step.legal]
+    assert all(x.is_contiguous() for x in kept)
+    assert len({x.untyped_storage().data_ptr() for x in kept}) == len(kept)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compiled_equals_eager(name):
+    torch._dynamo.reset()
+    env = envs.make(name, time_limit=7, dtype=torch.float64)
+    count = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(torch.func.vmap(env.step), backend=count, fullgraph=True)
+    state = compiled = played(env, 2, 3)
+    for t in range(10):
+        action, u = random_actions(env, 2, 3, seed=t), uniforms(env, 2, 3, seed=t)
+        state, answer = env.step(state, action, u)
+        compiled, compiled_answer = step(compiled, action, u)
+        assert_same((state, answer), (compiled, compiled_answer), 1e-12)
+    assert count.frame_count == 1
+
+
+def test_environments_compile_one_after_another():
+    # Sizes that reach a second compiled call as changed integers would become symbols.
+    torch._dynamo.reset()
+    for name in NAMES:
+        for time_limit in (5, 6):
+            env = envs.make(name, time_limit=time_limit)
+            args = played(env, 3), random_actions(env, 3), uniforms(env, 3)
+            step = torch.compile(torch.func.vmap(env.step), backend="eager", fullgraph=True)
+            assert_same(step(*args), env.step(*args), 1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_constants_follow_the_device(name):
+    env = envs.make(name)
+    u, action = uniforms(env, 4).to("meta"), random_actions(env, 4).to("meta")
+    state, _ = env.reset(u)
+    assert all(x.device.type == "meta" for x in tree.leaves(env.step(state, action, u)))
+
+
+# --- The door --------------------------------------------------------------------------------------------------------
+
+
+def test_names_and_descriptions():
+    assert NAMES == ("acrobot", "cartpole", "catch", "mountain_car")
+    assert all("\n" not in envs.describe(name) and envs.describe(name) for name in NAMES)
+    assert envs.describe("cartpole").endswith("obs [4], 2 actions, 500 steps; as CartPole-v1")
+
+
+@pytest.mark.parametrize("call", [envs.make, envs.describe])
+def test_an_unknown_name_is_answered_with_the_nearest(call):
+    known = "Known: acrobot, cartpole, catch, mountain_car"
+    with pytest.raises(ValueError, match=f"^unknown environment 'cartpol'; did you mean 'cartpole'\\? {known}$"):
+        call("cartpol")
+    with pytest.raises(ValueError, match=f"^unknown environment 'zzz'. {known}$"):
+        call("zzz")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_are_checked(name):
+    with pytest.raises(ValueError, match="time_limit: expected at least 1 step, got 0"):
+        envs.make(name, time_limit=0)
+    with pytest.raises(TypeError, match=r"time_limit: expected an integer, got 5\.0"):
+        envs.make(name, time_limit=5.0)
+    with pytest.raises(TypeError, match=r"dtype: expected a floating-point dtype, got torch\.int64"):
+        envs.make(name, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_are_checked_at_the_door(name):
+    env = envs.make(name)
+    state, action, u = played(env, 3), random_actions(env, 3), uniforms(env, 3)
+    with pytest.raises(ValueError, match="u: expected shape"):
+        env.reset(u[..., :0])
+    with pytest.raises(TypeError, match="u: expected a floating-point dtype"):
+        env.reset(u.long())
+    with pytest.raises(ValueError, match="action: expected shape"):
+        env.step(state, action[:, None], u)
+    with pytest.raises(TypeError, match="action: expected an integer dtype"):
+        env.step(state, action.float(), u)
+    with pytest.raises(ValueError, match="u: expected shape"):
+        env.step(state, action, u[:2])
+
+
+def test_advance_serves_observations_of_any_rank():
+    state = probes.State(place=torch.tensor([0, 1]), time=torch.tensor([1, 2]))
+    obs, legal = torch.ones(2, 3, 4, 5), torch.tensor([[True, False], [False, True]])
+    start = episode.begin(tree.map(torch.zeros_like, state), 0 * obs, ~legal)
+    flags = torch.zeros(2, dtype=torch.bool)
+    after, step = episode.advance(state, obs, legal, torch.zeros(2), flags, start, time_limit=2)
+    assert (after.place.tolist(), after.time.tolist()) == ([0, 0], [1, 0])
+    assert step.obs.flatten(1).mean(1).tolist() == [1.0, 0.0]
+    assert step.legal.tolist() == [[True, False], [True, False]]
+    assert step.next_legal.tolist() == legal.tolist()
