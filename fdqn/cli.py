@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import tyro
 
+import fdqn
 from fdqn.settings import Settings
 
 if TYPE_CHECKING:
@@ -85,8 +87,7 @@ COMMANDS = {"train": Train, "eval": Eval, "report": Report, "envs": Envs}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C."""
     try:
-        command = _parse(list(sys.argv[1:] if arguments is None else arguments))
-        _run(command)
+        _run(_parse(list(sys.argv[1:] if arguments is None else arguments)))
         sys.stdout.flush()
         return 0
     except SystemExit as end:
@@ -117,8 +118,13 @@ def _run(command: Command) -> None:
 
 def _parse(arguments: list[str]) -> Command:
     """The command as a record; exits with one line on standard error where it cannot be read."""
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        _refuse(f"unknown command {arguments[0]!r}{_nearest(arguments[0], list(COMMANDS))}")
+    first = arguments[0] if arguments else "--help"
+    if first == "--version":
+        print(f"fdqn {fdqn.__version__}")
+        raise SystemExit(0)
+    if first not in (*COMMANDS, "-h", "--help"):
+        what = "flag" if first.startswith("-") else "command"
+        _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
     complaint = io.StringIO()
     try:
@@ -135,33 +141,35 @@ def _parse(arguments: list[str]) -> Command:
             _refuse(_sentence(complaint.getvalue()))
         raise
     if unknown:
-        flags = [
-            f"--{field.name.replace('_', '-')}" for field in (*dataclasses.fields(command), *_settings_fields(command))
-        ]
-        what = "flag" if unknown[0].startswith("-") else "argument"
-        _refuse(f"unknown {what} {unknown[0]!r}{_nearest(unknown[0], flags)}")
+        word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
+        what = "flag" if word.startswith("-") else "argument"
+        _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
     return command
 
 
-def _settings_fields(command: Any) -> tuple[Any, ...]:
-    return dataclasses.fields(Settings) if isinstance(command, Train) else ()
+def _flags(command: Command) -> list[str]:
+    fields = [field.name for field in dataclasses.fields(command) if field.name not in ("settings", "run", "runs")]
+    if isinstance(command, Train):
+        fields += [field.name for field in dataclasses.fields(Settings)]
+    return [f"--{name.replace('_', '-')}" for name in fields]
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def _nearest(word: str, known: list[str], help: str) -> str:
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    return f"; did you mean {near[0]!r}?" if near else f"; see `{help}`"
 
 
 def _sentence(box: str) -> str:
-    """The first paragraph of tyro's framed complaint, as one line."""
-    words: list[str] = []
+    """What tyro complains of, as one line: the paragraph after the title, whether it frames with lines or with -."""
+    paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│╭╮╰╯ ")
-        if text.startswith("──") and words:
-            break
-        if text and not text.startswith("─"):
-            words.append(text)
-    return " ".join(words)
+        if text.startswith(("─", "---")):
+            paragraphs.append([])
+        elif text:
+            paragraphs[-1].append(text)
+    sentence = " ".join(paragraphs[1] if len(paragraphs) > 1 else paragraphs[0])
+    return sentence.replace("invalid literal for int() with base 10:", "expected a whole number, got")
 
 
 def _refuse(sentence: str) -> None:
@@ -170,21 +178,20 @@ def _refuse(sentence: str) -> None:
 
 
 def _train(command: Train) -> None:
-    settings = command.settings
     console = _console()
     with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
-        from fdqn import envs, evaluate, runs, train
-    program, hyper, device = runs.program(settings), runs.hyper(settings), runs.device(settings)
-    if runs.folder(settings).exists():
-        raise ValueError(f"out: expected a folder that does not exist yet, got {settings.out}; choose another --out")
-    size = runs.replay_bytes(program, settings.seeds)
+        from fdqn import build, envs, evaluate, runs, train
+        from fdqn.types import Hyper
+    settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
+    program, hyper, device = build.program(settings), build.hyper(settings), build.device(settings)
+    size = build.check_memory(program, settings.seeds, device)
     console.print(
         f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; "
-        f"replay {settings.seeds} x {program.config.capacity:,} rows = {size / 1e6:,.1f} MB"
+        f"replay {settings.seeds} x {program.config.capacity:,} rows = {_bytes(size)}"
     )
-    state = train.init(program, hyper.__class__(*(x.to(device) for x in hyper)), runs.keys(settings).to(device))
+    state = train.init(program, Hyper(*(x.to(device) for x in hyper)), build.keys(settings).to(device))
     path = runs.create(settings)
-    keys = runs.evaluation_keys(settings).to(device)
+    keys = build.evaluation_keys(settings).to(device)
 
     def periodic(state: train.TrainState) -> Any:
         return evaluate.native(program.env, program.network, state.learner.params, keys)
@@ -201,19 +208,23 @@ def _train(command: Train) -> None:
             stop=stopped,
         )
         report = _follow(console, settings, runs.record(path, settings, reports))
-        interrupted = stopped()
-        outside = None
-        if settings.env in envs.GYMNASIUM and not interrupted:
-            name = envs.GYMNASIUM[settings.env]
-            console.print(f"playing the trained lanes in gymnasium's {name}")
-            outside = evaluate.outside(
-                lambda: _gymnasium(name), program.network, report.state.learner.params, keys, episodes=20
-            )
-        summary = runs.finish(path, settings, report, STARTED, outside)
+        params = report.state.learner.params
+        runs.save_params(path, settings, params)
+    outside, interrupted = None, stopped()
+    if settings.env in envs.GYMNASIUM and not interrupted:
+        name = envs.GYMNASIUM[settings.env]
+        console.print(f"playing the trained lanes in gymnasium's {name}")
+        try:
+            outside = evaluate.outside(lambda: _gymnasium(name), program.network, params, keys)
+        except KeyboardInterrupt:
+            interrupted = True
+            console.print("not played to the end")
+    summary = runs.finish(path, settings, report, STARTED, outside)
     if command.json:
         print(json.dumps(summary))
     else:
         _print_summary(path, summary)
+    sys.stdout.flush()
     if interrupted:
         console.print(f"stopped at {report.step:,} of {settings.steps:,} steps; the files in {path} are complete")
         raise SystemExit(130)
@@ -237,14 +248,19 @@ def _follow(console: "Console", settings: Settings, reports: "Iterator[train.Rep
     return report
 
 
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
+
+
 def _status(settings: Settings, report: "train.Report") -> str:
     import numpy as np
 
     from fdqn import statistics
 
-    parts = []
-    if len(returns := report.returns[np.isfinite(report.returns)]):
-        parts.append(f"return {statistics.iqm(returns):.1f}")
+    returns = report.returns[np.isfinite(report.returns)]
+    parts = [f"return {statistics.iqm(returns):.1f}" if len(returns) else "no episode has ended since"]
+    if report.evaluation is not None:
+        parts.append(f"greedy {statistics.iqm(report.evaluation.mean(1)):.1f}")
     if len(loss := report.loss[np.isfinite(report.loss)]):
         parts.append(f"loss {np.median(loss):.3g}")
     if report.learning_seconds:
@@ -274,12 +290,12 @@ def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
 
 
 def _eval(command: Eval) -> None:
-    from fdqn import envs, evaluate, runs
+    from fdqn import build, envs, evaluate, runs
 
     run = runs.read(command.run)
-    params, keys = runs.read_params(command.run), runs.evaluation_keys(run.settings)
+    params, keys = runs.read_params(command.run), build.evaluation_keys(run.settings)
     name = command.env or run.settings.env
-    network = runs.network_of(run.settings)
+    network = build.network(run.settings)
     if name.startswith("gym:"):
         returns = evaluate.outside(
             lambda: _gymnasium(name.removeprefix("gym:")), network, params, keys, command.episodes
@@ -294,11 +310,12 @@ def _eval(command: Eval) -> None:
         returns = evaluate.native(env, network, params, keys, command.episodes)
     first = run.settings.seed
     seeds = range(first, first + run.settings.seeds)
-    record = runs.returns_record(returns, run.summary["failed_seeds"], seeds)
+    failed = run.summary["failed_seeds"]
+    record = runs.returns_record(returns, failed, seeds)
     if command.json:
         print(json.dumps(record))
     else:
-        _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), {"return": record})
+        _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
 
 
 def _gymnasium(name: str) -> Any:
@@ -306,28 +323,32 @@ def _gymnasium(name: str) -> Any:
     import gymnasium
 
     try:
-        env = gymnasium.make(name)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of newer versions: the name was asked for
+            env = gymnasium.make(name)
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {reason}") from None
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
         raise ValueError(f"env: expected discrete actions, got {env.action_space} in {name!r}")
     return env
 
 
 def _report(command: Report) -> None:
-    from fdqn import plots, runs
+    from fdqn import runs
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
     read = [runs.read(path) for path in command.runs]
-    if len(read) == 1:
-        picture = command.out or read[0].path / "curve.png"
-        runs.picture(picture, {"": read[0].curve}, read[0].settings.env, read[0].summary)
-    else:
-        picture = command.out or read[0].path.resolve().parent / "comparison.png"
-        plots.learning_curves(
-            picture, {str(run.path): run.curve for run in read}, "", "interquartile mean and 95% interval"
-        )
+    own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
+    picture = command.out or own
+    try:
+        if len(read) == 1:
+            runs.picture(picture, read[0].curve, read[0].summary)
+        else:
+            runs.comparison(picture, read)
+    except OSError as error:
+        raise ValueError(f"out: expected a PNG that can be written, got {picture}: {error.strerror}") from None
     if command.json:
         print(json.dumps([{"run": str(run.path), **run.summary} for run in read]))
     elif len(read) == 1:
@@ -354,7 +375,12 @@ def _print_summary(path: Path, summary: dict[str, Any]) -> None:
     columns = {"greedy": summary["final_return"], "training, last 100": summary["train_return"]}
     if "gymnasium_return" in summary:
         columns[f"gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
-    _print_seeds(f"{summary['env']}, mean return a seed after {summary['steps']:,} steps", summary["seeds"], columns)
+    _print_seeds(
+        f"{summary['env']}, mean return a seed after {summary['steps']:,} steps",
+        summary["seeds"],
+        summary["failed_seeds"],
+        columns,
+    )
     out = _results()
     if summary["failed_seeds"]:
         out.print(f"failed seeds, left out of the means: {summary['failed_seeds']}")
@@ -365,7 +391,7 @@ def _print_summary(path: Path, summary: dict[str, Any]) -> None:
     out.print(f"run folder {path}, picture {path / 'curve.png'}", soft_wrap=True)
 
 
-def _print_seeds(title: str, seeds: list[int], columns: dict[str, dict[str, Any]]) -> None:
+def _print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[str, dict[str, Any]]) -> None:
     from rich.table import Table
 
     from fdqn import runs
@@ -376,7 +402,8 @@ def _print_seeds(title: str, seeds: list[int], columns: dict[str, dict[str, Any]
         table.add_column(name, justify="right")
     for i, seed in enumerate(seeds[:_ROWS]):
         values = [record["per_seed"][i] for record in columns.values()]
-        table.add_row(str(seed), *("failed" if x is None else f"{x:.1f}" for x in values))
+        missing = "failed" if seed in failed else "-"
+        table.add_row(str(seed), *(missing if x is None else f"{x:.1f}" for x in values))
     if len(seeds) > _ROWS:
         table.add_row("...", *(f"and {len(seeds) - _ROWS} more" for _ in columns))
     table.add_section()

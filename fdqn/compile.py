@@ -7,6 +7,7 @@ and every leaf keeps its address for life.
 
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any, TypeVar
 
 import torch
@@ -39,13 +40,13 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
 
 def compile(f: Callable[..., State]) -> Callable[..., State]:
     """`f` as one compiled graph, without gradients of its own, for the shapes of its first call."""
-    compiled = torch.compile(f, fullgraph=True, dynamic=False)
 
     def call(*args: Any) -> State:
-        with torch.no_grad():
-            return compiled(*args)
+        return f(*args)
 
-    return call
+    # Dynamo keeps its graphs by code object, at most 8: without one of its own, the ninth program of a process fails.
+    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, call.__defaults__, call.__closure__)
+    return torch.no_grad()(torch.compile(own, fullgraph=True, dynamic=False))
 
 
 def compiled(program: train.Program) -> train.Functions:

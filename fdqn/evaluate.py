@@ -70,33 +70,33 @@ def outside(
     _at_least_one(episodes)
     lanes = keys.shape[0]
     seeds = random.bits(keys, (episodes,)).tolist()
-    games = [[make() for _ in range(episodes)] for _ in range(lanes)]
+    games: list[Any] = []
     try:
+        for _ in range(lanes * episodes):
+            games.append(make())
+        table = [games[i * episodes : (i + 1) * episodes] for i in range(lanes)]
         obs = np.stack(
-            [[g.reset(seed=s)[0] for g, s in zip(*row, strict=True)] for row in zip(games, seeds, strict=True)]
+            [[g.reset(seed=s)[0] for g, s in zip(*row, strict=True)] for row in zip(table, seeds, strict=True)]
         )
-        space = games[0][0].action_space
-        apply = vmap(network.apply)
+        space, apply = games[0].action_space, vmap(network.apply)
         _check_fit(apply, params, obs, int(space.n))
         returns, ended = np.zeros((lanes, episodes)), np.zeros((lanes, episodes), dtype=bool)
         while not ended.all():
             chosen = apply(params, torch.from_numpy(obs).to(keys.device)).argmax(-1).cpu().numpy()
-            for at in np.argwhere(~ended):
-                lane, game = at
-                action = int(space.start + chosen[lane, game])
-                obs[lane, game], reward, terminated, truncated, _ = games[lane][game].step(action)
-                returns[lane, game] += float(reward)
-                ended[lane, game] = terminated or truncated
+            for lane, i in np.argwhere(~ended):
+                action = int(space.start + chosen[lane, i])
+                obs[lane, i], reward, terminated, truncated, _ = table[lane][i].step(action)
+                returns[lane, i] += float(reward)
+                ended[lane, i] = terminated or truncated
         return returns
     finally:
-        for row in games:
-            for game in row:
-                game.close()
+        for game in games:
+            game.close()
 
 
 def _check_fit(apply: Callable[..., Tensor], params: Params, obs: NDArray[Any], actions: int) -> None:
     try:
-        q = apply(params, torch.from_numpy(obs))
+        q = apply(params, torch.from_numpy(obs).to(next(iter(params.values())).device))
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"env: expected observations that the network takes, got shape {list(obs.shape[2:])}: {error}"

@@ -1,16 +1,20 @@
-"""Pictures: learning curves over seeds, the interquartile mean with its interval."""
+"""Pictures: learning curves over seeds, the interquartile mean in its interval."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fdqn import statistics
 
-# Okabe and Ito's colours, which every kind of colour vision tells apart.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, which every kind of colour vision tells apart; the line's style goes on where they end.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
 
 # Above this many seeds single curves are a smear that hides the interval.
 SINGLE_CURVES = 64
@@ -23,43 +27,59 @@ class Curve(NamedTuple):
     values: NDArray[np.float64]
 
 
-def learning_curves(path: Path, curves: Mapping[str, Curve], title: str = "", subtitle: str = "") -> None:
-    """Write a PNG with one line a curve: the mean of the middle half of its seeds, in its 95% bootstrap interval.
+def learning_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> None:
+    """Write a PNG with a panel per title and in it a line a curve: the seeds' interquartile mean in its 95% interval.
 
-    Single seeds are drawn thinly where there is only one curve. A missing value is taken from the step before.
-    Raises ValueError where there is no curve.
+    Single seeds are drawn thinly where a panel has one curve. A seed that has no value at a step keeps the one before
+    and counts from its first value on. Raises ValueError where there is no curve.
     """
-    if not curves:
-        raise ValueError("curves: expected at least one, got none")
+    if not panels or not all(panels.values()):
+        raise ValueError("panels: expected at least one curve in each, got none")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5 * len(panels)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for part, (title, curves) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+        axes = part.subplots()
+        _draw(axes, curves)
+        note = "line: interquartile mean of the seeds, band: its 95% bootstrap interval"
+        thin = ", thin: single seeds" if _shows_seeds(curves) else ""
+        axes.set_title("\n".join(filter(None, (subtitle, note + thin))), loc="left", fontsize=8, color="#555555")
+        part.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    figure.savefig(path, format="png")
+
+
+def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> None:
     from matplotlib.ticker import EngFormatter
 
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
     for i, (label, curve) in enumerate(curves.items()):
-        colour, values = COLOURS[i % len(COLOURS)], _filled(curve.values)
+        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+        values = _filled(curve.values)
         seen = np.isfinite(values).any(axis=1)
         steps, values = curve.steps[seen], values[seen]
         if not len(steps):
             continue
-        estimate = statistics.interval(values, resamples=500)
-        if len(curves) == 1 and values.shape[1] <= SINGLE_CURVES:
-            axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3)
-        axes.fill_between(steps, estimate.low, estimate.high, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(steps, estimate.iqm, color=colour, linewidth=2, label=label)
+        estimates = [statistics.interval(row, resamples=500) for row in values]
+        marker = "o" if len(steps) == 1 else None
+        if _shows_seeds(curves):
+            axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3, marker=marker, markersize=2)
+        low, high = [float(e.low) for e in estimates], [float(e.high) for e in estimates]
+        axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
+        middle = [float(e.iqm) for e in estimates]
+        axes.plot(steps, middle, color=colour, linestyle=style, linewidth=2, marker=marker, label=label)
     axes.set_xlabel("environment steps a seed")
     axes.set_ylabel("training return")
-    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(curves) > 1 or "" not in curves:
-        axes.legend(frameon=False, loc="best")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold")
-    axes.set_title(subtitle, loc="left", fontsize=9, color="#555555")
-    figure.savefig(path, format="png")
+    if set(curves) != {""}:
+        axes.legend(frameon=False, loc="best", fontsize=8)
+
+
+def _shows_seeds(curves: Mapping[str, Curve]) -> bool:
+    return len(curves) == 1 and all(curve.values.shape[1] <= SINGLE_CURVES for curve in curves.values())
 
 
 def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 config.json           settings, versions, git, device, engine choices
 metrics.csv           a row per seed and report
+evaluations.csv       a row per seed and evaluation on the way, where they were asked for
 params.safetensors    the trained lanes, [S, ...] under the names of the network
 summary.json          what came of it
 curve.png             the learning curve over seeds
@@ -16,22 +17,28 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 import fdqn
-from fdqn import compile, dqn, envs, evaluate, losses, networks, optim, plots, random, statistics, train
-from fdqn.settings import Settings
-from fdqn.types import Hyper, Network, Params
+from fdqn import build, compile, envs, evaluate, plots, statistics, train
+from fdqn.settings import Settings, from_json, to_json
+from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
+
+SUMMARY = {
+    *("env", "seeds", "steps", "failed_seeds", "final_return", "train_return", "env_steps_per_second"),
+    *("seed_updates_per_second", "compile_seconds", "first_update_seconds", "wall_seconds"),
+}
 
 
 class Run(NamedTuple):
@@ -44,92 +51,32 @@ class Run(NamedTuple):
     """Training returns at every report."""
 
 
-def program(settings: Settings) -> train.Program:
-    """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
-    env = envs.make(settings.env)
-    _checked(settings)
-    network = network_of(settings)
-    # No lane fills more rows than it takes steps.
-    rows = min(settings.capacity, max(settings.steps, settings.batch_size, settings.num_envs))
-    config = dqn.Config(
-        num_envs=settings.num_envs,
-        steps_per_cycle=settings.steps_per_cycle,
-        updates_per_cycle=settings.updates_per_cycle,
-        batch_size=settings.batch_size,
-        capacity=rows,
-        learning_starts=settings.learning_starts,
-        target_period=settings.target_period if settings.tau == 1 else 0,
-    )
-    loss = dqn.double_q_learning if settings.double else dqn.q_learning
-    penalty = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
-    clips = math.isfinite(settings.max_grad_norm)
-    return train.Program(
-        config, env, network, partial(loss, network.apply, penalty), clipped_adam if clips else plain_adam
-    )
+def folder(settings: Settings) -> Path:
+    """Where the run will be written; by default a new name under `runs/`.
 
-
-def network_of(settings: Settings) -> Network:
-    """The network that the settings ask for."""
-    spec = envs.make(settings.env).spec
-    mlp = networks.dueling_mlp if settings.dueling else networks.mlp
-    return mlp(spec.obs_shape, settings.hidden, spec.actions)
-
-
-def clipped_adam(hyper: Hyper) -> optim.Optimizer:
-    """Adam on gradients clipped by their global norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))
-
-
-def plain_adam(hyper: Hyper) -> optim.Optimizer:
-    """Adam."""
-    return optim.adam(hyper.learning_rate)
-
-
-def hyper(settings: Settings) -> Hyper:
-    """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
-    return dqn.hyper(
-        settings.seeds,
-        learning_rate=settings.learning_rate,
-        gamma=settings.gamma,
-        epsilon_start=settings.epsilon_start,
-        epsilon_end=settings.epsilon_end,
-        epsilon_steps=settings.epsilon_fraction * settings.steps,
-        tau=settings.tau,
-        max_grad_norm=settings.max_grad_norm,
-    )
-
-
-def device(settings: Settings) -> torch.device:
-    """The device that the settings ask for. Raises ValueError for CUDA where there is none."""
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device: expected one that is there, got cuda, but torch sees no CUDA device; use --device cpu"
-        )
-    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
-
-
-def keys(settings: Settings) -> torch.Tensor:
-    """The lanes' keys [S, 2], on the CPU."""
-    return random.key(torch.arange(settings.seed, settings.seed + settings.seeds))
-
-
-def replay_bytes(program: train.Program, lanes: int) -> int:
-    """Bytes that replay will hold for `lanes` lanes: two observations, a mask, action, reward and discount a row."""
-    spec = program.env.spec
-    obs = math.prod(spec.obs_shape) * spec.obs_dtype.itemsize
-    return lanes * program.config.capacity * (2 * obs + spec.actions + 8 + 4 + 4)
+    Raises ValueError where something is there already or no folder can be made.
+    """
+    name = f"runs/{settings.env}-{time.strftime('%Y%m%d-%H%M%S')}" if settings.out is None else settings.out
+    path = Path(name)
+    if not name or os.path.lexists(path):
+        raise ValueError(f"out: expected a folder that does not exist yet, got {name!r}; choose another --out")
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"out: expected a folder that can be made, got {name!r}, but {above} is not a writable folder")
+    if any(len(part.encode()) > 255 for part in path.parts):
+        raise ValueError("out: expected names of at most 255 bytes, got a longer one")
+    return path
 
 
 def create(settings: Settings) -> Path:
-    """Make the run folder with its `config.json`. Raises ValueError where something is there already."""
+    """Make the run folder with its `config.json`. Raises ValueError where that cannot be done."""
     path = folder(settings)
     try:
         path.mkdir(parents=True)
-    except FileExistsError:
-        raise ValueError(f"out: expected a folder that does not exist yet, got {path}; choose another --out") from None
+    except OSError as error:
+        raise ValueError(f"out: expected a folder that can be made, got {str(path)!r}: {error.strerror}") from None
     config = {
-        "settings": dataclasses.asdict(dataclasses.replace(settings, out=str(path))),
+        "settings": to_json(dataclasses.replace(settings, out=str(path))),
         "versions": {
             "fdqn": fdqn.__version__,
             "torch": torch.__version__,
@@ -137,7 +84,7 @@ def create(settings: Settings) -> Path:
             "python": platform.python_version(),
         },
         "git": _git_commit(),
-        "device": str(device(settings)),
+        "device": str(build.device(settings)),
         "engine": {
             "compile": settings.compile,
             "threads": torch.get_num_threads(),
@@ -148,31 +95,36 @@ def create(settings: Settings) -> Path:
     return path
 
 
-def folder(settings: Settings) -> Path:
-    """Where the run will be written; by default a new name under `runs/`."""
-    return Path(settings.out or f"runs/{settings.env}-{time.strftime('%Y%m%d-%H%M%S')}")
-
-
 def functions(program: train.Program, settings: Settings) -> train.Functions:
     """The step functions, compiled or not."""
     return compile.compiled(program) if settings.compile else train.vmapped(program)
 
 
 def record(path: Path, settings: Settings, reports: Iterator[train.Report]) -> Iterator[train.Report]:
-    """Pass reports on, each written to `metrics.csv` first, all of its seeds in one write."""
+    """Pass reports on, each written first, all of its seeds in one write."""
     began = time.perf_counter()
-    with open(path / "metrics.csv", "w", newline="") as file:
-        csv.writer(file).writerow(COLUMNS)
-        for report in reports:
-            seconds = round(time.perf_counter() - began, 3)
-            columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
-            rows = io.StringIO()
-            for i in range(settings.seeds):
-                counts = (report.step, settings.seed + i, report.updates, report.episodes[i])
-                csv.writer(rows).writerow((*counts, *(_number(column[i]) for column in columns), seconds))
-            file.write(rows.getvalue())
-            file.flush()
-            yield report
+    _append(path / "metrics.csv", [COLUMNS])
+    for report in reports:
+        seconds = round(time.perf_counter() - began, 3)
+        columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
+        rows = [
+            (report.step, seed, report.updates, report.episodes[i], *(_number(x[i]) for x in columns), seconds)
+            for i, seed in enumerate(_seeds(settings))
+        ]
+        _append(path / "metrics.csv", rows)
+        if report.evaluation is not None:
+            scores = [
+                (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(_seeds(settings))
+            ]
+            first = not (path / "evaluations.csv").exists()
+            _append(path / "evaluations.csv", [("step", "seed", "return"), *scores] if first else scores)
+        yield report
+
+
+def save_params(path: Path, settings: Settings, params: Params) -> None:
+    """Write `params.safetensors`."""
+    tensors = {name: x.detach().cpu().contiguous() for name, x in params.items()}
+    _write(path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(_seeds(settings)))}))
 
 
 def finish(
@@ -183,12 +135,11 @@ def finish(
     `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
     in Gymnasium's twin of the environment.
     """
-    params, seeds = report.state.learner.params, range(settings.seed, settings.seed + settings.seeds)
+    params, seeds = report.state.learner.params, _seeds(settings)
+    save_params(path, settings, params)
     failed = [seed for seed, alive in zip(seeds, _finite(params), strict=True) if not alive]
-    env = envs.make(settings.env)
-    final = evaluate.native(env, network_of(settings), params, evaluation_keys(settings).to(report.state.key.device))
-    tensors = {name: x.detach().cpu().contiguous() for name, x in params.items()}
-    _write(path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(seeds))}))
+    env, keys = envs.make(settings.env), build.evaluation_keys(settings).to(report.state.key.device)
+    final = evaluate.native(env, build.network(settings), params, keys)
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
@@ -204,19 +155,14 @@ def finish(
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
     if outside is not None:
-        summary["gymnasium_return"] = {
-            "env": envs.GYMNASIUM[settings.env],
-            **returns_record(outside, failed, seeds),
-        }
-    picture(path / "curve.png", {"": read_curve(path)}, settings.env, summary)
+        played = returns_record(outside, failed, seeds)
+        summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
+    part = path / "curve.png.part"
+    picture(part, read_curve(path), summary)
+    os.replace(part, path / "curve.png")
     summary["wall_seconds"] = round(time.perf_counter() - started, 3)
     _write_json(path / "summary.json", summary)
     return summary
-
-
-def evaluation_keys(settings: Settings) -> torch.Tensor:
-    """Keys [S, 2] that no training used."""
-    return random.fold_in(keys(settings), train.EVALUATION)
 
 
 def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> dict[str, Any]:
@@ -233,45 +179,51 @@ def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> di
 
 def read(path: Path) -> Run:
     """A finished run's folder. Raises ValueError, naming the file, where it is not one."""
-    try:
-        config = json.loads((path / "config.json").read_text())
-        given = config["settings"]
-        settings = Settings(**{**given, "hidden": tuple(given["hidden"])})
-        summary = json.loads((path / "summary.json").read_text())
-        return Run(path, settings, summary, read_curve(path))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"run: expected a finished run folder, got {path} without {Path(error.filename).name}"
-        ) from None
-    except (KeyError, TypeError, ValueError, NotADirectoryError) as error:
-        raise ValueError(f"run: expected a finished run folder, got {path}: {type(error).__name__}: {error}") from None
+    settings = _read(path, "config.json", _read_settings)
+    summary = _read(path, "summary.json", _read_summary)
+    return Run(path, settings, summary, _read(path, "metrics.csv", lambda file: read_curve(file.parent)))
 
 
 def read_params(path: Path) -> Params:
-    """The trained lanes [S, ...] of a run folder."""
-    return dict(load_file(path / "params.safetensors"))
+    """The trained lanes [S, ...] of a run folder. Raises ValueError where they are not those of its settings."""
+    settings = _read(path, "config.json", _read_settings)
+    params = _read(path, "params.safetensors", lambda file: dict(load_file(file)))
+    expected = build.network(settings).init(build.keys(settings))
+    shapes, given = ({name: list(x.shape) for name, x in tree.items()} for tree in (expected, params))
+    if shapes != given:
+        raise ValueError(f"params.safetensors: expected {shapes}, got {given}")
+    return params
 
 
 def read_curve(path: Path) -> plots.Curve:
     """Training returns at every report, from `metrics.csv`."""
     with open(path / "metrics.csv", newline="") as file:
         rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(file)]
+    if not rows:
+        raise ValueError("expected rows, got none")
     steps, seeds = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
+    row_of, column_of = ({x: i for i, x in enumerate(axis)} for axis in (steps, seeds))
     values = np.full((len(steps), len(seeds)), np.nan)
     for step, seed, value in rows:
-        values[steps.index(step), seeds.index(seed)] = value
+        values[row_of[step], column_of[seed]] = value
     return plots.Curve(np.asarray(steps, dtype=np.int64), values)
 
 
-def picture(path: Path, curves: dict[str, plots.Curve], env: str, summary: dict[str, Any]) -> None:
-    """The learning curve of one run, its result under the title."""
-    final, failed = summary["final_return"], summary["failed_seeds"]
-    seeds = len(summary["seeds"])
-    subtitle = (
-        f"{seeds} seeds, line: interquartile mean, band: 95% bootstrap interval; "
-        f"trained, played greedily: {interval_text(final)}" + (f"; {len(failed)} failed" if failed else "")
-    )
-    plots.learning_curves(path, curves, env, subtitle)
+def picture(path: Path, curve: plots.Curve, summary: dict[str, Any]) -> None:
+    """The learning curve of one run, failed seeds left out, its result under the title."""
+    failed, seeds = summary["failed_seeds"], summary["seeds"]
+    result = f"{len(seeds)} seeds; trained, played greedily: {interval_text(summary['final_return'])}"
+    alive = curve._replace(values=curve.values[:, [seed not in failed for seed in seeds]])
+    left_out = f"; {len(failed)} failed seeds left out" if failed else ""
+    plots.learning_curves(path, {summary["env"]: {"": alive}}, result + left_out)
+
+
+def comparison(path: Path, read: Sequence[Run]) -> None:
+    """The learning curves of several runs, a panel for each environment: returns of two do not share a scale."""
+    panels: dict[str, dict[str, plots.Curve]] = {}
+    for run in read:
+        panels.setdefault(run.settings.env, {})[str(run.path)] = run.curve
+    plots.learning_curves(path, panels)
 
 
 def interval_text(record: dict[str, Any]) -> str:
@@ -282,20 +234,50 @@ def interval_text(record: dict[str, Any]) -> str:
     return f"{record['iqm']:.1f}{ends}"
 
 
-def _checked(settings: Settings) -> None:
-    for name, least in (("seeds", 1), ("seed", 0), ("steps", 1), ("report_every", 1), ("evaluate_every", 0)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
-    if settings.seed + settings.seeds > 2**32:
-        raise ValueError(
-            f"seed: expected seeds below 2**32, got {settings.seed} to {settings.seed + settings.seeds - 1}"
-        )
-    if not 0 <= settings.epsilon_fraction <= 1:
-        raise ValueError(f"epsilon_fraction: expected a number in [0, 1], got {settings.epsilon_fraction}")
-    if not 0 < settings.tau <= 1:
-        raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
-    if settings.tau == 1 and settings.target_period < 1:
-        raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")
+Read = TypeVar("Read")
+
+
+def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
+    """One file of a run folder; whatever is wrong with it becomes one sentence that names it."""
+    try:
+        return reader(path / name)
+    except FileNotFoundError:
+        raise ValueError(f"run: expected a finished run folder, got {path} without {name}") from None
+    except json.JSONDecodeError:
+        reason = "which is not JSON"
+    except (OSError, UnicodeDecodeError, SafetensorError) as error:
+        reason = f"which cannot be read: {error}"
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"in which something is wrong: {error}"
+    raise ValueError(f"run: expected a finished run folder, got {path} with a {name} {reason}")
+
+
+def _read_settings(file: Path) -> Settings:
+    config = json.loads(file.read_text())
+    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
+        raise ValueError("expected a record of settings")
+    settings = from_json(config["settings"])
+    build.program(settings)
+    return settings
+
+
+def _read_summary(file: Path) -> dict[str, Any]:
+    summary = json.loads(file.read_text())
+    missing = SUMMARY - set(summary) if isinstance(summary, dict) else SUMMARY
+    if missing:
+        raise ValueError(f"expected {', '.join(sorted(missing))} too")
+    return summary
+
+
+def _seeds(settings: Settings) -> range:
+    return range(settings.seed, settings.seed + settings.seeds)
+
+
+def _append(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    with open(path, "a", newline="") as file:
+        file.write(text.getvalue())
 
 
 def _finite(params: Params) -> NDArray[np.bool_]:

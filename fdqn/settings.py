@@ -1,7 +1,9 @@
 """What `fdqn train` can be asked: the flags, their units and defaults. No torch here, so that `--help` is quick."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -64,3 +66,32 @@ class Settings:
     """Compile the step functions; without, they run operation by operation, for a debugger."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to make; by default runs/ENV-DATE-TIME."""
+
+
+def to_json(settings: Settings) -> dict[str, Any]:
+    """The settings as strict JSON has them: an infinity becomes a word."""
+    return {
+        name: str(value) if isinstance(value, float) and math.isinf(value) else value
+        for name, value in dataclasses.asdict(settings).items()
+    }
+
+
+def from_json(given: dict[str, Any]) -> Settings:
+    """What `to_json` made. Raises ValueError, naming the field, for one that is unknown, missing or of another type."""
+    defaults = dataclasses.asdict(Settings())
+    if set(given) != set(defaults):
+        raise ValueError(
+            f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(defaults))}"
+        )
+    read = dict(given)
+    for name, default in defaults.items():
+        value = read[name]
+        if isinstance(default, float) and (isinstance(value, int | float) or value in ("inf", "-inf")):
+            read[name] = float(value)
+        elif name == "hidden" and isinstance(value, list) and all(type(x) is int for x in value):
+            read[name] = tuple(value)
+        elif name == "out" and (value is None or isinstance(value, str)):
+            continue
+        elif type(value) is not type(default):
+            raise ValueError(f"settings.{name}: expected {type(default).__name__}, got {value!r}")
+    return Settings(**read)

@@ -1,0 +1,123 @@
+"""Does it learn as well as what is published? CleanRL's DQN settings and its three classic tasks, 32 seeds each.
+
+    python benchmarks/learn.py [--envs cartpole acrobot mountain_car] [--seeds 32] [--steps 500000]
+
+Trains with `fdqn train`, prints our training return beside CleanRL's and appends one JSON record to
+`benchmarks/records/learn.jsonl`. Both numbers are means of the last 100 training episodes, exploration on. One thing
+differs: CleanRL steps one environment ten times between updates, we step ten environments once.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import bootstrap
+
+from fdqn import cli, envs, runs
+
+# Mean and standard deviation over 3 seeds after 500,000 steps, from CleanRL's documentation of dqn.py and dqn_jax.py.
+PUBLISHED = {
+    "cartpole": ("488.69 +- 16.11", "498.38 +- 2.29"),
+    "acrobot": ("-91.54 +- 7.20", "-88.89 +- 1.56"),
+    "mountain_car": ("-194.95 +- 8.48", "-188.90 +- 11.78"),
+}
+
+# What each task must reach here.
+FLOOR = {"cartpole": 485.0, "acrobot": -92.0, "mountain_car": -195.0}
+
+CLEANRL = [
+    "--num-envs=10",
+    "--steps-per-cycle=1",
+    "--updates-per-cycle=1",
+    "--batch-size=128",
+    "--capacity=10000",
+    "--learning-starts=10000",
+    "--target-period=50",
+    "--learning-rate=2.5e-4",
+    "--gamma=0.99",
+    "--max-grad-norm=inf",
+    "--epsilon-start=1",
+    "--epsilon-end=0.05",
+    "--epsilon-fraction=0.5",
+    "--no-double",
+    "--loss=mse",
+    "--report-every=10000",
+]
+
+RECORDS = Path(__file__).parent / "records" / "learn.jsonl"
+
+
+def main() -> int:
+    """Run the tasks; the exit code is 1 where one stays below its floor."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--envs", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=500_000)
+    parser.add_argument("--out", type=Path, default=Path("runs") / f"learn-{time.strftime('%Y%m%d-%H%M%S')}")
+    asked = parser.parse_args()
+
+    results = {env: train(env, asked.seeds, asked.steps, asked.out / env) for env in asked.envs}
+    print(table(results, asked.seeds, asked.steps))
+    RECORDS.parent.mkdir(exist_ok=True)
+    with open(RECORDS, "a") as file:
+        file.write(json.dumps({"machine": machine(), "settings": CLEANRL, "results": results}) + "\n")
+    return int(any(result["mean"] < FLOOR[env] for env, result in results.items()))
+
+
+def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
+    """Train and sum up: mean of the seeds' training returns with a 95% bootstrap interval, as CleanRL states means."""
+    flags = [f"--env={env}", f"--seeds={seeds}", f"--steps={steps}", "--hidden", "120", "84", f"--out={out}", *CLEANRL]
+    if code := cli.main(["train", *flags]):
+        raise SystemExit(code)
+    run = runs.read(out)
+    returns = np.array(run.summary["train_return"]["per_seed"], dtype=float)
+    ends = bootstrap((returns,), np.nanmean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return {
+        "mean": float(np.nanmean(returns)),
+        "low": float(ends.low),
+        "high": float(ends.high),
+        "deviation": float(np.nanstd(returns, ddof=1)),
+        "git": json.loads((out / "config.json").read_text())["git"],
+        **{key: run.summary[key] for key in ("failed_seeds", "train_return", "final_return", "gymnasium_return")},
+        **{key: run.summary[key] for key in ("seed_updates_per_second", "compile_seconds", "wall_seconds")},
+    }
+
+
+def table(results: dict[str, dict[str, object]], seeds: int, steps: int) -> str:
+    """The results as a Markdown table."""
+    lines = [
+        f"Training return after {steps:,} steps, last 100 episodes, mean. fdqn: {seeds} seeds, 95% interval, "
+        "ten environments stepped once between updates; CleanRL: 3 seeds, standard deviation, one environment stepped "
+        "ten times.",
+        "",
+        "| | fdqn | CleanRL dqn.py | CleanRL dqn_jax.py | fdqn, greedy in Gymnasium, IQM | seconds |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for env, result in results.items():
+        played = runs.interval_text(result["gymnasium_return"])  # type: ignore[arg-type]
+        lines.append(
+            f"| {envs.GYMNASIUM[env]} | {result['mean']:.2f} [{result['low']:.2f}, {result['high']:.2f}] "
+            f"| {' | '.join(PUBLISHED[env])} | {played} | {result['wall_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, object]:
+    """What the numbers were measured on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""From settings to what they ask for: program, hyper-parameters, keys, device. Settings that cannot work stop here."""
+
+import math
+import os
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fdqn import dqn, envs, losses, networks, optim, random, train
+from fdqn.settings import Settings
+from fdqn.types import Hyper, Network
+
+
+def program(settings: Settings) -> train.Program:
+    """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
+    env = envs.make(settings.env)
+    _checked(settings)
+    net = network(settings)
+    # No lane fills more rows than it takes steps.
+    rows = min(settings.capacity, max(settings.steps, settings.batch_size, settings.num_envs))
+    config = dqn.Config(
+        num_envs=settings.num_envs,
+        steps_per_cycle=settings.steps_per_cycle,
+        updates_per_cycle=settings.updates_per_cycle,
+        batch_size=settings.batch_size,
+        capacity=rows,
+        learning_starts=settings.learning_starts,
+        target_period=settings.target_period if settings.tau == 1 else 0,
+    )
+    loss = dqn.double_q_learning if settings.double else dqn.q_learning
+    penalty = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
+    clips = math.isfinite(settings.max_grad_norm)
+    return train.Program(config, env, net, partial(loss, net.apply, penalty), clipped_adam if clips else plain_adam)
+
+
+def network(settings: Settings) -> Network:
+    """The network that the settings ask for."""
+    spec = envs.make(settings.env).spec
+    mlp = networks.dueling_mlp if settings.dueling else networks.mlp
+    return mlp(spec.obs_shape, settings.hidden, spec.actions)
+
+
+def hyper(settings: Settings) -> Hyper:
+    """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
+    return dqn.hyper(
+        settings.seeds,
+        learning_rate=settings.learning_rate,
+        gamma=settings.gamma,
+        epsilon_start=settings.epsilon_start,
+        epsilon_end=settings.epsilon_end,
+        epsilon_steps=settings.epsilon_fraction * settings.steps,
+        tau=settings.tau,
+        max_grad_norm=settings.max_grad_norm,
+    )
+
+
+def keys(settings: Settings) -> Tensor:
+    """The lanes' keys [S, 2], on the CPU."""
+    return random.key(torch.arange(settings.seed, settings.seed + settings.seeds))
+
+
+def evaluation_keys(settings: Settings) -> Tensor:
+    """Keys [S, 2] that no training used."""
+    return random.fold_in(keys(settings), train.EVALUATION)
+
+
+def device(settings: Settings) -> torch.device:
+    """The device that the settings ask for. Raises ValueError for CUDA where there is none."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device: expected one that is there, got cuda, but torch sees no CUDA device; use --device cpu"
+        )
+    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def check_memory(program: train.Program, lanes: int, device: torch.device) -> int:
+    """Bytes that replay will hold. Raises ValueError where the device has less memory than that in all."""
+    needed = replay_bytes(program, lanes)
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ValueError(
+            f"capacity: expected replay to fit in {there / 1e9:,.1f} GB of memory, got {needed / 1e9:,.1f} GB for "
+            f"{lanes} seeds x {program.config.capacity:,} rows; lower --capacity or --seeds"
+        )
+    return needed
+
+
+def replay_bytes(program: train.Program, lanes: int) -> int:
+    """Bytes that replay will hold for `lanes` lanes: two observations, a mask, action, reward and discount a row."""
+    spec = program.env.spec
+    obs = math.prod(spec.obs_shape) * spec.obs_dtype.itemsize
+    return lanes * program.config.capacity * (2 * obs + spec.actions + 8 + 4 + 4)
+
+
+def clipped_adam(hyper: Hyper) -> optim.Optimizer:
+    """Adam on gradients clipped by their global norm."""
+    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))
+
+
+def plain_adam(hyper: Hyper) -> optim.Optimizer:
+    """Adam."""
+    return optim.adam(hyper.learning_rate)
+
+
+def _checked(settings: Settings) -> None:
+    for name, least in (("seeds", 1), ("seed", 0), ("steps", 1), ("report_every", 1), ("evaluate_every", 0)):
+        if getattr(settings, name) < least:
+            raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
+    if settings.seed + settings.seeds > 2**32:
+        raise ValueError(
+            f"seed: expected seeds below 2**32, got {settings.seed} to {settings.seed + settings.seeds - 1}"
+        )
+    if not 0 <= settings.epsilon_fraction <= 1:
+        raise ValueError(f"epsilon_fraction: expected a number in [0, 1], got {settings.epsilon_fraction}")
+    if not 0 < settings.tau <= 1:
+        raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
+    if settings.learning_starts >= settings.steps:
+        raise ValueError(
+            f"learning_starts: expected fewer than steps = {settings.steps}, got {settings.learning_starts}: no update "
+            "would be made"
+        )
+    if settings.max_grad_norm == 0:
+        raise ValueError("max_grad_norm: expected a number above 0, got 0: no gradient would be left")
+    if settings.tau == 1 and settings.target_period < 1:
+        raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")

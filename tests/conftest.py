@@ -1,0 +1,23 @@
+"""What all tests share: reproducible hypothesis runs and a fresh compiler for every test."""
+
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "fdqn",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("fdqn")
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    """What one test compiled must not count in the next."""
+    yield
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()

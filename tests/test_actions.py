@@ -1,0 +1,72 @@
+"""Reading rows of Q-values under a mask."""
+
+import pytest
+import torch
+from hypothesis import given
+
+from fdqn import actions
+from fdqn.testing import laws, strategies
+
+
+@given(strategies.q_batches(at_least_one=False))
+def test_greedy_and_best_equal_a_loop(batch):
+    q, legal = batch
+    for i, (values, mask) in enumerate(zip(q.tolist(), legal.tolist(), strict=True)):
+        allowed = {a: v for a, (v, ok) in enumerate(zip(values, mask, strict=True)) if ok}
+        first_of_the_highest = min((a for a in allowed if allowed[a] == max(allowed.values())), default=0)
+        assert actions.greedy(q, legal)[i] == first_of_the_highest
+        assert actions.best(q, legal)[i] == max(allowed.values(), default=0.0)
+
+
+@given(strategies.q_batches())
+def test_masks(batch):
+    q, legal = batch
+    laws.masked(actions.best, q, legal)
+    laws.masked(actions.greedy, q, legal)
+    laws.legal_only(actions.greedy, q, legal)
+    chosen = actions.greedy(q, legal)
+    laws.masked(lambda q, legal: actions.pick(q, chosen), q, chosen.unsqueeze(-1) == torch.arange(q.shape[-1]))
+
+
+@given(strategies.q_batches())
+def test_pick_equals_gather(batch):
+    q, legal = batch
+    a = actions.greedy(q, legal)
+    laws.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), actions.pick(q, a))
+
+
+def test_pick_out_of_range_gives_0():
+    assert actions.pick(torch.ones(2, 3), torch.tensor([-1, 3])).tolist() == [0.0, 0.0]
+
+
+def test_legal_minus_infinity_is_a_value():
+    q, legal = torch.tensor([[1.0, -torch.inf]]), torch.tensor([[False, True]])
+    assert actions.best(q, legal).item() == -torch.inf
+
+
+Q = torch.tensor([[[1.0, 2.0, 3.0], [0.5, -1.0, 0.1]]])
+LEGAL = torch.tensor([[[True, True, False], [True, False, True]]])
+
+
+def test_laws_of_a_function():
+    for f in (actions.best, actions.greedy):
+        laws.pure(f, Q, LEGAL)
+        laws.ranked(f, Q, LEGAL, leading=2)
+        laws.compiled(f, Q, LEGAL)
+    a = torch.tensor([[2, 0]])
+    laws.ranked(actions.pick, Q, a, leading=2)
+    laws.compiled(actions.pick, Q, a)
+    laws.gradients(lambda q: (actions.pick(q, a) * 3).sum(), Q)
+    laws.gradients(lambda q: actions.best(q, LEGAL).sum(), Q)
+
+
+def test_messages():
+    with pytest.raises(TypeError, match=r"action: expected an integer dtype, got torch.float32"):
+        actions.pick(Q, torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"action: expected shape \[...\] with ... = \[1, 2\], got \[1, 2, 1\]"):
+        actions.pick(Q, torch.zeros(1, 2, 1, dtype=torch.int64))
+    for f in (actions.best, actions.greedy):
+        with pytest.raises(TypeError, match=r"legal: expected torch.bool, got torch.int64"):
+            f(Q, LEGAL.long())
+        with pytest.raises(ValueError, match="legal: expected shape"):
+            f(Q, LEGAL[..., :2])

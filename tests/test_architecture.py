@@ -1,0 +1,165 @@
+"""The rooms of the house: who may import whom, and what may be said only in one of them."""
+
+import ast
+import pathlib
+
+import pytest
+
+import fdqn
+
+ROOT = pathlib.Path(fdqn.__file__).parent
+LEVELS = {
+    "types": 0, "tree": 0, "settings": 0,
+    "check": 1, "statistics": 1,
+    "random": 2, "actions": 2, "schedules": 2,
+    "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
+    "dqn": 4, "train": 5, "evaluate": 5, "compile": 6, "checkpoint": 6, "plots": 6, "runs": 7, "cli": 8, "__main__": 9,
+}  # fmt: skip
+"""The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
+
+CORE = {name for name, level in LEVELS.items() if level <= LEVELS["compile"]} - {
+    "checkpoint", "plots", "settings", "statistics",
+}  # fmt: skip
+"""What runs in a lane or drives lanes. Statistics resample on the host, with numpy."""
+
+
+def room(path):
+    """The room of a file: its name, or its folder's."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+FILES = sorted(p for p in ROOT.rglob("*.py") if room(p) not in ("testing", "__init__"))
+SOURCES = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+def imported_rooms(module):
+    """The rooms that a module imports, anywhere in it."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: expected an absolute import"
+            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "fdqn" else [node.module]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith("fdqn."))
+
+
+def dotted(node):
+    """`torch.rand` of an attribute chain, else nothing."""
+    if isinstance(node, ast.Name):
+        return node.id
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
+
+
+def said(module):
+    """Every dotted name in a module, and everything it imports, dotted."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute | ast.Name):
+            yield dotted(node)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def calls(module, *names):
+    return [node.lineno for node in ast.walk(module) if isinstance(node, ast.Call) and dotted(node.func) in names]
+
+
+def wrong_imports(name, module):
+    """What room `name` imports although it is not on a lower level."""
+    return sorted(other for other in imported_rooms(module) if other != name and LEVELS[other] >= LEVELS[name])
+
+
+GENERATORS = {
+    "torch.rand", "torch.randn", "torch.randint", "torch.randperm", "torch.rand_like", "torch.randn_like",
+    "torch.bernoulli", "torch.multinomial", "torch.normal", "torch.manual_seed", "torch.seed", "torch.Generator",
+    "torch.random", "torch.get_rng_state", "torch.set_rng_state", "torch.cuda.manual_seed", "np.random", "numpy.random",
+    "torch.nn.init", "nn.init",
+}  # fmt: skip
+
+
+def generator_lines(module):
+    """Where a generator is used, `networks.from_module` left out; and Python's own `random` is not imported."""
+    tree = ast.Module([n for n in module.body if getattr(n, "name", "") != "from_module"], [])
+    names = {name for name in said(tree) if any(name == g or name.startswith(g + ".") for g in GENERATORS)}
+    return sorted(names | ({"random"} & {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}))
+
+
+def in_place_methods(module):
+    """Calls of in-place tensor methods, such as `x.add_(1)`."""
+    return sorted(
+        node.func.attr
+        for node in ast.walk(module)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr.endswith("_") and not node.func.attr.startswith("_")
+    )
+
+
+def test_every_file_has_a_room():
+    assert {room(p) for p in FILES} <= set(LEVELS)
+
+
+@SOURCES
+def test_imports_come_from_lower_levels(path):
+    assert wrong_imports(room(path), parsed(path)) == []
+
+
+@SOURCES
+def test_only_tree_imports_pytree(path):
+    found = any("_pytree" in name for name in said(parsed(path)))
+    assert found == (room(path) == "tree")
+
+
+@SOURCES
+def test_only_compile_says_torch_compile(path):
+    found = {name for name in said(parsed(path)) if name in ("torch.compile", "torch.compiler") or "_dynamo" in name}
+    assert room(path) == "compile" or not found
+
+
+def test_compile_does_say_it():
+    assert len(calls(parsed(ROOT / "compile.py"), "torch.compile")) == 1
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in CORE], ids=lambda p: str(p.relative_to(ROOT)))
+def test_the_core_uses_no_generator_prints_nothing_and_writes_nothing_in_place(path):
+    module = parsed(path)
+    assert generator_lines(module) == []
+    assert calls(module, "print") == []
+    assert set(in_place_methods(module)) <= ({"copy_"} if room(path) == "compile" else set())
+
+
+def test_the_one_generator_is_there():
+    module = parsed(ROOT / "networks.py")
+    assert "torch.manual_seed" in set(said(module))
+
+
+def test_hypothesis_stays_in_strategies():
+    for path in (ROOT / "testing").glob("*.py"):
+        found = any(name.split(".")[0] in ("hypothesis", "pytest") for name in said(parsed(path)))
+        assert found == (path.name == "strategies.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "check"),
+    [
+        ("replay", "from fdqn import losses", lambda n, m: wrong_imports(n, m) == ["losses"]),
+        ("losses", "def f():\n    import fdqn.train", lambda n, m: wrong_imports(n, m) == ["train"]),
+        ("types", "from fdqn.tree import map", lambda n, m: wrong_imports(n, m) == ["tree"]),
+        ("policies", "import torch\nu = torch.rand(3)", lambda n, m: generator_lines(m) == ["torch.rand"]),
+        ("policies", "import random", lambda n, m: generator_lines(m) == ["random"]),
+        ("policies", "import numpy as np\nnp.random.rand()", lambda n, m: generator_lines(m) != []),
+        ("networks", "def from_module():\n    torch.manual_seed(0)", lambda n, m: generator_lines(m) == []),
+        ("networks", "def mlp():\n    torch.manual_seed(0)", lambda n, m: generator_lines(m) != []),
+        ("optim", "x.add_(1)", lambda n, m: in_place_methods(m) == ["add_"]),
+        ("train", "print(1)", lambda n, m: calls(m, "print") == [1]),
+        ("train", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in said(m))),
+    ],
+)
+def test_the_readers_see_planted_breaches(name, source, check):
+    assert check(name, ast.parse(source))

@@ -1,0 +1,595 @@
+"""The command as a person meets it: what it takes, what it prints where, and what it leaves on disk."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pty
+import re
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from fdqn import cli, envs, runs
+
+TINY = shlex.split(
+    "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
+)
+FILES = {"config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
+ROOT = Path(cli.__file__).resolve().parents[1]
+LONGEST = 300  # characters of a complaint that a person still reads
+
+
+def environment(**more):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+
+def fdqn(*words, **more):
+    return [sys.executable, "-m", "fdqn", *words], {"env": environment(**more), "text": True}
+
+
+def tree(path):
+    return {str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))}
+
+
+def strict(text):
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run, made by the command itself; `out` and `err` are what it printed."""
+    path = tmp_path_factory.mktemp("cli") / "run"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert cli.main(["train", *TINY, "--seed", "5", "--evaluate-every", "150", "--out", str(path)]) == 0
+    return path, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A folder to stand in, with `run`, a copy of the run, and `file`, a file."""
+    shutil.copytree(trained[0], tmp_path / "run")
+    (tmp_path / "file").write_text("mine\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+# What it prints and leaves
+
+
+def test_train_leaves_a_whole_folder_and_says_where(trained):
+    path, out, err = trained
+    assert {p.name for p in path.iterdir()} == FILES | {"evaluations.csv"}
+    assert str(path) in out
+    assert str(path / "curve.png") in out
+    assert "seed-updates/s" in out
+    assert "CartPole-v1" in out
+    assert "\x1b" not in out + err, "no colours where no terminal is"
+    assert "\r" not in out + err
+
+
+def test_train_says_what_it_will_take_before_it_starts(trained):
+    first = trained[2].splitlines()[0]
+    assert re.search(r"cartpole: 2 seeds x 300 steps on \w+; replay 2 x 300 rows = [\d.,]+ \wB", first)
+
+
+def test_progress_in_a_pipe_is_a_plain_line_a_report(trained):
+    steps = [line for line in trained[2].splitlines() if line.startswith("step ")]
+    # Every 100 steps, and where an evaluation was due.
+    assert [line.split()[1] for line in steps] == ["100", "150", "200", "300"]
+    assert all("return" in line for line in steps[1:])
+    assert "loss" in steps[-1]
+
+
+def test_the_table_says_what_the_summary_says(trained):
+    path, out, _ = trained
+    summary = strict((path / "summary.json").read_text())
+    records = [summary["final_return"], summary["train_return"], summary["gymnasium_return"]]
+    for i, seed in enumerate((5, 6)):
+        row = next(line for line in out.splitlines() if line.split()[:1] == [str(seed)])
+        assert [float(x) for x in row.split()[1:]] == pytest.approx([r["per_seed"][i] for r in records], abs=0.051)
+    total = next(line for line in out.splitlines() if "IQM [95%]" in line)
+    for record in records:
+        assert f"{record['iqm']:.1f} [{record['low']:.1f}, {record['high']:.1f}]" in total
+
+
+def test_an_evaluation_that_was_asked_for_is_told(trained):
+    """Evaluating costs time; what came of it must be seen or written somewhere."""
+    path, _, err = trained
+    files = (path / "metrics.csv").read_text() + (path / "summary.json").read_text()
+    assert re.search(r"greedy|evaluat", err) or "evaluat" in files
+
+
+def test_json_is_all_that_is_on_standard_output(place, capsys):
+    assert cli.main(["train", *TINY, "--json", "--out", "new"]) == 0
+    out = capsys.readouterr().out
+    assert strict(out) == strict(Path("new/summary.json").read_text())
+    assert out.count("\n") == 1
+
+
+def test_train_without_a_place_makes_one(place, capsys):
+    before = set(os.listdir("."))
+    assert cli.main(["train", *TINY, "--env", "catch"]) == 0
+    assert set(os.listdir(".")) - before == {"runs"}
+    (path,) = Path("runs").iterdir()
+    assert path.name.startswith("catch-")
+    assert {p.name for p in path.iterdir()} == FILES
+    summary = strict((path / "summary.json").read_text())
+    assert "gymnasium_return" not in summary, "catch has no twin in gymnasium"
+    assert str(path) in capsys.readouterr().out
+
+
+def test_the_same_command_gives_the_same_run(place, trained):
+    assert cli.main(["train", *TINY, "--seed", "5", "--evaluate-every", "150", "--out", "again"]) == 0
+    assert (place / "again/params.safetensors").read_bytes() == (place / "run/params.safetensors").read_bytes()
+    tables = [(place / name / "metrics.csv").read_text().splitlines() for name in ("again", "run")]
+    timeless = [[row.rsplit(",", 1)[0] for row in table] for table in tables]
+    assert timeless[0] == timeless[1]
+    assert cli.main(["train", *TINY, "--seed", "6", "--out", "other"]) == 0
+    assert (place / "other/params.safetensors").read_bytes() != (place / "run/params.safetensors").read_bytes()
+
+
+def test_eval_gives_the_summary_s_final_return(place, capsys):
+    assert cli.main(["eval", "run", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert strict(out) == strict(Path("run/summary.json").read_text())["final_return"]
+    assert set(strict(out)) == {"iqm", "low", "high", "per_seed"}
+    before = tree(place)
+    assert cli.main(["eval", "run", "--episodes", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "cartpole" in out
+    assert "3 greedy episodes" in out
+    assert tree(place) == before, "eval writes nothing"
+
+
+def test_eval_in_gymnasium_gives_the_summary_s_gymnasium_return(place, capsys):
+    assert cli.main(["eval", "run", "--env", "gym:CartPole-v1", "--json"]) == 0
+    record = strict(Path("run/summary.json").read_text())["gymnasium_return"]
+    assert {"env": "CartPole-v1", **strict(capsys.readouterr().out)} == record
+
+
+def test_eval_of_a_failed_seed(place, capsys):
+    summary = json.loads(Path("run/summary.json").read_text())
+    Path("run/summary.json").write_text(json.dumps({**summary, "failed_seeds": [6]}))
+    assert cli.main(["eval", "run", "--json"]) == 0
+    record = strict(capsys.readouterr().out)
+    assert record["per_seed"] == [summary["final_return"]["per_seed"][0], None]
+    assert record["low"] is record["high"] is None
+    assert cli.main(["eval", "run"]) == 0
+    assert re.search(r"^ *6 +failed", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_report_of_one_run(place, capsys):
+    Path("run/curve.png").unlink()
+    assert cli.main(["report", "run"]) == 0
+    assert "IQM [95%]" in capsys.readouterr().out
+    assert imread("run/curve.png").shape[1] > 500
+    assert {p.name for p in Path("run").iterdir()} == FILES | {"evaluations.csv"}
+
+
+def test_report_of_several_runs(place, capsys):
+    shutil.copytree("run", "other")
+    assert cli.main(["report", "run", "other", "--out", "both.png"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["run", "other"]
+    assert "both.png" in out
+    assert imread("both.png").shape[1] > 500
+    assert cli.main(["report", "run", "other", "--json"]) == 0
+    summaries = strict(capsys.readouterr().out)
+    assert [s["run"] for s in summaries] == ["run", "other"]
+    assert summaries[0] == {"run": "run", **strict(Path("run/summary.json").read_text())}
+    assert Path("comparison.png").exists()
+
+
+def test_envs_lists_what_train_takes(capsys):
+    assert cli.main(["envs"]) == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^ *{name} ", out, re.MULTILINE) for name in envs.names())
+    assert cli.main(["envs", "--json"]) == 0
+    assert set(strict(capsys.readouterr().out)) == set(envs.names())
+
+
+def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):
+    few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env mountain_car")
+    assert cli.main(["train", *few, "--no-compile", "--out", "short"]) == 0
+    assert strict(Path("short/summary.json").read_text())["failed_seeds"] == []
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_many_seeds_are_summed_up(place, capsys):
+    few = shlex.split("--seeds 40 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env catch --no-compile")
+    assert cli.main(["train", *few, "--out", "many"]) == 0
+    out = capsys.readouterr().out
+    assert "and 8 more" in out
+    assert len(strict(Path("many/summary.json").read_text())["seeds"]) == 40
+
+
+# Bad input: one line that names it, nothing on standard output, nothing on disk
+
+
+def spoiled(name, content):
+    """Something that spoils the run."""
+
+    def act():
+        if content is None:
+            Path("run", name).unlink()
+        else:
+            Path("run", name).write_bytes(content)
+
+    return act
+
+
+BAD = [
+    # how it was asked
+    ("trian", "'trian'.*'train'"),
+    ("evl run", "'evl'.*'eval'"),
+    ("resume run", "'resume'"),
+    ("--nonsense", "--nonsense"),
+    ("--nonsense train", "--nonsense"),
+    ("train --evn cartpole", "'--evn'.*'--env'"),
+    ("train --learning_rat 1", "--learning_rat.*'--learning-rate'"),
+    ("train --lr 1", "'--lr'"),
+    ("train extra", "'extra'"),
+    ("eval run more", "'more'"),
+    ("envs --jsn", "'--jsn'.*'--json'"),
+    ("report run --output x.png", "'--output'.*'--out'"),
+    ("train --seeds", "--seeds"),
+    ("train --seeds two", "--seeds.*'two'"),
+    ("train --seeds 1.5", "--seeds.*'1.5'"),
+    ("train --gamma high", "--gamma.*'high'"),
+    ("train --hidden 8 x", "--hidden.*'x'|'x'"),
+    ("train --loss l1", "'l1'.*--loss.*mse.*huber"),
+    ("train --device tpu", "'tpu'.*--device"),
+    ("train --no-compile=3", "compile"),
+    ("eval", "eval.*[Rr]un folder|run"),
+    ("eval run --episodes few", "--episodes.*'few'"),
+    # numbers that cannot work
+    ("train --env cartpol", "'cartpol'.*'cartpole'"),
+    ("train --env=", "environment ''"),
+    ("train --seeds 0", "seeds: .*got 0"),
+    ("train --seeds -3", "seeds: .*got -3"),
+    ("train --seed -1", "seed: .*got -1"),
+    ("train --seed 4294967296", "seed: .*4294967296"),
+    ("train --seed 4294967295 --seeds 2", "seed: .*4294967295"),
+    ("train --steps 0", "steps: .*got 0"),
+    ("train --steps -5", "steps: .*got -5"),
+    ("train --num-envs 0", "num_envs: .*got 0"),
+    ("train --steps-per-cycle 0", "steps_per_cycle: .*got 0"),
+    ("train --updates-per-cycle 0", "updates_per_cycle: .*got 0"),
+    ("train --updates-per-cycle 3", "updates_per_cycle 3"),
+    ("train --batch-size 0", "batch_size: .*got 0"),
+    ("train --batch-size 20000", "batch_size 20000.*capacity 10000"),
+    ("train --capacity 0 --batch-size 8", "capacity: .*got 0"),
+    ("train --num-envs 300 --capacity 200", "num_envs 300.*capacity 200"),
+    ("train --learning-starts -1", "learning_starts: .*got -1"),
+    ("train --target-period 0", "target_period: .*got 0"),
+    ("train --target-period -20", "target_period: .*got -20"),
+    ("train --tau 0", "tau: .*got 0"),
+    ("train --tau 1.1", "tau: .*got 1.1"),
+    ("train --tau nan", "tau: .*got nan"),
+    ("train --learning-rate -0.1", "learning_rate: .*got -0.1"),
+    ("train --learning-rate nan", "learning_rate: .*got nan"),
+    ("train --learning-rate inf", "learning_rate: .*got inf"),
+    ("train --gamma 1.01", "gamma: .*got 1.01"),
+    ("train --gamma -0.1", "gamma: .*got -0.1"),
+    ("train --gamma nan", "gamma: .*got nan"),
+    ("train --max-grad-norm -1", "max_grad_norm: .*got -1"),
+    ("train --max-grad-norm nan", "max_grad_norm: .*got nan"),
+    ("train --epsilon-start 1.5", "epsilon_start: .*got 1.5"),
+    ("train --epsilon-end -0.5", "epsilon_end: .*got -0.5"),
+    ("train --epsilon-fraction 2", "epsilon_fraction: .*got 2"),
+    ("train --epsilon-fraction nan", "epsilon_fraction: .*got nan"),
+    ("train --hidden 0", "hidden.*got .*0"),
+    ("train --hidden 8 -4", "hidden.*-4|'-4'"),
+    ("train --hidden", "hidden"),
+    ("train --report-every 0", "report_every: .*got 0"),
+    ("train --evaluate-every -1", "evaluate_every: .*got -1"),
+    ("train --device cuda", "device: .*got cuda"),
+    # memory that no machine has
+    ("train --steps 1000000000000000 --capacity 1000000000000000", "capacity|memory"),
+    # places
+    ("train --out run", "out: .*got 'run'"),
+    ("train --out file", "out: .*got 'file'"),
+    ("train --out .", r"out: .*got '\.'"),
+    ("train --out=", "out: "),
+    ("train --out file/run", "out: .*file"),
+    ("train --out run/config.json/deeper", "out: .*config.json"),
+    ("train --out " + "x" * 300, "out: "),
+    ("eval nowhere", "nowhere"),
+    ("eval file", "file"),
+    ("eval .", "config.json"),
+    ("eval run --episodes 0", "episodes: .*got 0"),
+    ("eval run --env cartpol", "'cartpol'.*'cartpole'"),
+    ("eval run --env catch", "env: .*catch"),
+    ("eval run --env acrobot", "env: .*acrobot"),
+    ("eval run --env gym:Nonsense-v7", "env: .*Nonsense-v7"),
+    ("eval run --env gym:", "env: "),
+    ("eval run --env gym:nomodule:Thing-v0", "env: .*nomodule"),
+    ("eval run --env gym:Pendulum-v1", "env: expected discrete actions.*Pendulum-v1"),
+    ("eval run --env gym:Acrobot-v1", "env: .*[Aa]crobot|env: .*6"),
+    ("eval run --env gym:FrozenLake-v1", "env: "),
+    ("eval run --env ale:Pong", "'ale:Pong'"),
+    ("report", "run"),
+    ("report nowhere", "nowhere"),
+    ("report run nowhere", "nowhere"),
+    ("report file", "file"),
+    ("report run --out missing/x.png", "out: .*missing"),
+    ("report run --out .", "out: "),
+    ("report run --out file/x.png", "out: .*file"),
+]
+
+
+@pytest.mark.parametrize(("line", "says"), BAD, ids=[line[:60] for line, _ in BAD])
+def test_bad_input_is_one_line_that_names_it(place, capsys, monkeypatch, line, says):
+    if line == "train --device cuda":
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = tree(place)
+    words = line.split(" ")
+    # What is not refused must not train for minutes.
+    if words[0] == "train" and len(words) > 1:
+        monkeypatch.setattr(runs, "functions", lambda *given: pytest.fail(f"not refused: {line}"))
+    code = cli.main(words)
+    out, err = capsys.readouterr()
+    assert code in (1, 2)
+    assert out == ""
+    assert err.count("\n") == 1, err
+    assert err.startswith("fdqn: ")
+    assert re.search(says, err), err
+    assert "Traceback" not in err
+    assert "Error:" not in err, "the name of an exception is nobody's word"
+    assert len(err) <= LONGEST + len(line), err
+    assert tree(place) == before, "nothing is created"
+
+
+SPOILED = [
+    (spoiled("config.json", b"{"), "config.json"),
+    (spoiled("summary.json", None), "summary.json"),
+    (spoiled("summary.json", b"{}"), "summary.json"),
+    (spoiled("summary.json", b"[]"), "summary.json"),
+    (spoiled("metrics.csv", b"a,b\n1,2\n"), "metrics.csv"),
+]
+
+
+@pytest.mark.parametrize("command", ["eval", "report"])
+@pytest.mark.parametrize(("act", "file"), SPOILED)
+def test_a_broken_run_is_one_line_that_names_the_file(place, capsys, command, act, file):
+    act()
+    assert cli.main([command, "run"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert file in err
+
+
+@pytest.mark.parametrize("content", [None, b"nonsense"])
+def test_broken_parameters_are_one_line(place, capsys, content):
+    spoiled("params.safetensors", content)()
+    assert cli.main(["eval", "run"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "params.safetensors" in err
+
+
+def test_parameters_of_another_run_are_one_line(place, capsys):
+    config = json.loads(Path("run/config.json").read_text())
+    config["settings"]["seeds"] = 3
+    Path("run/config.json").write_text(json.dumps(config))
+    assert cli.main(["eval", "run"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "params.safetensors" in err
+
+
+def test_a_complaint_does_not_list_what_is_no_flag(place, capsys):
+    cli.main(["train", "--zzzzzz", "1"])
+    train = capsys.readouterr().err
+    cli.main(["eval", "run", "--zzzzzz", "1"])
+    assert "--settings" not in train
+    assert "--run" not in capsys.readouterr().err
+
+
+# The command as a process
+
+
+def test_help_is_quick_and_leaves_torch_alone():
+    code = (
+        "import sys, fdqn.cli\n"
+        "code = fdqn.cli.main(sys.argv[1:])\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'gymnasium'} & set(sys.modules)\n"
+        "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
+    )
+    for words in ([], ["--help"], ["train", "--help"]):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], env=environment(), text=True, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert time.perf_counter() - began < 1.5
+        assert done.stderr == ""
+    assert all(flag in done.stdout for flag in ("--seeds", "--epsilon-fraction", "--no-compile", "--out"))
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_has_help(capsys, command):
+    assert cli.main([command, "--help"]) == 0
+    out, err = capsys.readouterr()
+    assert f"fdqn {command}" in out
+    assert "--json" in out
+    assert err == ""
+
+
+def test_the_reader_may_leave_early():
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m fdqn train --help | head -1"],
+        env=environment(), text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_closed_pipe_is_no_error(trained):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command, given = fdqn("report", str(trained[0]), "--json")
+    done = subprocess.run(command, **given, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert "Traceback" not in done.stderr
+    assert done.stderr == ""
+
+
+def interrupted(tmp_path):
+    """Train until the second report and press Ctrl-C; the code, what was printed, and the folder."""
+    words = shlex.split("--seeds 2 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile")
+    command, given = fdqn("train", *words, "--steps", "100000000", "--json", "--out", str(tmp_path / "run"))
+    process = subprocess.Popen(command, **given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        lines = []
+        while not lines or not lines[-1].startswith("step 200 "):
+            lines.append(process.stderr.readline())
+            assert lines[-1], "".join(lines)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    return process.returncode, out, "".join(lines) + err, tmp_path / "run"
+
+
+def assert_whole_rows(path):
+    text = (path / "metrics.csv").read_text()
+    assert text.endswith("\n")
+    table = list(csv.reader(text.splitlines()))
+    assert all(len(row) == 10 for row in table)
+    assert len(table) % 2 == 1, "a row for each of the two seeds, or none"
+    assert len(table) >= 5
+    return table
+
+
+def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
+    code, out, err, path = interrupted(tmp_path)
+    assert code == 130
+    assert "Traceback" not in err
+    assert {p.name for p in path.iterdir()} == FILES
+    table = assert_whole_rows(path)
+    summary = strict((path / "summary.json").read_text())
+    assert summary["steps"] == int(table[-1][0]) < 100_000_000
+    assert summary["seeds"] == [0, 1]
+    assert runs.read_params(path)["0.weight"].shape == (2, 8, 4)
+    assert f"stopped at {summary['steps']:,} of 100,000,000 steps" in err
+    assert str(path) in err
+    assert strict(out) == summary
+    assert cli.main(["eval", str(path), "--json"]) == 0
+    assert strict(capsys.readouterr().out) == summary["final_return"]
+
+
+def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys):
+    """An interrupt after the training must not be taken for a wish to stop a cycle and then forgotten."""
+    from fdqn import evaluate
+
+    def slow(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        return original(*args, **kwargs)
+
+    original = evaluate.outside
+    monkeypatch.setattr(evaluate, "outside", slow)
+    code = cli.main(["train", *TINY, "--out", str(tmp_path / "run")])
+    err = capsys.readouterr().err
+    assert code == 130
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_twice_stops_at_once(tmp_path):
+    words = shlex.split("train --seeds 2 --steps 100000000 --report-every 100 --hidden 8 --no-compile --out")
+    # A cycle that lasts: the first Ctrl-C waits for its end, the second does not.
+    code = (
+        "import sys, time\n"
+        "from fdqn import cli, runs\n"
+        "original = runs.functions\n"
+        "def slow(*given):\n"
+        "    functions = original(*given)\n"
+        "    def collect(*state):\n"
+        "        print('sleeping', file=sys.stderr, flush=True)\n"
+        "        for _ in range(100): time.sleep(0.1)\n"
+        "        return functions.collect(*state)\n"
+        "    return functions._replace(collect=collect)\n"
+        "runs.functions = slow\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words, str(tmp_path / "run")],
+        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        while "sleeping" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        assert "Ctrl-C again" in process.stderr.readline()
+        began = time.perf_counter()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert time.perf_counter() - began < 5
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert not list((tmp_path / "run").glob("*.part"))
+    assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) in (0, 1)
+
+
+def on_a_terminal(words, columns, **more):
+    """What the command prints on a terminal of that width."""
+    master, slave = pty.openpty()
+    command, given = fdqn(*words, COLUMNS=str(columns), LINES="40", TERM="xterm-256color", **more)
+    process = subprocess.Popen(command, env=given["env"], stdin=slave, stdout=slave, stderr=slave, close_fds=True)
+    os.close(slave)
+    text = b""
+    while True:
+        if select.select([master], [], [], 0.1)[0]:
+            try:
+                text += os.read(master, 65536)
+            except OSError:
+                break
+        elif process.poll() is not None:
+            break
+    os.close(master)
+    assert process.wait(timeout=30) == 0
+    return text.decode()
+
+
+def test_numbers_survive_a_narrow_terminal(trained):
+    summary = strict((trained[0] / "summary.json").read_text())
+    text = on_a_terminal(["report", str(trained[0])], 40, NO_COLOR="1")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text), "NO_COLOR means none"
+    words = set(re.findall(r"-?\d+\.\d+", re.sub(r"\x1b\[[0-9;]*m", "", text)))
+    for name in ("final_return", "train_return", "gymnasium_return"):
+        assert {f"{x:.1f}" for x in summary[name]["per_seed"]} <= words, text
+        assert f"{summary[name]['iqm']:.1f}" in words, text
+    assert not re.search(r"\d…", text), "a number cut short is another number"
+
+
+def test_a_live_line_on_a_terminal(tmp_path):
+    text = on_a_terminal(["train", *TINY, "--env", "catch", "--out", str(tmp_path / "run")], 100)
+    assert "100%" in text
+    assert "return" in text
+    assert "seed-updates/s" in text
+    assert "Traceback" not in text

@@ -1,0 +1,214 @@
+"""The edge: donation is safe, one graph is enough, and the compiled program is the eager one."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fdqn import compile as edge
+from fdqn import random, train, tree
+from fdqn.testing import examples, laws
+
+START = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
+
+
+def naive(f):
+    """Donation as one writes it first: each new leaf over the old one, in order."""
+
+    def donated(state, *args):
+        for old, new in zip(tree.leaves(state), tree.leaves(f(state, *args)), strict=True):
+            old.copy_(new)
+        return state
+
+    return donated
+
+
+def copied(state):
+    """The target becomes the parameters, which change in the same step."""
+    return {"params": state["params"] * 2, "target": state["params"]}
+
+
+def swapped(state):
+    return {"params": state["target"], "target": state["params"]}
+
+
+def viewed(state):
+    """A view of another place, not the leaf itself."""
+    return {"params": state["params"] + 1, "target": state["params"].flip(0)[:].reshape(2)}
+
+
+def shifted(state):
+    """A view of its own place, elsewhere in it."""
+    return {"params": torch.cat([state["params"][1:], state["params"][:1]]), "target": state["target"].roll(1)}
+
+
+def same(state):
+    return dict(state)
+
+
+def crossed(state):
+    """Both read both."""
+    return {"params": state["params"] + state["target"], "target": state["params"] - state["target"]}
+
+
+STEPS = [copied, swapped, viewed, shifted, same, crossed]
+TRANSFORMS = {
+    "eager": lambda f: f,
+    "aot_eager": lambda f: torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager"),
+    "inductor": edge.compile,
+}
+EACH = pytest.mark.parametrize("how", TRANSFORMS)
+
+
+@EACH
+@pytest.mark.parametrize("f", STEPS, ids=lambda f: f.__name__)
+def test_donation_equals_the_function(f, how):
+    laws.donated(f, START, transform=TRANSFORMS[how])
+
+
+@EACH
+@pytest.mark.parametrize("f", STEPS[:2], ids=lambda f: f.__name__)
+def test_donation_under_vmap(f, how):
+    lanes = tree.map(lambda x: torch.stack([x, x + 100]), START)
+    laws.donated(vmap(f), lanes, transform=TRANSFORMS[how])
+
+
+@EACH
+@pytest.mark.parametrize("f", [copied, swapped], ids=lambda f: f.__name__)
+def test_naive_donation_is_rejected(f, how):
+    with pytest.raises(AssertionError, match="call 1"):
+        laws.donated(f, START, transform=TRANSFORMS[how], donate=naive)
+
+
+@EACH
+def test_donation_of_one_part_of_a_leaf(how):
+    """A transpose shares the storage and the place of its own leaf, but not the strides."""
+    laws.donated(lambda s: {"m": s["m"].T}, {"m": torch.arange(9.0).reshape(3, 3)}, transform=TRANSFORMS[how])
+
+
+@EACH
+def test_donation_of_an_expanded_constant(how):
+    def f(state):
+        return {"a": state["b"].expand(3), "b": state["a"].sum()}
+
+    laws.donated(f, {"a": torch.arange(3.0), "b": torch.tensor(5.0)}, transform=TRANSFORMS[how])
+
+
+@pytest.mark.parametrize(
+    ("f", "error", "message"),
+    [
+        (lambda s: s | {"target": s["target"][:1]}, ValueError, r"state\['target'\]: expected shape \[2\], got \[1\]"),
+        (lambda s: s | {"target": s["target"].sum()}, ValueError, r"state\['target'\]: expected shape \[2\], got \[\]"),
+        (lambda s: s | {"target": s["target"].double()}, TypeError, r"state\['target'\]: expected torch.float32, got"),
+        (lambda s: {"params": s["params"]}, ValueError, r"state: expected the same structure; missing .*target"),
+        (lambda s: list(s.values()), ValueError, "state: expected the same structure"),
+    ],
+)
+def test_donation_refuses_what_copying_would_bend(f, error, message):
+    with pytest.raises(error, match=message):
+        edge.donate(f)(tree.clone(START))
+
+
+def test_donation_refuses_leaves_that_share_storage():
+    x = torch.zeros(4)
+    for state in ({"a": x, "b": x}, {"a": x[:2], "b": x[2:]}, {"a": x, "b": x.view(2, 2)}):
+        with pytest.raises(ValueError, match="state: expected leaves with storage of their own"):
+            edge.donate(same)(state)
+
+
+def test_donation_takes_empty_leaves():
+    laws.donated(same, {"a": torch.zeros(0), "b": torch.zeros(0), "c": torch.ones(1)})
+
+
+def test_arguments_are_not_donated():
+    args = torch.tensor([3.0, 4.0])
+
+    def f(state, x):
+        return {"params": x, "target": state["params"] + x}
+
+    laws.donated(f, START, args, transform=edge.compile)
+    assert args.tolist() == [3.0, 4.0]
+
+
+# The program, compiled
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def started(lanes=2, **config):
+    program, (hyper, keys) = examples.program(**config), examples.lanes(lanes)
+    return program, train.init(program, hyper, keys)
+
+
+def test_compiled_cycle_equals_eager_and_compiles_once():
+    """Inductor, donated, over lanes: hyper-parameters that change compile nothing."""
+    program, state = started()
+    fast, slow = edge.compiled(program).cycle, train.vmapped(program).cycle
+    noise = train.noise(program, state.key, 0, 6)
+    state = laws.advance(program, state, 4)
+    mine, theirs, addresses = tree.clone(state), state, None
+    torch._dynamo.utils.counters.clear()
+    for i in range(6):
+        mine, theirs = fast(mine, tree.index(noise, i)), slow(theirs, tree.index(noise, i))
+        addresses = addresses or [x.data_ptr() for x in tree.leaves(mine)]
+        assert graphs() == 1
+        assert [x.data_ptr() for x in tree.leaves(mine)] == addresses
+        if i == 0:
+            laws.assert_trees_close(theirs, mine, 1e-5, 1e-5, "one cycle: ")
+        if i == 2:
+            changed = {"learning_rate": 2.0, "gamma": 0.5, "epsilon_start": 0.5, "epsilon_end": 0.5, "tau": 0.5}
+            hyper = mine.hyper._replace(**{n: getattr(mine.hyper, n) * by for n, by in changed.items()})
+            mine, theirs = mine._replace(hyper=tree.clone(hyper)), theirs._replace(hyper=tree.clone(hyper))
+            addresses = None
+    laws.assert_trees_close(theirs, mine, 1e-4, 1e-4, "six cycles: ")
+
+
+@pytest.mark.parametrize("name", ["collect", "cycle", "sync"])
+@pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 2, "updates_per_cycle": 2, "target_period": 0}], ids=str)
+def test_each_step_function_is_one_graph(name, config):
+    program, state = started(**config)
+    noise = train.noise(program, state.key, 0, 2)
+    rest = [() if name == "sync" else (tree.index(noise, i),) for i in range(2)]
+    other = state._replace(hyper=tree.map(lambda x: x * 0.5, state.hyper))
+    f = getattr(train.vmapped(program), name)
+    laws.compiled(f, state, *rest[0], again=[(other, *rest[1])], atol=1e-5)
+
+
+def test_donated_step_functions_equal_the_plain_ones():
+    program, state = started(target_period=0)
+    state = laws.advance(program, state, 5)
+    noise = tree.index(train.noise(program, state.key, 5, 1), 0)
+    for f, *args in ((train.collect, noise), (train.cycle, noise)):
+        laws.donated(vmap(partial(f, program)), tree.clone(state), *args)
+    laws.donated(vmap(train.sync), tree.clone(state))
+
+
+def test_more_programs_in_a_process_than_dynamo_keeps_graphs():
+    for i in range(10):
+        f = edge.compile(lambda x, i=i: x + i)
+        assert f(torch.zeros(2 + i)).tolist() == [float(i)] * (2 + i)
+
+
+def test_compiled_functions_record_no_gradients():
+    f = edge.compile(lambda x: x * 2)
+    x = torch.ones(2, requires_grad=True)
+    assert not f(x).requires_grad
+
+
+def test_compiled_run_equals_eager_run():
+    """The whole loop with warm-up, learning and hard copies, through every compiled function."""
+    program, state = started()
+    eager = laws.advance(program, tree.clone(state), 10)
+    fast = laws.advance(program, state, 10, edge.compiled(program))
+    laws.assert_trees_close(eager, fast, 1e-4, 1e-4)
+    assert isinstance(fast.cycle, Tensor)
+    assert int(fast.learner.updates[0]) == 10 - 4
+
+
+def test_noise_compiles_to_the_same_bits():
+    program, (_, keys) = examples.program(), examples.lanes(2)
+    laws.compiled(partial(train.noise, program, first_cycle=3, cycles=2), keys, again=[(random.key([7, 8]),)], atol=0.0)

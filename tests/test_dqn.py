@@ -1,0 +1,255 @@
+"""The algorithm: what is refused, what is minimised, what learning changes."""
+
+import dataclasses
+import math
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+from torch.func import grad, vmap
+
+from fdqn import dqn, losses, networks, optim, random, tree
+from fdqn.testing import examples, laws, strategies
+from fdqn.types import Transition
+
+NETWORK = networks.mlp(2, (6,), 3)
+
+
+def lane(**values):
+    return tree.index(dqn.hyper(1, **values), 0)
+
+
+def batch(seed=0, size=7, dtype=torch.float64):
+    key = random.key(seed)
+    obs, next_obs = random.normal(key, (2, size, 2), dtype)
+    return Transition(
+        obs,
+        random.randint(random.fold_in(key, 1), (size,), 0, 3),
+        random.normal(random.fold_in(key, 2), (size,), dtype),
+        (random.uniform(random.fold_in(key, 3), (size,)) < 0.7).to(dtype),
+        next_obs,
+        random.uniform(random.fold_in(key, 4), (size, 3)) < 0.6,
+    )
+
+
+def params(seed):
+    return tree.cast(NETWORK.init(random.key(seed)), torch.float64)
+
+
+def loss(f, penalty=losses.squared):
+    return partial(f, NETWORK.apply, penalty)
+
+
+BOTH = pytest.mark.parametrize("f", [dqn.q_learning, dqn.double_q_learning])
+HYPER = tree.cast(lane(gamma=0.9, learning_rate=0.01), torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"batch_size": 256, "capacity": 100}, ValueError, "batch_size 256 exceeds capacity 100"),
+        ({"num_envs": 200, "capacity": 150}, ValueError, "num_envs 200 exceeds capacity 150"),
+        ({"num_envs": 0}, ValueError, "num_envs: expected at least 1, got 0"),
+        ({"learning_starts": -1}, ValueError, "learning_starts: expected at least 0, got -1"),
+        ({"batch_size": 32.0}, TypeError, "batch_size: expected an integer, got 32.0"),
+        ({"batch_size": True}, TypeError, "batch_size: expected an integer, got True"),
+        ({"updates_per_cycle": 3, "target_period": 20}, ValueError, "target_period 20 is not a multiple"),
+    ],
+)
+def test_configurations_that_cannot_be(settings, error, message):
+    with pytest.raises(error, match=message):
+        dqn.Config(**settings)
+
+
+def test_configuration_is_frozen_and_counts_steps():
+    config = dqn.Config(num_envs=4, steps_per_cycle=3, target_period=0)
+    assert config.env_steps == 12
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.num_envs = 5
+
+
+@pytest.mark.parametrize(
+    ("lanes", "settings", "message"),
+    [
+        (1, {"gamma": 1.5}, r"gamma: expected numbers in \[0, 1\], got 1.5"),
+        (2, {"gamma": [0.9, -0.1]}, "gamma: expected numbers in"),
+        (1, {"gamma": math.nan}, "gamma: expected numbers in"),
+        (1, {"epsilon_start": 2}, "epsilon_start: expected numbers in"),
+        (1, {"epsilon_end": -1}, "epsilon_end: expected numbers in"),
+        (1, {"learning_rate": -1e-3}, "learning_rate: expected numbers in"),
+        (1, {"max_grad_norm": -1}, "max_grad_norm: expected numbers in"),
+        (1, {"tau": 1.1}, "tau: expected numbers in"),
+        (2, {"gamma": [0.9, 0.8, 0.7]}, r"gamma: expected a number or 2 of them, one a lane, got shape \[3\]"),
+        (2, {"gamma": [[0.9, 0.8]]}, "gamma: expected a number or 2 of them"),
+        (0, {}, "lanes: expected at least 1, got 0"),
+    ],
+)
+def test_hyper_parameters_that_cannot_be(lanes, settings, message):
+    with pytest.raises(ValueError, match=message):
+        dqn.hyper(lanes, **settings)
+
+
+def test_hyper_parameters_of_lanes():
+    hyper = dqn.hyper(3, gamma=[0.9, 0.8, 0.7], tau=0.5)
+    assert {tuple(x.shape) for x in hyper} == {(3,)}
+    assert hyper.gamma.tolist() == torch.tensor([0.9, 0.8, 0.7]).tolist()
+    assert hyper.tau.tolist() == [0.5] * 3
+    assert len({x.untyped_storage().data_ptr() for x in hyper}) == len(hyper)
+
+
+def reference_loss(f, mine, target, rows):
+    """The textbook with modules and gather."""
+
+    def module(values):
+        net = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+        net.load_state_dict(values)
+        return net
+
+    with torch.random.fork_rng(devices=[]):
+        online, other = module(mine), module(target)
+    q = online(rows.obs).gather(1, rows.action[:, None])[:, 0]
+    with torch.no_grad():
+        q_next = other(rows.next_obs)
+        chooser = online(rows.next_obs) if f is dqn.double_q_learning else q_next
+        best = chooser.masked_fill(~rows.next_legal, -torch.inf).argmax(1, keepdim=True)
+        value = q_next.gather(1, best)[:, 0] * rows.next_legal.any(1)
+        goal = rows.reward + 0.9 * rows.discount * value
+    value = nn.functional.mse_loss(q, goal)
+    value.backward()
+    return value.detach(), q.mean().detach(), {n: p.grad for n, p in online.named_parameters()}
+
+
+@BOTH
+def test_loss_and_gradient_equal_the_textbook(f):
+    hyper = HYPER._replace(gamma=torch.tensor(0.9, dtype=torch.float64))
+    value, q, slopes = reference_loss(f, params(1), params(2), batch())
+    mine = loss(f)(params(1), params(2), batch(), hyper)
+    laws.assert_trees_close((value, q), mine, 1e-12, 1e-12)
+    got = grad(lambda p: loss(f)(p, params(2), batch(), hyper)[0])(params(1))
+    laws.assert_trees_close(slopes, got, 1e-12, 1e-12)
+
+
+@BOTH
+def test_laws_of_the_loss(f):
+    laws.pure(loss(f), params(1), params(2), batch(), HYPER)
+    laws.semi_gradient(lambda *a: loss(f)(*a)[0], params(1), params(2), batch(), HYPER, held=(1, 3))
+    lanes = tree.stack([(params(i), params(i + 9), batch(i), HYPER) for i in range(2)])
+    laws.vmapped(loss(f), *lanes)
+    step = vmap(grad(loss(f, losses.huber), has_aux=True))
+    laws.compiled(step, *lanes, atol=1e-12)
+
+
+def test_gradient_of_a_prediction():
+    """Without a bootstrap nothing is held fixed, so the semi-gradient is the gradient."""
+    rows = batch()._replace(discount=torch.zeros(7, dtype=torch.float64))
+    laws.gradients(lambda p: dqn.q_learning(NETWORK.apply, losses.squared, p, params(2), rows, HYPER)[0], params(1))
+
+
+@BOTH
+def test_a_time_limit_bootstraps_and_an_end_does_not(f):
+    """Discount 1 and 0 beside each other: only the first sees what follows."""
+    rows = tree.map(lambda x: torch.stack([x[0], x[0]]), batch())
+    rows = rows._replace(discount=torch.tensor([1.0, 0.0]).double(), next_legal=torch.ones(2, 3, dtype=torch.bool))
+    slope = grad(lambda r: loss(f, lambda delta: delta)(params(1), params(2), rows._replace(reward=r), HYPER)[0])
+    assert slope(rows.reward).abs().max() == 0  # held fixed
+    seen = [loss(f, lambda d: d[i])(params(1), params(2), rows, HYPER)[0] for i in range(2)]
+    following = NETWORK.apply(params(2), rows.next_obs)[0]
+    chooser = following if f is dqn.q_learning else NETWORK.apply(params(1), rows.next_obs)[0]
+    torch.testing.assert_close(seen[0] - seen[1], HYPER.gamma * following[chooser.argmax()])
+
+
+@given(strategies.transitions(batch=(4,), dtype=torch.float64))
+def test_loss_is_finite_on_any_batch(rows):
+    for f in (dqn.q_learning, dqn.double_q_learning):
+        value, q = loss(f)(params(1), params(2), rows, HYPER)
+        assert value.isfinite()
+        assert q.isfinite()
+
+
+def test_learn_is_one_step_of_torch():
+    """Loss, gradient, clipping and Adam together, twenty times, beside PyTorch's own."""
+    hyper = tree.cast(lane(gamma=0.9, learning_rate=0.01, max_grad_norm=0.5), torch.float64)
+    optimizer = examples.optimizer(hyper)
+    learner = dqn.init(optimizer, params(1))
+    reference = {n: x.clone().requires_grad_() for n, x in params(1).items()}
+    oracle = torch.optim.Adam(reference.values(), lr=float(hyper.learning_rate))
+    for i in range(20):
+        rows = batch(i)
+        slopes = grad(lambda p, r=rows: loss(dqn.q_learning)(p, params(1), r, hyper)[0])(
+            tree.map(torch.Tensor.detach, reference)
+        )
+        for n, x in reference.items():
+            x.grad = slopes[n].clone()
+        norm = nn.utils.clip_grad_norm_(reference.values(), 0.5)
+        oracle.step()
+        learner, diagnostics = dqn.learn(loss(dqn.q_learning), optimizer, learner, rows, hyper)
+        laws.assert_trees_close(tree.map(torch.Tensor.detach, reference), learner.params, 1e-10, 1e-10)
+        torch.testing.assert_close(diagnostics.grad_norm, norm, rtol=1e-10, atol=0)
+    assert int(learner.updates) == 20
+    laws.assert_trees_equal(params(1), learner.target_params)
+
+
+def test_laws_of_learn():
+    hyper = tree.cast(lane(max_grad_norm=1.0), torch.float64)
+    optimizer = examples.optimizer(hyper)
+    learner = dqn.init(optimizer, params(1))
+
+    def step(learner, rows, hyper):
+        return dqn.learn(loss(dqn.double_q_learning), examples.optimizer(hyper), learner, rows, hyper)
+
+    laws.pure(step, learner, batch(), hyper)
+    laws.vmapped(step, tree.stack([learner] * 2), tree.stack([batch(1), batch(2)]), tree.stack([hyper, hyper]))
+    other = hyper._replace(learning_rate=hyper.learning_rate * 3, gamma=hyper.gamma / 2)
+    laws.compiled(step, learner, batch(), hyper, again=[(learner, batch(3), other)], atol=1e-10)
+    laws.donated(lambda s, *a: step(s, *a)[0], tree.clone(learner), batch(), hyper)
+
+
+def test_target_copies():
+    learner = dqn.init(optim.sgd(0.1), params(1))._replace(target_params=params(2))
+    hard = laws.pure(dqn.hard_copy, learner)
+    laws.assert_trees_equal(params(1), hard.target_params)
+    laws.assert_trees_equal(params(1), hard.params)
+    soft = laws.pure(dqn.soft_copy, learner, torch.tensor(0.25, dtype=torch.float64))
+    expected = tree.map(lambda t, p: 0.75 * t + 0.25 * p, params(2), params(1))
+    laws.assert_trees_close(expected, soft.target_params, 1e-14)
+    whole = dqn.soft_copy(learner, torch.tensor(1.0, dtype=torch.float64))
+    laws.assert_trees_close(params(1), whole.target_params, 1e-14)
+    for f in (dqn.hard_copy, partial(dqn.soft_copy, tau=torch.tensor(0.25))):
+        laws.donated(f, tree.clone(learner))
+
+
+def test_a_new_learner_shares_no_storage():
+    learner = dqn.init(optim.adam(0.1), params(1))
+    leaves = tree.leaves(learner)
+    assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
+    laws.assert_trees_equal(learner.params, learner.target_params)
+
+
+def test_act_is_greedy_without_epsilon_and_legal_with_it():
+    rows, u = batch(size=50, dtype=torch.float32), random.uniform(random.key(5), (50, 2))
+    legal = rows.next_legal | (torch.arange(3) == 1)
+    mine = NETWORK.init(random.key(1))
+    greedy = NETWORK.apply(mine, rows.obs).masked_fill(~legal, -torch.inf).argmax(-1)
+    for epsilon in (torch.tensor(0.0), torch.tensor(0.5), torch.tensor(1.0)):
+        act = partial(dqn.act, NETWORK.apply, mine, rows.obs)
+        laws.legal_only(lambda q, legal, e=epsilon: act(legal, e, u), NETWORK.apply(mine, rows.obs), legal)
+    laws.assert_trees_equal(greedy, act(legal, torch.tensor(0.0), u))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("reward", lambda x: x.unsqueeze(-1)),
+        ("discount", lambda x: x.unsqueeze(-1)),
+        ("action", lambda x: x.unsqueeze(-1)),
+        ("next_legal", lambda x: x[:, :2]),
+        ("obs", lambda x: x[:, :1]),
+    ],
+)
+def test_batches_that_do_not_fit(f, field, change):
+    rows = batch()._replace(**{field: change(getattr(batch(), field))})
+    with pytest.raises(ValueError, match=r"expected shape .*, got"):
+        loss(f)(params(1), params(2), rows, HYPER)

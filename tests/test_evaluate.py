@@ -1,0 +1,333 @@
+"""Greedy episodes of many lanes at once, against one lane and one episode at a time in plain Python."""
+
+from functools import partial
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fdqn import actions, envs, evaluate, networks, random, tree
+from fdqn.envs import episode
+from fdqn.testing import probes
+from fdqn.types import Env, EnvSpec, Network, Step
+
+KEYS = random.fold_in(random.key(torch.arange(3)), 99)
+ACTIONS = 3
+
+
+class State(NamedTuple):
+    x: Tensor
+    time: Tensor
+
+
+def noisy(time_limit: int = 150) -> Env:
+    """Every number that a step pays and shows comes from its noise, and legal actions change with it.
+
+    Nothing here forgives a reward counted after the end, a piece of noise used twice or an illegal action.
+    """
+    spec = EnvSpec((1,), torch.float64, actions=ACTIONS, noise=2, time_limit=time_limit)
+
+    def observe(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.unsqueeze(-1), torch.stack([x < 0.7, x >= 0.4, x < 2.0], -1)
+
+    def reset(u: Tensor) -> tuple[State, Step]:
+        x = u[..., 0].double()
+        state = State(x, torch.zeros_like(x, dtype=torch.int64))
+        return episode.begin(state, *observe(x))
+
+    def step(state: State, action: Tensor, u: Tensor) -> tuple[State, Step]:
+        x = u[..., 0].double()
+        reward = x + 10.0 * action + state.x
+        after = State(x, state.time + 1)
+        return episode.advance(after, *observe(x), reward, u[..., 1] < 0.015, reset(u.flip(-1)), spec.time_limit)
+
+    return Env(reset, step, spec)
+
+
+def wide(seed: int, lanes: int = 3) -> tuple[Network, dict]:
+    network = networks.mlp((1,), (8,), ACTIONS)
+    params = network.init(random.key(torch.arange(seed, seed + lanes)))
+    return network, {name: 3 * x.double() for name, x in params.items()}
+
+
+def balancing(lanes: int = 3) -> tuple[Network, dict]:
+    """CartPole's lanes: one that keeps the pole up, one that tries the opposite, others as they begin."""
+    network = networks.mlp((4,), (2,), 2)
+    params = {name: x.double() for name, x in network.init(random.key(torch.arange(lanes))).items()}
+    lean = torch.tensor([0.02, 0.1, 1.0, 0.4], dtype=torch.float64)
+    for lane, sign in ((0, 1.0), (1, -1.0)):
+        params["0.weight"][lane] = sign * torch.stack([lean, -lean])
+        params["0.bias"][lane] = 0
+        params["2.weight"][lane] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        params["2.bias"][lane] = 0
+    return network, params
+
+
+def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: int) -> np.ndarray:
+    """One lane and one episode at a time; the step noise drawn as `native` promises, 64 steps from a key."""
+    spec, returns = env.spec, np.zeros((len(keys), episodes))
+    for lane, key in enumerate(keys):
+        first = random.uniform(random.fold_in(key, 0), (episodes, spec.noise))
+        own = {name: x[lane] for name, x in params.items()}
+        for n in range(episodes):
+            state, step = env.reset(first[n])
+            for t in range(spec.time_limit):
+                if t % 64 == 0:
+                    u = random.uniform(random.fold_in(key, 1 + t), (64, episodes, spec.noise))
+                q, legal = network.apply(own, step.obs).tolist(), step.legal.tolist()
+                best = max((a for a in range(spec.actions) if legal[a]), key=lambda a: q[a])
+                state, step = env.step(state, torch.tensor(best), u[t % 64, n])
+                returns[lane, n] += float(step.reward)
+                if step.terminated or step.truncated:
+                    break
+    return returns
+
+
+def test_native_equals_a_loop_over_lanes_and_episodes():
+    network, params = wide(0)
+    expected = reference(noisy(), network, params, KEYS, 6)
+    np.testing.assert_allclose(evaluate.native(noisy(), network, params, KEYS, 6), expected, rtol=1e-12)
+    assert len(np.unique(expected)) == expected.size, "this environment tells all episodes apart"
+
+
+def test_native_equals_a_loop_in_cartpole():
+    env = envs.make("cartpole", dtype=torch.float64)
+    network, params = balancing()
+    returns = evaluate.native(env, network, params, KEYS, 4)
+    assert (returns[0] == 500).all(), "a lane that balances reaches the time limit"
+    assert (returns[1] < 15).all()
+    short = env._replace(spec=env.spec._replace(time_limit=70))  # the loop is slow: what comes later is said above
+    limited = envs.make("cartpole", dtype=torch.float64, time_limit=70)
+    np.testing.assert_array_equal(
+        evaluate.native(limited, network, params, KEYS, 4), reference(short, network, params, KEYS, 4)
+    )
+
+
+def test_native_equals_a_loop_in_catch():
+    env = envs.make("catch")
+    network = networks.mlp((10, 5), (16,), 3)
+    params = {name: 2 * x.double() for name, x in network.init(random.key(torch.arange(3))).items()}
+    returns = evaluate.native(env, network, params, KEYS, 8)
+    np.testing.assert_array_equal(returns, reference(env, network, params, KEYS, 8))
+    assert set(np.unique(returns)) == {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("limit", [1, 63, 64, 65, 128])
+def test_an_episode_ends_with_the_time_limit(limit):
+    env = probes.endless_reward(torch.float64).env
+    step = partial(env.step.func, **{**env.step.keywords, "spec": env.spec._replace(time_limit=limit)})
+    env = Env(env.reset, step, env.spec._replace(time_limit=limit))
+    network = networks.mlp((1,), (2,), 2)
+    returns = evaluate.native(env, network, network.init(random.key(torch.arange(2))), KEYS[:2], 3)
+    assert (returns == limit).all(), "one a step, until the limit"
+
+
+def counting_on(env, network, params, games, u):
+    """The plant: what comes after an episode's end counts."""
+    after = evaluate_play(env, network, params, games._replace(ended=torch.zeros_like(games.ended)), u)
+    return after._replace(ended=games.ended | after.ended)
+
+
+def masks_forgotten(env, network, params, games, u):
+    """The plant: the highest value of all actions, legal or not."""
+    return evaluate_play(env, network, params, games._replace(legal=torch.ones_like(games.legal)), u)
+
+
+def noise_stuck(env, network, params, games, u):
+    """The plant: all episodes of a lane share the noise of the first."""
+    return evaluate_play(env, network, params, games, u[:1].expand_as(u))
+
+
+evaluate_play = evaluate.play
+
+
+@pytest.mark.parametrize("plant", [counting_on, masks_forgotten, noise_stuck])
+def test_the_loop_rejects_plants(monkeypatch, plant):
+    network, params = wide(0)
+    monkeypatch.setattr(evaluate, "play", plant)
+    wrong = evaluate.native(noisy(), network, params, KEYS, 6)
+    assert not np.allclose(wrong, reference(noisy(), network, params, KEYS, 6))
+
+
+def test_greedy_over_legal_actions_only():
+    probe = probes.masked_reward()
+    network = Network(lambda key: {}, lambda params, obs: params["q"].expand(*obs.shape[:-1], 3))
+    params = {"q": torch.tensor([[0.0, -1.0, 9.0], [-1.0, 0.0, 9.0]])}
+    returns = evaluate.native(probe.env, network, params, KEYS[:2], 5)
+    np.testing.assert_array_equal(returns, [[-1.0] * 5, [-2.0] * 5])  # action 2 would pay 1
+
+
+def test_a_lane_does_not_know_its_neighbours():
+    network, params = wide(4)
+    together = evaluate.native(noisy(), network, params, KEYS, 6)
+    for lane in range(3):
+        alone = evaluate.native(noisy(), network, tree.map(lambda x: x[lane : lane + 1], params), KEYS[lane:][:1], 6)
+        np.testing.assert_allclose(alone[0], together[lane], rtol=1e-12)
+    other = KEYS.clone()
+    other[1] += 1
+    changed = evaluate.native(noisy(), network, params, other, 6)
+    np.testing.assert_array_equal(changed[[0, 2]], together[[0, 2]])
+    assert (changed[1] != together[1]).all()
+
+
+def test_native_is_pure():
+    network, params = wide(0)
+    before, keys = tree.clone(params), KEYS.clone()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first, second = (evaluate.native(noisy(), network, params, keys, 3) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert first.dtype == np.float64
+    assert tree.equal(params, before)
+    assert torch.equal(keys, KEYS)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_lane_of_nan_is_played_and_harms_nobody():
+    network, params = balancing()
+    healthy = evaluate.native(envs.make("cartpole"), network, params, KEYS, 2)
+    params["2.weight"][1] = torch.nan
+    returns = evaluate.native(envs.make("cartpole"), network, params, KEYS, 2)
+    np.testing.assert_array_equal(returns[[0, 2]], healthy[[0, 2]])
+
+
+@pytest.mark.parametrize("episodes", [0, -3])
+def test_fewer_than_one_episode_is_refused(episodes):
+    network, params = wide(0)
+    with pytest.raises(ValueError, match=f"episodes: expected at least 1, got {episodes}"):
+        evaluate.native(noisy(), network, params, KEYS, episodes)
+    with pytest.raises(ValueError, match=f"episodes: expected at least 1, got {episodes}"):
+        evaluate.outside(lambda: pytest.fail("nothing should be made"), network, params, KEYS, episodes)
+
+
+def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
+    w0, b0, w2, b2 = (params[name][lane].numpy() for name in ("0.weight", "0.bias", "2.weight", "2.bias"))
+    return w2 @ np.maximum(w0 @ obs.astype(np.float64) + b0, 0) + b2
+
+
+def test_outside_equals_a_loop_over_gymnasium():
+    network, params = balancing()
+    returns = evaluate.outside(lambda: gymnasium.make("CartPole-v1"), network, params, KEYS, 3)
+    seeds = random.bits(KEYS, (3,)).tolist()
+    expected = np.zeros((3, 3))
+    env = gymnasium.make("CartPole-v1")
+    for lane in range(3):
+        for n in range(3):
+            obs, _ = env.reset(seed=seeds[lane][n])
+            done = False
+            while not done:
+                obs, reward, terminated, truncated, _ = env.step(int(numpy_apply(params, lane, obs).argmax()))
+                expected[lane, n] += reward
+                done = terminated or truncated
+    env.close()
+    np.testing.assert_array_equal(returns, expected)
+    assert (returns[0] == 500).all()
+    assert (returns[1] < 15).all()
+
+
+class Counter(gymnasium.Env):
+    """Actions `start` and `start + 1`; pays the action as it came, ends after 3 steps."""
+
+    made = 0
+    closed = 0
+
+    def __init__(self, start=1, shape=(1,), fails_at=None):
+        self.action_space = gymnasium.spaces.Discrete(2, start=start)
+        self.observation_space = gymnasium.spaces.Box(-1, 1, shape)
+        self.shape, self.fails_at, self.over, self.seen = shape, fails_at, True, np.zeros(shape, np.float32)
+        Counter.made += 1
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time, self.over = 0, False
+        return self.seen, {}  # the same array at every step, as some environments do
+
+    def step(self, action):
+        assert not self.over, "nobody may act after the end"
+        assert self.action_space.contains(action), action
+        self.time += 1
+        if self.time == self.fails_at:
+            raise RuntimeError("the world broke")
+        self.over = self.time == 3
+        self.seen += 0.1
+        return self.seen, float(action), self.over, False, {}
+
+    def close(self):
+        Counter.closed += 1
+
+
+@pytest.fixture
+def counter():
+    Counter.made = Counter.closed = 0
+    return Counter
+
+
+def constant(*values: tuple[float, float]) -> tuple[Network, dict]:
+    apply = lambda params, obs: params["q"].expand(*obs.shape[:-1], 2)  # noqa: E731
+    return Network(lambda key: {}, apply), {"q": torch.tensor(values)}
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_outside_counts_actions_from_the_start_of_the_space(counter, start):
+    network, params = constant((1.0, 0.0), (0.0, 1.0))
+    returns = evaluate.outside(partial(counter, start), network, params, KEYS[:2], 4)
+    np.testing.assert_array_equal(returns, [[3.0 * start] * 4, [3.0 * (start + 1)] * 4])
+
+
+def test_outside_closes_what_it_made(counter):
+    network, params = constant((1.0, 0.0), (0.0, 1.0))
+    evaluate.outside(counter, network, params, KEYS[:2], 4)
+    assert (counter.made, counter.closed) == (8, 8)
+
+
+def test_outside_closes_also_when_the_world_breaks(counter):
+    network, params = constant((1.0, 0.0), (0.0, 1.0))
+    with pytest.raises(RuntimeError, match="the world broke"):
+        evaluate.outside(partial(counter, fails_at=2), network, params, KEYS[:2], 4)
+    assert (counter.made, counter.closed) == (8, 8)
+
+
+def test_outside_refuses_other_observations(counter):
+    network = networks.mlp((4,), (2,), 2)
+    params = network.init(random.key(torch.arange(2)))
+    with pytest.raises(ValueError, match=r"env: expected observations that the network takes, got shape \[3, 2\]"):
+        evaluate.outside(partial(counter, shape=(3, 2)), network, params, KEYS[:2], 2)
+    assert counter.made == counter.closed == 4
+
+
+def test_outside_refuses_another_number_of_actions(counter):
+    network = networks.mlp((1,), (2,), 5)
+    params = network.init(random.key(torch.arange(2)))
+    with pytest.raises(ValueError, match="env: expected 5 actions, as many as the network gives values, got 2"):
+        evaluate.outside(counter, network, params, KEYS[:2], 2)
+    assert counter.made == counter.closed == 4
+
+
+def test_a_trained_policy_means_the_same_inside_and_outside():
+    network, params = balancing()
+    inside = evaluate.native(envs.make("cartpole"), network, params, KEYS, 20).mean(1)
+    outside = evaluate.outside(lambda: gymnasium.make("CartPole-v1"), network, params, KEYS, 20).mean(1)
+    np.testing.assert_allclose(inside, outside, rtol=0.15)
+
+
+def test_play_holds_what_has_ended():
+    env, (network, params) = noisy(), wide(0, lanes=1)
+    own = {name: x[0] for name, x in params.items()}
+    state, step = env.reset(torch.full((2, 2), 0.5))
+    games = evaluate.Games(state, step.obs, step.legal, torch.tensor([3.0, 4.0]).double(), torch.tensor([True, False]))
+    after = evaluate.play(env, network, own, games, torch.full((2, 2), 0.5))
+    assert after.returns[0] == 3.0
+    assert after.returns[1] == 4.0 + 1.0 + 10.0 * actions.greedy(network.apply(own, step.obs), step.legal)[1]
+    assert after.ended.tolist() == [True, False]
+
+
+@pytest.mark.gpu
+def test_lanes_on_a_gpu_are_played_outside():
+    network, params = balancing()
+    on_gpu = {name: x.cuda() for name, x in params.items()}
+    make = partial(gymnasium.make, "CartPole-v1")
+    returns = evaluate.outside(make, network, on_gpu, KEYS.cuda(), 2)
+    np.testing.assert_array_equal(returns[0], evaluate.outside(make, network, params, KEYS, 2)[0])

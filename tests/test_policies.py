@@ -1,0 +1,91 @@
+"""Acting: never an illegal action, the right frequencies, and chance only from the arguments."""
+
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fdqn import actions, policies, random
+from fdqn.testing import laws, strategies
+
+# Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
+CHANCE = 1e-4
+
+
+@given(strategies.q_batches(), st.data(), st.floats(0, 1, width=32))
+def test_never_illegal(batch, data, epsilon):
+    q, legal = batch
+    u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
+    laws.legal_only(partial(policies.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
+    laws.legal_only(lambda q, legal: policies.uniform(legal, u[:, 0]), q, legal)
+    laws.masked(partial(policies.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
+
+
+@given(strategies.q_batches(at_least_one=False), st.data())
+def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
+    q, legal = batch
+    u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
+    laws.assert_trees_equal(actions.greedy(q, legal), policies.epsilon_greedy(q, legal, 0.0, u))
+    laws.assert_trees_equal(policies.uniform(legal, u[:, 1]), policies.epsilon_greedy(q, legal, 1.0, u))
+
+
+def test_nothing_legal_gives_0():
+    nothing = torch.zeros(1, 3, dtype=torch.bool)
+    assert policies.uniform(nothing, torch.tensor([0.9])).tolist() == [0]
+    assert policies.epsilon_greedy(torch.ones(1, 3), nothing, 0.5, torch.tensor([[0.9, 0.9]])).tolist() == [0]
+
+
+def test_each_legal_action_as_often():
+    legal = torch.tensor([True, False, True, True, False]).expand(30_000, 5)
+    chosen = policies.uniform(legal, random.uniform(random.key(2), (30_000,)))
+    counts = torch.bincount(chosen, minlength=5)
+    assert counts[[1, 4]].tolist() == [0, 0]
+    assert stats.chisquare(counts[[0, 2, 3]].numpy()).pvalue > CHANCE
+
+
+def test_explores_as_often_as_epsilon_says():
+    q, legal = torch.tensor([0.0, 1.0]).expand(30_000, 2), torch.ones(30_000, 2, dtype=torch.bool)
+    u = random.uniform(random.key(4), (30_000, 2))
+    other = (policies.epsilon_greedy(q, legal, 0.3, u) == 0).sum()
+    assert stats.binomtest(int(other), 30_000, 0.15).pvalue > CHANCE
+
+
+def test_the_last_uniform_chooses_the_last_action_of_many():
+    """u just under 1 times a large count rounds up in float32: the choice must still exist and be legal."""
+    for count in (1, 2, 3, 7, 1000, 4097):
+        legal = torch.ones(1, count, dtype=torch.bool)
+        u = torch.tensor([1 - 2.0**-23])
+        assert policies.uniform(legal, u).item() == count - 1
+        laws.legal_only(lambda q, legal: policies.uniform(legal, u), torch.zeros(1, count), legal)
+
+
+Q = torch.tensor([[[1.0, 2.0, 3.0], [0.5, -1.0, 0.1]]])
+LEGAL = torch.tensor([[[True, True, False], [True, False, True]]])
+U = torch.tensor([[[0.1, 0.7], [0.9, 0.2]]])
+
+
+def test_laws_of_a_function():
+    epsilon = torch.tensor([[0.5, 0.3]])
+    laws.pure(policies.epsilon_greedy, Q, LEGAL, epsilon, U)
+    laws.ranked(policies.epsilon_greedy, Q, LEGAL, epsilon, U, leading=2)
+    laws.compiled(policies.epsilon_greedy, Q, LEGAL, epsilon, U)
+    laws.ranked(policies.uniform, LEGAL, U[..., 0], leading=2)
+
+
+def test_epsilon_of_each_lane():
+    chosen = torch.func.vmap(policies.epsilon_greedy, in_dims=(None, None, 0, None))(
+        Q, LEGAL, torch.tensor([0.0, 1.0]), U
+    )
+    laws.assert_trees_equal(torch.stack([actions.greedy(Q, LEGAL), policies.uniform(LEGAL, U[..., 1])]), chosen)
+
+
+def test_messages():
+    with pytest.raises(ValueError, match=r"u: expected shape \[... 2\]"):
+        policies.epsilon_greedy(Q, LEGAL, 0.1, U[..., :1])
+    with pytest.raises(TypeError, match=r"legal: expected torch.bool"):
+        policies.uniform(LEGAL.long(), U[..., 0])
+    with pytest.raises(ValueError, match=r"u: expected shape \[...\]"):
+        policies.uniform(LEGAL, U)

@@ -1,0 +1,150 @@
+"""Threefry: bit for bit that of jax.random, by vectors it made and, where it is installed, by itself."""
+
+import json
+import pathlib
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fdqn import random
+from fdqn.testing import laws, strategies
+
+GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_random.json").read_text())
+
+# Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
+CHANCE = 1e-4
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: str(case["seed"]))
+def test_golden_vectors(case):
+    key = random.key(case["seed"])
+    assert key.tolist() == case["key"]
+    assert random.split(key, len(case["split"])).tolist() == case["split"]
+    for data, expected in case["fold_in"].items():
+        assert random.fold_in(key, int(data)).tolist() == expected
+    bits = torch.tensor(case["bits"])
+    assert torch.equal(random.bits(key, bits.shape), bits)
+    uniform, normal = torch.tensor(case["uniform"]), torch.tensor(case["normal"])
+    assert torch.equal(random.uniform(key, uniform.shape), uniform)
+    torch.testing.assert_close(random.normal(key, normal.shape), normal, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**31, 2**32 - 1])
+def test_live_jax(seed):
+    jax = pytest.importorskip("jax")
+    theirs, ours = jax.random.key(seed), random.key(seed)
+    assert jax.random.key_data(theirs).tolist() == ours.tolist()
+    assert jax.random.key_data(jax.random.split(theirs, 5)).tolist() == random.split(ours, 5).tolist()
+    assert jax.random.key_data(jax.random.fold_in(theirs, 77)).tolist() == random.fold_in(ours, 77).tolist()
+    assert jax.random.bits(theirs, (100,)).tolist() == random.bits(ours, (100,)).tolist()
+    assert jax.random.uniform(theirs, (100,)).tolist() == random.uniform(ours, (100,)).tolist()
+    theirs_normal = torch.tensor(jax.random.normal(theirs, (1000,)).tolist())
+    torch.testing.assert_close(random.normal(ours, (1000,)), theirs_normal, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("f", [random.split, random.bits, random.uniform, random.normal])
+def test_keys_are_batched(f):
+    keys = random.key([[1, 2, 3], [4, 5, 6]])
+    shape = 4 if f is random.split else (2, 3)
+    many = f(keys, shape)
+    for i in range(2):
+        for j in range(3):
+            laws.assert_trees_equal(f(keys[i, j], shape), many[i, j])
+    laws.vmapped(lambda key: f(key, shape), keys, dtype=None, atol=0.0)
+
+
+@given(strategies.keys((2,)))
+def test_laws_of_a_function(keys):
+    laws.pure(random.uniform, keys, (3,))
+    laws.ranked(lambda key: random.fold_in(key, 7), keys, dtype=None, atol=0.0)
+    assert ((random.uniform(keys, (50,)) >= 0) & (random.uniform(keys, (50,)) < 1)).all()
+
+
+def test_compiled():
+    keys = random.key([1, 2])
+    laws.compiled(lambda keys: random.bits(random.fold_in(keys, 3), (5,)), keys, again=[(random.key([3, 4]),)])
+
+
+def test_fold_in_broadcasts():
+    keys = random.key([1, 2])
+    both = random.fold_in(keys, torch.tensor([[7], [8], [9]]))
+    assert both.shape == (3, 2, 2)
+    laws.assert_trees_equal(random.fold_in(keys[1], 9), both[2, 1])
+
+
+def test_purposes_do_not_meet():
+    """Keys folded, split and seeded from each other are all different."""
+    keys = random.key(list(range(50)))
+    family = torch.cat(
+        [keys, random.split(keys, 3).reshape(-1, 2), random.fold_in(keys, 5), random.fold_in(keys, 2**31)]
+    )
+    assert len(set(map(tuple, family.tolist()))) == len(family)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, [0, 2**32]])
+def test_seeds_out_of_range(seed):
+    with pytest.raises(ValueError, match=r"seed: expected integers in \[0, 2\*\*32\)"):
+        random.key(seed)
+
+
+def test_what_is_no_seed_or_key():
+    with pytest.raises(TypeError, match=r"seed: expected an integer dtype, got torch.float32"):
+        random.key(1.5)
+    with pytest.raises(TypeError, match="key: expected an integer dtype"):
+        random.bits(torch.zeros(2))
+    with pytest.raises(ValueError, match=r"key: expected shape \[... 2\], got \[3\]"):
+        random.bits(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"shape: expected fewer than 2\*\*31 numbers"):
+        random.bits(random.key(0), (2**16, 2**15))
+
+
+def test_distributions():
+    key = random.key(11)
+    assert stats.kstest(random.uniform(key, (20_000,), torch.float64).numpy(), "uniform").pvalue > CHANCE
+    assert stats.kstest(random.normal(key, (20_000,), torch.float64).numpy(), "norm").pvalue > CHANCE
+    bits = random.bits(key, (20_000,))
+    for place in (0, 1, 15, 31):
+        assert abs(float(((bits >> place) & 1).double().mean()) - 0.5) < 0.015
+
+
+@given(st.integers(1, 2**31 - 1))
+def test_index_stays_inside_and_meets_both_ends(size):
+    words = torch.tensor([0, 1, 2**31, 2**32 - 1])
+    at = random.index(words, size)
+    assert at.tolist() == [int(w) * size >> 32 for w in words]
+    assert at[0] == 0
+    assert at[-1] == size - 1
+
+
+@pytest.mark.parametrize("size", [2**31 - 1, 2**31 - 2, 1_000_003])
+def test_index_does_not_overflow_near_its_limit(size):
+    words = random.bits(random.key(1), (1000,))
+    expected = [int(w) * size >> 32 for w in words]
+    assert random.index(words, size).tolist() == expected
+    assert random.index(words, torch.tensor(size)).tolist() == expected
+
+
+@given(strategies.keys(), st.integers(-(2**40), 2**40), st.integers(1, 2**31 - 1))
+def test_randint_lies_in_its_range(key, low, width):
+    x = random.randint(key, (20,), low, low + width)
+    assert ((x >= low) & (x < low + width)).all()
+    assert x.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 0), (3, 2), (0, 2**31)])
+def test_randint_refuses_an_empty_range(low, high):
+    with pytest.raises(ValueError, match="high: expected low < high"):
+        random.randint(random.key(0), (1,), low, high)
+
+
+def test_unit_takes_the_upper_bits():
+    assert random.unit(torch.tensor([0, 511, 512, 2**32 - 1])).tolist() == [0.0, 0.0, 2.0**-23, 1 - 2.0**-23]
+
+
+def test_normal_is_finite_at_the_ends():
+    smallest = -1.0 + 2.0**-24
+    assert torch.erfinv(torch.tensor(smallest)).isfinite()
+    assert random.normal(random.key(0), (100_000,)).isfinite().all()

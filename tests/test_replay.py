@@ -1,0 +1,157 @@
+"""Replay: any history equals a deque, sampling is uniform, adding costs a row."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from fdqn import compile as edge
+from fdqn import random, replay, tree
+from fdqn.testing import laws, strategies
+from fdqn.types import Step, Transition
+
+EXAMPLE = Transition(
+    torch.zeros(2),
+    torch.tensor(0),
+    torch.tensor(0.0),
+    torch.tensor(0.0),
+    torch.zeros(2),
+    torch.zeros(3, dtype=torch.bool),
+)
+
+# Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
+CHANCE = 1e-4
+
+
+def rows(*numbers):
+    n = torch.tensor(numbers)
+    pair = torch.stack([n, -n], -1).float()
+    return Transition(pair, n, n.float(), torch.ones(len(n)), pair + 0.5, torch.stack([n % 2 == 0] * 3, -1))
+
+
+@given(st.integers(1, 7).flatmap(lambda c: st.tuples(st.just(c), strategies.replay_operations(c))))
+def test_any_history_equals_a_deque(history):
+    capacity, operations = history
+    laws.replay_like_deque(operations, capacity)
+
+
+@pytest.mark.parametrize("operations", [[3, 3], [1] * 9, [4], [3, 4, 1, 2], [4, 4, 4]])
+def test_wrap_around(operations):
+    laws.replay_like_deque(operations, 4)
+
+
+@pytest.mark.parametrize(("filled", "capacity"), [(37, 37), (20, 37), (37, 50)])
+def test_sampling_is_uniform(filled, capacity):
+    memory = replay.init(EXAMPLE, capacity)
+    for first in range(0, filled, 5):
+        memory = replay.add(memory, rows(*range(first, min(first + 5, filled))))
+    sampled = replay.sample(memory, random.bits(random.key(8), (20_000,)))
+    counts = torch.bincount(sampled.action, minlength=filled)
+    assert len(counts) == filled
+    assert stats.chisquare(counts.numpy()).pvalue > CHANCE
+
+
+def test_sampling_after_a_wrap_is_uniform_over_the_last():
+    memory = replay.init(EXAMPLE, 10)
+    for first in range(0, 24, 4):
+        memory = replay.add(memory, rows(*range(first, first + 4)))
+    counts = torch.bincount(replay.sample(memory, random.bits(random.key(9), (20_000,))).action, minlength=24)
+    assert counts[:14].sum() == 0
+    assert stats.chisquare(counts[14:].numpy()).pvalue > CHANCE
+
+
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "discount"),
+    [(False, False, 1.0), (True, False, 0.0), (False, True, 1.0), (True, True, 0.0)],
+)
+def test_discount_is_0_only_where_the_task_ended(terminated, truncated, discount):
+    obs, next_obs, legal = torch.zeros(2), torch.ones(2), torch.tensor([True, False, True])
+    step = Step(
+        obs + 5, legal, next_obs, ~legal, torch.tensor(2.0, dtype=torch.float64), torch.tensor(terminated),
+        torch.tensor(truncated),
+    )  # fmt: skip
+    stored = replay.transition(obs, torch.tensor(1), step)
+    assert stored.discount.item() == discount
+    assert stored.discount.dtype == torch.float64
+    laws.assert_trees_equal((obs, next_obs, ~legal), (stored.obs, stored.next_obs, stored.next_legal))
+
+
+def test_filled_counts_up_to_the_capacity():
+    memory = replay.init(EXAMPLE, 5)
+    counts = []
+    for _ in range(3):
+        counts.append(int(replay.filled(memory)))
+        memory = replay.add(memory, rows(1, 2, 3))
+    assert counts == [0, 3, 5]
+    assert int(memory.added) == 9
+
+
+def test_laws_of_a_function():
+    memory = replay.add(replay.init(EXAMPLE, 5), rows(1, 2, 3))
+    words = torch.tensor([0, 2**31, 2**32 - 1])
+    laws.pure(replay.add, memory, rows(4, 5, 6))
+    laws.pure(replay.sample, memory, words)
+    lanes = tree.stack([memory, replay.add(memory, rows(7))])
+    laws.vmapped(replay.add, lanes, tree.stack([rows(4, 5, 6), rows(7, 8, 9)]))
+    laws.vmapped(replay.sample, lanes, torch.stack([words, words + 0]))
+    laws.compiled(replay.add, memory, rows(4, 5, 6), again=[(replay.add(memory, rows(8)), rows(1, 2, 3))])
+    laws.compiled(replay.sample, memory, words)
+
+
+def test_donated_add_writes_over_the_old_ring():
+    memory = replay.add(replay.init(EXAMPLE, 5), rows(1, 2, 3))
+    laws.donated(replay.add, memory, rows(4, 5, 6))
+
+
+def test_sample_shares_nothing_with_the_ring():
+    memory = replay.add(replay.init(EXAMPLE, 5), rows(1, 2, 3))
+    sampled = replay.sample(memory, torch.tensor([0]))
+    assert not {x.data_ptr() for x in tree.leaves(sampled)} & {x.data_ptr() for x in tree.leaves(memory)}
+
+
+def seconds(f, *args):
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        for _ in range(30):
+            f(*args)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[3]
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_adding_costs_the_row_not_the_ring(lanes):
+    """Compiled and donated: as fast into a ring of a million rows as into one of ten thousand."""
+    batch = tree.stack([rows(1, 2, 3)] * lanes)
+
+    def build(capacity):
+        memory = tree.stack([replay.init(EXAMPLE, capacity)] * lanes)
+        add = edge.compile(edge.donate(torch.func.vmap(replay.add)))
+        add(memory, batch)
+        assert int(memory.added[0]) == 3
+        return add, memory
+
+    small, large = build(10_000), build(1_000_000 // lanes)
+    ratio = seconds(*large, batch) / seconds(*small, batch)
+    assert ratio <= 3, f"expected at most 3 times the time of the small ring, got {ratio:.1f}"
+
+
+def test_messages():
+    with pytest.raises(ValueError, match="capacity: expected at least 1 row, got 0"):
+        replay.init(EXAMPLE, 0)
+    memory = replay.init(EXAMPLE, 2)
+    with pytest.raises(ValueError, match="batch: expected at most capacity = 2 rows, got 3"):
+        replay.add(memory, rows(1, 2, 3))
+    with pytest.raises(TypeError, match=r"batch\.obs: expected torch.float32, got torch.float64"):
+        replay.add(memory, rows(1, 2)._replace(obs=torch.zeros(2, 2).double()))
+    with pytest.raises(ValueError, match=r"batch\.obs: expected shape \[2, 2\], got \[2, 3\]"):
+        replay.add(memory, rows(1, 2)._replace(obs=torch.zeros(2, 3)))
+    with pytest.raises(ValueError, match=r"batch\.discount: expected shape \[2\], got \[2, 1\]"):
+        replay.add(memory, rows(1, 2)._replace(discount=torch.zeros(2, 1)))
+    with pytest.raises(TypeError, match=r"words: expected an integer dtype, got torch.float32"):
+        replay.sample(memory, torch.rand(2, generator=torch.Generator()))
+    with pytest.raises(ValueError, match=r"words: expected shape \[B\], got \[1, 2\]"):
+        replay.sample(memory, torch.zeros(1, 2, dtype=torch.int64))

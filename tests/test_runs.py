@@ -1,0 +1,497 @@
+"""The run folder: what is written can be recomputed, is complete at every moment, and is read or refused in words."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import fdqn
+from fdqn import build, evaluate, random, runs, train
+from fdqn.settings import Settings
+
+COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
+KEYS = {
+    "env",
+    "seeds",
+    "steps",
+    "failed_seeds",
+    "final_return",
+    "train_return",
+    "env_steps_per_second",
+    "seed_updates_per_second",
+    "compile_seconds",
+    "first_update_seconds",
+    "wall_seconds",
+    "gymnasium_return",
+}
+FILES = {"config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
+SEEDS = (11, 12, 13)
+
+
+class Made:
+    """One small run, its reports kept."""
+
+    def __init__(self, path):
+        self.settings = Settings(
+            seeds=3, seed=11, steps=600, learning_starts=200, report_every=150, batch_size=16, hidden=(8,),
+            updates_per_cycle=2, compile=False, out=str(path),
+        )  # fmt: skip
+        self.started = time.perf_counter()
+        self.program = build.program(self.settings)
+        state = train.init(self.program, build.hyper(self.settings), build.keys(self.settings))
+        self.path = runs.create(self.settings)
+        functions = runs.functions(self.program, self.settings)
+        reports = train.run(self.program, state, self.settings.steps, functions, self.settings.report_every)
+        self.reports = list(runs.record(self.path, self.settings, reports))
+        self.outside = np.arange(60.0).reshape(3, 20)
+        self.summary = runs.finish(self.path, self.settings, self.reports[-1], self.started, self.outside)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Made(tmp_path_factory.mktemp("runs") / "deep" / "run")
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """The run folder, to be spoiled."""
+    return shutil.copytree(made.path, tmp_path / "copy")
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Pictures have tests of their own and take a second."""
+    monkeypatch.setattr(runs, "picture", lambda path, *given: path.touch())
+
+
+def strict(text):
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def rows(path):
+    with open(path / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def interquartile(values):
+    cut = len(values) // 4
+    return sum(sorted(values)[cut : len(values) - cut]) / (len(values) - 2 * cut)
+
+
+def test_the_folder_holds_what_the_contract_says(made):
+    assert {p.name for p in made.path.iterdir()} == FILES
+
+
+def test_metrics_have_a_row_per_seed_and_report(made):
+    assert (made.path / "metrics.csv").read_text().splitlines()[0].split(",") == COLUMNS
+    table = rows(made.path)
+    assert [(int(r["step"]), int(r["seed"])) for r in table] == [
+        (step, seed) for step in (150, 300, 450, 600) for seed in SEEDS
+    ]
+    seconds = [float(r["seconds"]) for r in table]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > seconds[0] > 0
+    assert not any("nan" in value.lower() or "inf" in value.lower() for r in table for value in r.values())
+
+
+def test_metrics_say_what_the_reports_said(made):
+    table = iter(rows(made.path))
+    for report in made.reports:
+        for i in range(3):
+            row = next(table)
+            assert int(row["updates"]) == report.updates == max(0, (report.step - 200) // 10) * 2
+            assert int(row["episodes"]) == report.episodes[i]
+            columns = {
+                "return": report.returns,
+                "loss": report.loss,
+                "q": report.q,
+                "grad_norm": report.grad_norm,
+                "epsilon": report.epsilon,
+            }
+            for name, values in columns.items():
+                assert float(row[name] or "nan") == pytest.approx(values[i], rel=1e-6, nan_ok=True), name
+    first, last = rows(made.path)[0], rows(made.path)[-1]
+    assert first["loss"] == first["q"] == first["grad_norm"] == "", "no update was made yet, so there is no number"
+    assert min(float(last[name]) for name in ("loss", "q", "grad_norm")) > 0
+
+
+def test_epsilon_goes_down_as_asked(made):
+    for row in rows(made.path):
+        share = min(1.0, int(row["step"]) / (0.2 * 600))
+        assert float(row["epsilon"]) == pytest.approx(1 - 0.95 * share, rel=1e-5)
+
+
+def test_metrics_are_on_disk_before_the_next_report(tmp_path, made):
+    settings = dataclasses.replace(made.settings, out=str(tmp_path / "live"))
+    path = runs.create(settings)
+    live = runs.record(path, settings, iter(made.reports))
+    for n in range(1, len(made.reports) + 1):
+        next(live)
+        assert len(rows(path)) == 3 * n
+        assert (path / "metrics.csv").read_text().endswith("\n")
+
+
+def test_summary_has_exactly_the_contract_s_keys(made):
+    summary = strict((made.path / "summary.json").read_text())
+    assert set(summary) == KEYS
+    assert summary == made.summary
+    for name in ("final_return", "train_return"):
+        assert set(summary[name]) == {"iqm", "low", "high", "per_seed"}
+    assert set(summary["gymnasium_return"]) == {"env", "iqm", "low", "high", "per_seed"}
+    assert (summary["env"], summary["seeds"], summary["steps"]) == ("cartpole", list(SEEDS), 600)
+    assert summary["failed_seeds"] == []
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_without_an_outside_there_is_no_outside_return(made, copy):
+    summary = runs.finish(copy, made.settings, made.reports[-1], made.started)
+    assert set(summary) == KEYS - {"gymnasium_return"}
+    assert strict((copy / "summary.json").read_text()) == summary
+
+
+def test_final_return_follows_from_the_parameters_on_disk(made):
+    params = runs.read_params(made.path)
+    keys = torch.stack([random.fold_in(random.key(seed), train.EVALUATION) for seed in SEEDS])
+    returns = evaluate.native(made.program.env, made.program.network, params, keys, episodes=20)
+    record = made.summary["final_return"]
+    assert record["per_seed"] == pytest.approx(returns.mean(1))
+    assert record["iqm"] == pytest.approx(interquartile(returns.mean(1)))
+    assert record["low"] <= record["iqm"] <= record["high"]
+    other = evaluate.native(made.program.env, made.program.network, params, keys + 1, episodes=20)
+    assert record["per_seed"] != pytest.approx(other.mean(1)), "other keys, other episodes"
+
+
+def test_no_training_used_the_evaluation_s_keys(made):
+    assert len({train.NETWORK, train.RESET, train.CYCLES, train.EVALUATION}) == 4
+    assert (build.evaluation_keys(made.settings) != build.keys(made.settings)).any(1).all()
+
+
+def test_train_return_follows_from_the_table(made):
+    """Few episodes ended here, so the last hundred are all of them and the table says their mean."""
+    table = rows(made.path)
+    for i, seed in enumerate(SEEDS):
+        own = [r for r in table if int(r["seed"]) == seed]
+        counts = np.diff([0, *(int(r["episodes"]) for r in own)])
+        assert 0 < counts.sum() <= 100
+        total = sum(n * float(r["return"]) for n, r in zip(counts, own, strict=True) if n)
+        assert made.summary["train_return"]["per_seed"][i] == pytest.approx(total / counts.sum(), rel=1e-5)
+
+
+def test_train_return_is_of_the_last_hundred_only(made):
+    last = made.reports[-1].last_returns
+    assert last.shape == (3, 100)
+    assert (np.isfinite(last).sum(1) == made.reports[-1].episodes).all()
+
+
+def test_outside_returns_are_summed_up_the_same_way(made):
+    record = made.summary["gymnasium_return"]
+    assert record["env"] == "CartPole-v1"
+    assert record["per_seed"] == [9.5, 29.5, 49.5]
+    assert record["iqm"] == pytest.approx(29.5)
+
+
+def test_rates_and_times_follow_from_the_last_report(made):
+    report, summary = made.reports[-1], made.summary
+    rate = report.learning_updates * 3 / report.learning_seconds
+    assert summary["seed_updates_per_second"] == pytest.approx(rate)
+    assert summary["env_steps_per_second"] == pytest.approx(rate * 10 / 2), "10 steps and 2 updates a cycle"
+    assert summary["compile_seconds"] == pytest.approx(report.compile_seconds, abs=1e-3)
+    assert summary["first_update_seconds"] == pytest.approx(report.first_update - made.started, abs=1e-3)
+    assert 0 < summary["first_update_seconds"] < summary["wall_seconds"] < 60
+    assert 0 < report.learning_updates <= report.updates
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_numbers_that_are_not_there_are_null(made, copy):
+    report = made.reports[0]._replace(last_returns=np.full((3, 100), np.nan, np.float32))
+    assert report.first_update is None, "the first report comes before the first update"
+    summary = runs.finish(copy, made.settings, report, made.started)
+    text = strict((copy / "summary.json").read_text())
+    assert text == summary
+    assert text["first_update_seconds"] is text["seed_updates_per_second"] is text["env_steps_per_second"] is None
+    assert text["train_return"] == {"iqm": None, "low": None, "high": None, "per_seed": [None] * 3}
+
+
+def test_config_says_what_ran(made):
+    config = strict((made.path / "config.json").read_text())
+    assert set(config) == {"settings", "versions", "git", "device", "engine"}
+    assert config["settings"] == {**dataclasses.asdict(made.settings), "hidden": [8]}
+    assert config["versions"] == {
+        "fdqn": fdqn.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+    assert config["device"] == str(build.device(made.settings))
+    assert config["engine"]["compile"] is False
+    assert config["engine"]["threads"] == torch.get_num_threads()
+    assert config["git"] is None or 12 <= len(config["git"]) <= 13
+
+
+def test_config_with_an_infinite_setting_is_still_json(tmp_path, made):
+    path = runs.create(dataclasses.replace(made.settings, max_grad_norm=math.inf, out=str(tmp_path / "inf")))
+    strict((path / "config.json").read_text())
+
+
+def test_an_infinite_setting_is_read_back(tmp_path, made):
+    path = runs.create(dataclasses.replace(made.settings, max_grad_norm=math.inf, out=str(tmp_path / "inf")))
+    for name in ("summary.json", "metrics.csv"):
+        shutil.copy(made.path / name, path)
+    assert runs.read(path).settings.max_grad_norm == math.inf
+
+
+def test_parameters_are_the_lanes_under_the_names_of_the_module(made):
+    params = runs.read_params(made.path)
+    trained = made.reports[-1].state.learner.params
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    assert {name: (3, *x.shape) for name, x in module.state_dict().items()} == {
+        name: tuple(x.shape) for name, x in params.items()
+    }
+    assert all(torch.equal(params[name], trained[name]) for name in params)
+    obs = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    for lane in range(3):
+        module.load_state_dict({name: x[lane] for name, x in params.items()}, strict=True)
+        torch.testing.assert_close(
+            module(obs), made.program.network.apply({n: x[lane] for n, x in params.items()}, obs)
+        )
+    with safe_open(made.path / "params.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["seeds"]) == list(SEEDS)
+
+
+@pytest.mark.parametrize(("name", "value"), [("0.weight", math.nan), ("2.bias", math.inf), ("0.bias", -math.inf)])
+@pytest.mark.usefixtures("no_picture")
+def test_a_failed_seed_is_named_and_left_out(made, copy, name, value):
+    report = made.reports[-1]
+    params = {n: x.clone() for n, x in report.state.learner.params.items()}
+    params[name][1].view(-1)[0] = value
+    state = report.state._replace(learner=report.state.learner._replace(params=params))
+    summary = runs.finish(copy, made.settings, report._replace(state=state), made.started, made.outside)
+    assert strict((copy / "summary.json").read_text()) == summary
+    assert summary["failed_seeds"] == [12]
+    for key in ("final_return", "train_return", "gymnasium_return"):
+        before, after = made.summary[key], summary[key]
+        assert after["per_seed"] == [before["per_seed"][0], None, before["per_seed"][2]]
+        assert after["iqm"] == pytest.approx(interquartile([before["per_seed"][0], before["per_seed"][2]]))
+    assert runs.read(copy).summary == summary
+
+
+@pytest.mark.usefixtures("no_picture")
+def test_all_seeds_failed(made, copy):
+    report = made.reports[-1]
+    params = {n: torch.full_like(x, torch.nan) for n, x in report.state.learner.params.items()}
+    state = report.state._replace(learner=report.state.learner._replace(params=params))
+    summary = runs.finish(copy, made.settings, report._replace(state=state), made.started)
+    assert strict((copy / "summary.json").read_text())["failed_seeds"] == list(SEEDS)
+    assert summary["final_return"] == {"iqm": None, "low": None, "high": None, "per_seed": [None] * 3}
+
+
+def test_one_seed_has_no_interval():
+    record = runs.returns_record(np.array([[3.0, 5.0]]), [], range(4, 5))
+    assert record == {"iqm": 4.0, "low": None, "high": None, "per_seed": [4.0]}
+
+
+def test_episodes_that_are_not_there_do_not_count():
+    record = runs.returns_record(np.array([[1.0, 3.0, np.nan], [np.nan] * 3, [5.0, 5.0, 5.0]]), [], range(3))
+    assert record["per_seed"] == [2.0, None, 5.0]
+    assert record["iqm"] == pytest.approx(3.5)
+
+
+def snapshot(path):
+    return {p.relative_to(path): (p.read_bytes(), p.stat().st_mtime_ns) for p in path.rglob("*") if p.is_file()}
+
+
+def test_an_existing_folder_is_refused_and_untouched(made):
+    before = snapshot(made.path)
+    with pytest.raises(ValueError, match=r"out: expected a folder that does not exist yet, got .*run"):
+        runs.create(made.settings)
+    assert snapshot(made.path) == before
+
+
+@pytest.mark.parametrize("kind", ["empty folder", "file", "dangling link"])
+def test_whatever_is_there_is_refused(tmp_path, made, kind):
+    target = tmp_path / "x"
+    {"empty folder": target.mkdir, "file": target.touch, "dangling link": lambda: target.symlink_to("nowhere")}[kind]()
+    with pytest.raises(ValueError, match="out: expected a folder that does not exist yet"):
+        runs.create(dataclasses.replace(made.settings, out=str(target)))
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_parent_that_is_a_file_is_refused_by_name(tmp_path, made):
+    (tmp_path / "file").touch()
+    with pytest.raises((ValueError, OSError), match="out: "):
+        runs.create(dataclasses.replace(made.settings, out=str(tmp_path / "file" / "run")))
+
+
+def test_without_a_name_the_folder_is_named_after_environment_and_time():
+    name = runs.folder(Settings(env="catch"))
+    assert name.parts[0] == "runs"
+    assert time.strptime(name.parts[1], "catch-%Y%m%d-%H%M%S")
+
+
+@pytest.mark.parametrize("file", ["summary.json", "params.safetensors"])
+@pytest.mark.usefixtures("no_picture")
+def test_files_are_replaced_whole_or_not_at_all(monkeypatch, made, copy, file):
+    before, replace = (copy / file).read_bytes(), os.replace
+
+    def power_cut(source, target):
+        if str(target).endswith(file):
+            raise OSError("power cut")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", power_cut)
+    with pytest.raises(OSError, match="power cut"):
+        runs.finish(copy, made.settings, made.reports[1], made.started)
+    assert (copy / file).read_bytes() == before
+    monkeypatch.undo()
+    runs.finish(copy, made.settings, made.reports[1], made.started)
+    assert {p.name for p in copy.iterdir()} == FILES
+    assert (copy / file).read_bytes() != before
+
+
+def test_a_run_is_read_as_it_was_written(made):
+    run = runs.read(made.path)
+    assert run.path == made.path
+    assert run.settings == made.settings
+    assert run.summary == made.summary
+    np.testing.assert_array_equal(run.curve.steps, [150, 300, 450, 600])
+    np.testing.assert_allclose(run.curve.values, [report.returns for report in made.reports], rtol=1e-6)
+
+
+def test_rows_in_another_order_and_missing_ones_are_read(copy):
+    lines = (copy / "metrics.csv").read_text().splitlines()
+    (copy / "metrics.csv").write_text("\n".join([lines[0], *reversed(lines[2:])]) + "\n")
+    curve, whole = runs.read_curve(copy), [r["return"] for r in rows(copy)]
+    assert curve.values.shape == (4, 3)
+    assert np.isnan(curve.values[0, 0])
+    assert np.isfinite(curve.values).sum() == sum(value != "" for value in whole)
+
+
+def test_a_long_run_of_many_seeds_is_read_quickly(tmp_path):
+    lines = [f"{step},{seed},0,1,2.0,,,,0.1,1.0" for step in range(100, 10_100, 100) for seed in range(1000)]
+    (tmp_path / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
+    began = time.perf_counter()
+    assert runs.read_curve(tmp_path).values.shape == (100, 1000)
+    assert time.perf_counter() - began < 3
+
+
+def spoil(name, content):
+    def act(path):
+        if content is None:
+            (path / name).unlink()
+        elif isinstance(content, bytes):
+            (path / name).write_bytes(content)
+        else:
+            (path / name).write_text(content)
+
+    return pytest.param(act, name, id=f"{name}: {content!r:.30}")
+
+
+def settings_with(**changes):
+    def act(path):
+        config = json.loads((path / "config.json").read_text())
+        config["settings"].update(changes)
+        (path / "config.json").write_text(json.dumps(config))
+
+    return pytest.param(act, "config.json", id=f"config.json: {changes}")
+
+
+def metrics_with(old, new):
+    def act(path):
+        text = (path / "metrics.csv").read_text()
+        assert old in text
+        (path / "metrics.csv").write_text(text.replace(old, new, 1))
+
+    return pytest.param(act, "metrics.csv", id=f"metrics.csv: {new!r}")
+
+
+@pytest.mark.parametrize(
+    ("act", "file"),
+    [
+        spoil("config.json", None),
+        spoil("config.json", ""),
+        spoil("config.json", "{"),
+        spoil("config.json", "[]"),
+        spoil("config.json", "{}"),
+        spoil("config.json", b"\xff\xfe\x00"),
+        settings_with(colour="red"),
+        settings_with(hidden=None),
+        settings_with(hidden="8"),
+        settings_with(seeds="three"),
+        settings_with(env="nowhere"),
+        spoil("summary.json", None),
+        spoil("summary.json", ""),
+        spoil("summary.json", "[]"),
+        spoil("summary.json", "{}"),
+        spoil("metrics.csv", None),
+        spoil("metrics.csv", ""),
+        spoil("metrics.csv", "a,b\n1,2\n"),
+        metrics_with("150,11", "many,11"),
+        metrics_with("150,11", "150,eleven"),
+    ],
+)
+def test_a_broken_folder_is_refused_naming_the_file(copy, act, file):
+    act(copy)
+    with pytest.raises(ValueError, match="run: expected a finished run folder") as error:
+        runs.read(copy)
+    assert file in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"nonsense", b"\x08\0\0\0\0\0\0\0{}"], ids=repr)
+def test_broken_parameters_are_refused_naming_the_file(copy, content):
+    (copy / "params.safetensors").unlink()
+    if content is not None:
+        (copy / "params.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"params\.safetensors"):
+        runs.read_params(copy)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match=re.escape(f"run: expected a finished run folder, got {path}")):
+            runs.read(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"iqm": 496.14, "low": 489.0, "high": 500.0}, "496.1 [489.0, 500.0]"),
+        ({"iqm": -84.0, "low": -90.25, "high": -80.0}, "-84.0 [-90.2, -80.0]"),
+        ({"iqm": 9.0, "low": None, "high": None}, "9.0"),
+        ({"iqm": None, "low": None, "high": None}, "none"),
+    ],
+)
+def test_interval_text(record, text):
+    assert runs.interval_text(record) == text
+
+
+def test_cuda_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert build.device(Settings(device="auto")) == torch.device("cpu")
+    with pytest.raises(ValueError, match=r"device: expected one that is there, got cuda"):
+        build.device(Settings(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert build.device(Settings(device="auto")) == torch.device("cuda")
+    assert build.device(Settings(device="cpu")) == torch.device("cpu")
+
+
+def test_replay_bytes_are_the_bytes_that_replay_takes(made):
+    state = train.init(made.program, build.hyper(made.settings), build.keys(made.settings))
+    stored = state.replay.rows if hasattr(state.replay, "rows") else state.replay
+    tensors = [x for x in torch.utils._pytree.tree_leaves(stored) if x.ndim >= 2]
+    taken = sum(x.nelement() * x.element_size() for x in tensors)
+    assert build.replay_bytes(made.program, 3) == pytest.approx(taken, rel=0.01)

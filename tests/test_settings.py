@@ -1,0 +1,205 @@
+"""Every flag of the contract is there, says what it means, and reaches the program that trains."""
+
+import dataclasses
+import inspect
+import math
+import re
+import shlex
+
+import pytest
+
+from fdqn import build, cli, dqn, losses, settings
+from fdqn.settings import Settings
+from fdqn.types import Hyper
+
+CONTRACT = shlex.split("""
+--env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
+--learning-starts --target-period --tau --learning-rate --gamma --max-grad-norm --epsilon-start --epsilon-end
+--epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --device --compile --out
+""")
+
+# Another value than the default for every field.
+OTHER = {
+    "env": "acrobot",
+    "seeds": 5,
+    "seed": 7,
+    "steps": 4321,
+    "num_envs": 6,
+    "steps_per_cycle": 3,
+    "updates_per_cycle": 2,
+    "batch_size": 32,
+    "capacity": 999,
+    "learning_starts": 77,
+    "target_period": 40,
+    "tau": 0.01,
+    "learning_rate": 3e-4,
+    "gamma": 0.9,
+    "max_grad_norm": 5.0,
+    "epsilon_start": 0.8,
+    "epsilon_end": 0.02,
+    "epsilon_fraction": 0.5,
+    "hidden": (16, 8, 4),
+    "dueling": True,
+    "double": False,
+    "loss": "huber",
+    "report_every": 123,
+    "evaluate_every": 456,
+    "device": "cpu",
+    "compile": False,
+    "out": "somewhere",
+}
+
+
+def arguments(name, value):
+    flag = name.replace("_", "-")
+    match value:
+        case bool():
+            return [f"--{flag}" if value else f"--no-{flag}"]
+        case tuple():
+            return [f"--{flag}", *map(str, value)]
+        case _:
+            return [f"--{flag}", str(value)]
+
+
+def parsed(*words):
+    return cli._parse(["train", *words]).settings
+
+
+def test_fields_are_the_contract_s_flags():
+    assert [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Settings)] == CONTRACT
+    assert set(OTHER) == {field.name for field in dataclasses.fields(Settings)}
+    assert all(getattr(Settings(), name) != value for name, value in OTHER.items())
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_a_flag_sets_its_field_and_no_other(name):
+    assert parsed(*arguments(name, OTHER[name])) == dataclasses.replace(Settings(), **{name: OTHER[name]})
+
+
+def test_all_flags_at_once():
+    words = [word for name, value in OTHER.items() for word in arguments(name, value)]
+    assert parsed(*words) == Settings(**OTHER)
+
+
+def test_no_flag_is_all_defaults():
+    assert parsed() == Settings()
+
+
+def test_every_field_says_what_it_is():
+    source = inspect.getsource(settings)
+    for field in dataclasses.fields(Settings):
+        said = re.search(rf'^    {field.name}: .*\n    """(.+)"""', source, re.MULTILINE)
+        assert said, field.name
+        assert said[1].endswith("."), field.name
+
+
+def test_defaults_of_the_command_and_of_the_library_agree():
+    hyper = {name: p.default for name, p in inspect.signature(dqn.hyper).parameters.items()}
+    for name, value in {**dataclasses.asdict(dqn.Config()), **hyper}.items():
+        if name not in ("lanes", "epsilon_steps"):
+            assert getattr(Settings(), name) == value, name
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(dqn.Config)])
+def test_every_size_reaches_the_program(name):
+    config = build.program(dataclasses.replace(Settings(), **{name: OTHER[name], "batch_size": 32})).config
+    assert getattr(config, name) == OTHER[name]
+
+
+@pytest.mark.parametrize("name", [name for name in Hyper._fields if name != "epsilon_steps"])
+def test_every_number_reaches_the_lanes(name):
+    given = build.hyper(dataclasses.replace(Settings(), seeds=4, **{name: OTHER[name]}))
+    plain = build.hyper(dataclasses.replace(Settings(), seeds=4))
+    for field in Hyper._fields:
+        value = getattr(given, field)
+        assert value.shape == (4,)
+        assert value.tolist() == pytest.approx([OTHER[name]] * 4 if field == name else getattr(plain, field).tolist())
+
+
+def test_epsilon_s_share_of_the_run_becomes_steps():
+    hyper = build.hyper(Settings(steps=50_000, epsilon_fraction=0.3, seeds=2))
+    assert hyper.epsilon_steps.tolist() == pytest.approx([15_000] * 2)
+
+
+def test_soft_copies_replace_hard_ones():
+    assert build.program(Settings(tau=0.01)).config.target_period == 0
+    assert build.program(Settings(tau=1.0, target_period=20)).config.target_period == 20
+
+
+def test_replay_is_no_larger_than_the_run():
+    assert build.program(Settings(steps=2_000, capacity=10_000)).config.capacity == 2_000
+    assert build.program(Settings(steps=20_000, capacity=10_000)).config.capacity == 10_000
+    assert build.program(Settings(steps=50, learning_starts=0, capacity=10_000)).config.capacity == 128, (
+        "a batch must fit"
+    )
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+@pytest.mark.parametrize("double", [True, False])
+def test_the_loss_asked_for_is_the_loss_used(loss, double):
+    bound = build.program(Settings(loss=loss, double=double)).loss
+    assert bound.func is (dqn.double_q_learning if double else dqn.q_learning)
+    assert bound.args[1] is {"mse": losses.squared, "huber": losses.huber}[loss]
+
+
+def test_the_network_asked_for_is_the_network_used():
+    keys = build.keys(Settings(seeds=2))
+    plain = build.network(Settings(hidden=(7, 5))).init(keys)
+    assert {name: tuple(x.shape) for name, x in plain.items()} == {
+        "0.weight": (2, 7, 4),
+        "0.bias": (2, 7),
+        "2.weight": (2, 5, 7),
+        "2.bias": (2, 5),
+        "4.weight": (2, 2, 5),
+        "4.bias": (2, 2),
+    }
+    dueling = build.network(Settings(hidden=(7, 5), dueling=True)).init(keys)
+    assert {"value.weight", "advantage.weight"} < set(dueling)
+
+
+def test_no_clip_without_a_norm():
+    clipped = build.program(Settings(max_grad_norm=10.0)).optimizer
+    free = build.program(Settings(max_grad_norm=math.inf)).optimizer
+    assert clipped is build.clipped_adam
+    assert free is build.plain_adam
+
+
+def test_lane_i_has_seed_plus_i():
+    from fdqn import random
+
+    keys = build.keys(Settings(seed=5, seeds=3))
+    assert keys.tolist() == [random.key(5 + i).tolist() for i in range(3)]
+    assert len({tuple(key) for key in keys.tolist()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"seeds": 0}, "seeds: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
+        ({"seed": 2**32 - 1, "seeds": 2}, "seed: expected seeds below"),
+        ({"steps": 0}, "steps: expected at least 1, got 0"),
+        ({"report_every": 0}, "report_every: expected at least 1, got 0"),
+        ({"evaluate_every": -1}, "evaluate_every: expected at least 0, got -1"),
+        ({"epsilon_fraction": 1.01}, "epsilon_fraction: expected a number in"),
+        ({"epsilon_fraction": math.nan}, "epsilon_fraction: expected a number in"),
+        ({"tau": 0.0}, "tau: expected a number in"),
+        ({"tau": math.nan}, "tau: expected a number in"),
+        ({"tau": 1.5}, "tau: expected a number in"),
+        ({"target_period": 0}, "target_period: expected at least 1"),
+        ({"batch_size": 129, "capacity": 128}, "batch_size 129 exceeds capacity 128"),
+        ({"num_envs": 200, "capacity": 128}, "num_envs 200 exceeds capacity 128"),
+        ({"updates_per_cycle": 3, "target_period": 20}, "target_period 20 is not a multiple of updates_per_cycle 3"),
+        ({"hidden": ()}, "hidden"),
+        ({"hidden": (8, 0)}, "hidden"),
+        ({"env": "cartpol"}, "unknown environment 'cartpol'; did you mean 'cartpole'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        build.program(Settings(**given))
+
+
+def test_the_last_seed_there_is():
+    assert len(build.keys(Settings(seed=2**32 - 2, seeds=2))) == 2
+    build.program(Settings(seed=2**32 - 2, seeds=2))

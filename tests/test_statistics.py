@@ -1,0 +1,188 @@
+"""The interquartile mean and its interval, against plain Python and a bootstrap written out by hand."""
+
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdqn import statistics
+
+NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
+
+
+def by_hand(values):
+    """A quarter of the values, rounded down, cut from either end; the mean of the rest."""
+    cut = len(values) // 4
+    middle = sorted(values)[cut : len(values) - cut]
+    return sum(middle) / len(middle)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([8, 1, 7, 2, 6, 3, 5, 4], 4.5),
+        ([0, 0, 10, 1000], 5.0),
+        ([3], 3.0),
+        ([1, 2, 6], 3.0),
+        ([-100, 1, 2, 3, 100], 2.0),
+        ([9, 0, 1, 2, 3, 4, 5, 6, 7, 1000], 4.5),
+    ],
+)
+def test_iqm_of_known_values(values, expected):
+    assert statistics.iqm(values) == pytest.approx(expected)
+
+
+@given(NUMBERS)
+def test_iqm_equals_the_definition_and_scipy(values):
+    assert statistics.iqm(values) == pytest.approx(by_hand(values), rel=1e-9, abs=1e-6)
+    assert statistics.iqm(values) == pytest.approx(scipy.stats.trim_mean(values, 0.25), rel=1e-9, abs=1e-6)
+
+
+def test_iqm_is_neither_the_mean_nor_the_median():
+    values = [0.0, 1.0, 2.0, 6.0, 7.0, 8.0, 500.0, 500.0]
+    assert statistics.iqm(values) == pytest.approx(5.75)
+    assert abs(statistics.iqm(values) - np.mean(values)) > 10
+    assert abs(statistics.iqm(values) - np.median(values)) > 0.5
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_iqm_along_an_axis(axis):
+    values = np.random.default_rng(0).normal(size=(9, 13))
+    rows = values.T if axis == 0 else values
+    np.testing.assert_allclose(statistics.iqm(values, axis=axis), [by_hand(list(row)) for row in rows], atol=1e-12)
+
+
+def bootstrapped(values, confidence, resamples, seed):
+    """The percentile bootstrap as the books have it."""
+    rng = np.random.default_rng(seed)
+    means = [by_hand(list(rng.choice(values, len(values)))) for _ in range(resamples)]
+    return np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_interval_equals_a_bootstrap_written_out(confidence):
+    values = np.random.default_rng(3).normal(100, 10, size=24)
+    estimate = statistics.interval(values, confidence, resamples=4_000)
+    low, high = bootstrapped(values, confidence, 4_000, seed=11)
+    width = high - low
+    assert estimate.iqm == pytest.approx(by_hand(list(values)))
+    assert estimate.low == pytest.approx(low, abs=0.1 * width)
+    assert estimate.high == pytest.approx(high, abs=0.1 * width)
+    other_low, _ = bootstrapped(values, 0.8, 4_000, seed=11)
+    assert abs(other_low - low) > 0.1 * width, "another confidence must not pass for this one"
+
+
+@pytest.mark.parametrize(("confidence", "least", "most"), [(0.95, 0.86, 0.98), (0.5, 0.38, 0.6)])
+def test_the_interval_covers_the_truth_as_often_as_it_says(confidence, least, most):
+    # Percentile intervals of 16 values are known to be a little narrow.
+    rng = np.random.default_rng(7)
+    samples = rng.normal(5.0, 2.0, size=(300, 16))
+    estimates = [statistics.interval(row, confidence, resamples=400) for row in samples]
+    covered = np.mean([e.low <= 5.0 <= e.high for e in estimates])
+    assert least <= covered <= most
+
+
+def test_more_seeds_give_a_narrower_interval():
+    rng = np.random.default_rng(0)
+    widths = []
+    for seeds in (8, 32, 128, 512):
+        estimate = statistics.interval(rng.normal(size=(20, seeds)))
+        widths.append((estimate.high - estimate.low).mean())
+    ratios = [a / b for a, b in pairwise(widths)]
+    assert all(1.6 < ratio < 2.6 for ratio in ratios), f"a fourfold of seeds should halve the width: {ratios}"
+
+
+def test_the_same_values_give_the_same_answer_and_touch_no_generator():
+    values = np.random.default_rng(1).normal(size=(4, 12))
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = statistics.interval(values), statistics.interval(values.copy())
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_the_order_of_seeds_hardly_matters():
+    values = np.random.default_rng(1).normal(size=30)
+    one, other = statistics.interval(values), statistics.interval(values[::-1])
+    assert one.iqm == pytest.approx(other.iqm)
+    assert one.low == pytest.approx(other.low, abs=0.15 * float(one.high - one.low))
+
+
+@given(st.integers(2, 20), st.floats(-50, 50), st.floats(0.1, 20), st.integers(0, 1000))
+def test_shift_and_scale_go_through(seeds, shift, scale, seed):
+    values = np.random.default_rng(seed).normal(size=seeds)
+    plain = statistics.interval(values, resamples=100)
+    moved = statistics.interval(scale * values + shift, resamples=100)
+    for a, b in zip(plain, moved, strict=True):
+        assert b == pytest.approx(scale * a + shift, abs=1e-9)
+    assert plain.low <= plain.high
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
+def test_seeds_that_hold_a_missing_value_anywhere_are_left_out(missing):
+    values = np.random.default_rng(2).normal(size=(5, 10))
+    spoiled = values.copy()
+    spoiled[3, 4] = spoiled[0, 9] = missing
+    left = np.delete(values, [4, 9], axis=1)
+    for a, b in zip(statistics.interval(spoiled), statistics.interval(left), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.allclose(statistics.interval(spoiled).iqm, statistics.interval(values).iqm)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_one_seed_has_a_mean_and_no_interval(shape):
+    values = np.arange(np.prod(shape, dtype=int), dtype=float).reshape(*shape, 1)
+    estimate = statistics.interval(values)
+    np.testing.assert_array_equal(estimate.iqm, values[..., 0])
+    for end in (estimate.low, estimate.high):
+        assert end.shape == shape
+        assert np.isnan(end).all()
+
+
+@pytest.mark.parametrize("values", [np.zeros((3, 0)), np.full((3, 4), np.nan)])
+def test_no_seed_has_nothing(values):
+    for x in statistics.interval(values):
+        assert x.shape == (3,)
+        assert np.isnan(x).all()
+
+
+def test_no_seed_and_no_row_do_not_raise():
+    assert all(x.shape == () and np.isnan(x) for x in statistics.interval([]))
+
+
+def test_seeds_that_agree_have_an_interval_of_no_width():
+    assert statistics.interval([500.0] * 16) == (500.0, 500.0, 500.0)
+
+
+def test_rows_of_a_table_equal_rows_alone():
+    values = np.random.default_rng(4).normal(size=(3, 6, 11))
+    whole = statistics.interval(values)
+    for i in range(3):
+        for j in range(6):
+            for a, b in zip(whole, statistics.interval(values[i, j]), strict=True):
+                assert a[i, j] == pytest.approx(b, abs=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * 20, 10_000])
+def test_the_answer_does_not_depend_on_how_much_is_held_at_once(monkeypatch, at_once):
+    values = np.random.default_rng(5).normal(size=(4, 13))
+    whole = statistics.interval(values, resamples=301)
+    monkeypatch.setattr(statistics, "_VALUES_AT_ONCE", at_once)
+    for a, b in zip(whole, statistics.interval(values, resamples=301), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, -0.1, 95, float("nan")])
+def test_confidence_outside_its_range_is_refused(confidence):
+    with pytest.raises(ValueError, match=r"confidence: expected a number in \(0, 1\), got"):
+        statistics.interval([1.0, 2.0], confidence)
+
+
+def test_a_thousand_seeds_take_seconds():
+    began = time.perf_counter()
+    statistics.interval(np.random.default_rng(0).normal(size=(50, 1000)), resamples=500)
+    assert time.perf_counter() - began < 5

@@ -1,0 +1,522 @@
+"""The loop: when things happen, what is counted, and that it learns."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.func import vmap
+
+from fdqn import compile as edge
+from fdqn import dqn, envs, losses, networks, random, replay, train, tree
+from fdqn.envs import cartpole
+from fdqn.testing import examples, laws, probes
+from fdqn.types import Network
+
+
+def started(lanes=2, seed=0, **settings):
+    program, (hyper, keys) = examples.program(**settings), examples.lanes(lanes, seed)
+    return program, train.init(program, hyper, keys)
+
+
+def moving_parts(state):
+    return state.learner.params, state.obs, state.replay.rows.obs
+
+
+# Laws of a program
+
+
+@pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 2, "updates_per_cycle": 2, "target_period": 0}], ids=str)
+def test_lanes_do_not_know_each_other(config):
+    """Lane i of S is lane i alone, in float64 to 1e-10 after 50 cycles."""
+    program = examples.program(cartpole.make(time_limit=20, dtype=torch.float64), **config)
+    laws.lanes(partial(laws.trained, program, cycles=50), *examples.lanes(3), distinct=moving_parts)
+
+
+def test_lanes_do_not_know_each_other_in_float32():
+    program = examples.program()
+    one_update = partial(laws.trained, program, cycles=5, dtype=torch.float32)
+    laws.lanes(one_update, *examples.lanes(3), distinct=moving_parts, atol=1e-5, rtol=1e-5)
+
+
+def test_noise_of_lanes():
+    program, (hyper, keys) = examples.program(), examples.lanes(4)
+
+    def noise(hyper, keys):
+        return tree.map(lambda x: x.transpose(0, 1), train.noise(program, keys, 5, 3))
+
+    laws.lanes(noise, hyper, keys, atol=0.0, rtol=0.0)
+
+
+@pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 3, "updates_per_cycle": 2}], ids=str)
+def test_noise_does_not_depend_on_chunks(config):
+    program, (_, keys) = examples.program(**config), examples.lanes(2)
+    laws.chunks(program, keys)
+    laws.chunks(program, keys, first=0, cycles=3)
+    laws.chunks(program, keys, first=2**31 - 2, cycles=4)
+
+
+def test_noise_is_what_it_says():
+    program, (_, keys) = examples.program(steps_per_cycle=2, updates_per_cycle=3, target_period=3), examples.lanes(2)
+    noise = laws.pure(train.noise, program, keys, 3, 5)
+    shapes = [tuple(x.shape) for x in noise]
+    assert shapes == [(5, 2, 2, 3, 2), (5, 2, 2, 3, 4), (5, 2, 3, 8)]
+    assert noise.sample.dtype == torch.int64
+    assert ((noise.act >= 0) & (noise.act < 1) & True).all()
+    assert ((noise.sample >= 0) & (noise.sample < 2**32)).all()
+    numbers = torch.cat([(noise.act * 2**23).flatten(), (noise.env * 2**23).flatten(), (noise.sample >> 9).flatten()])
+    assert len(set(numbers.tolist())) > 0.999 * len(numbers)  # no number serves two purposes
+
+
+@pytest.mark.parametrize("name", ["cartpole", "catch"])
+@pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 3, "num_envs": 2}], ids=str)
+def test_metrics_equal_a_loop_over_the_log(name, config):
+    settings = {"time_limit": 20} if name == "cartpole" else {}
+    laws.metrics(examples.program(envs.make(name, **settings), **config), *examples.lanes(2))
+
+
+def test_metrics_keep_the_last_hundred_episodes():
+    """More ends than places: the ring holds the last ones."""
+    program = examples.program(probes.reward_of_obs().env, num_envs=4)
+    laws.metrics(program, *examples.lanes(2), cycles=40)
+
+
+def test_metrics_of_more_environments_than_places():
+    """All environments end in one step, so that a hundred places would be written twice at once."""
+    program = examples.program(probes.reward_of_obs().env, num_envs=130, capacity=300)
+    laws.metrics(program, *examples.lanes(2), cycles=5)
+
+
+def test_a_stopped_run_goes_on_as_if_undisturbed():
+    program, state = started()
+    laws.resumed(partial(laws.advance, program), state, 9, 8)
+    laws.resumed(partial(laws.advance, program), state, 2, 6)  # in the warm-up
+
+
+def test_step_functions_are_pure():
+    program, state = started()
+    state = laws.advance(program, state, 5)
+    noise = tree.index(train.noise(program, state.key, 5, 1), 0)
+    for f in (train.vmapped(program).collect, train.vmapped(program).cycle):
+        laws.pure(f, state, noise)
+    laws.pure(train.vmapped(program).sync, state)
+
+
+def test_n_cycles_in_a_call_equal_n_calls():
+    program, state = started()
+    state = laws.advance(program, state, 5)
+    noise = train.noise(program, state.key, 5, 4)
+
+    def four(state, noises):
+        for i in range(4):
+            state = train.cycle(program, state, tree.index(noises, i))
+        return state
+
+    together = vmap(four, in_dims=(0, 1))(state, noise)
+    for i in range(4):
+        state = train.vmapped(program).cycle(state, tree.index(noise, i))
+    laws.assert_trees_equal(state, together)
+
+
+# Initial state
+
+
+def test_a_new_state():
+    program, state = started()
+    assert state.replay.rows.obs.shape == (2, 40, 4)
+    assert state.cycle.tolist() == [0, 0]
+    assert state.learner.updates.tolist() == [0, 0]
+    assert state.metrics.returns.isnan().all()
+    assert state.metrics.returns.shape == (2, train.EPISODES_KEPT + 1)
+    laws.assert_trees_equal(state.learner.params, state.learner.target_params)
+    leaves = [x for x in tree.leaves(state) if x.numel()]
+    assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
+    laws.pure(train.init, program, *examples.lanes(2))
+
+
+def test_purposes_use_keys_of_their_own():
+    program, state = started()
+    _, keys = examples.lanes(2)
+    used = [random.fold_in(keys, purpose) for purpose in range(4)]
+    assert len({tuple(k.flatten().tolist()) for k in used}) == 4
+    laws.assert_trees_equal(program.network.init(random.fold_in(keys, train.NETWORK)), state.learner.params)
+
+
+# Collecting
+
+
+def test_collect_stores_what_happened():
+    """The environments stepped by hand, with the actions that epsilon-greedy chooses by hand."""
+    program, (hyper, keys) = examples.program(num_envs=2, steps_per_cycle=2), examples.lanes(1)
+    state = train.init(program, hyper, keys)
+    lane = tree.index(state, 0)
+    world, obs, legal = lane.env_state, lane.obs, lane.legal
+    expected, taken = [], 0
+    for cycle in range(12):
+        noise = tree.index(train.noise(program, keys, cycle, 1), (0, 0))
+        for i in range(2):
+            share = 1 + (float(lane.hyper.epsilon_end) - 1) * min(1.0, taken / float(lane.hyper.epsilon_steps))
+            q = program.network.apply(lane.learner.params, obs)
+            explored = torch.tensor([math.floor(float(u) * 2) for u in noise.act[i][:, 1]])
+            action = torch.where(noise.act[i][:, 0] < share, explored, q.argmax(-1))
+            world, step = program.env.step(world, action, noise.env[i])
+            rows = zip(obs, action, step.reward, step.terminated, step.next_obs, step.next_legal, strict=True)
+            expected += [(o, a, r, 1.0 - t.float(), n, m) for o, a, r, t, n, m in rows]
+            obs, legal, taken = step.obs, step.legal, taken + 2
+        state = train.vmapped(program).collect(state, tree.index(train.noise(program, keys, cycle, 1), 0))
+    expected = expected[-40:]
+    start = 48 % 40
+    got = tree.map(lambda x: x[0].roll(-start, 0), state.replay.rows)
+    for i, row in enumerate(expected):
+        laws.assert_trees_close(list(row), list(tree.index(got, i)), 1e-6, 0.0, f"row {i}: ")
+    laws.assert_trees_equal((obs, legal), (state.obs[0], state.legal[0]))
+    assert int(state.learner.updates[0]) == 0
+
+
+def test_truncation_keeps_its_discount():
+    program, state = started(env=probes.endless_reward().env)
+    state = laws.advance(program, state, 8)
+    assert (state.metrics.episodes > 0).all()
+    assert (state.replay.rows.discount[:, :24] == 1).all()
+
+
+def test_illegal_actions_are_never_taken():
+    probe = probes.masked_reward()
+    program, state = started(env=probe.env)
+    state = laws.advance(program, state, 13)
+    rows = tree.index(state.replay.rows, (slice(None), slice(0, 39)))
+    assert not ((rows.obs[..., 0] == 1) & (rows.action == 2)).any()
+    assert ((rows.obs[..., 0] == 0) & (rows.action == 2)).any()
+
+
+def test_epsilon_follows_environment_steps():
+    hyper = tree.index(dqn.hyper(1, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200), 0)
+    laws.schedule(partial(train.epsilon, hyper), 0.9, 0.1, 200)
+
+
+# The host loop
+
+
+class Counted:
+    """Step functions that log every call."""
+
+    def __init__(self, program):
+        self.log = []
+        plain = train.vmapped(program)
+        self.functions = train.Functions(*(partial(self.call, n, getattr(plain, n)) for n in train.Functions._fields))
+
+    def call(self, name, f, *args):
+        self.log.append(name)
+        return f(*args)
+
+
+def ran(steps=300, every=60, lanes=2, **settings):
+    program, state = started(lanes, **settings)
+    counted = Counted(program)
+    reports = list(train.run(program, state, steps, counted.functions, every))
+    return program, counted.log, reports
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [
+        (300, 60, [60, 120, 180, 240, 300]),
+        (300, 100, [102, 201, 300]),  # three environments: rounded up to whole cycles
+        (100, 1000, [102]),
+        (30, 3, list(range(3, 31, 3))),
+        (30, 1, list(range(3, 31, 3))),
+        (1, 1, [3]),
+    ],
+)
+def test_reports_come_at_their_steps(steps, every, expected):
+    _, log, reports = ran(steps, every)
+    assert [r.step for r in reports] == expected
+    assert len([x for x in log if x != "sync"]) == expected[-1] // 3
+
+
+@pytest.mark.parametrize(("learning_starts", "warm"), [(0, 0), (1, 1), (12, 4), (13, 5), (10_000, 10)])
+def test_learning_starts_exactly(learning_starts, warm):
+    _, log, reports = ran(30, 30, learning_starts=learning_starts, target_period=0)
+    assert log == ["collect"] * warm + ["cycle"] * (10 - warm)
+    assert reports[-1].updates == 10 - warm
+    assert reports[-1].state.learner.updates.tolist() == [10 - warm] * 2
+
+
+@pytest.mark.parametrize(("updates", "period"), [(1, 1), (1, 4), (2, 4), (2, 2), (3, 6)])
+def test_hard_copies_come_every_period(updates, period):
+    _, log, reports = ran(90, 90, updates_per_cycle=updates, target_period=period)
+    learned, copies = 0, []
+    for name in log:
+        learned += updates * (name == "cycle")
+        if name == "sync":
+            copies.append(learned)
+    assert copies == list(range(period, learned + 1, period))
+    assert learned == reports[-1].updates == 26 * updates
+
+
+def test_the_target_stands_still_between_hard_copies():
+    program, state = started(target_period=4, learning_starts=12)
+    old = tree.clone(state.learner.params)
+    for cycles, updates in ((4 + 3, 3), (1, 4), (3, 7), (1, 8)):
+        state = laws.advance(program, state, cycles)
+        assert state.learner.updates.tolist() == [updates] * 2
+        if updates % 4 == 0:
+            laws.assert_trees_equal(state.learner.params, state.learner.target_params)
+            old = tree.clone(state.learner.params)
+        else:
+            laws.assert_trees_equal(old, state.learner.target_params)
+            assert not tree.equal(old, state.learner.params)
+
+
+def test_soft_copies_come_at_every_update():
+    program, state = started(target_period=0, updates_per_cycle=1)
+    state = laws.advance(program, state, 4)
+    for _ in range(3):
+        before = tree.clone(state.learner.target_params)
+        state = laws.advance(program, state, 1)
+        tau = state.hyper.tau
+        for name, x in state.learner.target_params.items():
+            weight = tau.reshape(-1, *[1] * (x.ndim - 1))
+            expected = before[name] + weight * (state.learner.params[name] - before[name])
+            torch.testing.assert_close(x, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("words", [1, 400, 10**9])
+def test_chunks_of_noise_do_not_change_a_run(monkeypatch, words):
+    program, state = started()
+    expected = laws.advance(program, tree.clone(state), 30)
+    monkeypatch.setattr(train, "WORDS_PER_DRAW", words)
+    laws.assert_trees_equal(expected, laws.advance(program, state, 30))
+
+
+def test_reports_do_not_change_a_run():
+    *_, often = ran(150, 3)[2]
+    *_, once = ran(150, 150)[2]
+    laws.assert_trees_equal(once.state, often.state)
+
+
+def test_evaluations_come_when_they_are_due():
+    program, state = started()
+    answers = np.arange(4.0).reshape(2, 2)
+    reports = list(train.run(program, state, 90, train.vmapped(program), 30, lambda state: answers, 45))
+    assert [(r.step, r.evaluation is not None) for r in reports] == [(30, False), (45, True), (60, False), (90, True)]
+    assert reports[1].evaluation is answers
+    program, state = started()
+    reports = list(train.run(program, state, 60, train.vmapped(program), 30, lambda state: answers, 0))
+    assert [r.evaluation for r in reports] == [None, None]
+
+
+def test_reports_say_what_the_lanes_did():
+    """Means between two reports, recomputed from the sums at their moments and from the log of losses."""
+    program, state = started()
+    losses_seen, plain = [], train.vmapped(program)
+
+    def cycle(state, noise):
+        before = state.metrics.totals.loss
+        after = plain.cycle(state, noise)
+        losses_seen.append(after.metrics.totals.loss - before)
+        return after
+
+    reports = list(train.run(program, state, 120, plain._replace(cycle=cycle), 30))
+    assert np.isfinite(reports[0].loss).all()
+    done = 0
+    for report, before in zip(reports, [None, *reports], strict=False):
+        part = torch.stack(losses_seen[done : report.updates]).mean(0)
+        done = report.updates
+        np.testing.assert_allclose(report.loss, part.numpy(), rtol=1e-9)
+        then = (0, 0.0) if before is None else (before.state.metrics.episodes, before.state.metrics.returned)
+        now = report.state.metrics.episodes, report.state.metrics.returned
+        expected = (now[1] - then[1]) / (now[0] - then[0])
+        np.testing.assert_allclose(report.returns, expected.numpy(), rtol=1e-9)
+        assert report.episodes.tolist() == now[0].tolist()
+        np.testing.assert_allclose(report.epsilon, train.epsilon(report.state.hyper, torch.tensor(report.step)).numpy())
+        kept = report.last_returns[~np.isnan(report.last_returns)]
+        assert len(kept) == sum(report.episodes)
+        assert report.last_returns.shape == (2, train.EPISODES_KEPT)
+
+
+def test_reports_before_anything_happened_are_nan():
+    _, _, reports = ran(6, 3, learning_starts=1000)
+    assert np.isnan(reports[0].loss).all()
+    assert np.isnan(reports[0].returns).all()
+    assert reports[0].updates == 0
+    assert reports[-1].first_update is None
+
+
+def test_times_only_grow():
+    _, _, reports = ran(60, 15)
+    for name in ("compile_seconds", "learning_seconds", "learning_updates"):
+        values = [getattr(r, name) for r in reports]
+        assert values == sorted(values)
+        assert values[-1] > 0
+
+
+def test_a_run_at_its_end_yields_nothing():
+    program, state = started()
+    state = laws.advance(program, state, 10)
+    assert list(train.run(program, state, 30, train.vmapped(program), 10)) == []
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(("steps", "every", "message"), [(0, 1, "steps: expected at least 1"), (9, 0, "report_every")])
+def test_cadences_that_cannot_be(steps, every, message):
+    program, state = started()
+    with pytest.raises(ValueError, match=message):
+        list(train.run(program, state, steps, train.vmapped(program), every))
+
+
+def test_a_network_for_another_number_of_actions():
+    program = examples.program()
+    wrong = networks.mlp(4, (8,), 3)
+    with pytest.raises(ValueError, match=r"network.apply: expected shape \[S E 2\], got \[2, 3, 3\]"):
+        train.init(program._replace(network=wrong), *examples.lanes(2))
+
+
+def test_a_network_for_another_observation():
+    program = examples.program()
+    with pytest.raises(ValueError, match=r"obs: expected shape \[... 5\]"):
+        train.init(program._replace(network=networks.mlp(5, (8,), 2)), *examples.lanes(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"obs_shape": (5,)}, ValueError, r"env.reset.obs: expected shape \[S E 5\]"),
+        (
+            {"obs_dtype": torch.uint8},
+            TypeError,
+            r"env.reset.obs: expected spec.obs_dtype = torch.uint8, got torch.float32",
+        ),
+        ({"actions": 3}, ValueError, r"env.reset.legal: expected shape \[S E 3\]"),
+    ],
+)
+def test_an_environment_that_is_not_as_it_says(change, error, message):
+    program = examples.program()
+    env = program.env._replace(spec=program.env.spec._replace(**change))
+    with pytest.raises(error, match=message):
+        train.init(program._replace(env=env), *examples.lanes(2))
+
+
+def test_as_many_hyper_parameters_as_keys():
+    hyper, keys = examples.lanes(3)
+    with pytest.raises(ValueError, match=r"learning_rate: expected shape \[S\] with S = 2, got \[3\]"):
+        train.init(examples.program(), hyper, keys[:2])
+
+
+def breaks(change):
+    env = cartpole.make(time_limit=20)
+
+    def step(state, action, u):
+        state, result = env.step(state, action, u)
+        return state, change(result)
+
+    return env._replace(step=step)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda s: s._replace(reward=s.reward.unsqueeze(-1)), ValueError, "expected shape"),
+        (lambda s: s._replace(reward=s.reward.double()), TypeError, "expected torch.float32, got torch.float64"),
+        (lambda s: s._replace(obs=s.obs.double()), TypeError, "expected torch.float32, got torch.float64"),
+        (lambda s: s._replace(next_obs=s.next_obs[..., :3]), ValueError, "expected shape"),
+        (lambda s: s._replace(legal=s.legal.long()), TypeError, "expected torch.bool, got torch.int64"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_runs(change, error, message):
+    program = examples.program(breaks(change))
+    state = train.init(program, *examples.lanes(2))
+
+    def never(*args):
+        raise AssertionError("a step function was called")
+
+    with pytest.raises(error, match=message):
+        list(train.run(program, state, 30, train.Functions(never, never, never), 10))
+
+
+# Learning
+
+
+GAMMA, CYCLES = 0.6, 120
+
+
+def learned(probe, double, **changes):
+    """A probe's values [S, N, A] after a short run."""
+    config = {"num_envs": 4, "batch_size": 32, "capacity": 400, "learning_starts": 80, "target_period": 10}
+    program = examples.program(probe.env, (16,), double, **{**config, **changes.pop("config", {})})
+    hyper = dqn.hyper(
+        2, learning_rate=0.02, gamma=GAMMA, epsilon_start=1.0, epsilon_end=0.3, epsilon_steps=200, max_grad_norm=10.0
+    )
+    program = program._replace(**changes)
+    state = train.init(program, hyper, random.key([0, 1]))
+    functions = train.vmapped(program)
+    *_, last = train.run(program, state, 4 * CYCLES, functions, 4 * CYCLES)
+    return vmap(program.network.apply, in_dims=(0, None))(last.state.learner.params, probe.obs)
+
+
+def error(probe, q):
+    expected = probe.q(GAMMA).expand_as(q)
+    return float((q - expected)[probe.legal.expand_as(q)].abs().max())
+
+
+@pytest.mark.parametrize("name", probes.ALL)
+def test_learns_the_values_of_every_probe(name):
+    probe = probes.ALL[name]()
+    assert error(probe, learned(probe, double=True)) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [{"target_period": 0}, {"steps_per_cycle": 2, "updates_per_cycle": 2}], ids=str)
+@pytest.mark.parametrize("name", probes.ALL)
+def test_learns_the_values_of_every_probe_in_other_ways(name, config):
+    probe = probes.ALL[name]()
+    assert error(probe, learned(probe, double=False, config=config)) < 0.05
+
+
+def test_probes_see_a_time_limit_taken_for_an_end(monkeypatch):
+    """Planted: `1 - done`."""
+    right = replay.transition
+
+    def one_minus_done(obs, action, step):
+        return right(obs, action, step)._replace(discount=1.0 - (step.terminated | step.truncated).float())
+
+    monkeypatch.setattr(replay, "transition", one_minus_done)
+    probe = probes.endless_reward()
+    assert error(probe, learned(probe, double=True)) > 0.3
+
+
+def test_probes_see_a_target_without_a_mask():
+    """Planted: the best of all actions, legal or not."""
+    probe = probes.masked_reward()
+
+    def unmasked(apply, penalty, params, target_params, batch, hyper):
+        everything = batch._replace(next_legal=torch.ones_like(batch.next_legal))
+        return dqn.q_learning(apply, penalty, params, target_params, everything, hyper)
+
+    network = examples.program(probe.env, (16,)).network
+    q = learned(probe, False, network=network, loss=partial(unmasked, network.apply, losses.squared))
+    assert error(probe, q) > 0.3
+
+
+def test_probes_see_a_network_that_does_not_see():
+    probe = probes.reward_of_obs()
+    network = examples.program(probe.env, (16,)).network
+    blind = Network(network.init, lambda params, obs: network.apply(params, obs * 0))
+    loss = partial(dqn.q_learning, blind.apply, losses.squared)
+    assert error(probe, learned(probe, False, network=blind, loss=loss)) > 0.5
+
+
+@pytest.mark.slow
+def test_learns_cartpole():
+    """Compiled, eight lanes: twenty thousand steps make most lanes hold the pole ten times as long as chance does."""
+    world = cartpole.make()
+    program = examples.program(
+        world, (64, 64), num_envs=10, batch_size=64, capacity=10_000, learning_starts=1000, target_period=20
+    )
+    hyper = dqn.hyper(8, learning_rate=2e-3, epsilon_steps=6000, max_grad_norm=10.0)
+    state = train.init(program, hyper, random.key(list(range(8))))
+    *_, last = train.run(program, state, 20_000, edge.compiled(program), 2_000)
+    assert np.median(np.nanmean(last.last_returns, axis=1)) > 100

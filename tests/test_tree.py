@@ -1,0 +1,84 @@
+"""Nested tensors."""
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given
+
+from fdqn import tree
+from fdqn.testing import laws, strategies
+
+
+class Pair(NamedTuple):
+    a: torch.Tensor
+    b: dict
+
+
+NESTED = Pair(torch.tensor([1.0, 2.0]), {"x": torch.tensor([[3], [4]]), "y": (torch.tensor([True, False]),)})
+
+
+def test_leaves_and_paths_go_together():
+    assert [x.dtype for x in tree.leaves(NESTED)] == [torch.float32, torch.int64, torch.bool]
+    assert tree.paths(NESTED) == [".a", ".b['x']", ".b['y'][0]"]
+
+
+def test_structure_compares():
+    assert tree.structure(NESTED) == tree.structure(tree.clone(NESTED))
+    assert tree.structure(NESTED) != tree.structure(NESTED._replace(b={}))
+    assert tree.structure((NESTED.a,)) != tree.structure([NESTED.a])
+
+
+def test_map_keeps_the_structure_and_refuses_others():
+    doubled = tree.map(lambda x, y: x + y, NESTED.b["x"], NESTED.b["x"])
+    assert torch.equal(doubled, torch.tensor([[6], [8]]))
+    assert isinstance(tree.map(lambda x: x, NESTED), Pair)
+    with pytest.raises(ValueError, match=r"dict|keys|mismatch"):
+        tree.map(lambda x, y: x, {"a": NESTED.a}, {"b": NESTED.a})
+
+
+def test_stack_then_index_gives_back():
+    stacked = tree.stack([NESTED, tree.map(torch.zeros_like, NESTED)])
+    laws.assert_trees_equal(NESTED, tree.index(stacked, 0))
+    laws.assert_trees_equal(tree.index(NESTED, slice(1)), tree.index(tree.stack([NESTED], 1), (slice(1), 0)))
+
+
+def test_cast_changes_floats_only():
+    assert [x.dtype for x in tree.leaves(tree.cast(NESTED, torch.float64))] == [torch.float64, torch.int64, torch.bool]
+
+
+def test_clone_shares_nothing_and_is_contiguous():
+    wide = {"w": torch.zeros(3).expand(2, 3), "t": torch.zeros(2, 3).T}
+    copy = tree.clone(wide)
+    assert all(x.is_contiguous() for x in tree.leaves(copy))
+    assert not {x.data_ptr() for x in tree.leaves(copy)} & {x.data_ptr() for x in tree.leaves(wide)}
+
+
+@given(strategies.params())
+def test_lerp_meets_both_ends_and_the_middle(params):
+    other = tree.map(lambda x: x + 1, params)
+    laws.assert_trees_equal(params, tree.lerp(params, other, 0.0))
+    laws.assert_trees_close(other, tree.lerp(params, other, 1.0), 1e-14)
+    laws.assert_trees_close(tree.map(lambda x: x + 0.25, params), tree.lerp(params, other, torch.tensor(0.25)), 1e-14)
+
+
+def test_lerp_keeps_the_dtype():
+    half = {"w": torch.ones(2, dtype=torch.bfloat16)}
+    assert tree.lerp(half, half, torch.tensor(0.5))["w"].dtype == torch.bfloat16
+
+
+@given(strategies.params())
+def test_norm_is_that_of_one_vector(params):
+    flat = torch.cat([x.flatten() for x in tree.leaves(params)])
+    torch.testing.assert_close(tree.norm(params), flat.norm(), rtol=1e-12, atol=1e-12)
+
+
+def test_equal_compares_structure_shapes_dtypes_and_numbers():
+    one = {"w": torch.ones(2)}
+    assert tree.equal(one, {"w": torch.ones(2)})
+    for other in ({"v": torch.ones(2)}, {"w": torch.ones(2).double()}, {"w": torch.ones(2, 1)}, {"w": torch.zeros(2)}):
+        assert not tree.equal(one, other)
+
+
+def test_nbytes():
+    assert tree.nbytes(NESTED) == 2 * 4 + 2 * 8 + 2
