@@ -117,6 +117,8 @@ def hyper(
             )
         if not ((values >= low) & (values <= high)).all():
             raise ValueError(f"{name}: expected numbers in [{low}, {high}], got {value}")
+        if name == "tau" and not (values > 0).all():
+            raise ValueError(f"tau: expected numbers above 0, got {value}: the target would never move")
         if name != "max_grad_norm" and not values.isfinite().all():
             raise ValueError(f"{name}: expected finite numbers, got {value}")
     return Hyper(*(torch.as_tensor(value, dtype=torch.float32).expand(lanes).clone() for value in given))

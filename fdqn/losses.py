@@ -41,6 +41,7 @@ def double_q_learning(
         "q_tm1[... A] a_tm1[...] r_t[...] discount_t[...] q_t[... A] q_t_selector[... A] legal_t[... A]",
         q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector, legal_t,
     )  # fmt: skip
+    check.boolean("legal_t", legal_t)
     # Where nothing is legal the chosen action is illegal too, and its value is masked to 0.
     following = actions.pick(torch.where(legal_t, q_t, 0.0), actions.greedy(q_t_selector, legal_t))
     return (r_t + discount_t * following).detach() - actions.pick(q_tm1, a_tm1)

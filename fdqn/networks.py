@@ -50,6 +50,8 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
     channels, height, width = _event(obs_shape, rank=3)
     if min(height, width) < 36:
         raise ValueError(f"obs_shape: expected frames of at least 36 x 36, got {height} x {width}")
+    if actions < 1:
+        raise ValueError(f"actions: expected at least 1, got {actions}")
     features = 64 * math.prod(((n - 8) // 4 - 3) // 2 - 1 for n in (height, width))
     shapes = {
         "0": (32, channels, 8, 8),

@@ -1,5 +1,7 @@
 """Values as functions of a step. Bind the constants with `functools.partial` to make a `types.Schedule`:
 `partial(schedules.linear, start=1.0, end=0.05, steps=50_000)`.
+
+A step is a count, so it is taken as float64: float32 would round what is computed of it.
 """
 
 import torch
@@ -10,7 +12,7 @@ from fdqn.types import Scalar
 
 def constant(step: Tensor, value: Scalar) -> Tensor:
     """`value` at every step. Shapes: step and the result [...]."""
-    return torch.zeros_like(step, dtype=torch.get_default_dtype()) + value
+    return torch.zeros_like(step, dtype=torch.float64) + value
 
 
 def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
@@ -20,7 +22,8 @@ def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
 
     Shapes: step and the result [...]; steps in the unit of step.
     """
-    done = torch.where(step >= steps, 1.0, step / torch.as_tensor(steps, device=step.device).clamp_min(1e-30))
+    length = torch.as_tensor(steps, dtype=torch.float64, device=step.device)
+    done = torch.where(step >= length, 1.0, step.double() / length.clamp_min(1e-30))
     # Weighted from both sides, so that either end is met exactly.
     return (1.0 - done) * start + done * end
 
@@ -32,4 +35,4 @@ def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
 
     Shapes: step and the result [...].
     """
-    return start * torch.as_tensor(decay, device=step.device) ** step
+    return start * torch.as_tensor(decay, dtype=torch.float64, device=step.device) ** step

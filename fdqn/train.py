@@ -212,7 +212,8 @@ def sync(state: TrainState) -> TrainState:
 
 def epsilon(hyper: Hyper, steps: Tensor) -> Tensor:
     """The share of random actions after `steps` environment steps of a lane. Shapes: both [...]."""
-    return schedules.linear(steps, hyper.epsilon_start, hyper.epsilon_end, hyper.epsilon_steps)
+    value = schedules.linear(steps, hyper.epsilon_start, hyper.epsilon_end, hyper.epsilon_steps)
+    return value.to(hyper.epsilon_start.dtype)
 
 
 def count_episodes(metrics: Metrics, step: Step) -> Metrics:

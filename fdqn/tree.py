@@ -65,9 +65,10 @@ def norm(tree: Any) -> Tensor:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Same structure, shapes, dtypes and bits."""
+    """Same structure, shapes, dtypes and numbers; NaN equals NaN."""
     return structure(a) == structure(b) and all(
-        x.dtype == y.dtype and torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True)
+        x.dtype == y.dtype and x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+        for x, y in zip(leaves(a), leaves(b), strict=True)
     )
 
 

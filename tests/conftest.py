@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile(
@@ -13,6 +14,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("fdqn")
+
+# Tensors here are tiny: threads would only wait for each other, three times as long where another process runs.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,13 @@ LEVELS = {
     "check": 1, "statistics": 1,
     "random": 2, "actions": 2, "schedules": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
-    "dqn": 4, "train": 5, "evaluate": 5, "compile": 6, "checkpoint": 6, "plots": 6, "runs": 7, "cli": 8, "__main__": 9,
+    "dqn": 4, "train": 5, "evaluate": 5, "compile": 6, "checkpoint": 6, "plots": 6,
+    "build": 6, "runs": 7, "cli": 8, "__main__": 9,
 }  # fmt: skip
 """The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
 
 CORE = {name for name, level in LEVELS.items() if level <= LEVELS["compile"]} - {
-    "checkpoint", "plots", "settings", "statistics",
+    "build", "checkpoint", "plots", "settings", "statistics",
 }  # fmt: skip
 """What runs in a lane or drives lanes. Statistics resample on the host, with numpy."""
 

@@ -44,6 +44,11 @@ def shifted(state):
     return {"params": torch.cat([state["params"][1:], state["params"][:1]]), "target": state["target"].roll(1)}
 
 
+def sliced(state):
+    """A part of another place, as a view, beside what that place becomes."""
+    return {"params": state["target"][:1].expand(2), "target": state["target"] * 3}
+
+
 def same(state):
     return dict(state)
 
@@ -53,7 +58,7 @@ def crossed(state):
     return {"params": state["params"] + state["target"], "target": state["params"] - state["target"]}
 
 
-STEPS = [copied, swapped, viewed, shifted, same, crossed]
+STEPS = [copied, swapped, viewed, sliced, shifted, same, crossed]
 TRANSFORMS = {
     "eager": lambda f: f,
     "aot_eager": lambda f: torch.compile(f, fullgraph=True, dynamic=False, backend="aot_eager"),

@@ -48,13 +48,18 @@ def theirs(make, steps, rate=0.1):
     return torch.tensor(rates, dtype=torch.float64)
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
-def test_pytorchs_schedulers():
-    steps = torch.arange(30, dtype=torch.float64)
+STEPS = torch.arange(30, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("decay", [0.9, torch.tensor(0.9, dtype=torch.float64)], ids=["number", "tensor"])
+def test_exponential_is_pytorchs(decay):
     expected = theirs(lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9), 30)
-    torch.testing.assert_close(schedules.exponential(steps, 0.1, 0.9), expected, rtol=1e-12, atol=0)
-    linear = theirs(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, total_iters=20), 30)
-    torch.testing.assert_close(schedules.linear(steps, 0.1, 0.02, 20), linear, rtol=1e-12, atol=0)
+    torch.testing.assert_close(schedules.exponential(STEPS, 0.1, decay), expected, rtol=1e-12, atol=0)
+
+
+def test_linear_is_pytorchs():
+    expected = theirs(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, total_iters=20), 30)
+    torch.testing.assert_close(schedules.linear(STEPS, 0.1, 0.02, 20), expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""What the README shows works as shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fdqn import compile, train
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_programs_run(monkeypatch, capsys):
+    training, law = blocks("python")
+    assert len([line for line in training.splitlines() if line.strip() and "import" not in line]) <= 20
+    monkeypatch.setattr(compile, "compiled", train.vmapped)
+    shortened = training.replace("100_000", "1_200").replace("10_000", "600")
+    assert shortened != training
+    exec(shortened, {})
+    assert re.search(r"^600 \[.*^1200 \[", capsys.readouterr().out, re.S | re.M)
+    exec(law, {})
+
+
+def test_first_two_shell_blocks_are_one_command_each():
+    job, tests, *_ = blocks("sh")
+    for command, last in ((job, "fdqn train"), (tests, "pytest")):
+        assert command.count("\n") == 1
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")
+        assert command.strip().endswith(f".venv/bin/{last}")
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
+def test_linked_files_exist(path):
+    assert (Path(__file__).parents[1] / path).exists()
