@@ -3,8 +3,12 @@
     python benchmarks/learn.py [--envs cartpole acrobot mountain_car] [--seeds 32] [--steps 500000]
 
 Trains with `fdqn train`, prints our training return beside CleanRL's and appends one JSON record to
-`benchmarks/records/learn.jsonl`. Both numbers are means of the last 100 training episodes, exploration on. One thing
-differs: CleanRL steps one environment ten times between updates, we step ten environments once.
+`benchmarks/records/learn.jsonl`. A finished run that `--out` already holds is read and not run again. Both numbers are
+means of the last 100 training episodes, exploration on.
+
+CleanRL steps one environment ten times between updates. On CartPole and Acrobot we step ten environments once, which
+compiles in a fifth of the time. On MountainCar that is not the same: ten times as many updates then fall into one
+episode, its greedy sweeps lose their momentum, and 1 of 32 seeds finds the goal instead of 12. There we do as CleanRL.
 """
 
 import argparse
@@ -30,9 +34,13 @@ PUBLISHED = {
 # What each task must reach here.
 FLOOR = {"cartpole": 485.0, "acrobot": -92.0, "mountain_car": -195.0}
 
+STEPPING = {
+    "cartpole": ["--num-envs=10", "--steps-per-cycle=1"],
+    "acrobot": ["--num-envs=10", "--steps-per-cycle=1"],
+    "mountain_car": ["--num-envs=1", "--steps-per-cycle=10"],
+}
+
 CLEANRL = [
-    "--num-envs=10",
-    "--steps-per-cycle=1",
     "--updates-per-cycle=1",
     "--batch-size=128",
     "--capacity=10000",
@@ -65,23 +73,28 @@ def main() -> int:
     print(table(results, asked.seeds, asked.steps))
     RECORDS.parent.mkdir(exist_ok=True)
     with open(RECORDS, "a") as file:
-        file.write(json.dumps({"machine": machine(), "settings": CLEANRL, "results": results}) + "\n")
-    return int(any(result["mean"] < FLOOR[env] for env, result in results.items()))
+        file.write(
+            json.dumps({"machine": machine(), "settings": CLEANRL, "stepping": STEPPING, "results": results}) + "\n"
+        )
+    return int(any(not result["mean"] >= FLOOR[env] for env, result in results.items()))
 
 
 def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
     """Train and sum up: mean of the seeds' training returns with a 95% bootstrap interval, as CleanRL states means."""
-    flags = [f"--env={env}", f"--seeds={seeds}", f"--steps={steps}", "--hidden", "120", "84", f"--out={out}", *CLEANRL]
-    if code := cli.main(["train", *flags]):
+    sizes = [f"--env={env}", f"--seeds={seeds}", f"--steps={steps}", "--hidden", "120", "84"]
+    if not (out / "summary.json").exists() and (
+        code := cli.main(["train", *sizes, f"--out={out}", *STEPPING[env], *CLEANRL])
+    ):
         raise SystemExit(code)
     run = runs.read(out)
     returns = np.array(run.summary["train_return"]["per_seed"], dtype=float)
-    ends = bootstrap((returns,), np.nanmean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    ends = bootstrap((returns,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
     return {
-        "mean": float(np.nanmean(returns)),
+        "mean": float(np.mean(returns)),
         "low": float(ends.low),
         "high": float(ends.high),
-        "deviation": float(np.nanstd(returns, ddof=1)),
+        "deviation": float(np.std(returns, ddof=1)),
+        "stepping": f"{run.settings.num_envs} x {run.settings.steps_per_cycle}",
         "git": json.loads((out / "config.json").read_text())["git"],
         **{key: run.summary[key] for key in ("failed_seeds", "train_return", "final_return", "gymnasium_return")},
         **{key: run.summary[key] for key in ("seed_updates_per_second", "compile_seconds", "wall_seconds")},
@@ -91,18 +104,17 @@ def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
 def table(results: dict[str, dict[str, object]], seeds: int, steps: int) -> str:
     """The results as a Markdown table."""
     lines = [
-        f"Training return after {steps:,} steps, last 100 episodes, mean. fdqn: {seeds} seeds, 95% interval, "
-        "ten environments stepped once between updates; CleanRL: 3 seeds, standard deviation, one environment stepped "
-        "ten times.",
+        f"Training return after {steps:,} steps, last 100 episodes, mean. fdqn: {seeds} seeds, 95% interval; CleanRL: "
+        "3 seeds, standard deviation. Stepping: environments x steps of each between updates; CleanRL's is 1 x 10.",
         "",
-        "| | fdqn | CleanRL dqn.py | CleanRL dqn_jax.py | fdqn, greedy in Gymnasium, IQM | seconds |",
-        "|---|--:|--:|--:|--:|--:|",
+        "| | fdqn | CleanRL dqn.py | CleanRL dqn_jax.py | fdqn, greedy in Gymnasium, IQM | stepping | commit |",
+        "|---|--:|--:|--:|--:|--:|---|",
     ]
     for env, result in results.items():
         played = runs.interval_text(result["gymnasium_return"])  # type: ignore[arg-type]
         lines.append(
             f"| {envs.GYMNASIUM[env]} | {result['mean']:.2f} [{result['low']:.2f}, {result['high']:.2f}] "
-            f"| {' | '.join(PUBLISHED[env])} | {played} | {result['wall_seconds']:.0f} |"
+            f"| {' | '.join(PUBLISHED[env])} | {played} | {result['stepping']} | {result['git']} |"
         )
     return "\n".join(lines)
 

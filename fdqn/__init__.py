@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "actions",
+    "build",
     "check",
     "compile",
     "dqn",
@@ -25,6 +26,7 @@ __all__ = [
     "replay",
     "runs",
     "schedules",
+    "settings",
     "statistics",
     "testing",
     "train",

@@ -29,7 +29,9 @@ def greedy(q: Tensor, legal: Tensor) -> Tensor:
     """
     check.shapes("q[... A] legal[... A]", q, legal)
     check.boolean("legal", legal)
-    return torch.where(legal, q, -torch.inf).argmax(-1)
+    check.floating("q", q)
+    # A legal -inf still stands above what is illegal.
+    return torch.where(legal, q.clamp_min(torch.finfo(q.dtype).min), -torch.inf).argmax(-1)
 
 
 def best(q: Tensor, legal: Tensor) -> Tensor:

@@ -17,8 +17,15 @@ def program(settings: Settings) -> train.Program:
     env = envs.make(settings.env)
     _checked(settings)
     net = network(settings)
-    # No lane fills more rows than it takes steps.
-    rows = min(settings.capacity, max(settings.steps, settings.batch_size, settings.num_envs))
+    # No lane fills more rows than it takes steps, whole cycles of them.
+    cycle = settings.num_envs * settings.steps_per_cycle
+    steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
+    if settings.learning_starts > steps - cycle:
+        raise ValueError(
+            f"learning_starts: expected fewer than steps = {settings.steps} in whole cycles of {cycle}, got "
+            f"{settings.learning_starts}: no update would be made"
+        )
+    rows = min(settings.capacity, max(steps, settings.batch_size))
     config = dqn.Config(
         num_envs=settings.num_envs,
         steps_per_cycle=settings.steps_per_cycle,
@@ -41,7 +48,7 @@ def network(settings: Settings) -> Network:
     return mlp(spec.obs_shape, settings.hidden, spec.actions)
 
 
-def hyper(settings: Settings) -> Hyper:
+def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
     """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
     return dqn.hyper(
         settings.seeds,
@@ -52,17 +59,13 @@ def hyper(settings: Settings) -> Hyper:
         epsilon_steps=settings.epsilon_fraction * settings.steps,
         tau=settings.tau,
         max_grad_norm=settings.max_grad_norm,
+        device=device,
     )
 
 
 def keys(settings: Settings) -> Tensor:
     """The lanes' keys [S, 2], on the CPU."""
     return random.key(torch.arange(settings.seed, settings.seed + settings.seeds))
-
-
-def evaluation_keys(settings: Settings) -> Tensor:
-    """Keys [S, 2] that no training used."""
-    return random.fold_in(keys(settings), train.EVALUATION)
 
 
 def device(settings: Settings) -> torch.device:
@@ -119,11 +122,9 @@ def _checked(settings: Settings) -> None:
         raise ValueError(f"epsilon_fraction: expected a number in [0, 1], got {settings.epsilon_fraction}")
     if not 0 < settings.tau <= 1:
         raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
-    if settings.learning_starts >= settings.steps:
-        raise ValueError(
-            f"learning_starts: expected fewer than steps = {settings.steps}, got {settings.learning_starts}: no update "
-            "would be made"
-        )
+    for name, known in (("loss", ("mse", "huber")), ("device", ("auto", "cpu", "cuda"))):
+        if getattr(settings, name) not in known:
+            raise ValueError(f"{name}: expected one of {known}, got {getattr(settings, name)!r}")
     if settings.max_grad_norm == 0:
         raise ValueError("max_grad_norm: expected a number above 0, got 0: no gradient would be left")
     if settings.tau == 1 and settings.target_period < 1:

@@ -87,7 +87,10 @@ COMMANDS = {"train": Train, "eval": Eval, "report": Report, "envs": Envs}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C."""
     try:
-        _run(_parse(list(sys.argv[1:] if arguments is None else arguments)))
+        _run(
+            _parse(list(sys.argv[1:] if arguments is None else arguments)),
+            STARTED if arguments is None else time.perf_counter(),
+        )
         sys.stdout.flush()
         return 0
     except SystemExit as end:
@@ -104,10 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(command: Command) -> None:
+def _run(command: Command, started: float) -> None:
     match command:
         case Train():
-            _train(command)
+            _train(command, started)
         case Eval():
             _eval(command)
         case Report():
@@ -177,24 +180,23 @@ def _refuse(sentence: str) -> None:
     raise SystemExit(2)
 
 
-def _train(command: Train) -> None:
+def _train(command: Train, started: float) -> None:
     console = _console()
     with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
         from fdqn import build, envs, evaluate, runs, train
-        from fdqn.types import Hyper
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
-    program, hyper, device = build.program(settings), build.hyper(settings), build.device(settings)
+    program, device = build.program(settings), build.device(settings)
+    hyper = build.hyper(settings, device)
     size = build.check_memory(program, settings.seeds, device)
     console.print(
         f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; "
         f"replay {settings.seeds} x {program.config.capacity:,} rows = {_bytes(size)}"
     )
-    state = train.init(program, Hyper(*(x.to(device) for x in hyper)), build.keys(settings).to(device))
+    state = train.init(program, hyper, build.keys(settings).to(device))
     path = runs.create(settings)
-    keys = build.evaluation_keys(settings).to(device)
 
     def periodic(state: train.TrainState) -> Any:
-        return evaluate.native(program.env, program.network, state.learner.params, keys)
+        return evaluate.native(program.env, program.network, state.learner.params, state.key)
 
     with _stop_on_interrupt(console) as stopped:
         reports = train.run(
@@ -215,11 +217,11 @@ def _train(command: Train) -> None:
         name = envs.GYMNASIUM[settings.env]
         console.print(f"playing the trained lanes in gymnasium's {name}")
         try:
-            outside = evaluate.outside(lambda: _gymnasium(name), program.network, params, keys)
+            outside = evaluate.outside(lambda: _gymnasium(name), program.network, params, report.state.key)
         except KeyboardInterrupt:
             interrupted = True
             console.print("not played to the end")
-    summary = runs.finish(path, settings, report, STARTED, outside)
+    summary = runs.finish(path, settings, report, started, outside)
     if command.json:
         print(json.dumps(summary))
     else:
@@ -293,7 +295,7 @@ def _eval(command: Eval) -> None:
     from fdqn import build, envs, evaluate, runs
 
     run = runs.read(command.run)
-    params, keys = runs.read_params(command.run), build.evaluation_keys(run.settings)
+    params, keys = runs.read_params(command.run), build.keys(run.settings)
     name = command.env or run.settings.env
     network = build.network(run.settings)
     if name.startswith("gym:"):
@@ -372,7 +374,7 @@ def _envs(command: Envs) -> None:
 
 
 def _print_summary(path: Path, summary: dict[str, Any]) -> None:
-    columns = {"greedy": summary["final_return"], "training, last 100": summary["train_return"]}
+    columns = {"greedy": summary["final_return"], "training": summary["train_return"]}
     if "gymnasium_return" in summary:
         columns[f"gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
     _print_seeds(

@@ -96,8 +96,9 @@ def hyper(
     epsilon_steps: float | Sequence[float] = 10_000,
     tau: float | Sequence[float] = 1.0,
     max_grad_norm: float | Sequence[float] = 10.0,
+    device: torch.device | str | None = None,
 ) -> Hyper:
-    """The hyper-parameters [S] of `lanes` lanes; each is a number for all or one number a lane.
+    """The hyper-parameters [S] of `lanes` lanes on `device`; each is a number for all or one number a lane.
 
     Raises ValueError for a value out of range, naming it.
     """
@@ -121,7 +122,7 @@ def hyper(
             raise ValueError(f"tau: expected numbers above 0, got {value}: the target would never move")
         if name != "max_grad_norm" and not values.isfinite().all():
             raise ValueError(f"{name}: expected finite numbers, got {value}")
-    return Hyper(*(torch.as_tensor(value, dtype=torch.float32).expand(lanes).clone() for value in given))
+    return Hyper(*(torch.as_tensor(value, dtype=torch.float32, device=device).expand(lanes).clone() for value in given))
 
 
 def q_learning(

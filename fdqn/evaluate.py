@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import actions, random
+from fdqn import actions, check, random
 from fdqn.types import Env, Network, Params
 
 # Steps whose noise is drawn at once.
@@ -39,11 +39,13 @@ def play(env: Env, network: Network, params: Params, games: Games, u: Tensor) ->
 
 @torch.no_grad()
 def native(env: Env, network: Network, params: Params, keys: Tensor, episodes: int = 20) -> NDArray[np.float64]:
-    """Returns [S, episodes] of the lanes `params` [S, ...], one fresh episode each, all chance from `keys` [S, 2].
+    """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
 
     An episode ends at the latest with the environment's time limit. Raises ValueError for fewer than one episode.
     """
     _at_least_one(episodes)
+    check.shapes("keys[S 2]", keys)
+    keys = random.fold_in(keys, random.EVALUATION)
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
     games = Games(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended)
@@ -69,7 +71,8 @@ def outside(
     """
     _at_least_one(episodes)
     lanes = keys.shape[0]
-    seeds = random.bits(keys, (episodes,)).tolist()
+    check.shapes("keys[S 2]", keys)
+    seeds = random.bits(random.fold_in(keys, random.OUTSIDE), (episodes,)).tolist()
     games: list[Any] = []
     try:
         for _ in range(lanes * episodes):

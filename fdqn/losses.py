@@ -23,6 +23,7 @@ def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_
         "q_tm1[... A] a_tm1[...] r_t[...] discount_t[...] q_t[... A] legal_t[... A]",
         q_tm1, a_tm1, r_t, discount_t, q_t, legal_t,
     )  # fmt: skip
+    check.boolean("legal_t", legal_t)
     target = r_t + discount_t * actions.best(q_t, legal_t)
     return target.detach() - actions.pick(q_tm1, a_tm1)
 

@@ -80,8 +80,9 @@ def from_module(factory: Callable[[], nn.Module]) -> Network:
         check.shapes("key[... 2]", key)
         if key.ndim > 1:
             return tree.stack(init(k) for k in key)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(random.bits(key)))
+        # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(int(random.bits(key)))
             return {name: p.detach().to(key.device) for name, p in factory().named_parameters()}
 
     def apply(params: Params, obs: Tensor) -> Tensor:

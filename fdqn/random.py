@@ -16,6 +16,9 @@ from torch import Tensor
 
 from fdqn import check
 
+# What a lane's key is folded with before it is used, one number a purpose, so that no two purposes share a number.
+NETWORK, RESET, CYCLES, EVALUATION, OUTSIDE = range(5)
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -40,7 +43,11 @@ def split(key: Tensor, num: int = 2) -> Tensor:
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """A new key for `data`: integers in [0, 2**32) that broadcast against the key's leading axes [...]."""
     check.shapes("key[... 2]", key)
+    check.integer("key", key)
+    if isinstance(data, int) and not 0 <= data < 2**32:
+        raise ValueError(f"data: expected an integer in [0, 2**32), got {data}")
     data = torch.as_tensor(data, device=key.device)
+    check.integer("data", data)
     zero = torch.zeros((), dtype=torch.int32, device=key.device)
     k0, k1 = _to_int32(key).unbind(-1)
     return torch.stack([_to_int64(x) for x in _threefry(k0, k1, zero, _to_int32(data))], -1)
@@ -58,7 +65,12 @@ def uniform(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.f
 
 
 def unit(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Words [...] in [0, 2**32) as numbers in [0, 1): the upper 23 bits."""
+    """Words [...] in [0, 2**32) as numbers in [0, 1): the upper 23 bits.
+
+    Raises TypeError for a dtype of fewer bits, which would round some of them up to 1.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
     return (words >> 9).to(dtype) * 2.0**-23
 
 

@@ -138,8 +138,7 @@ def finish(
     params, seeds = report.state.learner.params, _seeds(settings)
     save_params(path, settings, params)
     failed = [seed for seed, alive in zip(seeds, _finite(params), strict=True) if not alive]
-    env, keys = envs.make(settings.env), build.evaluation_keys(settings).to(report.state.key.device)
-    final = evaluate.native(env, build.network(settings), params, keys)
+    final = evaluate.native(envs.make(settings.env), build.network(settings), params, report.state.key)
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
@@ -151,7 +150,7 @@ def finish(
         "train_return": returns_record(report.last_returns, failed, seeds),
         "env_steps_per_second": _json_number(rate * steps_an_update),
         "seed_updates_per_second": _json_number(rate),
-        "compile_seconds": round(report.compile_seconds, 3),
+        "compile_seconds": round(report.compile_seconds, 3) if settings.compile else 0.0,
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
     if outside is not None:
@@ -310,6 +309,7 @@ def _git_commit() -> str | None:
     here = Path(__file__).resolve().parent
     try:
         git = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
+        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails inside a checkout of something else
         commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

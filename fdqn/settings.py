@@ -86,7 +86,7 @@ def from_json(given: dict[str, Any]) -> Settings:
     read = dict(given)
     for name, default in defaults.items():
         value = read[name]
-        if isinstance(default, float) and (isinstance(value, int | float) or value in ("inf", "-inf")):
+        if isinstance(default, float) and (type(value) in (int, float) or value in ("inf", "-inf")):
             read[name] = float(value)
         elif name == "hidden" and isinstance(value, list) and all(type(x) is int for x in value):
             read[name] = tuple(value)

@@ -22,9 +22,6 @@ from torch.func import vmap
 from fdqn import check, dqn, random, replay, schedules, tree
 from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 
-# What a lane's key is folded with, one number a purpose, so that no two purposes share a number.
-NETWORK, RESET, CYCLES, EVALUATION = range(4)
-
 # Uniforms drawn at once: enough that the draw's fixed cost is shared, little enough to stay in the cache.
 WORDS_PER_DRAW = 2**18
 
@@ -131,19 +128,24 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     Raises ValueError or TypeError where hyper, network and environment do not fit each other, before replay is made.
     """
     check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields)}", keys, *hyper)
+    check.integer("keys", keys)
+    for name, x in hyper._asdict().items():
+        if x.device != keys.device:
+            raise ValueError(f"hyper.{name}: expected it on the keys' device {keys.device}, got {x.device}")
     config, spec = program.config, program.env.spec
-    u = random.uniform(random.fold_in(keys, RESET), (config.num_envs, spec.noise))
+    u = random.uniform(random.fold_in(keys, random.RESET), (config.num_envs, spec.noise))
     env_state, step = vmap(program.env.reset)(u)
     for name, x in (("obs", step.obs), ("next_obs", step.next_obs)):
         check.shapes(f"env.reset.{name}[S E {' '.join(map(str, spec.obs_shape))}]", x)
         if x.dtype != spec.obs_dtype:
             raise TypeError(f"env.reset.{name}: expected spec.obs_dtype = {spec.obs_dtype}, got {x.dtype}")
     check.shapes(f"env.reset.legal[S E {spec.actions}]", step.legal)
-    params = program.network.init(random.fold_in(keys, NETWORK))
+    params = program.network.init(random.fold_in(keys, random.NETWORK))
     q = vmap(program.network.apply)(params, step.obs)
     check.shapes(f"network.apply[S E {spec.actions}]", q)
     lanes = vmap(partial(_init_lane, program))(params, hyper, keys, env_state, step)
-    return tree.clone(lanes)  # vmap answers constants as views without memory of their own
+    # A run writes over its state, so no leaf may be the caller's or, as vmap answers constants, a view of another.
+    return tree.separate(lanes, (params, hyper, keys))
 
 
 def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Noise:
@@ -158,7 +160,7 @@ def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Nois
         sample=(config.updates_per_cycle, config.batch_size),  # type: ignore[arg-type]
     )
     numbers = torch.arange(first_cycle, first_cycle + cycles, device=keys.device).unsqueeze(-1)
-    cycle_keys = random.fold_in(random.fold_in(keys, CYCLES), numbers)
+    cycle_keys = random.fold_in(random.fold_in(keys, random.CYCLES), numbers)
     words = random.bits(cycle_keys, (_words(program),)).split([math.prod(shape) for shape in shapes], -1)
     act, env, sample = (w.reshape(*w.shape[:-1], *shape) for w, shape in zip(words, shapes, strict=True))
     return Noise(random.unit(act), random.unit(env), sample)
@@ -250,7 +252,8 @@ def run(
 
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
     from here on: donated functions write over it. `stop` is asked after every cycle and ends the run early, with a
-    report. Raises what one cycle raises on fake tensors, before anything runs.
+    report. Nothing happens before the first report is asked for; then whatever one cycle raises on fake tensors is
+    raised, before anything runs.
     """
     config = program.config
     for name, value in (("steps", steps), ("report_every", report_every)):

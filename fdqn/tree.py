@@ -54,9 +54,22 @@ def clone(tree: T) -> T:
     return map(lambda x: x.clone(memory_format=torch.contiguous_format), tree)
 
 
+def separate(tree: T, apart_from: Any = ()) -> T:
+    """Contiguous storage of its own for every leaf, copied only where it has none or shares it with `apart_from`."""
+    taken = {x.untyped_storage()._cdata for x in leaves(apart_from)}
+
+    def own(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        is_own = x.is_contiguous() and storage.nbytes() == x.nbytes and storage._cdata not in taken
+        taken.add(storage._cdata)
+        return x if is_own else x.clone(memory_format=torch.contiguous_format)
+
+    return map(own, tree)
+
+
 def lerp(a: T, b: T, weight: float | Tensor) -> T:
     """`a + weight * (b - a)` on every leaf, in the leaf's dtype."""
-    return map(lambda x, y: x + weight * (y - x), a, b)
+    return map(lambda x, y: (x + weight * (y - x)).to(x.dtype), a, b)
 
 
 def norm(tree: Any) -> Tensor:

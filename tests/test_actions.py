@@ -44,6 +44,12 @@ def test_legal_minus_infinity_is_a_value():
     assert actions.best(q, legal).item() == -torch.inf
 
 
+@pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
+def test_greedy_is_legal_whatever_the_values(value):
+    q, legal = torch.tensor([5.0, value, value]), torch.tensor([False, True, True])
+    assert actions.greedy(q, legal).item() == 1
+
+
 Q = torch.tensor([[[1.0, 2.0, 3.0], [0.5, -1.0, 0.1]]])
 LEGAL = torch.tensor([[[True, True, False], [True, False, True]]])
 

@@ -70,13 +70,14 @@ def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: 
     """One lane and one episode at a time; the step noise drawn as `native` promises, 64 steps from a key."""
     spec, returns = env.spec, np.zeros((len(keys), episodes))
     for lane, key in enumerate(keys):
-        first = random.uniform(random.fold_in(key, 0), (episodes, spec.noise))
+        stream = random.fold_in(key, random.EVALUATION)
+        first = random.uniform(random.fold_in(stream, 0), (episodes, spec.noise))
         own = {name: x[lane] for name, x in params.items()}
         for n in range(episodes):
             state, step = env.reset(first[n])
             for t in range(spec.time_limit):
                 if t % 64 == 0:
-                    u = random.uniform(random.fold_in(key, 1 + t), (64, episodes, spec.noise))
+                    u = random.uniform(random.fold_in(stream, 1 + t), (64, episodes, spec.noise))
                 q, legal = network.apply(own, step.obs).tolist(), step.legal.tolist()
                 best = max((a for a in range(spec.actions) if legal[a]), key=lambda a: q[a])
                 state, step = env.step(state, torch.tensor(best), u[t % 64, n])
@@ -211,7 +212,7 @@ def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
 def test_outside_equals_a_loop_over_gymnasium():
     network, params = balancing()
     returns = evaluate.outside(lambda: gymnasium.make("CartPole-v1"), network, params, KEYS, 3)
-    seeds = random.bits(KEYS, (3,)).tolist()
+    seeds = random.bits(random.fold_in(KEYS, random.OUTSIDE), (3,)).tolist()
     expected = np.zeros((3, 3))
     env = gymnasium.make("CartPole-v1")
     for lane in range(3):
@@ -331,3 +332,29 @@ def test_lanes_on_a_gpu_are_played_outside():
     make = partial(gymnasium.make, "CartPole-v1")
     returns = evaluate.outside(make, network, on_gpu, KEYS.cuda(), 2)
     np.testing.assert_array_equal(returns[0], evaluate.outside(make, network, params, KEYS, 2)[0])
+
+
+def test_noise_of_evaluation_is_no_noise_of_training():
+    """The words drawn, not the constants: a user hands the same keys to both."""
+    drawn, original = [], random.uniform
+
+    def spy(key, shape=(), dtype=torch.float32):
+        drawn.append(key.reshape(-1, 2))
+        return original(key, shape, dtype)
+
+    env, network = cartpole_and_network()
+    params = network.init(random.fold_in(KEYS, random.NETWORK))
+    random.uniform = spy
+    try:
+        evaluate.native(env, network, params, KEYS, episodes=2)
+    finally:
+        random.uniform = original
+    used = {tuple(k) for keys in drawn for k in keys.tolist()}
+    for purpose in (random.NETWORK, random.RESET, random.CYCLES, random.OUTSIDE):
+        assert not used & {tuple(k) for k in random.fold_in(KEYS, purpose).tolist()}
+    assert len(used) == len(drawn) * len(KEYS)
+
+
+def cartpole_and_network():
+    env = envs.make("cartpole")
+    return env, networks.mlp(env.spec.obs_shape, (8,), env.spec.actions)

@@ -115,7 +115,7 @@ def test_messages(f):
     ):
         with pytest.raises(ValueError, match=f"{name}: expected shape .*, got"):
             f(*arguments(f, **{name: wrong}))
-    with pytest.raises(TypeError, match=r"legal: expected torch.bool, got torch.float64"):
+    with pytest.raises(TypeError, match=r"legal_t: expected torch.bool, got torch.float64"):
         f(*arguments(f, legal_t=example()["legal_t"].double()))
     with pytest.raises(TypeError, match=r"action: expected an integer dtype, got torch.float64"):
         f(*arguments(f, a_tm1=example()["a_tm1"].double()))

@@ -148,3 +148,22 @@ def test_normal_is_finite_at_the_ends():
     smallest = -1.0 + 2.0**-24
     assert torch.erfinv(torch.tensor(smallest)).isfinite()
     assert random.normal(random.key(0), (100_000,)).isfinite().all()
+
+
+@pytest.mark.parametrize("data", [-1, 2**32])
+def test_fold_in_refuses_what_is_no_word(data):
+    with pytest.raises(ValueError, match=r"data: expected an integer in \[0, 2\*\*32\)"):
+        random.fold_in(random.key(0), data)
+
+
+def test_fold_in_refuses_fractions():
+    with pytest.raises(TypeError, match="data: expected an integer dtype"):
+        random.fold_in(random.key(0), torch.tensor(1.9))
+    with pytest.raises(TypeError, match="key: expected an integer dtype"):
+        random.fold_in(random.key(0).float(), 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_uniforms_never_round_up_to_one(dtype):
+    with pytest.raises(TypeError, match=r"dtype: expected torch.float32 or torch.float64"):
+        random.uniform(random.key(0), (3,), dtype)

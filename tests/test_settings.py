@@ -96,7 +96,7 @@ def test_every_field_says_what_it_is():
 def test_defaults_of_the_command_and_of_the_library_agree():
     hyper = {name: p.default for name, p in inspect.signature(dqn.hyper).parameters.items()}
     for name, value in {**dataclasses.asdict(dqn.Config()), **hyper}.items():
-        if name not in ("lanes", "epsilon_steps"):
+        if name not in ("lanes", "epsilon_steps", "device"):
             assert getattr(Settings(), name) == value, name
 
 
@@ -203,3 +203,20 @@ def test_settings_that_cannot_work_are_refused(given, words):
 def test_the_last_seed_there_is():
     assert len(build.keys(Settings(seed=2**32 - 2, seeds=2))) == 2
     build.program(Settings(seed=2**32 - 2, seeds=2))
+
+
+@pytest.mark.parametrize(
+    ("steps", "learning_starts", "refused"), [(400, 395, True), (400, 390, False), (401, 395, False)]
+)
+def test_a_run_that_would_not_learn_is_refused(steps, learning_starts, refused):
+    asked = Settings(steps=steps, learning_starts=learning_starts, num_envs=10)
+    if refused:
+        with pytest.raises(ValueError, match=r"learning_starts: .*no update"):
+            build.program(asked)
+    else:
+        build.program(asked)
+
+
+def test_replay_holds_the_whole_cycles_of_a_run():
+    rows = build.program(Settings(steps=2_001, steps_per_cycle=20, num_envs=10)).config.capacity
+    assert rows == 2_200

@@ -140,7 +140,7 @@ def test_purposes_use_keys_of_their_own():
     _, keys = examples.lanes(2)
     used = [random.fold_in(keys, purpose) for purpose in range(4)]
     assert len({tuple(k.flatten().tolist()) for k in used}) == 4
-    laws.assert_trees_equal(program.network.init(random.fold_in(keys, train.NETWORK)), state.learner.params)
+    laws.assert_trees_equal(program.network.init(random.fold_in(keys, random.NETWORK)), state.learner.params)
 
 
 # Collecting
@@ -520,3 +520,24 @@ def test_learns_cartpole():
     state = train.init(program, hyper, random.key(list(range(8))))
     *_, last = train.run(program, state, 20_000, edge.compiled(program), 2_000)
     assert np.median(np.nanmean(last.last_returns, axis=1)) > 100
+
+
+def test_a_new_state_is_nobody_elses():
+    program = examples.program()
+    hyper, keys = examples.lanes(2)
+    before = tree.clone((hyper, keys))
+    state = train.init(program, hyper, keys)
+    storages = [x.untyped_storage().data_ptr() for x in tree.leaves((state, hyper, keys))]
+    assert len(set(storages)) == len(storages)
+    for x in tree.leaves(state):
+        x.zero_()
+    laws.assert_trees_equal(before, (hyper, keys))
+
+
+def test_keys_and_hyper_parameters_that_do_not_fit():
+    program = examples.program()
+    hyper, keys = examples.lanes(2)
+    with pytest.raises(TypeError, match="keys: expected an integer dtype"):
+        train.init(program, hyper, keys.float())
+    with pytest.raises(ValueError, match=r"hyper\.learning_rate: expected it on the keys' device cpu, got meta"):
+        train.init(program, hyper._replace(learning_rate=hyper.learning_rate.to("meta")), keys)

@@ -1,0 +1,57 @@
+"""The same program on a GPU. Run with `pytest -m gpu` where there is one."""
+
+import json
+
+import pytest
+import torch
+
+from fdqn import cli, compile, random, train, tree
+from fdqn.testing import examples, laws
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def on_gpu(nested):
+    return tree.map(lambda x: x.cuda(), nested)
+
+
+def on_cpu(nested):
+    return tree.map(lambda x: x.cpu(), nested)
+
+
+def test_noise_is_the_same_bit_for_bit():
+    program, (_, keys) = examples.program(), examples.lanes(3)
+    laws.assert_trees_equal(train.noise(program, keys, 2, 5), on_cpu(train.noise(program, keys.cuda(), 2, 5)))
+    laws.assert_trees_equal(random.split(keys, 3), random.split(keys.cuda(), 3).cpu())
+
+
+@pytest.mark.parametrize("step", ["collect", "cycle"])
+def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
+    program, (hyper, keys) = examples.program(), examples.lanes(3)
+    state = train.init(program, on_gpu(hyper), keys.cuda())
+    assert {x.device.type for x in tree.leaves(state)} == {"cuda"}
+    expected = on_cpu(state)
+    noises = tree.index(train.noise(program, keys, 0, 4), slice(None))
+    fast, plain = getattr(compile.compiled(program), step), getattr(train.vmapped(program), step)
+    for i in range(4):
+        expected = plain(expected, tree.index(noises, i))
+        state = fast(state, on_gpu(tree.index(noises, i)))
+    laws.assert_trees_close(expected, on_cpu(state), atol=1e-4, rtol=1e-4)
+
+
+def test_the_command_trains(tmp_path, capsys):
+    sizes = ["--seeds=2", "--steps=600", "--learning-starts=100", "--batch-size=8", "--hidden", "8"]
+    assert cli.main(["train", "--device=cuda", "--json", *sizes, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads(capsys.readouterr().out)["failed_seeds"] == []
+
+
+def test_a_module_s_parameters_do_not_depend_on_the_device_and_leave_the_generators_alone():
+    from fdqn import networks
+
+    network = networks.from_module(lambda: torch.nn.Linear(3, 2))
+    key = random.key(5)
+    before = torch.cuda.get_rng_state()
+    expected = network.init(key)
+    with torch.device("cuda"):
+        laws.assert_trees_equal(expected, on_cpu(network.init(key.cuda())))
+    assert torch.equal(before, torch.cuda.get_rng_state())
