@@ -8,7 +8,7 @@ means of the last 100 training episodes, exploration on.
 
 CleanRL steps one environment ten times between updates. On CartPole and Acrobot we step ten environments once, which
 compiles in a fifth of the time. On MountainCar that is not the same: ten times as many updates then fall into one
-episode, its greedy sweeps lose their momentum, and 1 of 32 seeds finds the goal instead of 12. There we do as CleanRL.
+episode, and 2 of 32 seeds reach the goal in their last 100 episodes instead of 16. There we do as CleanRL.
 """
 
 import argparse
