@@ -50,7 +50,10 @@ def compile(f: Callable[..., State]) -> Callable[..., State]:
 
 
 def compiled(program: train.Program) -> train.Functions:
-    """The step functions over lanes, each one compiled graph that writes over its state."""
+    """The step functions over lanes, each one compiled graph that writes over its state.
+
+    On a CPU say `torch.set_flush_denormal(True)` first: what decays towards 0 becomes denormal and slow.
+    """
     return train.Functions(
         collect=compile(donate(vmap(partial(train.collect, program)))),
         cycle=compile(donate(vmap(partial(train.cycle, program)))),

@@ -88,6 +88,7 @@ def create(settings: Settings) -> Path:
         "engine": {
             "compile": settings.compile,
             "threads": torch.get_num_threads(),
+            "flush_denormal": bool(torch.tensor(1e-40) * 1 == 0),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
     }

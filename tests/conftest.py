@@ -20,8 +20,9 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def fresh_compiler():
-    """What one test compiled must not count in the next."""
+def fresh_process():
+    """What one test compiled or asked of the processor must not count in the next."""
     yield
+    torch.set_flush_denormal(False)
     if dynamo := sys.modules.get("torch._dynamo"):
         dynamo.reset()

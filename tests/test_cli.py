@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.image import imread
 
 from fdqn import cli, envs, runs
@@ -593,3 +594,11 @@ def test_a_live_line_on_a_terminal(tmp_path):
     assert "return" in text
     assert "seed-updates/s" in text
     assert "Traceback" not in text
+
+
+def test_denormals_are_flushed_and_that_is_written_down(tmp_path, capsys):
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["engine"]["flush_denormal"] is True
+    assert torch.tensor(1e-40) * 1 == 0
+    torch.set_flush_denormal(False)
+    assert torch.tensor(1e-40) * 1 != 0, "the check can fail"
