@@ -63,9 +63,14 @@ def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
     )
 
 
+def seeds(settings: Settings) -> range:
+    """The lanes' seeds."""
+    return range(settings.seed, settings.seed + settings.seeds)
+
+
 def keys(settings: Settings) -> Tensor:
     """The lanes' keys [S, 2], on the CPU."""
-    return random.key(torch.arange(settings.seed, settings.seed + settings.seeds))
+    return random.key(seeds(settings))
 
 
 def device(settings: Settings) -> torch.device:

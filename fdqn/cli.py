@@ -315,8 +315,7 @@ def _eval(command: Eval) -> None:
                 f"got {list(env.spec.obs_shape)} and {env.spec.actions} in {name}"
             )
         returns = evaluate.native(env, network, params, keys, command.episodes)
-    first = run.settings.seed
-    seeds = range(first, first + run.settings.seeds)
+    seeds = build.seeds(run.settings)
     failed = run.summary["failed_seeds"]
     record = runs.returns_record(returns, failed, seeds)
     if command.json:

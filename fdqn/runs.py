@@ -110,12 +110,13 @@ def record(path: Path, settings: Settings, reports: Iterator[train.Report]) -> I
         columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
         rows = [
             (report.step, seed, report.updates, report.episodes[i], *(_number(x[i]) for x in columns), seconds)
-            for i, seed in enumerate(_seeds(settings))
+            for i, seed in enumerate(build.seeds(settings))
         ]
         _append(path / "metrics.csv", rows)
         if report.evaluation is not None:
             scores = [
-                (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(_seeds(settings))
+                (report.step, seed, _number(report.evaluation[i].mean()))
+                for i, seed in enumerate(build.seeds(settings))
             ]
             first = not (path / "evaluations.csv").exists()
             _append(path / "evaluations.csv", [("step", "seed", "return"), *scores] if first else scores)
@@ -125,7 +126,7 @@ def record(path: Path, settings: Settings, reports: Iterator[train.Report]) -> I
 def save_params(path: Path, settings: Settings, params: Params) -> None:
     """Write `params.safetensors`."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in params.items()}
-    _write(path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(_seeds(settings)))}))
+    _write(path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(build.seeds(settings)))}))
 
 
 def finish(
@@ -136,7 +137,7 @@ def finish(
     `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
     in Gymnasium's twin of the environment.
     """
-    params, seeds = report.state.learner.params, _seeds(settings)
+    params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
     failed = [seed for seed, alive in zip(seeds, _finite(params), strict=True) if not alive]
     final = evaluate.native(envs.make(settings.env), build.network(settings), params, report.state.key)
@@ -267,10 +268,6 @@ def _read_summary(file: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"expected {', '.join(sorted(missing))} too")
     return summary
-
-
-def _seeds(settings: Settings) -> range:
-    return range(settings.seed, settings.seed + settings.seeds)
 
 
 def _append(path: Path, rows: Sequence[Sequence[Any]]) -> None:

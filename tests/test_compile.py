@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from plants import naive
 from torch import Tensor
 from torch.func import vmap
 
@@ -12,17 +13,6 @@ from fdqn import random, train, tree
 from fdqn.testing import examples, laws
 
 START = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
-
-
-def naive(f):
-    """Donation as one writes it first: each new leaf over the old one, in order."""
-
-    def donated(state, *args):
-        for old, new in zip(tree.leaves(state), tree.leaves(f(state, *args)), strict=True):
-            old.copy_(new)
-        return state
-
-    return donated
 
 
 def copied(state):

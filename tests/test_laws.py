@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from hypothesis import given
+from plants import naive
 
 from fdqn import actions, losses, optim, policies, random, replay, schedules, train, tree
 from fdqn.envs import cartpole
@@ -498,14 +499,6 @@ def test_resumed_rejects_a_checkpoint_that_forgets():
 
 def test_naive_donation_is_rejected():
     start = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
-
-    def naive(f):
-        def donated(state, *args):
-            for old, new in zip(tree.leaves(state), tree.leaves(f(state, *args)), strict=True):
-                old.copy_(new)
-            return state
-
-        return donated
 
     def swap(state):
         return {"params": state["target"], "target": state["params"]}
