@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fdqn import dqn, losses, networks, optim, random, train
+from fdqn import build, dqn, losses, networks, random, train
 from fdqn.envs import cartpole
-from fdqn.types import Env, Hyper, Optimizer
+from fdqn.types import Env, Hyper
 
 
 def program(
@@ -19,13 +19,12 @@ def program(
     small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
     loss = dqn.double_q_learning if double else dqn.q_learning
     return train.Program(
-        dqn.Config(**{**small, **config}), world, network, partial(loss, network.apply, losses.squared), optimizer
+        dqn.Config(**{**small, **config}),
+        world,
+        network,
+        partial(loss, network.apply, losses.squared),
+        build.clipped_adam,
     )
-
-
-def optimizer(hyper: Hyper) -> Optimizer:
-    """Adam after clipping, with a lane's own learning rate and norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))
 
 
 def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
