@@ -183,12 +183,8 @@ def _refuse(sentence: str) -> None:
 def _train(command: Train, started: float) -> None:
     console = _console()
     with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
-        import torch
-
-        from fdqn import build, envs, evaluate, runs, train
-    # Adam's mean of a gradient that stays 0 decays into denormal numbers, on which a CPU is many times slower. For all
-    # threads only if said before they start.
-    torch.set_flush_denormal(True)
+        from fdqn import build, compile, envs, evaluate, runs, train
+    compile.prepare_cpu()
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, device = build.program(settings), build.device(settings)
     hyper = build.hyper(settings, device)

@@ -1,22 +1,42 @@
-"""The edge where pure functions become fast ones: `compile(donate(vmap(f)))`. The only file that says `torch.compile`.
+"""The edge where pure functions become fast ones: `fold(vmap(f))`, one compiled graph that writes over its state.
 
 `donate` is JAX's `donate_argnums`: the new state is written over the old one at the top level of the compiled graph.
 Inductor then computes results straight into the old storage, so that a pure `replay.add` costs one row, not one ring,
-and every leaf keeps its address for life.
+and every leaf keeps its address for life. `compile` is `jax.jit`, and `fold` is `lax.scan`: a donated, compiled step
+for each of many inputs, with the loop on the host, or in one CUDA graph.
+
+`compile` traces with `make_fx` and hands the graph to inductor, as `torch.compile` would after tracing the bytecode.
+Pure functions of fixed shapes need no more, and so nothing has to be asked before every call: the guards and the
+wrapper of `torch.compile` cost 300 us a cycle, twice the work of one lane.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable
 from functools import partial
-from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fdqn import check, train, tree
 
 State = TypeVar("State")
+
+
+class Place(int):
+    """The number of a tensor among a graph's inputs and then its outputs."""
+
+
+class Graph(NamedTuple):
+    """A compiled function of tensors."""
+
+    run: Callable[..., list[Tensor]]
+    """Tensors in, those tensors out that are not simply handed through."""
+    answer: Any
+    """What the function answered, with a Place for each tensor."""
 
 
 def donate(f: Callable[..., State]) -> Callable[..., State]:
@@ -38,27 +58,162 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
     return donated
 
 
-def compile(f: Callable[..., State]) -> Callable[..., State]:
-    """`f` as one compiled graph, without gradients of its own, for the shapes of its first call."""
+def compile(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` as one compiled graph for each signature that it is called with: structure, shapes, dtypes, devices.
 
-    def call(*args: Any) -> State:
-        return f(*args)
+    Arguments that are no tensors are constants of the graph. No gradients are recorded.
+    """
+    graph_of = _graphs(f)
 
-    # Dynamo keeps its graphs by code object, at most 8: without one of its own, the ninth program of a process fails.
-    own = FunctionType(call.__code__.replace(), call.__globals__, call.__name__, call.__defaults__, call.__closure__)
-    return torch.no_grad()(torch.compile(own, fullgraph=True, dynamic=False))
+    def call(*args: Any) -> Any:
+        leaves = tree.leaves(args)
+        graph, inputs = graph_of(args, leaves), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        with torch.no_grad():
+            tensors = [*inputs, *graph.run(*inputs)]
+        return tree.map(lambda leaf: tensors[leaf] if isinstance(leaf, Place) else leaf, graph.answer)
+
+    return call
+
+
+def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
+    """`train.fold(step)`, donated and compiled: `step(state, x) -> state` for each x of a tree with leaves [n, ...].
+
+    On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
+    """
+    graph_of = _graphs(donate(step))
+    captured: dict[Any, Callable[[list[Tensor]], None]] = {}
+    seen: set[Any] = set()
+
+    def folded(state: State, xs: Any) -> State:
+        leaves, each = tree.leaves(state), tree.leaves(xs)
+        graph = graph_of((state, tree.index(xs, 0)), [*leaves, *(x[0] for x in each)])
+        with torch.no_grad():
+            if not _captures(each):
+                _in_turn(graph, leaves, each)
+                return state
+            place = (len(each[0]), *(x.data_ptr() for x in leaves))
+            if place in seen and place not in captured:
+                captured[place] = _captured(graph, leaves, each)
+            seen.add(place)
+            captured.get(place, partial(_in_turn, graph, leaves))(each)
+        return state
+
+    return folded
 
 
 def compiled(program: train.Program) -> train.Functions:
     """The step functions over lanes, each one compiled graph that writes over its state.
 
-    On a CPU say `torch.set_flush_denormal(True)` first: what decays towards 0 becomes denormal and slow.
+    On a CPU call `prepare_cpu` first.
     """
+    sync = compile(donate(vmap(train.sync)))
     return train.Functions(
-        collect=compile(donate(vmap(partial(train.collect, program)))),
-        cycle=compile(donate(vmap(partial(train.cycle, program)))),
-        sync=compile(donate(vmap(train.sync))),
+        noise=compile(partial(train.noise, program)),
+        collect=fold(vmap(partial(train.collect, program))),
+        cycle=fold(vmap(partial(train.cycle, program))),
+        sync=sync,
     )
+
+
+def prepare_cpu() -> None:
+    """What a process does once, before its threads start, so that a CPU is not slowed down by two of its habits.
+
+    Denormal numbers count as 0: Adam's mean of a gradient that stays 0 decays into them, and arithmetic on them is many
+    times slower. And memory that was freed is kept (where the C library is glibc): a cycle's buffers would go back to
+    the system and come again as fresh pages, 2,000 page faults a cycle at 32 lanes, half of its time.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
+        libc.mallopt(trim_threshold, largest)
+        libc.mallopt(mmap_threshold, largest)
+
+
+def _graphs(f: Callable[..., Any]) -> Callable[[Any, list[Any]], Graph]:
+    """The graph of `f` for arguments and their leaves, made at the first arguments of their signature."""
+    graphs: dict[Any, Graph] = {}
+    recent: tuple[Any, list[Any], Graph] | None = None
+
+    def graph_of(args: Any, leaves: list[Any]) -> Graph:
+        nonlocal recent
+        # A signature costs half of a small network's cycle. The very state of last time needs none.
+        if recent is None or args[0] is not recent[0] or not all(map(_alike, leaves, recent[1])):
+            signature = (torch.get_num_threads(), tree.structure(args), *map(_kind, leaves))
+            if signature not in graphs:
+                graphs[signature] = _graph(f, args)
+            recent = args[0], leaves, graphs[signature]
+        return recent[2]
+
+    return graph_of
+
+
+def _alike(leaf: Any, other: Any) -> bool:
+    return leaf is other or _kind(leaf) == _kind(other)
+
+
+def _kind(leaf: Any) -> Any:
+    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+
+
+def _tensors(args: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.leaves(args) if isinstance(leaf, Tensor)]
+
+
+def _graph(f: Callable[..., Any], args: Any) -> Graph:
+    """`f` traced on stand-ins for the tensors of `args` and compiled by inductor."""
+    inputs, answer = _tensors(args), None
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        nonlocal answer
+        given = iter(tensors)
+        result = f(*tree.map(lambda leaf: next(given) if isinstance(leaf, Tensor) else leaf, args))
+        outputs: list[Tensor] = []
+        places = {id(x): Place(i) for i, x in enumerate(tensors)}
+        for x in _tensors(result):
+            if id(x) not in places:
+                places[id(x)] = Place(len(tensors) + len(outputs))
+                outputs.append(x)
+        answer = tree.map(lambda leaf: places.get(id(leaf), leaf), result)
+        return outputs
+
+    with torch.no_grad():
+        traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        run = torch._inductor.compile(traced, list(inputs), options=_options(inputs))
+    return Graph(run, answer)
+
+
+def _options(inputs: list[Tensor]) -> dict[str, Any]:
+    """Inductor's settings. What decides between kernels by timing them stays off, so that a run can be repeated."""
+    options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False, "triton.cudagraphs": False}
+    if not any(x.is_cuda for x in inputs):
+        options |= {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
+    known = torch._inductor.list_options()
+    return {name: value for name, value in options.items() if name in known}
+
+
+def _in_turn(graph: Graph, leaves: list[Tensor], xs: list[Tensor]) -> None:
+    """`graph` on `leaves` and each of `xs`, leaves [n, ...]."""
+    for x in zip(*(x.unbind() for x in xs), strict=True):
+        graph.run(*leaves, *x)
+
+
+def _captures(xs: list[Tensor]) -> bool:
+    """Whether what is repeated is captured: where launching kernels one by one takes longer than they do."""
+    return xs[0].is_cuda
+
+
+def _captured(graph: Graph, leaves: list[Tensor], xs: list[Tensor]) -> Callable[[list[Tensor]], None]:
+    """`_in_turn` as one CUDA graph, which reads from buffers of its own. Capturing runs nothing."""
+    buffers, recording = [torch.empty_like(x) for x in xs], torch.cuda.CUDAGraph()
+    with torch.cuda.graph(recording):
+        _in_turn(graph, leaves, buffers)
+
+    def replay(xs: list[Tensor]) -> None:
+        for buffer, x in zip(buffers, xs, strict=True):
+            buffer.copy_(x)
+        recording.replay()
+
+    return replay
 
 
 # Dynamo cannot see which storages are shared, but runs a function that is allowed in the graph as plain Python, on

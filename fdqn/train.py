@@ -22,8 +22,12 @@ from torch.func import vmap
 from fdqn import check, dqn, random, replay, schedules, tree
 from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 
-# Uniforms drawn at once: enough that the draw's fixed cost is shared, little enough to stay in the cache.
+# Words and cycles drawn at once: enough that the draw's fixed cost is shared, few enough to stay in the cache.
 WORDS_PER_DRAW = 2**18
+CYCLES_PER_DRAW = 1024
+
+# Cycles in one call of a step function, after which a run can be stopped.
+CYCLES_PER_CALL = 64
 
 # Training returns are stated over this many episodes, as CleanRL does.
 EPISODES_KEPT = 100
@@ -81,8 +85,13 @@ class Noise(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """The step functions, over lanes; `vmapped` makes plain ones, `fdqn.compile.compiled` fast ones."""
+    """The step functions, over lanes; `vmapped` makes plain ones, `fdqn.compile.compiled` fast ones.
 
+    `collect` and `cycle` go through all the cycles of their noise, leaves [n, S, ...], in turn.
+    """
+
+    noise: Callable[[Tensor, Tensor, int], Noise]
+    """Of keys [S, 2], the first cycle [] and how many."""
     collect: Callable[[TrainState, Noise], TrainState]
     cycle: Callable[[TrainState, Noise], TrainState]
     sync: Callable[[TrainState], TrainState]
@@ -148,7 +157,7 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     return tree.separate(lanes, (params, hyper, keys))
 
 
-def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Noise:
+def noise(program: Program, keys: Tensor, first_cycle: int | Tensor, cycles: int) -> Noise:
     """The noise of `cycles` cycles from `first_cycle` on, leaves [cycles, S, ...], for keys [S, 2].
 
     A cycle's numbers follow from its lane's key and its own number, however many are drawn at once.
@@ -159,7 +168,7 @@ def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Nois
         env=(config.steps_per_cycle, config.num_envs, spec.noise),  # type: ignore[arg-type]
         sample=(config.updates_per_cycle, config.batch_size),  # type: ignore[arg-type]
     )
-    numbers = torch.arange(first_cycle, first_cycle + cycles, device=keys.device).unsqueeze(-1)
+    numbers = (first_cycle + torch.arange(cycles, device=keys.device)).unsqueeze(-1)
     cycle_keys = random.fold_in(random.fold_in(keys, random.CYCLES), numbers)
     words = random.bits(cycle_keys, (_words(program),)).split([math.prod(shape) for shape in shapes], -1)
     act, env, sample = (w.reshape(*w.shape[:-1], *shape) for w, shape in zip(words, shapes, strict=True))
@@ -234,7 +243,23 @@ def count_episodes(metrics: Metrics, step: Step) -> Metrics:
 
 def vmapped(program: Program) -> Functions:
     """The step functions over lanes, run operation by operation: for a debugger and for laws."""
-    return Functions(vmap(partial(collect, program)), vmap(partial(cycle, program)), vmap(sync))
+    return Functions(
+        noise=partial(noise, program),
+        collect=fold(vmap(partial(collect, program))),
+        cycle=fold(vmap(partial(cycle, program))),
+        sync=vmap(sync),
+    )
+
+
+def fold(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`step(state, x) -> state` once for each x of a tree with leaves [n, ...], in turn: `lax.scan` without outputs."""
+
+    def folded(state: Any, xs: Any) -> Any:
+        for i in range(len(tree.leaves(xs)[0])):
+            state = step(state, tree.index(xs, i))
+        return state
+
+    return folded
 
 
 @torch.no_grad()
@@ -251,57 +276,65 @@ def run(
     """Train the lanes of `state` until each has taken `steps` environment steps; report on the way and at the end.
 
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
-    from here on: donated functions write over it. `stop` is asked after every cycle and ends the run early, with a
-    report. Nothing happens before the first report is asked for; then whatever one cycle raises on fake tensors is
-    raised, before anything runs.
+    from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most
+    CYCLES_PER_CALL cycles each, and ends the run early, with a report. Nothing happens before the first report is asked
+    for; then whatever one cycle raises on fake tensors is raised, before anything runs.
     """
     config = program.config
     for name, value in (("steps", steps), ("report_every", report_every)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    first, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
+    number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
     warm = math.ceil(config.learning_starts / config.env_steps)
-    draw = max(1, min(64, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
-    _try_on_fake_tensors(program, state, noise(program, state.key, first, 1))
+    period = config.target_period // config.updates_per_cycle
+    draw = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
+    drawn = number
+    _try_on_fake_tensors(program, state, noise(program, state.key, number, 1))
 
     called: set[str] = set()
     compile_seconds, learning_seconds, learning_updates = 0.0, 0.0, 0
     first_update, since = None, _totals(state)
-    for number in range(first, last):
-        began = time.perf_counter()
-        if (number - first) % draw == 0:
-            noises = noise(program, state.key, number, min(draw, last - number))
-        calls = {"collect" if number < warm else "cycle"}
-        step_function = functions.collect if number < warm else functions.cycle
-        state = step_function(state, tree.index(noises, (number - first) % draw))
-        updates = max(0, number + 1 - warm) * config.updates_per_cycle
-        if config.target_period and updates and updates % config.target_period == 0:
+    while number < last:
+        began, calls = time.perf_counter(), {"collect" if number < warm else "cycle"}
+        if number == drawn:
+            calls.add("noise")
+            noises = functions.noise(state.key, torch.tensor(number, device=state.key.device), draw)
+            drawn = number + draw
+        # As many cycles in a row as nothing else is due in between, but one where there is compiling to do.
+        dues = [last, drawn, number + (CYCLES_PER_CALL if calls <= called else 1)]
+        dues += [_next_due(number, config.env_steps, every) for every in (report_every, evaluate_every) if every]
+        dues += [warm] if number < warm else [number + period - (number - warm) % period] if period else []
+        cycles, number = min(dues) - number, min(dues)
+        here = slice(draw - drawn + number - cycles, draw - drawn + number)
+        step_function = functions.collect if "collect" in calls else functions.cycle
+        state = step_function(state, tree.index(noises, here))
+        if number > warm and period and (number - warm) % period == 0:
             calls.add("sync")
             state = functions.sync(state)
 
         stopping = stop()
-        evaluating = evaluate is not None and _due(number, last, config.env_steps, evaluate_every)
-        reporting = stopping or evaluating or _due(number, last, config.env_steps, report_every)
-        is_first_update = first_update is None and number >= warm
+        evaluating = evaluate is not None and _is_due(number, cycles, last, config.env_steps, evaluate_every)
+        reporting = stopping or evaluating or _is_due(number, cycles, last, config.env_steps, report_every)
+        is_first_update = first_update is None and "cycle" in calls
         if reporting or is_first_update or not calls <= called:
             _wait(state)  # a GPU answers before it is done
         now = time.perf_counter()
         if not calls <= called:
             compile_seconds += now - began
-        elif number >= warm:
+        elif "cycle" in calls:
             learning_seconds += now - began
-            learning_updates += config.updates_per_cycle
+            learning_updates += cycles * config.updates_per_cycle
         called |= calls
         first_update = now if is_first_update else first_update
         if reporting:
             evaluation = evaluate(state) if evaluating and evaluate is not None else None
             totals, before, since = _totals(state), since, _totals(state)
             yield Report(
-                step=(number + 1) * config.env_steps,
+                step=number * config.env_steps,
                 episodes=totals.episodes,
                 returns=_means(totals.returned - before.returned, totals.episodes - before.episodes),
                 last_returns=_last_returns(state.metrics),
-                updates=updates,
+                updates=max(0, number - warm) * config.updates_per_cycle,
                 loss=_means(totals.loss - before.loss, totals.updates - before.updates),
                 q=_means(totals.q - before.q, totals.updates - before.updates),
                 grad_norm=_means(totals.grad_norm - before.grad_norm, totals.updates - before.updates),
@@ -352,13 +385,18 @@ def _words(program: Program) -> int:
 def _try_on_fake_tensors(program: Program, state: TrainState, noises: Noise) -> None:
     """One cycle on tensors without memory: what does not fit is said in its own words, not in a compiler's."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake_state, fake_noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, tree.index(noises, 0))
+        fake_state, fake_noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, noises)
         check.same("state after one cycle", fake_state, vmapped(program).cycle(fake_state, fake_noise))
 
 
-def _due(number: int, last: int, env_steps: int, every: int) -> bool:
-    """Whether the cycle `number` ends the run or takes the lane past a multiple of `every` environment steps."""
-    return every > 0 and (number + 1 == last or (number + 1) * env_steps // every > number * env_steps // every)
+def _next_due(number: int, env_steps: int, every: int) -> int:
+    """The first cycle count after `number` at which a lane has passed another multiple of `every` environment steps."""
+    return math.ceil((number * env_steps // every + 1) * every / env_steps)
+
+
+def _is_due(number: int, cycles: int, last: int, env_steps: int, every: int) -> bool:
+    """Whether the last `cycles` of `number` cycles ended the run or passed a multiple of `every` environment steps."""
+    return every > 0 and (number == last or number >= _next_due(number - cycles, env_steps, every))
 
 
 def _wait(state: TrainState) -> None:

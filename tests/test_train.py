@@ -97,7 +97,7 @@ def test_a_stopped_run_goes_on_as_if_undisturbed():
 def test_step_functions_are_pure():
     program, state = started()
     state = laws.advance(program, state, 5)
-    noise = tree.index(train.noise(program, state.key, 5, 1), 0)
+    noise = train.noise(program, state.key, 5, 1)
     for f in (train.vmapped(program).collect, train.vmapped(program).cycle):
         laws.pure(f, state, noise)
     laws.pure(train.vmapped(program).sync, state)
@@ -115,7 +115,7 @@ def test_n_cycles_in_a_call_equal_n_calls():
 
     together = vmap(four, in_dims=(0, 1))(state, noise)
     for i in range(4):
-        state = train.vmapped(program).cycle(state, tree.index(noise, i))
+        state = train.vmapped(program).cycle(state, tree.index(noise, slice(i, i + 1)))
     laws.assert_trees_equal(state, together)
 
 
@@ -164,7 +164,7 @@ def test_collect_stores_what_happened():
             rows = zip(obs, action, step.reward, step.terminated, step.next_obs, step.next_legal, strict=True)
             expected += [(o, a, r, 1.0 - t.float(), n, m) for o, a, r, t, n, m in rows]
             obs, legal, taken = step.obs, step.legal, taken + 2
-        state = train.vmapped(program).collect(state, tree.index(train.noise(program, keys, cycle, 1), 0))
+        state = train.vmapped(program).collect(state, train.noise(program, keys, cycle, 1))
     expected = expected[-40:]
     start = 48 % 40
     got = tree.map(lambda x: x[0].roll(-start, 0), state.replay.rows)
@@ -199,7 +199,7 @@ def test_epsilon_follows_environment_steps():
 
 
 class Counted:
-    """Step functions that log every call."""
+    """Step functions that log what they are called for, a word for every cycle."""
 
     def __init__(self, program):
         self.log = []
@@ -207,7 +207,8 @@ class Counted:
         self.functions = train.Functions(*(partial(self.call, n, getattr(plain, n)) for n in train.Functions._fields))
 
     def call(self, name, f, *args):
-        self.log.append(name)
+        if name != "noise":
+            self.log += [name] if name == "sync" else [name] * len(args[1].sample)
         return f(*args)
 
 
@@ -314,11 +315,11 @@ def test_reports_say_what_the_lanes_did():
 
     def cycle(state, noise):
         before = state.metrics.totals.loss
-        after = plain.cycle(state, noise)
+        after = vmap(partial(train.cycle, program))(state, noise)
         losses_seen.append(after.metrics.totals.loss - before)
         return after
 
-    reports = list(train.run(program, state, 120, plain._replace(cycle=cycle), 30))
+    reports = list(train.run(program, state, 120, plain._replace(cycle=train.fold(cycle)), 30))
     assert np.isfinite(reports[0].loss).all()
     done = 0
     for report, before in zip(reports, [None, *reports], strict=False):
@@ -434,7 +435,7 @@ def test_what_does_not_fit_is_said_before_anything_runs(change, error, message):
         raise AssertionError("a step function was called")
 
     with pytest.raises(error, match=message):
-        list(train.run(program, state, 30, train.Functions(never, never, never), 10))
+        list(train.run(program, state, 30, train.Functions(never, never, never, never), 10))
 
 
 # Learning

@@ -471,9 +471,9 @@ def metrics(program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50
     running = [[0.0] * program.config.num_envs for _ in range(keys.shape[0])]
     ended: list[list[float]] = [[] for _ in running]
     for number in range(cycles):
-        noises = tree.index(train.noise(program, keys, number, 1), 0)
+        noises = train.noise(program, keys, number, 1)
         before, state = state, functions.collect(state, noises)
-        for step in _played_by_hand(program, before, state, noises):
+        for step in _played_by_hand(program, before, state, tree.index(noises, 0)):
             ends = (step.terminated | step.truncated).tolist()
             for lane, rewards in enumerate(step.reward.tolist()):
                 for e, reward in enumerate(rewards):
