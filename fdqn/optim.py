@@ -16,11 +16,18 @@ from fdqn.types import Optimizer, Params, Scalar, Schedule
 
 
 class AdamState(NamedTuple):
-    """The powers `beta ** updates` are carried along: a power inside the fused kernel is computed anew per element."""
+    """What the next update needs of its number t is in the state already: computed inside the fused kernel, a power, a
+    root or a quotient would be computed anew for every element.
+    """
 
     updates: Tensor
     beta1_power: Tensor
+    """`beta1 ** t`."""
     beta2_power: Tensor
+    root: Tensor
+    """`sqrt(1 - beta2**t)`."""
+    scale: Tensor
+    """`root / (1 - beta1**t)`."""
     mean: Params
     square: Params
 
@@ -48,13 +55,15 @@ def adam(
         square = beta2 * square + (1 - beta2) * g**2
         update = -rate / (1 - beta1**t) * mean / (sqrt(square / (1 - beta2**t)) + eps)
 
-    Kingma, Ba 2015, https://arxiv.org/abs/1412.6980; `torch.optim.Adam`.
+    Kingma, Ba 2015, https://arxiv.org/abs/1412.6980, in the order of operations at the end of their section 2;
+    `torch.optim.Adam`.
     """
-    return Optimizer(_init_adam, partial(_update_adam, learning_rate, beta1, beta2, eps))
+    return Optimizer(partial(_init_adam, beta1, beta2), partial(_update_adam, learning_rate, beta1, beta2, eps))
 
 
-def _init_adam(params: Params) -> AdamState:
-    return AdamState(_no_updates(params), _one(params), _one(params), _zeros(params), _zeros(params))
+def _init_adam(beta1: float, beta2: float, params: Params) -> AdamState:
+    power1, power2 = _one(params) * beta1, _one(params) * beta2
+    return AdamState(_no_updates(params), *_corrections(power1, power2), _zeros(params), _zeros(params))
 
 
 def _update_adam(
@@ -67,13 +76,17 @@ def _update_adam(
     params: Params,
 ) -> tuple[Params, AdamState]:
     check.same("grads", params, grads)
-    power1, power2 = state.beta1_power * beta1, state.beta2_power * beta2
     mean = tree.lerp(state.mean, grads, 1 - beta1)
     square = tree.map(lambda v, g: v * beta2 + (1 - beta2) * (g * g), state.square, grads)
-    size = _rate(learning_rate, state.updates) / (1 - power1)
+    size, floor = _rate(learning_rate, state.updates) * state.scale, eps * state.root
+    updates = tree.map(lambda m, v: (-size * m / (v.sqrt() + floor)).to(m.dtype), mean, square)
+    corrections = _corrections(state.beta1_power * beta1, state.beta2_power * beta2)
+    return updates, AdamState(state.updates + 1, *corrections, mean, square)
+
+
+def _corrections(power1: Tensor, power2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     root = (1 - power2).sqrt()
-    updates = tree.map(lambda m, v: (-size * (m / (v.sqrt() / root + eps))).to(m.dtype), mean, square)
-    return updates, AdamState(state.updates + 1, power1, power2, mean, square)
+    return power1, power2, root, root / (1 - power1)
 
 
 def sgd(learning_rate: Scalar | Schedule = 1e-3, momentum: float = 0.0, nesterov: bool = False) -> Optimizer:
