@@ -43,3 +43,13 @@ def best(q: Tensor, legal: Tensor) -> Tensor:
     check.boolean("legal", legal)
     highest = torch.where(legal, q, -torch.inf).amax(-1)
     return torch.where(legal.any(-1), highest, 0.0)
+
+
+def count(flags: Tensor) -> Tensor:
+    """How many of the flags are true up to each, itself included: `flags.cumsum(-1)`. Shapes: both [..., N]."""
+    size = flags.shape[-1]
+    if size > 32:
+        return flags.cumsum(-1)
+    # A sum of comparisons fuses with what surrounds it, where `cumsum` is a call out of the graph.
+    place = torch.arange(size, device=flags.device)
+    return (flags.unsqueeze(-2) & (place <= place.unsqueeze(-1))).sum(-1)

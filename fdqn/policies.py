@@ -15,7 +15,7 @@ def uniform(legal: Tensor, u: Tensor) -> Tensor:
     check.shapes("legal[... A] u[...]", legal, u)
     check.boolean("legal", legal)
     # The action that makes the count of legal actions so far exceed floor(u * count) for the first time.
-    count = legal.cumsum(-1)
+    count = actions.count(legal)
     chosen = (u * count[..., -1]).floor().to(torch.int64)
     return (count > chosen.unsqueeze(-1)).to(torch.int8).argmax(-1)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import check, dqn, random, replay, schedules, tree
+from fdqn import actions, check, dqn, random, replay, schedules, tree
 from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 
 # Words and cycles drawn at once: enough that the draw's fixed cost is shared, few enough to stay in the cache.
@@ -232,7 +232,7 @@ def count_episodes(metrics: Metrics, step: Step) -> Metrics:
     ended = step.terminated | step.truncated
     running = metrics.running + step.reward
     kept = metrics.returns.shape[0] - 1
-    place = (metrics.episodes + ended.cumsum(0) - 1) % kept
+    place = (metrics.episodes + actions.count(ended) - 1) % kept
     return metrics._replace(
         running=torch.where(ended, 0.0, running),
         returns=metrics.returns.index_put((torch.where(ended, place, kept),), running),
