@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import check, train, tree
+from fdqn import check, dqn, train, tree
 
 State = TypeVar("State")
 
@@ -106,7 +106,12 @@ def compiled(program: train.Program) -> train.Functions:
 
     On a CPU call `prepare_cpu` first.
     """
-    sync = compile(donate(vmap(train.sync)))
+    copy = compile(donate(vmap(dqn.hard_copy)))
+
+    def sync(state: train.TrainState) -> train.TrainState:
+        copy(state.learner)
+        return state
+
     return train.Functions(
         noise=compile(partial(train.noise, program)),
         collect=fold(vmap(partial(train.collect, program))),
