@@ -6,8 +6,9 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import dqn, envs, losses, networks, optim, random, train
+from fdqn import dqn, envs, losses, networks, optim, random, train, tree
 from fdqn.settings import Settings
 from fdqn.types import Hyper, Network
 
@@ -84,18 +85,34 @@ def device(settings: Settings) -> torch.device:
 
 
 def check_memory(program: train.Program, lanes: int, device: torch.device) -> int:
-    """Bytes that replay will hold. Raises ValueError where the device has less memory than that in all."""
-    needed = replay_bytes(program, lanes)
+    """Bytes that the lanes will hold. Raises ValueError where the device has less memory than that in all."""
+    needed = state_bytes(program, lanes)
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
+        rows = replay_bytes(program, lanes)
+        name, flags = ("capacity", "--capacity or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
         raise ValueError(
-            f"capacity: expected replay to fit in {there / 1e9:,.1f} GB of memory, got {needed / 1e9:,.1f} GB for "
-            f"{lanes} seeds x {program.config.capacity:,} rows; lower --capacity or --seeds"
+            f"{name}: expected lanes that fit in {there / 1e9:,.1f} GB of memory, got {needed / 1e9:,.1f} GB for "
+            f"{lanes} seeds, {rows / 1e9:,.1f} GB of it for {program.config.capacity:,} rows of replay each; "
+            f"lower {flags}"
         )
     return needed
+
+
+def state_bytes(program: train.Program, lanes: int) -> int:
+    """Bytes of the state of `lanes` lanes, a gradient and the activations of a batch, found without allocating them.
+
+    A layer has as many outputs as biases (a convolution has more); four such arrays are alive at once.
+    """
+    with FakeTensorMode():
+        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
+        state = train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
+    params = state.learner.params
+    outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
+    return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
 
 
 def replay_bytes(program: train.Program, lanes: int) -> int:
@@ -103,6 +120,16 @@ def replay_bytes(program: train.Program, lanes: int) -> int:
     spec = program.env.spec
     obs = math.prod(spec.obs_shape) * spec.obs_dtype.itemsize
     return lanes * program.config.capacity * (2 * obs + spec.actions + 8 + 4 + 4)
+
+
+def threads(program: train.Program, lanes: int) -> int:
+    """Threads that a cycle of so many lanes is worth on a CPU: for little work, waiting for each other costs more.
+
+    Little are two million weights read, once for each row of a batch.
+    """
+    key = random.key(0)
+    weights = lanes * sum(x.numel() for x in program.network.init(key).values())
+    return 1 if weights * program.config.batch_size < 2_000_000 else torch.get_num_threads()
 
 
 def clipped_adam(hyper: Hyper) -> optim.Optimizer:

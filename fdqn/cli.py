@@ -105,6 +105,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"fdqn: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if (sentence := _known(error)) is None:
+            raise
+        print(f"fdqn: {sentence}", file=sys.stderr)
+        return 1
+
+
+def _known(error: RuntimeError) -> str | None:
+    """What a person can do about an error of torch, where it is one of those that depend on the machine."""
+    text = " ".join(str(error).split())
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
+    if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler found" in text:
+        return "compiling needs a C++ compiler, got none that works; install g++ or use --no-compile"
+    return None
 
 
 def _run(command: Command, started: float) -> None:
@@ -183,15 +198,21 @@ def _refuse(sentence: str) -> None:
 def _train(command: Train, started: float) -> None:
     console = _console()
     with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
+        import torch
+
         from fdqn import build, compile, envs, evaluate, runs, train
     compile.prepare_cpu()
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, device = build.program(settings), build.device(settings)
+    torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    if device.type == "cpu":
+        torch.set_num_threads(build.threads(program, settings.seeds))
     hyper = build.hyper(settings, device)
     size = build.check_memory(program, settings.seeds, device)
     console.print(
         f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; "
-        f"replay {settings.seeds} x {program.config.capacity:,} rows = {_bytes(size)}"
+        f"{_bytes(size)}, replay {settings.seeds} x {program.config.capacity:,} rows",
+        soft_wrap=True,
     )
     state = train.init(program, hyper, build.keys(settings).to(device))
     path = runs.create(settings)

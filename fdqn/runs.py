@@ -87,6 +87,7 @@ def create(settings: Settings) -> Path:
         "device": str(build.device(settings)),
         "engine": {
             "compile": settings.compile,
+            "cuda_graphs": settings.compile and build.device(settings).type == "cuda",
             "threads": torch.get_num_threads(),
             "flush_denormal": bool(torch.tensor(1e-40) * 1 == 0),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -86,7 +86,7 @@ def test_train_leaves_a_whole_folder_and_says_where(trained):
 
 def test_train_says_what_it_will_take_before_it_starts(trained):
     first = trained[2].splitlines()[0]
-    assert re.search(r"cartpole: 2 seeds x 300 steps on \w+; replay 2 x 300 rows = [\d.,]+ \wB", first)
+    assert re.search(r"cartpole: 2 seeds x 300 steps on \w+; [\d.,]+ \wB, replay 2 x 300 rows", first)
 
 
 def test_progress_in_a_pipe_is_a_plain_line_a_report(trained):
@@ -602,3 +602,52 @@ def test_denormals_are_flushed_and_that_is_written_down(tmp_path, capsys):
     assert torch.tensor(1e-40) * 1 == 0
     torch.set_flush_denormal(False)
     assert torch.tensor(1e-40) * 1 != 0, "the check can fail"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "out of memory; lower --seeds"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory; lower --seeds"),
+        (RuntimeError("No working C++ compiler found in cpp.cxx"), "compiling needs a C++ compiler"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, capsys, tmp_path, error, sentence):
+    """In the middle of a run: one line, an exit code, files that can be read."""
+    from fdqn import runs
+
+    original = runs.functions
+
+    def failing(*given):
+        functions, calls = original(*given), []
+
+        def cycle(state, noise):
+            calls.append(1)
+            if len(calls) > 3:
+                raise error
+            return functions.cycle(state, noise)
+
+        return functions._replace(cycle=cycle)
+
+    monkeypatch.setattr(runs, "functions", failing)
+    sizes = "--seeds 2 --steps 3000 --learning-starts 100 --report-every 100 --hidden 8 --no-compile"
+    assert cli.main(["train", *shlex.split(sizes), "--out", str(tmp_path / "run")]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"fdqn: {sentence}" in err
+    assert "Traceback" not in err
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    assert len({row.count(",") for row in rows}) == 1
+    assert len(rows) > 2
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "metrics.csv"]
+
+
+def test_other_errors_keep_their_traceback(monkeypatch):
+    from fdqn import cli as command
+
+    def broken(*args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(command, "_run", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        command.main(["envs"])

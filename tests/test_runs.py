@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, evaluate, random, runs, train
+from fdqn import build, evaluate, random, runs, train, tree
 from fdqn.settings import Settings
 
 COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
@@ -497,3 +497,34 @@ def test_replay_bytes_are_the_bytes_that_replay_takes(made):
     tensors = [x for x in torch.utils._pytree.tree_leaves(stored) if x.ndim >= 2]
     taken = sum(x.nelement() * x.element_size() for x in tensors)
     assert build.replay_bytes(made.program, 3) == pytest.approx(taken, rel=0.01)
+
+
+def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
+    """State and gradient exactly; what a batch's activations add is less than what is allowed for it."""
+    state = train.init(made.program, build.hyper(made.settings), build.keys(made.settings))
+    lanes = len(build.seeds(made.settings))
+    exact = tree.nbytes((state, state.learner.params))
+    widths = sum(x.shape[-1] for x in state.learner.params.values() if x.ndim == 2)
+    assert build.state_bytes(made.program, lanes) == exact + lanes * 4 * made.program.config.batch_size * widths * 4
+    assert build.check_memory(made.program, lanes, torch.device("cpu")) == build.state_bytes(made.program, lanes)
+
+
+@pytest.mark.parametrize(
+    ("lanes", "change", "message"),
+    [
+        (2**22, {}, r"(capacity|seeds): expected lanes that fit in .* GB of memory, got .* for 4194304 seeds"),
+        (64, {"capacity": 10**9}, r"capacity: .*; lower --capacity or --seeds"),
+        (2**22, {"capacity": 16}, r"seeds: .*; lower --seeds or --hidden"),
+    ],
+)
+def test_more_lanes_than_memory_holds(made, lanes, change, message):
+    config = dataclasses.replace(made.program.config, **change)
+    with pytest.raises(ValueError, match=message):
+        build.check_memory(made.program._replace(config=config), lanes, torch.device("cpu"))
+
+
+def test_threads_follow_from_the_work(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    small, large = (build.program(Settings(hidden=hidden)) for hidden in ((120, 84), (512, 512)))
+    assert [build.threads(small, lanes) for lanes in (1, 2, 32)] == [1, 2, 2]
+    assert build.threads(large, 1) == 2

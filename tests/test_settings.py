@@ -15,7 +15,7 @@ from fdqn.types import Hyper
 CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
 --learning-starts --target-period --tau --learning-rate --gamma --max-grad-norm --epsilon-start --epsilon-end
---epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --device --compile --out
+--epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --device --tf32 --compile --out
 """)
 
 # Another value than the default for every field.
@@ -45,6 +45,7 @@ OTHER = {
     "report_every": 123,
     "evaluate_every": 456,
     "device": "cpu",
+    "tf32": True,
     "compile": False,
     "out": "somewhere",
 }

@@ -1,0 +1,111 @@
+"""How long does each public function take, operation by operation and compiled?
+
+    python benchmarks/micro.py [--device cpu] [--seeds 32] [--repeats 7]
+
+The sizes are those of one cycle of the small network. Prints microseconds a call, medians of the repeats, and appends
+one record to `benchmarks/records/micro.jsonl`.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import work
+from torch.func import grad_and_value, vmap
+
+from fdqn import actions, build, compile, dqn, losses, optim, policies, random, replay, train, tree
+
+
+def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    """Name, function over lanes, arguments."""
+    program = work.program("small")
+    state = work.lanes(program, seeds, device)
+    noise = tree.index(train.noise(program, state.key, 0, 1), 0)
+    state = train.vmapped(program).collect(state, tree.map(lambda x: x.unsqueeze(0), noise))
+    apply, params, hyper = program.network.apply, state.learner.params, state.hyper
+    words, u = noise.sample[:, 0], noise.act[:, 0]
+    batch = vmap(replay.sample)(state.replay, words)
+    q, q_t = vmap(apply)(params, batch.obs), vmap(apply)(params, batch.next_obs)
+    q_acting, action = vmap(apply)(params, state.obs), torch.zeros_like(u[..., 0], dtype=torch.int64)
+    step = vmap(program.env.step)(state.env_state, action, noise.env[:, 0])[1]
+    new = vmap(replay.transition)(state.obs, action, step)
+    td = q, batch.action, batch.reward, batch.discount, q_t
+    adam, clip = partial(_update, build.plain_adam), partial(_update, _clip)
+
+    yield "random.bits", lambda keys: random.bits(keys, (128,)), (state.key,)
+    yield "random.normal", lambda keys: random.normal(keys, (128,)), (state.key,)
+    yield "train.noise", lambda keys: train.noise(program, keys, 0, 20), (state.key,)
+    yield "network.apply, batch", vmap(apply), (params, batch.obs)
+    yield "network.apply, acting", vmap(apply), (params, state.obs)
+    yield "actions.pick", actions.pick, (q, batch.action)
+    yield "actions.greedy", actions.greedy, (q_t, batch.next_legal)
+    yield "policies.epsilon_greedy", partial(policies.epsilon_greedy, epsilon=0.05), (q_acting, state.legal, u)
+    yield "env.step", vmap(program.env.step), (state.env_state, action, noise.env[:, 0])
+    yield "replay.sample", vmap(replay.sample), (state.replay, words)
+    yield "losses.q_learning", losses.q_learning, (*td, batch.next_legal)
+    yield "losses.double_q_learning", losses.double_q_learning, (*td, q_t, batch.next_legal)
+    yield "grad of the loss", vmap(_gradient(program)), (params, state.learner.target_params, batch, hyper)
+    yield "optim.adam", vmap(adam), (params, vmap(build.plain_adam(hyper).init)(params), params, hyper)
+    yield "optim.clip_by_global_norm", vmap(clip), (params, {}, params, hyper)
+    yield "dqn.learn", vmap(_learn(program)), (state.learner, batch, hyper)
+    yield "dqn.hard_copy", vmap(dqn.hard_copy), (state.learner,)
+    # Compiled, these write in place: without it they would copy every ring.
+    yield "replay.add, in place", compile.donate(vmap(replay.add)), (tree.clone(state.replay), new)
+    yield "train.cycle, in place", compile.donate(vmap(partial(train.cycle, program))), (tree.clone(state), noise)
+
+
+def _gradient(program):
+    return lambda *given: grad_and_value(program.loss, has_aux=True)(*given)[0]
+
+
+def _learn(program):
+    return lambda learner, batch, hyper: dqn.learn(program.loss, program.optimizer(hyper), learner, batch, hyper)
+
+
+def _clip(hyper):
+    return optim.clip_by_global_norm(hyper.max_grad_norm)
+
+
+def _update(make, grads, state, params, hyper):
+    return make(hyper).update(grads, state, params)
+
+
+def time_of(f: Callable[[], Any], repeats: int, device: str) -> float:
+    """Median microseconds of a call."""
+    f()
+    times = []
+    for _ in range(repeats):
+        calls, began = 0, time.perf_counter()
+        while time.perf_counter() - began < 0.05:
+            f()
+            calls += 1
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - began) / calls * 1e6)
+    return work.spread(times)["median"]
+
+
+@torch.no_grad()
+def main() -> None:
+    """Measure, print, keep a record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seeds", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    compile.prepare_cpu()
+    results = {}
+    print(f"{'us a call, ' + str(arguments.seeds) + ' seeds':28s} {'eager':>10s} {'compiled':>10s}")
+    for name, f, args in cases(arguments.seeds, arguments.device):
+        eager = time_of(partial(f, *args), arguments.repeats, arguments.device)
+        compiled = time_of(partial(compile.compile(f), *args), arguments.repeats, arguments.device)
+        results[name] = {"eager": eager, "compiled": compiled}
+        print(f"{name:28s} {eager:10,.0f} {compiled:10,.0f}", flush=True)
+    work.append("micro", {**work.machine(arguments.device), "seeds": arguments.seeds, "microseconds": results})
+
+
+if __name__ == "__main__":
+    main()

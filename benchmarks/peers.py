@@ -1,0 +1,349 @@
+"""The same work by us and by everyone else, alternating in one run.
+
+    pip install -e '.[peers]'
+    python benchmarks/peers.py [--device cpu] [--seeds 1 8 32] [--networks small large] [--repeats 7]
+                               [--jax PYTHON ...] [--only NAME ...]
+
+Every peer is a process of its own that sets up, compiles, and then waits for its turn; a turn is about a second of
+work. All peers take a turn, and that `--repeats` times over, so that a machine that drifts drifts for all. What is
+compared is seed-updates a second, from the median of the turns; a ratio is the median over the rounds. Prints a table
+and appends one record to `benchmarks/records/peers.jsonl`.
+
+`--jax` names interpreters of other environments, to time other versions of jaxlib as well. A peer that is not installed
+is left out, with a line. The peers:
+
+    fdqn          `train.run`: what `fdqn train` runs, reports included
+    jax           `jax_dqn.py`: the same work in plain JAX, donated, scanned, vmapped
+    rejax         rejax's DQN, its `train_iteration` scanned, vmapped over seeds
+    sb3           Stable-Baselines3's DQN, one seed
+    torch         an imperative loop in PyTorch, as in CleanRL, one seed
+    one by one    our program of one lane, for one seed after the other
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+TURN = 1.0  # s
+
+# What a peer needs, and which of the work it can do: several seeds at once, networks.
+PEERS = {
+    "fdqn": ("torch", True, ("small", "large")),
+    "jax": ("jax", True, ("small", "large")),
+    "rejax": ("rejax", True, ("small",)),
+    "sb3": ("stable_baselines3", False, ("small",)),
+    "torch": ("gymnasium", False, ("small",)),
+    "one by one": ("torch", True, ("small", "large")),
+}
+VERSIONS = ("torch", "jax", "jaxlib", "optax", "rejax", "stable-baselines3", "gymnasium")
+
+
+def fdqn(network: str, seeds: int, device: str) -> Callable[[int], None]:
+    """Ours, as the command runs it."""
+    import torch
+    import work
+
+    from fdqn import build, compile, train
+
+    program = work.program(network)
+    compile.prepare_cpu()
+    torch.set_num_threads(build.threads(program, seeds))
+    state, chunk = work.lanes(program, seeds, device), 100
+    warm = program.config.learning_starts // work.ENVS
+    functions = compile.compiled(program)
+    reports = train.run(program, state, 10**12, functions, report_every=chunk * work.ENVS)
+    while next(reports).updates < 2 * chunk + warm:
+        pass
+
+    def turn(cycles: int) -> int:
+        for _ in range(max(1, cycles // chunk)):
+            next(reports)
+        return max(1, cycles // chunk) * chunk
+
+    return turn
+
+
+def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
+    """A loop over seeds of our program of one lane, twenty cycles each in turn."""
+    import torch
+    import work
+
+    from fdqn import build, compile, random, tree
+
+    program = work.program(network)
+    compile.prepare_cpu()
+    torch.set_num_threads(build.threads(program, 1))
+    functions = compile.compiled(program)
+    keys = [random.key([seed]).to(device) for seed in range(seeds)]
+    states = [tree.clone(work.lanes(program, 1, device)._replace(key=key)) for key in keys]
+    done = 0
+
+    def turn(cycles: int) -> int:
+        nonlocal done
+        for first in range(done, done + cycles, 20):
+            for i, key in enumerate(keys):
+                noise = functions.noise(key, torch.tensor(first, device=device), 20)
+                states[i] = functions.sync(functions.cycle(states[i], noise))
+        done += -(-cycles // 20) * 20
+        float(states[-1].metrics.totals.loss)  # waits for a GPU
+        return -(-cycles // 20) * 20
+
+    turn(20)
+    return turn
+
+
+def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
+    """`jax_dqn.py`."""
+    import jax
+    import jax_dqn
+
+    jax.config.update("jax_platforms", device)
+    small = network == "small"
+    work = jax_dqn.Work(cartpole=small) if small else jax_dqn.Work(sizes=(468, 512, 256, 18), cartpole=False)
+    chunk = 500 if small else 20
+    state, advance = jax_dqn.program(work, seeds, chunk)
+    state = jax.block_until_ready(advance(state))
+
+    def turn(cycles: int) -> int:
+        nonlocal state
+        for _ in range(max(1, cycles // chunk)):
+            state = advance(state)
+        jax.block_until_ready(state)
+        return max(1, cycles // chunk) * chunk
+
+    return turn
+
+
+def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
+    """rejax's DQN with our sizes. Its update is `l2_loss` and its clipping off."""
+    import jax
+    import rejax as library
+    from flax import linen
+    from rejax.networks import DiscreteQNetwork, EpsilonGreedyPolicy
+
+    jax.config.update("jax_platforms", device)
+    settings = {"num_envs": 10, "num_epochs": 1, "batch_size": 128, "buffer_size": 10_000, "fill_buffer": 1_000}
+    algorithm = library.get_algo("dqn").create(
+        env="CartPole-v1", target_update_freq=200, learning_rate=2.5e-4, ddqn=False, **settings
+    )
+    agent = EpsilonGreedyPolicy(DiscreteQNetwork)(hidden_layer_sizes=(120, 84), action_dim=2, activation=linen.relu)
+    algorithm, chunk = algorithm.replace(agent=agent), 200
+
+    def scan(state):
+        return jax.lax.scan(lambda s, _: (algorithm.train_iteration(s), None), state, None, length=chunk)[0]
+
+    advance = jax.jit(jax.vmap(scan), donate_argnums=0)
+    state = jax.vmap(algorithm.init_state)(jax.random.split(jax.random.key(0), seeds))
+    state = jax.block_until_ready(advance(state))
+
+    def turn(cycles: int) -> int:
+        nonlocal state
+        for _ in range(max(1, cycles // chunk)):
+            state = advance(state)
+        jax.block_until_ready(state)
+        return max(1, cycles // chunk) * chunk
+
+    return turn
+
+
+def sb3(network: str, seeds: int, device: str) -> Callable[[int], int]:
+    """Stable-Baselines3: ten environments in one process, one gradient step after each of their steps."""
+    import torch
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(1)  # with two it is slower
+    model = DQN(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=10),
+        learning_rate=2.5e-4,
+        buffer_size=10_000,
+        learning_starts=1_000,
+        batch_size=128,
+        train_freq=1,
+        gradient_steps=1,
+        target_update_interval=200,
+        max_grad_norm=float("inf"),
+        exploration_initial_eps=0.05,
+        policy_kwargs={"net_arch": [120, 84]},
+        device=device,
+    )
+    model.learn(2_000)
+
+    def turn(cycles: int) -> int:
+        before = model._n_updates
+        model.learn(10 * cycles, reset_num_timesteps=False)
+        return model._n_updates - before
+
+    return turn
+
+
+def torch(network: str, seeds: int, device: str) -> Callable[[int], int]:
+    """What one writes by hand: a module, an optimizer, NumPy rings, Gymnasium's vectorised CartPole."""
+    import gymnasium
+    import numpy as np
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(1)  # with two it is slower
+    torch.set_flush_denormal(True)
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=10, vectorization_mode="vector_entry_point")
+
+    def net():
+        layers = nn.Linear(4, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 2)
+        return nn.Sequential(*layers).to(device)
+
+    online, target = net(), net()
+    target.load_state_dict(online.state_dict())
+    optimizer = torch.optim.Adam(online.parameters(), lr=2.5e-4, fused=True)
+    capacity, rng = 10_000, np.random.default_rng(0)
+    rows = np.zeros((capacity, 4), np.float32), np.zeros((capacity, 4), np.float32)
+    actions, rewards, discounts = np.zeros(capacity, np.int64), *np.zeros((2, capacity), np.float32)
+    obs, _ = envs.reset(seed=0)
+    added = 0
+
+    def cycle(learn):
+        nonlocal obs, added
+        with torch.no_grad():
+            greedy = online(torch.from_numpy(obs).to(device)).argmax(-1).cpu().numpy()
+        action = np.where(rng.random(10) < 0.05, rng.integers(2, size=10), greedy)
+        next_obs, reward, terminated, _, _ = envs.step(action)
+        at = np.arange(added, added + 10) % capacity
+        rows[0][at], rows[1][at] = obs, next_obs
+        actions[at], rewards[at], discounts[at] = action, reward, 1.0 - terminated
+        obs, added = next_obs.astype(np.float32), added + 10
+        if not learn:
+            return
+        at = rng.integers(min(added, capacity), size=128)
+        batch = [torch.from_numpy(x[at]).to(device) for x in (*rows, actions, rewards, discounts)]
+        with torch.no_grad():
+            value = batch[3] + 0.99 * batch[4] * target(batch[1]).amax(-1)
+        q = online(batch[0]).gather(-1, batch[2].unsqueeze(-1)).squeeze(-1)
+        loss = nn.functional.mse_loss(q, value)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (added // 10) % 20 == 0:
+            target.load_state_dict(online.state_dict())
+
+    for i in range(150):
+        cycle(learn=i >= 100)
+
+    def turn(cycles: int) -> int:
+        for _ in range(cycles):
+            cycle(learn=True)
+        return cycles
+
+    return turn
+
+
+MAKERS = {"fdqn": fdqn, "jax": jax, "rejax": rejax, "sb3": sb3, "torch": torch, "one by one": one_by_one}
+
+
+def serve(name: str, network: str, seeds: int, device: str) -> None:
+    """One peer: set up, then a line of JSON for every line of standard input."""
+    turn, cycles = MAKERS[name](network, seeds, device), 20
+    while True:  # as many cycles as fill a turn
+        began = time.perf_counter()
+        done = turn(cycles)
+        if (seconds := time.perf_counter() - began) > TURN / 4:
+            break
+        cycles *= 2
+    cycles = max(1, int(done * TURN / seconds))
+    versions = {package: importlib.metadata.version(package) for package in VERSIONS if _installed(package)}
+    print(json.dumps(versions), flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        done = turn(cycles)
+        print(json.dumps(done * seeds / (time.perf_counter() - began)), flush=True)
+
+
+def start(python: str, name: str, network: str, seeds: int, device: str) -> subprocess.Popen:
+    """A peer's process."""
+    words = [python, __file__, "--serve", name, "--networks", network, "--seeds", str(seeds), "--device", device]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str]) -> dict:
+    """All peers on one size of the work: `{peer: {"versions", "rates"}}`."""
+    running = {}
+    for name, (package, many, networks) in PEERS.items():
+        if network not in networks or (only and name not in only):
+            continue
+        for python in [sys.executable, *jaxes] if name == "jax" else [sys.executable]:
+            if python == sys.executable and not importlib.util.find_spec(package):
+                print(f"{name}: left out, {package} is not installed", file=sys.stderr, flush=True)
+                continue
+            process = start(python, name, network, seeds if many else 1, device)
+            line = process.stdout.readline()
+            if not line:
+                print(f"{name}: left out, it stopped while setting up ({python})", file=sys.stderr, flush=True)
+                continue
+            versions = json.loads(line)
+            label = f"jax, jaxlib {versions['jaxlib']}" if name == "jax" else name
+            running[label] = process, versions
+            print(f"{network}, {seeds} seeds: {label} is ready", file=sys.stderr, flush=True)
+    rates = {name: [] for name in running}
+    for _ in range(repeats):
+        for name, (process, _) in running.items():
+            process.stdin.write("\n")
+            process.stdin.flush()
+            rates[name].append(json.loads(process.stdout.readline()))
+    for process, _ in running.values():
+        process.stdin.close()
+        process.wait()
+    return {name: {"versions": versions, "rates": rates[name]} for name, (_, versions) in running.items()}
+
+
+def table(results: list[dict]) -> None:
+    """What came of it, each peer beside us."""
+    for result in results:
+        print(f"\n{result['network']} network, {result['seeds']} seeds: seed-updates/s, and ours over theirs")
+        ours = result["peers"].get("fdqn", {"rates": []})["rates"]
+        for name, peer in result["peers"].items():
+            rates = peer["rates"]
+            line = f"  {name:24s} {statistics.median(rates):10,.0f}  [{min(rates):,.0f}, {max(rates):,.0f}]"
+            ratios = [a / b for a, b in zip(ours, rates, strict=False)]
+            if ratios and name != "fdqn":
+                line += f"   {statistics.median(ratios):.2f}x  [{min(ratios):.2f}, {max(ratios):.2f}]"
+            print(line)
+
+
+def main() -> None:
+    """Compare, print, keep a record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--networks", nargs="+", choices=("small", "large"), default=["small"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--jax", nargs="*", default=[], help="interpreters with other versions of jax")
+    parser.add_argument("--only", nargs="*", default=[], choices=tuple(PEERS), help="peers; all by default")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve, arguments.networks[0], arguments.seeds[0], arguments.device)
+        return
+    import work
+
+    chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only
+    results = [
+        {"network": network, "seeds": seeds, "peers": compare(network, seeds, *chosen)}
+        for network in arguments.networks
+        for seeds in arguments.seeds
+    ]
+    table(results)
+    work.append("peers", {**work.machine(arguments.device), "results": results})
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package.replace("-", "_")) is not None
+
+
+if __name__ == "__main__":
+    main()

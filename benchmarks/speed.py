@@ -1,0 +1,150 @@
+"""How fast is it here, and what does it cost? Ours alone; `peers.py` compares.
+
+    python benchmarks/speed.py [--device cpu] [--seeds 1 8 32 128] [--networks small large] [--repeats 5]
+
+For each size of the work, in a process of its own and with empty compiler caches, then once more with full ones:
+seed-updates and environment steps a second (median of the repeats, a second each), the share of the machine's matrix
+product that the updates reach, seconds from process start to the end of the first update, and the growth of resident
+memory since fdqn was imported beside the bytes of the state. Then the time of a cycle at a capacity of a million rows
+over that at ten thousand. Prints a table and appends one record to `benchmarks/records/speed.jsonl`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+STARTED = time.perf_counter()
+
+
+def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) -> dict:
+    """One size of the work, in this process."""
+    import torch
+    import work
+
+    from fdqn import build, compile, train, tree
+
+    imported = _resident()
+    program = work.program(network, capacity)
+    compile.prepare_cpu()
+    if device == "cpu":
+        torch.set_num_threads(build.threads(program, seeds))
+    state = work.lanes(program, seeds, device)
+    state_bytes, chunk = tree.nbytes(state), 20
+    reports = train.run(program, state, 10**12, compile.compiled(program), report_every=chunk * work.ENVS)
+    for report in reports:
+        if report.first_update is not None:
+            break
+    first_update = report.first_update - STARTED
+    next(reports)
+    rates = []
+    for _ in range(repeats):
+        began, updates = time.perf_counter(), 0
+        while time.perf_counter() - began < 1.0:
+            next(reports)
+            updates += chunk * seeds
+        rates.append(updates / (time.perf_counter() - began))
+    return {
+        "rates": rates,
+        "first_update_seconds": first_update,
+        "compile_seconds": report.compile_seconds,
+        "state_bytes": state_bytes,
+        "grown_bytes": _most_resident() - imported if device == "cpu" else torch.cuda.max_memory_allocated(),
+    }
+
+
+def size(network: str, seeds: int, device: str, repeats: int) -> dict:
+    """One size of the work with empty and with full compiler caches."""
+    import work
+
+    with tempfile.TemporaryDirectory() as caches:
+        cold = _process(network, seeds, device, 10_000, 1, caches)
+        warm = _process(network, seeds, device, 10_000, repeats, caches)
+    rate = work.spread(warm.pop("rates"))
+    return {
+        "network": network,
+        "seeds": seeds,
+        "seed_updates_per_second": rate,
+        "env_steps_per_second": rate["median"] * work.ENVS,
+        "flop_per_second": rate["median"] * work.flop(network),
+        "cold": {name: cold[name] for name in ("first_update_seconds", "compile_seconds")},
+        "warm": warm,
+    }
+
+
+def capacities(device: str, repeats: int) -> dict:
+    """The time of a cycle of one lane at a million rows over that at ten thousand, alternating."""
+    import work
+
+    rates = {10_000: [], 1_000_000: []}
+    for _ in range(repeats):
+        for capacity, seen in rates.items():
+            seen.append(max(_process("small", 1, device, capacity, 3, None)["rates"]))
+    return work.spread([small / large for small, large in zip(*rates.values(), strict=True)])
+
+
+def main() -> None:
+    """Measure, print, keep a record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--networks", nargs="+", choices=("small", "large"), default=["small", "large"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--capacity", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.capacity:
+        given = arguments.networks[0], arguments.seeds[0], arguments.device, arguments.capacity, arguments.repeats
+        print(json.dumps(measure(*given)))
+        return
+    import work
+
+    peak, results = work.peak(arguments.device), []
+    work.say(f"matrix product: {peak / 1e9:,.0f} GFLOP/s")
+    print(
+        "network  seeds  seed-updates/s [lowest, highest]  env-steps/s  of peak  first update cold, warm  grown/state"
+    )
+    for network in arguments.networks:
+        for seeds in arguments.seeds:
+            result = size(network, seeds, arguments.device, arguments.repeats)
+            rate, warm = result["seed_updates_per_second"], result["warm"]
+            print(
+                f"{network:7s} {seeds:6d} {rate['median']:12,.0f} [{rate['low']:,.0f}, {rate['high']:,.0f}]"
+                f" {result['env_steps_per_second']:12,.0f} {result['flop_per_second'] / peak:8.0%}"
+                f" {result['cold']['first_update_seconds']:8.1f} s {warm['first_update_seconds']:6.1f} s"
+                f" {warm['grown_bytes'] / 1e6:8,.0f}/{warm['state_bytes'] / 1e6:,.0f} MB",
+                flush=True,
+            )
+            results.append(result)
+    ratio = capacities(arguments.device, arguments.repeats)
+    print(
+        f"a cycle at 1,000,000 rows over one at 10,000: {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    )
+    record = {**work.machine(arguments.device), "peak_flop_per_second": peak, "results": results, "capacities": ratio}
+    work.append("speed", record)
+
+
+def _process(network: str, seeds: int, device: str, capacity: int, repeats: int, caches: str | None) -> dict:
+    words = ["--networks", network, "--seeds", str(seeds), "--device", device, "--repeats", str(repeats)]
+    environment = os.environ | ({"TORCHINDUCTOR_CACHE_DIR": caches} if caches else {})
+    done = subprocess.run(
+        [sys.executable, __file__, *words, "--capacity", str(capacity)],
+        env=environment, stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _most_resident() -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) * 1024
+
+
+if __name__ == "__main__":
+    main()

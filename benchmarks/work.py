@@ -1,0 +1,130 @@
+"""The work that is timed, and the record that is kept of it.
+
+The same everywhere: 10 environments stepped once, then one update of Q-learning on a batch of 128 from a replay of
+10,000 rows, Adam, a target copy every 20 updates, epsilon 0.05. Two networks: CartPole's 4-120-84-2, and 468-512-256-18
+on a stand-in for a wide observation.
+"""
+
+import itertools
+import json
+import math
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn import build, dqn, losses, networks, random, train
+from fdqn.envs import cartpole, episode
+from fdqn.types import Env, EnvSpec, Step
+
+RECORDS = Path(__file__).parent / "records"
+BATCH, ENVS, LEARNING_RATE = 128, 10, 2.5e-4
+SIZES = {"small": (4, 120, 84, 2), "large": (468, 512, 256, 18)}
+
+
+class Walk(NamedTuple):
+    """The stand-in's state."""
+
+    time: Tensor
+
+
+def walk(inputs: int, actions: int) -> Env:
+    """A new random observation a step; one episode in a hundred ends; a point for action 0."""
+    spec = episode.spec((inputs,), torch.float32, actions=actions, noise=inputs, time_limit=500)
+    return Env(partial(_reset, spec=spec), partial(_step, spec=spec), spec)
+
+
+def _reset(u: Tensor, spec: EnvSpec) -> tuple[Walk, Step]:
+    state = Walk(torch.zeros_like(u[..., 0], dtype=torch.int64))
+    return episode.begin(state, u, episode.all_legal(state.time, spec.actions))
+
+
+def _step(state: Walk, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[Walk, Step]:
+    legal, reward = episode.all_legal(state.time, spec.actions), (action == 0).to(u.dtype)
+    new = Walk(state.time + 1)
+    return episode.advance(new, u, legal, reward, u[..., 0] < 0.01, _reset(u, spec), spec.time_limit)
+
+
+def program(network: str, capacity: int = 10_000) -> train.Program:
+    """The program of that work."""
+    inputs, *hidden, actions = SIZES[network]
+    env = cartpole.make() if network == "small" else walk(inputs, actions)
+    net = networks.mlp(env.spec.obs_shape, hidden, actions)
+    config = dqn.Config(num_envs=ENVS, batch_size=BATCH, capacity=capacity, learning_starts=1_000, target_period=20)
+    return train.Program(config, env, net, partial(dqn.q_learning, net.apply, losses.squared), build.plain_adam)
+
+
+def lanes(program: train.Program, seeds: int, device: str) -> train.TrainState:
+    """Fresh lanes of it."""
+    hyper = dqn.hyper(
+        seeds, learning_rate=LEARNING_RATE, epsilon_start=0.05, max_grad_norm=math.inf, device=torch.device(device)
+    )
+    return train.init(program, hyper, random.key(range(seeds)).to(device))
+
+
+def flop(network: str) -> int:
+    """Floating-point operations of one update: `6 B W + 2 B (W - W_first)`, W the weights' number.
+
+    Online and target forward and the weights' gradients; the first layer's input needs none.
+    """
+    sizes = SIZES[network]
+    layers = [m * n for m, n in itertools.pairwise(sizes)]
+    return 6 * BATCH * sum(layers) + 2 * BATCH * sum(layers[1:])
+
+
+def peak(device: str) -> float:
+    """FLOP/s of a matrix product of 2048 (CPU) or 8192 (CUDA), float32: the best of ten."""
+    size = 2048 if device == "cpu" else 8192
+    x, best = torch.rand(size, size, device=device), math.inf
+    for _ in range(10):
+        began = time.perf_counter()
+        x @ x
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers depend on."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "../fdqn"], capture_output=True, text=True).stdout.strip()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit + ("+" if changed else ""),
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def append(name: str, record: dict[str, Any]) -> None:
+    """Keep the record as one line of `records/NAME.jsonl`."""
+    RECORDS.mkdir(exist_ok=True)
+    with (RECORDS / f"{name}.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, lowest and highest."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def say(line: str) -> None:
+    """Progress, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
