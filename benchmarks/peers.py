@@ -140,6 +140,7 @@ def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
     advance = jax.jit(jax.vmap(scan), donate_argnums=0)
     state = jax.vmap(algorithm.init_state)(jax.random.split(jax.random.key(0), seeds))
+    state = jax.tree.map(jax.numpy.copy, state)  # its target is its parameters, and a buffer is donated once
     state = jax.block_until_ready(advance(state))
 
     def turn(cycles: int) -> int:

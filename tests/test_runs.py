@@ -517,7 +517,8 @@ def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
         (2**22, {"capacity": 16}, r"seeds: .*; lower --seeds or --hidden"),
     ],
 )
-def test_more_lanes_than_memory_holds(made, lanes, change, message):
+def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message):
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)
     config = dataclasses.replace(made.program.config, **change)
     with pytest.raises(ValueError, match=message):
         build.check_memory(made.program._replace(config=config), lanes, torch.device("cpu"))
