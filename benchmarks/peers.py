@@ -88,7 +88,7 @@ def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
         nonlocal done
         for first in range(done, done + cycles, 20):
             for i, key in enumerate(keys):
-                noise = functions.noise(key, torch.tensor(first, device=device), 20)
+                noise = functions.noise(key, first, 20)
                 states[i] = functions.sync(functions.cycle(states[i], noise))
         done += -(-cycles // 20) * 20
         float(states[-1].metrics.totals.loss)  # waits for a GPU

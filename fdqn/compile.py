@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import check, dqn, train, tree
+from fdqn import check, train, tree
 
 State = TypeVar("State")
 
@@ -102,18 +102,24 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
 
 
 def compiled(program: train.Program) -> train.Functions:
-    """The step functions over lanes, each one compiled graph that writes over its state.
+    """The step functions over lanes, writing over their state; all but `sync` compiled, one graph each.
 
     On a CPU call `prepare_cpu` first.
     """
-    copy = compile(donate(vmap(dqn.hard_copy)))
-
     def sync(state: train.TrainState) -> train.TrainState:
-        copy(state.learner)
+        # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
+        learner = state.learner
+        torch._foreach_copy_(tree.leaves(learner.target_params), tree.leaves(learner.params))
         return state
 
+    draw = compile(partial(train.draw, program))
+
+    def noise(keys: Tensor, first_cycle: int, cycles: int) -> train.Noise:
+        # The few keys are made outside: a compiler takes four seconds for each of these ciphers.
+        return draw(train.cycle_keys(keys, first_cycle, cycles))
+
     return train.Functions(
-        noise=compile(partial(train.noise, program)),
+        noise=noise,
         collect=fold(vmap(partial(train.collect, program))),
         cycle=fold(vmap(partial(train.cycle, program))),
         sync=sync,

@@ -22,8 +22,8 @@ from torch.func import vmap
 from fdqn import actions, check, dqn, random, replay, schedules, tree
 from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 
-# Words and cycles drawn at once: enough that the draw's fixed cost is shared, few enough to stay in the cache.
-WORDS_PER_DRAW = 2**18
+# Words and cycles drawn at once: enough that the draw's fixed cost is shared, few enough to be small beside the state.
+WORDS_PER_DRAW = 2**20
 CYCLES_PER_DRAW = 1024
 
 # Cycles in one call of a step function, after which a run can be stopped.
@@ -90,8 +90,8 @@ class Functions(NamedTuple):
     `collect` and `cycle` go through all the cycles of their noise, leaves [n, S, ...], in turn.
     """
 
-    noise: Callable[[Tensor, Tensor, int], Noise]
-    """Of keys [S, 2], the first cycle [] and how many."""
+    noise: Callable[[Tensor, int, int], Noise]
+    """Of keys [S, 2], the first cycle and how many."""
     collect: Callable[[TrainState, Noise], TrainState]
     cycle: Callable[[TrainState, Noise], TrainState]
     sync: Callable[[TrainState], TrainState]
@@ -157,19 +157,28 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     return tree.separate(lanes, (params, hyper, keys))
 
 
-def noise(program: Program, keys: Tensor, first_cycle: int | Tensor, cycles: int) -> Noise:
+def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Noise:
     """The noise of `cycles` cycles from `first_cycle` on, leaves [cycles, S, ...], for keys [S, 2].
 
     A cycle's numbers follow from its lane's key and its own number, however many are drawn at once.
     """
+    return draw(program, cycle_keys(keys, first_cycle, cycles))
+
+
+def cycle_keys(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
+    """The keys [cycles, S, 2] of `cycles` cycles from `first_cycle` on, for the lanes' keys [S, 2]."""
+    numbers = (first_cycle + torch.arange(cycles, device=keys.device)).unsqueeze(-1)
+    return random.fold_in(random.fold_in(keys, random.CYCLES), numbers)
+
+
+def draw(program: Program, cycle_keys: Tensor) -> Noise:
+    """The noise of the cycles of `cycle_keys` [..., 2]."""
     config, spec = program.config, program.env.spec
     shapes = Noise(
         act=(config.steps_per_cycle, config.num_envs, 2),  # type: ignore[arg-type]
         env=(config.steps_per_cycle, config.num_envs, spec.noise),  # type: ignore[arg-type]
         sample=(config.updates_per_cycle, config.batch_size),  # type: ignore[arg-type]
     )
-    numbers = (first_cycle + torch.arange(cycles, device=keys.device)).unsqueeze(-1)
-    cycle_keys = random.fold_in(random.fold_in(keys, random.CYCLES), numbers)
     words = random.bits(cycle_keys, (_words(program),)).split([math.prod(shape) for shape in shapes], -1)
     act, env, sample = (w.reshape(*w.shape[:-1], *shape) for w, shape in zip(words, shapes, strict=True))
     return Noise(random.unit(act), random.unit(env), sample)
@@ -287,7 +296,7 @@ def run(
     number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
     warm = math.ceil(config.learning_starts / config.env_steps)
     period = config.target_period // config.updates_per_cycle
-    draw = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
+    ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
     drawn = number
     _try_on_fake_tensors(program, state, noise(program, state.key, number, 1))
 
@@ -298,14 +307,14 @@ def run(
         began, calls = time.perf_counter(), {"collect" if number < warm else "cycle"}
         if number == drawn:
             calls.add("noise")
-            noises = functions.noise(state.key, torch.tensor(number, device=state.key.device), draw)
-            drawn = number + draw
+            noises = functions.noise(state.key, number, ahead)
+            drawn = number + ahead
         # As many cycles in a row as nothing else is due in between, but one where there is compiling to do.
         dues = [last, drawn, number + (CYCLES_PER_CALL if calls <= called else 1)]
         dues += [_next_due(number, config.env_steps, every) for every in (report_every, evaluate_every) if every]
         dues += [warm] if number < warm else [number + period - (number - warm) % period] if period else []
         cycles, number = min(dues) - number, min(dues)
-        here = slice(draw - drawn + number - cycles, draw - drawn + number)
+        here = slice(ahead - drawn + number - cycles, ahead - drawn + number)
         step_function = functions.collect if "collect" in calls else functions.cycle
         state = step_function(state, tree.index(noises, here))
         if number > warm and period and (number - warm) % period == 0:

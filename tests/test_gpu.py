@@ -39,6 +39,52 @@ def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
     laws.assert_trees_close(expected, on_cpu(state), atol=1e-4, rtol=1e-4)
 
 
+def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
+    """Bit for bit, with warm-up, hard copies, recurring and odd numbers of cycles."""
+    program, (hyper, keys) = examples.program(target_period=4), examples.lanes(3)
+    recorded, original = [], compile._captured
+
+    def counted(*given):
+        recorded.append(1)
+        return original(*given)
+
+    monkeypatch.setattr(compile, "_captured", counted)
+    states = []
+    for captures in (True, False):
+        with monkeypatch.context() as patch:
+            if not captures:
+                patch.setattr(compile, "_captures", lambda xs: False)
+            state = train.init(program, on_gpu(hyper), keys.cuda())
+            states.append(on_cpu(laws.advance(program, state, 43, compile.compiled(program))))
+    assert recorded
+    # The ring's spare place takes what is not kept, in no order.
+    kept = [s._replace(metrics=s.metrics._replace(returns=s.metrics.returns[:, :-1])) for s in states]
+    laws.assert_trees_equal(*kept)
+
+
+def test_a_report_reads_the_host_and_nothing_else_does():
+    """Between reports nothing waits for the device: a synchronisation would raise."""
+    program, (hyper, keys) = examples.program(target_period=4), examples.lanes(2)
+    functions = compile.compiled(program)
+    state = laws.advance(program, train.init(program, on_gpu(hyper), keys.cuda()), 30, functions)
+    noise = functions.noise(state.key, 30, 8)
+    state = functions.cycle(functions.cycle(state, noise), noise)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        state = functions.sync(functions.cycle(state, noise))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_memory_that_runs_out_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):
+    from fdqn import build
+
+    monkeypatch.setattr(build, "check_memory", lambda *given: 0)
+    words = ["train", "--device=cuda", "--seeds=4096", "--capacity=10000000", "--steps=100000000"]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 1
+    assert "fdqn: out of memory; lower --seeds or --capacity" in capsys.readouterr().err
+
+
 def test_the_command_trains(tmp_path, capsys):
     sizes = ["--seeds=2", "--steps=600", "--learning-starts=100", "--batch-size=8", "--hidden", "8"]
     assert cli.main(["train", "--device=cuda", "--json", *sizes, "--out", str(tmp_path / "run")]) == 0
