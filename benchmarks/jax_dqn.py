@@ -1,4 +1,4 @@
-"""The same work in JAX, as fast as we could make it: one jitted, donated scan over cycles, vmapped over seeds.
+"""The same work in plain JAX: one jitted, donated scan over cycles, vmapped over seeds.
 
 Nothing of fdqn is imported. CartPole, replay, network and Q-learning are written out in plain JAX; Adam is optax's. A
 cycle steps ten environments once and makes one update, as ours does; the target copy is a `where`, since a `cond` in a

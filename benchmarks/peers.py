@@ -24,6 +24,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     import jax_dqn
 
     jax.config.update("jax_platforms", device)
+    jax.config.update("jax_default_matmul_precision", "highest")  # as ours: no TF32
     small = network == "small"
     work = jax_dqn.Work(cartpole=small) if small else jax_dqn.Work(sizes=(468, 512, 256, 18), cartpole=False)
     chunk = 500 if small else 20
@@ -128,6 +130,7 @@ def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     from rejax.networks import DiscreteQNetwork, EpsilonGreedyPolicy
 
     jax.config.update("jax_platforms", device)
+    jax.config.update("jax_default_matmul_precision", "highest")  # as ours: no TF32
     settings = {"num_envs": 10, "num_epochs": 1, "batch_size": 128, "buffer_size": 10_000, "fill_buffer": 1_000}
     algorithm = library.get_algo("dqn").create(
         env="CartPole-v1", target_update_freq=200, learning_rate=2.5e-4, ddqn=False, **settings
@@ -268,7 +271,8 @@ def serve(name: str, network: str, seeds: int, device: str) -> None:
 def start(python: str, name: str, network: str, seeds: int, device: str) -> subprocess.Popen:
     """A peer's process."""
     words = [python, __file__, "--serve", name, "--networks", network, "--seeds", str(seeds), "--device", device]
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # peers share a GPU's memory
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str]) -> dict:
@@ -333,13 +337,14 @@ def main() -> None:
     import work
 
     chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only
+    machine = work.machine(arguments.device)  # of the code that is measured
     results = [
         {"network": network, "seeds": seeds, "peers": compare(network, seeds, *chosen)}
         for network in arguments.networks
         for seeds in arguments.seeds
     ]
     table(results)
-    work.append("peers", {**work.machine(arguments.device), "results": results})
+    work.append("peers", {**machine, "turn_seconds": TURN, "repeats": arguments.repeats, "results": results})
 
 
 def _installed(package: str) -> bool:

@@ -32,9 +32,9 @@ def last_results(network: str) -> tuple[dict, dict[int, dict[str, list[float]]]]
         rates = {
             result["seeds"]: {name: peer["rates"] for name, peer in result["peers"].items()}
             for result in record["results"]
-            if result["network"] == network
+            if result["network"] == network and "fdqn" in result["peers"]
         }
-        if rates:
+        if len(rates) > 1:
             return record, rates
     raise SystemExit(f"no record of the {network} network in {work.RECORDS / 'peers.jsonl'}; run benchmarks/peers.py")
 

@@ -115,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _known(error: RuntimeError) -> str | None:
     """What a person can do about an error of torch, where it is one of those that depend on the machine."""
     text = " ".join(str(error).split())
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    lacks_memory = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
         return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
     if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler found" in text:
         return "compiling needs a C++ compiler, got none that works; install g++ or use --no-compile"
@@ -204,11 +205,11 @@ def _train(command: Train, started: float) -> None:
     compile.prepare_cpu()
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, device = build.program(settings), build.device(settings)
-    torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    torch.set_float32_matmul_precision("high" if settings.tf32 and device.type == "cuda" else "highest")
     if device.type == "cpu":
         torch.set_num_threads(build.threads(program, settings.seeds))
-    hyper = build.hyper(settings, device)
     size = build.check_memory(program, settings.seeds, device)
+    hyper = build.hyper(settings, device)
     console.print(
         f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; "
         f"{_bytes(size)}, replay {settings.seeds} x {program.config.capacity:,} rows",
@@ -294,7 +295,7 @@ def _status(settings: Settings, report: "train.Report") -> str:
 
 @contextlib.contextmanager
 def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that the run asks between cycles; the second one stops at once.
+    """Turn the first Ctrl-C into a question that the run asks every few cycles; the second one stops at once.
 
     An interrupt in the middle of a compiled step could leave a state that is half written over.
     """
@@ -304,7 +305,7 @@ def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
         nonlocal asked
         asked = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.print("stopping after this cycle; Ctrl-C again to stop at once")
+        console.print("stopping after a few cycles; Ctrl-C again to stop at once")
 
     before = signal.signal(signal.SIGINT, ask)
     try:

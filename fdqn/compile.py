@@ -66,8 +66,7 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
     graph_of = _graphs(f)
 
     def call(*args: Any) -> Any:
-        leaves = tree.leaves(args)
-        graph, inputs = graph_of(args, leaves), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        graph, inputs = graph_of(*args), _tensors(args)
         with torch.no_grad():
             tensors = [*inputs, *graph.run(*inputs)]
         return tree.map(lambda leaf: tensors[leaf] if isinstance(leaf, Place) else leaf, graph.answer)
@@ -81,21 +80,26 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
     On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
     """
     graph_of = _graphs(donate(step))
-    captured: dict[Any, Callable[[list[Tensor]], None]] = {}
-    seen: set[Any] = set()
+    recent: tuple[Any, list[Tensor], Any, Graph] | None = None
+    captured: dict[Any, Callable[[list[Tensor]], None] | None] = {}
 
     def folded(state: State, xs: Any) -> State:
+        nonlocal recent
         leaves, each = tree.leaves(state), tree.leaves(xs)
-        graph = graph_of((state, tree.index(xs, 0)), [*leaves, *(x[0] for x in each)])
+        kinds = [tree.structure(xs), *(_kind(x[0]) for x in each)]
+        # A signature costs half of a small network's cycle. The very state of last time, leaf by leaf, needs none.
+        known = recent is not None and state is recent[0] and kinds == recent[2] and _same_objects(leaves, recent[1])
+        if recent is None or not known:
+            recent = state, leaves, kinds, graph_of(state, tree.index(xs, 0))
+        graph = recent[3]
         with torch.no_grad():
             if not _captures(each):
                 _in_turn(graph, leaves, each)
                 return state
-            place = (len(each[0]), *(x.data_ptr() for x in leaves))
-            if place in seen and place not in captured:
+            place = (id(graph), len(each[0]), *map(_kind, each), *(x.data_ptr() for x in leaves))
+            if place in captured and captured[place] is None:
                 captured[place] = _captured(graph, leaves, each)
-            seen.add(place)
-            captured.get(place, partial(_in_turn, graph, leaves))(each)
+            (captured.setdefault(place, None) or partial(_in_turn, graph, leaves))(each)
         return state
 
     return folded
@@ -106,6 +110,7 @@ def compiled(program: train.Program) -> train.Functions:
 
     On a CPU call `prepare_cpu` first.
     """
+
     def sync(state: train.TrainState) -> train.TrainState:
         # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
         learner = state.learner
@@ -135,35 +140,37 @@ def prepare_cpu() -> None:
     """
     torch.set_flush_denormal(True)
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        trim_threshold, mmap_threshold, largest = -1, -3, 2**31 - 1
-        libc.mallopt(trim_threshold, largest)
-        libc.mallopt(mmap_threshold, largest)
+        trim_threshold, mmap_threshold = -1, -3
+        # Older ones take 32 MB at most; where none is taken, the other would only switch off what glibc does itself.
+        if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):
+            libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def _graphs(f: Callable[..., Any]) -> Callable[[Any, list[Any]], Graph]:
-    """The graph of `f` for arguments and their leaves, made at the first arguments of their signature."""
+def _graphs(f: Callable[..., Any]) -> Callable[..., Graph]:
+    """The graph of `f` for given arguments, made at the first arguments of their signature."""
     graphs: dict[Any, Graph] = {}
-    recent: tuple[Any, list[Any], Graph] | None = None
 
-    def graph_of(args: Any, leaves: list[Any]) -> Graph:
-        nonlocal recent
-        # A signature costs half of a small network's cycle. The very state of last time needs none.
-        if recent is None or args[0] is not recent[0] or not all(map(_alike, leaves, recent[1])):
-            signature = (torch.get_num_threads(), tree.structure(args), *map(_kind, leaves))
-            if signature not in graphs:
-                graphs[signature] = _graph(f, args)
-            recent = args[0], leaves, graphs[signature]
-        return recent[2]
+    def graph_of(*args: Any) -> Graph:
+        leaves = tree.leaves(args)
+        # Which arguments are one tensor, or share memory, is part of what is compiled.
+        owners: dict[int, int] = {}
+        shared = (owners.setdefault(_storage(x), i) for i, x in enumerate(_tensors(args)))
+        signature = (torch.get_num_threads(), tree.structure(args), *map(_kind, leaves), *shared)
+        if signature not in graphs:
+            graphs[signature] = _graph(f, args)
+        return graphs[signature]
 
     return graph_of
 
 
-def _alike(leaf: Any, other: Any) -> bool:
-    return leaf is other or _kind(leaf) == _kind(other)
+def _same_objects(leaves: list[Tensor], others: list[Tensor]) -> bool:
+    return len(leaves) == len(others) and all(x is y for x, y in zip(leaves, others, strict=True))
 
 
 def _kind(leaf: Any) -> Any:
-    return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return type(leaf), repr(leaf)  # 1, 1.0 and True are equal and not the same constant
 
 
 def _tensors(args: Any) -> list[Tensor]:
@@ -196,6 +203,7 @@ def _graph(f: Callable[..., Any], args: Any) -> Graph:
 def _options(inputs: list[Tensor]) -> dict[str, Any]:
     """Inductor's settings. What decides between kernels by timing them stays off, so that a run can be repeated."""
     options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False, "triton.cudagraphs": False}
+    options |= {"deterministic": True, "triton.autotune_pointwise": False}
     if not any(x.is_cuda for x in inputs):
         options |= {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
     known = torch._inductor.list_options()
@@ -215,7 +223,9 @@ def _captures(xs: list[Tensor]) -> bool:
 
 def _captured(graph: Graph, leaves: list[Tensor], xs: list[Tensor]) -> Callable[[list[Tensor]], None]:
     """`_in_turn` as one CUDA graph, which reads from buffers of its own. Capturing runs nothing."""
-    buffers, recording = [torch.empty_like(x) for x in xs], torch.cuda.CUDAGraph()
+    # The graph was compiled for these strides; `empty_like` would not keep them.
+    buffers = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in xs]
+    recording = torch.cuda.CUDAGraph()
     with torch.cuda.graph(recording):
         _in_turn(graph, leaves, buffers)
 

@@ -46,8 +46,10 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     check.integer("key", key)
     if isinstance(data, int) and not 0 <= data < 2**32:
         raise ValueError(f"data: expected an integer in [0, 2**32), got {data}")
-    data = torch.as_tensor(data, device=key.device)
+    if isinstance(data, int):  # made on the device: copied there, the host would wait for it
+        data = torch.full((), data, dtype=torch.int64, device=key.device)
     check.integer("data", data)
+    data = data.to(key.device)
     zero = torch.zeros((), dtype=torch.int32, device=key.device)
     k0, k1 = _to_int32(key).unbind(-1)
     return torch.stack([_to_int64(x) for x in _threefry(k0, k1, zero, _to_int32(data))], -1)

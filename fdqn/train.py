@@ -23,7 +23,7 @@ from fdqn import actions, check, dqn, random, replay, schedules, tree
 from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 
 # Words and cycles drawn at once: enough that the draw's fixed cost is shared, few enough to be small beside the state.
-WORDS_PER_DRAW = 2**20
+WORDS_PER_DRAW = 2**19
 CYCLES_PER_DRAW = 1024
 
 # Cycles in one call of a step function, after which a run can be stopped.
@@ -181,7 +181,8 @@ def draw(program: Program, cycle_keys: Tensor) -> Noise:
     )
     words = random.bits(cycle_keys, (_words(program),)).split([math.prod(shape) for shape in shapes], -1)
     act, env, sample = (w.reshape(*w.shape[:-1], *shape) for w, shape in zip(words, shapes, strict=True))
-    return Noise(random.unit(act), random.unit(env), sample)
+    # Contiguous, so that the words behind it need not be kept and strides do not depend on who computed it.
+    return Noise(random.unit(act), random.unit(env), sample.contiguous())
 
 
 def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
@@ -297,6 +298,8 @@ def run(
     warm = math.ceil(config.learning_starts / config.env_steps)
     period = config.target_period // config.updates_per_cycle
     ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
+    if period and ahead > period:
+        ahead -= ahead % period  # so that chunks are of few lengths
     drawn = number
     _try_on_fake_tensors(program, state, noise(program, state.key, number, 1))
 

@@ -283,11 +283,17 @@ def test_soft_copies_come_at_every_update():
             torch.testing.assert_close(x, expected, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("words", [1, 400, 10**9])
-def test_chunks_of_noise_do_not_change_a_run(monkeypatch, words):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORDS_PER_DRAW", w) for w in (1, 400, 10**9)]
+    + [(n, v) for n in ("CYCLES_PER_DRAW", "CYCLES_PER_CALL") for v in (1, 3, 7)],
+)
+@pytest.mark.parametrize("done", [0, 5])
+def test_chunks_of_noise_do_not_change_a_run(monkeypatch, name, value, done):
     program, state = started()
+    state = laws.advance(program, state, done) if done else state
     expected = laws.advance(program, tree.clone(state), 30)
-    monkeypatch.setattr(train, "WORDS_PER_DRAW", words)
+    monkeypatch.setattr(train, name, value)
     laws.assert_trees_equal(expected, laws.advance(program, state, 30))
 
 
