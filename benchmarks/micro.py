@@ -42,7 +42,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "network.apply, acting", vmap(apply), (params, state.obs)
     yield "actions.pick", actions.pick, (q, batch.action)
     yield "actions.greedy", actions.greedy, (q_t, batch.next_legal)
-    yield "policies.epsilon_greedy", partial(policies.epsilon_greedy, epsilon=0.05), (q_acting, state.legal, u)
+    yield "policies.epsilon_greedy", policies.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
     yield "env.step", vmap(program.env.step), (state.env_state, action, noise.env[:, 0])
     yield "replay.sample", vmap(replay.sample), (state.replay, words)
     yield "losses.q_learning", losses.q_learning, (*td, batch.next_legal)
