@@ -237,8 +237,8 @@ def _captured(graph: Graph, leaves: list[Tensor], xs: list[Tensor]) -> Callable[
     return replay
 
 
-# Dynamo cannot see which storages are shared, but runs a function that is allowed in the graph as plain Python, on
-# tensors that know.
+# Under torch.compile Dynamo cannot see which storages are shared, but runs a function that is allowed in the graph as
+# plain Python, on tensors that know.
 @torch.compiler.allow_in_graph
 def _separate(*leaves: Tensor) -> tuple[Tensor, ...]:
     """Of old leaves and then as many new ones: the new ones, those that share storage with another old leaf copied."""
