@@ -310,6 +310,10 @@ def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
     before = signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: asked
+    except Exception:
+        if asked:  # the C++ compiler was interrupted too, and its failure is no news
+            raise KeyboardInterrupt from None
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -651,3 +651,17 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     monkeypatch.setattr(command, "_run", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         command.main(["envs"])
+
+
+@pytest.mark.parametrize(("interrupted", "error"), [(True, KeyboardInterrupt), (False, RuntimeError)])
+def test_a_compiler_that_ctrl_c_stopped_is_an_interrupt(interrupted, error):
+    from rich.console import Console
+
+    def compiling():
+        with cli._stop_on_interrupt(Console(stderr=True)):
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("C++ compile error")
+
+    with pytest.raises(error):
+        compiling()
