@@ -45,7 +45,7 @@ PEERS = {
 VERSIONS = ("torch", "jax", "jaxlib", "optax", "rejax", "stable-baselines3", "gymnasium")
 
 
-def fdqn(network: str, seeds: int, device: str) -> Callable[[int], None]:
+def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
     """Ours, as the command runs it."""
     import torch
     import work
@@ -99,6 +99,22 @@ def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
     return turn
 
 
+def scans(advance: Callable, state: object, chunk: int) -> Callable[[int], int]:
+    """Turns of a jitted, donated scan of `chunk` cycles, compiled here."""
+    import jax
+
+    state = jax.block_until_ready(advance(state))
+
+    def turn(cycles: int) -> int:
+        nonlocal state
+        for _ in range(max(1, cycles // chunk)):
+            state = advance(state)
+        jax.block_until_ready(state)
+        return max(1, cycles // chunk) * chunk
+
+    return turn
+
+
 def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     """`jax_dqn.py`."""
     import jax
@@ -110,16 +126,7 @@ def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     work = jax_dqn.Work(cartpole=small) if small else jax_dqn.Work(sizes=(468, 512, 256, 18), cartpole=False)
     chunk = 500 if small else 20
     state, advance = jax_dqn.program(work, seeds, chunk)
-    state = jax.block_until_ready(advance(state))
-
-    def turn(cycles: int) -> int:
-        nonlocal state
-        for _ in range(max(1, cycles // chunk)):
-            state = advance(state)
-        jax.block_until_ready(state)
-        return max(1, cycles // chunk) * chunk
-
-    return turn
+    return scans(advance, state, chunk)
 
 
 def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
@@ -144,16 +151,7 @@ def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     advance = jax.jit(jax.vmap(scan), donate_argnums=0)
     state = jax.vmap(algorithm.init_state)(jax.random.split(jax.random.key(0), seeds))
     state = jax.tree.map(jax.numpy.copy, state)  # its target is its parameters, and a buffer is donated once
-    state = jax.block_until_ready(advance(state))
-
-    def turn(cycles: int) -> int:
-        nonlocal state
-        for _ in range(max(1, cycles // chunk)):
-            state = advance(state)
-        jax.block_until_ready(state)
-        return max(1, cycles // chunk) * chunk
-
-    return turn
+    return scans(advance, state, chunk)
 
 
 def sb3(network: str, seeds: int, device: str) -> Callable[[int], int]:

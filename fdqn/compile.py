@@ -88,8 +88,7 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
         leaves, each = tree.leaves(state), tree.leaves(xs)
         kinds = [tree.structure(xs), *(_kind(x[0]) for x in each)]
         # A signature costs half of a small network's cycle. The very state of last time, leaf by leaf, needs none.
-        known = recent is not None and state is recent[0] and kinds == recent[2] and _same_objects(leaves, recent[1])
-        if recent is None or not known:
+        if recent is None or state is not recent[0] or kinds != recent[2] or not _same_objects(leaves, recent[1]):
             recent = state, leaves, kinds, graph_of(state, tree.index(xs, 0))
         graph = recent[3]
         with torch.no_grad():

@@ -340,16 +340,16 @@ def run(
         first_update = now if is_first_update else first_update
         if reporting:
             evaluation = evaluate(state) if evaluating and evaluate is not None else None
-            totals, before, since = _totals(state), since, _totals(state)
+            before, since = since, _totals(state)
             yield Report(
                 step=number * config.env_steps,
-                episodes=totals.episodes,
-                returns=_means(totals.returned - before.returned, totals.episodes - before.episodes),
+                episodes=since.episodes,
+                returns=_means(since.returned - before.returned, since.episodes - before.episodes),
                 last_returns=_last_returns(state.metrics),
                 updates=max(0, number - warm) * config.updates_per_cycle,
-                loss=_means(totals.loss - before.loss, totals.updates - before.updates),
-                q=_means(totals.q - before.q, totals.updates - before.updates),
-                grad_norm=_means(totals.grad_norm - before.grad_norm, totals.updates - before.updates),
+                loss=_means(since.loss - before.loss, since.updates - before.updates),
+                q=_means(since.q - before.q, since.updates - before.updates),
+                grad_norm=_means(since.grad_norm - before.grad_norm, since.updates - before.updates),
                 epsilon=epsilon(state.hyper, state.cycle * config.env_steps).double().cpu().numpy(),
                 evaluation=evaluation,
                 state=state,
