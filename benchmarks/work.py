@@ -10,7 +10,6 @@ import json
 import math
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import build, dqn, losses, networks, random, train
+from fdqn import build, dqn, losses, networks, random, runs, train
 from fdqn.envs import cartpole, episode
 from fdqn.types import Env, EnvSpec, Step
 
@@ -94,12 +93,9 @@ def peak(device: str) -> float:
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers depend on."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "../fdqn"], capture_output=True, text=True).stdout.strip()
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit + ("+" if changed else ""),
+        "commit": runs.git_commit(),
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

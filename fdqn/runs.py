@@ -83,7 +83,7 @@ def create(settings: Settings) -> Path:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        "git": _git_commit(),
+        "git": git_commit(),
         "device": str(build.device(settings)),
         "engine": {
             "compile": settings.compile,
@@ -303,7 +303,7 @@ def _write(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the code that runs, `+` where it was changed since; nothing where it is no checkout."""
     here = Path(__file__).resolve().parent
     try:
