@@ -47,14 +47,12 @@ VERSIONS = ("torch", "jax", "jaxlib", "optax", "rejax", "stable-baselines3", "gy
 
 def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
     """Ours, as the command runs it."""
-    import torch
     import work
 
-    from fdqn import build, compile, train
+    from fdqn import compile, train
 
     program = work.program(network)
     compile.prepare_cpu()
-    torch.set_num_threads(build.threads(program, seeds))
     state, chunk = work.lanes(program, seeds, device), 100
     warm = program.config.learning_starts // work.ENVS
     functions = compile.compiled(program)
@@ -72,14 +70,12 @@ def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
     """A loop over seeds of our program of one lane, twenty cycles each in turn."""
-    import torch
     import work
 
-    from fdqn import build, compile, random, tree
+    from fdqn import compile, random, tree
 
     program = work.program(network)
     compile.prepare_cpu()
-    torch.set_num_threads(build.threads(program, 1))
     functions = compile.compiled(program)
     keys = [random.key([seed]).to(device) for seed in range(seeds)]
     states = [tree.clone(work.lanes(program, 1, device)._replace(key=key)) for key in keys]

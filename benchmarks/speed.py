@@ -25,13 +25,11 @@ def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) 
     import torch
     import work
 
-    from fdqn import build, compile, train, tree
+    from fdqn import compile, train, tree
 
     imported = _resident()
     program = work.program(network, capacity)
     compile.prepare_cpu()
-    if device == "cpu":
-        torch.set_num_threads(build.threads(program, seeds))
     state = work.lanes(program, seeds, device)
     state_bytes, chunk = tree.nbytes(state), 20
     reports = train.run(program, state, 10**12, compile.compiled(program), report_every=chunk * work.ENVS)

@@ -122,16 +122,6 @@ def replay_bytes(program: train.Program, lanes: int) -> int:
     return lanes * program.config.capacity * (2 * obs + spec.actions + 8 + 4 + 4)
 
 
-def threads(program: train.Program, lanes: int) -> int:
-    """Threads that a cycle of so many lanes is worth on a CPU: for little work, waiting for each other costs more.
-
-    Little are two million weights read, once for each row of a batch.
-    """
-    key = random.key(0)
-    weights = lanes * sum(x.numel() for x in program.network.init(key).values())
-    return 1 if weights * program.config.batch_size < 2_000_000 else torch.get_num_threads()
-
-
 def clipped_adam(hyper: Hyper) -> optim.Optimizer:
     """Adam on gradients clipped by their global norm."""
     return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))

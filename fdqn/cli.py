@@ -206,8 +206,6 @@ def _train(command: Train, started: float) -> None:
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, device = build.program(settings), build.device(settings)
     torch.set_float32_matmul_precision("high" if settings.tf32 and device.type == "cuda" else "highest")
-    if device.type == "cpu":
-        torch.set_num_threads(build.threads(program, settings.seeds))
     size = build.check_memory(program, settings.seeds, device)
     hyper = build.hyper(settings, device)
     console.print(

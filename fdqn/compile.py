@@ -11,19 +11,26 @@ wrapper of `torch.compile` cost 300 us a cycle, twice the work of one lane.
 """
 
 import ctypes
+import hashlib
+import os
+import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import check, train, tree
+from fdqn import check, lanes, train, tree
 
 State = TypeVar("State")
+Made = TypeVar("Made")
 
 
 class Place(int):
@@ -63,7 +70,7 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Arguments that are no tensors are constants of the graph. No gradients are recorded.
     """
-    graph_of = _graphs(f)
+    graph_of = _made_once(_graph, f)
 
     def call(*args: Any) -> Any:
         graph, inputs = graph_of(*args), _tensors(args)
@@ -79,7 +86,7 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
 
     On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
     """
-    graph_of = _graphs(donate(step))
+    graph_of = _made_once(_graph, donate(step))
     recent: tuple[Any, list[Tensor], Any, Graph] | None = None
     captured: dict[Any, Callable[[list[Tensor]], None] | None] = {}
 
@@ -104,11 +111,51 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
     return folded
 
 
+def fold_lanes(
+    step: Callable[[State, Any], State], split: Callable[[int], lanes.Split]
+) -> Callable[[State, Any], State]:
+    """`fold(vmap(step))` on a CPU: the lanes [S, ...] in groups, `split(S)`, each of them all of its n steps in turn.
+
+    Compiled for one group, ahead of time and kept on disk. A step with an operator that only Python can call (one of
+    the user's own) goes through `fold(vmap(step))`.
+    """
+    together = fold(vmap(step))
+    library_of = _made_once(lambda f, args: _library(f, args[1:], threads=args[0]), donate(vmap(step)))
+    recent: tuple[Any, list[Tensor], Any, Callable[[list[Tensor]], None] | None] | None = None
+
+    def folded(state: State, xs: Any) -> State:
+        nonlocal recent
+        leaves, each = tree.leaves(state), tree.leaves(xs)
+        kinds = [tree.structure(xs), *(_kind(x[0]) for x in each)]
+        if recent is None or state is not recent[0] or kinds != recent[2] or not _same_objects(leaves, recent[1]):
+            parts = split(len(leaves[0]))
+            group = slice(parts.lanes)
+            library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
+            recent = state, leaves, kinds, None if library is None else lanes.loop(library, leaves, parts)
+        if recent[3] is None:
+            return together(state, xs)
+        recent[3](each)
+        return state
+
+    return folded
+
+
 def compiled(program: train.Program) -> train.Functions:
     """The step functions over lanes, writing over their state; all but `sync` compiled, one graph each.
 
     On a CPU call `prepare_cpu` first.
     """
+
+    def split(count: int) -> lanes.Split:
+        return lanes.split(program, count, torch.get_num_threads())
+
+    def over_lanes(step: Callable[[train.TrainState, train.Noise], train.TrainState]) -> Any:
+        grouped, together = fold_lanes(step, split), fold(vmap(step))
+
+        def folded(state: train.TrainState, noise: train.Noise) -> train.TrainState:
+            return (grouped if lanes.known_here(state.key.device) else together)(state, noise)
+
+        return folded
 
     def sync(state: train.TrainState) -> train.TrainState:
         # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
@@ -124,8 +171,8 @@ def compiled(program: train.Program) -> train.Functions:
 
     return train.Functions(
         noise=noise,
-        collect=fold(vmap(partial(train.collect, program))),
-        cycle=fold(vmap(partial(train.cycle, program))),
+        collect=over_lanes(partial(train.collect, program)),
+        cycle=over_lanes(partial(train.cycle, program)),
         sync=sync,
     )
 
@@ -145,21 +192,21 @@ def prepare_cpu() -> None:
             libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def _graphs(f: Callable[..., Any]) -> Callable[..., Graph]:
-    """The graph of `f` for given arguments, made at the first arguments of their signature."""
-    graphs: dict[Any, Graph] = {}
+def _made_once(make: Callable[..., Made], f: Callable[..., Any]) -> Callable[..., Made]:
+    """`make(f, args)`, called at the first arguments of each signature."""
+    known: dict[Any, Made] = {}
 
-    def graph_of(*args: Any) -> Graph:
+    def made(*args: Any) -> Made:
         leaves = tree.leaves(args)
         # Which arguments are one tensor, or share memory, is part of what is compiled.
         owners: dict[int, int] = {}
         shared = (owners.setdefault(_storage(x), i) for i, x in enumerate(_tensors(args)))
         signature = (torch.get_num_threads(), tree.structure(args), *map(_kind, leaves), *shared)
-        if signature not in graphs:
-            graphs[signature] = _graph(f, args)
-        return graphs[signature]
+        if signature not in known:
+            known[signature] = make(f, args)
+        return known[signature]
 
-    return graph_of
+    return made
 
 
 def _same_objects(leaves: list[Tensor], others: list[Tensor]) -> bool:
@@ -177,7 +224,43 @@ def _tensors(args: Any) -> list[Tensor]:
 
 
 def _graph(f: Callable[..., Any], args: Any) -> Graph:
-    """`f` traced on stand-ins for the tensors of `args` and compiled by inductor."""
+    """`f` for `args`, compiled by inductor."""
+    traced, answer = _traced(f, args)
+    inputs = _tensors(args)
+    with torch.no_grad():
+        return Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
+
+
+def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
+    """`f` for `args`, all of them its state and noise, compiled ahead of time; nothing where that needs Python.
+
+    What is compiled for the one processor it is made on is named by all that it is made from, so it is made once.
+    """
+    traced, _ = _traced(f, args)
+    inputs = _tensors(args)
+    options = _options(inputs) | {"cpp.threads": threads, "cpp_wrapper": False}
+    constants = [(name, x.dtype, x.tolist()) for name, x in traced.named_buffers()]
+    made_from = (torch.__version__, _processor(), options, traced.code, constants, [_kind(x) for x in inputs])
+    name = hashlib.sha256(repr(made_from).encode()).hexdigest()
+    path = Path(cache_dir()) / "fdqn" / f"{name}.so"
+    if not path.exists():
+        with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's of itself
+            made = torch._inductor.aot_compile(traced, tuple(inputs), options=options)
+        path.parent.mkdir(exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        shutil.copy(str(made), part)
+        os.replace(part, path)
+    return None if b"aoti_torch_proxy_executor_call_function" in path.read_bytes() else path
+
+
+def _processor() -> str:
+    """What the compiler sees of it."""
+    known = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line for line in known if line.startswith(("flags", "Features")))
+
+
+def _traced(f: Callable[..., Any], args: Any) -> tuple[torch.fx.GraphModule, Any]:
+    """`f` traced on stand-ins for the tensors of `args`, from tensors to those that are new, and its answer."""
     inputs, answer = _tensors(args), None
 
     def flat(*tensors: Tensor) -> list[Tensor]:
@@ -194,9 +277,7 @@ def _graph(f: Callable[..., Any], args: Any) -> Graph:
         return outputs
 
     with torch.no_grad():
-        traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
-        run = torch._inductor.compile(traced, list(inputs), options=_options(inputs))
-    return Graph(run, answer)
+        return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs), answer
 
 
 def _options(inputs: list[Tensor]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 import fdqn
-from fdqn import build, compile, envs, evaluate, plots, statistics, train
+from fdqn import build, compile, envs, evaluate, lanes, plots, statistics, train
 from fdqn.settings import Settings, from_json, to_json
 from fdqn.types import Params
 
@@ -89,12 +89,20 @@ def create(settings: Settings) -> Path:
             "compile": settings.compile,
             "cuda_graphs": settings.compile and build.device(settings).type == "cuda",
             "threads": torch.get_num_threads(),
+            "lanes": _split(settings),
             "flush_denormal": bool(torch.tensor(1e-40) * 1 == 0),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
     }
     _write_json(path / "config.json", config)
     return path
+
+
+def _split(settings: Settings) -> dict[str, int] | None:
+    """How the lanes share a CPU; nothing where they go all together."""
+    if not settings.compile or not lanes.known_here(build.device(settings)):
+        return None
+    return lanes.split(build.program(settings), settings.seeds, torch.get_num_threads())._asdict()
 
 
 def functions(program: train.Program, settings: Settings) -> train.Functions:

@@ -133,14 +133,24 @@ def test_arguments_are_not_donated():
 @pytest.fixture
 def compiles(monkeypatch):
     """What was given to the compiler, an entry for every graph."""
-    given, original = [], torch._inductor.compile
+    given = []
 
-    def counted(graph, inputs, **settings):
-        given.append(graph)
-        return original(graph, inputs, **settings)
+    def counted(original):
+        def compile(graph, inputs, **settings):
+            given.append(graph)
+            return original(graph, inputs, **settings)
 
-    monkeypatch.setattr(torch._inductor, "compile", counted)
+        return compile
+
+    for name in ("compile", "aot_compile"):
+        monkeypatch.setattr(torch._inductor, name, counted(getattr(torch._inductor, name)))
     return given
+
+
+@pytest.fixture
+def nothing_kept(monkeypatch, tmp_path):
+    """No libraries of earlier runs."""
+    monkeypatch.setattr(edge, "cache_dir", lambda: str(tmp_path))
 
 
 def test_a_signature_is_compiled_once(compiles):
@@ -336,6 +346,7 @@ def started(lanes=2, **config):
     return program, train.init(program, hyper, keys)
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_compiled_cycle_equals_eager_and_compiles_once(compiles):
     """Inductor, donated, over lanes: hyper-parameters that change compile nothing."""
     program, state = started()
@@ -385,6 +396,7 @@ def test_compiled_functions_record_no_gradients():
     assert not f(x).requires_grad
 
 
+@pytest.mark.usefixtures("nothing_kept")
 def test_compiled_run_equals_eager_run(compiles):
     """The whole loop with warm-up, learning and hard copies, through every compiled function, each compiled once."""
     program, state = started()

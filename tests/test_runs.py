@@ -240,6 +240,7 @@ def test_config_says_what_ran(made):
     assert config["device"] == str(build.device(made.settings))
     assert config["engine"]["compile"] is False
     assert config["engine"]["threads"] == torch.get_num_threads()
+    assert config["engine"]["lanes"] is None or config["engine"]["lanes"].keys() == {"lanes", "workers", "threads"}
     assert config["git"] is None or 12 <= len(config["git"]) <= 13
 
 
@@ -522,10 +523,3 @@ def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message)
     config = dataclasses.replace(made.program.config, **change)
     with pytest.raises(ValueError, match=message):
         build.check_memory(made.program._replace(config=config), lanes, torch.device("cpu"))
-
-
-def test_threads_follow_from_the_work(monkeypatch):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    small, large = (build.program(Settings(hidden=hidden)) for hidden in ((120, 84), (512, 512)))
-    assert [build.threads(small, lanes) for lanes in (1, 2, 32)] == [1, 2, 2]
-    assert build.threads(large, 1) == 2

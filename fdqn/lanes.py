@@ -1,0 +1,179 @@
+"""How lanes share a CPU: in groups of a few, each on a thread of its own, through all of its cycles in turn.
+
+Lanes never meet, so a group needs to wait for no other. A step compiled for a few lanes finds in its core's own cache
+what it wrote a moment ago, and threads that work on groups of their own need no barriers; these are a fifth of the time
+where two threads go through all lanes together. The loop is in C++ (`lanes.cpp`), without the interpreter's lock.
+"""
+
+import ctypes
+import functools
+import hashlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn import random
+from fdqn.train import Program
+
+# Weights in a group: four lanes of a small network, one of a large one. What they take, five times for optimizer and
+# target, and a batch's activations, is then about the second-level cache of a core.
+WEIGHTS_PER_GROUP = 50_000
+
+# Weights read, once for each row of a batch, below which threads that share a step only wait for each other.
+LITTLE_WORK = 2_000_000
+
+
+class Split(NamedTuple):
+    """Who works on what."""
+
+    lanes: int
+    """Lanes of a group."""
+    workers: int
+    """Groups that are worked on at once."""
+    threads: int
+    """Threads that share the work on a group."""
+
+
+def split(program: Program, lanes: int, threads: int) -> Split:
+    """The split of `lanes` over so many threads: the groups of one size that are done first."""
+    weights = sum(x.numel() for x in program.network.init(random.key(0)).values())
+    sizes = [size for size in range(1, lanes + 1) if lanes % size == 0 and size <= max(1, WEIGHTS_PER_GROUP // weights)]
+    # A call of a step costs as much as a quarter of a lane.
+    size = min(sizes, key=lambda size: (math.ceil(lanes / size / threads) * (size + 0.25), -size))
+    workers = min(threads, lanes // size)
+    little = weights * size * program.config.batch_size < LITTLE_WORK
+    return Split(size, workers, 1 if little else threads // workers)
+
+
+class _Input(ctypes.Structure):
+    """`Input` of lanes.cpp."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("dims", ctypes.c_int64),
+        ("sizes", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("dtype", ctypes.c_int64),
+        ("to_next_group", ctypes.c_int64),
+        ("to_next_cycle", ctypes.c_int64),
+    ]
+
+
+def known_here(device: torch.device) -> bool:
+    """Whether there is such a loop for lanes on `device`: on CPUs under Linux."""
+    return device.type == "cpu" and sys.platform == "linux"
+
+
+def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor]], None]:
+    """Of noise, leaves [n, S, ...]: n steps for each group of lanes of `state`, leaves [S, ...], which is written over.
+
+    `library` is such a step in torch's ahead-of-time format, compiled for state and noise of one group of this split.
+    Raises RuntimeError where a step fails.
+    """
+    driver, model = _driver(library.parent), _model(library, split.workers)
+    workers = _workers(split.workers, split.threads)
+    groups = len(state[0]) // split.lanes
+    staying = [_input(x[: split.lanes], x.stride(0) * split.lanes, 0) for x in state]
+
+    def run(noise: list[Tensor]) -> None:
+        changing = [_input(x[0, : split.lanes], x.stride(1) * split.lanes, x.stride(0)) for x in noise]
+        inputs = (_Input * (len(staying) + len(changing)))(*staying, *changing)
+        counts = [ctypes.c_int64(n) for n in (len(staying), len(changing), split.workers, groups, len(noise[0]))]
+
+        def share(worker: int) -> None:
+            if driver.fdqn_groups(model.step, model.handle, inputs, ctypes.c_int64(worker), *counts):
+                raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
+
+        shares = [workers.submit(share, worker) for worker in range(split.workers)]
+        try:
+            wait(shares)
+        finally:
+            wait(shares)  # an interrupt must not leave some lanes behind the others
+        for each in shares:
+            each.result()
+
+    return run
+
+
+def _input(group: Tensor, to_next_group: int, to_next_cycle: int) -> _Input:
+    """The first group's part of an input; distances in elements."""
+    numbers, size = ctypes.c_int64 * group.ndim, group.element_size()
+    return _Input(
+        group.data_ptr(),
+        group.ndim,
+        numbers(*group.shape),
+        numbers(*group.stride()),
+        _dtype(group.dtype),
+        to_next_group * size,
+        to_next_cycle * size,
+    )
+
+
+class _Model(NamedTuple):
+    """A library, loaded."""
+
+    step: ctypes.c_void_p
+    handle: ctypes.c_void_p
+    reason: Callable[[], str]
+    """Why the last step of this thread failed."""
+
+
+@functools.cache
+def _model(library: Path, workers: int) -> _Model:
+    """The library for so many threads at once."""
+    loaded, handle = ctypes.CDLL(str(library)), ctypes.c_void_p()
+    create = loaded.AOTInductorModelContainerCreateWithDevice
+    if create(ctypes.byref(handle), ctypes.c_size_t(workers), b"cpu", None):
+        raise RuntimeError(f"lanes: {library} does not load; delete it")
+    last_error = getattr(loaded, "AOTInductorGetLastError", None)  # not in every version
+
+    def reason() -> str:
+        words = ctypes.c_char_p()
+        if last_error is not None:
+            last_error(ctypes.byref(words))
+        return (words.value or b"torch wrote why to standard error").decode(errors="replace")
+
+    return _Model(ctypes.cast(loaded.AOTInductorModelContainerRun, ctypes.c_void_p), handle, reason)
+
+
+@functools.cache
+def _driver(folder: Path) -> ctypes.CDLL:
+    """lanes.cpp, compiled and kept in `folder`."""
+    source = Path(__file__).with_name("lanes.cpp")
+    digest = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()
+    path = folder / f"lanes-{digest}.so"
+    if not path.exists():
+        part = path.with_suffix(f".{os.getpid()}")
+        command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(part)]
+        subprocess.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"], check=True, capture_output=True)
+        os.replace(part, path)
+    return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def _workers(count: int, threads: int) -> ThreadPoolExecutor:
+    """Threads, each of which shares its work with so many."""
+
+    def start() -> None:
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+
+    return ThreadPoolExecutor(count, "fdqn-lanes", start)
+
+
+@functools.cache
+def _dtype(dtype: torch.dtype) -> int:
+    """Its number in torch's C interface."""
+    name = str(dtype).removeprefix("torch.")
+    return getattr(ctypes.CDLL(str(_LIBRARIES / "libtorch_cpu.so")), f"aoti_torch_dtype_{name}")()
+
+
+_LIBRARIES = Path(torch.__file__).parent / "lib"

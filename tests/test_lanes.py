@@ -1,0 +1,148 @@
+"""Groups of lanes on threads of their own: the same lanes, whatever the groups, and never one behind the others."""
+
+import signal
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch.func import vmap
+
+from fdqn import build, lanes, train, tree
+from fdqn import compile as edge
+from fdqn.lanes import Split
+from fdqn.settings import Settings
+from fdqn.testing import examples, laws
+
+pytestmark = pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="lanes go all together here")
+
+
+def step(state, x):
+    """Of one lane: products, a sum, an integer, a flag, rows, and leaves that change places in a number of shapes."""
+    return {
+        "m": state["m"] * 0.5 + x["u"].outer(x["u"]),
+        "total": state["total"] + x["u"].sum().double(),
+        "count": state["count"] + x["n"],
+        "odd": (state["count"] + x["n"]) % 2 == 1,
+        "rows": state["rows"].index_put((state["count"] % 5,), x["u"]),
+    }
+
+
+def started(count):
+    state = {
+        "m": torch.zeros(count, 3, 3),
+        "total": torch.zeros(count, dtype=torch.float64),
+        "count": torch.arange(count),
+        "odd": torch.zeros(count, dtype=torch.bool),
+        "rows": torch.zeros(count, 5, 3),
+    }
+    return state
+
+
+def noise(cycles, count):
+    generator = torch.Generator().manual_seed(cycles * count)
+    u = torch.randint(8, (cycles, count, 3), generator=generator) / 8  # sums of these are exact in any order
+    return {"u": u, "n": torch.randint(9, (cycles, count), generator=generator)}
+
+
+@pytest.mark.parametrize(
+    "split", [Split(1, 1, 1), Split(2, 1, 1), Split(2, 2, 1), Split(2, 3, 1), Split(6, 1, 2)], ids=str
+)
+def test_lanes_in_groups_are_the_lanes_together(split):
+    """Every lane, every cycle, with strides of a part of longer noise, for states and lengths that alternate."""
+    folded, together = edge.fold_lanes(step, lambda count: split), train.fold(vmap(step))
+    states = [started(6), tree.map(lambda x: x.flip(0), started(6))]
+    expected = tree.clone(states)
+    for i, cycles in [(0, 1), (0, 7), (1, 3), (0, 3), (1, 1)]:
+        xs = tree.index(noise(cycles + 4, 6), slice(2, 2 + cycles))
+        addresses = [x.data_ptr() for x in tree.leaves(states[i])]
+        assert folded(states[i], xs) is states[i]
+        assert [x.data_ptr() for x in tree.leaves(states[i])] == addresses
+        expected[i] = together(expected[i], xs)
+        laws.assert_trees_equal(expected, states)
+
+
+def test_a_lane_is_the_same_in_any_company():
+    """Bit for bit: alone or among others, whatever the threads."""
+    program, (hyper, keys) = examples.program(), examples.lanes(4)
+    noises = train.noise(program, keys, 0, 6)
+
+    def after(count, split):
+        here = slice(count)
+        state = train.init(program, tree.index(hyper, here), keys[here])
+        folded = edge.fold_lanes(partial(train.cycle, program), lambda _: split)
+        return folded(state, tree.map(lambda x: x[:, here], noises))
+
+    whole = after(4, Split(1, 2, 1))
+    for count, split in [(4, Split(1, 1, 1)), (3, Split(1, 2, 1)), (1, Split(1, 1, 1))]:
+        laws.assert_trees_equal(tree.index(whole, slice(count)), after(count, split))
+
+
+def test_what_needs_python_goes_together():
+    """A swap copies by an operator of our own, which torch can call only through the interpreter."""
+
+    def swap(state, x):
+        return {"a": state["b"], "b": state["a"] + x}
+
+    state = {"a": torch.zeros(4), "b": torch.ones(4)}
+    expected = train.fold(vmap(swap))(state, torch.ones(3, 4))
+    folded = edge.fold_lanes(swap, lambda count: Split(2, 2, 1))
+    laws.assert_trees_equal(expected, folded(tree.clone(state), torch.ones(3, 4)))
+
+
+def test_a_group_is_compiled_once_and_kept(monkeypatch, tmp_path):
+    """For any number of lanes and groups, and for the next process; not for another step."""
+    monkeypatch.setattr(edge, "cache_dir", lambda: str(tmp_path))
+    made, original = [], torch._inductor.aot_compile
+    monkeypatch.setattr(
+        torch._inductor, "aot_compile", lambda *given, **options: made.append(1) or original(*given, **options)
+    )
+    for f, count, expected in [(step, 2, 1), (step, 8, 1), (lambda s, x: step(s, x) | {"m": s["m"] + 1}, 2, 2)]:
+        state, xs = started(count), noise(2, count)
+        wanted = train.fold(vmap(f))(state, xs)
+        laws.assert_trees_equal(wanted, edge.fold_lanes(f, lambda _: Split(2, 2, 1))(tree.clone(state), xs))
+        assert len(made) == expected
+    assert len(list(tmp_path.glob("fdqn/*.so"))) == 2 + 1  # the two steps and the loop itself
+
+
+def test_an_interrupt_waits_for_all_groups():
+    """Ctrl-C in the middle: raised, and every lane has gone through every cycle, so the state can be used."""
+    folded = edge.fold_lanes(step, lambda count: Split(2, 2, 1))
+    state = started(8)
+    folded(state, noise(1, 8))
+    start, xs = state["count"].clone(), noise(200_000, 8)
+    began = time.perf_counter()
+    timer = threading.Timer(0.02, signal.raise_signal, [signal.SIGINT])
+    with pytest.raises(KeyboardInterrupt):
+        timer.start(), folded(state, xs), time.sleep(5)  # the nap is for a machine that was done before
+    assert time.perf_counter() < began + 5
+    assert state["count"].tolist() == (start + xs["n"].sum(0)).tolist()
+
+
+def test_a_step_that_fails_says_so():
+    folded = edge.fold_lanes(lambda rows, i: rows + rows.index_select(0, i), lambda count: Split(2, 2, 1))
+    rows = torch.zeros(4, 5)
+    folded(rows, torch.zeros(1, 4, 1, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match=r"lanes: a compiled step failed: .*out of bounds"):
+        folded(rows, torch.full((1, 4, 1), 7))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "count", "threads", "expected"),
+    [
+        ((120, 84), 1, 2, Split(1, 1, 1)),
+        ((120, 84), 2, 2, Split(1, 2, 1)),
+        ((120, 84), 8, 2, Split(4, 2, 1)),
+        ((120, 84), 32, 2, Split(4, 2, 1)),
+        ((120, 84), 6, 2, Split(3, 2, 1)),
+        ((120, 84), 7, 2, Split(1, 2, 1)),
+        ((120, 84), 8, 16, Split(1, 8, 1)),
+        ((512, 512), 1, 2, Split(1, 1, 2)),
+        ((512, 512), 4, 16, Split(1, 4, 4)),
+        ((512, 512), 32, 2, Split(1, 2, 1)),
+    ],
+)
+def test_the_split_follows_from_the_work(hidden, count, threads, expected):
+    program = build.program(Settings(hidden=hidden))
+    assert lanes.split(program, count, threads) == expected
