@@ -10,10 +10,14 @@ Pure functions of fixed shapes need no more, and so nothing has to be asked befo
 wrapper of `torch.compile` cost 300 us a cycle, twice the work of one lane.
 """
 
+import atexit
+import contextlib
 import ctypes
 import hashlib
 import os
+import pickle
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -31,6 +35,7 @@ from fdqn import check, lanes, train, tree
 
 State = TypeVar("State")
 Made = TypeVar("Made")
+LaneStep = Callable[[train.TrainState, train.Noise], train.TrainState]
 
 
 class Place(int):
@@ -112,12 +117,15 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
 
 
 def fold_lanes(
-    step: Callable[[State, Any], State], split: Callable[[int], lanes.Split]
+    step: Callable[[State, Any], State],
+    split: Callable[[int], lanes.Split],
+    soon: Callable[[State, Any], State] | None = None,
 ) -> Callable[[State, Any], State]:
     """`fold(vmap(step))` on a CPU: the lanes [S, ...] in groups, `split(S)`, each of them all of its n steps in turn.
 
     Compiled for one group, ahead of time and kept on disk. A step with an operator that only Python can call (one of
-    the user's own) goes through `fold(vmap(step))`.
+    the user's own) goes through `fold(vmap(step))`. Another step that will `soon` be called on the same state and xs is
+    compiled meanwhile in a process of its own.
     """
     together = fold(vmap(step))
     library_of = _made_once(lambda f, args: _library(f, args[1:], threads=args[0]), donate(vmap(step)))
@@ -130,7 +138,10 @@ def fold_lanes(
         if recent is None or state is not recent[0] or kinds != recent[2] or not _same_objects(leaves, recent[1]):
             parts = split(len(leaves[0]))
             group = slice(parts.lanes)
-            library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
+            args = tree.index(state, group), tree.index(tree.index(xs, 0), group)
+            if soon is not None:
+                _begin(donate(vmap(soon)), args, parts.threads)
+            library = library_of(parts.threads, *args)
             recent = state, leaves, kinds, None if library is None else lanes.loop(library, leaves, parts)
         if recent[3] is None:
             return together(state, xs)
@@ -149,13 +160,15 @@ def compiled(program: train.Program) -> train.Functions:
     def split(count: int) -> lanes.Split:
         return lanes.split(program, count, torch.get_num_threads())
 
-    def over_lanes(step: Callable[[train.TrainState, train.Noise], train.TrainState]) -> Any:
-        grouped, together = fold_lanes(step, split), fold(vmap(step))
+    def over_lanes(step: LaneStep, soon: LaneStep | None = None) -> LaneStep:
+        grouped, together = fold_lanes(step, split, soon), fold(vmap(step))
 
         def folded(state: train.TrainState, noise: train.Noise) -> train.TrainState:
             return (grouped if lanes.known_here(state.key.device) else together)(state, noise)
 
         return folded
+
+    collect, cycle = partial(train.collect, program), partial(train.cycle, program)
 
     def sync(state: train.TrainState) -> train.TrainState:
         # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
@@ -171,8 +184,8 @@ def compiled(program: train.Program) -> train.Functions:
 
     return train.Functions(
         noise=noise,
-        collect=over_lanes(partial(train.collect, program)),
-        cycle=over_lanes(partial(train.cycle, program)),
+        collect=over_lanes(collect, soon=cycle),
+        cycle=over_lanes(cycle),
         sync=sync,
     )
 
@@ -231,26 +244,70 @@ def _graph(f: Callable[..., Any], args: Any) -> Graph:
         return Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
 
 
-def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
-    """`f` for `args`, all of them its state and noise, compiled ahead of time; nothing where that needs Python.
+class Order(NamedTuple):
+    """What a library is made from."""
 
-    What is compiled for the one processor it is made on is named by all that it is made from, so it is made once.
-    """
+    traced: torch.fx.GraphModule
+    inputs: list[tuple[torch.Size, tuple[int, ...], torch.dtype]]
+    options: dict[str, Any]
+    path: Path
+    """Where it is kept, named by all that it depends on."""
+
+
+def _order(f: Callable[..., Any], args: Any, threads: int) -> Order:
+    """The library of `f` for `args`, all of them its state and noise."""
     traced, _ = _traced(f, args)
-    inputs = _tensors(args)
-    options = _options(inputs) | {"cpp.threads": threads, "cpp_wrapper": False}
+    inputs = [(x.shape, x.stride(), x.dtype) for x in _tensors(args)]
+    options = _options(_tensors(args)) | {"cpp.threads": threads, "cpp_wrapper": False}
     constants = [(name, x.dtype, x.tolist()) for name, x in traced.named_buffers()]
-    made_from = (torch.__version__, _processor(), options, traced.code, constants, [_kind(x) for x in inputs])
+    made_from = (torch.__version__, _processor(), options, traced.code, constants, inputs)
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()
-    path = Path(cache_dir()) / "fdqn" / f"{name}.so"
-    if not path.exists():
-        with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's of itself
-            made = torch._inductor.aot_compile(traced, tuple(inputs), options=options)
-        path.parent.mkdir(exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        shutil.copy(str(made), part)
-        os.replace(part, path)
-    return None if b"aoti_torch_proxy_executor_call_function" in path.read_bytes() else path
+    return Order(traced, inputs, options, Path(cache_dir()) / "fdqn" / f"{name}.so")
+
+
+def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
+    """`f` for `args`, compiled ahead of time; nothing where that needs Python."""
+    order = _order(f, args, threads)
+    if order.path in _begun:
+        _begun.pop(order.path).wait()
+    if not order.path.exists():
+        _make(order)
+    return None if b"aoti_torch_proxy_executor_call_function" in order.path.read_bytes() else order.path
+
+
+def _make(order: Order) -> None:
+    for node in order.traced.graph.nodes:
+        node.meta.clear()  # after unpickling, stand-ins that do not know each other
+    examples = [torch.empty_strided(*kind[:2], dtype=kind[2]).zero_() for kind in order.inputs]
+    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's of itself
+        made = torch._inductor.aot_compile(order.traced, tuple(examples), options=order.options)
+    order.path.parent.mkdir(exist_ok=True)
+    part = order.path.with_suffix(f".{os.getpid()}")
+    shutil.copy(str(made), part)
+    os.replace(part, order.path)
+
+
+# Libraries that are being made in processes of their own. What fails there is made, and fails, here.
+_begun: dict[Path, subprocess.Popen[bytes]] = {}
+
+
+def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
+    """Begin to make a library that `_library` will be asked for."""
+    order = _order(f, args, threads)
+    if order.path.exists() or order.path in _begun:
+        return
+    command = [sys.executable, "-c", "from fdqn import compile; compile._make_ordered()"]
+    maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    atexit.register(maker.kill)
+    _begun[order.path] = maker
+    assert maker.stdin is not None  # a pipe was asked for
+    with contextlib.suppress(BrokenPipeError), maker.stdin:
+        pickle.dump(order, maker.stdin)
+
+
+def _make_ordered() -> None:
+    """The other process."""
+    _make(pickle.load(sys.stdin.buffer))
 
 
 def _processor() -> str:
@@ -285,7 +342,8 @@ def _options(inputs: list[Tensor]) -> dict[str, Any]:
     options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False, "triton.cudagraphs": False}
     options |= {"deterministic": True, "triton.autotune_pointwise": False}
     if not any(x.is_cuda for x in inputs):
-        options |= {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
+        # Whether the compiler knows what the processor can is tried with ten small programs, seven seconds; it does.
+        options |= {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads(), "cpp.vec_isa_ok": True}
     known = torch._inductor.list_options()
     return {name: value for name, value in options.items() if name in known}
 

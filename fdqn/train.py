@@ -300,8 +300,10 @@ def run(
     ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
     if period and ahead > period:
         ahead -= ahead % period  # so that chunks are of few lengths
-    drawn = number
-    _try_on_fake_tensors(program, state, noise(program, state.key, number, 1))
+    # The first cycle's noise is drawn as it is, so that one step function can compile beside the other and `noise`.
+    start, first, drawn = number, number, number + 1
+    noises = noise(program, state.key, number, 1)
+    _try_on_fake_tensors(program, state, noises)
 
     called: set[str] = set()
     compile_seconds, learning_seconds, learning_updates = 0.0, 0.0, 0
@@ -310,14 +312,15 @@ def run(
         began, calls = time.perf_counter(), {"collect" if number < warm else "cycle"}
         if number == drawn:
             calls.add("noise")
-            noises = functions.noise(state.key, number, ahead)
-            drawn = number + ahead
+            first = start + (number - start) // ahead * ahead
+            noises = functions.noise(state.key, first, ahead)
+            drawn = first + ahead
         # As many cycles in a row as nothing else is due in between, but one where there is compiling to do.
         dues = [last, drawn, number + (CYCLES_PER_CALL if calls <= called else 1)]
         dues += [_next_due(number, config.env_steps, every) for every in (report_every, evaluate_every) if every]
         dues += [warm] if number < warm else [number + period - (number - warm) % period] if period else []
         cycles, number = min(dues) - number, min(dues)
-        here = slice(ahead - drawn + number - cycles, ahead - drawn + number)
+        here = slice(number - cycles - first, number - first)
         step_function = functions.collect if "collect" in calls else functions.cycle
         state = step_function(state, tree.index(noises, here))
         if number > warm and period and (number - warm) % period == 0:

@@ -397,8 +397,9 @@ def test_compiled_functions_record_no_gradients():
 
 
 @pytest.mark.usefixtures("nothing_kept")
-def test_compiled_run_equals_eager_run(compiles):
+def test_compiled_run_equals_eager_run(compiles, monkeypatch):
     """The whole loop with warm-up, learning and hard copies, through every compiled function, each compiled once."""
+    monkeypatch.setattr(edge, "_begin", lambda *_: None)  # what another process compiles cannot be counted
     program, state = started()
     eager = laws.advance(program, tree.clone(state), 10)
     functions = edge.compiled(program)

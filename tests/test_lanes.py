@@ -1,6 +1,8 @@
 """Groups of lanes on threads of their own: the same lanes, whatever the groups, and never one behind the others."""
 
+import shutil
 import signal
+import sys
 import threading
 import time
 from functools import partial
@@ -104,6 +106,27 @@ def test_a_group_is_compiled_once_and_kept(monkeypatch, tmp_path):
         laws.assert_trees_equal(wanted, edge.fold_lanes(f, lambda _: Split(2, 2, 1))(tree.clone(state), xs))
         assert len(made) == expected
     assert len(list(tmp_path.glob("fdqn/*.so"))) == 2 + 1  # the two steps and the loop itself
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_what_comes_soon_is_made_by_another_process(monkeypatch, tmp_path, works):
+    """And here after all where that process fails."""
+
+    def later(state, x):
+        return step(state, x) | {"total": state["total"] - 1}
+
+    monkeypatch.setattr(edge, "cache_dir", lambda: str(tmp_path))
+    if not works:
+        monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    made, original = [], edge._make
+    monkeypatch.setattr(edge, "_make", lambda order: made.append(1) or original(order))
+    first = edge.fold_lanes(step, lambda _: Split(2, 2, 1), soon=later)
+    second = edge.fold_lanes(later, lambda _: Split(2, 2, 1))
+    state, xs = started(4), noise(3, 4)
+    expected = train.fold(vmap(later))(train.fold(vmap(step))(state, xs), xs)
+    laws.assert_trees_equal(expected, second(first(tree.clone(state), xs), xs))
+    assert len(made) == (1 if works else 2)
+    assert not edge._begun
 
 
 def test_an_interrupt_waits_for_all_groups():
