@@ -2,7 +2,7 @@
 
     pip install -e '.[peers]'
     python benchmarks/peers.py [--device cpu] [--seeds 1 8 32] [--networks small large] [--repeats 7]
-                               [--jax PYTHON ...] [--only NAME ...]
+                               [--jax PYTHON ...] [--only NAME ...] [--tf32]
 
 Every peer is a process of its own that sets up, compiles, and then waits for its turn; a turn is about a second of
 work. All peers take a turn, and that `--repeats` times over, so that a machine that drifts drifts for all. What is
@@ -10,7 +10,7 @@ compared is seed-updates a second, from the median of the turns; a ratio is the 
 and appends one record to `benchmarks/records/peers.jsonl`.
 
 `--jax` names interpreters of other environments, to time other versions of jaxlib as well. A peer that is not installed
-is left out, with a line. The peers:
+is left out, with a line. All compute in float32; with `--tf32` all may use TF32 on a GPU. The peers:
 
     fdqn          `train.run`: what `fdqn train` runs, reports included
     jax           `jax_dqn.py`: the same work in plain JAX, donated, scanned, vmapped
@@ -21,6 +21,7 @@ is left out, with a line. The peers:
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -117,7 +118,6 @@ def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     import jax_dqn
 
     jax.config.update("jax_platforms", device)
-    jax.config.update("jax_default_matmul_precision", "highest")  # as ours: no TF32
     small = network == "small"
     work = jax_dqn.Work(cartpole=small) if small else jax_dqn.Work(sizes=(468, 512, 256, 18), cartpole=False)
     chunk = 500 if small else 20
@@ -133,7 +133,6 @@ def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     from rejax.networks import DiscreteQNetwork, EpsilonGreedyPolicy
 
     jax.config.update("jax_platforms", device)
-    jax.config.update("jax_default_matmul_precision", "highest")  # as ours: no TF32
     settings = {"num_envs": 10, "num_epochs": 1, "batch_size": 128, "buffer_size": 10_000, "fill_buffer": 1_000}
     algorithm = library.get_algo("dqn").create(
         env="CartPole-v1", target_update_freq=200, learning_rate=2.5e-4, ddqn=False, **settings
@@ -262,14 +261,19 @@ def serve(name: str, network: str, seeds: int, device: str) -> None:
         print(json.dumps(done * seeds / (time.perf_counter() - began)), flush=True)
 
 
-def start(python: str, name: str, network: str, seeds: int, device: str) -> subprocess.Popen:
+def start(python: str, name: str, network: str, seeds: int, device: str, tf32: bool) -> subprocess.Popen:
     """A peer's process."""
+    import work
+
     words = [python, __file__, "--serve", name, "--networks", network, "--seeds", str(seeds), "--device", device]
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # peers share a GPU's memory
+    # Peers share a GPU's memory.
+    environment = os.environ | work.tf32(tf32) | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str]) -> dict:
+def compare(
+    network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str], tf32: bool
+) -> dict[str, dict]:
     """All peers on one size of the work: `{peer: {"versions", "rates"}}`."""
     running = {}
     for name, (package, many, networks) in PEERS.items():
@@ -279,7 +283,7 @@ def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str
             if python == sys.executable and not importlib.util.find_spec(package):
                 print(f"{name}: left out, {package} is not installed", file=sys.stderr, flush=True)
                 continue
-            process = start(python, name, network, seeds if many else 1, device)
+            process = start(python, name, network, seeds if many else 1, device, tf32)
             line = process.stdout.readline()
             if not line:
                 print(f"{name}: left out, it stopped while setting up ({python})", file=sys.stderr, flush=True)
@@ -290,10 +294,15 @@ def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str
             print(f"{network}, {seeds} seeds: {label} is ready", file=sys.stderr, flush=True)
     rates = {name: [] for name in running}
     for _ in range(repeats):
-        for name, (process, _) in running.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            rates[name].append(json.loads(process.stdout.readline()))
+        for name, (process, _) in list(running.items()):
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write("\n")
+                process.stdin.flush()
+            if line := process.stdout.readline():
+                rates[name].append(json.loads(line))
+            else:
+                print(f"{name}: left out, it stopped in its turn", file=sys.stderr, flush=True)
+                del running[name]
     for process, _ in running.values():
         process.stdin.close()
         process.wait()
@@ -323,6 +332,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--jax", nargs="*", default=[], help="interpreters with other versions of jax")
     parser.add_argument("--only", nargs="*", default=[], choices=tuple(PEERS), help="peers; all by default")
+    parser.add_argument("--tf32", action="store_true", help="let all of them use TF32 on a GPU")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -330,7 +340,8 @@ def main() -> None:
         return
     import work
 
-    chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only
+    chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only, arguments.tf32
+    os.environ.update(work.tf32(arguments.tf32))
     machine = work.machine(arguments.device)  # of the code that is measured
     results = [
         {"network": network, "seeds": seeds, "peers": compare(network, seeds, *chosen)}
@@ -338,7 +349,10 @@ def main() -> None:
         for seeds in arguments.seeds
     ]
     table(results)
-    work.append("peers", {**machine, "turn_seconds": TURN, "repeats": arguments.repeats, "results": results})
+    work.append(
+        "peers",
+        {**machine, "tf32": arguments.tf32, "turn_seconds": TURN, "repeats": arguments.repeats, "results": results},
+    )
 
 
 def _installed(package: str) -> bool:

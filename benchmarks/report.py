@@ -1,6 +1,6 @@
 """From records to the README's table and a picture of speed against seeds.
 
-    python benchmarks/report.py [--out benchmarks/pictures/speed.png]
+    python benchmarks/report.py [--network small] [--device cpu] [--out benchmarks/pictures/speed.png]
 
 Reads the last record of `records/peers.jsonl`, prints the table in Markdown, and draws it.
 """
@@ -25,8 +25,8 @@ NAMES = {
 }
 
 
-def last_results(network: str) -> tuple[dict, dict[int, dict[str, list[float]]]]:
-    """The newest record that has the network, and its rates: `{seeds: {peer: rates}}`."""
+def last_results(network: str, device: str) -> tuple[dict, dict[int, dict[str, list[float]]]]:
+    """The newest record of the network on that kind of device, and its rates: `{seeds: {peer: rates}}`."""
     for line in reversed((work.RECORDS / "peers.jsonl").read_text().splitlines()):
         record = json.loads(line)
         rates = {
@@ -34,9 +34,11 @@ def last_results(network: str) -> tuple[dict, dict[int, dict[str, list[float]]]]
             for result in record["results"]
             if result["network"] == network and "fdqn" in result["peers"]
         }
-        if len(rates) > 1:
+        if len(rates) > 1 and record.get("kind", "cpu") == device:
             return record, rates
-    raise SystemExit(f"no record of the {network} network in {work.RECORDS / 'peers.jsonl'}; run benchmarks/peers.py")
+    raise SystemExit(
+        f"no record of the {network} network on {device} in {work.RECORDS / 'peers.jsonl'}; run benchmarks/peers.py"
+    )
 
 
 def table(rates: dict[int, dict[str, list[float]]]) -> str:
@@ -85,8 +87,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=PICTURES / "speed.png")
     parser.add_argument("--network", choices=tuple(work.SIZES), default="small")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    record, rates = last_results(arguments.network)
+    record, rates = last_results(arguments.network, arguments.device)
     print(table(rates))
     print(f"\ncommit {record['commit']}, {record['date']}, {record['device']}, torch {record['versions']['torch']}")
     draw(arguments.out, rates, f"{'-'.join(map(str, work.SIZES[arguments.network]))}, {record['device']}")

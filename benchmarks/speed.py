@@ -1,12 +1,13 @@
 """How fast is it here, and what does it cost? Ours alone; `peers.py` compares.
 
-    python benchmarks/speed.py [--device cpu] [--seeds 1 8 32 128] [--networks small large] [--repeats 5]
+    python benchmarks/speed.py [--device cpu] [--seeds 1 8 32 128] [--networks small large] [--repeats 5] [--tf32]
 
-For each size of the work, in a process of its own and with empty compiler caches, then once more with full ones:
-seed-updates and environment steps a second (median of the repeats, a second each), the share of the machine's matrix
-product that the updates reach, seconds from process start to the end of the first update, and the growth of resident
-memory since fdqn was imported beside the bytes of the state. Then the time of a cycle at a capacity of a million rows
-over that at ten thousand. Prints a table and appends one record to `benchmarks/records/speed.jsonl`.
+For each size of the work, in a process of its own: seed-updates and environment steps a second (median of the repeats,
+a second each), the share of the machine's matrix product that the updates reach, seconds from process start to the end
+of the first update, with full compiler caches and for each network's first size with empty ones, and memory: what a
+run grows by after fdqn is imported, as a share of what it may, 1.2 times its state, a batch's activations, and what a
+run of one seed grows by beyond its own state. Then the time of a cycle at a capacity of a million rows over that at ten
+thousand. Prints a table and appends one record to `benchmarks/records/speed.jsonl`.
 """
 
 import argparse
@@ -54,22 +55,24 @@ def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) 
     }
 
 
-def size(network: str, seeds: int, device: str, repeats: int) -> dict:
-    """One size of the work with empty and with full compiler caches."""
+def size(network: str, seeds: int, device: str, repeats: int, first: dict | None, alone: dict) -> dict:
+    """One size of the work with full caches; `first` had empty ones, `alone` is a run of one seed."""
     import work
 
-    with tempfile.TemporaryDirectory() as caches:
-        cold = _process(network, seeds, device, 10_000, 1, caches)
-        warm = _process(network, seeds, device, 10_000, repeats, caches)
+    _process(network, seeds, device, 10_000, 1, None)
+    warm = _process(network, seeds, device, 10_000, repeats, None)
     rate = work.spread(warm.pop("rates"))
+    other = alone["grown_bytes"] - alone["state_bytes"]
+    allowed = 1.2 * warm["state_bytes"] + work.activation_bytes(network, seeds) + other
     return {
         "network": network,
         "seeds": seeds,
         "seed_updates_per_second": rate,
         "env_steps_per_second": rate["median"] * work.ENVS,
         "flop_per_second": rate["median"] * work.flop(network),
-        "cold": {name: cold[name] for name in ("first_update_seconds", "compile_seconds")},
+        "cold": first and {name: first[name] for name in ("first_update_seconds", "compile_seconds")},
         "warm": warm,
+        "grown_of_allowed": warm["grown_bytes"] / allowed,
     }
 
 
@@ -91,28 +94,39 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--networks", nargs="+", choices=("small", "large"), default=["small", "large"])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--tf32", action="store_true", help="allow TF32 on a GPU")
     parser.add_argument("--capacity", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.capacity:
         given = arguments.networks[0], arguments.seeds[0], arguments.device, arguments.capacity, arguments.repeats
         print(json.dumps(measure(*given)))
         return
+    import torch
     import work
 
+    os.environ.update(work.tf32(arguments.tf32))
+    torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
     peak, results = work.peak(arguments.device), []
     work.say(f"matrix product: {peak / 1e9:,.0f} GFLOP/s")
     print(
-        "network  seeds  seed-updates/s [lowest, highest]  env-steps/s  of peak  first update cold, warm  grown/state"
+        "network  seeds  seed-updates/s [lowest, highest]  env-steps/s  of peak  first update cold, warm"
+        "  grown, state, grown of allowed"
     )
     for network in arguments.networks:
+        with tempfile.TemporaryDirectory() as caches:
+            cold = _process(network, arguments.seeds[0], arguments.device, 10_000, 1, caches)
+            alone = _process(network, 1, arguments.device, 10_000, 1, None)
         for seeds in arguments.seeds:
-            result = size(network, seeds, arguments.device, arguments.repeats)
+            first = cold if seeds == arguments.seeds[0] else None
+            empty = f"{first['first_update_seconds']:.1f} s" if first else ""
+            result = size(network, seeds, arguments.device, arguments.repeats, first, alone)
             rate, warm = result["seed_updates_per_second"], result["warm"]
             print(
                 f"{network:7s} {seeds:6d} {rate['median']:12,.0f} [{rate['low']:,.0f}, {rate['high']:,.0f}]"
                 f" {result['env_steps_per_second']:12,.0f} {result['flop_per_second'] / peak:8.0%}"
-                f" {result['cold']['first_update_seconds']:8.1f} s {warm['first_update_seconds']:6.1f} s"
-                f" {warm['grown_bytes'] / 1e6:8,.0f}/{warm['state_bytes'] / 1e6:,.0f} MB",
+                f" {empty:>9s}"
+                f" {warm['first_update_seconds']:6.1f} s {warm['grown_bytes'] / 1e6:8,.0f} MB"
+                f" {warm['state_bytes'] / 1e6:6,.0f} MB {result['grown_of_allowed']:6.2f}",
                 flush=True,
             )
             results.append(result)
@@ -120,7 +134,13 @@ def main() -> None:
     print(
         f"a cycle at 1,000,000 rows over one at 10,000: {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
     )
-    record = {**work.machine(arguments.device), "peak_flop_per_second": peak, "results": results, "capacities": ratio}
+    record = {
+        **work.machine(arguments.device),
+        "tf32": arguments.tf32,
+        "peak_flop_per_second": peak,
+        "results": results,
+        "capacities": ratio,
+    }
     work.append("speed", record)
 
 

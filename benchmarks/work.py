@@ -96,11 +96,25 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": runs.git_commit(),
+        "kind": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
+
+
+def tf32(allowed: bool) -> dict[str, str]:
+    """The environment in which PyTorch and JAX may both, or may both not, round factors on a GPU to TF32."""
+    return {
+        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": str(int(allowed)),
+        "JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32" if allowed else "highest",
+    }
+
+
+def activation_bytes(network: str, seeds: int) -> int:
+    """Bytes of one batch's activations, in float32: each layer's outputs, before and after its ReLU, for all seeds."""
+    return seeds * BATCH * 2 * 4 * sum(SIZES[network][1:])
 
 
 def append(name: str, record: dict[str, Any]) -> None:

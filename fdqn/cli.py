@@ -257,7 +257,7 @@ def _follow(console: "Console", settings: Settings, reports: "Iterator[train.Rep
     """Show the run as it goes: a live line on a terminal, a plain line a report elsewhere. Answers the last report."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    wait = "compiling, about 35 s the first time" if settings.compile else "first cycle"
+    wait = "compiling, about 25 s the first time" if settings.compile else "first cycle"
     if not console.is_terminal:
         console.print(wait)
         for report in reports:

@@ -93,10 +93,11 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
     """
     graph_of = _made_once(_graph, donate(step))
     recent: tuple[Any, list[Tensor], Any, Graph] | None = None
+    pool: Any = None
     captured: dict[Any, Callable[[list[Tensor]], None] | None] = {}
 
     def folded(state: State, xs: Any) -> State:
-        nonlocal recent
+        nonlocal recent, pool
         leaves, each = tree.leaves(state), tree.leaves(xs)
         kinds = [tree.structure(xs), *(_kind(x[0]) for x in each)]
         # A signature costs half of a small network's cycle. The very state of last time, leaf by leaf, needs none.
@@ -109,7 +110,8 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
                 return state
             place = (id(graph), len(each[0]), *map(_kind, each), *(x.data_ptr() for x in leaves))
             if place in captured and captured[place] is None:
-                captured[place] = _captured(graph, leaves, each)
+                pool = pool or torch.cuda.graph_pool_handle()
+                captured[place] = _captured(graph, leaves, each, pool)
             (captured.setdefault(place, None) or partial(_in_turn, graph, leaves))(each)
         return state
 
@@ -168,20 +170,21 @@ def compiled(program: train.Program) -> train.Functions:
 
         return folded
 
-    collect, cycle = partial(train.collect, program), partial(train.cycle, program)
-
     def sync(state: train.TrainState) -> train.TrainState:
         # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
         learner = state.learner
-        torch._foreach_copy_(tree.leaves(learner.target_params), tree.leaves(learner.params))
+        with lanes.sharing(1):
+            torch._foreach_copy_(tree.leaves(learner.target_params), tree.leaves(learner.params))
         return state
 
     draw = compile(partial(train.draw, program))
 
     def noise(keys: Tensor, first_cycle: int, cycles: int) -> train.Noise:
         # The few keys are made outside: a compiler takes four seconds for each of these ciphers.
-        return draw(train.cycle_keys(keys, first_cycle, cycles))
+        with lanes.sharing(1):
+            return draw(train.cycle_keys(keys, first_cycle, cycles))
 
+    collect, cycle = partial(train.collect, program), partial(train.cycle, program)
     return train.Functions(
         noise=noise,
         collect=over_lanes(collect, soon=cycle),
@@ -258,7 +261,12 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> Order:
     """The library of `f` for `args`, all of them its state and noise."""
     traced, _ = _traced(f, args)
     inputs = [(x.shape, x.stride(), x.dtype) for x in _tensors(args)]
-    options = _options(_tensors(args)) | {"cpp.threads": threads, "cpp_wrapper": False}
+    # A group's few lanes would be the vectors' innermost numbers, and each array transposed for it: 0.88x at 32 lanes.
+    options = _options(_tensors(args)) | {
+        "cpp.threads": threads,
+        "cpp_wrapper": False,
+        "cpp.enable_loop_tail_vec": False,
+    }
     constants = [(name, x.dtype, x.tolist()) for name, x in traced.named_buffers()]
     made_from = (torch.__version__, _processor(), options, traced.code, constants, inputs)
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()
@@ -278,7 +286,7 @@ def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
 def _make(order: Order) -> None:
     for node in order.traced.graph.nodes:
         node.meta.clear()  # after unpickling, stand-ins that do not know each other
-    examples = [torch.empty_strided(*kind[:2], dtype=kind[2]).zero_() for kind in order.inputs]
+    examples = [torch.empty_strided(*kind[:2], dtype=kind[2]) for kind in order.inputs]
     with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's of itself
         made = torch._inductor.aot_compile(order.traced, tuple(examples), options=order.options)
     order.path.parent.mkdir(exist_ok=True)
@@ -359,12 +367,15 @@ def _captures(xs: list[Tensor]) -> bool:
     return xs[0].is_cuda
 
 
-def _captured(graph: Graph, leaves: list[Tensor], xs: list[Tensor]) -> Callable[[list[Tensor]], None]:
-    """`_in_turn` as one CUDA graph, which reads from buffers of its own. Capturing runs nothing."""
+def _captured(graph: Graph, leaves: list[Tensor], xs: list[Tensor], pool: Any) -> Callable[[list[Tensor]], None]:
+    """`_in_turn` as one CUDA graph, which reads from buffers of its own. Capturing runs nothing.
+
+    What it computes with on the way comes from `pool`, for all graphs that are replayed one after the other.
+    """
     # The graph was compiled for these strides; `empty_like` would not keep them.
     buffers = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in xs]
     recording = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recording):
+    with torch.cuda.graph(recording, pool=pool):
         _in_turn(graph, leaves, buffers)
 
     def replay(xs: list[Tensor]) -> None:

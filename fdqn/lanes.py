@@ -5,6 +5,7 @@ what it wrote a moment ago, and threads that work on groups of their own need no
 where two threads go through all lanes together. The loop is in C++ (`lanes.cpp`), without the interpreter's lock.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,21 @@ def known_here(device: torch.device) -> bool:
     return device.type == "cpu" and sys.platform == "linux"
 
 
+@contextlib.contextmanager
+def sharing(threads: int) -> Iterator[None]:
+    """What this thread computes in here is shared by so many threads.
+
+    By itself alone if it is one: threads of OpenMP go on spinning for up to ten milliseconds after their work, on the
+    cores that groups of lanes are computed on. A target copy that starts them costs a quarter of the speed at 8 lanes.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor]], None]:
     """Of noise, leaves [n, S, ...]: n steps for each group of lanes of `state`, leaves [S, ...], which is written over.
 
@@ -79,7 +95,7 @@ def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Ten
     Raises RuntimeError where a step fails.
     """
     driver, model = _driver(library.parent), _model(library, split.workers)
-    workers = _workers(split.workers, split.threads)
+    helpers = _helpers(split.workers - 1, split.threads) if split.workers > 1 else None
     groups = len(state[0]) // split.lanes
     staying = [_input(x[: split.lanes], x.stride(0) * split.lanes, 0) for x in state]
 
@@ -92,13 +108,16 @@ def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Ten
             if driver.fdqn_groups(model.step, model.handle, inputs, ctypes.c_int64(worker), *counts):
                 raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
 
-        shares = [workers.submit(share, worker) for worker in range(split.workers)]
+        others = [helpers.submit(share, worker) for worker in range(1, split.workers)] if helpers else []
         try:
-            wait(shares)
+            with sharing(split.threads):
+                share(0)
+            errors = [each.exception() for each in others]
         finally:
-            wait(shares)  # an interrupt must not leave some lanes behind the others
-        for each in shares:
-            each.result()
+            if not all(each.done() for each in others):
+                wait(others)  # an interrupt must not leave some lanes behind the others
+        for error in filter(None, errors):
+            raise error
 
     return run
 
@@ -159,14 +178,9 @@ def _driver(folder: Path) -> ctypes.CDLL:
 
 
 @functools.cache
-def _workers(count: int, threads: int) -> ThreadPoolExecutor:
-    """Threads, each of which shares its work with so many."""
-
-    def start() -> None:
-        torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
-
-    return ThreadPoolExecutor(count, "fdqn-lanes", start)
+def _helpers(count: int, threads: int) -> ThreadPoolExecutor:
+    """Threads beside the caller's own, each of which shares its work with so many."""
+    return ThreadPoolExecutor(count, "fdqn-lanes", torch.set_num_threads, (threads,))
 
 
 @functools.cache

@@ -307,7 +307,7 @@ def run(
 
     called: set[str] = set()
     compile_seconds, learning_seconds, learning_updates = 0.0, 0.0, 0
-    first_update, since = None, _totals(state)
+    first_update, since = None, _read(program, state)
     while number < last:
         began, calls = time.perf_counter(), {"collect" if number < warm else "cycle"}
         if number == drawn:
@@ -343,17 +343,17 @@ def run(
         first_update = now if is_first_update else first_update
         if reporting:
             evaluation = evaluate(state) if evaluating and evaluate is not None else None
-            before, since = since, _totals(state)
+            before, since = since, _read(program, state)
             yield Report(
                 step=number * config.env_steps,
                 episodes=since.episodes,
                 returns=_means(since.returned - before.returned, since.episodes - before.episodes),
-                last_returns=_last_returns(state.metrics),
+                last_returns=since.last_returns,
                 updates=max(0, number - warm) * config.updates_per_cycle,
                 loss=_means(since.loss - before.loss, since.updates - before.updates),
                 q=_means(since.q - before.q, since.updates - before.updates),
                 grad_norm=_means(since.grad_norm - before.grad_norm, since.updates - before.updates),
-                epsilon=epsilon(state.hyper, state.cycle * config.env_steps).double().cpu().numpy(),
+                epsilon=since.epsilon,
                 evaluation=evaluation,
                 state=state,
                 compile_seconds=compile_seconds,
@@ -419,28 +419,41 @@ def _wait(state: TrainState) -> None:
         torch.cuda.synchronize(state.cycle.device)
 
 
-class _Totals(NamedTuple):
-    """What the metrics say at one moment, [S] each, on the host."""
+class _Reading(NamedTuple):
+    """What the lanes say at one moment, [S] each, on the host."""
 
     episodes: NDArray[np.int64]
-    returned: NDArray[np.float64]
     updates: NDArray[np.int64]
+    returned: NDArray[np.float64]
     loss: NDArray[np.float64]
     q: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
+    epsilon: NDArray[np.float64]
+    last_returns: NDArray[np.float32]
+    """[S, R], the ring without its spare place."""
 
 
-def _totals(state: TrainState) -> _Totals:
+def _read(program: Program, state: TrainState) -> _Reading:
+    """All of it in one transfer, as numbers that are exact in float64: a GPU is asked once a report."""
     metrics = state.metrics
-    counted = (metrics.episodes, metrics.returned, state.learner.updates, *metrics.totals)
-    return _Totals(*(x.cpu().numpy().copy() for x in counted))
+    share = epsilon(state.hyper, state.cycle * program.config.env_steps)
+    columns = (metrics.episodes, state.learner.updates, metrics.returned, *metrics.totals, share)
+    table = (
+        torch.cat([*(x.double().unsqueeze(-1) for x in columns), metrics.returns[:, :-1].double()], -1).cpu().numpy()
+    )
+    episodes, updates, returned, loss, q, grad_norm, explored = table[:, : len(columns)].T.copy()
+    return _Reading(
+        episodes.astype(np.int64),
+        updates.astype(np.int64),
+        returned,
+        loss,
+        q,
+        grad_norm,
+        explored,
+        last_returns=table[:, len(columns) :].astype(np.float32),
+    )
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """`sums / counts`, NaN where nothing was counted."""
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
-def _last_returns(metrics: Metrics) -> NDArray[np.float32]:
-    """The ring without its spare place [S, R]."""
-    return metrics.returns[:, :-1].float().cpu().numpy().copy()

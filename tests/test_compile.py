@@ -295,7 +295,9 @@ class Recording:
             f(*args)
 
     @classmethod
-    def capture(cls, recording):
+    def capture(cls, recording, pool):
+        assert pool == 7
+
         class Capture:
             def __enter__(self):
                 cls.current = recording
@@ -311,6 +313,7 @@ def test_a_captured_fold_equals_the_plain_one(monkeypatch):
     step = vmap(lambda s, x: {"a": s["a"] * 0.5 + x.sum(), "b": s["a"]}, in_dims=(0, 0))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", Recording.capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
     runs, plain = [], edge._graph
 
     def noting(f, args):
