@@ -13,6 +13,7 @@ wrapper of `torch.compile` cost 300 us a cycle, twice the work of one lane.
 import atexit
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import pickle
@@ -159,8 +160,10 @@ def compiled(program: train.Program) -> train.Functions:
     On a CPU call `prepare_cpu` first.
     """
 
+    known_split = functools.cache(partial(lanes.split, program))
+
     def split(count: int) -> lanes.Split:
-        return lanes.split(program, count, torch.get_num_threads())
+        return known_split(count, torch.get_num_threads())
 
     def over_lanes(step: LaneStep, soon: LaneStep | None = None) -> LaneStep:
         grouped, together = fold_lanes(step, split, soon), fold(vmap(step))
@@ -261,12 +264,10 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> Order:
     """The library of `f` for `args`, all of them its state and noise."""
     traced, _ = _traced(f, args)
     inputs = [(x.shape, x.stride(), x.dtype) for x in _tensors(args)]
-    # A group's few lanes would be the vectors' innermost numbers, and each array transposed for it: 0.88x at 32 lanes.
-    options = _options(_tensors(args)) | {
-        "cpp.threads": threads,
-        "cpp_wrapper": False,
-        "cpp.enable_loop_tail_vec": False,
-    }
+    # A vector that is not full would be one of a group's few lanes, each array transposed for it: 0.88x at 32 lanes.
+    options = _options(
+        _tensors(args), {"cpp.threads": threads, "cpp_wrapper": False, "cpp.enable_loop_tail_vec": False}
+    )
     constants = [(name, x.dtype, x.tolist()) for name, x in traced.named_buffers()]
     made_from = (torch.__version__, _processor(), options, traced.code, constants, inputs)
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()
@@ -305,12 +306,14 @@ def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
     if order.path.exists() or order.path in _begun:
         return
     command = [sys.executable, "-c", "from fdqn import compile; compile._make_ordered()"]
-    maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    atexit.register(maker.kill)
-    _begun[order.path] = maker
-    assert maker.stdin is not None  # a pipe was asked for
-    with contextlib.suppress(BrokenPipeError), maker.stdin:
-        pickle.dump(order, maker.stdin)
+    with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError, OSError):
+        written = pickle.dumps(order)
+        maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        atexit.register(maker.kill)
+        _begun[order.path] = maker
+        assert maker.stdin is not None  # a pipe was asked for
+        with maker.stdin:
+            maker.stdin.write(written)
 
 
 def _make_ordered() -> None:
@@ -345,15 +348,18 @@ def _traced(f: Callable[..., Any], args: Any) -> tuple[torch.fx.GraphModule, Any
         return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs), answer
 
 
-def _options(inputs: list[Tensor]) -> dict[str, Any]:
-    """Inductor's settings. What decides between kernels by timing them stays off, so that a run can be repeated."""
+def _options(inputs: list[Tensor], others: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Inductor's settings and `others`, as far as this version knows them.
+
+    What decides between kernels by timing them stays off, so that a run can be repeated.
+    """
     options: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False, "triton.cudagraphs": False}
     options |= {"deterministic": True, "triton.autotune_pointwise": False}
     if not any(x.is_cuda for x in inputs):
         # Whether the compiler knows what the processor can is tried with ten small programs, seven seconds; it does.
         options |= {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads(), "cpp.vec_isa_ok": True}
     known = torch._inductor.list_options()
-    return {name: value for name, value in options.items() if name in known}
+    return {name: value for name, value in (options | (others or {})).items() if name in known}
 
 
 def _in_turn(graph: Graph, leaves: list[Tensor], xs: list[Tensor]) -> None:

@@ -172,7 +172,11 @@ def _driver(folder: Path) -> ctypes.CDLL:
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
         command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(part)]
-        subprocess.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"], check=True, capture_output=True)
+        try:
+            subprocess.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"], check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reason = getattr(error, "stderr", "") or error
+            raise RuntimeError(f"lanes: No working C++ compiler found, {command[0]} says: {reason}") from error
         os.replace(part, path)
     return ctypes.CDLL(str(path))
 

@@ -129,6 +129,13 @@ def test_what_comes_soon_is_made_by_another_process(monkeypatch, tmp_path, works
     assert not edge._begun
 
 
+def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"lanes: No working C\+\+ compiler found, no-such-compiler says"):
+        lanes._driver(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupt_waits_for_all_groups():
     """Ctrl-C in the middle: raised, and every lane has gone through every cycle, so the state can be used."""
     folded = edge.fold_lanes(step, lambda count: Split(2, 2, 1))
