@@ -16,7 +16,7 @@ import torch
 import work
 from torch.func import grad_and_value, vmap
 
-from fdqn import actions, build, compile, dqn, losses, optim, policies, random, replay, train, tree
+from fdqn import actions, build, compile, dqn, losses, optim, policies, random, replay, schedules, train, tree
 
 
 def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
@@ -34,23 +34,43 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     new = vmap(replay.transition)(state.obs, action, step)
     td = q, batch.action, batch.reward, batch.discount, q_t
     adam, clip = partial(_update, build.plain_adam), partial(_update, _clip)
+    sgd, rmsprop = partial(_update, _sgd), partial(_update, _rmsprop)
 
     yield "random.bits", lambda keys: random.bits(keys, (128,)), (state.key,)
+    yield "random.split", random.split, (state.key,)
+    yield "random.fold_in", lambda keys: random.fold_in(keys, 7), (state.key,)
+    yield "random.uniform", lambda keys: random.uniform(keys, (128,)), (state.key,)
+    yield "random.randint", lambda keys: random.randint(keys, (128,), 0, 7), (state.key,)
+    yield "random.unit", random.unit, (words,)
+    yield "random.index", lambda words: random.index(words, 10_000), (words,)
     yield "random.normal", lambda keys: random.normal(keys, (128,)), (state.key,)
     yield "train.noise", lambda keys: train.noise(program, keys, 0, 20), (state.key,)
     yield "network.apply, batch", vmap(apply), (params, batch.obs)
     yield "network.apply, acting", vmap(apply), (params, state.obs)
     yield "actions.pick", actions.pick, (q, batch.action)
+    yield "actions.best", actions.best, (q_t, batch.next_legal)
+    yield "actions.count", vmap(actions.count), (step.terminated,)
+    yield "policies.uniform", policies.uniform, (state.legal, u[..., 0])
     yield "actions.greedy", actions.greedy, (q_t, batch.next_legal)
     yield "policies.epsilon_greedy", policies.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
     yield "env.step", vmap(program.env.step), (state.env_state, action, noise.env[:, 0])
     yield "replay.sample", vmap(replay.sample), (state.replay, words)
+    yield "losses.squared", losses.squared, (batch.reward,)
+    yield "losses.huber", losses.huber, (batch.reward,)
     yield "losses.q_learning", losses.q_learning, (*td, batch.next_legal)
     yield "losses.double_q_learning", losses.double_q_learning, (*td, q_t, batch.next_legal)
     yield "grad of the loss", vmap(_gradient(program)), (params, state.learner.target_params, batch, hyper)
     yield "optim.adam", vmap(adam), (params, vmap(build.plain_adam(hyper).init)(params), params, hyper)
+    yield "optim.sgd", vmap(sgd), (params, vmap(_sgd(hyper).init)(params), params, hyper)
+    yield "optim.rmsprop", vmap(rmsprop), (params, vmap(_rmsprop(hyper).init)(params), params, hyper)
+    yield "optim.apply_updates", optim.apply_updates, (params, params)
     yield "optim.clip_by_global_norm", vmap(clip), (params, {}, params, hyper)
     yield "dqn.learn", vmap(_learn(program)), (state.learner, batch, hyper)
+    yield "dqn.act", vmap(partial(dqn.act, apply)), (params, state.obs, state.legal, hyper.epsilon_end, u)
+    yield "dqn.soft_copy", vmap(dqn.soft_copy), (state.learner, hyper.tau)
+    yield "schedules.constant", lambda t: schedules.constant(t, 0.1), (state.cycle,)
+    yield "schedules.linear", lambda t: schedules.linear(t, 1.0, 0.1, 100), (state.cycle,)
+    yield "schedules.exponential", lambda t: schedules.exponential(t, 1.0, 0.99), (state.cycle,)
     yield "dqn.hard_copy", vmap(dqn.hard_copy), (state.learner,)
     # Compiled, these write in place: without it they would copy every ring.
     yield "replay.add, in place", compile.donate(vmap(replay.add)), (tree.clone(state.replay), new)
@@ -67,6 +87,14 @@ def _learn(program):
 
 def _clip(hyper):
     return optim.clip_by_global_norm(hyper.max_grad_norm)
+
+
+def _sgd(hyper):
+    return optim.sgd(hyper.learning_rate, momentum=0.9)
+
+
+def _rmsprop(hyper):
+    return optim.rmsprop(hyper.learning_rate)
 
 
 def _update(make, grads, state, params, hyper):
