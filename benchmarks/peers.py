@@ -341,7 +341,9 @@ def main() -> None:
     import work
 
     chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only, arguments.tf32
-    os.environ.update(work.tf32(arguments.tf32))
+    import torch as library
+
+    library.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
     machine = work.machine(arguments.device)  # of the code that is measured
     results = [
         {"network": network, "seeds": seeds, "peers": compare(network, seeds, *chosen)}

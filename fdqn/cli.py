@@ -118,6 +118,8 @@ def _known(error: RuntimeError) -> str | None:
     lacks_memory = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
         return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
+    if "does not load; delete" in text:
+        return text
     if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler found" in text:
         return "compiling needs a C++ compiler, got none that works; install g++ or use --no-compile"
     return None

@@ -131,20 +131,27 @@ def fold_lanes(
     compiled meanwhile in a process of its own.
     """
     together = fold(vmap(step))
-    library_of = _made_once(lambda f, args: _library(f, args[1:], threads=args[0]), donate(vmap(step)))
+
+    def made(f: Callable[..., Any], args: Any) -> Path | None:
+        threads, *given = args
+        if soon is not None:
+            _begin(donate(vmap(soon)), tuple(given), threads)
+        return _library(f, tuple(given), threads)
+
+    library_of = _made_once(made, donate(vmap(step)))
     recent: tuple[Any, list[Tensor], Any, Callable[[list[Tensor]], None] | None] | None = None
 
     def folded(state: State, xs: Any) -> State:
         nonlocal recent
         leaves, each = tree.leaves(state), tree.leaves(xs)
-        kinds = [tree.structure(xs), *(_kind(x[0]) for x in each)]
+        # A tensor's memory may be exchanged behind its back.
+        kinds = [tree.structure(xs), *(_kind(x[0]) for x in each), *(x.data_ptr() for x in leaves)]
         if recent is None or state is not recent[0] or kinds != recent[2] or not _same_objects(leaves, recent[1]):
             parts = split(len(leaves[0]))
+            if len(leaves[0]) % parts.lanes:
+                raise ValueError(f"split: expected groups of a size that divides {len(leaves[0])} lanes, got {parts}")
             group = slice(parts.lanes)
-            args = tree.index(state, group), tree.index(tree.index(xs, 0), group)
-            if soon is not None:
-                _begin(donate(vmap(soon)), args, parts.threads)
-            library = library_of(parts.threads, *args)
+            library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
             recent = state, leaves, kinds, None if library is None else lanes.loop(library, leaves, parts)
         if recent[3] is None:
             return together(state, xs)
@@ -155,7 +162,7 @@ def fold_lanes(
 
 
 def compiled(program: train.Program) -> train.Functions:
-    """The step functions over lanes, writing over their state; all but `sync` compiled, one graph each.
+    """The step functions over lanes, writing over their state; all but `sync` compiled, one graph or library each.
 
     On a CPU call `prepare_cpu` first.
     """
@@ -268,8 +275,10 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> Order:
     options = _options(
         _tensors(args), {"cpp.threads": threads, "cpp_wrapper": False, "cpp.enable_loop_tail_vec": False}
     )
-    constants = [(name, x.dtype, x.tolist()) for name, x in traced.named_buffers()]
-    made_from = (torch.__version__, _processor(), options, traced.code, constants, inputs)
+    constants = [(name, x.dtype, x.tolist()) for name, x in traced.state_dict().items()]
+    compiler = os.environ.get("CXX"), torch.backends.cpu.get_cpu_capability(), _processor()
+    settings = sorted(torch._inductor.config.save_config_portable().items()), options
+    made_from = (torch.__version__, compiler, settings, traced.code, constants, inputs)
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()
     return Order(traced, inputs, options, Path(cache_dir()) / "fdqn" / f"{name}.so")
 
@@ -305,10 +314,14 @@ def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
     order = _order(f, args, threads)
     if order.path.exists() or order.path in _begun:
         return
-    command = [sys.executable, "-c", "from fdqn import compile; compile._make_ordered()"]
+    # `-P`: what is imported is what this process would import, not what lies in the working directory.
+    command = [sys.executable, "-P", "-c", "from fdqn import compile; compile._make_ordered()"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError, OSError):
         written = pickle.dumps(order)
-        maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        maker = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         atexit.register(maker.kill)
         _begun[order.path] = maker
         assert maker.stdin is not None  # a pipe was asked for

@@ -95,21 +95,25 @@ def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Ten
     Raises RuntimeError where a step fails.
     """
     driver, model = _driver(library.parent), _model(library, split.workers)
-    helpers = _helpers(split.workers - 1, split.threads) if split.workers > 1 else None
+    flushes = bool(torch.tensor(1e-40) * 1 == 0)
+    helpers = _helpers(split.workers - 1, split.threads, flushes) if split.workers > 1 else None
     groups = len(state[0]) // split.lanes
     staying = [_input(x[: split.lanes], x.stride(0) * split.lanes, 0) for x in state]
 
     def run(noise: list[Tensor]) -> None:
         changing = [_input(x[0, : split.lanes], x.stride(1) * split.lanes, x.stride(0)) for x in noise]
         inputs = (_Input * (len(staying) + len(changing)))(*staying, *changing)
-        counts = [ctypes.c_int64(n) for n in (len(staying), len(changing), split.workers, groups, len(noise[0]))]
+        others = []
 
         def share(worker: int) -> None:
-            if driver.fdqn_groups(model.step, model.handle, inputs, ctypes.c_int64(worker), *counts):
+            # It holds on to `state` and `noise`, whose memory it works on.
+            counts = worker, len(state), len(noise), split.workers, groups, len(noise[0])
+            if driver.fdqn_groups(model.step, model.handle, inputs, *map(ctypes.c_int64, counts)):
                 raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
 
-        others = [helpers.submit(share, worker) for worker in range(1, split.workers)] if helpers else []
         try:
+            if helpers is not None:
+                others = [helpers.submit(share, worker) for worker in range(1, split.workers)]
             with sharing(split.threads):
                 share(0)
             errors = [each.exception() for each in others]
@@ -148,10 +152,16 @@ class _Model(NamedTuple):
 @functools.cache
 def _model(library: Path, workers: int) -> _Model:
     """The library for so many threads at once."""
-    loaded, handle = ctypes.CDLL(str(library)), ctypes.c_void_p()
-    create = loaded.AOTInductorModelContainerCreateWithDevice
-    if create(ctypes.byref(handle), ctypes.c_size_t(workers), b"cpu", None):
-        raise RuntimeError(f"lanes: {library} does not load; delete it")
+    handle, error = ctypes.c_void_p(), None
+    try:
+        loaded = ctypes.CDLL(str(library))
+        error = loaded.AOTInductorModelContainerCreateWithDevice(
+            ctypes.byref(handle), ctypes.c_size_t(workers), b"cpu", None
+        )
+    except (OSError, AttributeError) as broken:
+        error = broken
+    if error:
+        raise RuntimeError(f"lanes: a compiled library does not load; delete {library} ({error})")
     last_error = getattr(loaded, "AOTInductorGetLastError", None)  # not in every version
 
     def reason() -> str:
@@ -182,9 +192,14 @@ def _driver(folder: Path) -> ctypes.CDLL:
 
 
 @functools.cache
-def _helpers(count: int, threads: int) -> ThreadPoolExecutor:
-    """Threads beside the caller's own, each of which shares its work with so many."""
-    return ThreadPoolExecutor(count, "fdqn-lanes", torch.set_num_threads, (threads,))
+def _helpers(count: int, threads: int, flush_denormal: bool) -> ThreadPoolExecutor:
+    """Threads beside the caller's own, which compute as it does, each sharing its work with so many."""
+
+    def start() -> None:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(flush_denormal)
+
+    return ThreadPoolExecutor(count, "fdqn-lanes", start)
 
 
 @functools.cache

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reaso
 
 
 def step(state, x):
-    """Of one lane: products, a sum, an integer, a flag, rows, and leaves that change places in a number of shapes."""
+    """Of one lane: products, a sum, an integer, a flag, rows written in place."""
     return {
         "m": state["m"] * 0.5 + x["u"].outer(x["u"]),
         "total": state["total"] + x["u"].sum().double(),
@@ -77,7 +77,7 @@ def test_a_lane_is_the_same_in_any_company():
         return folded(state, tree.map(lambda x: x[:, here], noises))
 
     whole = after(4, Split(1, 2, 1))
-    for count, split in [(4, Split(1, 1, 1)), (3, Split(1, 2, 1)), (1, Split(1, 1, 1))]:
+    for count, split in [(4, Split(1, 1, 1)), (3, Split(1, 2, 1)), (1, Split(1, 1, 1)), (4, Split(2, 2, 1))]:
         laws.assert_trees_equal(tree.index(whole, slice(count)), after(count, split))
 
 
@@ -127,6 +127,33 @@ def test_what_comes_soon_is_made_by_another_process(monkeypatch, tmp_path, works
     laws.assert_trees_equal(expected, second(first(tree.clone(state), xs), xs))
     assert len(made) == (1 if works else 2)
     assert not edge._begun
+
+
+def test_a_parameter_of_the_surroundings_is_part_of_what_is_kept():
+    """A network's frozen weights: the same graph, other numbers."""
+    for value in (1.0, 2.0):
+        weight = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
+        folded = edge.fold_lanes(lambda s, x, w=weight: s * w + x, lambda count: Split(2, 1, 1))
+        assert folded(torch.ones(2), torch.zeros(1, 2)).tolist() == [value] * 2
+
+
+def test_memory_exchanged_behind_a_tensor_is_seen():
+    folded = edge.fold_lanes(lambda s, x: s + x, lambda count: Split(2, 1, 1))
+    state = torch.zeros(2)
+    folded(state, torch.ones(1, 2))
+    state.data = torch.full((2,), 10.0)
+    assert folded(state, torch.ones(1, 2)).tolist() == [11.0, 11.0]
+
+
+def test_groups_that_leave_lanes_out_are_refused():
+    with pytest.raises(ValueError, match="split: expected groups of a size that divides 5 lanes"):
+        edge.fold_lanes(lambda s, x: s + x, lambda count: Split(2, 1, 1))(torch.zeros(5), torch.ones(1, 5))
+
+
+def test_a_library_that_is_cut_off_is_named(tmp_path):
+    (tmp_path / "cut.so").write_bytes(b"ELF")
+    with pytest.raises(RuntimeError, match=r"does not load; delete .*cut\.so"):
+        lanes._model(tmp_path / "cut.so", 1)
 
 
 def test_a_missing_compiler_is_named(monkeypatch, tmp_path):

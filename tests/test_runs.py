@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, evaluate, random, runs, train, tree
+from fdqn import build, evaluate, lanes, random, runs, train, tree
 from fdqn.settings import Settings
 
 COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
@@ -240,7 +240,7 @@ def test_config_says_what_ran(made):
     assert config["device"] == str(build.device(made.settings))
     assert config["engine"]["compile"] is False
     assert config["engine"]["threads"] == torch.get_num_threads()
-    assert config["engine"]["lanes"] is None or config["engine"]["lanes"].keys() == {"lanes", "workers", "threads"}
+    assert config["engine"]["lanes"] is None  # not compiled
     assert config["git"] is None or 12 <= len(config["git"]) <= 13
 
 
@@ -523,3 +523,10 @@ def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message)
     config = dataclasses.replace(made.program.config, **change)
     with pytest.raises(ValueError, match=message):
         build.check_memory(made.program._replace(config=config), lanes, torch.device("cpu"))
+
+
+def test_the_split_of_a_compiled_run_is_recorded():
+    settings = Settings(seeds=6, device="cpu")
+    expected = lanes.split(build.program(settings), 6, torch.get_num_threads())._asdict()
+    assert runs._split(settings) == (expected if lanes.known_here(torch.device("cpu")) else None)
+    assert runs._split(dataclasses.replace(settings, compile=False)) is None
