@@ -277,8 +277,7 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> Order:
     )
     constants = [(name, x.dtype, x.tolist()) for name, x in traced.state_dict().items()]
     compiler = os.environ.get("CXX"), torch.backends.cpu.get_cpu_capability(), _processor()
-    settings = sorted(torch._inductor.config.save_config_portable().items()), options
-    made_from = (torch.__version__, compiler, settings, traced.code, constants, inputs)
+    made_from = (torch.__version__, compiler, _settings(), options, traced.code, constants, inputs)
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()
     return Order(traced, inputs, options, Path(cache_dir()) / "fdqn" / f"{name}.so")
 
@@ -332,6 +331,12 @@ def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
 def _make_ordered() -> None:
     """The other process."""
     _make(pickle.load(sys.stdin.buffer))
+
+
+@functools.cache
+def _settings() -> str:
+    """Inductor's own settings as this process found them; compiling changes some."""
+    return repr(sorted(torch._inductor.config.save_config_portable().items()))
 
 
 def _processor() -> str:
