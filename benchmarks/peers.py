@@ -261,19 +261,15 @@ def serve(name: str, network: str, seeds: int, device: str) -> None:
         print(json.dumps(done * seeds / (time.perf_counter() - began)), flush=True)
 
 
-def start(python: str, name: str, network: str, seeds: int, device: str, tf32: bool) -> subprocess.Popen:
+def start(python: str, name: str, network: str, seeds: int, device: str) -> subprocess.Popen:
     """A peer's process."""
-    import work
-
     words = [python, __file__, "--serve", name, "--networks", network, "--seeds", str(seeds), "--device", device]
     # Peers share a GPU's memory.
-    environment = os.environ | work.tf32(tf32) | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
-def compare(
-    network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str], tf32: bool
-) -> dict[str, dict]:
+def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str]) -> dict[str, dict]:
     """All peers on one size of the work: `{peer: {"versions", "rates"}}`."""
     running = {}
     for name, (package, many, networks) in PEERS.items():
@@ -283,7 +279,7 @@ def compare(
             if python == sys.executable and not importlib.util.find_spec(package):
                 print(f"{name}: left out, {package} is not installed", file=sys.stderr, flush=True)
                 continue
-            process = start(python, name, network, seeds if many else 1, device, tf32)
+            process = start(python, name, network, seeds if many else 1, device)
             line = process.stdout.readline()
             if not line:
                 print(f"{name}: left out, it stopped while setting up ({python})", file=sys.stderr, flush=True)
@@ -340,10 +336,8 @@ def main() -> None:
         return
     import work
 
-    chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only, arguments.tf32
-    import torch as library
-
-    library.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
+    work.allow_tf32(arguments.tf32)
+    chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only
     machine = work.machine(arguments.device)  # of the code that is measured
     results = [
         {"network": network, "seeds": seeds, "peers": compare(network, seeds, *chosen)}

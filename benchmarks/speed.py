@@ -101,11 +101,9 @@ def main() -> None:
         given = arguments.networks[0], arguments.seeds[0], arguments.device, arguments.capacity, arguments.repeats
         print(json.dumps(measure(*given)))
         return
-    import torch
     import work
 
-    os.environ.update(work.tf32(arguments.tf32))
-    torch.set_float32_matmul_precision("high" if arguments.tf32 else "highest")
+    work.allow_tf32(arguments.tf32)
     peak, results = work.peak(arguments.device), []
     work.say(f"matrix product: {peak / 1e9:,.0f} GFLOP/s")
     print(

@@ -8,6 +8,7 @@ on a stand-in for a wide observation.
 import itertools
 import json
 import math
+import os
 import platform
 import statistics
 import sys
@@ -104,12 +105,11 @@ def machine(device: str) -> dict[str, Any]:
     }
 
 
-def tf32(allowed: bool) -> dict[str, str]:
-    """The environment in which PyTorch and JAX may both, or may both not, round factors on a GPU to TF32."""
-    return {
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": str(int(allowed)),
-        "JAX_DEFAULT_MATMUL_PRECISION": "tensorfloat32" if allowed else "highest",
-    }
+def allow_tf32(allowed: bool) -> None:
+    """Whether PyTorch and JAX may round factors on a GPU to TF32, here and in processes started from here."""
+    os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = str(int(allowed))
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "tensorfloat32" if allowed else "highest"
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def activation_bytes(network: str, seeds: int) -> int:

@@ -23,6 +23,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
+from operator import is_
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,7 +37,6 @@ from fdqn import check, lanes, train, tree
 
 State = TypeVar("State")
 Made = TypeVar("Made")
-LaneStep = Callable[[train.TrainState, train.Noise], train.TrainState]
 
 
 class Place(int):
@@ -93,18 +93,16 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
     On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
     """
     graph_of = _made_once(_graph, donate(step))
-    recent: tuple[Any, list[Tensor], Any, Graph] | None = None
     pool: Any = None
     captured: dict[Any, Callable[[list[Tensor]], None] | None] = {}
 
+    @_made_for_state
+    def graph_for(state: State, xs: Any) -> Graph:
+        return graph_of(state, tree.index(xs, 0))
+
     def folded(state: State, xs: Any) -> State:
-        nonlocal recent, pool
-        leaves, each = tree.leaves(state), tree.leaves(xs)
-        kinds = [tree.structure(xs), *(_kind(x[0]) for x in each)]
-        # A signature costs half of a small network's cycle. The very state of last time, leaf by leaf, needs none.
-        if recent is None or state is not recent[0] or kinds != recent[2] or not _same_objects(leaves, recent[1]):
-            recent = state, leaves, kinds, graph_of(state, tree.index(xs, 0))
-        graph = recent[3]
+        nonlocal pool
+        graph, leaves, each = graph_for(state, xs), tree.leaves(state), tree.leaves(xs)
         with torch.no_grad():
             if not _captures(each):
                 _in_turn(graph, leaves, each)
@@ -124,7 +122,7 @@ def fold_lanes(
     split: Callable[[int], lanes.Split],
     soon: Callable[[State, Any], State] | None = None,
 ) -> Callable[[State, Any], State]:
-    """`fold(vmap(step))` on a CPU: the lanes [S, ...] in groups, `split(S)`, each of them all of its n steps in turn.
+    """`fold(vmap(step))`, where `lanes.known_here` in groups of lanes, `split(S)`, each all of its n steps in turn.
 
     Compiled for one group, ahead of time and kept on disk. A step with an operator that only Python can call (one of
     the user's own) goes through `fold(vmap(step))`. Another step that will `soon` be called on the same state and xs is
@@ -139,23 +137,24 @@ def fold_lanes(
         return _library(f, tuple(given), threads)
 
     library_of = _made_once(made, donate(vmap(step)))
-    recent: tuple[Any, list[Tensor], Any, Callable[[list[Tensor]], None] | None] | None = None
+
+    @_made_for_state
+    def loop_for(state: State, xs: Any) -> Callable[[list[Tensor]], None] | None:
+        leaves = tree.leaves(state)
+        if not lanes.known_here(leaves[0].device):
+            return None
+        parts = split(len(leaves[0]))
+        if len(leaves[0]) % parts.lanes:
+            raise ValueError(f"split: expected groups of a size that divides {len(leaves[0])} lanes, got {parts}")
+        group = slice(parts.lanes)
+        library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
+        return None if library is None else lanes.loop(library, leaves, parts)
 
     def folded(state: State, xs: Any) -> State:
-        nonlocal recent
-        leaves, each = tree.leaves(state), tree.leaves(xs)
-        # A tensor's memory may be exchanged behind its back.
-        kinds = [tree.structure(xs), *(_kind(x[0]) for x in each), *(x.data_ptr() for x in leaves)]
-        if recent is None or state is not recent[0] or kinds != recent[2] or not _same_objects(leaves, recent[1]):
-            parts = split(len(leaves[0]))
-            if len(leaves[0]) % parts.lanes:
-                raise ValueError(f"split: expected groups of a size that divides {len(leaves[0])} lanes, got {parts}")
-            group = slice(parts.lanes)
-            library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
-            recent = state, leaves, kinds, None if library is None else lanes.loop(library, leaves, parts)
-        if recent[3] is None:
+        loop = loop_for(state, xs)
+        if loop is None:
             return together(state, xs)
-        recent[3](each)
+        loop(tree.leaves(xs))
         return state
 
     return folded
@@ -166,19 +165,10 @@ def compiled(program: train.Program) -> train.Functions:
 
     On a CPU call `prepare_cpu` first.
     """
-
     known_split = functools.cache(partial(lanes.split, program))
 
     def split(count: int) -> lanes.Split:
         return known_split(count, torch.get_num_threads())
-
-    def over_lanes(step: LaneStep, soon: LaneStep | None = None) -> LaneStep:
-        grouped, together = fold_lanes(step, split, soon), fold(vmap(step))
-
-        def folded(state: train.TrainState, noise: train.Noise) -> train.TrainState:
-            return (grouped if lanes.known_here(state.key.device) else together)(state, noise)
-
-        return folded
 
     def sync(state: train.TrainState) -> train.TrainState:
         # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
@@ -197,8 +187,8 @@ def compiled(program: train.Program) -> train.Functions:
     collect, cycle = partial(train.collect, program), partial(train.cycle, program)
     return train.Functions(
         noise=noise,
-        collect=over_lanes(collect, soon=cycle),
-        cycle=over_lanes(cycle),
+        collect=fold_lanes(collect, split, soon=cycle),
+        cycle=fold_lanes(cycle, split),
         sync=sync,
     )
 
@@ -235,8 +225,23 @@ def _made_once(make: Callable[..., Made], f: Callable[..., Any]) -> Callable[...
     return made
 
 
-def _same_objects(leaves: list[Tensor], others: list[Tensor]) -> bool:
-    return len(leaves) == len(others) and all(x is y for x, y in zip(leaves, others, strict=True))
+def _made_for_state(make: Callable[[Any, Any], Made]) -> Callable[[Any, Any], Made]:
+    """`make(state, xs)`, made anew only for another state than last time's, leaf by leaf, or xs of another kind.
+
+    A signature costs half of a small network's cycle; this costs a twentieth.
+    """
+    recent: tuple[Any, list[Tensor], Any, Made] | None = None
+
+    def made(state: Any, xs: Any) -> Made:
+        nonlocal recent
+        leaves, each = tree.leaves(state), tree.leaves(xs)
+        # A tensor's memory may be exchanged behind its back.
+        kinds = [tree.structure(xs), *(_kind(x[0]) for x in each), *(x.data_ptr() for x in leaves)]
+        if recent is None or state is not recent[0] or kinds != recent[2] or not all(map(is_, leaves, recent[1])):
+            recent = state, leaves, kinds, make(state, xs)
+        return recent[3]
+
+    return made
 
 
 def _kind(leaf: Any) -> Any:

@@ -88,6 +88,11 @@ def sharing(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def flushes_denormals() -> bool:
+    """Whether this thread computes with denormal numbers as 0."""
+    return bool(torch.tensor(1e-40) * 1 == 0)
+
+
 def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor]], None]:
     """Of noise, leaves [n, S, ...]: n steps for each group of lanes of `state`, leaves [S, ...], which is written over.
 
@@ -95,8 +100,7 @@ def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Ten
     Raises RuntimeError where a step fails.
     """
     driver, model = _driver(library.parent), _model(library, split.workers)
-    flushes = bool(torch.tensor(1e-40) * 1 == 0)
-    helpers = _helpers(split.workers - 1, split.threads, flushes) if split.workers > 1 else None
+    flushes = flushes_denormals()
     groups = len(state[0]) // split.lanes
     staying = [_input(x[: split.lanes], x.stride(0) * split.lanes, 0) for x in state]
 
@@ -112,7 +116,8 @@ def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Ten
                 raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
 
         try:
-            if helpers is not None:
+            if split.workers > 1:
+                helpers = _helpers(split.workers - 1, split.threads, flushes)
                 others = [helpers.submit(share, worker) for worker in range(1, split.workers)]
             with sharing(split.threads):
                 share(0)
@@ -200,6 +205,11 @@ def _helpers(count: int, threads: int, flush_denormal: bool) -> ThreadPoolExecut
         torch.set_flush_denormal(flush_denormal)
 
     return ThreadPoolExecutor(count, "fdqn-lanes", start)
+
+
+# A fork copies the pool and none of its threads.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)
 
 
 @functools.cache

@@ -90,7 +90,7 @@ def create(settings: Settings) -> Path:
             "cuda_graphs": settings.compile and build.device(settings).type == "cuda",
             "threads": torch.get_num_threads(),
             "lanes": _split(settings),
-            "flush_denormal": bool(torch.tensor(1e-40) * 1 == 0),
+            "flush_denormal": lanes.flushes_denormals(),
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
     }
