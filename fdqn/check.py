@@ -60,6 +60,19 @@ def boolean(name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: expected torch.bool, got {x.dtype}")
 
 
+def number(name: str, x: Any, below: float | None = None) -> None:
+    """Raise TypeError unless `x` is a Python number or a tensor of floats; ValueError for a number that is negative,
+    NaN or not `below`. A tensor's value is not read.
+    """
+    if isinstance(x, Tensor):
+        floating(name, x)
+    elif isinstance(x, bool) or not isinstance(x, int | float):
+        raise TypeError(f"{name}: expected a number or a tensor of floats, got {x!r}")
+    elif not x >= 0 or (below is not None and x >= below):
+        expected = "at least 0" if below is None else f"at least 0 and below {below:g}"
+        raise ValueError(f"{name}: expected {expected}, got {x}")
+
+
 def same(name: str, expected: Any, got: Any) -> None:
     """Raise ValueError or TypeError, naming the leaf, unless structure, shapes and dtypes agree."""
     if tree.structure(expected) != tree.structure(got):
