@@ -57,10 +57,16 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
 
     Equal to `f` also where a new leaf is, or is a view of, an old leaf of another place (`target <- params`, a swap).
     Raises ValueError or TypeError where `f` changes structure, shape or dtype (copying would broadcast or truncate),
-    and ValueError where two leaves of the state share storage.
+    and ValueError where leaves of the state, or elements of one, share memory.
     """
 
     def donated(state: State, *args: Any) -> State:
+        for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True):
+            if any(size > 1 and stride == 0 for size, stride in zip(leaf.shape, leaf.stride(), strict=True)):
+                raise ValueError(
+                    f"state{path}: expected memory of its own for every element, got shape {list(leaf.shape)} with "
+                    f"strides {list(leaf.stride())}, as vmap answers constants; give tree.clone(state)"
+                )
         new = f(state, *args)
         check.same("state", state, new)
         old_leaves, new_leaves = tree.leaves(state), tree.leaves(new)
