@@ -128,7 +128,7 @@ def clipped_adam(hyper: Hyper) -> Optimizer:
 
 
 def plain_adam(hyper: Hyper) -> Optimizer:
-    """Adam."""
+    """Adam on gradients as they are."""
     return optim.adam(hyper.learning_rate)
 
 

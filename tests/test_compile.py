@@ -432,3 +432,10 @@ def test_compiled_run_equals_eager_run(compiles, monkeypatch):
 def test_noise_compiles_to_the_same_bits():
     program, (_, keys) = examples.program(), examples.lanes(2)
     laws.compiled(partial(train.noise, program, first_cycle=3, cycles=2), keys, again=[(random.key([7, 8]),)], atol=0.0)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
+def test_a_prepared_process_takes_denormals_for_0():
+    assert torch.tensor(1e-40) * 1 > 0
+    edge.prepare_cpu()
+    assert torch.tensor(1e-40) * 1 == 0

@@ -1,7 +1,8 @@
 """Adam and its kin: along the mean gradient, each number by the mean size of its own.
 
 What an update needs of its number t is in the state already, put there by the update before. Computed inside the fused
-kernel, a power, a root or a quotient would be computed anew for every element.
+kernel, a power, a root or a quotient would be computed anew for every element. Powers are float64 whatever the
+parameters are: in float32 the first `1 - beta2**t` would be 5e-5 off.
 """
 
 from functools import partial
@@ -88,8 +89,8 @@ def adam(
 
 
 def _init_adam(beta1: Scalar, beta2: Scalar, params: Params) -> AdamState:
-    power1, power2 = _like(params, beta1), _like(params, beta2)
-    return AdamState(no_updates(params), *_corrections(power1, power2), zeros(params), zeros(params))
+    one = _one(params)
+    return AdamState(no_updates(params), *_corrections(one * beta1, one * beta2, params), zeros(params), zeros(params))
 
 
 def _update_adam(
@@ -106,13 +107,13 @@ def _update_adam(
     square = mean_square(beta2, state.square, grads)
     size, floor = rate(learning_rate, state.updates) * state.scale, eps * state.root
     updates = tree.map(lambda m, v: (-size * m / (v.sqrt() + floor)).to(m.dtype), mean, square)
-    powers = _next(state.beta1_power, beta1), _next(state.beta2_power, beta2)
-    return updates, AdamState(state.updates + 1, *_corrections(*powers), mean, square)
+    corrections = _corrections(state.beta1_power * beta1, state.beta2_power * beta2, params)
+    return updates, AdamState(state.updates + 1, *corrections, mean, square)
 
 
-def _corrections(power1: Tensor, power2: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _corrections(power1: Tensor, power2: Tensor, params: Params) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     root = (1 - power2).sqrt()
-    return power1, power2, root, root / (1 - power1)
+    return power1, power2, _as(params, root), _as(params, root / (1 - power1))
 
 
 def adamw(
@@ -162,8 +163,8 @@ def adamax(
 
 
 def _init_adamax(beta1: Scalar, params: Params) -> AdamaxState:
-    power = _like(params, beta1)
-    return AdamaxState(no_updates(params), power, 1 / (1 - power), zeros(params), zeros(params))
+    power = _one(params) * beta1
+    return AdamaxState(no_updates(params), power, _as(params, 1 / (1 - power)), zeros(params), zeros(params))
 
 
 def _update_adamax(
@@ -180,8 +181,8 @@ def _update_adamax(
     largest = tree.map(lambda x, g: (x * beta2).maximum(g.abs() + eps).to(g.dtype), state.largest, grads)
     size = rate(learning_rate, state.updates) * state.scale
     updates = tree.map(lambda m, x: (-size * m / x).to(m.dtype), mean, largest)
-    power = _next(state.beta1_power, beta1)
-    return updates, AdamaxState(state.updates + 1, power, 1 / (1 - power), mean, largest)
+    power = state.beta1_power * beta1
+    return updates, AdamaxState(state.updates + 1, power, _as(params, 1 / (1 - power)), mean, largest)
 
 
 def nadam(
@@ -208,8 +209,8 @@ def nadam(
 
 
 def _init_nadam(beta1: Scalar, beta2: Scalar, momentum_decay: Scalar, params: Params) -> NadamState:
-    one = _like(params, 1.0)
-    scales = _nesterov(no_updates(params), one, one, beta1, beta2, momentum_decay)
+    one = _one(params)
+    scales = _nesterov(no_updates(params), one, one, beta1, beta2, momentum_decay, params)
     return NadamState(no_updates(params), *scales, zeros(params), zeros(params))
 
 
@@ -232,19 +233,25 @@ def _update_nadam(
         lambda g, m, v: (-(by_grad * g + by_mean * m) / (v.sqrt() + floor)).to(g.dtype), grads, mean, square
     )
     count = state.updates + 1
-    scales = _nesterov(count, state.mu_product, state.beta2_power, beta1, beta2, momentum_decay)
+    scales = _nesterov(count, state.mu_product, state.beta2_power, beta1, beta2, momentum_decay, params)
     return updates, NadamState(count, *scales, mean, square)
 
 
 def _nesterov(
-    updates: Tensor, mu_product: Tensor, beta2_power: Tensor, beta1: Scalar, beta2: Scalar, momentum_decay: Scalar
+    updates: Tensor,
+    mu_product: Tensor,
+    beta2_power: Tensor,
+    beta1: Scalar,
+    beta2: Scalar,
+    momentum_decay: Scalar,
+    params: Params,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What NadamState holds of update number `updates + 1`, from the products of the one before."""
     t = updates.double() + 1
     mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (n * momentum_decay)) for n in (t, t + 1))
-    product, power = _next(mu_product, mu), _next(beta2_power, beta2)
+    product, power = mu_product * mu, beta2_power * beta2
     by_grad, by_mean = (1 - mu) / (1 - product), mu_next / (1 - product * mu_next)
-    return product, power, (1 - power).sqrt(), by_grad.to(product.dtype), by_mean.to(product.dtype)
+    return product, power, _as(params, (1 - power).sqrt()), _as(params, by_grad), _as(params, by_mean)
 
 
 def radam(
@@ -300,7 +307,7 @@ def _rectification(updates: Tensor, beta1: Scalar, beta2: Scalar, params: Params
     safe = torch.where(known, length, 6.0)  # the root of the other branch would be NaN, and so would its gradient
     rectification = ((safe - 4) * (safe - 2) * most / ((most - 4) * (most - 2) * safe)).sqrt()
     rectified = torch.where(known, rectification * (1 - power2).sqrt() * scale, 0.0)
-    return _like(params, scale), _like(params, rectified)
+    return _as(params, scale), _as(params, rectified)
 
 
 def _check(learning_rate: Scalar | Schedule, beta1: Scalar, beta2: Scalar, eps: Scalar) -> None:
@@ -310,11 +317,9 @@ def _check(learning_rate: Scalar | Schedule, beta1: Scalar, beta2: Scalar, eps: 
     check.number("eps", eps)
 
 
-def _like(params: Params, value: Scalar) -> Tensor:
-    """A number as the tensor [] that the state keeps of it."""
-    like = first(params)
-    return (torch.ones((), dtype=like.dtype, device=like.device) * value).to(like.dtype)
+def _one(params: Params) -> Tensor:
+    return torch.ones((), dtype=torch.float64, device=first(params).device)
 
 
-def _next(power: Tensor, factor: Scalar) -> Tensor:
-    return (power * factor).to(power.dtype)
+def _as(params: Params, x: Tensor) -> Tensor:
+    return x.to(first(params).dtype)
