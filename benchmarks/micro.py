@@ -16,7 +16,7 @@ import torch
 import work
 from torch.func import grad_and_value, vmap
 
-from fdqn import actions, build, compile, dqn, losses, optim, policies, random, replay, schedules, train, tree
+from fdqn import actions, compile, dqn, losses, optim, policies, random, replay, schedules, train, tree
 
 
 def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
@@ -33,8 +33,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     step = vmap(program.env.step)(state.env_state, action, noise.env[:, 0])[1]
     new = vmap(replay.transition)(state.obs, action, step)
     td = q, batch.action, batch.reward, batch.discount, q_t
-    adam, clip = partial(_update, build.plain_adam), partial(_update, _clip)
-    sgd, rmsprop = partial(_update, _sgd), partial(_update, _rmsprop)
+    labels, probabilities = batch.action, q_t.softmax(-1)
 
     yield "random.bits", lambda keys: random.bits(keys, (128,)), (state.key,)
     yield "random.split", random.split, (state.key,)
@@ -57,20 +56,26 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "replay.sample", vmap(replay.sample), (state.replay, words)
     yield "losses.squared", losses.squared, (batch.reward,)
     yield "losses.huber", losses.huber, (batch.reward,)
+    yield "losses.smooth_l1", losses.smooth_l1, (batch.reward,)
+    yield "losses.one_hot", lambda labels: losses.one_hot(labels, 2), (labels,)
+    yield "losses.smoothed", lambda p: losses.smoothed(p, 0.1), (probabilities,)
+    yield "losses.cross_entropy", losses.cross_entropy, (q, probabilities)
+    yield "losses.cross_entropy_of_labels", losses.cross_entropy_of_labels, (q, labels)
     yield "losses.q_learning", losses.q_learning, (*td, batch.next_legal)
     yield "losses.double_q_learning", losses.double_q_learning, (*td, q_t, batch.next_legal)
     yield "grad of the loss", vmap(_gradient(program)), (params, state.learner.target_params, batch, hyper)
-    yield "optim.adam", vmap(adam), (params, vmap(build.plain_adam(hyper).init)(params), params, hyper)
-    yield "optim.sgd", vmap(sgd), (params, vmap(_sgd(hyper).init)(params), params, hyper)
-    yield "optim.rmsprop", vmap(rmsprop), (params, vmap(_rmsprop(hyper).init)(params), params, hyper)
+    for name, make in OPTIMIZERS.items():
+        yield (
+            f"optim.{name}",
+            vmap(partial(_update, make)),
+            (params, vmap(partial(_init, make))(params, hyper), params, hyper),
+        )
     yield "optim.apply_updates", optim.apply_updates, (params, params)
-    yield "optim.clip_by_global_norm", vmap(clip), (params, {}, params, hyper)
     yield "dqn.learn", vmap(_learn(program)), (state.learner, batch, hyper)
     yield "dqn.act", vmap(partial(dqn.act, apply)), (params, state.obs, state.legal, hyper.epsilon_end, u)
     yield "dqn.soft_copy", vmap(dqn.soft_copy), (state.learner, hyper.tau)
-    yield "schedules.constant", lambda t: schedules.constant(t, 0.1), (state.cycle,)
-    yield "schedules.linear", lambda t: schedules.linear(t, 1.0, 0.1, 100), (state.cycle,)
-    yield "schedules.exponential", lambda t: schedules.exponential(t, 1.0, 0.99), (state.cycle,)
+    for name, schedule in SCHEDULES.items():
+        yield f"schedules.{name}", schedule, (state.cycle,)
     yield "dqn.hard_copy", vmap(dqn.hard_copy), (state.learner,)
     # Compiled, these write in place: without it they would copy every ring.
     yield "replay.add, in place", compile.donate(vmap(replay.add)), (tree.clone(state.replay), new)
@@ -85,20 +90,47 @@ def _learn(program):
     return lambda learner, batch, hyper: dqn.learn(program.loss, program.optimizer(hyper), learner, batch, hyper)
 
 
-def _clip(hyper):
-    return optim.clip_by_global_norm(hyper.max_grad_norm)
-
-
-def _sgd(hyper):
-    return optim.sgd(hyper.learning_rate, momentum=0.9)
-
-
-def _rmsprop(hyper):
-    return optim.rmsprop(hyper.learning_rate)
+def _init(make, params, hyper):
+    return make(hyper).init(params)
 
 
 def _update(make, grads, state, params, hyper):
     return make(hyper).update(grads, state, params)
+
+
+# Of a lane's hyper-parameters.
+OPTIMIZERS = {
+    "adam": lambda hyper: optim.adam(hyper.learning_rate),
+    "adamw": lambda hyper: optim.adamw(hyper.learning_rate),
+    "adamax": lambda hyper: optim.adamax(hyper.learning_rate),
+    "nadam": lambda hyper: optim.nadam(hyper.learning_rate),
+    "radam": lambda hyper: optim.radam(hyper.learning_rate),
+    "sgd": lambda hyper: optim.sgd(hyper.learning_rate, momentum=0.9),
+    "rmsprop": lambda hyper: optim.rmsprop(hyper.learning_rate),
+    "centered_rmsprop": lambda hyper: optim.centered_rmsprop(hyper.learning_rate),
+    "adagrad": lambda hyper: optim.adagrad(hyper.learning_rate),
+    "clip_by_global_norm": lambda hyper: optim.clip_by_global_norm(hyper.max_grad_norm),
+    "clip_by_value": lambda hyper: optim.clip_by_value(hyper.max_grad_norm),
+    "add_decayed_weights": lambda hyper: optim.add_decayed_weights(0.01),
+    "frozen": lambda hyper: optim.frozen(),
+    "masked": lambda hyper: optim.masked(optim.add_decayed_weights(0.01), lambda name: name.endswith("weight")),
+    "grouped": lambda hyper: optim.grouped(lambda name: name.split(".")[1], weight=optim.adam(), bias=optim.sgd()),
+}
+SCHEDULES = {
+    "constant": partial(schedules.constant, value=0.1),
+    "linear": partial(schedules.linear, start=1.0, end=0.1, steps=100),
+    "polynomial": partial(schedules.polynomial, start=1.0, steps=100, power=2.0),
+    "exponential": partial(schedules.exponential, start=1.0, decay=0.99),
+    "staircase": partial(schedules.staircase, start=1.0, decay=0.5, every=30),
+    "milestones": partial(schedules.milestones, start=1.0, decay=0.5, milestones=(30, 80)),
+    "cosine": partial(schedules.cosine, start=1.0, end=0.0, steps=100),
+    "cosine_restarts": partial(schedules.cosine_restarts, start=1.0, end=0.0, steps=10, growth=2),
+    "one_cycle": partial(schedules.one_cycle, peak=1.0, steps=100),
+    "warm_up": partial(schedules.warm_up, schedule=partial(schedules.exponential, start=1.0, decay=0.9), steps=10),
+    "sequence": partial(
+        schedules.sequence, schedules=[partial(schedules.constant, value=v) for v in (1, 2)], starts=[9]
+    ),
+}
 
 
 def time_of(f: Callable[[], Any], repeats: int, device: str) -> float:
@@ -126,12 +158,12 @@ def main() -> None:
     arguments = parser.parse_args()
     compile.prepare_cpu()
     results = {}
-    print(f"{'us a call, ' + str(arguments.seeds) + ' seeds':28s} {'eager':>10s} {'compiled':>10s}")
+    print(f"{'us a call, ' + str(arguments.seeds) + ' seeds':32s} {'eager':>10s} {'compiled':>10s}")
     for name, f, args in cases(arguments.seeds, arguments.device):
         eager = time_of(partial(f, *args), arguments.repeats, arguments.device)
         compiled = time_of(partial(compile.compile(f), *args), arguments.repeats, arguments.device)
         results[name] = {"eager": eager, "compiled": compiled}
-        print(f"{name:28s} {eager:10,.0f} {compiled:10,.0f}", flush=True)
+        print(f"{name:32s} {eager:10,.0f} {compiled:10,.0f}", flush=True)
     work.append("micro", {**work.machine(arguments.device), "seeds": arguments.seeds, "microseconds": results})
 
 
