@@ -1,25 +1,37 @@
 """Networks as `init/apply` pairs. Parameters carry the names of the equivalent `nn.Module`'s `state_dict`.
 
 `init` is batched over the leading axes of its key, so one call makes the parameters of all lanes; `apply` takes one
-lane's parameters and observations with any leading axes.
+lane's parameters and observations with any leading axes. Modules come in by `from_module`, their parameters by `load`;
+`to_module` is the way back.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.overrides import TorchFunctionMode
 
 from fdqn import check, random, tree
-from fdqn.types import Network, Params
+from fdqn.types import Network, Params, Scalar
+
+
+class NetworkWithDropout(NamedTuple):
+    """`init(key [..., 2]) -> Params [...]` and `apply(params, obs [..., *O], key [2]) -> q [..., A]`."""
+
+    init: Callable[[Tensor], Params]
+    apply: Callable[[Params, Tensor, Tensor], Tensor]
 
 
 def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
-    """Linear layers with ReLU between: `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial values and outputs.
+    """Linear layers with ReLU between: `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and
+    outputs. Without hidden layers it is one linear layer, named "0".
 
     Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1.
     """
@@ -33,7 +45,7 @@ def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: 
 
         q = value + advantage - mean of advantage
 
-    Shapes: obs [..., *obs_shape], flattened; q [..., actions].
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1.
     Wang et al. 2016, https://arxiv.org/abs/1511.06581
     """
     event = _event(obs_shape)
@@ -64,31 +76,88 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
 
 
 def from_module(factory: Callable[[], nn.Module]) -> Network:
-    """Any module as a pure function of its parameters.
+    """Any module as a pure function of its parameters, in evaluation mode: dropout is off.
 
-    `factory` makes the module. Its skeleton is kept on the meta device in evaluation mode (dropout off); `init` calls
-    `factory` once a lane under a fork of PyTorch's generator, seeded from the lane's key, and is the one place where
-    that generator is touched. Shapes are the module's own. Raises TypeError for a module with buffers: a running
-    statistic or other hidden state has no place in a function of parameters and observation.
+    `factory` makes the module; `init` calls it once a lane, so a lane begins as the module does. Buffers are constants,
+    those of one module for all lanes, on the parameters' device and, where floating, in their dtype. Shapes are the
+    module's own.
+
+    Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
+    writes a buffer: hidden state has no place in a function of parameters and observation.
     """
-    with torch.device("meta"):
-        skeleton = factory().eval()
-    if buffers := [name for name, _ in skeleton.named_buffers()]:
-        raise TypeError(f"factory: expected a module without buffers, got {buffers}; use e.g. LayerNorm for BatchNorm")
+    skeleton, constants = _skeleton(factory)
+    return Network(partial(_init_module, factory, constants), partial(_apply_module, skeleton.eval(), constants))
 
-    def init(key: Tensor) -> Params:
-        check.shapes("key[... 2]", key)
-        if key.ndim > 1:
-            return tree.stack(init(k) for k in key)
-        # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(int(random.bits(key)))
-            return {name: p.detach().to(key.device) for name, p in factory().named_parameters()}
 
-    def apply(params: Params, obs: Tensor) -> Tensor:
-        return functional_call(skeleton, params, (obs,), strict=True)
+def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDropout:
+    """The same in training mode: dropout is on, its chance an argument.
 
-    return Network(init, apply)
+    `apply(params, obs, key)` gives the n-th call of `F.dropout`, counted from 0, the uniforms of `fold_in(key, n)`:
+    the same key drops the same. No generator is used. Lanes and samples that are to drop their own need keys of their
+    own. In a compiled program a call costs a cipher, which takes a C++ compiler some seconds.
+
+    Raises TypeError as `from_module` does, and for other layers that draw random numbers.
+    """
+    skeleton, constants = _skeleton(factory)
+    inside = (nn.RNNBase, nn.MultiheadAttention)
+    if hidden := [name for name, m in skeleton.named_modules() if isinstance(m, inside) and m.dropout > 0]:
+        raise TypeError(
+            f"factory: expected dropout in layers of its own, got it inside {hidden}; make them with dropout=0 and put "
+            "nn.Dropout before or after"
+        )
+    apply = partial(_apply_module, skeleton.train(), constants)
+
+    def apply_with_dropout(params: Params, obs: Tensor, key: Tensor) -> Tensor:
+        check.shapes("key[2]", key)
+        with _Dropping(key):
+            return apply(params, obs)
+
+    return NetworkWithDropout(partial(_init_module, factory, constants), apply_with_dropout)
+
+
+def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
+    """Dropout with its chance as an argument; `torch.nn.functional.dropout`. The mean is kept.
+
+        0 where u < rate, x / (1 - rate) elsewhere
+
+    Shapes: x, uniforms u and the result [...]. Raises ValueError for a number outside [0, 1): 1 would leave nothing.
+    Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
+    """
+    check.shapes("x[...] u[...]", x, u)
+    if not isinstance(rate, Tensor) and not 0 <= rate < 1:
+        raise ValueError(f"rate: expected a number in [0, 1), got {rate}")
+    return (torch.where(u < rate, 0.0, x) / (1 - rate)).to(x.dtype)
+
+
+def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -> Params:
+    """One lane's parameters from a module's `state_dict`, whose names are `prefix` and then the network's.
+
+    The result is in the network's order, in the dtypes and on the device that came, and shares no memory with the
+    module. Raises ValueError for names or shapes that are not the network's and TypeError for what holds no
+    floating-point numbers.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict: expected names with tensors, got {type(state_dict).__name__}; a module has state_dict()"
+        )
+    for name, x in state_dict.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"state_dict[{name!r}]: expected a tensor, got {type(x).__name__}")
+    own = network.init(random.key(0))
+    _check_fit(own, state_dict, prefix)
+    for name in own:
+        check.floating(f"state_dict[{prefix + name!r}]", state_dict[prefix + name])
+    return {name: state_dict[prefix + name].detach().clone() for name in own}
+
+
+def starting_from(network: Network, params: Params) -> Network:
+    """`network`, each lane of which begins as a copy of `params`, whatever its key. Raises as `load` does."""
+    return network._replace(init=partial(_init_as, network.init, load(network, params)))
+
+
+def to_module(network: Network, params: Params) -> nn.Module:
+    """A module whose `state_dict` is a copy of one lane's `params` and whose forward is `network.apply`."""
+    return _Module(network, params)
 
 
 def _init_mlp(sizes: list[int], key: Tensor) -> Params:
@@ -106,9 +175,9 @@ def _apply_mlp(event: tuple[int, ...], params: Params, obs: Tensor) -> Tensor:
 
 
 def _init_dueling_mlp(sizes: list[int], key: Tensor) -> Params:
-    *trunk, features, actions = sizes
-    layers = {f"trunk.{2 * i}": (n, m) for i, (m, n) in enumerate(zip(trunk, [*trunk[1:], features], strict=True))}
-    return _init_layers({**layers, "value": (1, features), "advantage": (actions, features)}, key)
+    *trunk, actions = sizes
+    layers = {f"trunk.{2 * i}": (n, m) for i, (m, n) in enumerate(pairwise(trunk))}
+    return _init_layers({**layers, "value": (1, trunk[-1]), "advantage": (actions, trunk[-1])}, key)
 
 
 def _apply_dueling_mlp(event: tuple[int, ...], params: Params, obs: Tensor) -> Tensor:
@@ -142,6 +211,132 @@ def _init_layers(shapes: dict[str, tuple[int, ...]], key: Tensor) -> Params:
     return params
 
 
+def _made(factory: Callable[[], nn.Module], key: Tensor) -> nn.Module:
+    """What `factory` makes under a fork of PyTorch's generator, seeded from `key`: the one place that touches it."""
+    # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
+        torch.default_generator.manual_seed(int(random.bits(key)))
+        return factory()
+
+
+# The constants of a module on each device that lanes were made on.
+_Constants = dict[torch.device, Params]
+
+
+def _skeleton(factory: Callable[[], nn.Module]) -> tuple[nn.Module, _Constants]:
+    """A module whose parameters are to be replaced, and its buffers."""
+    skeleton = _made(factory, random.key(0))
+    buffers = dict(skeleton.named_buffers())
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    if running := [name for name in buffers if name.rpartition(".")[2] in statistics]:
+        raise TypeError(f"factory: expected a module without running statistics, got {running}; use e.g. LayerNorm")
+    return skeleton, {torch.device("cpu"): {name: x.detach().cpu() for name, x in buffers.items()}}
+
+
+def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: Tensor) -> Params:
+    check.shapes("key[... 2]", key)
+    # Here and not when they are used: a copy made while tracing would be one of the trace, in every step of it.
+    if key.device not in constants:
+        constants[key.device] = {name: x.to(key.device) for name, x in constants[torch.device("cpu")].items()}
+    if key.ndim > 1:
+        return tree.stack(_init_module(factory, constants, k) for k in key)
+    return {name: p.detach().to(key.device) for name, p in _made(factory, key).named_parameters()}
+
+
+def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
+    copies = _copies(params, constants)
+    given = {**params, **copies}
+    q = functional_call(skeleton, given, (obs,), strict=True)
+    # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
+    # the count while it traces; there, what is written is thrown away.
+    if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
+        raise TypeError(
+            f"factory: expected a forward that writes no buffer, got one that writes {written}; pass what changes in "
+            "with obs, or leave it out"
+        )
+    return q
+
+
+def _copies(params: Params, constants: _Constants) -> Params:
+    """The constants on the device of the parameters; floating ones in their dtype, as `module.to(dtype)` has them."""
+    first = next(iter(params.values()), torch.zeros(()))
+    there = constants.get(first.device, constants[torch.device("cpu")])
+    with torch.inference_mode(False):  # what is made in that mode does not count how often it is written to
+        dtypes = {name: first.dtype if x.is_floating_point() else x.dtype for name, x in there.items()}
+        return {name: x.to(first.device, dtypes[name], copy=True) for name, x in there.items()}
+
+
+# What draws random numbers, but for dropout.
+_RANDOM = {
+    *("alpha_dropout", "feature_alpha_dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "rrelu", "rrelu_"),
+    *("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d", "rand", "randn", "randint", "randperm"),
+    *("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "normal", "poisson"),
+    *("bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"),
+}
+
+
+class _Dropping(TorchFunctionMode):
+    """Inside, calls of `F.dropout` are those of `dropout` with uniforms from `key`."""
+
+    def __init__(self, key: Tensor) -> None:
+        super().__init__()
+        self.key, self.calls = key, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "dropout":
+            return self._dropout(*args, **kwargs)
+        if name in _RANDOM or (name == "scaled_dot_product_attention" and any((*args[4:5], kwargs.get("dropout_p")))):
+            raise TypeError(f"factory: expected no random layers but nn.Dropout, got one that calls {name}")
+        return func(*args, **kwargs)
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training:
+            return input
+        u = random.uniform(random.fold_in(self.key, self.calls), input.shape)
+        self.calls += 1
+        return dropout(input, p, u)
+
+
+def _init_as(init: Callable[[Tensor], Params], params: Params, key: Tensor) -> Params:
+    """Copies of `params` where and as often as `init` makes its own."""
+    return {name: params[name].to(own.device).expand_as(own).clone() for name, own in init(key).items()}
+
+
+class _Module(nn.Module):
+    def __init__(self, network: Network, params: Params) -> None:
+        super().__init__()
+        self.network = network
+        for name, x in params.items():
+            *owners, own = name.split(".")
+            owner: nn.Module = self
+            for part in owners:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(own, nn.Parameter(x.detach().clone()))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.network.apply(dict(self.named_parameters()), obs)
+
+
+def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise ValueError with the names and shapes that only one side has, and the prefix that would fit if one does."""
+    ours = {prefix + name: list(x.shape) for name, x in own.items()}
+    theirs = {name: list(x.shape) for name, x in given.items()}
+    if ours == theirs:
+        return
+    lacking = {name: shape for name, shape in ours.items() if theirs.get(name) != shape}
+    foreign = {name: shape for name, shape in theirs.items() if ours.get(name) != shape}
+    first = next(iter(own))
+    starts = {name.removesuffix(first) for name in theirs if name.endswith(first)} - {prefix}
+    fits = [start for start in starts if {start + name for name in own} == set(theirs)]
+    raise ValueError(
+        f"state_dict: expected the network's names and shapes, {lacking or 'no others'}; "
+        f"got {foreign or 'none of them'}" + "".join(f"; use prefix={start!r}" for start in fits)
+    )
+
+
 def _flatten(event: tuple[int, ...], like: Tensor, obs: Tensor) -> Tensor:
     check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
     return obs.reshape(*obs.shape[: obs.ndim - len(event)], math.prod(event)).to(like.dtype)
@@ -157,8 +352,6 @@ def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int
 
 def _sizes(inputs: int, hidden: Sequence[int], actions: int) -> list[int]:
     sizes = [inputs, *hidden, actions]
-    if not hidden or min(sizes) < 1:
-        raise ValueError(
-            f"hidden, actions: expected hidden layers and sizes of at least 1, got {list(hidden)}, {actions}"
-        )
+    if min(sizes) < 1:
+        raise ValueError(f"hidden, actions: expected sizes of at least 1, got {list(hidden)}, {actions}")
     return sizes
