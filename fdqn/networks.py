@@ -33,11 +33,14 @@ def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> 
     """Linear layers with ReLU between: `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and
     outputs. Without hidden layers it is one linear layer, named "0".
 
-    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1.
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1, and `apply` for
+    parameters or observations of other names, shapes or devices; so do the networks below.
     """
     event = _event(obs_shape)
-    sizes = _sizes(math.prod(event), hidden, actions)
-    return Network(partial(_init_mlp, sizes), partial(_apply_mlp, event))
+    # nn.Sequential counts the ReLUs too, so linear layer i stands at place 2 i.
+    sizes = pairwise(_sizes(math.prod(event), hidden, actions))
+    layers = {f"{2 * i}": (n, m) for i, (m, n) in enumerate(sizes)}
+    return Network(partial(_init_layers, layers), partial(_apply_mlp, event, layers))
 
 
 def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
@@ -49,8 +52,10 @@ def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: 
     Wang et al. 2016, https://arxiv.org/abs/1511.06581
     """
     event = _event(obs_shape)
-    sizes = _sizes(math.prod(event), hidden, actions)
-    return Network(partial(_init_dueling_mlp, sizes), partial(_apply_dueling_mlp, event))
+    *trunk, actions = _sizes(math.prod(event), hidden, actions)
+    layers = {f"trunk.{2 * i}": (n, m) for i, (m, n) in enumerate(pairwise(trunk))}
+    layers |= {"value": (1, trunk[-1]), "advantage": (actions, trunk[-1])}
+    return Network(partial(_init_layers, layers), partial(_apply_dueling_mlp, event, layers))
 
 
 def nature(obs_shape: Sequence[int], actions: int) -> Network:
@@ -65,14 +70,14 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
     if actions < 1:
         raise ValueError(f"actions: expected at least 1, got {actions}")
     features = 64 * math.prod(((n - 8) // 4 - 3) // 2 - 1 for n in (height, width))
-    shapes = {
+    layers = {
         "0": (32, channels, 8, 8),
         "2": (64, 32, 4, 4),
         "4": (64, 64, 3, 3),
         "7": (512, features),
         "9": (actions, 512),
     }
-    return Network(partial(_init_layers, shapes), partial(_apply_nature, (channels, height, width)))
+    return Network(partial(_init_layers, layers), partial(_apply_nature, (channels, height, width), layers))
 
 
 def from_module(factory: Callable[[], nn.Module]) -> Network:
@@ -160,50 +165,66 @@ def to_module(network: Network, params: Params) -> nn.Module:
     return _Module(network, params)
 
 
-def _init_mlp(sizes: list[int], key: Tensor) -> Params:
-    # nn.Sequential counts the ReLUs too, so linear layer i stands at place 2 i.
-    return _init_layers({f"{2 * i}": (n, m) for i, (m, n) in enumerate(pairwise(sizes))}, key)
+# The shape of each layer's weight under the layer's name.
+_Layers = Mapping[str, tuple[int, ...]]
 
 
-def _apply_mlp(event: tuple[int, ...], params: Params, obs: Tensor) -> Tensor:
-    x = _flatten(event, params["0.weight"], obs)
-    last = len(params) - 2
-    for i in range(0, last + 1, 2):
-        x = F.linear(x, params[f"{i}.weight"], params[f"{i}.bias"])
-        x = x if i == last else x.relu()
-    return x
+def _apply_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    *hidden, last = layers
+    x = _flat(_checked(event, layers, params, obs), len(event))
+    for name in hidden:
+        x = _linear(params, name, x).relu()
+    return _linear(params, last, x)
 
 
-def _init_dueling_mlp(sizes: list[int], key: Tensor) -> Params:
-    *trunk, actions = sizes
-    layers = {f"trunk.{2 * i}": (n, m) for i, (m, n) in enumerate(pairwise(trunk))}
-    return _init_layers({**layers, "value": (1, trunk[-1]), "advantage": (actions, trunk[-1])}, key)
-
-
-def _apply_dueling_mlp(event: tuple[int, ...], params: Params, obs: Tensor) -> Tensor:
-    x = _flatten(event, params["value.weight"], obs)
-    for i in range(0, len(params) - 4, 2):
-        x = F.linear(x, params[f"trunk.{i}.weight"], params[f"trunk.{i}.bias"]).relu()
-    value = F.linear(x, params["value.weight"], params["value.bias"])
-    advantage = F.linear(x, params["advantage.weight"], params["advantage.bias"])
+def _apply_dueling_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    *trunk, _, _ = layers
+    x = _flat(_checked(event, layers, params, obs), len(event))
+    for name in trunk:
+        x = _linear(params, name, x).relu()
+    value, advantage = _linear(params, "value", x), _linear(params, "advantage", x)
     return value + advantage - advantage.mean(-1, keepdim=True)
 
 
-def _apply_nature(event: tuple[int, ...], params: Params, obs: Tensor) -> Tensor:
-    check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
-    leading = obs.shape[: obs.ndim - 3]
-    x = obs.reshape(-1, *event).to(params["0.weight"].dtype) / 255.0
+def _apply_nature(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    frames = _checked(event, layers, params, obs)
+    x = frames.reshape(-1, *event) / 255.0
     for name, stride in (("0", 4), ("2", 2), ("4", 1)):
         x = F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride).relu()
-    x = F.linear(x.flatten(1), params["7.weight"], params["7.bias"]).relu()
-    x = F.linear(x, params["9.weight"], params["9.bias"])
-    return x.reshape(*leading, x.shape[-1])
+    x = _linear(params, "9", _linear(params, "7", x.flatten(1)).relu())
+    return x.reshape(*frames.shape[: frames.ndim - 3], x.shape[-1])
 
 
-def _init_layers(shapes: dict[str, tuple[int, ...]], key: Tensor) -> Params:
+def _linear(params: Params, name: str, x: Tensor) -> Tensor:
+    return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def _flat(obs: Tensor, axes: int) -> Tensor:
+    return obs.reshape(*obs.shape[: obs.ndim - axes], math.prod(obs.shape[obs.ndim - axes :]))
+
+
+def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    """Observations in the parameters' dtype, where both are what the network takes."""
+    check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
+    expected = dict(item for name, shape in layers.items() for item in _shapes(name, shape))
+    if expected != (given := {name: tuple(x.shape) for name, x in params.items()}):
+        are_lanes = expected == {name: shape[1:] for name, shape in given.items()}
+        hint = "; many lanes go through vmap(network.apply)" if are_lanes else ""
+        raise ValueError(f"params: {_difference(expected, given)}{hint}")
+    weight = params[next(iter(expected))]
+    if obs.device != weight.device:
+        raise ValueError(f"obs: expected it on the parameters' device {weight.device}, got {obs.device}")
+    return obs.to(weight.dtype)
+
+
+def _shapes(layer: str, weight: tuple[int, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return (f"{layer}.weight", weight), (f"{layer}.bias", weight[:1])
+
+
+def _init_layers(layers: _Layers, key: Tensor) -> Params:
     """Weights and biases uniform in +-1 / sqrt(inputs), as `nn.Linear` and `nn.Conv2d` begin."""
     params = {}
-    for i, (name, shape) in enumerate(shapes.items()):
+    for i, (name, shape) in enumerate(layers.items()):
         bound = 1 / math.sqrt(math.prod(shape[1:]))
         weight, bias = random.split(random.fold_in(key, i)).unbind(-2)
         params[f"{name}.weight"] = (2 * random.uniform(weight, shape) - 1) * bound
@@ -321,25 +342,23 @@ class _Module(nn.Module):
 
 
 def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
-    """Raise ValueError with the names and shapes that only one side has, and the prefix that would fit if one does."""
-    ours = {prefix + name: list(x.shape) for name, x in own.items()}
-    theirs = {name: list(x.shape) for name, x in given.items()}
+    """Raise ValueError with what only one side has, and the prefix that would fit if one does."""
+    ours = {prefix + name: tuple(x.shape) for name, x in own.items()}
+    theirs = {name: tuple(x.shape) for name, x in given.items()}
     if ours == theirs:
         return
-    lacking = {name: shape for name, shape in ours.items() if theirs.get(name) != shape}
-    foreign = {name: shape for name, shape in theirs.items() if ours.get(name) != shape}
     first = next(iter(own))
     starts = {name.removesuffix(first) for name in theirs if name.endswith(first)} - {prefix}
     fits = [start for start in starts if {start + name for name in own} == set(theirs)]
-    raise ValueError(
-        f"state_dict: expected the network's names and shapes, {lacking or 'no others'}; "
-        f"got {foreign or 'none of them'}" + "".join(f"; use prefix={start!r}" for start in fits)
-    )
+    hint = "".join(f"; use prefix={start!r}" for start in fits)
+    raise ValueError(f"state_dict: {_difference(ours, theirs)}{hint}")
 
 
-def _flatten(event: tuple[int, ...], like: Tensor, obs: Tensor) -> Tensor:
-    check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
-    return obs.reshape(*obs.shape[: obs.ndim - len(event)], math.prod(event)).to(like.dtype)
+def _difference(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
+    """The names and shapes that only one side has."""
+    lacking = {name: list(shape) for name, shape in expected.items() if given.get(name) != shape}
+    foreign = {name: list(shape) for name, shape in given.items() if expected.get(name) != shape}
+    return f"expected the network's names and shapes, {lacking or 'no others'}; got {foreign or 'none of them'}"
 
 
 def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int, ...]:
@@ -351,6 +370,8 @@ def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int
 
 
 def _sizes(inputs: int, hidden: Sequence[int], actions: int) -> list[int]:
+    if not isinstance(hidden, Sequence) or not all(isinstance(n, int) for n in (*hidden, actions)):
+        raise TypeError(f"hidden, actions: expected whole numbers, several and one, got {hidden!r}, {actions!r}")
     sizes = [inputs, *hidden, actions]
     if min(sizes) < 1:
         raise ValueError(f"hidden, actions: expected sizes of at least 1, got {list(hidden)}, {actions}")

@@ -749,6 +749,39 @@ def test_observations_of_the_wrong_shape(name):
         network.apply(network.init(KEY), torch.zeros(2, *shape[:-1], shape[-1] + 1))
 
 
+@pytest.mark.parametrize("name", ["mlp", "dueling", "nature"])
+def test_parameters_of_another_network(name):
+    network, shape = SMALL[name]
+    params, obs = network.init(KEY), torch.zeros(2, *shape)
+    first = next(iter(params))
+    lacking = {n: x for n, x in params.items() if n != first}
+    for wrong, says in (
+        (lacking, rf"params: expected .*, {{'{first}': \[.*\]}}; got none of them$"),
+        (params | {"more": torch.zeros(1, 2)}, r"params: expected .*, no others; got {'more': \[1, 2\]}$"),
+        (params | {first: torch.zeros(7)}, rf"params: expected .*, {{'{first}': .*}}; got {{'{first}': .*}}"),
+        (
+            network.init(random.key([1, 2])),
+            r"params: expected .*; got .*\[2, .*; many lanes go through vmap\(network.apply\)$",
+        ),
+    ):
+        with pytest.raises(ValueError, match=says):
+            network.apply(wrong, obs)
+
+
+@pytest.mark.parametrize("name", ["mlp", "dueling", "nature"])
+def test_observations_on_another_device(name):
+    network, shape = SMALL[name]
+    with pytest.raises(ValueError, match="obs: expected it on the parameters' device cpu, got meta"):
+        network.apply(network.init(KEY), torch.zeros(2, *shape, device="meta"))
+
+
+@pytest.mark.parametrize("sizes", [(4, 5, 2), (4, (5.0,), 2), (4, (5,), 2.0), (4, "5", 2), (4, None, 2)])
+def test_sizes_that_are_no_whole_numbers(sizes):
+    for make in (networks.mlp, networks.dueling_mlp):
+        with pytest.raises(TypeError, match="hidden, actions: expected whole numbers"):
+            make(*sizes)
+
+
 def test_what_is_no_key():
     for network, _ in SMALL.values():
         with pytest.raises(ValueError, match="key: expected shape"):
