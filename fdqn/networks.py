@@ -138,8 +138,8 @@ def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -
     """One lane's parameters from a module's `state_dict`, whose names are `prefix` and then the network's.
 
     The result is in the network's order, in the dtypes and on the device that came, and shares no memory with the
-    module. Raises ValueError for names or shapes that are not the network's and TypeError for what holds no
-    floating-point numbers.
+    module; `starting_from` makes it every lane's start. Raises ValueError for names or shapes that are not the
+    network's and TypeError for what holds no floating-point numbers.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(
@@ -246,7 +246,11 @@ _Constants = dict[torch.device, Params]
 
 def _skeleton(factory: Callable[[], nn.Module]) -> tuple[nn.Module, _Constants]:
     """A module whose parameters are to be replaced, and its buffers."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TypeError(f"factory: expected a function that makes a module, got {type(factory).__name__}")
     skeleton = _made(factory, random.key(0))
+    if not isinstance(skeleton, nn.Module):
+        raise TypeError(f"factory: expected it to make an nn.Module, got {type(skeleton).__name__}")
     buffers = dict(skeleton.named_buffers())
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     if running := [name for name in buffers if name.rpartition(".")[2] in statistics]:
@@ -327,7 +331,7 @@ def _init_as(init: Callable[[Tensor], Params], params: Params, key: Tensor) -> P
 class _Module(nn.Module):
     def __init__(self, network: Network, params: Params) -> None:
         super().__init__()
-        self.network = network
+        self._apply_pure = network.apply  # a name that no parameter has
         for name, x in params.items():
             *owners, own = name.split(".")
             owner: nn.Module = self
@@ -338,7 +342,7 @@ class _Module(nn.Module):
             owner.register_parameter(own, nn.Parameter(x.detach().clone()))
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.network.apply(dict(self.named_parameters()), obs)
+        return self._apply_pure(dict(self.named_parameters()), obs)
 
 
 def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
@@ -351,6 +355,8 @@ def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
     starts = {name.removesuffix(first) for name in theirs if name.endswith(first)} - {prefix}
     fits = [start for start in starts if {start + name for name in own} == set(theirs)]
     hint = "".join(f"; use prefix={start!r}" for start in fits)
+    if ours.items() < theirs.items():
+        hint = "; leave out what is no parameter, as dict(module.named_parameters()) does"
     raise ValueError(f"state_dict: {_difference(ours, theirs)}{hint}")
 
 

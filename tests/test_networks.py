@@ -642,7 +642,7 @@ def changed(**changes):
     ("given", "prefix", "error", "says"),
     [
         (changed(**{"0.bias": None}), "", ValueError, r"shapes, {'0.bias': \[6\]}; got none of them$"),
-        (changed(more=torch.ones(2, 1)), "", ValueError, r"shapes, no others; got {'more': \[2, 1\]}$"),
+        (changed(more=torch.ones(2, 1)), "", ValueError, r"got {'more': \[2, 1\]}; leave out what is no parameter, as"),
         (
             changed(**{"2.weight": torch.ones(6, 5), "4.bias": None}), "", ValueError,
             r"shapes, {'2.weight': \[5, 6\], '4.bias': \[3\]}; got {'2.weight': \[6, 5\]}$",
@@ -662,6 +662,15 @@ def test_load_says_what_does_not_fit(given, prefix, error, says):
     with pytest.raises(error, match=says):
         networks.load(PAGE, given, prefix)
     assert all(torch.equal(x, given[n]) for n, x in before.items())
+
+
+def test_load_of_a_module_with_constants():
+    module, network = untouched(Positional), networks.from_module(Positional)
+    with pytest.raises(ValueError, match=r"got {'places': \[3, 4\]}; .*dict\(module.named_parameters\(\)\)"):
+        networks.load(network, module.state_dict())
+    params, obs = networks.load(network, dict(module.named_parameters())), observations((5, 3, 4))
+    torch.testing.assert_close(network.apply(params, obs), module(obs).detach())
+    assert not any(x.requires_grad for x in params.values())
 
 
 def test_lanes_start_from_loaded_parameters():
@@ -699,6 +708,21 @@ def test_a_module_of_a_network_is_the_network(name):
     assert all(p.grad is not None for p in module.parameters())
     assert not {p.data_ptr() for p in module.parameters()} & {x.data_ptr() for x in params.values()}
     laws.assert_trees_equal(params, networks.load(network, module.state_dict()))
+
+
+def test_a_module_of_a_network_has_any_names():
+    network = networks.from_module(lambda: nn.Sequential(OrderedDict(network=nn.Linear(2, 2), params=nn.Linear(2, 3))))
+    params, obs = network.init(KEY), observations((4, 2))
+    assert torch.equal(networks.to_module(network, params)(obs), network.apply(params, obs))
+
+
+def test_what_makes_no_module():
+    for make in (networks.from_module, networks.from_module_with_dropout):
+        for given, name in ((nn.Linear(2, 2), "Linear"), (None, "NoneType")):
+            with pytest.raises(TypeError, match=f"factory: expected a function that makes a module, got {name}"):
+                make(given)
+        with pytest.raises(TypeError, match=r"factory: expected it to make an nn.Module, got int"):
+            make(lambda: 3)
 
 
 @EACH_SMALL
