@@ -269,7 +269,7 @@ def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: T
 
 
 def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
-    copies = _copies(params, constants)
+    copies = _copies(constants, [*params.values(), obs][0])
     given = {**params, **copies}
     q = functional_call(skeleton, given, (obs,), strict=True)
     # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
@@ -282,13 +282,12 @@ def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, ob
     return q
 
 
-def _copies(params: Params, constants: _Constants) -> Params:
-    """The constants on the device of the parameters; floating ones in their dtype, as `module.to(dtype)` has them."""
-    first = next(iter(params.values()), torch.zeros(()))
-    there = constants.get(first.device, constants[torch.device("cpu")])
+def _copies(constants: _Constants, like: Tensor) -> Params:
+    """The constants on the device of `like`; floating ones in its dtype, as `module.to(dtype)` has them."""
+    there = constants.get(like.device, constants[torch.device("cpu")])
     with torch.inference_mode(False):  # what is made in that mode does not count how often it is written to
-        dtypes = {name: first.dtype if x.is_floating_point() else x.dtype for name, x in there.items()}
-        return {name: x.to(first.device, dtypes[name], copy=True) for name, x in there.items()}
+        moved = {name: x.to(like.device, copy=True) for name, x in there.items()}
+        return tree.cast(moved, like.dtype) if like.is_floating_point() else moved
 
 
 # What draws random numbers, but for dropout.

@@ -254,8 +254,10 @@ def _policy(settings: Settings, params: Params) -> bytes:
     spec = envs.make(settings.env).spec
     module = networks.to_module(build.network(settings), params).requires_grad_(False)
     obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
-    batch = {0: torch.export.Dim("batch")}
-    return _saved(torch.export.save, torch.export.export(module, (obs,), dynamic_shapes=(batch,)))
+    program = torch.export.export(module, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:  # where fdqn is installed is nobody's business who is given the file
+        node.meta.pop("stack_trace", None)
+    return _saved(torch.export.save, program)
 
 
 def _saved(writer: Callable[[Any, Any], None], what: Any) -> bytes:

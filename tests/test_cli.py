@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,10 @@ def test_export_s_json_says_what_was_written(place, capsys):
 def test_an_exported_policy_runs_without_fdqn(place, capsys):
     assert cli.main(["export", "run", "--seed", "6", "--out", "policy.pt2"]) == 0
     assert "torch.export.load('policy.pt2').module()" in capsys.readouterr().out
+    with zipfile.ZipFile("policy.pt2") as archive:
+        assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist()), (
+            "a path of this machine"
+        )
     obs = random.normal(random.key(3), (7, 4))
     torch.save(obs, "obs.pt")
     code = (
