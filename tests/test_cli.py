@@ -213,7 +213,7 @@ def test_export_writes_a_state_dict_that_the_page_s_network_loads(place, capsys,
     module.load_state_dict(state, strict=True)
     for name, x in of_seed(seed).items():
         assert torch.equal(module.state_dict()[name], x)
-    assert Path("checkpoint.pt").stat().st_size < 6000, "one lane's memory, not that of all"
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in state.values()), "no lane's memory but its own"
 
 
 def test_export_under_a_prefix(place):

@@ -469,8 +469,10 @@ def test_dropout_is_its_equation():
     laws.compiled(networks.dropout, x, torch.tensor(0.25), u, again=[])
     laws.vmapped(networks.dropout, x, torch.tensor([0.1, 0.2, 0.25, 0.95]), u)
     laws.gradients(lambda x: networks.dropout(x, 0.25, u.double()).square().sum(), x)
-    for dtype in (torch.float64, torch.bfloat16):
-        assert networks.dropout(x.to(dtype), torch.tensor(0.25), u).dtype == dtype
+    rates = torch.tensor([0.25] * 4, dtype=torch.float64)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert networks.dropout(x.to(dtype), 0.25, u).dtype == dtype
+        assert vmap(networks.dropout)(x.to(dtype), rates, u).dtype == dtype
 
 
 def test_dropout_refuses():
@@ -647,6 +649,10 @@ def changed(**changes):
             changed(**{"2.weight": torch.ones(6, 5), "4.bias": None}), "", ValueError,
             r"shapes, {'2.weight': \[5, 6\], '4.bias': \[3\]}; got {'2.weight': \[6, 5\]}$",
         ),
+        (
+            changed(**{"4.bias": torch.ones(4)}), "", ValueError,
+            r"shapes, {'4.bias': \[3\]}; got {'4.bias': \[4\]}$",
+        ),
         (untouched(Page).state_dict(), "", ValueError, r"'0.weight': \[6, 4\].*; use prefix='linear_relu_stack.'$"),
         (untouched(Page).state_dict(), "stack.", ValueError, r"'stack.0.weight'.*; use prefix='linear_relu_stack.'$"),
         (changed(), "linear_relu_stack.", ValueError, "'linear_relu_stack.0.weight'.*; use prefix=''$"),
@@ -680,8 +686,9 @@ def test_lanes_start_from_loaded_parameters():
     for name, x in lanes.items():
         assert torch.equal(x, params[name].expand(2, 3, *params[name].shape))
     laws.assert_trees_equal(params, network.init(KEY))
-    storages = [x.untyped_storage().data_ptr() for x in (*lanes.values(), *params.values())]
-    assert len(set(storages)) == len(storages)
+    leaves = (*lanes.values(), *params.values(), *network.init(KEY).values(), *network.init(KEY).values())
+    assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
+    assert all(x.is_contiguous() for x in leaves)
     with pytest.raises(ValueError, match="expected the network's names and shapes"):
         networks.starting_from(networks.mlp(4, (6,), 3), params)
 
