@@ -73,6 +73,23 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Export:
+    """Write one trained seed of a run as PyTorch reads it."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    seed: int
+    """The seed's value, one of those trained."""
+    out: Path
+    """File to make: the state_dict, or, where the name ends in .pt2, the policy by torch.export, obs [B, ...] to
+    Q-values [B, actions], which runs without fdqn."""
+    prefix: str = ""
+    """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""
+    json: bool = False
+    """Print only what was written, as JSON."""
+
+
+@dataclass(frozen=True)
 class Envs:
     """List the environments."""
 
@@ -80,8 +97,8 @@ class Envs:
     """Print only JSON."""
 
 
-Command = Train | Eval | Report | Envs
-COMMANDS = {"train": Train, "eval": Eval, "report": Report, "envs": Envs}
+Command = Train | Eval | Report | Export | Envs
+COMMANDS = {"train": Train, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,6 +150,8 @@ def _run(command: Command, started: float) -> None:
             _eval(command)
         case Report():
             _report(command)
+        case Export():
+            _export(command)
         case Envs():
             _envs(command)
 
@@ -383,6 +402,21 @@ def _report(command: Report) -> None:
         _print_summary(read[0].path, read[0].summary)
     else:
         _print_comparison(read, picture)
+
+
+def _export(command: Export) -> None:
+    from fdqn import runs
+
+    written = runs.export(runs.read(command.run), command.seed, command.out, command.prefix)
+    if command.json:
+        print(json.dumps(written))
+        return
+    out = _results()
+    out.print(
+        f"seed {command.seed} of {command.run}: {written['what']}, {_bytes(written['bytes'])} in {command.out}",
+        soft_wrap=True,
+    )
+    out.print(f"read it with {written['read']}", soft_wrap=True)
 
 
 def _envs(command: Envs) -> None:

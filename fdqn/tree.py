@@ -6,7 +6,9 @@ The only file that imports torch's pytree.
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -49,6 +51,28 @@ def cast(tree: T, dtype: torch.dtype) -> T:
     return map(lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
 
 
+def to(tree: T, device: torch.device | str) -> T:
+    """The leaves on `device`, copied only where they are elsewhere."""
+    return map(lambda x: x.to(device), tree)
+
+
+def from_numpy(tree: Any) -> Any:
+    """NumPy arrays as tensors on the CPU, over the same memory: what is written to one is seen in the other.
+
+    Copied where PyTorch cannot share: arrays that are read-only, run backwards or have another byte order, and single
+    numbers. Raises TypeError for what is no array of numbers.
+    """
+    return map(_tensor, tree)
+
+
+def to_numpy(tree: Any) -> Any:
+    """Tensors as NumPy arrays, without gradients: over the same memory on the CPU, copied to the host from elsewhere.
+
+    Raises TypeError for a dtype that NumPy does not have, such as bfloat16.
+    """
+    return map(_array, tree)
+
+
 def clone(tree: T) -> T:
     """Fresh contiguous storage for every leaf."""
     return map(lambda x: x.clone(memory_format=torch.contiguous_format), tree)
@@ -88,3 +112,21 @@ def equal(a: Any, b: Any) -> bool:
 def nbytes(tree: Any) -> int:
     """Bytes that the leaves hold."""
     return sum(x.numel() * x.element_size() for x in leaves(tree))
+
+
+def _tensor(x: Any) -> Tensor:
+    if not isinstance(x, np.ndarray | np.generic) or x.dtype.kind not in "biufc":
+        what = f"dtype {x.dtype}" if isinstance(x, np.ndarray | np.generic) else type(x).__name__
+        raise TypeError(f"tree: expected NumPy arrays of numbers, got {what}")
+    forwards = all(step >= 0 and step % x.itemsize == 0 for step in x.strides)
+    shareable = x.flags.writeable and x.dtype.isnative and forwards
+    return torch.from_numpy(x if shareable else np.array(x, dtype=x.dtype.newbyteorder("="), order="C"))
+
+
+def _array(x: Tensor) -> NDArray[Any]:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"tree: expected tensors, got {type(x).__name__}")
+    try:
+        return x.numpy(force=True)
+    except TypeError:
+        raise TypeError(f"tree: expected dtypes that NumPy has, got {x.dtype}; cast first") from None

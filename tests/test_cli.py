@@ -14,13 +14,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from matplotlib.image import imread
 
-from fdqn import cli, envs, runs
+from fdqn import cli, envs, networks, random, runs
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
@@ -197,6 +198,93 @@ def test_report_of_several_runs(place, capsys):
     assert Path("comparison.png").exists()
 
 
+def of_seed(seed):
+    """That seed's parameters in the place's run."""
+    return {name: x[seed - 5] for name, x in runs.read_params(Path("run")).items()}
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_export_writes_a_state_dict_that_the_page_s_network_loads(place, capsys, seed):
+    assert cli.main(["export", "run", "--seed", str(seed), "--out", "checkpoint.pt"]) == 0
+    assert "checkpoint.pt" in capsys.readouterr().out
+    state = torch.load("checkpoint.pt", weights_only=True)
+    assert type(state) is dict
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    module.load_state_dict(state, strict=True)
+    for name, x in of_seed(seed).items():
+        assert torch.equal(module.state_dict()[name], x)
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in state.values()), "no lane's memory but its own"
+
+
+def test_export_under_a_prefix(place):
+    words = ["export", "run", "--seed", "6", "--out", "checkpoint.pt", "--prefix", "linear_relu_stack."]
+    assert cli.main(words) == 0
+
+    class Page(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear_relu_stack = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+
+    module = Page()
+    module.load_state_dict(torch.load("checkpoint.pt", weights_only=True), strict=True)
+    assert torch.equal(module.linear_relu_stack[0].weight, of_seed(6)["0.weight"])
+    loaded = networks.load(networks.mlp(4, (8,), 2), module.state_dict(), "linear_relu_stack.")
+    assert all(torch.equal(x, loaded[name]) for name, x in of_seed(6).items())
+
+
+def test_export_s_json_says_what_was_written(place, capsys):
+    assert cli.main(["export", "run", "--seed", "6", "--out", "a.pt", "--json"]) == 0
+    assert strict(capsys.readouterr().out) == {
+        "run": "run", "seed": 6, "out": "a.pt", "what": "state_dict", "bytes": Path("a.pt").stat().st_size,
+        "read": "torch.load('a.pt', weights_only=True)",
+    }  # fmt: skip
+
+
+def test_an_exported_policy_runs_without_fdqn(place, capsys):
+    assert cli.main(["export", "run", "--seed", "6", "--out", "policy.pt2"]) == 0
+    assert "torch.export.load('policy.pt2').module()" in capsys.readouterr().out
+    with zipfile.ZipFile("policy.pt2") as archive:
+        assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist()), (
+            "a path of this machine"
+        )
+    obs = random.normal(random.key(3), (7, 4))
+    torch.save(obs, "obs.pt")
+    code = (
+        "import sys, torch\n"
+        "policy = torch.export.load('policy.pt2').module()\n"
+        "obs = torch.load('obs.pt', weights_only=True)\n"
+        "torch.save([policy(obs), policy(obs[:1]), policy(obs[:0])], 'q.pt')\n"
+        "assert not any(name.split('.')[0] == 'fdqn' for name in sys.modules)"
+    )
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], env=alone, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    network = networks.mlp(4, (8,), 2)
+    for q, given in zip(torch.load("q.pt", weights_only=True), (obs, obs[:1], obs[:0]), strict=True):
+        assert not q.requires_grad
+        torch.testing.assert_close(q, network.apply(of_seed(6), given))
+
+
+def test_export_of_a_failed_seed(place, capsys):
+    summary = json.loads(Path("run/summary.json").read_text())
+    Path("run/summary.json").write_text(json.dumps({**summary, "failed_seeds": [6]}))
+    assert cli.main(["export", "run", "--seed", "6", "--out", "a.pt"]) == 1
+    assert re.search("seed: .*got 6, .*not finite", capsys.readouterr().err)
+    assert not Path("a.pt").exists()
+
+
+@pytest.mark.parametrize("where", ["write_bytes", "replace"])
+def test_export_leaves_no_part_of_a_file(place, capsys, monkeypatch, where):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    before = tree(place)
+    monkeypatch.setattr(*((Path, where) if where == "write_bytes" else (os, where)), full)
+    assert cli.main(["export", "run", "--seed", "6", "--out", "a.pt"]) == 1
+    assert "out: expected a file that can be written, got 'a.pt': No space left" in capsys.readouterr().err
+    assert tree(place) == before
+
+
 def test_envs_lists_what_train_takes(capsys):
     assert cli.main(["envs"]) == 0
     out = capsys.readouterr().out
@@ -210,6 +298,14 @@ def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):
     assert cli.main(["train", *few, "--no-compile", "--out", "short"]) == 0
     assert strict(Path("short/summary.json").read_text())["failed_seeds"] == []
     assert "failed" not in capsys.readouterr().out
+
+
+def test_no_hidden_layers_are_a_linear_network(place):
+    few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
+    assert cli.main(["train", *few, "--out", "linear"]) == 0
+    assert {name: x.shape for name, x in runs.read_params(Path("linear")).items()} == {
+        "0.weight": (2, 3, 50), "0.bias": (2, 3),
+    }  # fmt: skip
 
 
 def test_many_seeds_are_summed_up(place, capsys):
@@ -297,7 +393,6 @@ BAD = [
     ("train --epsilon-fraction nan", "epsilon_fraction: .*got nan"),
     ("train --hidden 0", "hidden.*got .*0"),
     ("train --hidden 8 -4", "hidden.*-4|'-4'"),
-    ("train --hidden", "hidden"),
     ("train --report-every 0", "report_every: .*got 0"),
     ("train --evaluate-every -1", "evaluate_every: .*got -1"),
     ("train --device cuda", "device: .*got cuda"),
@@ -332,6 +427,24 @@ BAD = [
     ("report run --out missing/x.png", "out: .*missing"),
     ("report run --out .", "out: "),
     ("report run --out file/x.png", "out: .*file"),
+    ("export", "[Rr]un|run"),
+    ("export run --out a.pt", "--seed"),
+    ("export run --seed 5", "--out"),
+    ("export run --seed x --out a.pt", "--seed.*'x'"),
+    ("export run --seed 5 --out a.pt --prefx s.", "'--prefx'.*'--prefix'"),
+    ("export run --seed 3 --out a.pt", "seed: expected one that was trained, 5 to 6, got 3"),
+    ("export run --seed 7 --out a.pt", "seed: .*got 7"),
+    ("export run --seed -1 --out a.pt", "seed: .*got -1"),
+    ("export run --seed 5 --out file", "out: expected a file that does not exist yet, got 'file'"),
+    ("export run --seed 5 --out run", "out: .*got 'run'"),
+    ("export run --seed 5 --out=", "out: "),
+    ("export run --seed 5 --out missing/a.pt", "out: .*got 'missing/a.pt'; make missing first"),
+    ("export run --seed 5 --out file/a.pt", "out: .*file"),
+    ("export run --seed 5 --out " + "x" * 300, "out: |too long"),
+    ("export run --seed 5 --out a.pt --prefix stack", r"prefix: .*end in a dot, got 'stack'; use 'stack\.'"),
+    ("export run --seed 5 --out a.pt2 --prefix stack.", "prefix: expected none .*'stack.'"),
+    ("export nowhere --seed 5 --out a.pt", "nowhere"),
+    ("export file --seed 5 --out a.pt", "file"),
 ]
 
 
@@ -368,21 +481,22 @@ SPOILED = [
 ]
 
 
-@pytest.mark.parametrize("command", ["eval", "report"])
+@pytest.mark.parametrize("command", ["eval run", "report run", "export run --seed 5 --out a.pt"])
 @pytest.mark.parametrize(("act", "file"), SPOILED)
 def test_a_broken_run_is_one_line_that_names_the_file(place, capsys, command, act, file):
     act()
-    assert cli.main([command, "run"]) == 1
+    assert cli.main(command.split()) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     assert file in err
 
 
+@pytest.mark.parametrize("command", ["eval run", "export run --seed 5 --out a.pt"])
 @pytest.mark.parametrize("content", [None, b"nonsense"])
-def test_broken_parameters_are_one_line(place, capsys, content):
+def test_broken_parameters_are_one_line(place, capsys, command, content):
     spoiled("params.safetensors", content)()
-    assert cli.main(["eval", "run"]) == 1
+    assert cli.main(command.split()) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1

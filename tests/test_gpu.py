@@ -106,3 +106,37 @@ def test_a_module_s_parameters_do_not_depend_on_the_device_and_leave_the_generat
     with torch.device("cuda"):
         laws.assert_trees_equal(expected, on_cpu(network.init(key.cuda())))
     assert torch.equal(before, torch.cuda.get_rng_state())
+
+
+def test_the_constants_of_a_module_are_where_its_parameters_are():
+    """Also in a program whose steps are captured, where nothing may be copied from the host."""
+    from functools import partial
+
+    from fdqn import dqn, losses, networks
+
+    class Shifted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("shift", torch.tensor([0.1, -0.2, 0.3, 0.0]))
+            self.linear = torch.nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.linear(x + self.shift)
+
+    network = networks.from_module(Shifted)
+    program = examples.program()._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.squared))
+    hyper, keys = examples.lanes(2)
+    state = train.init(program, on_gpu(hyper), keys.cuda())
+    (*_, report) = train.run(program, state, 600, compile.compiled(program), report_every=120)
+    assert report.updates > 0
+    params, obs = tree.index(report.state.learner.params, 0), torch.ones(3, 4)
+    expected = network.apply(on_cpu(params), obs)
+    torch.testing.assert_close(network.apply(params, obs.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_drops_the_same_on_the_gpu():
+    from fdqn import networks
+
+    network = networks.from_module_with_dropout(lambda: torch.nn.Sequential(torch.nn.Dropout(0.3)))
+    obs, key = torch.ones(5, 40), random.key(3)
+    assert torch.equal(network.apply({}, obs, key), network.apply({}, obs.cuda(), key.cuda()).cpu())

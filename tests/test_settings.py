@@ -193,7 +193,6 @@ def test_lane_i_has_seed_plus_i():
         ({"batch_size": 129, "capacity": 128}, "batch_size 129 exceeds capacity 128"),
         ({"num_envs": 200, "capacity": 128}, "num_envs 200 exceeds capacity 128"),
         ({"updates_per_cycle": 3, "target_period": 20}, "target_period 20 is not a multiple of updates_per_cycle 3"),
-        ({"hidden": ()}, "hidden"),
         ({"hidden": (8, 0)}, "hidden"),
         ({"env": "cartpol"}, "unknown environment 'cartpol'; did you mean 'cartpole'"),
     ],

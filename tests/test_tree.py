@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -100,3 +101,65 @@ def test_separate_copies_only_what_shares_memory():
     memory = [x.untyped_storage().data_ptr() for x in (*result.values(), taken, wide)]
     assert len(set(memory)) == len(memory)
     assert all(x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes for x in result.values())
+
+
+def test_numpy_comes_in_and_goes_out_without_a_copy():
+    arrays = {"x": np.arange(6.0).reshape(2, 3), "y": (np.array([True, False]), np.arange(8, dtype=np.int32)[::2])}
+    tensors = tree.from_numpy(arrays)
+    back = tree.to_numpy(tensors)
+    assert tree.structure(back) == tree.structure(arrays)
+    assert tensors["y"][1].dtype == torch.int32
+    assert tensors["y"][1].stride() == (2,)
+    for a, x, b in zip(tree.leaves(arrays), tree.leaves(tensors), tree.leaves(back), strict=True):
+        assert a.ctypes.data == x.data_ptr() == b.ctypes.data
+        assert (a == b).all()
+        assert (a.shape, a.strides, a.dtype) == (b.shape, b.strides, b.dtype)
+    arrays["x"][0, 0] = 7
+    assert tensors["x"][0, 0] == 7
+    assert isinstance(tree.to_numpy(Pair(torch.ones(1), {})), Pair)
+
+
+def test_numpy_is_copied_where_memory_cannot_be_shared():
+    fixed = np.arange(3.0)
+    fixed.flags.writeable = False
+    record = np.zeros(3, dtype=[("a", np.int8), ("b", np.float32)])
+    for array in (np.arange(3.0)[::-1], fixed, np.arange(3).astype(">i4"), record["b"], np.float32(2.5)):
+        tensor = tree.from_numpy({"x": array})["x"]
+        assert tensor.tolist() == array.tolist()
+        assert tensor.shape == array.shape
+        if isinstance(array, np.ndarray):
+            assert not np.shares_memory(array, tensor.numpy())
+    leaf = torch.ones(2, requires_grad=True)
+    assert (tree.to_numpy([leaf, leaf * 2])[1] == 2).all()
+    flipped = torch.tensor([1 + 2j]).conj()
+    assert tree.to_numpy(flipped).tolist() == [1 - 2j]
+
+
+def test_what_numpy_and_tensors_cannot_be():
+    for leaf, says in (
+        ([1.0], "got float"),
+        (np.array(["a"]), "got dtype <U1"),
+        (np.array([None]), "got dtype object"),
+    ):
+        with pytest.raises(TypeError, match=f"tree: expected NumPy arrays of numbers, {says}"):
+            tree.from_numpy({"x": leaf})
+    with pytest.raises(TypeError, match=r"tree: expected dtypes that NumPy has, got torch.bfloat16; cast first"):
+        tree.to_numpy(torch.ones(2, dtype=torch.bfloat16))
+    with pytest.raises(TypeError, match="tree: expected tensors, got ndarray"):
+        tree.to_numpy([np.ones(2)])
+
+
+def test_a_tree_moves_to_a_device_and_is_not_copied_where_it_is():
+    assert {x.device.type for x in tree.leaves(tree.to(NESTED, "meta"))} == {"meta"}
+    there = tree.to(NESTED, torch.device("cpu"))
+    assert all(a is b for a, b in zip(tree.leaves(NESTED), tree.leaves(there), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_tree_goes_to_the_gpu_and_back_to_numpy():
+    there = tree.to(NESTED, "cuda")
+    assert {x.device.type for x in tree.leaves(there)} == {"cuda"}
+    laws.assert_trees_equal(NESTED, tree.to(there, "cpu"))
+    for a, b in zip(tree.leaves(NESTED), tree.leaves(tree.to_numpy(there)), strict=True):
+        assert a.tolist() == b.tolist()
