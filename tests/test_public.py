@@ -92,6 +92,7 @@ OPTIMIZERS = {
     "masked": lambda: optim.masked(optim.sgd(), lambda name: name == "0.bias"),
     "grouped": lambda: optim.grouped(lambda name: name[2:], weight=optim.adam(), bias=optim.sgd()),
 }
+DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Linear(3, 3)))
 LEARNER = dqn.init(optim.adam(), NET.init(KEY))
 FUNCTIONS = {
     "actions.pick": (actions.pick, (Q, ACTION)),
@@ -132,6 +133,11 @@ FUNCTIONS = {
         networks.from_module(lambda: nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Tanh(), nn.Dropout())),
         BATCH.obs,
     ),
+    "networks.from_module_with_dropout": (
+        partial(DROPPING.apply, obs=BATCH.obs.double(), key=KEY),
+        (tree.cast(DROPPING.init(KEY), torch.float64),),
+    ),
+    "networks.dropout": (lambda x: networks.dropout(x, 0.3, random.uniform(KEY, (4, 3))), (Q,)),
     **{f"optim.{name}": (updates_of(make), (GRADS, PARAMS)) for name, make in OPTIMIZERS.items()},
     "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
     "policies.uniform": (policies.uniform, (LEGAL, U[:, 0])),
@@ -185,12 +191,19 @@ PROGRAM = examples.program()
 """What is not in the table, with the reason."""
 ELSEWHERE = {
     "dqn": {"hyper": "makes tensors of numbers", "Config": "", "Learner": "", "Diagnostics": ""},
-    "networks": {},
+    "networks": {
+        "load": "looks at names, once",
+        "starting_from": "makes a network of another",
+        "to_module": "makes a module",
+        "NetworkWithDropout": "",
+    },
     "random": {"key": "looks at its seeds"},
     "replay": {"Replay": ""},
     "tree": {
         **dict.fromkeys(("leaves", "structure", "paths", "equal", "nbytes"), "answers with no tensors"),
+        **dict.fromkeys(("from_numpy", "to_numpy"), "share memory, so that there is nothing to compute"),
         "separate": "looks at memory",
+        "to": "does not compute",
     },
     "train": {
         **dict.fromkeys(("Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),

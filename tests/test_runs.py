@@ -559,3 +559,10 @@ def test_the_commit_is_that_of_the_checkout():
     done = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     commit = runs.git_commit()
     assert commit is None if done.returncode else done.stdout.startswith(commit.rstrip("+"))
+
+
+def test_an_export_is_one_lane_of_what_was_trained(made, tmp_path):
+    written = runs.export(runs.read(made.path), SEEDS[1], tmp_path / "one.pt")
+    given = torch.load(tmp_path / "one.pt", weights_only=True)
+    laws.assert_trees_equal(tree.index(runs.read_params(made.path), 1), given)
+    assert written["bytes"] == (tmp_path / "one.pt").stat().st_size
