@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 
 from fdqn import actions
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, laws, strategies
 
 
 @given(strategies.q_batches(at_least_one=False))
@@ -32,7 +32,7 @@ def test_masks(batch):
 def test_pick_equals_gather(batch):
     q, legal = batch
     a = actions.greedy(q, legal)
-    laws.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), actions.pick(q, a))
+    asserts.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), actions.pick(q, a))
 
 
 def test_pick_out_of_range_gives_0():

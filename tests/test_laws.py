@@ -10,7 +10,7 @@ from plants import naive
 
 from fdqn import actions, losses, optim, policies, random, replay, schedules, train, tree
 from fdqn.envs import cartpole
-from fdqn.testing import examples, laws, strategies
+from fdqn.testing import asserts, examples, laws, programs, strategies
 from fdqn.types import Env, Network, Optimizer, Transition
 
 ARANGE = torch.arange(6.0).reshape(2, 3)
@@ -40,18 +40,18 @@ def rejects(match=None):
 )
 def test_trees_that_differ(a, b, match):
     with rejects(match):
-        laws.assert_trees_close(a, b, atol=1e-3, rtol=1e-3)
+        asserts.assert_trees_close(a, b, atol=1e-3, rtol=1e-3)
     with rejects(match):
-        laws.assert_trees_equal(a, b)
+        asserts.assert_trees_equal(a, b)
 
 
 def test_trees_that_agree():
     a = {"w": torch.tensor([1.0, torch.nan, torch.inf]), "n": torch.tensor([1, 2]), "empty": torch.zeros(0)}
-    laws.assert_trees_equal(a, tree.clone(a))
-    laws.assert_trees_close(a, a | {"w": a["w"] + 1e-4}, atol=1e-3)
-    laws.assert_trees_close({"w": torch.tensor(1000.0)}, {"w": torch.tensor(1001.0)}, atol=0, rtol=1e-2)
+    asserts.assert_trees_equal(a, tree.clone(a))
+    asserts.assert_trees_close(a, a | {"w": a["w"] + 1e-4}, atol=1e-3)
+    asserts.assert_trees_close({"w": torch.tensor(1000.0)}, {"w": torch.tensor(1001.0)}, atol=0, rtol=1e-2)
     with rejects():
-        laws.assert_trees_close({"n": torch.tensor(1000)}, {"n": torch.tensor(1001)}, atol=10)
+        asserts.assert_trees_close({"n": torch.tensor(1000)}, {"n": torch.tensor(1001)}, atol=10)
 
 
 # Laws of any function
@@ -420,45 +420,49 @@ def chunk_noise(program, keys, first, cycles):
 
 def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
     program, (hyper, keys) = examples.program(), examples.lanes(3)
-    laws.lanes(lambda hyper, keys: train.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
+    programs.lanes(
+        lambda hyper, keys: train.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0
+    )
     noise = shared_key(train.noise)
     with rejects("lane 1 of 3"):
-        laws.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
+        programs.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
     monkeypatch.setattr(train, "noise", noise)
     with rejects("lane 1 of 3"):
-        laws.lanes(partial(laws.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
+        programs.lanes(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
 
 
 def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
     program, (hyper, keys) = examples.program(), examples.lanes(3)
     same_start = program._replace(network=Network(lambda key: program.network.init(key * 0), program.network.apply))
     with rejects(r"lane 1\[.0.weight.\]: expected a change with its key"):
-        laws.lanes(lambda hyper, keys: train.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0)
+        programs.lanes(
+            lambda hyper, keys: train.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
+        )
     same = [0, 1, 0]
     with rejects("lanes 0 and 2.*expected them to differ"):
-        laws.lanes(lambda hyper, keys: random.bits(keys, (4,)), tree.index(hyper, same), keys[same], atol=0, rtol=0)
+        programs.lanes(lambda hyper, keys: random.bits(keys, (4,)), tree.index(hyper, same), keys[same], atol=0, rtol=0)
     with rejects("lane 1 of 3"):
-        laws.lanes(lambda hyper, keys: random.normal(keys, (4,)).cumsum(0), hyper, keys)
+        programs.lanes(lambda hyper, keys: random.normal(keys, (4,)).cumsum(0), hyper, keys)
 
     def mixed(hyper, keys):  # invisible alone, and in floats that tolerance forgives
         x = random.normal(keys, (4,), torch.float64)
         return x + 1e-13 * (x - x.mean(0)) * (len(x) > 1)
 
     with rejects("lanes whose key did not change"):
-        laws.lanes(mixed, hyper, keys)
+        programs.lanes(mixed, hyper, keys)
 
 
 def test_chunks_rejects_noise_that_depends_on_the_chunk():
     program, (_, keys) = examples.program(), examples.lanes(2)
-    laws.chunks(program, keys)
+    programs.chunks(program, keys)
     with rejects("noise drawn at once"):
-        laws.chunks(program, keys, noise=chunk_noise)
+        programs.chunks(program, keys, noise=chunk_noise)
 
     def frozen(program, keys, first, cycles):
         return tree.stack(tree.index(train.noise(program, keys, 0, 1), 0) for _ in range(cycles))
 
     with rejects("expected new noise"):
-        laws.chunks(program, keys, noise=frozen)
+        programs.chunks(program, keys, noise=frozen)
 
 
 @pytest.mark.parametrize(
@@ -476,13 +480,13 @@ def test_metrics_plants(monkeypatch, change, match):
     right = train.count_episodes
     monkeypatch.setattr(train, "count_episodes", lambda old, step: change(old, right(old, step), step))
     with rejects(match):
-        laws.metrics(program, hyper, keys)
+        programs.metrics(program, hyper, keys)
 
 
 def test_resumed_rejects_a_checkpoint_that_forgets():
     program, (hyper, keys) = examples.program(), examples.lanes(2)
-    start, run = train.init(program, hyper, keys), partial(laws.advance, program)
-    laws.resumed(run, start, 6, 5)
+    start, run = train.init(program, hyper, keys), partial(programs.advance, program)
+    programs.resumed(run, start, 6, 5)
     fresh = tree.clone(start)
     forgotten = {
         "opt_state": lambda s: s._replace(learner=s.learner._replace(opt_state=fresh.learner.opt_state)),
@@ -494,7 +498,7 @@ def test_resumed_rejects_a_checkpoint_that_forgets():
     }
     for through in forgotten.values():
         with rejects("resumed after 7 of 12"):
-            laws.resumed(run, start, 7, 5, through)
+            programs.resumed(run, start, 7, 5, through)
 
 
 def test_naive_donation_is_rejected():
@@ -507,11 +511,11 @@ def test_naive_donation_is_rejected():
         return {"params": state["params"] + 1, "target": state["params"]}
 
     for f in (swap, copy):
-        laws.donated(f, start)
+        programs.donated(f, start)
         with rejects("call 1"):
-            laws.donated(f, start, donate=naive)
+            programs.donated(f, start, donate=naive)
     with rejects("the donated state|old storage"):  # not donated at all
-        laws.donated(copy, start, donate=lambda f: f)
+        programs.donated(copy, start, donate=lambda f: f)
 
 
 # Strategies
@@ -549,7 +553,7 @@ def test_laws_need_no_hypothesis():
 
     code = (
         "import sys; sys.modules['hypothesis'] = None\n"
-        "from fdqn.testing import laws, examples\n"
-        "import fdqn.testing; laws.chunks(examples.program(), examples.lanes(2)[1])"
+        "from fdqn.testing import examples, programs\n"
+        "programs.chunks(examples.program(), examples.lanes(2)[1])"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

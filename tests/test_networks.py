@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import vmap
 
 from fdqn import networks, random, tree
-from fdqn.testing import laws
+from fdqn.testing import asserts, laws
 
 KEY = random.key(7)
 
@@ -173,7 +173,7 @@ def test_lanes_are_initialised_as_alone_and_differ(name):
     network, _ = SMALL[name]
     keys = random.key([[1, 2, 3], [4, 5, 6]])
     many = network.init(keys)
-    laws.assert_trees_equal(network.init(keys[1, 2]), tree.map(lambda x: x[1, 2], many))
+    asserts.assert_trees_equal(network.init(keys[1, 2]), tree.map(lambda x: x[1, 2], many))
     flat = tree.map(lambda x: x.flatten(0, 1), many)
     for leaf in flat.values():
         assert len({tuple(x.flatten().tolist()) for x in leaf}) == 6
@@ -203,7 +203,7 @@ def test_from_module_equals_the_module():
     network = networks.from_module(factory)
     params = network.init(KEY)
     module, obs = made[-1].eval(), observations((3, 4))
-    laws.assert_trees_equal(dict(module.named_parameters()).keys(), params.keys())
+    asserts.assert_trees_equal(dict(module.named_parameters()).keys(), params.keys())
     torch.testing.assert_close(network.apply(params, obs), module(obs).detach(), rtol=0, atol=1e-7)
     assert not any(x.requires_grad for x in params.values())
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 from fdqn import optim, schedules, tree
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, examples, laws, programs, strategies
 
 PAIRS = {
     "adam": (optim.adam, torch.optim.Adam),
@@ -78,7 +78,7 @@ def test_scheduled_rates_of_python_numbers_equal_torchs_schedulers():
 
 def lane_gradients(lanes, steps):
     generator = torch.Generator().manual_seed(5)
-    params = tree.stack([tree.map(lambda x, i=i: x + i, laws.example_params()) for i in range(lanes)])
+    params = tree.stack([tree.map(lambda x, i=i: x + i, examples.params()) for i in range(lanes)])
     grads = [
         tree.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype) + 1e-3, params)
         for _ in range(steps)
@@ -111,7 +111,7 @@ def test_lanes_with_rates_of_their_own_equal_torch_optim(name, compiler):
             for n, x in reference.items():
                 x.grad = g[n][lane].clone()
             oracle.step()
-        laws.assert_trees_close(tree.map(torch.Tensor.detach, reference), tree.index(mine, lane), 1e-12, 1e-12)
+        asserts.assert_trees_close(tree.map(torch.Tensor.detach, reference), tree.index(mine, lane), 1e-12, 1e-12)
 
 
 def test_clip():
@@ -123,13 +123,13 @@ def test_clip():
 def test_clip_at_infinity_changes_nothing(params):
     for norm in (torch.inf, torch.tensor(torch.inf)):
         clipped, _ = optim.clip_by_global_norm(norm).update(params, {}, params)
-        laws.assert_trees_equal(params, clipped)
+        asserts.assert_trees_equal(params, clipped)
 
 
 def test_clip_of_nothing_is_nothing():
-    zero = tree.map(torch.zeros_like, laws.example_params())
-    laws.assert_trees_equal(zero, optim.clip_by_global_norm(1.0).update(zero, {}, zero)[0])
-    laws.assert_trees_equal(zero, optim.clip_by_global_norm(0.0).update(zero, {}, zero)[0])
+    zero = tree.map(torch.zeros_like, examples.params())
+    asserts.assert_trees_equal(zero, optim.clip_by_global_norm(1.0).update(zero, {}, zero)[0])
+    asserts.assert_trees_equal(zero, optim.clip_by_global_norm(0.0).update(zero, {}, zero)[0])
 
 
 def test_chain_is_associative():
@@ -137,20 +137,20 @@ def test_chain_is_associative():
 
 
 def test_chain_is_one_after_the_other():
-    params = laws.example_params()
+    params = examples.params()
     clip, adam = optim.clip_by_global_norm(0.5), optim.adam(1e-2)
     both = optim.chain(clip=clip, adam=adam)
     updates, state = both.update(params, both.init(params), params)
     expected, adam_state = adam.update(clip.update(params, {}, params)[0], adam.init(params), params)
-    laws.assert_trees_equal(expected, updates)
-    laws.assert_trees_equal({"clip": {}, "adam": adam_state}, state)
+    asserts.assert_trees_equal(expected, updates)
+    asserts.assert_trees_equal({"clip": {}, "adam": adam_state}, state)
 
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_stay(name, dtype):
     opt = PAIRS[name][0](torch.tensor(0.1, dtype=torch.float64))
-    params = tree.cast(laws.example_params(), dtype)
+    params = tree.cast(examples.params(), dtype)
     state = opt.init(params)
     for _ in range(2):
         updates, after = opt.update(params, state, params)
@@ -161,28 +161,28 @@ def test_dtypes_stay(name, dtype):
 
 @EACH
 def test_laws_of_a_function(name):
-    opt, params = PAIRS[name][0](torch.tensor(0.1)), tree.cast(laws.example_params(), torch.float32)
+    opt, params = PAIRS[name][0](torch.tensor(0.1)), tree.cast(examples.params(), torch.float32)
     laws.pure(opt.init, params)
     laws.pure(opt.update, params, opt.init(params), params)
     laws.compiled(opt.update, params, opt.init(params), params)
-    laws.donated(lambda s, g: (lambda u, new: (optim.apply_updates(s[0], u), new))(*opt.update(g, s[1], s[0])),
+    programs.donated(lambda s, g: (lambda u, new: (optim.apply_updates(s[0], u), new))(*opt.update(g, s[1], s[0])),
                  (params, opt.init(params)), tree.clone(params))  # fmt: skip
 
 
 def test_initial_state_shares_no_storage():
     for make, _ in PAIRS.values():
-        leaves = tree.leaves(make(0.1).init(laws.example_params()))
+        leaves = tree.leaves(make(0.1).init(examples.params()))
         assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
 
 
 def test_apply_updates():
-    params = laws.example_params()
+    params = examples.params()
     updates = tree.map(torch.ones_like, params)
-    laws.assert_trees_equal(tree.map(lambda x: x + 1, params), laws.pure(optim.apply_updates, params, updates))
+    asserts.assert_trees_equal(tree.map(lambda x: x + 1, params), laws.pure(optim.apply_updates, params, updates))
 
 
 def test_messages():
-    params = laws.example_params()
+    params = examples.params()
     short = {n: x for n, x in params.items() if n != "scale"}
     with pytest.raises(ValueError, match=r"updates: expected the same structure; missing .*scale"):
         optim.apply_updates(params, short)

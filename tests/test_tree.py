@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 
 from fdqn import tree
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, strategies
 
 
 class Pair(NamedTuple):
@@ -39,8 +39,8 @@ def test_map_keeps_the_structure_and_refuses_others():
 
 def test_stack_then_index_gives_back():
     stacked = tree.stack([NESTED, tree.map(torch.zeros_like, NESTED)])
-    laws.assert_trees_equal(NESTED, tree.index(stacked, 0))
-    laws.assert_trees_equal(tree.index(NESTED, slice(1)), tree.index(tree.stack([NESTED], 1), (slice(1), 0)))
+    asserts.assert_trees_equal(NESTED, tree.index(stacked, 0))
+    asserts.assert_trees_equal(tree.index(NESTED, slice(1)), tree.index(tree.stack([NESTED], 1), (slice(1), 0)))
 
 
 def test_cast_changes_floats_only():
@@ -57,9 +57,11 @@ def test_clone_shares_nothing_and_is_contiguous():
 @given(strategies.params())
 def test_lerp_meets_both_ends_and_the_middle(params):
     other = tree.map(lambda x: x + 1, params)
-    laws.assert_trees_equal(params, tree.lerp(params, other, 0.0))
-    laws.assert_trees_close(other, tree.lerp(params, other, 1.0), 1e-14)
-    laws.assert_trees_close(tree.map(lambda x: x + 0.25, params), tree.lerp(params, other, torch.tensor(0.25)), 1e-14)
+    asserts.assert_trees_equal(params, tree.lerp(params, other, 0.0))
+    asserts.assert_trees_close(other, tree.lerp(params, other, 1.0), 1e-14)
+    asserts.assert_trees_close(
+        tree.map(lambda x: x + 0.25, params), tree.lerp(params, other, torch.tensor(0.25)), 1e-14
+    )
 
 
 def test_lerp_keeps_the_dtype():

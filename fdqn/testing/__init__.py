@@ -1,7 +1,8 @@
 """The laws of fdqn as functions, for your environment, loss, optimizer or policy as much as for ours.
 
-`laws` has one checker a law and needs nothing beyond fdqn; `strategies` makes hypothesis inputs and needs hypothesis;
-`probes` are environments whose values are known.
+`asserts` compares trees of tensors; `laws` has one checker a law of a function or a part, `programs` one a law of a
+whole program; `examples` has a program to start from. They need nothing beyond fdqn. `strategies` makes hypothesis
+inputs and needs hypothesis; `probes` are environments whose values are known.
 
     from fdqn.testing import laws
     laws.env(my_env)
@@ -10,7 +11,7 @@
 import importlib
 from typing import Any
 
-__all__ = ["examples", "laws", "probes", "strategies"]
+__all__ = ["asserts", "examples", "laws", "probes", "programs", "strategies"]
 
 
 def __getattr__(name: str) -> Any:

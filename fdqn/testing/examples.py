@@ -7,7 +7,9 @@ from torch import Tensor
 
 from fdqn import build, dqn, losses, networks, random, train
 from fdqn.envs import cartpole
-from fdqn.types import Env, Hyper
+from fdqn.types import Env, Hyper, Params
+
+__all__ = ["lanes", "params", "program"]
 
 
 def program(
@@ -40,3 +42,10 @@ def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
         max_grad_norm=[1 + x for x in spread],
     )
     return hyper, random.key(list(range(seed, seed + count)))
+
+
+def params() -> Params:
+    """A small params tree in float64: a matrix, two vectors and a scalar."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "scale": ()}
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
