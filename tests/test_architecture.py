@@ -142,10 +142,10 @@ def test_the_one_generator_is_there():
     assert "torch.default_generator.manual_seed" in set(said(module))
 
 
-def test_hypothesis_stays_in_strategies():
-    for path in (ROOT / "testing").glob("*.py"):
-        found = any(name.split(".")[0] in ("hypothesis", "pytest") for name in said(parsed(path)))
-        assert found == (path.name == "strategies.py")
+@pytest.mark.parametrize(("package", "file"), [("hypothesis", "strategies.py"), ("pytest", "variants.py")])
+def test_what_tests_are_written_with_stays_in_one_file(package, file):
+    paths = (ROOT / "testing").glob("*.py")
+    assert [p.name for p in paths if any(name.split(".")[0] == package for name in said(parsed(p)))] == [file]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ inputs and needs hypothesis; `probes` are environments whose values are known.
 import importlib
 from typing import Any
 
-__all__ = ["asserts", "examples", "laws", "probes", "programs", "strategies"]
+__all__ = ["asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
 
 
 def __getattr__(name: str) -> Any:

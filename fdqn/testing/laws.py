@@ -20,7 +20,7 @@ from torch.func import grad, vmap
 
 from fdqn import optim, random, replay, tree
 from fdqn.testing import examples
-from fdqn.testing.asserts import assert_trees_close, assert_trees_equal
+from fdqn.testing.asserts import assert_compiles_once, assert_trees_close, assert_trees_equal
 from fdqn.types import Env, Optimizer, Params, Step, Transition
 
 __all__ = [
@@ -92,19 +92,11 @@ def compiled(
 
     `again` are arguments of further calls that must not compile anew; by default the same with halved floats.
     """
-    graphs = 0
-
-    def counting(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        nonlocal graphs
-        result = torch._dynamo.lookup_backend(backend)(module, inputs)
-        graphs += 1  # not before: dynamo traces anew, with the same frame, where a backend asks it to
-        return result
-
-    fast = torch.compile(f, fullgraph=True, dynamic=False, backend=counting)
     calls = [args, *(again if again is not None else [_map(lambda x: x * 0.5 if x.is_floating_point() else x, args)])]
-    for i, call in enumerate(calls):
-        assert_trees_close(f(*_clone(call)), fast(*_clone(call)), atol, rtol, f"call {i}: ")
-        assert graphs == 1, f"graphs compiled after call {i}: expected 1, got {graphs}"
+    expected = [f(*call) for call in _clone(calls)]
+    answers = assert_compiles_once(f, *_clone(calls), backend=backend)
+    for i, (eager, answer) in enumerate(zip(expected, answers, strict=True)):
+        assert_trees_close(eager, answer, atol, rtol, f"call {i}: ")
 
 
 def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: float = 1e-7) -> None:
