@@ -19,7 +19,7 @@ X = torch.arange(3.0)
     ("a", "b", "match"),
     [
         ({"w": torch.ones(2)}, {"v": torch.ones(2)}, r"same structure; missing \[\"\['w'\]\"\], extra \[\"\['v'\]\"\]"),
-        (torch.ones(2), torch.ones(2, device="meta"), "expected it on cpu, got it on meta"),
+        (torch.ones(2), torch.ones(2, device="meta"), "^value: expected it on cpu, got it on meta"),
         ({"w": torch.ones(2)}, {"w": torch.ones(2, 1)}, r"\['w'\]: expected shape \[2\], got \[2, 1\]"),
         ({"w": torch.ones(2)}, {"w": torch.ones(2).double()}, "expected torch.float32, got torch.float64"),
         ({"w": torch.ones(2)}, {"w": torch.tensor([1.0, 2.0])}, r"\['w'\]\[1\]: expected 1.0, got 2.0; 1 of 2 numbers"),

@@ -81,6 +81,10 @@ def test_chunks_rejects_noise_that_depends_on_the_chunk():
         programs.chunks(program, keys, noise=frozen)
 
 
+def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
+    programs.metrics(examples.program(steps_per_cycle=2), *examples.lanes(2))
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -134,9 +138,9 @@ def test_naive_donation_is_rejected():
         programs.donated(copy, start, donate=lambda f: f)
 
 
-def test_laws_need_no_hypothesis():
+def test_laws_need_neither_hypothesis_nor_pytest():
     code = (
-        "import sys; sys.modules['hypothesis'] = None\n"
+        "import sys; sys.modules['hypothesis'] = sys.modules['pytest'] = None\n"
         "from fdqn.testing import examples, programs\n"
         "programs.chunks(examples.program(), examples.lanes(2)[1])"
     )

@@ -7,17 +7,23 @@ from torch import Tensor
 
 from fdqn import build, dqn, losses, networks, random, train
 from fdqn.envs import cartpole
-from fdqn.types import Env, Hyper, Params
+from fdqn.types import Env, Hyper, Network, Params
 
 __all__ = ["lanes", "params", "program"]
 
 
 def program(
-    env: Env | None = None, hidden: tuple[int, ...] = (8,), double: bool = True, **config: int
+    env: Env | None = None,
+    hidden: tuple[int, ...] = (8,),
+    double: bool = True,
+    network: Network | None = None,
+    **config: int,
 ) -> train.Program:
-    """CartPole with episodes of at most 20 steps, or `env`, and an MLP; `config` are fields of `dqn.Config`."""
-    world = cartpole.make(time_limit=20) if env is None else env
-    network = networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
+    """CartPole with episodes of at most 20 steps, or `env`, and an MLP, or `network`; `config` are fields of
+    `dqn.Config`.
+    """
+    world = env or cartpole.make(time_limit=20)
+    network = network or networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
     small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
     loss = dqn.double_q_learning if double else dqn.q_learning
     return train.Program(

@@ -31,7 +31,10 @@ def advance(
 def trained(
     program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
 ) -> train.TrainState:
-    """Fresh lanes with floats in `dtype`, after `cycles` cycles. What `lanes` is usually asked of."""
+    """Fresh lanes with floats in `dtype`, after `cycles` cycles. What `lanes` is usually asked of.
+
+    The environment answers in `dtype` when its state is; of one that has a dtype of its own, ask for that.
+    """
     return advance(program, tree.cast(train.init(program, hyper, keys), dtype), cycles)
 
 

@@ -33,7 +33,9 @@ def variants(*names: str) -> Callable[[Function], Function]:
     - `compiled`: one graph, by a backend that is quick to compile with, AssertionError where the graph breaks;
     - `cuda`: arguments go to the GPU, answers come back; skipped where there is none.
 
-    A test that does not call what `variant` answered fails. Stands above or below hypothesis' `given`.
+    A test that does not call what `variant` answered fails. Stands above or below hypothesis' `given`; compiling takes
+    longer than its deadline, so set that to None.
+
     Raises ValueError for a name it does not know, TypeError for a test without the argument.
     """
     for name in names:
@@ -47,6 +49,9 @@ def variants(*names: str) -> Callable[[Function], Function]:
                 f"{test.__name__}: expected an argument `variant`, got {list(inspect.signature(test).parameters)}"
             )
 
+        # Once for all examples of a test: the same function is compiled once for each signature.
+        transformed = functools.lru_cache(lambda variant, f: _ALL[variant](f))
+
         @functools.wraps(test)
         def watched(*args: Any, variant: str, **kwargs: Any) -> None:
             made = called = False
@@ -54,7 +59,7 @@ def variants(*names: str) -> Callable[[Function], Function]:
             def make(f: Function) -> Function:
                 nonlocal made
                 made = True
-                other = _ALL[variant](f)
+                other = transformed(variant, f)
 
                 @functools.wraps(f)
                 def call(*args: Any, **kwargs: Any) -> Any:
