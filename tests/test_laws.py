@@ -91,6 +91,10 @@ def test_gradients_plants():
     laws.gradients(lambda p, x: (p["a"].sin() * p["b"] * x).sum(), params, ARANGE)
     with rejects(r"finite differences\['a'\]\[0, 0\]: expected 0.0, got 1.0"):
         laws.gradients(lambda p: WrongSlope.apply(p["a"]).sum() + p["b"], params)
+    with rejects(r"torch.func.grad beside autograd.grad: \[0\]\[0, 0\]: expected 1.0, got 2.0"):
+        laws.gradients(
+            lambda p: (p["a"] * (2 if torch._C._functorch.is_gradtrackingtensor(p["a"]) else 1)).sum() + p["b"], params
+        )
     with rejects("finite differences"):  # a part that is held fixed by mistake
         laws.gradients(lambda p: (p["a"].detach() * p["a"]).sum() + p["b"], params)
 
@@ -165,6 +169,16 @@ def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
         laws.chained(first, second, third)
 
 
+def above(max_norm, f):
+    """An optimizer without state that changes gradients by `f(grad, norm)` where their norm is above that."""
+
+    def update(grads, state, params):
+        size = tree.norm(grads)
+        return tree.map(lambda g: torch.where(size > max_norm, f(g, size), g), grads), state
+
+    return Optimizer(lambda params: {}, update)
+
+
 def test_clipped_rejects_clipping_element_by_element():
     laws.clipped(optim.clip_by_global_norm)
     with rejects("norm: expected at most 1.5"):
@@ -173,6 +187,10 @@ def test_clipped_rejects_clipping_element_by_element():
         laws.clipped(lambda norm: update_only(lambda g: g * (norm / g.norm()).clamp_max(1.0)))
     with rejects("direction|gradients of norm"):
         laws.clipped(lambda norm: update_only(lambda g: g.clamp(-norm / 10, norm / 10)))
+    with rejects("direction at norm"):  # no longer than allowed, and elsewhere
+        laws.clipped(lambda norm: above(norm, lambda g, size: g.clamp(-norm / 10, norm / 10)))
+    with rejects("clip_grad_norm_: "):  # shorter than it need be
+        laws.clipped(lambda norm: above(norm, lambda g, size: g * norm / (2 * size)))
     with rejects("gradients of norm"):  # scales up what is small
         laws.clipped(
             lambda norm: Optimizer(
@@ -276,6 +294,15 @@ def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
     with rejects("sampled rows"):
         laws.replay_like_deque(operations, 5, sample=torn)
 
+    def invented(memory, words):  # whole rows, but of numbers that were never added, when two are asked for
+        r = replay.sample(memory, words)
+        by = 6 * (len(words) == 2)
+        obs, action, reward = r.obs + torch.tensor([by, -by]), r.action + 3 * by, r.reward + by
+        return r._replace(obs=obs, action=action, reward=reward, next_obs=r.next_obs + by)
+
+    with rejects(r"operation 1, sampled rows: expected some of \[0, 1, 2\], got \[6, 8\]"):
+        laws.replay_like_deque([3, torch.tensor([0, 2**32 - 1])], 5, sample=invented)
+
 
 # Environments
 
@@ -319,7 +346,8 @@ SHORT = changed(cartpole.make, time_limit=15)
         (lambda s: s._replace(legal=s.legal.long()), "legal: expected torch.bool"),
         (lambda s: s._replace(reward=s.reward.unsqueeze(-1)), "reward|leading axes"),
         (lambda s: s._replace(reward=s.reward / 0), "reward: expected finite"),
-        (lambda s: s._replace(obs=s.obs - s.obs.mean(0)), "leading axes|goes on"),
+        (lambda s: s._replace(reward=s.reward * 0 + s.next_obs.mean()), "1 of 1 leading axes: "),
+        (lambda s: s._replace(obs=s.obs * 1.5), "episode goes on, obs beside next_obs"),
         (lambda s: s._replace(obs=s.obs + 0 * torch.rand(())), "generator of torch"),
     ],
 )
@@ -337,6 +365,31 @@ def test_env_rejects_a_reset_that_breaks_the_spec():
         laws.env(env._replace(spec=env.spec._replace(actions=3)))
     with rejects("reset: .obs: expected torch.uint8"):
         laws.env(env._replace(spec=env.spec._replace(obs_dtype=torch.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda s: s._replace(reward=s.reward.long()),
+            "reset.reward: expected a floating-point dtype, got torch.int64",
+        ),
+        (lambda s: s._replace(next_obs=s.obs + 1), "reset, next_obs beside obs"),
+        (lambda s: s._replace(next_legal=~s.legal), "reset, next_obs beside obs"),
+        (lambda s: s._replace(reward=s.reward + 1), "reset.reward: "),
+        (lambda s: s._replace(terminated=~s.terminated), "reset: expected nothing to have ended"),
+        (lambda s: s._replace(truncated=~s.truncated), "reset: expected nothing to have ended"),
+    ],
+)
+def test_env_rejects_a_reset_that_is_no_beginning(change, match):
+    env = cartpole.make()
+
+    def reset(u):
+        state, step = env.reset(u)
+        return state, change(step)
+
+    with rejects(match):
+        laws.env(env._replace(reset=reset))
 
 
 def test_time_limit_rejects_one_that_terminates():

@@ -8,7 +8,8 @@ import pytest
 import torch
 from plants import naive, rejects
 
-from fdqn import random, train, tree
+from fdqn import compile as edge
+from fdqn import random, replay, train, tree
 from fdqn.testing import examples, programs
 from fdqn.types import Network
 
@@ -103,6 +104,20 @@ def test_metrics_plants(monkeypatch, change, match):
         programs.metrics(program, hyper, keys)
 
 
+def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
+    right = train.count_episodes
+    monkeypatch.setattr(train, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
+    with rejects("lane 0, running: "):
+        programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
+
+
+def test_metrics_rejects_rewards_that_change_on_their_way_into_replay(monkeypatch):
+    right = replay.transition
+    monkeypatch.setattr(replay, "transition", lambda obs, a, step: right(obs, a, step._replace(reward=step.reward / 2)))
+    with rejects(r"reward of stored rows from 0: \[0, 0\]: expected 1.0, got 0.5"):
+        programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
+
+
 def test_resumed_rejects_a_checkpoint_that_forgets():
     program, (hyper, keys) = examples.program(), examples.lanes(2)
     start, run = train.init(program, hyper, keys), partial(programs.advance, program)
@@ -134,8 +149,10 @@ def test_naive_donation_is_rejected():
         programs.donated(f, start)
         with rejects("call 1"):
             programs.donated(f, start, donate=naive)
-    with rejects("the donated state|old storage"):  # not donated at all
+    with rejects("call 1, the donated state: "):  # not donated at all
         programs.donated(copy, start, donate=lambda f: f)
+    with rejects("expected the old storage, got other storage"):  # the state is written over, the answer is a copy
+        programs.donated(copy, start, donate=lambda f: lambda state: tree.clone(edge.donate(f)(state)))
 
 
 def test_laws_need_neither_hypothesis_nor_pytest():
