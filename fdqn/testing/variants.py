@@ -1,9 +1,11 @@
-"""One test, many ways to run what it tests: plain, under vmap, compiled, on a GPU. The only file that imports pytest.
+"""One test, many ways to run what it tests: plain, under vmap, compiled, on a GPU.
 
-@variants("eager", "compiled")
-def test_huber_is_even(variant):
-    huber = variant(losses.huber)
-    assert torch.equal(huber(torch.ones(3)), huber(-torch.ones(3)))
+    @variants("eager", "compiled")
+    def test_huber_is_even(variant):
+        huber = variant(losses.huber)
+        assert torch.equal(huber(torch.ones(3)), huber(-torch.ones(3)))
+
+The only file that imports pytest.
 """
 
 import functools
