@@ -11,12 +11,14 @@ from fdqn import check
 
 
 def pick(q: Tensor, action: Tensor) -> Tensor:
-    """The value `q[action]`. Out-of-range actions give 0.
+    """The value `q[action]`.
 
-    Shapes: q [..., A]; action and the result [...].
+    Shapes: q [..., A]; action and the result [...]. Raises IndexError for an action that does not exist, where
+    `check.within` can see it; elsewhere its value is 0.
     """
     check.shapes("q[... A] action[...]", q, action)
     check.integer("action", action)
+    check.within("action", action, q.shape[-1])
     # Not `gather`: its backward scatters, while this fuses with what surrounds it.
     chosen = action.unsqueeze(-1) == torch.arange(q.shape[-1], device=q.device)
     return torch.where(chosen, q, 0.0).sum(-1)

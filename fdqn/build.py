@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import dqn, envs, losses, networks, optim, random, train, tree
 from fdqn.settings import Settings
-from fdqn.types import Hyper, Network
+from fdqn.types import Hyper, Network, Optimizer
 
 
 def program(settings: Settings) -> train.Program:
@@ -122,13 +122,13 @@ def replay_bytes(program: train.Program, lanes: int) -> int:
     return lanes * program.config.capacity * (2 * obs + spec.actions + 8 + 4 + 4)
 
 
-def clipped_adam(hyper: Hyper) -> optim.Optimizer:
+def clipped_adam(hyper: Hyper) -> Optimizer:
     """Adam on gradients clipped by their global norm."""
     return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))
 
 
-def plain_adam(hyper: Hyper) -> optim.Optimizer:
-    """Adam."""
+def plain_adam(hyper: Hyper) -> Optimizer:
+    """Adam on gradients as they are."""
     return optim.adam(hyper.learning_rate)
 
 

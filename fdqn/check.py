@@ -1,11 +1,13 @@
-"""Static checks: shape, dtype and structure, one line each, never a tensor's values.
+"""Static checks: shape, dtype and structure, one line each. They cost nothing in a compiled program.
 
-They run while a function is traced and cost nothing in the compiled program.
+A tensor's values are looked at by `within` and `some_legal` alone, and only where they lie open: outside of transforms
+and compilers, on a CPU. Inside, a step cannot stop for a number, and a GPU would be waited for.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fdqn import tree
@@ -66,6 +68,35 @@ def boolean(name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: expected torch.bool, got {x.dtype}")
 
 
+def number(name: str, x: Any, below: float | None = None) -> None:
+    """Raise TypeError unless `x` is a Python number or a tensor of floats; ValueError for a number that is negative,
+    NaN or not `below`. A tensor's value is not read.
+    """
+    if isinstance(x, Tensor):
+        floating(name, x)
+    elif isinstance(x, bool) or not isinstance(x, int | float):
+        raise TypeError(f"{name}: expected a number or a tensor of floats, got {x!r}")
+    elif not x >= 0 or (below is not None and x >= below):
+        expected = "at least 0" if below is None else f"at least 0 and below {below:g}"
+        raise ValueError(f"{name}: expected {expected}, got {x}")
+
+
+def within(name: str, x: Tensor, size: int) -> None:
+    """Raise IndexError for an integer that is not in [0, size), where values lie open."""
+    outside = _open((x < 0) | (x >= size)) if _may_be_open(x) else None
+    if outside is not None and outside.any():
+        at = outside.nonzero()[0].tolist()
+        raise IndexError(f"{name}{at or ''}: expected a number from 0 to {size - 1}, got {int(x[tuple(at)])}")
+
+
+def some_legal(name: str, legal: Tensor) -> None:
+    """Raise ValueError for a row [A] of flags without a true one, where values lie open."""
+    empty = _open(~legal.any(-1)) if _may_be_open(legal) else None
+    if empty is not None and empty.any():
+        at = empty.nonzero()[0].tolist()
+        raise ValueError(f"{name}{at or ''}: expected at least one legal action, got none")
+
+
 def same(name: str, expected: Any, got: Any) -> None:
     """Raise ValueError or TypeError, naming the leaf, unless structure, shapes and dtypes agree."""
     if tree.structure(expected) != tree.structure(got):
@@ -82,3 +113,16 @@ def same(name: str, expected: Any, got: Any) -> None:
             raise ValueError(f"{name}{tree.paths(got)[i]}: expected shape {list(a.shape)}, got {list(b.shape)}")
         if a.dtype != b.dtype:
             raise TypeError(f"{name}{tree.paths(got)[i]}: expected {a.dtype}, got {b.dtype}")
+
+
+def _may_be_open(x: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu"
+
+
+def _open(flags: Tensor) -> Tensor | None:
+    """The flags, or nothing inside of a transform, which does not let them be read."""
+    try:
+        bool(flags.any())
+    except RuntimeError:
+        return None
+    return flags

@@ -39,17 +39,17 @@ State = TypeVar("State")
 Made = TypeVar("Made")
 
 
-class Place(int):
+class _Place(int):
     """The number of a tensor among a graph's inputs and then its outputs."""
 
 
-class Graph(NamedTuple):
+class _Graph(NamedTuple):
     """A compiled function of tensors."""
 
     run: Callable[..., list[Tensor]]
     """Tensors in, those tensors out that are not simply handed through."""
     answer: Any
-    """What the function answered, with a Place for each tensor."""
+    """What the function answered, with a _Place for each tensor."""
 
 
 def donate(f: Callable[..., State]) -> Callable[..., State]:
@@ -57,10 +57,16 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
 
     Equal to `f` also where a new leaf is, or is a view of, an old leaf of another place (`target <- params`, a swap).
     Raises ValueError or TypeError where `f` changes structure, shape or dtype (copying would broadcast or truncate),
-    and ValueError where two leaves of the state share storage.
+    and ValueError where leaves of the state, or elements of one, share memory.
     """
 
     def donated(state: State, *args: Any) -> State:
+        for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True):
+            if any(size > 1 and stride == 0 for size, stride in zip(leaf.shape, leaf.stride(), strict=True)):
+                raise ValueError(
+                    f"state{path}: expected memory of its own for every element, got shape {list(leaf.shape)} with "
+                    f"strides {list(leaf.stride())}, as vmap answers constants; give tree.clone(state)"
+                )
         new = f(state, *args)
         check.same("state", state, new)
         old_leaves, new_leaves = tree.leaves(state), tree.leaves(new)
@@ -82,7 +88,7 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
         graph, inputs = graph_of(*args), _tensors(args)
         with torch.no_grad():
             tensors = [*inputs, *graph.run(*inputs)]
-        return tree.map(lambda leaf: tensors[leaf] if isinstance(leaf, Place) else leaf, graph.answer)
+        return tree.map(lambda leaf: tensors[leaf] if isinstance(leaf, _Place) else leaf, graph.answer)
 
     return call
 
@@ -97,7 +103,7 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
     captured: dict[Any, Callable[[list[Tensor]], None] | None] = {}
 
     @_made_for_state
-    def graph_for(state: State, xs: Any) -> Graph:
+    def graph_for(state: State, xs: Any) -> _Graph:
         return graph_of(state, tree.index(xs, 0))
 
     def folded(state: State, xs: Any) -> State:
@@ -254,15 +260,15 @@ def _tensors(args: Any) -> list[Tensor]:
     return [leaf for leaf in tree.leaves(args) if isinstance(leaf, Tensor)]
 
 
-def _graph(f: Callable[..., Any], args: Any) -> Graph:
+def _graph(f: Callable[..., Any], args: Any) -> _Graph:
     """`f` for `args`, compiled by inductor."""
     traced, answer = _traced(f, args)
     inputs = _tensors(args)
     with torch.no_grad():
-        return Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
+        return _Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
 
 
-class Order(NamedTuple):
+class _Order(NamedTuple):
     """What a library is made from."""
 
     traced: torch.fx.GraphModule
@@ -272,7 +278,7 @@ class Order(NamedTuple):
     """Where it is kept, named by all that it depends on."""
 
 
-def _order(f: Callable[..., Any], args: Any, threads: int) -> Order:
+def _order(f: Callable[..., Any], args: Any, threads: int) -> _Order:
     """The library of `f` for `args`, all of them its state and noise."""
     traced, _ = _traced(f, args)
     inputs = [(x.shape, x.stride(), x.dtype) for x in _tensors(args)]
@@ -284,7 +290,7 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> Order:
     compiler = os.environ.get("CXX"), torch.backends.cpu.get_cpu_capability(), _processor()
     made_from = (torch.__version__, compiler, _settings(), options, traced.code, constants, inputs)
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()
-    return Order(traced, inputs, options, Path(cache_dir()) / "fdqn" / f"{name}.so")
+    return _Order(traced, inputs, options, Path(cache_dir()) / "fdqn" / f"{name}.so")
 
 
 def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
@@ -297,7 +303,7 @@ def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
     return None if b"aoti_torch_proxy_executor_call_function" in order.path.read_bytes() else order.path
 
 
-def _make(order: Order) -> None:
+def _make(order: _Order) -> None:
     for node in order.traced.graph.nodes:
         node.meta.clear()  # after unpickling, stand-ins that do not know each other
     examples = [torch.empty_strided(*kind[:2], dtype=kind[2]) for kind in order.inputs]
@@ -359,10 +365,10 @@ def _traced(f: Callable[..., Any], args: Any) -> tuple[torch.fx.GraphModule, Any
         given = iter(tensors)
         result = f(*tree.map(lambda leaf: next(given) if isinstance(leaf, Tensor) else leaf, args))
         outputs: list[Tensor] = []
-        places = {id(x): Place(i) for i, x in enumerate(tensors)}
+        places = {id(x): _Place(i) for i, x in enumerate(tensors)}
         for x in _tensors(result):
             if id(x) not in places:
-                places[id(x)] = Place(len(tensors) + len(outputs))
+                places[id(x)] = _Place(len(tensors) + len(outputs))
                 outputs.append(x)
         answer = tree.map(lambda leaf: places.get(id(leaf), leaf), result)
         return outputs
@@ -385,7 +391,7 @@ def _options(inputs: list[Tensor], others: dict[str, Any] | None = None) -> dict
     return {name: value for name, value in (options | (others or {})).items() if name in known}
 
 
-def _in_turn(graph: Graph, leaves: list[Tensor], xs: list[Tensor]) -> None:
+def _in_turn(graph: _Graph, leaves: list[Tensor], xs: list[Tensor]) -> None:
     """`graph` on `leaves` and each of `xs`, leaves [n, ...]."""
     for x in zip(*(x.unbind() for x in xs), strict=True):
         graph.run(*leaves, *x)
@@ -396,7 +402,7 @@ def _captures(xs: list[Tensor]) -> bool:
     return xs[0].is_cuda
 
 
-def _captured(graph: Graph, leaves: list[Tensor], xs: list[Tensor], pool: Any) -> Callable[[list[Tensor]], None]:
+def _captured(graph: _Graph, leaves: list[Tensor], xs: list[Tensor], pool: Any) -> Callable[[list[Tensor]], None]:
     """`_in_turn` as one CUDA graph, which reads from buffers of its own. Capturing runs nothing.
 
     What it computes with on the way comes from `pool`, for all graphs that are replayed one after the other.

@@ -1,4 +1,6 @@
-"""The equations: TD errors and what is minimised of them.
+"""The equations: TD errors, what is minimised of them, and what a classifier minimises.
+
+All are per element; a reduction is `.mean()` or `.sum()`, where the caller sees it.
 
 Letters are the field's, with time in the name: `q_tm1` were the values at the observation acted on, `r_t` and
 `discount_t` came after it, `q_t` are the values at what followed. `discount_t` is gamma times the transition's
@@ -49,7 +51,7 @@ def double_q_learning(
 
 
 def squared(delta: Tensor) -> Tensor:
-    """`delta ** 2`, elementwise; its mean is `torch.nn.functional.mse_loss`. Shapes: [...]."""
+    """`delta ** 2`; its mean is `torch.nn.functional.mse_loss`. Shapes: [...]."""
     return delta * delta
 
 
@@ -64,3 +66,67 @@ def huber(delta: Tensor, threshold: float = 1.0) -> Tensor:
     size = delta.abs()
     inside = size.clamp_max(threshold)
     return inside * (size - 0.5 * inside)
+
+
+def smooth_l1(delta: Tensor, beta: float = 1.0) -> Tensor:
+    """The size of `delta`, rounded off within `beta`: `huber / beta`; `torch.nn.functional.smooth_l1_loss`.
+
+        0.5 * delta**2 / beta   where |delta| <= beta
+        |delta| - 0.5 * beta    elsewhere
+
+    Shapes: [...]. Girshick 2015, https://arxiv.org/abs/1504.08083. Raises ValueError unless beta is above 0: at 0 it is
+    `delta.abs()`.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta: expected a number above 0, got {beta}; for 0 use delta.abs()")
+    return huber(delta, beta) / beta
+
+
+def cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """The cross-entropy in nats of `softmax(logits)` beside `probabilities`; `torch.nn.functional.cross_entropy`.
+
+        -sum over classes of probabilities * log softmax(logits)
+
+    A class of probability 0 adds nothing, also where its logit is -inf. Shapes: both [..., K]; result [...].
+    """
+    check.shapes("logits[... K] probabilities[... K]", logits, probabilities)
+    check.floating("logits", logits)
+    check.floating("probabilities", probabilities)
+    logs = logits.log_softmax(-1)
+    impossible = (probabilities == 0) & (logs == -torch.inf)  # 0 * -inf is NaN
+    return -(probabilities * torch.where(impossible, 0.0, logs)).sum(-1)
+
+
+def cross_entropy_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """The negative log-likelihood in nats of the right classes; `torch.nn.functional.cross_entropy`.
+
+        -log softmax(logits)[label]
+
+    Shapes: logits [..., K]; labels integers in [0, K) [...]; result [...]. Raises IndexError for a label outside, where
+    `check.within` can see it; elsewhere its loss is 0.
+    """
+    check.shapes("logits[... K] labels[...]", logits, labels)
+    check.floating("logits", logits)
+    check.integer("labels", labels)
+    check.within("labels", labels, logits.shape[-1])
+    return -actions.pick(logits.log_softmax(-1), labels)
+
+
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Probability 1 for each label. Shapes: labels integers in [0, classes) [...]; result [..., classes]."""
+    check.integer("labels", labels)
+    check.within("labels", labels, classes)
+    return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).to(dtype)
+
+
+def smoothed(probabilities: Tensor, share: float) -> Tensor:
+    """Label smoothing: `share` of the probability is spread over all classes evenly.
+
+        (1 - share) * probabilities + share / K
+
+    Shapes: both [..., K]. Szegedy et al. 2016, https://arxiv.org/abs/1512.00567; `label_smoothing` of
+    `torch.nn.functional.cross_entropy`. Raises ValueError for a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share: expected a number from 0 to 1, got {share}")
+    return (1 - share) * probabilities + share / probabilities.shape[-1]

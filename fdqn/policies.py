@@ -8,12 +8,14 @@ from fdqn.types import Scalar
 
 
 def uniform(legal: Tensor, u: Tensor) -> Tensor:
-    """Each legal action with the same probability; 0 where nothing is legal.
+    """Each legal action with the same probability.
 
-    Shapes: legal [..., A] bool; u [...] in [0, 1); result [...] int64.
+    Shapes: legal [..., A] bool; u [...] in [0, 1); result [...] int64. Raises ValueError where nothing is legal and
+    `check.some_legal` can see it; elsewhere the action is 0.
     """
     check.shapes("legal[... A] u[...]", legal, u)
     check.boolean("legal", legal)
+    check.some_legal("legal", legal)
     # The action that makes the count of legal actions so far exceed floor(u * count) for the first time.
     count = actions.count(legal)
     chosen = (u * count[..., -1]).floor().to(torch.int64)
@@ -24,7 +26,7 @@ def epsilon_greedy(q: Tensor, legal: Tensor, epsilon: Scalar, u: Tensor) -> Tens
     """A uniform legal action with probability `epsilon`, else the legal action of the highest value.
 
     Shapes: q and legal [..., A]; epsilon a number or a tensor that broadcasts to [...]; u [..., 2] in [0, 1), the
-    first deciding whether to explore, the second where; result [...] int64.
+    first deciding whether to explore, the second where; result [...] int64. Raises ValueError as `uniform` does.
     """
     check.shapes("q[... A] legal[... A] u[... 2]", q, legal, u)
     return torch.where(u[..., 0] < epsilon, uniform(legal, u[..., 1]), actions.greedy(q, legal))

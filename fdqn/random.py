@@ -2,8 +2,8 @@
 
 A key [..., 2] is two 32-bit words kept in int64. Every function is batched over the leading axes of its keys, uses no
 generator, and gives the numbers of `jax.random` (Threefry-2x32 with partitionable keys): `key, split, fold_in, bits`
-and `uniform` bit for bit, `normal` to 2e-6. Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as
-1, 2, 3".
+and `uniform` bit for bit, `normal` to 6e-6, by which jax.random itself is off in the tails. Salmon, Moraes, Dror, Shaw
+2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 Inside, words are int32: its additions wrap and PyTorch vectorises it, unlike uint32.
 """

@@ -1,17 +1,23 @@
 """Values as functions of a step. Bind the constants with `functools.partial` to make a `types.Schedule`:
 `partial(schedules.linear, start=1.0, end=0.05, steps=50_000)`.
 
-A step is a count, so it is taken as float64: float32 would round what is computed of it.
+A step is a count, so it is taken as float64: float32 would round what is computed of it. Each is one of
+`torch.optim.lr_scheduler`, equal to it at every step, as a function of the step and not of the value before; constants
+may be tensors, one a lane. Shapes: step and the result [...]; constants that are tensors broadcast with it; `steps`,
+`every`, `starts` and `milestones` in the unit of step.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fdqn.types import Scalar
+from fdqn.types import Scalar, Schedule
 
 
 def constant(step: Tensor, value: Scalar) -> Tensor:
-    """`value` at every step. Shapes: step and the result [...]."""
+    """`value` at every step."""
     return torch.zeros_like(step, dtype=torch.float64) + value
 
 
@@ -20,19 +26,136 @@ def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
 
         start + (end - start) * min(step / steps, 1)
 
-    Shapes: step and the result [...]; steps in the unit of step.
+    `torch.optim.lr_scheduler.LinearLR`.
     """
-    length = torch.as_tensor(steps, dtype=torch.float64, device=step.device)
-    done = torch.where(step >= length, 1.0, step.double() / length.clamp_min(1e-30))
+    done = _done(step, steps)
     # Weighted from both sides, so that either end is met exactly.
     return (1.0 - done) * start + done * end
 
 
+def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: Scalar = 0.0) -> Tensor:
+    """From `start` at step 0 to `end` at `steps`, first fast and then slow for a power above 1, then constant.
+
+        end + (start - end) * (1 - min(step / steps, 1)) ** power
+
+    `torch.optim.lr_scheduler.PolynomialLR`, whose end is 0.
+    """
+    return end + (start - end) * (1.0 - _done(step, steps)) ** power
+
+
 def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
-    """`start` times `decay` a step: `torch.optim.lr_scheduler.ExponentialLR`.
+    """`start` times `decay` a step.
 
         start * decay ** step
 
-    Shapes: step and the result [...].
+    `torch.optim.lr_scheduler.ExponentialLR`.
     """
-    return start * torch.as_tensor(decay, dtype=torch.float64, device=step.device) ** step
+    return start * _double(decay, step) ** step
+
+
+def staircase(step: Tensor, start: Scalar, decay: Scalar, every: Scalar) -> Tensor:
+    """`start`, times `decay` after each `every` steps.
+
+        start * decay ** floor(step / every)
+
+    `torch.optim.lr_scheduler.StepLR`.
+    """
+    return start * _double(decay, step) ** (step.double() / every).floor()
+
+
+def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[Scalar]) -> Tensor:
+    """`start`, times `decay` from each of the milestones on.
+
+        start * decay ** (how many milestones are at most step)
+
+    `torch.optim.lr_scheduler.MultiStepLR`.
+    """
+    passed = sum(
+        ((step >= milestone).double() for milestone in milestones), torch.zeros_like(step, dtype=torch.float64)
+    )
+    return start * _double(decay, step) ** passed
+
+
+def cosine(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
+    """From `start` at step 0 along half a cosine to `end` at `steps`, and back up after it, again and again.
+
+        end + (start - end) * (1 + cos(pi * step / steps)) / 2
+
+    With `step.clamp_max(steps)` it stays at the end. Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983;
+    `torch.optim.lr_scheduler.CosineAnnealingLR`.
+    """
+    return end + (start - end) * (1.0 + (math.pi * step.double() / steps).cos()) / 2.0
+
+
+def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, growth: int = 1) -> Tensor:
+    """Half a cosine from `start` to `end` over `steps`, then from `start` again over `growth` times as many, and so on.
+
+    `growth` is a whole number of at least 1. Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983;
+    `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`.
+    """
+    if growth < 1 or growth != int(growth):
+        raise ValueError(f"growth: expected a whole number of at least 1, got {growth}")
+    time = step.double()
+    if growth == 1:
+        return cosine(time.remainder(_double(steps, step)), start, end, steps)
+    # Before restart n lie steps * (growth**n - 1) / (growth - 1) steps. The logarithm may be off by one at its jumps.
+    units = time / steps * (growth - 1) + 1.0
+    guess = (units.log() / math.log(growth)).round()
+    restarts = torch.where(float(growth) ** guess > units, guess - 1, guess)
+    restarts = torch.where(float(growth) ** (restarts + 1) <= units, restarts + 1, restarts)
+    length = steps * float(growth) ** restarts
+    return cosine(time - (length - steps) / (growth - 1), start, end, length)
+
+
+def one_cycle(
+    step: Tensor,
+    peak: Scalar,
+    steps: Scalar,
+    warm: Scalar = 0.3,
+    start_divisor: Scalar = 25.0,
+    end_divisor: Scalar = 1e4,
+) -> Tensor:
+    """Up to `peak` over the share `warm` of the steps and down again over the rest, both along half a cosine.
+
+    From `peak / start_divisor` at step 0 to `peak / start_divisor / end_divisor` at the last, `steps - 1`, and constant
+    after it. Smith, Topin 2019, https://arxiv.org/abs/1708.07120; `torch.optim.lr_scheduler.OneCycleLR`.
+    """
+    start, top, last = peak / start_divisor, warm * steps - 1.0, steps - 1.0
+    time = step.double().clamp_max(last)
+    return torch.where(
+        time <= top, cosine(time, start, peak, top), cosine(time - top, peak, start / end_divisor, last - top)
+    )
+
+
+def warm_up(step: Tensor, schedule: Schedule, steps: int, share: Scalar = 0.0) -> Tensor:
+    """In a line from `share` of a schedule's first value to that value at `steps`, then the schedule from its start.
+
+    `torch.optim.lr_scheduler.LinearLR`, followed by another in a `SequentialLR`.
+    """
+    first = schedule(torch.zeros_like(step))
+    return sequence(step, [lambda s: linear(s, share * first, first, steps), schedule], [steps])
+
+
+def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scalar]) -> Tensor:
+    """One schedule after the other: from each of `starts` on the next, which counts from there.
+
+    `torch.optim.lr_scheduler.SequentialLR`. Raises ValueError unless all but the first schedule have a start.
+    """
+    if len(starts) != len(schedules) - 1:
+        raise ValueError(f"starts: expected one for all of {len(schedules)} schedules but the first, got {len(starts)}")
+    value = constant(step, schedules[0](step))
+    for schedule, start in zip(schedules[1:], starts, strict=True):
+        begun = step >= start
+        # Before its start a schedule is asked for its first value, since it may not be defined below 0.
+        value = torch.where(begun, schedule(torch.where(begun, step - start, torch.zeros_like(step))), value)
+    return value
+
+
+def _done(step: Tensor, steps: Scalar) -> Tensor:
+    """The share of the steps that is done, at most 1."""
+    length = _double(steps, step)
+    return torch.where(step >= length, 1.0, step.double() / length.clamp_min(1e-30))
+
+
+def _double(value: Scalar, step: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device=step.device)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given
+from torch.func import vmap
 
 from fdqn import actions
 from fdqn.testing import asserts, laws, strategies
@@ -35,8 +36,12 @@ def test_pick_equals_gather(batch):
     asserts.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), actions.pick(q, a))
 
 
-def test_pick_out_of_range_gives_0():
-    assert actions.pick(torch.ones(2, 3), torch.tensor([-1, 3])).tolist() == [0.0, 0.0]
+def test_pick_out_of_range_is_refused_or_0():
+    q = torch.ones(2, 3)
+    for action, at in ((torch.tensor([2, -1]), r"\[1\]: .* got -1"), (torch.tensor([3, 0]), r"\[0\]: .* got 3")):
+        with pytest.raises(IndexError, match=f"action{at}"):
+            actions.pick(q, action)
+    assert vmap(actions.pick)(q, torch.tensor([-1, 3])).tolist() == [0.0, 0.0]
 
 
 def test_legal_minus_infinity_is_a_value():

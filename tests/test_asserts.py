@@ -123,7 +123,7 @@ def test_graph_breaks_are_named_with_their_line():
         ([(X, 0.1), (X, 0.1), (X, 0.2)], r"call 2: expected the graph of call 0, got another; guard: .*== 0.1$"),
         ([(X, X), (torch.ones(1), X)], "call 1: .*size mismatch at index 0. expected 3, actual 1"),
         ([(X, X), (X.double(), X)], "call 1: .*dtype mismatch"),
-        ([(X, X)], "calls: expected two or more tuples of arguments, got 1"),
+        ([], "calls: expected a tuple of arguments for each, got none"),
         ([X, X], "call 0: expected a tuple of arguments, got Tensor"),
     ],
 )

@@ -4,8 +4,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+from torch.func import grad, vmap
 
 from fdqn import check
+from fdqn import compile as edge
 
 
 @given(st.lists(st.integers(0, 4), max_size=3), st.integers(0, 4))
@@ -35,6 +38,12 @@ def test_shapes_that_fit(leading, size):
 def test_shapes_that_do_not(spec, shapes, message):
     with pytest.raises(ValueError, match=message):
         check.shapes(spec, *(torch.zeros(shape) for shape in shapes))
+
+
+def test_a_line_taken_apart_has_names_of_any_kind():
+    check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(2)])
+    with pytest.raises(ValueError, match=r"^\.b: expected shape \[N\] with N = 2, got \[3\]$"):
+        check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(3)])
 
 
 def test_what_is_no_tensor():
@@ -85,3 +94,62 @@ def test_shapes_hold_under_vmap_and_compile():
 
     x, y = torch.ones(2, 3, 4), torch.ones(2, 3)
     assert torch.equal(torch.compile(torch.func.vmap(f), fullgraph=True, backend="eager")(x, y), f(x, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_within(dtype):
+    check.within("label", torch.tensor([[0, 2], [1, 2]], dtype=dtype), 3)
+    check.within("label", torch.tensor([], dtype=dtype), 3)
+    with pytest.raises(IndexError, match=r"label\[1, 0\]: expected a number from 0 to 2, got 3"):
+        check.within("label", torch.tensor([[0, 2], [3, 4]], dtype=dtype), 3)
+    with pytest.raises(IndexError, match=r"label: expected a number from 0 to 2, got 7"):
+        check.within("label", torch.tensor(7, dtype=dtype), 3)
+
+
+def test_some_legal():
+    check.some_legal("legal", torch.tensor([[True, False], [False, True]]))
+    with pytest.raises(ValueError, match=r"legal\[0, 1\]: expected at least one legal action, got none"):
+        check.some_legal("legal", torch.tensor([[[True], [False]]]))
+    with pytest.raises(ValueError, match="legal: expected at least one legal action, got none"):
+        check.some_legal("legal", torch.tensor([False]))
+
+
+def sees(x):
+    """The values that both of them refuse, where they see them; otherwise nothing happens."""
+    check.within("x", x, 3)
+    check.some_legal("x", x[..., None] > 9)
+    return x + 1
+
+
+def test_values_are_looked_at_only_where_they_lie_open():
+    bad = torch.tensor([0, 7])
+    expected = [1, 8]
+    with pytest.raises(IndexError):
+        sees(bad)
+    assert vmap(sees)(bad).tolist() == expected
+    assert vmap(vmap(sees))(bad[None]).tolist() == [expected]
+    assert edge.compile(sees)(bad).tolist() == expected
+    assert torch.compile(sees, fullgraph=True, backend="aot_eager")(bad).tolist() == expected
+    assert torch.compile(vmap(sees), fullgraph=True, backend="aot_eager")(bad).tolist() == expected
+    with FakeTensorMode() as mode:
+        sees(mode.from_tensor(bad))
+    sees(bad.to("meta"))
+
+
+def test_values_are_seen_inside_of_a_gradient_of_something_else():
+    with pytest.raises(IndexError, match="x"):
+        grad(lambda w, x: (w * sees(x)).sum())(torch.tensor(1.0), torch.tensor([7]))
+
+
+def test_numbers():
+    for x in (0, 0.5, torch.tensor(-1.0), torch.tensor([2.0])):
+        check.number("x", x, below=1.0)
+    for wrong in (True, None, "1", torch.tensor(1), 1j):
+        with pytest.raises(TypeError, match="x: expected a"):
+            check.number("x", wrong)
+    for wrong in (1.0, 2, -0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"x: expected at least 0 and below 1, got {wrong}"):
+            check.number("x", wrong, below=1.0)
+    check.number("x", float("inf"))
+    with pytest.raises(ValueError, match="x: expected at least 0, got -1"):
+        check.number("x", -1)

@@ -113,6 +113,21 @@ def test_donation_refuses_leaves_that_share_storage():
             edge.donate(same)(state)
 
 
+def test_donation_refuses_elements_that_share_memory():
+    """As vmap answers constants: a count that is 0 in all lanes."""
+    state = {"params": torch.zeros(3, 2), "count": vmap(lambda x: torch.zeros(()))(torch.zeros(3))}
+    message = r"state\['count'\]: expected memory of its own for every element, got shape \[3\] with strides \[0\]"
+
+    def add(state, x):
+        return tree.map(lambda leaf: leaf + x, state)
+
+    with pytest.raises(ValueError, match=message):
+        edge.donate(add)(state, torch.ones(()))
+    with pytest.raises(ValueError, match=message):
+        edge.fold(add)(state, torch.ones(1))
+    assert edge.fold(add)(tree.clone(state), torch.ones(1))["count"].tolist() == [1, 1, 1]
+
+
 def test_donation_takes_empty_leaves():
     programs.donated(same, {"a": torch.zeros(0), "b": torch.zeros(0), "c": torch.ones(1)})
 
@@ -417,3 +432,10 @@ def test_compiled_run_equals_eager_run(compiles, monkeypatch):
 def test_noise_compiles_to_the_same_bits():
     program, (_, keys) = examples.program(), examples.lanes(2)
     laws.compiled(partial(train.noise, program, first_cycle=3, cycles=2), keys, again=[(random.key([7, 8]),)], atol=0.0)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
+def test_a_prepared_process_takes_denormals_for_0():
+    assert torch.tensor(1e-40) * 1 > 0
+    edge.prepare_cpu()
+    assert torch.tensor(1e-40) * 1 == 0

@@ -164,7 +164,7 @@ def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
         updates = [update for update, _ in results.values()]
         return tree.map(lambda *xs: sum(xs) / len(xs), *updates), {name: new for name, (_, new) in results.items()}
 
-    monkeypatch.setattr(optim, "_update_chain", averaged)
+    monkeypatch.setattr(optim.transforms, "_update_chain", averaged)
     with rejects("updates of step 1"):
         laws.chained(first, second, third)
 

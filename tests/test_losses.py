@@ -157,3 +157,132 @@ def test_compile_of_vmap_of_grad(f, penalty):
     lanes = tree.stack([arguments(f), tree.map(lambda x: x.flip(0), arguments(f))])
     step = vmap(grad(lambda q, *rest: penalty(f(q, *rest)).mean()))
     laws.compiled(step, *lanes, atol=1e-12)
+
+
+def logits_and(key, classes=4, batch=(B,)):
+    logits = 3 * random.normal(random.fold_in(random.key(key), 0), (*batch, classes), torch.float64)
+    probabilities = random.normal(random.fold_in(random.key(key), 1), (*batch, classes), torch.float64).softmax(-1)
+    return logits, probabilities, random.randint(random.fold_in(random.key(key), 2), batch, 0, classes)
+
+
+@given(strategies.tensors((6,), -5.0, 5.0, torch.float64), strategies.tensors((6,), -5.0, 5.0, torch.float64))
+def test_mse_huber_and_smooth_l1_are_pytorchs_in_all_reductions(predictions, targets):
+    delta = predictions - targets
+    pairs = [
+        (losses.squared(delta), F.mse_loss),
+        (losses.huber(delta, 0.7), lambda *xs, reduction: F.huber_loss(*xs, delta=0.7, reduction=reduction)),
+        (losses.smooth_l1(delta, 0.7), lambda *xs, reduction: F.smooth_l1_loss(*xs, beta=0.7, reduction=reduction)),
+        (losses.smooth_l1(delta), F.smooth_l1_loss),
+    ]
+    for ours, theirs in pairs:
+        for reduction, result in (("none", ours), ("mean", ours.mean()), ("sum", ours.sum())):
+            expected = theirs(predictions, targets, reduction=reduction)
+            torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-13)
+
+
+@given(st.integers(0, 99), st.integers(2, 6), st.sampled_from([0.0, 0.1, 1.0]))
+def test_cross_entropy_is_pytorchs_in_all_reductions(key, classes, share):
+    """Of class indices and of probabilities, smoothed or not; PyTorch's class axis is the second."""
+    logits, probabilities, labels = logits_and(key, classes)
+    one_hot = losses.one_hot(labels, classes, torch.float64)
+    pairs = [
+        (losses.cross_entropy(logits, losses.smoothed(probabilities, share)), probabilities),
+        (losses.cross_entropy(logits, losses.smoothed(one_hot, share)), labels),
+    ]
+    pairs += [(losses.cross_entropy_of_labels(logits, labels), labels)] if share == 0 else []
+    for ours, target in pairs:
+        for reduction, result in (("none", ours), ("mean", ours.mean()), ("sum", ours.sum())):
+            expected = F.cross_entropy(logits, target, reduction=reduction, label_smoothing=share)
+            torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_cross_entropy_of_more_axes_is_pytorchs():
+    logits, probabilities, labels = logits_and(3, 4, (2, 5))
+    for ours, target in (
+        (losses.cross_entropy_of_labels(logits, labels), labels),
+        (losses.cross_entropy(logits, probabilities), probabilities.movedim(-1, 1)),
+    ):
+        expected = F.cross_entropy(logits.movedim(-1, 1), target, reduction="none")
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_cross_entropy_of_huge_and_impossible_logits():
+    """No NaN, in value and gradient, where a class is masked by -inf and has probability 0, or is never the label."""
+    logits = torch.tensor([[1e4, -1e4, -torch.inf], [0.0, 0.0, -torch.inf]], dtype=torch.float64)
+    for f, target in ((losses.cross_entropy, torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double()),
+                      (losses.cross_entropy_of_labels, torch.tensor([0, 1]))):  # fmt: skip
+        assert f(logits, target).tolist() == [0.0, pytest.approx(0.6931471805599453)]
+        slope = grad(lambda x, f=f, target=target: f(x, target).sum())(logits)
+        assert slope.tolist() == [[0.0, 0.0, 0.0], [0.5, -0.5, 0.0]]
+    assert losses.cross_entropy_of_labels(logits, torch.tensor([2, 2])).tolist() == [torch.inf, torch.inf]
+
+
+CLASSIFIER = [
+    (losses.cross_entropy, lambda key: logits_and(key)[:2]),
+    (losses.cross_entropy_of_labels, lambda key: logits_and(key)[::2]),
+]
+
+
+@pytest.mark.parametrize(("f", "make"), CLASSIFIER)
+def test_laws_of_a_classifiers_losses(f, make):
+    laws.pure(f, *make(1))
+    laws.vmapped(f, *make(1))
+    laws.ranked(f, *tree.map(lambda x: torch.stack([x, x.flip(0)]), make(1)), leading=2)
+    laws.compiled(f, *make(1), atol=1e-12)
+    laws.gradients(lambda logits: f(logits, make(1)[1]).mean(), make(1)[0])
+    lanes = tree.stack([make(1), make(2)])
+    laws.compiled(vmap(grad(lambda *xs: f(*xs).mean())), *lanes, atol=1e-12)
+
+
+def test_gradient_of_cross_entropy_for_its_probabilities():
+    logits, probabilities, _ = logits_and(5)
+    laws.gradients(lambda p: losses.cross_entropy(logits, p).sum(), probabilities)
+
+
+@pytest.mark.parametrize("f", [lambda p: losses.smoothed(p, 0.3), losses.smooth_l1])
+def test_laws_of_smoothing(f):
+    x = torch.tensor([[0.3, -2.0], [1.5, 0.01]])
+    laws.pure(f, x)
+    laws.ranked(f, x, leading=1)
+    laws.compiled(f, x)
+    laws.gradients(lambda d: f(d).square().mean(), x)
+
+
+def test_smoothed_probabilities_are_probabilities():
+    _, probabilities, _ = logits_and(4)
+    smooth = losses.smoothed(probabilities, 0.4)
+    torch.testing.assert_close(smooth.sum(-1), torch.ones(B).double())
+    assert (smooth >= 0.4 / 4).all()
+
+
+def test_one_hot():
+    labels = torch.tensor([[0, 2], [1, 1]])
+    asserts.assert_trees_equal(F.one_hot(labels, 3).float(), laws.pure(losses.one_hot, labels, 3))
+    laws.vmapped(lambda x: losses.one_hot(x, 3), labels)
+    assert losses.one_hot(labels, 3, torch.float64).dtype == torch.float64
+
+
+def test_messages_of_a_classifiers_losses():
+    logits, probabilities, labels = logits_and(6)
+    for f in (losses.cross_entropy_of_labels, lambda _, x: losses.one_hot(x, 4)):
+        with pytest.raises(IndexError, match=r"labels\[1\]: expected a number from 0 to 3, got 4"):
+            f(logits[:2], torch.tensor([3, 4]))
+        with pytest.raises(IndexError, match=r"labels\[0\]: expected a number from 0 to 3, got -1"):
+            f(logits[:2], torch.tensor([-1, 4]))
+        with pytest.raises(TypeError, match=r"labels: expected an integer dtype, got torch.float64"):
+            f(logits, labels.double())
+    with pytest.raises(ValueError, match=r"labels: expected shape \[...\] with ... = \[5\], got \[4\]"):
+        losses.cross_entropy_of_labels(logits, labels[:4])
+    with pytest.raises(ValueError, match=r"probabilities: expected shape \[... K\] with K = 4, got \[5, 3\]"):
+        losses.cross_entropy(logits, probabilities[:, :3])
+    with pytest.raises(TypeError, match=r"probabilities: expected a floating-point dtype, got torch.int64"):
+        losses.cross_entropy(logits, probabilities.long())
+    with pytest.raises(TypeError, match=r"logits: expected a floating-point dtype, got torch.int64"):
+        losses.cross_entropy(logits.long(), probabilities)
+    with pytest.raises(TypeError, match=r"logits: expected a floating-point dtype, got torch.int64"):
+        losses.cross_entropy_of_labels(logits.long(), labels)
+    with pytest.raises(ValueError, match=r"share: expected a number from 0 to 1, got 1.5"):
+        losses.smoothed(probabilities, 1.5)
+    for beta in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"beta: expected a number above 0, got {beta}; for 0 use"):
+            losses.smooth_l1(logits, beta)

@@ -11,22 +11,76 @@ from torch.func import vmap
 from fdqn import optim, schedules, tree
 from fdqn.testing import asserts, examples, laws, programs, strategies
 
+
+def after_decay(make, **settings):
+    """PyTorch's `weight_decay`: the same optimizer behind add_decayed_weights."""
+    return lambda rate: optim.chain(decay=optim.add_decayed_weights(0.1), rest=make(rate, **settings))
+
+
+def in_double(theirs):
+    """PyTorch keeps NAdam's product of momenta in the default dtype, whatever its parameters': 1e-8 off in float32."""
+
+    def made(params, **settings):
+        optimizer = theirs(params, **settings)
+        for x in params:
+            optimizer.state[x] = {
+                "step": torch.zeros(()),
+                "mu_product": torch.ones((), dtype=torch.float64),
+                "exp_avg": torch.zeros_like(x),
+                "exp_avg_sq": torch.zeros_like(x),
+            }
+        return optimizer
+
+    return made
+
+
+T = torch.optim
 PAIRS = {
-    "adam": (optim.adam, torch.optim.Adam),
+    "adam": (optim.adam, T.Adam),
     "adam-betas": (
         partial(optim.adam, beta1=0.8, beta2=0.95, eps=1e-5),
-        partial(torch.optim.Adam, betas=(0.8, 0.95), eps=1e-5),
+        partial(T.Adam, betas=(0.8, 0.95), eps=1e-5),
     ),
-    "sgd": (optim.sgd, torch.optim.SGD),
-    "momentum": (partial(optim.sgd, momentum=0.9), partial(torch.optim.SGD, momentum=0.9)),
-    "nesterov": (
-        partial(optim.sgd, momentum=0.9, nesterov=True),
-        partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    "adam-decay": (after_decay(optim.adam), partial(T.Adam, weight_decay=0.1)),
+    "adamw": (optim.adamw, T.AdamW),
+    "adamw-decay": (
+        partial(optim.adamw, beta1=0.8, beta2=0.95, eps=1e-5, weight_decay=0.3),
+        partial(T.AdamW, betas=(0.8, 0.95), eps=1e-5, weight_decay=0.3),
     ),
-    "rmsprop": (optim.rmsprop, torch.optim.RMSprop),
-    "rmsprop-decay": (
-        partial(optim.rmsprop, decay=0.9, eps=1e-3),
-        partial(torch.optim.RMSprop, alpha=0.9, eps=1e-3),
+    "adamax": (optim.adamax, T.Adamax),
+    "adamax-betas": (
+        partial(optim.adamax, beta1=0.8, beta2=0.9, eps=1e-3),
+        partial(T.Adamax, betas=(0.8, 0.9), eps=1e-3),
+    ),
+    "nadam": (optim.nadam, in_double(T.NAdam)),
+    "nadam-betas": (
+        partial(optim.nadam, beta1=0.8, beta2=0.95, eps=1e-5, momentum_decay=0.1),
+        in_double(partial(T.NAdam, betas=(0.8, 0.95), eps=1e-5, momentum_decay=0.1)),
+    ),
+    "radam": (optim.radam, T.RAdam),
+    "radam-betas": (
+        partial(optim.radam, beta1=0.8, beta2=0.95, eps=1e-5),
+        partial(T.RAdam, betas=(0.8, 0.95), eps=1e-5),
+    ),
+    "radam-never-rectified": (partial(optim.radam, beta2=0.6), partial(T.RAdam, betas=(0.9, 0.6))),
+    "sgd": (optim.sgd, T.SGD),
+    "sgd-decay": (after_decay(optim.sgd), partial(T.SGD, weight_decay=0.1)),
+    "momentum": (partial(optim.sgd, momentum=0.9), partial(T.SGD, momentum=0.9)),
+    "nesterov": (partial(optim.sgd, momentum=0.9, nesterov=True), partial(T.SGD, momentum=0.9, nesterov=True)),
+    "nesterov-decay": (
+        after_decay(optim.sgd, momentum=0.9, nesterov=True),
+        partial(T.SGD, momentum=0.9, nesterov=True, weight_decay=0.1),
+    ),
+    "rmsprop": (optim.rmsprop, T.RMSprop),
+    "rmsprop-decay": (partial(optim.rmsprop, decay=0.9, eps=1e-3), partial(T.RMSprop, alpha=0.9, eps=1e-3)),
+    "centered-rmsprop": (
+        partial(optim.centered_rmsprop, decay=0.9, eps=1e-3),
+        partial(T.RMSprop, alpha=0.9, eps=1e-3, centered=True),
+    ),
+    "adagrad": (optim.adagrad, T.Adagrad),
+    "adagrad-begun": (
+        partial(optim.adagrad, eps=1e-3, initial_square=0.5),
+        partial(T.Adagrad, eps=1e-3, initial_accumulator_value=0.5),
     ),
 }
 EACH = pytest.mark.parametrize("name", PAIRS)
@@ -132,6 +186,110 @@ def test_clip_of_nothing_is_nothing():
     asserts.assert_trees_equal(zero, optim.clip_by_global_norm(0.0).update(zero, {}, zero)[0])
 
 
+def test_clip_by_value():
+    """Also with a limit a lane, infinite numbers and none."""
+    grads = examples.params() | {"odd": torch.tensor([torch.inf, -torch.inf, torch.nan, 0.3], dtype=torch.float64)}
+    for limit in (0.25, 0.0, torch.tensor(0.25, dtype=torch.float64)):
+        theirs = {name: torch.zeros_like(g).requires_grad_() for name, g in grads.items()}
+        for name, x in theirs.items():
+            x.grad = grads[name].clone()
+        torch.nn.utils.clip_grad_value_(theirs.values(), float(limit))
+        clipped, _ = optim.clip_by_value(limit).update(grads, {}, grads)
+        asserts.assert_trees_equal({name: x.grad for name, x in theirs.items()}, clipped)
+
+
+def is_weight(name):
+    return name.endswith("weight")
+
+
+def test_groups_equal_torchs_parameter_groups():
+    """Rates and decays of their own, and some parameters frozen: 60 steps beside torch.optim."""
+    params = examples.params()
+
+    def group_of(name):
+        return "weights" if is_weight(name) else "still" if name == "scale" else "biases"
+
+    ours = optim.grouped(
+        group_of,
+        weights=optim.adamw(1e-2, weight_decay=0.1),
+        biases=optim.adamw(1e-3, weight_decay=0.0),
+        still=optim.frozen(),
+    )
+
+    def theirs(tensors):
+        named = dict(zip(params, tensors, strict=True))
+        groups = {group: [x for n, x in named.items() if group_of(n) == group] for group in ("weights", "biases")}
+        return T.AdamW(
+            [
+                {"params": groups["weights"], "lr": 1e-2, "weight_decay": 0.1},
+                {"params": groups["biases"], "lr": 1e-3, "weight_decay": 0.0},
+            ]
+        )
+
+    laws.optimizer(ours, theirs, params=params)
+
+
+def test_a_masked_decay_leaves_the_others_alone():
+    params = examples.params()
+    grads = tree.map(torch.ones_like, params)
+    decay = optim.masked(optim.add_decayed_weights(0.5), is_weight)
+    updates, state = decay.update(grads, decay.init(params), params)
+    assert state == {}
+    asserts.assert_trees_equal(
+        {n: 1 + 0.5 * x if is_weight(n) else torch.ones_like(x) for n, x in params.items()}, updates
+    )
+
+
+def test_the_state_of_a_masked_optimizer_holds_the_chosen_alone():
+    params = examples.params()
+    momentum = optim.masked(optim.sgd(0.1, momentum=0.9), is_weight)
+    state = momentum.init(params)
+    assert list(state.velocity) == [name for name in params if is_weight(name)] != list(params)
+    updates, state = momentum.update(params, state, params)
+    asserts.assert_trees_equal({n: -0.1 * x if is_weight(n) else x for n, x in params.items()}, updates)
+    assert list(updates) == list(params)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: optim.adam(0.1, beta1=x, beta2=0.5 + x / 2, eps=x / 10),
+        lambda x: optim.adamw(0.1, beta1=x, weight_decay=x),
+        lambda x: optim.adamax(0.1, beta1=x, beta2=1 - x / 9, eps=x / 10),
+        lambda x: optim.nadam(0.1, beta1=x, beta2=1 - x / 9, momentum_decay=x),
+        lambda x: optim.radam(0.1, beta1=x, beta2=0.9 + x / 10),
+        lambda x: optim.sgd(0.1, momentum=x),
+        lambda x: optim.sgd(0.1, momentum=x, nesterov=True),
+        lambda x: optim.rmsprop(0.1, decay=x, eps=x / 10),
+        lambda x: optim.centered_rmsprop(0.1, decay=x, eps=x / 10),
+        lambda x: optim.adagrad(0.1, eps=x),
+        lambda x: optim.chain(clip=optim.clip_by_global_norm(x), decay=optim.add_decayed_weights(x), sgd=optim.sgd(x)),
+        lambda x: optim.chain(clip=optim.clip_by_value(x), adam=optim.adam(x)),
+    ],
+)
+def test_every_number_may_differ_between_lanes(make):
+    """Lanes with numbers of their own, in float32 and of float64, equal runs with Python's numbers."""
+    numbers = [0.25, 0.5, 0.875]
+    params, grads = lane_gradients(3, 5)
+    for dtype in (torch.float64, torch.float32):
+        values = torch.tensor(numbers, dtype=torch.float64)
+        start = tree.cast(params, dtype)
+        state = vmap(lambda x, p: make(x).init(p))(values, start)
+        mine = start
+        for g in tree.cast(grads, dtype):
+            updates, state = vmap(lambda x, g, s, p: make(x).update(g, s, p))(values, g, state, mine)
+            mine = optim.apply_updates(mine, updates)
+        for lane, number in enumerate(numbers):
+            alone = tree.index(start, lane)
+            alone_state = make(number).init(alone)
+            for g in tree.cast(grads, dtype):
+                updates, alone_state = make(number).update(tree.index(g, lane), alone_state, alone)
+                alone = optim.apply_updates(alone, updates)
+            atol = 1e-13 if dtype == torch.float64 else 1e-5
+            asserts.assert_trees_close(alone, tree.index(mine, lane), atol, atol)
+            asserts.assert_trees_close(alone_state, tree.index(state, lane), atol, atol)
+
+
 def test_chain_is_associative():
     laws.chained(optim.clip_by_global_norm(0.5), optim.adam(1e-2), optim.sgd(0.3, momentum=0.5))
 
@@ -144,6 +302,24 @@ def test_chain_is_one_after_the_other():
     expected, adam_state = adam.update(clip.update(params, {}, params)[0], adam.init(params), params)
     asserts.assert_trees_equal(expected, updates)
     asserts.assert_trees_equal({"clip": {}, "adam": adam_state}, state)
+
+
+@EACH
+def test_equals_torch_optim_in_float32(name):
+    """From the first update on, when what corrects Adam's bias is smallest."""
+    ours, theirs = PAIRS[name]
+    start = tree.cast(examples.params(), torch.float32)
+    mine, reference = start, {n: x.clone().requires_grad_() for n, x in start.items()}
+    opt, oracle = ours(0.1), theirs(list(reference.values()), lr=0.1)
+    state, generator = opt.init(mine), torch.Generator().manual_seed(1)
+    for _ in range(10):
+        grads = tree.map(lambda x: torch.randn(x.shape, generator=generator) + 0.1, start)
+        for n, x in reference.items():
+            x.grad = grads[n].clone()
+        oracle.step()
+        updates, state = opt.update(grads, state, mine)
+        mine = optim.apply_updates(mine, updates)
+        asserts.assert_trees_close(tree.map(torch.Tensor.detach, reference), mine, 5e-7, 1e-6)
 
 
 @EACH
@@ -198,3 +374,70 @@ def test_messages():
             opt.init({})
     with pytest.raises(ValueError, match="nesterov: expected momentum above 0"):
         optim.sgd(0.1, nesterov=True)
+
+
+@EACH
+def test_rates_that_cannot_be(name):
+    make = PAIRS[name][0]
+    for wrong in (1, torch.tensor(1), True, "0.1", None):
+        with pytest.raises(TypeError, match=r"learning_rate: expected a"):
+            make(wrong)
+    for wrong in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match=f"learning_rate: expected at least 0, got {wrong}"):
+            make(wrong)
+    counting = make(lambda count: count)
+    params = examples.params()
+    with pytest.raises(TypeError, match=r"learning_rate\(count\): expected a floating-point dtype, got torch.int64"):
+        counting.update(params, counting.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: optim.adam(beta1=1.0), "beta1: expected at least 0 and below 1, got 1.0"),
+        (lambda: optim.adamw(beta2=-0.1), "beta2: expected at least 0 and below 1, got -0.1"),
+        (lambda: optim.adamw(weight_decay=-1.0), "weight_decay: expected at least 0, got -1.0"),
+        (lambda: optim.nadam(momentum_decay=-1.0), "momentum_decay: expected at least 0, got -1.0"),
+        (lambda: optim.radam(eps=-1.0), "eps: expected at least 0, got -1.0"),
+        (lambda: optim.sgd(momentum=-0.5), "momentum: expected at least 0, got -0.5"),
+        (lambda: optim.rmsprop(decay=1.0), "decay: expected at least 0 and below 1, got 1.0"),
+        (lambda: optim.rmsprop(eps=-1.0), "eps: expected at least 0"),
+        (lambda: optim.centered_rmsprop(decay=2.0), "decay: expected at least 0 and below 1, got 2.0"),
+        (lambda: optim.centered_rmsprop(eps=-1.0), "eps: expected at least 0"),
+        (lambda: optim.adagrad(eps=-1.0), "eps: expected at least 0"),
+        (lambda: optim.adagrad(initial_square=-1.0), "initial_square: expected at least 0"),
+        (lambda: optim.clip_by_global_norm(-1.0), "max_norm: expected at least 0, got -1.0"),
+        (lambda: optim.clip_by_value(-1.0), "limit: expected at least 0, got -1.0"),
+        (lambda: optim.add_decayed_weights(-1.0), "weight_decay: expected at least 0, got -1.0"),
+    ],
+)
+def test_numbers_that_cannot_be(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_integer_tensors_are_no_numbers():
+    with pytest.raises(TypeError, match=r"max_norm: expected a floating-point dtype, got torch.int64"):
+        optim.clip_by_global_norm(torch.tensor(1))
+
+
+@pytest.mark.parametrize(
+    "make", [optim.clip_by_global_norm, optim.clip_by_value, optim.add_decayed_weights, lambda _: optim.frozen()]
+)
+def test_transforms_refuse_trees_that_do_not_match(make):
+    params, opt = examples.params(), make(1.0)
+    with pytest.raises(ValueError, match=r"grads: expected the same structure; missing .*scale"):
+        opt.update({n: x for n, x in params.items() if n != "scale"}, {}, params)
+
+
+def test_masks_and_groups_that_fit_no_parameter():
+    params = examples.params()
+    with pytest.raises(
+        ValueError, match=r"chosen: expected it to choose at least one parameter, got none of \['0.bias'"
+    ):
+        optim.masked(optim.sgd(0.1), lambda name: name == "wieght").init(params)
+    for groups in ({"a": optim.sgd(0.1)}, {"all": optim.sgd(0.1), "none": optim.sgd(0.1)}):
+        with pytest.raises(
+            ValueError, match=r"group_of: expected the groups \['a.*, each with parameters, got {.*'all'"
+        ):
+            optim.grouped(lambda name: "all", **groups).init(params)

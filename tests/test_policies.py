@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch.func import vmap
 
 from fdqn import actions, policies, random
 from fdqn.testing import asserts, laws, strategies
@@ -24,7 +25,7 @@ def test_never_illegal(batch, data, epsilon):
     laws.masked(partial(policies.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
 
 
-@given(strategies.q_batches(at_least_one=False), st.data())
+@given(strategies.q_batches(), st.data())
 def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
     q, legal = batch
     u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
@@ -32,10 +33,14 @@ def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
     asserts.assert_trees_equal(policies.uniform(legal, u[:, 1]), policies.epsilon_greedy(q, legal, 1.0, u))
 
 
-def test_nothing_legal_gives_0():
-    nothing = torch.zeros(1, 3, dtype=torch.bool)
-    assert policies.uniform(nothing, torch.tensor([0.9])).tolist() == [0]
-    assert policies.epsilon_greedy(torch.ones(1, 3), nothing, 0.5, torch.tensor([[0.9, 0.9]])).tolist() == [0]
+def test_nothing_legal_is_refused_or_0():
+    legal, u = torch.tensor([[True, False], [False, False]]), torch.full((2, 2), 0.9)
+    with pytest.raises(ValueError, match=r"legal\[1\]: expected at least one legal action, got none"):
+        policies.uniform(legal, u[:, 0])
+    with pytest.raises(ValueError, match=r"legal\[1\]: expected at least one legal action, got none"):
+        policies.epsilon_greedy(torch.ones(2, 2), legal, 0.5, u)
+    assert vmap(policies.uniform)(legal, u[:, 0])[1] == 0
+    assert vmap(policies.epsilon_greedy, (0, 0, None, 0))(torch.ones(2, 2), legal, 0.5, u)[1] == 0
 
 
 def test_each_legal_action_as_often():

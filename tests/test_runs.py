@@ -8,16 +8,20 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 import fdqn
 from fdqn import build, evaluate, lanes, random, runs, train, tree
 from fdqn.settings import Settings
+from fdqn.testing import asserts
 
 COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
 KEYS = {
@@ -530,3 +534,28 @@ def test_the_split_of_a_compiled_run_is_recorded():
     expected = lanes.split(build.program(settings), 6, torch.get_num_threads())._asdict()
     assert runs._split(settings) == (expected if lanes.known_here(torch.device("cpu")) else None)
     assert runs._split(dataclasses.replace(settings, compile=False)) is None
+
+
+def test_parameters_are_read_as_they_were_saved(made, copy):
+    params = tree.map(lambda x: x + 1, runs.read_params(made.path))
+    runs.save_params(copy, made.settings, params)
+    asserts.assert_trees_equal(params, runs.read_params(copy))
+
+
+def test_a_comparison_has_a_panel_an_environment(made, tmp_path):
+    run = runs.read(made.path)
+    other = run._replace(path=tmp_path / "other", settings=dataclasses.replace(run.settings, env="acrobot"))
+    runs.comparison(tmp_path / "two.png", [run, run._replace(path=tmp_path / "same")])
+    runs.comparison(tmp_path / "panels.png", [run, other])
+    areas = []
+    for name in ("two.png", "panels.png"):
+        with Image.open(tmp_path / name) as picture:
+            areas.append(picture.width * picture.height)
+    assert areas[0] < areas[1]
+
+
+def test_the_commit_is_that_of_the_checkout():
+    checkout = Path(fdqn.__file__).parents[1]
+    done = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    commit = runs.git_commit()
+    assert commit is None if done.returncode else done.stdout.startswith(commit.rstrip("+"))

@@ -48,33 +48,138 @@ def theirs(make, steps, rate=0.1):
     return torch.tensor(rates, dtype=torch.float64)
 
 
-STEPS = torch.arange(30, dtype=torch.float64)
+STEPS = torch.arange(60)
+L = torch.optim.lr_scheduler
+f = partial
+"""All at a learning rate of 0.1, ours beside PyTorch's."""
+PAIRS = {
+    "constant": (f(schedules.constant, value=0.1), lambda o: L.LambdaLR(o, lambda step: 1.0)),
+    "linear": (f(schedules.linear, start=0.1, end=0.02, steps=20), lambda o: L.LinearLR(o, 1.0, 0.2, total_iters=20)),
+    "linear-up": (f(schedules.linear, start=0.03, end=0.1, steps=7), lambda o: L.LinearLR(o, 0.3, 1.0, total_iters=7)),
+    "polynomial": (f(schedules.polynomial, start=0.1, steps=23, power=2.5), lambda o: L.PolynomialLR(o, 23, 2.5)),
+    "polynomial-1": (f(schedules.polynomial, start=0.1, steps=5, power=1), lambda o: L.PolynomialLR(o, 5, 1)),
+    "exponential": (f(schedules.exponential, start=0.1, decay=0.9), lambda o: L.ExponentialLR(o, 0.9)),
+    "staircase": (f(schedules.staircase, start=0.1, decay=0.5, every=7), lambda o: L.StepLR(o, 7, 0.5)),
+    "milestones": (
+        f(schedules.milestones, start=0.1, decay=0.5, milestones=(3, 4, 20)),
+        lambda o: L.MultiStepLR(o, [3, 4, 20], 0.5),
+    ),
+    "cosine": (f(schedules.cosine, start=0.1, end=0.01, steps=17), lambda o: L.CosineAnnealingLR(o, 17, 0.01)),
+    "restarts": (
+        f(schedules.cosine_restarts, start=0.1, end=0.01, steps=7),
+        lambda o: L.CosineAnnealingWarmRestarts(o, 7, 1, 0.01),
+    ),
+    "restarts-2": (
+        f(schedules.cosine_restarts, start=0.1, end=0.01, steps=4, growth=2),
+        lambda o: L.CosineAnnealingWarmRestarts(o, 4, 2, 0.01),
+    ),
+    "restarts-3": (
+        f(schedules.cosine_restarts, start=0.1, end=0.0, steps=1, growth=3),
+        lambda o: L.CosineAnnealingWarmRestarts(o, 1, 3),
+    ),
+    "one-cycle": (
+        f(schedules.one_cycle, peak=0.1, steps=60),
+        lambda o: L.OneCycleLR(o, 0.1, 60, cycle_momentum=False),
+    ),
+    "one-cycle-early": (
+        f(schedules.one_cycle, peak=0.1, steps=60, warm=0.1, start_divisor=3.0, end_divisor=10.0),
+        lambda o: L.OneCycleLR(o, 0.1, 60, None, None, 0.1, "cos", False, div_factor=3.0, final_div_factor=10.0),
+    ),
+    "warm-up": (
+        f(schedules.warm_up, schedule=f(schedules.cosine, start=0.1, end=0.01, steps=30), steps=10, share=0.25),
+        lambda o: L.SequentialLR(o, [L.LinearLR(o, 0.25, 1.0, total_iters=10), L.CosineAnnealingLR(o, 30, 0.01)], [10]),
+    ),
+    "sequence": (
+        f(
+            schedules.sequence,
+            schedules=[
+                f(schedules.constant, value=0.1),
+                f(schedules.exponential, start=0.1, decay=0.9),
+                f(schedules.linear, start=0.1, end=0.02, steps=9),
+            ],
+            starts=[5, 21],
+        ),
+        lambda o: L.SequentialLR(
+            o, [L.LambdaLR(o, lambda s: 1.0), L.ExponentialLR(o, 0.9), L.LinearLR(o, 1.0, 0.2, 9)], [5, 21]
+        ),
+    ),
+}
+EACH = pytest.mark.parametrize("name", PAIRS)
 
 
-@pytest.mark.parametrize("decay", [0.9, torch.tensor(0.9, dtype=torch.float64)], ids=["number", "tensor"])
-def test_exponential_is_pytorchs(decay):
-    expected = theirs(lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9), 30)
-    torch.testing.assert_close(schedules.exponential(STEPS, 0.1, decay), expected, rtol=1e-12, atol=0)
+@EACH
+def test_equals_pytorchs_at_every_step(name):
+    ours, make = PAIRS[name]
+    expected = theirs(make, len(STEPS))
+    for steps in (STEPS, STEPS.double(), STEPS.to(torch.int32)):
+        torch.testing.assert_close(ours(steps), expected, rtol=1e-12, atol=1e-15)
 
 
-def test_linear_is_pytorchs():
-    expected = theirs(lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.2, total_iters=20), 30)
-    torch.testing.assert_close(schedules.linear(STEPS, 0.1, 0.02, 20), expected, rtol=1e-12, atol=0)
+def with_tensors(x):
+    """The same function with tensors for its numbers."""
+    if isinstance(x, partial):
+        return partial(x.func, **{name: with_tensors(value) for name, value in x.keywords.items()})
+    if isinstance(x, list | tuple):
+        return [with_tensors(value) for value in x]
+    return torch.tensor(x, dtype=torch.float64) if isinstance(x, int | float) else x
 
 
-@pytest.mark.parametrize(
-    "f",
-    [
-        partial(schedules.linear, start=1.0, end=0.1, steps=20),
-        partial(schedules.exponential, start=1.0, decay=0.9),
-        partial(schedules.constant, value=0.5),
-    ],
-)
-def test_laws_of_a_function(f):
+@EACH
+def test_constants_may_be_tensors(name):
+    ours, _ = PAIRS[name]
+    whole = {"growth", "steps"} if "restarts" in name or name == "warm-up" else set()
+    tensors = partial(ours.func, **{k: v if k in whole else with_tensors(v) for k, v in ours.keywords.items()})
+    torch.testing.assert_close(tensors(STEPS), ours(STEPS), rtol=1e-14, atol=0)
+
+
+@EACH
+def test_laws_of_a_function(name):
+    ours, _ = PAIRS[name]
     step = torch.tensor([[0, 5, 19], [20, 21, 40]])
-    laws.pure(f, step)
-    laws.ranked(f, step, leading=2, dtype=None, atol=1e-7)
-    laws.compiled(f, step, again=[(step + 1,)])
+    laws.pure(ours, step)
+    laws.ranked(ours, step, leading=2, dtype=None, atol=1e-7)
+    laws.compiled(ours, step, again=[(step + 1,)])
+    assert ours(step).dtype == torch.float64
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 3000))
+def test_restarts_at_any_step_equal_pytorchs_loop(steps, growth, step):
+    """A loop over whole cycles, as PyTorch counts them."""
+    begun, length = 0, steps
+    while step >= begun + length:
+        begun, length = begun + length, length * growth
+    expected = schedules.cosine(torch.tensor(step - begun), 0.1, 0.01, length)
+    got = schedules.cosine_restarts(torch.tensor(step), 0.1, 0.01, steps, growth)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@given(st.floats(1e-4, 1), st.floats(1e-4, 1), st.integers(1, 50), st.floats(0.5, 4))
+def test_polynomial_and_cosine_go_from_their_start_to_their_end(start, end, steps, power):
+    laws.schedule(partial(schedules.polynomial, start=start, end=end, steps=steps, power=power), start, end, steps)
+    laws.schedule(lambda step: schedules.cosine(step.clamp_max(steps), start, end, steps), start, end, steps, rtol=1e-6)
+
+
+def test_one_cycle_ends_where_it_says_and_stays():
+    rates = schedules.one_cycle(torch.tensor([0, 29, 99, 100, 1000]), 0.1, 100)
+    torch.testing.assert_close(rates, torch.tensor([0.004, 0.1, 4e-7, 4e-7, 4e-7]).double(), rtol=1e-6, atol=0)
+
+
+def test_warm_up_never_asks_a_schedule_before_its_start():
+    def sqrt(step):
+        assert (step >= 0).all()
+        return 1 / (step + 1).double().sqrt()
+
+    rates = schedules.warm_up(torch.arange(6), sqrt, steps=4)
+    torch.testing.assert_close(rates, torch.tensor([0, 0.25, 0.5, 0.75, 1.0, 0.5**0.5], dtype=torch.float64))
+
+
+def test_messages():
+    with pytest.raises(ValueError, match=r"growth: expected a whole number of at least 1, got 1\.5"):
+        schedules.cosine_restarts(STEPS, 0.1, 0.0, 4, 1.5)
+    with pytest.raises(ValueError, match="growth: expected a whole number of at least 1, got 0"):
+        schedules.cosine_restarts(STEPS, 0.1, 0.0, 4, 0)
+    with pytest.raises(ValueError, match="starts: expected one for all of 2 schedules but the first, got 2"):
+        schedules.sequence(STEPS, [schedules.constant] * 2, [1, 2])
 
 
 def test_one_schedule_a_lane():

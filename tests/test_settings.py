@@ -2,11 +2,13 @@
 
 import dataclasses
 import inspect
+import json
 import math
 import re
 import shlex
 
 import pytest
+import torch
 
 from fdqn import build, cli, dqn, losses, settings
 from fdqn.settings import Settings
@@ -221,3 +223,19 @@ def test_a_run_that_would_not_learn_is_refused(steps, learning_starts, refused):
 def test_replay_holds_the_whole_cycles_of_a_run():
     rows = build.program(Settings(steps=2_001, steps_per_cycle=20, num_envs=10)).config.capacity
     assert rows == 2_200
+
+
+def test_settings_go_through_json_unchanged():
+    for given in (Settings(), Settings(**OTHER), Settings(max_grad_norm=math.inf)):
+        text = json.dumps(settings.to_json(given), allow_nan=False)
+        assert settings.from_json(json.loads(text)) == given
+
+
+def test_a_program_without_clipping_has_plain_adam():
+    """An infinite norm clips nothing, so that the same gradients give the same updates."""
+    hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, math.inf]))
+    params = {"w": torch.tensor([3.0, -4.0])}
+    plain, clipped = build.plain_adam(hyper), build.clipped_adam(hyper)
+    updates, _ = plain.update(params, plain.init(params), params)
+    also, _ = clipped.update(params, clipped.init(params), params)
+    assert updates["w"].tolist() == also["w"].tolist() == pytest.approx([-0.1, 0.1])

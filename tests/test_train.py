@@ -94,6 +94,22 @@ def test_a_stopped_run_goes_on_as_if_undisturbed():
     programs.resumed(partial(programs.advance, program), state, 2, 6)  # in the warm-up
 
 
+def test_a_cycle_is_learning_after_collecting():
+    program, state = started()
+    state = programs.advance(program, state, 30)
+    noise = tree.index(train.noise(program, state.key, 30, 1), 0)
+    asserts.assert_trees_equal(
+        vmap(partial(train.cycle, program))(state, noise),
+        vmap(partial(train.learn, program))(vmap(partial(train.collect, program))(state, noise), noise),
+    )
+
+
+def test_noise_is_drawn_of_the_keys_of_its_cycles():
+    program, state = started()
+    keys = train.cycle_keys(state.key, 5, 3)
+    asserts.assert_trees_equal(train.noise(program, state.key, 5, 3), train.draw(program, keys))
+
+
 def test_step_functions_are_pure():
     program, state = started()
     state = programs.advance(program, state, 5)

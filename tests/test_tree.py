@@ -84,3 +84,21 @@ def test_equal_compares_structure_shapes_dtypes_and_numbers():
 
 def test_nbytes():
     assert tree.nbytes(NESTED) == 2 * 4 + 2 * 8 + 2
+
+
+def test_separate_copies_only_what_shares_memory():
+    own, wide = torch.ones(3), torch.arange(6.0)
+    given = {
+        "own": own,
+        "again": own,
+        "part": wide[:3],
+        "expanded": torch.ones(()).expand(2),
+        "turned": wide.view(2, 3).T,
+    }
+    taken = torch.zeros(2)
+    result = tree.separate({**given, "taken": taken}, (taken,))
+    asserts.assert_trees_equal({**given, "taken": taken}, result)
+    assert result["own"] is own
+    memory = [x.untyped_storage().data_ptr() for x in (*result.values(), taken, wide)]
+    assert len(set(memory)) == len(memory)
+    assert all(x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes for x in result.values())

@@ -132,10 +132,10 @@ def assert_no_graph_break(f: Callable[..., Any], *args: Any) -> None:
 
 
 def assert_compiles_once(f: Callable[..., Any], *calls: tuple[Any, ...], backend: str = "aot_eager") -> list[Any]:
-    """The one graph that `torch.compile` makes for the first of `calls`, two or more tuples of arguments, serves them
-    all; else the guard that failed. Returns what the calls answered.
+    """The one graph that `torch.compile` makes for the first of `calls`, tuples of arguments, serves them all; else the
+    guard that failed. Returns what the calls answered.
     """
-    assert len(calls) > 1, f"calls: expected two or more tuples of arguments, got {len(calls)}"
+    assert calls, "calls: expected a tuple of arguments for each, got none"
     fast, answers = one_graph(f, backend), []
     for i, args in enumerate(calls):
         assert isinstance(args, tuple), f"call {i}: expected a tuple of arguments, got {type(args).__name__}"

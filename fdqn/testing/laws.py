@@ -149,7 +149,7 @@ def optimizer(
     atol: float = 1e-12,
     params: Params | None = None,
 ) -> None:
-    """`steps` of random non-zero gradients in float64 equal `torch.optim` at every step; float32 stays float32."""
+    """`steps` of random non-zero gradients in float64 equal `torch.optim` at every step; dtypes stay."""
     generator = torch.Generator().manual_seed(0)
     mine = tree.cast(examples.params() if params is None else params, torch.float64)
     reference = {name: x.clone().requires_grad_() for name, x in mine.items()}
@@ -166,7 +166,7 @@ def optimizer(
         mine = optim.apply_updates(mine, updates)
         assert_trees_close(tree.map(Tensor.detach, reference), mine, atol, atol, f"params after step {step + 1}: ")
     small = tree.cast(mine, torch.float32)
-    before = tree.cast(ours.init(small), torch.float32)
+    before = ours.init(small)
     updates, after = ours.update(small, ours.init(small), small)
     for name, a, b in (("updates", small, updates), ("state", before, after)):
         assert_trees_close(_dtypes(a), _dtypes(b), 0.0, name=f"{name} of float32 params: ")

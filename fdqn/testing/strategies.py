@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fdqn import dqn, random, tree
-from fdqn.schedules import constant, exponential, linear
+from fdqn.schedules import (
+    constant,
+    cosine,
+    cosine_restarts,
+    exponential,
+    linear,
+    milestones,
+    one_cycle,
+    polynomial,
+    staircase,
+)
 from fdqn.types import Params, Schedule, Transition
 
 __all__ = [
@@ -185,18 +195,25 @@ def configs(draw: st.DrawFn) -> dqn.Config:
 
 
 _VALUES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0, width=32))
-_STEPS = st.one_of(st.sampled_from([0, 1]), st.integers(0, 1000))
+_DECAYS = st.one_of(st.just(1.0), st.floats(0.5, 1.0, width=32))
+_STEPS = st.one_of(st.just(1), st.integers(1, 1000))
 _SCHEDULES: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
     constant: {"value": _VALUES},
-    linear: {"start": _VALUES, "end": _VALUES, "steps": _STEPS},
-    exponential: {"start": _VALUES, "decay": st.one_of(st.just(1.0), st.floats(0.5, 1.0, width=32))},
+    linear: {"start": _VALUES, "end": _VALUES, "steps": st.one_of(st.just(0), _STEPS)},
+    polynomial: {"start": _VALUES, "steps": _STEPS, "power": st.sampled_from([0.5, 1.0, 2.0]), "end": _VALUES},
+    exponential: {"start": _VALUES, "decay": _DECAYS},
+    staircase: {"start": _VALUES, "decay": _DECAYS, "every": _STEPS},
+    milestones: {"start": _VALUES, "decay": _DECAYS, "milestones": st.lists(_STEPS, max_size=3)},
+    cosine: {"start": _VALUES, "end": _VALUES, "steps": _STEPS},
+    cosine_restarts: {"start": _VALUES, "end": _VALUES, "steps": _STEPS, "growth": st.integers(1, 3)},
+    one_cycle: {"peak": _VALUES, "steps": st.integers(10, 1000)},
 }
 """What each schedule's constants are drawn from."""
 
 
 def schedules() -> st.SearchStrategy[Schedule]:
     """Functions of a tensor step [...], counts from 0, to values [...] in [0, 1]: one of `fdqn.schedules` with its
-    constants bound. No time to go from start to end, and one step, are common.
+    constants bound. Where a schedule takes a number of steps, one step is common, and for `linear` none.
     """
     return st.one_of([st.builds(partial, st.just(f), **constants) for f, constants in _SCHEDULES.items()])
 

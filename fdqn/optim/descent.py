@@ -1,0 +1,169 @@
+"""Along the gradient: with momentum, or each number by the size of its own gradients."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn import check, tree
+from fdqn.optim.state import check_rate, no_updates, rate, zeros
+from fdqn.types import Optimizer, Params, Scalar, Schedule
+
+
+class SgdState(NamedTuple):
+    """The decayed sum of gradients; with momentum 0 the last gradient."""
+
+    updates: Tensor
+    velocity: Params
+
+
+class RmspropState(NamedTuple):
+    """The mean of squared gradients."""
+
+    updates: Tensor
+    square: Params
+
+
+class CenteredRmspropState(NamedTuple):
+    """The means of gradients and of their squares."""
+
+    updates: Tensor
+    mean: Params
+    square: Params
+
+
+class AdagradState(NamedTuple):
+    """The sum of squared gradients."""
+
+    updates: Tensor
+    square: Params
+
+
+def sgd(learning_rate: Scalar | Schedule = 1e-3, momentum: Scalar = 0.0, nesterov: bool = False) -> Optimizer:
+    """Stochastic gradient descent, with heavy-ball or Nesterov momentum.
+
+        velocity = momentum * velocity + g
+        update   = -rate * velocity,  for Nesterov  -rate * (g + momentum * velocity)
+
+    Sutskever et al. 2013; `torch.optim.SGD`. Raises ValueError for Nesterov without momentum.
+    """
+    check_rate(learning_rate)
+    check.number("momentum", momentum)
+    if nesterov and not isinstance(momentum, Tensor) and momentum == 0:
+        raise ValueError("nesterov: expected momentum above 0 with it, got momentum 0")
+    return Optimizer(_init_sgd, partial(_update_sgd, learning_rate, momentum, nesterov))
+
+
+def _init_sgd(params: Params) -> SgdState:
+    return SgdState(no_updates(params), zeros(params))
+
+
+def _update_sgd(
+    learning_rate: Scalar | Schedule, momentum: Scalar, nesterov: bool, grads: Params, state: SgdState, params: Params
+) -> tuple[Params, SgdState]:
+    check.same("grads", params, grads)
+    size = rate(learning_rate, state.updates)
+    velocity = tree.map(lambda v, g: (v * momentum + g).to(g.dtype), state.velocity, grads)
+    direction = tree.map(lambda v, g: g + momentum * v, velocity, grads) if nesterov else velocity
+    updates = tree.map(lambda d, g: (-size * d).to(g.dtype), direction, grads)
+    return updates, SgdState(state.updates + 1, velocity)
+
+
+def rmsprop(learning_rate: Scalar | Schedule = 1e-2, decay: Scalar = 0.99, eps: Scalar = 1e-8) -> Optimizer:
+    """RMSprop.
+
+        square = decay * square + (1 - decay) * g**2
+        update = -rate * g / (sqrt(square) + eps)
+
+    Tieleman, Hinton 2012; `torch.optim.RMSprop`.
+    """
+    check_rate(learning_rate)
+    check.number("decay", decay, below=1.0)
+    check.number("eps", eps)
+    return Optimizer(_init_rmsprop, partial(_update_rmsprop, learning_rate, decay, eps))
+
+
+def _init_rmsprop(params: Params) -> RmspropState:
+    return RmspropState(no_updates(params), zeros(params))
+
+
+def _update_rmsprop(
+    learning_rate: Scalar | Schedule, decay: Scalar, eps: Scalar, grads: Params, state: RmspropState, params: Params
+) -> tuple[Params, RmspropState]:
+    check.same("grads", params, grads)
+    size = rate(learning_rate, state.updates)
+    square = mean_square(decay, state.square, grads)
+    updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, square)
+    return updates, RmspropState(state.updates + 1, square)
+
+
+def centered_rmsprop(learning_rate: Scalar | Schedule = 1e-2, decay: Scalar = 0.99, eps: Scalar = 1e-8) -> Optimizer:
+    """RMSprop by the gradient's standard deviation, as the first DQN used it.
+
+        mean   = decay * mean + (1 - decay) * g
+        square = decay * square + (1 - decay) * g**2
+        update = -rate * g / (sqrt(square - mean**2) + eps)
+
+    Graves 2013, https://arxiv.org/abs/1308.0850; `torch.optim.RMSprop(centered=True)`. Rounding may take the difference
+    below 0, which counts as 0 here and is NaN there.
+    """
+    check_rate(learning_rate)
+    check.number("decay", decay, below=1.0)
+    check.number("eps", eps)
+    return Optimizer(_init_centered_rmsprop, partial(_update_centered_rmsprop, learning_rate, decay, eps))
+
+
+def _init_centered_rmsprop(params: Params) -> CenteredRmspropState:
+    return CenteredRmspropState(no_updates(params), zeros(params), zeros(params))
+
+
+def _update_centered_rmsprop(
+    learning_rate: Scalar | Schedule,
+    decay: Scalar,
+    eps: Scalar,
+    grads: Params,
+    state: CenteredRmspropState,
+    params: Params,
+) -> tuple[Params, CenteredRmspropState]:
+    check.same("grads", params, grads)
+    size = rate(learning_rate, state.updates)
+    mean = tree.lerp(state.mean, grads, 1 - decay)
+    square = mean_square(decay, state.square, grads)
+    spread = tree.map(lambda m, v: (v - m * m).clamp_min(0.0).sqrt(), mean, square)
+    updates = tree.map(lambda g, s: (-size * (g / (s + eps))).to(g.dtype), grads, spread)
+    return updates, CenteredRmspropState(state.updates + 1, mean, square)
+
+
+def adagrad(learning_rate: Scalar | Schedule = 1e-2, eps: Scalar = 1e-10, initial_square: float = 0.0) -> Optimizer:
+    """Adagrad.
+
+        square = square + g**2
+        update = -rate * g / (sqrt(square) + eps)
+
+    Duchi, Hazan, Singer 2011, https://jmlr.org/papers/v12/duchi11a.html; `torch.optim.Adagrad`, whose `lr_decay` is a
+    schedule here, `lambda count: rate / (1 + lr_decay * count)`.
+    """
+    check_rate(learning_rate)
+    check.number("eps", eps)
+    check.number("initial_square", initial_square)
+    return Optimizer(partial(_init_adagrad, initial_square), partial(_update_adagrad, learning_rate, eps))
+
+
+def _init_adagrad(initial_square: float, params: Params) -> AdagradState:
+    return AdagradState(no_updates(params), tree.map(lambda x: torch.full_like(x, initial_square), params))
+
+
+def _update_adagrad(
+    learning_rate: Scalar | Schedule, eps: Scalar, grads: Params, state: AdagradState, params: Params
+) -> tuple[Params, AdagradState]:
+    check.same("grads", params, grads)
+    size = rate(learning_rate, state.updates)
+    square = tree.map(lambda v, g: v + g * g, state.square, grads)
+    updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, square)
+    return updates, AdagradState(state.updates + 1, square)
+
+
+def mean_square(decay: Scalar, square: Params, grads: Params) -> Params:
+    """`decay * square + (1 - decay) * g**2`, the running mean of squared gradients."""
+    return tree.map(lambda v, g: (v * decay + (1 - decay) * (g * g)).to(g.dtype), square, grads)

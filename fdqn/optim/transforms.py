@@ -1,0 +1,156 @@
+"""What changes gradients on their way to the parameters, and what makes one optimizer of several."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from fdqn import check, tree
+from fdqn.types import Optimizer, Params, Scalar
+
+
+def apply_updates(params: Params, updates: Params) -> Params:
+    """`params + updates`, leaf by leaf; structure and dtype kept."""
+    check.same("updates", params, updates)
+    return tree.map(torch.add, params, updates)
+
+
+def chain(**optimizers: Optimizer) -> Optimizer:
+    """Several in a row, each given the updates of the one before: `chain(clip=..., adam=...)`.
+
+    The state is a dict under the same names.
+    """
+    return Optimizer(partial(_init_chain, optimizers), partial(_update_chain, optimizers))
+
+
+def _init_chain(optimizers: dict[str, Optimizer], params: Params) -> dict[str, Any]:
+    return {name: optimizer.init(params) for name, optimizer in optimizers.items()}
+
+
+def _update_chain(
+    optimizers: dict[str, Optimizer], grads: Params, state: dict[str, Any], params: Params
+) -> tuple[Params, dict[str, Any]]:
+    new = {}
+    for name, optimizer in optimizers.items():
+        grads, new[name] = optimizer.update(grads, state[name], params)
+    return grads, new
+
+
+def clip_by_global_norm(max_norm: Scalar) -> Optimizer:
+    """Scale all gradients together so that their norm, taken as one vector, is at most `max_norm`. No state.
+
+        g * min(1, max_norm / (norm + 1e-6))
+
+    Pascanu, Mikolov, Bengio 2013, https://arxiv.org/abs/1211.5063; `torch.nn.utils.clip_grad_norm_`.
+    """
+    check.number("max_norm", max_norm)
+    return Optimizer(_init_nothing, partial(_clip_by_global_norm, max_norm))
+
+
+def _clip_by_global_norm(max_norm: Scalar, grads: Params, state: Params, params: Params) -> tuple[Params, Params]:
+    check.same("grads", params, grads)
+    scale = (max_norm / (tree.norm(grads) + 1e-6)).clamp_max(1.0)
+    return tree.map(lambda g: (g * scale).to(g.dtype), grads), state
+
+
+def clip_by_value(limit: Scalar) -> Optimizer:
+    """Each number of each gradient between `-limit` and `limit`. No state. `torch.nn.utils.clip_grad_value_`."""
+    check.number("limit", limit)
+    return Optimizer(_init_nothing, partial(_clip_by_value, limit))
+
+
+def _clip_by_value(limit: Scalar, grads: Params, state: Params, params: Params) -> tuple[Params, Params]:
+    check.same("grads", params, grads)
+    return tree.map(lambda g: g.clamp(-limit, limit).to(g.dtype), grads), state
+
+
+def add_decayed_weights(weight_decay: Scalar) -> Optimizer:
+    """`g + weight_decay * p`: the gradient of half the squared weights beside the loss. No state.
+
+    In front of an optimizer it is that optimizer's `weight_decay` in `torch.optim`; for the decoupled one see `adamw`.
+    """
+    check.number("weight_decay", weight_decay)
+    return Optimizer(_init_nothing, partial(_add_decayed_weights, weight_decay))
+
+
+def _add_decayed_weights(weight_decay: Scalar, grads: Params, state: Params, params: Params) -> tuple[Params, Params]:
+    check.same("grads", params, grads)
+    return tree.map(lambda g, p: (g + weight_decay * p).to(g.dtype), grads, params), state
+
+
+def frozen() -> Optimizer:
+    """No updates at all: for a group of parameters that stays as it is."""
+    return Optimizer(_init_nothing, _stay)
+
+
+def _stay(grads: Params, state: Params, params: Params) -> tuple[Params, Params]:
+    check.same("grads", params, grads)
+    return tree.map(torch.zeros_like, grads), state
+
+
+def masked(optimizer: Optimizer, chosen: Callable[[str], bool]) -> Optimizer:
+    """`optimizer` for parameters of a `chosen(name)`; the gradients of others are handed through.
+
+    `masked(add_decayed_weights(0.01), lambda name: name.endswith("weight"))`. Raises ValueError where none is chosen.
+    """
+    return Optimizer(partial(_init_masked, optimizer, chosen), partial(_update_masked, optimizer, chosen))
+
+
+def _init_masked(optimizer: Optimizer, chosen: Callable[[str], bool], params: Params) -> Any:
+    if not (some := _some(chosen, params)):
+        raise ValueError(f"chosen: expected it to choose at least one parameter, got none of {sorted(params)}")
+    return optimizer.init(some)
+
+
+def _update_masked(
+    optimizer: Optimizer, chosen: Callable[[str], bool], grads: Params, state: Any, params: Params
+) -> tuple[Params, Any]:
+    check.same("grads", params, grads)
+    updates, new = optimizer.update(_some(chosen, grads), state, _some(chosen, params))
+    return {name: updates.get(name, g) for name, g in grads.items()}, new
+
+
+def grouped(group_of: Callable[[str], str], **optimizers: Optimizer) -> Optimizer:
+    """Each parameter by the optimizer of its group, `optimizers[group_of(name)]`: parameter groups of `torch.optim`.
+
+    The state is a dict under the names of the groups. Raises ValueError for a group without an optimizer or without
+    parameters.
+    """
+    return Optimizer(partial(_init_grouped, group_of, optimizers), partial(_update_grouped, group_of, optimizers))
+
+
+def _init_grouped(group_of: Callable[[str], str], optimizers: dict[str, Optimizer], params: Params) -> dict[str, Any]:
+    groups = {name: group_of(name) for name in params}
+    if set(groups.values()) != set(optimizers):
+        raise ValueError(f"group_of: expected the groups {sorted(optimizers)}, each with parameters, got {groups}")
+    return {group: optimizer.init(_of(group, group_of, params)) for group, optimizer in optimizers.items()}
+
+
+def _update_grouped(
+    group_of: Callable[[str], str],
+    optimizers: dict[str, Optimizer],
+    grads: Params,
+    state: dict[str, Any],
+    params: Params,
+) -> tuple[Params, dict[str, Any]]:
+    check.same("grads", params, grads)
+    updates: Params = {}
+    new = {}
+    for group, optimizer in optimizers.items():
+        theirs = _of(group, group_of, grads), state[group], _of(group, group_of, params)
+        some, new[group] = optimizer.update(*theirs)
+        updates |= some
+    return {name: updates[name] for name in grads}, new
+
+
+def _init_nothing(params: Params) -> Params:
+    return {}
+
+
+def _some(chosen: Callable[[str], bool], params: Params) -> Params:
+    return {name: x for name, x in params.items() if chosen(name)}
+
+
+def _of(group: str, group_of: Callable[[str], str], params: Params) -> Params:
+    return _some(lambda name: group_of(name) == group, params)

@@ -1,0 +1,251 @@
+"""What holds for every public function: documented, tested, pure, faithful to float64, and good for any composition."""
+
+import importlib
+import inspect
+import pathlib
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+import fdqn
+from fdqn import actions, dqn, losses, networks, optim, policies, random, replay, schedules, train, tree
+from fdqn.testing import asserts, examples, laws, probes
+
+TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
+
+
+def rooms():
+    """Every module that a user may import, with its short name."""
+    for name in fdqn.__all__:
+        room = getattr(fdqn, name)
+        yield name, room
+        for inner in getattr(room, "__all__", []) if name == "testing" else []:
+            yield f"testing.{inner}", importlib.import_module(f"fdqn.testing.{inner}")
+
+
+def public(room):
+    """The functions and classes that a room gives: those of its `__all__`, or those it defines without underscore."""
+    names = getattr(room, "__all__", [name for name in vars(room) if not name.startswith("_")])
+    for name in names:
+        x = getattr(room, name)
+        if (inspect.isfunction(x) or inspect.isclass(x)) and x.__module__.startswith(room.__name__):
+            yield name, x
+
+
+NAMES = [(room, name, x) for room, module in rooms() for name, x in public(module)]
+
+
+@pytest.mark.parametrize(("room", "name", "x"), NAMES, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_public_name_is_documented_and_used_in_a_test(room, name, x):
+    text = inspect.getdoc(x) or ""
+    assert len(text.split()) >= 2
+    assert not (inspect.isclass(x) and text.startswith(f"{name}(")), "a generated docstring says nothing"
+    if inspect.isclass(x) or name in probes.ALL:
+        return  # a record is used where a function answers with one, the probes by their table
+    short = room.split(".")[-1]
+    assert re.search(rf"\b({short}|edge)\.{name}\b|import .*\b{name}\b", TESTS), f"{room}.{name} is in no test"
+
+
+# One lane's arguments for every public function of tensors, float32, far from kinks.
+
+KEY = random.key(3)
+LANES = 2
+
+
+def floats(number, *shape):
+    return random.normal(random.fold_in(KEY, number), shape)
+
+
+Q, Q_T = floats(1, 4, 3), floats(2, 4, 3)
+LEGAL = torch.tensor([[True, True, False]] * 3 + [[True, False, True]])
+ACTION, U = torch.tensor([0, 1, 1, 2]), random.uniform(random.fold_in(KEY, 5), (4, 2))
+REWARD, DISCOUNT = floats(3, 4), floats(4, 4)
+PARAMS = {"0.weight": floats(6, 3, 2), "0.bias": floats(7, 3)}
+GRADS = {"0.weight": floats(8, 3, 2), "0.bias": floats(9, 3)}
+NET = networks.mlp(2, (3,), 3)
+HYPER = tree.index(dqn.hyper(1), 0)
+BATCH = replay.Transition(floats(10, 4, 2), ACTION, REWARD, torch.ones(4), floats(11, 4, 2), LEGAL)
+FULL = replay.add(replay.init(tree.index(BATCH, 0), 8), BATCH)
+STEP = torch.tensor([1.5, 6.5, 11.0])
+
+
+def updates_of(make):
+    """The optimizer's update, on the state of a fresh start."""
+    return lambda grads, params: make().update(grads, make().init(params), params)
+
+
+def with_network(network, obs):
+    return lambda params: network.apply(params, obs.to(params[next(iter(params))].dtype)), (network.init(KEY),)
+
+
+OPTIMIZERS = {
+    **{name: getattr(optim, name) for name in ("adam", "adamw", "adamax", "nadam", "radam", "sgd", "rmsprop")},
+    **{name: getattr(optim, name) for name in ("centered_rmsprop", "adagrad", "frozen")},
+    "chain": lambda: optim.chain(clip=optim.clip_by_global_norm(0.1), adam=optim.adam()),
+    "clip_by_global_norm": lambda: optim.clip_by_global_norm(0.1),
+    "clip_by_value": lambda: optim.clip_by_value(0.5),
+    "add_decayed_weights": lambda: optim.add_decayed_weights(0.1),
+    "masked": lambda: optim.masked(optim.sgd(), lambda name: name == "0.bias"),
+    "grouped": lambda: optim.grouped(lambda name: name[2:], weight=optim.adam(), bias=optim.sgd()),
+}
+LEARNER = dqn.init(optim.adam(), NET.init(KEY))
+FUNCTIONS = {
+    "actions.pick": (actions.pick, (Q, ACTION)),
+    "actions.best": (actions.best, (Q, LEGAL)),
+    "actions.greedy": (actions.greedy, (Q, LEGAL)),
+    "actions.count": (actions.count, (LEGAL,)),
+    "dqn.act": (partial(dqn.act, NET.apply), (NET.init(KEY), BATCH.obs, LEGAL, torch.tensor(0.5), U)),
+    "dqn.init": (partial(dqn.init, optim.adam()), (PARAMS,)),
+    "dqn.learn": (
+        lambda learner, batch, hyper: dqn.learn(
+            partial(dqn.q_learning, NET.apply, losses.squared), optim.adam(hyper.learning_rate), learner, batch, hyper
+        ),
+        (LEARNER, BATCH, HYPER),
+    ),
+    "dqn.q_learning": (
+        partial(dqn.q_learning, NET.apply, losses.huber),
+        (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER),
+    ),
+    "dqn.double_q_learning": (
+        partial(dqn.double_q_learning, NET.apply, losses.huber),
+        (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER),
+    ),
+    "dqn.soft_copy": (dqn.soft_copy, (LEARNER, torch.tensor(0.1))),
+    "dqn.hard_copy": (dqn.hard_copy, (LEARNER,)),
+    "losses.q_learning": (losses.q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL)),
+    "losses.double_q_learning": (losses.double_q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q, LEGAL)),
+    "losses.squared": (losses.squared, (Q,)),
+    "losses.huber": (losses.huber, (Q,)),
+    "losses.smooth_l1": (losses.smooth_l1, (Q,)),
+    "losses.cross_entropy": (losses.cross_entropy, (Q, Q_T.softmax(-1))),
+    "losses.cross_entropy_of_labels": (losses.cross_entropy_of_labels, (Q, ACTION)),
+    "losses.one_hot": (lambda labels: losses.one_hot(labels, 3, torch.float64), (ACTION,)),
+    "losses.smoothed": (lambda p: losses.smoothed(p, 0.1), (Q.softmax(-1),)),
+    "networks.mlp": with_network(NET, BATCH.obs),
+    "networks.dueling_mlp": with_network(networks.dueling_mlp(2, (3, 4), 3), BATCH.obs),
+    "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
+    "networks.from_module": with_network(
+        networks.from_module(lambda: nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Tanh(), nn.Dropout())),
+        BATCH.obs,
+    ),
+    **{f"optim.{name}": (updates_of(make), (GRADS, PARAMS)) for name, make in OPTIMIZERS.items()},
+    "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
+    "policies.uniform": (policies.uniform, (LEGAL, U[:, 0])),
+    "policies.epsilon_greedy": (lambda q, *rest: policies.epsilon_greedy(q, LEGAL, 0.5, *rest), (Q, U)),
+    "random.split": (random.split, (KEY,)),
+    "random.fold_in": (lambda key: random.fold_in(key, 7), (KEY,)),
+    "random.bits": (lambda key: random.bits(key, (5,)), (KEY,)),
+    "random.uniform": (lambda key: random.uniform(key, (5,), torch.float64), (KEY,)),
+    "random.normal": (lambda key: random.normal(key, (5,), torch.float64), (KEY,)),
+    "random.randint": (lambda key: random.randint(key, (5,), -3, 9), (KEY,)),
+    "random.unit": (lambda words: random.unit(words, torch.float64), (random.bits(KEY, (5,)),)),
+    "random.index": (lambda words: random.index(words, 9), (random.bits(KEY, (5,)),)),
+    "replay.transition": (
+        replay.transition,
+        (BATCH.obs, ACTION, train.Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
+    ),
+    "replay.init": (lambda row: replay.init(row, 5), (tree.index(BATCH, 0),)),
+    "replay.add": (replay.add, (FULL, BATCH)),
+    "replay.sample": (replay.sample, (FULL, random.bits(KEY, (5,)))),
+    "replay.filled": (replay.filled, (FULL,)),
+    "schedules.constant": (partial(schedules.constant, value=0.1), (STEP,)),
+    "schedules.linear": (partial(schedules.linear, start=0.1, end=0.2, steps=9), (STEP,)),
+    "schedules.polynomial": (partial(schedules.polynomial, start=0.1, steps=9, power=2.0), (STEP,)),
+    "schedules.exponential": (partial(schedules.exponential, start=0.1, decay=0.9), (STEP,)),
+    "schedules.staircase": (partial(schedules.staircase, start=0.1, decay=0.9, every=4), (STEP,)),
+    "schedules.milestones": (partial(schedules.milestones, start=0.1, decay=0.9, milestones=(4, 8)), (STEP,)),
+    "schedules.cosine": (partial(schedules.cosine, start=0.1, end=0.0, steps=20), (STEP,)),
+    "schedules.cosine_restarts": (partial(schedules.cosine_restarts, start=0.1, end=0.0, steps=3, growth=2), (STEP,)),
+    "schedules.one_cycle": (partial(schedules.one_cycle, peak=0.1, steps=20), (STEP,)),
+    "schedules.warm_up": (
+        partial(schedules.warm_up, schedule=partial(schedules.exponential, start=0.1, decay=0.9), steps=4),
+        (STEP,),
+    ),
+    "schedules.sequence": (
+        lambda step: schedules.sequence(
+            step, [partial(schedules.cosine, start=0.1, end=0.0, steps=4), partial(schedules.constant, value=1)], [4]
+        ),
+        (STEP,),
+    ),
+    "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
+    "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),
+    "tree.index": (lambda a: tree.index(a, 0), (PARAMS,)),
+    "tree.cast": (lambda a: tree.cast(a, torch.float64), (PARAMS,)),
+    "tree.clone": (tree.clone, (PARAMS,)),
+    "tree.lerp": (lambda a, b: tree.lerp(a, b, 0.3), (PARAMS, GRADS)),
+    "tree.norm": (tree.norm, (PARAMS,)),
+    "train.epsilon": (train.epsilon, (HYPER, torch.tensor(70))),
+    "train.cycle_keys": (lambda keys: train.cycle_keys(keys, 2, 3), (random.key([1, 2]),)),
+}
+PROGRAM = examples.program()
+"""What is not in the table, with the reason."""
+ELSEWHERE = {
+    "dqn": {"hyper": "makes tensors of numbers", "Config": "", "Learner": "", "Diagnostics": ""},
+    "networks": {},
+    "random": {"key": "looks at its seeds"},
+    "replay": {"Replay": ""},
+    "tree": {
+        **dict.fromkeys(("leaves", "structure", "paths", "equal", "nbytes"), "answers with no tensors"),
+        "separate": "looks at memory",
+    },
+    "train": {
+        **dict.fromkeys(("Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
+        **dict.fromkeys(
+            ("init", "noise", "draw", "collect", "learn", "cycle", "sync", "run"), "a whole program's laws"
+        ),
+        **dict.fromkeys(("vmapped", "fold"), "make functions"),
+        "count_episodes": "a whole program's laws",
+    },
+}
+ROOMS = ("actions", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "schedules", "tree", "train")
+EACH = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_table_is_complete(room):
+    expected = {name for name, _ in public(getattr(fdqn, room))} - set(ELSEWHERE.get(room, {}))
+    assert {name.split(".")[1] for name in FUNCTIONS if name.startswith(room + ".")} == expected
+
+
+def tensors(x):
+    return [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
+
+
+def total(f):
+    """A number to differentiate: the sum of all floats of the answer, each with a weight of its own."""
+
+    def summed(*args):
+        answers = [x for x in tensors(f(*args)) if x.is_floating_point()]
+        return sum((x * (1 + i)).sum() for i, x in enumerate(answers)) + 0.0
+
+    return summed
+
+
+@EACH
+def test_no_argument_is_changed_and_no_chance_is_taken(name):
+    f, args = FUNCTIONS[name]
+    laws.pure(f, *args)
+
+
+@EACH
+def test_float64_stays_float64(name):
+    f, args = FUNCTIONS[name]
+    answer = f(*tree.map(lambda x: x.double() if x.is_floating_point() else x, args))
+    assert {x.dtype for x in tensors(answer) if x.is_floating_point()} <= {torch.float64}
+
+
+@EACH
+def test_compile_of_vmap_of_grad(name):
+    """Over lanes, as one graph, equal to lane after lane; where nothing can be differentiated, without grad."""
+    f, args = FUNCTIONS[name]
+    args = tree.map(lambda x: x.double() if x.is_floating_point() else x, args)
+    first = tensors(args[0])
+    smooth = all(x.is_floating_point() for x in first) and any(x.is_floating_point() for x in tensors(f(*args)))
+    g = grad(total(f)) if smooth else f
+    lanes = tree.map(lambda x: torch.stack([x, x.clone()]), args)
+    laws.compiled(vmap(g), *lanes, again=[], atol=1e-12, rtol=1e-12)
+    asserts.assert_trees_close(tree.stack([g(*args)] * LANES), vmap(g)(*lanes), 1e-12, 1e-12)
