@@ -4,6 +4,7 @@ A tensor's values are looked at by `within` and `some_legal` alone, and only whe
 and compilers, on a CPU. Inside, a step cannot stop for a number, and a GPU would be waited for.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,15 @@ def shapes(spec: str, *tensors: Tensor) -> None:
 
     Raises TypeError for what is no tensor and ValueError for a shape that does not fit, naming the argument.
     """
+    named = [entry.strip().split("[") for entry in spec.split("]")[:-1]]
+    fit([name for name, _ in named], [dims for _, dims in named], tensors)
+
+
+def fit(names: Sequence[str], shapes: Sequence[str], tensors: Sequence[Tensor]) -> None:
+    """`shapes` of a line taken apart: the tensor called `names[i]` is `[shapes[i]]`."""
     sizes: dict[str, int] = {}
     leading: tuple[int, ...] | None = None
-    for entry, tensor in zip(spec.split("]")[:-1], tensors, strict=True):
-        name, dims = entry.strip().split("[")
+    for name, dims, tensor in zip(names, shapes, tensors, strict=True):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: expected a tensor [{dims}], got {type(tensor).__name__}")
         named = dims.split()

@@ -1,6 +1,13 @@
-"""Planted bugs that more than one test plants."""
+"""What tests of the tests share."""
+
+import pytest
 
 from fdqn import tree
+
+
+def rejects(match):
+    """The block, one call of a law or an assertion, finds its planted bug and says `match`."""
+    return pytest.raises(AssertionError, match=match)
 
 
 def naive(f):
@@ -12,3 +19,10 @@ def naive(f):
         return state
 
     return donated
+
+
+def branches(x):
+    """Asks for a value in the middle, so there is no one graph of it."""
+    if x.sum() > 0:
+        return x
+    return -x

@@ -6,7 +6,7 @@ from hypothesis import given
 from torch.func import vmap
 
 from fdqn import actions
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, laws, strategies
 
 
 @given(strategies.q_batches(at_least_one=False))
@@ -33,7 +33,7 @@ def test_masks(batch):
 def test_pick_equals_gather(batch):
     q, legal = batch
     a = actions.greedy(q, legal)
-    laws.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), actions.pick(q, a))
+    asserts.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), actions.pick(q, a))
 
 
 def test_pick_out_of_range_is_refused_or_0():

@@ -1,6 +1,9 @@
-"""The rooms of the house: who may import whom, and what may be said only in one of them."""
+"""The rooms of the house: who may import whom, what may be said only in one of them, and that no law of the kit goes
+without its planted bug.
+"""
 
 import ast
+import importlib
 import pathlib
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 import fdqn
 
 ROOT = pathlib.Path(fdqn.__file__).parent
+TESTS = pathlib.Path(__file__).parent
 LEVELS = {
     "types": 0, "tree": 0, "settings": 0,
     "check": 1, "statistics": 1,
@@ -146,10 +150,56 @@ def test_the_one_generator_is_there():
     assert "torch.default_generator.manual_seed" in set(said(module))
 
 
-def test_hypothesis_stays_in_strategies():
-    for path in (ROOT / "testing").glob("*.py"):
-        found = any(name.split(".")[0] in ("hypothesis", "pytest") for name in said(parsed(path)))
-        assert found == (path.name == "strategies.py")
+@pytest.mark.parametrize(("package", "file"), [("hypothesis", "strategies.py"), ("pytest", "variants.py")])
+def test_what_tests_are_written_with_stays_in_one_file(package, file):
+    paths = (ROOT / "testing").glob("*.py")
+    assert [p.name for p in paths if any(name.split(".")[0] == package for name in said(parsed(p)))] == [file]
+
+
+KIT = [p for p in sorted((ROOT / "testing").glob("*.py")) if p.name != "__init__.py"]
+BRING_FORWARD = {"advance", "trained"}
+"""What `programs` has laws asked of, and no law."""
+KIT_ROOMS = pytest.mark.parametrize("path", KIT, ids=lambda p: p.name)
+
+
+def public(module):
+    """What a module of the kit offers by its own word in `__all__`, and its functions without an underscore."""
+    said_so = [n.value for n in module.body if isinstance(n, ast.Assign) and dotted(n.targets[0]) == "__all__"]
+    functions = {n.name for n in module.body if isinstance(n, ast.FunctionDef)}
+    return set(ast.literal_eval(*said_so)), {name for name in functions if not name.startswith("_")}
+
+
+def held(module):
+    """What a test module calls inside a block that `rejects`, and what elsewhere: last names of functions."""
+    blocks = [n for n in ast.walk(module) if isinstance(n, ast.With)]
+    rejecting = [block for block in blocks if any("rejects" in set(said(item)) for item in block.items)]
+    inside = {call for block in rejecting for statement in block.body for call in called(statement)}
+    names = [{dotted(call.func).split(".")[-1] for call in some} for some in (inside, set(called(module)) - inside)]
+    return tuple(names)
+
+
+def called(node):
+    return [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+
+
+@KIT_ROOMS
+def test_the_kit_says_what_it_offers(path):
+    offered, defined = public(parsed(path))
+    assert defined <= offered
+    assert offered <= set(dir(importlib.import_module(f"fdqn.testing.{path.stem}")))
+
+
+@pytest.mark.parametrize("name", ["asserts", "laws", "programs", "variants"])
+def test_every_law_and_assertion_holds_for_something_and_rejects_a_planted_bug(name):
+    offered, _ = public(parsed(ROOT / "testing" / f"{name}.py"))
+    rejecting, holding = held(parsed(TESTS / f"test_{name}.py"))
+    assert offered - rejecting - BRING_FORWARD == set()
+    assert offered - holding - BRING_FORWARD == set()
+
+
+def test_every_strategy_is_held_to_its_promise():
+    offered, _ = public(parsed(ROOT / "testing" / "strategies.py"))
+    assert offered <= set().union(*held(parsed(TESTS / "test_strategies.py")))
 
 
 @pytest.mark.parametrize(
@@ -166,6 +216,10 @@ def test_hypothesis_stays_in_strategies():
         ("optim", "x.add_(1)", lambda n, m: in_place_methods(m) == ["add_"]),
         ("train", "print(1)", lambda n, m: calls(m, "print") == [1]),
         ("train", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in said(m))),
+        ("test", "with rejects('x'):\n    laws.pure(f)\nlaws.env(g)", lambda n, m: held(m)[0] == {"pure"}),
+        ("test", "with fork(), rejects():\n    laws.pure(f)", lambda n, m: held(m) == ({"pure"}, {"fork", "rejects"})),
+        ("test", "with raises(ValueError):\n    laws.pure(f)", lambda n, m: held(m)[0] == set()),
+        ("laws", "__all__ = ['a']\ndef a(): pass\ndef b(): pass", lambda n, m: public(m) == ({"a"}, {"a", "b"})),
     ],
 )
 def test_the_readers_see_planted_breaches(name, source, check):

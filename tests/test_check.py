@@ -40,6 +40,12 @@ def test_shapes_that_do_not(spec, shapes, message):
         check.shapes(spec, *(torch.zeros(shape) for shape in shapes))
 
 
+def test_a_line_taken_apart_has_names_of_any_kind():
+    check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(2)])
+    with pytest.raises(ValueError, match=r"^\.b: expected shape \[N\] with N = 2, got \[3\]$"):
+        check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(3)])
+
+
 def test_what_is_no_tensor():
     with pytest.raises(TypeError, match=r"r: expected a tensor \[...\], got float"):
         check.shapes("r[...]", 1.0)

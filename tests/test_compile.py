@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from fdqn import compile as edge
 from fdqn import random, train, tree
-from fdqn.testing import examples, laws
+from fdqn.testing import asserts, examples, laws, programs
 
 START = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
 
@@ -60,27 +60,27 @@ EACH = pytest.mark.parametrize("how", TRANSFORMS)
 @EACH
 @pytest.mark.parametrize("f", STEPS, ids=lambda f: f.__name__)
 def test_donation_equals_the_function(f, how):
-    laws.donated(f, START, transform=TRANSFORMS[how])
+    programs.donated(f, START, transform=TRANSFORMS[how])
 
 
 @EACH
 @pytest.mark.parametrize("f", STEPS[:2], ids=lambda f: f.__name__)
 def test_donation_under_vmap(f, how):
     lanes = tree.map(lambda x: torch.stack([x, x + 100]), START)
-    laws.donated(vmap(f), lanes, transform=TRANSFORMS[how])
+    programs.donated(vmap(f), lanes, transform=TRANSFORMS[how])
 
 
 @EACH
 @pytest.mark.parametrize("f", [copied, swapped], ids=lambda f: f.__name__)
 def test_naive_donation_is_rejected(f, how):
     with pytest.raises(AssertionError, match="call 1"):
-        laws.donated(f, START, transform=TRANSFORMS[how], donate=naive)
+        programs.donated(f, START, transform=TRANSFORMS[how], donate=naive)
 
 
 @EACH
 def test_donation_of_one_part_of_a_leaf(how):
     """A transpose shares the storage and the place of its own leaf, but not the strides."""
-    laws.donated(lambda s: {"m": s["m"].T}, {"m": torch.arange(9.0).reshape(3, 3)}, transform=TRANSFORMS[how])
+    programs.donated(lambda s: {"m": s["m"].T}, {"m": torch.arange(9.0).reshape(3, 3)}, transform=TRANSFORMS[how])
 
 
 @EACH
@@ -88,7 +88,7 @@ def test_donation_of_an_expanded_constant(how):
     def f(state):
         return {"a": state["b"].expand(3), "b": state["a"].sum()}
 
-    laws.donated(f, {"a": torch.arange(3.0), "b": torch.tensor(5.0)}, transform=TRANSFORMS[how])
+    programs.donated(f, {"a": torch.arange(3.0), "b": torch.tensor(5.0)}, transform=TRANSFORMS[how])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_donation_refuses_elements_that_share_memory():
 
 
 def test_donation_takes_empty_leaves():
-    laws.donated(same, {"a": torch.zeros(0), "b": torch.zeros(0), "c": torch.ones(1)})
+    programs.donated(same, {"a": torch.zeros(0), "b": torch.zeros(0), "c": torch.ones(1)})
 
 
 def test_arguments_are_not_donated():
@@ -138,7 +138,7 @@ def test_arguments_are_not_donated():
     def f(state, x):
         return {"params": x, "target": state["params"] + x}
 
-    laws.donated(f, START, args, transform=edge.compile)
+    programs.donated(f, START, args, transform=edge.compile)
     assert args.tolist() == [3.0, 4.0]
 
 
@@ -280,8 +280,8 @@ def test_a_fold_is_the_steps_in_turn(f):
     state = tree.clone(START)
     folded = edge.fold(step)
     assert folded(state, xs) is state
-    laws.assert_trees_equal(expected, state)
-    laws.assert_trees_equal(train.fold(step)(expected, xs[:1]), folded(state, xs[:1]))
+    asserts.assert_trees_equal(expected, state)
+    asserts.assert_trees_equal(train.fold(step)(expected, xs[:1]), folded(state, xs[:1]))
 
 
 def test_a_fold_compiles_once_whatever_the_number_of_steps(compiles):
@@ -352,7 +352,7 @@ def test_a_captured_fold_equals_the_plain_one(monkeypatch):
         xs = torch.rand(n, 2, 7)[..., :4]  # a view with strides of its own, as noise may be
         expected[i] = train.fold(step)(expected[i], xs)
         folded(states[i], xs)
-        laws.assert_trees_equal(expected, states)
+        asserts.assert_trees_equal(expected, states)
     assert len(runs) == 3 + 2 + 3  # the first of each length and state; what follows is replayed
 
 
@@ -370,7 +370,7 @@ def test_compiled_cycle_equals_eager_and_compiles_once(compiles):
     program, state = started()
     fast, slow = edge.compiled(program).cycle, train.vmapped(program).cycle
     noise = train.noise(program, state.key, 0, 6)
-    state = laws.advance(program, state, 4)
+    state = programs.advance(program, state, 4)
     mine, theirs, addresses = tree.clone(state), state, None
     for i in range(6):
         here = tree.index(noise, slice(i, i + 1))
@@ -379,13 +379,13 @@ def test_compiled_cycle_equals_eager_and_compiles_once(compiles):
         assert len(compiles) == 1
         assert [x.data_ptr() for x in tree.leaves(mine)] == addresses
         if i == 0:
-            laws.assert_trees_close(theirs, mine, 1e-5, 1e-5, "one cycle: ")
+            asserts.assert_trees_close(theirs, mine, 1e-5, 1e-5, "one cycle: ")
         if i == 2:
             changed = {"learning_rate": 2.0, "gamma": 0.5, "epsilon_start": 0.5, "epsilon_end": 0.5, "tau": 0.5}
             hyper = mine.hyper._replace(**{n: getattr(mine.hyper, n) * by for n, by in changed.items()})
             mine, theirs = mine._replace(hyper=tree.clone(hyper)), theirs._replace(hyper=tree.clone(hyper))
             addresses = None
-    laws.assert_trees_close(theirs, mine, 1e-4, 1e-4, "six cycles: ")
+    asserts.assert_trees_close(theirs, mine, 1e-4, 1e-4, "six cycles: ")
 
 
 @pytest.mark.parametrize("name", ["collect", "cycle", "sync"])
@@ -401,11 +401,11 @@ def test_each_step_function_is_one_graph(name, config):
 
 def test_donated_step_functions_equal_the_plain_ones():
     program, state = started(target_period=0)
-    state = laws.advance(program, state, 5)
+    state = programs.advance(program, state, 5)
     noise = tree.index(train.noise(program, state.key, 5, 1), 0)
     for f, *args in ((train.collect, noise), (train.cycle, noise)):
-        laws.donated(vmap(partial(f, program)), tree.clone(state), *args)
-    laws.donated(vmap(train.sync), tree.clone(state))
+        programs.donated(vmap(partial(f, program)), tree.clone(state), *args)
+    programs.donated(vmap(train.sync), tree.clone(state))
 
 
 def test_compiled_functions_record_no_gradients():
@@ -419,12 +419,12 @@ def test_compiled_run_equals_eager_run(compiles, monkeypatch):
     """The whole loop with warm-up, learning and hard copies, through every compiled function, each compiled once."""
     monkeypatch.setattr(edge, "_begin", lambda *_: None)  # what another process compiles cannot be counted
     program, state = started()
-    eager = laws.advance(program, tree.clone(state), 10)
+    eager = programs.advance(program, tree.clone(state), 10)
     functions = edge.compiled(program)
-    fast = laws.advance(program, state, 7, functions)
-    fast = laws.advance(program, fast, 3, functions)  # goes on, as after a stop
+    fast = programs.advance(program, state, 7, functions)
+    fast = programs.advance(program, fast, 3, functions)  # goes on, as after a stop
     assert len(compiles) == len({"noise", "collect", "cycle"})
-    laws.assert_trees_close(eager, fast, 1e-4, 1e-4)
+    asserts.assert_trees_close(eager, fast, 1e-4, 1e-4)
     assert isinstance(fast.cycle, Tensor)
     assert int(fast.learner.updates[0]) == 10 - 4
 

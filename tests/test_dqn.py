@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from fdqn import build, dqn, losses, networks, optim, random, tree
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, laws, programs, strategies
 from fdqn.types import Transition
 
 NETWORK = networks.mlp(2, (6,), 3)
@@ -126,9 +126,9 @@ def test_loss_and_gradient_equal_the_textbook(f):
     hyper = HYPER._replace(gamma=torch.tensor(0.9, dtype=torch.float64))
     value, q, slopes = reference_loss(f, params(1), params(2), batch())
     mine = loss(f)(params(1), params(2), batch(), hyper)
-    laws.assert_trees_close((value, q), mine, 1e-12, 1e-12)
+    asserts.assert_trees_close((value, q), mine, 1e-12, 1e-12)
     got = grad(lambda p: loss(f)(p, params(2), batch(), hyper)[0])(params(1))
-    laws.assert_trees_close(slopes, got, 1e-12, 1e-12)
+    asserts.assert_trees_close(slopes, got, 1e-12, 1e-12)
 
 
 @BOTH
@@ -185,10 +185,10 @@ def test_learn_is_one_step_of_torch():
         norm = nn.utils.clip_grad_norm_(reference.values(), 0.5)
         oracle.step()
         learner, diagnostics = dqn.learn(loss(dqn.q_learning), optimizer, learner, rows, hyper)
-        laws.assert_trees_close(tree.map(torch.Tensor.detach, reference), learner.params, 1e-10, 1e-10)
+        asserts.assert_trees_close(tree.map(torch.Tensor.detach, reference), learner.params, 1e-10, 1e-10)
         torch.testing.assert_close(diagnostics.grad_norm, norm, rtol=1e-10, atol=0)
     assert int(learner.updates) == 20
-    laws.assert_trees_equal(params(1), learner.target_params)
+    asserts.assert_trees_equal(params(1), learner.target_params)
 
 
 def test_laws_of_learn():
@@ -203,28 +203,28 @@ def test_laws_of_learn():
     laws.vmapped(step, tree.stack([learner] * 2), tree.stack([batch(1), batch(2)]), tree.stack([hyper, hyper]))
     other = hyper._replace(learning_rate=hyper.learning_rate * 3, gamma=hyper.gamma / 2)
     laws.compiled(step, learner, batch(), hyper, again=[(learner, batch(3), other)], atol=1e-10)
-    laws.donated(lambda s, *a: step(s, *a)[0], tree.clone(learner), batch(), hyper)
+    programs.donated(lambda s, *a: step(s, *a)[0], tree.clone(learner), batch(), hyper)
 
 
 def test_target_copies():
     learner = dqn.init(optim.sgd(0.1), params(1))._replace(target_params=params(2))
     hard = laws.pure(dqn.hard_copy, learner)
-    laws.assert_trees_equal(params(1), hard.target_params)
-    laws.assert_trees_equal(params(1), hard.params)
+    asserts.assert_trees_equal(params(1), hard.target_params)
+    asserts.assert_trees_equal(params(1), hard.params)
     soft = laws.pure(dqn.soft_copy, learner, torch.tensor(0.25, dtype=torch.float64))
     expected = tree.map(lambda t, p: 0.75 * t + 0.25 * p, params(2), params(1))
-    laws.assert_trees_close(expected, soft.target_params, 1e-14)
+    asserts.assert_trees_close(expected, soft.target_params, 1e-14)
     whole = dqn.soft_copy(learner, torch.tensor(1.0, dtype=torch.float64))
-    laws.assert_trees_close(params(1), whole.target_params, 1e-14)
+    asserts.assert_trees_close(params(1), whole.target_params, 1e-14)
     for f in (dqn.hard_copy, partial(dqn.soft_copy, tau=torch.tensor(0.25))):
-        laws.donated(f, tree.clone(learner))
+        programs.donated(f, tree.clone(learner))
 
 
 def test_a_new_learner_shares_no_storage():
     learner = dqn.init(optim.adam(0.1), params(1))
     leaves = tree.leaves(learner)
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
-    laws.assert_trees_equal(learner.params, learner.target_params)
+    asserts.assert_trees_equal(learner.params, learner.target_params)
 
 
 def test_act_is_greedy_without_epsilon_and_legal_with_it():
@@ -235,7 +235,7 @@ def test_act_is_greedy_without_epsilon_and_legal_with_it():
     for epsilon in (torch.tensor(0.0), torch.tensor(0.5), torch.tensor(1.0)):
         act = partial(dqn.act, NETWORK.apply, mine, rows.obs)
         laws.legal_only(lambda q, legal, e=epsilon: act(legal, e, u), NETWORK.apply(mine, rows.obs), legal)
-    laws.assert_trees_equal(greedy, act(legal, torch.tensor(0.0), u))
+    asserts.assert_trees_equal(greedy, act(legal, torch.tensor(0.0), u))
 
 
 @BOTH

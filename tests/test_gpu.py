@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fdqn import cli, compile, random, train, tree
-from fdqn.testing import examples, laws
+from fdqn.testing import asserts, examples, programs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -22,8 +22,8 @@ def on_cpu(nested):
 
 def test_noise_is_the_same_bit_for_bit():
     program, (_, keys) = examples.program(), examples.lanes(3)
-    laws.assert_trees_equal(train.noise(program, keys, 2, 5), on_cpu(train.noise(program, keys.cuda(), 2, 5)))
-    laws.assert_trees_equal(random.split(keys, 3), random.split(keys.cuda(), 3).cpu())
+    asserts.assert_trees_equal(train.noise(program, keys, 2, 5), on_cpu(train.noise(program, keys.cuda(), 2, 5)))
+    asserts.assert_trees_equal(random.split(keys, 3), random.split(keys.cuda(), 3).cpu())
 
 
 @pytest.mark.parametrize("step", ["collect", "cycle"])
@@ -37,7 +37,7 @@ def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
     for i in range(4):
         here = tree.index(noises, slice(i, i + 1))
         expected, state = plain(expected, here), fast(state, on_gpu(here))
-    laws.assert_trees_close(expected, on_cpu(state), atol=1e-4, rtol=1e-4)
+    asserts.assert_trees_close(expected, on_cpu(state), atol=1e-4, rtol=1e-4)
 
 
 def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
@@ -56,11 +56,11 @@ def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
             if not captures:
                 patch.setattr(compile, "_captures", lambda xs: False)
             state = train.init(program, on_gpu(hyper), keys.cuda())
-            states.append(on_cpu(laws.advance(program, state, 43, compile.compiled(program))))
+            states.append(on_cpu(programs.advance(program, state, 43, compile.compiled(program))))
     assert recorded
     # The ring's spare place takes what is not kept, in no order.
     kept = [s._replace(metrics=s.metrics._replace(returns=s.metrics.returns[:, :-1])) for s in states]
-    laws.assert_trees_equal(*kept)
+    asserts.assert_trees_equal(*kept)
 
 
 def test_a_report_reads_the_host_and_nothing_else_does():
@@ -104,7 +104,7 @@ def test_a_module_s_parameters_do_not_depend_on_the_device_and_leave_the_generat
     before = torch.cuda.get_rng_state()
     expected = network.init(key)
     with torch.device("cuda"):
-        laws.assert_trees_equal(expected, on_cpu(network.init(key.cuda())))
+        asserts.assert_trees_equal(expected, on_cpu(network.init(key.cuda())))
     assert torch.equal(before, torch.cuda.get_rng_state())
 
 

@@ -16,7 +16,7 @@ from fdqn import build, lanes, train, tree
 from fdqn import compile as edge
 from fdqn.lanes import Split
 from fdqn.settings import Settings
-from fdqn.testing import examples, laws
+from fdqn.testing import asserts, examples
 
 pytestmark = pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="lanes go all together here")
 
@@ -63,7 +63,7 @@ def test_lanes_in_groups_are_the_lanes_together(split):
         assert folded(states[i], xs) is states[i]
         assert [x.data_ptr() for x in tree.leaves(states[i])] == addresses
         expected[i] = together(expected[i], xs)
-        laws.assert_trees_equal(expected, states)
+        asserts.assert_trees_equal(expected, states)
 
 
 def test_a_lane_is_the_same_in_any_company():
@@ -79,7 +79,7 @@ def test_a_lane_is_the_same_in_any_company():
 
     whole = after(4, Split(1, 2, 1))
     for count, split in [(4, Split(1, 1, 1)), (3, Split(1, 2, 1)), (1, Split(1, 1, 1)), (4, Split(2, 2, 1))]:
-        laws.assert_trees_equal(tree.index(whole, slice(count)), after(count, split))
+        asserts.assert_trees_equal(tree.index(whole, slice(count)), after(count, split))
 
 
 def test_what_needs_python_goes_together():
@@ -91,7 +91,7 @@ def test_what_needs_python_goes_together():
     state = {"a": torch.zeros(4), "b": torch.ones(4)}
     expected = train.fold(vmap(swap))(state, torch.ones(3, 4))
     folded = edge.fold_lanes(swap, lambda count: Split(2, 2, 1))
-    laws.assert_trees_equal(expected, folded(tree.clone(state), torch.ones(3, 4)))
+    asserts.assert_trees_equal(expected, folded(tree.clone(state), torch.ones(3, 4)))
 
 
 def test_a_group_is_compiled_once_and_kept(monkeypatch, tmp_path):
@@ -104,7 +104,7 @@ def test_a_group_is_compiled_once_and_kept(monkeypatch, tmp_path):
     for f, count, expected in [(step, 2, 1), (step, 8, 1), (lambda s, x: step(s, x) | {"m": s["m"] + 1}, 2, 2)]:
         state, xs = started(count), noise(2, count)
         wanted = train.fold(vmap(f))(state, xs)
-        laws.assert_trees_equal(wanted, edge.fold_lanes(f, lambda _: Split(2, 2, 1))(tree.clone(state), xs))
+        asserts.assert_trees_equal(wanted, edge.fold_lanes(f, lambda _: Split(2, 2, 1))(tree.clone(state), xs))
         assert len(made) == expected
     assert len(list(tmp_path.glob("fdqn/*.so"))) == 2 + 1  # the two steps and the loop itself
 
@@ -127,7 +127,7 @@ def test_what_comes_soon_is_made_by_another_process(monkeypatch, tmp_path, works
     expected = train.fold(vmap(later))(train.fold(vmap(step))(state, xs), xs)
     between = first(tree.clone(state), xs)
     with torch._inductor.config.patch("cpp.min_chunk_size", 512):  # as compiling anything in between may
-        laws.assert_trees_equal(expected, second(between, xs))
+        asserts.assert_trees_equal(expected, second(between, xs))
     assert len(made) == (1 if works else 2)
     assert not edge._begun
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.func import grad, vmap
 
 from fdqn import losses, random, tree
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, laws, strategies
 
 B, A = 5, 3
 
@@ -54,7 +54,7 @@ def test_equal_to_a_loop(batch, data):
         extra = () if f is losses.q_learning else (selector,)
         expected = torch.tensor(list(by_hand(q_tm1, a_tm1, r_t, discount_t, q_t, choice, legal_t)), dtype=torch.float64)
         got = f(q_tm1, a_tm1, r_t, discount_t, q_t, *extra, legal_t)
-        laws.assert_trees_close(expected, got, 1e-9, 1e-12)
+        asserts.assert_trees_close(expected, got, 1e-9, 1e-12)
 
 
 @BOTH
@@ -94,14 +94,16 @@ def test_nothing_legal_and_minus_infinity_give_no_nan(f):
     nothing = torch.zeros(B, A, dtype=torch.bool)
     q_t = torch.full((B, A), -torch.inf, dtype=torch.float64)
     delta = f(*arguments(f, q_t=q_t, legal_t=nothing))
-    laws.assert_trees_equal(example()["r_t"] - example()["q_tm1"].gather(1, example()["a_tm1"][:, None])[:, 0], delta)
+    asserts.assert_trees_equal(
+        example()["r_t"] - example()["q_tm1"].gather(1, example()["a_tm1"][:, None])[:, 0], delta
+    )
 
 
 @BOTH
 def test_a_terminal_step_has_no_future(f):
     q_t = example()["q_t"] * 1e6
     zero = torch.zeros(B, dtype=torch.float64)
-    laws.assert_trees_equal(f(*arguments(f, discount_t=zero)), f(*arguments(f, discount_t=zero, q_t=q_t)))
+    asserts.assert_trees_equal(f(*arguments(f, discount_t=zero)), f(*arguments(f, discount_t=zero, q_t=q_t)))
 
 
 @BOTH
@@ -255,7 +257,7 @@ def test_smoothed_probabilities_are_probabilities():
 
 def test_one_hot():
     labels = torch.tensor([[0, 2], [1, 1]])
-    laws.assert_trees_equal(F.one_hot(labels, 3).float(), laws.pure(losses.one_hot, labels, 3))
+    asserts.assert_trees_equal(F.one_hot(labels, 3).float(), laws.pure(losses.one_hot, labels, 3))
     laws.vmapped(lambda x: losses.one_hot(x, 3), labels)
     assert losses.one_hot(labels, 3, torch.float64).dtype == torch.float64
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from fdqn import compile, dqn, losses, networks, random, train, tree
-from fdqn.testing import examples, laws
+from fdqn.testing import asserts, examples, laws
 
 KEY = random.key(7)
 
@@ -194,7 +194,7 @@ def test_lanes_are_initialised_as_alone_and_differ(name):
     network, _ = SMALL[name]
     keys = random.key([[1, 2, 3], [4, 5, 6]])
     many = network.init(keys)
-    laws.assert_trees_equal(network.init(keys[1, 2]), tree.map(lambda x: x[1, 2], many))
+    asserts.assert_trees_equal(network.init(keys[1, 2]), tree.map(lambda x: x[1, 2], many))
     flat = tree.map(lambda x: x.flatten(0, 1), many)
     for leaf in flat.values():
         assert len({tuple(x.flatten().tolist()) for x in leaf}) == 6
@@ -224,7 +224,7 @@ def test_from_module_equals_the_module():
     network = networks.from_module(factory)
     params = network.init(KEY)
     module, obs = made[-1].eval(), observations((3, 4))
-    laws.assert_trees_equal(dict(module.named_parameters()).keys(), params.keys())
+    asserts.assert_trees_equal(dict(module.named_parameters()).keys(), params.keys())
     torch.testing.assert_close(network.apply(params, obs), module(obs).detach(), rtol=0, atol=1e-7)
     assert not any(x.requires_grad for x in params.values())
 
@@ -304,7 +304,7 @@ def test_a_module_as_a_function_equals_it(name):
     torch.testing.assert_close(network.apply(params, obs), expected.detach(), rtol=0, atol=1e-12)
     loss = torch.autograd.grad(expected.square().sum(), list(module.parameters()))
     grads = grad(lambda p: network.apply(p, obs).square().sum())(params)
-    laws.assert_trees_close(list(loss), list(grads.values()), 1e-12, 1e-12)
+    asserts.assert_trees_close(list(loss), list(grads.values()), 1e-12, 1e-12)
 
 
 @EACH_MODULE
@@ -330,11 +330,11 @@ def test_gradients_of_samples_equal_a_loop(name):
         return network.apply(params, row.unsqueeze(0)).square().sum()
 
     expected = tree.stack(grad(loss)(params, row) for row in obs)
-    laws.assert_trees_close(expected, vmap(grad(loss), (None, 0))(params, obs), 1e-11, 1e-11)
+    asserts.assert_trees_close(expected, vmap(grad(loss), (None, 0))(params, obs), 1e-11, 1e-11)
     module = untouched(factory).eval().double()
     module.load_state_dict(params, strict=False)
     alone = torch.autograd.grad(module(obs[:1]).square().sum(), list(module.parameters()))
-    laws.assert_trees_close(list(alone), [x[0] for x in expected.values()], 1e-11, 1e-11)
+    asserts.assert_trees_close(list(alone), [x[0] for x in expected.values()], 1e-11, 1e-11)
 
 
 def test_constants_follow_the_parameters_dtype():
@@ -515,7 +515,7 @@ def test_dropout_takes_its_chance_from_the_key_alone():
 def test_dropout_off_is_evaluation_mode():
     off, on = networks.from_module(dropping), networks.from_module_with_dropout(dropping)
     params, obs = on.init(KEY), observations((3, 4))
-    laws.assert_trees_equal(off.init(KEY), params)
+    asserts.assert_trees_equal(off.init(KEY), params)
     module = untouched(dropping).eval()
     module.load_state_dict(params)
     torch.testing.assert_close(off.apply(params, obs), module(obs).detach())
@@ -685,7 +685,7 @@ def test_lanes_start_from_loaded_parameters():
     lanes = network.init(random.key([[1, 2, 3], [4, 5, 6]]))
     for name, x in lanes.items():
         assert torch.equal(x, params[name].expand(2, 3, *params[name].shape))
-    laws.assert_trees_equal(params, network.init(KEY))
+    asserts.assert_trees_equal(params, network.init(KEY))
     leaves = (*lanes.values(), *params.values(), *network.init(KEY).values(), *network.init(KEY).values())
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
     assert all(x.is_contiguous() for x in leaves)
@@ -700,7 +700,7 @@ def test_training_starts_from_loaded_parameters():
     state = train.init(program._replace(network=networks.starting_from(program.network, params)), *examples.lanes(3))
     for name, x in state.learner.params.items():
         assert torch.equal(x, module.state_dict()[name].expand_as(x))
-    laws.assert_trees_equal(state.learner.params, state.learner.target_params)
+    asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
 
 
 @pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "module"])
@@ -708,13 +708,13 @@ def test_a_module_of_a_network_is_the_network(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), observations((2, *shape))
     module = networks.to_module(network, params)
-    laws.assert_trees_equal(params, {n: module.state_dict()[n] for n in params})
+    asserts.assert_trees_equal(params, {n: module.state_dict()[n] for n in params})
     assert len(module.state_dict()) == len(params)
     assert torch.equal(module(obs), network.apply(params, obs))
     module(obs).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
     assert not {p.data_ptr() for p in module.parameters()} & {x.data_ptr() for x in params.values()}
-    laws.assert_trees_equal(params, networks.load(network, module.state_dict()))
+    asserts.assert_trees_equal(params, networks.load(network, module.state_dict()))
 
 
 def test_a_module_of_a_network_has_any_names():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 from fdqn import optim, schedules, tree
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, examples, laws, programs, strategies
 
 
 def after_decay(make, **settings):
@@ -132,7 +132,7 @@ def test_scheduled_rates_of_python_numbers_equal_torchs_schedulers():
 
 def lane_gradients(lanes, steps):
     generator = torch.Generator().manual_seed(5)
-    params = tree.stack([tree.map(lambda x, i=i: x + i, laws.example_params()) for i in range(lanes)])
+    params = tree.stack([tree.map(lambda x, i=i: x + i, examples.params()) for i in range(lanes)])
     grads = [
         tree.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype) + 1e-3, params)
         for _ in range(steps)
@@ -165,7 +165,7 @@ def test_lanes_with_rates_of_their_own_equal_torch_optim(name, compiler):
             for n, x in reference.items():
                 x.grad = g[n][lane].clone()
             oracle.step()
-        laws.assert_trees_close(tree.map(torch.Tensor.detach, reference), tree.index(mine, lane), 1e-12, 1e-12)
+        asserts.assert_trees_close(tree.map(torch.Tensor.detach, reference), tree.index(mine, lane), 1e-12, 1e-12)
 
 
 def test_clip():
@@ -177,25 +177,25 @@ def test_clip():
 def test_clip_at_infinity_changes_nothing(params):
     for norm in (torch.inf, torch.tensor(torch.inf)):
         clipped, _ = optim.clip_by_global_norm(norm).update(params, {}, params)
-        laws.assert_trees_equal(params, clipped)
+        asserts.assert_trees_equal(params, clipped)
 
 
 def test_clip_of_nothing_is_nothing():
-    zero = tree.map(torch.zeros_like, laws.example_params())
-    laws.assert_trees_equal(zero, optim.clip_by_global_norm(1.0).update(zero, {}, zero)[0])
-    laws.assert_trees_equal(zero, optim.clip_by_global_norm(0.0).update(zero, {}, zero)[0])
+    zero = tree.map(torch.zeros_like, examples.params())
+    asserts.assert_trees_equal(zero, optim.clip_by_global_norm(1.0).update(zero, {}, zero)[0])
+    asserts.assert_trees_equal(zero, optim.clip_by_global_norm(0.0).update(zero, {}, zero)[0])
 
 
 def test_clip_by_value():
     """Also with a limit a lane, infinite numbers and none."""
-    grads = laws.example_params() | {"odd": torch.tensor([torch.inf, -torch.inf, torch.nan, 0.3], dtype=torch.float64)}
+    grads = examples.params() | {"odd": torch.tensor([torch.inf, -torch.inf, torch.nan, 0.3], dtype=torch.float64)}
     for limit in (0.25, 0.0, torch.tensor(0.25, dtype=torch.float64)):
         theirs = {name: torch.zeros_like(g).requires_grad_() for name, g in grads.items()}
         for name, x in theirs.items():
             x.grad = grads[name].clone()
         torch.nn.utils.clip_grad_value_(theirs.values(), float(limit))
         clipped, _ = optim.clip_by_value(limit).update(grads, {}, grads)
-        laws.assert_trees_equal({name: x.grad for name, x in theirs.items()}, clipped)
+        asserts.assert_trees_equal({name: x.grad for name, x in theirs.items()}, clipped)
 
 
 def is_weight(name):
@@ -204,7 +204,7 @@ def is_weight(name):
 
 def test_groups_equal_torchs_parameter_groups():
     """Rates and decays of their own, and some parameters frozen: 60 steps beside torch.optim."""
-    params = laws.example_params()
+    params = examples.params()
 
     def group_of(name):
         return "weights" if is_weight(name) else "still" if name == "scale" else "biases"
@@ -230,23 +230,23 @@ def test_groups_equal_torchs_parameter_groups():
 
 
 def test_a_masked_decay_leaves_the_others_alone():
-    params = laws.example_params()
+    params = examples.params()
     grads = tree.map(torch.ones_like, params)
     decay = optim.masked(optim.add_decayed_weights(0.5), is_weight)
     updates, state = decay.update(grads, decay.init(params), params)
     assert state == {}
-    laws.assert_trees_equal(
+    asserts.assert_trees_equal(
         {n: 1 + 0.5 * x if is_weight(n) else torch.ones_like(x) for n, x in params.items()}, updates
     )
 
 
 def test_the_state_of_a_masked_optimizer_holds_the_chosen_alone():
-    params = laws.example_params()
+    params = examples.params()
     momentum = optim.masked(optim.sgd(0.1, momentum=0.9), is_weight)
     state = momentum.init(params)
     assert list(state.velocity) == [name for name in params if is_weight(name)] != list(params)
     updates, state = momentum.update(params, state, params)
-    laws.assert_trees_equal({n: -0.1 * x if is_weight(n) else x for n, x in params.items()}, updates)
+    asserts.assert_trees_equal({n: -0.1 * x if is_weight(n) else x for n, x in params.items()}, updates)
     assert list(updates) == list(params)
 
 
@@ -286,8 +286,8 @@ def test_every_number_may_differ_between_lanes(make):
                 updates, alone_state = make(number).update(tree.index(g, lane), alone_state, alone)
                 alone = optim.apply_updates(alone, updates)
             atol = 1e-13 if dtype == torch.float64 else 1e-5
-            laws.assert_trees_close(alone, tree.index(mine, lane), atol, atol)
-            laws.assert_trees_close(alone_state, tree.index(state, lane), atol, atol)
+            asserts.assert_trees_close(alone, tree.index(mine, lane), atol, atol)
+            asserts.assert_trees_close(alone_state, tree.index(state, lane), atol, atol)
 
 
 def test_chain_is_associative():
@@ -295,20 +295,20 @@ def test_chain_is_associative():
 
 
 def test_chain_is_one_after_the_other():
-    params = laws.example_params()
+    params = examples.params()
     clip, adam = optim.clip_by_global_norm(0.5), optim.adam(1e-2)
     both = optim.chain(clip=clip, adam=adam)
     updates, state = both.update(params, both.init(params), params)
     expected, adam_state = adam.update(clip.update(params, {}, params)[0], adam.init(params), params)
-    laws.assert_trees_equal(expected, updates)
-    laws.assert_trees_equal({"clip": {}, "adam": adam_state}, state)
+    asserts.assert_trees_equal(expected, updates)
+    asserts.assert_trees_equal({"clip": {}, "adam": adam_state}, state)
 
 
 @EACH
 def test_equals_torch_optim_in_float32(name):
     """From the first update on, when what corrects Adam's bias is smallest."""
     ours, theirs = PAIRS[name]
-    start = tree.cast(laws.example_params(), torch.float32)
+    start = tree.cast(examples.params(), torch.float32)
     mine, reference = start, {n: x.clone().requires_grad_() for n, x in start.items()}
     opt, oracle = ours(0.1), theirs(list(reference.values()), lr=0.1)
     state, generator = opt.init(mine), torch.Generator().manual_seed(1)
@@ -319,14 +319,14 @@ def test_equals_torch_optim_in_float32(name):
         oracle.step()
         updates, state = opt.update(grads, state, mine)
         mine = optim.apply_updates(mine, updates)
-        laws.assert_trees_close(tree.map(torch.Tensor.detach, reference), mine, 5e-7, 1e-6)
+        asserts.assert_trees_close(tree.map(torch.Tensor.detach, reference), mine, 5e-7, 1e-6)
 
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_stay(name, dtype):
     opt = PAIRS[name][0](torch.tensor(0.1, dtype=torch.float64))
-    params = tree.cast(laws.example_params(), dtype)
+    params = tree.cast(examples.params(), dtype)
     state = opt.init(params)
     for _ in range(2):
         updates, after = opt.update(params, state, params)
@@ -337,28 +337,28 @@ def test_dtypes_stay(name, dtype):
 
 @EACH
 def test_laws_of_a_function(name):
-    opt, params = PAIRS[name][0](torch.tensor(0.1)), tree.cast(laws.example_params(), torch.float32)
+    opt, params = PAIRS[name][0](torch.tensor(0.1)), tree.cast(examples.params(), torch.float32)
     laws.pure(opt.init, params)
     laws.pure(opt.update, params, opt.init(params), params)
     laws.compiled(opt.update, params, opt.init(params), params)
-    laws.donated(lambda s, g: (lambda u, new: (optim.apply_updates(s[0], u), new))(*opt.update(g, s[1], s[0])),
+    programs.donated(lambda s, g: (lambda u, new: (optim.apply_updates(s[0], u), new))(*opt.update(g, s[1], s[0])),
                  (params, opt.init(params)), tree.clone(params))  # fmt: skip
 
 
 def test_initial_state_shares_no_storage():
     for make, _ in PAIRS.values():
-        leaves = tree.leaves(make(0.1).init(laws.example_params()))
+        leaves = tree.leaves(make(0.1).init(examples.params()))
         assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
 
 
 def test_apply_updates():
-    params = laws.example_params()
+    params = examples.params()
     updates = tree.map(torch.ones_like, params)
-    laws.assert_trees_equal(tree.map(lambda x: x + 1, params), laws.pure(optim.apply_updates, params, updates))
+    asserts.assert_trees_equal(tree.map(lambda x: x + 1, params), laws.pure(optim.apply_updates, params, updates))
 
 
 def test_messages():
-    params = laws.example_params()
+    params = examples.params()
     short = {n: x for n, x in params.items() if n != "scale"}
     with pytest.raises(ValueError, match=r"updates: expected the same structure; missing .*scale"):
         optim.apply_updates(params, short)
@@ -386,7 +386,7 @@ def test_rates_that_cannot_be(name):
         with pytest.raises(ValueError, match=f"learning_rate: expected at least 0, got {wrong}"):
             make(wrong)
     counting = make(lambda count: count)
-    params = laws.example_params()
+    params = examples.params()
     with pytest.raises(TypeError, match=r"learning_rate\(count\): expected a floating-point dtype, got torch.int64"):
         counting.update(params, counting.init(params), params)
 
@@ -425,13 +425,13 @@ def test_integer_tensors_are_no_numbers():
     "make", [optim.clip_by_global_norm, optim.clip_by_value, optim.add_decayed_weights, lambda _: optim.frozen()]
 )
 def test_transforms_refuse_trees_that_do_not_match(make):
-    params, opt = laws.example_params(), make(1.0)
+    params, opt = examples.params(), make(1.0)
     with pytest.raises(ValueError, match=r"grads: expected the same structure; missing .*scale"):
         opt.update({n: x for n, x in params.items() if n != "scale"}, {}, params)
 
 
 def test_masks_and_groups_that_fit_no_parameter():
-    params = laws.example_params()
+    params = examples.params()
     with pytest.raises(
         ValueError, match=r"chosen: expected it to choose at least one parameter, got none of \['0.bias'"
     ):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fdqn import losses, optim, tree
-from fdqn.testing import laws
+from fdqn.testing import examples
 
 jax = pytest.importorskip("jax")
 optax = pytest.importorskip("optax")
@@ -135,7 +135,7 @@ OPTIMIZERS = {
 def test_optimizers(name):
     """Fifty steps in float64."""
     ours, make = OPTIMIZERS[name]
-    rng, mine = np.random.default_rng(1), laws.example_params()
+    rng, mine = np.random.default_rng(1), examples.params()
     state = ours.init(mine)
     with wide("float64"):
         theirs = make()

@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, grad_and_value, vmap
 
 from fdqn import build, dqn, losses, networks, optim, random, schedules, tree
 from fdqn.settings import Settings
-from fdqn.testing import laws
+from fdqn.testing import asserts, laws
 from fdqn.types import Transition
 
 KEY = random.key(468)
@@ -103,13 +103,13 @@ def test_autograd_of_a_network_and_of_every_sample():
 
     module(obs).square().mean().backward()
     ours, value = grad_and_value(loss)(params, obs)
-    laws.assert_trees_close([p.grad for p in module.parameters()], list(ours.values()), 1e-12)
+    asserts.assert_trees_close([p.grad for p in module.parameters()], list(ours.values()), 1e-12)
     assert value == loss(params, obs)
     each = vmap(grad(loss), (None, 0))(params, obs)
     for i in range(len(obs)):
         module.zero_grad()
         module(obs[i]).square().mean().backward()
-        laws.assert_trees_close([p.grad for p in module.parameters()], [x[i] for x in each.values()], 1e-12)
+        asserts.assert_trees_close([p.grad for p in module.parameters()], [x[i] for x in each.values()], 1e-12)
 
 
 LAYERS = {
@@ -190,7 +190,7 @@ def test_optimizers():
         grads = grad(lambda params: functional_call(module, params, (obs,)).square().mean())(params)
         updates, state = ours.update(grads, state, params)
         params = optim.apply_updates(params, updates)
-        laws.assert_trees_close({n: p.detach() for n, p in module.named_parameters()}, params, 1e-12)
+        asserts.assert_trees_close({n: p.detach() for n, p in module.named_parameters()}, params, 1e-12)
 
 
 # PyTorch in the project
@@ -273,7 +273,7 @@ def test_training_loop():
     page_loop(module, batches, 0.99, every=100)
     learner = our_loop(network, params, batches, 0.99, every=100)
     theirs = {name: p.detach() for name, p in module.linear_relu_stack.named_parameters()}
-    laws.assert_trees_close(theirs, learner.params, 1e-9)
+    asserts.assert_trees_close(theirs, learner.params, 1e-9)
     assert learner.updates == 1000
     assert max(float((params[name] - x).abs().max()) for name, x in theirs.items()) > 1e-3, "it learned something"
 
@@ -286,7 +286,7 @@ def test_training_loop_would_notice(monkeypatch):
     page_loop(module, batches, 0.99, 10)
     params = networks.load(network, start.state_dict(), "linear_relu_stack.")
     theirs = dict(module.linear_relu_stack.state_dict())
-    laws.assert_trees_close(theirs, our_loop(network, params, batches, 0.99, 10).params, 1e-9)
+    asserts.assert_trees_close(theirs, our_loop(network, params, batches, 0.99, 10).params, 1e-9)
     other = our_loop(network, params, batches, 0.98, 10).params
     assert max(float((theirs[name] - x).abs().max()) for name, x in other.items()) > 1e-8
     monkeypatch.setattr(
@@ -380,7 +380,7 @@ def test_gradient_clipping():
         norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm=5.0)
         clip = optim.clip_by_global_norm(5.0)
         clipped, _ = clip.update(grads, clip.init(params), params)
-        laws.assert_trees_close({n: p.grad for n, p in module.named_parameters()}, clipped, 1e-12)
+        asserts.assert_trees_close({n: p.grad for n, p in module.named_parameters()}, clipped, 1e-12)
         torch.testing.assert_close(tree.norm(grads), norm, rtol=1e-12, atol=0)
         assert (norm > 5) == (size > 1), "one of the two is clipped"
 

@@ -10,7 +10,7 @@ from scipy import stats
 from torch.func import vmap
 
 from fdqn import actions, policies, random
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, laws, strategies
 
 # Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
 CHANCE = 1e-4
@@ -29,8 +29,8 @@ def test_never_illegal(batch, data, epsilon):
 def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
     q, legal = batch
     u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
-    laws.assert_trees_equal(actions.greedy(q, legal), policies.epsilon_greedy(q, legal, 0.0, u))
-    laws.assert_trees_equal(policies.uniform(legal, u[:, 1]), policies.epsilon_greedy(q, legal, 1.0, u))
+    asserts.assert_trees_equal(actions.greedy(q, legal), policies.epsilon_greedy(q, legal, 0.0, u))
+    asserts.assert_trees_equal(policies.uniform(legal, u[:, 1]), policies.epsilon_greedy(q, legal, 1.0, u))
 
 
 def test_nothing_legal_is_refused_or_0():
@@ -84,7 +84,7 @@ def test_epsilon_of_each_lane():
     chosen = torch.func.vmap(policies.epsilon_greedy, in_dims=(None, None, 0, None))(
         Q, LEGAL, torch.tensor([0.0, 1.0]), U
     )
-    laws.assert_trees_equal(torch.stack([actions.greedy(Q, LEGAL), policies.uniform(LEGAL, U[..., 1])]), chosen)
+    asserts.assert_trees_equal(torch.stack([actions.greedy(Q, LEGAL), policies.uniform(LEGAL, U[..., 1])]), chosen)
 
 
 def test_messages():

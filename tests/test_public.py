@@ -13,7 +13,7 @@ from torch.func import grad, vmap
 
 import fdqn
 from fdqn import actions, dqn, losses, networks, optim, policies, random, replay, schedules, train, tree
-from fdqn.testing import examples, laws, probes
+from fdqn.testing import asserts, examples, laws, probes
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
 
@@ -261,4 +261,4 @@ def test_compile_of_vmap_of_grad(name):
     g = grad(total(f)) if smooth else f
     lanes = tree.map(lambda x: torch.stack([x, x.clone()]), args)
     laws.compiled(vmap(g), *lanes, again=[], atol=1e-12, rtol=1e-12)
-    laws.assert_trees_close(tree.stack([g(*args)] * LANES), vmap(g)(*lanes), 1e-12, 1e-12)
+    asserts.assert_trees_close(tree.stack([g(*args)] * LANES), vmap(g)(*lanes), 1e-12, 1e-12)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from fdqn import random
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, laws, strategies
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_random.json").read_text())
 
@@ -59,7 +59,7 @@ def test_keys_are_batched(f):
     many = f(keys, shape)
     for i in range(2):
         for j in range(3):
-            laws.assert_trees_equal(f(keys[i, j], shape), many[i, j])
+            asserts.assert_trees_equal(f(keys[i, j], shape), many[i, j])
     laws.vmapped(lambda key: f(key, shape), keys, dtype=None, atol=0.0)
 
 
@@ -79,7 +79,7 @@ def test_fold_in_broadcasts():
     keys = random.key([1, 2])
     both = random.fold_in(keys, torch.tensor([[7], [8], [9]]))
     assert both.shape == (3, 2, 2)
-    laws.assert_trees_equal(random.fold_in(keys[1], 9), both[2, 1])
+    asserts.assert_trees_equal(random.fold_in(keys[1], 9), both[2, 1])
 
 
 def test_purposes_do_not_meet():

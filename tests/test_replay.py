@@ -10,7 +10,7 @@ from scipy import stats
 
 from fdqn import compile as edge
 from fdqn import random, replay, tree
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, laws, programs, strategies
 from fdqn.types import Step, Transition
 
 EXAMPLE = Transition(
@@ -76,7 +76,7 @@ def test_discount_is_0_only_where_the_task_ended(terminated, truncated, discount
     stored = replay.transition(obs, torch.tensor(1), step)
     assert stored.discount.item() == discount
     assert stored.discount.dtype == torch.float64
-    laws.assert_trees_equal((obs, next_obs, ~legal), (stored.obs, stored.next_obs, stored.next_legal))
+    asserts.assert_trees_equal((obs, next_obs, ~legal), (stored.obs, stored.next_obs, stored.next_legal))
 
 
 def test_filled_counts_up_to_the_capacity():
@@ -103,7 +103,7 @@ def test_laws_of_a_function():
 
 def test_donated_add_writes_over_the_old_ring():
     memory = replay.add(replay.init(EXAMPLE, 5), rows(1, 2, 3))
-    laws.donated(replay.add, memory, rows(4, 5, 6))
+    programs.donated(replay.add, memory, rows(4, 5, 6))
 
 
 def test_sample_shares_nothing_with_the_ring():

@@ -21,7 +21,7 @@ from safetensors import safe_open
 import fdqn
 from fdqn import build, evaluate, lanes, random, runs, train, tree
 from fdqn.settings import Settings
-from fdqn.testing import laws
+from fdqn.testing import asserts
 
 COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
 KEYS = {
@@ -539,7 +539,7 @@ def test_the_split_of_a_compiled_run_is_recorded():
 def test_parameters_are_read_as_they_were_saved(made, copy):
     params = tree.map(lambda x: x + 1, runs.read_params(made.path))
     runs.save_params(copy, made.settings, params)
-    laws.assert_trees_equal(params, runs.read_params(copy))
+    asserts.assert_trees_equal(params, runs.read_params(copy))
 
 
 def test_a_comparison_has_a_panel_an_environment(made, tmp_path):
@@ -564,5 +564,5 @@ def test_the_commit_is_that_of_the_checkout():
 def test_an_export_is_one_lane_of_what_was_trained(made, tmp_path):
     written = runs.export(runs.read(made.path), SEEDS[1], tmp_path / "one.pt")
     given = torch.load(tmp_path / "one.pt", weights_only=True)
-    laws.assert_trees_equal(tree.index(runs.read_params(made.path), 1), given)
+    asserts.assert_trees_equal(tree.index(runs.read_params(made.path), 1), given)
     assert written["bytes"] == (tmp_path / "one.pt").stat().st_size

@@ -11,7 +11,7 @@ from torch.func import vmap
 from fdqn import compile as edge
 from fdqn import dqn, envs, losses, networks, random, replay, train, tree
 from fdqn.envs import cartpole
-from fdqn.testing import examples, laws, probes
+from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.types import Network
 
 
@@ -31,13 +31,13 @@ def moving_parts(state):
 def test_lanes_do_not_know_each_other(config):
     """Lane i of S is lane i alone, in float64 to 1e-10 after 50 cycles."""
     program = examples.program(cartpole.make(time_limit=20, dtype=torch.float64), **config)
-    laws.lanes(partial(laws.trained, program, cycles=50), *examples.lanes(3), distinct=moving_parts)
+    programs.lanes(partial(programs.trained, program, cycles=50), *examples.lanes(3), distinct=moving_parts)
 
 
 def test_lanes_do_not_know_each_other_in_float32():
     program = examples.program()
-    one_update = partial(laws.trained, program, cycles=5, dtype=torch.float32)
-    laws.lanes(one_update, *examples.lanes(3), distinct=moving_parts, atol=1e-5, rtol=1e-5)
+    one_update = partial(programs.trained, program, cycles=5, dtype=torch.float32)
+    programs.lanes(one_update, *examples.lanes(3), distinct=moving_parts, atol=1e-5, rtol=1e-5)
 
 
 def test_noise_of_lanes():
@@ -46,15 +46,15 @@ def test_noise_of_lanes():
     def noise(hyper, keys):
         return tree.map(lambda x: x.transpose(0, 1), train.noise(program, keys, 5, 3))
 
-    laws.lanes(noise, hyper, keys, atol=0.0, rtol=0.0)
+    programs.lanes(noise, hyper, keys, atol=0.0, rtol=0.0)
 
 
 @pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 3, "updates_per_cycle": 2}], ids=str)
 def test_noise_does_not_depend_on_chunks(config):
     program, (_, keys) = examples.program(**config), examples.lanes(2)
-    laws.chunks(program, keys)
-    laws.chunks(program, keys, first=0, cycles=3)
-    laws.chunks(program, keys, first=2**31 - 2, cycles=4)
+    programs.chunks(program, keys)
+    programs.chunks(program, keys, first=0, cycles=3)
+    programs.chunks(program, keys, first=2**31 - 2, cycles=4)
 
 
 def test_noise_is_what_it_says():
@@ -73,32 +73,32 @@ def test_noise_is_what_it_says():
 @pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 3, "num_envs": 2}], ids=str)
 def test_metrics_equal_a_loop_over_the_log(name, config):
     settings = {"time_limit": 20} if name == "cartpole" else {}
-    laws.metrics(examples.program(envs.make(name, **settings), **config), *examples.lanes(2))
+    programs.metrics(examples.program(envs.make(name, **settings), **config), *examples.lanes(2))
 
 
 def test_metrics_keep_the_last_hundred_episodes():
     """More ends than places: the ring holds the last ones."""
     program = examples.program(probes.reward_of_obs().env, num_envs=4)
-    laws.metrics(program, *examples.lanes(2), cycles=40)
+    programs.metrics(program, *examples.lanes(2), cycles=40)
 
 
 def test_metrics_of_more_environments_than_places():
     """All environments end in one step, so that a hundred places would be written twice at once."""
     program = examples.program(probes.reward_of_obs().env, num_envs=130, capacity=300)
-    laws.metrics(program, *examples.lanes(2), cycles=5)
+    programs.metrics(program, *examples.lanes(2), cycles=5)
 
 
 def test_a_stopped_run_goes_on_as_if_undisturbed():
     program, state = started()
-    laws.resumed(partial(laws.advance, program), state, 9, 8)
-    laws.resumed(partial(laws.advance, program), state, 2, 6)  # in the warm-up
+    programs.resumed(partial(programs.advance, program), state, 9, 8)
+    programs.resumed(partial(programs.advance, program), state, 2, 6)  # in the warm-up
 
 
 def test_a_cycle_is_learning_after_collecting():
     program, state = started()
-    state = laws.advance(program, state, 30)
+    state = programs.advance(program, state, 30)
     noise = tree.index(train.noise(program, state.key, 30, 1), 0)
-    laws.assert_trees_equal(
+    asserts.assert_trees_equal(
         vmap(partial(train.cycle, program))(state, noise),
         vmap(partial(train.learn, program))(vmap(partial(train.collect, program))(state, noise), noise),
     )
@@ -107,12 +107,12 @@ def test_a_cycle_is_learning_after_collecting():
 def test_noise_is_drawn_of_the_keys_of_its_cycles():
     program, state = started()
     keys = train.cycle_keys(state.key, 5, 3)
-    laws.assert_trees_equal(train.noise(program, state.key, 5, 3), train.draw(program, keys))
+    asserts.assert_trees_equal(train.noise(program, state.key, 5, 3), train.draw(program, keys))
 
 
 def test_step_functions_are_pure():
     program, state = started()
-    state = laws.advance(program, state, 5)
+    state = programs.advance(program, state, 5)
     noise = train.noise(program, state.key, 5, 1)
     for f in (train.vmapped(program).collect, train.vmapped(program).cycle):
         laws.pure(f, state, noise)
@@ -121,7 +121,7 @@ def test_step_functions_are_pure():
 
 def test_n_cycles_in_a_call_equal_n_calls():
     program, state = started()
-    state = laws.advance(program, state, 5)
+    state = programs.advance(program, state, 5)
     noise = train.noise(program, state.key, 5, 4)
 
     def four(state, noises):
@@ -132,7 +132,7 @@ def test_n_cycles_in_a_call_equal_n_calls():
     together = vmap(four, in_dims=(0, 1))(state, noise)
     for i in range(4):
         state = train.vmapped(program).cycle(state, tree.index(noise, slice(i, i + 1)))
-    laws.assert_trees_equal(state, together)
+    asserts.assert_trees_equal(state, together)
 
 
 # Initial state
@@ -145,7 +145,7 @@ def test_a_new_state():
     assert state.learner.updates.tolist() == [0, 0]
     assert state.metrics.returns.isnan().all()
     assert state.metrics.returns.shape == (2, train.EPISODES_KEPT + 1)
-    laws.assert_trees_equal(state.learner.params, state.learner.target_params)
+    asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
     leaves = [x for x in tree.leaves(state) if x.numel()]
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
     laws.pure(train.init, program, *examples.lanes(2))
@@ -156,7 +156,7 @@ def test_purposes_use_keys_of_their_own():
     _, keys = examples.lanes(2)
     used = [random.fold_in(keys, purpose) for purpose in range(4)]
     assert len({tuple(k.flatten().tolist()) for k in used}) == 4
-    laws.assert_trees_equal(program.network.init(random.fold_in(keys, random.NETWORK)), state.learner.params)
+    asserts.assert_trees_equal(program.network.init(random.fold_in(keys, random.NETWORK)), state.learner.params)
 
 
 # Collecting
@@ -185,14 +185,14 @@ def test_collect_stores_what_happened():
     start = 48 % 40
     got = tree.map(lambda x: x[0].roll(-start, 0), state.replay.rows)
     for i, row in enumerate(expected):
-        laws.assert_trees_close(list(row), list(tree.index(got, i)), 1e-6, 0.0, f"row {i}: ")
-    laws.assert_trees_equal((obs, legal), (state.obs[0], state.legal[0]))
+        asserts.assert_trees_close(list(row), list(tree.index(got, i)), 1e-6, 0.0, f"row {i}: ")
+    asserts.assert_trees_equal((obs, legal), (state.obs[0], state.legal[0]))
     assert int(state.learner.updates[0]) == 0
 
 
 def test_truncation_keeps_its_discount():
     program, state = started(env=probes.endless_reward().env)
-    state = laws.advance(program, state, 8)
+    state = programs.advance(program, state, 8)
     assert (state.metrics.episodes > 0).all()
     assert (state.replay.rows.discount[:, :24] == 1).all()
 
@@ -200,7 +200,7 @@ def test_truncation_keeps_its_discount():
 def test_illegal_actions_are_never_taken():
     probe = probes.masked_reward()
     program, state = started(env=probe.env)
-    state = laws.advance(program, state, 13)
+    state = programs.advance(program, state, 13)
     rows = tree.index(state.replay.rows, (slice(None), slice(0, 39)))
     assert not ((rows.obs[..., 0] == 1) & (rows.action == 2)).any()
     assert ((rows.obs[..., 0] == 0) & (rows.action == 2)).any()
@@ -276,22 +276,22 @@ def test_the_target_stands_still_between_hard_copies():
     program, state = started(target_period=4, learning_starts=12)
     old = tree.clone(state.learner.params)
     for cycles, updates in ((4 + 3, 3), (1, 4), (3, 7), (1, 8)):
-        state = laws.advance(program, state, cycles)
+        state = programs.advance(program, state, cycles)
         assert state.learner.updates.tolist() == [updates] * 2
         if updates % 4 == 0:
-            laws.assert_trees_equal(state.learner.params, state.learner.target_params)
+            asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
             old = tree.clone(state.learner.params)
         else:
-            laws.assert_trees_equal(old, state.learner.target_params)
+            asserts.assert_trees_equal(old, state.learner.target_params)
             assert not tree.equal(old, state.learner.params)
 
 
 def test_soft_copies_come_at_every_update():
     program, state = started(target_period=0, updates_per_cycle=1)
-    state = laws.advance(program, state, 4)
+    state = programs.advance(program, state, 4)
     for _ in range(3):
         before = tree.clone(state.learner.target_params)
-        state = laws.advance(program, state, 1)
+        state = programs.advance(program, state, 1)
         tau = state.hyper.tau
         for name, x in state.learner.target_params.items():
             weight = tau.reshape(-1, *[1] * (x.ndim - 1))
@@ -307,16 +307,16 @@ def test_soft_copies_come_at_every_update():
 @pytest.mark.parametrize("done", [0, 5])
 def test_chunks_of_noise_do_not_change_a_run(monkeypatch, name, value, done):
     program, state = started()
-    state = laws.advance(program, state, done) if done else state
-    expected = laws.advance(program, tree.clone(state), 30)
+    state = programs.advance(program, state, done) if done else state
+    expected = programs.advance(program, tree.clone(state), 30)
     monkeypatch.setattr(train, name, value)
-    laws.assert_trees_equal(expected, laws.advance(program, state, 30))
+    asserts.assert_trees_equal(expected, programs.advance(program, state, 30))
 
 
 def test_reports_do_not_change_a_run():
     *_, often = ran(150, 3)[2]
     *_, once = ran(150, 150)[2]
-    laws.assert_trees_equal(once.state, often.state)
+    asserts.assert_trees_equal(once.state, often.state)
 
 
 def test_evaluations_come_when_they_are_due():
@@ -377,7 +377,7 @@ def test_times_only_grow():
 
 def test_a_run_at_its_end_yields_nothing():
     program, state = started()
-    state = laws.advance(program, state, 10)
+    state = programs.advance(program, state, 10)
     assert list(train.run(program, state, 30, train.vmapped(program), 10)) == []
 
 
@@ -554,7 +554,7 @@ def test_a_new_state_is_nobody_elses():
     assert len(set(storages)) == len(storages)
     for x in tree.leaves(state):
         x.zero_()
-    laws.assert_trees_equal(before, (hyper, keys))
+    asserts.assert_trees_equal(before, (hyper, keys))
 
 
 def test_keys_and_hyper_parameters_that_do_not_fit():

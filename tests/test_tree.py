@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 
 from fdqn import tree
-from fdqn.testing import laws, strategies
+from fdqn.testing import asserts, strategies
 
 
 class Pair(NamedTuple):
@@ -40,8 +40,8 @@ def test_map_keeps_the_structure_and_refuses_others():
 
 def test_stack_then_index_gives_back():
     stacked = tree.stack([NESTED, tree.map(torch.zeros_like, NESTED)])
-    laws.assert_trees_equal(NESTED, tree.index(stacked, 0))
-    laws.assert_trees_equal(tree.index(NESTED, slice(1)), tree.index(tree.stack([NESTED], 1), (slice(1), 0)))
+    asserts.assert_trees_equal(NESTED, tree.index(stacked, 0))
+    asserts.assert_trees_equal(tree.index(NESTED, slice(1)), tree.index(tree.stack([NESTED], 1), (slice(1), 0)))
 
 
 def test_cast_changes_floats_only():
@@ -58,9 +58,11 @@ def test_clone_shares_nothing_and_is_contiguous():
 @given(strategies.params())
 def test_lerp_meets_both_ends_and_the_middle(params):
     other = tree.map(lambda x: x + 1, params)
-    laws.assert_trees_equal(params, tree.lerp(params, other, 0.0))
-    laws.assert_trees_close(other, tree.lerp(params, other, 1.0), 1e-14)
-    laws.assert_trees_close(tree.map(lambda x: x + 0.25, params), tree.lerp(params, other, torch.tensor(0.25)), 1e-14)
+    asserts.assert_trees_equal(params, tree.lerp(params, other, 0.0))
+    asserts.assert_trees_close(other, tree.lerp(params, other, 1.0), 1e-14)
+    asserts.assert_trees_close(
+        tree.map(lambda x: x + 0.25, params), tree.lerp(params, other, torch.tensor(0.25)), 1e-14
+    )
 
 
 def test_lerp_keeps_the_dtype():
@@ -96,7 +98,7 @@ def test_separate_copies_only_what_shares_memory():
     }
     taken = torch.zeros(2)
     result = tree.separate({**given, "taken": taken}, (taken,))
-    laws.assert_trees_equal({**given, "taken": taken}, result)
+    asserts.assert_trees_equal({**given, "taken": taken}, result)
     assert result["own"] is own
     memory = [x.untyped_storage().data_ptr() for x in (*result.values(), taken, wide)]
     assert len(set(memory)) == len(memory)
@@ -160,6 +162,6 @@ def test_a_tree_moves_to_a_device_and_is_not_copied_where_it_is():
 def test_a_tree_goes_to_the_gpu_and_back_to_numpy():
     there = tree.to(NESTED, "cuda")
     assert {x.device.type for x in tree.leaves(there)} == {"cuda"}
-    laws.assert_trees_equal(NESTED, tree.to(there, "cpu"))
+    asserts.assert_trees_equal(NESTED, tree.to(there, "cpu"))
     for a, b in zip(tree.leaves(NESTED), tree.leaves(tree.to_numpy(there)), strict=True):
         assert a.tolist() == b.tolist()

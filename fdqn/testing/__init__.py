@@ -1,16 +1,39 @@
-"""The laws of fdqn as functions, for your environment, loss, optimizer or policy as much as for ours.
+"""The laws of fdqn as functions, for your environment, loss, optimizer, network or policy as much as for ours.
 
-`laws` has one checker a law and needs nothing beyond fdqn; `strategies` makes hypothesis inputs and needs hypothesis;
-`probes` are environments whose values are known.
+`asserts` says where trees of tensors differ and where a graph breaks; `laws` has one checker a law of a function or of
+a part, `programs` one a law of a whole program; `examples` is a program to start from and `probes` are environments
+whose values are known. These need nothing beyond fdqn. `strategies` makes hypothesis inputs and needs hypothesis;
+`variants` runs one test eager, vmapped, compiled and on a GPU and needs pytest. With your own in the place of ours:
 
-    from fdqn.testing import laws
-    laws.env(my_env)
+    from functools import partial
+
+    import torch
+    from hypothesis import given, settings
+
+    from fdqn import envs, losses, optim
+    from fdqn.testing import asserts, laws, strategies
+    from fdqn.testing.variants import variants
+
+
+    def test_env():
+        laws.env(envs.make("catch"))
+
+
+    def test_optimizer():
+        laws.optimizer(optim.adam(1e-3), partial(torch.optim.Adam, lr=1e-3))
+
+
+    @variants("eager", "vmapped", "compiled")
+    @settings(deadline=None)
+    @given(strategies.tensors((4,)))
+    def test_loss(variant, delta):
+        asserts.assert_finite(variant(losses.huber)(delta))
 """
 
 import importlib
 from typing import Any
 
-__all__ = ["examples", "laws", "probes", "strategies"]
+__all__ = ["asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
 
 
 def __getattr__(name: str) -> Any:

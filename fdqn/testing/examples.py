@@ -7,15 +7,23 @@ from torch import Tensor
 
 from fdqn import build, dqn, losses, networks, random, train
 from fdqn.envs import cartpole
-from fdqn.types import Env, Hyper
+from fdqn.types import Env, Hyper, Network, Params
+
+__all__ = ["lanes", "params", "program"]
 
 
 def program(
-    env: Env | None = None, hidden: tuple[int, ...] = (8,), double: bool = True, **config: int
+    env: Env | None = None,
+    hidden: tuple[int, ...] = (8,),
+    double: bool = True,
+    network: Network | None = None,
+    **config: int,
 ) -> train.Program:
-    """CartPole with episodes of at most 20 steps, or `env`, and an MLP; `config` are fields of `dqn.Config`."""
-    world = cartpole.make(time_limit=20) if env is None else env
-    network = networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
+    """CartPole with episodes of at most 20 steps, or `env`, and an MLP, or `network`; `config` are fields of
+    `dqn.Config`.
+    """
+    world = env or cartpole.make(time_limit=20)
+    network = network or networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
     small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
     loss = dqn.double_q_learning if double else dqn.q_learning
     return train.Program(
@@ -40,3 +48,10 @@ def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
         max_grad_norm=[1 + x for x in spread],
     )
     return hyper, random.key(list(range(seed, seed + count)))
+
+
+def params() -> Params:
+    """A small params tree in float64: a matrix, two vectors and a scalar."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "scale": ()}
+    return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}

@@ -1,8 +1,8 @@
 """One checker a law. Each raises AssertionError with the leaf, the place in it, what was expected and what came.
 
 Laws of any function: `pure, vmapped, ranked, compiled, gradients, semi_gradient`. Laws of a part: `optimizer, chained,
-clipped, masked, legal_only, schedule, replay_like_deque, env, time_limit`. Laws of a whole program: `lanes, chunks,
-metrics, resumed, donated`. Tolerances are arguments and begin where the law says; integers and flags are always exact.
+clipped, masked, legal_only, schedule, replay_like_deque, env, time_limit`. Tolerances are arguments and begin where the
+law says; integers and flags are always exact. The laws of a whole program are in `programs`.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import io
 import math
 import random as python_random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,42 +18,15 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fdqn import compile as edge
-from fdqn import optim, random, replay, train, tree
-from fdqn.types import Env, Hyper, Optimizer, Params, Step, Transition
+from fdqn import optim, random, replay, tree
+from fdqn.testing import examples
+from fdqn.testing.asserts import assert_compiles_once, assert_trees_close, assert_trees_equal
+from fdqn.types import Env, Optimizer, Params, Step, Transition
 
-# Comparing trees
-
-
-def assert_trees_equal(expected: Any, got: Any, name: str = "") -> None:
-    """Same structure, shapes, dtypes and numbers, exactly; NaN equals NaN."""
-    assert_trees_close(expected, got, atol=0.0, rtol=0.0, name=name)
-
-
-def assert_trees_close(expected: Any, got: Any, atol: float, rtol: float = 0.0, name: str = "") -> None:
-    """Same structure, shapes and dtypes; `|got - expected| <= atol + rtol * |expected|` for floats, equal for others.
-
-    NaN equals NaN and an infinity equals itself.
-    """
-    assert tree.structure(expected) == tree.structure(got), (
-        f"{name}: expected structure {tree.structure(expected)}, got {tree.structure(got)}"
-    )
-    for path, a, b in zip(tree.paths(expected), tree.leaves(expected), tree.leaves(got), strict=True):
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            assert a == b, f"{name}{path}: expected {a!r}, got {b!r}"
-            continue
-        assert a.shape == b.shape, f"{name}{path}: expected shape {list(a.shape)}, got {list(b.shape)}"
-        assert a.dtype == b.dtype, f"{name}{path}: expected {a.dtype}, got {b.dtype}"
-        same = a == b
-        if a.is_floating_point():
-            same |= (a.isnan() & b.isnan()) | ((b - a).abs() <= atol + rtol * a.abs()) & a.isfinite()
-        if not same.all():
-            where = tuple((~same).nonzero()[0].tolist())
-            assert False, (  # noqa: B011, PT015
-                f"{name}{path}{list(where)}: expected {a[where].item()!r}, got {b[where].item()!r}; "
-                f"{int((~same).sum())} of {same.numel()} numbers differ (atol {atol:g}, rtol {rtol:g})"
-            )
-
+__all__ = [
+    "chained", "clipped", "compiled", "env", "gradients", "legal_only", "masked", "optimizer", "pure", "ranked",
+    "replay_like_deque", "schedule", "semi_gradient", "time_limit", "vmapped",
+]  # fmt: skip
 
 # Laws of any function
 
@@ -119,19 +92,11 @@ def compiled(
 
     `again` are arguments of further calls that must not compile anew; by default the same with halved floats.
     """
-    graphs = 0
-
-    def counting(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        nonlocal graphs
-        result = torch._dynamo.lookup_backend(backend)(module, inputs)
-        graphs += 1  # not before: dynamo traces anew, with the same frame, where a backend asks it to
-        return result
-
-    fast = torch.compile(f, fullgraph=True, dynamic=False, backend=counting)
     calls = [args, *(again if again is not None else [_map(lambda x: x * 0.5 if x.is_floating_point() else x, args)])]
-    for i, call in enumerate(calls):
-        assert_trees_close(f(*_clone(call)), fast(*_clone(call)), atol, rtol, f"call {i}: ")
-        assert graphs == 1, f"graphs compiled after call {i}: expected 1, got {graphs}"
+    expected = [f(*call) for call in _clone(calls)]
+    answers = assert_compiles_once(f, *_clone(calls), backend=backend)
+    for i, (eager, answer) in enumerate(zip(expected, answers, strict=True)):
+        assert_trees_close(eager, answer, atol, rtol, f"call {i}: ")
 
 
 def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: float = 1e-7) -> None:
@@ -186,7 +151,7 @@ def optimizer(
 ) -> None:
     """`steps` of random non-zero gradients in float64 equal `torch.optim` at every step; dtypes stay."""
     generator = torch.Generator().manual_seed(0)
-    mine = tree.cast(example_params() if params is None else params, torch.float64)
+    mine = tree.cast(examples.params() if params is None else params, torch.float64)
     reference = {name: x.clone().requires_grad_() for name, x in mine.items()}
     oracle, state = theirs(list(reference.values())), ours.init(mine)
     clock = scheduler(oracle) if scheduler else None
@@ -211,7 +176,7 @@ def chained(first: Optimizer, second: Optimizer, third: Optimizer, steps: int = 
     """`chain` is associative: `(first, second), third` equals `first, (second, third)`, bit for bit."""
     left = optim.chain(a=optim.chain(a=first, b=second), b=third)
     right = optim.chain(a=first, b=optim.chain(a=second, b=third))
-    params, generator = tree.cast(example_params(), torch.float64), torch.Generator().manual_seed(0)
+    params, generator = tree.cast(examples.params(), torch.float64), torch.Generator().manual_seed(0)
     states = [left.init(params), right.init(params)]
     for step in range(steps):
         grads = {name: _nonzero(x.shape, generator) for name, x in params.items()}
@@ -223,7 +188,7 @@ def clipped(clip: Callable[[float], Optimizer], max_norm: float = 1.5, atol: flo
     """Norm after <= `max_norm`; direction kept; below it nothing changes; equal to `clip_grad_norm_`."""
     generator = torch.Generator().manual_seed(0)
     for scale in (1e-3, 0.1, 1.0, 10.0, 1e6):
-        grads = {name: scale * _nonzero(x.shape, generator) for name, x in example_params().items()}
+        grads = {name: scale * _nonzero(x.shape, generator) for name, x in examples.params().items()}
         result, _ = clip(max_norm).update(grads, clip(max_norm).init(grads), grads)
         norm, after = float(tree.norm(grads)), float(tree.norm(result))
         assert after <= max_norm * (1 + 1e-12), f"norm: expected at most {max_norm}, got {after}"
@@ -394,156 +359,7 @@ def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: 
         alive &= ~a.terminated
 
 
-# Laws of a whole program
-
-
-def advance(
-    program: train.Program, state: train.TrainState, cycles: int, functions: train.Functions | None = None
-) -> train.TrainState:
-    """The lanes after `cycles` more cycles of `train.run`: warm-up, learning, target copies."""
-    steps = (int(state.cycle.max()) + cycles) * program.config.env_steps
-    *_, last = train.run(program, state, steps, functions or train.vmapped(program), report_every=steps)
-    return last.state
-
-
-def trained(
-    program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
-) -> train.TrainState:
-    """Fresh lanes with floats in `dtype`, after `cycles` cycles. What `lanes` is usually asked of."""
-    return advance(program, tree.cast(train.init(program, hyper, keys), dtype), cycles)
-
-
-def lanes(
-    f: Callable[[Hyper, Tensor], Any],
-    hyper: Hyper,
-    keys: Tensor,
-    distinct: Callable[[Any], Any] = lambda result: result,
-    atol: float = 1e-10,
-    rtol: float = 1e-10,
-) -> None:
-    """Lane i of `f(hyper [S], keys [S, 2]) -> tree [S]` equals lane i alone; a changed key changes its own lane only,
-    bit for bit; no two lanes are alike in any leaf of `distinct(result)`.
-
-        laws.lanes(partial(laws.trained, program), hyper, keys, distinct=lambda state: state.learner.params)
-    """
-    together, count = _clone(f(hyper, keys)), keys.shape[0]
-    for i in range(count):
-        alone = f(tree.index(hyper, slice(i, i + 1)), keys[i : i + 1])
-        assert_trees_close(_clone(alone), tree.index(together, slice(i, i + 1)), atol, rtol, f"lane {i} of {count}: ")
-    others = [i for i in range(count) if i != count // 2]
-    changed = keys.clone()
-    changed[count // 2] = random.fold_in(keys[count // 2], 2**31)
-    result = _clone(f(hyper, changed))
-    assert_trees_equal(tree.index(together, others), tree.index(result, others), "lanes whose key did not change: ")
-    chosen = distinct(together)
-    for path, leaf, new in zip(tree.paths(chosen), tree.leaves(chosen), tree.leaves(distinct(result)), strict=True):
-        different = not torch.equal(leaf[count // 2], new[count // 2])
-        assert different, f"lane {count // 2}{path}: expected a change with its key, got none"
-        for i in range(count):
-            for j in range(i):
-                assert not torch.equal(leaf[i], leaf[j]), f"lanes {j} and {i}{path}: expected them to differ, got one"
-
-
-def chunks(
-    program: train.Program,
-    keys: Tensor,
-    first: int = 3,
-    cycles: int = 7,
-    noise: Callable[[train.Program, Tensor, int, int], train.Noise] = train.noise,
-) -> None:
-    """Noise of `cycles` cycles drawn at once equals as many draws, bit for bit, and no cycle's equals another's."""
-    at_once = noise(program, keys, first, cycles)
-    one_by_one = tree.stack(tree.index(noise(program, keys, first + i, 1), 0) for i in range(cycles))
-    assert_trees_equal(one_by_one, at_once, "noise drawn at once: ")
-    for path, leaf in zip(tree.paths(at_once), tree.leaves(at_once), strict=True):
-        for i in range(1, cycles if leaf.numel() else 0):
-            assert not torch.equal(leaf[i], leaf[i - 1]), (
-                f"cycles {i - 1} and {i}{path}: expected new noise, got the same"
-            )
-
-
-def metrics(program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
-    """What the metrics say of the episodes equals a Python loop over a log that steps the environment by hand.
-
-    A return is the sum of the rewards of its episode. The replay must hold one cycle's transitions.
-    """
-    functions, state = train.vmapped(program), train.init(program, hyper, keys)
-    running = [[0.0] * program.config.num_envs for _ in range(keys.shape[0])]
-    ended: list[list[float]] = [[] for _ in running]
-    for number in range(cycles):
-        noises = train.noise(program, keys, number, 1)
-        before, state = state, functions.collect(state, noises)
-        for step in _played_by_hand(program, before, state, tree.index(noises, 0)):
-            ends = (step.terminated | step.truncated).tolist()
-            for lane, rewards in enumerate(step.reward.tolist()):
-                for e, reward in enumerate(rewards):
-                    running[lane][e] += reward
-                    if ends[lane][e]:
-                        ended[lane].append(running[lane][e])
-                        running[lane][e] = 0.0
-    for lane, log in enumerate(ended):
-        counted, name = tree.index(state.metrics, lane), f"lane {lane}, "
-        ring = counted.returns[:-1][~counted.returns[:-1].isnan()].double().sort().values
-        last = torch.tensor(sorted(log[-(counted.returns.shape[0] - 1) :]), dtype=torch.float64)
-        assert int(counted.episodes) == len(log), f"{name}episodes: expected {len(log)}, got {int(counted.episodes)}"
-        assert_trees_close(last, ring, 1e-6, 1e-6, f"{name}last returns: ")
-        assert_trees_close(torch.tensor(sum(log)).double(), counted.returned.double(), 1e-6, 1e-6, f"{name}returned: ")
-        assert_trees_close(torch.tensor(running[lane]), counted.running.float(), 1e-6, 1e-6, f"{name}running: ")
-
-
-def _played_by_hand(
-    program: train.Program, before: train.TrainState, after: train.TrainState, noises: train.Noise
-) -> Iterator[Step]:
-    """The steps [S, E] of one cycle, from the actions that replay remembers."""
-    config, world = program.config, before.env_state
-    for i in range(config.steps_per_cycle):
-        first = int(before.replay.added[0]) + i * config.num_envs
-        at = (first + torch.arange(config.num_envs)) % config.capacity
-        world, step = vmap(program.env.step)(world, after.replay.rows.action[:, at], noises.env[:, i])
-        assert_trees_equal(step.reward, after.replay.rows.reward[:, at], f"reward of stored rows from {first}: ")
-        yield step
-
-
-def resumed(
-    run: Callable[[Any, int], Any], state: Any, first: int, then: int, through: Callable[[Any], Any] = tree.clone
-) -> None:
-    """`run(state, cycles)` stopped after `first` cycles, put `through` a checkpoint and run on for `then` equals the
-    undisturbed run, bit for bit.
-    """
-    undisturbed = _clone(run(_clone(state), first + then))
-    stopped = through(run(_clone(state), first))
-    assert_trees_equal(undisturbed, run(stopped, then), f"resumed after {first} of {first + then}: ")
-
-
-def donated(
-    f: Callable[..., Any],
-    state: Any,
-    *args: Any,
-    transform: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda f: f,
-    donate: Callable[[Callable[..., Any]], Callable[..., Any]] = edge.donate,
-    calls: int = 3,
-    atol: float = 0.0,
-) -> None:
-    """`transform(donate(f))` equals `f`, call after call, and its answers stand where the state stood."""
-    fast, expected, given = transform(donate(f)), _clone(state), _clone(state)
-    addresses = [x.data_ptr() for x in tree.leaves(given)]
-    for call in range(1, calls + 1):
-        expected = _clone(f(expected, *args))
-        answer = fast(given, *args)
-        assert_trees_close(expected, answer, atol, atol, f"call {call}: ")
-        assert_trees_equal(answer, given, f"call {call}, the donated state: ")
-        for path, x, address in zip(tree.paths(given), tree.leaves(answer), addresses, strict=True):
-            assert x.data_ptr() == address, f"call {call}{path}: expected the old storage, got other storage"
-
-
 # Helpers
-
-
-def example_params() -> Params:
-    """A small params tree in float64: a matrix, two vectors and a scalar."""
-    generator = torch.Generator().manual_seed(1)
-    shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "scale": ()}
-    return {name: _nonzero(shape, generator) for name, shape in shapes.items()}
 
 
 def _nonzero(shape: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -17,6 +17,11 @@ from torch import Tensor
 from fdqn.envs import episode
 from fdqn.types import Env, EnvSpec, Scalar, Step
 
+__all__ = [
+    "ALL", "NOISE", "TIME_LIMIT", "Probe", "Rules", "State", "constant_reward", "delayed_reward", "endless_reward",
+    "masked_reward", "reward_of_action", "reward_of_both", "reward_of_obs",
+]  # fmt: skip
+
 NOISE = 1
 TIME_LIMIT = 5
 

@@ -4,14 +4,32 @@ The only file that imports hypothesis.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fdqn import random
-from fdqn.types import Params, Transition
+from fdqn import dqn, random, tree
+from fdqn.schedules import (
+    constant,
+    cosine,
+    cosine_restarts,
+    exponential,
+    linear,
+    milestones,
+    one_cycle,
+    polynomial,
+    staircase,
+)
+from fdqn.types import Params, Schedule, Transition
+
+__all__ = [
+    "configs", "keys", "labels", "masks", "params", "q_batches", "replay_operations", "schedules", "tensors",
+    "transitions", "trees", "twin_trees", "uniforms", "words",
+]  # fmt: skip
 
 _CORNERS = (0.0, 1.0, -1.0, 0.5, 2.0**-23, -1e-6, 100.0)
 
@@ -55,12 +73,15 @@ def keys(draw: st.DrawFn, shape: Sequence[int] = ()) -> Tensor:
 
 @st.composite
 def masks(draw: st.DrawFn, shape: Sequence[int], at_least_one: bool = True) -> Tensor:
-    """Masks of legal actions, bool `shape` = [..., A], with at least one legal in every row unless told otherwise."""
+    """Masks of legal actions, bool `shape` = [..., A], with at least one legal in every row unless told otherwise: then
+    rows where nothing is are common. So are rows where all is.
+    """
     legal = _filled(draw, st.booleans(), shape, torch.bool)
+    legal |= _filled(draw, st.sampled_from([False, False, True]), (*shape[:-1], 1), torch.bool)
     if at_least_one:
         one = _filled(draw, st.integers(0, shape[-1] - 1), shape[:-1], torch.int64)
-        legal = legal | (one.unsqueeze(-1) == torch.arange(shape[-1]))
-    return legal
+        return legal | (one.unsqueeze(-1) == torch.arange(shape[-1]))
+    return legal & _filled(draw, st.sampled_from([True, True, False]), (*shape[:-1], 1), torch.bool)
 
 
 @st.composite
@@ -98,6 +119,17 @@ def transitions(
     )
 
 
+@st.composite
+def labels(
+    draw: st.DrawFn, max_batch: int = 4, max_classes: int = 5, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """`(logits [B, K], labels [B])`, labels int64 in [0, K); ties are common, and logits whose `exp` overflows."""
+    batch, classes = draw(st.integers(1, max_batch)), draw(st.integers(1, max_classes))
+    numbers = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1e4, -1e4]), st.floats(-10.0, 10.0, width=32))
+    logits = _filled(draw, numbers, (batch, classes), dtype)
+    return logits, _filled(draw, st.integers(0, classes - 1), (batch,), torch.int64)
+
+
 def replay_operations(capacity: int, max_operations: int = 12) -> st.SearchStrategy[list[int | Tensor]]:
     """What `laws.replay_like_deque` performs: a number of rows to add, at most `capacity`, or words [B] to sample."""
     adds = st.one_of(st.just(1), st.just(capacity), st.integers(1, capacity))
@@ -114,6 +146,95 @@ def params(draw: st.DrawFn, max_layers: int = 2, max_size: int = 3, dtype: torch
         result[f"{2 * i}.weight"] = draw(tensors((n, m), -2.0, 2.0, dtype))
         result[f"{2 * i}.bias"] = draw(tensors((n,), -2.0, 2.0, dtype))
     return result
+
+
+class Pair(NamedTuple):
+    """The NamedTuple that `trees` nests."""
+
+    first: Any
+    second: Any
+
+
+def trees(
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.int64, torch.bool), max_leaves: int = 5
+) -> st.SearchStrategy[Any]:
+    """Nests of dicts, lists, tuples and NamedTuples, empty ones and bare leaves included, with tensors of `dtypes`
+    [], [0], [1], [3] and [2, 3] at the leaves; floats are finite.
+    """
+    kinds = st.tuples(st.sampled_from([(), (0,), (1,), (3,), (2, 3)]), st.sampled_from(dtypes))
+    return st.recursive(kinds.flatmap(lambda kind: _leaf(*kind)), _nested, max_leaves=max_leaves)
+
+
+@st.composite
+def twin_trees(
+    draw: st.DrawFn,
+    dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.int64, torch.bool),
+    max_leaves: int = 5,
+) -> tuple[Any, Any]:
+    """Two of `trees` with one structure, and one shape and dtype a leaf; each has numbers of its own."""
+    first = draw(trees(dtypes, max_leaves))
+    return first, tree.map(lambda x: draw(_leaf(x.shape, x.dtype)), first)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dqn.Config:
+    """Small programs: at most 4 environments, 8 rows a batch and 24 rows of replay. A replay that one batch or one step
+    fills, no warm-up and soft target copies are common.
+    """
+    num_envs, batch_size = draw(st.integers(1, 4)), draw(st.integers(1, 8))
+    updates, least = draw(st.integers(1, 3)), max(num_envs, batch_size)
+    return dqn.Config(
+        num_envs=num_envs,
+        steps_per_cycle=draw(st.integers(1, 3)),
+        updates_per_cycle=updates,
+        batch_size=batch_size,
+        capacity=draw(st.one_of(st.just(least), st.integers(least, 24))),
+        learning_starts=draw(st.one_of(st.just(0), st.integers(0, 20))),
+        target_period=updates * draw(st.one_of(st.just(0), st.integers(0, 3))),
+    )
+
+
+_VALUES = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0, width=32))
+_DECAYS = st.one_of(st.just(1.0), st.floats(0.5, 1.0, width=32))
+_STEPS = st.one_of(st.just(1), st.integers(1, 1000))
+_SCHEDULES: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
+    constant: {"value": _VALUES},
+    linear: {"start": _VALUES, "end": _VALUES, "steps": st.one_of(st.just(0), _STEPS)},
+    polynomial: {"start": _VALUES, "steps": _STEPS, "power": st.sampled_from([0.5, 1.0, 2.0]), "end": _VALUES},
+    exponential: {"start": _VALUES, "decay": _DECAYS},
+    staircase: {"start": _VALUES, "decay": _DECAYS, "every": _STEPS},
+    milestones: {"start": _VALUES, "decay": _DECAYS, "milestones": st.lists(_STEPS, max_size=3)},
+    cosine: {"start": _VALUES, "end": _VALUES, "steps": _STEPS},
+    cosine_restarts: {"start": _VALUES, "end": _VALUES, "steps": _STEPS, "growth": st.integers(1, 3)},
+    one_cycle: {"peak": _VALUES, "steps": st.integers(10, 1000)},
+}
+"""What each schedule's constants are drawn from."""
+
+
+def schedules() -> st.SearchStrategy[Schedule]:
+    """Functions of a tensor step [...], counts from 0, to values [...] in [0, 1]: one of `fdqn.schedules` with its
+    constants bound. Where a schedule takes a number of steps, one step is common, and for `linear` none.
+    """
+    return st.one_of([st.builds(partial, st.just(f), **constants) for f, constants in _SCHEDULES.items()])
+
+
+@st.composite
+def _leaf(draw: st.DrawFn, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Finite floats, integers in [0, 100] or booleans."""
+    if dtype.is_floating_point:
+        return draw(tensors(shape, dtype=dtype))
+    return _filled(draw, st.one_of(st.booleans(), st.integers(0, 100)), shape, dtype)
+
+
+def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """One container more around what `inner` makes."""
+    several = st.lists(inner, max_size=3)
+    return st.one_of(
+        several,
+        several.map(tuple),
+        st.dictionaries(st.sampled_from(["a", "b", "0.weight"]), inner, max_size=3),
+        st.builds(Pair, inner, inner),
+    )
 
 
 def _filled(draw: st.DrawFn, numbers: st.SearchStrategy, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

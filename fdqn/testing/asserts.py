@@ -1,0 +1,168 @@
+"""Assertions about trees of tensors and about how a function compiles.
+
+Each raises AssertionError naming the leaf, the place in it, what was expected and what came.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fdqn import check, tree
+
+__all__ = [
+    "assert_compiles_once", "assert_finite", "assert_no_graph_break", "assert_same_structure", "assert_shapes",
+    "assert_trees_close", "assert_trees_equal", "one_graph",
+]  # fmt: skip
+
+# Trees
+
+
+def assert_trees_equal(expected: Any, got: Any, name: str = "") -> None:
+    """Same structure, shapes, dtypes, devices and numbers, exactly; NaN equals NaN."""
+    assert_trees_close(expected, got, atol=0.0, rtol=0.0, name=name)
+
+
+def assert_trees_close(expected: Any, got: Any, atol: float, rtol: float = 0.0, name: str = "") -> None:
+    """Same structure, shapes, dtypes and devices; `|got - expected| <= atol + rtol * |expected|` for floats, equal for
+    others. NaN equals NaN and an infinity equals itself. `name` begins the message, before the leaf's path.
+    """
+    assert_same_structure(expected, got, name)
+    for path, a, b in zip(tree.paths(expected), tree.leaves(expected), tree.leaves(got), strict=True):
+        leaf = f"{name}{path or 'value'}"
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            assert a == b, f"{leaf}: expected {a!r}, got {b!r}"
+            continue
+        assert a.shape == b.shape, f"{leaf}: expected shape {list(a.shape)}, got {list(b.shape)}"
+        assert a.dtype == b.dtype, f"{leaf}: expected {a.dtype}, got {b.dtype}"
+        assert a.device == b.device, f"{leaf}: expected it on {a.device}, got it on {b.device}"
+        same = a == b
+        if a.is_floating_point():
+            same |= (a.isnan() & b.isnan()) | ((b - a).abs() <= atol + rtol * a.abs()) & a.isfinite()
+        if not same.all():
+            where = _first(~same)
+            raise AssertionError(
+                f"{name}{path}{list(where)}: expected {a[where].item()!r}, got {b[where].item()!r}; "
+                f"{int((~same).sum())} of {same.numel()} numbers differ (atol {atol:g}, rtol {rtol:g})"
+            )
+
+
+def assert_same_structure(expected: Any, got: Any, name: str = "") -> None:
+    """The same nest of the same containers around the leaves; what the leaves are does not matter."""
+    if tree.structure(expected) == tree.structure(got):
+        return
+    ours, theirs = tree.paths(expected), tree.paths(got)
+    missing, extra = ([x for x in one if x not in other] for one, other in ((ours, theirs), (theirs, ours)))
+    if missing or extra:
+        raise AssertionError(
+            f"{name}expected the same structure; missing {missing or 'nothing'}, extra {extra or 'nothing'}"
+        )
+    nests = [tree.map(lambda _: "*", x) for x in (expected, got)]
+    raise AssertionError(f"{name}expected structure {nests[0]}, got {nests[1]}")
+
+
+def assert_shapes(spec: Any, *tensors: Any) -> None:
+    """Tensors fit a line of `check.shapes`, or one tree of tensors a tree of such shapes.
+
+        assert_shapes("q[B A] legal[B A]", q, legal)
+        assert_shapes({"weight": "[N M]", "bias": "[N]"}, params)
+
+    A letter is one size throughout, `...` the same leading axes throughout.
+    """
+    try:
+        if isinstance(spec, str):
+            check.shapes(spec, *tensors)
+        else:
+            (given,) = tensors
+            assert_same_structure(spec, given)
+            check.fit(tree.paths(given), [str(x).strip("[]") for x in tree.leaves(spec)], tree.leaves(given))
+    except (ValueError, TypeError) as error:
+        raise AssertionError(str(error)) from None
+
+
+def assert_finite(x: Any, name: str = "") -> None:
+    """No NaN and no infinity in any leaf that holds numbers."""
+    for path, leaf in zip(tree.paths(x), tree.leaves(x), strict=True):
+        if not isinstance(leaf, Tensor | float):
+            continue
+        numbers = torch.as_tensor(leaf)
+        wrong = ~numbers.isfinite()
+        if wrong.any():
+            where = _first(wrong)
+            raise AssertionError(
+                f"{name}{path}{list(where)}: expected a finite number, got {numbers[where].item()!r}; "
+                f"{int(wrong.sum())} of {wrong.numel()} numbers are not finite"
+            )
+
+
+def _first(found: Tensor) -> tuple[int, ...]:
+    """The index of the first true element."""
+    return tuple(found.nonzero()[0].tolist())
+
+
+# Compiling
+
+
+def one_graph(f: Callable[..., Any], backend: str = "aot_eager") -> Callable[..., Any]:
+    """`f` through `torch.compile`, one graph for each signature. Nothing that was compiled of `f` before counts.
+
+    A call raises AssertionError with the reason and the line where the graph would break.
+    """
+    fast = torch.compile(_unseen(f), fullgraph=True, dynamic=False, backend=backend)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with torch._dynamo.config.patch(recompile_limit=1_000):  # eight signatures are few for generated inputs
+                return fast(*args, **kwargs)
+        except torch._dynamo.exc.Unsupported as error:
+            raise AssertionError(
+                f"expected one graph, got a break{_where(error)}: {str(error).splitlines()[0]}"
+            ) from error
+
+    return call
+
+
+def assert_no_graph_break(f: Callable[..., Any], *args: Any) -> None:
+    """`torch.compile` makes one graph of `f(*args)`; else the reason and, where known, the line of the break."""
+    one_graph(f, "eager")(*args)
+
+
+def assert_compiles_once(f: Callable[..., Any], *calls: tuple[Any, ...], backend: str = "aot_eager") -> list[Any]:
+    """The one graph that `torch.compile` makes for the first of `calls`, tuples of arguments, serves them all; else the
+    guard that failed. Returns what the calls answered.
+    """
+    assert calls, "calls: expected a tuple of arguments for each, got none"
+    fast, answers = one_graph(f, backend), []
+    for i, args in enumerate(calls):
+        assert isinstance(args, tuple), f"call {i}: expected a tuple of arguments, got {type(args).__name__}"
+        try:
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                answers.append(fast(*args))
+        except torch._dynamo.exc.RecompileError as error:
+            guard = re.search(r"\d+/\d+: ([^#\n]*)", str(error))
+            reason = guard[1].strip() if guard else str(error)
+            raise AssertionError(f"call {i}: expected the graph of call 0, got another; guard: {reason}") from None
+    return answers
+
+
+def _unseen(f: Callable[..., Any]) -> Callable[..., Any]:
+    """`f` behind code that the compiler has not met: what it compiled it keeps with the code object."""
+
+    def unseen(*args: Any, **kwargs: Any) -> Any:
+        return f(*args, **kwargs)
+
+    return FunctionType(unseen.__code__.replace(), unseen.__globals__, closure=unseen.__closure__)
+
+
+def _where(error: Any) -> str:
+    """The line that a compiler's error is about, the innermost that is not torch's own; nothing if it is not known."""
+    stack = list(getattr(error, "real_stack", None) or [])
+    own = [frame for frame in stack if not frame.filename.startswith(os.path.dirname(torch.__file__))]
+    if not stack:
+        return ""
+    frame = (own or stack)[-1]
+    return f" at {frame.filename}:{frame.lineno} in {frame.name}, `{frame.line}`"

@@ -1,0 +1,140 @@
+"""One test, many ways to run what it tests: plain, under vmap, compiled, on a GPU.
+
+    @variants("eager", "compiled")
+    def test_huber_is_even(variant):
+        huber = variant(losses.huber)
+        assert torch.equal(huber(torch.ones(3)), huber(-torch.ones(3)))
+
+The only file that imports pytest.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from fdqn import tree
+from fdqn.testing.asserts import assert_trees_close, one_graph
+
+__all__ = ["variants"]
+
+Function = Callable[..., Any]
+
+
+def variants(*names: str) -> Callable[[Function], Function]:
+    """A decorator: the test runs once a name, by default all, and its argument `variant` makes of a function another of
+    the same signature:
+
+    - `eager`: the function itself;
+    - `vmapped`: under vmap, see `_vmapped`;
+    - `compiled`: one graph, by a backend that is quick to compile with, AssertionError where the graph breaks;
+    - `cuda`: arguments go to the GPU, answers come back; skipped where there is none.
+
+    A test that does not call what `variant` answered fails. Stands above or below hypothesis' `given`; compiling takes
+    longer than its deadline, so set that to None.
+
+    Raises ValueError for a name it does not know, TypeError for a test without the argument.
+    """
+    for name in names:
+        if name not in _ALL:
+            raise ValueError(f"variants: expected some of {list(_ALL)}, got {name!r}")
+    parameters = [pytest.param(name, marks=_MARKS.get(name, ())) for name in names or _ALL]
+
+    def decorate(test: Function) -> Function:
+        if "variant" not in inspect.signature(test).parameters:
+            raise TypeError(
+                f"{test.__name__}: expected an argument `variant`, got {list(inspect.signature(test).parameters)}"
+            )
+
+        # Once for all examples of a test: the same function is compiled once for each signature.
+        transformed = functools.lru_cache(lambda variant, f: _ALL[variant](f))
+
+        @functools.wraps(test)
+        def watched(*args: Any, variant: str, **kwargs: Any) -> None:
+            made = called = False
+
+            def make(f: Function) -> Function:
+                nonlocal made
+                made = True
+                other = transformed(variant, f)
+
+                @functools.wraps(f)
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    nonlocal called
+                    called = True
+                    return other(*args, **kwargs)
+
+                return call
+
+            test(*args, variant=make, **kwargs)
+            assert made, f"{test.__name__}[{variant}]: expected a call of `variant`, got none: it tests no variant"
+            assert called, f"{test.__name__}[{variant}]: expected a call of what `variant` answered, got none"
+
+        return pytest.mark.parametrize("variant", parameters)(watched)
+
+    return decorate
+
+
+def _vmapped(f: Function) -> Function:
+    """`f` under vmap, every tensor among the arguments twice along a new leading axis; answers with the first lane.
+
+    Raises AssertionError where the two lanes differ, ValueError where no argument is a tensor.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = args, kwargs
+        answer: Any = None
+
+        def lane(*tensors: Tensor) -> list[Tensor]:
+            nonlocal answer
+            args, kwargs = _with_tensors(given, iter(tensors))
+            answer = f(*args, **kwargs)
+            return _tensors(answer)
+
+        inputs = [torch.stack([x, x]) for x in _tensors(given)]
+        if not inputs:
+            raise ValueError("vmapped: expected a tensor among the arguments, got none")
+        outputs = vmap(lane)(*inputs)
+        first, second = ([x[i] for x in outputs] for i in range(2))
+        assert_trees_close(first, second, 1e-6, 1e-5, "second of two lanes alike: ")
+        return _with_tensors(answer, iter(first))
+
+    return call
+
+
+def _cuda(f: Function) -> Function:
+    """`f` on a GPU: arguments go there, answers come back."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _map(Tensor.cuda, (args, kwargs))
+        return _map(Tensor.cpu, f(*args, **kwargs))
+
+    return call
+
+
+_ALL: dict[str, Callable[[Function], Function]] = {
+    "eager": lambda f: f,
+    "vmapped": _vmapped,
+    "compiled": one_graph,
+    "cuda": _cuda,
+}
+_MARKS = {"cuda": pytest.mark.skipif(not torch.cuda.is_available(), reason="the cuda variant needs a CUDA device")}
+
+
+def _map(f: Callable[[Tensor], Any], x: Any) -> Any:
+    """`f` on the leaves that are tensors."""
+    return tree.map(lambda leaf: f(leaf) if isinstance(leaf, Tensor) else leaf, x)
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
+
+
+def _with_tensors(x: Any, tensors: Iterator[Tensor]) -> Any:
+    """The tree with other tensors in the places of its own."""
+    return _map(lambda _: next(tensors), x)

@@ -1,0 +1,164 @@
+"""Every law of a whole program holds for what is right and rejects a planted bug, in the words that name it."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from plants import naive, rejects
+
+from fdqn import compile as edge
+from fdqn import random, replay, train, tree
+from fdqn.testing import examples, programs
+from fdqn.types import Network
+
+
+def moving_parts(state):
+    return state.learner.params, state.obs, state.replay.rows.obs
+
+
+def shared_key(noise):
+    def of_the_first_lane(program, keys, first, cycles):
+        return noise(program, keys[:1].expand_as(keys), first, cycles)
+
+    return of_the_first_lane
+
+
+def chunk_noise(program, keys, first, cycles):
+    """All numbers of a chunk from the key of its first cycle."""
+    shape = train.noise(program, keys, first, cycles)
+    key = random.fold_in(keys, first)
+    act, env = (
+        random.uniform(random.fold_in(key, i), (cycles, *x.shape[2:])).transpose(0, 1) for i, x in enumerate(shape[:2])
+    )
+    return train.Noise(act, env, random.bits(random.fold_in(key, 2), (cycles, *shape.sample.shape[2:])).transpose(0, 1))
+
+
+def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
+    program, (hyper, keys) = examples.program(), examples.lanes(3)
+    programs.lanes(
+        lambda hyper, keys: train.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0
+    )
+    noise = shared_key(train.noise)
+    with rejects("lane 1 of 3"):
+        programs.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
+    monkeypatch.setattr(train, "noise", noise)
+    with rejects("lane 1 of 3"):
+        programs.lanes(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
+
+
+def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
+    program, (hyper, keys) = examples.program(), examples.lanes(3)
+    same_start = program._replace(network=Network(lambda key: program.network.init(key * 0), program.network.apply))
+    with rejects(r"lane 1\[.0.weight.\]: expected a change with its key"):
+        programs.lanes(
+            lambda hyper, keys: train.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
+        )
+    same = [0, 1, 0]
+    with rejects("lanes 0 and 2.*expected them to differ"):
+        programs.lanes(lambda hyper, keys: random.bits(keys, (4,)), tree.index(hyper, same), keys[same], atol=0, rtol=0)
+    with rejects("lane 1 of 3"):
+        programs.lanes(lambda hyper, keys: random.normal(keys, (4,)).cumsum(0), hyper, keys)
+
+    def mixed(hyper, keys):  # invisible alone, and in floats that tolerance forgives
+        x = random.normal(keys, (4,), torch.float64)
+        return x + 1e-13 * (x - x.mean(0)) * (len(x) > 1)
+
+    with rejects("lanes whose key did not change"):
+        programs.lanes(mixed, hyper, keys)
+
+
+def test_chunks_rejects_noise_that_depends_on_the_chunk():
+    program, (_, keys) = examples.program(), examples.lanes(2)
+    programs.chunks(program, keys)
+    with rejects("noise drawn at once"):
+        programs.chunks(program, keys, noise=chunk_noise)
+
+    def frozen(program, keys, first, cycles):
+        return tree.stack(tree.index(train.noise(program, keys, 0, 1), 0) for _ in range(cycles))
+
+    with rejects("expected new noise"):
+        programs.chunks(program, keys, noise=frozen)
+
+
+def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
+    programs.metrics(examples.program(steps_per_cycle=2), *examples.lanes(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda old, new, step: new._replace(running=new.running + step.reward * 0.5), "returned|last returns|running"),
+        (lambda old, new, step: new._replace(episodes=old.episodes + step.terminated.sum()), "episodes"),
+        (lambda old, new, step: new._replace(returned=new.returned + 1), "returned"),
+        (lambda old, new, step: new._replace(running=old.running + step.reward), "last returns|returned"),
+        (lambda old, new, step: new._replace(returns=old.returns), "last returns"),
+    ],
+)
+def test_metrics_plants(monkeypatch, change, match):
+    program, (hyper, keys) = examples.program(steps_per_cycle=2), examples.lanes(2)
+    right = train.count_episodes
+    monkeypatch.setattr(train, "count_episodes", lambda old, step: change(old, right(old, step), step))
+    with rejects(match):
+        programs.metrics(program, hyper, keys)
+
+
+def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
+    right = train.count_episodes
+    monkeypatch.setattr(train, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
+    with rejects("lane 0, running: "):
+        programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
+
+
+def test_metrics_rejects_rewards_that_change_on_their_way_into_replay(monkeypatch):
+    right = replay.transition
+    monkeypatch.setattr(replay, "transition", lambda obs, a, step: right(obs, a, step._replace(reward=step.reward / 2)))
+    with rejects(r"reward of stored rows from 0: \[0, 0\]: expected 1.0, got 0.5"):
+        programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
+
+
+def test_resumed_rejects_a_checkpoint_that_forgets():
+    program, (hyper, keys) = examples.program(), examples.lanes(2)
+    start, run = train.init(program, hyper, keys), partial(programs.advance, program)
+    programs.resumed(run, start, 6, 5)
+    fresh = tree.clone(start)
+    forgotten = {
+        "opt_state": lambda s: s._replace(learner=s.learner._replace(opt_state=fresh.learner.opt_state)),
+        "target": lambda s: s._replace(learner=s.learner._replace(target_params=s.learner.params)),
+        "replay": lambda s: s._replace(replay=fresh.replay),
+        "running returns": lambda s: s._replace(metrics=fresh.metrics),
+        "half precision": lambda s: s._replace(learner=tree.cast(tree.cast(s.learner, torch.bfloat16), torch.float32)),
+        "environment": lambda s: s._replace(env_state=fresh.env_state, obs=fresh.obs),
+    }
+    for through in forgotten.values():
+        with rejects("resumed after 7 of 12"):
+            programs.resumed(run, start, 7, 5, through)
+
+
+def test_naive_donation_is_rejected():
+    start = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
+
+    def swap(state):
+        return {"params": state["target"], "target": state["params"]}
+
+    def copy(state):
+        return {"params": state["params"] + 1, "target": state["params"]}
+
+    for f in (swap, copy):
+        programs.donated(f, start)
+        with rejects("call 1"):
+            programs.donated(f, start, donate=naive)
+    with rejects("call 1, the donated state: "):  # not donated at all
+        programs.donated(copy, start, donate=lambda f: f)
+    with rejects("expected the old storage, got other storage"):  # the state is written over, the answer is a copy
+        programs.donated(copy, start, donate=lambda f: lambda state: tree.clone(edge.donate(f)(state)))
+
+
+def test_laws_need_neither_hypothesis_nor_pytest():
+    code = (
+        "import sys; sys.modules['hypothesis'] = sys.modules['pytest'] = None\n"
+        "from fdqn.testing import examples, programs\n"
+        "programs.chunks(examples.program(), examples.lanes(2)[1])"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
