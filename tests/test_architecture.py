@@ -146,7 +146,7 @@ def test_the_core_uses_no_generator_prints_nothing_and_writes_nothing_in_place(p
 
 
 def test_the_one_generator_is_there():
-    module = parsed(ROOT / "networks.py")
+    module = parsed(ROOT / "networks" / "modules.py")
     assert "torch.default_generator.manual_seed" in set(said(module))
 
 

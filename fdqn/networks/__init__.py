@@ -1,0 +1,23 @@
+"""Networks as `init/apply` pairs. Parameters carry the names of the equivalent `nn.Module`'s `state_dict`.
+
+`init` is batched over the leading axes of its key, so one call makes the parameters of all lanes; `apply` takes one
+lane's parameters and observations with any leading axes. `layers` has the networks of our own, `modules` what makes one
+of any module, `state_dict` what brings parameters in and out.
+"""
+
+from fdqn.networks.layers import dueling_mlp, mlp, nature
+from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
+from fdqn.networks.state_dict import load, starting_from, to_module
+
+__all__ = [
+    "NetworkWithDropout",
+    "dropout",
+    "dueling_mlp",
+    "from_module",
+    "from_module_with_dropout",
+    "load",
+    "mlp",
+    "nature",
+    "starting_from",
+    "to_module",
+]

@@ -1,0 +1,148 @@
+"""Networks of linear and convolutional layers, in the names, initial distribution and outputs of `nn.Sequential`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fdqn import check, random
+from fdqn.networks.state_dict import difference
+from fdqn.types import Network, Params
+
+
+def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
+    """Linear layers with ReLU between: `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and
+    outputs. Without hidden layers it is one linear layer, named "0".
+
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1, and `apply` for
+    parameters or observations of other names, shapes or devices; so do the networks below.
+    """
+    event = _event(obs_shape)
+    # nn.Sequential counts the ReLUs too, so linear layer i stands at place 2 i.
+    sizes = pairwise(_sizes(math.prod(event), hidden, actions))
+    layers = {f"{2 * i}": (n, m) for i, (m, n) in enumerate(sizes)}
+    return Network(partial(_init_layers, layers), partial(_apply_mlp, event, layers))
+
+
+def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
+    """An MLP whose last layer gives the state's value and each action's advantage.
+
+        q = value + advantage - mean of advantage
+
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1.
+    Wang et al. 2016, https://arxiv.org/abs/1511.06581
+    """
+    event = _event(obs_shape)
+    *trunk, actions = _sizes(math.prod(event), hidden, actions)
+    layers = {f"trunk.{2 * i}": (n, m) for i, (m, n) in enumerate(pairwise(trunk))}
+    layers |= {"value": (1, trunk[-1]), "advantage": (actions, trunk[-1])}
+    return Network(partial(_init_layers, layers), partial(_apply_dueling_mlp, event, layers))
+
+
+def nature(obs_shape: Sequence[int], actions: int) -> Network:
+    """The convolutional network of the Nature DQN, for frames [channels, height, width] of 0 to 255.
+
+    Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for frames below 36 x 36.
+    Mnih et al. 2015, https://doi.org/10.1038/nature14236
+    """
+    channels, height, width = _event(obs_shape, rank=3)
+    if min(height, width) < 36:
+        raise ValueError(f"obs_shape: expected frames of at least 36 x 36, got {height} x {width}")
+    if actions < 1:
+        raise ValueError(f"actions: expected at least 1, got {actions}")
+    features = 64 * math.prod(((n - 8) // 4 - 3) // 2 - 1 for n in (height, width))
+    layers = {
+        "0": (32, channels, 8, 8),
+        "2": (64, 32, 4, 4),
+        "4": (64, 64, 3, 3),
+        "7": (512, features),
+        "9": (actions, 512),
+    }
+    return Network(partial(_init_layers, layers), partial(_apply_nature, (channels, height, width), layers))
+
+
+# The shape of each layer's weight under the layer's name.
+_Layers = Mapping[str, tuple[int, ...]]
+
+
+def _apply_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    *hidden, last = layers
+    x = _flat(_checked(event, layers, params, obs), len(event))
+    for name in hidden:
+        x = _linear(params, name, x).relu()
+    return _linear(params, last, x)
+
+
+def _apply_dueling_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    *trunk, _, _ = layers
+    x = _flat(_checked(event, layers, params, obs), len(event))
+    for name in trunk:
+        x = _linear(params, name, x).relu()
+    value, advantage = _linear(params, "value", x), _linear(params, "advantage", x)
+    return value + advantage - advantage.mean(-1, keepdim=True)
+
+
+def _apply_nature(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    frames = _checked(event, layers, params, obs)
+    x = frames.reshape(-1, *event) / 255.0
+    for name, stride in (("0", 4), ("2", 2), ("4", 1)):
+        x = F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride).relu()
+    x = _linear(params, "9", _linear(params, "7", x.flatten(1)).relu())
+    return x.reshape(*frames.shape[: frames.ndim - 3], x.shape[-1])
+
+
+def _linear(params: Params, name: str, x: Tensor) -> Tensor:
+    return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def _flat(obs: Tensor, axes: int) -> Tensor:
+    return obs.reshape(*obs.shape[: obs.ndim - axes], math.prod(obs.shape[obs.ndim - axes :]))
+
+
+def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    """Observations in the parameters' dtype, where both are what the network takes."""
+    check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
+    expected = dict(item for name, shape in layers.items() for item in _shapes(name, shape))
+    if expected != (given := {name: tuple(x.shape) for name, x in params.items()}):
+        are_lanes = expected == {name: shape[1:] for name, shape in given.items()}
+        hint = "; many lanes go through vmap(network.apply)" if are_lanes else ""
+        raise ValueError(f"params: {difference(expected, given)}{hint}")
+    weight = params[next(iter(expected))]
+    if obs.device != weight.device:
+        raise ValueError(f"obs: expected it on the parameters' device {weight.device}, got {obs.device}")
+    return obs.to(weight.dtype)
+
+
+def _shapes(layer: str, weight: tuple[int, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return (f"{layer}.weight", weight), (f"{layer}.bias", weight[:1])
+
+
+def _init_layers(layers: _Layers, key: Tensor) -> Params:
+    """Weights and biases uniform in +-1 / sqrt(inputs), as `nn.Linear` and `nn.Conv2d` begin."""
+    params = {}
+    for i, (name, shape) in enumerate(layers.items()):
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        weight, bias = random.split(random.fold_in(key, i)).unbind(-2)
+        params[f"{name}.weight"] = (2 * random.uniform(weight, shape) - 1) * bound
+        params[f"{name}.bias"] = (2 * random.uniform(bias, shape[:1]) - 1) * bound
+    return params
+
+
+def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int, ...]:
+    event = (obs_shape,) if isinstance(obs_shape, int) else tuple(obs_shape)
+    if not event or min(event) < 1 or (rank is not None and len(event) != rank):
+        expected = "one or more" if rank is None else str(rank)
+        raise ValueError(f"obs_shape: expected {expected} sizes of at least 1, got {event}")
+    return event
+
+
+def _sizes(inputs: int, hidden: Sequence[int], actions: int) -> list[int]:
+    if not isinstance(hidden, Sequence) or not all(isinstance(n, int) for n in (*hidden, actions)):
+        raise TypeError(f"hidden, actions: expected whole numbers, several and one, got {hidden!r}, {actions!r}")
+    sizes = [inputs, *hidden, actions]
+    if min(sizes) < 1:
+        raise ValueError(f"hidden, actions: expected sizes of at least 1, got {list(hidden)}, {actions}")
+    return sizes

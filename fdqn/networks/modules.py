@@ -1,0 +1,165 @@
+"""Any `nn.Module` as a pure function of its parameters, and, where it drops out, of a key."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.overrides import TorchFunctionMode
+
+from fdqn import check, random, tree
+from fdqn.types import Network, Params, Scalar
+
+
+class NetworkWithDropout(NamedTuple):
+    """`init(key [..., 2]) -> Params [...]` and `apply(params, obs [..., *O], key [2]) -> q [..., A]`."""
+
+    init: Callable[[Tensor], Params]
+    apply: Callable[[Params, Tensor, Tensor], Tensor]
+
+
+def from_module(factory: Callable[[], nn.Module]) -> Network:
+    """Any module as a pure function of its parameters, in evaluation mode: dropout is off.
+
+    `factory` makes the module; `init` calls it once a lane, so a lane begins as the module does. Buffers are constants,
+    those of one module for all lanes, on the parameters' device and, where floating, in their dtype. Shapes are the
+    module's own.
+
+    Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
+    writes a buffer: hidden state has no place in a function of parameters and observation.
+    """
+    skeleton, constants = _skeleton(factory)
+    return Network(partial(_init_module, factory, constants), partial(_apply_module, skeleton.eval(), constants))
+
+
+def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDropout:
+    """The same in training mode: dropout is on, its chance an argument.
+
+    `apply(params, obs, key)` gives the n-th call of `F.dropout`, counted from 0, the uniforms of `fold_in(key, n)`:
+    the same key drops the same. No generator is used. Lanes and samples that are to drop their own need keys of their
+    own. In a compiled program a call costs a cipher, which takes a C++ compiler some seconds.
+
+    Raises TypeError as `from_module` does, and for other layers that draw random numbers.
+    """
+    skeleton, constants = _skeleton(factory)
+    inside = (nn.RNNBase, nn.MultiheadAttention)
+    if hidden := [name for name, m in skeleton.named_modules() if isinstance(m, inside) and m.dropout > 0]:
+        raise TypeError(
+            f"factory: expected dropout in layers of its own, got it inside {hidden}; make them with dropout=0 and put "
+            "nn.Dropout before or after"
+        )
+    apply = partial(_apply_module, skeleton.train(), constants)
+
+    def apply_with_dropout(params: Params, obs: Tensor, key: Tensor) -> Tensor:
+        check.shapes("key[2]", key)
+        with _Dropping(key):
+            return apply(params, obs)
+
+    return NetworkWithDropout(partial(_init_module, factory, constants), apply_with_dropout)
+
+
+def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
+    """Dropout with its chance as an argument; `torch.nn.functional.dropout`. The mean is kept.
+
+        0 where u < rate, x / (1 - rate) elsewhere
+
+    Shapes: x, uniforms u and the result [...]. Raises ValueError for a number outside [0, 1): 1 would leave nothing.
+    Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
+    """
+    check.shapes("x[...] u[...]", x, u)
+    if not isinstance(rate, Tensor) and not 0 <= rate < 1:
+        raise ValueError(f"rate: expected a number in [0, 1), got {rate}")
+    return (torch.where(u < rate, 0.0, x) / (1 - rate)).to(x.dtype)
+
+
+def _made(factory: Callable[[], nn.Module], key: Tensor) -> nn.Module:
+    """What `factory` makes under a fork of PyTorch's generator, seeded from `key`: the one place that touches it."""
+    # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
+        torch.default_generator.manual_seed(int(random.bits(key)))
+        return factory()
+
+
+# The constants of a module on each device that lanes were made on.
+_Constants = dict[torch.device, Params]
+
+
+def _skeleton(factory: Callable[[], nn.Module]) -> tuple[nn.Module, _Constants]:
+    """A module whose parameters are to be replaced, and its buffers."""
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise TypeError(f"factory: expected a function that makes a module, got {type(factory).__name__}")
+    skeleton = _made(factory, random.key(0))
+    if not isinstance(skeleton, nn.Module):
+        raise TypeError(f"factory: expected it to make an nn.Module, got {type(skeleton).__name__}")
+    buffers = dict(skeleton.named_buffers())
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    if running := [name for name in buffers if name.rpartition(".")[2] in statistics]:
+        raise TypeError(f"factory: expected a module without running statistics, got {running}; use e.g. LayerNorm")
+    return skeleton, {torch.device("cpu"): {name: x.detach().cpu() for name, x in buffers.items()}}
+
+
+def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: Tensor) -> Params:
+    check.shapes("key[... 2]", key)
+    # Here and not when they are used: a copy made while tracing would be one of the trace, in every step of it.
+    if key.device not in constants:
+        constants[key.device] = {name: x.to(key.device) for name, x in constants[torch.device("cpu")].items()}
+    if key.ndim > 1:
+        return tree.stack(_init_module(factory, constants, k) for k in key)
+    return {name: p.detach().to(key.device) for name, p in _made(factory, key).named_parameters()}
+
+
+def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
+    copies = _copies(constants, [*params.values(), obs][0])
+    given = {**params, **copies}
+    q = functional_call(skeleton, given, (obs,), strict=True)
+    # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
+    # the count while it traces; there, what is written is thrown away.
+    if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
+        raise TypeError(
+            f"factory: expected a forward that writes no buffer, got one that writes {written}; pass what changes in "
+            "with obs, or leave it out"
+        )
+    return q
+
+
+def _copies(constants: _Constants, like: Tensor) -> Params:
+    """The constants on the device of `like`; floating ones in its dtype, as `module.to(dtype)` has them."""
+    there = constants.get(like.device, constants[torch.device("cpu")])
+    with torch.inference_mode(False):  # what is made in that mode does not count how often it is written to
+        moved = {name: x.to(like.device, copy=True) for name, x in there.items()}
+        return tree.cast(moved, like.dtype) if like.is_floating_point() else moved
+
+
+# What draws random numbers, but for dropout.
+_RANDOM = {
+    *("alpha_dropout", "feature_alpha_dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "rrelu", "rrelu_"),
+    *("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d", "rand", "randn", "randint", "randperm"),
+    *("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "normal", "poisson"),
+    *("bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"),
+}
+
+
+class _Dropping(TorchFunctionMode):
+    """Inside, calls of `F.dropout` are those of `dropout` with uniforms from `key`."""
+
+    def __init__(self, key: Tensor) -> None:
+        super().__init__()
+        self.key, self.calls = key, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "dropout":
+            return self._dropout(*args, **kwargs)
+        if name in _RANDOM or (name == "scaled_dot_product_attention" and any((*args[4:5], kwargs.get("dropout_p")))):
+            raise TypeError(f"factory: expected no random layers but nn.Dropout, got one that calls {name}")
+        return func(*args, **kwargs)
+
+    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training:
+            return input
+        u = random.uniform(random.fold_in(self.key, self.calls), input.shape)
+        self.calls += 1
+        return dropout(input, p, u)

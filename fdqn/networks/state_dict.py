@@ -1,0 +1,84 @@
+"""Parameters from a module and back: what `state_dict` holds is one lane's Params."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor, nn
+
+from fdqn import check, random
+from fdqn.types import Network, Params
+
+
+def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -> Params:
+    """One lane's parameters from a module's `state_dict`, whose names are `prefix` and then the network's.
+
+    The result is in the network's order, in the dtypes and on the device that came, and shares no memory with the
+    module; `starting_from` makes it every lane's start. Raises ValueError for names or shapes that are not the
+    network's and TypeError for what holds no floating-point numbers.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"state_dict: expected names with tensors, got {type(state_dict).__name__}; a module has state_dict()"
+        )
+    for name, x in state_dict.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"state_dict[{name!r}]: expected a tensor, got {type(x).__name__}")
+    own = network.init(random.key(0))
+    _check_fit(own, state_dict, prefix)
+    for name in own:
+        check.floating(f"state_dict[{prefix + name!r}]", state_dict[prefix + name])
+    return {name: state_dict[prefix + name].detach().clone() for name in own}
+
+
+def starting_from(network: Network, params: Params) -> Network:
+    """`network`, each lane of which begins as a copy of `params`, whatever its key. Raises as `load` does."""
+    return network._replace(init=partial(_init_as, network.init, load(network, params)))
+
+
+def to_module(network: Network, params: Params) -> nn.Module:
+    """A module whose `state_dict` is a copy of one lane's `params` and whose forward is `network.apply`."""
+    return _Module(network, params)
+
+
+def _init_as(init: Callable[[Tensor], Params], params: Params, key: Tensor) -> Params:
+    """Copies of `params` where and as often as `init` makes its own."""
+    return {name: params[name].to(own.device).expand_as(own).clone() for name, own in init(key).items()}
+
+
+class _Module(nn.Module):
+    def __init__(self, network: Network, params: Params) -> None:
+        super().__init__()
+        self._apply_pure = network.apply  # a name that no parameter has
+        for name, x in params.items():
+            *owners, own = name.split(".")
+            owner: nn.Module = self
+            for part in owners:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            owner.register_parameter(own, nn.Parameter(x.detach().clone()))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self._apply_pure(dict(self.named_parameters()), obs)
+
+
+def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise ValueError with what only one side has, and the prefix that would fit if one does."""
+    ours = {prefix + name: tuple(x.shape) for name, x in own.items()}
+    theirs = {name: tuple(x.shape) for name, x in given.items()}
+    if ours == theirs:
+        return
+    first = next(iter(own))
+    starts = {name.removesuffix(first) for name in theirs if name.endswith(first)} - {prefix}
+    fits = [start for start in starts if {start + name for name in own} == set(theirs)]
+    hint = "".join(f"; use prefix={start!r}" for start in fits)
+    if ours.items() < theirs.items():
+        hint = "; leave out what is no parameter, as dict(module.named_parameters()) does"
+    raise ValueError(f"state_dict: {difference(ours, theirs)}{hint}")
+
+
+def difference(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
+    """The names and shapes that only one side has."""
+    lacking = {name: list(shape) for name, shape in expected.items() if given.get(name) != shape}
+    foreign = {name: list(shape) for name, shape in given.items() if expected.get(name) != shape}
+    return f"expected the network's names and shapes, {lacking or 'no others'}; got {foreign or 'none of them'}"
