@@ -109,13 +109,14 @@ def test_a_terminal_step_has_no_future(f):
 @BOTH
 def test_messages(f):
     for name, wrong in (
+        ("q_tm1", torch.tensor(1.0)),
         ("r_t", example()["r_t"].unsqueeze(-1)),
         ("discount_t", example()["discount_t"][:1]),
         ("a_tm1", example()["a_tm1"].unsqueeze(-1)),
         ("q_t", example()["q_t"][:, :2]),
         ("legal_t", example()["legal_t"][0]),
     ):
-        with pytest.raises(ValueError, match=f"{name}: expected shape .*, got"):
+        with pytest.raises(ValueError, match=f"^{name}: expected shape .*, got"):
             f(*arguments(f, **{name: wrong}))
     with pytest.raises(TypeError, match=r"legal_t: expected torch.bool, got torch.float64"):
         f(*arguments(f, legal_t=example()["legal_t"].double()))
@@ -138,6 +139,7 @@ def test_pytorchs_losses(delta, threshold):
 def test_huber_at_zero_infinity_and_its_kink():
     delta = torch.tensor([0.0, 1.0, -1.0, torch.inf], dtype=torch.float64)
     assert losses.huber(delta).tolist() == [0.0, 0.5, 0.5, torch.inf]
+    assert losses.huber(torch.tensor(3.0)) == 2.5
     slope = grad(lambda d: losses.huber(d).sum())(delta[:3])
     torch.testing.assert_close(slope, torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64))
 
@@ -215,6 +217,8 @@ def test_cross_entropy_of_huge_and_impossible_logits():
         slope = grad(lambda x, f=f, target=target: f(x, target).sum())(logits)
         assert slope.tolist() == [[0.0, 0.0, 0.0], [0.5, -0.5, 0.0]]
     assert losses.cross_entropy_of_labels(logits, torch.tensor([2, 2])).tolist() == [torch.inf, torch.inf]
+    impossible = torch.tensor([[0.0, 0.0, 1.0], [0.5, 0.0, 0.5]], dtype=torch.float64)
+    assert losses.cross_entropy(logits, impossible).tolist() == [torch.inf, torch.inf]
 
 
 CLASSIFIER = [
@@ -271,6 +275,9 @@ def test_messages_of_a_classifiers_losses():
             f(logits[:2], torch.tensor([-1, 4]))
         with pytest.raises(TypeError, match=r"labels: expected an integer dtype, got torch.float64"):
             f(logits, labels.double())
+    for f, other in ((losses.cross_entropy, probabilities), (losses.cross_entropy_of_labels, labels)):
+        with pytest.raises(ValueError, match=r"^logits: expected shape \[... K\], got \[\]"):
+            f(torch.tensor(1.0), other)
     with pytest.raises(ValueError, match=r"labels: expected shape \[...\] with ... = \[5\], got \[4\]"):
         losses.cross_entropy_of_labels(logits, labels[:4])
     with pytest.raises(ValueError, match=r"probabilities: expected shape \[... K\] with K = 4, got \[5, 3\]"):

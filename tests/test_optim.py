@@ -105,6 +105,24 @@ def test_equals_torch_optim_on_any_tree(params, name):
     laws.optimizer(ours(1e-2), partial(theirs, lr=1e-2), steps=5, params=params)
 
 
+@EACH
+def test_a_schedule_is_asked_for_the_number_of_updates(name):
+    ours, theirs = PAIRS[name]
+    decay = partial(schedules.exponential, start=1e-2, decay=0.9)
+    laws.optimizer(ours(decay), partial(theirs, lr=1e-2), partial(T.lr_scheduler.ExponentialLR, gamma=0.9), steps=20)
+
+
+DEFAULTS = {
+    "adam": T.Adam, "adamw": T.AdamW, "adamax": T.Adamax, "nadam": in_double(T.NAdam), "radam": T.RAdam,
+    "sgd": T.SGD, "rmsprop": T.RMSprop, "centered_rmsprop": partial(T.RMSprop, centered=True), "adagrad": T.Adagrad,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_pytorchs(name):
+    laws.optimizer(getattr(optim, name)(), DEFAULTS[name], steps=20)
+
+
 def test_scheduled_rates_equal_torchs_schedulers():
     decay = partial(schedules.exponential, start=1e-2, decay=torch.tensor(0.9, dtype=torch.float64))
     laws.optimizer(
@@ -366,11 +384,11 @@ def test_messages():
         optim.apply_updates(params, tree.cast(params, torch.float32))
     for make, _ in PAIRS.values():
         opt = make(0.1)
-        with pytest.raises(ValueError, match="grads: expected the same structure"):
+        with pytest.raises(ValueError, match=r"^grads: expected the same structure"):
             opt.update(short, opt.init(params), params)
         with pytest.raises(ValueError, match=r"grads\['0.bias'\]: expected shape \[4\], got \[4, 1\]"):
             opt.update(params | {"0.bias": torch.zeros(4, 1).double()}, opt.init(params), params)
-        with pytest.raises(ValueError, match="params: expected at least one tensor"):
+        with pytest.raises(ValueError, match=r"^params: expected at least one tensor"):
             opt.init({})
     with pytest.raises(ValueError, match="nesterov: expected momentum above 0"):
         optim.sgd(0.1, nesterov=True)
@@ -422,12 +440,20 @@ def test_integer_tensors_are_no_numbers():
 
 
 @pytest.mark.parametrize(
-    "make", [optim.clip_by_global_norm, optim.clip_by_value, optim.add_decayed_weights, lambda _: optim.frozen()]
+    "make",
+    [
+        optim.clip_by_global_norm,
+        optim.clip_by_value,
+        optim.add_decayed_weights,
+        lambda _: optim.frozen(),
+        lambda x: optim.masked(optim.clip_by_value(x), is_weight),
+        lambda x: optim.grouped(lambda name: "all", all=optim.clip_by_value(x)),
+    ],
 )
 def test_transforms_refuse_trees_that_do_not_match(make):
     params, opt = examples.params(), make(1.0)
-    with pytest.raises(ValueError, match=r"grads: expected the same structure; missing .*scale"):
-        opt.update({n: x for n, x in params.items() if n != "scale"}, {}, params)
+    with pytest.raises(ValueError, match=r"^grads: expected the same structure; missing .*scale"):
+        opt.update({n: x for n, x in params.items() if n != "scale"}, opt.init(params), params)
 
 
 def test_masks_and_groups_that_fit_no_parameter():

@@ -88,6 +88,10 @@ def test_epsilon_of_each_lane():
 
 
 def test_messages():
+    with pytest.raises(ValueError, match=r"^q: expected shape \[... A\], got \[\]"):
+        policies.epsilon_greedy(torch.tensor(1.0), LEGAL, 0.1, U)
+    with pytest.raises(ValueError, match=r"^legal: expected shape \[... A\], got \[\]"):
+        policies.uniform(torch.tensor(True), U[..., 0])
     with pytest.raises(ValueError, match=r"u: expected shape \[... 2\]"):
         policies.epsilon_greedy(Q, LEGAL, 0.1, U[..., :1])
     with pytest.raises(TypeError, match=r"legal: expected torch.bool"):

@@ -76,6 +76,7 @@ def test_discount_is_0_only_where_the_task_ended(terminated, truncated, discount
     stored = replay.transition(obs, torch.tensor(1), step)
     assert stored.discount.item() == discount
     assert stored.discount.dtype == torch.float64
+    assert (int(stored.action), float(stored.reward)) == (1, 2.0)
     asserts.assert_trees_equal((obs, next_obs, ~legal), (stored.obs, stored.next_obs, stored.next_legal))
 
 
@@ -168,5 +169,5 @@ def test_messages():
         replay.add(memory, rows(1, 2)._replace(discount=torch.zeros(2, 1)))
     with pytest.raises(TypeError, match=r"words: expected an integer dtype, got torch.float32"):
         replay.sample(memory, torch.rand(2, generator=torch.Generator()))
-    with pytest.raises(ValueError, match=r"words: expected shape \[B\], got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"^words: expected shape \[B\], got \[1, 2\]"):
         replay.sample(memory, torch.zeros(1, 2, dtype=torch.int64))
