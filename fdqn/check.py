@@ -17,12 +17,16 @@ def shapes(spec: str, *tensors: Tensor) -> None:
     """Hold tensors against a line such as `"q_tm1[... A] a_tm1[...] r_t[...]"`.
 
     `...` stands for the same leading axes in every tensor, an integer for that size, a letter for one size throughout.
-    Nothing broadcasts, so a [B] beside a [B, 1] is caught.
+    Nothing broadcasts, so a [B] beside a [B, 1] is caught. All tensors are on the device of the first.
 
-    Raises TypeError for what is no tensor and ValueError for a shape that does not fit, naming the argument.
+    Raises TypeError for what is no tensor and ValueError for a shape or device that does not fit, naming the argument.
     """
     named = [entry.strip().split("[") for entry in spec.split("]")[:-1]]
-    fit([name for name, _ in named], [dims for _, dims in named], tensors)
+    names, first = [name for name, _ in named], tensors[0]
+    fit(names, [dims for _, dims in named], tensors)
+    for name, x in zip(names, tensors, strict=True):
+        if x.device != first.device:
+            raise ValueError(f"{name}: expected it on the device of {names[0]}, {first.device}, got {x.device}")
 
 
 def fit(names: Sequence[str], shapes: Sequence[str], tensors: Sequence[Tensor]) -> None:
@@ -98,7 +102,7 @@ def some_legal(name: str, legal: Tensor) -> None:
 
 
 def same(name: str, expected: Any, got: Any) -> None:
-    """Raise ValueError or TypeError, naming the leaf, unless structure, shapes and dtypes agree."""
+    """Raise ValueError or TypeError, naming the leaf, unless structure, shapes, dtypes and devices agree."""
     if tree.structure(expected) != tree.structure(got):
         missing, extra = (
             set(tree.paths(expected)) - set(tree.paths(got)),
@@ -113,6 +117,8 @@ def same(name: str, expected: Any, got: Any) -> None:
             raise ValueError(f"{name}{tree.paths(got)[i]}: expected shape {list(a.shape)}, got {list(b.shape)}")
         if a.dtype != b.dtype:
             raise TypeError(f"{name}{tree.paths(got)[i]}: expected {a.dtype}, got {b.dtype}")
+        if a.device != b.device:
+            raise ValueError(f"{name}{tree.paths(got)[i]}: expected it on {a.device}, got {b.device}")
 
 
 def _may_be_open(x: Tensor) -> bool:

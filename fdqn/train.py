@@ -138,9 +138,6 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     """
     check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields)}", keys, *hyper)
     check.integer("keys", keys)
-    for name, x in hyper._asdict().items():
-        if x.device != keys.device:
-            raise ValueError(f"hyper.{name}: expected it on the keys' device {keys.device}, got {x.device}")
     config, spec = program.config, program.env.spec
     u = random.uniform(random.fold_in(keys, random.RESET), (config.num_envs, spec.noise))
     env_state, step = vmap(program.env.reset)(u)

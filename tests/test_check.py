@@ -153,3 +153,13 @@ def test_numbers():
     check.number("x", float("inf"))
     with pytest.raises(ValueError, match="x: expected at least 0, got -1"):
         check.number("x", -1)
+
+
+def test_devices():
+    here, there = torch.zeros(2), torch.zeros(2, device="meta")
+    check.shapes("q[A] u[A]", there, there)
+    with pytest.raises(ValueError, match=r"^u: expected it on the device of q, cpu, got meta"):
+        check.shapes("q[A] u[A]", here, there)
+    check.same("grads", {"w": there}, {"w": there})
+    with pytest.raises(ValueError, match=r"^grads\['w'\]: expected it on meta, got cpu"):
+        check.same("grads", {"w": there}, {"w": here})

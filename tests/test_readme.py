@@ -36,3 +36,23 @@ def test_first_two_shell_blocks_are_one_command_each():
 @pytest.mark.parametrize("path", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
 def test_linked_files_exist(path):
     assert (Path(__file__).parents[1] / path).exists()
+
+
+def named_tests():
+    """The tests that the table names, with their files."""
+    for row in re.findall(r"^\| .* \|$", README, re.M):
+        file = "tests/test_page.py"
+        for path, name in re.findall(r"`(tests/\w+\.py)?(?:::)?(test_\w+)`", row):
+            file = path or file
+            yield file, name
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(named_tests())))
+def test_tests_that_the_table_names_exist(file, name):
+    assert f"\ndef {name}(" in (Path(__file__).parents[1] / file).read_text()
+
+
+def test_every_section_of_the_table_names_a_test():
+    table = README[README.index("| PyTorch | fdqn | test |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) > 20
+    assert all("`test_" in row or "::test_" in row for row in table)

@@ -562,5 +562,5 @@ def test_keys_and_hyper_parameters_that_do_not_fit():
     hyper, keys = examples.lanes(2)
     with pytest.raises(TypeError, match="keys: expected an integer dtype"):
         train.init(program, hyper, keys.float())
-    with pytest.raises(ValueError, match=r"hyper\.learning_rate: expected it on the keys' device cpu, got meta"):
+    with pytest.raises(ValueError, match=r"^learning_rate: expected it on the device of keys, cpu, got meta"):
         train.init(program, hyper._replace(learning_rate=hyper.learning_rate.to("meta")), keys)
