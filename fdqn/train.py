@@ -97,6 +97,20 @@ class Functions(NamedTuple):
     sync: Callable[[TrainState], TrainState]
 
 
+class Reading(NamedTuple):
+    """What the lanes say at one moment, [S] each, on the host."""
+
+    episodes: NDArray[np.int64]
+    updates: NDArray[np.int64]
+    returned: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    q: NDArray[np.float64]
+    grad_norm: NDArray[np.float64]
+    epsilon: NDArray[np.float64]
+    last_returns: NDArray[np.float32]
+    """[S, R], the ring without its spare place."""
+
+
 class Report(NamedTuple):
     """The lanes at a moment of the run. Arrays are [S]; means are over what came since the last report."""
 
@@ -121,6 +135,9 @@ class Report(NamedTuple):
     """[S, episodes], greedy returns, where an evaluation was due."""
     state: TrainState
     """The lanes themselves; under donation every report holds the same tensors."""
+    since: Reading
+    """What the next report's means are counted from: this report's, or, where it was only made because the run was
+    stopped, that of the one before, so that a resumed run goes on as if undisturbed."""
     compile_seconds: float
     """Host seconds, so far, in cycles that called a step function for the first time."""
     learning_seconds: float
@@ -279,13 +296,15 @@ def run(
     evaluate: Callable[[TrainState], NDArray[np.float64]] | None = None,
     evaluate_every: int = 0,
     stop: Callable[[], bool] = bool,
+    since: Reading | None = None,
 ) -> Iterator[Report]:
     """Train the lanes of `state` until each has taken `steps` environment steps; report on the way and at the end.
 
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
     from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most
-    CYCLES_PER_CALL cycles each, and ends the run early, with a report. Nothing happens before the first report is asked
-    for; then whatever one cycle raises on fake tensors is raised, before anything runs.
+    CYCLES_PER_CALL cycles each, and ends the run early, with a report. A run that was stopped goes on from the state
+    and `since` of that report; one that has all of its steps behind it only reports. Nothing happens before the first
+    report is asked for; then whatever one cycle raises on fake tensors is raised, before anything runs.
     """
     config = program.config
     for name, value in (("steps", steps), ("report_every", report_every)):
@@ -304,7 +323,33 @@ def run(
 
     called: set[str] = set()
     compile_seconds, learning_seconds, learning_updates = 0.0, 0.0, 0
-    first_update, since = None, _read(program, state)
+    first_update, counted = None, since or _read(program, state)
+
+    def report(evaluation: NDArray[np.float64] | None, planned: bool) -> Report:
+        nonlocal counted
+        before, read = counted, _read(program, state)
+        counted = read if planned else before
+        return Report(
+            step=number * config.env_steps,
+            episodes=read.episodes,
+            returns=_means(read.returned - before.returned, read.episodes - before.episodes),
+            last_returns=read.last_returns,
+            updates=max(0, number - warm) * config.updates_per_cycle,
+            loss=_means(read.loss - before.loss, read.updates - before.updates),
+            q=_means(read.q - before.q, read.updates - before.updates),
+            grad_norm=_means(read.grad_norm - before.grad_norm, read.updates - before.updates),
+            epsilon=read.epsilon,
+            evaluation=evaluation,
+            state=state,
+            since=counted,
+            compile_seconds=compile_seconds,
+            learning_seconds=learning_seconds,
+            learning_updates=learning_updates,
+            first_update=first_update,
+        )
+
+    if number >= last:
+        yield report(None, planned=False)
     while number < last:
         began, calls = time.perf_counter(), {"collect" if number < warm else "cycle"}
         if number == drawn:
@@ -326,9 +371,9 @@ def run(
 
         stopping = stop()
         evaluating = evaluate is not None and _is_due(number, cycles, last, config.env_steps, evaluate_every)
-        reporting = stopping or evaluating or _is_due(number, cycles, last, config.env_steps, report_every)
+        planned = evaluating or _is_due(number, cycles, last, config.env_steps, report_every)
         is_first_update = first_update is None and "cycle" in calls
-        if reporting or is_first_update or not calls <= called:
+        if planned or stopping or is_first_update or not calls <= called:
             _wait(state)  # a GPU answers before it is done
         now = time.perf_counter()
         if not calls <= called:
@@ -338,26 +383,8 @@ def run(
             learning_updates += cycles * config.updates_per_cycle
         called |= calls
         first_update = now if is_first_update else first_update
-        if reporting:
-            evaluation = evaluate(state) if evaluating and evaluate is not None else None
-            before, since = since, _read(program, state)
-            yield Report(
-                step=number * config.env_steps,
-                episodes=since.episodes,
-                returns=_means(since.returned - before.returned, since.episodes - before.episodes),
-                last_returns=since.last_returns,
-                updates=max(0, number - warm) * config.updates_per_cycle,
-                loss=_means(since.loss - before.loss, since.updates - before.updates),
-                q=_means(since.q - before.q, since.updates - before.updates),
-                grad_norm=_means(since.grad_norm - before.grad_norm, since.updates - before.updates),
-                epsilon=since.epsilon,
-                evaluation=evaluation,
-                state=state,
-                compile_seconds=compile_seconds,
-                learning_seconds=learning_seconds,
-                learning_updates=learning_updates,
-                first_update=first_update,
-            )
+        if planned or stopping:
+            yield report(evaluate(state) if evaluating and evaluate is not None else None, planned)
         if stopping:
             return
 
@@ -416,21 +443,7 @@ def _wait(state: TrainState) -> None:
         torch.cuda.synchronize(state.cycle.device)
 
 
-class _Reading(NamedTuple):
-    """What the lanes say at one moment, [S] each, on the host."""
-
-    episodes: NDArray[np.int64]
-    updates: NDArray[np.int64]
-    returned: NDArray[np.float64]
-    loss: NDArray[np.float64]
-    q: NDArray[np.float64]
-    grad_norm: NDArray[np.float64]
-    epsilon: NDArray[np.float64]
-    last_returns: NDArray[np.float32]
-    """[S, R], the ring without its spare place."""
-
-
-def _read(program: Program, state: TrainState) -> _Reading:
+def _read(program: Program, state: TrainState) -> Reading:
     """All of it in one transfer, as numbers that are exact in float64: a GPU is asked once a report."""
     metrics = state.metrics
     share = epsilon(state.hyper, state.cycle * program.config.env_steps)
@@ -439,7 +452,7 @@ def _read(program: Program, state: TrainState) -> _Reading:
         torch.cat([*(x.double().unsqueeze(-1) for x in columns), metrics.returns[:, :-1].double()], -1).cpu().numpy()
     )
     episodes, updates, returned, loss, q, grad_norm, explored = table[:, : len(columns)].T.copy()
-    return _Reading(
+    return Reading(
         episodes.astype(np.int64),
         updates.astype(np.int64),
         returned,

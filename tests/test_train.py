@@ -375,10 +375,64 @@ def test_times_only_grow():
         assert values[-1] > 0
 
 
-def test_a_run_at_its_end_yields_nothing():
+def test_a_run_at_its_end_only_reports():
     program, state = started()
     state = programs.advance(program, state, 10)
-    assert list(train.run(program, state, 30, train.vmapped(program), 10)) == []
+    (report,) = train.run(program, state, 30, train.vmapped(program), 10)
+    assert (report.step, report.updates) == (30, 6)
+    asserts.assert_trees_equal(state, report.state)
+
+
+def numbers(report):
+    """What a report says of the lanes, without times and tensors."""
+    left_out = ("state", "since", "compile_seconds", "learning_seconds", "learning_updates", "first_update")
+    return {name: x for name, x in report._asdict().items() if name not in left_out}
+
+
+def assert_same_reports(expected, got):
+    for a, b in zip(expected, got, strict=True):
+        for name, x in numbers(a).items():
+            np.testing.assert_array_equal(numbers(b)[name], x, err_msg=f"{name} at step {a.step}", strict=x is not None)
+
+
+# Warm-up ends with cycle 4, replay wraps in cycle 14, the target is copied at 8, 12, 16.
+@pytest.mark.parametrize("stopped", [1, 3, 4, 5, 7, 8, 9, 12, 13, 14, 15, 20, 23, 24])
+def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
+    """Every leaf and every report, those on the way to the next report included."""
+    program, state = started()
+    functions, ends = train.vmapped(program), []
+    expected = list(train.run(program, tree.clone(state), 3 * 24, functions, 12))
+
+    class Stop:
+        """Asked after each cycle, since eager functions have been called before."""
+
+        calls = 0
+
+        def __call__(self):
+            Stop.calls += 1
+            return Stop.calls == stopped
+
+    one_at_a_time = pytest.MonkeyPatch()
+    one_at_a_time.setattr(train, "CYCLES_PER_CALL", 1)
+    before = list(train.run(program, state, 3 * 24, functions, 12, stop=Stop()))
+    one_at_a_time.undo()
+    if before[-1].step % 12:
+        ends = [before.pop()]  # made because the run was stopped, and not of its plan
+    last = (ends or before)[-1]
+    assert last.step == 3 * stopped
+    after = list(train.run(program, last.state, 3 * 24, functions, 12, since=last.since))
+    asserts.assert_trees_equal(expected[-1].state, after[-1].state)
+    assert_same_reports(expected, before + (after if stopped < 24 else []))
+
+
+def test_means_of_a_report_that_forgot_where_they_were_counted_from_differ():
+    program, state = started()
+    functions = train.vmapped(program)
+    expected = list(train.run(program, tree.clone(state), 72, functions, 36))
+    stopped = list(train.run(program, state, 54, functions, 36))[-1]
+    after = list(train.run(program, stopped.state, 72, functions, 36))
+    with pytest.raises(AssertionError, match="at step 72"):
+        assert_same_reports(expected[1:], after)
 
 
 # What is refused
