@@ -98,11 +98,10 @@ def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, gro
     time = step.double()
     if growth == 1:
         return cosine(time.remainder(_double(steps, step)), start, end, steps)
-    # Before restart n lie steps * (growth**n - 1) / (growth - 1) steps. The logarithm may be off by one at its jumps.
+    # Before restart n lie steps * (growth**n - 1) / (growth - 1) steps. A rounded logarithm is n or one too many.
     units = time / steps * (growth - 1) + 1.0
     guess = (units.log() / math.log(growth)).round()
     restarts = torch.where(float(growth) ** guess > units, guess - 1, guess)
-    restarts = torch.where(float(growth) ** (restarts + 1) <= units, restarts + 1, restarts)
     length = steps * float(growth) ** restarts
     return cosine(time - (length - steps) / (growth - 1), start, end, length)
 

@@ -81,3 +81,20 @@ def test_messages():
             f(Q, LEGAL.long())
         with pytest.raises(ValueError, match="legal: expected shape"):
             f(Q, LEGAL[..., :2])
+
+
+@pytest.mark.parametrize("f", [actions.greedy, actions.best])
+def test_messages_name_what_is_wrong(f):
+    with pytest.raises(ValueError, match=r"^q: expected shape \[... A\], got \[\]"):
+        f(torch.tensor(1.0), torch.tensor([True]))
+    with pytest.raises(ValueError, match=r"^legal: expected shape \[... A\] with A = 2, got \[3\]"):
+        f(torch.ones(2), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"^legal: expected torch.bool, got torch.int64"):
+        f(torch.ones(2), torch.ones(2, dtype=torch.int64))
+
+
+def test_messages_of_pick_and_of_integers():
+    with pytest.raises(ValueError, match=r"^q: expected shape \[... A\], got \[\]"):
+        actions.pick(torch.tensor(1.0), torch.tensor(0))
+    with pytest.raises(TypeError, match=r"^q: expected a floating-point dtype, got torch.int64"):
+        actions.greedy(torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool))

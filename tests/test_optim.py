@@ -363,6 +363,14 @@ def test_laws_of_a_function(name):
                  (params, opt.init(params)), tree.clone(params))  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["adam", "adamax", "nadam", "radam"])
+def test_what_multiplies_parameters_is_in_their_dtype(name):
+    """Powers alone are float64: a scale in it would make all that the update computes so."""
+    state = PAIRS[name][0](0.1).init(tree.cast(examples.params(), torch.float32))
+    wide = {n for n, x in state._asdict().items() if isinstance(x, torch.Tensor) and x.dtype == torch.float64}
+    assert wide <= {"beta1_power", "beta2_power", "mu_product"}
+
+
 def test_initial_state_shares_no_storage():
     for make, _ in PAIRS.values():
         leaves = tree.leaves(make(0.1).init(examples.params()))
@@ -390,7 +398,7 @@ def test_messages():
             opt.update(params | {"0.bias": torch.zeros(4, 1).double()}, opt.init(params), params)
         with pytest.raises(ValueError, match=r"^params: expected at least one tensor"):
             opt.init({})
-    with pytest.raises(ValueError, match="nesterov: expected momentum above 0"):
+    with pytest.raises(ValueError, match=r"^nesterov: expected momentum above 0"):
         optim.sgd(0.1, nesterov=True)
 
 

@@ -33,6 +33,14 @@ def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
     asserts.assert_trees_equal(policies.uniform(legal, u[:, 1]), policies.epsilon_greedy(q, legal, 1.0, u))
 
 
+def test_epsilon_0_never_explores():
+    """Not even where the uniform is 0 itself."""
+    u = torch.tensor([[0.0, 0.9]])
+    assert policies.epsilon_greedy(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool), 0.0, u).tolist() == [
+        0
+    ]
+
+
 def test_nothing_legal_is_refused_or_0():
     legal, u = torch.tensor([[True, False], [False, False]]), torch.full((2, 2), 0.9)
     with pytest.raises(ValueError, match=r"legal\[1\]: expected at least one legal action, got none"):

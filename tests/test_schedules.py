@@ -28,6 +28,10 @@ def test_linear_of_no_steps_is_its_end(steps):
     assert schedules.linear(torch.tensor([0, 1]), 1.0, 0.25, steps).tolist() == [0.25, 0.25]
 
 
+def test_linear_over_part_of_a_step():
+    assert schedules.linear(torch.tensor([0.0, 0.25, 0.5]), 1.0, 0.0, 0.5).tolist() == [1.0, 0.5, 0.0]
+
+
 @given(st.floats(1e-3, 5), st.floats(0.5, 0.99), st.integers(1, 60))
 def test_exponential(start, decay, steps):
     f = partial(schedules.exponential, start=start, decay=decay)
