@@ -47,6 +47,20 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Resume:
+    """Go on with a run that was stopped, or that died, as if nothing had happened."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    steps: int | None = None
+    """Environment steps a seed, more than were planned; schedules keep the lengths they began with."""
+    fallback: bool = False
+    """Where the newest checkpoint is damaged, take the newest that is not."""
+    json: bool = False
+    """Print only the summary, as JSON."""
+
+
+@dataclass(frozen=True)
 class Eval:
     """Play the trained lanes of a run greedily."""
 
@@ -97,8 +111,8 @@ class Envs:
     """Print only JSON."""
 
 
-Command = Train | Eval | Report | Export | Envs
-COMMANDS = {"train": Train, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
+Command = Train | Resume | Eval | Report | Export | Envs
+COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,6 +160,8 @@ def _run(command: Command, started: float) -> None:
     match command:
         case Train():
             _train(command, started)
+        case Resume():
+            _resume(command, started)
         case Eval():
             _eval(command)
         case Report():
@@ -220,11 +236,45 @@ def _refuse(sentence: str) -> None:
 def _train(command: Train, started: float) -> None:
     console = _console()
     with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
-        import torch
-
-        from fdqn import build, compile, envs, evaluate, runs, train
+        from fdqn import checkpoint, compile, runs
     compile.prepare_cpu()
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
+    program, state = _begun(console, settings)
+    path = runs.create(settings)
+    with checkpoint.lock(path):
+        where = runs.Restored(state, None, 0, settings.steps, 0.0)
+        _go_on(console, path, settings, program, where, command.json, started)
+
+
+def _resume(command: Resume, started: float) -> None:
+    console = _console()
+    with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
+        from fdqn import checkpoint, compile, runs
+    compile.prepare_cpu()
+    path, settings = command.run, runs.plan(command.run)
+    with checkpoint.lock(path):
+        program, state = _begun(console, settings)
+        where = runs.restored(path, settings, program, state, command.fallback)
+        steps = where.steps if command.steps is None else command.steps
+        if steps < where.steps:
+            raise ValueError(f"steps: expected at least the {where.steps:,} that were planned, got {steps:,}")
+        if runs.finished(path) >= steps:
+            console.print(f"{path} is finished: {where.step:,} steps; --steps more goes on")
+            if command.json:
+                print(json.dumps(runs.read(path).summary))
+            return
+        for line in runs.differences(path):
+            console.print(f"not bit for bit: {line}", soft_wrap=True)
+        console.print(f"going on at step {where.step:,} of {steps:,}" if where.step else "no checkpoint: starting over")
+        _go_on(console, path, settings, program, where._replace(steps=steps), command.json, started)
+
+
+def _begun(console: "Console", settings: Settings) -> "tuple[train.Program, train.TrainState]":
+    """The program and its lanes before their first step."""
+    import torch
+
+    from fdqn import build, train
+
     program, device = build.program(settings), build.device(settings)
     torch.set_float32_matmul_precision("high" if settings.tf32 and device.type == "cuda" else "highest")
     size = build.check_memory(program, settings.seeds, device)
@@ -234,8 +284,20 @@ def _train(command: Train, started: float) -> None:
         f"{_bytes(size)}, replay {settings.seeds} x {program.config.capacity:,} rows",
         soft_wrap=True,
     )
-    state = train.init(program, hyper, build.keys(settings).to(device))
-    path = runs.create(settings)
+    return program, train.init(program, hyper, build.keys(settings).to(device))
+
+
+def _go_on(
+    console: "Console",
+    path: Path,
+    settings: Settings,
+    program: "train.Program",
+    where: "runs.Restored",
+    as_json: bool,
+    started: float,
+) -> None:
+    """From there to the end: train, play, sum up."""
+    from fdqn import envs, evaluate, runs, train
 
     def periodic(state: train.TrainState) -> Any:
         return evaluate.native(program.env, program.network, state.learner.params, state.key)
@@ -243,15 +305,16 @@ def _train(command: Train, started: float) -> None:
     with _stop_on_interrupt(console) as stopped:
         reports = train.run(
             program,
-            state,
-            settings.steps,
+            where.state,
+            where.steps,
             runs.functions(program, settings),
             settings.report_every,
             evaluate=periodic if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
             stop=stopped,
+            since=where.since,
         )
-        report = _follow(console, settings, runs.record(path, settings, reports))
+        report = _follow(console, settings, where.steps, runs.record(path, settings, reports, where))
         params = report.state.learner.params
         runs.save_params(path, settings, params)
     outside, interrupted = None, stopped()
@@ -264,17 +327,18 @@ def _train(command: Train, started: float) -> None:
             interrupted = True
             console.print("not played to the end")
     summary = runs.finish(path, settings, report, started, outside)
-    if command.json:
+    if as_json:
         print(json.dumps(summary))
     else:
         _print_summary(path, summary)
     sys.stdout.flush()
     if interrupted:
-        console.print(f"stopped at {report.step:,} of {settings.steps:,} steps; the files in {path} are complete")
+        more = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
+        console.print(f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{more}")
         raise SystemExit(130)
 
 
-def _follow(console: "Console", settings: Settings, reports: "Iterator[train.Report]") -> "train.Report":
+def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterator[train.Report]") -> "train.Report":
     """Show the run as it goes: a live line on a terminal, a plain line a report elsewhere. Answers the last report."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -282,11 +346,11 @@ def _follow(console: "Console", settings: Settings, reports: "Iterator[train.Rep
     if not console.is_terminal:
         console.print(wait)
         for report in reports:
-            console.print(f"step {report.step:,} of {settings.steps:,}  {_status(settings, report)}")
+            console.print(f"step {report.step:,} of {steps:,}  {_status(settings, report)}")
         return report
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=console) as progress:
-        task = progress.add_task(wait, total=settings.steps)
+        task = progress.add_task(wait, total=steps)
         for report in reports:
             progress.update(task, completed=report.step, description=_status(settings, report))
     return report

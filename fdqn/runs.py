@@ -2,6 +2,7 @@
 
 config.json           settings, versions, git, device, engine choices
 metrics.csv           a row per seed and report
+checkpoints/STEP/     everything at a step, to go on from
 evaluations.csv       a row per seed and evaluation on the way, where they were asked for
 params.safetensors    the trained lanes, [S, ...] under the names of the network
 summary.json          what came of it
@@ -30,11 +31,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 import fdqn
-from fdqn import build, compile, envs, evaluate, lanes, networks, plots, statistics, train, tree
+from fdqn import build, checkpoint, compile, envs, evaluate, lanes, networks, plots, statistics, train, tree
 from fdqn.settings import Settings, from_json, to_json
 from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
+
+ROWS = ("metrics.csv", "evaluations.csv")
+"""Files that grow."""
 
 SUMMARY = {
     *("env", "seeds", "steps", "failed_seeds", "final_return", "train_return", "env_steps_per_second"),
@@ -86,17 +90,30 @@ def create(settings: Settings) -> Path:
         },
         "git": git_commit(),
         "device": str(build.device(settings)),
-        "engine": {
-            "compile": settings.compile,
-            "cuda_graphs": settings.compile and build.device(settings).type == "cuda",
-            "threads": torch.get_num_threads(),
-            "lanes": _split(settings),
-            "flush_denormal": lanes.flushes_denormals(),
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        },
+        "engine": _engine(settings),
     }
     _write_json(path / "config.json", config)
     return path
+
+
+def differences(path: Path) -> list[str]:
+    """In what this process differs from the one that began the run, where that may change how results are rounded."""
+    began = json.loads((path / "config.json").read_text())
+    settings = _read_settings(path / "config.json")
+    now = {"device": str(build.device(settings)), "torch": torch.__version__, **_engine(settings)}
+    then = {"device": began["device"], "torch": began["versions"]["torch"], **began["engine"]}
+    return [f"{name} is {now[name]} and was {then.get(name)}" for name in now if now[name] != then.get(name)]
+
+
+def _engine(settings: Settings) -> dict[str, Any]:
+    return {
+        "compile": settings.compile,
+        "cuda_graphs": settings.compile and build.device(settings).type == "cuda",
+        "threads": torch.get_num_threads(),
+        "lanes": _split(settings),
+        "flush_denormal": lanes.flushes_denormals(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
 
 
 def _split(settings: Settings) -> dict[str, int] | None:
@@ -111,26 +128,128 @@ def functions(program: train.Program, settings: Settings) -> train.Functions:
     return compile.compiled(program) if settings.compile else train.vmapped(program)
 
 
-def record(path: Path, settings: Settings, reports: Iterator[train.Report]) -> Iterator[train.Report]:
-    """Pass reports on, each written first, all of its seeds in one write."""
-    began = time.perf_counter()
-    _append(path / "metrics.csv", [COLUMNS])
+class Restored(NamedTuple):
+    """Where a run goes on from."""
+
+    state: train.TrainState
+    since: train.Reading | None
+    """What the next report's means are counted from; nothing at the start."""
+    step: int
+    steps: int
+    """Planned environment steps a seed."""
+    seconds: float
+    """That the run took until here."""
+
+
+def restored(
+    path: Path, settings: Settings, program: train.Program, start: train.TrainState, fallback: bool = False
+) -> Restored:
+    """The run of a folder as its newest checkpoint has it, or, where there is none, `start`: the lanes before their
+    first step, which are written over. Rows that were written after that moment are taken back.
+
+    Raises CheckpointError for a damaged checkpoint, unless `fallback` and an older one is whole, and for one of other
+    settings, naming those.
+    """
+    found = checkpoint.newest(path / "checkpoints")
+    like = {"lanes": start, "since": tree.from_numpy(train.reading(program, start))}
+    for i, place in enumerate(found):
+        try:
+            read, record = checkpoint.load(place, like)
+        except checkpoint.CheckpointError as error:
+            if fallback and i + 1 < len(found):
+                continue
+            hint = "; --fallback goes on from the one before" if i + 1 < len(found) else ""
+            raise checkpoint.CheckpointError(f"{error}{hint}") from None
+        _check_same(place, record["settings"], json.loads(json.dumps(to_json(settings))))
+        for name, size in record["bytes"].items():
+            _take_back(path / name, size)
+        since = train.Reading(*tree.to_numpy(read["since"]))
+        return Restored(read["lanes"], since, record["step"], record["steps"], record["seconds"])
+    for name in ROWS:
+        _take_back(path / name, 0)
+    return Restored(start, None, 0, settings.steps, 0.0)
+
+
+def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """A program of other shapes, or another run, would go on from what it did not do."""
+    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out"}
+    if others:
+        lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
+        raise checkpoint.CheckpointError(f"{place}: expected the settings of config.json, got {lines}")
+
+
+def _take_back(file: Path, size: int) -> None:
+    """Leave the first `size` bytes."""
+    if size == 0:
+        file.unlink(missing_ok=True)
+    elif not file.exists() or file.stat().st_size < size:
+        raise checkpoint.CheckpointError(f"{file}: expected at least the {size} bytes that a checkpoint counts on")
+    else:
+        os.truncate(file, size)
+
+
+def _keep(path: Path, settings: Settings, report: train.Report, steps: int, seconds: float, sizes: dict) -> None:
+    """Write a checkpoint; of the others, the newest and that of the best training return stay."""
+    for name in sizes:
+        if (path / name).exists():
+            with open(path / name, "rb") as file:
+                os.fsync(file)  # the checkpoint counts on these rows
+    record = {
+        "settings": to_json(settings),
+        "step": report.step,
+        "steps": steps,
+        "seconds": seconds,
+        "bytes": sizes,
+        "score": _json_number(statistics.iqm(_means(report.last_returns))),
+    }
+    state = {"lanes": report.state, "since": tree.from_numpy(report.since)}
+    checkpoint.save(path / "checkpoints", str(report.step), state, record)
+    scores = {place.name: checkpoint.record(place)["score"] for place in checkpoint.newest(path / "checkpoints")}
+    best = max(scores, key=lambda name: -math.inf if scores[name] is None else scores[name])
+    checkpoint.prune(path / "checkpoints", settings.keep_checkpoints, also=[best])
+
+
+def record(
+    path: Path,
+    settings: Settings,
+    reports: Iterator[train.Report],
+    where: Restored,
+) -> Iterator[train.Report]:
+    """Pass on the reports of a run that went on from there, each written first, all of its seeds in one write, with a
+    checkpoint where one is due.
+    """
+    began, kept, steps = time.perf_counter() - where.seconds, where.step, where.steps
     for report in reports:
         seconds = round(time.perf_counter() - began, 3)
-        columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
-        rows = [
-            (report.step, seed, report.updates, report.episodes[i], *(_number(x[i]) for x in columns), seconds)
-            for i, seed in enumerate(build.seeds(settings))
-        ]
-        _append(path / "metrics.csv", rows)
-        if report.evaluation is not None:
-            scores = [
-                (report.step, seed, _number(report.evaluation[i].mean()))
-                for i, seed in enumerate(build.seeds(settings))
-            ]
-            first = not (path / "evaluations.csv").exists()
-            _append(path / "evaluations.csv", [("step", "seed", "return"), *scores] if first else scores)
+        sizes = {} if report.planned else _sizes(path)
+        if report.step > where.step:
+            _write_rows(path, settings, report, seconds)
+        last = not report.planned or report.step >= steps
+        due = settings.checkpoint_every and report.step // settings.checkpoint_every > kept // settings.checkpoint_every
+        if report.step > kept and (last or due):
+            _keep(path, settings, report, steps, seconds, sizes or _sizes(path))
+            kept = report.step
         yield report
+    if report.step > kept:  # stopped where a report was due
+        _keep(path, settings, report, steps, seconds, _sizes(path))
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in ROWS}
+
+
+def _write_rows(path: Path, settings: Settings, report: train.Report, seconds: float) -> None:
+    columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
+    rows = [
+        (report.step, seed, report.updates, report.episodes[i], *(_number(x[i]) for x in columns), seconds)
+        for i, seed in enumerate(build.seeds(settings))
+    ]
+    _append(path / "metrics.csv", COLUMNS, rows)
+    if report.evaluation is not None:
+        scores = [
+            (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(build.seeds(settings))
+        ]
+        _append(path / "evaluations.csv", ("step", "seed", "return"), scores)
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:
@@ -178,14 +297,29 @@ def finish(
 
 def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> dict[str, Any]:
     """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null."""
-    counts = np.isfinite(returns).sum(axis=1)
-    per_seed = np.where(counts > 0, np.nansum(returns, axis=1) / np.maximum(counts, 1), np.nan)
+    per_seed = _means(returns)
     per_seed[[seeds.index(seed) for seed in failed]] = np.nan
     estimate = statistics.interval(per_seed)
     return {
         **{name: _json_number(x) for name, x in estimate._asdict().items()},
         "per_seed": [_json_number(x) for x in per_seed],
     }
+
+
+def _means(returns: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean of each row's finite numbers, NaN where there is none."""
+    counts = np.isfinite(returns).sum(axis=1)
+    return np.where(counts > 0, np.nansum(returns, axis=1) / np.maximum(counts, 1), np.nan)
+
+
+def plan(path: Path) -> Settings:
+    """The settings of a run folder, finished or not. Raises ValueError, naming the file, where it is none."""
+    return _read(path, "config.json", _read_settings)
+
+
+def finished(path: Path) -> int:
+    """Environment steps a seed of the last summary; 0 where there is none."""
+    return _read(path, "summary.json", _read_summary)["steps"] if (path / "summary.json").exists() else 0
 
 
 def read(path: Path) -> Run:
@@ -340,9 +474,9 @@ def _read_summary(file: Path) -> dict[str, Any]:
     return summary
 
 
-def _append(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows(rows if path.exists() else [columns, *rows])
     with open(path, "a", newline="") as file:
         file.write(text.getvalue())
 

@@ -60,6 +60,10 @@ class Settings:
     """Environment steps a seed between rows of metrics.csv."""
     evaluate_every: int = 0
     """Environment steps a seed between greedy evaluations; 0 for one at the end only."""
+    checkpoint_every: int = 20_000
+    """Environment steps a seed between checkpoints, rounded up to reports; 0 for one at the end only."""
+    keep_checkpoints: int = 2
+    """Checkpoints to keep, beside that of the best training return."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA where there is one."""
     tf32: bool = False

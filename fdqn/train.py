@@ -135,9 +135,11 @@ class Report(NamedTuple):
     """[S, episodes], greedy returns, where an evaluation was due."""
     state: TrainState
     """The lanes themselves; under donation every report holds the same tensors."""
+    planned: bool
+    """Whether it was due; another was made because the run was stopped, or had all of its steps behind it."""
     since: Reading
-    """What the next report's means are counted from: this report's, or, where it was only made because the run was
-    stopped, that of the one before, so that a resumed run goes on as if undisturbed."""
+    """What the next report's means are counted from: this report, or, where it was not planned, the one before, so that
+    a resumed run goes on as if undisturbed."""
     compile_seconds: float
     """Host seconds, so far, in cycles that called a step function for the first time."""
     learning_seconds: float
@@ -323,11 +325,11 @@ def run(
 
     called: set[str] = set()
     compile_seconds, learning_seconds, learning_updates = 0.0, 0.0, 0
-    first_update, counted = None, since or _read(program, state)
+    first_update, counted = None, since or reading(program, state)
 
     def report(evaluation: NDArray[np.float64] | None, planned: bool) -> Report:
         nonlocal counted
-        before, read = counted, _read(program, state)
+        before, read = counted, reading(program, state)
         counted = read if planned else before
         return Report(
             step=number * config.env_steps,
@@ -341,6 +343,7 @@ def run(
             epsilon=read.epsilon,
             evaluation=evaluation,
             state=state,
+            planned=planned,
             since=counted,
             compile_seconds=compile_seconds,
             learning_seconds=learning_seconds,
@@ -443,8 +446,8 @@ def _wait(state: TrainState) -> None:
         torch.cuda.synchronize(state.cycle.device)
 
 
-def _read(program: Program, state: TrainState) -> Reading:
-    """All of it in one transfer, as numbers that are exact in float64: a GPU is asked once a report."""
+def reading(program: Program, state: TrainState) -> Reading:
+    """What the lanes say now, in one transfer of numbers that are exact in float64: a GPU is asked once a report."""
     metrics = state.metrics
     share = epsilon(state.hyper, state.cycle * program.config.env_steps)
     columns = (metrics.episodes, state.learner.updates, metrics.returned, *metrics.totals, share)

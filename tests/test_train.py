@@ -385,7 +385,7 @@ def test_a_run_at_its_end_only_reports():
 
 def numbers(report):
     """What a report says of the lanes, without times and tensors."""
-    left_out = ("state", "since", "compile_seconds", "learning_seconds", "learning_updates", "first_update")
+    left_out = ("state", "planned", "since", "compile_seconds", "learning_seconds", "learning_updates", "first_update")
     return {name: x for name, x in report._asdict().items() if name not in left_out}
 
 
@@ -416,8 +416,8 @@ def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
     one_at_a_time.setattr(train, "CYCLES_PER_CALL", 1)
     before = list(train.run(program, state, 3 * 24, functions, 12, stop=Stop()))
     one_at_a_time.undo()
-    if before[-1].step % 12:
-        ends = [before.pop()]  # made because the run was stopped, and not of its plan
+    if not before[-1].planned:
+        ends = [before.pop()]
     last = (ends or before)[-1]
     assert last.step == 3 * stopped
     after = list(train.run(program, last.state, 3 * 24, functions, 12, since=last.since))

@@ -1,0 +1,274 @@
+"""A run that was stopped or killed goes on as if nothing had happened: every leaf and every line, bit for bit."""
+
+import csv
+import dataclasses
+import json
+import random as chance
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fdqn import build, checkpoint, cli, compile, runs, train, tree
+from fdqn.settings import Settings
+from fdqn.testing import asserts
+
+# Warm-up ends with cycle 4, the replay of 40 rows wraps in cycle 14, the target is copied every 4 updates, a report comes
+# every 5 cycles and an evaluation every 10.
+SETTINGS = Settings(
+    env="cartpole", seeds=2, steps=90, num_envs=3, batch_size=8, capacity=40, learning_starts=12, target_period=4,
+    hidden=(8,), report_every=15, evaluate_every=30, checkpoint_every=0, compile=False,
+)  # fmt: skip
+CYCLES = 30
+BOUNDARIES = (1, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 16, 19, 20, 21, 25, 27, 29, 30)
+
+
+def begun(settings):
+    program = build.program(settings)
+    return program, train.init(program, build.hyper(settings), build.keys(settings))
+
+
+def gone_on(path, settings, functions, where, stop_after=None):
+    """The run from there, stopped after so many cycles; its last report."""
+    program, asked = build.program(settings), 0
+
+    def stop():
+        nonlocal asked
+        asked += 1
+        return asked == stop_after
+
+    reports = train.run(
+        program, where.state, where.steps, functions, settings.report_every, evaluate=lambda s: s.obs[:, :, 0].numpy(),
+        evaluate_every=settings.evaluate_every, stop=stop, since=where.since,
+    )  # fmt: skip
+    *_, last = runs.record(path, settings, reports, where)
+    return last
+
+
+def started(path, settings, functions, stop_after=None):
+    _, state = begun(settings)
+    runs.create(dataclasses.replace(settings, out=str(path)))
+    return gone_on(path, settings, functions, runs.Restored(state, None, 0, settings.steps, 0.0), stop_after)
+
+
+def rows(file):
+    """Without the column of seconds."""
+    with open(file, newline="") as lines:
+        return [{name: x for name, x in row.items() if name != "seconds"} for row in csv.DictReader(lines)]
+
+
+def assert_same_run(expected, got, states):
+    asserts.assert_trees_equal(*states)
+    for name in runs.ROWS:
+        assert rows(expected / name) == rows(got / name)
+
+
+@pytest.fixture(scope="module", params=["eager", "compiled"])
+def functions(request):
+    program = build.program(SETTINGS)
+    return train.vmapped(program) if request.param == "eager" else compile.compiled(program)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(functions, tmp_path_factory):
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    return path, tree.clone(started(path, SETTINGS, functions).state)
+
+
+@pytest.mark.parametrize("stopped", BOUNDARIES)
+def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, monkeypatch, stopped):
+    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)  # so that it may stop after any
+    path = tmp_path / "run"
+    started(path, SETTINGS, functions, stop_after=stopped)
+    program, state = begun(SETTINGS)
+    where = runs.restored(path, SETTINGS, program, state)
+    assert where.step == 3 * stopped
+    last = gone_on(path, SETTINGS, functions, where)
+    assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
+
+
+def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    path = tmp_path / "run"
+    last = started(path, SETTINGS, functions, stop_after=2)
+    while last.step < SETTINGS.steps:
+        program, state = begun(SETTINGS)
+        last = gone_on(path, SETTINGS, functions, runs.restored(path, SETTINGS, program, state), stop_after=4)
+    assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
+
+
+def test_rows_that_a_checkpoint_does_not_count_on_are_taken_back(tmp_path):
+    """As a process that was killed leaves them: half a line."""
+    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    started(path, SETTINGS, functions, stop_after=15)
+    for name in runs.ROWS:
+        with open(path / name, "a") as file:
+            file.write("45,0,1")
+    program, state = begun(SETTINGS)
+    gone_on(path, SETTINGS, functions, runs.restored(path, SETTINGS, program, state))
+    assert [int(row["step"]) for row in rows(path / "metrics.csv")] == [s for s in range(15, 91, 15) for _ in range(2)]
+
+
+def test_rows_that_a_checkpoint_counts_on_and_are_not_there_are_named(tmp_path):
+    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    started(path, SETTINGS, functions, stop_after=15)
+    (path / "metrics.csv").write_text("step\n")
+    with pytest.raises(checkpoint.CheckpointError, match=r"metrics\.csv: expected at least the \d+ bytes"):
+        runs.restored(path, SETTINGS, *begun(SETTINGS))
+
+
+def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=30, keep_checkpoints=1)
+    path, seen = tmp_path / "run", []
+    _, state = begun(settings)
+    runs.create(dataclasses.replace(settings, out=str(path)))
+    functions = train.vmapped(build.program(settings))
+    reports = train.run(build.program(settings), state, 90, functions, 15)
+    for report in runs.record(path, settings, reports, runs.Restored(state, None, 0, 90, 0.0)):
+        there = [int(place.name) for place in checkpoint.newest(path / "checkpoints")]
+        seen.append((report.step, there))
+    assert [there[0] if there else None for _, there in seen] == [None, 30, 30, 60, 60, 90]
+    scores = {s: checkpoint.record(path / "checkpoints" / str(s))["score"] for s in seen[-1][1]}
+    assert len(scores) <= 2
+    assert all(score is None or score <= max(filter(None, scores.values())) for score in scores.values())
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    started(path, SETTINGS, functions, stop_after=15)
+    other = dataclasses.replace(SETTINGS, learning_rate=0.1)
+    with pytest.raises(checkpoint.CheckpointError, match=r"of config.json, got learning_rate = 0.002 and not 0.1"):
+        runs.restored(path, other, *begun(other))
+
+
+def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=30)
+    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    expected = started(path, settings, functions)
+    newest, before = checkpoint.newest(path / "checkpoints")[:2]
+    file = newest / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(checkpoint.CheckpointError, match="--fallback goes on from the one before"):
+        runs.restored(path, settings, *begun(settings))
+    where = runs.restored(path, settings, *begun(settings), fallback=True)
+    assert where.step == int(before.name)
+    asserts.assert_trees_equal(expected.state, gone_on(path, settings, functions, where).state)
+    for place in checkpoint.newest(path / "checkpoints"):
+        (place / "manifest.json").write_text("{}")
+    with pytest.raises(checkpoint.CheckpointError):
+        runs.restored(path, settings, *begun(settings), fallback=True)
+
+
+# The command
+
+
+def flags(settings):
+    for name, value in runs.to_json(settings).items():
+        if name in ("out", "dueling", "double", "tf32", "compile"):
+            continue
+        yield f"--{name.replace('_', '-')}"
+        yield from map(str, value if isinstance(value, list | tuple) else [value])
+
+
+def command(*words, **options):
+    return subprocess.Popen([sys.executable, "-m", "fdqn", *map(str, words)], **options)
+
+
+LONGER = dataclasses.replace(SETTINGS, steps=3_000, checkpoint_every=150, report_every=75, evaluate_every=0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    assert cli.main(["train", *flags(LONGER), "--no-compile", "--out", str(path)]) == 0
+    return path
+
+
+def killed_and_resumed(path, seed):
+    """Killed three times at random moments of the whole command, resumed each time, at last to the end."""
+    delays, out = chance.Random(seed), subprocess.DEVNULL
+    words = ["train", *flags(LONGER), "--no-compile", "--out", path]
+    for _ in range(3):
+        process = command(*words, stdout=out, stderr=out)
+        deadline = time.monotonic() + 60
+        while not (path / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delays.uniform(0.0, 1.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        words = ["resume", path] if (path / "config.json").exists() else words
+    assert cli.main(["resume", str(path)]) == 0
+
+
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 20))])
+def test_kill_9_at_any_moment(whole, tmp_path, seed):
+    path = tmp_path / "run"
+    killed_and_resumed(path, seed)
+    assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
+    asserts.assert_trees_equal(runs.read_params(whole), runs.read_params(path))
+    summaries = [json.loads((place / "summary.json").read_text()) for place in (whole, path)]
+    for name in ("final_return", "train_return", "gymnasium_return", "failed_seeds", "steps"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def test_resume_of_a_finished_run_says_so(whole, capsys):
+    assert cli.main(["resume", str(whole)]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert cli.main(["resume", str(whole), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((whole / "summary.json").read_text())
+    assert cli.main(["resume", str(whole), "--steps", "100"]) == 1
+    assert "steps: expected at least the 3,000 that were planned, got 100" in capsys.readouterr().err
+
+
+def test_more_steps_than_planned(whole, tmp_path, capsys):
+    path = shutil.copytree(whole, tmp_path / "run")
+    assert cli.main(["resume", str(path), "--steps", "3300"]) == 0
+    assert "going on at step 3,000 of 3,300" in capsys.readouterr().err
+    longer, before = rows(path / "metrics.csv"), rows(whole / "metrics.csv")
+    assert longer[: len(before)] == before
+    assert [int(row["step"]) for row in longer[len(before) :: 2]] == [3075, 3150, 3225, 3300]
+    assert {row["epsilon"] for row in longer[len(before) :]} == {"0.05"}
+    assert json.loads((path / "summary.json").read_text())["steps"] == 3300
+    assert cli.main(["resume", str(path)]) == 0
+    assert "is finished" in capsys.readouterr().err
+
+
+def test_resume_without_a_checkpoint_starts_over(whole, tmp_path, capsys):
+    path = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(path / "checkpoints")
+    (path / "summary.json").unlink()
+    assert cli.main(["resume", str(path)]) == 0
+    assert "no checkpoint: starting over" in capsys.readouterr().err
+    assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
+
+
+def test_two_writers_are_kept_apart(whole, capsys):
+    with checkpoint.lock(whole):
+        process = command(
+            "resume", whole, "--steps", "9000", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "in use" in said
+    assert "Traceback" not in said
+
+
+def test_what_is_no_run_folder(tmp_path, capsys):
+    assert cli.main(["resume", str(tmp_path)]) == 1
+    assert "config.json" in capsys.readouterr().err
+
+
+def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path, capsys):
+    path = shutil.copytree(whole, tmp_path / "run")
+    config = json.loads((path / "config.json").read_text())
+    config["versions"]["torch"] = "1.0"
+    config["engine"]["threads"] = 64
+    (path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["resume", str(path), "--steps", "3075"]) == 0
+    said = capsys.readouterr().err
+    assert f"not bit for bit: torch is {torch.__version__} and was 1.0" in said
+    assert f"not bit for bit: threads is {torch.get_num_threads()} and was 64" in said
