@@ -17,8 +17,8 @@ from fdqn import build, checkpoint, cli, compile, runs, train, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
-# Warm-up ends with cycle 4, the replay of 40 rows wraps in cycle 14, the target is copied every 4 updates, a report comes
-# every 5 cycles and an evaluation every 10.
+# Warm-up ends with cycle 4, the replay of 40 rows wraps in cycle 14, the target is copied every 4 updates, reports come
+# every 5 cycles and evaluations every 10.
 SETTINGS = Settings(
     env="cartpole", seeds=2, steps=90, num_envs=3, batch_size=8, capacity=40, learning_starts=12, target_period=4,
     hidden=(8,), report_every=15, evaluate_every=30, checkpoint_every=0, compile=False,
