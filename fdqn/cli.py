@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fdqn: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"fdqn: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
@@ -343,6 +343,7 @@ def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterat
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     wait = "compiling, about 25 s the first time" if settings.compile else "first cycle"
+    reports = _saying_failures(console, settings, reports)
     if not console.is_terminal:
         console.print(wait)
         for report in reports:
@@ -354,6 +355,22 @@ def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterat
         for report in reports:
             progress.update(task, completed=report.step, description=_status(settings, report))
     return report
+
+
+def _saying_failures(
+    console: "Console", settings: Settings, reports: "Iterator[train.Report]"
+) -> "Iterator[train.Report]":
+    """The same reports; each seed that fails is said once."""
+    from fdqn import runs
+
+    said: set[int] = set()
+    for report in reports:
+        failures = runs.failed_seeds(settings, report)
+        for seed in failures.keys() - said:
+            step, cause = failures[seed]
+            console.print(f"seed {seed} failed at step {step:,}: its {cause} is not finite; it learns no more")
+        said.update(failures)
+        yield report
 
 
 def _bytes(size: int) -> str:

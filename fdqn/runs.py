@@ -41,7 +41,7 @@ ROWS = ("metrics.csv", "evaluations.csv")
 """Files that grow."""
 
 SUMMARY = {
-    *("env", "seeds", "steps", "failed_seeds", "final_return", "train_return", "env_steps_per_second"),
+    *("env", "seeds", "steps", "failed_seeds", "failures", "final_return", "train_return", "env_steps_per_second"),
     *("seed_updates_per_second", "compile_seconds", "first_update_seconds", "wall_seconds"),
 }
 
@@ -213,16 +213,21 @@ def record(
     path: Path,
     settings: Settings,
     reports: Iterator[train.Report],
-    where: Restored,
+    where: Restored | None = None,
 ) -> Iterator[train.Report]:
-    """Pass on the reports of a run that went on from there, each written first, all of its seeds in one write, with a
-    checkpoint where one is due.
+    """Pass on the reports of a run, each written first, all of its seeds in one write, with a checkpoint where one is
+    due. `where` is from where the run went on.
+
+    Raises FloatingPointError at a report of a seed that has failed, where the settings say so.
     """
-    began, kept, steps = time.perf_counter() - where.seconds, where.step, where.steps
+    step, steps, seconds = (where.step, where.steps, where.seconds) if where else (0, settings.steps, 0.0)
+    began, kept = time.perf_counter() - seconds, step
     for report in reports:
+        if settings.on_nan == "stop" and (failures := failed_seeds(settings, report)):
+            raise FloatingPointError(_failures(path, failures))
         seconds = round(time.perf_counter() - began, 3)
         sizes = {} if report.planned else _sizes(path)
-        if report.step > where.step:
+        if report.step > step:
             _write_rows(path, settings, report, seconds)
         last = not report.planned or report.step >= steps
         due = settings.checkpoint_every and report.step // settings.checkpoint_every > kept // settings.checkpoint_every
@@ -232,6 +237,17 @@ def record(
         yield report
     if report.step > kept:  # stopped where a report was due
         _keep(path, settings, report, steps, seconds, _sizes(path))
+
+
+def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
+    seed, (step, cause) = next(iter(failures.items()))
+    others = f", and {len(failures) - 1} other seeds" if len(failures) > 1 else ""
+    found = checkpoint.newest(path / "checkpoints")
+    last = f"the last good checkpoint is at step {int(found[0].name):,}" if found else "there is no checkpoint yet"
+    return (
+        f"stopped: seed {seed} failed at step {step:,}, its {cause} is not finite{others}; {last}; fdqn resume {path} "
+        "goes on from there, --on-nan freeze would have gone on without the seed"
+    )
 
 
 def _sizes(path: Path) -> dict[str, int]:
@@ -268,7 +284,8 @@ def finish(
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
-    failed = [seed for seed, alive in zip(seeds, _finite(params), strict=True) if not alive]
+    failures = failed_seeds(settings, report)
+    failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
     final = evaluate.native(envs.make(settings.env), build.network(settings), params, report.state.key)
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
@@ -277,6 +294,7 @@ def finish(
         "seeds": list(seeds),
         "steps": report.step,
         "failed_seeds": failed,
+        "failures": [{"seed": seed, "step": step, "cause": cause} for seed, (step, cause) in failures.items()],
         "final_return": returns_record(final, failed, seeds),
         "train_return": returns_record(report.last_returns, failed, seeds),
         "env_steps_per_second": _json_number(rate * steps_an_update),
@@ -293,6 +311,16 @@ def finish(
     summary["wall_seconds"] = round(time.perf_counter() - started, 3)
     _write_json(path / "summary.json", summary)
     return summary
+
+
+def failed_seeds(settings: Settings, report: train.Report) -> dict[int, tuple[int, str]]:
+    """The seeds whose learning has stopped because something was not finite: the environment step and what it was."""
+    steps = settings.num_envs * settings.steps_per_cycle
+    return {
+        seed: (int(cycle) * steps, train.CAUSES[cause])
+        for seed, cycle, cause in zip(build.seeds(settings), report.failed, report.cause, strict=True)
+        if cycle >= 0
+    }
 
 
 def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> dict[str, Any]:

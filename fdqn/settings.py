@@ -64,6 +64,8 @@ class Settings:
     """Environment steps a seed between checkpoints, rounded up to reports; 0 for one at the end only."""
     keep_checkpoints: int = 2
     """Checkpoints to keep, beside that of the best training return."""
+    on_nan: Literal["freeze", "stop"] = "freeze"
+    """When a seed's loss or gradient is NaN or infinite: leave that seed as it was, or stop the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA where there is one."""
     tf32: bool = False

@@ -43,6 +43,10 @@ class Program(NamedTuple):
     optimizer: Callable[[Hyper], Optimizer]
 
 
+CAUSES = ("nothing", "loss", "gradient", "parameter")
+"""What may be NaN or infinite in an update."""
+
+
 class Metrics(NamedTuple):
     """What is counted along the way. Sums run from the start; of two moments they give the mean between."""
 
@@ -56,6 +60,10 @@ class Metrics(NamedTuple):
     """[] float64, the sum of their returns."""
     totals: dqn.Diagnostics
     """Sums over all updates, [] float64 each."""
+    failed: Tensor
+    """[] int64, the cycle in which an update was not finite, from which on the learner stays as it was; -1 before."""
+    cause: Tensor
+    """[] int64, the place in CAUSES of what was not finite."""
 
 
 class TrainState(NamedTuple):
@@ -107,6 +115,8 @@ class Reading(NamedTuple):
     q: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
     epsilon: NDArray[np.float64]
+    failed: NDArray[np.int64]
+    cause: NDArray[np.int64]
     last_returns: NDArray[np.float32]
     """[S, R], the ring without its spare place."""
 
@@ -131,6 +141,10 @@ class Report(NamedTuple):
     grad_norm: NDArray[np.float64]
     """Mean norm before clipping."""
     epsilon: NDArray[np.float64]
+    failed: NDArray[np.int64]
+    """The cycle in which an update was not finite, from which on the lane's learner stays as it was; -1 for none."""
+    cause: NDArray[np.int64]
+    """The place in CAUSES of what was not finite."""
     evaluation: NDArray[np.float64] | None
     """[S, episodes], greedy returns, where an evaluation was due."""
     state: TrainState
@@ -225,16 +239,27 @@ def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
 
 
 def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
-    """Update n times from replay, moving the target along where copies are soft."""
+    """Update n times from replay, moving the target along where copies are soft.
+
+    An update whose loss, gradient or result is not finite, and every one after it, is left out: the learner stays as it
+    was.
+    """
     optimizer = program.optimizer(state.hyper)
-    learner, totals = state.learner, state.metrics.totals
+    learner, metrics = state.learner, state.metrics
     for i in range(program.config.updates_per_cycle):
         batch = replay.sample(state.replay, noise.sample[i])
-        learner, diagnostics = dqn.learn(program.loss, optimizer, learner, batch, state.hyper)
+        updated, diagnostics = dqn.learn(program.loss, optimizer, learner, batch, state.hyper)
         if program.config.target_period == 0:
-            learner = dqn.soft_copy(learner, state.hyper.tau)
-        totals = tree.map(torch.add, totals, diagnostics)
-    return state._replace(learner=learner, metrics=state.metrics._replace(totals=totals))
+            updated = dqn.soft_copy(updated, state.hyper.tau)
+        # A step size that is not finite spoils every parameter, and so the few of the last.
+        sound = list(updated.params.values())[-1].isfinite().all()
+        metrics = count_update(metrics, diagnostics, sound, state.cycle)
+        # What did not change need not be chosen: that would write it anew.
+        alive = metrics.failed < 0
+        learner = tree.map(
+            lambda new, old, on=alive: new if new is old else torch.where(on, new, old), updated, learner
+        )
+    return state._replace(learner=learner, metrics=metrics)
 
 
 def cycle(program: Program, state: TrainState, noise: Noise) -> TrainState:
@@ -264,6 +289,23 @@ def count_episodes(metrics: Metrics, step: Step) -> Metrics:
         returns=metrics.returns.index_put((torch.where(ended, place, kept),), running),
         episodes=metrics.episodes + ended.sum(),
         returned=metrics.returned + torch.where(ended, running, 0.0).sum(),
+    )
+
+
+def count_update(metrics: Metrics, diagnostics: dqn.Diagnostics, sound: Tensor, cycle: Tensor) -> Metrics:
+    """The metrics after one update in that cycle; it counts only where it and all before it were finite.
+
+    Shapes: sound [], whether the parameters that it gives are finite.
+    """
+    loss, norm = diagnostics.loss.isfinite(), diagnostics.grad_norm.isfinite()
+    fails = (metrics.failed < 0) & ~(loss & norm & sound)
+    failed = torch.where(fails, cycle, metrics.failed)
+    cause = torch.where(norm, CAUSES.index("parameter"), CAUSES.index("gradient"))
+    cause = torch.where(loss, cause, CAUSES.index("loss"))
+    return metrics._replace(
+        totals=tree.map(lambda total, x: torch.where(failed < 0, total + x, total), metrics.totals, diagnostics),
+        failed=failed,
+        cause=torch.where(fails, cause, metrics.cause),
     )
 
 
@@ -341,6 +383,8 @@ def run(
             q=_means(read.q - before.q, read.updates - before.updates),
             grad_norm=_means(read.grad_norm - before.grad_norm, read.updates - before.updates),
             epsilon=read.epsilon,
+            failed=read.failed,
+            cause=read.cause,
             evaluation=evaluation,
             state=state,
             planned=planned,
@@ -404,6 +448,8 @@ def _init_lane(program: Program, params: Params, hyper: Hyper, key: Tensor, env_
         episodes=zero,
         returned=total,
         totals=dqn.Diagnostics(total, total, total),
+        failed=zero - 1,
+        cause=zero,
     )
     return TrainState(
         learner=dqn.init(program.optimizer(hyper), params),
@@ -450,19 +496,23 @@ def reading(program: Program, state: TrainState) -> Reading:
     """What the lanes say now, in one transfer of numbers that are exact in float64: a GPU is asked once a report."""
     metrics = state.metrics
     share = epsilon(state.hyper, state.cycle * program.config.env_steps)
-    columns = (metrics.episodes, state.learner.updates, metrics.returned, *metrics.totals, share)
+    counts = metrics.episodes, state.learner.updates, metrics.failed, metrics.cause
+    columns = (*counts, metrics.returned, *metrics.totals, share)
     table = (
         torch.cat([*(x.double().unsqueeze(-1) for x in columns), metrics.returns[:, :-1].double()], -1).cpu().numpy()
     )
-    episodes, updates, returned, loss, q, grad_norm, explored = table[:, : len(columns)].T.copy()
+    episodes, updates, failed, cause = table[:, : len(counts)].T.astype(np.int64, order="C")
+    returned, loss, q, grad_norm, explored = table[:, len(counts) : len(columns)].T.copy()
     return Reading(
-        episodes.astype(np.int64),
-        updates.astype(np.int64),
-        returned,
-        loss,
-        q,
-        grad_norm,
-        explored,
+        episodes=episodes,
+        updates=updates,
+        returned=returned,
+        loss=loss,
+        q=q,
+        grad_norm=grad_norm,
+        epsilon=explored,
+        failed=failed,
+        cause=cause,
         last_returns=table[:, len(columns) :].astype(np.float32),
     )
 

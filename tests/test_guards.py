@@ -1,0 +1,189 @@
+"""One lane that goes wrong is stopped before it reaches the state, is said by name, and touches no other lane."""
+
+import json
+import shlex
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch.func import vmap
+
+from fdqn import cli, losses, runs, train, tree
+from fdqn.testing import asserts, examples, programs
+
+BAD, LANES = 1, 3
+
+
+def put(leaf, value):
+    """The value in everything that lane BAD has of a leaf."""
+    return leaf.clone().index_fill_(0, torch.tensor([BAD]), value)
+
+
+PLACES = {
+    "observation": lambda s, x: s._replace(replay=s.replay._replace(rows=s.replay.rows._replace(
+        obs=put(s.replay.rows.obs, x)))),
+    "next observation": lambda s, x: s._replace(replay=s.replay._replace(rows=s.replay.rows._replace(
+        next_obs=put(s.replay.rows.next_obs, x)))),
+    "reward": lambda s, x: s._replace(replay=s.replay._replace(rows=s.replay.rows._replace(
+        reward=put(s.replay.rows.reward, x)))),
+    "discount": lambda s, x: s._replace(hyper=s.hyper._replace(gamma=put(s.hyper.gamma, x))),
+    "parameter": lambda s, x: s._replace(learner=s.learner._replace(
+        params=s.learner.params | {"2.bias": put(s.learner.params["2.bias"], x)})),
+    "target parameter": lambda s, x: s._replace(learner=s.learner._replace(
+        target_params=s.learner.target_params | {"2.bias": put(s.learner.target_params["2.bias"], x)})),
+    "learning rate": lambda s, x: s._replace(hyper=s.hyper._replace(learning_rate=put(s.hyper.learning_rate, x))),
+}  # fmt: skip
+CAUSE = {"learning rate": "parameter"}
+
+
+def advanced(state, cycles, program=None):
+    program = program or examples.program()
+    return programs.advance(program, tree.clone(state), cycles)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Lanes that have learned for a while."""
+    program, (hyper, keys) = examples.program(), examples.lanes(LANES)
+    return programs.advance(program, train.init(program, hyper, keys), 20)
+
+
+def others(state):
+    return tree.index(state, torch.tensor([i for i in range(LANES) if i != BAD]))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_lane_that_goes_wrong_is_frozen_and_touches_no_other(trained, place, value):
+    spoiled = PLACES[place](trained, value)
+    asserts.assert_trees_equal(others(trained), others(spoiled))
+    after = advanced(spoiled, 10)
+    asserts.assert_trees_equal(others(advanced(trained, 10)), others(after))
+    # The learner is that of before, but for the target, which is copied as ever.
+    asserts.assert_trees_equal(
+        tree.index(spoiled.learner, BAD)._replace(target_params={}),
+        tree.index(after.learner, BAD)._replace(target_params={}),
+    )
+    assert after.metrics.failed.tolist() == [-1, 21, -1]
+    assert [train.CAUSES[i] for i in after.metrics.cause] == ["nothing", CAUSE.get(place, "loss"), "nothing"]
+    asserts.assert_trees_equal(tree.index(spoiled.metrics.totals, BAD), tree.index(after.metrics.totals, BAD))
+
+
+def spoiled_program(spoil):
+    """A program whose loss is spoiled in the lane of the largest learning rate."""
+    program = examples.program()
+
+    def loss(params, target_params, batch, hyper):
+        value, q = program.loss(params, target_params, batch, hyper)
+        return spoil(value, hyper.learning_rate > 1.9e-3), q
+
+    return program._replace(loss=loss)
+
+
+class Steeper(torch.autograd.Function):
+    """x forwards, its slope times a factor backwards."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, factor):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * ctx.saved_tensors[0], None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (lambda value, here: value + torch.where(here, torch.inf, 0.0), "loss"),
+        (lambda value, here: Steeper.apply(value, torch.where(here, torch.inf, 1.0)), "gradient"),
+        (lambda value, here: Steeper.apply(value, torch.where(here, torch.nan, 1.0)), "gradient"),
+    ],
+)
+def test_losses_and_gradients_that_are_not_finite(spoil, cause):
+    program, (hyper, keys) = spoiled_program(spoil), examples.lanes(LANES)
+    start = train.init(program, hyper, keys)
+    after = programs.advance(program, tree.clone(start), 12)
+    sound = programs.advance(examples.program(), tree.clone(start), 12)
+    asserts.assert_trees_equal(tree.index(sound, slice(2)), tree.index(after, slice(2)))
+    assert after.metrics.failed.tolist() == [-1, -1, 5]
+    assert train.CAUSES[after.metrics.cause[2]] == cause
+    asserts.assert_trees_equal(tree.index(start.learner.params, 2), tree.index(after.learner.params, 2))
+
+
+def test_the_planted_bug_is_seen(trained):
+    """Without the guard the lane's parameters become NaN."""
+    program = examples.program()
+    spoiled = PLACES["reward"](trained, torch.nan)
+    noise = tree.index(train.noise(program, spoiled.key, 20, 1), 0)
+
+    def unguarded(state, noise):
+        state = train.collect(program, state, noise)
+        batch = train.replay.sample(state.replay, noise.sample[0])
+        optimizer = program.optimizer(state.hyper)
+        return train.dqn.learn(program.loss, optimizer, state.learner, batch, state.hyper)[0]
+
+    params = vmap(unguarded)(spoiled, noise).params
+    with pytest.raises(AssertionError, match="expected a finite number"):
+        asserts.assert_finite(params)
+    asserts.assert_finite(vmap(partial(train.cycle, program))(spoiled, noise).learner.params)
+
+
+def test_reports_name_the_lane_the_cycle_and_the_cause(trained):
+    program = examples.program()
+    spoiled = PLACES["reward"](trained, torch.nan)
+    *_, last = train.run(program, spoiled, 90, train.vmapped(program), 30)
+    assert last.failed.tolist() == [-1, 21, -1]
+    assert last.cause.tolist() == [0, 1, 0]
+    assert np.isnan(last.loss).tolist() == [False, True, False]
+
+
+# The command
+
+
+def test_a_failed_seed_is_said_and_kept_out(tmp_path, capsys, monkeypatch):
+    """An infinite penalty wherever a TD error is above 1.5, which one of these seeds meets."""
+    monkeypatch.setattr(losses, "squared", lambda delta: delta * delta * torch.where(delta > 1.5, torch.inf, 1.0))
+    words = shlex.split("train --steps 600 --seeds 3 --no-compile --learning-starts 100 --report-every 200 --out")
+    assert cli.main([*words, str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    failed = summary["failed_seeds"]
+    assert 0 < len(failed) < 3
+    for failure, seed in zip(summary["failures"], failed, strict=True):
+        assert (failure["seed"], failure["cause"]) == (seed, "loss")
+        assert 100 <= failure["step"] <= 600
+        assert said.count(f"seed {seed} failed at step {failure['step']}: its loss is not finite") == 1
+        assert summary["final_return"]["per_seed"][seed] is None
+    assert summary["final_return"]["iqm"] is not None
+
+
+def test_on_nan_stop(tmp_path, capsys, monkeypatch):
+    healthy = losses.squared
+    words = ["train", "--seeds", "2", "--no-compile", "--learning-starts", "100", "--report-every", "100"]
+    words += ["--checkpoint-every", "100", "--on-nan", "stop", "--out", str(tmp_path / "run")]
+    calls = 0
+
+    def later(delta):
+        nonlocal calls
+        calls += 1
+        return healthy(delta) * (torch.inf if calls > 25 else 1.0)
+
+    monkeypatch.setattr(losses, "squared", later)
+    assert cli.main([*words, "--steps", "1000"]) == 1
+    said = capsys.readouterr().err
+    assert "fdqn: stopped: seed 0 failed at step" in said
+    assert "fdqn resume" in said
+    steps = [int(place.name) for place in runs.checkpoint.newest(tmp_path / "run" / "checkpoints")]
+    assert steps
+    assert max(steps) < 1000
+    monkeypatch.setattr(losses, "squared", healthy)
+    assert cli.main(["resume", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_seeds"] == []
