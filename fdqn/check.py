@@ -73,11 +73,15 @@ def boolean(name: str, x: Tensor) -> None:
 
 
 def number(name: str, x: Any, below: float | None = None) -> None:
-    """Raise TypeError unless `x` is a Python number or a tensor of floats; ValueError for a number that is negative,
-    NaN or not `below`. A tensor's value is not read.
+    """Raise TypeError unless `x` is a Python number or a tensor [] of floats; ValueError for a tensor of another shape
+    and for a number that is negative, NaN or not `below`. A tensor's value is not read.
     """
     if isinstance(x, Tensor):
         floating(name, x)
+        if x.ndim:
+            raise ValueError(
+                f"{name}: expected a number or a tensor [], got shape {list(x.shape)}; lanes go through vmap"
+            )
     elif isinstance(x, bool) or not isinstance(x, int | float):
         raise TypeError(f"{name}: expected a number or a tensor of floats, got {x!r}")
     elif not x >= 0 or (below is not None and x >= below):
@@ -87,7 +91,8 @@ def number(name: str, x: Any, below: float | None = None) -> None:
 
 def within(name: str, x: Tensor, size: int) -> None:
     """Raise IndexError for an integer that is not in [0, size), where values lie open."""
-    outside = _open((x < 0) | (x >= size)) if _may_be_open(x) else None
+    # As int64: a size that the numbers' own dtype does not hold would wrap.
+    outside = _open((x.long() < 0) | (x.long() >= size)) if _may_be_open(x) else None
     if outside is not None and outside.any():
         at = outside.nonzero()[0].tolist()
         raise IndexError(f"{name}{at or ''}: expected a number from 0 to {size - 1}, got {int(x[tuple(at)])}")
@@ -104,14 +109,7 @@ def some_legal(name: str, legal: Tensor) -> None:
 def same(name: str, expected: Any, got: Any) -> None:
     """Raise ValueError or TypeError, naming the leaf, unless structure, shapes, dtypes and devices agree."""
     if tree.structure(expected) != tree.structure(got):
-        missing, extra = (
-            set(tree.paths(expected)) - set(tree.paths(got)),
-            set(tree.paths(got)) - set(tree.paths(expected)),
-        )
-        raise ValueError(
-            f"{name}: expected the same structure; missing {sorted(missing) or 'nothing'}, "
-            f"extra {sorted(extra) or 'nothing'}"
-        )
+        raise ValueError(f"{name}: expected the same structure; {difference(expected, got)}")
     for i, (a, b) in enumerate(zip(tree.leaves(expected), tree.leaves(got), strict=True)):
         if a.shape != b.shape:
             raise ValueError(f"{name}{tree.paths(got)[i]}: expected shape {list(a.shape)}, got {list(b.shape)}")
@@ -119,6 +117,16 @@ def same(name: str, expected: Any, got: Any) -> None:
             raise TypeError(f"{name}{tree.paths(got)[i]}: expected {a.dtype}, got {b.dtype}")
         if a.device != b.device:
             raise ValueError(f"{name}{tree.paths(got)[i]}: expected it on {a.device}, got {b.device}")
+
+
+def difference(expected: Any, got: Any) -> str:
+    """In what two trees of different structure differ: leaves, or else their order or what holds them."""
+    ours, theirs = tree.paths(expected), tree.paths(got)
+    missing, extra = ([x for x in one if x not in other] for one, other in ((ours, theirs), (theirs, ours)))
+    if missing or extra:
+        return f"missing {missing or 'nothing'}, extra {extra or 'nothing'}"
+    nests = [tree.map(lambda _: "*", x) for x in (expected, got)]
+    return f"expected {nests[0]}, got {nests[1]}"
 
 
 def _may_be_open(x: Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fdqn import actions, check
+from fdqn.types import Scalar
 
 
 def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_
         "q_tm1[... A] a_tm1[...] r_t[...] discount_t[...] q_t[... A] legal_t[... A]",
         q_tm1, a_tm1, r_t, discount_t, q_t, legal_t,
     )  # fmt: skip
-    check.boolean("legal_t", legal_t)
+    _check_types(q_tm1, a_tm1, q_t, legal_t)
     target = r_t + discount_t * actions.best(q_t, legal_t)
     return target.detach() - actions.pick(q_tm1, a_tm1)
 
@@ -44,31 +45,36 @@ def double_q_learning(
         "q_tm1[... A] a_tm1[...] r_t[...] discount_t[...] q_t[... A] q_t_selector[... A] legal_t[... A]",
         q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector, legal_t,
     )  # fmt: skip
-    check.boolean("legal_t", legal_t)
+    _check_types(q_tm1, a_tm1, q_t, legal_t)
+    check.floating("q_t_selector", q_t_selector)
     # Where nothing is legal the chosen action is illegal too, and its value is masked to 0.
     following = actions.pick(torch.where(legal_t, q_t, 0.0), actions.greedy(q_t_selector, legal_t))
     return (r_t + discount_t * following).detach() - actions.pick(q_tm1, a_tm1)
 
 
 def squared(delta: Tensor) -> Tensor:
-    """`delta ** 2`; its mean is `torch.nn.functional.mse_loss`. Shapes: [...]."""
+    """`delta ** 2`; its mean is `torch.nn.functional.mse_loss`. Shapes: [...]. Raises TypeError for integers."""
+    check.floating("delta", delta)
     return delta * delta
 
 
-def huber(delta: Tensor, threshold: float = 1.0) -> Tensor:
+def huber(delta: Tensor, threshold: Scalar = 1.0) -> Tensor:
     """Half the square up to `threshold`, beyond it linear with the same slope; `torch.nn.functional.huber_loss`.
 
         0.5 * delta**2                            where |delta| <= threshold
         threshold * (|delta| - 0.5 * threshold)   elsewhere
 
-    Shapes: [...]. Huber 1964, https://doi.org/10.1214/aoms/1177703732
+    Shapes: [...]. Huber 1964, https://doi.org/10.1214/aoms/1177703732. Raises TypeError unless delta is floats and
+    ValueError unless the threshold is above 0.
     """
+    check.floating("delta", delta)
+    _check_positive("threshold", threshold, "for 0 there is nothing to minimise")
     size = delta.abs()
     inside = size.clamp_max(threshold)
     return inside * (size - 0.5 * inside)
 
 
-def smooth_l1(delta: Tensor, beta: float = 1.0) -> Tensor:
+def smooth_l1(delta: Tensor, beta: Scalar = 1.0) -> Tensor:
     """The size of `delta`, rounded off within `beta`: `huber / beta`; `torch.nn.functional.smooth_l1_loss`.
 
         0.5 * delta**2 / beta   where |delta| <= beta
@@ -77,8 +83,7 @@ def smooth_l1(delta: Tensor, beta: float = 1.0) -> Tensor:
     Shapes: [...]. Girshick 2015, https://arxiv.org/abs/1504.08083. Raises ValueError unless beta is above 0: at 0 it is
     `delta.abs()`.
     """
-    if not beta > 0:
-        raise ValueError(f"beta: expected a number above 0, got {beta}; for 0 use delta.abs()")
+    _check_positive("beta", beta, "for 0 use delta.abs()")
     return huber(delta, beta) / beta
 
 
@@ -113,13 +118,19 @@ def cross_entropy_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Probability 1 for each label. Shapes: labels integers in [0, classes) [...]; result [..., classes]."""
+    """Probability 1 for each label; `torch.nn.functional.one_hot`.
+
+    Shapes: labels integers in [0, classes) [...]; result [..., classes]. Raises TypeError for what is no integer, and
+    IndexError for a label outside, where `check.within` can see it; elsewhere its row is 0.
+    """
+    if not isinstance(classes, int):
+        raise TypeError(f"classes: expected a whole number, got {classes!r}")
     check.integer("labels", labels)
     check.within("labels", labels, classes)
     return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).to(dtype)
 
 
-def smoothed(probabilities: Tensor, share: float) -> Tensor:
+def smoothed(probabilities: Tensor, share: Scalar) -> Tensor:
     """Label smoothing: `share` of the probability is spread over all classes evenly.
 
         (1 - share) * probabilities + share / K
@@ -127,6 +138,23 @@ def smoothed(probabilities: Tensor, share: float) -> Tensor:
     Shapes: both [..., K]. Szegedy et al. 2016, https://arxiv.org/abs/1512.00567; `label_smoothing` of
     `torch.nn.functional.cross_entropy`. Raises ValueError for a share outside [0, 1].
     """
-    if not 0 <= share <= 1:
+    check.shapes("probabilities[... K]", probabilities)
+    check.floating("probabilities", probabilities)
+    check.number("share", share)
+    if not isinstance(share, Tensor) and share > 1:
         raise ValueError(f"share: expected a number from 0 to 1, got {share}")
     return (1 - share) * probabilities + share / probabilities.shape[-1]
+
+
+def _check_types(q_tm1: Tensor, a_tm1: Tensor, q_t: Tensor, legal_t: Tensor) -> None:
+    check.floating("q_tm1", q_tm1)
+    check.floating("q_t", q_t)
+    check.boolean("legal_t", legal_t)
+    check.integer("a_tm1", a_tm1)
+    check.within("a_tm1", a_tm1, q_tm1.shape[-1])
+
+
+def _check_positive(name: str, x: Scalar, advice: str) -> None:
+    check.number(name, x)
+    if not isinstance(x, Tensor) and x == 0:
+        raise ValueError(f"{name}: expected a number above 0, got {x}; {advice}")

@@ -18,7 +18,7 @@ from fdqn.types import Scalar, Schedule
 
 def constant(step: Tensor, value: Scalar) -> Tensor:
     """`value` at every step."""
-    return torch.zeros_like(step, dtype=torch.float64) + value
+    return torch.zeros_like(step, dtype=torch.float64) + _double(value, step)
 
 
 def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
@@ -30,7 +30,7 @@ def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
     """
     done = _done(step, steps)
     # Weighted from both sides, so that either end is met exactly.
-    return (1.0 - done) * start + done * end
+    return (1.0 - done) * _double(start, step) + done * _double(end, step)
 
 
 def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: Scalar = 0.0) -> Tensor:
@@ -40,7 +40,8 @@ def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: S
 
     `torch.optim.lr_scheduler.PolynomialLR`, whose end is 0.
     """
-    return end + (start - end) * (1.0 - _done(step, steps)) ** power
+    begin, stop = _double(start, step), _double(end, step)
+    return stop + (begin - stop) * (1.0 - _done(step, steps)) ** power
 
 
 def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
@@ -50,7 +51,7 @@ def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
 
     `torch.optim.lr_scheduler.ExponentialLR`.
     """
-    return start * _double(decay, step) ** step
+    return _double(start, step) * _double(decay, step) ** step.double()
 
 
 def staircase(step: Tensor, start: Scalar, decay: Scalar, every: Scalar) -> Tensor:
@@ -60,7 +61,8 @@ def staircase(step: Tensor, start: Scalar, decay: Scalar, every: Scalar) -> Tens
 
     `torch.optim.lr_scheduler.StepLR`.
     """
-    return start * _double(decay, step) ** (step.double() / every).floor()
+    _check_positive("every", every)
+    return _double(start, step) * _double(decay, step) ** (step.double() / _double(every, step)).floor()
 
 
 def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[Scalar]) -> Tensor:
@@ -73,7 +75,7 @@ def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[
     passed = sum(
         ((step >= milestone).double() for milestone in milestones), torch.zeros_like(step, dtype=torch.float64)
     )
-    return start * _double(decay, step) ** passed
+    return _double(start, step) * _double(decay, step) ** passed
 
 
 def cosine(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
@@ -84,7 +86,9 @@ def cosine(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
     With `step.clamp_max(steps)` it stays at the end. Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983;
     `torch.optim.lr_scheduler.CosineAnnealingLR`.
     """
-    return end + (start - end) * (1.0 + (math.pi * step.double() / steps).cos()) / 2.0
+    _check_positive("steps", steps)
+    begin, stop = _double(start, step), _double(end, step)
+    return stop + (begin - stop) * (1.0 + (math.pi * step.double() / _double(steps, step)).cos()) / 2.0
 
 
 def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, growth: int = 1) -> Tensor:
@@ -95,9 +99,10 @@ def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, gro
     """
     if growth < 1 or growth != int(growth):
         raise ValueError(f"growth: expected a whole number of at least 1, got {growth}")
-    time = step.double()
+    _check_positive("steps", steps)
+    time, steps = step.double(), _double(steps, step)
     if growth == 1:
-        return cosine(time.remainder(_double(steps, step)), start, end, steps)
+        return cosine(time.remainder(steps), start, end, steps)
     # Before restart n lie steps * (growth**n - 1) / (growth - 1) steps. A rounded logarithm is n or one too many.
     units = time / steps * (growth - 1) + 1.0
     guess = (units.log() / math.log(growth)).round()
@@ -119,8 +124,10 @@ def one_cycle(
     From `peak / start_divisor` at step 0 to `peak / start_divisor / end_divisor` at the last, `steps - 1`, and constant
     after it. Smith, Topin 2019, https://arxiv.org/abs/1708.07120; `torch.optim.lr_scheduler.OneCycleLR`.
     """
-    start, top, last = peak / start_divisor, warm * steps - 1.0, steps - 1.0
-    time = step.double().clamp_max(last)
+    _check_positive("steps", steps)
+    start, last = _double(peak, step) / start_divisor, _double(steps, step) - 1.0
+    top = (warm * _double(steps, step) - 1.0).clamp_min(1e-30)  # no rise at all is a step of no length
+    time = step.double().minimum(last)
     return torch.where(
         time <= top, cosine(time, start, peak, top), cosine(time - top, peak, start / end_divisor, last - top)
     )
@@ -148,6 +155,11 @@ def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scala
         # Before its start a schedule is asked for its first value, since it may not be defined below 0.
         value = torch.where(begun, schedule(torch.where(begun, step - start, torch.zeros_like(step))), value)
     return value
+
+
+def _check_positive(name: str, x: Scalar) -> None:
+    if not isinstance(x, Tensor) and not x > 0:
+        raise ValueError(f"{name}: expected a number above 0, got {x}")
 
 
 def _done(step: Tensor, steps: Scalar) -> Tensor:

@@ -97,8 +97,10 @@ def lerp(a: T, b: T, weight: float | Tensor) -> T:
 
 
 def norm(tree: Any) -> Tensor:
-    """The Euclidean norm [] of all leaves taken as one vector."""
-    return torch.stack([(x * x).sum() for x in leaves(tree)]).sum().sqrt()
+    """The Euclidean norm [] of all leaves taken as one vector, in float32 or wider. Raises ValueError for no leaves."""
+    if not (wide := [x.to(torch.promote_types(x.dtype, torch.float32)) for x in leaves(tree)]):
+        raise ValueError("tree: expected at least one tensor, got none")
+    return torch.stack([(x * x).sum() for x in wide]).sum().sqrt()
 
 
 def equal(a: Any, b: Any) -> bool:

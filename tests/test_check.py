@@ -106,6 +106,15 @@ def test_within(dtype):
         check.within("label", torch.tensor(7, dtype=dtype), 3)
 
 
+def test_within_a_size_that_the_dtype_does_not_hold():
+    check.within("label", torch.tensor([50, 200], dtype=torch.uint8), 300)
+    check.within("label", torch.tensor([5, 255], dtype=torch.uint8), 256)
+    check.within("label", torch.tensor([5, 100], dtype=torch.int8), 200)
+    check.within("label", torch.tensor([5], dtype=torch.uint16), 26)
+    with pytest.raises(IndexError, match=r"label\[0\]: expected a number from 0 to 199, got -5"):
+        check.within("label", torch.tensor([-5, 100], dtype=torch.int8), 200)
+
+
 def test_some_legal():
     check.some_legal("legal", torch.tensor([[True, False], [False, True]]))
     with pytest.raises(ValueError, match=r"legal\[0, 1\]: expected at least one legal action, got none"):
@@ -142,8 +151,11 @@ def test_values_are_seen_inside_of_a_gradient_of_something_else():
 
 
 def test_numbers():
-    for x in (0, 0.5, torch.tensor(-1.0), torch.tensor([2.0])):
+    for x in (0, 0.5, torch.tensor(-1.0)):
         check.number("x", x, below=1.0)
+    with pytest.raises(ValueError, match=r"x: .* or a tensor \[\], got shape \[2\]; lanes go through vmap"):
+        check.number("x", torch.ones(2))
+    assert vmap(lambda x: check.number("x", x) or x)(torch.ones(2)).tolist() == [1, 1]
     for wrong in (True, None, "1", torch.tensor(1), 1j):
         with pytest.raises(TypeError, match="x: expected a"):
             check.number("x", wrong)
@@ -163,3 +175,12 @@ def test_devices():
     check.same("grads", {"w": there}, {"w": there})
     with pytest.raises(ValueError, match=r"^grads\['w'\]: expected it on meta, got cpu"):
         check.same("grads", {"w": there}, {"w": here})
+
+
+def test_same_shows_order_and_containers():
+    a, b = torch.zeros(1), torch.ones(1)
+    with pytest.raises(ValueError, match=r"grads: .* structure; expected {'w': '\*', 'b': '\*'}, got {'b'"):
+        check.same("grads", {"w": a, "b": b}, {"b": b, "w": a})
+    with pytest.raises(ValueError, match=r"expected \['\*', '\*'\], got \('\*', '\*'\)"):
+        check.same("grads", [a, b], (a, b))
+    assert check.difference({"w": a}, {"b": a}) == "missing [\"['w']\"], extra [\"['b']\"]"

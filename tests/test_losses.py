@@ -120,7 +120,7 @@ def test_messages(f):
             f(*arguments(f, **{name: wrong}))
     with pytest.raises(TypeError, match=r"legal_t: expected torch.bool, got torch.float64"):
         f(*arguments(f, legal_t=example()["legal_t"].double()))
-    with pytest.raises(TypeError, match=r"action: expected an integer dtype, got torch.float64"):
+    with pytest.raises(TypeError, match=r"^a_tm1: expected an integer dtype, got torch.float64"):
         f(*arguments(f, a_tm1=example()["a_tm1"].double()))
 
 
@@ -259,6 +259,40 @@ def test_smoothed_probabilities_are_probabilities():
     assert (smooth >= 0.4 / 4).all()
 
 
+@BOTH
+def test_actions_that_do_not_exist_are_named(f):
+    for action, at in ((3, 3), (-1, 3)):
+        wrong = example()["a_tm1"].clone()
+        wrong[at] = action
+        with pytest.raises(IndexError, match=rf"^a_tm1\[{at}\]: expected a number from 0 to 2, got {action}"):
+            f(*arguments(f, a_tm1=wrong))
+
+
+@BOTH
+def test_integer_values_are_refused(f):
+    for name in ("q_tm1", "q_t", *(["q_t_selector"] if f is losses.double_q_learning else [])):
+        with pytest.raises(TypeError, match=f"^{name}: expected a floating-point dtype, got torch.int64"):
+            f(*arguments(f, **{name: example()[name].long()}))
+
+
+def test_penalties_refuse_integers_and_thresholds_that_cannot_be():
+    for f in (losses.squared, losses.huber, losses.smooth_l1):
+        with pytest.raises(TypeError, match=r"^delta: expected a floating-point dtype, got torch.int8"):
+            f(torch.tensor([100], dtype=torch.int8))
+    with pytest.raises(ValueError, match=r"^threshold: expected a number above 0, got 0"):
+        losses.huber(torch.ones(2), 0)
+    with pytest.raises(ValueError, match=r"^threshold: expected at least 0, got -1"):
+        losses.huber(torch.ones(2), -1)
+
+
+def test_thresholds_and_shares_may_differ_between_lanes():
+    numbers, delta = torch.tensor([0.5, 2.0]), torch.tensor([1.0, 1.0])
+    assert vmap(losses.huber)(delta, numbers).tolist() == [0.375, 0.5]
+    assert vmap(losses.smooth_l1)(delta, numbers).tolist() == [0.75, 0.25]
+    shares = torch.tensor([0.5, 1.0])
+    assert vmap(losses.smoothed)(torch.eye(2), shares).tolist() == [[0.75, 0.25], [0.5, 0.5]]
+
+
 def test_one_hot():
     labels = torch.tensor([[0, 2], [1, 1]])
     asserts.assert_trees_equal(F.one_hot(labels, 3).float(), laws.pure(losses.one_hot, labels, 3))
@@ -291,5 +325,9 @@ def test_messages_of_a_classifiers_losses():
     with pytest.raises(ValueError, match=r"share: expected a number from 0 to 1, got 1.5"):
         losses.smoothed(probabilities, 1.5)
     for beta in (0.0, -1.0):
-        with pytest.raises(ValueError, match=f"beta: expected a number above 0, got {beta}; for 0 use"):
+        with pytest.raises(ValueError, match=f"beta: expected .*, got {beta}"):
             losses.smooth_l1(logits, beta)
+    with pytest.raises(TypeError, match=r"classes: expected a whole number, got 2\.5"):
+        losses.one_hot(labels, 2.5)
+    with pytest.raises(ValueError, match=r"probabilities: expected shape \[... K\], got \[\]"):
+        losses.smoothed(torch.tensor(1.0), 0.5)

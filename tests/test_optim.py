@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.func import vmap
+from torch.func import grad, vmap
 
 from fdqn import optim, schedules, tree
 from fdqn.testing import asserts, examples, laws, programs, strategies
@@ -475,3 +475,70 @@ def test_masks_and_groups_that_fit_no_parameter():
             ValueError, match=r"group_of: expected the groups \['a.*, each with parameters, got {.*'all'"
         ):
             optim.grouped(lambda name: "all", **groups).init(params)
+
+
+@EACH
+def test_a_state_of_something_else_is_refused(name):
+    params, opt = examples.params(), PAIRS[name][0](0.1)
+    other = {"other": torch.zeros(3, dtype=torch.float64)}
+    with pytest.raises((ValueError, TypeError), match=r"^state"):
+        opt.update(params, optim.frozen().init(params), params)
+    if name not in ("adam-decay", "sgd-decay", "nesterov-decay"):
+        with pytest.raises(ValueError, match=r"^state\.\w+: expected the same structure; missing .*extra .*other"):
+            opt.update(params, opt.init(other), params)
+    with pytest.raises(TypeError, match=r"^params\['w'\]: expected a floating-point dtype, got torch.int64"):
+        opt.init({"w": torch.zeros(2, dtype=torch.int64)})
+
+
+def test_numbers_of_many_lanes_without_vmap_are_refused():
+    for make in (optim.adam, optim.clip_by_global_norm, optim.clip_by_value, optim.add_decayed_weights):
+        with pytest.raises(ValueError, match=r"or a tensor \[\], got shape \[2\]; lanes go through vmap"):
+            make(torch.tensor([1.0, 2.0]))
+    params, opt = examples.params(), optim.sgd(lambda count: torch.tensor([0.1, 0.2]))
+    with pytest.raises(ValueError, match=r"^learning_rate\(count\): .* a tensor \[\], got shape \[2\]"):
+        opt.update(params, opt.init(params), params)
+
+
+@EACH
+def test_each_leaf_has_a_dtype_of_its_own_whatever_their_order(name):
+    """Beside float32 alone, a bfloat16 leaf before it changes nothing."""
+    wide, opt = {"b": torch.tensor([0.5, -0.25])}, PAIRS[name][0](0.01)
+    mixed = {"a": torch.ones(2, dtype=torch.bfloat16), **wide}
+    states, generator = [opt.init(wide), opt.init(mixed)], torch.Generator().manual_seed(0)
+    for _ in range(20):
+        grads = {n: torch.randn(2, generator=generator).to(x.dtype) for n, x in mixed.items()}
+        updates, states[0] = opt.update({"b": grads["b"]}, states[0], wide)
+        others, states[1] = opt.update(grads, states[1], mixed)
+        wide, mixed = optim.apply_updates(wide, updates), optim.apply_updates(mixed, others)
+    asserts.assert_trees_close(wide["b"], mixed["b"], 1e-6)
+    assert mixed["a"].dtype == torch.bfloat16
+
+
+def test_clip_of_half_precision_does_not_overflow():
+    grads = {"a": torch.full((10,), 100.0, dtype=torch.float16), "b": torch.full((10,), 300.0, dtype=torch.float16)}
+    clipped, _ = optim.clip_by_global_norm(1.0).update(grads, {}, grads)
+    assert [round(float(x[0]), 2) for x in clipped.values()] == [0.1, 0.3]
+
+
+def test_centered_rmsprop_of_gradients_that_hardly_differ_is_finite():
+    """The mean square less the squared mean then rounds below 0."""
+    params = {"w": torch.randn(1000, generator=torch.Generator().manual_seed(2))}
+    opt = optim.centered_rmsprop(1e-3, decay=0.9)
+    state = opt.init(params)
+    below = 0
+    for _ in range(200):
+        updates, state = opt.update(params, state, params)
+        below += int((state.square["w"] < state.mean["w"] ** 2).sum())
+        asserts.assert_finite(updates)
+    assert below > 0
+
+
+def test_gradient_through_radam_is_finite_before_it_is_rectified():
+    params = examples.params()
+    opt = optim.radam(0.1)
+
+    def stepped(grads):
+        updates, _ = opt.update(grads, opt.init(params), params)
+        return tree.norm(updates)
+
+    asserts.assert_finite(grad(stepped)(tree.map(lambda x: x + 0.3, params)))

@@ -177,6 +177,37 @@ def test_warm_up_never_asks_a_schedule_before_its_start():
     torch.testing.assert_close(rates, torch.tensor([0, 0.25, 0.5, 0.75, 1.0, 0.5**0.5], dtype=torch.float64))
 
 
+def test_a_cycle_without_a_rise_is_finite():
+    rates = schedules.one_cycle(torch.arange(10), 0.1, 10, 0.1)
+    assert rates.isfinite().all()
+    torch.testing.assert_close(rates[1], schedules.cosine(torch.tensor(1), 0.1, 0.1 / 25 / 1e4, 9))
+
+
+@EACH
+def test_float32_steps_and_constants_are_taken_as_float64(name):
+    ours, _ = PAIRS[name]
+    assert ours(STEPS.float()).dtype == torch.float64
+    torch.testing.assert_close(ours(STEPS.float()), ours(STEPS), rtol=1e-14, atol=0)
+    numbers = {k: torch.tensor([v, v]) for k, v in ours.keywords.items() if isinstance(v, float)}
+    value = partial(ours.func, **{**ours.keywords, **numbers})(torch.tensor([7, 7]))
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, ours(torch.tensor([7, 7])), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("f", "name"),
+    [
+        (partial(schedules.cosine, start=1.0, end=0.0, steps=0), "steps"),
+        (partial(schedules.cosine_restarts, start=1.0, end=0.0, steps=0), "steps"),
+        (partial(schedules.one_cycle, peak=1.0, steps=0), "steps"),
+        (partial(schedules.staircase, start=1.0, decay=0.5, every=0), "every"),
+    ],
+)
+def test_lengths_that_cannot_be(f, name):
+    with pytest.raises(ValueError, match=f"{name}: expected a number above 0, got 0"):
+        f(STEPS)
+
+
 def test_messages():
     with pytest.raises(ValueError, match=r"growth: expected a whole number of at least 1, got 1\.5"):
         schedules.cosine_restarts(STEPS, 0.1, 0.0, 4, 1.5)

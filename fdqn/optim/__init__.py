@@ -5,6 +5,8 @@ are numbers, tensors (one a lane, under `vmap`) or schedules of the update count
 lanes differ in them. Equations and defaults are those of `torch.optim`; the order in which each rounds is kept, so that
 float64 agrees to 1e-12.
 
+Where a root is taken, the derivative of an update with respect to gradients that are exactly 0 is NaN, as in PyTorch.
+
 `descent` has what follows the gradient, `moments` what follows its mean and size (Adam and its kin), `transforms` what
 changes gradients on their way and what combines several. PyTorch's coupled `weight_decay` is `add_decayed_weights` in
 front, its parameter groups are `grouped`.

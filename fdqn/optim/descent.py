@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fdqn import check, tree
-from fdqn.optim.state import check_rate, no_updates, rate, zeros
+from fdqn.optim.state import check_fit, check_rate, no_updates, rate, zeros
 from fdqn.types import Optimizer, Params, Scalar, Schedule
 
 
@@ -62,7 +62,7 @@ def _init_sgd(params: Params) -> SgdState:
 def _update_sgd(
     learning_rate: Scalar | Schedule, momentum: Scalar, nesterov: bool, grads: Params, state: SgdState, params: Params
 ) -> tuple[Params, SgdState]:
-    check.same("grads", params, grads)
+    check_fit(SgdState, grads, state, params)
     size = rate(learning_rate, state.updates)
     velocity = tree.map(lambda v, g: (v * momentum + g).to(g.dtype), state.velocity, grads)
     direction = tree.map(lambda v, g: g + momentum * v, velocity, grads) if nesterov else velocity
@@ -91,7 +91,7 @@ def _init_rmsprop(params: Params) -> RmspropState:
 def _update_rmsprop(
     learning_rate: Scalar | Schedule, decay: Scalar, eps: Scalar, grads: Params, state: RmspropState, params: Params
 ) -> tuple[Params, RmspropState]:
-    check.same("grads", params, grads)
+    check_fit(RmspropState, grads, state, params)
     size = rate(learning_rate, state.updates)
     square = mean_square(decay, state.square, grads)
     updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, square)
@@ -126,7 +126,7 @@ def _update_centered_rmsprop(
     state: CenteredRmspropState,
     params: Params,
 ) -> tuple[Params, CenteredRmspropState]:
-    check.same("grads", params, grads)
+    check_fit(CenteredRmspropState, grads, state, params)
     size = rate(learning_rate, state.updates)
     mean = tree.lerp(state.mean, grads, 1 - decay)
     square = mean_square(decay, state.square, grads)
@@ -135,7 +135,7 @@ def _update_centered_rmsprop(
     return updates, CenteredRmspropState(state.updates + 1, mean, square)
 
 
-def adagrad(learning_rate: Scalar | Schedule = 1e-2, eps: Scalar = 1e-10, initial_square: float = 0.0) -> Optimizer:
+def adagrad(learning_rate: Scalar | Schedule = 1e-2, eps: Scalar = 1e-10, initial_square: Scalar = 0.0) -> Optimizer:
     """Adagrad.
 
         square = square + g**2
@@ -150,14 +150,16 @@ def adagrad(learning_rate: Scalar | Schedule = 1e-2, eps: Scalar = 1e-10, initia
     return Optimizer(partial(_init_adagrad, initial_square), partial(_update_adagrad, learning_rate, eps))
 
 
-def _init_adagrad(initial_square: float, params: Params) -> AdagradState:
-    return AdagradState(no_updates(params), tree.map(lambda x: torch.full_like(x, initial_square), params))
+def _init_adagrad(initial_square: Scalar, params: Params) -> AdagradState:
+    return AdagradState(
+        no_updates(params), tree.map(lambda x: (torch.zeros_like(x) + initial_square).to(x.dtype), params)
+    )
 
 
 def _update_adagrad(
     learning_rate: Scalar | Schedule, eps: Scalar, grads: Params, state: AdagradState, params: Params
 ) -> tuple[Params, AdagradState]:
-    check.same("grads", params, grads)
+    check_fit(AdagradState, grads, state, params)
     size = rate(learning_rate, state.updates)
     square = tree.map(lambda v, g: v + g * g, state.square, grads)
     updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, square)

@@ -5,6 +5,7 @@ kernel, a power, a root or a quotient would be computed anew for every element. 
 parameters are: in float32 the first `1 - beta2**t` would be 5e-5 off.
 """
 
+import functools
 from functools import partial
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fdqn import check, tree
 from fdqn.optim.descent import mean_square
-from fdqn.optim.state import check_rate, first, no_updates, rate, zeros
+from fdqn.optim.state import check_fit, check_rate, first, no_updates, rate, zeros
 from fdqn.types import Optimizer, Params, Scalar, Schedule
 
 
@@ -102,7 +103,7 @@ def _update_adam(
     state: AdamState,
     params: Params,
 ) -> tuple[Params, AdamState]:
-    check.same("grads", params, grads)
+    check_fit(AdamState, grads, state, params)
     mean = tree.lerp(state.mean, grads, 1 - beta1)
     square = mean_square(beta2, state.square, grads)
     size, floor = rate(learning_rate, state.updates) * state.scale, eps * state.root
@@ -176,7 +177,7 @@ def _update_adamax(
     state: AdamaxState,
     params: Params,
 ) -> tuple[Params, AdamaxState]:
-    check.same("grads", params, grads)
+    check_fit(AdamaxState, grads, state, params)
     mean = tree.lerp(state.mean, grads, 1 - beta1)
     largest = tree.map(lambda x, g: (x * beta2).maximum(g.abs() + eps).to(g.dtype), state.largest, grads)
     size = rate(learning_rate, state.updates) * state.scale
@@ -224,7 +225,7 @@ def _update_nadam(
     state: NadamState,
     params: Params,
 ) -> tuple[Params, NadamState]:
-    check.same("grads", params, grads)
+    check_fit(NadamState, grads, state, params)
     mean = tree.lerp(state.mean, grads, 1 - beta1)
     square = mean_square(beta2, state.square, grads)
     size = rate(learning_rate, state.updates) * state.root
@@ -283,7 +284,7 @@ def _update_radam(
     state: RadamState,
     params: Params,
 ) -> tuple[Params, RadamState]:
-    check.same("grads", params, grads)
+    check_fit(RadamState, grads, state, params)
     mean = tree.lerp(state.mean, grads, 1 - beta1)
     square = mean_square(beta2, state.square, grads)
     size = rate(learning_rate, state.updates)
@@ -322,4 +323,5 @@ def _one(params: Params) -> Tensor:
 
 
 def _as(params: Params, x: Tensor) -> Tensor:
-    return x.to(first(params).dtype)
+    """In the widest of the parameters' dtypes, float32 or wider: what multiplies them need be no wider than they."""
+    return x.to(functools.reduce(torch.promote_types, {leaf.dtype for leaf in tree.leaves(params)}, torch.float32))

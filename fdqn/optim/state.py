@@ -1,5 +1,7 @@
 """What states begin with, and what every optimizer asks of its numbers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,22 @@ def zeros(params: Params) -> Params:
 
 
 def first(params: Params) -> Tensor:
-    """Any of the parameters, for its dtype and device. Raises ValueError where there is none."""
+    """Any of the parameters, for its device. Raises ValueError where there is none, TypeError for integers."""
     if not (leaves := tree.leaves(params)):
         raise ValueError("params: expected at least one tensor, got an empty tree")
+    for path, leaf in zip(tree.paths(params), leaves, strict=True):
+        check.floating(f"params{path}", leaf)
     return leaves[0]
+
+
+def check_fit(kind: Any, grads: Params, state: Any, params: Params) -> None:
+    """Raise ValueError or TypeError unless gradients and state are those of an optimizer of these parameters."""
+    check.same("grads", params, grads)
+    if not isinstance(state, kind):
+        raise TypeError(f"state: expected {kind.__name__}, as init makes it, got {type(state).__name__}")
+    for name, x in zip(kind._fields, state, strict=True):
+        if isinstance(x, dict):
+            check.same(f"state.{name}", params, x)
 
 
 def rate(learning_rate: Scalar | Schedule, count: Tensor) -> Scalar:
@@ -29,8 +43,7 @@ def rate(learning_rate: Scalar | Schedule, count: Tensor) -> Scalar:
     if not callable(learning_rate):
         return learning_rate
     value = learning_rate(count)
-    if isinstance(value, Tensor):
-        check.floating("learning_rate(count)", value)
+    check.number("learning_rate(count)", value)
     return value
 
 

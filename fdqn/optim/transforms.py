@@ -31,6 +31,7 @@ def _init_chain(optimizers: dict[str, Optimizer], params: Params) -> dict[str, A
 def _update_chain(
     optimizers: dict[str, Optimizer], grads: Params, state: dict[str, Any], params: Params
 ) -> tuple[Params, dict[str, Any]]:
+    _check_names(optimizers, state)
     new = {}
     for name, optimizer in optimizers.items():
         grads, new[name] = optimizer.update(grads, state[name], params)
@@ -135,6 +136,7 @@ def _update_grouped(
     params: Params,
 ) -> tuple[Params, dict[str, Any]]:
     check.same("grads", params, grads)
+    _check_names(optimizers, state)
     updates: Params = {}
     new = {}
     for group, optimizer in optimizers.items():
@@ -142,6 +144,12 @@ def _update_grouped(
         some, new[group] = optimizer.update(*theirs)
         updates |= some
     return {name: updates[name] for name in grads}, new
+
+
+def _check_names(optimizers: dict[str, Optimizer], state: Any) -> None:
+    if not isinstance(state, dict) or set(state) != set(optimizers):
+        got = sorted(state) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"state: expected a dict of {sorted(optimizers)}, as init makes it, got {got}")
 
 
 def _init_nothing(params: Params) -> Params:
