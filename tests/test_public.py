@@ -204,12 +204,12 @@ ELSEWHERE = {
         "to": "does not compute",
     },
     "train": {
-        **dict.fromkeys(("Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
+        **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
         **dict.fromkeys(
             ("init", "noise", "draw", "collect", "learn", "cycle", "sync", "run"), "a whole program's laws"
         ),
         **dict.fromkeys(("vmapped", "fold"), "make functions"),
-        "count_episodes": "a whole program's laws",
+        **dict.fromkeys(("count_episodes", "count_update", "reading"), "a whole program's laws"),
     },
 }
 ROOMS = ("actions", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "schedules", "tree", "train")

@@ -29,6 +29,7 @@ KEYS = {
     "seeds",
     "steps",
     "failed_seeds",
+    "failures",
     "final_return",
     "train_return",
     "env_steps_per_second",
@@ -38,7 +39,7 @@ KEYS = {
     "wall_seconds",
     "gymnasium_return",
 }
-FILES = {"config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
+FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
 SEEDS = (11, 12, 13)
 
 

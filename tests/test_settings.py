@@ -17,7 +17,8 @@ from fdqn.types import Hyper
 CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
 --learning-starts --target-period --tau --learning-rate --gamma --max-grad-norm --epsilon-start --epsilon-end
---epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --device --tf32 --compile --out
+--epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --checkpoint-every
+--keep-checkpoints --on-nan --device --tf32 --compile --out
 """)
 
 # Another value than the default for every field.
