@@ -85,7 +85,7 @@ def save(folder: Path, name: str, state: Any, record: dict[str, Any]) -> Path:
                 _sync(folder.parent)  # where the folder may be new
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove_leftovers(folder)  # what was replaced
     return final
 
 
@@ -109,11 +109,12 @@ def load(path: Path, like: State) -> tuple[State, dict[str, Any]]:
         if manifest["files"] != {STATE: {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}}:
             raise _refusal(path / STATE, "the SHA-256 that its manifest says", "another")
         file.seek(len(header))
+        room = torch.empty(max((x.nbytes for x in leaves.values()), default=0), dtype=torch.uint8)
         for leaf in leaves.values():
-            read = torch.empty(leaf.shape, dtype=leaf.dtype)
-            if file.readinto(_memory(read)) != read.nbytes:
+            read = room[: leaf.nbytes]
+            if file.readinto(_memory(read)) != leaf.nbytes:
                 raise _refusal(path / STATE, "a file that nobody writes to", "one that became shorter")
-            leaf.copy_(read)
+            leaf.copy_(read.view(leaf.dtype).view(leaf.shape))
     return like, manifest["record"]
 
 
@@ -148,9 +149,7 @@ def prune(folder: Path, keep: int, also: Collection[str] = ()) -> None:
         _remove_leftovers(folder)
         for path in newest(folder)[keep:]:
             if _step(path.name) not in also:
-                part = folder / f".{path.name}.part"
-                os.rename(path, part)
-                shutil.rmtree(part)
+                _remove(path)
 
 
 @contextlib.contextmanager
@@ -261,18 +260,23 @@ def _write(path: Path, content: Iterable[bytes | Tensor]) -> dict[str, Any]:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         for piece in content:
-            rest = memoryview(piece) if isinstance(piece, bytes) else _memory(piece)
-            size += len(rest)
-            digest.update(rest)
-            while rest:
-                written = os.write(file, rest)
-                if not written:
-                    raise OSError("a write of nothing")
-                rest = rest[written:]
+            size += _append(file, digest, memoryview(piece) if isinstance(piece, bytes) else _memory(piece))
         os.fsync(file)
     finally:
         os.close(file)
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _append(file: int, digest: Any, rest: memoryview) -> int:
+    """All of `rest`. A function, so that nothing holds one copied tensor while the next is copied."""
+    size = len(rest)
+    digest.update(rest)
+    while rest:
+        written = os.write(file, rest)
+        if not written:
+            raise OSError("a write of nothing")
+        rest = rest[written:]
+    return size
 
 
 def _sync(folder: Path) -> None:
@@ -287,11 +291,19 @@ def _sync(folder: Path) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What processes that died left behind. They are dead, for the folder is held; what resists will be in the way."""
-    for name in os.listdir(folder):
-        is_replaced = FINISHED.fullmatch(name) and name != _step(name) and os.path.lexists(folder / _step(name))
-        if is_replaced or UNFINISHED.fullmatch(name):
+    """What processes that died left behind, and what has been replaced. The folder is held: nobody works on them."""
+    for name in sorted(os.listdir(folder)):  # hidden ones first, to make room for what is removed by way of their names
+        if UNFINISHED.fullmatch(name):
             shutil.rmtree(folder / name, ignore_errors=True)
+        elif FINISHED.fullmatch(name) and name != _step(name) and os.path.lexists(folder / _step(name)):
+            _remove(folder / name)
+
+
+def _remove(path: Path) -> None:
+    """Remove a finished checkpoint, which is out of sight before it is no longer whole."""
+    part = path.with_name(f".{path.name}.part")
+    os.rename(path, part)
+    shutil.rmtree(part)
 
 
 def _step(name: str) -> str:

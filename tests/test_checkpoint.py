@@ -302,6 +302,21 @@ def test_a_damaged_one_is_replaced(saved):
     assert same_bits(checkpoint.load(saved, zeros(small()))[0], small())
 
 
+def test_what_is_removed_is_out_of_sight_first(saved, monkeypatch):
+    """Whoever dies while removing leaves no half of a checkpoint under a name that counts."""
+    removing, removed = checkpoint.shutil.rmtree, []
+
+    def rmtree(path, **options):
+        removed.append(path.name)
+        removing(path, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    checkpoint.save(saved.parent, "7", small(2), {})
+    checkpoint.save(saved.parent, "8", small(2), {})
+    checkpoint.prune(saved.parent, 1)
+    assert removed == [".7.part", ".7.old.part", ".8.part", ".7.part"]
+
+
 def test_between_the_two_renames_the_replaced_one_counts(saved):
     moved = saved.rename(saved.parent / "7.old")
     assert checkpoint.newest(saved.parent) == [moved]
@@ -396,9 +411,7 @@ def test_whatever_fails_in_a_save_the_last_checkpoint_is_intact(tmp_path, monkey
         intact(folder(at), small(1), small(2))
 
     calls = every_failure(monkeypatch, work, after, number)
-    assert {x: calls.count(x) for x in ("mkdir", "fsync", "rename")} == {
-        "mkdir": 1, "fsync": 5, "rename": 1 + (name == "7"),
-    }  # fmt: skip
+    assert [calls.count(x) for x in ("mkdir", "fsync", "rename")] == [1, 5, 3 if name == "7" else 1]
     assert calls.count("write") == 1 + 1 + len(tree.leaves(small())) + 1  # number, header, leaves, manifest
     assert calls.index("rename") > calls.index("fsync") + 2
 
@@ -903,11 +916,12 @@ with tempfile.TemporaryDirectory() as folder:
     checkpoint.load(path, state)
     print(saving, peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    alone = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives back what is freed, and keeps none
+    done = subprocess.run([sys.executable, "-c", code], env=alone, check=True, capture_output=True, text=True)
     saving, both = map(int, done.stdout.split())
     tensor = 2048 * 2048 * 4
     assert saving < 1.25 * tensor
-    assert both < 2.5 * tensor  # one that was read, beside one that the allocator may have kept
+    assert both < 1.25 * tensor
 
 
 def test_saving_22_mb_takes_less_than_a_second(tmp_path):
