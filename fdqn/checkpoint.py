@@ -39,8 +39,8 @@ State = TypeVar("State")
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.safetensors"
 
-# A manifest has some kilobytes. Of so many bytes JSON makes at most 64 MB, in a fifth of a second.
-MANIFEST_BYTES = 2**21
+# A manifest has some kilobytes. Of so many bytes JSON makes at most 32 MB, in a tenth of a second.
+MANIFEST_BYTES = 2**20
 
 # What the safetensors format calls them.
 DTYPES = {
@@ -163,7 +163,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _leaves(state: Any) -> dict[str, Tensor]:
-    """The leaves under their paths, in the order of the file: wide dtypes first, so that each leaf is aligned."""
+    """The leaves under their paths, in the order of the file: wide dtypes first, so that each is aligned."""
     leaves = dict(zip(tree.paths(state), tree.leaves(state), strict=True))
     for path, leaf in leaves.items():
         dtype = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -189,7 +189,7 @@ def _header(leaves: dict[str, Tensor]) -> bytes:
 
 def _memory(x: Tensor) -> memoryview:
     """A tensor's bytes: its own where it lies in one piece on the CPU, else those of a copy."""
-    return x.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data
+    return x.contiguous().cpu().flatten().view(torch.uint8).numpy().data
 
 
 def _manifest_of(leaves: dict[str, Tensor], record: dict[str, Any], state: dict[str, Any]) -> bytes:

@@ -106,6 +106,13 @@ def replace_state(path, state):
     reseal(path, files={STATE: {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}})
 
 
+def parts_of(path):
+    """Of the state: the length of its header, the header, the numbers."""
+    raw = (path / STATE).read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    return length, json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
 @pytest.fixture
 def saved(tmp_path):
     return checkpoint.save(tmp_path / "run", "7", small(), RECORD)
@@ -188,6 +195,10 @@ def test_the_library_reads_the_same(tmp_path):
     path = checkpoint.save(tmp_path, "1", state, {})
     read = safetensors.torch.load_file(path / STATE)
     assert same_bits([read[name] for name in tree.paths(state)], list(state.values()))
+    length, header, _ = parts_of(path)
+    assert length % 8 == 0
+    for name, x in zip(tree.paths(state), state.values(), strict=True):  # whoever maps the file has them aligned
+        assert header[name]["data_offsets"][0] % x.element_size() == 0
 
 
 def test_the_manifest_says_what_there_is(saved):
@@ -236,7 +247,7 @@ for _ in range(100_000):
 
 
 @pytest.mark.parametrize(
-    "record", [{"a": object()}, {"a": float("nan")}, {(1, 2): 3}, {"a": "b" * 2**22}, [1], {"": deep}]
+    "record", [{"a": object()}, {"a": float("nan")}, {(1, 2): 3}, {"a": "b" * 2**20}, [1], {"": deep}]
 )
 def test_what_json_cannot_say_is_refused(saved, record):
     with pytest.raises(CheckpointError, match=r"^record: expected"):
@@ -332,6 +343,7 @@ def test_leftovers_are_removed(saved):
         (saved.parent / name).mkdir()
         (saved.parent / name / STATE).write_bytes(b"half")
     (saved.parent / "mine").mkdir()
+    assert steps(saved.parent) == ["7", "7.old"]
     checkpoint.save(saved.parent, "8", small(), {})
     assert names(saved.parent) == {"7", "8", "mine"}
 
@@ -598,29 +610,27 @@ def mutated(content, changes):
 
 @contextlib.contextmanager
 def quick():
-    """What is inside takes less than a second."""
-    began = time.perf_counter()
+    """What is inside takes less than a second of a processor."""
+    began = time.process_time()
     yield
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 @contextlib.contextmanager
 def slim():
-    """What is inside takes less than 80 MB. Slow, since every object is counted."""
+    """What is inside takes less than 40 MB. Slow, since every object is counted."""
     tracemalloc.start()
     try:
         yield
-        assert tracemalloc.get_traced_memory()[1] < 80 * 2**20
+        assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
     finally:
         tracemalloc.stop()
 
 
 def hold_against_mutations(path, count):
     """Right checksums around wrong words: a sentence, or the numbers that were saved."""
-    raw, content = (path / STATE).read_bytes(), content_of(path)
-    length = struct.unpack("<Q", raw[:8])[0]
-    header, numbers = json.loads(raw[8 : 8 + length]), raw[8 + length :]
-    outcomes = []
+    raw, content, outcomes = (path / STATE).read_bytes(), content_of(path), []
+    _, header, numbers = parts_of(path)
 
     @settings(max_examples=count)
     @given(mutations(), st.sampled_from(["manifest", "header", "length"]), st.integers(0, 2**64 - 1))
@@ -674,10 +684,9 @@ def zipped(content):
 
 def header_of(path, **changes):
     """The state of `path` with other words about its tensors in front."""
-    raw = (path / STATE).read_bytes()
-    length = struct.unpack("<Q", raw[:8])[0]
-    text = json.dumps(json.loads(raw[8 : 8 + length]) | changes).encode().ljust(length)
-    return struct.pack("<Q", len(text)) + text + raw[8 + length :]
+    length, header, numbers = parts_of(path)
+    text = json.dumps(header | changes, separators=(",", ":")).encode().ljust(length)
+    return struct.pack("<Q", len(text)) + text + numbers
 
 
 def sparse(file, size):
@@ -715,12 +724,12 @@ ATTACKS = {
     "a header of 2**63 bytes": lambda p, c: replace_state(p, struct.pack("<Q", 2**63) + bytes(500)),
     "a header of 2**40 bytes": lambda p, c: replace_state(p, struct.pack("<Q", 2**40) + bytes(500)),
     "a header of brackets": lambda p, c: replace_state(p, struct.pack("<Q", 10**6) + b"[" * 10**6),
-    "a manifest of brackets": lambda p, c: (p / MANIFEST).write_bytes(sealed(b"[" * 2_000_000)),
-    "a manifest of nested records": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"a":' * 419_000)),
-    "a manifest of lists": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"a":[' + b"[[]]," * 419_000 + b"0]")),
+    "a manifest of brackets": lambda p, c: (p / MANIFEST).write_bytes(sealed(b"[" * 1_000_000)),
+    "a manifest of nested records": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"a":' * 209_000)),
+    "a manifest of lists": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"a":[' + b"[[]]," * 209_000 + b"0]")),
     "a manifest of 10 GB": lambda p, c: sparse(p / MANIFEST, 10**10),
-    "a state of 1 TB": lambda p, c: sparse(p / STATE, 10**12),
-    "a number of a million digits": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"format":1' + b"0" * 2_000_000)),
+    "a state of 1 TB": lambda p, c: os.truncate(p / STATE, 10**12),
+    "a number of a million digits": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"format":1' + b"0" * 1_000_000)),
     "a state that is a link": lambda p, c: link(p / STATE, c),
     "a manifest that is a link": lambda p, c: link(p / MANIFEST, c),
     "a state that is a link to zeros": lambda p, c: link(p / STATE, "/dev/zero"),
@@ -735,7 +744,7 @@ ATTACKS = {
         p, tree=content_of(p)["tree"] | {BIAS: {"dtype": "F64", "shape": [2**40, 2**40]}}
     ),
     "offsets that overlap": lambda p, c: replace_state(
-        p, header_of(p, **{BIAS: {"dtype": "F64", "shape": [3], "data_offsets": [8, 32]}})
+        p, header_of(p, **{BIAS: {"dtype": "F64", "shape": [3], "data_offsets": [1, 25]}})
     ),
     "offsets beyond the end": lambda p, c: replace_state(
         p, header_of(p, **{BIAS: {"dtype": "F64", "shape": [3], "data_offsets": [2**40, 2**40 + 24]}})
@@ -854,6 +863,7 @@ def test_a_lock_keeps_a_second_writer_out_and_dies_with_its_process(tmp_path):
     with pytest.raises(CheckpointError, match=f"run folder in use by process {child};"), checkpoint.lock(tmp_path):
         pass
     killed(child)
+    (tmp_path / ".lock").write_text("9" * 20)
     with checkpoint.lock(tmp_path):
         with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()};"), checkpoint.lock(tmp_path):
             pass
