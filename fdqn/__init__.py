@@ -13,6 +13,7 @@ __all__ = [
     "actions",
     "build",
     "check",
+    "checkpoint",
     "compile",
     "dqn",
     "envs",

@@ -1,0 +1,952 @@
+"""Checkpoints: what comes back is bit for bit what went in, or a sentence; whatever fails, the last one is there."""
+
+import contextlib
+import errno
+import hashlib
+import io
+import itertools
+import json
+import mmap
+import os
+import pickle
+import random as chance
+import resource
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+import tracemalloc
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fdqn import checkpoint, train, tree
+from fdqn.checkpoint import CheckpointError
+from fdqn.testing import examples
+
+MANIFEST, STATE = "manifest.json", "state.safetensors"
+RECORD = {"step": 7, "settings": {"env": "catch", "hidden": [8]}, "note": "ünïcode", "nothing": None}
+
+
+class Some(NamedTuple):
+    """A nested state."""
+
+    params: dict[str, Tensor]
+    more: tuple[Tensor, ...]
+    empty: dict[str, Tensor]
+
+
+def small(number=1):
+    """A state that follows from a number, small enough to be damaged a thousand times."""
+    x = torch.arange(12.0) + number
+    params = {"0.weight": x.reshape(3, 4), "0.bias": x[:3].double().clone()}
+    return Some(params, (torch.tensor(number), x[:5] > 3 + number), {})
+
+
+def zeros(state):
+    return tree.map(torch.zeros_like, state)
+
+
+def same_bits(a, b):
+    """Equal to the last bit: of a NaN its payload, of a zero its sign."""
+
+    def bits(x):
+        return x.cpu().contiguous().flatten().view(torch.uint8)
+
+    pairs = list(zip(tree.leaves(a), tree.leaves(b), strict=True))
+    shapes = all(x.dtype == y.dtype and x.shape == y.shape for x, y in pairs)
+    return tree.paths(a) == tree.paths(b) and shapes and all(torch.equal(bits(x), bits(y)) for x, y in pairs)
+
+
+def refused(path, like, *words):
+    """Loading answers with one sentence that has `words` in it, and copies nothing."""
+    before = tree.clone(like)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path, like)
+    assert same_bits(before, like)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert "expected" in sentence
+    assert "got" in sentence
+    assert len(sentence) < 4000
+    for word in words:
+        assert word in sentence
+    return sentence
+
+
+def sealed(content):
+    """A manifest of `content` with the right SHA-256 at its end, as an attacker can write it."""
+    text = json.dumps(content, indent=1).encode() if not isinstance(content, bytes) else content
+    text = text.removesuffix(b"\n}")
+    return text + b',\n "sha256": "%b"\n}\n' % hashlib.sha256(text).hexdigest().encode()
+
+
+def content_of(path):
+    content = json.loads((path / MANIFEST).read_bytes())
+    del content["sha256"]
+    return content
+
+
+def reseal(path, **changes):
+    (path / MANIFEST).write_bytes(sealed(content_of(path) | changes))
+
+
+def replace_state(path, state):
+    """Another state file, of which the manifest says that it is the right one."""
+    (path / STATE).write_bytes(state)
+    reseal(path, files={STATE: {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}})
+
+
+def parts_of(path):
+    """Of the state: the length of its header, the header, the numbers."""
+    raw = (path / STATE).read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    return length, json.loads(raw[8 : 8 + length]), raw[8 + length :]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return checkpoint.save(tmp_path / "run", "7", small(), RECORD)
+
+
+# What goes in comes out.
+
+DTYPES = (
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+)
+
+
+def any_bits(dtype, *shape):
+    """Numbers of all kinds, NaNs with payloads and denormals among them."""
+    words = torch.randint(256, (*shape[:-1], shape[-1] * dtype.itemsize), generator=torch.Generator().manual_seed(3))
+    return (words % 2).bool() if dtype is torch.bool else words.to(torch.uint8).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_round_trip_of_every_dtype(tmp_path, dtype):
+    torch.set_flush_denormal(True)
+    x = any_bits(dtype, 6, 8)
+    state = {
+        "whole": x, "scalar": x[0, 0].clone(), "none": x[:0], "no columns": x[:, :0], "transposed": x.T,
+        "strided": x[1::2, ::3], "expanded": x[:1].expand(5, 8), "a byte before": torch.tensor([True]),
+        "deep": [{"": x[2].clone()}, (x[3].clone(), ())], "of a gradient": x[4].clone(),
+    }  # fmt: skip
+    if dtype.is_floating_point:
+        state["of a gradient"].requires_grad_()
+    path = checkpoint.save(tmp_path, "0", state, {})
+    like = tree.map(lambda x: torch.zeros(x.shape, dtype=dtype if x.dtype == dtype else x.dtype), state)
+    like["whole"] = like["whole"].T.contiguous().T  # where it lies in memory is the reader's own affair
+    read, record = checkpoint.load(path, like)
+    assert read is like
+    assert record == {}
+    assert same_bits(read, tree.map(Tensor.detach, state))
+
+
+def lanes(cycles=6, count=3):
+    program, (hyper, keys) = examples.program(), examples.lanes(count)
+    state = train.init(program, hyper, keys)
+    return train.vmapped(program).cycle(state, train.noise(program, keys, 0, cycles))
+
+
+@torch.no_grad()
+def test_round_trip_of_lanes_into_memory_that_stays(tmp_path):
+    state, like = lanes(), lanes(1)
+    places = [x.data_ptr() for x in tree.leaves(like)]
+    read, record = checkpoint.load(checkpoint.save(tmp_path / "a" / "b", "60", state, RECORD), like)
+    assert same_bits(read, state)
+    assert record == RECORD
+    assert [x.data_ptr() for x in tree.leaves(read)] == places
+
+
+@torch.no_grad()
+def test_a_part_may_be_left_out(tmp_path):
+    state = lanes()._replace(replay=())
+    path = checkpoint.save(tmp_path, "60", state, {})
+    assert same_bits(checkpoint.load(path, lanes(1)._replace(replay=()))[0], state)
+    refused(path, lanes(1), "missing .replay")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("written", "read"), [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
+def test_round_trip_between_devices(tmp_path, written, read):
+    with torch.no_grad():
+        state = tree.to(lanes(), written)
+        path = checkpoint.save(tmp_path, "60", state, {})
+        like = tree.to(zeros(lanes(1)), read)
+    places = [x.data_ptr() for x in tree.leaves(like)]
+    assert same_bits(checkpoint.load(path, like)[0], state)
+    assert [x.data_ptr() for x in tree.leaves(like)] == places
+    assert {x.device.type for x in tree.leaves(like)} == {read}
+
+
+def test_the_library_reads_the_same(tmp_path):
+    state = {str(dtype): any_bits(dtype, 3, 5) for dtype in DTYPES} | {"odd": torch.ones(3, dtype=torch.int8)}
+    path = checkpoint.save(tmp_path, "1", state, {})
+    read = safetensors.torch.load_file(path / STATE)
+    assert same_bits([read[name] for name in tree.paths(state)], list(state.values()))
+    length, header, _ = parts_of(path)
+    assert length % 8 == 0
+    for name, x in zip(tree.paths(state), state.values(), strict=True):  # whoever maps the file has them aligned
+        assert header[name]["data_offsets"][0] % x.element_size() == 0
+
+
+def test_the_manifest_says_what_there_is(saved):
+    content, raw = content_of(saved), (saved / STATE).read_bytes()
+    assert content["format"] == 1
+    assert content["record"] == checkpoint.record(saved) == RECORD
+    assert content["files"] == {STATE: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}}
+    assert content["tree"][".params['0.weight']"] == {"dtype": "F32", "shape": [3, 4]}
+    assert list(content["tree"]) == sorted(tree.paths(small()), key=list(content["tree"]).index)
+    assert set(content["versions"]) == {"fdqn", "torch", "python"}
+    assert (saved / MANIFEST).read_bytes() == sealed(content)
+
+
+def test_equal_states_are_equal_files(saved, tmp_path):
+    again = checkpoint.save(tmp_path / "other", "8", small(), RECORD)
+    for name in (STATE, MANIFEST):
+        assert (saved / name).read_bytes() == (again / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s._replace(params={"0.weight": s.params["0.weight"]}), ["extra .params['0.bias']"]),
+        (lambda s: s._replace(params=s.params | {"1": torch.ones(2)}), ["missing .params['1']"]),
+        (lambda s: s._replace(params=s.params | {"0.bias": torch.zeros(4).double()}), ["'shape': [3]", "[4]"]),
+        (lambda s: s._replace(params=s.params | {"0.bias": torch.zeros(3)}), ["F64", "F32", "0.bias"]),
+        (lambda s: s._replace(more=()), [".more[0]", ".more[1]", "missing nothing"]),
+        (lambda s: s._asdict(), ["extra .params", "missing ['params']"]),
+        (lambda s: {str(i): torch.ones(1) for i in range(9)}, ["and 5 more"]),
+    ],
+)
+def test_a_state_of_another_kind_is_named(saved, change, words):
+    refused(saved, change(zeros(small())), *words, "settings")
+
+
+@pytest.mark.parametrize("state", [{"a": 3}, {"a": torch.ones(1, dtype=torch.complex64)}, [None]])
+def test_what_is_no_tensor_of_ours_is_refused(tmp_path, state):
+    with pytest.raises(CheckpointError, match="expected a tensor of a dtype among"):
+        checkpoint.save(tmp_path, "1", state, {})
+    assert checkpoint.newest(tmp_path) == []
+
+
+deep: list = []
+for _ in range(100_000):
+    deep = [deep]
+
+
+@pytest.mark.parametrize(
+    "record", [{"a": object()}, {"a": float("nan")}, {(1, 2): 3}, {"a": "b" * 2**20}, [1], {"": deep}]
+)
+def test_what_json_cannot_say_is_refused(saved, record):
+    with pytest.raises(CheckpointError, match=r"^record: expected"):
+        checkpoint.save(saved.parent, "8", small(), record)
+    assert names(saved.parent) == {"7"}
+
+
+@pytest.mark.parametrize("name", ["", "a", "-1", "1.5", "../1", "01", "1.old", "1\n", "٣", "9" * 30, "1/2", "."])
+def test_names_are_numbers_of_steps(tmp_path, name):
+    with pytest.raises(CheckpointError, match="expected a number of steps"):
+        checkpoint.save(tmp_path / "run", name, small(), {})
+    assert os.listdir(tmp_path) == []
+
+
+# One after the other.
+
+
+def names(folder):
+    """What is in a folder, the file of its lock aside."""
+    return set(os.listdir(folder)) - {".saving"}
+
+
+def steps(folder):
+    return [path.name for path in checkpoint.newest(folder)]
+
+
+def test_newest_counts_and_passes_over_what_is_foreign(tmp_path):
+    assert checkpoint.newest(tmp_path / "nowhere") == []
+    for name in ("9", "10", "0", "100"):
+        checkpoint.save(tmp_path, name, small(int(name)), {})
+    for name in ("best", "-5", "007", ".11.part", "12.part", "13 "):
+        (tmp_path / name).mkdir()
+    (tmp_path / "200").write_text("a file")
+    (tmp_path / "300").symlink_to(tmp_path / "9")
+    assert steps(tmp_path) == ["100", "10", "9", "0"]
+    with pytest.raises(CheckpointError, match=r"expected a folder of checkpoints, got Not a directory"):
+        checkpoint.newest(tmp_path / "200")
+
+
+def test_prune_keeps_the_newest_and_the_named(tmp_path):
+    for step in range(7, 13):
+        checkpoint.save(tmp_path, str(step), small(step), {})
+    checkpoint.prune(tmp_path, 2, also=("8", "best"))
+    assert names(tmp_path) == {"12", "11", "8"}
+    checkpoint.prune(tmp_path, 5)
+    assert steps(tmp_path) == ["12", "11", "8"]
+    with pytest.raises(ValueError, match="keep: expected at least 1, got 0"):
+        checkpoint.prune(tmp_path, 0)
+
+
+def test_a_step_that_is_reached_again_is_replaced(saved):
+    for number, record in ((1, {"a": 1}), (2, {"b": 2})):
+        assert checkpoint.save(saved.parent, "7", small(number), record) == saved
+        like, read = checkpoint.load(saved, zeros(small()))
+        assert same_bits(like, small(number))
+        assert read == record
+        assert names(saved.parent) == {"7"}
+
+
+def test_a_damaged_one_is_replaced(saved):
+    (saved / STATE).write_bytes(b"")
+    checkpoint.save(saved.parent, "7", small(), RECORD)
+    assert same_bits(checkpoint.load(saved, zeros(small()))[0], small())
+
+
+def test_what_is_removed_is_out_of_sight_first(saved, monkeypatch):
+    """Whoever dies while removing leaves no half of a checkpoint under a name that counts."""
+    removing, removed = checkpoint.shutil.rmtree, []
+
+    def rmtree(path, **options):
+        removed.append(path.name)
+        removing(path, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", rmtree)
+    checkpoint.save(saved.parent, "7", small(2), {})
+    checkpoint.save(saved.parent, "8", small(2), {})
+    checkpoint.prune(saved.parent, 1)
+    assert removed == [".7.part", ".7.old.part", ".8.part", ".7.part"]
+
+
+def test_between_the_two_renames_the_replaced_one_counts(saved):
+    moved = saved.rename(saved.parent / "7.old")
+    assert checkpoint.newest(saved.parent) == [moved]
+    assert same_bits(checkpoint.load(moved, zeros(small()))[0], small())
+    checkpoint.save(saved.parent, "8", small(2), {})
+    assert steps(saved.parent) == ["8", "7.old"]
+    checkpoint.save(saved.parent, "7", small(3), {})
+    assert steps(saved.parent) == ["8", "7"]
+
+
+def test_leftovers_are_removed(saved):
+    for name in (".9.part", ".7.old.part", "7.old"):
+        (saved.parent / name).mkdir()
+        (saved.parent / name / STATE).write_bytes(b"half")
+    (saved.parent / "mine").mkdir()
+    assert steps(saved.parent) == ["7", "7.old"]
+    checkpoint.save(saved.parent, "8", small(), {})
+    assert names(saved.parent) == {"7", "8", "mine"}
+
+
+# Whatever fails.
+
+CHANGES = ("makedirs", "mkdir", "open", "write", "ftruncate", "fsync", "close", "rename")
+
+
+class Failing:
+    """`os`, whose call number `at` of those that change something fails."""
+
+    def __init__(self, at, number=errno.EIO):
+        self.at, self.number, self.calls = at, number, []
+
+    def __getattr__(self, name):
+        f = getattr(os, name)
+        return self.failing(name, f) if name in CHANGES else f
+
+    def failing(self, name, f):
+        def call(*args, **options):
+            self.calls.append(name)
+            if len(self.calls) - 1 != self.at:
+                return f(*args, **options)
+            if name == "close":
+                f(*args)
+            raise OSError(self.number, os.strerror(self.number))
+
+        return call
+
+
+def intact(folder, *states):
+    """All that is finished loads, each as one of the states."""
+    paths = checkpoint.newest(folder)
+    assert paths
+    for path in paths:
+        read, _ = checkpoint.load(path, zeros(small()))
+        assert any(same_bits(read, state) for state in states)
+    assert not [name for name in names(folder) if name.endswith(".part")]
+
+
+def every_failure(monkeypatch, work, after, number):
+    """`work` with each of its changes failing in turn, and then `after` on a healthy system; the names of the calls."""
+    for at in range(200):
+        failing = Failing(at, number)
+        with monkeypatch.context() as patched:
+            patched.setattr(checkpoint, "os", failing)
+            try:
+                work(at)
+            except CheckpointError as error:
+                sentence = str(error)
+            else:
+                assert at >= len(failing.calls), "a failure went unnoticed"
+                return failing.calls
+        assert os.strerror(number) in sentence
+        after(at)
+    raise AssertionError("a save of 200 calls")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["8", "7"])
+def test_whatever_fails_in_a_save_the_last_checkpoint_is_intact(tmp_path, monkeypatch, name, number):
+    def folder(at):
+        return tmp_path / str(at)
+
+    def work(at):
+        with monkeypatch.context() as healthy:
+            healthy.setattr(checkpoint, "os", os)
+            checkpoint.save(folder(at), "7", small(1), RECORD)
+        checkpoint.save(folder(at), name, small(2), RECORD)
+
+    def after(at):
+        intact(folder(at), small(1), small(2))
+        if name == "8":
+            assert same_bits(checkpoint.load(folder(at) / "7", zeros(small()))[0], small(1))
+        checkpoint.save(folder(at), "9", small(2), RECORD)
+        intact(folder(at), small(1), small(2))
+
+    calls = every_failure(monkeypatch, work, after, number)
+    order = ["mkdir", *["fsync"] * 3, "rename", "fsync", "fsync"]  # state, manifest, their folder; then the name
+    replacing = [*order[:4], "rename", *order[4:], "rename"]
+    assert [x for x in calls if x in order] == (replacing if name == "7" else order)
+    assert calls.count("write") == 1 + 1 + len(tree.leaves(small())) + 1  # number, header, leaves, manifest
+
+
+def test_whatever_fails_in_a_prune_no_half_is_in_sight(tmp_path, monkeypatch):
+    def work(at):
+        with monkeypatch.context() as healthy:
+            healthy.setattr(checkpoint, "os", os)
+            for step in (1, 2, 3):
+                checkpoint.save(tmp_path / str(at), str(step), small(step), RECORD)
+        checkpoint.prune(tmp_path / str(at), 1)
+
+    def after(at):
+        intact(tmp_path / str(at), small(1), small(2), small(3))
+        assert same_bits(checkpoint.load(tmp_path / str(at) / "3", zeros(small()))[0], small(3))
+
+    assert every_failure(monkeypatch, work, after, errno.EIO).count("rename") == 2
+
+
+@pytest.mark.parametrize("most", [1, 7, 64])
+def test_short_writes_go_on(tmp_path, monkeypatch, most):
+    writer = Failing(-1)
+    monkeypatch.setattr(writer, "write", lambda file, data: os.write(file, data[:most]), raising=False)
+    monkeypatch.setattr(checkpoint, "os", writer)
+    path = checkpoint.save(tmp_path, "1", small(), RECORD)
+    assert same_bits(checkpoint.load(path, zeros(small()))[0], small())
+
+
+def test_a_write_of_nothing_ends(saved, monkeypatch):
+    writer = Failing(-1)
+    monkeypatch.setattr(writer, "write", lambda file, data: 0, raising=False)
+    monkeypatch.setattr(checkpoint, "os", writer)
+    with pytest.raises(CheckpointError, match="got a write of nothing"):
+        checkpoint.save(saved.parent, "8", small(2), RECORD)
+    intact(saved.parent, small())
+
+
+def test_a_full_disk(saved):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"run/8: expected to write a checkpoint, got File too large; earlier"
+        ):
+            checkpoint.save(saved.parent, "8", small(2), RECORD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(saved.parent) == {"7"}
+    intact(saved.parent, small())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission(saved):
+    saved.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        for work in (
+            lambda: checkpoint.save(saved.parent, "8", small(), {}),
+            lambda: checkpoint.prune(saved.parent, 1),
+        ):
+            with pytest.raises(CheckpointError, match="Permission denied"):
+                work()
+        intact(saved.parent, small())
+    finally:
+        saved.parent.chmod(stat.S_IRWXU)
+
+
+def test_a_folder_that_cannot_be(saved):
+    for folder in (saved / STATE, saved / STATE / "x", Path("/proc/nowhere")):
+        with pytest.raises(CheckpointError, match="expected to write a checkpoint, got"):
+            checkpoint.save(folder, "8", small(), {})
+
+
+# Damage.
+
+
+def damaged(path, changes):
+    """Load once for each of `changes`, (name, bytes) of a file; all must be refused."""
+    like, good = zeros(small()), {name: (path / name).read_bytes() for name in (STATE, MANIFEST)}
+    began = time.perf_counter()
+    count = 0
+    for name, content in changes:
+        (path / name).write_bytes(content)
+        refused(path, like)
+        (path / name).write_bytes(good[name])
+        count += 1
+    assert (time.perf_counter() - began) / count < 1
+    assert same_bits(checkpoint.load(path, like)[0], small())
+    return count
+
+
+def test_truncations_are_detected(saved):
+    def cuts():
+        for name in (STATE, MANIFEST):
+            content = (saved / name).read_bytes()
+            for i in range(100):
+                yield name, content[: i * len(content) // 100]
+
+    assert damaged(saved, cuts()) == 200
+
+
+def flips(path, count):
+    dice = chance.Random(5)
+    contents = {name: (path / name).read_bytes() for name in (STATE, MANIFEST)}
+    for _ in range(count):
+        name = dice.choice([STATE, MANIFEST])
+        content = bytearray(contents[name])
+        content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+        yield name, bytes(content)
+
+
+def test_bit_flips_are_detected(saved):
+    assert damaged(saved, flips(saved, 500)) == 500
+
+
+@pytest.mark.slow
+def test_many_bit_flips_are_detected(saved):
+    assert damaged(saved, flips(saved, 5000)) == 5000
+
+
+def test_bytes_added_are_detected(saved):
+    contents = {name: (saved / name).read_bytes() for name in (STATE, MANIFEST)}
+    assert damaged(
+        saved, [(name, content + more) for name, content in contents.items() for more in (b"\n", b"\0" * 99)]
+    )
+
+
+def test_a_newer_format_is_said_to_be_newer(saved):
+    reseal(saved, format=2)
+    refused(saved, zeros(small()), "expected format 1, got a newer one, 2; update fdqn")
+
+
+@pytest.mark.parametrize("name", [STATE, MANIFEST])
+def test_a_missing_file(saved, name):
+    (saved / name).unlink()
+    refused(saved, zeros(small()), name, "No such file")
+
+
+def test_the_state_of_another_checkpoint(saved):
+    other = checkpoint.save(saved.parent, "8", small(2), RECORD)
+    (saved / STATE).write_bytes((other / STATE).read_bytes())
+    refused(saved, zeros(small()), "SHA-256")
+
+
+# Malice.
+
+HOSTILE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.integers(2**31, 2**70) | st.floats() | st.text(max_size=8)
+    | st.sampled_from([-1, 10**400, "../../canary", "__metadata__", "F64", "a" * 10_000]),
+    lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def places(content):
+    """Every (container, key) in nested lists and dicts."""
+    inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inside:
+        yield content, key
+        yield from places(value)
+
+
+@st.composite
+def mutations(draw):
+    """What to do with a JSON document: a few times, something to one of its places."""
+    content = [(draw(st.integers(0, 999)), draw(st.sampled_from(["put", "remove", "add"])), draw(HOSTILE))]
+    return content + draw(st.lists(st.tuples(st.integers(0, 999), st.just("put"), HOSTILE), max_size=2))
+
+
+def mutated(content, changes):
+    for place, change, value in changes:
+        found = list(places(content))
+        if not found:
+            return value
+        container, key = found[place % len(found)]
+        if change == "remove":
+            del container[key]
+        elif change == "put" or isinstance(container, list):
+            container[key] = value
+        else:
+            container[str(value)[:50]] = container[key]
+    return content
+
+
+@contextlib.contextmanager
+def quick():
+    """What is inside takes less than a second of a processor."""
+    began = time.process_time()
+    yield
+    assert time.process_time() - began < 1
+
+
+@contextlib.contextmanager
+def slim():
+    """What is inside takes less than 40 MB. Slow, since every object is counted."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 40 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def hold_against_mutations(path, count):
+    """Right checksums around wrong words: a sentence, or the numbers that were saved."""
+    raw, content, outcomes = (path / STATE).read_bytes(), content_of(path), []
+    _, header, numbers = parts_of(path)
+
+    @settings(max_examples=count)
+    @given(mutations(), st.sampled_from(["manifest", "header", "length"]), st.integers(0, 2**64 - 1))
+    def law(changes, where, any_length):
+        (path / MANIFEST).write_bytes(sealed(content))
+        (path / STATE).write_bytes(raw)
+        if where == "manifest":
+            (path / MANIFEST).write_bytes(sealed(mutated(json.loads(json.dumps(content)), changes)))
+        else:
+            text = json.dumps(mutated(json.loads(json.dumps(header)), changes)).encode()
+            given_length = any_length if where == "length" else len(text)
+            replace_state(path, struct.pack("<Q", given_length) + text + numbers)
+        like = zeros(small())
+        with quick(), slim():
+            try:
+                checkpoint.load(path, like)
+                outcomes.append("loaded")
+            except CheckpointError:
+                outcomes.append("refused")
+        assert same_bits(like, small() if outcomes[-1] == "loaded" else zeros(small()))
+
+    law()
+    return {outcome: outcomes.count(outcome) for outcome in outcomes}
+
+
+def test_mutated_headers_and_manifests(saved):
+    outcomes = hold_against_mutations(saved, 300)
+    assert outcomes["refused"] > 150  # what is loaded had its record or its versions changed, no more
+
+
+@pytest.mark.slow
+def test_many_mutated_headers_and_manifests(saved):
+    assert hold_against_mutations(saved, 10_000)["refused"] > 5000
+
+
+class Touching:
+    """A pickle that overwrites a file when it is read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"echo dead > {self.file}",)
+
+
+def zipped(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+def header_of(path, **changes):
+    """The state of `path` with other words about its tensors in front."""
+    length, header, numbers = parts_of(path)
+    text = json.dumps(header | changes, separators=(",", ":")).encode().ljust(length)
+    return struct.pack("<Q", len(text)) + text + numbers
+
+
+def sparse(file, size):
+    with open(file, "wb") as opened:
+        opened.truncate(size)
+
+
+def link(file, target):
+    file.unlink()
+    file.symlink_to(target)
+
+
+def pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+def folder_for(file):
+    file.unlink()
+    file.mkdir()
+
+
+def linked_folder(path):
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+BIAS = ".params['0.bias']"
+ATTACKS = {
+    "a pickle as state": lambda p, c: (p / STATE).write_bytes(pickle.dumps(Touching(c))),
+    "a pickle as state, with its checksum": lambda p, c: replace_state(p, pickle.dumps(Touching(c))),
+    "a pickle as manifest": lambda p, c: (p / MANIFEST).write_bytes(pickle.dumps(Touching(c))),
+    "a pickle in a zip, with its checksum": lambda p, c: replace_state(p, zipped(Touching(c))),
+    "a pickle sealed as manifest": lambda p, c: (p / MANIFEST).write_bytes(sealed(pickle.dumps(Touching(c)))),
+    "a header of 2**63 bytes": lambda p, c: replace_state(p, struct.pack("<Q", 2**63) + bytes(500)),
+    "a header of 2**40 bytes": lambda p, c: replace_state(p, struct.pack("<Q", 2**40) + bytes(500)),
+    "a header of brackets": lambda p, c: replace_state(p, struct.pack("<Q", 10**6) + b"[" * 10**6),
+    "a manifest of brackets": lambda p, c: (p / MANIFEST).write_bytes(sealed(b"[" * 1_000_000)),
+    "a manifest of nested records": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"a":' * 209_000)),
+    "a manifest of lists": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"a":[' + b"[[]]," * 209_000 + b"0]")),
+    "a manifest of 10 GB": lambda p, c: sparse(p / MANIFEST, 10**10),
+    "a state of 1 TB": lambda p, c: os.truncate(p / STATE, 10**12),
+    "a number of a million digits": lambda p, c: (p / MANIFEST).write_bytes(sealed(b'{"format":1' + b"0" * 1_000_000)),
+    "a state that is a link": lambda p, c: link(p / STATE, c),
+    "a manifest that is a link": lambda p, c: link(p / MANIFEST, c),
+    "a state that is a link to zeros": lambda p, c: link(p / STATE, "/dev/zero"),
+    "a folder that is a link": lambda p, c: linked_folder(p),
+    "a manifest that is a pipe": lambda p, c: pipe(p / MANIFEST),
+    "a state that is a pipe": lambda p, c: pipe(p / STATE),
+    "a state that is a folder": lambda p, c: folder_for(p / STATE),
+    "a file with another's name": lambda p, c: reseal(p, files={f"../../{c.name}": content_of(p)["files"][STATE]}),
+    "a leaf with a file's name": lambda p, c: reseal(p, tree=content_of(p)["tree"] | {f"../../{c.name}": {}}),
+    "leaves that are a list": lambda p, c: reseal(p, tree=list(content_of(p)["tree"])),
+    "a leaf of 2**80 numbers": lambda p, c: reseal(
+        p, tree=content_of(p)["tree"] | {BIAS: {"dtype": "F64", "shape": [2**40, 2**40]}}
+    ),
+    "offsets that overlap": lambda p, c: replace_state(
+        p, header_of(p, **{BIAS: {"dtype": "F64", "shape": [3], "data_offsets": [1, 25]}})
+    ),
+    "offsets beyond the end": lambda p, c: replace_state(
+        p, header_of(p, **{BIAS: {"dtype": "F64", "shape": [3], "data_offsets": [2**40, 2**40 + 24]}})
+    ),
+    "nothing at all": lambda p, c: (p / MANIFEST).write_bytes(b"") + (p / STATE).write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_hostile_files_are_refused_and_nothing_is_executed(saved, tmp_path, attack):
+    canary = tmp_path / "canary"
+    canary.write_text("alive")
+    ATTACKS[attack](saved, canary)
+    before = sorted(tmp_path.rglob("*"))
+    like = zeros(small())
+    with quick():
+        refused(saved, like)
+    with slim():
+        refused(saved, like)
+    assert canary.read_text() == "alive"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_lock_that_is_a_link_leads_nowhere(tmp_path):
+    canary = tmp_path / "canary"
+    canary.write_text("alive")
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (".lock", ".saving"):
+        (run / name).symlink_to(canary)
+    with pytest.raises(CheckpointError, match="expected to lock it"), checkpoint.lock(run):
+        pass
+    with pytest.raises(CheckpointError, match="expected to lock it"):
+        checkpoint.save(run, "1", small(), {})
+    assert canary.read_text() == "alive"
+
+
+# Death.
+
+
+def forked(work):
+    """A process that does `work` and nothing after it."""
+    with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of threads, of which the child uses none
+        child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+    finally:
+        os._exit(1)
+
+
+def killed(child):
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the child died by itself"
+
+
+def large(step):
+    """Enough that a save takes milliseconds."""
+    return {"a": torch.full((200, 300), step), "b": torch.full((100_000,), float(step)), "c": torch.tensor(step)}
+
+
+def save_forever(folder, shared):
+    """Save step after step, some twice, and prune; say in shared memory how far it is and whether it is inside."""
+    last = checkpoint.newest(folder)
+    for step in itertools.count(int(last[0].name.removesuffix(".old")) + 1 if last else 0):
+        for _ in range(1 + step % 2):
+            shared[0] = 1
+            checkpoint.save(folder, str(step), large(step), {"step": step})
+            shared[0] = 0
+            shared[1:9] = struct.pack("<q", step)
+        checkpoint.prune(folder, 3)
+
+
+def kill_savers(folder, count):
+    """How many of `count` died inside a save. After each, all that is finished is whole and nothing said is missing."""
+    shared, dice, inside = mmap.mmap(-1, 9), chance.Random(11), 0
+    shared[1:9] = struct.pack("<q", -1)
+    for _ in range(count):
+        shared[0] = 0
+        child = forked(lambda: save_forever(folder, shared))
+        time.sleep(dice.uniform(0.005, 0.08))
+        killed(child)
+        inside += shared[0]
+        paths = checkpoint.newest(folder)
+        for path in paths:
+            step = int(path.name.removesuffix(".old"))
+            read, record = checkpoint.load(path, zeros(large(0)))
+            assert same_bits(read, large(step))
+            assert record == {"step": step}
+        said = struct.unpack("<q", shared[1:9])[0]
+        assert said == -1 or int(paths[0].name.removesuffix(".old")) >= said
+    return inside
+
+
+def test_killed_while_saving(tmp_path):
+    kill_savers(tmp_path, 10)
+
+
+@pytest.mark.slow
+def test_killed_while_saving_many_times(tmp_path):
+    assert kill_savers(tmp_path, 100) >= 30
+
+
+def hold_lock(folder, ready):
+    with checkpoint.lock(folder):
+        os.write(ready, b"!")
+        time.sleep(60)
+
+
+def test_a_lock_keeps_a_second_writer_out_and_dies_with_its_process(tmp_path):
+    reader, writer = os.pipe()
+    child = forked(lambda: hold_lock(tmp_path, writer))
+    assert os.read(reader, 1) == b"!"
+    with pytest.raises(CheckpointError, match=f"run folder in use by process {child};"), checkpoint.lock(tmp_path):
+        pass
+    killed(child)
+    (tmp_path / ".lock").write_text("9" * 20)
+    with checkpoint.lock(tmp_path):
+        with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()};"), checkpoint.lock(tmp_path):
+            pass
+        checkpoint.save(tmp_path, "1", small(), {})  # a lock of its own
+    with checkpoint.lock(tmp_path):
+        pass
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+
+
+def test_a_lock_lets_errors_through_and_goes(tmp_path):
+    for error in (OSError("mine"), KeyError("mine")):
+        with pytest.raises(type(error), match="mine"), checkpoint.lock(tmp_path):
+            raise error
+    with (
+        pytest.raises(CheckpointError, match="expected to lock it, got No such file"),
+        checkpoint.lock(tmp_path / "no"),
+    ):
+        pass
+
+
+def test_two_savers_in_one_folder(saved, monkeypatch):
+    """The second comes while the first is writing."""
+    writing = checkpoint._write
+
+    def write(path, content):
+        with pytest.raises(CheckpointError, match="in use by process"):
+            second(saved.parent, "8", small(2), {})
+        with pytest.raises(CheckpointError, match="in use by process"):
+            checkpoint.prune(saved.parent, 1)
+        return writing(path, content)
+
+    second = checkpoint.save
+    monkeypatch.setattr(checkpoint, "_write", write)
+    checkpoint.save(saved.parent, "9", small(3), {})
+    assert steps(saved.parent) == ["9", "7"]
+
+
+def test_without_fcntl_it_saves_and_keeps_nobody_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "fcntl", None)
+    with checkpoint.lock(tmp_path), checkpoint.lock(tmp_path):
+        path = checkpoint.save(tmp_path, "1", small(), RECORD)
+    assert same_bits(checkpoint.load(path, zeros(small()))[0], small())
+
+
+def test_it_imports_without_fcntl():
+    code = "import sys; sys.modules['fcntl'] = None; from fdqn import checkpoint; assert checkpoint.fcntl is None"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Time and memory.
+
+
+def test_a_save_takes_the_memory_of_one_tensor():
+    """Of sixteen of 16 MB, some of which do not lie in one piece."""
+    code = """
+import resource, tempfile, torch
+from pathlib import Path
+from fdqn import checkpoint
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+state = {str(i): torch.ones(2048, 2048) for i in range(12)} | {"t" + str(i): torch.ones(2048, 2048).T for i in range(4)}
+with tempfile.TemporaryDirectory() as folder:
+    checkpoint.save(Path(folder), "1", {"a": torch.ones(3)}, {})
+    before = peak()
+    path = checkpoint.save(Path(folder), "2", state, {})
+    saving = peak() - before
+    checkpoint.load(path, state)
+    print(saving, peak() - before)
+"""
+    alone = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives back what is freed, and keeps none
+    done = subprocess.run([sys.executable, "-c", code], env=alone, check=True, capture_output=True, text=True)
+    saving, both = map(int, done.stdout.split())
+    tensor = 2048 * 2048 * 4
+    assert saving < 1.25 * tensor
+    assert both < 1.25 * tensor
+
+
+def test_saving_22_mb_takes_less_than_a_second(tmp_path):
+    state = {str(i): torch.ones(550_000) for i in range(10)}
+    took = []
+    for step in range(3):
+        began = time.perf_counter()
+        checkpoint.save(tmp_path, str(step), state, RECORD)
+        took.append(time.perf_counter() - began)
+    assert min(took) < 1
