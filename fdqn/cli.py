@@ -236,12 +236,12 @@ def _refuse(sentence: str) -> None:
 def _train(command: Train, started: float) -> None:
     console = _console()
     with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
-        from fdqn import checkpoint, compile, runs
+        from fdqn import compile, runs
     compile.prepare_cpu()
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, state = _begun(console, settings)
     path = runs.create(settings)
-    with checkpoint.lock(path):
+    with runs.writing(path):
         where = runs.Restored(state, None, 0, settings.steps, 0.0)
         _go_on(console, path, settings, program, where, command.json, started)
 
@@ -249,10 +249,10 @@ def _train(command: Train, started: float) -> None:
 def _resume(command: Resume, started: float) -> None:
     console = _console()
     with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
-        from fdqn import checkpoint, compile, runs
+        from fdqn import compile, runs
     compile.prepare_cpu()
     path, settings = command.run, runs.plan(command.run)
-    with checkpoint.lock(path):
+    with runs.writing(path):
         program, state = _begun(console, settings)
         where = runs.restored(path, settings, program, state, command.fallback)
         steps = where.steps if command.steps is None else command.steps

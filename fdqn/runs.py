@@ -222,6 +222,8 @@ def record(
     """
     step, steps, seconds = (where.step, where.steps, where.seconds) if where else (0, settings.steps, 0.0)
     began, kept = time.perf_counter() - seconds, step
+    if not (path / "metrics.csv").exists():
+        _append(path / "metrics.csv", COLUMNS, [])
     for report in reports:
         if settings.on_nan == "stop" and (failures := failed_seeds(settings, report)):
             raise FloatingPointError(_failures(path, failures))
@@ -338,6 +340,13 @@ def _means(returns: NDArray[Any]) -> NDArray[np.float64]:
     """The mean of each row's finite numbers, NaN where there is none."""
     counts = np.isfinite(returns).sum(axis=1)
     return np.where(counts > 0, np.nansum(returns, axis=1) / np.maximum(counts, 1), np.nan)
+
+
+def writing(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps other writers out of a run folder. Raises CheckpointError where there is one."""
+    if path.is_dir():
+        (path / "checkpoints").mkdir(exist_ok=True)
+    return checkpoint.lock(path / "checkpoints")
 
 
 def plan(path: Path) -> Settings:

@@ -26,7 +26,7 @@ from fdqn import cli, envs, networks, random, runs
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
 )
-FILES = {"config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
+FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
 ROOT = Path(cli.__file__).resolve().parents[1]
 LONGEST = 300  # characters of a complaint that a person still reads
 
@@ -335,7 +335,7 @@ BAD = [
     # how it was asked
     ("trian", "'trian'.*'train'"),
     ("evl run", "'evl'.*'eval'"),
-    ("resume run", "'resume'"),
+    ("resum run", "'resum'"),
     ("--nonsense", "--nonsense"),
     ("--nonsense train", "--nonsense"),
     ("train --evn cartpole", "'--evn'.*'--env'"),

@@ -10,6 +10,7 @@ import torch
 from torch.func import vmap
 
 from fdqn import cli, losses, runs, train, tree
+from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 
 BAD, LANES = 1, 3
@@ -187,3 +188,16 @@ def test_on_nan_stop(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(losses, "squared", healthy)
     assert cli.main(["resume", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_seeds"] == []
+
+
+def test_failed_seeds_are_told_with_step_and_cause(trained):
+    program = examples.program()
+    (report,) = train.run(program, PLACES["reward"](trained, torch.nan), 60, train.vmapped(program), 30)
+    assert runs.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {}
+    spoiled = PLACES["reward"](trained, torch.nan)
+    *_, report = train.run(program, spoiled, 90, train.vmapped(program), 30)
+    assert runs.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
+    assert train.reading(program, report.state).failed.tolist() == [-1, 21, -1]
+    zero = train.dqn.Diagnostics(*torch.zeros(3))
+    counted = train.count_update(tree.index(report.state.metrics, BAD), zero, torch.tensor(True), torch.tensor(40))
+    assert int(counted.failed) == 21

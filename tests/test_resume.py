@@ -247,7 +247,7 @@ def test_resume_without_a_checkpoint_starts_over(whole, tmp_path, capsys):
 
 
 def test_two_writers_are_kept_apart(whole, capsys):
-    with checkpoint.lock(whole):
+    with runs.writing(whole):
         process = command(
             "resume", whole, "--steps", "9000", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
@@ -272,3 +272,11 @@ def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path
     said = capsys.readouterr().err
     assert f"not bit for bit: torch is {torch.__version__} and was 1.0" in said
     assert f"not bit for bit: threads is {torch.get_num_threads()} and was 64" in said
+
+
+def test_the_plan_of_a_run_and_how_far_it_is(whole, tmp_path):
+    assert runs.plan(whole) == dataclasses.replace(LONGER, out=str(whole))
+    assert runs.finished(whole) == 3_000
+    assert runs.finished(tmp_path) == 0
+    compile.prepare_cpu()
+    assert runs.differences(whole) == []
