@@ -227,7 +227,8 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise _refusal(path / MANIFEST, "JSON", "something else") from None
     version = content.get("format") if isinstance(content, dict) else None
     if type(version) is int and version > FORMAT:
-        raise CheckpointError(f"{path / MANIFEST}: expected format {FORMAT}, got a newer one, {version}; update fdqn")
+        newer = str(version)[:20]
+        raise CheckpointError(f"{path / MANIFEST}: expected format {FORMAT}, got a newer one, {newer}; update fdqn")
     if version != FORMAT or not all(isinstance(content.get(name), dict) for name in ("record", "files", "tree")):
         raise _refusal(path / MANIFEST, f"format {FORMAT} with record, files and tree", "other entries")
     return content
@@ -249,9 +250,10 @@ def _check_fit(file: Path, expected: dict[str, Any], got: dict[str, Any]) -> Non
 
 
 def _some(things: list[str]) -> str:
-    """The first few, so that a sentence stays one."""
+    """The first few, so that a sentence stays one; in words of a foreign file nothing that a terminal would obey."""
+    shown = ("".join(c if c.isprintable() else "?" for c in thing[:200]) for thing in things[:4])
     more = f" and {len(things) - 4} more" if len(things) > 4 else ""
-    return ", ".join(f"{thing:.200}" for thing in things[:4]) + more or "nothing"
+    return ", ".join(shown) + more or "nothing"
 
 
 def _write(path: Path, content: Iterable[bytes | Tensor]) -> dict[str, Any]:
@@ -324,10 +326,11 @@ def _held(file: Path) -> Iterator[None]:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                holder = os.read(descriptor, 20).decode(errors="replace") or "unknown"
+                holder = os.read(descriptor, 20)
+                number = holder.decode() if holder.isdigit() else "unknown"
                 raise CheckpointError(
                     f"{file.parent}: expected a folder that nobody writes in, got a run folder in use by process "
-                    f"{holder}; wait until it is done or choose another"
+                    f"{number}; wait until it is done or choose another"
                 ) from None
             os.ftruncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
