@@ -147,20 +147,21 @@ def restored(
     """The run of a folder as its newest checkpoint has it, or, where there is none, `start`: the lanes before their
     first step, which are written over. Rows that were written after that moment are taken back.
 
-    Raises CheckpointError for a damaged checkpoint, unless `fallback` and an older one is whole, and for one of other
-    settings, naming those.
+    Raises CheckpointError for a damaged checkpoint, unless `fallback` and an older one is whole, and ValueError for one
+    of other settings, naming those.
     """
     found = checkpoint.newest(path / "checkpoints")
     like = {"lanes": start, "since": tree.from_numpy(train.reading(program, start))}
     for i, place in enumerate(found):
         try:
-            read, record = checkpoint.load(place, like)
+            record = checkpoint.record(place)
+            _check_same(place, record["settings"], json.loads(json.dumps(to_json(settings))))
+            read, _ = checkpoint.load(place, like)
         except checkpoint.CheckpointError as error:
             if fallback and i + 1 < len(found):
                 continue
             hint = "; --fallback goes on from the one before" if i + 1 < len(found) else ""
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
-        _check_same(place, record["settings"], json.loads(json.dumps(to_json(settings))))
         for name, size in record["bytes"].items():
             _take_back(path / name, size)
         since = train.Reading(*tree.to_numpy(read["since"]))
@@ -175,7 +176,7 @@ def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out"}
     if others:
         lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
-        raise checkpoint.CheckpointError(f"{place}: expected the settings of config.json, got {lines}")
+        raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
 
 
 def _take_back(file: Path, size: int) -> None:

@@ -753,7 +753,7 @@ def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, capsys, tmp_p
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     assert len({row.count(",") for row in rows}) == 1
     assert len(rows) > 2
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "metrics.csv"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoints", "config.json", "metrics.csv"]
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):

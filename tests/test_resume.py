@@ -141,7 +141,10 @@ def test_other_settings_are_refused_by_name(tmp_path):
     path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     other = dataclasses.replace(SETTINGS, learning_rate=0.1)
-    with pytest.raises(checkpoint.CheckpointError, match=r"of config.json, got learning_rate = 0.002 and not 0.1"):
+    with pytest.raises(ValueError, match=r"of config.json, got learning_rate = 0.002 and not 0.1"):
+        runs.restored(path, other, *begun(other), fallback=True)
+    other = dataclasses.replace(SETTINGS, hidden=(9,))
+    with pytest.raises(ValueError, match=r"of config.json, got hidden = \[8\] and not \[9\]"):
         runs.restored(path, other, *begun(other))
 
 
