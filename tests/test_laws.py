@@ -7,9 +7,9 @@ import pytest
 import torch
 from plants import branches, rejects
 
-from fdqn import actions, losses, optim, policies, random, replay, schedules, tree
-from fdqn.envs import cartpole
-from fdqn.testing import laws
+from fdqn import actions, envs, losses, optim, policies, random, replay, schedules, tree
+from fdqn.envs import cartpole, mountain_car
+from fdqn.testing import laws, probes
 from fdqn.types import Env, Optimizer
 
 ARANGE = torch.arange(6.0).reshape(2, 3)
@@ -345,7 +345,9 @@ SHORT = changed(cartpole.make, time_limit=15)
         (lambda s: s._replace(terminated=s.terminated.float()), "terminated: expected torch.bool"),
         (lambda s: s._replace(legal=s.legal.long()), "legal: expected torch.bool"),
         (lambda s: s._replace(reward=s.reward.unsqueeze(-1)), "reward|leading axes"),
-        (lambda s: s._replace(reward=s.reward / 0), "reward: expected finite"),
+        (lambda s: s._replace(reward=s.reward / 0), r"step 1, \.reward\[0\]: expected a finite number, got inf"),
+        (lambda s: s._replace(next_obs=s.next_obs / 0), r"step 1, \.next_obs\[0, 0\]: expected a finite number"),
+        (lambda s: s._replace(legal=s.legal & False), r"step 1, legal\[0\]: expected a legal action, got none; 8"),
         (lambda s: s._replace(reward=s.reward * 0 + s.next_obs.mean()), "1 of 1 leading axes: "),
         (lambda s: s._replace(obs=s.obs * 1.5), "episode goes on, obs beside next_obs"),
         (lambda s: s._replace(obs=s.obs + 0 * torch.rand(())), "generator of torch"),
@@ -355,6 +357,12 @@ def test_env_plants(change, match):
     laws.env(SHORT(lambda step: step))
     with torch.random.fork_rng(devices=[]), rejects(match):
         laws.env(SHORT(change), steps=60)
+
+
+@pytest.mark.parametrize("name", [*envs.names(), *probes.ALL])
+def test_our_environments_hold_to_the_law(name):
+    env = probes.ALL[name]().env if name in probes.ALL else envs.make(name)
+    laws.env(env, steps=max(50, env.spec.time_limit))
 
 
 def test_env_rejects_a_reset_that_breaks_the_spec():
@@ -376,6 +384,8 @@ def test_env_rejects_a_reset_that_breaks_the_spec():
         ),
         (lambda s: s._replace(next_obs=s.obs + 1), "reset, next_obs beside obs"),
         (lambda s: s._replace(next_legal=~s.legal), "reset, next_obs beside obs"),
+        (lambda s: s._replace(obs=0 / (0 * s.obs), next_obs=0 / (0 * s.obs)), r"reset, \.obs\[0, 0\]: .*, got nan"),
+        (lambda s: s._replace(legal=s.legal & False, next_legal=s.legal & False), r"reset, legal\[0\]: .* got none"),
         (lambda s: s._replace(reward=s.reward + 1), "reset.reward: "),
         (lambda s: s._replace(terminated=~s.terminated), "reset: expected nothing to have ended"),
         (lambda s: s._replace(truncated=~s.truncated), "reset: expected nothing to have ended"),
@@ -392,6 +402,21 @@ def test_env_rejects_a_reset_that_is_no_beginning(change, match):
         laws.env(env._replace(reset=reset))
 
 
+def test_env_rejects_environments_that_know_of_each_other_at_reset():
+    env = cartpole.make()
+    with rejects(r"1 of 1 leading axes: "):
+        laws.env(env._replace(reset=lambda u: env.reset(u - u.mean(0))))
+
+
+def test_env_rejects_a_run_without_an_end():
+    """What goes wrong at an end is seen at an end only."""
+    endless = changed(mountain_car.make, time_limit=500)(lambda s: s._replace(next_obs=s.obs))
+    with rejects("no episode ended in 200 steps; give steps=, its limit is 500"):
+        laws.env(endless)
+    with rejects("next_obs: expected how episodes ended"):
+        laws.env(endless, steps=500)
+
+
 def test_time_limit_rejects_one_that_terminates():
     def make(change):
         return lambda limit: changed(cartpole.make, time_limit=limit)(change)
@@ -405,3 +430,5 @@ def test_time_limit_rejects_one_that_terminates():
         laws.time_limit(make(lambda s: s._replace(next_obs=s.obs)))
     with rejects("truncated"):
         laws.time_limit(lambda limit: cartpole.make(time_limit=limit + 1))
+    with rejects("truncated: expected an episode cut off at step 5, got none"):  # nobody gets there
+        laws.time_limit(make(lambda s: s._replace(terminated=s.terminated | True, truncated=s.truncated & False)))

@@ -20,7 +20,7 @@ from torch.func import grad, vmap
 
 from fdqn import optim, random, replay, tree
 from fdqn.testing import examples
-from fdqn.testing.asserts import assert_compiles_once, assert_trees_close, assert_trees_equal
+from fdqn.testing.asserts import assert_compiles_once, assert_finite, assert_trees_close, assert_trees_equal
 from fdqn.types import Env, Optimizer, Params, Step, Transition
 
 __all__ = [
@@ -290,20 +290,22 @@ def replay_like_deque(
 
 def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_reset: bool = True) -> None:
     """Shapes and dtypes are constant for life, flags and masks bool; reset and step are pure and equal their vmap.
+    Observations and rewards are finite, and at `obs` there is something legal to do.
 
     After an end `obs` starts a new episode, with `restarts_as_reset` the one that `reset` makes of the same uniforms,
     and `next_obs` does not; elsewhere both are one. Whoever reaches the time limit is truncated, and nobody before it.
-    Actions are random legal ones. See also `time_limit`.
+    Actions are random legal ones; some episode must end within `steps`. See also `time_limit`.
     """
     u = _env_noise(env, envs, seed, 0)
     state, step = pure(env.reset, u)
     _check_reset(env, envs, step)
+    ranked(env.reset, u, dtype=None, atol=1e-6)
     action = _random_legal(step.legal, random.key(seed))
     pure(env.step, state, action, u)
     ranked(env.step, state, action, u, dtype=None, atol=1e-6)
 
     first, state_kind, step_kind = step, _dtypes(state), _dtypes(step)
-    time, moved, seen = torch.zeros(envs, dtype=torch.int64), False, []
+    time, moved, seen = torch.zeros(envs, dtype=torch.int64), False, list[bool]()
     for i in range(1, steps + 1):
         u = _env_noise(env, envs, seed, i)
         state, step = env.step(state, _random_legal(step.legal, random.fold_in(random.key(seed), i)), u)
@@ -317,7 +319,9 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
         time = torch.where(ended, 0, time + 1)
         moved |= bool((step.next_obs != first.obs).any())
         seen += (step.next_obs == step.obs).flatten(1).all(-1)[ended].tolist()
-    assert not (moved and seen and all(seen)), "next_obs: expected how episodes ended, got how the next ones began"
+    limit = env.spec.time_limit
+    assert seen, f"end: expected one, got none: no episode ended in {steps} steps; give steps=, its limit is {limit}"
+    assert not (moved and all(seen)), "next_obs: expected how episodes ended, got how the next ones began"
 
 
 def _check_reset(env: Env, envs: int, step: Step) -> None:
@@ -329,21 +333,32 @@ def _check_reset(env: Env, envs: int, step: Step) -> None:
     assert_trees_equal((step.obs, step.legal), (step.next_obs, step.next_legal), "reset, next_obs beside obs: ")
     assert_trees_equal(torch.zeros_like(step.reward), step.reward, "reset.reward: ")
     assert not (step.terminated | step.truncated).any(), "reset: expected nothing to have ended, got an end"
+    _check_seen(step, "reset, ")
 
 
 def _check_step(env: Env, step: Step, time: Tensor, name: str) -> None:
     """What holds of every step; `time` [E] counts the steps of the episode, this one included."""
     late, on = time >= env.spec.time_limit, ~(step.terminated | step.truncated)
-    assert bool(step.reward.isfinite().all()), f"{name}reward: expected finite numbers, got {step.reward}"
+    _check_seen(step, name)
     assert bool((late <= step.truncated).all()), f"{name}truncated: expected true at the time limit, got false"
     assert bool((step.truncated <= late).all()), f"{name}truncated: expected false before the limit, got true"
     ahead = (step.next_obs[on], step.next_legal[on])
     assert_trees_equal(ahead, (step.obs[on], step.legal[on]), f"{name}episode goes on, obs beside next_obs: ")
 
 
+def _check_seen(step: Step, name: str) -> None:
+    """There is a number wherever one is shown, and something to do at `obs`; where an episode goes on, at `next_obs`
+    too: there both are one.
+    """
+    assert_finite(step, name)
+    stuck = (~step.legal.any(-1)).nonzero().tolist()
+    assert not stuck, f"{name}legal{stuck[0]}: expected a legal action, got none; {len(stuck)} environments are stuck"
+
+
 def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: int = 0) -> None:
     """A time limit truncates and does nothing else: up to and at the limit, `make(limit)` shows the rewards, the
-    `next_obs` and the terminations of `make(10 * limit)`. An environment that terminates at its limit is caught.
+    `next_obs` and the terminations of `make(10 * limit)`. An environment that terminates at its limit is caught. Some
+    episode must get there.
     """
     pair = make(limit), make(10 * limit)
     u = _env_noise(pair[0], envs, seed, 0)
@@ -357,6 +372,7 @@ def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: 
         expected = torch.full_like(a.truncated[alive], i == limit)
         assert_trees_equal(expected, a.truncated[alive], f"step {i} of {limit}, truncated: ")
         alive &= ~a.terminated
+    assert alive.any(), f"truncated: expected an episode cut off at step {limit}, got none: all terminated; give limit="
 
 
 # Helpers
