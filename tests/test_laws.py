@@ -250,6 +250,13 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
         laws.schedule(lambda step: 1.0 - 0.95 * step / 100, 1.0, 0.05, 100)
     with rejects("step 100: expected 0.05"):
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=101), 1.0, 0.05, 100)
+    with rejects("step 60: expected 0.05 at step 100 and not before, got it already"):  # too fast
+        laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=60), 1.0, 0.05, 100)
+    with rejects("step 99: expected 0.05 at step 100"):  # one off
+        laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=99), 1.0, 0.05, 100)
+    for late in (101, 150, 200, 2001):
+        with rejects(f"step {late}: expected 0.05 after the end, got 5.0"):
+            laws.schedule(lambda step, at=late: torch.where(step // at == 1, 5.0, right(step)), 1.0, 0.05, 100)
     with rejects("monotone"):
         laws.schedule(lambda step: right(step) + 0.1 * (step == 60), 1.0, 0.05, 100)
 

@@ -240,7 +240,10 @@ def schedule(
     constant_after: bool = True,
     rtol: float = 1e-6,
 ) -> None:
-    """`start` at step 0, `end` at `steps` (and ever after), monotone between and not there before the end."""
+    """`start` at step 0, `end` at `steps` and ever after, monotone between, and not at the end a step before it.
+
+    After it are as many steps again, a hundred more, and one far away. `constant_after=False` asks nothing of them.
+    """
     values = torch.as_tensor(f(torch.arange(steps + 1))).double()
     bound = rtol * max(abs(start), abs(end), 1e-30)
     for name, expected, got in (("step 0", start, values[0]), (f"step {steps}", end, values[-1])):
@@ -251,10 +254,14 @@ def schedule(
         middle = float(values[steps // 2])
         inside = min(start, end) < middle < max(start, end)
         assert inside, f"step {steps // 2}: expected between {start} and {end}, got {middle}"
+    if steps > 1 and abs(start - end) > bound:
+        early = int((values == values[-1]).nonzero()[0])
+        assert early == steps, f"step {early}: expected {end} at step {steps} and not before, got it already"
     if constant_after:
-        for step in (steps + 1, 10 * steps + 1):
-            late = float(torch.as_tensor(f(torch.tensor(step))))
-            assert abs(late - end) <= bound, f"step {step}: expected {end} after the end, got {late}"
+        for after in (torch.arange(steps + 1, 2 * steps + 101), torch.tensor(10 * steps + 1001)):
+            late = torch.as_tensor(f(after)).double().expand(after.shape).flatten().tolist()
+            for step, value in zip(after.flatten().tolist(), late, strict=True):
+                assert abs(value - end) <= bound, f"step {step}: expected {end} after the end, got {value}"
 
 
 def replay_like_deque(
