@@ -155,6 +155,59 @@ def test_optimizer_plants():
         laws.optimizer(double, partial(torch.optim.SGD, lr=0.1))
 
 
+def momentum(update):
+    """Gradient descent with momentum 0.9 whose `update(grads, velocity) -> (updates, velocity)` is given."""
+    return Optimizer(
+        lambda params: tree.map(torch.zeros_like, params), lambda grads, state, params: update(grads, state)
+    )
+
+
+MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+def test_optimizer_rejects_one_that_writes_over_its_arguments():
+    def right(grads, state):
+        state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
+        return tree.map(lambda v: -0.1 * v, state), state
+
+    def over_state(grads, state):
+        state = tree.map(lambda v, g: v.mul_(0.9).add_(g), state, grads)
+        return tree.map(lambda v: -0.1 * v, state), state
+
+    def over_grads(grads, state):
+        state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
+        return tree.map(lambda g, v: g.copy_(-0.1 * v), grads, state), state
+
+    laws.optimizer(momentum(right), MOMENTUM)
+    with rejects(r"inputs: \[1\]\['0.weight'\]\[0, 0\]: expected 0.0, got"):
+        laws.optimizer(momentum(over_state), MOMENTUM)
+    with rejects(r"inputs: \[0\]\['0.weight'\]\[0, 0\]: expected"):
+        laws.optimizer(momentum(over_grads), MOMENTUM)
+
+
+def test_optimizer_rejects_what_only_float32_or_no_gradient_shows():
+    theirs = partial(torch.optim.SGD, lr=0.1)
+    laws.optimizer(update_only(lambda g: -0.1 * g), theirs)
+    with rejects("params after step 1 in float32: "):
+        laws.optimizer(update_only(lambda g: -0.1 * g * (1 if g.dtype == torch.float64 else 990)), theirs)
+    with rejects("params after step 1 in float32: "):  # an epsilon that float32 does not hold
+        laws.optimizer(update_only(lambda g: -0.1 * g * ((1 + 1e-12 - torch.ones_like(g)) / 1e-12).sign()), theirs)
+    with rejects(r"params after step 1, some of gradient 0: .* got nan"):
+        laws.optimizer(update_only(lambda g: -0.1 * g * (g / g)), theirs)
+
+    def counts_nothing(grads, state):  # a step without a gradient leaves the velocity as it was
+        state = tree.map(lambda v, g: torch.where(g == 0, v, 0.9 * v + g), state, grads)
+        return tree.map(lambda v: -0.1 * v, state), state
+
+    with rejects("params after step 4, some of gradient 0: "):
+        laws.optimizer(momentum(counts_nothing), MOMENTUM)
+    with rejects("state of float64 params: .*expected torch.float64, got torch.float32"):
+        forgetful = Optimizer(
+            lambda p: p, lambda g, s, p: (tree.map(lambda x: -0.1 * x, g), tree.cast(s, torch.float32))
+        )
+        laws.optimizer(forgetful, theirs)
+
+
 def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
     first, second, third = optim.clip_by_global_norm(1.0), optim.adam(1e-2), optim.sgd(0.5, momentum=0.9)
     laws.chained(first, second, third)

@@ -148,28 +148,47 @@ def optimizer(
     steps: int = 60,
     atol: float = 1e-12,
     params: Params | None = None,
+    single: float = 1e-6,
 ) -> None:
-    """`steps` of random non-zero gradients in float64 equal `torch.optim` at every step; dtypes stay."""
-    generator = torch.Generator().manual_seed(0)
-    mine = tree.cast(examples.params() if params is None else params, torch.float64)
+    """`torch.optim` at every step: `steps` of random non-zero gradients in float64; six of which four have gradient 0,
+    the first two among them; ten in float32, to `single`. Updates are pure; dtypes stay.
+    """
+    double = tree.cast(examples.params() if params is None else params, torch.float64)
+    generator, zero = torch.Generator().manual_seed(0), tree.map(torch.zeros_like, double)
+    many = [tree.map(lambda x: _nonzero(x.shape, generator), double) for _ in range(max(steps, 10))]
+    scaled = [tree.map(lambda g, by=2.0 ** (i % 7 - 3): g * by, grads) for i, grads in enumerate(many[:steps])]
+    _follow(ours, theirs, scheduler, double, scaled, atol, "")
+    _follow(ours, theirs, scheduler, double, [zero, zero, many[0], zero, many[1], zero], atol, ", some of gradient 0")
+    small, few = tree.cast(double, torch.float32), tree.cast(many[:10], torch.float32)
+    _follow(ours, theirs, scheduler, small, few, single, " in float32")
+
+
+def _follow(
+    ours: Optimizer,
+    theirs: Callable[[list[Tensor]], torch.optim.Optimizer],
+    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
+    mine: Params,
+    gradients: Sequence[Params],
+    atol: float,
+    name: str,
+) -> None:
+    """The same parameters as theirs after each of `gradients`."""
     reference = {name: x.clone().requires_grad_() for name, x in mine.items()}
     oracle, state = theirs(list(reference.values())), ours.init(mine)
     clock = scheduler(oracle) if scheduler else None
-    for step in range(steps):
-        grads = {name: _nonzero(x.shape, generator) * 2.0 ** (step % 7 - 3) for name, x in mine.items()}
-        for name, x in reference.items():
-            x.grad = grads[name].clone()
+    dtype = "/".join(sorted({str(x.dtype).removeprefix("torch.") for x in mine.values()}))
+    for step, grads in enumerate(gradients, 1):
+        for key, x in reference.items():
+            x.grad = grads[key].clone()
         oracle.step()
         if clock:
             clock.step()
-        updates, state = ours.update(grads, state, mine)
-        mine = optim.apply_updates(mine, updates)
-        assert_trees_close(tree.map(Tensor.detach, reference), mine, atol, atol, f"params after step {step + 1}: ")
-    small = tree.cast(mine, torch.float32)
-    before = ours.init(small)
-    updates, after = ours.update(small, ours.init(small), small)
-    for name, a, b in (("updates", small, updates), ("state", before, after)):
-        assert_trees_close(_dtypes(a), _dtypes(b), 0.0, name=f"{name} of float32 params: ")
+        careful = step in (1, len(gradients))  # a step on a fresh state and one on a used one; `pure` is slow
+        updates, after = pure(ours.update, grads, state, mine) if careful else ours.update(grads, state, mine)
+        for what, a, b in (("updates", mine, updates), ("state", state, after)):
+            assert_trees_equal(_dtypes(a), _dtypes(b), f"{what} of {dtype} params: ")
+        mine, state = optim.apply_updates(mine, updates), after
+        assert_trees_close(tree.map(Tensor.detach, reference), mine, atol, atol, f"params after step {step}{name}: ")
 
 
 def chained(first: Optimizer, second: Optimizer, third: Optimizer, steps: int = 3) -> None:
