@@ -124,6 +124,20 @@ def test_semi_gradient_rejects_a_target_that_is_not_detached():
         laws.semi_gradient(lambda *args: losses.q_learning(*args) * 0, *arguments, held=(4,))
 
 
+def test_semi_gradient_rejects_gradients_that_add_up_to_nothing():
+    q, r = random.normal(random.key(0), (2, 4))
+    laws.semi_gradient(lambda q, r: (r - r.mean()).detach() - q, q, r, held=(1,))
+    with rejects("argument 1: expected gradient 0 on the target's side, got 0.[0-9]"):
+        laws.semi_gradient(lambda q, r: (r - r.mean()) - q, q, r, held=(1,))
+    laws.semi_gradient(lambda q, r: q - q.mean() + r.detach(), q, r, held=(1,))  # here it is the gradient that is due
+
+
+def test_semi_gradient_rejects_an_index_that_is_no_argument():
+    for held in ((7,), (-1,), (1, 2)):
+        with rejects(r"held: expected some of \[0, 1\], got \["):
+            laws.semi_gradient(lambda q, r: r.detach() - q, ARANGE, ARANGE, held=held)
+
+
 # Laws of a part
 
 

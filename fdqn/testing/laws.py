@@ -122,12 +122,20 @@ def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: fl
 
 
 def semi_gradient(f: Callable[..., Tensor], *args: Any, held: Sequence[int]) -> None:
-    """The derivative of `f(*args)` with respect to every argument in `held` is exactly 0; to some other it is not."""
+    """The derivative of `f(*args)` with respect to every argument in `held` is exactly 0; to some other it is not.
+
+    It is that of a sum in which each number of the result has a weight of its own, in [1, 2): derivatives that add up
+    to 0 over a batch are seen.
+    """
+    assert all(0 <= i < len(args) for i in held), f"held: expected some of {list(range(len(args)))}, got {list(held)}"
     tracked = _map(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
     places = [(i, x) for i, arg in enumerate(tracked) for x in tree.leaves(arg) if _tracked(x)]
     result = f(*tracked)
     assert result.requires_grad, "result: expected it to depend on an argument, got no gradient at all"
-    found = torch.autograd.grad(result.sum(), [x for _, x in places], allow_unused=True, materialize_grads=True)
+    weights = 1.0 + random.uniform(random.key(0), tuple(result.shape), result.dtype).to(result.device)
+    found = torch.autograd.grad(
+        (weights * result).sum(), [x for _, x in places], allow_unused=True, materialize_grads=True
+    )
     slopes = {
         i: max(float(g.abs().max()) for (j, _), g in zip(places, found, strict=True) if i == j) for i, _ in places
     }
