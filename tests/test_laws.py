@@ -89,6 +89,9 @@ class WrongSlope(torch.autograd.Function):
 def test_gradients_plants():
     params = {"a": ARANGE, "b": torch.tensor(0.5)}
     laws.gradients(lambda p, x: (p["a"].sin() * p["b"] * x).sum(), params, ARANGE)
+    laws.gradients(lambda p: (p["a"] * ARANGE.mT).sin().sum() * p["b"], params | {"a": ARANGE.mT})
+    with rejects(r"finite differences\['a'\]\[2, 1\]: expected 10"):  # held fixed by mistake, and transposed
+        laws.gradients(lambda p: (p["a"][2, 1] ** 2 + p["a"][2, 1].detach() ** 2) / 2, {"a": ARANGE.mT})
     with rejects(r"finite differences\['a'\]\[0, 0\]: expected 0.0, got 1.0"):
         laws.gradients(lambda p: WrongSlope.apply(p["a"]).sum() + p["b"], params)
     with rejects(r"torch.func.grad beside autograd.grad: \[0\]\[0, 0\]: expected 1.0, got 2.0"):
@@ -300,6 +303,10 @@ def test_legal_only_plants():
         )
     with rejects("got 3"):  # rounding up, not down
         laws.legal_only(lambda q, legal: (u[:, 1] * 3).ceil().long(), q, torch.ones_like(legal))
+    laws.legal_only(lambda q, legal: actions.greedy(q, legal).int(), q, legal)
+    for dtype in (torch.float32, torch.bool):
+        with rejects(f"actions: expected an integer dtype, got {dtype}"):
+            laws.legal_only(lambda q, legal, dtype=dtype: actions.greedy(q, legal).to(dtype), q, legal)
     with rejects("shape"):
         laws.legal_only(lambda q, legal: q.argmax(-1, keepdim=True), q, legal)
 

@@ -244,14 +244,16 @@ def masked(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> None
 
 
 def legal_only(policy: Callable[[Tensor, Tensor], Tensor], q: Tensor, legal: Tensor) -> None:
-    """`policy(q, legal)` chooses an action that exists, and a legal one wherever there is one.
+    """`policy(q, legal)` chooses an action, an integer, that exists, and a legal one wherever there is one.
 
     Shapes: q and legal [..., A]; actions [...].
     """
     chosen, actions = policy(q, legal), q.shape[-1]
     assert chosen.shape == q.shape[:-1], f"actions: expected shape {list(q.shape[:-1])}, got {list(chosen.shape)}"
+    whole = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
+    assert whole, f"actions: expected an integer dtype, got {chosen.dtype}"
     exists = (chosen >= 0) & (chosen < actions)
-    allowed = legal.gather(-1, chosen.clamp(0, actions - 1).unsqueeze(-1)).squeeze(-1) | ~legal.any(-1)
+    allowed = legal.gather(-1, chosen.long().clamp(0, actions - 1).unsqueeze(-1)).squeeze(-1) | ~legal.any(-1)
     bad = (~(exists & allowed)).nonzero().tolist()
     if bad:
         at = tuple(bad[0])
@@ -445,7 +447,7 @@ def _dtypes(x: Any) -> Any:
 
 def _move(x: Any, leaf: int, place: int, by: float) -> Any:
     """The tree with one number of one leaf changed."""
-    leaves = [y.clone() for y in tree.leaves(x)]
+    leaves = tree.leaves(tree.clone(x))
     leaves[leaf].view(-1)[place] += by
     rest = iter(leaves)
     return tree.map(lambda _: next(rest), x)
