@@ -21,6 +21,7 @@ from torch.func import grad, vmap
 from fdqn import optim, random, replay, tree
 from fdqn.testing import examples
 from fdqn.testing.asserts import assert_compiles_once, assert_finite, assert_trees_close, assert_trees_equal
+from fdqn.testing.leaves import copied, map_tensors
 from fdqn.types import Env, Optimizer, Params, Step, Transition
 
 __all__ = [
@@ -33,9 +34,9 @@ __all__ = [
 
 def pure(f: Callable[..., Any], *args: Any) -> Any:
     """Same inputs, same bits, twice; inputs and generators as they were; nothing printed. Returns `f(*args)`."""
-    before, generators = _clone(args), _generators()
+    before, generators = copied(args), _generators()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        first = _clone(f(*args))
+        first = copied(f(*args))
         second = f(*args)
     assert_trees_equal(before, args, "inputs: ")
     assert_trees_equal(first, second, "second call: ")
@@ -92,9 +93,10 @@ def compiled(
 
     `again` are arguments of further calls that must not compile anew; by default the same with halved floats.
     """
-    calls = [args, *(again if again is not None else [_map(lambda x: x * 0.5 if x.is_floating_point() else x, args)])]
-    expected = [f(*call) for call in _clone(calls)]
-    answers = assert_compiles_once(f, *_clone(calls), backend=backend)
+    halved = map_tensors(lambda x: x * 0.5 if x.is_floating_point() else x, args)
+    calls = [args, *([halved] if again is None else again)]
+    expected = [f(*call) for call in copied(calls)]
+    answers = assert_compiles_once(f, *copied(calls), backend=backend)
     for i, (eager, answer) in enumerate(zip(expected, answers, strict=True)):
         assert_trees_close(eager, answer, atol, rtol, f"call {i}: ")
 
@@ -128,7 +130,7 @@ def semi_gradient(f: Callable[..., Tensor], *args: Any, held: Sequence[int]) -> 
     to 0 over a batch are seen.
     """
     assert all(0 <= i < len(args) for i in held), f"held: expected some of {list(range(len(args)))}, got {list(held)}"
-    tracked = _map(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
+    tracked = map_tensors(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
     places = [(i, x) for i, arg in enumerate(tracked) for x in tree.leaves(arg) if _tracked(x)]
     result = f(*tracked)
     assert result.requires_grad, "result: expected it to depend on an argument, got no gradient at all"
@@ -419,17 +421,8 @@ def _nonzero(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return x + torch.where(x < 0, -1e-3, 1e-3)
 
 
-def _map(f: Callable[[Tensor], Any], x: Any) -> Any:
-    """`f` on the leaves that are tensors."""
-    return tree.map(lambda leaf: f(leaf) if isinstance(leaf, Tensor) else leaf, x)
-
-
-def _clone(x: Any) -> Any:
-    return _map(lambda leaf: leaf.detach().clone(), x)
-
-
 def _cast(x: Any, dtype: torch.dtype) -> Any:
-    return _map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
+    return map_tensors(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
 
 
 def _select(x: Any, dim: int, i: int) -> Any:
