@@ -314,6 +314,7 @@ def test_legal_only_plants():
 def test_schedule_rejects_epsilon_stuck_at_its_end():
     right = partial(schedules.linear, start=1.0, end=0.05, steps=100)
     laws.schedule(right, 1.0, 0.05, 100)
+    laws.schedule(lambda step: 0.3, 0.3, 0.3, 100)
     with rejects("step 0: expected 1.0, got 0.05"):
         laws.schedule(lambda step: torch.full_like(step, 0.05, dtype=torch.float32), 1.0, 0.05, 100)
     with rejects("step 0: expected 1.0, got 0.05"):  # the start and the end exchanged

@@ -275,7 +275,7 @@ def schedule(
 
     After it are as many steps again, a hundred more, and one far away. `constant_after=False` asks nothing of them.
     """
-    values = torch.as_tensor(f(torch.arange(steps + 1))).double()
+    values = torch.as_tensor(f(torch.arange(steps + 1))).double().expand(steps + 1)
     bound = rtol * max(abs(start), abs(end), 1e-30)
     for name, expected, got in (("step 0", start, values[0]), (f"step {steps}", end, values[-1])):
         assert abs(expected - float(got)) <= bound, f"{name}: expected {expected}, got {float(got)}"
