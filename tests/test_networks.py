@@ -450,6 +450,50 @@ def test_a_forward_that_writes_a_buffer_is_refused(write):
         laws.pure(fast, params, obs)
 
 
+@pytest.mark.parametrize("write", [
+    lambda module: module.linear.bias.mul_(2), lambda module: module.linear.weight[0].zero_(),
+])  # fmt: skip
+def test_parameters_stay_as_they_are_when_a_forward_writes_into_them(write):
+    def forward(module):
+        with torch.no_grad():
+            write(module)
+
+    network = networks.from_module(lambda: Counting(forward))
+    params, obs = network.init(KEY), observations((3, 4))
+    before = tree.clone(params)
+    q = laws.pure(network.apply, params, obs)
+    lane = tree.map(lambda x: x[None], params)
+    grad(lambda params: network.apply(params, obs).sum())(params)
+    for many in (vmap(network.apply), compile.compile(vmap(network.apply))):
+        torch.testing.assert_close(many(lane, obs[None])[0], q)
+    asserts.assert_trees_equal(before, params)
+
+
+class Scaling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.relu, self.linear = nn.ReLU(inplace=True), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x /= 255.0
+        return self.linear(self.relu(x))
+
+
+def test_observations_stay_as_they_are_when_a_forward_writes_into_them():
+    network = networks.from_module(Scaling)
+    params, obs = network.init(KEY), 255 * observations((3, 4))
+    before = obs.clone()
+    expected = F.linear((before / 255).relu(), params["linear.weight"], params["linear.bias"])
+    for call in (network.apply, vmap(network.apply, (None, 0)), compile.compile(network.apply)):
+        torch.testing.assert_close(call(params, obs), expected)
+        assert torch.equal(obs, before)
+    laws.pure(network.apply, params, obs)
+    laws.compiled(network.apply, params, obs)
+    gradient = grad(lambda obs: network.apply(params, obs).sum())(obs)
+    assert torch.equal(obs, before)
+    assert gradient.abs().max() > 0
+
+
 def test_networks_work_in_inference_mode():
     with torch.inference_mode():
         network = networks.from_module(Positional)

@@ -29,7 +29,8 @@ def from_module(factory: Callable[[], nn.Module]) -> Network:
     module's own.
 
     Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
-    writes a buffer: hidden state has no place in a function of parameters and observation.
+    writes a buffer: hidden state has no place in a function of parameters and observation. Into those it may write, as
+    `nn.ReLU(inplace=True)` does: they are copies, and what is written goes with the call.
     """
     skeleton, constants = _skeleton(factory)
     return Network(partial(_init_module, factory, constants), partial(_apply_module, skeleton.eval(), constants))
@@ -113,8 +114,9 @@ def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: T
 
 def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
     copies = _copies(constants, [*params.values(), obs][0])
-    given = {**params, **copies}
-    q = functional_call(skeleton, given, (obs,), strict=True)
+    with torch.inference_mode(False):  # copies, since forward may write into them; a compiler takes them out
+        given, own_obs = {**tree.map(torch.clone, params), **copies}, obs.clone()
+    q = functional_call(skeleton, given, (own_obs,), strict=True)
     # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
     # the count while it traces; there, what is written is thrown away.
     if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
