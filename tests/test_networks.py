@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import grad, vmap
 
 from fdqn import compile, dqn, losses, networks, random, train, tree
+from fdqn.networks import modules
 from fdqn.testing import asserts, examples, laws
 
 KEY = random.key(7)
@@ -610,20 +611,76 @@ def test_other_random_layers_are_refused(layer):
         network.apply(network.init(KEY), observations((2, 3, 4)), KEY)
 
 
-@pytest.mark.parametrize("draw", [
+DRAWS = pytest.mark.parametrize("draw", [
     lambda x: x + torch.rand(4), lambda x: x * torch.bernoulli(x.sigmoid()), lambda x: F.gumbel_softmax(x),
     lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1),
     lambda x: F.scaled_dot_product_attention(x, x, x, None, 0.1),
+    lambda x: torch.ops.aten.native_dropout(x, 0.5, True)[0],
+    lambda x: torch.ops.aten.native_dropout.default(x, 0.5, True)[0],
+    lambda x: torch.feature_dropout(x, 0.5, True), lambda x: torch.feature_dropout(x, p=0.5, train=True),
+    lambda x: F.dropout2d(x, 0.5), lambda x: F.rrelu(x, 0.1, 0.3, True), lambda x: x + torch.ops.aten.randn([4]),
+    lambda x: torch.distributions.Normal(x, 1.0).sample(), lambda x: torch.empty(4).uniform_() + x,
 ])  # fmt: skip
-def test_other_random_functions_are_refused(draw):
-    class Noisy(nn.Module):
-        def forward(self, x):
-            return draw(x)
 
+
+class Calling(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+
+    def forward(self, x):
+        return self.call(x)
+
+
+@DRAWS
+def test_other_random_functions_are_refused(draw):
     before = torch.get_rng_state()
     with pytest.raises(TypeError, match=r"factory: expected no random layers but nn.Dropout, got one that calls"):
-        networks.from_module_with_dropout(Noisy).apply({}, observations((2, 3, 4)), KEY)
+        networks.from_module_with_dropout(lambda: Calling(draw)).apply({}, observations((2, 3, 4)), KEY)
+    with pytest.raises(TypeError, match=r"factory: expected a forward that draws no random numbers, got one that call"):
+        networks.from_module(lambda: Calling(draw)).apply({}, observations((2, 3, 4)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("drop", [
+    lambda x: F.dropout(x, p=0.5), lambda x: F.dropout(x), lambda x: torch.dropout(x, p=0.5, train=True),
+])  # fmt: skip
+def test_dropout_that_is_always_on_is_refused_in_evaluation_alone(drop):
+    obs = observations((2, 3, 4))
+    with pytest.raises(TypeError, match=r"that calls dropout; pass training=self.training .*from_module_with_dropout"):
+        networks.from_module(lambda: Calling(drop)).apply({}, obs)
+    expected = networks.dropout(obs, 0.5, random.uniform(random.fold_in(KEY, 0), obs.shape))
+    assert torch.equal(networks.from_module_with_dropout(lambda: Calling(drop)).apply({}, obs, KEY), expected)
+
+
+@pytest.mark.parametrize("layer", [
+    nn.RReLU, nn.Dropout, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Dropout1d,
+    lambda: Calling(lambda x: torch.dropout(x, p=0.5, train=False)), lambda: nn.LSTM(4, 4, 2, dropout=0.5),
+    lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.5, batch_first=True),
+])  # fmt: skip
+def test_random_layers_are_functions_in_evaluation_mode(layer):
+    def make():
+        return nn.Sequential(nn.Linear(4, 4), layer())
+
+    network, module, obs = networks.from_module(make), untouched(make).eval(), observations((2, 3, 4))
+    params = dict(module.named_parameters())
+    answers = (network.apply(tree.map(torch.detach, params), obs), module(obs))
+    q, expected = (x[0] if isinstance(x, tuple) else x for x in answers)
+    torch.testing.assert_close(q, expected.detach())
+
+
+def test_every_random_operator_of_pytorch_is_known():
+    seeded = set()
+    for schema in torch._C._jit_get_all_schemas():
+        space, _, name = schema.name.partition("::")
+        overload = schema.overload_name or "default"
+        if space == "aten" and not name.startswith("_") and overload in getattr(torch.ops.aten, name).overloads():
+            tags = getattr(getattr(torch.ops.aten, name), overload).tags
+            seeded |= {name} if torch.Tag.nondeterministic_seeded in tags else set()
+    # Recurrent layers are looked at when the network is made, attention by its argument.
+    apart = {"lstm", "gru", "rnn_relu", "rnn_tanh", "miopen_rnn", "scaled_dot_product_attention"}
+    assert seeded >= {"rand", "native_dropout", "bernoulli_"}
+    assert seeded - apart <= set(modules._SWITCHED) | modules._RANDOM
 
 
 def test_dropout_inside_other_layers_is_refused():

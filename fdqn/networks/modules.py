@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.func import functional_call
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
@@ -29,11 +30,17 @@ def from_module(factory: Callable[[], nn.Module]) -> Network:
     module's own.
 
     Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
-    writes a buffer: hidden state has no place in a function of parameters and observation. Into those it may write, as
-    `nn.ReLU(inplace=True)` does: they are copies, and what is written goes with the call.
+    draws random numbers or writes a buffer: hidden state has no place in a function of parameters and observation.
+    Into those it may write, as `nn.ReLU(inplace=True)` does: they are copies, and what is written goes with the call.
     """
     skeleton, constants = _skeleton(factory)
-    return Network(partial(_init_module, factory, constants), partial(_apply_module, skeleton.eval(), constants))
+    apply = partial(_apply_module, skeleton.eval(), constants)
+
+    def apply_without_drawing(params: Params, obs: Tensor) -> Tensor:
+        with _Drawing():
+            return apply(params, obs)
+
+    return Network(partial(_init_module, factory, constants), apply_without_drawing)
 
 
 def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDropout:
@@ -56,7 +63,7 @@ def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDro
 
     def apply_with_dropout(params: Params, obs: Tensor, key: Tensor) -> Tensor:
         check.shapes("key[2]", key)
-        with _Dropping(key):
+        with _Drawing(key):
             return apply(params, obs)
 
     return NetworkWithDropout(partial(_init_module, factory, constants), apply_with_dropout)
@@ -135,33 +142,67 @@ def _copies(constants: _Constants, like: Tensor) -> Params:
         return tree.cast(moved, like.dtype) if like.is_floating_point() else moved
 
 
-# What draws random numbers, but for dropout.
+# What draws random numbers only where it is told to train, and the place of the argument that tells it.
+_SWITCHED = {
+    **dict.fromkeys(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "native_dropout"), 2),
+    **dict.fromkeys(("alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"), 2),
+    **dict.fromkeys(("feature_dropout", "feature_dropout_"), 2),
+    **dict.fromkeys(("rrelu", "rrelu_"), 3),
+    **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"), 4),
+}
+# What always does.
 _RANDOM = {
-    *("alpha_dropout", "feature_alpha_dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "rrelu", "rrelu_"),
     *("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d", "rand", "randn", "randint", "randperm"),
-    *("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "normal", "poisson"),
+    *("rand_like", "randn_like", "randint_like", "bernoulli", "binomial", "multinomial", "normal", "poisson", "random"),
+    *("cauchy", "exponential", "geometric", "log_normal", "normal_functional", "uniform"),
     *("bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"),
+    *("_standard_gamma", "_sample_dirichlet"),
 }
 
 
-class _Dropping(TorchFunctionMode):
-    """Inside, calls of `F.dropout` are those of `dropout` with uniforms from `key`."""
+class _Drawing(TorchFunctionMode):
+    """Inside, nothing draws from a generator: calls of `F.dropout` are those of `dropout` with uniforms from `key`
+    where there is one, and what else would draw is refused.
+    """
 
-    def __init__(self, key: Tensor) -> None:
+    def __init__(self, key: Tensor | None = None) -> None:
         super().__init__()
         self.key, self.calls = key, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "dropout":
-            return self._dropout(*args, **kwargs)
-        if name in _RANDOM or (name == "scaled_dot_product_attention" and any((*args[4:5], kwargs.get("dropout_p")))):
+        kwargs = kwargs or {}
+        name = getattr(func.overloadpacket if isinstance(func, OpOverload) else func, "__name__", "")
+        if name == "dropout" and self.key is not None:
+            return self._dropout(self.key, *args, **kwargs)
+        if _draws(name, args, kwargs):
+            if self.key is None:
+                raise TypeError(
+                    f"factory: expected a forward that draws no random numbers, got one that calls {name}; pass "
+                    "training=self.training to dropout, use from_module_with_dropout, or pass numbers in with obs"
+                )
             raise TypeError(f"factory: expected no random layers but nn.Dropout, got one that calls {name}")
         return func(*args, **kwargs)
 
-    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training:
+    def _dropout(
+        self,
+        key: Tensor,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+        train: bool = True,
+    ) -> Tensor:
+        if not (training and train):  # `torch.dropout` calls it `train`
             return input
-        u = random.uniform(random.fold_in(self.key, self.calls), input.shape)
+        u = random.uniform(random.fold_in(key, self.calls), input.shape)
         self.calls += 1
         return dropout(input, p, u)
+
+
+def _draws(name: str, args: Any, kwargs: Any) -> bool:
+    if name == "scaled_dot_product_attention":
+        return any((*args[4:5], kwargs.get("dropout_p")))
+    if name not in _SWITCHED:
+        return name in _RANDOM
+    place = _SWITCHED[name]
+    return bool(args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", True)))
