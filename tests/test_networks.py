@@ -1,6 +1,7 @@
 """Networks: names, values and outputs of the `nn.Module`s they stand for."""
 
 import contextlib
+import copy
 import math
 from collections import OrderedDict
 from functools import partial
@@ -822,6 +823,51 @@ def test_a_module_of_a_network_has_any_names():
     network = networks.from_module(lambda: nn.Sequential(OrderedDict(network=nn.Linear(2, 2), params=nn.Linear(2, 3))))
     params, obs = network.init(KEY), observations((4, 2))
     assert torch.equal(networks.to_module(network, params)(obs), network.apply(params, obs))
+
+
+@pytest.mark.parametrize("make", [networks.from_module, networks.from_module_with_dropout])
+def test_a_factory_that_hands_out_one_module_is_refused_and_the_module_stays_as_it_is(make):
+    model, plain = untouched(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2))), nn.ReLU()
+    before = tree.clone(dict(model.state_dict()))
+    for training in (True, False):
+        model.train(training)
+        with pytest.raises(
+            TypeError, match=r"new module at every call, got the same \['0.weight', .*networks.load and ne"
+        ):
+            make(lambda: model)
+        assert {m.training for m in model.modules()} == {training}
+    with pytest.raises(TypeError, match=r"got the same \['0.0.weight', '0.0.bias', '0.2.weight', '0.2.bias'\] again"):
+        make(lambda: nn.Sequential(model, nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="got the same ReLU again"):
+        make(lambda: plain)
+    asserts.assert_trees_equal(before, dict(model.state_dict()))
+
+
+def test_copies_of_one_module_are_new_modules():
+    model, obs = untouched(lambda: sequential(4, (6,), 3)), observations((3, 4))
+    network = networks.from_module(lambda: copy.deepcopy(model))
+    assert torch.equal(network.apply(network.init(KEY), obs), model(obs).detach())
+
+
+def test_a_network_does_not_follow_what_its_factory_keeps():
+    kept = []
+
+    def factory():
+        kept.append(nn.Sequential(nn.Dropout(0.5), Positional()))
+        return kept[-1]
+
+    network, obs = networks.from_module(factory), observations((2, 3, 4))
+    params = network.init(KEY)
+    before, q = tree.clone(params), network.apply(params, obs)
+    for module in kept:
+        assert module.training
+        module.double()
+        with torch.no_grad():
+            for x in (*module.parameters(), *module.buffers()):
+                x.zero_()
+    asserts.assert_trees_equal(before, params)
+    assert torch.equal(network.apply(params, obs), q)
+    asserts.assert_trees_equal(before, network.init(KEY))
 
 
 def test_what_makes_no_module():

@@ -1,5 +1,6 @@
 """Any `nn.Module` as a pure function of its parameters, and, where it drops out, of a key."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,9 +26,9 @@ class NetworkWithDropout(NamedTuple):
 def from_module(factory: Callable[[], nn.Module]) -> Network:
     """Any module as a pure function of its parameters, in evaluation mode: dropout is off.
 
-    `factory` makes the module; `init` calls it once a lane, so a lane begins as the module does. Buffers are constants,
-    those of one module for all lanes, on the parameters' device and, where floating, in their dtype. Shapes are the
-    module's own.
+    `factory` makes a new module at every call; `init` calls it once a lane, so a lane begins as the module does.
+    Buffers are constants, those of one module for all lanes, on the parameters' device and, where floating, in their
+    dtype. Shapes are the module's own.
 
     Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
     draws random numbers or writes a buffer: hidden state has no place in a function of parameters and observation.
@@ -106,7 +107,22 @@ def _skeleton(factory: Callable[[], nn.Module]) -> tuple[nn.Module, _Constants]:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     if running := [name for name in buffers if name.rpartition(".")[2] in statistics]:
         raise TypeError(f"factory: expected a module without running statistics, got {running}; use e.g. LayerNorm")
-    return skeleton, {torch.device("cpu"): {name: x.detach().cpu() for name, x in buffers.items()}}
+    _check_new(skeleton, _made(factory, random.key(0)))
+    # A copy, whose mode is set and whose constants stay, whoever else holds what the factory made.
+    with torch.inference_mode(False):
+        own = copy.deepcopy(skeleton)
+    return own, {torch.device("cpu"): {name: x.detach().cpu() for name, x in own.named_buffers()}}
+
+
+def _check_new(module: nn.Module, again: nn.Module) -> None:
+    """Raise TypeError where two calls of a factory made one thing."""
+    memory = {x.untyped_storage().data_ptr() for x in module.parameters()} - {0}
+    shared = [name for name, x in again.named_parameters() if x.untyped_storage().data_ptr() in memory]
+    if again is module or shared:
+        raise TypeError(
+            f"factory: expected a new module at every call, got the same {shared or type(module).__name__} again; make "
+            "it inside the factory, and bring trained parameters in by networks.load and networks.starting_from"
+        )
 
 
 def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: Tensor) -> Params:
@@ -116,7 +132,7 @@ def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: T
         constants[key.device] = {name: x.to(key.device) for name, x in constants[torch.device("cpu")].items()}
     if key.ndim > 1:
         return tree.stack(_init_module(factory, constants, k) for k in key)
-    return {name: p.detach().to(key.device) for name, p in _made(factory, key).named_parameters()}
+    return {name: p.detach().to(key.device, copy=True) for name, p in _made(factory, key).named_parameters()}
 
 
 def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
