@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from fdqn import check, random, tree
+from fdqn.networks.state_dict import Shapes, fitting
 from fdqn.types import Network, Params, Scalar
 
 
@@ -28,14 +29,15 @@ def from_module(factory: Callable[[], nn.Module]) -> Network:
 
     `factory` makes a new module at every call; `init` calls it once a lane, so a lane begins as the module does.
     Buffers are constants, those of one module for all lanes, on the parameters' device and, where floating, in their
-    dtype. Shapes are the module's own.
+    dtype. Shapes are the module's own. Observations come in the parameters' dtype too, but for int32 and int64, which
+    may be indices; `apply` raises as that of `mlp` for parameters that are not the module's.
 
     Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
     draws random numbers or writes a buffer: hidden state has no place in a function of parameters and observation.
     Into those it may write, as `nn.ReLU(inplace=True)` does: they are copies, and what is written goes with the call.
     """
     skeleton, constants = _skeleton(factory)
-    apply = partial(_apply_module, skeleton.eval(), constants)
+    apply = partial(_apply_module, skeleton.eval(), _shapes(skeleton), constants)
 
     def apply_without_drawing(params: Params, obs: Tensor) -> Tensor:
         with _Drawing():
@@ -60,7 +62,7 @@ def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDro
             f"factory: expected dropout in layers of its own, got it inside {hidden}; make them with dropout=0 and put "
             "nn.Dropout before or after"
         )
-    apply = partial(_apply_module, skeleton.train(), constants)
+    apply = partial(_apply_module, skeleton.train(), _shapes(skeleton), constants)
 
     def apply_with_dropout(params: Params, obs: Tensor, key: Tensor) -> Tensor:
         check.shapes("key[2]", key)
@@ -88,8 +90,18 @@ def _made(factory: Callable[[], nn.Module], key: Tensor) -> nn.Module:
     """What `factory` makes under a fork of PyTorch's generator, seeded from `key`: the one place that touches it."""
     # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
-        torch.default_generator.manual_seed(int(random.bits(key)))
+        torch.default_generator.manual_seed(_seed(key))
         return factory()
+
+
+def _seed(key: Tensor) -> int:
+    try:
+        return int(random.bits(key))
+    except RuntimeError:
+        raise ValueError(
+            "key: expected one that can be read, got one inside of a transform; init takes the keys [..., 2] of all "
+            "lanes at once"
+        ) from None
 
 
 # The constants of a module on each device that lanes were made on.
@@ -125,8 +137,14 @@ def _check_new(module: nn.Module, again: nn.Module) -> None:
         )
 
 
+def _shapes(module: nn.Module) -> Shapes:
+    return {name: tuple(x.shape) for name, x in module.named_parameters()}
+
+
 def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: Tensor) -> Params:
     check.shapes("key[... 2]", key)
+    if not key.numel():
+        raise ValueError(f"key: expected at least one lane, got shape {list(key.shape)}")
     # Here and not when they are used: a copy made while tracing would be one of the trace, in every step of it.
     if key.device not in constants:
         constants[key.device] = {name: x.to(key.device) for name, x in constants[torch.device("cpu")].items()}
@@ -135,11 +153,15 @@ def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: T
     return {name: p.detach().to(key.device, copy=True) for name, p in _made(factory, key).named_parameters()}
 
 
-def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
-    copies = _copies(constants, [*params.values(), obs][0])
+def _apply_module(skeleton: nn.Module, expected: Shapes, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
+    check.shapes("obs[...]", obs)
+    fitting(expected, params, obs)
+    like = [*params.values(), obs][0]
+    dtype = like.dtype if like.is_floating_point() and obs.dtype not in (torch.int32, torch.int64) else obs.dtype
+    copies = _copies(constants, like)
     with torch.inference_mode(False):  # copies, since forward may write into them; a compiler takes them out
-        given, own_obs = {**tree.map(torch.clone, params), **copies}, obs.clone()
-    q = functional_call(skeleton, given, (own_obs,), strict=True)
+        given, own_obs = {**tree.map(torch.clone, params), **copies}, obs.to(dtype, copy=True)
+    q = functional_call(skeleton, given, (own_obs,))
     # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
     # the count while it traces; there, what is written is thrown away.
     if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
