@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from plants import branches, rejects
@@ -29,6 +30,16 @@ X = torch.arange(3.0)
         (torch.tensor(1.0), torch.tensor(torch.nan), "expected 1.0, got nan"),
         ((torch.tensor(True),), (torch.tensor(False),), "expected True, got False"),
         ((1,), (2,), "expected 1, got 2"),
+        ((1.0,), (1.5,), r"^\[0\]\[\]: expected 1.0, got 1.5"),
+        ((1.0,), (torch.nan,), "expected 1.0, got nan"),
+        (1 + 2j, 1 + 3j, r"expected \(1\+2j\), got \(1\+3j\)"),
+        (torch.tensor([1 + 2j]), torch.tensor([1 + 3j]), r"^\[0\]: expected \(1\+2j\), got \(1\+3j\)"),
+        ({"w": np.ones(2)}, {"w": np.array([1.0, 2.0])}, r"\['w'\]\[1\]: expected 1.0, got 2.0; 1 of 2 numbers"),
+        (np.ones(2), np.ones((2, 1)), r"expected shape \[2\], got \[2, 1\]"),
+        (np.float32(1), np.float64(1), "expected torch.float32, got torch.float64"),
+        ({"w": np.ones(2)}, {"w": None}, r"\['w'\]: expected array\(\[1., 1.\]\), got None"),
+        ({"w": 3}, {"w": torch.ones(2)}, r"\['w'\]: expected 3, got tensor"),
+        ("adam", "sgd", "^value: expected 'adam', got 'sgd'"),
     ],
 )
 def test_trees_that_differ(a, b, match):
@@ -43,6 +54,12 @@ def test_trees_that_agree():
     asserts.assert_trees_equal(a, tree.clone(a))
     asserts.assert_trees_close(a, a | {"w": a["w"] + 1e-4}, atol=1e-3)
     asserts.assert_trees_close({"w": torch.tensor(1000.0)}, {"w": torch.tensor(1001.0)}, atol=0, rtol=1e-2)
+    for x in (1.0, 1.0 + 1j, np.float64(1), np.ones(2), torch.tensor([1.0 + 1j])):
+        asserts.assert_trees_close([x], [x + 1e-4], atol=1e-3)
+        with rejects("expected"):
+            asserts.assert_trees_close([x], [x + 1e-2], atol=1e-3)
+    for x in (torch.nan, complex(torch.nan, 0), np.float32("nan"), np.array([np.inf, np.nan], ">f4"), "adam", None, 3):
+        asserts.assert_trees_equal({"x": x}, {"x": x})
     with rejects("expected 1000, got 1001"):
         asserts.assert_trees_close({"n": torch.tensor(1000)}, {"n": torch.tensor(1001)}, atol=10)
 
@@ -79,6 +96,10 @@ def test_structures_that_agree():
             r"\['bias'\]: expected shape \[N\] with N = 2, got \[3\]",
         ),
         (Network("[2]", "[2]"), (Network(torch.ones(2), torch.ones(1)),), r"^\.apply: expected shape \[2\], got \[1\]"),
+        ("q[B] r[B]", (X,), r"tensors: expected 2 for 'q\[B\] r\[B\]', got 1$"),
+        ("q[B]", (X, X), r"tensors: expected 1 for 'q\[B\]', got 2"),
+        ("q[B]", (), r"tensors: expected 1 for 'q\[B\]', got 0"),
+        ({"weight": "[]"}, (), r"trees of tensors: expected 1 for {'weight': '\[\]'}, got 0"),
         ({"weight": "[]"}, ({"bias": X},), r"missing \[\"\['weight'\]\"\]"),
     ],
 )
@@ -100,6 +121,12 @@ def test_finite():
         asserts.assert_finite({"a": X, "b": torch.tensor([[0.0, torch.nan], [torch.inf, 1.0]])}, "grads")
     with rejects("got -inf; 1 of 1"):
         asserts.assert_finite([X, -torch.inf])
+    asserts.assert_finite([np.ones(2), np.float32(1), 1j, np.array(["a"]), np.array([1]), None])
+    with rejects(r"^\['b'\]\[1\]: expected a finite number, got nan; 1 of 2"):
+        asserts.assert_finite({"a": X, "b": np.array([1.0, np.nan], np.float32)})
+    for wrong in (np.float32("inf"), np.float64("nan"), complex(0, torch.inf), torch.tensor(complex(torch.nan, 0))):
+        with rejects(r"^\[0\]\[\]: expected a finite number, got .*(nan|inf)"):
+            asserts.assert_finite([wrong])
 
 
 # Compiling

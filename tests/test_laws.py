@@ -7,9 +7,9 @@ import pytest
 import torch
 from plants import branches, rejects
 
-from fdqn import actions, losses, optim, policies, random, replay, schedules, tree
-from fdqn.envs import cartpole
-from fdqn.testing import laws
+from fdqn import actions, envs, losses, optim, policies, random, replay, schedules, tree
+from fdqn.envs import cartpole, mountain_car
+from fdqn.testing import laws, probes
 from fdqn.types import Env, Optimizer
 
 ARANGE = torch.arange(6.0).reshape(2, 3)
@@ -89,6 +89,9 @@ class WrongSlope(torch.autograd.Function):
 def test_gradients_plants():
     params = {"a": ARANGE, "b": torch.tensor(0.5)}
     laws.gradients(lambda p, x: (p["a"].sin() * p["b"] * x).sum(), params, ARANGE)
+    laws.gradients(lambda p: (p["a"] * ARANGE.mT).sin().sum() * p["b"], params | {"a": ARANGE.mT})
+    with rejects(r"finite differences\['a'\]\[2, 1\]: expected 10"):  # held fixed by mistake, and transposed
+        laws.gradients(lambda p: (p["a"][2, 1] ** 2 + p["a"][2, 1].detach() ** 2) / 2, {"a": ARANGE.mT})
     with rejects(r"finite differences\['a'\]\[0, 0\]: expected 0.0, got 1.0"):
         laws.gradients(lambda p: WrongSlope.apply(p["a"]).sum() + p["b"], params)
     with rejects(r"torch.func.grad beside autograd.grad: \[0\]\[0, 0\]: expected 1.0, got 2.0"):
@@ -124,6 +127,20 @@ def test_semi_gradient_rejects_a_target_that_is_not_detached():
         laws.semi_gradient(lambda *args: losses.q_learning(*args) * 0, *arguments, held=(4,))
 
 
+def test_semi_gradient_rejects_gradients_that_add_up_to_nothing():
+    q, r = random.normal(random.key(0), (2, 4))
+    laws.semi_gradient(lambda q, r: (r - r.mean()).detach() - q, q, r, held=(1,))
+    with rejects("argument 1: expected gradient 0 on the target's side, got 0.[0-9]"):
+        laws.semi_gradient(lambda q, r: (r - r.mean()) - q, q, r, held=(1,))
+    laws.semi_gradient(lambda q, r: q - q.mean() + r.detach(), q, r, held=(1,))  # here it is the gradient that is due
+
+
+def test_semi_gradient_rejects_an_index_that_is_no_argument():
+    for held in ((7,), (-1,), (1, 2)):
+        with rejects(r"held: expected some of \[0, 1\], got \["):
+            laws.semi_gradient(lambda q, r: r.detach() - q, ARANGE, ARANGE, held=held)
+
+
 # Laws of a part
 
 
@@ -153,6 +170,59 @@ def test_optimizer_plants():
             lambda params: {}, lambda grads, state, params: (tree.map(lambda g: -0.1 * g.double(), grads), {})
         )
         laws.optimizer(double, partial(torch.optim.SGD, lr=0.1))
+
+
+def momentum(update):
+    """Gradient descent with momentum 0.9 whose `update(grads, velocity) -> (updates, velocity)` is given."""
+    return Optimizer(
+        lambda params: tree.map(torch.zeros_like, params), lambda grads, state, params: update(grads, state)
+    )
+
+
+MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+
+
+def test_optimizer_rejects_one_that_writes_over_its_arguments():
+    def right(grads, state):
+        state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
+        return tree.map(lambda v: -0.1 * v, state), state
+
+    def over_state(grads, state):
+        state = tree.map(lambda v, g: v.mul_(0.9).add_(g), state, grads)
+        return tree.map(lambda v: -0.1 * v, state), state
+
+    def over_grads(grads, state):
+        state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
+        return tree.map(lambda g, v: g.copy_(-0.1 * v), grads, state), state
+
+    laws.optimizer(momentum(right), MOMENTUM)
+    with rejects(r"inputs: \[1\]\['0.weight'\]\[0, 0\]: expected 0.0, got"):
+        laws.optimizer(momentum(over_state), MOMENTUM)
+    with rejects(r"inputs: \[0\]\['0.weight'\]\[0, 0\]: expected"):
+        laws.optimizer(momentum(over_grads), MOMENTUM)
+
+
+def test_optimizer_rejects_what_only_float32_or_no_gradient_shows():
+    theirs = partial(torch.optim.SGD, lr=0.1)
+    laws.optimizer(update_only(lambda g: -0.1 * g), theirs)
+    with rejects("params after step 1 in float32: "):
+        laws.optimizer(update_only(lambda g: -0.1 * g * (1 if g.dtype == torch.float64 else 990)), theirs)
+    with rejects("params after step 1 in float32: "):  # an epsilon that float32 does not hold
+        laws.optimizer(update_only(lambda g: -0.1 * g * ((1 + 1e-12 - torch.ones_like(g)) / 1e-12).sign()), theirs)
+    with rejects(r"params after step 1, some of gradient 0: .* got nan"):
+        laws.optimizer(update_only(lambda g: -0.1 * g * (g / g)), theirs)
+
+    def counts_nothing(grads, state):  # a step without a gradient leaves the velocity as it was
+        state = tree.map(lambda v, g: torch.where(g == 0, v, 0.9 * v + g), state, grads)
+        return tree.map(lambda v: -0.1 * v, state), state
+
+    with rejects("params after step 4, some of gradient 0: "):
+        laws.optimizer(momentum(counts_nothing), MOMENTUM)
+    with rejects("state of float64 params: .*expected torch.float64, got torch.float32"):
+        forgetful = Optimizer(
+            lambda p: p, lambda g, s, p: (tree.map(lambda x: -0.1 * x, g), tree.cast(s, torch.float32))
+        )
+        laws.optimizer(forgetful, theirs)
 
 
 def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
@@ -233,6 +303,10 @@ def test_legal_only_plants():
         )
     with rejects("got 3"):  # rounding up, not down
         laws.legal_only(lambda q, legal: (u[:, 1] * 3).ceil().long(), q, torch.ones_like(legal))
+    laws.legal_only(lambda q, legal: actions.greedy(q, legal).int(), q, legal)
+    for dtype in (torch.float32, torch.bool):
+        with rejects(f"actions: expected an integer dtype, got {dtype}"):
+            laws.legal_only(lambda q, legal, dtype=dtype: actions.greedy(q, legal).to(dtype), q, legal)
     with rejects("shape"):
         laws.legal_only(lambda q, legal: q.argmax(-1, keepdim=True), q, legal)
 
@@ -240,6 +314,7 @@ def test_legal_only_plants():
 def test_schedule_rejects_epsilon_stuck_at_its_end():
     right = partial(schedules.linear, start=1.0, end=0.05, steps=100)
     laws.schedule(right, 1.0, 0.05, 100)
+    laws.schedule(lambda step: 0.3, 0.3, 0.3, 100)
     with rejects("step 0: expected 1.0, got 0.05"):
         laws.schedule(lambda step: torch.full_like(step, 0.05, dtype=torch.float32), 1.0, 0.05, 100)
     with rejects("step 0: expected 1.0, got 0.05"):  # the start and the end exchanged
@@ -250,6 +325,13 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
         laws.schedule(lambda step: 1.0 - 0.95 * step / 100, 1.0, 0.05, 100)
     with rejects("step 100: expected 0.05"):
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=101), 1.0, 0.05, 100)
+    with rejects("step 60: expected 0.05 at step 100 and not before, got it already"):  # too fast
+        laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=60), 1.0, 0.05, 100)
+    with rejects("step 99: expected 0.05 at step 100"):  # one off
+        laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=99), 1.0, 0.05, 100)
+    for late in (101, 150, 200, 2001):
+        with rejects(f"step {late}: expected 0.05 after the end, got 5.0"):
+            laws.schedule(lambda step, at=late: torch.where(step // at == 1, 5.0, right(step)), 1.0, 0.05, 100)
     with rejects("monotone"):
         laws.schedule(lambda step: right(step) + 0.1 * (step == 60), 1.0, 0.05, 100)
 
@@ -345,7 +427,9 @@ SHORT = changed(cartpole.make, time_limit=15)
         (lambda s: s._replace(terminated=s.terminated.float()), "terminated: expected torch.bool"),
         (lambda s: s._replace(legal=s.legal.long()), "legal: expected torch.bool"),
         (lambda s: s._replace(reward=s.reward.unsqueeze(-1)), "reward|leading axes"),
-        (lambda s: s._replace(reward=s.reward / 0), "reward: expected finite"),
+        (lambda s: s._replace(reward=s.reward / 0), r"step 1, \.reward\[0\]: expected a finite number, got inf"),
+        (lambda s: s._replace(next_obs=s.next_obs / 0), r"step 1, \.next_obs\[0, 0\]: expected a finite number"),
+        (lambda s: s._replace(legal=s.legal & False), r"step 1, legal\[0\]: expected a legal action, got none; 8"),
         (lambda s: s._replace(reward=s.reward * 0 + s.next_obs.mean()), "1 of 1 leading axes: "),
         (lambda s: s._replace(obs=s.obs * 1.5), "episode goes on, obs beside next_obs"),
         (lambda s: s._replace(obs=s.obs + 0 * torch.rand(())), "generator of torch"),
@@ -355,6 +439,12 @@ def test_env_plants(change, match):
     laws.env(SHORT(lambda step: step))
     with torch.random.fork_rng(devices=[]), rejects(match):
         laws.env(SHORT(change), steps=60)
+
+
+@pytest.mark.parametrize("name", [*envs.names(), *probes.ALL])
+def test_our_environments_hold_to_the_law(name):
+    env = probes.ALL[name]().env if name in probes.ALL else envs.make(name)
+    laws.env(env, steps=max(50, env.spec.time_limit))
 
 
 def test_env_rejects_a_reset_that_breaks_the_spec():
@@ -376,6 +466,8 @@ def test_env_rejects_a_reset_that_breaks_the_spec():
         ),
         (lambda s: s._replace(next_obs=s.obs + 1), "reset, next_obs beside obs"),
         (lambda s: s._replace(next_legal=~s.legal), "reset, next_obs beside obs"),
+        (lambda s: s._replace(obs=0 / (0 * s.obs), next_obs=0 / (0 * s.obs)), r"reset, \.obs\[0, 0\]: .*, got nan"),
+        (lambda s: s._replace(legal=s.legal & False, next_legal=s.legal & False), r"reset, legal\[0\]: .* got none"),
         (lambda s: s._replace(reward=s.reward + 1), "reset.reward: "),
         (lambda s: s._replace(terminated=~s.terminated), "reset: expected nothing to have ended"),
         (lambda s: s._replace(truncated=~s.truncated), "reset: expected nothing to have ended"),
@@ -392,6 +484,21 @@ def test_env_rejects_a_reset_that_is_no_beginning(change, match):
         laws.env(env._replace(reset=reset))
 
 
+def test_env_rejects_environments_that_know_of_each_other_at_reset():
+    env = cartpole.make()
+    with rejects(r"1 of 1 leading axes: "):
+        laws.env(env._replace(reset=lambda u: env.reset(u - u.mean(0))))
+
+
+def test_env_rejects_a_run_without_an_end():
+    """What goes wrong at an end is seen at an end only."""
+    endless = changed(mountain_car.make, time_limit=500)(lambda s: s._replace(next_obs=s.obs))
+    with rejects("no episode ended in 200 steps; give steps=, its limit is 500"):
+        laws.env(endless)
+    with rejects("next_obs: expected how episodes ended"):
+        laws.env(endless, steps=500)
+
+
 def test_time_limit_rejects_one_that_terminates():
     def make(change):
         return lambda limit: changed(cartpole.make, time_limit=limit)(change)
@@ -405,3 +512,5 @@ def test_time_limit_rejects_one_that_terminates():
         laws.time_limit(make(lambda s: s._replace(next_obs=s.obs)))
     with rejects("truncated"):
         laws.time_limit(lambda limit: cartpole.make(time_limit=limit + 1))
+    with rejects("truncated: expected an episode cut off at step 5, got none"):  # nobody gets there
+        laws.time_limit(make(lambda s: s._replace(terminated=s.terminated | True, truncated=s.truncated & False)))

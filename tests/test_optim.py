@@ -323,24 +323,6 @@ def test_chain_is_one_after_the_other():
 
 
 @EACH
-def test_equals_torch_optim_in_float32(name):
-    """From the first update on, when what corrects Adam's bias is smallest."""
-    ours, theirs = PAIRS[name]
-    start = tree.cast(examples.params(), torch.float32)
-    mine, reference = start, {n: x.clone().requires_grad_() for n, x in start.items()}
-    opt, oracle = ours(0.1), theirs(list(reference.values()), lr=0.1)
-    state, generator = opt.init(mine), torch.Generator().manual_seed(1)
-    for _ in range(10):
-        grads = tree.map(lambda x: torch.randn(x.shape, generator=generator) + 0.1, start)
-        for n, x in reference.items():
-            x.grad = grads[n].clone()
-        oracle.step()
-        updates, state = opt.update(grads, state, mine)
-        mine = optim.apply_updates(mine, updates)
-        asserts.assert_trees_close(tree.map(torch.Tensor.detach, reference), mine, 5e-7, 1e-6)
-
-
-@EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_stay(name, dtype):
     opt = PAIRS[name][0](torch.tensor(0.1, dtype=torch.float64))

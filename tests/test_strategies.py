@@ -42,6 +42,45 @@ def test_numbers_are_in_range(x, u, words):
     assert ((words >= 0) & (words < 2**32)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.3), (-0.3, -0.1), (-1e6, 1e6), (-1e300, torch.inf), (1 / 3, 0.35)])
+def test_bounds_that_no_float_meets_are_rounded_inwards(low, high, dtype):
+    found = torch.stack(drawn(strategies.tensors((2,), low, high, dtype), 50))
+    asserts.assert_finite(found)
+    assert found.dtype == dtype
+    assert all(low <= x <= high for x in found.flatten().tolist())
+    assert found.unique().numel() > 1
+
+
+def test_bounds_with_only_one_number_between_them():
+    for dtype in (torch.float32, torch.float64):
+        assert {x.item() for x in drawn(strategies.tensors((), 0.5, 0.5, dtype), 5)} == {0.5}
+    assert {x.item() for x in drawn(strategies.tensors((), 0.1, 0.1, torch.float64), 5)} == {0.1}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [
+        (0.1, 0.1, torch.float32),
+        (1.0, 0.0, torch.float32),
+        (1e6, 2e6, torch.float16),
+        (-2e39, -1e39, torch.float32),
+        (torch.nan, 1.0, torch.float32),
+        (0.0, torch.nan, torch.float64),
+        (torch.inf, torch.inf, torch.float64),
+    ],
+)
+def test_bounds_without_a_number_between_them_are_refused(low, high, dtype):
+    with pytest.raises(ValueError, match=f"low, high: expected a number of {dtype} between them"):
+        strategies.tensors((2,), low, high, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_dtypes_without_fractions_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"dtype: expected a floating-point dtype, got {dtype}"):
+        strategies.tensors((2,), -3.0, 3.0, dtype)
+
+
 @pytest.mark.parametrize(
     ("strategy", "corners"),
     [

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdqn import check, random
-from fdqn.networks.state_dict import difference
+from fdqn.networks.state_dict import fitting
 from fdqn.types import Network, Params
 
 
@@ -18,7 +18,8 @@ def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> 
     outputs. Without hidden layers it is one linear layer, named "0".
 
     Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1, and `apply` for
-    parameters or observations of other names, shapes or devices; so do the networks below.
+    parameters or observations of other names, shapes or devices, and TypeError for what are no floats by name; so do
+    the networks below.
     """
     event = _event(obs_shape)
     # nn.Sequential counts the ReLUs too, so linear layer i stands at place 2 i.
@@ -106,14 +107,10 @@ def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tenso
     """Observations in the parameters' dtype, where both are what the network takes."""
     check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
     expected = dict(item for name, shape in layers.items() for item in _shapes(name, shape))
-    if expected != (given := {name: tuple(x.shape) for name, x in params.items()}):
-        are_lanes = expected == {name: shape[1:] for name, shape in given.items()}
-        hint = "; many lanes go through vmap(network.apply)" if are_lanes else ""
-        raise ValueError(f"params: {difference(expected, given)}{hint}")
-    weight = params[next(iter(expected))]
-    if obs.device != weight.device:
-        raise ValueError(f"obs: expected it on the parameters' device {weight.device}, got {obs.device}")
-    return obs.to(weight.dtype)
+    fitting(expected, params, obs)
+    for name in expected:
+        check.floating(f"params[{name!r}]", params[name])
+    return obs.to(params[next(iter(expected))].dtype)
 
 
 def _shapes(layer: str, weight: tuple[int, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:

@@ -1,16 +1,19 @@
 """Any `nn.Module` as a pure function of its parameters, and, where it drops out, of a key."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.func import functional_call
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from fdqn import check, random, tree
+from fdqn.networks.state_dict import Shapes, fitting
 from fdqn.types import Network, Params, Scalar
 
 
@@ -24,15 +27,23 @@ class NetworkWithDropout(NamedTuple):
 def from_module(factory: Callable[[], nn.Module]) -> Network:
     """Any module as a pure function of its parameters, in evaluation mode: dropout is off.
 
-    `factory` makes the module; `init` calls it once a lane, so a lane begins as the module does. Buffers are constants,
-    those of one module for all lanes, on the parameters' device and, where floating, in their dtype. Shapes are the
-    module's own.
+    `factory` makes a new module at every call; `init` calls it once a lane, so a lane begins as the module does.
+    Buffers are constants, those of one module for all lanes, on the parameters' device and, where floating, in their
+    dtype. Shapes are the module's own. Observations come in the parameters' dtype too, but for int32 and int64, which
+    may be indices; `apply` raises as that of `mlp` for parameters that are not the module's.
 
     Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
-    writes a buffer: hidden state has no place in a function of parameters and observation.
+    draws random numbers or writes a buffer: hidden state has no place in a function of parameters and observation.
+    Into those it may write, as `nn.ReLU(inplace=True)` does: they are copies, and what is written goes with the call.
     """
     skeleton, constants = _skeleton(factory)
-    return Network(partial(_init_module, factory, constants), partial(_apply_module, skeleton.eval(), constants))
+    apply = partial(_apply_module, skeleton.eval(), _shapes(skeleton), constants)
+
+    def apply_without_drawing(params: Params, obs: Tensor) -> Tensor:
+        with _Drawing():
+            return apply(params, obs)
+
+    return Network(partial(_init_module, factory, constants), apply_without_drawing)
 
 
 def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDropout:
@@ -51,11 +62,11 @@ def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDro
             f"factory: expected dropout in layers of its own, got it inside {hidden}; make them with dropout=0 and put "
             "nn.Dropout before or after"
         )
-    apply = partial(_apply_module, skeleton.train(), constants)
+    apply = partial(_apply_module, skeleton.train(), _shapes(skeleton), constants)
 
     def apply_with_dropout(params: Params, obs: Tensor, key: Tensor) -> Tensor:
         check.shapes("key[2]", key)
-        with _Dropping(key):
+        with _Drawing(key):
             return apply(params, obs)
 
     return NetworkWithDropout(partial(_init_module, factory, constants), apply_with_dropout)
@@ -79,8 +90,18 @@ def _made(factory: Callable[[], nn.Module], key: Tensor) -> nn.Module:
     """What `factory` makes under a fork of PyTorch's generator, seeded from `key`: the one place that touches it."""
     # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
-        torch.default_generator.manual_seed(int(random.bits(key)))
+        torch.default_generator.manual_seed(_seed(key))
         return factory()
+
+
+def _seed(key: Tensor) -> int:
+    try:
+        return int(random.bits(key))
+    except RuntimeError:
+        raise ValueError(
+            "key: expected one that can be read, got one inside of a transform; init takes the keys [..., 2] of all "
+            "lanes at once"
+        ) from None
 
 
 # The constants of a module on each device that lanes were made on.
@@ -98,23 +119,49 @@ def _skeleton(factory: Callable[[], nn.Module]) -> tuple[nn.Module, _Constants]:
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     if running := [name for name in buffers if name.rpartition(".")[2] in statistics]:
         raise TypeError(f"factory: expected a module without running statistics, got {running}; use e.g. LayerNorm")
-    return skeleton, {torch.device("cpu"): {name: x.detach().cpu() for name, x in buffers.items()}}
+    _check_new(skeleton, _made(factory, random.key(0)))
+    # A copy, whose mode is set and whose constants stay, whoever else holds what the factory made.
+    with torch.inference_mode(False):
+        own = copy.deepcopy(skeleton)
+    return own, {torch.device("cpu"): {name: x.detach().cpu() for name, x in own.named_buffers()}}
+
+
+def _check_new(module: nn.Module, again: nn.Module) -> None:
+    """Raise TypeError where two calls of a factory made one thing."""
+    memory = {x.untyped_storage().data_ptr() for x in module.parameters()} - {0}
+    shared = [name for name, x in again.named_parameters() if x.untyped_storage().data_ptr() in memory]
+    if again is module or shared:
+        raise TypeError(
+            f"factory: expected a new module at every call, got the same {shared or type(module).__name__} again; make "
+            "it inside the factory, and bring trained parameters in by networks.load and networks.starting_from"
+        )
+
+
+def _shapes(module: nn.Module) -> Shapes:
+    return {name: tuple(x.shape) for name, x in module.named_parameters()}
 
 
 def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: Tensor) -> Params:
     check.shapes("key[... 2]", key)
+    if not key.numel():
+        raise ValueError(f"key: expected at least one lane, got shape {list(key.shape)}")
     # Here and not when they are used: a copy made while tracing would be one of the trace, in every step of it.
     if key.device not in constants:
         constants[key.device] = {name: x.to(key.device) for name, x in constants[torch.device("cpu")].items()}
     if key.ndim > 1:
         return tree.stack(_init_module(factory, constants, k) for k in key)
-    return {name: p.detach().to(key.device) for name, p in _made(factory, key).named_parameters()}
+    return {name: p.detach().to(key.device, copy=True) for name, p in _made(factory, key).named_parameters()}
 
 
-def _apply_module(skeleton: nn.Module, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
-    copies = _copies(constants, [*params.values(), obs][0])
-    given = {**params, **copies}
-    q = functional_call(skeleton, given, (obs,), strict=True)
+def _apply_module(skeleton: nn.Module, expected: Shapes, constants: _Constants, params: Params, obs: Tensor) -> Tensor:
+    check.shapes("obs[...]", obs)
+    fitting(expected, params, obs)
+    like = [*params.values(), obs][0]
+    dtype = like.dtype if like.is_floating_point() and obs.dtype not in (torch.int32, torch.int64) else obs.dtype
+    copies = _copies(constants, like)
+    with torch.inference_mode(False):  # copies, since forward may write into them; a compiler takes them out
+        given, own_obs = {**tree.map(torch.clone, params), **copies}, obs.to(dtype, copy=True)
+    q = functional_call(skeleton, given, (own_obs,))
     # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
     # the count while it traces; there, what is written is thrown away.
     if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
@@ -133,33 +180,67 @@ def _copies(constants: _Constants, like: Tensor) -> Params:
         return tree.cast(moved, like.dtype) if like.is_floating_point() else moved
 
 
-# What draws random numbers, but for dropout.
+# What draws random numbers only where it is told to train, and the place of the argument that tells it.
+_SWITCHED = {
+    **dict.fromkeys(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "native_dropout"), 2),
+    **dict.fromkeys(("alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"), 2),
+    **dict.fromkeys(("feature_dropout", "feature_dropout_"), 2),
+    **dict.fromkeys(("rrelu", "rrelu_"), 3),
+    **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"), 4),
+}
+# What always does.
 _RANDOM = {
-    *("alpha_dropout", "feature_alpha_dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "rrelu", "rrelu_"),
     *("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d", "rand", "randn", "randint", "randperm"),
-    *("rand_like", "randn_like", "randint_like", "bernoulli", "multinomial", "normal", "poisson"),
+    *("rand_like", "randn_like", "randint_like", "bernoulli", "binomial", "multinomial", "normal", "poisson", "random"),
+    *("cauchy", "exponential", "geometric", "log_normal", "normal_functional", "uniform"),
     *("bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"),
+    *("_standard_gamma", "_sample_dirichlet"),
 }
 
 
-class _Dropping(TorchFunctionMode):
-    """Inside, calls of `F.dropout` are those of `dropout` with uniforms from `key`."""
+class _Drawing(TorchFunctionMode):
+    """Inside, nothing draws from a generator: calls of `F.dropout` are those of `dropout` with uniforms from `key`
+    where there is one, and what else would draw is refused.
+    """
 
-    def __init__(self, key: Tensor) -> None:
+    def __init__(self, key: Tensor | None = None) -> None:
         super().__init__()
         self.key, self.calls = key, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        if name == "dropout":
-            return self._dropout(*args, **kwargs)
-        if name in _RANDOM or (name == "scaled_dot_product_attention" and any((*args[4:5], kwargs.get("dropout_p")))):
+        kwargs = kwargs or {}
+        name = getattr(func.overloadpacket if isinstance(func, OpOverload) else func, "__name__", "")
+        if name == "dropout" and self.key is not None:
+            return self._dropout(self.key, *args, **kwargs)
+        if _draws(name, args, kwargs):
+            if self.key is None:
+                raise TypeError(
+                    f"factory: expected a forward that draws no random numbers, got one that calls {name}; pass "
+                    "training=self.training to dropout, use from_module_with_dropout, or pass numbers in with obs"
+                )
             raise TypeError(f"factory: expected no random layers but nn.Dropout, got one that calls {name}")
         return func(*args, **kwargs)
 
-    def _dropout(self, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        if not training:
+    def _dropout(
+        self,
+        key: Tensor,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+        train: bool = True,
+    ) -> Tensor:
+        if not (training and train):  # `torch.dropout` calls it `train`
             return input
-        u = random.uniform(random.fold_in(self.key, self.calls), input.shape)
+        u = random.uniform(random.fold_in(key, self.calls), input.shape)
         self.calls += 1
         return dropout(input, p, u)
+
+
+def _draws(name: str, args: Any, kwargs: Any) -> bool:
+    if name == "scaled_dot_product_attention":
+        return any((*args[4:5], kwargs.get("dropout_p")))
+    if name not in _SWITCHED:
+        return name in _RANDOM
+    place = _SWITCHED[name]
+    return bool(args[place] if len(args) > place else kwargs.get("training", kwargs.get("train", True)))

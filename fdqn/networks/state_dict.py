@@ -8,13 +8,19 @@ from torch import Tensor, nn
 from fdqn import check, random
 from fdqn.types import Network, Params
 
+Shapes = dict[str, tuple[int, ...]]
+"""Of parameters, by name."""
+
 
 def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -> Params:
     """One lane's parameters from a module's `state_dict`, whose names are `prefix` and then the network's.
 
     The result is in the network's order, in the dtypes and on the device that came, and shares no memory with the
-    module; `starting_from` makes it every lane's start. Raises ValueError for names or shapes that are not the
-    network's and TypeError for what holds no floating-point numbers.
+    module; `starting_from` makes it every lane's start. Buffers are no parameters: a network `from_module` has those
+    that its factory makes, so trained ones are to be loaded there, into the module that it returns.
+
+    Raises ValueError for names or shapes that are not the network's and TypeError for what holds no floating-point
+    numbers.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(
@@ -36,8 +42,10 @@ def starting_from(network: Network, params: Params) -> Network:
 
 
 def to_module(network: Network, params: Params) -> nn.Module:
-    """A module whose `state_dict` is a copy of one lane's `params` and whose forward is `network.apply`."""
-    return _Module(network, params)
+    """A module whose `state_dict` is a copy of one lane's `params` and whose forward is `network.apply`. Raises as
+    `load` does.
+    """
+    return _Module(network, load(network, params))
 
 
 def _init_as(init: Callable[[Tensor], Params], params: Params, key: Tensor) -> Params:
@@ -56,7 +64,7 @@ class _Module(nn.Module):
                 if part not in owner._modules:
                     owner.add_module(part, nn.Module())
                 owner = owner.get_submodule(part)
-            owner.register_parameter(own, nn.Parameter(x.detach().clone()))
+            owner.register_parameter(own, nn.Parameter(x))
 
     def forward(self, obs: Tensor) -> Tensor:
         return self._apply_pure(dict(self.named_parameters()), obs)
@@ -68,16 +76,37 @@ def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
     theirs = {name: tuple(x.shape) for name, x in given.items()}
     if ours == theirs:
         return
-    first = next(iter(own))
-    starts = {name.removesuffix(first) for name in theirs if name.endswith(first)} - {prefix}
+    starts = {n.removesuffix(first) for first in [*own][:1] for n in theirs if n.endswith(first)} - {prefix}
     fits = [start for start in starts if {start + name for name in own} == set(theirs)]
     hint = "".join(f"; use prefix={start!r}" for start in fits)
     if ours.items() < theirs.items():
-        hint = "; leave out what is no parameter, as dict(module.named_parameters()) does"
+        hint = "; if those are buffers, load them into the module that the factory makes and leave them out here"
+    if are_lanes(ours, theirs):
+        hint = "; one of many lanes is tree.index(params, lane)"
     raise ValueError(f"state_dict: {difference(ours, theirs)}{hint}")
 
 
-def difference(expected: dict[str, tuple[int, ...]], given: dict[str, tuple[int, ...]]) -> str:
+def fitting(expected: Shapes, params: Params, obs: Tensor) -> None:
+    """Raise TypeError or ValueError, in a sentence, unless `params` are one lane's and `obs` lies beside them."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params: expected tensors by name, as network.init makes them, got {type(params).__name__}")
+    for name, x in params.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"params[{name!r}]: expected a tensor, got {type(x).__name__}")
+    if expected != (given := {name: tuple(x.shape) for name, x in params.items()}):
+        hint = "; many lanes go through vmap(network.apply)" if are_lanes(expected, given) else ""
+        raise ValueError(f"params: {difference(expected, given)}{hint}")
+    for x in params.values():
+        if obs.device != x.device:
+            raise ValueError(f"obs: expected it on the parameters' device {x.device}, got {obs.device}")
+
+
+def are_lanes(expected: Shapes, given: Shapes) -> bool:
+    """Whether all that does not fit is one more axis in front."""
+    return bool(expected) and expected == {name: shape[1:] for name, shape in given.items()}
+
+
+def difference(expected: Shapes, given: Shapes) -> str:
     """The names and shapes that only one side has."""
     lacking = {name: list(shape) for name, shape in expected.items() if given.get(name) != shape}
     foreign = {name: list(shape) for name, shape in given.items() if expected.get(name) != shape}

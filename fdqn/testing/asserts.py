@@ -9,6 +9,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,20 +29,23 @@ def assert_trees_equal(expected: Any, got: Any, name: str = "") -> None:
 
 
 def assert_trees_close(expected: Any, got: Any, atol: float, rtol: float = 0.0, name: str = "") -> None:
-    """Same structure, shapes, dtypes and devices; `|got - expected| <= atol + rtol * |expected|` for floats, equal for
-    others. NaN equals NaN and an infinity equals itself. `name` begins the message, before the leaf's path.
+    """Same structure, shapes, dtypes and devices; `|got - expected| <= atol + rtol * |expected|` for floats and complex
+    numbers, equal for others. NaN equals NaN and an infinity equals itself. Leaves may be tensors, NumPy's arrays and
+    numbers, and Python's. `name` begins the message, before the leaf's path.
     """
     assert_same_structure(expected, got, name)
-    for path, a, b in zip(tree.paths(expected), tree.leaves(expected), tree.leaves(got), strict=True):
-        leaf = f"{name}{path or 'value'}"
-        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
-            assert a == b, f"{leaf}: expected {a!r}, got {b!r}"
+    for path, ours, theirs in zip(tree.paths(expected), tree.leaves(expected), tree.leaves(got), strict=True):
+        leaf, a, b = f"{name}{path or 'value'}", _numbers(ours), _numbers(theirs)
+        if a is None or b is None:
+            plain = not isinstance(ours, _ARRAYS) and not isinstance(theirs, _ARRAYS)
+            same = plain and ours == theirs
+            assert same, f"{leaf}: expected {ours!r}, got {theirs!r}"
             continue
         assert a.shape == b.shape, f"{leaf}: expected shape {list(a.shape)}, got {list(b.shape)}"
         assert a.dtype == b.dtype, f"{leaf}: expected {a.dtype}, got {b.dtype}"
         assert a.device == b.device, f"{leaf}: expected it on {a.device}, got it on {b.device}"
         same = a == b
-        if a.is_floating_point():
+        if a.is_floating_point() or a.is_complex():
             same |= (a.isnan() & b.isnan()) | ((b - a).abs() <= atol + rtol * a.abs()) & a.isfinite()
         if not same.all():
             where = _first(~same)
@@ -74,6 +78,9 @@ def assert_shapes(spec: Any, *tensors: Any) -> None:
     A letter is one size throughout, `...` the same leading axes throughout.
     """
     try:
+        count = spec.count("[") if isinstance(spec, str) else 1
+        what = "tensors" if isinstance(spec, str) else "trees of tensors"
+        assert len(tensors) == count, f"{what}: expected {count} for {spec!r}, got {len(tensors)}"
         if isinstance(spec, str):
             check.shapes(spec, *tensors)
         else:
@@ -85,11 +92,11 @@ def assert_shapes(spec: Any, *tensors: Any) -> None:
 
 
 def assert_finite(x: Any, name: str = "") -> None:
-    """No NaN and no infinity in any leaf that holds numbers."""
+    """No NaN and no infinity in any leaf that holds numbers, be they torch's, NumPy's or Python's."""
     for path, leaf in zip(tree.paths(x), tree.leaves(x), strict=True):
-        if not isinstance(leaf, Tensor | float):
+        numbers = _numbers(leaf)
+        if numbers is None:
             continue
-        numbers = torch.as_tensor(leaf)
         wrong = ~numbers.isfinite()
         if wrong.any():
             where = _first(wrong)
@@ -97,6 +104,21 @@ def assert_finite(x: Any, name: str = "") -> None:
                 f"{name}{path}{list(where)}: expected a finite number, got {numbers[where].item()!r}; "
                 f"{int(wrong.sum())} of {wrong.numel()} numbers are not finite"
             )
+
+
+_ARRAYS = (Tensor, np.ndarray)
+
+
+def _numbers(x: Any) -> Tensor | None:
+    """A leaf as a tensor; nothing for what has no dtype: Python's integers and flags, which are exact, and words."""
+    if isinstance(x, Tensor):
+        return x
+    if isinstance(x, np.ndarray | np.generic):
+        array = np.array(x, dtype=x.dtype.newbyteorder("="))
+        return torch.from_numpy(array) if array.dtype.kind in "biufc" else None
+    if isinstance(x, float):
+        return torch.tensor(x, dtype=torch.float64)
+    return torch.tensor(x, dtype=torch.complex128) if isinstance(x, complex) else None
 
 
 def _first(found: Tensor) -> tuple[int, ...]:

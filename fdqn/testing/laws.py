@@ -20,7 +20,8 @@ from torch.func import grad, vmap
 
 from fdqn import optim, random, replay, tree
 from fdqn.testing import examples
-from fdqn.testing.asserts import assert_compiles_once, assert_trees_close, assert_trees_equal
+from fdqn.testing.asserts import assert_compiles_once, assert_finite, assert_trees_close, assert_trees_equal
+from fdqn.testing.leaves import copied, map_tensors
 from fdqn.types import Env, Optimizer, Params, Step, Transition
 
 __all__ = [
@@ -33,9 +34,9 @@ __all__ = [
 
 def pure(f: Callable[..., Any], *args: Any) -> Any:
     """Same inputs, same bits, twice; inputs and generators as they were; nothing printed. Returns `f(*args)`."""
-    before, generators = _clone(args), _generators()
+    before, generators = copied(args), _generators()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
-        first = _clone(f(*args))
+        first = copied(f(*args))
         second = f(*args)
     assert_trees_equal(before, args, "inputs: ")
     assert_trees_equal(first, second, "second call: ")
@@ -92,9 +93,10 @@ def compiled(
 
     `again` are arguments of further calls that must not compile anew; by default the same with halved floats.
     """
-    calls = [args, *(again if again is not None else [_map(lambda x: x * 0.5 if x.is_floating_point() else x, args)])]
-    expected = [f(*call) for call in _clone(calls)]
-    answers = assert_compiles_once(f, *_clone(calls), backend=backend)
+    halved = map_tensors(lambda x: x * 0.5 if x.is_floating_point() else x, args)
+    calls = [args, *([halved] if again is None else again)]
+    expected = [f(*call) for call in copied(calls)]
+    answers = assert_compiles_once(f, *copied(calls), backend=backend)
     for i, (eager, answer) in enumerate(zip(expected, answers, strict=True)):
         assert_trees_close(eager, answer, atol, rtol, f"call {i}: ")
 
@@ -122,12 +124,20 @@ def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: fl
 
 
 def semi_gradient(f: Callable[..., Tensor], *args: Any, held: Sequence[int]) -> None:
-    """The derivative of `f(*args)` with respect to every argument in `held` is exactly 0; to some other it is not."""
-    tracked = _map(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
+    """The derivative of `f(*args)` with respect to every argument in `held` is exactly 0; to some other it is not.
+
+    It is that of a sum in which each number of the result has a weight of its own, in [1, 2): derivatives that add up
+    to 0 over a batch are seen.
+    """
+    assert all(0 <= i < len(args) for i in held), f"held: expected some of {list(range(len(args)))}, got {list(held)}"
+    tracked = map_tensors(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
     places = [(i, x) for i, arg in enumerate(tracked) for x in tree.leaves(arg) if _tracked(x)]
     result = f(*tracked)
     assert result.requires_grad, "result: expected it to depend on an argument, got no gradient at all"
-    found = torch.autograd.grad(result.sum(), [x for _, x in places], allow_unused=True, materialize_grads=True)
+    weights = 1.0 + random.uniform(random.key(0), tuple(result.shape), result.dtype).to(result.device)
+    found = torch.autograd.grad(
+        (weights * result).sum(), [x for _, x in places], allow_unused=True, materialize_grads=True
+    )
     slopes = {
         i: max(float(g.abs().max()) for (j, _), g in zip(places, found, strict=True) if i == j) for i, _ in places
     }
@@ -148,28 +158,47 @@ def optimizer(
     steps: int = 60,
     atol: float = 1e-12,
     params: Params | None = None,
+    single: float = 1e-6,
 ) -> None:
-    """`steps` of random non-zero gradients in float64 equal `torch.optim` at every step; dtypes stay."""
-    generator = torch.Generator().manual_seed(0)
-    mine = tree.cast(examples.params() if params is None else params, torch.float64)
+    """`torch.optim` at every step: `steps` of random non-zero gradients in float64; six of which four have gradient 0,
+    the first two among them; ten in float32, to `single`. Updates are pure; dtypes stay.
+    """
+    double = tree.cast(examples.params() if params is None else params, torch.float64)
+    generator, zero = torch.Generator().manual_seed(0), tree.map(torch.zeros_like, double)
+    many = [tree.map(lambda x: _nonzero(x.shape, generator), double) for _ in range(max(steps, 10))]
+    scaled = [tree.map(lambda g, by=2.0 ** (i % 7 - 3): g * by, grads) for i, grads in enumerate(many[:steps])]
+    _follow(ours, theirs, scheduler, double, scaled, atol, "")
+    _follow(ours, theirs, scheduler, double, [zero, zero, many[0], zero, many[1], zero], atol, ", some of gradient 0")
+    small, few = tree.cast(double, torch.float32), tree.cast(many[:10], torch.float32)
+    _follow(ours, theirs, scheduler, small, few, single, " in float32")
+
+
+def _follow(
+    ours: Optimizer,
+    theirs: Callable[[list[Tensor]], torch.optim.Optimizer],
+    scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None,
+    mine: Params,
+    gradients: Sequence[Params],
+    atol: float,
+    name: str,
+) -> None:
+    """The same parameters as theirs after each of `gradients`."""
     reference = {name: x.clone().requires_grad_() for name, x in mine.items()}
     oracle, state = theirs(list(reference.values())), ours.init(mine)
     clock = scheduler(oracle) if scheduler else None
-    for step in range(steps):
-        grads = {name: _nonzero(x.shape, generator) * 2.0 ** (step % 7 - 3) for name, x in mine.items()}
-        for name, x in reference.items():
-            x.grad = grads[name].clone()
+    dtype = "/".join(sorted({str(x.dtype).removeprefix("torch.") for x in mine.values()}))
+    for step, grads in enumerate(gradients, 1):
+        for key, x in reference.items():
+            x.grad = grads[key].clone()
         oracle.step()
         if clock:
             clock.step()
-        updates, state = ours.update(grads, state, mine)
-        mine = optim.apply_updates(mine, updates)
-        assert_trees_close(tree.map(Tensor.detach, reference), mine, atol, atol, f"params after step {step + 1}: ")
-    small = tree.cast(mine, torch.float32)
-    before = ours.init(small)
-    updates, after = ours.update(small, ours.init(small), small)
-    for name, a, b in (("updates", small, updates), ("state", before, after)):
-        assert_trees_close(_dtypes(a), _dtypes(b), 0.0, name=f"{name} of float32 params: ")
+        careful = step in (1, len(gradients))  # a step on a fresh state and one on a used one; `pure` is slow
+        updates, after = pure(ours.update, grads, state, mine) if careful else ours.update(grads, state, mine)
+        for what, a, b in (("updates", mine, updates), ("state", state, after)):
+            assert_trees_equal(_dtypes(a), _dtypes(b), f"{what} of {dtype} params: ")
+        mine, state = optim.apply_updates(mine, updates), after
+        assert_trees_close(tree.map(Tensor.detach, reference), mine, atol, atol, f"params after step {step}{name}: ")
 
 
 def chained(first: Optimizer, second: Optimizer, third: Optimizer, steps: int = 3) -> None:
@@ -217,14 +246,16 @@ def masked(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> None
 
 
 def legal_only(policy: Callable[[Tensor, Tensor], Tensor], q: Tensor, legal: Tensor) -> None:
-    """`policy(q, legal)` chooses an action that exists, and a legal one wherever there is one.
+    """`policy(q, legal)` chooses an action, an integer, that exists, and a legal one wherever there is one.
 
     Shapes: q and legal [..., A]; actions [...].
     """
     chosen, actions = policy(q, legal), q.shape[-1]
     assert chosen.shape == q.shape[:-1], f"actions: expected shape {list(q.shape[:-1])}, got {list(chosen.shape)}"
+    whole = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
+    assert whole, f"actions: expected an integer dtype, got {chosen.dtype}"
     exists = (chosen >= 0) & (chosen < actions)
-    allowed = legal.gather(-1, chosen.clamp(0, actions - 1).unsqueeze(-1)).squeeze(-1) | ~legal.any(-1)
+    allowed = legal.gather(-1, chosen.long().clamp(0, actions - 1).unsqueeze(-1)).squeeze(-1) | ~legal.any(-1)
     bad = (~(exists & allowed)).nonzero().tolist()
     if bad:
         at = tuple(bad[0])
@@ -240,8 +271,11 @@ def schedule(
     constant_after: bool = True,
     rtol: float = 1e-6,
 ) -> None:
-    """`start` at step 0, `end` at `steps` (and ever after), monotone between and not there before the end."""
-    values = torch.as_tensor(f(torch.arange(steps + 1))).double()
+    """`start` at step 0, `end` at `steps` and ever after, monotone between, and not at the end a step before it.
+
+    After it are as many steps again, a hundred more, and one far away. `constant_after=False` asks nothing of them.
+    """
+    values = torch.as_tensor(f(torch.arange(steps + 1))).double().expand(steps + 1)
     bound = rtol * max(abs(start), abs(end), 1e-30)
     for name, expected, got in (("step 0", start, values[0]), (f"step {steps}", end, values[-1])):
         assert abs(expected - float(got)) <= bound, f"{name}: expected {expected}, got {float(got)}"
@@ -251,10 +285,14 @@ def schedule(
         middle = float(values[steps // 2])
         inside = min(start, end) < middle < max(start, end)
         assert inside, f"step {steps // 2}: expected between {start} and {end}, got {middle}"
+    if steps > 1 and abs(start - end) > bound:
+        early = int((values == values[-1]).nonzero()[0])
+        assert early == steps, f"step {early}: expected {end} at step {steps} and not before, got it already"
     if constant_after:
-        for step in (steps + 1, 10 * steps + 1):
-            late = float(torch.as_tensor(f(torch.tensor(step))))
-            assert abs(late - end) <= bound, f"step {step}: expected {end} after the end, got {late}"
+        for after in (torch.arange(steps + 1, 2 * steps + 101), torch.tensor(10 * steps + 1001)):
+            late = torch.as_tensor(f(after)).double().expand(after.shape).flatten().tolist()
+            for step, value in zip(after.flatten().tolist(), late, strict=True):
+                assert abs(value - end) <= bound, f"step {step}: expected {end} after the end, got {value}"
 
 
 def replay_like_deque(
@@ -290,20 +328,22 @@ def replay_like_deque(
 
 def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_reset: bool = True) -> None:
     """Shapes and dtypes are constant for life, flags and masks bool; reset and step are pure and equal their vmap.
+    Observations and rewards are finite, and at `obs` there is something legal to do.
 
     After an end `obs` starts a new episode, with `restarts_as_reset` the one that `reset` makes of the same uniforms,
     and `next_obs` does not; elsewhere both are one. Whoever reaches the time limit is truncated, and nobody before it.
-    Actions are random legal ones. See also `time_limit`.
+    Actions are random legal ones; some episode must end within `steps`. See also `time_limit`.
     """
     u = _env_noise(env, envs, seed, 0)
     state, step = pure(env.reset, u)
     _check_reset(env, envs, step)
+    ranked(env.reset, u, dtype=None, atol=1e-6)
     action = _random_legal(step.legal, random.key(seed))
     pure(env.step, state, action, u)
     ranked(env.step, state, action, u, dtype=None, atol=1e-6)
 
     first, state_kind, step_kind = step, _dtypes(state), _dtypes(step)
-    time, moved, seen = torch.zeros(envs, dtype=torch.int64), False, []
+    time, moved, seen = torch.zeros(envs, dtype=torch.int64), False, list[bool]()
     for i in range(1, steps + 1):
         u = _env_noise(env, envs, seed, i)
         state, step = env.step(state, _random_legal(step.legal, random.fold_in(random.key(seed), i)), u)
@@ -317,7 +357,9 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
         time = torch.where(ended, 0, time + 1)
         moved |= bool((step.next_obs != first.obs).any())
         seen += (step.next_obs == step.obs).flatten(1).all(-1)[ended].tolist()
-    assert not (moved and seen and all(seen)), "next_obs: expected how episodes ended, got how the next ones began"
+    limit = env.spec.time_limit
+    assert seen, f"end: expected one, got none: no episode ended in {steps} steps; give steps=, its limit is {limit}"
+    assert not (moved and all(seen)), "next_obs: expected how episodes ended, got how the next ones began"
 
 
 def _check_reset(env: Env, envs: int, step: Step) -> None:
@@ -329,21 +371,32 @@ def _check_reset(env: Env, envs: int, step: Step) -> None:
     assert_trees_equal((step.obs, step.legal), (step.next_obs, step.next_legal), "reset, next_obs beside obs: ")
     assert_trees_equal(torch.zeros_like(step.reward), step.reward, "reset.reward: ")
     assert not (step.terminated | step.truncated).any(), "reset: expected nothing to have ended, got an end"
+    _check_seen(step, "reset, ")
 
 
 def _check_step(env: Env, step: Step, time: Tensor, name: str) -> None:
     """What holds of every step; `time` [E] counts the steps of the episode, this one included."""
     late, on = time >= env.spec.time_limit, ~(step.terminated | step.truncated)
-    assert bool(step.reward.isfinite().all()), f"{name}reward: expected finite numbers, got {step.reward}"
+    _check_seen(step, name)
     assert bool((late <= step.truncated).all()), f"{name}truncated: expected true at the time limit, got false"
     assert bool((step.truncated <= late).all()), f"{name}truncated: expected false before the limit, got true"
     ahead = (step.next_obs[on], step.next_legal[on])
     assert_trees_equal(ahead, (step.obs[on], step.legal[on]), f"{name}episode goes on, obs beside next_obs: ")
 
 
+def _check_seen(step: Step, name: str) -> None:
+    """There is a number wherever one is shown, and something to do at `obs`; where an episode goes on, at `next_obs`
+    too: there both are one.
+    """
+    assert_finite(step, name)
+    stuck = (~step.legal.any(-1)).nonzero().tolist()
+    assert not stuck, f"{name}legal{stuck[0]}: expected a legal action, got none; {len(stuck)} environments are stuck"
+
+
 def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: int = 0) -> None:
     """A time limit truncates and does nothing else: up to and at the limit, `make(limit)` shows the rewards, the
-    `next_obs` and the terminations of `make(10 * limit)`. An environment that terminates at its limit is caught.
+    `next_obs` and the terminations of `make(10 * limit)`. An environment that terminates at its limit is caught. Some
+    episode must get there.
     """
     pair = make(limit), make(10 * limit)
     u = _env_noise(pair[0], envs, seed, 0)
@@ -357,6 +410,7 @@ def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: 
         expected = torch.full_like(a.truncated[alive], i == limit)
         assert_trees_equal(expected, a.truncated[alive], f"step {i} of {limit}, truncated: ")
         alive &= ~a.terminated
+    assert alive.any(), f"truncated: expected an episode cut off at step {limit}, got none: all terminated; give limit="
 
 
 # Helpers
@@ -367,17 +421,8 @@ def _nonzero(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     return x + torch.where(x < 0, -1e-3, 1e-3)
 
 
-def _map(f: Callable[[Tensor], Any], x: Any) -> Any:
-    """`f` on the leaves that are tensors."""
-    return tree.map(lambda leaf: f(leaf) if isinstance(leaf, Tensor) else leaf, x)
-
-
-def _clone(x: Any) -> Any:
-    return _map(lambda leaf: leaf.detach().clone(), x)
-
-
 def _cast(x: Any, dtype: torch.dtype) -> Any:
-    return _map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
+    return map_tensors(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, x)
 
 
 def _select(x: Any, dim: int, i: int) -> Any:
@@ -395,7 +440,7 @@ def _dtypes(x: Any) -> Any:
 
 def _move(x: Any, leaf: int, place: int, by: float) -> Any:
     """The tree with one number of one leaf changed."""
-    leaves = [y.clone() for y in tree.leaves(x)]
+    leaves = tree.leaves(tree.clone(x))
     leaves[leaf].view(-1)[place] += by
     rest = iter(leaves)
     return tree.map(lambda _: next(rest), x)

@@ -14,6 +14,7 @@ from torch.func import vmap
 from fdqn import compile as edge
 from fdqn import random, train, tree
 from fdqn.testing.asserts import assert_trees_close, assert_trees_equal
+from fdqn.testing.leaves import copied
 from fdqn.types import Hyper, Step
 
 __all__ = ["advance", "chunks", "donated", "lanes", "metrics", "resumed", "trained"]
@@ -51,14 +52,14 @@ def lanes(
 
         programs.lanes(partial(programs.trained, program), hyper, keys, distinct=lambda state: state.learner.params)
     """
-    together, count = _copy(f(hyper, keys)), keys.shape[0]
+    together, count = copied(f(hyper, keys)), keys.shape[0]
     for i in range(count):
         alone = f(tree.index(hyper, slice(i, i + 1)), keys[i : i + 1])
-        assert_trees_close(_copy(alone), tree.index(together, slice(i, i + 1)), atol, rtol, f"lane {i} of {count}: ")
+        assert_trees_close(copied(alone), tree.index(together, slice(i, i + 1)), atol, rtol, f"lane {i} of {count}: ")
     others = [i for i in range(count) if i != count // 2]
     changed = keys.clone()
     changed[count // 2] = random.fold_in(keys[count // 2], 2**31)
-    result = _copy(f(hyper, changed))
+    result = copied(f(hyper, changed))
     assert_trees_equal(tree.index(together, others), tree.index(result, others), "lanes whose key did not change: ")
     chosen = distinct(together)
     for path, leaf, new in zip(tree.paths(chosen), tree.leaves(chosen), tree.leaves(distinct(result)), strict=True):
@@ -135,8 +136,8 @@ def resumed(
     """`run(state, cycles)` stopped after `first` cycles, put `through` a checkpoint and run on for `then` equals the
     undisturbed run, bit for bit.
     """
-    undisturbed = _copy(run(_copy(state), first + then))
-    stopped = through(run(_copy(state), first))
+    undisturbed = copied(run(copied(state), first + then))
+    stopped = through(run(copied(state), first))
     assert_trees_equal(undisturbed, run(stopped, then), f"resumed after {first} of {first + then}: ")
 
 
@@ -150,16 +151,12 @@ def donated(
     atol: float = 0.0,
 ) -> None:
     """`transform(donate(f))` equals `f`, call after call, and its answers stand where the state stood."""
-    fast, expected, given = transform(donate(f)), _copy(state), _copy(state)
+    fast, expected, given = transform(donate(f)), copied(state), copied(state)
     addresses = [x.data_ptr() for x in tree.leaves(given)]
     for call in range(1, calls + 1):
-        expected = _copy(f(expected, *args))
+        expected = copied(f(expected, *args))
         answer = fast(given, *args)
         assert_trees_close(expected, answer, atol, atol, f"call {call}: ")
         assert_trees_equal(answer, given, f"call {call}, the donated state: ")
         for path, x, address in zip(tree.paths(given), tree.leaves(answer), addresses, strict=True):
             assert x.data_ptr() == address, f"call {call}{path}: expected the old storage, got other storage"
-
-
-def _copy(x: Any) -> Any:
-    return tree.map(Tensor.clone, x)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fdqn import dqn, random, tree
+from fdqn import check, dqn, random, tree
 from fdqn.schedules import (
     constant,
     cosine,
@@ -34,18 +34,24 @@ __all__ = [
 _CORNERS = (0.0, 1.0, -1.0, 0.5, 2.0**-23, -1e-6, 100.0)
 
 
-@st.composite
 def tensors(
-    draw: st.DrawFn,
     shape: Sequence[int],
     low: float = -100.0,
     high: float = 100.0,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Finite floating tensors of that shape with numbers in [low, high]; corner cases and repeats are common."""
-    corners = [x for x in (*_CORNERS, low, high) if low <= x <= high]
-    numbers = st.one_of(st.sampled_from(corners), st.floats(low, high, width=32))
-    return _filled(draw, numbers, shape, dtype)
+) -> st.SearchStrategy[Tensor]:
+    """Finite floating tensors of that shape with numbers in [low, high]; corner cases and repeats are common.
+
+    The ends are the outermost numbers of `dtype` in there. Raises TypeError for a dtype without fractions, ValueError
+    where no number of it lies between the two.
+    """
+    check.floating("dtype", torch.empty(0, dtype=dtype))
+    least, most = _inwards(low, high, dtype)
+    if not least <= most:
+        raise ValueError(f"low, high: expected a number of {dtype} between them, got {low} and {high}")
+    numbers = st.sampled_from([x for x in (*_CORNERS, least, most) if least <= x <= most])
+    first, last = _inwards(least, most, torch.float32)
+    return _of(numbers | st.floats(first, last, width=32) if first <= last else numbers, shape, dtype)
 
 
 @st.composite
@@ -235,6 +241,23 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         st.dictionaries(st.sampled_from(["a", "b", "0.weight"]), inner, max_size=3),
         st.builds(Pair, inner, inner),
     )
+
+
+def _inwards(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
+    """The least and the greatest finite number of that dtype in [low, high]; where there is none, they are not in order
+    or not finite.
+    """
+    range, infinity = torch.finfo(dtype), torch.tensor(torch.inf, dtype=dtype)
+    low, high = max(low, range.min), min(high, range.max)
+    least, most = torch.tensor(low, dtype=dtype), torch.tensor(high, dtype=dtype)
+    least = least if least.item() >= low else least.nextafter(infinity)
+    most = most if most.item() <= high else most.nextafter(-infinity)
+    return least.item(), most.item()
+
+
+@st.composite
+def _of(draw: st.DrawFn, numbers: st.SearchStrategy, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return _filled(draw, numbers, shape, dtype)
 
 
 def _filled(draw: st.DrawFn, numbers: st.SearchStrategy, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import tree
 from fdqn.testing.asserts import assert_trees_close, one_graph
+from fdqn.testing.leaves import map_tensors, tensors
 
 __all__ = ["variants"]
 
@@ -90,13 +90,13 @@ def _vmapped(f: Function) -> Function:
         given = args, kwargs
         answer: Any = None
 
-        def lane(*tensors: Tensor) -> list[Tensor]:
+        def lane(*inner: Tensor) -> list[Tensor]:
             nonlocal answer
-            args, kwargs = _with_tensors(given, iter(tensors))
+            args, kwargs = _with_tensors(given, iter(inner))
             answer = f(*args, **kwargs)
-            return _tensors(answer)
+            return tensors(answer)
 
-        inputs = [torch.stack([x, x]) for x in _tensors(given)]
+        inputs = [torch.stack([x, x]) for x in tensors(given)]
         if not inputs:
             raise ValueError("vmapped: expected a tensor among the arguments, got none")
         outputs = vmap(lane)(*inputs)
@@ -111,8 +111,8 @@ def _cuda(f: Function) -> Function:
     """`f` on a GPU: arguments go there, answers come back."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        args, kwargs = _map(Tensor.cuda, (args, kwargs))
-        return _map(Tensor.cpu, f(*args, **kwargs))
+        args, kwargs = map_tensors(Tensor.cuda, (args, kwargs))
+        return map_tensors(Tensor.cpu, f(*args, **kwargs))
 
     return call
 
@@ -126,15 +126,6 @@ _ALL: dict[str, Callable[[Function], Function]] = {
 _MARKS = {"cuda": pytest.mark.skipif(not torch.cuda.is_available(), reason="the cuda variant needs a CUDA device")}
 
 
-def _map(f: Callable[[Tensor], Any], x: Any) -> Any:
-    """`f` on the leaves that are tensors."""
-    return tree.map(lambda leaf: f(leaf) if isinstance(leaf, Tensor) else leaf, x)
-
-
-def _tensors(x: Any) -> list[Tensor]:
-    return [leaf for leaf in tree.leaves(x) if isinstance(leaf, Tensor)]
-
-
-def _with_tensors(x: Any, tensors: Iterator[Tensor]) -> Any:
+def _with_tensors(x: Any, others: Iterator[Tensor]) -> Any:
     """The tree with other tensors in the places of its own."""
-    return _map(lambda _: next(tensors), x)
+    return map_tensors(lambda _: next(others), x)
