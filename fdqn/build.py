@@ -133,7 +133,11 @@ def plain_adam(hyper: Hyper) -> Optimizer:
 
 
 def _checked(settings: Settings) -> None:
-    for name, least in (("seeds", 1), ("seed", 0), ("steps", 1), ("report_every", 1), ("evaluate_every", 0)):
+    ones, noughts = (
+        ("seeds", "steps", "report_every", "keep_checkpoints"),
+        ("seed", "evaluate_every", "checkpoint_every"),
+    )
+    for name, least in (*((name, 1) for name in ones), *((name, 0) for name in noughts)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
     if settings.seed + settings.seeds > 2**32:
@@ -144,7 +148,11 @@ def _checked(settings: Settings) -> None:
         raise ValueError(f"epsilon_fraction: expected a number in [0, 1], got {settings.epsilon_fraction}")
     if not 0 < settings.tau <= 1:
         raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
-    for name, known in (("loss", ("mse", "huber")), ("device", ("auto", "cpu", "cuda"))):
+    for name, known in (
+        ("loss", ("mse", "huber")),
+        ("device", ("auto", "cpu", "cuda")),
+        ("on_nan", ("freeze", "stop")),
+    ):
         if getattr(settings, name) not in known:
             raise ValueError(f"{name}: expected one of {known}, got {getattr(settings, name)!r}")
     if settings.max_grad_norm == 0:

@@ -252,21 +252,27 @@ def _resume(command: Resume, started: float) -> None:
         from fdqn import compile, runs
     compile.prepare_cpu()
     path, settings = command.run, runs.plan(command.run)
+    done = runs.finished(path)
+    _check_more(command.steps, max(done, settings.steps))
+    if done >= (command.steps or settings.steps):
+        console.print(f"{path} is finished: {done:,} steps; --steps with more goes on")
+        if command.json:
+            print(json.dumps(runs.read(path).summary))
+        return
     with runs.writing(path):
         program, state = _begun(console, settings)
         where = runs.restored(path, settings, program, state, command.fallback)
-        steps = where.steps if command.steps is None else command.steps
-        if steps < where.steps:
-            raise ValueError(f"steps: expected at least the {where.steps:,} that were planned, got {steps:,}")
-        if runs.finished(path) >= steps:
-            console.print(f"{path} is finished: {where.step:,} steps; --steps more goes on")
-            if command.json:
-                print(json.dumps(runs.read(path).summary))
-            return
+        steps = command.steps or where.steps
+        _check_more(steps, where.steps)
         for line in runs.differences(path):
             console.print(f"not bit for bit: {line}", soft_wrap=True)
         console.print(f"going on at step {where.step:,} of {steps:,}" if where.step else "no checkpoint: starting over")
         _go_on(console, path, settings, program, where._replace(steps=steps), command.json, started)
+
+
+def _check_more(steps: int | None, planned: int) -> None:
+    if steps is not None and steps < planned:
+        raise ValueError(f"steps: expected at least the {planned:,} that were planned, got {steps:,}")
 
 
 def _begun(console: "Console", settings: Settings) -> "tuple[train.Program, train.TrainState]":
