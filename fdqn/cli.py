@@ -95,7 +95,7 @@ class Export:
     seed: int
     """The seed's value, one of those trained."""
     out: Path
-    """File to make: the state_dict, or, where the name ends in .pt2, the policy by torch.export, obs [B, ...] to
+    """File to make: .pt or .pth is the state_dict; .pt2 is the policy by torch.export, obs [B, ...] to
     Q-values [B, actions], which runs without fdqn."""
     prefix: str = ""
     """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""

@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -368,27 +369,34 @@ def read(path: Path) -> Run:
 
 
 def read_params(path: Path) -> Params:
-    """The trained lanes [S, ...] of a run folder. Raises ValueError where they are not those of its settings."""
+    """The trained lanes [S, ...] of a run folder, in the network's order: the file's is the alphabet's.
+
+    Raises ValueError where they are not those of the run's settings.
+    """
     settings = _read(path, "config.json", _read_settings)
     params = _read(path, "params.safetensors", lambda file: dict(load_file(file)))
     expected = build.network(settings).init(build.keys(settings))
     shapes, given = ({name: list(x.shape) for name, x in tree.items()} for tree in (expected, params))
     if shapes != given:
         raise ValueError(f"params.safetensors: expected {shapes}, got {given}")
-    return params
+    return {name: params[name] for name in expected}
 
 
 def export(run: Run, seed: int, out: Path, prefix: str = "") -> dict[str, Any]:
-    """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, or,
-    where `out` ends in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
+    """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
+    `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
 
-    Raises ValueError for a seed that was not trained or has failed, a prefix that cannot be, and a place where
-    nothing can be written; no part of a file is left.
+    Raises ValueError for a seed that was not trained or has failed, a prefix that cannot be, another ending, and a
+    place where nothing can be written; no part of a file is left.
     """
     lane = _lane(run, seed)
     _check_free(out)
+    ending = out.suffix.lower()
+    if ending not in (".pt", ".pth", ".pt2"):
+        expected = "a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy"
+        raise ValueError(f"out: expected {expected}, got {str(out)!r}")
     params = tree.clone(tree.index(read_params(run.path), lane))
-    if out.suffix == ".pt2":
+    if ending == ".pt2":
         if prefix:
             raise ValueError(f"prefix: expected none for a policy, whose names nobody sees, got {prefix!r}")
         what, read, content = "policy", f"torch.export.load({str(out)!r}).module()", _policy(run.settings, params)
@@ -539,7 +547,7 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """All of it or nothing: under another name first, then renamed."""
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{uuid.uuid4().hex}.part")
     try:
         part.write_bytes(content)
         os.replace(part, path)

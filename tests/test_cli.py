@@ -285,6 +285,43 @@ def test_export_leaves_no_part_of_a_file(place, capsys, monkeypatch, where):
     assert tree(place) == before
 
 
+def test_export_is_in_the_network_s_order(place):
+    wide = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --dueling --env catch")
+    assert cli.main(["train", *wide, "--no-compile", "--out", "wide"]) == 0
+    assert cli.main(["export", "wide", "--seed", "0", "--out", "wide.pt"]) == 0
+    expected = list(networks.dueling_mlp(1, (4,), 2).init(random.key(0)))
+    assert expected != sorted(expected)
+    assert list(torch.load("wide.pt", weights_only=True)) == list(runs.read_params(Path("wide"))) == expected
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_export_leaves_what_is_called_part_alone(place, monkeypatch, failing):
+    Path("keep.pt.part").write_text("mine")
+    if failing:
+        monkeypatch.setattr(os, "replace", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    assert cli.main(["export", "run", "--seed", "6", "--out", "keep.pt"]) == int(failing)
+    assert Path("keep.pt.part").read_text() == "mine"
+    assert [p.name for p in Path().glob("*.part")] == ["keep.pt.part"]
+    assert Path("keep.pt").exists() is not failing
+
+
+@pytest.mark.parametrize("out", ["a.safetensors", "a", "a.pt3", ".pt"])
+def test_export_under_another_ending(place, capsys, out):
+    before = tree(place)
+    assert cli.main(["export", "run", "--seed", "6", "--out", out]) == 1
+    assert "out: expected a name that ends in .pt or .pth for the state_dict, or" in capsys.readouterr().err
+    assert tree(place) == before
+
+
+def test_export_s_ending_in_capitals(place):
+    assert cli.main(["export", "run", "--seed", "6", "--out", "X.PT2"]) == 0
+    obs = random.normal(random.key(3), (7, 4))
+    q = torch.export.load("X.PT2").module()(obs)
+    torch.testing.assert_close(q, networks.mlp(4, (8,), 2).apply(of_seed(6), obs))
+    assert cli.main(["export", "run", "--seed", "6", "--out", "x.PTH"]) == 0
+    assert list(torch.load("x.PTH", weights_only=True)) == list(of_seed(6))
+
+
 def test_envs_lists_what_train_takes(capsys):
     assert cli.main(["envs"]) == 0
     out = capsys.readouterr().out
