@@ -39,7 +39,7 @@ def test_linked_files_exist(path):
 
 
 def named_tests():
-    """The tests that the table names, with their files."""
+    """The tests that the tables name, with their files."""
     for row in re.findall(r"^\| .* \|$", README, re.M):
         file = "tests/test_page.py"
         for path, name in re.findall(r"`(tests/\w+\.py)?(?:::)?(test_\w+)`", row):
@@ -48,7 +48,7 @@ def named_tests():
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(named_tests())))
-def test_tests_that_the_table_names_exist(file, name):
+def test_tests_that_the_tables_name_exist(file, name):
     assert f"\ndef {name}(" in (Path(__file__).parents[1] / file).read_text()
 
 
