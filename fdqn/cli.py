@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import tyro
 
@@ -56,6 +56,8 @@ class Resume:
     """Environment steps a seed, more than were planned; schedules keep the lengths they began with."""
     fallback: bool = False
     """Where the newest checkpoint is damaged, take the newest that is not."""
+    on_nan: Literal["freeze", "stop"] | None = None
+    """When a seed's loss or gradient is NaN or infinite: leave it as it was, or stop the run; by default as before."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -252,6 +254,7 @@ def _resume(command: Resume, started: float) -> None:
         from fdqn import compile, runs
     compile.prepare_cpu()
     path, settings = command.run, runs.plan(command.run)
+    settings = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan)
     done = runs.finished(path)
     _check_more(command.steps, max(done, settings.steps))
     if done >= (command.steps or settings.steps):

@@ -174,7 +174,7 @@ def restored(
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """A program of other shapes, or another run, would go on from what it did not do."""
-    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out"}
+    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out", "on_nan"}
     if others:
         lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
         raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
@@ -247,10 +247,14 @@ def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
     seed, (step, cause) = next(iter(failures.items()))
     others = f", and {len(failures) - 1} other seeds" if len(failures) > 1 else ""
     found = checkpoint.newest(path / "checkpoints")
-    last = f"the last good checkpoint is at step {int(found[0].name):,}" if found else "there is no checkpoint yet"
+    last = (
+        f"the last good checkpoint is at step {checkpoint.record(found[0])['step']:,}"
+        if found
+        else "there is no checkpoint yet"
+    )
     return (
-        f"stopped: seed {seed} failed at step {step:,}, its {cause} is not finite{others}; {last}; fdqn resume {path} "
-        "goes on from there, --on-nan freeze would have gone on without the seed"
+        f"stopped: seed {seed} failed at step {step:,}, its {cause} is not finite{others}; {last}; "
+        f"fdqn resume {path} --on-nan freeze goes on from there without the seed"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from functools import partial
 
 import numpy as np
@@ -185,6 +186,11 @@ def test_on_nan_stop(tmp_path, capsys, monkeypatch):
     steps = [int(place.name) for place in runs.checkpoint.newest(tmp_path / "run" / "checkpoints")]
     assert steps
     assert max(steps) < 1000
+    # What is the same again fails again; seeds may be left behind, and a mended loss goes on.
+    assert cli.main(["resume", str(tmp_path / "run")]) == 1
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert cli.main(["resume", str(tmp_path / "copy"), "--on-nan", "freeze"]) == 0
+    assert json.loads((tmp_path / "copy" / "summary.json").read_text())["failed_seeds"] == [0, 1]
     monkeypatch.setattr(losses, "squared", healthy)
     assert cli.main(["resume", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_seeds"] == []
