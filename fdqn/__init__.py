@@ -18,6 +18,7 @@ __all__ = [
     "dqn",
     "envs",
     "evaluate",
+    "export",
     "losses",
     "networks",
     "optim",

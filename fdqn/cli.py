@@ -495,9 +495,9 @@ def _report(command: Report) -> None:
 
 
 def _export(command: Export) -> None:
-    from fdqn import runs
+    from fdqn import export, runs
 
-    written = runs.export(runs.read(command.run), command.seed, command.out, command.prefix)
+    written = export.write(runs.read(command.run), command.seed, command.out, command.prefix)
     if command.json:
         print(json.dumps(written))
         return

@@ -18,7 +18,7 @@ LEVELS = {
     "random": 2, "actions": 2, "schedules": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
     "dqn": 4, "train": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6,
-    "compile": 7, "checkpoint": 7, "runs": 8, "cli": 9, "__main__": 10,
+    "compile": 7, "checkpoint": 7, "runs": 8, "export": 9, "cli": 10, "__main__": 11,
 }  # fmt: skip
 """The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
 
@@ -144,7 +144,7 @@ def test_the_core_uses_no_generator_and_prints_nothing(path):
     assert calls(module, "print") == []
 
 
-IN_PLACE = {"compile": {"copy_"}, "checkpoint": {"copy_"}, "runs": {"requires_grad_"}}
+IN_PLACE = {"compile": {"copy_"}, "checkpoint": {"copy_"}, "export": {"requires_grad_"}}
 """The edges, where memory must stay: graphs are captured with a state's leaves, so what is donated and what is loaded
 is written over them; and a module that is exported is nobody else's."""
 
@@ -154,7 +154,7 @@ def test_only_the_edges_write_in_place(path):
     assert set(in_place_methods(parsed(path))) <= IN_PLACE.get(room(path), set())
 
 
-PICKLES = {"compile": "pickle", "runs": "torch.save"}
+PICKLES = {"compile": "pickle", "export": "torch.save"}
 """Between a process and the compiler that it started; and what `export` writes for others."""
 
 

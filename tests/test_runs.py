@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, evaluate, lanes, random, runs, train, tree
+from fdqn import build, evaluate, export, lanes, random, runs, train, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
@@ -563,7 +563,7 @@ def test_the_commit_is_that_of_the_checkout():
 
 
 def test_an_export_is_one_lane_of_what_was_trained(made, tmp_path):
-    written = runs.export(runs.read(made.path), SEEDS[1], tmp_path / "one.pt")
+    written = export.write(runs.read(made.path), SEEDS[1], tmp_path / "one.pt")
     given = torch.load(tmp_path / "one.pt", weights_only=True)
     asserts.assert_trees_equal(tree.index(runs.read_params(made.path), 1), given)
     assert written["bytes"] == (tmp_path / "one.pt").stat().st_size

@@ -1,0 +1,79 @@
+"""One trained seed for others: a `state_dict` that PyTorch reads, or a policy that runs without fdqn."""
+
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdqn import build, envs, networks, runs, tree
+from fdqn.settings import Settings
+from fdqn.types import Params
+
+
+def write(run: runs.Run, seed: int, out: Path, prefix: str = "") -> dict[str, Any]:
+    """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
+    `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
+
+    Raises ValueError for a seed that was not trained or has failed, a prefix that cannot be, another ending, and a
+    place where nothing can be written; no part of a file is left.
+    """
+    lane = _lane(run, seed)
+    _check_free(out)
+    ending = out.suffix.lower()
+    if ending not in (".pt", ".pth", ".pt2"):
+        expected = "a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy"
+        raise ValueError(f"out: expected {expected}, got {str(out)!r}")
+    params = tree.clone(tree.index(runs.read_params(run.path), lane))
+    if ending == ".pt2":
+        if prefix:
+            raise ValueError(f"prefix: expected none for a policy, whose names nobody sees, got {prefix!r}")
+        what, read, content = "policy", f"torch.export.load({str(out)!r}).module()", _policy(run.settings, params)
+    else:
+        if prefix and not prefix.endswith("."):
+            raise ValueError(f"prefix: expected it to end in a dot, got {prefix!r}; use {prefix + '.'!r}")
+        what, read = "state_dict", f"torch.load({str(out)!r}, weights_only=True)"
+        content = _saved(torch.save, {prefix + name: x for name, x in params.items()})
+    try:
+        runs.write_whole(out, content)
+    except OSError as error:
+        raise ValueError(f"out: expected a file that can be written, got {str(out)!r}: {error.strerror}") from None
+    return {"run": str(run.path), "seed": seed, "out": str(out), "what": what, "bytes": len(content), "read": read}
+
+
+def _lane(run: runs.Run, seed: int) -> int:
+    """Where a seed is among the lanes."""
+    seeds = build.seeds(run.settings)
+    if seed not in seeds:
+        raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
+    if seed in run.summary["failed_seeds"]:
+        raise ValueError(
+            f"seed: expected one that has not failed, got {seed}; see failures in summary.json"
+        )
+    return seeds.index(seed)
+
+
+def _check_free(out: Path) -> None:
+    if os.path.lexists(out):
+        raise ValueError(f"out: expected a file that does not exist yet, got {str(out)!r}; choose another --out")
+    if not out.parent.is_dir():
+        raise ValueError(f"out: expected a file in a folder that is there, got {str(out)!r}; make {out.parent} first")
+
+
+def _policy(settings: Settings, params: Params) -> bytes:
+    """The network with one lane's parameters, for any number of observations, in the format of `torch.export`."""
+    spec = envs.make(settings.env).spec
+    module = networks.to_module(build.network(settings), params).requires_grad_(False)
+    obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
+    program = torch.export.export(module, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:  # where fdqn is installed is nobody's business who is given the file
+        node.meta.pop("stack_trace", None)
+    return _saved(torch.export.save, program)
+
+
+def _saved(writer: Callable[[Any, Any], None], what: Any) -> bytes:
+    file = io.BytesIO()
+    writer(what, file)
+    return file.getvalue()
