@@ -49,9 +49,7 @@ def _lane(run: runs.Run, seed: int) -> int:
     if seed not in seeds:
         raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
     if seed in run.summary["failed_seeds"]:
-        raise ValueError(
-            f"seed: expected one that has not failed, got {seed}; see failures in summary.json"
-        )
+        raise ValueError(f"seed: expected one that has not failed, got {seed}; see failures in summary.json")
     return seeds.index(seed)
 
 

@@ -567,3 +567,13 @@ def test_an_export_is_one_lane_of_what_was_trained(made, tmp_path):
     given = torch.load(tmp_path / "one.pt", weights_only=True)
     asserts.assert_trees_equal(tree.index(runs.read_params(made.path), 1), given)
     assert written["bytes"] == (tmp_path / "one.pt").stat().st_size
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    runs.write_whole(file, b"before")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        runs.write_whole(file, b"after")
+    assert [x.name for x in tmp_path.iterdir()] == ["file"]
+    assert file.read_bytes() == b"before"

@@ -210,7 +210,7 @@ def test_twins_differ_in_numbers_only(twins):
 
 
 def test_twins_do_differ():
-    assert share(drawn(strategies.twin_trees()), lambda twins: not tree.equal(*twins)) > 0.3
+    assert share(drawn(strategies.twin_trees(), 60), lambda twins: not tree.equal(*twins)) > 0.3
 
 
 def test_configs_of_every_corner_are_drawn():
