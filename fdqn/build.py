@@ -133,11 +133,9 @@ def plain_adam(hyper: Hyper) -> Optimizer:
 
 
 def _checked(settings: Settings) -> None:
-    ones, noughts = (
-        ("seeds", "steps", "report_every", "keep_checkpoints"),
-        ("seed", "evaluate_every", "checkpoint_every"),
-    )
-    for name, least in (*((name, 1) for name in ones), *((name, 0) for name in noughts)):
+    lowest = dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints"), 1)
+    lowest |= dict.fromkeys(("seed", "evaluate_every", "checkpoint_every"), 0)
+    for name, least in lowest.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
     if settings.seed + settings.seeds > 2**32:

@@ -236,10 +236,9 @@ def _refuse(sentence: str) -> None:
 
 
 def _train(command: Train, started: float) -> None:
-    console = _console()
-    with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
-        from fdqn import compile, runs
-    compile.prepare_cpu()
+    console = _ready()
+    from fdqn import runs
+
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, state = _begun(console, settings)
     path = runs.create(settings)
@@ -249,10 +248,9 @@ def _train(command: Train, started: float) -> None:
 
 
 def _resume(command: Resume, started: float) -> None:
-    console = _console()
-    with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
-        from fdqn import compile, runs
-    compile.prepare_cpu()
+    console = _ready()
+    from fdqn import runs
+
     path, settings = command.run, runs.plan(command.run)
     settings = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan)
     done = runs.finished(path)
@@ -267,10 +265,19 @@ def _resume(command: Resume, started: float) -> None:
         where = runs.restored(path, settings, program, state, command.fallback)
         steps = command.steps or where.steps
         _check_more(steps, where.steps)
-        for line in runs.differences(path):
+        for line in runs.differences(path, settings):
             console.print(f"not bit for bit: {line}", soft_wrap=True)
         console.print(f"going on at step {where.step:,} of {steps:,}" if where.step else "no checkpoint: starting over")
         _go_on(console, path, settings, program, where._replace(steps=steps), command.json, started)
+
+
+def _ready() -> "Console":
+    """A console, when torch is loaded and this process prepared to train."""
+    console = _console()
+    with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
+        from fdqn import compile
+    compile.prepare_cpu()
+    return console
 
 
 def _check_more(steps: int | None, planned: int) -> None:

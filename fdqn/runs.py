@@ -97,10 +97,9 @@ def create(settings: Settings) -> Path:
     return path
 
 
-def differences(path: Path) -> list[str]:
+def differences(path: Path, settings: Settings) -> list[str]:
     """In what this process differs from the one that began the run, where that may change how results are rounded."""
     began = json.loads((path / "config.json").read_text())
-    settings = _read_settings(path / "config.json")
     now = {"device": str(build.device(settings)), "torch": torch.__version__, **_engine(settings)}
     then = {"device": began["device"], "torch": began["versions"]["torch"], **began["engine"]}
     return [f"{name} is {now[name]} and was {then.get(name)}" for name in now if now[name] != then.get(name)]
