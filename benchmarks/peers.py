@@ -58,7 +58,7 @@ def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
     warm = program.config.learning_starts // work.ENVS
     functions = compile.compiled(program)
     reports = train.run(program, state, 10**12, functions, report_every=chunk * work.ENVS)
-    while next(reports).updates < 2 * chunk + warm:
+    while next(reports).updates.max() < 2 * chunk + warm:
         pass
 
     def turn(cycles: int) -> int:

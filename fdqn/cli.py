@@ -268,6 +268,9 @@ def _resume(command: Resume, started: float) -> None:
         for line in runs.differences(path, settings):
             console.print(f"not bit for bit: {line}", soft_wrap=True)
         console.print(f"going on at step {where.step:,} of {steps:,}" if where.step else "no checkpoint: starting over")
+        if where.step and not settings.save_replay:
+            filled = f"it is filled anew with {settings.learning_starts:,} steps a seed before learning goes on"
+            console.print(f"not bit for bit: the replay was not saved; {filled}", soft_wrap=True)
         _go_on(console, path, settings, program, where._replace(steps=steps), command.json, started)
 
 
@@ -342,7 +345,7 @@ def _go_on(
         except KeyboardInterrupt:
             interrupted = True
             console.print("not played to the end")
-    summary = runs.finish(path, settings, report, started, outside)
+    summary = runs.finish(path, settings, report, started, outside, where.seconds)
     if as_json:
         print(json.dumps(summary))
     else:

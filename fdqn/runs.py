@@ -151,7 +151,7 @@ def restored(
     of other settings, naming those.
     """
     found = checkpoint.newest(path / "checkpoints")
-    like = {"lanes": start, "since": tree.from_numpy(train.reading(program, start))}
+    like = _kept(settings, start, train.reading(program, start))
     for i, place in enumerate(found):
         try:
             record = checkpoint.record(place)
@@ -165,10 +165,17 @@ def restored(
         for name, size in record["bytes"].items():
             _take_back(path / name, size)
         since = train.Reading(*tree.to_numpy(read["since"]))
-        return Restored(read["lanes"], since, record["step"], record["steps"], record["seconds"])
+        lanes = read["lanes"] if settings.save_replay else read["lanes"]._replace(replay=start.replay)
+        return Restored(lanes, since, record["step"], record["steps"], record["seconds"])
     for name in ROWS:
         _take_back(path / name, 0)
     return Restored(start, None, 0, settings.steps, 0.0)
+
+
+def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    kept = lanes if settings.save_replay else lanes._replace(replay=())  # type: ignore[arg-type]
+    return {"lanes": kept, "since": tree.from_numpy(since)}
 
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
@@ -203,7 +210,7 @@ def _keep(path: Path, settings: Settings, report: train.Report, steps: int, seco
         "bytes": sizes,
         "score": _json_number(statistics.iqm(_means(report.last_returns))),
     }
-    state = {"lanes": report.state, "since": tree.from_numpy(report.since)}
+    state = _kept(settings, report.state, report.since)
     checkpoint.save(path / "checkpoints", str(report.step), state, record)
     scores = {place.name: checkpoint.record(place)["score"] for place in checkpoint.newest(path / "checkpoints")}
     best = max(scores, key=lambda name: -math.inf if scores[name] is None else scores[name])
@@ -264,7 +271,7 @@ def _sizes(path: Path) -> dict[str, int]:
 def _write_rows(path: Path, settings: Settings, report: train.Report, seconds: float) -> None:
     columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
     rows = [
-        (report.step, seed, report.updates, report.episodes[i], *(_number(x[i]) for x in columns), seconds)
+        (report.step, seed, report.updates[i], report.episodes[i], *(_number(x[i]) for x in columns), seconds)
         for i, seed in enumerate(build.seeds(settings))
     ]
     _append(path / "metrics.csv", COLUMNS, rows)
@@ -282,12 +289,17 @@ def save_params(path: Path, settings: Settings, params: Params) -> None:
 
 
 def finish(
-    path: Path, settings: Settings, report: train.Report, started: float, outside: NDArray[np.float64] | None = None
+    path: Path,
+    settings: Settings,
+    report: train.Report,
+    started: float,
+    outside: NDArray[np.float64] | None = None,
+    before: float = 0.0,
 ) -> dict[str, Any]:
     """Write `params.safetensors`, `curve.png` and `summary.json`; answer with the summary.
 
     `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
-    in Gymnasium's twin of the environment.
+    in Gymnasium's twin of the environment, `before` the seconds that earlier processes spent on the run.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
@@ -315,7 +327,7 @@ def finish(
     part = path / "curve.png.part"
     picture(part, read_curve(path), summary)
     os.replace(part, path / "curve.png")
-    summary["wall_seconds"] = round(time.perf_counter() - started, 3)
+    summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
     _write_json(path / "summary.json", summary)
     return summary
 

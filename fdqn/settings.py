@@ -64,6 +64,9 @@ class Settings:
     """Environment steps a seed between checkpoints, rounded up to reports; 0 for one at the end only."""
     keep_checkpoints: int = 2
     """Checkpoints to keep, beside that of the best training return."""
+    save_replay: bool = True
+    """Keep the replay in checkpoints; without, they are small, and a resumed run is not the undisturbed one: it first
+    fills its replay with --learning-starts steps."""
     on_nan: Literal["freeze", "stop"] = "freeze"
     """When a seed's loss or gradient is NaN or infinite: leave that seed as it was, or stop the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

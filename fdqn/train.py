@@ -126,8 +126,8 @@ class Report(NamedTuple):
 
     step: int
     """Environment steps a lane."""
-    updates: int
-    """Updates a lane."""
+    updates: NDArray[np.int64]
+    """Updates since the start; a lane that has failed makes no more."""
     episodes: NDArray[np.int64]
     """Episodes ended since the start."""
     returns: NDArray[np.float64]
@@ -347,15 +347,18 @@ def run(
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
     from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most
     CYCLES_PER_CALL cycles each, and ends the run early, with a report. A run that was stopped goes on from the state
-    and `since` of that report; one that has all of its steps behind it only reports. Nothing happens before the first
-    report is asked for; then whatever one cycle raises on fake tensors is raised, before anything runs.
+    and `since` of that report; one that has all of its steps behind it only reports. A replay that comes empty takes
+    `learning_starts` steps before learning goes on. Nothing happens before the first report is asked for; then whatever
+    one cycle raises on fake tensors is raised, before anything runs.
     """
     config = program.config
     for name, value in (("steps", steps), ("report_every", report_every)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
     number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
-    warm = math.ceil(config.learning_starts / config.env_steps)
+    # Counted from when the replay was empty: that is at the start, or where a run goes on without its replay.
+    emptied = number - int(state.replay.added.max()) // config.env_steps
+    warm = emptied + math.ceil(config.learning_starts / config.env_steps)
     period = config.target_period // config.updates_per_cycle
     ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
     if period and ahead > period:
@@ -378,7 +381,7 @@ def run(
             episodes=read.episodes,
             returns=_means(read.returned - before.returned, read.episodes - before.episodes),
             last_returns=read.last_returns,
-            updates=max(0, number - warm) * config.updates_per_cycle,
+            updates=read.updates,
             loss=_means(read.loss - before.loss, read.updates - before.updates),
             q=_means(read.q - before.q, read.updates - before.updates),
             grad_norm=_means(read.grad_norm - before.grad_norm, read.updates - before.updates),

@@ -355,7 +355,7 @@ def test_constants_in_a_program_that_trains():
     program = examples.program()._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.squared))
     state = train.init(program, *examples.lanes(2))
     (*_, report) = train.run(program, state, 45, train.vmapped(program), report_every=45)
-    assert report.updates > 0
+    assert report.updates.min() > 0
 
 
 def test_constants_are_those_of_one_module_and_leave_the_generator_alone():

@@ -137,6 +137,33 @@ def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
     assert all(score is None or score <= max(filter(None, scores.values())) for score in scores.values())
 
 
+def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, monkeypatch):
+    """Stopped after 20 cycles, 16 of which learned; four are collected before the seventeenth."""
+    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    settings = dataclasses.replace(SETTINGS, save_replay=False, report_every=3, evaluate_every=0)
+    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    stopped = started(path, settings, functions, stop_after=20).state
+    (place,) = checkpoint.newest(path / "checkpoints")
+    assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
+    program, state = begun(settings)
+    where = runs.restored(path, settings, program, state)
+    assert where.state.replay.added.tolist() == [0, 0]
+    asserts.assert_trees_equal(stopped._replace(replay=()), where.state._replace(replay=()))
+    states = []
+    reports = train.run(program, where.state, 90, functions, 3, since=where.since)
+    for report in runs.record(path, settings, reports, where):
+        states.append((report.updates.tolist(), tree.clone(report.state)))
+    assert [updates for updates, _ in states] == [[n, n] for n in (16, 16, 16, 16, 17, 18, 19, 20, 21, 22)]
+    for _, filling in states[:4]:
+        asserts.assert_trees_equal(stopped.learner, filling.learner)
+    assert states[4][1].replay.added.tolist() == [15, 15]
+    copied = [tree.equal(s.learner.params, s.learner.target_params) for _, s in states[4:]]
+    assert copied == [False, False, False, True, False, False], "every fourth update"
+    assert [int(row["updates"]) for row in rows(path / "metrics.csv")[:: SETTINGS.seeds]] == [
+        *([0] * 4), *range(1, 17), *([16] * 4), *range(17, 23)
+    ]  # fmt: skip
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
@@ -171,7 +198,7 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
 
 def flags(settings):
     for name, value in runs.to_json(settings).items():
-        if name in ("out", "dueling", "double", "tf32", "compile"):
+        if name in ("out", "dueling", "double", "tf32", "compile", "save_replay"):
             continue
         yield f"--{name.replace('_', '-')}"
         yield from map(str, value if isinstance(value, list | tuple) else [value])
@@ -238,6 +265,18 @@ def test_more_steps_than_planned(whole, tmp_path, capsys):
     assert json.loads((path / "summary.json").read_text())["steps"] == 3300
     assert cli.main(["resume", str(path)]) == 0
     assert "is finished" in capsys.readouterr().err
+
+
+def test_resume_without_the_replay_says_that_it_is_not_exact(tmp_path, capsys):
+    words = ["train", *flags(dataclasses.replace(LONGER, steps=300)), "--no-compile", "--no-save-replay"]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["resume", str(tmp_path / "run"), "--steps", "450"]) == 0
+    said = capsys.readouterr().err
+    assert "not bit for bit: the replay was not saved; it is filled anew with 12 steps a seed" in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 450
+    spent = checkpoint.record(tmp_path / "run" / "checkpoints" / "450")["seconds"]
+    assert summary["wall_seconds"] > spent, "of both processes"
 
 
 def test_resume_without_a_checkpoint_starts_over(whole, tmp_path, capsys):

@@ -18,7 +18,7 @@ CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
 --learning-starts --target-period --tau --learning-rate --gamma --max-grad-norm --epsilon-start --epsilon-end
 --epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --checkpoint-every
---keep-checkpoints --on-nan --device --tf32 --compile --out
+--keep-checkpoints --save-replay --on-nan --device --tf32 --compile --out
 """)
 
 # Another value than the default for every field.
@@ -49,6 +49,7 @@ OTHER = {
     "evaluate_every": 456,
     "checkpoint_every": 789,
     "keep_checkpoints": 3,
+    "save_replay": False,
     "on_nan": "stop",
     "device": "cpu",
     "tf32": True,
@@ -95,7 +96,7 @@ def test_no_flag_is_all_defaults():
 def test_every_field_says_what_it_is():
     source = inspect.getsource(settings)
     for field in dataclasses.fields(Settings):
-        said = re.search(rf'^    {field.name}: .*\n    """(.+)"""', source, re.MULTILINE)
+        said = re.search(rf'^    {field.name}: .*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
         assert said, field.name
         assert said[1].endswith("."), field.name
 
