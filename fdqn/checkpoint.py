@@ -189,7 +189,9 @@ def _header(leaves: dict[str, Tensor]) -> bytes:
 
 def _memory(x: Tensor) -> memoryview:
     """A tensor's bytes: its own where it lies in one piece on the CPU, else those of a copy."""
-    return x.contiguous().cpu().flatten().view(torch.uint8).numpy().data
+    here = x.contiguous().cpu()
+    # An axis of one counts as contiguous whatever its stride, which a view as bytes does not take.
+    return here.as_strided((here.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _manifest_of(leaves: dict[str, Tensor], record: dict[str, Any], state: dict[str, Any]) -> bytes:

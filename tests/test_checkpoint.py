@@ -60,7 +60,7 @@ def same_bits(a, b):
     """Equal to the last bit: of a NaN its payload, of a zero its sign."""
 
     def bits(x):
-        return x.cpu().contiguous().flatten().view(torch.uint8)
+        return torch.empty(x.shape, dtype=x.dtype).copy_(x).flatten().view(torch.uint8)
 
     pairs = list(zip(tree.leaves(a), tree.leaves(b), strict=True))
     shapes = all(x.dtype == y.dtype and x.shape == y.shape for x, y in pairs)
@@ -138,8 +138,9 @@ def test_round_trip_of_every_dtype(tmp_path, dtype):
     x = any_bits(dtype, 6, 8)
     state = {
         "whole": x, "scalar": x[0, 0].clone(), "none": x[:0], "no columns": x[:, :0], "transposed": x.T,
-        "strided": x[1::2, ::3], "expanded": x[:1].expand(5, 8), "a byte before": torch.tensor([True]),
-        "deep": [{"": x[2].clone()}, (x[3].clone(), ())], "of a gradient": x[4].clone(),
+        "strided": x[1::2, ::3], "expanded": x[:1].expand(5, 8), "of one": x[0, 0].expand(1, 1),
+        "a byte before": torch.tensor([True]), "deep": [{"": x[2].clone()}, (x[3].clone(), ())],
+        "of a gradient": x[4].clone(),
     }  # fmt: skip
     if dtype.is_floating_point:
         state["of a gradient"].requires_grad_()

@@ -3,9 +3,10 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
+import os
 import random as chance
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -67,10 +68,12 @@ def assert_same_run(expected, got, states):
         assert rows(expected / name) == rows(got / name)
 
 
-@pytest.fixture(scope="module", params=["eager", "compiled"])
+ENGINES = {"eager": train.vmapped, "compiled": compile.compiled}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def functions(request):
-    program = build.program(SETTINGS)
-    return train.vmapped(program) if request.param == "eager" else compile.compiled(program)
+    return ENGINES[request.param](build.program(SETTINGS))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,35 @@ def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, mo
     assert where.step == 3 * stopped
     last = gone_on(path, SETTINGS, functions, where)
     assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
+
+
+OTHERS = {
+    "soft copies": {"tau": 0.1},
+    "plain, dueling, huber": {"double": False, "dueling": True, "loss": "huber"},
+    "two updates a cycle": {"updates_per_cycle": 2},
+    "two steps a cycle": {"steps_per_cycle": 2, "num_envs": 2, "steps": 120, "report_every": 7},
+    "no clipping": {"max_grad_norm": float("inf"), "env": "acrobot"},
+    "catch": {"env": "catch", "gamma": 0.9, "hidden": (), "seed": 9},
+    "one environment": {"env": "mountain_car", "num_envs": 1, "steps": 30, "learning_starts": 10, "capacity": 9},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, engine, other):
+    """420 resumed runs in all."""
+    settings = dataclasses.replace(SETTINGS, **OTHERS[other])
+    program = build.program(settings)
+    functions = ENGINES[engine](program)
+    expected = tree.clone(started(tmp_path / "whole", settings, functions).state)
+    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    for stopped in range(1, CYCLES + 1):
+        path = tmp_path / str(stopped)
+        assert started(path, settings, functions, stop_after=stopped).step == stopped * program.config.env_steps
+        where = runs.restored(path, settings, *begun(settings))
+        last = gone_on(path, settings, functions, where)
+        assert_same_run(tmp_path / "whole", path, (expected, last.state))
 
 
 def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path, monkeypatch):
@@ -208,7 +240,7 @@ def command(*words, **options):
     return subprocess.Popen([sys.executable, "-m", "fdqn", *map(str, words)], **options)
 
 
-LONGER = dataclasses.replace(SETTINGS, steps=3_000, checkpoint_every=150, report_every=75, evaluate_every=0)
+LONGER = dataclasses.replace(SETTINGS, steps=1_500, checkpoint_every=75, report_every=75, evaluate_every=0)
 
 
 @pytest.fixture(scope="module")
@@ -218,31 +250,68 @@ def whole(tmp_path_factory):
     return path
 
 
-def killed_and_resumed(path, seed):
-    """Killed three times at random moments of the whole command, resumed each time, at last to the end."""
-    delays, out = chance.Random(seed), subprocess.DEVNULL
-    words = ["train", *flags(LONGER), "--no-compile", "--out", path]
-    for _ in range(3):
-        process = command(*words, stdout=out, stderr=out)
-        deadline = time.monotonic() + 60
-        while not (path / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(delays.uniform(0.0, 1.2))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        words = ["resume", path] if (path / "config.json").exists() else words
+def quietly(words):
+    """The command, in a process of its own that says nothing."""
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    cli.main(words)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Where new processes have torch loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fdqn.cli", "fdqn.compile", "fdqn.runs"])
+    return context
+
+
+def saving(path):
+    """What lies there only while a checkpoint is saved."""
+    return list((path / "checkpoints").glob(".*.part"))
+
+
+def killed_and_resumed(processes, path, seed, kills=5):
+    """Killed at random moments of the whole command, every second time while it saves, and resumed each time, at last
+    to the end. Answers how often a save was under way.
+    """
+    delays, inside = chance.Random(seed), 0
+    words = ["train", *flags(LONGER), "--no-compile", "--out", str(path)]
+    for kill in range(kills):
+        process = processes.Process(target=quietly, args=(words,))
+        process.start()
+        while kill % 2 and process.is_alive() and not saving(path):
+            pass
+        time.sleep(delays.uniform(0.0, 0.002 if kill % 2 else 2.0))
+        process.kill()
+        process.join()
+        inside += bool(saving(path))
+        words = ["resume", str(path)] if (path / "config.json").exists() else words
     assert cli.main(["resume", str(path)]) == 0
+    return inside
 
 
-@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 20))])
-def test_kill_9_at_any_moment(whole, tmp_path, seed):
-    path = tmp_path / "run"
-    killed_and_resumed(path, seed)
+def assert_undisturbed(whole, path):
     assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
     asserts.assert_trees_equal(runs.read_params(whole), runs.read_params(path))
     summaries = [json.loads((place / "summary.json").read_text()) for place in (whole, path)]
     for name in ("final_return", "train_return", "gymnasium_return", "failed_seeds", "steps"):
         assert summaries[0][name] == summaries[1][name]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kill_9_at_any_moment(processes, whole, tmp_path, seed):
+    killed_and_resumed(processes, tmp_path / "run", seed)
+    assert_undisturbed(whole, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_kill_9_a_hundred_times(processes, whole, tmp_path):
+    inside = 0
+    for seed in range(2, 22):
+        inside += killed_and_resumed(processes, tmp_path / str(seed), seed)
+        assert_undisturbed(whole, tmp_path / str(seed))
+    print(f"{inside} of 100 inside a save")
+    assert inside >= 30
 
 
 def test_resume_of_a_finished_run_says_so(whole, capsys):
@@ -251,18 +320,18 @@ def test_resume_of_a_finished_run_says_so(whole, capsys):
     assert cli.main(["resume", str(whole), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((whole / "summary.json").read_text())
     assert cli.main(["resume", str(whole), "--steps", "100"]) == 1
-    assert "steps: expected at least the 3,000 that were planned, got 100" in capsys.readouterr().err
+    assert "steps: expected at least the 1,500 that were planned, got 100" in capsys.readouterr().err
 
 
 def test_more_steps_than_planned(whole, tmp_path, capsys):
     path = shutil.copytree(whole, tmp_path / "run")
-    assert cli.main(["resume", str(path), "--steps", "3300"]) == 0
-    assert "going on at step 3,000 of 3,300" in capsys.readouterr().err
+    assert cli.main(["resume", str(path), "--steps", "1800"]) == 0
+    assert "going on at step 1,500 of 1,800" in capsys.readouterr().err
     longer, before = rows(path / "metrics.csv"), rows(whole / "metrics.csv")
     assert longer[: len(before)] == before
-    assert [int(row["step"]) for row in longer[len(before) :: 2]] == [3075, 3150, 3225, 3300]
+    assert [int(row["step"]) for row in longer[len(before) :: 2]] == [1575, 1650, 1725, 1800]
     assert {row["epsilon"] for row in longer[len(before) :]} == {"0.05"}
-    assert json.loads((path / "summary.json").read_text())["steps"] == 3300
+    assert json.loads((path / "summary.json").read_text())["steps"] == 1800
     assert cli.main(["resume", str(path)]) == 0
     assert "is finished" in capsys.readouterr().err
 
@@ -310,7 +379,7 @@ def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path
     config["versions"]["torch"] = "1.0"
     config["engine"]["threads"] = 64
     (path / "config.json").write_text(json.dumps(config))
-    assert cli.main(["resume", str(path), "--steps", "3075"]) == 0
+    assert cli.main(["resume", str(path), "--steps", "1575"]) == 0
     said = capsys.readouterr().err
     assert f"not bit for bit: torch is {torch.__version__} and was 1.0" in said
     assert f"not bit for bit: threads is {torch.get_num_threads()} and was 64" in said
@@ -318,7 +387,7 @@ def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path
 
 def test_the_plan_of_a_run_and_how_far_it_is(whole, tmp_path):
     assert runs.plan(whole) == dataclasses.replace(LONGER, out=str(whole))
-    assert runs.finished(whole) == 3_000
+    assert runs.finished(whole) == 1_500
     assert runs.finished(tmp_path) == 0
     compile.prepare_cpu()
     assert runs.differences(whole, LONGER) == []

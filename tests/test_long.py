@@ -1,0 +1,67 @@
+"""What a run of hours needs: it opens nothing that it does not close, and remembers nothing that it does not need."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fdqn import build, runs, train
+from fdqn.settings import Settings
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+SETTINGS = Settings(
+    env="cartpole", seeds=1, num_envs=1, batch_size=8, capacity=100, learning_starts=10, hidden=(8,), compile=False,
+)  # fmt: skip
+
+
+def open_files():
+    return len(os.listdir("/proc/self/fd"))
+
+
+def resident():
+    """Bytes in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def slope(points):
+    """Of numbers taken at even distances."""
+    return np.polyfit(np.arange(len(points)), points, 1)[0]
+
+
+def reports(path, settings):
+    program = build.program(settings)
+    runs.create(settings)
+    state = train.init(program, build.hyper(settings), build.keys(settings))
+    made = train.run(program, state, settings.steps, runs.functions(program, settings), settings.report_every)
+    return runs.record(path, settings, made)
+
+
+def test_what_a_run_opens_it_closes(tmp_path):
+    settings = dataclasses.replace(SETTINGS, steps=200, report_every=10, checkpoint_every=10, out=str(tmp_path / "run"))
+    there = [open_files() for _ in reports(tmp_path / "run", settings)]
+    assert len(there) == 20
+    assert len(set(there[1:])) == 1
+
+
+@pytest.mark.slow
+def test_a_million_updates_need_no_more_memory_than_the_first(tmp_path):
+    settings = dataclasses.replace(SETTINGS, compile=True, steps=10**6 + 10, out=str(tmp_path / "run"))
+    settings = dataclasses.replace(settings, report_every=2_000, checkpoint_every=100_000)
+    memory, files = [], []
+    for report in reports(tmp_path / "run", settings):
+        if report.step % 100_000 == 0:
+            memory.append(resident())
+            files.append(open_files())
+    print([round(x / 1e6, 1) for x in memory], slope(memory[1:]), set(files))
+    assert report.updates.tolist() == [10**6]
+    assert len(memory) == 10
+    assert len(set(files)) == 1
+    assert slope(memory[1:]) < 1e6
+
+
+def test_a_leak_would_be_seen():
+    assert slope([5e8 + 1.1e6 * i for i in range(9)]) > 1e6
