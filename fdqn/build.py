@@ -9,14 +9,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import dqn, envs, losses, networks, optim, random, train, tree
+from fdqn.envs import silent
 from fdqn.settings import Settings
-from fdqn.types import Hyper, Network, Optimizer
+from fdqn.types import Hyper, Network, Optimizer, World
 
 
 def program(settings: Settings) -> train.Program:
     """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
-    env = envs.make(settings.env)
+    found = envs.find(settings.env)
+    env = silent.make(found.spec) if isinstance(found, World) else found
     _checked(settings)
+    if isinstance(found, World) and settings.learning_starts < 1:
+        raise ValueError(
+            "learning_starts: expected at least 1 in a world, got 0: its steps are learned from in the next cycle"
+        )
     net = network(settings)
     # No lane fills more rows than it takes steps, whole cycles of them.
     cycle = settings.num_envs * settings.steps_per_cycle
@@ -44,7 +50,7 @@ def program(settings: Settings) -> train.Program:
 
 def network(settings: Settings) -> Network:
     """The network that the settings ask for."""
-    spec = envs.make(settings.env).spec
+    spec = envs.find(settings.env).spec
     mlp = networks.dueling_mlp if settings.dueling else networks.mlp
     return mlp(spec.obs_shape, settings.hidden, spec.actions)
 

@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,22 +315,30 @@ def _go_on(
     started: float,
 ) -> None:
     """From there to the end: train, play, sum up."""
-    from fdqn import envs, evaluate, runs, train
+    from fdqn import envs, evaluate, runs, train, worlds
+    from fdqn.types import World
+
+    env = envs.find(settings.env)
+    state, games = where.state, None
 
     def periodic(state: train.TrainState) -> Any:
-        return evaluate.native(program.env, program.network, state.learner.params, state.key)
+        return evaluate.greedy(env, program.network, state.learner.params, state.key)
 
-    with _stop_on_interrupt(console) as stopped:
+    with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
+        if isinstance(env, World):
+            games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
+            state = worlds.begun(games, state)
         reports = train.run(
             program,
-            where.state,
+            state,
             where.steps,
-            runs.functions(program, settings),
+            runs.functions(program, settings, games),
             settings.report_every,
             evaluate=periodic if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
             stop=stopped,
             since=where.since,
+            at_once=None if games is None else 1,
         )
         report = _follow(console, settings, where.steps, runs.record(path, settings, reports, where))
         params = report.state.learner.params
@@ -341,7 +348,7 @@ def _go_on(
         name = envs.GYMNASIUM[settings.env]
         console.print(f"playing the trained lanes in gymnasium's {name}")
         try:
-            outside = evaluate.outside(lambda: _gymnasium(name), program.network, params, report.state.key)
+            outside = evaluate.greedy(envs.find(f"gym:{name}"), program.network, params, report.state.key)
         except KeyboardInterrupt:
             interrupted = True
             console.print("not played to the end")
@@ -444,18 +451,13 @@ def _eval(command: Eval) -> None:
     params, keys = runs.read_params(command.run), build.keys(run.settings)
     name = command.env or run.settings.env
     network = build.network(run.settings)
-    if name.startswith("gym:"):
-        returns = evaluate.outside(
-            lambda: _gymnasium(name.removeprefix("gym:")), network, params, keys, command.episodes
+    env, trained = envs.find(name), envs.find(run.settings.env).spec
+    if (env.spec.obs_shape, env.spec.actions) != (trained.obs_shape, trained.actions):
+        raise ValueError(
+            f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
+            f"got {list(env.spec.obs_shape)} and {env.spec.actions} in {name}"
         )
-    else:
-        env, trained = envs.make(name), envs.make(run.settings.env).spec
-        if (env.spec.obs_shape, env.spec.actions) != (trained.obs_shape, trained.actions):
-            raise ValueError(
-                f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
-                f"got {list(env.spec.obs_shape)} and {env.spec.actions} in {name}"
-            )
-        returns = evaluate.native(env, network, params, keys, command.episodes)
+    returns = evaluate.greedy(env, network, params, keys, command.episodes)
     seeds = build.seeds(run.settings)
     failed = run.summary["failed_seeds"]
     record = runs.returns_record(returns, failed, seeds)
@@ -463,22 +465,6 @@ def _eval(command: Eval) -> None:
         print(json.dumps(record))
     else:
         _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
-
-
-def _gymnasium(name: str) -> Any:
-    """A Gymnasium environment of discrete actions. Raises ValueError where there is none of the name."""
-    import gymnasium
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of newer versions: the name was asked for
-            env = gymnasium.make(name)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {reason}") from None
-    if not isinstance(env.action_space, gymnasium.spaces.Discrete):
-        raise ValueError(f"env: expected discrete actions, got {env.action_space} in {name!r}")
-    return env
 
 
 def _report(command: Report) -> None:

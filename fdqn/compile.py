@@ -33,7 +33,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import check, lanes, train, tree
+from fdqn import check, lanes, train, tree, worlds
 
 State = TypeVar("State")
 Made = TypeVar("Made")
@@ -171,18 +171,34 @@ def compiled(program: train.Program) -> train.Functions:
 
     On a CPU call `prepare_cpu` first.
     """
-    known_split = functools.cache(partial(lanes.split, program))
+    collect, cycle, split = partial(train.collect, program), partial(train.cycle, program), _split(program)
+    return train.Functions(
+        noise=_noise(program),
+        collect=fold_lanes(collect, split, soon=cycle),
+        cycle=fold_lanes(cycle, split),
+        sync=_sync,
+    )
 
-    def split(count: int) -> lanes.Split:
-        return known_split(count, torch.get_num_threads())
 
-    def sync(state: train.TrainState) -> train.TrainState:
-        # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
-        learner = state.learner
-        with lanes.sharing(1):
-            torch._foreach_copy_(tree.leaves(learner.target_params), tree.leaves(learner.params))
-        return state
+def compiled_parts(program: train.Program) -> worlds.Parts:
+    """The parts of a cycle in a world, in the same way."""
+    split = _split(program)
+    return worlds.Parts(
+        noise=_noise(program),
+        choose=fold_lanes(partial(worlds.choose, program), split),
+        remember=fold_lanes(worlds.remember, split),
+        conclude=fold_lanes(worlds.conclude, split),
+        learn=fold_lanes(partial(train.learn, program), split),
+        sync=_sync,
+    )
 
+
+def _split(program: train.Program) -> Callable[[int], lanes.Split]:
+    known = functools.cache(partial(lanes.split, program))
+    return lambda count: known(count, torch.get_num_threads())
+
+
+def _noise(program: train.Program) -> Callable[[Tensor, int, int], train.Noise]:
     draw = compile(partial(train.draw, program))
 
     def noise(keys: Tensor, first_cycle: int, cycles: int) -> train.Noise:
@@ -190,13 +206,15 @@ def compiled(program: train.Program) -> train.Functions:
         with lanes.sharing(1):
             return draw(train.cycle_keys(keys, first_cycle, cycles))
 
-    collect, cycle = partial(train.collect, program), partial(train.cycle, program)
-    return train.Functions(
-        noise=noise,
-        collect=fold_lanes(collect, split, soon=cycle),
-        cycle=fold_lanes(cycle, split),
-        sync=sync,
-    )
+    return noise
+
+
+def _sync(state: train.TrainState) -> train.TrainState:
+    # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
+    learner = state.learner
+    with lanes.sharing(1):
+        torch._foreach_copy_(tree.leaves(learner.target_params), tree.leaves(learner.params))
+    return state
 
 
 def prepare_cpu() -> None:

@@ -1,5 +1,6 @@
-"""How good trained lanes are: greedy episodes, in our environments or in Gymnasium's own."""
+"""How good trained lanes are: greedy episodes, in our environments or in worlds outside torch."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import actions, check, random
-from fdqn.types import Env, Network, Params
+from fdqn.types import Env, Network, Params, World
 
 # Steps whose noise is drawn at once.
 _DRAW = 64
@@ -61,46 +62,41 @@ def native(env: Env, network: Network, params: Params, keys: Tensor, episodes: i
 
 
 @torch.no_grad()
-def outside(
-    make: Callable[[], Any], network: Network, params: Params, keys: Tensor, episodes: int = 20
-) -> NDArray[np.float64]:
-    """Returns [S, episodes] of the lanes `params` in Gymnasium environments, `make()` giving a fresh one a game.
+def outside(world: World, network: Network, params: Params, keys: Tensor, episodes: int = 20) -> NDArray[np.float64]:
+    """Returns [S, episodes] of the lanes `params` [S, ...] in a world, NaN for a lane whose environments broke.
 
-    Each game's seed follows from its lane's key [S, 2]. Raises ValueError for fewer than one episode, or where the
-    network does not take the environment's observations or gives another number of actions.
+    Each game's seed follows from its lane's key [S, 2]. An episode ends at the latest with the world's time limit.
+    Raises ValueError for fewer than one episode, or where the network does not take the world's observations or gives
+    another number of actions.
     """
     _at_least_one(episodes)
-    lanes = keys.shape[0]
     check.shapes("keys[S 2]", keys)
-    seeds = random.bits(random.fold_in(keys, random.OUTSIDE), (episodes,)).tolist()
-    games: list[Any] = []
-    try:
-        for _ in range(lanes * episodes):
-            games.append(make())
-        table = [games[i * episodes : (i + 1) * episodes] for i in range(lanes)]
-        obs = np.stack(
-            [[g.reset(seed=s)[0] for g, s in zip(*row, strict=True)] for row in zip(table, seeds, strict=True)]
-        )
-        space, apply = games[0].action_space, vmap(network.apply)
-        _check_fit(apply, params, obs, int(space.n))
-        returns, ended = np.zeros((lanes, episodes)), np.zeros((lanes, episodes), dtype=bool)
-        while not ended.all():
-            chosen = apply(params, torch.from_numpy(obs).to(keys.device)).argmax(-1).cpu().numpy()
-            for lane, i in np.argwhere(~ended):
-                action = int(space.start + chosen[lane, i])
-                obs[lane, i], reward, terminated, truncated, _ = table[lane][i].step(action)
-                returns[lane, i] += float(reward)
-                ended[lane, i] = terminated or truncated
-        return returns
-    finally:
-        for game in games:
-            game.close()
+    apply = vmap(network.apply)
+    with contextlib.closing(world.open(keys.shape[0], episodes)) as games:
+        step = games.reset(random.bits(random.fold_in(keys, random.OUTSIDE), (episodes,)).tolist())
+        _check_fit(apply, params, step.obs.to(keys.device), world.spec.actions)
+        ended, returns = step.terminated, step.reward.double()
+        for _ in range(world.spec.time_limit):
+            q = apply(params, step.obs.to(keys.device))
+            action = actions.greedy(q, step.legal.to(keys.device))
+            step, valid, alive = games.step(action.cpu().numpy())
+            returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
+            returns = torch.where(alive.unsqueeze(-1), returns, torch.nan)
+            ended = ended | step.terminated | step.truncated | ~alive.unsqueeze(-1)
+            if ended.all():
+                break
+        return returns.numpy()
 
 
-def _check_fit(apply: Callable[..., Tensor], params: Params, obs: NDArray[Any], actions: int) -> None:
+def greedy(env: Env | World, network: Network, params: Params, keys: Tensor, episodes: int = 20) -> NDArray[np.float64]:
+    """`native` or `outside`, as the environment is."""
+    return (outside if isinstance(env, World) else native)(env, network, params, keys, episodes)  # type: ignore[arg-type]
+
+
+def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, actions: int) -> None:
     try:
-        q = apply(params, torch.from_numpy(obs).to(next(iter(params.values())).device))
-    except (ValueError, RuntimeError) as error:
+        q = apply(params, obs)
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"env: expected observations that the network takes, got shape {list(obs.shape[2:])}: {error}"
         ) from None

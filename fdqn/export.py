@@ -62,7 +62,7 @@ def _check_free(out: Path) -> None:
 
 def _policy(settings: Settings, params: Params) -> bytes:
     """The network with one lane's parameters, for any number of observations, in the format of `torch.export`."""
-    spec = envs.make(settings.env).spec
+    spec = envs.find(settings.env).spec
     module = networks.to_module(build.network(settings), params).requires_grad_(False)
     obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
     program = torch.export.export(module, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))

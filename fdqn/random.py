@@ -17,7 +17,7 @@ from torch import Tensor
 from fdqn import check
 
 # What a lane's key is folded with before it is used, one number a purpose, so that no two purposes share a number.
-NETWORK, RESET, CYCLES, EVALUATION, OUTSIDE = range(5)
+NETWORK, RESET, CYCLES, EVALUATION, OUTSIDE, WORLD = range(6)
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 

@@ -60,6 +60,23 @@ def add(replay: Replay, batch: Transition) -> Replay:
     return Replay(rows, replay.added + count)
 
 
+def add_where(replay: Replay, batch: Transition, valid: Tensor) -> Replay:
+    """`add` of those rows of `batch` [B, ...] for which `valid` [B] holds; the others leave no trace."""
+    capacity, count = _capacity(replay), batch.reward.shape[0]
+    if count > capacity:
+        raise ValueError(f"batch: expected at most capacity = {capacity} rows, got {count}")
+    check.same("batch", tree.index(replay.rows, slice(count)), batch)
+    check.shapes("valid[B] batch.reward[B]", valid, batch.reward)
+    # Behind the rows that are added come the others, which are written over by what is there.
+    taken = valid.sum()
+    place = torch.where(valid, valid.cumsum(0) - 1, taken + (~valid).cumsum(0) - 1)
+    at = (replay.added + place) % capacity
+    rows = tree.map(
+        lambda ring, new: ring.index_put((at,), torch.where(_beside(valid, new), new, ring[at])), replay.rows, batch
+    )
+    return Replay(rows, replay.added + taken)
+
+
 def sample(replay: Replay, words: Tensor) -> Transition:
     """Rows drawn uniformly with replacement, one for each 32-bit word: row `(word * filled) >> 32`.
 
@@ -74,6 +91,11 @@ def sample(replay: Replay, words: Tensor) -> Transition:
 def filled(replay: Replay) -> Tensor:
     """The number of rows [] that hold a transition."""
     return replay.added.clamp_max(_capacity(replay))
+
+
+def _beside(flags: Tensor, x: Tensor) -> Tensor:
+    """Flags [B] over the leading axis of x [B, ...]."""
+    return flags.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _capacity(replay: Replay) -> int:

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import time
 import uuid
@@ -32,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 import fdqn
-from fdqn import build, checkpoint, compile, envs, evaluate, lanes, plots, statistics, train, tree
+from fdqn import build, checkpoint, compile, envs, evaluate, lanes, plots, statistics, train, tree, worlds
 from fdqn.settings import Settings, from_json, to_json
 from fdqn.types import Params
 
@@ -62,7 +63,8 @@ def folder(settings: Settings) -> Path:
 
     Raises ValueError where something is there already or no folder can be made.
     """
-    name = f"runs/{settings.env}-{time.strftime('%Y%m%d-%H%M%S')}" if settings.out is None else settings.out
+    env = re.sub("[^A-Za-z0-9_.-]+", "-", settings.env)
+    name = f"runs/{env}-{time.strftime('%Y%m%d-%H%M%S')}" if settings.out is None else settings.out
     path = Path(name)
     if not name or os.path.lexists(path):
         raise ValueError(f"out: expected a folder that does not exist yet, got {name!r}; choose another --out")
@@ -123,9 +125,12 @@ def _split(settings: Settings) -> dict[str, int] | None:
     return lanes.split(build.program(settings), settings.seeds, torch.get_num_threads())._asdict()
 
 
-def functions(program: train.Program, settings: Settings) -> train.Functions:
-    """The step functions, compiled or not."""
-    return compile.compiled(program) if settings.compile else train.vmapped(program)
+def functions(program: train.Program, settings: Settings, games: Any = None) -> train.Functions:
+    """The step functions, compiled or not; in a world that is open, those that step it."""
+    if games is None:
+        return compile.compiled(program) if settings.compile else train.vmapped(program)
+    parts = compile.compiled_parts(program) if settings.compile else worlds.vmapped(program)
+    return worlds.functions(program, games, parts, beside=settings.compile)
 
 
 class Restored(NamedTuple):
@@ -305,7 +310,7 @@ def finish(
     save_params(path, settings, params)
     failures = failed_seeds(settings, report)
     failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
-    final = evaluate.native(envs.make(settings.env), build.network(settings), params, report.state.key)
+    final = evaluate.greedy(envs.find(settings.env), build.network(settings), params, report.state.key)
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {

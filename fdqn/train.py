@@ -43,8 +43,8 @@ class Program(NamedTuple):
     optimizer: Callable[[Hyper], Optimizer]
 
 
-CAUSES = ("nothing", "loss", "gradient", "parameter")
-"""What may be NaN or infinite in an update."""
+CAUSES = ("nothing", "loss", "gradient", "parameter", "environment")
+"""What may be NaN or infinite in an update; and what may break outside of torch."""
 
 
 class Metrics(NamedTuple):
@@ -341,12 +341,13 @@ def run(
     evaluate_every: int = 0,
     stop: Callable[[], bool] = bool,
     since: Reading | None = None,
+    at_once: int | None = None,
 ) -> Iterator[Report]:
     """Train the lanes of `state` until each has taken `steps` environment steps; report on the way and at the end.
 
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
-    from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most
-    CYCLES_PER_CALL cycles each, and ends the run early, with a report. A run that was stopped goes on from the state
+    from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most `at_once`
+    cycles each (CYCLES_PER_CALL), and ends the run early, with a report. A run that was stopped goes on from the state
     and `since` of that report; one that has all of its steps behind it only reports. A replay that comes empty takes
     `learning_starts` steps before learning goes on. Nothing happens before the first report is asked for; then whatever
     one cycle raises on fake tensors is raised, before anything runs.
@@ -408,7 +409,7 @@ def run(
             noises = functions.noise(state.key, first, ahead)
             drawn = first + ahead
         # As many cycles in a row as nothing else is due in between, but one where there is compiling to do.
-        dues = [last, drawn, number + (CYCLES_PER_CALL if calls <= called else 1)]
+        dues = [last, drawn, number + ((at_once or CYCLES_PER_CALL) if calls <= called else 1)]
         dues += [_next_due(number, config.env_steps, every) for every in (report_every, evaluate_every) if every]
         dues += [warm] if number < warm else [number + period - (number - warm) % period] if period else []
         cycles, number = min(dues) - number, min(dues)

@@ -83,6 +83,27 @@ class Env(NamedTuple):
     spec: EnvSpec
 
 
+class Answer(NamedTuple):
+    """What a world says to one step of all its environments: NumPy arrays, over lanes [S, E]."""
+
+    step: Step
+    valid: Any
+    """[E] bool; False where no step was taken because a new episode was started instead."""
+    alive: Any
+    """[] bool; False where the lane's environments are broken."""
+
+
+class World(NamedTuple):
+    """Environments outside torch, with a state of their own, which are stepped on the host.
+
+    `open(lanes, num_envs)` gives something with `reset(seeds [S, E]) -> Step`, `step(actions [S, E]) -> Answer` and
+    `close()`, over NumPy arrays.
+    """
+
+    open: Callable[[int, int], Any]
+    spec: EnvSpec
+
+
 class Network(NamedTuple):
     """`init(key [..., 2]) -> Params [...]` and `apply(params, obs [..., *O]) -> q [..., A]`."""
 

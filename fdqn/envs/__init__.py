@@ -1,11 +1,15 @@
-"""The environments by name. Each is a pair of pure functions, one environment a file."""
+"""The environments by name. Ours are pairs of pure functions, one environment a file; others are worlds."""
 
 import difflib
+import functools
+import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fdqn.envs import acrobot, cartpole, catch, mountain_car
-from fdqn.types import Env
+from fdqn.types import Env, World
 
 GYMNASIUM = {"acrobot": "Acrobot-v1", "cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0"}
 """The gymnasium environments that ours follow step by step; catch has none."""
@@ -27,6 +31,55 @@ _ENTRIES = {
 def names() -> tuple[str, ...]:
     """The names that `make` knows, sorted."""
     return tuple(sorted(_ENTRIES))
+
+
+@functools.cache
+def find(name: str) -> Env | World:
+    """The environment of that name: ours, `gym:NAME` of Gymnasium, or `package.module:name` of your own.
+
+    What is your own is a function or class that is called without arguments, or what it would give: an `Env`, a `World`
+    or a gymnasium environment. Raises ValueError where there is none.
+    """
+    if name.startswith("gym:"):
+        from fdqn.envs import gym
+
+        return gym.named(name.removeprefix("gym:"))
+    return _brought(name) if is_code(name) else make(name)
+
+
+def is_code(name: str) -> bool:
+    """Whether it is the name of somebody's own code, which finding it runs."""
+    return ":" in name and name not in _ENTRIES and not name.startswith("gym:")
+
+
+def _brought(name: str) -> Env | World:
+    module, _, attribute = name.partition(":")
+    try:
+        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        found = getattr(importlib.import_module(module), attribute)
+        given = found() if callable(found) and not isinstance(found, Env | World) else found
+    except Exception as error:  # whatever somebody's code may raise
+        words = " ".join(str(error).split())
+        raise ValueError(f"env: expected {name} to give an environment, got {type(error).__name__}: {words}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if isinstance(given, Env | World):
+        return given
+    import gymnasium
+
+    from fdqn.envs import gym
+
+    if isinstance(given, gymnasium.Env) and callable(found):
+        given.close()
+        return gym.of(name, found)
+    takes = (
+        "; a gymnasium environment is given by a class or function, so that each lane has its own"
+        if isinstance(given, gymnasium.Env)
+        else ""
+    )
+    raise ValueError(
+        f"env: expected {name} to give an Env, a World or a gymnasium environment, got {type(given).__name__}{takes}"
+    )
 
 
 def make(name: str, **settings: Any) -> Env:

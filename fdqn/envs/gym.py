@@ -1,0 +1,230 @@
+"""Environments of Gymnasium as a world: their ends as `Step` has them, however they restart.
+
+A lane has a vector environment of its own, so that what its environments do does not depend on how many lanes there
+are, and one that fails ends its own lane only.
+"""
+
+import contextlib
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete, Space
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
+from numpy.typing import NDArray
+
+from fdqn import tree
+from fdqn.envs.spaces import MASK, Encoding, encoding
+from fdqn.types import Answer, EnvSpec, Step, World
+
+EPISODE_STEPS = 27_000
+"""After so many steps evaluation stops looking at an episode that nothing else ends, as Atari's half hours do."""
+
+PATIENCE = 120.0
+"""Seconds that a lane's environments may take for one step."""
+
+
+def named(name: str, **settings: Any) -> World:
+    """The environments registered under that name. Raises ValueError where there are none or they do not suit."""
+
+    def make(num_envs: int) -> VectorEnv:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of newer versions: the name was asked for
+            mode = {"autoreset_mode": AutoresetMode.DISABLED}
+            return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings)
+
+    return world(f"gym:{name}", make)
+
+
+def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
+    """Environments that `make()` gives one by one; `name` is for messages."""
+
+    def vector(num_envs: int) -> VectorEnv:
+        return gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+    return world(name, vector)
+
+
+def world(name: str, make: Callable[[int], VectorEnv]) -> World:
+    """The environments that `make(num_envs)` gives, of any autoreset mode; `name` is for messages.
+
+    Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
+    """
+    try:
+        with contextlib.closing(make(1)) as probe:
+            actions, observed = probe.single_action_space, probe.single_observation_space
+            limit = probe.spec.max_episode_steps if probe.spec is not None else None
+            mode = probe.metadata.get("autoreset_mode")
+    except Exception as error:  # whatever somebody's code may raise
+        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {_said(error)}") from error
+    if not isinstance(actions, Discrete):
+        raise ValueError(f"env: expected discrete actions, got {actions} in {name!r}")
+    if not isinstance(mode, AutoresetMode):
+        raise ValueError(f"env: expected {name!r} to say its autoreset_mode in its metadata, got {mode!r}")
+    encoded = encoding(observed)
+    dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
+    spec = EnvSpec(encoded.shape, dtype, int(actions.n), noise=0, time_limit=limit or EPISODE_STEPS)
+    return World(lambda lanes, num_envs: Games(name, make, encoded, spec, lanes, num_envs), spec)
+
+
+class Games:
+    """A world that is open: `num_envs` environments of each lane. Close it when done.
+
+    `broken` says of lanes whose environment raised, or gave no answer for too long, what it was. They stand still.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[int], VectorEnv],
+        encoding: Encoding,
+        spec: EnvSpec,
+        lanes: int,
+        num_envs: int,
+    ) -> None:
+        self.name, self.encoding, self.spec, self.num_envs = name, encoding, spec, num_envs
+        self.broken: dict[int, str] = {}
+        self._lanes = [_opened(make, num_envs) for _ in range(lanes)]
+
+    def reset(self, seeds: list[list[int]]) -> Step:
+        """New episodes in all environments, seeded by seeds [S][E]. Raises ValueError where an environment does not."""
+        steps = []
+        for lane, row in zip(self._lanes, seeds, strict=True):
+            lane.restarts[:] = False
+            try:
+                with patience():
+                    obs, infos = lane.vector.reset(seed=row)  # type: ignore[arg-type]
+                    first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
+            except Exception as error:
+                raise ValueError(f"env: expected {self.name} to start an episode, got {_said(error)}") from error
+            none = np.zeros(self.num_envs, np.bool_)
+            steps.append(_step(first, legal, first, legal, np.zeros(self.num_envs), none, none))
+        return tree.stack(steps)
+
+    def step(self, actions: NDArray[np.int64]) -> Answer:
+        """One step of all environments, actions [S, E]. Raises ValueError where every lane is broken."""
+        answers = []
+        for i, (lane, row) in enumerate(zip(self._lanes, actions, strict=True)):
+            if i not in self.broken:
+                try:
+                    with patience():
+                        answers.append(self._step(lane, row))
+                    continue
+                except Exception as error:
+                    self.broken[i] = _said(error)
+            if len(self.broken) == len(self._lanes):
+                raise ValueError(f"env: expected {self.name} to take a step, got {self.broken[i]}")
+            answers.append(self._nothing())
+        return tree.stack(answers)
+
+    def close(self) -> None:
+        """Close all environments, also those that are broken."""
+        for lane in self._lanes:
+            with contextlib.suppress(Exception):
+                lane.vector.close()
+
+    def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> Answer:
+        vector, restarted = lane.vector, lane.restarts.copy()
+        obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
+        ended = terminated | truncated
+        next_obs, next_legal = self.encoding.encode(obs), self._legal(obs, infos, self.num_envs)
+        first, legal = next_obs, next_legal
+        match vector.metadata["autoreset_mode"]:
+            case AutoresetMode.DISABLED if ended.any():
+                obs, infos = vector.reset(options={"reset_mask": ended})
+                first = self.encoding.encode(obs)
+                legal = np.where(ended[:, None], self._legal(obs, infos, self.num_envs), next_legal)
+            case AutoresetMode.SAME_STEP if ended.any():
+                final, final_infos = _final(vector.single_observation_space, infos, ended)
+                next_obs, next_legal = next_obs.copy(), next_legal.copy()
+                next_obs[ended] = self.encoding.encode(final)
+                next_legal[ended] = self._legal(final, final_infos, int(ended.sum()))
+            case AutoresetMode.NEXT_STEP:
+                lane.restarts[:] = ended
+                legal = legal | ended[:, None]  # what is done there counts for nothing
+        step = _step(first, self._checked(legal), next_obs, next_legal, reward, terminated, truncated)
+        return Answer(step, torch.from_numpy(~restarted), torch.tensor(True))
+
+    def _legal(self, obs: Any, infos: dict[str, Any], count: int) -> NDArray[np.bool_]:
+        """What may be done at `count` observations [N, A]: all, where neither they nor the infos say."""
+        everything = np.ones((count, self.spec.actions), np.bool_)
+        if isinstance(obs, dict) and MASK in obs:
+            mask, told = np.asarray(obs[MASK]), everything[:, 0]
+        elif MASK in infos:
+            mask, told = np.asarray(infos[MASK]), np.asarray(infos.get(f"_{MASK}", everything[:, 0]))
+        else:
+            return everything
+        if mask.shape != everything.shape:
+            raise ValueError(f"{MASK}: expected {self.spec.actions} entries, one an action, got {list(mask.shape[1:])}")
+        return np.where(told[:, None], mask != 0, True)
+
+    def _checked(self, legal: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if not (able := legal.any(-1)).all():
+            place = int(able.argmin())
+            raise ValueError(f"{MASK}: expected a legal action before the end, got none in environment {place}")
+        return legal
+
+    def _nothing(self) -> Answer:
+        obs = np.zeros((self.num_envs, *self.encoding.shape), self.encoding.dtype)
+        legal, none = np.ones((self.num_envs, self.spec.actions), np.bool_), np.zeros(self.num_envs, np.bool_)
+        step = _step(obs, legal, obs, legal, np.zeros(self.num_envs), none, none)
+        return Answer(step, step.terminated, torch.tensor(False))
+
+
+class _Lane(NamedTuple):
+    vector: VectorEnv
+    restarts: NDArray[np.bool_]
+    """[E], whose next step will only start a new episode."""
+    first_action: int
+    """What gymnasium calls our action 0."""
+
+
+def _opened(make: Callable[[int], VectorEnv], num_envs: int) -> _Lane:
+    vector = make(num_envs)
+    assert isinstance(vector.single_action_space, Discrete)  # as `world` has seen
+    return _Lane(vector, np.zeros(num_envs, np.bool_), int(vector.single_action_space.start))
+
+
+def _step(*arrays: NDArray[Any]) -> Step:
+    step = Step(*(torch.from_numpy(x) for x in arrays))
+    return step._replace(reward=step.reward.float())
+
+
+def _final(space: Space, infos: dict[str, Any], ended: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
+    """The batch of the observations that ended episodes, and their masks."""
+    last = [infos["final_obs"][i] for i in np.flatnonzero(ended)]
+    masks = {key: x[ended] for key, x in infos.get("final_info", {}).items() if key in (MASK, f"_{MASK}")}
+    return concatenate(space, last, create_empty_array(space, len(last))), masks  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def patience(seconds: float = PATIENCE) -> Iterator[None]:
+    """Raise TimeoutError in here after so many seconds.
+
+    Where the system has no such signal, or outside of the main thread, it takes as long as it takes.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def late(signum: int, frame: Any) -> None:
+        raise TimeoutError(f"no answer for {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _said(error: BaseException) -> str:
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__

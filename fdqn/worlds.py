@@ -1,0 +1,136 @@
+"""Training in a world: environments outside torch, stepped on the host while the device learns.
+
+    cycle = act, step, remember (k - 1 times);  act;  step beside learn;  remember
+
+So what a world answers to the last step of a cycle is learned from in the next. What is a function stays one, of one
+lane: `choose`, `remember`, `conclude` and `train.learn`; only the steps between them are not.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import vmap
+
+from fdqn import dqn, lanes, random, replay, train, tree
+from fdqn.types import Answer
+
+
+class Parts(NamedTuple):
+    """What of a cycle is a function, over lanes; each goes along the first axis of what it is given, as `fold` does."""
+
+    noise: Callable[[Tensor, int, int], train.Noise]
+    choose: Callable[[train.TrainState, Tensor], train.TrainState]
+    remember: Callable[[train.TrainState, Answer], train.TrainState]
+    conclude: Callable[[train.TrainState, Answer], train.TrainState]
+    learn: Callable[[train.TrainState, train.Noise], train.TrainState]
+    sync: Callable[[train.TrainState], train.TrainState]
+
+
+def choose(program: train.Program, state: train.TrainState, u: Tensor) -> train.TrainState:
+    """Actions for all environments, kept as what the world has been asked for. Shapes: u [E, 2]."""
+    share = train.epsilon(state.hyper, state.cycle * program.config.env_steps)
+    action = dqn.act(program.network.apply, state.learner.params, state.obs, state.legal, share, u)
+    return state._replace(env_state=action)
+
+
+def remember(state: train.TrainState, answer: Answer) -> train.TrainState:
+    """What came of the actions that were asked for. A lane whose environments are broken learns no more."""
+    step, metrics = answer.step, train.count_episodes(state.metrics, answer.step)
+    breaks = ~answer.alive & (metrics.failed < 0)
+    return state._replace(
+        replay=replay.add_where(state.replay, replay.transition(state.obs, state.env_state, step), answer.valid),
+        obs=step.obs,
+        legal=step.legal,
+        metrics=metrics._replace(
+            failed=torch.where(breaks, state.cycle, metrics.failed),
+            cause=torch.where(breaks, train.CAUSES.index("environment"), metrics.cause),
+        ),
+    )
+
+
+def conclude(state: train.TrainState, answer: Answer) -> train.TrainState:
+    """`remember` the last step of a cycle."""
+    return remember(state, answer)._replace(cycle=state.cycle + 1)
+
+
+def vmapped(program: train.Program) -> Parts:
+    """The functions over lanes, run operation by operation."""
+    return Parts(
+        noise=partial(train.noise, program),
+        choose=train.fold(vmap(partial(choose, program))),
+        remember=train.fold(vmap(remember)),
+        conclude=train.fold(vmap(conclude)),
+        learn=train.fold(vmap(partial(train.learn, program))),
+        sync=vmap(train.sync),
+    )
+
+
+def begun(games: Any, state: train.TrainState) -> train.TrainState:
+    """The lanes at the start of new episodes in all of their environments, whose seeds follow from key and cycle."""
+    keys = random.fold_in(random.fold_in(state.key, random.WORLD), state.cycle)
+    first = tree.to(games.reset(random.bits(keys, (state.obs.shape[1],)).tolist()), state.key.device)
+    metrics = state.metrics._replace(running=torch.zeros_like(state.metrics.running))
+    return state._replace(obs=first.obs, legal=first.legal, metrics=metrics)
+
+
+def functions(program: train.Program, games: Any, parts: Parts, beside: bool) -> train.Functions:
+    """The step functions of a run in a world that is open.
+
+    With `beside` the device learns in a thread of its own while the world takes a step: for functions that do not hold
+    the interpreter, as compiled ones. The numbers are the same.
+    """
+    compiled = False
+    # A thread computes with denormal numbers as it likes, and with gradients, unless it is told.
+    pool = ThreadPoolExecutor(1, "fdqn-learn", torch.set_flush_denormal, (lanes.flushes_denormals(),))
+    learn = torch.no_grad()(parts.learn)
+
+    def ask(state: train.TrainState, noise: train.Noise, i: int) -> tuple[train.TrainState, NDArray[Any]]:
+        state = parts.choose(state, noise.act[:, :, i])
+        return state, np.array(state.env_state.cpu())
+
+    def answered(state: train.TrainState, actions: NDArray[Any]) -> Answer:
+        return tree.map(lambda x: x.unsqueeze(0).to(state.key.device), games.step(actions))
+
+    def steps(state: train.TrainState, noise: train.Noise) -> tuple[train.TrainState, NDArray[Any]]:
+        """All steps of a cycle but the last, whose actions it answers."""
+        for i in range(program.config.steps_per_cycle - 1):
+            state, actions = ask(state, noise, i)
+            state = parts.remember(state, answered(state, actions))
+        return ask(state, noise, program.config.steps_per_cycle - 1)
+
+    def collect(state: train.TrainState, noise: train.Noise) -> train.TrainState:
+        state, actions = steps(state, noise)
+        return parts.conclude(state, answered(state, actions))
+
+    def cycle(state: train.TrainState, noise: train.Noise) -> train.TrainState:
+        state, actions = steps(state, noise)
+        nonlocal compiled
+        if not (beside and compiled):  # a compiler wants the main thread
+            compiled = True
+            state = parts.learn(state, noise)
+            return parts.conclude(state, answered(state, actions))
+        learned = pool.submit(learn, state, noise)
+        try:
+            answer = answered(state, actions)
+        finally:
+            state = learned.result()
+        return parts.conclude(state, answer)
+
+    return train.Functions(parts.noise, _one_by_one(collect), _one_by_one(cycle), parts.sync)
+
+
+def _one_by_one(step: Callable[[train.TrainState, Any], train.TrainState]) -> Callable[[train.TrainState, Any], Any]:
+    """`fold` for steps that take noise with leaves [1, S, ...]."""
+
+    def folded(state: train.TrainState, noise: train.Noise) -> train.TrainState:
+        for i in range(len(noise.act)):
+            state = step(state, tree.index(noise, slice(i, i + 1)))
+        return state
+
+    return folded
