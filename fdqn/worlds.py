@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -92,7 +91,7 @@ def functions(program: train.Program, games: Any, parts: Parts, beside: bool) ->
 
     def ask(state: train.TrainState, noise: train.Noise, i: int) -> tuple[train.TrainState, NDArray[Any]]:
         state = parts.choose(state, noise.act[:, :, i])
-        return state, np.array(state.env_state.cpu())
+        return state, state.env_state.cpu().numpy()
 
     def answered(state: train.TrainState, actions: NDArray[Any]) -> Answer:
         return tree.map(lambda x: x.unsqueeze(0).to(state.key.device), games.step(actions))

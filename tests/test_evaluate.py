@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from fdqn import actions, envs, evaluate, networks, random, tree
-from fdqn.envs import episode
+from fdqn.envs import episode, gym
 from fdqn.testing import probes
-from fdqn.types import Env, EnvSpec, Network, Step
+from fdqn.types import Env, EnvSpec, Network, Step, World
 
 KEYS = random.fold_in(random.key(torch.arange(3)), 99)
 ACTIONS = 3
@@ -201,7 +201,9 @@ def test_fewer_than_one_episode_is_refused(episodes):
     with pytest.raises(ValueError, match=f"episodes: expected at least 1, got {episodes}"):
         evaluate.native(noisy(), network, params, KEYS, episodes)
     with pytest.raises(ValueError, match=f"episodes: expected at least 1, got {episodes}"):
-        evaluate.outside(lambda: pytest.fail("nothing should be made"), network, params, KEYS, episodes)
+        evaluate.outside(
+            World(lambda *_: pytest.fail("nothing should be opened"), None), network, params, KEYS, episodes
+        )
 
 
 def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
@@ -211,7 +213,7 @@ def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
 
 def test_outside_equals_a_loop_over_gymnasium():
     network, params = balancing()
-    returns = evaluate.outside(lambda: gymnasium.make("CartPole-v1"), network, params, KEYS, 3)
+    returns = evaluate.outside(gym.named("CartPole-v1"), network, params, KEYS, 3)
     seeds = random.bits(random.fold_in(KEYS, random.OUTSIDE), (3,)).tolist()
     expected = np.zeros((3, 3))
     env = gymnasium.make("CartPole-v1")
@@ -274,43 +276,43 @@ def constant(*values: tuple[float, float]) -> tuple[Network, dict]:
 @pytest.mark.parametrize("start", [0, 1, 5])
 def test_outside_counts_actions_from_the_start_of_the_space(counter, start):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    returns = evaluate.outside(partial(counter, start), network, params, KEYS[:2], 4)
+    returns = evaluate.outside(gym.of("counter", partial(counter, start)), network, params, KEYS[:2], 4)
     np.testing.assert_array_equal(returns, [[3.0 * start] * 4, [3.0 * (start + 1)] * 4])
 
 
 def test_outside_closes_what_it_made(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    evaluate.outside(counter, network, params, KEYS[:2], 4)
-    assert (counter.made, counter.closed) == (8, 8)
+    evaluate.outside(gym.of("counter", counter), network, params, KEYS[:2], 4)
+    assert (counter.made, counter.closed) == (9, 9), "one to look at"
 
 
 def test_outside_closes_also_when_the_world_breaks(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    with pytest.raises(RuntimeError, match="the world broke"):
-        evaluate.outside(partial(counter, fails_at=2), network, params, KEYS[:2], 4)
-    assert (counter.made, counter.closed) == (8, 8)
+    with pytest.raises(ValueError, match="env: expected counter to take a step, got RuntimeError: the world broke"):
+        evaluate.outside(gym.of("counter", partial(counter, fails_at=2)), network, params, KEYS[:2], 4)
+    assert (counter.made, counter.closed) == (9, 9)
 
 
 def test_outside_refuses_other_observations(counter):
     network = networks.mlp((4,), (2,), 2)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match=r"env: expected observations that the network takes, got shape \[3, 2\]"):
-        evaluate.outside(partial(counter, shape=(3, 2)), network, params, KEYS[:2], 2)
-    assert counter.made == counter.closed == 4
+        evaluate.outside(gym.of("counter", partial(counter, shape=(3, 2))), network, params, KEYS[:2], 2)
+    assert counter.made == counter.closed == 5
 
 
 def test_outside_refuses_another_number_of_actions(counter):
     network = networks.mlp((1,), (2,), 5)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match="env: expected 5 actions, as many as the network gives values, got 2"):
-        evaluate.outside(counter, network, params, KEYS[:2], 2)
-    assert counter.made == counter.closed == 4
+        evaluate.outside(gym.of("counter", counter), network, params, KEYS[:2], 2)
+    assert counter.made == counter.closed == 5
 
 
 def test_a_trained_policy_means_the_same_inside_and_outside():
     network, params = balancing()
     inside = evaluate.native(envs.make("cartpole"), network, params, KEYS, 20).mean(1)
-    outside = evaluate.outside(lambda: gymnasium.make("CartPole-v1"), network, params, KEYS, 20).mean(1)
+    outside = evaluate.outside(gym.named("CartPole-v1"), network, params, KEYS, 20).mean(1)
     np.testing.assert_allclose(inside, outside, rtol=0.15)
 
 
@@ -329,9 +331,9 @@ def test_play_holds_what_has_ended():
 def test_lanes_on_a_gpu_are_played_outside():
     network, params = balancing()
     on_gpu = {name: x.cuda() for name, x in params.items()}
-    make = partial(gymnasium.make, "CartPole-v1")
-    returns = evaluate.outside(make, network, on_gpu, KEYS.cuda(), 2)
-    np.testing.assert_array_equal(returns[0], evaluate.outside(make, network, params, KEYS, 2)[0])
+    world = gym.named("CartPole-v1")
+    returns = evaluate.outside(world, network, on_gpu, KEYS.cuda(), 2)
+    np.testing.assert_array_equal(returns[0], evaluate.outside(world, network, params, KEYS, 2)[0])
 
 
 def test_noise_of_evaluation_is_no_noise_of_training():

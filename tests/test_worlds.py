@@ -1,0 +1,340 @@
+"""Environments outside torch: what a learner is told of them is what they did, however they restart."""
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from fdqn import build, cli, envs, random, replay, runs, train, tree, worlds
+from fdqn.envs import gym
+from fdqn.envs.spaces import encoding
+from fdqn.settings import Settings
+from fdqn.testing import asserts
+from fdqn.types import Transition, World
+
+MODES = list(AutoresetMode)
+
+
+class Told(gymnasium.Env):
+    """Shows its seed, its episode and its step; an episode lasts as long as a draw says; its last action may be illegal.
+
+    Odd episodes are truncated, even ones terminate. `where` says how it tells what may be done.
+    """
+
+    def __init__(self, where="obs", actions=3, start=2):
+        self.where, self.action_space = where, spaces.Discrete(actions, start=start)
+        told = spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        mask = spaces.Box(0, 1, (actions,), np.int8)
+        self.observation_space = spaces.Dict({"told": told, "action_mask": mask}) if where == "obs" else told
+        self.episode, self.over = -1, True
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed = self.seed if seed is None else seed % 1000
+        self.episode, self.time, self.over = self.episode + 1, 0, False
+        self.length = int(self.np_random.integers(1, 6))
+        return self.shown(-1), self.info()
+
+    def mask(self):
+        """Everything but what the step says; nothing at all once the task has ended."""
+        mask = np.ones(self.action_space.n, np.int8)
+        mask[(self.time + self.episode) % self.action_space.n] = 0
+        return mask * (not (self.over and self.episode % 2 == 0))
+
+    def info(self):
+        return {"action_mask": self.mask()} if self.where == "info" else {}
+
+    def shown(self, action):
+        told = np.array([self.seed, self.episode, self.time, action], np.float64)
+        return {"told": told, "action_mask": self.mask()} if self.where == "obs" else told
+
+    def step(self, action):
+        assert not self.over, "nobody may act after the end"
+        assert self.action_space.contains(action)
+        if self.where != "nowhere":
+            assert self.mask()[action - self.action_space.start], "an illegal action was chosen"
+        self.time += 1
+        self.over = self.time == self.length
+        ended = self.over and self.episode % 2 == 0, self.over and self.episode % 2 == 1
+        return self.shown(action), 10.0 * self.episode + self.time, *ended, self.info()
+
+
+def told(mode, where="obs"):
+    return gym.world("told", lambda count: SyncVectorEnv([partial(Told, where)] * count, autoreset_mode=mode))
+
+
+def transitions(world, lanes=2, num_envs=3, steps=60):
+    """What a learner is told of each episode's every step, action = a function of what is seen, so in any mode alike."""
+    games = world.open(lanes, num_envs)
+    step = games.reset([[7 * lane + i for i in range(num_envs)] for lane in range(lanes)])
+    seen = []
+    for _ in range(steps):
+        obs, legal = step.obs, step.legal
+        wish = (obs[..., 2].long() + 1).unsqueeze(-1) % world.spec.actions
+        action = torch.where(legal.gather(-1, wish), wish, legal.long().argmax(-1, keepdim=True)).squeeze(-1)
+        answer = games.step(action.numpy())
+        step = answer.step
+        row = replay.transition(obs, action, step)
+        for lane, i in np.argwhere(answer.valid.numpy()):
+            seen.append(tuple(tuple(np.ravel(x).tolist()) for x in tree.leaves(tree.index(row, (lane, i)))))
+    games.close()
+    return seen
+
+
+def of_first_episodes(seen, count):
+    """Transitions of the first episodes of each environment, by seed and episode."""
+    return Counter(row for row in seen if row[0][1] < count)
+
+
+@pytest.mark.parametrize("where", ["obs", "info", "nowhere"])
+def test_the_three_autoreset_modes_tell_the_same(where):
+    expected, *others = (transitions(told(mode, where)) for mode in MODES)
+    fewest = 6
+    assert len(of_first_episodes(expected, fewest)) > 60
+    for other in others:
+        assert of_first_episodes(other, fewest) == of_first_episodes(expected, fewest)
+
+
+@pytest.mark.parametrize("where", ["obs", "info", "nowhere"])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_transition_crosses_an_episode(mode, where):
+    seen = [Transition(*row) for row in transitions(told(mode, where))]
+    lengths = {}
+    for row in seen:
+        (seed, episode, time_, _), (seed_after, episode_after, time_after, done) = row.obs, row.next_obs
+        assert (seed, episode, time_ + 1) == (seed_after, episode_after, time_after)
+        assert row.reward == (10 * episode + time_after,)
+        assert done == row.action[0] + 2, "what the environment saw is what was chosen, counted from its start"
+        place = seed, episode
+        lengths[place] = max(lengths.get(place, 0), time_after)
+    ends = [row for row in seen if row.discount == (0.0,)]
+    assert ends
+    assert all(row.obs[1] % 2 == 0 and row.next_obs[2] == lengths[row.obs[0], row.obs[1]] for row in ends)
+    if where != "nowhere":
+        assert all(not any(row.next_legal) for row in ends), "nothing may be done once the task has ended"
+        rest = [row for row in seen if row.discount == (1.0,)]
+        assert all(
+            sum(row.next_legal) == 2 and not row.next_legal[int(row.next_obs[2] + row.next_obs[1]) % 3] for row in rest
+        )
+
+
+def test_a_world_that_forgot_the_last_observation_would_be_seen():
+    """The bug that most have: after an end, the first observation of the next episode as the last of this one."""
+    world = told(AutoresetMode.DISABLED)
+
+    def opened(lanes, num_envs):
+        games = world.open(lanes, num_envs)
+        right = games.step
+        games.step = lambda actions: (a := right(actions))._replace(step=a.step._replace(next_obs=a.step.obs))
+        return games
+
+    wrong = [Transition(*row) for row in transitions(World(opened, world.spec))]
+    assert any(row.obs[1] != row.next_obs[1] for row in wrong)
+
+
+def test_what_a_lane_does_does_not_depend_on_how_many_there_are():
+    alone, many = transitions(told(MODES[0]), lanes=1), transitions(told(MODES[0]), lanes=3)
+    assert alone == [row for row in many if row[0][0] < 7]
+    assert len(many) > 2 * len(alone)
+
+
+SPACES = [
+    spaces.Box(-1, 1, (2, 3), np.float32),
+    spaces.Box(-1, 1, (), np.float64),
+    spaces.Box(0, 255, (4, 5), np.uint8),
+    spaces.Box(-9, 9, (2,), np.int64),
+    spaces.Discrete(5, start=-2),
+    spaces.MultiBinary((2, 3)),
+    spaces.MultiDiscrete([2, 3]),
+    spaces.Tuple((spaces.Discrete(2), spaces.MultiBinary(3))),
+    spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3), "action_mask": spaces.MultiBinary(7)}),
+    spaces.Dict({"only": spaces.Box(0, 255, (3, 2), np.uint8), "action_mask": spaces.MultiBinary(7)}),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+@given(seed=st.integers(0, 2**16), count=st.integers(1, 5))
+@hypothesis(max_examples=20, deadline=None)
+def test_encoded_observations_are_gymnasium_s_flattened_ones(space, seed, count):
+    space.seed(seed)
+    samples = [space.sample() for _ in range(count)]
+    batch = gymnasium.vector.utils.concatenate(space, samples, gymnasium.vector.utils.create_empty_array(space, count))
+    how = encoding(space)
+    encoded = how.encode(batch)
+    assert (encoded.dtype, encoded.shape) == (how.dtype, (count, *how.shape))
+    plain = space
+    if isinstance(space, spaces.Dict):
+        plain = spaces.Dict({k: v for k, v in space.items() if k != "action_mask"})
+        samples = [{k: v for k, v in x.items() if k != "action_mask"} for x in samples]
+    expected = np.stack([spaces.flatten(plain, x) for x in samples]).astype(np.float32)
+    np.testing.assert_array_equal(encoded.reshape(count, -1).astype(np.float32), expected)
+    encoded[:] = 0  # memory of its own
+    np.testing.assert_array_equal(how.encode(batch).reshape(count, -1).astype(np.float32), expected)
+
+
+@pytest.mark.parametrize("space", [spaces.Text(3), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({})], ids=str)
+def test_other_spaces_are_refused(space):
+    with pytest.raises(ValueError, match="env: expected observations of a Box, Discrete"):
+        encoding(space)
+
+
+# Training
+
+
+SETTINGS = Settings(
+    env="gym:CartPole-v1", seeds=2, steps=120, num_envs=3, batch_size=8, capacity=40, learning_starts=12,
+    target_period=4, hidden=(8,), report_every=30, checkpoint_every=0, compile=False,
+)  # fmt: skip
+
+
+def trained(settings, world=None, parts=None, beside=False, cycles=None):
+    """The lanes after a run."""
+    program = build.program(settings)
+    games = (world or envs.find(settings.env)).open(settings.seeds, settings.num_envs)
+    state = worlds.begun(games, train.init(program, build.hyper(settings), build.keys(settings)))
+    functions = worlds.functions(program, games, (parts or worlds.vmapped)(program), beside)
+    steps = settings.steps if cycles is None else cycles * program.config.env_steps
+    *_, last = train.run(program, state, steps, functions, settings.report_every, at_once=1)
+    games.close()
+    return last
+
+
+def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
+    """The whole of it, written down once more for one lane and plain environments."""
+    settings = SETTINGS
+    program, hyper, keys = build.program(settings), build.hyper(settings), build.keys(settings)
+    last = trained(settings)
+    for lane in range(2):
+        own, key = tree.index(hyper, lane), keys[lane]
+        state = tree.index(train.init(program, hyper, keys), lane)
+        seeds = random.bits(random.fold_in(random.fold_in(key, random.WORLD), 0), (3,)).tolist()
+        games = [gymnasium.make("CartPole-v1") for _ in seeds]
+        obs = np.stack([g.reset(seed=s)[0] for g, s in zip(games, seeds, strict=True)])
+        every = torch.ones((3, 2), dtype=torch.bool)
+        for number in range(settings.steps // 3):
+            noise = tree.index(tree.index(train.noise(program, keys, number, 1), 0), lane)
+            share = train.epsilon(own, torch.tensor(3 * number))
+            state = state._replace(obs=torch.from_numpy(obs), legal=every, hyper=own)
+            chosen = worlds.dqn.act(program.network.apply, state.learner.params, state.obs, every, share, noise.act[0])
+            if number >= 4:
+                state = train.learn(program, state, noise)
+            rows = []
+            for i, (game, action) in enumerate(zip(games, chosen.tolist(), strict=True)):
+                after, reward, terminated, truncated, _ = game.step(action)
+                rows.append(
+                    (obs[i].copy(), action, np.float32(reward), np.float32(not terminated), after, np.ones(2, bool))
+                )
+                obs[i] = game.reset()[0] if terminated or truncated else after
+            batch = Transition(*(torch.as_tensor(np.stack(x)) for x in zip(*rows, strict=True)))
+            state = state._replace(replay=replay.add(state.replay, batch))
+            if number >= 4 and (number - 3) % 4 == 0:
+                state = train.sync(state)
+        mine = tree.index(last.state, lane)
+        asserts.assert_trees_equal(mine.replay, state.replay)
+        asserts.assert_trees_close(mine.learner, state.learner, rtol=1e-5, atol=1e-6)
+
+
+def test_lanes_differ_and_the_same_key_gives_the_same_run():
+    a, b = trained(SETTINGS).state, trained(SETTINGS).state
+    asserts.assert_trees_equal(a, b)
+    assert not torch.equal(a.obs[0], a.obs[1])
+    alone = trained(dataclasses.replace(SETTINGS, seeds=1, seed=1)).state
+    asserts.assert_trees_equal(tree.index(a.replay, 1), tree.index(alone.replay, 0))
+
+
+def test_learning_beside_a_step_gives_the_same_numbers():
+    world = envs.find(SETTINGS.env)
+
+    def opened(lanes, num_envs):
+        games = world.open(lanes, num_envs)
+        step = games.step
+
+        def slow(actions):
+            time.sleep(0.002)
+            return step(actions)
+
+        games.step = slow
+        return games
+
+    expected = trained(SETTINGS)
+    asserts.assert_trees_equal(expected.state, trained(SETTINGS, World(opened, world.spec), beside=True).state)
+
+
+def test_several_steps_a_cycle():
+    settings = dataclasses.replace(SETTINGS, steps_per_cycle=4, steps=240)
+    last = trained(settings)
+    assert last.updates.tolist() == [19, 19]
+    assert last.state.replay.added.tolist() == [240, 240]
+
+
+@pytest.mark.parametrize("valid", [[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]])
+def test_rows_that_are_none_leave_no_trace(valid):
+    example = Transition(*(torch.zeros(()) for _ in range(5)), torch.zeros(2, dtype=torch.bool))
+    one = two = replay.init(example, 4)
+    for i in range(5):
+        batch = Transition(*(torch.arange(3.0) + 3 * i for _ in range(5)), torch.ones(3, 2, dtype=torch.bool))
+        one = replay.add_where(one, batch, torch.tensor(valid, dtype=torch.bool))
+        kept = tree.index(batch, torch.tensor(valid, dtype=torch.bool))
+        two = replay.add(two, kept) if sum(valid) else two
+        asserts.assert_trees_equal(two, one)
+
+
+# What breaks
+
+
+class Breaks(Told):
+    """In the environment of one seed."""
+
+    how, at, seeds = "raises", 20, ()
+
+    def step(self, action):
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.seed in self.seeds and self.steps == self.at:
+            if self.how == "raises":
+                raise KeyError("the key is gone")
+            if self.how == "hangs":
+                time.sleep(60)
+            obs, *rest = super().step(action)
+            return {**obs, "told": obs["told"] * np.nan}, *rest
+        return super().step(action)
+
+
+def seed_of(settings, lane):
+    keys = random.fold_in(
+        random.fold_in(build.keys(settings), random.WORLD), torch.zeros(settings.seeds, dtype=torch.int64)
+    )
+    return random.bits(keys, (settings.num_envs,))[lane, 0].item() % 1000
+
+
+@pytest.mark.parametrize(("how", "cause"), [("raises", "environment"), ("hangs", "environment"), ("NaN", "loss")])
+def test_a_lane_whose_environment_breaks_ends_alone(tmp_path, monkeypatch, capsys, how, cause):
+    monkeypatch.setattr(gym, "PATIENCE", 0.5)
+    monkeypatch.setattr(gym.patience, "__defaults__", (0.5,), raising=False)
+    name = f"{__name__}:Breaks"
+    settings_ = dataclasses.replace(SETTINGS, env=name, steps=600, out=str(tmp_path / "run"))
+    monkeypatch.setattr(Breaks, "how", how)
+    monkeypatch.setattr(Breaks, "seeds", ())
+    words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
+    words = ["train", "--env", name, *words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30"]
+    assert cli.main([*words, "--out", str(tmp_path / "whole")]) == 0
+    monkeypatch.setattr(Breaks, "seeds", (seed_of(settings_, 1),))
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert "seed 1 failed at step" in said
+    assert ("no answer for" if how == "hangs" else "the key is gone" if how == "raises" else "is not finite") in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["failed_seeds"] == [1]
+    assert [(x["seed"], x["cause"]) for x in summary["failures"]] == [(1, cause)]
+    whole, broken = (runs.read_params(tmp_path / place) for place in ("whole", "run"))
+    asserts.assert_trees_equal(tree.index(whole, 0), tree.index(broken, 0))
