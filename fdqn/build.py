@@ -138,6 +138,8 @@ def _checked(settings: Settings) -> None:
     for name, least in lowest.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
+    if settings.steps > 2**53:
+        raise ValueError(f"steps: expected at most 2**53, got {len(str(settings.steps))} digits")
     if settings.seed + settings.seeds > 2**32:
         raise ValueError(
             f"seed: expected seeds below 2**32, got {settings.seed} to {settings.seed + settings.seeds - 1}"

@@ -13,6 +13,7 @@ import math
 import operator
 import os
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -29,7 +30,7 @@ from fdqn.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fdqn import runs, train
+    from fdqn import history, runs, train
 
 STARTED = time.perf_counter()
 
@@ -237,41 +238,48 @@ def _refuse(sentence: str) -> None:
 
 def _train(command: Train, started: float) -> None:
     console = _ready()
-    from fdqn import runs
+    from fdqn import history, runs
 
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, state = _begun(console, settings)
     path = runs.create(settings)
     with runs.writing(path):
-        where = runs.Restored(state, None, 0, settings.steps, 0.0)
+        where = history.Restored(state, None, 0, settings.steps, 0.0)
         _go_on(console, path, settings, program, where, command.json, started)
 
 
 def _resume(command: Resume, started: float) -> None:
     console = _ready()
-    from fdqn import runs
+    from fdqn import history, runs
 
-    path, settings = command.run, runs.plan(command.run)
-    settings = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan)
-    done = runs.finished(path)
-    _check_more(command.steps, max(done, settings.steps))
-    if done >= (command.steps or settings.steps):
-        console.print(f"{path} is finished: {done:,} steps; --steps with more goes on")
+    path = command.run
+    settings, planned = runs.plan(path)
+    _check_more(command.steps, planned)
+    done, wanted = runs.finished(path), command.steps or planned
+    if done >= wanted:
+        console.print(f"{path} is finished: {done:,} steps; --steps with more goes on", soft_wrap=True)
         if command.json:
             print(json.dumps(runs.read(path).summary))
         return
     with runs.writing(path):
+        settings, planned = runs.plan(path)  # again, now that nobody else can change it
+        _check_more(command.steps, planned)
+        settings, wanted = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan), max(wanted, planned)
         program, state = _begun(console, settings)
-        where = runs.restored(path, settings, program, state, command.fallback)
-        steps = command.steps or where.steps
-        _check_more(steps, where.steps)
+        where = history.restored(path, settings, program, state, command.fallback)
+        runs.replan(path, wanted, settings.on_nan)
         for line in runs.differences(path, settings):
             console.print(f"not bit for bit: {line}", soft_wrap=True)
-        console.print(f"going on at step {where.step:,} of {steps:,}" if where.step else "no checkpoint: starting over")
+        console.print(
+            f"going on at step {where.step:,} of {wanted:,}" if where.step else "no checkpoint: starting over"
+        )
         if where.step and not settings.save_replay:
             filled = f"it is filled anew with {settings.learning_starts:,} steps a seed before learning goes on"
             console.print(f"not bit for bit: the replay was not saved; {filled}", soft_wrap=True)
-        _go_on(console, path, settings, program, where._replace(steps=steps), command.json, started)
+        if wanted > settings.steps and program.config.capacity < settings.capacity:
+            rows = f"{program.config.capacity:,} rows, as many as the first {settings.steps:,} steps needed"
+            console.print(f"the replay keeps its {rows}", soft_wrap=True)
+        _go_on(console, path, settings, program, where._replace(steps=wanted), command.json, started)
 
 
 def _ready() -> "Console":
@@ -311,12 +319,12 @@ def _go_on(
     path: Path,
     settings: Settings,
     program: "train.Program",
-    where: "runs.Restored",
+    where: "history.Restored",
     as_json: bool,
     started: float,
 ) -> None:
     """From there to the end: train, play, sum up."""
-    from fdqn import envs, evaluate, runs, train
+    from fdqn import envs, evaluate, history, runs, train
 
     def periodic(state: train.TrainState) -> Any:
         return evaluate.native(program.env, program.network, state.learner.params, state.key)
@@ -333,7 +341,7 @@ def _go_on(
             stop=stopped,
             since=where.since,
         )
-        report = _follow(console, settings, where.steps, runs.record(path, settings, reports, where))
+        report = _follow(console, settings, where.steps, history.record(path, settings, reports, where))
         params = report.state.learner.params
         runs.save_params(path, settings, params)
     outside, interrupted = None, stopped()
@@ -353,7 +361,10 @@ def _go_on(
     sys.stdout.flush()
     if interrupted:
         more = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
-        console.print(f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{more}")
+        console.print(
+            f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{more}",
+            soft_wrap=True,
+        )
         raise SystemExit(130)
 
 
@@ -380,11 +391,11 @@ def _saying_failures(
     console: "Console", settings: Settings, reports: "Iterator[train.Report]"
 ) -> "Iterator[train.Report]":
     """The same reports; each seed that fails is said once."""
-    from fdqn import runs
+    from fdqn import history
 
     said: set[int] = set()
     for report in reports:
-        failures = runs.failed_seeds(settings, report)
+        failures = history.failed_seeds(settings, report)
         for seed in failures.keys() - said:
             step, cause = failures[seed]
             console.print(f"seed {seed} failed at step {step:,}: its {cause} is not finite; it learns no more")
@@ -401,11 +412,12 @@ def _status(settings: Settings, report: "train.Report") -> str:
 
     from fdqn import statistics
 
-    returns = report.returns[np.isfinite(report.returns)]
+    alive = report.failed < 0
+    returns = report.returns[alive & np.isfinite(report.returns)]
     parts = [f"return {statistics.iqm(returns):.1f}" if len(returns) else "no episode has ended since"]
-    if report.evaluation is not None:
-        parts.append(f"greedy {statistics.iqm(report.evaluation.mean(1)):.1f}")
-    if len(loss := report.loss[np.isfinite(report.loss)]):
+    if report.evaluation is not None and alive.any():
+        parts.append(f"greedy {statistics.iqm(report.evaluation[alive].mean(1)):.1f}")
+    if len(loss := report.loss[alive & np.isfinite(report.loss)]):
         parts.append(f"loss {np.median(loss):.3g}")
     if report.learning_seconds:
         parts.append(f"{report.learning_updates * settings.seeds / report.learning_seconds:,.0f} seed-updates/s")
@@ -429,7 +441,7 @@ def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
     before = signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: asked
-    except Exception:
+    except (RuntimeError, subprocess.SubprocessError):
         if asked:  # the C++ compiler was interrupted too, and its failure is no news
             raise KeyboardInterrupt from None
         raise
@@ -482,20 +494,21 @@ def _gymnasium(name: str) -> Any:
 
 
 def _report(command: Report) -> None:
-    from fdqn import runs
+    from fdqn import files, runs
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
     read = [runs.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
-    picture = command.out or own
+    picture, drawn = command.out or own, io.BytesIO()
     try:
         if len(read) == 1:
-            runs.picture(picture, read[0].curve, read[0].summary)
+            runs.picture(drawn, read[0].curve, read[0].summary)
         else:
-            runs.comparison(picture, read)
+            runs.comparison(drawn, read)
+        files.write(picture, drawn.getvalue())
     except OSError as error:
-        raise ValueError(f"out: expected a PNG that can be written, got {picture}: {error.strerror}") from None
+        raise ValueError(f"out: {error}") from None
     if command.json:
         print(json.dumps([{"run": str(run.path), **run.summary} for run in read]))
     elif len(read) == 1:
@@ -602,12 +615,18 @@ def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class Patient(Console):
+        """Whoever read what is said has gone: the run goes on in silence."""
+
+        def on_broken_pipe(self) -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    return Patient(stderr=True, highlight=False, markup=False)
 
 
 def _results() -> "Console":
     from rich.console import Console
 
     # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)

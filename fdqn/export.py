@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fdqn import build, envs, networks, runs, tree
+from fdqn import build, envs, files, networks, runs, tree
 from fdqn.settings import Settings
 from fdqn.types import Params
 
@@ -37,9 +37,9 @@ def write(run: runs.Run, seed: int, out: Path, prefix: str = "") -> dict[str, An
         what, read = "state_dict", f"torch.load({str(out)!r}, weights_only=True)"
         content = _saved(torch.save, {prefix + name: x for name, x in params.items()})
     try:
-        runs.write_whole(out, content)
+        files.write(out, content)
     except OSError as error:
-        raise ValueError(f"out: expected a file that can be written, got {str(out)!r}: {error.strerror}") from None
+        raise ValueError(f"out: {error}") from None
     return {"run": str(run.path), "seed": seed, "out": str(out), "what": what, "bytes": len(content), "read": read}
 
 

@@ -4,7 +4,7 @@ Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical
 https://arxiv.org/abs/2108.13264
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +26,13 @@ def iqm(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
     from scipy.stats import trim_mean
 
     return np.asarray(trim_mean(np.asarray(values, dtype=np.float64), 0.25, axis=axis))
+
+
+def row_means(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean [S] of each row's finite numbers, values [S, N]; NaN where there is none."""
+    finite = np.isfinite(values)
+    counts = finite.sum(axis=1)
+    return np.where(counts > 0, np.where(finite, values, 0.0).sum(axis=1) / np.maximum(counts, 1), np.nan)
 
 
 def interval(values: ArrayLike, confidence: float = 0.95, resamples: int = 2_000) -> Interval:

@@ -251,8 +251,7 @@ def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
         updated, diagnostics = dqn.learn(program.loss, optimizer, learner, batch, state.hyper)
         if program.config.target_period == 0:
             updated = dqn.soft_copy(updated, state.hyper.tau)
-        # A step size that is not finite spoils every parameter, and so the few of the last.
-        sound = list(updated.params.values())[-1].isfinite().all()
+        sound = torch.stack([x.isfinite().all() for x in updated.params.values()]).all()
         metrics = count_update(metrics, diagnostics, sound, state.cycle)
         # What did not change need not be chosen: that would write it anew.
         alive = metrics.failed < 0

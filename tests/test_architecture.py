@@ -14,16 +14,16 @@ ROOT = pathlib.Path(fdqn.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 LEVELS = {
     "types": 0, "tree": 0, "settings": 0,
-    "check": 1, "statistics": 1,
+    "check": 1, "statistics": 1, "files": 1,
     "random": 2, "actions": 2, "schedules": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
     "dqn": 4, "train": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6,
-    "compile": 7, "checkpoint": 7, "runs": 8, "export": 9, "cli": 10, "__main__": 11,
+    "compile": 7, "checkpoint": 7, "history": 8, "runs": 9, "export": 10, "cli": 11, "__main__": 12,
 }  # fmt: skip
 """The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
 
 CORE = {name for name, level in LEVELS.items() if level <= LEVELS["compile"]} - {
-    "build", "checkpoint", "plots", "settings", "statistics",
+    "build", "checkpoint", "files", "plots", "settings", "statistics",
 }  # fmt: skip
 """What runs in a lane or drives lanes. Statistics resample on the host, with numpy."""
 
