@@ -123,19 +123,24 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
         assert_same_run(tmp_path / "whole", path, (expected, last.state))
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, value):
+@pytest.mark.parametrize(
+    ("place", "value", "cause"),
+    [("reward", torch.nan, "loss"), ("reward", -torch.inf, "loss"), ("bias", torch.nan, "loss")]
+    + [("bias", -torch.inf, "parameter")],  # behind a ReLU no loss shows it
+)
+def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, value, cause):
     program, start = begun(SETTINGS)
     *_, last = train.run(program, start, 60, functions, 60)
     healthy, spoiled = tree.clone(last.state), tree.clone(last.state)
-    spoiled.replay.rows.reward[1] = value
+    {"reward": spoiled.replay.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
     before = tree.clone(spoiled)
     *_, expected = train.run(program, healthy, 90, functions, 90)
     *_, got = train.run(program, spoiled, 90, functions, 90)
     assert got.failed.tolist() == [-1, 21]
-    assert [train.CAUSES[i] for i in got.cause] == ["nothing", "loss"]
+    assert [train.CAUSES[i] for i in got.cause] == ["nothing", cause]
     asserts.assert_trees_equal(tree.index(expected.state, 0), tree.index(got.state, 0))
-    asserts.assert_trees_equal(tree.index(before.learner.params, 1), tree.index(got.state.learner.params, 1))
+    kept, given = tree.index(got.state.learner.params, 1), tree.index(before.learner.params, 1)
+    asserts.assert_trees_equal(tree.map(torch.nan_to_num, given), tree.map(torch.nan_to_num, kept))
     assert not tree.equal(before.learner.params["0.weight"][0], got.state.learner.params["0.weight"][0])
 
 
