@@ -26,6 +26,7 @@ from torch import nn
 import fdqn
 from fdqn import (
     build,
+    check,
     checkpoint,
     cli,
     dqn,
@@ -40,7 +41,7 @@ from fdqn import (
     schedules,
     train,
     tree,
-)  # fmt: skip
+)
 from fdqn.settings import Settings, to_json
 from fdqn.testing import asserts, examples
 
@@ -933,17 +934,9 @@ def place(stage, monkeypatch):
     assert files(path) == before, "nothing is made, changed or removed"
 
 
-WITH_FILES = ("checkpoint", "runs", "export", "plots")
-IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
-
-
-@pytest.mark.parametrize(("name", "arguments", "error", "says"), ROWS, ids=IDS)
-def test_bad_input_is_refused_in_a_sentence_and_changes_nothing(request, name, arguments, error, says):
-    if name.split(".")[0] in WITH_FILES:
-        request.getfixturevalue("place")
-    args, words = tree.map(lambda x: x.make() if isinstance(x, Later) else x, tuple(arguments))
+def assert_refused(call, args, words, error, says):
+    """The call raises that very type, in that sentence of our own, and leaves its arguments and the generator alone."""
     before, generator = described((args, words)), torch.get_rng_state()
-    call = CALLED.get(name) or named(name)
     with pytest.raises(error) as caught:
         call(*args, **words)
     sentence = str(caught.value)
@@ -952,10 +945,42 @@ def test_bad_input_is_refused_in_a_sentence_and_changes_nothing(request, name, a
     assert "\n" not in sentence
     last = traceback.extract_tb(caught.tb)[-1]
     assert Path(last.filename).is_relative_to(ROOT), f"not our own sentence: {last}"
+    after = described((args, words))
+    assert before[0] == after[0]
+    asserts.assert_trees_equal(before[1], after[1])
+    assert torch.equal(generator, torch.get_rng_state()), "a number was drawn"
+
+
+WITH_FILES = ("checkpoint", "runs", "export", "plots")
+IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize(("name", "arguments", "error", "says"), ROWS, ids=IDS)
+def test_bad_input_is_refused_in_a_sentence_and_changes_nothing(request, name, arguments, error, says):
+    if name.split(".")[0] in WITH_FILES:
+        request.getfixturevalue("place")
     assert error in TYPED or name.startswith("testing.")
-    asserts.assert_trees_equal(before[1], described((args, words))[1])
-    assert before[0] == described((args, words))[0]
-    assert torch.equal(generator, torch.get_rng_state())
+    args, words = tree.map(lambda x: x.make() if isinstance(x, Later) else x, tuple(arguments))
+    assert_refused(CALLED.get(name) or named(name), args, words, error, says)
+
+
+PLANTS = {
+    "says nothing": lambda x: x,
+    "says another thing": lambda x: check.count("y", -1),
+    "raises another type": lambda x: check.count("x", "-1"),
+    "leaves it to torch": lambda x: x.reshape(7),
+    "writes": lambda x: (x.add_(1), check.count("x", -1)),
+    "draws": lambda x: (torch.rand(1), check.count("x", -1)),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_the_runner_sees_planted_bugs(plant):
+    says = "…" if plant == "leaves it to torch" else "x: expected at least 0, got -1"
+    error = RuntimeError if plant == "leaves it to torch" else ValueError
+    assert_refused(lambda x: check.count("x", -1), (torch.zeros(2),), {}, ValueError, "x: expected at least 0, got -1")
+    with torch.random.fork_rng(), pytest.raises((AssertionError, pytest.fail.Exception, TypeError)):
+        assert_refused(PLANTS[plant], (torch.zeros(2),), {}, error, says)
 
 
 def test_every_public_function_has_a_row():
