@@ -19,6 +19,8 @@ __all__ = [
     "envs",
     "evaluate",
     "export",
+    "files",
+    "history",
     "losses",
     "networks",
     "optim",

@@ -12,6 +12,7 @@ import json
 import math
 import operator
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,6 +185,9 @@ def _parse(arguments: list[str]) -> Command:
     if first not in (*COMMANDS, "-h", "--help"):
         what = "flag" if first.startswith("-") else "command"
         _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
+    flags = [_flag(word) for word in arguments if word.startswith("--")]
+    if twice := [word for word in flags if flags.count(word) > 1]:
+        _refuse(f"flag --{twice[0]}: expected it once, got it {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
     complaint = io.StringIO()
     try:
@@ -204,6 +208,11 @@ def _parse(arguments: list[str]) -> Command:
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
     return command
+
+
+def _flag(word: str) -> str:
+    """The name of a flag, however it is written."""
+    return word.split("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 
 def _flags(command: Command) -> list[str]:
@@ -228,6 +237,10 @@ def _sentence(box: str) -> str:
         elif text:
             paragraphs[-1].append(text)
     sentence = " ".join(paragraphs[1] if len(paragraphs) > 1 else paragraphs[0])
+    # A number that may be left out has two ways of not being one.
+    sentence = re.sub(
+        r"no type matching .*INT could .* from \['(.*?)'\]\. .*", r"expected a whole number, got '\1'", sentence
+    )
     return sentence.replace("invalid literal for int() with base 10:", "expected a whole number, got")
 
 

@@ -35,6 +35,14 @@ def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Cur
     """
     if not panels or not all(panels.values()):
         raise ValueError("panels: expected at least one curve in each, got none")
+    for curves in panels.values():
+        for label, curve in curves.items():
+            steps, values = np.shape(curve.steps), np.shape(curve.values)
+            if len(steps) != 1 or len(values) != 2 or steps != values[:1]:
+                raise ValueError(
+                    f"panels: expected curves of steps [P] and values [P, S], got {list(steps)} and {list(values)} "
+                    f"in {label!r}"
+                )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -31,14 +31,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import fdqn
-from fdqn import build, checkpoint, compile, envs, evaluate, files, history, lanes, plots, statistics, train
+from fdqn import build, check, checkpoint, compile, envs, evaluate, files, history, lanes, plots, statistics, train
 from fdqn.settings import Settings, from_json, to_json
 from fdqn.types import Params
 
+NUMBER = (int, float)
+PERHAPS = (int, float, type(None))
 SUMMARY = {
-    *("env", "seeds", "steps", "failed_seeds", "failures", "final_return", "train_return", "env_steps_per_second"),
-    *("seed_updates_per_second", "compile_seconds", "first_update_seconds", "wall_seconds"),
-}
+    "env": str, "seeds": list, "steps": int, "failed_seeds": list, "failures": list, "final_return": dict,
+    "train_return": dict, "env_steps_per_second": PERHAPS, "seed_updates_per_second": PERHAPS,
+    "compile_seconds": NUMBER, "first_update_seconds": PERHAPS, "wall_seconds": NUMBER,
+}  # fmt: skip
+"""What a summary has, and of which types."""
 
 
 class Run(NamedTuple):
@@ -239,8 +243,9 @@ def finished(path: Path) -> int:
 def read(path: Path) -> Run:
     """A finished run's folder. Raises ValueError, naming the file, where it is not one."""
     settings = _read(path, "config.json", _read_settings)
-    summary = _read(path, "summary.json", _read_summary)
-    return Run(path, settings, summary, _read(path, "metrics.csv", lambda file: read_curve(file.parent)))
+    seeds = list(build.seeds(settings))
+    summary = _read(path, "summary.json", partial(_read_summary, seeds=seeds))
+    return Run(path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))))
 
 
 def read_params(path: Path) -> Params:
@@ -253,14 +258,20 @@ def read_params(path: Path) -> Params:
     expected = build.network(settings).init(build.keys(settings))
     shapes, given = ({name: list(x.shape) for name, x in tree.items()} for tree in (expected, params))
     if shapes != given:
-        raise ValueError(f"params.safetensors: expected {shapes}, got {given}")
+        others = [name for name in given if shapes.get(name) != given[name]]
+        got = ", ".join(f"{name} {given[name]}" for name in others[:3]) or f"only {sorted(given)}"
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise ValueError(f"params.safetensors: expected {shapes}, got {got}{more}")
     return {name: params[name] for name in expected}
 
 
 def read_curve(path: Path) -> plots.Curve:
     """Training returns at every report, from `metrics.csv`."""
     lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
-    rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
+    try:
+        rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("expected numbers under step, seed and return, got other columns or words") from None
     if not rows:
         raise ValueError("expected rows, got none")
     steps, seeds = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
@@ -308,7 +319,7 @@ def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
     except (json.JSONDecodeError, RecursionError):
         reason = "which is not JSON"
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
-        reason = f"which cannot be read: {error}"
+        reason = f"which cannot be read: {getattr(error, 'strerror', None) or error}"
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"in which something is wrong: {error}"
     raise ValueError(f"run: expected a finished run folder, got {path} with a {name} {reason}")
@@ -335,14 +346,42 @@ def _read_settings(file: Path) -> Settings:
     return settings
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
+def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
     summary = json.loads(files.read(file, 2**24))
-    missing = SUMMARY - set(summary) if isinstance(summary, dict) else SUMMARY
-    if missing:
+    check.kind("summary", summary, dict)
+    if missing := set(SUMMARY) - set(summary):
         raise ValueError(f"expected {', '.join(sorted(missing))} too")
-    if type(summary["steps"]) is not int:
-        raise ValueError(f"steps: expected a whole number, got {summary['steps']!r}")
+    for name, kind in SUMMARY.items():
+        check.kind(name, summary[name], *(kind if isinstance(kind, tuple) else (kind,)))
+    if seeds is not None and summary["seeds"] != seeds:
+        raise ValueError(f"seeds: expected those of config.json, {seeds[0]} to {seeds[-1]}, got {summary['seeds']}")
+    if others := [seed for seed in summary["failed_seeds"] if seed not in summary["seeds"]]:
+        raise ValueError(f"failed_seeds: expected some of the seeds, got {others}")
+    for name in ("final_return", "train_return", "gymnasium_return"):
+        if name in summary:
+            _check_returns(name, summary[name], len(summary["seeds"]))
     return summary
+
+
+def _check_returns(name: str, record: Any, seeds: int) -> None:
+    """Raise ValueError or TypeError unless it is what `returns_record` makes."""
+    check.kind(name, record, dict)
+    for part in ("iqm", "low", "high"):
+        check.kind(f"{name}.{part}", record.get(part, "nothing"), *PERHAPS)
+    check.kind(f"{name}.per_seed", record.get("per_seed"), list)
+    for value in record["per_seed"]:
+        check.kind(f"{name}.per_seed", value, *PERHAPS)
+    if len(record["per_seed"]) != seeds:
+        raise ValueError(f"{name}.per_seed: expected {seeds} numbers, one a seed, got {len(record['per_seed'])}")
+    if name == "gymnasium_return":
+        check.kind(f"{name}.env", record.get("env"), str)
+
+
+def _read_rows(file: Path, seeds: int) -> plots.Curve:
+    curve = read_curve(file.parent)
+    if curve.values.shape[1] != seeds:
+        raise ValueError(f"expected rows of {seeds} seeds, got {curve.values.shape[1]}")
+    return curve
 
 
 def _finite(params: Params) -> NDArray[np.bool_]:

@@ -552,7 +552,7 @@ def test_broken_parameters_are_one_line(place, capsys, command, content):
 
 def test_parameters_of_another_run_are_one_line(place, capsys):
     config = json.loads(Path("run/config.json").read_text())
-    config["settings"]["seeds"] = 3
+    config["settings"]["hidden"] = [9]
     Path("run/config.json").write_text(json.dumps(config))
     assert cli.main(["eval", "run"]) == 1
     out, err = capsys.readouterr()

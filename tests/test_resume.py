@@ -125,8 +125,12 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
 
 @pytest.mark.parametrize(
     ("place", "value", "cause"),
-    [("reward", torch.nan, "loss"), ("reward", -torch.inf, "loss"), ("bias", torch.nan, "loss")]
-    + [("bias", -torch.inf, "parameter")],  # behind a ReLU no loss shows it
+    [
+        ("reward", torch.nan, "loss"),
+        ("reward", -torch.inf, "loss"),
+        ("bias", torch.nan, "loss"),
+        ("bias", -torch.inf, "parameter"),  # behind a ReLU no loss shows it
+    ],
 )
 def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, value, cause):
     program, start = begun(SETTINGS)
