@@ -343,9 +343,8 @@ def forgetful_add(memory, batch):
     """Writes over the last rows when full: forgets to begin again at the start."""
     capacity, count = memory.rows.reward.shape[0], batch.reward.shape[0]
     at = (memory.added.clamp_max(capacity - count) + torch.arange(count)) % capacity
-    return replay.Replay(
-        tree.map(lambda ring, new: ring.index_put((at,), new), memory.rows, batch), memory.added + count
-    )
+    rows = tree.map(lambda ring, new: ring.index_put((at,), new), memory.rows, batch)
+    return memory._replace(rows=rows, added=memory.added + count)
 
 
 def sliced_add(memory, batch):
@@ -354,7 +353,7 @@ def sliced_add(memory, batch):
     at = memory.added % capacity + torch.arange(count)
     keep = at < capacity
     rows = tree.map(lambda ring, new: ring.index_put((at[keep],), new[keep]), memory.rows, batch)
-    return replay.Replay(rows, memory.added + count)
+    return memory._replace(rows=rows, added=memory.added + count)
 
 
 def test_replay_rejects_a_ring_that_forgets_its_wrap_around():

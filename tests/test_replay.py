@@ -150,7 +150,7 @@ def test_index_copy_would_cost_the_ring():
         count = batch.reward.shape[0]
         at = (memory.added + torch.arange(count)) % memory.rows.reward.shape[0]
         ring = tree.map(lambda x, new: x.index_copy(0, at, new), memory.rows, batch)
-        return replay.Replay(ring, memory.added + count)
+        return memory._replace(rows=ring, added=memory.added + count)
 
     assert times_slower(add, 1, large=300_000) > 3
 
