@@ -131,6 +131,17 @@ def test_compiled_training_is_the_same_packed_and_unpacked():
     assert_same_training(expected, packed, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_on_a_gpu_is_the_same_packed_and_unpacked():
+    program, state = started()
+    ends = []
+    for begun in (unpacked(state), state):
+        end = programs.advance(program, tree.to(begun, "cuda"), 20, edge.compiled(program))
+        ends.append(tree.to(end, "cpu"))
+    assert_same_training(*ends)
+
+
 def test_a_checkpoint_goes_on_as_if_undisturbed(tmp_path):
     program, state = started()
 
