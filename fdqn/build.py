@@ -115,19 +115,15 @@ def state_bytes(program: train.Program, lanes: int) -> int:
     """
     check.kind("program", program, train.Program)
     check.count("lanes", lanes, 1)
-    with FakeTensorMode():
-        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
-        state = train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
+    state = _unallocated(program, lanes)
     params = state.learner.params
     outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
 
 
 def replay_bytes(program: train.Program, lanes: int) -> int:
-    """Bytes that replay will hold for `lanes` lanes: two observations, a mask, action, reward and discount a row."""
-    spec = program.env.spec
-    obs = math.prod(spec.obs_shape) * spec.obs_dtype.itemsize
-    return lanes * program.config.capacity * (2 * obs + spec.actions + 8 + 4 + 4)
+    """Bytes of the rows of `lanes` lanes as they lie in replay, packed or not, found without allocating them."""
+    return tree.nbytes(_unallocated(program, lanes).replay.rows)
 
 
 def clipped_adam(hyper: Hyper) -> Optimizer:
@@ -138,6 +134,13 @@ def clipped_adam(hyper: Hyper) -> Optimizer:
 def plain_adam(hyper: Hyper) -> Optimizer:
     """Adam on gradients as they are."""
     return optim.adam(hyper.learning_rate)
+
+
+def _unallocated(program: train.Program, lanes: int) -> train.TrainState:
+    """The state of `lanes` lanes without memory behind it."""
+    with FakeTensorMode():
+        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
+        return train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
 
 
 def _checked(settings: Settings) -> None:

@@ -319,9 +319,11 @@ def _begun(console: "Console", settings: Settings) -> "tuple[train.Program, trai
     torch.set_float32_matmul_precision("high" if settings.tf32 and device.type == "cuda" else "highest")
     size = build.check_memory(program, settings.seeds, device)
     hyper = build.hyper(settings, device)
+    rows, lane = program.config.capacity, build.replay_bytes(program, 1)
     console.print(
-        f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; "
-        f"{_bytes(size)}, replay {settings.seeds} x {program.config.capacity:,} rows",
+        f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; {_bytes(size)}, replay "
+        f"{settings.seeds} x {rows:,} rows of {lane // rows:,} B: {_bytes(lane)} a seed, "
+        f"{_bytes(settings.seeds * lane)} in all",
         soft_wrap=True,
     )
     return program, train.init(program, hyper, build.keys(settings).to(device))

@@ -15,7 +15,7 @@ TESTS = pathlib.Path(__file__).parent
 LEVELS = {
     "types": 0, "tree": 0, "settings": 0,
     "check": 1, "statistics": 1, "files": 1,
-    "random": 2, "actions": 2, "schedules": 2,
+    "random": 2, "actions": 2, "schedules": 2, "bits": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
     "dqn": 4, "train": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6,
     "compile": 7, "checkpoint": 7, "history": 8, "runs": 9, "export": 10, "cli": 11, "__main__": 12,

@@ -86,8 +86,10 @@ def test_train_leaves_a_whole_folder_and_says_where(trained):
 
 
 def test_train_says_what_it_will_take_before_it_starts(trained):
+    """Of CartPole two observations of four floats, a mask of two, action, reward and discount: 50 bytes a row."""
     first = trained[2].splitlines()[0]
-    assert re.search(r"cartpole: 2 seeds x 300 steps on \w+; [\d.,]+ \wB, replay 2 x 300 rows", first)
+    said = r"cartpole: 2 seeds x 300 steps on \w+; [\d.,]+ \wB, replay 2 x 300 rows of 50 B: "
+    assert re.fullmatch(said + "15.0 kB a seed, 30.0 kB in all", first)
 
 
 def test_progress_in_a_pipe_is_a_plain_line_a_report(trained):

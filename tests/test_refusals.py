@@ -171,6 +171,11 @@ CALLED = {
 }
 
 ROWS = [
+    # bits
+    ("bits.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
+    ("bits.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
+    ("bits.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError, "packed: expected shape …, got …"),
+    ("bits.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
     # actions and policies
     ("actions.pick", given(Q.numpy(), ACTION), TypeError, "q: expected a tensor [... A], got ndarray"),
     ("actions.pick", given(Q, ACTION.float()), TypeError, "action: expected an integer dtype, got torch.float32"),
@@ -754,6 +759,7 @@ ROWS = [
 ]  # fmt: skip
 
 WITHOUT = {
+    "bits.size": "rounds up a number",
     "build.replay_bytes": "multiplies what `check_memory` has checked",
     "check.difference": "answers in words",
     "checkpoint.CheckpointError": "is what is raised",
