@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "actions",
+    "bits",
     "build",
     "check",
     "checkpoint",
@@ -19,6 +20,8 @@ __all__ = [
     "envs",
     "evaluate",
     "export",
+    "files",
+    "history",
     "losses",
     "networks",
     "optim",

@@ -43,12 +43,15 @@ def best(q: Tensor, legal: Tensor) -> Tensor:
     """
     check.shapes("q[... A] legal[... A]", q, legal)
     check.boolean("legal", legal)
+    check.floating("q", q)
     highest = torch.where(legal, q, -torch.inf).amax(-1)
     return torch.where(legal.any(-1), highest, 0.0)
 
 
 def count(flags: Tensor) -> Tensor:
     """How many of the flags are true up to each, itself included: `flags.cumsum(-1)`. Shapes: both [..., N]."""
+    check.boolean("flags", flags)
+    check.shapes("flags[... N]", flags)
     size = flags.shape[-1]
     if size > 32:
         return flags.cumsum(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import dqn, envs, losses, networks, optim, random, train, tree
+from fdqn import check, dqn, envs, losses, networks, optim, random, train, tree
 from fdqn.envs import silent
 from fdqn.settings import Settings
 from fdqn.types import Hyper, Network, Optimizer, World
@@ -16,6 +16,7 @@ from fdqn.types import Hyper, Network, Optimizer, World
 
 def program(settings: Settings) -> train.Program:
     """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
+    check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
     env = silent.make(found.spec) if isinstance(found, World) else found
     _checked(settings)
@@ -50,6 +51,7 @@ def program(settings: Settings) -> train.Program:
 
 def network(settings: Settings) -> Network:
     """The network that the settings ask for."""
+    check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
     mlp = networks.dueling_mlp if settings.dueling else networks.mlp
     return mlp(spec.obs_shape, settings.hidden, spec.actions)
@@ -57,6 +59,7 @@ def network(settings: Settings) -> Network:
 
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
     """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
+    check.kind("settings", settings, Settings)
     return dqn.hyper(
         settings.seeds,
         learning_rate=settings.learning_rate,
@@ -72,6 +75,7 @@ def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
 
 def seeds(settings: Settings) -> range:
     """The lanes' seeds."""
+    check.kind("settings", settings, Settings)
     return range(settings.seed, settings.seed + settings.seeds)
 
 
@@ -82,6 +86,7 @@ def keys(settings: Settings) -> Tensor:
 
 def device(settings: Settings) -> torch.device:
     """The device that the settings ask for. Raises ValueError for CUDA where there is none."""
+    check.kind("settings", settings, Settings)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "device: expected one that is there, got cuda, but torch sees no CUDA device; use --device cpu"
@@ -92,6 +97,7 @@ def device(settings: Settings) -> torch.device:
 
 def check_memory(program: train.Program, lanes: int, device: torch.device) -> int:
     """Bytes that the lanes will hold. Raises ValueError where the device has less memory than that in all."""
+    check.kind("device", device, torch.device)
     needed = state_bytes(program, lanes)
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
@@ -113,19 +119,17 @@ def state_bytes(program: train.Program, lanes: int) -> int:
 
     A layer has as many outputs as biases (a convolution has more); four such arrays are alive at once.
     """
-    with FakeTensorMode():
-        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
-        state = train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
+    check.kind("program", program, train.Program)
+    check.count("lanes", lanes, 1)
+    state = _unallocated(program, lanes)
     params = state.learner.params
     outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
 
 
 def replay_bytes(program: train.Program, lanes: int) -> int:
-    """Bytes that replay will hold for `lanes` lanes: two observations, a mask, action, reward and discount a row."""
-    spec = program.env.spec
-    obs = math.prod(spec.obs_shape) * spec.obs_dtype.itemsize
-    return lanes * program.config.capacity * (2 * obs + spec.actions + 8 + 4 + 4)
+    """Bytes of the rows of `lanes` lanes as they lie in replay, packed or not, found without allocating them."""
+    return tree.nbytes(_unallocated(program, lanes).replay.rows)
 
 
 def clipped_adam(hyper: Hyper) -> Optimizer:
@@ -138,12 +142,21 @@ def plain_adam(hyper: Hyper) -> Optimizer:
     return optim.adam(hyper.learning_rate)
 
 
+def _unallocated(program: train.Program, lanes: int) -> train.TrainState:
+    """The state of `lanes` lanes without memory behind it."""
+    with FakeTensorMode():
+        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
+        return train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
+
+
 def _checked(settings: Settings) -> None:
     lowest = dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints"), 1)
     lowest |= dict.fromkeys(("seed", "evaluate_every", "checkpoint_every"), 0)
     for name, least in lowest.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
+    if settings.steps > 2**53:
+        raise ValueError(f"steps: expected at most 2**53, got {len(str(settings.steps))} digits")
     if settings.seed + settings.seeds > 2**32:
         raise ValueError(
             f"seed: expected seeds below 2**32, got {settings.seed} to {settings.seed + settings.seeds - 1}"
@@ -152,13 +165,6 @@ def _checked(settings: Settings) -> None:
         raise ValueError(f"epsilon_fraction: expected a number in [0, 1], got {settings.epsilon_fraction}")
     if not 0 < settings.tau <= 1:
         raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
-    for name, known in (
-        ("loss", ("mse", "huber")),
-        ("device", ("auto", "cpu", "cuda")),
-        ("on_nan", ("freeze", "stop")),
-    ):
-        if getattr(settings, name) not in known:
-            raise ValueError(f"{name}: expected one of {known}, got {getattr(settings, name)!r}")
     if settings.max_grad_norm == 0:
         raise ValueError("max_grad_norm: expected a number above 0, got 0: no gradient would be left")
     if settings.tau == 1 and settings.target_period < 1:

@@ -55,21 +55,79 @@ def fit(names: Sequence[str], shapes: Sequence[str], tensors: Sequence[Tensor]) 
 
 
 def integer(name: str, x: Tensor) -> None:
-    """Raise TypeError unless `x` holds integers."""
+    """Raise TypeError unless `x` is a tensor of integers."""
+    tensor(name, x)
     if x.is_floating_point() or x.is_complex() or str(x.dtype) == "torch.bool":
         raise TypeError(f"{name}: expected an integer dtype, got {x.dtype}")
 
 
 def floating(name: str, x: Tensor) -> None:
-    """Raise TypeError unless `x` holds real floating-point numbers."""
+    """Raise TypeError unless `x` is a tensor of real floating-point numbers."""
+    tensor(name, x)
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point dtype, got {x.dtype}")
 
 
 def boolean(name: str, x: Tensor) -> None:
-    """Raise TypeError unless `x` holds booleans."""
+    """Raise TypeError unless `x` is a tensor of booleans."""
+    tensor(name, x)
     if str(x.dtype) != "torch.bool":
         raise TypeError(f"{name}: expected torch.bool, got {x.dtype}")
+
+
+def tensor(name: str, x: Any) -> None:
+    """Raise TypeError unless `x` is a tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {_called(x)}")
+
+
+def kind(name: str, x: Any, *expected: type) -> None:
+    """Raise TypeError unless `x` is of one of these types."""
+    if not isinstance(x, expected):
+        names = ("None" if each is type(None) else each.__name__ for each in expected)
+        raise TypeError(f"{name}: expected {' or '.join(names)}, got {_called(x)}")
+
+
+def function(name: str, f: Any) -> None:
+    """Raise TypeError unless `f` can be called."""
+    if not callable(f):
+        raise TypeError(f"{name}: expected a function, got {_called(f)}")
+
+
+def count(name: str, x: Any, least: int = 0) -> None:
+    """Raise TypeError unless `x` is a Python integer, and ValueError for one below `least`."""
+    if isinstance(x, bool) or not isinstance(x, int):
+        raise TypeError(f"{name}: expected an integer, got {x!r}")
+    if x < least:
+        raise ValueError(f"{name}: expected at least {least}, got {x}")
+
+
+def sizes(name: str, shape: Any, least: int = 0) -> None:
+    """Raise TypeError unless `shape` is a sequence of Python integers, and ValueError for one below `least`."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"{name}: expected several integers, got {shape!r}")
+    for size in shape:
+        count(name, size, least)
+
+
+def length(name: str, x: Any) -> int:
+    """The length of the first axis, which all leaves of `x` share. Raises ValueError where they share none."""
+    leaves = tree.leaves(x)
+    for leaf in leaves:
+        tensor(name, leaf)
+    lengths = {leaf.shape[0] if leaf.ndim else None for leaf in leaves}
+    if len(lengths) != 1 or None in lengths:
+        got = ", ".join(f"{path or 'one'} {list(leaf.shape)}" for path, leaf in zip(tree.paths(x), leaves, strict=True))
+        raise ValueError(f"{name}: expected tensors with a first axis of one length, got {got or 'no tensors'}")
+    return leaves[0].shape[0]
+
+
+def broadcasts(name: str, x: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless `x` broadcasts to `shape`."""
+    given = tuple(x.shape)
+    fits = all(size in (1, there) for size, there in zip(given[::-1], tuple(shape)[::-1], strict=False))
+    if len(given) > len(shape) or not fits:
+        raise ValueError(f"{name}: expected a shape that broadcasts to {list(shape)}, got {list(given)}")
 
 
 def number(name: str, x: Any, below: float | None = None) -> None:
@@ -87,6 +145,13 @@ def number(name: str, x: Any, below: float | None = None) -> None:
     elif not x >= 0 or (below is not None and x >= below):
         expected = "at least 0" if below is None else f"at least 0 and below {below:g}"
         raise ValueError(f"{name}: expected {expected}, got {x}")
+
+
+def share(name: str, x: Any) -> None:
+    """Raise as `number` does, and ValueError for a number above 1."""
+    number(name, x)
+    if not isinstance(x, Tensor) and x > 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {x}")
 
 
 def within(name: str, x: Tensor, size: int) -> None:
@@ -111,6 +176,8 @@ def same(name: str, expected: Any, got: Any) -> None:
     if tree.structure(expected) != tree.structure(got):
         raise ValueError(f"{name}: expected the same structure; {difference(expected, got)}")
     for i, (a, b) in enumerate(zip(tree.leaves(expected), tree.leaves(got), strict=True)):
+        if not isinstance(b, Tensor):
+            tensor(f"{name}{tree.paths(got)[i]}", b)
         if a.shape != b.shape:
             raise ValueError(f"{name}{tree.paths(got)[i]}: expected shape {list(a.shape)}, got {list(b.shape)}")
         if a.dtype != b.dtype:
@@ -127,6 +194,11 @@ def difference(expected: Any, got: Any) -> str:
         return f"missing {missing or 'nothing'}, extra {extra or 'nothing'}"
     nests = [tree.map(lambda _: "*", x) for x in (expected, got)]
     return f"expected {nests[0]}, got {nests[1]}"
+
+
+def _called(x: Any) -> str:
+    """What a person would call `x`: a class by its own name, all else by its class's."""
+    return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
 
 
 def _may_be_open(x: Tensor) -> bool:

@@ -152,6 +152,22 @@ def prune(folder: Path, keep: int, also: Collection[str] = ()) -> None:
                 _remove(path)
 
 
+def set_aside(path: Path) -> None:
+    """Take a finished checkpoint out of sight, under `STEP.damaged`, for somebody to look at.
+
+    Raises CheckpointError where it cannot be renamed.
+    """
+    aside = path.with_name(f"{_step(path.name)}.damaged")
+    with (
+        _in_words(f"{path}: expected to set it aside", "make its folder writable"),
+        _held(path.parent / ".saving"),
+    ):
+        if os.path.lexists(aside):
+            shutil.rmtree(aside)
+        os.rename(path, aside)
+        _sync(path.parent)
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Keep other writers out of a run folder; the lock of a process that dies goes with it.

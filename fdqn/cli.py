@@ -12,7 +12,9 @@ import json
 import math
 import operator
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ from fdqn.settings import Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fdqn import runs, train
+    from fdqn import history, runs, train
 
 STARTED = time.perf_counter()
 
@@ -57,6 +59,8 @@ class Resume:
     """Where the newest checkpoint is damaged, take the newest that is not."""
     on_nan: Literal["freeze", "stop"] | None = None
     """When a seed's loss or gradient is NaN or infinite: leave it as it was, or stop the run; by default as before."""
+    env: str | None = None
+    """The environment trained on, to be named again where it is code of your own."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -100,6 +104,8 @@ class Export:
     Q-values [B, actions], which runs without fdqn."""
     prefix: str = ""
     """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""
+    env: str | None = None
+    """The environment trained on, to be named again where it is code of your own."""
     json: bool = False
     """Print only what was written, as JSON."""
 
@@ -182,6 +188,9 @@ def _parse(arguments: list[str]) -> Command:
     if first not in (*COMMANDS, "-h", "--help"):
         what = "flag" if first.startswith("-") else "command"
         _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
+    flags = [_flag(word) for word in arguments if word.startswith("--")]
+    if twice := [word for word in flags if flags.count(word) > 1]:
+        _refuse(f"flag --{twice[0]}: expected it once, got it {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
     complaint = io.StringIO()
     try:
@@ -202,6 +211,11 @@ def _parse(arguments: list[str]) -> Command:
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
     return command
+
+
+def _flag(word: str) -> str:
+    """The name of a flag, however it is written."""
+    return word.split("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 
 def _flags(command: Command) -> list[str]:
@@ -226,6 +240,10 @@ def _sentence(box: str) -> str:
         elif text:
             paragraphs[-1].append(text)
     sentence = " ".join(paragraphs[1] if len(paragraphs) > 1 else paragraphs[0])
+    # A number that may be left out has two ways of not being one.
+    sentence = re.sub(
+        r"no type matching .*INT could .* from \['(.*?)'\]\. .*", r"expected a whole number, got '\1'", sentence
+    )
     return sentence.replace("invalid literal for int() with base 10:", "expected a whole number, got")
 
 
@@ -236,41 +254,48 @@ def _refuse(sentence: str) -> None:
 
 def _train(command: Train, started: float) -> None:
     console = _ready()
-    from fdqn import runs
+    from fdqn import history, runs
 
     settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
     program, state = _begun(console, settings)
     path = runs.create(settings)
     with runs.writing(path):
-        where = runs.Restored(state, None, 0, settings.steps, 0.0)
+        where = history.Restored(state, None, 0, settings.steps, 0.0)
         _go_on(console, path, settings, program, where, command.json, started)
 
 
 def _resume(command: Resume, started: float) -> None:
     console = _ready()
-    from fdqn import runs
+    from fdqn import history, runs
 
-    path, settings = command.run, runs.plan(command.run)
-    settings = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan)
-    done = runs.finished(path)
-    _check_more(command.steps, max(done, settings.steps))
-    if done >= (command.steps or settings.steps):
-        console.print(f"{path} is finished: {done:,} steps; --steps with more goes on")
+    path = command.run
+    settings, planned = runs.plan(path, command.env)
+    _check_more(command.steps, planned)
+    done, wanted = runs.finished(path), command.steps or planned
+    if done >= wanted:
+        console.print(f"{path} is finished: {done:,} steps; --steps with more goes on", soft_wrap=True)
         if command.json:
             print(json.dumps(runs.read(path).summary))
         return
     with runs.writing(path):
+        settings, planned = runs.plan(path, command.env)  # again, now that nobody else can change it
+        _check_more(command.steps, planned)
+        settings, wanted = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan), max(wanted, planned)
         program, state = _begun(console, settings)
-        where = runs.restored(path, settings, program, state, command.fallback)
-        steps = command.steps or where.steps
-        _check_more(steps, where.steps)
+        where = history.restored(path, settings, program, state, command.fallback)
+        runs.replan(path, wanted, settings.on_nan)
         for line in runs.differences(path, settings):
             console.print(f"not bit for bit: {line}", soft_wrap=True)
-        console.print(f"going on at step {where.step:,} of {steps:,}" if where.step else "no checkpoint: starting over")
+        console.print(
+            f"going on at step {where.step:,} of {wanted:,}" if where.step else "no checkpoint: starting over"
+        )
         if where.step and not settings.save_replay:
             filled = f"it is filled anew with {settings.learning_starts:,} steps a seed before learning goes on"
             console.print(f"not bit for bit: the replay was not saved; {filled}", soft_wrap=True)
-        _go_on(console, path, settings, program, where._replace(steps=steps), command.json, started)
+        if wanted > settings.steps and program.config.capacity < settings.capacity:
+            rows = f"{program.config.capacity:,} rows, as many as the first {settings.steps:,} steps needed"
+            console.print(f"the replay keeps its {rows}", soft_wrap=True)
+        _go_on(console, path, settings, program, where._replace(steps=wanted), command.json, started)
 
 
 def _ready() -> "Console":
@@ -297,9 +322,11 @@ def _begun(console: "Console", settings: Settings) -> "tuple[train.Program, trai
     torch.set_float32_matmul_precision("high" if settings.tf32 and device.type == "cuda" else "highest")
     size = build.check_memory(program, settings.seeds, device)
     hyper = build.hyper(settings, device)
+    rows, lane = program.config.capacity, build.replay_bytes(program, 1)
     console.print(
-        f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; "
-        f"{_bytes(size)}, replay {settings.seeds} x {program.config.capacity:,} rows",
+        f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {device}; {_bytes(size)}, replay "
+        f"{settings.seeds} x {rows:,} rows of {lane // rows:,} B: {_bytes(lane)} a seed, "
+        f"{_bytes(settings.seeds * lane)} in all",
         soft_wrap=True,
     )
     return program, train.init(program, hyper, build.keys(settings).to(device))
@@ -310,12 +337,12 @@ def _go_on(
     path: Path,
     settings: Settings,
     program: "train.Program",
-    where: "runs.Restored",
+    where: "history.Restored",
     as_json: bool,
     started: float,
 ) -> None:
     """From there to the end: train, play, sum up."""
-    from fdqn import envs, evaluate, runs, train, worlds
+    from fdqn import envs, evaluate, history, runs, train, worlds
     from fdqn.types import World
 
     env = envs.find(settings.env)
@@ -340,7 +367,8 @@ def _go_on(
             since=where.since,
             at_once=None if games is None else 1,
         )
-        report = _follow(console, settings, where.steps, runs.record(path, settings, reports, where))
+        reports = _saying_failures(console, settings, history.record(path, settings, reports, where), games)
+        report = _follow(console, settings, where.steps, reports)
         params = report.state.learner.params
         runs.save_params(path, settings, params)
     outside, interrupted = None, stopped()
@@ -360,7 +388,10 @@ def _go_on(
     sys.stdout.flush()
     if interrupted:
         more = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
-        console.print(f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{more}")
+        console.print(
+            f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{more}",
+            soft_wrap=True,
+        )
         raise SystemExit(130)
 
 
@@ -369,7 +400,6 @@ def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterat
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     wait = "compiling, about 25 s the first time" if settings.compile else "first cycle"
-    reports = _saying_failures(console, settings, reports)
     if not console.is_terminal:
         console.print(wait)
         for report in reports:
@@ -384,17 +414,19 @@ def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterat
 
 
 def _saying_failures(
-    console: "Console", settings: Settings, reports: "Iterator[train.Report]"
+    console: "Console", settings: Settings, reports: "Iterator[train.Report]", games: Any
 ) -> "Iterator[train.Report]":
-    """The same reports; each seed that fails is said once."""
-    from fdqn import runs
+    """The same reports; each seed that fails is said once, with what its environments said."""
+    from fdqn import history
 
     said: set[int] = set()
     for report in reports:
-        failures = runs.failed_seeds(settings, report)
+        failures = history.failed_seeds(settings, report)
         for seed in failures.keys() - said:
             step, cause = failures[seed]
-            console.print(f"seed {seed} failed at step {step:,}: its {cause} is not finite; it learns no more")
+            words = getattr(games, "broken", {}).get(seed - settings.seed)
+            why = history.why(cause) + (f", {words}" if words else "")
+            console.print(f"seed {seed} failed at step {step:,}: {why}; it learns no more", soft_wrap=True)
         said.update(failures)
         yield report
 
@@ -408,11 +440,12 @@ def _status(settings: Settings, report: "train.Report") -> str:
 
     from fdqn import statistics
 
-    returns = report.returns[np.isfinite(report.returns)]
+    alive = report.failed < 0
+    returns = report.returns[alive & np.isfinite(report.returns)]
     parts = [f"return {statistics.iqm(returns):.1f}" if len(returns) else "no episode has ended since"]
-    if report.evaluation is not None:
-        parts.append(f"greedy {statistics.iqm(report.evaluation.mean(1)):.1f}")
-    if len(loss := report.loss[np.isfinite(report.loss)]):
+    if report.evaluation is not None and alive.any():
+        parts.append(f"greedy {statistics.iqm(report.evaluation[alive].mean(1)):.1f}")
+    if len(loss := report.loss[alive & np.isfinite(report.loss)]):
         parts.append(f"loss {np.median(loss):.3g}")
     if report.learning_seconds:
         parts.append(f"{report.learning_updates * settings.seeds / report.learning_seconds:,.0f} seed-updates/s")
@@ -436,7 +469,7 @@ def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
     before = signal.signal(signal.SIGINT, ask)
     try:
         yield lambda: asked
-    except Exception:
+    except (RuntimeError, subprocess.SubprocessError):
         if asked:  # the C++ compiler was interrupted too, and its failure is no news
             raise KeyboardInterrupt from None
         raise
@@ -448,7 +481,7 @@ def _eval(command: Eval) -> None:
     from fdqn import build, envs, evaluate, runs
 
     run = runs.read(command.run)
-    params, keys = runs.read_params(command.run), build.keys(run.settings)
+    params, keys = runs.read_params(command.run, command.env), build.keys(run.settings)
     name = command.env or run.settings.env
     network = build.network(run.settings)
     env, trained = envs.find(name), envs.find(run.settings.env).spec
@@ -468,20 +501,21 @@ def _eval(command: Eval) -> None:
 
 
 def _report(command: Report) -> None:
-    from fdqn import runs
+    from fdqn import files, runs
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
     read = [runs.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
-    picture = command.out or own
+    picture, drawn = command.out or own, io.BytesIO()
     try:
         if len(read) == 1:
-            runs.picture(picture, read[0].curve, read[0].summary)
+            runs.picture(drawn, read[0].curve, read[0].summary)
         else:
-            runs.comparison(picture, read)
+            runs.comparison(drawn, read)
+        files.write(picture, drawn.getvalue())
     except OSError as error:
-        raise ValueError(f"out: expected a PNG that can be written, got {picture}: {error.strerror}") from None
+        raise ValueError(f"out: {error}") from None
     if command.json:
         print(json.dumps([{"run": str(run.path), **run.summary} for run in read]))
     elif len(read) == 1:
@@ -493,7 +527,7 @@ def _report(command: Report) -> None:
 def _export(command: Export) -> None:
     from fdqn import export, runs
 
-    written = export.write(runs.read(command.run), command.seed, command.out, command.prefix)
+    written = export.write(runs.read(command.run), command.seed, command.out, command.prefix, command.env)
     if command.json:
         print(json.dumps(written))
         return
@@ -588,12 +622,18 @@ def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    class Patient(Console):
+        """Whoever read what is said has gone: the run goes on in silence."""
+
+        def on_broken_pipe(self) -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    return Patient(stderr=True, highlight=False, markup=False)
 
 
 def _results() -> "Console":
     from rich.console import Console
 
     # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    console = Console(highlight=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)

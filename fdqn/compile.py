@@ -60,8 +60,11 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
     and ValueError where leaves of the state, or elements of one, share memory.
     """
 
+    check.function("f", f)
+
     def donated(state: State, *args: Any) -> State:
         for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True):
+            check.tensor(f"state{path}", leaf)
             if any(size > 1 and stride == 0 for size, stride in zip(leaf.shape, leaf.stride(), strict=True)):
                 raise ValueError(
                     f"state{path}: expected memory of its own for every element, got shape {list(leaf.shape)} with "
@@ -82,6 +85,7 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Arguments that are no tensors are constants of the graph. No gradients are recorded.
     """
+    check.function("f", f)
     graph_of = _made_once(_graph, f)
 
     def call(*args: Any) -> Any:
@@ -134,6 +138,7 @@ def fold_lanes(
     the user's own) goes through `fold(vmap(step))`. Another step that will `soon` be called on the same state and xs is
     compiled meanwhile in a process of its own.
     """
+    check.function("split", split)
     together = fold(vmap(step))
 
     def made(f: Callable[..., Any], args: Any) -> Path | None:
@@ -171,6 +176,7 @@ def compiled(program: train.Program) -> train.Functions:
 
     On a CPU call `prepare_cpu` first.
     """
+    check.kind("program", program, train.Program)
     collect, cycle, split = partial(train.collect, program), partial(train.cycle, program), _split(program)
     return train.Functions(
         noise=_noise(program),
@@ -259,6 +265,7 @@ def _made_for_state(make: Callable[[Any, Any], Made]) -> Callable[[Any, Any], Ma
     def made(state: Any, xs: Any) -> Made:
         nonlocal recent
         leaves, each = tree.leaves(state), tree.leaves(xs)
+        check.length("xs", xs)
         # A tensor's memory may be exchanged behind its back.
         kinds = [tree.structure(xs), *(_kind(x[0]) for x in each), *(x.data_ptr() for x in leaves)]
         if recent is None or state is not recent[0] or kinds != recent[2] or not all(map(is_, leaves, recent[1])):

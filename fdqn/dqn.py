@@ -8,13 +8,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from fdqn import actions, losses, optim, policies, tree
+from fdqn import actions, check, losses, optim, policies, tree
 from fdqn.types import Hyper, Optimizer, Params, Transition
 
 
@@ -40,11 +41,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             least = 0 if field.name in ("learning_starts", "target_period") else 1
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{field.name}: expected an integer, got {value!r}")
-            if value < least:
-                raise ValueError(f"{field.name}: expected at least {least}, got {value}")
+            check.count(field.name, getattr(self, field.name), least)
         if self.batch_size > self.capacity:
             raise ValueError(f"batch_size {self.batch_size} exceeds capacity {self.capacity}")
         if self.num_envs > self.capacity:
@@ -100,18 +97,17 @@ def hyper(
 ) -> Hyper:
     """The hyper-parameters [S] of `lanes` lanes on `device`; each is a number for all or one number a lane.
 
-    Raises ValueError for a value out of range, naming it.
+    Raises ValueError for a value out of range and TypeError for what is no number, naming it.
     """
     given = Hyper(learning_rate, gamma, epsilon_start, epsilon_end, epsilon_steps, tau, max_grad_norm)  # type: ignore[arg-type]
-    if lanes < 1:
-        raise ValueError(f"lanes: expected at least 1, got {lanes}")
+    check.count("lanes", lanes, 1)
     for name, value in given._asdict().items():
         low, high = {
             "learning_rate": (0, math.inf),
             "epsilon_steps": (0, math.inf),
             "max_grad_norm": (0, math.inf),
         }.get(name, (0, 1))
-        values = torch.as_tensor(value, dtype=torch.float64)
+        values = _numbers(name, value)
         if values.ndim > 1 or (values.ndim == 1 and len(values) != lanes):
             raise ValueError(
                 f"{name}: expected a number or {lanes} of them, one a lane, got shape {list(values.shape)}"
@@ -125,10 +121,20 @@ def hyper(
     return Hyper(*(torch.as_tensor(value, dtype=torch.float32, device=device).expand(lanes).clone() for value in given))
 
 
+def _numbers(name: str, value: Any) -> Tensor:
+    try:
+        if not isinstance(value, bool):
+            return torch.as_tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"{name}: expected a number or several, one a lane, got {value!r}")
+
+
 def q_learning(
     apply: Apply, penalty: Penalty, params: Params, target_params: Params, batch: Transition, hyper: Hyper
 ) -> tuple[Tensor, Tensor]:
     """The mean penalty [] of the TD errors of Q-learning, and the mean value [] of the actions taken."""
+    _check_loss(apply, penalty, hyper)
     q_tm1 = apply(params, batch.obs)
     q_t = apply(target_params, batch.next_obs)
     discount_t = hyper.gamma * batch.discount
@@ -140,6 +146,7 @@ def double_q_learning(
     apply: Apply, penalty: Penalty, params: Params, target_params: Params, batch: Transition, hyper: Hyper
 ) -> tuple[Tensor, Tensor]:
     """The same of double Q-learning: the online network chooses the next action, the target says what it is worth."""
+    _check_loss(apply, penalty, hyper)
     q_tm1 = apply(params, batch.obs)
     q_t = apply(target_params, batch.next_obs)
     # Only which action is highest matters of these, so nothing flows back through them.
@@ -155,7 +162,14 @@ def act(apply: Apply, params: Params, obs: Tensor, legal: Tensor, epsilon: Tenso
 
 
 def init(optimizer: Optimizer, params: Params) -> Learner:
-    """A learner that has not learned yet; its target begins as its parameters."""
+    """A learner that has not learned yet; its target begins as its parameters.
+
+    Raises TypeError for what is no optimizer or no dict, and ValueError where there are no parameters.
+    """
+    check.kind("optimizer", optimizer, Optimizer)
+    check.kind("params", params, dict)
+    if not params:
+        raise ValueError("params: expected at least one tensor, got none")
     updates = torch.zeros((), dtype=torch.int64, device=next(iter(params.values())).device)
     return Learner(params, tree.clone(params), optimizer.init(params), updates)
 
@@ -163,8 +177,16 @@ def init(optimizer: Optimizer, params: Params) -> Learner:
 def learn(
     loss: Loss, optimizer: Optimizer, learner: Learner, batch: Transition, hyper: Hyper
 ) -> tuple[Learner, Diagnostics]:
-    """One gradient step on the online parameters."""
-    grads, (value, q) = grad_and_value(loss, has_aux=True)(learner.params, learner.target_params, batch, hyper)
+    """One gradient step on the online parameters.
+
+    Raises TypeError or ValueError for a loss that answers with anything but two tensors [].
+    """
+    check.function("loss", loss)
+    check.kind("optimizer", optimizer, Optimizer)
+    check.kind("learner", learner, Learner)
+    grads, (value, q) = grad_and_value(partial(_two_numbers, loss), has_aux=True)(
+        learner.params, learner.target_params, batch, hyper
+    )
     updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
     params = optim.apply_updates(learner.params, updates)
     return Learner(params, learner.target_params, opt_state, learner.updates + 1), Diagnostics(
@@ -174,9 +196,28 @@ def learn(
 
 def soft_copy(learner: Learner, tau: Tensor) -> Learner:
     """The target moved towards the parameters: `target + tau * (params - target)`. Lillicrap et al. 2016."""
+    check.kind("learner", learner, Learner)
+    check.share("tau", tau)
     return learner._replace(target_params=tree.lerp(learner.target_params, learner.params, tau))
 
 
 def hard_copy(learner: Learner) -> Learner:
     """The target replaced by the parameters."""
+    check.kind("learner", learner, Learner)
     return learner._replace(target_params=tree.clone(learner.params))
+
+
+def _check_loss(apply: Apply, penalty: Penalty, hyper: Hyper) -> None:
+    check.function("apply", apply)
+    check.function("penalty", penalty)
+    check.kind("hyper", hyper, Hyper)
+    # Those of as many lanes as the batch has rows would broadcast.
+    check.shapes("hyper.gamma[]", hyper.gamma)
+
+
+def _two_numbers(loss: Loss, *given: Any) -> tuple[Tensor, Tensor]:
+    answer = loss(*given)
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise TypeError(f"loss: expected it to answer with two tensors [], loss and q, got {type(answer).__name__}")
+    check.shapes("loss[] q[]", *answer)
+    return answer

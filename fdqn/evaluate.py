@@ -42,10 +42,11 @@ def play(env: Env, network: Network, params: Params, games: Games, u: Tensor) ->
 def native(env: Env, network: Network, params: Params, keys: Tensor, episodes: int = 20) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
 
-    An episode ends at the latest with the environment's time limit. Raises ValueError for fewer than one episode.
+    An episode ends at the latest with the environment's time limit. Raises ValueError for fewer than one episode, and
+    for as many lanes of `params` as there are not keys.
     """
-    _at_least_one(episodes)
-    check.shapes("keys[S 2]", keys)
+    check.kind("env", env, Env)
+    _check(network, params, keys, episodes)
     keys = random.fold_in(keys, random.EVALUATION)
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
@@ -69,8 +70,8 @@ def outside(world: World, network: Network, params: Params, keys: Tensor, episod
     Raises ValueError for fewer than one episode, or where the network does not take the world's observations or gives
     another number of actions.
     """
-    _at_least_one(episodes)
-    check.shapes("keys[S 2]", keys)
+    check.kind("world", world, World)
+    _check(network, params, keys, episodes)
     apply = vmap(network.apply)
     with contextlib.closing(world.open(keys.shape[0], episodes)) as games:
         step = games.reset(random.bits(random.fold_in(keys, random.OUTSIDE), (episodes,)).tolist())
@@ -104,6 +105,10 @@ def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, action
         raise ValueError(f"env: expected {q.shape[-1]} actions, as many as the network gives values, got {actions}")
 
 
-def _at_least_one(episodes: int) -> None:
-    if episodes < 1:
-        raise ValueError(f"episodes: expected at least 1, got {episodes}")
+def _check(network: Network, params: Params, keys: Tensor, episodes: int) -> None:
+    check.kind("network", network, Network)
+    check.count("episodes", episodes, 1)
+    check.shapes("keys[S 2]", keys)
+    check.integer("keys", keys)
+    if (lanes := check.length("params", params)) != keys.shape[0]:
+        raise ValueError(f"params: expected as many lanes as there are keys, {keys.shape[0]}, got {lanes}")

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from fdqn import build, envs, networks, runs, tree
+from fdqn import build, envs, files, networks, runs, tree
 from fdqn.settings import Settings
 from fdqn.types import Params
 
 
-def write(run: runs.Run, seed: int, out: Path, prefix: str = "") -> dict[str, Any]:
+def write(run: runs.Run, seed: int, out: Path, prefix: str = "", env: str | None = None) -> dict[str, Any]:
     """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
     `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
 
@@ -26,7 +26,7 @@ def write(run: runs.Run, seed: int, out: Path, prefix: str = "") -> dict[str, An
     if ending not in (".pt", ".pth", ".pt2"):
         expected = "a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy"
         raise ValueError(f"out: expected {expected}, got {str(out)!r}")
-    params = tree.clone(tree.index(runs.read_params(run.path), lane))
+    params = tree.clone(tree.index(runs.read_params(run.path, env), lane))
     if ending == ".pt2":
         if prefix:
             raise ValueError(f"prefix: expected none for a policy, whose names nobody sees, got {prefix!r}")
@@ -37,9 +37,9 @@ def write(run: runs.Run, seed: int, out: Path, prefix: str = "") -> dict[str, An
         what, read = "state_dict", f"torch.load({str(out)!r}, weights_only=True)"
         content = _saved(torch.save, {prefix + name: x for name, x in params.items()})
     try:
-        runs.write_whole(out, content)
+        files.write(out, content)
     except OSError as error:
-        raise ValueError(f"out: expected a file that can be written, got {str(out)!r}: {error.strerror}") from None
+        raise ValueError(f"out: {error}") from None
     return {"run": str(run.path), "seed": seed, "out": str(out), "what": what, "bytes": len(content), "read": read}
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import random
+from fdqn import check, random
 from fdqn.train import Program
 
 # Weights in a group: four lanes of a small network, one of a large one. What they take, five times for optimizer and
@@ -45,6 +45,8 @@ class Split(NamedTuple):
 
 def split(program: Program, lanes: int, threads: int) -> Split:
     """The split of `lanes` over so many threads: the groups of one size that are done first."""
+    check.count("lanes", lanes, 1)
+    check.count("threads", threads, 1)
     weights = sum(x.numel() for x in program.network.init(random.key(0)).values())
     sizes = [size for size in range(1, lanes + 1) if lanes % size == 0 and size <= max(1, WEIGHTS_PER_GROUP // weights)]
     # A call of a step costs as much as a quarter of a lane.

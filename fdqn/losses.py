@@ -123,8 +123,8 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) ->
     Shapes: labels integers in [0, classes) [...]; result [..., classes]. Raises TypeError for what is no integer, and
     IndexError for a label outside, where `check.within` can see it; elsewhere its row is 0.
     """
-    if not isinstance(classes, int):
-        raise TypeError(f"classes: expected a whole number, got {classes!r}")
+    check.count("classes", classes, 1)
+    check.kind("dtype", dtype, torch.dtype)
     check.integer("labels", labels)
     check.within("labels", labels, classes)
     return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).to(dtype)
@@ -140,9 +140,7 @@ def smoothed(probabilities: Tensor, share: Scalar) -> Tensor:
     """
     check.shapes("probabilities[... K]", probabilities)
     check.floating("probabilities", probabilities)
-    check.number("share", share)
-    if not isinstance(share, Tensor) and share > 1:
-        raise ValueError(f"share: expected a number from 0 to 1, got {share}")
+    check.share("share", share)
     return (1 - share) * probabilities + share / probabilities.shape[-1]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
     values: NDArray[np.float64]
 
 
-def learning_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> None:
+def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> None:
     """Write a PNG with a panel per title and in it a line a curve: the seeds' interquartile mean in its 95% interval.
 
     Single seeds are drawn thinly where a panel has one curve. A seed that has no value at a step keeps the one before
@@ -35,6 +35,14 @@ def learning_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], subti
     """
     if not panels or not all(panels.values()):
         raise ValueError("panels: expected at least one curve in each, got none")
+    for curves in panels.values():
+        for label, curve in curves.items():
+            steps, values = np.shape(curve.steps), np.shape(curve.values)
+            if len(steps) != 1 or len(values) != 2 or steps != values[:1]:
+                raise ValueError(
+                    f"panels: expected curves of steps [P] and values [P, S], got {list(steps)} and {list(values)} "
+                    f"in {label!r}"
+                )
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,7 +55,7 @@ def learning_curves(path: Path, panels: Mapping[str, Mapping[str, Curve]], subti
         thin = ", thin: single seeds" if _shows_seeds(curves) else ""
         axes.set_title("\n".join(filter(None, (subtitle, note + thin))), loc="left", fontsize=8, color="#555555")
         part.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    figure.savefig(path, format="png")
+    figure.savefig(file, format="png")
 
 
 def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> None:

@@ -27,7 +27,10 @@ def key(seed: int | Sequence[int] | Tensor) -> Tensor:
 
     Raises ValueError for a seed outside [0, 2**32) and TypeError for one that is not an integer.
     """
-    seeds = torch.as_tensor(seed)
+    try:
+        seeds = torch.as_tensor(seed)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"seed: expected an integer in [0, 2**32) or an array of them, got {seed!r}") from None
     check.integer("seed", seeds)
     seeds = seeds.to(torch.int64)
     if ((seeds < 0) | (seeds >= 2**32)).any():
@@ -36,7 +39,8 @@ def key(seed: int | Sequence[int] | Tensor) -> Tensor:
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
-    """`num` independent keys [..., num, 2] for a key [..., 2]."""
+    """`num` independent keys [..., num, 2] for a key [..., 2]. Raises ValueError for fewer than one."""
+    check.count("num", num, 1)
     return torch.stack(_words(key, (num,)), -1)
 
 
@@ -44,9 +48,12 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """A new key for `data`: integers in [0, 2**32) that broadcast against the key's leading axes [...]."""
     check.shapes("key[... 2]", key)
     check.integer("key", key)
-    if isinstance(data, int) and not 0 <= data < 2**32:
-        raise ValueError(f"data: expected an integer in [0, 2**32), got {data}")
-    if isinstance(data, int):  # made on the device: copied there, the host would wait for it
+    if not isinstance(data, Tensor):
+        if isinstance(data, bool) or not isinstance(data, int):
+            raise TypeError(f"data: expected an integer, got {data!r}")
+        if not 0 <= data < 2**32:
+            raise ValueError(f"data: expected an integer in [0, 2**32), got {data}")
+        # Made on the device: copied there, the host would wait for it.
         data = torch.full((), data, dtype=torch.int64, device=key.device)
     check.integer("data", data)
     data = data.to(key.device)
@@ -73,6 +80,7 @@ def unit(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+    check.integer("words", words)
     return (words >> 9).to(dtype) * 2.0**-23
 
 
@@ -81,11 +89,17 @@ def index(words: Tensor, size: int | Tensor) -> Tensor:
 
     All 32 bits count: float32 uniforms have 23 and are visibly uneven over a million rows.
     """
+    check.integer("words", words)
+    if not isinstance(size, Tensor):
+        check.count("size", size, 1)
     return (words * size) >> 32
 
 
 def randint(key: Tensor, shape: Sequence[int], low: int, high: int) -> Tensor:
     """Integers [..., *shape] in [low, high), int64. Raises ValueError where that is empty or 2**31 or wider."""
+    for name, bound in (("low", low), ("high", high)):
+        if isinstance(bound, bool) or not isinstance(bound, int):
+            raise TypeError(f"{name}: expected an integer, got {bound!r}")
     if not 0 < high - low < 2**31:
         raise ValueError(f"high: expected low < high < low + 2**31, got low {low}, high {high}")
     return low + index(bits(key, shape), high - low)
@@ -102,6 +116,7 @@ def _words(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The two words [..., *shape] of Threefry at the counters 0, 1, 2, ... of `shape`."""
     check.shapes("key[... 2]", key)
     check.integer("key", key)
+    check.sizes("shape", shape)
     count = math.prod(shape)
     if count >= 2**31:
         raise ValueError(f"shape: expected fewer than 2**31 numbers a key, got {count}")

@@ -20,32 +20,44 @@ import platform
 import re
 import subprocess
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 import fdqn
-from fdqn import build, checkpoint, compile, envs, evaluate, lanes, plots, statistics, train, tree, worlds
+from fdqn import (
+    build,
+    check,
+    checkpoint,
+    compile,
+    envs,
+    evaluate,
+    files,
+    history,
+    lanes,
+    plots,
+    statistics,
+    train,
+    worlds,
+)
 from fdqn.settings import Settings, from_json, to_json
 from fdqn.types import Params
 
-COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
-
-ROWS = ("metrics.csv", "evaluations.csv")
-"""Files that grow."""
-
+NUMBER = (int, float)
+PERHAPS = (int, float, type(None))
 SUMMARY = {
-    *("env", "seeds", "steps", "failed_seeds", "failures", "final_return", "train_return", "env_steps_per_second"),
-    *("seed_updates_per_second", "compile_seconds", "first_update_seconds", "wall_seconds"),
-}
+    "env": str, "seeds": list, "steps": int, "failed_seeds": list, "failures": list, "final_return": dict,
+    "train_return": dict, "env_steps_per_second": PERHAPS, "seed_updates_per_second": PERHAPS,
+    "compile_seconds": NUMBER, "first_update_seconds": PERHAPS, "wall_seconds": NUMBER,
+}  # fmt: skip
+"""What a summary has, and of which types."""
 
 
 class Run(NamedTuple):
@@ -85,6 +97,37 @@ def create(settings: Settings) -> Path:
         raise ValueError(f"out: expected a folder that can be made, got {str(path)!r}: {error.strerror}") from None
     config = {
         "settings": to_json(dataclasses.replace(settings, out=str(path))),
+        "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
+        **_circumstances(settings),
+    }
+    files.write(path / "config.json", _json(config))
+    files.sync(path.parent)
+    return path
+
+
+def replan(path: Path, steps: int, on_nan: str) -> None:
+    """Write down that a run is to take so many steps and what it does about NaN, for whoever resumes it next."""
+    config = _read(path, "config.json", _read_config)
+    files.write(path / "config.json", _json(config | {"plan": {"steps": steps, "on_nan": on_nan}}))
+
+
+def differences(path: Path, settings: Settings) -> list[str]:
+    """In what this process differs from the one that began the run, where that may change how results are rounded."""
+    then, now = _read(path, "config.json", _read_config), _circumstances(settings)
+    flat = [
+        {**x["versions"], **x["engine"], **{name: x.get(name) for name in ("git", "device", "processor")}}
+        for x in (now, then)
+    ]
+    return [
+        f"{name} is {value} and was {flat[1].get(name)}"
+        for name, value in flat[0].items()
+        if value != flat[1].get(name)
+    ]
+
+
+def _circumstances(settings: Settings) -> dict[str, Any]:
+    """What results depend on beside the settings."""
+    return {
         "versions": {
             "fdqn": fdqn.__version__,
             "torch": torch.__version__,
@@ -93,18 +136,17 @@ def create(settings: Settings) -> Path:
         },
         "git": git_commit(),
         "device": str(build.device(settings)),
+        "processor": _processor(build.device(settings)),
         "engine": _engine(settings),
     }
-    _write_json(path / "config.json", config)
-    return path
 
 
-def differences(path: Path, settings: Settings) -> list[str]:
-    """In what this process differs from the one that began the run, where that may change how results are rounded."""
-    began = json.loads((path / "config.json").read_text())
-    now = {"device": str(build.device(settings)), "torch": torch.__version__, **_engine(settings)}
-    then = {"device": began["device"], "torch": began["versions"]["torch"], **began["engine"]}
-    return [f"{name} is {now[name]} and was {then.get(name)}" for name in now if now[name] != then.get(name)]
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _engine(settings: Settings) -> dict[str, Any]:
@@ -133,164 +175,10 @@ def functions(program: train.Program, settings: Settings, games: Any = None) -> 
     return worlds.functions(program, games, parts, beside=settings.compile)
 
 
-class Restored(NamedTuple):
-    """Where a run goes on from."""
-
-    state: train.TrainState
-    since: train.Reading | None
-    """What the next report's means are counted from; nothing at the start."""
-    step: int
-    steps: int
-    """Planned environment steps a seed."""
-    seconds: float
-    """That the run took until here."""
-
-
-def restored(
-    path: Path, settings: Settings, program: train.Program, start: train.TrainState, fallback: bool = False
-) -> Restored:
-    """The run of a folder as its newest checkpoint has it, or, where there is none, `start`: the lanes before their
-    first step, which are written over. Rows that were written after that moment are taken back.
-
-    Raises CheckpointError for a damaged checkpoint, unless `fallback` and an older one is whole, and ValueError for one
-    of other settings, naming those.
-    """
-    found = checkpoint.newest(path / "checkpoints")
-    like = _kept(settings, start, train.reading(program, start))
-    for i, place in enumerate(found):
-        try:
-            record = checkpoint.record(place)
-            _check_same(place, record["settings"], json.loads(json.dumps(to_json(settings))))
-            read, _ = checkpoint.load(place, like)
-        except checkpoint.CheckpointError as error:
-            if fallback and i + 1 < len(found):
-                continue
-            hint = "; --fallback goes on from the one before" if i + 1 < len(found) else ""
-            raise checkpoint.CheckpointError(f"{error}{hint}") from None
-        for name, size in record["bytes"].items():
-            _take_back(path / name, size)
-        since = train.Reading(*tree.to_numpy(read["since"]))
-        lanes = read["lanes"] if settings.save_replay else read["lanes"]._replace(replay=start.replay)
-        return Restored(lanes, since, record["step"], record["steps"], record["seconds"])
-    for name in ROWS:
-        _take_back(path / name, 0)
-    return Restored(start, None, 0, settings.steps, 0.0)
-
-
-def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> dict[str, Any]:
-    """What a checkpoint holds."""
-    kept = lanes if settings.save_replay else lanes._replace(replay=())  # type: ignore[arg-type]
-    return {"lanes": kept, "since": tree.from_numpy(since)}
-
-
-def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """A program of other shapes, or another run, would go on from what it did not do."""
-    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out", "on_nan"}
-    if others:
-        lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
-        raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
-
-
-def _take_back(file: Path, size: int) -> None:
-    """Leave the first `size` bytes."""
-    if size == 0:
-        file.unlink(missing_ok=True)
-    elif not file.exists() or file.stat().st_size < size:
-        raise checkpoint.CheckpointError(f"{file}: expected at least the {size} bytes that a checkpoint counts on")
-    else:
-        os.truncate(file, size)
-
-
-def _keep(path: Path, settings: Settings, report: train.Report, steps: int, seconds: float, sizes: dict) -> None:
-    """Write a checkpoint; of the others, the newest and that of the best training return stay."""
-    for name in sizes:
-        if (path / name).exists():
-            with open(path / name, "rb") as file:
-                os.fsync(file)  # the checkpoint counts on these rows
-    record = {
-        "settings": to_json(settings),
-        "step": report.step,
-        "steps": steps,
-        "seconds": seconds,
-        "bytes": sizes,
-        "score": _json_number(statistics.iqm(_means(report.last_returns))),
-    }
-    state = _kept(settings, report.state, report.since)
-    checkpoint.save(path / "checkpoints", str(report.step), state, record)
-    scores = {place.name: checkpoint.record(place)["score"] for place in checkpoint.newest(path / "checkpoints")}
-    best = max(scores, key=lambda name: -math.inf if scores[name] is None else scores[name])
-    checkpoint.prune(path / "checkpoints", settings.keep_checkpoints, also=[best])
-
-
-def record(
-    path: Path,
-    settings: Settings,
-    reports: Iterator[train.Report],
-    where: Restored | None = None,
-) -> Iterator[train.Report]:
-    """Pass on the reports of a run, each written first, all of its seeds in one write, with a checkpoint where one is
-    due. `where` is from where the run went on.
-
-    Raises FloatingPointError at a report of a seed that has failed, where the settings say so.
-    """
-    step, steps, seconds = (where.step, where.steps, where.seconds) if where else (0, settings.steps, 0.0)
-    began, kept = time.perf_counter() - seconds, step
-    if not (path / "metrics.csv").exists():
-        _append(path / "metrics.csv", COLUMNS, [])
-    for report in reports:
-        if settings.on_nan == "stop" and (failures := failed_seeds(settings, report)):
-            raise FloatingPointError(_failures(path, failures))
-        seconds = round(time.perf_counter() - began, 3)
-        sizes = {} if report.planned else _sizes(path)
-        if report.step > step:
-            _write_rows(path, settings, report, seconds)
-        last = not report.planned or report.step >= steps
-        due = settings.checkpoint_every and report.step // settings.checkpoint_every > kept // settings.checkpoint_every
-        if report.step > kept and (last or due):
-            _keep(path, settings, report, steps, seconds, sizes or _sizes(path))
-            kept = report.step
-        yield report
-    if report.step > kept:  # stopped where a report was due
-        _keep(path, settings, report, steps, seconds, _sizes(path))
-
-
-def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
-    seed, (step, cause) = next(iter(failures.items()))
-    others = f", and {len(failures) - 1} other seeds" if len(failures) > 1 else ""
-    found = checkpoint.newest(path / "checkpoints")
-    last = (
-        f"the last good checkpoint is at step {checkpoint.record(found[0])['step']:,}"
-        if found
-        else "there is no checkpoint yet"
-    )
-    return (
-        f"stopped: seed {seed} failed at step {step:,}, its {cause} is not finite{others}; {last}; "
-        f"fdqn resume {path} --on-nan freeze goes on from there without the seed"
-    )
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    return {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in ROWS}
-
-
-def _write_rows(path: Path, settings: Settings, report: train.Report, seconds: float) -> None:
-    columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
-    rows = [
-        (report.step, seed, report.updates[i], report.episodes[i], *(_number(x[i]) for x in columns), seconds)
-        for i, seed in enumerate(build.seeds(settings))
-    ]
-    _append(path / "metrics.csv", COLUMNS, rows)
-    if report.evaluation is not None:
-        scores = [
-            (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(build.seeds(settings))
-        ]
-        _append(path / "evaluations.csv", ("step", "seed", "return"), scores)
-
-
 def save_params(path: Path, settings: Settings, params: Params) -> None:
     """Write `params.safetensors`."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in params.items()}
-    write_whole(path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(build.seeds(settings)))}))
+    files.write(path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(build.seeds(settings)))}))
 
 
 def finish(
@@ -308,7 +196,7 @@ def finish(
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
-    failures = failed_seeds(settings, report)
+    failures = history.failed_seeds(settings, report)
     failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
     final = evaluate.greedy(envs.find(settings.env), build.network(settings), params, report.state.key)
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
@@ -329,39 +217,23 @@ def finish(
     if outside is not None:
         played = returns_record(outside, failed, seeds)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
-    part = path / "curve.png.part"
-    picture(part, read_curve(path), summary)
-    os.replace(part, path / "curve.png")
+    drawn = io.BytesIO()
+    picture(drawn, read_curve(path), summary)
+    files.write(path / "curve.png", drawn.getvalue())
     summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
-    _write_json(path / "summary.json", summary)
+    files.write(path / "summary.json", _json(summary))
     return summary
-
-
-def failed_seeds(settings: Settings, report: train.Report) -> dict[int, tuple[int, str]]:
-    """The seeds whose learning has stopped because something was not finite: the environment step and what it was."""
-    steps = settings.num_envs * settings.steps_per_cycle
-    return {
-        seed: (int(cycle) * steps, train.CAUSES[cause])
-        for seed, cycle, cause in zip(build.seeds(settings), report.failed, report.cause, strict=True)
-        if cycle >= 0
-    }
 
 
 def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> dict[str, Any]:
     """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null."""
-    per_seed = _means(returns)
+    per_seed = statistics.row_means(returns)
     per_seed[[seeds.index(seed) for seed in failed]] = np.nan
     estimate = statistics.interval(per_seed)
     return {
         **{name: _json_number(x) for name, x in estimate._asdict().items()},
         "per_seed": [_json_number(x) for x in per_seed],
     }
-
-
-def _means(returns: NDArray[Any]) -> NDArray[np.float64]:
-    """The mean of each row's finite numbers, NaN where there is none."""
-    counts = np.isfinite(returns).sum(axis=1)
-    return np.where(counts > 0, np.nansum(returns, axis=1) / np.maximum(counts, 1), np.nan)
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -371,41 +243,55 @@ def writing(path: Path) -> contextlib.AbstractContextManager[None]:
     return checkpoint.lock(path / "checkpoints")
 
 
-def plan(path: Path) -> Settings:
-    """The settings of a run folder, finished or not. Raises ValueError, naming the file, where it is none."""
-    return _read(path, "config.json", _read_settings)
+def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
+    """The settings of a run folder, finished or not, and how many environment steps a seed it is to take.
+
+    Raises ValueError, naming the file, where it is none; and where its environment is somebody's code and not `env`.
+    """
+    config = _read(path, "config.json", _read_config)
+    settings = _named(path, env)
+    return dataclasses.replace(settings, on_nan=config["plan"]["on_nan"]), config["plan"]["steps"]
 
 
 def finished(path: Path) -> int:
-    """Environment steps a seed of the last summary; 0 where there is none."""
+    """Environment steps a seed that the run of a folder had taken when it was last summed up, also when it was stopped
+    then; 0 where it never was."""
     return _read(path, "summary.json", _read_summary)["steps"] if (path / "summary.json").exists() else 0
 
 
 def read(path: Path) -> Run:
     """A finished run's folder. Raises ValueError, naming the file, where it is not one."""
     settings = _read(path, "config.json", _read_settings)
-    summary = _read(path, "summary.json", _read_summary)
-    return Run(path, settings, summary, _read(path, "metrics.csv", lambda file: read_curve(file.parent)))
+    seeds = list(build.seeds(settings))
+    summary = _read(path, "summary.json", partial(_read_summary, seeds=seeds))
+    return Run(path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))))
 
 
-def read_params(path: Path) -> Params:
+def read_params(path: Path, env: str | None = None) -> Params:
     """The trained lanes [S, ...] of a run folder, in the network's order: the file's is the alphabet's.
 
-    Raises ValueError where they are not those of the run's settings.
+    Raises ValueError where they are not those of the run's settings, and where its environment is somebody's code and
+    not `env`.
     """
-    settings = _read(path, "config.json", _read_settings)
-    params = _read(path, "params.safetensors", lambda file: dict(load_file(file)))
+    settings = _named(path, env)
+    params = _read(path, "params.safetensors", lambda file: dict(load(files.read(file))))
     expected = build.network(settings).init(build.keys(settings))
     shapes, given = ({name: list(x.shape) for name, x in tree.items()} for tree in (expected, params))
     if shapes != given:
-        raise ValueError(f"params.safetensors: expected {shapes}, got {given}")
+        others = [name for name in given if shapes.get(name) != given[name]]
+        got = ", ".join(f"{name} {given[name]}" for name in others[:3]) or f"only {sorted(given)}"
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise ValueError(f"params.safetensors: expected {shapes}, got {got}{more}")
     return {name: params[name] for name in expected}
 
 
 def read_curve(path: Path) -> plots.Curve:
     """Training returns at every report, from `metrics.csv`."""
-    with open(path / "metrics.csv", newline="") as file:
-        rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(file)]
+    lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
+    try:
+        rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("expected numbers under step, seed and return, got other columns or words") from None
     if not rows:
         raise ValueError("expected rows, got none")
     steps, seeds = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
@@ -416,21 +302,21 @@ def read_curve(path: Path) -> plots.Curve:
     return plots.Curve(np.asarray(steps, dtype=np.int64), values)
 
 
-def picture(path: Path, curve: plots.Curve, summary: dict[str, Any]) -> None:
+def picture(file: Path | BinaryIO, curve: plots.Curve, summary: dict[str, Any]) -> None:
     """The learning curve of one run, failed seeds left out, its result under the title."""
     failed, seeds = summary["failed_seeds"], summary["seeds"]
     result = f"{len(seeds)} seeds; trained, played greedily: {interval_text(summary['final_return'])}"
     alive = curve._replace(values=curve.values[:, [seed not in failed for seed in seeds]])
     left_out = f"; {len(failed)} failed seeds left out" if failed else ""
-    plots.learning_curves(path, {summary["env"]: {"": alive}}, result + left_out)
+    plots.learning_curves(file, {summary["env"]: {"": alive}}, result + left_out)
 
 
-def comparison(path: Path, read: Sequence[Run]) -> None:
+def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
     """The learning curves of several runs, a panel for each environment: returns of two do not share a scale."""
     panels: dict[str, dict[str, plots.Curve]] = {}
     for run in read:
         panels.setdefault(run.settings.env, {})[str(run.path)] = run.curve
-    plots.learning_curves(path, panels)
+    plots.learning_curves(file, panels)
 
 
 def interval_text(record: dict[str, Any]) -> str:
@@ -450,37 +336,83 @@ def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
         return reader(path / name)
     except FileNotFoundError:
         raise ValueError(f"run: expected a finished run folder, got {path} without {name}") from None
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         reason = "which is not JSON"
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
-        reason = f"which cannot be read: {error}"
-    except (KeyError, TypeError, ValueError) as error:
+        reason = f"which cannot be read: {getattr(error, 'strerror', None) or error}"
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"in which something is wrong: {error}"
     raise ValueError(f"run: expected a finished run folder, got {path} with a {name} {reason}")
 
 
-def _read_settings(file: Path) -> Settings:
-    config = json.loads(file.read_text())
-    if not isinstance(config, dict) or not isinstance(config.get("settings"), dict):
-        raise ValueError("expected a record of settings")
-    settings = from_json(config["settings"])
-    build.program(settings)
+def _read_config(file: Path) -> dict[str, Any]:
+    config = json.loads(files.read(file, 2**24))
+    parts = {"settings": dict, "plan": dict, "versions": dict, "engine": dict}
+    if not isinstance(config, dict) or not all(isinstance(config.get(name), of) for name, of in parts.items()):
+        raise ValueError(f"expected records of {', '.join(parts)}")
+    plan = config["plan"]
+    if (
+        type(plan.get("steps")) is not int
+        or not 0 < plan["steps"] <= 2**53
+        or plan.get("on_nan") not in ("freeze", "stop")
+    ):
+        raise ValueError("expected a plan with steps and on_nan")
+    return config
+
+
+def _read_settings(file: Path, env: str | None = None) -> Settings:
+    """What names code is not looked up unless it is `env`: a folder from elsewhere must not say what is run here."""
+    settings = from_json(_read_config(file)["settings"])
+    if not envs.is_code(settings.env) or settings.env == env:
+        build.program(settings)
     return settings
 
 
-def _read_summary(file: Path) -> dict[str, Any]:
-    summary = json.loads(file.read_text())
-    missing = SUMMARY - set(summary) if isinstance(summary, dict) else SUMMARY
-    if missing:
+def _named(path: Path, env: str | None) -> Settings:
+    settings = _read(path, "config.json", partial(_read_settings, env=env))
+    if envs.is_code(settings.env) and settings.env != env:
+        raise ValueError(
+            f"env: expected the name of the code that {path} was trained on, got {env}; --env {settings.env} runs it"
+        )
+    return settings
+
+
+def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
+    summary = json.loads(files.read(file, 2**24))
+    check.kind("summary", summary, dict)
+    if missing := set(SUMMARY) - set(summary):
         raise ValueError(f"expected {', '.join(sorted(missing))} too")
+    for name, kind in SUMMARY.items():
+        check.kind(name, summary[name], *(kind if isinstance(kind, tuple) else (kind,)))
+    if seeds is not None and summary["seeds"] != seeds:
+        raise ValueError(f"seeds: expected those of config.json, {seeds[0]} to {seeds[-1]}, got {summary['seeds']}")
+    if others := [seed for seed in summary["failed_seeds"] if seed not in summary["seeds"]]:
+        raise ValueError(f"failed_seeds: expected some of the seeds, got {others}")
+    for name in ("final_return", "train_return", "gymnasium_return"):
+        if name in summary:
+            _check_returns(name, summary[name], len(summary["seeds"]))
     return summary
 
 
-def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows if path.exists() else [columns, *rows])
-    with open(path, "a", newline="") as file:
-        file.write(text.getvalue())
+def _check_returns(name: str, record: Any, seeds: int) -> None:
+    """Raise ValueError or TypeError unless it is what `returns_record` makes."""
+    check.kind(name, record, dict)
+    for part in ("iqm", "low", "high"):
+        check.kind(f"{name}.{part}", record.get(part, "nothing"), *PERHAPS)
+    check.kind(f"{name}.per_seed", record.get("per_seed"), list)
+    for value in record["per_seed"]:
+        check.kind(f"{name}.per_seed", value, *PERHAPS)
+    if len(record["per_seed"]) != seeds:
+        raise ValueError(f"{name}.per_seed: expected {seeds} numbers, one a seed, got {len(record['per_seed'])}")
+    if name == "gymnasium_return":
+        check.kind(f"{name}.env", record.get("env"), str)
+
+
+def _read_rows(file: Path, seeds: int) -> plots.Curve:
+    curve = read_curve(file.parent)
+    if curve.values.shape[1] != seeds:
+        raise ValueError(f"expected rows of {seeds} seeds, got {curve.values.shape[1]}")
+    return curve
 
 
 def _finite(params: Params) -> NDArray[np.bool_]:
@@ -488,29 +420,12 @@ def _finite(params: Params) -> NDArray[np.bool_]:
     return torch.stack([x.isfinite().flatten(1).all(1) for x in params.values()]).all(0).cpu().numpy()
 
 
-def _number(x: Any) -> str:
-    """A number for a table; nothing for NaN, which stands for no number."""
-    return "" if math.isnan(x) else f"{x:.7g}"
-
-
 def _json_number(x: Any) -> float | None:
     return float(x) if math.isfinite(x) else None
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """All of it or nothing: under another name first, then renamed."""
-    part = path.with_name(f"{uuid.uuid4().hex}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def git_commit() -> str | None:

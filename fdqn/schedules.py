@@ -13,11 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fdqn import check
 from fdqn.types import Scalar, Schedule
 
 
 def constant(step: Tensor, value: Scalar) -> Tensor:
     """`value` at every step."""
+    _check(step, value=value)
     return torch.zeros_like(step, dtype=torch.float64) + _double(value, step)
 
 
@@ -28,6 +30,7 @@ def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
 
     `torch.optim.lr_scheduler.LinearLR`.
     """
+    _check(step, start=start, end=end, steps=steps)
     done = _done(step, steps)
     # Weighted from both sides, so that either end is met exactly.
     return (1.0 - done) * _double(start, step) + done * _double(end, step)
@@ -40,6 +43,7 @@ def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: S
 
     `torch.optim.lr_scheduler.PolynomialLR`, whose end is 0.
     """
+    _check(step, start=start, steps=steps, power=power, end=end)
     begin, stop = _double(start, step), _double(end, step)
     return stop + (begin - stop) * (1.0 - _done(step, steps)) ** power
 
@@ -51,6 +55,7 @@ def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
 
     `torch.optim.lr_scheduler.ExponentialLR`.
     """
+    _check(step, start=start, decay=decay)
     return _double(start, step) * _double(decay, step) ** step.double()
 
 
@@ -61,6 +66,7 @@ def staircase(step: Tensor, start: Scalar, decay: Scalar, every: Scalar) -> Tens
 
     `torch.optim.lr_scheduler.StepLR`.
     """
+    _check(step, start=start, decay=decay, every=every)
     _check_positive("every", every)
     return _double(start, step) * _double(decay, step) ** (step.double() / _double(every, step)).floor()
 
@@ -72,6 +78,8 @@ def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[
 
     `torch.optim.lr_scheduler.MultiStepLR`.
     """
+    check.kind("milestones", milestones, Sequence, Tensor)
+    _check(step, start=start, decay=decay)
     passed = sum(
         ((step >= milestone).double() for milestone in milestones), torch.zeros_like(step, dtype=torch.float64)
     )
@@ -86,6 +94,7 @@ def cosine(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
     With `step.clamp_max(steps)` it stays at the end. Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983;
     `torch.optim.lr_scheduler.CosineAnnealingLR`.
     """
+    _check(step, start=start, end=end, steps=steps)
     _check_positive("steps", steps)
     begin, stop = _double(start, step), _double(end, step)
     return stop + (begin - stop) * (1.0 + (math.pi * step.double() / _double(steps, step)).cos()) / 2.0
@@ -97,6 +106,7 @@ def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, gro
     `growth` is a whole number of at least 1. Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983;
     `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`.
     """
+    _check(step, start=start, end=end, steps=steps, growth=growth)
     if growth < 1 or growth != int(growth):
         raise ValueError(f"growth: expected a whole number of at least 1, got {growth}")
     _check_positive("steps", steps)
@@ -124,7 +134,11 @@ def one_cycle(
     From `peak / start_divisor` at step 0 to `peak / start_divisor / end_divisor` at the last, `steps - 1`, and constant
     after it. Smith, Topin 2019, https://arxiv.org/abs/1708.07120; `torch.optim.lr_scheduler.OneCycleLR`.
     """
-    _check_positive("steps", steps)
+    _check(step, peak=peak, steps=steps, start_divisor=start_divisor, end_divisor=end_divisor)
+    if not isinstance(warm, Tensor):
+        check.share("warm", warm)
+    for name, x in (("steps", steps), ("start_divisor", start_divisor), ("end_divisor", end_divisor)):
+        _check_positive(name, x)
     start, last = _double(peak, step) / start_divisor, _double(steps, step) - 1.0
     top = (warm * _double(steps, step) - 1.0).clamp_min(1e-30)  # no rise at all is a step of no length
     time = step.double().minimum(last)
@@ -138,6 +152,9 @@ def warm_up(step: Tensor, schedule: Schedule, steps: int, share: Scalar = 0.0) -
 
     `torch.optim.lr_scheduler.LinearLR`, followed by another in a `SequentialLR`.
     """
+    check.function("schedule", schedule)
+    check.count("steps", steps)
+    _check(step, share=share)
     first = schedule(torch.zeros_like(step))
     return sequence(step, [lambda s: linear(s, share * first, first, steps), schedule], [steps])
 
@@ -149,12 +166,29 @@ def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scala
     """
     if len(starts) != len(schedules) - 1:
         raise ValueError(f"starts: expected one for all of {len(schedules)} schedules but the first, got {len(starts)}")
+    for schedule in schedules:
+        check.function("schedules", schedule)
+    numbers = [start for start in starts if not isinstance(start, Tensor)]
+    if numbers != sorted(numbers):
+        raise ValueError(f"starts: expected them in ascending order, got {list(starts)}")
     value = constant(step, schedules[0](step))
     for schedule, start in zip(schedules[1:], starts, strict=True):
         begun = step >= start
         # Before its start a schedule is asked for its first value, since it may not be defined below 0.
         value = torch.where(begun, schedule(torch.where(begun, step - start, torch.zeros_like(step))), value)
     return value
+
+
+def _check(step: Tensor, **constants: Scalar) -> None:
+    """Raise TypeError unless step is a tensor and the constants are numbers or tensors, ValueError for NaN."""
+    check.tensor("step", step)
+    for name, x in constants.items():
+        if isinstance(x, Tensor):
+            continue
+        if isinstance(x, bool) or not isinstance(x, int | float):
+            raise TypeError(f"{name}: expected a number or a tensor, got {x!r}")
+        if math.isnan(x) or (name == "steps" and x < 0):
+            raise ValueError(f"{name}: expected {'at least 0' if name == 'steps' else 'a number'}, got {x}")
 
 
 def _check_positive(name: str, x: Scalar) -> None:

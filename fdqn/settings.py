@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
@@ -78,6 +78,33 @@ class Settings:
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to make; by default runs/ENV-DATE-TIME."""
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not _is_like(field.default, value):
+                raise TypeError(f"{field.name}: expected {_KINDS[type(field.default)]}, got {value!r}")
+            if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
+                raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
+
+
+_KINDS = {
+    str: "a word",
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    tuple: "whole numbers",
+    type(None): "a path as a string, or None",
+}
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether a value is of the type of a setting, which its default has."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple | list) and all(type(x) is int for x in value)
+    if isinstance(default, float):
+        return isinstance(value, float | int) and not isinstance(value, bool)
+    return type(value) is type(default) or (default is None and isinstance(value, str))
+
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """The settings as strict JSON has them: an infinity becomes a word."""
@@ -89,6 +116,8 @@ def to_json(settings: Settings) -> dict[str, Any]:
 
 def from_json(given: dict[str, Any]) -> Settings:
     """What `to_json` made. Raises ValueError, naming the field, for one that is unknown, missing or of another type."""
+    if not isinstance(given, dict):
+        raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     defaults = dataclasses.asdict(Settings())
     if set(given) != set(defaults):
         raise ValueError(
@@ -97,12 +126,11 @@ def from_json(given: dict[str, Any]) -> Settings:
     read = dict(given)
     for name, default in defaults.items():
         value = read[name]
-        if isinstance(default, float) and (type(value) in (int, float) or value in ("inf", "-inf")):
+        if isinstance(default, float) and (type(value) is int or value in ("inf", "-inf")):
             read[name] = float(value)
-        elif name == "hidden" and isinstance(value, list) and all(type(x) is int for x in value):
+        elif isinstance(default, tuple) and isinstance(value, list):
             read[name] = tuple(value)
-        elif name == "out" and (value is None or isinstance(value, str)):
-            continue
-        elif type(value) is not type(default):
-            raise ValueError(f"settings.{name}: expected {type(default).__name__}, got {value!r}")
-    return Settings(**read)
+    try:
+        return Settings(**read)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings.{error}") from None

@@ -169,6 +169,8 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
 
     Raises ValueError or TypeError where hyper, network and environment do not fit each other, before replay is made.
     """
+    _check_program(program)
+    check.kind("hyper", hyper, Hyper)
     check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields)}", keys, *hyper)
     check.integer("keys", keys)
     config, spec = program.config, program.env.spec
@@ -197,6 +199,9 @@ def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Nois
 
 def cycle_keys(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
     """The keys [cycles, S, 2] of `cycles` cycles from `first_cycle` on, for the lanes' keys [S, 2]."""
+    check.shapes("keys[S 2]", keys)
+    check.count("first_cycle", first_cycle)
+    check.count("cycles", cycles, 1)
     numbers = (first_cycle + torch.arange(cycles, device=keys.device)).unsqueeze(-1)
     return random.fold_in(random.fold_in(keys, random.CYCLES), numbers)
 
@@ -217,6 +222,9 @@ def draw(program: Program, cycle_keys: Tensor) -> Noise:
 
 def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
     """Act k times in every environment and remember what came of it."""
+    check.kind("state", state, TrainState)
+    shape = f"{program.config.steps_per_cycle} {program.config.num_envs}"
+    check.shapes(f"noise.act[{shape} 2] noise.env[{shape} {program.env.spec.noise}]", noise.act, noise.env)
     for i in range(program.config.steps_per_cycle):
         taken = state.cycle * program.config.env_steps + i * program.config.num_envs
         action = dqn.act(
@@ -244,6 +252,8 @@ def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
     An update whose loss, gradient or result is not finite, and every one after it, is left out: the learner stays as it
     was.
     """
+    check.kind("state", state, TrainState)
+    check.shapes(f"noise.sample[{program.config.updates_per_cycle} {program.config.batch_size}]", noise.sample)
     optimizer = program.optimizer(state.hyper)
     learner, metrics = state.learner, state.metrics
     for i in range(program.config.updates_per_cycle):
@@ -251,8 +261,8 @@ def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
         updated, diagnostics = dqn.learn(program.loss, optimizer, learner, batch, state.hyper)
         if program.config.target_period == 0:
             updated = dqn.soft_copy(updated, state.hyper.tau)
-        # A step size that is not finite spoils every parameter, and so the few of the last.
-        sound = list(updated.params.values())[-1].isfinite().all()
+        # The largest, which may be NaN: a compiler vectorises it, and not whether all are finite.
+        sound = torch.stack([x.abs().amax() for x in updated.params.values()]).amax() < torch.inf
         metrics = count_update(metrics, diagnostics, sound, state.cycle)
         # What did not change need not be chosen: that would write it anew.
         alive = metrics.failed < 0
@@ -269,6 +279,7 @@ def cycle(program: Program, state: TrainState, noise: Noise) -> TrainState:
 
 def sync(state: TrainState) -> TrainState:
     """The hard target copy."""
+    check.kind("state", state, TrainState)
     return state._replace(learner=dqn.hard_copy(state.learner))
 
 
@@ -322,8 +333,10 @@ def vmapped(program: Program) -> Functions:
 def fold(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """`step(state, x) -> state` once for each x of a tree with leaves [n, ...], in turn: `lax.scan` without outputs."""
 
+    check.function("step", step)
+
     def folded(state: Any, xs: Any) -> Any:
-        for i in range(len(tree.leaves(xs)[0])):
+        for i in range(check.length("xs", xs)):
             state = step(state, tree.index(xs, i))
         return state
 
@@ -352,10 +365,16 @@ def run(
     `learning_starts` steps before learning goes on. Nothing happens before the first report is asked for; then whatever
     one cycle raises on fake tensors is raised, before anything runs.
     """
-    config = program.config
+    _check_program(program)
+    check.kind("state", state, TrainState)
+    check.shapes("state.key[S 2]", state.key)
+    check.kind("functions", functions, Functions)
     for name, value in (("steps", steps), ("report_every", report_every)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+        check.count(name, value, 1)
+    check.count("evaluate_every", evaluate_every)
+    if evaluate is not None:
+        check.function("evaluate", evaluate)
+    config = program.config
     number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
     # Counted from when the replay was empty: that is at the start, or where a run goes on without its replay.
     emptied = number - int(state.replay.added.max()) // config.env_steps
@@ -440,6 +459,15 @@ def run(
             return
 
 
+def _check_program(program: Program) -> None:
+    check.kind("program", program, Program)
+    check.kind("program.config", program.config, dqn.Config)
+    check.kind("program.env", program.env, Env)
+    check.kind("program.network", program.network, Network)
+    check.function("program.loss", program.loss)
+    check.function("program.optimizer", program.optimizer)
+
+
 def _init_lane(program: Program, params: Params, hyper: Hyper, key: Tensor, env_state: Any, step: Step) -> TrainState:
     config = program.config
     example = replay.transition(step.obs[0], torch.zeros_like(step.reward[0], dtype=torch.int64), tree.index(step, 0))
@@ -498,6 +526,7 @@ def _wait(state: TrainState) -> None:
 
 def reading(program: Program, state: TrainState) -> Reading:
     """What the lanes say now, in one transfer of numbers that are exact in float64: a GPU is asked once a report."""
+    check.shapes("state.key[S 2]", state.key)
     metrics = state.metrics
     share = epsilon(state.hyper, state.cycle * program.config.env_steps)
     counts = metrics.episodes, state.learner.updates, metrics.failed, metrics.cause

@@ -16,8 +16,16 @@ T = TypeVar("T")
 
 
 def map(f: Callable[..., Any], tree: T, *others: Any) -> T:
-    """`f` on every leaf; with several trees of one structure, on every group of leaves."""
-    return pytree.tree_map(f, tree, *others)
+    """`f` on every leaf; with several trees of one structure, on every group of leaves.
+
+    Raises ValueError where the structures differ.
+    """
+    try:
+        return pytree.tree_map(f, tree, *others)
+    except ValueError:
+        if all(structure(other) == structure(tree) for other in others):
+            raise  # of `f`
+    raise ValueError(f"trees: expected one structure, got {' and '.join(str(paths(x)) for x in (tree, *others))}")
 
 
 def leaves(tree: Any) -> list[Tensor]:
@@ -36,9 +44,10 @@ def paths(tree: Any) -> list[str]:
 
 
 def stack(trees: Iterable[T], dim: int = 0) -> T:
-    """One tree whose leaves have a new axis `dim`."""
-    first, *rest = trees
-    return map(lambda *xs: torch.stack(xs, dim), first, *rest)
+    """One tree whose leaves have a new axis `dim`. Raises ValueError for no trees and for leaves of several shapes."""
+    if not (given := list(trees)):
+        raise ValueError("trees: expected at least one, got none")
+    return map(lambda *xs: _stacked(xs, dim), *given)
 
 
 def index(tree: T, i: Any) -> T:
@@ -47,7 +56,9 @@ def index(tree: T, i: Any) -> T:
 
 
 def cast(tree: T, dtype: torch.dtype) -> T:
-    """Floating leaves in `dtype`; the others as they are."""
+    """Floating leaves in `dtype`, itself floating; the others as they are."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating-point dtype, got {dtype!r}")
     return map(lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
 
 
@@ -114,6 +125,12 @@ def equal(a: Any, b: Any) -> bool:
 def nbytes(tree: Any) -> int:
     """Bytes that the leaves hold."""
     return sum(x.numel() * x.element_size() for x in leaves(tree))
+
+
+def _stacked(xs: tuple[Tensor, ...], dim: int) -> Tensor:
+    if len(shapes := {tuple(x.shape) for x in xs}) > 1:
+        raise ValueError(f"trees: expected leaves of one shape, got {' and '.join(str(list(s)) for s in shapes)}")
+    return torch.stack(xs, dim)
 
 
 def _tensor(x: Any) -> Tensor:

@@ -65,6 +65,7 @@ class EnvSpec(NamedTuple):
 
     obs_shape: tuple[int, ...]
     obs_dtype: torch.dtype
+    """Of torch.bool, replay packs eight to a byte."""
     actions: int
     noise: int
     """K, the uniforms that each reset and each step take."""

@@ -569,7 +569,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(call):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_settings_are_checked(name):
-    with pytest.raises(ValueError, match="time_limit: expected at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="time_limit: expected at least 1, got 0"):
         envs.make(name, time_limit=0)
     with pytest.raises(TypeError, match=r"time_limit: expected an integer, got 5\.0"):
         envs.make(name, time_limit=5.0)

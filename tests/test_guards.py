@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import cli, losses, runs, train, tree
+from fdqn import cli, history, losses, runs, train, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 
@@ -138,6 +138,41 @@ def test_the_planted_bug_is_seen(trained):
     asserts.assert_finite(vmap(partial(train.cycle, program))(spoiled, noise).learner.params)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("leaf", ["0.weight", "0.bias", "2.weight", "2.bias"])
+def test_every_parameter_is_looked_at(trained, leaf, value):
+    """Behind a ReLU minus infinity is never seen in a loss."""
+    learner = trained.learner
+    spoiled = trained._replace(
+        learner=learner._replace(params=learner.params | {leaf: put(learner.params[leaf], value)})
+    )
+    after = advanced(spoiled, 3)
+    assert after.metrics.failed.tolist() == [-1, 21, -1]
+    asserts.assert_trees_equal(others(advanced(trained, 3)), others(after))
+
+
+@pytest.mark.parametrize("leaf", ["0.weight", "0.bias", "2.weight", "2.bias"])
+def test_no_parameter_that_is_not_finite_reaches_the_state(trained, leaf):
+    """A step size that is infinite for one of them alone."""
+    program = examples.program()
+
+    def optimizer(hyper):
+        whole = program.optimizer(hyper)
+
+        def update(grads, state, params):
+            updates, state = whole.update(grads, state, params)
+            bad = torch.where(hyper.learning_rate > 1, torch.inf, 1.0)
+            return updates | {leaf: updates[leaf] * bad}, state
+
+        return whole._replace(update=update)
+
+    hyper = trained.hyper._replace(learning_rate=put(trained.hyper.learning_rate, 1.5))
+    after = advanced(trained._replace(hyper=hyper), 3, program._replace(optimizer=optimizer))
+    assert after.metrics.failed.tolist() == [-1, 21, -1]
+    assert train.CAUSES[after.metrics.cause[BAD]] == "parameter"
+    asserts.assert_trees_equal(tree.index(trained.learner.params, BAD), tree.index(after.learner.params, BAD))
+
+
 def test_reports_name_the_lane_the_cycle_and_the_cause(trained):
     program = examples.program()
     spoiled = PLACES["reward"](trained, torch.nan)
@@ -199,10 +234,10 @@ def test_on_nan_stop(tmp_path, capsys, monkeypatch):
 def test_failed_seeds_are_told_with_step_and_cause(trained):
     program = examples.program()
     (report,) = train.run(program, PLACES["reward"](trained, torch.nan), 60, train.vmapped(program), 30)
-    assert runs.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {}
+    assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {}
     spoiled = PLACES["reward"](trained, torch.nan)
     *_, report = train.run(program, spoiled, 90, train.vmapped(program), 30)
-    assert runs.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
+    assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
     assert train.reading(program, report.state).failed.tolist() == [-1, 21, -1]
     zero = train.dqn.Diagnostics(*torch.zeros(3))
     counted = train.count_update(tree.index(report.state.metrics, BAD), zero, torch.tensor(True), torch.tensor(40))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from plants import branches, rejects
 
-from fdqn import actions, envs, losses, optim, policies, random, replay, schedules, tree
+from fdqn import actions, bits, envs, losses, optim, policies, random, replay, schedules, tree
 from fdqn.envs import cartpole, mountain_car
 from fdqn.testing import laws, probes
 from fdqn.types import Env, Optimizer
@@ -343,9 +343,8 @@ def forgetful_add(memory, batch):
     """Writes over the last rows when full: forgets to begin again at the start."""
     capacity, count = memory.rows.reward.shape[0], batch.reward.shape[0]
     at = (memory.added.clamp_max(capacity - count) + torch.arange(count)) % capacity
-    return replay.Replay(
-        tree.map(lambda ring, new: ring.index_put((at,), new), memory.rows, batch), memory.added + count
-    )
+    rows = tree.map(lambda ring, new: ring.index_put((at,), new), memory.rows, batch)
+    return memory._replace(rows=rows, added=memory.added + count)
 
 
 def sliced_add(memory, batch):
@@ -354,7 +353,7 @@ def sliced_add(memory, batch):
     at = memory.added % capacity + torch.arange(count)
     keep = at < capacity
     rows = tree.map(lambda ring, new: ring.index_put((at[keep],), new[keep]), memory.rows, batch)
-    return replay.Replay(rows, memory.added + count)
+    return memory._replace(rows=rows, added=memory.added + count)
 
 
 def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
@@ -384,6 +383,33 @@ def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
 
     with rejects(r"operation 1, sampled rows: expected some of \[0, 1, 2\], got \[6, 8\]"):
         laws.replay_like_deque([3, torch.tensor([0, 2**32 - 1])], 5, sample=invented)
+
+
+def test_replay_rejects_booleans_packed_wrongly():
+    operations = [2, torch.tensor([0, 2**32 - 1]), 3, 2, 2]
+    laws.replay_like_deque(operations, 5, obs_dtype=torch.bool)
+
+    def repacked(change):
+        def sample(memory, words):
+            rows = replay.sample(memory, words)
+            return rows._replace(obs=change(rows.obs))
+
+        return sample
+
+    def cut(obs):  # the last byte, which is not full, is lost
+        return torch.cat([obs[:, :16], obs[:, 16:] & False], -1)
+
+    def turned(obs):  # bits in the order of their bytes' other end
+        return bits.unpack(bits.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
+
+    with rejects(r"operation 0, sampled rows: \.obs\[1, 20\]: expected True, got False"):
+        laws.replay_like_deque(operations, 5, obs_dtype=torch.bool, sample=repacked(cut))
+    with rejects(r"operation 0, sampled rows: \.obs\[1, 19\]: "):
+        laws.replay_like_deque(operations, 5, obs_dtype=torch.bool, sample=repacked(turned))
+    with rejects(r"sampled rows: \.obs: expected shape \[2, 21\], got \[2, 3\]"):  # the bytes themselves
+        laws.replay_like_deque(
+            operations, 5, obs_dtype=torch.bool, sample=lambda m, w: replay.sample(m._replace(unpacked={}), w)
+        )
 
 
 # Environments

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fdqn import build, runs, train
+from fdqn import build, history, runs, train
 from fdqn.settings import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -37,7 +37,7 @@ def reports(path, settings):
     runs.create(settings)
     state = train.init(program, build.hyper(settings), build.keys(settings))
     made = train.run(program, state, settings.steps, runs.functions(program, settings), settings.report_every)
-    return runs.record(path, settings, made)
+    return history.record(path, settings, made)
 
 
 def test_what_a_run_opens_it_closes(tmp_path):

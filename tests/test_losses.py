@@ -327,7 +327,7 @@ def test_messages_of_a_classifiers_losses():
     for beta in (0.0, -1.0):
         with pytest.raises(ValueError, match=f"beta: expected .*, got {beta}"):
             losses.smooth_l1(logits, beta)
-    with pytest.raises(TypeError, match=r"classes: expected a whole number, got 2\.5"):
+    with pytest.raises(TypeError, match=r"classes: expected an integer, got 2\.5"):
         losses.one_hot(labels, 2.5)
     with pytest.raises(ValueError, match=r"probabilities: expected shape \[... K\], got \[\]"):
         losses.smoothed(torch.tensor(1.0), 0.5)

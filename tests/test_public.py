@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 import fdqn
-from fdqn import actions, dqn, losses, networks, optim, policies, random, replay, schedules, train, tree
+from fdqn import actions, bits, dqn, losses, networks, optim, policies, random, replay, schedules, train, tree
 from fdqn.testing import asserts, laws, probes
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
@@ -98,6 +98,8 @@ FUNCTIONS = {
     "actions.best": (actions.best, (Q, LEGAL)),
     "actions.greedy": (actions.greedy, (Q, LEGAL)),
     "actions.count": (actions.count, (LEGAL,)),
+    "bits.pack": (bits.pack, (LEGAL,)),
+    "bits.unpack": (lambda packed: bits.unpack(packed, 3), (bits.pack(LEGAL),)),
     "dqn.act": (partial(dqn.act, NET.apply), (NET.init(KEY), BATCH.obs, LEGAL, torch.tensor(0.5), U)),
     "dqn.init": (partial(dqn.init, optim.adam()), (PARAMS,)),
     "dqn.learn": (
@@ -188,6 +190,7 @@ FUNCTIONS = {
 }
 """What is not in the table, with the reason."""
 ELSEWHERE = {
+    "bits": {"size": "counts"},
     "dqn": {"hyper": "makes tensors of numbers", "Config": "", "Learner": "", "Diagnostics": ""},
     "networks": {
         "load": "looks at names, once",
@@ -212,7 +215,10 @@ ELSEWHERE = {
         **dict.fromkeys(("count_episodes", "count_update", "reading"), "a whole program's laws"),
     },
 }
-ROOMS = ("actions", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "schedules", "tree", "train")
+ROOMS = (
+    "actions", "bits", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "schedules", "tree",
+    "train",
+)  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 
 

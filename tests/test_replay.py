@@ -1,4 +1,4 @@
-"""Replay: any history equals a deque, sampling is uniform, adding costs a row."""
+"""Replay: any history equals a deque, sampling is uniform, adding costs a row, booleans lie packed and come out."""
 
 import time
 
@@ -38,9 +38,16 @@ def test_any_history_equals_a_deque(history):
     laws.replay_like_deque(operations, capacity)
 
 
+@given(st.integers(1, 7).flatmap(lambda c: st.tuples(st.just(c), strategies.replay_operations(c))))
+def test_any_history_of_booleans_equals_a_deque(history):
+    capacity, operations = history
+    laws.replay_like_deque(operations, capacity, obs_dtype=torch.bool)
+
+
+@pytest.mark.parametrize("obs_dtype", [torch.float32, torch.bool, torch.uint8], ids=str)
 @pytest.mark.parametrize("operations", [[3, 3], [1] * 9, [4], [3, 4, 1, 2], [4, 4, 4]])
-def test_wrap_around(operations):
-    laws.replay_like_deque(operations, 4)
+def test_wrap_around(operations, obs_dtype):
+    laws.replay_like_deque(operations, 4, obs_dtype=obs_dtype)
 
 
 @pytest.mark.parametrize(("filled", "capacity"), [(37, 37), (20, 37), (37, 50)])
@@ -113,6 +120,84 @@ def test_sample_shares_nothing_with_the_ring():
     assert not {x.data_ptr() for x in tree.leaves(sampled)} & {x.data_ptr() for x in tree.leaves(memory)}
 
 
+# Booleans
+
+
+SHAPES = [(), (0,), (1,), (7,), (8,), (9,), (3, 5), (468,)]
+
+
+def flagged(shape, *numbers):
+    """Rows whose observations are booleans of that shape, made of the row's number."""
+    key = random.fold_in(random.key(1), torch.tensor(numbers))
+    obs, next_obs = (random.bits(k, shape) % 2 == 1 for k in random.split(key).unbind(-2))
+    return rows(*numbers)._replace(obs=obs, next_obs=next_obs)
+
+
+def empty(shape, capacity):
+    """A replay of such rows, and one that holds them as they are."""
+    example = tree.index(flagged(shape, 0), 0)
+    plain = tree.map(lambda x: x.new_zeros((capacity, *x.shape)), example)
+    return replay.init(example, capacity), replay.Replay(plain, torch.tensor(0), {})
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_packed_equals_unpacked(shape):
+    """Bit for bit what is sampled, for any shape, around the end of the ring, one lane or several."""
+    packed, plain = empty(shape, 5)
+    lanes = [tree.stack([memory] * 2) for memory in (packed, plain)]
+    words = random.bits(random.key(2), (7,))
+    for first in range(0, 16, 4):
+        batch = flagged(shape, *range(first, first + 4))
+        packed, plain = replay.add(packed, batch), replay.add(plain, batch)
+        asserts.assert_trees_equal(replay.sample(plain, words), replay.sample(packed, words))
+        both = tree.stack([batch, flagged(shape, *range(first + 40, first + 44))])
+        lanes = [torch.func.vmap(replay.add)(memory, both) for memory in lanes]
+        expected, got = (torch.func.vmap(replay.sample, (0, None))(memory, words) for memory in lanes)
+        asserts.assert_trees_equal(expected, got)
+
+
+def test_booleans_take_a_bit_each():
+    packed, plain = empty((468,), 1000)
+    assert packed.rows.obs.shape == packed.rows.next_obs.shape == (1000, 59)
+    assert packed.rows.obs.dtype == torch.uint8
+    assert (tree.nbytes(packed.rows), tree.nbytes(plain.rows)) == (1000 * (2 * 59 + 19), 1000 * (2 * 468 + 19))
+    assert tree.nbytes(packed) == tree.nbytes(packed.rows) + 8
+
+
+def test_what_is_not_boolean_lies_as_it_is():
+    for dtype in (torch.float32, torch.float64, torch.uint8, torch.int64):
+        memory = replay.init(EXAMPLE._replace(obs=EXAMPLE.obs.to(dtype), next_obs=EXAMPLE.next_obs.to(dtype)), 5)
+        assert memory.unpacked == {}
+        assert (memory.rows.obs.shape, memory.rows.obs.dtype) == ((5, 2), dtype)
+        assert memory.rows.next_legal.dtype == torch.bool
+        assert len(tree.leaves(memory)) == len(EXAMPLE) + 1
+
+
+def test_laws_of_a_function_of_booleans():
+    memory = replay.add(empty((11,), 5)[0], flagged((11,), 1, 2, 3))
+    batch, words = flagged((11,), 4, 5, 6), torch.tensor([0, 2**31, 2**32 - 1])
+    laws.pure(replay.add, memory, batch)
+    laws.pure(replay.sample, memory, words)
+    laws.compiled(replay.add, memory, batch)
+    laws.compiled(replay.sample, memory, words)
+    programs.donated(replay.add, memory, batch)
+    lanes, batches = tree.stack([memory] * 2), tree.stack([batch, flagged((11,), 7, 8, 9)])
+    programs.donated(torch.func.vmap(replay.add), lanes, batches)
+
+
+def test_booleans_of_another_number_that_fill_as_many_bytes():
+    memory, _ = empty((468,), 5)
+    for count in (465, 469, 472):
+        with pytest.raises(ValueError, match=rf"batch\.obs: expected shape \[2, 468\], got \[2, {count}\]"):
+            replay.add(memory, flagged((count,), 1, 2))
+    batch = flagged((468,), 1, 2)
+    with pytest.raises(TypeError, match=r"batch\.next_obs: expected torch.bool, got torch.uint8"):
+        replay.add(memory, batch._replace(next_obs=batch.next_obs.to(torch.uint8)))
+
+
+# Time
+
+
 def seconds(f, *args):
     """Of ten calls, in the best of seven tries: what else the machine does only adds."""
     times = []
@@ -150,7 +235,7 @@ def test_index_copy_would_cost_the_ring():
         count = batch.reward.shape[0]
         at = (memory.added + torch.arange(count)) % memory.rows.reward.shape[0]
         ring = tree.map(lambda x, new: x.index_copy(0, at, new), memory.rows, batch)
-        return replay.Replay(ring, memory.added + count)
+        return memory._replace(rows=ring, added=memory.added + count)
 
     assert times_slower(add, 1, large=300_000) > 3
 

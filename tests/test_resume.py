@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 
-from fdqn import build, checkpoint, cli, compile, runs, train, tree
+from fdqn import build, checkpoint, cli, compile, history, runs, train, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
@@ -46,14 +46,14 @@ def gone_on(path, settings, functions, where, stop_after=None):
         program, where.state, where.steps, functions, settings.report_every, evaluate=lambda s: s.obs[:, :, 0].numpy(),
         evaluate_every=settings.evaluate_every, stop=stop, since=where.since,
     )  # fmt: skip
-    *_, last = runs.record(path, settings, reports, where)
+    *_, last = history.record(path, settings, reports, where)
     return last
 
 
 def started(path, settings, functions, stop_after=None):
     _, state = begun(settings)
     runs.create(dataclasses.replace(settings, out=str(path)))
-    return gone_on(path, settings, functions, runs.Restored(state, None, 0, settings.steps, 0.0), stop_after)
+    return gone_on(path, settings, functions, history.Restored(state, None, 0, settings.steps, 0.0), stop_after)
 
 
 def rows(file):
@@ -64,7 +64,7 @@ def rows(file):
 
 def assert_same_run(expected, got, states):
     asserts.assert_trees_equal(*states)
-    for name in runs.ROWS:
+    for name in history.ROWS:
         assert rows(expected / name) == rows(got / name)
 
 
@@ -88,7 +88,7 @@ def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, mo
     path = tmp_path / "run"
     started(path, SETTINGS, functions, stop_after=stopped)
     program, state = begun(SETTINGS)
-    where = runs.restored(path, SETTINGS, program, state)
+    where = history.restored(path, SETTINGS, program, state)
     assert where.step == 3 * stopped
     last = gone_on(path, SETTINGS, functions, where)
     assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
@@ -118,9 +118,34 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
     for stopped in range(1, CYCLES + 1):
         path = tmp_path / str(stopped)
         assert started(path, settings, functions, stop_after=stopped).step == stopped * program.config.env_steps
-        where = runs.restored(path, settings, *begun(settings))
+        where = history.restored(path, settings, *begun(settings))
         last = gone_on(path, settings, functions, where)
         assert_same_run(tmp_path / "whole", path, (expected, last.state))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "cause"),
+    [
+        ("reward", torch.nan, "loss"),
+        ("reward", -torch.inf, "loss"),
+        ("bias", torch.nan, "loss"),
+        ("bias", -torch.inf, "parameter"),  # behind a ReLU no loss shows it
+    ],
+)
+def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, value, cause):
+    program, start = begun(SETTINGS)
+    *_, last = train.run(program, start, 60, functions, 60)
+    healthy, spoiled = tree.clone(last.state), tree.clone(last.state)
+    {"reward": spoiled.replay.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
+    before = tree.clone(spoiled)
+    *_, expected = train.run(program, healthy, 90, functions, 90)
+    *_, got = train.run(program, spoiled, 90, functions, 90)
+    assert got.failed.tolist() == [-1, 21]
+    assert [train.CAUSES[i] for i in got.cause] == ["nothing", cause]
+    asserts.assert_trees_equal(tree.index(expected.state, 0), tree.index(got.state, 0))
+    kept, given = tree.index(got.state.learner.params, 1), tree.index(before.learner.params, 1)
+    asserts.assert_trees_equal(tree.map(torch.nan_to_num, given), tree.map(torch.nan_to_num, kept))
+    assert not tree.equal(before.learner.params["0.weight"][0], got.state.learner.params["0.weight"][0])
 
 
 def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path, monkeypatch):
@@ -129,7 +154,7 @@ def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path,
     last = started(path, SETTINGS, functions, stop_after=2)
     while last.step < SETTINGS.steps:
         program, state = begun(SETTINGS)
-        last = gone_on(path, SETTINGS, functions, runs.restored(path, SETTINGS, program, state), stop_after=4)
+        last = gone_on(path, SETTINGS, functions, history.restored(path, SETTINGS, program, state), stop_after=4)
     assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
 
 
@@ -137,11 +162,11 @@ def test_rows_that_a_checkpoint_does_not_count_on_are_taken_back(tmp_path):
     """As a process that was killed leaves them: half a line."""
     path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
-    for name in runs.ROWS:
+    for name in history.ROWS:
         with open(path / name, "a") as file:
             file.write("45,0,1")
     program, state = begun(SETTINGS)
-    gone_on(path, SETTINGS, functions, runs.restored(path, SETTINGS, program, state))
+    gone_on(path, SETTINGS, functions, history.restored(path, SETTINGS, program, state))
     assert [int(row["step"]) for row in rows(path / "metrics.csv")] == [s for s in range(15, 91, 15) for _ in range(2)]
 
 
@@ -150,7 +175,7 @@ def test_rows_that_a_checkpoint_counts_on_and_are_not_there_are_named(tmp_path):
     started(path, SETTINGS, functions, stop_after=15)
     (path / "metrics.csv").write_text("step\n")
     with pytest.raises(checkpoint.CheckpointError, match=r"metrics\.csv: expected at least the \d+ bytes"):
-        runs.restored(path, SETTINGS, *begun(SETTINGS))
+        history.restored(path, SETTINGS, *begun(SETTINGS))
 
 
 def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
@@ -160,7 +185,7 @@ def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
     runs.create(dataclasses.replace(settings, out=str(path)))
     functions = train.vmapped(build.program(settings))
     reports = train.run(build.program(settings), state, 90, functions, 15)
-    for report in runs.record(path, settings, reports, runs.Restored(state, None, 0, 90, 0.0)):
+    for report in history.record(path, settings, reports, history.Restored(state, None, 0, 90, 0.0)):
         there = [int(place.name) for place in checkpoint.newest(path / "checkpoints")]
         seen.append((report.step, there))
     assert [there[0] if there else None for _, there in seen] == [None, 30, 30, 60, 60, 90]
@@ -178,12 +203,12 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     (place,) = checkpoint.newest(path / "checkpoints")
     assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
     program, state = begun(settings)
-    where = runs.restored(path, settings, program, state)
+    where = history.restored(path, settings, program, state)
     assert where.state.replay.added.tolist() == [0, 0]
     asserts.assert_trees_equal(stopped._replace(replay=()), where.state._replace(replay=()))
     states = []
     reports = train.run(program, where.state, 90, functions, 3, since=where.since)
-    for report in runs.record(path, settings, reports, where):
+    for report in history.record(path, settings, reports, where):
         states.append((report.updates.tolist(), tree.clone(report.state)))
     assert [updates for updates, _ in states] == [[n, n] for n in (16, 16, 16, 16, 17, 18, 19, 20, 21, 22)]
     for _, filling in states[:4]:
@@ -201,10 +226,10 @@ def test_other_settings_are_refused_by_name(tmp_path):
     started(path, SETTINGS, functions, stop_after=15)
     other = dataclasses.replace(SETTINGS, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"of config.json, got learning_rate = 0.002 and not 0.1"):
-        runs.restored(path, other, *begun(other), fallback=True)
+        history.restored(path, other, *begun(other), fallback=True)
     other = dataclasses.replace(SETTINGS, hidden=(9,))
     with pytest.raises(ValueError, match=r"of config.json, got hidden = \[8\] and not \[9\]"):
-        runs.restored(path, other, *begun(other))
+        history.restored(path, other, *begun(other))
 
 
 def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
@@ -215,14 +240,14 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
     file = newest / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(checkpoint.CheckpointError, match="--fallback goes on from the one before"):
-        runs.restored(path, settings, *begun(settings))
-    where = runs.restored(path, settings, *begun(settings), fallback=True)
+        history.restored(path, settings, *begun(settings))
+    where = history.restored(path, settings, *begun(settings), fallback=True)
     assert where.step == int(before.name)
     asserts.assert_trees_equal(expected.state, gone_on(path, settings, functions, where).state)
     for place in checkpoint.newest(path / "checkpoints"):
         (place / "manifest.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError):
-        runs.restored(path, settings, *begun(settings), fallback=True)
+        history.restored(path, settings, *begun(settings), fallback=True)
 
 
 # The command
@@ -386,7 +411,7 @@ def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path
 
 
 def test_the_plan_of_a_run_and_how_far_it_is(whole, tmp_path):
-    assert runs.plan(whole) == dataclasses.replace(LONGER, out=str(whole))
+    assert runs.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
     assert runs.finished(whole) == 1_500
     assert runs.finished(tmp_path) == 0
     compile.prepare_cpu()

@@ -34,7 +34,7 @@ def test_map_keeps_the_structure_and_refuses_others():
     doubled = tree.map(lambda x, y: x + y, NESTED.b["x"], NESTED.b["x"])
     assert torch.equal(doubled, torch.tensor([[6], [8]]))
     assert isinstance(tree.map(lambda x: x, NESTED), Pair)
-    with pytest.raises(ValueError, match=r"dict|keys|mismatch"):
+    with pytest.raises(ValueError, match="trees: expected one structure"):
         tree.map(lambda x, y: x, {"a": NESTED.a}, {"b": NESTED.a})
 
 

@@ -96,6 +96,8 @@ def describe(name: str) -> str:
 
 
 def _entry(name: str) -> _Entry:
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected that of an environment, got {name!r}; known: {', '.join(names())}")
     if name not in _ENTRIES:
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"; did you mean '{near[0]}'?" if near else "."

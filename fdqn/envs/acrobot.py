@@ -63,7 +63,7 @@ def step(state: State, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[State,
 
     Shapes: state and action [...]; u [..., 4].
     """
-    episode.check_step(state, action, u, NOISE)
+    episode.check_step(State, state, action, u, NOISE)
     theta1, theta2, theta1_dot, theta2_dot = _runge_kutta(state[:4], action.to(state.theta1.dtype) - 1)
     state = State(
         _wrap(theta1),

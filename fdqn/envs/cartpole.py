@@ -65,7 +65,7 @@ def step(state: State, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[State,
     Shapes: state and action [...]; u [..., 4].
     Florian 2007, https://coneural.org/florian/papers/05_cart_pole.pdf, with gymnasium's order of operations.
     """
-    episode.check_step(state, action, u, NOISE)
+    episode.check_step(State, state, action, u, NOISE)
     x, x_dot, theta, theta_dot, time = state
     force = torch.where(action == 1, FORCE, -FORCE).to(x.dtype)
     cos, sin = theta.cos(), theta.sin()

@@ -28,10 +28,8 @@ S = TypeVar("S", bound=Timed)
 
 def spec(obs_shape: tuple[int, ...], dtype: torch.dtype, actions: int, noise: int, time_limit: int) -> EnvSpec:
     """An EnvSpec whose fields hold. Raises ValueError for a time limit below 1, TypeError for what is no such type."""
-    if isinstance(time_limit, bool) or not isinstance(time_limit, int):
-        raise TypeError(f"time_limit: expected an integer, got {time_limit!r}")
-    if time_limit < 1:
-        raise ValueError(f"time_limit: expected at least 1 step, got {time_limit}")
+    check.count("time_limit", time_limit, 1)
+    check.kind("dtype", dtype, torch.dtype)
     if not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating-point dtype, got {dtype}")
     return EnvSpec(obs_shape, dtype, actions, noise, time_limit)
@@ -43,8 +41,14 @@ def check_reset(u: Tensor, noise: int) -> None:
     check.floating("u", u)
 
 
-def check_step(state: Timed, action: Tensor, u: Tensor, noise: int) -> None:
-    """Raise ValueError or TypeError unless `action` is integer [...] and `u` floating [..., K] beside a state [...]."""
+def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) -> None:
+    """Raise ValueError or TypeError unless `action` is integer [...] and `u` floating [..., K] beside a state [...] of
+    that kind.
+    """
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"state: expected that of {kind.__module__}, got {type(state).__module__}.{type(state).__name__}"
+        )
     check.shapes(f"state.time[...] action[...] u[... {noise}]", state.time, action, u)
     check.integer("action", action)
     check.floating("u", u)

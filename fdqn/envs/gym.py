@@ -98,7 +98,7 @@ class Games:
         for lane, row in zip(self._lanes, seeds, strict=True):
             lane.restarts[:] = False
             try:
-                with patience():
+                with patience(PATIENCE):
                     obs, infos = lane.vector.reset(seed=row)  # type: ignore[arg-type]
                     first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
             except Exception as error:
@@ -113,7 +113,7 @@ class Games:
         for i, (lane, row) in enumerate(zip(self._lanes, actions, strict=True)):
             if i not in self.broken:
                 try:
-                    with patience():
+                    with patience(PATIENCE):
                         answers.append(self._step(lane, row))
                     continue
                 except Exception as error:
@@ -204,7 +204,7 @@ def _final(space: Space, infos: dict[str, Any], ended: NDArray[np.bool_]) -> tup
 
 
 @contextlib.contextmanager
-def patience(seconds: float = PATIENCE) -> Iterator[None]:
+def patience(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in here after so many seconds.
 
     Where the system has no such signal, or outside of the main thread, it takes as long as it takes.

@@ -55,7 +55,7 @@ def step(state: State, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[State,
 
     Shapes: state and action [...]; u [..., 1].
     """
-    episode.check_step(state, action, u, NOISE)
+    episode.check_step(State, state, action, u, NOISE)
     position, velocity, time = state
     push = (action.to(position.dtype) - 1) * FORCE
     velocity = (velocity + (push + (3 * position).cos() * -GRAVITY)).clamp(-MAX_SPEED, MAX_SPEED)

@@ -52,8 +52,7 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
     channels, height, width = _event(obs_shape, rank=3)
     if min(height, width) < 36:
         raise ValueError(f"obs_shape: expected frames of at least 36 x 36, got {height} x {width}")
-    if actions < 1:
-        raise ValueError(f"actions: expected at least 1, got {actions}")
+    check.count("actions", actions, 1)
     features = 64 * math.prod(((n - 8) // 4 - 3) // 2 - 1 for n in (height, width))
     layers = {
         "0": (32, channels, 8, 8),
@@ -129,7 +128,10 @@ def _init_layers(layers: _Layers, key: Tensor) -> Params:
 
 
 def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int, ...]:
-    event = (obs_shape,) if isinstance(obs_shape, int) else tuple(obs_shape)
+    event = (obs_shape,) if isinstance(obs_shape, int) else obs_shape
+    if not isinstance(event, Sequence) or not all(isinstance(n, int) and not isinstance(n, bool) for n in event):
+        raise TypeError(f"obs_shape: expected whole numbers, got {obs_shape!r}")
+    event = tuple(event)
     if not event or min(event) < 1 or (rank is not None and len(event) != rank):
         expected = "one or more" if rank is None else str(rank)
         raise ValueError(f"obs_shape: expected {expected} sizes of at least 1, got {event}")
@@ -137,7 +139,7 @@ def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int
 
 
 def _sizes(inputs: int, hidden: Sequence[int], actions: int) -> list[int]:
-    if not isinstance(hidden, Sequence) or not all(isinstance(n, int) for n in (*hidden, actions)):
+    if not isinstance(hidden, Sequence) or not all(type(n) is int for n in (*hidden, actions)):
         raise TypeError(f"hidden, actions: expected whole numbers, several and one, got {hidden!r}, {actions!r}")
     sizes = [inputs, *hidden, actions]
     if min(sizes) < 1:

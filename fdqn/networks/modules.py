@@ -81,6 +81,9 @@ def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
     Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
     """
     check.shapes("x[...] u[...]", x, u)
+    check.floating("x", x)
+    check.floating("u", u)
+    check.kind("rate", rate, float, int, Tensor)
     if not isinstance(rate, Tensor) and not 0 <= rate < 1:
         raise ValueError(f"rate: expected a number in [0, 1), got {rate}")
     return (torch.where(u < rate, 0.0, x) / (1 - rate)).to(x.dtype)

@@ -26,6 +26,8 @@ def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -
         raise TypeError(
             f"state_dict: expected names with tensors, got {type(state_dict).__name__}; a module has state_dict()"
         )
+    check.function("network.init", getattr(network, "init", None))
+    check.kind("prefix", prefix, str)
     for name, x in state_dict.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"state_dict[{name!r}]: expected a tensor, got {type(x).__name__}")

@@ -1,5 +1,6 @@
 """What states begin with, and what every optimizer asks of its numbers."""
 
+import math
 from typing import Any
 
 import torch
@@ -51,6 +52,8 @@ def check_rate(learning_rate: Scalar | Schedule) -> None:
     """Raise TypeError for integers, which are steps taken for rates, and ValueError for a negative number."""
     if not callable(learning_rate):
         check.number("learning_rate", learning_rate)
+        if not isinstance(learning_rate, Tensor) and math.isinf(learning_rate):
+            raise ValueError("learning_rate: expected a finite number, got inf")
         if isinstance(learning_rate, int):
             raise TypeError(
                 f"learning_rate: expected a float, a float tensor or a schedule, got the int {learning_rate}"

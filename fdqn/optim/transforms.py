@@ -21,6 +21,7 @@ def chain(**optimizers: Optimizer) -> Optimizer:
 
     The state is a dict under the same names.
     """
+    _check_optimizers(optimizers)
     return Optimizer(partial(_init_chain, optimizers), partial(_update_chain, optimizers))
 
 
@@ -95,6 +96,8 @@ def masked(optimizer: Optimizer, chosen: Callable[[str], bool]) -> Optimizer:
 
     `masked(add_decayed_weights(0.01), lambda name: name.endswith("weight"))`. Raises ValueError where none is chosen.
     """
+    check.kind("optimizer", optimizer, Optimizer)
+    check.function("chosen", chosen)
     return Optimizer(partial(_init_masked, optimizer, chosen), partial(_update_masked, optimizer, chosen))
 
 
@@ -118,6 +121,8 @@ def grouped(group_of: Callable[[str], str], **optimizers: Optimizer) -> Optimize
     The state is a dict under the names of the groups. Raises ValueError for a group without an optimizer or without
     parameters.
     """
+    check.function("group_of", group_of)
+    _check_optimizers(optimizers)
     return Optimizer(partial(_init_grouped, group_of, optimizers), partial(_update_grouped, group_of, optimizers))
 
 
@@ -144,6 +149,13 @@ def _update_grouped(
         some, new[group] = optimizer.update(*theirs)
         updates |= some
     return {name: updates[name] for name in grads}, new
+
+
+def _check_optimizers(optimizers: dict[str, Optimizer]) -> None:
+    if not optimizers:
+        raise ValueError("optimizers: expected at least one by name, got none")
+    for name, optimizer in optimizers.items():
+        check.kind(name, optimizer, Optimizer)
 
 
 def _check_names(optimizers: dict[str, Optimizer], state: Any) -> None:

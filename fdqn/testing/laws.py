@@ -11,6 +11,7 @@ import math
 import random as python_random
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -301,16 +302,19 @@ def replay_like_deque(
     init: Callable[[Transition, int], Any] = replay.init,
     add: Callable[[Any, Transition], Any] = replay.add,
     sample: Callable[[Any, Tensor], Transition] = replay.sample,
+    obs_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Any sequence of adds (a number of rows) and samples (words) holds what a `deque(maxlen=capacity)` holds.
 
     Every sampled row is a stored row, all leaves of one transition; evenly spread words show every stored row once.
+    Observations of torch.bool, which may lie packed, show a row's number in binary.
     """
+    numbered = partial(_numbered, obs_dtype=obs_dtype)
     model: deque[int] = deque(maxlen=capacity)
-    memory, added = init(tree.index(_numbered([0]), 0), capacity), 0
+    memory, added = init(tree.index(numbered([0]), 0), capacity), 0
     for i, operation in enumerate(operations):
         if isinstance(operation, int):
-            memory = add(memory, _numbered(range(added, added + operation)))
+            memory = add(memory, numbered(range(added, added + operation)))
             model.extend(range(added, added + operation))
             added += operation
         if not model:
@@ -322,7 +326,7 @@ def replay_like_deque(
         assert shown == sorted(model), f"operation {i}, stored rows: expected {sorted(model)}, got {shown}"
         rows = stored if isinstance(operation, int) else sample(memory, operation)
         numbers = rows.reward.int().tolist()
-        assert_trees_equal(_numbered(numbers), rows, f"operation {i}, sampled rows: ")
+        assert_trees_equal(numbered(numbers), rows, f"operation {i}, sampled rows: ")
         assert set(numbers) <= set(model), f"operation {i}, sampled rows: expected some of {list(model)}, got {numbers}"
 
 
@@ -457,13 +461,16 @@ def _slope(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> Tens
     return torch.autograd.grad(torch.stack(results).sum(), tracked)[0] if results else torch.zeros_like(q)
 
 
-def _numbered(numbers: Sequence[int]) -> Transition:
+def _numbered(numbers: Sequence[int], obs_dtype: torch.dtype = torch.float32) -> Transition:
     """Transitions that say in every leaf which number they have."""
     n = torch.tensor(list(numbers))
     real = n.float()
-    return Transition(
-        torch.stack([real, -real], -1), n * 3, real, (n % 2).float(), real[:, None, None] + 0.5, n[:, None] % 3 == 0
-    )
+    obs, next_obs = torch.stack([real, -real], -1), real[:, None, None] + 0.5
+    if obs_dtype == torch.bool:  # as many as do not fill their last byte
+        obs = (n[:, None] >> torch.arange(20, -1, -1)) % 2
+        next_obs = 1 - obs[:, -15:].reshape(-1, 3, 5)
+    legal = n[:, None] % 3 == 0
+    return Transition(obs.to(obs_dtype), n * 3, real, (n % 2).float(), next_obs.to(obs_dtype), legal)
 
 
 def _random_legal(legal: Tensor, key: Tensor) -> Tensor:

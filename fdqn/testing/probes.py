@@ -157,7 +157,7 @@ def _reset(u: Tensor, rules: Rules, spec: EnvSpec) -> tuple[State, Step]:
 
 def _step(state: State, action: Tensor, u: Tensor, rules: Rules, spec: EnvSpec) -> tuple[State, Step]:
     """An illegal action pays what the table says: a probe shows the mistake, it does not correct it."""
-    episode.check_step(state, action, u, NOISE)
+    episode.check_step(State, state, action, u, NOISE)
     rewards = _at(state.place, rules.reward).to(spec.obs_dtype)
     actions = torch.arange(len(rules.legal[0]), device=action.device)
     reward = torch.where(action.unsqueeze(-1) == actions, rewards, 0.0).sum(-1)

@@ -1,0 +1,278 @@
+"""What a run writes down as it goes, and how it goes on from there: rows, and checkpoints that count on them.
+
+metrics.csv           a row per seed and report
+evaluations.csv       a row per seed and evaluation on the way, where they were asked for
+checkpoints/STEP/     everything at a step
+"""
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fdqn import build, checkpoint, files, statistics, train, tree
+from fdqn.settings import Settings, to_json
+
+COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
+
+ROWS = ("metrics.csv", "evaluations.csv")
+"""Files that grow."""
+
+
+class Restored(NamedTuple):
+    """Where a run goes on from."""
+
+    state: train.TrainState
+    since: train.Reading | None
+    """What the next report's means are counted from; nothing at the start."""
+    step: int
+    steps: int
+    """Planned environment steps a seed."""
+    seconds: float
+    """That the run took until here."""
+
+
+class Moment(NamedTuple):
+    """What a checkpoint says beside its tensors, as JSON has it."""
+
+    settings: dict[str, Any]
+    step: int
+    seconds: float
+    rows: dict[str, Any]
+    """Of each of ROWS how many bytes count, and their SHA-256."""
+    failed: int
+    """Seeds that have failed."""
+    score: float | None
+    """Training return of the others; nothing where no episode has ended."""
+
+
+def moment(place: Path) -> Moment:
+    """What a checkpoint says. Raises CheckpointError where it is damaged or says something else."""
+    record = checkpoint.record(place)
+    types = {"settings": dict, "step": int, "seconds": float, "rows": dict, "failed": int, "score": float | None}
+    if (
+        set(record) != set(types)
+        or any(not isinstance(record[name], of) or isinstance(record[name], bool) for name, of in types.items())
+        or set(record["rows"]) != set(ROWS)
+        or not all(_counts(rows) for rows in record["rows"].values())
+        or place.name.removesuffix(".old") != str(record["step"])
+    ):
+        raise checkpoint.CheckpointError(f"{place}: expected what a run says of a checkpoint, got something else")
+    return Moment(**record)
+
+
+def _counts(rows: Any) -> bool:
+    return (
+        isinstance(rows, dict)
+        and set(rows) == {"bytes", "sha256"}
+        and type(rows["bytes"]) is int
+        and 0 <= rows["bytes"] <= files.MOST_BYTES
+        and isinstance(rows["sha256"], str)
+    )
+
+
+def restored(
+    path: Path, settings: Settings, program: train.Program, start: train.TrainState, fallback: bool = False
+) -> Restored:
+    """The run of a folder as its newest checkpoint has it, or, where there is none, `start`: the lanes before their
+    first step, which are written over. When all is checked, rows that were written after that moment are taken back.
+
+    Raises CheckpointError for a damaged checkpoint, unless `fallback` and an older one is whole: then those passed over
+    are set aside; for rows that a checkpoint counts on and that are not as they were; and where there is a summary and
+    no checkpoint. Raises ValueError for a checkpoint of other settings, naming those.
+    """
+    found = checkpoint.newest(path / "checkpoints")
+    like = _kept(settings, start, train.reading(program, start))
+    for i, place in enumerate(found):
+        try:
+            at = moment(place)
+            _check_same(place, at.settings, json.loads(json.dumps(to_json(settings))))
+            _check_rows(path, at)
+            read, _ = checkpoint.load(place, like)
+            _check_counters(place, program, at, read["lanes"])
+        except checkpoint.CheckpointError as error:
+            if fallback and i + 1 < len(found):
+                continue
+            hint = "; --fallback goes on from the one before" if i + 1 < len(found) else ""
+            raise checkpoint.CheckpointError(f"{error}{hint}") from None
+        for damaged in found[:i]:
+            checkpoint.set_aside(damaged)
+        for name in ROWS:
+            files.cut(path / name, at.rows[name]["bytes"])
+        since = train.Reading(*tree.to_numpy(read["since"]))
+        lanes = read["lanes"] if settings.save_replay else read["lanes"]._replace(replay=start.replay)
+        return Restored(lanes, since, at.step, settings.steps, at.seconds)
+    if (path / "summary.json").exists():
+        raise checkpoint.CheckpointError(
+            f"{path}: expected a checkpoint to go on from, got a summary and none; put its folder back or train anew"
+        )
+    for name in ROWS:
+        files.cut(path / name, 0)
+    return Restored(start, None, 0, settings.steps, 0.0)
+
+
+def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> dict[str, Any]:
+    """What a checkpoint holds."""
+    kept = lanes if settings.save_replay else lanes._replace(replay=())  # type: ignore[arg-type]
+    return {"lanes": kept, "since": tree.from_numpy(since)}
+
+
+def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """A program of other shapes, or another run, would go on from what it did not do."""
+    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out", "on_nan"}
+    if others:
+        lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
+        raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
+
+
+def _check_rows(path: Path, at: Moment) -> None:
+    """Lines are neither lost nor changed without a word."""
+    for name in ROWS:
+        file, counted = path / name, at.rows[name]
+        if not counted["bytes"]:
+            continue
+        if not file.exists() or file.stat().st_size < counted["bytes"]:
+            difference = f"at least the {counted['bytes']} bytes that the checkpoint of step {at.step} counts on"
+        elif files.digest(file, counted["bytes"]) != counted["sha256"]:
+            difference = f"its first {counted['bytes']} bytes as the checkpoint of step {at.step} counts on them"
+        else:
+            continue
+        raise checkpoint.CheckpointError(f"{file}: expected {difference}, got others; put the file back as it was")
+
+
+def _check_counters(place: Path, program: train.Program, at: Moment, lanes: train.TrainState) -> None:
+    """What numbers out of a file are used for places and ends."""
+    metrics, steps = lanes.metrics, program.config.env_steps
+    counts = [lanes.cycle, lanes.learner.updates, metrics.episodes, metrics.cause, metrics.failed + 1]
+    counts += [lanes.replay.added] if lanes.replay else []
+    sound = all(bool((x >= 0).all()) for x in counts) and bool((metrics.cause < len(train.CAUSES)).all())
+    if not (sound and (lanes.cycle * steps == at.step).all()):
+        raise checkpoint.CheckpointError(f"{place}: expected counters of step {at.step}, got others; use another one")
+
+
+def record(
+    path: Path,
+    settings: Settings,
+    reports: Iterator[train.Report],
+    where: Restored | None = None,
+) -> Iterator[train.Report]:
+    """Pass on the reports of a run, each written first, all of its seeds in one write, with a checkpoint where one is
+    due. `where` is from where the run went on.
+
+    Raises FloatingPointError at a report of a seed that has failed, where the settings say so.
+    """
+    step, steps, seconds = (where.step, where.steps, where.seconds) if where else (0, settings.steps, 0.0)
+    began, kept = time.perf_counter() - seconds, step
+    if not (path / "metrics.csv").exists():
+        _append(path / "metrics.csv", COLUMNS, [])
+    for report in reports:
+        if settings.on_nan == "stop" and (failures := failed_seeds(settings, report)):
+            raise FloatingPointError(_failures(path, failures))
+        seconds = round(time.perf_counter() - began, 3)
+        # What a stopped run says of its last moment is no line of the undisturbed one.
+        rows = None if report.planned else _rows(path)
+        if report.step > step:
+            _write_rows(path, settings, report, seconds)
+        last = not report.planned or report.step >= steps
+        due = settings.checkpoint_every and report.step // settings.checkpoint_every > kept // settings.checkpoint_every
+        if report.step > kept and (last or due):
+            _keep(path, settings, report, seconds, rows or _rows(path))
+            kept = report.step
+        yield report
+    if report.step > kept:  # stopped where a report was due
+        _keep(path, settings, report, seconds, _rows(path))
+
+
+def _keep(path: Path, settings: Settings, report: train.Report, seconds: float, rows: dict[str, Any]) -> None:
+    """Write a checkpoint; of the others, the newest and that of the best training return stay."""
+    alive = report.failed < 0
+    means = statistics.row_means(report.last_returns[alive])
+    ended = means[np.isfinite(means)]
+    at = Moment(
+        settings=to_json(settings),
+        step=report.step,
+        seconds=seconds,
+        rows=rows,
+        failed=int((~alive).sum()),
+        score=float(statistics.iqm(ended)) if len(ended) else None,
+    )
+    folder = path / "checkpoints"
+    checkpoint.save(folder, str(report.step), _kept(settings, report.state, report.since), at._asdict())
+    checkpoint.prune(folder, settings.keep_checkpoints, also=[best] if (best := _best(folder)) else [])
+
+
+def _best(folder: Path) -> str | None:
+    """The step whose checkpoint has the highest score; one that cannot be read has none."""
+    scores: dict[str, float] = {}
+    for place in checkpoint.newest(folder):
+        try:
+            score = moment(place).score
+        except checkpoint.CheckpointError:
+            continue
+        if score is not None:
+            scores[place.name.removesuffix(".old")] = score
+    return max(scores, key=lambda step: scores[step], default=None)
+
+
+def _rows(path: Path) -> dict[str, Any]:
+    """Of each file of rows how many bytes are on disk, and their SHA-256."""
+    sizes = {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in ROWS}
+    digests = {name: files.digest(path / name, size) if size else "" for name, size in sizes.items()}
+    return {name: {"bytes": sizes[name], "sha256": digests[name]} for name in ROWS}
+
+
+def failed_seeds(settings: Settings, report: train.Report) -> dict[int, tuple[int, str]]:
+    """The seeds whose learning has stopped because something was not finite: the environment step and what it was."""
+    steps = settings.num_envs * settings.steps_per_cycle
+    return {
+        seed: (int(cycle) * steps, train.CAUSES[cause])
+        for seed, cycle, cause in zip(build.seeds(settings), report.failed, report.cause, strict=True)
+        if cycle >= 0
+    }
+
+
+def why(cause: str) -> str:
+    """One of `train.CAUSES` in words."""
+    return "its environment broke" if cause == "environment" else f"its {cause} is not finite"
+
+
+def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
+    seed, (step, cause) = next(iter(failures.items()))
+    others = f", and {len(failures) - 1} other seeds" if len(failures) > 1 else ""
+    good = [at.step for place in checkpoint.newest(path / "checkpoints") if not (at := moment(place)).failed]
+    last = f"the last good checkpoint is at step {good[0]:,}" if good else "there is no good checkpoint"
+    return (
+        f"stopped: seed {seed} failed at step {step:,}, {why(cause)}{others}; {last}; "
+        f"fdqn resume {path} --on-nan freeze goes on without the seed"
+    )
+
+
+def _write_rows(path: Path, settings: Settings, report: train.Report, seconds: float) -> None:
+    columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
+    rows = [
+        (report.step, seed, report.updates[i], report.episodes[i], *(_number(x[i]) for x in columns), seconds)
+        for i, seed in enumerate(build.seeds(settings))
+    ]
+    _append(path / "metrics.csv", COLUMNS, rows)
+    if report.evaluation is not None:
+        scores = [
+            (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(build.seeds(settings))
+        ]
+        _append(path / "evaluations.csv", ("step", "seed", "return"), scores)
+
+
+def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows if path.exists() else [columns, *rows])
+    files.append(path, text.getvalue().encode())
+
+
+def _number(x: Any) -> str:
+    """A number for a table; nothing for NaN, which stands for no number."""
+    return "" if math.isnan(x) else f"{x:.7g}"

@@ -1,0 +1,84 @@
+"""Packed booleans: NumPy's bytes, and back to what went in, for any number of them."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from plants import rejects
+
+from fdqn import bits, random
+from fdqn.testing import asserts, laws, strategies
+
+COUNTS = (0, 1, 7, 8, 9, 63, 64, 65, 468)
+
+SHAPES = st.tuples(st.lists(st.integers(0, 3), max_size=2), st.integers(0, 20)).map(lambda x: (*x[0], x[1]))
+
+
+def flags(*shape):
+    return random.bits(random.key(len(shape)), shape) % 2 == 1
+
+
+def packs_as_numpy(x, pack=bits.pack, unpack=bits.unpack):
+    """Bytes bit for bit those of `numpy.packbits`, and back again what went in."""
+    packed = pack(x)
+    asserts.assert_trees_equal(torch.from_numpy(np.packbits(x.numpy(), -1, "little")), packed, "packed: ")
+    asserts.assert_trees_equal(x, unpack(packed, x.shape[-1]), "unpacked: ")
+
+
+@given(SHAPES.flatmap(lambda shape: strategies.masks(shape, at_least_one=False)))
+def test_any_booleans_are_packed_as_numpy_packs_them(x):
+    packs_as_numpy(x)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_any_number_of_booleans(count):
+    x = flags(5, count)
+    packs_as_numpy(x)
+    packs_as_numpy(x | True)
+    packs_as_numpy(x[0])
+    assert bits.pack(x).shape == (5, bits.size(count))
+
+
+def test_sizes_in_bytes():
+    assert [bits.size(count) for count in COUNTS] == [0, 1, 1, 1, 2, 8, 8, 9, 59]
+
+
+def test_every_byte_is_unpacked_as_numpy_unpacks_it():
+    every = torch.arange(256, dtype=torch.uint8).unsqueeze(-1)
+    expected = np.unpackbits(every.numpy(), -1, bitorder="little").astype(bool)
+    asserts.assert_trees_equal(torch.from_numpy(expected), bits.unpack(every, 8))
+
+
+def test_plants_are_rejected():
+    x = flags(4, 11)
+    with rejects("packed: "):  # the other order of bits, which goes there and back again
+        packs_as_numpy(x, lambda x: bits.pack(x.flip(-1)), lambda packed, count: bits.unpack(packed, count).flip(-1))
+    with rejects("packed: "):  # the last byte, which is not full, is forgotten
+        packs_as_numpy(x, lambda x: bits.pack(x[..., : x.shape[-1] // 8 * 8]))
+    with rejects("unpacked: "):  # a byte's bits from its other end
+        packs_as_numpy(x, unpack=lambda packed, _: bits.unpack(packed, 16).reshape(4, 2, 8).flip(-1).flatten(1)[:, :11])
+    with rejects("unpacked: "):  # whole bytes, flags that never were
+        packs_as_numpy(x, unpack=lambda packed, _: bits.unpack(packed, 16))
+
+
+@pytest.mark.parametrize("count", [8, 11])
+def test_laws_of_a_function(count):
+    x = flags(2, 3, count)
+    packed = laws.pure(bits.pack, x)
+    laws.pure(bits.unpack, packed, count)
+    laws.ranked(bits.pack, x, leading=2)
+    laws.ranked(lambda packed: bits.unpack(packed, count), packed, leading=2)
+    laws.compiled(bits.pack, x)
+    laws.compiled(lambda packed: bits.unpack(packed, count), packed)
+
+
+def test_messages():
+    with pytest.raises(TypeError, match=r"^flags: expected torch.bool, got torch.float32"):
+        bits.pack(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"^flags: expected shape \[... N\], got \[\]"):
+        bits.pack(torch.tensor(True))
+    with pytest.raises(TypeError, match=r"^packed: expected torch.uint8, got torch.int64"):
+        bits.unpack(torch.zeros(2, dtype=torch.int64), 9)
+    with pytest.raises(ValueError, match=r"^packed: expected shape \[... 2\], got \[1, 3\]"):
+        bits.unpack(torch.zeros(1, 3, dtype=torch.uint8), 9)

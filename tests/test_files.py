@@ -1,0 +1,95 @@
+"""Files are plain, and whole or not there."""
+
+import hashlib
+import os
+
+import pytest
+
+from fdqn import files
+
+CALLS = {
+    "read": files.read,
+    "append": lambda file: files.append(file, b"more"),
+    "cut": lambda file: files.cut(file, 3),
+    "digest": lambda file: files.digest(file, 3),
+}
+
+
+def test_what_is_written_is_read(tmp_path):
+    file = tmp_path / "file"
+    files.write(file, b"before")
+    files.write(file, b"after")
+    files.append(file, b" all")
+    assert files.read(file) == b"after all"
+    assert files.digest(file, 5) == hashlib.sha256(b"after").hexdigest()
+    files.cut(file, 5)
+    assert files.read(file) == b"after"
+    files.cut(file, 0)
+    files.cut(file, 0)
+    files.append(file, b"new")
+    assert files.read(file) == b"new"
+    assert [x.name for x in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    files.write(file, b"before")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="file: expected to write it, got No space left on device; what was there stays"):
+        files.write(file, b"after")
+    assert [x.name for x in tmp_path.iterdir()] == ["file"]
+    assert file.read_bytes() == b"before"
+
+
+def test_a_short_write_goes_on(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:2]))
+    files.write(tmp_path / "file", b"all of it")
+    assert files.read(tmp_path / "file") == b"all of it"
+
+
+def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    order = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, call=call: (order.append(name), call(*given)))
+    files.write(tmp_path / "file", b"content")
+    assert order == ["fsync", "replace", "fsync"]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_nothing_is_done_through_a_link(tmp_path, call):
+    (tmp_path / "victim").write_bytes(b"a victim")
+    (tmp_path / "link").symlink_to("victim")
+    with pytest.raises(ValueError, match="link: expected a plain file, got a link"):
+        CALLS[call](tmp_path / "link")
+    assert (tmp_path / "victim").read_bytes() == b"a victim"
+
+
+def test_a_link_is_replaced_and_not_followed(tmp_path):
+    (tmp_path / "victim").write_bytes(b"a victim")
+    (tmp_path / "link").symlink_to("victim")
+    files.write(tmp_path / "link", b"content")
+    assert (tmp_path / "victim").read_bytes() == b"a victim"
+    assert files.read(tmp_path / "link") == b"content"
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_no_pipe_is_waited_for(tmp_path, call):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises((ValueError, OSError)):
+        CALLS[call](tmp_path / "pipe")
+
+
+def test_more_than_is_asked_for_is_not_read(tmp_path):
+    (tmp_path / "file").write_bytes(b"12345")
+    assert files.read(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(ValueError, match="expected at most 4 bytes, got 5"):
+        files.read(tmp_path / "file", 4)
+
+
+def test_a_folder_is_on_disk(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    files.sync(tmp_path)
+    assert len(synced) == 1

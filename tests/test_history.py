@@ -1,0 +1,363 @@
+"""What a run writes down and goes on from, whatever somebody or something has done to its folder meanwhile."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+from test_checkpoint import reseal
+from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
+
+from fdqn import build, checkpoint, cli, history, runs, statistics, train, tree
+from fdqn.testing import asserts
+
+OFTEN = dataclasses.replace(SETTINGS, checkpoint_every=15, keep_checkpoints=3, evaluate_every=0)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that was stopped at step 60 of 90, with three checkpoints and more."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "CYCLES_PER_CALL", 1)
+        started(path, OFTEN, train.vmapped(build.program(OFTEN)), stop_after=20)
+    assert len(checkpoint.newest(path / "checkpoints")) >= 3
+    return path
+
+
+@pytest.fixture
+def run(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "run")
+
+
+def restore(path, settings=OFTEN, **given):
+    return history.restored(path, settings, *begun(settings), **given)
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def newest(path):
+    return checkpoint.newest(path / "checkpoints")[0]
+
+
+def say(path, **changes):
+    """Let the newest checkpoint say something else, under a seal of its own; None takes an entry away."""
+    said = checkpoint.record(newest(path)) | changes
+    reseal(newest(path), record={name: x for name, x in said.items() if changes.get(name, ...) is not None})
+
+
+def test_what_a_checkpoint_says(run):
+    at = history.moment(newest(run))
+    assert (at.step, at.failed) == (int(newest(run).name), 0)
+    text = (run / "metrics.csv").read_bytes()[: at.rows["metrics.csv"]["bytes"]]
+    assert at.rows["metrics.csv"]["sha256"] == hashlib.sha256(text).hexdigest()
+    assert at.rows["evaluations.csv"] == {"bytes": 0, "sha256": ""}
+
+
+SAYS = {
+    "nothing": dict.fromkeys(history.Moment._fields),
+    "no score": {"score": None} | {"failed": None},
+    "a word for a step": {"step": "x"},
+    "another step": {"step": 7},
+    "a true step": {"step": True},
+    "settings as a list": {"settings": ["env"]},
+    "rows as a list": {"rows": [1]},
+    "rows of other files": {"rows": {"../victim": {"bytes": 0, "sha256": ""}}},
+    "rows of one more file": {
+        "rows": {name: {"bytes": 0, "sha256": ""} for name in (*history.ROWS, "../../victim", "/tmp/victim")}
+    },
+    "less than no rows": {"rows": {name: {"bytes": -1, "sha256": ""} for name in history.ROWS}},
+    "giant rows": {"rows": {name: {"bytes": 10**400, "sha256": ""} for name in history.ROWS}},
+    "a word for a score": {"score": "high"},
+    "a word for failed": {"failed": "none"},
+}
+
+
+@pytest.mark.parametrize("what", SAYS)
+def test_a_checkpoint_that_says_something_else_is_refused(run, what):
+    victim = run.parent / "victim"
+    victim.write_text("not yours")
+    say(run, **SAYS[what])
+    before = content(run.parent)
+    with pytest.raises(checkpoint.CheckpointError, match="expected what a run says of a checkpoint"):
+        restore(run)
+    assert content(run.parent) == before
+
+
+def test_a_checkpoint_passed_over_is_out_of_the_way(run):
+    """Whatever of it is damaged, the next saves neither fall over it nor take it for the newest."""
+    damaged, before = newest(run), checkpoint.newest(run / "checkpoints")[1]
+    (damaged / "manifest.json").write_text("{}")
+    where = restore(run, fallback=True)
+    assert where.step == int(before.name)
+    assert [p.name for p in (run / "checkpoints").glob("*.damaged")] == [f"{damaged.name}.damaged"]
+    settings = dataclasses.replace(OFTEN, keep_checkpoints=1)
+    last = gone_on(run, settings, train.vmapped(build.program(OFTEN)), where)
+    assert newest(run).name == "90"
+    assert last.step == 90
+    with pytest.raises(checkpoint.CheckpointError, match="no such"):
+        checkpoint.set_aside(run / "checkpoints" / "no such")
+
+
+def test_a_state_whose_counters_lie_is_refused(run, monkeypatch):
+    place, settings = newest(run), OFTEN
+    program, state = begun(settings)
+    like = {"lanes": state, "since": tree.from_numpy(train.reading(program, state))}
+    read, record = checkpoint.load(place, like)
+    for leaf in ("cause", "failed"):
+        metrics = read["lanes"].metrics
+        bad = metrics._replace(**{leaf: torch.full_like(getattr(metrics, leaf), 99 if leaf == "cause" else -9)})
+        checkpoint.save(run / "checkpoints", place.name, read | {"lanes": read["lanes"]._replace(metrics=bad)}, record)
+        with pytest.raises(checkpoint.CheckpointError, match="expected counters of step"):
+            restore(run)
+
+
+def test_lines_that_were_changed_are_refused(run):
+    text = (run / "metrics.csv").read_bytes()
+    (run / "metrics.csv").write_bytes(text.replace(b"0", b"1", 1))
+    before = content(run)
+    with pytest.raises(checkpoint.CheckpointError, match="counts on them, got others; put the file back"):
+        restore(run)
+    assert content(run) == before
+
+
+def test_rows_behind_a_link_are_refused(run, tmp_path):
+    victim = tmp_path / "victim"
+    shutil.move(run / "metrics.csv", victim)
+    (run / "metrics.csv").symlink_to(victim)
+    before = victim.read_bytes()
+    with pytest.raises(ValueError, match=r"metrics\.csv: expected a plain file, got a link"):
+        restore(run)
+    assert victim.read_bytes() == before
+
+
+def test_without_a_checkpoint_a_run_with_a_summary_is_not_started_over(run):
+    shutil.rmtree(run / "checkpoints")
+    (run / "summary.json").write_text("{}")
+    before = content(run)
+    with pytest.raises(checkpoint.CheckpointError, match="expected a checkpoint to go on from, got a summary and none"):
+        restore(run)
+    assert content(run) == before
+
+
+def report(step, returns, failed):
+    count = len(failed)
+    blank = {name: np.zeros(count) for name in ("episodes", "returns", "loss", "q", "grad_norm", "epsilon", "updates")}
+    program, state = begun(OFTEN)
+    state = state._replace(cycle=state.cycle + step // 3)
+    return train.Report(
+        step=step, **blank, last_returns=np.array(returns, np.float32), failed=np.array(failed),
+        cause=np.zeros(count, np.int64), evaluation=None, state=state, planned=True,
+        since=train.reading(program, state), compile_seconds=0.0, learning_seconds=0.0, learning_updates=0,
+        first_update=None,
+    )  # fmt: skip
+
+
+def test_the_best_checkpoint_stays_and_failed_seeds_do_not_count(tmp_path):
+    settings = dataclasses.replace(OFTEN, keep_checkpoints=1, out=str(tmp_path / "run"))
+    runs.create(settings)
+    nan = np.nan
+    course = [
+        (15, [[nan], [nan]], [-1, -1], ["15"]),
+        (30, [[1.0], [nan]], [-1, -1], ["30"]),
+        (45, [[5.0], [7.0]], [-1, -1], ["45"]),
+        (60, [[2.0], [3.0]], [-1, -1], ["60", "45"]),
+        (75, [[99.0], [5.5]], [9, -1], ["75", "45"]),
+        (90, [[0.0], [6.5]], [9, -1], ["90"]),
+    ]
+    reports = history.record(tmp_path / "run", settings, (report(*x[:3]) for x in course))
+    scores = []
+    for (step, _, _, kept), _ in zip(course, reports, strict=True):
+        there = [p.name for p in checkpoint.newest(tmp_path / "run" / "checkpoints")]
+        assert there == kept, step
+        scores.append(history.moment(tmp_path / "run" / "checkpoints" / str(step)).score)
+    assert scores == [None, 1.0, 6.0, 2.5, 5.5, 6.5]
+
+
+def test_seconds_go_on(run):
+    where = restore(run)
+    assert where.seconds == history.moment(newest(run)).seconds > 0
+    gone_on(run, OFTEN, train.vmapped(build.program(OFTEN)), where._replace(seconds=1000.0))
+    assert float(rows_with_seconds(run)[-1]["seconds"]) > 1000
+    assert history.moment(newest(run)).seconds > 1000
+
+
+def rows_with_seconds(path):
+    import csv
+
+    with open(path / "metrics.csv", newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_rows_are_on_disk_before_a_checkpoint_counts_on_them(tmp_path, monkeypatch):
+    order, sync, save = [], os.fsync, checkpoint.save
+    inode = lambda: (tmp_path / "run" / "metrics.csv").stat().st_ino  # noqa: E731
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
+    monkeypatch.setattr(checkpoint, "save", lambda *given: (order.append("save"), save(*given))[1])
+    started(tmp_path / "run", OFTEN, train.vmapped(build.program(OFTEN)), stop_after=1)
+    assert inode() in order[: order.index("save")]
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished") / "run"
+    settings = dataclasses.replace(LONGER, steps=300)
+    assert cli.main(["train", *flags(settings), "--no-compile", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def done(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def interrupted(monkeypatch, after):
+    """Ctrl-C as the report of that step comes."""
+    original = history.record
+
+    def record(*given):
+        for each in original(*given):
+            if each.step == after:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield each
+
+    monkeypatch.setattr(history, "record", record)
+
+
+def test_a_longer_run_that_was_stopped_goes_on_to_its_end(done, monkeypatch, capsys):
+    with monkeypatch.context() as patched:
+        interrupted(patched, after=375)
+        assert cli.main(["resume", str(done), "--steps", "600"]) == 130
+    assert f"fdqn resume {done} goes on" in capsys.readouterr().err
+    assert runs.plan(done)[1] == 600
+    assert cli.main(["resume", str(done), "--steps", "450"]) == 1
+    assert "expected at least the 600 that were planned, got 450" in capsys.readouterr().err
+    assert cli.main(["resume", str(done)]) == 0
+    assert "of 600" in capsys.readouterr().err
+    assert json.loads((done / "summary.json").read_text())["steps"] == 600
+    assert [int(row["step"]) for row in rows(done / "metrics.csv")[::2]] == list(range(75, 601, 75))
+
+
+def test_what_to_do_about_nan_is_remembered(done, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupted(patched, after=375)
+        assert cli.main(["resume", str(done), "--steps", "600", "--on-nan", "stop"]) == 130
+    assert runs.plan(done)[0].on_nan == "stop"
+    runs.replan(done, 600, "freeze")
+    assert runs.plan(done)[0].on_nan == "freeze"
+
+
+def test_a_full_disk_after_ctrl_c_is_said(done, monkeypatch, capfd):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        interrupted(monkeypatch, after=375)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))
+        assert cli.main(["resume", str(done), "--steps", "600"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "expected to write a checkpoint, got File too large" in capfd.readouterr().err
+    assert newest(done).name == "300"
+
+
+def test_other_circumstances_are_said(done, capsys):
+    config = json.loads((done / "config.json").read_text())
+    config["processor"], config["git"], config["versions"]["numpy"] = "an abacus", "c0ffee", "0.1"
+    (done / "config.json").write_text(json.dumps(config))
+    assert cli.main(["resume", str(done), "--steps", "375"]) == 0
+    said = capsys.readouterr().err
+    for words in ("and was an abacus", "and was c0ffee", "numpy is"):
+        assert words in said
+
+
+def spoil(name, change):
+    def spoiled(path):
+        value = json.loads((path / name).read_text())
+        change(value)
+        (path / name).write_text(json.dumps(value))
+
+    return spoiled
+
+
+HOSTILE = {
+    "no versions": spoil("config.json", lambda x: x.pop("versions")),
+    "no plan": spoil("config.json", lambda x: x.pop("plan")),
+    "a giant plan": spoil("config.json", lambda x: x["plan"].update(steps=10**400)),
+    "giant steps": spoil("config.json", lambda x: x["settings"].update(steps=10**400)),
+    "an engine that is a list": spoil("config.json", lambda x: x.update(engine=[1])),
+    "a plan in words": spoil("config.json", lambda x: x["plan"].update(steps="many")),
+    "deep JSON": lambda path: (path / "config.json").write_text("[" * 200_000),
+    "a deep summary": lambda path: (path / "summary.json").write_text("[" * 200_000),
+    "a pipe": lambda path: ((path / "config.json").unlink(), os.mkfifo(path / "config.json")),
+    "steps in words": spoil("summary.json", lambda x: x.update(steps="all")),
+    "a header of its own": lambda path: (path / "metrics.csv").write_text("a,b\n" + (path / "metrics.csv").read_text()),
+    "links": lambda path: (shutil.move(path / "metrics.csv", path / "m"), (path / "metrics.csv").symlink_to("m")),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_folder_is_refused_in_a_sentence(done, capsys, what):
+    victim = done.parent / "victim"
+    victim.write_text("not yours")
+    HOSTILE[what](done)
+    before = {name: x for name, x in content(done.parent).items() if not name.endswith((".lock", ".saving"))}
+    assert cli.main(["resume", str(done), "--steps", "375"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("fdqn: ")
+    assert {name: x for name, x in content(done.parent).items() if not name.endswith((".lock", ".saving"))} == before
+
+
+def test_a_picture_does_not_follow_a_link(done):
+    victim = done.parent / "victim"
+    victim.write_text("not yours")
+    for name in ("curve.png", "params.safetensors", "summary.json"):
+        original = (done / name).read_bytes()
+        (done / name).unlink()
+        (done / name).symlink_to(victim)
+        if name != "curve.png":  # that one is only written
+            assert cli.main(["report", str(done)]) in (0, 1)
+            (done / name).unlink()
+            (done / name).write_bytes(original)
+    assert cli.main(["report", str(done)]) == 0
+    assert victim.read_text() == "not yours"
+    assert not (done / "curve.png").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["[/a]", "[bold]x"])
+def test_names_are_shown_as_they_are(tmp_path, capsys, name):
+    path = tmp_path / name
+    settings = dataclasses.replace(LONGER, steps=75)
+    assert cli.main(["train", *flags(settings), "--no-compile", "--out", str(path)]) == 0
+    assert cli.main(["resume", str(path)]) == 0
+    assert f"{path} is finished" in capsys.readouterr().err
+
+
+def test_one_seed_alone_is_kept(tmp_path):
+    settings = dataclasses.replace(LONGER, steps=150, seeds=1)
+    assert cli.main(["train", *flags(settings), "--no-compile", "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["resume", str(tmp_path / "run"), "--steps", "225"]) == 0
+
+
+def test_row_means():
+    given = np.array([[1.0, np.nan, 3.0], [np.nan] * 3, [np.inf, 2.0, 4.0]])
+    np.testing.assert_array_equal(statistics.row_means(given), [2.0, np.nan, 3.0])
+
+
+def test_failed_seeds_are_named(run):
+    _, state = begun(OFTEN)
+    one = report(30, [[1.0], [2.0]], [-1, 4])._replace(cause=np.array([0, 2]))
+    assert history.failed_seeds(OFTEN, one) == {1: (12, "gradient")}
+    asserts.assert_trees_equal(restore(run).state.key, state.key)

@@ -1,0 +1,1141 @@
+"""One table of bad input over all that a user can call: what is said, and that nothing has changed.
+
+A row is a function, what it is given, the exception and its sentence, which names the argument, what was expected and
+what came; `…` stands for any words. Every public function has a row or stands in WITHOUT with the reason. The command
+line has a table of its own below.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import shlex
+import shutil
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from test_public import NAMES
+from torch import nn
+
+import fdqn
+from fdqn import (
+    build,
+    check,
+    checkpoint,
+    cli,
+    dqn,
+    envs,
+    losses,
+    networks,
+    optim,
+    plots,
+    random,
+    replay,
+    runs,
+    schedules,
+    train,
+    tree,
+)
+from fdqn.settings import Settings, to_json
+from fdqn.testing import asserts, examples
+
+ROOT = Path(fdqn.__file__).parent
+
+
+class Given(NamedTuple):
+    """Arguments of a call."""
+
+    args: tuple
+    named: dict[str, Any]
+
+
+def given(*args, **named):
+    return Given(args, named)
+
+
+@dataclasses.dataclass
+class Later:
+    """An argument that is made in the place where the row runs."""
+
+    make: Callable[[], Any]
+
+
+# What is right, to be spoiled in one place a row.
+
+KEY = random.key(3)
+
+
+def floats(number, *shape):
+    return random.normal(random.fold_in(KEY, number), shape)
+
+
+def sames(x):
+    return x
+
+
+Q, Q_T, REWARD, DISCOUNT = floats(1, 4, 3), floats(2, 4, 3), floats(3, 4), floats(4, 4)
+LEGAL, STUCK = torch.ones(4, 3, dtype=torch.bool), torch.zeros(4, 3, dtype=torch.bool)
+ACTION, U = torch.tensor([0, 1, 1, 2]), random.uniform(random.fold_in(KEY, 5), (4, 2))
+NETWORK, WIDER = networks.mlp(2, (3,), 3), networks.mlp(2, (5,), 3)
+PARAMS, OTHERS = NETWORK.init(KEY), WIDER.init(KEY)
+LANES_OF_PARAMS = NETWORK.init(random.key([0, 1]))
+META = {name: x.to("meta") for name, x in PARAMS.items()}
+OBS = floats(10, 4, 2)
+SIZES = "{'0.weight': [3, 2], '0.bias': [3], '2.weight': [3, 3], '2.bias': [3]}"
+BATCH = replay.Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
+ROW, EMPTY = tree.index(BATCH, 0), replay.init(tree.index(BATCH, 0), 3)
+LANES_OF_HYPER = dqn.hyper(4)
+HYPER = tree.index(LANES_OF_HYPER, 0)
+LEARNER = dqn.init(optim.adam(), PARAMS)
+STEP = torch.tensor([1.5, 6.5])
+CONSTANT = partial(schedules.constant, value=1.0)
+ONE_MODULE = nn.Linear(2, 3)
+MODULE = networks.from_module(lambda: nn.Linear(2, 3))
+DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 3), nn.Dropout()))
+CARTPOLE, CATCH = envs.make("cartpole"), envs.make("catch")
+POLES, _ = CARTPOLE.reset(floats(12, 3, 4).sigmoid())
+BALLS, _ = CATCH.reset(floats(13, 3, 1).sigmoid())
+NOISE_4, PUSH = floats(14, 3, 4).sigmoid(), torch.tensor([0, 1, 0])
+PROGRAM, TWO_ENVS = examples.program(), examples.program(num_envs=2)
+HYPERS, KEYS = examples.lanes(2)
+STATE = train.init(PROGRAM, HYPERS, KEYS)
+LANE = tree.index(STATE, 0)
+NOISES = train.noise(PROGRAM, KEYS, 0, 1)
+NOISE = tree.index(tree.index(NOISES, 0), 0)
+OTHER_NOISE = tree.index(tree.index(train.noise(examples.program(num_envs=2, batch_size=4), KEYS, 0, 1), 0), 0)
+FUNCTIONS = train.vmapped(PROGRAM)
+TRAINED = STATE.learner.params
+SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
+HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
+POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
+GRADS = {name: torch.ones_like(x) for name, x in PARAMS.items()}
+ADAM, SGD = optim.adam(), optim.sgd()
+
+
+def run_of(*args, **named):
+    """The first report of a run."""
+    return next(train.run(*args, **named))
+
+
+def locked(*args):
+    with checkpoint.lock(*args):
+        pass
+
+
+def network_of(factory):
+    return networks.from_module(factory).apply(dict(factory().named_parameters()), OBS)
+
+
+def saved(**changes):
+    """Settings as a file has them, with changes."""
+    return {**to_json(Settings()), **changes}
+
+
+# A part of a function's answer that is called in its place.
+CALLED = {
+    "networks.mlp.init": NETWORK.init,
+    "networks.mlp.apply": NETWORK.apply,
+    "networks.nature.apply": networks.nature((1, 36, 36), 2).apply,
+    "networks.dueling_mlp.apply": networks.dueling_mlp(2, (3,), 3).apply,
+    "networks.from_module.init": MODULE.init,
+    "networks.from_module.apply": MODULE.apply,
+    "networks.from_module.drawing": network_of,
+    "networks.from_module_with_dropout.apply": DROPPING.apply,
+    "optim.adam.init": ADAM.init,
+    "optim.adam.update": ADAM.update,
+    "optim.sgd.update": SGD.update,
+    "optim.clip_by_global_norm.update": optim.clip_by_global_norm(1.0).update,
+    "optim.clip_by_value.update": optim.clip_by_value(1.0).update,
+    "optim.add_decayed_weights.update": optim.add_decayed_weights(1.0).update,
+    "optim.frozen.update": optim.frozen().update,
+    "optim.adam.scheduled": optim.adam(lambda count: "fast").update,
+    "optim.chain.update": optim.chain(adam=ADAM).update,
+    "optim.masked.init": optim.masked(ADAM, lambda name: False).init,
+    "optim.grouped.init": optim.grouped(lambda name: "all", weight=ADAM).init,
+    "envs.make.reset": CARTPOLE.reset,
+    "envs.make.step": CARTPOLE.step,
+    "train.run": run_of,
+    "train.fold.folded": train.fold(sames),
+    "train.vmapped.collect": FUNCTIONS.collect,
+    "compile.donate.donated": fdqn.compile.donate(lambda state: {**state, "a": state["a"].double()}),
+    "compile.donate.same": fdqn.compile.donate(sames),
+    "compile.fold.folded": fdqn.compile.fold(lambda state, x: state),
+    "checkpoint.lock": locked,
+    "testing.variants.variants.decorated": fdqn.testing.variants.variants("eager"),
+}
+
+ROWS = [
+    # bits
+    ("bits.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
+    ("bits.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
+    ("bits.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError, "packed: expected shape …, got …"),
+    ("bits.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
+    # actions and policies
+    ("actions.pick", given(Q.numpy(), ACTION), TypeError, "q: expected a tensor [... A], got ndarray"),
+    ("actions.pick", given(Q, ACTION.float()), TypeError, "action: expected an integer dtype, got torch.float32"),
+    ("actions.pick", given(Q, ACTION.unsqueeze(-1)), ValueError,
+     "action: expected shape [...] with ... = [4], got [4, 1]"),
+    ("actions.pick", given(ACTION, Q), ValueError, "action: expected shape […], got […]"),
+    ("actions.pick", given(Q, ACTION + 3), IndexError, "action[0]: expected a number from 0 to 2, got 3"),
+    ("actions.pick", given(Q.to("meta"), ACTION), ValueError,
+     "action: expected it on the device of q, meta, got cpu"),
+    ("actions.greedy", given(Q, LEGAL.float()), TypeError, "legal: expected torch.bool, got torch.float32"),
+    ("actions.greedy", given(LEGAL, Q), TypeError, "legal: expected torch.bool, got torch.float32"),
+    ("actions.best", given(Q.long(), LEGAL), TypeError, "q: expected a floating-point dtype, got torch.int64"),
+    ("actions.best", given(Q, LEGAL[:, :2]), ValueError, "legal: expected shape [... A] with A = 3, got [4, 2]"),
+    ("actions.count", given(ACTION), TypeError, "flags: expected torch.bool, got torch.int64"),
+    ("actions.count", given([True, False]), TypeError, "flags: expected a tensor, got list"),
+    ("policies.uniform", given(LEGAL, U), ValueError, "u: expected shape [...] with ... = [4], got [4, 2]"),
+    ("policies.uniform", given(LEGAL, ACTION), TypeError, "u: expected a floating-point dtype, got torch.int64"),
+    ("policies.uniform", given(STUCK, U[:, 0]), ValueError, "legal[0]: expected at least one legal action, got none"),
+    ("policies.epsilon_greedy", given(Q, LEGAL, "0.1", U), TypeError,
+     "epsilon: expected a number or a tensor of floats, got '0.1'"),
+    ("policies.epsilon_greedy", given(Q, LEGAL, 1.5, U), ValueError, "epsilon: expected a number from 0 to 1, got 1.5"),
+    ("policies.epsilon_greedy", given(Q, LEGAL, float("nan"), U), ValueError, "epsilon: expected at least 0, got nan"),
+    ("policies.epsilon_greedy", given(Q, LEGAL, torch.ones(3), U), ValueError,
+     "epsilon: expected a shape that broadcasts to [4], got [3]"),
+    ("policies.epsilon_greedy", given(Q, LEGAL, 0.1, U[:, 0]), ValueError, "u: expected shape [... 2]…, got [4]"),
+    # losses
+    ("losses.q_learning", given(Q, ACTION, REWARD.unsqueeze(-1), DISCOUNT, Q_T, LEGAL), ValueError,
+     "r_t: expected shape [...] with ... = [4], got [4, 1]"),
+    ("losses.q_learning", given(Q, REWARD, ACTION, DISCOUNT, Q_T, LEGAL), TypeError,
+     "a_tm1: expected an integer dtype, got torch.float32"),
+    ("losses.q_learning", given(Q, ACTION, REWARD, DISCOUNT, Q_T.long(), LEGAL), TypeError,
+     "q_t: expected a floating-point dtype, got torch.int64"),
+    ("losses.q_learning", given(Q, ACTION, REWARD, 0.99, Q_T, LEGAL), TypeError,
+     "discount_t: expected a tensor [...], got float"),
+    ("losses.q_learning", given(Q, ACTION - 1, REWARD, DISCOUNT, Q_T, LEGAL), IndexError,
+     "a_tm1[0]: expected a number from 0 to 2, got -1"),
+    ("losses.double_q_learning", given(Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL, LEGAL), TypeError,
+     "q_t_selector: expected a floating-point dtype, got torch.bool"),
+    ("losses.double_q_learning", given(Q, ACTION, REWARD, DISCOUNT, Q_T, Q, Q), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
+    ("losses.squared", given(ACTION), TypeError, "delta: expected a floating-point dtype, got torch.int64"),
+    ("losses.squared", given(0.5), TypeError, "delta: expected a tensor, got float"),
+    ("losses.huber", given(Q.numpy()), TypeError, "delta: expected a tensor, got ndarray"),
+    ("losses.huber", given(Q, 0), ValueError,
+     "threshold: expected a number above 0, got 0; for 0 there is nothing to minimise"),
+    ("losses.huber", given(Q, float("nan")), ValueError, "threshold: expected at least 0, got nan"),
+    ("losses.smooth_l1", given(Q, 0.0), ValueError, "beta: expected a number above 0, got 0.0; for 0 use delta.abs()"),
+    ("losses.cross_entropy", given(Q, ACTION), ValueError, "probabilities: expected shape [… K] with … = [4], got [4]"),
+    ("losses.cross_entropy", given(Q, LEGAL), TypeError,
+     "probabilities: expected a floating-point dtype, got torch.bool"),
+    ("losses.cross_entropy_of_labels", given(Q, Q_T), ValueError, "labels: expected shape [...]…, got [4, 3]"),
+    ("losses.cross_entropy_of_labels", given(Q, ACTION + 1), IndexError,
+     "labels[3]: expected a number from 0 to 2, got 3"),
+    ("losses.one_hot", given([0, 1], 3), TypeError, "labels: expected a tensor, got list"),
+    ("losses.one_hot", given(ACTION, 0), ValueError, "classes: expected at least 1, got 0"),
+    ("losses.one_hot", given(ACTION, True), TypeError, "classes: expected an integer, got True"),
+    ("losses.one_hot", given(ACTION, 3, "float32"), TypeError, "dtype: expected dtype, got str"),
+    ("losses.smoothed", given(Q_T, 1.5), ValueError, "share: expected a number from 0 to 1, got 1.5"),
+    ("losses.smoothed", given(ACTION, 0.1), TypeError,
+     "probabilities: expected a floating-point dtype, got torch.int64"),
+    # optim
+    *[(f"optim.{name}", given(-1e-3), ValueError, "learning_rate: expected at least 0, got -0.001")
+      for name in ("adagrad", "adam", "adamax", "adamw", "centered_rmsprop", "nadam", "radam", "rmsprop", "sgd")],
+    ("optim.adam", given(1), TypeError,
+     "learning_rate: expected a float, a float tensor or a schedule, got the int 1"),
+    ("optim.adam", given("1e-3"), TypeError, "learning_rate: expected a number or a tensor of floats, got '1e-3'"),
+    ("optim.adam", given(float("inf")), ValueError, "learning_rate: expected a finite number, got inf"),
+    ("optim.adam", given(torch.ones(2)), ValueError,
+     "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    ("optim.adam", given(beta2=1.0), ValueError, "beta2: expected at least 0 and below 1, got 1.0"),
+    ("optim.adam", given(eps=None), TypeError, "eps: expected a number or a tensor of floats, got None"),
+    ("optim.sgd", given(1e-3, nesterov=True), ValueError,
+     "nesterov: expected momentum above 0 with it, got momentum 0"),
+    ("optim.clip_by_global_norm", given(float("nan")), ValueError, "max_norm: expected at least 0, got nan"),
+    ("optim.clip_by_value", given(-1.0), ValueError, "limit: expected at least 0, got -1.0"),
+    ("optim.add_decayed_weights", given("0.1"), TypeError,
+     "weight_decay: expected a number or a tensor of floats, got '0.1'"),
+    ("optim.chain", given(), ValueError, "optimizers: expected at least one by name, got none"),
+    ("optim.chain", given(clip=5.0), TypeError, "clip: expected Optimizer, got float"),
+    ("optim.chain", given(adam=optim.adam), TypeError, "adam: expected Optimizer, got function"),
+    ("optim.chain", given(adam=torch.optim.Adam), TypeError, "adam: expected Optimizer, got the class Adam"),
+    ("optim.masked", given(lambda name: True, ADAM), TypeError, "optimizer: expected Optimizer, got function"),
+    ("optim.masked", given(ADAM, "0.bias"), TypeError, "chosen: expected a function, got str"),
+    ("optim.masked.init", given(PARAMS), ValueError,
+     "chosen: expected it to choose at least one parameter, got none of …"),
+    ("optim.grouped", given("weight", weight=ADAM), TypeError, "group_of: expected a function, got str"),
+    ("optim.grouped.init", given(PARAMS), ValueError,
+     "group_of: expected the groups ['weight'], each with parameters, got …"),
+    ("optim.adam.init", given({}), ValueError, "params: expected at least one tensor, got an empty tree"),
+    ("optim.adam.init", given(nn.Linear(2, 2)), TypeError, "params: expected a tensor, got Linear"),
+    ("optim.adam.init", given({"0.weight": np.zeros(3)}), TypeError,
+     "params['0.weight']: expected a tensor, got ndarray"),
+    ("optim.adam.init", given({"0.weight": ACTION}), TypeError,
+     "params['0.weight']: expected a floating-point dtype, got torch.int64"),
+    ("optim.adam.update", given({name: None for name in PARAMS}, ADAM.init(PARAMS), PARAMS), TypeError,
+     "grads['0.weight']: expected a tensor, got NoneType"),
+    ("optim.adam.update", given(OTHERS, ADAM.init(PARAMS), PARAMS), ValueError,
+     "grads['0.weight']: expected shape [3, 2], got [5, 2]"),
+    ("optim.adam.update", given(GRADS, SGD.init(PARAMS), PARAMS), TypeError,
+     "state: expected AdamState, as init makes it, got SgdState"),
+    ("optim.adam.update", given(GRADS, ADAM.init(OTHERS), PARAMS), ValueError,
+     "state.mean['0.weight']: expected shape [3, 2], got [5, 2]"),
+    ("optim.adam.update", given(META, ADAM.init(PARAMS), PARAMS), ValueError,
+     "grads['0.weight']: expected it on cpu, got meta"),
+    ("optim.adam.scheduled", given(GRADS, ADAM.init(PARAMS), PARAMS), TypeError,
+     "learning_rate(count): expected a number or a tensor of floats, got 'fast'"),
+    ("optim.sgd.update", given({"0.weight": Q}, SGD.init(PARAMS), PARAMS), ValueError,
+     "grads: expected the same structure; missing […], extra nothing"),
+    ("optim.chain.update", given(GRADS, ADAM.init(PARAMS), PARAMS), ValueError,
+     "state: expected a dict of ['adam'], as init makes it, got AdamState"),
+    ("optim.clip_by_global_norm.update", given(OTHERS, {}, PARAMS), ValueError,
+     "grads['0.weight']: expected shape [3, 2], got [5, 2]"),
+    ("optim.clip_by_value.update", given(tree.cast(GRADS, torch.float64), {}, PARAMS), TypeError,
+     "grads['0.weight']: expected torch.float32, got torch.float64"),
+    ("optim.add_decayed_weights.update", given(list(GRADS.values()), {}, PARAMS), ValueError,
+     "grads: expected the same structure; missing […], extra […]"),
+    ("optim.frozen.update", given(OTHERS, {}, PARAMS), ValueError,
+     "grads['0.weight']: expected shape [3, 2], got [5, 2]"),
+    ("optim.apply_updates", given(PARAMS, OTHERS), ValueError,
+     "updates['0.weight']: expected shape [3, 2], got [5, 2]"),
+    ("optim.apply_updates", given(PARAMS, {name: 0.0 for name in PARAMS}), TypeError,
+     "updates['0.weight']: expected a tensor, got float"),
+    # dqn
+    ("dqn.Config", given(batch_size=256, capacity=100), ValueError, "batch_size 256 exceeds capacity 100"),
+    ("dqn.Config", given(batch_size=0), ValueError, "batch_size: expected at least 1, got 0"),
+    ("dqn.Config", given(capacity=1e4), TypeError, "capacity: expected an integer, got 10000.0"),
+    ("dqn.Config", given(num_envs=True), TypeError, "num_envs: expected an integer, got True"),
+    ("dqn.Config", given(num_envs=300, capacity=200), ValueError,
+     "num_envs 300 exceeds capacity 200: one step would not fit"),
+    ("dqn.Config", given(updates_per_cycle=3), ValueError,
+     "target_period 20 is not a multiple of updates_per_cycle 3: hard copies happen between cycles"),
+    ("dqn.hyper", given(0), ValueError, "lanes: expected at least 1, got 0"),
+    ("dqn.hyper", given(2.5), TypeError, "lanes: expected an integer, got 2.5"),
+    ("dqn.hyper", given(2, learning_rate="fast"), TypeError,
+     "learning_rate: expected a number or several, one a lane, got 'fast'"),
+    ("dqn.hyper", given(2, learning_rate=None), TypeError,
+     "learning_rate: expected a number or several, one a lane, got None"),
+    ("dqn.hyper", given(2, learning_rate=float("inf")), ValueError, "learning_rate: expected finite numbers, got inf"),
+    ("dqn.hyper", given(2, learning_rate=[1e-3] * 3), ValueError,
+     "learning_rate: expected a number or 2 of them, one a lane, got shape [3]"),
+    ("dqn.hyper", given(2, gamma=1.01), ValueError, "gamma: expected numbers in [0, 1], got 1.01"),
+    ("dqn.hyper", given(2, gamma=True), TypeError, "gamma: expected a number or several, one a lane, got True"),
+    ("dqn.hyper", given(2, epsilon_end=[0.1, float("nan")]), ValueError,
+     "epsilon_end: expected numbers in [0, 1], got [0.1, nan]"),
+    ("dqn.hyper", given(2, tau=0.0), ValueError, "tau: expected numbers above 0, got 0.0: the target would never move"),
+    *[(f"dqn.{name}", *row) for name in ("q_learning", "double_q_learning") for row in (
+        (given(NETWORK.apply, losses.squared, PARAMS, OTHERS, BATCH, HYPER), ValueError,
+         "params: expected the network's names and shapes, …; got …"),
+        (given(NETWORK.apply, losses.squared, PARAMS, PARAMS, BATCH, LANES_OF_HYPER), ValueError,
+         "hyper.gamma: expected shape [], got [4]"),
+        (given(NETWORK, losses.squared, PARAMS, PARAMS, BATCH, HYPER), TypeError,
+         "apply: expected a function, got Network"),
+        (given(NETWORK.apply, "mse", PARAMS, PARAMS, BATCH, HYPER), TypeError, "penalty: expected a function, got str"),
+        (given(NETWORK.apply, losses.squared, PARAMS, PARAMS, BATCH, 0.99), TypeError,
+         "hyper: expected Hyper, got float"),
+        (given(NETWORK.apply, losses.squared, PARAMS, PARAMS, BATCH._replace(action=REWARD), HYPER), TypeError,
+         "a_tm1: expected an integer dtype, got torch.float32"),
+        (given(NETWORK.apply, losses.squared, PARAMS, PARAMS, BATCH._replace(obs=OBS[:, :1]), HYPER), ValueError,
+         "obs: expected shape [... 2], got [4, 1]"),
+    )],
+    ("dqn.act", given(NETWORK.apply, PARAMS, OBS.numpy(), LEGAL, 0.1, U), TypeError,
+     "obs: expected a tensor [... 2], got ndarray"),
+    ("dqn.act", given(NETWORK.apply, PARAMS, OBS, LEGAL[:, :2], 0.1, U), ValueError,
+     "legal: expected shape [... A] with A = 3, got [4, 2]"),
+    ("dqn.init", given(optim.adam, PARAMS), TypeError, "optimizer: expected Optimizer, got function"),
+    ("dqn.init", given(ADAM, nn.Linear(2, 2)), TypeError, "params: expected dict, got Linear"),
+    ("dqn.init", given(optim.frozen(), {}), ValueError, "params: expected at least one tensor, got none"),
+    ("dqn.learn", given(lambda *_: REWARD.sum(), ADAM, LEARNER, BATCH, HYPER), TypeError,
+     "loss: expected it to answer with two tensors [], loss and q, got Tensor"),
+    ("dqn.learn", given(lambda *_: (REWARD, REWARD), ADAM, LEARNER, BATCH, HYPER), ValueError,
+     "loss: expected shape [], got [4]"),
+    ("dqn.learn", given(sames, ADAM, PARAMS, BATCH, HYPER), TypeError, "learner: expected Learner, got dict"),
+    ("dqn.soft_copy", given(LEARNER, 1.5), ValueError, "tau: expected a number from 0 to 1, got 1.5"),
+    ("dqn.soft_copy", given(LEARNER, torch.ones(3)), ValueError,
+     "tau: expected a number or a tensor [], got shape [3]; lanes go through vmap"),
+    ("dqn.hard_copy", given(PARAMS), TypeError, "learner: expected Learner, got dict"),
+    # networks
+    ("networks.mlp", given("4", (8,), 2), TypeError, "obs_shape: expected whole numbers, got '4'"),
+    ("networks.mlp", given(4.0, (8,), 2), TypeError, "obs_shape: expected whole numbers, got 4.0"),
+    ("networks.mlp", given(4, 8, 2), TypeError, "hidden, actions: expected whole numbers, several and one, got 8, 2"),
+    ("networks.mlp", given(4, (8,), True), TypeError,
+     "hidden, actions: expected whole numbers, several and one, got (8,), True"),
+    ("networks.mlp", given(4, (8, 0), 2), ValueError,
+     "hidden, actions: expected sizes of at least 1, got [8, 0], 2"),
+    ("networks.mlp.init", given(3), TypeError, "key: expected a tensor [... 2], got int"),
+    ("networks.mlp.init", given(KEY.float()), TypeError, "key: expected an integer dtype, got torch.float32"),
+    ("networks.mlp.apply", given(OTHERS, OBS), ValueError,
+     "params: expected the network's names and shapes, …; got …"),
+    ("networks.mlp.apply", given(LANES_OF_PARAMS, OBS), ValueError,
+     f"params: expected the network's names and shapes, {SIZES}; got …; many lanes go through vmap(network.apply)"),
+    ("networks.mlp.apply", given(list(PARAMS.values()), OBS), TypeError,
+     "params: expected tensors by name, as network.init makes them, got list"),
+    ("networks.mlp.apply", given(META, OBS), ValueError, "obs: expected it on the parameters' device meta, got cpu"),
+    ("networks.mlp.apply", given(tree.map(torch.Tensor.long, PARAMS), OBS), TypeError,
+     "params['0.weight']: expected a floating-point dtype, got torch.int64"),
+    ("networks.mlp.apply", given(OBS, PARAMS), TypeError, "obs: expected a tensor [... 2], got dict"),
+    ("networks.dueling_mlp", given(0, (8,), 2), ValueError,
+     "obs_shape: expected one or more sizes of at least 1, got (0,)"),
+    ("networks.dueling_mlp.apply", given(PARAMS, OBS), ValueError,
+     "params: expected the network's names and shapes, …; got …"),
+    ("networks.nature", given((4, 20, 84), 2), ValueError,
+     "obs_shape: expected frames of at least 36 x 36, got 20 x 84"),
+    ("networks.nature", given(84, 2), ValueError, "obs_shape: expected 3 sizes of at least 1, got (84,)"),
+    ("networks.nature", given((4, 84, 84), 2.5), TypeError, "actions: expected an integer, got 2.5"),
+    ("networks.nature.apply", given(PARAMS, floats(1, 36, 36, 1)), ValueError,
+     "obs: expected shape [... 1 36 36], got [36, 36, 1]"),
+    ("networks.from_module", given(nn.Linear(2, 3)), TypeError,
+     "factory: expected a function that makes a module, got Linear"),
+    ("networks.from_module", given(lambda: None), TypeError,
+     "factory: expected it to make an nn.Module, got NoneType"),
+    ("networks.from_module", given(lambda: nn.BatchNorm1d(2)), TypeError,
+     "factory: expected a module without running statistics, got […]; use e.g. LayerNorm"),
+    ("networks.from_module", given(lambda: ONE_MODULE), TypeError,
+     "factory: expected a new module at every call, got the same […] again; …"),
+    ("networks.from_module.init", given(KEY.new_zeros((0, 2))), ValueError, "key: …"),
+    ("networks.from_module.apply", given(PARAMS, OBS), ValueError,
+     "params: expected the network's names and shapes, …; got …"),
+    ("networks.from_module_with_dropout", given(lambda: nn.LSTM(2, 3, 2, dropout=0.5)), TypeError,
+     "factory: expected dropout in layers of its own, got it inside …; make them with dropout=0 and put nn.Dropout …"),
+    ("networks.from_module_with_dropout.apply", given(DROPPING.init(KEY), OBS, 3), TypeError,
+     "key: expected a tensor [2], got int"),
+    ("networks.dropout", given(Q, 1.0, Q_T), ValueError, "rate: expected a number in [0, 1), got 1.0"),
+    ("networks.dropout", given(Q, "0.5", Q_T), TypeError, "rate: expected float or int or Tensor, got str"),
+    ("networks.dropout", given(Q, Q_T, 0.5), TypeError, "u: expected a tensor [...], got float"),
+    ("networks.dropout", given(Q.long(), 0.5, Q_T), TypeError, "x: expected a floating-point dtype, got torch.int64"),
+    ("networks.load", given(nn.Linear(2, 3), PARAMS), TypeError, "network.init: expected a function, got NoneType"),
+    ("networks.load", given(NETWORK, nn.Linear(2, 3)), TypeError,
+     "state_dict: expected names with tensors, got Linear; a module has state_dict()"),
+    ("networks.load", given(NETWORK, {"q." + name: x for name, x in PARAMS.items()}), ValueError,
+     "state_dict: expected the network's names and shapes, …; got …; use prefix='q.'"),
+    ("networks.load", given(NETWORK, PARAMS, 5), TypeError, "prefix: expected str, got int"),
+    ("networks.load", given(NETWORK, {name: x.tolist() for name, x in PARAMS.items()}), TypeError,
+     "state_dict['0.weight']: expected a tensor, got list"),
+    ("networks.starting_from", given(NETWORK, LANES_OF_PARAMS), ValueError,
+     "state_dict: expected …; got …; one of many lanes is tree.index(params, lane)"),
+    ("networks.to_module", given(NETWORK, OTHERS), ValueError,
+     "state_dict: expected the network's names and shapes, …; got …"),
+    # replay
+    ("replay.init", given(ROW, 0), ValueError, "capacity: expected at least 1 row, got 0"),
+    ("replay.add", given(EMPTY, BATCH), ValueError, "batch: expected at most capacity = 3 rows, got 4"),
+    ("replay.add", given(EMPTY, tree.index(BATCH._replace(obs=OBS.double()), slice(2))), TypeError,
+     "batch.obs: expected torch.float32, got torch.float64"),
+    ("replay.add", given(EMPTY, tree.index(BATCH._replace(next_legal=LEGAL[:, :2]), slice(2))), ValueError,
+     "batch.next_legal: expected shape [2, 3], got [2, 2]"),
+    ("replay.sample", given(EMPTY, [1, 2]), TypeError, "words: expected a tensor [B], got list"),
+    ("replay.sample", given(EMPTY, U[:, 0]), TypeError, "words: expected an integer dtype, got torch.float32"),
+    # random
+    ("random.key", given(-1), ValueError, "seed: expected integers in [0, 2**32), got -1 to -1"),
+    ("random.key", given([0, 2**32]), ValueError, "seed: expected integers in [0, 2**32), got 0 to 4294967296"),
+    ("random.key", given(2**64), TypeError,
+     "seed: expected an integer in [0, 2**32) or an array of them, got 18446744073709551616"),
+    ("random.key", given(1.5), TypeError, "seed: expected an integer dtype, got torch.float32"),
+    ("random.key", given("seven"), TypeError,
+     "seed: expected an integer in [0, 2**32) or an array of them, got 'seven'"),
+    ("random.split", given(KEY, 0), ValueError, "num: expected at least 1, got 0"),
+    ("random.split", given(3), TypeError, "key: expected a tensor [... 2], got int"),
+    ("random.fold_in", given(KEY, -1), ValueError, "data: expected an integer in [0, 2**32), got -1"),
+    ("random.fold_in", given(KEY, 2**32), ValueError, "data: expected an integer in [0, 2**32), got 4294967296"),
+    ("random.fold_in", given(KEY, 1.5), TypeError, "data: expected an integer, got 1.5"),
+    ("random.bits", given(torch.arange(3)), ValueError, "key: expected shape [... 2], got [3]"),
+    ("random.bits", given(KEY, 3), TypeError, "shape: expected several integers, got 3"),
+    ("random.bits", given(KEY, (-1,)), ValueError, "shape: expected at least 0, got -1"),
+    ("random.bits", given(KEY, (2**16, 2**16)), ValueError,
+     "shape: expected fewer than 2**31 numbers a key, got 4294967296"),
+    ("random.uniform", given(KEY, (2,), torch.bfloat16), TypeError,
+     "dtype: expected torch.float32 or torch.float64, got torch.bfloat16"),
+    ("random.unit", given(U), TypeError, "words: expected an integer dtype, got torch.float32"),
+    ("random.index", given(ACTION, 0), ValueError, "size: expected at least 1, got 0"),
+    ("random.index", given(U, 5), TypeError, "words: expected an integer dtype, got torch.float32"),
+    ("random.randint", given(KEY, (2,), 5, 5), ValueError,
+     "high: expected low < high < low + 2**31, got low 5, high 5"),
+    ("random.randint", given(KEY, (2,), 0.5, 2), TypeError, "low: expected an integer, got 0.5"),
+    ("random.normal", given(KEY, (2.5,)), TypeError, "shape: expected an integer, got 2.5"),
+    # schedules
+    *[(f"schedules.{name}", given(5, **constants), TypeError, "step: expected a tensor, got int")
+      for name, constants in (
+          ("constant", {"value": 1.0}), ("linear", {"start": 0.0, "end": 1.0, "steps": 9}),
+          ("polynomial", {"start": 0.0, "steps": 9, "power": 2}), ("exponential", {"start": 1.0, "decay": 0.9}),
+          ("milestones", {"start": 1.0, "decay": 0.9, "milestones": (4,)}),
+          ("cosine", {"start": 1.0, "end": 0.0, "steps": 9}), ("warm_up", {"schedule": CONSTANT, "steps": 3}),
+      )],
+    ("schedules.constant", given(STEP, "fast"), TypeError, "value: expected a number or a tensor, got 'fast'"),
+    ("schedules.linear", given(STEP, 0.0, float("nan"), 9), ValueError, "end: expected a number, got nan"),
+    ("schedules.linear", given(STEP, 0.0, 1.0, -9), ValueError, "steps: expected at least 0, got -9"),
+    ("schedules.staircase", given(STEP, 0.1, 0.9, 0), ValueError, "every: expected a number above 0, got 0"),
+    ("schedules.milestones", given(STEP, 0.1, 0.9, 4), TypeError,
+     "milestones: expected Sequence or Tensor, got int"),
+    ("schedules.cosine", given(STEP, 0.1, 0.0, 0), ValueError, "steps: expected a number above 0, got 0"),
+    ("schedules.cosine_restarts", given(STEP, 0.1, 0.0, 4, 1.5), ValueError,
+     "growth: expected a whole number of at least 1, got 1.5"),
+    ("schedules.cosine_restarts", given(STEP, 0.1, 0.0, 4, "2"), TypeError,
+     "growth: expected a number or a tensor, got '2'"),
+    ("schedules.one_cycle", given(STEP, 0.1, 10, start_divisor=0), ValueError,
+     "start_divisor: expected a number above 0, got 0"),
+    ("schedules.one_cycle", given(STEP, 0.1, 10, warm=2), ValueError, "warm: expected a number from 0 to 1, got 2"),
+    ("schedules.warm_up", given(STEP, 0.1, 5), TypeError, "schedule: expected a function, got float"),
+    ("schedules.warm_up", given(STEP, CONSTANT, -3), ValueError, "steps: expected at least 0, got -3"),
+    ("schedules.sequence", given(STEP, [CONSTANT], [4]), ValueError,
+     "starts: expected one for all of 1 schedules but the first, got 1"),
+    ("schedules.sequence", given(STEP, [CONSTANT] * 3, [9, 4]), ValueError,
+     "starts: expected them in ascending order, got [9, 4]"),
+    ("schedules.sequence", given(STEP, [1.0, CONSTANT], [4]), TypeError, "schedules: expected a function, got float"),
+    # statistics
+    ("statistics.iqm", given([]), ValueError, "values: expected at least one number along axis -1, got shape [0]"),
+    ("statistics.iqm", given([1.0], axis=3), ValueError,
+     "values: expected at least one number along axis 3, got shape [1]"),
+    ("statistics.iqm", given(["high"]), TypeError, "values: expected an array of numbers, got ['high']"),
+    ("statistics.interval", given([[1.0], [1.0, 2.0]]), TypeError,
+     "values: expected an array of numbers, got [[1.0], [1.0, 2.0]]"),
+    ("statistics.interval", given(3.0), ValueError, "values: expected an axis of seeds, got the single number 3.0"),
+    ("statistics.interval", given([1.0, 2.0], 95), ValueError, "confidence: expected a number in (0, 1), got 95"),
+    ("statistics.interval", given([1.0, 2.0], "95%"), ValueError,
+     "confidence: expected a number in (0, 1), got '95%'"),
+    ("statistics.interval", given([1.0, 2.0], resamples=0), ValueError,
+     "resamples: expected a whole number of at least 1, got 0"),
+    # tree
+    ("tree.map", given(torch.add, PARAMS, {"0.weight": Q}), ValueError,
+     "trees: expected one structure, got […] and […]"),
+    ("tree.lerp", given((Q, Q), (Q,), 0.5), ValueError,
+     "trees: expected one structure, got ['[0]', '[1]'] and ['[0]']"),
+    ("tree.stack", given([]), ValueError, "trees: expected at least one, got none"),
+    ("tree.stack", given([{"a": Q}, {"a": REWARD}]), ValueError,
+     "trees: expected leaves of one shape, got […] and […]"),
+    ("tree.cast", given(PARAMS, torch.int64), TypeError, "dtype: expected a floating-point dtype, got torch.int64"),
+    ("tree.cast", given(PARAMS, "float64"), TypeError, "dtype: expected a floating-point dtype, got 'float64'"),
+    ("tree.norm", given({}), ValueError, "tree: expected at least one tensor, got none"),
+    ("tree.from_numpy", given({"a": [1.0]}), TypeError, "tree: expected NumPy arrays of numbers, got float"),
+    ("tree.from_numpy", given(np.array(["x"])), TypeError, "tree: expected NumPy arrays of numbers, got dtype <U1"),
+    ("tree.to_numpy", given({"a": 1.0}), TypeError, "tree: expected tensors, got float"),
+    ("tree.to_numpy", given(Q.bfloat16()), TypeError,
+     "tree: expected dtypes that NumPy has, got torch.bfloat16; cast first"),
+    # check
+    ("check.shapes", given("q[... A]", 1.0), TypeError, "q: expected a tensor [... A], got float"),
+    ("check.fit", given(["q"], ["A"], [Q]), ValueError, "q: expected shape [A], got [4, 3]"),
+    ("check.integer", given("x", Q), TypeError, "x: expected an integer dtype, got torch.float32"),
+    ("check.floating", given("x", None), TypeError, "x: expected a tensor, got NoneType"),
+    ("check.boolean", given("x", [True]), TypeError, "x: expected a tensor, got list"),
+    ("check.tensor", given("x", nn.Linear), TypeError, "x: expected a tensor, got the class Linear"),
+    ("check.kind", given("x", 5, str, dict), TypeError, "x: expected str or dict, got int"),
+    ("check.function", given("f", 5), TypeError, "f: expected a function, got int"),
+    ("check.count", given("n", -1), ValueError, "n: expected at least 0, got -1"),
+    ("check.sizes", given("shape", (3, True)), TypeError, "shape: expected an integer, got True"),
+    ("check.length", given("xs", {"a": Q, "b": torch.tensor(1)}), ValueError,
+     "xs: expected tensors with a first axis of one length, got ['a'] [4, 3], ['b'] []"),
+    ("check.length", given("xs", ()), ValueError,
+     "xs: expected tensors with a first axis of one length, got no tensors"),
+    ("check.broadcasts", given("x", Q, (3,)), ValueError, "x: expected a shape that broadcasts to [3], got [4, 3]"),
+    ("check.share", given("x", 1.5), ValueError, "x: expected a number from 0 to 1, got 1.5"),
+    ("check.number", given("x", "1"), TypeError, "x: expected a number or a tensor of floats, got '1'"),
+    ("check.within", given("x", ACTION, 2), IndexError, "x[3]: expected a number from 0 to 1, got 2"),
+    ("check.some_legal", given("legal", STUCK), ValueError, "legal[0]: expected at least one legal action, got none"),
+    ("check.same", given("x", PARAMS, OTHERS), ValueError, "x['0.weight']: expected shape [3, 2], got [5, 2]"),
+    ("check.same", given("x", {"a": Q}, {"a": None}), TypeError, "x['a']: expected a tensor, got NoneType"),
+    # envs
+    ("envs.make", given("cartpol"), ValueError,
+     "unknown environment 'cartpol'; did you mean 'cartpole'? Known: acrobot, cartpole, catch, mountain_car"),
+    ("envs.make", given(None), TypeError, "name: expected that of an environment, got None; known: acrobot, …"),
+    ("envs.describe", given("CartPole-v1"), ValueError,
+     "unknown environment 'CartPole-v1'; did you mean 'cartpole'? …"),
+    *[("envs.make", given(name, time_limit=0), ValueError, "time_limit: expected at least 1, got 0")
+      for name in envs.names()],
+    ("envs.make", given("cartpole", time_limit=1.5), TypeError, "time_limit: expected an integer, got 1.5"),
+    ("envs.make", given("cartpole", dtype=torch.int64), TypeError,
+     "dtype: expected a floating-point dtype, got torch.int64"),
+    ("envs.make", given("cartpole", dtype="float32"), TypeError, "dtype: expected dtype, got str"),
+    ("envs.make.reset", given(U), ValueError, "u: expected shape [... 4], got [4, 2]"),
+    ("envs.make.reset", given(ACTION), TypeError, "u: expected a floating-point dtype, got torch.int64"),
+    ("envs.make.step", given(POLES, PUSH.float(), NOISE_4), TypeError,
+     "action: expected an integer dtype, got torch.float32"),
+    ("envs.make.step", given(POLES, PUSH[:2], NOISE_4), ValueError,
+     "action: expected shape [...] with ... = [3], got [2]"),
+    ("envs.make.step", given(POLES, [0, 1, 0], NOISE_4), TypeError, "action: expected a tensor [...], got list"),
+    ("envs.make.step", given(BALLS, PUSH, NOISE_4), TypeError,
+     "state: expected that of fdqn.envs.cartpole, got fdqn.envs.catch.State"),
+    # train
+    ("train.init", given(None, HYPERS, KEYS), TypeError, "program: expected Program, got NoneType"),
+    ("train.init", given(PROGRAM._replace(config=SETTINGS), HYPERS, KEYS), TypeError,
+     "program.config: expected Config, got Settings"),
+    ("train.init", given(PROGRAM._replace(env="cartpole"), HYPERS, KEYS), TypeError,
+     "program.env: expected Env, got str"),
+    ("train.init", given(PROGRAM._replace(network=nn.Linear(4, 2)), HYPERS, KEYS), TypeError,
+     "program.network: expected Network, got Linear"),
+    ("train.init", given(PROGRAM._replace(optimizer=ADAM), HYPERS, KEYS), TypeError,
+     "program.optimizer: expected a function, got Optimizer"),
+    ("train.init", given(PROGRAM._replace(loss="mse"), HYPERS, KEYS), TypeError,
+     "program.loss: expected a function, got str"),
+    ("train.init", given(PROGRAM._replace(network=networks.mlp(4, (3,), 3)), HYPERS, KEYS), ValueError,
+     "network.apply: expected shape [S E 2], got [2, 3, 3]"),
+    ("train.init", given(PROGRAM, HYPERS._asdict(), KEYS), TypeError, "hyper: expected Hyper, got dict"),
+    ("train.init", given(PROGRAM, KEYS, HYPERS), TypeError, "hyper: expected Hyper, got Tensor"),
+    ("train.init", given(PROGRAM, LANES_OF_HYPER, KEYS), ValueError,
+     "learning_rate: expected shape [S] with S = 2, got [4]"),
+    ("train.init", given(PROGRAM, HYPERS, torch.arange(2)), ValueError, "keys: expected shape [S 2], got [2]"),
+    ("train.init", given(PROGRAM, HYPERS, KEYS.float()), TypeError,
+     "keys: expected an integer dtype, got torch.float32"),
+    ("train.noise", given(PROGRAM, torch.arange(2), 0, 1), ValueError, "keys: expected shape [S 2], got [2]"),
+    ("train.noise", given(PROGRAM, KEYS, 0, 0), ValueError, "cycles: expected at least 1, got 0"),
+    ("train.cycle_keys", given(KEYS, -1, 1), ValueError, "first_cycle: expected at least 0, got -1"),
+    ("train.cycle_keys", given(KEYS, 0, 1.5), TypeError, "cycles: expected an integer, got 1.5"),
+    ("train.draw", given(PROGRAM, torch.arange(3)), ValueError, "key: expected shape [... 2], got [3]"),
+    ("train.cycle", given(PROGRAM, STATE, NOISE), ValueError,
+     "params: expected the network's names and shapes, …; got …; many lanes go through vmap(network.apply)"),
+    ("train.cycle", given(PROGRAM, NOISE, LANE), TypeError, "state: expected TrainState, got Noise"),
+    ("train.cycle", given(PROGRAM, LANE, tree.index(NOISES, 0)), ValueError,
+     "noise.act: expected shape [1 3 2], got [2, 1, 3, 2]"),
+    ("train.collect", given(PROGRAM, LANE, OTHER_NOISE), ValueError,
+     "noise.act: expected shape [1 3 2], got [1, 2, 2]"),
+    ("train.learn", given(PROGRAM, LANE, OTHER_NOISE), ValueError, "noise.sample: expected shape [1 8], got [1, 4]"),
+    ("train.sync", given(TRAINED), TypeError, "state: expected TrainState, got dict"),
+    ("train.epsilon", given(HYPER, 70), TypeError, "step: expected a tensor, got int"),
+    ("train.vmapped.collect", given(STATE, train.noise(TWO_ENVS, KEYS, 0, 1)), ValueError,
+     "noise.act: expected shape [1 3 2], got […]"),
+    ("train.fold", given(PROGRAM), TypeError, "step: expected a function, got Program"),
+    ("train.fold.folded", given(STATE, {}), ValueError,
+     "xs: expected tensors with a first axis of one length, got no tensors"),
+    ("train.run", given(PROGRAM, STATE, 0, FUNCTIONS, 10), ValueError, "steps: expected at least 1, got 0"),
+    ("train.run", given(PROGRAM, STATE, 1e5, FUNCTIONS, 10), TypeError, "steps: expected an integer, got 100000.0"),
+    ("train.run", given(PROGRAM, STATE, 100, FUNCTIONS, None), TypeError,
+     "report_every: expected an integer, got None"),
+    ("train.run", given(PROGRAM, STATE, 100, FUNCTIONS, 10, evaluate_every=-5), ValueError,
+     "evaluate_every: expected at least 0, got -5"),
+    ("train.run", given(PROGRAM, STATE, 100, None, 10), TypeError, "functions: expected Functions, got NoneType"),
+    ("train.run", given(PROGRAM, LANE, 100, FUNCTIONS, 10), ValueError, "state.key: expected shape [S 2], got [2]"),
+    ("train.run", given(PROGRAM, LEARNER, 100, FUNCTIONS, 10), TypeError, "state: expected TrainState, got Learner"),
+    ("train.run", given(examples.program(hidden=(9,)), STATE, 100, FUNCTIONS, 10), ValueError,
+     "params: expected the network's names and shapes, …; got …"),
+    ("train.run", given(TWO_ENVS, STATE, 100, FUNCTIONS, 10), ValueError, "u: expected shape […] with …, got […]"),
+    ("train.run", given(PROGRAM, STATE, 100, FUNCTIONS, 10, evaluate=np.zeros(2)), TypeError,
+     "evaluate: expected a function, got ndarray"),
+    ("train.reading", given(PROGRAM, LANE), ValueError, "state.key: expected shape [S 2], got [2]"),
+    # evaluate
+    ("evaluate.native", given("cartpole", PROGRAM.network, TRAINED, KEYS), TypeError, "env: expected Env, got str"),
+    ("evaluate.native", given(CARTPOLE, nn.Linear(4, 2), TRAINED, KEYS), TypeError,
+     "network: expected Network, got Linear"),
+    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS, 0), ValueError,
+     "episodes: expected at least 1, got 0"),
+    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS, 1.5), TypeError,
+     "episodes: expected an integer, got 1.5"),
+    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, random.key([1, 2, 3])), ValueError,
+     "params: expected as many lanes as there are keys, 3, got 2"),
+    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS.double()), TypeError,
+     "keys: expected an integer dtype, got torch.float64"),
+    ("evaluate.native", given(CATCH, PROGRAM.network, TRAINED, KEYS, 1), ValueError,
+     "obs: expected shape [... 4], got [1, 10, 5]"),
+    ("evaluate.outside", given("CartPole-v1", PROGRAM.network, TRAINED, KEYS), TypeError,
+     "make: expected a function, got str"),
+    ("evaluate.outside", given(sames, PROGRAM.network, TRAINED, [0, 1]), TypeError,
+     "keys: expected a tensor [S 2], got list"),
+    # settings and build
+    ("settings.Settings", given(seeds="16"), TypeError, "seeds: expected a whole number, got '16'"),
+    ("settings.Settings", given(seeds=True), TypeError, "seeds: expected a whole number, got True"),
+    ("settings.Settings", given(steps=1e5), TypeError, "steps: expected a whole number, got 100000.0"),
+    ("settings.Settings", given(gamma=None), TypeError, "gamma: expected a number, got None"),
+    ("settings.Settings", given(hidden=8), TypeError, "hidden: expected whole numbers, got 8"),
+    ("settings.Settings", given(double="no"), TypeError, "double: expected True or False, got 'no'"),
+    ("settings.Settings", given(out=Path("run")), TypeError, "out: expected a path as a string, or None, got …"),
+    ("settings.Settings", given(loss="l1"), ValueError, "loss: expected one of ('mse', 'huber'), got 'l1'"),
+    ("settings.Settings", given(device="tpu"), ValueError,
+     "device: expected one of ('auto', 'cpu', 'cuda'), got 'tpu'"),
+    ("settings.from_json", given([1]), ValueError, "settings: expected a record, got list"),
+    ("settings.from_json", given({}), ValueError, "settings: expected the fields of this version, got others: […]"),
+    ("settings.from_json", given(saved(colour="red")), ValueError,
+     "settings: expected the fields of this version, got others: ['colour']"),
+    ("settings.from_json", given(saved(seeds="16")), ValueError, "settings.seeds: expected a whole number, got '16'"),
+    ("settings.from_json", given(saved(hidden=[8.5])), ValueError,
+     "settings.hidden: expected whole numbers, got (8.5,)"),
+    ("settings.from_json", given(saved(loss="l1")), ValueError,
+     "settings.loss: expected one of ('mse', 'huber'), got 'l1'"),
+    *[(f"build.{name}", given({"env": "cartpole"}), TypeError, "settings: expected Settings, got dict")
+      for name in ("program", "network", "hyper", "seeds", "keys", "device")],
+    ("build.program", given(Settings(env="cartpol")), ValueError, "unknown environment 'cartpol'; did you mean …"),
+    ("build.program", given(Settings(tau=float("nan"))), ValueError, "tau: expected a number in (0, 1], got nan"),
+    ("build.program", given(Settings(learning_starts=10**6)), ValueError,
+     "learning_starts: expected fewer than steps = 100000 in whole cycles of 10, got 1000000: no update would be made"),
+    ("build.hyper", given(Settings(learning_rate=-1.0)), ValueError,
+     "learning_rate: expected numbers in [0, inf], got -1.0"),
+    ("build.keys", given(Settings(seed=-1)), ValueError, "seed: expected integers in [0, 2**32), got -1 to 14"),
+    ("build.check_memory", given(build.program(HUGE), 2, torch.device("cpu")), ValueError,
+     "capacity: expected lanes that fit in … GB of memory, got … GB for 2 seeds, …; lower --capacity or --seeds"),
+    ("build.check_memory", given(PROGRAM, 2, "cpu"), TypeError, "device: expected device, got str"),
+    ("build.state_bytes", given(PROGRAM, -1), ValueError, "lanes: expected at least 1, got -1"),
+    ("build.clipped_adam", given(HYPERS), ValueError,
+     "max_norm: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    ("build.plain_adam", given(HYPERS), ValueError,
+     "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    # compile
+    ("compile.compile", given("f"), TypeError, "f: expected a function, got str"),
+    ("compile.donate", given(PROGRAM), TypeError, "f: expected a function, got Program"),
+    ("compile.donate.donated", given({"a": Q.clone()}), TypeError,
+     "state['a']: expected torch.float32, got torch.float64"),
+    ("compile.donate.same", given({"a": Q, "b": Q}), ValueError,
+     "state: expected leaves with storage of their own, got 0 and 1 sharing one"),
+    ("compile.donate.same", given({"a": torch.ones(1).expand(3)}), ValueError,
+     "state['a']: expected memory of its own for every element, got shape [3] with strides [0], …"),
+    ("compile.donate.same", given({"a": 1.0}), TypeError, "state['a']: expected a tensor, got float"),
+    ("compile.fold", given(None), TypeError, "f: expected a function, got NoneType"),
+    ("compile.fold.folded", given({"a": Q.clone()}, torch.tensor(1.0)), ValueError,
+     "xs: expected tensors with a first axis of one length, got one []"),
+    ("compile.fold_lanes", given(sames, 4), TypeError, "split: expected a function, got int"),
+    ("compile.compiled", given(None), TypeError, "program: expected Program, got NoneType"),
+    # checkpoint
+    ("checkpoint.save", given(Path("new"), "latest", PARAMS, {}), checkpoint.CheckpointError,
+     "name: expected a number of steps, such as '2000', got 'latest'"),
+    ("checkpoint.save", given(Path("new"), "1", {"a": 1.0}, {}), checkpoint.CheckpointError,
+     "state['a']: expected a tensor of a dtype among […], got float"),
+    ("checkpoint.save", given(Path("file"), "1", PARAMS, {}), checkpoint.CheckpointError,
+     "file/1: expected to write a checkpoint, got File exists; earlier ones are as they were; …"),
+    ("checkpoint.save", given(Path("run/checkpoints"), "1", PARAMS, {"a": float("nan")}), checkpoint.CheckpointError,
+     "record: expected what JSON can say, got something else: …"),
+    ("checkpoint.load", given(Path("nowhere"), PARAMS), checkpoint.CheckpointError,
+     "nowhere/manifest.json: expected a file of a checkpoint, got No such file or directory; use another checkpoint"),
+    ("checkpoint.load", given(Path("run/checkpoints/100"), PARAMS), checkpoint.CheckpointError,
+     "run/checkpoints/100/manifest.json: expected the leaves of the state that it is loaded into, got others: …"),
+    ("checkpoint.record", given(Path("file")), checkpoint.CheckpointError,
+     "file/manifest.json: expected a plain file in a folder, got something else; …"),
+    ("checkpoint.newest", given(Path("file")), checkpoint.CheckpointError,
+     "file: expected a folder of checkpoints, got Not a directory; make it readable"),
+    ("checkpoint.set_aside", given(Path("run/checkpoints/7")), checkpoint.CheckpointError,
+     "run/checkpoints/7: expected to set it aside, got No such file or directory; make its folder writable"),
+    ("history.moment", given(Path("run/checkpoints/7")), checkpoint.CheckpointError, "run/checkpoints/7/…"),
+    ("files.read", given(Path("run")), ValueError, "run: expected a plain file, got something else"),
+    ("files.digest", given(Path("run"), 1), ValueError, "run: expected a plain file, got something else"),
+    ("checkpoint.prune", given(Path("run/checkpoints"), 0), ValueError, "keep: expected at least 1, got 0"),
+    ("checkpoint.lock", given(Path("nowhere")), checkpoint.CheckpointError,
+     "nowhere/.lock: expected to lock it, got No such file or directory; choose a folder that can be written …"),
+    # runs
+    ("runs.folder", given(dataclasses.replace(SETTINGS, out="run")), ValueError,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("runs.create", given(dataclasses.replace(SETTINGS, out="file/run")), ValueError,
+     "out: expected a folder that can be made, got 'file/run', but …file is not a writable folder"),
+    ("runs.plan", given(Path("nowhere")), ValueError,
+     "run: expected a finished run folder, got nowhere without config.json"),
+    ("runs.read", given(Path("no-summary")), ValueError,
+     "run: expected a finished run folder, got no-summary without summary.json"),
+    ("runs.finished", given(Path("bad-summary")), ValueError,
+     "run: expected a finished run folder, got bad-summary with a summary.json in which something is wrong: …"),
+    ("runs.read_params", given(Path("other-params")), ValueError,
+     "params.safetensors: expected {…}, got …"),
+    ("runs.read_curve", given(Path("empty-rows")), ValueError, "expected rows, got none"),
+    ("runs.comparison", given(Path("x.png"), []), ValueError,
+     "panels: expected at least one curve in each, got none"),
+    # export and plots
+    ("export.write", given(Later(lambda: runs.read(Path("run"))), 3, Path("a.pt")), ValueError,
+     "seed: expected one that was trained, 5 to 6, got 3"),
+    ("export.write", given(Later(lambda: runs.read(Path("run"))), 5, Path("a.onnx")), ValueError,
+     "out: expected a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy, got 'a.onnx'"),
+    ("export.write", given(Later(lambda: runs.read(Path("run"))), 5, Path("file")), ValueError,
+     "out: expected a file that does not exist yet, got 'file'; choose another --out"),
+    ("export.write", given(Later(lambda: runs.read(Path("run"))), 5, Path("a.pt"), "stack"), ValueError,
+     "prefix: expected it to end in a dot, got 'stack'; use 'stack.'"),
+    ("plots.learning_curves", given(Path("x.png"), {}), ValueError,
+     "panels: expected at least one curve in each, got none"),
+    ("plots.learning_curves", given(Path("x.png"), {"cartpole": {"a": POINTS}}), ValueError,
+     "panels: expected curves of steps [P] and values [P, S], got [3] and [2, 2] in 'a'"),
+    # lanes and testing
+    ("lanes.split", given(PROGRAM, 0, 1), ValueError, "lanes: expected at least 1, got 0"),
+    ("lanes.split", given(PROGRAM, 2, 0), ValueError, "threads: expected at least 1, got 0"),
+    ("testing.asserts.assert_trees_equal", given(PARAMS, OTHERS), AssertionError,
+     "['0.weight']: expected shape [3, 2], got [5, 2]"),
+    ("testing.asserts.assert_trees_close", given(Q, Q + 1, 0.5), AssertionError,
+     "[0, 0]: expected …, got …; 12 of 12 …"),
+    ("testing.asserts.assert_same_structure", given({"a": 1}, {"b": 1}), AssertionError,
+     "expected the same structure; missing [\"['a']\"], extra [\"['b']\"]"),
+    ("testing.asserts.assert_shapes", given("q[B A] a[B]", Q), AssertionError,
+     "tensors: expected 2 for 'q[B A] a[B]', got 1"),
+    ("testing.asserts.assert_finite", given(Q / 0), AssertionError, "[0, 0]: expected a finite number, got …"),
+    ("testing.asserts.assert_compiles_once", given(sames), AssertionError,
+     "calls: expected a tuple of arguments for each, got none"),
+    ("testing.laws.semi_gradient", given(sames, Q, held=[5]), AssertionError, "held: expected some of [0], got [5]"),
+    ("testing.examples.lanes", given(0), ValueError, "lanes: expected at least 1, got 0"),
+    ("testing.examples.program", given(batch_size=50), ValueError, "batch_size 50 exceeds capacity 40"),
+    ("testing.programs.trained", given(PROGRAM, HYPERS, KEYS, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("testing.programs.chunks", given(PROGRAM, torch.arange(2)), ValueError, "keys: expected shape [S 2], got [2]"),
+    ("testing.strategies.tensors", given((2,), dtype=torch.int64), TypeError,
+     "dtype: expected a floating-point dtype, got torch.int64"),
+    ("testing.strategies.tensors", given((2,), low=2.0, high=1.0), ValueError,
+     "low, high: expected a number of torch.float32 between them, got 2.0 and 1.0"),
+    ("testing.variants.variants", given("vmaped"), ValueError, "variants: expected some of […], got 'vmaped'"),
+    ("testing.variants.variants.decorated", given(sames), TypeError,
+     "sames: expected an argument `variant`, got ['x']"),
+]  # fmt: skip
+
+WITHOUT = {
+    "bits.size": "rounds up a number",
+    "build.replay_bytes": "multiplies what `check_memory` has checked",
+    "check.difference": "answers in words",
+    "checkpoint.CheckpointError": "is what is raised",
+    "compile.prepare_cpu": "takes nothing",
+    "envs.names": "takes nothing",
+    "files.append": "is the system's refusal, an OSError; tests/test_files.py",
+    "files.cut": "the same",
+    "files.sync": "the same",
+    "files.write": "the same",
+    "evaluate.play": "is `native`'s step; network and environment refuse",
+    "optim.frozen": "takes nothing",
+    "replay.filled": "reads a replay",
+    "replay.transition": "puts together; `replay.add` refuses",
+    "runs.differences": "reads what `plan` has checked",
+    "history.failed_seeds": "reads a report of `train.run`",
+    "runs.finish": "writes a report of `train.run`",
+    "runs.functions": "hands on to `compile.compiled` and `train.vmapped`",
+    "runs.git_commit": "takes nothing",
+    "runs.interval_text": "reads a summary that `read` has checked",
+    "runs.picture": "draws what `read` has checked",
+    "history.record": "writes reports of `train.run`",
+    "history.restored": "tests/test_history.py has its refusals",
+    "runs.returns_record": "computes of arrays that `evaluate` made",
+    "runs.save_params": "writes parameters of a state",
+    "runs.replan": "writes what `plan` has checked",
+    "statistics.row_means": "is for `runs` and `history`",
+    "runs.writing": "is `checkpoint.lock`",
+    "settings.to_json": "takes Settings alone",
+    "train.count_episodes": "is part of `collect`, which refuses",
+    "train.count_update": "is part of `learn`, which refuses",
+    "train.vmapped": "makes functions; they refuse",
+    **{f"tree.{name}": "takes any tree; a leaf that is no tensor is refused by Python"
+       for name in ("leaves", "structure", "paths", "index", "to", "clone", "separate", "equal", "nbytes")},
+    "testing.asserts.assert_no_graph_break": "raises what it is for",
+    "testing.asserts.one_graph": "raises what it is for",
+    "testing.examples.params": "takes nothing",
+}  # fmt: skip
+"""Public functions without a row, with the reason; whole rooms in ROOMS_WITHOUT."""
+
+ROOMS_WITHOUT = {
+    "testing.laws": "hold functions to laws; tests/test_laws.py has what each rejects",
+    "testing.programs": "hold programs to laws; tests/test_programs.py has what each rejects",
+    "testing.probes": "take a dtype, which `envs.episode.spec` refuses",
+    "testing.strategies": "hypothesis refuses",
+}
+
+TYPED = (ValueError, TypeError, IndexError, checkpoint.CheckpointError)
+
+
+def named(name):
+    """What a row calls."""
+    room, *rest = name.split(".")
+    x = __import__(f"fdqn.{room}", fromlist=["x"])
+    for part in rest:
+        x = getattr(x, part)
+    return x
+
+
+def fits(sentence, says):
+    """Whether the sentence is what the row says, `…` being any words."""
+    return re.fullmatch(".+".join(map(re.escape, says.split("…"))).replace(r"\ ", " "), sentence)
+
+
+def plain(leaf):
+    """An array of words as words."""
+    return leaf.tolist() if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc" else leaf
+
+
+def described(x):
+    """All that may not change in an argument: tensors as they are, and for those without memory what is known."""
+    leaves = [leaf if not isinstance(leaf, torch.Tensor) or leaf.device.type == "cpu" else (leaf.shape, leaf.dtype)
+              for leaf in tree.leaves(x)]  # fmt: skip
+    return tree.structure(x), [leaf.clone() if isinstance(leaf, torch.Tensor) else plain(leaf) for leaf in leaves]
+
+
+def files(path):
+    return {str(p.relative_to(path)): p.read_bytes() if p.is_file() else None for p in sorted(path.rglob("*"))}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A small run of seeds 5 and 6, made by the command itself."""
+    path = tmp_path_factory.mktemp("refusals") / "run"
+    sizes = "--seeds 2 --seed 5 --steps 100 --learning-starts 20 --report-every 50 --batch-size 8 --hidden 4"
+    words = shlex.split(f"train --env catch --capacity 30 --no-compile {sizes}")
+    assert cli.main([*words, "--out", str(path)]) == 0
+    return path
+
+
+def edited(name, change):
+    """A JSON file of a run folder after `change`."""
+
+    def edit(path):
+        content = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps(change(content)))
+
+    return edit
+
+
+def with_settings(**changes):
+    return edited("config.json", lambda config: {**config, "settings": {**config["settings"], **changes}})
+
+
+def with_summary(**changes):
+    return edited("summary.json", lambda summary: {**summary, **changes})
+
+
+def written(name, content):
+    return lambda path: (path / name).write_bytes(content)
+
+
+def without(name):
+    return lambda path: (path / name).unlink()
+
+
+def both(*acts):
+    return lambda path: [act(path) for act in acts]
+
+
+WRONG_CONFIG, WRONG_SUMMARY, WRONG_ROWS = (
+    f"with a {name} in which something is wrong:" for name in ("config.json", "summary.json", "metrics.csv")
+)
+SPOILED = {
+    "no-config": (without("config.json"), "without config.json"),
+    "bad-config": (written("config.json", b"{"), "with a config.json which is not JSON"),
+    "list-config": (written("config.json", b"[]"), f"{WRONG_CONFIG} expected records of …"),
+    "bytes-config": (written("config.json", b"\xff"), "with a config.json which cannot be read: …"),
+    "no-settings": (edited("config.json", lambda x: {**x, "settings": None}),
+                    f"{WRONG_CONFIG} expected records of …"),
+    "other-env": (with_settings(env="cartpol"), f"{WRONG_CONFIG} unknown environment 'cartpol'; did you mean …"),
+    "bad-seeds": (with_settings(seeds=0), f"{WRONG_CONFIG} seeds: expected at least 1, got 0"),
+    "bad-type": (with_settings(seeds="2"), f"{WRONG_CONFIG} settings.seeds: expected a whole number, got '2'"),
+    "bad-loss": (with_settings(loss="l1"), f"{WRONG_CONFIG} settings.loss: expected one of …, got 'l1'"),
+    "no-summary": (without("summary.json"), "without summary.json"),
+    "bad-summary": (written("summary.json", b"[]"), f"{WRONG_SUMMARY} summary: expected dict, got list"),
+    "few-summary": (written("summary.json", b"{}"), f"{WRONG_SUMMARY} expected … too"),
+    "seeds": (with_summary(seeds=3), f"{WRONG_SUMMARY} seeds: expected list, got int"),
+    "other-seeds": (with_summary(seeds=[0, 1]),
+                    f"{WRONG_SUMMARY} seeds: expected those of config.json, 5 to 6, got [0, 1]"),
+    "steps": (with_summary(steps="many"), f"{WRONG_SUMMARY} steps: expected int, got str"),
+    "failed": (with_summary(failed_seeds=[99]), f"{WRONG_SUMMARY} failed_seeds: expected some of the seeds, got [99]"),
+    "failed-null": (with_summary(failed_seeds=None), f"{WRONG_SUMMARY} failed_seeds: expected list, got NoneType"),
+    "return": (with_summary(final_return={}),
+               f"{WRONG_SUMMARY} final_return.iqm: expected int or float or None, got str"),
+    "return-number": (with_summary(train_return=5), f"{WRONG_SUMMARY} train_return: expected dict, got int"),
+    "return-seeds": (with_summary(train_return={"iqm": 1.0, "low": None, "high": None, "per_seed": [1.0]}),
+                     f"{WRONG_SUMMARY} train_return.per_seed: expected 2 numbers, one a seed, got 1"),
+    "speed": (with_summary(seed_updates_per_second="fast"),
+              f"{WRONG_SUMMARY} seed_updates_per_second: expected int or float or None, got str"),
+    "wall": (with_summary(wall_seconds=None), f"{WRONG_SUMMARY} wall_seconds: expected int or float, got NoneType"),
+    "empty-rows": (written("metrics.csv", b"step,seed,return\n"), f"{WRONG_ROWS} expected rows, got none"),
+    "text-rows": (written("metrics.csv", b"step,seed,return\n100,five,1.0\n"),
+                  f"{WRONG_ROWS} expected numbers under step, seed and return, got other columns or words"),
+    "few-rows": (written("metrics.csv", b"step,seed,return\n100,5,1.0\n"),
+                 f"{WRONG_ROWS} expected rows of 2 seeds, got 1"),
+}  # fmt: skip
+"""Run folders with wrong content under their names, and what `eval`, `report` and `export` say of them."""
+
+HALF_SPOILED = {
+    "bad-params": written("params.safetensors", b"nonsense"),
+    "other-params": lambda path: shutil.copy(path / "checkpoints/100/state.safetensors", path / "params.safetensors"),
+    "bad-checkpoint": both(without("summary.json"), written("checkpoints/100/state.safetensors", b"")),
+    "more-seeds": with_settings(seeds=3),
+}
+"""Those that some commands can do without."""
+
+
+@pytest.fixture(scope="module")
+def stage(trained, tmp_path_factory):
+    """A folder with `run`, a file, and runs that are spoiled; and all of its files."""
+    path = tmp_path_factory.mktemp("place")
+    (path / "file").write_text("mine\n")
+    (path / "hollow").mkdir()
+    spoil = {"run": lambda path: None, **{name: act for name, (act, _) in SPOILED.items()}, **HALF_SPOILED}
+    for name, act in spoil.items():
+        shutil.copytree(trained, path / name)
+        act(path / name)
+    return path, files(path)
+
+
+@pytest.fixture
+def place(stage, monkeypatch):
+    """To stand in that folder; nothing in it may change."""
+    path, before = stage
+    monkeypatch.chdir(path)
+    monkeypatch.setenv("COLUMNS", "100")
+    yield path
+    assert files(path) == before, "nothing is made, changed or removed"
+
+
+def assert_refused(call, args, words, error, says):
+    """The call raises that very type, in that sentence of our own, and leaves its arguments and the generator alone."""
+    before, generator = described((args, words)), torch.get_rng_state()
+    with pytest.raises(error) as caught:
+        call(*args, **words)
+    sentence = str(caught.value)
+    assert caught.type is error, f"a {caught.type.__name__}: {sentence}"
+    assert fits(sentence, says), sentence
+    assert "\n" not in sentence
+    last = traceback.extract_tb(caught.tb)[-1]
+    assert Path(last.filename).is_relative_to(ROOT), f"not our own sentence: {last}"
+    after = described((args, words))
+    assert before[0] == after[0]
+    asserts.assert_trees_equal(before[1], after[1])
+    assert torch.equal(generator, torch.get_rng_state()), "a number was drawn"
+
+
+WITH_FILES = ("checkpoint", "files", "history", "runs", "export", "plots")
+IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
+
+
+@pytest.mark.parametrize(("name", "arguments", "error", "says"), ROWS, ids=IDS)
+def test_bad_input_is_refused_in_a_sentence_and_changes_nothing(request, name, arguments, error, says):
+    if name.split(".")[0] in WITH_FILES:
+        request.getfixturevalue("place")
+    assert error in TYPED or name.startswith("testing.")
+    args, words = tree.map(lambda x: x.make() if isinstance(x, Later) else x, tuple(arguments))
+    assert_refused(CALLED.get(name) or named(name), args, words, error, says)
+
+
+PLANTS = {
+    "says nothing": lambda x: x,
+    "says another thing": lambda x: check.count("y", -1),
+    "raises another type": lambda x: check.count("x", "-1"),
+    "leaves it to torch": lambda x: x.reshape(7),
+    "writes": lambda x: (x.add_(1), check.count("x", -1)),
+    "draws": lambda x: (torch.rand(1), check.count("x", -1)),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_the_runner_sees_planted_bugs(plant):
+    says = "…" if plant == "leaves it to torch" else "x: expected at least 0, got -1"
+    error = RuntimeError if plant == "leaves it to torch" else ValueError
+    assert_refused(lambda x: check.count("x", -1), (torch.zeros(2),), {}, ValueError, "x: expected at least 0, got -1")
+    with torch.random.fork_rng(), pytest.raises((AssertionError, pytest.fail.Exception, TypeError)):
+        assert_refused(PLANTS[plant], (torch.zeros(2),), {}, error, says)
+
+
+def test_every_public_function_has_a_row():
+    rows = {".".join(row[0].split(".")[: 3 if row[0].startswith("testing") else 2]) for row in ROWS}
+    callable_names = {
+        f"{room}.{name}" for room, name, x in NAMES
+        if inspect.isfunction(x) or dataclasses.is_dataclass(x) or issubclass(x, Exception)
+    }  # fmt: skip
+    left = {name for name in callable_names - rows if name.rpartition(".")[0] not in ROOMS_WITHOUT}
+    assert left == set(WITHOUT) & left, sorted(left - set(WITHOUT))
+    assert not set(WITHOUT) - callable_names, "of what is no more"
+    assert not set(WITHOUT) & rows - {"optim.frozen", "train.vmapped"}, "it has a row"
+    assert rows - callable_names <= {"lanes.split"}
+
+
+# The command line: the line, the exit code and the sentence.
+
+LINES = [
+    # how it is asked
+    ("trian", 2, "unknown command 'trian'; did you mean 'train'?"),
+    ("--seeds 2", 2, "unknown flag '--seeds'; see `fdqn --help`"),
+    ("eval", 2, "Missing from fdqn eval: PATH Run folder. (required)"),
+    ("eval run run", 2, "unknown argument 'run'; …"),
+    ("train run", 2, "unknown argument 'run'; …"),
+    ("train --evn catch", 2, "unknown flag '--evn'; did you mean '--env'?"),
+    ("train --env", 2, "Missing value for argument '--env'. …"),
+    ("train --seeds", 2, "Missing value for argument '--seeds'. …"),
+    ("train --seeds 1e3", 2, "Error parsing --seeds: expected a whole number, got '1e3'"),
+    ("train --seeds 2 --seeds 3", 2, "flag --seeds: expected it once, got it 2 times"),
+    ("train --seeds=2 --seeds=3", 2, "flag --seeds: expected it once, got it 2 times"),
+    ("train --json --json", 2, "flag --json: expected it once, got it 2 times"),
+    ("train --json=yes", 2, "unknown flag '--json=yes'; did you mean '--json'?"),
+    ("train --double maybe", 2, "unknown argument 'maybe'; see `fdqn train --help`"),
+    ("train --compile --no-compile", 2, "flag --compile: expected it once, got it 2 times"),
+    ("train --loss l1", 2, "invalid choice 'l1' for argument '--loss'. Expected one of ('mse', 'huber')."),
+    ("train --hidden 8,4", 2, "Error parsing --hidden: … ['8,4']"),
+    ("train --steps 100_000.5", 2, "Error parsing --steps: expected a whole number, got '100_000.5'"),
+    ("train --gamma", 2, "Missing value for argument '--gamma'. …"),
+    ("resume", 2, "Missing from fdqn resume: PATH Run folder. (required)"),
+    ("resume run --steps many", 2, "Error parsing --steps: expected a whole number, got 'many'"),
+    ("resume run --on-nan ignore", 2, "invalid choice 'ignore' for argument '--on-nan'. Expected one of (…)."),
+    ("export run --seed 5", 2, "Missing from fdqn export: --out PATH …"),
+    ("export run --out a.pt", 2, "Missing from fdqn export: --seed INT …"),
+    ("export run --seed five --out a.pt", 2, "Error parsing --seed: expected a whole number, got 'five'"),
+    ("envs catch", 2, "unknown argument 'catch'; see `fdqn envs --help`"),
+    ("report run --out", 2, "Missing value for argument '--out'. …"),
+    # numbers and names
+    ("train --env cartpol", 1, "unknown environment 'cartpol'; did you mean 'cartpole'? Known: …"),
+    ("train --env gym:CartPole-v1", 1, "unknown environment 'gym:CartPole-v1'. Known: …"),
+    ("train --seeds 0", 1, "seeds: expected at least 1, got 0"),
+    ("train --seed -1", 1, "seed: expected at least 0, got -1"),
+    ("train --seed 4294967296", 1, "seed: expected seeds below 2**32, got …"),
+    ("train --steps 0", 1, "steps: expected at least 1, got 0"),
+    ("train --steps 500", 1, "learning_starts: expected fewer than steps = 500 …, got 1000: no update would be made"),
+    ("train --batch-size 20000", 1, "batch_size 20000 exceeds capacity 10000"),
+    ("train --num-envs 0", 1, "num_envs: expected at least 1, got 0"),
+    ("train --learning-rate nan", 1, "learning_rate: expected numbers in [0, inf], got nan"),
+    ("train --learning-rate -1", 1, "learning_rate: expected numbers in [0, inf], got -1.0"),
+    ("train --gamma 1.5", 1, "gamma: expected numbers in [0, 1], got 1.5"),
+    ("train --tau inf", 1, "tau: expected a number in (0, 1], got inf"),
+    ("train --epsilon-fraction -0.5", 1, "epsilon_fraction: expected a number in [0, 1], got -0.5"),
+    ("train --max-grad-norm 0", 1, "max_grad_norm: expected a number above 0, got 0: no gradient would be left"),
+    ("train --hidden 8 0", 1, "hidden, actions: expected sizes of at least 1, got [8, 0], 2"),
+    ("train --seeds 1000000000", 1,
+     "seeds: expected lanes that fit in … GB of memory, got …; lower --seeds or --hidden"),
+    ("train --keep-checkpoints 0", 1, "keep_checkpoints: expected at least 1, got 0"),
+    ("eval run --episodes 0", 1, "episodes: expected at least 1, got 0"),
+    ("eval run --episodes -3", 1, "episodes: expected at least 1, got -3"),
+    ("eval run --env cartpole", 1, "env: expected observations [10, 5] and 3 actions as in training, got …"),
+    ("eval run --env gym:Nonsense-v7", 1, "env: expected an environment of Gymnasium, got 'Nonsense-v7': …"),
+    ("eval run --env gym:CartPole-v1", 1, "env: expected observations that the network takes, got shape [4]: …"),
+    ("export run --seed 3 --out a.pt", 1, "seed: expected one that was trained, 5 to 6, got 3"),
+    ("export run --seed 5 --out a.onnx", 1, "out: expected a name that ends in .pt or .pth …, got 'a.onnx'"),
+    ("resume run --steps 1", 1, "steps: expected at least the 100 that were planned, got 1"),
+    ("resume run --steps 0", 1, "steps: expected at least the 100 that were planned, got 0"),
+    ("resume run --steps -5", 1, "steps: expected at least the 100 that were planned, got -5"),
+    # places
+    ("train --out run", 1, "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("train --out file", 1, "out: expected a folder that does not exist yet, got 'file'; choose another --out"),
+    ("train --out file/run", 1, "out: expected a folder that can be made, got 'file/run', but …"),
+    ("train --out=", 1, "out: expected a folder that does not exist yet, got ''; choose another --out"),
+    ("train --out /proc/fdqn/run", 1, "out: expected a folder that can be made, got '/proc/fdqn/run'…"),
+    ("eval nowhere", 1, "run: expected a finished run folder, got nowhere without config.json"),
+    ("eval file", 1,
+     "run: expected a finished run folder, got file with a config.json which cannot be read: Not a directory"),
+    ("eval hollow", 1, "run: expected a finished run folder, got hollow without config.json"),
+    ("eval run/summary.json", 1,
+     "run: expected a finished run folder, got run/summary.json with a config.json which cannot …"),
+    ("resume hollow", 1, "run: expected a finished run folder, got hollow without config.json"),
+    ("resume file", 1,
+     "run: expected a finished run folder, got file with a config.json which cannot be read: Not a directory"),
+    ("resume nowhere --steps 5", 1, "run: expected a finished run folder, got nowhere without config.json"),
+    ("report", 1, "runs: expected at least one run folder, got none"),
+    ("report run hollow", 1, "run: expected a finished run folder, got hollow without config.json"),
+    ("report run --out run", 1, "out: run: expected to write it, got Is a directory; what was there stays; …"),
+    ("report run --out nowhere/x.png", 1,
+     "out: nowhere/x.png: expected to write it, got No such file or directory; what was there stays; …"),
+    ("report run run --out file/x.png", 1,
+     "out: file/x.png: expected to write it, got Not a directory; what was there stays; …"),
+    ("report nowhere --json", 1, "run: expected a finished run folder, got nowhere without config.json"),
+    ("export run --seed 5 --out run", 1,
+     "out: expected a file that does not exist yet, got 'run'; choose another --out"),
+    ("export run --seed 5 --out=", 1, "out: expected a file that does not exist yet, got '.'; choose another --out"),
+    ("export run --seed 5 --out nowhere/a.pt", 1,
+     "out: expected a file in a folder that is there, got 'nowhere/a.pt'; make nowhere first"),
+    ("export run --seed 5 --out a.pt --prefix stack", 1,
+     "prefix: expected it to end in a dot, got 'stack'; use 'stack.'"),
+    ("export hollow --seed 5 --out a.pt", 1, "run: expected a finished run folder, got hollow without config.json"),
+    # run folders with wrong content
+    *[(f"{command} {name}", 1, f"run: expected a finished run folder, got {name} {says}")
+      for name, (_, says) in SPOILED.items() for command in ("eval", "report", "export --seed 5 --out a.pt")],
+    *[(f"resume {name} --steps 200", 1, f"run: expected a finished run folder, got {name} {says}")
+      for name, (_, says) in SPOILED.items() if "config" in says and name != "other-seeds"],
+    *[(f"{command} bad-params", 1,
+       "run: expected a finished run folder, got bad-params with a params.safetensors which cannot be read: …")
+      for command in ("eval", "export --seed 5 --out a.pt")],
+    ("eval other-params", 1, "params.safetensors: expected {…}, got … and … more"),
+    ("eval more-seeds", 1, "run: … summary.json …: seeds: expected those of config.json, 5 to 7, got [5, 6]"),
+    ("resume more-seeds --steps 200", 1,
+     "more-seeds/checkpoints/100: expected the settings of config.json, got seeds = 2 and not 3"),
+    ("resume bad-checkpoint --steps 200", 1,
+     "bad-checkpoint/checkpoints/100/state.safetensors: expected … bytes, got 0; it was not saved so: use another …"),
+    ("resume few-rows --steps 200", 1,
+     "few-rows/metrics.csv: expected at least the … bytes that the checkpoint of step 100 counts on, got others; …"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "code", "says"), LINES, ids=[line for line, *_ in LINES])
+def test_a_bad_line_is_one_sentence_and_leaves_no_trace(place, capsys, monkeypatch, line, code, says):
+    monkeypatch.setattr(runs, "functions", lambda *given: pytest.fail(f"not refused: {line}"))
+    got = cli.main(line.split(" "))
+    out, err = capsys.readouterr()
+    assert got == code, err
+    assert out == ""
+    *before, sentence = err.splitlines()
+    assert all(re.match(r"(cartpole|catch): \d+ seeds x ", line) for line in before), "what is said before it starts"
+    assert sentence.startswith("fdqn: ")
+    assert fits(sentence.removeprefix("fdqn: "), says), err
+
+
+def test_the_table_is_long():
+    assert len(ROWS) + len(LINES) >= 120
