@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fdqn.envs import acrobot, cartpole, catch, mountain_car
+from fdqn.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders
 from fdqn.types import Env
 
 GYMNASIUM = {"acrobot": "Acrobot-v1", "cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0"}
@@ -20,6 +21,11 @@ _ENTRIES = {
     "acrobot": _Entry(acrobot.make, "swing a two-link pendulum up above a line"),
     "cartpole": _Entry(cartpole.make, "keep a pole upright on a moving cart"),
     "catch": _Entry(catch.make, "be under a falling ball when it lands"),
+    "minatar:asterix": _Entry(asterix.make, "collect gold and keep away from enemies"),
+    "minatar:breakout": _Entry(breakout.make, "break bricks with a ball and a paddle"),
+    "minatar:freeway": _Entry(freeway.make, "cross eight lanes of traffic"),
+    "minatar:seaquest": _Entry(seaquest.make, "shoot enemies, rescue divers and come up for air"),
+    "minatar:space_invaders": _Entry(space_invaders.make, "shoot waves of aliens"),
     "mountain_car": _Entry(mountain_car.make, "swing a weak car up a hill"),
 }
 
@@ -30,7 +36,9 @@ def names() -> tuple[str, ...]:
 
 
 def make(name: str, **settings: Any) -> Env:
-    """The environment of that name; `settings` are `time_limit` in steps and `dtype`. Raises ValueError for no name."""
+    """The environment of that name; `settings` are `time_limit` in steps, `dtype`, and those of the environment's
+    own file. Raises ValueError for no name.
+    """
     return _entry(name).make(**settings)
 
 

@@ -1,0 +1,284 @@
+"""Seaquest: a submarine shoots fish and submarines, collects divers and has to come up for air with one aboard.
+
+A point for each enemy that is shot. At the surface one diver leaves and the tank is filled; with six aboard all leave,
+and there are points for what is left in the tank. Each time, enemies get faster and more. The end is to touch an enemy
+or its bullet, to run out of air, or to surface alone. The planes are bow, stern, our bullets, trails (where enemies and
+divers come from), their bullets, fish, submarines, the tank, divers aboard and divers.
+Young and Tian 2019, https://arxiv.org/abs/1903.03176
+
+`u[..., 0]` is the sticky draw, `u[..., 1]` chooses among the 48 kinds and places of a new enemy, `u[..., 2]` among the
+16 places of a new diver.
+
+Who meets whom first depends on age, so things stand in queues, the oldest first; who comes pushes out the oldest place,
+which is empty by then. Of our bullets, one every five steps, which fly for at most nine, two are there at once. Of
+divers, one every 30 steps, which drift for at most 59, two. An enemy stays for ten moves; `tests/test_minatar.py` goes
+through all that may happen meanwhile, and 29 others come at most (one a step, moves every third step). Their bullets
+are all alike, and kept as planes.
+"""
+
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from fdqn import tree
+from fdqn.envs import episode
+from fdqn.envs.minatar import board
+from fdqn.types import Env
+
+PLANES, NOISE = 10, 3
+BULLETS, DIVERS, ENEMIES = 2, 2, 32  # places; of enemies 30 are needed, and 32 are whole vectors
+TOP, LOWEST = 1, 8  # rows of enemies and divers; the submarine also surfaces in row 0
+TANK = 200  # steps
+SEATS = 6
+COOL_DOWN = 5  # steps from one of our shots to the next
+SHOT = 10  # steps that an enemy waits between shots
+SPAWN, MOVE, FASTEST = 20, 5, 2  # steps between enemies, and that they wait between moves: at first, and at last
+LEVELS = 19  # of difficulty, after which there is an enemy every step
+DIVER_SPAWN, DIVER_MOVE = 30, 6  # steps between divers, and between moves of a diver
+
+
+Q = TypeVar("Q")
+
+
+class Things(NamedTuple):
+    """Bullets of ours or divers [..., 2], int32; column 0 where there is none."""
+
+    x: Tensor
+    y: Tensor
+    dx: Tensor
+
+
+class Enemies(NamedTuple):
+    """[..., 32] int32; column 0 where there is none."""
+
+    x: Tensor
+    y: Tensor
+    dx: Tensor
+    armed: Tensor
+    """1 for a submarine, 0 for a fish."""
+    move_timer: Tensor
+    shot_timer: Tensor
+
+
+class State(NamedTuple):
+    """int32."""
+
+    x: Tensor
+    y: Tensor
+    dx: Tensor
+    air: Tensor
+    """Steps that the tank lasts."""
+    aboard: Tensor
+    """Divers; -1 after all six have left, which counts as some the next time."""
+    up: Tensor
+    """1 from surfacing to diving."""
+    level: Tensor
+    """Times surfaced, up to 19."""
+    shot_timer: Tensor
+    spawn_timer: Tensor
+    bullets: Things
+    divers: Things
+    enemies: Enemies
+    east: Tensor
+    """[..., 10], the plane of their bullets that fly right."""
+    west: Tensor
+
+
+def make(
+    time_limit: int = board.TIME_LIMIT,
+    dtype: torch.dtype = torch.float32,
+    sticky: float = board.STICKY,
+    ramping: bool = True,
+) -> Env:
+    """Seaquest; with `ramping` it gets harder each time one surfaces. The rest is as in `board.env`."""
+    game = board.Game(start, partial(play, ramping=ramping), show)
+    return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
+
+
+def start(u: Tensor) -> State:
+    """The submarine at the surface, with a full tank. Shapes: u [..., 3]."""
+    episode.check_reset(u, NOISE)
+    zero = board.zeros(u)
+
+    def none(places: int) -> Tensor:
+        return zero[..., None] + torch.zeros(places, dtype=board.INT, device=u.device)
+
+    return State(
+        zero + (1 << 5), zero.clone(), zero - 1, zero + TANK, zero.clone(), zero + 1, zero.clone(), zero.clone(),
+        zero + SPAWN, Things(*(none(BULLETS) for _ in range(3))), Things(*(none(DIVERS) for _ in range(3))),
+        Enemies(*(none(ENEMIES) for _ in range(6))), none(board.SIZE), none(board.SIZE),
+    )  # fmt: skip
+
+
+def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
+    """Newcomers; our move or shot; our bullets, divers and enemies move and meet; then air and surface.
+
+    Shapes: state, action and time [...]; u [..., 3].
+    """
+    state = _steer(_spawn(state, u, time), action)
+    state, shot = _fly(state)
+    state = _drift(state, time)
+    state, rammed, met = _attack(state)
+    state, hit = _return_fire(state)
+    state, earned, lost = _breathe(state, ramping)
+    return state, shot + met + earned, rammed | hit | lost
+
+
+def show(state: State) -> Tensor:
+    """The planes."""
+    enemies, divers, bullets = state.enemies, state.divers, state.bullets
+    bow, stern = (board.cell(x, state.y) for x in (state.x, board.shift(state.x, -state.dx)))
+    # Planes of fish, submarines and trails at once, in 30 bits.
+    three = torch.where(enemies.armed > 0, enemies.x << board.SIZE, enemies.x)
+    three = board.cells(three | board.shift(enemies.x, -enemies.dx) << 2 * board.SIZE, enemies.y)
+    fish, submarines, trails = three & board.ALL, three >> board.SIZE & board.ALL, three >> 2 * board.SIZE
+    trails = trails | board.cells(board.shift(divers.x, -divers.dx), divers.y)
+    tank = state.air.clamp(min=0) * board.SIZE // TANK
+    aboard = state.aboard.clamp(min=0)
+    gauges = [(1 << tank) - 1, board.LAST - (board.LAST >> aboard)]
+    full, seats = (torch.where(board.rows(x) == board.BOTTOM, x[..., None], 0) for x in gauges)
+    ours, shown = board.cells(bullets.x, bullets.y), board.cells(divers.x, divers.y)
+    return torch.stack([bow, stern, ours, trails, state.east | state.west, fish, submarines, full, seats, shown], -2)
+
+
+def _spawn(state: State, u: Tensor, time: Tensor) -> State:
+    """An enemy if it is time and its row has none that goes the other way; a diver every 30 steps."""
+    zero = board.zeros(u)
+    enemies, due = state.enemies, state.spawn_timer == 0
+    kind = board.choice(u[..., 1], 48)
+    x, y, dx = _newcomer(kind % 16)
+    blocked = (enemies.x != 0) & (enemies.y == y[..., None]) & (enemies.dx != dx[..., None])
+    armed = (kind < 16).to(board.INT)  # a third
+    wait = (MOVE - state.level // 2).clamp(min=FASTEST)
+    new = Enemies(x, y, dx, armed, wait, zero + SHOT)
+    diver = Things(*_newcomer(board.choice(u[..., 2], 16)))
+    return state._replace(
+        enemies=_push(enemies, new, due & ~blocked.any(-1)),
+        spawn_timer=torch.where(due, SPAWN - state.level, state.spawn_timer),
+        divers=_push(state.divers, diver, (time > 0) & (time % DIVER_SPAWN == 0)),
+    )
+
+
+def _newcomer(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Column, row and direction of the 16 places at the sides."""
+    x, dx = board.side(place < 8)
+    return x, TOP + place % 8, dx
+
+
+def _push(queue: Q, new: Q, when: Tensor) -> Q:
+    """The queue [..., n] with the new one [...] behind and without its first place, where it is time."""
+
+    def push(old: Tensor, last: Tensor) -> Tensor:
+        return torch.where(when[..., None], torch.cat([old[..., 1:], last[..., None]], -1), old)
+
+    return tree.map(push, queue, new)
+
+
+def _steer(state: State, action: Tensor) -> State:
+    """The submarine goes a cell and looks where it went, or shoots if it may."""
+    fires = (action == board.FIRE) & (state.shot_timer == 0)
+    dx = torch.where(action == board.LEFT, -1, torch.where(action == board.RIGHT, 1, state.dx))
+    return state._replace(
+        x=board.walk(state.x, action),
+        y=board.climb(state.y, action, 0, LOWEST),
+        dx=dx,
+        shot_timer=torch.where(fires, COOL_DOWN, state.shot_timer),
+        bullets=_push(state.bullets, Things(state.x, state.y, state.dx), fires),
+    )
+
+
+def _fly(state: State) -> tuple[State, Tensor]:
+    """Our bullets go a cell, the younger first; each takes one that it meets with it: the oldest fish or submarine."""
+    bullets = state.bullets._replace(x=board.shift(state.bullets.x, state.bullets.dx))
+    rank = _place(state.enemies) + ENEMIES * state.enemies.armed
+    bullets, enemies, points = _collide(bullets, state.enemies, state.enemies.x != 0, rank, (1, 0))
+    return state._replace(bullets=bullets, enemies=enemies), points
+
+
+def _drift(state: State, time: Tensor) -> State:
+    """Divers, the younger first, come aboard if there is a seat; the others move if it is time, and may then."""
+    moves, aboard, left = time % DIVER_MOVE == DIVER_MOVE - 1, state.aboard, []
+    for x, y, dx in reversed([*zip(*(field.unbind(-1) for field in state.divers), strict=True)]):
+        for place in (x, torch.where(moves, board.shift(x, dx), x)):
+            x = place if place is x else torch.where(x == 0, 0, place)
+            boards = ((x & state.x) != 0) & (y == state.y) & (aboard < SEATS)
+            x, aboard = torch.where(boards, 0, x), aboard + boards.to(board.INT)
+        left.append(x)
+    return state._replace(aboard=aboard, divers=state.divers._replace(x=torch.stack(left[::-1], -1)))
+
+
+def _attack(state: State) -> tuple[State, Tensor, Tensor]:
+    """Enemies move if it is time and meet us, or our bullets: the youngest first, submarines before fish.
+
+    Submarines shoot if it is time, those too that left or were shot in this step.
+    """
+    old, player = state.enemies, (state.x[..., None], state.y[..., None])
+    there = old.x != 0
+    moves = there & (old.move_timer == 0)
+    x = torch.where(moves, board.shift(old.x, old.dx), old.x)
+    wait = (MOVE - state.level // 2).clamp(min=FASTEST)[..., None]
+    meets = ((x & player[0]) != 0) & (old.y == player[1])
+    rammed = (meets | ((old.x & player[0]) != 0) & (old.y == player[1])).any(-1)
+    shoots = there & (old.armed > 0) & (old.shot_timer == 0)
+    enemies = old._replace(
+        x=x,
+        move_timer=torch.where(moves, wait, old.move_timer - there.to(board.INT)),
+        shot_timer=torch.where(shoots, SHOT, old.shot_timer - there.to(board.INT)),
+    )
+    rank = -(_place(old) + ENEMIES * old.armed)
+    bullets, left, points = _collide(state.bullets, enemies, moves & ~meets, rank, (0, 1))
+    shots = torch.where(shoots, torch.where(old.dx > 0, x, x << board.SIZE), 0)
+    both = board.cells(shots, old.y)
+    east, west = state.east | both & board.ALL, state.west | both >> board.SIZE
+    return state._replace(bullets=bullets, enemies=left, east=east, west=west), rammed, points
+
+
+def _collide(
+    bullets: Things, enemies: Enemies, able: Tensor, rank: Tensor, turns: tuple[int, ...]
+) -> tuple[Things, Enemies, Tensor]:
+    """Bullets, in their turns, and of the `able` enemies in the same cell the one of lowest rank go; a point each."""
+    columns, x, points = [*bullets.x.unbind(-1)], enemies.x, []
+    for turn in turns:
+        meets = able & ((x & columns[turn][..., None]) != 0) & (enemies.y == bullets.y[..., turn, None])
+        ranks = torch.where(meets, rank, 2 * ENEMIES)
+        goes = meets & (ranks == ranks.amin(-1, keepdim=True))
+        points.append(goes.any(-1))
+        x, columns[turn] = torch.where(goes, 0, x), torch.where(points[-1], 0, columns[turn])
+    total = sum((point.to(board.INT) for point in points), start=torch.zeros_like(columns[0]))
+    return bullets._replace(x=torch.stack(columns, -1)), enemies._replace(x=x), total
+
+
+def _return_fire(state: State) -> tuple[State, Tensor]:
+    """Their bullets go a cell; whether one is where we are before or after."""
+    here = board.cell(state.x, state.y)
+    east, west = state.east << 1 & board.ALL, state.west >> 1
+    hit = (((state.east | state.west | east | west) & here) != 0).any(-1)
+    return state._replace(east=east, west=west), hit
+
+
+def _breathe(state: State, ramping: bool) -> tuple[State, Tensor, Tensor]:
+    """Below, air is used up. At the surface, for the first time, a diver leaves, or all six for points, and the tank is
+    filled; without a diver that is the end, as is an empty tank.
+    """
+    below = state.y > 0
+    arrives = ~below & (state.up == 0)
+    docks = arrives & (state.aboard != 0)
+    all_leave = docks & (state.aboard == SEATS)
+    lost = (state.air <= 0) | (arrives & (state.aboard == 0))
+    points = torch.where(all_leave, state.air * board.SIZE // TANK, 0)
+    after = state._replace(
+        air=torch.where(below, state.air - 1, torch.where(docks, TANK, state.air)),
+        # One of none leaves too, which makes it -1.
+        aboard=torch.where(all_leave, -1, state.aboard - docks.to(board.INT)),
+        up=torch.where(below, 0, torch.where(docks, 1, state.up)),
+        level=(state.level + docks.to(board.INT) * ramping).clamp(max=LEVELS),
+        shot_timer=(state.shot_timer - 1).clamp(min=0),
+        spawn_timer=(state.spawn_timer - 1).clamp(min=0),
+    )
+    return after, points, lost
+
+
+def _place(enemies: Enemies) -> Tensor:
+    return torch.arange(ENEMIES, dtype=board.INT, device=enemies.x.device)
