@@ -25,7 +25,7 @@ LEVELS = 9  # after which both happen every step
 
 
 class State(NamedTuple):
-    """int32; things have a place for each row [..., 10], whose column is 0 where there is none."""
+    """int32; things have a place for each row [..., 16], whose column is 0 where there is none."""
 
     x: Tensor
     y: Tensor
@@ -90,26 +90,28 @@ def show(state: State) -> Tensor:
 def _spawn(state: State, u: Tensor) -> State:
     """Where its timer is up and a row is free, a newcomer at the left going right, or the other way round.
 
-    A third are gold. `choice` of the free rows is the one with so many free ones above it.
+    A third are gold. It takes the free row that has so many free ones above it as chance says.
     """
     row = board.rows(state.thing)
-    free = (state.thing == 0) & (row >= TOP) & (row <= LOWEST)
-    above = free.cumsum(-1, dtype=board.INT)
-    number = board.choice(u[..., 2], above[..., -1])
-    chosen = free & (above == number[..., None] + 1) & (state.spawn_timer == 0)[..., None]
-    kind = board.choice(u[..., 1], 6)[..., None]
+    empty = (state.thing == 0) & (row >= TOP) & (row <= LOWEST)
+    free = torch.where(empty, 1 << row, 0).sum(-1, dtype=board.INT)
+    number = board.choice(u[..., 2], board.ones(free))
+    above = board.ones(free[..., None] & ((1 << row) - 1))
+    kind = board.choice(u[..., 1], 6)
     x, dx = board.side(kind < 3)
     gold = (kind % 3 == 0).to(board.INT)
+    x = torch.where(state.spawn_timer == 0, x, 0)[..., None]
+    new = torch.where((free[..., None] >> row & 1 != 0) & (above == number[..., None]), x, 0)
     return state._replace(
-        thing=torch.where(chosen, x, state.thing),
-        dx=torch.where(chosen, dx, state.dx),
-        gold=torch.where(chosen, gold, state.gold),
+        thing=state.thing | new,
+        dx=torch.where(new != 0, dx[..., None], state.dx),
+        gold=torch.where(new != 0, gold[..., None], state.gold),
     )
 
 
 def _touch(state: State) -> tuple[State, Tensor, Tensor]:
     """The state without the gold that the player touches; whether that was some, and whether it touches an enemy."""
-    touched = (state.thing & board.cell(state.x, state.y)) != 0
-    found = touched & (state.gold > 0)
-    caught = touched & (state.gold == 0)
-    return state._replace(thing=torch.where(found, 0, state.thing)), found.any(-1), caught.any(-1)
+    touched = state.thing & board.cell(state.x, state.y)
+    found = torch.where(state.gold > 0, touched, 0)
+    caught = board.union(touched & ~found)
+    return state._replace(thing=state.thing & ~found), board.union(found) != 0, caught != 0

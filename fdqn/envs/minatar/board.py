@@ -1,15 +1,17 @@
 """What the five games share: the board as bits, the six actions, sticky actions, and the frame of a step.
 
-A plane of the board is ten rows [..., 10], each an int32 whose bit c is column c. A thing stands in a row, a number,
-and in a column, one bit; the column of what is not there is 0. Moving is a shift, meeting is `&`, a union is `|`.
+A plane of the board is its rows [..., 16], each an int32 whose bit c is column c; beyond the ten there are six that
+stay 0, so that a plane is one vector of a CPU. A thing stands in a row, a number, and in a column, one bit; the column
+of what is not there is 0. Moving is a shift, meeting is `&`, a union is `|`.
 
 Bits and not bools because of what compilers make of them on a CPU: to choose between 256 boards of ten planes takes a
 few microseconds in bits and 2,400 in bools, which are loaded one by one. They become bools where they are shown, four
-cells of an int32 at a time, which are then viewed as four bytes.
+cells of an int32 at a time, which are then viewed as four bytes. For the same reason the games keep and compare numbers
+rather than masks wherever there is more than one a game.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from fdqn.types import Env, EnvSpec, Step
 
 ACTIONS = 6
 NOTHING, LEFT, UP, RIGHT, DOWN, FIRE = range(ACTIONS)
-SIZE = 10
+SIZE, ROWS = 10, 16
 BOTTOM = SIZE - 1
 FIRST, LAST, ALL = 1, 2 ** (SIZE - 1), 2**SIZE - 1
 """Bits of the first column, of the last, and of all."""
@@ -41,7 +43,9 @@ class Game(NamedTuple):
     before this one. `u[..., 0]` is not the game's: it decides about sticky actions.
     """
     show: Callable[[Any], Tensor]
-    """`state -> planes [..., P, 10]`, bits."""
+    """`state -> planes [..., P, 16]`, bits."""
+    deals: bool = False
+    """Whether `start` makes use of u; without, one first state serves all."""
 
 
 class State(NamedTuple):
@@ -87,16 +91,16 @@ def step(
     Actions are not checked against their range: what is none of the six does nothing. Shapes: state and action [...];
     u [..., K].
     """
-    fresh = _begin(u, game, dtype)
+    fresh = _begin(u if game.deals else torch.zeros_like(u[(0,) * (u.dim() - 1)]), game, dtype)
     check.shapes("state.time[...] action[...] u[... K]", state.time, action, u)
     check.integer("action", action)
     action = torch.where(u[..., 0] < sticky, state.last, action.to(INT))
     after, points, terminated = game.play(state.game, action, u, state.time)
     state = State(after, action, state.time + 1)
     legal = episode.all_legal(state.time, ACTIONS)
-    planes, reward = game.show(after), points.to(dtype)
+    pairs, reward = _pairs(game.show(after)), points.to(dtype)
     # Chosen while they are bits, and shown then.
-    return _shown(episode.advance(state, planes, legal, reward, terminated, fresh, spec.time_limit))
+    return _shown(episode.advance(state, pairs, legal, reward, terminated, fresh, spec.time_limit))
 
 
 def zeros(u: Tensor) -> Tensor:
@@ -115,30 +119,34 @@ def side(right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows(like: Tensor) -> Tensor:
-    """The numbers of the rows, or columns, [10]."""
-    return torch.arange(SIZE, dtype=INT, device=like.device)
+    """The numbers of the rows, or of columns, [16]."""
+    return torch.arange(ROWS, dtype=INT, device=like.device)
 
 
-def cell(x: Tensor, y: Tensor) -> Tensor:
-    """The plane [..., 10] of one thing [...]."""
-    return torch.where(rows(y) == y[..., None], x[..., None], 0)
+def cell(x: Tensor, y: Tensor | int) -> Tensor:
+    """The plane [..., 16] of one thing [...]."""
+    row = y if isinstance(y, int) else y[..., None]
+    return torch.where(rows(x) == row, x[..., None], 0)
 
 
 def cells(x: Tensor, y: Tensor) -> Tensor:
-    """The plane [..., 10] of many things [..., n]."""
-    return union(torch.where(rows(y)[:, None] == y[..., None, :], x[..., None, :], 0))
+    """The plane [..., 16] of many things [..., 32]: of eight at a time, then of the four that come of it."""
+    four = reduce(torch.bitwise_or, map(cell, x.split(4, -1), y.split(4, -1)))
+    return reduce(torch.bitwise_or, four.unbind(-2))
 
 
-def union(x: Tensor) -> Tensor:
-    """The bits [...] of all of x [..., n], by halves; where n is odd they overlap, which changes no union."""
-    while (n := x.shape[-1]) > 1:
-        x = x[..., : (n + 1) // 2] | x[..., n // 2 :]
-    return x[..., 0]
+def union(rows: Tensor) -> Tensor:
+    """The columns [...] taken in any row of a plane [..., 16]."""
+    while (n := rows.shape[-1]) > 1:
+        rows = rows[..., : n // 2] | rows[..., n // 2 :]
+    return rows[..., 0]
 
 
-def count(planes: Tensor) -> Tensor:
-    """How many cells [...] of a plane [..., 10] are taken."""
-    return (planes[..., None] >> rows(planes) & 1).sum((-2, -1), dtype=INT)
+def ones(bits: Tensor) -> Tensor:
+    """How many of ten bits are set: of each two, of each four, of all."""
+    two = bits - (bits >> 1 & 0b0101010101)
+    four = (two & 0b1100110011) + (two >> 2 & 0b0011001100110011)
+    return (four & 15) + (four >> 4 & 15) + (four >> 8)
 
 
 def shift(x: Tensor, dx: Tensor) -> Tensor:
@@ -161,7 +169,7 @@ def climb(y: Tensor, action: Tensor, top: int, bottom: int) -> Tensor:
 def _begin(u: Tensor, game: Game, dtype: torch.dtype) -> tuple[State, Step]:
     first = game.start(u)
     state = State(first, zeros(u), torch.zeros_like(u[..., 0], dtype=torch.int64))
-    return episode.begin(state, game.show(first), episode.all_legal(state.time, ACTIONS), dtype)
+    return episode.begin(state, _pairs(game.show(first)), episode.all_legal(state.time, ACTIONS), dtype)
 
 
 def _shown(answer: tuple[State, Step]) -> tuple[State, Step]:
@@ -169,12 +177,16 @@ def _shown(answer: tuple[State, Step]) -> tuple[State, Step]:
     return state, step._replace(obs=_bools(step.obs), next_obs=_bools(step.next_obs))
 
 
-def _bools(planes: Tensor) -> Tensor:
-    """Planes of bits [..., P, 10] as bools [..., P, 10, 10].
+def _pairs(planes: Tensor) -> Tensor:
+    """Planes [..., P, 16] with two rows in an int32, [..., P, 5]."""
+    return planes[..., 0:SIZE:2] | planes[..., 1:SIZE:2] << SIZE
 
-    Two rows are 20 bits, five times four; of four bits abcd, 0x204081 puts copies 7 apart, of which the mask leaves one
-    bit a byte.
+
+def _bools(pairs: Tensor) -> Tensor:
+    """Pairs of rows [..., P, 5] as bools [..., P, 10, 10].
+
+    They are 20 bits, five times four; of four bits abcd, 0x204081 puts copies 7 apart, of which the mask leaves one bit
+    a byte.
     """
-    two = planes[..., 0::2] | planes[..., 1::2] << SIZE
-    four = two[..., None] >> 4 * torch.arange(5, dtype=INT, device=planes.device) & 15
-    return (four * 0x204081 & 0x01010101).flatten(-2).view(torch.bool).unflatten(-1, (SIZE, SIZE))
+    four = pairs[..., None] >> 4 * torch.arange(5, dtype=INT, device=pairs.device) & 15
+    return (four * 0x204081 & 0x01010101).view(torch.bool).flatten(-2).unflatten(-1, (SIZE, SIZE))

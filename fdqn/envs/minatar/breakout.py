@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fdqn.envs import episode
 from fdqn.envs.minatar import board
@@ -19,11 +18,12 @@ from fdqn.types import Env
 
 PLANES, NOISE = 4, 2
 TOP, BRICKS = 1, 3  # the first row of bricks, and how many
+WALL = 2 ** (BRICKS * board.SIZE) - 1  # all of them
 START = 3  # row of the ball
 
 
 class State(NamedTuple):
-    """int32, [...] but for the bricks."""
+    """int32 [...]."""
 
     paddle: Tensor
     """Its column."""
@@ -34,14 +34,14 @@ class State(NamedTuple):
     last_x: Tensor
     last_y: Tensor
     bricks: Tensor
-    """[..., 3], their columns in each row."""
+    """Their columns in each row, row after row, 30 bits."""
     struck: Tensor
     """1 where the ball met a brick in the last step: it breaks no other in the next."""
 
 
 def make(time_limit: int = board.TIME_LIMIT, dtype: torch.dtype = torch.float32, sticky: float = board.STICKY) -> Env:
     """Breakout; the arguments are as in `board.env`."""
-    return board.env(board.Game(start, play, show), PLANES, NOISE, time_limit, dtype, sticky)
+    return board.env(board.Game(start, play, show, deals=True), PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
@@ -50,8 +50,7 @@ def start(u: Tensor) -> State:
     zero = board.zeros(u)
     x, dx = board.side(board.choice(u[..., 1], 2) == 0)
     y = zero + START
-    bricks = zero[..., None] + board.ALL + 0 * board.rows(zero)[:BRICKS]
-    return State(zero + (1 << 4), x, y, dx, zero + 1, x.clone(), y.clone(), bricks, zero)
+    return State(zero + (1 << 4), x, y, dx, zero + 1, x.clone(), y.clone(), zero + WALL, zero)
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, Tensor, Tensor]:
@@ -62,13 +61,13 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, 
     paddle, side = board.walk(state.paddle, action), board.shift(state.x, state.dx)
     x, dx = torch.where(side == 0, state.x, side), torch.where(side == 0, -state.dx, state.dx)
     y = state.y + state.dy
-    row = board.rows(y)[:BRICKS] + TOP
-    met = torch.where(row == y[..., None], x[..., None], 0) & state.bricks
-    struck = (met != 0).any(-1)
+    row = y - TOP
+    met = torch.where((row >= 0) & (row < BRICKS), x << (board.SIZE * row).clamp(0, 31), 0) & state.bricks
+    struck = met != 0
     breaks = struck & (state.struck == 0)
-    bricks = torch.where(breaks[..., None], state.bricks & ~met, state.bricks)
+    bricks = torch.where(breaks, state.bricks & ~met, state.bricks)
     low = y == board.BOTTOM
-    bricks = torch.where((low & (bricks == 0).all(-1))[..., None], board.ALL, bricks)
+    bricks = torch.where(low & (bricks == 0), WALL, bricks)
     middle = low & (state.x == paddle)
     corner = low & ~middle & (x == paddle)
     bounced = (y < 0) | breaks | middle | corner
@@ -82,6 +81,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, 
 
 def show(state: State) -> Tensor:
     """The planes."""
-    paddle = pad(state.paddle[..., None], (board.BOTTOM, 0))
+    paddle = board.cell(state.paddle, board.BOTTOM)
     ball, trail = board.cell(state.x, state.y), board.cell(state.last_x, state.last_y)
-    return torch.stack([paddle, ball, trail, pad(state.bricks, (TOP, board.SIZE - TOP - BRICKS))], -2)
+    rows = (board.cell(state.bricks >> board.SIZE * row & board.ALL, TOP + row) for row in range(BRICKS))
+    return torch.stack([paddle, ball, trail, sum(rows, start=torch.zeros_like(ball))], -2)

@@ -25,7 +25,7 @@ STEPS = 2_501
 
 
 class State(NamedTuple):
-    """int32; cars [..., 8] are in rows 1 to 8."""
+    """int32; cars have a place for each row [..., 16], whose column is 0 where there is none."""
 
     y: Tensor
     """Row of the chicken."""
@@ -42,7 +42,7 @@ class State(NamedTuple):
 
 def make(time_limit: int = board.TIME_LIMIT, dtype: torch.dtype = torch.float32, sticky: float = board.STICKY) -> Env:
     """Freeway; the arguments are as in `board.env`."""
-    return board.env(board.Game(start, play, show), PLANES, NOISE, time_limit, dtype, sticky)
+    return board.env(board.Game(start, play, show, deals=True), PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
@@ -50,7 +50,9 @@ def start(u: Tensor) -> State:
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     dx, wait = _traffic(u)
-    return State(zero + board.BOTTOM, zero + PAUSE, torch.full_like(wait, board.FIRST), dx, wait, wait.clone())
+    row = board.rows(zero)
+    car = torch.where((row >= 1) & (row <= CARS), board.FIRST, 0) + 0 * wait
+    return State(zero + board.BOTTOM, zero + PAUSE, car.to(board.INT), dx, wait, wait.clone())
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, Tensor, Tensor]:
@@ -68,8 +70,8 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, 
     timer = torch.where(there[..., None], wait, state.timer)
     drives = timer == 0
     car = torch.where(drives, _around(state.car, dx), state.car)
-    row = board.rows(y)[1 : 1 + CARS]
-    hit = ((row == y[..., None]) & (((state.car | car) & COLUMN) != 0)).any(-1)
+    chicken = board.cell(torch.full_like(y, COLUMN), y)
+    hit = board.union(chicken & (state.car | car)) != 0
     after = State(torch.where(hit, board.BOTTOM, y), pause, car, dx, wait, torch.where(drives, wait, timer - 1))
     return after, there.to(board.INT), time + 1 >= STEPS
 
@@ -79,16 +81,16 @@ def show(state: State) -> Tensor:
     behind = _around(state.car, -state.dx)
     trails = [torch.where(state.wait == wait, behind, 0) for wait in range(1, 1 + WAITS)]
     chicken = board.cell(torch.full_like(state.y, COLUMN), state.y)
-    return torch.stack([chicken, *(pad(x, (1, 1)) for x in (state.car, *trails))], -2)
+    return torch.stack([chicken, state.car, *trails], -2)
 
 
 def _around(x: Tensor, dx: Tensor) -> Tensor:
     """The next column; after the last comes the first."""
-    x = board.shift(x, dx)
-    return torch.where(x == 0, board.side(dx > 0)[0], x)
+    ahead = board.shift(x, dx)
+    return torch.where((ahead == 0) & (x != 0), board.side(dx > 0)[0], ahead)
 
 
 def _traffic(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions and waits [..., 8] of new traffic, all ten alike."""
-    kind = board.choice(u[..., 1:], 2 * WAITS)
+    """Directions and waits [..., 16] of new traffic, all ten alike, in rows 1 to 8."""
+    kind = board.choice(pad(u, (0, board.ROWS - NOISE)), 2 * WAITS)
     return board.side(kind >= WAITS)[1], 1 + kind % WAITS

@@ -9,7 +9,7 @@ Young and Tian 2019, https://arxiv.org/abs/1903.03176
 `u[..., 0]` is the sticky draw, `u[..., 1]` chooses among the 48 kinds and places of a new enemy, `u[..., 2]` among the
 16 places of a new diver.
 
-Who meets whom first depends on age, so things stand in queues, the oldest first; who comes pushes out the oldest place,
+Who meets whom first depends on age, so things keep to the order in which they came; who comes takes the oldest place,
 which is empty by then. Of our bullets, one every five steps, which fly for at most nine, two are there at once. Of
 divers, one every 30 steps, which drift for at most 59, two. An enemy stays for ten moves; `tests/test_minatar.py` goes
 through all that may happen meanwhile, and 29 others come at most (one a step, moves every third step). Their bullets
@@ -17,7 +17,7 @@ are all alike, and kept as planes.
 """
 
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,22 +28,20 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 10, 3
-BULLETS, DIVERS, ENEMIES = 2, 2, 32  # places; of enemies 30 are needed, and 32 are whole vectors
+ENEMIES = 32  # places; 30 are needed, and 32 are whole vectors
 TOP, LOWEST = 1, 8  # rows of enemies and divers; the submarine also surfaces in row 0
 TANK = 200  # steps
 SEATS = 6
 COOL_DOWN = 5  # steps from one of our shots to the next
 SHOT = 10  # steps that an enemy waits between shots
 SPAWN, MOVE, FASTEST = 20, 5, 2  # steps between enemies, and that they wait between moves: at first, and at last
+NOBODY = 2 * ENEMIES  # above all ranks
 LEVELS = 19  # of difficulty, after which there is an enemy every step
 DIVER_SPAWN, DIVER_MOVE = 30, 6  # steps between divers, and between moves of a diver
 
 
-Q = TypeVar("Q")
-
-
-class Things(NamedTuple):
-    """Bullets of ours or divers [..., 2], int32; column 0 where there is none."""
+class Thing(NamedTuple):
+    """A bullet of ours or a diver [...], int32; column 0 where there is none."""
 
     x: Tensor
     y: Tensor
@@ -78,11 +76,14 @@ class State(NamedTuple):
     """Times surfaced, up to 19."""
     shot_timer: Tensor
     spawn_timer: Tensor
-    bullets: Things
-    divers: Things
+    oldest: Tensor
+    """The place of the oldest enemy, and of the next to come; after the last place comes the first."""
+    bullets: tuple[Thing, Thing]
+    """The older first."""
+    divers: tuple[Thing, Thing]
     enemies: Enemies
     east: Tensor
-    """[..., 10], the plane of their bullets that fly right."""
+    """[..., 16], the plane of their bullets that fly right."""
     west: Tensor
 
 
@@ -102,13 +103,14 @@ def start(u: Tensor) -> State:
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
 
-    def none(places: int) -> Tensor:
-        return zero[..., None] + torch.zeros(places, dtype=board.INT, device=u.device)
+    def none(*places: int) -> Tensor:
+        return zero.clone() if not places else zero[..., None] + torch.zeros(places, dtype=board.INT, device=u.device)
 
+    pairs = [Thing(none(), none(), none()) for _ in range(4)]
     return State(
-        zero + (1 << 5), zero.clone(), zero - 1, zero + TANK, zero.clone(), zero + 1, zero.clone(), zero.clone(),
-        zero + SPAWN, Things(*(none(BULLETS) for _ in range(3))), Things(*(none(DIVERS) for _ in range(3))),
-        Enemies(*(none(ENEMIES) for _ in range(6))), none(board.SIZE), none(board.SIZE),
+        zero + (1 << 5), none(), zero - 1, zero + TANK, none(), zero + 1, none(), none(), zero + SPAWN, none(),
+        (pairs[0], pairs[1]), (pairs[2], pairs[3]), Enemies(*(none(ENEMIES) for _ in range(6))), none(board.ROWS),
+        none(board.ROWS),
     )  # fmt: skip
 
 
@@ -134,12 +136,12 @@ def show(state: State) -> Tensor:
     three = torch.where(enemies.armed > 0, enemies.x << board.SIZE, enemies.x)
     three = board.cells(three | board.shift(enemies.x, -enemies.dx) << 2 * board.SIZE, enemies.y)
     fish, submarines, trails = three & board.ALL, three >> board.SIZE & board.ALL, three >> 2 * board.SIZE
-    trails = trails | board.cells(board.shift(divers.x, -divers.dx), divers.y)
+    for diver in divers:
+        trails = trails | board.cell(board.shift(diver.x, -diver.dx), diver.y)
     tank = state.air.clamp(min=0) * board.SIZE // TANK
     aboard = state.aboard.clamp(min=0)
-    gauges = [(1 << tank) - 1, board.LAST - (board.LAST >> aboard)]
-    full, seats = (torch.where(board.rows(x) == board.BOTTOM, x[..., None], 0) for x in gauges)
-    ours, shown = board.cells(bullets.x, bullets.y), board.cells(divers.x, divers.y)
+    full, seats = (board.cell(x, board.BOTTOM) for x in ((1 << tank) - 1, board.LAST - (board.LAST >> aboard)))
+    ours, shown = (board.cell(a.x, a.y) | board.cell(b.x, b.y) for a, b in (bullets, divers))
     return torch.stack([bow, stern, ours, trails, state.east | state.west, fish, submarines, full, seats, shown], -2)
 
 
@@ -149,13 +151,19 @@ def _spawn(state: State, u: Tensor, time: Tensor) -> State:
     enemies, due = state.enemies, state.spawn_timer == 0
     kind = board.choice(u[..., 1], 48)
     x, y, dx = _newcomer(kind % 16)
-    blocked = (enemies.x != 0) & (enemies.y == y[..., None]) & (enemies.dx != dx[..., None])
+    blocked = board.union(torch.where((enemies.y == y[..., None]) & (enemies.dx != dx[..., None]), enemies.x, 0))
     armed = (kind < 16).to(board.INT)  # a third
     wait = (MOVE - state.level // 2).clamp(min=FASTEST)
     new = Enemies(x, y, dx, armed, wait, zero + SHOT)
-    diver = Things(*_newcomer(board.choice(u[..., 2], 16)))
+    diver = Thing(*_newcomer(board.choice(u[..., 2], 16)))
+    place = torch.where(due & (blocked == 0), state.oldest, NOBODY)
+
+    def put(old: Tensor, one: Tensor) -> Tensor:
+        return torch.where(_places(old) == place[..., None], one[..., None], old)
+
     return state._replace(
-        enemies=_push(enemies, new, due & ~blocked.any(-1)),
+        enemies=tree.map(put, enemies, new),
+        oldest=torch.where(place == NOBODY, state.oldest, (state.oldest + 1) % ENEMIES),
         spawn_timer=torch.where(due, SPAWN - state.level, state.spawn_timer),
         divers=_push(state.divers, diver, (time > 0) & (time % DIVER_SPAWN == 0)),
     )
@@ -167,13 +175,9 @@ def _newcomer(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x, TOP + place % 8, dx
 
 
-def _push(queue: Q, new: Q, when: Tensor) -> Q:
-    """The queue [..., n] with the new one [...] behind and without its first place, where it is time."""
-
-    def push(old: Tensor, last: Tensor) -> Tensor:
-        return torch.where(when[..., None], torch.cat([old[..., 1:], last[..., None]], -1), old)
-
-    return tree.map(push, queue, new)
+def _push(two: tuple[Thing, Thing], new: Thing, when: Tensor) -> tuple[Thing, Thing]:
+    """The younger and the new one, where it is time."""
+    return tree.map(lambda later, now: torch.where(when, later, now), (two[1], new), two)
 
 
 def _steer(state: State, action: Tensor) -> State:
@@ -185,28 +189,32 @@ def _steer(state: State, action: Tensor) -> State:
         y=board.climb(state.y, action, 0, LOWEST),
         dx=dx,
         shot_timer=torch.where(fires, COOL_DOWN, state.shot_timer),
-        bullets=_push(state.bullets, Things(state.x, state.y, state.dx), fires),
+        bullets=_push(state.bullets, Thing(state.x, state.y, state.dx), fires),
     )
 
 
 def _fly(state: State) -> tuple[State, Tensor]:
     """Our bullets go a cell, the younger first; each takes one that it meets with it: the oldest fish or submarine."""
-    bullets = state.bullets._replace(x=board.shift(state.bullets.x, state.bullets.dx))
-    rank = _place(state.enemies) + ENEMIES * state.enemies.armed
-    bullets, enemies, points = _collide(bullets, state.enemies, state.enemies.x != 0, rank, (1, 0))
+    older, younger = (bullet._replace(x=board.shift(bullet.x, bullet.dx)) for bullet in state.bullets)
+    bullets, enemies, points = _collide((older, younger), state, state.enemies.x, 1, (1, 0))
     return state._replace(bullets=bullets, enemies=enemies), points
 
 
 def _drift(state: State, time: Tensor) -> State:
     """Divers, the younger first, come aboard if there is a seat; the others move if it is time, and may then."""
     moves, aboard, left = time % DIVER_MOVE == DIVER_MOVE - 1, state.aboard, []
-    for x, y, dx in reversed([*zip(*(field.unbind(-1) for field in state.divers), strict=True)]):
-        for place in (x, torch.where(moves, board.shift(x, dx), x)):
-            x = place if place is x else torch.where(x == 0, 0, place)
-            boards = ((x & state.x) != 0) & (y == state.y) & (aboard < SEATS)
-            x, aboard = torch.where(boards, 0, x), aboard + boards.to(board.INT)
-        left.append(x)
-    return state._replace(aboard=aboard, divers=state.divers._replace(x=torch.stack(left[::-1], -1)))
+    for diver in reversed(state.divers):
+        diver, aboard = _board(diver, state, aboard)
+        diver = diver._replace(x=torch.where(moves, board.shift(diver.x, diver.dx), diver.x))
+        diver, aboard = _board(diver, state, aboard)
+        left.append(diver)
+    return state._replace(aboard=aboard, divers=(left[1], left[0]))
+
+
+def _board(diver: Thing, state: State, aboard: Tensor) -> tuple[Thing, Tensor]:
+    """The diver, gone where it comes aboard, and how many there are then."""
+    boards = ((diver.x & state.x) != 0) & (diver.y == state.y) & (aboard < SEATS)
+    return diver._replace(x=torch.where(boards, 0, diver.x)), aboard + boards.to(board.INT)
 
 
 def _attack(state: State) -> tuple[State, Tensor, Tensor]:
@@ -214,47 +222,53 @@ def _attack(state: State) -> tuple[State, Tensor, Tensor]:
 
     Submarines shoot if it is time, those too that left or were shot in this step.
     """
-    old, player = state.enemies, (state.x[..., None], state.y[..., None])
-    there = old.x != 0
-    moves = there & (old.move_timer == 0)
-    x = torch.where(moves, board.shift(old.x, old.dx), old.x)
+    old = state.enemies
+    moved = torch.where(old.move_timer == 0, board.shift(old.x, old.dx), 0)
+    x = torch.where(old.move_timer == 0, moved, old.x)
     wait = (MOVE - state.level // 2).clamp(min=FASTEST)[..., None]
-    meets = ((x & player[0]) != 0) & (old.y == player[1])
-    rammed = (meets | ((old.x & player[0]) != 0) & (old.y == player[1])).any(-1)
-    shoots = there & (old.armed > 0) & (old.shot_timer == 0)
-    enemies = old._replace(
-        x=x,
-        move_timer=torch.where(moves, wait, old.move_timer - there.to(board.INT)),
-        shot_timer=torch.where(shoots, SHOT, old.shot_timer - there.to(board.INT)),
+    here = torch.where(old.y == state.y[..., None], state.x[..., None], 0)
+    rammed = board.union((old.x | x) & here) != 0
+    shot = torch.where((old.shot_timer == 0) & (old.x != 0) & (old.armed > 0), x, 0)
+    both = board.cells(torch.where(old.dx > 0, shot, shot << board.SIZE), old.y)
+    state = state._replace(
+        enemies=old._replace(
+            x=x,
+            move_timer=torch.where(old.move_timer == 0, wait, old.move_timer - 1),
+            shot_timer=torch.where(old.shot_timer == 0, SHOT, old.shot_timer - 1),
+        ),
+        east=state.east | both & board.ALL,
+        west=state.west | both >> board.SIZE,
     )
-    rank = -(_place(old) + ENEMIES * old.armed)
-    bullets, left, points = _collide(state.bullets, enemies, moves & ~meets, rank, (0, 1))
-    shots = torch.where(shoots, torch.where(old.dx > 0, x, x << board.SIZE), 0)
-    both = board.cells(shots, old.y)
-    east, west = state.east | both & board.ALL, state.west | both >> board.SIZE
-    return state._replace(bullets=bullets, enemies=left, east=east, west=west), rammed, points
+    bullets, enemies, points = _collide(state.bullets, state, moved & ~here, -1, (0, 1))
+    return state._replace(bullets=bullets, enemies=enemies), rammed, points
 
 
 def _collide(
-    bullets: Things, enemies: Enemies, able: Tensor, rank: Tensor, turns: tuple[int, ...]
-) -> tuple[Things, Enemies, Tensor]:
-    """Bullets, in their turns, and of the `able` enemies in the same cell the one of lowest rank go; a point each."""
-    columns, x, points = [*bullets.x.unbind(-1)], enemies.x, []
+    bullets: tuple[Thing, Thing], state: State, targets: Tensor, sign: int, turns: tuple[int, int]
+) -> tuple[tuple[Thing, Thing], Enemies, Tensor]:
+    """Bullets, in their turns, and one of the enemies with a column among `targets` in the same cell go; a point each.
+
+    With sign +1 that is the oldest fish, or else the oldest submarine; with -1 the last of these.
+    """
+    enemies, after, points = state.enemies, [*bullets], torch.zeros_like(state.x)
+    age = (_places(enemies.x) - state.oldest[..., None]) % ENEMIES
+    rank, x = sign * (age + ENEMIES * enemies.armed), enemies.x
     for turn in turns:
-        meets = able & ((x & columns[turn][..., None]) != 0) & (enemies.y == bullets.y[..., turn, None])
-        ranks = torch.where(meets, rank, 2 * ENEMIES)
-        goes = meets & (ranks == ranks.amin(-1, keepdim=True))
-        points.append(goes.any(-1))
-        x, columns[turn] = torch.where(goes, 0, x), torch.where(points[-1], 0, columns[turn])
-    total = sum((point.to(board.INT) for point in points), start=torch.zeros_like(columns[0]))
-    return bullets._replace(x=torch.stack(columns, -1)), enemies._replace(x=x), total
+        bullet = bullets[turn]
+        meets = torch.where(enemies.y == bullet.y[..., None], targets & x & bullet.x[..., None], 0)
+        ranks = torch.where(meets != 0, rank, NOBODY)
+        lowest = ranks.amin(-1)
+        x = torch.where((meets != 0) & (ranks == lowest[..., None]), 0, x)
+        after[turn] = bullet._replace(x=torch.where(lowest == NOBODY, bullet.x, 0))
+        points = points + (lowest != NOBODY).to(board.INT)
+    return (after[0], after[1]), enemies._replace(x=x), points
 
 
 def _return_fire(state: State) -> tuple[State, Tensor]:
     """Their bullets go a cell; whether one is where we are before or after."""
     here = board.cell(state.x, state.y)
     east, west = state.east << 1 & board.ALL, state.west >> 1
-    hit = (((state.east | state.west | east | west) & here) != 0).any(-1)
+    hit = board.union((state.east | state.west | east | west) & here) != 0
     return state._replace(east=east, west=west), hit
 
 
@@ -280,5 +294,5 @@ def _breathe(state: State, ramping: bool) -> tuple[State, Tensor, Tensor]:
     return after, points, lost
 
 
-def _place(enemies: Enemies) -> Tensor:
-    return torch.arange(ENEMIES, dtype=board.INT, device=enemies.x.device)
+def _places(like: Tensor) -> Tensor:
+    return torch.arange(ENEMIES, dtype=board.INT, device=like.device)

@@ -27,7 +27,7 @@ DEPTH, WAVE = 4, 0b0011111100  # rows of a new wave, and its columns
 
 
 class State(NamedTuple):
-    """int32; three planes [..., 10] of bits and numbers [...]."""
+    """int32; three planes [..., 16] of bits and numbers [...]."""
 
     cannon: Tensor
     """Its column."""
@@ -69,29 +69,34 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
     """
     fires = (action == board.FIRE) & (state.shot_timer == 0)
     cannon = board.walk(state.cannon, action)
-    # A row up; a shot starts from the last one.
-    ours = torch.cat([state.ours[..., 1:-1], torch.where(fires, cannon, 0)[..., None], state.ours[..., :1] * 0], -1)
+    last = board.cell(cannon, board.BOTTOM)
+    ours = _up(torch.where(fires[..., None], state.ours | last, state.ours))
     theirs = _down(state.theirs)
-    dead = ((theirs[..., -1] | state.aliens[..., -1]) & cannon) != 0
+    dead = board.union((theirs | state.aliens) & last) != 0
     aliens, dx, moves, beyond = _march(state)
-    dead = dead | beyond | (moves & ((aliens[..., -1] & cannon) != 0))
+    dead = dead | beyond | (moves & (board.union(aliens & last) != 0))
     shoots = (time > 0) & (time % SHOT == 0)
     theirs = theirs | torch.where(shoots[..., None], _nearest(aliens, cannon), 0)
     hit = aliens & ours
     aliens, ours = aliens & ~hit, ours & ~hit
-    march_timer = torch.where(moves, torch.minimum(board.count(state.aliens), state.slowest), state.march_timer) - 1
+    march_timer = (
+        torch.where(
+            moves, torch.minimum(board.ones(state.aliens).sum(-1, dtype=board.INT), state.slowest), state.march_timer
+        )
+        - 1
+    )
     shot_timer = (torch.where(fires, COOL_DOWN, state.shot_timer) - 1).clamp(min=0)
-    cleared = (aliens == 0).all(-1)
+    cleared = board.union(aliens) == 0
     slowest = torch.where(cleared, (state.slowest - 1).clamp(min=FASTEST), state.slowest) if ramping else state.slowest
     aliens = torch.where(cleared[..., None], _wave(cannon), aliens)
     after = State(cannon, aliens, ours, theirs, dx, slowest.clone(), march_timer, shot_timer)
-    return after, board.count(hit), dead
+    return after, board.ones(hit).sum(-1), dead
 
 
 def show(state: State) -> Tensor:
     """The planes."""
     left = (state.dx < 0)[..., None]
-    cannon = pad(state.cannon[..., None], (board.BOTTOM, 0))
+    cannon = board.cell(state.cannon, board.BOTTOM)
     marching = torch.where(left, state.aliens, 0), torch.where(left, 0, state.aliens)
     return torch.stack([cannon, state.aliens, *marching, state.ours, state.theirs], -2)
 
@@ -102,11 +107,12 @@ def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     At the edge that they march to they go a row down and turn; otherwise they go a column on.
     """
     moves = state.march_timer == 0
-    edge = torch.where(state.dx > 0, board.LAST, board.FIRST)
+    edge = torch.where(state.dx > 0, board.LAST, board.FIRST).to(board.INT)
     turns = moves & ((board.union(state.aliens) & edge) != 0)
-    beyond = turns & (state.aliens[..., -1] != 0)
+    bottom = state.aliens[..., board.BOTTOM]
+    beyond = turns & (bottom != 0)
     # Who leaves at the bottom comes in at the top, where only the last picture of the episode shows it.
-    lower = torch.cat([state.aliens[..., -1:], state.aliens[..., :-1]], -1)
+    lower = _down(state.aliens) | board.cell(bottom, 0)
     on = board.shift(state.aliens, state.dx[..., None])
     aliens = torch.where(moves[..., None], torch.where(turns[..., None], lower, on), state.aliens)
     return aliens, torch.where(turns, -state.dx, state.dx), moves, beyond
@@ -115,17 +121,23 @@ def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _nearest(aliens: Tensor, cannon: Tensor) -> Tensor:
     """The cell, as a plane, of the lowest alien in the column nearest to the cannon, of two the left one."""
     column = board.rows(aliens)
-    there = (board.union(aliens)[..., None] >> column & 1) != 0
-    away = column - (cannon[..., None] > 1 << column).sum(-1, keepdim=True, dtype=board.INT)
-    distance = torch.where(there, 2 * away.abs() + (away > 0).to(board.INT), 4 * board.SIZE)
-    bits = torch.where(distance == distance.amin(-1, keepdim=True), 1 << column, 0)
-    bit = bits.amax(-1, keepdim=True)
+    there = board.union(aliens)[..., None] >> column & 1
+    away = column - board.ones(cannon - 1)[..., None]
+    distance = torch.where(there != 0, 2 * away.abs() + (away > 0).to(board.INT), 4 * board.SIZE)
+    nearest = distance.amin(-1)
+    # Back from the distance: 2 d to the left, 2 d + 1 to the right.
+    step = torch.where(nearest % 2 == 0, -(nearest // 2), nearest // 2)
+    bit = (1 << (board.ones(cannon - 1) + step).clamp(0, board.SIZE))[..., None]
     lowest = torch.where((aliens & bit) != 0, column, -1).amax(-1, keepdim=True)
     return torch.where(column == lowest, bit, 0)
 
 
+def _up(plane: Tensor) -> Tensor:
+    return pad(plane[..., 1:], (0, 1))
+
+
 def _down(plane: Tensor) -> Tensor:
-    return torch.cat([plane[..., :1] * 0, plane[..., :-1]], -1)
+    return torch.where(board.rows(plane) < board.SIZE, pad(plane[..., :-1], (1, 0)), 0)
 
 
 def _wave(like: Tensor) -> Tensor:
