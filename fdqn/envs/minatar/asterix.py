@@ -113,5 +113,5 @@ def _touch(state: State) -> tuple[State, Tensor, Tensor]:
     """The state without the gold that the player touches; whether that was some, and whether it touches an enemy."""
     touched = state.thing & board.cell(state.x, state.y)
     found = torch.where(state.gold > 0, touched, 0)
-    caught = board.union(touched & ~found)
-    return state._replace(thing=state.thing & ~found), board.union(found) != 0, caught != 0
+    caught = touched & ~found
+    return state._replace(thing=state.thing & ~found), board.somewhere(found), board.somewhere(caught)

@@ -44,8 +44,6 @@ class Game(NamedTuple):
     """
     show: Callable[[Any], Tensor]
     """`state -> planes [..., P, 16]`, bits."""
-    deals: bool = False
-    """Whether `start` makes use of u; without, one first state serves all."""
 
 
 class State(NamedTuple):
@@ -80,7 +78,8 @@ def env(game: Game, planes: int, noise: int, time_limit: int, dtype: torch.dtype
 
 def reset(u: Tensor, game: Game, dtype: torch.dtype) -> tuple[State, Step]:
     """A first state. Shapes: u [..., K]."""
-    return _shown(_begin(u, game, dtype))
+    state, step = _begin(u, game, dtype)
+    return state, step._replace(obs=_bools(step.obs), next_obs=_bools(step.next_obs))
 
 
 def step(
@@ -91,16 +90,17 @@ def step(
     Actions are not checked against their range: what is none of the six does nothing. Shapes: state and action [...];
     u [..., K].
     """
-    fresh = _begin(u if game.deals else torch.zeros_like(u[(0,) * (u.dim() - 1)]), game, dtype)
+    fresh = _begin(u, game, dtype)
     check.shapes("state.time[...] action[...] u[... K]", state.time, action, u)
     check.integer("action", action)
     action = torch.where(u[..., 0] < sticky, state.last, action.to(INT))
     after, points, terminated = game.play(state.game, action, u, state.time)
     state = State(after, action, state.time + 1)
     legal = episode.all_legal(state.time, ACTIONS)
-    pairs, reward = _pairs(game.show(after)), points.to(dtype)
-    # Chosen while they are bits, and shown then.
-    return _shown(episode.advance(state, pairs, legal, reward, terminated, fresh, spec.time_limit))
+    planes, reward = game.show(after), points.to(dtype)
+    state, step = episode.advance(state, planes, legal, reward, terminated, fresh, spec.time_limit)
+    # Of what it chose, the state is enough: to show it again is cheaper than to choose between pictures, or masks.
+    return state, step._replace(obs=_bools(game.show(state.game)), legal=legal, next_obs=_bools(planes))
 
 
 def zeros(u: Tensor) -> Tensor:
@@ -142,6 +142,11 @@ def union(rows: Tensor) -> Tensor:
     return rows[..., 0]
 
 
+def somewhere(planes: Tensor) -> Tensor:
+    """Whether anything [...] is in a plane [..., n]."""
+    return planes.amax(-1) != 0
+
+
 def ones(bits: Tensor) -> Tensor:
     """How many of ten bits are set: of each two, of each four, of all."""
     two = bits - (bits >> 1 & 0b0101010101)
@@ -169,24 +174,15 @@ def climb(y: Tensor, action: Tensor, top: int, bottom: int) -> Tensor:
 def _begin(u: Tensor, game: Game, dtype: torch.dtype) -> tuple[State, Step]:
     first = game.start(u)
     state = State(first, zeros(u), torch.zeros_like(u[..., 0], dtype=torch.int64))
-    return episode.begin(state, _pairs(game.show(first)), episode.all_legal(state.time, ACTIONS), dtype)
+    return episode.begin(state, game.show(first), episode.all_legal(state.time, ACTIONS), dtype)
 
 
-def _shown(answer: tuple[State, Step]) -> tuple[State, Step]:
-    state, step = answer
-    return state, step._replace(obs=_bools(step.obs), next_obs=_bools(step.next_obs))
+def _bools(planes: Tensor) -> Tensor:
+    """Planes of bits [..., P, 16] as bools [..., P, 10, 10].
 
-
-def _pairs(planes: Tensor) -> Tensor:
-    """Planes [..., P, 16] with two rows in an int32, [..., P, 5]."""
-    return planes[..., 0:SIZE:2] | planes[..., 1:SIZE:2] << SIZE
-
-
-def _bools(pairs: Tensor) -> Tensor:
-    """Pairs of rows [..., P, 5] as bools [..., P, 10, 10].
-
-    They are 20 bits, five times four; of four bits abcd, 0x204081 puts copies 7 apart, of which the mask leaves one bit
-    a byte.
+    Two rows are 20 bits, five times four; of four bits abcd, 0x204081 puts copies 7 apart, of which the mask leaves one
+    bit a byte.
     """
-    four = pairs[..., None] >> 4 * torch.arange(5, dtype=INT, device=pairs.device) & 15
+    two = planes[..., 0:SIZE:2] | planes[..., 1:SIZE:2] << SIZE
+    four = two[..., None] >> 4 * torch.arange(5, dtype=INT, device=planes.device) & 15
     return (four * 0x204081 & 0x01010101).view(torch.bool).flatten(-2).unflatten(-1, (SIZE, SIZE))

@@ -41,7 +41,7 @@ class State(NamedTuple):
 
 def make(time_limit: int = board.TIME_LIMIT, dtype: torch.dtype = torch.float32, sticky: float = board.STICKY) -> Env:
     """Breakout; the arguments are as in `board.env`."""
-    return board.env(board.Game(start, play, show, deals=True), PLANES, NOISE, time_limit, dtype, sticky)
+    return board.env(board.Game(start, play, show), PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from fdqn.envs import episode
 from fdqn.envs.minatar import board
@@ -42,7 +41,7 @@ class State(NamedTuple):
 
 def make(time_limit: int = board.TIME_LIMIT, dtype: torch.dtype = torch.float32, sticky: float = board.STICKY) -> Env:
     """Freeway; the arguments are as in `board.env`."""
-    return board.env(board.Game(start, play, show, deals=True), PLANES, NOISE, time_limit, dtype, sticky)
+    return board.env(board.Game(start, play, show), PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
@@ -71,7 +70,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, 
     drives = timer == 0
     car = torch.where(drives, _around(state.car, dx), state.car)
     chicken = board.cell(torch.full_like(y, COLUMN), y)
-    hit = board.union(chicken & (state.car | car)) != 0
+    hit = board.somewhere(chicken & (state.car | car))
     after = State(torch.where(hit, board.BOTTOM, y), pause, car, dx, wait, torch.where(drives, wait, timer - 1))
     return after, there.to(board.INT), time + 1 >= STEPS
 
@@ -92,5 +91,7 @@ def _around(x: Tensor, dx: Tensor) -> Tensor:
 
 def _traffic(u: Tensor) -> tuple[Tensor, Tensor]:
     """Directions and waits [..., 16] of new traffic, all ten alike, in rows 1 to 8."""
-    kind = board.choice(pad(u, (0, board.ROWS - NOISE)), 2 * WAITS)
-    return board.side(kind >= WAITS)[1], 1 + kind % WAITS
+    kind = board.choice(u[..., 1:], 2 * WAITS)
+    kind = torch.cat([kind[..., :1], kind, kind[..., 1:]], -1)
+    right = kind >= WAITS
+    return board.side(right)[1], 1 + torch.where(right, kind - WAITS, kind)

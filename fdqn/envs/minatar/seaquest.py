@@ -151,19 +151,19 @@ def _spawn(state: State, u: Tensor, time: Tensor) -> State:
     enemies, due = state.enemies, state.spawn_timer == 0
     kind = board.choice(u[..., 1], 48)
     x, y, dx = _newcomer(kind % 16)
-    blocked = board.union(torch.where((enemies.y == y[..., None]) & (enemies.dx != dx[..., None]), enemies.x, 0))
+    against = torch.where((enemies.y == y[..., None]) & (enemies.dx != dx[..., None]), enemies.x, 0)
     armed = (kind < 16).to(board.INT)  # a third
-    wait = (MOVE - state.level // 2).clamp(min=FASTEST)
+    wait = (MOVE - (state.level >> 1)).clamp(min=FASTEST)
     new = Enemies(x, y, dx, armed, wait, zero + SHOT)
     diver = Thing(*_newcomer(board.choice(u[..., 2], 16)))
-    place = torch.where(due & (blocked == 0), state.oldest, NOBODY)
+    place = torch.where(due & ~board.somewhere(against), state.oldest, NOBODY)
 
     def put(old: Tensor, one: Tensor) -> Tensor:
         return torch.where(_places(old) == place[..., None], one[..., None], old)
 
     return state._replace(
         enemies=tree.map(put, enemies, new),
-        oldest=torch.where(place == NOBODY, state.oldest, (state.oldest + 1) % ENEMIES),
+        oldest=torch.where(place == NOBODY, state.oldest, state.oldest + 1 & ENEMIES - 1),
         spawn_timer=torch.where(due, SPAWN - state.level, state.spawn_timer),
         divers=_push(state.divers, diver, (time > 0) & (time % DIVER_SPAWN == 0)),
     )
@@ -225,9 +225,9 @@ def _attack(state: State) -> tuple[State, Tensor, Tensor]:
     old = state.enemies
     moved = torch.where(old.move_timer == 0, board.shift(old.x, old.dx), 0)
     x = torch.where(old.move_timer == 0, moved, old.x)
-    wait = (MOVE - state.level // 2).clamp(min=FASTEST)[..., None]
+    wait = (MOVE - (state.level >> 1)).clamp(min=FASTEST)[..., None]
     here = torch.where(old.y == state.y[..., None], state.x[..., None], 0)
-    rammed = board.union((old.x | x) & here) != 0
+    rammed = board.somewhere((old.x | x) & here)
     shot = torch.where((old.shot_timer == 0) & (old.x != 0) & (old.armed > 0), x, 0)
     both = board.cells(torch.where(old.dx > 0, shot, shot << board.SIZE), old.y)
     state = state._replace(
@@ -251,7 +251,7 @@ def _collide(
     With sign +1 that is the oldest fish, or else the oldest submarine; with -1 the last of these.
     """
     enemies, after, points = state.enemies, [*bullets], torch.zeros_like(state.x)
-    age = (_places(enemies.x) - state.oldest[..., None]) % ENEMIES
+    age = _places(enemies.x) - state.oldest[..., None] & ENEMIES - 1
     rank, x = sign * (age + ENEMIES * enemies.armed), enemies.x
     for turn in turns:
         bullet = bullets[turn]
@@ -268,7 +268,7 @@ def _return_fire(state: State) -> tuple[State, Tensor]:
     """Their bullets go a cell; whether one is where we are before or after."""
     here = board.cell(state.x, state.y)
     east, west = state.east << 1 & board.ALL, state.west >> 1
-    hit = board.union((state.east | state.west | east | west) & here) != 0
+    hit = board.somewhere((state.east | state.west | east | west) & here)
     return state._replace(east=east, west=west), hit
 
 

@@ -72,9 +72,9 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
     last = board.cell(cannon, board.BOTTOM)
     ours = _up(torch.where(fires[..., None], state.ours | last, state.ours))
     theirs = _down(state.theirs)
-    dead = board.union((theirs | state.aliens) & last) != 0
+    dead = board.somewhere((theirs | state.aliens) & last)
     aliens, dx, moves, beyond = _march(state)
-    dead = dead | beyond | (moves & (board.union(aliens & last) != 0))
+    dead = dead | beyond | (moves & (board.somewhere(aliens & last)))
     shoots = (time > 0) & (time % SHOT == 0)
     theirs = theirs | torch.where(shoots[..., None], _nearest(aliens, cannon), 0)
     hit = aliens & ours
@@ -86,7 +86,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
         - 1
     )
     shot_timer = (torch.where(fires, COOL_DOWN, state.shot_timer) - 1).clamp(min=0)
-    cleared = board.union(aliens) == 0
+    cleared = ~board.somewhere(aliens)
     slowest = torch.where(cleared, (state.slowest - 1).clamp(min=FASTEST), state.slowest) if ramping else state.slowest
     aliens = torch.where(cleared[..., None], _wave(cannon), aliens)
     after = State(cannon, aliens, ours, theirs, dx, slowest.clone(), march_timer, shot_timer)
@@ -108,7 +108,7 @@ def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """
     moves = state.march_timer == 0
     edge = torch.where(state.dx > 0, board.LAST, board.FIRST).to(board.INT)
-    turns = moves & ((board.union(state.aliens) & edge) != 0)
+    turns = moves & board.somewhere(state.aliens & edge[..., None])
     bottom = state.aliens[..., board.BOTTOM]
     beyond = turns & (bottom != 0)
     # Who leaves at the bottom comes in at the top, where only the last picture of the episode shows it.
