@@ -62,7 +62,8 @@ def folder(settings: Settings) -> Path:
 
     Raises ValueError where something is there already or no folder can be made.
     """
-    name = f"runs/{settings.env}-{time.strftime('%Y%m%d-%H%M%S')}" if settings.out is None else settings.out
+    new = f"runs/{settings.env.replace(':', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = new if settings.out is None else settings.out
     path = Path(name)
     if not name or os.path.lexists(path):
         raise ValueError(f"out: expected a folder that does not exist yet, got {name!r}; choose another --out")
