@@ -94,7 +94,7 @@ def _spawn(state: State, u: Tensor) -> State:
     """
     row = board.rows(state.thing)
     empty = (state.thing == 0) & (row >= TOP) & (row <= LOWEST)
-    free = torch.where(empty, 1 << row, 0).sum(-1, dtype=board.INT)
+    free = board.total(torch.where(empty, 1 << row, 0))
     number = board.choice(u[..., 2], board.ones(free))
     above = board.ones(free[..., None] & ((1 << row) - 1))
     kind = board.choice(u[..., 1], 6)

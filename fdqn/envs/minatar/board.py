@@ -96,7 +96,7 @@ def step(
     action = torch.where(u[..., 0] < sticky, state.last, action.to(INT))
     after, points, terminated = game.play(state.game, action, u, state.time)
     state = State(after, action, state.time + 1)
-    legal = episode.all_legal(state.time, ACTIONS)
+    legal = _all_legal(state.time)
     planes, reward = game.show(after), points.to(dtype)
     state, step = episode.advance(state, planes, legal, reward, terminated, fresh, spec.time_limit)
     # Of what it chose, the state is enough: to show it again is cheaper than to choose between pictures, or masks.
@@ -144,7 +144,19 @@ def union(rows: Tensor) -> Tensor:
 
 def somewhere(planes: Tensor) -> Tensor:
     """Whether anything [...] is in a plane [..., n]."""
-    return planes.amax(-1) != 0
+    return lowest(-planes) != 0
+
+
+def lowest(x: Tensor) -> Tensor:
+    """The lowest [...] of numbers [..., n]; here and in `total` as floats, exact below 2^24, as compilers have vectors'
+    minimum and sum for those alone.
+    """
+    return x.to(torch.float32).amin(-1).to(INT)
+
+
+def total(x: Tensor) -> Tensor:
+    """The sum [...] of numbers [..., n]."""
+    return x.to(torch.float32).sum(-1).to(INT)
 
 
 def ones(bits: Tensor) -> Tensor:
@@ -174,7 +186,12 @@ def climb(y: Tensor, action: Tensor, top: int, bottom: int) -> Tensor:
 def _begin(u: Tensor, game: Game, dtype: torch.dtype) -> tuple[State, Step]:
     first = game.start(u)
     state = State(first, zeros(u), torch.zeros_like(u[..., 0], dtype=torch.int64))
-    return episode.begin(state, game.show(first), episode.all_legal(state.time, ACTIONS), dtype)
+    return episode.begin(state, game.show(first), _all_legal(state.time), dtype)
+
+
+def _all_legal(time: Tensor) -> Tensor:
+    """The mask [..., 6]: `episode.all_legal`, written as three numbers of two bytes."""
+    return time.new_full((*time.shape, ACTIONS // 2), 0x0101, dtype=torch.int16).view(torch.bool)
 
 
 def _bools(planes: Tensor) -> Tensor:

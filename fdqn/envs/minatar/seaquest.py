@@ -257,7 +257,7 @@ def _collide(
         bullet = bullets[turn]
         meets = torch.where(enemies.y == bullet.y[..., None], targets & x & bullet.x[..., None], 0)
         ranks = torch.where(meets != 0, rank, NOBODY)
-        lowest = ranks.amin(-1)
+        lowest = board.lowest(ranks)
         x = torch.where((meets != 0) & (ranks == lowest[..., None]), 0, x)
         after[turn] = bullet._replace(x=torch.where(lowest == NOBODY, bullet.x, 0))
         points = points + (lowest != NOBODY).to(board.INT)

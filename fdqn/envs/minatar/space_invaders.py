@@ -80,17 +80,14 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
     hit = aliens & ours
     aliens, ours = aliens & ~hit, ours & ~hit
     march_timer = (
-        torch.where(
-            moves, torch.minimum(board.ones(state.aliens).sum(-1, dtype=board.INT), state.slowest), state.march_timer
-        )
-        - 1
+        torch.where(moves, torch.minimum(board.total(board.ones(state.aliens)), state.slowest), state.march_timer) - 1
     )
     shot_timer = (torch.where(fires, COOL_DOWN, state.shot_timer) - 1).clamp(min=0)
     cleared = ~board.somewhere(aliens)
     slowest = torch.where(cleared, (state.slowest - 1).clamp(min=FASTEST), state.slowest) if ramping else state.slowest
     aliens = torch.where(cleared[..., None], _wave(cannon), aliens)
     after = State(cannon, aliens, ours, theirs, dx, slowest.clone(), march_timer, shot_timer)
-    return after, board.ones(hit).sum(-1), dead
+    return after, board.total(board.ones(hit)), dead
 
 
 def show(state: State) -> Tensor:
@@ -124,12 +121,12 @@ def _nearest(aliens: Tensor, cannon: Tensor) -> Tensor:
     there = board.union(aliens)[..., None] >> column & 1
     away = column - board.ones(cannon - 1)[..., None]
     distance = torch.where(there != 0, 2 * away.abs() + (away > 0).to(board.INT), 4 * board.SIZE)
-    nearest = distance.amin(-1)
+    nearest = board.lowest(distance)
     # Back from the distance: 2 d to the left, 2 d + 1 to the right.
     step = torch.where(nearest % 2 == 0, -(nearest // 2), nearest // 2)
     bit = (1 << (board.ones(cannon - 1) + step).clamp(0, board.SIZE))[..., None]
-    lowest = torch.where((aliens & bit) != 0, column, -1).amax(-1, keepdim=True)
-    return torch.where(column == lowest, bit, 0)
+    lowest = -board.lowest(torch.where((aliens & bit) != 0, -column, 1))
+    return torch.where(column == lowest[..., None], bit, 0)
 
 
 def _up(plane: Tensor) -> Tensor:
