@@ -158,7 +158,7 @@ def place_seaquest(game, s, time):
     bullets, divers = (tree.stack(two) for two in (s.bullets, s.divers))
     game.f_bullets = things(bullets)
     game.divers = [[*diver, 5 - time % 6] for diver in things(divers)]
-    crowd = tree.map(lambda x: x.roll(-int(s.oldest)), s.enemies)
+    crowd = tree.map(lambda x: x.roll(-int(s.oldest)), seaquest.unpack(s.enemies))
     enemies = things(crowd, crowd.armed, crowd.move_timer, crowd.shot_timer)
     game.e_subs = [[x, y, right, move, shot] for x, y, right, armed, move, shot in enemies if armed]
     game.e_fish = [[x, y, right, move] for x, y, right, armed, move, _ in enemies if not armed]
@@ -280,7 +280,20 @@ def anywhere_seaquest(dice):
     dx = torch.where(x == 1, -1, torch.where(x == 512, 1, dx)).to(INT)  # it looks to where it came from
     up, air = torch.where(y == 0, dice(0, 1), 0).to(INT), dice(1, 200) // dice(1, 100) + 1
     state = seaquest.State(
-        x, y, dx, air, dice(-2, 6), up, dice(0, 19), shot_timer, dice(0, 3), oldest, bullets, divers, crowd, *planes
+        x,
+        y,
+        dx,
+        air,
+        dice(-2, 6),
+        up,
+        dice(0, 19),
+        shot_timer,
+        dice(0, 3),
+        oldest,
+        bullets,
+        divers,
+        seaquest.pack(crowd),
+        *planes,
     )
     return state, time + 30 * dice(0, 2)
 
@@ -477,13 +490,15 @@ def duel(copies, seed):
     x, dx = torch.where(right, apart, 9 - apart), torch.where(right, torch.tensor([1, -1]), torch.tensor([-1, 1]))
     bullets = pair(1 << x, torch.ones_like(x), dx)
     near = 1 << (torch.where(right, 7, 2) + dice(-1, 1, seaquest.ENEMIES))
-    enemies = state.game.enemies
+    enemies = seaquest.unpack(state.game.enemies)
     enemies = enemies._replace(
         x=torch.where(enemies.x > 0, near, 0).to(INT),
         y=torch.ones_like(enemies.y),
         dx=enemies.dx[:, :1].expand_as(enemies.dx).clone(),
     )
-    game = state.game._replace(bullets=bullets, enemies=enemies, shot_timer=4 + 0 * state.last, y=8 + 0 * state.last)
+    game = state.game._replace(
+        bullets=bullets, enemies=seaquest.pack(enemies), shot_timer=4 + 0 * state.last, y=8 + 0 * state.last
+    )
     return state._replace(game=game)
 
 
@@ -574,6 +589,13 @@ def test_what_is_sticky_is_a_probability():
         made("asterix", sticky="often")
 
 
+def test_enemies_are_packed():
+    dice = Dice(50, 0)
+    fields = dice.bit(32), dice(0, 8, 32), dice.sign(32), dice(0, 1, 32), dice(0, 5, 32), dice(0, 10, 32)
+    enemies = seaquest.Enemies(*fields)
+    assert tree.equal(seaquest.unpack(seaquest.pack(enemies)), enemies)
+
+
 def test_the_board():
     dice = Dice(5, 0)
     x, y, planes = dice.bit(32), dice(0, 9, 32), dice.plane()
@@ -598,11 +620,11 @@ def test_the_board():
 
 
 def youngest_first(collide):
-    return lambda bullets, state, targets, sign, turns: collide(bullets, state, targets, -sign, turns)
+    return lambda state, enemies, targets, sign, turns: collide(state, enemies, targets, -sign, turns)
 
 
 def other_turns(collide):
-    return lambda bullets, state, targets, sign, turns: collide(bullets, state, targets, sign, turns[::-1])
+    return lambda state, enemies, targets, sign, turns: collide(state, enemies, targets, sign, turns[::-1])
 
 
 def right_one_of_two(nearest):

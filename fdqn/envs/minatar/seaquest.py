@@ -49,7 +49,7 @@ class Thing(NamedTuple):
 
 
 class Enemies(NamedTuple):
-    """[..., 32] int32; column 0 where there is none."""
+    """[..., 32] int32; column 0 where there is none. In a state they are packed, one number an enemy."""
 
     x: Tensor
     y: Tensor
@@ -81,7 +81,8 @@ class State(NamedTuple):
     bullets: tuple[Thing, Thing]
     """The older first."""
     divers: tuple[Thing, Thing]
-    enemies: Enemies
+    enemies: Tensor
+    """[..., 32], packed: a sixth of the memory to go through in each step."""
     east: Tensor
     """[..., 16], the plane of their bullets that fly right."""
     west: Tensor
@@ -109,7 +110,7 @@ def start(u: Tensor) -> State:
     pairs = [Thing(none(), none(), none()) for _ in range(4)]
     return State(
         zero + (1 << 5), none(), zero - 1, zero + TANK, none(), zero + 1, none(), none(), zero + SPAWN, none(),
-        (pairs[0], pairs[1]), (pairs[2], pairs[3]), Enemies(*(none(ENEMIES) for _ in range(6))), none(board.ROWS),
+        (pairs[0], pairs[1]), (pairs[2], pairs[3]), none(ENEMIES), none(board.ROWS),
         none(board.ROWS),
     )  # fmt: skip
 
@@ -119,18 +120,19 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
     Shapes: state, action and time [...]; u [..., 3].
     """
-    state = _steer(_spawn(state, u, time), action)
-    state, shot = _fly(state)
+    state, enemies = _spawn(state, unpack(state.enemies), u, time)
+    state = _steer(state, action)
+    state, enemies, shot = _fly(state, enemies)
     state = _drift(state, time)
-    state, rammed, met = _attack(state)
+    state, enemies, rammed, met = _attack(state, enemies)
     state, hit = _return_fire(state)
     state, earned, lost = _breathe(state, ramping)
-    return state, shot + met + earned, rammed | hit | lost
+    return state._replace(enemies=pack(enemies)), shot + met + earned, rammed | hit | lost
 
 
 def show(state: State) -> Tensor:
     """The planes."""
-    enemies, divers, bullets = state.enemies, state.divers, state.bullets
+    enemies, divers, bullets = unpack(state.enemies), state.divers, state.bullets
     bow, stern = (board.cell(x, state.y) for x in (state.x, board.shift(state.x, -state.dx)))
     # Planes of fish, submarines and trails at once, in 30 bits.
     three = torch.where(enemies.armed > 0, enemies.x << board.SIZE, enemies.x)
@@ -145,10 +147,23 @@ def show(state: State) -> Tensor:
     return torch.stack([bow, stern, ours, trails, state.east | state.west, fish, submarines, full, seats, shown], -2)
 
 
-def _spawn(state: State, u: Tensor, time: Tensor) -> State:
+def pack(enemies: Enemies) -> Tensor:
+    """All of an enemy in one number: 10 bits of its column, 4 of its row, 1, 1, 3 and 4 of the rest."""
+    right = (enemies.dx > 0).to(board.INT)
+    timers = enemies.move_timer << 16 | enemies.shot_timer << 19
+    return enemies.x | enemies.y << 10 | right << 14 | enemies.armed << 15 | timers
+
+
+def unpack(enemies: Tensor) -> Enemies:
+    """What `pack` packed."""
+    x, y, dx = enemies & board.ALL, enemies >> 10 & 15, (enemies >> 13 & 2) - 1
+    return Enemies(x, y, dx, enemies >> 15 & 1, enemies >> 16 & 7, enemies >> 19 & 15)
+
+
+def _spawn(state: State, enemies: Enemies, u: Tensor, time: Tensor) -> tuple[State, Enemies]:
     """An enemy if it is time and its row has none that goes the other way; a diver every 30 steps."""
     zero = board.zeros(u)
-    enemies, due = state.enemies, state.spawn_timer == 0
+    due = state.spawn_timer == 0
     kind = board.choice(u[..., 1], 48)
     x, y, dx = _newcomer(kind % 16)
     against = torch.where((enemies.y == y[..., None]) & (enemies.dx != dx[..., None]), enemies.x, 0)
@@ -161,12 +176,12 @@ def _spawn(state: State, u: Tensor, time: Tensor) -> State:
     def put(old: Tensor, one: Tensor) -> Tensor:
         return torch.where(_places(old) == place[..., None], one[..., None], old)
 
-    return state._replace(
-        enemies=tree.map(put, enemies, new),
+    state = state._replace(
         oldest=torch.where(place == NOBODY, state.oldest, state.oldest + 1 & ENEMIES - 1),
         spawn_timer=torch.where(due, SPAWN - state.level, state.spawn_timer),
         divers=_push(state.divers, diver, (time > 0) & (time % DIVER_SPAWN == 0)),
     )
+    return state, tree.map(put, enemies, new)
 
 
 def _newcomer(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,11 +208,11 @@ def _steer(state: State, action: Tensor) -> State:
     )
 
 
-def _fly(state: State) -> tuple[State, Tensor]:
+def _fly(state: State, enemies: Enemies) -> tuple[State, Enemies, Tensor]:
     """Our bullets go a cell, the younger first; each takes one that it meets with it: the oldest fish or submarine."""
     older, younger = (bullet._replace(x=board.shift(bullet.x, bullet.dx)) for bullet in state.bullets)
-    bullets, enemies, points = _collide((older, younger), state, state.enemies.x, 1, (1, 0))
-    return state._replace(bullets=bullets, enemies=enemies), points
+    state = state._replace(bullets=(older, younger))
+    return _collide(state, enemies, enemies.x, 1, (1, 0))
 
 
 def _drift(state: State, time: Tensor) -> State:
@@ -217,12 +232,11 @@ def _board(diver: Thing, state: State, aboard: Tensor) -> tuple[Thing, Tensor]:
     return diver._replace(x=torch.where(boards, 0, diver.x)), aboard + boards.to(board.INT)
 
 
-def _attack(state: State) -> tuple[State, Tensor, Tensor]:
+def _attack(state: State, old: Enemies) -> tuple[State, Enemies, Tensor, Tensor]:
     """Enemies move if it is time and meet us, or our bullets: the youngest first, submarines before fish.
 
     Submarines shoot if it is time, those too that left or were shot in this step.
     """
-    old = state.enemies
     moved = torch.where(old.move_timer == 0, board.shift(old.x, old.dx), 0)
     x = torch.where(old.move_timer == 0, moved, old.x)
     wait = (MOVE - (state.level >> 1)).clamp(min=FASTEST)[..., None]
@@ -230,38 +244,35 @@ def _attack(state: State) -> tuple[State, Tensor, Tensor]:
     rammed = board.somewhere((old.x | x) & here)
     shot = torch.where((old.shot_timer == 0) & (old.x != 0) & (old.armed > 0), x, 0)
     both = board.cells(torch.where(old.dx > 0, shot, shot << board.SIZE), old.y)
-    state = state._replace(
-        enemies=old._replace(
-            x=x,
-            move_timer=torch.where(old.move_timer == 0, wait, old.move_timer - 1),
-            shot_timer=torch.where(old.shot_timer == 0, SHOT, old.shot_timer - 1),
-        ),
-        east=state.east | both & board.ALL,
-        west=state.west | both >> board.SIZE,
+    state = state._replace(east=state.east | both & board.ALL, west=state.west | both >> board.SIZE)
+    new = old._replace(
+        x=x,
+        move_timer=torch.where(old.move_timer == 0, wait, old.move_timer - 1),
+        shot_timer=torch.where(old.shot_timer == 0, SHOT, old.shot_timer - 1),
     )
-    bullets, enemies, points = _collide(state.bullets, state, moved & ~here, -1, (0, 1))
-    return state._replace(bullets=bullets, enemies=enemies), rammed, points
+    state, new, points = _collide(state, new, moved & ~here, -1, (0, 1))
+    return state, new, rammed, points
 
 
 def _collide(
-    bullets: tuple[Thing, Thing], state: State, targets: Tensor, sign: int, turns: tuple[int, int]
-) -> tuple[tuple[Thing, Thing], Enemies, Tensor]:
+    state: State, enemies: Enemies, targets: Tensor, sign: int, turns: tuple[int, int]
+) -> tuple[State, Enemies, Tensor]:
     """Bullets, in their turns, and one of the enemies with a column among `targets` in the same cell go; a point each.
 
     With sign +1 that is the oldest fish, or else the oldest submarine; with -1 the last of these.
     """
-    enemies, after, points = state.enemies, [*bullets], torch.zeros_like(state.x)
+    after, points = [*state.bullets], torch.zeros_like(state.x)
     age = _places(enemies.x) - state.oldest[..., None] & ENEMIES - 1
     rank, x = sign * (age + ENEMIES * enemies.armed), enemies.x
     for turn in turns:
-        bullet = bullets[turn]
+        bullet = state.bullets[turn]
         meets = torch.where(enemies.y == bullet.y[..., None], targets & x & bullet.x[..., None], 0)
         ranks = torch.where(meets != 0, rank, NOBODY)
         lowest = board.lowest(ranks)
         x = torch.where((meets != 0) & (ranks == lowest[..., None]), 0, x)
         after[turn] = bullet._replace(x=torch.where(lowest == NOBODY, bullet.x, 0))
         points = points + (lowest != NOBODY).to(board.INT)
-    return (after[0], after[1]), enemies._replace(x=x), points
+    return state._replace(bullets=(after[0], after[1])), enemies._replace(x=x), points
 
 
 def _return_fire(state: State) -> tuple[State, Tensor]:
