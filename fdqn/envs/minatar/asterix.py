@@ -65,7 +65,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
     Shapes: state, action and time [...]; u [..., 3].
     """
-    level = (time // RAMP).clamp(max=LEVELS).to(board.INT) * ramping
+    level = board.quotient(time, RAMP).clamp(max=LEVELS) * ramping
     state = _spawn(state, u)
     state = state._replace(x=board.walk(state.x, action), y=board.climb(state.y, action, TOP, LOWEST))
     before, found, caught = _touch(state)
@@ -74,7 +74,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
     after, found_too, caught_too = _touch(moved)
     after = after._replace(
         spawn_timer=torch.where(state.spawn_timer == 0, SPAWN - level, state.spawn_timer) - 1,
-        move_timer=torch.where(moves, (MOVE - level // 2).clamp(min=1), state.move_timer) - 1,
+        move_timer=torch.where(moves, (MOVE - (level >> 1)).clamp(min=1), state.move_timer) - 1,
     )
     return after, found.to(board.INT) + found_too.to(board.INT), caught | caught_too
 

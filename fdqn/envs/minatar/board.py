@@ -142,6 +142,16 @@ def union(rows: Tensor) -> Tensor:
     return rows[..., 0]
 
 
+def quotient(x: Tensor, n: int) -> Tensor:
+    """`x // n`, as floats: compilers have vectors' division for those alone."""
+    return (x.to(torch.float64) / n).floor().to(INT)
+
+
+def remainder(x: Tensor, n: int) -> Tensor:
+    """`x % n`."""
+    return x.to(INT) - n * quotient(x, n)
+
+
 def somewhere(planes: Tensor) -> Tensor:
     """Whether anything [...] is in a plane [..., n]."""
     return lowest(-planes) != 0

@@ -120,8 +120,8 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
     Shapes: state, action and time [...]; u [..., 3].
     """
-    state, enemies = _spawn(state, unpack(state.enemies), u, time)
-    state = _steer(state, action)
+    state = _steer(_spawn(state, u, time), action)
+    enemies = unpack(state.enemies)
     state, enemies, shot = _fly(state, enemies)
     state = _drift(state, time)
     state, enemies, rammed, met = _attack(state, enemies)
@@ -140,7 +140,7 @@ def show(state: State) -> Tensor:
     fish, submarines, trails = three & board.ALL, three >> board.SIZE & board.ALL, three >> 2 * board.SIZE
     for diver in divers:
         trails = trails | board.cell(board.shift(diver.x, -diver.dx), diver.y)
-    tank = state.air.clamp(min=0) * board.SIZE // TANK
+    tank = board.quotient(state.air.clamp(min=0), TANK // board.SIZE)
     aboard = state.aboard.clamp(min=0)
     full, seats = (board.cell(x, board.BOTTOM) for x in ((1 << tank) - 1, board.LAST - (board.LAST >> aboard)))
     ours, shown = (board.cell(a.x, a.y) | board.cell(b.x, b.y) for a, b in (bullets, divers))
@@ -160,34 +160,30 @@ def unpack(enemies: Tensor) -> Enemies:
     return Enemies(x, y, dx, enemies >> 15 & 1, enemies >> 16 & 7, enemies >> 19 & 15)
 
 
-def _spawn(state: State, enemies: Enemies, u: Tensor, time: Tensor) -> tuple[State, Enemies]:
+def _spawn(state: State, u: Tensor, time: Tensor) -> State:
     """An enemy if it is time and its row has none that goes the other way; a diver every 30 steps."""
     zero = board.zeros(u)
-    due = state.spawn_timer == 0
+    enemies, due = unpack(state.enemies), state.spawn_timer == 0
     kind = board.choice(u[..., 1], 48)
-    x, y, dx = _newcomer(kind % 16)
+    x, y, dx = _newcomer(kind & 15)
     against = torch.where((enemies.y == y[..., None]) & (enemies.dx != dx[..., None]), enemies.x, 0)
     armed = (kind < 16).to(board.INT)  # a third
     wait = (MOVE - (state.level >> 1)).clamp(min=FASTEST)
     new = Enemies(x, y, dx, armed, wait, zero + SHOT)
     diver = Thing(*_newcomer(board.choice(u[..., 2], 16)))
     place = torch.where(due & ~board.somewhere(against), state.oldest, NOBODY)
-
-    def put(old: Tensor, one: Tensor) -> Tensor:
-        return torch.where(_places(old) == place[..., None], one[..., None], old)
-
-    state = state._replace(
+    return state._replace(
+        enemies=torch.where(_places(state.enemies) == place[..., None], pack(new)[..., None], state.enemies),
         oldest=torch.where(place == NOBODY, state.oldest, state.oldest + 1 & ENEMIES - 1),
         spawn_timer=torch.where(due, SPAWN - state.level, state.spawn_timer),
-        divers=_push(state.divers, diver, (time > 0) & (time % DIVER_SPAWN == 0)),
+        divers=_push(state.divers, diver, (time > 0) & (board.remainder(time, DIVER_SPAWN) == 0)),
     )
-    return state, tree.map(put, enemies, new)
 
 
 def _newcomer(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Column, row and direction of the 16 places at the sides."""
     x, dx = board.side(place < 8)
-    return x, TOP + place % 8, dx
+    return x, TOP + (place & 7), dx
 
 
 def _push(two: tuple[Thing, Thing], new: Thing, when: Tensor) -> tuple[Thing, Thing]:
@@ -217,7 +213,7 @@ def _fly(state: State, enemies: Enemies) -> tuple[State, Enemies, Tensor]:
 
 def _drift(state: State, time: Tensor) -> State:
     """Divers, the younger first, come aboard if there is a seat; the others move if it is time, and may then."""
-    moves, aboard, left = time % DIVER_MOVE == DIVER_MOVE - 1, state.aboard, []
+    moves, aboard, left = board.remainder(time, DIVER_MOVE) == DIVER_MOVE - 1, state.aboard, []
     for diver in reversed(state.divers):
         diver, aboard = _board(diver, state, aboard)
         diver = diver._replace(x=torch.where(moves, board.shift(diver.x, diver.dx), diver.x))
@@ -292,7 +288,7 @@ def _breathe(state: State, ramping: bool) -> tuple[State, Tensor, Tensor]:
     docks = arrives & (state.aboard != 0)
     all_leave = docks & (state.aboard == SEATS)
     lost = (state.air <= 0) | (arrives & (state.aboard == 0))
-    points = torch.where(all_leave, state.air * board.SIZE // TANK, 0)
+    points = torch.where(all_leave, board.quotient(state.air, TANK // board.SIZE), 0)
     after = state._replace(
         air=torch.where(below, state.air - 1, torch.where(docks, TANK, state.air)),
         # One of none leaves too, which makes it -1.

@@ -75,7 +75,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
     dead = board.somewhere((theirs | state.aliens) & last)
     aliens, dx, moves, beyond = _march(state)
     dead = dead | beyond | (moves & (board.somewhere(aliens & last)))
-    shoots = (time > 0) & (time % SHOT == 0)
+    shoots = (time > 0) & (board.remainder(time, SHOT) == 0)
     theirs = theirs | torch.where(shoots[..., None], _nearest(aliens, cannon), 0)
     hit = aliens & ours
     aliens, ours = aliens & ~hit, ours & ~hit
@@ -123,7 +123,7 @@ def _nearest(aliens: Tensor, cannon: Tensor) -> Tensor:
     distance = torch.where(there != 0, 2 * away.abs() + (away > 0).to(board.INT), 4 * board.SIZE)
     nearest = board.lowest(distance)
     # Back from the distance: 2 d to the left, 2 d + 1 to the right.
-    step = torch.where(nearest % 2 == 0, -(nearest // 2), nearest // 2)
+    step = torch.where((nearest & 1) == 0, -(nearest >> 1), nearest >> 1)
     bit = (1 << (board.ones(cannon - 1) + step).clamp(0, board.SIZE))[..., None]
     lowest = -board.lowest(torch.where((aliens & bit) != 0, -column, 1))
     return torch.where(column == lowest[..., None], bit, 0)
