@@ -6,7 +6,7 @@ Each game in a process of its own with empty compiler caches: seconds to compile
 at random of ours, all observations written, and of the package's loop (`act`, `state`, and `reset` at an end), taking
 turns.
 The package is installed with `pip install --no-deps minatar`. Prints a table and appends one record to
-`benchmarks/records/games.jsonl`.
+`benchmarks/records/minatar.jsonl`.
 """
 
 import argparse
