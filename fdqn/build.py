@@ -50,9 +50,20 @@ def program(settings: Settings) -> train.Program:
 
 
 def network(settings: Settings) -> Network:
-    """The network that the settings ask for."""
+    """The network that the settings ask for: for boards of ten by ten cells MinAtar's, for other frames Nature's.
+
+    Raises ValueError for layers of one's own where the network is such a convolutional one.
+    """
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
+    if len(spec.obs_shape) == 3:
+        if settings.hidden != Settings.hidden or settings.dueling:
+            raise ValueError(
+                f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} shows frames "
+                f"{list(spec.obs_shape)}, for which there is one convolutional network"
+            )
+        convolutional = networks.minatar if spec.obs_shape[1:] == (10, 10) else networks.nature
+        return convolutional(spec.obs_shape, spec.actions)
     mlp = networks.dueling_mlp if settings.dueling else networks.mlp
     return mlp(spec.obs_shape, settings.hidden, spec.actions)
 

@@ -49,7 +49,7 @@ class Settings:
     epsilon_fraction: float = 0.2
     """Share of --steps over which epsilon goes linearly from start to end."""
     hidden: tuple[int, ...] = (120, 84)
-    """Sizes of the hidden layers; none for a linear network."""
+    """Sizes of the hidden layers; none for a linear network. Frames have a convolutional network instead."""
     dueling: bool = False
     """Split the last layer into the state's value and the actions' advantages."""
     double: bool = True

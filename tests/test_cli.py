@@ -341,6 +341,14 @@ def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):
     assert "failed" not in capsys.readouterr().out
 
 
+def test_a_game_is_trained(place):
+    few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env minatar:breakout --no-compile")
+    assert cli.main(["train", *few]) == 0
+    (run,) = Path("runs").iterdir()
+    assert re.fullmatch(r"minatar-breakout-\d+-\d+", run.name)
+    assert "0.weight" in runs.read_params(run)
+
+
 def test_no_hidden_layers_are_a_linear_network(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
     assert cli.main(["train", *few, "--out", "linear"]) == 0

@@ -126,10 +126,28 @@ def test_nature_is_a_sequential(shape, features):
     torch.testing.assert_close(network.apply(params, frames), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(4, 10, 10), (1, 3, 5)])
+def test_minatar_is_a_sequential(shape):
+    features = 16 * (shape[1] - 2) * (shape[2] - 2)
+
+    def make():
+        return nn.Sequential(
+            nn.Conv2d(shape[0], 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, 6)
+        )
+
+    network, module = networks.minatar(shape, 6), untouched(make)
+    params = network.init(KEY)
+    module.load_state_dict(params, strict=True)
+    boards = random.randint(random.key(1), (2, 3, *shape), 0, 2).bool()
+    expected = module(boards.flatten(0, 1).float()).reshape(2, 3, 6).detach()
+    torch.testing.assert_close(network.apply(params, boards), expected, rtol=1e-5, atol=1e-5)
+
+
 NETWORKS = {
     "mlp": networks.mlp(30, (64, 50), 20),
     "dueling": networks.dueling_mlp(30, (64, 50), 20),
     "nature": networks.nature((3, 36, 36), 20),
+    "minatar": networks.minatar((3, 10, 10), 20),
 }
 EACH = pytest.mark.parametrize("name", NETWORKS)
 
@@ -173,6 +191,7 @@ SMALL = {
     "mlp": (networks.mlp(4, (6, 5), 3), (4,)),
     "dueling": (networks.dueling_mlp(4, (6, 5), 3), (4,)),
     "nature": (networks.nature((1, 36, 36), 3), (1, 36, 36)),
+    "minatar": (networks.minatar((2, 4, 3), 3), (2, 4, 3)),
     "module": (networks.from_module(lambda: sequential(4, (6,), 3)), (4,)),
 }
 EACH_SMALL = pytest.mark.parametrize("name", SMALL)
@@ -807,7 +826,7 @@ def test_training_starts_from_loaded_parameters():
     asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
 
 
-@pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "module"])
+@pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "minatar", "module"])
 def test_a_module_of_a_network_is_the_network(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), observations((2, *shape))
@@ -915,6 +934,9 @@ def test_apply_is_exported(name):
         (lambda: networks.nature((84, 84), 2), "obs_shape: expected 3 sizes"),
         (lambda: networks.nature((4, 35, 84), 2), "obs_shape: expected frames of at least 36 x 36, got 35 x 84"),
         (lambda: networks.nature((4, 84, 84), 0), "actions"),
+        (lambda: networks.minatar((10, 10), 2), "obs_shape: expected 3 sizes"),
+        (lambda: networks.minatar((4, 10, 2), 2), "obs_shape: expected boards of at least 3 x 3, got 10 x 2"),
+        (lambda: networks.minatar((4, 10, 10), 0), "actions"),
     ],
 )
 def test_sizes_that_cannot_be(make, message):
@@ -922,7 +944,7 @@ def test_sizes_that_cannot_be(make, message):
         make()
 
 
-@pytest.mark.parametrize("name", ["mlp", "dueling", "nature"])
+@pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "minatar"])
 def test_observations_of_the_wrong_shape(name):
     network, shape = SMALL[name]
     with pytest.raises(ValueError, match="obs: expected shape"):
@@ -971,7 +993,7 @@ def test_what_are_no_parameters(name):
         network.apply(params, obs.tolist())
 
 
-@pytest.mark.parametrize("name", ["mlp", "dueling", "nature"])
+@pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "minatar"])
 def test_parameters_that_are_no_floats(name):
     network, shape = SMALL[name]
     params = network.init(KEY)

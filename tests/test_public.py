@@ -130,6 +130,7 @@ FUNCTIONS = {
     "networks.mlp": with_network(NET, BATCH.obs),
     "networks.dueling_mlp": with_network(networks.dueling_mlp(2, (3, 4), 3), BATCH.obs),
     "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
+    "networks.minatar": with_network(networks.minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
     "networks.from_module": with_network(
         networks.from_module(lambda: nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Tanh(), nn.Dropout())),
         BATCH.obs,

@@ -10,7 +10,7 @@ import shlex
 import pytest
 import torch
 
-from fdqn import build, cli, dqn, losses, settings
+from fdqn import build, cli, dqn, envs, losses, networks, settings
 from fdqn.settings import Settings
 from fdqn.types import Hyper
 
@@ -163,6 +163,18 @@ def test_the_network_asked_for_is_the_network_used():
     }
     dueling = build.network(Settings(hidden=(7, 5), dueling=True)).init(keys)
     assert {"value.weight", "advantage.weight"} < set(dueling)
+
+
+@pytest.mark.parametrize(("shape", "network"), [((4, 10, 10), networks.minatar), ((4, 84, 84), networks.nature)])
+def test_frames_have_a_convolutional_network(monkeypatch, shape, network):
+    made = envs.make("minatar:breakout")
+    monkeypatch.setattr(build.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
+    keys = build.keys(Settings(seeds=2))
+    ours, expected = (made.init(keys) for made in (build.network(Settings(env="frames")), network(shape, 6)))
+    assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in expected.items()}
+    for name, asked in (("hidden", Settings(hidden=(7, 5))), ("dueling", Settings(dueling=True))):
+        with pytest.raises(ValueError, match=f"^{name}: expected the default, as .* shows frames"):
+            build.network(asked)
 
 
 def test_no_clip_without_a_norm():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fdqn.envs import acrobot, cartpole, catch, mountain_car
+from fdqn.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders
 from fdqn.types import Env, World
 
 GYMNASIUM = {"acrobot": "Acrobot-v1", "cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0"}
@@ -24,6 +25,11 @@ _ENTRIES = {
     "acrobot": _Entry(acrobot.make, "swing a two-link pendulum up above a line"),
     "cartpole": _Entry(cartpole.make, "keep a pole upright on a moving cart"),
     "catch": _Entry(catch.make, "be under a falling ball when it lands"),
+    "minatar:asterix": _Entry(asterix.make, "collect gold and keep away from enemies"),
+    "minatar:breakout": _Entry(breakout.make, "break bricks with a ball and a paddle"),
+    "minatar:freeway": _Entry(freeway.make, "cross eight lanes of traffic"),
+    "minatar:seaquest": _Entry(seaquest.make, "shoot enemies, rescue divers and come up for air"),
+    "minatar:space_invaders": _Entry(space_invaders.make, "shoot waves of aliens"),
     "mountain_car": _Entry(mountain_car.make, "swing a weak car up a hill"),
 }
 
@@ -49,7 +55,7 @@ def find(name: str) -> Env | World:
 
 def is_code(name: str) -> bool:
     """Whether it is the name of somebody's own code, which finding it runs."""
-    return ":" in name and name not in _ENTRIES and not name.startswith("gym:")
+    return ":" in name and name.partition(":")[0] not in ("gym", "minatar")
 
 
 def _brought(name: str) -> Env | World:
@@ -72,18 +78,16 @@ def _brought(name: str) -> Env | World:
     if isinstance(given, gymnasium.Env) and callable(found):
         given.close()
         return gym.of(name, found)
-    takes = (
-        "; a gymnasium environment is given by a class or function, so that each lane has its own"
-        if isinstance(given, gymnasium.Env)
-        else ""
-    )
+    own = "; give the class itself, so that each lane has its own" if isinstance(given, gymnasium.Env) else ""
     raise ValueError(
-        f"env: expected {name} to give an Env, a World or a gymnasium environment, got {type(given).__name__}{takes}"
+        f"env: expected {name} to give an Env, a World or a gymnasium environment, got {type(given).__name__}{own}"
     )
 
 
 def make(name: str, **settings: Any) -> Env:
-    """The environment of that name; `settings` are `time_limit` in steps and `dtype`. Raises ValueError for no name."""
+    """The environment of that name; `settings` are `time_limit` in steps, `dtype`, and those of the environment's
+    own file. Raises ValueError for no name.
+    """
     return _entry(name).make(**settings)
 
 

@@ -59,12 +59,12 @@ def all_legal(time: Tensor, actions: int) -> Tensor:
     return time.new_ones((*time.shape, actions), dtype=torch.bool)
 
 
-def begin(state: S, obs: Tensor, legal: Tensor) -> tuple[S, Step]:
-    """What `reset` answers: `next_obs` is `obs`, `reward` is 0, nothing has ended.
+def begin(state: S, obs: Tensor, legal: Tensor, dtype: torch.dtype | None = None) -> tuple[S, Step]:
+    """What `reset` answers: `next_obs` is `obs`, `reward` is 0, in `dtype` or else that of `obs`, nothing has ended.
 
     Shapes: obs [..., *O]; legal [..., A].
     """
-    reward = torch.zeros_like(state.time, dtype=obs.dtype)
+    reward = torch.zeros_like(state.time, dtype=dtype or obs.dtype)
     terminated = torch.zeros_like(state.time, dtype=torch.bool)
     return state, Step(obs, legal, obs, legal, reward, terminated, torch.zeros_like(terminated))
 

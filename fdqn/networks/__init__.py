@@ -5,7 +5,7 @@ lane's parameters and observations with any leading axes. `layers` has the netwo
 of any module, `state_dict` what brings parameters in and out.
 """
 
-from fdqn.networks.layers import dueling_mlp, mlp, nature
+from fdqn.networks.layers import dueling_mlp, minatar, mlp, nature
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
 from fdqn.networks.state_dict import load, starting_from, to_module
 
@@ -16,6 +16,7 @@ __all__ = [
     "from_module",
     "from_module_with_dropout",
     "load",
+    "minatar",
     "mlp",
     "nature",
     "starting_from",

@@ -64,6 +64,22 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
     return Network(partial(_init_layers, layers), partial(_apply_nature, (channels, height, width), layers))
 
 
+def minatar(obs_shape: Sequence[int], actions: int) -> Network:
+    """The convolutional network of MinAtar's DQN, for boards [channels, height, width] of cells: 16 filters of 3 x 3,
+    128 units and a linear layer, ReLU between.
+
+    Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for boards below 3 x 3.
+    Young and Tian 2019, https://arxiv.org/abs/1903.03176
+    """
+    channels, height, width = _event(obs_shape, rank=3)
+    if min(height, width) < 3:
+        raise ValueError(f"obs_shape: expected boards of at least 3 x 3, got {height} x {width}")
+    if actions < 1:
+        raise ValueError(f"actions: expected at least 1, got {actions}")
+    layers = {"0": (16, channels, 3, 3), "3": (128, 16 * (height - 2) * (width - 2)), "5": (actions, 128)}
+    return Network(partial(_init_layers, layers), partial(_apply_minatar, (channels, height, width), layers))
+
+
 # The shape of each layer's weight under the layer's name.
 _Layers = Mapping[str, tuple[int, ...]]
 
@@ -92,6 +108,16 @@ def _apply_nature(event: tuple[int, ...], layers: _Layers, params: Params, obs: 
         x = F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride).relu()
     x = _linear(params, "9", _linear(params, "7", x.flatten(1)).relu())
     return x.reshape(*frames.shape[: frames.ndim - 3], x.shape[-1])
+
+
+def _apply_minatar(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
+    # Over lanes this is a grouped convolution. As a product with windows [64, 9 channels] cut out of the board, forward
+    # and gradient of 8 lanes and 32 rows took 0.92 of its time with 4 channels and 1.11 with 10, forward alone 1.08 and
+    # 1.24 (compiled, one thread): it stays.
+    boards = _checked(event, layers, params, obs)
+    x = F.conv2d(boards.reshape(-1, *event), params["0.weight"], params["0.bias"]).relu()
+    x = _linear(params, "5", _linear(params, "3", x.flatten(1)).relu())
+    return x.reshape(*boards.shape[: boards.ndim - 3], x.shape[-1])
 
 
 def _linear(params: Params, name: str, x: Tensor) -> Tensor:

@@ -1,0 +1,139 @@
+"""How fast are the compiled MinAtar games, beside the `minatar` package in a Python loop?
+
+    python benchmarks/games.py [--lanes 32] [--envs 128] [--threads 1] [--repeats 5] [--games asterix ...]
+
+Each game in a process of its own with empty compiler caches: seconds to compile `vmap(step)`, then env-steps a second
+at random of ours, all observations written, and of the package's loop (`act`, `state`, and `reset` at an end), taking
+turns.
+The package is installed with `pip install --no-deps minatar`. Prints a table and appends one record to
+`benchmarks/records/minatar.jsonl`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+STEPS = 64  # whose noise is drawn before
+
+
+def measure(game: str, lanes: int, envs: int, threads: int, repeats: int) -> dict:
+    """One game, in this process."""
+    import torch
+    import work
+    from torch.func import vmap
+
+    from fdqn import compile, random
+    from fdqn.envs import make
+
+    torch.set_num_threads(threads)
+    compile.prepare_cpu()
+    env = make(f"minatar:{game}")
+    u = random.uniform(random.key(0), (STEPS, lanes, envs, env.spec.noise))
+    actions = random.randint(random.key(1), (STEPS, lanes, envs), 0, env.spec.actions)
+    state, _ = vmap(env.reset)(u[0])
+    began = time.perf_counter()
+    step = compile.compile(vmap(env.step))
+    step(state, actions[0], u[0])
+    seconds = time.perf_counter() - began
+
+    def ours() -> int:
+        nonlocal state
+        for i in range(STEPS):
+            state, _ = step(state, actions[i], u[i])
+        return STEPS * lanes * envs
+
+    theirs, mine, other = _package(game), [], []
+    for _ in range(repeats):
+        mine.append(_rate(ours))
+        other.append(_rate(theirs))
+    ratios = [a / b for a, b in zip(mine, other, strict=True)]
+    return {
+        "game": game,
+        "compile_seconds": seconds,
+        "env_steps_per_second": work.spread(mine),
+        "package": work.spread(other),
+        "ratio": work.spread(ratios),
+    }
+
+
+def _package(game: str):
+    """A function that plays the package's game for some steps and says how many."""
+    import logging
+
+    import numpy as np
+
+    logging.disable(logging.WARNING)  # it warns that it cannot draw without seaborn
+    try:
+        from minatar import Environment
+    except ImportError:
+        sys.exit("benchmarks/games.py needs the package it compares with: pip install --no-deps minatar")
+    env = Environment(game)
+    env.seed(0)
+    env.reset()
+    actions = np.random.default_rng(0).integers(0, 6, 2_000).tolist()
+
+    def play() -> int:
+        for action in actions:
+            _, ended = env.act(action)
+            env.state()
+            if ended:
+                env.reset()
+        return len(actions)
+
+    return play
+
+
+def _rate(play) -> float:
+    """Steps a second, the best of as many goes as half a second takes."""
+    best, until = 0.0, time.perf_counter() + 0.5
+    while (began := time.perf_counter()) < until:
+        steps = play()
+        best = max(best, steps / (time.perf_counter() - began))
+    return best
+
+
+def main() -> None:
+    """Measure, print, keep a record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lanes", type=int, default=32)
+    parser.add_argument("--envs", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--games", nargs="+", choices=GAMES, default=GAMES)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sizes = arguments.lanes, arguments.envs, arguments.threads, arguments.repeats
+    if arguments.one:
+        print(json.dumps(measure(arguments.games[0], *sizes)))
+        return
+    import work
+
+    print("game            env-steps/s      package  ratio [lowest, highest]  compiled in")
+    results = []
+    for game in arguments.games:
+        with tempfile.TemporaryDirectory() as caches:
+            done = subprocess.run(
+                [sys.executable, __file__, *sys.argv[1:], "--games", game, "--one"],
+                env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": caches}, stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+        result = json.loads(done.stdout)
+        rate, package, ratio = (result[name]["median"] for name in ("env_steps_per_second", "package", "ratio"))
+        print(
+            f"{game:15s} {rate:11,.0f} {package:12,.0f} {ratio:6.1f} [{result['ratio']['low']:.1f},"
+            f" {result['ratio']['high']:.1f}] {result['compile_seconds']:10.1f} s",
+            flush=True,
+        )
+        results.append(result)
+    lanes, envs, threads, _ = sizes
+    work.append(
+        "minatar", {**work.machine("cpu"), "lanes": lanes, "envs": envs, "threads": threads, "results": results}
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Asterix: collect gold and keep away from enemies, which come in from both sides in rows of their own.
+
+A point for gold that is touched; touching an enemy is the end. A row holds one thing at most, of eight. Things come and
+move faster with time. The planes are player, enemies, trails (where things come from) and gold.
+Young and Tian 2019, https://arxiv.org/abs/1903.03176
+
+`u[..., 0]` is the sticky draw, `u[..., 1]` chooses among the six kinds of newcomer, `u[..., 2]` its row.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn.envs import episode
+from fdqn.envs.minatar import board
+from fdqn.types import Env
+
+PLANES, NOISE = 4, 3
+TOP, LOWEST = 1, 8  # rows that things and player keep to
+SPAWN, MOVE = 10, 5  # steps between newcomers and between moves, at first
+RAMP = 102  # steps between levels of difficulty
+LEVELS = 9  # after which both happen every step
+
+
+class State(NamedTuple):
+    """int32; things have a place for each row [..., 16], whose column is 0 where there is none."""
+
+    x: Tensor
+    y: Tensor
+    thing: Tensor
+    """Columns."""
+    dx: Tensor
+    """+1 to the right, -1 to the left."""
+    gold: Tensor
+    """1 for gold, 0 for an enemy."""
+    spawn_timer: Tensor
+    move_timer: Tensor
+
+
+def make(
+    time_limit: int = board.TIME_LIMIT,
+    dtype: torch.dtype = torch.float32,
+    sticky: float = board.STICKY,
+    ramping: bool = True,
+) -> Env:
+    """Asterix; with `ramping` it gets harder with time. The rest is as in `board.env`."""
+    game = board.Game(start, partial(play, ramping=ramping), show)
+    return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
+
+
+def start(u: Tensor) -> State:
+    """The player in the middle and nobody else. Shapes: u [..., 3]."""
+    episode.check_reset(u, NOISE)
+    zero = board.zeros(u)
+    none = zero[..., None] + 0 * board.rows(zero)
+    return State(zero + (1 << 5), zero + 5, none, none + 1, none.clone(), zero + SPAWN, zero + MOVE)
+
+
+def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
+    """A newcomer if it is time, the player's move, the things' if it is time; touches count before and after theirs.
+
+        level = min(time // 102, 9);  newcomers every 10 - level steps, moves every max(5 - level // 2, 1)
+
+    Shapes: state, action and time [...]; u [..., 3].
+    """
+    level = board.quotient(time, RAMP).clamp(max=LEVELS) * ramping
+    state = _spawn(state, u)
+    state = state._replace(x=board.walk(state.x, action), y=board.climb(state.y, action, TOP, LOWEST))
+    before, found, caught = _touch(state)
+    moves = before.move_timer == 0
+    moved = before._replace(thing=torch.where(moves[..., None], board.shift(before.thing, before.dx), before.thing))
+    after, found_too, caught_too = _touch(moved)
+    after = after._replace(
+        spawn_timer=torch.where(state.spawn_timer == 0, SPAWN - level, state.spawn_timer) - 1,
+        move_timer=torch.where(moves, (MOVE - (level >> 1)).clamp(min=1), state.move_timer) - 1,
+    )
+    return after, found.to(board.INT) + found_too.to(board.INT), caught | caught_too
+
+
+def show(state: State) -> Tensor:
+    """The planes."""
+    gold = state.gold > 0
+    player = board.cell(state.x, state.y)
+    enemies, found = torch.where(gold, 0, state.thing), torch.where(gold, state.thing, 0)
+    return torch.stack([player, enemies, board.shift(state.thing, -state.dx), found], -2)
+
+
+def _spawn(state: State, u: Tensor) -> State:
+    """Where its timer is up and a row is free, a newcomer at the left going right, or the other way round.
+
+    A third are gold. It takes the free row that has so many free ones above it as chance says.
+    """
+    row = board.rows(state.thing)
+    empty = (state.thing == 0) & (row >= TOP) & (row <= LOWEST)
+    free = board.total(torch.where(empty, 1 << row, 0))
+    number = board.choice(u[..., 2], board.ones(free))
+    above = board.ones(free[..., None] & ((1 << row) - 1))
+    kind = board.choice(u[..., 1], 6)
+    x, dx = board.side(kind < 3)
+    gold = (kind % 3 == 0).to(board.INT)
+    x = torch.where(state.spawn_timer == 0, x, 0)[..., None]
+    new = torch.where((free[..., None] >> row & 1 != 0) & (above == number[..., None]), x, 0)
+    return state._replace(
+        thing=state.thing | new,
+        dx=torch.where(new != 0, dx[..., None], state.dx),
+        gold=torch.where(new != 0, gold[..., None], state.gold),
+    )
+
+
+def _touch(state: State) -> tuple[State, Tensor, Tensor]:
+    """The state without the gold that the player touches; whether that was some, and whether it touches an enemy."""
+    touched = state.thing & board.cell(state.x, state.y)
+    found = torch.where(state.gold > 0, touched, 0)
+    caught = touched & ~found
+    return state._replace(thing=state.thing & ~found), board.somewhere(found), board.somewhere(caught)
