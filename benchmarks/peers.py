@@ -31,12 +31,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 TURN = 1.0  # s
 
 # What a peer needs, and which of the work it can do: several seeds at once, networks.
 PEERS = {
     "fdqn": ("torch", True, ("small", "large")),
+    "fdqn in gymnasium": ("gymnasium", True, ("small",)),
     "jax": ("jax", True, ("small", "large")),
     "rejax": ("rejax", True, ("small",)),
     "sb3": ("stable_baselines3", False, ("small",)),
@@ -50,14 +52,36 @@ def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
     """Ours, as the command runs it."""
     import work
 
-    from fdqn import compile, train
+    from fdqn import compile
 
     program = work.program(network)
     compile.prepare_cpu()
-    state, chunk = work.lanes(program, seeds, device), 100
-    warm = program.config.learning_starts // work.ENVS
-    functions = compile.compiled(program)
-    reports = train.run(program, state, 10**12, functions, report_every=chunk * work.ENVS)
+    return _turns(program, work.lanes(program, seeds, device), compile.compiled(program))
+
+
+def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], int]:
+    """Ours in Gymnasium's CartPole, stepped on the host while the device learns."""
+    import work
+
+    from fdqn import compile, envs, worlds
+    from fdqn.envs import silent
+
+    world = envs.find("gym:CartPole-v1")
+    program = work.program(network)._replace(env=silent.make(world.spec))
+    compile.prepare_cpu()
+    games = world.open(seeds, work.ENVS)
+    state = worlds.begun(games, work.lanes(program, seeds, device))
+    functions = worlds.functions(program, games, compile.compiled_parts(program), beside=True)
+    return _turns(program, state, functions, at_once=1)
+
+
+def _turns(program: Any, state: Any, functions: Any, **given: Any) -> Callable[[int], int]:
+    import work
+
+    from fdqn import train
+
+    chunk, warm = 100, program.config.learning_starts // work.ENVS
+    reports = train.run(program, state, 10**12, functions, report_every=chunk * work.ENVS, **given)
     while next(reports).updates.max() < 2 * chunk + warm:
         pass
 
@@ -240,7 +264,15 @@ def torch(network: str, seeds: int, device: str) -> Callable[[int], int]:
     return turn
 
 
-MAKERS = {"fdqn": fdqn, "jax": jax, "rejax": rejax, "sb3": sb3, "torch": torch, "one by one": one_by_one}
+MAKERS = {
+    "fdqn": fdqn,
+    "fdqn in gymnasium": fdqn_in_gymnasium,
+    "jax": jax,
+    "rejax": rejax,
+    "sb3": sb3,
+    "torch": torch,
+    "one by one": one_by_one,
+}
 
 
 def serve(name: str, network: str, seeds: int, device: str) -> None:

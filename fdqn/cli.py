@@ -266,7 +266,8 @@ def _train(command: Train, started: float) -> None:
 
 def _resume(command: Resume, started: float) -> None:
     console = _ready()
-    from fdqn import history, runs
+    from fdqn import envs, history, runs
+    from fdqn.types import World
 
     path = command.run
     settings, planned = runs.plan(path, command.env)
@@ -289,6 +290,8 @@ def _resume(command: Resume, started: float) -> None:
         console.print(
             f"going on at step {where.step:,} of {wanted:,}" if where.step else "no checkpoint: starting over"
         )
+        if where.step and isinstance(envs.find(settings.env), World):
+            console.print(f"not bit for bit: {settings.env} starts new episodes", soft_wrap=True)
         if where.step and not settings.save_replay:
             filled = f"it is filled anew with {settings.learning_starts:,} steps a seed before learning goes on"
             console.print(f"not bit for bit: the replay was not saved; {filled}", soft_wrap=True)

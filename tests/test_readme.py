@@ -1,11 +1,14 @@
 """What the README shows works as shown."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from fdqn import compile, train
+from fdqn import cli, compile, envs, train
+from fdqn.testing import laws
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -15,7 +18,7 @@ def blocks(language):
 
 
 def test_programs_run(monkeypatch, capsys):
-    training, law = blocks("python")
+    training, _, _, law = blocks("python")
     assert len([line for line in training.splitlines() if line.strip() and "import" not in line]) <= 20
     monkeypatch.setattr(compile, "compiled", train.vmapped)
     shortened = training.replace("100_000", "1_200").replace("10_000", "600")
@@ -23,6 +26,23 @@ def test_programs_run(monkeypatch, capsys):
     exec(shortened, {})
     assert re.search(r"^600 \[.*^1200 \[", capsys.readouterr().out, re.S | re.M)
     exec(law, {})
+
+
+@pytest.mark.parametrize("name", ["corridor", "Corridor"])
+def test_environments_of_one_s_own_are_trained(tmp_path, monkeypatch, name):
+    """In a corridor one learns to go right: greedily every episode ends with the reward."""
+    _, functions, gym_class, _ = blocks("python")
+    assert all(len([line for line in block.splitlines() if line.strip()]) <= 30 for block in (functions, gym_class))
+    (tmp_path / "mine.py").write_text(functions + "\n\n" + gym_class)
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split("--no-compile --seeds 2 --steps 3000 --learning-starts 300 --learning-rate 0.01 --gamma 0.9")
+    assert cli.main(["train", "--env", f"mine:{name}", *words, "--out", "run"]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["final_return"]["per_seed"] == [1.0, 1.0]
+    assert cli.main(["eval", "run"]) == 1, "code is named again"
+    assert cli.main(["eval", "run", "--env", f"mine:{name}"]) == 0
+    if name == "corridor":
+        laws.env(envs.find("mine:corridor"))
 
 
 def test_first_two_shell_blocks_are_one_command_each():
