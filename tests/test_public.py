@@ -158,6 +158,7 @@ FUNCTIONS = {
     ),
     "replay.init": (lambda row: replay.init(row, 5), (tree.index(BATCH, 0),)),
     "replay.add": (replay.add, (FULL, BATCH)),
+    "replay.add_where": (replay.add_where, (FULL, BATCH, LEGAL[:, 1])),
     "replay.sample": (replay.sample, (FULL, random.bits(KEY, (5,)))),
     "replay.filled": (replay.filled, (FULL,)),
     "schedules.constant": (partial(schedules.constant, value=0.1), (STEP,)),

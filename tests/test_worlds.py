@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from fdqn import build, cli, envs, random, replay, runs, train, tree, worlds
+from fdqn import build, checkpoint, cli, compile, envs, evaluate, history, random, replay, runs, train, tree, worlds
 from fdqn.envs import gym
 from fdqn.envs.spaces import encoding
 from fdqn.settings import Settings
@@ -269,6 +269,75 @@ def test_learning_beside_a_step_gives_the_same_numbers():
 
     expected = trained(SETTINGS)
     asserts.assert_trees_equal(expected.state, trained(SETTINGS, World(opened, world.spec), beside=True).state)
+
+
+def test_parts_of_a_cycle_are_functions_of_one_lane():
+    """Of many they are the same for each, bit for bit, and nothing is written in place."""
+    program, parts = build.program(SETTINGS), worlds.vmapped(build.program(SETTINGS))
+    state = trained(SETTINGS, cycles=20).state
+    before = tree.clone(state)
+    u = train.noise(program, state.key, 20, 1).act[:, :, 0]
+    games = envs.find(SETTINGS.env).open(2, 3)
+    games.reset([[1, 2, 3], [4, 5, 6]])
+    asked = parts.choose(state, u)
+    answer = games.step(asked.env_state.numpy())
+    games.close()
+    lots = tree.map(lambda x: x.unsqueeze(0), answer)
+    after = parts.conclude(asked, lots)
+    assert after.cycle.tolist() == [21, 21]
+    asserts.assert_trees_equal(after._replace(cycle=state.cycle), parts.remember(asked, lots))
+    for i in range(2):
+        alone = worlds.choose(program, tree.index(state, i), u[0, i])
+        asserts.assert_trees_equal(tree.index(asked, i), alone)
+        asserts.assert_trees_equal(tree.index(after, i), worlds.conclude(alone, tree.index(answer, i)))
+        asserts.assert_trees_equal(
+            tree.index(after, i)._replace(cycle=alone.cycle), worlds.remember(alone, tree.index(answer, i))
+        )
+    asserts.assert_trees_equal(before, state)
+
+
+@pytest.mark.slow
+def test_compiled_and_beside_equals_eager():
+    compile.prepare_cpu()
+    expected, got = trained(SETTINGS), trained(SETTINGS, parts=compile.compiled_parts, beside=True)
+    asserts.assert_trees_equal(expected.state.replay, got.state.replay)
+    asserts.assert_trees_close(expected.state.learner, got.state.learner, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
+    words = ["--env", "gym:CartPole-v1", "--no-compile", "--seeds", "2", "--hidden", "8", "--report-every", "100"]
+    assert (
+        cli.main(["train", *words, "--steps", "1200", "--learning-starts", "600", "--out", str(tmp_path / "run")]) == 0
+    )
+    kept = checkpoint.newest(tmp_path / "run" / "checkpoints")[0]
+    assert cli.main(["resume", str(tmp_path / "run"), "--steps", "1300"]) == 0
+    assert "not bit for bit: gym:CartPole-v1 starts new episodes" in capsys.readouterr().err
+    settings = runs.plan(tmp_path / "run")[0]
+    program = build.program(settings)
+    like = {name: train.init(program, build.hyper(settings), build.keys(settings)) for name in ("lanes",)}
+    since = tree.from_numpy(train.reading(program, like["lanes"]))
+    read, _ = checkpoint.load(kept, like | {"since": since})
+    games = envs.find(settings.env).open(2, settings.num_envs)
+    begun = worlds.begun(games, read["lanes"])
+    games.close()
+    for name in ("learner", "replay", "hyper", "key", "cycle"):
+        asserts.assert_trees_equal(getattr(read["lanes"], name), getattr(begun, name))
+    assert begun.obs.abs().max() <= 0.05, "first observations"
+    assert begun.metrics.running.eq(0).all()
+
+
+def test_greedy_is_native_or_outside():
+    program = build.program(SETTINGS)
+    keys, params = build.keys(SETTINGS), program.network.init(build.keys(SETTINGS))
+    for env, plain in ((envs.make("cartpole"), evaluate.native), (envs.find("gym:CartPole-v1"), evaluate.outside)):
+        ours = evaluate.greedy(env, program.network, params, keys, 3)
+        np.testing.assert_array_equal(ours, plain(env, program.network, params, keys, 3))
+
+
+def test_names_of_code():
+    assert [envs.is_code(name) for name in ("cartpole", "gym:X", "minatar:x", "ale:x", "a.b:c")] == [False] * 4 + [True]
+    assert history.why("environment") == "its environment broke"
+    assert history.why("loss") == "its loss is not finite"
 
 
 def test_several_steps_a_cycle():

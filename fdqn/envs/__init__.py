@@ -46,16 +46,16 @@ def find(name: str) -> Env | World:
     What is your own is a function or class that is called without arguments, or what it would give: an `Env`, a `World`
     or a gymnasium environment. Raises ValueError where there is none.
     """
-    if name.startswith("gym:"):
+    if isinstance(name, str) and name.startswith("gym:"):
         from fdqn.envs import gym
 
         return gym.named(name.removeprefix("gym:"))
-    return _brought(name) if is_code(name) else make(name)
+    return _brought(name) if isinstance(name, str) and is_code(name) else make(name)
 
 
 def is_code(name: str) -> bool:
     """Whether it is the name of somebody's own code, which finding it runs."""
-    return ":" in name and name.partition(":")[0] not in ("gym", "minatar")
+    return ":" in name and name.partition(":")[0] not in ("gym", "minatar", "ale")
 
 
 def _brought(name: str) -> Env | World:
@@ -66,7 +66,8 @@ def _brought(name: str) -> Env | World:
         given = found() if callable(found) and not isinstance(found, Env | World) else found
     except Exception as error:  # whatever somebody's code may raise
         words = " ".join(str(error).split())
-        raise ValueError(f"env: expected {name} to give an environment, got {type(error).__name__}: {words}") from error
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        raise ValueError(f"env: expected {name} to give an environment, got {kind}{words}") from error
     finally:
         sys.path.remove(os.getcwd())
     if isinstance(given, Env | World):

@@ -226,5 +226,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def _said(error: BaseException) -> str:
+    """In Gymnasium's words, or in somebody's, which may need the name of the exception to be understood."""
     words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+    plain = isinstance(error, gymnasium.error.Error | ImportError | ValueError | TimeoutError)
+    return words if words and plain else f"{type(error).__name__}: {words}" if words else type(error).__name__
