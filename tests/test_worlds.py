@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -357,6 +358,38 @@ def test_rows_that_are_none_leave_no_trace(valid):
         kept = tree.index(batch, torch.tensor(valid, dtype=torch.bool))
         two = replay.add(two, kept) if sum(valid) else two
         asserts.assert_trees_equal(two, one)
+
+
+def test_atari_is_seeded_and_whole():
+    """The same seeds give the same game; an end shows its own last frames, and rewards are clipped."""
+    pytest.importorskip("ale_py")
+    world, played = envs.find("ale:Pong"), []
+    assert (world.spec.obs_shape, world.spec.obs_dtype, world.spec.actions) == ((4, 84, 84), torch.uint8, 6)
+    for lanes in (1, 2):
+        games = world.open(lanes, 2)
+        step = games.reset([[3, 5], [7, 9]][:lanes])
+        seen = [step.obs[0]]
+        for t in range(60):
+            step = games.step(np.full((lanes, 2), t % 6)).step
+            seen.append(step.obs[0])
+            assert step.reward.abs().max() <= 1
+        games.close()
+        played.append(torch.stack(seen))
+    assert torch.equal(*played)
+    assert not torch.equal(played[0][:, 0], played[0][:, 1])
+
+
+@pytest.mark.parametrize(("name", "says"), [("ale:Pogn", "did you mean pong"), ("ale:", "ale-py has 1")])
+def test_no_game_of_atari(name, says):
+    pytest.importorskip("ale_py")
+    with pytest.raises(ValueError, match=f"env: expected a game of ale-py, got .*{says}"):
+        envs.find(name)
+
+
+def test_atari_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises(ValueError, match=r"ale:Enduro needs ale-py, got none; pip install 'fdqn\[atari\]'"):
+        envs.find("ale:Enduro")
 
 
 # What breaks

@@ -41,7 +41,7 @@ def names() -> tuple[str, ...]:
 
 @functools.cache
 def find(name: str) -> Env | World:
-    """The environment of that name: ours, `gym:NAME` of Gymnasium, or `package.module:name` of your own.
+    """The environment of that name: ours, `gym:NAME` of Gymnasium, `ale:GAME`, or `package.module:name` of your own.
 
     What is your own is a function or class that is called without arguments, or what it would give: an `Env`, a `World`
     or a gymnasium environment. Raises ValueError where there is none.
@@ -50,6 +50,10 @@ def find(name: str) -> Env | World:
         from fdqn.envs import gym
 
         return gym.named(name.removeprefix("gym:"))
+    if isinstance(name, str) and name.startswith("ale:"):
+        from fdqn.envs import gym
+
+        return gym.atari(name.removeprefix("ale:"))
     return _brought(name) if isinstance(name, str) and is_code(name) else make(name)
 
 

@@ -5,6 +5,8 @@ are, and one that fails ends its own lane only.
 """
 
 import contextlib
+import difflib
+import re
 import signal
 import threading
 import warnings
@@ -15,7 +17,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete, Space
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
@@ -40,6 +42,30 @@ def named(name: str, **settings: Any) -> World:
             return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings)
 
     return world(f"gym:{name}", make)
+
+
+def atari(name: str) -> World:
+    """The game of that name in the Arcade Learning Environment, such as Breakout, as Mnih et al. 2015 play it: grey
+    frames of 84 x 84, the last four at once; four frames a step, of the last two the brighter; up to 30 idle steps at
+    the start; rewards clipped to [-1, 1]; at most half an hour. https://doi.org/10.1038/nature14236
+
+    Raises ValueError where ale-py is not installed or has no such game.
+    """
+    try:
+        from ale_py import roms, vector_env
+    except ImportError:
+        raise ValueError(f"env: ale:{name} needs ale-py, got none; pip install 'fdqn[atari]'") from None
+    game = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    if game not in (known := sorted(roms.get_all_rom_ids())):
+        near = difflib.get_close_matches(game, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; ale-py has {len(known)}"
+        raise ValueError(f"env: expected a game of ale-py, got {name!r}{hint}")
+
+    def make(num_envs: int) -> VectorEnv:
+        mode = AutoresetMode.SAME_STEP
+        return _SeedsAsArray(vector_env.AtariVectorEnv(game, num_envs, num_threads=1, autoreset_mode=mode))
+
+    return world(f"ale:{name}", make)
 
 
 def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
@@ -175,6 +201,14 @@ class Games:
         legal, none = np.ones((self.num_envs, self.spec.actions), np.bool_), np.zeros(self.num_envs, np.bool_)
         step = _step(obs, legal, obs, legal, np.zeros(self.num_envs), none, none)
         return Answer(step, step.terminated, torch.tensor(False))
+
+
+class _SeedsAsArray(VectorWrapper):
+    """For environments that want one."""
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        # Of a seed they take 31 bits.
+        return self.env.reset(seed=np.asarray(seed, np.int64) >> 1, options=options)  # type: ignore[arg-type]
 
 
 class _Lane(NamedTuple):
