@@ -166,6 +166,8 @@ def _checked(settings: Settings) -> None:
     for name, least in lowest.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
+    if settings.seeds > 2**20:
+        raise ValueError(f"seeds: expected at most 2**20, got {settings.seeds}")
     if settings.steps > 2**53:
         raise ValueError(f"steps: expected at most 2**53, got {len(str(settings.steps))} digits")
     if settings.seed + settings.seeds > 2**32:

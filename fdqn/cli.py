@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _parse(list(sys.argv[1:] if arguments is None else arguments)),
             STARTED if arguments is None else time.perf_counter(),
         )
-        sys.stdout.flush()
+        print(end="", flush=True)
         return 0
     except SystemExit as end:
         return int(end.code or 0)
@@ -285,6 +285,8 @@ def _resume(command: Resume, started: float) -> None:
         program, state = _begun(console, settings)
         where = history.restored(path, settings, program, state, command.fallback)
         runs.replan(path, wanted, settings.on_nan)
+        for damaged in where.passed:
+            console.print(f"passed over and set aside: {damaged}", soft_wrap=True)
         for line in runs.differences(path, settings):
             console.print(f"not bit for bit: {line}", soft_wrap=True)
         console.print(
@@ -311,6 +313,8 @@ def _ready() -> "Console":
 
 
 def _check_more(steps: int | None, planned: int) -> None:
+    if steps is not None and steps > 2**53:
+        raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
     if steps is not None and steps < planned:
         raise ValueError(f"steps: expected at least the {planned:,} that were planned, got {steps:,}")
 
@@ -388,7 +392,7 @@ def _go_on(
         print(json.dumps(summary))
     else:
         _print_summary(path, summary)
-    sys.stdout.flush()
+    print(end="", flush=True)
     if interrupted:
         more = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
         console.print(
@@ -517,7 +521,7 @@ def _report(command: Report) -> None:
         else:
             runs.comparison(drawn, read)
         files.write(picture, drawn.getvalue())
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"out: {error}") from None
     if command.json:
         print(json.dumps([{"run": str(run.path), **run.summary} for run in read]))
@@ -626,7 +630,7 @@ def _console() -> "Console":
     from rich.console import Console
 
     class Patient(Console):
-        """Whoever read what is said has gone: the run goes on in silence."""
+        """When whoever read what is said has gone, the run goes on in silence."""
 
         def on_broken_pipe(self) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
@@ -638,5 +642,11 @@ def _results() -> "Console":
     from rich.console import Console
 
     # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
-    console = Console(highlight=False, markup=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, width=160)
+    class Plain(Console):
+        """When whoever read the results has gone, it is as where anything else is printed."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    console = Plain(highlight=False, markup=False)
+    return console if console.is_terminal else Plain(highlight=False, markup=False, width=160)

@@ -4,6 +4,7 @@ A folder may come from anywhere, so nothing is read or written through a link, a
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -11,23 +12,26 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-# A table of a million rows has some 100 MB; what JSON and pictures need is far below.
-MOST_BYTES = 2**31
 
-
-def read(file: Path, most: int = MOST_BYTES) -> bytes:
+def read(file: Path, most: int | None = None) -> bytes:
     """Everything in a plain file. Raises ValueError where it is none or has more than `most` bytes, and OSError."""
     with _opened(file, os.O_RDONLY) as descriptor:
-        if (size := os.fstat(descriptor).st_size) > most:
+        size = os.fstat(descriptor).st_size
+        if most is not None and size > most:
             raise ValueError(f"{file}: expected at most {most:,} bytes, got {size:,}")
         with open(descriptor, "rb", closefd=False) as opened:
-            return opened.read(most)
+            return opened.read(size)
 
 
 def write(file: Path, content: bytes) -> None:
     """All of it or nothing: under another name first, then renamed. Raises OSError, saying what to do."""
     part = file.parent / f"{uuid.uuid4().hex}.part"
     with _in_words(file):
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if os.path.lexists(file) and not file.is_symlink():
+            with _opened(file, os.O_RDONLY):  # nor is a pipe or a device written over
+                pass
         try:
             with _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
                 _write(descriptor, content)
@@ -43,7 +47,12 @@ def write(file: Path, content: bytes) -> None:
 def append(file: Path, content: bytes) -> None:
     """Bytes at the end of a plain file, which may be new. Raises ValueError where it is none; OSError."""
     with _in_words(file), _opened(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
-        _write(descriptor, content)
+        size = os.fstat(descriptor).st_size
+        try:
+            _write(descriptor, content)
+        except BaseException:
+            os.ftruncate(descriptor, size)  # all of it or nothing
+            raise
 
 
 def cut(file: Path, size: int) -> None:
@@ -60,8 +69,12 @@ def digest(file: Path, size: int) -> str:
     """The SHA-256 of the first `size` bytes of a plain file, which are on disk then; they may not all be there."""
     with _opened(file, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
+        hashed = hashlib.sha256()
         with open(descriptor, "rb", closefd=False) as opened:
-            return hashlib.sha256(opened.read(size)).hexdigest()
+            while size > 0 and (piece := opened.read(min(size, 2**20))):
+                hashed.update(piece)
+                size -= len(piece)
+        return hashed.hexdigest()
 
 
 def sync(folder: Path) -> None:

@@ -5,6 +5,7 @@ evaluations.csv       a row per seed and evaluation on the way, where they were 
 checkpoints/STEP/     everything at a step
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -36,6 +37,8 @@ class Restored(NamedTuple):
     """Planned environment steps a seed."""
     seconds: float
     """That the run took until here."""
+    passed: tuple[Path, ...] = ()
+    """Damaged checkpoints that were passed over."""
 
 
 class Moment(NamedTuple):
@@ -61,6 +64,7 @@ def moment(place: Path) -> Moment:
         or any(not isinstance(record[name], of) or isinstance(record[name], bool) for name, of in types.items())
         or set(record["rows"]) != set(ROWS)
         or not all(_counts(rows) for rows in record["rows"].values())
+        or not all(math.isfinite(record[name] or 0) for name in ("seconds", "score"))
         or place.name.removesuffix(".old") != str(record["step"])
     ):
         raise checkpoint.CheckpointError(f"{place}: expected what a run says of a checkpoint, got something else")
@@ -72,7 +76,7 @@ def _counts(rows: Any) -> bool:
         isinstance(rows, dict)
         and set(rows) == {"bytes", "sha256"}
         and type(rows["bytes"]) is int
-        and 0 <= rows["bytes"] <= files.MOST_BYTES
+        and 0 <= rows["bytes"] < 2**63
         and isinstance(rows["sha256"], str)
     )
 
@@ -88,14 +92,14 @@ def restored(
     no checkpoint. Raises ValueError for a checkpoint of other settings, naming those.
     """
     found = checkpoint.newest(path / "checkpoints")
-    like = _kept(settings, start, train.reading(program, start))
+    like, own = _kept(settings, start, train.reading(program, start)), tree.clone((start.key, start.hyper))
     for i, place in enumerate(found):
         try:
             at = moment(place)
             _check_same(place, at.settings, json.loads(json.dumps(to_json(settings))))
             _check_rows(path, at)
             read, _ = checkpoint.load(place, like)
-            _check_counters(place, program, at, read["lanes"])
+            _check_counters(place, program, at, read["lanes"], own)
         except checkpoint.CheckpointError as error:
             if fallback and i + 1 < len(found):
                 continue
@@ -107,7 +111,7 @@ def restored(
             files.cut(path / name, at.rows[name]["bytes"])
         since = train.Reading(*tree.to_numpy(read["since"]))
         lanes = read["lanes"] if settings.save_replay else read["lanes"]._replace(replay=start.replay)
-        return Restored(lanes, since, at.step, settings.steps, at.seconds)
+        return Restored(lanes, since, at.step, settings.steps, at.seconds, tuple(found[:i]))
     if (path / "summary.json").exists():
         raise checkpoint.CheckpointError(
             f"{path}: expected a checkpoint to go on from, got a summary and none; put its folder back or train anew"
@@ -128,6 +132,7 @@ def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out", "on_nan"}
     if others:
         lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
+        lines = lines if lines.isprintable() else ascii(lines)
         raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
 
 
@@ -146,13 +151,20 @@ def _check_rows(path: Path, at: Moment) -> None:
         raise checkpoint.CheckpointError(f"{file}: expected {difference}, got others; put the file back as it was")
 
 
-def _check_counters(place: Path, program: train.Program, at: Moment, lanes: train.TrainState) -> None:
-    """What numbers out of a file are used for places and ends."""
-    metrics, steps = lanes.metrics, program.config.env_steps
-    counts = [lanes.cycle, lanes.learner.updates, metrics.episodes, metrics.cause, metrics.failed + 1]
-    counts += [lanes.replay.added] if lanes.replay else []
-    sound = all(bool((x >= 0).all()) for x in counts) and bool((metrics.cause < len(train.CAUSES)).all())
-    if not (sound and (lanes.cycle * steps == at.step).all()):
+def _check_counters(place: Path, program: train.Program, at: Moment, lanes: train.TrainState, own: Any) -> None:
+    """What numbers out of a file are used for places and ends; keys and hyper-parameters are the run's own."""
+    metrics, config = lanes.metrics, program.config
+    cycles = at.step // config.env_steps
+    highest = {
+        "learner.updates": (lanes.learner.updates, cycles * config.updates_per_cycle),
+        "metrics.episodes": (metrics.episodes, at.step),
+        "metrics.cause": (metrics.cause, len(train.CAUSES) - 1),
+        "metrics.failed": (metrics.failed + 1, cycles + 1),
+        **({"replay.added": (lanes.replay.added, at.step)} if lanes.replay else {}),
+    }
+    sound = all(bool(((x >= 0) & (x <= most)).all()) for x, most in highest.values())
+    sound = sound and tree.equal((lanes.key, lanes.hyper), own)
+    if not (sound and (lanes.cycle * config.env_steps == at.step).all()):
         raise checkpoint.CheckpointError(f"{place}: expected counters of step {at.step}, got others; use another one")
 
 
@@ -209,15 +221,17 @@ def _keep(path: Path, settings: Settings, report: train.Report, seconds: float, 
 
 def _best(folder: Path) -> str | None:
     """The step whose checkpoint has the highest score; one that cannot be read has none."""
-    scores: dict[str, float] = {}
-    for place in checkpoint.newest(folder):
-        try:
-            score = moment(place).score
-        except checkpoint.CheckpointError:
-            continue
-        if score is not None:
-            scores[place.name.removesuffix(".old")] = score
+    scores = {str(at.step): at.score for at in _readable(folder) if at.score is not None}
     return max(scores, key=lambda step: scores[step], default=None)
+
+
+def _readable(folder: Path) -> list[Moment]:
+    """What the checkpoints of a folder say, newest first, those that are damaged left out."""
+    found = []
+    for place in checkpoint.newest(folder):
+        with contextlib.suppress(checkpoint.CheckpointError):
+            found.append(moment(place))
+    return found
 
 
 def _rows(path: Path) -> dict[str, Any]:
@@ -245,7 +259,7 @@ def why(cause: str) -> str:
 def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
     seed, (step, cause) = next(iter(failures.items()))
     others = f", and {len(failures) - 1} other seeds" if len(failures) > 1 else ""
-    good = [at.step for place in checkpoint.newest(path / "checkpoints") if not (at := moment(place)).failed]
+    good = [at.step for at in _readable(path / "checkpoints") if not at.failed]
     last = f"the last good checkpoint is at step {good[0]:,}" if good else "there is no good checkpoint"
     return (
         f"stopped: seed {seed} failed at step {step:,}, {why(cause)}{others}; {last}; "

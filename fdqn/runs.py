@@ -119,7 +119,7 @@ def differences(path: Path, settings: Settings) -> list[str]:
         for x in (now, then)
     ]
     return [
-        f"{name} is {value} and was {flat[1].get(name)}"
+        f"{name} is {value} and was {was if (was := str(flat[1].get(name))).isprintable() else ascii(was)}"
         for name, value in flat[0].items()
         if value != flat[1].get(name)
     ]
@@ -238,6 +238,8 @@ def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> di
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
     """Keeps other writers out of a run folder. Raises CheckpointError where there is one."""
+    if (path / "checkpoints").is_symlink():
+        raise checkpoint.CheckpointError(f"{path / 'checkpoints'}: expected a folder of this run, got a link")
     if path.is_dir():
         (path / "checkpoints").mkdir(exist_ok=True)
     return checkpoint.lock(path / "checkpoints")
@@ -255,8 +257,11 @@ def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
 
 def finished(path: Path) -> int:
     """Environment steps a seed that the run of a folder had taken when it was last summed up, also when it was stopped
-    then; 0 where it never was."""
-    return _read(path, "summary.json", _read_summary)["steps"] if (path / "summary.json").exists() else 0
+    then; 0 where it never was, or where what it says cannot be read."""
+    try:
+        return _read(path, "summary.json", _read_summary)["steps"]
+    except ValueError:
+        return 0
 
 
 def read(path: Path) -> Run:
@@ -290,11 +295,13 @@ def read_curve(path: Path) -> plots.Curve:
     lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
     try:
         rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError("expected numbers under step, seed and return, got other columns or words") from None
     if not rows:
         raise ValueError("expected rows, got none")
     steps, seeds = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
+    if len(steps) * len(seeds) > 2 * len(rows) + 1_000:
+        raise ValueError(f"expected a row for each of {len(steps)} steps and {len(seeds)} seeds, got {len(rows)}")
     row_of, column_of = ({x: i for i, x in enumerate(axis)} for axis in (steps, seeds))
     values = np.full((len(steps), len(seeds)), np.nan)
     for step, seed, value in rows:

@@ -48,6 +48,26 @@ def test_a_short_write_goes_on(tmp_path, monkeypatch):
     assert files.read(tmp_path / "file") == b"all of it"
 
 
+def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
+    file, write = tmp_path / "file", os.write
+    files.write(file, b"before")
+
+    def full(descriptor, content):
+        write(descriptor, content[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.append(file, b"after")
+    assert file.read_bytes() == b"before"
+
+
+def test_a_pipe_is_not_written_over(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: expected a plain file, got something else"):
+        files.write(tmp_path / "pipe", b"content")
+
+
 def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     order = []
     for name in ("fsync", "replace"):

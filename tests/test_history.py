@@ -10,7 +10,6 @@ import signal
 
 import numpy as np
 import pytest
-import torch
 from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
@@ -98,6 +97,7 @@ def test_a_checkpoint_passed_over_is_out_of_the_way(run):
     (damaged / "manifest.json").write_text("{}")
     where = restore(run, fallback=True)
     assert where.step == int(before.name)
+    assert where.passed == (damaged,)
     assert [p.name for p in (run / "checkpoints").glob("*.damaged")] == [f"{damaged.name}.damaged"]
     settings = dataclasses.replace(OFTEN, keep_checkpoints=1)
     last = gone_on(run, settings, train.vmapped(build.program(OFTEN)), where)
@@ -107,15 +107,30 @@ def test_a_checkpoint_passed_over_is_out_of_the_way(run):
         checkpoint.set_aside(run / "checkpoints" / "no such")
 
 
-def test_a_state_whose_counters_lie_is_refused(run, monkeypatch):
+LIES = {
+    "metrics.cause": 99,
+    "metrics.failed": -9,
+    "metrics.episodes": 10**9,
+    "learner.updates": 10**9,
+    "replay.added": 2**63 - 2,
+    "cycle": 1,
+    "key": 5,
+    "hyper.learning_rate": 9.0,
+}
+
+
+def test_a_state_whose_counters_lie_is_refused(run):
     place, settings = newest(run), OFTEN
     program, state = begun(settings)
     like = {"lanes": state, "since": tree.from_numpy(train.reading(program, state))}
     read, record = checkpoint.load(place, like)
-    for leaf in ("cause", "failed"):
-        metrics = read["lanes"].metrics
-        bad = metrics._replace(**{leaf: torch.full_like(getattr(metrics, leaf), 99 if leaf == "cause" else -9)})
-        checkpoint.save(run / "checkpoints", place.name, read | {"lanes": read["lanes"]._replace(metrics=bad)}, record)
+    for path, value in LIES.items():
+        lanes = tree.clone(read["lanes"])
+        leaf = lanes
+        for name in path.split("."):
+            leaf = getattr(leaf, name)
+        leaf.fill_(value)
+        checkpoint.save(run / "checkpoints", place.name, read | {"lanes": lanes}, record)
         with pytest.raises(checkpoint.CheckpointError, match="expected counters of step"):
             restore(run)
 
@@ -299,12 +314,28 @@ HOSTILE = {
     "an engine that is a list": spoil("config.json", lambda x: x.update(engine=[1])),
     "a plan in words": spoil("config.json", lambda x: x["plan"].update(steps="many")),
     "deep JSON": lambda path: (path / "config.json").write_text("[" * 200_000),
-    "a deep summary": lambda path: (path / "summary.json").write_text("[" * 200_000),
     "a pipe": lambda path: ((path / "config.json").unlink(), os.mkfifo(path / "config.json")),
-    "steps in words": spoil("summary.json", lambda x: x.update(steps="all")),
+    "a link to checkpoints": lambda path: (
+        shutil.move(path / "checkpoints", path.parent / "elsewhere"),
+        (path / "checkpoints").symlink_to(path.parent / "elsewhere"),
+    ),
     "a header of its own": lambda path: (path / "metrics.csv").write_text("a,b\n" + (path / "metrics.csv").read_text()),
     "links": lambda path: (shutil.move(path / "metrics.csv", path / "m"), (path / "metrics.csv").symlink_to("m")),
 }
+
+
+def test_more_steps_than_can_be_counted(done, capsys):
+    before = content(done)
+    assert cli.main(["resume", str(done), "--steps", str(10**17)]) == 1
+    assert "steps: expected at most 2**53, got a number of 18 digits" in capsys.readouterr().err
+    assert content(done) == before
+
+
+def test_an_unreadable_summary_is_as_good_as_none(done):
+    (done / "summary.json").write_text("[" * 200_000)
+    assert runs.finished(done) == 0
+    assert cli.main(["resume", str(done)]) == 0
+    assert runs.finished(done) == 300
 
 
 @pytest.mark.parametrize("what", HOSTILE)
