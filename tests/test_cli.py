@@ -476,7 +476,7 @@ BAD = [
     ("eval run --env gym:Pendulum-v1", "env: expected discrete actions.*Pendulum-v1"),
     ("eval run --env gym:Acrobot-v1", "env: .*[Aa]crobot|env: .*6"),
     ("eval run --env gym:FrozenLake-v1", "env: "),
-    ("eval run --env ale:Pong", "'ale:Pong'"),
+    ("eval run --env ale:Pong", "env: expected observations .* ale:Pong"),
     ("report", "run"),
     ("report nowhere", "nowhere"),
     ("report run nowhere", "nowhere"),

@@ -47,7 +47,7 @@ def test_environments_of_one_s_own_are_trained(tmp_path, monkeypatch, name):
 
 def test_first_two_shell_blocks_are_one_command_each():
     job, tests, *_ = blocks("sh")
-    for command, last in ((job, "fdqn train"), (tests, "pytest")):
+    for command, last in ((job, "fdqn train"), (tests, "pytest -n 2 --dist loadfile")):
         assert command.count("\n") == 1
         assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")
         assert command.strip().endswith(f".venv/bin/{last}")

@@ -1069,6 +1069,7 @@ LINES = [
     ("report run --out", 2, "Missing value for argument '--out'. …"),
     # numbers and names
     ("train --env cartpol", 1, "unknown environment 'cartpol'; did you mean 'cartpole'? Known: …"),
+    ("train --env ale:Pogn", 1, "env: expected a game of ale-py, got 'Pogn'; did you mean pong?"),
     ("train --env gym:CartPole-v7", 1, "env: expected an environment of Gymnasium, got 'gym:CartPole-v7': …"),
     ("train --env gym:Pendulum-v1", 1, "env: expected discrete actions, got …"),
     ("train --env gym:CartPole-v1 --learning-starts 0", 1, "learning_starts: expected at least 1 in a world, got 0: …"),
