@@ -71,7 +71,7 @@ def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], 
     compile.prepare_cpu()
     games = world.open(seeds, work.ENVS)
     state = worlds.begun(games, work.lanes(program, seeds, device))
-    functions = worlds.functions(program, games, compile.compiled_parts(program), beside=True)
+    functions = worlds.functions(program, games, compile.compiled_parts(program))
     return _turns(program, state, functions, at_once=1)
 
 

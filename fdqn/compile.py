@@ -138,8 +138,51 @@ def fold_lanes(
     the user's own) goes through `fold(vmap(step))`. Another step that will `soon` be called on the same state and xs is
     compiled meanwhile in a process of its own.
     """
+    together, loop_for = fold(vmap(step)), _loops(step, split, soon, lanes.loop)
+
+    def folded(state: State, xs: Any) -> State:
+        loop = loop_for(state, xs)
+        if loop is None:
+            return together(state, xs)
+        loop(tree.leaves(xs))
+        return state
+
+    return folded
+
+
+def begin_lanes(
+    step: Callable[[State, Any], State], split: Callable[[int], lanes.Split]
+) -> Callable[[State, Any], Callable[[], State]]:
+    """`fold_lanes` on other threads than the caller's, who gets a function that waits for the state.
+
+    Where that is not known, all is done at once.
+    """
+    together, loop_for = fold(vmap(step)), _loops(step, split, None, lanes.loop_beside)
+
+    def begun(state: State, xs: Any) -> Callable[[], State]:
+        loop = loop_for(state, xs)
+        if loop is None:
+            done = together(state, xs)
+            return lambda: done
+        wait = loop(tree.leaves(xs))
+
+        def finished() -> State:
+            wait()
+            return state
+
+        return finished
+
+    return begun
+
+
+def _loops(
+    step: Callable[[State, Any], State],
+    split: Callable[[int], lanes.Split],
+    soon: Callable[[State, Any], State] | None,
+    loop: Callable[[Path, list[Tensor], lanes.Split], Any],
+) -> Callable[[State, Any], Any]:
+    """What gives the loop for a state and its xs, or nothing where there is none."""
     check.function("split", split)
-    together = fold(vmap(step))
 
     def made(f: Callable[..., Any], args: Any) -> Path | None:
         threads, *given = args
@@ -150,7 +193,7 @@ def fold_lanes(
     library_of = _made_once(made, donate(vmap(step)))
 
     @_made_for_state
-    def loop_for(state: State, xs: Any) -> Callable[[list[Tensor]], None] | None:
+    def loop_for(state: State, xs: Any) -> Any:
         leaves = tree.leaves(state)
         if not lanes.known_here(leaves[0].device):
             return None
@@ -159,16 +202,9 @@ def fold_lanes(
             raise ValueError(f"split: expected groups of a size that divides {len(leaves[0])} lanes, got {parts}")
         group = slice(parts.lanes)
         library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
-        return None if library is None else lanes.loop(library, leaves, parts)
+        return None if library is None else loop(library, leaves, parts)
 
-    def folded(state: State, xs: Any) -> State:
-        loop = loop_for(state, xs)
-        if loop is None:
-            return together(state, xs)
-        loop(tree.leaves(xs))
-        return state
-
-    return folded
+    return loop_for
 
 
 def compiled(program: train.Program) -> train.Functions:
@@ -187,21 +223,27 @@ def compiled(program: train.Program) -> train.Functions:
 
 
 def compiled_parts(program: train.Program) -> worlds.Parts:
-    """The parts of a cycle in a world, in the same way."""
-    split = _split(program)
+    """The parts of a cycle in a world, in the same way.
+
+    What is little work is done by one thread, for all lanes; learning leaves one thread to the world.
+    """
+
+    def alone(count: int) -> lanes.Split:
+        return lanes.Split(count, 1, 1)
+
     return worlds.Parts(
         noise=_noise(program),
-        choose=fold_lanes(partial(worlds.choose, program), split),
-        remember=fold_lanes(worlds.remember, split),
-        conclude=fold_lanes(worlds.conclude, split),
-        learn=fold_lanes(partial(train.learn, program), split),
+        choose=fold_lanes(partial(worlds.choose, program), alone),
+        remember=fold_lanes(worlds.remember, alone),
+        conclude=fold_lanes(worlds.conclude, alone),
+        learn=begin_lanes(partial(train.learn, program), _split(program, spare=1)),
         sync=_sync,
     )
 
 
-def _split(program: train.Program) -> Callable[[int], lanes.Split]:
+def _split(program: train.Program, spare: int = 0) -> Callable[[int], lanes.Split]:
     known = functools.cache(partial(lanes.split, program))
-    return lambda count: known(count, torch.get_num_threads())
+    return lambda count: known(count, max(1, torch.get_num_threads() - spare))
 
 
 def _noise(program: train.Program) -> Callable[[Tensor, int, int], train.Noise]:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,21 +95,40 @@ def flushes_denormals() -> bool:
     return bool(torch.tensor(1e-40) * 1 == 0)
 
 
+Wait = Callable[[], None]
+
+
 def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor]], None]:
     """Of noise, leaves [n, S, ...]: n steps for each group of lanes of `state`, leaves [S, ...], which is written over.
 
     `library` is such a step in torch's ahead-of-time format, compiled for state and noise of one group of this split.
     Raises RuntimeError where a step fails.
     """
+    begin = _begin(library, state, split)
+
+    def run(noise: list[Tensor]) -> None:
+        begin(noise, True)()
+
+    return run
+
+
+def loop_beside(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor]], Wait]:
+    """`loop` on other threads than the caller's, who gets a function that waits until they are done."""
+    begin = _begin(library, state, split)
+    return lambda noise: begin(noise, False)
+
+
+def _begin(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor], bool], Wait]:
+    """What begins a loop; with True the caller's thread does a share of it before it gets the function that waits."""
     driver, model = _driver(library.parent), _model(library, split.workers)
     flushes = flushes_denormals()
     groups = len(state[0]) // split.lanes
     staying = [_input(x[: split.lanes], x.stride(0) * split.lanes, 0) for x in state]
 
-    def run(noise: list[Tensor]) -> None:
+    def begin(noise: list[Tensor], takes_part: bool) -> Wait:
         changing = [_input(x[0, : split.lanes], x.stride(1) * split.lanes, x.stride(0)) for x in noise]
         inputs = (_Input * (len(staying) + len(changing)))(*staying, *changing)
-        others = []
+        others: list[Any] = []
 
         def share(worker: int) -> None:
             # It holds on to `state` and `noise`, whose memory it works on.
@@ -117,20 +136,28 @@ def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Ten
             if driver.fdqn_groups(model.step, model.handle, inputs, *map(ctypes.c_int64, counts)):
                 raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
 
-        try:
-            if split.workers > 1:
-                helpers = _helpers(split.workers - 1, split.threads, flushes)
-                others = [helpers.submit(share, worker) for worker in range(1, split.workers)]
-            with sharing(split.threads):
-                share(0)
-            errors = [each.exception() for each in others]
-        finally:
-            if not all(each.done() for each in others):
-                wait(others)  # an interrupt must not leave some lanes behind the others
-        for error in filter(None, errors):
-            raise error
+        def finish() -> None:
+            try:
+                errors = [each.exception() for each in others]
+            finally:
+                if not all(each.done() for each in others):
+                    wait(others)  # an interrupt must not leave some lanes behind the others
+            for error in filter(None, errors):
+                raise error
 
-    return run
+        try:
+            if mine := split.workers - takes_part:
+                helpers = _helpers(mine, split.threads, flushes)
+                others = [helpers.submit(share, worker) for worker in range(int(takes_part), split.workers)]
+            if takes_part:
+                with sharing(split.threads):
+                    share(0)
+        except BaseException:
+            wait(others)
+            raise
+        return finish
+
+    return begin
 
 
 def _input(group: Tensor, to_next_group: int, to_next_cycle: int) -> _Input:

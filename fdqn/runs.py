@@ -172,7 +172,7 @@ def functions(program: train.Program, settings: Settings, games: Any = None) -> 
     if games is None:
         return compile.compiled(program) if settings.compile else train.vmapped(program)
     parts = compile.compiled_parts(program) if settings.compile else worlds.vmapped(program)
-    return worlds.functions(program, games, parts, beside=settings.compile)
+    return worlds.functions(program, games, parts)
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:

@@ -6,8 +6,9 @@ So what a world answers to the last step of a cycle is learned from in the next.
 lane: `choose`, `remember`, `conclude` and `train.learn`; only the steps between them are not.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import dqn, lanes, random, replay, train, tree
+from fdqn import dqn, random, replay, train, tree
 from fdqn.types import Answer
+
+SWITCH = 1e-5  # s
 
 
 class Parts(NamedTuple):
@@ -27,7 +30,8 @@ class Parts(NamedTuple):
     choose: Callable[[train.TrainState, Tensor], train.TrainState]
     remember: Callable[[train.TrainState, Answer], train.TrainState]
     conclude: Callable[[train.TrainState, Answer], train.TrainState]
-    learn: Callable[[train.TrainState, train.Noise], train.TrainState]
+    learn: Callable[[train.TrainState, train.Noise], Callable[[], train.TrainState]]
+    """Begins to learn; the function that it gives waits for the state, which nobody may write before."""
     sync: Callable[[train.TrainState], train.TrainState]
 
 
@@ -65,9 +69,17 @@ def vmapped(program: train.Program) -> Parts:
         choose=train.fold(vmap(partial(choose, program))),
         remember=train.fold(vmap(remember)),
         conclude=train.fold(vmap(conclude)),
-        learn=train.fold(vmap(partial(train.learn, program))),
+        learn=partial(_learned, train.fold(vmap(partial(train.learn, program)))),
         sync=vmap(train.sync),
     )
+
+
+def _learned(
+    learn: Callable[[train.TrainState, train.Noise], train.TrainState], state: train.TrainState, noise: train.Noise
+) -> Callable[[], train.TrainState]:
+    """All at once: what holds the interpreter gains nothing from a thread."""
+    done = learn(state, noise)
+    return lambda: done
 
 
 def begun(games: Any, state: train.TrainState) -> train.TrainState:
@@ -78,16 +90,8 @@ def begun(games: Any, state: train.TrainState) -> train.TrainState:
     return state._replace(obs=first.obs, legal=first.legal, metrics=metrics)
 
 
-def functions(program: train.Program, games: Any, parts: Parts, beside: bool) -> train.Functions:
-    """The step functions of a run in a world that is open.
-
-    With `beside` the device learns in a thread of its own while the world takes a step: for functions that do not hold
-    the interpreter, as compiled ones. The numbers are the same.
-    """
-    compiled = False
-    # A thread computes with denormal numbers as it likes, and with gradients, unless it is told.
-    pool = ThreadPoolExecutor(1, "fdqn-learn", torch.set_flush_denormal, (lanes.flushes_denormals(),))
-    learn = torch.no_grad()(parts.learn)
+def functions(program: train.Program, games: Any, parts: Parts) -> train.Functions:
+    """The step functions of a run in a world that is open."""
 
     def ask(state: train.TrainState, noise: train.Noise, i: int) -> tuple[train.TrainState, NDArray[Any]]:
         state = parts.choose(state, noise.act[:, :, i])
@@ -109,19 +113,26 @@ def functions(program: train.Program, games: Any, parts: Parts, beside: bool) ->
 
     def cycle(state: train.TrainState, noise: train.Noise) -> train.TrainState:
         state, actions = steps(state, noise)
-        nonlocal compiled
-        if not (beside and compiled):  # a compiler wants the main thread
-            compiled = True
-            state = parts.learn(state, noise)
-            return parts.conclude(state, answered(state, actions))
-        learned = pool.submit(learn, state, noise)
+        learned = parts.learn(state, noise)
         try:
-            answer = answered(state, actions)
+            with _ready_to_switch():
+                answer = answered(state, actions)
         finally:
-            state = learned.result()
+            state = learned()
         return parts.conclude(state, answer)
 
     return train.Functions(parts.noise, _one_by_one(collect), _one_by_one(cycle), parts.sync)
+
+
+@contextlib.contextmanager
+def _ready_to_switch() -> Iterator[None]:
+    """Threads get the interpreter soon after they ask for it: by itself it is kept for longer than a cycle takes."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _one_by_one(step: Callable[[train.TrainState, Any], train.TrainState]) -> Callable[[train.TrainState, Any], Any]:

@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import gymnasium
@@ -199,12 +200,12 @@ SETTINGS = Settings(
 )  # fmt: skip
 
 
-def trained(settings, world=None, parts=None, beside=False, cycles=None):
+def trained(settings, world=None, parts=None, cycles=None):
     """The lanes after a run."""
     program = build.program(settings)
     games = (world or envs.find(settings.env)).open(settings.seeds, settings.num_envs)
     state = worlds.begun(games, train.init(program, build.hyper(settings), build.keys(settings)))
-    functions = worlds.functions(program, games, (parts or worlds.vmapped)(program), beside)
+    functions = worlds.functions(program, games, (parts or worlds.vmapped)(program))
     steps = settings.steps if cycles is None else cycles * program.config.env_steps
     *_, last = train.run(program, state, steps, functions, settings.report_every, at_once=1)
     games.close()
@@ -255,21 +256,27 @@ def test_lanes_differ_and_the_same_key_gives_the_same_run():
 
 
 def test_learning_beside_a_step_gives_the_same_numbers():
-    world = envs.find(SETTINGS.env)
+    """A learner that takes its time in a thread of its own, and a world that takes as long."""
+    world, pool = envs.find(SETTINGS.env), ThreadPoolExecutor(1)
 
     def opened(lanes, num_envs):
         games = world.open(lanes, num_envs)
         step = games.step
-
-        def slow(actions):
-            time.sleep(0.002)
-            return step(actions)
-
-        games.step = slow
+        games.step = lambda actions: (time.sleep(0.002), step(actions))[1]
         return games
 
+    def threaded(program):
+        parts = worlds.vmapped(program)
+
+        @torch.no_grad()
+        def learn(state, noise):
+            time.sleep(0.001)
+            return parts.learn(state, noise)()
+
+        return parts._replace(learn=lambda *given: pool.submit(learn, *given).result)
+
     expected = trained(SETTINGS)
-    asserts.assert_trees_equal(expected.state, trained(SETTINGS, World(opened, world.spec), beside=True).state)
+    asserts.assert_trees_equal(expected.state, trained(SETTINGS, World(opened, world.spec), threaded).state)
 
 
 def test_parts_of_a_cycle_are_functions_of_one_lane():
@@ -300,7 +307,7 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
 @pytest.mark.slow
 def test_compiled_and_beside_equals_eager():
     compile.prepare_cpu()
-    expected, got = trained(SETTINGS), trained(SETTINGS, parts=compile.compiled_parts, beside=True)
+    expected, got = trained(SETTINGS), trained(SETTINGS, parts=compile.compiled_parts)
     asserts.assert_trees_equal(expected.state.replay, got.state.replay)
     asserts.assert_trees_close(expected.state.learner, got.state.learner, rtol=1e-4, atol=1e-5)
 

@@ -20,8 +20,8 @@ from gymnasium.spaces import Discrete, Space
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fdqn import tree
 from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
@@ -38,7 +38,7 @@ def named(name: str, **settings: Any) -> World:
     def make(num_envs: int) -> VectorEnv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of newer versions: the name was asked for
-            mode = {"autoreset_mode": AutoresetMode.DISABLED}
+            mode = {"autoreset_mode": AutoresetMode.DISABLED, "copy": False}  # encoding copies
             return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings)
 
     return world(f"gym:{name}", make)
@@ -72,7 +72,7 @@ def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
     """Environments that `make()` gives one by one; `name` is for messages."""
 
     def vector(num_envs: int) -> VectorEnv:
-        return gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+        return gymnasium.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
 
     return world(name, vector)
 
@@ -116,6 +116,7 @@ class Games:
     ) -> None:
         self.name, self.encoding, self.spec, self.num_envs = name, encoding, spec, num_envs
         self.broken: dict[int, str] = {}
+        self._everything = np.ones((num_envs, spec.actions), np.bool_)
         self._lanes = [_opened(make, num_envs) for _ in range(lanes)]
 
     def reset(self, seeds: list[list[int]]) -> Step:
@@ -130,8 +131,8 @@ class Games:
             except Exception as error:
                 raise ValueError(f"env: expected {self.name} to start an episode, got {_said(error)}") from error
             none = np.zeros(self.num_envs, np.bool_)
-            steps.append(_step(first, legal, first, legal, np.zeros(self.num_envs), none, none))
-        return tree.stack(steps)
+            steps.append((first, legal, first, legal, np.zeros(self.num_envs, np.float32), none, none))
+        return Step(*_stacked(steps))
 
     def step(self, actions: NDArray[np.int64]) -> Answer:
         """One step of all environments, actions [S, E]. Raises ValueError where every lane is broken."""
@@ -147,7 +148,8 @@ class Games:
             if len(self.broken) == len(self._lanes):
                 raise ValueError(f"env: expected {self.name} to take a step, got {self.broken[i]}")
             answers.append(self._nothing())
-        return tree.stack(answers)
+        *step, valid, alive = _stacked(answers)
+        return Answer(Step(*step), valid, alive)
 
     def close(self) -> None:
         """Close all environments, also those that are broken."""
@@ -155,7 +157,8 @@ class Games:
             with contextlib.suppress(Exception):
                 lane.vector.close()
 
-    def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> Answer:
+    def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
+        """What an `Answer` of one lane holds, in its order: many small tensors would take longer than the world."""
         vector, restarted = lane.vector, lane.restarts.copy()
         obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
         ended = terminated | truncated
@@ -174,12 +177,12 @@ class Games:
             case AutoresetMode.NEXT_STEP:
                 lane.restarts[:] = ended
                 legal = legal | ended[:, None]  # what is done there counts for nothing
-        step = _step(first, self._checked(legal), next_obs, next_legal, reward, terminated, truncated)
-        return Answer(step, torch.from_numpy(~restarted), torch.tensor(True))
+        ends = terminated, truncated
+        return first, self._checked(legal), next_obs, next_legal, reward.astype(np.float32), *ends, ~restarted, True
 
     def _legal(self, obs: Any, infos: dict[str, Any], count: int) -> NDArray[np.bool_]:
         """What may be done at `count` observations [N, A]: all, where neither they nor the infos say."""
-        everything = np.ones((count, self.spec.actions), np.bool_)
+        everything = self._everything[:count]
         if isinstance(obs, dict) and MASK in obs:
             mask, told = np.asarray(obs[MASK]), everything[:, 0]
         elif MASK in infos:
@@ -196,11 +199,10 @@ class Games:
             raise ValueError(f"{MASK}: expected a legal action before the end, got none in environment {place}")
         return legal
 
-    def _nothing(self) -> Answer:
+    def _nothing(self) -> tuple[Any, ...]:
         obs = np.zeros((self.num_envs, *self.encoding.shape), self.encoding.dtype)
         legal, none = np.ones((self.num_envs, self.spec.actions), np.bool_), np.zeros(self.num_envs, np.bool_)
-        step = _step(obs, legal, obs, legal, np.zeros(self.num_envs), none, none)
-        return Answer(step, step.terminated, torch.tensor(False))
+        return obs, legal, obs, legal, np.zeros(self.num_envs, np.float32), none, none, none, False
 
 
 class _SeedsAsArray(VectorWrapper):
@@ -225,9 +227,9 @@ def _opened(make: Callable[[int], VectorEnv], num_envs: int) -> _Lane:
     return _Lane(vector, np.zeros(num_envs, np.bool_), int(vector.single_action_space.start))
 
 
-def _step(*arrays: NDArray[Any]) -> Step:
-    step = Step(*(torch.from_numpy(x) for x in arrays))
-    return step._replace(reward=step.reward.float())
+def _stacked(lanes: list[tuple[Any, ...]]) -> list[Tensor]:
+    """The lanes' arrays, each with a leading axis of lanes."""
+    return [torch.from_numpy(np.array(parts)) for parts in zip(*lanes, strict=True)]
 
 
 def _final(space: Space, infos: dict[str, Any], ended: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
