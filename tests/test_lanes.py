@@ -66,6 +66,19 @@ def test_lanes_in_groups_are_the_lanes_together(split):
         asserts.assert_trees_equal(expected, states)
 
 
+@pytest.mark.parametrize("split", [Split(2, 1, 1), Split(2, 3, 1)], ids=str)
+def test_lanes_begun_beside_the_caller_are_the_same(split):
+    begun, together = edge.begin_lanes(step, lambda count: split), train.fold(vmap(step))
+    state = started(6)
+    expected = tree.clone(state)
+    for cycles in (1, 7, 3):
+        xs = noise(cycles, 6)
+        finished = begun(state, xs)
+        assert finished() is state
+        expected = together(expected, xs)
+        asserts.assert_trees_equal(expected, state)
+
+
 def test_a_lane_is_the_same_in_any_company():
     """Bit for bit: alone or among others, whatever the threads."""
     program, (hyper, keys) = examples.program(), examples.lanes(4)

@@ -690,6 +690,7 @@ ROWS = [
     ("compile.fold", given(None), TypeError, "f: expected a function, got NoneType"),
     ("compile.fold.folded", given({"a": Q.clone()}, torch.tensor(1.0)), ValueError,
      "xs: expected tensors with a first axis of one length, got one []"),
+    ("compile.begin_lanes", given(sames, 4), TypeError, "split: expected a function, got int"),
     ("compile.fold_lanes", given(sames, 4), TypeError, "split: expected a function, got int"),
     ("compile.compiled", given(None), TypeError, "program: expected Program, got NoneType"),
     # checkpoint
