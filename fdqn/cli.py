@@ -557,6 +557,10 @@ def _envs(command: Envs) -> None:
     table = Table("environment", "what it is", box=None)
     for name in envs.names():
         table.add_row(name, envs.describe(name))
+    table.add_section()
+    table.add_row("gym:NAME", "any environment of Gymnasium with discrete actions")
+    table.add_row("ale:GAME", "a game of Atari, such as ale:Breakout; pip install 'fdqn[atari]'")
+    table.add_row("package.module:name", "your own: an Env, a World, or a gymnasium.Env class")
     _results().print(table)
 
 

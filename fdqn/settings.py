@@ -13,7 +13,7 @@ class Settings:
     """Train many seeds of a deep Q-network at once and say, with an interval, how good they are."""
 
     env: str = "cartpole"
-    """Environment; `fdqn envs` lists them."""
+    """Environment; `fdqn envs` lists them: ours, gym:NAME, ale:GAME, or package.module:name of your own."""
     seeds: int = 16
     """Lanes: independent learners trained side by side."""
     seed: int = 0
