@@ -387,6 +387,8 @@ def _go_on(
         except KeyboardInterrupt:
             interrupted = True
             console.print("not played to the end")
+    if games is not None:
+        console.print(f"playing 20 greedy episodes a seed in {settings.env}, of at most {env.spec.time_limit:,} steps")
     summary = runs.finish(path, settings, report, started, outside, where.seconds)
     if as_json:
         print(json.dumps(summary))
