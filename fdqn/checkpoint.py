@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import fdqn
-from fdqn import tree
+from fdqn import files, tree
 
 try:
     import fcntl
@@ -77,12 +77,12 @@ def save(folder: Path, name: str, state: Any, record: dict[str, Any]) -> Path:
                 os.mkdir(part)
                 written = _write(part / STATE, [_header(leaves), *leaves.values()])
                 _write(part / MANIFEST, [_manifest_of(leaves, record, written)])
-                _sync(part)
+                files.sync(part)
                 if os.path.lexists(final):
                     os.rename(final, replaced)
                 os.rename(part, final)
-                _sync(folder)
-                _sync(folder.parent)  # where the folder may be new
+                files.sync(folder)
+                files.sync(folder.parent)  # where the folder may be new
             finally:
                 shutil.rmtree(part, ignore_errors=True)
             _remove_leftovers(folder)  # what was replaced
@@ -165,7 +165,7 @@ def set_aside(path: Path) -> None:
         if os.path.lexists(aside):
             shutil.rmtree(aside)
         os.rename(path, aside)
-        _sync(path.parent)
+        files.sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -297,17 +297,6 @@ def _append(file: int, digest: Any, rest: memoryview) -> int:
             raise OSError("a write of nothing")
         rest = rest[written:]
     return size
-
-
-def _sync(folder: Path) -> None:
-    """Until the names in a folder are on disk; without POSIX a folder cannot be opened."""
-    if fcntl is None:
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fdqn import checkpoint, train, tree
+from fdqn import checkpoint, files, train, tree
 from fdqn.checkpoint import CheckpointError
 from fdqn.testing import examples
 
@@ -391,7 +391,8 @@ def every_failure(monkeypatch, work, after, number):
     for at in range(200):
         failing = Failing(at, number)
         with monkeypatch.context() as patched:
-            patched.setattr(checkpoint, "os", failing)
+            for room in (checkpoint, files):
+                patched.setattr(room, "os", failing)
             try:
                 work(at)
             except CheckpointError as error:
@@ -412,7 +413,8 @@ def test_whatever_fails_in_a_save_the_last_checkpoint_is_intact(tmp_path, monkey
 
     def work(at):
         with monkeypatch.context() as healthy:
-            healthy.setattr(checkpoint, "os", os)
+            for room in (checkpoint, files):
+                healthy.setattr(room, "os", os)
             checkpoint.save(folder(at), "7", small(1), RECORD)
         checkpoint.save(folder(at), name, small(2), RECORD)
 
@@ -433,7 +435,8 @@ def test_whatever_fails_in_a_save_the_last_checkpoint_is_intact(tmp_path, monkey
 def test_whatever_fails_in_a_prune_no_half_is_in_sight(tmp_path, monkeypatch):
     def work(at):
         with monkeypatch.context() as healthy:
-            healthy.setattr(checkpoint, "os", os)
+            for room in (checkpoint, files):
+                healthy.setattr(room, "os", os)
             for step in (1, 2, 3):
                 checkpoint.save(tmp_path / str(at), str(step), small(step), RECORD)
         checkpoint.prune(tmp_path / str(at), 1)
