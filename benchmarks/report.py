@@ -17,11 +17,12 @@ PICTURES = Path(__file__).parent / "pictures"
 
 # One color a peer, ours the strong one, told apart without color too.
 STYLES = {"fdqn": ("#0072b2", "o"), "jax": ("#d55e00", "s"), "rejax": ("#cc79a7", "^"), "sb3": ("#555555", "D")}
-STYLES |= {"torch": ("#999999", "v"), "one by one": ("#56b4e9", "P")}
+STYLES |= {"torch": ("#999999", "v"), "one by one": ("#56b4e9", "P"), "fdqn in gymnasium": ("#009e73", "X")}
 NAMES = {
     "sb3": "Stable-Baselines3, one seed",
     "torch": "imperative PyTorch, one seed",
     "one by one": "fdqn, one lane after the other",
+    "fdqn in gymnasium": "fdqn, in Gymnasium's CartPole",
 }
 
 
