@@ -45,8 +45,13 @@ def program(settings: Settings) -> train.Program:
     )
     loss = dqn.double_q_learning if settings.double else dqn.q_learning
     penalty = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
-    clips = math.isfinite(settings.max_grad_norm)
-    return train.Program(config, env, net, partial(loss, net.apply, penalty), clipped_adam if clips else plain_adam)
+    optimizer = {
+        ("adam", True): clipped_adam,
+        ("adam", False): plain_adam,
+        ("rmsprop", True): clipped_rmsprop,
+        ("rmsprop", False): plain_rmsprop,
+    }[settings.optimizer, math.isfinite(settings.max_grad_norm)]
+    return train.Program(config, env, net, partial(loss, net.apply, penalty), optimizer)
 
 
 def network(settings: Settings) -> Network:
@@ -151,6 +156,16 @@ def clipped_adam(hyper: Hyper) -> Optimizer:
 def plain_adam(hyper: Hyper) -> Optimizer:
     """Adam on gradients as they are."""
     return optim.adam(hyper.learning_rate)
+
+
+def clipped_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop as the first DQN had it, on gradients clipped by their global norm."""
+    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_rmsprop(hyper))
+
+
+def plain_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop as the first DQN had it. Mnih et al. 2015, https://doi.org/10.1038/nature14236"""
+    return optim.centered_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01)
 
 
 def _unallocated(program: train.Program, lanes: int) -> train.TrainState:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 import fdqn
-from fdqn.settings import Settings
+from fdqn.settings import PRESETS, Preset, Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,8 @@ class Train:
     """Train many seeds at once and say, with an interval, how good they are."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
+    preset: Preset | None = None
+    """Settings that were published, in place of the defaults; other flags go before them."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -192,6 +194,9 @@ def _parse(arguments: list[str]) -> Command:
     if twice := [word for word in flags if flags.count(word) > 1]:
         _refuse(f"flag --{twice[0]}: expected it once, got it {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
+    if preset := _preset(arguments):
+        default = Train(Settings(**PRESETS[preset]))
+        choices[0] = Annotated[Train, tyro.conf.subcommand("train", default=default)]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -211,6 +216,13 @@ def _parse(arguments: list[str]) -> Command:
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
     return command
+
+
+def _preset(arguments: list[str]) -> Preset | None:
+    """The preset that is asked for, where there is one of that name: its settings are the defaults of the others."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
+    asked = words[words.index("--preset") + 1 :][:1] if "--preset" in words else []
+    return cast(Preset, asked[0]) if asked and asked[0] in PRESETS and words[0] == "train" else None
 
 
 def _flag(word: str) -> str:

@@ -36,8 +36,10 @@ class Settings:
     """Updates between hard target copies."""
     tau: float = 1.0
     """Below 1: a soft target copy of this share at every update instead of hard ones."""
+    optimizer: Literal["adam", "rmsprop"] = "adam"
+    """What turns gradients into steps; rmsprop is that of the first DQN: centered, decay 0.95, eps 0.01."""
     learning_rate: float = 2e-3
-    """Step size of Adam."""
+    """Step size of the optimizer."""
     gamma: float = 0.99
     """Discount a step, in [0, 1]."""
     max_grad_norm: float = 10.0
@@ -86,6 +88,34 @@ class Settings:
             if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
 
+
+_CLASSIC: dict[str, Any] = {
+    "batch_size": 32,
+    "optimizer": "rmsprop",
+    "learning_rate": 2.5e-4,
+    "max_grad_norm": math.inf,
+    "epsilon_end": 0.1,
+    "double": False,
+    "loss": "huber",
+}
+
+Preset = Literal["minatar"]
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "minatar": {
+        **_CLASSIC,
+        "steps": 5_000_000,
+        "num_envs": 1,
+        "capacity": 100_000,
+        "learning_starts": 5_000,
+        "target_period": 1_000,
+        "epsilon_fraction": 0.02,
+        "report_every": 25_000,
+        "checkpoint_every": 100_000,
+    },
+}
+"""Settings that papers published, all but the environment: of MinAtar (Young and Tian 2019,
+https://arxiv.org/abs/1903.03176)."""
 
 _KINDS = {
     str: "a word",

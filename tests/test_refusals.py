@@ -677,6 +677,10 @@ ROWS = [
      "max_norm: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     ("build.plain_adam", given(HYPERS), ValueError,
      "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    ("build.clipped_rmsprop", given(HYPERS), ValueError,
+     "max_norm: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    ("build.plain_rmsprop", given(HYPERS), ValueError,
+     "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     # compile
     ("compile.compile", given("f"), TypeError, "f: expected a function, got str"),
     ("compile.donate", given(PROGRAM), TypeError, "f: expected a function, got Program"),

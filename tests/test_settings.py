@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+from typing import get_args
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from fdqn.types import Hyper
 
 CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
---learning-starts --target-period --tau --learning-rate --gamma --max-grad-norm --epsilon-start --epsilon-end
---epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --checkpoint-every
+--learning-starts --target-period --tau --optimizer --learning-rate --gamma --max-grad-norm --epsilon-start
+--epsilon-end --epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --checkpoint-every
 --keep-checkpoints --save-replay --on-nan --device --tf32 --compile --out
 """)
 
@@ -35,6 +36,7 @@ OTHER = {
     "learning_starts": 77,
     "target_period": 40,
     "tau": 0.01,
+    "optimizer": "rmsprop",
     "learning_rate": 3e-4,
     "gamma": 0.9,
     "max_grad_norm": 5.0,
@@ -91,6 +93,36 @@ def test_all_flags_at_once():
 
 def test_no_flag_is_all_defaults():
     assert parsed() == Settings()
+
+
+@pytest.mark.parametrize("name", settings.PRESETS)
+def test_a_preset_stands_in_place_of_the_defaults(name):
+    expected = Settings(**settings.PRESETS[name])
+    assert parsed("--preset", name) == parsed(f"--preset={name}") == expected != Settings()
+    asked = parsed("--env", "catch", "--preset", name, "--batch-size", "7", "--double")
+    assert asked == dataclasses.replace(expected, env="catch", batch_size=7, double=True)
+    assert parsed() == Settings()
+
+
+def test_presets_are_all_that_the_flag_takes():
+    assert set(get_args(settings.Preset)) == set(settings.PRESETS)
+
+
+def test_minatar_s_preset_is_the_paper_s():
+    """Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
+    given = Settings(**settings.PRESETS["minatar"])
+    program, hyper = build.program(dataclasses.replace(given, env="minatar:breakout")), build.hyper(given)
+    assert program.config == dqn.Config(
+        num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000
+    )
+    assert program.optimizer is build.plain_rmsprop
+    assert program.loss.func is dqn.q_learning
+    assert program.loss.args[1] is losses.huber
+    expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e5}
+    assert {name: getattr(hyper, name).tolist() for name in expected} == {
+        name: pytest.approx([x] * 16) for name, x in expected.items()
+    }
+    assert given.steps == 5_000_000
 
 
 def test_every_field_says_what_it_is():
@@ -182,6 +214,26 @@ def test_no_clip_without_a_norm():
     free = build.program(Settings(max_grad_norm=math.inf)).optimizer
     assert clipped is build.clipped_adam
     assert free is build.plain_adam
+
+
+def test_rmsprop_is_the_one_of_the_first_dqn():
+    """With and without a norm, three steps are PyTorch's, centered, with that paper's numbers."""
+    clipped = build.program(Settings(optimizer="rmsprop", max_grad_norm=0.5)).optimizer
+    free = build.program(Settings(optimizer="rmsprop", max_grad_norm=math.inf)).optimizer
+    assert clipped is build.clipped_rmsprop
+    assert free is build.plain_rmsprop
+    hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
+    for make, norm in ((clipped, 0.5), (free, math.inf)):
+        params, optimizer = {"w": torch.tensor([3.0, -4.0], dtype=torch.float64)}, make(hyper)
+        state, theirs = optimizer.init(params), params["w"].clone().requires_grad_()
+        oracle = torch.optim.RMSprop([theirs], lr=0.1, alpha=0.95, eps=0.01, centered=True)
+        for _ in range(3):
+            theirs.grad = theirs.detach().clone()
+            torch.nn.utils.clip_grad_norm_([theirs], norm)
+            oracle.step()
+            updates, state = optimizer.update(params, state, params)
+            params = {"w": params["w"] + updates["w"]}
+            torch.testing.assert_close(params["w"], theirs.detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_lane_i_has_seed_plus_i():
