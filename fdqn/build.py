@@ -24,6 +24,10 @@ def program(settings: Settings) -> train.Program:
         raise ValueError(
             "learning_starts: expected at least 1 in a world, got 0: its steps are learned from in the next cycle"
         )
+    if settings.terminal_on_life_loss and not isinstance(found, World):
+        raise ValueError(
+            f"terminal_on_life_loss: expected a world that counts lives, such as ale:Breakout, got {settings.env}"
+        )
     net = network(settings)
     # No lane fills more rows than it takes steps, whole cycles of them.
     cycle = settings.num_envs * settings.steps_per_cycle
@@ -42,6 +46,9 @@ def program(settings: Settings) -> train.Program:
         capacity=rows,
         learning_starts=settings.learning_starts,
         target_period=settings.target_period if settings.tau == 1 else 0,
+        n_step=settings.n_step,
+        clip_rewards=settings.clip_rewards,
+        terminal_on_life_loss=settings.terminal_on_life_loss,
     )
     loss = dqn.double_q_learning if settings.double else dqn.q_learning
     penalty = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
@@ -144,8 +151,9 @@ def state_bytes(program: train.Program, lanes: int) -> int:
 
 
 def replay_bytes(program: train.Program, lanes: int) -> int:
-    """Bytes of the rows of `lanes` lanes as they lie in replay, packed or not, found without allocating them."""
-    return tree.nbytes(_unallocated(program, lanes).replay.rows)
+    """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
+    memory = _unallocated(program, lanes).replay
+    return tree.nbytes((memory.rows, memory.frames))
 
 
 def clipped_adam(hyper: Hyper) -> Optimizer:

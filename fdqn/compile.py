@@ -225,7 +225,7 @@ def compiled(program: train.Program) -> train.Functions:
 def compiled_parts(program: train.Program) -> worlds.Parts:
     """The parts of a cycle in a world, in the same way.
 
-    What is little work is done by one thread, for all lanes; learning leaves one thread to the world.
+    What is little work is done by one thread, for all lanes; learning that is little leaves one thread to the world.
     """
 
     def alone(count: int) -> lanes.Split:
@@ -234,16 +234,22 @@ def compiled_parts(program: train.Program) -> worlds.Parts:
     return worlds.Parts(
         noise=_noise(program),
         choose=fold_lanes(partial(worlds.choose, program), alone),
-        remember=fold_lanes(worlds.remember, alone),
-        conclude=fold_lanes(worlds.conclude, alone),
-        learn=begin_lanes(partial(train.learn, program), _split(program, spare=1)),
+        remember=fold_lanes(partial(worlds.remember, program), alone),
+        conclude=fold_lanes(partial(worlds.conclude, program), alone),
+        learn=begin_lanes(partial(train.learn, program), _split(program, beside=True)),
         sync=_sync,
     )
 
 
-def _split(program: train.Program, spare: int = 0) -> Callable[[int], lanes.Split]:
+def _split(program: train.Program, beside: bool = False) -> Callable[[int], lanes.Split]:
     known = functools.cache(partial(lanes.split, program))
-    return lambda count: known(count, max(1, torch.get_num_threads() - spare))
+
+    def chosen(count: int) -> lanes.Split:
+        threads = torch.get_num_threads()
+        fewer = known(count, max(1, threads - 1))
+        return fewer if beside and lanes.is_little(program, fewer.lanes) else known(count, threads)
+
+    return chosen
 
 
 def _noise(program: train.Program) -> Callable[[Tensor, int, int], train.Noise]:

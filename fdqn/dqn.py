@@ -37,9 +37,18 @@ class Config:
     """Environment steps a lane before the first update."""
     target_period: int = 20
     """Updates between hard target copies; 0 for a soft copy of share `Hyper.tau` at every update."""
+    n_step: int = 1
+    """Environment steps that a transition spans."""
+    clip_rewards: bool = False
+    """Learn from rewards clipped to [-1, 1]; what is reported is not."""
+    terminal_on_life_loss: bool = False
+    """Learn as if an episode ended where a life is lost; what is reported does not."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
+            if field.type == "bool" or field.type is bool:
+                check.kind(field.name, getattr(self, field.name), bool)
+                continue
             least = 0 if field.name in ("learning_starts", "target_period") else 1
             check.count(field.name, getattr(self, field.name), least)
         if self.batch_size > self.capacity:

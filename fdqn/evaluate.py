@@ -80,7 +80,7 @@ def outside(world: World, network: Network, params: Params, keys: Tensor, episod
         for _ in range(world.spec.time_limit):
             q = apply(params, step.obs.to(keys.device))
             action = actions.greedy(q, step.legal.to(keys.device))
-            step, valid, alive = games.step(action.cpu().numpy())
+            step, valid, alive, _ = games.step(action.cpu().numpy())
             returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
             returns = torch.where(alive.unsqueeze(-1), returns, torch.nan)
             ended = ended | step.terminated | step.truncated | ~alive.unsqueeze(-1)

@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from fdqn import build, checkpoint, files, statistics, train, tree
+from fdqn import build, checkpoint, files, replay, statistics, train, tree
+from fdqn.frames import Frames
+from fdqn.n_step import Recent
 from fdqn.settings import Settings, to_json
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
@@ -160,12 +164,29 @@ def _check_counters(place: Path, program: train.Program, at: Moment, lanes: trai
         "metrics.episodes": (metrics.episodes, at.step),
         "metrics.cause": (metrics.cause, len(train.CAUSES) - 1),
         "metrics.failed": (metrics.failed + 1, cycles + 1),
-        **({"replay.added": (lanes.replay.added, at.step)} if lanes.replay else {}),
+        **(_replay_counters(lanes.replay, at.step) if lanes.replay else {}),
     }
     sound = all(bool(((x >= 0) & (x <= most)).all()) for x, most in highest.values())
     sound = sound and tree.equal((lanes.key, lanes.hyper), own)
     if not (sound and (lanes.cycle * config.env_steps == at.step).all()):
         raise checkpoint.CheckpointError(f"{place}: expected counters of step {at.step}, got others; use another one")
+
+
+def _replay_counters(memory: replay.Replay, steps: int) -> dict[str, tuple[Tensor, int]]:
+    """The highest that its numbers can be after so many steps of a lane's environments together."""
+    highest: dict[str, tuple[Tensor, Any]] = {"replay.added": (memory.added, steps)}
+    if isinstance(memory.recent, Recent):
+        highest["replay.recent"] = torch.stack([memory.recent.taken, memory.recent.since]), steps
+    if isinstance(memory.frames, Frames) and isinstance(memory.oldest, Tensor):
+        envs = memory.frames.written.shape[-1]
+        places = [memory.rows.obs, memory.rows.next_obs]
+        places += [memory.recent.rows.obs, memory.recent.rows.next_obs] if isinstance(memory.recent, Recent) else []
+        at = torch.cat([x.flatten(0, -2) for x in places])
+        highest["replay.frames.env"], highest["replay.frames.place"] = (at[:, 0], envs - 1), (at[:, 1], 2 * steps)
+        highest["replay.frames.written"] = memory.frames.written, 2 * steps
+        highest["replay.frames.row"] = memory.frames.row + 1, steps
+        highest["replay.oldest"] = memory.oldest, steps
+    return highest
 
 
 def record(

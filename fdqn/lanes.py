@@ -47,13 +47,21 @@ def split(program: Program, lanes: int, threads: int) -> Split:
     """The split of `lanes` over so many threads: the groups of one size that are done first."""
     check.count("lanes", lanes, 1)
     check.count("threads", threads, 1)
-    weights = sum(x.numel() for x in program.network.init(random.key(0)).values())
+    weights = _weights(program)
     sizes = [size for size in range(1, lanes + 1) if lanes % size == 0 and size <= max(1, WEIGHTS_PER_GROUP // weights)]
     # A call of a step costs as much as a quarter of a lane.
     size = min(sizes, key=lambda size: (math.ceil(lanes / size / threads) * (size + 0.25), -size))
     workers = min(threads, lanes // size)
-    little = weights * size * program.config.batch_size < LITTLE_WORK
-    return Split(size, workers, 1 if little else threads // workers)
+    return Split(size, workers, 1 if is_little(program, size) else threads // workers)
+
+
+def is_little(program: Program, lanes: int) -> bool:
+    """Whether threads that shared an update of so many lanes would only wait for each other."""
+    return _weights(program) * lanes * program.config.batch_size < LITTLE_WORK
+
+
+def _weights(program: Program) -> int:
+    return sum(x.numel() for x in program.network.init(random.key(0)).values())
 
 
 class _Input(ctypes.Structure):

@@ -3,8 +3,8 @@
 Rows live in a ring. One counter says everything: the next row to write is `added % capacity`, and `min(added,
 capacity)` rows are filled.
 
-Boolean observations lie in it packed, eight to a byte: 468 of them are 59 bytes. Their dtype alone says so; what goes
-in by `add` comes out of `sample` as it was.
+Boolean observations lie in it packed, eight to a byte: 468 of them are 59 bytes. Their dtype alone says so. Of stacked
+observations it holds places among `frames`. Either way what goes in comes out of `sample` as it was.
 """
 
 import math
@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import bits, check, random, tree
+from fdqn import bits, check, frames, n_step, random, tree
+from fdqn.frames import Frames
+from fdqn.n_step import Recent
 from fdqn.types import Step, Transition
 
 
@@ -29,6 +31,12 @@ class Replay(NamedTuple):
 
     A tensor, so that it goes wherever the rows go: a checkpoint of 465 booleans does not pass for one of 468.
     """
+    frames: Frames | tuple[()] = ()
+    """Of stacked observations, the frames; the rows have places [C, 2] for them."""
+    oldest: Tensor | tuple[()] = ()
+    """[] int64, with frames: the number of the oldest row of which all of them are still there."""
+    recent: Recent | tuple[()] = ()
+    """For transitions over several steps, those that are not complete."""
 
 
 def transition(obs: Tensor, action: Tensor, step: Step) -> Transition:
@@ -43,18 +51,61 @@ def transition(obs: Tensor, action: Tensor, step: Step) -> Transition:
     return Transition(obs, action, step.reward, discount, step.next_obs, step.next_legal)
 
 
-def init(example: Transition, capacity: int) -> Replay:
+def init(example: Transition, capacity: int, num_envs: int = 1, steps: int = 1, stack: int = 1) -> Replay:
     """An empty replay for rows like `example`, a transition without leading axes.
 
+    With `steps` above 1 or stacked observations, of `stack` frames, it is one for `remember` and so many environments.
     Raises ValueError for a capacity below 1.
     """
     if capacity < 1:
         raise ValueError(f"capacity: expected at least 1 row, got {capacity}")
+    check.count("num_envs", num_envs, 1)
+    check.count("steps", steps, 1)
+    check.count("stack", stack, 1)
+    shown: Frames | tuple[()] = ()
+    zero = torch.zeros((), dtype=torch.int64, device=example.reward.device)
+    if stack > 1:
+        sizes = " ".join(map(str, (stack, *example.obs.shape[1:])))
+        check.shapes(f"example.obs[{sizes}] example.next_obs[{sizes}]", example.obs, example.next_obs)
+        shown = frames.init(example.obs, num_envs, frames.capacity(capacity, num_envs, stack, steps))
+        example = example._replace(obs=zero.new_zeros(2), next_obs=zero.new_zeros(2))
     row = tree.map(lambda x: x.unsqueeze(0), example)
     observations = {"obs": row.obs, "next_obs": row.next_obs}
     unpacked = {name: x[:0].clone() for name, x in observations.items() if x.dtype == torch.bool}
     rows = tree.map(lambda x: x.new_zeros((capacity, *x.shape[1:])), _pack(unpacked, row))
-    return Replay(rows, torch.zeros((), dtype=torch.int64, device=example.reward.device), unpacked)
+    recent = n_step.init(example, num_envs, steps) if steps > 1 else ()
+    return Replay(rows, zero, unpacked, shown, zero.clone() if stack > 1 else (), recent)
+
+
+def remember(replay: Replay, batch: Transition, ended: Tensor, gamma: Tensor, valid: Tensor | None = None) -> Replay:
+    """The replay after one step of every environment, whose transitions are `batch` [E, ...].
+
+    `ended` [E] says that an episode ended with it, `valid` [E], if given, where a step was taken at all; `gamma` [] is
+    the discount between steps, where rows are over several.
+    """
+    if not replay.frames and not replay.recent:
+        return add(replay, batch) if valid is None else add_where(replay, batch, valid)
+    if valid is None:
+        valid = torch.ones_like(ended)
+    check.boolean("ended", ended)
+    before = replay.frames
+    if isinstance(before, Frames):
+        shown, obs, next_obs = frames.add(before, batch.obs, batch.next_obs, ended, valid)
+        replay, batch = replay._replace(frames=shown), batch._replace(obs=obs, next_obs=next_obs)
+    if isinstance(replay.recent, Recent):
+        # What is worth nothing ends what is learned from, also where the episode goes on.
+        recent, batch, valid = n_step.add(replay.recent, batch, ended | (batch.discount == 0), valid, gamma)
+        replay = replay._replace(recent=recent)
+    if isinstance(before, Frames) and isinstance(replay.oldest, Tensor):
+        shown = frames.number(shown, batch.obs, replay.added + valid.cumsum(0) - 1, valid)
+        oldest = torch.maximum(replay.oldest, frames.lost(before, shown) + 1)
+        replay = replay._replace(frames=shown, oldest=oldest)
+    return add_where(replay, batch, valid)
+
+
+def taken(replay: Replay) -> Tensor:
+    """The number of steps [] that it was given, complete or not."""
+    return replay.recent.taken.sum() if isinstance(replay.recent, Recent) else replay.added
 
 
 def add(replay: Replay, batch: Transition) -> Replay:
@@ -66,7 +117,7 @@ def add(replay: Replay, batch: Transition) -> Replay:
     at = (replay.added + torch.arange(count, device=replay.added.device)) % _capacity(replay)
     # index_put alone is done in place under donation; index_copy and scatter copy the whole ring.
     rows = tree.map(lambda ring, new: ring.index_put((at,), new), replay.rows, packed)
-    return Replay(rows, replay.added + count, replay.unpacked)
+    return replay._replace(rows=rows, added=replay.added + count)
 
 
 def add_where(replay: Replay, batch: Transition, valid: Tensor) -> Replay:
@@ -83,7 +134,7 @@ def add_where(replay: Replay, batch: Transition, valid: Tensor) -> Replay:
         chosen = valid.reshape(-1, *[1] * (new.ndim - 1))
         return ring.index_put((at,), torch.where(chosen, new, ring[at]))
 
-    return Replay(tree.map(write, replay.rows, packed), replay.added + taken, replay.unpacked)
+    return replay._replace(rows=tree.map(write, replay.rows, packed), added=replay.added + taken)
 
 
 def sample(replay: Replay, words: Tensor) -> Transition:
@@ -93,13 +144,27 @@ def sample(replay: Replay, words: Tensor) -> Transition:
     """
     check.shapes("words[B]", words)
     check.integer("words", words)
-    at = random.index(words, filled(replay))
-    return _unpack(replay.unpacked, tree.index(replay.rows, at))
+    count = filled(replay)
+    at = random.index(words, count)
+    if not isinstance(replay.frames, Frames):
+        return _unpack(replay.unpacked, tree.index(replay.rows, at))
+    rows = tree.index(replay.rows, (replay.added - count + at) % _capacity(replay))
+    return rows._replace(obs=frames.stack(replay.frames, rows.obs), next_obs=frames.stack(replay.frames, rows.next_obs))
 
 
 def filled(replay: Replay) -> Tensor:
-    """The number of rows [] that hold a transition."""
-    return replay.added.clamp_max(_capacity(replay))
+    """The number of rows [] that hold a transition, whole."""
+    count = replay.added if isinstance(replay.oldest, tuple) else replay.added - replay.oldest
+    return count.clamp_max(_capacity(replay))
+
+
+def cut(replay: Replay) -> Replay:
+    """The same where new episodes begin in all environments although the last ones have not ended."""
+    if isinstance(replay.recent, Recent):
+        replay = replay._replace(recent=n_step.cut(replay.recent))
+    if isinstance(replay.frames, Frames):
+        replay = replay._replace(frames=replay.frames._replace(fresh=torch.ones_like(replay.frames.fresh)))
+    return replay
 
 
 def _fitting(replay: Replay, batch: Transition) -> Transition:

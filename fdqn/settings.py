@@ -36,6 +36,12 @@ class Settings:
     """Updates between hard target copies."""
     tau: float = 1.0
     """Below 1: a soft target copy of this share at every update instead of hard ones."""
+    n_step: int = 1
+    """Environment steps that a transition spans; rewards in between are discounted and added up."""
+    clip_rewards: bool = False
+    """Learn from rewards clipped to [-1, 1]; returns are stated as they are."""
+    terminal_on_life_loss: bool = False
+    """Learn as if an episode ended where a life is lost, in worlds that count them; returns are of whole episodes."""
     optimizer: Literal["adam", "rmsprop"] = "adam"
     """What turns gradients into steps; rmsprop is that of the first DQN: centered, decay 0.95, eps 0.01."""
     learning_rate: float = 2e-3
@@ -99,7 +105,7 @@ _CLASSIC: dict[str, Any] = {
     "loss": "huber",
 }
 
-Preset = Literal["minatar"]
+Preset = Literal["minatar", "nature"]
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "minatar": {
@@ -113,9 +119,23 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "report_every": 25_000,
         "checkpoint_every": 100_000,
     },
+    "nature": {
+        **_CLASSIC,
+        "steps": 10_000_000,
+        "num_envs": 4,
+        "capacity": 1_000_000,
+        "learning_starts": 50_000,
+        "target_period": 10_000,
+        "epsilon_fraction": 0.1,
+        "clip_rewards": True,
+        "terminal_on_life_loss": True,
+        "report_every": 50_000,
+        "checkpoint_every": 1_000_000,
+    },
 }
 """Settings that papers published, all but the environment: of MinAtar (Young and Tian 2019,
-https://arxiv.org/abs/1903.03176)."""
+https://arxiv.org/abs/1903.03176) and of the Nature DQN on Atari (Mnih et al. 2015,
+https://doi.org/10.1038/nature14236: an update every four steps; here one step of four environments)."""
 
 _KINDS = {
     str: "a word",

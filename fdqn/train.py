@@ -237,13 +237,31 @@ def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
         )
         env_state, step = program.env.step(state.env_state, action, noise.env[i])
         state = state._replace(
-            replay=replay.add(state.replay, replay.transition(state.obs, action, step)),
+            replay=remember(program, state, action, step),
             env_state=env_state,
             obs=step.obs,
             legal=step.legal,
             metrics=count_episodes(state.metrics, step),
         )
     return state._replace(cycle=state.cycle + 1)
+
+
+def remember(
+    program: Program,
+    state: TrainState,
+    action: Tensor,
+    step: Step,
+    valid: Tensor | None = None,
+    life_lost: Tensor | None = None,
+) -> replay.Replay:
+    """The lane's replay after `action` [E] and the environments' answer, as the configuration says to learn from it."""
+    ended = step.terminated | step.truncated
+    if program.config.terminal_on_life_loss and life_lost is not None:
+        step = step._replace(terminated=step.terminated | life_lost)
+    if program.config.clip_rewards:
+        step = step._replace(reward=step.reward.clamp(-1.0, 1.0))
+    batch = replay.transition(state.obs, action, step)
+    return replay.remember(state.replay, batch, ended, state.hyper.gamma, valid)
 
 
 def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
@@ -377,7 +395,7 @@ def run(
     config = program.config
     number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
     # Counted from when the replay was empty: that is at the start, or where a run goes on without its replay.
-    emptied = number - int(state.replay.added.max()) // config.env_steps
+    emptied = number - int(vmap(replay.taken)(state.replay).max()) // config.env_steps
     warm = emptied + math.ceil(config.learning_starts / config.env_steps)
     period = config.target_period // config.updates_per_cycle
     ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
@@ -485,7 +503,7 @@ def _init_lane(program: Program, params: Params, hyper: Hyper, key: Tensor, env_
     )
     return TrainState(
         learner=dqn.init(program.optimizer(hyper), params),
-        replay=replay.init(example, config.capacity),
+        replay=replay.init(example, config.capacity, config.num_envs, config.n_step, program.env.spec.stack),
         env_state=env_state,
         obs=step.obs,
         legal=step.legal,

@@ -71,6 +71,9 @@ class EnvSpec(NamedTuple):
     """K, the uniforms that each reset and each step take."""
     time_limit: int
     """Steps after which an episode is truncated."""
+    stack: int = 1
+    """Above 1: an observation shows the last so many frames of its episode along its first axis, the oldest first and
+    zeros before the first. Replay stores each once."""
 
 
 class Env(NamedTuple):
@@ -92,6 +95,8 @@ class Answer(NamedTuple):
     """[E] bool; False where no step was taken because a new episode was started instead."""
     alive: Any
     """[] bool; False where the lane's environments are broken."""
+    life_lost: Any
+    """[E] bool; True where a life was lost, in worlds that count them."""
 
 
 class World(NamedTuple):

@@ -42,12 +42,12 @@ def choose(program: train.Program, state: train.TrainState, u: Tensor) -> train.
     return state._replace(env_state=action)
 
 
-def remember(state: train.TrainState, answer: Answer) -> train.TrainState:
+def remember(program: train.Program, state: train.TrainState, answer: Answer) -> train.TrainState:
     """What came of the actions that were asked for. A lane whose environments are broken learns no more."""
     step, metrics = answer.step, train.count_episodes(state.metrics, answer.step)
     breaks = ~answer.alive & (metrics.failed < 0)
     return state._replace(
-        replay=replay.add_where(state.replay, replay.transition(state.obs, state.env_state, step), answer.valid),
+        replay=train.remember(program, state, state.env_state, step, answer.valid, answer.life_lost),
         obs=step.obs,
         legal=step.legal,
         metrics=metrics._replace(
@@ -57,9 +57,9 @@ def remember(state: train.TrainState, answer: Answer) -> train.TrainState:
     )
 
 
-def conclude(state: train.TrainState, answer: Answer) -> train.TrainState:
+def conclude(program: train.Program, state: train.TrainState, answer: Answer) -> train.TrainState:
     """`remember` the last step of a cycle."""
-    return remember(state, answer)._replace(cycle=state.cycle + 1)
+    return remember(program, state, answer)._replace(cycle=state.cycle + 1)
 
 
 def vmapped(program: train.Program) -> Parts:
@@ -67,8 +67,8 @@ def vmapped(program: train.Program) -> Parts:
     return Parts(
         noise=partial(train.noise, program),
         choose=train.fold(vmap(partial(choose, program))),
-        remember=train.fold(vmap(remember)),
-        conclude=train.fold(vmap(conclude)),
+        remember=train.fold(vmap(partial(remember, program))),
+        conclude=train.fold(vmap(partial(conclude, program))),
         learn=partial(_learned, train.fold(vmap(partial(train.learn, program)))),
         sync=vmap(train.sync),
     )
@@ -87,7 +87,7 @@ def begun(games: Any, state: train.TrainState) -> train.TrainState:
     keys = random.fold_in(random.fold_in(state.key, random.WORLD), state.cycle)
     first = tree.to(games.reset(random.bits(keys, (state.obs.shape[1],)).tolist()), state.key.device)
     metrics = state.metrics._replace(running=torch.zeros_like(state.metrics.running))
-    return state._replace(obs=first.obs, legal=first.legal, metrics=metrics)
+    return state._replace(obs=first.obs, legal=first.legal, metrics=metrics, replay=replay.cut(state.replay))
 
 
 def functions(program: train.Program, games: Any, parts: Parts) -> train.Functions:

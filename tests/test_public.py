@@ -12,7 +12,22 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 import fdqn
-from fdqn import actions, bits, dqn, losses, networks, optim, policies, random, replay, schedules, train, tree
+from fdqn import (
+    actions,
+    bits,
+    dqn,
+    frames,
+    losses,
+    n_step,
+    networks,
+    optim,
+    policies,
+    random,
+    replay,
+    schedules,
+    train,
+    tree,
+)
 from fdqn.testing import asserts, laws, probes
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
@@ -70,6 +85,11 @@ HYPER = tree.index(dqn.hyper(1), 0)
 BATCH = replay.Transition(floats(10, 4, 2), ACTION, REWARD, torch.ones(4), floats(11, 4, 2), LEGAL)
 FULL = replay.add(replay.init(tree.index(BATCH, 0), 8), BATCH)
 STEP = torch.tensor([1.5, 6.5, 11.0])
+FILM = frames.init(floats(12, 2, 3), 4, 9)
+SHOWN, SHOWN_NEXT = floats(13, 4, 2, 3), floats(14, 4, 2, 3)
+FILMED, AT, AT_NEXT = frames.add(FILM, SHOWN, SHOWN_NEXT, LEGAL[:, 1], LEGAL[:, 0])
+RECENT = n_step.init(tree.index(BATCH, 0), 4, 3)
+SPANNING = replay.init(tree.index(BATCH, 0), 8, num_envs=4, steps=2)
 
 
 def updates_of(make):
@@ -157,6 +177,17 @@ FUNCTIONS = {
         (BATCH.obs, ACTION, train.Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
     ),
     "replay.init": (lambda row: replay.init(row, 5), (tree.index(BATCH, 0),)),
+    "frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
+    "frames.add": (frames.add, (FILMED, SHOWN, SHOWN_NEXT, LEGAL[:, 2], LEGAL[:, 1])),
+    "frames.stack": (frames.stack, (FILMED, AT_NEXT)),
+    "frames.number": (frames.number, (FILMED, AT, ACTION, LEGAL[:, 1])),
+    "frames.lost": (frames.lost, (FILM, FILMED)),
+    "n_step.init": (lambda row: n_step.init(row, 2, 3), (tree.index(BATCH, 0),)),
+    "n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "n_step.cut": (n_step.cut, (RECENT,)),
+    "replay.remember": (replay.remember, (SPANNING, BATCH, LEGAL[:, 2], HYPER.gamma)),
+    "replay.taken": (replay.taken, (SPANNING,)),
+    "replay.cut": (replay.cut, (SPANNING,)),
     "replay.add": (replay.add, (FULL, BATCH)),
     "replay.add_where": (replay.add_where, (FULL, BATCH, LEGAL[:, 1])),
     "replay.sample": (replay.sample, (FULL, random.bits(KEY, (5,)))),
@@ -193,6 +224,8 @@ FUNCTIONS = {
 """What is not in the table, with the reason."""
 ELSEWHERE = {
     "bits": {"size": "counts"},
+    "frames": {"capacity": "counts", "Frames": ""},
+    "n_step": {"Recent": ""},
     "dqn": {"hyper": "makes tensors of numbers", "Config": "", "Learner": "", "Diagnostics": ""},
     "networks": {
         "load": "looks at names, once",
@@ -211,15 +244,15 @@ ELSEWHERE = {
     "train": {
         **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
         **dict.fromkeys(
-            ("init", "noise", "draw", "collect", "learn", "cycle", "sync", "run"), "a whole program's laws"
+            ("init", "noise", "draw", "collect", "remember", "learn", "cycle", "sync", "run"), "a whole program's laws"
         ),
         **dict.fromkeys(("vmapped", "fold"), "make functions"),
         **dict.fromkeys(("count_episodes", "count_update", "reading"), "a whole program's laws"),
     },
 }
 ROOMS = (
-    "actions", "bits", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "schedules", "tree",
-    "train",
+    "actions", "bits", "dqn", "frames", "losses", "n_step", "networks", "optim", "policies", "random",
+    "replay", "schedules", "tree", "train",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -31,7 +31,9 @@ from fdqn import (
     cli,
     dqn,
     envs,
+    frames,
     losses,
+    n_step,
     networks,
     optim,
     plots,
@@ -90,6 +92,8 @@ OBS = floats(10, 4, 2)
 SIZES = "{'0.weight': [3, 2], '0.bias': [3], '2.weight': [3, 3], '2.bias': [3]}"
 BATCH = replay.Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
 ROW, EMPTY = tree.index(BATCH, 0), replay.init(tree.index(BATCH, 0), 3)
+SPANNING, RECENT = replay.init(ROW, 8, 4, 2), n_step.init(ROW, 4, 2)
+FILM, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
 LANES_OF_HYPER = dqn.hyper(4)
 HYPER = tree.index(LANES_OF_HYPER, 0)
 LEARNER = dqn.init(optim.adam(), PARAMS)
@@ -417,6 +421,14 @@ ROWS = [
      "state_dict: expected the network's names and shapes, …; got …"),
     # replay
     ("replay.init", given(ROW, 0), ValueError, "capacity: expected at least 1 row, got 0"),
+    ("replay.init", given(ROW, 9, 0), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.init", given(ROW, 9, 1, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("replay.init", given(ROW, 9, 1, 1, 0), ValueError, "stack: expected at least 1, got 0"),
+    ("replay.init", given(ROW, 9, 1, 1, 4), ValueError, "example.obs: expected shape […], got […]"),
+    ("replay.remember", given(SPANNING, BATCH, LEGAL[:, 0].float(), GAMMA), TypeError,
+     "ended: expected torch.bool, got …"),
+    ("replay.remember", given(SPANNING, BATCH, LEGAL[:, 0], HYPERS.gamma), ValueError,
+     "gamma: expected shape [], got [2]"),
     ("replay.add_where", given(EMPTY, BATCH, torch.ones(4, dtype=torch.bool)), ValueError,
      "batch: expected at most capacity = 3 rows, got 4"),
     ("replay.add_where", given(EMPTY, BATCH, torch.ones(3, dtype=torch.bool)), ValueError,
@@ -681,6 +693,28 @@ ROWS = [
      "max_norm: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     ("build.plain_rmsprop", given(HYPERS), ValueError,
      "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    # frames
+    ("frames.init", given(torch.tensor(1.0), 2, 9), ValueError, "example: expected a stack of frames …, got a number"),
+    ("frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
+    ("frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
+    ("frames.add", given(FILM, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
+     "obs: expected shape [E 3 2], got [2, 2, 2]"),
+    ("frames.add", given(FILM, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
+     "ended: expected torch.bool, got …"),
+    ("frames.add", given(FILM, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
+     "valid: expected torch.bool, got …"),
+    ("frames.add", given(FILM, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
+     "obs: expected torch.float32, got torch.float64"),
+    ("frames.stack", given(FILM, torch.zeros(3, dtype=torch.int64)), ValueError, "at: expected shape [B 2], got [3]"),
+    # n_step
+    ("n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
+    ("n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("n_step.add", given(RECENT, BATCH, torch.zeros(3, dtype=torch.bool), LEGAL[:, 0], GAMMA), ValueError,
+     "ended: expected shape [E] with E = 4, got [3]"),
+    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0].float(), LEGAL[:, 0], GAMMA), TypeError,
+     "ended: expected torch.bool, got …"),
+    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0], LEGAL[:, 0], HYPERS.gamma), ValueError,
+     "gamma: expected shape [], got [2]"),
     # compile
     ("compile.compile", given("f"), TypeError, "f: expected a function, got str"),
     ("compile.donate", given(PROGRAM), TypeError, "f: expected a function, got Program"),
@@ -779,6 +813,13 @@ ROWS = [
 
 WITHOUT = {
     "bits.size": "rounds up a number",
+    "frames.capacity": "counts",
+    "frames.number": "is a part of `replay.remember`",
+    "frames.lost": "the same",
+    "n_step.cut": "reads what is recent",
+    "replay.cut": "reads a replay",
+    "replay.taken": "reads a replay",
+    "train.remember": "is a part of `collect`",
     "compile.compiled_parts": "is `compiled` for a world",
     "envs.is_code": "answers of any name",
     "history.why": "puts into words",

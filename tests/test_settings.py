@@ -17,9 +17,10 @@ from fdqn.types import Hyper
 
 CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
---learning-starts --target-period --tau --optimizer --learning-rate --gamma --max-grad-norm --epsilon-start
---epsilon-end --epsilon-fraction --hidden --dueling --double --loss --report-every --evaluate-every --checkpoint-every
---keep-checkpoints --save-replay --on-nan --device --tf32 --compile --out
+--learning-starts --target-period --tau --n-step --clip-rewards --terminal-on-life-loss --optimizer --learning-rate
+--gamma --max-grad-norm --epsilon-start --epsilon-end --epsilon-fraction --hidden --dueling --double --loss
+--report-every --evaluate-every --checkpoint-every --keep-checkpoints --save-replay --on-nan --device --tf32
+--compile --out
 """)
 
 # Another value than the default for every field.
@@ -36,6 +37,9 @@ OTHER = {
     "learning_starts": 77,
     "target_period": 40,
     "tau": 0.01,
+    "n_step": 2,
+    "clip_rewards": True,
+    "terminal_on_life_loss": True,
     "optimizer": "rmsprop",
     "learning_rate": 3e-4,
     "gamma": 0.9,
@@ -125,6 +129,26 @@ def test_minatar_s_preset_is_the_paper_s():
     assert given.steps == 5_000_000
 
 
+def test_nature_s_preset_is_the_paper_s():
+    """Mnih et al. 2015, extended data table 1, and the part on training: rewards are clipped, lost lives are ends."""
+    pytest.importorskip("ale_py")
+    given = Settings(**settings.PRESETS["nature"])
+    program, hyper = build.program(dataclasses.replace(given, env="ale:Pong")), build.hyper(given)
+    assert program.config == dqn.Config(
+        num_envs=4, batch_size=32, capacity=1_000_000, learning_starts=50_000, target_period=10_000,
+        clip_rewards=True, terminal_on_life_loss=True,
+    )  # fmt: skip
+    assert program.config.env_steps == 4 * program.config.updates_per_cycle
+    assert program.optimizer is build.plain_rmsprop
+    assert program.loss.func is dqn.q_learning
+    assert program.loss.args[1] is losses.huber
+    expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e6}
+    assert {name: getattr(hyper, name).tolist() for name in expected} == {
+        name: pytest.approx([x] * 16) for name, x in expected.items()
+    }
+    assert given.steps == 10_000_000
+
+
 def test_every_field_says_what_it_is():
     source = inspect.getsource(settings)
     for field in dataclasses.fields(Settings):
@@ -142,7 +166,8 @@ def test_defaults_of_the_command_and_of_the_library_agree():
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(dqn.Config)])
 def test_every_size_reaches_the_program(name):
-    config = build.program(dataclasses.replace(Settings(), **{name: OTHER[name], "batch_size": 32})).config
+    env = "gym:CartPole-v1" if name == "terminal_on_life_loss" else "cartpole"
+    config = build.program(dataclasses.replace(Settings(), env=env, **{name: OTHER[name], "batch_size": 32})).config
     assert getattr(config, name) == OTHER[name]
 
 

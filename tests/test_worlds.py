@@ -297,9 +297,9 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
     for i in range(2):
         alone = worlds.choose(program, tree.index(state, i), u[0, i])
         asserts.assert_trees_equal(tree.index(asked, i), alone)
-        asserts.assert_trees_equal(tree.index(after, i), worlds.conclude(alone, tree.index(answer, i)))
+        asserts.assert_trees_equal(tree.index(after, i), worlds.conclude(program, alone, tree.index(answer, i)))
         asserts.assert_trees_equal(
-            tree.index(after, i)._replace(cycle=alone.cycle), worlds.remember(alone, tree.index(answer, i))
+            tree.index(after, i)._replace(cycle=alone.cycle), worlds.remember(program, alone, tree.index(answer, i))
         )
     asserts.assert_trees_equal(before, state)
 

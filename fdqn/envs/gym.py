@@ -26,7 +26,13 @@ from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
 EPISODE_STEPS = 27_000
-"""After so many steps evaluation stops looking at an episode that nothing else ends, as Atari's half hours do."""
+"""After so many steps evaluation stops looking at an episode that nothing else ends."""
+
+STACK = 4
+"""Frames of an observation of Atari."""
+
+FIVE_MINUTES = 4_500
+"""Steps after which evaluation stops looking at an episode of Atari, as the Nature paper does."""
 
 PATIENCE = 120.0
 """Seconds that a lane's environments may take for one step."""
@@ -47,7 +53,8 @@ def named(name: str, **settings: Any) -> World:
 def atari(name: str) -> World:
     """The game of that name in the Arcade Learning Environment, such as Breakout, as Mnih et al. 2015 play it: grey
     frames of 84 x 84, the last four at once; four frames a step, of the last two the brighter; up to 30 idle steps at
-    the start; rewards clipped to [-1, 1]; at most half an hour. https://doi.org/10.1038/nature14236
+    the start; at most half an hour, in evaluation five minutes. https://doi.org/10.1038/nature14236 Rewards are the
+    game's own.
 
     Raises ValueError where ale-py is not installed or has no such game.
     """
@@ -62,10 +69,17 @@ def atari(name: str) -> World:
         raise ValueError(f"env: expected a game of ale-py, got {name!r}{hint}")
 
     def make(num_envs: int) -> VectorEnv:
-        mode = AutoresetMode.SAME_STEP
-        return _SeedsAsArray(vector_env.AtariVectorEnv(game, num_envs, num_threads=1, autoreset_mode=mode))
+        vector = vector_env.AtariVectorEnv(
+            game,
+            num_envs,
+            num_threads=1,
+            stack_num=STACK,
+            reward_clipping=False,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+        )
+        return _SeedsAsArray(vector)
 
-    return world(f"ale:{name}", make)
+    return world(f"ale:{name}", make, STACK, FIVE_MINUTES)
 
 
 def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
@@ -77,15 +91,17 @@ def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
     return world(name, vector)
 
 
-def world(name: str, make: Callable[[int], VectorEnv]) -> World:
+def world(name: str, make: Callable[[int], VectorEnv], stack: int = 1, limit: int | None = None) -> World:
     """The environments that `make(num_envs)` gives, of any autoreset mode; `name` is for messages.
 
+    With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
+    steps of an episode, by default those that the environments themselves allow.
     Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
     """
     try:
         with contextlib.closing(make(1)) as probe:
             actions, observed = probe.single_action_space, probe.single_observation_space
-            limit = probe.spec.max_episode_steps if probe.spec is not None else None
+            limit = limit or (probe.spec.max_episode_steps if probe.spec is not None else None)
             mode = probe.metadata.get("autoreset_mode")
     except Exception as error:  # whatever somebody's code may raise
         raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {_said(error)}") from error
@@ -95,7 +111,7 @@ def world(name: str, make: Callable[[int], VectorEnv]) -> World:
         raise ValueError(f"env: expected {name!r} to say its autoreset_mode in its metadata, got {mode!r}")
     encoded = encoding(observed)
     dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
-    spec = EnvSpec(encoded.shape, dtype, int(actions.n), noise=0, time_limit=limit or EPISODE_STEPS)
+    spec = EnvSpec(encoded.shape, dtype, int(actions.n), noise=0, time_limit=limit or EPISODE_STEPS, stack=stack)
     return World(lambda lanes, num_envs: Games(name, make, encoded, spec, lanes, num_envs), spec)
 
 
@@ -117,7 +133,8 @@ class Games:
         self.name, self.encoding, self.spec, self.num_envs = name, encoding, spec, num_envs
         self.broken: dict[int, str] = {}
         self._everything = np.ones((num_envs, spec.actions), np.bool_)
-        self._lanes = [_opened(make, num_envs) for _ in range(lanes)]
+        shown = np.zeros((num_envs, *(encoding.shape if spec.stack > 1 else (0,))), encoding.dtype)
+        self._lanes = [_opened(make, num_envs, shown.copy()) for _ in range(lanes)]
 
     def reset(self, seeds: list[list[int]]) -> Step:
         """New episodes in all environments, seeded by seeds [S][E]. Raises ValueError where an environment does not."""
@@ -128,6 +145,8 @@ class Games:
                 with patience(PATIENCE):
                     obs, infos = lane.vector.reset(seed=row)  # type: ignore[arg-type]
                     first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
+                    self._check_stacked(lane, first, ~lane.restarts, begins=True)
+                    lane.lives[:] = _lives(infos, lane.lives)
             except Exception as error:
                 raise ValueError(f"env: expected {self.name} to start an episode, got {_said(error)}") from error
             none = np.zeros(self.num_envs, np.bool_)
@@ -148,8 +167,8 @@ class Games:
             if len(self.broken) == len(self._lanes):
                 raise ValueError(f"env: expected {self.name} to take a step, got {self.broken[i]}")
             answers.append(self._nothing())
-        *step, valid, alive = _stacked(answers)
-        return Answer(Step(*step), valid, alive)
+        *step, valid, alive, life_lost = _stacked(answers)
+        return Answer(Step(*step), valid, alive, life_lost)
 
     def close(self) -> None:
         """Close all environments, also those that are broken."""
@@ -160,15 +179,19 @@ class Games:
     def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
         """What an `Answer` of one lane holds, in its order: many small tensors would take longer than the world."""
         vector, restarted = lane.vector, lane.restarts.copy()
+        mode = vector.metadata["autoreset_mode"]
         obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
         ended = terminated | truncated
+        lives = _lives(infos, lane.lives)
+        life_lost = (lives < lane.lives) & ~ended
         next_obs, next_legal = self.encoding.encode(obs), self._legal(obs, infos, self.num_envs)
         first, legal = next_obs, next_legal
-        match vector.metadata["autoreset_mode"]:
+        match mode:
             case AutoresetMode.DISABLED if ended.any():
                 obs, infos = vector.reset(options={"reset_mask": ended})
                 first = self.encoding.encode(obs)
                 legal = np.where(ended[:, None], self._legal(obs, infos, self.num_envs), next_legal)
+                lives = np.where(ended, _lives(infos, lives), lives)
             case AutoresetMode.SAME_STEP if ended.any():
                 final, final_infos = _final(vector.single_observation_space, infos, ended)
                 next_obs, next_legal = next_obs.copy(), next_legal.copy()
@@ -177,8 +200,11 @@ class Games:
             case AutoresetMode.NEXT_STEP:
                 lane.restarts[:] = ended
                 legal = legal | ended[:, None]  # what is done there counts for nothing
-        ends = terminated, truncated
-        return first, self._checked(legal), next_obs, next_legal, reward.astype(np.float32), *ends, ~restarted, True
+        lane.lives[:] = lives
+        self._check_stacked(lane, next_obs, ~restarted, begins=False)
+        self._check_stacked(lane, first, restarted if mode == AutoresetMode.NEXT_STEP else ended, begins=True)
+        step = first, self._checked(legal), next_obs, next_legal, reward.astype(np.float32), terminated, truncated
+        return *step, ~restarted, True, life_lost
 
     def _legal(self, obs: Any, infos: dict[str, Any], count: int) -> NDArray[np.bool_]:
         """What may be done at `count` observations [N, A]: all, where neither they nor the infos say."""
@@ -202,7 +228,19 @@ class Games:
     def _nothing(self) -> tuple[Any, ...]:
         obs = np.zeros((self.num_envs, *self.encoding.shape), self.encoding.dtype)
         legal, none = np.ones((self.num_envs, self.spec.actions), np.bool_), np.zeros(self.num_envs, np.bool_)
-        return obs, legal, obs, legal, np.zeros(self.num_envs, np.float32), none, none, none, False
+        return obs, legal, obs, legal, np.zeros(self.num_envs, np.float32), none, none, none, False, none
+
+    def _check_stacked(self, lane: "_Lane", obs: NDArray[Any], at: NDArray[np.bool_], begins: bool) -> None:
+        """Where observations are frames: that they show those before and one more, which is all that replay keeps."""
+        if self.spec.stack == 1 or not at.any():
+            return
+        before = 0 if begins else lane.shown[at, 1:]
+        if not (obs[at, :-1] == before).all():
+            raise ValueError(
+                f"env: expected observations of the last {self.spec.stack} frames, oldest first and zeros before an "
+                f"episode's first, got others from {self.name}"
+            )
+        lane.shown[at] = obs[at]
 
 
 class _SeedsAsArray(VectorWrapper):
@@ -219,12 +257,24 @@ class _Lane(NamedTuple):
     """[E], whose next step will only start a new episode."""
     first_action: int
     """What gymnasium calls our action 0."""
+    lives: NDArray[np.int64]
+    """[E], where they are counted; else 0."""
+    shown: NDArray[Any]
+    """[E, *O], the last observation of stacked frames; of others nothing."""
 
 
-def _opened(make: Callable[[int], VectorEnv], num_envs: int) -> _Lane:
+def _opened(make: Callable[[int], VectorEnv], num_envs: int, shown: NDArray[Any]) -> _Lane:
     vector = make(num_envs)
     assert isinstance(vector.single_action_space, Discrete)  # as `world` has seen
-    return _Lane(vector, np.zeros(num_envs, np.bool_), int(vector.single_action_space.start))
+    none = np.zeros(num_envs, np.int64)
+    return _Lane(vector, none.astype(np.bool_), int(vector.single_action_space.start), none, shown)
+
+
+def _lives(infos: dict[str, Any], before: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[E], where the infos say them; else as before."""
+    if "lives" not in infos:
+        return before
+    return np.where(infos.get("_lives", True), np.asarray(infos["lives"], np.int64), before)
 
 
 def _stacked(lanes: list[tuple[Any, ...]]) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """A program small enough to hold to every law in seconds; replace a part by yours and ask the laws again."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def program(
     hidden: tuple[int, ...] = (8,),
     double: bool = True,
     network: Network | None = None,
-    **config: int,
+    **config: Any,
 ) -> train.Program:
     """CartPole with episodes of at most 20 steps, or `env`, and an MLP, or `network`; `config` are fields of
     `dqn.Config`.

@@ -1,0 +1,124 @@
+"""Stacked frames, each stored once however many observations show it.
+
+An observation [K, *frame] that is stacked shows the last K frames of its episode, oldest first, zeros before the first.
+So one frame a step says all: a place in a ring of frames stands for the observation whose newest frame lies there.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn import check
+
+
+class Frames(NamedTuple):
+    """The last frames that each of E environments has shown, in a ring of its own."""
+
+    ring: Tensor
+    """[E, F, *frame]."""
+    age: Tensor
+    """[E, F] int64, how many frames of its episode came before each, no more than K - 1 of them counted."""
+    written: Tensor
+    """[E] int64, frames ever written; the next goes to `written % F`."""
+    row: Tensor
+    """[E, F] int64, the number of the row of replay that acts on the observation of which each is the newest frame; -1
+    for none."""
+    fresh: Tensor
+    """[E] bool, whether an episode begins whose first frame is not written yet."""
+    stacked: Tensor
+    """[0, K, *frame], an observation as it is outside: no numbers but its shape."""
+
+
+def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
+    """Rings of `capacity` frames for observations like `example` [K, *frame].
+
+    Raises ValueError where they hold less than two stacks, or for an example without axes.
+    """
+    if example.ndim < 1:
+        raise ValueError("example: expected a stack of frames [K, *frame], got a number")
+    check.count("num_envs", num_envs, 1)
+    check.count("capacity", capacity, 2 * example.shape[0])
+    none = torch.zeros((num_envs, capacity), dtype=torch.int64, device=example.device)
+    return Frames(
+        ring=example.new_zeros((num_envs, capacity, *example.shape[1:])),
+        age=none,
+        written=none[:, 0].clone(),
+        row=none - 1,
+        fresh=torch.ones(num_envs, dtype=torch.bool, device=example.device),
+        stacked=example.unsqueeze(0)[:0].clone(),
+    )
+
+
+def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Tensor) -> tuple[Frames, Tensor, Tensor]:
+    """The frames after one step of every environment, and the places [E, 2] of `obs` and `next_obs` [E, K, *frame].
+
+    Where `valid` does not hold nothing is written. `ended` says that an episode ended with the step: what is acted on
+    next is another one's first observation.
+    """
+    stacks, capacity = frames.stacked.shape[1:], frames.ring.shape[1]
+    sizes = " ".join(map(str, stacks))
+    check.shapes(f"obs[E {sizes}] next_obs[E {sizes}] ended[E] valid[E]", obs, next_obs, ended, valid)
+    for name, x in (("obs", obs), ("next_obs", next_obs)):
+        if x.dtype != frames.ring.dtype:
+            raise TypeError(f"{name}: expected {frames.ring.dtype}, got {x.dtype}")
+    check.boolean("ended", ended)
+    check.boolean("valid", valid)
+    env = torch.arange(frames.written.shape[0], device=frames.written.device)
+    first = frames.fresh.long()
+    # Two slots, of which an episode that goes on needs one; what need not be written is written as it was.
+    at = (frames.written.unsqueeze(-1) + torch.arange(2, device=env.device)) % capacity
+    before = frames.age[env, (frames.written - 1) % capacity]
+    age = torch.where(frames.fresh, 0, before)
+    next_age = (age + 1).clamp_max(stacks[0] - 1)
+    writes = valid.unsqueeze(-1) & torch.stack([torch.ones_like(frames.fresh), frames.fresh], -1)
+    new = torch.stack([_where(frames.fresh, obs[:, -1], next_obs[:, -1]), next_obs[:, -1]], 1)
+    ages = torch.stack([torch.where(frames.fresh, age, next_age), next_age], -1)
+    rows = env.unsqueeze(-1)
+    place = frames.written + first - 1
+    after = frames._replace(
+        ring=frames.ring.index_put((rows, at), _where(writes, new, frames.ring[rows, at])),
+        age=frames.age.index_put((rows, at), torch.where(writes, ages, frames.age[rows, at])),
+        written=frames.written + torch.where(valid, 1 + first, 0),
+        fresh=torch.where(valid, ended, frames.fresh),
+    )
+    return after, torch.stack([env, place], -1), torch.stack([env, place + 1], -1)
+
+
+def stack(frames: Frames, at: Tensor) -> Tensor:
+    """The observations [B, K, *frame] at places [B, 2], which must still be held."""
+    check.shapes("at[B 2]", at)
+    depth, capacity = frames.stacked.shape[1], frames.ring.shape[1]
+    env, place = at.unbind(-1)
+    back = torch.arange(depth - 1, -1, -1, device=at.device)
+    seen = back <= frames.age[env, place % capacity].unsqueeze(-1)
+    shown = frames.ring[env.unsqueeze(-1), (place.unsqueeze(-1) - back) % capacity]
+    return _where(seen, shown, torch.zeros_like(shown))
+
+
+def number(frames: Frames, at: Tensor, numbers: Tensor, valid: Tensor) -> Frames:
+    """The frames with the numbers [B] of the rows that act at places [B, 2], where `valid` [B] holds."""
+    where = at[:, 0], at[:, 1] % frames.ring.shape[1]
+    return frames._replace(row=frames.row.index_put(where, torch.where(valid, numbers, frames.row[where])))
+
+
+def lost(before: Frames, after: Frames) -> Tensor:
+    """The number [] of the last row that lost a frame in one `add`, -1 for none."""
+    depth, capacity = after.stacked.shape[1], after.ring.shape[1]
+    env = torch.arange(after.written.shape[0], device=after.written.device).unsqueeze(-1)
+    # An observation needs the frames before it, so it goes with the first of them: two at most.
+    place = before.written.unsqueeze(-1) - capacity + depth - 1 + torch.arange(2, device=env.device)
+    goes = (place >= 0) & (place < after.written.unsqueeze(-1) - capacity + depth - 1)
+    return torch.where(goes, after.row[env, place % capacity], -1).amax()
+
+
+def capacity(rows: int, num_envs: int, stack: int, steps: int) -> int:
+    """Frames an environment for so many rows of replay, each over `steps` steps, where episodes take 16 or more."""
+    each = math.ceil(rows / num_envs) + steps + stack
+    return max(2 * stack, each + math.ceil(each / 16))
+
+
+def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`torch.where` along the first axes."""
+    return torch.where(chosen.reshape(*chosen.shape, *[1] * (new.ndim - chosen.ndim)), new, old)

@@ -1,0 +1,206 @@
+"""Atari: what replay holds is what was played; rewards are clipped and lives lost are ends for learning alone."""
+
+import contextlib
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from fdqn import build, dqn, envs, losses, networks, replay, runs, train, tree, worlds
+from fdqn.envs import gym
+from fdqn.settings import Settings
+from fdqn.testing import asserts
+from fdqn.types import World
+
+SETTINGS = Settings(
+    env="ale:Breakout", seeds=2, num_envs=3, steps=3 * 160, learning_starts=3 * 160 - 3, capacity=500, batch_size=2,
+    report_every=3_000, terminal_on_life_loss=True, clip_rewards=True, compile=False, epsilon_end=1.0,
+)  # fmt: skip
+
+
+class Watched:
+    """A world that keeps what it answers."""
+
+    def __init__(self, games, seen):
+        self.games, self.seen = games, seen
+
+    def __getattr__(self, name):
+        return getattr(self.games, name)
+
+    def reset(self, seeds):
+        self.seen.append(self.games.reset(seeds))
+        return self.seen[-1]
+
+    def step(self, actions):
+        self.seen += [actions.copy(), self.games.step(actions)]
+        return self.seen[-1]
+
+
+def small(settings):
+    """The program with a network that takes no time."""
+    program = build.program(settings)
+    spec = program.env.spec
+    network = networks.mlp(spec.obs_shape, (1,), spec.actions)
+    return program._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.huber))
+
+
+def played(settings, world=None):
+    """The lanes after a run in which nothing but the last cycle learns, and all that the world was asked and said."""
+    world, seen = world or envs.find(settings.env), []
+    program = small(settings)
+    state = train.init(program, build.hyper(settings), build.keys(settings))
+    games = Watched(world.open(settings.seeds, settings.num_envs), seen)
+    state = worlds.begun(games, state)
+    functions = worlds.functions(program, games, worlds.vmapped(program))
+    *_, last = train.run(program, state, settings.steps, functions, settings.report_every, at_once=1)
+    games.close()
+    return last.state, seen
+
+
+def stored(state, lane):
+    memory = tree.index(state.replay, lane)
+    count = int(replay.filled(memory))
+    return replay.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1)
+
+
+def test_replay_holds_what_was_played():
+    """Frame by frame, over ends and lost lives; rewards and ends are those that learning is to see."""
+    pytest.importorskip("ale_py")
+    state, (first, *rest) = played(SETTINGS)
+    lost, ends, points = 0, 0, 0.0
+    for lane in range(2):
+        rows, at, obs = stored(state, lane), 0, first.obs[lane]
+        for actions, answer in zip(rest[::2], rest[1::2], strict=True):
+            step = tree.index(answer.step, lane)
+            terminated = step.terminated | answer.life_lost[lane]
+            step = step._replace(terminated=terminated, reward=step.reward.clamp(-1, 1))
+            expected = replay.transition(obs, torch.from_numpy(actions[lane]), step)
+            asserts.assert_trees_equal(expected, tree.index(rows, slice(at, at + 3)))
+            at, obs = at + 3, step.obs
+            lost, ends = lost + int(answer.life_lost[lane].sum()), ends + int(answer.step.terminated[lane].sum())
+            points += float(answer.step.reward[lane].sum())
+    assert lost > 10
+    assert ends >= 2
+    assert int(state.metrics.episodes.sum()) == ends, "a lost life is no end of an episode"
+    running = state.metrics.running.sum() + state.metrics.returned.sum()
+    assert running.item() == points, "returns are of the game's own rewards"
+
+
+def test_lost_lives_and_rewards_as_they_are():
+    """Without the flags replay sees the game's ends and rewards."""
+    pytest.importorskip("ale_py")
+    settings = dataclasses.replace(SETTINGS, env="ale:SpaceInvaders", terminal_on_life_loss=False, clip_rewards=False)
+    state, (_, *rest) = played(settings)
+    rows = stored(state, 0)
+    reward = torch.stack([answer.step.reward[0] for answer in rest[1::2]])
+    assert torch.equal(rows.reward, reward.flatten())
+    assert reward.max() > 1
+    assert torch.equal(rows.discount == 0, torch.stack([answer.step.terminated[0] for answer in rest[1::2]]).flatten())
+
+
+def test_several_steps_end_at_a_lost_life():
+    """A transition over three steps that loses a life is worth what came until then, and nothing after."""
+    pytest.importorskip("ale_py")
+    state, (_, *rest) = played(dataclasses.replace(SETTINGS, n_step=3))
+    rows, gamma, found = stored(state, 0), 0.99, 0
+    lost = torch.stack([(a.life_lost | a.step.terminated)[0] for a in rest[1::2]])
+    reward = torch.stack([a.step.reward[0] for a in rest[1::2]]).clamp(-1, 1)
+    for t in range(len(lost) - 2):
+        for env in range(3):
+            span = lost[t : t + 3, env].tolist()
+            m = span.index(True) if True in span else 2
+            row = tree.index(rows, 3 * t + env)
+            expected = sum(gamma**k * reward[t + k, env].item() for k in range(m + 1))
+            assert row.reward.item() == pytest.approx(expected, abs=1e-6)
+            assert row.discount.item() == pytest.approx(0.0 if span[m] else gamma**2)
+            found += span[m]
+    assert found > 10
+
+
+def test_frames_take_an_eighth_of_the_memory():
+    pytest.importorskip("ale_py")
+    settings = Settings(env="ale:Pong", capacity=10_000, seeds=1)
+    program = build.program(settings)
+    assert build.replay_bytes(program, 1) < 10_000 * 7_056 * 1.08
+    plain = program._replace(env=program.env._replace(spec=program.env.spec._replace(stack=1)))
+    assert build.replay_bytes(plain, 1) > 10_000 * 7_056 * 8
+
+
+class Shifts(VectorEnv):
+    """Shows the last frames of a counter; `wrong` says from which step on it shows others."""
+
+    def __init__(self, num_envs, wrong, mode):
+        self.num_envs, self.wrong, self.metadata = num_envs, wrong, {"autoreset_mode": mode}
+        self.single_observation_space = Box(0, 255, (3, 2, 2), np.uint8)
+        self.single_action_space = Discrete(2)
+        self.time = np.zeros(num_envs, int)
+
+    def shown(self):
+        frames = self.time[:, None] + np.arange(-2, 1)
+        if self.wrong <= self.time.max():
+            frames = frames[:, ::-1]
+        shown = np.where(frames < 0, 0, frames + 1)[..., None, None] * np.ones((2, 2))
+        return shown.astype(np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        self.time[mask] = 0
+        return self.shown(), {}
+
+    def step(self, actions):
+        self.time += 1
+        none = np.zeros(self.num_envs, bool)
+        return self.shown(), np.ones(self.num_envs), none, self.time >= 5, {}
+
+
+def test_observations_that_are_not_stacked_as_said_break_their_lane():
+    """Replay keeps one frame of each, so what it would give back otherwise is never learned from."""
+    for wrong, breaks in ((99, False), (4, True)):
+        world = gym.world("shifts", lambda n, wrong=wrong: Shifts(n, wrong, AutoresetMode.DISABLED), stack=3)
+        games = world.open(2, 2)
+        games.reset([[1, 2], [3, 4]])
+        expected = pytest.raises(ValueError, match="expected observations of the last 3 frames, oldest first")
+        with expected if breaks else contextlib.nullcontext():
+            for _ in range(12):
+                games.step(np.zeros((2, 2), int))
+        assert bool(games.broken) == breaks
+    with pytest.raises(ValueError, match=r"expected shifts to start an episode, got env: expected observations of the"):
+        gym.world("shifts", lambda n: Shifts(n, 0, AutoresetMode.DISABLED), stack=3).open(1, 1).reset([[1]])
+
+
+def test_lives_end_nothing_where_none_are_counted():
+    with pytest.raises(
+        ValueError, match=r"^terminal_on_life_loss: expected a world that counts lives, .* got cartpole"
+    ):
+        build.program(Settings(terminal_on_life_loss=True))
+
+
+def test_a_resumed_run_spans_no_cut():
+    """New episodes begin where it goes on: no row has frames, or several steps, of both sides."""
+    pytest.importorskip("ale_py")
+    settings = dataclasses.replace(SETTINGS, n_step=3)
+    program = small(settings)
+    state, _ = played(settings)
+    games = Watched(envs.find(settings.env).open(2, 3), again := [])
+    state = worlds.begun(games, state)
+    functions = runs.functions(program, settings, games)
+    *_, last = train.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
+    games.close()
+    assert int(last.state.replay.added[0]) == int(state.replay.added[0]) + 3 * 2, "two steps are not complete yet"
+    rows = stored(last.state, 0)
+    newest = tree.index(rows, slice(-6, -3))
+    assert torch.equal(newest.obs, again[0].obs[0])
+    assert torch.equal(newest.next_obs, again[6].step.next_obs[0])
+
+
+def test_worlds_of_frames_are_of_a_lane():
+    """A lane's rows do not depend on the lanes beside it."""
+    pytest.importorskip("ale_py")
+    both, _ = played(SETTINGS)
+    alone, _ = played(dataclasses.replace(SETTINGS, seeds=1))
+    asserts.assert_trees_equal(tree.index(alone.replay, 0), tree.index(both.replay, 0))
+    assert isinstance(envs.find(SETTINGS.env), World)

@@ -1,0 +1,210 @@
+"""Frames are stored once, and what comes out of replay is what went in, bit for bit."""
+
+import collections
+import functools
+
+import numpy as np
+import pytest
+import torch
+from torch.func import vmap
+
+from fdqn import frames, history, random, replay, tree
+from fdqn.testing import asserts, laws, programs
+from fdqn.types import Transition
+
+STACK, SIZE = 3, (2, 2)
+
+
+class Film:
+    """Stacked observations of E environments whose episodes end at random, written the plain way."""
+
+    def __init__(self, num_envs, mean_length, seed, stands=0.2):
+        self.rng, self.num_envs, self.mean, self.stands = np.random.default_rng(seed), num_envs, mean_length, stands
+        self.obs = np.stack([self.start() for _ in range(num_envs)])
+
+    def frame(self):
+        return self.rng.integers(0, 3, SIZE, dtype=np.uint8)  # few values: two frames may be alike
+
+    def start(self):
+        return np.stack([np.zeros(SIZE, np.uint8)] * (STACK - 1) + [self.frame()])
+
+    def step(self):
+        """Transitions [E], whether an episode ended, whether a step was taken."""
+        obs = self.obs
+        valid = self.rng.random(self.num_envs) >= self.stands
+        next_obs = np.stack([np.concatenate([o[1:], self.frame()[None]]) for o in obs])
+        ended = self.rng.random(self.num_envs) < 1 / self.mean
+        terminated = ended & (self.rng.random(self.num_envs) < 0.5)
+        after = np.stack([self.start() if e else n for e, n in zip(ended, next_obs, strict=True)])
+        self.obs = np.where(valid[:, None, None, None], after, obs)
+        number, reward = self.rng.integers(0, 9, self.num_envs), self.rng.normal(size=self.num_envs)
+        parts = obs, number, reward, np.where(terminated, 0.0, 1.0), next_obs, np.ones((self.num_envs, 2), bool)
+        return Transition(*map(torch.from_numpy, parts)), torch.from_numpy(ended), torch.from_numpy(valid)
+
+
+def empty(film, capacity, steps=1):
+    row = tree.index(Film(1, 1, seed=0).step()[0], 0)
+    return replay.init(row, capacity, film.num_envs, steps, STACK)
+
+
+def every(memory):
+    """All rows, oldest first."""
+    count = int(replay.filled(memory))
+    rows = replay.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1)
+    return [tree.index(rows, i) for i in range(count)]
+
+
+@pytest.mark.parametrize("mean_length", [1, 2, 5, 50])
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_what_goes_in_comes_out(num_envs, mean_length):
+    """All rows that are said to be there are the last ones, whole; long episodes lose none of the capacity."""
+    film = Film(num_envs, mean_length, seed=num_envs, stands=0.0 if mean_length == 50 else 0.2)
+    memory, log, gone = empty(film, 30), collections.deque(maxlen=30), 0
+    for _ in range(150):
+        batch, ended, valid = film.step()
+        memory = replay.remember(memory, batch, ended, torch.tensor(0.9), valid)
+        log += [tree.index(batch, i) for i in range(num_envs) if valid[i]]
+        rows = every(memory)
+        assert rows or not log
+        for ours, expected in zip(reversed(rows), reversed(log), strict=False):
+            asserts.assert_trees_equal(expected, ours)
+        gone = max(gone, len(log) - len(rows))
+    assert int(memory.added) > 60
+    assert gone == 0 if mean_length == 50 else gone > 0 if mean_length == 1 else gone >= 0
+
+
+def test_rows_that_lost_a_frame_are_seen(monkeypatch):
+    """The planted bug: rows are kept though their frames are written over, and come out with frames of others."""
+    monkeypatch.setattr(frames, "lost", lambda before, after: torch.tensor(-1))
+    with pytest.raises(AssertionError):
+        test_what_goes_in_comes_out(3, 1)
+
+
+def test_ends_that_are_not_seen_are_found(monkeypatch):
+    """The planted bug: the first frame of an episode is taken for one that goes on."""
+    original = frames.add
+    monkeypatch.setattr(
+        frames, "add", lambda held, obs, next_obs, ended, valid: original(held, obs, next_obs, ended & False, valid)
+    )
+    with pytest.raises(AssertionError):
+        test_what_goes_in_comes_out(1, 5)
+
+
+def test_no_row_is_forgotten_that_is_whole():
+    """Exactly the rows are left whose frames are all there, counted one environment after the other."""
+    film = Film(3, 2, seed=5)
+    memory = empty(film, 30)
+    size, written, log, fresh = memory.frames.ring.shape[1], [0, 0, 0], [], [True] * 3
+    for _ in range(100):
+        batch, ended, valid = film.step()
+        memory = replay.remember(memory, batch, ended, torch.tensor(0.9), valid)
+        for i in range(3):
+            if valid[i]:
+                written[i] += 1 + fresh[i]
+                log.append((i, written[i] - 2))  # before it is that of next_obs
+                fresh[i] = bool(ended[i])
+        whole = [place - STACK + 1 >= written[i] - size for i, place in log]
+        newest = len(whole) - max((i + 1 for i, is_whole in enumerate(whole) if not is_whole), default=0)
+        assert int(replay.filled(memory)) == min(newest, 30)
+
+
+def test_a_frame_is_stored_once():
+    film = Film(2, 50, seed=3)
+    memory = empty(film, 1_000)
+    stacked = 2 * 1_000 * STACK * 4
+    assert memory.frames.ring.nbytes < stacked / (2 * STACK) * 1.2
+    assert memory.rows.obs.shape == memory.rows.next_obs.shape == (1_000, 2)
+
+
+def test_places_are_drawn_evenly():
+    film = Film(3, 4, seed=9)
+    memory = empty(film, 20)
+    for _ in range(40):
+        batch, ended, valid = film.step()
+        memory = replay.remember(
+            memory, batch._replace(reward=torch.arange(3.0).double()), ended, torch.tensor(0.9), valid
+        )
+    count = int(replay.filled(memory))
+    words = random.bits(random.key(0), (4_000 * count,))
+    at = (memory.added - count + random.index(words, count)) % 20
+    drawn = replay.sample(memory, words).reward
+    assert torch.equal(drawn, memory.rows.reward[at])
+    assert torch.bincount(at, minlength=20).sort().values[-count:].float().std() < 5 * 4_000**0.5
+
+
+def test_cut_begins_anew():
+    """After `cut` the next observation is an episode's first, though no end was seen."""
+    film = Film(2, 1e9, seed=1)
+    memory, gamma = empty(film, 30), torch.tensor(0.9)
+    batch, ended, valid = film.step()
+    memory = replay.remember(memory, batch, ended, gamma, torch.ones_like(valid))
+    film.obs = np.stack([film.start(), film.start()])
+    batch, ended, _ = film.step()
+    right = replay.remember(replay.cut(memory), batch, ended, gamma, torch.ones_like(valid))
+    wrong = replay.remember(memory, batch, ended, gamma, torch.ones_like(valid))
+    asserts.assert_trees_equal(tree.index(batch, 1), every(right)[-1])
+    with pytest.raises(AssertionError):
+        asserts.assert_trees_equal(tree.index(batch, 1), every(wrong)[-1])
+
+
+LIES = {
+    ("rows", "obs"): 3,
+    ("rows", "next_obs"): -1,
+    ("recent", "rows", "obs"): 99,
+    ("recent", "taken"): 10**9,
+    ("recent", "since"): -1,
+    ("frames", "written"): 2**62,
+    ("frames", "row"): 10**9,
+    ("oldest",): -1,
+}
+
+
+def test_places_out_of_a_file_are_looked_at():
+    """A checkpoint whose places lie outside of the rings is refused, before a compiled step follows them."""
+    film = Film(3, 4, seed=2)
+    memory = empty(film, 20, steps=2)
+    for _ in range(9):
+        memory = one_step(memory, *film.step())
+
+    def sound(memory):
+        counters = history._replay_counters(tree.stack([memory, memory]), 27)
+        return all(bool(((x >= 0) & (x <= most)).all()) for x, most in counters.values())
+
+    assert sound(memory)
+    for path, value in LIES.items():
+        lying = tree.clone(memory)
+        functools.reduce(getattr, path, lying).fill_(value)
+        assert not sound(lying), path
+
+
+def one_step(memory, batch, ended, valid):
+    return replay.remember(memory, batch, ended, torch.tensor(0.9), valid)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_laws(steps):
+    films = [Film(3, 3, seed=i) for i in range(2)]
+    lanes = [empty(film, 20, steps) for film in films]
+    for _ in range(12):
+        lanes = [one_step(memory, *film.step()) for memory, film in zip(lanes, films, strict=True)]
+    given = [film.step() for film in films]
+    laws.pure(one_step, lanes[0], *given[0])
+    laws.vmapped(one_step, tree.stack(lanes), *map(tree.stack, zip(*given, strict=True)))
+    laws.compiled(one_step, lanes[0], *given[0], again=[(lanes[1], *given[1])])
+    programs.donated(one_step, lanes[0], *given[0])
+    words = torch.arange(7) << 28
+    laws.vmapped(replay.sample, tree.stack(lanes), torch.stack([words, words]))
+    laws.compiled(replay.sample, lanes[0], words)
+    both = vmap(one_step)(tree.stack(lanes), *map(tree.stack, zip(*given, strict=True)))
+    alone = one_step(lanes[1], *given[1])
+    asserts.assert_trees_equal(alone, tree.index(both, 1))
+
+
+def test_sizes():
+    assert frames.capacity(1_600, 4, 4, 1) == 405 + 26
+    assert frames.capacity(1, 1, 4, 1) >= 8
+    with pytest.raises(ValueError, match=r"^capacity: expected at least 6, got 5"):
+        frames.init(torch.zeros(3, 2, 2), 1, 5)
+    held = frames.init(torch.zeros(3, 2, 2, dtype=torch.uint8), 2, 6)
+    assert held.ring.shape == (2, 6, 2, 2)
+    assert frames.stack(held, torch.tensor([[0, 5], [1, 2]])).shape == (2, 3, 2, 2)
