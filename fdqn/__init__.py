@@ -37,6 +37,7 @@ __all__ = [
     "train",
     "tree",
     "types",
+    "video",
     "worlds",
 ]
 
