@@ -101,7 +101,7 @@ def native(
     are not keys.
     """
     for i, games in enumerate(steps(env, network, params, keys, episodes, fast)):
-        if i % _DRAW == 0:
+        if i % _DRAW == 0 or i == env.spec.time_limit:
             if progress is not None:
                 progress(int(games.ended.sum()), i)
             if games.ended.all():

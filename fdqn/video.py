@@ -8,7 +8,7 @@ What is shown is what `evaluate` played: the same lanes, noise and seeds again, 
 import contextlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium
@@ -72,7 +72,7 @@ def typical(returns: NDArray[Any]) -> int:
 def native(
     name: str, env: Env, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int],
     fast: evaluate.Play | None = None,
-) -> Iterator[Scene]:  # fmt: skip
+) -> Generator[Scene]:  # fmt: skip
     """Of lane i of `params` [P, ...] with keys [P, 2], episode `chosen[i]` of those that `evaluate.native` plays, from
     its start to its end, for as long as one lasts. Raises ValueError where `name` does not render.
     """
@@ -85,7 +85,7 @@ def native(
 
 def outside(
     name: str, world: World, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int]
-) -> Iterator[Scene]:
+) -> Generator[Scene]:
     """`native` for what `evaluate.outside` plays; what a world does twice with one seed is up to the world."""
     seeds = evaluate.seeds_outside(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
     with _opened(name, world, len(chosen)) as games:
@@ -156,7 +156,8 @@ def draw(
         scenes = outside(name, env, network, some, keys[lanes], returns.shape[1], chosen)
     else:
         scenes = native(name, env, network, some, keys[lanes], returns.shape[1], chosen, fast)
-    film = thinned(scenes if progress is None else _told(scenes, progress))
+    with contextlib.closing(scenes):
+        film = thinned(scenes if progress is None else _told(scenes, progress))
     each = zip(parts, lanes, film.scenes[-1].returns, strict=True)
     titles = [f"{part}: seed {seeds[i]}, {shown:.1f} (mean {means[i]:.1f})" for part, i, shown in each]
     return gif(titles, film), film
@@ -174,11 +175,12 @@ def check_renders(name: str, env: Env | World) -> None:
             games.reset([[0]])
             check_frame(name, games.frames()[0])
     except Exception as error:  # whatever somebody's code may raise
-        cause = error.__cause__ or error
+        lacks = ImportError, gymnasium.error.DependencyNotInstalled
+        cause = error if isinstance(error, lacks) else error.__cause__ or error  # a world's sentence is of something
         words = " ".join(str(cause).split()) or type(cause).__name__
         if words.startswith("video: "):
             raise
-        if isinstance(cause, ImportError | gymnasium.error.DependencyNotInstalled):
+        if isinstance(cause, lacks):
             lacking = words.partition(", run ")[0]
             raise ValueError(
                 f"video: expected what {name} is drawn with, got: {lacking}; pip install 'fdqn[video]'"
