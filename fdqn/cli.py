@@ -82,7 +82,7 @@ class Eval:
     """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
     each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
     compile: bool = True
-    """Play episodes of more than 1,024 steps compiled, where the run was; the returns are the same."""
+    """Play episodes of more than 2,560 steps compiled, where the run was; the returns are the same."""
     json: bool = False
     """Print only the returns, as JSON."""
 

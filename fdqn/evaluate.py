@@ -17,8 +17,8 @@ from fdqn.types import Env, EnvSpec, Network, Params, World
 # Steps whose noise is drawn at once, and after which is asked whether all have ended.
 _DRAW = 64
 
-# Steps after which a compiled step takes over: until then it would take longer to compile than to play.
-_SOON = 16 * _DRAW
+# Steps after which a compiled step takes over: by then they have taken about as long as it takes to compile one.
+_SOON = 40 * _DRAW
 
 
 class Games(NamedTuple):
