@@ -39,6 +39,7 @@ __all__ = [
     "train",
     "tree",
     "types",
+    "video",
     "worlds",
 ]
 

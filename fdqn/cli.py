@@ -30,9 +30,12 @@ from fdqn.settings import PRESETS, Preset, Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fdqn import history, runs, train
+    from fdqn import evaluate, history, runs, train
 
 STARTED = time.perf_counter()
+
+# Greedy episodes a seed, where nothing else was asked for.
+EPISODES = 20
 
 # Rows that a table of seeds shows before it sums up the rest.
 _ROWS = 32
@@ -75,8 +78,13 @@ class Eval:
     """Run folder."""
     env: str | None = None
     """Environment, ours or gym:NAME; by default the one trained on."""
-    episodes: int = 20
+    episodes: int = EPISODES
     """Episodes a seed."""
+    video: Path | None = None
+    """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
+    each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
+    compile: bool = True
+    """Play episodes of more than 2,560 steps compiled, where the run was; the returns are the same."""
     json: bool = False
     """Print only the returns, as JSON."""
 
@@ -367,8 +375,14 @@ def _go_on(
     env = envs.find(settings.env)
     state, games = where.state, None
 
+    fast = _player(settings.compile, env, program.network)
+
     def periodic(state: train.TrainState) -> Any:
-        return evaluate.greedy(env, program.network, state.learner.params, state.key)
+        return evaluate.greedy(env, program.network, state.learner.params, state.key, fast=fast)
+
+    def play(env: Any, network: Any, params: Any, keys: Any) -> Any:
+        with _episodes(console, settings.seeds * EPISODES) as progress:
+            return evaluate.greedy(env, network, params, keys, EPISODES, progress, fast)
 
     with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
         if isinstance(env, World):
@@ -395,13 +409,15 @@ def _go_on(
         name = envs.GYMNASIUM[settings.env]
         console.print(f"playing the trained lanes in gymnasium's {name}")
         try:
-            outside = evaluate.greedy(envs.find(f"gym:{name}"), program.network, params, report.state.key)
+            outside = play(envs.find(f"gym:{name}"), program.network, params, report.state.key)
         except KeyboardInterrupt:
             interrupted = True
             console.print("not played to the end")
     if games is not None:
-        console.print(f"playing 20 greedy episodes a seed in {settings.env}, of at most {env.spec.time_limit:,} steps")
-    summary = runs.finish(path, settings, report, started, outside, where.seconds)
+        console.print(
+            f"playing {EPISODES} greedy episodes a seed in {settings.env}, of at most {env.spec.time_limit:,} steps"
+        )
+    summary = runs.finish(path, settings, report, started, outside, where.seconds, play)
     if as_json:
         print(json.dumps(summary))
     else:
@@ -432,6 +448,28 @@ def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterat
         for report in reports:
             progress.update(task, completed=report.step, description=_status(settings, report))
     return report
+
+
+@contextlib.contextmanager
+def _episodes(console: "Console", total: int) -> "Iterator[evaluate.Progress | None]":
+    """A bar of the episodes that have ended, for as long as they are played; only a terminal shows it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("episodes", total=total)
+        yield lambda ended, steps: progress.update(task, completed=ended, description=f"episodes, {steps:,} steps each")
+
+
+def _player(compiling: bool, env: Any, network: Any) -> "evaluate.Play | None":
+    """What plays on where episodes are long; there is nothing to compile in a world."""
+    from fdqn import compile
+    from fdqn.types import Env
+
+    return compile.player(env, network) if compiling and isinstance(env, Env) else None
 
 
 def _saying_failures(
@@ -499,8 +537,11 @@ def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
 
 
 def _eval(command: Eval) -> None:
-    from fdqn import build, envs, evaluate, runs
+    console = _ready()
+    from fdqn import build, envs, evaluate, runs, video
 
+    if command.video is not None:
+        _check_video(command.video)
     run = runs.read(command.run)
     params, keys = runs.read_params(command.run, command.env), build.keys(run.settings)
     name = command.env or run.settings.env
@@ -511,14 +552,44 @@ def _eval(command: Eval) -> None:
             f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
             f"got {list(env.spec.obs_shape)} and {env.spec.actions} in {name}"
         )
-    returns = evaluate.greedy(env, network, params, keys, command.episodes)
-    seeds = build.seeds(run.settings)
-    failed = run.summary["failed_seeds"]
+    if command.video is not None:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
+        video.check_renders(name, env)
+    seeds, failed = build.seeds(run.settings), run.summary["failed_seeds"]
+    fast = _player(command.compile and run.settings.compile, env, network)
+    with _episodes(console, len(seeds) * command.episodes) as progress:
+        returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast)
     record = runs.returns_record(returns, failed, seeds)
     if command.json:
         print(json.dumps(record))
     else:
         _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
+    if command.video is not None:
+        returns[[seeds.index(seed) for seed in failed]] = math.nan
+        with _episodes(console, 3) as progress:
+            drawn, film = video.draw(name, env, network, params, keys, seeds, returns, progress, fast)
+        _write_video(command.video, drawn)
+        steps = "step" if film.every == 1 else f"{film.every} steps"
+        frames = f"{len(film.scenes):,} frames, one every {steps}, {_bytes(len(drawn))}"
+        console.print(f"video {command.video}: {frames}", soft_wrap=True)
+
+
+def _check_video(file: Path) -> None:
+    if file.suffix.lower() != ".gif":
+        raise ValueError(f"video: expected a name that ends in .gif, got {str(file)!r}")
+    if not file.parent.is_dir():
+        raise ValueError(
+            f"video: expected a file in a folder that is there, got {str(file)!r}; make {file.parent} first"
+        )
+
+
+def _write_video(file: Path, content: bytes) -> None:
+    from fdqn import files
+
+    try:
+        files.write(file, content)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"video: {error}") from None
 
 
 def _report(command: Report) -> None:

@@ -33,7 +33,8 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import check, lanes, train, tree, worlds
+from fdqn import check, evaluate, lanes, train, tree, worlds
+from fdqn.types import Env, Network
 
 State = TypeVar("State")
 Made = TypeVar("Made")
@@ -239,6 +240,11 @@ def compiled_parts(program: train.Program) -> worlds.Parts:
         learn=begin_lanes(partial(train.learn, program), _split(program, beside=True)),
         sync=_sync,
     )
+
+
+def player(env: Env, network: Network) -> evaluate.Play:
+    """`evaluate.play` over lanes as one graph, compiled when it is first called."""
+    return compile(vmap(partial(evaluate.play, env, network)))
 
 
 def _split(program: train.Program, beside: bool = False) -> Callable[[int], lanes.Split]:

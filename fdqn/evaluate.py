@@ -1,7 +1,7 @@
 """How good trained lanes are: greedy episodes, in our environments or in worlds outside torch."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +12,13 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import actions, check, random
-from fdqn.types import Env, Network, Params, World
+from fdqn.types import Env, EnvSpec, Network, Params, World
 
-# Steps whose noise is drawn at once.
+# Steps whose noise is drawn at once, and after which is asked whether all have ended.
 _DRAW = 64
+
+# Steps after which a compiled step takes over: by then they have taken about as long as it takes to compile one.
+_SOON = 40 * _DRAW
 
 
 class Games(NamedTuple):
@@ -28,6 +31,24 @@ class Games(NamedTuple):
     """[N], so far; fixed from an episode's end on."""
     ended: Tensor
     """[N] bool."""
+    next_obs: Tensor
+    """[N, *O], what the last action led to, never the first of another episode; at the start it is `obs`."""
+
+
+class Played(NamedTuple):
+    """How episodes in a world stand, over lanes."""
+
+    returns: Tensor
+    """[S, N], so far; fixed from an episode's end on; NaN for a lane whose environments broke."""
+    ended: Tensor
+    """[S, N] bool."""
+
+
+Play = Callable[[Params, Games, Tensor], Games]
+"""`play` over lanes: `params [S, ...], games [S, ...], u [S, N, K] -> games`."""
+
+Progress = Callable[[int, int], None]
+"""Told now and then how many episodes have ended, over all lanes, and how many steps each has been played."""
 
 
 def play(env: Env, network: Network, params: Params, games: Games, u: Tensor) -> Games:
@@ -35,35 +56,91 @@ def play(env: Env, network: Network, params: Params, games: Games, u: Tensor) ->
     action = actions.greedy(network.apply(params, games.obs), games.legal)
     env_state, step = env.step(games.env_state, action, u)
     returns = games.returns + torch.where(games.ended, 0.0, step.reward)
-    return Games(env_state, step.obs, step.legal, returns, games.ended | step.terminated | step.truncated)
+    ended = games.ended | step.terminated | step.truncated
+    return Games(env_state, step.obs, step.legal, returns, ended, step.next_obs)
 
 
 @torch.no_grad()
-def native(env: Env, network: Network, params: Params, keys: Tensor, episodes: int = 20) -> NDArray[np.float64]:
-    """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
+def steps(
+    env: Env, network: Network, params: Params, keys: Tensor, episodes: int = 20, fast: Play | None = None
+) -> Iterator[Games]:
+    """The games [S, N] that `native` plays, at their start and after every step, up to the environment's time limit.
 
-    An episode ends at the latest with the environment's time limit. Raises ValueError for fewer than one episode, and
-    for as many lanes of `params` as there are not keys.
+    Where an episode has ended, the environment plays another, which counts for nothing.
     """
     check.kind("env", env, Env)
     _check(network, params, keys, episodes)
     keys = random.fold_in(keys, random.EVALUATION)
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
-    games = Games(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended)
-    advance = vmap(partial(play, env, network))
+    games = Games(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended, first.next_obs)
+    yield games
+    slow = vmap(partial(play, env, network))
     for start in range(0, env.spec.time_limit, _DRAW):
         count = min(_DRAW, env.spec.time_limit - start)
         u = random.uniform(random.fold_in(keys, 1 + start), (count, episodes, env.spec.noise))
+        advance = slow if fast is None or start < _SOON else fast
         for i in range(count):
             games = advance(params, games, u[:, i])
-        if games.ended.all():
-            break
+            yield games
+
+
+def native(
+    env: Env,
+    network: Network,
+    params: Params,
+    keys: Tensor,
+    episodes: int = 20,
+    progress: Progress | None = None,
+    fast: Play | None = None,
+) -> NDArray[np.float64]:
+    """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
+
+    An episode ends at the latest with the environment's time limit. `fast` is `play` over lanes, compiled: it plays on
+    where episodes are long. Raises ValueError for fewer than one episode, and for as many lanes of `params` as there
+    are not keys.
+    """
+    for i, games in enumerate(steps(env, network, params, keys, episodes, fast)):
+        if i % _DRAW == 0 or i == env.spec.time_limit:
+            if progress is not None:
+                progress(int(games.ended.sum()), i)
+            if games.ended.all():
+                break
     return games.returns.double().cpu().numpy()
 
 
+def seeds_outside(keys: Tensor, episodes: int) -> Tensor:
+    """What each game of a world is seeded with, [S, episodes], from the lanes' keys [S, 2]."""
+    return random.bits(random.fold_in(keys, random.OUTSIDE), (episodes,))
+
+
 @torch.no_grad()
-def outside(world: World, network: Network, params: Params, keys: Tensor, episodes: int = 20) -> NDArray[np.float64]:
+def steps_outside(games: Any, spec: EnvSpec, network: Network, params: Params, seeds: Tensor) -> Iterator[Played]:
+    """How the games of a world that is open stand, seeded by `seeds` [S, N], at their start and after every step, up to
+    the world's time limit.
+    """
+    apply, device = vmap(network.apply), seeds.device
+    step = games.reset(seeds.tolist())
+    _check_fit(apply, params, step.obs.to(device), spec.actions)
+    ended, returns = step.terminated, step.reward.double()
+    yield Played(returns, ended)
+    for _ in range(spec.time_limit):
+        action = actions.greedy(apply(params, step.obs.to(device)), step.legal.to(device))
+        step, valid, alive, _ = games.step(action.cpu().numpy())
+        returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
+        returns = torch.where(alive.unsqueeze(-1), returns, torch.nan)
+        ended = ended | step.terminated | step.truncated | ~alive.unsqueeze(-1)
+        yield Played(returns, ended)
+
+
+def outside(
+    world: World,
+    network: Network,
+    params: Params,
+    keys: Tensor,
+    episodes: int = 20,
+    progress: Progress | None = None,
+) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...] in a world, NaN for a lane whose environments broke.
 
     Each game's seed follows from its lane's key [S, 2]. An episode ends at the latest with the world's time limit.
@@ -72,26 +149,29 @@ def outside(world: World, network: Network, params: Params, keys: Tensor, episod
     """
     check.kind("world", world, World)
     _check(network, params, keys, episodes)
-    apply = vmap(network.apply)
+    seeds = seeds_outside(keys, episodes)
     with contextlib.closing(world.open(keys.shape[0], episodes)) as games:
-        step = games.reset(random.bits(random.fold_in(keys, random.OUTSIDE), (episodes,)).tolist())
-        _check_fit(apply, params, step.obs.to(keys.device), world.spec.actions)
-        ended, returns = step.terminated, step.reward.double()
-        for _ in range(world.spec.time_limit):
-            q = apply(params, step.obs.to(keys.device))
-            action = actions.greedy(q, step.legal.to(keys.device))
-            step, valid, alive, _ = games.step(action.cpu().numpy())
-            returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
-            returns = torch.where(alive.unsqueeze(-1), returns, torch.nan)
-            ended = ended | step.terminated | step.truncated | ~alive.unsqueeze(-1)
-            if ended.all():
+        for i, played in enumerate(steps_outside(games, world.spec, network, params, seeds)):
+            if progress is not None:
+                progress(int(played.ended.sum()), i)
+            if played.ended.all():
                 break
-        return returns.numpy()
+        return played.returns.numpy()
 
 
-def greedy(env: Env | World, network: Network, params: Params, keys: Tensor, episodes: int = 20) -> NDArray[np.float64]:
-    """`native` or `outside`, as the environment is."""
-    return (outside if isinstance(env, World) else native)(env, network, params, keys, episodes)  # type: ignore[arg-type]
+def greedy(
+    env: Env | World,
+    network: Network,
+    params: Params,
+    keys: Tensor,
+    episodes: int = 20,
+    progress: Progress | None = None,
+    fast: Play | None = None,
+) -> NDArray[np.float64]:
+    """`native` or `outside`, as the environment is; nothing is compiled of a world."""
+    if isinstance(env, World):
+        return outside(env, network, params, keys, episodes, progress)
+    return native(env, network, params, keys, episodes, progress, fast)
 
 
 def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, actions: int) -> None:

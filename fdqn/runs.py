@@ -188,17 +188,19 @@ def finish(
     started: float,
     outside: NDArray[np.float64] | None = None,
     before: float = 0.0,
+    play: Callable[..., NDArray[np.float64]] = evaluate.greedy,
 ) -> dict[str, Any]:
     """Write `params.safetensors`, `curve.png` and `summary.json`; answer with the summary.
 
     `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
-    in Gymnasium's twin of the environment, `before` the seconds that earlier processes spent on the run.
+    in Gymnasium's twin of the environment, `before` the seconds that earlier processes spent on the run, `play` what
+    plays the trained lanes.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
     failures = history.failed_seeds(settings, report)
     failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
-    final = evaluate.greedy(envs.find(settings.env), build.network(settings), params, report.state.key)
+    final = play(envs.find(settings.env), build.network(settings), params, report.state.key)
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {

@@ -108,6 +108,9 @@ class World(NamedTuple):
 
     open: Callable[[int, int], Any]
     spec: EnvSpec
+    film: Callable[[int], Any] | None = None
+    """`film(lanes)` is `open(lanes, 1)` with `frames()`, what each lane looked like after its last step or first reset:
+    uint8 [H, W, 3], or None where it broke. Nothing where the environments do not render."""
 
 
 class Network(NamedTuple):

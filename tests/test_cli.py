@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.image import imread
+from PIL import Image
 
-from fdqn import cli, envs, networks, random, runs
+from fdqn import cli, compile, envs, networks, random, runs, video
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
@@ -176,6 +177,61 @@ def test_eval_of_a_failed_seed(place, capsys):
     assert record["low"] is record["high"] is None
     assert cli.main(["eval", "run"]) == 0
     assert re.search(r"^ *6 +failed", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_eval_draws_a_video(place, capsys):
+    before = tree(place)
+    assert cli.main(["eval", "run", "--episodes", "3", "--json", "--video", "seeds.GIF"]) == 0
+    out, err = capsys.readouterr()
+    plain = strict(out)
+    assert re.fullmatch(r"video seeds\.GIF: \d+ frames, one every step, [\d.,]+ kB\n", err)
+    assert {**before, "seeds.GIF": Path("seeds.GIF").read_bytes()} == tree(place)
+    with Image.open("seeds.GIF") as image:
+        assert (image.format, image.is_animated) == ("GIF", True)
+    assert cli.main(["eval", "run", "--episodes", "3", "--json"]) == 0
+    assert strict(capsys.readouterr().out) == plain, "being filmed changes nothing"
+    Path("seeds.GIF").write_bytes(b"mine")
+    assert cli.main(["eval", "run", "--episodes", "1", "--video", "seeds.GIF"]) == 0
+    assert Path("seeds.GIF").read_bytes().startswith(b"GIF89a"), "another one in its place"
+
+
+def test_a_video_of_seeds_of_which_some_failed(place, capsys, monkeypatch):
+    titles, original = [], video.gif
+    monkeypatch.setattr(video, "gif", lambda said, film: titles.extend(said) or original(said, film))
+    summary = json.loads(Path("run/summary.json").read_text())
+    Path("run/summary.json").write_text(json.dumps({**summary, "failed_seeds": [5]}))
+    assert cli.main(["eval", "run", "--episodes", "2", "--video", "seeds.gif"]) == 0
+    assert [title.split(",")[0] for title in titles] == ["best: seed 6"]
+    Path("run/summary.json").write_text(json.dumps({**summary, "failed_seeds": [5, 6]}))
+    capsys.readouterr()
+    assert cli.main(["eval", "run", "--episodes", "2", "--video", "none.gif"]) == 1
+    assert capsys.readouterr().err == "fdqn: video: expected a seed that has not failed, got none\n"
+    assert not Path("none.gif").exists()
+
+
+def test_a_video_that_cannot_be_written_is_one_sentence(place, capsys, monkeypatch):
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    before = tree(place)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        code = cli.main(["eval", "run", "--episodes", "1", "--video", "a.gif"])
+    assert code == 1
+    assert "video: a.gif: expected to write it, got No space left on device" in capsys.readouterr().err
+    assert tree(place) == before
+
+
+def test_long_episodes_are_compiled_where_the_run_was(place, monkeypatch, capsys):
+    """What plays on is asked for; `--no-compile` says no, and so does a run that was not compiled."""
+    asked = []
+    monkeypatch.setattr(compile, "player", lambda *given: asked.append(given))
+    config = json.loads(Path("run/config.json").read_text())
+    for compiled, flag, expected in ((False, [], 0), (True, ["--no-compile"], 0), (True, [], 1)):
+        config["settings"]["compile"] = compiled
+        Path("run/config.json").write_text(json.dumps(config))
+        assert cli.main(["eval", "run", "--episodes", "1", *flag]) == 0
+        assert len(asked) == expected
 
 
 def test_report_of_one_run(place, capsys):
@@ -473,6 +529,12 @@ BAD = [
     ("eval run --env cartpol", "'cartpol'.*'cartpole'"),
     ("eval run --env catch", "env: .*catch"),
     ("eval run --env acrobot", "env: .*acrobot"),
+    ("eval run --video", "--video"),
+    ("eval run --video x.mp4", r"video: expected a name that ends in \.gif, got 'x\.mp4'"),
+    ("eval run --video=", "video: .*got"),
+    ("eval run --video file/x.gif", "video: .*make file first"),
+    ("eval run --video run --episodes 1", "video: .*got 'run'"),
+    ("eval run --vidoe x.gif", "'--vidoe'.*'--video'"),
     ("eval run --env gym:Nonsense-v7", "env: .*Nonsense-v7"),
     ("eval run --env gym:", "env: "),
     ("eval run --env gym:nomodule:Thing-v0", "env: .*nomodule"),
@@ -767,6 +829,15 @@ def test_a_live_line_on_a_terminal(tmp_path):
     assert "100%" in text
     assert "return" in text
     assert "seed-updates/s" in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("words", ["eval", "eval --env gym:CartPole-v1"])
+def test_episodes_are_counted_on_a_terminal(trained, words):
+    command, *rest = words.split()
+    text = on_a_terminal([command, str(trained[0]), *rest, "--episodes", "30"], 100)
+    assert re.search(r"\d+/60", text), "30 of each of 2 seeds"
+    assert re.search(r"episodes, [\d,]+ steps each", text)
     assert "Traceback" not in text
 
 

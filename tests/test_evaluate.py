@@ -1,6 +1,8 @@
 """Greedy episodes of many lanes at once, against one lane and one episode at a time in plain Python."""
 
+import contextlib
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 import gymnasium
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from fdqn import actions, envs, evaluate, networks, random, tree
+from fdqn import actions, compile, envs, evaluate, networks, random, tree
 from fdqn.envs import episode, gym
 from fdqn.testing import probes
 from fdqn.types import Env, EnvSpec, Network, Step, World
@@ -320,11 +323,79 @@ def test_play_holds_what_has_ended():
     env, (network, params) = noisy(), wide(0, lanes=1)
     own = {name: x[0] for name, x in params.items()}
     state, step = env.reset(torch.full((2, 2), 0.5))
-    games = evaluate.Games(state, step.obs, step.legal, torch.tensor([3.0, 4.0]).double(), torch.tensor([True, False]))
+    returns, ended = torch.tensor([3.0, 4.0]).double(), torch.tensor([True, False])
+    games = evaluate.Games(state, step.obs, step.legal, returns, ended, step.next_obs)
     after = evaluate.play(env, network, own, games, torch.full((2, 2), 0.5))
     assert after.returns[0] == 3.0
     assert after.returns[1] == 4.0 + 1.0 + 10.0 * actions.greedy(network.apply(own, step.obs), step.legal)[1]
     assert after.ended.tolist() == [True, False]
+
+
+def test_steps_are_those_of_native():
+    """One for the start and one for every step; what an action led to is shown also where an episode ended."""
+    network, params = wide(0)
+    games = list(evaluate.steps(noisy(100), network, params, KEYS, 4))
+    assert len(games) == 101
+    np.testing.assert_array_equal(games[-1].returns, evaluate.native(noisy(100), network, params, KEYS, 4))
+    assert torch.equal(games[0].obs, games[0].next_obs)
+    for before, after in pairwise(games):
+        assert (before.ended <= after.ended).all()
+        assert torch.equal(before.returns[before.ended], after.returns[before.ended])
+        ends = after.ended & ~before.ended
+        assert (after.obs[ends] != after.next_obs[ends]).all(), "the first of another episode, the last of this one"
+    assert games[-1].ended.all()
+
+
+def test_steps_outside_are_those_of_outside():
+    network, params = balancing()
+    world, seeds = gym.named("CartPole-v1"), evaluate.seeds_outside(KEYS, 2)
+    assert seeds.shape == (3, 2)
+    with contextlib.closing(world.open(3, 2)) as games:
+        *_, last = evaluate.steps_outside(games, world.spec, network, params, seeds)
+    np.testing.assert_array_equal(last.returns, evaluate.outside(world, network, params, KEYS, 2))
+    assert last.ended.all()
+
+
+@pytest.mark.parametrize("name", ["cartpole", "gym:CartPole-v1"])
+def test_progress_is_told(name):
+    network, params = balancing()
+    told = []
+    returns = evaluate.greedy(envs.find(name), network, params, KEYS, 4, progress=lambda *now: told.append(now))
+    np.testing.assert_array_equal(returns, evaluate.greedy(envs.find(name), network, params, KEYS, 4))
+    ended, steps = zip(*told, strict=True)
+    assert told[0] == (0, 0)
+    assert ended[-1] == 12
+    assert list(ended) == sorted(ended)
+    assert all(a < b for a, b in pairwise(steps))
+    assert steps[-1] >= returns.max() == 500
+    for count, step in told:
+        assert count >= (returns < step).sum(), "a step pays 1, so a return is a length"
+        assert count <= (returns <= step).sum()
+
+
+@pytest.mark.parametrize("soon", [64, 192])
+def test_fast_takes_over_where_episodes_are_long(monkeypatch, soon):
+    """After so many steps all of the others are its, and what it plays is the same."""
+    monkeypatch.setattr(evaluate, "_SOON", soon)
+    env, (network, params) = envs.make("cartpole", time_limit=300), balancing()
+    slow, calls = vmap(partial(evaluate.play, env, network)), []
+    returns = evaluate.native(env, network, params, KEYS, 4, fast=lambda *given: calls.append(1) or slow(*given))
+    assert len(calls) == 320 - soon - 20
+    np.testing.assert_array_equal(returns, evaluate.native(env, network, params, KEYS, 4))
+    calls.clear()
+    falls = {name: x[1:2] for name, x in params.items()}
+    evaluate.native(env, network, falls, KEYS[1:2], 4, fast=lambda *given: pytest.fail("it is over by then"))
+
+
+def test_a_compiled_player_plays_the_same(monkeypatch):
+    """From its first step on, in a game that is long enough to be compiled."""
+    monkeypatch.setattr(evaluate, "_SOON", 0)
+    env = envs.make("minatar:breakout", time_limit=150)
+    network = networks.minatar(env.spec.obs_shape, env.spec.actions)
+    params = network.init(random.fold_in(KEYS, random.NETWORK))
+    games = [evaluate.steps(env, network, params, KEYS, 4, fast) for fast in (None, compile.player(env, network))]
+    for plain, quick in zip(*games, strict=True):
+        assert tree.equal(plain, quick)
 
 
 @pytest.mark.gpu

@@ -43,6 +43,7 @@ from fdqn import (
     schedules,
     train,
     tree,
+    video,
 )
 from fdqn.settings import Settings, to_json
 from fdqn.testing import asserts, examples
@@ -93,7 +94,7 @@ SIZES = "{'0.weight': [3, 2], '0.bias': [3], '2.weight': [3, 3], '2.bias': [3]}"
 BATCH = replay.Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
 ROW, EMPTY = tree.index(BATCH, 0), replay.init(tree.index(BATCH, 0), 3)
 SPANNING, RECENT = replay.init(ROW, 8, 4, 2), n_step.init(ROW, 4, 2)
-FILM, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
+SHOWN, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
 LANES_OF_HYPER = dqn.hyper(4)
 HYPER = tree.index(LANES_OF_HYPER, 0)
 LEARNER = dqn.init(optim.adam(), PARAMS)
@@ -118,6 +119,8 @@ TRAINED = STATE.learner.params
 SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
+SCENE = video.Scene([np.zeros((2, 2, 3), np.uint8)], np.zeros(1), np.ones(1, bool))
+FILM = video.Film([SCENE], 1)
 GRADS = {name: torch.ones_like(x) for name, x in PARAMS.items()}
 ADAM, SGD = optim.adam(), optim.sgd()
 
@@ -697,15 +700,15 @@ ROWS = [
     ("frames.init", given(torch.tensor(1.0), 2, 9), ValueError, "example: expected a stack of frames …, got a number"),
     ("frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
     ("frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
-    ("frames.add", given(FILM, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
+    ("frames.add", given(SHOWN, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
      "obs: expected shape [E 3 2], got [2, 2, 2]"),
-    ("frames.add", given(FILM, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
+    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
      "ended: expected torch.bool, got …"),
-    ("frames.add", given(FILM, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
+    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
      "valid: expected torch.bool, got …"),
-    ("frames.add", given(FILM, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
+    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
      "obs: expected torch.float32, got torch.float64"),
-    ("frames.stack", given(FILM, torch.zeros(3, dtype=torch.int64)), ValueError, "at: expected shape [B 2], got [3]"),
+    ("frames.stack", given(SHOWN, torch.zeros(3, dtype=torch.int64)), ValueError, "at: expected shape [B 2], got [3]"),
     # n_step
     ("n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
     ("n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
@@ -783,6 +786,26 @@ ROWS = [
      "panels: expected at least one curve in each, got none"),
     ("plots.learning_curves", given(Path("x.png"), {"cartpole": {"a": POINTS}}), ValueError,
      "panels: expected curves of steps [P] and values [P, S], got [3] and [2, 2] in 'a'"),
+    # video
+    ("video.cast", given(np.array([np.nan])), ValueError, "video: expected a seed that has not failed, got none"),
+    ("video.thinned", given([], 0), ValueError, "most: expected at least 2, got 0"),
+    ("video.thinned", given([], 5), ValueError, "most: expected an even number, got 5"),
+    ("video.thinned", given([], 6.0), TypeError, "most: expected an integer, got 6.0"),
+    ("video.gif", given([], video.Film([], 1)), ValueError, "film: expected at least one scene, got none"),
+    ("video.gif", given(["a", "b"], FILM), ValueError, "titles: expected one for each of 1 lanes, got 2"),
+    ("video.gif", given(["a"], video.Film([SCENE._replace(frames=[np.zeros((2, 2))])], 1)), ValueError,
+     "video: expected pictures [H, W, 3] of uint8 of film, got [2, 2] of float64"),
+    ("video.check_frame", given("it", None), ValueError,
+     "video: expected pictures [H, W, 3] of uint8 of it, got [] of NoneType"),
+    ("video.check_frame", given("it", np.zeros((0, 2, 3), np.uint8)), ValueError,
+     "video: expected pictures [H, W, 3] of uint8 of it, got [0, 2, 3] of uint8"),
+    ("video.check_renders", given("cartpole", "cartpole"), TypeError, "env: expected Env or World, got str"),
+    ("video.check_renders", given("mine:corridor", CARTPOLE), ValueError,
+     "video: expected an environment that renders, got mine:corridor, whose observations are [4] of torch.float32; …"),
+    ("video.check_renders", given("mine:world", fdqn.types.World(None, CATCH.spec)), ValueError,
+     "video: expected an environment that renders, got mine:world, a World without film"),
+    ("video.draw", given("catch", CATCH, PROGRAM.network, TRAINED, KEYS, [0, 1], np.full((2, 3), np.nan)), ValueError,
+     "video: expected a seed that has not failed, got none"),
     # lanes and testing
     ("lanes.split", given(PROGRAM, 0, 1), ValueError, "lanes: expected at least 1, got 0"),
     ("lanes.split", given(PROGRAM, 2, 0), ValueError, "threads: expected at least 1, got 0"),
@@ -832,6 +855,7 @@ WITHOUT = {
     "build.replay_bytes": "multiplies what `check_memory` has checked",
     "check.difference": "answers in words",
     "checkpoint.CheckpointError": "is what is raised",
+    "compile.player": "binds",
     "compile.prepare_cpu": "takes nothing",
     "envs.names": "takes nothing",
     "files.append": "is the system's refusal, an OSError; tests/test_files.py",
@@ -839,6 +863,9 @@ WITHOUT = {
     "files.sync": "the same",
     "files.write": "the same",
     "evaluate.play": "is `native`'s step; network and environment refuse",
+    "evaluate.seeds_outside": "draws for keys that `outside` has checked",
+    "evaluate.steps": "is `native`, step by step",
+    "evaluate.steps_outside": "is `outside`, step by step",
     "optim.frozen": "takes nothing",
     "replay.filled": "reads a replay",
     "replay.transition": "puts together; `replay.add` refuses",
@@ -861,6 +888,9 @@ WITHOUT = {
     "train.count_episodes": "is part of `collect`, which refuses",
     "train.count_update": "is part of `learn`, which refuses",
     "train.vmapped": "makes functions; they refuse",
+    "video.native": "is `evaluate.native` with pictures",
+    "video.outside": "is `evaluate.outside` with pictures; `check_renders` refuses",
+    "video.typical": "reads a row of returns",
     **{f"tree.{name}": "takes any tree; a leaf that is no tensor is refused by Python"
        for name in ("leaves", "structure", "paths", "index", "to", "clone", "separate", "equal", "nbytes")},
     "testing.asserts.assert_no_graph_break": "raises what it is for",
@@ -1138,6 +1168,11 @@ LINES = [
     ("train --keep-checkpoints 0", 1, "keep_checkpoints: expected at least 1, got 0"),
     ("eval run --episodes 0", 1, "episodes: expected at least 1, got 0"),
     ("eval run --episodes -3", 1, "episodes: expected at least 1, got -3"),
+    ("eval run --video", 2, "Missing value for argument '--video'. …"),
+    ("eval run --video a.mp4", 1, "video: expected a name that ends in .gif, got 'a.mp4'"),
+    ("eval run --video nowhere/a.gif", 1,
+     "video: expected a file in a folder that is there, got 'nowhere/a.gif'; make nowhere first"),
+    ("eval hollow --video a.gif", 1, "run: expected a finished run folder, got hollow without config.json"),
     ("eval run --env cartpole", 1, "env: expected observations [10, 5] and 3 actions as in training, got …"),
     ("eval run --env gym:Nonsense-v7", 1, "env: expected an environment of Gymnasium, got 'gym:Nonsense-v7': …"),
     ("eval run --env gym:CartPole-v1", 1,

@@ -6,11 +6,13 @@ are, and one that fails ends its own lane only.
 
 import contextlib
 import difflib
+import inspect
 import re
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -19,6 +21,7 @@ import torch
 from gymnasium.spaces import Discrete, Space
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import concatenate, create_empty_array
+from gymnasium.wrappers import RenderCollection
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,13 +44,14 @@ PATIENCE = 120.0
 def named(name: str, **settings: Any) -> World:
     """The environments registered under that name. Raises ValueError where there are none or they do not suit."""
 
-    def make(num_envs: int) -> VectorEnv:
+    def make(num_envs: int, **more: Any) -> VectorEnv:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of newer versions: the name was asked for
             mode = {"autoreset_mode": AutoresetMode.DISABLED, "copy": False}  # encoding copies
-            return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings)
+            return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings, **more)
 
-    return world(f"gym:{name}", make)
+    film = partial(make, wrappers=[_keeping_frames], render_mode="rgb_array", disable_env_checker=True)
+    return world(f"gym:{name}", make, film)
 
 
 def atari(name: str) -> World:
@@ -68,31 +72,38 @@ def atari(name: str) -> World:
         hint = f"; did you mean {near[0]}?" if near else f"; ale-py has {len(known)}"
         raise ValueError(f"env: expected a game of ale-py, got {name!r}{hint}")
 
-    def make(num_envs: int) -> VectorEnv:
-        vector = vector_env.AtariVectorEnv(
-            game,
-            num_envs,
-            num_threads=1,
-            stack_num=STACK,
-            reward_clipping=False,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-        )
+    def make(num_envs: int, **settings: Any) -> VectorEnv:
+        vector = vector_env.AtariVectorEnv(game, num_envs, num_threads=1, reward_clipping=False, **settings)
         return _SeedsAsArray(vector)
 
-    return world(f"ale:{name}", make, STACK, FIVE_MINUTES)
+    def play(num_envs: int) -> VectorEnv:
+        return make(num_envs, stack_num=STACK, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    def film(num_envs: int) -> VectorEnv:
+        return _Twins(play(num_envs), make(num_envs, grayscale=False, img_height=210, img_width=160, stack_num=1))
+
+    return world(f"ale:{name}", play, film, STACK, FIVE_MINUTES)
 
 
 def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
     """Environments that `make()` gives one by one; `name` is for messages."""
 
-    def vector(num_envs: int) -> VectorEnv:
+    def vector(make: Callable[[], gymnasium.Env], num_envs: int) -> VectorEnv:
         return gymnasium.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
 
-    return world(name, vector)
+    return world(name, partial(vector, make), partial(vector, lambda: _keeping_frames(_rendering(make))))
 
 
-def world(name: str, make: Callable[[int], VectorEnv], stack: int = 1, limit: int | None = None) -> World:
-    """The environments that `make(num_envs)` gives, of any autoreset mode; `name` is for messages.
+def world(
+    name: str,
+    make: Callable[[int], VectorEnv],
+    film: Callable[[int], VectorEnv] | None = None,
+    stack: int = 1,
+    limit: int | None = None,
+) -> World:
+    """The environments that `make(num_envs)` gives, of any autoreset mode; `name` is for messages. Those that
+    `film(num_envs)` gives do the same, and render each a list of frames, those since they were last asked.
+
 
     With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
     steps of an episode, by default those that the environments themselves allow.
@@ -112,7 +123,11 @@ def world(name: str, make: Callable[[int], VectorEnv], stack: int = 1, limit: in
     encoded = encoding(observed)
     dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
     spec = EnvSpec(encoded.shape, dtype, int(actions.n), noise=0, time_limit=limit or EPISODE_STEPS, stack=stack)
-    return World(lambda lanes, num_envs: Games(name, make, encoded, spec, lanes, num_envs), spec)
+
+    def filmed(lanes: int) -> Games:
+        return Games(name, film or make, encoded, spec, lanes, 1)
+
+    return World(lambda lanes, num_envs: Games(name, make, encoded, spec, lanes, num_envs), spec, film and filmed)
 
 
 class Games:
@@ -169,6 +184,12 @@ class Games:
             answers.append(self._nothing())
         *step, valid, alive, life_lost = _stacked(answers)
         return Answer(Step(*step), valid, alive, life_lost)
+
+    def frames(self) -> list[Any]:
+        """What each lane's first environment, one that is filmed, looked like after its last step, or at its start;
+        nothing where it is broken."""
+        rendered = [None if i in self.broken else lane.vector.render() for i, lane in enumerate(self._lanes)]
+        return [frames and frames[0][0] for frames in rendered]  # a second one is of the episode that began since
 
     def close(self) -> None:
         """Close all environments, also those that are broken."""
@@ -249,6 +270,42 @@ class _SeedsAsArray(VectorWrapper):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         # Of a seed they take 31 bits.
         return self.env.reset(seed=np.asarray(seed, np.int64) >> 1, options=options)  # type: ignore[arg-type]
+
+
+class _Twins(VectorWrapper):
+    """Games and the same again, by seeds and actions, whose observations [N, 1, H, W, 3] are for people to see."""
+
+    def __init__(self, env: VectorEnv, shown: VectorEnv) -> None:
+        super().__init__(env)
+        self.shown = shown
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.seen, _ = self.shown.reset(seed=seed, options=options)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, ...]:
+        self.seen, *_ = self.shown.step(actions)
+        return self.env.step(actions)
+
+    def render(self) -> tuple[Any, ...]:
+        return tuple(self.seen)
+
+    def close(self, **how: Any) -> None:
+        self.shown.close(**how)
+        self.env.close(**how)
+
+
+def _keeping_frames(env: gymnasium.Env) -> gymnasium.Env:
+    """Renders a list of frames, one for every step and reset since it was last asked: also how an episode ended."""
+    if env.render_mode != "rgb_array":
+        raise ValueError(f"render_mode is {env.render_mode!r} and not 'rgb_array'")
+    return RenderCollection(env, reset_clean=False)
+
+
+def _rendering(make: Callable[..., gymnasium.Env]) -> gymnasium.Env:
+    """One that renders arrays, where that is to be asked for."""
+    asked = {"render_mode": "rgb_array"} if "render_mode" in inspect.signature(make).parameters else {}
+    return make(**asked)
 
 
 class _Lane(NamedTuple):

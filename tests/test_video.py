@@ -1,0 +1,349 @@
+"""Episodes as pictures: what is shown is what was played, as a GIF that others read."""
+
+import io
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fdqn import envs, evaluate, networks, random, video
+from fdqn.envs import gym, paint
+from fdqn.types import World
+
+KEYS = random.fold_in(random.key(torch.arange(4)), 99)
+
+
+def lanes(name):
+    env = envs.find(name)
+    network = networks.mlp(env.spec.obs_shape, (8,), env.spec.actions)
+    return env, network, network.init(random.fold_in(KEYS, random.NETWORK))
+
+
+def scene(frames, returns=(0.0,), ended=(False,)):
+    return video.Scene(list(frames), np.array(returns), np.array(ended))
+
+
+def grey(value, height=4, width=6):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+# Whom it shows
+
+
+@pytest.mark.parametrize(
+    ("means", "places"),
+    [
+        ([3.0, 1.0, 2.0], {"best": 0, "median": 2, "worst": 1}),
+        ([1.0, 5.0, 2.0, 4.0], {"best": 1, "median": 3, "worst": 0}),
+        ([1.0, 2.0], {"best": 1, "worst": 0}),
+        ([7.0], {"best": 0}),
+        ([np.nan, 1.0, np.nan, 3.0, 2.0], {"best": 3, "median": 4, "worst": 1}),
+        ([np.nan, -2.0], {"best": 1}),
+        ([1.0, 1.0, 1.0], {"best": 0, "median": 1, "worst": 2}),
+    ],
+)
+def test_cast(means, places):
+    assert video.cast(np.array(means)) == places
+
+
+def test_typical():
+    assert video.typical(np.array([0.0, 10.0, 4.0, 5.0])) == 3
+    assert video.typical(np.array([1.0, 3.0])) == 0, "the first of those that are as near"
+
+
+# What it shows
+
+
+@pytest.mark.parametrize("name", ["catch", "cartpole", "acrobot", "mountain_car", "gym:CartPole-v1"])
+def test_what_is_shown_is_what_was_played(name):
+    """The returns of these very episodes, and another picture at the end than at the start."""
+    env, network, params = lanes(name)
+    world, film = isinstance(env, World), video.outside if isinstance(env, World) else video.native
+    returns = (evaluate.outside if world else evaluate.native)(env, network, params, KEYS, 3)
+    some, chosen = [2, 0], [1, 2]
+    scenes = film(name, env, network, {n: x[some] for n, x in params.items()}, KEYS[some], 3, chosen)
+    film = video.thinned(scenes)
+    np.testing.assert_array_equal(film.scenes[-1].returns, returns[some, chosen])
+    assert film.scenes[-1].ended.all()
+    assert not film.scenes[-2].ended.all()
+    first, last = film.scenes[0], film.scenes[-1]
+    assert all((a != b).any() for a, b in zip(first.frames, last.frames, strict=True))
+
+
+def test_a_board_shows_the_end_and_not_the_next_beginning():
+    """In catch the ball lands in the last row, where another episode would show it in the first."""
+    env, network, params = lanes("catch")
+    film = video.thinned(video.native("catch", env, network, params, KEYS, 1, [0] * 4))
+    assert len(film.scenes) == 10
+    for t, now in enumerate(film.scenes):
+        assert all(frame.shape == (10, 5, 3) and frame[t].any() for frame in now.frames)
+    assert not any(frame[0].any() for frame in film.scenes[-1].frames)
+
+
+def test_frames_of_gymnasium_are_gymnasium_s():
+    env, network, params = lanes("gym:CartPole-v1")
+    shown = list(video.outside("gym:CartPole-v1", env, network, params, KEYS, 2, [1] * 4))
+    plain = gymnasium.make("CartPole-v1", render_mode="rgb_array")
+    seeds = evaluate.seeds_outside(KEYS, 2).tolist()
+    for lane in range(4):
+        obs, _ = plain.reset(seed=seeds[lane][1])
+        for now in shown:
+            np.testing.assert_array_equal(now.frames[lane], plain.render())
+            if now.ended[lane]:
+                break
+            own = {name: x[lane] for name, x in params.items()}
+            obs, *_ = plain.step(int(network.apply(own, torch.from_numpy(obs)).argmax()))
+        assert now.ended[lane]
+    plain.close()
+
+
+@pytest.mark.parametrize("name", sorted(envs.GYMNASIUM))
+def test_a_twin_paints_our_observations_as_its_own(name):
+    """Gymnasium's environment from the same state: the picture is the one it shows itself."""
+    twin = gymnasium.make(envs.GYMNASIUM[name], render_mode="rgb_array")
+    with paint.painter(name, envs.make(name).spec, envs.GYMNASIUM[name]) as painted:
+        obs, _ = twin.reset(seed=3)
+        for t in range(30):
+            np.testing.assert_array_equal(painted(obs.astype(np.float64)), twin.render())
+            obs, _, ended, *_ = twin.step(t % 2)
+            if ended:
+                break
+        assert t > 5
+        # What is compared moves.
+        assert (painted(obs) != painted(twin.reset(seed=3)[0])).any()
+    twin.close()
+
+
+def test_board():
+    obs = np.zeros((3, 2, 2), bool)
+    obs[0, 0, 0] = obs[0, 0, 1] = obs[2, 0, 1] = True
+    frame = paint.board(obs)
+    assert frame.dtype == np.uint8
+    assert frame[0].tolist() == [list(paint.COLOURS[0]), list(paint.COLOURS[2])], "the last plane is in front"
+    assert not frame[1].any()
+    many = paint.board(np.ones((11, 1, 1)))
+    assert many.tolist() == [[list(paint.COLOURS[0])]]
+    assert len(set(paint.COLOURS)) == len(paint.COLOURS) == 10
+    assert paint.board(np.ones((1, 2))).shape == (1, 2, 3)
+
+
+def test_games_of_atari_are_shown_in_colour():
+    """The game that the lane plays in grey: the same pixels, made smaller."""
+    pytest.importorskip("ale_py")
+    world = envs.find("ale:Breakout")
+    games = world.film(2)
+    step, actions = games.reset([[5], [77]]), np.array([[1], [3]])
+    for _ in range(20):
+        frames = games.frames()
+        assert [frame.shape for frame in frames] == [(210, 160, 3)] * 2
+        for frame, obs in zip(frames, step.obs[:, 0, -1], strict=True):
+            video.check_frame("ale:Breakout", frame)
+            small = Image.fromarray(frame).convert("L").resize((84, 84), Image.Resampling.BOX)
+            assert np.abs(np.asarray(small, float) - obs.numpy()).mean() < 8
+        step = games.step(actions).step
+    assert np.abs(frames[0].astype(int) - frames[1]).max() > 0, "two games"
+    games.close()
+
+
+class Shown(gymnasium.Env):
+    """Its frame tells place and time; `broken_at` raises."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space = gymnasium.spaces.Discrete(9)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, render_mode=None, broken_at=None, frame=grey):
+        self.render_mode, self.broken_at, self.frame = render_mode, broken_at, frame
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return 0, {}
+
+    def step(self, action):
+        self.time += 1
+        if self.time == self.broken_at:
+            raise RuntimeError("out of order")
+        return self.time, 1.0, self.time == 5, False, {}
+
+    def render(self):
+        return self.frame(self.time)
+
+
+def of_shown(**how):
+    return gym.of("mine:Shown", lambda render_mode=None: Shown(render_mode, **how))
+
+
+def small_network():
+    network = networks.mlp((9,), (4,), 2)
+    return network, network.init(random.fold_in(KEYS, random.NETWORK))
+
+
+def test_a_class_of_one_s_own_shows_every_step_and_its_end():
+    network, params = small_network()
+    scenes = list(video.outside("mine:Shown", of_shown(), network, params, KEYS, 2, [0] * 4))
+    assert [now.frames[0][0, 0, 0] for now in scenes[:6]] == [0, 1, 2, 3, 4, 5]
+    assert [now.ended.all() for now in scenes[:6]] == [False] * 5 + [True]
+    assert scenes[5].returns.tolist() == [5.0] * 4
+
+
+def test_a_lane_that_breaks_keeps_its_last_picture():
+    network, params = small_network()
+    made = []
+
+    def make(render_mode=None):
+        made.append(Shown(render_mode, broken_at=3 if len(made) == 2 else None))  # one to look at, lane 0, lane 1
+        return made[-1]
+
+    scenes = video.outside("mine:Shown", gym.of("mine:Shown", make), network, params, KEYS, 1, [0] * 4)
+    film = video.thinned(scenes)
+    assert [now.frames[1][0, 0, 0] for now in film.scenes] == [0, 1, 2, 2, 2, 2]
+    assert [now.frames[0][0, 0, 0] for now in film.scenes] == [0, 1, 2, 3, 4, 5]
+    assert np.isnan(film.scenes[-1].returns).tolist() == [False, True, False, False]
+
+
+# How it is shown
+
+
+def test_thinned_keeps_every_step_where_there_are_few():
+    scenes = [scene([grey(t)], [t], [t == 9]) for t in range(10)]
+    film = video.thinned(scenes, 10)
+    assert film.every == 1
+    assert [now.frames[0][0, 0, 0] for now in film.scenes] == list(range(10))
+
+
+@pytest.mark.parametrize(("count", "every", "kept"), [(11, 2, 6), (12, 2, 7), (20, 2, 11), (21, 4, 6), (200, 32, 8)])
+def test_thinned_keeps_each_nth_step_and_the_last(count, every, kept):
+    film = video.thinned((scene([grey(t % 256)], [t], [t == count - 1]) for t in range(count)), 10)
+    assert (film.every, len(film.scenes)) == (every, kept)
+    times = [int(now.returns[0]) for now in film.scenes]
+    assert times[:-1] == list(range(0, count - 1, every))
+    assert times[-1] == count - 1
+
+
+def test_thinned_ends_with_the_longest_and_the_others_stand():
+    def scenes():
+        for t in range(8):
+            yield scene([grey(t), grey(10 + t)], [t, t], [t >= 2, t >= 5])
+
+    film = video.thinned(scenes())
+    assert [now.frames[0][0, 0, 0] for now in film.scenes] == [0, 1, 2, 2, 2, 2]
+    assert [now.frames[1][0, 0, 0] for now in film.scenes] == [10, 11, 12, 13, 14, 15]
+
+
+def test_thinned_does_not_keep_memory_that_is_drawn_over():
+    canvas = grey(0)
+
+    def scenes():
+        for t in range(3):
+            canvas[:] = t
+            yield scene([canvas], [t], [t == 2])
+
+    assert [now.frames[0][0, 0, 0] for now in video.thinned(scenes()).scenes] == [0, 1, 2]
+
+
+def test_thinned_makes_large_pictures_smaller():
+    film = video.thinned([scene([grey(1, 400, 600)], [0.0], [True])])
+    assert film.scenes[0].frames[0].shape == (213, 320, 3)
+
+
+def frames_of(content):
+    image, pages, durations = Image.open(io.BytesIO(content)), [], []
+    for i in range(image.n_frames):
+        image.seek(i)
+        pages.append(np.asarray(image.convert("RGB")).astype(int))
+        durations.append(image.info["duration"])
+    return image, pages, durations
+
+
+def test_gif_is_read_as_it_was_drawn():
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    film = [scene([np.full((2, 4, 3), c, np.uint8), grey(9 * t, 2, 4)], [0.0] * 2) for t, c in enumerate(colours)]
+    image, pages, durations = frames_of(video.gif(["left", "right"], video.Film(film, 1)))
+    assert image.info["loop"] == 0, "for ever"
+    assert durations == [50, 50, 2000]
+    assert len({page.shape for page in pages}) == 1
+    for page, colour in zip(pages, colours, strict=True):
+        cells = np.abs(page - colour).max(-1) < 8
+        assert cells.sum() == 320 * 160, "a cell is a square of whole pixels, and nothing else has its colour"
+        rows, columns = np.nonzero(cells)
+        assert (np.ptp(rows), np.ptp(columns)) == (159, 319)
+
+
+def test_gif_shows_titles_whole():
+    """However narrow the picture is, no letter touches the margin."""
+    title = "median: seed 4294967295, -12345.6 (mean -12345.6)"
+    _, pages, _ = frames_of(video.gif([title, title], video.Film([scene([grey(9, 8, 2)] * 2, [0.0] * 2)], 1)))
+    above = pages[0][: video.TITLE - 2].max(-1) < 128
+    assert above.sum() > 500, "ink"
+    columns = np.flatnonzero(above.any(0))
+    assert columns[0] >= video.EDGE / 2
+    assert columns[-1] < above.shape[1] - video.EDGE / 2
+    gap = np.diff(columns).max()
+    assert gap > video.EDGE, "between two titles"
+    assert not pages[0][:2].min() < 128, "nor cut off above"
+
+
+def test_gif_stays_small():
+    """Six hundred frames of noise in a corner; what does not move costs nothing."""
+    noise = (random.uniform(random.key(1), (600, 20, 20, 3)) * 255).to(torch.uint8).numpy()
+    still = grey(200, 160, 320)
+    films = [scene([np.concatenate([np.concatenate([x, still[:20, 20:]], 1), still[20:]])]) for x in noise]
+    assert len(video.gif(["noise"], video.Film(films, 1))) < 1_000_000
+
+
+@pytest.mark.parametrize("name", ["catch", "gym:CartPole-v1"])
+def test_draw_says_seed_and_return(name, monkeypatch):
+    env, network, params = lanes(name)
+    returns = evaluate.greedy(env, network, params, KEYS, 3)
+    returns[2] = np.nan
+    said, told, original = [], [], video.gif
+    monkeypatch.setattr(video, "gif", lambda titles, film: said.extend(titles) or original(titles, film))
+    content, film = video.draw(name, env, network, params, KEYS, range(7, 11), returns, lambda *x: told.append(x))
+    assert len(frames_of(content)[1]) <= len(film.scenes)
+    places = video.cast(returns.mean(1))
+    assert 2 not in places.values()
+    for title, (place, lane) in zip(said, places.items(), strict=True):
+        shown = returns[lane][video.typical(returns[lane])]
+        assert title == f"{place}: seed {7 + lane}, {shown:.1f} (mean {returns[lane].mean():.1f})"
+    assert told[-1] == (3, len(told) - 1)
+
+
+# What does not render
+
+
+@pytest.mark.parametrize("name", ["catch", "cartpole", "minatar:seaquest", "gym:CartPole-v1"])
+def test_check_renders_takes_what_does(name):
+    video.check_renders(name, envs.find(name))
+
+
+@pytest.mark.parametrize("name", ["cartpole", "gym:CartPole-v1"])
+def test_a_missing_renderer_is_named(monkeypatch, name):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    says = rf"video: expected what {name} is drawn with, got: pygame is not installed; pip install 'fdqn\[video\]'"
+    with pytest.raises(ValueError, match=says):
+        video.check_renders(name, envs.find(name))
+
+
+NOT_SHOWN = {
+    "no mode": (gym.of("it", lambda: Shown()), "an environment that renders, got it: render_mode is None and not"),
+    "no frame": (of_shown(frame=lambda t: None), r"pictures \[H, W, 3\] of uint8 of it, got \[\] of NoneType"),
+    "floats": (of_shown(frame=lambda t: np.zeros((2, 2, 3))), r"got \[2, 2, 3\] of float64"),
+    "grey": (of_shown(frame=lambda t: np.zeros((2, 2), np.uint8)), r"got \[2, 2\] of uint8"),
+    "raises": (of_shown(frame=lambda t: 1 / 0), "an environment that renders, got it: division by zero"),
+    "no film": (World(None, envs.make("catch").spec), "got it, a World without film"),
+    "no board": (
+        envs.make("cartpole"),
+        r"got it, whose observations are \[4\] of torch.float32; of pure functions, boards are painted",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_SHOWN)
+def test_what_does_not_render_is_a_sentence(name):
+    env, says = NOT_SHOWN[name]
+    with pytest.raises(ValueError, match=f"^video: expected .*{says}"):
+        video.check_renders("it", env)
