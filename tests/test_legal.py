@@ -11,6 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
+from plants import rejects
 from test_worlds import Told
 
 from fdqn import actions, cli, dqn, losses, networks, policies, random, replay, train, tree, worlds
@@ -187,18 +188,21 @@ def updated(loss, rows, poison=None):
     return dqn.learn(partial(loss, apply, losses.squared), optimizer, learner, rows, hyper)
 
 
+def assert_illegal_values_do_not_matter(loss, rows):
+    """Bit for bit: the loss, its gradient's norm and every parameter after the update."""
+    expected = updated(loss, rows)
+    asserts.assert_finite(expected)
+    for poison in POISONS:
+        asserts.assert_trees_equal(expected, updated(loss, rows, poison), f"illegal values {poison}: ")
+
+
 LOSSES = pytest.mark.parametrize("loss", [dqn.q_learning, dqn.double_q_learning])
 
 
 @LOSSES
 @pytest.mark.parametrize("where", ["native", "world"])
 def test_targets_are_the_same_whatever_illegal_values_are(where, loss):
-    """Bit for bit: the loss, its gradient's norm and every parameter after the update."""
-    rows = batch(where)
-    expected = updated(loss, rows)
-    asserts.assert_finite(expected)
-    for poison in POISONS:
-        asserts.assert_trees_equal(expected, updated(loss, rows, poison), f"illegal values {poison}: ")
+    assert_illegal_values_do_not_matter(loss, batch(where))
 
 
 def product(q, action):
@@ -206,26 +210,27 @@ def product(q, action):
 
 
 TARGETS = {
-    "a product instead of a choice": (actions, "pick", product),
-    "a penalty instead of a mask": (actions, "best", lambda q, legal: (q - 1e9 * ~legal).amax(-1)),
-    "the best of all": (actions, "best", lambda q, legal: q.amax(-1)),
-    "the choice of all": (actions, "greedy", lambda q, legal: q.argmax(-1)),
-    "no mask in replay": (None, None, lambda rows: rows._replace(next_legal=torch.ones_like(rows.next_legal))),
+    "a product instead of a choice": ("pick", product),
+    "a penalty instead of a mask": ("best", lambda q, legal: (q - 1e9 * ~legal).amax(-1)),
+    "the best of all": ("best", lambda q, legal: q.amax(-1)),
+    "the choice of all": ("greedy", lambda q, legal: q.argmax(-1)),
 }
 
 
 @pytest.mark.parametrize("plant", TARGETS)
 def test_targets_that_ignore_the_mask_are_seen(monkeypatch, plant):
-    module, name, wrong = TARGETS[plant]
+    name, wrong = TARGETS[plant]
     rows = batch("world")
-    loss = dqn.double_q_learning if name == "greedy" else dqn.q_learning
-    if module:
-        monkeypatch.setattr(module, name, wrong)
-    else:
-        rows = wrong(rows)
-    with pytest.raises(AssertionError, match="illegal values"):
-        for poison in POISONS:
-            asserts.assert_trees_equal(updated(loss, rows), updated(loss, rows, poison), f"illegal values {poison}: ")
+    monkeypatch.setattr(actions, name, wrong)
+    with rejects("illegal values"):
+        assert_illegal_values_do_not_matter(dqn.double_q_learning if name == "greedy" else dqn.q_learning, rows)
+
+
+@LOSSES
+def test_a_replay_that_forgets_the_mask_is_seen(loss):
+    rows = batch("world")
+    with rejects("illegal values"):
+        assert_illegal_values_do_not_matter(loss, rows._replace(next_legal=torch.ones_like(rows.next_legal)))
 
 
 def targets(loss, rows, value):
@@ -234,16 +239,9 @@ def targets(loss, rows, value):
     def apply(params, obs):
         return params["q"].expand(*obs.shape[:-1], DOORS)
 
-    seen = []
-    hyper = tree.index(dqn.hyper(1), 0)
-    loss(
-        apply,
-        lambda delta: seen.append(delta) or delta,
-        {"q": torch.zeros(())},
-        {"q": torch.tensor(value)},
-        rows,
-        hyper,
-    )
+    seen, hyper = [], tree.index(dqn.hyper(1), 0)
+    online, target = ({"q": torch.tensor(x)} for x in (0.0, value))
+    loss(apply, lambda delta: seen.append(delta) or delta, online, target, rows, hyper)
     return seen[0]
 
 
@@ -314,12 +312,11 @@ def test_masks_that_are_none_are_refused_at_the_start(tmp_path, monkeypatch, cap
 
 
 def test_nothing_to_do_before_the_end_ends_a_lane(monkeypatch):
-    """At the second step of a lane; what the other lanes do is known to go on where one breaks."""
+    """Here the only one."""
     monkeypatch.setattr(Wrong, "mask", (0, 0, 0))
     monkeypatch.setattr(Wrong, "since", 1)
     games = gym.of("wrong", Wrong).open(1, 2)
     games.reset([[1, 2]])
     with pytest.raises(ValueError, match="to take a step, got action_mask: expected a legal action before the end"):
-        for _ in range(8):
-            games.step(np.zeros((1, 2), np.int64))
+        games.step(np.zeros((1, 2), np.int64))
     games.close()

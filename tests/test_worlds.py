@@ -39,11 +39,12 @@ class Told(gymnasium.Env):
         told = spaces.Box(-np.inf, np.inf, (4,), np.float64)
         mask = spaces.Box(0, 1, (actions,), np.int8)
         self.observation_space = spaces.Dict({"told": told, "action_mask": mask}) if where == "obs" else told
-        self.episode, self.over = -1, True
+        self.seed, self.episode, self.over = 0, -1, True
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.seed = self.seed if seed is None else seed % 1000
+        if seed is not None:
+            self.seed, self.episode = seed % 1000, -1
         self.episode, self.time, self.over = self.episode + 1, 0, False
         self.length = int(self.np_random.integers(1, 6))
         return self.shown(-1), self.info()
