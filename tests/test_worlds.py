@@ -1,7 +1,10 @@
 """Environments outside torch: what a learner is told of them is what they did, however they restart."""
 
 import dataclasses
+import itertools
 import json
+import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -466,3 +469,27 @@ def test_a_lane_whose_environment_breaks_ends_alone(tmp_path, monkeypatch, capsy
     assert summary["failed_seeds"] == [1]
     assert [(x["seed"], x["cause"]) for x in summary["failures"]] == [(1, cause)]
     asserts.assert_trees_equal(tree.index(whole, 0), tree.index(params, 0))
+
+
+def stuck():
+    """Native code that keeps the interpreter to itself."""
+    max(itertools.repeat(0, 10**8))
+
+
+def test_where_it_hangs_is_shown_also_where_it_cannot_be_interrupted(capfd):
+    with pytest.raises(TimeoutError, match="no answer for 0 s"), gym.patience(0.1):
+        stuck()
+    assert re.search(rf'File "{__file__}", line \d+ in stuck$', capfd.readouterr().err, re.M)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_patience_outside_of_the_main_thread_waits(capfd):
+    def waited():
+        with gym.patience(0.01):
+            time.sleep(0.1)
+        return "came back"
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(waited).result() == "came back"
+    assert capfd.readouterr().err == ""
