@@ -66,7 +66,8 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
     def donated(state: State, *args: Any) -> State:
         for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True):
             check.tensor(f"state{path}", leaf)
-            if any(size > 1 and stride == 0 for size, stride in zip(leaf.shape, leaf.stride(), strict=True)):
+            repeats = (size > 1 and stride == 0 for size, stride in zip(leaf.shape, leaf.stride(), strict=True))
+            if leaf.numel() and any(repeats):
                 raise ValueError(
                     f"state{path}: expected memory of its own for every element, got shape {list(leaf.shape)} with "
                     f"strides {list(leaf.stride())}, as vmap answers constants; give tree.clone(state)"

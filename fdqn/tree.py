@@ -95,8 +95,7 @@ def separate(tree: T, apart_from: Any = ()) -> T:
 
     def own(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        is_whole = x.is_contiguous() and 0 not in x.stride()  # without elements it may be expanded and contiguous
-        is_own = is_whole and storage.nbytes() == x.nbytes and storage._cdata not in taken
+        is_own = x.is_contiguous() and storage.nbytes() == x.nbytes and storage._cdata not in taken
         taken.add(storage._cdata)
         return x if is_own else x.clone(memory_format=torch.contiguous_format)
 

@@ -128,6 +128,13 @@ def test_donation_refuses_elements_that_share_memory():
     assert edge.fold(add)(tree.clone(state), torch.ones(1))["count"].tolist() == [1, 1, 1]
 
 
+def test_donation_takes_leaves_without_elements_as_they_are():
+    """As a replay of a constant boolean observation has them: there is no memory to be shared."""
+    state = {"params": torch.zeros(2, 2), "none": vmap(lambda x: torch.zeros(0, 3))(torch.zeros(2))}
+    assert state["none"].stride(0) == 0
+    assert edge.donate(same)(state)["none"].shape == (2, 0, 3)
+
+
 def test_donation_takes_empty_leaves():
     programs.donated(same, {"a": torch.zeros(0), "b": torch.zeros(0), "c": torch.ones(1)})
 

@@ -1,7 +1,10 @@
 """Environments outside torch: what a learner is told of them is what they did, however they restart."""
 
 import dataclasses
+import itertools
 import json
+import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -39,11 +42,12 @@ class Told(gymnasium.Env):
         told = spaces.Box(-np.inf, np.inf, (4,), np.float64)
         mask = spaces.Box(0, 1, (actions,), np.int8)
         self.observation_space = spaces.Dict({"told": told, "action_mask": mask}) if where == "obs" else told
-        self.episode, self.over = -1, True
+        self.seed, self.episode, self.over = 0, -1, True
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.seed = self.seed if seed is None else seed % 1000
+        if seed is not None:
+            self.seed, self.episode = seed % 1000, -1
         self.episode, self.time, self.over = self.episode + 1, 0, False
         self.length = int(self.np_random.integers(1, 6))
         return self.shown(-1), self.info()
@@ -415,7 +419,9 @@ class Breaks(Told):
             if self.how == "hangs":
                 time.sleep(60)
             obs, *rest = super().step(action)
-            return {**obs, "told": obs["told"] * np.nan}, *rest
+            spoiled = {"NaN": ("told", np.nan), "leaves nothing to do": ("action_mask", 0)}
+            key, factor = spoiled[self.how]
+            return {**obs, key: obs[key] * factor}, *rest
         return super().step(action)
 
 
@@ -426,23 +432,64 @@ def seed_of(settings, lane):
     return random.bits(keys, (settings.num_envs,))[lane, 0].item() % 1000
 
 
-@pytest.mark.parametrize(("how", "cause"), [("raises", "environment"), ("hangs", "environment"), ("NaN", "loss")])
-def test_a_lane_whose_environment_breaks_ends_alone(tmp_path, monkeypatch, capsys, how, cause):
-    monkeypatch.setattr(gym, "PATIENCE", 0.5)
-    name = f"{__name__}:Breaks"
-    settings_ = dataclasses.replace(SETTINGS, env=name, steps=600, out=str(tmp_path / "run"))
-    monkeypatch.setattr(Breaks, "how", how)
-    monkeypatch.setattr(Breaks, "seeds", ())
+SAID = {
+    "raises": ("environment", "the key is gone"),
+    "hangs": ("environment", "no answer for"),
+    "leaves nothing to do": ("environment", "action_mask: expected a legal action before the end, got none"),
+    "NaN": ("loss", "is not finite"),
+}
+BREAKS = f"{__name__}:Breaks"
+
+
+def break_in(path):
+    """Train two lanes in environments that may break, into a run folder."""
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
-    words = ["train", "--env", name, *words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30"]
-    assert cli.main([*words, "--out", str(tmp_path / "whole")]) == 0
-    monkeypatch.setattr(Breaks, "seeds", (seed_of(settings_, 1),))
-    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
+    words = [*words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30", "--out", str(path)]
+    assert cli.main(["train", "--env", BREAKS, *words]) == 0
+    return runs.read_params(path, BREAKS)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the lanes learn where nothing breaks."""
+    return break_in(tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.mark.parametrize("how", SAID)
+def test_a_lane_whose_environment_breaks_ends_alone(tmp_path, monkeypatch, capsys, whole, how):
+    cause, words = SAID[how]
+    monkeypatch.setattr(gym, "PATIENCE", 0.5)
+    monkeypatch.setattr(Breaks, "how", how)
+    monkeypatch.setattr(Breaks, "seeds", (seed_of(SETTINGS, 1),))
+    params = break_in(tmp_path / "run")
     said = capsys.readouterr().err
     assert "seed 1 failed at step" in said
-    assert ("no answer for" if how == "hangs" else "the key is gone" if how == "raises" else "is not finite") in said
+    assert words in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["failed_seeds"] == [1]
     assert [(x["seed"], x["cause"]) for x in summary["failures"]] == [(1, cause)]
-    whole, broken = (runs.read_params(tmp_path / place, name) for place in ("whole", "run"))
-    asserts.assert_trees_equal(tree.index(whole, 0), tree.index(broken, 0))
+    asserts.assert_trees_equal(tree.index(whole, 0), tree.index(params, 0))
+
+
+def stuck():
+    """Native code that keeps the interpreter to itself."""
+    max(itertools.repeat(0, 10**8))
+
+
+def test_where_it_hangs_is_shown_also_where_it_cannot_be_interrupted(capfd):
+    with pytest.raises(TimeoutError, match="no answer for 0 s"), gym.patience(0.1):
+        stuck()
+    assert re.search(rf'File "{__file__}", line \d+ in stuck$', capfd.readouterr().err, re.M)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_patience_outside_of_the_main_thread_waits(capfd):
+    def waited():
+        with gym.patience(0.01):
+            time.sleep(0.1)
+        return "came back"
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(waited).result() == "came back"
+    assert capfd.readouterr().err == ""

@@ -6,6 +6,7 @@ are, and one that fails ends its own lane only.
 
 import contextlib
 import difflib
+import faulthandler
 import inspect
 import re
 import signal
@@ -348,9 +349,11 @@ def _final(space: Space, infos: dict[str, Any], ended: NDArray[np.bool_]) -> tup
 
 @contextlib.contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in here after so many seconds.
+    """Raise TimeoutError in here after so many seconds, and show on standard error where it hangs.
 
-    Where the system has no such signal, or outside of the main thread, it takes as long as it takes.
+    Native code that does not come back cannot be interrupted, only shown: a `kill` ends it, and a run of the command is
+    resumed from its last checkpoint. Where the system has no such signal, or outside of the main thread, it takes as
+    long as it takes, and nothing is shown.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
@@ -360,11 +363,14 @@ def patience(seconds: float) -> Iterator[None]:
         raise TimeoutError(f"no answer for {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, late)
+    # Unlike `late` this does not wait for the interpreter. 2 is standard error, whatever stands for it in Python.
+    faulthandler.register(signal.SIGALRM, file=2, all_threads=False, chain=True)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.unregister(signal.SIGALRM)
         signal.signal(signal.SIGALRM, before)
 
 

@@ -1,0 +1,322 @@
+"""What may be done: no illegal action is taken, none counts in a target, and where nothing may be done there is no
+future; all of it with masks that come from an environment, pure or in a world, and go through replay.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from plants import rejects
+from test_worlds import Told
+
+from fdqn import actions, cli, dqn, losses, networks, policies, random, replay, train, tree, worlds
+from fdqn.envs import episode, gym, silent
+from fdqn.testing import asserts, examples, laws
+from fdqn.types import Env, World
+
+DOORS = 5
+LANES, ENVS, STEPS = 2, 500, 100
+POISONS = (1e30, -1e30, torch.inf, -torch.inf, torch.nan)
+
+
+# An environment with a mask that is drawn anew at every step, and in which nothing may be done once the task has ended
+
+
+class State(NamedTuple):
+    time: torch.Tensor
+
+
+def shown(legal, reward):
+    """The mask is seen, and the reward beside it."""
+    return torch.cat([legal.float(), reward.unsqueeze(-1)], -1)
+
+
+def opened(u):
+    return (u[..., :DOORS] < 0.3) | ((u[..., DOORS : DOORS + 1] * DOORS).long() == torch.arange(DOORS))
+
+
+def reset(u):
+    time = torch.zeros(u.shape[:-1], dtype=torch.int64)
+    return episode.begin(State(time), shown(opened(u), 0.0 * u[..., 0]), opened(u))
+
+
+def step(state, action, u):
+    terminated, reward = u[..., DOORS + 1] < 0.2, u[..., DOORS + 2] - 0.5
+    legal = opened(u) & ~terminated.unsqueeze(-1)
+    return episode.advance(State(state.time + 1), shown(legal, reward), legal, reward, terminated, reset(u), 8)
+
+
+ENV = Env(reset, step, episode.spec((DOORS + 1,), torch.float32, DOORS, noise=DOORS + 3, time_limit=8))
+
+
+class Doors(VectorEnv):
+    """The same outside of torch. It counts what it was asked to do, and what of that it should not have been."""
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    single_action_space, single_observation_space = spaces.Discrete(DOORS), spaces.Box(-1, 1, (DOORS + 1,))
+    asked = illegal = 0
+
+    def __init__(self, num_envs):
+        self.num_envs = num_envs
+
+    def draw(self):
+        return torch.from_numpy(self.dice.random((self.num_envs, ENV.spec.noise), np.float32))
+
+    def reset(self, *, seed=None, options=None):
+        self.dice = np.random.default_rng(seed)
+        self.state, first = ENV.reset(self.draw())
+        self.legal = first.legal.numpy()
+        return first.obs.numpy(), {"action_mask": self.legal}
+
+    def step(self, actions):
+        Doors.asked += len(actions)
+        Doors.illegal += int((~self.legal[np.arange(self.num_envs), actions]).sum())
+        self.state, step = ENV.step(self.state, torch.from_numpy(actions), self.draw())
+        self.legal = step.legal.numpy()
+        last = {"final_obs": step.next_obs.numpy(), "final_info": {"action_mask": step.next_legal.numpy()}}
+        ends = step.terminated.numpy(), step.truncated.numpy()
+        return step.obs.numpy(), step.reward.numpy(), *ends, {"action_mask": self.legal, **last}
+
+
+WORLD = gym.world("doors", Doors)
+
+
+def poisoned(network, value):
+    """The same network, but for the values of what is illegal."""
+    return lambda params, obs: torch.where(obs[..., :DOORS] > 0, network.apply(params, obs), value)
+
+
+def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
+    """Replay [S] of all that was done, by a network to which whatever is illegal looks best."""
+    network = networks.mlp((DOORS + 1,), (8,), DOORS)
+    network = network._replace(apply=poisoned(network, poison))
+    env = ENV if where == "native" else silent.make(world.spec)
+    program = examples.program(env, network=network, num_envs=ENVS, capacity=ENVS * steps)
+    hyper = dqn.hyper(LANES, epsilon_start=epsilon, epsilon_end=epsilon)
+    state = train.init(program, hyper, random.key(range(LANES)))
+    noise = train.noise(program, state.key, 0, steps)
+    if where == "native":
+        return train.vmapped(program).collect(state, noise).replay
+    games = world.open(LANES, ENVS)
+    functions = worlds.functions(program, games, worlds.vmapped(program))
+    state = functions.collect(worlds.begun(games, state), noise)
+    assert not games.broken
+    return state.replay
+
+
+def test_the_environment_holds_to_the_law():
+    laws.env(ENV)
+
+
+# What is done
+
+
+def illegal(rows):
+    """How many rows did what their observation forbids."""
+    return int((rows.obs[..., :DOORS].gather(-1, rows.action.unsqueeze(-1)) == 0).sum())
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("where", ["native", "world"])
+def test_an_illegal_action_is_never_chosen_in_100_000_draws(monkeypatch, where, epsilon):
+    monkeypatch.setattr(Doors, "asked", 0)
+    rows = collected(where, epsilon).rows
+    assert rows.action.numel() == LANES * ENVS * STEPS == 100_000
+    assert illegal(rows) == Doors.illegal == 0
+    assert Doors.asked == (100_000 if where == "world" else 0)
+    assert (torch.bincount(rows.action.flatten()) > 1_000).all(), "every action was chosen where it was legal"
+
+
+def stale(games):
+    """The mask of the state that ended, where a new episode has begun."""
+    right = games.step
+    games.step = lambda actions: (a := right(actions))._replace(step=a.step._replace(legal=a.step.next_legal))
+    return games
+
+
+CHOICES = {
+    "the best of all": (actions, "greedy", lambda q, legal: q.argmax(-1), (0.0, 0.5)),
+    "any": (policies, "uniform", lambda legal, u: (u * legal.shape[-1]).long(), (0.5, 1.0)),
+}
+
+
+@pytest.mark.parametrize("plant", CHOICES)
+@pytest.mark.parametrize("where", ["native", "world"])
+def test_choices_that_ignore_the_mask_are_seen(monkeypatch, where, plant):
+    module, name, wrong, rates = CHOICES[plant]
+    monkeypatch.setattr(module, name, wrong)
+    monkeypatch.setattr(Doors, "illegal", 0)
+    for epsilon in rates:
+        rows = collected(where, epsilon, steps=3).rows
+        assert illegal(rows) > 100
+        if where == "world":
+            assert Doors.illegal >= illegal(rows)
+
+
+def test_a_stale_mask_is_seen(monkeypatch):
+    monkeypatch.setattr(Doors, "illegal", 0)
+    wrong = World(lambda *sizes: stale(WORLD.open(*sizes)), WORLD.spec)
+    assert illegal(collected("world", world=wrong, steps=3).rows) == Doors.illegal > 100
+
+
+# What is learned
+
+
+def batch(where):
+    """Rows of one lane's replay, with ends of both kinds among them."""
+    rows = tree.index(collected(where, steps=3), 0)
+    rows = replay.sample(rows, random.bits(random.key(1), (256,)))
+    ends = rows.discount == 0
+    assert 20 < ends.sum() < 100
+    assert torch.equal(rows.next_legal.any(-1), ~ends)
+    assert torch.equal(rows.next_obs[:, :DOORS] > 0, rows.next_legal), "of the state it led to"
+    return rows
+
+
+def updated(loss, rows, poison=None):
+    """The learner after one update; with a poison in everything that is illegal, before and after the action."""
+    network = networks.mlp((DOORS + 1,), (8,), DOORS)
+    apply = network.apply if poison is None else poisoned(network, poison)
+    optimizer = examples.program().optimizer(hyper := tree.index(dqn.hyper(1), 0))
+    learner = dqn.init(optimizer, network.init(random.key(3)))
+    learner = learner._replace(target_params=network.init(random.key(4)))
+    return dqn.learn(partial(loss, apply, losses.squared), optimizer, learner, rows, hyper)
+
+
+def assert_illegal_values_do_not_matter(loss, rows):
+    """Bit for bit: the loss, its gradient's norm and every parameter after the update."""
+    expected = updated(loss, rows)
+    asserts.assert_finite(expected)
+    for poison in POISONS:
+        asserts.assert_trees_equal(expected, updated(loss, rows, poison), f"illegal values {poison}: ")
+
+
+LOSSES = pytest.mark.parametrize("loss", [dqn.q_learning, dqn.double_q_learning])
+
+
+@LOSSES
+@pytest.mark.parametrize("where", ["native", "world"])
+def test_targets_are_the_same_whatever_illegal_values_are(where, loss):
+    assert_illegal_values_do_not_matter(loss, batch(where))
+
+
+def product(q, action):
+    return (q * losses.one_hot(action, q.shape[-1])).sum(-1)
+
+
+TARGETS = {
+    "a product instead of a choice": ("pick", product),
+    "a penalty instead of a mask": ("best", lambda q, legal: (q - 1e9 * ~legal).amax(-1)),
+    "the best of all": ("best", lambda q, legal: q.amax(-1)),
+    "the choice of all": ("greedy", lambda q, legal: q.argmax(-1)),
+}
+
+
+@pytest.mark.parametrize("plant", TARGETS)
+def test_targets_that_ignore_the_mask_are_seen(monkeypatch, plant):
+    name, wrong = TARGETS[plant]
+    rows = batch("world")
+    monkeypatch.setattr(actions, name, wrong)
+    with rejects("illegal values"):
+        assert_illegal_values_do_not_matter(dqn.double_q_learning if name == "greedy" else dqn.q_learning, rows)
+
+
+@LOSSES
+def test_a_replay_that_forgets_the_mask_is_seen(loss):
+    rows = batch("world")
+    with rejects("illegal values"):
+        assert_illegal_values_do_not_matter(loss, rows._replace(next_legal=torch.ones_like(rows.next_legal)))
+
+
+def targets(loss, rows, value):
+    """TD targets of a network that gives 0 for what was done, and a target network that gives `value` for all."""
+
+    def apply(params, obs):
+        return params["q"].expand(*obs.shape[:-1], DOORS)
+
+    seen, hyper = [], tree.index(dqn.hyper(1), 0)
+    online, target = ({"q": torch.tensor(x)} for x in (0.0, value))
+    loss(apply, lambda delta: seen.append(delta) or delta, online, target, rows, hyper)
+    return seen[0]
+
+
+@LOSSES
+@pytest.mark.parametrize("where", ["native", "world"])
+def test_where_nothing_is_legal_the_target_is_the_reward(where, loss):
+    """Exactly, whatever the target network thinks of what comes after."""
+    rows = batch(where)
+    end = ~rows.next_legal.any(-1)
+    assert torch.equal(rows.reward, rows.next_obs[:, DOORS]), "the reward of that step"
+    for value in (3.0, *POISONS):
+        target = targets(loss, rows, value)
+        assert torch.equal(target[end], rows.reward[end])
+        assert (target != rows.reward)[~end].all()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("best", lambda q, legal: torch.where(legal, q, -torch.inf).amax(-1)),  # 0 times it is NaN
+        ("best", lambda q, legal: q.amax(-1)),
+    ],
+)
+def test_a_future_after_the_end_is_seen(monkeypatch, name, wrong):
+    rows = batch("world")
+    monkeypatch.setattr(actions, name, wrong)
+    end = ~rows.next_legal.any(-1)
+    assert any(not torch.equal(targets(dqn.q_learning, rows, x)[end], rows.reward[end]) for x in (3.0, *POISONS))
+
+
+# Masks that are none
+
+
+class Wrong(gymnasium.Wrapper):
+    """Says what may be done in another number of words than there are actions, or that nothing may be."""
+
+    mask, since = (1, 1, 1, 1), 0
+
+    def __init__(self):
+        super().__init__(Told("nowhere"))
+
+    def info(self):
+        return {"action_mask": np.array(self.mask if self.env.time >= self.since else (1, 1, 1), np.int8)}
+
+    def reset(self, **given):
+        obs, _ = self.env.reset(**given)
+        return obs, self.info()
+
+    def step(self, action):
+        *answer, _ = self.env.step(action)
+        return *answer, self.info()
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ((1, 1, 1, 1), "action_mask: expected 3 entries, one an action, got [4]"),
+        ((1,), "action_mask: expected 3 entries, one an action, got [1]"),
+        ((0, 0, 0), "action_mask: expected a legal action before the end, got none in environment 0"),
+    ],
+)
+def test_masks_that_are_none_are_refused_at_the_start(tmp_path, monkeypatch, capsys, mask, says):
+    monkeypatch.setattr(Wrong, "mask", mask)
+    words = ["train", "--env", f"{__name__}:Wrong", "--seeds", "2", "--no-compile", "--out", str(tmp_path / "run")]
+    assert cli.main(words) == 1
+    expected = f"fdqn: env: expected {__name__}:Wrong to start an episode, got {says}\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_nothing_to_do_before_the_end_ends_a_lane(monkeypatch):
+    """Here the only one."""
+    monkeypatch.setattr(Wrong, "mask", (0, 0, 0))
+    monkeypatch.setattr(Wrong, "since", 1)
+    games = gym.of("wrong", Wrong).open(1, 2)
+    games.reset([[1, 2]])
+    with pytest.raises(ValueError, match="to take a step, got action_mask: expected a legal action before the end"):
+        games.step(np.zeros((1, 2), np.int64))
+    games.close()
