@@ -199,6 +199,8 @@ def _checked(settings: Settings) -> None:
         )
     if not 0 <= settings.epsilon_fraction <= 1:
         raise ValueError(f"epsilon_fraction: expected a number in [0, 1], got {settings.epsilon_fraction}")
+    if not 0 <= settings.evaluate_epsilon <= 1:
+        raise ValueError(f"evaluate_epsilon: expected a number in [0, 1], got {settings.evaluate_epsilon}")
     if not 0 < settings.tau <= 1:
         raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
     if settings.max_grad_norm == 0:

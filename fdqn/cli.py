@@ -375,14 +375,15 @@ def _go_on(
     env = envs.find(settings.env)
     state, games = where.state, None
 
-    fast = _player(settings.compile, env, program.network)
+    epsilon = settings.evaluate_epsilon
+    fast = _player(settings.compile, env, program.network, epsilon)
 
     def periodic(state: train.TrainState) -> Any:
-        return evaluate.greedy(env, program.network, state.learner.params, state.key, fast=fast)
+        return evaluate.greedy(env, program.network, state.learner.params, state.key, fast=fast, epsilon=epsilon)
 
     def play(env: Any, network: Any, params: Any, keys: Any) -> Any:
         with _episodes(console, settings.seeds * EPISODES) as progress:
-            return evaluate.greedy(env, network, params, keys, EPISODES, progress, fast)
+            return evaluate.greedy(env, network, params, keys, EPISODES, progress, fast, epsilon)
 
     with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
         if isinstance(env, World):
@@ -464,12 +465,12 @@ def _episodes(console: "Console", total: int) -> "Iterator[evaluate.Progress | N
         yield lambda ended, steps: progress.update(task, completed=ended, description=f"episodes, {steps:,} steps each")
 
 
-def _player(compiling: bool, env: Any, network: Any) -> "evaluate.Play | None":
+def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluate.Play | None":
     """What plays on where episodes are long; there is nothing to compile in a world."""
     from fdqn import compile
     from fdqn.types import Env
 
-    return compile.player(env, network) if compiling and isinstance(env, Env) else None
+    return compile.player(env, network, epsilon) if compiling and isinstance(env, Env) else None
 
 
 def _saying_failures(
@@ -555,10 +556,10 @@ def _eval(command: Eval) -> None:
     if command.video is not None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
         video.check_renders(name, env)
-    seeds, failed = build.seeds(run.settings), run.summary["failed_seeds"]
-    fast = _player(command.compile and run.settings.compile, env, network)
+    seeds, failed, epsilon = build.seeds(run.settings), run.summary["failed_seeds"], run.settings.evaluate_epsilon
+    fast = _player(command.compile and run.settings.compile, env, network, epsilon)
     with _episodes(console, len(seeds) * command.episodes) as progress:
-        returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast)
+        returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast, epsilon)
     record = runs.returns_record(returns, failed, seeds)
     if command.json:
         print(json.dumps(record))
@@ -567,7 +568,7 @@ def _eval(command: Eval) -> None:
     if command.video is not None:
         returns[[seeds.index(seed) for seed in failed]] = math.nan
         with _episodes(console, 3) as progress:
-            drawn, film = video.draw(name, env, network, params, keys, seeds, returns, progress, fast)
+            drawn, film = video.draw(name, env, network, params, keys, seeds, returns, progress, fast, epsilon)
         _write_video(command.video, drawn)
         steps = "step" if film.every == 1 else f"{film.every} steps"
         frames = f"{len(film.scenes):,} frames, one every {steps}, {_bytes(len(drawn))}"

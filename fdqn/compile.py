@@ -243,9 +243,9 @@ def compiled_parts(program: train.Program) -> worlds.Parts:
     )
 
 
-def player(env: Env, network: Network) -> evaluate.Play:
+def player(env: Env, network: Network, epsilon: float = 0.0) -> evaluate.Play:
     """`evaluate.play` over lanes as one graph, compiled when it is first called."""
-    return compile(vmap(partial(evaluate.play, env, network)))
+    return compile(vmap(partial(evaluate.play, env, network, epsilon)))
 
 
 def _split(program: train.Program, beside: bool = False) -> Callable[[int], lanes.Split]:

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import actions, check, random
+from fdqn import actions, check, policies, random
 from fdqn.types import Env, EnvSpec, Network, Params, World
 
 # Steps whose noise is drawn at once, and after which is asked whether all have ended.
 _DRAW = 64
+
+# Of the numbers that keys are folded with, the first for choices: beyond all steps, which chance of the world takes.
+_CHOICES = 2**31
 
 # Steps after which a compiled step takes over: by then they have taken about as long as it takes to compile one.
 _SOON = 40 * _DRAW
@@ -45,16 +48,18 @@ class Played(NamedTuple):
 
 
 Play = Callable[[Params, Games, Tensor], Games]
-"""`play` over lanes: `params [S, ...], games [S, ...], u [S, N, K] -> games`."""
+"""`play` over lanes: `params [S, ...], games [S, ...], u [S, N, 2 + K] -> games`."""
 
 Progress = Callable[[int, int], None]
 """Told now and then how many episodes have ended, over all lanes, and how many steps each has been played."""
 
 
-def play(env: Env, network: Network, params: Params, games: Games, u: Tensor) -> Games:
-    """One greedy step of one lane's episodes; rewards after an episode's end do not count. u [N, K]."""
-    action = actions.greedy(network.apply(params, games.obs), games.legal)
-    env_state, step = env.step(games.env_state, action, u)
+def play(env: Env, network: Network, epsilon: float, params: Params, games: Games, u: Tensor) -> Games:
+    """One step of one lane's episodes, greedy but for a share `epsilon` of them; rewards after an episode's end do not
+    count. u [N, 2 + K].
+    """
+    q, share = network.apply(params, games.obs), games.returns.new_tensor(epsilon)
+    env_state, step = env.step(games.env_state, policies.epsilon_greedy(q, games.legal, share, u[:, :2]), u[:, 2:])
     returns = games.returns + torch.where(games.ended, 0.0, step.reward)
     ended = games.ended | step.terminated | step.truncated
     return Games(env_state, step.obs, step.legal, returns, ended, step.next_obs)
@@ -62,23 +67,31 @@ def play(env: Env, network: Network, params: Params, games: Games, u: Tensor) ->
 
 @torch.no_grad()
 def steps(
-    env: Env, network: Network, params: Params, keys: Tensor, episodes: int = 20, fast: Play | None = None
+    env: Env,
+    network: Network,
+    params: Params,
+    keys: Tensor,
+    episodes: int = 20,
+    fast: Play | None = None,
+    epsilon: float = 0.0,
 ) -> Iterator[Games]:
     """The games [S, N] that `native` plays, at their start and after every step, up to the environment's time limit.
 
     Where an episode has ended, the environment plays another, which counts for nothing.
     """
     check.kind("env", env, Env)
-    _check(network, params, keys, episodes)
+    _check(network, params, keys, episodes, epsilon)
     keys = random.fold_in(keys, random.EVALUATION)
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
     games = Games(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended, first.next_obs)
     yield games
-    slow = vmap(partial(play, env, network))
+    slow = vmap(partial(play, env, network, epsilon))
     for start in range(0, env.spec.time_limit, _DRAW):
         count = min(_DRAW, env.spec.time_limit - start)
-        u = random.uniform(random.fold_in(keys, 1 + start), (count, episodes, env.spec.noise))
+        noise = random.uniform(random.fold_in(keys, 1 + start), (count, episodes, env.spec.noise))
+        choice = random.uniform(random.fold_in(keys, _CHOICES + start), (count, episodes, 2))
+        u = torch.cat([choice, noise], -1)
         advance = slow if fast is None or start < _SOON else fast
         for i in range(count):
             games = advance(params, games, u[:, i])
@@ -93,14 +106,15 @@ def native(
     episodes: int = 20,
     progress: Progress | None = None,
     fast: Play | None = None,
+    epsilon: float = 0.0,
 ) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
 
-    An episode ends at the latest with the environment's time limit. `fast` is `play` over lanes, compiled: it plays on
-    where episodes are long. Raises ValueError for fewer than one episode, and for as many lanes of `params` as there
-    are not keys.
+    A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit. `fast` is
+    `play` over lanes, compiled: it plays on where episodes are long. Raises ValueError for fewer than one episode, and
+    for as many lanes of `params` as there are not keys.
     """
-    for i, games in enumerate(steps(env, network, params, keys, episodes, fast)):
+    for i, games in enumerate(steps(env, network, params, keys, episodes, fast, epsilon)):
         if i % _DRAW == 0 or i == env.spec.time_limit:
             if progress is not None:
                 progress(int(games.ended.sum()), i)
@@ -115,17 +129,24 @@ def seeds_outside(keys: Tensor, episodes: int) -> Tensor:
 
 
 @torch.no_grad()
-def steps_outside(games: Any, spec: EnvSpec, network: Network, params: Params, seeds: Tensor) -> Iterator[Played]:
+def steps_outside(
+    games: Any, spec: EnvSpec, network: Network, params: Params, seeds: Tensor, epsilon: float = 0.0
+) -> Iterator[Played]:
     """How the games of a world that is open stand, seeded by `seeds` [S, N], at their start and after every step, up to
-    the world's time limit.
+    the world's time limit. What is random of their actions follows from their seeds too.
     """
     apply, device = vmap(network.apply), seeds.device
     step = games.reset(seeds.tolist())
     _check_fit(apply, params, step.obs.to(device), spec.actions)
     ended, returns = step.terminated, step.reward.double()
     yield Played(returns, ended)
-    for _ in range(spec.time_limit):
-        action = actions.greedy(apply(params, step.obs.to(device)), step.legal.to(device))
+    keys, share = torch.stack([torch.zeros_like(seeds), seeds], -1), torch.tensor(epsilon, device=device)
+    for i in range(spec.time_limit):
+        q, legal = apply(params, step.obs.to(device)), step.legal.to(device)
+        if epsilon == 0:
+            action = actions.greedy(q, legal)
+        else:
+            action = policies.epsilon_greedy(q, legal, share, random.uniform(random.fold_in(keys, i), (2,)))
         step, valid, alive, _ = games.step(action.cpu().numpy())
         returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
         returns = torch.where(alive.unsqueeze(-1), returns, torch.nan)
@@ -140,18 +161,20 @@ def outside(
     keys: Tensor,
     episodes: int = 20,
     progress: Progress | None = None,
+    epsilon: float = 0.0,
 ) -> NDArray[np.float64]:
-    """Returns [S, episodes] of the lanes `params` [S, ...] in a world, NaN for a lane whose environments broke.
+    """Returns [S, episodes] of the lanes `params` [S, ...] in a world, a share `epsilon` of actions random; NaN for a
+    lane whose environments broke.
 
     Each game's seed follows from its lane's key [S, 2]. An episode ends at the latest with the world's time limit.
     Raises ValueError for fewer than one episode, or where the network does not take the world's observations or gives
     another number of actions.
     """
     check.kind("world", world, World)
-    _check(network, params, keys, episodes)
+    _check(network, params, keys, episodes, epsilon)
     seeds = seeds_outside(keys, episodes)
     with contextlib.closing(world.open(keys.shape[0], episodes)) as games:
-        for i, played in enumerate(steps_outside(games, world.spec, network, params, seeds)):
+        for i, played in enumerate(steps_outside(games, world.spec, network, params, seeds, epsilon)):
             if progress is not None:
                 progress(int(played.ended.sum()), i)
             if played.ended.all():
@@ -167,11 +190,12 @@ def greedy(
     episodes: int = 20,
     progress: Progress | None = None,
     fast: Play | None = None,
+    epsilon: float = 0.0,
 ) -> NDArray[np.float64]:
     """`native` or `outside`, as the environment is; nothing is compiled of a world."""
     if isinstance(env, World):
-        return outside(env, network, params, keys, episodes, progress)
-    return native(env, network, params, keys, episodes, progress, fast)
+        return outside(env, network, params, keys, episodes, progress, epsilon)
+    return native(env, network, params, keys, episodes, progress, fast, epsilon)
 
 
 def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, actions: int) -> None:
@@ -185,9 +209,10 @@ def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, action
         raise ValueError(f"env: expected {q.shape[-1]} actions, as many as the network gives values, got {actions}")
 
 
-def _check(network: Network, params: Params, keys: Tensor, episodes: int) -> None:
+def _check(network: Network, params: Params, keys: Tensor, episodes: int, epsilon: float) -> None:
     check.kind("network", network, Network)
     check.count("episodes", episodes, 1)
+    check.share("epsilon", epsilon)
     check.shapes("keys[S 2]", keys)
     check.integer("keys", keys)
     if (lanes := check.length("params", params)) != keys.shape[0]:

@@ -66,6 +66,8 @@ class Settings:
     """What is made of TD errors."""
     report_every: int = 2_000
     """Environment steps a seed between rows of metrics.csv."""
+    evaluate_epsilon: float = 0.0
+    """Share of random actions in evaluation, which is greedy but for them."""
     evaluate_every: int = 0
     """Environment steps a seed between greedy evaluations; 0 for one at the end only."""
     checkpoint_every: int = 20_000
@@ -129,6 +131,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "epsilon_fraction": 0.1,
         "clip_rewards": True,
         "terminal_on_life_loss": True,
+        "evaluate_epsilon": 0.05,
         "report_every": 50_000,
         "checkpoint_every": 1_000_000,
     },

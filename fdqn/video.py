@@ -71,25 +71,26 @@ def typical(returns: NDArray[Any]) -> int:
 
 def native(
     name: str, env: Env, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int],
-    fast: evaluate.Play | None = None,
+    fast: evaluate.Play | None = None, epsilon: float = 0.0,
 ) -> Generator[Scene]:  # fmt: skip
     """Of lane i of `params` [P, ...] with keys [P, 2], episode `chosen[i]` of those that `evaluate.native` plays, from
     its start to its end, for as long as one lasts. Raises ValueError where `name` does not render.
     """
     lanes = torch.arange(len(chosen)), torch.tensor(chosen)
     with paint.painter(name, env.spec, envs.GYMNASIUM.get(name)) as painted:
-        for games in evaluate.steps(env, network, params, keys, episodes, fast):
+        for games in evaluate.steps(env, network, params, keys, episodes, fast, epsilon):
             now = [x[lanes].cpu().numpy() for x in (games.next_obs, games.returns, games.ended)]
             yield Scene([painted(obs) for obs in now[0]], *now[1:])
 
 
 def outside(
-    name: str, world: World, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int]
-) -> Generator[Scene]:
+    name: str, world: World, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int],
+    epsilon: float = 0.0,
+) -> Generator[Scene]:  # fmt: skip
     """`native` for what `evaluate.outside` plays; what a world does twice with one seed is up to the world."""
     seeds = evaluate.seeds_outside(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
     with _opened(name, world, len(chosen)) as games:
-        for played in evaluate.steps_outside(games, world.spec, network, params, seeds):
+        for played in evaluate.steps_outside(games, world.spec, network, params, seeds, epsilon):
             yield Scene(games.frames(), played.returns[:, 0].numpy(), played.ended[:, 0].numpy())
 
 
@@ -141,6 +142,7 @@ def gif(titles: Sequence[str], film: Film) -> bytes:
 def draw(
     name: str, env: Env | World, network: Network, params: Params, keys: torch.Tensor, seeds: Sequence[int],
     returns: NDArray[np.float64], progress: evaluate.Progress | None = None, fast: evaluate.Play | None = None,
+    epsilon: float = 0.0,
 ) -> tuple[bytes, Film]:  # fmt: skip
     """A GIF of an episode of the best, the median and the worst lane, which have played returns [S, N], NaN where they
     have failed: of each the typical one.
@@ -153,9 +155,9 @@ def draw(
     lanes = list(parts.values())
     some, chosen = {name: x[lanes] for name, x in params.items()}, [typical(returns[lane]) for lane in lanes]
     if isinstance(env, World):
-        scenes = outside(name, env, network, some, keys[lanes], returns.shape[1], chosen)
+        scenes = outside(name, env, network, some, keys[lanes], returns.shape[1], chosen, epsilon)
     else:
-        scenes = native(name, env, network, some, keys[lanes], returns.shape[1], chosen, fast)
+        scenes = native(name, env, network, some, keys[lanes], returns.shape[1], chosen, fast, epsilon)
     with contextlib.closing(scenes):
         film = thinned(scenes if progress is None else _told(scenes, progress))
     each = zip(parts, lanes, film.scenes[-1].returns, strict=True)

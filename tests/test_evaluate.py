@@ -69,8 +69,8 @@ def balancing(lanes: int = 3) -> tuple[Network, dict]:
     return network, params
 
 
-def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: int) -> np.ndarray:
-    """One lane and one episode at a time; the step noise drawn as `native` promises, 64 steps from a key."""
+def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: int, epsilon=0.0) -> np.ndarray:
+    """One lane and one episode at a time; the noise drawn as `native` promises, 64 steps from a key, choices beyond."""
     spec, returns = env.spec, np.zeros((len(keys), episodes))
     for lane, key in enumerate(keys):
         stream = random.fold_in(key, random.EVALUATION)
@@ -81,8 +81,12 @@ def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: 
             for t in range(spec.time_limit):
                 if t % 64 == 0:
                     u = random.uniform(random.fold_in(stream, 1 + t), (64, episodes, spec.noise))
+                    choice = random.uniform(random.fold_in(stream, 2**31 + t), (64, episodes, 2))
                 q, legal = network.apply(own, step.obs).tolist(), step.legal.tolist()
                 best = max((a for a in range(spec.actions) if legal[a]), key=lambda a: q[a])
+                if (draw := choice[t % 64, n])[0] < epsilon:
+                    able = [a for a in range(spec.actions) if legal[a]]
+                    best = able[int(draw[1] * len(able))]
                 state, step = env.step(state, torch.tensor(best), u[t % 64, n])
                 returns[lane, n] += float(step.reward)
                 if step.terminated or step.truncated:
@@ -95,6 +99,16 @@ def test_native_equals_a_loop_over_lanes_and_episodes():
     expected = reference(noisy(), network, params, KEYS, 6)
     np.testing.assert_allclose(evaluate.native(noisy(), network, params, KEYS, 6), expected, rtol=1e-12)
     assert len(np.unique(expected)) == expected.size, "this environment tells all episodes apart"
+
+
+@pytest.mark.parametrize("epsilon", [0.3, 1.0])
+def test_a_share_of_actions_is_random(epsilon):
+    network, params = wide(0)
+    expected = reference(noisy(), network, params, KEYS, 6, epsilon)
+    np.testing.assert_allclose(
+        evaluate.native(noisy(), network, params, KEYS, 6, epsilon=epsilon), expected, rtol=1e-12
+    )
+    assert not np.array_equal(expected, reference(noisy(), network, params, KEYS, 6))
 
 
 def test_native_equals_a_loop_in_cartpole():
@@ -129,20 +143,20 @@ def test_an_episode_ends_with_the_time_limit(limit):
     assert (returns == limit).all(), "one a step, until the limit"
 
 
-def counting_on(env, network, params, games, u):
+def counting_on(env, network, epsilon, params, games, u):
     """The plant: what comes after an episode's end counts."""
-    after = evaluate_play(env, network, params, games._replace(ended=torch.zeros_like(games.ended)), u)
+    after = evaluate_play(env, network, epsilon, params, games._replace(ended=torch.zeros_like(games.ended)), u)
     return after._replace(ended=games.ended | after.ended)
 
 
-def masks_forgotten(env, network, params, games, u):
+def masks_forgotten(env, network, epsilon, params, games, u):
     """The plant: the highest value of all actions, legal or not."""
-    return evaluate_play(env, network, params, games._replace(legal=torch.ones_like(games.legal)), u)
+    return evaluate_play(env, network, epsilon, params, games._replace(legal=torch.ones_like(games.legal)), u)
 
 
-def noise_stuck(env, network, params, games, u):
+def noise_stuck(env, network, epsilon, params, games, u):
     """The plant: all episodes of a lane share the noise of the first."""
-    return evaluate_play(env, network, params, games, u[:1].expand_as(u))
+    return evaluate_play(env, network, epsilon, params, games, u[:1].expand_as(u))
 
 
 evaluate_play = evaluate.play
@@ -283,6 +297,26 @@ def test_outside_counts_actions_from_the_start_of_the_space(counter, start):
     np.testing.assert_array_equal(returns, [[3.0 * start] * 4, [3.0 * (start + 1)] * 4])
 
 
+def test_a_share_of_actions_is_random_outside(counter):
+    """Each game's choices follow from its own seed: they are the same in another world of fewer games."""
+    network, params = constant((1.0, 0.0), (0.0, 1.0))
+    world = gym.of("counter", partial(counter, 0))
+
+    def played(seeds, epsilon):
+        with contextlib.closing(world.open(*seeds.shape)) as games:
+            some = {"q": params["q"][: len(seeds)]}
+            each = evaluate.steps_outside(games, world.spec, network, some, seeds, epsilon)
+            return next(played.returns for played in each if played.ended.all())
+
+    seeds = evaluate.seeds_outside(KEYS[:2], 200)
+    shares = played(seeds, 0.5).mean(1) / 3
+    assert shares.tolist() == pytest.approx([0.25, 0.75], abs=0.08)
+    assert torch.equal(played(seeds[:, 7:9], 0.5), played(seeds, 0.5)[:, 7:9])
+    assert torch.equal(played(seeds, 0.0), torch.tensor([[0.0], [3.0]]).expand(2, 200).double())
+    everything = evaluate.outside(world, network, params, KEYS[:2], 200, epsilon=0.5)
+    np.testing.assert_array_equal(everything, played(seeds, 0.5))
+
+
 def test_outside_closes_what_it_made(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
     evaluate.outside(gym.of("counter", counter), network, params, KEYS[:2], 4)
@@ -325,7 +359,7 @@ def test_play_holds_what_has_ended():
     state, step = env.reset(torch.full((2, 2), 0.5))
     returns, ended = torch.tensor([3.0, 4.0]).double(), torch.tensor([True, False])
     games = evaluate.Games(state, step.obs, step.legal, returns, ended, step.next_obs)
-    after = evaluate.play(env, network, own, games, torch.full((2, 2), 0.5))
+    after = evaluate.play(env, network, 0.0, own, games, torch.full((2, 4), 0.5))
     assert after.returns[0] == 3.0
     assert after.returns[1] == 4.0 + 1.0 + 10.0 * actions.greedy(network.apply(own, step.obs), step.legal)[1]
     assert after.ended.tolist() == [True, False]
@@ -378,7 +412,7 @@ def test_fast_takes_over_where_episodes_are_long(monkeypatch, soon):
     """After so many steps all of the others are its, and what it plays is the same."""
     monkeypatch.setattr(evaluate, "_SOON", soon)
     env, (network, params) = envs.make("cartpole", time_limit=300), balancing()
-    slow, calls = vmap(partial(evaluate.play, env, network)), []
+    slow, calls = vmap(partial(evaluate.play, env, network, 0.0)), []
     returns = evaluate.native(env, network, params, KEYS, 4, fast=lambda *given: calls.append(1) or slow(*given))
     assert len(calls) == 320 - soon - 20
     np.testing.assert_array_equal(returns, evaluate.native(env, network, params, KEYS, 4))

@@ -650,6 +650,8 @@ ROWS = [
      "keys: expected an integer dtype, got torch.float64"),
     ("evaluate.native", given(CATCH, PROGRAM.network, TRAINED, KEYS, 1), ValueError,
      "obs: expected shape [... 4], got [1, 10, 5]"),
+    ("evaluate.native", Given((CARTPOLE, PROGRAM.network, TRAINED, KEYS), {"epsilon": 1.5}), ValueError,
+     "epsilon: expected a number from 0 to 1, got 1.5"),
     ("evaluate.outside", given("CartPole-v1", PROGRAM.network, TRAINED, KEYS), TypeError,
      "world: expected World, got str"),
     ("evaluate.greedy", given("cartpole", PROGRAM.network, TRAINED, KEYS), TypeError, "env: expected Env, got str"),

@@ -19,8 +19,8 @@ CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
 --learning-starts --target-period --tau --n-step --clip-rewards --terminal-on-life-loss --optimizer --learning-rate
 --gamma --max-grad-norm --epsilon-start --epsilon-end --epsilon-fraction --hidden --dueling --double --loss
---report-every --evaluate-every --checkpoint-every --keep-checkpoints --save-replay --on-nan --device --tf32
---compile --out
+--report-every --evaluate-epsilon --evaluate-every --checkpoint-every --keep-checkpoints --save-replay --on-nan
+--device --tf32 --compile --out
 """)
 
 # Another value than the default for every field.
@@ -52,6 +52,7 @@ OTHER = {
     "double": False,
     "loss": "huber",
     "report_every": 123,
+    "evaluate_epsilon": 0.25,
     "evaluate_every": 456,
     "checkpoint_every": 789,
     "keep_checkpoints": 3,
