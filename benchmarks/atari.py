@@ -1,0 +1,117 @@
+"""How much of what ale-py can do is used while lanes learn?
+
+    python benchmarks/atari.py [--game Breakout] [--seeds 2] [--envs 4] [--repeats 5]
+
+Three rates of environment steps, four frames each, in turn: ale-py's own vector environment with random actions and as
+many threads as there are cores; our world without learning, one thread; and a run of the Nature preset while it learns,
+an update every `--envs` steps of a lane. The first says what a machine's emulators can do, the last what is left of it
+beside the network. Prints them and appends a record to `benchmarks/records/atari.jsonl`.
+"""
+
+import argparse
+import math
+import time
+
+import numpy as np
+import torch
+import work
+
+from fdqn import build, compile, envs, runs, train, worlds
+from fdqn.settings import PRESETS, Settings
+
+SECONDS = 5.0
+
+
+def alone(game: str, envs: int):
+    """Steps a second of the package's vector environment, as fast as it goes."""
+    from ale_py.vector_env import AtariVectorEnv
+
+    vector = AtariVectorEnv(game.lower(), envs, num_threads=torch.get_num_threads())
+    vector.reset(seed=0)
+    actions = np.random.default_rng(0).integers(0, vector.single_action_space.n, (256, envs))
+
+    def play() -> int:
+        for row in actions:
+            vector.step(row)
+        return len(actions) * envs
+
+    return play
+
+
+def world(game: str, seeds: int, num_envs: int):
+    """Those of our world, random actions, nothing learned."""
+    opened = envs.find(f"ale:{game}")
+    games = opened.open(seeds, num_envs)
+    games.reset(np.arange(seeds * num_envs).reshape(seeds, num_envs).tolist())
+    actions = np.random.default_rng(0).integers(0, opened.spec.actions, (64, seeds, num_envs))
+
+    def play() -> int:
+        for row in actions:
+            games.step(row)
+        return actions.size
+
+    return play
+
+
+def learning(game: str, seeds: int, num_envs: int):
+    """Those of a run that learns."""
+    preset = {**PRESETS["nature"], "capacity": 5_000, "learning_starts": 400, "num_envs": num_envs}
+    settings = Settings(env=f"ale:{game}", seeds=seeds, **preset)
+    program = build.program(settings)
+    games = envs.find(settings.env).open(seeds, num_envs)
+    state = train.init(program, build.hyper(settings), build.keys(settings))
+    functions = runs.functions(program, settings, games)
+    every = 20 * num_envs
+    reports = train.run(program, worlds.begun(games, state), 10**9, functions, every, at_once=1)
+    while not next(reports).learning_updates:
+        pass
+
+    def play() -> int:
+        next(reports)
+        return seeds * every
+
+    return play
+
+
+def rate(play) -> float:
+    """Steps a second."""
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        steps += play()
+    return steps / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Measure, print, keep a record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--game", default="Breakout")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--envs", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    compile.prepare_cpu()
+    work.say("compiling")
+    sizes = given.game, given.seeds, given.envs
+    plays = {
+        "ale-py": alone(given.game, given.seeds * given.envs),
+        "world": world(*sizes),
+        "learning": learning(*sizes),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in plays}
+    for i in range(given.repeats):
+        work.say(f"round {i + 1} of {given.repeats}")
+        for name, play in plays.items():
+            rates[name].append(rate(play))
+    shares = [a / b for a, b in zip(rates["learning"], rates["ale-py"], strict=True)]
+    results = {name: work.spread(values) for name, values in rates.items()}
+    for name, found in results.items():
+        print(f"{name:9s} {found['median']:9,.0f} steps/s [{found['low']:,.0f}, {found['high']:,.0f}]")
+    share = work.spread(shares)
+    print(f"share     {100 * share['median']:9.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]")
+    updates = math.floor(results["learning"]["median"] / given.envs)
+    print(f"updates   {updates:9,} seed-updates/s")
+    work.append("atari", {**work.machine("cpu"), **vars(given), "results": results, "share": share})
+
+
+if __name__ == "__main__":
+    main()
