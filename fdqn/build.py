@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fdqn import check, dqn, envs, losses, networks, optim, random, train, tree
 from fdqn.envs import silent
 from fdqn.settings import Settings
-from fdqn.types import Hyper, Network, Optimizer, World
+from fdqn.types import Env, Hyper, Network, Optimizer, World
 
 
 def program(settings: Settings) -> train.Program:
@@ -20,10 +20,6 @@ def program(settings: Settings) -> train.Program:
     found = envs.find(settings.env)
     env = silent.make(found.spec) if isinstance(found, World) else found
     _checked(settings)
-    if isinstance(found, World) and settings.learning_starts < 1:
-        raise ValueError(
-            "learning_starts: expected at least 1 in a world, got 0: its steps are learned from in the next cycle"
-        )
     if settings.terminal_on_life_loss and not isinstance(found, World):
         raise ValueError(
             f"terminal_on_life_loss: expected a world that counts lives, such as ale:Breakout, got {settings.env}"
@@ -50,6 +46,16 @@ def program(settings: Settings) -> train.Program:
         clip_rewards=settings.clip_rewards,
         terminal_on_life_loss=settings.terminal_on_life_loss,
     )
+    # In a world the last step of a cycle is learned from in the next.
+    if isinstance(found, World) and settings.learning_starts < (least := config.steps_before_rows(config.n_step + 1)):
+        raise ValueError(
+            f"learning_starts: expected at least {least} in a world, got {settings.learning_starts}: its steps are "
+            "learned from in the next cycle"
+        )
+    if isinstance(found, Env) and found.spec.stack > 1 and not settings.save_replay:
+        raise ValueError(
+            f"save_replay: expected to keep that of {settings.env}, got no: an episode that goes on needs its frames"
+        )
     loss = dqn.double_q_learning if settings.double else dqn.q_learning
     penalty = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
     optimizer = {

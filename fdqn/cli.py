@@ -47,7 +47,7 @@ class Train:
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     preset: Preset | None = None
-    """Settings that were published, in place of the defaults; other flags go before them."""
+    """Settings that were published, in place of the defaults; other flags win over them."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -369,6 +369,8 @@ def _go_on(
     started: float,
 ) -> None:
     """From there to the end: train, play, sum up."""
+    import numpy as np
+
     from fdqn import envs, evaluate, history, runs, train, worlds
     from fdqn.types import World
 
@@ -406,6 +408,18 @@ def _go_on(
         params = report.state.learner.params
         runs.save_params(path, settings, params)
     outside, interrupted = None, stopped()
+
+    def last(*given: Any) -> Any:
+        """The closing episodes; a run that is stopped does not wait for those of a world, which may take minutes."""
+        nonlocal interrupted
+        if not (interrupted and games is not None):
+            try:
+                return play(*given)
+            except KeyboardInterrupt:
+                interrupted = True
+        console.print(f"not played; fdqn eval {path} plays the trained seeds", soft_wrap=True)
+        return np.full((settings.seeds, EPISODES), np.nan)
+
     if settings.env in envs.GYMNASIUM and not interrupted:
         name = envs.GYMNASIUM[settings.env]
         console.print(f"playing the trained lanes in gymnasium's {name}")
@@ -414,11 +428,11 @@ def _go_on(
         except KeyboardInterrupt:
             interrupted = True
             console.print("not played to the end")
-    if games is not None:
+    if games is not None and not interrupted:
         console.print(
             f"playing {EPISODES} greedy episodes a seed in {settings.env}, of at most {env.spec.time_limit:,} steps"
         )
-    summary = runs.finish(path, settings, report, started, outside, where.seconds, play)
+    summary = runs.finish(path, settings, report, started, outside, where.seconds, last)
     if as_json:
         print(json.dumps(summary))
     else:

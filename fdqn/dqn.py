@@ -55,11 +55,21 @@ class Config:
             raise ValueError(f"batch_size {self.batch_size} exceeds capacity {self.capacity}")
         if self.num_envs > self.capacity:
             raise ValueError(f"num_envs {self.num_envs} exceeds capacity {self.capacity}: one step would not fit")
+        if (least := self.steps_before_rows(self.n_step)) > self.learning_starts:
+            raise ValueError(
+                f"learning_starts: expected at least {least} with n_step = {self.n_step}, got {self.learning_starts}: "
+                "updates would come before the first row"
+            )
         if self.target_period % self.updates_per_cycle:
             raise ValueError(
                 f"target_period {self.target_period} is not a multiple of updates_per_cycle {self.updates_per_cycle}: "
                 "hard copies happen between cycles"
             )
+
+    def steps_before_rows(self, steps: int) -> int:
+        """The least `learning_starts` with which each environment has taken so many steps before the first update."""
+        cycles = math.ceil(steps / self.steps_per_cycle) - 1  # the cycle of the first update takes steps too
+        return max(0, (cycles - 1) * self.env_steps + 1) if cycles > 0 else 0
 
     @property
     def env_steps(self) -> int:

@@ -114,9 +114,12 @@ def lost(before: Frames, after: Frames) -> Tensor:
 
 
 def capacity(rows: int, num_envs: int, stack: int, steps: int) -> int:
-    """Frames an environment for so many rows of replay, each over `steps` steps, where episodes take 16 or more."""
-    each = math.ceil(rows / num_envs) + steps + stack
-    return max(2 * stack, each + math.ceil(each / 16))
+    """Frames an environment for so many rows of replay, each over `steps` steps, where episodes take 16 or more.
+
+    What is not complete yet has its frames however short episodes are, two a step.
+    """
+    each = math.ceil(rows / num_envs)
+    return each + math.ceil(each / 16) + 2 * (steps + 1) + 2 * stack
 
 
 def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:

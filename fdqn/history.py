@@ -114,7 +114,9 @@ def restored(
         for name in ROWS:
             files.cut(path / name, at.rows[name]["bytes"])
         since = train.Reading(*tree.to_numpy(read["since"]))
-        lanes = read["lanes"] if settings.save_replay else read["lanes"]._replace(replay=start.replay)
+        lanes = read["lanes"]
+        if not settings.save_replay:
+            lanes = lanes._replace(replay=start.replay, emptied=lanes.cycle.clone())
         return Restored(lanes, since, at.step, settings.steps, at.seconds, tuple(found[:i]))
     if (path / "summary.json").exists():
         raise checkpoint.CheckpointError(
@@ -164,6 +166,7 @@ def _check_counters(place: Path, program: train.Program, at: Moment, lanes: trai
         "metrics.episodes": (metrics.episodes, at.step),
         "metrics.cause": (metrics.cause, len(train.CAUSES) - 1),
         "metrics.failed": (metrics.failed + 1, cycles + 1),
+        "emptied": (lanes.emptied, cycles),
         **(_replay_counters(lanes.replay, at.step) if lanes.replay else {}),
     }
     sound = all(bool(((x >= 0) & (x <= most)).all()) for x, most in highest.values())

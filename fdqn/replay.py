@@ -103,11 +103,6 @@ def remember(replay: Replay, batch: Transition, ended: Tensor, gamma: Tensor, va
     return add_where(replay, batch, valid)
 
 
-def taken(replay: Replay) -> Tensor:
-    """The number of steps [] that it was given, complete or not."""
-    return replay.recent.taken.sum() if isinstance(replay.recent, Recent) else replay.added
-
-
 def add(replay: Replay, batch: Transition) -> Replay:
     """The replay with the rows of `batch` [B, ...] written over its oldest ones.
 

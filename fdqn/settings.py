@@ -123,6 +123,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     },
     "nature": {
         **_CLASSIC,
+        "seeds": 1,
         "steps": 10_000_000,
         "num_envs": 4,
         "capacity": 1_000_000,
@@ -138,7 +139,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 }
 """Settings that papers published, all but the environment: of MinAtar (Young and Tian 2019,
 https://arxiv.org/abs/1903.03176) and of the Nature DQN on Atari (Mnih et al. 2015,
-https://doi.org/10.1038/nature14236: an update every four steps; here one step of four environments)."""
+https://doi.org/10.1038/nature14236: an update every four steps; here one step of four environments.
+A seed takes 7.6 GB of replay, so there is one)."""
 
 _KINDS = {
     str: "a word",

@@ -79,6 +79,8 @@ class TrainState(NamedTuple):
     key: Tensor
     cycle: Tensor
     """[] int64, cycles done."""
+    emptied: Tensor
+    """[] int64, the cycle at which replay was empty: 0, or where a run goes on without its own."""
 
 
 class Noise(NamedTuple):
@@ -379,9 +381,9 @@ def run(
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
     from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most `at_once`
     cycles each (CYCLES_PER_CALL), and ends the run early, with a report. A run that was stopped goes on from the state
-    and `since` of that report; one that has all of its steps behind it only reports. A replay that comes empty takes
-    `learning_starts` steps before learning goes on. Nothing happens before the first report is asked for; then whatever
-    one cycle raises on fake tensors is raised, before anything runs.
+    and `since` of that report; one that has all of its steps behind it only reports. A lane whose replay was empty at
+    `state.emptied` takes `learning_starts` steps from there before it learns. Nothing happens before the first report
+    is asked for; then whatever one cycle raises on fake tensors is raised, before anything runs.
     """
     _check_program(program)
     check.kind("state", state, TrainState)
@@ -394,9 +396,7 @@ def run(
         check.function("evaluate", evaluate)
     config = program.config
     number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
-    # Counted from when the replay was empty: that is at the start, or where a run goes on without its replay.
-    emptied = number - int(vmap(replay.taken)(state.replay).max()) // config.env_steps
-    warm = emptied + math.ceil(config.learning_starts / config.env_steps)
+    warm = int(state.emptied.max()) + math.ceil(config.learning_starts / config.env_steps)
     period = config.target_period // config.updates_per_cycle
     ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
     if period and ahead > period:
@@ -511,6 +511,7 @@ def _init_lane(program: Program, params: Params, hyper: Hyper, key: Tensor, env_
         hyper=hyper,
         key=key,
         cycle=zero,
+        emptied=zero,
     )
 
 

@@ -757,6 +757,31 @@ def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys)
     assert "Traceback" not in err
 
 
+def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, capsys):
+    """Closing episodes may take minutes there: it says what plays them, and what goes on."""
+    from fdqn import evaluate, history
+
+    def stopping(*given):
+        for i, report in enumerate(original(*given)):
+            if i == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield report
+
+    original = history.record
+    monkeypatch.setattr(history, "record", stopping)
+    monkeypatch.setattr(evaluate, "outside", lambda *given, **more: pytest.fail("it plays"))
+    path = tmp_path / "run"
+    words = ["--env", "gym:CartPole-v1", "--steps", "300", "--report-every", "40", "--learning-starts", "20"]
+    assert cli.main(["train", *words, "--seeds", "2", "--hidden", "8", "--no-compile", "--out", str(path)]) == 130
+    err = capsys.readouterr().err
+    assert f"not played; fdqn eval {path}" in err
+    assert f"fdqn resume {path} goes on" in err
+    assert strict((path / "summary.json").read_text())["final_return"]["iqm"] is None
+    monkeypatch.undo()
+    assert cli.main(["eval", str(path), "--episodes", "1", "--json"]) == 0
+    assert strict(capsys.readouterr().out)["iqm"] > 0
+
+
 def test_ctrl_c_twice_stops_at_once(tmp_path):
     words = shlex.split("train --seeds 2 --steps 100000000 --report-every 100 --hidden 8 --no-compile --out")
     # A cycle that lasts: the first Ctrl-C waits for its end, the second does not.

@@ -114,6 +114,7 @@ LIES = {
     "learner.updates": 10**9,
     "replay.added": 2**63 - 2,
     "cycle": 1,
+    "emptied": 10**9,
     "key": 5,
     "hyper.learning_rate": 9.0,
 }

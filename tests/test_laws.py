@@ -2,15 +2,17 @@
 
 import random as python_random
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
 from plants import branches, rejects
+from torch import Tensor
 
 from fdqn import actions, bits, envs, losses, optim, policies, random, replay, schedules, tree
-from fdqn.envs import cartpole, mountain_car
+from fdqn.envs import cartpole, episode, mountain_car
 from fdqn.testing import laws, probes
-from fdqn.types import Env, Optimizer
+from fdqn.types import Env, EnvSpec, Optimizer
 
 ARANGE = torch.arange(6.0).reshape(2, 3)
 
@@ -472,6 +474,41 @@ def test_our_environments_hold_to_the_law(name):
     settings = {"time_limit": 100} if name.startswith("minatar:") else {}  # 10,000 steps would take minutes
     env = probes.ALL[name]().env if name in probes.ALL else envs.make(name, **settings)
     laws.env(env, steps=max(50, env.spec.time_limit))
+
+
+class Ticks(NamedTuple):
+    """How long a film has run."""
+
+    time: Tensor
+
+
+def film(shown):
+    """Frames that count steps, stacked by `shown(time) -> [..., 3, 1]`; it says that they are."""
+    spec = EnvSpec((3, 1), torch.float32, actions=2, noise=1, time_limit=6, stack=3)
+
+    def begin(u):
+        state = Ticks(torch.zeros_like(u[..., 0], dtype=torch.int64))
+        return episode.begin(state, shown(state.time), episode.all_legal(state.time, 2))
+
+    def step(state, action, u):
+        after = Ticks(state.time + 1)
+        legal, none = episode.all_legal(after.time, 2), torch.zeros_like(after.time, dtype=torch.bool)
+        return episode.advance(after, shown(after.time), legal, none.float(), none, begin(u), 6)
+
+    return Env(begin, step, spec)
+
+
+def frames(time, order=(2, 1, 0), floor=-1):
+    each = [(time - back).clamp_min(floor) + 1 for back in order]
+    return torch.stack(each, -1).unsqueeze(-1).float()
+
+
+def test_env_looks_at_stacked_frames():
+    laws.env(film(frames), steps=20)
+    with pytest.raises(AssertionError, match="next_obs beside obs of the step before"):
+        laws.env(film(partial(frames, order=(3, 1, 0))), steps=20)
+    with pytest.raises(AssertionError, match="frames before an episode's first"):
+        laws.env(film(partial(frames, floor=0)), steps=20)
 
 
 def test_env_rejects_a_reset_that_breaks_the_spec():

@@ -186,7 +186,6 @@ FUNCTIONS = {
     "n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
     "n_step.cut": (n_step.cut, (RECENT,)),
     "replay.remember": (replay.remember, (SPANNING, BATCH, LEGAL[:, 2], HYPER.gamma)),
-    "replay.taken": (replay.taken, (SPANNING,)),
     "replay.cut": (replay.cut, (SPANNING,)),
     "replay.add": (replay.add, (FULL, BATCH)),
     "replay.add_where": (replay.add_where, (FULL, BATCH, LEGAL[:, 1])),

@@ -843,7 +843,6 @@ WITHOUT = {
     "frames.lost": "the same",
     "n_step.cut": "reads what is recent",
     "replay.cut": "reads a replay",
-    "replay.taken": "reads a replay",
     "train.remember": "is a part of `collect`",
     "compile.compiled_parts": "is `compiled` for a world",
     "envs.is_code": "answers of any name",

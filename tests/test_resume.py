@@ -94,7 +94,21 @@ def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, mo
     assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
 
 
+@pytest.mark.parametrize("stopped", [1, 3, 5, 8, 14, 19])
+def test_a_run_over_several_steps_goes_on(tmp_path, monkeypatch, stopped):
+    """What was not complete is completed, and target copies come when they would have come."""
+    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    settings = dataclasses.replace(SETTINGS, n_step=3)
+    functions = train.vmapped(build.program(settings))
+    undisturbed = tree.clone(started(tmp_path / "undisturbed", settings, functions).state)
+    started(tmp_path / "run", settings, functions, stop_after=stopped)
+    where = history.restored(tmp_path / "run", settings, *begun(settings))
+    last = gone_on(tmp_path / "run", settings, functions, where)
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run", (undisturbed, last.state))
+
+
 OTHERS = {
+    "three steps in a transition": {"n_step": 3},
     "soft copies": {"tau": 0.1},
     "plain, dueling, huber": {"double": False, "dueling": True, "loss": "huber"},
     "two updates a cycle": {"updates_per_cycle": 2},
@@ -205,7 +219,9 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     program, state = begun(settings)
     where = history.restored(path, settings, program, state)
     assert where.state.replay.added.tolist() == [0, 0]
-    asserts.assert_trees_equal(stopped._replace(replay=()), where.state._replace(replay=()))
+    assert where.state.emptied.tolist() == [20, 20]
+    own = where.state._replace(replay=(), emptied=stopped.emptied)
+    asserts.assert_trees_equal(stopped._replace(replay=()), own)
     states = []
     reports = train.run(program, where.state, 90, functions, 3, since=where.since)
     for report in history.record(path, settings, reports, where):

@@ -189,6 +189,20 @@ def test_encoded_observations_are_gymnasium_s_flattened_ones(space, seed, count)
     np.testing.assert_array_equal(how.encode(batch).reshape(count, -1).astype(np.float32), expected)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pictures_have_their_channels_first(channels):
+    space = spaces.Box(0, 255, (5, 6, channels), np.uint8)
+    batch = np.stack([space.sample() for _ in range(3)])
+    how = encoding(space)
+    assert how.shape == (channels, 5, 6)
+    encoded = how.encode(batch)
+    assert encoded.flags.c_contiguous
+    for c in range(channels):
+        np.testing.assert_array_equal(encoded[:, c], batch[..., c])
+    stacked = spaces.Box(0, 255, (channels, 5, 6), np.uint8)
+    assert encoding(stacked).shape == (channels, 5, 6)
+
+
 @pytest.mark.parametrize("space", [spaces.Text(3), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({})], ids=str)
 def test_other_spaces_are_refused(space):
     with pytest.raises(ValueError, match="env: expected observations of a Box, Discrete"):
@@ -369,6 +383,117 @@ def test_rows_that_are_none_leave_no_trace(valid):
         kept = tree.index(batch, torch.tensor(valid, dtype=torch.bool))
         two = replay.add(two, kept) if sum(valid) else two
         asserts.assert_trees_equal(two, one)
+
+
+class Lives(gymnasium.Env):
+    """Loses a life whenever it is told to, three in all, and says how many are left."""
+
+    observation_space, action_space = spaces.Box(0, 9, (1,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 3
+        return np.zeros(1, np.float32), {"lives": self.left}
+
+    def step(self, action):
+        self.left -= int(action)
+        return np.full(1, self.left, np.float32), 5.0 * action, self.left == 0, False, {"lives": self.left}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lost_life_is_said_once_and_is_no_end(mode):
+    """In every mode, of each environment by itself; the last life is an end, and a new episode has lost none."""
+    world = gym.world("lives", lambda n: SyncVectorEnv([Lives] * n, autoreset_mode=mode))
+    games = world.open(1, 2)
+    games.reset([[1, 2]])
+    left, over = [3, 3], [False, False]
+    actions = np.random.default_rng(0).integers(0, 2, (60, 1, 2))
+    for action in actions:
+        answer = games.step(action)
+        for i in range(2):
+            if over[i]:  # the step that only begins an episode
+                assert not answer.valid[0, i]
+                assert not answer.life_lost[0, i]
+                left[i], over[i] = 3, False
+                continue
+            left[i] -= int(action[0, i])
+            assert bool(answer.life_lost[0, i]) == bool(action[0, i] and left[i] > 0)
+            assert bool(answer.step.terminated[0, i]) == (left[i] == 0)
+            if left[i] == 0:
+                left[i], over[i] = (3, False) if mode != AutoresetMode.NEXT_STEP else (0, True)
+    assert (actions == 1).sum() > 40
+
+
+def test_lost_lives_are_ends_and_rewards_are_clipped_for_learning_alone(monkeypatch):
+    """Beside replay, returns are of whole episodes and their own rewards."""
+    world = gym.of("lives", Lives)
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    given = dataclasses.replace(SETTINGS, terminal_on_life_loss=True, clip_rewards=True, epsilon_end=1.0)
+    for settings, least, most in ((given, 0.0, 1.0), (dataclasses.replace(given, clip_rewards=False), 0.0, 5.0)):
+        state = trained(settings, world).state
+        rows, count = state.replay.rows, int(state.replay.added[0])
+        lost, reward = rows.obs[0, :count, 0] > rows.next_obs[0, :count, 0], rows.reward[0, :count]
+        first = rows.obs[0, :count, 0] == 0  # of an episode, before a life was lost, it shows nothing yet
+        lost |= first & (rows.next_obs[0, :count, 0] < 3)
+        assert torch.equal(rows.discount[0, :count] == 0, lost), "every lost life is an end of learning"
+        assert (reward.min(), reward.max()) == (least, most)
+        kept = state.metrics.returns[0, :-1]  # the last place takes what is not kept
+        ended = kept[~kept.isnan()]
+        assert ended.numel() > 5
+        assert ended.unique().tolist() == [15.0], "three lives of five points each"
+    whole = trained(dataclasses.replace(given, terminal_on_life_loss=False), world).state.replay
+    assert (whole.rows.discount[0] == 0).sum() < lost.sum()
+
+
+def test_a_world_that_stands_still_between_episodes_goes_on_learning(monkeypatch):
+    """Steps that only begin an episode give no rows; a run that goes on does not take that for a replay emptied."""
+    world = gym.world("lives", lambda n: SyncVectorEnv([Lives] * n, autoreset_mode=AutoresetMode.NEXT_STEP))
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    settings = dataclasses.replace(SETTINGS, learning_starts=90, epsilon_end=1.0, capacity=200)
+    before = trained(settings, world)
+    assert before.state.replay.added.max() < settings.steps - 10
+    program, games = build.program(settings), world.open(2, 3)
+    state = worlds.begun(games, before.state)
+    functions = worlds.functions(program, games, worlds.vmapped(program))
+    *_, last = train.run(program, state, settings.steps + 30, functions, 30, at_once=1)
+    games.close()
+    assert (last.updates - before.updates).tolist() == [10, 10]
+
+
+def test_updates_wait_for_rows():
+    """In a world the last step of a cycle is learned from in the next, and over several steps rows come later."""
+    small = {"seeds": 2, "hidden": (8,), "batch_size": 8}
+    world = {"env": "gym:CartPole-v1", "num_envs": 4, "steps": 400, **small}
+    for settings, least in (
+        (Settings(n_step=3, learning_starts=5, num_envs=4, **small), None),
+        (Settings(n_step=3, learning_starts=4, num_envs=4, **small), 5),
+        (Settings(n_step=3, learning_starts=9, **world), None),
+        (Settings(n_step=3, learning_starts=8, **world), 9),
+        (Settings(n_step=1, learning_starts=1, **world), None),
+        (Settings(n_step=3, steps_per_cycle=4, learning_starts=0, num_envs=4, **small), None),
+        (Settings(n_step=3, steps_per_cycle=4, learning_starts=0, **world), None),
+        (Settings(n_step=4, steps_per_cycle=4, learning_starts=0, **world), 1),
+    ):
+        if least is not None:
+            with pytest.raises(ValueError, match=f"^learning_starts: expected at least {least} "):
+                build.program(settings)
+            continue
+        program = build.program(settings)
+        state = train.init(program, build.hyper(settings), build.keys(settings))
+        outside = settings.env != "cartpole"
+        games = envs.find(settings.env).open(settings.seeds, settings.num_envs) if outside else None
+        functions = runs.functions(program, dataclasses.replace(settings, compile=False), games)
+        first = next(
+            report
+            for report in train.run(
+                program, worlds.begun(games, state) if outside else state, 400, functions,
+                settings.num_envs * settings.steps_per_cycle, at_once=1,
+            )
+            if report.updates.max() > 0
+        )  # fmt: skip
+        assert first.state.replay.added.min() >= settings.num_envs * (2 if outside else 1)
+        if games is not None:
+            games.close()
 
 
 def test_atari_is_seeded_and_whole():

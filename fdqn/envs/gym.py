@@ -58,8 +58,8 @@ def named(name: str, **settings: Any) -> World:
 def atari(name: str) -> World:
     """The game of that name in the Arcade Learning Environment, such as Breakout, as Mnih et al. 2015 play it: grey
     frames of 84 x 84, the last four at once; four frames a step, of the last two the brighter; up to 30 idle steps at
-    the start; at most half an hour, in evaluation five minutes. https://doi.org/10.1038/nature14236 Rewards are the
-    game's own.
+    the start, and the fire button where a game waits for it; at most half an hour, in evaluation five minutes. Rewards
+    are the game's own. https://doi.org/10.1038/nature14236
 
     Raises ValueError where ale-py is not installed or has no such game.
     """
@@ -104,7 +104,6 @@ def world(
 ) -> World:
     """The environments that `make(num_envs)` gives, of any autoreset mode; `name` is for messages. Those that
     `film(num_envs)` gives do the same, and render each a list of frames, those since they were last asked.
-
 
     With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
     steps of an episode, by default those that the environments themselves allow.

@@ -24,7 +24,8 @@ class Encoding(NamedTuple):
 def encoding(space: spaces.Space) -> Encoding:
     """How observations of a space become arrays.
 
-    - Box: as they are, float64 as float32, integers of more than 8 bits as float32;
+    - Box: as they are, float64 as float32, integers of more than 8 bits as float32; a number becomes [1], and pictures
+      [H, W, 1, 3 or 4] of uint8 have their channels first, as convolutions take them;
     - Discrete and MultiDiscrete: one-hot booleans; MultiBinary: booleans;
     - Dict and Tuple: the only entry as it is, of several the flat concatenation, booleans only where all are. The entry
       `action_mask` is left out.
@@ -32,8 +33,13 @@ def encoding(space: spaces.Space) -> Encoding:
     Raises ValueError for other spaces.
     """
     if isinstance(space, spaces.Box):
-        dtype = space.dtype if space.dtype in (np.uint8, np.bool_) else np.dtype(np.float32)
-        return Encoding(space.shape, np.dtype(dtype), lambda x: np.array(x, dtype=dtype))
+        dtype = np.dtype(space.dtype if space.dtype in (np.uint8, np.bool_) else np.float32)
+        if not space.shape:
+            return Encoding((1,), dtype, lambda x: np.array(x, dtype=dtype).reshape(-1, 1))
+        if len(space.shape) == 3 and space.shape[2] in (1, 3, 4) and dtype == np.uint8:
+            height, width, channels = space.shape
+            return Encoding((channels, height, width), dtype, lambda x: np.array(np.moveaxis(x, -1, 1), order="C"))
+        return Encoding(space.shape, dtype, lambda x: np.array(x, dtype=dtype))
     if isinstance(space, spaces.MultiBinary):
         return Encoding(space.shape, np.dtype(np.bool_), lambda x: np.array(x, dtype=np.bool_))
     if isinstance(space, spaces.Discrete):

@@ -336,7 +336,8 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
 
     After an end `obs` starts a new episode, with `restarts_as_reset` the one that `reset` makes of the same uniforms,
     and `next_obs` does not; elsewhere both are one. Whoever reaches the time limit is truncated, and nobody before it.
-    Actions are random legal ones; some episode must end within `steps`. See also `time_limit`.
+    Stacked observations are so as `spec.stack` says. Actions are random legal ones; some episode must end within
+    `steps`. See also `time_limit`.
     """
     u = _env_noise(env, envs, seed, 0)
     state, step = pure(env.reset, u)
@@ -346,13 +347,16 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
     pure(env.step, state, action, u)
     ranked(env.step, state, action, u, dtype=None, atol=1e-6)
 
-    first, state_kind, step_kind = step, _dtypes(state), _dtypes(step)
+    _check_stacked(env, step, None, "reset, ")
+    first, shown, state_kind, step_kind = step, step.obs, _dtypes(state), _dtypes(step)
     time, moved, seen = torch.zeros(envs, dtype=torch.int64), False, list[bool]()
     for i in range(1, steps + 1):
         u = _env_noise(env, envs, seed, i)
         state, step = env.step(state, _random_legal(step.legal, random.fold_in(random.key(seed), i)), u)
         assert_trees_equal((state_kind, step_kind), (_dtypes(state), _dtypes(step)), f"step {i}, for life: ")
         _check_step(env, step, time + 1, f"step {i}, ")
+        _check_stacked(env, step, shown, f"step {i}, ")
+        shown = step.obs
         ended = step.terminated | step.truncated
         if restarts_as_reset and ended.any():
             fresh_state, fresh = env.reset(u)
@@ -386,6 +390,17 @@ def _check_step(env: Env, step: Step, time: Tensor, name: str) -> None:
     assert bool((step.truncated <= late).all()), f"{name}truncated: expected false before the limit, got true"
     ahead = (step.next_obs[on], step.next_legal[on])
     assert_trees_equal(ahead, (step.obs[on], step.legal[on]), f"{name}episode goes on, obs beside next_obs: ")
+
+
+def _check_stacked(env: Env, step: Step, before: Tensor | None, name: str) -> None:
+    """Where observations are said to be frames, each shows those of the one before and one more; the first, nothing."""
+    if env.spec.stack == 1:
+        return
+    begins = step.terminated | step.truncated | (before is None)
+    if before is not None:
+        assert_trees_equal(before[:, 1:], step.next_obs[:, :-1], f"{name}next_obs beside obs of the step before: ")
+    first = step.obs[begins][:, :-1]
+    assert_trees_equal(torch.zeros_like(first), first, f"{name}obs, frames before an episode's first: ")
 
 
 def _check_seen(step: Step, name: str) -> None:
