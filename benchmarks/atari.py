@@ -55,8 +55,8 @@ def world(game: str, seeds: int, num_envs: int):
 
 def learning(game: str, seeds: int, num_envs: int):
     """Those of a run that learns."""
-    preset = {**PRESETS["nature"], "capacity": 5_000, "learning_starts": 400, "num_envs": num_envs}
-    settings = Settings(env=f"ale:{game}", seeds=seeds, **preset)
+    sizes = {"seeds": seeds, "num_envs": num_envs, "capacity": 5_000, "learning_starts": 400}
+    settings = Settings(**{**PRESETS["nature"], **sizes, "env": f"ale:{game}"})
     program = build.program(settings)
     games = envs.find(settings.env).open(seeds, num_envs)
     state = train.init(program, build.hyper(settings), build.keys(settings))
