@@ -46,7 +46,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.type == "bool" or field.type is bool:
+            if isinstance(field.default, bool):
                 check.kind(field.name, getattr(self, field.name), bool)
                 continue
             least = 0 if field.name in ("learning_starts", "target_period") else 1
@@ -69,7 +69,7 @@ class Config:
     def steps_before_rows(self, steps: int) -> int:
         """The least `learning_starts` with which each environment has taken so many steps before the first update."""
         cycles = math.ceil(steps / self.steps_per_cycle) - 1  # the cycle of the first update takes steps too
-        return max(0, (cycles - 1) * self.env_steps + 1) if cycles > 0 else 0
+        return (cycles - 1) * self.env_steps + 1 if cycles > 0 else 0
 
     @property
     def env_steps(self) -> int:

@@ -153,14 +153,15 @@ def check_world(world, lanes=2, num_envs=3, steps=60):
     again = _played(world, lanes, num_envs, steps)
     asserts.assert_trees_equal([first, *played], again, "played again: ")
     spec, shape = world.spec, (lanes, num_envs)
-    for step, valid, alive in (first, *played):
+    for step, valid, alive, life_lost in (first, *played):
         for obs, legal in ((step.obs, step.legal), (step.next_obs, step.next_legal)):
             assert (obs.shape, obs.dtype) == ((*shape, *spec.obs_shape), spec.obs_dtype)
             assert (legal.shape, legal.dtype) == ((*shape, spec.actions), torch.bool)
         assert (step.reward.shape, step.reward.dtype) == (shape, torch.float32)
-        for flag in (step.terminated, step.truncated, valid):
+        for flag in (step.terminated, step.truncated, valid, life_lost):
             assert (flag.shape, flag.dtype) == (shape, torch.bool)
         assert alive.all()
+        assert not (life_lost & (step.terminated | step.truncated)).any(), "an end and a lost life are two things"
         asserts.assert_finite(step)
         assert step.legal.any(-1).all(), "expected something to do"
         on = ~(step.terminated | step.truncated)
@@ -178,7 +179,7 @@ def _played(world, lanes, num_envs, steps):
     games, dice = world.open(lanes, num_envs), torch.Generator().manual_seed(1)
     first = games.reset([[100 * lane + i for i in range(num_envs)] for lane in range(lanes)])
     everywhere = torch.ones((lanes, num_envs), dtype=torch.bool)
-    answers = [gym.Answer(first, everywhere, everywhere[:, 0])]
+    answers = [gym.Answer(first, everywhere, everywhere[:, 0], ~everywhere)]
     kept = [tree.clone(answers[0])]
     for _ in range(steps):
         legal = answers[-1].step.legal
