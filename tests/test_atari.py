@@ -204,3 +204,21 @@ def test_worlds_of_frames_are_of_a_lane():
     alone, _ = played(dataclasses.replace(SETTINGS, seeds=1))
     asserts.assert_trees_equal(tree.index(alone.replay, 0), tree.index(both.replay, 0))
     assert isinstance(envs.find(SETTINGS.env), World)
+
+
+def test_a_film_plays_the_game_to_its_end_and_changes_no_other():
+    """ale-py's environments share their metadata, so that one that restarts otherwise would change what all say."""
+    pytest.importorskip("ale_py")
+    world, rng = envs.find("ale:Breakout"), np.random.default_rng(0)
+    for games in (world.open(2, 1), world.film(2)):
+        other = world.film(1)
+        first, ended = games.reset([[5], [6]]), 0
+        for _ in range(400):
+            answer = games.step(rng.integers(0, 4, (2, 1)))
+            assert games.broken == {}
+            assert answer.valid.all()
+            ended += int(answer.step.terminated.sum())
+        assert ended >= 2
+        assert first.obs.shape == (2, 1, 4, 84, 84)
+        for opened in (games, other):
+            opened.close()

@@ -74,11 +74,11 @@ def atari(name: str) -> World:
         raise ValueError(f"env: expected a game of ale-py, got {name!r}{hint}")
 
     def make(num_envs: int, **settings: Any) -> VectorEnv:
-        vector = vector_env.AtariVectorEnv(game, num_envs, num_threads=1, reward_clipping=False, **settings)
-        return _SeedsAsArray(vector)
+        settings |= {"reward_clipping": False, "autoreset_mode": AutoresetMode.SAME_STEP}
+        return _SeedsAsArray(vector_env.AtariVectorEnv(game, num_envs, num_threads=1, **settings))
 
     def play(num_envs: int) -> VectorEnv:
-        return make(num_envs, stack_num=STACK, autoreset_mode=AutoresetMode.SAME_STEP)
+        return make(num_envs, stack_num=STACK)
 
     def film(num_envs: int) -> VectorEnv:
         return _Twins(play(num_envs), make(num_envs, grayscale=False, img_height=210, img_width=160, stack_num=1))
@@ -200,14 +200,13 @@ class Games:
     def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
         """What an `Answer` of one lane holds, in its order: many small tensors would take longer than the world."""
         vector, restarted = lane.vector, lane.restarts.copy()
-        mode = vector.metadata["autoreset_mode"]
         obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
         ended = terminated | truncated
         lives = _lives(infos, lane.lives)
         life_lost = (lives < lane.lives) & ~ended
         next_obs, next_legal = self.encoding.encode(obs), self._legal(obs, infos, self.num_envs)
         first, legal = next_obs, next_legal
-        match mode:
+        match lane.mode:
             case AutoresetMode.DISABLED if ended.any():
                 obs, infos = vector.reset(options={"reset_mask": ended})
                 first = self.encoding.encode(obs)
@@ -223,7 +222,7 @@ class Games:
                 legal = legal | ended[:, None]  # what is done there counts for nothing
         lane.lives[:] = lives
         self._check_stacked(lane, next_obs, ~restarted, begins=False)
-        self._check_stacked(lane, first, restarted if mode == AutoresetMode.NEXT_STEP else ended, begins=True)
+        self._check_stacked(lane, first, restarted if lane.mode == AutoresetMode.NEXT_STEP else ended, begins=True)
         step = first, self._checked(legal), next_obs, next_legal, reward.astype(np.float32), terminated, truncated
         return *step, ~restarted, True, life_lost
 
@@ -314,6 +313,8 @@ class _Lane(NamedTuple):
     """[E], whose next step will only start a new episode."""
     first_action: int
     """What gymnasium calls our action 0."""
+    mode: AutoresetMode
+    """How it restarts, as it said when it was opened: ale-py's environments share one record of it."""
     lives: NDArray[np.int64]
     """[E], where they are counted; else 0."""
     shown: NDArray[Any]
@@ -324,7 +325,8 @@ def _opened(make: Callable[[int], VectorEnv], num_envs: int, shown: NDArray[Any]
     vector = make(num_envs)
     assert isinstance(vector.single_action_space, Discrete)  # as `world` has seen
     none = np.zeros(num_envs, np.int64)
-    return _Lane(vector, none.astype(np.bool_), int(vector.single_action_space.start), none, shown)
+    first_action, mode = int(vector.single_action_space.start), vector.metadata["autoreset_mode"]
+    return _Lane(vector, none.astype(np.bool_), first_action, mode, none, shown)
 
 
 def _lives(infos: dict[str, Any], before: NDArray[np.int64]) -> NDArray[np.int64]:
