@@ -58,8 +58,8 @@ def play(env: Env, network: Network, epsilon: float, params: Params, games: Game
     """One step of one lane's episodes, greedy but for a share `epsilon` of them; rewards after an episode's end do not
     count. u [N, 2 + K].
     """
-    q, share = network.apply(params, games.obs), games.returns.new_tensor(epsilon)
-    env_state, step = env.step(games.env_state, policies.epsilon_greedy(q, games.legal, share, u[:, :2]), u[:, 2:])
+    action = _chosen(network.apply(params, games.obs), games.legal, epsilon, u[:, :2])
+    env_state, step = env.step(games.env_state, action, u[:, 2:])
     returns = games.returns + torch.where(games.ended, 0.0, step.reward)
     ended = games.ended | step.terminated | step.truncated
     return Games(env_state, step.obs, step.legal, returns, ended, step.next_obs)
@@ -90,8 +90,7 @@ def steps(
     for start in range(0, env.spec.time_limit, _DRAW):
         count = min(_DRAW, env.spec.time_limit - start)
         noise = random.uniform(random.fold_in(keys, 1 + start), (count, episodes, env.spec.noise))
-        choice = random.uniform(random.fold_in(keys, _CHOICES + start), (count, episodes, 2))
-        u = torch.cat([choice, noise], -1)
+        u = torch.cat([_choices(keys, _CHOICES + start, (count, episodes, 2), epsilon), noise], -1)
         advance = slow if fast is None or start < _SOON else fast
         for i in range(count):
             games = advance(params, games, u[:, i])
@@ -140,13 +139,10 @@ def steps_outside(
     _check_fit(apply, params, step.obs.to(device), spec.actions)
     ended, returns = step.terminated, step.reward.double()
     yield Played(returns, ended)
-    keys, share = torch.stack([torch.zeros_like(seeds), seeds], -1), torch.tensor(epsilon, device=device)
+    keys = torch.stack([torch.zeros_like(seeds), seeds], -1)
     for i in range(spec.time_limit):
         q, legal = apply(params, step.obs.to(device)), step.legal.to(device)
-        if epsilon == 0:
-            action = actions.greedy(q, legal)
-        else:
-            action = policies.epsilon_greedy(q, legal, share, random.uniform(random.fold_in(keys, i), (2,)))
+        action = _chosen(q, legal, epsilon, _choices(keys, i, (2,), epsilon))
         step, valid, alive, _ = games.step(action.cpu().numpy())
         returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
         returns = torch.where(alive.unsqueeze(-1), returns, torch.nan)
@@ -196,6 +192,20 @@ def greedy(
     if isinstance(env, World):
         return outside(env, network, params, keys, episodes, progress, epsilon)
     return native(env, network, params, keys, episodes, progress, fast, epsilon)
+
+
+def _chosen(q: Tensor, legal: Tensor, epsilon: float, u: Tensor) -> Tensor:
+    """Actions [...], greedy but for a share of them. Where it is 0, as it mostly is, nothing is spent on chance."""
+    if epsilon == 0:
+        return actions.greedy(q, legal)
+    return policies.epsilon_greedy(q, legal, q.new_tensor(epsilon), u)
+
+
+def _choices(keys: Tensor, number: int, shape: tuple[int, ...], epsilon: float) -> Tensor:
+    """The uniforms [..., *shape] of that number that `_chosen` takes; where it looks at none, zeros."""
+    if epsilon == 0:
+        return torch.zeros((*keys.shape[:-1], *shape), device=keys.device)
+    return random.uniform(random.fold_in(keys, number), shape)
 
 
 def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, actions: int) -> None:
