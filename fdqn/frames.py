@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import check
+from fdqn import check, tree
 
 
 class Frames(NamedTuple):
@@ -73,12 +73,12 @@ def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Ten
     age = torch.where(frames.fresh, 0, before)
     next_age = (age + 1).clamp_max(stacks[0] - 1)
     writes = valid.unsqueeze(-1) & torch.stack([torch.ones_like(frames.fresh), frames.fresh], -1)
-    new = torch.stack([_where(frames.fresh, obs[:, -1], next_obs[:, -1]), next_obs[:, -1]], 1)
+    new = torch.stack([tree.where(frames.fresh, obs[:, -1], next_obs[:, -1]), next_obs[:, -1]], 1)
     ages = torch.stack([torch.where(frames.fresh, age, next_age), next_age], -1)
     rows = env.unsqueeze(-1)
     place = frames.written + first - 1
     after = frames._replace(
-        ring=frames.ring.index_put((rows, at), _where(writes, new, frames.ring[rows, at])),
+        ring=frames.ring.index_put((rows, at), tree.where(writes, new, frames.ring[rows, at])),
         age=frames.age.index_put((rows, at), torch.where(writes, ages, frames.age[rows, at])),
         written=frames.written + torch.where(valid, 1 + first, 0),
         fresh=torch.where(valid, ended, frames.fresh),
@@ -94,7 +94,7 @@ def stack(frames: Frames, at: Tensor) -> Tensor:
     back = torch.arange(depth - 1, -1, -1, device=at.device)
     seen = back <= frames.age[env, place % capacity].unsqueeze(-1)
     shown = frames.ring[env.unsqueeze(-1), (place.unsqueeze(-1) - back) % capacity]
-    return _where(seen, shown, torch.zeros_like(shown))
+    return tree.where(seen, shown, torch.zeros_like(shown))
 
 
 def number(frames: Frames, at: Tensor, numbers: Tensor, valid: Tensor) -> Frames:
@@ -120,8 +120,3 @@ def capacity(rows: int, num_envs: int, stack: int, steps: int) -> int:
     """
     each = math.ceil(rows / num_envs)
     return each + math.ceil(each / 16) + 2 * (steps + 1) + 2 * stack
-
-
-def _where(chosen: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """`torch.where` along the first axes."""
-    return torch.where(chosen.reshape(*chosen.shape, *[1] * (new.ndim - chosen.ndim)), new, old)

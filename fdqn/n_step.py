@@ -57,8 +57,7 @@ def add(
     at = env, recent.taken % steps
 
     def write(ring: Tensor, new: Tensor) -> Tensor:
-        chosen = valid.reshape(-1, *[1] * (new.ndim - 1))
-        return ring.index_put(at, torch.where(chosen, new, ring[at]))
+        return ring.index_put(at, tree.where(valid, new, ring[at]))
 
     rows, ends, taken = tree.map(write, recent.rows, batch), write(recent.ended, ended), recent.taken + valid
     order = (taken.unsqueeze(-1) + torch.arange(steps, device=env.device)) % steps  # oldest first

@@ -125,11 +125,9 @@ def add_where(replay: Replay, batch: Transition, valid: Tensor) -> Replay:
     place = torch.where(valid, valid.cumsum(0) - 1, taken + (~valid).cumsum(0) - 1)
     at = (replay.added + place) % _capacity(replay)
 
-    def write(ring: Tensor, new: Tensor) -> Tensor:
-        chosen = valid.reshape(-1, *[1] * (new.ndim - 1))
-        return ring.index_put((at,), torch.where(chosen, new, ring[at]))
-
-    return replay._replace(rows=tree.map(write, replay.rows, packed), added=replay.added + taken)
+    new = tree.where(valid, packed, tree.index(replay.rows, at))
+    rows = tree.map(lambda ring, x: ring.index_put((at,), x), replay.rows, new)
+    return replay._replace(rows=rows, added=replay.added + taken)
 
 
 def sample(replay: Replay, words: Tensor) -> Transition:

@@ -55,6 +55,11 @@ def index(tree: T, i: Any) -> T:
     return map(lambda x: x[i], tree)
 
 
+def where(chosen: Tensor, new: T, old: T) -> T:
+    """The elements of `new` where `chosen` [...] holds along the first axes of its leaves, of `old` elsewhere."""
+    return map(lambda a, b: torch.where(chosen.reshape(chosen.shape + (1,) * (b.ndim - chosen.ndim)), a, b), new, old)
+
+
 def cast(tree: T, dtype: torch.dtype) -> T:
     """Floating leaves in `dtype`, itself floating; the others as they are."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:

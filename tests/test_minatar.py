@@ -638,7 +638,7 @@ def right_one_of_two(nearest):
     return lambda aliens, cannon: mirrored(nearest(mirrored(aliens), mirrored(cannon)))
 
 
-@pytest.mark.parametrize(
+PLANTED = pytest.mark.parametrize(
     ("name", "module", "attribute", "value"),
     [
         ("asterix", asterix, "RAMP", 101),
@@ -657,11 +657,19 @@ def right_one_of_two(nearest):
         ("space_invaders", space_invaders, "_nearest", right_one_of_two),
     ],
 )
-def test_the_walk_rejects_planted_bugs(monkeypatch, name, module, attribute, value):
-    settings = {"sticky": value} if attribute == "STICKY" else {}
+
+
+def spoiled(monkeypatch, name, module, attribute, value):
+    """The game with that bug."""
     monkeypatch.setattr(module, attribute, value(getattr(module, attribute)) if callable(value) else value)
+    return made(name, **({"sticky": value} if attribute == "STICKY" else {}))
+
+
+@PLANTED
+def test_the_walk_rejects_planted_bugs(monkeypatch, name, module, attribute, value):
+    env = spoiled(monkeypatch, name, module, attribute, value)
     with pytest.raises(AssertionError):
-        walk(name, made(name, **settings), 80, 80, seed=5, starts=functools.partial(anywhere, name))
+        walk(name, env, 80, 80, seed=5, starts=functools.partial(anywhere, name))
 
 
 @pytest.mark.parametrize("places", [8, 16])

@@ -16,17 +16,17 @@ from test_minatar import (
     EVENTS,
     GAMES,
     LOOK,
+    PLANTED,
     REACHED,
     Twin,
     anywhere,
     careful,
     generator,
     made,
-    right_one_of_two,
+    spoiled,
 )
 
 from fdqn import random, tree
-from fdqn.envs.minatar import asterix, board, breakout, freeway, seaquest, space_invaders
 
 RECORD = Path(__file__).with_name("minatar_record.npz")
 COPIES, STEPS = 80, 80
@@ -105,30 +105,11 @@ def test_the_record_is_the_packages(name):
     assert REACHED[name] - met == set()
 
 
-@pytest.mark.parametrize(
-    ("name", "module", "attribute", "value"),
-    [
-        ("asterix", asterix, "RAMP", 101),
-        ("asterix", asterix, "LEVELS", 8),
-        ("breakout", breakout, "TOP", 2),
-        ("breakout", board, "STICKY", 0.2),
-        ("freeway", freeway, "PAUSE", 2),
-        ("freeway", freeway, "STEPS", 2_500),
-        ("seaquest", seaquest, "FASTEST", 1),
-        ("seaquest", seaquest, "SEATS", 5),
-        ("seaquest", seaquest, "DIVER_MOVE", 5),
-        ("seaquest", seaquest, "DIVER_SPAWN", 36),
-        ("seaquest", seaquest, "TANK", 180),
-        ("space_invaders", space_invaders, "FASTEST", 7),
-        ("space_invaders", space_invaders, "COOL_DOWN", 4),
-        ("space_invaders", space_invaders, "_nearest", right_one_of_two),
-    ],
-)
+@PLANTED
 def test_the_record_rejects_planted_bugs(monkeypatch, name, module, attribute, value):
-    settings = {"sticky": value} if attribute == "STICKY" else {}
-    monkeypatch.setattr(module, attribute, value(getattr(module, attribute)) if callable(value) else value)
+    env = spoiled(monkeypatch, name, module, attribute, value)
     with pytest.raises(AssertionError, match="expected what the package did"):
-        check(name, made(name, **settings))
+        check(name, env)
 
 
 def record():

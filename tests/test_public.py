@@ -213,6 +213,7 @@ FUNCTIONS = {
     "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
     "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),
     "tree.index": (lambda a: tree.index(a, 0), (PARAMS,)),
+    "tree.where": (tree.where, (torch.tensor([True, False, True]), PARAMS, GRADS)),
     "tree.cast": (lambda a: tree.cast(a, torch.float64), (PARAMS,)),
     "tree.clone": (tree.clone, (PARAMS,)),
     "tree.lerp": (lambda a, b: tree.lerp(a, b, 0.3), (PARAMS, GRADS)),

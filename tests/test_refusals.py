@@ -516,6 +516,7 @@ ROWS = [
     # tree
     ("tree.map", given(torch.add, PARAMS, {"0.weight": Q}), ValueError,
      "trees: expected one structure, got […] and […]"),
+    ("tree.where", given(LEGAL[:, 0], (Q, Q), (Q,)), ValueError, "trees: expected one structure, got …"),
     ("tree.lerp", given((Q, Q), (Q,), 0.5), ValueError,
      "trees: expected one structure, got ['[0]', '[1]'] and ['[0]']"),
     ("tree.stack", given([]), ValueError, "trees: expected at least one, got none"),

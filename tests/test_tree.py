@@ -24,6 +24,15 @@ def test_leaves_and_paths_go_together():
     assert tree.paths(NESTED) == [".a", ".b['x']", ".b['y'][0]"]
 
 
+def test_where_goes_along_the_first_axes():
+    new, old = {"x": torch.ones(2, 3), "y": torch.tensor([1, 2])}, {"x": torch.zeros(2, 3), "y": torch.tensor([3, 4])}
+    got = tree.where(torch.tensor([False, True]), new, old)
+    assert got["x"].tolist() == [[0] * 3, [1] * 3]
+    assert got["y"].tolist() == [3, 2]
+    both = tree.where(torch.tensor([[True, False, True]] * 2), new["x"], old["x"])
+    assert both.tolist() == [[1, 0, 1]] * 2
+
+
 def test_structure_compares():
     assert tree.structure(NESTED) == tree.structure(tree.clone(NESTED))
     assert tree.structure(NESTED) != tree.structure(NESTED._replace(b={}))

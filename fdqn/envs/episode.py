@@ -83,9 +83,6 @@ def advance(
     truncated = state.time >= time_limit
     ended = terminated | truncated
 
-    def choose(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(ended.reshape(ended.shape + (1,) * (old.dim() - ended.dim())), new, old)
-
     start, first = fresh
-    step = Step(choose(first.obs, obs), choose(first.legal, legal), obs, legal, reward, terminated, truncated)
-    return tree.map(choose, start, state), step
+    shown, able = tree.where(ended, (first.obs, first.legal), (obs, legal))
+    return tree.where(ended, start, state), Step(shown, able, obs, legal, reward, terminated, truncated)
