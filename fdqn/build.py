@@ -20,7 +20,7 @@ def program(settings: Settings) -> train.Program:
     found = envs.find(settings.env)
     env = silent.make(found.spec) if isinstance(found, World) else found
     _checked(settings)
-    if settings.terminal_on_life_loss and not isinstance(found, World):
+    if settings.terminal_on_life_loss and not (isinstance(found, World) and found.counts_lives()):
         raise ValueError(
             f"terminal_on_life_loss: expected a world that counts lives, such as ale:Breakout, got {settings.env}"
         )

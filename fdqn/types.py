@@ -111,6 +111,8 @@ class World(NamedTuple):
     film: Callable[[int], Any] | None = None
     """`film(lanes)` is `open(lanes, 1)` with `frames()`, what each lane looked like after its last step or first reset:
     uint8 [H, W, 3], or None where it broke. Nothing where the environments do not render."""
+    counts_lives: Callable[[], bool] = bool
+    """Whether its answers say where lives are lost; it may have to open an environment to see."""
 
 
 class Network(NamedTuple):

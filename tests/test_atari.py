@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from functools import partial
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -172,11 +173,17 @@ def test_observations_that_are_not_stacked_as_said_break_their_lane():
         gym.world("shifts", lambda n: Shifts(n, 0, AutoresetMode.DISABLED), stack=3).open(1, 1).reset([[1]])
 
 
-def test_lives_end_nothing_where_none_are_counted():
-    with pytest.raises(
-        ValueError, match=r"^terminal_on_life_loss: expected a world that counts lives, .* got cartpole"
-    ):
-        build.program(Settings(terminal_on_life_loss=True))
+def test_a_game_by_the_name_that_others_give_it_is_pointed_to(monkeypatch):
+    monkeypatch.setattr(gymnasium, "registry", {})
+    with pytest.raises(ValueError, match=r"^env: gym:ALE/Pong-v5 is registered by .*; ale:Pong plays it .*gym:ale_py:"):
+        envs.find("gym:ALE/Pong-v5")
+
+
+@pytest.mark.parametrize("env", ["cartpole", "gym:CartPole-v1"])
+def test_lives_end_nothing_where_none_are_counted(env):
+    message = rf"^terminal_on_life_loss: expected a world that counts lives, .* got {env}"
+    with pytest.raises(ValueError, match=message):
+        build.program(Settings(env=env, terminal_on_life_loss=True))
 
 
 def test_a_resumed_run_spans_no_cut():

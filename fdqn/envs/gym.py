@@ -44,6 +44,11 @@ PATIENCE = 120.0
 
 def named(name: str, **settings: Any) -> World:
     """The environments registered under that name. Raises ValueError where there are none or they do not suit."""
+    if name not in gymnasium.registry and (game := re.fullmatch(r"ALE/(\w+)-v\d+", name)):
+        raise ValueError(
+            f"env: gym:{name} is registered by ale_py, which is not imported; ale:{game[1]} plays it prepared as in "
+            f"the Nature paper, gym:ale_py:{name} as it is"
+        )
 
     def make(num_envs: int, **more: Any) -> VectorEnv:
         with warnings.catch_warnings():
@@ -127,13 +132,22 @@ def world(
     def filmed(lanes: int) -> Games:
         return Games(name, film or make, encoded, spec, lanes, 1)
 
-    return World(lambda lanes, num_envs: Games(name, make, encoded, spec, lanes, num_envs), spec, film and filmed)
+    def open(lanes: int, num_envs: int) -> Games:
+        return Games(name, make, encoded, spec, lanes, num_envs)
+
+    def counts_lives() -> bool:
+        with contextlib.closing(open(1, 1)) as probe:
+            probe.reset([[0]])
+            return probe.counts_lives
+
+    return World(open, spec, film and filmed, counts_lives)
 
 
 class Games:
     """A world that is open: `num_envs` environments of each lane. Close it when done.
 
     `broken` says of lanes whose environment raised, or gave no answer for too long, what it was. They stand still.
+    `counts_lives` says whether the infos of the last reset did.
     """
 
     def __init__(
@@ -147,6 +161,7 @@ class Games:
     ) -> None:
         self.name, self.encoding, self.spec, self.num_envs = name, encoding, spec, num_envs
         self.broken: dict[int, str] = {}
+        self.counts_lives = False
         self._everything = np.ones((num_envs, spec.actions), np.bool_)
         shown = np.zeros((num_envs, *(encoding.shape if spec.stack > 1 else (0,))), encoding.dtype)
         self._lanes = [_opened(make, num_envs, shown.copy()) for _ in range(lanes)]
@@ -162,6 +177,7 @@ class Games:
                     first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
                     self._check_stacked(lane, first, ~lane.restarts, begins=True)
                     lane.lives[:] = _lives(infos, lane.lives)
+                    self.counts_lives = "lives" in infos
             except Exception as error:
                 raise ValueError(f"env: expected {self.name} to start an episode, got {_said(error)}") from error
             none = np.zeros(self.num_envs, np.bool_)
