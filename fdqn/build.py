@@ -46,11 +46,11 @@ def program(settings: Settings) -> train.Program:
         clip_rewards=settings.clip_rewards,
         terminal_on_life_loss=settings.terminal_on_life_loss,
     )
-    # In a world the last step of a cycle is learned from in the next.
-    if isinstance(found, World) and settings.learning_starts < (least := config.steps_before_rows(config.n_step + 1)):
+    # In a world the last step of a cycle is learned from in the next, and every second may only begin an episode.
+    if isinstance(found, World) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
         raise ValueError(
             f"learning_starts: expected at least {least} in a world, got {settings.learning_starts}: its steps are "
-            "learned from in the next cycle"
+            "learned from in the next cycle, and may only begin an episode"
         )
     if isinstance(found, Env) and found.spec.stack > 1 and not settings.save_replay:
         raise ValueError(

@@ -467,12 +467,12 @@ def test_updates_wait_for_rows():
     for settings, least in (
         (Settings(n_step=3, learning_starts=5, num_envs=4, **small), None),
         (Settings(n_step=3, learning_starts=4, num_envs=4, **small), 5),
-        (Settings(n_step=3, learning_starts=9, **world), None),
-        (Settings(n_step=3, learning_starts=8, **world), 9),
+        (Settings(n_step=3, learning_starts=17, **world), None),
+        (Settings(n_step=3, learning_starts=16, **world), 17),
         (Settings(n_step=1, learning_starts=1, **world), None),
         (Settings(n_step=3, steps_per_cycle=4, learning_starts=0, num_envs=4, **small), None),
-        (Settings(n_step=3, steps_per_cycle=4, learning_starts=0, **world), None),
-        (Settings(n_step=4, steps_per_cycle=4, learning_starts=0, **world), 1),
+        (Settings(n_step=2, steps_per_cycle=4, learning_starts=0, **world), None),
+        (Settings(n_step=3, steps_per_cycle=4, learning_starts=0, **world), 1),
     ):
         if least is not None:
             with pytest.raises(ValueError, match=f"^learning_starts: expected at least {least} "):
@@ -494,6 +494,42 @@ def test_updates_wait_for_rows():
         assert first.state.replay.added.min() >= settings.num_envs * (2 if outside else 1)
         if games is not None:
             games.close()
+
+
+class Short(gymnasium.Env):
+    """Every step ends an episode."""
+
+    observation_space, action_space = spaces.Box(0, 9, (1,), np.float32), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, np.float32), 1.0, True, False, {}
+
+
+def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeypatch):
+    """With the fewest first steps that are allowed the first update still has a row of every environment."""
+    world = gym.world("short", lambda n: SyncVectorEnv([Short] * n, autoreset_mode=AutoresetMode.NEXT_STEP))
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    for n_step in (1, 3):
+        least = (2 * n_step - 2) * 4 + 1
+        settings = Settings(seeds=2, num_envs=4, steps=400, hidden=(8,), batch_size=8, n_step=n_step)
+        if least > 1:
+            with pytest.raises(ValueError, match=f"^learning_starts: expected at least {least} in a world"):
+                build.program(dataclasses.replace(settings, learning_starts=least - 1))
+        program = build.program(dataclasses.replace(settings, learning_starts=least))
+        games = world.open(2, 4)
+        state = worlds.begun(games, train.init(program, build.hyper(settings), build.keys(settings)))
+        functions = worlds.functions(program, games, worlds.vmapped(program))
+        reports = train.run(program, state, 400, functions, 4, at_once=1)
+        before = None
+        for report in reports:
+            if report.updates.max() > 0:
+                break
+            before = report.state.replay.added.tolist()
+        assert before == [4, 4], "exactly one row of each environment, before the update"
 
 
 def test_atari_is_seeded_and_whole():
