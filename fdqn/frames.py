@@ -25,6 +25,8 @@ class Frames(NamedTuple):
     row: Tensor
     """[E, F] int64, the number of the row of replay that acts on the observation of which each is the newest frame; -1
     for none."""
+    oldest: Tensor
+    """[] int64, the number of the oldest row of replay all of whose frames are still there."""
     fresh: Tensor
     """[E] bool, whether an episode begins whose first frame is not written yet."""
     stacked: Tensor
@@ -46,6 +48,7 @@ def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
         age=none,
         written=none[:, 0].clone(),
         row=none - 1,
+        oldest=none.new_zeros(()),
         fresh=torch.ones(num_envs, dtype=torch.bool, device=example.device),
         stacked=example.unsqueeze(0)[:0].clone(),
     )
@@ -83,6 +86,7 @@ def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Ten
         written=frames.written + torch.where(valid, 1 + first, 0),
         fresh=torch.where(valid, ended, frames.fresh),
     )
+    after = after._replace(oldest=torch.maximum(frames.oldest, lost(frames, after) + 1))
     return after, torch.stack([env, place], -1), torch.stack([env, place + 1], -1)
 
 

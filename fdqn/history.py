@@ -180,7 +180,7 @@ def _replay_counters(memory: replay.Replay, steps: int) -> dict[str, tuple[Tenso
     highest: dict[str, tuple[Tensor, Any]] = {"replay.added": (memory.added, steps)}
     if isinstance(memory.recent, Recent):
         highest["replay.recent"] = torch.stack([memory.recent.taken, memory.recent.since]), steps
-    if isinstance(memory.frames, Frames) and isinstance(memory.oldest, Tensor):
+    if isinstance(memory.frames, Frames):
         envs = memory.frames.written.shape[-1]
         places = [memory.rows.obs, memory.rows.next_obs]
         places += [memory.recent.rows.obs, memory.recent.rows.next_obs] if isinstance(memory.recent, Recent) else []
@@ -188,7 +188,7 @@ def _replay_counters(memory: replay.Replay, steps: int) -> dict[str, tuple[Tenso
         highest["replay.frames.env"], highest["replay.frames.place"] = (at[:, 0], envs - 1), (at[:, 1], 2 * steps)
         highest["replay.frames.written"] = memory.frames.written, 2 * steps
         highest["replay.frames.row"] = memory.frames.row + 1, steps
-        highest["replay.oldest"] = memory.oldest, steps
+        highest["replay.frames.oldest"] = memory.frames.oldest, steps
     return highest
 
 

@@ -33,8 +33,6 @@ class Replay(NamedTuple):
     """
     frames: Frames | tuple[()] = ()
     """Of stacked observations, the frames; the rows have places [C, 2] for them."""
-    oldest: Tensor | tuple[()] = ()
-    """[] int64, with frames: the number of the oldest row of which all of them are still there."""
     recent: Recent | tuple[()] = ()
     """For transitions over several steps, those that are not complete."""
 
@@ -74,7 +72,7 @@ def init(example: Transition, capacity: int, num_envs: int = 1, steps: int = 1, 
     unpacked = {name: x[:0].clone() for name, x in observations.items() if x.dtype == torch.bool}
     rows = tree.map(lambda x: x.new_zeros((capacity, *x.shape[1:])), _pack(unpacked, row))
     recent = n_step.init(example, num_envs, steps) if steps > 1 else ()
-    return Replay(rows, zero, unpacked, shown, zero.clone() if stack > 1 else (), recent)
+    return Replay(rows, zero, unpacked, shown, recent)
 
 
 def remember(replay: Replay, batch: Transition, ended: Tensor, gamma: Tensor, valid: Tensor | None = None) -> Replay:
@@ -88,18 +86,16 @@ def remember(replay: Replay, batch: Transition, ended: Tensor, gamma: Tensor, va
     if valid is None:
         valid = torch.ones_like(ended)
     check.boolean("ended", ended)
-    before = replay.frames
-    if isinstance(before, Frames):
-        shown, obs, next_obs = frames.add(before, batch.obs, batch.next_obs, ended, valid)
+    if isinstance(replay.frames, Frames):
+        shown, obs, next_obs = frames.add(replay.frames, batch.obs, batch.next_obs, ended, valid)
         replay, batch = replay._replace(frames=shown), batch._replace(obs=obs, next_obs=next_obs)
     if isinstance(replay.recent, Recent):
         # What is worth nothing ends what is learned from, also where the episode goes on.
         recent, batch, valid = n_step.add(replay.recent, batch, ended | (batch.discount == 0), valid, gamma)
         replay = replay._replace(recent=recent)
-    if isinstance(before, Frames) and isinstance(replay.oldest, Tensor):
-        shown = frames.number(shown, batch.obs, replay.added + valid.cumsum(0) - 1, valid)
-        oldest = torch.maximum(replay.oldest, frames.lost(before, shown) + 1)
-        replay = replay._replace(frames=shown, oldest=oldest)
+    if isinstance(replay.frames, Frames):
+        numbers = replay.added + valid.cumsum(0) - 1
+        replay = replay._replace(frames=frames.number(replay.frames, batch.obs, numbers, valid))
     return add_where(replay, batch, valid)
 
 
@@ -147,7 +143,7 @@ def sample(replay: Replay, words: Tensor) -> Transition:
 
 def filled(replay: Replay) -> Tensor:
     """The number of rows [] that hold a transition, whole."""
-    count = replay.added if isinstance(replay.oldest, tuple) else replay.added - replay.oldest
+    count = replay.added - replay.frames.oldest if isinstance(replay.frames, Frames) else replay.added
     return count.clamp_max(_capacity(replay))
 
 

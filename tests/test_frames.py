@@ -172,7 +172,7 @@ LIES = {
     ("recent", "since"): -1,
     ("frames", "written"): 2**62,
     ("frames", "row"): 10**9,
-    ("oldest",): -1,
+    ("frames", "oldest"): -1,
 }
 
 
