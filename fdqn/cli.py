@@ -380,12 +380,27 @@ def _go_on(
     epsilon = settings.evaluate_epsilon
     fast = _player(settings.compile, env, program.network, epsilon)
 
+    def broke(lane: int, words: str) -> None:
+        console.print(f"seed {settings.seed + lane} was not played to the end: {words}", soft_wrap=True)
+
+    def greedy(env: Any, network: Any, params: Any, keys: Any, progress: Any = None) -> Any:
+        """What was trained stays, whatever happens to an environment that is played in."""
+        try:
+            return evaluate.greedy(env, network, params, keys, EPISODES, progress, fast, epsilon, broke)
+        except ValueError as error:
+            console.print(f"not played to the end: {error}", soft_wrap=True)
+            return np.full((settings.seeds, EPISODES), np.nan)
+
     def periodic(state: train.TrainState) -> Any:
-        return evaluate.greedy(env, program.network, state.learner.params, state.key, fast=fast, epsilon=epsilon)
+        return greedy(env, program.network, state.learner.params, state.key)
 
     def play(env: Any, network: Any, params: Any, keys: Any) -> Any:
         with _episodes(console, settings.seeds * EPISODES) as progress:
-            return evaluate.greedy(env, network, params, keys, EPISODES, progress, fast, epsilon)
+            return greedy(env, network, params, keys, progress)
+
+    def over() -> bool:
+        """Whether nobody is left who could go on, or somebody wants to stop."""
+        return stopped() or len(getattr(games, "broken", {})) == settings.seeds
 
     with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
         if isinstance(env, World):
@@ -399,7 +414,7 @@ def _go_on(
             settings.report_every,
             evaluate=periodic if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
-            stop=stopped,
+            stop=over,
             since=where.since,
             at_once=None if games is None else 1,
         )
@@ -445,6 +460,11 @@ def _go_on(
             soft_wrap=True,
         )
         raise SystemExit(130)
+    if report.step < where.steps:
+        raise ValueError(
+            f"stopped at {report.step:,} of {where.steps:,} steps, as the environments of all seeds broke; the files "
+            f"in {path} are complete"
+        )
 
 
 def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterator[train.Report]") -> "train.Report":

@@ -42,7 +42,7 @@ class Played(NamedTuple):
     """How episodes in a world stand, over lanes."""
 
     returns: Tensor
-    """[S, N], so far; fixed from an episode's end on; NaN for a lane whose environments broke."""
+    """[S, N], so far; fixed from an episode's end on; NaN for a lane whose environments broke before all had ended."""
     ended: Tensor
     """[S, N] bool."""
 
@@ -52,6 +52,9 @@ Play = Callable[[Params, Games, Tensor], Games]
 
 Progress = Callable[[int, int], None]
 """Told now and then how many episodes have ended, over all lanes, and how many steps each has been played."""
+
+Broke = Callable[[int, str], None]
+"""Told of each lane whose environments broke before its episodes had ended, and what they said."""
 
 
 def play(env: Env, network: Network, epsilon: float, params: Params, games: Games, u: Tensor) -> Games:
@@ -145,7 +148,7 @@ def steps_outside(
         action = _chosen(q, legal, epsilon, _choices(keys, i, (2,), epsilon))
         step, valid, alive, _ = games.step(action.cpu().numpy())
         returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
-        returns = torch.where(alive.unsqueeze(-1), returns, torch.nan)
+        returns = torch.where((alive | ended.all(-1)).unsqueeze(-1), returns, torch.nan)
         ended = ended | step.terminated | step.truncated | ~alive.unsqueeze(-1)
         yield Played(returns, ended)
 
@@ -158,13 +161,14 @@ def outside(
     episodes: int = 20,
     progress: Progress | None = None,
     epsilon: float = 0.0,
+    broke: Broke | None = None,
 ) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...] in a world, a share `epsilon` of actions random; NaN for a
-    lane whose environments broke.
+    lane whose environments broke before all of its episodes had ended.
 
     Each game's seed follows from its lane's key [S, 2]. An episode ends at the latest with the world's time limit.
     Raises ValueError for fewer than one episode, or where the network does not take the world's observations or gives
-    another number of actions.
+    another number of actions, or where all lanes broke.
     """
     check.kind("world", world, World)
     _check(network, params, keys, episodes, epsilon)
@@ -175,7 +179,15 @@ def outside(
                 progress(int(played.ended.sum()), i)
             if played.ended.all():
                 break
-        return played.returns.numpy()
+        returns = played.returns.numpy()
+        broken = getattr(games, "broken", {})
+        lost = {lane: words for lane, words in broken.items() if np.isnan(returns[lane]).any()}
+        if len(lost) == len(returns):
+            raise ValueError(f"env: expected episodes that can be played to their end, got {lost[0]}")
+        for lane, words in lost.items():
+            if broke is not None:
+                broke(lane, words)
+        return returns
 
 
 def greedy(
@@ -187,10 +199,11 @@ def greedy(
     progress: Progress | None = None,
     fast: Play | None = None,
     epsilon: float = 0.0,
+    broke: Broke | None = None,
 ) -> NDArray[np.float64]:
-    """`native` or `outside`, as the environment is; nothing is compiled of a world."""
+    """`native` or `outside`, as the environment is; nothing is compiled of a world, and only its environments break."""
     if isinstance(env, World):
-        return outside(env, network, params, keys, episodes, progress, epsilon)
+        return outside(env, network, params, keys, episodes, progress, epsilon, broke)
     return native(env, network, params, keys, episodes, progress, fast, epsilon)
 
 

@@ -103,7 +103,7 @@ class World(NamedTuple):
     """Environments outside torch, with a state of their own, which are stepped on the host.
 
     `open(lanes, num_envs)` gives something with `reset(seeds [S, E]) -> Step`, `step(actions [S, E]) -> Answer` and
-    `close()`, over NumPy arrays.
+    `close()`, over tensors; where lanes can break alone, `broken`, a dict, says which did and why.
     """
 
     open: Callable[[int, int], Any]

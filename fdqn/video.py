@@ -91,7 +91,11 @@ def outside(
     seeds = evaluate.seeds_outside(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
     with _opened(name, world, len(chosen)) as games:
         for played in evaluate.steps_outside(games, world.spec, network, params, seeds, epsilon):
-            yield Scene(games.frames(), played.returns[:, 0].numpy(), played.ended[:, 0].numpy())
+            frames = games.frames()
+            for frame in frames:
+                if frame is not None:
+                    check_frame(name, frame)
+            yield Scene(frames, played.returns[:, 0].numpy(), played.ended[:, 0].numpy())
 
 
 def thinned(scenes: Iterable[Scene], most: int = FRAMES) -> Film:

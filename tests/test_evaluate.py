@@ -325,7 +325,7 @@ def test_outside_closes_what_it_made(counter):
 
 def test_outside_closes_also_when_the_world_breaks(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    with pytest.raises(ValueError, match="env: expected counter to take a step, got RuntimeError: the world broke"):
+    with pytest.raises(ValueError, match="to their end, got RuntimeError: the world broke"):
         evaluate.outside(gym.of("counter", partial(counter, fails_at=2)), network, params, KEYS[:2], 4)
     assert (counter.made, counter.closed) == (9, 9)
 

@@ -571,15 +571,30 @@ class Breaks(Told):
     """In the environment of one seed, for three steps: of an end one alone would not be seen."""
 
     how, at, seeds = "raises", 20, ()
+    made, most = 0, 10**9
+    """Instances, and how many of them can start an episode."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps, Breaks.made = 0, Breaks.made + 1
+        self.late = Breaks.made > self.most
+
+    def reset(self, *, seed=None, options=None):
+        answer = super().reset(seed=seed)
+        if self.late or (self.seed in self.seeds and self.how.startswith("starts") and self.steps >= self.at):
+            raise OSError("the server is gone")
+        return answer
 
     def step(self, action):
-        self.steps = getattr(self, "steps", 0) + 1
-        if self.seed in self.seeds and self.at <= self.steps < self.at + 3:
+        self.steps += 1
+        if self.seed in self.seeds and self.at <= self.steps < self.at + 3 and not self.how.startswith("starts"):
             if self.how == "raises":
                 raise KeyError("the key is gone")
             if self.how == "hangs":
                 time.sleep(60)
             obs, *rest = super().step(action)
+            if self.how == "pays no number":
+                return obs, np.inf, *rest[1:]
             spoiled = {"NaN": ("told", np.nan), "leaves nothing to do": ("action_mask", 0)}
             key, factor = spoiled[self.how]
             return {**obs, key: obs[key] * factor}, *rest
@@ -597,16 +612,19 @@ SAID = {
     "raises": ("environment", "the key is gone"),
     "hangs": ("environment", "no answer for"),
     "leaves nothing to do": ("environment", "action_mask: expected a legal action before the end, got none"),
-    "NaN": ("loss", "is not finite"),
+    "NaN": ("environment", "expected finite observations, got nan"),
+    "pays no number": ("environment", "expected finite rewards, got inf"),
+    "starts no other episode": ("environment", "OSError: the server is gone"),
 }
 BREAKS = f"{__name__}:Breaks"
 
 
-def break_in(path):
+def break_in(path, *more):
     """Train two lanes in environments that may break, into a run folder."""
+    Breaks.made = 0
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
     words = [*words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30", "--out", str(path)]
-    assert cli.main(["train", "--env", BREAKS, *words]) == 0
+    assert cli.main(["train", "--env", BREAKS, *words, *more]) == 0
     return runs.read_params(path, BREAKS)
 
 
@@ -630,6 +648,66 @@ def test_a_lane_whose_environment_breaks_ends_alone(tmp_path, monkeypatch, capsy
     assert summary["failed_seeds"] == [1]
     assert [(x["seed"], x["cause"]) for x in summary["failures"]] == [(1, cause)]
     asserts.assert_trees_equal(tree.index(whole, 0), tree.index(params, 0))
+
+
+@pytest.mark.parametrize("how", ["starts", "cannot be made"])
+def test_a_lane_whose_environment_does_not_begin_ends_alone(tmp_path, monkeypatch, capsys, whole, how):
+    """Neither one that cannot be made, nor one that cannot start its first episode, is more than its own lane's."""
+    if how == "starts":
+        monkeypatch.setattr(Breaks, "seeds", (seed_of(SETTINGS, 1),))
+        monkeypatch.setattr(Breaks, "how", how)
+        monkeypatch.setattr(Breaks, "at", 0)
+    else:
+        opened = gym._opened
+
+        def fails(make, num_envs, shown):
+            counted.append(num_envs)
+            if len(counted) == 2:
+                raise OSError("the server is gone")
+            return opened(make, num_envs, shown)
+
+        counted = []
+        monkeypatch.setattr(gym, "_opened", fails)
+    params = break_in(tmp_path / "run")
+    assert "seed 1 failed at step 0: its environment broke, OSError: the server is gone" in capsys.readouterr().err
+    asserts.assert_trees_equal(tree.index(whole, 0), tree.index(params, 0))
+
+
+def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypatch, capsys):
+    """It ends there, with its files whole and another exit code, and says so."""
+    monkeypatch.setattr(Breaks, "seeds", range(1000))
+    monkeypatch.setattr(Breaks, "at", 60)
+    path = tmp_path / "run"
+    words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
+    assert cli.main(["train", "--env", BREAKS, *words, "--learning-starts", "12", "--out", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "stopped at 180 of 600 steps, as the environments of all seeds broke" in said
+    assert "seed 1 failed at step 177: its environment broke, KeyError: 'the key is gone'" in said
+    summary = json.loads((path / "summary.json").read_text())
+    assert (summary["steps"], summary["failed_seeds"]) == (180, [0, 1])
+    assert [x["step"] for x in summary["failures"]] == [177, 177]
+    program = build.program(runs.plan(path, BREAKS)[0])
+    first = train.init(program, build.hyper(runs.plan(path, BREAKS)[0]), build.keys(runs.plan(path, BREAKS)[0]))
+    learned = runs.read_params(path, BREAKS)
+    assert not any(torch.equal(learned[name], x) for name, x in first.learner.params.items())
+
+
+@pytest.mark.parametrize(("most", "words"), [(9, []), (29, []), (9, ["--evaluate-every", "300"])])
+def test_what_was_trained_stays_where_it_cannot_be_played(tmp_path, monkeypatch, capsys, whole, most, words):
+    """Of the closing episodes, or those on the way, none can begin, or those of one lane."""
+    monkeypatch.setattr(Breaks, "most", most)
+    path = tmp_path / "run"
+    params = break_in(path, *words)
+    said = capsys.readouterr().err
+    asserts.assert_trees_equal(whole, params)
+    final = json.loads((path / "summary.json").read_text())["final_return"]
+    if most == 9:
+        assert "not played to the end: env: expected" in said
+        assert final["per_seed"] == [None, None]
+    else:
+        assert "seed 1 was not played to the end: OSError: the server is gone" in said
+        assert final["per_seed"][0] is not None
+        assert final["per_seed"][1] is None
 
 
 def stuck():

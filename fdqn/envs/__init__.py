@@ -81,7 +81,7 @@ def _brought(name: str) -> Env | World:
     from fdqn.envs import gym
 
     if isinstance(given, gymnasium.Env) and callable(found):
-        given.close()
+        gym.close(given)
         return gym.of(name, found)
     own = "; give the class itself, so that each lane has its own" if isinstance(given, gymnasium.Env) else ""
     raise ValueError(

@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import gymnasium
 import numpy as np
@@ -115,7 +115,9 @@ def world(
     Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
     """
     try:
-        with contextlib.closing(make(1)) as probe:
+        with contextlib.ExitStack() as closing:
+            probe = make(1)
+            closing.callback(close, probe)
             actions, observed = probe.single_action_space, probe.single_observation_space
             limit = limit or (probe.spec.max_episode_steps if probe.spec is not None else None)
             mode = probe.metadata.get("autoreset_mode")
@@ -143,11 +145,15 @@ def world(
     return World(open, spec, film and filmed, counts_lives)
 
 
+Answered = TypeVar("Answered")
+
+
 class Games:
     """A world that is open: `num_envs` environments of each lane. Close it when done.
 
-    `broken` says of lanes whose environment raised, or gave no answer for too long, what it was. They stand still.
-    `counts_lives` says whether the infos of the last reset did.
+    `broken` says of lanes whose environment raised, gave no answer for too long or one that is no number, what it was.
+    They stand still. `counts_lives` says whether the infos of the last reset did. Raises ValueError where not one lane
+    could be made.
     """
 
     def __init__(
@@ -164,57 +170,76 @@ class Games:
         self.counts_lives = False
         self._everything = np.ones((num_envs, spec.actions), np.bool_)
         shown = np.zeros((num_envs, *(encoding.shape if spec.stack > 1 else (0,))), encoding.dtype)
-        self._lanes = [_opened(make, num_envs, shown.copy()) for _ in range(lanes)]
+        self._numbers, self._lanes = range(lanes), dict[int, _Lane]()
+        for i in self._numbers:
+            try:
+                self._lanes[i] = _opened(make, num_envs, shown.copy())
+            except Exception as error:
+                self._break(i, error)
+        self._check_some_left("be made")
 
     def reset(self, seeds: list[list[int]]) -> Step:
-        """New episodes in all environments, seeded by seeds [S][E]. Raises ValueError where an environment does not."""
-        steps = []
-        for lane, row in zip(self._lanes, seeds, strict=True):
-            lane.restarts[:] = False
-            try:
-                with patience(PATIENCE):
-                    obs, infos = lane.vector.reset(seed=row)  # type: ignore[arg-type]
-                    first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
-                    self._check_stacked(lane, first, ~lane.restarts, begins=True)
-                    lane.lives[:] = _lives(infos, lane.lives)
-                    self.counts_lives = "lives" in infos
-            except Exception as error:
-                raise ValueError(f"env: expected {self.name} to start an episode, got {_said(error)}") from error
-            none = np.zeros(self.num_envs, np.bool_)
-            steps.append((first, legal, first, legal, np.zeros(self.num_envs, np.float32), none, none))
+        """New episodes in all environments, seeded by seeds [S][E]. Raises ValueError where no lane can start one."""
+        nothing = self._nothing()[: len(Step._fields)]
+        lanes = zip(self._numbers, seeds, strict=True)
+        steps = [self._attempt(i, partial(self._reset, seeds=row)) or nothing for i, row in lanes]
+        self._check_some_left("start an episode")
         return Step(*_stacked(steps))
 
     def step(self, actions: NDArray[np.int64]) -> Answer:
-        """One step of all environments, actions [S, E]. Raises ValueError where every lane is broken."""
-        answers = []
-        for i, (lane, row) in enumerate(zip(self._lanes, actions, strict=True)):
-            if i not in self.broken:
-                try:
-                    with patience(PATIENCE):
-                        answers.append(self._step(lane, row))
-                    continue
-                except Exception as error:
-                    self.broken[i] = _said(error)
-            if len(self.broken) == len(self._lanes):
-                raise ValueError(f"env: expected {self.name} to take a step, got {self.broken[i]}")
-            answers.append(self._nothing())
+        """One step of all environments, actions [S, E]."""
+        lanes = zip(self._numbers, actions, strict=True)
+        answers = [self._attempt(i, partial(self._step, actions=row)) or self._nothing() for i, row in lanes]
         *step, valid, alive, life_lost = _stacked(answers)
         return Answer(Step(*step), valid, alive, life_lost)
 
     def frames(self) -> list[Any]:
         """What each lane's first environment, one that is filmed, looked like after its last step, or at its start;
-        nothing where it is broken."""
-        rendered = [None if i in self.broken else lane.vector.render() for i, lane in enumerate(self._lanes)]
+        nothing where it is broken. Raises ValueError where no lane renders."""
+        rendered = [self._attempt(i, lambda lane: lane.vector.render()) for i in self._numbers]
+        self._check_some_left("render")
         return [frames and frames[0][0] for frames in rendered]  # a second one is of the episode that began since
 
     def close(self) -> None:
         """Close all environments, also those that are broken."""
-        for lane in self._lanes:
-            with contextlib.suppress(Exception):
-                lane.vector.close()
+        for lane in self._lanes.values():
+            close(lane.vector)
+
+    def _attempt(self, i: int, act: Callable[["_Lane"], Answered]) -> Answered | None:
+        """What `act` answers of lane i; None where that is broken, or breaks by it."""
+        if i not in self.broken:
+            try:
+                return act(self._lanes[i])
+            except Exception as error:  # whatever somebody's code may raise
+                self._break(i, error)
+        return None
+
+    def _break(self, i: int, error: Exception) -> None:
+        self.broken[i], self._last = _said(error), error
+
+    def _check_some_left(self, task: str) -> None:
+        if len(self.broken) == len(self._numbers):
+            raise ValueError(f"env: expected {self.name} to {task}, got {_said(self._last)}") from self._last
+
+    def _reset(self, lane: "_Lane", seeds: list[int]) -> tuple[Any, ...]:
+        """What a `Step` of one lane holds, in its order."""
+        lane.restarts[:] = False
+        with patience(PATIENCE):
+            obs, infos = lane.vector.reset(seed=seeds)  # type: ignore[arg-type]
+        first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
+        _check_finite("observations", first)
+        self._check_stacked(lane, first, ~lane.restarts, begins=True)
+        lane.lives[:] = _lives(infos, lane.lives)
+        self.counts_lives = "lives" in infos
+        none = np.zeros(self.num_envs, np.bool_)
+        return first, legal, first, legal, np.zeros(self.num_envs, np.float32), none, none
 
     def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
         """What an `Answer` of one lane holds, in its order: many small tensors would take longer than the world."""
+        with patience(PATIENCE):
+            return self._stepped(lane, actions)
+
+    def _stepped(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
         vector, restarted = lane.vector, lane.restarts.copy()
         obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
         ended = terminated | truncated
@@ -237,6 +262,9 @@ class Games:
                 lane.restarts[:] = ended
                 legal = legal | ended[:, None]  # what is done there counts for nothing
         lane.lives[:] = lives
+        _check_finite("observations", next_obs)
+        _check_finite("observations", first)
+        _check_finite("rewards", reward)
         self._check_stacked(lane, next_obs, ~restarted, begins=False)
         self._check_stacked(lane, first, restarted if lane.mode == AutoresetMode.NEXT_STEP else ended, begins=True)
         step = first, self._checked(legal), next_obs, next_legal, reward.astype(np.float32), terminated, truncated
@@ -249,6 +277,8 @@ class Games:
             mask, told = np.asarray(obs[MASK]), everything[:, 0]
         elif MASK in infos:
             mask, told = np.asarray(infos[MASK]), np.asarray(infos.get(f"_{MASK}", everything[:, 0]))
+            if mask.dtype == object:  # lists
+                mask = np.stack([np.asarray(mask[i] if told[i] else everything[0]) for i in range(count)])
         else:
             return everything
         if mask.shape != everything.shape:
@@ -343,6 +373,17 @@ def _opened(make: Callable[[int], VectorEnv], num_envs: int, shown: NDArray[Any]
     none = np.zeros(num_envs, np.int64)
     first_action, mode = int(vector.single_action_space.start), vector.metadata["autoreset_mode"]
     return _Lane(vector, none.astype(np.bool_), first_action, mode, none, shown)
+
+
+def close(env: gymnasium.Env | VectorEnv) -> None:
+    """Close it, whatever it says of that."""
+    with contextlib.suppress(Exception):
+        env.close()
+
+
+def _check_finite(name: str, numbers: NDArray[Any]) -> None:
+    if numbers.dtype.kind == "f" and not (finite := np.isfinite(numbers)).all():
+        raise ValueError(f"env: expected finite {name}, got {numbers[~finite][0]}")
 
 
 def _lives(infos: dict[str, Any], before: NDArray[np.int64]) -> NDArray[np.int64]:
