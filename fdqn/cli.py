@@ -142,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(end="", flush=True)
         return 0
     except SystemExit as end:
+        if isinstance(end.code, str):  # of somebody's code
+            print(f"fdqn: {end.code}", file=sys.stderr)
+            return 1
         return int(end.code or 0)
     except BrokenPipeError:
         # The reader left, as `head` does. Python would complain again when it flushes at exit.
@@ -203,6 +206,9 @@ def _parse(arguments: list[str]) -> Command:
         _refuse(f"flag --{twice[0]}: expected it once, got it {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
     if preset := _preset(arguments):
+        if not {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}:
+            world = {"minatar": "minatar:breakout", "nature": "ale:Breakout"}[preset]
+            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {world}, got none")
         default = Train(Settings(**PRESETS[preset]))
         choices[0] = Annotated[Train, tyro.conf.subcommand("train", default=default)]
     complaint = io.StringIO()
@@ -759,7 +765,7 @@ def _console() -> "Console":
         def on_broken_pipe(self) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
-    return Patient(stderr=True, highlight=False, markup=False)
+    return Patient(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def _results() -> "Console":
@@ -772,5 +778,5 @@ def _results() -> "Console":
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    console = Plain(highlight=False, markup=False)
+    console = Plain(highlight=False, markup=False, emoji=False)
     return console if console.is_terminal else Plain(highlight=False, markup=False, width=160)

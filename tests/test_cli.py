@@ -459,6 +459,8 @@ BAD = [
     ("train --evaluate-epsilon 1.5", "evaluate_epsilon: .*got 1.5"),
     ("train --n-step 0", "n_step: .*got 0"),
     ("train --terminal-on-life-loss", "terminal_on_life_loss: .*ale:Breakout.*got cartpole"),
+    ("train --preset nature", "--preset nature: .*--env ale:Breakout, got none"),
+    ("train --preset=minatar --steps 900", "--preset minatar: .*--env minatar:breakout, got none"),
     ("train --preset atari", "'atari'.*--preset.*minatar"),
     ("train --preset", "--preset"),
     ("train --optimizer sgd", "'sgd'.*--optimizer.*adam.*rmsprop"),

@@ -103,7 +103,9 @@ def test_no_flag_is_all_defaults():
 @pytest.mark.parametrize("name", settings.PRESETS)
 def test_a_preset_stands_in_place_of_the_defaults(name):
     expected = Settings(**settings.PRESETS[name])
-    assert parsed("--preset", name) == parsed(f"--preset={name}") == expected != Settings()
+    catch = dataclasses.replace(expected, env="catch")
+    given = parsed("--env", "catch", "--preset", name)
+    assert given == parsed("--env=catch", f"--preset={name}") == catch != dataclasses.replace(Settings(), env="catch")
     asked = parsed("--env", "catch", "--preset", name, "--batch-size", "7", "--double")
     assert asked == dataclasses.replace(expected, env="catch", batch_size=7, double=True)
     assert parsed() == Settings()
