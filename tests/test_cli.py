@@ -461,7 +461,7 @@ BAD = [
     ("train --terminal-on-life-loss", "terminal_on_life_loss: .*ale:Breakout.*got cartpole"),
     ("train --preset nature", "--preset nature: .*--env ale:Breakout, got none"),
     ("train --preset=minatar --steps 900", "--preset minatar: .*--env minatar:breakout, got none"),
-    ("train --preset atari", "'atari'.*--preset.*minatar"),
+    ("train --preset atari", r"'atari'.*--preset.*\('(minatar|nature)', '(minatar|nature)'\)"),
     ("train --preset", "--preset"),
     ("train --optimizer sgd", "'sgd'.*--optimizer.*adam.*rmsprop"),
     ("train --device tpu", "'tpu'.*--device"),
