@@ -63,6 +63,8 @@ def program(settings: Settings) -> train.Program:
         ("adam", False): plain_adam,
         ("rmsprop", True): clipped_rmsprop,
         ("rmsprop", False): plain_rmsprop,
+        ("nature-rmsprop", True): clipped_nature_rmsprop,
+        ("nature-rmsprop", False): plain_nature_rmsprop,
     }[settings.optimizer, math.isfinite(settings.max_grad_norm)]
     return train.Program(config, env, net, partial(loss, net.apply, penalty), optimizer)
 
@@ -173,13 +175,26 @@ def plain_adam(hyper: Hyper) -> Optimizer:
 
 
 def clipped_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the first DQN had it, on gradients clipped by their global norm."""
+    """RMSprop as MinAtar's DQN had it, on gradients clipped by their global norm."""
     return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_rmsprop(hyper))
 
 
 def plain_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the first DQN had it. Mnih et al. 2015, https://doi.org/10.1038/nature14236"""
+    """RMSprop as MinAtar's DQN had it. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
     return optim.centered_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01)
+
+
+def clipped_nature_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop as the Nature DQN had it, on gradients clipped by their global norm."""
+    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_nature_rmsprop(hyper))
+
+
+def plain_nature_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop as the Nature DQN had it. Mnih et al. 2015, https://doi.org/10.1038/nature14236
+
+    There 0.01 is added to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
+    """
+    return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
 
 
 def _unallocated(program: train.Program, lanes: int) -> train.TrainState:
