@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -70,19 +71,19 @@ def program(settings: Settings) -> train.Program:
 
 
 def network(settings: Settings) -> Network:
-    """The network that the settings ask for: for boards of ten by ten cells MinAtar's, for other frames Nature's.
+    """The network that the settings ask for: for boards of ten by ten cells MinAtar's, for frames that are large enough
+    Nature's, for all else an MLP over the numbers of an observation.
 
     Raises ValueError for layers of one's own where the network is such a convolutional one.
     """
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
-    if len(spec.obs_shape) == 3:
+    if convolutional := _convolutional(spec.obs_shape):
         if settings.hidden != Settings.hidden or settings.dueling:
             raise ValueError(
                 f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} shows frames "
                 f"{list(spec.obs_shape)}, for which there is one convolutional network"
             )
-        convolutional = networks.minatar if spec.obs_shape[1:] == (10, 10) else networks.nature
         return convolutional(spec.obs_shape, spec.actions)
     mlp = networks.dueling_mlp if settings.dueling else networks.mlp
     return mlp(spec.obs_shape, settings.hidden, spec.actions)
@@ -195,6 +196,15 @@ def plain_nature_rmsprop(hyper: Hyper) -> Optimizer:
     There 0.01 is added to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
     """
     return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
+
+
+def _convolutional(obs_shape: tuple[int, ...]) -> Callable[[tuple[int, ...], int], Network] | None:
+    """The convolutional network that observations suit, if any: of three axes, the last two those of a picture."""
+    if len(obs_shape) != 3:
+        return None
+    if obs_shape[1:] == (10, 10):
+        return networks.minatar
+    return networks.nature if min(obs_shape[1:]) >= networks.SMALLEST_FRAME else None
 
 
 def _unallocated(program: train.Program, lanes: int) -> train.TrainState:

@@ -59,7 +59,8 @@ class Settings:
     epsilon_fraction: float = 0.2
     """Share of --steps over which epsilon goes linearly from start to end."""
     hidden: tuple[int, ...] = (120, 84)
-    """Sizes of the hidden layers; none for a linear network. Frames have a convolutional network instead."""
+    """Sizes of the hidden layers; none for a linear network. Boards of 10 x 10 and frames from 36 x 36 on have a
+    convolutional network instead."""
     dueling: bool = False
     """Split the last layer into the state's value and the actions' advantages."""
     double: bool = True

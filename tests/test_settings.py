@@ -260,6 +260,17 @@ def test_frames_have_a_convolutional_network(monkeypatch, shape, network):
             build.network(asked)
 
 
+@pytest.mark.parametrize("shape", [(7, 7, 3), (2, 3, 4), (84, 84, 9), (4, 35, 84), (1, 10, 11), (10, 10), (3, 2, 3, 4)])
+def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
+    made = envs.make("minatar:breakout")
+    monkeypatch.setattr(build.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
+    key = build.keys(Settings(seeds=1))[0]
+    for dueling, make in ((False, networks.mlp), (True, networks.dueling_mlp)):
+        ours, expected = build.network(Settings(hidden=(7, 5), dueling=dueling)), make(shape, (7, 5), 6)
+        params, obs = ours.init(key), torch.linspace(0, 1, 2 * math.prod(shape)).reshape(2, *shape)
+        assert torch.equal(ours.apply(params, obs), expected.apply(expected.init(key), obs))
+
+
 def test_no_clip_without_a_norm():
     clipped = build.program(Settings(max_grad_norm=10.0)).optimizer
     free = build.program(Settings(max_grad_norm=math.inf)).optimizer

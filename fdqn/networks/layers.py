@@ -12,6 +12,9 @@ from fdqn import check, random
 from fdqn.networks.state_dict import fitting
 from fdqn.types import Network, Params
 
+SMALLEST_FRAME = 36
+"""Height and width that `nature` needs, so that its last convolution has something to look at."""
+
 
 def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
     """Linear layers with ReLU between: `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and
@@ -50,8 +53,8 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
     Mnih et al. 2015, https://doi.org/10.1038/nature14236
     """
     channels, height, width = _event(obs_shape, rank=3)
-    if min(height, width) < 36:
-        raise ValueError(f"obs_shape: expected frames of at least 36 x 36, got {height} x {width}")
+    if min(height, width) < (least := SMALLEST_FRAME):
+        raise ValueError(f"obs_shape: expected frames of at least {least} x {least}, got {height} x {width}")
     check.count("actions", actions, 1)
     features = 64 * math.prod(((n - 8) // 4 - 3) // 2 - 1 for n in (height, width))
     layers = {
