@@ -108,6 +108,7 @@ OPTIMIZERS = {
     "sgd": lambda hyper: optim.sgd(hyper.learning_rate, momentum=0.9),
     "rmsprop": lambda hyper: optim.rmsprop(hyper.learning_rate),
     "centered_rmsprop": lambda hyper: optim.centered_rmsprop(hyper.learning_rate),
+    "graves_rmsprop": lambda hyper: optim.graves_rmsprop(hyper.learning_rate),
     "adagrad": lambda hyper: optim.adagrad(hyper.learning_rate),
     "clip_by_global_norm": lambda hyper: optim.clip_by_global_norm(hyper.max_grad_norm),
     "clip_by_value": lambda hyper: optim.clip_by_value(hyper.max_grad_norm),

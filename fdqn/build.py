@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -63,24 +64,26 @@ def program(settings: Settings) -> train.Program:
         ("adam", False): plain_adam,
         ("rmsprop", True): clipped_rmsprop,
         ("rmsprop", False): plain_rmsprop,
+        ("nature-rmsprop", True): clipped_nature_rmsprop,
+        ("nature-rmsprop", False): plain_nature_rmsprop,
     }[settings.optimizer, math.isfinite(settings.max_grad_norm)]
     return train.Program(config, env, net, partial(loss, net.apply, penalty), optimizer)
 
 
 def network(settings: Settings) -> Network:
-    """The network that the settings ask for: for boards of ten by ten cells MinAtar's, for other frames Nature's.
+    """The network that the settings ask for: for boards of ten by ten cells MinAtar's, for frames that are large enough
+    Nature's, for all else an MLP over the numbers of an observation.
 
     Raises ValueError for layers of one's own where the network is such a convolutional one.
     """
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
-    if len(spec.obs_shape) == 3:
+    if convolutional := _convolutional(spec.obs_shape):
         if settings.hidden != Settings.hidden or settings.dueling:
             raise ValueError(
                 f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} shows frames "
                 f"{list(spec.obs_shape)}, for which there is one convolutional network"
             )
-        convolutional = networks.minatar if spec.obs_shape[1:] == (10, 10) else networks.nature
         return convolutional(spec.obs_shape, spec.actions)
     mlp = networks.dueling_mlp if settings.dueling else networks.mlp
     return mlp(spec.obs_shape, settings.hidden, spec.actions)
@@ -173,13 +176,35 @@ def plain_adam(hyper: Hyper) -> Optimizer:
 
 
 def clipped_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the first DQN had it, on gradients clipped by their global norm."""
+    """RMSprop as MinAtar's DQN had it, on gradients clipped by their global norm."""
     return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_rmsprop(hyper))
 
 
 def plain_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the first DQN had it. Mnih et al. 2015, https://doi.org/10.1038/nature14236"""
+    """RMSprop as MinAtar's DQN had it. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
     return optim.centered_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01)
+
+
+def clipped_nature_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop as the Nature DQN had it, on gradients clipped by their global norm."""
+    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_nature_rmsprop(hyper))
+
+
+def plain_nature_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop as the Nature DQN had it. Mnih et al. 2015, https://doi.org/10.1038/nature14236
+
+    There 0.01 is added to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
+    """
+    return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
+
+
+def _convolutional(obs_shape: tuple[int, ...]) -> Callable[[tuple[int, ...], int], Network] | None:
+    """The convolutional network that observations suit, if any: of three axes, the last two those of a picture."""
+    if len(obs_shape) != 3:
+        return None
+    if obs_shape[1:] == (10, 10):
+        return networks.minatar
+    return networks.nature if min(obs_shape[1:]) >= networks.SMALLEST_FRAME else None
 
 
 def _unallocated(program: train.Program, lanes: int) -> train.TrainState:

@@ -42,8 +42,10 @@ class Settings:
     """Learn from rewards clipped to [-1, 1]; returns are stated as they are."""
     terminal_on_life_loss: bool = False
     """Learn as if an episode ended where a life is lost, in worlds that count them; returns are of whole episodes."""
-    optimizer: Literal["adam", "rmsprop"] = "adam"
-    """What turns gradients into steps; rmsprop is that of the first DQN: centered, decay 0.95, eps 0.01."""
+    optimizer: Literal["adam", "rmsprop", "nature-rmsprop"] = "adam"
+    """What turns gradients into steps. rmsprop is that of MinAtar's paper (centered, decay 0.95, eps 0.01), and
+    nature-rmsprop that of the Nature paper, whose eps is in the root, beside the variance of gradients summed over 32
+    rows: of their mean, as the loss is here, 0.01 / 32**2."""
     learning_rate: float = 2e-3
     """Step size of the optimizer."""
     gamma: float = 0.99
@@ -57,7 +59,8 @@ class Settings:
     epsilon_fraction: float = 0.2
     """Share of --steps over which epsilon goes linearly from start to end."""
     hidden: tuple[int, ...] = (120, 84)
-    """Sizes of the hidden layers; none for a linear network. Frames have a convolutional network instead."""
+    """Sizes of the hidden layers; none for a linear network. Boards of 10 x 10 and frames from 36 x 36 on have a
+    convolutional network instead."""
     dueling: bool = False
     """Split the last layer into the state's value and the actions' advantages."""
     double: bool = True
@@ -123,6 +126,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     },
     "nature": {
         **_CLASSIC,
+        "optimizer": "nature-rmsprop",
         "seeds": 1,
         "steps": 10_000_000,
         "num_envs": 4,

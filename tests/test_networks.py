@@ -126,6 +126,16 @@ def test_nature_is_a_sequential(shape, features):
     torch.testing.assert_close(network.apply(params, frames), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.float32, torch.float64, torch.int64])
+def test_nature_divides_bytes_alone(dtype):
+    """By 255, so that black and white are 0 and 1 as they are in pictures of floats and booleans."""
+    network = networks.nature((1, 36, 36), 3)
+    params, black_white = network.init(KEY), random.randint(random.key(1), (2, 1, 36, 36), 0, 2)
+    q = network.apply(params, black_white.to(dtype))
+    assert torch.equal(q, network.apply(params, (255 * black_white).to(torch.uint8)))
+    assert not torch.allclose(q, network.apply(params, black_white.to(torch.uint8)), atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(4, 10, 10), (1, 3, 5)])
 def test_minatar_is_a_sequential(shape):
     features = 16 * (shape[1] - 2) * (shape[2] - 2)
@@ -923,6 +933,20 @@ def test_apply_is_exported(name):
         torch.testing.assert_close(program.module()(obs), network.apply(params, obs))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
+def test_nature_of_frames_of_any_dtype_over_lanes_and_exported(dtype):
+    network, shape = SMALL["nature"]
+    params = network.init(random.key([1, 2]))
+    frames = random.randint(random.key(3), (2, 5, *shape), 0, 256).to(dtype)
+    expected = torch.stack([network.apply(tree.index(params, i), frames[i]) for i in range(2)])
+    torch.testing.assert_close(vmap(network.apply)(params, frames), expected)
+    compiled = torch.compile(vmap(network.apply), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(params, frames), expected)
+    module = networks.to_module(network, tree.index(params, 0)).requires_grad_(False)
+    program = torch.export.export(module, (frames[0, :2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(frames[0]), expected[0])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -1007,7 +1031,9 @@ def test_observations_come_in_the_parameters_dtype(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), random.randint(random.key(1), (2, *shape), 0, 2)
     expected = network.apply(params, obs.float())
-    for dtype in (torch.bool, torch.uint8, torch.float64, torch.bfloat16):
+    white = 255 if name == "nature" else 1  # of bytes
+    assert torch.equal(network.apply(params, (white * obs).to(torch.uint8)), expected)
+    for dtype in (torch.bool, torch.float64, torch.bfloat16):
         assert torch.equal(network.apply(params, obs.to(dtype)), expected)
     assert network.apply(tree.cast(params, torch.bfloat16), obs.bool()).dtype == torch.bfloat16
 

@@ -35,6 +35,25 @@ def in_double(theirs):
 
 
 T = torch.optim
+
+
+class Graves(T.Optimizer):
+    """What torch.optim has not: equations 38 to 40 of Graves 2013 without their momentum, written out."""
+
+    def __init__(self, params, lr=1e-4, decay=0.95, eps=1e-4):
+        super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for x in group["params"]:
+                n, g = self.state[x].get("moments", (0.0, 0.0))
+                n = group["decay"] * n + (1 - group["decay"]) * x.grad**2
+                g = group["decay"] * g + (1 - group["decay"]) * x.grad
+                self.state[x]["moments"] = n, g
+                x -= group["lr"] * x.grad / (n - g**2 + group["eps"]) ** 0.5
+
+
 PAIRS = {
     "adam": (optim.adam, T.Adam),
     "adam-betas": (
@@ -76,6 +95,11 @@ PAIRS = {
     "centered-rmsprop": (
         partial(optim.centered_rmsprop, decay=0.9, eps=1e-3),
         partial(T.RMSprop, alpha=0.9, eps=1e-3, centered=True),
+    ),
+    "graves-rmsprop": (optim.graves_rmsprop, Graves),
+    "graves-rmsprop-decay": (
+        partial(optim.graves_rmsprop, decay=0.9, eps=1e-3),
+        partial(Graves, decay=0.9, eps=1e-3),
     ),
     "adagrad": (optim.adagrad, T.Adagrad),
     "adagrad-begun": (
@@ -280,6 +304,7 @@ def test_the_state_of_a_masked_optimizer_holds_the_chosen_alone():
         lambda x: optim.sgd(0.1, momentum=x, nesterov=True),
         lambda x: optim.rmsprop(0.1, decay=x, eps=x / 10),
         lambda x: optim.centered_rmsprop(0.1, decay=x, eps=x / 10),
+        lambda x: optim.graves_rmsprop(0.1, decay=x, eps=x / 10),
         lambda x: optim.adagrad(0.1, eps=x),
         lambda x: optim.chain(clip=optim.clip_by_global_norm(x), decay=optim.add_decayed_weights(x), sgd=optim.sgd(x)),
         lambda x: optim.chain(clip=optim.clip_by_value(x), adam=optim.adam(x)),
@@ -412,6 +437,8 @@ def test_rates_that_cannot_be(name):
         (lambda: optim.rmsprop(eps=-1.0), "eps: expected at least 0"),
         (lambda: optim.centered_rmsprop(decay=2.0), "decay: expected at least 0 and below 1, got 2.0"),
         (lambda: optim.centered_rmsprop(eps=-1.0), "eps: expected at least 0"),
+        (lambda: optim.graves_rmsprop(decay=2.0), "decay: expected at least 0 and below 1, got 2.0"),
+        (lambda: optim.graves_rmsprop(eps=-1.0), "eps: expected at least 0"),
         (lambda: optim.adagrad(eps=-1.0), "eps: expected at least 0"),
         (lambda: optim.adagrad(initial_square=-1.0), "initial_square: expected at least 0"),
         (lambda: optim.clip_by_global_norm(-1.0), "max_norm: expected at least 0, got -1.0"),
@@ -502,10 +529,11 @@ def test_clip_of_half_precision_does_not_overflow():
     assert [round(float(x[0]), 2) for x in clipped.values()] == [0.1, 0.3]
 
 
-def test_centered_rmsprop_of_gradients_that_hardly_differ_is_finite():
+@pytest.mark.parametrize("make", [optim.centered_rmsprop, partial(optim.graves_rmsprop, eps=1e-16)])
+def test_centered_rmsprop_of_gradients_that_hardly_differ_is_finite(make):
     """The mean square less the squared mean then rounds below 0."""
     params = {"w": torch.randn(1000, generator=torch.Generator().manual_seed(2))}
-    opt = optim.centered_rmsprop(1e-3, decay=0.9)
+    opt = make(1e-3, decay=0.9)
     state = opt.init(params)
     below = 0
     for _ in range(200):

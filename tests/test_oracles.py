@@ -116,6 +116,10 @@ OPTIMIZERS = {
         optim.rmsprop(1e-2, decay=0.9, eps=1e-3),
         lambda: optax.rmsprop(1e-2, decay=0.9, eps=1e-3, eps_in_sqrt=False),
     ),
+    "graves_rmsprop": (
+        optim.graves_rmsprop(1e-2, decay=0.95, eps=1e-5),
+        lambda: optax.rmsprop(1e-2, decay=0.95, eps=1e-5, centered=True, eps_in_sqrt=True),
+    ),
     "sgd": (optim.sgd(0.1), lambda: optax.sgd(0.1)),
     "momentum": (optim.sgd(0.1, momentum=0.9), lambda: optax.sgd(0.1, momentum=0.9)),
     "nesterov": (optim.sgd(0.1, momentum=0.9, nesterov=True), lambda: optax.sgd(0.1, momentum=0.9, nesterov=True)),

@@ -103,7 +103,7 @@ def with_network(network, obs):
 
 OPTIMIZERS = {
     **{name: getattr(optim, name) for name in ("adam", "adamw", "adamax", "nadam", "radam", "sgd", "rmsprop")},
-    **{name: getattr(optim, name) for name in ("centered_rmsprop", "adagrad", "frozen")},
+    **{name: getattr(optim, name) for name in ("centered_rmsprop", "graves_rmsprop", "adagrad", "frozen")},
     "chain": lambda: optim.chain(clip=optim.clip_by_global_norm(0.1), adam=optim.adam()),
     "clip_by_global_norm": lambda: optim.clip_by_global_norm(0.1),
     "clip_by_value": lambda: optim.clip_by_value(0.5),

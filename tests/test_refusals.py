@@ -245,7 +245,8 @@ ROWS = [
      "probabilities: expected a floating-point dtype, got torch.int64"),
     # optim
     *[(f"optim.{name}", given(-1e-3), ValueError, "learning_rate: expected at least 0, got -0.001")
-      for name in ("adagrad", "adam", "adamax", "adamw", "centered_rmsprop", "nadam", "radam", "rmsprop", "sgd")],
+      for name in ("adagrad", "adam", "adamax", "adamw", "centered_rmsprop", "graves_rmsprop", "nadam", "radam",
+                   "rmsprop", "sgd")],
     ("optim.adam", given(1), TypeError,
      "learning_rate: expected a float, a float tensor or a schedule, got the int 1"),
     ("optim.adam", given("1e-3"), TypeError, "learning_rate: expected a number or a tensor of floats, got '1e-3'"),
@@ -698,6 +699,10 @@ ROWS = [
     ("build.clipped_rmsprop", given(HYPERS), ValueError,
      "max_norm: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     ("build.plain_rmsprop", given(HYPERS), ValueError,
+     "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    ("build.clipped_nature_rmsprop", given(HYPERS), ValueError,
+     "max_norm: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
+    ("build.plain_nature_rmsprop", given(HYPERS), ValueError,
      "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     # frames
     ("frames.init", given(torch.tensor(1.0), 2, 9), ValueError, "example: expected a stack of frames …, got a number"),

@@ -8,6 +8,7 @@ import re
 import shlex
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -142,7 +143,7 @@ def test_nature_s_preset_is_the_paper_s():
         clip_rewards=True, terminal_on_life_loss=True,
     )  # fmt: skip
     assert program.config.env_steps == 4 * program.config.updates_per_cycle
-    assert program.optimizer is build.plain_rmsprop
+    assert program.optimizer is build.plain_nature_rmsprop
     assert program.loss.func is dqn.q_learning
     assert program.loss.args[1] is losses.huber
     expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e6}
@@ -150,6 +151,28 @@ def test_nature_s_preset_is_the_paper_s():
         name: pytest.approx([x]) for name, x in expected.items()
     }
     assert given.steps == 10_000_000
+
+
+def minatar_s_root(g):
+    """Of the variance after one gradient, with 0.01 beside it: the loss is a mean, as in the package's dqn.py."""
+    return (0.05 * g**2 - (0.05 * g) ** 2).sqrt() + 0.01
+
+
+def nature_s_root(g):
+    """The authors sum gradients over the 32 rows and add 0.01 to their variance; a step of `32 * g / this`."""
+    summed = 32 * g
+    return (0.05 * summed**2 - (0.05 * summed) ** 2 + 0.01).sqrt() / 32
+
+
+@pytest.mark.parametrize(("name", "root"), [("minatar", minatar_s_root), ("nature", nature_s_root)])
+def test_a_preset_s_first_step_is_the_paper_s(name, root):
+    """The numbers, for gradients beside which 0.01 is large, alike and small."""
+    given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
+    optimizer = build.program(given).optimizer(Hyper(*(x[0].double() for x in build.hyper(given))))
+    grads = {"w": torch.tensor([-1e-4, 1e-3, -0.01, 0.1, 1.0], dtype=torch.float64)}
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    expected = -2.5e-4 * grads["w"] / root(grads["w"])
+    torch.testing.assert_close(updates["w"], expected, rtol=1e-6, atol=0)
 
 
 def test_every_field_says_what_it_is():
@@ -239,6 +262,17 @@ def test_frames_have_a_convolutional_network(monkeypatch, shape, network):
             build.network(asked)
 
 
+@pytest.mark.parametrize("shape", [(7, 7, 3), (2, 3, 4), (84, 84, 9), (4, 35, 84), (1, 10, 11), (10, 10), (3, 2, 3, 4)])
+def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
+    made = envs.make("minatar:breakout")
+    monkeypatch.setattr(build.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
+    key = build.keys(Settings(seeds=1))[0]
+    for dueling, make in ((False, networks.mlp), (True, networks.dueling_mlp)):
+        ours, expected = build.network(Settings(hidden=(7, 5), dueling=dueling)), make(shape, (7, 5), 6)
+        params, obs = ours.init(key), torch.linspace(0, 1, 2 * math.prod(shape)).reshape(2, *shape)
+        assert torch.equal(ours.apply(params, obs), expected.apply(expected.init(key), obs))
+
+
 def test_no_clip_without_a_norm():
     clipped = build.program(Settings(max_grad_norm=10.0)).optimizer
     free = build.program(Settings(max_grad_norm=math.inf)).optimizer
@@ -246,7 +280,7 @@ def test_no_clip_without_a_norm():
     assert free is build.plain_adam
 
 
-def test_rmsprop_is_the_one_of_the_first_dqn():
+def test_rmsprop_is_minatar_s():
     """With and without a norm, three steps are PyTorch's, centered, with that paper's numbers."""
     clipped = build.program(Settings(optimizer="rmsprop", max_grad_norm=0.5)).optimizer
     free = build.program(Settings(optimizer="rmsprop", max_grad_norm=math.inf)).optimizer
@@ -264,6 +298,25 @@ def test_rmsprop_is_the_one_of_the_first_dqn():
             updates, state = optimizer.update(params, state, params)
             params = {"w": params["w"] + updates["w"]}
             torch.testing.assert_close(params["w"], theirs.detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_nature_s_rmsprop_is_the_authors():
+    """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
+    clipped = build.program(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5)).optimizer
+    free = build.program(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf)).optimizer
+    assert clipped is build.clipped_nature_rmsprop
+    assert free is build.plain_nature_rmsprop
+    hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
+    for make, norm in ((clipped, 0.5), (free, math.inf)):
+        params, optimizer = {"w": torch.tensor([0.3, -0.4], dtype=torch.float64)}, make(hyper)
+        state, theirs, mean, square = optimizer.init(params), params["w"].numpy().copy(), 0.0, 0.0
+        for _ in range(3):
+            summed = 32 * theirs * min(1.0, norm / (np.linalg.norm(theirs) + 1e-6))
+            mean, square = 0.95 * mean + 0.05 * summed, 0.95 * square + 0.05 * summed**2
+            theirs -= 0.1 * summed / np.sqrt(square - mean**2 + 0.01)
+            updates, state = optimizer.update(params, state, params)
+            params = {"w": params["w"] + updates["w"]}
+            np.testing.assert_allclose(params["w"].numpy(), theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_lane_i_has_seed_plus_i():

@@ -189,18 +189,128 @@ def test_encoded_observations_are_gymnasium_s_flattened_ones(space, seed, count)
     np.testing.assert_array_equal(how.encode(batch).reshape(count, -1).astype(np.float32), expected)
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-def test_pictures_have_their_channels_first(channels):
-    space = spaces.Box(0, 255, (5, 6, channels), np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("height", "width", "channels"), [(84, 84, 1), (84, 84, 9), (210, 160, 3), (10, 10, 4), (10, 10, 7), (17, 18, 16)]
+)
+def test_pictures_have_their_channels_first(height, width, channels, dtype):
+    space = spaces.Box(0, 1 if dtype == np.bool_ else 255, (height, width, channels), dtype)
     batch = np.stack([space.sample() for _ in range(3)])
     how = encoding(space)
-    assert how.shape == (channels, 5, 6)
+    assert how.shape == (channels, height, width)
+    assert how.dtype == (dtype if dtype in (np.uint8, np.bool_) else np.float32)
     encoded = how.encode(batch)
     assert encoded.flags.c_contiguous
+    assert encoded.dtype == how.dtype
     for c in range(channels):
-        np.testing.assert_array_equal(encoded[:, c], batch[..., c])
-    stacked = spaces.Box(0, 255, (channels, 5, 6), np.uint8)
-    assert encoding(stacked).shape == (channels, 5, 6)
+        np.testing.assert_array_equal(encoded[:, c], batch[..., c].astype(how.dtype))
+    stacked = spaces.Box(0, 1, (channels, height, width), dtype)
+    assert encoding(stacked).shape == (channels, height, width), "they are first already"
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 3), (2, 3, 4), (9, 84, 3), (84, 84, 17), (20, 10, 10), (9, 9, 9), (12, 11)])
+def test_what_are_no_pictures_stays_as_it_is(shape):
+    batch = np.arange(2 * np.prod(shape), dtype=np.float32).reshape(2, *shape)
+    how = encoding(spaces.Box(0, np.inf, shape, np.float32))
+    assert how.shape == shape
+    np.testing.assert_array_equal(how.encode(batch), batch)
+
+
+@pytest.mark.parametrize("name", ["asterix", "breakout", "freeway", "seaquest", "space_invaders"])
+def test_boards_of_the_minatar_package_become_ours(name):
+    """It has the channels last: of Seaquest, which has ten, no size says so."""
+    channels, height, width = shape = envs.make(f"minatar:{name}").spec.obs_shape
+    space = spaces.Box(0, 1, (height, width, channels), np.bool_)
+    how, board = encoding(space), space.sample()
+    assert how.shape == shape
+    np.testing.assert_array_equal(how.encode(board[None])[0], np.moveaxis(board, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("space", "batch", "got"),
+    [
+        (spaces.Discrete(3), [0, 5], "5"),
+        (spaces.Discrete(3), [-1], "-1"),
+        (spaces.Discrete(3, start=2), [2, 4, 1], "1"),
+        (spaces.MultiDiscrete([2, 3]), [[1, 2], [2, 1]], "[2 1]"),
+        (spaces.MultiDiscrete([2, 3]), [[-1, 3]], "[-1  3]"),
+        (spaces.MultiBinary(3), [[0, 1, 1], [0, 2, 1]], "2"),
+        (spaces.MultiBinary((1, 2)), [[[0, -1]]], "-1"),
+    ],
+)
+def test_observations_outside_of_their_space_are_refused(space, batch, got):
+    says = f"^env: expected observations in {re.escape(f'{space}, got {got}')}$"
+    with pytest.raises(ValueError, match=says):
+        encoding(space).encode(np.array(batch))
+    with pytest.raises(ValueError, match=says):
+        encoding(spaces.Dict({"a": spaces.Discrete(4), "b": space})).encode(
+            {"a": np.arange(len(batch)), "b": np.array(batch)}
+        )
+
+
+class Leaving(gymnasium.Env):
+    """Counts its steps, beyond what its space has."""
+
+    observation_space, action_space = spaces.Discrete(3), spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.time, {}
+
+    def step(self, action):
+        self.time += int(action)
+        return self.time, 0.0, False, False, {}
+
+
+def test_an_environment_that_leaves_its_space_ends_its_lane():
+    games = gym.of("leaving", Leaving).open(2, 1)
+    games.reset([[1], [2]])
+    for _ in range(3):
+        games.step(np.array([[1], [0]]))
+    games.close()
+    assert games.broken == {0: "env: expected observations in Discrete(3), got 3"}
+
+
+class Looking(gymnasium.Env):
+    """Shows noise of a given space."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, bool(self.np_random.random() < 0.3), {}
+
+
+@pytest.mark.parametrize(
+    ("space", "first"),
+    [
+        (spaces.Box(0, 255, (7, 7, 3), np.uint8), (8, 147)),
+        (spaces.Box(-1, 1, (2, 3, 4), np.float32), (8, 24)),
+        (spaces.Box(0, 1, (84, 84, 3), np.float32), (32, 3, 8, 8)),
+        (spaces.Box(0, 255, (40, 36, 9), np.uint8), (32, 9, 8, 8)),
+        (spaces.Box(0, 1, (10, 10, 4), np.bool_), (16, 4, 3, 3)),
+        (spaces.Box(0, 1, (10, 10, 4), np.float64), (16, 4, 3, 3)),
+        (spaces.Box(0, 255, (4, 40, 40), np.uint8), (32, 4, 8, 8)),
+    ],
+    ids=str,
+)
+def test_any_three_axes_are_trained_on(monkeypatch, space, first):
+    """With a convolution where one fits, else with the layers asked for."""
+    world = gym.of("looking", partial(Looking, space))
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    layers = (8,) if len(first) == 2 else Settings.hidden
+    last = trained(dataclasses.replace(SETTINGS, env="looking", hidden=layers, steps=24))
+    assert tuple(last.state.learner.params["0.weight"].shape) == (2, *first)
+    assert last.state.metrics.failed.tolist() == [-1, -1]
+    assert (last.state.learner.updates > 0).all()
 
 
 @pytest.mark.parametrize("space", [spaces.Text(3), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({})], ids=str)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,9 +25,10 @@ class Encoding(NamedTuple):
 def encoding(space: spaces.Space) -> Encoding:
     """How observations of a space become arrays.
 
-    - Box: as they are, float64 as float32, integers of more than 8 bits as float32; a number becomes [1], and pictures
-      [H, W, 1, 3 or 4] of uint8 have their channels first, as convolutions take them;
-    - Discrete and MultiDiscrete: one-hot booleans; MultiBinary: booleans;
+    - Box: uint8 and booleans as they are, all else as float32; a number becomes [1], and pictures [H, W, C] have their
+      channels first, as convolutions take them. Pictures are of at least 10 x 10 and have at most 16 channels, fewer
+      than rows and columns or, as MinAtar's Seaquest, as many as both;
+    - Discrete and MultiDiscrete: one-hot booleans; MultiBinary: booleans. What is not in the space raises ValueError;
     - Dict and Tuple: the only entry as it is, of several the flat concatenation, booleans only where all are. The entry
       `action_mask` is left out.
 
@@ -36,24 +38,21 @@ def encoding(space: spaces.Space) -> Encoding:
         dtype = np.dtype(space.dtype if space.dtype in (np.uint8, np.bool_) else np.float32)
         if not space.shape:
             return Encoding((1,), dtype, lambda x: np.array(x, dtype=dtype).reshape(-1, 1))
-        if len(space.shape) == 3 and space.shape[2] in (1, 3, 4) and dtype == np.uint8:
+        if _has_channels_last(space.shape):
             height, width, channels = space.shape
-            return Encoding((channels, height, width), dtype, lambda x: np.array(np.moveaxis(x, -1, 1), order="C"))
+            first = channels, height, width
+            return Encoding(first, dtype, lambda x: np.array(np.moveaxis(x, -1, 1), dtype=dtype, order="C"))
         return Encoding(space.shape, dtype, lambda x: np.array(x, dtype=dtype))
     if isinstance(space, spaces.MultiBinary):
-        return Encoding(space.shape, np.dtype(np.bool_), lambda x: np.array(x, dtype=np.bool_))
+        return Encoding(space.shape, np.dtype(np.bool_), partial(_flags, space))
     if isinstance(space, spaces.Discrete):
         values = np.arange(int(space.n)) + int(space.start)
-        return Encoding(values.shape, np.dtype(np.bool_), lambda x: np.asarray(x)[..., None] == values)
+        return Encoding(values.shape, np.dtype(np.bool_), partial(_one_hot, space, values, len(values)))
     if isinstance(space, spaces.MultiDiscrete):
         starts = np.asarray(space.start).ravel()
         sizes = np.asarray(space.nvec).ravel()
-        digits = np.concatenate([np.arange(n) + start for n, start in zip(sizes, starts, strict=True)])
-
-        def one_hot(x: Any) -> NDArray[Any]:
-            return np.repeat(np.reshape(x, (len(x), -1)), sizes, axis=1) == digits
-
-        return Encoding(digits.shape, np.dtype(np.bool_), one_hot)
+        values = np.concatenate([np.arange(n) + start for n, start in zip(sizes, starts, strict=True)])
+        return Encoding(values.shape, np.dtype(np.bool_), partial(_one_hot, space, values, sizes))
     if isinstance(space, spaces.Dict | spaces.Tuple):
         items = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
         parts = {key: encoding(each) for key, each in items if key != MASK}
@@ -66,6 +65,33 @@ def encoding(space: spaces.Space) -> Encoding:
         "env: expected observations of a Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple space, got "
         f"{space}; wrap the environment so that it gives one of these"
     )
+
+
+def _has_channels_last(shape: tuple[int, ...]) -> bool:
+    """Whether observations of that shape are pictures [H, W, C], by the rule that `encoding` states."""
+    if len(shape) != 3:
+        return False
+    height, width, channels = shape
+    side = min(height, width)
+    return side >= 10 and channels <= 16 and (channels < side or height == width == channels)
+
+
+def _one_hot(space: spaces.Space, values: NDArray[Any], sizes: Any, x: Any) -> NDArray[np.bool_]:
+    """A batch of numbers as booleans [N, V], each number true where its value stands among those that it may have, of
+    which `sizes` says how many there are. Raises ValueError for a number that has another."""
+    numbers = np.reshape(x, (len(x), -1))
+    flags = np.repeat(numbers, sizes, axis=1) == values
+    if np.count_nonzero(flags) < numbers.size:
+        raise ValueError(f"env: expected observations in {space}, got {np.asarray(x)[flags.sum(axis=1).argmin()]}")
+    return flags
+
+
+def _flags(space: spaces.Space, x: Any) -> NDArray[np.bool_]:
+    """A batch of zeros and ones as booleans. Raises ValueError for other numbers."""
+    flags = np.array(x, dtype=np.bool_)
+    if (wrong := np.asarray(x) != flags).any():
+        raise ValueError(f"env: expected observations in {space}, got {np.asarray(x)[wrong][0]}")
+    return flags
 
 
 def _concatenation(parts: dict[Any, Encoding]) -> Encoding:

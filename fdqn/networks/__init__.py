@@ -5,11 +5,12 @@ lane's parameters and observations with any leading axes. `layers` has the netwo
 of any module, `state_dict` what brings parameters in and out.
 """
 
-from fdqn.networks.layers import dueling_mlp, minatar, mlp, nature
+from fdqn.networks.layers import SMALLEST_FRAME, dueling_mlp, minatar, mlp, nature
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
 from fdqn.networks.state_dict import load, starting_from, to_module
 
 __all__ = [
+    "SMALLEST_FRAME",
     "NetworkWithDropout",
     "dropout",
     "dueling_mlp",

@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fdqn import check, random
 from fdqn.networks.state_dict import fitting
 from fdqn.types import Network, Params
+
+SMALLEST_FRAME = 36
+"""Height and width that `nature` needs, so that its last convolution has something to look at."""
 
 
 def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
@@ -44,14 +48,15 @@ def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: 
 
 
 def nature(obs_shape: Sequence[int], actions: int) -> Network:
-    """The convolutional network of the Nature DQN, for frames [channels, height, width] of 0 to 255.
+    """The convolutional network of the Nature DQN, for frames [channels, height, width]. Those of uint8 are divided by
+    255, all others taken as they are.
 
     Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for frames below 36 x 36.
     Mnih et al. 2015, https://doi.org/10.1038/nature14236
     """
     channels, height, width = _event(obs_shape, rank=3)
-    if min(height, width) < 36:
-        raise ValueError(f"obs_shape: expected frames of at least 36 x 36, got {height} x {width}")
+    if min(height, width) < (least := SMALLEST_FRAME):
+        raise ValueError(f"obs_shape: expected frames of at least {least} x {least}, got {height} x {width}")
     check.count("actions", actions, 1)
     features = 64 * math.prod(((n - 8) // 4 - 3) // 2 - 1 for n in (height, width))
     layers = {
@@ -103,7 +108,8 @@ def _apply_dueling_mlp(event: tuple[int, ...], layers: _Layers, params: Params, 
 
 def _apply_nature(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
     frames = _checked(event, layers, params, obs)
-    x = frames.reshape(-1, *event) / 255.0
+    x = frames.reshape(-1, *event)
+    x = x / 255.0 if obs.dtype == torch.uint8 else x
     for name, stride in (("0", 4), ("2", 2), ("4", 1)):
         x = F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride).relu()
     x = _linear(params, "9", _linear(params, "7", x.flatten(1)).relu())

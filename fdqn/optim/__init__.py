@@ -3,7 +3,7 @@
 `update(grads, state, params)` answers with what is to be *added* to the parameters (`apply_updates`). Learning rates
 are numbers, tensors (one a lane, under `vmap`) or schedules of the update count, and so are other numbers tensors where
 lanes differ in them. Equations and defaults are those of `torch.optim`; the order in which each rounds is kept, so that
-float64 agrees to 1e-12.
+float64 agrees to 1e-12; `graves_rmsprop`, which PyTorch has not, is optax's.
 
 Where a root is taken, the derivative of an update with respect to gradients that are exactly 0 is NaN, as in PyTorch.
 
@@ -12,7 +12,7 @@ changes gradients on their way and what combines several. PyTorch's coupled `wei
 front, its parameter groups are `grouped`.
 """
 
-from fdqn.optim.descent import adagrad, centered_rmsprop, rmsprop, sgd
+from fdqn.optim.descent import adagrad, centered_rmsprop, graves_rmsprop, rmsprop, sgd
 from fdqn.optim.moments import adam, adamax, adamw, nadam, radam
 from fdqn.optim.transforms import (
     add_decayed_weights,
@@ -37,6 +37,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_value",
     "frozen",
+    "graves_rmsprop",
     "grouped",
     "masked",
     "nadam",

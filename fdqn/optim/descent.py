@@ -99,7 +99,7 @@ def _update_rmsprop(
 
 
 def centered_rmsprop(learning_rate: Scalar | Schedule = 1e-2, decay: Scalar = 0.99, eps: Scalar = 1e-8) -> Optimizer:
-    """RMSprop by the gradient's standard deviation, as the first DQN used it.
+    """RMSprop by the gradient's standard deviation.
 
         mean   = decay * mean + (1 - decay) * g
         square = decay * square + (1 - decay) * g**2
@@ -130,8 +130,39 @@ def _update_centered_rmsprop(
     size = rate(learning_rate, state.updates)
     mean = tree.lerp(state.mean, grads, 1 - decay)
     square = mean_square(decay, state.square, grads)
-    spread = tree.map(lambda m, v: (v - m * m).clamp_min(0.0).sqrt(), mean, square)
-    updates = tree.map(lambda g, s: (-size * (g / (s + eps))).to(g.dtype), grads, spread)
+    updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, _variance(mean, square))
+    return updates, CenteredRmspropState(state.updates + 1, mean, square)
+
+
+def graves_rmsprop(learning_rate: Scalar | Schedule = 1e-4, decay: Scalar = 0.95, eps: Scalar = 1e-4) -> Optimizer:
+    """RMSprop as it was first written, with `eps` inside the root; the Nature DQN used it.
+
+        mean   = decay * mean + (1 - decay) * g
+        square = decay * square + (1 - decay) * g**2
+        update = -rate * g / sqrt(square - mean**2 + eps)
+
+    Graves 2013, https://arxiv.org/abs/1308.0850, equations 38 to 40 without their momentum, his numbers the defaults;
+    `optax.rmsprop(centered=True, eps_in_sqrt=True)`. A difference that rounding takes below 0 counts as 0.
+    """
+    check_rate(learning_rate)
+    check.number("decay", decay, below=1.0)
+    check.number("eps", eps)
+    return Optimizer(_init_centered_rmsprop, partial(_update_graves_rmsprop, learning_rate, decay, eps))
+
+
+def _update_graves_rmsprop(
+    learning_rate: Scalar | Schedule,
+    decay: Scalar,
+    eps: Scalar,
+    grads: Params,
+    state: CenteredRmspropState,
+    params: Params,
+) -> tuple[Params, CenteredRmspropState]:
+    check_fit(CenteredRmspropState, grads, state, params)
+    size = rate(learning_rate, state.updates)
+    mean = tree.lerp(state.mean, grads, 1 - decay)
+    square = mean_square(decay, state.square, grads)
+    updates = tree.map(lambda g, v: (-size * (g / (v + eps).sqrt())).to(g.dtype), grads, _variance(mean, square))
     return updates, CenteredRmspropState(state.updates + 1, mean, square)
 
 
@@ -169,3 +200,8 @@ def _update_adagrad(
 def mean_square(decay: Scalar, square: Params, grads: Params) -> Params:
     """`decay * square + (1 - decay) * g**2`, the running mean of squared gradients."""
     return tree.map(lambda v, g: (v * decay + (1 - decay) * (g * g)).to(g.dtype), square, grads)
+
+
+def _variance(mean: Params, square: Params) -> Params:
+    """`square - mean**2`, and 0 where rounding takes it below."""
+    return tree.map(lambda m, v: (v - m * m).clamp_min(0.0), mean, square)
