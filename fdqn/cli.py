@@ -580,6 +580,8 @@ def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
 
 def _eval(command: Eval) -> None:
     console = _ready()
+    import torch
+
     from fdqn import build, envs, evaluate, runs, video
 
     if command.video is not None:
@@ -594,6 +596,8 @@ def _eval(command: Eval) -> None:
             f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
             f"got {list(env.spec.obs_shape)} and {env.spec.actions} in {name}"
         )
+    if (env.spec.obs_dtype == torch.uint8) != (trained.obs_dtype == torch.uint8):  # which a network may scale
+        raise ValueError(f"env: expected {trained.obs_dtype} as in training, got {env.spec.obs_dtype} in {name}")
     if command.video is not None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
         video.check_renders(name, env)

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -72,6 +73,12 @@ class Later:
 # What is right, to be spoiled in one place a row.
 
 KEY = random.key(3)
+
+
+class Bytes(gymnasium.Env):
+    """Shows what catch shows, in another dtype."""
+
+    observation_space, action_space = gymnasium.spaces.Box(0, 255, (10, 5), np.uint8), gymnasium.spaces.Discrete(3)
 
 
 def floats(number, *shape):
@@ -1181,6 +1188,7 @@ LINES = [
      "video: expected a file in a folder that is there, got 'nowhere/a.gif'; make nowhere first"),
     ("eval hollow --video a.gif", 1, "run: expected a finished run folder, got hollow without config.json"),
     ("eval run --env cartpole", 1, "env: expected observations [10, 5] and 3 actions as in training, got …"),
+    (f"eval run --env {__name__}:Bytes", 1, "env: expected torch.float32 as in training, got torch.uint8 in …"),
     ("eval run --env gym:Nonsense-v7", 1, "env: expected an environment of Gymnasium, got 'gym:Nonsense-v7': …"),
     ("eval run --env gym:CartPole-v1", 1,
      "env: expected observations [10, 5] and 3 actions as in training, got [4] and 2 in gym:CartPole-v1"),
