@@ -1,5 +1,6 @@
 """Pictures: learning curves over seeds, the interquartile mean in its interval."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -29,6 +30,7 @@ class Curve(NamedTuple):
 
 def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> None:
     """Write a PNG with a panel per title and in it a line a curve: the seeds' interquartile mean in its 95% interval.
+    More than three panels stand in two columns.
 
     Single seeds are drawn thinly where a panel has one curve. A seed that has no value at a step keeps the one before
     and counts from its first value on. Raises ValueError where there is no curve.
@@ -46,9 +48,12 @@ def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Cur
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5 * len(panels)), dpi=150, layout="constrained")
+    columns = 1 if len(panels) <= 3 else 2
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(8 * columns, 4.5 * rows), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    for part, (title, curves) in zip(figure.subfigures(len(panels), squeeze=False)[:, 0], panels.items(), strict=True):
+    parts = figure.subfigures(rows, columns, squeeze=False).flat
+    for part, (title, curves) in zip(parts, panels.items(), strict=False):
         axes = part.subplots()
         _draw(axes, curves)
         note = "line: interquartile mean of the seeds, band: its 95% bootstrap interval"

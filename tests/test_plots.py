@@ -50,6 +50,15 @@ def has_colour(pixels, colour):
     return (np.abs(pixels[..., :3] - rgb).max(-1) < 0.02).mean()
 
 
+@pytest.mark.parametrize(("panels", "shape"), [(1, (1, 1)), (3, (3, 1)), (4, (2, 2)), (5, (3, 2))])
+def test_many_panels_stand_in_two_columns(tmp_path, panels, shape):
+    path, names = tmp_path / "many.png", [f"world {i}" for i in range(panels)]
+    plots.learning_curves(path, {name: {"": learning(4)} for name in names})
+    height, width = imread(path).shape[:2]
+    rows, columns = shape
+    assert (height, width) == (675 * rows, 1200 * columns)
+
+
 def test_a_picture_is_written_and_is_not_blank(drawn):
     _, pixels = drawn({"": learning(16)}, "cartpole", "16 seeds")
     height, width = pixels.shape[:2]
