@@ -142,9 +142,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(end="", flush=True)
         return 0
     except SystemExit as end:
-        if isinstance(end.code, str):  # of somebody's code
-            print(f"fdqn: {end.code}", file=sys.stderr)
-            return 1
         return int(end.code or 0)
     except BrokenPipeError:
         # The reader left, as `head` does. Python would complain again when it flushes at exit.
@@ -383,6 +380,7 @@ def _go_on(
 
     env = envs.find(settings.env)
     state, games = where.state, None
+    gone = {lane for lane, cycle in enumerate(state.metrics.failed.tolist()) if cycle >= 0}
 
     epsilon = settings.evaluate_epsilon
     fast = _player(settings.compile, env, program.network, epsilon)
@@ -407,12 +405,20 @@ def _go_on(
 
     def over() -> bool:
         """Whether nobody is left who could go on, or somebody wants to stop."""
-        return stopped() or len(getattr(games, "broken", {})) == settings.seeds
+        if games is None:
+            return stopped()
+        return stopped() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
 
     with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
         if isinstance(env, World):
             games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
             state = worlds.begun(games, state)
+            if where.step and (unable := {*games.broken} - gone):
+                words = games.broken[lane := min(unable)]
+                raise ValueError(
+                    f"env: expected {settings.env} to begin for all seeds that go on, got none for seed "
+                    f"{settings.seed + lane}: {words}; nothing was changed"
+                )
         reports = train.run(
             program,
             state,
@@ -425,7 +431,7 @@ def _go_on(
             since=where.since,
             at_once=None if games is None else 1,
         )
-        reports = _saying_failures(console, settings, history.record(path, settings, reports, where), games)
+        reports = _saying_failures(console, settings, history.record(path, settings, reports, where), games, where.step)
         report = _follow(console, settings, where.steps, reports)
         params = report.state.learner.params
         runs.save_params(path, settings, params)
@@ -469,8 +475,8 @@ def _go_on(
         raise SystemExit(130)
     if report.step < where.steps:
         raise ValueError(
-            f"stopped at {report.step:,} of {where.steps:,} steps, as the environments of all seeds broke; the files "
-            f"in {path} are complete"
+            f"stopped at {report.step:,} of {where.steps:,} steps, as all seeds have failed; the files in {path} are "
+            "complete"
         )
 
 
@@ -515,9 +521,10 @@ def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluat
 
 
 def _saying_failures(
-    console: "Console", settings: Settings, reports: "Iterator[train.Report]", games: Any
+    console: "Console", settings: Settings, reports: "Iterator[train.Report]", games: Any, since: int
 ) -> "Iterator[train.Report]":
-    """The same reports; each seed that fails is said once, with what its environments said."""
+    """The same reports; each seed that fails is said once, with what its environments said, if it was in this process,
+    which goes on from step `since`."""
     from fdqn import history
 
     said: set[int] = set()
@@ -525,7 +532,7 @@ def _saying_failures(
         failures = history.failed_seeds(settings, report)
         for seed in failures.keys() - said:
             step, cause = failures[seed]
-            words = getattr(games, "broken", {}).get(seed - settings.seed)
+            words = getattr(games, "broken", {}).get(seed - settings.seed) if step >= since else None
             why = history.why(cause) + (f", {words}" if words else "")
             console.print(f"seed {seed} failed at step {step:,}: {why}; it learns no more", soft_wrap=True)
         said.update(failures)
@@ -544,8 +551,10 @@ def _status(settings: Settings, report: "train.Report") -> str:
     alive = report.failed < 0
     returns = report.returns[alive & np.isfinite(report.returns)]
     parts = [f"return {statistics.iqm(returns):.1f}" if len(returns) else "no episode has ended since"]
-    if report.evaluation is not None and alive.any():
-        parts.append(f"greedy {statistics.iqm(report.evaluation[alive].mean(1)):.1f}")
+    if report.evaluation is not None:
+        greedy = report.evaluation[alive].mean(1)
+        if len(greedy := greedy[np.isfinite(greedy)]):
+            parts.append(f"greedy {statistics.iqm(greedy):.1f}")
     if len(loss := report.loss[alive & np.isfinite(report.loss)]):
         parts.append(f"loss {np.median(loss):.3g}")
     if report.learning_seconds:
@@ -603,8 +612,12 @@ def _eval(command: Eval) -> None:
         video.check_renders(name, env)
     seeds, failed, epsilon = build.seeds(run.settings), run.summary["failed_seeds"], run.settings.evaluate_epsilon
     fast = _player(command.compile and run.settings.compile, env, network, epsilon)
+
+    def broke(lane: int, words: str) -> None:
+        console.print(f"seed {seeds[lane]} was not played to the end: {words}", soft_wrap=True)
+
     with _episodes(console, len(seeds) * command.episodes) as progress:
-        returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast, epsilon)
+        returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast, epsilon, broke)
     record = runs.returns_record(returns, failed, seeds)
     if command.json:
         print(json.dumps(record))

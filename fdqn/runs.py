@@ -397,6 +397,9 @@ def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
         raise ValueError(f"seeds: expected those of config.json, {seeds[0]} to {seeds[-1]}, got {summary['seeds']}")
     if others := [seed for seed in summary["failed_seeds"] if seed not in summary["seeds"]]:
         raise ValueError(f"failed_seeds: expected some of the seeds, got {others}")
+    for failure in summary["failures"]:
+        if not isinstance(failure, dict) or failure.keys() != {"seed", "step", "cause"}:
+            raise ValueError(f"failures: expected seed, step and cause of each, got {failure}")
     for name in ("final_return", "train_return", "gymnasium_return"):
         if name in summary:
             _check_returns(name, summary[name], len(summary["seeds"]))

@@ -89,12 +89,15 @@ def outside(
 ) -> Generator[Scene]:  # fmt: skip
     """`native` for what `evaluate.outside` plays; what a world does twice with one seed is up to the world."""
     seeds = evaluate.seeds_outside(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
+    shown = False
     with _opened(name, world, len(chosen)) as games:
         for played in evaluate.steps_outside(games, world.spec, network, params, seeds, epsilon):
-            frames = games.frames()
-            for frame in frames:
+            for frame in (frames := games.frames()):
                 if frame is not None:
                     check_frame(name, frame)
+                elif not shown:
+                    raise ValueError(f"video: expected {name} to begin, got {[*games.broken.values()]}")
+            shown = True
             yield Scene(frames, played.returns[:, 0].numpy(), played.ended[:, 0].numpy())
 
 

@@ -1,6 +1,7 @@
 """Episodes as pictures: what is shown is what was played, as a GIF that others read."""
 
 import io
+import itertools
 import sys
 
 import gymnasium
@@ -175,6 +176,27 @@ class Shown(gymnasium.Env):
 
 def of_shown(**how):
     return gym.of("mine:Shown", lambda render_mode=None: Shown(render_mode, **how))
+
+
+def test_a_film_that_does_not_begin_or_shows_something_else_later_is_a_sentence():
+    """Of one lane; that of another is whole."""
+    network, params = small_network()
+    made = itertools.count()
+
+    def third_has_no_frame(render_mode=None):
+        number = next(made)  # of which one is looked at beforehand
+        return Shown(render_mode, frame=lambda t: 1 / 0 if number == 2 else grey(t))
+
+    def wrong_later(t):
+        return grey(t) if t < 3 else np.zeros((2, 2, 3))
+
+    late = gym.of("late", lambda render_mode=None: Shown(render_mode, frame=wrong_later))
+    for env, says in (
+        (gym.of("mine", third_has_no_frame), r"expected mine to begin, got \['ZeroDivisionError: division by zero'\]"),
+        (late, r"expected pictures \[H, W, 3\] of uint8 of mine, got \[2, 2, 3\] of float64"),
+    ):
+        with pytest.raises(ValueError, match=f"^video: {says}"):
+            list(video.outside("mine", env, network, params, KEYS, 1, [0] * 4))
 
 
 def small_network():

@@ -606,6 +606,20 @@ def test_updates_wait_for_rows():
             games.close()
 
 
+class Worn(Lives):
+    """Says its lives after steps only."""
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], {}
+
+
+@pytest.mark.parametrize(
+    ("made", "counts"), [(Lives, True), (Worn, True), (lambda: gymnasium.make("CartPole-v1"), False)]
+)
+def test_whether_lives_are_counted(made, counts):
+    assert gym.of("it", made).counts_lives() == counts
+
+
 class Short(gymnasium.Env):
     """Every step ends an episode."""
 
@@ -700,11 +714,13 @@ class Breaks(Told):
         if self.seed in self.seeds and self.at <= self.steps < self.at + 3 and not self.how.startswith("starts"):
             if self.how == "raises":
                 raise KeyError("the key is gone")
+            if self.how == "leaves":
+                sys.exit("no licence")
             if self.how == "hangs":
                 time.sleep(60)
             obs, *rest = super().step(action)
-            if self.how == "pays no number":
-                return obs, np.inf, *rest[1:]
+            if self.how.startswith("pays"):
+                return obs, {"pays no number": np.inf, "pays too much": 1e300}[self.how], *rest[1:]
             spoiled = {"NaN": ("told", np.nan), "leaves nothing to do": ("action_mask", 0)}
             key, factor = spoiled[self.how]
             return {**obs, key: obs[key] * factor}, *rest
@@ -724,6 +740,8 @@ SAID = {
     "leaves nothing to do": ("environment", "action_mask: expected a legal action before the end, got none"),
     "NaN": ("environment", "expected finite observations, got nan"),
     "pays no number": ("environment", "expected finite rewards, got inf"),
+    "pays too much": ("environment", "expected finite rewards, got inf"),
+    "leaves": ("environment", "SystemExit: no licence"),
     "starts no other episode": ("environment", "OSError: the server is gone"),
 }
 BREAKS = f"{__name__}:Breaks"
@@ -758,6 +776,9 @@ def test_a_lane_whose_environment_breaks_ends_alone(tmp_path, monkeypatch, capsy
     assert summary["failed_seeds"] == [1]
     assert [(x["seed"], x["cause"]) for x in summary["failures"]] == [(1, cause)]
     asserts.assert_trees_equal(tree.index(whole, 0), tree.index(params, 0))
+    out = tmp_path / "broken.pt"  # what it learned until then is sound
+    assert cli.main(["export", str(tmp_path / "run"), "--env", BREAKS, "--seed", "1", "--out", str(out)]) == 0
+    asserts.assert_trees_equal(tree.index(params, 1), torch.load(out, weights_only=True))
 
 
 @pytest.mark.parametrize("how", ["starts", "cannot be made"])
@@ -791,7 +812,7 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
     assert cli.main(["train", "--env", BREAKS, *words, "--learning-starts", "12", "--out", str(path)]) == 1
     said = capsys.readouterr().err
-    assert "stopped at 180 of 600 steps, as the environments of all seeds broke" in said
+    assert "stopped at 180 of 600 steps, as all seeds have failed" in said
     assert "seed 1 failed at step 177: its environment broke, KeyError: 'the key is gone'" in said
     summary = json.loads((path / "summary.json").read_text())
     assert (summary["steps"], summary["failed_seeds"]) == (180, [0, 1])
@@ -800,6 +821,27 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     first = train.init(program, build.hyper(runs.plan(path, BREAKS)[0]), build.keys(runs.plan(path, BREAKS)[0]))
     learned = runs.read_params(path, BREAKS)
     assert not any(torch.equal(learned[name], x) for name, x in first.learner.params.items())
+    monkeypatch.setattr(Breaks, "seeds", ())  # there is nobody to go on, however sound the environments are now
+    assert cli.main(["resume", str(path), "--env", BREAKS]) == 1
+    said = capsys.readouterr().err
+    assert "stopped at 183 of 600 steps, as all seeds have failed" in said
+    assert "seed 1 failed at step 177: its environment broke; it learns no more" in said
+
+
+def test_a_run_is_not_resumed_where_an_environment_does_not_begin(tmp_path, monkeypatch, capsys):
+    """What fails for a while costs no seed: nothing is changed until all can go on."""
+    path = tmp_path / "run"
+    break_in(path)
+    rows, saved = (path / "metrics.csv").read_bytes(), sorted((path / "checkpoints").iterdir())
+    monkeypatch.setattr(Breaks, "most", Breaks.made + 4)
+    capsys.readouterr()
+    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "700"]) == 1
+    said = capsys.readouterr().err
+    assert "to begin for all seeds that go on, got none for seed 1: OSError: the server is gone" in said
+    assert (rows, saved) == ((path / "metrics.csv").read_bytes(), sorted((path / "checkpoints").iterdir()))
+    monkeypatch.setattr(Breaks, "most", 10**9)
+    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "700"]) == 0
+    assert json.loads((path / "summary.json").read_text())["failed_seeds"] == []
 
 
 @pytest.mark.parametrize(("most", "words"), [(9, []), (29, []), (9, ["--evaluate-every", "300"])])
@@ -816,6 +858,9 @@ def test_what_was_trained_stays_where_it_cannot_be_played(tmp_path, monkeypatch,
         assert final["per_seed"] == [None, None]
     else:
         assert "seed 1 was not played to the end: OSError: the server is gone" in said
+        Breaks.made = 9  # and again by the command that plays
+        assert cli.main(["eval", str(path), "--env", BREAKS]) == 0
+        assert "seed 1 was not played to the end: OSError: the server is gone" in capsys.readouterr().err
         assert final["per_seed"][0] is not None
         assert final["per_seed"][1] is None
 

@@ -68,7 +68,7 @@ def _brought(name: str) -> Env | World:
         sys.path.insert(0, os.getcwd())  # as `python -m` has it
         found = getattr(importlib.import_module(module), attribute)
         given = found() if callable(found) and not isinstance(found, Env | World) else found
-    except Exception as error:  # whatever somebody's code may raise
+    except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         words = " ".join(str(error).split())
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise ValueError(f"env: expected {name} to give an environment, got {kind}{words}") from error

@@ -121,7 +121,7 @@ def world(
             actions, observed = probe.single_action_space, probe.single_observation_space
             limit = limit or (probe.spec.max_episode_steps if probe.spec is not None else None)
             mode = probe.metadata.get("autoreset_mode")
-    except Exception as error:  # whatever somebody's code may raise
+    except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {_said(error)}") from error
     if not isinstance(actions, Discrete):
         raise ValueError(f"env: expected discrete actions, got {actions} in {name!r}")
@@ -140,6 +140,7 @@ def world(
     def counts_lives() -> bool:
         with contextlib.closing(open(1, 1)) as probe:
             probe.reset([[0]])
+            probe.step(np.zeros((1, 1), np.int64))
             return probe.counts_lives
 
     return World(open, spec, film and filmed, counts_lives)
@@ -152,7 +153,7 @@ class Games:
     """A world that is open: `num_envs` environments of each lane. Close it when done.
 
     `broken` says of lanes whose environment raised, gave no answer for too long or one that is no number, what it was.
-    They stand still. `counts_lives` says whether the infos of the last reset did. Raises ValueError where not one lane
+    They stand still. `counts_lives` says whether infos did since the last reset. Raises ValueError where not one lane
     could be made.
     """
 
@@ -173,8 +174,9 @@ class Games:
         self._numbers, self._lanes = range(lanes), dict[int, _Lane]()
         for i in self._numbers:
             try:
-                self._lanes[i] = _opened(make, num_envs, shown.copy())
-            except Exception as error:
+                with patience(PATIENCE):
+                    self._lanes[i] = _opened(make, num_envs, shown.copy())
+            except (Exception, SystemExit) as error:
                 self._break(i, error)
         self._check_some_left("be made")
 
@@ -209,12 +211,13 @@ class Games:
         """What `act` answers of lane i; None where that is broken, or breaks by it."""
         if i not in self.broken:
             try:
-                return act(self._lanes[i])
-            except Exception as error:  # whatever somebody's code may raise
+                with patience(PATIENCE):
+                    return act(self._lanes[i])
+            except (Exception, SystemExit) as error:  # whatever somebody's code may raise
                 self._break(i, error)
         return None
 
-    def _break(self, i: int, error: Exception) -> None:
+    def _break(self, i: int, error: BaseException) -> None:
         self.broken[i], self._last = _said(error), error
 
     def _check_some_left(self, task: str) -> None:
@@ -224,8 +227,7 @@ class Games:
     def _reset(self, lane: "_Lane", seeds: list[int]) -> tuple[Any, ...]:
         """What a `Step` of one lane holds, in its order."""
         lane.restarts[:] = False
-        with patience(PATIENCE):
-            obs, infos = lane.vector.reset(seed=seeds)  # type: ignore[arg-type]
+        obs, infos = lane.vector.reset(seed=seeds)  # type: ignore[arg-type]
         first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
         _check_finite("observations", first)
         self._check_stacked(lane, first, ~lane.restarts, begins=True)
@@ -236,14 +238,13 @@ class Games:
 
     def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
         """What an `Answer` of one lane holds, in its order: many small tensors would take longer than the world."""
-        with patience(PATIENCE):
-            return self._stepped(lane, actions)
-
-    def _stepped(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
         vector, restarted = lane.vector, lane.restarts.copy()
         obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
+        with np.errstate(over="ignore"):
+            reward = reward.astype(np.float32)
         ended = terminated | truncated
         lives = _lives(infos, lane.lives)
+        self.counts_lives |= "lives" in infos
         life_lost = (lives < lane.lives) & ~ended
         next_obs, next_legal = self.encoding.encode(obs), self._legal(obs, infos, self.num_envs)
         first, legal = next_obs, next_legal
@@ -267,7 +268,7 @@ class Games:
         _check_finite("rewards", reward)
         self._check_stacked(lane, next_obs, ~restarted, begins=False)
         self._check_stacked(lane, first, restarted if lane.mode == AutoresetMode.NEXT_STEP else ended, begins=True)
-        step = first, self._checked(legal), next_obs, next_legal, reward.astype(np.float32), terminated, truncated
+        step = first, self._checked(legal), next_obs, next_legal, reward, terminated, truncated
         return *step, ~restarted, True, life_lost
 
     def _legal(self, obs: Any, infos: dict[str, Any], count: int) -> NDArray[np.bool_]:
