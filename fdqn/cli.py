@@ -267,7 +267,7 @@ def _sentence(box: str) -> str:
     sentence = re.sub(
         r"no type matching .*INT could .* from \['(.*?)'\]\. .*", r"expected a whole number, got '\1'", sentence
     )
-    sentence = sentence.replace(", 'None'", "")  # for a choice that may be left out
+    sentence = re.sub(r"(?<=\()'None', |, 'None'", "", sentence)  # for a choice that may be left out
     return sentence.replace("invalid literal for int() with base 10:", "expected a whole number, got")
 
 
