@@ -128,9 +128,8 @@ def _update_centered_rmsprop(
 ) -> tuple[Params, CenteredRmspropState]:
     check_fit(CenteredRmspropState, grads, state, params)
     size = rate(learning_rate, state.updates)
-    mean = tree.lerp(state.mean, grads, 1 - decay)
-    square = mean_square(decay, state.square, grads)
-    updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, _variance(mean, square))
+    mean, square, variance = _centered(decay, state, grads)
+    updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, variance)
     return updates, CenteredRmspropState(state.updates + 1, mean, square)
 
 
@@ -160,9 +159,8 @@ def _update_graves_rmsprop(
 ) -> tuple[Params, CenteredRmspropState]:
     check_fit(CenteredRmspropState, grads, state, params)
     size = rate(learning_rate, state.updates)
-    mean = tree.lerp(state.mean, grads, 1 - decay)
-    square = mean_square(decay, state.square, grads)
-    updates = tree.map(lambda g, v: (-size * (g / (v + eps).sqrt())).to(g.dtype), grads, _variance(mean, square))
+    mean, square, variance = _centered(decay, state, grads)
+    updates = tree.map(lambda g, v: (-size * (g / (v + eps).sqrt())).to(g.dtype), grads, variance)
     return updates, CenteredRmspropState(state.updates + 1, mean, square)
 
 
@@ -202,6 +200,7 @@ def mean_square(decay: Scalar, square: Params, grads: Params) -> Params:
     return tree.map(lambda v, g: (v * decay + (1 - decay) * (g * g)).to(g.dtype), square, grads)
 
 
-def _variance(mean: Params, square: Params) -> Params:
-    """`square - mean**2`, and 0 where rounding takes it below."""
-    return tree.map(lambda m, v: (v - m * m).clamp_min(0.0), mean, square)
+def _centered(decay: Scalar, state: CenteredRmspropState, grads: Params) -> tuple[Params, Params, Params]:
+    """The running means of gradients and of their squares, and the variance; 0 where rounding takes that below."""
+    mean, square = tree.lerp(state.mean, grads, 1 - decay), mean_square(decay, state.square, grads)
+    return mean, square, tree.map(lambda m, v: (v - m * m).clamp_min(0.0), mean, square)
