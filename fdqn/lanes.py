@@ -238,6 +238,8 @@ def _helpers(count: int, threads: int, flush_denormal: bool) -> ThreadPoolExecut
     """Threads beside the caller's own, which compute as it does, each sharing its work with so many."""
 
     def start() -> None:
+        # A thread takes over the number of all the first time it looks at it, also when that is after its own was set.
+        torch.get_num_threads()
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flush_denormal)
 

@@ -233,3 +233,20 @@ def test_a_step_that_fails_says_so():
 def test_the_split_follows_from_the_work(hidden, count, threads, expected):
     program = build.program(Settings(hidden=hidden))
     assert lanes.split(program, count, threads) == expected
+
+
+def test_helpers_keep_the_number_of_threads_that_they_were_given():
+    """Also one that first computes when the caller's own is back: torch has a thread take over whatever is set by then,
+    and three threads on two cores take twice as long."""
+    before = torch.get_num_threads()
+    lanes._helpers.cache_clear()
+    try:
+        torch.set_num_threads(2)
+        helpers = lanes._helpers(1, 1, False)
+        helpers.submit(int).result()
+        torch.set_num_threads(2)
+        assert helpers.submit(torch.get_num_threads).result() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+        lanes._helpers.cache_clear()
