@@ -142,6 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(end="", flush=True)
         return 0
     except SystemExit as end:
+        if isinstance(end.code, str):  # of somebody's code
+            print(f"fdqn: {end.code}", file=sys.stderr)
+            return 1
         return int(end.code or 0)
     except BrokenPipeError:
         # The reader left, as `head` does. Python would complain again when it flushes at exit.
@@ -381,6 +384,8 @@ def _go_on(
     env = envs.find(settings.env)
     state, games = where.state, None
     gone = {lane for lane, cycle in enumerate(state.metrics.failed.tolist()) if cycle >= 0}
+    if isinstance(env, World) and len(gone) == settings.seeds:
+        raise ValueError(f"run: expected a seed that can go on, got {path}, in which all have failed")
 
     epsilon = settings.evaluate_epsilon
     fast = _player(settings.compile, env, program.network, epsilon)
@@ -413,11 +418,11 @@ def _go_on(
         if isinstance(env, World):
             games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
             state = worlds.begun(games, state)
-            if where.step and (unable := {*games.broken} - gone):
-                words = games.broken[lane := min(unable)]
+            broken = getattr(games, "broken", {})
+            if where.step and (unable := broken.keys() - gone):
                 raise ValueError(
                     f"env: expected {settings.env} to begin for all seeds that go on, got none for seed "
-                    f"{settings.seed + lane}: {words}; nothing was changed"
+                    f"{settings.seed + min(unable)}: {broken[min(unable)]}; resume again when it does"
                 )
         reports = train.run(
             program,
@@ -431,7 +436,8 @@ def _go_on(
             since=where.since,
             at_once=None if games is None else 1,
         )
-        reports = _saying_failures(console, settings, history.record(path, settings, reports, where), games, where.step)
+        recorded = history.record(path, settings, reports, where)
+        reports = _saying_failures(console, settings, recorded, games, where.step, gone)
         report = _follow(console, settings, where.steps, reports)
         params = report.state.learner.params
         runs.save_params(path, settings, params)
@@ -521,10 +527,15 @@ def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluat
 
 
 def _saying_failures(
-    console: "Console", settings: Settings, reports: "Iterator[train.Report]", games: Any, since: int
+    console: "Console",
+    settings: Settings,
+    reports: "Iterator[train.Report]",
+    games: Any,
+    since: int,
+    gone: set[int],
 ) -> "Iterator[train.Report]":
     """The same reports; each seed that fails is said once, with what its environments said, if it was in this process,
-    which goes on from step `since`."""
+    which goes on from step `since`, and its lane added to those that are gone."""
     from fdqn import history
 
     said: set[int] = set()
@@ -532,10 +543,12 @@ def _saying_failures(
         failures = history.failed_seeds(settings, report)
         for seed in failures.keys() - said:
             step, cause = failures[seed]
-            words = getattr(games, "broken", {}).get(seed - settings.seed) if step >= since else None
-            why = history.why(cause) + (f", {words}" if words else "")
+            words = getattr(games, "broken", {}).get(seed - settings.seed)
+            known = words and cause == "environment" and step >= since
+            why = history.why(cause) + (f", {words}" if known else "")
             console.print(f"seed {seed} failed at step {step:,}: {why}; it learns no more", soft_wrap=True)
         said.update(failures)
+        gone.update(seed - settings.seed for seed in failures)
         yield report
 
 

@@ -940,3 +940,12 @@ def test_a_compiler_that_ctrl_c_stopped_is_an_interrupt(interrupted, error):
 
     with pytest.raises(error):
         compiling()
+
+
+def test_code_that_ends_the_process_is_a_sentence(monkeypatch, capsys):
+    def leaves(*given):
+        raise SystemExit("no licence")
+
+    monkeypatch.setattr(cli, "_run", leaves)
+    assert cli.main(["envs"]) == 1
+    assert capsys.readouterr().err == "fdqn: no licence\n"

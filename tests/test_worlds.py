@@ -823,9 +823,35 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     assert not any(torch.equal(learned[name], x) for name, x in first.learner.params.items())
     monkeypatch.setattr(Breaks, "seeds", ())  # there is nobody to go on, however sound the environments are now
     assert cli.main(["resume", str(path), "--env", BREAKS]) == 1
+    assert "run: expected a seed that can go on, got " in capsys.readouterr().err
+
+
+def test_seeds_that_fail_one_after_the_other_end_a_run(tmp_path, monkeypatch, capsys):
+    """Also where one did in an earlier process."""
+    monkeypatch.setattr(Breaks, "seeds", (seed_of(SETTINGS, 1),))
+    path = tmp_path / "run"
+    break_in(path)
+    assert json.loads((path / "summary.json").read_text())["failed_seeds"] == [1]
+    capsys.readouterr()
+    monkeypatch.setattr(Breaks, "seeds", range(1000))
+    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "900"]) == 1
     said = capsys.readouterr().err
-    assert "stopped at 183 of 600 steps, as all seeds have failed" in said
-    assert "seed 1 failed at step 177: its environment broke; it learns no more" in said
+    assert re.search(r"stopped at 66\d of 900 steps, as all seeds have failed", said)
+    assert re.search(r"seed 1 failed at step \d+: its environment broke; it learns no more", said)
+    assert re.search(r"seed 0 failed at step 6\d\d: its environment broke, KeyError: 'the key is gone'", said)
+
+
+class Leaves(Told):
+    """Wants to end the process when it is closed."""
+
+    def close(self):
+        sys.exit("licence returned")
+
+
+def test_what_an_environment_says_at_its_end_is_of_no_use(tmp_path):
+    path, words = tmp_path / "run", ["--no-compile", "--seeds", "1", "--steps", "60", "--learning-starts", "20"]
+    assert cli.main(["train", "--env", f"{__name__}:Leaves", *words, "--batch-size", "8", "--out", str(path)]) == 0
+    assert (path / "curve.png").exists()
 
 
 def test_a_run_is_not_resumed_where_an_environment_does_not_begin(tmp_path, monkeypatch, capsys):

@@ -39,7 +39,7 @@ FIVE_MINUTES = 4_500
 """Steps after which evaluation stops looking at an episode of Atari, as the Nature paper does."""
 
 PATIENCE = 120.0
-"""Seconds that a lane's environments may take for one step."""
+"""Seconds that a lane's environments may take for one step, and each to be made."""
 
 
 def named(name: str, **settings: Any) -> World:
@@ -139,8 +139,8 @@ def world(
 
     def counts_lives() -> bool:
         with contextlib.closing(open(1, 1)) as probe:
-            probe.reset([[0]])
-            probe.step(np.zeros((1, 1), np.int64))
+            first = probe.reset([[0]])
+            probe.step(first.legal.long().argmax(-1).numpy())  # what may be done
             return probe.counts_lives
 
     return World(open, spec, film and filmed, counts_lives)
@@ -174,7 +174,7 @@ class Games:
         self._numbers, self._lanes = range(lanes), dict[int, _Lane]()
         for i in self._numbers:
             try:
-                with patience(PATIENCE):
+                with patience(PATIENCE * num_envs):
                     self._lanes[i] = _opened(make, num_envs, shown.copy())
             except (Exception, SystemExit) as error:
                 self._break(i, error)
@@ -378,7 +378,7 @@ def _opened(make: Callable[[int], VectorEnv], num_envs: int, shown: NDArray[Any]
 
 def close(env: gymnasium.Env | VectorEnv) -> None:
     """Close it, whatever it says of that."""
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception, SystemExit):
         env.close()
 
 
