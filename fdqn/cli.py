@@ -383,14 +383,15 @@ def _go_on(
 
     env = envs.find(settings.env)
     state, games = where.state, None
-    broken: dict[int, str] = {}
     gone = {lane for lane, cycle in enumerate(state.metrics.failed.tolist()) if cycle >= 0}
     if isinstance(env, World) and len(gone) == settings.seeds:
         raise ValueError(f"run: expected a seed that can go on, got {path}, in which all have failed")
 
     epsilon = settings.evaluate_epsilon
     fast = _player(settings.compile, env, program.network, epsilon)
-    broke, unplayed = _saying_broken(console, settings), np.full((settings.seeds, EPISODES), np.nan)
+
+    def broke(lane: int, words: str) -> None:
+        console.print(f"seed {settings.seed + lane} was not played to the end: {words}", soft_wrap=True)
 
     def greedy(env: Any, network: Any, params: Any, keys: Any, progress: Any = None) -> Any:
         """What was trained stays, whatever happens to an environment that is played in."""
@@ -398,7 +399,7 @@ def _go_on(
             return evaluate.greedy(env, network, params, keys, EPISODES, progress, fast, epsilon, broke)
         except ValueError as error:
             console.print(f"not played to the end: {error}", soft_wrap=True)
-            return unplayed
+            return np.full((settings.seeds, EPISODES), np.nan)
 
     def periodic(state: train.TrainState) -> Any:
         return greedy(env, program.network, state.learner.params, state.key)
@@ -409,13 +410,15 @@ def _go_on(
 
     def over() -> bool:
         """Whether nobody is left who could go on, or somebody wants to stop."""
-        return stopped() or (games is not None and len(broken.keys() | gone) == settings.seeds)
+        if games is None:
+            return stopped()
+        return stopped() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
 
     with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
         if isinstance(env, World):
             games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
             state = worlds.begun(games, state)
-            broken = getattr(games, "broken", broken)
+            broken = getattr(games, "broken", {})
             if where.step and (unable := broken.keys() - gone):
                 raise ValueError(
                     f"env: expected {settings.env} to begin for all seeds that go on, got none for seed "
@@ -434,7 +437,7 @@ def _go_on(
             at_once=None if games is None else 1,
         )
         recorded = history.record(path, settings, reports, where)
-        reports = _saying_failures(console, settings, recorded, broken, where.step, gone)
+        reports = _saying_failures(console, settings, recorded, games, where.step, gone)
         report = _follow(console, settings, where.steps, reports)
         params = report.state.learner.params
         runs.save_params(path, settings, params)
@@ -449,7 +452,7 @@ def _go_on(
             except KeyboardInterrupt:
                 interrupted = True
         console.print(f"not played; fdqn eval {path} plays the trained seeds", soft_wrap=True)
-        return unplayed
+        return np.full((settings.seeds, EPISODES), np.nan)
 
     if settings.env in envs.GYMNASIUM and not interrupted:
         name = envs.GYMNASIUM[settings.env]
@@ -523,18 +526,11 @@ def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluat
     return compile.player(env, network, epsilon) if compiling and isinstance(env, Env) else None
 
 
-def _saying_broken(console: "Console", settings: Settings) -> "evaluate.Broke":
-    def broke(lane: int, words: str) -> None:
-        console.print(f"seed {settings.seed + lane} was not played to the end: {words}", soft_wrap=True)
-
-    return broke
-
-
 def _saying_failures(
     console: "Console",
     settings: Settings,
     reports: "Iterator[train.Report]",
-    broken: dict[int, str],
+    games: Any,
     since: int,
     gone: set[int],
 ) -> "Iterator[train.Report]":
@@ -547,7 +543,7 @@ def _saying_failures(
         failures = history.failed_seeds(settings, report)
         for seed in failures.keys() - said:
             step, cause = failures[seed]
-            words = broken.get(seed - settings.seed)
+            words = getattr(games, "broken", {}).get(seed - settings.seed)
             known = words and cause == "environment" and step >= since
             why = history.why(cause) + (f", {words}" if known else "")
             console.print(f"seed {seed} failed at step {step:,}: {why}; it learns no more", soft_wrap=True)
@@ -629,7 +625,10 @@ def _eval(command: Eval) -> None:
         video.check_renders(name, env)
     seeds, failed, epsilon = build.seeds(run.settings), run.summary["failed_seeds"], run.settings.evaluate_epsilon
     fast = _player(command.compile and run.settings.compile, env, network, epsilon)
-    broke = _saying_broken(console, run.settings)
+
+    def broke(lane: int, words: str) -> None:
+        console.print(f"seed {seeds[lane]} was not played to the end: {words}", soft_wrap=True)
+
     with _episodes(console, len(seeds) * command.episodes) as progress:
         returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast, epsilon, broke)
     record = runs.returns_record(returns, failed, seeds)

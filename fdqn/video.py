@@ -96,7 +96,7 @@ def outside(
                 if frame is not None:
                     check_frame(name, frame)
                 elif not shown:
-                    raise ValueError(f"video: expected {name} to begin, got {[*getattr(games, 'broken', {}).values()]}")
+                    raise ValueError(f"video: expected {name} to begin, got {[*games.broken.values()]}")
             shown = True
             yield Scene(frames, played.returns[:, 0].numpy(), played.ended[:, 0].numpy())
 

@@ -7,7 +7,6 @@ are, and one that fails ends its own lane only.
 import contextlib
 import difflib
 import faulthandler
-import functools
 import inspect
 import re
 import signal
@@ -138,7 +137,6 @@ def world(
     def open(lanes: int, num_envs: int) -> Games:
         return Games(name, make, encoded, spec, lanes, num_envs)
 
-    @functools.cache
     def counts_lives() -> bool:
         with contextlib.closing(open(1, 1)) as probe:
             first = probe.reset([[0]])
@@ -184,8 +182,9 @@ class Games:
 
     def reset(self, seeds: list[list[int]]) -> Step:
         """New episodes in all environments, seeded by seeds [S][E]. Raises ValueError where no lane can start one."""
-        lanes, fields = zip(self._numbers, seeds, strict=True), len(Step._fields)
-        steps = [self._attempt(i, partial(self._reset, seeds=row)) or self._nothing()[:fields] for i, row in lanes]
+        nothing = self._nothing()[: len(Step._fields)]
+        lanes = zip(self._numbers, seeds, strict=True)
+        steps = [self._attempt(i, partial(self._reset, seeds=row)) or nothing for i, row in lanes]
         self._check_some_left("start an episode")
         return Step(*_stacked(steps))
 
@@ -229,7 +228,8 @@ class Games:
         """What a `Step` of one lane holds, in its order."""
         lane.restarts[:] = False
         obs, infos = lane.vector.reset(seed=seeds)  # type: ignore[arg-type]
-        first, legal = self._encoded(obs), self._checked(self._legal(obs, infos, self.num_envs))
+        first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
+        _check_finite("observations", first)
         self._check_stacked(lane, first, ~lane.restarts, begins=True)
         lane.lives[:] = _lives(infos, lane.lives)
         self.counts_lives = "lives" in infos
@@ -242,38 +242,34 @@ class Games:
         obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
         with np.errstate(over="ignore"):
             reward = reward.astype(np.float32)
-        _check_finite("rewards", reward)
         ended = terminated | truncated
         lives = _lives(infos, lane.lives)
         self.counts_lives |= "lives" in infos
         life_lost = (lives < lane.lives) & ~ended
-        next_obs, next_legal = self._encoded(obs), self._legal(obs, infos, self.num_envs)
+        next_obs, next_legal = self.encoding.encode(obs), self._legal(obs, infos, self.num_envs)
         first, legal = next_obs, next_legal
         match lane.mode:
             case AutoresetMode.DISABLED if ended.any():
                 obs, infos = vector.reset(options={"reset_mask": ended})
-                first = self._encoded(obs)
+                first = self.encoding.encode(obs)
                 legal = np.where(ended[:, None], self._legal(obs, infos, self.num_envs), next_legal)
                 lives = np.where(ended, _lives(infos, lives), lives)
             case AutoresetMode.SAME_STEP if ended.any():
                 final, final_infos = _final(vector.single_observation_space, infos, ended)
                 next_obs, next_legal = next_obs.copy(), next_legal.copy()
-                next_obs[ended] = self._encoded(final)
+                next_obs[ended] = self.encoding.encode(final)
                 next_legal[ended] = self._legal(final, final_infos, int(ended.sum()))
             case AutoresetMode.NEXT_STEP:
                 lane.restarts[:] = ended
                 legal = legal | ended[:, None]  # what is done there counts for nothing
         lane.lives[:] = lives
+        _check_finite("observations", next_obs)
+        _check_finite("observations", first)
+        _check_finite("rewards", reward)
         self._check_stacked(lane, next_obs, ~restarted, begins=False)
         self._check_stacked(lane, first, restarted if lane.mode == AutoresetMode.NEXT_STEP else ended, begins=True)
         step = first, self._checked(legal), next_obs, next_legal, reward, terminated, truncated
         return *step, ~restarted, True, life_lost
-
-    def _encoded(self, obs: Any) -> NDArray[Any]:
-        """Observations as arrays. Raises ValueError where they are no numbers, or not in their space."""
-        shown = self.encoding.encode(obs)
-        _check_finite("observations", shown)
-        return shown
 
     def _legal(self, obs: Any, infos: dict[str, Any], count: int) -> NDArray[np.bool_]:
         """What may be done at `count` observations [N, A]: all, where neither they nor the infos say."""

@@ -1,6 +1,5 @@
 """Along the gradient: with momentum, or each number by the size of its own gradients."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -112,9 +111,7 @@ def centered_rmsprop(learning_rate: Scalar | Schedule = 1e-2, decay: Scalar = 0.
     check_rate(learning_rate)
     check.number("decay", decay, below=1.0)
     check.number("eps", eps)
-    return Optimizer(
-        _init_centered_rmsprop, partial(_update_centered_rmsprop, _root_and_eps, learning_rate, decay, eps)
-    )
+    return Optimizer(_init_centered_rmsprop, partial(_update_centered_rmsprop, learning_rate, decay, eps))
 
 
 def _init_centered_rmsprop(params: Params) -> CenteredRmspropState:
@@ -122,7 +119,6 @@ def _init_centered_rmsprop(params: Params) -> CenteredRmspropState:
 
 
 def _update_centered_rmsprop(
-    spread: Callable[[Tensor, Scalar], Tensor],
     learning_rate: Scalar | Schedule,
     decay: Scalar,
     eps: Scalar,
@@ -132,10 +128,8 @@ def _update_centered_rmsprop(
 ) -> tuple[Params, CenteredRmspropState]:
     check_fit(CenteredRmspropState, grads, state, params)
     size = rate(learning_rate, state.updates)
-    mean = tree.lerp(state.mean, grads, 1 - decay)
-    square = mean_square(decay, state.square, grads)
-    variance = tree.map(lambda m, v: (v - m * m).clamp_min(0.0), mean, square)
-    updates = tree.map(lambda g, v: (-size * (g / spread(v, eps))).to(g.dtype), grads, variance)
+    mean, square, variance = _centered(decay, state, grads)
+    updates = tree.map(lambda g, v: (-size * (g / (v.sqrt() + eps))).to(g.dtype), grads, variance)
     return updates, CenteredRmspropState(state.updates + 1, mean, square)
 
 
@@ -152,9 +146,22 @@ def graves_rmsprop(learning_rate: Scalar | Schedule = 1e-4, decay: Scalar = 0.95
     check_rate(learning_rate)
     check.number("decay", decay, below=1.0)
     check.number("eps", eps)
-    return Optimizer(
-        _init_centered_rmsprop, partial(_update_centered_rmsprop, _root_of_both, learning_rate, decay, eps)
-    )
+    return Optimizer(_init_centered_rmsprop, partial(_update_graves_rmsprop, learning_rate, decay, eps))
+
+
+def _update_graves_rmsprop(
+    learning_rate: Scalar | Schedule,
+    decay: Scalar,
+    eps: Scalar,
+    grads: Params,
+    state: CenteredRmspropState,
+    params: Params,
+) -> tuple[Params, CenteredRmspropState]:
+    check_fit(CenteredRmspropState, grads, state, params)
+    size = rate(learning_rate, state.updates)
+    mean, square, variance = _centered(decay, state, grads)
+    updates = tree.map(lambda g, v: (-size * (g / (v + eps).sqrt())).to(g.dtype), grads, variance)
+    return updates, CenteredRmspropState(state.updates + 1, mean, square)
 
 
 def adagrad(learning_rate: Scalar | Schedule = 1e-2, eps: Scalar = 1e-10, initial_square: Scalar = 0.0) -> Optimizer:
@@ -193,9 +200,7 @@ def mean_square(decay: Scalar, square: Params, grads: Params) -> Params:
     return tree.map(lambda v, g: (v * decay + (1 - decay) * (g * g)).to(g.dtype), square, grads)
 
 
-def _root_and_eps(variance: Tensor, eps: Scalar) -> Tensor:
-    return variance.sqrt() + eps
-
-
-def _root_of_both(variance: Tensor, eps: Scalar) -> Tensor:
-    return (variance + eps).sqrt()
+def _centered(decay: Scalar, state: CenteredRmspropState, grads: Params) -> tuple[Params, Params, Params]:
+    """The running means of gradients and of their squares, and the variance; 0 where rounding takes that below."""
+    mean, square = tree.lerp(state.mean, grads, 1 - decay), mean_square(decay, state.square, grads)
+    return mean, square, tree.map(lambda m, v: (v - m * m).clamp_min(0.0), mean, square)
