@@ -20,8 +20,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import is_
 from pathlib import Path
@@ -204,7 +205,8 @@ def _loops(
             raise ValueError(f"split: expected groups of a size that divides {len(leaves[0])} lanes, got {parts}")
         group = slice(parts.lanes)
         library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
-        return None if library is None else loop(library, leaves, parts)
+        with _LOCK:  # loading compiles the loop itself when it is first needed
+            return None if library is None else loop(library, leaves, parts)
 
     return loop_for
 
@@ -293,6 +295,17 @@ def prepare_cpu() -> None:
             libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+# Tracing and compiling replace functions and settings of the whole process, so one thread does it at a time.
+_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Only this thread traces and compiles. No gradients are recorded; torch's warnings about itself are not shown."""
+    with _LOCK, torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        yield
+
+
 def _made_once(make: Callable[..., Made], f: Callable[..., Any]) -> Callable[..., Made]:
     """`make(f, args)`, called at the first arguments of each signature."""
     known: dict[Any, Made] = {}
@@ -304,7 +317,9 @@ def _made_once(make: Callable[..., Made], f: Callable[..., Any]) -> Callable[...
         shared = (owners.setdefault(_storage(x), i) for i, x in enumerate(_tensors(args)))
         signature = (torch.get_num_threads(), tree.structure(args), *map(_kind, leaves), *shared)
         if signature not in known:
-            known[signature] = make(f, args)
+            with _compiling():
+                if signature not in known:
+                    known[signature] = make(f, args)
         return known[signature]
 
     return made
@@ -323,9 +338,10 @@ def _made_for_state(make: Callable[[Any, Any], Made]) -> Callable[[Any, Any], Ma
         check.length("xs", xs)
         # A tensor's memory may be exchanged behind its back.
         kinds = [tree.structure(xs), *(_kind(x[0]) for x in each), *(x.data_ptr() for x in leaves)]
-        if recent is None or state is not recent[0] or kinds != recent[2] or not all(map(is_, leaves, recent[1])):
-            recent = state, leaves, kinds, make(state, xs)
-        return recent[3]
+        last = recent  # another thread may replace it at any time
+        if last is None or state is not last[0] or kinds != last[2] or not all(map(is_, leaves, last[1])):
+            last = recent = state, leaves, kinds, make(state, xs)
+        return last[3]
 
     return made
 
@@ -344,8 +360,7 @@ def _graph(f: Callable[..., Any], args: Any) -> _Graph:
     """`f` for `args`, compiled by inductor."""
     traced, answer = _traced(f, args)
     inputs = _tensors(args)
-    with torch.no_grad():
-        return _Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
+    return _Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
 
 
 class _Order(NamedTuple):
@@ -387,8 +402,7 @@ def _make(order: _Order) -> None:
     for node in order.traced.graph.nodes:
         node.meta.clear()  # after unpickling, stand-ins that do not know each other
     examples = [torch.empty_strided(*kind[:2], dtype=kind[2]) for kind in order.inputs]
-    with torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's of itself
-        made = torch._inductor.aot_compile(order.traced, tuple(examples), options=order.options)
+    made = torch._inductor.aot_compile(order.traced, tuple(examples), options=order.options)
     order.path.parent.mkdir(exist_ok=True)
     part = order.path.with_suffix(f".{os.getpid()}")
     shutil.copy(str(made), part)
@@ -421,7 +435,8 @@ def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
 
 def _make_ordered() -> None:
     """The other process."""
-    _make(pickle.load(sys.stdin.buffer))
+    with _compiling():
+        _make(pickle.load(sys.stdin.buffer))
 
 
 @functools.cache
@@ -454,7 +469,43 @@ def _traced(f: Callable[..., Any], args: Any) -> tuple[torch.fx.GraphModule, Any
         return outputs
 
     with torch.no_grad():
-        return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs), answer
+        traced = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+    return _guarded(traced), answer
+
+
+def _guarded(traced: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """The graph with a contiguous copy of each tensor that is written to and whose elements share memory.
+
+    Under vmap, the zeros that a gradient is accumulated into are one tensor expanded over the lanes. Inductor of torch
+    2.13 and older writes into it in place, so that every lane reads the sum over all lanes (pytorch issues 188084 and
+    183986, fixed in 2.14.1).
+    """
+    for node in list(traced.graph.nodes):
+        if getattr(node.target, "overloadpacket", None) in _WRITES and _overlaps(node.args[0]):
+            with traced.graph.inserting_before(node):
+                own = traced.graph.call_function(
+                    torch.ops.aten.clone.default, node.args[:1], {"memory_format": torch.contiguous_format}
+                )
+            node.update_arg(0, own)
+    traced.recompile()
+    return traced
+
+
+# Operators whose result is their first argument with some elements replaced: inductor may compute it in place.
+_WRITES = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("index_add", "index_copy", "index_fill", "index_put", "_unsafe_index_put", "index_reduce", "put"),
+        *("scatter", "scatter_add", "scatter_reduce", "masked_scatter"),
+        *("select_scatter", "slice_scatter", "diagonal_scatter", "as_strided_scatter"),
+    )
+)
+
+
+def _overlaps(node: torch.fx.Node) -> bool:
+    """Whether several elements of a traced tensor lie in one place, as after `expand`."""
+    x = node.meta["val"]
+    return any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
 def _options(inputs: list[Tensor], others: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The edge: donation is safe, one graph is enough, and the compiled program is the eager one."""
 
+import sys
 from functools import partial
 
 import pytest
 import torch
-from plants import naive
+from plants import naive, rejects
 from torch import Tensor
 from torch.func import vmap
 
@@ -262,6 +263,55 @@ def test_compiled_gradients_under_vmap():
     f = vmap(torch.func.grad(lambda w, x: ((w * x).sin()).sum()))
     w, x = torch.randn(3, 4), torch.randn(3, 4)
     torch.testing.assert_close(edge.compile(f)(w, x), f(w, x))
+
+
+# Patterns whose gradient, or value, writes to places that an index names. Shapes: x [4, 3]; w [3, 6]; y = x @ w [4, 6].
+ROWS, COLUMNS = torch.tensor([0, 0, 2]), torch.tensor([5, 4, 3, 2, 1, 1])
+WRITING = {
+    "index_select": lambda x, w: (x @ w).index_select(-1, COLUMNS),
+    "index_select of a parameter": lambda x, w: w.index_select(0, ROWS),
+    "gather": lambda x, w: (x @ w).gather(-1, COLUMNS.expand(4, 6)),
+    "take_along_dim": lambda x, w: torch.take_along_dim(x @ w, ROWS[None], -1),
+    "embedding": lambda x, w: torch.nn.functional.embedding(ROWS, w),
+    "index_add": lambda x, w: torch.zeros(4, 6).index_add(-1, COLUMNS, x @ w),
+    "index_add of rows": lambda x, w: torch.ones(4, 6).index_add(0, ROWS, (x @ w)[:3]),
+    "scatter_add": lambda x, w: torch.zeros(4, 6).scatter_add(-1, COLUMNS.expand(4, 6), x @ w),
+    "index_put": lambda x, w: torch.zeros(6).index_put((torch.tensor([0, 3, 5]),), (x @ w)[0, :3]),
+    "accumulating index_put": lambda x, w: torch.zeros(6).index_put((ROWS,), (x @ w)[0, :3], accumulate=True),
+    "indices that lanes do not share": lambda x, w: torch.zeros(9).index_put(
+        ((x[:, 0] > 0).long(),), (x @ w)[:, 0], accumulate=True
+    ),
+    "diagonal_scatter": lambda x, w: torch.zeros(6, 6).diagonal_scatter((x @ w)[1]),
+    "expand and sum": lambda x, w: w[0].expand(4, 6) * x[:, :1],
+    "advanced indexing": lambda x, w: (x @ w)[ROWS, COLUMNS[:3]],
+    "slices and stack": lambda x, w: torch.stack([(x @ w)[:, i : i + 3] for i in range(4)]),
+    "argmax after a transpose": lambda x, w: (x @ w)[torch.arange(4), (x @ w).T.argmax(0)],
+}
+
+
+def values_and_gradients(x, w):
+    """Over lanes: each pattern, and the gradient of the mean of its squares by both arguments."""
+
+    def loss(f):
+        return lambda x, w: f(x, w).square().mean()
+
+    return {name: (vmap(f)(x, w), *vmap(torch.func.grad(loss(f), argnums=(0, 1)))(x, w)) for name, f in WRITING.items()}
+
+
+def test_compiled_writes_at_indices_under_vmap_equal_eager():
+    generator = torch.Generator().manual_seed(3)
+    x, w = (torch.randn(8, *shape, generator=generator) for shape in ((4, 3), (3, 6)))
+    laws.compiled(values_and_gradients, x, w, transform=edge.compile)
+
+
+@pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="torch writes to memory of its own")
+@pytest.mark.parametrize("name", ["index_select", "index_add", "index_put", "accumulating index_put"])
+def test_the_law_rejects_a_compiler_without_the_guard(monkeypatch, name):
+    monkeypatch.setattr(edge, "_guarded", lambda traced: traced)
+    monkeypatch.setattr(sys.modules[__name__], "WRITING", {name: WRITING[name]})
+    x, w = torch.ones(8, 4, 3), torch.ones(8, 3, 6) * torch.arange(1.0, 9)[:, None, None]
+    with rejects(name):
+        laws.compiled(values_and_gradients, x, w, transform=edge.compile)
 
 
 def test_what_depends_on_values_is_refused():

@@ -87,17 +87,27 @@ def compiled(
     *args: Any,
     again: Sequence[tuple[Any, ...]] | None = None,
     backend: str = "aot_eager",
+    transform: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
     atol: float = 1e-6,
     rtol: float = 1e-5,
 ) -> None:
     """Compiled equals eager, as one graph (`fullgraph=True`) compiled exactly once.
 
-    `again` are arguments of further calls that must not compile anew; by default the same with halved floats.
+    Args:
+        again: arguments of further calls that must not compile anew; by default the same with halved floats.
+        backend: the backend of `torch.compile`.
+        transform: compiles instead of `torch.compile`, such as `fdqn.compile.compile`; compilations are not counted.
+        atol: absolute tolerance.
+        rtol: relative tolerance.
     """
     halved = map_tensors(lambda x: x * 0.5 if x.is_floating_point() else x, args)
     calls = [args, *([halved] if again is None else again)]
     expected = [f(*call) for call in copied(calls)]
-    answers = assert_compiles_once(f, *copied(calls), backend=backend)
+    if transform is None:
+        answers = assert_compiles_once(f, *copied(calls), backend=backend)
+    else:
+        fast = transform(f)
+        answers = [fast(*call) for call in copied(calls)]
     for i, (eager, answer) in enumerate(zip(expected, answers, strict=True)):
         assert_trees_close(eager, answer, atol, rtol, f"call {i}: ")
 

@@ -1,0 +1,71 @@
+"""Several threads at once: each compiles and runs what it would alone. Optuna's `n_jobs` are threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from fdqn import compile as edge
+from fdqn import lanes, train, tree
+from fdqn.lanes import Split
+from fdqn.testing import asserts, examples
+
+THREADS = 4
+
+
+def at_once(job):
+    """The results of `job(0), job(1), ...`, started together on a thread each."""
+    together = Barrier(THREADS)
+
+    def started(i):
+        together.wait()
+        return job(i)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(started, range(THREADS)))
+
+
+def test_threads_that_compile_at_once():
+    w = torch.linspace(-1, 1, 12).reshape(3, 4)
+    gradients = [vmap(grad(lambda w, x, i=i: ((w * x).sin() ** (i + 2)).sum())) for i in range(THREADS)]
+    results = at_once(lambda i: edge.compile(gradients[i])(w, w + 1))
+    for gradient, result in zip(gradients, results, strict=True):
+        torch.testing.assert_close(result, gradient(w, w + 1))
+
+
+def test_one_compiled_function_called_by_several_threads():
+    """It is compiled once for each signature, whoever asks first."""
+    f = edge.compile(lambda x: x.cumsum(-1) * 2)
+    for x, result in zip(
+        [torch.ones(3 + i % 2) for i in range(THREADS)], at_once(lambda i: f(torch.ones(3 + i % 2))), strict=True
+    ):
+        assert torch.equal(result, f(x))
+
+
+@pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="lanes are not computed in groups here")
+def test_one_folded_function_called_by_several_threads():
+    """No thread works on another thread's state."""
+    folded = edge.fold_lanes(lambda s, x: s + x, lambda count: Split(1, 2, 1))
+    states, xs = [torch.full((2,), 1000.0 * i) for i in range(THREADS)], torch.ones(3, 2)
+
+    def job(i):
+        for _ in range(50):
+            folded(states[i], xs)
+
+    at_once(job)
+    for i, state in enumerate(states):
+        assert state.tolist() == [1000.0 * i + 150] * 2
+
+
+@pytest.mark.slow
+def test_threads_that_train_at_once_get_the_bits_of_one_alone():
+    def trained(i):
+        program, (hyper, keys) = examples.program(hidden=(8 + i,)), examples.lanes(3)
+        state = train.init(program, hyper, keys)
+        *_, report = train.run(program, state, 600, edge.compiled(program), report_every=200)
+        return tree.clone(report.state)
+
+    for i, result in enumerate(at_once(trained)):
+        asserts.assert_trees_equal(trained(i), result)
