@@ -34,7 +34,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import check, evaluate, lanes, train, tree, worlds
+from fdqn import check, evaluate, lanes, toolchain, train, tree, worlds
 from fdqn.types import Env, Network
 
 State = TypeVar("State")
@@ -139,18 +139,19 @@ def fold_lanes(
 
     Compiled for one group, ahead of time and kept on disk. A step with an operator that only Python can call (one of
     the user's own) goes through `fold(vmap(step))`. Another step that will `soon` be called on the same state and xs is
-    compiled meanwhile in a process of its own.
+    compiled meanwhile in a process of its own. Where nothing can be compiled, a warning gives the reason and the steps
+    run operation by operation.
     """
     together, loop_for = fold(vmap(step)), _loops(step, split, soon, lanes.loop)
 
-    def folded(state: State, xs: Any) -> State:
+    def in_groups(state: State, xs: Any) -> State:
         loop = loop_for(state, xs)
         if loop is None:
             return together(state, xs)
         loop(tree.leaves(xs))
         return state
 
-    return folded
+    return _first_available(in_groups, together, train.fold(donate(vmap(step))))
 
 
 def begin_lanes(
@@ -160,13 +161,16 @@ def begin_lanes(
 
     Where that is not known, all is done at once.
     """
-    together, loop_for = fold(vmap(step)), _loops(step, split, None, lanes.loop_beside)
+    together, loop_for = fold_lanes(step, split), _loops(step, split, None, lanes.loop_beside)
 
-    def begun(state: State, xs: Any) -> Callable[[], State]:
+    def at_once(state: State, xs: Any) -> Callable[[], State]:
+        done = together(state, xs)
+        return lambda: done
+
+    def beside(state: State, xs: Any) -> Callable[[], State]:
         loop = loop_for(state, xs)
         if loop is None:
-            done = together(state, xs)
-            return lambda: done
+            return at_once(state, xs)
         wait = loop(tree.leaves(xs))
 
         def finished() -> State:
@@ -175,7 +179,38 @@ def begin_lanes(
 
         return finished
 
-    return begun
+    return _first_available(beside, at_once)
+
+
+def _first_available(*engines: Callable[..., Made]) -> Callable[..., Made]:
+    """The first of several functions that do the same which can be compiled; a warning says why an earlier one cannot.
+
+    A function raises what the compiler raises before it has written to its arguments.
+    """
+    left = list(engines)
+
+    def run(*args: Any) -> Made:
+        unavailable: Exception | None = None
+        while len(left) > 1:
+            engine = left[0]
+            try:
+                result = engine(*args)
+                break
+            except (toolchain.CompilerError, torch._inductor.exc.InductorError) as error:
+                unavailable = unavailable or error
+                with _LOCK:  # another thread may have found out too
+                    if left[0] is engine:
+                        left.pop(0)
+        else:
+            result = left[0](*args)
+        if unavailable is not None:
+            kind = "" if isinstance(unavailable, toolchain.CompilerError) else "inductor failed: "
+            reason = kind + str(unavailable).strip().splitlines()[0]
+            slower = "operation by operation, many times slower" if len(left) == 1 else "with a slower engine"
+            warnings.warn(f"{reason}; running {slower}", stacklevel=1)
+        return result
+
+    return run
 
 
 def _loops(
@@ -205,7 +240,7 @@ def _loops(
             raise ValueError(f"split: expected groups of a size that divides {len(leaves[0])} lanes, got {parts}")
         group = slice(parts.lanes)
         library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
-        with _LOCK:  # loading compiles the loop itself when it is first needed
+        with _compiling():  # loading compiles the loop itself when it is first needed
             return None if library is None else loop(library, leaves, parts)
 
     return loop_for
@@ -247,7 +282,8 @@ def compiled_parts(program: train.Program) -> worlds.Parts:
 
 def player(env: Env, network: Network, epsilon: float = 0.0) -> evaluate.Play:
     """`evaluate.play` over lanes as one graph, compiled when it is first called."""
-    return compile(vmap(partial(evaluate.play, env, network, epsilon)))
+    play = vmap(partial(evaluate.play, env, network, epsilon))
+    return _first_available(compile(play), play)
 
 
 def _split(program: train.Program, beside: bool = False) -> Callable[[int], lanes.Split]:
@@ -262,7 +298,7 @@ def _split(program: train.Program, beside: bool = False) -> Callable[[int], lane
 
 
 def _noise(program: train.Program) -> Callable[[Tensor, int, int], train.Noise]:
-    draw = compile(partial(train.draw, program))
+    draw = _first_available(compile(partial(train.draw, program)), partial(train.draw, program))
 
     def noise(keys: Tensor, first_cycle: int, cycles: int) -> train.Noise:
         # The few keys are made outside: a compiler takes four seconds for each of these ciphers.
@@ -302,7 +338,7 @@ _LOCK = threading.RLock()
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
     """Only this thread traces and compiles. No gradients are recorded; torch's warnings about itself are not shown."""
-    with _LOCK, torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with _LOCK, torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning), toolchain.used():
         yield
 
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import check, random
+from fdqn import check, random, toolchain
 from fdqn.train import Program
 
 # Weights in a group: four lanes of a small network, one of a large one. What they take, five times for optimizer and
@@ -224,11 +223,7 @@ def _driver(folder: Path) -> ctypes.CDLL:
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
         command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(part)]
-        try:
-            subprocess.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"], check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            reason = getattr(error, "stderr", "") or error
-            raise RuntimeError(f"lanes: No working C++ compiler found, {command[0]} says: {reason}") from error
+        toolchain.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"])
         os.replace(part, path)
     return ctypes.CDLL(str(path))
 
