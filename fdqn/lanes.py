@@ -1,8 +1,9 @@
-"""How lanes share a CPU: in groups of a few, each on a thread of its own, through all of its cycles in turn.
+"""How lanes share a CPU: in groups of a few, each on one thread at a time, through all of its cycles in turn.
 
 Lanes never meet, so a group needs to wait for no other. A step compiled for a few lanes finds in its core's own cache
 what it wrote a moment ago, and threads that work on groups of their own need no barriers; these are a fifth of the time
-where two threads go through all lanes together. The loop is in C++ (`lanes.cpp`), without the interpreter's lock.
+where two threads go through all lanes together. Threads take groups as they come, so that one whose core is busy with
+something else does less of the work. The loop is in C++ (`lanes.cpp`), without the interpreter's lock.
 """
 
 import contextlib
@@ -136,11 +137,12 @@ def _begin(library: Path, state: list[Tensor], split: Split) -> Callable[[list[T
         changing = [_input(x[0, : split.lanes], x.stride(1) * split.lanes, x.stride(0)) for x in noise]
         inputs = (_Input * (len(staying) + len(changing)))(*staying, *changing)
         others: list[Any] = []
+        progress = (ctypes.c_int64 * (1 + groups))()
 
-        def share(worker: int) -> None:
+        def share() -> None:
             # It holds on to `state` and `noise`, whose memory it works on.
-            counts = worker, len(state), len(noise), split.workers, groups, len(noise[0])
-            if driver.fdqn_groups(model.step, model.handle, inputs, *map(ctypes.c_int64, counts)):
+            counts = len(state), len(noise), split.workers, groups, len(noise[0])
+            if driver.fdqn_groups(model.step, model.handle, inputs, progress, *map(ctypes.c_int64, counts)):
                 raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
 
         def finish() -> None:
@@ -155,10 +157,10 @@ def _begin(library: Path, state: list[Tensor], split: Split) -> Callable[[list[T
         try:
             if mine := split.workers - takes_part:
                 helpers = _helpers(mine, split.threads, flushes)
-                others = [helpers.submit(share, worker) for worker in range(int(takes_part), split.workers)]
+                others = [helpers.submit(share) for _ in range(mine)]
             if takes_part:
                 with sharing(split.threads):
-                    share(0)
+                    share()
         except BaseException:
             wait(others)
             raise
