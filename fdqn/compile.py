@@ -41,6 +41,10 @@ State = TypeVar("State")
 Made = TypeVar("Made")
 
 
+# Steps and updates of a cycle that are compiled as one graph; of more, one step and one update are compiled.
+UNROLLED = 8
+
+
 class _Place(int):
     """The number of a tensor among a graph's inputs and then its outputs."""
 
@@ -134,15 +138,16 @@ def fold_lanes(
     step: Callable[[State, Any], State],
     split: Callable[[int], lanes.Split],
     soon: Callable[[State, Any], State] | None = None,
+    soon_xs: Callable[[Any], Any] = lambda xs: xs,
 ) -> Callable[[State, Any], State]:
     """`fold(vmap(step))`, where `lanes.known_here` in groups of lanes, `split(S)`, each all of its n steps in turn.
 
     Compiled for one group, ahead of time and kept on disk. A step with an operator that only Python can call (one of
-    the user's own) goes through `fold(vmap(step))`. Another step that will `soon` be called on the same state and xs is
-    compiled meanwhile in a process of its own. Where nothing can be compiled, a warning gives the reason and the steps
-    run operation by operation.
+    the user's own) goes through `fold(vmap(step))`. Another step that will `soon` be called on the same state, with
+    `soon_xs(xs)` for one step of a group, is compiled meanwhile in a process of its own. Where nothing can be compiled,
+    a warning gives the reason and the steps run operation by operation.
     """
-    together, loop_for = fold(vmap(step)), _loops(step, split, soon, lanes.loop)
+    together, loop_for = fold(vmap(step)), _loops(step, split, lanes.loop, soon, soon_xs)
 
     def in_groups(state: State, xs: Any) -> State:
         loop = loop_for(state, xs)
@@ -161,7 +166,7 @@ def begin_lanes(
 
     Where that is not known, all is done at once.
     """
-    together, loop_for = fold_lanes(step, split), _loops(step, split, None, lanes.loop_beside)
+    together, loop_for = fold_lanes(step, split), _loops(step, split, lanes.loop_beside)
 
     def at_once(state: State, xs: Any) -> Callable[[], State]:
         done = together(state, xs)
@@ -216,17 +221,18 @@ def _first_available(*engines: Callable[..., Made]) -> Callable[..., Made]:
 def _loops(
     step: Callable[[State, Any], State],
     split: Callable[[int], lanes.Split],
-    soon: Callable[[State, Any], State] | None,
     loop: Callable[[Path, list[Tensor], lanes.Split], Any],
+    soon: Callable[[State, Any], State] | None = None,
+    soon_xs: Callable[[Any], Any] = lambda xs: xs,
 ) -> Callable[[State, Any], Any]:
     """What gives the loop for a state and its xs, or nothing where there is none."""
     check.function("split", split)
 
     def made(f: Callable[..., Any], args: Any) -> Path | None:
-        threads, *given = args
+        threads, state, xs = args
         if soon is not None:
-            _begin(donate(vmap(soon)), tuple(given), threads)
-        return _library(f, tuple(given), threads)
+            _begin(donate(vmap(soon)), (state, soon_xs(xs)), threads)
+        return _library(f, (state, xs), threads)
 
     library_of = _made_once(made, donate(vmap(step)))
 
@@ -253,12 +259,43 @@ def compiled(program: train.Program) -> train.Functions:
     """
     check.kind("program", program, train.Program)
     collect, cycle, split = partial(train.collect, program), partial(train.cycle, program), _split(program)
+    if _is_long(program):
+        return _looped(program, split)
     return train.Functions(
         noise=_noise(program),
         collect=fold_lanes(collect, split, soon=cycle),
         cycle=fold_lanes(cycle, split),
         sync=_sync,
     )
+
+
+def _is_long(program: train.Program) -> bool:
+    """Whether a cycle has more steps and updates than one graph should hold: each adds to the time of compiling it."""
+    return program.config.steps_per_cycle + program.config.updates_per_cycle > UNROLLED
+
+
+def _looped(program: train.Program, split: Callable[[int], lanes.Split]) -> train.Functions:
+    """`compiled` for long cycles: one compiled step and one compiled update, repeated by a loop on the host."""
+
+    def words(noise: train.Noise) -> Tensor:
+        return noise.sample.transpose(0, 1).contiguous()
+
+    def example(xs: train.Interaction) -> Tensor:
+        return torch.zeros((len(xs.act), program.config.batch_size), dtype=torch.int64)
+
+    update = partial(train.update, program)
+    interact = fold_lanes(partial(train.interact, program), split, soon=update, soon_xs=example)
+    learn = fold_lanes(update, split)
+
+    def collect(state: train.TrainState, noise: train.Noise) -> train.TrainState:
+        interact(state, train.interactions(noise))
+        state.cycle.copy_(state.cycle + 1)
+        return state
+
+    def cycle(state: train.TrainState, noise: train.Noise) -> train.TrainState:
+        return learn(collect(state, noise), words(noise))
+
+    return train.Functions(_noise(program), train.fold(collect), train.fold(cycle), _sync)
 
 
 def compiled_parts(program: train.Program) -> worlds.Parts:
@@ -275,9 +312,19 @@ def compiled_parts(program: train.Program) -> worlds.Parts:
         choose=fold_lanes(partial(worlds.choose, program), alone),
         remember=fold_lanes(partial(worlds.remember, program), alone),
         conclude=fold_lanes(partial(worlds.conclude, program), alone),
-        learn=begin_lanes(partial(train.learn, program), _split(program, beside=True)),
+        learn=_learn_beside(program, _split(program, beside=True)),
         sync=_sync,
     )
+
+
+def _learn_beside(
+    program: train.Program, split: Callable[[int], lanes.Split]
+) -> Callable[[train.TrainState, train.Noise], Callable[[], train.TrainState]]:
+    """The updates of one cycle, begun on other threads; noise has leaves [1, S, ...]."""
+    if not _is_long(program):
+        return begin_lanes(partial(train.learn, program), split)
+    begin = begin_lanes(partial(train.update, program), split)
+    return lambda state, noise: begin(state, noise.sample[0].transpose(0, 1).contiguous())
 
 
 def player(env: Env, network: Network, epsilon: float = 0.0) -> evaluate.Play:

@@ -26,8 +26,10 @@ from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 WORDS_PER_DRAW = 2**19
 CYCLES_PER_DRAW = 1024
 
-# Cycles in one call of a step function, after which a run can be stopped.
+# Cycles in one call of a step function, after which a run can be stopped; fewer where they have more steps of an
+# environment and updates than this together, but at least one.
 CYCLES_PER_CALL = 64
+WORK_PER_CALL = 128
 
 # Training returns are stated over this many episodes, as CleanRL does.
 EPISODES_KEPT = 100
@@ -222,30 +224,47 @@ def draw(program: Program, cycle_keys: Tensor) -> Noise:
     return Noise(random.unit(act), random.unit(env), sample.contiguous())
 
 
+class Interaction(NamedTuple):
+    """The random numbers of one step of every environment, and which step of its cycle it is."""
+
+    act: Tensor
+    """[E, 2] in [0, 1)."""
+    env: Tensor
+    """[E, K] in [0, 1)."""
+    number: Tensor | int
+    """[] int64, from 0 to k - 1."""
+
+
+def interactions(noise: Noise) -> Interaction:
+    """The k steps of one cycle, leaves [S, k, ...] of noise as leaves [k, S, ...]."""
+    act, env = noise.act.transpose(0, 1).contiguous(), noise.env.transpose(0, 1).contiguous()
+    steps, lanes = act.shape[:2]
+    return Interaction(act, env, torch.arange(steps, device=act.device).unsqueeze(-1).repeat(1, lanes))
+
+
 def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
     """Act k times in every environment and remember what came of it."""
     check.kind("state", state, TrainState)
     shape = f"{program.config.steps_per_cycle} {program.config.num_envs}"
     check.shapes(f"noise.act[{shape} 2] noise.env[{shape} {program.env.spec.noise}]", noise.act, noise.env)
     for i in range(program.config.steps_per_cycle):
-        taken = state.cycle * program.config.env_steps + i * program.config.num_envs
-        action = dqn.act(
-            program.network.apply,
-            state.learner.params,
-            state.obs,
-            state.legal,
-            epsilon(state.hyper, taken),
-            noise.act[i],
-        )
-        env_state, step = program.env.step(state.env_state, action, noise.env[i])
-        state = state._replace(
-            replay=remember(program, state, action, step),
-            env_state=env_state,
-            obs=step.obs,
-            legal=step.legal,
-            metrics=count_episodes(state.metrics, step),
-        )
+        state = interact(program, state, Interaction(noise.act[i], noise.env[i], i))
     return state._replace(cycle=state.cycle + 1)
+
+
+def interact(program: Program, state: TrainState, noise: Interaction) -> TrainState:
+    """Act once in every environment and add the transitions to replay."""
+    taken = state.cycle * program.config.env_steps + noise.number * program.config.num_envs
+    share = epsilon(state.hyper, taken)
+    action = dqn.act(program.network.apply, state.learner.params, state.obs, state.legal, share, noise.act)
+    env_state, step = program.env.step(state.env_state, action, noise.env)
+    return state._replace(
+        replay=remember(program, state, action, step),
+        env_state=env_state,
+        obs=step.obs,
+        legal=step.legal,
+        metrics=count_episodes(state.metrics, step),
+    )
 
 
 def remember(
@@ -274,21 +293,23 @@ def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
     """
     check.kind("state", state, TrainState)
     check.shapes(f"noise.sample[{program.config.updates_per_cycle} {program.config.batch_size}]", noise.sample)
-    optimizer = program.optimizer(state.hyper)
-    learner, metrics = state.learner, state.metrics
     for i in range(program.config.updates_per_cycle):
-        batch = replay.sample(state.replay, noise.sample[i])
-        updated, diagnostics = dqn.learn(program.loss, optimizer, learner, batch, state.hyper)
-        if program.config.target_period == 0:
-            updated = dqn.soft_copy(updated, state.hyper.tau)
-        # The largest, which may be NaN: a compiler vectorises it, and not whether all are finite.
-        sound = torch.stack([x.abs().amax() for x in updated.params.values()]).amax() < torch.inf
-        metrics = count_update(metrics, diagnostics, sound, state.cycle)
-        # What did not change need not be chosen: that would write it anew.
-        alive = metrics.failed < 0
-        learner = tree.map(
-            lambda new, old, on=alive: new if new is old else torch.where(on, new, old), updated, learner
-        )
+        state = update(program, state, noise.sample[i])
+    return state
+
+
+def update(program: Program, state: TrainState, words: Tensor) -> TrainState:
+    """Update once, from the rows of replay that `words` [B] choose. `learn` is several of these."""
+    batch = replay.sample(state.replay, words)
+    updated, diagnostics = dqn.learn(program.loss, program.optimizer(state.hyper), state.learner, batch, state.hyper)
+    if program.config.target_period == 0:
+        updated = dqn.soft_copy(updated, state.hyper.tau)
+    # The largest, which may be NaN: a compiler vectorises it, and not whether all are finite.
+    sound = torch.stack([x.abs().amax() for x in updated.params.values()]).amax() < torch.inf
+    metrics = count_update(state.metrics, diagnostics, sound, state.cycle)
+    # What did not change need not be chosen: that would write it anew.
+    alive = metrics.failed < 0
+    learner = tree.map(lambda new, old: new if new is old else torch.where(alive, new, old), updated, state.learner)
     return state._replace(learner=learner, metrics=metrics)
 
 
@@ -380,10 +401,11 @@ def run(
 
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
     from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most `at_once`
-    cycles each (CYCLES_PER_CALL), and ends the run early, with a report. A run that was stopped goes on from the state
-    and `since` of that report; one that has all of its steps behind it only reports. A lane whose replay was empty at
-    `state.emptied` takes `learning_starts` steps from there before it learns. Nothing happens before the first report
-    is asked for; then whatever one cycle raises on fake tensors is raised, before anything runs.
+    cycles each (by default CYCLES_PER_CALL or fewer), and ends the run early, with a report. A run that was stopped
+    goes on from the state and `since` of that report; one that has all of its steps behind it only reports. A lane
+    whose replay was empty at `state.emptied` takes `learning_starts` steps from there before it learns. Nothing happens
+    before the first report is asked for; then whatever one cycle raises on fake tensors is raised, before anything
+    runs.
     """
     _check_program(program)
     check.kind("state", state, TrainState)
@@ -403,6 +425,8 @@ def run(
         ahead -= ahead % period  # so that chunks are of few lengths
     # The first cycle's noise is drawn as it is, so that one step function can compile beside the other and `noise`.
     start, first, drawn = number, number, number + 1
+    long = max(1, WORK_PER_CALL // (config.steps_per_cycle + config.updates_per_cycle))
+    most = at_once or min(CYCLES_PER_CALL, long)
     noises = noise(program, state.key, number, 1)
     _try_on_fake_tensors(program, state, noises)
 
@@ -446,7 +470,7 @@ def run(
             noises = functions.noise(state.key, first, ahead)
             drawn = first + ahead
         # As many cycles in a row as nothing else is due in between, but one where there is compiling to do.
-        dues = [last, drawn, number + ((at_once or CYCLES_PER_CALL) if calls <= called else 1)]
+        dues = [last, drawn, number + (most if calls <= called else 1)]
         dues += [_next_due(number, config.env_steps, every) for every in (report_every, evaluate_every) if every]
         dues += [warm] if number < warm else [number + period - (number - warm) % period] if period else []
         cycles, number = min(dues) - number, min(dues)
@@ -522,10 +546,12 @@ def _words(program: Program) -> int:
 
 
 def _try_on_fake_tensors(program: Program, state: TrainState, noises: Noise) -> None:
-    """One cycle on tensors without memory: what does not fit is said in its own words, not in a compiler's."""
+    """One step and one update on tensors without memory: what does not fit raises here, not in a compiler."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake_state, fake_noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, noises)
-        check.same("state after one cycle", fake_state, vmapped(program).cycle(fake_state, fake_noise))
+        before, noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, tree.index(noises, 0))
+        first = tree.index(interactions(noise), 0)
+        after = vmap(partial(update, program))(vmap(partial(interact, program))(before, first), noise.sample[:, 0])
+        check.same("state after one cycle", before, after)
 
 
 def _next_due(number: int, env_steps: int, every: int) -> int:

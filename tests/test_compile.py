@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import random, train, tree
+from fdqn import random, toolchain, train, tree
 from fdqn.testing import asserts, examples, laws, programs
 
 START = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
@@ -496,3 +496,86 @@ def test_a_prepared_process_takes_denormals_for_0():
     assert torch.tensor(1e-40) * 1 > 0
     edge.prepare_cpu()
     assert torch.tensor(1e-40) * 1 == 0
+
+
+# Long cycles
+
+
+LONG = {"steps_per_cycle": 9, "updates_per_cycle": 5, "target_period": 10, "learning_starts": 27}
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Steps run operation by operation, so that only the loops around them differ."""
+    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: train.fold(edge.donate(vmap(step))))
+    monkeypatch.setattr(edge, "_noise", lambda program: partial(train.noise, program))
+
+
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("config", [LONG, LONG | {"target_period": 0, "n_step": 3}], ids=str)
+def test_a_long_cycle_is_one_step_and_one_update_repeated(config):
+    """Bit for bit, with epsilon that changes within a cycle, hard and soft copies."""
+    program, state = started(3, **config)
+    assert edge._is_long(program)
+    expected = programs.advance(program, tree.clone(state), 6)
+    asserts.assert_trees_equal(expected, programs.advance(program, state, 6, edge.compiled(program)))
+
+
+def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeypatch):
+    def begin(step, split):
+        return lambda state, xs: lambda: train.fold(vmap(step))(state, xs)
+
+    monkeypatch.setattr(edge, "begin_lanes", begin)
+    program, state = started(3, **LONG)
+    state = programs.advance(program, state, 5)
+    noise = train.noise(program, state.key, 5, 1)
+    expected = train.fold(vmap(partial(train.learn, program)))(state, noise)
+    wait = edge._learn_beside(program, lambda count: None)(state, noise)
+    asserts.assert_trees_equal(expected, wait())
+
+
+def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch):
+    """A planted bug: every step of a cycle takes the epsilon of its first."""
+    program, state = started(3, **LONG)
+    expected = programs.advance(program, tree.clone(state), 6)
+    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: train.fold(edge.donate(vmap(step))))
+    monkeypatch.setattr(edge, "_noise", lambda program: partial(train.noise, program))
+    right = train.interactions
+    monkeypatch.setattr(train, "interactions", lambda noise: right(noise)._replace(number=0 * right(noise).number))
+    with rejects("expected"):
+        asserts.assert_trees_equal(expected, programs.advance(program, state, 6, edge.compiled(program)))
+
+
+@pytest.mark.usefixtures("nothing_kept")
+def test_what_is_compiled_does_not_grow_with_the_steps_and_updates_of_a_cycle(monkeypatch):
+    """The setting of RL Zoo's CartPole is 256 steps and 128 updates; here a compiler that gives up counts the nodes."""
+    monkeypatch.setattr(edge, "_begin", lambda *given: None)
+    monkeypatch.setattr(edge, "_noise", lambda program: partial(train.noise, program))
+
+    def sizes(steps, updates):
+        graphs = []
+
+        def compile(graph, inputs, **settings):
+            graphs.append(len(graph.graph.nodes))
+            raise toolchain.failed("a counter", "")
+
+        for name in ("compile", "aot_compile"):
+            monkeypatch.setattr(torch._inductor, name, compile)
+        program, state = started(
+            steps_per_cycle=steps, updates_per_cycle=updates, target_period=updates, learning_starts=3 * steps
+        )
+        with pytest.warns(UserWarning, match="a counter"):
+            programs.advance(program, state, 2, edge.compiled(program))
+        return graphs
+
+    assert sizes(9, 40) == sizes(20, 7)
+
+
+@pytest.mark.slow
+def test_a_long_cycle_has_the_bits_of_one_graph(monkeypatch):
+    results = []
+    for unrolled in (0, 100):
+        monkeypatch.setattr(edge, "UNROLLED", unrolled)
+        program, state = started(4, steps_per_cycle=3, updates_per_cycle=3, target_period=6, learning_starts=27)
+        results.append(programs.advance(program, state, 10, edge.compiled(program)))
+    asserts.assert_trees_equal(*results)
