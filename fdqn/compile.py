@@ -34,7 +34,7 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import check, evaluate, lanes, toolchain, train, tree, worlds
+from fdqn import check, evaluate, lanes, toolchain, train, tree, verify, worlds
 from fdqn.types import Env, Network
 
 State = TypeVar("State")
@@ -252,19 +252,21 @@ def _loops(
     return loop_for
 
 
-def compiled(program: train.Program) -> train.Functions:
+def compiled(program: train.Program, check_compile: bool = True) -> train.Functions:
     """The step functions over lanes, writing over their state; all but `sync` compiled, one graph or library each.
 
-    On a CPU call `prepare_cpu` first.
+    On a CPU call `prepare_cpu` first. Unless `check_compile` is False, the first cycle is compared with the same cycle
+    run operation by operation: it raises `verify.MismatchError` where they differ.
     """
     check.kind("program", program, train.Program)
     collect, cycle, split = partial(train.collect, program), partial(train.cycle, program), _split(program)
     if _is_long(program):
-        return _looped(program, split)
+        return _looped(program, split, check_compile)
+    fast = fold_lanes(cycle, split)
     return train.Functions(
         noise=_noise(program),
         collect=fold_lanes(collect, split, soon=cycle),
-        cycle=fold_lanes(cycle, split),
+        cycle=verify.compared(fast, cycle) if check_compile else fast,
         sync=_sync,
     )
 
@@ -274,7 +276,7 @@ def _is_long(program: train.Program) -> bool:
     return program.config.steps_per_cycle + program.config.updates_per_cycle > UNROLLED
 
 
-def _looped(program: train.Program, split: Callable[[int], lanes.Split]) -> train.Functions:
+def _looped(program: train.Program, split: Callable[[int], lanes.Split], check_compile: bool) -> train.Functions:
     """`compiled` for long cycles: one compiled step and one compiled update, repeated by a loop on the host."""
 
     def words(noise: train.Noise) -> Tensor:
@@ -283,9 +285,10 @@ def _looped(program: train.Program, split: Callable[[int], lanes.Split]) -> trai
     def example(xs: train.Interaction) -> Tensor:
         return torch.zeros((len(xs.act), program.config.batch_size), dtype=torch.int64)
 
-    update = partial(train.update, program)
-    interact = fold_lanes(partial(train.interact, program), split, soon=update, soon_xs=example)
-    learn = fold_lanes(update, split)
+    step, update = partial(train.interact, program), partial(train.update, program)
+    interact, learn = fold_lanes(step, split, soon=update, soon_xs=example), fold_lanes(update, split)
+    if check_compile:
+        interact, learn = verify.compared(interact, step), verify.compared(learn, update)
 
     def collect(state: train.TrainState, noise: train.Noise) -> train.TrainState:
         interact(state, train.interactions(noise))
@@ -298,8 +301,8 @@ def _looped(program: train.Program, split: Callable[[int], lanes.Split]) -> trai
     return train.Functions(_noise(program), train.fold(collect), train.fold(cycle), _sync)
 
 
-def compiled_parts(program: train.Program) -> worlds.Parts:
-    """The parts of a cycle in a world, in the same way.
+def compiled_parts(program: train.Program, check_compile: bool = True) -> worlds.Parts:
+    """The parts of a cycle in a world, in the same way; of these the first updates are compared.
 
     What is little work is done by one thread, for all lanes; learning that is little leaves one thread to the world.
     """
@@ -312,19 +315,33 @@ def compiled_parts(program: train.Program) -> worlds.Parts:
         choose=fold_lanes(partial(worlds.choose, program), alone),
         remember=fold_lanes(partial(worlds.remember, program), alone),
         conclude=fold_lanes(partial(worlds.conclude, program), alone),
-        learn=_learn_beside(program, _split(program, beside=True)),
+        learn=_learn_beside(program, _split(program, beside=True), check_compile),
         sync=_sync,
     )
 
 
 def _learn_beside(
-    program: train.Program, split: Callable[[int], lanes.Split]
+    program: train.Program, split: Callable[[int], lanes.Split], check_compile: bool
 ) -> Callable[[train.TrainState, train.Noise], Callable[[], train.TrainState]]:
     """The updates of one cycle, begun on other threads; noise has leaves [1, S, ...]."""
-    if not _is_long(program):
-        return begin_lanes(partial(train.learn, program), split)
-    begin = begin_lanes(partial(train.update, program), split)
-    return lambda state, noise: begin(state, noise.sample[0].transpose(0, 1).contiguous())
+    compare = verify.comparison(partial(train.learn, program))
+    begin = begin_lanes(partial(train.learn, program), split)
+    if _is_long(program):
+        update = begin_lanes(partial(train.update, program), split)
+        begin = lambda state, noise: update(state, noise.sample[0].transpose(0, 1).contiguous())  # noqa: E731
+
+    def begun(state: train.TrainState, noise: train.Noise) -> Callable[[], train.TrainState]:
+        expected = compare.begin(state, tree.index(noise, 0)) if check_compile else None
+        wait = begin(state, noise)
+
+        def finished() -> train.TrainState:
+            learned = wait()
+            compare.end(expected, learned)
+            return learned
+
+        return finished
+
+    return begun
 
 
 def player(env: Env, network: Network, epsilon: float = 0.0) -> evaluate.Play:

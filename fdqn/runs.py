@@ -170,8 +170,8 @@ def _split(settings: Settings) -> dict[str, int] | None:
 def functions(program: train.Program, settings: Settings, games: Any = None) -> train.Functions:
     """The step functions, compiled or not; in a world that is open, those that step it."""
     if games is None:
-        return compile.compiled(program) if settings.compile else train.vmapped(program)
-    parts = compile.compiled_parts(program) if settings.compile else worlds.vmapped(program)
+        return compile.compiled(program, settings.check_compile) if settings.compile else train.vmapped(program)
+    parts = compile.compiled_parts(program, settings.check_compile) if settings.compile else worlds.vmapped(program)
     return worlds.functions(program, games, parts)
 
 

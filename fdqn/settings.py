@@ -88,6 +88,8 @@ class Settings:
     """On CUDA, let float32 matrix products round their inputs to 10 bits, which is several times faster."""
     compile: bool = True
     """Compile the step functions; without, they run operation by operation, for a debugger."""
+    check_compile: bool = True
+    """Compare the first compiled step and update with uncompiled ones, and stop where they differ."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to make; by default runs/ENV-DATE-TIME."""
 

@@ -21,11 +21,15 @@ class CompilerError(RuntimeError):
     """The C++ compiler is missing or fails."""
 
 
+class CompilerInterrupted(RuntimeError):
+    """The C++ compiler was stopped from outside, as by Ctrl-C, which reaches all processes of a terminal."""
+
+
 @contextlib.contextmanager
 def used() -> Iterator[None]:
     """Around code that runs the C++ compiler: paths may hold spaces.
 
-    Raises CompilerError where the compiler is missing or fails. The failure of one that was interrupted is passed on.
+    Raises CompilerError where the compiler is missing or fails, and CompilerInterrupted where it was stopped.
     """
     with _quoted_paths():
         try:
@@ -36,14 +40,13 @@ def used() -> Iterator[None]:
             raise failed from error
 
 
-def failure(error: BaseException | None) -> CompilerError | None:
-    """The sentence about the C++ compiler if that is what failed, however deep the error is nested; else None."""
+def failure(error: BaseException | None) -> RuntimeError | None:
+    """The error of the C++ compiler if that is what failed, however deep it is nested; else None."""
     while error is not None:
-        if isinstance(error, CompilerError):
+        if isinstance(error, CompilerError | CompilerInterrupted):
             return error
         if isinstance(error, torch._inductor.exc.CppCompileError):
-            code = getattr(error.__cause__, "returncode", None)
-            return None if code in _INTERRUPTS else failed(error.cmd[0], error.output, code)
+            return failed(error.cmd[0], error.output, getattr(error.__cause__, "returncode", None))
         if isinstance(error, torch._inductor.exc.InvalidCxxCompiler):
             return failed(os.environ.get("CXX", "none"), "")
         if isinstance(error, OSError) and error.filename and error.filename == os.environ.get("CXX"):
@@ -52,8 +55,10 @@ def failure(error: BaseException | None) -> CompilerError | None:
     return None
 
 
-def failed(compiler: str, output: str, code: int | None = None) -> CompilerError:
+def failed(compiler: str, output: str, code: int | None = None) -> RuntimeError:
     """The error of a compiler that printed `output` and exited with `code`; negative for a signal."""
+    if code in _INTERRUPTS:
+        return CompilerInterrupted(f"compiler: {compiler} was interrupted")
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     first = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
     if code is not None and code < 0:
@@ -104,12 +109,10 @@ def _escaped(path: str) -> str:
 
 
 def run(command: list[str]) -> None:
-    """Run a compiler. Raises CompilerError where it is missing or fails."""
+    """Run a compiler. Raises CompilerError where it is missing or fails, CompilerInterrupted where it was stopped."""
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except OSError as error:
         raise failed(command[0], f"error: {error.strerror}") from error
     except subprocess.CalledProcessError as error:
-        if error.returncode in _INTERRUPTS:
-            raise
         raise failed(command[0], error.stderr, error.returncode) from error

@@ -530,7 +530,7 @@ def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeyp
     state = programs.advance(program, state, 5)
     noise = train.noise(program, state.key, 5, 1)
     expected = train.fold(vmap(partial(train.learn, program)))(state, noise)
-    wait = edge._learn_beside(program, lambda count: None)(state, noise)
+    wait = edge._learn_beside(program, lambda count: None, True)(state, noise)
     asserts.assert_trees_equal(expected, wait())
 
 

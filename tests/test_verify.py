@@ -1,0 +1,133 @@
+"""The first compiled step is held against the uncompiled one: rounding passes, wrong numbers are named."""
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from fdqn import compile as edge
+from fdqn import train, tree, verify
+from fdqn.testing import examples, programs
+
+
+def leaves(**changed):
+    generator = torch.Generator().manual_seed(0)
+    made = {
+        "params": {"weight": torch.randn(2, 50, generator=generator), "bias": torch.randn(2, 5, generator=generator)},
+        "mean": {"weight": 1e-3 * torch.randn(2, 50, generator=generator), "bias": torch.zeros(2, 5)},
+        "count": torch.tensor([3, 3]),
+        "returns": torch.tensor([[torch.nan, 1.0], [torch.nan, -torch.inf]]),
+        "empty": torch.zeros(2, 0),
+    }
+    return made | changed
+
+
+def test_equal_leaves_do_not_differ():
+    assert verify.differences(leaves(), leaves()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("['mean']['weight']", leaves(mean=tree.map(lambda x: 8 * x, leaves()["mean"]))),
+        ("['mean']['weight']", leaves(mean=tree.map(lambda x: 1.035 * x, leaves()["mean"]))),
+        ("['mean']['bias']", leaves(mean=leaves()["mean"] | {"bias": torch.full((2, 5), 1e-4)})),
+        ("['params']['weight']", leaves(params=tree.map(lambda x: x * torch.nan, leaves()["params"]))),
+        ("['count']", leaves(count=torch.tensor([3, 4]))),
+        ("['returns']", leaves(returns=torch.tensor([[0.0, 1.0], [torch.nan, -torch.inf]]))),
+        ("['returns']", leaves(returns=torch.tensor([[torch.nan, 1.0], [torch.nan, torch.inf]]))),
+    ],
+)
+def test_wrong_numbers_are_named(name, wrong):
+    (first, *_) = verify.differences(leaves(), wrong)
+    assert first.startswith(name)
+
+
+def test_rounding_passes():
+    """Also where a gradient is 0 but for rounding, beside others that are not."""
+    rounded = tree.map(lambda x: x * (1 + 1e-5) if x.is_floating_point() else x, leaves())
+    rounded["mean"]["bias"] = torch.full((2, 5), 1e-9)
+    assert verify.differences(leaves(), rounded) == []
+
+
+def wrong_at(*calls):
+    """A fold of `state + x` that is wrong in these calls, and the steps of the right one that were asked for."""
+    asked, called = [], []
+
+    def step(state, x):
+        asked.append(1)
+        return state + x
+
+    def fold(state, xs):
+        called.append(1)
+        return train.fold(vmap(lambda s, x: s + x))(state, xs) * (2 if len(called) in calls else 1)
+
+    return verify.compared(fold, step), asked
+
+
+def test_a_step_that_is_always_wrong_is_refused_in_its_second_call_at_the_latest():
+    folded, _ = wrong_at(*range(10))
+    state = folded(torch.ones(3), torch.ones(1, 3))
+    with pytest.raises(verify.MismatchError, match="compiled step: expected the numbers of the uncompiled one"):
+        folded(state, torch.ones(1, 3))
+
+
+def test_one_difference_by_chance_is_no_mismatch():
+    """And once a step agrees, no more are compared."""
+    folded, asked = wrong_at(1)
+    state = torch.ones(3)
+    for _ in range(5):
+        state = folded(state, torch.ones(2, 3))
+    assert len(asked) == 2
+
+
+def test_all_steps_are_taken_when_the_first_is_compared():
+    folded, _ = wrong_at()
+    assert folded(torch.zeros(3), torch.ones(7, 3)).tolist() == [7.0] * 3
+
+
+def test_a_large_state_is_not_copied(monkeypatch):
+    monkeypatch.setattr(verify, "LARGEST", 7)
+    folded, asked = wrong_at(*range(10))
+    folded(folded(torch.ones(3), torch.ones(1, 3)), torch.ones(1, 3))
+    assert not asked
+
+
+def gradient_step(state, x):
+    """Follows the gradient of a reordering."""
+    columns = torch.tensor([2, 1, 0])
+    return state - 0.1 * grad(lambda w: (w * x).index_select(-1, columns).square().mean())(state)
+
+
+@pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="the compiler is right")
+def test_a_compiler_that_multiplies_gradients_by_the_lanes_is_found(monkeypatch):
+    monkeypatch.setattr(edge, "_guarded", lambda traced: traced)
+    folded = verify.compared(edge.fold(vmap(gradient_step)), gradient_step)
+    state, xs = torch.ones(8, 3), torch.ones(1, 8, 3)
+    folded(state, xs)
+    with pytest.raises(verify.MismatchError):
+        folded(state, xs)
+
+
+@pytest.fixture
+def wrong_updates(monkeypatch):
+    """Compiled steps are uncompiled ones, with a gradient norm that is 7% off."""
+
+    def off(state, noise):
+        totals = state.metrics.totals
+        return state._replace(metrics=state.metrics._replace(totals=totals._replace(grad_norm=totals.grad_norm * 1.07)))
+
+    def fold_lanes(step, split, **soon):
+        return lambda state, xs: off(train.fold(vmap(step))(state, xs), xs)
+
+    monkeypatch.setattr(edge, "fold_lanes", fold_lanes)
+    monkeypatch.setattr(edge, "_noise", lambda program: lambda *given: train.noise(program, *given))
+
+
+@pytest.mark.usefixtures("wrong_updates")
+@pytest.mark.parametrize("config", [{}, {"updates_per_cycle": 8, "target_period": 8}], ids=str)
+def test_a_program_that_is_compiled_wrongly_is_not_trained(config):
+    program, (hyper, keys) = examples.program(**config), examples.lanes(2)
+    state = train.init(program, hyper, keys)
+    with pytest.raises(verify.MismatchError, match=r"\.metrics\.totals\.grad_norm"):
+        programs.advance(program, tree.clone(state), 8, edge.compiled(program))
+    programs.advance(program, state, 8, edge.compiled(program, check_compile=False))
