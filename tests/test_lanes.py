@@ -1,5 +1,6 @@
 """Groups of lanes on threads of their own: the same lanes, whatever the groups, and never one behind the others."""
 
+import ctypes
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +252,34 @@ def test_helpers_keep_the_number_of_threads_that_they_were_given():
     finally:
         torch.set_num_threads(before)
         lanes._helpers.cache_clear()
+
+
+@pytest.mark.parametrize(("groups", "workers"), [(8, 2), (3, 2), (1, 2), (9, 3)])
+def test_a_slow_thread_does_less_and_every_group_takes_its_cycles_in_order(monkeypatch, groups, workers):
+    """The step is a function of this test. It is slow in one thread, as on a core that is busy with something else."""
+    torch_c, cycles, done, counts = ctypes.CDLL(str(lanes._LIBRARIES / "libtorch_cpu.so")), 20, [], {}
+    state, noise = torch.zeros(groups, 1), torch.zeros(cycles, groups, 1)
+
+    def step(model, inputs, *others):
+        data = ctypes.c_void_p()
+        torch_c.aoti_torch_get_data_ptr(ctypes.c_void_p(inputs[1]), ctypes.byref(data))
+        done.append(divmod((data.value - noise.data_ptr()) // 4, groups))
+        for i in range(2):  # a step takes its inputs for its own
+            torch_c.aoti_torch_delete_tensor_object(ctypes.c_void_p(inputs[i]))
+        thread = threading.get_ident()
+        counts[thread] = counts.get(thread, 0) + 1
+        time.sleep(0.001 if thread == caller else 0.004)
+        return 0
+
+    caller = threading.get_ident()
+    pointers = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, *[ctypes.c_void_p] * 4]
+    callback = ctypes.CFUNCTYPE(ctypes.c_int32, *pointers)(step)
+    model = lanes._Model(ctypes.cast(callback, ctypes.c_void_p), ctypes.c_void_p(), lambda: "")
+    monkeypatch.setattr(lanes, "_model", lambda library, workers: model)
+    folder = Path(edge.cache_dir()) / "fdqn"
+    folder.mkdir(parents=True, exist_ok=True)
+    lanes.loop(folder / "none.so", [state], Split(1, workers, 1))([noise])
+    for group in range(groups):
+        assert [cycle for cycle, of in done if of == group] == list(range(cycles))
+    if groups > workers:  # dealt beforehand, each would do one part of as many as there are threads
+        assert counts[caller] > 1.3 * groups * cycles / workers
