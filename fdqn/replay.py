@@ -129,11 +129,15 @@ def add_where(replay: Replay, batch: Transition, valid: Tensor) -> Replay:
 def sample(replay: Replay, words: Tensor) -> Transition:
     """Rows drawn uniformly with replacement, one for each 32-bit word: row `(word * filled) >> 32`.
 
-    Shapes: words [B] int64 in [0, 2**32); result leaves [B, ...]. At least one row must have been added.
+    Shapes: words [B] int64 in [0, 2**32); result leaves [B, ...]. Raises TypeError for words of another dtype, and
+    ValueError for numbers that are no words and for an empty replay, where they can be read: outside of transforms and
+    compilers, on a CPU. Elsewhere rows of an empty replay are zeros.
     """
     check.shapes("words[B]", words)
-    check.integer("words", words)
+    check.words("words", words)
     count = filled(replay)
+    if check.seen(count < 1):
+        raise ValueError("replay: expected at least one row to sample from, got none; add rows first")
     at = random.index(words, count)
     if not isinstance(replay.frames, Frames):
         return _unpack(replay.unpacked, tree.index(replay.rows, at))

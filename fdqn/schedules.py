@@ -80,6 +80,7 @@ def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[
     """
     check.kind("milestones", milestones, Sequence, Tensor)
     _check(step, start=start, decay=decay)
+    step = _wide(step)
     passed = sum(
         ((step >= milestone).double() for milestone in milestones), torch.zeros_like(step, dtype=torch.float64)
     )
@@ -168,9 +169,11 @@ def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scala
         raise ValueError(f"starts: expected one for all of {len(schedules)} schedules but the first, got {len(starts)}")
     for schedule in schedules:
         check.function("schedules", schedule)
+    check.tensor("step", step)
     numbers = [start for start in starts if not isinstance(start, Tensor)]
     if numbers != sorted(numbers):
         raise ValueError(f"starts: expected them in ascending order, got {list(starts)}")
+    step = _wide(step)
     value = constant(step, schedules[0](step))
     for schedule, start in zip(schedules[1:], starts, strict=True):
         begun = step >= start
@@ -200,6 +203,11 @@ def _done(step: Tensor, steps: Scalar) -> Tensor:
     """The share of the steps that is done, at most 1."""
     length = _double(steps, step)
     return torch.where(step >= length, 1.0, step.double() / length.clamp_min(1e-30))
+
+
+def _wide(step: Tensor) -> Tensor:
+    """The step in int64 where it is a narrower integer, beside which a larger number would wrap."""
+    return step.to(torch.promote_types(step.dtype, torch.int64))
 
 
 def _double(value: Scalar, step: Tensor) -> Tensor:

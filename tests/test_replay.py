@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch.func import vmap
 
 from fdqn import compile as edge
 from fdqn import random, replay, tree
@@ -238,6 +239,27 @@ def test_index_copy_would_cost_the_ring():
         return memory._replace(rows=ring, added=memory.added + count)
 
     assert times_slower(add, 1, large=300_000) > 3
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_an_empty_replay_is_refused_where_it_can_be_seen(stack):
+    """Rows that were never added came out; inside of a transform they still do, as zeros."""
+    example = EXAMPLE._replace(obs=torch.zeros(2, 3), next_obs=torch.zeros(2, 3))
+    empty, words = replay.init(example, 4, stack=stack), torch.tensor([0, 2**32 - 1])
+    for call in (replay.sample, torch.no_grad()(replay.sample)):
+        with pytest.raises(ValueError, match=r"^replay: expected at least one row to sample from, got none; add rows"):
+            call(empty, words)
+    many = tree.stack([empty, empty])
+    assert not vmap(replay.sample)(many, torch.stack([words, words])).reward.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_words_of_another_dtype_are_refused(dtype):
+    memory = replay.add(replay.init(EXAMPLE, 4), rows(1, 2))
+    for call in (replay.sample, vmap(replay.sample, (None, 0))):
+        words = torch.tensor([3, 4] if call is replay.sample else [[3, 4]], dtype=dtype)
+        with pytest.raises(TypeError, match=f"^words: expected torch.int64, got {dtype}"):
+            call(memory, words)
 
 
 def test_messages():

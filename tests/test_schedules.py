@@ -221,3 +221,21 @@ def test_one_schedule_a_lane():
     starts, steps = torch.tensor([1.0, 0.5]), torch.tensor([10.0, 20.0])
     many = torch.func.vmap(partial(schedules.linear, torch.tensor(5)), in_dims=(0, None, 0))(starts, 0.0, steps)
     assert many.tolist() == [0.5, 0.375]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_steps_of_narrow_integers_are_beside_larger_numbers_what_they_are(dtype):
+    """300 in uint8 is 44, and 2**40 in int32 is 0."""
+    step, large = torch.tensor([0, 60, 100], dtype=dtype), {torch.int32: 2**40}.get(dtype, 2**17 + 300)
+    ends = [partial(schedules.constant, value=1.0), partial(schedules.constant, value=2.0)]
+    assert schedules.sequence(step, ends, [large]).tolist() == [1.0, 1.0, 1.0]
+    assert schedules.milestones(step, 1.0, 0.5, [50, large]).tolist() == [1.0, 0.5, 0.5]
+    for make in (
+        partial(schedules.linear, start=1.0, end=0.0, steps=large),
+        partial(schedules.polynomial, start=1.0, steps=large, power=2.0),
+        partial(schedules.warm_up, schedule=ends[0], steps=large),
+        partial(schedules.one_cycle, peak=1.0, steps=large),
+        partial(schedules.staircase, start=1.0, decay=0.5, every=large),
+        partial(schedules.cosine_restarts, start=1.0, end=0.0, steps=large, growth=2),
+    ):
+        assert torch.equal(make(step), make(step.long()))

@@ -77,7 +77,8 @@ def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
 
         0 where u < rate, x / (1 - rate) elsewhere
 
-    Shapes: x, uniforms u and the result [...]. Raises ValueError for a number outside [0, 1): 1 would leave nothing.
+    Shapes: x, uniforms u and the result [...]. Raises ValueError for a rate outside [0, 1), as 1 would leave nothing,
+    and for a u outside [0, 1) that `check.uniforms` can read.
     Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
     """
     check.shapes("x[...] u[...]", x, u)
@@ -86,6 +87,7 @@ def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
     check.kind("rate", rate, float, int, Tensor)
     if not isinstance(rate, Tensor) and not 0 <= rate < 1:
         raise ValueError(f"rate: expected a number in [0, 1), got {rate}")
+    check.uniforms("u", u)
     return (torch.where(u < rate, 0.0, x) / (1 - rate)).to(x.dtype)
 
 
