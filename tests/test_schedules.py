@@ -239,3 +239,27 @@ def test_steps_of_narrow_integers_are_beside_larger_numbers_what_they_are(dtype)
         partial(schedules.cosine_restarts, start=1.0, end=0.0, steps=large, growth=2),
     ):
         assert torch.equal(make(step), make(step.long()))
+
+
+MEET = {
+    "linear": (partial(schedules.linear, steps=7), 7),
+    "polynomial": (partial(schedules.polynomial, steps=7, power=2.0), 7),
+    "polynomial of a root": (partial(schedules.polynomial, steps=7, power=0.5), 7),
+    "cosine": (partial(schedules.cosine, steps=7), 7),
+    "cosine_restarts": (partial(schedules.cosine_restarts, steps=7, growth=2), None),
+}
+
+
+@pytest.mark.parametrize("name", MEET)
+@given(st.floats(-5, 5), st.floats(-5, 5))
+def test_both_ends_are_met_exactly(name, start, end):
+    make, last = MEET[name]
+    assert make(torch.tensor(0), start=start, end=end).item() == start
+    if last is not None:
+        assert make(torch.tensor(last), start=start, end=end).item() == end
+
+
+@given(st.floats(1e-6, 5), st.floats(1.5, 50), st.floats(1.5, 1e5))
+def test_one_cycle_meets_its_three_ends_exactly(peak, start_divisor, end_divisor):
+    rates = schedules.one_cycle(torch.tensor([0, 29, 99]), peak, 100, 0.3, start_divisor, end_divisor)
+    assert rates.tolist() == [peak / start_divisor, peak, peak / start_divisor / end_divisor]
