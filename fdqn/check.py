@@ -12,6 +12,12 @@ from torch import Tensor
 
 from fdqn import tree
 
+STORED = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+"""The dtypes that replay and checkpoints take: PyTorch cannot write rows of the wider unsigned and of most others."""
+
 
 def shapes(spec: str, *tensors: Tensor) -> None:
     """Hold tensors against a line such as `"q_tm1[... A] a_tm1[...] r_t[...]"`.
@@ -86,6 +92,17 @@ def kind(name: str, x: Any, *expected: type) -> None:
     if not isinstance(x, expected):
         names = ("None" if each is type(None) else each.__name__ for each in expected)
         raise TypeError(f"{name}: expected {' or '.join(names)}, got {_called(x)}")
+
+
+def stored(name: str, x: Any) -> None:
+    """Raise TypeError, naming the leaf, unless all leaves are tensors of a dtype of `STORED`."""
+    for path, leaf in zip(tree.paths(x), tree.leaves(x), strict=True):
+        tensor(f"{name}{path}", leaf)
+        if leaf.dtype not in STORED:
+            raise TypeError(
+                f"{name}{path}: expected a dtype that replay stores, {', '.join(str(d)[6:] for d in STORED)}, got "
+                f"{leaf.dtype}; cast it"
+            )
 
 
 def function(name: str, f: Any) -> None:

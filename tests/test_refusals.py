@@ -441,6 +441,8 @@ ROWS = [
      "state_dict: expected the network's names and shapes, …; got …"),
     # replay
     ("replay.init", given(ROW, 0), ValueError, "capacity: expected at least 1 row, got 0"),
+    ("replay.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
+     "example.obs: expected a dtype that replay stores, bool, …, float64, got torch.complex64; cast it"),
     ("replay.init", given(ROW, 9, 0), ValueError, "num_envs: expected at least 1, got 0"),
     ("replay.init", given(ROW, 9, 1, 0), ValueError, "steps: expected at least 1, got 0"),
     ("replay.init", given(ROW, 9, 1, 1, 0), ValueError, "stack: expected at least 1, got 0"),
@@ -591,6 +593,9 @@ ROWS = [
     ("check.share", given("x", 1.5), ValueError, "x: expected a number from 0 to 1, got 1.5"),
     ("check.number", given("x", "1"), TypeError, "x: expected a number or a tensor of floats, got '1'"),
     ("check.within", given("x", ACTION, 2), IndexError, "x[3]: expected a number from 0 to 1, got 2"),
+    ("check.stored", given("x", {"a": torch.zeros(2, dtype=torch.uint16)}), TypeError,
+     "x['a']: expected a dtype that replay stores, …, got torch.uint16; cast it"),
+    ("check.stored", given("x", [1.0]), TypeError, "x[0]: expected a tensor, got float"),
     ("check.words", given("x", ACTION.short()), TypeError, "x: expected torch.int64, got torch.int16; …"),
     ("check.words", given("x", ACTION - 2), ValueError, "x[0]: expected integers in [0, 2**32), got -2"),
     ("check.uniforms", given("u", ACTION), TypeError, "u: expected a floating-point dtype, got torch.int64"),
