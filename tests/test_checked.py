@@ -87,6 +87,34 @@ def test_actions_are_of_the_space_s_own_dtype_in_vector_environments(mode):
     assert games.broken == {}
 
 
+class Taking(gymnasium.vector.VectorEnv):
+    """One vector environment, not several single ones, which takes actions of its own space only."""
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(self, num_envs):
+        self.num_envs, self.single_action_space = num_envs, spaces.Discrete(3, start=2, dtype=np.int16)
+        self.single_observation_space = Strict.observation_space
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((self.num_envs, 2), np.float32), {}
+
+    def step(self, actions):
+        assert self.action_space.contains(actions), actions.dtype
+        none = np.zeros(self.num_envs, bool)
+        return np.zeros((self.num_envs, 2), np.float32), np.ones(self.num_envs), none, none, {}
+
+
+def test_actions_are_of_the_dtype_of_a_vector_environment_of_one_s_own():
+    world = gym.world("taking", Taking)
+    games = world.open(2, 3)
+    games.reset([[1, 2, 3], [4, 5, 6]])
+    for _ in range(30):
+        games.step(np.ones((2, 3), np.int64))
+    assert games.broken == {}
+
+
 def test_actions_of_a_registered_environment_are_of_its_dtype(monkeypatch):
     monkeypatch.setitem(gymnasium.registry, "Strict-v0", gymnasium.envs.registration.EnvSpec("Strict-v0", Strict))
     games = gym.named("Strict-v0").open(1, 1)
@@ -221,6 +249,11 @@ FIVE = r"\(obs, reward, terminated, truncated, info\)"
 STEPS = {
     "old api": (lambda o, r, e, t, i: (o, r, e, i), f"step to return {FIVE}, got 4 values; return all five"),
     "observation alone": (lambda o, *_: o, f"step to return {FIVE}, got ndarray; return all five"),
+    "a longer observation": (
+        lambda o, *more: (np.append(o, o), *more),
+        r"step to return an observation of shape \[2\], got \[4\] of ndarray",
+    ),
+    "no observation": (lambda o, *more: (None, *more), r"step to return an observation of .*, got \[\] of NoneType"),
     "no info": (lambda o, r, e, t, i: (o, r, e, t, None), "step to return a dict as its info, got None"),
     "two rewards": (lambda o, r, *more: (o, [r, r], *more), r"step to return a number as its reward, got \[1.0, 1.0\]"),
     "no reward": (lambda o, r, *more: (o, None, *more), "step to return a number as its reward, got None"),

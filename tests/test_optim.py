@@ -1,5 +1,6 @@
 """The optimizers beside torch.optim, in float64 to 1e-12."""
 
+import pickle
 from functools import partial
 
 import pytest
@@ -604,3 +605,19 @@ def test_adamax_without_memory_forgets_the_largest_gradient():
     for g in (torch.inf, 0.5):
         _, state = optimizer.update({"w": torch.tensor([g])}, state, params)
     assert state.largest["w"].item() == 0.5
+
+
+@pytest.mark.parametrize("name", optim.__all__)
+def test_optimizers_can_be_pickled(name):
+    make = {
+        "apply_updates": lambda: optim.adam(partial(schedules.linear, start=0.1, end=0.0, steps=4)),
+        "chain": lambda: optim.chain(clip=optim.clip_by_global_norm(0.1), adam=optim.adam()),
+        "clip_by_global_norm": lambda: optim.clip_by_global_norm(0.1),
+        "clip_by_value": lambda: optim.clip_by_value(0.1),
+        "add_decayed_weights": lambda: optim.add_decayed_weights(0.1),
+        "masked": lambda: optim.masked(optim.sgd(), str.isalpha),
+        "grouped": lambda: optim.grouped(str.lower, w=optim.adam()),
+    }.get(name) or getattr(optim, name)
+    optimizer, params, grads = make(), {"w": torch.ones(3)}, {"w": torch.tensor([1.0, -2.0, 0.5])}
+    again = pickle.loads(pickle.dumps(optimizer))
+    asserts.assert_trees_equal(*(x.update(grads, x.init(params), params) for x in (optimizer, again)))

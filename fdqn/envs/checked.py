@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
@@ -34,13 +35,23 @@ class Checked(gymnasium.Wrapper):
     def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
         """Observation and info, both checked."""
         obs, info = reset_values(self.env.reset(**how))
+        self._check_shape("reset", obs)
         return obs, self._info(obs, info, ended=False)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated and info, all checked."""
         obs, reward, terminated, truncated, info = step_values(self.env.step(action))
+        self._check_shape("step", obs)
         ends = _flag("terminated", terminated), _flag("truncated", truncated)
         return obs, _number("reward", reward), *ends, self._info(obs, info, ended=ends[0])
+
+    def _check_shape(self, method: str, obs: Any) -> None:
+        space = self.observation_space
+        if isinstance(space, Box) and np.shape(obs) != space.shape:
+            raise ValueError(
+                f"env: expected {method} to return an observation of shape {list(space.shape)}, got "
+                f"{list(np.shape(obs))} of {type(obs).__name__}"
+            )
 
     def _info(self, obs: Any, info: Mapping[str, Any], ended: bool) -> dict[str, Any]:
         told = {key: x for key, x in info.items() if key not in (MASK, LIVES) and not self._only_used}
