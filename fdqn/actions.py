@@ -20,7 +20,7 @@ def pick(q: Tensor, action: Tensor) -> Tensor:
     check.integer("action", action)
     check.within("action", action, q.shape[-1])
     # Not `gather`: its backward scatters, while this fuses with what surrounds it.
-    chosen = action.unsqueeze(-1) == torch.arange(q.shape[-1], device=q.device)
+    chosen = action.long().unsqueeze(-1) == torch.arange(q.shape[-1], device=q.device)
     return torch.where(chosen, q, 0.0).sum(-1)
 
 

@@ -1,7 +1,7 @@
 """Static checks: shape, dtype and structure, one line each. They cost nothing in a compiled program.
 
-A tensor's values are looked at by `within` and `some_legal` alone, and only where they lie open: outside of transforms
-and compilers, on a CPU. Inside, a step cannot stop for a number, and a GPU would be waited for.
+Only `within`, `words`, `uniforms`, `some_legal` and `seen` read a tensor's values, and only outside of transforms and
+compilers, on a CPU. Inside, a step cannot stop for a number, and a GPU would be waited for.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 
 from fdqn import tree
+
+STORED = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+"""The dtypes that replay and checkpoints take: PyTorch cannot write rows of the wider unsigned and of most others."""
 
 
 def shapes(spec: str, *tensors: Tensor) -> None:
@@ -88,6 +94,17 @@ def kind(name: str, x: Any, *expected: type) -> None:
         raise TypeError(f"{name}: expected {' or '.join(names)}, got {_called(x)}")
 
 
+def stored(name: str, x: Any) -> None:
+    """Raise TypeError, naming the leaf, unless all leaves are tensors of a dtype of `STORED`."""
+    for path, leaf in zip(tree.paths(x), tree.leaves(x), strict=True):
+        tensor(f"{name}{path}", leaf)
+        if leaf.dtype not in STORED:
+            raise TypeError(
+                f"{name}{path}: expected a dtype that replay stores, {', '.join(str(d)[6:] for d in STORED)}, got "
+                f"{leaf.dtype}; cast it"
+            )
+
+
 def function(name: str, f: Any) -> None:
     """Raise TypeError unless `f` can be called."""
     if not callable(f):
@@ -163,12 +180,32 @@ def within(name: str, x: Tensor, size: int) -> None:
         raise IndexError(f"{name}{at or ''}: expected a number from 0 to {size - 1}, got {int(x[tuple(at)])}")
 
 
+def words(name: str, x: Tensor) -> None:
+    """Raise TypeError unless `x` is int64, and ValueError for a number outside [0, 2**32) that can be read."""
+    integer(name, x)
+    if x.dtype != torch.int64:
+        raise TypeError(f"{name}: expected torch.int64, got {x.dtype}; draw words with random.bits")
+    _inside(name, x, 2**32, "integers in [0, 2**32)")
+
+
+def uniforms(name: str, u: Tensor) -> None:
+    """Raise TypeError unless `u` is floating, and ValueError for a number outside [0, 1) that can be read."""
+    floating(name, u)
+    _inside(name, u, 1, "numbers in [0, 1)")
+
+
 def some_legal(name: str, legal: Tensor) -> None:
     """Raise ValueError for a row [A] of flags without a true one, where values lie open."""
     empty = _open(~legal.any(-1)) if _may_be_open(legal) else None
     if empty is not None and empty.any():
         at = empty.nonzero()[0].tolist()
         raise ValueError(f"{name}{at or ''}: expected at least one legal action, got none")
+
+
+def seen(flags: Tensor) -> bool:
+    """Return whether any flag is true, where they can be read; False where they cannot."""
+    read = _open(flags) if _may_be_open(flags) else None
+    return read is not None and bool(read.any())
 
 
 def same(name: str, expected: Any, got: Any) -> None:
@@ -199,6 +236,14 @@ def difference(expected: Any, got: Any) -> str:
 def _called(x: Any) -> str:
     """What a person would call `x`: a class by its own name, all else by its class's."""
     return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
+
+
+def _inside(name: str, x: Tensor, size: int, expected: str) -> None:
+    """Raise ValueError for a number outside [0, size) that can be read; NaN is outside."""
+    outside = _open(~((x >= 0) & (x < size))) if _may_be_open(x) else None
+    if outside is not None and outside.any():
+        at = outside.nonzero()[0].tolist()
+        raise ValueError(f"{name}{at or ''}: expected {expected}, got {x[tuple(at)].item()}")
 
 
 def _may_be_open(x: Tensor) -> bool:

@@ -36,8 +36,10 @@ class Frames(NamedTuple):
 def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
     """Rings of `capacity` frames for observations like `example` [K, *frame].
 
-    Raises ValueError where they hold less than two stacks, or for an example without axes.
+    Raises ValueError where they hold less than two stacks, or for an example without axes; TypeError for a dtype that
+    cannot be stored.
     """
+    check.stored("example", example)
     if example.ndim < 1:
         raise ValueError("example: expected a stack of frames [K, *frame], got a number")
     check.count("num_envs", num_envs, 1)

@@ -127,7 +127,7 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) ->
     check.kind("dtype", dtype, torch.dtype)
     check.integer("labels", labels)
     check.within("labels", labels, classes)
-    return (labels.unsqueeze(-1) == torch.arange(classes, device=labels.device)).to(dtype)
+    return (labels.long().unsqueeze(-1) == torch.arange(classes, device=labels.device)).to(dtype)
 
 
 def smoothed(probabilities: Tensor, share: Scalar) -> Tensor:

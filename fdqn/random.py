@@ -2,8 +2,8 @@
 
 A key [..., 2] is two 32-bit words kept in int64. Every function is batched over the leading axes of its keys, uses no
 generator, and gives the numbers of `jax.random` (Threefry-2x32 with partitionable keys): `key, split, fold_in, bits`
-and `uniform` bit for bit, `normal` to 6e-6, by which jax.random itself is off in the tails. Salmon, Moraes, Dror, Shaw
-2011, "Parallel random numbers: as easy as 1, 2, 3".
+and `uniform` bit for bit, float32 `normal` to a relative error of 6e-6, the error of jax.random itself in the tails.
+Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 Inside, words are int32: its additions wrap and PyTorch vectorises it, unlike uint32.
 """
@@ -18,6 +18,9 @@ from fdqn import check
 
 # What a lane's key is folded with before it is used, one number a purpose, so that no two purposes share a number.
 NETWORK, RESET, CYCLES, EVALUATION, OUTSIDE, WORLD = range(6)
+
+# What a word is multiplied with must stay below, so that the product fits in int64.
+_SIZES = 2**31
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
@@ -46,8 +49,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """A new key for `data`: integers in [0, 2**32) that broadcast against the key's leading axes [...]."""
-    check.shapes("key[... 2]", key)
-    check.integer("key", key)
+    _check_key(key)
     if not isinstance(data, Tensor):
         if isinstance(data, bool) or not isinstance(data, int):
             raise TypeError(f"data: expected an integer, got {data!r}")
@@ -56,6 +58,8 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         # Made on the device: copied there, the host would wait for it.
         data = torch.full((), data, dtype=torch.int64, device=key.device)
     check.integer("data", data)
+    # In int64 first: any integer dtype holds a count, and which of them are below 2**32 is seen there.
+    check.words("data", data := data.to(torch.int64))
     data = data.to(key.device)
     zero = torch.zeros((), dtype=torch.int32, device=key.device)
     k0, k1 = _to_int32(key).unbind(-1)
@@ -74,24 +78,34 @@ def uniform(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.f
 
 
 def unit(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Words [...] in [0, 2**32) as numbers in [0, 1): the upper 23 bits.
+    """Words [...] in [0, 2**32), int64, as numbers in [0, 1): the upper 23 bits.
 
-    Raises TypeError for a dtype of fewer bits, which would round some of them up to 1.
+    Raises TypeError for words of another dtype, and for a `dtype` of fewer bits, which would round some of them up to
+    1; ValueError for a number that is no word, where `check.words` can read it.
     """
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
-    check.integer("words", words)
+    check.words("words", words)
     return (words >> 9).to(dtype) * 2.0**-23
 
 
 def index(words: Tensor, size: int | Tensor) -> Tensor:
-    """Words [...] in [0, 2**32) as indices in [0, size), `size` below 2**31: `(word * size) >> 32`.
+    """Words [...] in [0, 2**32), int64, as indices in [0, size), `size` in [1, 2**31): `(word * size) >> 32`.
 
-    All 32 bits count: float32 uniforms have 23 and are visibly uneven over a million rows.
+    All 32 bits count: float32 uniforms have 23 and are visibly uneven over a million rows. Raises TypeError for words
+    of another dtype and a size that is no integer; ValueError for numbers out of range, those of a tensor where they
+    can be read.
     """
-    check.integer("words", words)
-    if not isinstance(size, Tensor):
+    check.words("words", words)
+    if isinstance(size, Tensor):
+        check.integer("size", size)
+        size = size.to(torch.int64)
+        if check.seen((size < 1) | (size >= _SIZES)):
+            raise ValueError(f"size: expected integers in [1, 2**31), got {size.min().item()} to {size.max().item()}")
+    else:
         check.count("size", size, 1)
+        if size >= _SIZES:
+            raise ValueError(f"size: expected a number below 2**31, got {size}")
     return (words * size) >> 32
 
 
@@ -100,8 +114,10 @@ def randint(key: Tensor, shape: Sequence[int], low: int, high: int) -> Tensor:
     for name, bound in (("low", low), ("high", high)):
         if isinstance(bound, bool) or not isinstance(bound, int):
             raise TypeError(f"{name}: expected an integer, got {bound!r}")
-    if not 0 < high - low < 2**31:
+    if not 0 < high - low < _SIZES:
         raise ValueError(f"high: expected low < high < low + 2**31, got low {low}, high {high}")
+    if low < -(2**63) or high > 2**63:
+        raise ValueError(f"low, high: expected integers that int64 holds, got low {low}, high {high}")
     return low + index(bits(key, shape), high - low)
 
 
@@ -114,8 +130,7 @@ def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.fl
 
 def _words(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The two words [..., *shape] of Threefry at the counters 0, 1, 2, ... of `shape`."""
-    check.shapes("key[... 2]", key)
-    check.integer("key", key)
+    _check_key(key)
     check.sizes("shape", shape)
     count = math.prod(shape)
     if count >= 2**31:
@@ -125,6 +140,13 @@ def _words(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     x0, x1 = _threefry(k0, k1, torch.zeros_like(counter), counter)
     full = (*key.shape[:-1], *shape)
     return _to_int64(x0).reshape(full), _to_int64(x1).reshape(full)
+
+
+def _check_key(key: Tensor) -> None:
+    """Raise unless `key` is [..., 2] of integers; those that can be read lie in [0, 2**32)."""
+    check.shapes("key[... 2]", key)
+    check.integer("key", key)
+    check.words("key", key.to(torch.int64))
 
 
 def _threefry(k0: Tensor, k1: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:

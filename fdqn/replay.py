@@ -53,10 +53,11 @@ def init(example: Transition, capacity: int, num_envs: int = 1, steps: int = 1, 
     """An empty replay for rows like `example`, a transition without leading axes.
 
     With `steps` above 1 or stacked observations, of `stack` frames, it is one for `remember` and so many environments.
-    Raises ValueError for a capacity below 1.
+    Raises ValueError for a capacity below 1, and TypeError for a dtype that cannot be stored: `check.STORED` can.
     """
     if capacity < 1:
         raise ValueError(f"capacity: expected at least 1 row, got {capacity}")
+    check.stored("example", example)
     check.count("num_envs", num_envs, 1)
     check.count("steps", steps, 1)
     check.count("stack", stack, 1)
@@ -90,8 +91,7 @@ def remember(replay: Replay, batch: Transition, ended: Tensor, gamma: Tensor, va
         shown, obs, next_obs = frames.add(replay.frames, batch.obs, batch.next_obs, ended, valid)
         replay, batch = replay._replace(frames=shown), batch._replace(obs=obs, next_obs=next_obs)
     if isinstance(replay.recent, Recent):
-        # What is worth nothing ends what is learned from, also where the episode goes on.
-        recent, batch, valid = n_step.add(replay.recent, batch, ended | (batch.discount == 0), valid, gamma)
+        recent, batch, valid = n_step.add(replay.recent, batch, ended, valid, gamma)
         replay = replay._replace(recent=recent)
     if isinstance(replay.frames, Frames):
         numbers = replay.added + valid.cumsum(0) - 1
@@ -129,11 +129,15 @@ def add_where(replay: Replay, batch: Transition, valid: Tensor) -> Replay:
 def sample(replay: Replay, words: Tensor) -> Transition:
     """Rows drawn uniformly with replacement, one for each 32-bit word: row `(word * filled) >> 32`.
 
-    Shapes: words [B] int64 in [0, 2**32); result leaves [B, ...]. At least one row must have been added.
+    Shapes: words [B] int64 in [0, 2**32); result leaves [B, ...]. Raises TypeError for words of another dtype, and
+    ValueError for numbers that are no words and for an empty replay, where they can be read: outside of transforms and
+    compilers, on a CPU. Elsewhere rows of an empty replay are zeros.
     """
     check.shapes("words[B]", words)
-    check.integer("words", words)
+    check.words("words", words)
     count = filled(replay)
+    if check.seen(count < 1):
+        raise ValueError("replay: expected at least one row to sample from, got none; add rows first")
     at = random.index(words, count)
     if not isinstance(replay.frames, Frames):
         return _unpack(replay.unpacked, tree.index(replay.rows, at))

@@ -31,9 +31,7 @@ def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
     `torch.optim.lr_scheduler.LinearLR`.
     """
     _check(step, start=start, end=end, steps=steps)
-    done = _done(step, steps)
-    # Weighted from both sides, so that either end is met exactly.
-    return (1.0 - done) * _double(start, step) + done * _double(end, step)
+    return _between(step, start, end, _done(step, steps))
 
 
 def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: Scalar = 0.0) -> Tensor:
@@ -44,8 +42,7 @@ def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: S
     `torch.optim.lr_scheduler.PolynomialLR`, whose end is 0.
     """
     _check(step, start=start, steps=steps, power=power, end=end)
-    begin, stop = _double(start, step), _double(end, step)
-    return stop + (begin - stop) * (1.0 - _done(step, steps)) ** power
+    return _between(step, end, start, (1.0 - _done(step, steps)) ** power)
 
 
 def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
@@ -80,6 +77,7 @@ def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[
     """
     check.kind("milestones", milestones, Sequence, Tensor)
     _check(step, start=start, decay=decay)
+    step = _wide(step)
     passed = sum(
         ((step >= milestone).double() for milestone in milestones), torch.zeros_like(step, dtype=torch.float64)
     )
@@ -96,8 +94,7 @@ def cosine(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
     """
     _check(step, start=start, end=end, steps=steps)
     _check_positive("steps", steps)
-    begin, stop = _double(start, step), _double(end, step)
-    return stop + (begin - stop) * (1.0 + (math.pi * step.double() / _double(steps, step)).cos()) / 2.0
+    return _between(step, end, start, (1.0 + (math.pi * step.double() / _double(steps, step)).cos()) / 2.0)
 
 
 def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, growth: int = 1) -> Tensor:
@@ -168,9 +165,11 @@ def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scala
         raise ValueError(f"starts: expected one for all of {len(schedules)} schedules but the first, got {len(starts)}")
     for schedule in schedules:
         check.function("schedules", schedule)
+    check.tensor("step", step)
     numbers = [start for start in starts if not isinstance(start, Tensor)]
     if numbers != sorted(numbers):
         raise ValueError(f"starts: expected them in ascending order, got {list(starts)}")
+    step = _wide(step)
     value = constant(step, schedules[0](step))
     for schedule, start in zip(schedules[1:], starts, strict=True):
         begun = step >= start
@@ -200,6 +199,16 @@ def _done(step: Tensor, steps: Scalar) -> Tensor:
     """The share of the steps that is done, at most 1."""
     length = _double(steps, step)
     return torch.where(step >= length, 1.0, step.double() / length.clamp_min(1e-30))
+
+
+def _between(step: Tensor, a: Scalar, b: Scalar, share: Tensor) -> Tensor:
+    """`a` at share 0 and `b` at share 1, both exactly, since each is weighted by itself."""
+    return (1.0 - share) * _double(a, step) + share * _double(b, step)
+
+
+def _wide(step: Tensor) -> Tensor:
+    """The step in int64 where it is a narrower integer, beside which a larger number would wrap."""
+    return step.to(torch.promote_types(step.dtype, torch.int64))
 
 
 def _double(value: Scalar, step: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The only file that imports torch's pytree.
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -108,8 +109,14 @@ def separate(tree: T, apart_from: Any = ()) -> T:
 
 
 def lerp(a: T, b: T, weight: float | Tensor) -> T:
-    """`a + weight * (b - a)` on every leaf, in the leaf's dtype."""
-    return map(lambda x, y: (x + weight * (y - x)).to(x.dtype), a, b)
+    """Linear interpolation of every leaf, in the leaf's dtype: exactly `a` at weight 0 and `b` at weight 1.
+
+        a + weight * (b - a)         where weight < 0.5
+        b - (1 - weight) * (b - a)   elsewhere
+
+    `torch.lerp`. What is infinite or NaN at one end does not reach the other.
+    """
+    return map(partial(_lerp, weight), a, b)
 
 
 def norm(tree: Any) -> Tensor:
@@ -130,6 +137,25 @@ def equal(a: Any, b: Any) -> bool:
 def nbytes(tree: Any) -> int:
     """Bytes that the leaves hold."""
     return sum(x.numel() * x.element_size() for x in leaves(tree))
+
+
+def _lerp(weight: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
+    if not isinstance(weight, Tensor):
+        if weight in (0, 1):
+            return (y if weight else x).to(x.dtype, copy=True)
+        step = _difference(x, y)
+        return (x + weight * step if weight < 0.5 else y - (1 - weight) * step).to(x.dtype)
+    at_start, at_end, step = weight == 0, weight == 1, _difference(x, y)
+    if not x.is_floating_point():  # of integers the conversion rounds too
+        return torch.where(at_end, y, torch.where(at_start, x, (x + weight * step).to(x.dtype)))
+    # 0 * inf is NaN. Finite differences stay, so that the derivative with respect to the weight does too.
+    step = torch.where((at_start | at_end) & ~step.isfinite(), 0.0, step)
+    return torch.where(weight < 0.5, x + weight * step, y - (1 - weight) * step).to(x.dtype)
+
+
+def _difference(x: Tensor, y: Tensor) -> Tensor:
+    """`y - x`; that of integers and flags in float64, where it does not wrap."""
+    return y - x if x.is_floating_point() or x.is_complex() else y.double() - x.double()
 
 
 def _stacked(xs: tuple[Tensor, ...], dim: int) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from torch.func import vmap
 
-from fdqn import actions
+from fdqn import actions, envs, losses, random
 from fdqn.testing import asserts, laws, strategies
 
 
@@ -98,3 +98,18 @@ def test_messages_of_pick_and_of_integers():
         actions.pick(torch.tensor(1.0), torch.tensor(0))
     with pytest.raises(TypeError, match=r"^q: expected a floating-point dtype, got torch.int64"):
         actions.greedy(torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.uint16, torch.uint32, torch.uint64])
+def test_actions_and_labels_of_any_integer_dtype(dtype):
+    """Of the wider unsigned ones PyTorch compares none with int64."""
+    q, action = torch.arange(6.0).reshape(2, 3), torch.tensor([2, 1], dtype=dtype)
+    assert actions.pick(q, action).tolist() == [2.0, 4.0]
+    assert losses.one_hot(action, 300).argmax(-1).tolist() == [2, 1]
+    assert torch.equal(losses.cross_entropy_of_labels(q, action), losses.cross_entropy_of_labels(q, action.long()))
+    for name in envs.names():
+        env = envs.make(name)
+        u = random.uniform(random.key(0), (2, env.spec.noise))
+        state, _ = env.reset(u)
+        taken = action.long() % 2
+        asserts.assert_trees_equal(env.step(state, taken, u), env.step(state, taken.to(dtype), u))

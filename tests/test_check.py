@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 from torch.func import grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fdqn import check
 from fdqn import compile as edge
@@ -148,6 +149,44 @@ def test_values_are_looked_at_only_where_they_lie_open():
 def test_values_are_seen_inside_of_a_gradient_of_something_else():
     with pytest.raises(IndexError, match="x"):
         grad(lambda w, x: (w * sees(x)).sum())(torch.tensor(1.0), torch.tensor([7]))
+
+
+READS = {
+    "within": lambda x: check.within("x", x, 3),
+    "words": lambda x: check.words("x", x - 1),
+    "uniforms": lambda x: check.uniforms("x", x.double()),
+    "seen": lambda x: fail() if check.seen(x == 7) else None,
+}
+
+
+def fail():
+    raise ValueError("x: seen")
+
+
+@pytest.mark.parametrize("name", READS)
+def test_each_check_of_values_reads_them_only_outside_of_transforms_and_compilers(name):
+    def reads(x):
+        READS[name](x)
+        return x + 1
+
+    bad, expected = torch.tensor([0, 7]), [1, 8]
+    with pytest.raises((IndexError, ValueError), match="x"):
+        reads(bad)
+    assert vmap(reads)(bad).tolist() == expected
+    assert torch.compile(reads, fullgraph=True, backend="aot_eager")(bad).tolist() == expected
+    assert make_fx(vmap(reads))(bad)(bad).tolist() == expected
+    reads(bad.to("meta"))
+
+
+def test_ends_of_words_and_uniforms():
+    check.words("x", torch.tensor([0, 2**32 - 1]))
+    check.words("x", torch.zeros(0, dtype=torch.int64))
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        below = torch.nextafter(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype))
+        check.uniforms("u", torch.stack([below * 0, below]))
+        for wrong in (1.0, -1e-4, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=r"^u\[1\]: expected numbers in \[0, 1\), got "):
+                check.uniforms("u", torch.tensor([0.5, wrong], dtype=dtype))
 
 
 def test_numbers():

@@ -253,3 +253,14 @@ def test_batches_that_do_not_fit(f, field, change):
     rows = batch()._replace(**{field: change(getattr(batch(), field))})
     with pytest.raises(ValueError, match=r"expected shape .*, got"):
         loss(f)(params(1), params(2), rows, HYPER)
+
+
+@pytest.mark.parametrize("tau", [1, 1.0, torch.tensor(1.0)])
+def test_a_soft_copy_of_everything_is_a_hard_copy(tau):
+    """Bit for bit, of numbers of any size, and into memory of its own."""
+    params = {"w": torch.logspace(-6, 6, 1000), "b": torch.tensor([1.0, 2.0])}
+    target = {"w": torch.logspace(6, -6, 1000).neg(), "b": torch.tensor([torch.nan, torch.inf])}
+    learner = dqn.init(optim.sgd(), params)._replace(target_params=target)
+    copied = dqn.soft_copy(learner, tau)
+    asserts.assert_trees_equal(dqn.hard_copy(learner), copied)
+    assert all(copied.target_params[name].data_ptr() != x.data_ptr() for name, x in params.items())

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import pickle
 from collections import Counter
 
 import gymnasium
@@ -612,3 +613,10 @@ def test_advance_serves_observations_of_any_rank():
     assert step.obs.flatten(1).mean(1).tolist() == [1.0, 0.0]
     assert step.legal.tolist() == [[True, False], [True, False]]
     assert step.next_legal.tolist() == legal.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_environments_can_be_pickled(name):
+    env = envs.make(name)
+    again, u = pickle.loads(pickle.dumps(env)), uniforms(env, 3)
+    assert_same(again.reset(u), env.reset(u))

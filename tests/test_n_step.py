@@ -5,19 +5,23 @@ import itertools
 import pytest
 import torch
 
-from fdqn import build, n_step, train, tree
+from fdqn import build, n_step, replay, train, tree
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Transition
 
 GAMMA = 0.9
 
 
-def walk(num_envs, steps, seed, stands=0.0):
-    """Single steps [T] of [E]: numbered observations, so that it is seen which is which."""
+def walk(num_envs, steps, seed, stands=0.0, going_on=(1.0,)):
+    """Single steps [T] of [E]: numbered observations, so that it is seen which is which; `going_on` are discounts of
+    steps after which the task goes on, 0 among them perhaps where the episode does."""
     made = torch.Generator().manual_seed(seed)
     for t in range(steps):
         ended = torch.rand(num_envs, generator=made) < 0.25
         discount = torch.where(ended & (torch.rand(num_envs, generator=made) < 0.5), 0.0, 1.0).double()
+        if len(going_on) > 1:
+            drawn = torch.randint(len(going_on), (num_envs,), generator=made)
+            discount = discount * torch.tensor(going_on, dtype=torch.float64)[drawn]
         obs = (1_000 * torch.arange(num_envs) + t).double().unsqueeze(-1)
         reward = torch.randn(num_envs, generator=made, dtype=torch.float64)
         legal = torch.rand((num_envs, 2), generator=made) < 0.5
@@ -29,23 +33,22 @@ def expected(singles, n):
     """Of one environment's single steps `[(row, ended)]`: those over n that are complete, from the definition."""
     found = []
     for start in range(len(singles)):
-        reward, row, complete = torch.zeros((), dtype=torch.float64), None, False
+        reward, row, complete, weight = torch.zeros((), dtype=torch.float64), None, False, 1.0
         for m, (step, ended) in enumerate(singles[start : start + n]):
-            reward, row = reward + GAMMA**m * step.reward, step
-            if complete := ended or m == n - 1:
+            reward, row, discount = reward + weight * step.reward, step, weight * step.discount
+            if complete := ended or m == n - 1 or step.discount == 0:
                 break
+            weight = GAMMA * discount
         known = start + n <= len(singles)  # it comes out n - 1 steps after it began
         if complete and known:
             first = singles[start][0]
-            found.append(
-                Transition(first.obs, first.action, reward, GAMMA**m * row.discount, row.next_obs, row.next_legal)
-            )
+            found.append(Transition(first.obs, first.action, reward, discount, row.next_obs, row.next_legal))
     return found
 
 
-def given(n, stands, seed=0):
+def given(n, stands, seed=0, going_on=(1.0,)):
     recent, singles, got = None, [[] for _ in range(3)], [[] for _ in range(3)]
-    for batch, ended, valid in walk(3, 60, seed, stands):
+    for batch, ended, valid in walk(3, 60, seed, stands, going_on):
         recent = recent or n_step.init(tree.index(batch, 0), 3, n)
         recent, rows, whole = n_step.add(recent, batch, ended, valid, torch.tensor(GAMMA, dtype=torch.float64))
         for i in range(3):
@@ -56,11 +59,13 @@ def given(n, stands, seed=0):
     return singles, got
 
 
+@pytest.mark.parametrize("going_on", [(1.0,), (1.0, 0.0), (1.0, 0.5, 0.9), (1.5, 0.5, 0.25, 0.0)], ids=str)
 @pytest.mark.parametrize("stands", [0.0, 0.3])
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_equals_the_definition(n, stands):
-    """Every step starts one transition, in order, none crosses an end, and those just before an end are there too."""
-    singles, got = given(n, stands)
+def test_equals_the_definition(n, stands, going_on):
+    """Every step starts one transition, in order, none crosses an end, and those just before an end are there too.
+    Discounts of any size count on the way."""
+    singles, got = given(n, stands, going_on=going_on)
     for ours, steps in zip(got, singles, strict=True):
         theirs = expected(steps, n)
         assert len(ours) == len(theirs) == len(steps) - n + 1
@@ -75,7 +80,36 @@ def test_what_crosses_an_end_is_found(monkeypatch):
         n_step, "add", lambda recent, batch, ended, *more: original(recent, batch, ended & False, *more)
     )
     with pytest.raises(AssertionError):
-        test_equals_the_definition(3, 0.0)
+        test_equals_the_definition(3, 0.0, (1.0,))
+
+
+def test_discounts_that_are_ignored_on_the_way_are_found(monkeypatch):
+    """The planted bug: only powers of gamma weigh, as where discounts are 0 or 1."""
+    monkeypatch.setattr(n_step, "_weights", lambda discount, gamma: gamma ** torch.arange(3) + 0 * discount)
+    test_equals_the_definition(3, 0.3, (1.0, 0.0))
+    with pytest.raises(AssertionError):
+        test_equals_the_definition(3, 0.3, (1.0, 0.5))
+
+
+def test_discounts_of_0_and_1_keep_the_bits_of_powers_of_gamma():
+    for gamma in (torch.tensor(0.99), torch.tensor(0.9, dtype=torch.float64)):
+        for discount in (torch.ones(2, 5), torch.ones(2, 5, dtype=torch.float64)):
+            assert (n_step._weights(discount, gamma) == gamma ** torch.arange(5)).all()
+    never = torch.tensor([[0.0, torch.nan, 1.0]])
+    assert n_step._weights(never, torch.tensor(0.5))[0, :2].tolist() == [1.0, 0.0]
+
+
+def test_replay_multiplies_discounts_over_several_steps():
+    """r_0 + 0.9 * 0.5 * r_1 = 1.9, and what follows is worth 0.9 * 0.5 * 0.5 of what it is, before the last gamma."""
+    obs, legal = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
+    batch = Transition(obs, torch.tensor([0]), torch.tensor([1.0]), torch.tensor([0.5]), obs, legal)
+    memory = replay.init(tree.index(batch, 0), 4, 1, 2)
+    for reward in (1.0, 2.0):
+        batch = batch._replace(reward=torch.tensor([reward]))
+        memory = replay.remember(memory, batch, torch.tensor([False]), torch.tensor(0.9))
+    row = replay.sample(memory, torch.tensor([0]))
+    assert row.reward.item() == pytest.approx(1 + 0.9 * 0.5 * 2)
+    assert row.discount.item() == pytest.approx(0.9 * 0.5 * 0.5)
 
 
 def test_steps_that_come_out_late_are_found(monkeypatch):
@@ -88,7 +122,7 @@ def test_steps_that_come_out_late_are_found(monkeypatch):
 
     monkeypatch.setattr(n_step, "add", dropping)
     with pytest.raises(AssertionError):
-        test_equals_the_definition(3, 0.0)
+        test_equals_the_definition(3, 0.0, (1.0,))
 
 
 def test_a_reward_that_is_not_finite_stays_in_its_episode():

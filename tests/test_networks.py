@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import pickle
 from collections import OrderedDict
 from functools import partial
 from itertools import pairwise
@@ -108,6 +109,93 @@ def test_dueling_separates_value_and_advantage():
     shifted = network.apply(params | {"advantage.bias": params["advantage.bias"] + 5}, obs)
     torch.testing.assert_close(shifted, q, rtol=0, atol=1e-5)
     torch.testing.assert_close(network.apply(params | {"value.bias": params["value.bias"] + 5}, obs), q + 5)
+
+
+BYTES = {
+    "mlp": (lambda shape: networks.mlp(shape, (16,), 3), [(128,), (84, 84), (4, 84, 84, 1), (16, 16, 3)]),
+    "dueling_mlp": (lambda shape: networks.dueling_mlp(shape, (16,), 3), [(128,), (84, 84), (16, 16, 3)]),
+    "nature": (lambda shape: networks.nature(shape, 3), [(1, 36, 36)]),
+    "minatar": (lambda shape: networks.minatar(shape, 3), [(4, 10, 10), (1, 3, 5)]),
+}
+"""Networks by the shape of their observations, and shapes."""
+
+
+@pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, (_, shapes) in BYTES.items() for shape in shapes])
+def test_bytes_are_divided_by_255_in_every_network(name, shape):
+    """Not in convolutions alone: the first values of an MLP that saw pictures were 30."""
+    network = BYTES[name][0](shape)
+    params, pictures = network.init(KEY), random.randint(random.key(1), (5, *shape), 0, 256).to(torch.uint8)
+    q = network.apply(params, pictures)
+    assert torch.equal(q, network.apply(params, pictures.float() / 255.0))
+    assert q.abs().max() < 2
+    for dtype in (torch.float32, torch.int16, torch.int64):
+        assert torch.equal(network.apply(params, pictures.to(dtype)), network.apply(params, pictures.float()))
+    flags = pictures > 127
+    assert torch.equal(network.apply(params, flags), network.apply(params, flags.float()))
+    wide = tree.cast(params, torch.float64)
+    assert torch.equal(network.apply(wide, pictures), network.apply(wide, pictures.double() / 255.0))
+    assert torch.equal(networks.to_module(network, params)(pictures), q)
+    many = vmap(network.apply, (None, 0))(params, pictures.unsqueeze(1))
+    torch.testing.assert_close(many.squeeze(1), q, rtol=1e-5, atol=1e-6)
+
+
+def test_bytes_go_into_a_module_of_one_s_own_as_they_are():
+    """One that divides by itself, as CleanRL's do, would see black otherwise."""
+
+    class Dividing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = sequential(4, (6,), 3)
+
+        def forward(self, x):
+            return self.network(x / 255.0)
+
+    pictures = random.randint(random.key(1), (5, 4), 0, 256).to(torch.uint8)
+    for factory in (Dividing, partial(sequential, 4, (6,), 3)):
+        network = networks.from_module(factory)
+        params = network.init(KEY)
+        assert torch.equal(network.apply(params, pictures), network.apply(params, pictures.float()))
+
+
+def test_layers_that_cannot_be_drawn_are_refused_when_the_network_is_made():
+    for make in (
+        lambda: networks.mlp(10**13, (64,), 2),
+        lambda: networks.dueling_mlp(4, (64,), 10**13),
+        lambda: networks.mlp(2**31, (), 1),
+        lambda: networks.minatar((1, 10**5, 10**5), 2),
+        lambda: networks.nature((1, 10**5, 10**5), 2),
+    ):
+        with pytest.raises(
+            ValueError, match=r"expected layers of fewer than 2\*\*31 weights, got .*make observations or"
+        ):
+            make()
+
+
+def half():
+    """A module that can be pickled, as it is made by a function of a module."""
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
+PICKLED = {
+    "mlp": lambda: networks.mlp(4, (6,), 3),
+    "dueling_mlp": lambda: networks.dueling_mlp(4, (6,), 3),
+    "nature": lambda: networks.nature((1, 36, 36), 3),
+    "minatar": lambda: networks.minatar((2, 4, 3), 3),
+    "from_module": lambda: networks.from_module(half),
+    "from_module_with_dropout": lambda: networks.from_module_with_dropout(half),
+    "starting_from": lambda: networks.starting_from(networks.from_module(half), dict(half().named_parameters())),
+}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_networks_can_be_pickled(name):
+    network = PICKLED[name]()
+    again = pickle.loads(pickle.dumps(network))
+    shape = {"nature": (1, 36, 36), "minatar": (2, 4, 3)}.get(name, (4,))
+    more = (KEY,) if name == "from_module_with_dropout" else ()
+    params, obs = network.init(KEY), observations((3, *shape))
+    asserts.assert_trees_equal(params, again.init(KEY))
+    assert torch.equal(network.apply(params, obs, *more), again.apply(params, obs, *more))
 
 
 @pytest.mark.parametrize(("shape", "features"), [((4, 84, 84), 3136), ((1, 36, 44), 128)])
@@ -933,9 +1021,12 @@ def test_apply_is_exported(name):
         torch.testing.assert_close(program.module()(obs), network.apply(params, obs))
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.bool, torch.float32])
-def test_nature_of_frames_of_any_dtype_over_lanes_and_exported(dtype):
-    network, shape = SMALL["nature"]
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*(("nature", dtype) for dtype in (torch.uint8, torch.bool, torch.float32)), ("mlp", torch.uint8)],
+)
+def test_frames_of_any_dtype_over_lanes_and_exported(name, dtype):
+    network, shape = SMALL[name]
     params = network.init(random.key([1, 2]))
     frames = random.randint(random.key(3), (2, 5, *shape), 0, 256).to(dtype)
     expected = torch.stack([network.apply(tree.index(params, i), frames[i]) for i in range(2)])
@@ -1031,7 +1122,7 @@ def test_observations_come_in_the_parameters_dtype(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), random.randint(random.key(1), (2, *shape), 0, 2)
     expected = network.apply(params, obs.float())
-    white = 255 if name == "nature" else 1  # of bytes
+    white = 1 if name == "module" else 255  # of bytes
     assert torch.equal(network.apply(params, (white * obs).to(torch.uint8)), expected)
     for dtype in (torch.bool, torch.float64, torch.bfloat16):
         assert torch.equal(network.apply(params, obs.to(dtype)), expected)

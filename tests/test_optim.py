@@ -1,5 +1,6 @@
 """The optimizers beside torch.optim, in float64 to 1e-12."""
 
+import pickle
 from functools import partial
 
 import pytest
@@ -552,3 +553,71 @@ def test_gradient_through_radam_is_finite_before_it_is_rectified():
         return tree.norm(updates)
 
     asserts.assert_finite(grad(stepped)(tree.map(lambda x: x + 0.3, params)))
+
+
+AT_0 = {
+    "adam": (lambda zero: optim.adam(0.1, zero, 0.999), "mean"),
+    "adamax": (lambda zero: optim.adamax(0.1, zero), "mean"),
+    "nadam": (lambda zero: optim.nadam(0.1, zero), "mean"),
+    "radam": (lambda zero: optim.radam(0.1, zero), "mean"),
+    "centered_rmsprop": (lambda zero: optim.centered_rmsprop(0.1, zero), "mean"),
+    "graves_rmsprop": (lambda zero: optim.graves_rmsprop(0.1, zero), "mean"),
+    "sgd": (lambda zero: optim.sgd(0.1, zero), "velocity"),
+}
+"""Optimizers with a decay of 0, and what of their state is then the last gradient."""
+
+
+@pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0.0)], ids=str)
+@pytest.mark.parametrize("name", AT_0)
+def test_a_mean_that_keeps_nothing_is_the_last_gradient(name, zero):
+    """Of numbers of any size; and what came before, however wild, leaves no trace."""
+    make, field = AT_0[name]
+    params = {"w": torch.zeros(1000)}
+    large, small = torch.logspace(-6, 15, 1000), torch.logspace(3, -12, 1000).neg()
+    optimizer = make(zero)
+    state = optimizer.init(params)
+    for grads in (large, torch.full((1000,), torch.inf), small):
+        _, state = optimizer.update({"w": grads}, state, params)
+    assert torch.equal(getattr(state, field)["w"], small)
+
+
+@pytest.mark.parametrize("zero", [0.0, torch.tensor(0.0)], ids=str)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda zero: optim.rmsprop(0.1, zero), lambda zero: optim.adam(0.1, 0.9, zero),
+        lambda zero: optim.nadam(0.1, 0.9, zero), lambda zero: optim.radam(0.1, 0.9, zero),
+    ],
+    ids=["rmsprop", "adam", "nadam", "radam"],
+)  # fmt: skip
+def test_a_mean_square_that_keeps_nothing_is_the_last_square(make, zero):
+    """A gradient of 1e30, whose square is infinite, is forgotten by the next one."""
+    optimizer, params = make(zero), {"w": torch.zeros(1)}
+    state = optimizer.init(params)
+    for g in (1e30, 0.5):
+        _, state = optimizer.update({"w": torch.tensor([g])}, state, params)
+    assert state.square["w"].item() == 0.25
+
+
+def test_adamax_without_memory_forgets_the_largest_gradient():
+    optimizer, params = optim.adamax(0.1, 0.9, 0.0), {"w": torch.zeros(1)}
+    state = optimizer.init(params)
+    for g in (torch.inf, 0.5):
+        _, state = optimizer.update({"w": torch.tensor([g])}, state, params)
+    assert state.largest["w"].item() == 0.5
+
+
+@pytest.mark.parametrize("name", optim.__all__)
+def test_optimizers_can_be_pickled(name):
+    make = {
+        "apply_updates": lambda: optim.adam(partial(schedules.linear, start=0.1, end=0.0, steps=4)),
+        "chain": lambda: optim.chain(clip=optim.clip_by_global_norm(0.1), adam=optim.adam()),
+        "clip_by_global_norm": lambda: optim.clip_by_global_norm(0.1),
+        "clip_by_value": lambda: optim.clip_by_value(0.1),
+        "add_decayed_weights": lambda: optim.add_decayed_weights(0.1),
+        "masked": lambda: optim.masked(optim.sgd(), str.isalpha),
+        "grouped": lambda: optim.grouped(str.lower, w=optim.adam()),
+    }.get(name) or getattr(optim, name)
+    optimizer, params, grads = make(), {"w": torch.ones(3)}, {"w": torch.tensor([1.0, -2.0, 0.5])}
+    again = pickle.loads(pickle.dumps(optimizer))
+    asserts.assert_trees_equal(*(x.update(grads, x.init(params), params) for x in (optimizer, again)))

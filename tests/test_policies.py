@@ -75,6 +75,26 @@ def test_the_last_uniform_chooses_the_last_action_of_many():
         laws.legal_only(lambda q, legal: policies.uniform(legal, u), torch.zeros(1, count), legal)
 
 
+@pytest.mark.parametrize("u", [-0.5, 1.0, 1.5, float("nan"), float("inf")])
+def test_a_uniform_out_of_range_that_cannot_be_read_still_chooses_a_legal_action(u):
+    legal = torch.tensor([[False, True, True, False]])
+    one = torch.tensor([u])
+    with pytest.raises(ValueError, match=r"^u\[0\]: expected numbers in \[0, 1\)"):
+        policies.uniform(legal, one)
+    assert vmap(policies.uniform)(legal, one).item() in (1, 2)
+    chosen = vmap(policies.epsilon_greedy, (0, 0, None, 0))(torch.zeros(1, 4), legal, 1.0, one.expand(1, 2))
+    assert chosen.item() in (1, 2)
+
+
+def test_uniforms_of_half_precision_are_refused():
+    """In bfloat16 a third of 300 actions could not be chosen, and a uniform that is rounded up to 1 chooses none."""
+    legal = torch.ones(1, 300, dtype=torch.bool)
+    for dtype in (torch.float16, torch.bfloat16):
+        for call in (policies.uniform, vmap(policies.uniform)):
+            with pytest.raises(TypeError, match=f"^u: expected torch.float32 or torch.float64, got {dtype}"):
+                call(legal, torch.tensor([0.5], dtype=dtype))
+
+
 Q = torch.tensor([[[1.0, 2.0, 3.0], [0.5, -1.0, 0.1]]])
 LEGAL = torch.tensor([[[True, True, False], [True, False, True]]])
 U = torch.tensor([[[0.1, 0.7], [0.9, 0.2]]])

@@ -100,6 +100,8 @@ OBS = floats(10, 4, 2)
 SIZES = "{'0.weight': [3, 2], '0.bias': [3], '2.weight': [3, 3], '2.bias': [3]}"
 BATCH = replay.Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
 ROW, EMPTY = tree.index(BATCH, 0), replay.init(tree.index(BATCH, 0), 3)
+FULL = replay.add(EMPTY, tree.index(BATCH, slice(2)))
+STACKED = replay.init(ROW._replace(obs=torch.zeros(2, 3), next_obs=torch.zeros(2, 3)), 8, stack=2)
 SPANNING, RECENT = replay.init(ROW, 8, 4, 2), n_step.init(ROW, 4, 2)
 SHOWN, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
 LANES_OF_HYPER = dqn.hyper(4)
@@ -207,6 +209,12 @@ ROWS = [
     ("actions.count", given([True, False]), TypeError, "flags: expected a tensor, got list"),
     ("policies.uniform", given(LEGAL, U), ValueError, "u: expected shape [...] with ... = [4], got [4, 2]"),
     ("policies.uniform", given(LEGAL, ACTION), TypeError, "u: expected a floating-point dtype, got torch.int64"),
+    ("policies.uniform", given(LEGAL, U[:, 0] + 1), ValueError, "u[0]: expected numbers in [0, 1), got …"),
+    ("policies.uniform", given(LEGAL, U[:, 0].half()), TypeError,
+     "u: expected torch.float32 or torch.float64, got torch.float16"),
+    ("policies.epsilon_greedy", given(Q, LEGAL, 0.1, U.bfloat16()), TypeError,
+     "u: expected torch.float32 or torch.float64, got torch.bfloat16"),
+    ("policies.epsilon_greedy", given(Q, LEGAL, 0.1, U - 1), ValueError, "u[0, 0]: expected numbers in [0, 1), got …"),
     ("policies.uniform", given(STUCK, U[:, 0]), ValueError, "legal[0]: expected at least one legal action, got none"),
     ("policies.epsilon_greedy", given(Q, LEGAL, "0.1", U), TypeError,
      "epsilon: expected a number or a tensor of floats, got '0.1'"),
@@ -415,6 +423,7 @@ ROWS = [
     ("networks.from_module_with_dropout.apply", given(DROPPING.init(KEY), OBS, 3), TypeError,
      "key: expected a tensor [2], got int"),
     ("networks.dropout", given(Q, 1.0, Q_T), ValueError, "rate: expected a number in [0, 1), got 1.0"),
+    ("networks.dropout", given(Q, 0.5, Q.clamp_min(1)), ValueError, "u[0, 0]: expected numbers in [0, 1), got …"),
     ("networks.dropout", given(Q, "0.5", Q_T), TypeError, "rate: expected float or int or Tensor, got str"),
     ("networks.dropout", given(Q, Q_T, 0.5), TypeError, "u: expected a tensor [...], got float"),
     ("networks.dropout", given(Q.long(), 0.5, Q_T), TypeError, "x: expected a floating-point dtype, got torch.int64"),
@@ -432,6 +441,8 @@ ROWS = [
      "state_dict: expected the network's names and shapes, …; got …"),
     # replay
     ("replay.init", given(ROW, 0), ValueError, "capacity: expected at least 1 row, got 0"),
+    ("replay.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
+     "example.obs: expected a dtype that replay stores, bool, …, float64, got torch.complex64; cast it"),
     ("replay.init", given(ROW, 9, 0), ValueError, "num_envs: expected at least 1, got 0"),
     ("replay.init", given(ROW, 9, 1, 0), ValueError, "steps: expected at least 1, got 0"),
     ("replay.init", given(ROW, 9, 1, 1, 0), ValueError, "stack: expected at least 1, got 0"),
@@ -452,6 +463,11 @@ ROWS = [
      "batch.next_legal: expected shape [2, 3], got [2, 2]"),
     ("replay.sample", given(EMPTY, [1, 2]), TypeError, "words: expected a tensor [B], got list"),
     ("replay.sample", given(EMPTY, U[:, 0]), TypeError, "words: expected an integer dtype, got torch.float32"),
+    ("replay.sample", given(EMPTY, ACTION), ValueError,
+     "replay: expected at least one row to sample from, got none; add rows first"),
+    ("replay.sample", given(FULL, ACTION.int()), TypeError, "words: expected torch.int64, got torch.int32; …"),
+    ("replay.sample", given(FULL, ACTION - 1), ValueError, "words[0]: expected integers in [0, 2**32), got -1"),
+    ("replay.sample", given(STACKED, ACTION), ValueError, "replay: expected at least one row …, got none; …"),
     # random
     ("random.key", given(-1), ValueError, "seed: expected integers in [0, 2**32), got -1 to -1"),
     ("random.key", given([0, 2**32]), ValueError, "seed: expected integers in [0, 2**32), got 0 to 4294967296"),
@@ -475,6 +491,26 @@ ROWS = [
     ("random.unit", given(U), TypeError, "words: expected an integer dtype, got torch.float32"),
     ("random.index", given(ACTION, 0), ValueError, "size: expected at least 1, got 0"),
     ("random.index", given(U, 5), TypeError, "words: expected an integer dtype, got torch.float32"),
+    *[(f"random.{name}", given(ACTION.to(dtype), *more), TypeError, f"words: expected torch.int64, got {dtype}; …")
+      for dtype in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.uint32)
+      for name, more in (("index", (1000,)), ("unit", ()))],
+    ("random.index", given(ACTION - 1, 5), ValueError, "words[0]: expected integers in [0, 2**32), got -1"),
+    ("random.index", given(ACTION + 2**32 - 2, 5), ValueError, "words[3]: expected …, got 4294967296"),
+    ("random.index", given(ACTION, 2**31), ValueError, "size: expected a number below 2**31, got 2147483648"),
+    ("random.index", given(ACTION, torch.tensor(2**33)), ValueError,
+     "size: expected integers in [1, 2**31), got 8589934592 to 8589934592"),
+    ("random.index", given(ACTION, torch.tensor([3, 0, 3, 3])), ValueError,
+     "size: expected integers in [1, 2**31), got 0 to 3"),
+    ("random.index", given(ACTION, torch.tensor(5.0)), TypeError, "size: expected an integer dtype, got …"),
+    ("random.unit", given(ACTION - 1), ValueError, "words[0]: expected integers in [0, 2**32), got -1"),
+    ("random.fold_in", given(KEY, ACTION + 2**32), ValueError,
+     "data[0]: expected integers in [0, 2**32), got 4294967296"),
+    ("random.fold_in", given(KEY, torch.tensor(-1, dtype=torch.int32)), ValueError,
+     "data: expected integers in [0, 2**32), got -1"),
+    ("random.bits", given(KEY - 4), ValueError, "key[0]: expected integers in [0, 2**32), got -4"),
+    ("random.split", given(KEY + 2**32), ValueError, "key[0]: expected integers in [0, 2**32), got 4294967296"),
+    ("random.randint", given(KEY, (2,), 2**63 - 2, 2**63 + 3), ValueError,
+     "low, high: expected integers that int64 holds, got …"),
     ("random.randint", given(KEY, (2,), 5, 5), ValueError,
      "high: expected low < high < low + 2**31, got low 5, high 5"),
     ("random.randint", given(KEY, (2,), 0.5, 2), TypeError, "low: expected an integer, got 0.5"),
@@ -557,6 +593,14 @@ ROWS = [
     ("check.share", given("x", 1.5), ValueError, "x: expected a number from 0 to 1, got 1.5"),
     ("check.number", given("x", "1"), TypeError, "x: expected a number or a tensor of floats, got '1'"),
     ("check.within", given("x", ACTION, 2), IndexError, "x[3]: expected a number from 0 to 1, got 2"),
+    ("check.stored", given("x", {"a": torch.zeros(2, dtype=torch.uint16)}), TypeError,
+     "x['a']: expected a dtype that replay stores, …, got torch.uint16; cast it"),
+    ("check.stored", given("x", [1.0]), TypeError, "x[0]: expected a tensor, got float"),
+    ("check.words", given("x", ACTION.short()), TypeError, "x: expected torch.int64, got torch.int16; …"),
+    ("check.words", given("x", ACTION - 2), ValueError, "x[0]: expected integers in [0, 2**32), got -2"),
+    ("check.uniforms", given("u", ACTION), TypeError, "u: expected a floating-point dtype, got torch.int64"),
+    ("check.uniforms", given("u", torch.tensor([0.5, float("nan")])), ValueError,
+     "u[1]: expected numbers in [0, 1), got nan"),
     ("check.some_legal", given("legal", STUCK), ValueError, "legal[0]: expected at least one legal action, got none"),
     ("check.same", given("x", PARAMS, OTHERS), ValueError, "x['0.weight']: expected shape [3, 2], got [5, 2]"),
     ("check.same", given("x", {"a": Q}, {"a": None}), TypeError, "x['a']: expected a tensor, got NoneType"),
@@ -868,6 +912,7 @@ WITHOUT = {
     "worlds.vmapped": "binds",
     "build.replay_bytes": "multiplies what `check_memory` has checked",
     "check.difference": "answers in words",
+    "check.seen": "answers whether, of any flags",
     "checkpoint.CheckpointError": "is what is raised",
     "compile.player": "binds",
     "compile.prepare_cpu": "takes nothing",

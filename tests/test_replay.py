@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch.func import vmap
 
+from fdqn import check, checkpoint, frames, random, replay, tree
 from fdqn import compile as edge
-from fdqn import random, replay, tree
 from fdqn.testing import asserts, laws, programs, strategies
 from fdqn.types import Step, Transition
 
@@ -238,6 +239,74 @@ def test_index_copy_would_cost_the_ring():
         return memory._replace(rows=ring, added=memory.added + count)
 
     assert times_slower(add, 1, large=300_000) > 3
+
+
+DTYPES = sorted({x for x in vars(torch).values() if isinstance(x, torch.dtype)}, key=str)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, about the tensors that are made here
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_dtype_is_refused_by_name_before_replay_is_made_or_goes_in_and_comes_out(dtype):
+    """uint16 passed `init` and failed in `add`, in words of PyTorch."""
+    fits = dtype in check.STORED
+    try:
+        obs = torch.zeros(2, 2).to(dtype) if fits else torch.empty(2, 2, dtype=dtype)
+    except (RuntimeError, NotImplementedError):
+        assert not fits
+        return  # there is no such tensor
+    for stack in (1, 2):
+        example = EXAMPLE._replace(obs=obs, next_obs=obs)
+        if not fits:
+            with pytest.raises(
+                TypeError, match=rf"^example\.obs: expected a dtype that replay stores, .*, got {dtype}"
+            ):
+                replay.init(example, 8, stack=stack)
+            with pytest.raises(
+                TypeError, match=f"^example: expected a dtype that replay stores, .*, got {dtype}; cast"
+            ):
+                frames.init(obs, 1, 9)
+            continue
+        batch = tree.map(lambda x: x.unsqueeze(0), example)
+        ended, gamma = torch.tensor([False]), torch.tensor(0.9)
+        memory = replay.remember(replay.init(example, 8, stack=stack), batch, ended, gamma)
+        memory = replay.remember(memory, batch, ended, gamma, ~ended)
+        asserts.assert_trees_equal(batch.obs, replay.sample(memory, torch.tensor([2**32 - 1])).obs)
+
+
+@pytest.mark.parametrize("field", ["action", "reward", "discount", "next_legal"])
+def test_other_fields_of_a_dtype_that_cannot_be_stored(field):
+    """Not observations alone, and not in eager mode alone."""
+    wrong = EXAMPLE._replace(**{field: getattr(EXAMPLE, field).to(torch.uint16)})
+    for call in (lambda: replay.init(wrong, 8), lambda: vmap(lambda x: replay.init(x, 8))(tree.stack([wrong, wrong]))):
+        with pytest.raises(
+            TypeError, match=rf"^example\.{field}: expected a dtype that replay stores, .*, got torch.uint16"
+        ):
+            call()
+
+
+def test_what_replay_stores_checkpoints_save():
+    assert set(check.STORED) == set(checkpoint.DTYPES)
+
+
+@pytest.mark.parametrize("stack", [1, 2])
+def test_an_empty_replay_is_refused_where_it_can_be_seen(stack):
+    """Rows that were never added came out; inside of a transform they still do, as zeros."""
+    example = EXAMPLE._replace(obs=torch.zeros(2, 3), next_obs=torch.zeros(2, 3))
+    empty, words = replay.init(example, 4, stack=stack), torch.tensor([0, 2**32 - 1])
+    for call in (replay.sample, torch.no_grad()(replay.sample)):
+        with pytest.raises(ValueError, match=r"^replay: expected at least one row to sample from, got none; add rows"):
+            call(empty, words)
+    many = tree.stack([empty, empty])
+    assert not vmap(replay.sample)(many, torch.stack([words, words])).reward.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_words_of_another_dtype_are_refused(dtype):
+    memory = replay.add(replay.init(EXAMPLE, 4), rows(1, 2))
+    for call in (replay.sample, vmap(replay.sample, (None, 0))):
+        words = torch.tensor([3, 4] if call is replay.sample else [[3, 4]], dtype=dtype)
+        with pytest.raises(TypeError, match=f"^words: expected torch.int64, got {dtype}"):
+            call(memory, words)
 
 
 def test_messages():

@@ -221,3 +221,45 @@ def test_one_schedule_a_lane():
     starts, steps = torch.tensor([1.0, 0.5]), torch.tensor([10.0, 20.0])
     many = torch.func.vmap(partial(schedules.linear, torch.tensor(5)), in_dims=(0, None, 0))(starts, 0.0, steps)
     assert many.tolist() == [0.5, 0.375]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_steps_of_narrow_integers_are_beside_larger_numbers_what_they_are(dtype):
+    """300 in uint8 is 44, and 2**40 in int32 is 0."""
+    step, large = torch.tensor([0, 60, 100], dtype=dtype), {torch.int32: 2**40}.get(dtype, 2**17 + 300)
+    ends = [partial(schedules.constant, value=1.0), partial(schedules.constant, value=2.0)]
+    assert schedules.sequence(step, ends, [large]).tolist() == [1.0, 1.0, 1.0]
+    assert schedules.milestones(step, 1.0, 0.5, [50, large]).tolist() == [1.0, 0.5, 0.5]
+    for make in (
+        partial(schedules.linear, start=1.0, end=0.0, steps=large),
+        partial(schedules.polynomial, start=1.0, steps=large, power=2.0),
+        partial(schedules.warm_up, schedule=ends[0], steps=large),
+        partial(schedules.one_cycle, peak=1.0, steps=large),
+        partial(schedules.staircase, start=1.0, decay=0.5, every=large),
+        partial(schedules.cosine_restarts, start=1.0, end=0.0, steps=large, growth=2),
+    ):
+        assert torch.equal(make(step), make(step.long()))
+
+
+MEET = {
+    "linear": (partial(schedules.linear, steps=7), 7),
+    "polynomial": (partial(schedules.polynomial, steps=7, power=2.0), 7),
+    "polynomial of a root": (partial(schedules.polynomial, steps=7, power=0.5), 7),
+    "cosine": (partial(schedules.cosine, steps=7), 7),
+    "cosine_restarts": (partial(schedules.cosine_restarts, steps=7, growth=2), None),
+}
+
+
+@pytest.mark.parametrize("name", MEET)
+@given(st.floats(-5, 5), st.floats(-5, 5))
+def test_both_ends_are_met_exactly(name, start, end):
+    make, last = MEET[name]
+    assert make(torch.tensor(0), start=start, end=end).item() == start
+    if last is not None:
+        assert make(torch.tensor(last), start=start, end=end).item() == end
+
+
+@given(st.floats(1e-6, 5), st.floats(1.5, 50), st.floats(1.5, 1e5))
+def test_one_cycle_meets_its_three_ends_exactly(peak, start_divisor, end_divisor):
+    rates = schedules.one_cycle(torch.tensor([0, 29, 99]), peak, 100, 0.3, start_divisor, end_divisor)
+    assert rates.tolist() == [peak / start_divisor, peak, peak / start_divisor / end_divisor]

@@ -1,16 +1,19 @@
 """The loop: when things happen, what is counted, and that it learns."""
 
 import math
+import pickle
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.func import vmap
 
+from fdqn import build, dqn, envs, losses, networks, random, replay, train, tree
 from fdqn import compile as edge
-from fdqn import dqn, envs, losses, networks, random, replay, train, tree
 from fdqn.envs import cartpole
+from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.types import Network
 
@@ -620,3 +623,33 @@ def test_keys_and_hyper_parameters_that_do_not_fit():
         train.init(program, hyper, keys.float())
     with pytest.raises(ValueError, match=r"^learning_rate: expected it on the device of keys, cpu, got meta"):
         train.init(program, hyper._replace(learning_rate=hyper.learning_rate.to("meta")), keys)
+
+
+PICKLED = {
+    "cartpole": {},
+    "huber and soft copies": {"loss": "huber", "tau": 0.1, "double": True, "dueling": True},
+    "catch": {"env": "catch", "optimizer": "rmsprop", "max_grad_norm": math.inf},
+    "minatar": {"env": "minatar:breakout", "optimizer": "nature-rmsprop"},
+    "gymnasium": {"env": "gym:CartPole-v1"},
+}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_programs_can_be_pickled(name):
+    """For a process of its own, whose lanes then do the same."""
+    changes = {"hidden": (8,)} if name != "minatar" else {}
+    program = build.program(Settings(**{"seeds": 2, "batch_size": 8, **changes, **PICKLED[name]}))
+    again = pickle.loads(pickle.dumps(program))
+    hyper, keys = dqn.hyper(2), random.key([0, 1])
+    after = []
+    for each in (program, again):
+        functions = train.vmapped(each)
+        state = train.init(each, hyper, keys)
+        after.append(functions.cycle(state, functions.noise(keys, 0, 1)))
+    asserts.assert_trees_equal(*after)
+
+
+def test_a_program_of_a_module_can_be_pickled():
+    network = networks.from_module(partial(nn.Linear, 4, 2))
+    program = examples.program(network=network)
+    assert pickle.loads(pickle.dumps(program)).network.init(random.key(0)).keys() == {"weight", "bias"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from torch.func import grad, vmap
 
 from fdqn import tree
 from fdqn.testing import asserts, strategies
@@ -64,14 +65,83 @@ def test_clone_shares_nothing_and_is_contiguous():
     assert not {x.data_ptr() for x in tree.leaves(copy)} & {x.data_ptr() for x in tree.leaves(wide)}
 
 
+WEIGHTS = [0, 0.0, 1, 1.0, torch.tensor(0.0), torch.tensor(1.0), torch.tensor(1.0, dtype=torch.float64)]
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@given(strategies.twin_trees())
+def test_lerp_meets_both_ends_exactly(weight, pair):
+    asserts.assert_trees_equal(pair[int(weight)], tree.lerp(*pair, weight))
+
+
 @given(strategies.params())
-def test_lerp_meets_both_ends_and_the_middle(params):
+def test_lerp_meets_the_middle(params):
     other = tree.map(lambda x: x + 1, params)
-    asserts.assert_trees_equal(params, tree.lerp(params, other, 0.0))
-    asserts.assert_trees_close(other, tree.lerp(params, other, 1.0), 1e-14)
-    asserts.assert_trees_close(
-        tree.map(lambda x: x + 0.25, params), tree.lerp(params, other, torch.tensor(0.25)), 1e-14
-    )
+    for weight in (0.25, 0.75, torch.tensor(0.25, dtype=torch.float64), torch.tensor(0.75, dtype=torch.float64)):
+        asserts.assert_trees_close(
+            tree.map(lambda x: x + float(weight), params), tree.lerp(params, other, weight), 1e-14
+        )
+
+
+def ends(dtype=torch.float32):
+    """Numbers of many sizes, of which a third were not met at weight 1."""
+    size = torch.logspace(-6, 6, 1000, dtype=torch.float64)
+    a, b = size.repeat(100), size.repeat_interleave(100)
+    return a.to(dtype), -b.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_lerp_meets_both_ends_of_numbers_of_any_size(dtype):
+    a, b = ends(dtype)
+    for kind in (float, torch.tensor):
+        assert torch.equal(tree.lerp(a, b, kind(1.0)), b)
+        assert torch.equal(tree.lerp(a, b, kind(0.0)), a)
+    assert not torch.equal((a + 1.0 * (b - a)), b), "the planted bug"
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.49, 0.5, 0.51, 0.9, 0.999])
+def test_lerp_is_that_of_torch(weight):
+    a, b = ends()
+    expected = torch.lerp(a, b, weight)
+    tensor = torch.tensor(weight)
+    for ours in (
+        tree.lerp(a, b, weight),
+        tree.lerp(a, b, tensor),
+        vmap(tree.lerp, (None, None, 0))(a, b, tensor[None])[0],
+    ):
+        torch.testing.assert_close(ours, expected, rtol=2e-7, atol=1e-7 * float(b.abs().max()))
+    if weight < 0.5:
+        assert torch.equal(tree.lerp(a, b, weight), a + weight * (b - a)), "ordinary training keeps its bits"
+        assert torch.equal(tree.lerp(a, b, tensor), a + tensor * (b - a))
+
+
+def test_lerp_lets_nothing_through_from_the_other_end():
+    wild = torch.tensor([torch.inf, -torch.inf, torch.nan, 3e38])
+    calm = torch.tensor([1.0, -2.0, 0.5, -3e38])
+    for weight in (0.0, torch.tensor(0.0)):
+        assert torch.equal(tree.lerp(calm, wild, weight), calm)
+        asserts.assert_trees_equal(tree.lerp(wild, calm, weight), wild)
+    for weight in (1.0, torch.tensor(1.0)):
+        assert torch.equal(tree.lerp(wild, calm, weight), calm)
+        asserts.assert_trees_equal(tree.lerp(calm, wild, weight), wild)
+    assert not tree.lerp(calm, wild, 0.25)[:3].isfinite().any()
+
+
+def test_lerp_of_each_lane_and_its_derivatives():
+    a, b, weights = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 7.0]), torch.tensor([0.0, 0.25, 0.75, 1.0])
+    lanes = vmap(tree.lerp, (None, None, 0))(a, b, weights)
+    asserts.assert_trees_equal(torch.stack([tree.lerp(a, b, w) for w in weights]), lanes)
+    for w in weights:
+        by_a, by_b, by_w = grad(lambda *x: tree.lerp(*x).sum(), (0, 1, 2))(a, b, w)
+        assert by_a.tolist() == [1 - w] * 2
+        assert by_b.tolist() == [w] * 2
+        assert by_w == 7.0
+
+
+def test_lerp_shares_no_memory_with_either_end():
+    a, b = torch.ones(2), torch.zeros(2)
+    for weight in WEIGHTS:
+        assert tree.lerp(a, b, weight).data_ptr() not in (a.data_ptr(), b.data_ptr())
 
 
 def test_lerp_keeps_the_dtype():

@@ -55,7 +55,7 @@ def step(state: State, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[State,
     Actions are not checked against their range. Shapes: state and action [...]; u [..., 1].
     """
     episode.check_step(State, state, action, u, NOISE)
-    state = State(state.ball, (state.paddle + action - 1).clamp(0, COLUMNS - 1), state.time + 1)
+    state = State(state.ball, (state.paddle + action.long() - 1).clamp(0, COLUMNS - 1), state.time + 1)
     terminated = state.time >= ROWS - 1
     reward = torch.where(state.ball == state.paddle, 1.0, -1.0) * terminated
     legal = episode.all_legal(state.time, ACTIONS)

@@ -36,9 +36,9 @@ def spec(obs_shape: tuple[int, ...], dtype: torch.dtype, actions: int, noise: in
 
 
 def check_reset(u: Tensor, noise: int) -> None:
-    """Raise ValueError or TypeError unless `u` is floating [..., K]."""
+    """Raise ValueError or TypeError unless `u` is floating [..., K]; numbers that can be read lie in [0, 1)."""
     check.shapes(f"u[... {noise}]", u)
-    check.floating("u", u)
+    check.uniforms("u", u)
 
 
 def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) -> None:
@@ -51,7 +51,7 @@ def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) 
         )
     check.shapes(f"state.time[...] action[...] u[... {noise}]", state.time, action, u)
     check.integer("action", action)
-    check.floating("u", u)
+    check.uniforms("u", u)
 
 
 def all_legal(time: Tensor, actions: int) -> Tensor:

@@ -12,7 +12,7 @@ import re
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +26,7 @@ from gymnasium.wrappers import RenderCollection
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fdqn.envs.checked import LIVES, hold, reset_values, step_values
 from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
@@ -50,14 +51,16 @@ def named(name: str, **settings: Any) -> World:
             f"the Nature paper, gym:ale_py:{name} as it is"
         )
 
-    def make(num_envs: int, **more: Any) -> VectorEnv:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of newer versions: the name was asked for
-            mode = {"autoreset_mode": AutoresetMode.DISABLED, "copy": False}  # encoding copies
-            return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings, **more)
-
+    make = partial(_registered, name, settings)
     film = partial(make, wrappers=[_keeping_frames], render_mode="rgb_array", disable_env_checker=True)
     return world(f"gym:{name}", make, film)
+
+
+def _registered(name: str, settings: dict[str, Any], num_envs: int, **more: Any) -> VectorEnv:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of newer versions: the name was asked for
+        mode = {"autoreset_mode": AutoresetMode.DISABLED, "copy": False}  # encoding copies
+        return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings, **more)
 
 
 def atari(name: str) -> World:
@@ -69,7 +72,7 @@ def atari(name: str) -> World:
     Raises ValueError where ale-py is not installed or has no such game.
     """
     try:
-        from ale_py import roms, vector_env
+        from ale_py import roms
     except ImportError:
         raise ValueError(f"env: ale:{name} needs ale-py, got none; pip install 'fdqn[atari]'") from None
     game = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
@@ -78,26 +81,33 @@ def atari(name: str) -> World:
         hint = f"; did you mean {near[0]}?" if near else f"; ale-py has {len(known)}"
         raise ValueError(f"env: expected a game of ale-py, got {name!r}{hint}")
 
-    def make(num_envs: int, **settings: Any) -> VectorEnv:
-        settings |= {"reward_clipping": False, "autoreset_mode": AutoresetMode.SAME_STEP}
-        return _SeedsAsArray(vector_env.AtariVectorEnv(game, num_envs, num_threads=1, **settings))
+    return world(f"ale:{name}", partial(_atari, game), partial(_filmed_atari, game), STACK, FIVE_MINUTES)
 
-    def play(num_envs: int) -> VectorEnv:
-        return make(num_envs, stack_num=STACK)
 
-    def film(num_envs: int) -> VectorEnv:
-        return _Twins(play(num_envs), make(num_envs, grayscale=False, img_height=210, img_width=160, stack_num=1))
+def _atari(game: str, num_envs: int, **settings: Any) -> VectorEnv:
+    from ale_py import vector_env
 
-    return world(f"ale:{name}", play, film, STACK, FIVE_MINUTES)
+    settings = {"stack_num": STACK, **settings, "reward_clipping": False, "autoreset_mode": AutoresetMode.SAME_STEP}
+    return _SeedsAsArray(vector_env.AtariVectorEnv(game, num_envs, num_threads=1, **settings))
+
+
+def _filmed_atari(game: str, num_envs: int) -> VectorEnv:
+    shown = _atari(game, num_envs, grayscale=False, img_height=210, img_width=160, stack_num=1)
+    return _Twins(_atari(game, num_envs), shown)
 
 
 def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
     """Environments that `make()` gives one by one; `name` is for messages."""
 
-    def vector(make: Callable[[], gymnasium.Env], num_envs: int) -> VectorEnv:
-        return gymnasium.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    return world(name, partial(_one_by_one, make), partial(_one_by_one, partial(_filmed, make)))
 
-    return world(name, partial(vector, make), partial(vector, lambda: _keeping_frames(_rendering(make))))
+
+def _one_by_one(make: Callable[[], gymnasium.Env], num_envs: int) -> VectorEnv:
+    return gymnasium.vector.SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _filmed(make: Callable[..., gymnasium.Env]) -> gymnasium.Env:
+    return _keeping_frames(_rendering(make))
 
 
 def world(
@@ -111,18 +121,24 @@ def world(
     `film(num_envs)` gives do the same, and render each a list of frames, those since they were last asked.
 
     With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
-    steps of an episode, by default those that the environments themselves allow.
+    steps of an episode, by default those that the environments themselves allow. Of a `SyncVectorEnv` each environment
+    is `Checked`, which knows what is legal of a method `action_masks()` too; other vector environments say it by
+    `action_mask` among their observations or infos.
+
     Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
     """
     try:
         with contextlib.ExitStack() as closing:
             probe = make(1)
             closing.callback(close, probe)
+            hold(probe)
             actions, observed = probe.single_action_space, probe.single_observation_space
             limit = limit or (probe.spec.max_episode_steps if probe.spec is not None else None)
             mode = probe.metadata.get("autoreset_mode")
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
-        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {_said(error)}") from error
+        raise ValueError(
+            f"env: expected an environment of Gymnasium, got {name!r}: {_said(error).removeprefix('env: ')}"
+        ) from error
     if not isinstance(actions, Discrete):
         raise ValueError(f"env: expected discrete actions, got {actions} in {name!r}")
     if not isinstance(mode, AutoresetMode):
@@ -131,19 +147,19 @@ def world(
     dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
     spec = EnvSpec(encoded.shape, dtype, int(actions.n), noise=0, time_limit=limit or EPISODE_STEPS, stack=stack)
 
-    def filmed(lanes: int) -> Games:
-        return Games(name, film or make, encoded, spec, lanes, 1)
+    open = partial(Games, name, make, encoded, spec)
+    return World(open, spec, film and partial(_open_film, name, film, encoded, spec), partial(_counts_lives, open))
 
-    def open(lanes: int, num_envs: int) -> Games:
-        return Games(name, make, encoded, spec, lanes, num_envs)
 
-    def counts_lives() -> bool:
-        with contextlib.closing(open(1, 1)) as probe:
-            first = probe.reset([[0]])
-            probe.step(first.legal.long().argmax(-1).numpy())  # what may be done
-            return probe.counts_lives
+def _open_film(name: str, film: Callable[[int], VectorEnv], encoded: Encoding, spec: EnvSpec, lanes: int) -> "Games":
+    return Games(name, film, encoded, spec, lanes, 1)
 
-    return World(open, spec, film and filmed, counts_lives)
+
+def _counts_lives(open: Callable[[int, int], "Games"]) -> bool:
+    with contextlib.closing(open(1, 1)) as probe:
+        first = probe.reset([[0]])
+        probe.step(first.legal.long().argmax(-1).numpy())  # what may be done
+        return probe.counts_lives
 
 
 Answered = TypeVar("Answered")
@@ -227,30 +243,35 @@ class Games:
     def _reset(self, lane: "_Lane", seeds: list[int]) -> tuple[Any, ...]:
         """What a `Step` of one lane holds, in its order."""
         lane.restarts[:] = False
-        obs, infos = lane.vector.reset(seed=seeds)  # type: ignore[arg-type]
+        obs, infos = reset_values(lane.vector.reset(seed=seeds))  # type: ignore[arg-type]
         first, legal = self.encoding.encode(obs), self._checked(self._legal(obs, infos, self.num_envs))
         _check_finite("observations", first)
         self._check_stacked(lane, first, ~lane.restarts, begins=True)
+        self.counts_lives = _are_counted(infos)
         lane.lives[:] = _lives(infos, lane.lives)
-        self.counts_lives = "lives" in infos
         none = np.zeros(self.num_envs, np.bool_)
         return first, legal, first, legal, np.zeros(self.num_envs, np.float32), none, none
 
     def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
         """What an `Answer` of one lane holds, in its order: many small tensors would take longer than the world."""
         vector, restarted = lane.vector, lane.restarts.copy()
-        obs, reward, terminated, truncated, infos = vector.step(actions + lane.first_action)
+        chosen = (actions + lane.first_action).astype(lane.action_dtype)
+        obs, reward, terminated, truncated, infos = step_values(vector.step(chosen))
+        reward, terminated, truncated = map(np.asarray, (reward, terminated, truncated))
+        for name, x in (("rewards", reward), ("terminated", terminated), ("truncated", truncated)):
+            if x.shape != (self.num_envs,):
+                raise ValueError(f"env: expected {name} of shape [{self.num_envs}], got {list(x.shape)}")
         with np.errstate(over="ignore"):
             reward = reward.astype(np.float32)
         ended = terminated | truncated
         lives = _lives(infos, lane.lives)
-        self.counts_lives |= "lives" in infos
+        self.counts_lives |= _are_counted(infos)
         life_lost = (lives < lane.lives) & ~ended
         next_obs, next_legal = self.encoding.encode(obs), self._legal(obs, infos, self.num_envs)
         first, legal = next_obs, next_legal
         match lane.mode:
             case AutoresetMode.DISABLED if ended.any():
-                obs, infos = vector.reset(options={"reset_mask": ended})
+                obs, infos = reset_values(vector.reset(options={"reset_mask": ended}))
                 first = self.encoding.encode(obs)
                 legal = np.where(ended[:, None], self._legal(obs, infos, self.num_envs), next_legal)
                 lives = np.where(ended, _lives(infos, lives), lives)
@@ -271,7 +292,7 @@ class Games:
         step = first, self._checked(legal), next_obs, next_legal, reward, terminated, truncated
         return *step, ~restarted, True, life_lost
 
-    def _legal(self, obs: Any, infos: dict[str, Any], count: int) -> NDArray[np.bool_]:
+    def _legal(self, obs: Any, infos: Mapping[str, Any], count: int) -> NDArray[np.bool_]:
         """What may be done at `count` observations [N, A]: all, where neither they nor the infos say."""
         everything = self._everything[:count]
         if isinstance(obs, dict) and MASK in obs:
@@ -360,6 +381,8 @@ class _Lane(NamedTuple):
     """[E], whose next step will only start a new episode."""
     first_action: int
     """What gymnasium calls our action 0."""
+    action_dtype: np.dtype
+    """Of the action space: int64 actions are in no space of int32."""
     mode: AutoresetMode
     """How it restarts, as it said when it was opened: ale-py's environments share one record of it."""
     lives: NDArray[np.int64]
@@ -369,11 +392,11 @@ class _Lane(NamedTuple):
 
 
 def _opened(make: Callable[[int], VectorEnv], num_envs: int, shown: NDArray[Any]) -> _Lane:
-    vector = make(num_envs)
+    vector = hold(make(num_envs))
     assert isinstance(vector.single_action_space, Discrete)  # as `world` has seen
     none = np.zeros(num_envs, np.int64)
-    first_action, mode = int(vector.single_action_space.start), vector.metadata["autoreset_mode"]
-    return _Lane(vector, none.astype(np.bool_), first_action, mode, none, shown)
+    actions, mode = vector.single_action_space, vector.metadata["autoreset_mode"]
+    return _Lane(vector, none.astype(np.bool_), int(actions.start), np.dtype(actions.dtype), mode, none, shown)
 
 
 def close(env: gymnasium.Env | VectorEnv) -> None:
@@ -387,11 +410,19 @@ def _check_finite(name: str, numbers: NDArray[Any]) -> None:
         raise ValueError(f"env: expected finite {name}, got {numbers[~finite][0]}")
 
 
-def _lives(infos: dict[str, Any], before: NDArray[np.int64]) -> NDArray[np.int64]:
+def _are_counted(infos: Mapping[str, Any]) -> bool:
+    """Whether infos say lives as numbers, one an environment."""
+    lives = np.asarray(infos.get(LIVES))
+    return lives.dtype.kind in "iuf" and lives.ndim == 1
+
+
+def _lives(infos: Mapping[str, Any], before: NDArray[np.int64]) -> NDArray[np.int64]:
     """[E], where the infos say them; else as before."""
-    if "lives" not in infos:
+    if not _are_counted(infos):
         return before
-    return np.where(infos.get("_lives", True), np.asarray(infos["lives"], np.int64), before)
+    lives = np.asarray(infos[LIVES])
+    told = np.isfinite(lives) & infos.get(f"_{LIVES}", True)
+    return np.where(told, lives, before).astype(np.int64)
 
 
 def _stacked(lanes: list[tuple[Any, ...]]) -> list[Tensor]:
@@ -399,7 +430,7 @@ def _stacked(lanes: list[tuple[Any, ...]]) -> list[Tensor]:
     return [torch.from_numpy(np.array(parts)) for parts in zip(*lanes, strict=True)]
 
 
-def _final(space: Space, infos: dict[str, Any], ended: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
+def _final(space: Space, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> tuple[Any, dict[str, Any]]:
     """The batch of the observations that ended episodes, and their masks."""
     last = [infos["final_obs"][i] for i in np.flatnonzero(ended)]
     masks = {key: x[ended] for key, x in infos.get("final_info", {}).items() if key in (MASK, f"_{MASK}")}

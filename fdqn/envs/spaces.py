@@ -29,36 +29,32 @@ def encoding(space: spaces.Space) -> Encoding:
       channels first, as convolutions take them. Pictures are of at least 10 x 10 and have at most 16 channels, fewer
       than rows and columns or, as MinAtar's Seaquest, as many as both;
     - Discrete and MultiDiscrete: one-hot booleans; MultiBinary: booleans. What is not in the space raises ValueError;
-    - Dict and Tuple: the only entry as it is, of several the flat concatenation, booleans only where all are. The entry
-      `action_mask` is left out.
+    - Dict and Tuple: the only entry as it is, of several the flat concatenation: booleans or uint8 where all are, else
+      float32, uint8 divided by 255 as networks do. The entry `action_mask` is left out.
 
-    Raises ValueError for other spaces.
+    However large the space is, nothing of its size is allocated before an observation is encoded. Raises ValueError for
+    other spaces.
     """
     if isinstance(space, spaces.Box):
         dtype = np.dtype(space.dtype if space.dtype in (np.uint8, np.bool_) else np.float32)
         if not space.shape:
-            return Encoding((1,), dtype, lambda x: np.array(x, dtype=dtype).reshape(-1, 1))
+            return Encoding((1,), dtype, partial(_column, dtype))
         if _has_channels_last(space.shape):
             height, width, channels = space.shape
-            first = channels, height, width
-            return Encoding(first, dtype, lambda x: np.array(np.moveaxis(x, -1, 1), dtype=dtype, order="C"))
-        return Encoding(space.shape, dtype, lambda x: np.array(x, dtype=dtype))
+            return Encoding((channels, height, width), dtype, partial(_channels_first, dtype))
+        return Encoding(space.shape, dtype, partial(np.array, dtype=dtype))
     if isinstance(space, spaces.MultiBinary):
         return Encoding(space.shape, np.dtype(np.bool_), partial(_flags, space))
     if isinstance(space, spaces.Discrete):
-        values = np.arange(int(space.n)) + int(space.start)
-        return Encoding(values.shape, np.dtype(np.bool_), partial(_one_hot, space, values, len(values)))
+        return _one_hots(space, [int(space.n)], [int(space.start)])
     if isinstance(space, spaces.MultiDiscrete):
-        starts = np.asarray(space.start).ravel()
-        sizes = np.asarray(space.nvec).ravel()
-        values = np.concatenate([np.arange(n) + start for n, start in zip(sizes, starts, strict=True)])
-        return Encoding(values.shape, np.dtype(np.bool_), partial(_one_hot, space, values, sizes))
+        return _one_hots(space, np.ravel(space.nvec).tolist(), np.ravel(space.start).tolist())
     if isinstance(space, spaces.Dict | spaces.Tuple):
         items = space.items() if isinstance(space, spaces.Dict) else enumerate(space)
         parts = {key: encoding(each) for key, each in items if key != MASK}
         if len(parts) == 1:
             ((key, part),) = parts.items()
-            return part._replace(encode=lambda x: part.encode(x[key]))
+            return part._replace(encode=partial(_entry, key, part))
         if parts:
             return _concatenation(parts)
     raise ValueError(
@@ -76,13 +72,32 @@ def _has_channels_last(shape: tuple[int, ...]) -> bool:
     return side >= 10 and channels <= 16 and (channels < side or height == width == channels)
 
 
-def _one_hot(space: spaces.Space, values: NDArray[Any], sizes: Any, x: Any) -> NDArray[np.bool_]:
-    """A batch of numbers as booleans [N, V], each number true where its value stands among those that it may have, of
-    which `sizes` says how many there are. Raises ValueError for a number that has another."""
-    numbers = np.reshape(x, (len(x), -1))
-    flags = np.repeat(numbers, sizes, axis=1) == values
-    if np.count_nonzero(flags) < numbers.size:
-        raise ValueError(f"env: expected observations in {space}, got {np.asarray(x)[flags.sum(axis=1).argmin()]}")
+def _column(dtype: np.dtype, x: Any) -> NDArray[Any]:
+    return np.array(x, dtype=dtype).reshape(-1, 1)
+
+
+def _channels_first(dtype: np.dtype, x: Any) -> NDArray[Any]:
+    return np.array(np.moveaxis(x, -1, 1), dtype=dtype, order="C")
+
+
+def _entry(key: Any, part: Encoding, x: Any) -> NDArray[Any]:
+    return part.encode(x[key])
+
+
+def _one_hots(space: spaces.Space, sizes: list[int], starts: list[int]) -> Encoding:
+    """Numbers, of which each has one of so many values from its start on, as booleans side by side."""
+    return Encoding((sum(sizes),), np.dtype(np.bool_), partial(_one_hot, space, np.array(sizes), np.array(starts)))
+
+
+def _one_hot(space: spaces.Space, sizes: NDArray[Any], starts: NDArray[Any], x: Any) -> NDArray[np.bool_]:
+    """A batch of numbers as booleans [N, V], each number true at its place among the values that it may have. Raises
+    ValueError for a number that has another."""
+    places = np.reshape(x, (len(x), -1)) - starts
+    wrong = ~((places >= 0) & (places < sizes) & (places == np.floor(places)))
+    if wrong.any():
+        raise ValueError(f"env: expected observations in {space}, got {np.asarray(x)[wrong.any(1).argmax()]}")
+    flags = np.zeros((len(places), sizes.sum()), np.bool_)
+    flags[np.arange(len(places))[:, None], places.astype(np.int64) + sizes.cumsum() - sizes] = True
     return flags
 
 
@@ -96,10 +111,12 @@ def _flags(space: spaces.Space, x: Any) -> NDArray[np.bool_]:
 
 def _concatenation(parts: dict[Any, Encoding]) -> Encoding:
     """Several observations, each flat, one after the other."""
-    dtype = np.dtype(np.bool_ if all(part.dtype == np.bool_ for part in parts.values()) else np.float32)
+    dtypes = {part.dtype for part in parts.values()}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    return Encoding((sum(math.prod(part.shape) for part in parts.values()),), dtype, partial(_flat, parts, dtype))
 
-    def encode(x: Any) -> NDArray[Any]:
-        flat = [np.reshape(part.encode(x[key]), (-1, math.prod(part.shape))) for key, part in parts.items()]
-        return np.concatenate(flat, axis=1, dtype=dtype)
 
-    return Encoding((sum(math.prod(part.shape) for part in parts.values()),), dtype, encode)
+def _flat(parts: dict[Any, Encoding], dtype: np.dtype, x: Any) -> NDArray[Any]:
+    flat = [np.reshape(part.encode(x[key]), (-1, math.prod(part.shape))) for key, part in parts.items()]
+    scaled = [each / np.float32(255) if each.dtype == np.uint8 != dtype else each for each in flat]
+    return np.concatenate(scaled, axis=1, dtype=dtype)

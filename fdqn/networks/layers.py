@@ -1,7 +1,11 @@
-"""Networks of linear and convolutional layers, in the names, initial distribution and outputs of `nn.Sequential`."""
+"""Networks of linear and convolutional layers, in the names, initial distribution and outputs of `nn.Sequential`.
+
+All of them divide uint8 observations by 255, since bytes are pictures or memory almost everywhere. So small counts in
+uint8 become small numbers: cast them to another dtype to have them taken as they are, which other dtypes are.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -19,21 +23,23 @@ SMALLEST_FRAME = 36
 
 def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
     """Linear layers with ReLU between: `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and
-    outputs. Without hidden layers it is one linear layer, named "0".
+    outputs. Without hidden layers it is one linear layer, named "0". Observations of uint8 are divided by 255.
 
-    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1, and `apply` for
-    parameters or observations of other names, shapes or devices, and TypeError for what are no floats by name; so do
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1 and for a layer of
+    2**31 weights or more, and `apply` for parameters or observations of other names, shapes or devices, and TypeError
+    for what are no floats by name; so do
     the networks below.
     """
     event = _event(obs_shape)
     # nn.Sequential counts the ReLUs too, so linear layer i stands at place 2 i.
     sizes = pairwise(_sizes(math.prod(event), hidden, actions))
     layers = {f"{2 * i}": (n, m) for i, (m, n) in enumerate(sizes)}
-    return Network(partial(_init_layers, layers), partial(_apply_mlp, event, layers))
+    return _network(layers, partial(_apply_mlp, event, layers))
 
 
 def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
-    """An MLP whose last layer gives the state's value and each action's advantage.
+    """An MLP whose last layer gives the state's value and each action's advantage. Observations of uint8 are divided by
+    255.
 
         q = value + advantage - mean of advantage
 
@@ -44,7 +50,7 @@ def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: 
     *trunk, actions = _sizes(math.prod(event), hidden, actions)
     layers = {f"trunk.{2 * i}": (n, m) for i, (m, n) in enumerate(pairwise(trunk))}
     layers |= {"value": (1, trunk[-1]), "advantage": (actions, trunk[-1])}
-    return Network(partial(_init_layers, layers), partial(_apply_dueling_mlp, event, layers))
+    return _network(layers, partial(_apply_dueling_mlp, event, layers))
 
 
 def nature(obs_shape: Sequence[int], actions: int) -> Network:
@@ -66,12 +72,12 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
         "7": (512, features),
         "9": (actions, 512),
     }
-    return Network(partial(_init_layers, layers), partial(_apply_nature, (channels, height, width), layers))
+    return _network(layers, partial(_apply_nature, (channels, height, width), layers))
 
 
 def minatar(obs_shape: Sequence[int], actions: int) -> Network:
     """The convolutional network of MinAtar's DQN, for boards [channels, height, width] of cells: 16 filters of 3 x 3,
-    128 units and a linear layer, ReLU between.
+    128 units and a linear layer, ReLU between. Boards of uint8 are divided by 255.
 
     Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for boards below 3 x 3.
     Young and Tian 2019, https://arxiv.org/abs/1903.03176
@@ -82,11 +88,22 @@ def minatar(obs_shape: Sequence[int], actions: int) -> Network:
     if actions < 1:
         raise ValueError(f"actions: expected at least 1, got {actions}")
     layers = {"0": (16, channels, 3, 3), "3": (128, 16 * (height - 2) * (width - 2)), "5": (actions, 128)}
-    return Network(partial(_init_layers, layers), partial(_apply_minatar, (channels, height, width), layers))
+    return _network(layers, partial(_apply_minatar, (channels, height, width), layers))
 
 
 # The shape of each layer's weight under the layer's name.
 _Layers = Mapping[str, tuple[int, ...]]
+
+
+def _network(layers: _Layers, apply: Callable[[Params, Tensor], Tensor]) -> Network:
+    """`apply` with its initial parameters. Raises ValueError for a layer that could not be drawn at once."""
+    for name, shape in layers.items():
+        if (weights := math.prod(shape)) >= 2**31:
+            raise ValueError(
+                f"obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got {weights:,} in layer "
+                f"{name}, {list(shape)}; make observations or layers smaller"
+            )
+    return Network(partial(_init_layers, layers), apply)
 
 
 def _apply_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
@@ -109,7 +126,6 @@ def _apply_dueling_mlp(event: tuple[int, ...], layers: _Layers, params: Params, 
 def _apply_nature(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
     frames = _checked(event, layers, params, obs)
     x = frames.reshape(-1, *event)
-    x = x / 255.0 if obs.dtype == torch.uint8 else x
     for name, stride in (("0", 4), ("2", 2), ("4", 1)):
         x = F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride).relu()
     x = _linear(params, "9", _linear(params, "7", x.flatten(1)).relu())
@@ -135,13 +151,14 @@ def _flat(obs: Tensor, axes: int) -> Tensor:
 
 
 def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    """Observations in the parameters' dtype, where both are what the network takes."""
+    """Observations in the parameters' dtype, bytes divided by 255, where both are what the network takes."""
     check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
     expected = dict(item for name, shape in layers.items() for item in _shapes(name, shape))
     fitting(expected, params, obs)
     for name in expected:
         check.floating(f"params[{name!r}]", params[name])
-    return obs.to(params[next(iter(expected))].dtype)
+    x = obs.to(params[next(iter(expected))].dtype)
+    return x / 255.0 if obs.dtype == torch.uint8 else x
 
 
 def _shapes(layer: str, weight: tuple[int, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:

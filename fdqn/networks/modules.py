@@ -30,20 +30,18 @@ def from_module(factory: Callable[[], nn.Module]) -> Network:
     `factory` makes a new module at every call; `init` calls it once a lane, so a lane begins as the module does.
     Buffers are constants, those of one module for all lanes, on the parameters' device and, where floating, in their
     dtype. Shapes are the module's own. Observations come in the parameters' dtype too, but for int32 and int64, which
-    may be indices; `apply` raises as that of `mlp` for parameters that are not the module's.
+    may be indices; `apply` raises as that of `mlp` for parameters that are not the module's. Those of uint8 are cast,
+    not divided by 255: a module for pictures mostly does so itself, and twice would be wrong.
+
+    With a factory that can be pickled, such as a class or a function of a module, so can the network.
 
     Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
     draws random numbers or writes a buffer: hidden state has no place in a function of parameters and observation.
     Into those it may write, as `nn.ReLU(inplace=True)` does: they are copies, and what is written goes with the call.
     """
     skeleton, constants = _skeleton(factory)
-    apply = partial(_apply_module, skeleton.eval(), _shapes(skeleton), constants)
-
-    def apply_without_drawing(params: Params, obs: Tensor) -> Tensor:
-        with _Drawing():
-            return apply(params, obs)
-
-    return Network(partial(_init_module, factory, constants), apply_without_drawing)
+    apply = partial(_apply_without_drawing, skeleton.eval(), _shapes(skeleton), constants)
+    return Network(partial(_init_module, factory, constants), apply)
 
 
 def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDropout:
@@ -62,14 +60,8 @@ def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDro
             f"factory: expected dropout in layers of its own, got it inside {hidden}; make them with dropout=0 and put "
             "nn.Dropout before or after"
         )
-    apply = partial(_apply_module, skeleton.train(), _shapes(skeleton), constants)
-
-    def apply_with_dropout(params: Params, obs: Tensor, key: Tensor) -> Tensor:
-        check.shapes("key[2]", key)
-        with _Drawing(key):
-            return apply(params, obs)
-
-    return NetworkWithDropout(partial(_init_module, factory, constants), apply_with_dropout)
+    apply = partial(_apply_with_dropout, skeleton.train(), _shapes(skeleton), constants)
+    return NetworkWithDropout(partial(_init_module, factory, constants), apply)
 
 
 def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
@@ -77,7 +69,8 @@ def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
 
         0 where u < rate, x / (1 - rate) elsewhere
 
-    Shapes: x, uniforms u and the result [...]. Raises ValueError for a number outside [0, 1): 1 would leave nothing.
+    Shapes: x, uniforms u and the result [...]. Raises ValueError for a rate outside [0, 1), as 1 would leave nothing,
+    and for a u outside [0, 1) that `check.uniforms` can read.
     Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
     """
     check.shapes("x[...] u[...]", x, u)
@@ -86,6 +79,7 @@ def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
     check.kind("rate", rate, float, int, Tensor)
     if not isinstance(rate, Tensor) and not 0 <= rate < 1:
         raise ValueError(f"rate: expected a number in [0, 1), got {rate}")
+    check.uniforms("u", u)
     return (torch.where(u < rate, 0.0, x) / (1 - rate)).to(x.dtype)
 
 
@@ -154,6 +148,21 @@ def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: T
     if key.ndim > 1:
         return tree.stack(_init_module(factory, constants, k) for k in key)
     return {name: p.detach().to(key.device, copy=True) for name, p in _made(factory, key).named_parameters()}
+
+
+def _apply_without_drawing(
+    skeleton: nn.Module, expected: Shapes, constants: _Constants, params: Params, obs: Tensor
+) -> Tensor:
+    with _Drawing():
+        return _apply_module(skeleton, expected, constants, params, obs)
+
+
+def _apply_with_dropout(
+    skeleton: nn.Module, expected: Shapes, constants: _Constants, params: Params, obs: Tensor, key: Tensor
+) -> Tensor:
+    check.shapes("key[2]", key)
+    with _Drawing(key):
+        return _apply_module(skeleton, expected, constants, params, obs)
 
 
 def _apply_module(skeleton: nn.Module, expected: Shapes, constants: _Constants, params: Params, obs: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def _update_sgd(
 ) -> tuple[Params, SgdState]:
     check_fit(SgdState, grads, state, params)
     size = rate(learning_rate, state.updates)
-    velocity = tree.map(lambda v, g: (v * momentum + g).to(g.dtype), state.velocity, grads)
+    velocity = tree.map(lambda v, g: (decayed(momentum, v) + g).to(g.dtype), state.velocity, grads)
     direction = tree.map(lambda v, g: g + momentum * v, velocity, grads) if nesterov else velocity
     updates = tree.map(lambda d, g: (-size * d).to(g.dtype), direction, grads)
     return updates, SgdState(state.updates + 1, velocity)
@@ -197,7 +197,14 @@ def _update_adagrad(
 
 def mean_square(decay: Scalar, square: Params, grads: Params) -> Params:
     """`decay * square + (1 - decay) * g**2`, the running mean of squared gradients."""
-    return tree.map(lambda v, g: (v * decay + (1 - decay) * (g * g)).to(g.dtype), square, grads)
+    return tree.map(lambda v, g: (decayed(decay, v) + (1 - decay) * (g * g)).to(g.dtype), square, grads)
+
+
+def decayed(decay: Scalar, x: Tensor) -> Tensor:
+    """`decay * x`, and 0 for a decay of 0 also where `x` is infinite or NaN: nothing is kept then."""
+    if isinstance(decay, Tensor):
+        return torch.where(decay == 0, 0.0, x * decay)
+    return x * decay if decay else torch.zeros_like(x)
 
 
 def _centered(decay: Scalar, state: CenteredRmspropState, grads: Params) -> tuple[Params, Params, Params]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fdqn import check, tree
-from fdqn.optim.descent import mean_square
+from fdqn.optim.descent import decayed, mean_square
 from fdqn.optim.state import check_fit, check_rate, first, no_updates, rate, zeros
 from fdqn.types import Optimizer, Params, Scalar, Schedule
 
@@ -179,7 +179,7 @@ def _update_adamax(
 ) -> tuple[Params, AdamaxState]:
     check_fit(AdamaxState, grads, state, params)
     mean = tree.lerp(state.mean, grads, 1 - beta1)
-    largest = tree.map(lambda x, g: (x * beta2).maximum(g.abs() + eps).to(g.dtype), state.largest, grads)
+    largest = tree.map(lambda x, g: decayed(beta2, x).maximum(g.abs() + eps).to(g.dtype), state.largest, grads)
     size = rate(learning_rate, state.updates) * state.scale
     updates = tree.map(lambda m, x: (-size * m / x).to(m.dtype), mean, largest)
     power = state.beta1_power * beta1

@@ -1,0 +1,134 @@
+"""Single environments held to Gymnasium's API: what `reset` and `step` return is checked value by value."""
+
+import inspect
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
+
+from fdqn.envs.spaces import MASK
+
+LIVES = "lives"
+"""The key under which infos count lives."""
+
+
+class Checked(gymnasium.Wrapper):
+    """An environment that returns what Gymnasium's API says, or raises ValueError naming the value that was wrong.
+
+    A reward may be an array of one number. `lives` that are no number are left out of infos, and a mask of None too.
+    Where neither observation nor info has a mask, it is that of a method `action_masks()`, the convention of
+    sb3-contrib, if there is one; it is not asked once the task has ended. With `only_used`, infos hold nothing else, so
+    that infos of another type in every environment do no harm. Raises ValueError where `reset` takes no seed.
+    """
+
+    def __init__(self, env: gymnasium.Env, only_used: bool = False) -> None:
+        super().__init__(env)
+        _check_signature(env)
+        self._only_used = only_used
+        self._masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        """Observation and info, both checked."""
+        obs, info = reset_values(self.env.reset(**how))
+        self._check_shape("reset", obs)
+        return obs, self._info(obs, info, ended=False)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Observation, reward, terminated, truncated and info, all checked."""
+        obs, reward, terminated, truncated, info = step_values(self.env.step(action))
+        self._check_shape("step", obs)
+        ends = _flag("terminated", terminated), _flag("truncated", truncated)
+        return obs, _number("reward", reward), *ends, self._info(obs, info, ended=ends[0])
+
+    def _check_shape(self, method: str, obs: Any) -> None:
+        space = self.observation_space
+        if isinstance(space, Box) and np.shape(obs) != space.shape:
+            raise ValueError(
+                f"env: expected {method} to return an observation of shape {list(space.shape)}, got "
+                f"{list(np.shape(obs))} of {type(obs).__name__}"
+            )
+
+    def _info(self, obs: Any, info: Mapping[str, Any], ended: bool) -> dict[str, Any]:
+        told = {key: x for key, x in info.items() if key not in (MASK, LIVES) and not self._only_used}
+        if _is_count(lives := np.asarray(info.get(LIVES))):
+            told[LIVES] = int(lives.item())
+        mask = info.get(MASK)
+        if mask is None and callable(self._masks) and not ended and not (isinstance(obs, dict) and MASK in obs):
+            mask = self._masks()
+        return told if mask is None else {**told, MASK: np.asarray(mask)}
+
+
+def hold(vector: VectorEnv) -> VectorEnv:
+    """The same vector environment, its environments `Checked` where they are stepped one after the other here."""
+    inner = vector.unwrapped
+    if isinstance(inner, SyncVectorEnv):
+        # What stands around it may read any info.
+        inner.envs = [Checked(env, only_used=inner is vector) for env in inner.envs]
+    return vector
+
+
+def reset_values(answer: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Observation and info. Raises ValueError for anything but these two."""
+    if not isinstance(answer, tuple | list) or len(answer) != 2:
+        raise ValueError(
+            f"env: expected reset to return (obs, info), got {_called(answer)}; return both, as since Gym 0.26"
+        )
+    _check_info("reset", answer[1])
+    return answer[0], answer[1]
+
+
+def step_values(answer: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
+    """Observation, reward, terminated, truncated and info. Raises ValueError for anything but these five."""
+    if not isinstance(answer, tuple | list) or len(answer) != 5:
+        raise ValueError(
+            f"env: expected step to return (obs, reward, terminated, truncated, info), got {_called(answer)}; return "
+            "all five, as since Gym 0.26"
+        )
+    _check_info("step", answer[4])
+    return answer[0], answer[1], answer[2], answer[3], answer[4]
+
+
+def _check_signature(env: gymnasium.Env) -> None:
+    reset = env.unwrapped.reset
+    try:
+        signature = inspect.signature(reset)
+    except (TypeError, ValueError):  # of what is not written in Python
+        return
+    try:
+        signature.bind(seed=0, options=None)
+    except TypeError:
+        raise ValueError(
+            f"env: expected reset to take seed and options, got reset{signature}; take both, as since Gym 0.26"
+        ) from None
+
+
+def _check_info(method: str, info: Any) -> None:
+    if not isinstance(info, Mapping):
+        raise ValueError(f"env: expected {method} to return a dict as its info, got {reprlib.repr(info)}")
+
+
+def _number(name: str, x: Any) -> float:
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf" or array.size != 1:
+        raise ValueError(f"env: expected step to return a number as its {name}, got {reprlib.repr(x)}")
+    return float(array.item())
+
+
+def _flag(name: str, x: Any) -> bool:
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf" or array.size != 1 or array.item() not in (0, 1):
+        raise ValueError(f"env: expected step to return a bool as its {name}, got {reprlib.repr(x)}")
+    return bool(array.item())
+
+
+def _is_count(x: NDArray[Any]) -> bool:
+    return x.dtype.kind in "iuf" and x.size == 1 and bool(np.isfinite(x).all())
+
+
+def _called(answer: Any) -> str:
+    return f"{len(answer)} values" if isinstance(answer, tuple | list) else type(answer).__name__

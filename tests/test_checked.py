@@ -1,0 +1,450 @@
+"""Environments of Gymnasium held to its API: actions in the space's own dtype, masks of sb3-contrib's convention, and a
+sentence for each value that is not as it should be.
+"""
+
+import itertools
+import pickle
+from functools import partial
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from test_worlds import SETTINGS, trained
+
+from fdqn import build, envs, evaluate, networks, random, video
+from fdqn.envs import gym
+from fdqn.envs.checked import Checked
+from fdqn.envs.spaces import encoding
+from fdqn.settings import Settings
+
+KEYS = random.key([0, 1])
+
+
+class Strict(gymnasium.Env):
+    """Takes actions of its own space only, pays 1 for each, and ends after three."""
+
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space = spaces.Box(0, 9, (2,), np.float32)
+
+    def __init__(self, render_mode=None, dtype=np.int32, start=0):
+        self.render_mode, self.action_space = render_mode, spaces.Discrete(3, start=start, dtype=dtype)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.shown(), {}
+
+    def shown(self):
+        return np.full(2, self.time, np.float32)
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} of {action.dtype}"
+        self.time += 1
+        return self.shown(), 1.0, self.time == 3, False, {}
+
+    def render(self):
+        return np.full((4, 4, 3), self.time, np.uint8)
+
+
+class Small(Strict):
+    """Of int8, by a name that can be pickled."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode, np.int8, -2)
+
+
+# Actions
+
+
+ACTIONS = [(np.int32, 0), (np.int8, -3), (np.int16, 100), (np.uint8, 250), (np.uint64, 1), (np.int64, 7)]
+
+
+@pytest.mark.parametrize(("dtype", "start"), ACTIONS)
+def test_actions_are_of_the_space_s_own_dtype_in_training_evaluation_and_video(monkeypatch, dtype, start):
+    """Gymnasium's check passes such an environment; int64 actions ended every seed at its first step."""
+    world = gym.of("strict", lambda render_mode=None: Strict(render_mode, dtype, start))
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    last = trained(SETTINGS)
+    assert last.state.metrics.failed.tolist() == [-1, -1]
+    assert (last.state.metrics.episodes > 0).all()
+    network = networks.mlp(2, (4,), 3)
+    params = network.init(KEYS)
+    assert evaluate.outside(world, network, params, KEYS, 2).tolist() == [[3.0, 3.0]] * 2
+    scenes = list(itertools.islice(video.outside("strict", world, network, params, KEYS, 2, [0, 1]), 4))
+    assert scenes[3].returns.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_actions_are_of_the_space_s_own_dtype_in_vector_environments(mode):
+    world = gym.world("strict", lambda n: SyncVectorEnv([Strict] * n, autoreset_mode=mode))
+    games = world.open(1, 2)
+    games.reset([[1, 2]])
+    for _ in range(8):
+        games.step(np.array([[0, 2]]))
+    assert games.broken == {}
+
+
+class Taking(gymnasium.vector.VectorEnv):
+    """One vector environment, not several single ones, which takes actions of its own space only."""
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+
+    def __init__(self, num_envs):
+        self.num_envs, self.single_action_space = num_envs, spaces.Discrete(3, start=2, dtype=np.int16)
+        self.single_observation_space = Strict.observation_space
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((self.num_envs, 2), np.float32), {}
+
+    def step(self, actions):
+        assert self.action_space.contains(actions), actions.dtype
+        none = np.zeros(self.num_envs, bool)
+        return np.zeros((self.num_envs, 2), np.float32), np.ones(self.num_envs), none, none, {}
+
+
+def test_actions_are_of_the_dtype_of_a_vector_environment_of_one_s_own():
+    world = gym.world("taking", Taking)
+    games = world.open(2, 3)
+    games.reset([[1, 2, 3], [4, 5, 6]])
+    for _ in range(30):
+        games.step(np.ones((2, 3), np.int64))
+    assert games.broken == {}
+
+
+def test_actions_of_a_registered_environment_are_of_its_dtype(monkeypatch):
+    monkeypatch.setitem(gymnasium.registry, "Strict-v0", gymnasium.envs.registration.EnvSpec("Strict-v0", Strict))
+    games = gym.named("Strict-v0").open(1, 1)
+    games.reset([[1]])
+    assert games.step(np.array([[2]])).alive.all()
+
+
+def test_int64_actions_are_found():
+    """The planted bug."""
+    env = Strict()
+    env.reset()
+    with pytest.raises(AssertionError, match="int64"):
+        env.step(np.int64(1))
+
+
+# Masks
+
+
+class Masked(Strict):
+    """Says by `action_masks()`, as sb3-contrib has it, what may be done: one action a step, told nowhere else."""
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode, np.int64, 4)
+
+    def action_masks(self):
+        assert self.time < 3, "the task has ended"
+        return np.arange(3) == (self.time + 1) % 3
+
+    def step(self, action):
+        assert self.action_masks()[action - 4], "an illegal action was chosen"
+        return super().step(action)
+
+
+def in_a_wrapper():
+    """The method is found behind wrappers."""
+    return gymnasium.wrappers.TimeLimit(Masked(), 2)
+
+
+@pytest.mark.parametrize("make", [Masked, in_a_wrapper])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_masks_of_a_method_are_used(monkeypatch, make, mode):
+    """It was ignored without a word. All actions but the legal ones break the lane."""
+    world = gym.world("masked", lambda n: SyncVectorEnv([make] * n, autoreset_mode=mode))
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    last = trained(SETTINGS)
+    assert last.state.metrics.failed.tolist() == [-1, -1]
+    assert (last.state.metrics.episodes > 0).all()
+    rows, count = last.state.replay.rows, int(last.state.replay.added[0])
+    going_on = rows.discount[0, :count] == 1
+    assert (rows.next_legal[0, :count][going_on].sum(-1) == 1).all()
+    network = networks.mlp(2, (4,), 3)
+    assert evaluate.outside(world, network, network.init(KEYS), KEYS, 2).min() >= 2
+
+
+def test_masks_of_a_method_are_used_of_environments_made_one_by_one_and_by_name(monkeypatch):
+    monkeypatch.setitem(gymnasium.registry, "Masked-v0", gymnasium.envs.registration.EnvSpec("Masked-v0", Masked))
+    for world in (gym.of("masked", Masked), gym.named("Masked-v0")):
+        games = world.open(1, 2)
+        step = games.reset([[1, 2]])
+        for t in range(7):
+            assert step.legal[0].tolist() == [[place == (t % 3 + 1) % 3 for place in range(3)]] * 2
+            step = games.step(step.legal.long().argmax(-1).numpy()).step
+        assert games.broken == {}
+
+
+class Told(Masked):
+    """Says it twice; the method is wrong."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+        if where == "obs":
+            self.observation_space = spaces.Dict({"a": Strict.observation_space, "action_mask": spaces.MultiBinary(3)})
+
+    def action_masks(self):
+        raise AssertionError("nobody should ask")
+
+    def right(self):
+        return (np.arange(3) == 2).astype(np.int8)
+
+    def told(self, obs, *rest, info):
+        shown = {"a": obs, "action_mask": self.right()} if self.where == "obs" else obs
+        return shown, *rest, {"action_mask": self.right().tolist()} if self.where == "info" else info
+
+    def reset(self, **how):
+        obs, info = super().reset(**how)
+        return self.told(obs, info=info)
+
+    def step(self, action):
+        assert action == 6
+        *answer, info = Strict.step(self, action)
+        return self.told(*answer, info=info)
+
+
+@pytest.mark.parametrize("where", ["obs", "info"])
+def test_a_mask_among_observations_or_infos_wins(where):
+    games = gym.of("told", partial(Told, where)).open(1, 2)
+    step = games.reset([[1, 2]])
+    for _ in range(5):
+        assert step.legal[0].tolist() == [[False, False, True]] * 2
+        step = games.step(step.legal.long().argmax(-1).numpy()).step
+    assert games.broken == {}
+
+
+def test_a_mask_of_another_length_is_named():
+    env = Masked
+    games = gym.of("short", type("Short", (env,), {"action_masks": lambda self: [True, False]})).open(1, 1)
+    with pytest.raises(ValueError, match="action_mask: expected 3 entries, one an action, got"):
+        games.reset([[1]])
+
+
+# What is not as it should be
+
+
+class Answers(Strict):
+    """Answers to `reset` and `step` as told, else as it should."""
+
+    def __init__(self, reset=None, step=None):
+        super().__init__(dtype=np.int64)
+        self.by_reset, self.by_step = reset, step
+
+    def reset(self, *, seed=None, options=None):
+        right = super().reset(seed=seed)
+        return self.by_reset(*right) if self.by_reset else right
+
+    def step(self, action):
+        right = super().step(action)
+        return self.by_step(*right) if self.by_step else right
+
+
+FIVE = r"\(obs, reward, terminated, truncated, info\)"
+STEPS = {
+    "old api": (lambda o, r, e, t, i: (o, r, e, i), f"step to return {FIVE}, got 4 values; return all five"),
+    "observation alone": (lambda o, *_: o, f"step to return {FIVE}, got ndarray; return all five"),
+    "a longer observation": (
+        lambda o, *more: (np.append(o, o), *more),
+        r"step to return an observation of shape \[2\], got \[4\] of ndarray",
+    ),
+    "no observation": (lambda o, *more: (None, *more), r"step to return an observation of .*, got \[\] of NoneType"),
+    "no info": (lambda o, r, e, t, i: (o, r, e, t, None), "step to return a dict as its info, got None"),
+    "two rewards": (lambda o, r, *more: (o, [r, r], *more), r"step to return a number as its reward, got \[1.0, 1.0\]"),
+    "no reward": (lambda o, r, *more: (o, None, *more), "step to return a number as its reward, got None"),
+    "a word": (lambda o, r, *more: (o, "1", *more), "step to return a number as its reward, got '1'"),
+    "complex": (lambda o, r, *more: (o, 1j, *more), "step to return a number as its reward, got 1j"),
+    "no end": (lambda o, r, e, t, i: (o, r, None, t, i), "step to return a bool as its terminated, got None"),
+    "a name": (lambda o, r, e, t, i: (o, r, e, "no", i), "step to return a bool as its truncated, got 'no'"),
+    "two ends": (lambda o, r, e, t, i: (o, r, e, 2, i), "step to return a bool as its truncated, got 2"),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_that_is_not_as_it_should_be_is_named(name):
+    wrong, says = STEPS[name]
+    games = gym.of("wrong", partial(Answers, None, wrong)).open(1, 1)
+    games.reset([[1]])
+    games.step(np.array([[1]]))
+    with pytest.raises(ValueError, match=f"^env: expected {says}"):
+        raise ValueError(games.broken[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda obs, info: obs, r"reset to return \(obs, info\), got ndarray; return both, as since Gym 0.26"),
+        (lambda obs, info: (obs, None), "reset to return a dict as its info, got None"),
+        (lambda obs, info: (obs, 0.0, {}), r"reset to return \(obs, info\), got 3 values; return both"),
+    ],
+)
+def test_a_reset_that_is_not_as_it_should_be_is_named(wrong, says):
+    with pytest.raises(ValueError, match=f"to start an episode, got env: expected {says}"):
+        gym.of("wrong", partial(Answers, wrong)).open(1, 1).reset([[1]])
+
+
+class Old(Strict):
+    """Gym's before 0.26."""
+
+    def reset(self):
+        return self.shown()
+
+
+def test_a_reset_without_a_seed_is_named_before_anything_runs():
+    with pytest.raises(
+        ValueError, match=r"got 'old': expected reset to take seed and options, got reset\(\); take both"
+    ):
+        gym.of("old", Old)
+
+
+RIGHT = {
+    "an array of one": lambda o, r, *more: (o, np.array([r]), *more),
+    "a list of one": lambda o, r, *more: (o, [r], *more),
+    "a tensor": lambda o, r, *more: (o, torch.tensor(r), *more),
+    "an integer": lambda o, r, *more: (o, 1, *more),
+    "a truth": lambda o, r, *more: (o, np.True_, *more),
+    "numbers for ends": lambda o, r, e, t, i: (o, r, np.array([e]), int(t), i),
+    "a list of five": lambda *five: list(five),
+    "infos of any type": lambda o, r, e, t, i: (o, r, e, t, {"x": 1 if o[0] % 2 else "one", "y": [o] * int(o[0])}),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_can_mean_one_thing_only_is_taken(name):
+    games = gym.of("right", partial(Answers, None, RIGHT[name])).open(1, 2)
+    games.reset([[1, 2]])
+    for t in range(3):
+        step = games.step(np.array([[1, 0]])).step
+        assert step.reward.tolist() == [[1.0, 1.0]]
+        assert step.terminated.tolist() == [[t == 2] * 2]
+    assert games.broken == {}
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("lives", [None, "three", [3], [3, 2], {}, np.nan, np.array([1, 2]), True], ids=str)
+def test_lives_that_are_no_number_count_none(lives, mode):
+    """Also where one environment says them and another does not, and beside those of other types."""
+
+    def make(own):
+        return lambda: Answers(lambda o, i: (o, own), lambda *five: (*five[:4], own))
+
+    for others in ({}, {"lives": 3}):
+        both = [make({"lives": lives}), make(others)]
+        world = gym.world("lives", lambda n, both=both: SyncVectorEnv(both[:n], autoreset_mode=mode))
+        games = world.open(1, 2)
+        games.reset([[1, 2]])
+        for _ in range(6):
+            assert not games.step(np.array([[1, 0]])).life_lost.any()
+        assert games.broken == {}
+        assert games.counts_lives == (bool(others) or str(lives) == "[3]")
+        assert world.counts_lives() == (str(lives) == "[3]")
+
+
+def test_vector_environments_are_named_too():
+    class Wide(SyncVectorEnv):
+        def step(self, actions):
+            obs, reward, *rest = super().step(actions)
+            return obs, reward[:, None], *rest
+
+    class Four(SyncVectorEnv):
+        def step(self, actions):
+            return super().step(actions)[1:]
+
+    for kind, says in ((Wide, r"rewards of shape \[2\], got \[2, 1\]"), (Four, f"step to return {FIVE}, got 4 values")):
+        games = gym.world("it", lambda n, kind=kind: kind([partial(Strict, None, np.int64)] * n)).open(1, 2)
+        games.reset([[1, 2]])
+        games.step(np.array([[1, 0]]))
+        with pytest.raises(ValueError, match=f"^env: expected {says}"):
+            raise ValueError(games.broken[0])
+
+
+def test_a_checked_environment_keeps_the_infos_that_others_read():
+    env = Checked(Answers(lambda o, i: (o, {"x": 1, "lives": None, "action_mask": None})))
+    assert env.reset(seed=1)[1] == {"x": 1}
+
+
+# Large spaces
+
+
+HUGE = {
+    "discrete": spaces.Discrete(10**13),
+    "from a start": spaces.Discrete(2**62, start=2**62),
+    "several": spaces.MultiDiscrete([10**13, 3]),
+    "entries": spaces.Dict({"a": spaces.Discrete(10**13), "b": spaces.Box(-1, 1, (2,))}),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_space_of_any_size_is_refused_in_a_sentence_and_allocates_nothing(monkeypatch, name):
+    """Ten trillion flags were allocated to look at the space."""
+
+    class Huge(Strict):
+        observation_space = HUGE[name]
+
+    assert encoding(HUGE[name]).shape[0] >= 10**13
+    world = gym.of("huge", Huge)
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 weights, got .*make observations or layers smaller"):
+        build.program(Settings(env="huge"))
+
+
+def test_a_space_that_lanes_do_not_fit_for_is_the_sentence_of_memory(monkeypatch):
+    class Large(Strict):
+        observation_space = spaces.Discrete(10**7)
+
+    world = gym.of("large", Large)
+    monkeypatch.setattr(envs, "find", lambda name: world)
+    with pytest.raises(ValueError, match=r"^capacity: expected lanes that fit in .* GB of memory"):
+        build.check_memory(build.program(Settings(env="large")), 16, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("space", "x", "expected"),
+    [
+        (spaces.Discrete(3, start=-1, dtype=np.int8), np.array([1, -1], np.int8), [[0, 0, 1], [1, 0, 0]]),
+        (spaces.Discrete(3, start=254, dtype=np.uint8), np.array([254], np.uint8), [[1, 0, 0]]),
+        (spaces.Discrete(2, start=2**62), np.array([2**62 + 1]), [[0, 1]]),
+        (spaces.MultiDiscrete([[2, 1], [3, 2]]), np.array([[[1, 0], [2, 0]]]), [[0, 1, 1, 0, 0, 1, 1, 0]]),
+    ],
+)
+def test_one_hots(space, x, expected):
+    assert encoding(space).encode(x).astype(int).tolist() == expected
+
+
+def test_a_fraction_is_not_in_a_discrete_space():
+    with pytest.raises(ValueError, match=r"expected observations in Discrete\(3\), got 1.5"):
+        encoding(spaces.Discrete(3)).encode(np.array([1.0, 1.5]))
+
+
+def test_bytes_among_several_observations_are_divided_by_255_once():
+    """In the encoding beside others, and by the network where there are bytes alone."""
+    bytes_ = spaces.Box(0, 255, (2,), np.uint8)
+    x = {"a": np.array([[0, 255]], np.uint8), "b": np.array([[51, 102]], np.uint8), "c": np.array([[7.0]], np.float32)}
+    mixed = encoding(spaces.Dict({"a": bytes_, "b": bytes_, "c": spaces.Box(-9, 9, (1,))}))
+    assert mixed.dtype == np.float32
+    np.testing.assert_array_equal(mixed.encode(x), np.array([[0, 1, 0.2, 0.4, 7]], np.float32))
+    alone = encoding(spaces.Dict({"a": bytes_, "b": bytes_}))
+    assert alone.dtype == np.uint8
+    assert alone.encode(x).tolist() == [[0, 255, 51, 102]]
+    flags = encoding(spaces.Dict({"a": bytes_, "b": spaces.Discrete(2)})).encode({"a": x["a"], "b": np.array([1])})
+    assert flags.tolist() == [[0, 1, 0, 1]]
+    network = networks.mlp(4, (3,), 2)
+    params, shown = network.init(random.key(0)), torch.from_numpy(mixed.encode(x)[:, :4])
+    assert torch.equal(network.apply(params, torch.from_numpy(alone.encode(x))), network.apply(params, shown))
+
+
+@pytest.mark.parametrize("make", [partial(gym.of, "small", Small), partial(gym.named, "CartPole-v1")])
+def test_worlds_can_be_pickled(make):
+    played = []
+    for world in (make(), pickle.loads(pickle.dumps(make()))):
+        games = world.open(1, 2)
+        first = games.reset([[1, 2]])
+        played.append([first, *(games.step(np.array([[0, 1]])).step for _ in range(3))])
+        assert games.broken == {}
+        assert not world.counts_lives()
+    assert str(played[0]) == str(played[1])
