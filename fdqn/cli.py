@@ -43,7 +43,7 @@ _ROWS = 32
 
 @dataclass(frozen=True)
 class Train:
-    """Train many seeds at once and say, with an interval, how good they are."""
+    """Train many seeds at once and say how good they are: with an interval from 5 seeds on, below with their range."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     preset: Preset | None = None
@@ -757,7 +757,8 @@ def _print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[
     if len(seeds) > _ROWS:
         table.add_row("...", *(f"and {len(seeds) - _ROWS} more" for _ in columns))
     table.add_section()
-    table.add_row("IQM [95%]", *(runs.interval_text(record) for record in columns.values()), style="bold")
+    records = list(columns.values())
+    table.add_row(runs.interval_heading(records), *map(runs.interval_text, records), style="bold")
     _results().print(table)
 
 
@@ -767,7 +768,11 @@ def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:
     from fdqn import runs
 
     table = Table("run", "env", box=None, header_style="bold")
-    for name in ("seeds", "failed", "steps", "greedy IQM [95%]", "training IQM [95%]", "seed-updates/s"):
+    headings = [
+        f"{name} {runs.interval_heading([run.summary[key] for run in read])}"
+        for name, key in (("greedy", "final_return"), ("training", "train_return"))
+    ]
+    for name in ("seeds", "failed", "steps", *headings, "seed-updates/s"):
         table.add_column(name, justify="right")
     for run in read:
         summary = run.summary

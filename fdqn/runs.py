@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -233,7 +233,10 @@ def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> di
     per_seed[[seeds.index(seed) for seed in failed]] = np.nan
     estimate = statistics.interval(per_seed)
     return {
-        **{name: _json_number(x) for name, x in estimate._asdict().items()},
+        "iqm": _json_number(estimate.iqm),
+        "low": _json_number(estimate.low),
+        "high": _json_number(estimate.high),
+        "kind": estimate.kind,
         "per_seed": [_json_number(x) for x in per_seed],
     }
 
@@ -329,11 +332,21 @@ def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
 
 
 def interval_text(record: dict[str, Any]) -> str:
-    """A record of returns as `496.1 [489.0, 500.0]`, or without an interval where one seed gives none."""
+    """A record of returns as `496.1 [489.0, 500.0]`, `12.0 [range 10.0, 14.0]` where seeds are too few for an interval,
+    and without either where there is one seed.
+    """
     if record["iqm"] is None:
         return "none"
-    ends = f" [{record['low']:.1f}, {record['high']:.1f}]" if record["low"] is not None else ""
+    kind = "range " if record.get("kind") == "range" else ""
+    ends = f" [{kind}{record['low']:.1f}, {record['high']:.1f}]" if record["low"] is not None else ""
     return f"{record['iqm']:.1f}{ends}"
+
+
+def interval_heading(records: Sequence[dict[str, Any]]) -> str:
+    """The heading of a table of `interval_text`."""
+    kinds = {record["kind"] for record in records if record.get("kind") is not None}
+    ends = {"interval": "95%", "range": "range"}
+    return f"IQM [{' or '.join(ends[kind] for kind in sorted(kinds))}]" if kinds else "IQM"
 
 
 Read = TypeVar("Read")
@@ -403,7 +416,15 @@ def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
     for name in ("final_return", "train_return", "gymnasium_return"):
         if name in summary:
             _check_returns(name, summary[name], len(summary["seeds"]))
+            summary[name].setdefault("kind", _kind(summary[name]))  # summaries before there were ranges
     return summary
+
+
+def _kind(record: dict[str, Any]) -> statistics.Kind | None:
+    """Of fewer than 5 seeds the ends were always those of the range, though they were called an interval's."""
+    if record["low"] is None:
+        return None
+    return "range" if sum(x is not None for x in record["per_seed"]) < statistics.FEWEST else "interval"
 
 
 def _check_returns(name: str, record: Any, seeds: int) -> None:
@@ -411,6 +432,8 @@ def _check_returns(name: str, record: Any, seeds: int) -> None:
     check.kind(name, record, dict)
     for part in ("iqm", "low", "high"):
         check.kind(f"{name}.{part}", record.get(part, "nothing"), *PERHAPS)
+    if record.get("kind") not in (None, *get_args(statistics.Kind)):
+        raise ValueError(f"{name}.kind: expected 'interval', 'range' or null, got {record['kind']!r}")
     check.kind(f"{name}.per_seed", record.get("per_seed"), list)
     for value in record["per_seed"]:
         check.kind(f"{name}.per_seed", value, *PERHAPS)

@@ -10,7 +10,8 @@ import tyro
 
 @dataclass(frozen=True)
 class Settings:
-    """Train many seeds of a deep Q-network at once and say, with an interval, how good they are."""
+    """Train many seeds of a deep Q-network at once and say how good they are: with an interval from 5 seeds on, below
+    with their range."""
 
     env: str = "cartpole"
     """Environment; `fdqn envs` lists them: ours, gym:NAME, ale:GAME, or package.module:name of your own."""

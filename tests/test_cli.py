@@ -108,9 +108,10 @@ def test_the_table_says_what_the_summary_says(trained):
     for i, seed in enumerate((5, 6)):
         row = next(line for line in out.splitlines() if line.split()[:1] == [str(seed)])
         assert [float(x) for x in row.split()[1:]] == pytest.approx([r["per_seed"][i] for r in records], abs=0.051)
-    total = next(line for line in out.splitlines() if "IQM [95%]" in line)
+    total = next(line for line in out.splitlines() if "IQM [range]" in line)  # of two seeds
     for record in records:
-        assert f"{record['iqm']:.1f} [{record['low']:.1f}, {record['high']:.1f}]" in total
+        assert f"{record['iqm']:.1f} [range {record['low']:.1f}, {record['high']:.1f}]" in total
+    assert "95%" not in out
 
 
 def test_an_evaluation_that_was_asked_for_is_told(trained):
@@ -153,7 +154,7 @@ def test_eval_gives_the_summary_s_final_return(place, capsys):
     assert cli.main(["eval", "run", "--json"]) == 0
     out = capsys.readouterr().out
     assert strict(out) == strict(Path("run/summary.json").read_text())["final_return"]
-    assert set(strict(out)) == {"iqm", "low", "high", "per_seed"}
+    assert set(strict(out)) == {"iqm", "low", "high", "per_seed", "kind"}
     before = tree(place)
     assert cli.main(["eval", "run", "--episodes", "3"]) == 0
     out = capsys.readouterr().out
@@ -237,7 +238,7 @@ def test_long_episodes_are_compiled_where_the_run_was(place, monkeypatch, capsys
 def test_report_of_one_run(place, capsys):
     Path("run/curve.png").unlink()
     assert cli.main(["report", "run"]) == 0
-    assert "IQM [95%]" in capsys.readouterr().out
+    assert "IQM [range]" in capsys.readouterr().out
     assert imread("run/curve.png").shape[1] > 500
     assert {p.name for p in Path("run").iterdir()} == FILES | {"evaluations.csv"}
 

@@ -888,6 +888,7 @@ WITHOUT = {
     "runs.finish": "writes a report of `train.run`",
     "runs.functions": "hands on to `compile.compiled` and `train.vmapped`",
     "runs.git_commit": "takes nothing",
+    "runs.interval_heading": "reads summaries that `read` has checked",
     "runs.interval_text": "reads a summary that `read` has checked",
     "runs.picture": "draws what `read` has checked",
     "history.record": "writes reports of `train.run`",
