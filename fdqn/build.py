@@ -46,6 +46,7 @@ def program(settings: Settings) -> train.Program:
         n_step=settings.n_step,
         clip_rewards=settings.clip_rewards,
         terminal_on_life_loss=settings.terminal_on_life_loss,
+        random_warmup=settings.random_warmup,
     )
     # In a world the last step of a cycle is learned from in the next, and every second may only begin an episode.
     if isinstance(found, World) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
