@@ -216,8 +216,8 @@ def _unallocated(program: train.Program, lanes: int) -> train.TrainState:
 
 
 def _checked(settings: Settings) -> None:
-    lowest = dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints"), 1)
-    lowest |= dict.fromkeys(("seed", "evaluate_every", "checkpoint_every"), 0)
+    lowest = dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints", "evaluate_episodes"), 1)
+    lowest |= dict.fromkeys(("seed", "evaluate_steps", "evaluate_every", "checkpoint_every"), 0)
     for name, least in lowest.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")

@@ -136,7 +136,8 @@ def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """A program of other shapes, or another run, would go on from what it did not do."""
     saved = completed(saved)
-    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out", "on_nan"}
+    free = {"out", "on_nan", "evaluate_episodes", "evaluate_steps"}
+    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
     if others:
         lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
         lines = lines if lines.isprintable() else ascii(lines)

@@ -48,7 +48,7 @@ from fdqn import (
     worlds,
 )
 from fdqn.settings import Settings, from_json, to_json
-from fdqn.types import Params
+from fdqn.types import EnvSpec, Params
 
 NUMBER = (int, float)
 PERHAPS = (int, float, type(None))
@@ -189,18 +189,22 @@ def finish(
     outside: NDArray[np.float64] | None = None,
     before: float = 0.0,
     play: Callable[..., NDArray[np.float64]] = evaluate.greedy,
+    outside_cut: tuple[NDArray[np.bool_], int] | None = None,
 ) -> dict[str, Any]:
     """Write `params.safetensors`, `curve.png` and `summary.json`; answer with the summary.
 
     `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
-    in Gymnasium's twin of the environment, `before` the seconds that earlier processes spent on the run, `play` what
-    plays the trained lanes.
+    in Gymnasium's twin of the environment, `outside_cut` what `evaluate.Cut` was told of them, `before` the seconds
+    that earlier processes spent on the run, `play` what plays the trained lanes.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
     failures = history.failed_seeds(settings, report)
     failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
-    final = play(envs.find(settings.env), build.network(settings), params, report.state.key)
+    told: list[tuple[NDArray[np.bool_], int]] = []
+    final = play(
+        envs.find(settings.env), build.network(settings), params, report.state.key, cut=lambda *cut: told.append(cut)
+    )
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
@@ -209,7 +213,9 @@ def finish(
         "steps": report.step,
         "failed_seeds": failed,
         "failures": [{"seed": seed, "step": step, "cause": cause} for seed, (step, cause) in failures.items()],
-        "final_return": returns_record(final, failed, seeds),
+        "final_return": returns_record(
+            final, failed, seeds, told[-1] if told else (np.zeros(final.shape, np.bool_), None)
+        ),
         "train_return": returns_record(report.last_returns, failed, seeds),
         "env_steps_per_second": _json_number(rate * steps_an_update),
         "seed_updates_per_second": _json_number(rate),
@@ -217,7 +223,7 @@ def finish(
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
     if outside is not None:
-        played = returns_record(outside, failed, seeds)
+        played = returns_record(outside, failed, seeds, outside_cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
     drawn = io.BytesIO()
     picture(drawn, read_curve(path), summary)
@@ -227,10 +233,16 @@ def finish(
     return summary
 
 
-def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> dict[str, Any]:
-    """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null."""
-    per_seed = statistics.row_means(returns)
-    per_seed[[seeds.index(seed) for seed in failed]] = np.nan
+def returns_record(
+    returns: NDArray[Any], failed: list[int], seeds: range, cut: tuple[NDArray[np.bool_], int | None] | None = None
+) -> dict[str, Any]:
+    """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null.
+
+    `cut` is, of an evaluation, which episodes [S, episodes] were cut and after how many steps.
+    """
+    per_seed, lost = statistics.row_means(returns), [seeds.index(seed) for seed in failed]
+    per_seed[lost] = np.nan
+    unfinished = {} if cut is None else {"unfinished": int(np.delete(cut[0], lost, 0).sum()), "step_limit": cut[1]}
     estimate = statistics.interval(per_seed)
     return {
         "iqm": _json_number(estimate.iqm),
@@ -238,7 +250,32 @@ def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> di
         "high": _json_number(estimate.high),
         "kind": estimate.kind,
         "per_seed": [_json_number(x) for x in per_seed],
+        **unfinished,
     }
+
+
+def step_limit(path: Path, settings: Settings, spec: EnvSpec) -> int:
+    """Steps after which an evaluation of the run cuts an episode, by the settings or by what it has seen so far."""
+    if settings.evaluate_steps or not spec.endless:
+        return settings.evaluate_steps or spec.time_limit
+    steps, episodes = _read(path, "metrics.csv", _read_episodes)
+    return evaluate.step_limit(spec, settings.num_envs, steps, episodes)
+
+
+def _read_episodes(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Environment steps [P] and ended episodes [P, S] at the reports so far."""
+    lines = csv.DictReader(io.StringIO(files.read(file).decode(), newline=""))
+    rows: dict[int, list[int]] = {}
+    for row in lines:
+        rows.setdefault(int(row["step"]), []).append(int(row["episodes"]))
+    return np.array(list(rows), dtype=np.int64), np.array(list(rows.values()), dtype=np.int64)
+
+
+def unfinished_text(record: dict[str, Any]) -> str:
+    """How many episodes were cut, such as `12 at 1,000 steps`; nothing where none was, or where that is not known."""
+    if not record.get("unfinished"):
+        return ""
+    return f"{record['unfinished']:,} at {record['step_limit']:,} steps"
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -432,6 +469,8 @@ def _check_returns(name: str, record: Any, seeds: int) -> None:
     check.kind(name, record, dict)
     for part in ("iqm", "low", "high"):
         check.kind(f"{name}.{part}", record.get(part, "nothing"), *PERHAPS)
+    check.kind(f"{name}.unfinished", record.get("unfinished", 0), int)
+    check.kind(f"{name}.step_limit", record.get("step_limit"), int, *([] if record.get("unfinished") else [type(None)]))
     if record.get("kind") not in (None, *get_args(statistics.Kind)):
         raise ValueError(f"{name}.kind: expected 'interval', 'range' or null, got {record['kind']!r}")
     check.kind(f"{name}.per_seed", record.get("per_seed"), list)

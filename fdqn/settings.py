@@ -75,6 +75,11 @@ class Settings:
     """Environment steps a seed between rows of metrics.csv."""
     evaluate_epsilon: float = 0.0
     """Share of random actions in evaluation, which is greedy but for them."""
+    evaluate_episodes: int = 20
+    """Episodes a seed in an evaluation."""
+    evaluate_steps: int = 0
+    """Steps after which evaluation cuts an episode, which the summary counts; 0 for the environment's time limit or,
+    where it has none, 10 times the mean length of training episodes, at least 1,000 and at most 27,000."""
     evaluate_every: int = 0
     """Environment steps a seed between greedy evaluations; 0 for one at the end only."""
     checkpoint_every: int = 20_000
@@ -142,6 +147,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "clip_rewards": True,
         "terminal_on_life_loss": True,
         "evaluate_epsilon": 0.05,
+        "evaluate_episodes": 30,
         "report_every": 50_000,
         "checkpoint_every": 1_000_000,
     },
@@ -189,7 +195,7 @@ def to_json(settings: Settings) -> dict[str, Any]:
     }
 
 
-_ADDED = ("random_warmup",)
+_ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps")
 """Fields that settings written by version 0.1 lack; their defaults are what it did."""
 
 

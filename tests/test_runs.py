@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, evaluate, export, history, lanes, random, runs, train, tree
+from fdqn import build, envs, evaluate, export, history, lanes, random, runs, train, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
@@ -153,9 +153,10 @@ def test_summary_has_exactly_the_contract_s_keys(made):
     summary = strict((made.path / "summary.json").read_text())
     assert set(summary) == KEYS
     assert summary == made.summary
-    for name in ("final_return", "train_return"):
-        assert set(summary[name]) == {"iqm", "low", "high", "kind", "per_seed"}
-    assert set(summary["gymnasium_return"]) == {"env", "iqm", "low", "high", "kind", "per_seed"}
+    returns = {"iqm", "low", "high", "kind", "per_seed"}
+    assert set(summary["train_return"]) == returns
+    assert set(summary["final_return"]) == returns | {"unfinished", "step_limit"}
+    assert set(summary["gymnasium_return"]) == returns | {"env"}
     assert (summary["env"], summary["seeds"], summary["steps"]) == ("cartpole", list(SEEDS), 600)
     assert summary["failed_seeds"] == []
 
@@ -305,7 +306,8 @@ def test_all_seeds_failed(made, copy):
     state = report.state._replace(learner=report.state.learner._replace(params=params))
     summary = runs.finish(copy, made.settings, report._replace(state=state), made.started)
     assert strict((copy / "summary.json").read_text())["failed_seeds"] == list(SEEDS)
-    assert summary["final_return"] == {"iqm": None, "low": None, "high": None, "kind": None, "per_seed": [None] * 3}
+    nothing = {"iqm": None, "low": None, "high": None, "kind": None, "per_seed": [None] * 3}
+    assert summary["final_return"] == nothing | {"unfinished": 0, "step_limit": 500}
 
 
 def test_one_seed_has_no_interval():
@@ -341,12 +343,38 @@ def test_a_summary_from_before_there_were_ranges_is_read(copy):
     assert set(kinds.values()) == {"range"}
 
 
-def test_a_summary_of_an_unknown_kind_is_refused(copy):
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("kind", "guess", r"final_return\.kind: expected 'interval', 'range' or null, got 'guess'"),
+    ("unfinished", "many", r"final_return\.unfinished: expected int, got str"),
+    ("step_limit", 1.5, r"final_return\.step_limit: expected int.*, got float"),
+])  # fmt: skip
+def test_a_summary_that_says_something_else_of_its_returns_is_refused(copy, name, value, words):
     summary = json.loads((copy / "summary.json").read_text())
-    summary["final_return"]["kind"] = "guess"
+    summary["final_return"][name] = value
     (copy / "summary.json").write_text(json.dumps(summary))
-    with pytest.raises(ValueError, match=r"final_return\.kind: expected 'interval', 'range' or null, got 'guess'"):
+    with pytest.raises(ValueError, match=words):
         runs.read(copy)
+
+
+def test_cut_episodes_of_failed_seeds_do_not_count():
+    cut = np.array([[True, False], [True, True], [False, False]])
+    record = runs.returns_record(np.ones((3, 2)), [5], range(4, 7), (cut, 40))
+    assert (record["unfinished"], record["step_limit"]) == (1, 40)
+    assert runs.unfinished_text(record) == "1 at 40 steps"
+    assert runs.unfinished_text({"unfinished": 0, "step_limit": 40}) == runs.unfinished_text({}) == ""
+
+
+def test_the_limit_of_a_run_follows_its_metrics(copy, made):
+    endless = envs.find("gym:CliffWalking-v1").spec
+    assert runs.step_limit(copy, made.settings, envs.find("cartpole").spec) == 500
+    assert runs.step_limit(copy, made.settings, endless) == 1_000
+    assert runs.step_limit(copy, dataclasses.replace(made.settings, evaluate_steps=40_000), endless) == 40_000
+    rows = [(step, seed, 0, episodes) for step, episodes in ((10_000, 10), (20_000, 20)) for seed in range(3)]
+    lines = [",".join(map(str, [*row, *[""] * 6])) for row in rows]
+    (copy / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines, ""]))
+    settings = dataclasses.replace(made.settings, num_envs=4)
+    assert runs.step_limit(copy, settings, endless) == 5_000, "10 x 1,000, but no environment was followed so long"
+    assert runs.step_limit(copy, dataclasses.replace(settings, num_envs=1), endless) == 10_000
 
 
 def test_episodes_that_are_not_there_do_not_count():

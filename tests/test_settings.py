@@ -20,8 +20,8 @@ CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
 --learning-starts --target-period --tau --n-step --clip-rewards --terminal-on-life-loss --optimizer --learning-rate
 --gamma --max-grad-norm --epsilon-start --epsilon-end --epsilon-fraction --random-warmup --hidden --dueling --double
---loss
---report-every --evaluate-epsilon --evaluate-every --checkpoint-every --keep-checkpoints --save-replay --on-nan
+--loss --report-every --evaluate-epsilon --evaluate-episodes --evaluate-steps --evaluate-every --checkpoint-every
+--keep-checkpoints --save-replay --on-nan
 --device --tf32 --compile --out
 """)
 
@@ -56,6 +56,8 @@ OTHER = {
     "loss": "huber",
     "report_every": 123,
     "evaluate_epsilon": 0.25,
+    "evaluate_episodes": 7,
+    "evaluate_steps": 50,
     "evaluate_every": 456,
     "checkpoint_every": 789,
     "keep_checkpoints": 3,

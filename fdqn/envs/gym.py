@@ -30,7 +30,7 @@ from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
 EPISODE_STEPS = 27_000
-"""After so many steps evaluation stops looking at an episode that nothing else ends."""
+"""Most steps that evaluation by default looks at of an episode that nothing else ends; see `evaluate.step_limit`."""
 
 STACK = 4
 """Frames of an observation of Atari."""
@@ -111,7 +111,8 @@ def world(
     `film(num_envs)` gives do the same, and render each a list of frames, those since they were last asked.
 
     With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
-    steps of an episode, by default those that the environments themselves allow.
+    steps of an episode, by default those that the environments themselves allow; where they allow any number, the spec
+    is `endless`.
     Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
     """
     try:
@@ -129,7 +130,7 @@ def world(
         raise ValueError(f"env: expected {name!r} to say its autoreset_mode in its metadata, got {mode!r}")
     encoded = encoding(observed)
     dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
-    spec = EnvSpec(encoded.shape, dtype, int(actions.n), noise=0, time_limit=limit or EPISODE_STEPS, stack=stack)
+    spec = EnvSpec(encoded.shape, dtype, int(actions.n), 0, limit or EPISODE_STEPS, stack=stack, endless=not limit)
 
     def filmed(lanes: int) -> Games:
         return Games(name, film or make, encoded, spec, lanes, 1)
