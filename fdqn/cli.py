@@ -531,7 +531,7 @@ def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.
     def status(steps: int) -> str:
         left = (time.perf_counter() - began) * (limit - steps) / max(steps, 1)
         at_most = f", at most {left // 60:.0f}:{left % 60:02.0f} left" if steps else ""
-        return f"step {steps:,} of at most {limit:,}{at_most}"
+        return f"{steps:,} steps each of at most {limit:,}{at_most}"
 
     if not console.is_terminal:
         due = began + _FIRST_LINE
@@ -540,11 +540,11 @@ def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.
             nonlocal due
             if steps and (now := time.perf_counter()) >= due:
                 due = now + _NEXT_LINE
-                console.print(f"{ended:,} of {total:,} episodes have ended, {status(steps)}")
+                console.print(f"{ended:,} of {total:,} episodes have ended, {status(steps)}", soft_wrap=True)
 
         yield line
         return
-    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("episodes", total=total)
         yield lambda ended, steps: progress.update(task, completed=ended, description=f"episodes, {status(steps)}")

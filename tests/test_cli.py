@@ -238,7 +238,7 @@ def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, caps
     assert (final["unfinished"], final["step_limit"]) == (4, 1_000)
     assert -100_000 <= final["iqm"] <= -1_000
     assert "playing 2 greedy episodes a seed in gym:CliffWalking-v1, of at most 1,000 steps" in err
-    assert re.search(r"0 of 4 episodes have ended, step [\d,]+ of at most 1,000, at most \d+:\d\d left", err)
+    assert re.search(r"0 of 4 episodes have ended, [\d,]+ steps each of at most 1,000, at most \d+:\d\d left", err)
     assert "cut" in out
     assert "4 at 1,000 steps" in out
     assert "--evaluate-steps allows more" in out
@@ -924,7 +924,7 @@ def test_episodes_are_counted_on_a_terminal(trained, words):
     command, *rest = words.split()
     text = on_a_terminal([command, str(trained[0]), *rest, "--episodes", "30"], 100)
     assert re.search(r"\d+/60", text), "30 of each of 2 seeds"
-    assert re.search(r"episodes, [\d,]+ steps each", text)
+    assert re.search(r"episodes, [\d,]+ steps each of at most 500, at most \d+:\d\d left", text)
     assert "Traceback" not in text
 
 
