@@ -130,6 +130,7 @@ def native(
     long. Raises ValueError for fewer than one episode, and
     for as many lanes of `params` as there are not keys.
     """
+    check.kind("env", env, Env)
     last = min(_limit(env.spec, limit), env.spec.time_limit)
     for i, games in enumerate(steps(env, network, params, keys, episodes, fast, epsilon, last)):
         if i % _DRAW == 0 or i == last:
