@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-# Seconds after which episodes that are played elsewhere than on a terminal first say how far they are, and again.
+# Seconds before the first line of progress while episodes are played, and between lines, where there is no terminal.
 _FIRST_LINE, _NEXT_LINE = 1.0, 10.0
 
 # Rows that a table of seeds shows before it sums up the rest.
@@ -521,8 +521,8 @@ def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterat
 
 @contextlib.contextmanager
 def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.Progress]":
-    """A bar of the episodes that have ended, for as long as they are played; elsewhere than on a terminal a line now
-    and then. The time left is that to the limit of steps, before which all may have ended.
+    """Show how many episodes have ended while they are played: a bar on a terminal, a line now and then elsewhere. The
+    time left is an upper bound, that to the step limit.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

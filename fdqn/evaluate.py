@@ -25,7 +25,7 @@ _CHOICES = 2**31
 _SOON = 40 * _DRAW
 
 
-# Of episodes without a time limit: their multiple of training's mean length, and the least that is looked at.
+# Where an environment has no time limit: the step limit as a multiple of the mean length in training, and its minimum.
 _TIMES, _AT_LEAST = 10, 1_000
 
 
@@ -59,7 +59,7 @@ Progress = Callable[[int, int], None]
 """Told now and then how many episodes have ended, over all lanes, and how many steps each has been played."""
 
 Cut = Callable[[NDArray[np.bool_], int], None]
-"""Told which episodes [S, N] were still going on at the limit of so many steps, at which they were cut."""
+"""Called once with a mask [S, N] of the episodes that reached the step limit without ending, and with that limit."""
 
 Broke = Callable[[int, str], None]
 """Told of each lane whose environments broke before its episodes had ended, and what they said."""
@@ -125,9 +125,9 @@ def native(
 ) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
 
-    A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit; after
-    `limit` steps it is cut, which `cut` is told. `fast` is `play` over lanes, compiled: it plays on where episodes are
-    long. Raises ValueError for fewer than one episode, and
+    A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit, or is cut
+    after `limit` steps; `cut` is called with a mask of those that had not ended by then. `fast` is `play` over lanes,
+    compiled: it plays on where episodes are long. Raises ValueError for fewer than one episode, and
     for as many lanes of `params` as there are not keys.
     """
     check.kind("env", env, Env)
@@ -193,9 +193,9 @@ def outside(
     lane whose environments broke before all of its episodes had ended.
 
     Each game's seed follows from its lane's key [S, 2]. An episode is cut after `limit` steps, by default after the
-    world's time limit; those that had not ended by then `cut` is told. Raises ValueError for fewer than one episode, or
-    where the network does not take the world's observations or gives another number of actions, or where all lanes
-    broke.
+    world's time limit; `cut` is called with a mask of those that had not ended by then. Raises ValueError for fewer
+    than one episode, or where the network does not take the world's observations or gives another number of actions, or
+    where all lanes broke.
     """
     check.kind("world", world, World)
     _check(network, params, keys, episodes, epsilon)
@@ -240,11 +240,11 @@ def greedy(
 
 def step_limit(spec: EnvSpec, num_envs: int, steps: NDArray[np.int64], episodes: NDArray[np.int64]) -> int:
     """Steps after which evaluation cuts an episode: the environment's time limit. Where it has none, 10 times the mean
-    length of a training episode, but no more than training has followed one environment, at least 1,000 and at most
-    `spec.time_limit`.
+    length of a training episode, but no more than the steps that training took in each environment; at least 1,000 and
+    at most `spec.time_limit`.
 
-    The mean is over the second half of training, of the seed in which it is the longest. `steps` [P] and `episodes`
-    [P, S] count, at every report, the environment steps of a seed in its `num_envs` environments, and what ended.
+    The mean is over the second half of training, of the seed for which it is longest. `steps` [P] and `episodes` [P, S]
+    are the environment steps of a seed, in all of its `num_envs` environments, and its ended episodes at each report.
     """
     if not spec.endless:
         return spec.time_limit

@@ -101,7 +101,7 @@ def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
 
 
 def _draw_band(axes: "Axes", steps: NDArray[np.int64], estimates: list[statistics.Interval], colour: str) -> set[str]:
-    """Intervals filled, ranges hatched; where one kind follows the other, what lies between is a range's."""
+    """Fill intervals and hatch ranges; the segment between one kind and the other is hatched."""
     low, high = [float(e.low) for e in estimates], [float(e.high) for e in estimates]
     kinds = np.array([e.kind or "" for e in estimates])
     looks: dict[str, dict[str, Any]] = {

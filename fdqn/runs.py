@@ -194,8 +194,8 @@ def finish(
     """Write `params.safetensors`, `curve.png` and `summary.json`; answer with the summary.
 
     `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
-    in Gymnasium's twin of the environment, `outside_cut` what `evaluate.Cut` was told of them, `before` the seconds
-    that earlier processes spent on the run, `play` what plays the trained lanes.
+    in Gymnasium's twin of the environment, `outside_cut` the arguments that `evaluate.Cut` was called with for them,
+    `before` the seconds that earlier processes spent on the run, `play` what plays the trained lanes.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
@@ -255,7 +255,7 @@ def returns_record(
 
 
 def step_limit(path: Path, settings: Settings, spec: EnvSpec) -> int:
-    """Steps after which an evaluation of the run cuts an episode, by the settings or by what it has seen so far."""
+    """Steps after which an evaluation of the run cuts an episode: by the settings, or by the training so far."""
     if settings.evaluate_steps or not spec.endless:
         return settings.evaluate_steps or spec.time_limit
     steps, episodes = _read(path, "metrics.csv", _read_episodes)
