@@ -5,7 +5,8 @@
 Three rates of environment steps, four frames each, in turn: ale-py's own vector environment with random actions and as
 many threads as there are cores; our world without learning, one thread; and a run of the Nature preset while it learns,
 an update every `--envs` steps of a lane. The first says what a machine's emulators can do, the last what is left of it
-beside the network. Prints them and appends a record to `benchmarks/records/atari.jsonl`.
+beside the network. Prints their medians and ranges over the repeats and appends a record to
+`benchmarks/records/atari.jsonl`.
 """
 
 import argparse
@@ -105,9 +106,9 @@ def main() -> None:
     shares = [a / b for a, b in zip(rates["learning"], rates["ale-py"], strict=True)]
     results = {name: work.spread(values) for name, values in rates.items()}
     for name, found in results.items():
-        print(f"{name:9s} {found['median']:9,.0f} steps/s [{found['low']:,.0f}, {found['high']:,.0f}]")
+        print(f"{name:9s} {found['median']:9,.0f} steps/s [range {found['low']:,.0f}, {found['high']:,.0f}]")
     share = work.spread(shares)
-    print(f"share     {100 * share['median']:9.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]")
+    print(f"share     {100 * share['median']:9.1f} % [range {100 * share['low']:.1f}, {100 * share['high']:.1f}]")
     updates = math.floor(results["learning"]["median"] / given.envs)
     print(f"updates   {updates:9,} seed-updates/s")
     work.append("atari", {**work.machine("cpu"), **vars(given), "results": results, "share": share})

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from fdqn import cli, envs, runs
+from fdqn import cli, envs, runs, statistics
 
 # Mean and standard deviation over 3 seeds after 500,000 steps, from CleanRL's documentation of dqn.py and dqn_jax.py.
 PUBLISHED = {
@@ -80,7 +80,8 @@ def main() -> int:
 
 
 def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
-    """Train and sum up: mean of the seeds' training returns with a 95% bootstrap interval, as CleanRL states means."""
+    """Train and sum up: mean of the seeds' training returns, as CleanRL states means, with a 95% bootstrap interval, or
+    with the range of fewer than 5 seeds."""
     sizes = [f"--env={env}", f"--seeds={seeds}", f"--steps={steps}", "--hidden", "120", "84"]
     if not (out / "summary.json").exists() and (
         code := cli.main(["train", *sizes, f"--out={out}", *STEPPING[env], *CLEANRL])
@@ -88,11 +89,14 @@ def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
         raise SystemExit(code)
     run = runs.read(out)
     returns = np.array(run.summary["train_return"]["per_seed"], dtype=float)
-    ends = bootstrap((returns,), np.mean, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    low, high = returns.min(), returns.max()
+    if len(returns) >= statistics.FEWEST:
+        rng = np.random.default_rng(0)
+        low, high = bootstrap((returns,), np.mean, method="percentile", rng=rng).confidence_interval
     return {
         "mean": float(np.mean(returns)),
-        "low": float(ends.low),
-        "high": float(ends.high),
+        "low": float(low),
+        "high": float(high),
         "deviation": float(np.std(returns, ddof=1)),
         "stepping": f"{run.settings.num_envs} x {run.settings.steps_per_cycle}",
         "git": json.loads((out / "config.json").read_text())["git"],
@@ -103,8 +107,9 @@ def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
 
 def table(results: dict[str, dict[str, object]], seeds: int, steps: int) -> str:
     """The results as a Markdown table."""
+    ends = "95% interval" if seeds >= statistics.FEWEST else "range"
     lines = [
-        f"Training return after {steps:,} steps, last 100 episodes, mean. fdqn: {seeds} seeds, 95% interval; CleanRL: "
+        f"Training return after {steps:,} steps, last 100 episodes, mean. fdqn: {seeds} seeds, {ends}; CleanRL: "
         "3 seeds, standard deviation. Stepping: environments x steps of each between updates; CleanRL's is 1 x 10.",
         "",
         "| | fdqn | CleanRL dqn.py | CleanRL dqn_jax.py | fdqn, greedy in Gymnasium, IQM | stepping | commit |",

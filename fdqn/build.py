@@ -46,6 +46,7 @@ def program(settings: Settings) -> train.Program:
         n_step=settings.n_step,
         clip_rewards=settings.clip_rewards,
         terminal_on_life_loss=settings.terminal_on_life_loss,
+        random_warmup=settings.random_warmup,
     )
     # In a world the last step of a cycle is learned from in the next, and every second may only begin an episode.
     if isinstance(found, World) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
@@ -215,8 +216,8 @@ def _unallocated(program: train.Program, lanes: int) -> train.TrainState:
 
 
 def _checked(settings: Settings) -> None:
-    lowest = dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints"), 1)
-    lowest |= dict.fromkeys(("seed", "evaluate_every", "checkpoint_every"), 0)
+    lowest = dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints", "evaluate_episodes"), 1)
+    lowest |= dict.fromkeys(("seed", "evaluate_steps", "evaluate_every", "checkpoint_every"), 0)
     for name, least in lowest.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 STARTED = time.perf_counter()
 
-# Greedy episodes a seed, where nothing else was asked for.
-EPISODES = 20
+# Seconds before the first line of progress while episodes are played, and between lines, where there is no terminal.
+_FIRST_LINE, _NEXT_LINE = 1.0, 10.0
 
 # Rows that a table of seeds shows before it sums up the rest.
 _ROWS = 32
@@ -43,7 +43,7 @@ _ROWS = 32
 
 @dataclass(frozen=True)
 class Train:
-    """Train many seeds at once and say, with an interval, how good they are."""
+    """Train many seeds at once and say how good they are: with an interval from 5 seeds on, below with their range."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     preset: Preset | None = None
@@ -66,6 +66,10 @@ class Resume:
     """When a seed's loss or gradient is NaN or infinite: leave it as it was, or stop the run; by default as before."""
     env: str | None = None
     """The environment trained on, to be named again where it is code of your own."""
+    evaluate_episodes: int | None = None
+    """Episodes a seed in an evaluation from here on; by default as before."""
+    evaluate_steps: int | None = None
+    """Steps after which evaluation cuts an episode from here on; by default as before."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -78,8 +82,10 @@ class Eval:
     """Run folder."""
     env: str | None = None
     """Environment, ours or gym:NAME; by default the one trained on."""
-    episodes: int = EPISODES
-    """Episodes a seed."""
+    episodes: int | None = None
+    """Episodes a seed; by default as many as when the run ended."""
+    evaluate_steps: int | None = None
+    """Steps after which an episode is cut; by default as when the run ended: see fdqn train --help."""
     video: Path | None = None
     """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
     each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
@@ -308,7 +314,9 @@ def _resume(command: Resume, started: float) -> None:
     with runs.writing(path):
         settings, planned = runs.plan(path, command.env)  # again, now that nobody else can change it
         _check_more(command.steps, planned)
-        settings, wanted = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan), max(wanted, planned)
+        changed = {name: getattr(command, name) for name in ("on_nan", "evaluate_episodes", "evaluate_steps")}
+        settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
+        wanted = max(wanted, planned)
         program, state = _begun(console, settings)
         where = history.restored(path, settings, program, state, command.fallback)
         runs.replan(path, wanted, settings.on_nan)
@@ -393,20 +401,25 @@ def _go_on(
     def broke(lane: int, words: str) -> None:
         console.print(f"seed {settings.seed + lane} was not played to the end: {words}", soft_wrap=True)
 
-    def greedy(env: Any, network: Any, params: Any, keys: Any, progress: Any = None) -> Any:
+    episodes, nothing = settings.evaluate_episodes, np.full((settings.seeds, settings.evaluate_episodes), np.nan)
+
+    def greedy(env: Any, network: Any, params: Any, keys: Any, progress: Any = None, cut: Any = None) -> Any:
         """What was trained stays, whatever happens to an environment that is played in."""
+        limit = runs.step_limit(path, settings, env.spec)
         try:
-            return evaluate.greedy(env, network, params, keys, EPISODES, progress, fast, epsilon, broke)
+            return evaluate.greedy(
+                env, network, params, keys, episodes, progress, fast, epsilon, broke, limit=limit, cut=cut
+            )
         except ValueError as error:
             console.print(f"not played to the end: {error}", soft_wrap=True)
-            return np.full((settings.seeds, EPISODES), np.nan)
+            return nothing
 
     def periodic(state: train.TrainState) -> Any:
         return greedy(env, program.network, state.learner.params, state.key)
 
-    def play(env: Any, network: Any, params: Any, keys: Any) -> Any:
-        with _episodes(console, settings.seeds * EPISODES) as progress:
-            return greedy(env, network, params, keys, progress)
+    def play(env: Any, network: Any, params: Any, keys: Any, cut: Any) -> Any:
+        with _episodes(console, settings.seeds * episodes, runs.step_limit(path, settings, env.spec)) as progress:
+            return greedy(env, network, params, keys, progress, cut)
 
     def over() -> bool:
         """Whether nobody is left who could go on, or somebody wants to stop."""
@@ -442,31 +455,33 @@ def _go_on(
         params = report.state.learner.params
         runs.save_params(path, settings, params)
     outside, interrupted = None, stopped()
+    outside_cut: list[Any] = []
 
-    def last(*given: Any) -> Any:
+    def last(env: Any, network: Any, params: Any, keys: Any, cut: Any) -> Any:
         """The closing episodes; a run that is stopped does not wait for those of a world, which may take minutes."""
         nonlocal interrupted
         if not (interrupted and games is not None):
             try:
-                return play(*given)
+                return play(env, network, params, keys, cut)
             except KeyboardInterrupt:
                 interrupted = True
         console.print(f"not played; fdqn eval {path} plays the trained seeds", soft_wrap=True)
-        return np.full((settings.seeds, EPISODES), np.nan)
+        return nothing
 
     if settings.env in envs.GYMNASIUM and not interrupted:
         name = envs.GYMNASIUM[settings.env]
         console.print(f"playing the trained lanes in gymnasium's {name}")
         try:
-            outside = play(envs.find(f"gym:{name}"), program.network, params, report.state.key)
+            twin = envs.find(f"gym:{name}")
+            outside = play(twin, program.network, params, report.state.key, lambda *cut: outside_cut.append(cut))
         except KeyboardInterrupt:
             interrupted = True
             console.print("not played to the end")
     if games is not None and not interrupted:
-        console.print(
-            f"playing {EPISODES} greedy episodes a seed in {settings.env}, of at most {env.spec.time_limit:,} steps"
-        )
-    summary = runs.finish(path, settings, report, started, outside, where.seconds, last)
+        limit = runs.step_limit(path, settings, env.spec)
+        console.print(f"playing {episodes} greedy episodes a seed in {settings.env}, of at most {limit:,} steps")
+    told = outside_cut[-1] if outside_cut else None
+    summary = runs.finish(path, settings, report, started, outside, where.seconds, last, told)
     if as_json:
         print(json.dumps(summary))
     else:
@@ -505,17 +520,34 @@ def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterat
 
 
 @contextlib.contextmanager
-def _episodes(console: "Console", total: int) -> "Iterator[evaluate.Progress | None]":
-    """A bar of the episodes that have ended, for as long as they are played; only a terminal shows it."""
+def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.Progress]":
+    """Show how many episodes have ended while they are played: a bar on a terminal, a line now and then elsewhere. The
+    time left is an upper bound, that to the step limit.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    began = time.perf_counter()
+
+    def status(steps: int) -> str:
+        left = (time.perf_counter() - began) * (limit - steps) / max(steps, 1)
+        at_most = f", at most {left // 60:.0f}:{left % 60:02.0f} left" if steps else ""
+        return f"{steps:,} steps each of at most {limit:,}{at_most}"
+
     if not console.is_terminal:
-        yield None
+        due = began + _FIRST_LINE
+
+        def line(ended: int, steps: int) -> None:
+            nonlocal due
+            if steps and (now := time.perf_counter()) >= due:
+                due = now + _NEXT_LINE
+                console.print(f"{ended:,} of {total:,} episodes have ended, {status(steps)}", soft_wrap=True)
+
+        yield line
         return
-    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("episodes", total=total)
-        yield lambda ended, steps: progress.update(task, completed=ended, description=f"episodes, {steps:,} steps each")
+        yield lambda ended, steps: progress.update(task, completed=ended, description=f"episodes, {status(steps)}")
 
 
 def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluate.Play | None":
@@ -629,17 +661,21 @@ def _eval(command: Eval) -> None:
     def broke(lane: int, words: str) -> None:
         console.print(f"seed {seeds[lane]} was not played to the end: {words}", soft_wrap=True)
 
-    with _episodes(console, len(seeds) * command.episodes) as progress:
-        returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast, epsilon, broke)
-    record = runs.returns_record(returns, failed, seeds)
+    episodes = run.settings.evaluate_episodes if command.episodes is None else command.episodes
+    limit, cut = command.evaluate_steps or runs.step_limit(command.run, run.settings, env.spec), []
+    with _episodes(console, len(seeds) * episodes, limit) as progress:
+        returns = evaluate.greedy(
+            env, network, params, keys, episodes, progress, fast, epsilon, broke, limit, lambda *told: cut.append(told)
+        )
+    record = runs.returns_record(returns, failed, seeds, *cut)
     if command.json:
         print(json.dumps(record))
     else:
-        _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
+        _print_seeds(f"{name}, {episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
     if command.video is not None:
         returns[[seeds.index(seed) for seed in failed]] = math.nan
-        with _episodes(console, 3) as progress:
-            drawn, film = video.draw(name, env, network, params, keys, seeds, returns, progress, fast, epsilon)
+        with _episodes(console, 3, limit) as progress:
+            drawn, film = video.draw(name, env, network, params, keys, seeds, returns, progress, fast, epsilon, limit)
         _write_video(command.video, drawn)
         steps = "step" if film.every == 1 else f"{film.every} steps"
         frames = f"{len(film.scenes):,} frames, one every {steps}, {_bytes(len(drawn))}"
@@ -757,8 +793,15 @@ def _print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[
     if len(seeds) > _ROWS:
         table.add_row("...", *(f"and {len(seeds) - _ROWS} more" for _ in columns))
     table.add_section()
-    table.add_row("IQM [95%]", *(runs.interval_text(record) for record in columns.values()), style="bold")
-    _results().print(table)
+    records = list(columns.values())
+    table.add_row(runs.interval_heading(records), *map(runs.interval_text, records), style="bold")
+    unfinished = [runs.unfinished_text(record) for record in records]
+    if any(unfinished):
+        table.add_row("cut", *unfinished)
+    out = _results()
+    out.print(table)
+    if any(unfinished):
+        out.print("episodes that were cut had not ended by then; --evaluate-steps allows more", soft_wrap=True)
 
 
 def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:
@@ -767,7 +810,11 @@ def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:
     from fdqn import runs
 
     table = Table("run", "env", box=None, header_style="bold")
-    for name in ("seeds", "failed", "steps", "greedy IQM [95%]", "training IQM [95%]", "seed-updates/s"):
+    headings = [
+        f"{name} {runs.interval_heading([run.summary[key] for run in read])}"
+        for name, key in (("greedy", "final_return"), ("training", "train_return"))
+    ]
+    for name in ("seeds", "failed", "steps", *headings, "seed-updates/s"):
         table.add_column(name, justify="right")
     for run in read:
         summary = run.summary

@@ -43,6 +43,8 @@ class Config:
     """Learn from rewards clipped to [-1, 1]; what is reported is not."""
     terminal_on_life_loss: bool = False
     """Learn as if an episode ended where a life is lost; what is reported does not."""
+    random_warmup: bool = False
+    """Act uniformly at random until learning starts, and anneal epsilon from there instead of from the first step."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -70,6 +72,11 @@ class Config:
         """The least `learning_starts` with which each environment has taken so many steps before the first update."""
         cycles = math.ceil(steps / self.steps_per_cycle) - 1  # the cycle of the first update takes steps too
         return (cycles - 1) * self.env_steps + 1 if cycles > 0 else 0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Environment steps a lane before the cycle of the first update."""
+        return math.ceil(self.learning_starts / self.env_steps) * self.env_steps
 
     @property
     def env_steps(self) -> int:

@@ -1,6 +1,7 @@
 """How good trained lanes are: greedy episodes, in our environments or in worlds outside torch."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,6 +23,10 @@ _CHOICES = 2**31
 
 # Steps after which a compiled step takes over: by then they have taken about as long as it takes to compile one.
 _SOON = 40 * _DRAW
+
+
+# Where an environment has no time limit: the step limit as a multiple of the mean length in training, and its minimum.
+_TIMES, _AT_LEAST = 10, 1_000
 
 
 class Games(NamedTuple):
@@ -53,6 +58,9 @@ Play = Callable[[Params, Games, Tensor], Games]
 Progress = Callable[[int, int], None]
 """Told now and then how many episodes have ended, over all lanes, and how many steps each has been played."""
 
+Cut = Callable[[NDArray[np.bool_], int], None]
+"""Called once with a mask [S, N] of the episodes that reached the step limit without ending, and with that limit."""
+
 Broke = Callable[[int, str], None]
 """Told of each lane whose environments broke before its episodes had ended, and what they said."""
 
@@ -77,21 +85,24 @@ def steps(
     episodes: int = 20,
     fast: Play | None = None,
     epsilon: float = 0.0,
+    limit: int | None = None,
 ) -> Iterator[Games]:
-    """The games [S, N] that `native` plays, at their start and after every step, up to the environment's time limit.
+    """The games [S, N] that `native` plays, at their start and after every step, up to `limit` steps or the
+    environment's time limit.
 
     Where an episode has ended, the environment plays another, which counts for nothing.
     """
     check.kind("env", env, Env)
     _check(network, params, keys, episodes, epsilon)
+    limit = min(_limit(env.spec, limit), env.spec.time_limit)
     keys = random.fold_in(keys, random.EVALUATION)
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
     games = Games(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended, first.next_obs)
     yield games
     slow = vmap(partial(play, env, network, epsilon))
-    for start in range(0, env.spec.time_limit, _DRAW):
-        count = min(_DRAW, env.spec.time_limit - start)
+    for start in range(0, limit, _DRAW):
+        count = min(_DRAW, limit - start)
         noise = random.uniform(random.fold_in(keys, 1 + start), (count, episodes, env.spec.noise))
         u = torch.cat([_choices(keys, _CHOICES + start, (count, episodes, 2), epsilon), noise], -1)
         advance = slow if fast is None or start < _SOON else fast
@@ -109,19 +120,26 @@ def native(
     progress: Progress | None = None,
     fast: Play | None = None,
     epsilon: float = 0.0,
+    limit: int | None = None,
+    cut: Cut | None = None,
 ) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
 
-    A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit. `fast` is
-    `play` over lanes, compiled: it plays on where episodes are long. Raises ValueError for fewer than one episode, and
+    A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit, or is cut
+    after `limit` steps; `cut` is called with a mask of those that had not ended by then. `fast` is `play` over lanes,
+    compiled: it plays on where episodes are long. Raises ValueError for fewer than one episode, and
     for as many lanes of `params` as there are not keys.
     """
-    for i, games in enumerate(steps(env, network, params, keys, episodes, fast, epsilon)):
-        if i % _DRAW == 0 or i == env.spec.time_limit:
+    check.kind("env", env, Env)
+    last = min(_limit(env.spec, limit), env.spec.time_limit)
+    for i, games in enumerate(steps(env, network, params, keys, episodes, fast, epsilon, last)):
+        if i % _DRAW == 0 or i == last:
             if progress is not None:
                 progress(int(games.ended.sum()), i)
             if games.ended.all():
                 break
+    if cut is not None:
+        cut(~games.ended.cpu().numpy(), last)
     return games.returns.double().cpu().numpy()
 
 
@@ -132,10 +150,16 @@ def seeds_outside(keys: Tensor, episodes: int) -> Tensor:
 
 @torch.no_grad()
 def steps_outside(
-    games: Any, spec: EnvSpec, network: Network, params: Params, seeds: Tensor, epsilon: float = 0.0
+    games: Any,
+    spec: EnvSpec,
+    network: Network,
+    params: Params,
+    seeds: Tensor,
+    epsilon: float = 0.0,
+    limit: int | None = None,
 ) -> Iterator[Played]:
     """How the games of a world that is open stand, seeded by `seeds` [S, N], at their start and after every step, up to
-    the world's time limit. What is random of their actions follows from their seeds too.
+    `limit` steps or the world's time limit. What is random of their actions follows from their seeds too.
     """
     apply, device = vmap(network.apply), seeds.device
     step = games.reset(seeds.tolist())
@@ -143,7 +167,7 @@ def steps_outside(
     ended, returns = step.terminated, step.reward.double()
     yield Played(returns, ended)
     keys = torch.stack([torch.zeros_like(seeds), seeds], -1)
-    for i in range(spec.time_limit):
+    for i in range(_limit(spec, limit)):
         q, legal = apply(params, step.obs.to(device)), step.legal.to(device)
         action = _chosen(q, legal, epsilon, _choices(keys, i, (2,), epsilon))
         step, valid, alive, _ = games.step(action.cpu().numpy())
@@ -162,19 +186,22 @@ def outside(
     progress: Progress | None = None,
     epsilon: float = 0.0,
     broke: Broke | None = None,
+    limit: int | None = None,
+    cut: Cut | None = None,
 ) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...] in a world, a share `epsilon` of actions random; NaN for a
     lane whose environments broke before all of its episodes had ended.
 
-    Each game's seed follows from its lane's key [S, 2]. An episode ends at the latest with the world's time limit.
-    Raises ValueError for fewer than one episode, or where the network does not take the world's observations or gives
-    another number of actions, or where all lanes broke.
+    Each game's seed follows from its lane's key [S, 2]. An episode is cut after `limit` steps, by default after the
+    world's time limit; `cut` is called with a mask of those that had not ended by then. Raises ValueError for fewer
+    than one episode, or where the network does not take the world's observations or gives another number of actions, or
+    where all lanes broke.
     """
     check.kind("world", world, World)
     _check(network, params, keys, episodes, epsilon)
-    seeds = seeds_outside(keys, episodes)
+    seeds, last = seeds_outside(keys, episodes), _limit(world.spec, limit)
     with contextlib.closing(world.open(keys.shape[0], episodes)) as games:
-        for i, played in enumerate(steps_outside(games, world.spec, network, params, seeds, epsilon)):
+        for i, played in enumerate(steps_outside(games, world.spec, network, params, seeds, epsilon, last)):
             if progress is not None:
                 progress(int(played.ended.sum()), i)
             if played.ended.all():
@@ -187,6 +214,8 @@ def outside(
         for lane, words in lost.items():
             if broke is not None:
                 broke(lane, words)
+        if cut is not None:
+            cut((~played.ended & ~played.returns.isnan()).numpy(), last)
         return returns
 
 
@@ -200,11 +229,40 @@ def greedy(
     fast: Play | None = None,
     epsilon: float = 0.0,
     broke: Broke | None = None,
+    limit: int | None = None,
+    cut: Cut | None = None,
 ) -> NDArray[np.float64]:
     """`native` or `outside`, as the environment is; nothing is compiled of a world, and only its environments break."""
     if isinstance(env, World):
-        return outside(env, network, params, keys, episodes, progress, epsilon, broke)
-    return native(env, network, params, keys, episodes, progress, fast, epsilon)
+        return outside(env, network, params, keys, episodes, progress, epsilon, broke, limit, cut)
+    return native(env, network, params, keys, episodes, progress, fast, epsilon, limit, cut)
+
+
+def step_limit(spec: EnvSpec, num_envs: int, steps: NDArray[np.int64], episodes: NDArray[np.int64]) -> int:
+    """Steps after which evaluation cuts an episode: the environment's time limit. Where it has none, 10 times the mean
+    length of a training episode, but no more than the steps that training took in each environment; at least 1,000 and
+    at most `spec.time_limit`.
+
+    The mean is over the second half of training, of the seed for which it is longest. `steps` [P] and `episodes` [P, S]
+    are the environment steps of a seed, in all of its `num_envs` environments, and its ended episodes at each report.
+    """
+    if not spec.endless:
+        return spec.time_limit
+    if not len(steps):
+        return min(_AT_LEAST, spec.time_limit)
+    half = np.searchsorted(steps, steps[-1] / 2, side="right") - 1  # the last report of the first half, or none
+    before = (steps[half], episodes[half]) if half >= 0 else (0, 0 * episodes[0])
+    ended = (episodes[-1] - before[1]).min()
+    followed = steps[-1] / num_envs
+    likely = min(_TIMES * (steps[-1] - before[0]) / ended, followed) if ended else followed
+    return min(max(_AT_LEAST, math.ceil(likely)), spec.time_limit)
+
+
+def _limit(spec: EnvSpec, limit: int | None) -> int:
+    if limit is None:
+        return spec.time_limit
+    check.count("limit", limit, 1)
+    return limit
 
 
 def _chosen(q: Tensor, legal: Tensor, epsilon: float, u: Tensor) -> Tensor:

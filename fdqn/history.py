@@ -22,7 +22,7 @@ from torch import Tensor
 from fdqn import build, checkpoint, files, replay, statistics, train, tree
 from fdqn.frames import Frames
 from fdqn.n_step import Recent
-from fdqn.settings import Settings, to_json
+from fdqn.settings import Settings, completed, to_json
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
 
@@ -135,7 +135,9 @@ def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> 
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """A program of other shapes, or another run, would go on from what it did not do."""
-    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - {"out", "on_nan"}
+    saved = completed(saved)
+    free = {"out", "on_nan", "evaluate_episodes", "evaluate_steps"}
+    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
     if others:
         lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
         lines = lines if lines.isprintable() else ascii(lines)

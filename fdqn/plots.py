@@ -1,9 +1,9 @@
-"""Pictures: learning curves over seeds, the interquartile mean in its interval."""
+"""Pictures: learning curves over seeds, the interquartile mean in its interval or in the range of the seeds."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
 
+# What the bands of a panel are, by the kinds of them that it has.
+BANDS = {
+    frozenset[str](): "",
+    frozenset({"interval"}): ", band: its 95% bootstrap interval",
+    frozenset({"range"}): ", band: range of the seeds",
+    frozenset({"interval", "range"}): ", band: its 95% bootstrap interval, hatched: range of fewer than 5 seeds",
+}
+
 # Above this many seeds single curves are a smear that hides the interval.
 SINGLE_CURVES = 64
 
@@ -29,8 +37,8 @@ class Curve(NamedTuple):
 
 
 def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> None:
-    """Write a PNG with a panel per title and in it a line a curve: the seeds' interquartile mean in its 95% interval.
-    More than three panels stand in two columns.
+    """Write a PNG with a panel per title and in it a line a curve: the seeds' interquartile mean in its 95% interval,
+    or, hatched, in the range of the seeds where fewer than 5 have a value. More than three panels stand in two columns.
 
     Single seeds are drawn thinly where a panel has one curve. A seed that has no value at a step keeps the one before
     and counts from its first value on. Raises ValueError where there is no curve.
@@ -55,17 +63,18 @@ def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Cur
     parts = figure.subfigures(rows, columns, squeeze=False).flat
     for part, (title, curves) in zip(parts, panels.items(), strict=False):
         axes = part.subplots()
-        _draw(axes, curves)
-        note = "line: interquartile mean of the seeds, band: its 95% bootstrap interval"
+        note = "line: interquartile mean of the seeds" + BANDS[frozenset(_draw(axes, curves))]
         thin = ", thin: single seeds" if _shows_seeds(curves) else ""
         axes.set_title("\n".join(filter(None, (subtitle, note + thin))), loc="left", fontsize=8, color="#555555")
         part.suptitle(title, x=0.01, ha="left", fontweight="bold")
     figure.savefig(file, format="png")
 
 
-def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> None:
+def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
+    """The kinds of bands drawn."""
     from matplotlib.ticker import EngFormatter
 
+    kinds: set[str] = set()
     for i, (label, curve) in enumerate(curves.items()):
         colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
         values = _filled(curve.values)
@@ -77,8 +86,7 @@ def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> None:
         marker = "o" if len(steps) == 1 else None
         if _shows_seeds(curves):
             axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3, marker=marker, markersize=2)
-        low, high = [float(e.low) for e in estimates], [float(e.high) for e in estimates]
-        axes.fill_between(steps, low, high, color=colour, alpha=0.25, linewidth=0)
+        kinds |= _draw_band(axes, steps, estimates, colour)
         middle = [float(e.iqm) for e in estimates]
         axes.plot(steps, middle, color=colour, linestyle=style, linewidth=2, marker=marker, label=label)
     axes.set_xlabel("environment steps a seed")
@@ -89,6 +97,24 @@ def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if set(curves) != {""}:
         axes.legend(frameon=False, loc="best", fontsize=8)
+    return kinds
+
+
+def _draw_band(axes: "Axes", steps: NDArray[np.int64], estimates: list[statistics.Interval], colour: str) -> set[str]:
+    """Fill intervals and hatch ranges; the segment between one kind and the other is hatched."""
+    low, high = [float(e.low) for e in estimates], [float(e.high) for e in estimates]
+    kinds = np.array([e.kind or "" for e in estimates])
+    looks: dict[str, dict[str, Any]] = {
+        "interval": {"color": colour, "alpha": 0.25},
+        "range": {"facecolor": (colour, 0.1), "edgecolor": (colour, 0.4), "hatch": "///"},
+    }
+    for kind, look in looks.items():
+        here = kinds == kind
+        if kind == "range":
+            here = here | np.append(False, here[:-1]) | np.append(here[1:], False)
+        if here.any():
+            axes.fill_between(steps, low, high, where=here, linewidth=0, **look)
+    return {kind for kind in looks if kind in kinds}
 
 
 def _shows_seeds(curves: Mapping[str, Curve]) -> bool:

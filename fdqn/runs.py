@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ from fdqn import (
     worlds,
 )
 from fdqn.settings import Settings, from_json, to_json
-from fdqn.types import Params
+from fdqn.types import EnvSpec, Params
 
 NUMBER = (int, float)
 PERHAPS = (int, float, type(None))
@@ -189,18 +189,22 @@ def finish(
     outside: NDArray[np.float64] | None = None,
     before: float = 0.0,
     play: Callable[..., NDArray[np.float64]] = evaluate.greedy,
+    outside_cut: tuple[NDArray[np.bool_], int] | None = None,
 ) -> dict[str, Any]:
     """Write `params.safetensors`, `curve.png` and `summary.json`; answer with the summary.
 
     `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
-    in Gymnasium's twin of the environment, `before` the seconds that earlier processes spent on the run, `play` what
-    plays the trained lanes.
+    in Gymnasium's twin of the environment, `outside_cut` the arguments that `evaluate.Cut` was called with for them,
+    `before` the seconds that earlier processes spent on the run, `play` what plays the trained lanes.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
     failures = history.failed_seeds(settings, report)
     failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
-    final = play(envs.find(settings.env), build.network(settings), params, report.state.key)
+    told: list[tuple[NDArray[np.bool_], int]] = []
+    final = play(
+        envs.find(settings.env), build.network(settings), params, report.state.key, cut=lambda *cut: told.append(cut)
+    )
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
@@ -209,7 +213,9 @@ def finish(
         "steps": report.step,
         "failed_seeds": failed,
         "failures": [{"seed": seed, "step": step, "cause": cause} for seed, (step, cause) in failures.items()],
-        "final_return": returns_record(final, failed, seeds),
+        "final_return": returns_record(
+            final, failed, seeds, told[-1] if told else (np.zeros(final.shape, np.bool_), None)
+        ),
         "train_return": returns_record(report.last_returns, failed, seeds),
         "env_steps_per_second": _json_number(rate * steps_an_update),
         "seed_updates_per_second": _json_number(rate),
@@ -217,7 +223,7 @@ def finish(
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
     if outside is not None:
-        played = returns_record(outside, failed, seeds)
+        played = returns_record(outside, failed, seeds, outside_cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
     drawn = io.BytesIO()
     picture(drawn, read_curve(path), summary)
@@ -227,15 +233,49 @@ def finish(
     return summary
 
 
-def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> dict[str, Any]:
-    """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null."""
-    per_seed = statistics.row_means(returns)
-    per_seed[[seeds.index(seed) for seed in failed]] = np.nan
+def returns_record(
+    returns: NDArray[Any], failed: list[int], seeds: range, cut: tuple[NDArray[np.bool_], int | None] | None = None
+) -> dict[str, Any]:
+    """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null.
+
+    `cut` is, of an evaluation, which episodes [S, episodes] were cut and after how many steps.
+    """
+    per_seed, lost = statistics.row_means(returns), [seeds.index(seed) for seed in failed]
+    per_seed[lost] = np.nan
+    unfinished = {} if cut is None else {"unfinished": int(np.delete(cut[0], lost, 0).sum()), "step_limit": cut[1]}
     estimate = statistics.interval(per_seed)
     return {
-        **{name: _json_number(x) for name, x in estimate._asdict().items()},
+        "iqm": _json_number(estimate.iqm),
+        "low": _json_number(estimate.low),
+        "high": _json_number(estimate.high),
+        "kind": estimate.kind,
         "per_seed": [_json_number(x) for x in per_seed],
+        **unfinished,
     }
+
+
+def step_limit(path: Path, settings: Settings, spec: EnvSpec) -> int:
+    """Steps after which an evaluation of the run cuts an episode: by the settings, or by the training so far."""
+    if settings.evaluate_steps or not spec.endless:
+        return settings.evaluate_steps or spec.time_limit
+    steps, episodes = _read(path, "metrics.csv", _read_episodes)
+    return evaluate.step_limit(spec, settings.num_envs, steps, episodes)
+
+
+def _read_episodes(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Environment steps [P] and ended episodes [P, S] at the reports so far."""
+    lines = csv.DictReader(io.StringIO(files.read(file).decode(), newline=""))
+    rows: dict[int, list[int]] = {}
+    for row in lines:
+        rows.setdefault(int(row["step"]), []).append(int(row["episodes"]))
+    return np.array(list(rows), dtype=np.int64), np.array(list(rows.values()), dtype=np.int64)
+
+
+def unfinished_text(record: dict[str, Any]) -> str:
+    """How many episodes were cut, such as `12 at 1,000 steps`; nothing where none was, or where that is not known."""
+    if not record.get("unfinished"):
+        return ""
+    return f"{record['unfinished']:,} at {record['step_limit']:,} steps"
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
@@ -329,11 +369,21 @@ def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
 
 
 def interval_text(record: dict[str, Any]) -> str:
-    """A record of returns as `496.1 [489.0, 500.0]`, or without an interval where one seed gives none."""
+    """A record of returns as `496.1 [489.0, 500.0]`, `12.0 [range 10.0, 14.0]` where seeds are too few for an interval,
+    and without either where there is one seed.
+    """
     if record["iqm"] is None:
         return "none"
-    ends = f" [{record['low']:.1f}, {record['high']:.1f}]" if record["low"] is not None else ""
+    kind = "range " if record.get("kind") == "range" else ""
+    ends = f" [{kind}{record['low']:.1f}, {record['high']:.1f}]" if record["low"] is not None else ""
     return f"{record['iqm']:.1f}{ends}"
+
+
+def interval_heading(records: Sequence[dict[str, Any]]) -> str:
+    """The heading of a table of `interval_text`."""
+    kinds = {record["kind"] for record in records if record.get("kind") is not None}
+    ends = {"interval": "95%", "range": "range"}
+    return f"IQM [{' or '.join(ends[kind] for kind in sorted(kinds))}]" if kinds else "IQM"
 
 
 Read = TypeVar("Read")
@@ -403,7 +453,15 @@ def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
     for name in ("final_return", "train_return", "gymnasium_return"):
         if name in summary:
             _check_returns(name, summary[name], len(summary["seeds"]))
+            summary[name].setdefault("kind", _kind(summary[name]))  # summaries before there were ranges
     return summary
+
+
+def _kind(record: dict[str, Any]) -> statistics.Kind | None:
+    """Of fewer than 5 seeds the ends were always those of the range, though they were called an interval's."""
+    if record["low"] is None:
+        return None
+    return "range" if sum(x is not None for x in record["per_seed"]) < statistics.FEWEST else "interval"
 
 
 def _check_returns(name: str, record: Any, seeds: int) -> None:
@@ -411,6 +469,10 @@ def _check_returns(name: str, record: Any, seeds: int) -> None:
     check.kind(name, record, dict)
     for part in ("iqm", "low", "high"):
         check.kind(f"{name}.{part}", record.get(part, "nothing"), *PERHAPS)
+    check.kind(f"{name}.unfinished", record.get("unfinished", 0), int)
+    check.kind(f"{name}.step_limit", record.get("step_limit"), int, *([] if record.get("unfinished") else [type(None)]))
+    if record.get("kind") not in (None, *get_args(statistics.Kind)):
+        raise ValueError(f"{name}.kind: expected 'interval', 'range' or null, got {record['kind']!r}")
     check.kind(f"{name}.per_seed", record.get("per_seed"), list)
     for value in record["per_seed"]:
         check.kind(f"{name}.per_seed", value, *PERHAPS)

@@ -10,7 +10,8 @@ import tyro
 
 @dataclass(frozen=True)
 class Settings:
-    """Train many seeds of a deep Q-network at once and say, with an interval, how good they are."""
+    """Train many seeds of a deep Q-network at once and say how good they are: with an interval from 5 seeds on, below
+    with their range."""
 
     env: str = "cartpole"
     """Environment; `fdqn envs` lists them: ours, gym:NAME, ale:GAME, or package.module:name of your own."""
@@ -58,6 +59,9 @@ class Settings:
     """Share of random actions at the end."""
     epsilon_fraction: float = 0.2
     """Share of --steps over which epsilon goes linearly from start to end."""
+    random_warmup: bool = False
+    """Act uniformly at random until learning starts (--learning-starts), and anneal epsilon from there, as the papers
+    of both presets do; without, epsilon is annealed from the first step."""
     hidden: tuple[int, ...] = (120, 84)
     """Sizes of the hidden layers; none for a linear network. Boards of 10 x 10 and frames from 36 x 36 on have a
     convolutional network instead."""
@@ -71,6 +75,11 @@ class Settings:
     """Environment steps a seed between rows of metrics.csv."""
     evaluate_epsilon: float = 0.0
     """Share of random actions in evaluation, which is greedy but for them."""
+    evaluate_episodes: int = 20
+    """Episodes a seed in an evaluation."""
+    evaluate_steps: int = 0
+    """Steps after which evaluation cuts an episode, which the summary counts; 0 for the environment's time limit or,
+    where it has none, 10 times the mean length of training episodes, at least 1,000 and at most 27,000."""
     evaluate_every: int = 0
     """Environment steps a seed between greedy evaluations; 0 for one at the end only."""
     checkpoint_every: int = 20_000
@@ -108,6 +117,7 @@ _CLASSIC: dict[str, Any] = {
     "learning_rate": 2.5e-4,
     "max_grad_norm": math.inf,
     "epsilon_end": 0.1,
+    "random_warmup": True,
     "double": False,
     "loss": "huber",
 }
@@ -139,14 +149,26 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "clip_rewards": True,
         "terminal_on_life_loss": True,
         "evaluate_epsilon": 0.05,
+        "evaluate_episodes": 30,
         "report_every": 50_000,
         "checkpoint_every": 1_000_000,
     },
 }
-"""Settings that papers published, all but the environment: of MinAtar (Young and Tian 2019,
-https://arxiv.org/abs/1903.03176) and of the Nature DQN on Atari (Mnih et al. 2015,
-https://doi.org/10.1038/nature14236: an update every four steps; here one step of four environments.
-A seed takes 7.6 GB of replay, so there is one)."""
+"""Settings that papers published, all but the environment. What differs from the authors' code:
+
+minatar (Young and Tian 2019, https://arxiv.org/abs/1903.03176; examples/dqn.py of kenjyoung/MinAtar)
+- Minibatches are drawn with replacement; theirs without.
+- An episode is cut after 10,000 steps, in training as a truncation that bootstraps; their games have no limit.
+- The first update follows step 5,001; theirs step 5,002.
+- RMSprop has no momentum, as in their code until December 2024; since then that code has one of 0.95.
+
+nature (Mnih et al. 2015, https://doi.org/10.1038/nature14236; google-deepmind/dqn)
+- Four environments take a step each between updates; theirs is one that takes four.
+- 10 million steps, the first fifth of their 50 million. A seed takes 7.6 GB of replay, so there is one.
+- The target is copied every 10,000 updates, as the paper says; their code does every 10,000 steps, 2,500 updates.
+- Where a game waits for the fire button it is pressed at the start, and an episode is cut after half an hour.
+- Evaluation plays whole episodes of the last parameters; theirs every 250,000 steps, and the best are stated.
+"""
 
 _KINDS = {
     str: "a word",
@@ -175,11 +197,21 @@ def to_json(settings: Settings) -> dict[str, Any]:
     }
 
 
+_ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile")
+"""Fields that settings written by version 0.1 lack; their defaults are what it did."""
+
+
+def completed(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings as JSON has them, with the fields that came after they were written."""
+    defaults = to_json(Settings())
+    return {**{name: defaults[name] for name in _ADDED}, **given}
+
+
 def from_json(given: dict[str, Any]) -> Settings:
     """What `to_json` made. Raises ValueError, naming the field, for one that is unknown, missing or of another type."""
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
-    defaults = dataclasses.asdict(Settings())
+    given, defaults = completed(given), dataclasses.asdict(Settings())
     if set(given) != set(defaults):
         raise ValueError(
             f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(defaults))}"

@@ -255,8 +255,8 @@ def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
 def interact(program: Program, state: TrainState, noise: Interaction) -> TrainState:
     """Act once in every environment and add the transitions to replay."""
     taken = state.cycle * program.config.env_steps + noise.number * program.config.num_envs
-    share = epsilon(state.hyper, taken)
-    action = dqn.act(program.network.apply, state.learner.params, state.obs, state.legal, share, noise.act)
+    explored = epsilon(state.hyper, taken, random_steps(program, state))
+    action = dqn.act(program.network.apply, state.learner.params, state.obs, state.legal, explored, noise.act)
     env_state, step = program.env.step(state.env_state, action, noise.env)
     return state._replace(
         replay=remember(program, state, action, step),
@@ -324,10 +324,31 @@ def sync(state: TrainState) -> TrainState:
     return state._replace(learner=dqn.hard_copy(state.learner))
 
 
-def epsilon(hyper: Hyper, steps: Tensor) -> Tensor:
-    """The share of random actions after `steps` environment steps of a lane. Shapes: both [...]."""
-    value = schedules.linear(steps, hyper.epsilon_start, hyper.epsilon_end, hyper.epsilon_steps)
+def epsilon(hyper: Hyper, steps: Tensor, random_steps: int | Tensor = 0) -> Tensor:
+    """The fraction of random actions after `steps` environment steps of a lane: 1 in the first `random_steps`, after
+    which it is annealed. Shapes: all [...].
+
+        1                                                                   before random_steps
+        linear(steps - random_steps, epsilon_start, epsilon_end, epsilon_steps)      from then on
+    """
+    if isinstance(random_steps, int) and random_steps == 0:
+        value = schedules.linear(steps, hyper.epsilon_start, hyper.epsilon_end, hyper.epsilon_steps)
+    else:
+        since = torch.clamp(steps - random_steps, min=0)
+        value = schedules.linear(since, hyper.epsilon_start, hyper.epsilon_end, hyper.epsilon_steps)
+        value = torch.where(steps < random_steps, 1.0, value)
     return value.to(hyper.epsilon_start.dtype)
+
+
+def random_steps(program: Program, state: TrainState) -> int | Tensor:
+    """Environment steps of a lane in which all actions are uniformly random. Shapes: as those of `state.cycle`.
+
+    A run that is resumed without its replay before it has learned starts to learn later, and acts at random until then.
+    """
+    config = program.config
+    if not config.random_warmup:
+        return 0
+    return config.warmup_steps + torch.where(state.learner.updates == 0, state.emptied * config.env_steps, 0)
 
 
 def count_episodes(metrics: Metrics, step: Step) -> Metrics:
@@ -418,7 +439,7 @@ def run(
         check.function("evaluate", evaluate)
     config = program.config
     number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
-    warm = int(state.emptied.max()) + math.ceil(config.learning_starts / config.env_steps)
+    warm = int(state.emptied.max()) + config.warmup_steps // config.env_steps
     period = config.target_period // config.updates_per_cycle
     ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
     if period and ahead > period:
@@ -573,7 +594,7 @@ def reading(program: Program, state: TrainState) -> Reading:
     """What the lanes say now, in one transfer of numbers that are exact in float64: a GPU is asked once a report."""
     check.shapes("state.key[S 2]", state.key)
     metrics = state.metrics
-    share = epsilon(state.hyper, state.cycle * program.config.env_steps)
+    share = epsilon(state.hyper, state.cycle * program.config.env_steps, random_steps(program, state))
     counts = metrics.episodes, state.learner.updates, metrics.failed, metrics.cause
     columns = (*counts, metrics.returned, *metrics.totals, share)
     table = (

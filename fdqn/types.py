@@ -74,6 +74,8 @@ class EnvSpec(NamedTuple):
     stack: int = 1
     """Above 1: an observation shows the last so many frames of its episode along its first axis, the oldest first and
     zeros before the first. Replay stores each once."""
+    endless: bool = False
+    """Whether episodes have no time limit of their own; `time_limit` is then the longest that evaluation plays."""
 
 
 class Env(NamedTuple):

@@ -71,27 +71,27 @@ def typical(returns: NDArray[Any]) -> int:
 
 def native(
     name: str, env: Env, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int],
-    fast: evaluate.Play | None = None, epsilon: float = 0.0,
+    fast: evaluate.Play | None = None, epsilon: float = 0.0, limit: int | None = None,
 ) -> Generator[Scene]:  # fmt: skip
     """Of lane i of `params` [P, ...] with keys [P, 2], episode `chosen[i]` of those that `evaluate.native` plays, from
     its start to its end, for as long as one lasts. Raises ValueError where `name` does not render.
     """
     lanes = torch.arange(len(chosen)), torch.tensor(chosen)
     with paint.painter(name, env.spec, envs.GYMNASIUM.get(name)) as painted:
-        for games in evaluate.steps(env, network, params, keys, episodes, fast, epsilon):
+        for games in evaluate.steps(env, network, params, keys, episodes, fast, epsilon, limit):
             now = [x[lanes].cpu().numpy() for x in (games.next_obs, games.returns, games.ended)]
             yield Scene([painted(obs) for obs in now[0]], *now[1:])
 
 
 def outside(
     name: str, world: World, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int],
-    epsilon: float = 0.0,
+    epsilon: float = 0.0, limit: int | None = None,
 ) -> Generator[Scene]:  # fmt: skip
     """`native` for what `evaluate.outside` plays; what a world does twice with one seed is up to the world."""
     seeds = evaluate.seeds_outside(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
     shown = False
     with _opened(name, world, len(chosen)) as games:
-        for played in evaluate.steps_outside(games, world.spec, network, params, seeds, epsilon):
+        for played in evaluate.steps_outside(games, world.spec, network, params, seeds, epsilon, limit):
             for frame in (frames := games.frames()):
                 if frame is not None:
                     check_frame(name, frame)
@@ -149,10 +149,10 @@ def gif(titles: Sequence[str], film: Film) -> bytes:
 def draw(
     name: str, env: Env | World, network: Network, params: Params, keys: torch.Tensor, seeds: Sequence[int],
     returns: NDArray[np.float64], progress: evaluate.Progress | None = None, fast: evaluate.Play | None = None,
-    epsilon: float = 0.0,
+    epsilon: float = 0.0, limit: int | None = None,
 ) -> tuple[bytes, Film]:  # fmt: skip
     """A GIF of an episode of the best, the median and the worst lane, which have played returns [S, N], NaN where they
-    have failed: of each the typical one.
+    have failed: of each the typical one, as far as `limit` steps where that is given.
 
     `name` is that of the environment; params [S, ...], keys [S, 2] and seeds [S] are the lanes'. Raises ValueError
     where it does not render and where all lanes have failed.
@@ -162,9 +162,9 @@ def draw(
     lanes = list(parts.values())
     some, chosen = {name: x[lanes] for name, x in params.items()}, [typical(returns[lane]) for lane in lanes]
     if isinstance(env, World):
-        scenes = outside(name, env, network, some, keys[lanes], returns.shape[1], chosen, epsilon)
+        scenes = outside(name, env, network, some, keys[lanes], returns.shape[1], chosen, epsilon, limit)
     else:
-        scenes = native(name, env, network, some, keys[lanes], returns.shape[1], chosen, fast, epsilon)
+        scenes = native(name, env, network, some, keys[lanes], returns.shape[1], chosen, fast, epsilon, limit)
     with contextlib.closing(scenes):
         film = thinned(scenes if progress is None else _told(scenes, progress))
     each = zip(parts, lanes, film.scenes[-1].returns, strict=True)

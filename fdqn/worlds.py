@@ -39,7 +39,8 @@ def choose(program: train.Program, state: train.TrainState, u: Tensor) -> train.
     """Actions for all environments, kept as what the world has been asked for; the share of random ones is that of the
     cycle's start. Shapes: u [E, 2].
     """
-    share = train.epsilon(state.hyper, state.cycle * program.config.env_steps)
+    steps = state.cycle * program.config.env_steps
+    share = train.epsilon(state.hyper, steps, train.random_steps(program, state))
     action = dqn.act(program.network.apply, state.learner.params, state.obs, state.legal, share, u)
     return state._replace(env_state=action)
 

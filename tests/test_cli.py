@@ -108,9 +108,10 @@ def test_the_table_says_what_the_summary_says(trained):
     for i, seed in enumerate((5, 6)):
         row = next(line for line in out.splitlines() if line.split()[:1] == [str(seed)])
         assert [float(x) for x in row.split()[1:]] == pytest.approx([r["per_seed"][i] for r in records], abs=0.051)
-    total = next(line for line in out.splitlines() if "IQM [95%]" in line)
+    total = next(line for line in out.splitlines() if "IQM [range]" in line)  # of two seeds
     for record in records:
-        assert f"{record['iqm']:.1f} [{record['low']:.1f}, {record['high']:.1f}]" in total
+        assert f"{record['iqm']:.1f} [range {record['low']:.1f}, {record['high']:.1f}]" in total
+    assert "95%" not in out
 
 
 def test_an_evaluation_that_was_asked_for_is_told(trained):
@@ -153,7 +154,7 @@ def test_eval_gives_the_summary_s_final_return(place, capsys):
     assert cli.main(["eval", "run", "--json"]) == 0
     out = capsys.readouterr().out
     assert strict(out) == strict(Path("run/summary.json").read_text())["final_return"]
-    assert set(strict(out)) == {"iqm", "low", "high", "per_seed"}
+    assert set(strict(out)) == {"iqm", "low", "high", "per_seed", "kind", "unfinished", "step_limit"}
     before = tree(place)
     assert cli.main(["eval", "run", "--episodes", "3"]) == 0
     out = capsys.readouterr().out
@@ -222,6 +223,62 @@ def test_a_video_that_cannot_be_written_is_one_sentence(place, capsys, monkeypat
     assert tree(place) == before
 
 
+CLIFF = shlex.split(
+    "--env gym:CliffWalking-v1 --seeds 2 --steps 200 --learning-starts 100 --report-every 100 --hidden 8 --no-compile"
+)
+"""Nothing but its goal ends an episode there."""
+
+
+def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_FIRST_LINE", 0.0)
+    path = tmp_path / "run"
+    assert cli.main(["train", *CLIFF, "--evaluate-episodes", "2", "--out", str(path)]) == 0
+    out, err = capsys.readouterr()
+    final = strict((path / "summary.json").read_text())["final_return"]
+    assert (final["unfinished"], final["step_limit"]) == (4, 1_000)
+    assert -100_000 <= final["iqm"] <= -1_000
+    assert "playing 2 greedy episodes a seed in gym:CliffWalking-v1, of at most 1,000 steps" in err
+    assert re.search(r"0 of 4 episodes have ended, [\d,]+ steps each of at most 1,000, at most \d+:\d\d left", err)
+    assert "cut" in out
+    assert "4 at 1,000 steps" in out
+    assert "--evaluate-steps allows more" in out
+    assert cli.main(["eval", str(path), "--json"]) == 0
+    assert strict(capsys.readouterr().out) == final
+    assert cli.main(["eval", str(path), "--json", "--episodes", "3", "--evaluate-steps", "10"]) == 0
+    shorter = strict(capsys.readouterr().out)
+    assert (shorter["unfinished"], shorter["step_limit"]) == (6, 10)
+    assert shorter["iqm"] >= -1_000
+    assert cli.main(["report", str(path)]) == 0
+    assert "4 at 1,000 steps" in capsys.readouterr().out
+
+
+def test_the_limit_that_was_asked_for_holds_in_evaluations_on_the_way_and_is_changed_by_resume(tmp_path, capsys):
+    path, asked = tmp_path / "run", ["--evaluate-every", "100", "--evaluate-steps", "7", "--evaluate-episodes", "2"]
+    assert cli.main(["train", *CLIFF, *asked, "--json", "--out", str(path)]) == 0
+    final = strict(capsys.readouterr().out)["final_return"]
+    assert (final["unfinished"], final["step_limit"]) == (4, 7)
+    with open(path / "evaluations.csv") as file:
+        assert all(-700 <= float(row["return"]) <= -7 for row in csv.DictReader(file))
+    more = ["--steps", "300", "--evaluate-steps", "5", "--evaluate-episodes", "3", "--json"]
+    assert cli.main(["resume", str(path), *more]) == 0
+    final = strict(capsys.readouterr().out)["final_return"]
+    assert (final["unfinished"], final["step_limit"]) == (6, 5)
+
+
+def test_a_time_limit_of_its_own_cuts_nothing(trained):
+    summary = strict((trained[0] / "summary.json").read_text())
+    for name in ("final_return", "gymnasium_return"):
+        assert (summary[name]["unfinished"], summary[name]["step_limit"]) == (0, 500)
+    assert "unfinished" not in summary["train_return"]
+    assert "cut" not in trained[1].split()
+
+
+def test_a_limit_below_the_time_limit_cuts_ours_too(place, capsys):
+    assert cli.main(["eval", "run", "--json", "--episodes", "2", "--evaluate-steps", "5"]) == 0
+    record = strict(capsys.readouterr().out)
+    assert (record["per_seed"], record["unfinished"], record["step_limit"]) == ([5.0, 5.0], 4, 5)
+
+
 def test_long_episodes_are_compiled_where_the_run_was(place, monkeypatch, capsys):
     """What plays on is asked for; `--no-compile` says no, and so does a run that was not compiled."""
     asked = []
@@ -237,7 +294,7 @@ def test_long_episodes_are_compiled_where_the_run_was(place, monkeypatch, capsys
 def test_report_of_one_run(place, capsys):
     Path("run/curve.png").unlink()
     assert cli.main(["report", "run"]) == 0
-    assert "IQM [95%]" in capsys.readouterr().out
+    assert "IQM [range]" in capsys.readouterr().out
     assert imread("run/curve.png").shape[1] > 500
     assert {p.name for p in Path("run").iterdir()} == FILES | {"evaluations.csv"}
 
@@ -867,7 +924,7 @@ def test_episodes_are_counted_on_a_terminal(trained, words):
     command, *rest = words.split()
     text = on_a_terminal([command, str(trained[0]), *rest, "--episodes", "30"], 100)
     assert re.search(r"\d+/60", text), "30 of each of 2 seeds"
-    assert re.search(r"episodes, [\d,]+ steps each", text)
+    assert re.search(r"episodes, [\d,]+ steps each of at most 500, at most \d+:\d\d left", text)
     assert "Traceback" not in text
 
 

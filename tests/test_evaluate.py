@@ -407,6 +407,100 @@ def test_progress_is_told(name):
         assert count <= (returns <= step).sum()
 
 
+ENDLESS = EnvSpec((1,), torch.float32, actions=2, noise=0, time_limit=gym.EPISODE_STEPS, endless=True)
+
+
+@pytest.mark.parametrize(("steps", "episodes", "expected"), [
+    ([], [], 1_000),  # before the first report
+    ([200], [[0, 0]], 1_000),  # nothing has ended
+    ([50_000, 100_000], [[0, 0], [0, 9]], 10_000),  # one seed never ended an episode: what one environment was followed
+    ([500_000, 1_000_000], [[0], [0]], 27_000),
+    ([50_000, 100_000], [[9, 9], [5_000, 5_000]], 1_000),  # 10 steps each
+    ([50_000, 100_000], [[9, 9], [409, 259]], 2_000),  # 125 and 200 steps each
+    ([50_000, 100_000], [[2_500], [2_600]], 5_000),  # 20 steps each before, 500 now
+    ([4_000], [[2]], 1_000),  # two of 2,000, but no environment was followed for more than 400
+    ([40_000, 80_000, 90_000], [[0], [10], [250]], 2_000),  # 200 steps each from 40,000 on
+    ([100_000], [[500]], 2_000),  # one report
+])  # fmt: skip
+def test_the_limit_of_an_endless_environment_follows_training(steps, episodes, expected):
+    steps, episodes = np.array(steps, dtype=np.int64), np.array(episodes, dtype=np.int64)
+    assert evaluate.step_limit(ENDLESS, 10, steps, episodes) == expected
+    own = ENDLESS._replace(endless=False, time_limit=500)
+    assert evaluate.step_limit(own, 10, steps, episodes) == 500
+    assert evaluate.step_limit(ENDLESS._replace(time_limit=600), 10, steps, episodes) == 600
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "FrozenLake-v1", "MountainCar-v0", "Taxi-v4"])
+def test_a_time_limit_of_its_own_stays(name):
+    spec = gym.named(name).spec
+    assert (spec.time_limit, spec.endless) == (gymnasium.spec(name).max_episode_steps, False)
+
+
+class Forever(gymnasium.Env):
+    """Never ends; a step pays 1."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,))
+    action_space = gymnasium.spaces.Discrete(2)
+    ends: int | None = None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.zeros(1, np.float32), 1.0, self.time == (action + 1) * (self.ends or np.inf), False, {}
+
+
+class Ends(Forever):
+    """After 30 steps of action 0; of action 1, after 60."""
+
+    ends = 30
+
+
+@pytest.mark.parametrize("made", [gym.named("CliffWalking-v1"), gym.of("forever", Forever)], ids=["cliff", "own"])
+def test_worlds_without_a_time_limit_say_so(made):
+    assert (made.spec.time_limit, made.spec.endless) == (27_000, True)
+
+
+def test_a_limit_cuts_episodes_of_a_world_and_says_which():
+    network, params = constant((1.0, 0.0), (0.0, 1.0))
+    told, seen = [], []
+    returns = evaluate.greedy(
+        gym.of("ends", Ends), network, params, KEYS[:2], 3, lambda *now: seen.append(now), limit=50,
+        cut=lambda *now: told.append(now),
+    )  # fmt: skip
+    np.testing.assert_array_equal(returns, [[30.0] * 3, [50.0] * 3])
+    ((cut, limit),) = told
+    assert (cut.tolist(), limit) == ([[False] * 3, [True] * 3], 50)
+    assert seen[-1] == (3, 50)
+    evaluate.greedy(gym.of("ends", Ends), network, params, KEYS[:2], 3, limit=60, cut=lambda *now: told.append(now))
+    assert not told[-1][0].any(), "what ends with the limit has ended"
+
+
+@pytest.mark.parametrize("limit", [1, 63, 64, 70])
+def test_a_limit_cuts_episodes_of_ours_and_says_which(limit):
+    env, (network, params) = envs.make("cartpole", dtype=torch.float64), balancing()
+    whole, told = evaluate.native(env, network, params, KEYS, 4), []
+    returns = evaluate.native(env, network, params, KEYS, 4, limit=limit, cut=lambda *now: told.append(now))
+    np.testing.assert_array_equal(returns, np.minimum(whole, limit))
+    ((cut, said),) = told
+    assert said == limit
+    np.testing.assert_array_equal(cut, whole > limit)
+    assert cut.any()
+
+
+def test_a_limit_beyond_the_time_limit_of_ours_changes_nothing():
+    env, (network, params), told = envs.make("cartpole"), balancing(), []
+    returns = evaluate.native(env, network, params, KEYS, 2, limit=10**6, cut=lambda *now: told.append(now))
+    np.testing.assert_array_equal(returns, evaluate.native(env, network, params, KEYS, 2))
+    assert (told[0][0].any(), told[0][1]) == (False, 500)
+    for limit, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="limit: expected "):
+            evaluate.native(env, network, params, KEYS, 2, limit=limit)
+
+
 @pytest.mark.parametrize("soon", [64, 192])
 def test_fast_takes_over_where_episodes_are_long(monkeypatch, soon):
     """After so many steps all of the others are its, and what it plays is the same."""

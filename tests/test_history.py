@@ -14,6 +14,7 @@ from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
 from fdqn import build, checkpoint, cli, history, runs, statistics, train, tree
+from fdqn.settings import to_json
 from fdqn.testing import asserts
 
 OFTEN = dataclasses.replace(SETTINGS, checkpoint_every=15, keep_checkpoints=3, evaluate_every=0)
@@ -134,6 +135,14 @@ def test_a_state_whose_counters_lie_is_refused(run):
         checkpoint.save(run / "checkpoints", place.name, read | {"lanes": lanes}, record)
         with pytest.raises(checkpoint.CheckpointError, match="expected counters of step"):
             restore(run)
+
+
+def test_a_checkpoint_of_version_0_1_is_of_the_settings_that_it_had(tmp_path):
+    now = to_json(OFTEN)
+    before = {name: value for name, value in now.items() if name != "random_warmup"}
+    history._check_same(tmp_path, before, now)
+    with pytest.raises(ValueError, match="got random_warmup = False and not True"):
+        history._check_same(tmp_path, before, {**now, "random_warmup": True})
 
 
 def test_lines_that_were_changed_are_refused(run):

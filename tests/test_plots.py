@@ -87,6 +87,57 @@ def test_the_line_is_the_interquartile_mean_in_its_interval(drawn):
     assert middle.min() < line.get_ydata()[9] < middle.max()
 
 
+def bands(axes):
+    """The kinds of bands, and the steps that each spans."""
+    return {
+        "range" if band.get_hatch() else "interval": sorted({float(x) for x in band.get_paths()[0].vertices[:, 0]})
+        for band in axes.collections
+    }
+
+
+@pytest.mark.parametrize(("seeds", "words"), [
+    (8, "band: its 95% bootstrap interval"), (5, "band: its 95% bootstrap interval"), (4, "band: range of the seeds"),
+    (2, "band: range of the seeds"), (1, None),
+])  # fmt: skip
+def test_a_band_of_few_seeds_is_their_range_and_is_called_so(drawn, seeds, words):
+    curve = learning(seeds)
+    axes, _ = drawn({"": curve})
+    note = axes.get_title(loc="left")
+    assert (words in note) if words else ("band" not in note)
+    assert ("interval" in note) == (seeds >= 5)
+    assert ("hatched" in note) is False
+    assert list(bands(axes)) == ([] if seeds == 1 else ["interval" if seeds >= 5 else "range"])
+    if 1 < seeds < 5:
+        corners = axes.collections[0].get_paths()[0].vertices
+        assert corners[:, 1].max() == pytest.approx(curve.values.max())
+
+
+def test_seeds_that_start_late_turn_a_range_into_an_interval(drawn):
+    values = learning(8).values.copy()
+    values[:6, 3:] = np.nan  # three seeds until step 6,000
+    axes, _ = drawn({"": Curve(STEPS, values)})
+    assert bands(axes) == {
+        "interval": [1000.0 * i for i in range(7, 21)],
+        "range": [1000.0 * i for i in range(1, 8)],  # with what lies between the two
+    }
+    assert "interval, hatched: range of fewer than 5 seeds" in axes.get_title(loc="left")
+
+
+def test_curves_of_many_and_of_few_seeds_have_bands_of_their_own(drawn):
+    axes, _ = drawn({"many": learning(9), "few": learning(3, best=300.0), "one": learning(1)})
+    assert set(bands(axes)) == {"interval", "range"}
+    assert len(axes.collections) == 2
+    assert "interval, hatched: range of fewer than 5 seeds" in axes.get_title(loc="left")
+
+
+def test_panels_name_their_own_bands(tmp_path, monkeypatch):
+    kept, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kw: kept.append(figure) or save(figure, *args, **kw))
+    plots.learning_curves(tmp_path / "x.png", {"a": {"": learning(6)}, "b": {"": learning(2)}})
+    notes = [axes.get_title(loc="left") for axes in kept[0].get_axes()]
+    assert [("interval" in note, "range" in note) for note in notes] == [(True, False), (False, True)]
+
+
 def test_axes_are_named_with_their_units(drawn):
     axes, _ = drawn({"": learning(4)}, "cartpole", "4 seeds")
     assert axes.get_xlabel() == "environment steps a seed"

@@ -218,7 +218,7 @@ FUNCTIONS = {
     "tree.clone": (tree.clone, (PARAMS,)),
     "tree.lerp": (lambda a, b: tree.lerp(a, b, 0.3), (PARAMS, GRADS)),
     "tree.norm": (tree.norm, (PARAMS,)),
-    "train.epsilon": (train.epsilon, (HYPER, torch.tensor(70))),
+    "train.epsilon": (partial(train.epsilon, random_steps=20), (HYPER, torch.tensor(70))),
     "train.cycle_keys": (lambda keys: train.cycle_keys(keys, 2, 3), (random.key([1, 2]),)),
 }
 """What is not in the table, with the reason."""
@@ -247,7 +247,7 @@ ELSEWHERE = {
             ("init", "noise", "draw", "collect", "remember", "learn", "cycle", "sync", "run"), "a whole program's laws"
         ),
         **dict.fromkeys(("vmapped", "fold"), "make functions"),
-        **dict.fromkeys(("count_episodes", "count_update", "reading"), "a whole program's laws"),
+        **dict.fromkeys(("count_episodes", "count_update", "random_steps", "reading"), "a whole program's laws"),
     },
 }
 ROOMS = (

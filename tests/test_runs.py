@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, evaluate, export, history, lanes, random, runs, train, tree
+from fdqn import build, envs, evaluate, export, history, lanes, random, runs, train, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
@@ -153,9 +153,10 @@ def test_summary_has_exactly_the_contract_s_keys(made):
     summary = strict((made.path / "summary.json").read_text())
     assert set(summary) == KEYS
     assert summary == made.summary
-    for name in ("final_return", "train_return"):
-        assert set(summary[name]) == {"iqm", "low", "high", "per_seed"}
-    assert set(summary["gymnasium_return"]) == {"env", "iqm", "low", "high", "per_seed"}
+    returns = {"iqm", "low", "high", "kind", "per_seed"}
+    assert set(summary["train_return"]) == returns
+    assert set(summary["final_return"]) == returns | {"unfinished", "step_limit"}
+    assert set(summary["gymnasium_return"]) == returns | {"env"}
     assert (summary["env"], summary["seeds"], summary["steps"]) == ("cartpole", list(SEEDS), 600)
     assert summary["failed_seeds"] == []
 
@@ -229,7 +230,7 @@ def test_numbers_that_are_not_there_are_null(made, copy):
     text = strict((copy / "summary.json").read_text())
     assert text == summary
     assert text["first_update_seconds"] is text["seed_updates_per_second"] is text["env_steps_per_second"] is None
-    assert text["train_return"] == {"iqm": None, "low": None, "high": None, "per_seed": [None] * 3}
+    assert text["train_return"] == {"iqm": None, "low": None, "high": None, "kind": None, "per_seed": [None] * 3}
 
 
 def test_config_says_what_ran(made):
@@ -305,12 +306,75 @@ def test_all_seeds_failed(made, copy):
     state = report.state._replace(learner=report.state.learner._replace(params=params))
     summary = runs.finish(copy, made.settings, report._replace(state=state), made.started)
     assert strict((copy / "summary.json").read_text())["failed_seeds"] == list(SEEDS)
-    assert summary["final_return"] == {"iqm": None, "low": None, "high": None, "per_seed": [None] * 3}
+    nothing = {"iqm": None, "low": None, "high": None, "kind": None, "per_seed": [None] * 3}
+    assert summary["final_return"] == nothing | {"unfinished": 0, "step_limit": 500}
 
 
 def test_one_seed_has_no_interval():
     record = runs.returns_record(np.array([[3.0, 5.0]]), [], range(4, 5))
-    assert record == {"iqm": 4.0, "low": None, "high": None, "per_seed": [4.0]}
+    assert record == {"iqm": 4.0, "low": None, "high": None, "kind": None, "per_seed": [4.0]}
+
+
+@pytest.mark.parametrize(("seeds", "failed", "kind"), [
+    (8, [], "interval"), (5, [], "interval"), (4, [], "range"), (6, [0, 3], "range"), (2, [1], None), (2, [0, 1], None)
+])  # fmt: skip
+def test_a_record_says_whether_it_has_an_interval_or_a_range(seeds, failed, kind):
+    returns = np.random.default_rng(seeds).normal(size=(seeds, 4))
+    record = runs.returns_record(returns, failed, range(seeds))
+    assert record["kind"] == kind
+    left = [x for x in record["per_seed"] if x is not None]
+    if kind == "range":
+        assert (record["low"], record["high"]) == (min(left), max(left))
+        assert runs.interval_text(record) == f"{record['iqm']:.1f} [range {min(left):.1f}, {max(left):.1f}]"
+    assert runs.interval_heading([record]) == {"interval": "IQM [95%]", "range": "IQM [range]", None: "IQM"}[kind]
+
+
+def test_a_table_of_both_names_both():
+    kinds = [{"kind": kind} for kind in ("range", None, "interval")]
+    assert runs.interval_heading(kinds) == "IQM [95% or range]"
+
+
+def test_a_summary_from_before_there_were_ranges_is_read(copy):
+    summary = json.loads((copy / "summary.json").read_text())
+    names = [name for name in summary if name.endswith("_return")]
+    kinds = {name: summary[name].pop("kind") for name in names}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    assert {name: runs.read(copy).summary[name]["kind"] for name in names} == kinds
+    assert set(kinds.values()) == {"range"}
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("kind", "guess", r"final_return\.kind: expected 'interval', 'range' or null, got 'guess'"),
+    ("unfinished", "many", r"final_return\.unfinished: expected int, got str"),
+    ("step_limit", 1.5, r"final_return\.step_limit: expected int.*, got float"),
+])  # fmt: skip
+def test_a_summary_that_says_something_else_of_its_returns_is_refused(copy, name, value, words):
+    summary = json.loads((copy / "summary.json").read_text())
+    summary["final_return"][name] = value
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=words):
+        runs.read(copy)
+
+
+def test_cut_episodes_of_failed_seeds_do_not_count():
+    cut = np.array([[True, False], [True, True], [False, False]])
+    record = runs.returns_record(np.ones((3, 2)), [5], range(4, 7), (cut, 40))
+    assert (record["unfinished"], record["step_limit"]) == (1, 40)
+    assert runs.unfinished_text(record) == "1 at 40 steps"
+    assert runs.unfinished_text({"unfinished": 0, "step_limit": 40}) == runs.unfinished_text({}) == ""
+
+
+def test_the_limit_of_a_run_follows_its_metrics(copy, made):
+    endless = envs.find("gym:CliffWalking-v1").spec
+    assert runs.step_limit(copy, made.settings, envs.find("cartpole").spec) == 500
+    assert runs.step_limit(copy, made.settings, endless) == 1_000
+    assert runs.step_limit(copy, dataclasses.replace(made.settings, evaluate_steps=40_000), endless) == 40_000
+    rows = [(step, seed, 0, episodes) for step, episodes in ((10_000, 10), (20_000, 20)) for seed in range(3)]
+    lines = [",".join(map(str, [*row, *[""] * 6])) for row in rows]
+    (copy / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines, ""]))
+    settings = dataclasses.replace(made.settings, num_envs=4)
+    assert runs.step_limit(copy, settings, endless) == 5_000, "10 x 1,000, but no environment was followed so long"
+    assert runs.step_limit(copy, dataclasses.replace(settings, num_envs=1), endless) == 10_000
 
 
 def test_episodes_that_are_not_there_do_not_count():
@@ -482,6 +546,8 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
         ({"iqm": 496.14, "low": 489.0, "high": 500.0}, "496.1 [489.0, 500.0]"),
         ({"iqm": -84.0, "low": -90.25, "high": -80.0}, "-84.0 [-90.2, -80.0]"),
         ({"iqm": 9.0, "low": None, "high": None}, "9.0"),
+        ({"iqm": 9.0, "low": 8.0, "high": 10.0, "kind": "range"}, "9.0 [range 8.0, 10.0]"),
+        ({"iqm": 9.0, "low": 8.0, "high": 10.0, "kind": "interval"}, "9.0 [8.0, 10.0]"),
         ({"iqm": None, "low": None, "high": None}, "none"),
     ],
 )

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, dqn, envs, losses, networks, settings
+from fdqn import build, cli, dqn, envs, losses, networks, settings, train
 from fdqn.settings import Settings
 from fdqn.types import Hyper, World
 
 CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
 --learning-starts --target-period --tau --n-step --clip-rewards --terminal-on-life-loss --optimizer --learning-rate
---gamma --max-grad-norm --epsilon-start --epsilon-end --epsilon-fraction --hidden --dueling --double --loss
---report-every --evaluate-epsilon --evaluate-every --checkpoint-every --keep-checkpoints --save-replay --on-nan
+--gamma --max-grad-norm --epsilon-start --epsilon-end --epsilon-fraction --random-warmup --hidden --dueling --double
+--loss --report-every --evaluate-epsilon --evaluate-episodes --evaluate-steps --evaluate-every --checkpoint-every
+--keep-checkpoints --save-replay --on-nan
 --device --tf32 --compile --out
 """)
 
@@ -48,12 +49,15 @@ OTHER = {
     "epsilon_start": 0.8,
     "epsilon_end": 0.02,
     "epsilon_fraction": 0.5,
+    "random_warmup": True,
     "hidden": (16, 8, 4),
     "dueling": True,
     "double": False,
     "loss": "huber",
     "report_every": 123,
     "evaluate_epsilon": 0.25,
+    "evaluate_episodes": 7,
+    "evaluate_steps": 50,
     "evaluate_every": 456,
     "checkpoint_every": 789,
     "keep_checkpoints": 3,
@@ -121,7 +125,7 @@ def test_minatar_s_preset_is_the_paper_s():
     given = Settings(**settings.PRESETS["minatar"])
     program, hyper = build.program(dataclasses.replace(given, env="minatar:breakout")), build.hyper(given)
     assert program.config == dqn.Config(
-        num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000
+        num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000, random_warmup=True
     )
     assert program.optimizer is build.plain_rmsprop
     assert program.loss.func is dqn.q_learning
@@ -140,7 +144,7 @@ def test_nature_s_preset_is_the_paper_s():
     program, hyper = build.program(dataclasses.replace(given, env="ale:Pong")), build.hyper(given)
     assert program.config == dqn.Config(
         num_envs=4, batch_size=32, capacity=1_000_000, learning_starts=50_000, target_period=10_000,
-        clip_rewards=True, terminal_on_life_loss=True,
+        clip_rewards=True, terminal_on_life_loss=True, random_warmup=True,
     )  # fmt: skip
     assert program.config.env_steps == 4 * program.config.updates_per_cycle
     assert program.optimizer is build.plain_nature_rmsprop
@@ -151,6 +155,38 @@ def test_nature_s_preset_is_the_paper_s():
         name: pytest.approx([x]) for name, x in expected.items()
     }
     assert given.steps == 10_000_000
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("minatar", {0: 1.0, 4_999: 1.0, 5_000: 1.0, 5_001: 1 - 9e-6, 55_000: 0.55, 100_000: 0.145, 105_000: 0.1}),
+    ("nature", {0: 1.0, 49_999: 1.0, 50_000: 1.0, 550_000: 0.55, 1_000_000: 0.145, 1_050_000: 0.1, 9_000_000: 0.1}),
+])  # fmt: skip
+def test_a_preset_s_epsilon_is_the_authors(name, expected):
+    """As their code has it: 1 until learning starts, then 1 - 0.9 t / T of the t steps since, and 0.1 after T."""
+    given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
+    program, hyper = build.program(given), build.hyper(given)
+    steps = torch.tensor(list(expected))
+    share = train.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
+    assert share.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
+
+
+def test_learning_starts_moves_a_preset_s_warmup_too():
+    given = dataclasses.replace(
+        Settings(**settings.PRESETS["nature"]), env="catch", learning_starts=2_001, steps=64_000
+    )
+    assert build.program(dataclasses.replace(given, terminal_on_life_loss=False)).config.warmup_steps == 2_004
+
+
+def test_settings_of_version_0_1_are_read_as_what_it_did():
+    """A preset of it annealed epsilon from the first step."""
+    now = settings.to_json(Settings(**settings.PRESETS["minatar"]))
+    before = {name: value for name, value in now.items() if name not in settings._ADDED}
+    assert settings.completed(before) == {**now, "random_warmup": False}
+    read = settings.from_json(before)
+    assert {name: getattr(read, name) for name in settings._ADDED} == {
+        name: getattr(Settings(), name) for name in settings._ADDED
+    }
+    assert not read.random_warmup
 
 
 def minatar_s_root(g):

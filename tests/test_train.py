@@ -209,6 +209,64 @@ def test_illegal_actions_are_never_taken():
     assert ((rows.obs[..., 0] == 0) & (rows.action == 2)).any()
 
 
+def warming(learning_starts=21, steps_per_cycle=2, **hyper):
+    """A program of cycles of four steps that learns from its seventh cycle on, and its state."""
+    program = examples.program(
+        num_envs=2, steps_per_cycle=steps_per_cycle, learning_starts=learning_starts, random_warmup=True
+    )
+    _, keys = examples.lanes(2)
+    return program, train.init(program, dqn.hyper(2, epsilon_steps=40, **hyper), keys)
+
+
+def explored(program, keys, cycle):
+    """The actions [S, k, E] that are drawn where all are random."""
+    u = train.noise(program, keys, cycle, 1).act[0, ..., 1]
+    return (u * program.env.spec.actions).long()
+
+
+def test_actions_are_uniform_until_learning_starts_and_greedy_from_there():
+    """With an epsilon that is 0 from its start: the untrained network acts in no step before that."""
+    program, state = warming(epsilon_start=0.0, epsilon_end=0.0)
+    functions, uniform = train.vmapped(program), []
+    for cycle in range(10):
+        noise = train.noise(program, state.key, cycle, 1)
+        assert (train.reading(program, state).epsilon == (cycle < 6)).all()
+        step = functions.collect if cycle < 6 else functions.cycle
+        before, state = state, step(tree.clone(state), noise)
+        taken = state.replay.rows.action[:, 4 * cycle : 4 * cycle + 4].reshape(2, 2, 2)
+        uniform.append(torch.equal(taken, explored(program, state.key, cycle)))
+        assert (state.learner.updates > before.learner.updates).all() == (cycle >= 6)
+    assert uniform == [True] * 6 + [False] * 4
+
+
+def test_epsilon_anneals_from_where_learning_starts():
+    program, state = warming(epsilon_start=0.8, epsilon_end=0.2)
+    reported, starts = [], [0, 20, 24, 44, 64, 84]
+    for step in starts:
+        now = state._replace(cycle=torch.full_like(state.cycle, step // 4))
+        now = now._replace(learner=now.learner._replace(updates=torch.full_like(state.cycle, max(0, step // 4 - 6))))
+        reported.append(train.reading(program, now).epsilon.tolist())
+    assert train.random_steps(program, state).tolist() == [24, 24]
+    expected = [1.0, 1.0, 0.8, 0.5, 0.2, 0.2]
+    assert reported == [[pytest.approx(x)] * 2 for x in expected]
+
+
+def test_a_replay_emptied_before_the_first_update_prolongs_the_warmup_and_one_emptied_later_does_not():
+    program, state = warming(epsilon_start=0.8, epsilon_end=0.2)
+    at = state._replace(cycle=torch.full_like(state.cycle, 7), emptied=torch.full_like(state.cycle, 3))
+    assert train.reading(program, at).epsilon.tolist() == [1.0, 1.0], "12 steps later than without"
+    later = at._replace(cycle=at.cycle + 2)
+    assert train.reading(program, later).epsilon.tolist() == [pytest.approx(0.8)] * 2
+    learned = at._replace(learner=at.learner._replace(updates=at.learner.updates + 5))
+    assert train.reading(program, learned).epsilon.tolist() == [pytest.approx(0.74)] * 2, "by its step, as undisturbed"
+
+
+def test_without_the_warmup_epsilon_is_what_it_was():
+    hyper, steps = dqn.hyper(1, epsilon_steps=70), torch.arange(100)
+    asserts.assert_trees_equal(train.epsilon(hyper, steps), train.epsilon(hyper, steps, 0))
+    asserts.assert_trees_equal(train.epsilon(hyper, steps), train.epsilon(hyper, steps, torch.tensor(0)))
+
+
 def test_epsilon_follows_environment_steps():
     hyper = tree.index(dqn.hyper(1, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200), 0)
     laws.schedule(partial(train.epsilon, hyper), 0.9, 0.1, 200)

@@ -74,6 +74,16 @@ def test_what_is_shown_is_what_was_played(name):
     assert all((a != b).any() for a, b in zip(first.frames, last.frames, strict=True))
 
 
+@pytest.mark.parametrize("name", ["cartpole", "gym:CartPole-v1"])
+def test_a_limit_cuts_what_is_shown_where_it_cuts_what_is_played(name):
+    env, network, params = lanes(name)
+    returns = evaluate.greedy(env, network, params, KEYS, 3, limit=5)
+    assert (returns == 5).all()
+    _, film = video.draw(name, env, network, params, KEYS, range(4), returns, limit=5)
+    assert len(film.scenes) == 6
+    np.testing.assert_array_equal(film.scenes[-1].returns, [5.0] * 3)
+
+
 def test_a_board_shows_the_end_and_not_the_next_beginning():
     """In catch the ball lands in the last row, where another episode would show it in the first."""
     env, network, params = lanes("catch")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import re
 import signal
 import sys
@@ -338,6 +339,18 @@ def trained(settings, world=None, parts=None, cycles=None):
     *_, last = train.run(program, state, steps, functions, settings.report_every, at_once=1)
     games.close()
     return last
+
+
+def test_a_warmup_in_a_world_is_uniformly_random():
+    """What its environments were asked for is what was drawn, until the first cycle that learns."""
+    settings = dataclasses.replace(SETTINGS, random_warmup=True, epsilon_start=0.0, epsilon_end=0.0, capacity=120)
+    program, keys = build.program(settings), build.keys(settings)
+    actions = trained(settings).state.replay.rows.action
+    warm = math.ceil(settings.learning_starts / 3)
+    drawn = [(train.noise(program, keys, i, 1).act[0, :, 0, :, 1] * 2).long() for i in range(warm + 3)]
+    same = [torch.equal(actions[:, 3 * i : 3 * i + 3], drawn[i]) for i in range(warm + 3)]
+    assert same[:warm] == [True] * warm
+    assert not all(same[warm:])
 
 
 def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():

@@ -31,7 +31,7 @@ from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
 EPISODE_STEPS = 27_000
-"""After so many steps evaluation stops looking at an episode that nothing else ends."""
+"""Most steps that evaluation by default looks at of an episode that nothing else ends; see `evaluate.step_limit`."""
 
 STACK = 4
 """Frames of an observation of Atari."""
@@ -121,9 +121,9 @@ def world(
     `film(num_envs)` gives do the same, and render each a list of frames, those since they were last asked.
 
     With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
-    steps of an episode, by default those that the environments themselves allow. Of a `SyncVectorEnv` each environment
-    is `Checked`, which knows what is legal of a method `action_masks()` too; other vector environments say it by
-    `action_mask` among their observations or infos.
+    steps of an episode, by default those that the environments themselves allow; where they allow any number, the spec
+    is `endless`. Of a `SyncVectorEnv` each environment is `Checked`, which knows what is legal of a method
+    `action_masks()` too; other vector environments say it by `action_mask` among their observations or infos.
 
     Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
     """
@@ -145,7 +145,7 @@ def world(
         raise ValueError(f"env: expected {name!r} to say its autoreset_mode in its metadata, got {mode!r}")
     encoded = encoding(observed)
     dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
-    spec = EnvSpec(encoded.shape, dtype, int(actions.n), noise=0, time_limit=limit or EPISODE_STEPS, stack=stack)
+    spec = EnvSpec(encoded.shape, dtype, int(actions.n), 0, limit or EPISODE_STEPS, stack=stack, endless=not limit)
 
     open = partial(Games, name, make, encoded, spec)
     return World(open, spec, film and partial(_open_film, name, film, encoded, spec), partial(_counts_lives, open))
