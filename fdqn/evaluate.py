@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import actions, check, policies, random, transfer
+from fdqn import actions, check, policies, random, transfer, tree
 from fdqn.types import Env, EnvSpec, Network, Params, World
 
 # Steps whose noise is drawn at once, and after which is asked whether all have ended.
@@ -88,6 +88,7 @@ def steps(
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
     games = Games(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended, first.next_obs)
+    games = tree.separate(games)  # as those of later steps are, so that a player is compiled once
     yield games
     slow, soon = vmap(partial(play, env, network, epsilon)), _slow_steps(keys.device)
     for start in range(0, env.spec.time_limit, _DRAW):

@@ -126,6 +126,22 @@ def test_schedules_make_their_numbers_on_the_device(name):
     check(lambda step: torch.as_tensor(getattr(schedules, name)(step, *SCHEDULES[name])), step)
 
 
+def test_evaluation_is_compiled_from_its_first_step():
+    """On a CPU 2,560 steps come before, in about the time of compiling; on a device these are a million launches."""
+    program = build.program(Settings())
+    state, _ = started(program)
+    slow, calls = vmap(partial(evaluate.play, program.env, program.network, 0.0)), []
+
+    def fast(*given):
+        calls.append(given)
+        return slow(*given)
+
+    games = evaluate.steps(program.env, program.network, state.learner.params, state.key, 4, fast)
+    for _ in range(4):
+        next(games)
+    assert len(calls) == 3
+
+
 def test_keys_follow_the_parameters_that_are_played():
     """Whoever reads parameters and makes keys anew has these on the CPU."""
     program = build.program(Settings())
