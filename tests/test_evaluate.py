@@ -464,6 +464,7 @@ def test_chance_in_evaluation_is_as_with_a_tensor_of_it():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_lanes_on_a_gpu_are_played_outside():
     network, params = balancing()
     on_gpu = {name: x.cuda() for name, x in params.items()}
