@@ -491,11 +491,11 @@ def _warnings_as_lines(console: "Console") -> Iterator[None]:
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def line(message: Any, category: type[Warning], filename: str, *rest: Any) -> None:
+        def line(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
             if Path(filename).parent == Path(__file__).parent:
                 console.print(str(message), soft_wrap=True)
             else:
-                show(message, category, filename, *rest)
+                show(message, category, filename, *rest, **more)
 
         warnings.showwarning = line
         yield

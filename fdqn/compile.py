@@ -43,7 +43,7 @@ State = TypeVar("State")
 Made = TypeVar("Made")
 
 # CUDA graphs kept for one state: of a run's chunks few lengths recur.
-GRAPHS_KEPT = 16
+GRAPHS_KEPT = 8
 
 
 class _Place(int):
@@ -209,7 +209,7 @@ def _loops(
 def compiled(program: train.Program) -> train.Functions:
     """The step functions over lanes, writing over their state; all but `sync` compiled, one graph or library each.
 
-    On a CPU call `prepare_cpu` first.
+    On a CPU call `prepare_cpu` first, on CUDA `prepare_cuda`.
     """
     check.kind("program", program, train.Program)
     collect, cycle, split = partial(train.collect, program), partial(train.cycle, program), _split(program)
