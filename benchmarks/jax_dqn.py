@@ -166,22 +166,25 @@ def seeds_scan(work: Work, cycles: int, states):
     return jax.lax.scan(body, states, noise)[0]
 
 
-def program(work: Work, seeds: int, cycles: int):
-    """The states of `seeds` seeds and a function that advances them `cycles` cycles in place."""
-    states = jax.vmap(partial(init, work))(jax.vmap(jax.random.key)(jnp.arange(seeds)))
-    advance = jax.jit(partial(seeds_scan, work, cycles), donate_argnums=0)
-    return states, advance
+def states(work: Work, seeds: int):
+    """The states of `seeds` seeds."""
+    return jax.vmap(partial(init, work))(jax.vmap(jax.random.key)(jnp.arange(seeds)))
+
+
+def advance(work: Work, cycles: int):
+    """A function that advances states `cycles` cycles in place."""
+    return jax.jit(partial(seeds_scan, work, cycles), donate_argnums=0)
 
 
 def main(cycles: int = 500, repeats: int = 7) -> None:
     """Time it: medians over repeats, compiling left out."""
     for seeds in (1, 8, 32):
-        states, advance = program(Work(), seeds, cycles)
-        states = jax.block_until_ready(advance(states))
+        run, state = advance(Work(), cycles), states(Work(), seeds)
+        state = jax.block_until_ready(run(state))
         rates = []
         for _ in range(repeats):
             began = time.perf_counter()
-            states = jax.block_until_ready(advance(states))
+            state = jax.block_until_ready(run(state))
             rates.append(seeds * cycles / (time.perf_counter() - began))
         print(f"{seeds} seeds: {statistics.median(rates):,.0f} seed-updates/s, {min(rates):,.0f} to {max(rates):,.0f}")
 

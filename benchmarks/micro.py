@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    compile.prepare_cpu()
+    work.prepare()
     results = {}
     print(f"{'us a call, ' + str(arguments.seeds) + ' seeds':32s} {'eager':>10s} {'compiled':>10s}")
     for name, f, args in cases(arguments.seeds, arguments.device):

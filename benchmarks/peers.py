@@ -31,6 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 TURN = 1.0  # s
@@ -55,7 +56,7 @@ def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
     from fdqn import compile
 
     program = work.program(network)
-    compile.prepare_cpu()
+    work.prepare()
     return _turns(program, work.lanes(program, seeds, device), compile.compiled(program))
 
 
@@ -68,7 +69,7 @@ def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], 
 
     world = envs.find("gym:CartPole-v1")
     program = work.program(network)._replace(env=silent.make(world.spec))
-    compile.prepare_cpu()
+    work.prepare()
     games = world.open(seeds, work.ENVS)
     state = worlds.begun(games, work.lanes(program, seeds, device))
     functions = worlds.functions(program, games, compile.compiled_parts(program))
@@ -78,12 +79,7 @@ def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], 
 def _turns(program: Any, state: Any, functions: Any, **given: Any) -> Callable[[int], int]:
     import work
 
-    from fdqn import train
-
-    chunk, warm = 100, program.config.learning_starts // work.ENVS
-    reports = train.run(program, state, 10**12, functions, report_every=chunk * work.ENVS, **given)
-    while next(reports).updates.max() < 2 * chunk + warm:
-        pass
+    _, reports, chunk = work.steady(program, state, functions, **given)
 
     def turn(cycles: int) -> int:
         for _ in range(max(1, cycles // chunk)):
@@ -100,7 +96,7 @@ def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
     from fdqn import compile, random, tree
 
     program = work.program(network)
-    compile.prepare_cpu()
+    work.prepare()
     functions = compile.compiled(program)
     keys = [random.key([seed]).to(device) for seed in range(seeds)]
     states = [tree.clone(work.lanes(program, 1, device)._replace(key=key)) for key in keys]
@@ -120,10 +116,21 @@ def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
     return turn
 
 
-def scans(advance: Callable, state: object, chunk: int) -> Callable[[int], int]:
-    """Turns of a jitted, donated scan of `chunk` cycles, compiled here."""
-    import jax
+def scans(advance_by: Callable[[int], Callable], state: object) -> Callable[[int], int]:
+    """Turns of jitted, donated scans, compiled here, of as many cycles as lie between two of our reports.
 
+    `advance_by(cycles)` makes one: its length is part of it.
+    """
+    import jax
+    from cadence import TARGET_PERIOD, cycles_a_report
+
+    seconds, advance = [], advance_by(TARGET_PERIOD)
+    for _ in range(6):
+        began = time.perf_counter()
+        state = jax.block_until_ready(advance(state))
+        seconds.append(time.perf_counter() - began)
+    chunk = cycles_a_report(min(seconds[1:]) / TARGET_PERIOD)
+    advance = advance_by(chunk)
     state = jax.block_until_ready(advance(state))
 
     def turn(cycles: int) -> int:
@@ -144,9 +151,7 @@ def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
     jax.config.update("jax_platforms", device)
     small = network == "small"
     work = jax_dqn.Work(cartpole=small) if small else jax_dqn.Work(sizes=(468, 512, 256, 18), cartpole=False)
-    chunk = 500 if small else 20
-    state, advance = jax_dqn.program(work, seeds, chunk)
-    return scans(advance, state, chunk)
+    return scans(partial(jax_dqn.advance, work), jax_dqn.states(work, seeds))
 
 
 def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
@@ -162,15 +167,17 @@ def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
         env="CartPole-v1", target_update_freq=200, learning_rate=2.5e-4, ddqn=False, **settings
     )
     agent = EpsilonGreedyPolicy(DiscreteQNetwork)(hidden_layer_sizes=(120, 84), action_dim=2, activation=linen.relu)
-    algorithm, chunk = algorithm.replace(agent=agent), 200
+    algorithm = algorithm.replace(agent=agent)
 
-    def scan(state):
-        return jax.lax.scan(lambda s, _: (algorithm.train_iteration(s), None), state, None, length=chunk)[0]
+    def advance_by(cycles):
+        def scan(state):
+            return jax.lax.scan(lambda s, _: (algorithm.train_iteration(s), None), state, None, length=cycles)[0]
 
-    advance = jax.jit(jax.vmap(scan), donate_argnums=0)
+        return jax.jit(jax.vmap(scan), donate_argnums=0)
+
     state = jax.vmap(algorithm.init_state)(jax.random.split(jax.random.key(0), seeds))
     state = jax.tree.map(jax.numpy.copy, state)  # its target is its parameters, and a buffer is donated once
-    return scans(advance, state, chunk)
+    return scans(advance_by, state)
 
 
 def sb3(network: str, seeds: int, device: str) -> Callable[[int], int]:

@@ -26,19 +26,14 @@ def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) 
     import torch
     import work
 
-    from fdqn import compile, train, tree
+    from fdqn import compile, tree
 
     imported = _resident()
     program = work.program(network, capacity)
-    compile.prepare_cpu()
+    work.prepare()
     state = work.lanes(program, seeds, device)
-    state_bytes, chunk = tree.nbytes(state), 20
-    reports = train.run(program, state, 10**12, compile.compiled(program), report_every=chunk * work.ENVS)
-    for report in reports:
-        if report.first_update is not None:
-            break
-    first_update = report.first_update - STARTED
-    next(reports)
+    state_bytes = tree.nbytes(state)
+    first, reports, chunk = work.steady(program, state, compile.compiled(program))
     rates = []
     for _ in range(repeats):
         began, updates = time.perf_counter(), 0
@@ -48,8 +43,8 @@ def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) 
         rates.append(updates / (time.perf_counter() - began))
     return {
         "rates": rates,
-        "first_update_seconds": first_update,
-        "compile_seconds": report.compile_seconds,
+        "first_update_seconds": first.first_update - STARTED,
+        "compile_seconds": first.compile_seconds,
         "state_bytes": state_bytes,
         "grown_bytes": _most_resident() - imported if device == "cpu" else torch.cuda.max_memory_allocated(),
     }

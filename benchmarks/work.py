@@ -13,14 +13,16 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from cadence import TARGET_PERIOD, cycles_a_report
 from torch import Tensor
 
-from fdqn import build, dqn, losses, networks, random, runs, train
+from fdqn import build, compile, dqn, losses, networks, random, runs, train
 from fdqn.envs import cartpole, episode
 from fdqn.types import Env, EnvSpec, Step
 
@@ -57,7 +59,8 @@ def program(network: str, capacity: int = 10_000) -> train.Program:
     inputs, *hidden, actions = SIZES[network]
     env = cartpole.make() if network == "small" else walk(inputs, actions)
     net = networks.mlp(env.spec.obs_shape, hidden, actions)
-    config = dqn.Config(num_envs=ENVS, batch_size=BATCH, capacity=capacity, learning_starts=1_000, target_period=20)
+    sizes = {"num_envs": ENVS, "batch_size": BATCH, "capacity": capacity}
+    config = dqn.Config(**sizes, learning_starts=1_000, target_period=TARGET_PERIOD)
     return train.Program(config, env, net, partial(dqn.q_learning, net.apply, losses.squared), build.plain_adam)
 
 
@@ -67,6 +70,27 @@ def lanes(program: train.Program, seeds: int, device: str) -> train.TrainState:
         seeds, learning_rate=LEARNING_RATE, epsilon_start=0.05, max_grad_norm=math.inf, device=torch.device(device)
     )
     return train.init(program, hyper, random.key(range(seeds)).to(device))
+
+
+def steady(
+    program: train.Program, state: train.TrainState, functions: train.Functions, **given: Any
+) -> tuple[train.Report, Iterator[train.Report], int]:
+    """The report of a run's first update, then reports about every REPORT_SECONDS, and the cycles between them.
+
+    Reports every 20 cycles were every 2 ms on a GPU with few seeds, and a part of what was timed.
+    """
+    reports = train.run(program, state, 10**12, functions, report_every=TARGET_PERIOD * ENVS, **given)
+    first = next(report for report in reports if report.first_update is not None)
+    seconds = []
+    for _ in range(8):
+        began = time.perf_counter()
+        report = next(reports)
+        seconds.append(time.perf_counter() - began)
+    cycles = cycles_a_report(min(seconds[3:]) / TARGET_PERIOD)
+    rest = train.run(program, report.state, 10**12, functions, report_every=cycles * ENVS, **given)
+    for _ in range(2):
+        next(rest)  # all lengths of calls have come, twice
+    return first, rest, cycles
 
 
 def flop(network: str) -> int:
@@ -107,9 +131,19 @@ def machine(device: str) -> dict[str, Any]:
 
 def allow_tf32(allowed: bool) -> None:
     """Whether PyTorch and JAX may round factors on a GPU to TF32, here and in processes started from here."""
-    os.environ["TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"] = str(int(allowed))
+    os.environ[TF32] = str(int(allowed))
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "tensorfloat32" if allowed else "highest"
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    compile.allow_tf32(allowed)
+
+
+TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
+"""Tells a process that is started from here; torch itself reads it for matrix products alone."""
+
+
+def prepare() -> None:
+    """Set up a process that is timed as `fdqn train` sets up its own."""
+    compile.prepare_cpu()
+    compile.prepare_cuda(tf32=os.environ.get(TF32) == "1")
 
 
 def activation_bytes(network: str, seeds: int) -> int:

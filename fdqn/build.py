@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -129,22 +130,68 @@ def device(settings: Settings) -> torch.device:
 
 
 def check_memory(program: train.Program, lanes: int, device: torch.device) -> int:
-    """Bytes that the lanes will hold. Raises ValueError where the device has less memory than that in all."""
+    """Bytes that the lanes will hold. Raises ValueError where clearly less than that is free on the device."""
     check.kind("device", device, torch.device)
-    needed = state_bytes(program, lanes)
-    if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    needed, (free, total) = state_bytes(program, lanes), memory(device)
+    # What is free changes by the moment, and part of it can be had back from others.
+    if needed > min(1.1 * free, total):
         rows = replay_bytes(program, lanes)
         name, flags = ("capacity", "--capacity or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
         raise ValueError(
-            f"{name}: expected lanes that fit in {there / 1e9:,.1f} GB of memory, got {needed / 1e9:,.1f} GB for "
-            f"{lanes} seeds, {rows / 1e9:,.1f} GB of it for {program.config.capacity:,} rows of replay each; "
-            f"lower {flags}"
+            f"{name}: expected lanes that fit in {free / 1e9:,.1f} GB free of {total / 1e9:,.1f} GB of memory, got "
+            f"{needed / 1e9:,.1f} GB for {lanes} seeds, {rows / 1e9:,.1f} GB of it for {program.config.capacity:,} "
+            f"rows of replay each; lower {flags}"
         )
     return needed
+
+
+def memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process can still have on the device, and bytes that it could have were it alone."""
+    check.kind("device", device, torch.device)
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused, total
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = min(total, _counts(_PROC / "meminfo").get("MemAvailable:", total // 1024) * 1024)
+    for limit, used in _limits():
+        free, total = min(free, max(0, limit - used)), min(total, limit)
+    return free, total
+
+
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """The memory limit in bytes of each control group of this process, and what it uses, page cache left out."""
+    for line in _text(_PROC / "self" / "cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            root, most, now = _CGROUPS, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, most, now = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        here = root / path.strip("/")
+        for group in (here, *here.parents):
+            limit, used = _text(group / most).strip(), _text(group / now).strip()
+            if group.is_relative_to(root) and limit.isdigit() and used.isdigit():
+                cache = _counts(group / "memory.stat")
+                yield int(limit), int(used) - cache.get("total_inactive_file", cache.get("inactive_file", 0))
+
+
+def _counts(file: Path) -> dict[str, int]:
+    """The numbers of a file with a name and a number a line."""
+    lines = (line.split() for line in _text(file).splitlines())
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+
+
+def _text(file: Path) -> str:
+    """What a file of the system says; nothing where there is none."""
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def state_bytes(program: train.Program, lanes: int) -> int:

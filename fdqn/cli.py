@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class Eval:
     """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
     each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
     compile: bool = True
-    """Play episodes of more than 2,560 steps compiled, where the run was; the returns are the same."""
+    """Play episodes of more than 2,560 steps compiled, on CUDA all, where the run was; the returns are the same."""
     json: bool = False
     """Print only the returns, as JSON."""
 
@@ -356,12 +357,10 @@ def _check_more(steps: int | None, planned: int) -> None:
 
 def _begun(console: "Console", settings: Settings) -> "tuple[train.Program, train.TrainState]":
     """The program and its lanes before their first step."""
-    import torch
-
-    from fdqn import build, train
+    from fdqn import build, compile, train
 
     program, device = build.program(settings), build.device(settings)
-    torch.set_float32_matmul_precision("high" if settings.tf32 and device.type == "cuda" else "highest")
+    compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
     size = build.check_memory(program, settings.seeds, device)
     hyper = build.hyper(settings, device)
     rows, lane = program.config.capacity, build.replay_bytes(program, 1)
@@ -427,7 +426,7 @@ def _go_on(
             return stopped()
         return stopped() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
 
-    with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
+    with _warnings_as_lines(console), _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
         if isinstance(env, World):
             games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
             state = worlds.begun(games, state)
@@ -499,6 +498,22 @@ def _go_on(
             f"stopped at {report.step:,} of {where.steps:,} steps, as all seeds have failed; the files in {path} are "
             "complete"
         )
+
+
+@contextlib.contextmanager
+def _warnings_as_lines(console: "Console") -> Iterator[None]:
+    """Print what fdqn warns of as one line, without the place in its code; other warnings as they are."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+            if Path(filename).parent == Path(__file__).parent:
+                console.print(str(message), soft_wrap=True)
+            else:
+                show(message, category, filename, *rest, **more)
+
+        warnings.showwarning = line
+        yield
 
 
 def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterator[train.Report]") -> "train.Report":

@@ -21,7 +21,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from operator import is_
@@ -33,12 +35,16 @@ from torch import Tensor
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from fdqn import check, evaluate, lanes, toolchain, train, tree, verify, worlds
 from fdqn.types import Env, Network
 
 State = TypeVar("State")
 Made = TypeVar("Made")
+
+# CUDA graphs kept for one state: of a run's chunks few lengths recur.
+GRAPHS_KEPT = 8
 
 
 # Steps and updates of a cycle that are compiled as one graph; of more, one step and one update are compiled.
@@ -108,27 +114,18 @@ def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
     """`train.fold(step)`, donated and compiled: `step(state, x) -> state` for each x of a tree with leaves [n, ...].
 
     On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
+    Where that fails, a UserWarning gives the reason and the steps are launched one by one.
     """
-    graph_of = _made_once(_graph, donate(step))
-    pool: Any = None
-    captured: dict[Any, Callable[[list[Tensor]], None] | None] = {}
+    graph_of, replayed = _made_once(_graph, donate(step)), _replayed()
 
     @_made_for_state
     def graph_for(state: State, xs: Any) -> _Graph:
         return graph_of(state, tree.index(xs, 0))
 
     def folded(state: State, xs: Any) -> State:
-        nonlocal pool
         graph, leaves, each = graph_for(state, xs), tree.leaves(state), tree.leaves(xs)
         with torch.no_grad():
-            if not _captures(each):
-                _in_turn(graph, leaves, each)
-                return state
-            place = (id(graph), len(each[0]), *map(_kind, each), *(x.data_ptr() for x in leaves))
-            if place in captured and captured[place] is None:
-                pool = pool or torch.cuda.graph_pool_handle()
-                captured[place] = _captured(graph, leaves, each, pool)
-            (captured.setdefault(place, None) or partial(_in_turn, graph, leaves))(each)
+            (replayed if _captures(each) else _in_turn)(graph, leaves, each)
         return state
 
     return folded
@@ -255,8 +252,8 @@ def _loops(
 def compiled(program: train.Program, check_compile: bool = True) -> train.Functions:
     """The step functions over lanes, writing over their state; all but `sync` compiled, one graph or library each.
 
-    On a CPU call `prepare_cpu` first. Unless `check_compile` is False, the first cycle is compared with the same cycle
-    run operation by operation: it raises `verify.MismatchError` where they differ.
+    On a CPU call `prepare_cpu` first, on CUDA `prepare_cuda`. Unless `check_compile` is False, the first cycle is
+    compared with the same cycle run operation by operation: it raises `verify.MismatchError` where they differ.
     """
     check.kind("program", program, train.Program)
     collect, cycle, split = partial(train.collect, program), partial(train.cycle, program), _split(program)
@@ -362,9 +359,13 @@ def _split(program: train.Program, beside: bool = False) -> Callable[[int], lane
 
 
 def _noise(program: train.Program) -> Callable[[Tensor, int, int], train.Noise]:
-    draw = _first_available(compile(partial(train.draw, program)), partial(train.draw, program))
+    draw, draw_numbered = (
+        _first_available(compile(partial(f, program)), partial(f, program)) for f in (train.draw, train.draw_numbered)
+    )
 
     def noise(keys: Tensor, first_cycle: int, cycles: int) -> train.Noise:
+        if _compiles_keys(keys):
+            return draw_numbered(keys, train.cycle_numbers(keys, first_cycle, cycles))
         # The few keys are made outside: a compiler takes four seconds for each of these ciphers.
         with lanes.sharing(1):
             return draw(train.cycle_keys(keys, first_cycle, cycles))
@@ -393,6 +394,23 @@ def prepare_cpu() -> None:
         # Older ones take 32 MB at most; where none is taken, the other would only switch off what glibc does itself.
         if libc.mallopt(mmap_threshold, 2**31 - 1) or libc.mallopt(mmap_threshold, 2**25):
             libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def prepare_cuda(tf32: bool = False) -> None:
+    """Set up this process to train on CUDA: the precision of products, and convolutions that give the same bits again.
+
+    Without it cuDNN may choose a weight gradient that adds up in no fixed order, and a resumed run would differ.
+    """
+    allow_tf32(tf32)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Let CUDA round the factors of float32 products to TF32, in matrix products and in convolutions, or in neither."""
+    check.kind("allowed", allowed, bool)
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 # Tracing and compiling replace functions and settings of the whole process, so one thread does it at a time.
@@ -460,7 +478,9 @@ def _graph(f: Callable[..., Any], args: Any) -> _Graph:
     """`f` for `args`, compiled by inductor."""
     traced, answer = _traced(f, args)
     inputs = _tensors(args)
-    return _Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
+    _check_on_device(traced, f, args)
+    with _without_tf32_warning():
+        return _Graph(torch._inductor.compile(traced, list(inputs), options=_options(inputs)), answer)
 
 
 class _Order(NamedTuple):
@@ -622,6 +642,81 @@ def _options(inputs: list[Tensor], others: dict[str, Any] | None = None) -> dict
     return {name: value for name, value in (options | (others or {})).items() if name in known}
 
 
+@contextlib.contextmanager
+def _without_tf32_warning() -> Iterator[None]:
+    """Silence inductor's advice to allow TF32: the precision is the user's choice, made with `allow_tf32`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+        yield
+
+
+def _compiles_keys(keys: Tensor) -> bool:
+    """Compile the ciphers of keys too: on CUDA they are 309 launches a draw."""
+    return keys.is_cuda
+
+
+# Host tensors in a device's graph
+
+
+def _check_on_device(traced: torch.fx.GraphModule, f: Callable[..., Any], args: Any) -> None:
+    """Raise ValueError where the graph of `f` on a device holds a tensor on the CPU, or a copy from it or to it.
+
+    A CUDA graph cannot capture such a copy, and uncaptured it would make the host wait at every step.
+    """
+    away = [x.device for x in _tensors(args) if x.device.type != "cpu"]
+    for node in traced.graph.nodes if away else ():
+        if (x := _on_host(node)) is not None:
+            what = "a constant" if node.op == "get_attr" else "an argument" if node.op == "placeholder" else node.target
+            raise ValueError(
+                f"compile: expected every tensor on {away[0]}, got {what} {list(x.shape)} {x.dtype} on {x.device}"
+                f"{_whence(f, args)}; make it on the device of an argument, as torch.zeros(3, device=x.device) is"
+            )
+
+
+def _on_host(node: torch.fx.Node) -> Tensor | None:
+    """The tensor of a node that is on the CPU or copied from it or to it, if any.
+
+    A number [] on the CPU is none: kernels take it by value.
+    """
+    if node.op == "output":
+        return None
+    here = _tensors(node.meta.get("val"))
+    given = [x for source in node.all_input_nodes for x in _tensors(source.meta.get("val"))]
+    from_device = any(x.device.type != "cpu" for x in given)
+    copied = given if _is_copy(node) and any(x.device.type != "cpu" for x in here) else []
+    found = [x for x in here if x.device.type == "cpu" and (x.ndim or from_device)]
+    found += [x for x in copied if x.device.type == "cpu"]
+    return found[0] if found else None
+
+
+def _is_copy(node: torch.fx.Node) -> bool:
+    return str(node.target).split(".")[1:2] in (["_to_copy"], ["copy"], ["copy_"], ["device_put"])
+
+
+def _whence(f: Callable[..., Any], args: Any) -> str:
+    """The line of code at which a tensor on the CPU first appears in `f`, in words; nothing where none is seen."""
+    with contextlib.suppress(Exception), (seen := _HostTensors()):
+        _traced(f, args)
+    return seen.line
+
+
+class _HostTensors(TorchFunctionMode):
+    """Notes the first call of a torch function that takes or returns a tensor on the CPU with axes."""
+
+    line = ""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not self.line and any(x.device.type == "cpu" and x.ndim for x in _tensors((args, kwargs, result))):
+            inside = str(Path(torch.__file__).parent), __file__
+            frame = next((x for x in reversed(traceback.extract_stack()) if not x.filename.startswith(inside)), None)
+            self.line = f" in {Path(frame.filename).name}, line {frame.lineno}, {frame.name}" if frame else ""
+        return result
+
+
+# Loops on the host and their CUDA graphs
+
+
 def _in_turn(graph: _Graph, leaves: list[Tensor], xs: list[Tensor]) -> None:
     """`graph` on `leaves` and each of `xs`, leaves [n, ...]."""
     for x in zip(*(x.unbind() for x in xs), strict=True):
@@ -631,6 +726,78 @@ def _in_turn(graph: _Graph, leaves: list[Tensor], xs: list[Tensor]) -> None:
 def _captures(xs: list[Tensor]) -> bool:
     """Whether what is repeated is captured: where launching kernels one by one takes longer than they do."""
     return xs[0].is_cuda
+
+
+class _Captured(NamedTuple):
+    """A CUDA graph of so many steps of one state."""
+
+    replay: Callable[[list[Tensor]], None]
+    pool: Any
+    """The memory that it computes in, which graphs replayed one after the other share."""
+
+
+class _StateGraphs(NamedTuple):
+    """The CUDA graphs of one state, which write to its memory."""
+
+    leaves: list[weakref.ref[Tensor]]
+    captured: dict[Any, _Captured | None]
+    """By graph and number of steps, the latest last; None for what has come once."""
+
+
+def _replayed() -> Callable[[_Graph, list[Tensor], list[Tensor]], None]:
+    """`_in_turn` that captures what comes a second time.
+
+    Of each state the last GRAPHS_KEPT graphs are kept, and those of states that are gone are dropped.
+    """
+    states: dict[Any, _StateGraphs] = {}
+    works = True
+
+    def run(graph: _Graph, leaves: list[Tensor], xs: list[Tensor]) -> None:
+        nonlocal works
+        graphs = _of_state(states, leaves)
+        place = (id(graph), len(xs[0]), *map(_kind, xs))
+        seen, captured = place in graphs, graphs.pop(place, None)
+        if seen and captured is None and works:
+            pool = next((each.pool for each in graphs.values() if each), None) or torch.cuda.graph_pool_handle()
+            captured = _captured_or_warned(graph, leaves, xs, pool)
+            works = captured is not None
+        graphs[place] = captured
+        for oldest in list(graphs)[:-GRAPHS_KEPT]:
+            del graphs[oldest]
+        if captured is None:
+            _in_turn(graph, leaves, xs)
+        else:
+            captured.replay(xs)
+
+    return run
+
+
+def _of_state(states: dict[Any, _StateGraphs], leaves: list[Tensor]) -> dict[Any, _Captured | None]:
+    """The graphs of the state with these leaves."""
+    addresses = tuple(x.data_ptr() for x in leaves)
+    if addresses not in states:
+        for gone in [key for key, each in states.items() if any(leaf() is None for leaf in each.leaves)]:
+            del states[gone]
+        states[addresses] = _StateGraphs([weakref.ref(x) for x in leaves], {})
+    return states[addresses].captured
+
+
+def _captured_or_warned(graph: _Graph, leaves: list[Tensor], xs: list[Tensor], pool: Any) -> _Captured | None:
+    """`_captured`; where that fails, a warning and the stream as it was."""
+    stream = torch.cuda.current_stream(leaves[0].device)
+    try:
+        return _Captured(_captured(graph, leaves, xs, pool), pool)
+    except RuntimeError as error:
+        # torch.cuda.graph leaves its own stream behind where the capture does not end well (2.13).
+        torch.cuda.set_stream(stream)
+        first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+        reason = next(iter(str(first).splitlines()), type(first).__name__)
+        warnings.warn(
+            f"CUDA graph: expected to capture {len(xs[0])} steps, got: {reason}; kernels are launched one by one, "
+            "which is slower",
+            stacklevel=2,
+        )
+        return None
 
 
 def _captured(graph: _Graph, leaves: list[Tensor], xs: list[Tensor], pool: Any) -> Callable[[list[Tensor]], None]:

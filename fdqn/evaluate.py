@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import actions, check, policies, random
+from fdqn import actions, check, policies, random, transfer, tree
 from fdqn.types import Env, EnvSpec, Network, Params, World
 
 # Steps whose noise is drawn at once, and after which is asked whether all have ended.
@@ -21,7 +21,7 @@ _DRAW = 64
 # Of the numbers that keys are folded with, the first for choices: beyond all steps, which chance of the world takes.
 _CHOICES = 2**31
 
-# Steps after which a compiled step takes over: by then they have taken about as long as it takes to compile one.
+# Steps after which a compiled step takes over on a CPU: by then they have taken about as long as compiling one takes.
 _SOON = 40 * _DRAW
 
 
@@ -95,17 +95,18 @@ def steps(
     check.kind("env", env, Env)
     _check(network, params, keys, episodes, epsilon)
     limit = min(_limit(env.spec, limit), env.spec.time_limit)
-    keys = random.fold_in(keys, random.EVALUATION)
+    keys = random.fold_in(keys.to(_device(params)), random.EVALUATION)
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
     games = Games(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended, first.next_obs)
+    games = tree.separate(games)  # as those of later steps are, so that a player is compiled once
     yield games
-    slow = vmap(partial(play, env, network, epsilon))
+    slow, soon = vmap(partial(play, env, network, epsilon)), _slow_steps(keys.device)
     for start in range(0, limit, _DRAW):
         count = min(_DRAW, limit - start)
         noise = random.uniform(random.fold_in(keys, 1 + start), (count, episodes, env.spec.noise))
         u = torch.cat([_choices(keys, _CHOICES + start, (count, episodes, 2), epsilon), noise], -1)
-        advance = slow if fast is None or start < _SOON else fast
+        advance = slow if fast is None or start < soon else fast
         for i in range(count):
             games = advance(params, games, u[:, i])
             yield games
@@ -161,16 +162,17 @@ def steps_outside(
     """How the games of a world that is open stand, seeded by `seeds` [S, N], at their start and after every step, up to
     `limit` steps or the world's time limit. What is random of their actions follows from their seeds too.
     """
-    apply, device = vmap(network.apply), seeds.device
+    apply, device = vmap(network.apply), _device(params)
+    upload, download = transfer.uploads(device), transfer.downloads(device)
     step = games.reset(seeds.tolist())
     _check_fit(apply, params, step.obs.to(device), spec.actions)
     ended, returns = step.terminated, step.reward.double()
     yield Played(returns, ended)
-    keys = torch.stack([torch.zeros_like(seeds), seeds], -1)
+    keys = torch.stack([torch.zeros_like(seeds), seeds], -1).to(device)
     for i in range(_limit(spec, limit)):
-        q, legal = apply(params, step.obs.to(device)), step.legal.to(device)
-        action = _chosen(q, legal, epsilon, _choices(keys, i, (2,), epsilon))
-        step, valid, alive, _ = games.step(action.cpu().numpy())
+        obs, legal = upload((step.obs, step.legal))
+        action = _chosen(apply(params, obs), legal, epsilon, _choices(keys, i, (2,), epsilon))
+        step, valid, alive, _ = games.step(download(action))
         returns = returns + torch.where(ended | ~valid, 0.0, step.reward)
         returns = torch.where((alive | ended.all(-1)).unsqueeze(-1), returns, torch.nan)
         ended = ended | step.terminated | step.truncated | ~alive.unsqueeze(-1)
@@ -265,11 +267,20 @@ def _limit(spec: EnvSpec, limit: int | None) -> int:
     return limit
 
 
+def _slow_steps(device: torch.device) -> int:
+    """Steps after which a compiled step takes over: on a CPU _SOON; on CUDA, at up to 1,012 launches a step, none."""
+    return _SOON if device.type == "cpu" else 0
+
+
+def _device(params: Params) -> torch.device:
+    return next(iter(params.values())).device
+
+
 def _chosen(q: Tensor, legal: Tensor, epsilon: float, u: Tensor) -> Tensor:
     """Actions [...], greedy but for a share of them. Where it is 0, as it mostly is, nothing is spent on chance."""
     if epsilon == 0:
         return actions.greedy(q, legal)
-    return policies.epsilon_greedy(q, legal, q.new_tensor(epsilon), u)
+    return policies.epsilon_greedy(q, legal, epsilon, u)
 
 
 def _choices(keys: Tensor, number: int, shape: tuple[int, ...], epsilon: float) -> Tensor:

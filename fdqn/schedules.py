@@ -212,4 +212,7 @@ def _wide(step: Tensor) -> Tensor:
 
 
 def _double(value: Scalar, step: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=torch.float64, device=step.device)
+    if isinstance(value, Tensor):
+        return value.to(step.device, torch.float64)
+    # Made on the device: copied there, the host would wait for it.
+    return torch.full((), value, dtype=torch.float64, device=step.device)

@@ -24,6 +24,8 @@ from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 
 # Words and cycles drawn at once: enough that the draw's fixed cost is shared, few enough to be small beside the state.
 WORDS_PER_DRAW = 2**19
+# On CUDA as many more as make captured graphs of many cycles also at a thousand seeds; 134 MB.
+WORDS_PER_DRAW_ON_CUDA = 2**24
 CYCLES_PER_DRAW = 1024
 
 # Cycles in one call of a step function, after which a run can be stopped; fewer where they have more steps of an
@@ -203,11 +205,24 @@ def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Nois
 
 def cycle_keys(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
     """The keys [cycles, S, 2] of `cycles` cycles from `first_cycle` on, for the lanes' keys [S, 2]."""
+    return _numbered(keys, cycle_numbers(keys, first_cycle, cycles))
+
+
+def cycle_numbers(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
+    """The numbers [cycles] of `cycles` cycles from `first_cycle` on, on the device of the lanes' keys [S, 2]."""
     check.shapes("keys[S 2]", keys)
     check.count("first_cycle", first_cycle)
     check.count("cycles", cycles, 1)
-    numbers = (first_cycle + torch.arange(cycles, device=keys.device)).unsqueeze(-1)
-    return random.fold_in(random.fold_in(keys, random.CYCLES), numbers)
+    return first_cycle + torch.arange(cycles, device=keys.device)
+
+
+def draw_numbered(program: Program, keys: Tensor, numbers: Tensor) -> Noise:
+    """The noise of the cycles `numbers` [cycles], for the lanes' keys [S, 2]: `noise` without numbers of Python."""
+    return draw(program, _numbered(keys, numbers))
+
+
+def _numbered(keys: Tensor, numbers: Tensor) -> Tensor:
+    return random.fold_in(random.fold_in(keys, random.CYCLES), numbers.unsqueeze(-1))
 
 
 def draw(program: Program, cycle_keys: Tensor) -> Noise:
@@ -441,9 +456,7 @@ def run(
     number, last = int(state.cycle.max()), math.ceil(steps / config.env_steps)
     warm = int(state.emptied.max()) + config.warmup_steps // config.env_steps
     period = config.target_period // config.updates_per_cycle
-    ahead = max(1, min(CYCLES_PER_DRAW, WORDS_PER_DRAW // (_words(program) * state.key.shape[0])))
-    if period and ahead > period:
-        ahead -= ahead % period  # so that chunks are of few lengths
+    ahead = _cycles_per_draw(program, state.key)
     # The first cycle's noise is drawn as it is, so that one step function can compile beside the other and `noise`.
     start, first, drawn = number, number, number + 1
     long = max(1, WORK_PER_CALL // (config.steps_per_cycle + config.updates_per_cycle))
@@ -564,6 +577,15 @@ def _words(program: Program) -> int:
     """32-bit words that one lane needs for one cycle."""
     config = program.config
     return config.env_steps * (2 + program.env.spec.noise) + config.updates_per_cycle * config.batch_size
+
+
+def _cycles_per_draw(program: Program, keys: Tensor) -> int:
+    """Cycles whose noise is drawn at once, for keys [S, 2]."""
+    words = WORDS_PER_DRAW if keys.device.type == "cpu" else WORDS_PER_DRAW_ON_CUDA
+    ahead = max(1, min(CYCLES_PER_DRAW, words // (_words(program) * keys.shape[0])))
+    period = program.config.target_period // program.config.updates_per_cycle
+    # Whole periods, so that chunks are of few lengths.
+    return ahead - ahead % period if period and ahead > period else ahead
 
 
 def _try_on_fake_tensors(program: Program, state: TrainState, noises: Noise) -> None:

@@ -7,6 +7,7 @@ lane: `choose`, `remember`, `conclude` and `train.learn`; only the steps between
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import dqn, random, replay, train, tree
+from fdqn import dqn, random, replay, train, transfer, tree
 from fdqn.types import Answer
 
 SWITCH = 1e-5  # s
@@ -95,13 +96,14 @@ def begun(games: Any, state: train.TrainState) -> train.TrainState:
 
 def functions(program: train.Program, games: Any, parts: Parts) -> train.Functions:
     """The step functions of a run in a world that is open."""
+    upload, download = functools.cache(transfer.uploads), functools.cache(transfer.downloads)
 
     def ask(state: train.TrainState, noise: train.Noise, i: int) -> tuple[train.TrainState, NDArray[Any]]:
         state = parts.choose(state, noise.act[:, :, i])
-        return state, state.env_state.cpu().numpy()
+        return state, download(state.key.device)(state.env_state)
 
     def answered(state: train.TrainState, actions: NDArray[Any]) -> Answer:
-        return tree.map(lambda x: x.unsqueeze(0).to(state.key.device), games.step(actions))
+        return tree.map(lambda x: x.unsqueeze(0), upload(state.key.device)(games.step(actions)))
 
     def steps(state: train.TrainState, noise: train.Noise) -> tuple[train.TrainState, NDArray[Any]]:
         """All steps of a cycle but the last, whose actions it answers."""

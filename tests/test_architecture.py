@@ -14,7 +14,7 @@ ROOT = pathlib.Path(fdqn.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 LEVELS = {
     "types": 0, "tree": 0, "settings": 0,
-    "check": 1, "statistics": 1, "files": 1, "toolchain": 1,
+    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1,
     "random": 2, "actions": 2, "schedules": 2, "bits": 2, "frames": 2, "n_step": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
     "dqn": 4, "train": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
@@ -145,9 +145,10 @@ def test_the_core_uses_no_generator_and_prints_nothing(path):
     assert calls(module, "print") == []
 
 
-IN_PLACE = {"compile": {"copy_"}, "checkpoint": {"copy_"}, "export": {"requires_grad_"}}
+IN_PLACE = {"compile": {"copy_"}, "checkpoint": {"copy_"}, "transfer": {"copy_"}, "export": {"requires_grad_"}}
 """The edges, where memory must stay: graphs are captured with a state's leaves, so what is donated and what is loaded
-is written over them; and a module that is exported is nobody else's."""
+is written over them; pinned buffers are used again;
+and a module that is exported is nobody else's."""
 
 
 @SOURCES

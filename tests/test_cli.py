@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -445,6 +446,36 @@ def test_envs_lists_what_train_takes(capsys):
     assert all(re.search(rf"^ *{name} ", out, re.MULTILINE) for name in envs.names())
     assert cli.main(["envs", "--json"]) == 0
     assert set(strict(capsys.readouterr().out)) == set(envs.names())
+
+
+def test_a_warning_of_ours_is_one_line(place, capsys, monkeypatch):
+    """Such as of a CUDA graph that cannot be captured; what other packages warn of is shown as ever."""
+    functions = runs.functions
+
+    def warning(*given):
+        warnings.warn_explicit("CUDA graph: expected to capture 3 steps", UserWarning, compile.__file__, 1)
+        warnings.warn_explicit("something else", UserWarning, torch.__file__, 1)
+        return functions(*given)
+
+    monkeypatch.setattr(runs, "functions", warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, category, *rest: print(f"shown: {message}", file=sys.stderr)
+        assert cli.main(["train", *TINY, "--out", "warned"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert "CUDA graph: expected to capture 3 steps" in lines
+    assert "shown: something else" in lines
+
+
+@pytest.mark.parametrize("flags", [[], ["--tf32"]])
+def test_tf32_is_for_cuda_alone(place, monkeypatch, flags):
+    """And off it is off for convolutions too, which torch allows it by default."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    assert cli.main(["train", *TINY, *flags, "--out", "precise"]) == 0
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32 is False
+    assert torch.backends.cudnn.deterministic is True
 
 
 def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):

@@ -1,6 +1,9 @@
 """The edge: donation is safe, one graph is enough, and the compiled program is the eager one."""
 
+import gc
 import sys
+import warnings
+import weakref
 from functools import partial
 
 import pytest
@@ -386,6 +389,7 @@ def test_a_captured_fold_equals_the_plain_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", Recording.capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     runs, plain = [], edge._graph
 
     def noting(f, args):
@@ -411,6 +415,208 @@ def test_a_captured_fold_equals_the_plain_one(monkeypatch):
         folded(states[i], xs)
         asserts.assert_trees_equal(expected, states)
     assert len(runs) == 3 + 2 + 3  # the first of each length and state; what follows is replayed
+
+
+@pytest.fixture
+def captures(monkeypatch):
+    """`fold` as on CUDA, with graphs that run eagerly and captures that record; the list has the recordings' weakrefs
+    and lengths."""
+    recordings = []
+
+    class Counted(Recording):
+        def __init__(self):
+            super().__init__()
+            recordings.append(weakref.ref(self))
+
+    def eager(f, args):
+        traced, answer = edge._traced(f, args)
+
+        def run(*tensors):
+            if Recording.current is None:
+                return traced(*tensors)
+            # Others over the same memory: a CUDA graph knows addresses and keeps no tensor.
+            Recording.current.noted.append((traced, [x.detach() for x in tensors]))
+            return []
+
+        return edge._Graph(run, answer)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Counted)
+    monkeypatch.setattr(torch.cuda, "graph", Recording.capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream before")
+    monkeypatch.setattr(edge, "_graph", eager)
+    monkeypatch.setattr(edge, "_captures", lambda xs: True)
+    return recordings
+
+
+def alive(recordings):
+    gc.collect(1)  # a fake's class is a cycle
+    return sum(each() is not None for each in recordings)
+
+
+def test_graphs_of_a_state_that_is_gone_are_dropped(captures):
+    folded = edge.fold(lambda s, x: s + x)
+    for _ in range(5):
+        state = torch.zeros(2)
+        for _ in range(3):
+            folded(state, torch.ones(4))
+        assert state.tolist() == [12.0, 12.0]
+    assert alive(captures) <= 2
+
+
+def test_graphs_of_states_that_stay_are_kept(captures):
+    """As where one function goes through several runs in turn."""
+    folded, states = edge.fold(lambda s, x: s + x), [torch.zeros(2) for _ in range(4)]
+    for _ in range(6):
+        for state in states:
+            folded(state, torch.ones(3))
+    assert len(captures) == alive(captures) == 4
+    assert [state.tolist() for state in states] == [[18.0, 18.0]] * 4
+
+
+def test_few_graphs_are_kept_of_many_lengths(captures, monkeypatch):
+    monkeypatch.setattr(edge, "GRAPHS_KEPT", 3)
+    folded, state = edge.fold(lambda s, x: s + x), torch.zeros(2)
+    lengths = [n for n in range(1, 9) for _ in range(3)]
+    for n in lengths:
+        folded(state, torch.ones(n))
+        assert alive(captures) <= 3
+    assert len(captures) == 8
+    assert state.tolist() == [float(sum(lengths))] * 2
+
+
+def test_the_graph_that_is_used_most_is_kept(captures, monkeypatch):
+    monkeypatch.setattr(edge, "GRAPHS_KEPT", 2)
+    folded, state = edge.fold(lambda s, x: s + x), torch.zeros(2)
+    for n in [20, 20, 1, 20, 2, 20, 3, 20, 4, 20]:
+        folded(state, torch.ones(n))
+    assert len(captures) == 1
+
+
+class Refusing:
+    """`torch.cuda.graph` of a step that cannot be captured: as torch's does, it fails again when it ends."""
+
+    tries = 0
+
+    def __init__(self, recording, pool):
+        Refusing.tries += 1
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *error):
+        raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+
+def test_a_capture_that_fails_falls_back_with_one_warning(captures, monkeypatch):
+    """The steps are still taken, in the stream that was current before."""
+    streams = []
+    monkeypatch.setattr(torch.cuda, "graph", Refusing)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(Refusing, "tries", 0)
+    folded, state, in_turn = edge.fold(lambda s, x: s + x), torch.zeros(2), edge._in_turn
+
+    def fails_once(*given):
+        monkeypatch.setattr(edge, "_in_turn", in_turn)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with DSA")
+
+    folded(state, torch.ones(3))
+    monkeypatch.setattr(edge, "_in_turn", fails_once)
+    with pytest.warns(UserWarning, match="to capture 3 steps, got: CUDA error: operation not permitted") as said:
+        folded(state, torch.ones(3))
+    assert "DSA" not in str(said[0].message)
+    assert state.tolist() == [6.0, 6.0]
+    assert streams == ["the stream before"]
+    for n in (3, 3, 2, 2, 2):
+        folded(state, torch.ones(n))  # no warning, which would be an error
+    assert state.tolist() == [18.0, 18.0]
+    assert Refusing.tries == 1
+    reference = weakref.ref(state)
+    del state, said
+    gc.collect()
+    folded(torch.zeros(2), torch.ones(1))
+    assert reference() is None, "nothing keeps the state"
+
+
+def test_an_error_that_is_none_of_capture_is_raised(captures, monkeypatch):
+    folded, state = edge.fold(lambda s, x: s + x), torch.zeros(2)
+    folded(state, torch.ones(3))
+    monkeypatch.setattr(edge, "_captured", lambda *given: [].pop())
+    with pytest.raises(IndexError):
+        folded(state, torch.ones(3))
+
+
+def test_no_advice_on_tf32_while_compiling(monkeypatch):
+    """The precision is the user's choice; other warnings pass."""
+
+    def compiling(traced, inputs, options):
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available", stacklevel=2)
+        if len(inputs) > 1:
+            warnings.warn("another", stacklevel=2)
+        return traced
+
+    monkeypatch.setattr(torch._inductor, "compile", compiling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert edge.compile(lambda x: x + 1)(torch.ones(2)).tolist() == [2.0, 2.0]
+        with pytest.raises(UserWarning, match="another"):
+            edge.compile(lambda x, y: x + y)(torch.ones(2), torch.ones(2))
+
+
+# Setting up CUDA
+
+
+@pytest.fixture
+def backends():
+    """Restores what a process sets once."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+
+
+@pytest.mark.usefixtures("backends")
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_one_choice_for_products_and_convolutions(allowed):
+    """And none that torch warns of, which would be an error."""
+    edge.allow_tf32(not allowed)
+    edge.allow_tf32(allowed)
+    assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    assert torch.backends.cuda.matmul.allow_tf32 is allowed
+    assert torch.backends.cudnn.allow_tf32 is allowed
+
+
+@pytest.mark.usefixtures("backends")
+def test_convolutions_on_cuda_repeat():
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
+    edge.prepare_cuda()
+    assert torch.backends.cudnn.deterministic
+    assert not torch.backends.cudnn.benchmark
+    assert not torch.backends.cudnn.allow_tf32
+    edge.prepare_cuda(tf32=True)
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("first_cycle", [0, 7])
+def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cycle):
+    """As on CUDA, and with one graph for all cycles."""
+    made = []
+
+    def eager(f, args):
+        traced, answer = edge._traced(f, args)
+        made.append(traced)
+        return edge._Graph(lambda *tensors: traced(*tensors), answer)
+
+    monkeypatch.setattr(edge, "_graph", eager)
+    monkeypatch.setattr(edge, "_compiles_keys", lambda keys: True)
+    program, (_, keys) = examples.program(), examples.lanes(2)
+    draw = edge.compiled(program).noise
+    for first in (first_cycle, first_cycle + 1):
+        asserts.assert_trees_equal(train.noise(program, keys, first, 5), draw(keys, first, 5))
+    assert len(made) == 1
+    assert len([node for node in made[0].graph.nodes if node.op == "call_function"]) > 300, "the keys are in it"
 
 
 # The program, compiled

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import actions, compile, envs, evaluate, networks, random, tree
+from fdqn import actions, build, compile, envs, evaluate, networks, policies, random, tree
 from fdqn.envs import episode, gym
+from fdqn.settings import Settings
 from fdqn.testing import probes
 from fdqn.types import Env, EnvSpec, Network, Step, World
 
@@ -526,7 +527,38 @@ def test_a_compiled_player_plays_the_same(monkeypatch):
         assert tree.equal(plain, quick)
 
 
+@pytest.mark.parametrize("name", envs.names())
+def test_a_player_is_compiled_once(monkeypatch, name):
+    """The first step has the signature of all others; on CUDA it is compiled too."""
+    made = []
+
+    def eager(f, args):
+        traced, answer = compile._traced(f, args)
+        made.append(name)
+        return compile._Graph(lambda *tensors: traced(*tensors), answer)
+
+    monkeypatch.setattr(evaluate, "_SOON", 0)
+    monkeypatch.setattr(compile, "_graph", eager)
+    program = build.program(Settings(env=name))
+    params = program.network.init(random.fold_in(KEYS, random.NETWORK))
+    player = compile.player(program.env, program.network)
+    games = evaluate.steps(program.env, program.network, params, KEYS, 4, player)
+    for _ in range(4):
+        next(games)
+    assert len(made) == 1
+
+
+def test_chance_in_evaluation_is_as_with_a_tensor_of_it():
+    """A number goes into the comparison as a tensor of the values' dtype did."""
+    q, legal = torch.randn(500, 3), torch.ones(500, 3, dtype=torch.bool)
+    u = torch.stack([torch.arange(500) * 2.0**-23, torch.rand(500)], -1)
+    epsilon = 250 * 2.0**-23 * (1 + 1e-9)  # rounds to the number of a row
+    expected = policies.epsilon_greedy(q, legal, torch.tensor(epsilon), u)
+    assert torch.equal(evaluate._chosen(q, legal, epsilon, u), expected)
+
+
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_lanes_on_a_gpu_are_played_outside():
     network, params = balancing()
     on_gpu = {name: x.cuda() for name, x in params.items()}

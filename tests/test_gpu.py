@@ -1,12 +1,17 @@
-"""The same program on a GPU. Run with `pytest -m gpu` where there is one."""
+"""The same program on a GPU. Run with `pytest -m gpu` where there is one.
+
+What can be known of it without one is in `test_cuda_structure.py`, `test_cuda_kernels.py` and `test_compile.py`.
+"""
 
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
-from fdqn import cli, compile, random, train, tree
+from fdqn import build, cli, compile, envs, evaluate, random, runs, train, transfer, tree, worlds
+from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -24,6 +29,14 @@ def test_noise_is_the_same_bit_for_bit():
     program, (_, keys) = examples.program(), examples.lanes(3)
     asserts.assert_trees_equal(train.noise(program, keys, 2, 5), on_cpu(train.noise(program, keys.cuda(), 2, 5)))
     asserts.assert_trees_equal(random.split(keys, 3), random.split(keys.cuda(), 3).cpu())
+
+
+def test_compiled_noise_is_the_same_bit_for_bit():
+    """Its keys are compiled with it."""
+    program, (_, keys) = examples.program(), examples.lanes(3)
+    draw = compile.compiled(program).noise
+    for first in (2, 7):
+        asserts.assert_trees_equal(train.noise(program, keys, first, 5), on_cpu(draw(keys.cuda(), first, 5)))
 
 
 @pytest.mark.parametrize("step", ["collect", "cycle"])
@@ -70,15 +83,169 @@ def test_a_report_reads_the_host_and_nothing_else_does():
     reports = train.run(program, state, 10**6, compile.compiled(program), report_every=8 * program.config.env_steps)
     for _ in range(30):
         next(reports)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as waits:
-            warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as waits:
+        warnings.simplefilter("always")
+        try:
+            torch.cuda.set_sync_debug_mode("warn")  # which warns that it is a prototype
+            waits.clear()
             for _ in range(5):
                 next(reports)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert len([wait for wait in waits if "synchronizing CUDA operation" in str(wait.message)]) <= 5
+
+
+def captured_lengths(monkeypatch):
+    """The numbers of steps of all graphs that are captured from here on."""
+    lengths, original = [], compile._captured
+
+    def noted(graph, leaves, xs, pool):
+        lengths.append(len(xs[0]))
+        return original(graph, leaves, xs, pool)
+
+    monkeypatch.setattr(compile, "_captured", noted)
+    return lengths
+
+
+def test_many_cycles_are_captured_in_one_graph_at_a_thousand_seeds(monkeypatch):
+    lengths = captured_lengths(monkeypatch)
+    settings = Settings(seeds=1024, capacity=256, batch_size=32, hidden=(8,), steps=4_000, device="cuda")
+    program, device = build.program(settings), torch.device("cuda")
+    state = train.init(program, build.hyper(settings, device), build.keys(settings).to(device))
+    for _ in train.run(program, state, settings.steps, compile.compiled(program), report_every=2_000):
+        pass
+    assert max(lengths) >= 16
+    assert len(lengths) <= 4
+
+
+@torch.library.custom_op("fdqn_test::waits", mutates_args=())
+def waits(x: torch.Tensor) -> torch.Tensor:
+    """Asks for a value, which no capture allows; it cannot be seen in a trace."""
+    return x + float(x.sum() * 0)
+
+
+@waits.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def test_a_step_that_cannot_be_captured_goes_on_uncaptured():
+    folded, state = compile.fold(lambda s, x: waits(s) + x), torch.zeros(2, device="cuda")
+    stream = torch.cuda.current_stream()
+    folded(state, torch.ones(3, device="cuda"))
+    with pytest.warns(UserWarning, match="CUDA graph: expected to capture 3 steps, got: "):
+        folded(state, torch.ones(3, device="cuda"))
+    assert torch.cuda.current_stream() == stream
+    for _ in range(3):
+        folded(state, torch.ones(2, device="cuda"))
+    assert state.tolist() == [12.0, 12.0]
+    other = compile.fold(lambda s, x: s + x)  # others are captured as before
+    for _ in range(3):
+        other(state, torch.ones(2, device="cuda"))
+    assert state.tolist() == [18.0, 18.0]
+
+
+def test_a_host_constant_in_a_step_is_refused_by_name():
+    shift = torch.tensor([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"expected every tensor on cuda:0, got a constant \[2\] torch.float32 on cpu"):
+        compile.fold(lambda s, x: s + shift.to(s.device) * x)(
+            torch.zeros(2, device="cuda"), torch.ones(3, device="cuda")
+        )
+
+
+def test_graphs_of_states_that_are_gone_give_their_memory_back():
+    folded, held = compile.fold(lambda s, x: (s + x).sin().cumsum(0)), []
+    for _ in range(12):
+        state = torch.zeros(2**20, device="cuda")
+        for _ in range(3):
+            folded(state, torch.ones(4, device="cuda"))
+        del state
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        held.append(torch.cuda.memory_reserved())
+    assert held[-1] <= held[3]
+
+
+def test_a_prepared_process_does_not_round_to_tf32_and_repeats(monkeypatch):
+    for name in ("deterministic", "benchmark", "allow_tf32"):
+        monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+    compile.prepare_cuda()
+    generator = torch.Generator().manual_seed(1)
+    images, weights = torch.rand(64, 16, 20, 20, generator=generator), torch.rand(32, 16, 3, 3, generator=generator)
+    expected = torch.nn.functional.conv2d(images.double(), weights.double())
+    torch.testing.assert_close(
+        torch.nn.functional.conv2d(images.cuda(), weights.cuda()).cpu().double(), expected, rtol=1e-5, atol=1e-5
+    )
+    settings = Settings(env="minatar:breakout", seeds=2, capacity=200, batch_size=8, learning_starts=100, steps=1_000)
+    ends = []
+    for _ in range(2):
+        program = build.program(settings)
+        state = train.init(program, on_gpu(build.hyper(settings)), build.keys(settings).cuda())
+        *_, report = train.run(program, state, settings.steps, compile.compiled(program), report_every=1_000)
+        ends.append(on_cpu(report.state.learner))
+    asserts.assert_trees_equal(*ends)
+
+
+def test_evaluation_on_the_gpu_is_that_on_the_cpu():
+    """Compiled from its first step on; keys may be anywhere."""
+    program, (_, keys) = examples.program(), examples.lanes(3)
+    params = program.network.init(random.fold_in(keys, random.NETWORK))
+    player = compile.player(program.env, program.network, 0.1)
+    returns = evaluate.native(program.env, program.network, on_gpu(params), keys, 5, fast=player, epsilon=0.1)
+    expected = evaluate.native(program.env, program.network, params, keys, 5, epsilon=0.1)
+    np.testing.assert_array_equal(returns, expected)
+
+
+# Environments on the host
+
+
+def test_answers_go_through_pinned_memory_whole():
+    """While the device is busy, and the host writes over what it has sent."""
+    device = torch.device("cuda")
+    upload, download, sums = transfer.uploads(device), transfer.downloads(device), []
+    busy = torch.rand(2048, 2048, device=device)
+    for i in range(50):
+        answer = {"obs": torch.full((3, 1000), float(i)), "ended": torch.full((5,), i % 2 == 0)}
+        there = upload(answer)
+        answer["obs"].fill_(-1.0)
+        answer["ended"].fill_(False)
+        busy = busy @ busy / busy.norm()
+        sums.append((there, there["obs"].sum() / 3000))
+    for i, (there, mean) in enumerate(sums):
+        assert download(mean).item() == i
+        assert there["obs"].unique().tolist() == [float(i)]
+        assert there["ended"].tolist() == [i % 2 == 0] * 5
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
+    settings = Settings(
+        env="gym:CartPole-v1", seeds=2, steps=120, num_envs=3, batch_size=8, capacity=60, learning_starts=12,
+        target_period=4, hidden=(8,), compile=compiles,
+    )  # fmt: skip
+    ends = []
+    for device in ("cpu", "cuda"):
+        program = build.program(settings)
+        games = envs.find(settings.env).open(settings.seeds, settings.num_envs)
+        state = train.init(program, tree.to(build.hyper(settings), device), build.keys(settings).to(device))
+        functions = runs.functions(program, settings, games)
+        *_, report = train.run(program, worlds.begun(games, state), 120, functions, 30, at_once=1)
+        ends.append(on_cpu(report.state))
+        games.close()
+    cpu, gpu = ends
+    assert gpu.learner.updates.min() > 0
+    # As long as actions are random, which they mostly are here, what was seen is the same.
+    torch.testing.assert_close(cpu.replay.rows.obs[:, :12], gpu.replay.rows.obs[:, :12], rtol=0, atol=0)
+
+
+def test_the_memory_of_the_gpu_is_what_is_free():
+    device = torch.device("cuda")
+    free, total = build.memory(device)
+    held = torch.empty(2**28, dtype=torch.uint8, device=device)
+    assert build.memory(device)[0] <= free - 2**27
+    del held
+    assert abs(build.memory(device)[0] - free) < 2**27
+    assert free <= total == torch.cuda.get_device_properties(device).total_memory
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):

@@ -137,8 +137,9 @@ def test_training_on_a_gpu_is_the_same_packed_and_unpacked():
     program, state = started()
     ends = []
     for begun in (unpacked(state), state):
-        end = programs.advance(program, tree.to(begun, "cuda"), 20, edge.compiled(program))
-        ends.append(tree.to(end, "cpu"))
+        end = tree.to(programs.advance(program, tree.to(begun, "cuda"), 20, edge.compiled(program)), "cpu")
+        # The ring's spare place takes what is not kept, in no order.
+        ends.append(end._replace(metrics=end.metrics._replace(returns=end.metrics.returns[:, :-1])))
     assert_same_training(*ends)
 
 

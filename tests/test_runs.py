@@ -596,6 +596,76 @@ def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message)
         build.check_memory(made.program._replace(config=config), lanes, torch.device("cpu"))
 
 
+def a_system(monkeypatch, path, files):
+    """What Linux says of memory, in a folder of its own; sizes in kB and bytes as there. 8 GiB in all."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**21, "SC_PAGE_SIZE": 2**12}.get)
+    monkeypatch.setattr(build, "_PROC", path / "proc")
+    monkeypatch.setattr(build, "_CGROUPS", path / "cgroup")
+    for name, text in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+
+
+GB = 2**30
+MEMINFO = {"proc/meminfo": f"MemTotal: {8 * 2**20} kB\nMemFree: 5 kB\nMemAvailable: {3 * 2**20} kB\n"}
+LIMITED = {
+    "version 2": {
+        "proc/self/cgroup": "0::/a/b\n",
+        "cgroup/a/b/memory.max": "max\n", "cgroup/a/b/memory.current": f"{GB}\n",
+        "cgroup/a/memory.max": f"{4 * GB}\n", "cgroup/a/memory.current": f"{3 * GB}\n",
+        "cgroup/a/memory.stat": f"anon 5\ninactive_file {GB}\n",
+    },
+    "in a container": {
+        "proc/self/cgroup": "0::/\n", "cgroup/memory.max": f"{4 * GB}\n", "cgroup/memory.current": f"{2 * GB}\n",
+    },
+    "version 1": {
+        "proc/self/cgroup": "4:memory:/a\n3:cpuset:/\n0::/\n",
+        "cgroup/memory/memory.limit_in_bytes": f"{2**63 - 4096}\n", "cgroup/memory/memory.usage_in_bytes": "5\n",
+        "cgroup/memory/a/memory.limit_in_bytes": f"{4 * GB}\n",
+        "cgroup/memory/a/memory.usage_in_bytes": f"{3 * GB}\n",
+        "cgroup/memory/a/memory.stat": f"total_inactive_file {GB}\ninactive_file 7\n",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files", LIMITED.values(), ids=LIMITED)
+def test_the_memory_of_a_process_is_that_of_its_control_groups(monkeypatch, tmp_path, files):
+    a_system(monkeypatch, tmp_path, MEMINFO | files)
+    assert build.memory(torch.device("cpu")) == (2 * GB, 4 * GB)
+
+
+def test_the_memory_of_a_process_without_limits(monkeypatch, tmp_path):
+    a_system(monkeypatch, tmp_path, MEMINFO | {"proc/self/cgroup": "0::/\n"})
+    assert build.memory(torch.device("cpu")) == (3 * GB, 8 * GB)
+    a_system(monkeypatch, tmp_path / "elsewhere", {})  # as on another system
+    assert build.memory(torch.device("cpu")) == (8 * GB, 8 * GB)
+
+
+def a_gpu(monkeypatch, free, total, reserved=0, allocated=0):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated)
+    return torch.device("cuda")
+
+
+def test_the_memory_of_a_gpu_that_others_use(monkeypatch):
+    """What torch has reserved and does not use is ours."""
+    device = a_gpu(monkeypatch, 3 * GB, 80 * GB, reserved=2 * GB, allocated=GB)
+    assert build.memory(device) == (4 * GB, 80 * GB)
+
+
+def test_lanes_are_compared_with_what_is_free(monkeypatch, made):
+    """On a GPU that another process has filled; not by a hair, as what is free changes."""
+    needed = build.state_bytes(made.program, 2**12)
+    assert build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed, 80 * GB)) == needed
+    build.check_memory(made.program, 2**12, a_gpu(monkeypatch, int(0.95 * needed), 80 * GB))
+    said = rf"expected lanes that fit in {needed / 2e9:,.1f} GB free of 85.9 GB of memory, got {needed / 1e9:,.1f} GB"
+    with pytest.raises(ValueError, match=said):
+        build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed // 2, 80 * GB))
+    with pytest.raises(ValueError, match="expected lanes that fit"):
+        build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
+
+
 def test_the_split_of_a_compiled_run_is_recorded():
     settings = Settings(seeds=6, device="cpu")
     expected = lanes.split(build.program(settings), 6, torch.get_num_threads())._asdict()

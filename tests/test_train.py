@@ -111,6 +111,44 @@ def test_noise_is_drawn_of_the_keys_of_its_cycles():
     program, state = started()
     keys = train.cycle_keys(state.key, 5, 3)
     asserts.assert_trees_equal(train.noise(program, state.key, 5, 3), train.draw(program, keys))
+    numbers = train.cycle_numbers(state.key, 5, 3)
+    assert numbers.tolist() == [5, 6, 7]
+    asserts.assert_trees_equal(train.noise(program, state.key, 5, 3), train.draw_numbered(program, state.key, numbers))
+
+
+@pytest.mark.parametrize("env", envs.names())
+def test_draws_on_a_device_are_long_enough_for_graphs_of_many_cycles(env):
+    """At 1,024 seeds at least 16 cycles, whole periods of target copies; on a CPU few, which are small."""
+    for settings in (Settings(env=env), Settings(env=env, target_period=30), Settings(env=env, tau=0.5)):
+        program = build.program(settings)
+        keys = torch.empty((1024, 2), dtype=torch.int64, device="meta")
+        cycles = train._cycles_per_draw(program, keys)
+        assert 16 <= cycles <= train.CYCLES_PER_DRAW
+        assert cycles % (program.config.target_period or 1) == 0
+        assert cycles * 1024 * train._words(program) * 8 <= 2**27
+        assert train._cycles_per_draw(program, torch.zeros(1024, 2)) <= 3
+
+
+def test_a_run_on_a_device_takes_many_cycles_in_a_call(monkeypatch):
+    """At 1,024 seeds, with the draws of CUDA: the lengths that would be captured are few, and at least 16."""
+    plain = train._cycles_per_draw
+    monkeypatch.setattr(train, "_cycles_per_draw", lambda program, keys: plain(program, keys.to("meta")))
+    settings = Settings(seeds=1024, capacity=128, hidden=(), steps=4_000)
+    program, lengths = build.program(settings), []
+    state = train.init(program, build.hyper(settings), build.keys(settings))
+
+    def counted(state, noise):
+        lengths.append(len(noise.act))
+        return state
+
+    def noise(keys, first, cycles):
+        return train.Noise(*(torch.zeros(cycles, 1) for _ in train.Noise._fields))
+
+    functions = train.Functions(noise, counted, counted, lambda state: state)
+    for _ in train.run(program, state, settings.steps, functions, report_every=settings.steps):
+        pass
+    assert sum(lengths) == 400
+    assert lengths[-15:] == [20] * 15
 
 
 def test_step_functions_are_pure():

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -22,7 +23,22 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from fdqn import build, checkpoint, cli, compile, envs, evaluate, history, random, replay, runs, train, tree, worlds
+from fdqn import (
+    build,
+    checkpoint,
+    cli,
+    compile,
+    envs,
+    evaluate,
+    history,
+    random,
+    replay,
+    runs,
+    train,
+    transfer,
+    tree,
+    worlds,
+)
 from fdqn.envs import gym
 from fdqn.envs.spaces import encoding
 from fdqn.settings import Settings
@@ -351,6 +367,17 @@ def test_a_warmup_in_a_world_is_uniformly_random():
     same = [torch.equal(actions[:, 3 * i : 3 * i + 3], drawn[i]) for i in range(warm + 3)]
     assert same[:warm] == [True] * warm
     assert not all(same[warm:])
+
+
+def test_a_run_whose_steps_go_through_one_buffer_is_the_same(monkeypatch):
+    """As on CUDA, but for the streams; an eager state keeps observations of the step before."""
+    plain = trained(SETTINGS)
+    for name in ("Stream", "Event", "stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, mock.MagicMock())
+    monkeypatch.setattr(transfer, "_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
+    monkeypatch.setattr(transfer, "uploads", transfer._through_pinned_memory)
+    monkeypatch.setattr(transfer, "downloads", transfer._through_pinned_array)
+    asserts.assert_trees_equal(plain.state, trained(SETTINGS).state)
 
 
 def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():

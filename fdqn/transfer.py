@@ -1,0 +1,124 @@
+"""Tensors between the host and a device, without making either wait for the other.
+
+On a CPU nothing is copied. On CUDA a whole nested tensor goes through one pinned buffer in one asynchronous copy on a
+stream of its own: beside kernels that are still running, where a copy from pageable memory would wait behind them.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fdqn import tree
+
+T = TypeVar("T")
+
+# Bytes that the start of each leaf is a multiple of: as wide as a kernel's loads.
+ALIGNMENT = 64
+
+
+class Slot(NamedTuple):
+    """Where one leaf lies in a buffer of bytes."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def end(self) -> int:
+        """Its last byte and one."""
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+
+def layout(nested: Any) -> tuple[Slot, ...]:
+    """Where the leaves of a nested tensor lie, one after the other, each start a multiple of ALIGNMENT."""
+    leaves = tree.leaves(nested)
+    sizes = [math.ceil(x.nbytes / ALIGNMENT) * ALIGNMENT for x in leaves]
+    starts = accumulate(sizes, initial=0)
+    return tuple(Slot(start, tuple(x.shape), x.dtype) for start, x in zip(starts, leaves, strict=False))
+
+
+def views(buffer: Tensor, slots: tuple[Slot, ...]) -> list[Tensor]:
+    """The leaves that lie in a buffer of bytes [N] uint8, over its memory."""
+    return [buffer[slot.start : slot.end].view(slot.dtype).view(slot.shape) for slot in slots]
+
+
+def pack(nested: Any, buffer: Tensor) -> tuple[Slot, ...]:
+    """Write the leaves of a nested tensor into a buffer of bytes; the answer says where they lie."""
+    slots = layout(nested)
+    for view, leaf in zip(views(buffer, slots), tree.leaves(nested), strict=True):
+        view.copy_(leaf)
+    return slots
+
+
+def unpack(buffer: Tensor, slots: tuple[Slot, ...], like: T) -> T:
+    """The nested tensor that was packed, over the buffer's memory, with the structure of `like`."""
+    leaves = iter(views(buffer, slots))
+    return tree.map(lambda _: next(leaves), like)
+
+
+def uploads(device: torch.device) -> Callable[[T], T]:
+    """Make a function that moves nested tensors from the host to `device`.
+
+    On a CPU they stay as they are. On CUDA the kernels that are launched next wait for the copy; the host does not, and
+    may change its tensors at once.
+    """
+    if device.type == "cpu":
+        return lambda nested: nested
+    return _through_pinned_memory(device) if device.type == "cuda" else partial(tree.to, device=device)
+
+
+def downloads(device: torch.device) -> Callable[[Tensor], NDArray[Any]]:
+    """Make a function that reads a tensor on `device` as an array of the host, when what computes it is done."""
+    return _through_pinned_array(device) if device.type == "cuda" else tree.to_numpy
+
+
+def _through_pinned_memory(device: torch.device) -> Callable[[T], T]:
+    stream, copied, consumed = torch.cuda.Stream(device), torch.cuda.Event(), torch.cuda.Event()
+    host, there = _pinned(0), torch.empty(0, dtype=torch.uint8, device=device)
+
+    def upload(nested: T) -> T:
+        nonlocal host, there
+        compute, size = torch.cuda.current_stream(device), max((slot.end for slot in layout(nested)), default=0)
+        copied.synchronize()  # the last copy has read the buffer that is written now
+        if size > len(host):
+            host, there = _pinned(size), torch.empty(size, dtype=torch.uint8, device=device)
+            consumed.record(compute)  # its memory may have been something else's
+        slots = pack(nested, host)
+        with torch.cuda.stream(stream):
+            stream.wait_event(consumed)
+            there[:size].copy_(host[:size], non_blocking=True)
+            copied.record(stream)
+        compute.wait_event(copied)
+        # A copy, so that what is kept of it, as an eager state keeps observations, is not written over.
+        own = there[:size].clone()
+        consumed.record(compute)
+        return unpack(own, slots, nested)
+
+    return upload
+
+
+def _through_pinned_array(device: torch.device) -> Callable[[Tensor], NDArray[Any]]:
+    host, copied = _pinned(0), torch.cuda.Event()
+
+    def download(x: Tensor) -> NDArray[Any]:
+        nonlocal host
+        slots = layout(x)
+        if slots[0].end > len(host):
+            host = _pinned(slots[0].end)
+        (here,) = views(host, slots)
+        here.copy_(x, non_blocking=True)
+        copied.record(torch.cuda.current_stream(device))
+        copied.synchronize()
+        return here.numpy().copy()
+
+    return download
+
+
+def _pinned(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)

@@ -1,0 +1,220 @@
+"""Copies between host and device: what arrives is what was sent, and nothing is written over before it was read."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fdqn import transfer, tree
+from fdqn.testing import asserts
+
+DTYPES = [torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool, torch.float16]
+
+
+def numbers(shape, dtype, seed=0):
+    x = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed))
+    return x > 127 if dtype == torch.bool else x.to(dtype)
+
+
+def buffer(slots):
+    return torch.empty(max((slot.end for slot in slots), default=0), dtype=torch.uint8)
+
+
+# One buffer for a nested tensor
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(DTYPES)), max_size=6))
+def test_what_is_unpacked_is_what_was_packed(kinds):
+    nested = {str(i): numbers(shape, dtype, i) for i, (shape, dtype) in enumerate(kinds)}
+    bytes_ = buffer(transfer.layout(nested))
+    asserts.assert_trees_equal(nested, transfer.unpack(bytes_, transfer.pack(nested, bytes_), nested))
+
+
+def test_views_and_nested_structures_are_packed():
+    """As NumPy and torch hand them over: transposed, sliced, with stride 0, and [] numbers."""
+    x = torch.arange(24.0).reshape(4, 6)
+    nested = (x.T, {"a": [x[::2, 1:4], torch.tensor(True)]}, torch.ones(1).expand(5), x[:0])
+    bytes_ = buffer(transfer.layout(nested))
+    read = transfer.unpack(bytes_, transfer.pack(nested, bytes_), nested)
+    assert tree.structure(read) == tree.structure(nested)
+    for here, there in zip(tree.leaves(nested), tree.leaves(read), strict=True):
+        assert torch.equal(here, there)
+        assert there.is_contiguous()
+
+
+def test_leaves_lie_apart_and_aligned():
+    slots = transfer.layout([numbers((3,), dtype) for dtype in DTYPES])
+    assert all(slot.start % transfer.ALIGNMENT == 0 for slot in slots)
+    assert all(a.end <= b.start for a, b in pairwise(slots))
+
+
+# The order of things on CUDA, where a copy happens later than it is asked for
+
+
+class Stream:
+    """A queue of work, done when somebody waits for it, or at once where `eager`."""
+
+    current = None
+
+    def __init__(self, eager=False):
+        self.jobs, self.done, self.eager = [], 0, eager
+
+    def launch(self, job):
+        self.jobs.append(job)
+        if self.eager:
+            self.run(len(self.jobs))
+
+    def run(self, until):
+        while self.done < until:
+            self.done += 1
+            self.jobs[self.done - 1]()
+
+    def wait_event(self, event):
+        self.launch(event.reached())
+
+
+class Event:
+    """A place in a stream; before it is recorded there is nothing to wait for."""
+
+    stream, place = None, 0
+
+    def record(self, stream):
+        self.stream, self.place = stream, len(stream.jobs)
+
+    def reached(self):
+        stream, place = self.stream, self.place
+        return lambda: stream and stream.run(place)
+
+    def synchronize(self):
+        self.reached()()
+
+
+class On:
+    """`torch.cuda.stream`."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __enter__(self):
+        self.before, Stream.current = Stream.current, self.stream
+
+    def __exit__(self, *error):
+        Stream.current = self.before
+
+
+def simulated(monkeypatch, early):
+    """The stream that computes, on a CPU. Copies are made as late, or on the side stream as early, as events allow."""
+    copy = torch.Tensor.copy_
+
+    def copy_(here, there, non_blocking=False):
+        if non_blocking:
+            Stream.current.launch(lambda: copy(here, there))
+        else:
+            copy(here, there)
+        return here
+
+    def clone(x):
+        result = torch.full_like(x, 77)
+        Stream.current.launch(lambda: copy(result, x))
+        return result
+
+    monkeypatch.setattr(Stream, "current", Stream())
+    for name, fake in {"Event": Event, "Stream": lambda device: Stream(early), "stream": On}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream.current)
+    monkeypatch.setattr(torch.Tensor, "copy_", copy_)
+    monkeypatch.setattr(torch.Tensor, "clone", clone)
+    monkeypatch.setattr(transfer, "_pinned", lambda size: torch.full((size,), 77, dtype=torch.uint8))
+    return Stream.current
+
+
+@pytest.fixture(params=[False, True], ids=["late", "early"])
+def compute(monkeypatch, request):
+    return simulated(monkeypatch, request.param)
+
+
+def sent(i):
+    return {"obs": torch.full((2, 3), float(i)), "ended": torch.tensor([i % 2 == 0])}
+
+
+def exchanged(compute, times=6, waits=(1, 4)):
+    """What the device saw of answers that were sent one after the other, and what is left of them at the end.
+
+    The host changes each as soon as it is sent, and sometimes waits for the device.
+    """
+    upload, seen, kept = transfer._through_pinned_memory(torch.device("cpu")), [], []
+    for i in range(times):
+        answer = sent(i)
+        here = upload(answer)
+        for leaf in answer.values():
+            leaf.fill_(55)
+        compute.launch(lambda here=here: seen.append({name: x.tolist() for name, x in here.items()}))
+        kept.append(here)
+        if i in waits:
+            compute.run(len(compute.jobs))
+    compute.run(len(compute.jobs))
+    return seen, [{name: x.tolist() for name, x in here.items()} for here in kept]
+
+
+EXPECTED = [{name: x.tolist() for name, x in sent(i).items()} for i in range(6)]
+
+
+@pytest.mark.parametrize("waits", [(), (1, 4), range(6)])
+def test_every_answer_arrives_whole_whenever_it_is_copied(compute, waits):
+    seen, kept = exchanged(compute, waits=waits)
+    assert seen == EXPECTED
+    assert kept == EXPECTED
+
+
+def test_an_answer_that_is_larger_than_the_last_has_room(compute):
+    upload = transfer._through_pinned_memory(torch.device("cpu"))
+    kept = [upload(torch.full((size,), float(size))) for size in (2, 1, 40, 3, 100)]
+    compute.run(len(compute.jobs))
+    assert [x.tolist() for x in kept] == [[float(len(x))] * len(x) for x in kept]
+    assert [len(x) for x in kept] == [2, 1, 40, 3, 100]
+
+
+def test_actions_are_read_when_they_are_computed(compute):
+    """And an array that was read stays as it is when the next is."""
+    download = transfer._through_pinned_array(torch.device("cpu"))
+    action, read = torch.zeros(2, 3, dtype=torch.int64), []
+    for i in range(4):
+        compute.launch(lambda i=i: action.fill_(i))
+        read.append(download(action))
+    assert [x.tolist() for x in read] == [[[i] * 3] * 2 for i in range(4)]
+
+
+WAIT = Stream.wait_event
+PLANTS = {
+    "the host writes before the copy has read": (False, Event, "synchronize", lambda event: None),
+    "kernels read before the copy has written": (
+        False, Stream, "wait_event", lambda stream, event: WAIT(stream, event) if stream is not Stream.current else None
+    ),
+    "the copy writes before kernels have read": (
+        True, Stream, "wait_event", lambda stream, event: None if stream.eager else WAIT(stream, event)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_without_one_of_its_events_answers_are_mixed_up(monkeypatch, plant):
+    early, of, name, broken = PLANTS[plant]
+    compute = simulated(monkeypatch, early)
+    monkeypatch.setattr(of, name, broken)
+    seen, _ = exchanged(compute, waits=())
+    assert seen != EXPECTED
+
+
+# Where there is nothing to copy
+
+
+def test_nothing_is_copied_on_a_cpu():
+    nested, cpu = {"obs": torch.zeros(2), "ended": torch.zeros(2, dtype=torch.bool)}, torch.device("cpu")
+    assert transfer.uploads(cpu)(nested) is nested
+    action = torch.arange(3)
+    array = transfer.downloads(cpu)(action)
+    action[0] = 7
+    np.testing.assert_array_equal(array, [7, 1, 2])

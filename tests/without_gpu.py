@@ -1,0 +1,358 @@
+"""What inductor makes of a training step for CUDA, without a GPU: compiled for an H100, or run on the CPU.
+
+    python tests/without_gpu.py                       kernels for sm_90, nothing on the CPU; launches are counted
+    TRITON_INTERPRET=1 python tests/without_gpu.py    the generated kernels in Triton's interpreter, against eager
+
+Each prints one line of JSON. The exit code is SKIPPED, with the reason on standard error, where this version of torch
+or triton lacks one of the private names that are replaced here. They are those of torch 2.13 and triton 3.7.
+
+It cannot show capture, cuBLAS, TF32, races between threads, synchronisation or speed: `pytest -m gpu` does.
+"""
+
+import collections
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import types
+import warnings
+from functools import partial
+
+import numpy as np
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fdqn import compile as edge
+from fdqn import train, tree
+from fdqn.testing import asserts, examples
+from fdqn.types import Hyper
+
+# Triton reads it when it is imported.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+SKIPPED = 77
+LANES = 3
+
+H100 = types.SimpleNamespace(
+    name="H100",
+    major=9,
+    minor=0,
+    total_memory=80 << 30,
+    multi_processor_count=132,
+    warp_size=32,
+    gcnArchName="",
+    max_threads_per_block=1024,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    shared_memory_per_block=49152,
+    shared_memory_per_block_optin=232448,
+    L2_cache_size=50 << 20,
+)
+
+# The kernels compiled and the modules generated since the last call of `compiled`.
+KERNELS = []
+MODULES = []
+
+
+class Missing(Exception):
+    """This version of torch or triton has not what is replaced here."""
+
+
+def found(module, name=None):
+    """A module, or what it calls by that name."""
+    try:
+        there = importlib.import_module(module)
+        return getattr(there, name) if name else there
+    except (ImportError, AttributeError) as error:
+        raise Missing(f"{module}.{name or ''} is not there: {error}") from error
+
+
+def replace(owner, name, value):
+    """Put `value` in the place of something that must be there."""
+    if not hasattr(owner, name):
+        raise Missing(f"{getattr(owner, '__name__', owner)}.{name} is not there")
+    setattr(owner, name, value)
+
+
+# A GPU that is not there
+
+
+def pretend():
+    """Have torch believe in one GPU, and inductor and triton compile for it."""
+    register_guard()
+    pretend_to_torch()
+    pretend_to_triton()
+    pretend_to_inductor()
+
+
+def register_guard():
+    """A CPU build of torch has nothing that says which GPU is current."""
+    if torch.version.cuda is None:
+        root = os.path.dirname(torch.__file__)
+        source = b"C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA>);"
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{root}/include", f"-L{root}/lib"]
+            command += ["-include", "c10/core/impl/DeviceGuardImplInterface.h", "-xc++", "-", "-lc10"]
+            done = subprocess.run([*command, "-o", f"{folder}/guard.so"], input=source, capture_output=True)
+            if done.returncode:
+                raise Missing(f"no guard for CUDA could be compiled: {done.stderr.decode()[-300:]}")
+            ctypes.CDLL(f"{folder}/guard.so")
+        torch._C._cuda_getCurrentRawStream = lambda index: 0
+    found("torch._C", "_ensureCUDADeviceGuardSet")()
+
+
+def pretend_to_torch():
+    replace(FakeTensorMode, "avoid_device_init", property(lambda mode: True))
+    interface = found("torch._dynamo.device_interface", "CudaInterface")
+    answers = {
+        "current_device": 0,
+        "_exchange_device": 0,
+        "_maybe_exchange_device": 0,
+        "synchronize": None,
+        "_lazy_init": None,
+        "set_device": None,
+        "set_rng_state": None,
+        "get_rng_state": torch.zeros(16, dtype=torch.uint8),
+        "is_available": True,
+        "device_count": 1,
+        "get_device_properties": H100,
+        "get_device_capability": (9, 0),
+    }
+    for name, answer in answers.items():
+        replace(torch.cuda, name, lambda *given, answer=answer, **more: answer)
+        if hasattr(interface, name):
+            setattr(interface, name, staticmethod(getattr(torch.cuda, name)))
+    for name in ("exchange_device", "maybe_exchange_device"):
+        replace(interface, name, staticmethod(lambda *given: 0))
+
+
+def pretend_to_triton():
+    target = found("triton.backends.compiler", "GPUTarget")("cuda", 90, 32)
+    utils = types.SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": 232448})
+    driver = found("triton.runtime", "driver")
+    there = types.SimpleNamespace(utils=utils, get_current_target=lambda: target, get_current_device=lambda: 0)
+    replace(driver, "_default", there)
+    replace(driver, "_active", there)
+
+
+def pretend_to_inductor():
+    # Its answer where settings are deterministic; it would make real tensors first.
+    replace(found("torch._inductor.fx_passes.pad_mm"), "_should_pad", lambda *given, **more: False)
+    folder = found("torch._inductor.fx_passes.joint_graph", "UniformValueConstantFolder")
+    for name in ("__init__", "_deduce_value"):
+        replace(folder, name, folding_on_the_cpu(getattr(folder, name)))
+    replace(found("torch._inductor.runtime.triton_helpers"), "set_driver_to_gpu", lambda: None)
+    tuner = found("torch._inductor.runtime.triton_heuristics", "CachingAutotuner")
+    replace(tuner, "precompile", (lambda *given, **more: None) if INTERPRETING else precompile)
+    cache = found("torch._inductor.codecache", "PyCodeCache")
+    load = cache.load_by_key_path
+    replace(cache, "load_by_key_path", staticmethod(partial(loading, load)))
+    config = found("torch._inductor.config")
+    for name, value in {
+        "compile_threads": 1,
+        "force_disable_caches": True,
+        "use_static_triton_launcher": False,
+    }.items():
+        replace(config, name, value)
+
+
+def precompile(tuner, *given, **more):
+    """Compile a kernel's variants and keep them; load none."""
+    tuner._precompile_worker()
+    KERNELS.extend(result.kernel for result in tuner.compile_results)
+
+
+def loading(load, *given, **more):
+    MODULES.append(load(*given, **more))
+    return MODULES[-1]
+
+
+def folding_on_the_cpu(function):
+    """Inductor folds constants on their device, which here has no memory."""
+
+    class OnTheCpu(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            kwargs = dict(kwargs or {})
+            if kwargs.get("device") is not None and kwargs["device"].type == "cuda":
+                kwargs["device"] = torch.device("cpu")
+            return operator(*args, **kwargs)
+
+    def folding(*given):
+        with OnTheCpu():
+            return function(*given)
+
+    return folding
+
+
+# A compiled step
+
+
+def compiled(f, args):
+    """The module that inductor generates for `f` on CUDA, traced on `args` of the device `meta`."""
+    traced, _ = edge._traced(f, args)
+    edge._check_on_device(traced, f, args)
+    for node in traced.graph.nodes:
+        node.args, node.kwargs = (torch.fx.node.map_aggregate(x, on_cuda) for x in (node.args, node.kwargs))
+        node.meta.clear()
+    traced.recompile()
+    KERNELS.clear()
+    MODULES.clear()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda:0") for x in edge._tensors(args)]
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        torch._inductor.compile(traced, inputs, options=edge._options(inputs))
+    return next(module for module in reversed(MODULES) if hasattr(module, "call") or hasattr(module, "runner"))
+
+
+def on_cuda(x):
+    return torch.device("cuda", 0) if isinstance(x, torch.device) and x.type == "meta" else x
+
+
+def launched(module, inputs, kernel):
+    """Go through a module's launches on `inputs` of another device, and count them by kind.
+
+    `kernel(tuner, *args)` does what a Triton kernel would.
+    """
+    launches = collections.Counter()
+    device = inputs[0].device
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            name = operator._schema.name
+            allocates = "empty" in name or "strided" in name
+            if not (operator.namespace == "prim" or operator.is_view or allocates):
+                launches[name] += 1
+            return operator(*args, **(kwargs or {}))
+
+    def empty(size, stride, dtype):
+        x = torch.empty_strided(size, stride, dtype=dtype, device=device)
+        # What is read before it is written is no number.
+        return x.fill_(torch.nan if dtype.is_floating_point else 1) if device.type == "cpu" else x
+
+    def view(x, size, stride, offset):
+        return x.as_strided(size, stride, x.storage_offset() + offset)
+
+    def run(tuner, *args, **more):
+        launches["triton"] += 1
+        kernel(tuner, *args)
+
+    replaced = {"empty_strided_cuda": empty, "reinterpret_tensor": view, "copy_if_misaligned": lambda x: x}
+    vars(module).update(replaced, get_raw_stream=id)
+    replace(found("torch._inductor.runtime.triton_heuristics", "CachingAutotuner"), "run", run)
+    with torch.no_grad(), Seen() if device.type == "meta" else contextlib.nullcontext():
+        (module.call if hasattr(module, "call") else module.runner.call)(list(inputs))
+    return launches
+
+
+def memoryless(program):
+    """Lanes on `meta` and the noise of a cycle."""
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        hyper = Hyper(*(torch.ones(LANES, device="meta") for _ in Hyper._fields))
+        state = train.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device="meta"))
+        return state, tree.index(train.noise(program, state.key, 0, 1), 0)
+
+
+def donated(program, step):
+    return edge.donate(vmap(partial(getattr(train, step), program)))
+
+
+# Compiled for sm_90
+
+
+def compile_for_sm_90(program):
+    """Of each step: launches, kernels, those for sm_90, and whether a kernel is on the CPU."""
+    said = {}
+    for step in ("collect", "cycle"):
+        args = memoryless(program)
+        module = compiled(donated(program, step), args)
+        launches = launched(module, edge._tensors(args), lambda *given: None)
+        with open(module.__file__) as file:
+            on_cpu = "cpp_fused" in file.read()
+        for_sm_90 = sum("cubin" in kernel.asm and kernel.metadata.target.arch == 90 for kernel in KERNELS)
+        said[step] = {"launches": launches, "kernels": len(KERNELS), "for_sm_90": for_sm_90, "on_cpu": on_cpu}
+    return said
+
+
+# Interpreted
+
+
+def interpret(program):
+    """Of each step: how many leaves equal eager ones bit for bit. Raises AssertionError where one is off by 1e-4."""
+    state = train.init(program, *examples.lanes(LANES))
+    slow = train.vmapped(program)
+    said = {}
+    for step, ready in (("collect", 0), ("cycle", 8)):
+        number = int(state.cycle[0])
+        state = slow.collect(state, train.noise(program, state.key, number, ready)) if ready else state
+        noise = train.noise(program, state.key, number + ready, 1)
+        mine = tree.clone(state)
+        module = compiled(donated(program, step), memoryless(program))
+        launched(module, edge._tensors((mine, tree.index(noise, 0))), interpreted)
+        state = getattr(slow, step)(state, noise)
+        # The ring's spare place takes what is not kept, in no order.
+        kept = [s._replace(metrics=s.metrics._replace(returns=s.metrics.returns[:, :-1])) for s in (state, mine)]
+        asserts.assert_trees_close(*kept, 1e-4, 1e-4, f"{step}: ")
+        pairs = list(zip(*map(tree.leaves, kept), strict=True))
+        said[step] = {"leaves": len(pairs), "equal": sum(torch.equal(a, b) for a, b in pairs)}
+    return said
+
+
+def interpreted(tuner, *args):
+    """A kernel in Triton's interpreter, its programs small and in random order, so that none counts on another."""
+    builder = found("triton.runtime.interpreter", "interpreter_builder")
+    grids = found("torch._inductor.runtime.triton_heuristics", "GridExpr")
+    config = tuner.configs[0]
+    tuner.fn.fn.__globals__["libdevice"] = libdevice()
+    names = [name for name in tuner.fn.arg_names if name not in config.kwargs]
+    sizes = dict(zip(names, args, strict=True))
+    alone = sizes.get("xnumel", 10**9) <= 512  # more programs take minutes
+    blocks = {name: 1 if name == "XBLOCK" and alone else size for name, size in config.kwargs.items()}
+    saved = config.kwargs
+    config.kwargs = blocks
+    grid = grids.from_meta(tuner.inductor_meta, config).eval_slow({**sizes, **blocks})
+    config.kwargs = saved
+    order = random.sample(range(grid[0]), grid[0])
+    place = type(builder).set_grid_idx
+    builder.set_grid_idx = lambda x, y, z: place(builder, order[x], y, z)
+    tuner.fn[tuple(map(int, grid))](*args, **blocks)
+
+
+def libdevice():
+    """CUDA's mathematics, by NumPy."""
+    language = found("triton.language")
+    handle = found("triton.runtime.interpreter", "TensorHandle")
+
+    def of(function, to=None):
+        def call(*xs, **more):
+            data = function(*(getattr(getattr(x, "handle", x), "data", x) for x in xs))
+            kind = to or xs[0].dtype.scalar
+            data = data.astype(np.int32 if to else xs[0].handle.data.dtype)
+            shape = language.block_type(kind, xs[0].shape) if xs[0].type.is_block() else kind
+            return language.tensor(handle(data, kind), shape)
+
+        return call
+
+    plain = {name: of(getattr(np, name)) for name in ("floor", "ceil", "sqrt", "rint", "trunc")}
+    return types.SimpleNamespace(signbit=of(np.signbit, language.int32), pow=of(np.power), **plain)
+
+
+def main():
+    """Compile or interpret a small program in CartPole."""
+    try:
+        pretend()
+        program = examples.program(hidden=(16, 8))
+        print(json.dumps(interpret(program) if INTERPRETING else compile_for_sm_90(program)))
+    except Missing as missing:
+        print(missing, file=sys.stderr)
+        sys.exit(SKIPPED)
+
+
+if __name__ == "__main__":
+    main()
