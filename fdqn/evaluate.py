@@ -114,8 +114,9 @@ def native(
     """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
 
     A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit. `fast` is
-    `play` over lanes, compiled: it plays on where episodes are long. Raises ValueError for fewer than one episode, and
-    for as many lanes of `params` as there are not keys.
+    `play` over lanes, compiled: it plays on where episodes are long, on CUDA from the first step. All is computed on
+    the device of `params`. Raises ValueError for fewer than one episode, and for as many lanes of `params` as there are
+    not keys.
     """
     for i, games in enumerate(steps(env, network, params, keys, episodes, fast, epsilon)):
         if i % _DRAW == 0 or i == env.spec.time_limit:
