@@ -176,6 +176,9 @@ def _known(error: RuntimeError) -> str | None:
     lacks_memory = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
         return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
+    if "tensors to be on the same device" in text:
+        hint = "make constants on the device of an argument, as torch.zeros(3, device=x.device) is"
+        return f"device: expected every tensor of a step on one device, got several; {hint} ({text[:120]})"
     if "does not load; delete" in text:
         return text
     if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler found" in text:

@@ -708,7 +708,7 @@ class _HostTensors(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if not self.line and any(x.device.type == "cpu" and x.ndim for x in _tensors((args, kwargs, result))):
-            inside = str(Path(torch.__file__).parent), __file__
+            inside = str(Path(torch.__file__).parent) + os.sep, __file__
             frame = next((x for x in reversed(traceback.extract_stack()) if not x.filename.startswith(inside)), None)
             self.line = f" in {Path(frame.filename).name}, line {frame.lineno}, {frame.name}" if frame else ""
         return result

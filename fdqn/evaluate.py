@@ -128,8 +128,8 @@ def native(
 
     A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit, or is cut
     after `limit` steps; `cut` is called with a mask of those that had not ended by then. `fast` is `play` over lanes,
-    compiled: it plays on where episodes are long. Raises ValueError for fewer than one episode, and
-    for as many lanes of `params` as there are not keys.
+    compiled: it plays on where episodes are long, on CUDA from the first step. All is computed on the device of
+    `params`. Raises ValueError for fewer than one episode, and for as many lanes of `params` as there are not keys.
     """
     check.kind("env", env, Env)
     last = min(_limit(env.spec, limit), env.spec.time_limit)

@@ -94,7 +94,8 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA where there is one."""
     tf32: bool = False
-    """On CUDA, let float32 matrix products round their inputs to 10 bits, which is several times faster."""
+    """On CUDA, let float32 matrix products and convolutions round their inputs to 10 bits, which is several times
+    faster."""
     compile: bool = True
     """Compile the step functions; without, they run operation by operation, for a debugger."""
     check_compile: bool = True

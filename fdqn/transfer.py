@@ -75,7 +75,7 @@ def uploads(device: torch.device) -> Callable[[T], T]:
 
 def downloads(device: torch.device) -> Callable[[Tensor], NDArray[Any]]:
     """Make a function that reads a tensor on `device` as an array of the host, when what computes it is done."""
-    return _through_pinned_array(device) if device.type == "cuda" else tree.to_numpy
+    return _through_pinned_array(device) if device.type == "cuda" else lambda x: x.cpu().numpy()
 
 
 def _through_pinned_memory(device: torch.device) -> Callable[[T], T]:

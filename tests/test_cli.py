@@ -22,6 +22,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import cli, compile, envs, networks, random, runs, video
 
@@ -465,6 +466,19 @@ def test_a_warning_of_ours_is_one_line(place, capsys, monkeypatch):
     lines = capsys.readouterr().err.splitlines()
     assert "CUDA graph: expected to capture 3 steps" in lines
     assert "shown: something else" in lines
+
+
+def test_a_tensor_on_another_device_is_one_line(place, capsys, monkeypatch):
+    """As of an environment of one's own that makes a constant on the CPU, where the run is on CUDA."""
+
+    def mixed(*given):
+        with FakeTensorMode():
+            return torch.zeros(3, device="meta") + torch.zeros(3)
+
+    monkeypatch.setattr(runs, "functions", mixed)
+    assert cli.main(["train", *TINY, "--out", "mixed"]) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("fdqn: device: expected every tensor of a step on one device, got several; make constants on")
 
 
 @pytest.mark.parametrize("flags", [[], ["--tf32"]])

@@ -244,8 +244,10 @@ ELSEWHERE = {
     "train": {
         **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
         **dict.fromkeys(
-            ("init", "noise", "draw", "collect", "remember", "learn", "cycle", "sync", "run"), "a whole program's laws"
+            ("init", "noise", "draw", "draw_numbered", "collect", "remember", "learn", "cycle", "sync", "run"),
+            "a whole program's laws",
         ),
+        "cycle_numbers": "counts",
         **dict.fromkeys(("vmapped", "fold"), "make functions"),
         **dict.fromkeys(("count_episodes", "count_update", "random_steps", "reading"), "a whole program's laws"),
     },
