@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import functools
 import io
-import json
 import math
 import operator
 import os
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 import fdqn
+from fdqn import process
 from fdqn.settings import PRESETS, Preset, Settings
 
 if TYPE_CHECKING:
@@ -128,68 +128,126 @@ class Envs:
     """Print only JSON."""
 
 
+Emit = Callable[[Any], None]
+"""Print a value as JSON on standard output, where all else is kept from."""
+
 Command = Train | Resume | Eval | Report | Export | Envs
 COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C."""
-    try:
-        _run(
-            _parse(list(sys.argv[1:] if arguments is None else arguments)),
-            STARTED if arguments is None else time.perf_counter(),
-        )
-        print(end="", flush=True)
-        return 0
-    except SystemExit as end:
-        if isinstance(end.code, str):  # of somebody's code
-            print(f"fdqn: {end.code}", file=sys.stderr)
+    """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C, and 128 and
+    its number for another signal: 143 for SIGTERM, 129 for SIGHUP.
+
+    Without arguments it is the command of this process, which is expected to end with it.
+    """
+    started = STARTED if arguments is None else time.perf_counter()
+    with process.printable():
+        try:
+            with process.handling(process.interrupt):
+                command = process.placed(_parse(list(sys.argv[1:] if arguments is None else arguments)))
+                with process.only_json(command.json, ends=arguments is None) as emit:
+                    _run(command, emit, started)
+                print(end="", flush=True)
+            return 0
+        except SystemExit as end:
+            if isinstance(end.code, str):  # of somebody's code
+                print(f"fdqn: {end.code}", file=sys.stderr)
+                return 1
+            return int(end.code or 0)
+        except BrokenPipeError:
+            # The reader left, as `head` does. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt as error:
+            number = process.signal_of(error)
+            print(f"fdqn: {'interrupted' if number == signal.SIGINT else f'stopped by {number.name}'}", file=sys.stderr)
+            return 128 + number
+        except Exception as error:
+            sentence = _known(error)
+            if sentence is None and not isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
+                raise
+            print(f"fdqn: {process.shown(sentence or error)}", file=sys.stderr)
             return 1
-        return int(end.code or 0)
-    except BrokenPipeError:
-        # The reader left, as `head` does. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("fdqn: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"fdqn: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if (sentence := _known(error)) is None:
-            raise
-        print(f"fdqn: {sentence}", file=sys.stderr)
-        return 1
 
 
-def _known(error: RuntimeError) -> str | None:
-    """What a person can do about an error of torch, where it is one of those that depend on the machine."""
+def _known(error: Exception) -> str | None:
+    """Say what to do about an error of torch that depends on the machine; nothing for another one."""
+    if reason := next(filter(None, map(_compiler_error, _causes(error))), None):
+        return f"compiling needs a C++ compiler that works, got {reason}; set CXX to another one, or use --no-compile"
+    if not isinstance(error, RuntimeError):
+        return None
     text = " ".join(str(error).split())
     lacks_memory = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
         return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
     if "does not load; delete" in text:
         return text
-    if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler found" in text:
-        return "compiling needs a C++ compiler, got none that works; install g++ or use --no-compile"
     return None
 
 
-def _run(command: Command, started: float) -> None:
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from or in place of."""
+    todo, seen = [error], set[int]()
+    while todo:
+        error = todo.pop(0)
+        if id(error) not in seen:
+            seen.add(id(error))
+            yield error
+            others = (error.__cause__, error.__context__, getattr(error, "inner_exception", None))
+            todo += [x for x in others if isinstance(x, BaseException)]
+
+
+def _compiler_error(error: BaseException) -> str | None:
+    """The C++ compiler and what it said first, where that is the error."""
+    compiler = os.environ.get("CXX", "g++")
+    match type(error).__name__:
+        case "CppCompileError":
+            command, output = getattr(error, "cmd", None) or [compiler], getattr(error, "output", None) or ""
+            return f"{command[0]}, which says: {_first_error(output, error.__cause__)}"
+        case "CalledProcessError" if [*getattr(error, "cmd", ())][:1] == [compiler]:
+            output = getattr(error, "stderr", None) or getattr(error, "stdout", None) or ""
+            return f"{compiler}, which says: {_first_error(output, error)}"
+        case "InvalidCxxCompiler":
+            return f"{compiler}, which does not run"
+    if isinstance(error, OSError) and error.filename == compiler:
+        return f"{compiler}, which does not run: {error.strerror}"
+    if isinstance(error, RuntimeError) and (
+        found := re.search(r"No working C\+\+ compiler found(.*)", str(error), re.S)
+    ):
+        said = found[1].partition(" says: ")[2]
+        return f"{compiler}, which {f'says: {_first_error(said)}' if said else 'does not run'}"
+    return None
+
+
+def _first_error(output: str | bytes, ended: BaseException | None = None) -> str:
+    """The first line of a compiler's output that is an error; without one its first line, or how it ended."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output
+    lines = [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line).strip() for line in text.splitlines()]
+    lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines if line]
+    errors = [line for line in lines if re.search(r"\berror\b", line, re.I)]
+    if found := (errors or lines)[:1]:
+        return found[0][:200]
+    code = getattr(ended, "returncode", None)
+    if isinstance(code, int) and code < 0:
+        return f"nothing, as {signal.Signals(-code).name} ended it"
+    return "nothing" if code is None else f"nothing, with exit code {code}"
+
+
+def _run(command: Command, emit: Emit, started: float) -> None:
     match command:
         case Train():
-            _train(command, started)
+            _train(command, emit, started)
         case Resume():
-            _resume(command, started)
+            _resume(command, emit, started)
         case Eval():
-            _eval(command)
+            _eval(command, emit)
         case Report():
-            _report(command)
+            _report(command, emit)
         case Export():
-            _export(command)
+            _export(command, emit)
         case Envs():
-            _envs(command)
+            _envs(command, emit)
 
 
 def _parse(arguments: list[str]) -> Command:
@@ -279,19 +337,20 @@ def _refuse(sentence: str) -> None:
     raise SystemExit(2)
 
 
-def _train(command: Train, started: float) -> None:
-    console = _ready()
+def _train(command: Train, emit: Emit, started: float) -> None:
+    console, settings = _ready(), command.settings
+    here = Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()  # an environment may go elsewhere
     from fdqn import history, runs
 
-    settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
+    runs.folder(settings, here)
     program, state = _begun(console, settings)
-    path = runs.create(settings)
+    path = runs.create(settings, here)
     with runs.writing(path):
         where = history.Restored(state, None, 0, settings.steps, 0.0)
-        _go_on(console, path, settings, program, where, command.json, started)
+        _go_on(console, path, settings, program, where, emit if command.json else None, started)
 
 
-def _resume(command: Resume, started: float) -> None:
+def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
     from fdqn import envs, history, runs
     from fdqn.types import World
@@ -303,7 +362,7 @@ def _resume(command: Resume, started: float) -> None:
     if done >= wanted:
         console.print(f"{path} is finished: {done:,} steps; --steps with more goes on", soft_wrap=True)
         if command.json:
-            print(json.dumps(runs.read(path).summary))
+            emit(runs.read(path).summary)
         return
     with runs.writing(path):
         settings, planned = runs.plan(path, command.env)  # again, now that nobody else can change it
@@ -327,7 +386,8 @@ def _resume(command: Resume, started: float) -> None:
         if wanted > settings.steps and program.config.capacity < settings.capacity:
             rows = f"{program.config.capacity:,} rows, as many as the first {settings.steps:,} steps needed"
             console.print(f"the replay keeps its {rows}", soft_wrap=True)
-        _go_on(console, path, settings, program, where._replace(steps=wanted), command.json, started)
+        where = where._replace(steps=wanted)
+        _go_on(console, path, settings, program, where, emit if command.json else None, started)
 
 
 def _ready() -> "Console":
@@ -372,10 +432,38 @@ def _go_on(
     settings: Settings,
     program: "train.Program",
     where: "history.Restored",
-    as_json: bool,
+    emit: Emit | None,
     started: float,
 ) -> None:
-    """From there to the end: train, play, sum up."""
+    """From there to the end, or until it is stopped: train, play, sum up."""
+    from fdqn import compile, train
+
+    with process.stopping(console.print, compile.is_compiling, train.Stopped) as stop, _not_news(stop):
+        _go_on_until(stop, console, path, settings, program, where, emit, started)
+
+
+@contextlib.contextmanager
+def _not_news(stop: Callable[[], bool]) -> Iterator[None]:
+    """Take a failure for an interrupt after a signal, which the C++ compiler may have got too."""
+    try:
+        yield
+    except (RuntimeError, subprocess.SubprocessError):
+        if stop():
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _go_on_until(
+    stop: process.Stop,
+    console: "Console",
+    path: Path,
+    settings: Settings,
+    program: "train.Program",
+    where: "history.Restored",
+    emit: Emit | None,
+    started: float,
+) -> None:
+    """Train, play and sum up until `stop`."""
     import numpy as np
 
     from fdqn import envs, evaluate, history, runs, train, worlds
@@ -402,19 +490,21 @@ def _go_on(
             return np.full((settings.seeds, EPISODES), np.nan)
 
     def periodic(state: train.TrainState) -> Any:
-        return greedy(env, program.network, state.learner.params, state.key)
+        """None where it is stopped."""
+        with contextlib.suppress(KeyboardInterrupt), stop.at_once():
+            return greedy(env, program.network, state.learner.params, state.key)
 
     def play(env: Any, network: Any, params: Any, keys: Any) -> Any:
-        with _episodes(console, settings.seeds * EPISODES) as progress:
+        with stop.at_once(), _episodes(console, settings.seeds * EPISODES) as progress:
             return greedy(env, network, params, keys, progress)
 
     def over() -> bool:
         """Whether nobody is left who could go on, or somebody wants to stop."""
         if games is None:
-            return stopped()
-        return stopped() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
+            return stop()
+        return stop() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
 
-    with _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as closing:
         if isinstance(env, World):
             games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
             state = worlds.begun(games, state)
@@ -428,7 +518,7 @@ def _go_on(
             program,
             state,
             where.steps,
-            runs.functions(program, settings, games),
+            _stopped_before_compiling(runs.functions(program, settings, games), stop, settings.compile),
             settings.report_every,
             evaluate=periodic if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
@@ -439,51 +529,71 @@ def _go_on(
         recorded = history.record(path, settings, reports, where)
         reports = _saying_failures(console, settings, recorded, games, where.step, gone)
         report = _follow(console, settings, where.steps, reports)
-        params = report.state.learner.params
-        runs.save_params(path, settings, params)
-    outside, interrupted = None, stopped()
+    goes_on = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
+    stopped = f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{goes_on}"
+    if stop() and report.step == where.step:  # nothing is new
+        console.print(stopped, soft_wrap=True)
+        raise SystemExit(stop.code)
+    params = report.state.learner.params
+    runs.save_params(path, settings, params)
+    outside = None
 
     def last(*given: Any) -> Any:
         """The closing episodes; a run that is stopped does not wait for those of a world, which may take minutes."""
-        nonlocal interrupted
-        if not (interrupted and games is not None):
-            try:
+        if not (stop() and games is not None):
+            with contextlib.suppress(KeyboardInterrupt):
                 return play(*given)
-            except KeyboardInterrupt:
-                interrupted = True
         console.print(f"not played; fdqn eval {path} plays the trained seeds", soft_wrap=True)
         return np.full((settings.seeds, EPISODES), np.nan)
 
-    if settings.env in envs.GYMNASIUM and not interrupted:
+    if settings.env in envs.GYMNASIUM and not stop():
         name = envs.GYMNASIUM[settings.env]
         console.print(f"playing the trained lanes in gymnasium's {name}")
         try:
             outside = play(envs.find(f"gym:{name}"), program.network, params, report.state.key)
         except KeyboardInterrupt:
-            interrupted = True
             console.print("not played to the end")
-    if games is not None and not interrupted:
+    if games is not None and not stop():
         console.print(
             f"playing {EPISODES} greedy episodes a seed in {settings.env}, of at most {env.spec.time_limit:,} steps"
         )
     summary = runs.finish(path, settings, report, started, outside, where.seconds, last)
-    if as_json:
-        print(json.dumps(summary))
+    if emit is not None:
+        emit(summary)
     else:
         _print_summary(path, summary)
     print(end="", flush=True)
-    if interrupted:
-        more = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
-        console.print(
-            f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{more}",
-            soft_wrap=True,
-        )
-        raise SystemExit(130)
+    if stop():
+        console.print(stopped, soft_wrap=True)
+        raise SystemExit(stop.code)
     if report.step < where.steps:
         raise ValueError(
             f"stopped at {report.step:,} of {where.steps:,} steps, as all seeds have failed; the files in {path} are "
             "complete"
         )
+
+
+def _stopped_before_compiling(functions: "train.Functions", stop: Callable[[], bool], compiles: bool) -> Any:
+    """The same functions; the first call of each, in which it is compiled, stops a run that is to stop."""
+    from fdqn import train
+
+    def guarded(f: Callable[..., Any]) -> Callable[..., Any]:
+        called = False
+
+        def call(*given: Any) -> Any:
+            nonlocal called
+            if not called and stop():
+                raise train.Stopped
+            called = True
+            return f(*given)
+
+        return call
+
+    if not compiles:
+        return functions
+    return functions._replace(
+        noise=guarded(functions.noise), collect=guarded(functions.collect), cycle=guarded(functions.cycle)
+    )
 
 
 def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterator[train.Report]") -> "train.Report":
@@ -575,32 +685,7 @@ def _status(settings: Settings, report: "train.Report") -> str:
     return "  ".join(parts)
 
 
-@contextlib.contextmanager
-def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that the run asks every few cycles; the second one stops at once.
-
-    An interrupt in the middle of a compiled step could leave a state that is half written over.
-    """
-    asked = False
-
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.print("stopping after a few cycles; Ctrl-C again to stop at once")
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    except (RuntimeError, subprocess.SubprocessError):
-        if asked:  # the C++ compiler was interrupted too, and its failure is no news
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _eval(command: Eval) -> None:
+def _eval(command: Eval, emit: Emit) -> None:
     console = _ready()
     import torch
 
@@ -633,7 +718,7 @@ def _eval(command: Eval) -> None:
         returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast, epsilon, broke)
     record = runs.returns_record(returns, failed, seeds)
     if command.json:
-        print(json.dumps(record))
+        emit(record)
     else:
         _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
     if command.video is not None:
@@ -664,13 +749,14 @@ def _write_video(file: Path, content: bytes) -> None:
         raise ValueError(f"video: {error}") from None
 
 
-def _report(command: Report) -> None:
+def _report(command: Report, emit: Emit) -> None:
     from fdqn import files, runs
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
     read = [runs.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
+    read = [run._replace(path=Path(process.shown(run.path))) for run in read]
     picture, drawn = command.out or own, io.BytesIO()
     try:
         if len(read) == 1:
@@ -681,19 +767,20 @@ def _report(command: Report) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"out: {error}") from None
     if command.json:
-        print(json.dumps([{"run": str(run.path), **run.summary} for run in read]))
+        emit([{"run": str(run.path), **run.summary} for run in read])
     elif len(read) == 1:
         _print_summary(read[0].path, read[0].summary)
     else:
         _print_comparison(read, picture)
 
 
-def _export(command: Export) -> None:
+def _export(command: Export, emit: Emit) -> None:
     from fdqn import export, runs
 
     written = export.write(runs.read(command.run), command.seed, command.out, command.prefix, command.env)
+    written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
     if command.json:
-        print(json.dumps(written))
+        emit(written)
         return
     out = _results()
     out.print(
@@ -703,11 +790,11 @@ def _export(command: Export) -> None:
     out.print(f"read it with {written['read']}", soft_wrap=True)
 
 
-def _envs(command: Envs) -> None:
+def _envs(command: Envs, emit: Emit) -> None:
     from fdqn import envs
 
     if command.json:
-        print(json.dumps({name: envs.describe(name) for name in envs.names()}))
+        emit({name: envs.describe(name) for name in envs.names()})
         return
     from rich.table import Table
 
@@ -793,10 +880,18 @@ def _console() -> "Console":
     class Patient(Console):
         """When whoever read what is said has gone, the run goes on in silence."""
 
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*map(_as_typed, objects), **how)
+
         def on_broken_pipe(self) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     return Patient(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def _as_typed(x: Any) -> Any:
+    """What is printed, paths in a text as they were typed."""
+    return process.shown(x) if isinstance(x, str) else x
 
 
 def _results() -> "Console":
@@ -805,6 +900,9 @@ def _results() -> "Console":
     # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
     class Plain(Console):
         """When whoever read the results has gone, it is as where anything else is printed."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*map(_as_typed, objects), **how)
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError

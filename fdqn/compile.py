@@ -18,10 +18,14 @@ import hashlib
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from operator import is_
 from pathlib import Path
@@ -304,7 +308,8 @@ def _made_once(make: Callable[..., Made], f: Callable[..., Any]) -> Callable[...
         shared = (owners.setdefault(_storage(x), i) for i, x in enumerate(_tensors(args)))
         signature = (torch.get_num_threads(), tree.structure(args), *map(_kind, leaves), *shared)
         if signature not in known:
-            known[signature] = make(f, args)
+            with _compiling():
+                known[signature] = make(f, args)
         return known[signature]
 
     return made
@@ -324,10 +329,77 @@ def _made_for_state(make: Callable[[Any, Any], Made]) -> Callable[[Any, Any], Ma
         # A tensor's memory may be exchanged behind its back.
         kinds = [tree.structure(xs), *(_kind(x[0]) for x in each), *(x.data_ptr() for x in leaves)]
         if recent is None or state is not recent[0] or kinds != recent[2] or not all(map(is_, leaves, recent[1])):
-            recent = state, leaves, kinds, make(state, xs)
+            with _compiling():
+                recent = state, leaves, kinds, make(state, xs)
         return recent[3]
 
     return made
+
+
+# How deep this thread is in `_compiling`.
+_depth = threading.local()
+
+
+def is_compiling() -> bool:
+    """Return True while this thread compiles a step function; the state that it is for is not written then."""
+    return getattr(_depth, "value", 0) > 0
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """Mark the time in which something is compiled; an interrupt ends the compilers that were started in it."""
+    outer = getattr(_depth, "value", 0)
+    before = set() if outer else _descendants()
+    _depth.value = outer + 1
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not outer:
+            _end_compilers(before)
+        raise
+    finally:
+        _depth.value = outer
+
+
+def _end_compilers(before: set[int]) -> None:
+    """End the processes that were started since `before`, but for Python's, which torch keeps as a pool of its own."""
+    while _begun:
+        _end(_begun.popitem()[1])
+    for number, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 0.5)):  # at the first, g++ removes half a library
+        until = time.monotonic() + seconds
+        running = [pid for pid in _descendants() - before if not _is_python(pid)]
+        for pid in running:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        while time.monotonic() < until and (running := [pid for pid in running if _is_running(pid)]):
+            time.sleep(0.01)
+
+
+def _descendants() -> set[int]:
+    """The processes that this one started, and those that they started in turn; none where there is no /proc."""
+    children, found, todo = defaultdict[int, list[int]](list), set[int](), [os.getpid()]
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            children[int(file.read_bytes().rpartition(b")")[2].split()[1])].append(int(file.parent.name))
+    while todo:
+        new = children[todo.pop()]
+        found.update(new)
+        todo.extend(new)
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def _is_python(pid: int) -> bool:
+    try:
+        return os.path.samefile(f"/proc/{pid}/exe", "/proc/self/exe")
+    except OSError:
+        return False
 
 
 def _kind(leaf: Any) -> Any:
@@ -376,8 +448,9 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> _Order:
 def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
     """`f` for `args`, compiled ahead of time; nothing where that needs Python."""
     order = _order(f, args, threads)
-    if order.path in _begun:
-        _begun.pop(order.path).wait()
+    if maker := _begun.get(order.path):
+        maker.wait()
+        _begun.pop(order.path, None)
     if not order.path.exists():
         _make(order)
     return None if b"aoti_torch_proxy_executor_call_function" in order.path.read_bytes() else order.path
@@ -409,14 +482,24 @@ def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError, OSError):
         written = pickle.dumps(order)
+        # In a session of its own, so that its compilers can be ended with it.
         maker = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        atexit.register(maker.kill)
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        atexit.register(_end, maker)
         _begun[order.path] = maker
         assert maker.stdin is not None  # a pipe was asked for
         with maker.stdin:
             maker.stdin.write(written)
+
+
+def _end(maker: subprocess.Popen[bytes]) -> None:
+    """End a process that makes a library, and the compilers that it has started."""
+    if maker.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(maker.pid, signal.SIGKILL)
+        maker.wait()
 
 
 def _make_ordered() -> None:

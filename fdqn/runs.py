@@ -13,6 +13,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -70,33 +71,57 @@ class Run(NamedTuple):
     """Training returns at every report."""
 
 
-def folder(settings: Settings) -> Path:
-    """Where the run will be written; by default a new name under `runs/`.
+def folder(settings: Settings, base: Path = Path()) -> Path:
+    """Return the path of the new run folder in `base`, by default a new name under `runs/`.
 
     Raises ValueError where something is there already or no folder can be made.
     """
-    env = re.sub("[^A-Za-z0-9_.-]+", "-", settings.env)
-    name = f"runs/{env}-{time.strftime('%Y%m%d-%H%M%S')}" if settings.out is None else settings.out
-    path = Path(name)
-    if not name or os.path.lexists(path):
-        raise ValueError(f"out: expected a folder that does not exist yet, got {name!r}; choose another --out")
+    if settings.out is not None:
+        path = base / settings.out
+        if not settings.out or os.path.lexists(path):
+            raise ValueError(
+                f"out: expected a folder that does not exist yet, got {settings.out!r}; choose another --out"
+            )
+    else:
+        path = next(name for name in _names(settings, base) if not os.path.lexists(name))
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK):
+        name = settings.out or str(path)
         raise ValueError(f"out: expected a folder that can be made, got {name!r}, but {above} is not a writable folder")
-    if any(len(part.encode()) > 255 for part in path.parts):
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise ValueError("out: expected names of at most 255 bytes, got a longer one")
     return path
 
 
-def create(settings: Settings) -> Path:
-    """Make the run folder with its `config.json`. Raises ValueError where that cannot be done."""
-    path = folder(settings)
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"out: expected a folder that can be made, got {str(path)!r}: {error.strerror}") from None
+def _names(settings: Settings, base: Path) -> Iterator[Path]:
+    """The names for a run without one: of environment and time, then with -2, -3, ... behind them."""
+    env = re.sub("[^A-Za-z0-9_.-]+", "-", settings.env)
+    name = base / "runs" / f"{env}-{time.strftime('%Y%m%d-%H%M%S')}"
+    yield name
+    yield from (name.with_name(f"{name.name}-{number}") for number in itertools.count(2))
+
+
+def _made(settings: Settings, base: Path) -> Path:
+    """Make the run folder; of several processes that want one name, one gets it and the others the next."""
+    first = folder(settings, base)
+    for path in [first] if settings.out is not None else _names(settings, base):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except OSError as error:
+            taken = isinstance(error, FileExistsError) and path.parent.is_dir()
+            if not taken or settings.out is not None:
+                reason = f"got {str(path)!r}: {error.strerror}"
+                raise ValueError(f"out: expected a folder that can be made, {reason}") from None
+    raise AssertionError("there are always more names")
+
+
+def create(settings: Settings, base: Path = Path()) -> Path:
+    """Make the run folder in `base` with its `config.json`. Raises ValueError where that cannot be done."""
+    path = _made(settings, base)
+    out = settings.out or str(path.relative_to(base))
     config = {
-        "settings": to_json(dataclasses.replace(settings, out=str(path))),
+        "settings": to_json(dataclasses.replace(settings, out=out)),
         "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
         **_circumstances(settings),
     }
@@ -324,8 +349,13 @@ def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
     """The learning curves of several runs, a panel for each environment: returns of two do not share a scale."""
     panels: dict[str, dict[str, plots.Curve]] = {}
     for run in read:
-        panels.setdefault(run.settings.env, {})[str(run.path)] = run.curve
+        panels.setdefault(run.settings.env, {})[_drawable(run.path)] = run.curve
     plots.learning_curves(file, panels)
+
+
+def _drawable(path: Path) -> str:
+    """A path as text; what is no Unicode in it as escapes."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def interval_text(record: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ import torch
 from matplotlib.image import imread
 from PIL import Image
 
-from fdqn import cli, compile, envs, networks, random, runs, video
+from fdqn import cli, compile, envs, networks, process, random, runs, video
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
@@ -933,7 +933,8 @@ def test_a_compiler_that_ctrl_c_stopped_is_an_interrupt(interrupted, error):
     from rich.console import Console
 
     def compiling():
-        with cli._stop_on_interrupt(Console(stderr=True)):
+        say = Console(stderr=True).print
+        with process.stopping(say) as stop, cli._not_news(stop):
             if interrupted:
                 os.kill(os.getpid(), signal.SIGINT)
             raise RuntimeError("C++ compile error")
