@@ -386,9 +386,9 @@ def run(
     from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most `at_once`
     cycles each (CYCLES_PER_CALL), and ends the run early, with a report; so does `Stopped`, raised while a step
     function is compiled. A run that was stopped goes on from the state and `since` of that report; one that has all of
-    its steps behind it only reports. A lane whose replay was empty at `state.emptied` takes `learning_starts` steps from
-    there before it learns. Nothing happens before the first report is asked for; then whatever one cycle raises on fake
-    tensors is raised, before anything runs.
+    its steps behind it only reports. A lane whose replay was empty at `state.emptied` takes `learning_starts` steps
+    from there before it learns. Nothing happens before the first report is asked for; then whatever one cycle raises
+    on fake tensors is raised, before anything runs.
     """
     _check_program(program)
     check.kind("state", state, TrainState)
