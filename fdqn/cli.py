@@ -443,13 +443,13 @@ def _go_on(
 
 
 @contextlib.contextmanager
-def _not_news(stop: Callable[[], bool]) -> Iterator[None]:
+def _not_news(stop: process.Stop) -> Iterator[None]:
     """Take a failure for an interrupt after a signal, which the C++ compiler may have got too."""
     try:
         yield
     except (RuntimeError, subprocess.SubprocessError):
         if stop():
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(stop.signal) from None
         raise
 
 
