@@ -515,7 +515,7 @@ def _settings() -> str:
 
 def _processor() -> str:
     """What the compiler sees of it."""
-    known = Path("/proc/cpuinfo").read_text().splitlines()
+    known = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     return next(line for line in known if line.startswith(("flags", "Features")))
 
 

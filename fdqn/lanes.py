@@ -225,7 +225,8 @@ def _driver(folder: Path) -> ctypes.CDLL:
         part = path.with_suffix(f".{os.getpid()}")
         command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(part)]
         try:
-            subprocess.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"], check=True, capture_output=True, text=True)
+            command += [f"-L{_LIBRARIES}", "-ltorch_cpu"]
+            subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", "") or error
             raise RuntimeError(f"lanes: No working C++ compiler found, {command[0]} says: {reason}") from error

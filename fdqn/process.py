@@ -143,20 +143,20 @@ def only_json(asked: bool, ends: bool) -> Iterator[Callable[[Any], None]]:
             yield lambda value: print(json.dumps(value), file=out, flush=True)
         return
     _flush(out)
-    kept = os.dup(1) if _output is None else _output
-    _output = kept if ends else None
+    kept = {number: os.dup(number) for number in {1, out.fileno()}}
+    output, _output = _output or kept[1], (_output or kept[1]) if ends else None
     try:
-        os.dup2(2, 1)
-    except OSError:  # no standard error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    try:
+        for number in kept:
+            _to_standard_error(number)
         with contextlib.redirect_stdout(sys.stderr):
-            yield lambda value: _write(kept, json.dumps(value).encode() + b"\n")
+            yield lambda value: _write(output, json.dumps(value).encode() + b"\n")
     finally:
         _flush(out)
-        if not ends:
-            os.dup2(kept, 1)
-            os.close(kept)
+        for number, copy in kept.items():
+            if not ends:
+                os.dup2(output if number == 1 else copy, number)
+            if not ends or copy != output:
+                os.close(copy)
 
 
 # Standard output, where a command of this process has ended that kept it for JSON.
@@ -169,6 +169,13 @@ def _is_output(stream: Any) -> bool:
         return os.path.sameopenfile(stream.fileno(), 1)
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _to_standard_error(number: int) -> None:
+    try:
+        os.dup2(2, number)
+    except OSError:  # there is none
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _flush(stream: Any) -> None:
@@ -212,7 +219,8 @@ def placed(command: Command) -> Command:
             os.environ[name] = os.path.abspath(os.environ[name])
     typed: dict[str, str] = {}
     fields: dict[str, Any] = {}
-    if (out := getattr(getattr(command, "settings", command), "out", "")) is None or not os.path.isabs(out):
+    settings = getattr(command, "settings", None)
+    if settings is not None and not os.path.isabs(settings.out or ""):
         typed[f"{Path.cwd()}/"] = ""  # of a folder that gets its name later
     for field in dataclasses.fields(command):  # type: ignore[arg-type]
         value = getattr(command, field.name)

@@ -169,7 +169,8 @@ def _circumstances(settings: Settings) -> dict[str, Any]:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -474,7 +475,7 @@ def git_commit() -> str | None:
     """The commit of the code that runs, `+` where it was changed since; nothing where it is no checkout."""
     here = Path(__file__).resolve().parent
     try:
-        git = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
+        git = partial(subprocess.run, cwd=here, capture_output=True, encoding="utf-8", errors="replace", check=True)
         git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails inside a checkout of something else
         commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout.strip()

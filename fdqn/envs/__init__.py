@@ -49,6 +49,8 @@ def find(name: str) -> Env | World:
     if isinstance(name, str) and name.startswith("gym:"):
         from fdqn.envs import gym
 
+        if name.count(":") > 1:
+            _import_from_here()  # the module that registers it
         return gym.named(name.removeprefix("gym:"))
     if isinstance(name, str) and name.startswith("ale:"):
         from fdqn.envs import gym
@@ -62,18 +64,22 @@ def is_code(name: str) -> bool:
     return ":" in name and name.partition(":")[0] not in ("gym", "minatar", "ale")
 
 
+def _import_from_here() -> None:
+    """Put the current folder on the import path for good, as `python -m` does: an environment may import in `reset`."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+
+
 def _brought(name: str) -> Env | World:
     module, _, attribute = name.partition(":")
     try:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        _import_from_here()
         found = getattr(importlib.import_module(module), attribute)
         given = found() if callable(found) and not isinstance(found, Env | World) else found
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         words = " ".join(str(error).split())
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise ValueError(f"env: expected {name} to give an environment, got {kind}{words}") from error
-    finally:
-        sys.path.remove(os.getcwd())
     if isinstance(given, Env | World):
         return given
     import gymnasium
