@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _known(error: Exception) -> str | None:
     """Say what to do about an error of torch that depends on the machine; nothing for another one."""
-    if reason := next(filter(None, map(_compiler_error, _causes(error))), None):
+    if reason := next(filter(None, map(_compiler_error, reversed([*_causes(error)]))), None):
         return f"compiling needs a C++ compiler that works, got {reason}; set CXX to another one, or use --no-compile"
     if not isinstance(error, RuntimeError):
         return None
