@@ -66,6 +66,8 @@ class Resume:
     """When a seed's loss or gradient is NaN or infinite: leave it as it was, or stop the run; by default as before."""
     env: str | None = None
     """The environment trained on, to be named again where it is code of your own."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where to go on, also when it is resumed again; by default where it ran before."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -78,8 +80,14 @@ class Eval:
     """Run folder."""
     env: str | None = None
     """Environment, ours or gym:NAME; by default the one trained on."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
+    """Checkpoint to play: that of the best training return, that of a step, or, by default, the end of the run."""
+    seed: tuple[int, ...] = ()
+    """Seeds to play, one or several of those trained; by default all."""
     episodes: int = EPISODES
     """Episodes a seed."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where to play; by default as the run was trained, on the CPU where there is no CUDA device."""
     video: Path | None = None
     """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
     each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
@@ -112,6 +120,8 @@ class Export:
     out: Path
     """File to make: .pt or .pth is the state_dict; .pt2 is the policy by torch.export, obs [B, ...] to
     Q-values [B, actions], which runs without fdqn."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
+    """Checkpoint to export: that of the best training return, that of a step, or, by default, the end of the run."""
     prefix: str = ""
     """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""
     env: str | None = None
@@ -367,10 +377,11 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
     with runs.writing(path):
         settings, planned = runs.plan(path, command.env)  # again, now that nobody else can change it
         _check_more(command.steps, planned)
-        settings, wanted = dataclasses.replace(settings, on_nan=command.on_nan or settings.on_nan), max(wanted, planned)
+        on_nan, device = command.on_nan or settings.on_nan, command.device or settings.device
+        settings, wanted = dataclasses.replace(settings, on_nan=on_nan, device=device), max(wanted, planned)
         program, state = _begun(console, settings)
         where = history.restored(path, settings, program, state, command.fallback)
-        runs.replan(path, wanted, settings.on_nan)
+        runs.replan(path, wanted, settings.on_nan, settings.device)
         for damaged in where.passed:
             console.print(f"passed over and set aside: {damaged}", soft_wrap=True)
         for line in runs.differences(path, settings):
@@ -693,11 +704,10 @@ def _eval(command: Eval, emit: Emit) -> None:
 
     if command.video is not None:
         _check_video(command.video)
-    run = runs.read(command.run)
-    params, keys = runs.read_params(command.run, command.env), build.keys(run.settings)
-    name = command.env or run.settings.env
-    network = build.network(run.settings)
-    env, trained = envs.find(name), envs.find(run.settings.env).spec
+    run = runs.trained(command.run, command.checkpoint, command.env)
+    name, settings = command.env or run.settings.env, run.settings
+    network = build.network(settings)
+    env, trained = envs.find(name), envs.find(settings.env).spec
     if (env.spec.obs_shape, env.spec.actions) != (trained.obs_shape, trained.actions):
         raise ValueError(
             f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
@@ -708,8 +718,13 @@ def _eval(command: Eval, emit: Emit) -> None:
     if command.video is not None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
         video.check_renders(name, env)
-    seeds, failed, epsilon = build.seeds(run.settings), run.summary["failed_seeds"], run.settings.evaluate_epsilon
-    fast = _player(command.compile and run.settings.compile, env, network, epsilon)
+    seeds, epsilon = _chosen(command.seed, build.seeds(settings)), settings.evaluate_epsilon
+    failed = [seed for seed in run.failed if seed in seeds]
+    device = build.device(dataclasses.replace(settings, device=command.device or _own_device(settings)))
+    lanes = [build.seeds(settings).index(seed) for seed in seeds]
+    params = {name: x[lanes].to(device) for name, x in run.params.items()}
+    keys = build.keys(settings)[lanes].to(device)
+    fast = _player(command.compile and settings.compile, env, network, epsilon)
 
     def broke(lane: int, words: str) -> None:
         console.print(f"seed {seeds[lane]} was not played to the end: {words}", soft_wrap=True)
@@ -718,9 +733,12 @@ def _eval(command: Eval, emit: Emit) -> None:
         returns = evaluate.greedy(env, network, params, keys, command.episodes, progress, fast, epsilon, broke)
     record = runs.returns_record(returns, failed, seeds)
     if command.json:
-        emit(record)
+        moment = {} if command.checkpoint is None else {"checkpoint": run.step}
+        emit({**record, **({"seeds": seeds} if command.seed else {}), **moment})
     else:
-        _print_seeds(f"{name}, {command.episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
+        at = "" if command.checkpoint is None else f", checkpoint of step {run.step:,}"
+        title = f"{name}, {command.episodes} greedy episodes a seed{at}"
+        _print_seeds(title, seeds, failed, {"return": record})
     if command.video is not None:
         returns[[seeds.index(seed) for seed in failed]] = math.nan
         with _episodes(console, 3) as progress:
@@ -729,6 +747,21 @@ def _eval(command: Eval, emit: Emit) -> None:
         steps = "step" if film.every == 1 else f"{film.every} steps"
         frames = f"{len(film.scenes):,} frames, one every {steps}, {_bytes(len(drawn))}"
         console.print(f"video {command.video}: {frames}", soft_wrap=True)
+
+
+def _chosen(asked: Sequence[int], trained: range) -> list[int]:
+    """The seeds to play."""
+    for seed in asked:
+        if seed not in trained:
+            raise ValueError(f"seed: expected some that were trained, {trained[0]} to {trained[-1]}, got {seed}")
+        if asked.count(seed) > 1:
+            raise ValueError(f"seed: expected each once, got {seed} {asked.count(seed)} times")
+    return list(asked or trained)
+
+
+def _own_device(settings: Settings) -> Literal["auto", "cpu", "cuda"]:
+    """The device that a run asked for, in place of CUDA any: a run from elsewhere may be played without."""
+    return "auto" if settings.device == "cuda" else settings.device
 
 
 def _check_video(file: Path) -> None:
@@ -775,16 +808,17 @@ def _report(command: Report, emit: Emit) -> None:
 
 
 def _export(command: Export, emit: Emit) -> None:
-    from fdqn import export, runs
+    from fdqn import export
 
-    written = export.write(runs.read(command.run), command.seed, command.out, command.prefix, command.env)
+    written = export.write(command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint)
     written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
     if command.json:
         emit(written)
         return
     out = _results()
+    moment = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
     out.print(
-        f"seed {command.seed} of {command.run}: {written['what']}, {_bytes(written['bytes'])} in {command.out}",
+        f"seed {command.seed} of {command.run}{moment}: {written['what']}, {_bytes(written['bytes'])} in {command.out}",
         soft_wrap=True,
     )
     out.print(f"read it with {written['read']}", soft_wrap=True)

@@ -130,10 +130,14 @@ def create(settings: Settings, base: Path = Path()) -> Path:
     return path
 
 
-def replan(path: Path, steps: int, on_nan: str) -> None:
-    """Write down that a run is to take so many steps and what it does about NaN, for whoever resumes it next."""
+def replan(path: Path, steps: int, on_nan: str, device: str | None = None) -> None:
+    """Write down that a run is to take so many steps, what it does about NaN, and on which device it goes on where that
+    is not the setting, for whoever resumes it next."""
     config = _read(path, "config.json", _read_config)
-    files.write(path / "config.json", _json(config | {"plan": {"steps": steps, "on_nan": on_nan}}))
+    plan = {"steps": steps, "on_nan": on_nan}
+    if device is not None and device != config["settings"].get("device"):
+        plan["device"] = device
+    files.write(path / "config.json", _json(config | {"plan": plan}))
 
 
 def differences(path: Path, settings: Settings) -> list[str]:
@@ -253,7 +257,7 @@ def finish(
     return summary
 
 
-def returns_record(returns: NDArray[Any], failed: list[int], seeds: range) -> dict[str, Any]:
+def returns_record(returns: NDArray[Any], failed: list[int], seeds: Sequence[int]) -> dict[str, Any]:
     """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null."""
     per_seed = statistics.row_means(returns)
     per_seed[[seeds.index(seed) for seed in failed]] = np.nan
@@ -280,7 +284,9 @@ def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
     """
     config = _read(path, "config.json", _read_config)
     settings = _named(path, env)
-    return dataclasses.replace(settings, on_nan=config["plan"]["on_nan"]), config["plan"]["steps"]
+    plan = config["plan"]
+    device = plan.get("device", settings.device)
+    return dataclasses.replace(settings, on_nan=plan["on_nan"], device=device), plan["steps"]
 
 
 def finished(path: Path) -> int:
@@ -316,6 +322,54 @@ def read_params(path: Path, env: str | None = None) -> Params:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise ValueError(f"params.safetensors: expected {shapes}, got {got}{more}")
     return {name: params[name] for name in expected}
+
+
+class Trained(NamedTuple):
+    """The seeds of a run as they were trained at one moment."""
+
+    settings: Settings
+    step: int
+    """Environment steps a seed."""
+    params: Params
+    """[S, ...]"""
+    failed: list[int]
+    """Seeds that had failed."""
+    unsound: list[int]
+    """Those of them whose parameters are of no use: all but those whose environment broke."""
+
+
+def trained(path: Path, which: str | None = None, env: str | None = None) -> Trained:
+    """Read the trained seeds of a run: the last, or, where `which` is "best" or a step, those of that checkpoint.
+
+    Raises ValueError where there is no such checkpoint, naming those that are kept; CheckpointError where it is
+    damaged; and what `read_params` does.
+    """
+    if which in (None, "last"):
+        run = read(path)
+        broke = {failure["seed"] for failure in run.summary["failures"] if failure["cause"] == "environment"}
+        failed = run.summary["failed_seeds"]
+        params, step = read_params(path, env), run.summary["steps"]
+    else:
+        settings = _named(path, env)
+        place = _checkpoint(path, str(which))
+        params, cycles, causes = history.trained(place, settings, build.program(settings))
+        lanes = list(zip(build.seeds(settings), cycles.tolist(), causes.tolist(), _finite(params), strict=True))
+        failed = [seed for seed, cycle, _, finite in lanes if cycle >= 0 or not finite]
+        broke = {seed for seed, _, cause, finite in lanes if finite and train.CAUSES[cause] == "environment"}
+        return Trained(settings, history.moment(place).step, params, failed, [x for x in failed if x not in broke])
+    return Trained(run.settings, step, params, failed, [seed for seed in failed if seed not in broke])
+
+
+def _checkpoint(path: Path, which: str) -> Path:
+    """The folder of a checkpoint, by its step or as the best. Raises ValueError, naming those that are kept."""
+    kept = {place.name.removesuffix(".old"): place for place in reversed(checkpoint.newest(path / "checkpoints"))}
+    step = history.best_step(path) if which == "best" else which
+    if step in kept:
+        return kept[step]
+    steps = [*kept] if len(kept) <= 8 else [*[*kept][:4], "...", *[*kept][-4:]]
+    wanted = "one in which an episode has ended for best" if which == "best" else "best, last or the step of one"
+    there = f"of steps {', '.join(steps)}" if kept else "none"
+    raise ValueError(f"checkpoint: expected {wanted}, got {which!r}; {path / 'checkpoints'} has {there}")
 
 
 def read_curve(path: Path) -> plots.Curve:
@@ -395,6 +449,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         type(plan.get("steps")) is not int
         or not 0 < plan["steps"] <= 2**53
         or plan.get("on_nan") not in ("freeze", "stop")
+        or plan.get("device", "auto") not in ("auto", "cpu", "cuda")
     ):
         raise ValueError("expected a plan with steps and on_nan")
     return config
