@@ -368,7 +368,7 @@ def _checkpoint(path: Path, which: str) -> Path:
         return kept[step]
     steps = [*kept] if len(kept) <= 8 else [*[*kept][:4], "...", *[*kept][-4:]]
     wanted = "one in which an episode has ended for best" if which == "best" else "best, last or the step of one"
-    there = f"of steps {', '.join(steps)}" if kept else "none"
+    there = f"steps {', '.join(steps)}" if kept else "none"
     raise ValueError(f"checkpoint: expected {wanted}, got {which!r}; {path / 'checkpoints'} has {there}")
 
 
