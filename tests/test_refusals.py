@@ -878,6 +878,7 @@ WITHOUT = {
     "check.difference": "answers in words",
     "checkpoint.CheckpointError": "is what is raised",
     "compile.player": "binds",
+    "compile.is_compiling": "takes nothing",
     "compile.prepare_cpu": "takes nothing",
     "envs.names": "takes nothing",
     "files.append": "is the system's refusal, an OSError; tests/test_files.py",
