@@ -449,8 +449,14 @@ def _go_on(
     """From there to the end, or until it is stopped: train, play, sum up."""
     from fdqn import compile, train
 
-    with process.stopping(console.print, compile.is_compiling, train.Stopped) as stop, _not_news(stop):
-        _go_on_until(stop, console, path, settings, program, where, emit, started)
+    try:
+        with process.stopping(console.print, compile.is_compiling, train.Stopped) as stop, _not_news(stop):
+            _go_on_until(stop, console, path, settings, program, where, emit, started)
+    except KeyboardInterrupt:
+        console.print(
+            f"the files in {path} are complete; fdqn resume {path} goes on from the last checkpoint", soft_wrap=True
+        )
+        raise
 
 
 @contextlib.contextmanager

@@ -479,8 +479,8 @@ def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
         return
     # `-P`: what is imported is what this process would import, not what lies in the working directory.
     command = [sys.executable, "-P", "-c", "from fdqn import compile; compile._make_ordered()"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError, OSError):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         written = pickle.dumps(order)
         # In a session of its own, so that its compilers can be ended with it.
         maker = subprocess.Popen(

@@ -138,7 +138,7 @@ def only_json(asked: bool, ends: bool) -> Iterator[Callable[[Any], None]]:
     if not asked or out is None:  # as under `>&-`
         yield lambda value: print(json.dumps(value), flush=True)
         return
-    if _output is None and not _is_output(out):  # of a notebook, or in a test
+    if not _is_output(out):  # of a notebook, or in a test
         with contextlib.redirect_stdout(sys.stderr):
             yield lambda value: print(json.dumps(value), file=out, flush=True)
         return

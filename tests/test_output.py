@@ -126,6 +126,16 @@ def test_a_closed_stream_is_no_error(closed):
     assert bool(done.stdout) == (closed == "2>&-")
 
 
+def test_a_command_of_the_process_is_called_twice():
+    code = "import sys; sys.argv = ['fdqn', 'envs', '--json']; from fdqn.cli import main; main(); main(); print('mine')"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[0]) == json.loads(lines[1])
+    assert done.stderr == "mine\n"
+
+
 # Text that the locale cannot encode
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}

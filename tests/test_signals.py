@@ -105,6 +105,7 @@ def test_a_second_signal_of_either_kind_stops_at_once(tmp_path, capsys, monkeypa
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == CODES[second]
     err = capsys.readouterr().err
     assert "Traceback" not in err
+    assert f"fdqn resume {tmp_path / 'run'} goes on from the last checkpoint" in err
     assert err.splitlines()[-1] == "fdqn: " + ("interrupted" if second == "SIGINT" else "stopped by SIGTERM")
     assert not list(tmp_path.rglob("*.part"))
 
