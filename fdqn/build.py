@@ -201,7 +201,7 @@ def state_bytes(program: train.Program, lanes: int) -> int:
     """
     check.kind("program", program, train.Program)
     check.count("lanes", lanes, 1)
-    state = _unallocated(program, lanes)
+    state = unallocated(program, lanes)
     params = state.learner.params
     outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
@@ -209,8 +209,15 @@ def state_bytes(program: train.Program, lanes: int) -> int:
 
 def replay_bytes(program: train.Program, lanes: int) -> int:
     """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
-    memory = _unallocated(program, lanes).replay
+    memory = unallocated(program, lanes).replay
     return tree.nbytes((memory.rows, memory.frames))
+
+
+def unallocated(program: train.Program, lanes: int) -> train.TrainState:
+    """Return the state of `lanes` lanes without memory behind it."""
+    with FakeTensorMode():
+        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
+        return train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
 
 
 def clipped_adam(hyper: Hyper) -> Optimizer:
@@ -253,13 +260,6 @@ def _convolutional(obs_shape: tuple[int, ...]) -> Callable[[tuple[int, ...], int
     if obs_shape[1:] == (10, 10):
         return networks.minatar
     return networks.nature if min(obs_shape[1:]) >= networks.SMALLEST_FRAME else None
-
-
-def _unallocated(program: train.Program, lanes: int) -> train.TrainState:
-    """The state of `lanes` lanes without memory behind it."""
-    with FakeTensorMode():
-        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
-        return train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
 
 
 def _checked(settings: Settings) -> None:

@@ -96,26 +96,26 @@ def load(path: Path, like: State) -> tuple[State, dict[str, Any]]:
     Nothing is copied before all is verified. Raises CheckpointError for files that are not as they were written, and
     for leaves of other paths, shapes or dtypes than those of `like`.
     """
-    leaves, manifest = _leaves(like), _manifest(path)
-    _check_fit(path / MANIFEST, _layout(leaves), manifest["tree"])
-    header = _header(leaves)
-    with _opened(path / STATE) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != len(header) + tree.nbytes(like):
-            raise _refusal(path / STATE, f"{len(header) + tree.nbytes(like)} bytes", f"{size}")
-        if file.read(len(header)) != header:
-            raise _refusal(path / STATE, "the header that belongs to the manifest", "another")
-        file.seek(0)
-        if manifest["files"] != {STATE: {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}}:
-            raise _refusal(path / STATE, "the SHA-256 that its manifest says", "another")
-        file.seek(len(header))
+    with _verified(path, like) as (file, leaves, record):
         room = torch.empty(max((x.nbytes for x in leaves.values()), default=0), dtype=torch.uint8)
         for leaf in leaves.values():
-            read = room[: leaf.nbytes]
-            if file.readinto(_memory(read)) != leaf.nbytes:
-                raise _refusal(path / STATE, "a file that nobody writes to", "one that became shorter")
-            leaf.copy_(read.view(leaf.dtype).view(leaf.shape))
-    return like, manifest["record"]
+            leaf.copy_(_next(path, file, leaf, room))
+    return like, record
+
+
+def load_part(path: Path, like: Any, part: State) -> State:
+    """Read `part`, a tree of some leaves of `like`; none of these need memory, and what is read has its own.
+
+    All is verified as in `load`, which raises the same.
+    """
+    chosen, read = {id(leaf) for leaf in tree.leaves(part)}, dict[int, Tensor]()
+    with _verified(path, like) as (file, leaves, _):
+        for leaf in leaves.values():
+            if id(leaf) in chosen:
+                read[id(leaf)] = _next(path, file, leaf, torch.empty(leaf.nbytes, dtype=torch.uint8))
+            else:
+                file.seek(leaf.nbytes, os.SEEK_CUR)
+    return tree.map(lambda leaf: read[id(leaf)], part)
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -176,6 +176,33 @@ def lock(folder: Path) -> Iterator[None]:
     """
     with _held(folder / ".lock"):
         yield
+
+
+@contextlib.contextmanager
+def _verified(path: Path, like: Any) -> Iterator[tuple[io.BufferedReader, dict[str, Tensor], dict[str, Any]]]:
+    """The open file of a checkpoint's leaves, at the first, those of `like` in its order, and the record."""
+    leaves, manifest = _leaves(like), _manifest(path)
+    _check_fit(path / MANIFEST, _layout(leaves), manifest["tree"])
+    header = _header(leaves)
+    with _opened(path / STATE) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != len(header) + tree.nbytes(like):
+            raise _refusal(path / STATE, f"{len(header) + tree.nbytes(like)} bytes", f"{size}")
+        if file.read(len(header)) != header:
+            raise _refusal(path / STATE, "the header that belongs to the manifest", "another")
+        file.seek(0)
+        if manifest["files"] != {STATE: {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}}:
+            raise _refusal(path / STATE, "the SHA-256 that its manifest says", "another")
+        file.seek(len(header))
+        yield file, leaves, manifest["record"]
+
+
+def _next(path: Path, file: io.BufferedReader, leaf: Tensor, room: Tensor) -> Tensor:
+    """The next leaf of the file, in `room`."""
+    read = room[: leaf.nbytes]
+    if file.readinto(_memory(read)) != leaf.nbytes:
+        raise _refusal(path / STATE, "a file that nobody writes to", "one that became shorter")
+    return read.view(leaf.dtype).view(leaf.shape)
 
 
 def _leaves(state: Any) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import functools
 import io
-import json
 import math
 import operator
 import os
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import tyro
 
 import fdqn
+from fdqn import process
 from fdqn.settings import PRESETS, Preset, Settings
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ class Resume:
     """Episodes a seed in an evaluation from here on; by default as before."""
     evaluate_steps: int | None = None
     """Steps after which evaluation cuts an episode from here on; by default as before."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where to go on, also when it is resumed again; by default where it ran before."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -83,10 +85,16 @@ class Eval:
     """Run folder."""
     env: str | None = None
     """Environment, ours or gym:NAME; by default the one trained on."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
+    """Checkpoint to play: that of the best training return, that of a step, or, by default, the end of the run."""
+    seed: tuple[int, ...] = ()
+    """Seeds to play, one or several of those trained; by default all."""
     episodes: int | None = None
     """Episodes a seed; by default as many as when the run ended."""
     evaluate_steps: int | None = None
     """Steps after which an episode is cut; by default as when the run ended: see fdqn train --help."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Where to play; by default as the run was trained, on the CPU where there is no CUDA device."""
     video: Path | None = None
     """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
     each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
@@ -119,6 +127,8 @@ class Export:
     out: Path
     """File to make: .pt or .pth is the state_dict; .pt2 is the policy by torch.export, obs [B, ...] to
     Q-values [B, actions], which runs without fdqn."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
+    """Checkpoint to export: that of the best training return, that of a step, or, by default, the end of the run."""
     prefix: str = ""
     """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""
     env: str | None = None
@@ -135,43 +145,58 @@ class Envs:
     """Print only JSON."""
 
 
+Emit = Callable[[Any], None]
+"""Print a value as JSON on standard output, where all else is kept from."""
+
 Command = Train | Resume | Eval | Report | Export | Envs
 COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C."""
-    try:
-        _run(
-            _parse(list(sys.argv[1:] if arguments is None else arguments)),
-            STARTED if arguments is None else time.perf_counter(),
-        )
-        print(end="", flush=True)
-        return 0
-    except SystemExit as end:
-        if isinstance(end.code, str):  # of somebody's code
-            print(f"fdqn: {end.code}", file=sys.stderr)
+    """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C, and 128 and
+    its number for another signal: 143 for SIGTERM, 129 for SIGHUP.
+
+    Without arguments it is the command of this process, which is expected to end with it.
+    """
+    started = STARTED if arguments is None else time.perf_counter()
+    with process.printable():
+        try:
+            with process.handling(process.interrupt):
+                command = process.placed(_parse(list(sys.argv[1:] if arguments is None else arguments)))
+                with process.only_json(command.json, ends=arguments is None) as emit:
+                    _run(command, emit, started)
+                print(end="", flush=True)
+            return 0
+        except SystemExit as end:
+            if isinstance(end.code, str):  # of somebody's code
+                print(f"fdqn: {end.code}", file=sys.stderr)
+                return 1
+            return int(end.code or 0)
+        except BrokenPipeError:
+            # The reader left, as `head` does. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt as error:
+            number = process.signal_of(error)
+            print(f"fdqn: {'interrupted' if number == signal.SIGINT else f'stopped by {number.name}'}", file=sys.stderr)
+            return 128 + number
+        except Exception as error:
+            sentence = _known(error)
+            if sentence is None and not isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
+                raise
+            print(f"fdqn: {process.shown(sentence or error)}", file=sys.stderr)
             return 1
-        return int(end.code or 0)
-    except BrokenPipeError:
-        # The reader left, as `head` does. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("fdqn: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"fdqn: {error}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if (sentence := _known(error)) is None:
-            raise
-        print(f"fdqn: {sentence}", file=sys.stderr)
-        return 1
 
 
-def _known(error: RuntimeError) -> str | None:
-    """What a person can do about an error of torch, where it is one of those that depend on the machine."""
+def _known(error: Exception) -> str | None:
+    """Say what to do about an error of torch that depends on the machine; nothing for another one."""
+    if "fdqn.toolchain" in sys.modules:  # else nothing was compiled
+        from fdqn import toolchain
+
+        if failure := toolchain.failure(error):
+            return str(failure)
+    if not isinstance(error, RuntimeError):
+        return None
     text = " ".join(str(error).split())
     lacks_memory = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
@@ -181,25 +206,23 @@ def _known(error: RuntimeError) -> str | None:
         return f"device: expected every tensor of a step on one device, got several; {hint} ({text[:120]})"
     if "does not load; delete" in text:
         return text
-    if "InvalidCxxCompiler" in type(error).__name__ or "No working C++ compiler found" in text:
-        return "compiling needs a C++ compiler, got none that works; install g++ or use --no-compile"
     return None
 
 
-def _run(command: Command, started: float) -> None:
+def _run(command: Command, emit: Emit, started: float) -> None:
     match command:
         case Train():
-            _train(command, started)
+            _train(command, emit, started)
         case Resume():
-            _resume(command, started)
+            _resume(command, emit, started)
         case Eval():
-            _eval(command)
+            _eval(command, emit)
         case Report():
-            _report(command)
+            _report(command, emit)
         case Export():
-            _export(command)
+            _export(command, emit)
         case Envs():
-            _envs(command)
+            _envs(command, emit)
 
 
 def _parse(arguments: list[str]) -> Command:
@@ -289,19 +312,20 @@ def _refuse(sentence: str) -> None:
     raise SystemExit(2)
 
 
-def _train(command: Train, started: float) -> None:
-    console = _ready()
+def _train(command: Train, emit: Emit, started: float) -> None:
+    console, settings = _ready(), command.settings
+    here = Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()  # an environment may go elsewhere
     from fdqn import history, runs
 
-    settings = dataclasses.replace(command.settings, out=str(runs.folder(command.settings)))
+    runs.folder(settings, here)
     program, state = _begun(console, settings)
-    path = runs.create(settings)
+    path = runs.create(settings, here)
     with runs.writing(path):
         where = history.Restored(state, None, 0, settings.steps, 0.0)
-        _go_on(console, path, settings, program, where, command.json, started)
+        _go_on(console, path, settings, program, where, emit if command.json else None, started)
 
 
-def _resume(command: Resume, started: float) -> None:
+def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
     from fdqn import envs, history, runs
     from fdqn.types import World
@@ -313,17 +337,17 @@ def _resume(command: Resume, started: float) -> None:
     if done >= wanted:
         console.print(f"{path} is finished: {done:,} steps; --steps with more goes on", soft_wrap=True)
         if command.json:
-            print(json.dumps(runs.read(path).summary))
+            emit(runs.read(path).summary)
         return
     with runs.writing(path):
         settings, planned = runs.plan(path, command.env)  # again, now that nobody else can change it
         _check_more(command.steps, planned)
-        changed = {name: getattr(command, name) for name in ("on_nan", "evaluate_episodes", "evaluate_steps")}
+        changed = {name: getattr(command, name) for name in ("on_nan", "device", "evaluate_episodes", "evaluate_steps")}
         settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
         wanted = max(wanted, planned)
         program, state = _begun(console, settings)
         where = history.restored(path, settings, program, state, command.fallback)
-        runs.replan(path, wanted, settings.on_nan)
+        runs.replan(path, wanted, settings.on_nan, settings.device)
         for damaged in where.passed:
             console.print(f"passed over and set aside: {damaged}", soft_wrap=True)
         for line in runs.differences(path, settings):
@@ -339,7 +363,8 @@ def _resume(command: Resume, started: float) -> None:
         if wanted > settings.steps and program.config.capacity < settings.capacity:
             rows = f"{program.config.capacity:,} rows, as many as the first {settings.steps:,} steps needed"
             console.print(f"the replay keeps its {rows}", soft_wrap=True)
-        _go_on(console, path, settings, program, where._replace(steps=wanted), command.json, started)
+        where = where._replace(steps=wanted)
+        _go_on(console, path, settings, program, where, emit if command.json else None, started)
 
 
 def _ready() -> "Console":
@@ -382,10 +407,44 @@ def _go_on(
     settings: Settings,
     program: "train.Program",
     where: "history.Restored",
-    as_json: bool,
+    emit: Emit | None,
     started: float,
 ) -> None:
-    """From there to the end: train, play, sum up."""
+    """From there to the end, or until it is stopped: train, play, sum up."""
+    from fdqn import compile, train
+
+    try:
+        with process.stopping(console.print, compile.is_compiling, train.Stopped) as stop, _not_news(stop):
+            _go_on_until(stop, console, path, settings, program, where, emit, started)
+    except KeyboardInterrupt:
+        console.print(
+            f"the files in {path} are complete; fdqn resume {path} goes on from the last checkpoint", soft_wrap=True
+        )
+        raise
+
+
+@contextlib.contextmanager
+def _not_news(stop: process.Stop) -> Iterator[None]:
+    """Take a failure for an interrupt after a signal, which the C++ compiler may have got too."""
+    try:
+        yield
+    except (RuntimeError, subprocess.SubprocessError):
+        if stop():
+            raise KeyboardInterrupt(stop.signal) from None
+        raise
+
+
+def _go_on_until(
+    stop: process.Stop,
+    console: "Console",
+    path: Path,
+    settings: Settings,
+    program: "train.Program",
+    where: "history.Restored",
+    emit: Emit | None,
+    started: float,
+) -> None:
+    """Train, play and sum up until `stop`."""
     import numpy as np
 
     from fdqn import envs, evaluate, history, runs, train, worlds
@@ -417,19 +476,22 @@ def _go_on(
             return nothing
 
     def periodic(state: train.TrainState) -> Any:
-        return greedy(env, program.network, state.learner.params, state.key)
+        """None where it is stopped."""
+        with contextlib.suppress(KeyboardInterrupt), stop.at_once():
+            return greedy(env, program.network, state.learner.params, state.key)
 
     def play(env: Any, network: Any, params: Any, keys: Any, cut: Any) -> Any:
-        with _episodes(console, settings.seeds * episodes, runs.step_limit(path, settings, env.spec)) as progress:
+        limit = runs.step_limit(path, settings, env.spec)
+        with stop.at_once(), _episodes(console, settings.seeds * episodes, limit) as progress:
             return greedy(env, network, params, keys, progress, cut)
 
     def over() -> bool:
         """Whether nobody is left who could go on, or somebody wants to stop."""
         if games is None:
-            return stopped()
-        return stopped() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
+            return stop()
+        return stop() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
 
-    with _warnings_as_lines(console), _stop_on_interrupt(console) as stopped, contextlib.ExitStack() as closing:
+    with _warnings_as_lines(console), contextlib.ExitStack() as closing:
         if isinstance(env, World):
             games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
             state = worlds.begun(games, state)
@@ -443,7 +505,7 @@ def _go_on(
             program,
             state,
             where.steps,
-            runs.functions(program, settings, games),
+            _stopped_before_compiling(runs.functions(program, settings, games), stop, settings.compile),
             settings.report_every,
             evaluate=periodic if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
@@ -454,48 +516,45 @@ def _go_on(
         recorded = history.record(path, settings, reports, where)
         reports = _saying_failures(console, settings, recorded, games, where.step, gone)
         report = _follow(console, settings, where.steps, reports)
-        params = report.state.learner.params
-        runs.save_params(path, settings, params)
-    outside, interrupted = None, stopped()
+    goes_on = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
+    stopped = f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{goes_on}"
+    if stop() and report.step == where.step:  # nothing is new
+        console.print(stopped, soft_wrap=True)
+        raise SystemExit(stop.code)
+    params = report.state.learner.params
+    runs.save_params(path, settings, params)
+    outside = None
     outside_cut: list[Any] = []
 
     def last(env: Any, network: Any, params: Any, keys: Any, cut: Any) -> Any:
         """The closing episodes; a run that is stopped does not wait for those of a world, which may take minutes."""
-        nonlocal interrupted
-        if not (interrupted and games is not None):
-            try:
+        if not (stop() and games is not None):
+            with contextlib.suppress(KeyboardInterrupt):
                 return play(env, network, params, keys, cut)
-            except KeyboardInterrupt:
-                interrupted = True
         console.print(f"not played; fdqn eval {path} plays the trained seeds", soft_wrap=True)
         return nothing
 
-    if settings.env in envs.GYMNASIUM and not interrupted:
+    if settings.env in envs.GYMNASIUM and not stop():
         name = envs.GYMNASIUM[settings.env]
         console.print(f"playing the trained lanes in gymnasium's {name}")
         try:
             twin = envs.find(f"gym:{name}")
             outside = play(twin, program.network, params, report.state.key, lambda *cut: outside_cut.append(cut))
         except KeyboardInterrupt:
-            interrupted = True
             console.print("not played to the end")
-    if games is not None and not interrupted:
+    if games is not None and not stop():
         limit = runs.step_limit(path, settings, env.spec)
         console.print(f"playing {episodes} greedy episodes a seed in {settings.env}, of at most {limit:,} steps")
     told = outside_cut[-1] if outside_cut else None
     summary = runs.finish(path, settings, report, started, outside, where.seconds, last, told)
-    if as_json:
-        print(json.dumps(summary))
+    if emit is not None:
+        emit(summary)
     else:
         _print_summary(path, summary)
     print(end="", flush=True)
-    if interrupted:
-        more = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
-        console.print(
-            f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{more}",
-            soft_wrap=True,
-        )
-        raise SystemExit(130)
+    if stop():
+        console.print(stopped, soft_wrap=True)
+        raise SystemExit(stop.code)
     if report.step < where.steps:
         raise ValueError(
             f"stopped at {report.step:,} of {where.steps:,} steps, as all seeds have failed; the files in {path} are "
@@ -517,6 +576,29 @@ def _warnings_as_lines(console: "Console") -> Iterator[None]:
 
         warnings.showwarning = line
         yield
+
+
+def _stopped_before_compiling(functions: "train.Functions", stop: Callable[[], bool], compiles: bool) -> Any:
+    """The same functions; the first call of each, in which it is compiled, stops a run that is to stop."""
+    from fdqn import train
+
+    def guarded(f: Callable[..., Any]) -> Callable[..., Any]:
+        called = False
+
+        def call(*given: Any) -> Any:
+            nonlocal called
+            if not called and stop():
+                raise train.Stopped
+            called = True
+            return f(*given)
+
+        return call
+
+    if not compiles:
+        return functions
+    return functions._replace(
+        noise=guarded(functions.noise), collect=guarded(functions.collect), cycle=guarded(functions.cycle)
+    )
 
 
 def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterator[train.Report]") -> "train.Report":
@@ -625,32 +707,7 @@ def _status(settings: Settings, report: "train.Report") -> str:
     return "  ".join(parts)
 
 
-@contextlib.contextmanager
-def _stop_on_interrupt(console: "Console") -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that the run asks every few cycles; the second one stops at once.
-
-    An interrupt in the middle of a compiled step could leave a state that is half written over.
-    """
-    asked = False
-
-    def ask(signum: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.print("stopping after a few cycles; Ctrl-C again to stop at once")
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    except (RuntimeError, subprocess.SubprocessError):
-        if asked:  # the C++ compiler was interrupted too, and its failure is no news
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _eval(command: Eval) -> None:
+def _eval(command: Eval, emit: Emit) -> None:
     console = _ready()
     import torch
 
@@ -658,11 +715,10 @@ def _eval(command: Eval) -> None:
 
     if command.video is not None:
         _check_video(command.video)
-    run = runs.read(command.run)
-    params, keys = runs.read_params(command.run, command.env), build.keys(run.settings)
-    name = command.env or run.settings.env
-    network = build.network(run.settings)
-    env, trained = envs.find(name), envs.find(run.settings.env).spec
+    run = runs.trained(command.run, command.checkpoint, command.env)
+    name, settings = command.env or run.settings.env, run.settings
+    network = build.network(settings)
+    env, trained = envs.find(name), envs.find(settings.env).spec
     if (env.spec.obs_shape, env.spec.actions) != (trained.obs_shape, trained.actions):
         raise ValueError(
             f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
@@ -673,8 +729,13 @@ def _eval(command: Eval) -> None:
     if command.video is not None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
         video.check_renders(name, env)
-    seeds, failed, epsilon = build.seeds(run.settings), run.summary["failed_seeds"], run.settings.evaluate_epsilon
-    fast = _player(command.compile and run.settings.compile, env, network, epsilon)
+    seeds, epsilon = _chosen(command.seed, build.seeds(settings)), settings.evaluate_epsilon
+    failed = [seed for seed in run.failed if seed in seeds]
+    device = build.device(dataclasses.replace(settings, device=command.device or _own_device(settings)))
+    lanes = [build.seeds(settings).index(seed) for seed in seeds]
+    params = {name: x[lanes].to(device) for name, x in run.params.items()}
+    keys = build.keys(settings)[lanes].to(device)
+    fast = _player(command.compile and settings.compile, env, network, epsilon)
 
     def broke(lane: int, words: str) -> None:
         console.print(f"seed {seeds[lane]} was not played to the end: {words}", soft_wrap=True)
@@ -687,9 +748,11 @@ def _eval(command: Eval) -> None:
         )
     record = runs.returns_record(returns, failed, seeds, *cut)
     if command.json:
-        print(json.dumps(record))
+        moment = {} if command.checkpoint is None else {"checkpoint": run.step}
+        emit({**record, **({"seeds": seeds} if command.seed else {}), **moment})
     else:
-        _print_seeds(f"{name}, {episodes} greedy episodes a seed", list(seeds), failed, {"return": record})
+        at = "" if command.checkpoint is None else f", checkpoint of step {run.step:,}"
+        _print_seeds(f"{name}, {episodes} greedy episodes a seed{at}", seeds, failed, {"return": record})
     if command.video is not None:
         returns[[seeds.index(seed) for seed in failed]] = math.nan
         with _episodes(console, 3, limit) as progress:
@@ -698,6 +761,21 @@ def _eval(command: Eval) -> None:
         steps = "step" if film.every == 1 else f"{film.every} steps"
         frames = f"{len(film.scenes):,} frames, one every {steps}, {_bytes(len(drawn))}"
         console.print(f"video {command.video}: {frames}", soft_wrap=True)
+
+
+def _chosen(asked: Sequence[int], trained: range) -> list[int]:
+    """The seeds to play."""
+    for seed in asked:
+        if seed not in trained:
+            raise ValueError(f"seed: expected some that were trained, {trained[0]} to {trained[-1]}, got {seed}")
+        if asked.count(seed) > 1:
+            raise ValueError(f"seed: expected each once, got {seed} {asked.count(seed)} times")
+    return list(asked or trained)
+
+
+def _own_device(settings: Settings) -> Literal["auto", "cpu", "cuda"]:
+    """The device that a run asked for, in place of CUDA any: a run from elsewhere may be played without."""
+    return "auto" if settings.device == "cuda" else settings.device
 
 
 def _check_video(file: Path) -> None:
@@ -718,13 +796,14 @@ def _write_video(file: Path, content: bytes) -> None:
         raise ValueError(f"video: {error}") from None
 
 
-def _report(command: Report) -> None:
+def _report(command: Report, emit: Emit) -> None:
     from fdqn import files, runs
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
     read = [runs.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
+    read = [run._replace(path=Path(process.shown(run.path))) for run in read]
     picture, drawn = command.out or own, io.BytesIO()
     try:
         if len(read) == 1:
@@ -735,33 +814,35 @@ def _report(command: Report) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"out: {error}") from None
     if command.json:
-        print(json.dumps([{"run": str(run.path), **run.summary} for run in read]))
+        emit([{"run": str(run.path), **run.summary} for run in read])
     elif len(read) == 1:
         _print_summary(read[0].path, read[0].summary)
     else:
         _print_comparison(read, picture)
 
 
-def _export(command: Export) -> None:
-    from fdqn import export, runs
+def _export(command: Export, emit: Emit) -> None:
+    from fdqn import export
 
-    written = export.write(runs.read(command.run), command.seed, command.out, command.prefix, command.env)
+    written = export.write(command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint)
+    written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
     if command.json:
-        print(json.dumps(written))
+        emit(written)
         return
     out = _results()
+    moment = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
     out.print(
-        f"seed {command.seed} of {command.run}: {written['what']}, {_bytes(written['bytes'])} in {command.out}",
+        f"seed {command.seed} of {command.run}{moment}: {written['what']}, {_bytes(written['bytes'])} in {command.out}",
         soft_wrap=True,
     )
     out.print(f"read it with {written['read']}", soft_wrap=True)
 
 
-def _envs(command: Envs) -> None:
+def _envs(command: Envs, emit: Emit) -> None:
     from fdqn import envs
 
     if command.json:
-        print(json.dumps({name: envs.describe(name) for name in envs.names()}))
+        emit({name: envs.describe(name) for name in envs.names()})
         return
     from rich.table import Table
 
@@ -858,10 +939,18 @@ def _console() -> "Console":
     class Patient(Console):
         """When whoever read what is said has gone, the run goes on in silence."""
 
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*map(_as_typed, objects), **how)
+
         def on_broken_pipe(self) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     return Patient(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def _as_typed(x: Any) -> Any:
+    """What is printed, paths in a text as they were typed."""
+    return process.shown(x) if isinstance(x, str) else x
 
 
 def _results() -> "Console":
@@ -870,6 +959,9 @@ def _results() -> "Console":
     # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
     class Plain(Console):
         """When whoever read the results has gone, it is as where anything else is printed."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*map(_as_typed, objects), **how)
 
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError

@@ -18,6 +18,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -416,12 +417,30 @@ def allow_tf32(allowed: bool) -> None:
 # Tracing and compiling replace functions and settings of the whole process, so one thread does it at a time.
 _LOCK = threading.RLock()
 
+# How deep this thread is in `_compiling`.
+_depth = threading.local()
+
+
+def is_compiling() -> bool:
+    """Return True while this thread compiles a step function; the state that it is for is not written then."""
+    return getattr(_depth, "value", 0) > 0
+
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """Only this thread traces and compiles. No gradients are recorded; torch's warnings about itself are not shown."""
+    """Only this thread traces and compiles. No gradients are recorded, torch's warnings about itself are not shown, and
+    an interrupt ends the compilers that were started.
+    """
     with _LOCK, torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning), toolchain.used():
-        yield
+        _depth.value = getattr(_depth, "value", 0) + 1
+        try:
+            yield
+        except KeyboardInterrupt:
+            while _begun:
+                _end(_begun.popitem()[1])
+            raise
+        finally:
+            _depth.value -= 1
 
 
 def _made_once(make: Callable[..., Made], f: Callable[..., Any]) -> Callable[..., Made]:
@@ -511,8 +530,9 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> _Order:
 def _library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
     """`f` for `args`, compiled ahead of time; nothing where that needs Python."""
     order = _order(f, args, threads)
-    if order.path in _begun:
-        _begun.pop(order.path).wait()
+    if maker := _begun.get(order.path):
+        maker.wait()
+        _begun.pop(order.path, None)
     if not order.path.exists():
         _make(order)
     return None if b"aoti_torch_proxy_executor_call_function" in order.path.read_bytes() else order.path
@@ -540,17 +560,27 @@ def _begin(f: Callable[..., Any], args: Any, threads: int) -> None:
         return
     # `-P`: what is imported is what this process would import, not what lies in the working directory.
     command = [sys.executable, "-P", "-c", "from fdqn import compile; compile._make_ordered()"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError, OSError):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         written = pickle.dumps(order)
+        # In a session of its own, so that its compilers can be ended with it.
         maker = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        atexit.register(maker.kill)
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+        atexit.register(_end, maker)
         _begun[order.path] = maker
         assert maker.stdin is not None  # a pipe was asked for
         with maker.stdin:
             maker.stdin.write(written)
+
+
+def _end(maker: subprocess.Popen[bytes]) -> None:
+    """End a process that makes a library, and the compilers that it has started."""
+    if maker.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(maker.pid, signal.SIGKILL)
+        maker.wait()
 
 
 def _make_ordered() -> None:
@@ -567,7 +597,7 @@ def _settings() -> str:
 
 def _processor() -> str:
     """What the compiler sees of it."""
-    known = Path("/proc/cpuinfo").read_text().splitlines()
+    known = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     return next(line for line in known if line.startswith(("flags", "Features")))
 
 

@@ -13,24 +13,35 @@ from fdqn.settings import Settings
 from fdqn.types import Params
 
 
-def write(run: runs.Run, seed: int, out: Path, prefix: str = "", env: str | None = None) -> dict[str, Any]:
+def write(
+    run: runs.Run | Path,
+    seed: int,
+    out: Path,
+    prefix: str = "",
+    env: str | None = None,
+    checkpoint: str | None = None,
+) -> dict[str, Any]:
     """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
     `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
 
-    Raises ValueError for a seed that was not trained or has failed, a prefix that cannot be, another ending, and a
-    place where nothing can be written; no part of a file is left.
+    It is of the end of the run, or of a `checkpoint` as `runs.trained` takes it. Raises ValueError for a seed that was
+    not trained or has failed, a prefix that cannot be, another ending, and a place where nothing can be written; no
+    part of a file is left.
     """
-    lane = _lane(run, seed)
+    path = run.path if isinstance(run, runs.Run) else run
+    trained = runs.trained(path, checkpoint, env)
+    lane = _lane(trained, seed)
     _check_free(out)
     ending = out.suffix.lower()
     if ending not in (".pt", ".pth", ".pt2"):
         expected = "a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy"
         raise ValueError(f"out: expected {expected}, got {str(out)!r}")
-    params = tree.clone(tree.index(runs.read_params(run.path, env), lane))
+    params = tree.clone(tree.index(trained.params, lane))
     if ending == ".pt2":
         if prefix:
             raise ValueError(f"prefix: expected none for a policy, whose names nobody sees, got {prefix!r}")
-        what, read, content = "policy", f"torch.export.load({str(out)!r}).module()", _policy(run.settings, params)
+        what, read = "policy", f"torch.export.load({str(out)!r}).module()"
+        content = _policy(trained.settings, params)
     else:
         if prefix and not prefix.endswith("."):
             raise ValueError(f"prefix: expected it to end in a dot, got {prefix!r}; use {prefix + '.'!r}")
@@ -40,17 +51,17 @@ def write(run: runs.Run, seed: int, out: Path, prefix: str = "", env: str | None
         files.write(out, content)
     except OSError as error:
         raise ValueError(f"out: {error}") from None
-    return {"run": str(run.path), "seed": seed, "out": str(out), "what": what, "bytes": len(content), "read": read}
+    moment = {} if checkpoint is None else {"checkpoint": trained.step}
+    written = {"run": str(path), "seed": seed, "out": str(out), "what": what, "bytes": len(content), "read": read}
+    return written | moment
 
 
-def _lane(run: runs.Run, seed: int) -> int:
+def _lane(trained: runs.Trained, seed: int) -> int:
     """Where a seed is among the lanes."""
-    seeds = build.seeds(run.settings)
+    seeds = build.seeds(trained.settings)
     if seed not in seeds:
         raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
-    # What was learned until an environment broke is sound.
-    broke = {failure["seed"] for failure in run.summary["failures"] if failure["cause"] == "environment"}
-    if seed in {*run.summary["failed_seeds"]} - broke:
+    if seed in trained.unsound:
         raise ValueError(f"seed: expected one that has not failed, got {seed}; see failures in summary.json")
     return seeds.index(seed)
 

@@ -23,6 +23,7 @@ from fdqn import build, checkpoint, files, replay, statistics, train, tree
 from fdqn.frames import Frames
 from fdqn.n_step import Recent
 from fdqn.settings import Settings, completed, to_json
+from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
 
@@ -127,6 +128,30 @@ def restored(
     return Restored(start, None, 0, settings.steps, 0.0)
 
 
+def best_step(path: Path) -> str | None:
+    """Return the step of the checkpoint with the best training return; None where no checkpoint has one."""
+    return _best(path / "checkpoints")
+
+
+def trained(place: Path, settings: Settings, program: train.Program) -> tuple[Params, Tensor, Tensor]:
+    """Read the parameters [S, ...] of a checkpoint, and in which cycle [S] each seed had failed, if any, and why.
+
+    Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
+    """
+    _check_same(place, moment(place).settings, json.loads(json.dumps(to_json(settings))))
+    lanes = build.unallocated(program, settings.seeds)
+    counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
+    numbers = {
+        name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64) for name in train.Reading._fields
+    }
+    since = train.Reading(**numbers | {"last_returns": np.zeros((settings.seeds, kept), np.float32)})  # type: ignore[arg-type]
+    part = lanes.learner.params, lanes.metrics.failed, lanes.metrics.cause
+    params, failed, cause = checkpoint.load_part(place, _kept(settings, lanes, since), part)
+    if not ((failed >= -1) & (cause >= 0) & (cause < len(train.CAUSES))).all():
+        raise checkpoint.CheckpointError(f"{place}: expected failures with a cause, got others; use another one")
+    return params, failed, cause
+
+
 def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> dict[str, Any]:
     """What a checkpoint holds."""
     kept = lanes if settings.save_replay else lanes._replace(replay=())  # type: ignore[arg-type]
@@ -136,7 +161,7 @@ def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """A program of other shapes, or another run, would go on from what it did not do."""
     saved = completed(saved)
-    free = {"out", "on_nan", "evaluate_episodes", "evaluate_steps"}
+    free = {"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"}
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
     if others:
         lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))

@@ -13,6 +13,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, get_args
@@ -70,33 +71,57 @@ class Run(NamedTuple):
     """Training returns at every report."""
 
 
-def folder(settings: Settings) -> Path:
-    """Where the run will be written; by default a new name under `runs/`.
+def folder(settings: Settings, base: Path = Path()) -> Path:
+    """Return the path of the new run folder in `base`, by default a new name under `runs/`.
 
     Raises ValueError where something is there already or no folder can be made.
     """
-    env = re.sub("[^A-Za-z0-9_.-]+", "-", settings.env)
-    name = f"runs/{env}-{time.strftime('%Y%m%d-%H%M%S')}" if settings.out is None else settings.out
-    path = Path(name)
-    if not name or os.path.lexists(path):
-        raise ValueError(f"out: expected a folder that does not exist yet, got {name!r}; choose another --out")
+    if settings.out is not None:
+        path = base / settings.out
+        if not settings.out or os.path.lexists(path):
+            raise ValueError(
+                f"out: expected a folder that does not exist yet, got {settings.out!r}; choose another --out"
+            )
+    else:
+        path = next(name for name in _names(settings, base) if not os.path.lexists(name))
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK):
+        name = settings.out or str(path)
         raise ValueError(f"out: expected a folder that can be made, got {name!r}, but {above} is not a writable folder")
-    if any(len(part.encode()) > 255 for part in path.parts):
+    if any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise ValueError("out: expected names of at most 255 bytes, got a longer one")
     return path
 
 
-def create(settings: Settings) -> Path:
-    """Make the run folder with its `config.json`. Raises ValueError where that cannot be done."""
-    path = folder(settings)
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"out: expected a folder that can be made, got {str(path)!r}: {error.strerror}") from None
+def _names(settings: Settings, base: Path) -> Iterator[Path]:
+    """The names for a run without one: of environment and time, then with -2, -3, ... behind them."""
+    env = re.sub("[^A-Za-z0-9_.-]+", "-", settings.env)
+    name = base / "runs" / f"{env}-{time.strftime('%Y%m%d-%H%M%S')}"
+    yield name
+    yield from (name.with_name(f"{name.name}-{number}") for number in itertools.count(2))
+
+
+def _made(settings: Settings, base: Path) -> Path:
+    """Make the run folder; of several processes that want one name, one gets it and the others the next."""
+    first = folder(settings, base)
+    for path in [first] if settings.out is not None else _names(settings, base):
+        try:
+            path.mkdir(parents=True)
+            return path
+        except OSError as error:
+            taken = isinstance(error, FileExistsError) and path.parent.is_dir()
+            if not taken or settings.out is not None:
+                reason = f"got {str(path)!r}: {error.strerror}"
+                raise ValueError(f"out: expected a folder that can be made, {reason}") from None
+    raise AssertionError("there are always more names")
+
+
+def create(settings: Settings, base: Path = Path()) -> Path:
+    """Make the run folder in `base` with its `config.json`. Raises ValueError where that cannot be done."""
+    path = _made(settings, base)
+    out = settings.out or str(path.relative_to(base))
     config = {
-        "settings": to_json(dataclasses.replace(settings, out=str(path))),
+        "settings": to_json(dataclasses.replace(settings, out=out)),
         "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
         **_circumstances(settings),
     }
@@ -105,10 +130,14 @@ def create(settings: Settings) -> Path:
     return path
 
 
-def replan(path: Path, steps: int, on_nan: str) -> None:
-    """Write down that a run is to take so many steps and what it does about NaN, for whoever resumes it next."""
+def replan(path: Path, steps: int, on_nan: str, device: str | None = None) -> None:
+    """Write down that a run is to take so many steps, what it does about NaN, and on which device it goes on where that
+    is not the setting, for whoever resumes it next."""
     config = _read(path, "config.json", _read_config)
-    files.write(path / "config.json", _json(config | {"plan": {"steps": steps, "on_nan": on_nan}}))
+    plan = {"steps": steps, "on_nan": on_nan}
+    if device is not None and device != config["settings"].get("device"):
+        plan["device"] = device
+    files.write(path / "config.json", _json(config | {"plan": plan}))
 
 
 def differences(path: Path, settings: Settings) -> list[str]:
@@ -144,7 +173,8 @@ def _circumstances(settings: Settings) -> dict[str, Any]:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -234,7 +264,10 @@ def finish(
 
 
 def returns_record(
-    returns: NDArray[Any], failed: list[int], seeds: range, cut: tuple[NDArray[np.bool_], int | None] | None = None
+    returns: NDArray[Any],
+    failed: list[int],
+    seeds: Sequence[int],
+    cut: tuple[NDArray[np.bool_], int | None] | None = None,
 ) -> dict[str, Any]:
     """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null.
 
@@ -294,7 +327,9 @@ def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
     """
     config = _read(path, "config.json", _read_config)
     settings = _named(path, env)
-    return dataclasses.replace(settings, on_nan=config["plan"]["on_nan"]), config["plan"]["steps"]
+    plan = config["plan"]
+    device = plan.get("device", settings.device)
+    return dataclasses.replace(settings, on_nan=plan["on_nan"], device=device), plan["steps"]
 
 
 def finished(path: Path) -> int:
@@ -332,6 +367,54 @@ def read_params(path: Path, env: str | None = None) -> Params:
     return {name: params[name] for name in expected}
 
 
+class Trained(NamedTuple):
+    """The seeds of a run as they were trained at one moment."""
+
+    settings: Settings
+    step: int
+    """Environment steps a seed."""
+    params: Params
+    """[S, ...]"""
+    failed: list[int]
+    """Seeds that had failed."""
+    unsound: list[int]
+    """Those of them whose parameters are of no use: all but those whose environment broke."""
+
+
+def trained(path: Path, which: str | None = None, env: str | None = None) -> Trained:
+    """Read the trained seeds of a run: the last, or, where `which` is "best" or a step, those of that checkpoint.
+
+    Raises ValueError where there is no such checkpoint, naming those that are kept; CheckpointError where it is
+    damaged; and what `read_params` does.
+    """
+    if which in (None, "last"):
+        run = read(path)
+        broke = {failure["seed"] for failure in run.summary["failures"] if failure["cause"] == "environment"}
+        failed = run.summary["failed_seeds"]
+        params, step = read_params(path, env), run.summary["steps"]
+    else:
+        settings = _named(path, env)
+        place = _checkpoint(path, str(which))
+        params, cycles, causes = history.trained(place, settings, build.program(settings))
+        lanes = list(zip(build.seeds(settings), cycles.tolist(), causes.tolist(), _finite(params), strict=True))
+        failed = [seed for seed, cycle, _, finite in lanes if cycle >= 0 or not finite]
+        broke = {seed for seed, _, cause, finite in lanes if finite and train.CAUSES[cause] == "environment"}
+        return Trained(settings, history.moment(place).step, params, failed, [x for x in failed if x not in broke])
+    return Trained(run.settings, step, params, failed, [seed for seed in failed if seed not in broke])
+
+
+def _checkpoint(path: Path, which: str) -> Path:
+    """The folder of a checkpoint, by its step or as the best. Raises ValueError, naming those that are kept."""
+    kept = {place.name.removesuffix(".old"): place for place in reversed(checkpoint.newest(path / "checkpoints"))}
+    step = history.best_step(path) if which == "best" else which
+    if step in kept:
+        return kept[step]
+    steps = [*kept] if len(kept) <= 8 else [*[*kept][:4], "...", *[*kept][-4:]]
+    wanted = "one in which an episode has ended for best" if which == "best" else "best, last or the step of one"
+    there = f"steps {', '.join(steps)}" if kept else "none"
+    raise ValueError(f"checkpoint: expected {wanted}, got {which!r}; {path / 'checkpoints'} has {there}")
+
+
 def read_curve(path: Path) -> plots.Curve:
     """Training returns at every report, from `metrics.csv`."""
     lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
@@ -364,8 +447,13 @@ def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
     """The learning curves of several runs, a panel for each environment: returns of two do not share a scale."""
     panels: dict[str, dict[str, plots.Curve]] = {}
     for run in read:
-        panels.setdefault(run.settings.env, {})[str(run.path)] = run.curve
+        panels.setdefault(run.settings.env, {})[_drawable(run.path)] = run.curve
     plots.learning_curves(file, panels)
+
+
+def _drawable(path: Path) -> str:
+    """A path as text; what is no Unicode in it as escapes."""
+    return str(path).encode(errors="backslashreplace").decode()
 
 
 def interval_text(record: dict[str, Any]) -> str:
@@ -414,6 +502,7 @@ def _read_config(file: Path) -> dict[str, Any]:
         type(plan.get("steps")) is not int
         or not 0 < plan["steps"] <= 2**53
         or plan.get("on_nan") not in ("freeze", "stop")
+        or plan.get("device", "auto") not in ("auto", "cpu", "cuda")
     ):
         raise ValueError("expected a plan with steps and on_nan")
     return config
@@ -506,7 +595,7 @@ def git_commit() -> str | None:
     """The commit of the code that runs, `+` where it was changed since; nothing where it is no checkout."""
     here = Path(__file__).resolve().parent
     try:
-        git = partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True)
+        git = partial(subprocess.run, cwd=here, capture_output=True, encoding="utf-8", errors="replace", check=True)
         git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails inside a checkout of something else
         commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout.strip()

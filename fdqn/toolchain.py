@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sysconfig
 import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,45 +31,89 @@ class CompilerInterrupted(RuntimeError):
 def used() -> Iterator[None]:
     """Around code that runs the C++ compiler: paths may hold spaces.
 
-    Raises CompilerError where the compiler is missing or fails, and CompilerInterrupted where it was stopped.
+    Raises CompilerError where the compiler is missing or fails, and CompilerInterrupted where it was stopped. An
+    interrupt of this process ends the compilers that it has started.
     """
+    before = _descendants()
     with _quoted_paths():
         try:
             yield
+        except KeyboardInterrupt:
+            _end_compilers(before)
+            raise
         except Exception as error:
             if (failed := failure(error)) is None:
                 raise
             raise failed from error
 
 
-def failure(error: BaseException | None) -> RuntimeError | None:
+def failure(error: BaseException) -> RuntimeError | None:
     """The error of the C++ compiler if that is what failed, however deep it is nested; else None."""
-    while error is not None:
-        if isinstance(error, CompilerError | CompilerInterrupted):
-            return error
-        if isinstance(error, torch._inductor.exc.CppCompileError):
-            return failed(error.cmd[0], error.output, getattr(error.__cause__, "returncode", None))
-        if isinstance(error, torch._inductor.exc.InvalidCxxCompiler):
-            return failed(os.environ.get("CXX", "none"), "")
-        if isinstance(error, OSError) and error.filename and error.filename == os.environ.get("CXX"):
-            return failed(error.filename, f"error: {error.strerror}")
-        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return next(filter(None, map(_failure, reversed([*_causes(error)]))), None)
+
+
+def failed(reason: str) -> CompilerError:
+    """The error of a compiler, named with what is wrong with it."""
+    return CompilerError(
+        f"compiler: expected a C++ compiler that works, got {reason}; set CXX to another one, or use --no-compile"
+    )
+
+
+def run(command: list[str]) -> None:
+    """Run a compiler. Raises CompilerError where it is missing or fails, CompilerInterrupted where it was stopped."""
+    try:
+        subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise failure(error) or error from error
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it was raised from or in place of."""
+    todo, seen = [error], set[int]()
+    while todo:
+        error = todo.pop(0)
+        if id(error) not in seen:
+            seen.add(id(error))
+            yield error
+            others = (error.__cause__, error.__context__, getattr(error, "inner_exception", None))
+            todo += [x for x in others if isinstance(x, BaseException)]
+
+
+def _failure(error: BaseException) -> RuntimeError | None:
+    """The error of the C++ compiler if `error` itself is one of a compiler."""
+    compiler = os.environ.get("CXX", "g++")
+    if isinstance(error, CompilerError | CompilerInterrupted):
+        return error
+    if isinstance(error, torch._inductor.exc.CppCompileError):
+        return _ended(error.cmd[0], error.output, error.__cause__)
+    if isinstance(error, subprocess.CalledProcessError) and [*error.cmd][:1] == [compiler]:
+        return _ended(compiler, error.stderr or error.stdout or "", error)
+    if isinstance(error, torch._inductor.exc.InvalidCxxCompiler):
+        return failed(f"{compiler}, which does not run")
+    if isinstance(error, OSError) and error.filename == compiler:
+        return failed(f"{compiler}, which does not run: {error.strerror}")
     return None
 
 
-def failed(compiler: str, output: str, code: int | None = None) -> RuntimeError:
-    """The error of a compiler that printed `output` and exited with `code`; negative for a signal."""
-    if code in _INTERRUPTS:
+def _ended(compiler: str, output: str | bytes, ended: BaseException | None) -> RuntimeError:
+    """The error of a compiler that ran and printed `output`."""
+    if getattr(ended, "returncode", None) in _INTERRUPTS:
         return CompilerInterrupted(f"compiler: {compiler} was interrupted")
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    first = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "")
-    if code is not None and code < 0:
-        first = f"killed by signal {-code}" + (f", {first}" if first else "")
-    said = f"{compiler}: {first[:300]}" if first else compiler
-    return CompilerError(
-        f"compiler: expected a working C++ compiler, got {said}; install g++, set CXX to a compiler that works, or "
-        "train without compiling (--no-compile)"
-    )
+    return failed(f"{compiler}, which says: {_first_error(output, ended)}")
+
+
+def _first_error(output: str | bytes, ended: BaseException | None = None) -> str:
+    """The first line of a compiler's output that is an error; without one its first line, or how it ended."""
+    text = output.decode(errors="replace") if isinstance(output, bytes) else output
+    lines = [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line).strip() for line in text.splitlines()]
+    lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines if line]
+    errors = [line for line in lines if re.search(r"\berror\b", line, re.I)]
+    if found := (errors or lines)[:1]:
+        return found[0][:200]
+    code = getattr(ended, "returncode", None)
+    if isinstance(code, int) and code < 0:
+        return f"nothing, as {signal.Signals(-code).name} ended it"
+    return "nothing" if code is None else f"nothing, with exit code {code}"
 
 
 @contextlib.contextmanager
@@ -108,11 +154,40 @@ def _escaped(path: str) -> str:
     return re.sub(r"([^\w@%+=:,./-])", r"\\\1", path)
 
 
-def run(command: list[str]) -> None:
-    """Run a compiler. Raises CompilerError where it is missing or fails, CompilerInterrupted where it was stopped."""
+def _end_compilers(before: set[int]) -> None:
+    """End the processes that were started since `before`, but for Python's, which torch keeps as a pool of its own."""
+    for number, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 0.5)):  # at the first, g++ removes half a library
+        until = time.monotonic() + seconds
+        running = [pid for pid in _descendants() - before if not _is_python(pid)]
+        for pid in running:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+        while time.monotonic() < until and (running := [pid for pid in running if _is_running(pid)]):
+            time.sleep(0.01)
+
+
+def _descendants() -> set[int]:
+    """The processes that this one started, and those that they started in turn; none where there is no /proc."""
+    children, found, todo = defaultdict[int, list[int]](list), set[int](), [os.getpid()]
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            children[int(file.read_bytes().rpartition(b")")[2].split()[1])].append(int(file.parent.name))
+    while todo:
+        new = children[todo.pop()]
+        found.update(new)
+        todo.extend(new)
+    return found
+
+
+def _is_running(pid: int) -> bool:
     try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except OSError as error:
-        raise failed(command[0], f"error: {error.strerror}") from error
-    except subprocess.CalledProcessError as error:
-        raise failed(command[0], error.stderr, error.returncode) from error
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def _is_python(pid: int) -> bool:
+    try:
+        return os.path.samefile(f"/proc/{pid}/exe", "/proc/self/exe")
+    except OSError:
+        return False

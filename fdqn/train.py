@@ -170,6 +170,10 @@ class Report(NamedTuple):
     """`time.perf_counter()` at the end of the first update."""
 
 
+class Stopped(KeyboardInterrupt):
+    """Raised in a step function that is being compiled, for `run` to stop there: the state is as it was."""
+
+
 def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     """The lanes [S] of `keys` [S, 2], before their first step, on the keys' device.
 
@@ -437,11 +441,11 @@ def run(
 
     Steps and cadences are in environment steps a lane and are rounded up to whole cycles. `state` belongs to the run
     from here on: donated functions write over it. `stop` is asked between calls of step functions, of at most `at_once`
-    cycles each (by default CYCLES_PER_CALL or fewer), and ends the run early, with a report. A run that was stopped
-    goes on from the state and `since` of that report; one that has all of its steps behind it only reports. A lane
-    whose replay was empty at `state.emptied` takes `learning_starts` steps from there before it learns. Nothing happens
-    before the first report is asked for; then whatever one cycle raises on fake tensors is raised, before anything
-    runs.
+    cycles each (by default CYCLES_PER_CALL or fewer), and ends the run early, with a report; so does `Stopped`, raised
+    while a step function is compiled. A run that was stopped goes on from the state and `since` of that report; one
+    that has all of its steps behind it only reports. A lane whose replay was empty at `state.emptied` takes
+    `learning_starts` steps from there before it learns. Nothing happens before the first report is asked for; then
+    whatever one cycle raises on fake tensors is raised, before anything runs.
     """
     _check_program(program)
     check.kind("state", state, TrainState)
@@ -466,11 +470,11 @@ def run(
 
     called: set[str] = set()
     compile_seconds, learning_seconds, learning_updates = 0.0, 0.0, 0
-    first_update, counted = None, since or reading(program, state)
+    first_update, counted, reported = None, since or reading(program, state), -1
 
     def report(evaluation: NDArray[np.float64] | None, planned: bool) -> Report:
-        nonlocal counted
-        before, read = counted, reading(program, state)
+        nonlocal counted, reported
+        before, read, reported = counted, reading(program, state), number
         counted = read if planned else before
         return Report(
             step=number * config.env_steps,
@@ -500,17 +504,26 @@ def run(
         began, calls = time.perf_counter(), {"collect" if number < warm else "cycle"}
         if number == drawn:
             calls.add("noise")
-            first = start + (number - start) // ahead * ahead
-            noises = functions.noise(state.key, first, ahead)
-            drawn = first + ahead
-        # As many cycles in a row as nothing else is due in between, but one where there is compiling to do.
-        dues = [last, drawn, number + (most if calls <= called else 1)]
-        dues += [_next_due(number, config.env_steps, every) for every in (report_every, evaluate_every) if every]
-        dues += [warm] if number < warm else [number + period - (number - warm) % period] if period else []
-        cycles, number = min(dues) - number, min(dues)
-        here = slice(number - cycles - first, number - first)
-        step_function = functions.collect if "collect" in calls else functions.cycle
-        state = step_function(state, tree.index(noises, here))
+        before = number
+        try:
+            if number == drawn:
+                first = start + (number - start) // ahead * ahead
+                noises = functions.noise(state.key, first, ahead)
+                drawn = first + ahead
+            # As many cycles in a row as nothing else is due in between, but one where there is compiling to do.
+            dues = [last, drawn, number + (most if calls <= called else 1)]
+            dues += [_next_due(number, config.env_steps, every) for every in (report_every, evaluate_every) if every]
+            dues += [warm] if number < warm else [number + period - (number - warm) % period] if period else []
+            cycles, number = min(dues) - number, min(dues)
+            here = slice(number - cycles - first, number - first)
+            step_function = functions.collect if "collect" in calls else functions.cycle
+            state = step_function(state, tree.index(noises, here))
+        except Stopped:
+            number, calls = before, set()
+        if not calls:
+            if number > reported:
+                yield report(None, planned=False)
+            return
         if number > warm and period and (number - warm) % period == 0:
             calls.add("sync")
             state = functions.sync(state)

@@ -118,7 +118,10 @@ def functions(program: train.Program, games: Any, parts: Parts) -> train.Functio
 
     def cycle(state: train.TrainState, noise: train.Noise) -> train.TrainState:
         state, actions = steps(state, noise)
-        learned = parts.learn(state, noise)
+        try:
+            learned = parts.learn(state, noise)
+        except train.Stopped as stopped:  # among the steps of a cycle there is no state to go on from
+            raise stopped if program.config.steps_per_cycle == 1 else KeyboardInterrupt(*stopped.args) from None
         try:
             with _ready_to_switch():
                 answer = answered(state, actions)

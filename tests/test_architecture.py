@@ -14,7 +14,7 @@ ROOT = pathlib.Path(fdqn.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 LEVELS = {
     "types": 0, "tree": 0, "settings": 0,
-    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1,
+    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1, "process": 1,
     "random": 2, "actions": 2, "schedules": 2, "bits": 2, "frames": 2, "n_step": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
     "dqn": 4, "train": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
@@ -23,7 +23,7 @@ LEVELS = {
 """The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
 
 CORE = {name for name, level in LEVELS.items() if level <= LEVELS["compile"]} - {
-    "build", "checkpoint", "files", "plots", "settings", "statistics", "toolchain", "video",
+    "build", "checkpoint", "files", "plots", "process", "settings", "statistics", "toolchain", "video",
 }  # fmt: skip
 """What runs in a lane or drives lanes. Statistics resample on the host, with numpy."""
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+import re
 from collections import Counter
 
 import gymnasium
@@ -575,6 +576,40 @@ def test_an_unknown_name_is_answered_with_the_nearest(call):
         call("breakout")
     with pytest.raises(ValueError, match=f"^unknown environment 'zzz'. {known}$"):
         call("zzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("LunarLander-v3", "gym:LunarLander-v3"),
+        ("LunarLander", "gym:LunarLander-v3"),
+        ("lunarlander-v1", "gym:LunarLander-v3"),
+        ("FrozenLake8x8-v1", "gym:FrozenLake8x8-v1"),
+        ("phys2d/CartPole-v1", "gym:phys2d/CartPole-v1"),
+        ("CartPole-v1", "cartpole"),
+        ("MountainCar-v0", "mountain_car"),
+        ("Breakout", "ale:Breakout"),
+        ("ALE/Breakout-v5", "ale:Breakout"),
+        ("PongNoFrameskip-v4", "ale:Pong"),
+        ("MontezumaRevenge", "ale:MontezumaRevenge"),
+        ("pong", "ale:Pong"),
+        ("breakout", "minatar:breakout"),
+        ("space_invaders", "minatar:space_invaders"),
+        ("MinAtar/Freeway-v1", "minatar:freeway"),
+        ("minatar:breakot", "minatar:breakout"),
+    ],
+)
+def test_a_name_of_others_is_answered_with_where_it_is_from(name, meant):
+    if meant.startswith("ale:"):
+        pytest.importorskip("ale_py")
+    with pytest.raises(ValueError, match=re.escape(f"unknown environment '{name}'; did you mean '{meant}'? Known: ")):
+        envs.find(name)
+
+
+@pytest.mark.parametrize("name", ["tic_tac_toe_3d", "", "a b", "Nonsense-v3"])
+def test_a_name_of_nothing_has_no_hint(name):
+    with pytest.raises(ValueError, match=f"^unknown environment '{name}'. Known: "):
+        envs.find(name)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -176,7 +176,7 @@ def test_a_library_that_is_cut_off_is_named(tmp_path):
 
 def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(RuntimeError, match=r"compiler: expected a working C\+\+ compiler, got no-such-compiler"):
+    with pytest.raises(RuntimeError, match=r"compiler: expected a C\+\+ compiler that works, got no-such-compiler"):
         lanes._driver(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -242,7 +242,7 @@ ELSEWHERE = {
         "to": "does not compute",
     },
     "train": {
-        **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
+        **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report", "Stopped"), ""),
         **dict.fromkeys(
             ("init", "noise", "draw", "draw_numbered", "collect", "remember", "learn", "cycle", "sync", "run"),
             "a whole program's laws",

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
@@ -413,6 +414,59 @@ def test_without_a_name_the_folder_is_named_after_environment_and_time():
     name = runs.folder(Settings(env="catch"))
     assert name.parts[0] == "runs"
     assert time.strptime(name.parts[1], "catch-%Y%m%d-%H%M%S")
+
+
+def test_runs_of_one_second_have_names_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
+    settings = Settings(env="catch")
+    assert runs.folder(settings, tmp_path).name == "catch-20260102-030405"
+    assert runs.folder(Settings(env="gym:Taxi-v4"), tmp_path).name == "gym-Taxi-v4-20260102-030405"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "catch-20260102-030405-3").symlink_to("nowhere")
+    made = [runs.create(settings, tmp_path) for _ in range(3)]
+    assert [path.name for path in made] == [f"catch-20260102-030405{end}" for end in ("", "-2", "-4")], "3 is taken"
+    for path in made:
+        out = json.loads((path / "config.json").read_text())["settings"]["out"]
+        assert out == str(path.relative_to(tmp_path)), "as it would have been typed"
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"out: expected a folder that can be made, got .*file"):
+        runs.create(settings, tmp_path / "file")
+
+
+@pytest.mark.parametrize("given", [None, "run"])
+def test_of_processes_that_want_one_name_each_gets_its_own(tmp_path, monkeypatch, given):
+    """All look before the first makes it; of those that ask for a name, one gets it."""
+    monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
+    monkeypatch.setattr(runs, "_circumstances", lambda settings: {})
+    context, count = multiprocessing.get_context("fork"), 8
+    barrier, results = context.Barrier(count), context.Queue()
+    original = Path.mkdir
+
+    def together(path, *how, **more):
+        if path.name in ("run", "catch-20260102-030405"):
+            monkeypatch.setattr(Path, "mkdir", original)
+            barrier.wait(10)
+        original(path, *how, **more)
+
+    def one():
+        try:
+            results.put(runs.create(Settings(env="catch", out=given), tmp_path).name)
+        except ValueError:
+            results.put("refused")
+
+    monkeypatch.setattr(Path, "mkdir", together)
+    processes = [context.Process(target=one) for _ in range(count)]
+    for process in processes:
+        process.start()
+    names = [results.get(timeout=20) for _ in processes]
+    for process in processes:
+        process.join()
+    if given:
+        assert sorted(names) == ["refused"] * (count - 1) + ["run"]
+        return
+    assert len(set(names)) == count
+    assert "refused" not in names
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == set(names)
 
 
 @pytest.mark.parametrize("file", ["summary.json", "params.safetensors"])

@@ -3,9 +3,11 @@
 import difflib
 import functools
 import importlib
+import importlib.util
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fdqn.envs import acrobot, cartpole, catch, mountain_car
@@ -49,6 +51,8 @@ def find(name: str) -> Env | World:
     if isinstance(name, str) and name.startswith("gym:"):
         from fdqn.envs import gym
 
+        if name.count(":") > 1:
+            _import_from_here()  # the module that registers it
         return gym.named(name.removeprefix("gym:"))
     if isinstance(name, str) and name.startswith("ale:"):
         from fdqn.envs import gym
@@ -62,18 +66,22 @@ def is_code(name: str) -> bool:
     return ":" in name and name.partition(":")[0] not in ("gym", "minatar", "ale")
 
 
+def _import_from_here() -> None:
+    """Put the current folder on the import path for good, as `python -m` does: an environment may import in `reset`."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+
+
 def _brought(name: str) -> Env | World:
     module, _, attribute = name.partition(":")
     try:
-        sys.path.insert(0, os.getcwd())  # as `python -m` has it
+        _import_from_here()
         found = getattr(importlib.import_module(module), attribute)
         given = found() if callable(found) and not isinstance(found, Env | World) else found
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         words = " ".join(str(error).split())
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise ValueError(f"env: expected {name} to give an environment, got {kind}{words}") from error
-    finally:
-        sys.path.remove(os.getcwd())
     if isinstance(given, Env | World):
         return given
     import gymnasium
@@ -108,7 +116,49 @@ def _entry(name: str) -> _Entry:
     if not isinstance(name, str):
         raise TypeError(f"name: expected that of an environment, got {name!r}; known: {', '.join(names())}")
     if name not in _ENTRIES:
-        near = difflib.get_close_matches(name, names(), n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
+        near = next(_meant(name), None) or next(iter(difflib.get_close_matches(name, names(), n=1)), None)
+        hint = f"; did you mean '{near}'?" if near else "."
         raise ValueError(f"unknown environment '{name}'{hint} Known: {', '.join(names())}")
     return _ENTRIES[name]
+
+
+def _meant(name: str) -> Iterator[str]:
+    """Names that say where the environment of this name is from: ours, Gymnasium, MinAtar or Atari."""
+    if registered := _registered(name):
+        yield from (key for key, twin in GYMNASIUM.items() if f"gym:{twin}" == registered)
+        yield registered
+    game = re.fullmatch(r"(?:ALE/|MinAtar/)?(\w+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?", name)
+    word = _snake(game[1]) if game else ""
+    minatar = [key for key in names() if key == f"minatar:{word}"]
+    if name == word or name.startswith("MinAtar/"):
+        yield from minatar
+    yield from _atari(word)
+    yield from minatar
+
+
+def _snake(name: str) -> str:
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+def _registered(name: str) -> str | None:
+    """The environment of Gymnasium of that name; without it, or its case, the newest version of it."""
+    import gymnasium
+
+    def task(name: str) -> str:
+        return re.sub(r"-v\d+$", "", name).lower()
+
+    known = [key for key, spec in gymnasium.registry.items() if "ale_py" not in str(spec.entry_point)]
+    same = [key for key in known if task(key) == task(name)]
+    newest = max(same, key=lambda key: int(key.rpartition("-v")[2] or 0), default=None)
+    found = name if name in same else newest
+    return found and f"gym:{found}"
+
+
+def _atari(word: str) -> list[str]:
+    """The game of Atari of that name, where ale-py is installed."""
+    if not word or importlib.util.find_spec("ale_py") is None:
+        return []
+    from ale_py import roms
+
+    name = "".join(map(str.capitalize, word.split("_")))
+    return [f"ale:{name}"] if word in roms.get_all_rom_ids() and _snake(name) == word else []

@@ -1,0 +1,248 @@
+"""The process around a command: the signals that end it, its standard output, and the folder that it starts in."""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+Command = TypeVar("Command")
+
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]
+"""Signals that end a command: Ctrl-C, `kill`, a closed terminal, and what batch systems can send ahead of the end."""
+
+
+def interrupt(number: int, frame: Any = None) -> None:
+    """Handle a signal: raise KeyboardInterrupt with its number."""
+    raise KeyboardInterrupt(signal.Signals(number))
+
+
+def signal_of(error: KeyboardInterrupt) -> signal.Signals:
+    """The signal that raised an interrupt."""
+    return error.args[0] if error.args and isinstance(error.args[0], signal.Signals) else signal.SIGINT
+
+
+# What handled each signal before `handling`.
+_before: dict[int, Any] = {}
+
+
+@contextlib.contextmanager
+def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let `handler` handle SIGNALS in here, but for those that are ignored, as under nohup, or have another handler.
+
+    In a thread that is not the main one no signal can be handled, and none is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = (signal.SIG_DFL, interrupt)
+    numbers = [x for x in SIGNALS if x == signal.SIGINT or signal.getsignal(x) in ours]
+    before = {x: signal.signal(x, handler) for x in numbers if signal.getsignal(x) is not None}
+    outermost = not _before
+    _before.update(before if outermost else {})
+    try:
+        yield
+    finally:
+        if outermost:
+            _before.clear()
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _as_before() -> None:
+    """Take our handlers out of a forked child, such as an environment's worker, which others end by these signals."""
+    while _before:
+        signal.signal(*_before.popitem())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_as_before)
+
+
+class Stop:
+    """A wish to stop, and the signal that said it."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._at_once = False
+
+    def __call__(self) -> bool:
+        """Return True when a run is to stop."""
+        return self.signal is not None
+
+    @property
+    def code(self) -> int:
+        """The exit code for it."""
+        return 128 + (self.signal or signal.SIGINT)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt at the first signal, too; the wish is noted before it goes on."""
+        self._at_once = True
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            self.signal = self.signal or signal_of(error)
+            raise
+        finally:
+            self._at_once = False
+
+
+@contextlib.contextmanager
+def stopping(
+    say: Callable[[str], None],
+    is_compiling: Callable[[], bool] = bool,
+    stopped: type[KeyboardInterrupt] = KeyboardInterrupt,
+) -> Iterator[Stop]:
+    """Turn the first signal into a wish, which a run looks at every few cycles; the second raises KeyboardInterrupt.
+
+    An interrupt in the middle of a compiled step could leave a state that is half written over. In compiling there is
+    nothing to be left, but much to wait for: there the first signal raises `stopped`.
+    """
+    stop = Stop()
+
+    def ask(number: int, frame: Any) -> None:
+        if stop() or stop._at_once:
+            interrupt(number)
+        stop.signal = signal.Signals(number)
+        if is_compiling():
+            raise stopped(stop.signal)
+        if number == signal.SIGINT:
+            say("stopping after a few cycles; Ctrl-C again to stop at once")
+        else:
+            say(f"{stop.signal.name}: stopping after a few cycles; a second signal stops at once")
+
+    with handling(ask):
+        yield stop
+
+
+@contextlib.contextmanager
+def only_json(asked: bool, ends: bool) -> Iterator[Callable[[Any], None]]:
+    """Keep standard output for JSON where that is asked for, and give the function that prints a value there.
+
+    Everything else that is printed, by C code and by other processes too, goes to standard error. With `ends` that
+    stays so: the process is about to end, and may print on its way.
+    """
+    global _output
+    out = sys.stdout
+    if not asked or out is None:  # as under `>&-`
+        yield lambda value: print(json.dumps(value), flush=True)
+        return
+    if not _is_output(out):  # of a notebook, or in a test
+        with contextlib.redirect_stdout(sys.stderr):
+            yield lambda value: print(json.dumps(value), file=out, flush=True)
+        return
+    _flush(out)
+    kept = {number: os.dup(number) for number in {1, out.fileno()}}
+    output, _output = _output or kept[1], (_output or kept[1]) if ends else None
+    try:
+        for number in kept:
+            _to_standard_error(number)
+        with contextlib.redirect_stdout(sys.stderr):
+            yield lambda value: _write(output, json.dumps(value).encode() + b"\n")
+    finally:
+        _flush(out)
+        for number, copy in kept.items():
+            if not ends:
+                os.dup2(output if number == 1 else copy, number)
+            if not ends or copy != output:
+                os.close(copy)
+
+
+# Standard output, where a command of this process has ended that kept it for JSON.
+_output: int | None = None
+
+
+def _is_output(stream: Any) -> bool:
+    """Return whether a stream writes to the file of descriptor 1."""
+    try:
+        return os.path.sameopenfile(stream.fileno(), 1)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _to_standard_error(number: int) -> None:
+    try:
+        os.dup2(2, number)
+    except OSError:  # there is none
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def _flush(stream: Any) -> None:
+    """Write out what Python's stream and those of C hold back."""
+    with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).fflush(None)
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+@contextlib.contextmanager
+def printable() -> Iterator[None]:
+    """Print what the locale's encoding lacks as escapes, in place of an error."""
+    strict = [x for x in (sys.stdout, sys.stderr) if getattr(x, "errors", "") == "strict"]
+    streams: list[Any] = [x for x in strict if hasattr(x, "reconfigure")]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream in streams:
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="strict")
+
+
+# Absolute paths and how they were typed, the longest first.
+_typed: ContextVar[list[tuple[str, str]] | None] = ContextVar("typed", default=None)
+
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+def placed(command: Command) -> Command:
+    """The command with paths that hold wherever its process goes; `shown` gives them as they were typed."""
+    for name in CACHES:
+        if os.environ.get(name):
+            os.environ[name] = os.path.abspath(os.environ[name])
+    typed: dict[str, str] = {}
+    fields: dict[str, Any] = {}
+    settings = getattr(command, "settings", None)
+    if settings is not None and not os.path.isabs(settings.out or ""):
+        typed[f"{Path.cwd()}/"] = ""  # of a folder that gets its name later
+    for field in dataclasses.fields(command):  # type: ignore[arg-type]
+        value = getattr(command, field.name)
+        if isinstance(value, Path):
+            fields[field.name] = _absolute(value, typed)
+        elif isinstance(value, tuple) and any(isinstance(x, Path) for x in value):
+            fields[field.name] = tuple(_absolute(x, typed) for x in value)
+    _typed.set(sorted(typed.items(), key=lambda item: -len(item[0])))
+    return dataclasses.replace(command, **fields)  # type: ignore[type-var]
+
+
+def _absolute(path: Path, typed: dict[str, str]) -> Path:
+    if path.is_absolute():
+        return path
+    for part in (path, *path.parents[:-1]):
+        typed[str(part.absolute())] = str(part)
+    return path.absolute()
+
+
+def shown(text: Any) -> str:
+    """A text with the paths in it as they were typed."""
+    text = str(text)
+    for absolute, typed in _typed.get() or ():
+        text = re.sub(rf"(?<![\w/]){re.escape(absolute)}", typed.replace("\\", r"\\"), text)
+    return text

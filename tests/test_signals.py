@@ -1,0 +1,394 @@
+"""Signals that end a command: what it leaves behind, what it says, and its exit code."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fdqn import cli, compile, evaluate, history, process, runs, toolchain, train
+
+TINY = shlex.split(
+    "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
+)
+FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
+ROOT = Path(cli.__file__).resolve().parents[1]
+CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138, "SIGUSR2": 140}
+
+
+@pytest.fixture(autouse=True)
+def no_picture(monkeypatch):
+    """Pictures have tests of their own and take a second."""
+    monkeypatch.setattr(runs, "picture", lambda *given: None)
+
+
+def send(name):
+    os.kill(os.getpid(), getattr(signal, name))
+
+
+def handlers():
+    return [signal.getsignal(number) for number in process.SIGNALS]
+
+
+def checkpoints(path):
+    return sorted(int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdigit())
+
+
+@pytest.fixture
+def at_first_report(monkeypatch):
+    """Do something when a run has made its first report."""
+
+    def patch(act):
+        def acting(*given):
+            for i, report in enumerate(original(*given)):
+                if i == 0:
+                    act()
+                yield report
+
+        original = history.record
+        monkeypatch.setattr(history, "record", acting)
+
+    return patch
+
+
+@pytest.mark.parametrize("name", list(CODES))
+def test_a_signal_ends_a_run_as_ctrl_c_does(tmp_path, capsys, at_first_report, name):
+    at_first_report(lambda: send(name))
+    before, path = handlers(), tmp_path / "run"
+    assert cli.main(["train", *TINY, "--json", "--out", str(path)]) == CODES[name]
+    out, err = capsys.readouterr()
+    summary = json.loads((path / "summary.json").read_text())
+    assert json.loads(out) == summary
+    assert 100 <= summary["steps"] < 300
+    assert checkpoints(path)[-1] == summary["steps"]
+    assert {p.name for p in path.iterdir()} == FILES
+    assert f"stopped at {summary['steps']} of 300 steps; the files in {path} are complete" in err
+    assert f"fdqn resume {path} goes on" in err
+    assert "Traceback" not in err
+    assert handlers() == before
+
+
+def test_a_run_stopped_by_sigterm_is_resumed_to_the_same_end(tmp_path, at_first_report, monkeypatch):
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "whole")]) == 0
+    at_first_report(lambda: send("SIGTERM"))
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 143
+    assert cli.main(["resume", str(tmp_path / "run")]) == 143, "a resumed run is stopped in the same way"
+    monkeypatch.undo()
+    assert cli.main(["resume", str(tmp_path / "run")]) == 0
+    params = [(tmp_path / name / "params.safetensors").read_bytes() for name in ("whole", "run")]
+    assert params[0] == params[1]
+
+
+@pytest.mark.parametrize(("first", "second"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM"), ("SIGTERM", "SIGINT")])
+def test_a_second_signal_of_either_kind_stops_at_once(tmp_path, capsys, monkeypatch, first, second):
+    def slow(*given):
+        functions = original(*given)
+
+        def collect(*state):
+            for name in (first, second):
+                send(name)
+                time.sleep(0.01)
+            return pytest.fail("it went on")
+
+        return functions._replace(collect=collect)
+
+    original = runs.functions
+    monkeypatch.setattr(runs, "functions", slow)
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == CODES[second]
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert f"fdqn resume {tmp_path / 'run'} goes on from the last checkpoint" in err
+    assert err.splitlines()[-1] == "fdqn: " + ("interrupted" if second == "SIGINT" else "stopped by SIGTERM")
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_sigterm_in_the_closing_episodes(tmp_path, capsys, monkeypatch):
+    def slow(*given, **more):
+        send("SIGTERM")
+        time.sleep(0.01)
+        return original(*given, **more)
+
+    original = evaluate.outside
+    monkeypatch.setattr(evaluate, "outside", slow)
+    path = tmp_path / "run"
+    assert cli.main(["train", *TINY, "--out", str(path)]) == 143
+    err = capsys.readouterr().err
+    assert f"stopped at 300 of 300 steps; the files in {path} are complete" in err
+    assert {p.name for p in path.iterdir()} == FILES
+    assert json.loads((path / "summary.json").read_text())["final_return"]["iqm"] > 0
+
+
+def test_a_signal_while_the_picture_is_drawn_waits_for_the_files(tmp_path, capsys, monkeypatch):
+    def slow(*given):
+        send("SIGTERM")
+        return original(*given)
+
+    original = runs.picture
+    monkeypatch.setattr(runs, "picture", slow)
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 143
+    assert {p.name for p in (tmp_path / "run").iterdir()} == FILES
+    assert "stopped at 300 of 300 steps" in capsys.readouterr().err
+
+
+def test_an_evaluation_on_the_way_is_not_waited_for(tmp_path, capsys, monkeypatch):
+    """It leaves no row, and the run is saved as it is."""
+
+    def slow(*given, **more):
+        send("SIGTERM")
+        time.sleep(0.01)
+        return pytest.fail("it went on")
+
+    path = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "greedy", slow)
+        patched.setattr(cli, "EPISODES", 1)
+        assert cli.main(["train", *TINY, "--evaluate-every", "100", "--out", str(path)]) == 143
+    assert f"fdqn resume {path} goes on" in capsys.readouterr().err
+    assert not (path / "evaluations.csv").exists()
+    assert checkpoints(path)[-1] >= 100
+    assert cli.main(["resume", str(path)]) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["--video", "a.gif"]])
+def test_sigterm_in_eval_leaves_no_part_of_a_file(tmp_path, capsys, monkeypatch, more):
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    capsys.readouterr()
+    original = evaluate.greedy if not more else os.fsync
+
+    def signalled(*given, **more):
+        send("SIGTERM")
+        time.sleep(0.01)
+        return original(*given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((evaluate, "greedy") if not more else (os, "fsync")), signalled)
+        code = cli.main(["eval", "run", "--episodes", "1", "--json", *more])
+    assert code == 143
+    out, err = capsys.readouterr()
+    assert err == "fdqn: stopped by SIGTERM\n"
+    assert bool(out) == bool(more)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+# Compiling
+
+
+def test_compilers_end_with_the_interrupt():
+    started = []
+
+    def compiling():
+        with compile._compiling():
+            assert compile.is_compiling()
+            started.append(subprocess.Popen(["sh", "-c", "sleep 60 & wait"]))
+            time.sleep(0.2)  # until there is a grandchild
+            raise KeyboardInterrupt
+
+    before = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compiling()
+        assert not compile.is_compiling()
+        assert started[0].wait(timeout=1) < 0
+        assert before.poll() is None, "what was there before goes on"
+        assert not {pid for pid in toolchain._descendants() if toolchain._is_running(pid)} - {before.pid}
+    finally:
+        before.kill()
+        before.wait()
+
+
+def test_a_signal_while_compiling_keeps_what_was_collected(tmp_path, capsys, monkeypatch):
+    """The state is whole before `cycle` has run: the steps before learning are saved."""
+
+    def compiled(*given):
+        functions = original(*given)
+
+        def cycle(*state):
+            with compile._compiling():
+                send("SIGTERM")
+                time.sleep(5)
+            return pytest.fail("it went on")
+
+        return functions._replace(cycle=cycle)
+
+    original, path = runs.functions, tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "functions", compiled)
+        assert cli.main(["train", *TINY, "--out", str(path)]) == 143
+    assert f"stopped at 100 of 300 steps; the files in {path} are complete; fdqn resume {path} goes on" in (
+        capsys.readouterr().err
+    )
+    assert checkpoints(path) == [100]
+    assert cli.main(["resume", str(path)]) == 0
+    assert cli.main(["train", *TINY, "--out", str(tmp_path / "whole")]) == 0
+    params = [(tmp_path / name / "params.safetensors").read_bytes() for name in ("whole", "run")]
+    assert params[0] == params[1]
+
+
+def test_a_signal_before_anything_was_trained(tmp_path, capsys, monkeypatch):
+    def compiled(*given):
+        functions = original(*given)
+
+        def collect(*state):
+            with compile._compiling():
+                send("SIGHUP")
+                time.sleep(5)
+
+        return functions._replace(collect=collect)
+
+    original, path = runs.functions, tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(runs, "functions", compiled)
+        assert cli.main(["train", *TINY, "--json", "--out", str(path)]) == 129
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"stopped at 0 of 300 steps; the files in {path} are complete; fdqn resume {path} goes on" in err
+    assert cli.main(["resume", str(path)]) == 0
+
+
+def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monkeypatch):
+    """In a world `learn` is compiled after all steps of a cycle but one: nothing could go on from there."""
+    from fdqn import worlds
+
+    def compiled(*given):
+        def learn(*state):
+            with compile._compiling():
+                send("SIGTERM")
+                time.sleep(5)
+
+        return original(*given)._replace(learn=learn)
+
+    original, path = worlds.vmapped, tmp_path / "run"
+    words = "--env gym:CartPole-v1 --steps-per-cycle 2 --num-envs 2"
+    with monkeypatch.context() as patched:
+        patched.setattr(worlds, "vmapped", compiled)
+        assert cli.main(["train", *TINY, *words.split(), "--out", str(path)]) == 143
+    assert "Traceback" not in capsys.readouterr().err
+    assert checkpoints(path) == []
+    assert cli.main(["resume", str(path)]) == 0
+
+
+def test_a_stopped_run_does_not_begin_to_compile():
+    def collect(*given):
+        return pytest.fail("it was called")
+
+    stop = process.Stop()
+    functions = cli._stopped_before_compiling(train.Functions(*[collect] * 4), stop, True)
+    stop.signal = signal.SIGTERM
+    with pytest.raises(train.Stopped):
+        functions.collect()
+
+
+# Handlers
+
+
+def test_ignored_signals_and_handlers_of_others_stay(monkeypatch):
+    def others(*given):
+        return None
+
+    old = [signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGUSR1, others)]
+    try:
+        with process.handling(process.interrupt):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "as nohup has it"
+            assert signal.getsignal(signal.SIGUSR1) == others
+            assert signal.getsignal(signal.SIGTERM) == process.interrupt
+    finally:
+        signal.signal(signal.SIGHUP, old[0])
+        signal.signal(signal.SIGUSR1, old[1])
+
+
+def test_a_forked_worker_can_be_terminated():
+    """Vector environments end their workers by SIGTERM, which must not be taken for a wish there."""
+    with process.handling(process.interrupt), process.stopping(print):
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        time.sleep(0.1)
+        worker.terminate()
+        worker.join(5)
+        code = worker.exitcode
+        worker.kill()
+    assert code == -signal.SIGTERM
+
+
+def test_the_command_runs_in_a_thread(tmp_path, capsys):
+    codes = []
+    words = ["train", *TINY, "--out", str(tmp_path / "run")]
+    thread = threading.Thread(target=lambda: codes.append(cli.main(words)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert {p.name for p in (tmp_path / "run").iterdir()} == FILES
+    thread = threading.Thread(target=lambda: codes.append(cli.main(["eval", str(tmp_path / "run"), "--episodes", "1"])))
+    thread.start()
+    thread.join()
+    assert codes == [0, 0]
+
+
+# As a process
+
+
+def started(path, *words, **more):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
+    command = [sys.executable, "-m", "fdqn", "train", *words, "--steps", "100000000", "--json", "--out", str(path)]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def said_until(running, words):
+    lines = [""]
+    while words not in lines[-1]:
+        lines.append(running.stderr.readline())
+        assert lines[-1], "".join(lines)
+
+
+def test_sigterm_to_a_process(tmp_path):
+    running = started(tmp_path / "run", *TINY[:2], *TINY[4:])
+    try:
+        said_until(running, "step 200 ")
+        running.terminate()
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 143
+    assert "Traceback" not in err
+    assert f"fdqn resume {tmp_path / 'run'} goes on" in err
+    assert checkpoints(tmp_path / "run") == [json.loads(out)["steps"]]
+
+
+def of_folder(path):
+    """The processes whose command line names a folder."""
+    lines = {}
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines[int(file.parent.name)] = file.read_bytes()
+    return [pid for pid, line in lines.items() if os.fsencode(path) in line]
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_process_that_compiles(tmp_path):
+    cache = tmp_path / "cache"
+    running = started(tmp_path / "run", *TINY[:2], *TINY[4:-1], TORCHINDUCTOR_CACHE_DIR=str(cache))
+    try:
+        said_until(running, "compiling")
+        until = time.monotonic() + 60
+        while not of_folder(cache):
+            assert time.monotonic() < until, "no compiler was started"
+            time.sleep(0.05)
+        session = [pid for pid in toolchain._descendants() if pid != running.pid]
+        running.terminate()
+        _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 143
+    assert "Traceback" not in err
+    assert "stopped at 0 of 100,000,000 steps" in err
+    assert of_folder(cache) == []
+    assert not [pid for pid in session if toolchain._is_running(pid)]
