@@ -53,7 +53,7 @@ class Transition(NamedTuple):
     reward: Tensor
     """[...] float."""
     discount: Tensor
-    """[...] float, 0 if the task ended here, else 1 (also at a time limit)."""
+    """[...] float, 0 if the task ended here, else 1 (also at a time limit). Other numbers multiply gamma too."""
     next_obs: Tensor
     """[..., *O]."""
     next_legal: Tensor

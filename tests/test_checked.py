@@ -295,11 +295,29 @@ class Old(Strict):
         return self.shown()
 
 
-def test_a_reset_without_a_seed_is_named_before_anything_runs():
-    with pytest.raises(
-        ValueError, match=r"got 'old': expected reset to take seed and options, got reset\(\); take both"
-    ):
-        gym.of("old", Old)
+class Seeded(Strict):
+    """Takes a seed but no options."""
+
+    def reset(self, *, seed=None):
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize(("make", "lacks"), [(Old, "seed"), (Seeded, "options")])
+def test_a_reset_that_takes_no_seed_or_options_is_named(make, lacks):
+    says = rf"got env: expected reset to take seed and options, got .* unexpected keyword argument '{lacks}'; take both"
+    with pytest.raises(ValueError, match=says):
+        gym.of("old", make).open(1, 1).reset([[1]])
+
+
+def test_an_old_environment_in_a_wrapper_that_knows_how_is_taken():
+    class Knowing(gymnasium.Wrapper):
+        def reset(self, *, seed=None, options=None):
+            self.env.time = 0
+            return self.env.reset(), {}
+
+    games = gym.of("old", lambda: Knowing(Old(dtype=np.int64))).open(1, 1)
+    games.reset([[1]])
+    assert games.step(np.array([[1]])).alive.all()
 
 
 RIGHT = {

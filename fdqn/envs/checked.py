@@ -1,6 +1,5 @@
 """Single environments held to Gymnasium's API: what `reset` and `step` return is checked value by value."""
 
-import inspect
 import reprlib
 from collections.abc import Mapping
 from typing import Any
@@ -23,18 +22,25 @@ class Checked(gymnasium.Wrapper):
     A reward may be an array of one number. `lives` that are no number are left out of infos, and a mask of None too.
     Where neither observation nor info has a mask, it is that of a method `action_masks()`, the convention of
     sb3-contrib, if there is one; it is not asked once the task has ended. With `only_used`, infos hold nothing else, so
-    that infos of another type in every environment do no harm. Raises ValueError where `reset` takes no seed.
+    that infos of another type in every environment do no harm.
     """
 
     def __init__(self, env: gymnasium.Env, only_used: bool = False) -> None:
         super().__init__(env)
-        _check_signature(env)
         self._only_used = only_used
         self._masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
 
     def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
         """Observation and info, both checked."""
-        obs, info = reset_values(self.env.reset(**how))
+        try:
+            answer = self.env.reset(**how)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise ValueError(
+                f"env: expected reset to take seed and options, got {error}; take both, as since Gym 0.26"
+            ) from error
+        obs, info = reset_values(answer)
         self._check_shape("reset", obs)
         return obs, self._info(obs, info, ended=False)
 
@@ -91,20 +97,6 @@ def step_values(answer: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
         )
     _check_info("step", answer[4])
     return answer[0], answer[1], answer[2], answer[3], answer[4]
-
-
-def _check_signature(env: gymnasium.Env) -> None:
-    reset = env.unwrapped.reset
-    try:
-        signature = inspect.signature(reset)
-    except (TypeError, ValueError):  # of what is not written in Python
-        return
-    try:
-        signature.bind(seed=0, options=None)
-    except TypeError:
-        raise ValueError(
-            f"env: expected reset to take seed and options, got reset{signature}; take both, as since Gym 0.26"
-        ) from None
 
 
 def _check_info(method: str, info: Any) -> None:

@@ -131,14 +131,11 @@ def world(
         with contextlib.ExitStack() as closing:
             probe = make(1)
             closing.callback(close, probe)
-            hold(probe)
             actions, observed = probe.single_action_space, probe.single_observation_space
             limit = limit or (probe.spec.max_episode_steps if probe.spec is not None else None)
             mode = probe.metadata.get("autoreset_mode")
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
-        raise ValueError(
-            f"env: expected an environment of Gymnasium, got {name!r}: {_said(error).removeprefix('env: ')}"
-        ) from error
+        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {_said(error)}") from error
     if not isinstance(actions, Discrete):
         raise ValueError(f"env: expected discrete actions, got {actions} in {name!r}")
     if not isinstance(mode, AutoresetMode):
