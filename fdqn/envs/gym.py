@@ -438,7 +438,7 @@ def _final(space: Space, infos: Mapping[str, Any], ended: NDArray[np.bool_]) -> 
 def patience(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in here after so many seconds, and show on standard error where it hangs.
 
-    Native code that does not come back cannot be interrupted, only shown: a `kill` ends it, and a run of the command is
+    Native code that does not come back cannot be interrupted, only shown: `kill -9` ends it, and a run of a command is
     resumed from its last checkpoint. Where the system has no such signal, or outside of the main thread, it takes as
     long as it takes, and nothing is shown.
     """
