@@ -711,7 +711,7 @@ def _eval(command: Eval, emit: Emit) -> None:
     console = _ready()
     import torch
 
-    from fdqn import build, envs, evaluate, runs, video
+    from fdqn import build, compile, envs, evaluate, runs, tree, video
 
     if command.video is not None:
         _check_video(command.video)
@@ -732,9 +732,9 @@ def _eval(command: Eval, emit: Emit) -> None:
     seeds, epsilon = _chosen(command.seed, build.seeds(settings)), settings.evaluate_epsilon
     failed = [seed for seed in run.failed if seed in seeds]
     device = build.device(dataclasses.replace(settings, device=command.device or _own_device(settings)))
+    compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
     lanes = [build.seeds(settings).index(seed) for seed in seeds]
-    params = {name: x[lanes].to(device) for name, x in run.params.items()}
-    keys = build.keys(settings)[lanes].to(device)
+    params, keys = tree.to(tree.index(run.params, lanes), device), build.keys(settings)[lanes]
     fast = _player(command.compile and settings.compile, env, network, epsilon)
 
     def broke(lane: int, words: str) -> None:

@@ -149,8 +149,8 @@ def test_an_evaluation_on_the_way_is_not_waited_for(tmp_path, capsys, monkeypatc
     path = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(evaluate, "greedy", slow)
-        patched.setattr(cli, "EPISODES", 1)
-        assert cli.main(["train", *TINY, "--evaluate-every", "100", "--out", str(path)]) == 143
+        words = ["train", *TINY, "--evaluate-every", "100", "--evaluate-episodes", "1"]
+        assert cli.main([*words, "--out", str(path)]) == 143
     assert f"fdqn resume {path} goes on" in capsys.readouterr().err
     assert not (path / "evaluations.csv").exists()
     assert checkpoints(path)[-1] >= 100
