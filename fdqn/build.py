@@ -189,7 +189,7 @@ def _counts(file: Path) -> dict[str, int]:
 def _text(file: Path) -> str:
     """What a file of the system says; nothing where there is none."""
     try:
-        return file.read_text()
+        return file.read_text("utf-8", "replace")
     except OSError:
         return ""
 

@@ -256,6 +256,8 @@ class Interaction(NamedTuple):
 
 def interactions(noise: Noise) -> Interaction:
     """The k steps of one cycle, leaves [S, k, ...] of noise as leaves [k, S, ...]."""
+    check.kind("noise", noise, Noise)
+    check.shapes("noise.act[S k E 2] noise.env[S k E K]", noise.act, noise.env)
     act, env = noise.act.transpose(0, 1).contiguous(), noise.env.transpose(0, 1).contiguous()
     steps, lanes = act.shape[:2]
     return Interaction(act, env, torch.arange(steps, device=act.device).unsqueeze(-1).repeat(1, lanes))
@@ -273,6 +275,9 @@ def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
 
 def interact(program: Program, state: TrainState, noise: Interaction) -> TrainState:
     """Act once in every environment and add the transitions to replay."""
+    check.kind("state", state, TrainState)
+    envs = program.config.num_envs
+    check.shapes(f"noise.act[{envs} 2] noise.env[{envs} {program.env.spec.noise}]", noise.act, noise.env)
     taken = state.cycle * program.config.env_steps + noise.number * program.config.num_envs
     explored = epsilon(state.hyper, taken, random_steps(program, state))
     action = dqn.act(program.network.apply, state.learner.params, state.obs, state.legal, explored, noise.act)
@@ -319,6 +324,8 @@ def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
 
 def update(program: Program, state: TrainState, words: Tensor) -> TrainState:
     """Update once, from the rows of replay that `words` [B] choose. `learn` is several of these."""
+    check.kind("state", state, TrainState)
+    check.shapes(f"words[{program.config.batch_size}]", words)
     batch = replay.sample(state.replay, words)
     updated, diagnostics = dqn.learn(program.loss, program.optimizer(state.hyper), state.learner, batch, state.hyper)
     if program.config.target_period == 0:

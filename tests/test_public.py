@@ -243,8 +243,12 @@ ELSEWHERE = {
     },
     "train": {
         **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report", "Stopped"), ""),
+        "Interaction": "",
         **dict.fromkeys(
-            ("init", "noise", "draw", "draw_numbered", "collect", "remember", "learn", "cycle", "sync", "run"),
+            (
+                *("init", "noise", "draw", "draw_numbered", "collect", "remember", "learn", "cycle", "sync", "run"),
+                *("interact", "interactions", "update"),
+            ),
             "a whole program's laws",
         ),
         "cycle_numbers": "counts",

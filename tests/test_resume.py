@@ -339,16 +339,15 @@ def assert_undisturbed(whole, path):
         assert summaries[0][name] == summaries[1][name]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_kill_9_at_any_moment(processes, whole, tmp_path, seed):
-    killed_and_resumed(processes, tmp_path / "run", seed)
+def test_kill_9_at_any_moment(processes, whole, tmp_path):
+    killed_and_resumed(processes, tmp_path / "run", 0)
     assert_undisturbed(whole, tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_kill_9_a_hundred_times(processes, whole, tmp_path):
     inside = 0
-    for seed in range(2, 22):
+    for seed in range(1, 21):
         inside += killed_and_resumed(processes, tmp_path / str(seed), seed)
         assert_undisturbed(whole, tmp_path / str(seed))
     print(f"{inside} of 100 inside a save")

@@ -66,6 +66,7 @@ OTHER = {
     "device": "cpu",
     "tf32": True,
     "compile": False,
+    "check_compile": False,
     "out": "somewhere",
 }
 

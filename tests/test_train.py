@@ -749,3 +749,19 @@ def test_a_program_of_a_module_can_be_pickled():
     network = networks.from_module(partial(nn.Linear, 4, 2))
     program = examples.program(network=network)
     assert pickle.loads(pickle.dumps(program)).network.init(random.key(0)).keys() == {"weight", "bias"}
+
+
+def test_a_cycle_is_its_steps_and_then_its_updates():
+    """In the order of `collect` and `learn`, with epsilon that changes within the cycle."""
+    config = {"steps_per_cycle": 3, "updates_per_cycle": 2, "target_period": 4, "learning_starts": 18}
+    program, (hyper, keys) = examples.program(**config), examples.lanes(2)
+    state = programs.advance(program, train.init(program, hyper, keys), 4)
+    noise = tree.index(train.noise(program, keys, 4, 1), 0)
+    expected = vmap(partial(train.cycle, program))(state, noise)
+    steps = train.interactions(noise)
+    for i in range(3):
+        state = vmap(partial(train.interact, program))(state, tree.index(steps, i))
+    state = state._replace(cycle=state.cycle + 1)
+    for i in range(2):
+        state = vmap(partial(train.update, program))(state, noise.sample[:, i])
+    asserts.assert_trees_equal(expected, state)

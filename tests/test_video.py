@@ -1,5 +1,6 @@
 """Episodes as pictures: what is shown is what was played, as a GIF that others read."""
 
+import contextlib
 import io
 import itertools
 import sys
@@ -216,9 +217,10 @@ def small_network():
 
 def test_a_class_of_one_s_own_shows_every_step_and_its_end():
     network, params = small_network()
-    scenes = list(video.outside("mine:Shown", of_shown(), network, params, KEYS, 2, [0] * 4))
-    assert [now.frames[0][0, 0, 0] for now in scenes[:6]] == [0, 1, 2, 3, 4, 5]
-    assert [now.ended.all() for now in scenes[:6]] == [False] * 5 + [True]
+    with contextlib.closing(video.outside("mine:Shown", of_shown(), network, params, KEYS, 2, [0] * 4)) as shown:
+        scenes = list(itertools.islice(shown, 6))
+    assert [now.frames[0][0, 0, 0] for now in scenes] == [0, 1, 2, 3, 4, 5]
+    assert [now.ended.all() for now in scenes] == [False] * 5 + [True]
     assert scenes[5].returns.tolist() == [5.0] * 4
 
 

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium
 import numpy as np
@@ -46,7 +46,7 @@ class Checked(gymnasium.Wrapper):
         self._check_shape("reset", obs)
         return obs, self._info(obs, info, ended=False)
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Observation, reward, terminated, truncated and info, all checked."""
         answer = self.env.step(action)
         if self._is_plain(answer):
