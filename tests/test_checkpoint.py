@@ -1,8 +1,8 @@
 """Checkpoints: what comes back is bit for bit what went in, or a sentence; whatever fails, the last one is there."""
 
 import contextlib
-import gc
 import errno
+import gc
 import hashlib
 import io
 import itertools
