@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
     """The comparison of one step: `begin` before the compiled step, which writes over its state, then `end`."""
 
     begin: Callable[[Any, Any], Any]
-    """`begin(state [S, ...], x [S, ...]) -> expected`; None where nothing is compared any more."""
+    """`begin(state [S, ...], xs [n, S, ...]) -> expected`, of the first x; None where nothing is compared any more."""
     end: Callable[[Any, Any], None]
     """`end(expected, state)` raises MismatchError, naming the leaf, if this step and the one before it differ."""
 
@@ -44,22 +44,26 @@ class Comparison(NamedTuple):
 def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
     """Compare the first steps with `step(state, x) -> state`, a function of one lane, until one agrees."""
     differing: list[str] = []
-    agreed = False
+    over = False  # asked at every call, so that a run pays nothing once it is settled
 
-    def begin(state: Any, x: Any) -> Any:
+    def begin(state: Any, xs: Any) -> Any:
+        nonlocal over
+        if over:
+            return None
         few = slice(LANES)
         compared = tree.index(state, few)
-        if agreed or tree.nbytes(compared) > LARGEST:
+        if tree.nbytes(compared) > LARGEST:
+            over = True
             return None
         with torch.no_grad():
-            return vmap(step)(compared, tree.index(x, few))
+            return vmap(step)(compared, tree.index(xs, (0, few)))
 
     def end(expected: Any, state: Any) -> None:
-        nonlocal agreed
+        nonlocal over
         if expected is None:
             return
         found = differences(expected, tree.index(state, slice(LANES)))
-        agreed = not found
+        over = not found
         differing.extend(found[:1])
         if found and len(differing) >= ATTEMPTS:
             raise MismatchError(
@@ -79,7 +83,7 @@ def compared(fold: Callable[[State, Any], State], step: Callable[[State, Any], S
     begin, end = comparison(step)
 
     def folded(state: State, xs: Any) -> State:
-        expected = begin(state, tree.index(xs, 0))
+        expected = begin(state, xs)
         if expected is None:
             return fold(state, xs)
         state = fold(state, tree.index(xs, slice(1)))
