@@ -7,7 +7,7 @@ first use, so `fdqn --help` need not wait for torch.
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "actions",

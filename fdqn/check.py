@@ -246,8 +246,13 @@ def _inside(name: str, x: Tensor, size: int, expected: str) -> None:
         raise ValueError(f"{name}{at or ''}: expected {expected}, got {x[tuple(at)].item()}")
 
 
+def is_traced() -> bool:
+    """Return True while `torch.compile` traces the caller."""
+    return torch.compiler.is_compiling()
+
+
 def _may_be_open(x: Tensor) -> bool:
-    return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu"
+    return not is_traced() and type(x) is Tensor and x.device.type == "cpu"
 
 
 def _open(flags: Tensor) -> Tensor | None:

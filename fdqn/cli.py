@@ -246,7 +246,7 @@ def _parse(arguments: list[str]) -> Command:
         choices[0] = Annotated[Train, tyro.conf.subcommand("train", default=default)]
     complaint = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaint):
+        with process.REDIRECTING, contextlib.redirect_stderr(complaint):
             command, unknown = tyro.cli(
                 cast(Any, functools.reduce(operator.or_, choices)),
                 prog="fdqn",
@@ -347,7 +347,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
         wanted = max(wanted, planned)
         program, state = _begun(console, settings)
         where = history.restored(path, settings, program, state, command.fallback)
-        runs.replan(path, wanted, settings.on_nan, settings.device)
+        runs.replan(path, wanted, settings)
         for damaged in where.passed:
             console.print(f"passed over and set aside: {damaged}", soft_wrap=True)
         for line in runs.differences(path, settings):
@@ -476,9 +476,8 @@ def _go_on_until(
             return nothing
 
     def periodic(state: train.TrainState) -> Any:
-        """None where it is stopped."""
-        with contextlib.suppress(KeyboardInterrupt), stop.at_once():
-            return greedy(env, program.network, state.learner.params, state.key)
+        """Played to its end also where the run is to stop: a resumed run would not play it again."""
+        return greedy(env, program.network, state.learner.params, state.key)
 
     def play(env: Any, network: Any, params: Any, keys: Any, cut: Any) -> Any:
         limit = runs.step_limit(path, settings, env.spec)
@@ -566,11 +565,13 @@ def _go_on_until(
 def _warnings_as_lines(console: "Console") -> Iterator[None]:
     """Print what fdqn warns of as one line, without the place in its code; other warnings as they are."""
     with warnings.catch_warnings():
-        show = warnings.showwarning
+        show, shown = warnings.showwarning, set[str]()
 
         def line(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
             if Path(filename).parent == Path(__file__).parent:
-                console.print(str(message), soft_wrap=True)
+                if str(message) not in shown:  # each compiled function may give the same reason
+                    console.print(str(message), soft_wrap=True)
+                shown.add(str(message))
             else:
                 show(message, category, filename, *rest, **more)
 
@@ -742,7 +743,7 @@ def _eval(command: Eval, emit: Emit) -> None:
 
     episodes = run.settings.evaluate_episodes if command.episodes is None else command.episodes
     limit, cut = command.evaluate_steps or runs.step_limit(command.run, run.settings, env.spec), []
-    with _episodes(console, len(seeds) * episodes, limit) as progress:
+    with _warnings_as_lines(console), _episodes(console, len(seeds) * episodes, limit) as progress:
         returns = evaluate.greedy(
             env, network, params, keys, episodes, progress, fast, epsilon, broke, limit, lambda *told: cut.append(told)
         )

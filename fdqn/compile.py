@@ -49,7 +49,7 @@ GRAPHS_KEPT = 8
 
 
 # Steps and updates of a cycle that are compiled as one graph; of more, one step and one update are compiled.
-UNROLLED = 8
+UNROLLED = 16
 
 
 class _Place(int):
@@ -244,7 +244,7 @@ def _loops(
             raise ValueError(f"split: expected groups of a size that divides {len(leaves[0])} lanes, got {parts}")
         group = slice(parts.lanes)
         library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
-        with _compiling():  # loading compiles the loop itself when it is first needed
+        with compiling():  # loading compiles the loop itself when it is first needed
             return None if library is None else loop(library, leaves, parts)
 
     return loop_for
@@ -417,7 +417,7 @@ def allow_tf32(allowed: bool) -> None:
 # Tracing and compiling replace functions and settings of the whole process, so one thread does it at a time.
 _LOCK = threading.RLock()
 
-# How deep this thread is in `_compiling`.
+# How deep this thread is in `compiling`.
 _depth = threading.local()
 
 
@@ -427,7 +427,7 @@ def is_compiling() -> bool:
 
 
 @contextlib.contextmanager
-def _compiling() -> Iterator[None]:
+def compiling() -> Iterator[None]:
     """Only this thread traces and compiles. No gradients are recorded, torch's warnings about itself are not shown, and
     an interrupt ends the compilers that were started.
     """
@@ -454,7 +454,7 @@ def _made_once(make: Callable[..., Made], f: Callable[..., Any]) -> Callable[...
         shared = (owners.setdefault(_storage(x), i) for i, x in enumerate(_tensors(args)))
         signature = (torch.get_num_threads(), tree.structure(args), *map(_kind, leaves), *shared)
         if signature not in known:
-            with _compiling():
+            with compiling():
                 if signature not in known:
                     known[signature] = make(f, args)
         return known[signature]
@@ -585,7 +585,7 @@ def _end(maker: subprocess.Popen[bytes]) -> None:
 
 def _make_ordered() -> None:
     """The other process."""
-    with _compiling():
+    with compiling():
         _make(pickle.load(sys.stdin.buffer))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fdqn import build, envs, files, networks, runs, tree
+from fdqn import build, compile, envs, files, networks, runs, tree
 from fdqn.settings import Settings
 from fdqn.types import Params
 
@@ -78,7 +78,8 @@ def _policy(settings: Settings, params: Params) -> bytes:
     spec = envs.find(settings.env).spec
     module = networks.to_module(build.network(settings), params).requires_grad_(False)
     obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
-    program = torch.export.export(module, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    with compile.compiling():
+        program = torch.export.export(module, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     for node in program.graph.nodes:  # where fdqn is installed is nobody's business who is given the file
         node.meta.pop("stack_trace", None)
     return _saved(torch.export.save, program)

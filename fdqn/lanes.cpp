@@ -35,7 +35,7 @@ struct Input {
 // The groups of one call and how far each has come, shared by the threads that work on them.
 //
 // A thread takes whichever group is free, so a thread whose core is busy with something else does less of the work and
-// delays the others by one piece at most. A group is worked on by one thread at a time, through its cycles in order: its
+// delays the others by one piece at most, as long as there are more groups than threads. A group is worked on by one thread at a time, through its cycles in order: its
 // results do not depend on who computes them.
 class Work {
  public:

@@ -14,6 +14,11 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 Command = TypeVar("Command")
 
 SIGNALS = [
@@ -126,24 +131,36 @@ def stopping(
         yield stop
 
 
+REDIRECTING = threading.RLock()
+"""Held while a thread redirects a standard stream, of which the process has one."""
+
+
 @contextlib.contextmanager
 def only_json(asked: bool, ends: bool) -> Iterator[Callable[[Any], None]]:
-    """Keep standard output for JSON where that is asked for, and give the function that prints a value there.
+    """Keep standard output for JSON where that is asked for, and give the function that prints a value there. In one
+    thread at a time: commands with --json in several threads run one after the other.
 
     Everything else that is printed, by C code and by other processes too, goes to standard error. With `ends` that
     stays so: the process is about to end, and may print on its way.
     """
-    global _output
     out = sys.stdout
     if not asked or out is None:  # as under `>&-`
         yield lambda value: print(json.dumps(value), flush=True)
         return
+    with REDIRECTING, _redirected(ends) as emit:
+        yield emit
+
+
+@contextlib.contextmanager
+def _redirected(ends: bool) -> Iterator[Callable[[Any], None]]:
+    global _output
+    out = sys.stdout
     if not _is_output(out):  # of a notebook, or in a test
         with contextlib.redirect_stdout(sys.stderr):
             yield lambda value: print(json.dumps(value), file=out, flush=True)
         return
     _flush(out)
-    kept = {number: os.dup(number) for number in {1, out.fileno()}}
+    kept = {number: _copy(number) for number in {1, out.fileno()}}
     output, _output = _output or kept[1], (_output or kept[1]) if ends else None
     try:
         for number in kept:
@@ -169,6 +186,11 @@ def _is_output(stream: Any) -> bool:
         return os.path.sameopenfile(stream.fileno(), 1)
     except (OSError, ValueError, AttributeError):
         return False
+
+
+def _copy(descriptor: int) -> int:
+    """A copy of a descriptor beyond the standard ones: a closed standard error must not become standard output."""
+    return os.dup(descriptor) if fcntl is None else fcntl.fcntl(descriptor, fcntl.F_DUPFD, 3)
 
 
 def _to_standard_error(number: int) -> None:

@@ -43,12 +43,13 @@ from fdqn import (
     files,
     history,
     lanes,
+    networks,
     plots,
     statistics,
     train,
     worlds,
 )
-from fdqn.settings import Settings, from_json, to_json
+from fdqn.settings import Settings, completed, from_json, to_json
 from fdqn.types import EnvSpec, Params
 
 NUMBER = (int, float)
@@ -59,6 +60,10 @@ SUMMARY = {
     "compile_seconds": NUMBER, "first_update_seconds": PERHAPS, "wall_seconds": NUMBER,
 }  # fmt: skip
 """What a summary has, and of which types."""
+
+
+REPLANNED = ("device", "evaluate_episodes", "evaluate_steps")
+"""Settings that `resume` may change for good, beside `on_nan`."""
 
 
 class Run(NamedTuple):
@@ -130,13 +135,12 @@ def create(settings: Settings, base: Path = Path()) -> Path:
     return path
 
 
-def replan(path: Path, steps: int, on_nan: str, device: str | None = None) -> None:
-    """Write down that a run is to take so many steps, what it does about NaN, and on which device it goes on where that
-    is not the setting, for whoever resumes it next."""
+def replan(path: Path, steps: int, settings: Settings) -> None:
+    """Write down how many steps a run is to take, and what else `resume` may change of its settings, for later ones."""
     config = _read(path, "config.json", _read_config)
-    plan = {"steps": steps, "on_nan": on_nan}
-    if device is not None and device != config["settings"].get("device"):
-        plan["device"] = device
+    before = completed(config["settings"])
+    changed = {name: getattr(settings, name) for name in REPLANNED if getattr(settings, name) != before.get(name)}
+    plan = {"steps": steps, "on_nan": settings.on_nan, **changed}
     files.write(path / "config.json", _json(config | {"plan": plan}))
 
 
@@ -327,9 +331,13 @@ def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
     """
     config = _read(path, "config.json", _read_config)
     settings = _named(path, env)
-    plan = config["plan"]
-    device = plan.get("device", settings.device)
-    return dataclasses.replace(settings, on_nan=plan["on_nan"], device=device), plan["steps"]
+    return settings, config["plan"]["steps"]
+
+
+def _replanned(settings: Settings, config: dict[str, Any]) -> Settings:
+    """The settings with what `resume` has changed of them since."""
+    changed = {name: x for name, x in config["plan"].items() if name in ("on_nan", *REPLANNED)}
+    return dataclasses.replace(settings, **changed)
 
 
 def finished(path: Path) -> int:
@@ -503,6 +511,10 @@ def _read_config(file: Path) -> dict[str, Any]:
         or not 0 < plan["steps"] <= 2**53
         or plan.get("on_nan") not in ("freeze", "stop")
         or plan.get("device", "auto") not in ("auto", "cpu", "cuda")
+        or not all(
+            type(plan.get(name, 1)) is int and plan.get(name, 1) >= 0
+            for name in ("evaluate_episodes", "evaluate_steps")
+        )
     ):
         raise ValueError("expected a plan with steps and on_nan")
     return config
@@ -510,7 +522,8 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _read_settings(file: Path, env: str | None = None) -> Settings:
     """What names code is not looked up unless it is `env`: a folder from elsewhere must not say what is run here."""
-    settings = from_json(_read_config(file)["settings"])
+    config = _read_config(file)
+    settings = _replanned(from_json(config["settings"]), config)
     if not envs.is_code(settings.env) or settings.env == env:
         build.program(settings)
     return settings
@@ -522,7 +535,22 @@ def _named(path: Path, env: str | None) -> Settings:
         raise ValueError(
             f"env: expected the name of the code that {path} was trained on, got {env}; --env {settings.env} runs it"
         )
+    _check_bytes(path, settings)
     return settings
+
+
+def _check_bytes(path: Path, settings: Settings) -> None:
+    """Raise ValueError for a run whose network was trained on bytes that were not divided by 255, as they are now.
+
+    Version 0.1 divided them in the network for frames alone.
+    """
+    version, spec = _read(path, "config.json", _read_config)["versions"].get("fdqn"), envs.find(settings.env).spec
+    frames = len(spec.obs_shape) == 3 and min(spec.obs_shape[1:]) >= networks.SMALLEST_FRAME
+    if version == "0.1.0" and spec.obs_dtype == torch.uint8 and not frames:
+        raise ValueError(
+            f"run: expected bytes divided by 255, as networks read them since fdqn 0.2, got {path} of fdqn {version}; "
+            "train it again, or read it with that version"
+        )
 
 
 def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:

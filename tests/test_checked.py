@@ -466,3 +466,12 @@ def test_worlds_can_be_pickled(make):
         assert games.broken == {}
         assert not world.counts_lives()
     assert str(played[0]) == str(played[1])
+
+
+@pytest.mark.parametrize("high", [1, 10, 254, np.array([255, 1, 1])])
+def test_counts_and_flags_in_uint8_are_not_taken_for_bytes(high):
+    """Networks divide uint8 by 255: a flag would be 0.004. One entry of 255 makes bytes of all."""
+    space = spaces.Box(np.zeros(3, np.uint8), np.broadcast_to(np.uint8(high), 3), dtype=np.uint8)
+    encoded = encoding(space)
+    assert encoded.dtype == (np.uint8 if np.max(high) == 255 else np.float32)
+    assert encoded.encode(np.array([[0, 1, 1]], np.uint8)).tolist() == [[0, 1, 1]]

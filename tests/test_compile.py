@@ -707,7 +707,7 @@ def test_a_prepared_process_takes_denormals_for_0():
 # Long cycles
 
 
-LONG = {"steps_per_cycle": 9, "updates_per_cycle": 5, "target_period": 10, "learning_starts": 27}
+LONG = {"steps_per_cycle": 12, "updates_per_cycle": 5, "target_period": 10, "learning_starts": 36}
 
 
 @pytest.fixture

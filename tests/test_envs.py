@@ -655,3 +655,12 @@ def test_environments_can_be_pickled(name):
     env = envs.make(name)
     again, u = pickle.loads(pickle.dumps(env)), uniforms(env, 3)
     assert_same(again.reset(u), env.reset(u))
+
+
+def test_a_registered_name_without_a_version_is_a_hint_too():
+    gymnasium.register("Unversioned", entry_point="nowhere:Nothing")
+    try:
+        with pytest.raises(ValueError, match="gym:Unversioned"):
+            envs.find("unversioned")
+    finally:
+        gymnasium.registry.pop("Unversioned")

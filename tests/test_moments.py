@@ -292,6 +292,17 @@ def test_resume_on_another_device(run, asked, capsys):
     assert "device" not in json.loads(Path("run/config.json").read_text())["plan"]
 
 
+def test_how_a_resumed_run_is_evaluated_stays(run, capsys):
+    """Also when it is resumed again, and in eval."""
+    words = ["--evaluate-episodes", "3", "--evaluate-steps", "5"]
+    assert cli.main(["resume", "run", "--steps", "500", *words]) == 0
+    assert cli.main(["resume", "run", "--steps", "600"]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["final_return"]["step_limit"] == 5
+    capsys.readouterr()
+    assert printed(capsys, "eval", "run")["step_limit"] == 5
+
+
 def test_another_device_is_a_difference(run, capsys):
     config = json.loads(Path("run/config.json").read_text())
     config["device"] = "cuda"

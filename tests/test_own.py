@@ -154,7 +154,12 @@ def test_a_registered_environment_of_a_package_here(place, command):
     sys.modules.pop("mypkg")
     envs.find.cache_clear()
     sys.path[:] = [path for path in sys.path if path != os.getcwd()]
-    assert cli.main([command, "run", *(["--steps", "60"] if command == "resume" else ["--episodes", "1"])]) == 0
+    words = [command, "run", *(["--steps", "60"] if command == "resume" else ["--episodes", "1"])]
+    assert cli.main(words) == 1, "a folder from elsewhere must not say what is imported"
+    assert "mypkg" not in sys.modules
+    assert cli.main(["report", "run"]) == 0
+    assert "mypkg" not in sys.modules
+    assert cli.main([*words, "--env", name]) == 0
 
 
 def test_the_library_finds_it_too(place, monkeypatch):

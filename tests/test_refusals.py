@@ -938,6 +938,8 @@ WITHOUT = {
     "checkpoint.CheckpointError": "is what is raised",
     "compile.player": "binds",
     "compile.is_compiling": "takes nothing",
+    "compile.compiling": "takes nothing",
+    "check.is_traced": "takes nothing",
     "compile.prepare_cpu": "takes nothing",
     "envs.names": "takes nothing",
     "files.append": "is the system's refusal, an OSError; tests/test_files.py",

@@ -13,6 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -757,3 +758,30 @@ def test_an_export_is_one_lane_of_what_was_trained(made, tmp_path):
     given = torch.load(tmp_path / "one.pt", weights_only=True)
     asserts.assert_trees_equal(tree.index(runs.read_params(made.path), 1), given)
     assert written["bytes"] == (tmp_path / "one.pt").stat().st_size
+
+
+def test_a_network_that_read_bytes_undivided_is_refused(tmp_path, monkeypatch):
+    """Version 0.1 gave bytes to an MLP as they were: the trained parameters mean something else now."""
+
+    class Bytes(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(0, 255, (3,), np.uint8)
+        action_space = gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return np.zeros(3, np.uint8), {}
+
+        def step(self, action):
+            return np.zeros(3, np.uint8), 1.0, True, False, {}
+
+    gymnasium.register("Bytes-v0", entry_point=Bytes, max_episode_steps=5)
+    try:
+        settings = Settings(env="gym:Bytes-v0", out=str(tmp_path / "run"), seeds=1)
+        path = runs.create(settings)
+        runs.plan(path)
+        config = json.loads((path / "config.json").read_text())
+        config["versions"]["fdqn"] = "0.1.0"
+        (path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match="run: expected bytes divided by 255, .* of fdqn 0.1.0; train it again"):
+            runs.plan(path)
+    finally:
+        gymnasium.registry.pop("Bytes-v0")

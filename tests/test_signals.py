@@ -138,23 +138,25 @@ def test_a_signal_while_the_picture_is_drawn_waits_for_the_files(tmp_path, capsy
     assert "stopped at 300 of 300 steps" in capsys.readouterr().err
 
 
-def test_an_evaluation_on_the_way_is_not_waited_for(tmp_path, capsys, monkeypatch):
-    """It leaves no row, and the run is saved as it is."""
+def test_an_evaluation_on_the_way_is_played_to_its_end(tmp_path, capsys, monkeypatch):
+    """A resumed run would not play it again; one signal later nothing is waited for."""
+    played = evaluate.greedy
 
     def slow(*given, **more):
         send("SIGTERM")
         time.sleep(0.01)
-        return pytest.fail("it went on")
+        return played(*given, **more)
 
+    words = [*TINY, "--evaluate-every", "100", "--evaluate-episodes", "1"]
+    assert cli.main(["train", *words, "--out", str(tmp_path / "whole")]) == 0
     path = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(evaluate, "greedy", slow)
-        words = ["train", *TINY, "--evaluate-every", "100", "--evaluate-episodes", "1"]
-        assert cli.main([*words, "--out", str(path)]) == 143
-    assert f"fdqn resume {path} goes on" in capsys.readouterr().err
-    assert not (path / "evaluations.csv").exists()
-    assert checkpoints(path)[-1] >= 100
+        assert cli.main(["train", *words, "--out", str(path)]) == 143
+    assert f"fdqn resume {path}" in capsys.readouterr().err
+    assert len((path / "evaluations.csv").read_text().splitlines()) > 1
     assert cli.main(["resume", str(path)]) == 0
+    assert (path / "evaluations.csv").read_text() == (tmp_path / "whole" / "evaluations.csv").read_text()
 
 
 @pytest.mark.parametrize("more", [[], ["--video", "a.gif"]])
@@ -187,7 +189,7 @@ def test_compilers_end_with_the_interrupt():
     started = []
 
     def compiling():
-        with compile._compiling():
+        with compile.compiling():
             assert compile.is_compiling()
             started.append(subprocess.Popen(["sh", "-c", "sleep 60 & wait"]))
             time.sleep(0.2)  # until there is a grandchild
@@ -214,7 +216,7 @@ def test_a_signal_while_compiling_keeps_what_was_collected(tmp_path, capsys, mon
         functions = original(*given)
 
         def cycle(*state):
-            with compile._compiling():
+            with compile.compiling():
                 send("SIGTERM")
                 time.sleep(5)
             return pytest.fail("it went on")
@@ -240,7 +242,7 @@ def test_a_signal_before_anything_was_trained(tmp_path, capsys, monkeypatch):
         functions = original(*given)
 
         def collect(*state):
-            with compile._compiling():
+            with compile.compiling():
                 send("SIGHUP")
                 time.sleep(5)
 
@@ -262,7 +264,7 @@ def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monke
 
     def compiled(*given):
         def learn(*state):
-            with compile._compiling():
+            with compile.compiling():
                 send("SIGTERM")
                 time.sleep(5)
 

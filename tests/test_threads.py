@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, vmap
 
 from fdqn import compile as edge
-from fdqn import lanes, train, tree
+from fdqn import lanes, networks, random, train, tree
 from fdqn.lanes import Split
 from fdqn.testing import asserts, examples
 
@@ -69,3 +69,21 @@ def test_threads_that_train_at_once_get_the_bits_of_one_alone():
 
     for i, result in enumerate(at_once(trained)):
         asserts.assert_trees_equal(trained(i), result)
+
+
+def test_modules_in_threads_begin_and_compute_as_in_one():
+    """They share PyTorch's generator, and a module its parameters while it computes."""
+    network = networks.from_module(lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)))
+    keys, obs = [random.key(i) for i in range(THREADS)], torch.randn(5, 4)
+
+    def job(i):
+        results = []
+        for _ in range(100):
+            params = network.init(keys[i])
+            results.append((params, network.apply(params, obs)))
+        return results
+
+    expected = [(network.init(key), network.apply(network.init(key), obs)) for key in keys]
+    for i, results in enumerate(at_once(job)):
+        for result in results:
+            asserts.assert_trees_equal(expected[i], result)

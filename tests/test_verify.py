@@ -88,7 +88,9 @@ def test_all_steps_are_taken_when_the_first_is_compared():
 def test_a_large_state_is_not_copied(monkeypatch):
     monkeypatch.setattr(verify, "LARGEST", 7)
     folded, asked = wrong_at(*range(10))
-    folded(folded(torch.ones(3), torch.ones(1, 3)), torch.ones(1, 3))
+    with pytest.warns(UserWarning, match="compiled steps are not compared with uncompiled ones: 2 seeds hold"):
+        state = folded(torch.ones(3), torch.ones(1, 3))
+    folded(state, torch.ones(1, 3))
     assert not asked
 
 
@@ -124,7 +126,7 @@ def wrong_updates(monkeypatch):
 
 
 @pytest.mark.usefixtures("wrong_updates")
-@pytest.mark.parametrize("config", [{}, {"updates_per_cycle": 8, "target_period": 8}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"updates_per_cycle": 16, "target_period": 16}], ids=str)
 def test_a_program_that_is_compiled_wrongly_is_not_trained(config):
     program, (hyper, keys) = examples.program(**config), examples.lanes(2)
     state = train.init(program, hyper, keys)

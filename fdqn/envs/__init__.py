@@ -62,8 +62,8 @@ def find(name: str) -> Env | World:
 
 
 def is_code(name: str) -> bool:
-    """Whether it is the name of somebody's own code, which finding it runs."""
-    return ":" in name and name.partition(":")[0] not in ("gym", "minatar", "ale")
+    """Return True for the name of somebody's own code, which finding it runs: `gym:module:Name` is imported too."""
+    return name.count(":") > 1 or (":" in name and name.partition(":")[0] not in ("gym", "minatar", "ale"))
 
 
 def _import_from_here() -> None:
@@ -149,7 +149,7 @@ def _registered(name: str) -> str | None:
 
     known = [key for key, spec in gymnasium.registry.items() if "ale_py" not in str(spec.entry_point)]
     same = [key for key in known if task(key) == task(name)]
-    newest = max(same, key=lambda key: int(key.rpartition("-v")[2] or 0), default=None)
+    newest = max(same, key=lambda key: int((re.findall(r"-v(\d+)$", key) or [0])[0]), default=None)
     found = name if name in same else newest
     return found and f"gym:{found}"
 

@@ -408,8 +408,10 @@ def _check_finite(name: str, numbers: NDArray[Any]) -> None:
 
 
 def _are_counted(infos: Mapping[str, Any]) -> bool:
-    """Whether infos say lives as numbers, one an environment."""
-    lives = np.asarray(infos.get(LIVES))
+    """Return True if infos hold lives as numbers, one per environment."""
+    if LIVES not in infos:
+        return False
+    lives = np.asarray(infos[LIVES])
     return lives.dtype.kind in "iuf" and lives.ndim == 1
 
 

@@ -25,9 +25,9 @@ class Encoding(NamedTuple):
 def encoding(space: spaces.Space) -> Encoding:
     """How observations of a space become arrays.
 
-    - Box: uint8 and booleans as they are, all else as float32; a number becomes [1], and pictures [H, W, C] have their
-      channels first, as convolutions take them. Pictures are of at least 10 x 10 and have at most 16 channels, fewer
-      than rows and columns or, as MinAtar's Seaquest, as many as both;
+    - Box: booleans and uint8 up to 255 as they are, all else as float32, also counts and flags in uint8; a number
+      becomes [1], and pictures [H, W, C] have their channels first, as convolutions take them. Pictures are of at least
+      10 x 10 and have at most 16 channels, fewer than rows and columns or, as MinAtar's Seaquest, as many as both;
     - Discrete and MultiDiscrete: one-hot booleans; MultiBinary: booleans. What is not in the space raises ValueError;
     - Dict and Tuple: the only entry as it is, of several the flat concatenation: booleans or uint8 where all are, else
       float32, uint8 divided by 255 as networks do. The entry `action_mask` is left out.
@@ -36,7 +36,8 @@ def encoding(space: spaces.Space) -> Encoding:
     other spaces.
     """
     if isinstance(space, spaces.Box):
-        dtype = np.dtype(space.dtype if space.dtype in (np.uint8, np.bool_) else np.float32)
+        kept = space.dtype == np.bool_ or (space.dtype == np.uint8 and np.max(space.high, initial=0) == 255)
+        dtype = np.dtype(space.dtype if kept else np.float32)
         if not space.shape:
             return Encoding((1,), dtype, partial(_column, dtype))
         if _has_channels_last(space.shape):

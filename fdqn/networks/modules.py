@@ -1,6 +1,7 @@
 """Any `nn.Module` as a pure function of its parameters, and, where it drops out, of a key."""
 
 import copy
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -83,10 +84,14 @@ def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
     return (torch.where(u < rate, 0.0, x) / (1 - rate)).to(x.dtype)
 
 
+# The generator of PyTorch is one for all threads, and a module takes its parameters from one caller at a time.
+_LOCK = threading.RLock()
+
+
 def _made(factory: Callable[[], nn.Module], key: Tensor) -> nn.Module:
     """What `factory` makes under a fork of PyTorch's generator, seeded from `key`: the one place that touches it."""
     # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
+    with _LOCK, torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
         torch.default_generator.manual_seed(_seed(key))
         return factory()
 
@@ -173,7 +178,7 @@ def _apply_module(skeleton: nn.Module, expected: Shapes, constants: _Constants, 
     copies = _copies(constants, like)
     with torch.inference_mode(False):  # copies, since forward may write into them; a compiler takes them out
         given, own_obs = {**tree.map(torch.clone, params), **copies}, obs.to(dtype, copy=True)
-    q = functional_call(skeleton, given, (own_obs,))
+    q = _called(skeleton, given, own_obs)
     # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
     # the count while it traces; there, what is written is thrown away.
     if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
@@ -182,6 +187,14 @@ def _apply_module(skeleton: nn.Module, expected: Shapes, constants: _Constants, 
             "with obs, or leave it out"
         )
     return q
+
+
+def _called(skeleton: nn.Module, given: Params, obs: Tensor) -> Tensor:
+    """`functional_call`, by one thread at a time."""
+    if check.is_traced():  # which knows no locks
+        return functional_call(skeleton, given, (obs,))
+    with _LOCK:
+        return functional_call(skeleton, given, (obs,))
 
 
 def _copies(constants: _Constants, like: Tensor) -> Params:
