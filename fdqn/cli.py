@@ -44,7 +44,8 @@ _ROWS = 32
 
 @dataclass(frozen=True)
 class Train:
-    """Train many seeds at once and say how good they are: with an interval from 5 seeds on, below with their range."""
+    """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
+    with the range of the seeds if there are fewer than 5."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     preset: Preset | None = None
@@ -68,11 +69,11 @@ class Resume:
     env: str | None = None
     """The environment trained on, to be named again where it is code of your own."""
     evaluate_episodes: int | None = None
-    """Episodes a seed in an evaluation from here on; by default as before."""
+    """Evaluation episodes per seed, for this command only; by default those of the run."""
     evaluate_steps: int | None = None
-    """Steps after which evaluation cuts an episode from here on; by default as before."""
+    """Step limit of an evaluation episode, for this command only; by default that of the run."""
     device: Literal["auto", "cpu", "cuda"] | None = None
-    """Where to go on, also when it is resumed again; by default where it ran before."""
+    """Device to continue on, kept if the run is resumed again; by default unchanged."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -86,20 +87,21 @@ class Eval:
     env: str | None = None
     """Environment, ours or gym:NAME; by default the one trained on."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
-    """Checkpoint to play: that of the best training return, that of a step, or, by default, the end of the run."""
+    """Checkpoint to play: best (highest training return), last (end of the run, the default) or the step of one."""
     seed: tuple[int, ...] = ()
-    """Seeds to play, one or several of those trained; by default all."""
+    """Trained seeds to play; by default all."""
     episodes: int | None = None
-    """Episodes a seed; by default as many as when the run ended."""
+    """Episodes per seed; by default the run's --evaluate-episodes."""
     evaluate_steps: int | None = None
-    """Steps after which an episode is cut; by default as when the run ended: see fdqn train --help."""
+    """Step limit of an episode; by default the run's, see fdqn train --help."""
     device: Literal["auto", "cpu", "cuda"] | None = None
-    """Where to play; by default as the run was trained, on the CPU where there is no CUDA device."""
+    """Device to play on; by default that of the run, or the CPU if CUDA is not available."""
     video: Path | None = None
     """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
     each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
     compile: bool = True
-    """Play episodes of more than 2,560 steps compiled, on CUDA all, where the run was; the returns are the same."""
+    """Compile the step of policy and environment: on CUDA from the start, on a CPU after 2,560 steps. The returns do
+    not change. Has no effect if the run was trained with --no-compile."""
     json: bool = False
     """Print only the returns, as JSON."""
 
@@ -128,7 +130,7 @@ class Export:
     """File to make: .pt or .pth is the state_dict; .pt2 is the policy by torch.export, obs [B, ...] to
     Q-values [B, actions], which runs without fdqn."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
-    """Checkpoint to export: that of the best training return, that of a step, or, by default, the end of the run."""
+    """Checkpoint to export: best (highest training return), last (end of the run, the default) or the step of one."""
     prefix: str = ""
     """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""
     env: str | None = None
