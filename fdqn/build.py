@@ -138,9 +138,9 @@ def check_memory(program: train.Program, lanes: int, device: torch.device) -> in
         rows = replay_bytes(program, lanes)
         name, flags = ("capacity", "--capacity or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
         raise ValueError(
-            f"{name}: expected lanes that fit in {free / 1e9:,.1f} GB free of {total / 1e9:,.1f} GB of memory, got "
-            f"{needed / 1e9:,.1f} GB for {lanes} seeds, {rows / 1e9:,.1f} GB of it for {program.config.capacity:,} "
-            f"rows of replay each; lower {flags}"
+            f"{name}: expected seeds that fit in {free / 1e9:,.1f} GB of free memory ({total / 1e9:,.1f} GB in total), "
+            f"got {lanes} seeds that need {needed / 1e9:,.1f} GB, of which {rows / 1e9:,.1f} GB is replay "
+            f"({program.config.capacity:,} rows per seed); lower {flags}"
         )
     return needed
 

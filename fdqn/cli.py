@@ -204,7 +204,7 @@ def _known(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
         return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
     if "tensors to be on the same device" in text:
-        hint = "make constants on the device of an argument, as torch.zeros(3, device=x.device) is"
+        hint = "create constants on the device of an argument, as in torch.zeros(3, device=x.device)"
         return f"device: expected every tensor of a step on one device, got several; {hint} ({text[:120]})"
     if "does not load; delete" in text:
         return text
@@ -420,7 +420,8 @@ def _go_on(
             _go_on_until(stop, console, path, settings, program, where, emit, started)
     except KeyboardInterrupt:
         console.print(
-            f"the files in {path} are complete; fdqn resume {path} goes on from the last checkpoint", soft_wrap=True
+            f"the files in {path} are complete; continue from the last checkpoint with: fdqn resume {path}",
+            soft_wrap=True,
         )
         raise
 
@@ -518,7 +519,7 @@ def _go_on_until(
         recorded = history.record(path, settings, reports, where)
         reports = _saying_failures(console, settings, recorded, games, where.step, gone)
         report = _follow(console, settings, where.steps, reports)
-    goes_on = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
+    goes_on = f"; continue with: fdqn resume {path}" if report.step < where.steps else ""
     stopped = f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{goes_on}"
     if stop() and report.step == where.step:  # nothing is new
         console.print(stopped, soft_wrap=True)
@@ -633,7 +634,7 @@ def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.
     def status(steps: int) -> str:
         left = (time.perf_counter() - began) * (limit - steps) / max(steps, 1)
         at_most = f", at most {left // 60:.0f}:{left % 60:02.0f} left" if steps else ""
-        return f"{steps:,} steps each of at most {limit:,}{at_most}"
+        return f"step {steps:,} of at most {limit:,}{at_most}"
 
     if not console.is_terminal:
         due = began + _FIRST_LINE
@@ -769,9 +770,9 @@ def _chosen(asked: Sequence[int], trained: range) -> list[int]:
     """The seeds to play."""
     for seed in asked:
         if seed not in trained:
-            raise ValueError(f"seed: expected some that were trained, {trained[0]} to {trained[-1]}, got {seed}")
+            raise ValueError(f"seed: expected trained seeds, {trained[0]} to {trained[-1]}, got {seed}")
         if asked.count(seed) > 1:
-            raise ValueError(f"seed: expected each once, got {seed} {asked.count(seed)} times")
+            raise ValueError(f"seed: expected distinct seeds, got {seed} {asked.count(seed)} times; name it once")
     return list(asked or trained)
 
 
@@ -902,7 +903,7 @@ def _print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[
     out = _results()
     out.print(table)
     if any(unfinished):
-        out.print("episodes that were cut had not ended by then; --evaluate-steps allows more", soft_wrap=True)
+        out.print("cut: episodes that had not ended at the step limit; raise it with --evaluate-steps", soft_wrap=True)
 
 
 def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:

@@ -209,8 +209,8 @@ def _first_available(*engines: Callable[..., Made]) -> Callable[..., Made]:
         if unavailable is not None:
             kind = "" if isinstance(unavailable, toolchain.CompilerError) else "inductor failed: "
             reason = kind + str(unavailable).strip().splitlines()[0]
-            slower = "operation by operation, many times slower" if len(left) == 1 else "with a slower engine"
-            warnings.warn(f"{reason}; running {slower}", stacklevel=1)
+            slower = "eager execution, many times slower" if len(left) == 1 else "a slower engine"
+            warnings.warn(f"{reason}; falling back to {slower}", stacklevel=1)
         return result
 
     return run
@@ -699,7 +699,7 @@ def _check_on_device(traced: torch.fx.GraphModule, f: Callable[..., Any], args: 
             what = "a constant" if node.op == "get_attr" else "an argument" if node.op == "placeholder" else node.target
             raise ValueError(
                 f"compile: expected every tensor on {away[0]}, got {what} {list(x.shape)} {x.dtype} on {x.device}"
-                f"{_whence(f, args)}; make it on the device of an argument, as torch.zeros(3, device=x.device) is"
+                f"{_whence(f, args)}; create it on the device of an argument, as in torch.zeros(3, device=x.device)"
             )
 
 

@@ -148,7 +148,7 @@ def trained(place: Path, settings: Settings, program: train.Program) -> tuple[Pa
     part = lanes.learner.params, lanes.metrics.failed, lanes.metrics.cause
     params, failed, cause = checkpoint.load_part(place, _kept(settings, lanes, since), part)
     if not ((failed >= -1) & (cause >= 0) & (cause < len(train.CAUSES))).all():
-        raise checkpoint.CheckpointError(f"{place}: expected failures with a cause, got others; use another one")
+        raise checkpoint.CheckpointError(f"{place}: expected known failure causes, got others; use another checkpoint")
     return params, failed, cause
 
 

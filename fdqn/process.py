@@ -118,9 +118,9 @@ def stopping(
         if is_compiling():
             raise stopped(stop.signal)
         if number == signal.SIGINT:
-            say("stopping after a few cycles; Ctrl-C again to stop at once")
+            say("stopping within a few training iterations; press Ctrl-C again to stop immediately")
         else:
-            say(f"{stop.signal.name}: stopping after a few cycles; a second signal stops at once")
+            say(f"{stop.signal.name}: stopping within a few training iterations; a second signal stops immediately")
 
     with handling(ask):
         yield stop

@@ -410,7 +410,7 @@ def _checkpoint(path: Path, which: str) -> Path:
     if step in kept:
         return kept[step]
     steps = [*kept] if len(kept) <= 8 else [*[*kept][:4], "...", *[*kept][-4:]]
-    wanted = "one in which an episode has ended for best" if which == "best" else "best, last or the step of one"
+    wanted = "one with a finished training episode" if which == "best" else "best, last or the step of a checkpoint"
     there = f"steps {', '.join(steps)}" if kept else "none"
     raise ValueError(f"checkpoint: expected {wanted}, got {which!r}; {path / 'checkpoints'} has {there}")
 

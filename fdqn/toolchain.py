@@ -55,7 +55,7 @@ def failure(error: BaseException) -> RuntimeError | None:
 def failed(reason: str) -> CompilerError:
     """The error of a compiler, named with what is wrong with it."""
     return CompilerError(
-        f"compiler: expected a C++ compiler that works, got {reason}; set CXX to another one, or use --no-compile"
+        f"compiler: expected a working C++ compiler, got {reason}; set CXX to another compiler, or use --no-compile"
     )
 
 

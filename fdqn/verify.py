@@ -63,9 +63,9 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
         differing.extend(found[:1])
         if found and len(differing) >= ATTEMPTS:
             raise MismatchError(
-                f"compiled step: expected the numbers of the uncompiled one, got others in {found[0]}; the compiler is "
-                "wrong about this program: train without compiling (--no-compile), or without this check "
-                "(--no-check-compile)"
+                f"compiled step: expected the results of eager execution, got different values in {found[0]}; the "
+                "compiler miscompiles this program: train with --no-compile, or skip this check with "
+                "--no-check-compile"
             )
 
     return Comparison(begin, end)

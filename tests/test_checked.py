@@ -417,7 +417,7 @@ def test_a_space_that_lanes_do_not_fit_for_is_the_sentence_of_memory(monkeypatch
 
     world = gym.of("large", Large)
     monkeypatch.setattr(envs, "find", lambda name: world)
-    with pytest.raises(ValueError, match=r"^capacity: expected lanes that fit in .* GB of memory"):
+    with pytest.raises(ValueError, match=r"^capacity: expected seeds that fit in .* GB of free memory"):
         build.check_memory(build.program(Settings(env="large")), 16, torch.device("cpu"))
 
 

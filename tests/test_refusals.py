@@ -745,7 +745,8 @@ ROWS = [
      "learning_rate: expected numbers in [0, inf], got -1.0"),
     ("build.keys", given(Settings(seed=-1)), ValueError, "seed: expected integers in [0, 2**32), got -1 to 14"),
     ("build.check_memory", given(build.program(HUGE), 2, torch.device("cpu")), ValueError,
-     "capacity: expected lanes that fit in … GB of memory, got … GB for 2 seeds, …; lower --capacity or --seeds"),
+     "capacity: expected seeds that fit in … GB of free memory …, got 2 seeds that need … GB, of which … GB is …; "
+     "lower --capacity or --seeds"),
     ("build.memory", given("cuda"), TypeError, "device: expected device, got str"),
     ("build.check_memory", given(PROGRAM, 2, "cpu"), TypeError, "device: expected device, got str"),
     ("build.state_bytes", given(PROGRAM, -1), ValueError, "lanes: expected at least 1, got -1"),
@@ -840,7 +841,7 @@ ROWS = [
     ("runs.read_params", given(Path("other-params")), ValueError,
      "params.safetensors: expected {…}, got …"),
     ("runs.trained", given(Path("run"), "7"), ValueError,
-     "checkpoint: expected best, last or the step of one, got '7'; run/checkpoints has steps 100"),
+     "checkpoint: expected best, last or the step of a checkpoint, got '7'; run/checkpoints has steps 100"),
     ("runs.read_curve", given(Path("empty-rows")), ValueError, "expected rows, got none"),
     ("runs.comparison", given(Path("x.png"), []), ValueError,
      "panels: expected at least one curve in each, got none"),

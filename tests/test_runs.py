@@ -638,7 +638,11 @@ def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
 @pytest.mark.parametrize(
     ("lanes", "change", "message"),
     [
-        (2**22, {}, r"(capacity|seeds): expected lanes that fit in .* GB of memory, got .* for 4194304 seeds"),
+        (
+            2**22,
+            {},
+            r"(capacity|seeds): expected seeds that fit in .* GB of free memory .*, got 4194304 seeds that need",
+        ),
         (64, {"capacity": 10**9}, r"capacity: .*; lower --capacity or --seeds"),
         (2**22, {"capacity": 16}, r"seeds: .*; lower --seeds or --hidden"),
     ],
@@ -713,10 +717,11 @@ def test_lanes_are_compared_with_what_is_free(monkeypatch, made):
     needed = build.state_bytes(made.program, 2**12)
     assert build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed, 80 * GB)) == needed
     build.check_memory(made.program, 2**12, a_gpu(monkeypatch, int(0.95 * needed), 80 * GB))
-    said = rf"expected lanes that fit in {needed / 2e9:,.1f} GB free of 85.9 GB of memory, got {needed / 1e9:,.1f} GB"
+    free, needs = f"{needed / 2e9:,.1f} GB of free memory", f"got 4096 seeds that need {needed / 1e9:,.1f} GB"
+    said = rf"expected seeds that fit in {free} \(85.9 GB in total\), {needs}"
     with pytest.raises(ValueError, match=said):
         build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed // 2, 80 * GB))
-    with pytest.raises(ValueError, match="expected lanes that fit"):
+    with pytest.raises(ValueError, match="expected seeds that fit"):
         build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
 
 

@@ -67,7 +67,7 @@ def wrong_at(*calls):
 def test_a_step_that_is_always_wrong_is_refused_in_its_second_call_at_the_latest():
     folded, _ = wrong_at(*range(10))
     state = folded(torch.ones(3), torch.ones(1, 3))
-    with pytest.raises(verify.MismatchError, match="compiled step: expected the numbers of the uncompiled one"):
+    with pytest.raises(verify.MismatchError, match="compiled step: expected the results of eager execution"):
         folded(state, torch.ones(1, 3))
 
 
