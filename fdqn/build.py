@@ -187,7 +187,7 @@ def _counts(file: Path) -> dict[str, int]:
 
 
 def _text(file: Path) -> str:
-    """What a file of the system says; nothing where there is none."""
+    """Read a file of the system; return an empty string if it cannot be read."""
     try:
         return file.read_text()
     except OSError:

@@ -155,10 +155,10 @@ COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "e
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C, and 128 and
-    its number for another signal: 143 for SIGTERM, 129 for SIGHUP.
+    """Run the command and return its exit code: 0 for success, 1 for an error, 2 for a usage error, and 128 plus the
+    signal's number if a signal ended it (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
 
-    Without arguments it is the command of this process, which is expected to end with it.
+    Without arguments, run the command line of this process, which should exit afterwards.
     """
     started = STARTED if arguments is None else time.perf_counter()
     with process.printable():
@@ -952,7 +952,7 @@ def _console() -> "Console":
 
 
 def _as_typed(x: Any) -> Any:
-    """What is printed, paths in a text as they were typed."""
+    """Return text with its paths as the user typed them, and other objects unchanged."""
     return process.shown(x) if isinstance(x, str) else x
 
 

@@ -44,11 +44,11 @@ from fdqn.types import Env, Network
 State = TypeVar("State")
 Made = TypeVar("Made")
 
-# CUDA graphs kept for one state: of a run's chunks few lengths recur.
+# CUDA graphs kept per state; a run uses few chunk lengths more than once.
 GRAPHS_KEPT = 8
 
 
-# Steps and updates of a cycle that are compiled as one graph; of more, one step and one update are compiled.
+# Most steps plus updates of a training iteration compiled as one graph; beyond, one step and one update are compiled.
 UNROLLED = 8
 
 
@@ -270,7 +270,7 @@ def compiled(program: train.Program, check_compile: bool = True) -> train.Functi
 
 
 def _is_long(program: train.Program) -> bool:
-    """Whether a cycle has more steps and updates than one graph should hold: each adds to the time of compiling it."""
+    """Return True if a training iteration has too many steps and updates for one graph: each adds to compile time."""
     return program.config.steps_per_cycle + program.config.updates_per_cycle > UNROLLED
 
 
@@ -321,7 +321,7 @@ def compiled_parts(program: train.Program, check_compile: bool = True) -> worlds
 def _learn_beside(
     program: train.Program, split: Callable[[int], lanes.Split], check_compile: bool
 ) -> Callable[[train.TrainState, train.Noise], Callable[[], train.TrainState]]:
-    """The updates of one cycle, begun on other threads; noise has leaves [1, S, ...]."""
+    """Make a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
     compare = verify.comparison(partial(train.learn, program))
     begin = begin_lanes(partial(train.learn, program), split)
     if _is_long(program):
@@ -653,7 +653,7 @@ _WRITES = frozenset(
 
 
 def _overlaps(node: torch.fx.Node) -> bool:
-    """Whether several elements of a traced tensor lie in one place, as after `expand`."""
+    """Return True if elements of a traced tensor share memory, as after `expand`."""
     x = node.meta["val"]
     return any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
 

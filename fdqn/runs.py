@@ -368,7 +368,7 @@ def read_params(path: Path, env: str | None = None) -> Params:
 
 
 class Trained(NamedTuple):
-    """The seeds of a run as they were trained at one moment."""
+    """Trained parameters of a run's seeds, at its end or at a checkpoint."""
 
     settings: Settings
     step: int
@@ -378,7 +378,7 @@ class Trained(NamedTuple):
     failed: list[int]
     """Seeds that had failed."""
     unsound: list[int]
-    """Those of them whose parameters are of no use: all but those whose environment broke."""
+    """Failed seeds whose parameters are unusable: all but those whose environment broke."""
 
 
 def trained(path: Path, which: str | None = None, env: str | None = None) -> Trained:

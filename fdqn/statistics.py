@@ -27,7 +27,7 @@ class Interval(NamedTuple):
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     kind: Kind | None
-    """What the ends are: those of an interval, or the lowest and the highest seed; None where they are NaN."""
+    """Kind of the ends: those of an interval, or of the range over the seeds; None where the ends are NaN."""
 
 
 def iqm(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
 EPISODE_STEPS = 27_000
-"""Most steps that evaluation by default looks at of an episode that nothing else ends; see `evaluate.step_limit`."""
+"""Longest evaluation episode, by default, of an environment without a time limit; see `evaluate.step_limit`."""
 
 STACK = 4
 """Frames of an observation of Atari."""
@@ -122,8 +122,8 @@ def world(
 
     With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
     steps of an episode, by default those that the environments themselves allow; where they allow any number, the spec
-    is `endless`. Of a `SyncVectorEnv` each environment is `Checked`, which knows what is legal of a method
-    `action_masks()` too; other vector environments say it by `action_mask` among their observations or infos.
+    is `endless`. Each environment of a `SyncVectorEnv` is wrapped in `Checked`, which also reads legal actions from a
+    method `action_masks()`; other vector environments give them as `action_mask` in their observations or infos.
 
     Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
     """
@@ -408,7 +408,7 @@ def _check_finite(name: str, numbers: NDArray[Any]) -> None:
 
 
 def _are_counted(infos: Mapping[str, Any]) -> bool:
-    """Whether infos say lives as numbers, one an environment."""
+    """Return True if infos hold lives as numbers, one per environment."""
     lives = np.asarray(infos.get(LIVES))
     return lives.dtype.kind in "iuf" and lives.ndim == 1
 
