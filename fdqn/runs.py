@@ -550,7 +550,7 @@ def _kind(record: dict[str, Any]) -> statistics.Kind | None:
     """Of fewer than 5 seeds the ends were always those of the range, though they were called an interval's."""
     if record["low"] is None:
         return None
-    return "range" if sum(x is not None for x in record["per_seed"]) < statistics.FEWEST else "interval"
+    return "range" if sum(x is not None for x in record["per_seed"]) < statistics.MIN_SEEDS else "interval"
 
 
 def _check_returns(name: str, record: Any, seeds: int) -> None:
