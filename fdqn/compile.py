@@ -264,7 +264,7 @@ def compiled(program: train.Program, check_compile: bool = True) -> train.Functi
     return train.Functions(
         noise=_noise(program),
         collect=fold_lanes(collect, split, soon=cycle),
-        cycle=verify.compared(fast, cycle) if check_compile else fast,
+        cycle=verify.with_comparison(fast, cycle) if check_compile else fast,
         sync=_sync,
     )
 
@@ -286,7 +286,7 @@ def _looped(program: train.Program, split: Callable[[int], lanes.Split], check_c
     step, update = partial(train.interact, program), partial(train.update, program)
     interact, learn = fold_lanes(step, split, soon=update, soon_xs=example), fold_lanes(update, split)
     if check_compile:
-        interact, learn = verify.compared(interact, step), verify.compared(learn, update)
+        interact, learn = verify.with_comparison(interact, step), verify.with_comparison(learn, update)
 
     def collect(state: train.TrainState, noise: train.Noise) -> train.TrainState:
         interact(state, train.interactions(noise))

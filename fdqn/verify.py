@@ -21,7 +21,7 @@ LANES = 2
 ATTEMPTS = 2
 """Steps in a row that must differ. One may differ by chance: a tie between two actions that rounding breaks."""
 
-LARGEST = 2**30
+MAX_BYTES = 2**30
 """Bytes of the compared lanes above which nothing is compared, since one step copies them."""
 
 TOLERANCE = 1e-3
@@ -49,7 +49,7 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
     def begin(state: Any, x: Any) -> Any:
         few = slice(LANES)
         compared = tree.index(state, few)
-        if agreed or tree.nbytes(compared) > LARGEST:
+        if agreed or tree.nbytes(compared) > MAX_BYTES:
             return None
         with torch.no_grad():
             return vmap(step)(compared, tree.index(x, few))
@@ -71,7 +71,9 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
     return Comparison(begin, end)
 
 
-def compared(fold: Callable[[State, Any], State], step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
+def with_comparison(
+    fold: Callable[[State, Any], State], step: Callable[[State, Any], State]
+) -> Callable[[State, Any], State]:
     """`fold(state, xs)`, a compiled step for each x of xs, whose first steps are compared with `step` of one lane.
 
     Raises MismatchError as `comparison` does.
