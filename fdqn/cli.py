@@ -195,7 +195,7 @@ def _known(error: Exception) -> str | None:
     if "fdqn.toolchain" in sys.modules:  # else nothing was compiled
         from fdqn import toolchain
 
-        if failure := toolchain.failure(error):
+        if failure := toolchain.find_compiler_error(error):
             return str(failure)
     if not isinstance(error, RuntimeError):
         return None

@@ -431,7 +431,12 @@ def _compiling() -> Iterator[None]:
     """Only this thread traces and compiles. No gradients are recorded, torch's warnings about itself are not shown, and
     an interrupt ends the compilers that were started.
     """
-    with _LOCK, torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning), toolchain.used():
+    with (
+        _LOCK,
+        torch.no_grad(),
+        warnings.catch_warnings(action="ignore", category=FutureWarning),
+        toolchain.compiler_guard(),
+    ):
         _depth.value = getattr(_depth, "value", 0) + 1
         try:
             yield
