@@ -22,7 +22,7 @@ from torch import Tensor
 from fdqn import build, checkpoint, files, replay, statistics, train, tree
 from fdqn.frames import Frames
 from fdqn.n_step import Recent
-from fdqn.settings import Settings, completed, to_json
+from fdqn.settings import Settings, to_json, with_defaults
 from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
@@ -160,7 +160,7 @@ def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> 
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """A program of other shapes, or another run, would go on from what it did not do."""
-    saved = completed(saved)
+    saved = with_defaults(saved)
     free = {"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"}
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
     if others:

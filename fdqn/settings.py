@@ -202,7 +202,7 @@ _ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile
 """Fields that settings written by version 0.1 lack; their defaults are what it did."""
 
 
-def completed(given: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Settings as JSON has them, with the fields that came after they were written."""
     defaults = to_json(Settings())
     return {**{name: defaults[name] for name in _ADDED}, **given}
@@ -212,7 +212,7 @@ def from_json(given: dict[str, Any]) -> Settings:
     """What `to_json` made. Raises ValueError, naming the field, for one that is unknown, missing or of another type."""
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
-    given, defaults = completed(given), dataclasses.asdict(Settings())
+    given, defaults = with_defaults(given), dataclasses.asdict(Settings())
     if set(given) != set(defaults):
         raise ValueError(
             f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(defaults))}"

@@ -947,7 +947,7 @@ WITHOUT = {
     "replay.transition": "puts together; `replay.add` refuses",
     "runs.differences": "reads what `plan` has checked",
     "history.failed_seeds": "reads a report of `train.run`",
-    "settings.completed": "is part of `from_json`, which refuses",
+    "settings.with_defaults": "is part of `from_json`, which refuses",
     "runs.finish": "writes a report of `train.run`",
     "runs.functions": "hands on to `compile.compiled` and `train.vmapped`",
     "runs.git_commit": "takes nothing",
