@@ -704,7 +704,8 @@ def _check_on_device(traced: torch.fx.GraphModule, f: Callable[..., Any], args: 
             what = "a constant" if node.op == "get_attr" else "an argument" if node.op == "placeholder" else node.target
             raise ValueError(
                 f"compile: expected every tensor on {away[0]}, got {what} {list(x.shape)} {x.dtype} on {x.device}"
-                f"{_whence(f, args)}; create it on the device of an argument, as in torch.zeros(3, device=x.device)"
+                f"{_source_line(f, args)}; create it on the device of an argument, as in "
+                "torch.zeros(3, device=x.device)"
             )
 
 
@@ -728,7 +729,7 @@ def _is_copy(node: torch.fx.Node) -> bool:
     return str(node.target).split(".")[1:2] in (["_to_copy"], ["copy"], ["copy_"], ["device_put"])
 
 
-def _whence(f: Callable[..., Any], args: Any) -> str:
+def _source_line(f: Callable[..., Any], args: Any) -> str:
     """The line of code at which a tensor on the CPU first appears in `f`, in words; nothing where none is seen."""
     with contextlib.suppress(Exception), (seen := _HostTensors()):
         _traced(f, args)
