@@ -201,7 +201,7 @@ def state_bytes(program: train.Program, lanes: int) -> int:
     """
     check.kind("program", program, train.Program)
     check.count("lanes", lanes, 1)
-    state = unallocated(program, lanes)
+    state = fake_state(program, lanes)
     params = state.learner.params
     outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
@@ -209,11 +209,11 @@ def state_bytes(program: train.Program, lanes: int) -> int:
 
 def replay_bytes(program: train.Program, lanes: int) -> int:
     """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
-    memory = unallocated(program, lanes).replay
+    memory = fake_state(program, lanes).replay
     return tree.nbytes((memory.rows, memory.frames))
 
 
-def unallocated(program: train.Program, lanes: int) -> train.TrainState:
+def fake_state(program: train.Program, lanes: int) -> train.TrainState:
     """Return the state of `lanes` lanes without memory behind it."""
     with FakeTensorMode():
         hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))

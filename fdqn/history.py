@@ -139,7 +139,7 @@ def trained(place: Path, settings: Settings, program: train.Program) -> tuple[Pa
     Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
     """
     _check_same(place, moment(place).settings, json.loads(json.dumps(to_json(settings))))
-    lanes = build.unallocated(program, settings.seeds)
+    lanes = build.fake_state(program, settings.seeds)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
     numbers = {
         name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64) for name in train.Reading._fields

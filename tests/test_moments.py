@@ -76,7 +76,7 @@ def test_the_state_without_memory_has_every_leaf(run):
     """What is read is found by a layout that no file says."""
     settings = runs.plan(run)[0]
     program = build.program(settings)
-    lanes = build.unallocated(program, settings.seeds)
+    lanes = build.fake_state(program, settings.seeds)
     real = train.init(program, build.hyper(settings), build.keys(settings))
     assert tree.paths(lanes) == tree.paths(real)
     assert [(x.shape, x.dtype) for x in tree.leaves(lanes)] == [(x.shape, x.dtype) for x in tree.leaves(real)]

@@ -923,7 +923,7 @@ WITHOUT = {
     "worlds.functions": "binds",
     "worlds.remember": "is a part of `functions`",
     "worlds.vmapped": "binds",
-    "build.unallocated": "is `train.init` without memory",
+    "build.fake_state": "is `train.init` without memory",
     "history.best_step": "answers None where there is none",
     "build.replay_bytes": "multiplies what `check_memory` has checked",
     "check.difference": "answers in words",
