@@ -90,7 +90,7 @@ class Checked(gymnasium.Wrapper):
         return told if mask is None else {**told, MASK: np.asarray(mask)}
 
 
-def hold(vector: VectorEnv) -> VectorEnv:
+def check_environments(vector: VectorEnv) -> VectorEnv:
     """The same vector environment, its environments `Checked` where they are stepped one after the other here."""
     inner = vector.unwrapped
     if isinstance(inner, SyncVectorEnv):

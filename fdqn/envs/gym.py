@@ -26,7 +26,7 @@ from gymnasium.wrappers import RenderCollection
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn.envs.checked import LIVES, hold, reset_values, step_values
+from fdqn.envs.checked import LIVES, check_environments, reset_values, step_values
 from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
@@ -389,7 +389,7 @@ class _Lane(NamedTuple):
 
 
 def _opened(make: Callable[[int], VectorEnv], num_envs: int, shown: NDArray[Any]) -> _Lane:
-    vector = hold(make(num_envs))
+    vector = check_environments(make(num_envs))
     assert isinstance(vector.single_action_space, Discrete)  # as `world` has seen
     none = np.zeros(num_envs, np.int64)
     actions, mode = vector.single_action_space, vector.metadata["autoreset_mode"]
