@@ -751,8 +751,8 @@ def _eval(command: Eval, emit: Emit) -> None:
         )
     record = runs.returns_record(returns, failed, seeds, *cut)
     if command.json:
-        moment = {} if command.checkpoint is None else {"checkpoint": run.step}
-        emit({**record, **({"seeds": seeds} if command.seed else {}), **moment})
+        checkpoint_info = {} if command.checkpoint is None else {"checkpoint": run.step}
+        emit({**record, **({"seeds": seeds} if command.seed else {}), **checkpoint_info})
     else:
         at = "" if command.checkpoint is None else f", checkpoint of step {run.step:,}"
         _print_seeds(f"{name}, {episodes} greedy episodes a seed{at}", seeds, failed, {"return": record})
@@ -833,9 +833,10 @@ def _export(command: Export, emit: Emit) -> None:
         emit(written)
         return
     out = _results()
-    moment = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
+    checkpoint_info = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
     out.print(
-        f"seed {command.seed} of {command.run}{moment}: {written['what']}, {_bytes(written['bytes'])} in {command.out}",
+        f"seed {command.seed} of {command.run}{checkpoint_info}: {written['what']}, {_bytes(written['bytes'])} in "
+        f"{command.out}",
         soft_wrap=True,
     )
     out.print(f"read it with {written['read']}", soft_wrap=True)
