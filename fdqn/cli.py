@@ -714,8 +714,10 @@ def _eval(command: Eval, emit: Emit) -> None:
     console = _ready()
     import torch
 
-    from fdqn import build, compile, envs, evaluate, runs, tree, video
+    from fdqn import build, check, compile, envs, evaluate, runs, tree, video
 
+    if command.evaluate_steps:  # 0 is the default
+        check.count("evaluate_steps", command.evaluate_steps, 1)
     if command.video is not None:
         _check_video(command.video)
     run = runs.trained(command.run, command.checkpoint, command.env)

@@ -402,6 +402,7 @@ def prepare_cuda(tf32: bool = False) -> None:
 
     Without it cuDNN may choose a weight gradient that adds up in no fixed order, and a resumed run would differ.
     """
+    check.kind("tf32", tf32, bool)
     allow_tf32(tf32)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
