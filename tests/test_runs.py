@@ -416,7 +416,7 @@ def test_without_a_name_the_folder_is_named_after_environment_and_time():
     assert time.strptime(name.parts[1], "catch-%Y%m%d-%H%M%S")
 
 
-def test_runs_of_one_second_have_names_of_their_own(tmp_path, monkeypatch):
+def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
     settings = Settings(env="catch")
     assert runs.folder(settings, tmp_path).name == "catch-20260102-030405"
@@ -434,7 +434,7 @@ def test_runs_of_one_second_have_names_of_their_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [None, "run"])
-def test_of_processes_that_want_one_name_each_gets_its_own(tmp_path, monkeypatch, given):
+def test_concurrent_processes_get_distinct_run_folders(tmp_path, monkeypatch, given):
     """All look before the first makes it; of those that ask for a name, one gets it."""
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
     monkeypatch.setattr(runs, "_circumstances", lambda settings: {})
