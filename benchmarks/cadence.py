@@ -1,4 +1,4 @@
-"""How often the host asks a device how far it is; without torch, since peers run in environments of their own."""
+"""Report interval of the benchmarks. Does not import torch, because peers run in their own virtual environments."""
 
 TARGET_PERIOD = 20
 """Updates between target copies: cycles go by multiples of it."""

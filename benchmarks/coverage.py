@@ -1,10 +1,10 @@
-"""How often do intervals of the interquartile mean over a few seeds hold the true value, and how wide are they?
+"""Measure coverage and width of 95% intervals of the interquartile mean over a few seeds.
 
-    python benchmarks/coverage.py [--experiments 2000] [--resamples 1000] [--seeds 2 3 4 5 8 16 32]
+    python benchmarks/coverage.py [--experiments 2000] [--resamples 1000] [--seeds 2 3 4 5 6 8 16 32]
 
-Draws seeds from four distributions of returns, makes every candidate's 95% interval of each draw, and prints a row a
-candidate: per cent of the intervals that hold the interquartile mean of the distribution, lowest and highest of the
-four, and the width of the median interval in standard deviations of the distribution, mean of the four. Needs a minute.
+Draws seeds from four distributions of returns and computes each method's interval of every draw. Prints one row per
+method: the percentage of intervals that contain the true interquartile mean (lowest and highest of the distributions)
+and the median width in standard deviations (mean of the distributions). Takes less than a minute.
 """
 
 import argparse

@@ -90,7 +90,7 @@ def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
     run = runs.read(out)
     returns = np.array(run.summary["train_return"]["per_seed"], dtype=float)
     low, high = returns.min(), returns.max()
-    if len(returns) >= statistics.FEWEST:
+    if len(returns) >= statistics.MIN_SEEDS:
         rng = np.random.default_rng(0)
         low, high = bootstrap((returns,), np.mean, method="percentile", rng=rng).confidence_interval
     return {
@@ -107,7 +107,7 @@ def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
 
 def table(results: dict[str, dict[str, object]], seeds: int, steps: int) -> str:
     """The results as a Markdown table."""
-    ends = "95% interval" if seeds >= statistics.FEWEST else "range"
+    ends = "95% interval" if seeds >= statistics.MIN_SEEDS else "range"
     lines = [
         f"Training return after {steps:,} steps, last 100 episodes, mean. fdqn: {seeds} seeds, {ends}; CleanRL: "
         "3 seeds, standard deviation. Stepping: environments x steps of each between updates; CleanRL's is 1 x 10.",

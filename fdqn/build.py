@@ -138,9 +138,9 @@ def check_memory(program: train.Program, lanes: int, device: torch.device) -> in
         rows = replay_bytes(program, lanes)
         name, flags = ("capacity", "--capacity or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
         raise ValueError(
-            f"{name}: expected lanes that fit in {free / 1e9:,.1f} GB free of {total / 1e9:,.1f} GB of memory, got "
-            f"{needed / 1e9:,.1f} GB for {lanes} seeds, {rows / 1e9:,.1f} GB of it for {program.config.capacity:,} "
-            f"rows of replay each; lower {flags}"
+            f"{name}: expected seeds that fit in {free / 1e9:,.1f} GB of free memory ({total / 1e9:,.1f} GB in total), "
+            f"got {lanes} seeds that need {needed / 1e9:,.1f} GB, of which {rows / 1e9:,.1f} GB is replay "
+            f"({program.config.capacity:,} rows per seed); lower {flags}"
         )
     return needed
 
@@ -187,7 +187,7 @@ def _counts(file: Path) -> dict[str, int]:
 
 
 def _text(file: Path) -> str:
-    """What a file of the system says; nothing where there is none."""
+    """Read a file of the system; return an empty string if it cannot be read."""
     try:
         return file.read_text("utf-8", "replace")
     except OSError:
@@ -201,7 +201,7 @@ def state_bytes(program: train.Program, lanes: int) -> int:
     """
     check.kind("program", program, train.Program)
     check.count("lanes", lanes, 1)
-    state = unallocated(program, lanes)
+    state = fake_state(program, lanes)
     params = state.learner.params
     outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
@@ -209,11 +209,11 @@ def state_bytes(program: train.Program, lanes: int) -> int:
 
 def replay_bytes(program: train.Program, lanes: int) -> int:
     """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
-    memory = unallocated(program, lanes).replay
+    memory = fake_state(program, lanes).replay
     return tree.nbytes((memory.rows, memory.frames))
 
 
-def unallocated(program: train.Program, lanes: int) -> train.TrainState:
+def fake_state(program: train.Program, lanes: int) -> train.TrainState:
     """Return the state of `lanes` lanes without memory behind it."""
     with FakeTensorMode():
         hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))

@@ -184,7 +184,7 @@ def words(name: str, x: Tensor) -> None:
     """Raise TypeError unless `x` is int64, and ValueError for a number outside [0, 2**32) that can be read."""
     integer(name, x)
     if x.dtype != torch.int64:
-        raise TypeError(f"{name}: expected torch.int64, got {x.dtype}; draw words with random.bits")
+        raise TypeError(f"{name}: expected torch.int64, got {x.dtype}; draw random bits with random.bits")
     _inside(name, x, 2**32, "integers in [0, 2**32)")
 
 

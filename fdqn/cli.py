@@ -44,7 +44,8 @@ _ROWS = 32
 
 @dataclass(frozen=True)
 class Train:
-    """Train many seeds at once and say how good they are: with an interval from 5 seeds on, below with their range."""
+    """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
+    with the range of the seeds if there are fewer than 5."""
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     preset: Preset | None = None
@@ -68,11 +69,11 @@ class Resume:
     env: str | None = None
     """The environment trained on, to be named again where it is code of your own."""
     evaluate_episodes: int | None = None
-    """Episodes a seed in an evaluation from here on; by default as before."""
+    """Evaluation episodes per seed from now on; by default unchanged."""
     evaluate_steps: int | None = None
-    """Steps after which evaluation cuts an episode from here on; by default as before."""
+    """Step limit of an evaluation episode from now on; by default unchanged."""
     device: Literal["auto", "cpu", "cuda"] | None = None
-    """Where to go on, also when it is resumed again; by default where it ran before."""
+    """Device to continue on, kept if the run is resumed again; by default unchanged."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -86,20 +87,21 @@ class Eval:
     env: str | None = None
     """Environment, ours or gym:NAME; by default the one trained on."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
-    """Checkpoint to play: that of the best training return, that of a step, or, by default, the end of the run."""
+    """Checkpoint to play: best (highest training return), last (end of the run, the default) or the step of one."""
     seed: tuple[int, ...] = ()
-    """Seeds to play, one or several of those trained; by default all."""
+    """Trained seeds to play; by default all."""
     episodes: int | None = None
-    """Episodes a seed; by default as many as when the run ended."""
+    """Episodes per seed; by default the run's --evaluate-episodes."""
     evaluate_steps: int | None = None
-    """Steps after which an episode is cut; by default as when the run ended: see fdqn train --help."""
+    """Step limit of an episode; by default the run's, see fdqn train --help."""
     device: Literal["auto", "cpu", "cuda"] | None = None
-    """Where to play; by default as the run was trained, on the CPU where there is no CUDA device."""
+    """Device to play on; by default that of the run, or the CPU if CUDA is not available."""
     video: Path | None = None
     """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
     each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
     compile: bool = True
-    """Play episodes of more than 2,560 steps compiled, on CUDA all, where the run was; the returns are the same."""
+    """Compile the step of policy and environment: on CUDA from the start, on a CPU after 2,560 steps. The returns do
+    not change. Has no effect if the run was trained with --no-compile."""
     json: bool = False
     """Print only the returns, as JSON."""
 
@@ -128,7 +130,7 @@ class Export:
     """File to make: .pt or .pth is the state_dict; .pt2 is the policy by torch.export, obs [B, ...] to
     Q-values [B, actions], which runs without fdqn."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
-    """Checkpoint to export: that of the best training return, that of a step, or, by default, the end of the run."""
+    """Checkpoint to export: best (highest training return), last (end of the run, the default) or the step of one."""
     prefix: str = ""
     """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""
     env: str | None = None
@@ -153,10 +155,10 @@ COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "e
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit code is 0, 1 for what went wrong, 2 for how it was asked, 130 for Ctrl-C, and 128 and
-    its number for another signal: 143 for SIGTERM, 129 for SIGHUP.
+    """Run the command and return its exit code: 0 for success, 1 for an error, 2 for a usage error, and 128 plus the
+    signal's number if a signal ended it (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
 
-    Without arguments it is the command of this process, which is expected to end with it.
+    Without arguments, run the command line of this process, which should exit afterwards.
     """
     started = STARTED if arguments is None else time.perf_counter()
     with process.printable():
@@ -193,7 +195,7 @@ def _known(error: Exception) -> str | None:
     if "fdqn.toolchain" in sys.modules:  # else nothing was compiled
         from fdqn import toolchain
 
-        if failure := toolchain.failure(error):
+        if failure := toolchain.find_compiler_error(error):
             return str(failure)
     if not isinstance(error, RuntimeError):
         return None
@@ -202,7 +204,7 @@ def _known(error: Exception) -> str | None:
     if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
         return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
     if "tensors to be on the same device" in text:
-        hint = "make constants on the device of an argument, as torch.zeros(3, device=x.device) is"
+        hint = "create constants on the device of an argument, as in torch.zeros(3, device=x.device)"
         return f"device: expected every tensor of a step on one device, got several; {hint} ({text[:120]})"
     if "does not load; delete" in text:
         return text
@@ -418,7 +420,8 @@ def _go_on(
             _go_on_until(stop, console, path, settings, program, where, emit, started)
     except KeyboardInterrupt:
         console.print(
-            f"the files in {path} are complete; fdqn resume {path} goes on from the last checkpoint", soft_wrap=True
+            f"the files in {path} are complete; continue from the last checkpoint with: fdqn resume {path}",
+            soft_wrap=True,
         )
         raise
 
@@ -515,7 +518,7 @@ def _go_on_until(
         recorded = history.record(path, settings, reports, where)
         reports = _saying_failures(console, settings, recorded, games, where.step, gone)
         report = _follow(console, settings, where.steps, reports)
-    goes_on = f"; fdqn resume {path} goes on" if report.step < where.steps else ""
+    goes_on = f"; continue with: fdqn resume {path}" if report.step < where.steps else ""
     stopped = f"stopped at {report.step:,} of {where.steps:,} steps; the files in {path} are complete{goes_on}"
     if stop() and report.step == where.step:  # nothing is new
         console.print(stopped, soft_wrap=True)
@@ -632,7 +635,7 @@ def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.
     def status(steps: int) -> str:
         left = (time.perf_counter() - began) * (limit - steps) / max(steps, 1)
         at_most = f", at most {left // 60:.0f}:{left % 60:02.0f} left" if steps else ""
-        return f"{steps:,} steps each of at most {limit:,}{at_most}"
+        return f"step {steps:,} of at most {limit:,}{at_most}"
 
     if not console.is_terminal:
         due = began + _FIRST_LINE
@@ -712,8 +715,10 @@ def _eval(command: Eval, emit: Emit) -> None:
     console = _ready()
     import torch
 
-    from fdqn import build, compile, envs, evaluate, runs, tree, video
+    from fdqn import build, check, compile, envs, evaluate, runs, tree, video
 
+    if command.evaluate_steps:  # 0 is the default
+        check.count("evaluate_steps", command.evaluate_steps, 1)
     if command.video is not None:
         _check_video(command.video)
     run = runs.trained(command.run, command.checkpoint, command.env)
@@ -749,8 +754,8 @@ def _eval(command: Eval, emit: Emit) -> None:
         )
     record = runs.returns_record(returns, failed, seeds, *cut)
     if command.json:
-        moment = {} if command.checkpoint is None else {"checkpoint": run.step}
-        emit({**record, **({"seeds": seeds} if command.seed else {}), **moment})
+        checkpoint_info = {} if command.checkpoint is None else {"checkpoint": run.step}
+        emit({**record, **({"seeds": seeds} if command.seed else {}), **checkpoint_info})
     else:
         at = "" if command.checkpoint is None else f", checkpoint of step {run.step:,}"
         _print_seeds(f"{name}, {episodes} greedy episodes a seed{at}", seeds, failed, {"return": record})
@@ -768,9 +773,9 @@ def _chosen(asked: Sequence[int], trained: range) -> list[int]:
     """The seeds to play."""
     for seed in asked:
         if seed not in trained:
-            raise ValueError(f"seed: expected some that were trained, {trained[0]} to {trained[-1]}, got {seed}")
+            raise ValueError(f"seed: expected trained seeds, {trained[0]} to {trained[-1]}, got {seed}")
         if asked.count(seed) > 1:
-            raise ValueError(f"seed: expected each once, got {seed} {asked.count(seed)} times")
+            raise ValueError(f"seed: expected distinct seeds, got {seed} {asked.count(seed)} times; name it once")
     return list(asked or trained)
 
 
@@ -831,9 +836,10 @@ def _export(command: Export, emit: Emit) -> None:
         emit(written)
         return
     out = _results()
-    moment = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
+    checkpoint_info = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
     out.print(
-        f"seed {command.seed} of {command.run}{moment}: {written['what']}, {_bytes(written['bytes'])} in {command.out}",
+        f"seed {command.seed} of {command.run}{checkpoint_info}: {written['what']}, {_bytes(written['bytes'])} in "
+        f"{command.out}",
         soft_wrap=True,
     )
     out.print(f"read it with {written['read']}", soft_wrap=True)
@@ -901,7 +907,7 @@ def _print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[
     out = _results()
     out.print(table)
     if any(unfinished):
-        out.print("episodes that were cut had not ended by then; --evaluate-steps allows more", soft_wrap=True)
+        out.print("cut: episodes that had not ended at the step limit; raise it with --evaluate-steps", soft_wrap=True)
 
 
 def _print_comparison(read: "list[runs.Run]", picture: Path) -> None:
@@ -950,7 +956,7 @@ def _console() -> "Console":
 
 
 def _as_typed(x: Any) -> Any:
-    """What is printed, paths in a text as they were typed."""
+    """Return text with its paths as the user typed them, and other objects unchanged."""
     return process.shown(x) if isinstance(x, str) else x
 
 

@@ -44,11 +44,11 @@ from fdqn.types import Env, Network
 State = TypeVar("State")
 Made = TypeVar("Made")
 
-# CUDA graphs kept for one state: of a run's chunks few lengths recur.
+# CUDA graphs kept per state; a run uses few chunk lengths more than once.
 GRAPHS_KEPT = 8
 
 
-# Steps and updates of a cycle that are compiled as one graph; of more, one step and one update are compiled.
+# Most steps plus updates of a training iteration compiled as one graph; beyond, one step and one update are compiled.
 UNROLLED = 16
 
 
@@ -209,8 +209,8 @@ def _first_available(*engines: Callable[..., Made]) -> Callable[..., Made]:
         if unavailable is not None:
             kind = "" if isinstance(unavailable, toolchain.CompilerError) else "inductor failed: "
             reason = kind + str(unavailable).strip().splitlines()[0]
-            slower = "operation by operation, many times slower" if len(left) == 1 else "with a slower engine"
-            warnings.warn(f"{reason}; running {slower}", stacklevel=1)
+            slower = "eager execution, many times slower" if len(left) == 1 else "a slower engine"
+            warnings.warn(f"{reason}; falling back to {slower}", stacklevel=1)
         return result
 
     return run
@@ -264,13 +264,13 @@ def compiled(program: train.Program, check_compile: bool = True) -> train.Functi
     return train.Functions(
         noise=_noise(program),
         collect=fold_lanes(collect, split, soon=cycle),
-        cycle=verify.compared(fast, cycle) if check_compile else fast,
+        cycle=verify.with_comparison(fast, cycle) if check_compile else fast,
         sync=_sync,
     )
 
 
 def _is_long(program: train.Program) -> bool:
-    """Whether a cycle has more steps and updates than one graph should hold: each adds to the time of compiling it."""
+    """Return True if a training iteration has too many steps and updates for one graph: each adds to compile time."""
     return program.config.steps_per_cycle + program.config.updates_per_cycle > UNROLLED
 
 
@@ -286,7 +286,7 @@ def _looped(program: train.Program, split: Callable[[int], lanes.Split], check_c
     step, update = partial(train.interact, program), partial(train.update, program)
     interact, learn = fold_lanes(step, split, soon=update, soon_xs=example), fold_lanes(update, split)
     if check_compile:
-        interact, learn = verify.compared(interact, step), verify.compared(learn, update)
+        interact, learn = verify.with_comparison(interact, step), verify.with_comparison(learn, update)
 
     def collect(state: train.TrainState, noise: train.Noise) -> train.TrainState:
         interact(state, train.interactions(noise))
@@ -321,7 +321,7 @@ def compiled_parts(program: train.Program, check_compile: bool = True) -> worlds
 def _learn_beside(
     program: train.Program, split: Callable[[int], lanes.Split], check_compile: bool
 ) -> Callable[[train.TrainState, train.Noise], Callable[[], train.TrainState]]:
-    """The updates of one cycle, begun on other threads; noise has leaves [1, S, ...]."""
+    """Make a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
     compare = verify.comparison(partial(train.learn, program))
     begin = begin_lanes(partial(train.learn, program), split)
     if _is_long(program):
@@ -402,6 +402,7 @@ def prepare_cuda(tf32: bool = False) -> None:
 
     Without it cuDNN may choose a weight gradient that adds up in no fixed order, and a resumed run would differ.
     """
+    check.kind("tf32", tf32, bool)
     allow_tf32(tf32)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -431,7 +432,12 @@ def compiling() -> Iterator[None]:
     """Only this thread traces and compiles. No gradients are recorded, torch's warnings about itself are not shown, and
     an interrupt ends the compilers that were started.
     """
-    with _LOCK, torch.no_grad(), warnings.catch_warnings(action="ignore", category=FutureWarning), toolchain.used():
+    with (
+        _LOCK,
+        torch.no_grad(),
+        warnings.catch_warnings(action="ignore", category=FutureWarning),
+        toolchain.compiler_guard(),
+    ):
         _depth.value = getattr(_depth, "value", 0) + 1
         try:
             yield
@@ -653,7 +659,7 @@ _WRITES = frozenset(
 
 
 def _overlaps(node: torch.fx.Node) -> bool:
-    """Whether several elements of a traced tensor lie in one place, as after `expand`."""
+    """Return True if elements of a traced tensor share memory, as after `expand`."""
     x = node.meta["val"]
     return any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
 
@@ -699,7 +705,8 @@ def _check_on_device(traced: torch.fx.GraphModule, f: Callable[..., Any], args: 
             what = "a constant" if node.op == "get_attr" else "an argument" if node.op == "placeholder" else node.target
             raise ValueError(
                 f"compile: expected every tensor on {away[0]}, got {what} {list(x.shape)} {x.dtype} on {x.device}"
-                f"{_whence(f, args)}; make it on the device of an argument, as torch.zeros(3, device=x.device) is"
+                f"{_source_line(f, args)}; create it on the device of an argument, as in "
+                "torch.zeros(3, device=x.device)"
             )
 
 
@@ -723,7 +730,7 @@ def _is_copy(node: torch.fx.Node) -> bool:
     return str(node.target).split(".")[1:2] in (["_to_copy"], ["copy"], ["copy_"], ["device_put"])
 
 
-def _whence(f: Callable[..., Any], args: Any) -> str:
+def _source_line(f: Callable[..., Any], args: Any) -> str:
     """The line of code at which a tensor on the CPU first appears in `f`, in words; nothing where none is seen."""
     with contextlib.suppress(Exception), (seen := _HostTensors()):
         _traced(f, args)

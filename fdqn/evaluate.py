@@ -126,8 +126,8 @@ def native(
 ) -> NDArray[np.float64]:
     """Returns [S, episodes] of the lanes `params` [S, ...], with the lanes' `keys` [S, 2] but noise no training used.
 
-    A share `epsilon` of actions is random. An episode ends at the latest with the environment's time limit, or is cut
-    after `limit` steps; `cut` is called with a mask of those that had not ended by then. `fast` is `play` over lanes,
+    A fraction `epsilon` of actions is random. An episode ends at the latest at the environment's time limit, or is cut
+    after `limit` steps; `cut` is called with a mask of the episodes that were cut. `fast` is `play` over lanes,
     compiled: it plays on where episodes are long, on CUDA from the first step. All is computed on the device of
     `params`. Raises ValueError for fewer than one episode, and for as many lanes of `params` as there are not keys.
     """

@@ -51,9 +51,9 @@ def write(
         files.write(out, content)
     except OSError as error:
         raise ValueError(f"out: {error}") from None
-    moment = {} if checkpoint is None else {"checkpoint": trained.step}
+    checkpoint_info = {} if checkpoint is None else {"checkpoint": trained.step}
     written = {"run": str(path), "seed": seed, "out": str(out), "what": what, "bytes": len(content), "read": read}
-    return written | moment
+    return written | checkpoint_info
 
 
 def _lane(trained: runs.Trained, seed: int) -> int:

@@ -22,7 +22,7 @@ from torch import Tensor
 from fdqn import build, checkpoint, files, replay, statistics, train, tree
 from fdqn.frames import Frames
 from fdqn.n_step import Recent
-from fdqn.settings import Settings, completed, to_json
+from fdqn.settings import Settings, to_json, with_defaults
 from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
@@ -139,7 +139,7 @@ def trained(place: Path, settings: Settings, program: train.Program) -> tuple[Pa
     Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
     """
     _check_same(place, moment(place).settings, json.loads(json.dumps(to_json(settings))))
-    lanes = build.unallocated(program, settings.seeds)
+    lanes = build.fake_state(program, settings.seeds)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
     numbers = {
         name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64) for name in train.Reading._fields
@@ -148,7 +148,7 @@ def trained(place: Path, settings: Settings, program: train.Program) -> tuple[Pa
     part = lanes.learner.params, lanes.metrics.failed, lanes.metrics.cause
     params, failed, cause = checkpoint.load_part(place, _kept(settings, lanes, since), part)
     if not ((failed >= -1) & (cause >= 0) & (cause < len(train.CAUSES))).all():
-        raise checkpoint.CheckpointError(f"{place}: expected failures with a cause, got others; use another one")
+        raise checkpoint.CheckpointError(f"{place}: expected known failure causes, got others; use another checkpoint")
     return params, failed, cause
 
 
@@ -160,7 +160,7 @@ def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> 
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """A program of other shapes, or another run, would go on from what it did not do."""
-    saved = completed(saved)
+    saved = with_defaults(saved)
     free = {"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"}
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
     if others:

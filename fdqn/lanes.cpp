@@ -47,7 +47,7 @@ class Work {
     int64_t group, begin, end;
   };
 
-  // Takes the group that is furthest behind of those that nobody works on; false where there is none that is unfinished.
+  // Takes the least advanced group that no thread works on; returns false if every group is finished or taken.
   // While many groups are left it is taken for all of its cycles, which keeps it in the core's cache; the last few are
   // taken for some cycles at a time, so that all threads finish together.
   bool take(Piece* piece) {

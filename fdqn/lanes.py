@@ -139,7 +139,7 @@ def _begin(library: Path, state: list[Tensor], split: Split) -> Callable[[list[T
         others: list[Any] = []
         progress = (ctypes.c_int64 * (1 + groups))()
 
-        def share() -> None:
+        def take_groups() -> None:
             # It holds on to `state` and `noise`, whose memory it works on.
             counts = len(state), len(noise), split.workers, groups, len(noise[0])
             if driver.fdqn_groups(model.step, model.handle, inputs, progress, *map(ctypes.c_int64, counts)):
@@ -157,10 +157,10 @@ def _begin(library: Path, state: list[Tensor], split: Split) -> Callable[[list[T
         try:
             if mine := split.workers - takes_part:
                 helpers = _helpers(mine, split.threads, flushes)
-                others = [helpers.submit(share) for _ in range(mine)]
+                others = [helpers.submit(take_groups) for _ in range(mine)]
             if takes_part:
                 with sharing(split.threads):
-                    share()
+                    take_groups()
         except BaseException:
             wait(others)
             raise

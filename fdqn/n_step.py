@@ -49,7 +49,7 @@ def add(
     """What is recent after one step of every environment; the transitions [E] that it completes, and whether it does.
 
     `batch` [E, ...] are those of the step alone; where `valid` [E] does not hold, there was none. A discount of 0 ends
-    what is learned from as `ended` [E] does, also where the episode goes on. `gamma` [].
+    a transition as `ended` [E] does, even if the episode continues. `gamma` [].
     """
     check.shapes("batch.reward[E] ended[E] valid[E] gamma[]", batch.reward, ended, valid, gamma)
     check.boolean("ended", ended)

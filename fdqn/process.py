@@ -75,7 +75,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Stop:
-    """A wish to stop, and the signal that said it."""
+    """Stop request of a run, and the signal that made it."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -92,7 +92,7 @@ class Stop:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at the first signal, too; the wish is noted before it goes on."""
+        """Raise KeyboardInterrupt at the first signal too, after recording the stop request."""
         self._at_once = True
         try:
             yield
@@ -109,10 +109,11 @@ def stopping(
     is_compiling: Callable[[], bool] = bool,
     stopped: type[KeyboardInterrupt] = KeyboardInterrupt,
 ) -> Iterator[Stop]:
-    """Turn the first signal into a wish, which a run looks at every few cycles; the second raises KeyboardInterrupt.
+    """Turn the first signal into a stop request, which a run checks every few iterations; the second raises
+    KeyboardInterrupt.
 
-    An interrupt in the middle of a compiled step could leave a state that is half written over. In compiling there is
-    nothing to be left, but much to wait for: there the first signal raises `stopped`.
+    Interrupting a compiled step could leave its state half overwritten. Compiling writes no state and takes long, so
+    there the first signal raises `stopped`.
     """
     stop = Stop()
 
@@ -123,9 +124,9 @@ def stopping(
         if is_compiling():
             raise stopped(stop.signal)
         if number == signal.SIGINT:
-            say("stopping after a few cycles; Ctrl-C again to stop at once")
+            say("stopping within a few training iterations; press Ctrl-C again to stop immediately")
         else:
-            say(f"{stop.signal.name}: stopping after a few cycles; a second signal stops at once")
+            say(f"{stop.signal.name}: stopping within a few training iterations; a second signal stops immediately")
 
     with handling(ask):
         yield stop
@@ -215,7 +216,7 @@ def _write(descriptor: int, content: bytes) -> None:
 
 @contextlib.contextmanager
 def printable() -> Iterator[None]:
-    """Print what the locale's encoding lacks as escapes, in place of an error."""
+    """Print characters that the locale cannot encode as escapes instead of raising an error."""
     strict = [x for x in (sys.stdout, sys.stderr) if getattr(x, "errors", "") == "strict"]
     streams: list[Any] = [x for x in strict if hasattr(x, "reconfigure")]
     for stream in streams:
@@ -235,7 +236,7 @@ CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 def placed(command: Command) -> Command:
-    """The command with paths that hold wherever its process goes; `shown` gives them as they were typed."""
+    """Make the command's paths absolute, so that they survive a change of directory; `shown` restores them."""
     for name in CACHES:
         if os.environ.get(name):
             os.environ[name] = os.path.abspath(os.environ[name])

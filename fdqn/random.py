@@ -78,10 +78,10 @@ def uniform(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.f
 
 
 def unit(words: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Words [...] in [0, 2**32), int64, as numbers in [0, 1): the upper 23 bits.
+    """Convert random bits [...], int64 in [0, 2**32), to uniforms in [0, 1) from their upper 23 bits.
 
-    Raises TypeError for words of another dtype, and for a `dtype` of fewer bits, which would round some of them up to
-    1; ValueError for a number that is no word, where `check.words` can read it.
+    Raises TypeError unless `words` is int64 and `dtype` is float32 or float64 (a narrower one would round some values
+    up to 1), and ValueError for bits outside [0, 2**32), if they can be read.
     """
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")

@@ -49,7 +49,7 @@ from fdqn import (
     train,
     worlds,
 )
-from fdqn.settings import Settings, completed, from_json, to_json
+from fdqn.settings import Settings, with_defaults, from_json, to_json
 from fdqn.types import EnvSpec, Params
 
 NUMBER = (int, float)
@@ -138,7 +138,7 @@ def create(settings: Settings, base: Path = Path()) -> Path:
 def replan(path: Path, steps: int, settings: Settings) -> None:
     """Write down how many steps a run is to take, and what else `resume` may change of its settings, for later ones."""
     config = _read(path, "config.json", _read_config)
-    before = completed(config["settings"])
+    before = with_defaults(config["settings"])
     changed = {name: getattr(settings, name) for name in REPLANNED if getattr(settings, name) != before.get(name)}
     plan = {"steps": steps, "on_nan": settings.on_nan, **changed}
     files.write(path / "config.json", _json(config | {"plan": plan}))
@@ -376,7 +376,7 @@ def read_params(path: Path, env: str | None = None) -> Params:
 
 
 class Trained(NamedTuple):
-    """The seeds of a run as they were trained at one moment."""
+    """Trained parameters of a run's seeds, at its end or at a checkpoint."""
 
     settings: Settings
     step: int
@@ -386,7 +386,7 @@ class Trained(NamedTuple):
     failed: list[int]
     """Seeds that had failed."""
     unsound: list[int]
-    """Those of them whose parameters are of no use: all but those whose environment broke."""
+    """Failed seeds whose parameters are unusable: all but those whose environment broke."""
 
 
 def trained(path: Path, which: str | None = None, env: str | None = None) -> Trained:
@@ -418,7 +418,7 @@ def _checkpoint(path: Path, which: str) -> Path:
     if step in kept:
         return kept[step]
     steps = [*kept] if len(kept) <= 8 else [*[*kept][:4], "...", *[*kept][-4:]]
-    wanted = "one in which an episode has ended for best" if which == "best" else "best, last or the step of one"
+    wanted = "one with a finished training episode" if which == "best" else "best, last or the step of a checkpoint"
     there = f"steps {', '.join(steps)}" if kept else "none"
     raise ValueError(f"checkpoint: expected {wanted}, got {which!r}; {path / 'checkpoints'} has {there}")
 
@@ -578,7 +578,7 @@ def _kind(record: dict[str, Any]) -> statistics.Kind | None:
     """Of fewer than 5 seeds the ends were always those of the range, though they were called an interval's."""
     if record["low"] is None:
         return None
-    return "range" if sum(x is not None for x in record["per_seed"]) < statistics.FEWEST else "interval"
+    return "range" if sum(x is not None for x in record["per_seed"]) < statistics.MIN_SEEDS else "interval"
 
 
 def _check_returns(name: str, record: Any, seeds: int) -> None:

@@ -201,9 +201,9 @@ def _done(step: Tensor, steps: Scalar) -> Tensor:
     return torch.where(step >= length, 1.0, step.double() / length.clamp_min(1e-30))
 
 
-def _between(step: Tensor, a: Scalar, b: Scalar, share: Tensor) -> Tensor:
-    """`a` at share 0 and `b` at share 1, both exactly, since each is weighted by itself."""
-    return (1.0 - share) * _double(a, step) + share * _double(b, step)
+def _between(step: Tensor, a: Scalar, b: Scalar, fraction: Tensor) -> Tensor:
+    """`a` at fraction 0 and `b` at fraction 1, both exactly, since each is weighted by itself."""
+    return (1.0 - fraction) * _double(a, step) + fraction * _double(b, step)
 
 
 def _wide(step: Tensor) -> Tensor:

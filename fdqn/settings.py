@@ -10,8 +10,8 @@ import tyro
 
 @dataclass(frozen=True)
 class Settings:
-    """Train many seeds of a deep Q-network at once and say how good they are: with an interval from 5 seeds on, below
-    with their range."""
+    """Train many seeds of a deep Q-network at once. Report the interquartile mean of their returns with its 95%
+    bootstrap interval, or with the range of the seeds if there are fewer than 5."""
 
     env: str = "cartpole"
     """Environment; `fdqn envs` lists them: ours, gym:NAME, ale:GAME, or package.module:name of your own."""
@@ -60,8 +60,8 @@ class Settings:
     epsilon_fraction: float = 0.2
     """Share of --steps over which epsilon goes linearly from start to end."""
     random_warmup: bool = False
-    """Act uniformly at random until learning starts (--learning-starts), and anneal epsilon from there, as the papers
-    of both presets do; without, epsilon is annealed from the first step."""
+    """Take uniformly random actions until learning starts (--learning-starts) and anneal epsilon from there, as in the
+    papers of both presets. Otherwise epsilon is annealed from the first step."""
     hidden: tuple[int, ...] = (120, 84)
     """Sizes of the hidden layers; none for a linear network. Boards of 10 x 10 and frames from 36 x 36 on have a
     convolutional network instead."""
@@ -76,10 +76,10 @@ class Settings:
     evaluate_epsilon: float = 0.0
     """Share of random actions in evaluation, which is greedy but for them."""
     evaluate_episodes: int = 20
-    """Episodes a seed in an evaluation."""
+    """Evaluation episodes per seed."""
     evaluate_steps: int = 0
-    """Steps after which evaluation cuts an episode, which the summary counts; 0 for the environment's time limit or,
-    where it has none, 10 times the mean length of training episodes, at least 1,000 and at most 27,000."""
+    """Step limit of an evaluation episode. The summary counts the episodes that reach it unfinished. 0 uses the
+    environment's time limit or, if it has none, 10 times the mean training episode length (1,000 to 27,000)."""
     evaluate_every: int = 0
     """Environment steps a seed between greedy evaluations; 0 for one at the end only."""
     checkpoint_every: int = 20_000
@@ -94,12 +94,12 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto takes CUDA where there is one."""
     tf32: bool = False
-    """On CUDA, let float32 matrix products and convolutions round their inputs to 10 bits, which is several times
-    faster."""
+    """On CUDA, use TF32 for float32 matrix products and convolutions: several times faster, but inputs are rounded to
+    10 bits of mantissa."""
     compile: bool = True
     """Compile the step functions; without, they run operation by operation, for a debugger."""
     check_compile: bool = True
-    """Compare the first compiled step and update with uncompiled ones, and stop where they differ."""
+    """Compare the first compiled step and update with eager execution, and stop the run if they differ."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to make; by default runs/ENV-DATE-TIME."""
 
@@ -202,7 +202,7 @@ _ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile
 """Fields that settings written by version 0.1 lack; their defaults are what it did."""
 
 
-def completed(given: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Settings as JSON has them, with the fields that came after they were written."""
     defaults = to_json(Settings())
     return {**{name: defaults[name] for name in _ADDED}, **given}
@@ -212,7 +212,7 @@ def from_json(given: dict[str, Any]) -> Settings:
     """What `to_json` made. Raises ValueError, naming the field, for one that is unknown, missing or of another type."""
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
-    given, defaults = completed(given), dataclasses.asdict(Settings())
+    given, defaults = with_defaults(given), dataclasses.asdict(Settings())
     if set(given) != set(defaults):
         raise ValueError(
             f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(defaults))}"

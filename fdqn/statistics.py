@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FEWEST = 5
-"""Seeds from which on there is an interval; of fewer there is their range."""
+MIN_SEEDS = 5
+"""Fewest seeds for a bootstrap interval; fewer seeds get their range."""
 
 Kind = Literal["interval", "range"]
 
@@ -27,7 +27,7 @@ class Interval(NamedTuple):
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     kind: Kind | None
-    """What the ends are: those of an interval, or the lowest and the highest seed; None where they are NaN."""
+    """Kind of the ends: those of an interval, or of the range over the seeds; None where the ends are NaN."""
 
 
 def iqm(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
@@ -92,7 +92,7 @@ def interval(
         return Interval(iqm(values) if seeds else missing, missing, missing, None)
     if method == "t":
         return Interval(iqm(values), *_student(values, confidence), "interval")
-    if seeds < FEWEST:
+    if seeds < MIN_SEEDS:
         return Interval(iqm(values), values.min(-1), values.max(-1), "range")
     level = confidence if method == "percentile" else _expanded(confidence, seeds)
     return Interval(iqm(values), *_bootstrapped(values, level, resamples), "interval")

@@ -28,7 +28,7 @@ class CompilerInterrupted(RuntimeError):
 
 
 @contextlib.contextmanager
-def used() -> Iterator[None]:
+def compiler_guard() -> Iterator[None]:
     """Around code that runs the C++ compiler: paths may hold spaces.
 
     Raises CompilerError where the compiler is missing or fails, and CompilerInterrupted where it was stopped. An
@@ -42,20 +42,20 @@ def used() -> Iterator[None]:
             _end_compilers(before)
             raise
         except Exception as error:
-            if (failed := failure(error)) is None:
+            if (failed := find_compiler_error(error)) is None:
                 raise
             raise failed from error
 
 
-def failure(error: BaseException) -> RuntimeError | None:
+def find_compiler_error(error: BaseException) -> RuntimeError | None:
     """The error of the C++ compiler if that is what failed, however deep it is nested; else None."""
     return next(filter(None, map(_failure, reversed([*_causes(error)]))), None)
 
 
-def failed(reason: str) -> CompilerError:
+def compiler_error(reason: str) -> CompilerError:
     """The error of a compiler, named with what is wrong with it."""
     return CompilerError(
-        f"compiler: expected a C++ compiler that works, got {reason}; set CXX to another one, or use --no-compile"
+        f"compiler: expected a working C++ compiler, got {reason}; set CXX to another compiler, or use --no-compile"
     )
 
 
@@ -64,7 +64,7 @@ def run(command: list[str]) -> None:
     try:
         subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
     except (OSError, subprocess.CalledProcessError) as error:
-        raise failure(error) or error from error
+        raise find_compiler_error(error) or error from error
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -89,9 +89,9 @@ def _failure(error: BaseException) -> RuntimeError | None:
     if isinstance(error, subprocess.CalledProcessError) and [*error.cmd][:1] == [compiler]:
         return _ended(compiler, error.stderr or error.stdout or "", error)
     if isinstance(error, torch._inductor.exc.InvalidCxxCompiler):
-        return failed(f"{compiler}, which does not run")
+        return compiler_error(f"{compiler}, which does not run")
     if isinstance(error, OSError) and error.filename == compiler:
-        return failed(f"{compiler}, which does not run: {error.strerror}")
+        return compiler_error(f"{compiler}, which does not run: {error.strerror}")
     return None
 
 
@@ -99,7 +99,7 @@ def _ended(compiler: str, output: str | bytes, ended: BaseException | None) -> R
     """The error of a compiler that ran and printed `output`."""
     if getattr(ended, "returncode", None) in _INTERRUPTS:
         return CompilerInterrupted(f"compiler: {compiler} was interrupted")
-    return failed(f"{compiler}, which says: {_first_error(output, ended)}")
+    return compiler_error(f"{compiler}, which says: {_first_error(output, ended)}")
 
 
 def _first_error(output: str | bytes, ended: BaseException | None = None) -> str:

@@ -24,12 +24,12 @@ from fdqn.types import Env, Hyper, Network, Optimizer, Params, Step
 
 # Words and cycles drawn at once: enough that the draw's fixed cost is shared, few enough to be small beside the state.
 WORDS_PER_DRAW = 2**19
-# On CUDA as many more as make captured graphs of many cycles also at a thousand seeds; 134 MB.
+# More on CUDA, so that a captured graph spans many iterations even with a thousand seeds; 134 MB.
 WORDS_PER_DRAW_ON_CUDA = 2**24
 CYCLES_PER_DRAW = 1024
 
-# Cycles in one call of a step function, after which a run can be stopped; fewer where they have more steps of an
-# environment and updates than this together, but at least one.
+# Most training iterations per call of a step function; a run can be stopped between calls. WORK_PER_CALL bounds the
+# environment steps plus updates of one call, which has at least one iteration.
 CYCLES_PER_CALL = 64
 WORK_PER_CALL = 128
 

@@ -22,8 +22,8 @@ T = TypeVar("T")
 ALIGNMENT = 64
 
 
-class Slot(NamedTuple):
-    """Where one leaf lies in a buffer of bytes."""
+class TensorSlot(NamedTuple):
+    """Position, shape and dtype of one leaf in a byte buffer."""
 
     start: int
     shape: tuple[int, ...]
@@ -35,20 +35,20 @@ class Slot(NamedTuple):
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
-def layout(nested: Any) -> tuple[Slot, ...]:
-    """Where the leaves of a nested tensor lie, one after the other, each start a multiple of ALIGNMENT."""
+def layout(nested: Any) -> tuple[TensorSlot, ...]:
+    """Lay out the leaves of a nested tensor in a byte buffer, each starting at a multiple of ALIGNMENT."""
     leaves = tree.leaves(nested)
     sizes = [math.ceil(x.nbytes / ALIGNMENT) * ALIGNMENT for x in leaves]
     starts = accumulate(sizes, initial=0)
-    return tuple(Slot(start, tuple(x.shape), x.dtype) for start, x in zip(starts, leaves, strict=False))
+    return tuple(TensorSlot(start, tuple(x.shape), x.dtype) for start, x in zip(starts, leaves, strict=False))
 
 
-def views(buffer: Tensor, slots: tuple[Slot, ...]) -> list[Tensor]:
+def views(buffer: Tensor, slots: tuple[TensorSlot, ...]) -> list[Tensor]:
     """The leaves that lie in a buffer of bytes [N] uint8, over its memory."""
     return [buffer[slot.start : slot.end].view(slot.dtype).view(slot.shape) for slot in slots]
 
 
-def pack(nested: Any, buffer: Tensor) -> tuple[Slot, ...]:
+def pack(nested: Any, buffer: Tensor) -> tuple[TensorSlot, ...]:
     """Write the leaves of a nested tensor into a buffer of bytes; the answer says where they lie."""
     slots = layout(nested)
     for view, leaf in zip(views(buffer, slots), tree.leaves(nested), strict=True):
@@ -56,7 +56,7 @@ def pack(nested: Any, buffer: Tensor) -> tuple[Slot, ...]:
     return slots
 
 
-def unpack(buffer: Tensor, slots: tuple[Slot, ...], like: T) -> T:
+def unpack(buffer: Tensor, slots: tuple[TensorSlot, ...], like: T) -> T:
     """The nested tensor that was packed, over the buffer's memory, with the structure of `like`."""
     leaves = iter(views(buffer, slots))
     return tree.map(lambda _: next(leaves), like)

@@ -75,7 +75,7 @@ class EnvSpec(NamedTuple):
     """Above 1: an observation shows the last so many frames of its episode along its first axis, the oldest first and
     zeros before the first. Replay stores each once."""
     endless: bool = False
-    """Whether episodes have no time limit of their own; `time_limit` is then the longest that evaluation plays."""
+    """True if episodes have no time limit; by default `time_limit` then bounds evaluation episodes only."""
 
 
 class Env(NamedTuple):

@@ -22,7 +22,7 @@ LANES = 2
 ATTEMPTS = 2
 """Steps in a row that must differ. One may differ by chance: a tie between two actions that rounding breaks."""
 
-LARGEST = 2**30
+MAX_BYTES = 2**30
 """Bytes of the compared lanes above which nothing is compared, since one step copies them."""
 
 TOLERANCE = 1e-3
@@ -53,11 +53,11 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
             return None
         few = slice(LANES)
         compared = tree.index(state, few)
-        if tree.nbytes(compared) > LARGEST:
+        if (size := tree.nbytes(compared)) > MAX_BYTES:
             over = True
             warnings.warn(
-                f"compiled steps are not compared with uncompiled ones: {LANES} seeds hold "
-                f"{tree.nbytes(compared) / 1e9:.1f} GB, more than {LARGEST / 1e9:.1f} GB",
+                f"compiled steps are not compared with eager execution: {LANES} seeds hold {size / 1e9:.1f} GB, "
+                f"more than {MAX_BYTES / 1e9:.1f} GB",
                 stacklevel=1,
             )
             return None
@@ -73,15 +73,17 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
         differing.extend(found[:1])
         if found and len(differing) >= ATTEMPTS:
             raise MismatchError(
-                f"compiled step: expected the numbers of the uncompiled one, got others in {found[0]}; the compiler is "
-                "wrong about this program: train without compiling (--no-compile), or without this check "
-                "(--no-check-compile, check_compile=False)"
+                f"compiled step: expected the results of eager execution, got different values in {found[0]}; the "
+                "compiler miscompiles this program: train with --no-compile, or skip this check with "
+                "--no-check-compile (check_compile=False)"
             )
 
     return Comparison(begin, end)
 
 
-def compared(fold: Callable[[State, Any], State], step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
+def with_comparison(
+    fold: Callable[[State, Any], State], step: Callable[[State, Any], State]
+) -> Callable[[State, Any], State]:
     """`fold(state, xs)`, a compiled step for each x of xs, whose first steps are compared with `step` of one lane.
 
     Raises MismatchError as `comparison` does.

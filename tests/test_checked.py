@@ -333,7 +333,7 @@ RIGHT = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_what_can_mean_one_thing_only_is_taken(name):
+def test_unambiguous_return_values_are_accepted(name):
     games = gym.of("right", partial(Answers, None, RIGHT[name])).open(1, 2)
     games.reset([[1, 2]])
     for t in range(3):
@@ -411,13 +411,13 @@ def test_a_space_of_any_size_is_refused_in_a_sentence_and_allocates_nothing(monk
         build.program(Settings(env="huge"))
 
 
-def test_a_space_that_lanes_do_not_fit_for_is_the_sentence_of_memory(monkeypatch):
+def test_a_space_too_large_for_memory_raises_the_memory_error(monkeypatch):
     class Large(Strict):
         observation_space = spaces.Discrete(10**7)
 
     world = gym.of("large", Large)
     monkeypatch.setattr(envs, "find", lambda name: world)
-    with pytest.raises(ValueError, match=r"^capacity: expected lanes that fit in .* GB of memory"):
+    with pytest.raises(ValueError, match=r"^capacity: expected seeds that fit in .* GB of free memory"):
         build.check_memory(build.program(Settings(env="large")), 16, torch.device("cpu"))
 
 

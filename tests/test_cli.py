@@ -240,10 +240,10 @@ def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, caps
     assert (final["unfinished"], final["step_limit"]) == (4, 1_000)
     assert -100_000 <= final["iqm"] <= -1_000
     assert "playing 2 greedy episodes a seed in gym:CliffWalking-v1, of at most 1,000 steps" in err
-    assert re.search(r"0 of 4 episodes have ended, [\d,]+ steps each of at most 1,000, at most \d+:\d\d left", err)
+    assert re.search(r"0 of 4 episodes have ended, step [\d,]+ of at most 1,000, at most \d+:\d\d left", err)
     assert "cut" in out
     assert "4 at 1,000 steps" in out
-    assert "--evaluate-steps allows more" in out
+    assert "raise it with --evaluate-steps" in out
     assert cli.main(["eval", str(path), "--json"]) == 0
     assert strict(capsys.readouterr().out) == final
     assert cli.main(["eval", str(path), "--json", "--episodes", "3", "--evaluate-steps", "10"]) == 0
@@ -478,7 +478,7 @@ def test_a_tensor_on_another_device_is_one_line(place, capsys, monkeypatch):
     monkeypatch.setattr(runs, "functions", mixed)
     assert cli.main(["train", *TINY, "--out", "mixed"]) == 1
     err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith("fdqn: device: expected every tensor of a step on one device, got several; make constants on")
+    assert err.startswith("fdqn: device: expected every tensor of a step on one device, got several; create constants")
 
 
 @pytest.mark.parametrize("flags", [[], ["--tf32"]])
@@ -879,7 +879,7 @@ def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, c
     assert cli.main(["train", *words, "--seeds", "2", "--hidden", "8", "--no-compile", "--out", str(path)]) == 130
     err = capsys.readouterr().err
     assert f"not played; fdqn eval {path}" in err
-    assert f"fdqn resume {path} goes on" in err
+    assert f"; continue with: fdqn resume {path}" in err
     assert strict((path / "summary.json").read_text())["final_return"]["iqm"] is None
     monkeypatch.undo()
     assert cli.main(["eval", str(path), "--episodes", "1", "--json"]) == 0
@@ -969,7 +969,7 @@ def test_episodes_are_counted_on_a_terminal(trained, words):
     command, *rest = words.split()
     text = on_a_terminal([command, str(trained[0]), *rest, "--episodes", "30"], 100)
     assert re.search(r"\d+/60", text), "30 of each of 2 seeds"
-    assert re.search(r"episodes, [\d,]+ steps each of at most 500, at most \d+:\d\d left", text)
+    assert re.search(r"episodes, step [\d,]+ of at most 500, at most \d+:\d\d left", text)
     assert "Traceback" not in text
 
 

@@ -271,7 +271,7 @@ def test_nothing_is_refused_on_a_cpu():
     edge._check_on_device(traced, constant, (x,))
 
 
-def test_greedy_with_chance_copies_no_number():
+def test_epsilon_greedy_evaluation_copies_no_scalar():
     """A number of Python goes into the kernel as it is; a tensor of it would be copied from the host at every step."""
     q, legal = torch.zeros((LANES, 2), device=DEVICE), torch.ones((LANES, 2), dtype=torch.bool, device=DEVICE)
     check(lambda q, legal, u: evaluate._chosen(q, legal, 0.05, u), q, legal, torch.zeros((LANES, 2), device=DEVICE))

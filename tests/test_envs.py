@@ -599,7 +599,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(call):
         ("minatar:breakot", "minatar:breakout"),
     ],
 )
-def test_a_name_of_others_is_answered_with_where_it_is_from(name, meant):
+def test_names_of_other_libraries_get_a_suggestion(name, meant):
     if meant.startswith("ale:"):
         pytest.importorskip("ale_py")
     with pytest.raises(ValueError, match=re.escape(f"unknown environment '{name}'; did you mean '{meant}'? Known: ")):

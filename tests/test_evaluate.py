@@ -548,7 +548,7 @@ def test_a_player_is_compiled_once(monkeypatch, name):
     assert len(made) == 1
 
 
-def test_chance_in_evaluation_is_as_with_a_tensor_of_it():
+def test_evaluation_epsilon_as_number_equals_tensor():
     """A number goes into the comparison as a tensor of the values' dtype did."""
     q, legal = torch.randn(500, 3), torch.ones(500, 3, dtype=torch.bool)
     u = torch.stack([torch.arange(500) * 2.0**-23, torch.rand(500)], -1)

@@ -264,7 +264,7 @@ def test_a_longer_run_that_was_stopped_goes_on_to_its_end(done, monkeypatch, cap
     with monkeypatch.context() as patched:
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600"]) == 130
-    assert f"fdqn resume {done} goes on" in capsys.readouterr().err
+    assert f"; continue with: fdqn resume {done}" in capsys.readouterr().err
     assert runs.plan(done)[1] == 600
     assert cli.main(["resume", str(done), "--steps", "450"]) == 1
     assert "expected at least the 600 that were planned, got 450" in capsys.readouterr().err

@@ -246,7 +246,7 @@ DTYPES = sorted({x for x in vars(torch).values() if isinstance(x, torch.dtype)},
 
 @pytest.mark.filterwarnings("ignore")  # of PyTorch, about the tensors that are made here
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_dtype_is_refused_by_name_before_replay_is_made_or_goes_in_and_comes_out(dtype):
+def test_replay_stores_a_dtype_or_refuses_it_by_name(dtype):
     """uint16 passed `init` and failed in `add`, in words of PyTorch."""
     fits = dtype in check.STORED
     try:

@@ -417,7 +417,7 @@ def test_without_a_name_the_folder_is_named_after_environment_and_time():
     assert time.strptime(name.parts[1], "catch-%Y%m%d-%H%M%S")
 
 
-def test_runs_of_one_second_have_names_of_their_own(tmp_path, monkeypatch):
+def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
     settings = Settings(env="catch")
     assert runs.folder(settings, tmp_path).name == "catch-20260102-030405"
@@ -435,7 +435,7 @@ def test_runs_of_one_second_have_names_of_their_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [None, "run"])
-def test_of_processes_that_want_one_name_each_gets_its_own(tmp_path, monkeypatch, given):
+def test_concurrent_processes_get_distinct_run_folders(tmp_path, monkeypatch, given):
     """All look before the first makes it; of those that ask for a name, one gets it."""
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
     monkeypatch.setattr(runs, "_circumstances", lambda settings: {})
@@ -639,7 +639,11 @@ def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
 @pytest.mark.parametrize(
     ("lanes", "change", "message"),
     [
-        (2**22, {}, r"(capacity|seeds): expected lanes that fit in .* GB of memory, got .* for 4194304 seeds"),
+        (
+            2**22,
+            {},
+            r"(capacity|seeds): expected seeds that fit in .* GB of free memory .*, got 4194304 seeds that need",
+        ),
         (64, {"capacity": 10**9}, r"capacity: .*; lower --capacity or --seeds"),
         (2**22, {"capacity": 16}, r"seeds: .*; lower --seeds or --hidden"),
     ],
@@ -714,10 +718,11 @@ def test_lanes_are_compared_with_what_is_free(monkeypatch, made):
     needed = build.state_bytes(made.program, 2**12)
     assert build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed, 80 * GB)) == needed
     build.check_memory(made.program, 2**12, a_gpu(monkeypatch, int(0.95 * needed), 80 * GB))
-    said = rf"expected lanes that fit in {needed / 2e9:,.1f} GB free of 85.9 GB of memory, got {needed / 1e9:,.1f} GB"
+    free, needs = f"{needed / 2e9:,.1f} GB of free memory", f"got 4096 seeds that need {needed / 1e9:,.1f} GB"
+    said = rf"expected seeds that fit in {free} \(85.9 GB in total\), {needs}"
     with pytest.raises(ValueError, match=said):
         build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed // 2, 80 * GB))
-    with pytest.raises(ValueError, match="expected lanes that fit"):
+    with pytest.raises(ValueError, match="expected seeds that fit"):
         build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
 
 
@@ -781,7 +786,7 @@ def test_a_network_that_read_bytes_undivided_is_refused(tmp_path, monkeypatch):
         config = json.loads((path / "config.json").read_text())
         config["versions"]["fdqn"] = "0.1.0"
         (path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match="run: expected bytes divided by 255, .* of fdqn 0.1.0; train it again"):
+        with pytest.raises(ValueError, match=r"run: expected bytes divided by 255, .* of fdqn 0\.1\.0; train it again"):
             runs.plan(path)
     finally:
         gymnasium.registry.pop("Bytes-v0")

@@ -224,7 +224,7 @@ def test_one_schedule_a_lane():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_steps_of_narrow_integers_are_beside_larger_numbers_what_they_are(dtype):
+def test_narrow_integer_steps_do_not_wrap(dtype):
     """300 in uint8 is 44, and 2**40 in int32 is 0."""
     step, large = torch.tensor([0, 60, 100], dtype=dtype), {torch.int32: 2**40}.get(dtype, 2**17 + 300)
     ends = [partial(schedules.constant, value=1.0), partial(schedules.constant, value=2.0)]

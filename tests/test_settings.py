@@ -182,7 +182,7 @@ def test_settings_of_version_0_1_are_read_as_what_it_did():
     """A preset of it annealed epsilon from the first step."""
     now = settings.to_json(Settings(**settings.PRESETS["minatar"]))
     before = {name: value for name, value in now.items() if name not in settings._ADDED}
-    assert settings.completed(before) == {**now, "random_warmup": False}
+    assert settings.with_defaults(before) == {**now, "random_warmup": False}
     read = settings.from_json(before)
     assert {name: getattr(read, name) for name in settings._ADDED} == {
         name: getattr(Settings(), name) for name in settings._ADDED

@@ -71,7 +71,7 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(tmp_path, capsys, at_first_report, n
     assert checkpoints(path)[-1] == summary["steps"]
     assert {p.name for p in path.iterdir()} == FILES
     assert f"stopped at {summary['steps']} of 300 steps; the files in {path} are complete" in err
-    assert f"fdqn resume {path} goes on" in err
+    assert f"; continue with: fdqn resume {path}" in err
     assert "Traceback" not in err
     assert handlers() == before
 
@@ -105,7 +105,7 @@ def test_a_second_signal_of_either_kind_stops_at_once(tmp_path, capsys, monkeypa
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == CODES[second]
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert f"fdqn resume {tmp_path / 'run'} goes on from the last checkpoint" in err
+    assert f"continue from the last checkpoint with: fdqn resume {tmp_path / 'run'}" in err
     assert err.splitlines()[-1] == "fdqn: " + ("interrupted" if second == "SIGINT" else "stopped by SIGTERM")
     assert not list(tmp_path.rglob("*.part"))
 
@@ -153,7 +153,7 @@ def test_an_evaluation_on_the_way_is_played_to_its_end(tmp_path, capsys, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(evaluate, "greedy", slow)
         assert cli.main(["train", *words, "--out", str(path)]) == 143
-    assert f"fdqn resume {path}" in capsys.readouterr().err
+    assert f"; continue with: fdqn resume {path}" in capsys.readouterr().err
     assert len((path / "evaluations.csv").read_text().splitlines()) > 1
     assert cli.main(["resume", str(path)]) == 0
     assert (path / "evaluations.csv").read_text() == (tmp_path / "whole" / "evaluations.csv").read_text()
@@ -227,7 +227,7 @@ def test_a_signal_while_compiling_keeps_what_was_collected(tmp_path, capsys, mon
     with monkeypatch.context() as patched:
         patched.setattr(runs, "functions", compiled)
         assert cli.main(["train", *TINY, "--out", str(path)]) == 143
-    assert f"stopped at 100 of 300 steps; the files in {path} are complete; fdqn resume {path} goes on" in (
+    assert f"stopped at 100 of 300 steps; the files in {path} are complete; continue with: fdqn resume {path}" in (
         capsys.readouterr().err
     )
     assert checkpoints(path) == [100]
@@ -254,7 +254,7 @@ def test_a_signal_before_anything_was_trained(tmp_path, capsys, monkeypatch):
         assert cli.main(["train", *TINY, "--json", "--out", str(path)]) == 129
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"stopped at 0 of 300 steps; the files in {path} are complete; fdqn resume {path} goes on" in err
+    assert f"stopped at 0 of 300 steps; the files in {path} are complete; continue with: fdqn resume {path}" in err
     assert cli.main(["resume", str(path)]) == 0
 
 
@@ -362,7 +362,7 @@ def test_sigterm_to_a_process(tmp_path):
         running.kill()
     assert running.returncode == 143
     assert "Traceback" not in err
-    assert f"fdqn resume {tmp_path / 'run'} goes on" in err
+    assert f"; continue with: fdqn resume {tmp_path / 'run'}" in err
     assert checkpoints(tmp_path / "run") == [json.loads(out)["steps"]]
 
 

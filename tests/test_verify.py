@@ -61,13 +61,13 @@ def wrong_at(*calls):
         called.append(1)
         return train.fold(vmap(lambda s, x: s + x))(state, xs) * (2 if len(called) in calls else 1)
 
-    return verify.compared(fold, step), asked
+    return verify.with_comparison(fold, step), asked
 
 
 def test_a_step_that_is_always_wrong_is_refused_in_its_second_call_at_the_latest():
     folded, _ = wrong_at(*range(10))
     state = folded(torch.ones(3), torch.ones(1, 3))
-    with pytest.raises(verify.MismatchError, match="compiled step: expected the numbers of the uncompiled one"):
+    with pytest.raises(verify.MismatchError, match="compiled step: expected the results of eager execution"):
         folded(state, torch.ones(1, 3))
 
 
@@ -86,9 +86,9 @@ def test_all_steps_are_taken_when_the_first_is_compared():
 
 
 def test_a_large_state_is_not_copied(monkeypatch):
-    monkeypatch.setattr(verify, "LARGEST", 7)
+    monkeypatch.setattr(verify, "MAX_BYTES", 7)
     folded, asked = wrong_at(*range(10))
-    with pytest.warns(UserWarning, match="compiled steps are not compared with uncompiled ones: 2 seeds hold"):
+    with pytest.warns(UserWarning, match="compiled steps are not compared with eager execution: 2 seeds hold"):
         state = folded(torch.ones(3), torch.ones(1, 3))
     folded(state, torch.ones(1, 3))
     assert not asked
@@ -103,7 +103,7 @@ def gradient_step(state, x):
 @pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="the compiler is right")
 def test_a_compiler_that_multiplies_gradients_by_the_lanes_is_found(monkeypatch):
     monkeypatch.setattr(edge, "_guarded", lambda traced: traced)
-    folded = verify.compared(edge.fold(vmap(gradient_step)), gradient_step)
+    folded = verify.with_comparison(edge.fold(vmap(gradient_step)), gradient_step)
     state, xs = torch.ones(8, 3), torch.ones(1, 8, 3)
     folded(state, xs)
     with pytest.raises(verify.MismatchError):

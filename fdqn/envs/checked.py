@@ -19,10 +19,10 @@ LIVES = "lives"
 class Checked(gymnasium.Wrapper):
     """An environment that returns what Gymnasium's API says, or raises ValueError naming the value that was wrong.
 
-    A reward may be an array of one number. `lives` that are no number are left out of infos, and a mask of None too.
-    Where neither observation nor info has a mask, it is that of a method `action_masks()`, the convention of
-    sb3-contrib, if there is one; it is not asked once the task has ended. With `only_used`, infos hold nothing else, so
-    that infos of another type in every environment do no harm.
+    A reward may be an array of one number. `lives` that are not a number and a mask of None are dropped from infos. If
+    neither observation nor info has a mask, it comes from the method `action_masks()` (the convention of sb3-contrib),
+    if there is one; the method is not called after termination. With `only_used`, all other infos are dropped, because
+    a vector environment may fail to stack infos whose types differ between environments.
     """
 
     def __init__(self, env: gymnasium.Env, only_used: bool = False) -> None:
@@ -90,7 +90,7 @@ class Checked(gymnasium.Wrapper):
         return told if mask is None else {**told, MASK: np.asarray(mask)}
 
 
-def hold(vector: VectorEnv) -> VectorEnv:
+def check_environments(vector: VectorEnv) -> VectorEnv:
     """The same vector environment, its environments `Checked` where they are stepped one after the other here."""
     inner = vector.unwrapped
     if isinstance(inner, SyncVectorEnv):

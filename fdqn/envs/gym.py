@@ -26,12 +26,12 @@ from gymnasium.wrappers import RenderCollection
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn.envs.checked import LIVES, hold, reset_values, step_values
+from fdqn.envs.checked import LIVES, check_environments, reset_values, step_values
 from fdqn.envs.spaces import MASK, Encoding, encoding
 from fdqn.types import Answer, EnvSpec, Step, World
 
 EPISODE_STEPS = 27_000
-"""Most steps that evaluation by default looks at of an episode that nothing else ends; see `evaluate.step_limit`."""
+"""Longest evaluation episode, by default, of an environment without a time limit; see `evaluate.step_limit`."""
 
 STACK = 4
 """Frames of an observation of Atari."""
@@ -122,8 +122,8 @@ def world(
 
     With `stack` above 1 their observations are so many frames, as `EnvSpec.stack` has them. Evaluation looks at `limit`
     steps of an episode, by default those that the environments themselves allow; where they allow any number, the spec
-    is `endless`. Of a `SyncVectorEnv` each environment is `Checked`, which knows what is legal of a method
-    `action_masks()` too; other vector environments say it by `action_mask` among their observations or infos.
+    is `endless`. Each environment of a `SyncVectorEnv` is wrapped in `Checked`, which also reads legal actions from a
+    method `action_masks()`; other vector environments give them as `action_mask` in their observations or infos.
 
     Raises ValueError where they cannot be made, for actions that are not discrete or observations that are no array.
     """
@@ -389,7 +389,7 @@ class _Lane(NamedTuple):
 
 
 def _opened(make: Callable[[int], VectorEnv], num_envs: int, shown: NDArray[Any]) -> _Lane:
-    vector = hold(make(num_envs))
+    vector = check_environments(make(num_envs))
     assert isinstance(vector.single_action_space, Discrete)  # as `world` has seen
     none = np.zeros(num_envs, np.int64)
     actions, mode = vector.single_action_space, vector.metadata["autoreset_mode"]

@@ -86,7 +86,7 @@ def _entry(key: Any, part: Encoding, x: Any) -> NDArray[Any]:
 
 
 def _one_hots(space: spaces.Space, sizes: list[int], starts: list[int]) -> Encoding:
-    """Numbers, of which each has one of so many values from its start on, as booleans side by side."""
+    """Encode integers, each with `sizes[i]` values from `starts[i]` on, as concatenated one-hot booleans."""
     return Encoding((sum(sizes),), np.dtype(np.bool_), partial(_one_hot, space, np.array(sizes), np.array(starts)))
 
 

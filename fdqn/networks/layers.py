@@ -1,7 +1,7 @@
 """Networks of linear and convolutional layers, in the names, initial distribution and outputs of `nn.Sequential`.
 
-All of them divide uint8 observations by 255, since bytes are pictures or memory almost everywhere. So small counts in
-uint8 become small numbers: cast them to another dtype to have them taken as they are, which other dtypes are.
+All networks of this module divide uint8 observations by 255, because uint8 almost always means pixels or memory. Other
+dtypes are not scaled, so cast small counts in uint8 to another dtype to keep their values.
 """
 
 import math
@@ -26,9 +26,8 @@ def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> 
     outputs. Without hidden layers it is one linear layer, named "0". Observations of uint8 are divided by 255.
 
     Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1 and for a layer of
-    2**31 weights or more, and `apply` for parameters or observations of other names, shapes or devices, and TypeError
-    for what are no floats by name; so do
-    the networks below.
+    2**31 weights or more. `apply` raises ValueError for parameters or observations of other names, shapes or devices,
+    and TypeError, with the name, for parameters that are not floating-point. The networks below raise the same.
     """
     event = _event(obs_shape)
     # nn.Sequential counts the ReLUs too, so linear layer i stands at place 2 i.

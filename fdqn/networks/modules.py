@@ -31,10 +31,10 @@ def from_module(factory: Callable[[], nn.Module]) -> Network:
     `factory` makes a new module at every call; `init` calls it once a lane, so a lane begins as the module does.
     Buffers are constants, those of one module for all lanes, on the parameters' device and, where floating, in their
     dtype. Shapes are the module's own. Observations come in the parameters' dtype too, but for int32 and int64, which
-    may be indices; `apply` raises as that of `mlp` for parameters that are not the module's. Those of uint8 are cast,
-    not divided by 255: a module for pictures mostly does so itself, and twice would be wrong.
+    may be indices; `apply` raises as that of `mlp` for parameters that are not the module's. Those of uint8 are cast
+    but not divided by 255, because modules for images usually do that themselves.
 
-    With a factory that can be pickled, such as a class or a function of a module, so can the network.
+    The network can be pickled if `factory` can, such as a class or a module-level function.
 
     Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
     draws random numbers or writes a buffer: hidden state has no place in a function of parameters and observation.

@@ -14,7 +14,7 @@ from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompil
 from fdqn import cli, lanes
 
 ROOT = Path(cli.__file__).resolve().parents[1]
-WAY_OUT = "; set CXX to another one, or use --no-compile"
+WAY_OUT = "; set CXX to another compiler, or use --no-compile"
 OUTPUT = (
     "In file included from a.h:1\na.cpp:1:2: warning: so\na.cpp:3:4: \x1b[31merror: no such thing\x1b[0m\nmore\n" * 30
 )
@@ -60,7 +60,7 @@ def test_a_compiler_that_fails_is_one_sentence(monkeypatch, capsys, error, says,
     assert cli.main(["envs"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("fdqn: compiler: expected a C++ compiler that works, got " + says)
+    assert err.startswith("fdqn: compiler: expected a working C++ compiler, got " + says)
     assert err.endswith(WAY_OUT + "\n")
     assert err.count("\n") == 1
     assert len(err) < 400
@@ -98,7 +98,7 @@ def test_the_loop_s_compiler(tmp_path, monkeypatch):
         with pytest.raises(RuntimeError) as raised:
             lanes._driver(tmp_path / "cache")
         assert cli._known(raised.value) == (
-            f"compiler: expected a C++ compiler that works, got {compiler}, {says}{WAY_OUT}"
+            f"compiler: expected a working C++ compiler, got {compiler}, {says}{WAY_OUT}"
         )
 
 
@@ -113,6 +113,6 @@ def test_the_command_with_such_a_compiler_trains_without_it(tmp_path, kind):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0
-    sentence = f"compiler: expected a C++ compiler that works, got {compiler}, {says}{WAY_OUT}; running operation by"
+    sentence = f"compiler: expected a working C++ compiler, got {compiler}, {says}{WAY_OUT}; falling back to eager"
     assert done.stderr.count(sentence) == 1
     assert "Traceback" not in done.stderr

@@ -76,7 +76,7 @@ def test_the_state_without_memory_has_every_leaf(run):
     """What is read is found by a layout that no file says."""
     settings = runs.plan(run)[0]
     program = build.program(settings)
-    lanes = build.unallocated(program, settings.seeds)
+    lanes = build.fake_state(program, settings.seeds)
     real = train.init(program, build.hyper(settings), build.keys(settings))
     assert tree.paths(lanes) == tree.paths(real)
     assert [(x.shape, x.dtype) for x in tree.leaves(lanes)] == [(x.shape, x.dtype) for x in tree.leaves(real)]
@@ -163,7 +163,7 @@ def test_a_run_that_died_has_its_checkpoints(made, run, capsys):
     [
         (
             "eval run --checkpoint 150",
-            "best, last or the step of one, got '150'; run/checkpoints has steps 100, 200, 300",
+            "best, last or the step of a checkpoint, got '150'; run/checkpoints has steps 100, 200, 300",
         ),
         ("export run --seed 5 --out a.pt --checkpoint 0", "checkpoint: expected best, last or .* got '0'"),
         ("eval run --checkpoint -100", "checkpoint: expected best.*got '-100'|--checkpoint"),
@@ -172,9 +172,9 @@ def test_a_run_that_died_has_its_checkpoints(made, run, capsys):
         ("eval run --checkpoint=", "got ''"),
         ("eval run --checkpoint Best", "got 'Best'"),
         ("eval nowhere --checkpoint best", "got nowhere without config.json"),
-        ("eval run --seed 4", "seed: expected some that were trained, 5 to 7, got 4"),
-        ("eval run --seed 5 8", "seed: expected some .* got 8"),
-        ("eval run --seed 5 6 5", "seed: expected each once, got 5 2 times"),
+        ("eval run --seed 4", "seed: expected trained seeds, 5 to 7, got 4"),
+        ("eval run --seed 5 8", "seed: expected trained seeds, .* got 8"),
+        ("eval run --seed 5 6 5", "seed: expected distinct seeds, got 5 2 times; name it once"),
         ("eval run --seed five", "--seed.*'five'"),
         ("eval run --device tpu", "'tpu'"),
         ("resume run --device tpu", "'tpu'"),
@@ -199,7 +199,7 @@ def test_checkpoints_that_were_not_kept(run, capsys):
     for step in (100, 300, 400):
         score(step, None)
     assert cli.main(["eval", "run", "--checkpoint", "best"]) == 1
-    assert "one in which an episode has ended for best, got 'best'" in capsys.readouterr().err
+    assert "one with a finished training episode, got 'best'" in capsys.readouterr().err
     shutil.rmtree("run/checkpoints")
     assert cli.main(["eval", "run", "--checkpoint", "best"]) == 1
     assert "run/checkpoints has none" in capsys.readouterr().err
