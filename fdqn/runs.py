@@ -49,7 +49,7 @@ from fdqn import (
     train,
     worlds,
 )
-from fdqn.settings import Settings, with_defaults, from_json, to_json
+from fdqn.settings import Settings, from_json, to_json, with_defaults
 from fdqn.types import EnvSpec, Params
 
 NUMBER = (int, float)
