@@ -254,7 +254,7 @@ def step_limit(spec: EnvSpec, num_envs: int, steps: NDArray[np.int64], episodes:
         return min(_AT_LEAST, spec.time_limit)
     half = np.searchsorted(steps, steps[-1] / 2, side="right") - 1  # the last report of the first half, or none
     before = (steps[half], episodes[half]) if half >= 0 else (0, 0 * episodes[0])
-    ended = np.median(episodes[-1] - before[1])  # a seed whose environments broke ends no more
+    ended = (episodes[-1] - before[1]).min()
     followed = steps[-1] / num_envs
     likely = min(_TIMES * (steps[-1] - before[0]) / ended, followed) if ended else followed
     return min(max(_AT_LEAST, math.ceil(likely)), spec.time_limit)

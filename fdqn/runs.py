@@ -300,12 +300,16 @@ def step_limit(path: Path, settings: Settings, spec: EnvSpec) -> int:
 
 
 def _read_episodes(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Environment steps [P] and ended episodes [P, S] at the reports so far."""
+    """Environment steps [P] and ended episodes [P, S] at the reports so far, of the seeds that have not failed."""
     lines = csv.DictReader(io.StringIO(files.read(file).decode(), newline=""))
-    rows: dict[int, list[int]] = {}
+    rows: dict[int, list[tuple[int, int]]] = {}
     for row in lines:
-        rows.setdefault(int(row["step"]), []).append(int(row["episodes"]))
-    return np.array(list(rows), dtype=np.int64), np.array(list(rows.values()), dtype=np.int64)
+        rows.setdefault(int(row["step"]), []).append((int(row["episodes"]), int(row["updates"])))
+    if not rows:
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.int64)
+    episodes, updates = np.array(list(rows.values()), dtype=np.int64).transpose(2, 0, 1)
+    # A seed that has failed makes no more updates, and may end no more episodes.
+    return np.array(list(rows), dtype=np.int64), episodes[:, updates[-1] == updates[-1].max()]
 
 
 def unfinished_text(record: dict[str, Any]) -> str:

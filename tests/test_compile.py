@@ -651,8 +651,14 @@ def test_compiled_cycle_equals_eager_and_compiles_once(compiles):
     asserts.assert_trees_close(theirs, mine, 1e-4, 1e-4, "six cycles: ")
 
 
-@pytest.mark.parametrize("name", ["collect", "cycle", "sync"])
-@pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 2, "updates_per_cycle": 2, "target_period": 0}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        *(("collect", {}), ("cycle", {}), ("sync", {})),
+        ("cycle", {"steps_per_cycle": 2, "updates_per_cycle": 2, "target_period": 0}),
+    ],
+    ids=str,
+)
 def test_each_step_function_is_one_graph(name, config):
     program, state = started(**config)
     noise = train.noise(program, state.key, 0, 2)

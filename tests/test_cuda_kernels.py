@@ -9,7 +9,7 @@ import sys
 import pytest
 import without_gpu
 
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs triton")]
 
 
 # Launches that a step may take.

@@ -221,7 +221,7 @@ def shifted(shift):
         ),
         (
             made_here,
-            r"got a constant \[4\] torch.float32 on cpu in test_cuda_structure.py, line \d+, made_here; make it",
+            r"got a constant \[4\] torch.float32 on cpu in test_cuda_structure.py, line \d+, made_here; create it",
         ),
         (counted, r"got aten.arange.default \[4\] torch.float32 on cpu in test_cuda_structure.py, line \d+, counted"),
         (from_the_host, r"got aten._to_copy.default \[.*4\] torch.float32 on cpu in .*, from_the_host"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 def test_seeds_of_a_classifier_learn():
     pytest.importorskip("sklearn")
     script = Path(__file__).parents[1] / "benchmarks" / "digits.py"

@@ -205,7 +205,16 @@ def test_a_failed_seed_is_said_and_kept_out(tmp_path, capsys, monkeypatch):
 def test_on_nan_stop(tmp_path, capsys, monkeypatch):
     healthy = losses.squared
     words = ["train", "--seeds", "2", "--no-compile", "--learning-starts", "100", "--report-every", "100"]
-    words += ["--checkpoint-every", "100", "--on-nan", "stop", "--out", str(tmp_path / "run")]
+    words += [
+        "--evaluate-episodes",
+        "1",
+        "--checkpoint-every",
+        "100",
+        "--on-nan",
+        "stop",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     calls = 0
 
     def later(delta):

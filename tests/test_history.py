@@ -279,7 +279,7 @@ def test_what_to_do_about_nan_is_remembered(done, monkeypatch):
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600", "--on-nan", "stop"]) == 130
     assert runs.plan(done)[0].on_nan == "stop"
-    runs.replan(done, 600, "freeze")
+    runs.replan(done, 600, dataclasses.replace(runs.plan(done)[0], on_nan="freeze"))
     assert runs.plan(done)[0].on_nan == "freeze"
 
 

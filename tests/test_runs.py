@@ -790,3 +790,12 @@ def test_a_network_that_read_bytes_undivided_is_refused(tmp_path, monkeypatch):
             runs.plan(path)
     finally:
         gymnasium.registry.pop("Bytes-v0")
+
+
+def test_the_limit_of_a_run_leaves_failed_seeds_out(tmp_path):
+    """A seed whose environment broke at once ends no episode; with it the limit would be the longest there is."""
+    rows = ["step,seed,updates,episodes", "5000,0,10,100", "5000,1,0,0", "10000,0,20,200", "10000,1,0,0"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
+    steps, episodes = runs._read_episodes(tmp_path / "metrics.csv")
+    assert steps.tolist() == [5000, 10000]
+    assert episodes.tolist() == [[100], [200]]

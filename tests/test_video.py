@@ -59,7 +59,9 @@ def test_typical():
 # What it shows
 
 
-@pytest.mark.parametrize("name", ["catch", "cartpole", "acrobot", "mountain_car", "gym:CartPole-v1"])
+@pytest.mark.parametrize(
+    "name", ["catch", "cartpole", pytest.param("acrobot", marks=pytest.mark.slow), "mountain_car", "gym:CartPole-v1"]
+)
 def test_what_is_shown_is_what_was_played(name):
     """The returns of these very episodes, and another picture at the end than at the start."""
     env, network, params = lanes(name)
