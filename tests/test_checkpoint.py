@@ -616,7 +616,6 @@ def mutated(content, changes):
 @contextlib.contextmanager
 def quick():
     """What is inside takes less than a second of a processor."""
-    gc.collect()
     gc.freeze()  # what other tests have left would be looked at again and again while objects are made
     began = time.process_time()
     try:
