@@ -1,4 +1,4 @@
-"""What the benchmarks time, where that can be wrong without anybody seeing it."""
+"""Timing code of the benchmarks whose errors would go unnoticed."""
 
 import importlib.util
 from pathlib import Path

@@ -73,7 +73,7 @@ def test_each_checkpoint_holds_its_own_parameters(made, run):
 
 
 def test_the_state_without_memory_has_every_leaf(run):
-    """What is read is found by a layout that no file says."""
+    """A read follows our own layout, never that of the file."""
     settings = runs.plan(run)[0]
     program = build.program(settings)
     lanes = build.fake_state(program, settings.seeds)

@@ -17,7 +17,7 @@ MOST = {"collect": 25, "cycle": 70}
 
 
 def said(**environment):
-    """What the script prints."""
+    """Return what the script prints."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
     command = [sys.executable, without_gpu.__file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)

@@ -656,7 +656,7 @@ def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message)
 
 
 def a_system(monkeypatch, path, files):
-    """What Linux says of memory, in a folder of its own; sizes in kB and bytes as there. 8 GiB in all."""
+    """Fake Linux's memory files in a folder; sizes in kB and bytes as there, 8 GiB in all."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**21, "SC_PAGE_SIZE": 2**12}.get)
     monkeypatch.setattr(build, "_PROC", path / "proc")
     monkeypatch.setattr(build, "_CGROUPS", path / "cgroup")
@@ -708,7 +708,7 @@ def a_gpu(monkeypatch, free, total, reserved=0, allocated=0):
 
 
 def test_the_memory_of_a_gpu_that_others_use(monkeypatch):
-    """What torch has reserved and does not use is ours."""
+    """Memory that torch has reserved but does not use counts as free."""
     device = a_gpu(monkeypatch, 3 * GB, 80 * GB, reserved=2 * GB, allocated=GB)
     assert build.memory(device) == (4 * GB, 80 * GB)
 

@@ -179,7 +179,7 @@ def test_pictures_of_folders_that_are_no_unicode(tmp_path, monkeypatch, capsys):
 
 
 def test_no_text_is_read_in_the_locale_s_encoding():
-    """What is read must not depend on where a command runs."""
+    """Reading a file must not depend on the locale."""
     readers = re.compile(r"\b(read_text|write_text)\(\)|text=True|\bopen\([^)]*\"[rw]\"\)|\.open\(\)")
     found = [path.name for path in Path(cli.__file__).parent.rglob("*.py") if readers.search(path.read_text("utf-8"))]
     assert found == []

@@ -141,7 +141,7 @@ def sent(i):
 
 
 def exchanged(compute, times=6, waits=(1, 4)):
-    """What the device saw of answers that were sent one after the other, and what is left of them at the end.
+    """Return what the device saw of answers sent one after the other, and what is left of them at the end.
 
     The host changes each as soon as it is sent, and sometimes waits for the device.
     """

@@ -358,7 +358,7 @@ def trained(settings, world=None, parts=None, cycles=None):
 
 
 def test_a_warmup_in_a_world_is_uniformly_random():
-    """What its environments were asked for is what was drawn, until the first cycle that learns."""
+    """Actions are the drawn ones until the first cycle that learns."""
     settings = dataclasses.replace(SETTINGS, random_warmup=True, epsilon_start=0.0, epsilon_end=0.0, capacity=120)
     program, keys = build.program(settings), build.keys(settings)
     actions = trained(settings).state.replay.rows.action

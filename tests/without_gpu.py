@@ -1,4 +1,4 @@
-"""What inductor makes of a training step for CUDA, without a GPU: compiled for an H100, or run on the CPU.
+"""Inspect the CUDA code that inductor generates for a training step, without a GPU: compiled for an H100, or run.
 
     python tests/without_gpu.py                       kernels for sm_90, nothing on the CPU; launches are counted
     TRITON_INTERPRET=1 python tests/without_gpu.py    the generated kernels in Triton's interpreter, against eager
