@@ -78,8 +78,7 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
     def donated(state: State, *args: Any) -> State:
         for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True):
             check.tensor(f"state{path}", leaf)
-            repeats = (size > 1 and stride == 0 for size, stride in zip(leaf.shape, leaf.stride(), strict=True))
-            if leaf.numel() and any(repeats):
+            if leaf.numel() and _overlaps(leaf):
                 raise ValueError(
                     f"state{path}: expected memory of its own for every element, got shape {list(leaf.shape)} with "
                     f"strides {list(leaf.stride())}, as vmap answers constants; give tree.clone(state)"
@@ -323,14 +322,12 @@ def _learn_beside(
 ) -> Callable[[train.TrainState, train.Noise], Callable[[], train.TrainState]]:
     """Make a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
     compare = verify.comparison(partial(train.learn, program))
-    begin = begin_lanes(partial(train.learn, program), split)
-    if _is_long(program):
-        update = begin_lanes(partial(train.update, program), split)
-        begin = lambda state, noise: update(state, noise.sample[0].transpose(0, 1).contiguous())  # noqa: E731
+    is_long = _is_long(program)
+    start = begin_lanes(partial(train.update if is_long else train.learn, program), split)
 
     def begun(state: train.TrainState, noise: train.Noise) -> Callable[[], train.TrainState]:
         expected = compare.begin(state, noise) if check_compile else None
-        wait = begin(state, noise)
+        wait = start(state, noise.sample[0].transpose(0, 1).contiguous() if is_long else noise)
 
         def finished() -> train.TrainState:
             learned = wait()
@@ -637,7 +634,7 @@ def _guarded(traced: torch.fx.GraphModule) -> torch.fx.GraphModule:
     183986, fixed in 2.14.1).
     """
     for node in list(traced.graph.nodes):
-        if getattr(node.target, "overloadpacket", None) in _WRITES and _overlaps(node.args[0]):
+        if getattr(node.target, "overloadpacket", None) in _WRITES and _overlaps(node.args[0].meta["val"]):
             with traced.graph.inserting_before(node):
                 own = traced.graph.call_function(
                     torch.ops.aten.clone.default, node.args[:1], {"memory_format": torch.contiguous_format}
@@ -658,9 +655,8 @@ _WRITES = frozenset(
 )
 
 
-def _overlaps(node: torch.fx.Node) -> bool:
-    """Return True if elements of a traced tensor share memory, as after `expand`."""
-    x = node.meta["val"]
+def _overlaps(x: Tensor) -> bool:
+    """Return True if elements of a tensor share memory, as after `expand`."""
     return any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
