@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 import tracemalloc
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -800,8 +799,7 @@ def test_a_lock_that_is_a_link_leads_nowhere(tmp_path):
 
 def forked(work):
     """A process that does `work` and nothing after it."""
-    with warnings.catch_warnings(action="ignore"):  # newer Pythons warn of threads, of which the child uses none
-        child = os.fork()
+    child = os.fork()
     if child:
         return child
     try:

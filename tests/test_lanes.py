@@ -195,9 +195,6 @@ def test_an_interrupt_waits_for_all_groups():
     assert state["count"].tolist() == (start + xs["n"].sum(0)).tolist()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:os.fork"
-)  # jax, if another test has loaded it, warns of what the child does not use
 def test_a_fork_has_threads_of_its_own():
     folded = edge.fold_lanes(step, lambda count: Split(2, 2, 1))
     state, xs = folded(started(4), noise(1, 4)), noise(2, 4)
