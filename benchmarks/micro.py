@@ -73,10 +73,10 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "optim.apply_updates", optim.apply_updates, (params, params)
     yield "dqn.learn", vmap(_learn(program)), (state.learner, batch, hyper)
     yield "dqn.act", vmap(partial(dqn.act, apply)), (params, state.obs, state.legal, hyper.epsilon_end, u)
-    yield "dqn.soft_copy", vmap(dqn.soft_copy), (state.learner, hyper.tau)
+    yield "training.soft_copy", vmap(training.soft_copy), (state.learner, hyper.tau)
     for name, schedule in SCHEDULES.items():
         yield f"schedules.{name}", schedule, (state.cycle,)
-    yield "dqn.hard_copy", vmap(dqn.hard_copy), (state.learner,)
+    yield "training.hard_copy", vmap(training.hard_copy), (state.learner,)
     # Compiled, these write in place: without it they would copy every ring.
     yield "replay.add, in place", compile.donate(vmap(replay.add)), (tree.clone(state.replay), new)
     yield "training.cycle, in place", compile.donate(vmap(partial(training.cycle, program))), (tree.clone(state), noise)

@@ -71,8 +71,8 @@ def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], 
     program = work.program(network)._replace(env=silent.make(world.spec))
     work.prepare()
     games = world.open(seeds, work.ENVS)
-    state = worlds.begun(games, work.lanes(program, seeds, device))
-    functions = worlds.functions(program, games, compile.compiled_parts(program))
+    state = host.start(program, games, work.lanes(program, seeds, device))
+    functions = host.functions(program, games, compile.compiled_parts(program))
     return _turns(program, state, functions, at_once=1)
 
 

@@ -229,7 +229,7 @@ def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
         games = envs.find(settings.env).open(settings.seeds, settings.num_envs)
         state = training.init(program, tree.to(build.hyper(settings), device), build.keys(settings).to(device))
         functions = runs.functions(program, settings, games)
-        *_, report = training.run(program, worlds.begun(games, state), 120, functions, 30, at_once=1)
+        *_, report = training.run(program, host.start(program, games, state), 120, functions, 30, at_once=1)
         ends.append(on_cpu(report.state))
         games.close()
     cpu, gpu = ends

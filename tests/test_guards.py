@@ -247,7 +247,7 @@ def test_failed_seeds_are_told_with_step_and_cause(trained):
     spoiled = PLACES["reward"](trained, torch.nan)
     *_, report = training.run(program, spoiled, 90, training.vmapped(program), 30)
     assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
-    assert training.reading(program, report.state).failed.tolist() == [-1, 21, -1]
+    assert training.snapshot(program, report.state).failed.tolist() == [-1, 21, -1]
     zero = training.dqn.Diagnostics(*torch.zeros(3))
     counted = training.count_update(tree.index(report.state.metrics, BAD), zero, torch.tensor(True), torch.tensor(40))
     assert int(counted.failed) == 21

@@ -25,7 +25,7 @@ def stopped(tmp_path_factory):
     """A run that was stopped at step 60 of 90, with three checkpoints and more."""
     path = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "CYCLES_PER_CALL", 1)
+        patched.setattr(loop, "CYCLES_PER_CALL", 1)
         started(path, OFTEN, training.vmapped(build.program(OFTEN)), stop_after=20)
     assert len(checkpoint.newest(path / "checkpoints")) >= 3
     return path
@@ -124,7 +124,7 @@ LIES = {
 def test_a_state_whose_counters_lie_is_refused(run):
     place, settings = newest(run), OFTEN
     program, state = begun(settings)
-    like = {"lanes": state, "since": tree.from_numpy(training.reading(program, state))}
+    like = {"lanes": state, "since": tree.from_numpy(training.snapshot(program, state))}
     read, record = checkpoint.load(place, like)
     for path, value in LIES.items():
         lanes = tree.clone(read["lanes"])
@@ -181,7 +181,7 @@ def report(step, returns, failed):
     return training.Report(
         step=step, **blank, last_returns=np.array(returns, np.float32), failed=np.array(failed),
         cause=np.zeros(count, np.int64), evaluation=None, state=state, planned=True,
-        since=training.reading(program, state), compile_seconds=0.0, learning_seconds=0.0, learning_updates=0,
+        since=training.snapshot(program, state), compile_seconds=0.0, learning_seconds=0.0, learning_updates=0,
         first_update=None,
     )  # fmt: skip
 

@@ -109,7 +109,7 @@ def test_compiled_in_groups():
     memory = replay.init(Transition(flags, zero.long(), zero, zero, flags, flags[:2]), 8)
     state = {"memory": memory, "seen": torch.zeros(11, dtype=torch.int64)}
     state = tree.stack([state] * 4)
-    expected, addresses = training.fold(vmap(remember))(state, noises), [x.data_ptr() for x in tree.leaves(state)]
+    expected, addresses = training.scan(vmap(remember))(state, noises), [x.data_ptr() for x in tree.leaves(state)]
     got = edge.fold_lanes(remember, lambda _: TWO_BY_TWO)(state, noises)
     asserts.assert_trees_equal(expected, got)
     assert [x.data_ptr() for x in tree.leaves(got)] == addresses
@@ -122,7 +122,7 @@ def test_compiled_training_is_the_same_packed_and_unpacked():
     program, state = started(4)
     noises = training.noise(program, state.key, 0, 20)
     early, late = tree.index(noises, slice(4)), tree.index(noises, slice(4, None))
-    collect, cycle = (training.fold(vmap(partial(f, program))) for f in (training.collect, training.cycle))
+    collect, cycle = (training.scan(vmap(partial(f, program))) for f in (training.collect, training.cycle))
     packed, plain = (tree.clone(collect(x, early)) for x in (state, unpacked(state)))
     expected = cycle(packed, late)
     fast = edge.fold_lanes(partial(training.cycle, program), lambda _: TWO_BY_TWO)

@@ -101,14 +101,14 @@ def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
 def test_metrics_plants(monkeypatch, change, match):
     program, (hyper, keys) = examples.program(steps_per_cycle=2), examples.lanes(2)
     right = training.count_episodes
-    monkeypatch.setattr(training, "count_episodes", lambda old, step: change(old, right(old, step), step))
+    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: change(old, right(old, step), step))
     with rejects(match):
         programs.metrics(program, hyper, keys)
 
 
 def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
     right = training.count_episodes
-    monkeypatch.setattr(training, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
+    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
     with rejects("lane 0, running: "):
         programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
 

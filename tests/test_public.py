@@ -81,7 +81,7 @@ REWARD, DISCOUNT = floats(3, 4), floats(4, 4)
 PARAMS = {"0.weight": floats(6, 3, 2), "0.bias": floats(7, 3)}
 GRADS = {"0.weight": floats(8, 3, 2), "0.bias": floats(9, 3)}
 NET = networks.mlp(2, (3,), 3)
-HYPER = tree.index(dqn.hyper(1), 0)
+HYPER = tree.index(training.hyper(1), 0)
 BATCH = replay.Transition(floats(10, 4, 2), ACTION, REWARD, torch.ones(4), floats(11, 4, 2), LEGAL)
 FULL = replay.add(replay.init(tree.index(BATCH, 0), 8), BATCH)
 STEP = torch.tensor([1.5, 6.5, 11.0])
@@ -112,7 +112,7 @@ OPTIMIZERS = {
     "grouped": lambda: optim.grouped(lambda name: name[2:], weight=optim.adam(), bias=optim.sgd()),
 }
 DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Linear(3, 3)))
-LEARNER = dqn.init(optim.adam(), NET.init(KEY))
+LEARNER = off_policy.init(optim.adam(), NET.init(KEY))
 FUNCTIONS = {
     "actions.pick": (actions.pick, (Q, ACTION)),
     "actions.best": (actions.best, (Q, LEGAL)),
@@ -120,11 +120,10 @@ FUNCTIONS = {
     "actions.count": (actions.count, (LEGAL,)),
     "bits.pack": (bits.pack, (LEGAL,)),
     "bits.unpack": (lambda packed: bits.unpack(packed, 3), (bits.pack(LEGAL),)),
-    "dqn.act": (partial(dqn.act, NET.apply), (NET.init(KEY), BATCH.obs, LEGAL, torch.tensor(0.5), U)),
-    "dqn.init": (partial(dqn.init, optim.adam()), (PARAMS,)),
-    "dqn.learn": (
-        lambda learner, batch, hyper: dqn.learn(
-            partial(dqn.q_learning, NET.apply, losses.squared), optim.adam(hyper.learning_rate), learner, batch, hyper
+    "off_policy.init": (partial(off_policy.init, optim.adam()), (PARAMS,)),
+    "off_policy.update": (
+        lambda learner, batch, hyper: off_policy.update(
+            dqn.agent(NET), optim.adam(hyper.learning_rate), learner, examples.sample(batch), hyper
         ),
         (LEARNER, BATCH, HYPER),
     ),
@@ -136,8 +135,10 @@ FUNCTIONS = {
         partial(dqn.double_q_learning, NET.apply, losses.huber),
         (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER),
     ),
-    "dqn.soft_copy": (dqn.soft_copy, (LEARNER, torch.tensor(0.1))),
-    "dqn.hard_copy": (dqn.hard_copy, (LEARNER,)),
+    "off_policy.soft_copy": (off_policy.soft_copy, (LEARNER, torch.tensor(0.1))),
+    "off_policy.hard_copy": (off_policy.hard_copy, (LEARNER,)),
+    "losses.q_learning_target": (losses.q_learning_target, (REWARD, DISCOUNT, Q_T, LEGAL)),
+    "losses.double_q_learning_target": (losses.double_q_learning_target, (REWARD, DISCOUNT, Q_T, Q, LEGAL)),
     "losses.q_learning": (losses.q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL)),
     "losses.double_q_learning": (losses.double_q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q, LEGAL)),
     "losses.squared": (losses.squared, (Q,)),
@@ -226,7 +227,8 @@ ELSEWHERE = {
     "bits": {"size": "counts"},
     "frames": {"capacity": "counts", "Frames": ""},
     "n_step": {"Recent": ""},
-    "dqn": {"hyper": "makes tensors of numbers", "Config": "", "Learner": "", "Diagnostics": ""},
+    "dqn": {"agent": "binds"},
+    "off_policy": {"algorithm": "binds"},
     "networks": {
         "load": "looks at names, once",
         "starting_from": "makes a network of another",
@@ -242,18 +244,20 @@ ELSEWHERE = {
         "to": "does not compute",
     },
     "training": {
-        **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report", "Stopped"), ""),
-        "Interaction": "",
+        **dict.fromkeys(("MetricsSnapshot", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
+        **dict.fromkeys(("Cadence", "Clock", "Config", "Interaction", "Stopped", "UpdateNoise"), ""),
         **dict.fromkeys(
             (
-                *("init", "noise", "draw", "draw_numbered", "collect", "remember", "learn", "cycle", "sync", "run"),
-                *("interact", "interactions", "update"),
+                *("init", "noise", "draw", "draw_numbered", "collect", "observe", "learn", "cycle", "sync", "run"),
+                *("act", "interact", "interactions", "update", "updates", "example_update", "check_cycle"),
+                *("count_episodes", "count_update", "random_steps", "snapshot"),
             ),
             "a whole program's laws",
         ),
-        "cycle_numbers": "counts",
-        **dict.fromkeys(("vmapped", "fold"), "make functions"),
-        **dict.fromkeys(("count_episodes", "count_update", "random_steps", "reading"), "a whole program's laws"),
+        **dict.fromkeys(("bits_per_cycle", "cadence", "cycle_numbers"), "counts"),
+        **dict.fromkeys(("policy", "scan", "vmapped"), "make functions"),
+        "check_program": "checks",
+        "hyper": "makes tensors of numbers",
     },
 }
 ROOMS = (
@@ -322,4 +326,4 @@ def test_compile_of_vmap_of_grad(name):
 def test_most_are_differentiated():
     plain = [n for n, (f, args) in FUNCTIONS.items() if not any(map(is_float, tree.leaves(args[0])))]
     assert len(plain) < 25
-    assert not {"dqn.learn", "dqn.soft_copy", "replay.add", "losses.q_learning"} & set(plain)
+    assert not {"off_policy.update", "off_policy.soft_copy", "replay.add", "losses.q_learning"} & set(plain)

@@ -104,9 +104,9 @@ FULL = replay.add(EMPTY, tree.index(BATCH, slice(2)))
 STACKED = replay.init(ROW._replace(obs=torch.zeros(2, 3), next_obs=torch.zeros(2, 3)), 8, stack=2)
 SPANNING, RECENT = replay.init(ROW, 8, 4, 2), n_step.init(ROW, 4, 2)
 SHOWN, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
-LANES_OF_HYPER = dqn.hyper(4)
+LANES_OF_HYPER = training.hyper(4)
 HYPER = tree.index(LANES_OF_HYPER, 0)
-LEARNER = dqn.init(optim.adam(), PARAMS)
+LEARNER = off_policy.init(optim.adam(), PARAMS)
 STEP = torch.tensor([1.5, 6.5])
 CONSTANT = partial(schedules.constant, value=1.0)
 ONE_MODULE = nn.Linear(2, 3)
@@ -177,7 +177,7 @@ CALLED = {
     "envs.make.reset": CARTPOLE.reset,
     "envs.make.step": CARTPOLE.step,
     "training.run": run_of,
-    "training.fold.folded": training.fold(sames),
+    "training.fold.folded": training.scan(sames),
     "training.vmapped.collect": FUNCTIONS.collect,
     "compile.donate.donated": fdqn.compile.donate(lambda state: {**state, "a": state["a"].double()}),
     "compile.donate.same": fdqn.compile.donate(sames),
@@ -322,28 +322,28 @@ ROWS = [
     ("optim.apply_updates", given(PARAMS, {name: 0.0 for name in PARAMS}), TypeError,
      "updates['0.weight']: expected a tensor, got float"),
     # dqn
-    ("dqn.Config", given(batch_size=256, capacity=100), ValueError, "batch_size 256 exceeds capacity 100"),
-    ("dqn.Config", given(batch_size=0), ValueError, "batch_size: expected at least 1, got 0"),
-    ("dqn.Config", given(capacity=1e4), TypeError, "capacity: expected an integer, got 10000.0"),
-    ("dqn.Config", given(num_envs=True), TypeError, "num_envs: expected an integer, got True"),
-    ("dqn.Config", given(num_envs=300, capacity=200), ValueError,
+    ("training.Config", given(batch_size=256, capacity=100), ValueError, "batch_size 256 exceeds capacity 100"),
+    ("training.Config", given(batch_size=0), ValueError, "batch_size: expected at least 1, got 0"),
+    ("training.Config", given(capacity=1e4), TypeError, "capacity: expected an integer, got 10000.0"),
+    ("training.Config", given(num_envs=True), TypeError, "num_envs: expected an integer, got True"),
+    ("training.Config", given(num_envs=300, capacity=200), ValueError,
      "num_envs 300 exceeds capacity 200: one step would not fit"),
-    ("dqn.Config", given(updates_per_cycle=3), ValueError,
+    ("training.Config", given(updates_per_cycle=3), ValueError,
      "target_period 20 is not a multiple of updates_per_cycle 3: hard copies happen between cycles"),
-    ("dqn.hyper", given(0), ValueError, "lanes: expected at least 1, got 0"),
-    ("dqn.hyper", given(2.5), TypeError, "lanes: expected an integer, got 2.5"),
-    ("dqn.hyper", given(2, learning_rate="fast"), TypeError,
+    ("training.hyper", given(0), ValueError, "lanes: expected at least 1, got 0"),
+    ("training.hyper", given(2.5), TypeError, "lanes: expected an integer, got 2.5"),
+    ("training.hyper", given(2, learning_rate="fast"), TypeError,
      "learning_rate: expected a number or several, one a lane, got 'fast'"),
-    ("dqn.hyper", given(2, learning_rate=None), TypeError,
+    ("training.hyper", given(2, learning_rate=None), TypeError,
      "learning_rate: expected a number or several, one a lane, got None"),
-    ("dqn.hyper", given(2, learning_rate=float("inf")), ValueError, "learning_rate: expected finite numbers, got inf"),
-    ("dqn.hyper", given(2, learning_rate=[1e-3] * 3), ValueError,
+    ("training.hyper", given(2, learning_rate=float("inf")), ValueError, "learning_rate: expected finite numbers, got inf"),
+    ("training.hyper", given(2, learning_rate=[1e-3] * 3), ValueError,
      "learning_rate: expected a number or 2 of them, one a lane, got shape [3]"),
-    ("dqn.hyper", given(2, gamma=1.01), ValueError, "gamma: expected numbers in [0, 1], got 1.01"),
-    ("dqn.hyper", given(2, gamma=True), TypeError, "gamma: expected a number or several, one a lane, got True"),
-    ("dqn.hyper", given(2, epsilon_end=[0.1, float("nan")]), ValueError,
+    ("training.hyper", given(2, gamma=1.01), ValueError, "gamma: expected numbers in [0, 1], got 1.01"),
+    ("training.hyper", given(2, gamma=True), TypeError, "gamma: expected a number or several, one a lane, got True"),
+    ("training.hyper", given(2, epsilon_end=[0.1, float("nan")]), ValueError,
      "epsilon_end: expected numbers in [0, 1], got [0.1, nan]"),
-    ("dqn.hyper", given(2, tau=0.0), ValueError, "tau: expected numbers above 0, got 0.0: the target would never move"),
+    ("training.hyper", given(2, tau=0.0), ValueError, "tau: expected numbers above 0, got 0.0: the target would never move"),
     *[(f"dqn.{name}", *row) for name in ("q_learning", "double_q_learning") for row in (
         (given(NETWORK.apply, losses.squared, PARAMS, OTHERS, BATCH, HYPER), ValueError,
          "params: expected the network's names and shapes, …; got …"),
@@ -371,10 +371,10 @@ ROWS = [
     ("dqn.learn", given(lambda *_: (REWARD, REWARD), ADAM, LEARNER, BATCH, HYPER), ValueError,
      "loss: expected shape [], got [4]"),
     ("dqn.learn", given(sames, ADAM, PARAMS, BATCH, HYPER), TypeError, "learner: expected Learner, got dict"),
-    ("dqn.soft_copy", given(LEARNER, 1.5), ValueError, "tau: expected a number from 0 to 1, got 1.5"),
-    ("dqn.soft_copy", given(LEARNER, torch.ones(3)), ValueError,
+    ("off_policy.soft_copy", given(LEARNER, 1.5), ValueError, "tau: expected a number from 0 to 1, got 1.5"),
+    ("off_policy.soft_copy", given(LEARNER, torch.ones(3)), ValueError,
      "tau: expected a number or a tensor [], got shape [3]; lanes go through vmap"),
-    ("dqn.hard_copy", given(PARAMS), TypeError, "learner: expected Learner, got dict"),
+    ("off_policy.hard_copy", given(PARAMS), TypeError, "learner: expected Learner, got dict"),
     # networks
     ("networks.mlp", given("4", (8,), 2), TypeError, "obs_shape: expected whole numbers, got '4'"),
     ("networks.mlp", given(4.0, (8,), 2), TypeError, "obs_shape: expected whole numbers, got 4.0"),
@@ -929,9 +929,9 @@ WITHOUT = {
     "history.why": "puts into words",
     "worlds.begun": "begins what `training.init` has checked",
     "worlds.choose": "is a part of `functions`",
-    "worlds.conclude": "is a part of `functions`",
+    "host.finish": "is a part of `functions`",
     "worlds.functions": "binds",
-    "worlds.remember": "is a part of `functions`",
+    "host.store": "is a part of `functions`",
     "worlds.vmapped": "binds",
     "build.fake_state": "is `training.init` without memory",
     "history.best_step": "answers None where there is none",

@@ -84,7 +84,7 @@ def undisturbed(functions, tmp_path_factory):
 
 @pytest.mark.parametrize("stopped", BOUNDARIES)
 def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)  # so that it may stop after any
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)  # so that it may stop after any
     path = tmp_path / "run"
     started(path, SETTINGS, functions, stop_after=stopped)
     program, state = begun(SETTINGS)
@@ -97,7 +97,7 @@ def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, mo
 @pytest.mark.parametrize("stopped", [1, 3, 5, 8, 14, 19])
 def test_a_run_over_several_steps_goes_on(tmp_path, monkeypatch, stopped):
     """What was not complete is completed, and target copies come when they would have come."""
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, n_step=3)
     functions = training.vmapped(build.program(settings))
     undisturbed = tree.clone(started(tmp_path / "undisturbed", settings, functions).state)
@@ -128,7 +128,7 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
     program = build.program(settings)
     functions = ENGINES[engine](program)
     expected = tree.clone(started(tmp_path / "whole", settings, functions).state)
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     for stopped in range(1, CYCLES + 1):
         path = tmp_path / str(stopped)
         assert started(path, settings, functions, stop_after=stopped).step == stopped * program.config.env_steps
@@ -163,7 +163,7 @@ def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, 
 
 
 def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     path = tmp_path / "run"
     last = started(path, SETTINGS, functions, stop_after=2)
     while last.step < SETTINGS.steps:
@@ -210,7 +210,7 @@ def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
 
 def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, monkeypatch):
     """Stopped after 20 cycles, 16 of which learned; four are collected before the seventeenth."""
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, save_replay=False, report_every=3, evaluate_every=0)
     path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
     stopped = started(path, settings, functions, stop_after=20).state

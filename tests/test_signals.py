@@ -270,7 +270,7 @@ def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monke
 
         return original(*given)._replace(learn=learn)
 
-    original, path = worlds.vmapped, tmp_path / "run"
+    original, path = host.vmapped, tmp_path / "run"
     words = "--env gym:CartPole-v1 --steps-per-cycle 2 --num-envs 2"
     with monkeypatch.context() as patched:
         patched.setattr(worlds, "vmapped", compiled)

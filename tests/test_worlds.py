@@ -349,8 +349,8 @@ def trained(settings, world=None, parts=None, cycles=None):
     """The lanes after a run."""
     program = build.program(settings)
     games = (world or envs.find(settings.env)).open(settings.seeds, settings.num_envs)
-    state = worlds.begun(games, training.init(program, build.hyper(settings), build.keys(settings)))
-    functions = worlds.functions(program, games, (parts or worlds.vmapped)(program))
+    state = host.start(program, games, training.init(program, build.hyper(settings), build.keys(settings)))
+    functions = host.functions(program, games, (parts or host.vmapped)(program))
     steps = settings.steps if cycles is None else cycles * program.config.env_steps
     *_, last = training.run(program, state, steps, functions, settings.report_every, at_once=1)
     games.close()
@@ -396,7 +396,7 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
             noise = tree.index(tree.index(training.noise(program, keys, number, 1), 0), lane)
             share = training.epsilon(own, torch.tensor(3 * number))
             state = state._replace(obs=torch.from_numpy(obs), legal=every, hyper=own)
-            chosen = worlds.dqn.act(program.network.apply, state.learner.params, state.obs, every, share, noise.act[0])
+            chosen = host.dqn.act(program.network.apply, state.learner.params, state.obs, every, share, noise.act[0])
             if number >= 4:
                 state = training.learn(program, state, noise)
             rows = []
@@ -434,7 +434,7 @@ def test_learning_beside_a_step_gives_the_same_numbers():
         return games
 
     def threaded(program):
-        parts = worlds.vmapped(program)
+        parts = host.vmapped(program)
 
         @torch.no_grad()
         def learn(state, noise):
@@ -449,7 +449,7 @@ def test_learning_beside_a_step_gives_the_same_numbers():
 
 def test_parts_of_a_cycle_are_functions_of_one_lane():
     """Of many they are the same for each, bit for bit, and nothing is written in place."""
-    program, parts = build.program(SETTINGS), worlds.vmapped(build.program(SETTINGS))
+    program, parts = build.program(SETTINGS), host.vmapped(build.program(SETTINGS))
     state = trained(SETTINGS, cycles=20).state
     before = tree.clone(state)
     u = training.noise(program, state.key, 20, 1).act[:, :, 0]
@@ -463,11 +463,11 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
     assert after.cycle.tolist() == [21, 21]
     asserts.assert_trees_equal(after._replace(cycle=state.cycle), parts.remember(asked, lots))
     for i in range(2):
-        alone = worlds.choose(program, tree.index(state, i), u[0, i])
+        alone = host.choose(program, tree.index(state, i), u[0, i])
         asserts.assert_trees_equal(tree.index(asked, i), alone)
-        asserts.assert_trees_equal(tree.index(after, i), worlds.conclude(program, alone, tree.index(answer, i)))
+        asserts.assert_trees_equal(tree.index(after, i), host.finish(program, alone, tree.index(answer, i)))
         asserts.assert_trees_equal(
-            tree.index(after, i)._replace(cycle=alone.cycle), worlds.remember(program, alone, tree.index(answer, i))
+            tree.index(after, i)._replace(cycle=alone.cycle), host.store(program, alone, tree.index(answer, i))
         )
     asserts.assert_trees_equal(before, state)
 
@@ -491,10 +491,10 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     settings = runs.plan(tmp_path / "run")[0]
     program = build.program(settings)
     like = {name: training.init(program, build.hyper(settings), build.keys(settings)) for name in ("lanes",)}
-    since = tree.from_numpy(training.reading(program, like["lanes"]))
+    since = tree.from_numpy(training.snapshot(program, like["lanes"]))
     read, _ = checkpoint.load(kept, like | {"since": since})
     games = envs.find(settings.env).open(2, settings.num_envs)
-    begun = worlds.begun(games, read["lanes"])
+    begun = host.start(program, games, read["lanes"])
     games.close()
     for name in ("learner", "replay", "hyper", "key", "cycle"):
         asserts.assert_trees_equal(getattr(read["lanes"], name), getattr(begun, name))
@@ -603,8 +603,8 @@ def test_a_world_that_stands_still_between_episodes_goes_on_learning(monkeypatch
     before = trained(settings, world)
     assert before.state.replay.added.max() < settings.steps - 10
     program, games = build.program(settings), world.open(2, 3)
-    state = worlds.begun(games, before.state)
-    functions = worlds.functions(program, games, worlds.vmapped(program))
+    state = host.start(program, games, before.state)
+    functions = host.functions(program, games, host.vmapped(program))
     *_, last = training.run(program, state, settings.steps + 30, functions, 30, at_once=1)
     games.close()
     assert (last.updates - before.updates).tolist() == [10, 10]
@@ -636,7 +636,7 @@ def test_updates_wait_for_rows():
         first = next(
             report
             for report in training.run(
-                program, worlds.begun(games, state) if outside else state, 400, functions,
+                program, host.start(program, games, state) if outside else state, 400, functions,
                 settings.num_envs * settings.steps_per_cycle, at_once=1,
             )
             if report.updates.max() > 0
@@ -685,8 +685,8 @@ def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeyp
                 build.program(dataclasses.replace(settings, learning_starts=least - 1))
         program = build.program(dataclasses.replace(settings, learning_starts=least))
         games = world.open(2, 4)
-        state = worlds.begun(games, training.init(program, build.hyper(settings), build.keys(settings)))
-        functions = worlds.functions(program, games, worlds.vmapped(program))
+        state = host.start(program, games, training.init(program, build.hyper(settings), build.keys(settings)))
+        functions = host.functions(program, games, host.vmapped(program))
         reports = training.run(program, state, 400, functions, 4, at_once=1)
         before = None
         for report in reports:
