@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fdqn import build, checkpoint, files, replay, statistics, training, tree
-from fdqn.frames import Frames
-from fdqn.n_step import Recent
+from fdqn.replay.frames import Frames
+from fdqn.replay.n_step import Recent
 from fdqn.settings import Settings, to_json, with_defaults
 from fdqn.types import Params
 

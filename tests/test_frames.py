@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import frames, history, random, replay, tree
+from fdqn import history, random, replay, tree
+from fdqn.replay import frames
 from fdqn.testing import asserts, laws, programs
 from fdqn.types import Transition
 

@@ -9,8 +9,9 @@ import torch
 from plants import branches, rejects
 from torch import Tensor
 
-from fdqn import actions, bits, envs, losses, optim, policies, random, replay, schedules, tree
+from fdqn import actions, envs, losses, optim, policies, random, replay, schedules, tree
 from fdqn.envs import cartpole, episode, mountain_car
+from fdqn.replay import packing
 from fdqn.testing import laws, probes
 from fdqn.types import Env, EnvSpec, Optimizer
 
@@ -402,7 +403,7 @@ def test_replay_rejects_booleans_packed_wrongly():
         return torch.cat([obs[:, :16], obs[:, 16:] & False], -1)
 
     def turned(obs):  # bits in the order of their bytes' other end
-        return bits.unpack(bits.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
+        return packing.unpack(packing.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
 
     with rejects(r"operation 0, sampled rows: \.obs\[1, 20\]: expected True, got False"):
         laws.replay_like_deque(operations, 5, obs_dtype=torch.bool, sample=repacked(cut))

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fdqn import build, n_step, replay, training, tree
+from fdqn import build, replay, training, tree
+from fdqn.replay import n_step
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Transition
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import bits, build, checkpoint, lanes, random, replay, training, tree
+from fdqn import build, checkpoint, lanes, random, replay, training, tree
 from fdqn import compile as edge
 from fdqn.envs import catch
+from fdqn.replay import packing
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Env, Transition
 
@@ -71,9 +72,9 @@ def test_training_is_the_same_packed_and_unpacked():
 def test_a_bit_in_another_place_is_seen(monkeypatch):
     """Planted: bytes are read from their other end."""
     program, packed = started()
-    plain, right = programs.advance(program, unpacked(packed), 10), bits.unpack
+    plain, right = programs.advance(program, unpacked(packed), 10), packing.unpack
     monkeypatch.setattr(
-        bits, "unpack", lambda x, n: right(x, 8 * x.shape[-1]).unflatten(-1, (-1, 8)).flip(-1).flatten(-2)[..., :n]
+        packing, "unpack", lambda x, n: right(x, 8 * x.shape[-1]).unflatten(-1, (-1, 8)).flip(-1).flatten(-2)[..., :n]
     )
     packed = programs.advance(program, packed, 10)
     monkeypatch.undo()
@@ -162,7 +163,7 @@ def test_a_checkpoint_of_another_shape_that_fills_as_many_bytes_is_refused(tmp_p
 
 def test_bytes_are_known_before_they_are_allocated():
     program, state = started(2)
-    row = 2 * bits.size(COUNT) + catch.ACTIONS + 8 + 4 + 4
+    row = 2 * packing.size(COUNT) + catch.ACTIONS + 8 + 4 + 4
     assert build.replay_bytes(program, 1) == program.config.capacity * row
     assert build.replay_bytes(program, 2) == tree.nbytes(state.replay.rows) == 2 * 40 * 33
     assert tree.nbytes(unpacked(state).replay.rows) == 2 * 40 * (2 * COUNT + 19)

@@ -14,11 +14,8 @@ from torch.func import grad, vmap
 import fdqn
 from fdqn import (
     actions,
-    bits,
     dqn,
-    frames,
     losses,
-    n_step,
     networks,
     optim,
     policies,
@@ -28,6 +25,7 @@ from fdqn import (
     training,
     tree,
 )
+from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, laws, probes
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
@@ -38,8 +36,9 @@ def rooms():
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
         yield name, room
-        for inner in getattr(room, "__all__", []) if name == "testing" else []:
-            yield f"testing.{inner}", importlib.import_module(f"fdqn.testing.{inner}")
+        for inner in getattr(room, "__all__", []) if name in ("testing", "replay") else []:
+            if inspect.ismodule(module := getattr(room, inner)):
+                yield f"{name}.{inner}", module
 
 
 def public(room):
@@ -118,8 +117,8 @@ FUNCTIONS = {
     "actions.best": (actions.best, (Q, LEGAL)),
     "actions.greedy": (actions.greedy, (Q, LEGAL)),
     "actions.count": (actions.count, (LEGAL,)),
-    "bits.pack": (bits.pack, (LEGAL,)),
-    "bits.unpack": (lambda packed: bits.unpack(packed, 3), (bits.pack(LEGAL),)),
+    "replay.packing.pack": (packing.pack, (LEGAL,)),
+    "replay.packing.unpack": (lambda packed: packing.unpack(packed, 3), (packing.pack(LEGAL),)),
     "dqn.act": (partial(dqn.act, NET.apply), (NET.init(KEY), BATCH.obs, LEGAL, torch.tensor(0.5), U)),
     "dqn.init": (partial(dqn.init, optim.adam()), (PARAMS,)),
     "dqn.learn": (
@@ -177,14 +176,14 @@ FUNCTIONS = {
         (BATCH.obs, ACTION, training.Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
     ),
     "replay.init": (lambda row: replay.init(row, 5), (tree.index(BATCH, 0),)),
-    "frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
-    "frames.add": (frames.add, (FILMED, SHOWN, SHOWN_NEXT, LEGAL[:, 2], LEGAL[:, 1])),
-    "frames.stack": (frames.stack, (FILMED, AT_NEXT)),
-    "frames.number": (frames.number, (FILMED, AT, ACTION, LEGAL[:, 1])),
-    "frames.lost": (frames.lost, (FILM, FILMED)),
-    "n_step.init": (lambda row: n_step.init(row, 2, 3), (tree.index(BATCH, 0),)),
-    "n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
-    "n_step.cut": (n_step.cut, (RECENT,)),
+    "replay.frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
+    "replay.frames.add": (frames.add, (FILMED, SHOWN, SHOWN_NEXT, LEGAL[:, 2], LEGAL[:, 1])),
+    "replay.frames.stack": (frames.stack, (FILMED, AT_NEXT)),
+    "replay.frames.number": (frames.number, (FILMED, AT, ACTION, LEGAL[:, 1])),
+    "replay.frames.lost": (frames.lost, (FILM, FILMED)),
+    "replay.n_step.init": (lambda row: n_step.init(row, 2, 3), (tree.index(BATCH, 0),)),
+    "replay.n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "replay.n_step.cut": (n_step.cut, (RECENT,)),
     "replay.remember": (replay.remember, (SPANNING, BATCH, LEGAL[:, 2], HYPER.gamma)),
     "replay.cut": (replay.cut, (SPANNING,)),
     "replay.add": (replay.add, (FULL, BATCH)),
@@ -223,9 +222,9 @@ FUNCTIONS = {
 }
 """What is not in the table, with the reason."""
 ELSEWHERE = {
-    "bits": {"size": "counts"},
-    "frames": {"capacity": "counts", "Frames": ""},
-    "n_step": {"Recent": ""},
+    "replay.packing": {"size": "counts"},
+    "replay.frames": {"capacity": "counts", "Frames": ""},
+    "replay.n_step": {"Recent": ""},
     "dqn": {"hyper": "makes tensors of numbers", "Config": "", "Learner": "", "Diagnostics": ""},
     "networks": {
         "load": "looks at names, once",
@@ -257,16 +256,17 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
-    "actions", "bits", "dqn", "frames", "losses", "n_step", "networks", "optim", "policies", "random",
-    "replay", "schedules", "tree", "training",
+    "actions", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "replay.frames", "replay.n_step",
+    "replay.packing", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_table_is_complete(room):
-    expected = {name for name, _ in public(getattr(fdqn, room))} - set(ELSEWHERE.get(room, {}))
-    assert {name.split(".")[1] for name in FUNCTIONS if name.startswith(room + ".")} == expected
+    module = importlib.import_module(f"fdqn.{room}")
+    expected = {name for name, _ in public(module)} - set(ELSEWHERE.get(room, {}))
+    assert {name.rpartition(".")[2] for name in FUNCTIONS if name.rpartition(".")[0] == room} == expected
 
 
 def tensors(x):

@@ -32,9 +32,7 @@ from fdqn import (
     cli,
     dqn,
     envs,
-    frames,
     losses,
-    n_step,
     networks,
     optim,
     plots,
@@ -46,6 +44,7 @@ from fdqn import (
     tree,
     video,
 )
+from fdqn.replay import frames, n_step
 from fdqn.settings import Settings, to_json
 from fdqn.testing import asserts, examples
 
@@ -188,10 +187,11 @@ CALLED = {
 
 ROWS = [
     # bits
-    ("bits.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
-    ("bits.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
-    ("bits.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError, "packed: expected shape …, got …"),
-    ("bits.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
+    ("replay.packing.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
+    ("replay.packing.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
+    ("replay.packing.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError,
+     "packed: expected shape …, got …"),
+    ("replay.packing.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
     # actions and policies
     ("actions.pick", given(Q.numpy(), ACTION), TypeError, "q: expected a tensor [... A], got ndarray"),
     ("actions.pick", given(Q, ACTION.float()), TypeError, "action: expected an integer dtype, got torch.float32"),
@@ -772,26 +772,28 @@ ROWS = [
     ("build.plain_nature_rmsprop", given(HYPERS), ValueError,
      "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     # frames
-    ("frames.init", given(torch.tensor(1.0), 2, 9), ValueError, "example: expected a stack of frames …, got a number"),
-    ("frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
-    ("frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
+    ("replay.frames.init", given(torch.tensor(1.0), 2, 9), ValueError,
+     "example: expected a stack of frames …, got a number"),
+    ("replay.frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
+    ("replay.frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
      "obs: expected shape [E 3 2], got [2, 2, 2]"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
      "ended: expected torch.bool, got …"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
      "valid: expected torch.bool, got …"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
      "obs: expected torch.float32, got torch.float64"),
-    ("frames.stack", given(SHOWN, torch.zeros(3, dtype=torch.int64)), ValueError, "at: expected shape [B 2], got [3]"),
+    ("replay.frames.stack", given(SHOWN, torch.zeros(3, dtype=torch.int64)), ValueError,
+     "at: expected shape [B 2], got [3]"),
     # n_step
-    ("n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
-    ("n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
-    ("n_step.add", given(RECENT, BATCH, torch.zeros(3, dtype=torch.bool), LEGAL[:, 0], GAMMA), ValueError,
+    ("replay.n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("replay.n_step.add", given(RECENT, BATCH, torch.zeros(3, dtype=torch.bool), LEGAL[:, 0], GAMMA), ValueError,
      "ended: expected shape [E] with E = 4, got [3]"),
-    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0].float(), LEGAL[:, 0], GAMMA), TypeError,
+    ("replay.n_step.add", given(RECENT, BATCH, LEGAL[:, 0].float(), LEGAL[:, 0], GAMMA), TypeError,
      "ended: expected torch.bool, got …"),
-    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0], LEGAL[:, 0], HYPERS.gamma), ValueError,
+    ("replay.n_step.add", given(RECENT, BATCH, LEGAL[:, 0], LEGAL[:, 0], HYPERS.gamma), ValueError,
      "gamma: expected shape [], got [2]"),
     # compile
     ("compile.compile", given("f"), TypeError, "f: expected a function, got str"),
@@ -916,11 +918,11 @@ ROWS = [
 ]  # fmt: skip
 
 WITHOUT = {
-    "bits.size": "rounds up a number",
-    "frames.capacity": "counts",
-    "frames.number": "is a part of `replay.remember`",
-    "frames.lost": "the same",
-    "n_step.cut": "reads what is recent",
+    "replay.packing.size": "rounds up a number",
+    "replay.frames.capacity": "counts",
+    "replay.frames.number": "is a part of `replay.remember`",
+    "replay.frames.lost": "the same",
+    "replay.n_step.cut": "reads what is recent",
     "replay.cut": "reads a replay",
     "training.remember": "is a part of `collect`",
     "types.no_noise": "gives the same for whatever it is given",

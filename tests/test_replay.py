@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.func import vmap
 
-from fdqn import check, checkpoint, frames, random, replay, tree
+from fdqn import check, checkpoint, random, replay, tree
 from fdqn import compile as edge
+from fdqn.replay import frames
 from fdqn.testing import asserts, laws, programs, strategies
 from fdqn.types import Step, Transition
 

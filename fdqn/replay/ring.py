@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import bits, check, frames, n_step, random, tree
-from fdqn.frames import Frames
-from fdqn.n_step import Recent
+from fdqn import check, random, tree
+from fdqn.replay import frames, n_step, packing
+from fdqn.replay.frames import Frames
+from fdqn.replay.n_step import Recent
 from fdqn.types import Step, Transition
 
 
@@ -178,7 +179,7 @@ def _pack(unpacked: dict[str, Tensor], rows: Transition) -> Transition:
 
     def packed(name: str) -> Tensor:
         flags = getattr(rows, name)
-        return bits.pack(flags.reshape(flags.shape[0], math.prod(flags.shape[1:])))
+        return packing.pack(flags.reshape(flags.shape[0], math.prod(flags.shape[1:])))
 
     return rows._replace(**{name: packed(name) for name in unpacked})
 
@@ -188,6 +189,6 @@ def _unpack(unpacked: dict[str, Tensor], rows: Transition) -> Transition:
 
     def flags(name: str) -> Tensor:
         packed, shape = getattr(rows, name), unpacked[name].shape[1:]
-        return bits.unpack(packed, math.prod(shape)).reshape(packed.shape[0], *shape)
+        return packing.unpack(packed, math.prod(shape)).reshape(packed.shape[0], *shape)
 
     return rows._replace(**{name: flags(name) for name in unpacked})
