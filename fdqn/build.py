@@ -208,9 +208,8 @@ def state_bytes(program: training.Program, lanes: int) -> int:
 
 
 def replay_bytes(program: training.Program, lanes: int) -> int:
-    """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
-    memory = fake_state(program, lanes).replay
-    return tree.nbytes((memory.rows, memory.frames))
+    """Count the bytes of the replay buffers of `lanes` lanes, without allocating them."""
+    return tree.nbytes(fake_state(program, lanes).replay)
 
 
 def fake_state(program: training.Program, lanes: int) -> training.TrainState:

@@ -407,7 +407,7 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
                 )
                 obs[i] = game.reset()[0] if terminated or truncated else after
             batch = Transition(*(torch.as_tensor(np.stack(x)) for x in zip(*rows, strict=True)))
-            state = state._replace(replay=replay.add(state.replay, batch))
+            state = state._replace(replay=replay.ring.add(state.replay, batch, batch.discount == 0, None)[0])
             if number >= 4 and (number - 3) % 4 == 0:
                 state = training.sync(state)
         mine = tree.index(last.state, lane)
@@ -526,12 +526,13 @@ def test_several_steps_a_cycle():
 @pytest.mark.parametrize("valid", [[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]])
 def test_rows_that_are_none_leave_no_trace(valid):
     example = Transition(*(torch.zeros(()) for _ in range(5)), torch.zeros(2, dtype=torch.bool))
-    one = two = replay.init(example, 4)
+    one = two = replay.ring.init(example, 4)
     for i in range(5):
         batch = Transition(*(torch.arange(3.0) + 3 * i for _ in range(5)), torch.ones(3, 2, dtype=torch.bool))
-        one = replay.add_where(one, batch, torch.tensor(valid, dtype=torch.bool))
+        ended = torch.zeros(3, dtype=torch.bool)
+        one, _ = replay.ring.add(one, batch, ended, torch.tensor(valid, dtype=torch.bool))
         kept = tree.index(batch, torch.tensor(valid, dtype=torch.bool))
-        two = replay.add(two, kept) if sum(valid) else two
+        two = replay.ring.add(two, kept, ended[: sum(valid)], None)[0] if sum(valid) else two
         asserts.assert_trees_equal(two, one)
 
 

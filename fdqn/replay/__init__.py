@@ -1,9 +1,16 @@
-"""Replay buffers of transitions, as values."""
+"""Replay buffers, as `Buffer` records of functions of a state: `ring` draws uniformly, `prioritized` by priority.
+
+`packing`, `n_step` and `frames` wrap a buffer and return a buffer: packed booleans, transitions over n steps, and each
+frame of stacked observations stored once. They compose in this order, each of them left out where it is not needed:
+
+    buffer = ring.buffer(capacity)
+    buffer = packing.wrap(buffer)
+    buffer = n_step.wrap(buffer, num_envs, steps)
+    buffer = frames.wrap(buffer, num_envs, stack, capacity, steps)
+"""
 
 from fdqn.replay import frames, n_step, packing, ring
-from fdqn.replay.ring import Replay, add, add_where, cut, filled, init, remember, sample, transition
+from fdqn.replay._old import bounds, cut, filled, init, of, remember, sample  # noqa: F401
+from fdqn.replay.ring import transition
 
-__all__ = [
-    "Replay", "add", "add_where", "cut", "filled", "frames", "init", "n_step", "packing", "remember", "ring", "sample",
-    "transition",
-]  # fmt: skip
+__all__ = ["frames", "n_step", "packing", "ring", "transition"]

@@ -74,7 +74,7 @@ class TrainState(NamedTuple):
     """One lane, whole: this and the program decide everything that follows."""
 
     learner: dqn.Learner
-    replay: replay.Replay
+    replay: Any
     env_state: Any
     obs: Tensor
     legal: Tensor
@@ -298,7 +298,7 @@ def remember(
     step: Step,
     valid: Tensor | None = None,
     life_lost: Tensor | None = None,
-) -> replay.Replay:
+) -> Any:
     """The lane's replay after `action` [E] and the environments' answer, as the configuration says to learn from it."""
     ended = step.terminated | step.truncated
     if program.config.terminal_on_life_loss and life_lost is not None:
