@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import work
 
-from fdqn import build, compile, envs, runs, training, worlds
+from fdqn import build, compile, envs, runs, training
 from fdqn.settings import PRESETS, Settings
+from fdqn.training import host
 
 SECONDS = 5.0
 

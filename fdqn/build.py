@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import check, dqn, envs, losses, networks, optim, random, training, tree
+from fdqn import check, dqn, envs, losses, networks, optim, random, replay, training, tree
 from fdqn.envs import silent
 from fdqn.settings import Settings
 from fdqn.training import off_policy
-from fdqn.types import Buffer, Env, EnvSpec, Hyper, Network, Optimizer, Sample, World
+from fdqn.types import Buffer, Env, EnvSpec, Hyper, Network, Optimizer, World
 
 
 def program(settings: Settings) -> training.Program:
@@ -72,22 +72,14 @@ def program(settings: Settings) -> training.Program:
 
 
 def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
-    """temporary"""
-    from fdqn import replay
-
-    def sample(state, bits, oldest):
-        batch = replay.sample(state, bits)
-        return Sample(batch, bits, torch.ones_like(batch.reward))
-
-    return Buffer(
-        init=lambda example: replay.init(example, config.capacity, config.num_envs, config.n_step, spec.stack),
-        add=lambda state, batch, ended, valid, gamma: (replay.remember(state, batch, ended, gamma, valid), None),
-        sample=sample,
-        update=lambda state, indices, priority: state,
-        size=replay.filled,
-        cut=replay.cut,
-        bounds=lambda state, steps: {},
-    )
+    """The uniform replay buffer of a configuration, with the wrappers that the observations and `n_step` need."""
+    rows = replay.ring.buffer(config.capacity)
+    if spec.obs_dtype == torch.bool and spec.stack == 1:
+        rows = replay.packing.wrap(rows)
+    rows = replay.n_step.wrap(rows, config.num_envs, config.n_step)
+    if spec.stack == 1:
+        return rows
+    return replay.frames.wrap(rows, config.num_envs, spec.stack, config.capacity, config.n_step)
 
 
 def network(settings: Settings) -> Network:
@@ -226,9 +218,8 @@ def state_bytes(program: training.Program, lanes: int) -> int:
 
 
 def replay_bytes(program: training.Program, lanes: int) -> int:
-    """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
-    memory = fake_state(program, lanes).buffer
-    return tree.nbytes((memory.rows, memory.frames))
+    """Count the bytes of the buffers of `lanes` seeds, without allocating them."""
+    return tree.nbytes(fake_state(program, lanes).buffer)
 
 
 def fake_state(program: training.Program, lanes: int) -> training.TrainState:

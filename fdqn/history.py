@@ -16,12 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fdqn import build, checkpoint, files, replay, statistics, training, tree
-from fdqn.frames import Frames
-from fdqn.n_step import Recent
+from fdqn import build, checkpoint, files, statistics, training, tree
 from fdqn.settings import Settings, to_json, with_defaults
 from fdqn.types import Params
 
@@ -196,29 +193,12 @@ def _check_counters(place: Path, program: training.Program, at: Moment, lanes: t
         "metrics.cause": (metrics.cause, len(training.CAUSES) - 1),
         "metrics.failed": (metrics.failed + 1, cycles + 1),
         "emptied": (lanes.emptied, cycles),
-        **(_replay_counters(lanes.buffer, at.step) if lanes.buffer else {}),
+        **(program.algorithm.bounds(lanes.buffer, at.step) if lanes.buffer else {}),
     }
     sound = all(bool(((x >= 0) & (x <= most)).all()) for x, most in highest.values())
     sound = sound and tree.equal((lanes.key, lanes.hyper), own)
     if not (sound and (lanes.cycle * config.env_steps == at.step).all()):
         raise checkpoint.CheckpointError(f"{place}: expected counters of step {at.step}, got others; use another one")
-
-
-def _replay_counters(memory: replay.Replay, steps: int) -> dict[str, tuple[Tensor, int]]:
-    """The highest that its numbers can be after so many steps of a lane's environments together."""
-    highest: dict[str, tuple[Tensor, Any]] = {"replay.added": (memory.added, steps)}
-    if isinstance(memory.recent, Recent):
-        highest["replay.recent"] = torch.stack([memory.recent.taken, memory.recent.since]), steps
-    if isinstance(memory.frames, Frames):
-        envs = memory.frames.written.shape[-1]
-        places = [memory.rows.obs, memory.rows.next_obs]
-        places += [memory.recent.rows.obs, memory.recent.rows.next_obs] if isinstance(memory.recent, Recent) else []
-        at = torch.cat([x.flatten(0, -2) for x in places])
-        highest["replay.frames.env"], highest["replay.frames.place"] = (at[:, 0], envs - 1), (at[:, 1], 2 * steps)
-        highest["replay.frames.written"] = memory.frames.written, 2 * steps
-        highest["replay.frames.row"] = memory.frames.row + 1, steps
-        highest["replay.frames.oldest"] = memory.frames.oldest, steps
-    return highest
 
 
 def record(

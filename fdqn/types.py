@@ -197,13 +197,16 @@ class Buffer(NamedTuple):
     int64 random integers in [0, 2**32)."""
     update: Callable[[Any, Tensor, Tensor], Any]
     """`update(state, indices [B], priority [B]) -> state`; the identity where rows have no priorities."""
-    size: Callable[[Any], Tensor]
-    """`size(state) -> []` int64, rows that can be drawn."""
+    size: Callable[..., Tensor]
+    """`size(state, oldest=0) -> []` int64, rows with a number of at least `oldest`; 0 for all rows."""
     cut: Callable[[Any], Any]
     """`cut(state) -> state` where new episodes start in all environments although the last ones have not ended."""
     bounds: Callable[[Any, int], dict[str, tuple[Tensor, int]]]
-    """`bounds(state, steps)`: integers of the state by name, and the largest value that each can have after `steps`
-    environment steps. A checkpoint with a negative or larger one is refused."""
+    """`bounds(state, steps)`: numbers of the state by name, and the largest value that each can have after `steps`
+    environment steps. The state may have leading axes. A checkpoint with a negative or larger one or NaN is refused."""
+    needs: tuple[str, ...] = ()
+    """What `add` must be given as the environments show it: "steps" (one transition per step and environment, not those
+    over n steps) and "observations" (not packed). A wrapper that would change it refuses the buffer."""
 
 
 class Network(NamedTuple):

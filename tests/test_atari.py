@@ -10,10 +10,11 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tree, worlds
+from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tree
 from fdqn.envs import gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import host
 from fdqn.types import World
 
 SETTINGS = Settings(
@@ -62,7 +63,7 @@ def played(settings, world=None):
 
 
 def stored(state, lane):
-    memory = tree.index(state.replay, lane)
+    memory = tree.index(state.buffer, lane)
     count = int(replay.filled(memory))
     return replay.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1)
 
@@ -195,7 +196,7 @@ def test_a_resumed_run_spans_no_cut():
     functions = runs.functions(program, settings, games)
     *_, last = training.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
     games.close()
-    assert int(last.state.replay.added[0]) == int(state.replay.added[0]) + 3 * 2, "two steps are not complete yet"
+    assert int(last.state.buffer.added[0]) == int(state.buffer.added[0]) + 3 * 2, "two steps are not complete yet"
     rows = stored(last.state, 0)
     newest = tree.index(rows, slice(-6, -3))
     assert torch.equal(newest.obs, again[0].obs[0])
@@ -207,7 +208,7 @@ def test_worlds_of_frames_are_of_a_lane():
     pytest.importorskip("ale_py")
     both, _ = played(SETTINGS)
     alone, _ = played(dataclasses.replace(SETTINGS, seeds=1))
-    asserts.assert_trees_equal(tree.index(alone.replay, 0), tree.index(both.replay, 0))
+    asserts.assert_trees_equal(tree.index(alone.buffer, 0), tree.index(both.buffer, 0))
     assert isinstance(envs.find(SETTINGS.env), World)
 
 

@@ -11,11 +11,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import build, envs, evaluate, networks, schedules, training, tree, worlds
+from fdqn import build, envs, evaluate, networks, schedules, training, tree
 from fdqn import compile as edge
 from fdqn.envs import cartpole, silent
 from fdqn.settings import Settings
 from fdqn.testing import examples
+from fdqn.training import host
 from fdqn.types import Answer, EnvSpec, Hyper, Step
 
 DEVICE = torch.device("meta")

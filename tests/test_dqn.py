@@ -155,7 +155,9 @@ def test_laws_of_the_loss(f):
 def test_gradient_of_a_prediction():
     """Without a bootstrap nothing is held fixed, so the semi-gradient is the gradient."""
     rows = batch()._replace(discount=torch.zeros(7, dtype=torch.float64))
-    laws.gradients(lambda p: dqn.q_learning(NETWORK.apply, losses.squared, p, params(2), rows, HYPER).loss.mean(), params(1))
+    laws.gradients(
+        lambda p: dqn.q_learning(NETWORK.apply, losses.squared, p, params(2), rows, HYPER).loss.mean(), params(1)
+    )
 
 
 @BOTH

@@ -16,6 +16,7 @@ from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 from fdqn import build, checkpoint, cli, history, runs, statistics, training, tree
 from fdqn.settings import to_json
 from fdqn.testing import asserts
+from fdqn.training import loop
 
 OFTEN = dataclasses.replace(SETTINGS, checkpoint_every=15, keep_checkpoints=3, evaluate_every=0)
 

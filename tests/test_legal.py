@@ -2,7 +2,6 @@
 future; all of it with masks that come from an environment, pure or in a world, and go through replay.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import gymnasium
@@ -14,9 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from plants import rejects
 from test_worlds import Told
 
-from fdqn import actions, cli, dqn, losses, networks, policies, random, replay, training, tree
+from fdqn import actions, build, cli, dqn, losses, networks, policies, random, replay, training, tree
 from fdqn.envs import episode, gym, silent
 from fdqn.testing import asserts, examples, laws
+from fdqn.training import host, off_policy
 from fdqn.types import Env, World
 
 DOORS = 5
@@ -101,12 +101,12 @@ def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
     state = training.init(program, hyper, random.key(range(LANES)))
     noise = training.noise(program, state.key, 0, steps)
     if where == "native":
-        return training.vmapped(program).collect(state, noise).replay
+        return training.vmapped(program).collect(state, noise).buffer
     games = world.open(LANES, ENVS)
     functions = host.functions(program, games, host.vmapped(program))
     state = functions.collect(host.start(program, games, state), noise)
     assert not games.broken
-    return state.replay
+    return state.buffer
 
 
 def test_the_environment_holds_to_the_law():

@@ -14,9 +14,10 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from fdqn import build, dqn, losses, networks, optim, random, schedules, tree, types
+from fdqn import build, dqn, losses, networks, optim, random, schedules, training, tree, types
 from fdqn.settings import Settings
-from fdqn.testing import asserts, laws
+from fdqn.testing import asserts, examples, laws
+from fdqn.training import off_policy
 from fdqn.types import Transition
 
 KEY = random.key(468)

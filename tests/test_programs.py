@@ -11,11 +11,12 @@ from plants import naive, rejects
 from fdqn import compile as edge
 from fdqn import random, replay, training, tree
 from fdqn.testing import examples, programs
+from fdqn.training import metrics
 from fdqn.types import Network
 
 
 def moving_parts(state):
-    return state.learner.params, state.obs, state.replay.rows.obs
+    return state.learner.params, state.obs, state.buffer.rows.obs
 
 
 def shared_key(noise):
@@ -128,7 +129,7 @@ def test_resumed_rejects_a_checkpoint_that_forgets():
     forgotten = {
         "opt_state": lambda s: s._replace(learner=s.learner._replace(opt_state=fresh.learner.opt_state)),
         "target": lambda s: s._replace(learner=s.learner._replace(target_params=s.learner.params)),
-        "replay": lambda s: s._replace(replay=fresh.replay),
+        "replay": lambda s: s._replace(buffer=fresh.buffer),
         "running returns": lambda s: s._replace(metrics=fresh.metrics),
         "half precision": lambda s: s._replace(learner=tree.cast(tree.cast(s.learner, torch.bfloat16), torch.float32)),
         "environment": lambda s: s._replace(env_state=fresh.env_state, obs=fresh.obs),

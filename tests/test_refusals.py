@@ -30,11 +30,8 @@ from fdqn import (
     check,
     checkpoint,
     cli,
-    dqn,
     envs,
-    frames,
     losses,
-    n_step,
     networks,
     optim,
     plots,
@@ -46,8 +43,11 @@ from fdqn import (
     tree,
     video,
 )
+from fdqn.replay import frames, n_step
 from fdqn.settings import Settings, to_json
 from fdqn.testing import asserts, examples
+from fdqn.training import off_policy
+from fdqn.types import Transition
 
 ROOT = Path(fdqn.__file__).parent
 
@@ -98,11 +98,10 @@ LANES_OF_PARAMS = NETWORK.init(random.key([0, 1]))
 META = {name: x.to("meta") for name, x in PARAMS.items()}
 OBS = floats(10, 4, 2)
 SIZES = "{'0.weight': [3, 2], '0.bias': [3], '2.weight': [3, 3], '2.bias': [3]}"
-BATCH = replay.Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
-ROW, EMPTY = tree.index(BATCH, 0), replay.init(tree.index(BATCH, 0), 3)
-FULL = replay.add(EMPTY, tree.index(BATCH, slice(2)))
-STACKED = replay.init(ROW._replace(obs=torch.zeros(2, 3), next_obs=torch.zeros(2, 3)), 8, stack=2)
-SPANNING, RECENT = replay.init(ROW, 8, 4, 2), n_step.init(ROW, 4, 2)
+BATCH = Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
+ROW, EMPTY = tree.index(BATCH, 0), replay.ring.init(tree.index(BATCH, 0), 3)
+FULL, _ = replay.ring.add(EMPTY, tree.index(BATCH, slice(2)), LEGAL[:2, 0], None)
+RING, RECENT = replay.ring.buffer(8), n_step.init(ROW, 4, 2)
 SHOWN, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
 LANES_OF_HYPER = training.hyper(4)
 HYPER = tree.index(LANES_OF_HYPER, 0)
@@ -188,10 +187,11 @@ CALLED = {
 
 ROWS = [
     # bits
-    ("bits.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
-    ("bits.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
-    ("bits.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError, "packed: expected shape …, got …"),
-    ("bits.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
+    ("replay.packing.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
+    ("replay.packing.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
+    ("replay.packing.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError,
+     "packed: expected shape …, got …"),
+    ("replay.packing.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
     # actions and policies
     ("actions.pick", given(Q.numpy(), ACTION), TypeError, "q: expected a tensor [... A], got ndarray"),
     ("actions.pick", given(Q, ACTION.float()), TypeError, "action: expected an integer dtype, got torch.float32"),
@@ -440,34 +440,41 @@ ROWS = [
     ("networks.to_module", given(NETWORK, OTHERS), ValueError,
      "state_dict: expected the network's names and shapes, …; got …"),
     # replay
-    ("replay.init", given(ROW, 0), ValueError, "capacity: expected at least 1 row, got 0"),
-    ("replay.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
+    ("replay.ring.buffer", given(0), ValueError, "capacity: expected at least 1, got 0"),
+    ("replay.ring.buffer", given(2.0), TypeError, "capacity: expected an integer, got 2.0"),
+    ("replay.ring.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
      "example.obs: expected a dtype that replay stores, bool, …, float64, got torch.complex64; cast it"),
-    ("replay.init", given(ROW, 9, 0), ValueError, "num_envs: expected at least 1, got 0"),
-    ("replay.init", given(ROW, 9, 1, 0), ValueError, "steps: expected at least 1, got 0"),
-    ("replay.init", given(ROW, 9, 1, 1, 0), ValueError, "stack: expected at least 1, got 0"),
-    ("replay.init", given(ROW, 9, 1, 1, 4), ValueError, "example.obs: expected shape […], got […]"),
-    ("replay.remember", given(SPANNING, BATCH, LEGAL[:, 0].float(), GAMMA), TypeError,
-     "ended: expected torch.bool, got …"),
-    ("replay.remember", given(SPANNING, BATCH, LEGAL[:, 0], HYPERS.gamma), ValueError,
-     "gamma: expected shape [], got [2]"),
-    ("replay.add_where", given(EMPTY, BATCH, torch.ones(4, dtype=torch.bool)), ValueError,
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], torch.ones(4, dtype=torch.bool)), ValueError,
      "batch: expected at most capacity = 3 rows, got 4"),
-    ("replay.add_where", given(EMPTY, BATCH, torch.ones(3, dtype=torch.bool)), ValueError,
-     "batch.reward: expected shape [B] with B = 3, got [4]"),
-    ("replay.add_where", given(EMPTY, BATCH, torch.ones(4)), TypeError, "valid: expected torch.bool, got …"),
-    ("replay.add", given(EMPTY, BATCH), ValueError, "batch: expected at most capacity = 3 rows, got 4"),
-    ("replay.add", given(EMPTY, tree.index(BATCH._replace(obs=OBS.double()), slice(2))), TypeError,
-     "batch.obs: expected torch.float32, got torch.float64"),
-    ("replay.add", given(EMPTY, tree.index(BATCH._replace(next_legal=LEGAL[:, :2]), slice(2))), ValueError,
-     "batch.next_legal: expected shape [2, 3], got [2, 2]"),
-    ("replay.sample", given(EMPTY, [1, 2]), TypeError, "words: expected a tensor [B], got list"),
-    ("replay.sample", given(EMPTY, U[:, 0]), TypeError, "words: expected an integer dtype, got torch.float32"),
-    ("replay.sample", given(EMPTY, ACTION), ValueError,
-     "replay: expected at least one row to sample from, got none; add rows first"),
-    ("replay.sample", given(FULL, ACTION.int()), TypeError, "words: expected torch.int64, got torch.int32; …"),
-    ("replay.sample", given(FULL, ACTION - 1), ValueError, "words[0]: expected integers in [0, 2**32), got -1"),
-    ("replay.sample", given(STACKED, ACTION), ValueError, "replay: expected at least one row …, got none; …"),
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], torch.ones(3, dtype=torch.bool)), ValueError,
+     "batch.reward: expected shape [E] with E = 3, got [4]"),
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], torch.ones(4)), TypeError,
+     "valid: expected torch.bool, got …"),
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], None), ValueError,
+     "batch: expected at most capacity = 3 rows, got 4"),
+    ("replay.ring.add", given(EMPTY, tree.index(BATCH._replace(obs=OBS.double()), slice(2)), LEGAL[:2, 0], None),
+     TypeError, "batch.obs: expected torch.float32, got torch.float64"),
+    ("replay.ring.add", given(EMPTY, tree.index(BATCH._replace(next_legal=LEGAL[:, :2]), slice(2)), LEGAL[:2, 0], None),
+     ValueError, "batch.next_legal: expected shape [2, 3], got [2, 2]"),
+    ("replay.ring.sample", given(EMPTY, [1, 2]), TypeError, "bits: expected a tensor [B], got list"),
+    ("replay.ring.sample", given(EMPTY, U[:, 0]), TypeError, "bits: expected an integer dtype, got torch.float32"),
+    ("replay.ring.sample", given(EMPTY, ACTION), ValueError,
+     "buffer: expected at least one row to sample from, got none; add rows first"),
+    ("replay.ring.sample", given(FULL, ACTION, 2), ValueError, "buffer: expected at least one row …, got none; …"),
+    ("replay.ring.sample", given(FULL, ACTION.int()), TypeError, "bits: expected torch.int64, got torch.int32; …"),
+    ("replay.ring.sample", given(FULL, ACTION - 1), ValueError, "bits[0]: expected integers in [0, 2**32), got -1"),
+    ("replay.packing.wrap", given(frames.wrap(RING, 2, 4, 8)), ValueError,
+     "buffer: expected one that stores any observations, …, got one that needs them unpacked; …"),
+    ("replay.n_step.wrap", given(RING, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.n_step.wrap", given(RING, 1, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("replay.n_step.wrap", given(n_step.wrap(RING, 2, 2), 2, 2), ValueError,
+     "buffer: expected one that stores any transitions, …, got one that needs single steps; …"),
+    ("replay.n_step.wrap", given(frames.wrap(RING, 2, 4, 8), 2, 2), ValueError,
+     "buffer: expected one that stores any transitions, …, got one that needs single steps; …"),
+    ("replay.frames.wrap", given(RING, 2, 0, 8), ValueError, "stack: expected at least 1, got 0"),
+    ("replay.frames.wrap", given(RING, 2, 4, 0), ValueError, "capacity: expected at least 1, got 0"),
+    ("replay.frames.wrap", given(frames.wrap(RING, 2, 4, 8), 2, 4, 8), ValueError,
+     "buffer: expected one that stores any observations, …, got one that needs them unchanged; …"),
     # random
     ("random.key", given(-1), ValueError, "seed: expected integers in [0, 2**32), got -1 to -1"),
     ("random.key", given([0, 2**32]), ValueError, "seed: expected integers in [0, 2**32), got 0 to 4294967296"),
@@ -772,26 +779,28 @@ ROWS = [
     ("build.plain_nature_rmsprop", given(HYPERS), ValueError,
      "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     # frames
-    ("frames.init", given(torch.tensor(1.0), 2, 9), ValueError, "example: expected a stack of frames …, got a number"),
-    ("frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
-    ("frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
+    ("replay.frames.init", given(torch.tensor(1.0), 2, 9), ValueError,
+     "example: expected a stack of frames …, got a number"),
+    ("replay.frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
+    ("replay.frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
      "obs: expected shape [E 3 2], got [2, 2, 2]"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
      "ended: expected torch.bool, got …"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
      "valid: expected torch.bool, got …"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
      "obs: expected torch.float32, got torch.float64"),
-    ("frames.stack", given(SHOWN, torch.zeros(3, dtype=torch.int64)), ValueError, "at: expected shape [B 2], got [3]"),
+    ("replay.frames.stack", given(SHOWN, torch.zeros(3, dtype=torch.int64)), ValueError,
+     "at: expected shape [B 2], got [3]"),
     # n_step
-    ("n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
-    ("n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
-    ("n_step.add", given(RECENT, BATCH, torch.zeros(3, dtype=torch.bool), LEGAL[:, 0], GAMMA), ValueError,
+    ("replay.n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("replay.n_step.add", given(RECENT, BATCH, torch.zeros(3, dtype=torch.bool), LEGAL[:, 0], GAMMA), ValueError,
      "ended: expected shape [E] with E = 4, got [3]"),
-    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0].float(), LEGAL[:, 0], GAMMA), TypeError,
+    ("replay.n_step.add", given(RECENT, BATCH, LEGAL[:, 0].float(), LEGAL[:, 0], GAMMA), TypeError,
      "ended: expected torch.bool, got …"),
-    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0], LEGAL[:, 0], HYPERS.gamma), ValueError,
+    ("replay.n_step.add", given(RECENT, BATCH, LEGAL[:, 0], LEGAL[:, 0], HYPERS.gamma), ValueError,
      "gamma: expected shape [], got [2]"),
     # compile
     ("compile.compile", given("f"), TypeError, "f: expected a function, got str"),
@@ -916,12 +925,11 @@ ROWS = [
 ]  # fmt: skip
 
 WITHOUT = {
-    "bits.size": "rounds up a number",
-    "frames.capacity": "counts",
-    "frames.number": "is a part of `replay.remember`",
-    "frames.lost": "the same",
-    "n_step.cut": "reads what is recent",
-    "replay.cut": "reads a replay",
+    "replay.packing.size": "rounds up a number",
+    "replay.frames.capacity": "counts",
+    "replay.frames.number": "is a part of `wrap`",
+    "replay.frames.lost": "the same",
+    "replay.n_step.cut": "reads what is recent",
     "training.remember": "is a part of `collect`",
     "types.no_noise": "gives the same for whatever it is given",
     "compile.compiled_parts": "is `compiled` for a world",
@@ -955,8 +963,10 @@ WITHOUT = {
     "evaluate.steps": "is `native`, step by step",
     "evaluate.steps_outside": "is `outside`, step by step",
     "optim.frozen": "takes nothing",
-    "replay.filled": "reads a replay",
-    "replay.transition": "puts together; `replay.add` refuses",
+    "replay.ring.size": "counts",
+    "replay.ring.bounds": "reads a state",
+    "replay.transition": "puts together; `replay.ring.add` refuses",
+    "replay.ring.transition": "is `replay.transition`",
     "runs.differences": "reads what `plan` has checked",
     "history.failed_seeds": "reads a report of `training.run`",
     "settings.with_defaults": "is part of `from_json`, which refuses",
@@ -1193,7 +1203,7 @@ def test_the_runner_sees_planted_bugs(plant):
 
 
 def test_every_public_function_has_a_row():
-    rows = {".".join(row[0].split(".")[: 3 if row[0].startswith("testing") else 2]) for row in ROWS}
+    rows = {".".join(row[0].split(".")[: 3 if row[0].startswith(("testing", "replay")) else 2]) for row in ROWS}
     callable_names = {
         f"{room}.{name}" for room, name, x in NAMES
         if inspect.isfunction(x) or dataclasses.is_dataclass(x) or issubclass(x, Exception)

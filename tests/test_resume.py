@@ -17,6 +17,7 @@ import torch
 from fdqn import build, checkpoint, cli, compile, history, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import loop
 
 # Warm-up ends with cycle 4, the replay of 40 rows wraps in cycle 14, the target is copied every 4 updates, reports come
 # every 5 cycles and evaluations every 10.
@@ -150,7 +151,7 @@ def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, 
     program, start = begun(SETTINGS)
     *_, last = training.run(program, start, 60, functions, 60)
     healthy, spoiled = tree.clone(last.state), tree.clone(last.state)
-    {"reward": spoiled.replay.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
+    {"reward": spoiled.buffer.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
     before = tree.clone(spoiled)
     *_, expected = training.run(program, healthy, 90, functions, 90)
     *_, got = training.run(program, spoiled, 90, functions, 90)
@@ -218,10 +219,10 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
     program, state = begun(settings)
     where = history.restored(path, settings, program, state)
-    assert where.state.replay.added.tolist() == [0, 0]
+    assert where.state.buffer.added.tolist() == [0, 0]
     assert where.state.emptied.tolist() == [20, 20]
-    own = where.state._replace(replay=(), emptied=stopped.emptied)
-    asserts.assert_trees_equal(stopped._replace(replay=()), own)
+    own = where.state._replace(buffer=(), emptied=stopped.emptied)
+    asserts.assert_trees_equal(stopped._replace(buffer=()), own)
     states = []
     reports = training.run(program, where.state, 90, functions, 3, since=where.since)
     for report in history.record(path, settings, reports, where):
@@ -229,7 +230,7 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     assert [updates for updates, _ in states] == [[n, n] for n in (16, 16, 16, 16, 17, 18, 19, 20, 21, 22)]
     for _, filling in states[:4]:
         asserts.assert_trees_equal(stopped.learner, filling.learner)
-    assert states[4][1].replay.added.tolist() == [15, 15]
+    assert states[4][1].buffer.added.tolist() == [15, 15]
     copied = [tree.equal(s.learner.params, s.learner.target_params) for _, s in states[4:]]
     assert copied == [False, False, False, True, False, False], "every fourth update"
     assert [int(row["updates"]) for row in rows(path / "metrics.csv")[:: SETTINGS.seeds]] == [

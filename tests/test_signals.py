@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fdqn import cli, compile, evaluate, history, process, runs, toolchain, training
+from fdqn.training import host
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"

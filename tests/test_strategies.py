@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fdqn import dqn, schedules, training, tree
+from fdqn import schedules, training, tree
 from fdqn.testing import asserts, examples, strategies
 from fdqn.types import Transition
 

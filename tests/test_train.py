@@ -15,6 +15,7 @@ from fdqn import compile as edge
 from fdqn.envs import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
+from fdqn.training import loop, metrics
 from fdqn.types import Network
 
 
@@ -24,7 +25,7 @@ def started(lanes=2, seed=0, **settings):
 
 
 def moving_parts(state):
-    return state.learner.params, state.obs, state.replay.rows.obs
+    return state.learner.params, state.obs, state.buffer.rows.obs
 
 
 # Laws of a program
@@ -183,7 +184,7 @@ def test_n_cycles_in_a_call_equal_n_calls():
 
 def test_a_new_state():
     program, state = started()
-    assert state.replay.rows.obs.shape == (2, 40, 4)
+    assert state.buffer.rows.obs.shape == (2, 40, 4)
     assert state.cycle.tolist() == [0, 0]
     assert state.learner.updates.tolist() == [0, 0]
     assert state.metrics.returns.isnan().all()
@@ -226,7 +227,7 @@ def test_collect_stores_what_happened():
         state = training.vmapped(program).collect(state, training.noise(program, keys, cycle, 1))
     expected = expected[-40:]
     start = 48 % 40
-    got = tree.map(lambda x: x[0].roll(-start, 0), state.replay.rows)
+    got = tree.map(lambda x: x[0].roll(-start, 0), state.buffer.rows)
     for i, row in enumerate(expected):
         asserts.assert_trees_close(list(row), list(tree.index(got, i)), 1e-6, 0.0, f"row {i}: ")
     asserts.assert_trees_equal((obs, legal), (state.obs[0], state.legal[0]))
@@ -237,14 +238,14 @@ def test_truncation_keeps_its_discount():
     program, state = started(env=probes.endless_reward().env)
     state = programs.advance(program, state, 8)
     assert (state.metrics.episodes > 0).all()
-    assert (state.replay.rows.discount[:, :24] == 1).all()
+    assert (state.buffer.rows.discount[:, :24] == 1).all()
 
 
 def test_illegal_actions_are_never_taken():
     probe = probes.masked_reward()
     program, state = started(env=probe.env)
     state = programs.advance(program, state, 13)
-    rows = tree.index(state.replay.rows, (slice(None), slice(0, 39)))
+    rows = tree.index(state.buffer.rows, (slice(None), slice(0, 39)))
     assert not ((rows.obs[..., 0] == 1) & (rows.action == 2)).any()
     assert ((rows.obs[..., 0] == 0) & (rows.action == 2)).any()
 
@@ -273,7 +274,7 @@ def test_actions_are_uniform_until_learning_starts_and_greedy_from_there():
         assert (training.snapshot(program, state).epsilon == (cycle < 6)).all()
         step = functions.collect if cycle < 6 else functions.cycle
         before, state = state, step(tree.clone(state), noise)
-        taken = state.replay.rows.action[:, 4 * cycle : 4 * cycle + 4].reshape(2, 2, 2)
+        taken = state.buffer.rows.action[:, 4 * cycle : 4 * cycle + 4].reshape(2, 2, 2)
         uniform.append(torch.equal(taken, explored(program, state.key, cycle)))
         assert (state.learner.updates > before.learner.updates).all() == (cycle >= 6)
     assert uniform == [True] * 6 + [False] * 4

@@ -37,12 +37,12 @@ from fdqn import (
     training,
     transfer,
     tree,
-    worlds,
 )
 from fdqn.envs import gym
 from fdqn.envs.spaces import encoding
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import host
 from fdqn.types import Transition, World
 
 MODES = list(AutoresetMode)
@@ -361,7 +361,7 @@ def test_a_warmup_in_a_world_is_uniformly_random():
     """Actions are the drawn ones until the first cycle that learns."""
     settings = dataclasses.replace(SETTINGS, random_warmup=True, epsilon_start=0.0, epsilon_end=0.0, capacity=120)
     program, keys = build.program(settings), build.keys(settings)
-    actions = trained(settings).state.replay.rows.action
+    actions = trained(settings).state.buffer.rows.action
     warm = math.ceil(settings.learning_starts / 3)
     drawn = [(training.noise(program, keys, i, 1).act[0, :, 0, :, 1] * 2).long() for i in range(warm + 3)]
     same = [torch.equal(actions[:, 3 * i : 3 * i + 3], drawn[i]) for i in range(warm + 3)]
@@ -407,11 +407,11 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
                 )
                 obs[i] = game.reset()[0] if terminated or truncated else after
             batch = Transition(*(torch.as_tensor(np.stack(x)) for x in zip(*rows, strict=True)))
-            state = state._replace(replay=replay.add(state.replay, batch))
+            state = state._replace(buffer=replay.ring.add(state.buffer, batch, batch.discount == 0, None)[0])
             if number >= 4 and (number - 3) % 4 == 0:
                 state = training.sync(state)
         mine = tree.index(last.state, lane)
-        asserts.assert_trees_equal(mine.replay, state.replay)
+        asserts.assert_trees_equal(mine.buffer, state.buffer)
         asserts.assert_trees_close(mine.learner, state.learner, rtol=1e-5, atol=1e-6)
 
 
@@ -420,7 +420,7 @@ def test_lanes_differ_and_the_same_key_gives_the_same_run():
     asserts.assert_trees_equal(a, b)
     assert not torch.equal(a.obs[0], a.obs[1])
     alone = trained(dataclasses.replace(SETTINGS, seeds=1, seed=1)).state
-    asserts.assert_trees_equal(tree.index(a.replay, 1), tree.index(alone.replay, 0))
+    asserts.assert_trees_equal(tree.index(a.buffer, 1), tree.index(alone.buffer, 0))
 
 
 def test_learning_beside_a_step_gives_the_same_numbers():
@@ -476,7 +476,7 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
 def test_compiled_and_beside_equals_eager():
     compile.prepare_cpu()
     expected, got = trained(SETTINGS), trained(SETTINGS, parts=compile.compiled_parts)
-    asserts.assert_trees_equal(expected.state.replay, got.state.replay)
+    asserts.assert_trees_equal(expected.state.buffer, got.state.buffer)
     asserts.assert_trees_close(expected.state.learner, got.state.learner, rtol=1e-4, atol=1e-5)
 
 
@@ -496,7 +496,7 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     games = envs.find(settings.env).open(2, settings.num_envs)
     begun = host.start(program, games, read["lanes"])
     games.close()
-    for name in ("learner", "replay", "hyper", "key", "cycle"):
+    for name in ("learner", "buffer", "hyper", "key", "cycle"):
         asserts.assert_trees_equal(getattr(read["lanes"], name), getattr(begun, name))
     assert begun.obs.abs().max() <= 0.05, "first observations"
     assert begun.metrics.running.eq(0).all()
@@ -520,18 +520,19 @@ def test_several_steps_a_cycle():
     settings = dataclasses.replace(SETTINGS, steps_per_cycle=4, steps=240)
     last = trained(settings)
     assert last.updates.tolist() == [19, 19]
-    assert last.state.replay.added.tolist() == [240, 240]
+    assert last.state.buffer.added.tolist() == [240, 240]
 
 
 @pytest.mark.parametrize("valid", [[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]])
 def test_rows_that_are_none_leave_no_trace(valid):
     example = Transition(*(torch.zeros(()) for _ in range(5)), torch.zeros(2, dtype=torch.bool))
-    one = two = replay.init(example, 4)
+    one = two = replay.ring.init(example, 4)
     for i in range(5):
         batch = Transition(*(torch.arange(3.0) + 3 * i for _ in range(5)), torch.ones(3, 2, dtype=torch.bool))
-        one = replay.add_where(one, batch, torch.tensor(valid, dtype=torch.bool))
+        ended = torch.zeros(3, dtype=torch.bool)
+        one, _ = replay.ring.add(one, batch, ended, torch.tensor(valid, dtype=torch.bool))
         kept = tree.index(batch, torch.tensor(valid, dtype=torch.bool))
-        two = replay.add(two, kept) if sum(valid) else two
+        two = replay.ring.add(two, kept, ended[: sum(valid)], None)[0] if sum(valid) else two
         asserts.assert_trees_equal(two, one)
 
 
@@ -581,7 +582,7 @@ def test_lost_lives_are_ends_and_rewards_are_clipped_for_learning_alone(monkeypa
     given = dataclasses.replace(SETTINGS, terminal_on_life_loss=True, clip_rewards=True, epsilon_end=1.0)
     for settings, least, most in ((given, 0.0, 1.0), (dataclasses.replace(given, clip_rewards=False), 0.0, 5.0)):
         state = trained(settings, world).state
-        rows, count = state.replay.rows, int(state.replay.added[0])
+        rows, count = state.buffer.rows, int(state.buffer.added[0])
         lost, reward = rows.obs[0, :count, 0] > rows.next_obs[0, :count, 0], rows.reward[0, :count]
         first = rows.obs[0, :count, 0] == 0  # of an episode, before a life was lost, it shows nothing yet
         lost |= first & (rows.next_obs[0, :count, 0] < 3)
@@ -591,7 +592,7 @@ def test_lost_lives_are_ends_and_rewards_are_clipped_for_learning_alone(monkeypa
         ended = kept[~kept.isnan()]
         assert ended.numel() > 5
         assert ended.unique().tolist() == [15.0], "three lives of five points each"
-    whole = trained(dataclasses.replace(given, terminal_on_life_loss=False), world).state.replay
+    whole = trained(dataclasses.replace(given, terminal_on_life_loss=False), world).state.buffer
     assert (whole.rows.discount[0] == 0).sum() < lost.sum()
 
 
@@ -601,7 +602,7 @@ def test_a_world_that_stands_still_between_episodes_goes_on_learning(monkeypatch
     monkeypatch.setattr(envs, "find", lambda name: world)
     settings = dataclasses.replace(SETTINGS, learning_starts=90, epsilon_end=1.0, capacity=200)
     before = trained(settings, world)
-    assert before.state.replay.added.max() < settings.steps - 10
+    assert before.state.buffer.added.max() < settings.steps - 10
     program, games = build.program(settings), world.open(2, 3)
     state = host.start(program, games, before.state)
     functions = host.functions(program, games, host.vmapped(program))
@@ -641,7 +642,7 @@ def test_updates_wait_for_rows():
             )
             if report.updates.max() > 0
         )  # fmt: skip
-        assert first.state.replay.added.min() >= settings.num_envs * (2 if outside else 1)
+        assert first.state.buffer.added.min() >= settings.num_envs * (2 if outside else 1)
         if games is not None:
             games.close()
 
@@ -692,7 +693,7 @@ def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeyp
         for report in reports:
             if report.updates.max() > 0:
                 break
-            before = report.state.replay.added.tolist()
+            before = report.state.buffer.added.tolist()
         assert before == [4, 4], "exactly one row of each environment, before the update"
 
 

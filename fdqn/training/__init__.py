@@ -1,6 +1,17 @@
 """Training of many seeds: state, training iteration, metrics, the loop, and the algorithms that learn in it."""
 
 from fdqn.training.config import Config, hyper
+from fdqn.training.draws import (
+    bits_per_cycle,
+    cycle_keys,
+    cycle_numbers,
+    draw,
+    draw_numbered,
+    example_update,
+    interactions,
+    noise,
+    updates,
+)
 from fdqn.training.iteration import (
     act,
     check_cycle,
@@ -23,17 +34,6 @@ from fdqn.training.metrics import (
     epsilon,
     random_steps,
     snapshot,
-)
-from fdqn.training.draws import (
-    bits_per_cycle,
-    cycle_keys,
-    cycle_numbers,
-    draw,
-    draw_numbered,
-    example_update,
-    interactions,
-    noise,
-    updates,
 )
 from fdqn.training.state import (
     CAUSES,

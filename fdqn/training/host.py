@@ -19,8 +19,8 @@ from torch.func import vmap
 
 from fdqn import random, transfer, tree
 from fdqn.training import iteration
-from fdqn.training.loop import Stopped
 from fdqn.training.draws import noise as draw_noise
+from fdqn.training.loop import Stopped
 from fdqn.training.state import CAUSES, Functions, Interaction, Noise, Program, TrainState
 from fdqn.types import Answer
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fdqn import check, tree
 from fdqn.training import iteration, metrics
-from fdqn.training.metrics import MetricsSnapshot
 from fdqn.training.draws import bits_per_cycle, noise
+from fdqn.training.metrics import MetricsSnapshot
 from fdqn.training.state import Functions, Noise, Program, TrainState, check_program
 
 # Random integers and training iterations drawn at once: enough to amortise the fixed cost of a draw, and small beside
