@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pathlib
+import pkgutil
 import re
 from functools import partial
 
@@ -34,12 +35,20 @@ TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).par
 
 
 def rooms():
-    """Every module that a user may import, with its short name."""
+    """Every module that a user may import, with the name that tests call it by: its own, without its package's."""
+    found = {}
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
-        yield name, room
-        for inner in getattr(room, "__all__", []) if name == "testing" else []:
-            yield f"testing.{inner}", importlib.import_module(f"fdqn.testing.{inner}")
+        if not inspect.ismodule(room):
+            continue  # such as a function of the package
+        found[room.__name__] = name, room
+        if hasattr(room, "__path__") and not any(public(room)):  # a package that only holds modules
+            for inner in getattr(room, "__all__", [x.name for x in pkgutil.iter_modules(room.__path__)]):
+                module = importlib.import_module(f"{room.__name__}.{inner}")
+                found[module.__name__] = f"testing.{inner}" if name == "testing" else inner, module
+    for full in getattr(fdqn, "_MOVED", {}).values():
+        found.setdefault(full, (full.rpartition(".")[2], importlib.import_module(full)))
+    return list(found.values())
 
 
 def public(room):

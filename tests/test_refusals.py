@@ -6,6 +6,7 @@ line has a table of its own below.
 """
 
 import dataclasses
+import importlib
 import inspect
 import json
 import re
@@ -1002,10 +1003,15 @@ ROOMS_WITHOUT = {
 TYPED = (ValueError, TypeError, IndexError, checkpoint.CheckpointError)
 
 
+HOMES = {p.stem: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/**/*.py")}
+HOMES |= {p.stem: p.stem for p in ROOT.iterdir()}
+"""The dotted name below `fdqn` of each module, by its last part."""
+
+
 def named(name):
     """What a row calls."""
     room, *rest = name.split(".")
-    x = __import__(f"fdqn.{room}", fromlist=["x"])
+    x = importlib.import_module(f"fdqn.{HOMES.get(room, room)}")
     for part in rest:
         x = getattr(x, part)
     return x
