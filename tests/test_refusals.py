@@ -948,6 +948,8 @@ WITHOUT = {
     "envs.names": "takes nothing",
     "files.append": "is the system's refusal, an OSError; tests/test_files.py",
     "files.cut": "the same",
+    "files.opened": "the same",
+    "files.write_all": "the same",
     "files.sync": "the same",
     "files.write": "the same",
     "evaluate.play": "is `native`'s step; network and environment refuse",
