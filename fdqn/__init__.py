@@ -37,7 +37,6 @@ __all__ = [
     "tree",
     "types",
     "video",
-    "worlds",
 ]
 
 
