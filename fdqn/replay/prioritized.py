@@ -154,7 +154,8 @@ def size(state: Prioritized, oldest: Tensor | int = 0) -> Tensor:
 
 def bounds(state: Prioritized, steps: int) -> dict[str, tuple[Tensor, int]]:
     """Return the numbers of the state with their largest values; sums must differ by 0 from those of their children."""
-    width, filled = state.books.shape[-1], size(state).unsqueeze(-1)
+    width = state.books.shape[-1]
+    filled = state.ring.added.clamp_max(state.ring.rows.reward.shape[-1]).unsqueeze(-1)
     is_empty = torch.arange(state.mass.shape[-1], device=filled.device) >= filled
     pages = state.mass.unflatten(-1, (width * width, width)).sum(-1)
     books = state.pages.unflatten(-1, (width, width)).sum(-1)
