@@ -313,10 +313,11 @@ def replay_like_deque(
     buffer: Buffer | None = None,
     obs_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Any sequence of adds (a number of rows) and samples (words) holds what a `deque(maxlen=capacity)` holds.
+    """A buffer, by default a ring with packing, holds what a `deque(maxlen=capacity)` holds, after any sequence of adds
+    (a number of rows) and samples (random bits).
 
-    Every sampled row is a stored row, all leaves of one transition; evenly spread words show every stored row once.
-    Observations of torch.bool, which may lie packed, show a row's number in binary.
+    Every sampled row is a stored row, all leaves of one transition; evenly spread bits draw every stored row once.
+    Observations of torch.bool show the number of their row in binary. See also `buffer`.
     """
     numbered = partial(_numbered, obs_dtype=obs_dtype)
     model: deque[int] = deque(maxlen=capacity)
