@@ -97,7 +97,9 @@ NET = networks.mlp(2, (3,), 3)
 HYPER = tree.index(training.hyper(1), 0)
 BATCH = Transition(floats(10, 4, 2), ACTION, REWARD, torch.ones(4), floats(11, 4, 2), LEGAL)
 RING = replay.ring.buffer(8)
+RANKED = replay.prioritized.buffer(8)
 FULL = RING.add(RING.init(tree.index(BATCH, 0)), BATCH, LEGAL[:, 0], None, torch.tensor(0.9))[0]
+WEIGHED = RANKED.add(RANKED.init(tree.index(BATCH, 0)), BATCH, LEGAL[:, 0], None, torch.tensor(0.9))[0]
 STEP = torch.tensor([1.5, 6.5, 11.0])
 FILM = frames.init(floats(12, 2, 3), 4, 9)
 SHOWN, SHOWN_NEXT = floats(13, 4, 2, 3), floats(14, 4, 2, 3)
@@ -190,6 +192,11 @@ FUNCTIONS = {
         replay.transition,
         (BATCH.obs, ACTION, Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
     ),
+    "prioritized.init": (lambda row: replay.prioritized.init(row, 5), (tree.index(BATCH, 0),)),
+    "prioritized.add": (replay.prioritized.add, (WEIGHED, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "prioritized.sample": (replay.prioritized.sample, (WEIGHED, random.bits(KEY, (5,)), torch.tensor(1))),
+    "prioritized.update": (replay.prioritized.update, (WEIGHED, torch.tensor([0, 3, 3, 1]), REWARD.abs())),
+    "prioritized.size": (replay.prioritized.size, (WEIGHED, torch.tensor(1))),
     "ring.init": (lambda row: replay.ring.init(row, 5), (tree.index(BATCH, 0),)),
     "ring.add": (replay.ring.add, (FULL, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
     "ring.sample": (lambda full, bits: replay.ring.sample(full, bits, 0), (FULL, random.bits(KEY, (5,)))),
@@ -234,12 +241,13 @@ FUNCTIONS = {
 }
 """What is not in the table, with the reason."""
 ELSEWHERE = {
+    "prioritized": {"buffer": "makes functions", "bounds": "compares", "Prioritized": ""},
     "packing": {"size": "counts", "wrap": "makes functions", "Packed": ""},
     "frames": {"capacity": "counts", "wrap": "makes functions", "Frames": "", "Stacked": ""},
     "n_step": {"wrap": "makes functions", "Recent": "", "NStep": ""},
     "ring": {
         "buffer": "makes functions",
-        "bounds": "the same",
+        "bounds": "compares",
         "Ring": "",
         "transition": "is `replay.transition`",
     },
@@ -278,7 +286,7 @@ ELSEWHERE = {
 }
 ROOMS = (
     "actions", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "frames", "n_step",
-    "packing", "ring", "schedules", "tree", "training",
+    "packing", "prioritized", "ring", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -103,6 +103,8 @@ SIZES = "{'0.weight': [3, 2], '0.bias': [3], '2.weight': [3, 3], '2.bias': [3]}"
 BATCH = Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
 ROW, EMPTY = tree.index(BATCH, 0), replay.ring.init(tree.index(BATCH, 0), 3)
 FULL, _ = replay.ring.add(EMPTY, tree.index(BATCH, slice(2)), LEGAL[:2, 0], None)
+UNRANKED = replay.prioritized.init(ROW, 3)
+RANKED, _ = replay.prioritized.add(UNRANKED, tree.index(BATCH, slice(2)), LEGAL[:2, 0], None)
 RING, RECENT = replay.ring.buffer(8), n_step.init(ROW, 4, 2)
 SHOWN, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
 LANES_OF_HYPER = training.hyper(4)
@@ -492,6 +494,38 @@ ROWS = [
     ("ring.sample", given(FULL, ACTION, 2), ValueError, "buffer: expected at least one row …, got none; …"),
     ("ring.sample", given(FULL, ACTION.int()), TypeError, "bits: expected torch.int64, got torch.int32; …"),
     ("ring.sample", given(FULL, ACTION - 1), ValueError, "bits[0]: expected integers in [0, 2**32), got -1"),
+    ("prioritized.buffer", given(0), ValueError, "capacity: expected at least 1, got 0"),
+    ("prioritized.buffer", given(2**31), ValueError, "capacity: expected at most 2**30, got 2147483648"),
+    ("prioritized.buffer", given(8, alpha=1.5), ValueError, "alpha: expected a number from 0 to 1, got 1.5"),
+    ("prioritized.buffer", given(8, alpha=-0.5), ValueError, "alpha: expected at least 0, got -0.5"),
+    ("prioritized.buffer", given(8, beta=1.5), ValueError, "beta: expected a number from 0 to 1, got 1.5"),
+    ("prioritized.buffer", given(8, beta="0.4"), TypeError, "beta: expected a number …, got '0.4'"),
+    ("prioritized.buffer", given(8, epsilon=np.inf), ValueError,
+     "epsilon: expected at least 0 and below inf, got inf"),
+    ("prioritized.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
+     "example.obs: expected a dtype that replay stores, …, got torch.complex64; cast it"),
+    ("prioritized.add", given(UNRANKED, BATCH, LEGAL[:, 0], None), ValueError,
+     "batch: expected at most capacity = 3 rows, got 4"),
+    ("prioritized.sample", given(RANKED, ACTION.int()), TypeError,
+     "bits: expected torch.int64, got torch.int32; …"),
+    ("prioritized.sample", given(RANKED, ACTION - 1), ValueError,
+     "bits[0]: expected integers in [0, 2**32), got -1"),
+    ("prioritized.sample", given(UNRANKED, ACTION), ValueError,
+     "buffer: expected at least one row to sample from, got none; add rows first"),
+    ("prioritized.sample", given(RANKED, ACTION, 2), ValueError,
+     "buffer: expected at least one row to sample from, got none; add rows first"),
+    ("prioritized.update", given(RANKED, ACTION, REWARD[:3]), ValueError,
+     "priority: expected shape [B] with B = 4, got [3]"),
+    ("prioritized.update", given(RANKED, ACTION[:1], REWARD[:1] * torch.nan), ValueError,
+     "priority: expected numbers of at least 0, got a negative one or NaN"),
+    ("prioritized.update", given(RANKED, ACTION[:1], torch.tensor([-1.0])), ValueError,
+     "priority: expected numbers of at least 0, got a negative one or NaN"),
+    ("prioritized.update", given(RANKED, torch.tensor([3]), torch.ones(1)), IndexError,
+     "indices[0]: expected a number from 0 to 2, got 3"),
+    ("prioritized.update", given(RANKED, torch.ones(1), torch.ones(1)), TypeError,
+     "indices: expected an integer dtype, got torch.float32"),
+    ("prioritized.update", given(RANKED, ACTION[:1], ACTION[:1]), TypeError,
+     "priority: expected a floating-point dtype, got torch.int64"),
     ("packing.wrap", given(frames.wrap(RING, 2, 4, 8)), ValueError,
      "buffer: expected one that stores any observations, …, got one that needs them unpacked; …"),
     ("n_step.wrap", given(RING, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
@@ -1006,6 +1040,8 @@ WITHOUT = {
     "evaluate.steps": "is `native`, step by step",
     "evaluate.steps_outside": "is `outside`, step by step",
     "optim.frozen": "takes nothing",
+    "prioritized.size": "counts",
+    "prioritized.bounds": "reads a state",
     "ring.size": "counts",
     "ring.bounds": "reads a state",
     "replay.transition": "puts together; `replay.ring.add` refuses",
