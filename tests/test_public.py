@@ -34,6 +34,10 @@ from fdqn.testing import asserts, laws, probes
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
 
 
+INTERNAL = {"process"}
+"""Modules of such packages that users have no use for."""
+
+
 def rooms():
     """Every module that a user may import, with the name that tests call it by: its own, without its package's."""
     found = {}
@@ -44,6 +48,8 @@ def rooms():
         found[room.__name__] = name, room
         if hasattr(room, "__path__") and not any(public(room)):  # a package that only holds modules
             for inner in getattr(room, "__all__", [x.name for x in pkgutil.iter_modules(room.__path__)]):
+                if inner in INTERNAL:
+                    continue
                 module = importlib.import_module(f"{room.__name__}.{inner}")
                 found[module.__name__] = f"testing.{inner}" if name == "testing" else inner, module
     for full in getattr(fdqn, "_MOVED", {}).values():
