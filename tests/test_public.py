@@ -35,6 +35,10 @@ from fdqn.types import Step, Transition
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
 
 
+INTERNAL = {"process"}
+"""Modules of such packages that users have no use for."""
+
+
 def rooms():
     """Every module that a user may import, with the name that tests call it by: its own, without its package's."""
     for name in fdqn.__all__:
@@ -44,7 +48,9 @@ def rooms():
         yield name, room
         inner = [x.name for x in pkgutil.iter_modules(getattr(room, "__path__", []))]
         for module in getattr(room, "__all__", [] if any(public(room)) else inner):
-            if module in inner and inspect.ismodule(x := importlib.import_module(f"{room.__name__}.{module}")):
+            if module not in inner or module in INTERNAL:
+                continue
+            if inspect.ismodule(x := importlib.import_module(f"{room.__name__}.{module}")):
                 yield f"testing.{module}" if name == "testing" else module, x
 
 
