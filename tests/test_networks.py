@@ -794,7 +794,7 @@ def test_every_random_operator_of_pytorch_is_known():
 
 def test_dropout_inside_other_layers_is_refused():
     for make in (lambda: nn.LSTM(4, 4, 2, dropout=0.1), lambda: nn.MultiheadAttention(4, 2, dropout=0.1)):
-        with pytest.raises(TypeError, match=r"factory: expected dropout in layers of its own, got it inside \['0'\]"):
+        with pytest.raises(TypeError, match=r"factory: expected dropout in separate layers, got it inside \['0'\]"):
             networks.from_module_with_dropout(lambda: nn.Sequential(make()))
     network = networks.from_module_with_dropout(lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True))
     assert network.apply(network.init(KEY), observations((2, 3, 4)), KEY).shape == (2, 3, 4)
@@ -1078,7 +1078,7 @@ def test_parameters_of_another_network(name):
         (params | {first: torch.zeros(7)}, rf"params: expected .*, {{'{first}': .*}}; got {{'{first}': .*}}"),
         (
             network.init(random.key([1, 2])),
-            r"params: expected .*; got .*\[2, .*; many lanes go through vmap\(network.apply\)$",
+            r"params: expected .*; got .*\[2, .*; use vmap\(network.apply\) for several seeds$",
         ),
     ):
         with pytest.raises(ValueError, match=says):
@@ -1138,7 +1138,7 @@ def test_indices_stay_indices():
 
 def test_lanes_of_a_module_are_made_from_keys_that_can_be_read():
     network, _ = SMALL["module"]
-    with pytest.raises(ValueError, match=r"key: expected at least one lane, got shape \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"key: expected at least one seed, got shape \[0, 2\]"):
         network.init(random.key([1])[:0])
     with pytest.raises(ValueError, match=r"key: expected one that can be read, .*; init takes the keys \[\.\.\., 2\]"):
         vmap(network.init)(random.key([1, 2]))
@@ -1156,7 +1156,7 @@ def test_a_network_without_parameters():
 
 def test_to_module_says_what_does_not_fit():
     params = PAGE.init(random.key([1, 2]))
-    with pytest.raises(ValueError, match=r"expected the network's names.*; one of many lanes is tree.index\(params, "):
+    with pytest.raises(ValueError, match=r"expected the network's names.*; select one seed with tree.index\(params, "):
         networks.to_module(PAGE, params)
     lane = dict(reversed(tree.index(params, 1).items()))
     assert [n for n, _ in networks.to_module(PAGE, lane).named_parameters()] == list(params)
