@@ -92,9 +92,13 @@ def forgets_the_limit(state, step):
     [
         (laws.env, {"reset": drawn_reset}, "generator of torch: expected it unchanged|second call"),
         (laws.env, {"move": move_in_place}, r"inputs: \[0\].place\[\d\]: expected"),
-        (laws.env, {"move": count_in_floats}, r"for life: \[0\].time: expected torch.int64, got torch.float32"),
+        (
+            laws.env,
+            {"move": count_in_floats},
+            r"shapes and dtypes: \[0\].time: expected torch.int64, got torch.float32",
+        ),
         (laws.env, {"change": forgets_the_limit}, "truncated: expected true at the time limit, got false"),
-        (laws.env, {"change": shows_the_new_episode}, "next_obs: expected how episodes ended"),
+        (laws.env, {"change": shows_the_new_episode}, "next_obs: expected the last observation of an episode"),
         (laws.time_limit, {"change": ends_at_the_limit}, "step 5 of 5, terminated: .* expected False, got True"),
     ],
 )

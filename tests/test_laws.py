@@ -96,7 +96,7 @@ def test_gradients_plants():
         laws.gradients(lambda p: (p["a"][2, 1] ** 2 + p["a"][2, 1].detach() ** 2) / 2, {"a": ARANGE.mT})
     with rejects(r"finite differences\['a'\]\[0, 0\]: expected 0.0, got 1.0"):
         laws.gradients(lambda p: WrongSlope.apply(p["a"]).sum() + p["b"], params)
-    with rejects(r"torch.func.grad beside autograd.grad: \[0\]\[0, 0\]: expected 1.0, got 2.0"):
+    with rejects(r"torch.func.grad and autograd.grad: \[0\]\[0, 0\]: expected 1.0, got 2.0"):
         laws.gradients(
             lambda p: (p["a"] * (2 if torch._C._functorch.is_gradtrackingtensor(p["a"]) else 1)).sum() + p["b"], params
         )
@@ -446,11 +446,11 @@ SHORT = changed(cartpole.make, time_limit=15)
     [
         (done_flag, "truncated: expected true at the time limit"),
         (lambda s: s._replace(truncated=s.truncated | s.terminated), "truncated: expected false before the limit"),
-        (lambda s: s._replace(next_obs=s.obs), "next_obs: expected how episodes ended"),
+        (lambda s: s._replace(next_obs=s.obs), "next_obs: expected the last observation of an episode"),
         (lambda s: s._replace(obs=s.next_obs), "new episode"),
         (
             lambda s: s._replace(reward=s.reward.double()),
-            r"step 1, for life: \[1\].reward: expected torch.float32",
+            r"step 1, shapes and dtypes: \[1\].reward: expected torch.float32",
         ),
         (lambda s: s._replace(terminated=s.terminated.float()), "terminated: expected torch.bool"),
         (lambda s: s._replace(legal=s.legal.long()), "legal: expected torch.bool"),
@@ -459,7 +459,7 @@ SHORT = changed(cartpole.make, time_limit=15)
         (lambda s: s._replace(next_obs=s.next_obs / 0), r"step 1, \.next_obs\[0, 0\]: expected a finite number"),
         (lambda s: s._replace(legal=s.legal & False), r"step 1, legal\[0\]: expected a legal action, got none; 8"),
         (lambda s: s._replace(reward=s.reward * 0 + s.next_obs.mean()), "1 of 1 leading axes: "),
-        (lambda s: s._replace(obs=s.obs * 1.5), "episode goes on, obs beside next_obs"),
+        (lambda s: s._replace(obs=s.obs * 1.5), "inside an episode, obs and next_obs"),
         (lambda s: s._replace(obs=s.obs + 0 * torch.rand(())), "generator of torch"),
     ],
 )
@@ -505,7 +505,7 @@ def frames(time, order=(2, 1, 0), floor=-1):
 
 def test_env_looks_at_stacked_frames():
     laws.env(film(frames), steps=20)
-    with pytest.raises(AssertionError, match="next_obs beside obs of the step before"):
+    with pytest.raises(AssertionError, match="next_obs and obs of the previous step"):
         laws.env(film(partial(frames, order=(3, 1, 0))), steps=20)
     with pytest.raises(AssertionError, match="frames before an episode's first"):
         laws.env(film(partial(frames, floor=0)), steps=20)
@@ -528,8 +528,8 @@ def test_env_rejects_a_reset_that_breaks_the_spec():
             lambda s: s._replace(reward=s.reward.long()),
             "reset.reward: expected a floating-point dtype, got torch.int64",
         ),
-        (lambda s: s._replace(next_obs=s.obs + 1), "reset, next_obs beside obs"),
-        (lambda s: s._replace(next_legal=~s.legal), "reset, next_obs beside obs"),
+        (lambda s: s._replace(next_obs=s.obs + 1), "reset, next_obs and obs"),
+        (lambda s: s._replace(next_legal=~s.legal), "reset, next_obs and obs"),
         (lambda s: s._replace(obs=0 / (0 * s.obs), next_obs=0 / (0 * s.obs)), r"reset, \.obs\[0, 0\]: .*, got nan"),
         (lambda s: s._replace(legal=s.legal & False, next_legal=s.legal & False), r"reset, legal\[0\]: .* got none"),
         (lambda s: s._replace(reward=s.reward + 1), "reset.reward: "),
@@ -559,7 +559,7 @@ def test_env_rejects_a_run_without_an_end():
     endless = changed(mountain_car.make, time_limit=500)(lambda s: s._replace(next_obs=s.obs))
     with rejects("no episode ended in 200 steps; give steps=, its limit is 500"):
         laws.env(endless)
-    with rejects("next_obs: expected how episodes ended"):
+    with rejects("next_obs: expected the last observation of an episode"):
         laws.env(endless, steps=500)
 
 

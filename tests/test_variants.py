@@ -67,7 +67,7 @@ def unused_in_examples(variant, u):
     ("test", "match"),
     [
         (unused, r"unused\[eager\]: expected a call of `variant`, got none"),
-        (uncalled, r"uncalled\[eager\]: expected a call of what `variant` answered, got none"),
+        (uncalled, r"uncalled\[eager\]: expected a call of what `variant` returned, got none"),
         (unused_in_examples, r"unused_in_examples\[eager\]: expected a call of `variant`, got none"),
     ],
 )
@@ -102,7 +102,7 @@ def test_each_variant_finds_what_it_is_for():
     run("eager", branches, X)
     with rejects("got a break at .* in branches"):
         run("compiled", branches, X)
-    with rejects(r"second of two lanes alike: \[0\]\[0\]: expected 0.0, got 1.0"):
+    with rejects(r"second of two equal rows: \[0\]\[0\]: expected 0.0, got 1.0"):
         run("vmapped", WrongLanes.apply, X)
     with pytest.raises(RuntimeError, match="data-dependent control flow"):
         run("vmapped", branches, X)

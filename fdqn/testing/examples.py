@@ -1,4 +1,4 @@
-"""A program small enough to hold to every law in seconds; replace a part by yours and ask the laws again."""
+"""A program small enough to check every law in seconds. Replace one of its components to check yours."""
 
 from functools import partial
 from typing import Any
@@ -20,8 +20,9 @@ def program(
     network: Network | None = None,
     **config: Any,
 ) -> train.Program:
-    """CartPole with episodes of at most 20 steps, or `env`, and an MLP, or `network`; `config` are fields of
-    `dqn.Config`.
+    """Make a small DQN program: CartPole with episodes of at most 20 steps and an MLP, unless given.
+
+    `config` are fields of `dqn.Config`. Raises ValueError for an invalid configuration.
     """
     world = env or cartpole.make(time_limit=20)
     network = network or networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
@@ -37,7 +38,7 @@ def program(
 
 
 def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
-    """Hyper-parameters and keys of `count` lanes that differ in everything a lane can differ in."""
+    """Return hyper-parameters and keys of `count` seeds that differ in every hyper-parameter."""
     spread = torch.linspace(0.0, 1.0, count).tolist()
     hyper = dqn.hyper(
         count,
@@ -52,7 +53,7 @@ def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
 
 
 def params() -> Params:
-    """A small params tree in float64: a matrix, two vectors and a scalar."""
+    """Return a small params tree in float64: a matrix, two vectors and a scalar."""
     generator = torch.Generator().manual_seed(1)
     shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "scale": ()}
     return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
