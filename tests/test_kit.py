@@ -251,7 +251,7 @@ def test_a_program_whose_lanes_begin_alike():
 
 
 def test_the_documented_example_passes(tmp_path):
-    example = textwrap.dedent(fdqn.testing.__doc__.split("\n\n", 2)[2])
+    example = textwrap.dedent(fdqn.testing.__doc__.split("\n\n", 3)[3])
     assert len([line for line in example.splitlines() if line and "import" not in line]) <= 10
     (tmp_path / "test_mine.py").write_text(example)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "--strict-markers", "-p", "no:cacheprovider"]
