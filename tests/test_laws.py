@@ -1,4 +1,4 @@
-"""Every law holds for what is right and rejects a planted bug, in the words that name it."""
+"""Every law accepts correct functions and rejects planted bugs with a message that names them."""
 
 import random as python_random
 from functools import partial
@@ -62,7 +62,8 @@ def test_ranked_plants():
 
 def test_compiled_plants():
     laws.compiled(lambda x, rate: x * rate, ARANGE, torch.tensor(0.1))
-    with rejects("call 1: expected the graph of call 0, got another; guard: .* == 0.1"):  # a rate that is no tensor
+    # A learning rate that is not a tensor.
+    with rejects("call 1: expected the graph of call 0, got another; guard: .* == 0.1"):
         laws.compiled(lambda x, rate: x * rate, ARANGE, 0.1, again=[(ARANGE, 0.2)])
     with rejects("got a break at .* in branches, .*Data-dependent"):
         laws.compiled(branches, ARANGE)
@@ -71,7 +72,7 @@ def test_compiled_plants():
 
 
 class WrongSlope(torch.autograd.Function):
-    """The square, with the slope of the identity."""
+    """The square, with the gradient of the identity."""
 
     generate_vmap_rule = True
 
@@ -92,7 +93,7 @@ def test_gradients_plants():
     params = {"a": ARANGE, "b": torch.tensor(0.5)}
     laws.gradients(lambda p, x: (p["a"].sin() * p["b"] * x).sum(), params, ARANGE)
     laws.gradients(lambda p: (p["a"] * ARANGE.mT).sin().sum() * p["b"], params | {"a": ARANGE.mT})
-    with rejects(r"finite differences\['a'\]\[2, 1\]: expected 10"):  # held fixed by mistake, and transposed
+    with rejects(r"finite differences\['a'\]\[2, 1\]: expected 10"):  # detached by mistake, and transposed
         laws.gradients(lambda p: (p["a"][2, 1] ** 2 + p["a"][2, 1].detach() ** 2) / 2, {"a": ARANGE.mT})
     with rejects(r"finite differences\['a'\]\[0, 0\]: expected 0.0, got 1.0"):
         laws.gradients(lambda p: WrongSlope.apply(p["a"]).sum() + p["b"], params)
@@ -100,7 +101,7 @@ def test_gradients_plants():
         laws.gradients(
             lambda p: (p["a"] * (2 if torch._C._functorch.is_gradtrackingtensor(p["a"]) else 1)).sum() + p["b"], params
         )
-    with rejects("finite differences"):  # a part that is held fixed by mistake
+    with rejects("finite differences"):  # partly detached by mistake
         laws.gradients(lambda p: (p["a"].detach() * p["a"]).sum() + p["b"], params)
 
 
@@ -129,25 +130,25 @@ def test_semi_gradient_rejects_a_target_that_is_not_detached():
         laws.semi_gradient(lambda *args: losses.q_learning(*args) * 0, *arguments, held=(4,))
 
 
-def test_semi_gradient_rejects_gradients_that_add_up_to_nothing():
+def test_semi_gradient_rejects_gradients_that_cancel():
     q, r = random.normal(random.key(0), (2, 4))
     laws.semi_gradient(lambda q, r: (r - r.mean()).detach() - q, q, r, held=(1,))
     with rejects("argument 1: expected gradient 0 on the target's side, got 0.[0-9]"):
         laws.semi_gradient(lambda q, r: (r - r.mean()) - q, q, r, held=(1,))
-    laws.semi_gradient(lambda q, r: q - q.mean() + r.detach(), q, r, held=(1,))  # here it is the gradient that is due
+    laws.semi_gradient(lambda q, r: q - q.mean() + r.detach(), q, r, held=(1,))  # here the gradient is correct
 
 
-def test_semi_gradient_rejects_an_index_that_is_no_argument():
+def test_semi_gradient_rejects_an_index_out_of_range():
     for held in ((7,), (-1,), (1, 2)):
         with rejects(r"held: expected some of \[0, 1\], got \["):
             laws.semi_gradient(lambda q, r: r.detach() - q, ARANGE, ARANGE, held=held)
 
 
-# Laws of a part
+# Laws of components
 
 
 def update_only(f):
-    """An optimizer without state that changes gradients by `f`."""
+    """Make a stateless optimizer that changes gradients by `f`."""
     return Optimizer(lambda params: {}, lambda grads, state, params: (tree.map(f, grads), state))
 
 
@@ -165,7 +166,7 @@ def test_optimizer_plants():
     laws.optimizer(optim.adam(1e-2), partial(torch.optim.Adam, lr=1e-2))
     with rejects("params after step 1"):
         laws.optimizer(adam_without_bias_correction(1e-2), partial(torch.optim.Adam, lr=1e-2))
-    with rejects("params after step 1"):  # right to 1e-6 and no further
+    with rejects("params after step 1"):  # correct to 1e-6 only
         laws.optimizer(optim.adam(1e-2, eps=1.01e-8), partial(torch.optim.Adam, lr=1e-2))
     with rejects("updates of float32 params.*float32.*float64"):
         double = Optimizer(
@@ -175,7 +176,7 @@ def test_optimizer_plants():
 
 
 def momentum(update):
-    """Gradient descent with momentum 0.9 whose `update(grads, velocity) -> (updates, velocity)` is given."""
+    """Make gradient descent with momentum 0.9 from a function `update(grads, velocity) -> (updates, velocity)`."""
     return Optimizer(
         lambda params: tree.map(torch.zeros_like, params), lambda grads, state, params: update(grads, state)
     )
@@ -184,7 +185,7 @@ def momentum(update):
 MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def test_optimizer_rejects_one_that_writes_over_its_arguments():
+def test_optimizer_rejects_in_place_updates():
     def right(grads, state):
         state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
         return tree.map(lambda v: -0.1 * v, state), state
@@ -204,17 +205,17 @@ def test_optimizer_rejects_one_that_writes_over_its_arguments():
         laws.optimizer(momentum(over_grads), MOMENTUM)
 
 
-def test_optimizer_rejects_what_only_float32_or_no_gradient_shows():
+def test_optimizer_rejects_bugs_visible_only_in_float32_or_at_zero_gradient():
     theirs = partial(torch.optim.SGD, lr=0.1)
     laws.optimizer(update_only(lambda g: -0.1 * g), theirs)
     with rejects("params after step 1 in float32: "):
         laws.optimizer(update_only(lambda g: -0.1 * g * (1 if g.dtype == torch.float64 else 990)), theirs)
-    with rejects("params after step 1 in float32: "):  # an epsilon that float32 does not hold
+    with rejects("params after step 1 in float32: "):  # an epsilon that vanishes in float32
         laws.optimizer(update_only(lambda g: -0.1 * g * ((1 + 1e-12 - torch.ones_like(g)) / 1e-12).sign()), theirs)
     with rejects(r"params after step 1, some of gradient 0: .* got nan"):
         laws.optimizer(update_only(lambda g: -0.1 * g * (g / g)), theirs)
 
-    def counts_nothing(grads, state):  # a step without a gradient leaves the velocity as it was
+    def counts_nothing(grads, state):  # a zero gradient does not change the velocity
         state = tree.map(lambda v, g: torch.where(g == 0, v, 0.9 * v + g), state, grads)
         return tree.map(lambda v: -0.1 * v, state), state
 
@@ -227,11 +228,11 @@ def test_optimizer_rejects_what_only_float32_or_no_gradient_shows():
         laws.optimizer(forgetful, theirs)
 
 
-def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
+def test_chained_rejects_a_chain_that_is_not_associative(monkeypatch):
     first, second, third = optim.clip_by_global_norm(1.0), optim.adam(1e-2), optim.sgd(0.5, momentum=0.9)
     laws.chained(first, second, third)
 
-    def averaged(optimizers, grads, state, params):  # side by side, not one after the other
+    def averaged(optimizers, grads, state, params):  # in parallel instead of in sequence
         results = {name: opt.update(grads, state[name], params) for name, opt in optimizers.items()}
         updates = [update for update, _ in results.values()]
         return tree.map(lambda *xs: sum(xs) / len(xs), *updates), {name: new for name, (_, new) in results.items()}
@@ -242,7 +243,7 @@ def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
 
 
 def above(max_norm, f):
-    """An optimizer without state that changes gradients by `f(grad, norm)` where their norm is above that."""
+    """Make a stateless optimizer that changes gradients by `f(grad, norm)` if their norm is above the limit."""
 
     def update(grads, state, params):
         size = tree.norm(grads)
@@ -259,11 +260,11 @@ def test_clipped_rejects_clipping_element_by_element():
         laws.clipped(lambda norm: update_only(lambda g: g * (norm / g.norm()).clamp_max(1.0)))
     with rejects("direction|gradients of norm"):
         laws.clipped(lambda norm: update_only(lambda g: g.clamp(-norm / 10, norm / 10)))
-    with rejects("direction at norm"):  # no longer than allowed, and elsewhere
+    with rejects("direction at norm"):  # correct norm, wrong direction
         laws.clipped(lambda norm: above(norm, lambda g, size: g.clamp(-norm / 10, norm / 10)))
-    with rejects("clip_grad_norm_: "):  # shorter than it need be
+    with rejects("clip_grad_norm_: "):  # smaller than necessary
         laws.clipped(lambda norm: above(norm, lambda g, size: g * norm / (2 * size)))
-    with rejects("gradients of norm"):  # scales up what is small
+    with rejects("gradients of norm"):  # scales small gradients up
         laws.clipped(
             lambda norm: Optimizer(
                 lambda p: {}, lambda g, s, p: (tree.map(lambda x: x * norm / (tree.norm(g) + 1e-6), g), s)
@@ -287,7 +288,7 @@ def test_masked_rejects_multiplying_by_a_mask():
         laws.masked(lambda q, legal: (q * onehot).sum(-1), q, onehot)
     with rejects("illegal values"):
         laws.masked(lambda q, legal: q.amax(-1), q, legal)
-    with rejects("gradient with illegal values"):  # the value is right, the gradient is NaN
+    with rejects("gradient with illegal values"):  # the value is correct, the gradient is NaN
         laws.masked(lambda q, legal: torch.where(legal, q.exp() * q.sin() / q, 0.0).sum(-1), q, legal)
     with rejects("gradient of illegal values"):
         laws.masked(lambda q, legal: torch.where(legal, q, q - q.detach()).nan_to_num().sum(-1), q, legal)
@@ -299,7 +300,7 @@ def test_legal_only_plants():
     laws.legal_only(partial(policies.epsilon_greedy, epsilon=0.5, u=u), q, legal)
     with rejects(r"actions\[0\]: expected one of \[0, 1\], got 2"):
         laws.legal_only(lambda q, legal: q.argmax(-1), q, legal)
-    with rejects(r"actions\[2\]: expected one of \[0\], got 2"):  # greedy is masked, exploring is not
+    with rejects(r"actions\[2\]: expected one of \[0\], got 2"):  # the greedy action is masked, the random one is not
         laws.legal_only(
             lambda q, legal: torch.where(torch.arange(3) > 1, (u[:, 1] * 3).long(), actions.greedy(q, legal)), q, legal
         )
@@ -319,7 +320,7 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
     laws.schedule(lambda step: 0.3, 0.3, 0.3, 100)
     with rejects("step 0: expected 1.0, got 0.05"):
         laws.schedule(lambda step: torch.full_like(step, 0.05, dtype=torch.float32), 1.0, 0.05, 100)
-    with rejects("step 0: expected 1.0, got 0.05"):  # the start and the end exchanged
+    with rejects("step 0: expected 1.0, got 0.05"):  # start and end swapped
         laws.schedule(partial(schedules.linear, start=0.05, end=1.0, steps=100), 1.0, 0.05, 100)
     with rejects("step 50: expected between"):  # integer division
         laws.schedule(lambda step: 1.0 + (0.05 - 1.0) * (step // 100).clamp_max(1), 1.0, 0.05, 100)
@@ -329,7 +330,7 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=101), 1.0, 0.05, 100)
     with rejects("step 60: expected 0.05 at step 100 and not before, got it already"):  # too fast
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=60), 1.0, 0.05, 100)
-    with rejects("step 99: expected 0.05 at step 100"):  # one off
+    with rejects("step 99: expected 0.05 at step 100"):  # off by one
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=99), 1.0, 0.05, 100)
     for late in (101, 150, 200, 2001):
         with rejects(f"step {late}: expected 0.05 after the end, got 5.0"):
@@ -342,7 +343,7 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
 
 
 def forgetful_add(memory, batch):
-    """Writes over the last rows when full: forgets to begin again at the start."""
+    """Overwrite the last rows when full instead of wrapping around."""
     capacity, count = memory.rows.reward.shape[0], batch.reward.shape[0]
     at = (memory.added.clamp_max(capacity - count) + torch.arange(count)) % capacity
     rows = tree.map(lambda ring, new: ring.index_put((at,), new), memory.rows, batch)
@@ -350,7 +351,7 @@ def forgetful_add(memory, batch):
 
 
 def sliced_add(memory, batch):
-    """Right while the batch divides the capacity: the wrapped rest of a batch is lost."""
+    """Correct if the batch divides the capacity; otherwise the wrapped rest of a batch is lost."""
     capacity, count = memory.rows.reward.shape[0], batch.reward.shape[0]
     at = memory.added % capacity + torch.arange(count)
     keep = at < capacity
@@ -358,26 +359,26 @@ def sliced_add(memory, batch):
     return memory._replace(rows=rows, added=memory.added + count)
 
 
-def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
+def test_replay_rejects_a_ring_that_does_not_wrap_around():
     operations = [2, torch.tensor([0, 2**32 - 1]), 3, 2, 2]
     laws.replay_like_deque(operations, 5)
     with rejects("operation 3, stored rows"):
         laws.replay_like_deque(operations, 5, add=forgetful_add)
     with rejects("operation 4, stored rows"):
         laws.replay_like_deque([*operations[:2], 3, 3, 3], 5, add=sliced_add)
-    with rejects("stored rows"):  # samples over the capacity, not over what is filled
+    with rejects("stored rows"):  # samples from the capacity instead of the filled rows
         laws.replay_like_deque(
             operations, 5, sample=lambda m, w: tree.index(m.rows, random.index(w, m.rows.reward.shape[0]))
         )
 
-    def torn(memory, words):  # the rewards of other rows than the observations
+    def torn(memory, words):  # rewards of other rows than the observations
         rows = replay.sample(memory, words)
         return rows._replace(obs=rows.obs.flip(0))
 
     with rejects("sampled rows"):
         laws.replay_like_deque(operations, 5, sample=torn)
 
-    def invented(memory, words):  # whole rows, but of numbers that were never added, when two are asked for
+    def invented(memory, words):  # complete rows that were never added, in samples of two
         r = replay.sample(memory, words)
         by = 6 * (len(words) == 2)
         obs, action, reward = r.obs + torch.tensor([by, -by]), r.action + 3 * by, r.reward + by
@@ -387,7 +388,7 @@ def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
         laws.replay_like_deque([3, torch.tensor([0, 2**32 - 1])], 5, sample=invented)
 
 
-def test_replay_rejects_booleans_packed_wrongly():
+def test_replay_rejects_wrongly_packed_booleans():
     operations = [2, torch.tensor([0, 2**32 - 1]), 3, 2, 2]
     laws.replay_like_deque(operations, 5, obs_dtype=torch.bool)
 
@@ -398,10 +399,10 @@ def test_replay_rejects_booleans_packed_wrongly():
 
         return sample
 
-    def cut(obs):  # the last byte, which is not full, is lost
+    def cut(obs):  # drops the last, partly filled byte
         return torch.cat([obs[:, :16], obs[:, 16:] & False], -1)
 
-    def turned(obs):  # bits in the order of their bytes' other end
+    def turned(obs):  # reversed order of bits
         return bits.unpack(bits.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
 
     with rejects(r"operation 0, sampled rows: \.obs\[1, 20\]: expected True, got False"):
@@ -418,7 +419,7 @@ def test_replay_rejects_booleans_packed_wrongly():
 
 
 def changed(make, **settings):
-    """An environment whose every step goes through `change(step, fresh)`."""
+    """Make an environment whose steps are changed by `change(step, fresh)`."""
 
     def build(change):
         env = make(**settings)
@@ -433,7 +434,7 @@ def changed(make, **settings):
 
 
 def done_flag(step):
-    """Old gym: one flag, a time limit counts as the end of the task."""
+    """Use a single flag, as in old gym: a time limit counts as termination."""
     done = step.terminated | step.truncated
     return step._replace(terminated=done, truncated=torch.zeros_like(done))
 
@@ -470,20 +471,20 @@ def test_env_plants(change, match):
 
 
 @pytest.mark.parametrize("name", [*envs.names(), *probes.ALL])
-def test_our_environments_hold_to_the_law(name):
+def test_environments_of_fdqn_satisfy_the_law(name):
     settings = {"time_limit": 100} if name.startswith("minatar:") else {}  # 10,000 steps would take minutes
     env = probes.ALL[name]().env if name in probes.ALL else envs.make(name, **settings)
     laws.env(env, steps=max(50, env.spec.time_limit))
 
 
 class Ticks(NamedTuple):
-    """How long a film has run."""
+    """Time of a stream of frames."""
 
     time: Tensor
 
 
-def film(shown):
-    """Frames that count steps, stacked by `shown(time) -> [..., 3, 1]`; it says that they are."""
+def frame_counter(shown):
+    """Make an environment of frames that count steps, stacked by `shown(time) -> [..., 3, 1]`."""
     spec = EnvSpec((3, 1), torch.float32, actions=2, noise=1, time_limit=6, stack=3)
 
     def begin(u):
@@ -503,12 +504,12 @@ def frames(time, order=(2, 1, 0), floor=-1):
     return torch.stack(each, -1).unsqueeze(-1).float()
 
 
-def test_env_looks_at_stacked_frames():
-    laws.env(film(frames), steps=20)
+def test_env_checks_stacked_frames():
+    laws.env(frame_counter(frames), steps=20)
     with pytest.raises(AssertionError, match="next_obs and obs of the previous step"):
-        laws.env(film(partial(frames, order=(3, 1, 0))), steps=20)
+        laws.env(frame_counter(partial(frames, order=(3, 1, 0))), steps=20)
     with pytest.raises(AssertionError, match="frames before an episode's first"):
-        laws.env(film(partial(frames, floor=0)), steps=20)
+        laws.env(frame_counter(partial(frames, floor=0)), steps=20)
 
 
 def test_env_rejects_a_reset_that_breaks_the_spec():
@@ -537,7 +538,7 @@ def test_env_rejects_a_reset_that_breaks_the_spec():
         (lambda s: s._replace(truncated=~s.truncated), "reset: expected nothing to have ended"),
     ],
 )
-def test_env_rejects_a_reset_that_is_no_beginning(change, match):
+def test_env_rejects_an_inconsistent_reset(change, match):
     env = cartpole.make()
 
     def reset(u):
@@ -548,14 +549,14 @@ def test_env_rejects_a_reset_that_is_no_beginning(change, match):
         laws.env(env._replace(reset=reset))
 
 
-def test_env_rejects_environments_that_know_of_each_other_at_reset():
+def test_env_rejects_environments_that_depend_on_each_other_at_reset():
     env = cartpole.make()
     with rejects(r"1 of 1 leading axes: "):
         laws.env(env._replace(reset=lambda u: env.reset((u + u.mean(0)) % 1)))
 
 
 def test_env_rejects_a_run_without_an_end():
-    """What goes wrong at an end is seen at an end only."""
+    """Errors at the end of an episode are only detected if an episode ends."""
     endless = changed(mountain_car.make, time_limit=500)(lambda s: s._replace(next_obs=s.obs))
     with rejects("no episode ended in 200 steps; give steps=, its limit is 500"):
         laws.env(endless)
@@ -563,7 +564,7 @@ def test_env_rejects_a_run_without_an_end():
         laws.env(endless, steps=500)
 
 
-def test_time_limit_rejects_one_that_terminates():
+def test_time_limit_rejects_termination_at_the_limit():
     def make(change):
         return lambda limit: changed(cartpole.make, time_limit=limit)(change)
 
@@ -576,5 +577,5 @@ def test_time_limit_rejects_one_that_terminates():
         laws.time_limit(make(lambda s: s._replace(next_obs=s.obs)))
     with rejects("truncated"):
         laws.time_limit(lambda limit: cartpole.make(time_limit=limit + 1))
-    with rejects("truncated: expected an episode cut off at step 5, got none"):  # nobody gets there
+    with rejects("truncated: expected an episode cut off at step 5, got none"):  # no episode reaches the limit
         laws.time_limit(make(lambda s: s._replace(terminated=s.terminated | True, truncated=s.truncated & False)))

@@ -1,7 +1,7 @@
-"""The PyTorch that a DQN uses, section by section: the imperative original beside its twin as a pure function.
+"""The PyTorch features that a DQN uses, section by section: the imperative code and the equivalent pure function.
 
-Observation, network and numbers are those of the project this one grew from: 468 booleans (nine zones of a game with
-52 cards), 468-512-256-actions, MSE of the TD error, Adam 3e-5, gradient norm clipped at 5, ExponentialLR 0.9.
+Observation, network and numbers are those of a card game DQN: 468 booleans (nine zones of a game with 52 cards),
+468-512-256-actions, MSE of the TD error, Adam 3e-5, gradient norm clipped at 5, ExponentialLR 0.9.
 """
 
 import copy
@@ -25,7 +25,7 @@ CHANCE = 1e-4
 
 
 class Page(nn.Module):
-    """The page's network definition."""
+    """The network of the reference code."""
 
     def __init__(self, input_length=468, num_actions=ACTIONS, hidden=(512, 256)):
         super().__init__()
@@ -43,7 +43,7 @@ class Page(nn.Module):
 
 @pytest.fixture(autouse=True)
 def own_generator():
-    """The original draws from PyTorch's generator; the other tests are not to notice."""
+    """Isolate PyTorch's generator, which the imperative code uses, from the other tests."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -57,7 +57,7 @@ def observations(count, size=468, seed=1):
 
 
 def test_dynamic_graphs():
-    """What runs is what is differentiated, Python's own branches and loops too."""
+    """Autograd follows Python's branches and loops."""
 
     def steps(x):
         y = x
@@ -149,7 +149,7 @@ def test_sequential_begins_as_pytorch_begins():
         assert stats.kstest(ours[:50_000], "uniform", (-bound, 2 * bound)).pvalue > CHANCE
         assert stats.ks_2samp(ours[:50_000], theirs[:50_000]).pvalue > CHANCE
         assert abs(ours.std() * math.sqrt(3) / bound - 1) < 5 / math.sqrt(len(ours))
-        if len(ours) > 1000:  # the tests can fail: numbers a little too large, or normal ones
+        if len(ours) > 1000:  # the test can fail: numbers slightly too large, or normally distributed
             normal = random.normal(KEY, (50_000,)).numpy() * ours.std()
             assert stats.ks_2samp(ours[:50_000] * 1.1, theirs[:50_000]).pvalue < CHANCE
             assert stats.ks_2samp(normal, theirs[:50_000]).pvalue < CHANCE
@@ -209,7 +209,7 @@ def test_network_definition():
 
 
 def transitions(count, seed=2):
-    """Made up ones; one in five ends its game, one in four actions is legal."""
+    """Make random transitions: one in five is terminal, one in four actions is legal."""
     keys = random.split(random.key(seed), 6)
     shape = (count, 468)
     legal = random.uniform(keys[5], (count, ACTIONS)) < 0.25
@@ -224,7 +224,7 @@ def transitions(count, seed=2):
 
 
 def page_loop(network, batches, gamma, every):
-    """The page's training loop. The target network and the learning rate move every so many updates."""
+    """The imperative training loop; target network and learning rate change at fixed intervals."""
     target_network = copy.deepcopy(network)
     criterion = nn.MSELoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-5)
@@ -246,7 +246,7 @@ def page_loop(network, batches, gamma, every):
 
 
 def our_loop(network, params, batches, gamma, every):
-    """The same, each line a function of its arguments."""
+    """The same loop with pure functions."""
     hyper = dqn.hyper(1)._replace(gamma=torch.tensor(gamma, dtype=torch.float64))
 
     def rate(updates):
@@ -265,7 +265,7 @@ def our_loop(network, params, batches, gamma, every):
 
 
 def test_training_loop():
-    """The same parameters from the same start on the same batches after 400 updates, at the page's size."""
+    """Both loops have equal parameters after 400 updates on the same batches, at full size."""
     module, network = Page().double(), networks.mlp(468, (512, 256), ACTIONS)
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     stored = transitions(2048)
@@ -279,7 +279,7 @@ def test_training_loop():
 
 
 def test_training_loop_would_notice(monkeypatch):
-    """The tolerance tells the loop from one with another discount, and from one whose gradients are not clipped."""
+    """The tolerance detects another discount and missing gradient clipping."""
     module, network = Page(hidden=(8, 8)).double(), networks.mlp(468, (8, 8), ACTIONS)
     start, stored = copy.deepcopy(module), transitions(64)
     batches = [stored._replace(reward=stored.reward * 100)] * 20
@@ -345,7 +345,7 @@ def test_tensor_operations():
 
 
 def test_reshape():
-    """Batch, environments and lanes are axes that a network leaves alone; nothing is flattened by hand."""
+    """Networks accept axes for batch, environments and seeds; nothing is flattened by hand."""
     network, module = networks.mlp((9, 52), (16, 8), 3), Page(468, 3, (16, 8))
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     obs = observations(10).reshape(5, 2, 9, 52)
@@ -410,7 +410,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_exported_programs(tmp_path):
-    """A trained policy as a file that runs without this library."""
+    """A trained policy is a file that runs without this library."""
     network, obs = networks.mlp(468, (512, 256), ACTIONS), observations(3)
     params = network.init(KEY)
     module = networks.to_module(network, params).requires_grad_(False)
