@@ -558,7 +558,7 @@ def test_env_rejects_environments_that_depend_on_each_other_at_reset():
 def test_env_rejects_a_run_without_an_end():
     """Errors at the end of an episode are only detected if an episode ends."""
     endless = changed(mountain_car.make, time_limit=500)(lambda s: s._replace(next_obs=s.obs))
-    with rejects("no episode ended in 200 steps; give steps=, its limit is 500"):
+    with rejects("expected an episode to end, got none in 200 steps; pass steps= above its limit 500"):
         laws.env(endless)
     with rejects("next_obs: expected the last observation of an episode"):
         laws.env(endless, steps=500)

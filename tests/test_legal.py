@@ -176,7 +176,7 @@ def batch(where):
     ends = rows.discount == 0
     assert 20 < ends.sum() < 100
     assert torch.equal(rows.next_legal.any(-1), ~ends)
-    assert torch.equal(rows.next_obs[:, :DOORS] > 0, rows.next_legal), "of the state it led to"
+    assert torch.equal(rows.next_obs[:, :DOORS] > 0, rows.next_legal), "the mask of the next state"
     return rows
 
 

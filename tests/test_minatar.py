@@ -393,7 +393,7 @@ LOOK = {
     ),
     "space_invaders": lambda g: (g.ramp_index, g.enemy_move_interval, g.alien_dir, int(g.alien_map.sum())),
 }  # fmt: skip
-"""What is looked at before and after a step of the package's game."""
+"""Values of the package's game recorded before and after a step."""
 
 
 def seaquest_events(old, new, points, ended):

@@ -117,7 +117,7 @@ BYTES = {
     "nature": (lambda shape: networks.nature(shape, 3), [(1, 36, 36)]),
     "minatar": (lambda shape: networks.minatar(shape, 3), [(4, 10, 10), (1, 3, 5)]),
 }
-"""Networks by the shape of their observations, and shapes."""
+"""Networks, and shapes of their observations."""
 
 
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, (_, shapes) in BYTES.items() for shape in shapes])
@@ -649,7 +649,7 @@ def test_dropout_drops_the_given_fraction_and_keeps_the_mean():
     assert stats.binomtest(count, kept.numel(), 0.3).pvalue > CHANCE
     assert set(kept.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.7)}
     assert abs(kept.mean() - 1) < 4 * math.sqrt(0.3 / 0.7 / kept.numel())
-    assert abs(kept.mean(0).std() - math.sqrt(0.3 / 0.7 / 200)) < 0.01, "columns drop their own"
+    assert abs(kept.mean(0).std() - math.sqrt(0.3 / 0.7 / 200)) < 0.01, "columns have different masks"
     assert stats.binomtest(count, kept.numel(), 0.31).pvalue < CHANCE, "the test can fail"
 
 
@@ -716,7 +716,9 @@ def test_functional_dropout_equals_the_layer():
 )
 def test_other_random_layers_are_refused(layer):
     network = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(4, 4), layer()))
-    with pytest.raises(TypeError, match=r"factory: expected no random layers but nn.Dropout, got one that calls \w+"):
+    with pytest.raises(
+        TypeError, match=r"factory: expected no random layers other than nn.Dropout, got one that calls \w+"
+    ):
         network.apply(network.init(KEY), observations((2, 3, 4)), KEY)
 
 
@@ -744,7 +746,9 @@ class Calling(nn.Module):
 @DRAWS
 def test_other_random_functions_are_refused(draw):
     before = torch.get_rng_state()
-    with pytest.raises(TypeError, match=r"factory: expected no random layers but nn.Dropout, got one that calls"):
+    with pytest.raises(
+        TypeError, match=r"factory: expected no random layers other than nn.Dropout, got one that calls"
+    ):
         networks.from_module_with_dropout(lambda: Calling(draw)).apply({}, observations((2, 3, 4)), KEY)
     with pytest.raises(TypeError, match=r"factory: expected a forward that draws no random numbers, got one that call"):
         networks.from_module(lambda: Calling(draw)).apply({}, observations((2, 3, 4)))
@@ -834,7 +838,7 @@ def test_load_of_a_module(make, prefix):
     with torch.no_grad():
         for p in module.parameters():
             p.zero_()
-    assert all(x.abs().max() > 0 for x in params.values()), "the module's memory is its own"
+    assert all(x.abs().max() > 0 for x in params.values()), "the module has separate memory"
 
 
 def test_load_keeps_the_dtype_and_the_order_of_the_network():
@@ -869,7 +873,7 @@ def changed(**changes):
         (changed(**{"0.bias": torch.ones(6, dtype=torch.int64)}), "", TypeError, r"state_dict\['0.bias'\]: .*int64"),
         (changed(**{"0.bias": torch.ones(6).bool()}), "", TypeError, r"state_dict\['0.bias'\]: .*bool"),
         (changed(**{"0.bias": [1.0] * 6}), "", TypeError, r"state_dict\['0.bias'\]: expected a tensor, got list"),
-        (untouched(Page), "", TypeError, r"state_dict: expected names with tensors, got Page; .* state_dict\(\)"),
+        (untouched(Page), "", TypeError, r"state_dict: expected tensors by name, got Page; .* state_dict\(\)"),
         ({}, "", ValueError, r"'4.weight': \[3, 5\].*; got none of them$"),
     ],
 )  # fmt: skip
@@ -1165,7 +1169,7 @@ def test_to_module_refuses_other_names_and_shapes():
 @pytest.mark.parametrize("sizes", [(4, 5, 2), (4, (5.0,), 2), (4, (5,), 2.0), (4, "5", 2), (4, None, 2)])
 def test_fractional_sizes_are_refused(sizes):
     for make in (networks.mlp, networks.dueling_mlp):
-        with pytest.raises(TypeError, match="hidden, actions: expected whole numbers"):
+        with pytest.raises(TypeError, match="hidden, actions: expected a sequence of integers"):
             make(*sizes)
 
 

@@ -564,7 +564,7 @@ AT_0 = {
     "graves_rmsprop": (lambda zero: optim.graves_rmsprop(0.1, zero), "mean"),
     "sgd": (lambda zero: optim.sgd(0.1, zero), "velocity"),
 }
-"""Optimizers with a decay of 0, and what of their state is then the last gradient."""
+"""Optimizers with a decay of 0, and the part of their state that is then the last gradient."""
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0.0)], ids=str)

@@ -329,7 +329,7 @@ def test_device_is_the_gpu_where_there_is_one(monkeypatch):
 def test_tensor_creation():
     before = torch.get_rng_state()
     ours = random.normal(KEY, (300, 400))
-    assert torch.equal(torch.get_rng_state(), before), "chance is an argument"
+    assert torch.equal(torch.get_rng_state(), before), "randomness is an argument"
     theirs = torch.randn(300, 400)
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert stats.ks_2samp(ours.flatten()[:50_000].numpy(), theirs.flatten()[:50_000].numpy()).pvalue > CHANCE
@@ -364,7 +364,7 @@ def test_inference_without_gradients():
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     q = network.apply(params, obs)
     torch.testing.assert_close(q, expected, rtol=0, atol=1e-6)
-    assert module(obs.float()).requires_grad, "the original records"
+    assert module(obs.float()).requires_grad, "the imperative code records a graph"
     assert q.grad_fn is None
     assert not q.requires_grad
     assert tree.to_numpy(q).shape == (5, ACTIONS)

@@ -153,7 +153,7 @@ def test_several_curves_have_a_legend_and_different_colours(drawn):
     axes, pixels = drawn(curves)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(curves)
     assert len({line.get_color() for line in thick(axes)}) == 3
-    assert len(axes.lines) == 3, "single seeds of several runs would be a smear"
+    assert len(axes.lines) == 3, "single seeds are not drawn for several runs"
     assert all(has_colour(pixels, colour) > 0.0005 for colour in plots.COLOURS[:3])
 
 
@@ -253,4 +253,4 @@ def test_the_subtitle_of_a_run_fits_the_picture(drawn):
     assert "-112.3 [-113.5, -111.2]" in words or "-112.3 [-113.4, -111.2]" in words
     assert "12 failed" in words
     extent = axes._left_title.get_window_extent()
-    assert extent.x1 <= axes.figure.get_window_extent().x1, "the subtitle runs out of the picture"
+    assert extent.x1 <= axes.figure.get_window_extent().x1, "the subtitle exceeds the picture"

@@ -55,7 +55,7 @@ def theirs(make, steps, rate=0.1):
 STEPS = torch.arange(60)
 L = torch.optim.lr_scheduler
 f = partial
-"""All at a learning rate of 0.1, ours beside PyTorch's."""
+"""Schedules and PyTorch's schedulers, all at a learning rate of 0.1."""
 PAIRS = {
     "constant": (f(schedules.constant, value=0.1), lambda o: L.LambdaLR(o, lambda step: 1.0)),
     "linear": (f(schedules.linear, start=0.1, end=0.02, steps=20), lambda o: L.LinearLR(o, 1.0, 0.2, total_iters=20)),

@@ -44,7 +44,7 @@ def test_one_compiled_function_called_by_several_threads():
         assert torch.equal(result, f(x))
 
 
-@pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="lanes are not computed in groups here")
+@pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="seeds are not computed in groups here")
 def test_one_scanned_function_called_by_several_threads():
     """No thread uses the state of another."""
     folded = edge.fold_lanes(lambda s, x: s + x, lambda count: Split(1, 2, 1))

@@ -50,7 +50,7 @@ def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) 
     """
     if not isinstance(state, kind):
         raise TypeError(
-            f"state: expected that of {kind.__module__}, got {type(state).__module__}.{type(state).__name__}"
+            f"state: expected a state of {kind.__module__}, got {type(state).__module__}.{type(state).__name__}"
         )
     check.shapes(f"state.time[...] action[...] u[... {noise}]", state.time, action, u)
     check.integer("action", action)

@@ -194,7 +194,7 @@ def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int
 
 def _sizes(inputs: int, hidden: Sequence[int], actions: int) -> list[int]:
     if not isinstance(hidden, Sequence) or not all(type(n) is int for n in (*hidden, actions)):
-        raise TypeError(f"hidden, actions: expected whole numbers, several and one, got {hidden!r}, {actions!r}")
+        raise TypeError(f"hidden, actions: expected a sequence of integers and an integer, got {hidden!r}, {actions!r}")
     sizes = [inputs, *hidden, actions]
     if min(sizes) < 1:
         raise ValueError(f"hidden, actions: expected sizes of at least 1, got {list(hidden)}, {actions}")

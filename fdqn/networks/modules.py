@@ -137,7 +137,7 @@ def _check_new(module: nn.Module, again: nn.Module) -> None:
     if again is module or shared:
         raise TypeError(
             f"factory: expected a new module at every call, got the same {shared or type(module).__name__} again; make "
-            "it inside the factory, and bring trained parameters in by networks.load and networks.starting_from"
+            "it inside the factory, and load trained parameters with networks.load and networks.starting_from"
         )
 
 
@@ -185,8 +185,8 @@ def _apply_module(skeleton: nn.Module, expected: Shapes, constants: _Constants, 
     # version while it traces; there the written copy is discarded.
     if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
         raise TypeError(
-            f"factory: expected a forward that writes no buffer, got one that writes {written}; pass what changes in "
-            "with obs, or leave it out"
+            f"factory: expected a forward that writes no buffer, got one that writes {written}; pass changing values "
+            "with obs, or remove them"
         )
     return q
 
@@ -243,9 +243,9 @@ class _Drawing(TorchFunctionMode):
             if self.key is None:
                 raise TypeError(
                     f"factory: expected a forward that draws no random numbers, got one that calls {name}; pass "
-                    "training=self.training to dropout, use from_module_with_dropout, or pass numbers in with obs"
+                    "training=self.training to dropout, use from_module_with_dropout, or pass random numbers with obs"
                 )
-            raise TypeError(f"factory: expected no random layers but nn.Dropout, got one that calls {name}")
+            raise TypeError(f"factory: expected no random layers other than nn.Dropout, got one that calls {name}")
         return func(*args, **kwargs)
 
     def _dropout(

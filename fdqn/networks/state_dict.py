@@ -24,7 +24,7 @@ def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(
-            f"state_dict: expected names with tensors, got {type(state_dict).__name__}; a module has state_dict()"
+            f"state_dict: expected tensors by name, got {type(state_dict).__name__}; pass module.state_dict()"
         )
     check.function("network.init", getattr(network, "init", None))
     check.kind("prefix", prefix, str)

@@ -82,7 +82,7 @@ def _add_decayed_weights(weight_decay: Scalar, grads: Params, state: Params, par
 
 
 def frozen() -> Optimizer:
-    """Return zero updates: for a group of parameters that is not trained."""
+    """Make an optimizer whose updates are 0, for a group of parameters that is not trained."""
     return Optimizer(_init_nothing, _stay)
 
 

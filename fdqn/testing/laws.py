@@ -327,7 +327,9 @@ def schedule(
     for name, expected, got in (("step 0", start, values[0]), (f"step {steps}", end, values[-1])):
         assert abs(expected - float(got)) <= bound, f"{name}: expected {expected}, got {float(got)}"
     moves = values.diff() * math.copysign(1.0, end - start)
-    assert (moves >= -bound).all(), f"step {int(moves.argmin()) + 1}: expected monotone, got a move back"
+    assert (moves >= -bound).all(), (
+        f"step {int(moves.argmin()) + 1}: expected a monotone schedule, got a step in the other direction"
+    )
     if steps > 2 and start != end:
         middle = float(values[steps // 2])
         inside = min(start, end) < middle < max(start, end)
@@ -424,7 +426,7 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
         moved |= bool((step.next_obs != first.obs).any())
         seen += (step.next_obs == step.obs).flatten(1).all(-1)[ended].tolist()
     limit = env.spec.time_limit
-    assert seen, f"end: expected one, got none: no episode ended in {steps} steps; give steps=, its limit is {limit}"
+    assert seen, f"end: expected an episode to end, got none in {steps} steps; pass steps= above its limit {limit}"
     assert not (moved and all(seen)), "next_obs: expected the last observation of an episode, got the first of the next"
 
 
@@ -490,7 +492,7 @@ def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: 
         expected = torch.full_like(a.truncated[alive], i == limit)
         assert_trees_equal(expected, a.truncated[alive], f"step {i} of {limit}, truncated: ")
         alive &= ~a.terminated
-    assert alive.any(), f"truncated: expected an episode cut off at step {limit}, got none: all terminated; give limit="
+    assert alive.any(), f"truncated: expected an episode cut off at step {limit}, got none: all terminated; pass limit="
 
 
 # Helpers

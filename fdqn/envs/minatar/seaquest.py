@@ -206,8 +206,8 @@ def _steer(state: State, action: Tensor) -> State:
 
 
 def _fly(state: State, enemies: Enemies) -> tuple[State, Enemies, Tensor]:
-    """Move own bullets one cell, the younger first. Each removes one enemy in its cell: the oldest fish, else the
-    oldest submarine.
+    """Move own bullets one cell, the younger first. Each removes itself and one enemy in its cell: the oldest fish,
+    else the oldest submarine.
     """
     older, younger = (bullet._replace(x=board.shift(bullet.x, bullet.dx)) for bullet in state.bullets)
     state = state._replace(bullets=(older, younger))
