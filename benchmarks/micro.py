@@ -14,20 +14,23 @@ from typing import Any
 
 import torch
 import work
-from torch.func import grad_and_value, vmap
+from torch.func import grad, vmap
 
-from fdqn import actions, compile, dqn, losses, optim, policies, random, replay, schedules, train, tree
+from fdqn import actions, build, compile, losses, optim, policies, random, replay, schedules, training, tree
+from fdqn.testing import examples
+from fdqn.training import off_policy
 
 
 def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     """Yield name, function over seeds, and arguments."""
     program = work.program("small")
     state = work.lanes(program, seeds, device)
-    noise = tree.index(train.noise(program, state.key, 0, 1), 0)
-    state = train.vmapped(program).collect(state, tree.map(lambda x: x.unsqueeze(0), noise))
+    noise = tree.index(training.noise(program, state.key, 0, 1), 0)
+    state = training.vmapped(program).collect(state, tree.map(lambda x: x.unsqueeze(0), noise))
     apply, params, hyper = program.network.apply, state.learner.params, state.hyper
     words, u = noise.sample[:, 0], noise.act[:, 0]
-    batch = vmap(replay.sample)(state.replay, words)
+    sample = vmap(partial(replay.ring.sample, oldest=0))
+    batch = sample(state.buffer, words).batch
     q, q_t = vmap(apply)(params, batch.obs), vmap(apply)(params, batch.next_obs)
     q_acting, action = vmap(apply)(params, state.obs), torch.zeros_like(u[..., 0], dtype=torch.int64)
     step = vmap(program.env.step)(state.env_state, action, noise.env[:, 0])[1]
@@ -43,7 +46,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "random.unit", random.unit, (words,)
     yield "random.index", lambda words: random.index(words, 10_000), (words,)
     yield "random.normal", lambda keys: random.normal(keys, (128,)), (state.key,)
-    yield "train.noise", lambda keys: train.noise(program, keys, 0, 20), (state.key,)
+    yield "training.noise", lambda keys: training.noise(program, keys, 0, 20), (state.key,)
     yield "network.apply, batch", vmap(apply), (params, batch.obs)
     yield "network.apply, acting", vmap(apply), (params, state.obs)
     yield "actions.pick", actions.pick, (q, batch.action)
@@ -53,7 +56,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "actions.greedy", actions.greedy, (q_t, batch.next_legal)
     yield "policies.epsilon_greedy", policies.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
     yield "env.step", vmap(program.env.step), (state.env_state, action, noise.env[:, 0])
-    yield "replay.sample", vmap(replay.sample), (state.replay, words)
+    yield "replay.ring.sample", sample, (state.buffer, words)
     yield "losses.squared", losses.squared, (batch.reward,)
     yield "losses.huber", losses.huber, (batch.reward,)
     yield "losses.smooth_l1", losses.smooth_l1, (batch.reward,)
@@ -71,23 +74,27 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
             (params, vmap(partial(_init, make))(params, hyper), params, hyper),
         )
     yield "optim.apply_updates", optim.apply_updates, (params, params)
-    yield "dqn.learn", vmap(_learn(program)), (state.learner, batch, hyper)
-    yield "dqn.act", vmap(partial(dqn.act, apply)), (params, state.obs, state.legal, hyper.epsilon_end, u)
-    yield "dqn.soft_copy", vmap(dqn.soft_copy), (state.learner, hyper.tau)
+    yield "off_policy.update", vmap(_learn(program)), (state.learner, batch, hyper)
+    yield "off_policy.soft_copy", vmap(off_policy.soft_copy), (state.learner, hyper.tau)
     for name, schedule in SCHEDULES.items():
         yield f"schedules.{name}", schedule, (state.cycle,)
-    yield "dqn.hard_copy", vmap(dqn.hard_copy), (state.learner,)
+    yield "off_policy.hard_copy", vmap(off_policy.hard_copy), (state.learner,)
     # Donated: without donation they would copy the whole replay memory.
-    yield "replay.add, in place", compile.donate(vmap(replay.add)), (tree.clone(state.replay), new)
-    yield "train.cycle, in place", compile.donate(vmap(partial(train.cycle, program))), (tree.clone(state), noise)
+    add = vmap(lambda ring, batch: replay.ring.add(ring, batch, batch.discount == 0, None)[0])
+    yield "replay.ring.add, in place", compile.donate(add), (tree.clone(state.buffer), new)
+    yield "training.cycle, in place", compile.donate(vmap(partial(training.cycle, program))), (tree.clone(state), noise)
 
 
 def _gradient(program):
-    return lambda *given: grad_and_value(program.loss, has_aux=True)(*given)[0]
+    loss = program.algorithm.agent.loss
+    return lambda params, *given: grad(lambda p: loss(p, *given, ()).loss.mean())(params)
 
 
 def _learn(program):
-    return lambda learner, batch, hyper: dqn.learn(program.loss, program.optimizer(hyper), learner, batch, hyper)
+    agent = program.algorithm.agent
+    return lambda learner, batch, hyper: off_policy.update(
+        agent, build.adam(hyper), learner, examples.sample(batch), hyper
+    )
 
 
 def _init(make, params, hyper):

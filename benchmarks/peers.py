@@ -12,7 +12,7 @@ second, the median of the turns; a ratio is the median over rounds. Prints a tab
 `--jax` names interpreters of other environments, to time other versions of jaxlib. A peer that is not installed is
 skipped with a message. All compute in float32; with `--tf32` all may use TF32 on a GPU. The peers:
 
-    fdqn          `train.run`, as `fdqn train` runs it, reports included
+    fdqn          `training.run`, as `fdqn train` runs it, reports included
     jax           `jax_dqn.py`: the same work in plain JAX, donated, scanned, vmapped
     rejax         rejax's DQN, its `train_iteration` scanned, vmapped over seeds
     sb3           Stable-Baselines3's DQN, one seed
@@ -33,6 +33,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+
+from fdqn.training import host
 
 TURN = 1.0  # s
 
@@ -64,15 +66,15 @@ def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], 
     """fdqn in Gymnasium's CartPole, stepped on the host while the device learns."""
     import work
 
-    from fdqn import compile, envs, worlds
+    from fdqn import compile, envs
     from fdqn.envs import silent
 
     world = envs.find("gym:CartPole-v1")
     program = work.program(network)._replace(env=silent.make(world.spec))
     work.prepare()
     games = world.open(seeds, work.ENVS)
-    state = worlds.begun(games, work.lanes(program, seeds, device))
-    functions = worlds.functions(program, games, compile.compiled_parts(program))
+    state = host.start(program, games, work.lanes(program, seeds, device))
+    functions = host.functions(program, games, compile.compiled_parts(program))
     return _turns(program, state, functions, at_once=1)
 
 

@@ -1,7 +1,7 @@
 """Deep Q-learning as pure functions: parameters are dicts, state is tensors, transforms stay at the edge.
 
-Start with `fdqn.types` (the words), then `fdqn.dqn` (the algorithm), then `fdqn.train` (the loop). Submodules load on
-first use, so `fdqn --help` need not wait for torch.
+Start with `fdqn.types` (the words), then `fdqn.dqn` (the algorithm), then `fdqn.training` (the loop). Submodules load
+on first use, so `fdqn --help` need not wait for torch.
 """
 
 import importlib
@@ -11,7 +11,6 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "actions",
-    "bits",
     "build",
     "check",
     "checkpoint",
@@ -21,10 +20,8 @@ __all__ = [
     "evaluate",
     "export",
     "files",
-    "frames",
     "history",
     "losses",
-    "n_step",
     "networks",
     "optim",
     "plots",
@@ -36,7 +33,7 @@ __all__ = [
     "settings",
     "statistics",
     "testing",
-    "train",
+    "training",
     "tree",
     "types",
     "video",

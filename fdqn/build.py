@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import check, dqn, envs, losses, networks, optim, random, train, tree
+from fdqn import check, dqn, envs, losses, networks, optim, random, replay, training, tree
 from fdqn.envs import silent
 from fdqn.settings import Settings
-from fdqn.types import Env, Hyper, Network, Optimizer, World
+from fdqn.training import off_policy
+from fdqn.types import Agent, Buffer, Env, EnvSpec, Hyper, Network, Optimizer, World
 
 
-def program(settings: Settings) -> train.Program:
+def program(settings: Settings) -> training.Program:
     """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
@@ -26,7 +27,6 @@ def program(settings: Settings) -> train.Program:
         raise ValueError(
             f"terminal_on_life_loss: expected a world that counts lives, such as ale:Breakout, got {settings.env}"
         )
-    net = network(settings)
     # No lane fills more rows than it takes steps, whole cycles of them.
     cycle = settings.num_envs * settings.steps_per_cycle
     steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
@@ -36,7 +36,7 @@ def program(settings: Settings) -> train.Program:
             f"{settings.learning_starts}: no update would be made"
         )
     rows = min(settings.capacity, max(steps, settings.batch_size))
-    config = dqn.Config(
+    config = training.Config(
         num_envs=settings.num_envs,
         steps_per_cycle=settings.steps_per_cycle,
         updates_per_cycle=settings.updates_per_cycle,
@@ -59,17 +59,35 @@ def program(settings: Settings) -> train.Program:
         raise ValueError(
             f"save_replay: expected to keep that of {settings.env}, got no: an episode that goes on needs its frames"
         )
-    loss = dqn.double_q_learning if settings.double else dqn.q_learning
-    penalty = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
-    optimizer = {
-        ("adam", True): clipped_adam,
-        ("adam", False): plain_adam,
-        ("rmsprop", True): clipped_rmsprop,
-        ("rmsprop", False): plain_rmsprop,
-        ("nature-rmsprop", True): clipped_nature_rmsprop,
-        ("nature-rmsprop", False): plain_nature_rmsprop,
-    }[settings.optimizer, math.isfinite(settings.max_grad_norm)]
-    return train.Program(config, env, net, partial(loss, net.apply, penalty), optimizer)
+    return training.Program(
+        env, off_policy.algorithm(config, agent(settings), buffer(config, env.spec), optimizer(settings))
+    )
+
+
+def agent(settings: Settings) -> Agent:
+    """The DQN of the settings. Raises ValueError as `network` does."""
+    check.kind("settings", settings, Settings)
+    loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
+    return dqn.agent(network(settings), settings.double, loss)
+
+
+def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
+    """The optimizer of the settings, as a function of a seed's hyper-parameters."""
+    check.kind("settings", settings, Settings)
+    rule = {"adam": adam, "rmsprop": rmsprop, "nature-rmsprop": nature_rmsprop}[settings.optimizer]
+    return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
+
+
+def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
+    """The uniform replay buffer of a configuration, with the wrappers that the observations and `n_step` need."""
+    check.kind("config", config, training.Config)
+    rows = replay.ring.buffer(config.capacity)
+    if spec.obs_dtype == torch.bool and spec.stack == 1:
+        rows = replay.packing.wrap(rows)
+    rows = replay.n_step.wrap(rows, config.num_envs, config.n_step)
+    if spec.stack == 1:
+        return rows
+    return replay.frames.wrap(rows, config.num_envs, spec.stack, config.capacity, config.n_step)
 
 
 def network(settings: Settings) -> Network:
@@ -94,7 +112,7 @@ def network(settings: Settings) -> Network:
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
     """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
     check.kind("settings", settings, Settings)
-    return dqn.hyper(
+    return training.hyper(
         settings.seeds,
         learning_rate=settings.learning_rate,
         gamma=settings.gamma,
@@ -129,7 +147,7 @@ def device(settings: Settings) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def check_memory(program: train.Program, lanes: int, device: torch.device) -> int:
+def check_memory(program: training.Program, lanes: int, device: torch.device) -> int:
     """Bytes that the lanes will hold. Raises ValueError where clearly less than that is free on the device."""
     check.kind("device", device, torch.device)
     needed, (free, total) = state_bytes(program, lanes), memory(device)
@@ -194,12 +212,12 @@ def _text(file: Path) -> str:
         return ""
 
 
-def state_bytes(program: train.Program, lanes: int) -> int:
+def state_bytes(program: training.Program, lanes: int) -> int:
     """Bytes of the state of `lanes` lanes, a gradient and the activations of a batch, found without allocating them.
 
     A layer has as many outputs as biases (a convolution has more); four such arrays are alive at once.
     """
-    check.kind("program", program, train.Program)
+    check.kind("program", program, training.Program)
     check.count("lanes", lanes, 1)
     state = fake_state(program, lanes)
     params = state.learner.params
@@ -207,46 +225,40 @@ def state_bytes(program: train.Program, lanes: int) -> int:
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
 
 
-def replay_bytes(program: train.Program, lanes: int) -> int:
-    """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
-    memory = fake_state(program, lanes).replay
-    return tree.nbytes((memory.rows, memory.frames))
+def replay_bytes(program: training.Program, lanes: int) -> int:
+    """Count the bytes of the buffers of `lanes` seeds, without allocating them."""
+    return tree.nbytes(fake_state(program, lanes).buffer)
 
 
-def fake_state(program: train.Program, lanes: int) -> train.TrainState:
+def fake_state(program: training.Program, lanes: int) -> training.TrainState:
     """Return the state of `lanes` lanes without memory behind it."""
     with FakeTensorMode():
         hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
-        return train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
+        return training.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
 
 
-def clipped_adam(hyper: Hyper) -> Optimizer:
-    """Adam on gradients clipped by their global norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))
+def clipped(rule: Callable[[Hyper], Optimizer]) -> Callable[[Hyper], Optimizer]:
+    """`rule` on gradients clipped by their global norm."""
+    check.function("rule", rule)
+    return partial(_clipped, rule)
 
 
-def plain_adam(hyper: Hyper) -> Optimizer:
-    """Adam on gradients as they are."""
+def _clipped(rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
+    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rule=rule(hyper))
+
+
+def adam(hyper: Hyper) -> Optimizer:
+    """Adam. Kingma and Ba 2015, https://arxiv.org/abs/1412.6980"""
     return optim.adam(hyper.learning_rate)
 
 
-def clipped_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as MinAtar's DQN had it, on gradients clipped by their global norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_rmsprop(hyper))
-
-
-def plain_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as MinAtar's DQN had it. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
+def rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop of MinAtar's DQN. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
     return optim.centered_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01)
 
 
-def clipped_nature_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the Nature DQN had it, on gradients clipped by their global norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_nature_rmsprop(hyper))
-
-
-def plain_nature_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the Nature DQN had it. Mnih et al. 2015, https://doi.org/10.1038/nature14236
+def nature_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
 
     There 0.01 is added to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
     """

@@ -21,9 +21,10 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, envs, evaluate, export, history, lanes, random, runs, train, tree
+from fdqn import build, envs, evaluate, export, history, lanes, random, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import off_policy
 
 COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
 KEYS = {
@@ -55,10 +56,10 @@ class Made:
         )  # fmt: skip
         self.started = time.perf_counter()
         self.program = build.program(self.settings)
-        state = train.init(self.program, build.hyper(self.settings), build.keys(self.settings))
+        state = training.init(self.program, build.hyper(self.settings), build.keys(self.settings))
         self.path = runs.create(self.settings)
         functions = runs.functions(self.program, self.settings)
-        reports = train.run(self.program, state, self.settings.steps, functions, self.settings.report_every)
+        reports = training.run(self.program, state, self.settings.steps, functions, self.settings.report_every)
         self.reports = list(history.record(self.path, self.settings, reports))
         self.outside = np.arange(60.0).reshape(3, 20)
         self.summary = runs.finish(self.path, self.settings, self.reports[-1], self.started, self.outside)
@@ -621,14 +622,14 @@ def test_cuda_where_there_is_none(monkeypatch):
 
 
 def test_replay_bytes_are_the_bytes_that_replay_takes(made):
-    state = train.init(made.program, build.hyper(made.settings), build.keys(made.settings))
+    state = training.init(made.program, build.hyper(made.settings), build.keys(made.settings))
     lanes = len(build.seeds(made.settings))
-    assert build.replay_bytes(made.program, lanes) == tree.nbytes(state.replay.rows)
+    assert build.replay_bytes(made.program, lanes) == tree.nbytes(state.buffer)
 
 
 def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
     """State and gradient exactly; what a batch's activations add is less than what is allowed for it."""
-    state = train.init(made.program, build.hyper(made.settings), build.keys(made.settings))
+    state = training.init(made.program, build.hyper(made.settings), build.keys(made.settings))
     lanes = len(build.seeds(made.settings))
     exact = tree.nbytes((state, state.learner.params))
     widths = sum(x.shape[-1] for x in state.learner.params.values() if x.ndim == 2)
@@ -651,8 +652,10 @@ def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
 def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message):
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)
     config = dataclasses.replace(made.program.config, **change)
+    buffer = build.buffer(config, made.program.env.spec)
+    algorithm = off_policy.algorithm(config, made.program.algorithm.agent, buffer, build.adam)
     with pytest.raises(ValueError, match=message):
-        build.check_memory(made.program._replace(config=config), lanes, torch.device("cpu"))
+        build.check_memory(made.program._replace(algorithm=algorithm), lanes, torch.device("cpu"))
 
 
 def a_system(monkeypatch, path, files):

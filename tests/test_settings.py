@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, dqn, envs, losses, networks, settings, train
+from fdqn import build, cli, dqn, envs, losses, networks, settings, training, tree
 from fdqn.settings import Settings
 from fdqn.types import Hyper, World
 
@@ -125,12 +125,12 @@ def test_minatar_s_preset_is_the_paper_s():
     """Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
     given = Settings(**settings.PRESETS["minatar"])
     program, hyper = build.program(dataclasses.replace(given, env="minatar:breakout")), build.hyper(given)
-    assert program.config == dqn.Config(
+    assert program.config == training.Config(
         num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000, random_warmup=True
     )
-    assert program.optimizer is build.plain_rmsprop
-    assert program.loss.func is dqn.q_learning
-    assert program.loss.args[1] is losses.huber
+    assert build.optimizer(given) is build.rmsprop
+    assert program.algorithm.agent.loss.func is dqn.q_learning
+    assert program.algorithm.agent.loss.args[1] is losses.huber
     expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e5}
     assert {name: getattr(hyper, name).tolist() for name in expected} == {
         name: pytest.approx([x] * 16) for name, x in expected.items()
@@ -143,14 +143,14 @@ def test_nature_s_preset_is_the_paper_s():
     pytest.importorskip("ale_py")
     given = Settings(**settings.PRESETS["nature"])
     program, hyper = build.program(dataclasses.replace(given, env="ale:Pong")), build.hyper(given)
-    assert program.config == dqn.Config(
+    assert program.config == training.Config(
         num_envs=4, batch_size=32, capacity=1_000_000, learning_starts=50_000, target_period=10_000,
         clip_rewards=True, terminal_on_life_loss=True, random_warmup=True,
     )  # fmt: skip
     assert program.config.env_steps == 4 * program.config.updates_per_cycle
-    assert program.optimizer is build.plain_nature_rmsprop
-    assert program.loss.func is dqn.q_learning
-    assert program.loss.args[1] is losses.huber
+    assert build.optimizer(given) is build.nature_rmsprop
+    assert program.algorithm.agent.loss.func is dqn.q_learning
+    assert program.algorithm.agent.loss.args[1] is losses.huber
     expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e6}
     assert {name: getattr(hyper, name).tolist() for name in expected} == {
         name: pytest.approx([x]) for name, x in expected.items()
@@ -167,7 +167,7 @@ def test_a_preset_s_epsilon_is_the_authors(name, expected):
     given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     program, hyper = build.program(given), build.hyper(given)
     steps = torch.tensor(list(expected))
-    share = train.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
+    share = training.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
     assert share.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
 
 
@@ -221,13 +221,13 @@ def test_every_field_says_what_it_is():
 
 
 def test_defaults_of_the_command_and_of_the_library_agree():
-    hyper = {name: p.default for name, p in inspect.signature(dqn.hyper).parameters.items()}
-    for name, value in {**dataclasses.asdict(dqn.Config()), **hyper}.items():
+    hyper = {name: p.default for name, p in inspect.signature(training.hyper).parameters.items()}
+    for name, value in {**dataclasses.asdict(training.Config()), **hyper}.items():
         if name not in ("lanes", "epsilon_steps", "device"):
             assert getattr(Settings(), name) == value, name
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(dqn.Config)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(training.Config)])
 def test_every_size_reaches_the_program(name, monkeypatch):
     if name == "terminal_on_life_loss":
         world = World(None, envs.find("cartpole").spec, counts_lives=lambda: True)
@@ -311,18 +311,18 @@ def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
 
 
 def test_no_clip_without_a_norm():
-    clipped = build.program(Settings(max_grad_norm=10.0)).optimizer
-    free = build.program(Settings(max_grad_norm=math.inf)).optimizer
-    assert clipped is build.clipped_adam
-    assert free is build.plain_adam
+    hyper = tree.index(training.hyper(1), 0)
+    params = {"w": torch.zeros(2)}
+    clipped = build.optimizer(Settings(max_grad_norm=10.0))(hyper).init(params)
+    assert set(clipped) == {"clip", "rule"}
+    assert build.optimizer(Settings(max_grad_norm=math.inf)) is build.adam
 
 
 def test_rmsprop_is_minatar_s():
     """With and without a norm, three steps are PyTorch's, centered, with that paper's numbers."""
-    clipped = build.program(Settings(optimizer="rmsprop", max_grad_norm=0.5)).optimizer
-    free = build.program(Settings(optimizer="rmsprop", max_grad_norm=math.inf)).optimizer
-    assert clipped is build.clipped_rmsprop
-    assert free is build.plain_rmsprop
+    clipped = build.optimizer(Settings(optimizer="rmsprop", max_grad_norm=0.5))
+    free = build.optimizer(Settings(optimizer="rmsprop", max_grad_norm=math.inf))
+    assert free is build.rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):
         params, optimizer = {"w": torch.tensor([3.0, -4.0], dtype=torch.float64)}, make(hyper)
@@ -339,10 +339,9 @@ def test_rmsprop_is_minatar_s():
 
 def test_nature_s_rmsprop_is_the_authors():
     """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
-    clipped = build.program(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5)).optimizer
-    free = build.program(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf)).optimizer
-    assert clipped is build.clipped_nature_rmsprop
-    assert free is build.plain_nature_rmsprop
+    clipped = build.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5))
+    free = build.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf))
+    assert free is build.nature_rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):
         params, optimizer = {"w": torch.tensor([0.3, -0.4], dtype=torch.float64)}, make(hyper)
@@ -423,7 +422,7 @@ def test_a_program_without_clipping_has_plain_adam():
     """An infinite norm clips nothing, so that the same gradients give the same updates."""
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, math.inf]))
     params = {"w": torch.tensor([3.0, -4.0])}
-    plain, clipped = build.plain_adam(hyper), build.clipped_adam(hyper)
+    plain, clipped = build.adam(hyper), build.clipped(build.adam)(hyper)
     updates, _ = plain.update(params, plain.init(params), params)
     also, _ = clipped.update(params, clipped.init(params), params)
     assert updates["w"].tolist() == also["w"].tolist() == pytest.approx([-0.1, 0.1])

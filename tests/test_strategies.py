@@ -1,12 +1,13 @@
 """Strategies generate what they document, with frequent corner cases."""
 
+import dataclasses
 import inspect
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fdqn import dqn, schedules, train, tree
+from fdqn import schedules, training, tree
 from fdqn.testing import asserts, examples, strategies
 from fdqn.types import Transition
 
@@ -215,7 +216,7 @@ def test_twin_trees_differ():
 
 def test_configs_of_every_corner_are_drawn():
     found = drawn(strategies.configs())
-    assert all(isinstance(config, dqn.Config) for config in found)
+    assert all(isinstance(config, training.Config) for config in found)
     assert fraction(found, lambda c: c.capacity == max(c.batch_size, c.num_envs)) > 0.2
     assert fraction(found, lambda c: c.env_steps > c.capacity) > 0.02
     assert fraction(found, lambda c: c.learning_starts == 0) > 0.2
@@ -226,8 +227,10 @@ def test_configs_of_every_corner_are_drawn():
 @settings(max_examples=5)
 @given(strategies.configs())
 def test_configs_run(config):
-    program, (hyper, keys) = examples.program()._replace(config=config), examples.lanes(2)
-    *_, last = train.run(program, train.init(program, hyper, keys), 5 * config.env_steps, train.vmapped(program), 10)
+    program, (hyper, keys) = examples.program(**dataclasses.asdict(config)), examples.lanes(2)
+    *_, last = training.run(
+        program, training.init(program, hyper, keys), 5 * config.env_steps, training.vmapped(program), 10
+    )
     asserts.assert_finite(last.state.learner)
 
 

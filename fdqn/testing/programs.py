@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import random, train, tree
+from fdqn import random, training, tree
 from fdqn.testing.asserts import assert_trees_close, assert_trees_equal
 from fdqn.testing.leaves import copied
 from fdqn.types import Hyper, Step
@@ -21,23 +21,23 @@ __all__ = ["advance", "chunks", "donated", "lanes", "metrics", "resumed", "train
 
 
 def advance(
-    program: train.Program, state: train.TrainState, cycles: int, functions: train.Functions | None = None
-) -> train.TrainState:
-    """Run `cycles` more training iterations of `train.run`, including warm-up and target updates; return the state."""
+    program: training.Program, state: training.TrainState, cycles: int, functions: training.Functions | None = None
+) -> training.TrainState:
+    """Run `cycles` more training iterations, including warm-up and target updates; return the state."""
     steps = (int(state.cycle.max()) + cycles) * program.config.env_steps
-    *_, last = train.run(program, state, steps, functions or train.vmapped(program), report_every=steps)
+    *_, last = training.run(program, state, steps, functions or training.vmapped(program), report_every=steps)
     return last.state
 
 
 def trained(
-    program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
-) -> train.TrainState:
+    program: training.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
+) -> training.TrainState:
     """Initialize seeds with floats in `dtype` and train them for `cycles` iterations: the usual function to pass to
     `lanes`.
 
     The environment must compute in `dtype` if its state does; for an environment with a fixed dtype, pass that dtype.
     """
-    return advance(program, tree.cast(train.init(program, hyper, keys), dtype), cycles)
+    return advance(program, tree.cast(training.init(program, hyper, keys), dtype), cycles)
 
 
 def lanes(
@@ -81,11 +81,11 @@ def lanes(
 
 
 def chunks(
-    program: train.Program,
+    program: training.Program,
     keys: Tensor,
     first: int = 3,
     cycles: int = 7,
-    noise: Callable[[train.Program, Tensor, int, int], train.Noise] = train.noise,
+    noise: Callable[[training.Program, Tensor, int, int], training.Noise] = training.noise,
 ) -> None:
     """Check that the noise of `cycles` iterations drawn at once equals that drawn one by one, bit for bit, and never
     repeats.
@@ -100,16 +100,16 @@ def chunks(
             )
 
 
-def metrics(program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
+def metrics(program: training.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
     """Check the metrics of episodes against a Python loop that steps the environment.
 
     A return is the sum of the rewards of an episode. The replay must hold one iteration's transitions.
     """
-    functions, state = train.vmapped(program), train.init(program, hyper, keys)
+    functions, state = training.vmapped(program), training.init(program, hyper, keys)
     running = [[0.0] * program.config.num_envs for _ in range(keys.shape[0])]
     ended: list[list[float]] = [[] for _ in running]
     for number in range(cycles):
-        noises = train.noise(program, keys, number, 1)
+        noises = training.noise(program, keys, number, 1)
         before, state = state, functions.collect(state, noises)
         for step in _played_by_hand(program, before, state, tree.index(noises, 0)):
             ends = (step.terminated | step.truncated).tolist()
@@ -130,15 +130,15 @@ def metrics(program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50
 
 
 def _played_by_hand(
-    program: train.Program, before: train.TrainState, after: train.TrainState, noises: train.Noise
+    program: training.Program, before: training.TrainState, after: training.TrainState, noises: training.Noise
 ) -> Iterator[Step]:
     """Yield the steps [S, E] of one iteration, recomputed with the actions stored in replay."""
     config, world = program.config, before.env_state
     for i in range(config.steps_per_cycle):
-        first = int(before.replay.added[0]) + i * config.num_envs
+        first = int(before.buffer.added[0]) + i * config.num_envs
         at = (first + torch.arange(config.num_envs)) % config.capacity
-        world, step = vmap(program.env.step)(world, after.replay.rows.action[:, at], noises.env[:, i])
-        assert_trees_equal(step.reward, after.replay.rows.reward[:, at], f"reward of stored rows from {first}: ")
+        world, step = vmap(program.env.step)(world, after.buffer.rows.action[:, at], noises.env[:, i])
+        assert_trees_equal(step.reward, after.buffer.rows.reward[:, at], f"reward of stored rows from {first}: ")
         yield step
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fdqn import check, dqn, random, tree
+from fdqn import check, random, training, tree
 from fdqn.schedules import (
     constant,
     cosine,
@@ -194,14 +194,14 @@ def twin_trees(
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> dqn.Config:
+def configs(draw: st.DrawFn) -> training.Config:
     """Generate small configurations: at most 4 environments, batches of 8 rows and 24 rows of replay.
 
     A replay that one batch or one step fills, no warm-up, and soft target updates are frequent.
     """
     num_envs, batch_size = draw(st.integers(1, 4)), draw(st.integers(1, 8))
     updates, least = draw(st.integers(1, 3)), max(num_envs, batch_size)
-    return dqn.Config(
+    return training.Config(
         num_envs=num_envs,
         steps_per_cycle=draw(st.integers(1, 3)),
         updates_per_cycle=updates,

@@ -1,0 +1,58 @@
+"""Training of many seeds: state, training iteration, metrics, the loop, and the algorithms that learn in it."""
+
+from fdqn.training.config import Config, hyper
+from fdqn.training.draws import (
+    bits_per_cycle,
+    cycle_keys,
+    cycle_numbers,
+    draw,
+    draw_numbered,
+    example_update,
+    interactions,
+    noise,
+    updates,
+)
+from fdqn.training.iteration import (
+    act,
+    check_cycle,
+    collect,
+    cycle,
+    init,
+    interact,
+    learn,
+    observe,
+    scan,
+    sync,
+    update,
+    vmapped,
+)
+from fdqn.training.loop import Cadence, Clock, Report, Stopped, cadence, run
+from fdqn.training.metrics import (
+    MetricsSnapshot,
+    count_episodes,
+    count_update,
+    epsilon,
+    random_steps,
+    snapshot,
+)
+from fdqn.training.state import (
+    CAUSES,
+    Functions,
+    Interaction,
+    Metrics,
+    Noise,
+    Program,
+    TrainState,
+    UpdateNoise,
+    check_program,
+    policy,
+)
+
+__all__ = [
+    "CAUSES", "Cadence", "Clock", "Config", "Functions", "Interaction", "Metrics", "MetricsSnapshot", "Noise",
+    "Program", "Report", "Stopped", "TrainState", "UpdateNoise", "act", "bits_per_cycle", "cadence", "check_cycle",
+    "check_program", "collect", "count_episodes", "count_update", "cycle", "cycle_keys", "cycle_numbers", "draw",
+    "draw_numbered", "epsilon", "example_update", "hyper", "init", "interact", "interactions", "learn",
+    "noise", "observe", "policy", "random_steps", "run", "scan", "snapshot", "sync",
+    "update", "updates", "vmapped",
+]  # fmt: skip
