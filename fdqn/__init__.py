@@ -38,7 +38,7 @@ __all__ = [
     "settings",
     "statistics",
     "testing",
-    "train",
+    "training",
     "tree",
     "types",
     "video",

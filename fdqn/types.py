@@ -117,6 +117,95 @@ class World(NamedTuple):
     """Whether its answers say where lives are lost; it may have to open an environment to see."""
 
 
+class LossOutput(NamedTuple):
+    """Per-row results of an agent's loss, not reduced. The update takes the mean, weighted by the buffer's weights."""
+
+    loss: Tensor
+    """[B]."""
+    q: Tensor
+    """[B], values of the actions taken, for reports."""
+    priority: Tensor
+    """[B], at least 0: how much there is to learn from each row, such as the size of its TD error."""
+
+
+class NoiseShapes(NamedTuple):
+    """Shapes of the uniforms in [0, 1) that an agent takes; `()` where it takes none."""
+
+    values: tuple[int, ...] = ()
+    loss: tuple[int, ...] = ()
+
+
+Uniforms = Tensor | tuple[()]
+"""Uniforms in [0, 1) of a shape that an agent states, or `()` for none."""
+
+
+def no_noise(rows: int) -> NoiseShapes:
+    """Noise of agents that take none, for any number of rows."""
+    return NoiseShapes()
+
+
+class Agent(NamedTuple):
+    """A value-based learning rule for one seed, bound to its network.
+
+    Agents are made by functions such as `dqn.agent(network, double=True)`. For evaluation `values` is called with `()`
+    in place of noise and must then be deterministic.
+    """
+
+    init: Callable[[Tensor], Params]
+    """`init(key [..., 2]) -> params [...]`."""
+    values: Callable[[Params, Tensor, Uniforms], Tensor]
+    """`values(params, obs [..., *O], noise) -> q [..., A]`, which acting and evaluation compare."""
+    loss: "Callable[[Params, Params, Transition, Hyper, Uniforms], LossOutput]"
+    """`loss(params, target_params, batch [B, ...], hyper, noise) -> LossOutput`."""
+    noise: Callable[[int], NoiseShapes] = no_noise
+    """`noise(rows)`: shapes of the uniforms for `values` and `loss` of that many rows."""
+
+
+class Sample(NamedTuple):
+    """Rows drawn from a buffer."""
+
+    batch: Transition
+    """Leaves [B, ...]."""
+    indices: Tensor
+    """[B] int64, where the rows are, for `Buffer.update`."""
+    weight: Tensor
+    """[B] float, importance weights of the rows; 1 where all rows are drawn with the same probability."""
+
+
+class Added(NamedTuple):
+    """Rows that `Buffer.add` wrote. A wrapper such as n-step returns may write others than it was given."""
+
+    batch: Transition
+    """Leaves [E, ...]."""
+    number: Tensor
+    """[E] int64: row i is the `number[i]`-th ever written, counted from 0."""
+    valid: Tensor
+    """[E] bool, False for rows that were not written."""
+
+
+class Buffer(NamedTuple):
+    """Storage of transitions of one seed, as functions of its state. `ring` and `prioritized` make one; `n_step`,
+    `frames` and `packing` wrap one."""
+
+    init: Callable[[Transition], Any]
+    """`init(example) -> state`, for rows like `example`, a transition without leading axes."""
+    add: "Callable[[Any, Transition, Tensor, Tensor | None, Tensor], tuple[Any, Added]]"
+    """`add(state, batch [E, ...], ended [E], valid [E] or None, gamma []) -> (state, added)`, after one step of every
+    environment. `ended`: an episode ended with the step. `valid`: a step was taken at all; None means everywhere."""
+    sample: Callable[[Any, Tensor, Tensor | int], Sample]
+    """`sample(state, bits [B], oldest) -> Sample` of rows with a number of at least `oldest`; 0 for all rows. `bits`:
+    int64 random integers in [0, 2**32)."""
+    update: Callable[[Any, Tensor, Tensor], Any]
+    """`update(state, indices [B], priority [B]) -> state`; the identity where rows have no priorities."""
+    size: Callable[[Any], Tensor]
+    """`size(state) -> []` int64, rows that can be drawn."""
+    cut: Callable[[Any], Any]
+    """`cut(state) -> state` where new episodes start in all environments although the last ones have not ended."""
+    bounds: Callable[[Any, int], dict[str, tuple[Tensor, int]]]
+    """`bounds(state, steps)`: integers of the state by name, and the largest value that each can have after `steps`
+    environment steps. A checkpoint with a negative or larger one is refused."""
+
+
 class Network(NamedTuple):
     """`init(key [..., 2]) -> Params [...]` and `apply(params, obs [..., *O]) -> q [..., A]`."""
 
