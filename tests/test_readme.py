@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import fdqn
 from fdqn import cli, envs
 from fdqn.testing import laws
 
@@ -80,6 +81,14 @@ def test_dotted_names_are_found_and_missing_ones_noticed():
 @pytest.mark.parametrize("code", blocks("python"))
 def test_names_in_code_exist(code):
     assert [name for name in sorted(dotted_names(code)) if not exists(name)] == []
+
+
+@pytest.mark.parametrize("page", [pytest.param("README.md", marks=moved), "fdqn/README.md", "benchmarks/README.md"])
+def test_functions_in_text_exist(page):
+    """`losses.huber` in a text or a table is a name of the module `fdqn.losses`, and so for every module."""
+    spans = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page]))
+    named = {f"fdqn.{module}.{name}" for module, name in re.findall(r"(?<![\w./])(\w+)\.((?!py\b)[a-z]\w*)", spans)}
+    assert [name for name in sorted(named) if name.split(".")[1] in fdqn.__all__ and not exists(name)] == []
 
 
 @moved
