@@ -154,20 +154,22 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "checkpoint_every": 1_000_000,
     },
 }
-"""Settings that papers published, all but the environment. What differs from the authors' code:
+"""Settings published by papers, without the environment. Differences from the authors' code:
 
 minatar (Young and Tian 2019, https://arxiv.org/abs/1903.03176; examples/dqn.py of kenjyoung/MinAtar)
-- Minibatches are drawn with replacement; theirs without.
-- An episode is cut after 10,000 steps, in training as a truncation that bootstraps; their games have no limit.
+- Minibatches are sampled with replacement; theirs without.
+- Episodes are truncated after 10,000 steps, and training bootstraps there; theirs have no limit.
 - The first update follows step 5,001; theirs step 5,002.
-- RMSprop has no momentum, as in their code until December 2024; since then that code has one of 0.95.
+- RMSprop has no momentum, as in their code until December 2024; since then theirs has a momentum of 0.95.
 
 nature (Mnih et al. 2015, https://doi.org/10.1038/nature14236; google-deepmind/dqn)
-- Four environments take a step each between updates; theirs is one that takes four.
-- 10 million steps, the first fifth of their 50 million. A seed takes 7.6 GB of replay, so there is one.
-- The target is copied every 10,000 updates, as the paper says; their code does every 10,000 steps, 2,500 updates.
-- Where a game waits for the fire button it is pressed at the start, and an episode is cut after half an hour.
-- Evaluation plays whole episodes of the last parameters; theirs every 250,000 steps, and the best are stated.
+- Four environments take one step each between updates; theirs is one environment that takes four.
+- 10 million steps, the first fifth of their 50 million. One seed, because its replay takes 7.6 GB.
+- The target network is copied every 10,000 updates, as in the paper; their code copies it every 10,000 steps, which
+  are 2,500 updates.
+- If a game waits for the fire button, it is pressed at the start. Episodes are truncated after half an hour.
+- The final parameters are evaluated on whole episodes; theirs are evaluated every 250,000 steps, and the best are
+  reported.
 """
 
 _KINDS = {
@@ -181,7 +183,7 @@ _KINDS = {
 
 
 def _is_like(default: Any, value: Any) -> bool:
-    """Whether a value is of the type of a setting, which its default has."""
+    """Return True if a value has the type of its setting's default."""
     if isinstance(default, tuple):
         return isinstance(value, tuple | list) and all(type(x) is int for x in value)
     if isinstance(default, float):
@@ -190,7 +192,7 @@ def _is_like(default: Any, value: Any) -> bool:
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
-    """The settings as strict JSON has them: an infinity becomes a word."""
+    """Return the settings as values of strict JSON: infinities become strings."""
     return {
         name: str(value) if isinstance(value, float) and math.isinf(value) else value
         for name, value in dataclasses.asdict(settings).items()
@@ -198,17 +200,18 @@ def to_json(settings: Settings) -> dict[str, Any]:
 
 
 _ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile")
-"""Fields that settings written by version 0.1 lack; their defaults are what it did."""
+"""Fields that settings written by version 0.1 lack. Their defaults are its behaviour."""
 
 
 def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them, with the fields that came after they were written."""
+    """Add the defaults of fields that are newer than the given JSON values."""
     defaults = to_json(Settings())
     return {**{name: defaults[name] for name in _ADDED}, **given}
 
 
 def from_json(given: dict[str, Any]) -> Settings:
-    """What `to_json` made. Raises ValueError, naming the field, for one that is unknown, missing or of another type."""
+    """Return the settings from the values of `to_json`. Raises ValueError that names a field that is unknown, missing or
+    of another type."""
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     given, defaults = with_defaults(given), dataclasses.asdict(Settings())
