@@ -210,8 +210,8 @@ def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_json(given: dict[str, Any]) -> Settings:
-    """Return the settings from the values of `to_json`. Raises ValueError that names a field that is unknown, missing or
-    of another type."""
+    """Return the settings from the values of `to_json`. Raises ValueError, naming the field, for one that is unknown,
+    missing or of another type."""
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     given, defaults = with_defaults(given), dataclasses.asdict(Settings())
