@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fdqn
-from fdqn import cli, envs
+from fdqn import cli, compile, envs, training
 from fdqn.testing import laws
 
 ROOT = Path(__file__).parents[1]
@@ -18,8 +18,9 @@ README = (ROOT / "README.md").read_text()
 PACKAGE = (ROOT / "fdqn/README.md").read_text()
 PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "fdqn/README.md", "benchmarks/README.md")}
 
-# Blocks and paths of the final layout, which are checked from the commit on that brings it.
-moved = pytest.mark.skipif(not (ROOT / "fdqn/experiment").is_dir(), reason="the new layout is not there yet")
+# The map of the package and the names in code describe the final layout. Until it is there, what is missing is skipped.
+MOVED = (ROOT / "fdqn/experiment").is_dir()
+moved = pytest.mark.skipif(not MOVED, reason="the new layout is not there yet")
 
 PRIVATE_WORDS = r"lanes?|worlds?|cycles?|shares?|penalty|told|asked|said|stands|begun|rooms?"
 
@@ -77,10 +78,16 @@ def test_dotted_names_are_found_and_missing_ones_noticed():
     assert not exists("fdqn.absent")
 
 
-@moved
 @pytest.mark.parametrize("code", blocks("python"))
 def test_names_in_code_exist(code):
-    assert [name for name in sorted(dotted_names(code)) if not exists(name)] == []
+    assert missing(code) == []
+
+
+def missing(code):
+    names = [name for name in sorted(dotted_names(code)) if not exists(name)]
+    if names and not MOVED:
+        pytest.skip(f"not there yet: {', '.join(names)}")
+    return names
 
 
 @pytest.mark.parametrize("page", [pytest.param("README.md", marks=moved), "fdqn/README.md", "benchmarks/README.md"])
@@ -91,18 +98,20 @@ def test_functions_in_text_exist(page):
     assert [name for name in sorted(named) if name.split(".")[1] in fdqn.__all__ and not exists(name)] == []
 
 
-@moved
 @pytest.mark.parametrize("code", checked_blocks())
-def test_checked_blocks_run(tmp_path, monkeypatch, code):
+def test_checked_blocks_run(tmp_path, monkeypatch, capsys, code):
     """Each marked block runs as printed, on fewer seeds and steps and without compiling."""
-    small = "steps=1_200, report_every=600, evaluate_episodes=1, engine='eager'"
+    assert missing(code) == []
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("seeds=16", "seeds=4").replace("steps=100_000", small), names := {})
+    monkeypatch.setattr(compile, "compiled", training.vmapped)
+    small = "steps=1_200, report_every=600, evaluate_episodes=1, engine='eager'"
+    code = code.replace("seeds=16", "seeds=4").replace("steps=100_000", small)
+    exec(code.replace("100_000", "1_200").replace("10_000", "600"), names := {})
     if "run" in names:
         assert len(names["final"]["per_seed"]) == 4
         assert Path("curve.png").exists()
     else:
-        assert all(x.shape[0] == 16 for x in names["gradients"].values())
+        assert re.search(r"^600 \[.*^1200 \[", capsys.readouterr().out, re.S | re.M)
 
 
 def test_laws_run():
