@@ -39,7 +39,6 @@ __all__ = [
     "tree",
     "types",
     "video",
-    "worlds",
 ]
 
 

@@ -78,6 +78,11 @@ def test_dotted_names_are_found_and_missing_ones_noticed():
     assert not exists("fdqn.absent")
 
 
+def test_public_names_of_the_package_exist():
+    """pdoc documents these; a name that cannot be imported ends it with a traceback."""
+    assert [name for name in fdqn.__all__ if not exists(f"fdqn.{name}")] == []
+
+
 @pytest.mark.parametrize("code", blocks("python"))
 def test_names_in_code_exist(code):
     assert missing(code) == []
