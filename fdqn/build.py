@@ -13,16 +13,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fdqn import check, dqn, envs, losses, networks, optim, random, train, tree
 from fdqn.envs import silent
 from fdqn.settings import Settings
-from fdqn.types import Env, Hyper, Network, Optimizer, World
+from fdqn.types import Env, HostEnv, Hyper, Network, Optimizer
 
 
 def program(settings: Settings) -> train.Program:
     """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
-    env = silent.make(found.spec) if isinstance(found, World) else found
+    env = silent.make(found.spec) if isinstance(found, HostEnv) else found
     _checked(settings)
-    if settings.terminal_on_life_loss and not (isinstance(found, World) and found.counts_lives()):
+    if settings.terminal_on_life_loss and not (isinstance(found, HostEnv) and found.counts_lives()):
         raise ValueError(
             f"terminal_on_life_loss: expected a world that counts lives, such as ale:Breakout, got {settings.env}"
         )
@@ -50,7 +50,7 @@ def program(settings: Settings) -> train.Program:
         random_warmup=settings.random_warmup,
     )
     # In a world the last step of a cycle is learned from in the next, and every second may only begin an episode.
-    if isinstance(found, World) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
+    if isinstance(found, HostEnv) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
         raise ValueError(
             f"learning_starts: expected at least {least} in a world, got {settings.learning_starts}: its steps are "
             "learned from in the next cycle, and may only begin an episode"

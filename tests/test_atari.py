@@ -14,7 +14,7 @@ from fdqn import build, dqn, envs, losses, networks, replay, runs, train, tree, 
 from fdqn.envs import gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
-from fdqn.types import World
+from fdqn.types import HostEnv
 
 SETTINGS = Settings(
     env="ale:Breakout", seeds=2, num_envs=3, steps=3 * 160, learning_starts=3 * 160 - 3, capacity=500, batch_size=2,
@@ -208,15 +208,15 @@ def test_worlds_of_frames_are_of_a_lane():
     both, _ = played(SETTINGS)
     alone, _ = played(dataclasses.replace(SETTINGS, seeds=1))
     asserts.assert_trees_equal(tree.index(alone.replay, 0), tree.index(both.replay, 0))
-    assert isinstance(envs.find(SETTINGS.env), World)
+    assert isinstance(envs.find(SETTINGS.env), HostEnv)
 
 
 def test_a_film_plays_the_game_to_its_end_and_changes_no_other():
     """ale-py's environments share their metadata, so that one that restarts otherwise would change what all say."""
     pytest.importorskip("ale_py")
     world, rng = envs.find("ale:Breakout"), np.random.default_rng(0)
-    for games in (world.open(2, 1), world.film(2)):
-        other = world.film(1)
+    for games in (world.open(2, 1), world.record(2)):
+        other = world.record(1)
         first, ended = games.reset([[5], [6]]), 0
         for _ in range(400):
             answer = games.step(rng.integers(0, 4, (2, 1)))

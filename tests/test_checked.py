@@ -72,7 +72,7 @@ def test_actions_are_of_the_space_s_own_dtype_in_training_evaluation_and_video(m
     assert (last.state.metrics.episodes > 0).all()
     network = networks.mlp(2, (4,), 3)
     params = network.init(KEYS)
-    assert evaluate.outside(world, network, params, KEYS, 2).tolist() == [[3.0, 3.0]] * 2
+    assert evaluate.greedy_on_host(world, network, params, KEYS, 2).returns.tolist() == [[3.0, 3.0]] * 2
     scenes = list(itertools.islice(video.outside("strict", world, network, params, KEYS, 2, [0, 1]), 4))
     assert scenes[3].returns.tolist() == [3.0, 3.0]
 
@@ -166,7 +166,7 @@ def test_masks_of_a_method_are_used(monkeypatch, make, mode):
     going_on = rows.discount[0, :count] == 1
     assert (rows.next_legal[0, :count][going_on].sum(-1) == 1).all()
     network = networks.mlp(2, (4,), 3)
-    assert evaluate.outside(world, network, network.init(KEYS), KEYS, 2).min() >= 2
+    assert evaluate.greedy_on_host(world, network, network.init(KEYS), KEYS, 2).returns.min() >= 2
 
 
 def test_masks_of_a_method_are_used_of_environments_made_one_by_one_and_by_name(monkeypatch):

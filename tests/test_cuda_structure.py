@@ -53,7 +53,7 @@ def check_step(step, program, state, *given):
 
 def check_play(env, network, state, epsilon):
     params, keys = state.learner.params, state.key
-    games = next(evaluate.steps(env, network, params, keys, 4, epsilon=epsilon))
+    games = next(evaluate.device_steps(env, network, params, keys, 4, epsilon=epsilon))
     u = torch.zeros((LANES, 4, 2 + env.spec.noise), device=DEVICE)
     check(vmap(partial(evaluate.play, env, network, epsilon)), params, games, u)
 
@@ -136,7 +136,7 @@ def test_evaluation_is_compiled_from_its_first_step():
         calls.append(given)
         return slow(*given)
 
-    games = evaluate.steps(program.env, program.network, state.learner.params, state.key, 4, fast)
+    games = evaluate.device_steps(program.env, program.network, state.learner.params, state.key, 4, fast=fast)
     for _ in range(4):
         next(games)
     assert len(calls) == 3
@@ -147,7 +147,7 @@ def test_keys_follow_the_parameters_that_are_played():
     program = build.program(Settings())
     state, _ = started(program)
     keys = torch.zeros((LANES, 2), dtype=torch.int64)
-    games = next(evaluate.steps(program.env, program.network, state.learner.params, keys, 4))
+    games = next(evaluate.device_steps(program.env, program.network, state.learner.params, keys, 4))
     assert {x.device for x in tree.leaves(games)} == {DEVICE}
 
 
@@ -274,4 +274,4 @@ def test_nothing_is_refused_on_a_cpu():
 def test_epsilon_greedy_evaluation_copies_no_scalar():
     """A number of Python goes into the kernel as it is; a tensor of it would be copied from the host at every step."""
     q, legal = torch.zeros((LANES, 2), device=DEVICE), torch.ones((LANES, 2), dtype=torch.bool, device=DEVICE)
-    check(lambda q, legal, u: evaluate._chosen(q, legal, 0.05, u), q, legal, torch.zeros((LANES, 2), device=DEVICE))
+    check(lambda q, legal, u: evaluate._choose(q, legal, 0.05, u), q, legal, torch.zeros((LANES, 2), device=DEVICE))

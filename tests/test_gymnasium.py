@@ -23,7 +23,7 @@ from fdqn import compile as edge
 from fdqn.envs import gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
-from fdqn.types import World
+from fdqn.types import HostEnv, HostStep
 
 TOLD = ("obs", "info", "nowhere")
 REGISTERED = (
@@ -179,7 +179,7 @@ def _played(world, lanes, num_envs, steps):
     games, dice = world.open(lanes, num_envs), torch.Generator().manual_seed(1)
     first = games.reset([[100 * lane + i for i in range(num_envs)] for lane in range(lanes)])
     everywhere = torch.ones((lanes, num_envs), dtype=torch.bool)
-    answers = [gym.Answer(first, everywhere, everywhere[:, 0], ~everywhere)]
+    answers = [HostStep(first, everywhere, everywhere[:, 0], ~everywhere)]
     kept = [tree.clone(answers[0])]
     for _ in range(steps):
         legal = answers[-1].step.legal
@@ -229,7 +229,7 @@ def with_steps(change):
         games.step = step
         return games
 
-    return World(opened, world.spec)
+    return HostEnv(opened, world.spec)
 
 
 def written_again(step, before):

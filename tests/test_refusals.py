@@ -48,6 +48,7 @@ from fdqn import (
 )
 from fdqn.settings import Settings, to_json
 from fdqn.testing import asserts, examples
+from fdqn.types import HostEnv
 
 ROOT = Path(fdqn.__file__).parent
 
@@ -129,7 +130,7 @@ SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidde
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
 SCENE = video.Scene([np.zeros((2, 2, 3), np.uint8)], np.zeros(1), np.ones(1, bool))
-FILM = video.Film([SCENE], 1)
+FILM = video.Recording([SCENE], 1)
 GRADS = {name: torch.ones_like(x) for name, x in PARAMS.items()}
 ADAM, SGD = optim.adam(), optim.sgd()
 
@@ -615,7 +616,7 @@ ROWS = [
      "env: expected nowhere_at_all:thing to give an environment, got No module named 'nowhere_at_all'"),
     ("envs.find", given("math:nothing"), ValueError, "env: expected math:nothing to give an environment, got …"),
     ("envs.find", given("math:pi"), ValueError,
-     "env: expected math:pi to give an Env, a World or a gymnasium environment, got float"),
+     "env: expected math:pi to give an Env, a HostEnv or a gymnasium environment, got float"),
     ("envs.describe", given("CartPole-v1"), ValueError,
      "unknown environment 'CartPole-v1'; did you mean 'cartpole'? …"),
     *[("envs.make", given(name, time_limit=0), ValueError, "time_limit: expected at least 1, got 0")
@@ -703,25 +704,29 @@ ROWS = [
      "evaluate: expected a function, got ndarray"),
     ("train.reading", given(PROGRAM, LANE), ValueError, "state.key: expected shape [S 2], got [2]"),
     # evaluate
-    ("evaluate.native", given("cartpole", PROGRAM.network, TRAINED, KEYS), TypeError, "env: expected Env, got str"),
-    ("evaluate.native", given(CARTPOLE, nn.Linear(4, 2), TRAINED, KEYS), TypeError,
+    ("evaluate.greedy_on_device", given("cartpole", PROGRAM.network, TRAINED, KEYS), TypeError,
+     "env: expected Env, got str"),
+    ("evaluate.greedy_on_device", given(CARTPOLE, nn.Linear(4, 2), TRAINED, KEYS), TypeError,
      "network: expected Network, got Linear"),
-    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS, 0), ValueError,
+    ("evaluate.greedy_on_device", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS, 0), ValueError,
      "episodes: expected at least 1, got 0"),
-    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS, 1.5), TypeError,
+    ("evaluate.greedy_on_device", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS, 1.5), TypeError,
      "episodes: expected an integer, got 1.5"),
-    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, random.key([1, 2, 3])), ValueError,
-     "params: expected as many lanes as there are keys, 3, got 2"),
-    ("evaluate.native", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS.double()), TypeError,
+    ("evaluate.greedy_on_device", given(CARTPOLE, PROGRAM.network, TRAINED, random.key([1, 2, 3])), ValueError,
+     "params: expected as many seeds as there are keys, 3, got 2"),
+    ("evaluate.greedy_on_device", given(CARTPOLE, PROGRAM.network, TRAINED, KEYS.double()), TypeError,
      "keys: expected an integer dtype, got torch.float64"),
-    ("evaluate.native", given(CATCH, PROGRAM.network, TRAINED, KEYS, 1), ValueError,
+    ("evaluate.greedy_on_device", given(CATCH, PROGRAM.network, TRAINED, KEYS, 1), ValueError,
      "obs: expected shape [... 4], got [1, 10, 5]"),
-    ("evaluate.native", Given((CARTPOLE, PROGRAM.network, TRAINED, KEYS), {"epsilon": 1.5}), ValueError,
+    ("evaluate.greedy_on_device", Given((CARTPOLE, PROGRAM.network, TRAINED, KEYS), {"epsilon": 1.5}), ValueError,
      "epsilon: expected a number from 0 to 1, got 1.5"),
-    ("evaluate.outside", given("CartPole-v1", PROGRAM.network, TRAINED, KEYS), TypeError,
-     "world: expected World, got str"),
-    ("evaluate.greedy", given("cartpole", PROGRAM.network, TRAINED, KEYS), TypeError, "env: expected Env, got str"),
-    ("evaluate.outside", given(fdqn.types.World(None, PROGRAM.env.spec), PROGRAM.network, TRAINED, [0, 1]), TypeError,
+    ("evaluate.greedy_on_host", given("CartPole-v1", PROGRAM.network, TRAINED, KEYS), TypeError,
+     "env: expected HostEnv, got str"),
+    ("evaluate.greedy", given("cartpole", PROGRAM.network, TRAINED, KEYS), TypeError,
+     "env: expected Env or HostEnv, got str"),
+    ("evaluate.not_played", given(0, 3), ValueError, "seeds: expected at least 1, got 0"),
+    ("envs.on_host", given("cartpole"), TypeError, "env: expected Env or HostEnv, got str"),
+    ("evaluate.greedy_on_host", given(HostEnv(None, PROGRAM.env.spec), PROGRAM.network, TRAINED, [0, 1]), TypeError,
      "keys: expected a tensor [S 2], got list"),
     # settings and build
     ("settings.Settings", given(seeds="16"), TypeError, "seeds: expected a whole number, got '16'"),
@@ -867,23 +872,25 @@ ROWS = [
     ("plots.learning_curves", given(Path("x.png"), {"cartpole": {"a": POINTS}}), ValueError,
      "panels: expected curves of steps [P] and values [P, S], got [3] and [2, 2] in 'a'"),
     # video
-    ("video.cast", given(np.array([np.nan])), ValueError, "video: expected a seed that has not failed, got none"),
+    ("video.representatives", given(np.array([np.nan])), ValueError,
+     "video: expected a seed that has not failed, got none"),
     ("video.thinned", given([], 0), ValueError, "most: expected at least 2, got 0"),
     ("video.thinned", given([], 5), ValueError, "most: expected an even number, got 5"),
     ("video.thinned", given([], 6.0), TypeError, "most: expected an integer, got 6.0"),
-    ("video.gif", given([], video.Film([], 1)), ValueError, "film: expected at least one scene, got none"),
-    ("video.gif", given(["a", "b"], FILM), ValueError, "titles: expected one for each of 1 lanes, got 2"),
-    ("video.gif", given(["a"], video.Film([SCENE._replace(frames=[np.zeros((2, 2))])], 1)), ValueError,
-     "video: expected pictures [H, W, 3] of uint8 of film, got [2, 2] of float64"),
+    ("video.gif", given([], video.Recording([], 1)), ValueError,
+     "recording: expected at least one scene, got none"),
+    ("video.gif", given(["a", "b"], FILM), ValueError, "titles: expected one for each of 1 seeds, got 2"),
+    ("video.gif", given(["a"], video.Recording([SCENE._replace(frames=[np.zeros((2, 2))])], 1)), ValueError,
+     "video: expected pictures [H, W, 3] of uint8 of recording, got [2, 2] of float64"),
     ("video.check_frame", given("it", None), ValueError,
      "video: expected pictures [H, W, 3] of uint8 of it, got [] of NoneType"),
     ("video.check_frame", given("it", np.zeros((0, 2, 3), np.uint8)), ValueError,
      "video: expected pictures [H, W, 3] of uint8 of it, got [0, 2, 3] of uint8"),
-    ("video.check_renders", given("cartpole", "cartpole"), TypeError, "env: expected Env or World, got str"),
+    ("video.check_renders", given("cartpole", "cartpole"), TypeError, "env: expected Env or HostEnv, got str"),
     ("video.check_renders", given("mine:corridor", CARTPOLE), ValueError,
      "video: expected an environment that renders, got mine:corridor, whose observations are [4] of torch.float32; …"),
-    ("video.check_renders", given("mine:world", fdqn.types.World(None, CATCH.spec)), ValueError,
-     "video: expected an environment that renders, got mine:world, a World without film"),
+    ("video.check_renders", given("mine:world", HostEnv(None, CATCH.spec)), ValueError,
+     "video: expected an environment that renders, got mine:world, a HostEnv without record"),
     ("video.draw", given("catch", CATCH, PROGRAM.network, TRAINED, KEYS, [0, 1], np.full((2, 3), np.nan)), ValueError,
      "video: expected a seed that has not failed, got none"),
     # lanes and testing
@@ -947,11 +954,12 @@ WITHOUT = {
     "files.cut": "the same",
     "files.sync": "the same",
     "files.write": "the same",
-    "evaluate.play": "is `native`'s step; network and environment refuse",
-    "evaluate.seeds_outside": "draws for keys that `outside` has checked",
+    "evaluate.play": "is a step of `greedy`; network and environment refuse",
+    "envs.is_env": "takes anything",
+    "evaluate.host_seeds": "draws for keys that `greedy_on_host` has checked",
     "evaluate.step_limit": "computes of a table that `runs` has read",
-    "evaluate.steps": "is `native`, step by step",
-    "evaluate.steps_outside": "is `outside`, step by step",
+    "evaluate.device_steps": "is `greedy_on_device`, step by step",
+    "evaluate.host_steps": "is `greedy_on_host`, step by step",
     "optim.frozen": "takes nothing",
     "replay.filled": "reads a replay",
     "replay.transition": "puts together; `replay.add` refuses",
@@ -979,8 +987,9 @@ WITHOUT = {
     "train.random_steps": "is part of `collect`, which refuses",
     "train.count_update": "is part of `learn`, which refuses",
     "train.vmapped": "makes functions; they refuse",
-    "video.native": "is `evaluate.native` with pictures",
-    "video.outside": "is `evaluate.outside` with pictures; `check_renders` refuses",
+    "video.scenes": "calls `device_scenes` or `host_scenes`",
+    "video.device_scenes": "is `evaluate.greedy_on_device` with pictures",
+    "video.host_scenes": "is `evaluate.greedy_on_host` with pictures; `check_renders` refuses",
     "video.typical": "reads a row of returns",
     **{f"tree.{name}": "takes any tree; a leaf that is no tensor is refused by Python"
        for name in ("leaves", "structure", "paths", "index", "to", "clone", "separate", "equal", "nbytes")},

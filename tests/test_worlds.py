@@ -43,7 +43,7 @@ from fdqn.envs import gym
 from fdqn.envs.spaces import encoding
 from fdqn.settings import Settings
 from fdqn.testing import asserts
-from fdqn.types import Transition, World
+from fdqn.types import HostEnv, Transition
 
 MODES = list(AutoresetMode)
 
@@ -162,7 +162,7 @@ def test_a_world_that_forgot_the_last_observation_would_be_seen():
         games.step = lambda actions: (a := right(actions))._replace(step=a.step._replace(next_obs=a.step.obs))
         return games
 
-    wrong = [Transition(*row) for row in transitions(World(opened, world.spec))]
+    wrong = [Transition(*row) for row in transitions(HostEnv(opened, world.spec))]
     assert any(row.obs[1] != row.next_obs[1] for row in wrong)
 
 
@@ -444,7 +444,7 @@ def test_learning_beside_a_step_gives_the_same_numbers():
         return parts._replace(learn=lambda *given: pool.submit(learn, *given).result)
 
     expected = trained(SETTINGS)
-    asserts.assert_trees_equal(expected.state, trained(SETTINGS, World(opened, world.spec), threaded).state)
+    asserts.assert_trees_equal(expected.state, trained(SETTINGS, HostEnv(opened, world.spec), threaded).state)
 
 
 def test_parts_of_a_cycle_are_functions_of_one_lane():
@@ -502,12 +502,16 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     assert begun.metrics.running.eq(0).all()
 
 
-def test_greedy_is_native_or_outside():
+def test_greedy_chooses_the_loop_by_the_environment():
     program = build.program(SETTINGS)
     keys, params = build.keys(SETTINGS), program.network.init(build.keys(SETTINGS))
-    for env, plain in ((envs.make("cartpole"), evaluate.native), (envs.find("gym:CartPole-v1"), evaluate.outside)):
-        ours = evaluate.greedy(env, program.network, params, keys, 3)
-        np.testing.assert_array_equal(ours, plain(env, program.network, params, keys, 3))
+    pairs = (
+        (envs.make("cartpole"), evaluate.greedy_on_device),
+        (envs.find("gym:CartPole-v1"), evaluate.greedy_on_host),
+    )
+    for env, plain in pairs:
+        ours = evaluate.greedy(env, program.network, params, keys, 3).returns
+        np.testing.assert_array_equal(ours, plain(env, program.network, params, keys, 3).returns)
 
 
 def test_names_of_code():

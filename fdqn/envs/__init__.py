@@ -8,11 +8,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fdqn import check
 from fdqn.envs import acrobot, cartpole, catch, mountain_car
 from fdqn.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders
-from fdqn.types import Env, World
+from fdqn.types import Env, HostEnv
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 GYMNASIUM = {"acrobot": "Acrobot-v1", "cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0"}
 """The gymnasium environments that ours follow step by step; catch has none."""
@@ -41,12 +45,26 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_ENTRIES))
 
 
+def on_host(env: Env | HostEnv) -> "TypeIs[HostEnv]":
+    """Return True for an environment that is stepped on the host, False for a pure one.
+
+    Training, evaluation and video all choose their loop by this function. Raises TypeError for anything else.
+    """
+    check.kind("env", env, Env, HostEnv)
+    return isinstance(env, HostEnv)
+
+
+def is_env(x: Any) -> "TypeIs[Env | HostEnv]":
+    """Return True for an environment of either kind."""
+    return isinstance(x, Env | HostEnv)
+
+
 @functools.cache
-def find(name: str) -> Env | World:
+def find(name: str) -> Env | HostEnv:
     """The environment of that name: ours, `gym:NAME` of Gymnasium, `ale:GAME`, or `package.module:name` of your own.
 
-    What is your own is a function or class that is called without arguments, or what it would give: an `Env`, a `World`
-    or a gymnasium environment. Raises ValueError where there is none.
+    What is your own is a function or class that is called without arguments, or what it would give: an `Env`, a
+    `HostEnv` or a gymnasium environment. Raises ValueError where there is none.
     """
     if isinstance(name, str) and name.startswith("gym:"):
         from fdqn.envs import gym
@@ -72,17 +90,17 @@ def _import_from_here() -> None:
         sys.path.insert(0, here)
 
 
-def _brought(name: str) -> Env | World:
+def _brought(name: str) -> Env | HostEnv:
     module, _, attribute = name.partition(":")
     try:
         _import_from_here()
         found = getattr(importlib.import_module(module), attribute)
-        given = found() if callable(found) and not isinstance(found, Env | World) else found
+        given = found() if callable(found) and not is_env(found) else found
     except (Exception, SystemExit) as error:  # whatever somebody's code may raise
         words = " ".join(str(error).split())
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise ValueError(f"env: expected {name} to give an environment, got {kind}{words}") from error
-    if isinstance(given, Env | World):
+    if is_env(given):
         return given
     import gymnasium
 
@@ -93,7 +111,7 @@ def _brought(name: str) -> Env | World:
         return gym.of(name, found)
     own = "; give the class itself, so that each lane has its own" if isinstance(given, gymnasium.Env) else ""
     raise ValueError(
-        f"env: expected {name} to give an Env, a World or a gymnasium environment, got {type(given).__name__}{own}"
+        f"env: expected {name} to give an Env, a HostEnv or a gymnasium environment, got {type(given).__name__}{own}"
     )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fdqn.envs.checked import LIVES, check_environments, reset_values, step_values
 from fdqn.envs.spaces import MASK, Encoding, encoding
-from fdqn.types import Answer, EnvSpec, Step, World
+from fdqn.types import EnvSpec, HostEnv, HostStep, Step
 
 EPISODE_STEPS = 27_000
 """Longest evaluation episode, by default, of an environment without a time limit; see `evaluate.step_limit`."""
@@ -43,7 +43,7 @@ PATIENCE = 120.0
 """Seconds that a lane's environments may take for one step, and each to be made."""
 
 
-def named(name: str, **settings: Any) -> World:
+def named(name: str, **settings: Any) -> HostEnv:
     """The environments registered under that name. Raises ValueError where there are none or they do not suit."""
     if name not in gymnasium.registry and (game := re.fullmatch(r"ALE/(\w+)-v\d+", name)):
         raise ValueError(
@@ -63,7 +63,7 @@ def _registered(name: str, settings: dict[str, Any], num_envs: int, **more: Any)
         return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings, **more)
 
 
-def atari(name: str) -> World:
+def atari(name: str) -> HostEnv:
     """The game of that name in the Arcade Learning Environment, such as Breakout, as Mnih et al. 2015 play it: grey
     frames of 84 x 84, the last four at once; four frames a step, of the last two the brighter; up to 30 idle steps at
     the start, and the fire button where a game waits for it; at most half an hour, in evaluation five minutes. Rewards
@@ -96,7 +96,7 @@ def _filmed_atari(game: str, num_envs: int) -> VectorEnv:
     return _Twins(_atari(game, num_envs), shown)
 
 
-def of(name: str, make: Callable[[], gymnasium.Env]) -> World:
+def of(name: str, make: Callable[[], gymnasium.Env]) -> HostEnv:
     """Environments that `make()` gives one by one; `name` is for messages."""
 
     return world(name, partial(_one_by_one, make), partial(_one_by_one, partial(_filmed, make)))
@@ -116,7 +116,7 @@ def world(
     film: Callable[[int], VectorEnv] | None = None,
     stack: int = 1,
     limit: int | None = None,
-) -> World:
+) -> HostEnv:
     """The environments that `make(num_envs)` gives, of any autoreset mode; `name` is for messages. Those that
     `film(num_envs)` gives do the same, and render each a list of frames, those since they were last asked.
 
@@ -145,7 +145,7 @@ def world(
     spec = EnvSpec(encoded.shape, dtype, int(actions.n), 0, limit or EPISODE_STEPS, stack=stack, endless=not limit)
 
     open = partial(Games, name, make, encoded, spec)
-    return World(open, spec, film and partial(_open_film, name, film, encoded, spec), partial(_counts_lives, open))
+    return HostEnv(open, spec, film and partial(_open_film, name, film, encoded, spec), partial(_counts_lives, open))
 
 
 def _open_film(name: str, film: Callable[[int], VectorEnv], encoded: Encoding, spec: EnvSpec, lanes: int) -> "Games":
@@ -201,12 +201,12 @@ class Games:
         self._check_some_left("start an episode")
         return Step(*_stacked(steps))
 
-    def step(self, actions: NDArray[np.int64]) -> Answer:
+    def step(self, actions: NDArray[np.int64]) -> HostStep:
         """One step of all environments, actions [S, E]."""
         lanes = zip(self._numbers, actions, strict=True)
         answers = [self._attempt(i, partial(self._step, actions=row)) or self._nothing() for i, row in lanes]
         *step, valid, alive, life_lost = _stacked(answers)
-        return Answer(Step(*step), valid, alive, life_lost)
+        return HostStep(Step(*step), valid, alive, life_lost)
 
     def frames(self) -> list[Any]:
         """What each lane's first environment, one that is filmed, looked like after its last step, or at its start;
@@ -250,7 +250,7 @@ class Games:
         return first, legal, first, legal, np.zeros(self.num_envs, np.float32), none, none
 
     def _step(self, lane: "_Lane", actions: NDArray[np.int64]) -> tuple[Any, ...]:
-        """What an `Answer` of one lane holds, in its order: many small tensors would take longer than the world."""
+        """What an `HostStep` of one lane holds, in its order: many small tensors would take longer than the world."""
         vector, restarted = lane.vector, lane.restarts.copy()
         chosen = (actions + lane.first_action).astype(lane.action_dtype)
         obs, reward, terminated, truncated, infos = step_values(vector.step(chosen))
