@@ -23,7 +23,8 @@ from cadence import TARGET_PERIOD, cycles_a_report
 from torch import Tensor
 
 from fdqn import build, compile, dqn, losses, networks, random, runs, train
-from fdqn.envs import cartpole, episode
+from fdqn.envs import episode
+from fdqn.envs.classic import cartpole
 from fdqn.types import Env, EnvSpec, Step
 
 RECORDS = Path(__file__).parent / "records"

@@ -13,7 +13,8 @@ from torch.func import vmap
 
 from fdqn import build, envs, evaluate, networks, schedules, train, tree, worlds
 from fdqn import compile as edge
-from fdqn.envs import cartpole, silent
+from fdqn.envs import silent
+from fdqn.envs.classic import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import examples
 from fdqn.types import Answer, EnvSpec, Hyper, Step

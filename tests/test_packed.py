@@ -8,7 +8,7 @@ from torch.func import vmap
 
 from fdqn import bits, build, checkpoint, lanes, random, replay, train, tree
 from fdqn import compile as edge
-from fdqn.envs import catch
+from fdqn.envs.classic import catch
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Env, Transition
 

@@ -633,7 +633,7 @@ ROWS = [
      "action: expected shape [...] with ... = [3], got [2]"),
     ("envs.make.step", given(POLES, [0, 1, 0], NOISE_4), TypeError, "action: expected a tensor [...], got list"),
     ("envs.make.step", given(BALLS, PUSH, NOISE_4), TypeError,
-     "state: expected that of fdqn.envs.cartpole, got fdqn.envs.catch.State"),
+     "state: expected that of fdqn.envs.classic.cartpole, got fdqn.envs.classic.catch.State"),
     # train
     ("train.init", given(None, HYPERS, KEYS), TypeError, "program: expected Program, got NoneType"),
     ("train.init", given(PROGRAM._replace(config=SETTINGS), HYPERS, KEYS), TypeError,

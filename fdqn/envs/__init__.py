@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fdqn import check
-from fdqn.envs import acrobot, cartpole, catch, mountain_car
+from fdqn.envs.classic import acrobot, cartpole, catch, mountain_car
 from fdqn.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders
 from fdqn.types import Env, HostEnv
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fdqn import build, dqn, losses, networks, random, train
-from fdqn.envs import cartpole
+from fdqn.envs.classic import cartpole
 from fdqn.types import Env, Hyper, Network, Params
 
 __all__ = ["lanes", "params", "program"]
