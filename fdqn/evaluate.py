@@ -157,7 +157,7 @@ def greedy_on_host(
     check.kind("env", env, HostEnv)
     _check(network, params, keys, episodes, epsilon)
     seeds, last = host_seeds(keys, episodes), _limit(env.spec, limit)
-    with contextlib.closing(env.open(keys.shape[0], episodes)) as vector:
+    with contextlib.closing(envs.open_host(env, keys.shape[0], episodes)) as vector:
         for i, now in enumerate(host_steps(vector, env.spec, network, params, seeds, epsilon=epsilon, limit=last)):
             if progress is not None:
                 progress(int(now.ended.sum()), i)

@@ -111,8 +111,9 @@ class HostVectorEnv(Protocol):
     `broken`, return zeros for it, and set `alive` to False. If no seed is left, raise ValueError.
     """
 
-    broken: dict[int, str]
-    """Error message by seed position in [0, S), for each seed whose environments have failed; empty at first."""
+    @property
+    def broken(self) -> dict[int, str]:
+        """Error message by seed position in [0, S), for each seed whose environments have failed; empty at first."""
 
     def reset(self, seeds: list[list[int]]) -> Step:
         """Start a new episode in every environment. Shapes: seeds [S][E], integers in [0, 2**32); result [S, E]."""

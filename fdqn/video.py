@@ -274,7 +274,7 @@ def _host_frame(name: str, env: HostEnv) -> Any:
 def _recording(name: str, env: HostEnv, seeds: int) -> contextlib.closing[RecordingEnv]:
     if env.record is None:
         raise ValueError(f"video: expected an environment that renders, got {name}, a HostEnv without record")
-    return contextlib.closing(env.record(seeds))
+    return contextlib.closing(envs.record_host(env, seeds))
 
 
 def _reporting(scenes: Iterable[Scene], progress: evaluate.Progress) -> Iterator[Scene]:

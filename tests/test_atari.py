@@ -11,7 +11,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from fdqn import build, dqn, envs, losses, networks, replay, runs, train, tree, worlds
-from fdqn.envs import gym
+from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.types import HostEnv
@@ -160,7 +160,7 @@ class Shifts(VectorEnv):
 def test_observations_that_are_not_stacked_as_said_break_their_lane():
     """Replay keeps one frame of each, so what it would give back otherwise is never learned from."""
     for wrong, breaks in ((99, False), (4, True)):
-        world = gym.world("shifts", lambda n, wrong=wrong: Shifts(n, wrong, AutoresetMode.DISABLED), stack=3)
+        world = gym.from_vector("shifts", lambda n, wrong=wrong: Shifts(n, wrong, AutoresetMode.DISABLED), stack=3)
         games = world.open(2, 2)
         games.reset([[1, 2], [3, 4]])
         for _ in range(12):
@@ -168,7 +168,7 @@ def test_observations_that_are_not_stacked_as_said_break_their_lane():
         assert len(games.broken) == 2 * breaks
         assert all("expected observations of the last 3 frames, oldest first" in x for x in games.broken.values())
     with pytest.raises(ValueError, match=r"expected shifts to start an episode, got env: expected observations of the"):
-        gym.world("shifts", lambda n: Shifts(n, 0, AutoresetMode.DISABLED), stack=3).open(1, 1).reset([[1]])
+        gym.from_vector("shifts", lambda n: Shifts(n, 0, AutoresetMode.DISABLED), stack=3).open(1, 1).reset([[1]])
 
 
 def test_a_game_by_the_name_that_others_give_it_is_pointed_to(monkeypatch):

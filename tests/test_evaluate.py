@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import actions, build, compile, envs, evaluate, networks, policies, random, tree
-from fdqn.envs import episode, gym
+from fdqn.envs import episode
+from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
 from fdqn.testing import probes
 from fdqn.types import Env, EnvSpec, HostEnv, Network, Step
@@ -298,14 +299,16 @@ def constant(*values: tuple[float, float]) -> tuple[Network, dict]:
 @pytest.mark.parametrize("start", [0, 1, 5])
 def test_outside_counts_actions_from_the_start_of_the_space(counter, start):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    returns = evaluate.greedy_on_host(gym.of("counter", partial(counter, start)), network, params, KEYS[:2], 4).returns
+    returns = evaluate.greedy_on_host(
+        gym.from_factory("counter", partial(counter, start)), network, params, KEYS[:2], 4
+    ).returns
     np.testing.assert_array_equal(returns, [[3.0 * start] * 4, [3.0 * (start + 1)] * 4])
 
 
 def test_a_share_of_actions_is_random_outside(counter):
     """Each game's choices follow from its own seed: they are the same in another world of fewer games."""
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    world = gym.of("counter", partial(counter, 0))
+    world = gym.from_factory("counter", partial(counter, 0))
 
     def played(seeds, epsilon):
         with contextlib.closing(world.open(*seeds.shape)) as games:
@@ -324,14 +327,14 @@ def test_a_share_of_actions_is_random_outside(counter):
 
 def test_outside_closes_what_it_made(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    evaluate.greedy_on_host(gym.of("counter", counter), network, params, KEYS[:2], 4)
+    evaluate.greedy_on_host(gym.from_factory("counter", counter), network, params, KEYS[:2], 4)
     assert (counter.made, counter.closed) == (9, 9), "one to look at"
 
 
 def test_outside_closes_also_when_the_world_breaks(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
     with pytest.raises(ValueError, match="to their end, got RuntimeError: the world broke"):
-        evaluate.greedy_on_host(gym.of("counter", partial(counter, fails_at=2)), network, params, KEYS[:2], 4)
+        evaluate.greedy_on_host(gym.from_factory("counter", partial(counter, fails_at=2)), network, params, KEYS[:2], 4)
     assert (counter.made, counter.closed) == (9, 9)
 
 
@@ -339,7 +342,9 @@ def test_outside_refuses_other_observations(counter):
     network = networks.mlp((4,), (2,), 2)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match=r"env: expected observations that the network takes, got shape \[3, 2\]"):
-        evaluate.greedy_on_host(gym.of("counter", partial(counter, shape=(3, 2))), network, params, KEYS[:2], 2)
+        evaluate.greedy_on_host(
+            gym.from_factory("counter", partial(counter, shape=(3, 2))), network, params, KEYS[:2], 2
+        )
     assert counter.made == counter.closed == 5
 
 
@@ -347,7 +352,7 @@ def test_outside_refuses_another_number_of_actions(counter):
     network = networks.mlp((1,), (2,), 5)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match="env: expected 5 actions, as many as the network gives values, got 2"):
-        evaluate.greedy_on_host(gym.of("counter", counter), network, params, KEYS[:2], 2)
+        evaluate.greedy_on_host(gym.from_factory("counter", counter), network, params, KEYS[:2], 2)
     assert counter.made == counter.closed == 5
 
 
@@ -466,7 +471,9 @@ class Ends(Forever):
     ends = 30
 
 
-@pytest.mark.parametrize("made", [gym.named("CliffWalking-v1"), gym.of("forever", Forever)], ids=["cliff", "own"])
+@pytest.mark.parametrize(
+    "made", [gym.named("CliffWalking-v1"), gym.from_factory("forever", Forever)], ids=["cliff", "own"]
+)
 def test_worlds_without_a_time_limit_say_so(made):
     assert (made.spec.time_limit, made.spec.endless) == (27_000, True)
 
@@ -475,13 +482,13 @@ def test_a_limit_cuts_episodes_of_a_world_and_says_which():
     network, params = constant((1.0, 0.0), (0.0, 1.0))
     seen = []
     played = evaluate.greedy(
-        gym.of("ends", Ends), network, params, KEYS[:2], 3, limit=50, progress=lambda *now: seen.append(now)
+        gym.from_factory("ends", Ends), network, params, KEYS[:2], 3, limit=50, progress=lambda *now: seen.append(now)
     )
     np.testing.assert_array_equal(played.returns, [[30.0] * 3, [50.0] * 3])
     assert (played.unfinished.tolist(), played.limit) == ([[False] * 3, [True] * 3], 50)
     assert played.failures == {}
     assert seen[-1] == (3, 50)
-    played = evaluate.greedy(gym.of("ends", Ends), network, params, KEYS[:2], 3, limit=60)
+    played = evaluate.greedy(gym.from_factory("ends", Ends), network, params, KEYS[:2], 3, limit=60)
     assert not played.unfinished.any(), "an episode that ends at the limit has ended"
 
 

@@ -20,7 +20,7 @@ from test_worlds import Told, told
 
 from fdqn import build, cli, envs, train, tree
 from fdqn import compile as edge
-from fdqn.envs import gym
+from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.types import HostEnv, HostStep
@@ -211,7 +211,7 @@ def test_worlds_by_name(name):
 
 @pytest.mark.parametrize("name", ["catch", "minatar:breakout"])
 def test_a_pure_environment_as_a_world(name):
-    assert check_world(gym.of(name, partial(Single, name))) > 0
+    assert check_world(gym.from_factory(name, partial(Single, name))) > 0
 
 
 def with_steps(change):

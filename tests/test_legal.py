@@ -15,7 +15,8 @@ from plants import rejects
 from test_worlds import Told
 
 from fdqn import actions, cli, dqn, losses, networks, policies, random, replay, train, tree, worlds
-from fdqn.envs import episode, gym, silent
+from fdqn.envs import episode, silent
+from fdqn.envs.host import gymnasium as gym
 from fdqn.testing import asserts, examples, laws
 from fdqn.types import Env, World
 
@@ -83,7 +84,7 @@ class Doors(VectorEnv):
         return step.obs.numpy(), step.reward.numpy(), *ends, {"action_mask": self.legal, **last}
 
 
-WORLD = gym.world("doors", Doors)
+WORLD = gym.from_vector("doors", Doors)
 
 
 def poisoned(network, value):
@@ -314,7 +315,7 @@ def test_masks_that_are_none_are_refused_at_the_start(tmp_path, monkeypatch, cap
 def test_nothing_to_do_before_the_end_ends_a_lane(monkeypatch):
     monkeypatch.setattr(Wrong, "mask", (0, 0, 0))
     monkeypatch.setattr(Wrong, "since", 1)
-    games = gym.of("wrong", Wrong).open(1, 2)
+    games = gym.from_factory("wrong", Wrong).open(1, 2)
     games.reset([[1, 2]])
     answer = games.step(np.zeros((1, 2), np.int64))
     games.close()

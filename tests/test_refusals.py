@@ -608,8 +608,8 @@ ROWS = [
     # envs
     ("envs.make", given("cartpol"), ValueError,
      "unknown environment 'cartpol'; did you mean 'cartpole'? Known: acrobot, cartpole, catch, …"),
-    ("envs.make", given(None), TypeError, "name: expected that of an environment, got None; known: acrobot, …"),
-    ("envs.find", given(None), TypeError, "name: expected that of an environment, got None; known: acrobot, …"),
+    ("envs.make", given(None), TypeError, "name: expected the name of an environment, got None; known: acrobot, …"),
+    ("envs.find", given(None), TypeError, "name: expected the name of an environment, got None; known: acrobot, …"),
     ("envs.find", given("minatar:brekout"), ValueError, "… did you mean 'minatar:breakout'? …"),
     ("envs.find", given("gym:Nonsense-v7"), ValueError, "env: expected an environment of Gymnasium, got …"),
     ("envs.find", given("nowhere_at_all:thing"), ValueError,

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from fdqn import envs, evaluate, networks, random, video
-from fdqn.envs import gym, paint
+from fdqn.envs import paint
+from fdqn.envs.host import gymnasium as gym
 from fdqn.types import HostEnv
 
 KEYS = random.fold_in(random.key(torch.arange(4)), 99)
@@ -187,7 +188,7 @@ class Shown(gymnasium.Env):
 
 
 def of_shown(**how):
-    return gym.of("mine:Shown", lambda render_mode=None: Shown(render_mode, **how))
+    return gym.from_factory("mine:Shown", lambda render_mode=None: Shown(render_mode, **how))
 
 
 def test_a_film_that_does_not_begin_or_shows_something_else_later_is_a_sentence():
@@ -202,9 +203,10 @@ def test_a_film_that_does_not_begin_or_shows_something_else_later_is_a_sentence(
     def wrong_later(t):
         return grey(t) if t < 3 else np.zeros((2, 2, 3))
 
-    late = gym.of("late", lambda render_mode=None: Shown(render_mode, frame=wrong_later))
+    fails = gym.from_factory("mine", third_has_no_frame)
+    late = gym.from_factory("late", lambda render_mode=None: Shown(render_mode, frame=wrong_later))
     for env, says in (
-        (gym.of("mine", third_has_no_frame), r"expected mine to begin, got \['ZeroDivisionError: division by zero'\]"),
+        (fails, r"expected mine to begin, got \['ZeroDivisionError: division by zero'\]"),
         (late, r"expected pictures \[H, W, 3\] of uint8 of mine, got \[2, 2, 3\] of float64"),
     ):
         with pytest.raises(ValueError, match=f"^video: {says}"):
@@ -233,7 +235,7 @@ def test_a_lane_that_breaks_keeps_its_last_picture():
         made.append(Shown(render_mode, broken_at=3 if len(made) == 2 else None))  # one to look at, lane 0, lane 1
         return made[-1]
 
-    scenes = video.host_scenes("mine:Shown", gym.of("mine:Shown", make), network, params, KEYS, 1, [0] * 4)
+    scenes = video.host_scenes("mine:Shown", gym.from_factory("mine:Shown", make), network, params, KEYS, 1, [0] * 4)
     recording = video.thinned(scenes)
     assert [now.frames[1][0, 0, 0] for now in recording.scenes] == [0, 1, 2, 2, 2, 2]
     assert [now.frames[0][0, 0, 0] for now in recording.scenes] == [0, 1, 2, 3, 4, 5]
@@ -366,7 +368,10 @@ def test_a_missing_renderer_is_named(monkeypatch, name):
 
 
 NOT_SHOWN = {
-    "no mode": (gym.of("it", lambda: Shown()), "an environment that renders, got it: render_mode is None and not"),
+    "no mode": (
+        gym.from_factory("it", lambda: Shown()),
+        "an environment that renders, got it: render_mode is None and not",
+    ),
     "no frame": (of_shown(frame=lambda t: None), r"pictures \[H, W, 3\] of uint8 of it, got \[\] of NoneType"),
     "floats": (of_shown(frame=lambda t: np.zeros((2, 2, 3))), r"got \[2, 2, 3\] of float64"),
     "grey": (of_shown(frame=lambda t: np.zeros((2, 2), np.uint8)), r"got \[2, 2\] of uint8"),

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from fdqn.envs.spaces import MASK
+from fdqn.envs.host.spaces import MASK
 
 LIVES = "lives"
 """The key under which infos count lives."""
