@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import work
 
-from fdqn import build, compile, envs, runs, train, worlds
+from fdqn import build, compile, envs, runs, training, worlds
 from fdqn.settings import PRESETS, Settings
 
 SECONDS = 5.0
@@ -60,10 +60,10 @@ def learning(game: str, seeds: int, num_envs: int):
     settings = Settings(**{**PRESETS["nature"], **sizes, "env": f"ale:{game}"})
     program = build.program(settings)
     games = envs.find(settings.env).open(seeds, num_envs)
-    state = train.init(program, build.hyper(settings), build.keys(settings))
+    state = training.init(program, build.hyper(settings), build.keys(settings))
     functions = runs.functions(program, settings, games)
     every = 20 * num_envs
-    reports = train.run(program, worlds.begun(games, state), 10**9, functions, every, at_once=1)
+    reports = training.run(program, worlds.begun(games, state), 10**9, functions, every, at_once=1)
     while not next(reports).learning_updates:
         pass
 

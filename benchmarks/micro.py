@@ -16,15 +16,15 @@ import torch
 import work
 from torch.func import grad_and_value, vmap
 
-from fdqn import actions, compile, dqn, losses, optim, policies, random, replay, schedules, train, tree
+from fdqn import actions, compile, dqn, losses, optim, policies, random, replay, schedules, training, tree
 
 
 def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     """Name, function over lanes, arguments."""
     program = work.program("small")
     state = work.lanes(program, seeds, device)
-    noise = tree.index(train.noise(program, state.key, 0, 1), 0)
-    state = train.vmapped(program).collect(state, tree.map(lambda x: x.unsqueeze(0), noise))
+    noise = tree.index(training.noise(program, state.key, 0, 1), 0)
+    state = training.vmapped(program).collect(state, tree.map(lambda x: x.unsqueeze(0), noise))
     apply, params, hyper = program.network.apply, state.learner.params, state.hyper
     words, u = noise.sample[:, 0], noise.act[:, 0]
     batch = vmap(replay.sample)(state.replay, words)
@@ -43,7 +43,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "random.unit", random.unit, (words,)
     yield "random.index", lambda words: random.index(words, 10_000), (words,)
     yield "random.normal", lambda keys: random.normal(keys, (128,)), (state.key,)
-    yield "train.noise", lambda keys: train.noise(program, keys, 0, 20), (state.key,)
+    yield "training.noise", lambda keys: training.noise(program, keys, 0, 20), (state.key,)
     yield "network.apply, batch", vmap(apply), (params, batch.obs)
     yield "network.apply, acting", vmap(apply), (params, state.obs)
     yield "actions.pick", actions.pick, (q, batch.action)
@@ -79,7 +79,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "dqn.hard_copy", vmap(dqn.hard_copy), (state.learner,)
     # Compiled, these write in place: without it they would copy every ring.
     yield "replay.add, in place", compile.donate(vmap(replay.add)), (tree.clone(state.replay), new)
-    yield "train.cycle, in place", compile.donate(vmap(partial(train.cycle, program))), (tree.clone(state), noise)
+    yield "training.cycle, in place", compile.donate(vmap(partial(training.cycle, program))), (tree.clone(state), noise)
 
 
 def _gradient(program):

@@ -12,7 +12,7 @@ and appends one record to `benchmarks/records/peers.jsonl`.
 `--jax` names interpreters of other environments, to time other versions of jaxlib as well. A peer that is not installed
 is left out, with a line. All compute in float32; with `--tf32` all may use TF32 on a GPU. The peers:
 
-    fdqn          `train.run`: what `fdqn train` runs, reports included
+    fdqn          `training.run`: what `fdqn train` runs, reports included
     jax           `jax_dqn.py`: the same work in plain JAX, donated, scanned, vmapped
     rejax         rejax's DQN, its `train_iteration` scanned, vmapped over seeds
     sb3           Stable-Baselines3's DQN, one seed

@@ -22,7 +22,7 @@ import torch
 from cadence import TARGET_PERIOD, cycles_a_report
 from torch import Tensor
 
-from fdqn import build, compile, dqn, losses, networks, random, runs, train
+from fdqn import build, compile, dqn, losses, networks, random, runs, training
 from fdqn.envs import episode
 from fdqn.envs.classic import cartpole
 from fdqn.types import Env, EnvSpec, Step
@@ -55,32 +55,32 @@ def _step(state: Walk, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[Walk, 
     return episode.advance(new, u, legal, reward, u[..., 0] < 0.01, _reset(u, spec), spec.time_limit)
 
 
-def program(network: str, capacity: int = 10_000) -> train.Program:
+def program(network: str, capacity: int = 10_000) -> training.Program:
     """The program of that work."""
     inputs, *hidden, actions = SIZES[network]
     env = cartpole.make() if network == "small" else walk(inputs, actions)
     net = networks.mlp(env.spec.obs_shape, hidden, actions)
     sizes = {"num_envs": ENVS, "batch_size": BATCH, "capacity": capacity}
     config = dqn.Config(**sizes, learning_starts=1_000, target_period=TARGET_PERIOD)
-    return train.Program(config, env, net, partial(dqn.q_learning, net.apply, losses.squared), build.plain_adam)
+    return training.Program(config, env, net, partial(dqn.q_learning, net.apply, losses.squared), build.plain_adam)
 
 
-def lanes(program: train.Program, seeds: int, device: str) -> train.TrainState:
+def lanes(program: training.Program, seeds: int, device: str) -> training.TrainState:
     """Fresh lanes of it."""
     hyper = dqn.hyper(
         seeds, learning_rate=LEARNING_RATE, epsilon_start=0.05, max_grad_norm=math.inf, device=torch.device(device)
     )
-    return train.init(program, hyper, random.key(range(seeds)).to(device))
+    return training.init(program, hyper, random.key(range(seeds)).to(device))
 
 
 def steady(
-    program: train.Program, state: train.TrainState, functions: train.Functions, **given: Any
-) -> tuple[train.Report, Iterator[train.Report], int]:
+    program: training.Program, state: training.TrainState, functions: training.Functions, **given: Any
+) -> tuple[training.Report, Iterator[training.Report], int]:
     """The report of a run's first update, then reports about every REPORT_SECONDS, and the cycles between them.
 
     Reports every 20 cycles were every 2 ms on a GPU with few seeds, and a part of what was timed.
     """
-    reports = train.run(program, state, 10**12, functions, report_every=TARGET_PERIOD * ENVS, **given)
+    reports = training.run(program, state, 10**12, functions, report_every=TARGET_PERIOD * ENVS, **given)
     first = next(report for report in reports if report.first_update is not None)
     seconds = []
     for _ in range(8):
@@ -88,7 +88,7 @@ def steady(
         report = next(reports)
         seconds.append(time.perf_counter() - began)
     cycles = cycles_a_report(min(seconds[3:]) / TARGET_PERIOD)
-    rest = train.run(program, report.state, 10**12, functions, report_every=cycles * ENVS, **given)
+    rest = training.run(program, report.state, 10**12, functions, report_every=cycles * ENVS, **given)
     for _ in range(2):
         next(rest)  # all lengths of calls have come, twice
     return first, rest, cycles

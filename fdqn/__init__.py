@@ -1,7 +1,7 @@
 """Deep Q-learning as pure functions: parameters are dicts, state is tensors, transforms stay at the edge.
 
-Start with `fdqn.types` (the words), then `fdqn.dqn` (the algorithm), then `fdqn.train` (the loop). Submodules load on
-first use, so `fdqn --help` need not wait for torch.
+Start with `fdqn.types` (the words), then `fdqn.dqn` (the algorithm), then `fdqn.training` (the loop). Submodules load
+on first use, so `fdqn --help` need not wait for torch.
 """
 
 import importlib
@@ -36,7 +36,7 @@ __all__ = [
     "settings",
     "statistics",
     "testing",
-    "train",
+    "training",
     "tree",
     "types",
     "video",

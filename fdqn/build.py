@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import check, dqn, envs, losses, networks, optim, random, train, tree
+from fdqn import check, dqn, envs, losses, networks, optim, random, training, tree
 from fdqn.envs import silent
 from fdqn.settings import Settings
 from fdqn.types import Env, HostEnv, Hyper, Network, Optimizer
 
 
-def program(settings: Settings) -> train.Program:
+def program(settings: Settings) -> training.Program:
     """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
@@ -69,7 +69,7 @@ def program(settings: Settings) -> train.Program:
         ("nature-rmsprop", True): clipped_nature_rmsprop,
         ("nature-rmsprop", False): plain_nature_rmsprop,
     }[settings.optimizer, math.isfinite(settings.max_grad_norm)]
-    return train.Program(config, env, net, partial(loss, net.apply, penalty), optimizer)
+    return training.Program(config, env, net, partial(loss, net.apply, penalty), optimizer)
 
 
 def network(settings: Settings) -> Network:
@@ -129,7 +129,7 @@ def device(settings: Settings) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def check_memory(program: train.Program, lanes: int, device: torch.device) -> int:
+def check_memory(program: training.Program, lanes: int, device: torch.device) -> int:
     """Bytes that the lanes will hold. Raises ValueError where clearly less than that is free on the device."""
     check.kind("device", device, torch.device)
     needed, (free, total) = state_bytes(program, lanes), memory(device)
@@ -194,12 +194,12 @@ def _text(file: Path) -> str:
         return ""
 
 
-def state_bytes(program: train.Program, lanes: int) -> int:
+def state_bytes(program: training.Program, lanes: int) -> int:
     """Bytes of the state of `lanes` lanes, a gradient and the activations of a batch, found without allocating them.
 
     A layer has as many outputs as biases (a convolution has more); four such arrays are alive at once.
     """
-    check.kind("program", program, train.Program)
+    check.kind("program", program, training.Program)
     check.count("lanes", lanes, 1)
     state = fake_state(program, lanes)
     params = state.learner.params
@@ -207,17 +207,17 @@ def state_bytes(program: train.Program, lanes: int) -> int:
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
 
 
-def replay_bytes(program: train.Program, lanes: int) -> int:
+def replay_bytes(program: training.Program, lanes: int) -> int:
     """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
     memory = fake_state(program, lanes).replay
     return tree.nbytes((memory.rows, memory.frames))
 
 
-def fake_state(program: train.Program, lanes: int) -> train.TrainState:
+def fake_state(program: training.Program, lanes: int) -> training.TrainState:
     """Return the state of `lanes` lanes without memory behind it."""
     with FakeTensorMode():
         hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
-        return train.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
+        return training.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
 
 
 def clipped_adam(hyper: Hyper) -> Optimizer:

@@ -31,7 +31,7 @@ from fdqn.settings import PRESETS, Preset, Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fdqn import evaluate, history, runs, train
+    from fdqn import evaluate, history, runs, training
 
 STARTED = time.perf_counter()
 
@@ -385,9 +385,9 @@ def _check_more(steps: int | None, planned: int) -> None:
         raise ValueError(f"steps: expected at least the {planned:,} that were planned, got {steps:,}")
 
 
-def _begun(console: "Console", settings: Settings) -> "tuple[train.Program, train.TrainState]":
+def _begun(console: "Console", settings: Settings) -> "tuple[training.Program, training.TrainState]":
     """The program and its lanes before their first step."""
-    from fdqn import build, compile, train
+    from fdqn import build, compile, training
 
     program, device = build.program(settings), build.device(settings)
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
@@ -400,23 +400,23 @@ def _begun(console: "Console", settings: Settings) -> "tuple[train.Program, trai
         f"{_bytes(settings.seeds * lane)} in all",
         soft_wrap=True,
     )
-    return program, train.init(program, hyper, build.keys(settings).to(device))
+    return program, training.init(program, hyper, build.keys(settings).to(device))
 
 
 def _go_on(
     console: "Console",
     path: Path,
     settings: Settings,
-    program: "train.Program",
+    program: "training.Program",
     where: "history.Restored",
     emit: Emit | None,
     started: float,
 ) -> None:
     """From there to the end, or until it is stopped: train, play, sum up."""
-    from fdqn import compile, train
+    from fdqn import compile, training
 
     try:
-        with process.stopping(console.print, compile.is_compiling, train.Stopped) as stop, _not_news(stop):
+        with process.stopping(console.print, compile.is_compiling, training.Stopped) as stop, _not_news(stop):
             _go_on_until(stop, console, path, settings, program, where, emit, started)
     except KeyboardInterrupt:
         console.print(
@@ -442,13 +442,13 @@ def _go_on_until(
     console: "Console",
     path: Path,
     settings: Settings,
-    program: "train.Program",
+    program: "training.Program",
     where: "history.Restored",
     emit: Emit | None,
     started: float,
 ) -> None:
     """Train, play and sum up until `stop`."""
-    from fdqn import build, envs, evaluate, history, runs, train, worlds
+    from fdqn import build, envs, evaluate, history, runs, training, worlds
     from fdqn.types import World
 
     env = envs.find(settings.env)
@@ -476,7 +476,7 @@ def _go_on_until(
         _say_not_played(console, build.seeds(settings), played)
         return played
 
-    def periodic(state: train.TrainState) -> Any:
+    def periodic(state: training.TrainState) -> Any:
         """Played to its end also where the run is to stop: a resumed run would not play it again."""
         return greedy(env, program.network, state.learner.params, state.key).returns
 
@@ -501,7 +501,7 @@ def _go_on_until(
                     f"env: expected {settings.env} to begin for all seeds that go on, got none for seed "
                     f"{settings.seed + min(unable)}: {broken[min(unable)]}; resume again when it does"
                 )
-        reports = train.run(
+        reports = training.run(
             program,
             state,
             where.steps,
@@ -584,9 +584,9 @@ def _warnings_as_lines(console: "Console") -> Iterator[None]:
         yield
 
 
-def _stopped_before_compiling(functions: "train.Functions", stop: Callable[[], bool], compiles: bool) -> Any:
+def _stopped_before_compiling(functions: "training.Functions", stop: Callable[[], bool], compiles: bool) -> Any:
     """The same functions; the first call of each, in which it is compiled, stops a run that is to stop."""
-    from fdqn import train
+    from fdqn import training
 
     def guarded(f: Callable[..., Any]) -> Callable[..., Any]:
         called = False
@@ -594,7 +594,7 @@ def _stopped_before_compiling(functions: "train.Functions", stop: Callable[[], b
         def call(*given: Any) -> Any:
             nonlocal called
             if not called and stop():
-                raise train.Stopped
+                raise training.Stopped
             called = True
             return f(*given)
 
@@ -607,7 +607,9 @@ def _stopped_before_compiling(functions: "train.Functions", stop: Callable[[], b
     )
 
 
-def _follow(console: "Console", settings: Settings, steps: int, reports: "Iterator[train.Report]") -> "train.Report":
+def _follow(
+    console: "Console", settings: Settings, steps: int, reports: "Iterator[training.Report]"
+) -> "training.Report":
     """Show the run as it goes: a live line on a terminal, a plain line a report elsewhere. Answers the last report."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -667,11 +669,11 @@ def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluat
 def _saying_failures(
     console: "Console",
     settings: Settings,
-    reports: "Iterator[train.Report]",
+    reports: "Iterator[training.Report]",
     games: Any,
     since: int,
     gone: set[int],
-) -> "Iterator[train.Report]":
+) -> "Iterator[training.Report]":
     """The same reports; each seed that fails is said once, with what its environments said, if it was in this process,
     which goes on from step `since`, and its lane added to those that are gone."""
     from fdqn import history
@@ -694,7 +696,7 @@ def _bytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
-def _status(settings: Settings, report: "train.Report") -> str:
+def _status(settings: Settings, report: "training.Report") -> str:
     import numpy as np
 
     from fdqn import statistics

@@ -38,7 +38,7 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from fdqn import check, evaluate, lanes, toolchain, train, tree, verify, worlds
+from fdqn import check, evaluate, lanes, toolchain, training, tree, verify, worlds
 from fdqn.types import Env, Network
 
 State = TypeVar("State")
@@ -111,7 +111,7 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
-    """`train.fold(step)`, donated and compiled: `step(state, x) -> state` for each x of a tree with leaves [n, ...].
+    """`training.fold(step)`, donated and compiled: `step(state, x) -> state` for each x of a tree with leaves [n, ...].
 
     On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
     Where that fails, a UserWarning gives the reason and the steps are launched one by one.
@@ -153,7 +153,7 @@ def fold_lanes(
         loop(tree.leaves(xs))
         return state
 
-    return _first_available(in_groups, together, train.fold(donate(vmap(step))))
+    return _first_available(in_groups, together, training.fold(donate(vmap(step))))
 
 
 def begin_lanes(
@@ -249,18 +249,18 @@ def _loops(
     return loop_for
 
 
-def compiled(program: train.Program, check_compile: bool = True) -> train.Functions:
+def compiled(program: training.Program, check_compile: bool = True) -> training.Functions:
     """The step functions over lanes, writing over their state; all but `sync` compiled, one graph or library each.
 
     On a CPU call `prepare_cpu` first, on CUDA `prepare_cuda`. Unless `check_compile` is False, the first cycle is
     compared with the same cycle run operation by operation: it raises `verify.MismatchError` where they differ.
     """
-    check.kind("program", program, train.Program)
-    collect, cycle, split = partial(train.collect, program), partial(train.cycle, program), _split(program)
+    check.kind("program", program, training.Program)
+    collect, cycle, split = partial(training.collect, program), partial(training.cycle, program), _split(program)
     if _is_long(program):
         return _looped(program, split, check_compile)
     fast = fold_lanes(cycle, split)
-    return train.Functions(
+    return training.Functions(
         noise=_noise(program),
         collect=fold_lanes(collect, split, soon=cycle),
         cycle=verify.with_comparison(fast, cycle) if check_compile else fast,
@@ -268,37 +268,37 @@ def compiled(program: train.Program, check_compile: bool = True) -> train.Functi
     )
 
 
-def _is_long(program: train.Program) -> bool:
+def _is_long(program: training.Program) -> bool:
     """Return True if a training iteration has too many steps and updates for one graph: each adds to compile time."""
     return program.config.steps_per_cycle + program.config.updates_per_cycle > UNROLLED
 
 
-def _looped(program: train.Program, split: Callable[[int], lanes.Split], check_compile: bool) -> train.Functions:
+def _looped(program: training.Program, split: Callable[[int], lanes.Split], check_compile: bool) -> training.Functions:
     """`compiled` for long cycles: one compiled step and one compiled update, repeated by a loop on the host."""
 
-    def words(noise: train.Noise) -> Tensor:
+    def words(noise: training.Noise) -> Tensor:
         return noise.sample.transpose(0, 1).contiguous()
 
-    def example(xs: train.Interaction) -> Tensor:
+    def example(xs: training.Interaction) -> Tensor:
         return torch.zeros((len(xs.act), program.config.batch_size), dtype=torch.int64)
 
-    step, update = partial(train.interact, program), partial(train.update, program)
+    step, update = partial(training.interact, program), partial(training.update, program)
     interact, learn = fold_lanes(step, split, soon=update, soon_xs=example), fold_lanes(update, split)
     if check_compile:
         interact, learn = verify.with_comparison(interact, step), verify.with_comparison(learn, update)
 
-    def collect(state: train.TrainState, noise: train.Noise) -> train.TrainState:
-        interact(state, train.interactions(noise))
+    def collect(state: training.TrainState, noise: training.Noise) -> training.TrainState:
+        interact(state, training.interactions(noise))
         state.cycle.copy_(state.cycle + 1)
         return state
 
-    def cycle(state: train.TrainState, noise: train.Noise) -> train.TrainState:
+    def cycle(state: training.TrainState, noise: training.Noise) -> training.TrainState:
         return learn(collect(state, noise), words(noise))
 
-    return train.Functions(_noise(program), train.fold(collect), train.fold(cycle), _sync)
+    return training.Functions(_noise(program), training.fold(collect), training.fold(cycle), _sync)
 
 
-def compiled_parts(program: train.Program, check_compile: bool = True) -> worlds.Parts:
+def compiled_parts(program: training.Program, check_compile: bool = True) -> worlds.Parts:
     """The parts of a cycle in a world, in the same way; of these the first updates are compared.
 
     What is little work is done by one thread, for all lanes; learning that is little leaves one thread to the world.
@@ -318,18 +318,18 @@ def compiled_parts(program: train.Program, check_compile: bool = True) -> worlds
 
 
 def _learn_beside(
-    program: train.Program, split: Callable[[int], lanes.Split], check_compile: bool
-) -> Callable[[train.TrainState, train.Noise], Callable[[], train.TrainState]]:
+    program: training.Program, split: Callable[[int], lanes.Split], check_compile: bool
+) -> Callable[[training.TrainState, training.Noise], Callable[[], training.TrainState]]:
     """Make a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
-    compare = verify.comparison(partial(train.learn, program))
+    compare = verify.comparison(partial(training.learn, program))
     is_long = _is_long(program)
-    start = begin_lanes(partial(train.update if is_long else train.learn, program), split)
+    start = begin_lanes(partial(training.update if is_long else training.learn, program), split)
 
-    def begun(state: train.TrainState, noise: train.Noise) -> Callable[[], train.TrainState]:
+    def begun(state: training.TrainState, noise: training.Noise) -> Callable[[], training.TrainState]:
         expected = compare.begin(state, noise) if check_compile else None
         wait = start(state, noise.sample[0].transpose(0, 1).contiguous() if is_long else noise)
 
-        def finished() -> train.TrainState:
+        def finished() -> training.TrainState:
             learned = wait()
             compare.end(expected, learned)
             return learned
@@ -345,7 +345,7 @@ def player(env: Env, network: Network, epsilon: float = 0.0) -> evaluate.Play:
     return _first_available(compile(play), play)
 
 
-def _split(program: train.Program, beside: bool = False) -> Callable[[int], lanes.Split]:
+def _split(program: training.Program, beside: bool = False) -> Callable[[int], lanes.Split]:
     known = functools.cache(partial(lanes.split, program))
 
     def chosen(count: int) -> lanes.Split:
@@ -356,22 +356,23 @@ def _split(program: train.Program, beside: bool = False) -> Callable[[int], lane
     return chosen
 
 
-def _noise(program: train.Program) -> Callable[[Tensor, int, int], train.Noise]:
+def _noise(program: training.Program) -> Callable[[Tensor, int, int], training.Noise]:
     draw, draw_numbered = (
-        _first_available(compile(partial(f, program)), partial(f, program)) for f in (train.draw, train.draw_numbered)
+        _first_available(compile(partial(f, program)), partial(f, program))
+        for f in (training.draw, training.draw_numbered)
     )
 
-    def noise(keys: Tensor, first_cycle: int, cycles: int) -> train.Noise:
+    def noise(keys: Tensor, first_cycle: int, cycles: int) -> training.Noise:
         if _compiles_keys(keys):
-            return draw_numbered(keys, train.cycle_numbers(keys, first_cycle, cycles))
+            return draw_numbered(keys, training.cycle_numbers(keys, first_cycle, cycles))
         # The few keys are made outside: a compiler takes four seconds for each of these ciphers.
         with lanes.sharing(1):
-            return draw(train.cycle_keys(keys, first_cycle, cycles))
+            return draw(training.cycle_keys(keys, first_cycle, cycles))
 
     return noise
 
 
-def _sync(state: train.TrainState) -> train.TrainState:
+def _sync(state: training.TrainState) -> training.TrainState:
     # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
     learner = state.learner
     with lanes.sharing(1):

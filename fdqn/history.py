@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fdqn import build, checkpoint, files, replay, statistics, train, tree
+from fdqn import build, checkpoint, files, replay, statistics, training, tree
 from fdqn.frames import Frames
 from fdqn.n_step import Recent
 from fdqn.settings import Settings, to_json, with_defaults
@@ -34,8 +34,8 @@ ROWS = ("metrics.csv", "evaluations.csv")
 class Restored(NamedTuple):
     """Where a run goes on from."""
 
-    state: train.TrainState
-    since: train.Reading | None
+    state: training.TrainState
+    since: training.Reading | None
     """What the next report's means are counted from; nothing at the start."""
     step: int
     steps: int
@@ -87,7 +87,7 @@ def _counts(rows: Any) -> bool:
 
 
 def restored(
-    path: Path, settings: Settings, program: train.Program, start: train.TrainState, fallback: bool = False
+    path: Path, settings: Settings, program: training.Program, start: training.TrainState, fallback: bool = False
 ) -> Restored:
     """The run of a folder as its newest checkpoint has it, or, where there is none, `start`: the lanes before their
     first step, which are written over. When all is checked, rows that were written after that moment are taken back.
@@ -97,7 +97,7 @@ def restored(
     no checkpoint. Raises ValueError for a checkpoint of other settings, naming those.
     """
     found = checkpoint.newest(path / "checkpoints")
-    like, own = _kept(settings, start, train.reading(program, start)), tree.clone((start.key, start.hyper))
+    like, own = _kept(settings, start, training.reading(program, start)), tree.clone((start.key, start.hyper))
     for i, place in enumerate(found):
         try:
             at = moment(place)
@@ -114,7 +114,7 @@ def restored(
             checkpoint.set_aside(damaged)
         for name in ROWS:
             files.cut(path / name, at.rows[name]["bytes"])
-        since = train.Reading(*tree.to_numpy(read["since"]))
+        since = training.Reading(*tree.to_numpy(read["since"]))
         lanes = read["lanes"]
         if not settings.save_replay:
             lanes = lanes._replace(replay=start.replay, emptied=lanes.cycle.clone())
@@ -133,7 +133,7 @@ def best_step(path: Path) -> str | None:
     return _best(path / "checkpoints")
 
 
-def trained(place: Path, settings: Settings, program: train.Program) -> tuple[Params, Tensor, Tensor]:
+def trained(place: Path, settings: Settings, program: training.Program) -> tuple[Params, Tensor, Tensor]:
     """Read the parameters [S, ...] of a checkpoint, and in which cycle [S] each seed had failed, if any, and why.
 
     Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
@@ -142,17 +142,17 @@ def trained(place: Path, settings: Settings, program: train.Program) -> tuple[Pa
     lanes = build.fake_state(program, settings.seeds)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
     numbers = {
-        name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64) for name in train.Reading._fields
+        name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64) for name in training.Reading._fields
     }
-    since = train.Reading(**numbers | {"last_returns": np.zeros((settings.seeds, kept), np.float32)})  # type: ignore[arg-type]
+    since = training.Reading(**numbers | {"last_returns": np.zeros((settings.seeds, kept), np.float32)})  # type: ignore[arg-type]
     part = lanes.learner.params, lanes.metrics.failed, lanes.metrics.cause
     params, failed, cause = checkpoint.load_part(place, _kept(settings, lanes, since), part)
-    if not ((failed >= -1) & (cause >= 0) & (cause < len(train.CAUSES))).all():
+    if not ((failed >= -1) & (cause >= 0) & (cause < len(training.CAUSES))).all():
         raise checkpoint.CheckpointError(f"{place}: expected known failure causes, got others; use another checkpoint")
     return params, failed, cause
 
 
-def _kept(settings: Settings, lanes: train.TrainState, since: train.Reading) -> dict[str, Any]:
+def _kept(settings: Settings, lanes: training.TrainState, since: training.Reading) -> dict[str, Any]:
     """What a checkpoint holds."""
     kept = lanes if settings.save_replay else lanes._replace(replay=())  # type: ignore[arg-type]
     return {"lanes": kept, "since": tree.from_numpy(since)}
@@ -184,14 +184,14 @@ def _check_rows(path: Path, at: Moment) -> None:
         raise checkpoint.CheckpointError(f"{file}: expected {difference}, got others; put the file back as it was")
 
 
-def _check_counters(place: Path, program: train.Program, at: Moment, lanes: train.TrainState, own: Any) -> None:
+def _check_counters(place: Path, program: training.Program, at: Moment, lanes: training.TrainState, own: Any) -> None:
     """What numbers out of a file are used for places and ends; keys and hyper-parameters are the run's own."""
     metrics, config = lanes.metrics, program.config
     cycles = at.step // config.env_steps
     highest = {
         "learner.updates": (lanes.learner.updates, cycles * config.updates_per_cycle),
         "metrics.episodes": (metrics.episodes, at.step),
-        "metrics.cause": (metrics.cause, len(train.CAUSES) - 1),
+        "metrics.cause": (metrics.cause, len(training.CAUSES) - 1),
         "metrics.failed": (metrics.failed + 1, cycles + 1),
         "emptied": (lanes.emptied, cycles),
         **(_replay_counters(lanes.replay, at.step) if lanes.replay else {}),
@@ -222,9 +222,9 @@ def _replay_counters(memory: replay.Replay, steps: int) -> dict[str, tuple[Tenso
 def record(
     path: Path,
     settings: Settings,
-    reports: Iterator[train.Report],
+    reports: Iterator[training.Report],
     where: Restored | None = None,
-) -> Iterator[train.Report]:
+) -> Iterator[training.Report]:
     """Pass on the reports of a run, each written first, all of its seeds in one write, with a checkpoint where one is
     due. `where` is from where the run went on.
 
@@ -252,7 +252,7 @@ def record(
         _keep(path, settings, report, seconds, _rows(path))
 
 
-def _keep(path: Path, settings: Settings, report: train.Report, seconds: float, rows: dict[str, Any]) -> None:
+def _keep(path: Path, settings: Settings, report: training.Report, seconds: float, rows: dict[str, Any]) -> None:
     """Write a checkpoint; of the others, the newest and that of the best training return stay."""
     alive = report.failed < 0
     means = statistics.row_means(report.last_returns[alive])
@@ -292,18 +292,18 @@ def _rows(path: Path) -> dict[str, Any]:
     return {name: {"bytes": sizes[name], "sha256": digests[name]} for name in ROWS}
 
 
-def failed_seeds(settings: Settings, report: train.Report) -> dict[int, tuple[int, str]]:
+def failed_seeds(settings: Settings, report: training.Report) -> dict[int, tuple[int, str]]:
     """The seeds whose learning has stopped because something was not finite: the environment step and what it was."""
     steps = settings.num_envs * settings.steps_per_cycle
     return {
-        seed: (int(cycle) * steps, train.CAUSES[cause])
+        seed: (int(cycle) * steps, training.CAUSES[cause])
         for seed, cycle, cause in zip(build.seeds(settings), report.failed, report.cause, strict=True)
         if cycle >= 0
     }
 
 
 def why(cause: str) -> str:
-    """One of `train.CAUSES` in words."""
+    """One of `training.CAUSES` in words."""
     return "its environment broke" if cause == "environment" else f"its {cause} is not finite"
 
 
@@ -318,7 +318,7 @@ def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
     )
 
 
-def _write_rows(path: Path, settings: Settings, report: train.Report, seconds: float) -> None:
+def _write_rows(path: Path, settings: Settings, report: training.Report, seconds: float) -> None:
     columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
     rows = [
         (report.step, seed, report.updates[i], report.episodes[i], *(_number(x[i]) for x in columns), seconds)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fdqn import check, random, toolchain
-from fdqn.train import Program
+from fdqn.training import Program
 
 # Weights in a group: four lanes of a small network, one of a large one. What they take, five times for optimizer and
 # target, and a batch's activations, is then about the second-level cache of a core.

@@ -46,7 +46,7 @@ from fdqn import (
     networks,
     plots,
     statistics,
-    train,
+    training,
     worlds,
 )
 from fdqn.settings import Settings, from_json, to_json, with_defaults
@@ -201,10 +201,10 @@ def _split(settings: Settings) -> dict[str, int] | None:
     return lanes.split(build.program(settings), settings.seeds, torch.get_num_threads())._asdict()
 
 
-def functions(program: train.Program, settings: Settings, games: Any = None) -> train.Functions:
+def functions(program: training.Program, settings: Settings, games: Any = None) -> training.Functions:
     """The step functions, compiled or not; in a world that is open, those that step it."""
     if games is None:
-        return compile.compiled(program, settings.check_compile) if settings.compile else train.vmapped(program)
+        return compile.compiled(program, settings.check_compile) if settings.compile else training.vmapped(program)
     parts = compile.compiled_parts(program, settings.check_compile) if settings.compile else worlds.vmapped(program)
     return worlds.functions(program, games, parts)
 
@@ -218,7 +218,7 @@ def save_params(path: Path, settings: Settings, params: Params) -> None:
 def finish(
     path: Path,
     settings: Settings,
-    report: train.Report,
+    report: training.Report,
     started: float,
     gymnasium: evaluate.Evaluation | None = None,
     before: float = 0.0,
@@ -405,7 +405,7 @@ def trained(path: Path, which: str | None = None, env: str | None = None) -> Tra
         params, cycles, causes = history.trained(place, settings, build.program(settings))
         lanes = list(zip(build.seeds(settings), cycles.tolist(), causes.tolist(), _finite(params), strict=True))
         failed = [seed for seed, cycle, _, finite in lanes if cycle >= 0 or not finite]
-        broke = {seed for seed, _, cause, finite in lanes if finite and train.CAUSES[cause] == "environment"}
+        broke = {seed for seed, _, cause, finite in lanes if finite and training.CAUSES[cause] == "environment"}
         return Trained(settings, history.moment(place).step, params, failed, [x for x in failed if x not in broke])
     return Trained(run.settings, step, params, failed, [seed for seed in failed if seed not in broke])
 

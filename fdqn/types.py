@@ -202,7 +202,7 @@ class Sample(NamedTuple):
 
     batch: Transition
     """Leaves [B, ...]."""
-    index: Tensor
+    indices: Tensor
     """[B] int64, where the rows are, for `Buffer.update`."""
     weight: Tensor
     """[B] float, importance weights of the rows; 1 where all rows are drawn with the same probability."""
@@ -232,7 +232,7 @@ class Buffer(NamedTuple):
     """`sample(state, bits [B], oldest) -> Sample` of rows with a number of at least `oldest`; 0 for all rows. `bits`:
     int64 random integers in [0, 2**32)."""
     update: Callable[[Any, Tensor, Tensor], Any]
-    """`update(state, index [B], priority [B]) -> state`; the identity where rows have no priorities."""
+    """`update(state, indices [B], priority [B]) -> state`; the identity where rows have no priorities."""
     size: Callable[[Any], Tensor]
     """`size(state) -> []` int64, rows that can be drawn."""
     cut: Callable[[Any], Any]

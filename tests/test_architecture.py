@@ -17,7 +17,7 @@ LEVELS = {
     "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1, "process": 1,
     "random": 2, "actions": 2, "schedules": 2, "bits": 2, "frames": 2, "n_step": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
-    "dqn": 4, "train": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
+    "dqn": 4, "training": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
     "compile": 8, "checkpoint": 8, "history": 9, "runs": 10, "export": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip
 """The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
@@ -228,7 +228,7 @@ def test_every_strategy_is_held_to_its_promise():
     ("name", "source", "check"),
     [
         ("replay", "from fdqn import losses", lambda n, m: wrong_imports(n, m) == ["losses"]),
-        ("losses", "def f():\n    import fdqn.train", lambda n, m: wrong_imports(n, m) == ["train"]),
+        ("losses", "def f():\n    import fdqn.training", lambda n, m: wrong_imports(n, m) == ["training"]),
         ("types", "from fdqn.tree import map", lambda n, m: wrong_imports(n, m) == ["tree"]),
         ("policies", "import torch\nu = torch.rand(3)", lambda n, m: generator_lines(m) == ["torch.rand"]),
         ("policies", "import random", lambda n, m: generator_lines(m) == ["random"]),

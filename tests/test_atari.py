@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from fdqn import build, dqn, envs, losses, networks, replay, runs, train, tree, worlds
+from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tree, worlds
 from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
@@ -52,11 +52,11 @@ def played(settings, world=None):
     """The lanes after a run in which nothing but the last cycle learns, and all that the world was asked and said."""
     world, seen = world or envs.find(settings.env), []
     program = small(settings)
-    state = train.init(program, build.hyper(settings), build.keys(settings))
+    state = training.init(program, build.hyper(settings), build.keys(settings))
     games = Watched(world.open(settings.seeds, settings.num_envs), seen)
     state = worlds.begun(games, state)
     functions = worlds.functions(program, games, worlds.vmapped(program))
-    *_, last = train.run(program, state, settings.steps, functions, settings.report_every, at_once=1)
+    *_, last = training.run(program, state, settings.steps, functions, settings.report_every, at_once=1)
     games.close()
     return last.state, seen
 
@@ -193,7 +193,7 @@ def test_a_resumed_run_spans_no_cut():
     games = Watched(envs.find(settings.env).open(2, 3), again := [])
     state = worlds.begun(games, state)
     functions = runs.functions(program, settings, games)
-    *_, last = train.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
+    *_, last = training.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
     games.close()
     assert int(last.state.replay.added[0]) == int(state.replay.added[0]) + 3 * 2, "two steps are not complete yet"
     rows = stored(last.state, 0)

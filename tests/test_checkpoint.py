@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fdqn import checkpoint, files, train, tree
+from fdqn import checkpoint, files, training, tree
 from fdqn.checkpoint import CheckpointError
 from fdqn.testing import examples
 
@@ -155,8 +155,8 @@ def test_round_trip_of_every_dtype(tmp_path, dtype):
 
 def lanes(cycles=6, count=3):
     program, (hyper, keys) = examples.program(), examples.lanes(count)
-    state = train.init(program, hyper, keys)
-    return train.vmapped(program).cycle(state, train.noise(program, keys, 0, cycles))
+    state = training.init(program, hyper, keys)
+    return training.vmapped(program).cycle(state, training.noise(program, keys, 0, cycles))
 
 
 @torch.no_grad()

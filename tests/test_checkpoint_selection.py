@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_checkpoint import reseal
 
-from fdqn import build, checkpoint, cli, evaluate, export, history, runs, train, tree, video
+from fdqn import build, checkpoint, cli, evaluate, export, history, runs, training, tree, video
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
@@ -77,7 +77,7 @@ def test_the_state_without_memory_has_every_leaf(run):
     settings = runs.plan(run)[0]
     program = build.program(settings)
     lanes = build.fake_state(program, settings.seeds)
-    real = train.init(program, build.hyper(settings), build.keys(settings))
+    real = training.init(program, build.hyper(settings), build.keys(settings))
     assert tree.paths(lanes) == tree.paths(real)
     assert [(x.shape, x.dtype) for x in tree.leaves(lanes)] == [(x.shape, x.dtype) for x in tree.leaves(real)]
 
@@ -226,7 +226,7 @@ def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
     """A seed that breaks later has not failed before; one of a broken environment is sound."""
     settings = Settings(seeds=3, steps=400, learning_starts=100, batch_size=8, hidden=(8,), num_envs=2, compile=False)
     program = build.program(settings)
-    state = train.init(program, build.hyper(settings), build.keys(settings))
+    state = training.init(program, build.hyper(settings), build.keys(settings))
     path = runs.create(dataclasses.replace(settings, out=str(tmp_path / "run")))
     for step, failed, cause in ((100, [-1, -1, -1], [0, 0, 0]), (200, [40, -1, 90], [1, 0, 4])):
         state.metrics.failed.copy_(torch.tensor(failed))
@@ -234,7 +234,7 @@ def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
         at = history.Moment(runs.to_json(settings), step, 1.0, {}, 0, 1.0)
         nothing = {"bytes": 0, "sha256": ""}
         at = at._replace(rows={name: nothing for name in history.ROWS})
-        kept = history._kept(settings, state, train.reading(program, state))
+        kept = history._kept(settings, state, training.reading(program, state))
         checkpoint.save(path / "checkpoints", str(step), kept, at._asdict())
     assert [runs.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
     assert runs.trained(path, "200").unsound == [0]

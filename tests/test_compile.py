@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import random, toolchain, train, tree
+from fdqn import random, toolchain, training, tree
 from fdqn.testing import asserts, examples, laws, programs
 
 START = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
@@ -336,12 +336,12 @@ def test_a_fold_is_the_steps_in_turn(f):
         return tree.map(lambda y: y * x, f(state))
 
     xs = torch.tensor([0.5, -2.0, 3.0, 0.25])
-    expected = train.fold(step)(START, xs)
+    expected = training.fold(step)(START, xs)
     state = tree.clone(START)
     folded = edge.fold(step)
     assert folded(state, xs) is state
     asserts.assert_trees_equal(expected, state)
-    asserts.assert_trees_equal(train.fold(step)(expected, xs[:1]), folded(state, xs[:1]))
+    asserts.assert_trees_equal(training.fold(step)(expected, xs[:1]), folded(state, xs[:1]))
 
 
 def test_a_fold_compiles_once_whatever_the_number_of_steps(compiles):
@@ -411,7 +411,7 @@ def test_a_captured_fold_equals_the_plain_one(monkeypatch):
     expected = tree.clone(states)
     for i, n in [(0, 3), (0, 3), (0, 2), (1, 3), (0, 3), (1, 3), (1, 3), (0, 2), (0, 2)]:
         xs = torch.rand(n, 2, 7)[..., :4]  # a view with strides of its own, as noise may be
-        expected[i] = train.fold(step)(expected[i], xs)
+        expected[i] = training.fold(step)(expected[i], xs)
         folded(states[i], xs)
         asserts.assert_trees_equal(expected, states)
     assert len(runs) == 3 + 2 + 3  # the first of each length and state; what follows is replayed
@@ -614,7 +614,7 @@ def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cyc
     program, (_, keys) = examples.program(), examples.lanes(2)
     draw = edge.compiled(program).noise
     for first in (first_cycle, first_cycle + 1):
-        asserts.assert_trees_equal(train.noise(program, keys, first, 5), draw(keys, first, 5))
+        asserts.assert_trees_equal(training.noise(program, keys, first, 5), draw(keys, first, 5))
     assert len(made) == 1
     assert len([node for node in made[0].graph.nodes if node.op == "call_function"]) > 300, "the keys are in it"
 
@@ -624,15 +624,15 @@ def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cyc
 
 def started(lanes=2, **config):
     program, (hyper, keys) = examples.program(**config), examples.lanes(lanes)
-    return program, train.init(program, hyper, keys)
+    return program, training.init(program, hyper, keys)
 
 
 @pytest.mark.usefixtures("nothing_kept")
 def test_compiled_cycle_equals_eager_and_compiles_once(compiles):
     """Inductor, donated, over lanes: hyper-parameters that change compile nothing."""
     program, state = started()
-    fast, slow = edge.compiled(program).cycle, train.vmapped(program).cycle
-    noise = train.noise(program, state.key, 0, 6)
+    fast, slow = edge.compiled(program).cycle, training.vmapped(program).cycle
+    noise = training.noise(program, state.key, 0, 6)
     state = programs.advance(program, state, 4)
     mine, theirs, addresses = tree.clone(state), state, None
     for i in range(6):
@@ -661,20 +661,20 @@ def test_compiled_cycle_equals_eager_and_compiles_once(compiles):
 )
 def test_each_step_function_is_one_graph(name, config):
     program, state = started(**config)
-    noise = train.noise(program, state.key, 0, 2)
+    noise = training.noise(program, state.key, 0, 2)
     rest = [() if name == "sync" else (tree.index(noise, slice(i, i + 1)),) for i in range(2)]
     other = state._replace(hyper=tree.map(lambda x: x * 0.5, state.hyper))
-    f = getattr(train.vmapped(program), name)
+    f = getattr(training.vmapped(program), name)
     laws.compiled(f, state, *rest[0], again=[(other, *rest[1])], atol=1e-5)
 
 
 def test_donated_step_functions_equal_the_plain_ones():
     program, state = started(target_period=0)
     state = programs.advance(program, state, 5)
-    noise = tree.index(train.noise(program, state.key, 5, 1), 0)
-    for f, *args in ((train.collect, noise), (train.cycle, noise)):
+    noise = tree.index(training.noise(program, state.key, 5, 1), 0)
+    for f, *args in ((training.collect, noise), (training.cycle, noise)):
         programs.donated(vmap(partial(f, program)), tree.clone(state), *args)
-    programs.donated(vmap(train.sync), tree.clone(state))
+    programs.donated(vmap(training.sync), tree.clone(state))
 
 
 def test_compiled_functions_record_no_gradients():
@@ -700,7 +700,9 @@ def test_compiled_run_equals_eager_run(compiles, monkeypatch):
 
 def test_noise_compiles_to_the_same_bits():
     program, (_, keys) = examples.program(), examples.lanes(2)
-    laws.compiled(partial(train.noise, program, first_cycle=3, cycles=2), keys, again=[(random.key([7, 8]),)], atol=0.0)
+    laws.compiled(
+        partial(training.noise, program, first_cycle=3, cycles=2), keys, again=[(random.key([7, 8]),)], atol=0.0
+    )
 
 
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
@@ -719,8 +721,8 @@ LONG = {"steps_per_cycle": 12, "updates_per_cycle": 5, "target_period": 10, "lea
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Steps run operation by operation, so that only the loops around them differ."""
-    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: train.fold(edge.donate(vmap(step))))
-    monkeypatch.setattr(edge, "_noise", lambda program: partial(train.noise, program))
+    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.fold(edge.donate(vmap(step))))
+    monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -735,13 +737,13 @@ def test_a_long_cycle_is_one_step_and_one_update_repeated(config):
 
 def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeypatch):
     def begin(step, split):
-        return lambda state, xs: lambda: train.fold(vmap(step))(state, xs)
+        return lambda state, xs: lambda: training.fold(vmap(step))(state, xs)
 
     monkeypatch.setattr(edge, "begin_lanes", begin)
     program, state = started(3, **LONG)
     state = programs.advance(program, state, 5)
-    noise = train.noise(program, state.key, 5, 1)
-    expected = train.fold(vmap(partial(train.learn, program)))(state, noise)
+    noise = training.noise(program, state.key, 5, 1)
+    expected = training.fold(vmap(partial(training.learn, program)))(state, noise)
     wait = edge._learn_beside(program, lambda count: None, True)(state, noise)
     asserts.assert_trees_equal(expected, wait())
 
@@ -750,10 +752,10 @@ def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch)
     """A planted bug: every step of a cycle takes the epsilon of its first."""
     program, state = started(3, **LONG)
     expected = programs.advance(program, tree.clone(state), 6)
-    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: train.fold(edge.donate(vmap(step))))
-    monkeypatch.setattr(edge, "_noise", lambda program: partial(train.noise, program))
-    right = train.interactions
-    monkeypatch.setattr(train, "interactions", lambda noise: right(noise)._replace(number=0 * right(noise).number))
+    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.fold(edge.donate(vmap(step))))
+    monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
+    right = training.interactions
+    monkeypatch.setattr(training, "interactions", lambda noise: right(noise)._replace(number=0 * right(noise).number))
     with rejects("expected"):
         asserts.assert_trees_equal(expected, programs.advance(program, state, 6, edge.compiled(program)))
 
@@ -762,7 +764,7 @@ def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch)
 def test_what_is_compiled_does_not_grow_with_the_steps_and_updates_of_a_cycle(monkeypatch):
     """The setting of RL Zoo's CartPole is 256 steps and 128 updates; here a compiler that gives up counts the nodes."""
     monkeypatch.setattr(edge, "_begin", lambda *given: None)
-    monkeypatch.setattr(edge, "_noise", lambda program: partial(train.noise, program))
+    monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
 
     def sizes(steps, updates):
         graphs = []

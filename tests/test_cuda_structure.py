@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import build, envs, evaluate, networks, schedules, train, tree, worlds
+from fdqn import build, envs, evaluate, networks, schedules, training, tree, worlds
 from fdqn import compile as edge
 from fdqn.envs import silent
 from fdqn.envs.classic import cartpole
@@ -33,8 +33,8 @@ def memoryless():
 def started(program):
     """Lanes on the device and the noise of one cycle."""
     hyper = Hyper(*(torch.ones(LANES, device=DEVICE) for _ in Hyper._fields))
-    state = train.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device=DEVICE))
-    return state, tree.index(train.noise(program, state.key, 0, 1), 0)
+    state = training.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device=DEVICE))
+    return state, tree.index(training.noise(program, state.key, 0, 1), 0)
 
 
 def check(f, *args):
@@ -66,7 +66,7 @@ def check_play(env, network, state, epsilon):
 def test_an_environment_of_ours_is_stepped_learned_and_played_on_the_device(name):
     program = build.program(Settings(env=name))
     state, noise = started(program)
-    check_step(train.cycle, program, state, noise)
+    check_step(training.cycle, program, state, noise)
     check_play(program.env, program.network, state, 0.1)
 
 
@@ -82,14 +82,14 @@ VARIANTS = {
 def test_variants_of_the_program(variant):
     program = build.program(Settings(**VARIANTS[variant]))
     state, noise = started(program)
-    check_step(train.cycle, program, state, noise)
+    check_step(training.cycle, program, state, noise)
 
 
 def test_noise_with_its_keys():
     program = build.program(Settings())
     state, _ = started(program)
-    numbers = train.cycle_numbers(state.key, 3, 5)
-    traced, answer = check(partial(train.draw_numbered, program), state.key, numbers)
+    numbers = training.cycle_numbers(state.key, 3, 5)
+    traced, answer = check(partial(training.draw_numbered, program), state.key, numbers)
     assert len(traced.graph.find_nodes(op="output")[0].args[0]) == len(answer) == 3
 
 
@@ -112,7 +112,7 @@ def test_the_parts_of_a_cycle_around_a_host_environment(kind):
     check_step(worlds.choose, program, state, noise.act[:, 0])
     check_step(worlds.remember, program, state, answer)
     check_step(worlds.conclude, program, state, answer)
-    check_step(train.learn, program, state, noise)
+    check_step(training.learn, program, state, noise)
 
 
 SCHEDULES = {
@@ -235,7 +235,7 @@ def test_a_host_tensor_in_a_step_is_refused_by_name(monkeypatch, shift, match):
     program = examples.program(shifted(shift))
     state, noise = started(program)
     with pytest.raises(ValueError, match=match):
-        edge._graph(edge.donate(vmap(partial(train.collect, program))), (state, noise))
+        edge._graph(edge.donate(vmap(partial(training.collect, program))), (state, noise))
 
 
 # Of these torch itself stops the trace, or the check finds a constant.
@@ -246,7 +246,7 @@ def test_what_waits_for_the_host_is_not_traced(shift):
     program = examples.program(shifted(shift))
     state, noise = started(program)
     with pytest.raises((RuntimeError, ValueError, AssertionError)):
-        check_step(train.collect, program, state, noise)
+        check_step(training.collect, program, state, noise)
 
 
 def test_a_host_constant_of_a_network_is_refused():
@@ -258,7 +258,7 @@ def test_a_host_constant_of_a_network_is_refused():
     program = examples.program(network=plain._replace(apply=apply))
     state, noise = started(program)
     with pytest.raises(ValueError, match=r"got a constant \[4\] torch.float32 on cpu in test_cuda_structure.py"):
-        check_step(train.learn, program, state, noise)
+        check_step(training.learn, program, state, noise)
 
 
 def test_numbers_may_stay_on_the_host():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, compile, envs, evaluate, random, runs, train, transfer, tree, worlds
+from fdqn import build, cli, compile, envs, evaluate, random, runs, training, transfer, tree, worlds
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 
@@ -27,7 +27,7 @@ def on_cpu(nested):
 
 def test_noise_is_the_same_bit_for_bit():
     program, (_, keys) = examples.program(), examples.lanes(3)
-    asserts.assert_trees_equal(train.noise(program, keys, 2, 5), on_cpu(train.noise(program, keys.cuda(), 2, 5)))
+    asserts.assert_trees_equal(training.noise(program, keys, 2, 5), on_cpu(training.noise(program, keys.cuda(), 2, 5)))
     asserts.assert_trees_equal(random.split(keys, 3), random.split(keys.cuda(), 3).cpu())
 
 
@@ -36,17 +36,17 @@ def test_compiled_noise_is_the_same_bit_for_bit():
     program, (_, keys) = examples.program(), examples.lanes(3)
     draw = compile.compiled(program).noise
     for first in (2, 7):
-        asserts.assert_trees_equal(train.noise(program, keys, first, 5), on_cpu(draw(keys.cuda(), first, 5)))
+        asserts.assert_trees_equal(training.noise(program, keys, first, 5), on_cpu(draw(keys.cuda(), first, 5)))
 
 
 @pytest.mark.parametrize("step", ["collect", "cycle"])
 def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
     program, (hyper, keys) = examples.program(), examples.lanes(3)
-    state = train.init(program, on_gpu(hyper), keys.cuda())
+    state = training.init(program, on_gpu(hyper), keys.cuda())
     assert {x.device.type for x in tree.leaves(state)} == {"cuda"}
     expected = on_cpu(state)
-    noises = train.noise(program, keys, 0, 4)
-    fast, plain = getattr(compile.compiled(program), step), getattr(train.vmapped(program), step)
+    noises = training.noise(program, keys, 0, 4)
+    fast, plain = getattr(compile.compiled(program), step), getattr(training.vmapped(program), step)
     for i in range(4):
         here = tree.index(noises, slice(i, i + 1))
         expected, state = plain(expected, here), fast(state, on_gpu(here))
@@ -68,7 +68,7 @@ def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
         with monkeypatch.context() as patch:
             if not captures:
                 patch.setattr(compile, "_captures", lambda xs: False)
-            state = train.init(program, on_gpu(hyper), keys.cuda())
+            state = training.init(program, on_gpu(hyper), keys.cuda())
             states.append(on_cpu(programs.advance(program, state, 43, compile.compiled(program))))
     assert recorded
     # The ring's spare place takes what is not kept, in no order.
@@ -79,8 +79,8 @@ def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
 def test_a_report_reads_the_host_and_nothing_else_does():
     """In a run whose graphs are captured, a report reads the device once."""
     program, (hyper, keys) = examples.program(target_period=4), examples.lanes(2)
-    state = train.init(program, on_gpu(hyper), keys.cuda())
-    reports = train.run(program, state, 10**6, compile.compiled(program), report_every=8 * program.config.env_steps)
+    state = training.init(program, on_gpu(hyper), keys.cuda())
+    reports = training.run(program, state, 10**6, compile.compiled(program), report_every=8 * program.config.env_steps)
     for _ in range(30):
         next(reports)
     with warnings.catch_warnings(record=True) as waits:
@@ -111,8 +111,8 @@ def test_many_cycles_are_captured_in_one_graph_at_a_thousand_seeds(monkeypatch):
     lengths = captured_lengths(monkeypatch)
     settings = Settings(seeds=1024, capacity=256, batch_size=32, hidden=(8,), steps=4_000, device="cuda")
     program, device = build.program(settings), torch.device("cuda")
-    state = train.init(program, build.hyper(settings, device), build.keys(settings).to(device))
-    for _ in train.run(program, state, settings.steps, compile.compiled(program), report_every=2_000):
+    state = training.init(program, build.hyper(settings, device), build.keys(settings).to(device))
+    for _ in training.run(program, state, settings.steps, compile.compiled(program), report_every=2_000):
         pass
     assert max(lengths) >= 16
     assert len(lengths) <= 4
@@ -180,8 +180,8 @@ def test_a_prepared_process_does_not_round_to_tf32_and_repeats(monkeypatch):
     ends = []
     for _ in range(2):
         program = build.program(settings)
-        state = train.init(program, on_gpu(build.hyper(settings)), build.keys(settings).cuda())
-        *_, report = train.run(program, state, settings.steps, compile.compiled(program), report_every=1_000)
+        state = training.init(program, on_gpu(build.hyper(settings)), build.keys(settings).cuda())
+        *_, report = training.run(program, state, settings.steps, compile.compiled(program), report_every=1_000)
         ends.append(on_cpu(report.state.learner))
     asserts.assert_trees_equal(*ends)
 
@@ -229,9 +229,9 @@ def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
     for device in ("cpu", "cuda"):
         program = build.program(settings)
         games = envs.find(settings.env).open(settings.seeds, settings.num_envs)
-        state = train.init(program, tree.to(build.hyper(settings), device), build.keys(settings).to(device))
+        state = training.init(program, tree.to(build.hyper(settings), device), build.keys(settings).to(device))
         functions = runs.functions(program, settings, games)
-        *_, report = train.run(program, worlds.begun(games, state), 120, functions, 30, at_once=1)
+        *_, report = training.run(program, worlds.begun(games, state), 120, functions, 30, at_once=1)
         ends.append(on_cpu(report.state))
         games.close()
     cpu, gpu = ends
@@ -295,8 +295,8 @@ def test_the_constants_of_a_module_are_where_its_parameters_are():
     network = networks.from_module(Shifted)
     program = examples.program()._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.squared))
     hyper, keys = examples.lanes(2)
-    state = train.init(program, on_gpu(hyper), keys.cuda())
-    (*_, report) = train.run(program, state, 600, compile.compiled(program), report_every=120)
+    state = training.init(program, on_gpu(hyper), keys.cuda())
+    (*_, report) = training.run(program, state, 600, compile.compiled(program), report_every=120)
     assert report.updates.min() > 0
     params, obs = tree.index(report.state.learner.params, 0), torch.ones(3, 4)
     expected = network.apply(on_cpu(params), obs)

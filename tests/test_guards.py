@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import cli, history, losses, runs, train, tree
+from fdqn import cli, history, losses, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 
@@ -48,7 +48,7 @@ def advanced(state, cycles, program=None):
 def trained():
     """Lanes that have learned for a while."""
     program, (hyper, keys) = examples.program(), examples.lanes(LANES)
-    return programs.advance(program, train.init(program, hyper, keys), 20)
+    return programs.advance(program, training.init(program, hyper, keys), 20)
 
 
 def others(state):
@@ -68,7 +68,7 @@ def test_a_lane_that_goes_wrong_is_frozen_and_touches_no_other(trained, place, v
         tree.index(after.learner, BAD)._replace(target_params={}),
     )
     assert after.metrics.failed.tolist() == [-1, 21, -1]
-    assert [train.CAUSES[i] for i in after.metrics.cause] == ["nothing", CAUSE.get(place, "loss"), "nothing"]
+    assert [training.CAUSES[i] for i in after.metrics.cause] == ["nothing", CAUSE.get(place, "loss"), "nothing"]
     asserts.assert_trees_equal(tree.index(spoiled.metrics.totals, BAD), tree.index(after.metrics.totals, BAD))
 
 
@@ -111,12 +111,12 @@ class Steeper(torch.autograd.Function):
 )
 def test_losses_and_gradients_that_are_not_finite(spoil, cause):
     program, (hyper, keys) = spoiled_program(spoil), examples.lanes(LANES)
-    start = train.init(program, hyper, keys)
+    start = training.init(program, hyper, keys)
     after = programs.advance(program, tree.clone(start), 12)
     sound = programs.advance(examples.program(), tree.clone(start), 12)
     asserts.assert_trees_equal(tree.index(sound, slice(2)), tree.index(after, slice(2)))
     assert after.metrics.failed.tolist() == [-1, -1, 5]
-    assert train.CAUSES[after.metrics.cause[2]] == cause
+    assert training.CAUSES[after.metrics.cause[2]] == cause
     asserts.assert_trees_equal(tree.index(start.learner.params, 2), tree.index(after.learner.params, 2))
 
 
@@ -124,18 +124,18 @@ def test_the_planted_bug_is_seen(trained):
     """Without the guard the lane's parameters become NaN."""
     program = examples.program()
     spoiled = PLACES["reward"](trained, torch.nan)
-    noise = tree.index(train.noise(program, spoiled.key, 20, 1), 0)
+    noise = tree.index(training.noise(program, spoiled.key, 20, 1), 0)
 
     def unguarded(state, noise):
-        state = train.collect(program, state, noise)
-        batch = train.replay.sample(state.replay, noise.sample[0])
+        state = training.collect(program, state, noise)
+        batch = training.replay.sample(state.replay, noise.sample[0])
         optimizer = program.optimizer(state.hyper)
-        return train.dqn.learn(program.loss, optimizer, state.learner, batch, state.hyper)[0]
+        return training.dqn.learn(program.loss, optimizer, state.learner, batch, state.hyper)[0]
 
     params = vmap(unguarded)(spoiled, noise).params
     with pytest.raises(AssertionError, match="expected a finite number"):
         asserts.assert_finite(params)
-    asserts.assert_finite(vmap(partial(train.cycle, program))(spoiled, noise).learner.params)
+    asserts.assert_finite(vmap(partial(training.cycle, program))(spoiled, noise).learner.params)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -169,14 +169,14 @@ def test_no_parameter_that_is_not_finite_reaches_the_state(trained, leaf):
     hyper = trained.hyper._replace(learning_rate=put(trained.hyper.learning_rate, 1.5))
     after = advanced(trained._replace(hyper=hyper), 3, program._replace(optimizer=optimizer))
     assert after.metrics.failed.tolist() == [-1, 21, -1]
-    assert train.CAUSES[after.metrics.cause[BAD]] == "parameter"
+    assert training.CAUSES[after.metrics.cause[BAD]] == "parameter"
     asserts.assert_trees_equal(tree.index(trained.learner.params, BAD), tree.index(after.learner.params, BAD))
 
 
 def test_reports_name_the_lane_the_cycle_and_the_cause(trained):
     program = examples.program()
     spoiled = PLACES["reward"](trained, torch.nan)
-    *_, last = train.run(program, spoiled, 90, train.vmapped(program), 30)
+    *_, last = training.run(program, spoiled, 90, training.vmapped(program), 30)
     assert last.failed.tolist() == [-1, 21, -1]
     assert last.cause.tolist() == [0, 1, 0]
     assert np.isnan(last.loss).tolist() == [False, True, False]
@@ -242,12 +242,12 @@ def test_on_nan_stop(tmp_path, capsys, monkeypatch):
 
 def test_failed_seeds_are_told_with_step_and_cause(trained):
     program = examples.program()
-    (report,) = train.run(program, PLACES["reward"](trained, torch.nan), 60, train.vmapped(program), 30)
+    (report,) = training.run(program, PLACES["reward"](trained, torch.nan), 60, training.vmapped(program), 30)
     assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {}
     spoiled = PLACES["reward"](trained, torch.nan)
-    *_, report = train.run(program, spoiled, 90, train.vmapped(program), 30)
+    *_, report = training.run(program, spoiled, 90, training.vmapped(program), 30)
     assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
-    assert train.reading(program, report.state).failed.tolist() == [-1, 21, -1]
-    zero = train.dqn.Diagnostics(*torch.zeros(3))
-    counted = train.count_update(tree.index(report.state.metrics, BAD), zero, torch.tensor(True), torch.tensor(40))
+    assert training.reading(program, report.state).failed.tolist() == [-1, 21, -1]
+    zero = training.dqn.Diagnostics(*torch.zeros(3))
+    counted = training.count_update(tree.index(report.state.metrics, BAD), zero, torch.tensor(True), torch.tensor(40))
     assert int(counted.failed) == 21

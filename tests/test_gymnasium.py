@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from plants import rejects
 from test_worlds import Told, told
 
-from fdqn import build, cli, envs, train, tree
+from fdqn import build, cli, envs, training, tree
 from fdqn import compile as edge
 from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
@@ -257,7 +257,7 @@ def test_the_check_of_worlds_finds_mistakes(change, says):
 def test_lanes_of_a_world_may_be_written_over(name):
     """As a compiled run does, whatever the observations are."""
     settings = Settings(env=name, seeds=2, num_envs=3, steps=40, learning_starts=12, batch_size=4, hidden=(4,))
-    state = train.init(build.program(settings), build.hyper(settings), build.keys(settings))
+    state = training.init(build.program(settings), build.hyper(settings), build.keys(settings))
     assert edge.donate(lambda state: state)(state) is state
 
 

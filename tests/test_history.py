@@ -13,7 +13,7 @@ import pytest
 from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
-from fdqn import build, checkpoint, cli, history, runs, statistics, train, tree
+from fdqn import build, checkpoint, cli, history, runs, statistics, training, tree
 from fdqn.settings import to_json
 from fdqn.testing import asserts
 
@@ -25,8 +25,8 @@ def stopped(tmp_path_factory):
     """A run that was stopped at step 60 of 90, with three checkpoints and more."""
     path = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "CYCLES_PER_CALL", 1)
-        started(path, OFTEN, train.vmapped(build.program(OFTEN)), stop_after=20)
+        patched.setattr(training, "CYCLES_PER_CALL", 1)
+        started(path, OFTEN, training.vmapped(build.program(OFTEN)), stop_after=20)
     assert len(checkpoint.newest(path / "checkpoints")) >= 3
     return path
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_passed_over_is_out_of_the_way(run):
     assert where.passed == (damaged,)
     assert [p.name for p in (run / "checkpoints").glob("*.damaged")] == [f"{damaged.name}.damaged"]
     settings = dataclasses.replace(OFTEN, keep_checkpoints=1)
-    last = gone_on(run, settings, train.vmapped(build.program(OFTEN)), where)
+    last = gone_on(run, settings, training.vmapped(build.program(OFTEN)), where)
     assert newest(run).name == "90"
     assert last.step == 90
     with pytest.raises(checkpoint.CheckpointError, match="no such"):
@@ -124,7 +124,7 @@ LIES = {
 def test_a_state_whose_counters_lie_is_refused(run):
     place, settings = newest(run), OFTEN
     program, state = begun(settings)
-    like = {"lanes": state, "since": tree.from_numpy(train.reading(program, state))}
+    like = {"lanes": state, "since": tree.from_numpy(training.reading(program, state))}
     read, record = checkpoint.load(place, like)
     for path, value in LIES.items():
         lanes = tree.clone(read["lanes"])
@@ -178,10 +178,10 @@ def report(step, returns, failed):
     blank = {name: np.zeros(count) for name in ("episodes", "returns", "loss", "q", "grad_norm", "epsilon", "updates")}
     program, state = begun(OFTEN)
     state = state._replace(cycle=state.cycle + step // 3)
-    return train.Report(
+    return training.Report(
         step=step, **blank, last_returns=np.array(returns, np.float32), failed=np.array(failed),
         cause=np.zeros(count, np.int64), evaluation=None, state=state, planned=True,
-        since=train.reading(program, state), compile_seconds=0.0, learning_seconds=0.0, learning_updates=0,
+        since=training.reading(program, state), compile_seconds=0.0, learning_seconds=0.0, learning_updates=0,
         first_update=None,
     )  # fmt: skip
 
@@ -210,7 +210,7 @@ def test_the_best_checkpoint_stays_and_failed_seeds_do_not_count(tmp_path):
 def test_seconds_go_on(run):
     where = restore(run)
     assert where.seconds == history.moment(newest(run)).seconds > 0
-    gone_on(run, OFTEN, train.vmapped(build.program(OFTEN)), where._replace(seconds=1000.0))
+    gone_on(run, OFTEN, training.vmapped(build.program(OFTEN)), where._replace(seconds=1000.0))
     assert float(rows_with_seconds(run)[-1]["seconds"]) > 1000
     assert history.moment(newest(run)).seconds > 1000
 
@@ -227,7 +227,7 @@ def test_rows_are_on_disk_before_a_checkpoint_counts_on_them(tmp_path, monkeypat
     inode = lambda: (tmp_path / "run" / "metrics.csv").stat().st_ino  # noqa: E731
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
     monkeypatch.setattr(checkpoint, "save", lambda *given: (order.append("save"), save(*given))[1])
-    started(tmp_path / "run", OFTEN, train.vmapped(build.program(OFTEN)), stop_after=1)
+    started(tmp_path / "run", OFTEN, training.vmapped(build.program(OFTEN)), stop_after=1)
     assert inode() in order[: order.index("save")]
 
 

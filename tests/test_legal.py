@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from plants import rejects
 from test_worlds import Told
 
-from fdqn import actions, cli, dqn, losses, networks, policies, random, replay, train, tree, worlds
+from fdqn import actions, cli, dqn, losses, networks, policies, random, replay, training, tree, worlds
 from fdqn.envs import episode, silent
 from fdqn.envs.host import gymnasium as gym
 from fdqn.testing import asserts, examples, laws
@@ -99,10 +99,10 @@ def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
     env = ENV if where == "native" else silent.make(world.spec)
     program = examples.program(env, network=network, num_envs=ENVS, capacity=ENVS * steps)
     hyper = dqn.hyper(LANES, epsilon_start=epsilon, epsilon_end=epsilon)
-    state = train.init(program, hyper, random.key(range(LANES)))
-    noise = train.noise(program, state.key, 0, steps)
+    state = training.init(program, hyper, random.key(range(LANES)))
+    noise = training.noise(program, state.key, 0, steps)
     if where == "native":
-        return train.vmapped(program).collect(state, noise).replay
+        return training.vmapped(program).collect(state, noise).replay
     games = world.open(LANES, ENVS)
     functions = worlds.functions(program, games, worlds.vmapped(program))
     state = functions.collect(worlds.begun(games, state), noise)

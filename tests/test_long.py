@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fdqn import build, history, runs, train
+from fdqn import build, history, runs, training
 from fdqn.settings import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -35,8 +35,8 @@ def slope(points):
 def reports(path, settings):
     program = build.program(settings)
     runs.create(settings)
-    state = train.init(program, build.hyper(settings), build.keys(settings))
-    made = train.run(program, state, settings.steps, runs.functions(program, settings), settings.report_every)
+    state = training.init(program, build.hyper(settings), build.keys(settings))
+    made = training.run(program, state, settings.steps, runs.functions(program, settings), settings.report_every)
     return history.record(path, settings, made)
 
 

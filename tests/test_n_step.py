@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fdqn import build, n_step, replay, train, tree
+from fdqn import build, n_step, replay, training, tree
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Transition
 
@@ -165,8 +165,8 @@ def test_a_program_learns_from_rows_over_n_steps():
     one, three = (examples.program(capacity=400, n_step=n, learning_starts=400) for n in (1, 3))
     states = []
     for program in (one, three):
-        state = train.init(program, hyper, keys)
-        functions = train.vmapped(program)
+        state = training.init(program, hyper, keys)
+        functions = training.vmapped(program)
         states.append(functions.collect(state, functions.noise(keys, 0, 60)))
     single, spanning = (state.replay for state in states)
     assert single.added.tolist() == [180, 180]
@@ -219,8 +219,8 @@ def test_the_flag_reaches_the_program():
 def test_chunks_and_lanes_with_steps_in_between():
     hyper, keys = examples.lanes(2)
     program = examples.program(n_step=3)
-    state = train.init(program, hyper, keys)
-    functions = train.vmapped(program)
+    state = training.init(program, hyper, keys)
+    functions = training.vmapped(program)
     state = functions.collect(state, functions.noise(keys, 0, 10))
     noises = functions.noise(keys, 10, 4)
     together = functions.cycle(state, noises)

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import nn
 from torch.func import grad, vmap
 
-from fdqn import compile, dqn, losses, networks, random, train, tree
+from fdqn import compile, dqn, losses, networks, random, training, tree
 from fdqn.networks import modules
 from fdqn.testing import asserts, examples, laws
 
@@ -470,8 +470,8 @@ def test_constants_in_a_program_that_trains():
 
     network = networks.from_module(Shifted)
     program = examples.program()._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.squared))
-    state = train.init(program, *examples.lanes(2))
-    (*_, report) = train.run(program, state, 45, train.vmapped(program), report_every=45)
+    state = training.init(program, *examples.lanes(2))
+    (*_, report) = training.run(program, state, 45, training.vmapped(program), report_every=45)
     assert report.updates.min() > 0
 
 
@@ -918,7 +918,7 @@ def test_training_starts_from_loaded_parameters():
     program = examples.program()
     module = untouched(lambda: sequential(4, (8,), 2))
     params = networks.load(program.network, module.state_dict())
-    state = train.init(program._replace(network=networks.starting_from(program.network, params)), *examples.lanes(3))
+    state = training.init(program._replace(network=networks.starting_from(program.network, params)), *examples.lanes(3))
     for name, x in state.learner.params.items():
         assert torch.equal(x, module.state_dict()[name].expand_as(x))
     asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
@@ -948,13 +948,13 @@ def test_a_module_of_a_network_has_any_names():
 def test_a_factory_that_hands_out_one_module_is_refused_and_the_module_stays_as_it_is(make):
     model, plain = untouched(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2))), nn.ReLU()
     before = tree.clone(dict(model.state_dict()))
-    for training in (True, False):
-        model.train(training)
+    for mode in (True, False):
+        model.train(mode)
         with pytest.raises(
             TypeError, match=r"new module at every call, got the same \['0.weight', .*networks.load and ne"
         ):
             make(lambda: model)
-        assert {m.training for m in model.modules()} == {training}
+        assert {m.training for m in model.modules()} == {mode}
     with pytest.raises(TypeError, match=r"got the same \['0.0.weight', '0.0.bias', '0.2.weight', '0.2.bias'\] again"):
         make(lambda: nn.Sequential(model, nn.Linear(2, 2)))
     with pytest.raises(TypeError, match="got the same ReLU again"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import bits, build, checkpoint, lanes, random, replay, train, tree
+from fdqn import bits, build, checkpoint, lanes, random, replay, training, tree
 from fdqn import compile as edge
 from fdqn.envs.classic import catch
 from fdqn.testing import asserts, examples, laws, programs
@@ -33,7 +33,7 @@ def boolean_catch(shape=(catch.ROWS, catch.COLUMNS)):
 
 def started(count=3, shape=(catch.ROWS, catch.COLUMNS)):
     program, (hyper, keys) = examples.program(boolean_catch(shape)), examples.lanes(count)
-    return program, train.init(program, hyper, keys)
+    return program, training.init(program, hyper, keys)
 
 
 def unpacked(state):
@@ -109,7 +109,7 @@ def test_compiled_in_groups():
     memory = replay.init(Transition(flags, zero.long(), zero, zero, flags, flags[:2]), 8)
     state = {"memory": memory, "seen": torch.zeros(11, dtype=torch.int64)}
     state = tree.stack([state] * 4)
-    expected, addresses = train.fold(vmap(remember))(state, noises), [x.data_ptr() for x in tree.leaves(state)]
+    expected, addresses = training.fold(vmap(remember))(state, noises), [x.data_ptr() for x in tree.leaves(state)]
     got = edge.fold_lanes(remember, lambda _: TWO_BY_TWO)(state, noises)
     asserts.assert_trees_equal(expected, got)
     assert [x.data_ptr() for x in tree.leaves(got)] == addresses
@@ -120,12 +120,12 @@ def test_compiled_in_groups():
 def test_compiled_training_is_the_same_packed_and_unpacked():
     """Bit for bit what the same compiler makes of booleans as they are; operation by operation to rounding."""
     program, state = started(4)
-    noises = train.noise(program, state.key, 0, 20)
+    noises = training.noise(program, state.key, 0, 20)
     early, late = tree.index(noises, slice(4)), tree.index(noises, slice(4, None))
-    collect, cycle = (train.fold(vmap(partial(f, program))) for f in (train.collect, train.cycle))
+    collect, cycle = (training.fold(vmap(partial(f, program))) for f in (training.collect, training.cycle))
     packed, plain = (tree.clone(collect(x, early)) for x in (state, unpacked(state)))
     expected = cycle(packed, late)
-    fast = edge.fold_lanes(partial(train.cycle, program), lambda _: TWO_BY_TWO)
+    fast = edge.fold_lanes(partial(training.cycle, program), lambda _: TWO_BY_TWO)
     packed, plain = fast(packed, late), fast(plain, late)
     assert_same_training(plain, packed)
     assert_same_training(expected, packed, atol=1e-4)
@@ -148,7 +148,7 @@ def test_a_checkpoint_goes_on_as_if_undisturbed(tmp_path):
 
     def through(state):
         path = checkpoint.save(tmp_path, "20", state, {})
-        return checkpoint.load(path, train.init(program, *examples.lanes(3)))[0]
+        return checkpoint.load(path, training.init(program, *examples.lanes(3)))[0]
 
     programs.resumed(partial(programs.advance, program), state, 20, 8, through)
 

@@ -9,7 +9,7 @@ import torch
 from plants import naive, rejects
 
 from fdqn import compile as edge
-from fdqn import random, replay, train, tree
+from fdqn import random, replay, training, tree
 from fdqn.testing import examples, programs
 from fdqn.types import Network
 
@@ -27,23 +27,25 @@ def shared_key(noise):
 
 def chunk_noise(program, keys, first, cycles):
     """All numbers of a chunk from the key of its first cycle."""
-    shape = train.noise(program, keys, first, cycles)
+    shape = training.noise(program, keys, first, cycles)
     key = random.fold_in(keys, first)
     act, env = (
         random.uniform(random.fold_in(key, i), (cycles, *x.shape[2:])).transpose(0, 1) for i, x in enumerate(shape[:2])
     )
-    return train.Noise(act, env, random.bits(random.fold_in(key, 2), (cycles, *shape.sample.shape[2:])).transpose(0, 1))
+    return training.Noise(
+        act, env, random.bits(random.fold_in(key, 2), (cycles, *shape.sample.shape[2:])).transpose(0, 1)
+    )
 
 
 def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
     program, (hyper, keys) = examples.program(), examples.lanes(3)
     programs.lanes(
-        lambda hyper, keys: train.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0
+        lambda hyper, keys: training.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0
     )
-    noise = shared_key(train.noise)
+    noise = shared_key(training.noise)
     with rejects("lane 1 of 3"):
         programs.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
-    monkeypatch.setattr(train, "noise", noise)
+    monkeypatch.setattr(training, "noise", noise)
     with rejects("lane 1 of 3"):
         programs.lanes(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
 
@@ -53,7 +55,7 @@ def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
     same_start = program._replace(network=Network(lambda key: program.network.init(key * 0), program.network.apply))
     with rejects(r"lane 1\[.0.weight.\]: expected a change with its key"):
         programs.lanes(
-            lambda hyper, keys: train.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
+            lambda hyper, keys: training.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
         )
     same = [0, 1, 0]
     with rejects("lanes 0 and 2.*expected them to differ"):
@@ -76,7 +78,7 @@ def test_chunks_rejects_noise_that_depends_on_the_chunk():
         programs.chunks(program, keys, noise=chunk_noise)
 
     def frozen(program, keys, first, cycles):
-        return tree.stack(tree.index(train.noise(program, keys, 0, 1), 0) for _ in range(cycles))
+        return tree.stack(tree.index(training.noise(program, keys, 0, 1), 0) for _ in range(cycles))
 
     with rejects("expected new noise"):
         programs.chunks(program, keys, noise=frozen)
@@ -98,15 +100,15 @@ def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
 )
 def test_metrics_plants(monkeypatch, change, match):
     program, (hyper, keys) = examples.program(steps_per_cycle=2), examples.lanes(2)
-    right = train.count_episodes
-    monkeypatch.setattr(train, "count_episodes", lambda old, step: change(old, right(old, step), step))
+    right = training.count_episodes
+    monkeypatch.setattr(training, "count_episodes", lambda old, step: change(old, right(old, step), step))
     with rejects(match):
         programs.metrics(program, hyper, keys)
 
 
 def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
-    right = train.count_episodes
-    monkeypatch.setattr(train, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
+    right = training.count_episodes
+    monkeypatch.setattr(training, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
     with rejects("lane 0, running: "):
         programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
 
@@ -120,7 +122,7 @@ def test_metrics_rejects_rewards_that_change_on_their_way_into_replay(monkeypatc
 
 def test_resumed_rejects_a_checkpoint_that_forgets():
     program, (hyper, keys) = examples.program(), examples.lanes(2)
-    start, run = train.init(program, hyper, keys), partial(programs.advance, program)
+    start, run = training.init(program, hyper, keys), partial(programs.advance, program)
     programs.resumed(run, start, 6, 5)
     fresh = tree.clone(start)
     forgotten = {

@@ -25,7 +25,7 @@ from fdqn import (
     random,
     replay,
     schedules,
-    train,
+    training,
     tree,
 )
 from fdqn.testing import asserts, laws, probes
@@ -174,7 +174,7 @@ FUNCTIONS = {
     "random.index": (lambda words: random.index(words, 9), (random.bits(KEY, (5,)),)),
     "replay.transition": (
         replay.transition,
-        (BATCH.obs, ACTION, train.Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
+        (BATCH.obs, ACTION, training.Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
     ),
     "replay.init": (lambda row: replay.init(row, 5), (tree.index(BATCH, 0),)),
     "frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
@@ -218,8 +218,8 @@ FUNCTIONS = {
     "tree.clone": (tree.clone, (PARAMS,)),
     "tree.lerp": (lambda a, b: tree.lerp(a, b, 0.3), (PARAMS, GRADS)),
     "tree.norm": (tree.norm, (PARAMS,)),
-    "train.epsilon": (partial(train.epsilon, random_steps=20), (HYPER, torch.tensor(70))),
-    "train.cycle_keys": (lambda keys: train.cycle_keys(keys, 2, 3), (random.key([1, 2]),)),
+    "training.epsilon": (partial(training.epsilon, random_steps=20), (HYPER, torch.tensor(70))),
+    "training.cycle_keys": (lambda keys: training.cycle_keys(keys, 2, 3), (random.key([1, 2]),)),
 }
 """What is not in the table, with the reason."""
 ELSEWHERE = {
@@ -241,7 +241,7 @@ ELSEWHERE = {
         "separate": "looks at memory",
         "to": "does not compute",
     },
-    "train": {
+    "training": {
         **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report", "Stopped"), ""),
         "Interaction": "",
         **dict.fromkeys(
@@ -258,7 +258,7 @@ ELSEWHERE = {
 }
 ROOMS = (
     "actions", "bits", "dqn", "frames", "losses", "n_step", "networks", "optim", "policies", "random",
-    "replay", "schedules", "tree", "train",
+    "replay", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

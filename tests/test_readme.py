@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, envs, train
+from fdqn import cli, compile, envs
 from fdqn.testing import laws
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -20,7 +20,7 @@ def blocks(language):
 def test_programs_run(monkeypatch, capsys):
     training, _, _, law = blocks("python")
     assert len([line for line in training.splitlines() if line.strip() and "import" not in line]) <= 20
-    monkeypatch.setattr(compile, "compiled", train.vmapped)
+    monkeypatch.setattr(compile, "compiled", training.vmapped)
     shortened = training.replace("100_000", "1_200").replace("10_000", "600")
     assert shortened != training
     exec(shortened, {})

@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 
-from fdqn import build, checkpoint, cli, compile, history, runs, train, tree
+from fdqn import build, checkpoint, cli, compile, history, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
@@ -30,7 +30,7 @@ BOUNDARIES = (1, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 16, 19, 20, 21, 25, 27, 2
 
 def begun(settings):
     program = build.program(settings)
-    return program, train.init(program, build.hyper(settings), build.keys(settings))
+    return program, training.init(program, build.hyper(settings), build.keys(settings))
 
 
 def gone_on(path, settings, functions, where, stop_after=None):
@@ -42,7 +42,7 @@ def gone_on(path, settings, functions, where, stop_after=None):
         asked += 1
         return asked == stop_after
 
-    reports = train.run(
+    reports = training.run(
         program, where.state, where.steps, functions, settings.report_every, evaluate=lambda s: s.obs[:, :, 0].numpy(),
         evaluate_every=settings.evaluate_every, stop=stop, since=where.since,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def assert_same_run(expected, got, states):
         assert rows(expected / name) == rows(got / name)
 
 
-ENGINES = {"eager": train.vmapped, "compiled": compile.compiled}
+ENGINES = {"eager": training.vmapped, "compiled": compile.compiled}
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -84,7 +84,7 @@ def undisturbed(functions, tmp_path_factory):
 
 @pytest.mark.parametrize("stopped", BOUNDARIES)
 def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)  # so that it may stop after any
+    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)  # so that it may stop after any
     path = tmp_path / "run"
     started(path, SETTINGS, functions, stop_after=stopped)
     program, state = begun(SETTINGS)
@@ -97,9 +97,9 @@ def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, mo
 @pytest.mark.parametrize("stopped", [1, 3, 5, 8, 14, 19])
 def test_a_run_over_several_steps_goes_on(tmp_path, monkeypatch, stopped):
     """What was not complete is completed, and target copies come when they would have come."""
-    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, n_step=3)
-    functions = train.vmapped(build.program(settings))
+    functions = training.vmapped(build.program(settings))
     undisturbed = tree.clone(started(tmp_path / "undisturbed", settings, functions).state)
     started(tmp_path / "run", settings, functions, stop_after=stopped)
     where = history.restored(tmp_path / "run", settings, *begun(settings))
@@ -128,7 +128,7 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
     program = build.program(settings)
     functions = ENGINES[engine](program)
     expected = tree.clone(started(tmp_path / "whole", settings, functions).state)
-    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
     for stopped in range(1, CYCLES + 1):
         path = tmp_path / str(stopped)
         assert started(path, settings, functions, stop_after=stopped).step == stopped * program.config.env_steps
@@ -148,14 +148,14 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
 )
 def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, value, cause):
     program, start = begun(SETTINGS)
-    *_, last = train.run(program, start, 60, functions, 60)
+    *_, last = training.run(program, start, 60, functions, 60)
     healthy, spoiled = tree.clone(last.state), tree.clone(last.state)
     {"reward": spoiled.replay.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
     before = tree.clone(spoiled)
-    *_, expected = train.run(program, healthy, 90, functions, 90)
-    *_, got = train.run(program, spoiled, 90, functions, 90)
+    *_, expected = training.run(program, healthy, 90, functions, 90)
+    *_, got = training.run(program, spoiled, 90, functions, 90)
     assert got.failed.tolist() == [-1, 21]
-    assert [train.CAUSES[i] for i in got.cause] == ["nothing", cause]
+    assert [training.CAUSES[i] for i in got.cause] == ["nothing", cause]
     asserts.assert_trees_equal(tree.index(expected.state, 0), tree.index(got.state, 0))
     kept, given = tree.index(got.state.learner.params, 1), tree.index(before.learner.params, 1)
     asserts.assert_trees_equal(tree.map(torch.nan_to_num, given), tree.map(torch.nan_to_num, kept))
@@ -163,7 +163,7 @@ def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, 
 
 
 def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
     path = tmp_path / "run"
     last = started(path, SETTINGS, functions, stop_after=2)
     while last.step < SETTINGS.steps:
@@ -174,7 +174,7 @@ def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path,
 
 def test_rows_that_a_checkpoint_does_not_count_on_are_taken_back(tmp_path):
     """As a process that was killed leaves them: half a line."""
-    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     for name in history.ROWS:
         with open(path / name, "a") as file:
@@ -185,7 +185,7 @@ def test_rows_that_a_checkpoint_does_not_count_on_are_taken_back(tmp_path):
 
 
 def test_rows_that_a_checkpoint_counts_on_and_are_not_there_are_named(tmp_path):
-    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     (path / "metrics.csv").write_text("step\n")
     with pytest.raises(checkpoint.CheckpointError, match=r"metrics\.csv: expected at least the \d+ bytes"):
@@ -197,8 +197,8 @@ def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
     path, seen = tmp_path / "run", []
     _, state = begun(settings)
     runs.create(dataclasses.replace(settings, out=str(path)))
-    functions = train.vmapped(build.program(settings))
-    reports = train.run(build.program(settings), state, 90, functions, 15)
+    functions = training.vmapped(build.program(settings))
+    reports = training.run(build.program(settings), state, 90, functions, 15)
     for report in history.record(path, settings, reports, history.Restored(state, None, 0, 90, 0.0)):
         there = [int(place.name) for place in checkpoint.newest(path / "checkpoints")]
         seen.append((report.step, there))
@@ -210,9 +210,9 @@ def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
 
 def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, monkeypatch):
     """Stopped after 20 cycles, 16 of which learned; four are collected before the seventeenth."""
-    monkeypatch.setattr(train, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, save_replay=False, report_every=3, evaluate_every=0)
-    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
     stopped = started(path, settings, functions, stop_after=20).state
     (place,) = checkpoint.newest(path / "checkpoints")
     assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
@@ -223,7 +223,7 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     own = where.state._replace(replay=(), emptied=stopped.emptied)
     asserts.assert_trees_equal(stopped._replace(replay=()), own)
     states = []
-    reports = train.run(program, where.state, 90, functions, 3, since=where.since)
+    reports = training.run(program, where.state, 90, functions, 3, since=where.since)
     for report in history.record(path, settings, reports, where):
         states.append((report.updates.tolist(), tree.clone(report.state)))
     assert [updates for updates, _ in states] == [[n, n] for n in (16, 16, 16, 16, 17, 18, 19, 20, 21, 22)]
@@ -238,7 +238,7 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     other = dataclasses.replace(SETTINGS, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"of config.json, got learning_rate = 0.002 and not 0.1"):
@@ -250,7 +250,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
     settings = dataclasses.replace(SETTINGS, checkpoint_every=30)
-    path, functions = tmp_path / "run", train.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
     expected = started(path, settings, functions)
     newest, before = checkpoint.newest(path / "checkpoints")[:2]
     file = newest / "state.safetensors"

@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, envs, evaluate, export, history, lanes, random, runs, train, tree
+from fdqn import build, envs, evaluate, export, history, lanes, random, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 
@@ -55,10 +55,10 @@ class Made:
         )  # fmt: skip
         self.started = time.perf_counter()
         self.program = build.program(self.settings)
-        state = train.init(self.program, build.hyper(self.settings), build.keys(self.settings))
+        state = training.init(self.program, build.hyper(self.settings), build.keys(self.settings))
         self.path = runs.create(self.settings)
         functions = runs.functions(self.program, self.settings)
-        reports = train.run(self.program, state, self.settings.steps, functions, self.settings.report_every)
+        reports = training.run(self.program, state, self.settings.steps, functions, self.settings.report_every)
         self.reports = list(history.record(self.path, self.settings, reports))
         self.outside = np.arange(60.0).reshape(3, 20)
         self.summary = runs.finish(self.path, self.settings, self.reports[-1], self.started, self.outside)
@@ -621,14 +621,14 @@ def test_cuda_where_there_is_none(monkeypatch):
 
 
 def test_replay_bytes_are_the_bytes_that_replay_takes(made):
-    state = train.init(made.program, build.hyper(made.settings), build.keys(made.settings))
+    state = training.init(made.program, build.hyper(made.settings), build.keys(made.settings))
     lanes = len(build.seeds(made.settings))
     assert build.replay_bytes(made.program, lanes) == tree.nbytes(state.replay.rows)
 
 
 def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
     """State and gradient exactly; what a batch's activations add is less than what is allowed for it."""
-    state = train.init(made.program, build.hyper(made.settings), build.keys(made.settings))
+    state = training.init(made.program, build.hyper(made.settings), build.keys(made.settings))
     lanes = len(build.seeds(made.settings))
     exact = tree.nbytes((state, state.learner.params))
     widths = sum(x.shape[-1] for x in state.learner.params.values() if x.ndim == 2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, dqn, envs, losses, networks, settings, train
+from fdqn import build, cli, dqn, envs, losses, networks, settings, training
 from fdqn.settings import Settings
 from fdqn.types import Hyper, World
 
@@ -167,7 +167,7 @@ def test_a_preset_s_epsilon_is_the_authors(name, expected):
     given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     program, hyper = build.program(given), build.hyper(given)
     steps = torch.tensor(list(expected))
-    share = train.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
+    share = training.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
     assert share.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, evaluate, history, process, runs, toolchain, train
+from fdqn import cli, compile, evaluate, history, process, runs, toolchain, training
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
@@ -285,9 +285,9 @@ def test_a_stopped_run_does_not_begin_to_compile():
         return pytest.fail("it was called")
 
     stop = process.Stop()
-    functions = cli._stopped_before_compiling(train.Functions(*[collect] * 4), stop, True)
+    functions = cli._stopped_before_compiling(training.Functions(*[collect] * 4), stop, True)
     stop.signal = signal.SIGTERM
-    with pytest.raises(train.Stopped):
+    with pytest.raises(training.Stopped):
         functions.collect()
 
 

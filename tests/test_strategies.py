@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fdqn import dqn, schedules, train, tree
+from fdqn import dqn, schedules, training, tree
 from fdqn.testing import asserts, examples, strategies
 from fdqn.types import Transition
 
@@ -227,7 +227,9 @@ def test_configs_of_every_corner_are_drawn():
 @given(strategies.configs())
 def test_configs_run(config):
     program, (hyper, keys) = examples.program()._replace(config=config), examples.lanes(2)
-    *_, last = train.run(program, train.init(program, hyper, keys), 5 * config.env_steps, train.vmapped(program), 10)
+    *_, last = training.run(
+        program, training.init(program, hyper, keys), 5 * config.env_steps, training.vmapped(program), 10
+    )
     asserts.assert_finite(last.state.learner)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.func import grad, vmap
 
 from fdqn import compile as edge
-from fdqn import lanes, networks, random, train, tree
+from fdqn import lanes, networks, random, training, tree
 from fdqn.lanes import Split
 from fdqn.testing import asserts, examples
 
@@ -63,8 +63,8 @@ def test_one_folded_function_called_by_several_threads():
 def test_threads_that_train_at_once_get_the_bits_of_one_alone():
     def trained(i):
         program, (hyper, keys) = examples.program(hidden=(8 + i,)), examples.lanes(3)
-        state = train.init(program, hyper, keys)
-        *_, report = train.run(program, state, 600, edge.compiled(program), report_every=200)
+        state = training.init(program, hyper, keys)
+        *_, report = training.run(program, state, 600, edge.compiled(program), report_every=200)
         return tree.clone(report.state)
 
     for i, result in enumerate(at_once(trained)):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fdqn import build, dqn, envs, losses, networks, random, replay, train, tree
+from fdqn import build, dqn, envs, losses, networks, random, replay, training, tree
 from fdqn import compile as edge
 from fdqn.envs.classic import cartpole
 from fdqn.settings import Settings
@@ -20,7 +20,7 @@ from fdqn.types import Network
 
 def started(lanes=2, seed=0, **settings):
     program, (hyper, keys) = examples.program(**settings), examples.lanes(lanes, seed)
-    return program, train.init(program, hyper, keys)
+    return program, training.init(program, hyper, keys)
 
 
 def moving_parts(state):
@@ -47,7 +47,7 @@ def test_noise_of_lanes():
     program, (hyper, keys) = examples.program(), examples.lanes(4)
 
     def noise(hyper, keys):
-        return tree.map(lambda x: x.transpose(0, 1), train.noise(program, keys, 5, 3))
+        return tree.map(lambda x: x.transpose(0, 1), training.noise(program, keys, 5, 3))
 
     programs.lanes(noise, hyper, keys, atol=0.0, rtol=0.0)
 
@@ -62,7 +62,7 @@ def test_noise_does_not_depend_on_chunks(config):
 
 def test_noise_is_what_it_says():
     program, (_, keys) = examples.program(steps_per_cycle=2, updates_per_cycle=3, target_period=3), examples.lanes(2)
-    noise = laws.pure(train.noise, program, keys, 3, 5)
+    noise = laws.pure(training.noise, program, keys, 3, 5)
     shapes = [tuple(x.shape) for x in noise]
     assert shapes == [(5, 2, 2, 3, 2), (5, 2, 2, 3, 4), (5, 2, 3, 8)]
     assert noise.sample.dtype == torch.int64
@@ -100,20 +100,22 @@ def test_a_stopped_run_goes_on_as_if_undisturbed():
 def test_a_cycle_is_learning_after_collecting():
     program, state = started()
     state = programs.advance(program, state, 30)
-    noise = tree.index(train.noise(program, state.key, 30, 1), 0)
+    noise = tree.index(training.noise(program, state.key, 30, 1), 0)
     asserts.assert_trees_equal(
-        vmap(partial(train.cycle, program))(state, noise),
-        vmap(partial(train.learn, program))(vmap(partial(train.collect, program))(state, noise), noise),
+        vmap(partial(training.cycle, program))(state, noise),
+        vmap(partial(training.learn, program))(vmap(partial(training.collect, program))(state, noise), noise),
     )
 
 
 def test_noise_is_drawn_of_the_keys_of_its_cycles():
     program, state = started()
-    keys = train.cycle_keys(state.key, 5, 3)
-    asserts.assert_trees_equal(train.noise(program, state.key, 5, 3), train.draw(program, keys))
-    numbers = train.cycle_numbers(state.key, 5, 3)
+    keys = training.cycle_keys(state.key, 5, 3)
+    asserts.assert_trees_equal(training.noise(program, state.key, 5, 3), training.draw(program, keys))
+    numbers = training.cycle_numbers(state.key, 5, 3)
     assert numbers.tolist() == [5, 6, 7]
-    asserts.assert_trees_equal(train.noise(program, state.key, 5, 3), train.draw_numbered(program, state.key, numbers))
+    asserts.assert_trees_equal(
+        training.noise(program, state.key, 5, 3), training.draw_numbered(program, state.key, numbers)
+    )
 
 
 @pytest.mark.parametrize("env", envs.names())
@@ -122,30 +124,30 @@ def test_draws_on_a_device_are_long_enough_for_graphs_of_many_cycles(env):
     for settings in (Settings(env=env), Settings(env=env, target_period=30), Settings(env=env, tau=0.5)):
         program = build.program(settings)
         keys = torch.empty((1024, 2), dtype=torch.int64, device="meta")
-        cycles = train._cycles_per_draw(program, keys)
-        assert 16 <= cycles <= train.CYCLES_PER_DRAW
+        cycles = training._cycles_per_draw(program, keys)
+        assert 16 <= cycles <= training.CYCLES_PER_DRAW
         assert cycles % (program.config.target_period or 1) == 0
-        assert cycles * 1024 * train._words(program) * 8 <= 2**27
-        assert train._cycles_per_draw(program, torch.zeros(1024, 2)) <= 3
+        assert cycles * 1024 * training._words(program) * 8 <= 2**27
+        assert training._cycles_per_draw(program, torch.zeros(1024, 2)) <= 3
 
 
 def test_a_run_on_a_device_takes_many_cycles_in_a_call(monkeypatch):
     """At 1,024 seeds, with the draws of CUDA: the lengths that would be captured are few, and at least 16."""
-    plain = train._cycles_per_draw
-    monkeypatch.setattr(train, "_cycles_per_draw", lambda program, keys: plain(program, keys.to("meta")))
+    plain = training._cycles_per_draw
+    monkeypatch.setattr(training, "_cycles_per_draw", lambda program, keys: plain(program, keys.to("meta")))
     settings = Settings(seeds=1024, capacity=128, hidden=(), steps=4_000)
     program, lengths = build.program(settings), []
-    state = train.init(program, build.hyper(settings), build.keys(settings))
+    state = training.init(program, build.hyper(settings), build.keys(settings))
 
     def counted(state, noise):
         lengths.append(len(noise.act))
         return state
 
     def noise(keys, first, cycles):
-        return train.Noise(*(torch.zeros(cycles, 1) for _ in train.Noise._fields))
+        return training.Noise(*(torch.zeros(cycles, 1) for _ in training.Noise._fields))
 
-    functions = train.Functions(noise, counted, counted, lambda state: state)
-    for _ in train.run(program, state, settings.steps, functions, report_every=settings.steps):
+    functions = training.Functions(noise, counted, counted, lambda state: state)
+    for _ in training.run(program, state, settings.steps, functions, report_every=settings.steps):
         pass
     assert sum(lengths) == 400
     assert lengths[-14:] == [20] * 14
@@ -154,25 +156,25 @@ def test_a_run_on_a_device_takes_many_cycles_in_a_call(monkeypatch):
 def test_step_functions_are_pure():
     program, state = started()
     state = programs.advance(program, state, 5)
-    noise = train.noise(program, state.key, 5, 1)
-    for f in (train.vmapped(program).collect, train.vmapped(program).cycle):
+    noise = training.noise(program, state.key, 5, 1)
+    for f in (training.vmapped(program).collect, training.vmapped(program).cycle):
         laws.pure(f, state, noise)
-    laws.pure(train.vmapped(program).sync, state)
+    laws.pure(training.vmapped(program).sync, state)
 
 
 def test_n_cycles_in_a_call_equal_n_calls():
     program, state = started()
     state = programs.advance(program, state, 5)
-    noise = train.noise(program, state.key, 5, 4)
+    noise = training.noise(program, state.key, 5, 4)
 
     def four(state, noises):
         for i in range(4):
-            state = train.cycle(program, state, tree.index(noises, i))
+            state = training.cycle(program, state, tree.index(noises, i))
         return state
 
     together = vmap(four, in_dims=(0, 1))(state, noise)
     for i in range(4):
-        state = train.vmapped(program).cycle(state, tree.index(noise, slice(i, i + 1)))
+        state = training.vmapped(program).cycle(state, tree.index(noise, slice(i, i + 1)))
     asserts.assert_trees_equal(state, together)
 
 
@@ -185,11 +187,11 @@ def test_a_new_state():
     assert state.cycle.tolist() == [0, 0]
     assert state.learner.updates.tolist() == [0, 0]
     assert state.metrics.returns.isnan().all()
-    assert state.metrics.returns.shape == (2, train.EPISODES_KEPT + 1)
+    assert state.metrics.returns.shape == (2, training.EPISODES_KEPT + 1)
     asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
     leaves = [x for x in tree.leaves(state) if x.numel()]
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
-    laws.pure(train.init, program, *examples.lanes(2))
+    laws.pure(training.init, program, *examples.lanes(2))
 
 
 def test_purposes_use_keys_of_their_own():
@@ -206,12 +208,12 @@ def test_purposes_use_keys_of_their_own():
 def test_collect_stores_what_happened():
     """The environments stepped by hand, with the actions that epsilon-greedy chooses by hand."""
     program, (hyper, keys) = examples.program(num_envs=2, steps_per_cycle=2), examples.lanes(1)
-    state = train.init(program, hyper, keys)
+    state = training.init(program, hyper, keys)
     lane = tree.index(state, 0)
     world, obs, legal = lane.env_state, lane.obs, lane.legal
     expected, taken = [], 0
     for cycle in range(12):
-        noise = tree.index(train.noise(program, keys, cycle, 1), (0, 0))
+        noise = tree.index(training.noise(program, keys, cycle, 1), (0, 0))
         for i in range(2):
             share = 1 + (float(lane.hyper.epsilon_end) - 1) * min(1.0, taken / float(lane.hyper.epsilon_steps))
             q = program.network.apply(lane.learner.params, obs)
@@ -221,7 +223,7 @@ def test_collect_stores_what_happened():
             rows = zip(obs, action, step.reward, step.terminated, step.next_obs, step.next_legal, strict=True)
             expected += [(o, a, r, 1.0 - t.float(), n, m) for o, a, r, t, n, m in rows]
             obs, legal, taken = step.obs, step.legal, taken + 2
-        state = train.vmapped(program).collect(state, train.noise(program, keys, cycle, 1))
+        state = training.vmapped(program).collect(state, training.noise(program, keys, cycle, 1))
     expected = expected[-40:]
     start = 48 % 40
     got = tree.map(lambda x: x[0].roll(-start, 0), state.replay.rows)
@@ -253,22 +255,22 @@ def warming(learning_starts=21, steps_per_cycle=2, **hyper):
         num_envs=2, steps_per_cycle=steps_per_cycle, learning_starts=learning_starts, random_warmup=True
     )
     _, keys = examples.lanes(2)
-    return program, train.init(program, dqn.hyper(2, epsilon_steps=40, **hyper), keys)
+    return program, training.init(program, dqn.hyper(2, epsilon_steps=40, **hyper), keys)
 
 
 def explored(program, keys, cycle):
     """The actions [S, k, E] that are drawn where all are random."""
-    u = train.noise(program, keys, cycle, 1).act[0, ..., 1]
+    u = training.noise(program, keys, cycle, 1).act[0, ..., 1]
     return (u * program.env.spec.actions).long()
 
 
 def test_actions_are_uniform_until_learning_starts_and_greedy_from_there():
     """With an epsilon that is 0 from its start: the untrained network acts in no step before that."""
     program, state = warming(epsilon_start=0.0, epsilon_end=0.0)
-    functions, uniform = train.vmapped(program), []
+    functions, uniform = training.vmapped(program), []
     for cycle in range(10):
-        noise = train.noise(program, state.key, cycle, 1)
-        assert (train.reading(program, state).epsilon == (cycle < 6)).all()
+        noise = training.noise(program, state.key, cycle, 1)
+        assert (training.reading(program, state).epsilon == (cycle < 6)).all()
         step = functions.collect if cycle < 6 else functions.cycle
         before, state = state, step(tree.clone(state), noise)
         taken = state.replay.rows.action[:, 4 * cycle : 4 * cycle + 4].reshape(2, 2, 2)
@@ -283,8 +285,8 @@ def test_epsilon_anneals_from_where_learning_starts():
     for step in starts:
         now = state._replace(cycle=torch.full_like(state.cycle, step // 4))
         now = now._replace(learner=now.learner._replace(updates=torch.full_like(state.cycle, max(0, step // 4 - 6))))
-        reported.append(train.reading(program, now).epsilon.tolist())
-    assert train.random_steps(program, state).tolist() == [24, 24]
+        reported.append(training.reading(program, now).epsilon.tolist())
+    assert training.random_steps(program, state).tolist() == [24, 24]
     expected = [1.0, 1.0, 0.8, 0.5, 0.2, 0.2]
     assert reported == [[pytest.approx(x)] * 2 for x in expected]
 
@@ -292,22 +294,24 @@ def test_epsilon_anneals_from_where_learning_starts():
 def test_a_replay_emptied_before_the_first_update_prolongs_the_warmup_and_one_emptied_later_does_not():
     program, state = warming(epsilon_start=0.8, epsilon_end=0.2)
     at = state._replace(cycle=torch.full_like(state.cycle, 7), emptied=torch.full_like(state.cycle, 3))
-    assert train.reading(program, at).epsilon.tolist() == [1.0, 1.0], "12 steps later than without"
+    assert training.reading(program, at).epsilon.tolist() == [1.0, 1.0], "12 steps later than without"
     later = at._replace(cycle=at.cycle + 2)
-    assert train.reading(program, later).epsilon.tolist() == [pytest.approx(0.8)] * 2
+    assert training.reading(program, later).epsilon.tolist() == [pytest.approx(0.8)] * 2
     learned = at._replace(learner=at.learner._replace(updates=at.learner.updates + 5))
-    assert train.reading(program, learned).epsilon.tolist() == [pytest.approx(0.74)] * 2, "by its step, as undisturbed"
+    assert training.reading(program, learned).epsilon.tolist() == [pytest.approx(0.74)] * 2, (
+        "by its step, as undisturbed"
+    )
 
 
 def test_without_the_warmup_epsilon_is_what_it_was():
     hyper, steps = dqn.hyper(1, epsilon_steps=70), torch.arange(100)
-    asserts.assert_trees_equal(train.epsilon(hyper, steps), train.epsilon(hyper, steps, 0))
-    asserts.assert_trees_equal(train.epsilon(hyper, steps), train.epsilon(hyper, steps, torch.tensor(0)))
+    asserts.assert_trees_equal(training.epsilon(hyper, steps), training.epsilon(hyper, steps, 0))
+    asserts.assert_trees_equal(training.epsilon(hyper, steps), training.epsilon(hyper, steps, torch.tensor(0)))
 
 
 def test_epsilon_follows_environment_steps():
     hyper = tree.index(dqn.hyper(1, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200), 0)
-    laws.schedule(partial(train.epsilon, hyper), 0.9, 0.1, 200)
+    laws.schedule(partial(training.epsilon, hyper), 0.9, 0.1, 200)
 
 
 # The host loop
@@ -318,8 +322,10 @@ class Counted:
 
     def __init__(self, program):
         self.log = []
-        plain = train.vmapped(program)
-        self.functions = train.Functions(*(partial(self.call, n, getattr(plain, n)) for n in train.Functions._fields))
+        plain = training.vmapped(program)
+        self.functions = training.Functions(
+            *(partial(self.call, n, getattr(plain, n)) for n in training.Functions._fields)
+        )
 
     def call(self, name, f, *args):
         if name != "noise":
@@ -330,7 +336,7 @@ class Counted:
 def ran(steps=300, every=60, lanes=2, **settings):
     program, state = started(lanes, **settings)
     counted = Counted(program)
-    reports = list(train.run(program, state, steps, counted.functions, every))
+    reports = list(training.run(program, state, steps, counted.functions, every))
     return program, counted.log, reports
 
 
@@ -409,7 +415,7 @@ def test_chunks_of_noise_do_not_change_a_run(monkeypatch, name, value, done):
     program, state = started()
     state = programs.advance(program, state, done) if done else state
     expected = programs.advance(program, tree.clone(state), 30)
-    monkeypatch.setattr(train, name, value)
+    monkeypatch.setattr(training, name, value)
     asserts.assert_trees_equal(expected, programs.advance(program, state, 30))
 
 
@@ -422,26 +428,26 @@ def test_reports_do_not_change_a_run():
 def test_evaluations_come_when_they_are_due():
     program, state = started()
     answers = np.arange(4.0).reshape(2, 2)
-    reports = list(train.run(program, state, 90, train.vmapped(program), 30, lambda state: answers, 45))
+    reports = list(training.run(program, state, 90, training.vmapped(program), 30, lambda state: answers, 45))
     assert [(r.step, r.evaluation is not None) for r in reports] == [(30, False), (45, True), (60, False), (90, True)]
     assert reports[1].evaluation is answers
     program, state = started()
-    reports = list(train.run(program, state, 60, train.vmapped(program), 30, lambda state: answers, 0))
+    reports = list(training.run(program, state, 60, training.vmapped(program), 30, lambda state: answers, 0))
     assert [r.evaluation for r in reports] == [None, None]
 
 
 def test_reports_say_what_the_lanes_did():
     """Means between two reports, recomputed from the sums at their moments and from the log of losses."""
     program, state = started()
-    losses_seen, plain = [], train.vmapped(program)
+    losses_seen, plain = [], training.vmapped(program)
 
     def cycle(state, noise):
         before = state.metrics.totals.loss
-        after = vmap(partial(train.cycle, program))(state, noise)
+        after = vmap(partial(training.cycle, program))(state, noise)
         losses_seen.append(after.metrics.totals.loss - before)
         return after
 
-    reports = list(train.run(program, state, 120, plain._replace(cycle=train.fold(cycle)), 30))
+    reports = list(training.run(program, state, 120, plain._replace(cycle=training.fold(cycle)), 30))
     assert np.isfinite(reports[0].loss).all()
     done = 0
     for report, before in zip(reports, [None, *reports], strict=False):
@@ -454,10 +460,12 @@ def test_reports_say_what_the_lanes_did():
         expected = (now[1] - then[1]) / (now[0] - then[0])
         np.testing.assert_allclose(report.returns, expected.numpy(), rtol=1e-9)
         assert report.episodes.tolist() == now[0].tolist()
-        np.testing.assert_allclose(report.epsilon, train.epsilon(report.state.hyper, torch.tensor(report.step)).numpy())
+        np.testing.assert_allclose(
+            report.epsilon, training.epsilon(report.state.hyper, torch.tensor(report.step)).numpy()
+        )
         kept = report.last_returns[~np.isnan(report.last_returns)]
         assert len(kept) == sum(report.episodes)
-        assert report.last_returns.shape == (2, train.EPISODES_KEPT)
+        assert report.last_returns.shape == (2, training.EPISODES_KEPT)
 
 
 def test_reports_before_anything_happened_are_nan():
@@ -479,7 +487,7 @@ def test_times_only_grow():
 def test_a_run_at_its_end_only_reports():
     program, state = started()
     state = programs.advance(program, state, 10)
-    (report,) = train.run(program, state, 30, train.vmapped(program), 10)
+    (report,) = training.run(program, state, 30, training.vmapped(program), 10)
     assert (report.step, *report.updates) == (30, 6, 6)
     asserts.assert_trees_equal(state, report.state)
 
@@ -501,8 +509,8 @@ def assert_same_reports(expected, got):
 def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
     """Every leaf and every report, those on the way to the next report included."""
     program, state = started()
-    functions, ends = train.vmapped(program), []
-    expected = list(train.run(program, tree.clone(state), 3 * 24, functions, 12))
+    functions, ends = training.vmapped(program), []
+    expected = list(training.run(program, tree.clone(state), 3 * 24, functions, 12))
 
     class Stop:
         """Asked after each cycle, since eager functions have been called before."""
@@ -514,24 +522,24 @@ def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
             return Stop.calls == stopped
 
     one_at_a_time = pytest.MonkeyPatch()
-    one_at_a_time.setattr(train, "CYCLES_PER_CALL", 1)
-    before = list(train.run(program, state, 3 * 24, functions, 12, stop=Stop()))
+    one_at_a_time.setattr(training, "CYCLES_PER_CALL", 1)
+    before = list(training.run(program, state, 3 * 24, functions, 12, stop=Stop()))
     one_at_a_time.undo()
     if not before[-1].planned:
         ends = [before.pop()]
     last = (ends or before)[-1]
     assert last.step == 3 * stopped
-    after = list(train.run(program, last.state, 3 * 24, functions, 12, since=last.since))
+    after = list(training.run(program, last.state, 3 * 24, functions, 12, since=last.since))
     asserts.assert_trees_equal(expected[-1].state, after[-1].state)
     assert_same_reports(expected, before + (after if stopped < 24 else []))
 
 
 def test_means_of_a_report_that_forgot_where_they_were_counted_from_differ():
     program, state = started()
-    functions = train.vmapped(program)
-    expected = list(train.run(program, tree.clone(state), 72, functions, 36))
-    stopped = list(train.run(program, state, 54, functions, 36))[-1]
-    after = list(train.run(program, stopped.state, 72, functions, 36))
+    functions = training.vmapped(program)
+    expected = list(training.run(program, tree.clone(state), 72, functions, 36))
+    stopped = list(training.run(program, state, 54, functions, 36))[-1]
+    after = list(training.run(program, stopped.state, 72, functions, 36))
     with pytest.raises(AssertionError, match="at step 72"):
         assert_same_reports(expected[1:], after)
 
@@ -543,20 +551,20 @@ def test_means_of_a_report_that_forgot_where_they_were_counted_from_differ():
 def test_cadences_that_cannot_be(steps, every, message):
     program, state = started()
     with pytest.raises(ValueError, match=message):
-        list(train.run(program, state, steps, train.vmapped(program), every))
+        list(training.run(program, state, steps, training.vmapped(program), every))
 
 
 def test_a_network_for_another_number_of_actions():
     program = examples.program()
     wrong = networks.mlp(4, (8,), 3)
     with pytest.raises(ValueError, match=r"network.apply: expected shape \[S E 2\], got \[2, 3, 3\]"):
-        train.init(program._replace(network=wrong), *examples.lanes(2))
+        training.init(program._replace(network=wrong), *examples.lanes(2))
 
 
 def test_a_network_for_another_observation():
     program = examples.program()
     with pytest.raises(ValueError, match=r"obs: expected shape \[... 5\]"):
-        train.init(program._replace(network=networks.mlp(5, (8,), 2)), *examples.lanes(2))
+        training.init(program._replace(network=networks.mlp(5, (8,), 2)), *examples.lanes(2))
 
 
 @pytest.mark.parametrize(
@@ -575,13 +583,13 @@ def test_an_environment_that_is_not_as_it_says(change, error, message):
     program = examples.program()
     env = program.env._replace(spec=program.env.spec._replace(**change))
     with pytest.raises(error, match=message):
-        train.init(program._replace(env=env), *examples.lanes(2))
+        training.init(program._replace(env=env), *examples.lanes(2))
 
 
 def test_as_many_hyper_parameters_as_keys():
     hyper, keys = examples.lanes(3)
     with pytest.raises(ValueError, match=r"learning_rate: expected shape \[S\] with S = 2, got \[3\]"):
-        train.init(examples.program(), hyper, keys[:2])
+        training.init(examples.program(), hyper, keys[:2])
 
 
 def breaks(change):
@@ -606,13 +614,13 @@ def breaks(change):
 )
 def test_what_does_not_fit_is_said_before_anything_runs(change, error, message):
     program = examples.program(breaks(change))
-    state = train.init(program, *examples.lanes(2))
+    state = training.init(program, *examples.lanes(2))
 
     def never(*args):
         raise AssertionError("a step function was called")
 
     with pytest.raises(error, match=message):
-        list(train.run(program, state, 30, train.Functions(never, never, never, never), 10))
+        list(training.run(program, state, 30, training.Functions(never, never, never, never), 10))
 
 
 # Learning
@@ -629,9 +637,9 @@ def learned(probe, double, **changes):
         2, learning_rate=0.02, gamma=GAMMA, epsilon_start=1.0, epsilon_end=0.3, epsilon_steps=200, max_grad_norm=10.0
     )
     program = program._replace(**changes)
-    state = train.init(program, hyper, random.key([0, 1]))
-    functions = train.vmapped(program)
-    *_, last = train.run(program, state, 4 * CYCLES, functions, 4 * CYCLES)
+    state = training.init(program, hyper, random.key([0, 1]))
+    functions = training.vmapped(program)
+    *_, last = training.run(program, state, 4 * CYCLES, functions, 4 * CYCLES)
     return vmap(program.network.apply, in_dims=(0, None))(last.state.learner.params, probe.obs)
 
 
@@ -695,8 +703,8 @@ def test_learns_cartpole():
         world, (64, 64), num_envs=10, batch_size=64, capacity=10_000, learning_starts=1000, target_period=20
     )
     hyper = dqn.hyper(8, learning_rate=2e-3, epsilon_steps=6000, max_grad_norm=10.0)
-    state = train.init(program, hyper, random.key(list(range(8))))
-    *_, last = train.run(program, state, 20_000, edge.compiled(program), 2_000)
+    state = training.init(program, hyper, random.key(list(range(8))))
+    *_, last = training.run(program, state, 20_000, edge.compiled(program), 2_000)
     assert np.median(np.nanmean(last.last_returns, axis=1)) > 100
 
 
@@ -704,7 +712,7 @@ def test_a_new_state_is_nobody_elses():
     program = examples.program()
     hyper, keys = examples.lanes(2)
     before = tree.clone((hyper, keys))
-    state = train.init(program, hyper, keys)
+    state = training.init(program, hyper, keys)
     storages = [x.untyped_storage().data_ptr() for x in tree.leaves((state, hyper, keys))]
     assert len(set(storages)) == len(storages)
     for x in tree.leaves(state):
@@ -716,9 +724,9 @@ def test_keys_and_hyper_parameters_that_do_not_fit():
     program = examples.program()
     hyper, keys = examples.lanes(2)
     with pytest.raises(TypeError, match="keys: expected an integer dtype"):
-        train.init(program, hyper, keys.float())
+        training.init(program, hyper, keys.float())
     with pytest.raises(ValueError, match=r"^learning_rate: expected it on the device of keys, cpu, got meta"):
-        train.init(program, hyper._replace(learning_rate=hyper.learning_rate.to("meta")), keys)
+        training.init(program, hyper._replace(learning_rate=hyper.learning_rate.to("meta")), keys)
 
 
 PICKLED = {
@@ -739,8 +747,8 @@ def test_programs_can_be_pickled(name):
     hyper, keys = dqn.hyper(2), random.key([0, 1])
     after = []
     for each in (program, again):
-        functions = train.vmapped(each)
-        state = train.init(each, hyper, keys)
+        functions = training.vmapped(each)
+        state = training.init(each, hyper, keys)
         after.append(functions.cycle(state, functions.noise(keys, 0, 1)))
     asserts.assert_trees_equal(*after)
 
@@ -755,13 +763,13 @@ def test_a_cycle_is_its_steps_and_then_its_updates():
     """In the order of `collect` and `learn`, with epsilon that changes within the cycle."""
     config = {"steps_per_cycle": 3, "updates_per_cycle": 2, "target_period": 4, "learning_starts": 18}
     program, (hyper, keys) = examples.program(**config), examples.lanes(2)
-    state = programs.advance(program, train.init(program, hyper, keys), 4)
-    noise = tree.index(train.noise(program, keys, 4, 1), 0)
-    expected = vmap(partial(train.cycle, program))(state, noise)
-    steps = train.interactions(noise)
+    state = programs.advance(program, training.init(program, hyper, keys), 4)
+    noise = tree.index(training.noise(program, keys, 4, 1), 0)
+    expected = vmap(partial(training.cycle, program))(state, noise)
+    steps = training.interactions(noise)
     for i in range(3):
-        state = vmap(partial(train.interact, program))(state, tree.index(steps, i))
+        state = vmap(partial(training.interact, program))(state, tree.index(steps, i))
     state = state._replace(cycle=state.cycle + 1)
     for i in range(2):
-        state = vmap(partial(train.update, program))(state, noise.sample[:, i])
+        state = vmap(partial(training.update, program))(state, noise.sample[:, i])
     asserts.assert_trees_equal(expected, state)

@@ -5,7 +5,7 @@ import torch
 from torch.func import grad, vmap
 
 from fdqn import compile as edge
-from fdqn import train, tree, verify
+from fdqn import training, tree, verify
 from fdqn.testing import examples, programs
 
 
@@ -59,7 +59,7 @@ def wrong_at(*calls):
 
     def fold(state, xs):
         called.append(1)
-        return train.fold(vmap(lambda s, x: s + x))(state, xs) * (2 if len(called) in calls else 1)
+        return training.fold(vmap(lambda s, x: s + x))(state, xs) * (2 if len(called) in calls else 1)
 
     return verify.with_comparison(fold, step), asked
 
@@ -119,17 +119,17 @@ def wrong_updates(monkeypatch):
         return state._replace(metrics=state.metrics._replace(totals=totals._replace(grad_norm=totals.grad_norm * 1.07)))
 
     def fold_lanes(step, split, **soon):
-        return lambda state, xs: off(train.fold(vmap(step))(state, xs), xs)
+        return lambda state, xs: off(training.fold(vmap(step))(state, xs), xs)
 
     monkeypatch.setattr(edge, "fold_lanes", fold_lanes)
-    monkeypatch.setattr(edge, "_noise", lambda program: lambda *given: train.noise(program, *given))
+    monkeypatch.setattr(edge, "_noise", lambda program: lambda *given: training.noise(program, *given))
 
 
 @pytest.mark.usefixtures("wrong_updates")
 @pytest.mark.parametrize("config", [{}, {"updates_per_cycle": 16, "target_period": 16}], ids=str)
 def test_a_program_that_is_compiled_wrongly_is_not_trained(config):
     program, (hyper, keys) = examples.program(**config), examples.lanes(2)
-    state = train.init(program, hyper, keys)
+    state = training.init(program, hyper, keys)
     with pytest.raises(verify.MismatchError, match=r"\.metrics\.totals\.grad_norm"):
         programs.advance(program, tree.clone(state), 8, edge.compiled(program))
     programs.advance(program, state, 8, edge.compiled(program, check_compile=False))

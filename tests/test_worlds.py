@@ -34,7 +34,7 @@ from fdqn import (
     random,
     replay,
     runs,
-    train,
+    training,
     transfer,
     tree,
     worlds,
@@ -350,10 +350,10 @@ def trained(settings, world=None, parts=None, cycles=None):
     """The lanes after a run."""
     program = build.program(settings)
     games = (world or envs.find(settings.env)).open(settings.seeds, settings.num_envs)
-    state = worlds.begun(games, train.init(program, build.hyper(settings), build.keys(settings)))
+    state = worlds.begun(games, training.init(program, build.hyper(settings), build.keys(settings)))
     functions = worlds.functions(program, games, (parts or worlds.vmapped)(program))
     steps = settings.steps if cycles is None else cycles * program.config.env_steps
-    *_, last = train.run(program, state, steps, functions, settings.report_every, at_once=1)
+    *_, last = training.run(program, state, steps, functions, settings.report_every, at_once=1)
     games.close()
     return last
 
@@ -364,7 +364,7 @@ def test_a_warmup_in_a_world_is_uniformly_random():
     program, keys = build.program(settings), build.keys(settings)
     actions = trained(settings).state.replay.rows.action
     warm = math.ceil(settings.learning_starts / 3)
-    drawn = [(train.noise(program, keys, i, 1).act[0, :, 0, :, 1] * 2).long() for i in range(warm + 3)]
+    drawn = [(training.noise(program, keys, i, 1).act[0, :, 0, :, 1] * 2).long() for i in range(warm + 3)]
     same = [torch.equal(actions[:, 3 * i : 3 * i + 3], drawn[i]) for i in range(warm + 3)]
     assert same[:warm] == [True] * warm
     assert not all(same[warm:])
@@ -388,18 +388,18 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
     last = trained(settings)
     for lane in range(2):
         own, key = tree.index(hyper, lane), keys[lane]
-        state = tree.index(train.init(program, hyper, keys), lane)
+        state = tree.index(training.init(program, hyper, keys), lane)
         seeds = random.bits(random.fold_in(random.fold_in(key, random.WORLD), 0), (3,)).tolist()
         games = [gymnasium.make("CartPole-v1") for _ in seeds]
         obs = np.stack([g.reset(seed=s)[0] for g, s in zip(games, seeds, strict=True)])
         every = torch.ones((3, 2), dtype=torch.bool)
         for number in range(settings.steps // 3):
-            noise = tree.index(tree.index(train.noise(program, keys, number, 1), 0), lane)
-            share = train.epsilon(own, torch.tensor(3 * number))
+            noise = tree.index(tree.index(training.noise(program, keys, number, 1), 0), lane)
+            share = training.epsilon(own, torch.tensor(3 * number))
             state = state._replace(obs=torch.from_numpy(obs), legal=every, hyper=own)
             chosen = worlds.dqn.act(program.network.apply, state.learner.params, state.obs, every, share, noise.act[0])
             if number >= 4:
-                state = train.learn(program, state, noise)
+                state = training.learn(program, state, noise)
             rows = []
             for i, (game, action) in enumerate(zip(games, chosen.tolist(), strict=True)):
                 after, reward, terminated, truncated, _ = game.step(action)
@@ -410,7 +410,7 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
             batch = Transition(*(torch.as_tensor(np.stack(x)) for x in zip(*rows, strict=True)))
             state = state._replace(replay=replay.add(state.replay, batch))
             if number >= 4 and (number - 3) % 4 == 0:
-                state = train.sync(state)
+                state = training.sync(state)
         mine = tree.index(last.state, lane)
         asserts.assert_trees_equal(mine.replay, state.replay)
         asserts.assert_trees_close(mine.learner, state.learner, rtol=1e-5, atol=1e-6)
@@ -453,7 +453,7 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
     program, parts = build.program(SETTINGS), worlds.vmapped(build.program(SETTINGS))
     state = trained(SETTINGS, cycles=20).state
     before = tree.clone(state)
-    u = train.noise(program, state.key, 20, 1).act[:, :, 0]
+    u = training.noise(program, state.key, 20, 1).act[:, :, 0]
     games = envs.find(SETTINGS.env).open(2, 3)
     games.reset([[1, 2, 3], [4, 5, 6]])
     asked = parts.choose(state, u)
@@ -491,8 +491,8 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     assert "not bit for bit: gym:CartPole-v1 starts new episodes" in capsys.readouterr().err
     settings = runs.plan(tmp_path / "run")[0]
     program = build.program(settings)
-    like = {name: train.init(program, build.hyper(settings), build.keys(settings)) for name in ("lanes",)}
-    since = tree.from_numpy(train.reading(program, like["lanes"]))
+    like = {name: training.init(program, build.hyper(settings), build.keys(settings)) for name in ("lanes",)}
+    since = tree.from_numpy(training.reading(program, like["lanes"]))
     read, _ = checkpoint.load(kept, like | {"since": since})
     games = envs.find(settings.env).open(2, settings.num_envs)
     begun = worlds.begun(games, read["lanes"])
@@ -610,7 +610,7 @@ def test_a_world_that_stands_still_between_episodes_goes_on_learning(monkeypatch
     program, games = build.program(settings), world.open(2, 3)
     state = worlds.begun(games, before.state)
     functions = worlds.functions(program, games, worlds.vmapped(program))
-    *_, last = train.run(program, state, settings.steps + 30, functions, 30, at_once=1)
+    *_, last = training.run(program, state, settings.steps + 30, functions, 30, at_once=1)
     games.close()
     assert (last.updates - before.updates).tolist() == [10, 10]
 
@@ -634,13 +634,13 @@ def test_updates_wait_for_rows():
                 build.program(settings)
             continue
         program = build.program(settings)
-        state = train.init(program, build.hyper(settings), build.keys(settings))
+        state = training.init(program, build.hyper(settings), build.keys(settings))
         outside = settings.env != "cartpole"
         games = envs.find(settings.env).open(settings.seeds, settings.num_envs) if outside else None
         functions = runs.functions(program, dataclasses.replace(settings, compile=False), games)
         first = next(
             report
-            for report in train.run(
+            for report in training.run(
                 program, worlds.begun(games, state) if outside else state, 400, functions,
                 settings.num_envs * settings.steps_per_cycle, at_once=1,
             )
@@ -690,9 +690,9 @@ def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeyp
                 build.program(dataclasses.replace(settings, learning_starts=least - 1))
         program = build.program(dataclasses.replace(settings, learning_starts=least))
         games = world.open(2, 4)
-        state = worlds.begun(games, train.init(program, build.hyper(settings), build.keys(settings)))
+        state = worlds.begun(games, training.init(program, build.hyper(settings), build.keys(settings)))
         functions = worlds.functions(program, games, worlds.vmapped(program))
-        reports = train.run(program, state, 400, functions, 4, at_once=1)
+        reports = training.run(program, state, 400, functions, 4, at_once=1)
         before = None
         for report in reports:
             if report.updates.max() > 0:
@@ -863,7 +863,7 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     assert (summary["steps"], summary["failed_seeds"]) == (180, [0, 1])
     assert [x["step"] for x in summary["failures"]] == [177, 177]
     program = build.program(runs.plan(path, BREAKS)[0])
-    first = train.init(program, build.hyper(runs.plan(path, BREAKS)[0]), build.keys(runs.plan(path, BREAKS)[0]))
+    first = training.init(program, build.hyper(runs.plan(path, BREAKS)[0]), build.keys(runs.plan(path, BREAKS)[0]))
     learned = runs.read_params(path, BREAKS)
     assert not any(torch.equal(learned[name], x) for name, x in first.learner.params.items())
     monkeypatch.setattr(Breaks, "seeds", ())  # there is nobody to go on, however sound the environments are now

@@ -30,7 +30,7 @@ from torch.func import vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdqn import compile as edge
-from fdqn import train, tree
+from fdqn import training, tree
 from fdqn.testing import asserts, examples
 from fdqn.types import Hyper
 
@@ -255,12 +255,12 @@ def memoryless(program):
     """Lanes on `meta` and the noise of a cycle."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         hyper = Hyper(*(torch.ones(LANES, device="meta") for _ in Hyper._fields))
-        state = train.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device="meta"))
-        return state, tree.index(train.noise(program, state.key, 0, 1), 0)
+        state = training.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device="meta"))
+        return state, tree.index(training.noise(program, state.key, 0, 1), 0)
 
 
 def donated(program, step):
-    return edge.donate(vmap(partial(getattr(train, step), program)))
+    return edge.donate(vmap(partial(getattr(training, step), program)))
 
 
 # Compiled for sm_90
@@ -285,13 +285,13 @@ def compile_for_sm_90(program):
 
 def interpret(program):
     """Of each step: how many leaves equal eager ones bit for bit. Raises AssertionError where one is off by 1e-4."""
-    state = train.init(program, *examples.lanes(LANES))
-    slow = train.vmapped(program)
+    state = training.init(program, *examples.lanes(LANES))
+    slow = training.vmapped(program)
     said = {}
     for step, ready in (("collect", 0), ("cycle", 8)):
         number = int(state.cycle[0])
-        state = slow.collect(state, train.noise(program, state.key, number, ready)) if ready else state
-        noise = train.noise(program, state.key, number + ready, 1)
+        state = slow.collect(state, training.noise(program, state.key, number, ready)) if ready else state
+        noise = training.noise(program, state.key, number + ready, 1)
         mine = tree.clone(state)
         module = compiled(donated(program, step), memoryless(program))
         launched(module, edge._tensors((mine, tree.index(noise, 0))), interpreted)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdqn import build, dqn, losses, networks, random, train
+from fdqn import build, dqn, losses, networks, random, training
 from fdqn.envs.classic import cartpole
 from fdqn.types import Env, Hyper, Network, Params
 
@@ -19,7 +19,7 @@ def program(
     double: bool = True,
     network: Network | None = None,
     **config: Any,
-) -> train.Program:
+) -> training.Program:
     """CartPole with episodes of at most 20 steps, or `env`, and an MLP, or `network`; `config` are fields of
     `dqn.Config`.
     """
@@ -27,7 +27,7 @@ def program(
     network = network or networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
     small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
     loss = dqn.double_q_learning if double else dqn.q_learning
-    return train.Program(
+    return training.Program(
         dqn.Config(**{**small, **config}),
         world,
         network,

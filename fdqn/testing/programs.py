@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import random, train, tree
+from fdqn import random, training, tree
 from fdqn.testing.asserts import assert_trees_close, assert_trees_equal
 from fdqn.testing.leaves import copied
 from fdqn.types import Hyper, Step
@@ -21,22 +21,22 @@ __all__ = ["advance", "chunks", "donated", "lanes", "metrics", "resumed", "train
 
 
 def advance(
-    program: train.Program, state: train.TrainState, cycles: int, functions: train.Functions | None = None
-) -> train.TrainState:
-    """The lanes after `cycles` more cycles of `train.run`: warm-up, learning, target copies."""
+    program: training.Program, state: training.TrainState, cycles: int, functions: training.Functions | None = None
+) -> training.TrainState:
+    """The lanes after `cycles` more cycles of `training.run`: warm-up, learning, target copies."""
     steps = (int(state.cycle.max()) + cycles) * program.config.env_steps
-    *_, last = train.run(program, state, steps, functions or train.vmapped(program), report_every=steps)
+    *_, last = training.run(program, state, steps, functions or training.vmapped(program), report_every=steps)
     return last.state
 
 
 def trained(
-    program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
-) -> train.TrainState:
+    program: training.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
+) -> training.TrainState:
     """Fresh lanes with floats in `dtype`, after `cycles` cycles. What `lanes` is usually asked of.
 
     The environment answers in `dtype` when its state is; of one that has a dtype of its own, ask for that.
     """
-    return advance(program, tree.cast(train.init(program, hyper, keys), dtype), cycles)
+    return advance(program, tree.cast(training.init(program, hyper, keys), dtype), cycles)
 
 
 def lanes(
@@ -71,11 +71,11 @@ def lanes(
 
 
 def chunks(
-    program: train.Program,
+    program: training.Program,
     keys: Tensor,
     first: int = 3,
     cycles: int = 7,
-    noise: Callable[[train.Program, Tensor, int, int], train.Noise] = train.noise,
+    noise: Callable[[training.Program, Tensor, int, int], training.Noise] = training.noise,
 ) -> None:
     """Noise of `cycles` cycles drawn at once equals as many draws, bit for bit, and no cycle's equals another's."""
     at_once = noise(program, keys, first, cycles)
@@ -88,16 +88,16 @@ def chunks(
             )
 
 
-def metrics(program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
+def metrics(program: training.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
     """What the metrics say of the episodes equals a Python loop over a log that steps the environment by hand.
 
     A return is the sum of the rewards of its episode. The replay must hold one cycle's transitions.
     """
-    functions, state = train.vmapped(program), train.init(program, hyper, keys)
+    functions, state = training.vmapped(program), training.init(program, hyper, keys)
     running = [[0.0] * program.config.num_envs for _ in range(keys.shape[0])]
     ended: list[list[float]] = [[] for _ in running]
     for number in range(cycles):
-        noises = train.noise(program, keys, number, 1)
+        noises = training.noise(program, keys, number, 1)
         before, state = state, functions.collect(state, noises)
         for step in _played_by_hand(program, before, state, tree.index(noises, 0)):
             ends = (step.terminated | step.truncated).tolist()
@@ -118,7 +118,7 @@ def metrics(program: train.Program, hyper: Hyper, keys: Tensor, cycles: int = 50
 
 
 def _played_by_hand(
-    program: train.Program, before: train.TrainState, after: train.TrainState, noises: train.Noise
+    program: training.Program, before: training.TrainState, after: training.TrainState, noises: training.Noise
 ) -> Iterator[Step]:
     """The steps [S, E] of one cycle, from the actions that replay remembers."""
     config, world = program.config, before.env_state
