@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from fdqn import check, envs, evaluate
-from fdqn.envs import paint
-from fdqn.envs.paint import Frame
+from fdqn.envs import render
+from fdqn.envs.render import Frame
 from fdqn.types import Env, HostEnv, Network, Params, RecordingEnv
 
 if TYPE_CHECKING:
@@ -115,10 +115,10 @@ def device_scenes(
     """`scenes` of a pure environment, rendered from its observations."""
     shown = torch.arange(len(chosen)), torch.tensor(chosen)
     steps = evaluate.device_steps(env, network, params, keys, episodes, epsilon=epsilon, limit=limit, fast=fast)
-    with paint.painter(name, env.spec, envs.GYMNASIUM.get(name)) as painted:
+    with render.renderer(name, env.spec, envs.GYMNASIUM.get(name)) as draw_obs:
         for now in steps:
             obs, returns, ended = (x[shown].cpu().numpy() for x in (now.next_obs, now.returns, now.ended))
-            yield Scene([painted(each) for each in obs], returns, ended)
+            yield Scene([draw_obs(each) for each in obs], returns, ended)
 
 
 def host_scenes(
@@ -261,8 +261,8 @@ def check_frame(name: str, frame: Any) -> None:
 
 
 def _device_frame(name: str, env: Env) -> Frame:
-    with paint.painter(name, env.spec, envs.GYMNASIUM.get(name)) as painted:
-        return painted(np.zeros(env.spec.obs_shape))
+    with render.renderer(name, env.spec, envs.GYMNASIUM.get(name)) as draw_obs:
+        return draw_obs(np.zeros(env.spec.obs_shape))
 
 
 def _host_frame(name: str, env: HostEnv) -> Any:

@@ -727,6 +727,10 @@ ROWS = [
      "env: expected Env or HostEnv, got str"),
     ("evaluate.not_played", given(0, 3), ValueError, "seeds: expected at least 1, got 0"),
     ("envs.on_host", given("cartpole"), TypeError, "env: expected Env or HostEnv, got str"),
+    ("envs.open_host", given(CARTPOLE, 1, 1), TypeError, "env: expected HostEnv, got Env"),
+    ("envs.open_host", given(HostEnv(None, CATCH.spec), 0, 1), ValueError, "seeds: expected at least 1, got 0"),
+    ("envs.record_host", given(HostEnv(None, CATCH.spec), 1), ValueError,
+     "env: expected an environment that renders, got a HostEnv without record"),
     ("evaluate.greedy_on_host", given(HostEnv(None, PROGRAM.env.spec), PROGRAM.network, TRAINED, [0, 1]), TypeError,
      "keys: expected a tensor [S 2], got list"),
     # settings and build

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from fdqn import envs, evaluate, networks, random, video
-from fdqn.envs import paint
+from fdqn.envs import render
 from fdqn.envs.host import gymnasium as gym
 from fdqn.types import HostEnv
 
@@ -115,33 +115,33 @@ def test_frames_of_gymnasium_are_gymnasium_s():
 
 
 @pytest.mark.parametrize("name", sorted(envs.GYMNASIUM))
-def test_a_twin_paints_our_observations_as_its_own(name):
+def test_observations_are_drawn_as_gymnasium_renders_them(name):
     """Gymnasium's environment from the same state: the picture is the one it shows itself."""
     twin = gymnasium.make(envs.GYMNASIUM[name], render_mode="rgb_array")
-    with paint.painter(name, envs.make(name).spec, envs.GYMNASIUM[name]) as painted:
+    with render.renderer(name, envs.make(name).spec, envs.GYMNASIUM[name]) as draw_obs:
         obs, _ = twin.reset(seed=3)
         for t in range(30):
-            np.testing.assert_array_equal(painted(obs.astype(np.float64)), twin.render())
+            np.testing.assert_array_equal(draw_obs(obs.astype(np.float64)), twin.render())
             obs, _, ended, *_ = twin.step(t % 2)
             if ended:
                 break
         assert t > 5
         # What is compared moves.
-        assert (painted(obs) != painted(twin.reset(seed=3)[0])).any()
+        assert (draw_obs(obs) != draw_obs(twin.reset(seed=3)[0])).any()
     twin.close()
 
 
 def test_board():
     obs = np.zeros((3, 2, 2), bool)
     obs[0, 0, 0] = obs[0, 0, 1] = obs[2, 0, 1] = True
-    frame = paint.board(obs)
+    frame = render.board(obs)
     assert frame.dtype == np.uint8
-    assert frame[0].tolist() == [list(paint.COLOURS[0]), list(paint.COLOURS[2])], "the last plane is in front"
+    assert frame[0].tolist() == [list(render.COLOURS[0]), list(render.COLOURS[2])], "the last plane is in front"
     assert not frame[1].any()
-    many = paint.board(np.ones((11, 1, 1)))
-    assert many.tolist() == [[list(paint.COLOURS[0])]]
-    assert len(set(paint.COLOURS)) == len(paint.COLOURS) == 10
-    assert paint.board(np.ones((1, 2))).shape == (1, 2, 3)
+    many = render.board(np.ones((11, 1, 1)))
+    assert many.tolist() == [[list(render.COLOURS[0])]]
+    assert len(set(render.COLOURS)) == len(render.COLOURS) == 10
+    assert render.board(np.ones((1, 2))).shape == (1, 2, 3)
 
 
 def test_games_of_atari_are_shown_in_colour():
@@ -379,7 +379,7 @@ NOT_SHOWN = {
     "no recording": (HostEnv(None, envs.make("catch").spec), "got it, a HostEnv without record"),
     "no board": (
         envs.make("cartpole"),
-        r"got it, whose observations are \[4\] of torch.float32; of pure functions, boards are painted",
+        r"got it, whose observations are \[4\] of torch.float32; of pure environments, boards are drawn",
     ),
 }
 
