@@ -21,7 +21,7 @@ from torch.func import vmap
 from fdqn import actions, check, envs, policies, random, transfer, tree
 from fdqn.types import Env, EnvSpec, HostEnv, HostVectorEnv, Network, Params
 
-# Steps of noise drawn at once. After as many steps, the device is asked whether all episodes have ended.
+# Steps of noise drawn at once. After each such block, `ended` is read from the device.
 _DRAW = 64
 
 # `fold_in` number of the first random action choices: larger than any step, whose number the environment's noise takes.
@@ -130,7 +130,10 @@ def greedy_on_device(
     fast: Play | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """`greedy` for a pure environment, computed on the device of `params`."""
+    """Play greedy episodes in a pure environment, on the device of `params`.
+
+    Args and errors as in `greedy`.
+    """
     check.kind("env", env, Env)
     last = min(_limit(env.spec, limit), env.spec.time_limit)
     for i, now in enumerate(device_steps(env, network, params, keys, episodes, epsilon=epsilon, limit=last, fast=fast)):
@@ -153,7 +156,10 @@ def greedy_on_host(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """`greedy` for a host environment. Each episode's seed follows from its seed's key."""
+    """Play greedy episodes in a host environment; each is seeded by `host_seeds`.
+
+    Args and errors as in `greedy`.
+    """
     check.kind("env", env, HostEnv)
     _check(network, params, keys, episodes, epsilon)
     seeds, last = host_seeds(keys, episodes), _limit(env.spec, limit)
@@ -171,7 +177,7 @@ def greedy_on_host(
 
 
 def not_played(seeds: int, episodes: int) -> Evaluation:
-    """The result of an evaluation that did not take place: returns of NaN and no limit."""
+    """Make the result of an evaluation that did not take place: returns of NaN and no limit."""
     check.count("seeds", seeds, 1)
     check.count("episodes", episodes, 1)
     shape = (seeds, episodes)
@@ -181,7 +187,10 @@ def not_played(seeds: int, episodes: int) -> Evaluation:
 def play(env: Env, network: Network, epsilon: float, params: Params, episodes: Episodes, u: Tensor) -> Episodes:
     """Take one step in all episodes of one seed; rewards after an episode's end are not counted.
 
-    Shapes: u [N, 2 + K], two numbers for the choice of the action and K for the environment.
+    Args:
+        env, network, epsilon, params: as in `greedy`, of one seed.
+        episodes: [N, ...].
+        u: uniforms in [0, 1), [N, 2 + K]: two for the choice of the action and K for the environment.
     """
     action = _choose(network.apply(params, episodes.obs), episodes.legal, epsilon, u[:, :2])
     env_state, step = env.step(episodes.env_state, action, u[:, 2:])
@@ -204,7 +213,8 @@ def device_steps(
 ) -> Iterator[Episodes]:
     """Yield the episodes [S, N] that `greedy_on_device` plays, at the start and after every step up to the limit.
 
-    After an episode's end its environment starts another, whose rewards are not counted.
+    After an episode's end its environment starts another, whose rewards are not counted. Args and errors as in
+    `greedy`.
     """
     check.kind("env", env, Env)
     _check(network, params, keys, episodes, epsilon)
@@ -244,7 +254,13 @@ def host_steps(
 ) -> Iterator[HostEpisodes]:
     """Yield the episodes that `greedy_on_host` plays in an open environment, at the start and after every step.
 
-    Random actions follow from the episodes' seeds, too. Shapes: seeds [S, N].
+    Random actions are drawn from the episodes' seeds, too.
+
+    Args:
+        vector: an open environment, such as of `envs.open_host`.
+        spec: of the environment.
+        network, params, epsilon, limit: as in `greedy`.
+        seeds: of the episodes [S, N], such as of `host_seeds`.
     """
     apply, device = vmap(network.apply), _device(params)
     upload, download = transfer.uploads(device), transfer.downloads(device)
@@ -289,7 +305,7 @@ def step_limit(spec: EnvSpec, num_envs: int, steps: NDArray[np.int64], episodes:
 
 
 def _limit(spec: EnvSpec, limit: int | None) -> int:
-    """The requested limit, or else the environment's time limit."""
+    """Return the requested limit, by default the environment's time limit."""
     if limit is None:
         return spec.time_limit
     check.count("limit", limit, 1)

@@ -88,11 +88,16 @@ def scenes(
 ) -> Generator[Scene]:
     """Yield one episode of each of P seeds, step by step, until the longest has ended.
 
-    Seed i shows episode `chosen[i]` of the `episodes` that `evaluate.greedy` plays with the same arguments. A host
-    environment shows the same only if it is deterministic given its seed. Raises ValueError if the environment called
-    `name` does not render.
+    A host environment repeats the evaluated episode only if it is deterministic given its seed. Raises ValueError if
+    the environment does not render.
 
-    Shapes: params [P, ...]; keys [P, 2].
+    Args:
+        name: of the environment. A pure one is rendered by its counterpart in Gymnasium, found by this name.
+        env, network, epsilon, limit, fast: as in `evaluate.greedy`.
+        params: of the P seeds [P, ...].
+        keys: of the P seeds [P, 2].
+        episodes: number of episodes that were evaluated.
+        chosen: index in [0, episodes) of the episode to show, for each of the P seeds.
     """
     if envs.on_host(env):
         return host_scenes(name, env, network, params, keys, episodes, chosen, epsilon=epsilon, limit=limit)
@@ -112,7 +117,7 @@ def device_scenes(
     limit: int | None = None,
     fast: evaluate.Play | None = None,
 ) -> Generator[Scene]:
-    """`scenes` of a pure environment, rendered from its observations."""
+    """Yield the `scenes` of a pure environment, rendered from its observations. Args as there."""
     shown = torch.arange(len(chosen)), torch.tensor(chosen)
     steps = evaluate.device_steps(env, network, params, keys, episodes, epsilon=epsilon, limit=limit, fast=fast)
     with render.renderer(name, env.spec, envs.GYMNASIUM.get(name)) as draw_obs:
@@ -133,7 +138,7 @@ def host_scenes(
     epsilon: float = 0.0,
     limit: int | None = None,
 ) -> Generator[Scene]:
-    """`scenes` of a host environment, as it renders itself."""
+    """Yield the `scenes` of a host environment, as it renders itself. Args as there."""
     seeds = evaluate.host_seeds(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
     first = True
     with _recording(name, env, len(chosen)) as vector:
@@ -143,7 +148,7 @@ def host_scenes(
                 if frame is not None:
                     check_frame(name, frame)
                 elif first:
-                    raise ValueError(f"video: expected {name} to begin, got {[*vector.broken.values()]}")
+                    raise ValueError(f"video: expected {name} to start, got {[*vector.broken.values()]}")
             first = False
             yield Scene(frames, now.returns[:, 0].numpy(), now.ended[:, 0].numpy())
 
@@ -210,7 +215,7 @@ def draw(
     """Make a GIF of a typical episode of the best, the median and the worst seed.
 
     Args:
-        name: the environment's name, which says how a pure environment is rendered, and for error messages.
+        name: of the environment, as in `scenes`.
         env, network, params, keys: as in `evaluate.greedy`, of all S seeds.
         seeds: the S seeds, for titles.
         returns: of the evaluation [S, N]; NaN for a seed that has failed.
@@ -234,7 +239,7 @@ def draw(
 
 
 def check_renders(name: str, env: Env | HostEnv) -> None:
-    """Raise ValueError, with what to do about it, unless the environment called `name` renders."""
+    """Raise ValueError with a remedy unless the environment called `name` renders."""
     check.kind("env", env, Env, HostEnv)
     try:
         check_frame(name, _host_frame(name, env) if envs.on_host(env) else _device_frame(name, env))

@@ -206,7 +206,7 @@ def test_a_film_that_does_not_begin_or_shows_something_else_later_is_a_sentence(
     fails = gym.from_factory("mine", third_has_no_frame)
     late = gym.from_factory("late", lambda render_mode=None: Shown(render_mode, frame=wrong_later))
     for env, says in (
-        (fails, r"expected mine to begin, got \['ZeroDivisionError: division by zero'\]"),
+        (fails, r"expected mine to start, got \['ZeroDivisionError: division by zero'\]"),
         (late, r"expected pictures \[H, W, 3\] of uint8 of mine, got \[2, 2, 3\] of float64"),
     ):
         with pytest.raises(ValueError, match=f"^video: {says}"):

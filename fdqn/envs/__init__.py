@@ -154,7 +154,7 @@ def _entry(name: str) -> _Entry:
 
 
 def _suggestions(name: str) -> Iterator[str]:
-    """Yield valid names that an unprefixed or misspelt name may stand for, the likeliest first."""
+    """Yield valid names close to an unprefixed or misspelt one, the likeliest first."""
     if registered := _registered(name):
         yield from (key for key, twin in GYMNASIUM.items() if f"gym:{twin}" == registered)
         yield registered

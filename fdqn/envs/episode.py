@@ -1,10 +1,10 @@
-"""The frame of an episode, once for all environments: how it starts, ends and starts again.
+"""Start, end and restart of an episode, shared by all pure environments.
 
-An environment file is physics. It hands the state and the observation that an action led to, and those of a fresh
-start, to `advance`, which counts the time limit and chooses between the two with `where`.
+An environment's file holds its physics. It passes the state and observation after an action, and those of a fresh
+start, to `advance`, which applies the time limit and selects between the two with `where`.
 
-Sizes come as constants of the environment's file, not out of an EnvSpec: torch.compile turns an integer that differs
-between two compiled calls into a symbol, and a shape or a message made of a symbol does not compile.
+Sizes are constants of the environment's file instead of fields of an EnvSpec: torch.compile turns an integer that
+differs between two compiled calls into a symbol, and a shape or message made of a symbol does not compile.
 """
 
 from typing import Protocol, TypeVar
@@ -17,7 +17,7 @@ from fdqn.types import EnvSpec, Step
 
 
 class Timed(Protocol):
-    """A state that knows its `time` [...] int64: steps since the episode started."""
+    """A state with `time` [...] int64, the number of steps since the episode started."""
 
     @property
     def time(self) -> Tensor: ...  # noqa: D102
@@ -27,7 +27,7 @@ S = TypeVar("S", bound=Timed)
 
 
 def spec(obs_shape: tuple[int, ...], dtype: torch.dtype, actions: int, noise: int, time_limit: int) -> EnvSpec:
-    """An EnvSpec whose fields hold. Raises ValueError for a time limit below 1, TypeError for what is no such type."""
+    """Make an EnvSpec. Raises ValueError for a time limit below 1, TypeError for a dtype that is not floating-point."""
     check.count("time_limit", time_limit, 1)
     check.kind("dtype", dtype, torch.dtype)
     if not dtype.is_floating_point:
@@ -36,14 +36,15 @@ def spec(obs_shape: tuple[int, ...], dtype: torch.dtype, actions: int, noise: in
 
 
 def check_reset(u: Tensor, noise: int) -> None:
-    """Raise ValueError or TypeError unless `u` is floating [..., K]; numbers that can be read lie in [0, 1)."""
+    """Raise ValueError or TypeError unless `u` is floating [..., K] in [0, 1). A transform hides the values."""
     check.shapes(f"u[... {noise}]", u)
     check.uniforms("u", u)
 
 
 def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) -> None:
-    """Raise ValueError or TypeError unless `action` is integer [...] and `u` floating [..., K] beside a state [...] of
-    that kind.
+    """Raise ValueError or TypeError for a state of another `kind`, or wrong dtypes or shapes.
+
+    Shapes: state and action [...]; u [..., K].
     """
     if not isinstance(state, kind):
         raise TypeError(
@@ -55,14 +56,14 @@ def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) 
 
 
 def all_legal(time: Tensor, actions: int) -> Tensor:
-    """The mask [..., A] of an environment that forbids nothing, for a time [...]."""
+    """Make a mask [..., A] in which all actions are legal. Shapes: time [...]."""
     return time.new_ones((*time.shape, actions), dtype=torch.bool)
 
 
 def begin(state: S, obs: Tensor, legal: Tensor, dtype: torch.dtype | None = None) -> tuple[S, Step]:
-    """What `reset` answers: `next_obs` is `obs`, `reward` is 0, in `dtype` or else that of `obs`, nothing has ended.
+    """Return the result of `reset`: `next_obs` equals `obs`, `reward` is 0, and no episode has ended.
 
-    Shapes: obs [..., *O]; legal [..., A].
+    The reward has `dtype`, by default that of `obs`. Shapes: obs [..., *O]; legal [..., A].
     """
     reward = torch.zeros_like(state.time, dtype=dtype or obs.dtype)
     terminated = torch.zeros_like(state.time, dtype=torch.bool)
@@ -72,13 +73,20 @@ def begin(state: S, obs: Tensor, legal: Tensor, dtype: torch.dtype | None = None
 def advance(
     state: S, obs: Tensor, legal: Tensor, reward: Tensor, terminated: Tensor, fresh: tuple[S, Step], time_limit: int
 ) -> tuple[S, Step]:
-    """What `step` answers: the given state goes on, or `fresh`, the answer of `reset`, where the episode ended.
+    """Return the result of `step`: the given state continues, except that `fresh` replaces it where the episode ended.
 
         truncated = state.time >= time_limit        also where the task terminated, as gymnasium's TimeLimit flags it
         ended = terminated or truncated
         obs = fresh.obs where ended else obs,       next_obs = obs
 
-    Shapes: obs [..., *O]; legal [..., A]; reward and terminated [...].
+    Args:
+        state: after the action.
+        obs: after the action [..., *O].
+        legal: legal actions at `obs` [..., A].
+        reward: [...].
+        terminated: [...] bool, True where the task ended.
+        fresh: the result of `reset`.
+        time_limit: steps after which an episode is truncated.
     """
     truncated = state.time >= time_limit
     ended = terminated | truncated

@@ -25,20 +25,20 @@ COLOURS = (
 
 
 @contextlib.contextmanager
-def renderer(name: str, spec: EnvSpec, twin: str | None = None) -> Iterator[Callable[[NDArray], Frame]]:
+def renderer(name: str, spec: EnvSpec, counterpart: str | None = None) -> Iterator[Callable[[NDArray], Frame]]:
     """Give a function that draws an observation [*O] while the context is open.
 
-    Raises ValueError if there is no `twin` and observations are not boards.
+    Raises ValueError if there is no `counterpart` and observations are not boards.
 
     Args:
         name: of the environment, for messages.
         spec: of the environment.
-        twin: the equivalent environment of Gymnasium, if there is one.
+        counterpart: name of the equivalent environment of Gymnasium, if there is one.
     """
-    if twin is not None:
-        with contextlib.closing(gymnasium.make(twin, render_mode="rgb_array")) as env:
+    if counterpart is not None:
+        with contextlib.closing(gymnasium.make(counterpart, render_mode="rgb_array")) as env:
             env.reset()
-            yield lambda obs: _twin_frame(env, obs)
+            yield lambda obs: _counterpart_frame(env, obs)
     elif len(spec.obs_shape) in (2, 3) and (spec.obs_dtype == torch.bool or spec.obs_dtype.is_floating_point):
         yield board
     else:
@@ -61,7 +61,7 @@ def board(obs: NDArray) -> Frame:
     return np.array(palette, np.uint8)[last]
 
 
-def _twin_frame(env: gymnasium.Env, obs: NDArray) -> Frame:
+def _counterpart_frame(env: gymnasium.Env, obs: NDArray) -> Frame:
     """Render Gymnasium's environment in the state that `obs` shows."""
     # Acrobot's observation has 6 numbers; that of the two others is their state.
     env.unwrapped.state = _angles(obs) if len(obs) == 6 else obs.astype(np.float64)  # type: ignore[attr-defined]

@@ -55,7 +55,7 @@ def _recorded(game: str, num_envs: int) -> VectorEnv:
 
 
 class _SeedsAsArray(VectorWrapper):
-    """Pass seeds to ale-py as an array, and the upper 31 of their 32 bits, which is what it takes."""
+    """Pass seeds to ale-py as an array of the upper 31 of their 32 bits, the largest that it accepts."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return self.env.reset(seed=np.asarray(seed, np.int64) >> 1, options=options)  # type: ignore[arg-type]

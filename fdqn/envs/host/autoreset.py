@@ -23,7 +23,7 @@ class SeedEnvs:
     """The E environments of one seed, made by `make(E)`.
 
     `reset` and `step` return tuples of arrays instead of records of tensors, because many small tensors would take
-    longer than the environments. Raises ValueError, or whatever the environments raise.
+    longer than the environments. Raises ValueError for wrong values, and any error of the environments.
     """
 
     def __init__(

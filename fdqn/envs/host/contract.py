@@ -33,7 +33,7 @@ def open_host(env: HostEnv, seeds: int, num_envs: int) -> HostVectorEnv:
 def record_host(env: HostEnv, seeds: int) -> RecordingEnv:
     """Open one environment that renders for each of `seeds` seeds, checked as by `open_host`.
 
-    Raises ValueError if `env` does not render, and whatever `open_host` raises.
+    Raises ValueError if `env` does not render, and the errors of `open_host`.
     """
     check.kind("env", env, HostEnv)
     check.count("seeds", seeds, 1)

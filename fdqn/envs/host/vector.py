@@ -1,6 +1,6 @@
 """An open host environment of Gymnasium: the environments of all seeds, each seed failing alone.
 
-Every seed has a vector environment of its own, so its results do not depend on how many seeds run beside it.
+Every seed has its own vector environment, so its results do not depend on the number of seeds.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def close(env: gymnasium.Env | VectorEnv) -> None:
 
 
 def message(error: BaseException) -> str:
-    """The error's message on one line, with the exception's name unless the message explains itself."""
+    """Put the error's message on one line, with the exception's name unless the message explains itself."""
     words = " ".join(str(error).split())
     plain = isinstance(error, gymnasium.error.Error | ImportError | ValueError | TimeoutError)
     return words if words and plain else f"{type(error).__name__}: {words}" if words else type(error).__name__
@@ -116,7 +116,7 @@ def _step(env: SeedEnvs, actions: NDArray[np.int64]) -> tuple[Any, ...]:
 
 
 def _zeros(num_envs: int, encoding: Encoding, actions: int) -> tuple[Any, ...]:
-    """The fields of a `HostStep` for a failed seed, all of its actions legal."""
+    """Make the fields of a `HostStep` for a failed seed: zeros, and all actions legal."""
     obs = np.zeros((num_envs, *encoding.shape), encoding.dtype)
     legal, none = np.ones((num_envs, actions), np.bool_), np.zeros(num_envs, np.bool_)
     return obs, legal, obs, legal, np.zeros(num_envs, np.float32), none, none, none, False, none

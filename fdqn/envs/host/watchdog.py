@@ -13,7 +13,7 @@ TIMEOUT = 120.0
 
 @contextlib.contextmanager
 def timeout(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after so many seconds, and print to standard error where it hangs.
+    """Raise TimeoutError in the block after `seconds`, and print the stack to standard error.
 
     Native code that does not return cannot be interrupted, but the printed stack shows it; the process then has to be
     killed, and a run can be resumed from its last checkpoint. Outside of the main thread and on systems without
