@@ -1,10 +1,11 @@
-"""Asterix: collect gold and keep away from enemies, which come in from both sides in rows of their own.
+"""Asterix: collect gold and avoid enemies, which enter from both sides.
 
-A point for gold that is touched; touching an enemy is the end. A row holds one thing at most, of eight. Things come and
-move faster with time. The planes are player, enemies, trails (where things come from) and gold.
+Touching gold gives a point, touching an enemy ends the episode. Each of the eight rows holds at most one object.
+Objects enter more often and move faster with time. The planes are player, enemies, trails (the cells behind objects)
+and gold.
 Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw, `u[..., 1]` chooses among the six kinds of newcomer, `u[..., 2]` its row.
+`u[..., 0]` decides on sticky actions, `u[..., 1]` chooses among the six kinds of newcomer, `u[..., 2]` its row.
 """
 
 from functools import partial
@@ -18,14 +19,14 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 4, 3
-TOP, LOWEST = 1, 8  # rows that things and player keep to
+TOP, LOWEST = 1, 8  # first and last row of objects and player
 SPAWN, MOVE = 10, 5  # steps between newcomers and between moves, at first
 RAMP = 102  # steps between levels of difficulty
 LEVELS = 9  # after which both happen every step
 
 
 class State(NamedTuple):
-    """int32; things have a place for each row [..., 16], whose column is 0 where there is none."""
+    """int32; objects are stored by row [..., 16], with column 0 in a row without one."""
 
     x: Tensor
     y: Tensor
@@ -45,13 +46,13 @@ def make(
     sticky: float = board.STICKY,
     ramping: bool = True,
 ) -> Env:
-    """Asterix; with `ramping` it gets harder with time. The rest is as in `board.env`."""
+    """Make Asterix; with `ramping` it gets harder with time. Other args as in `board.env`."""
     game = board.Game(start, partial(play, ramping=ramping), show)
     return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """The player in the middle and nobody else. Shapes: u [..., 3]."""
+    """Place the player in the middle of an empty board. Shapes: u [..., 3]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     none = zero[..., None] + 0 * board.rows(zero)
@@ -59,9 +60,9 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """A newcomer if it is time, the player's move, the things' if it is time; touches count before and after theirs.
+    """Add an object if due, move the player, move the objects if due; touches count before and after the objects' move.
 
-        level = min(time // 102, 9);  newcomers every 10 - level steps, moves every max(5 - level // 2, 1)
+        level = min(time // 102, 9);  new objects every 10 - level steps, moves every max(5 - level // 2, 1)
 
     Shapes: state, action and time [...]; u [..., 3].
     """
@@ -80,7 +81,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Draw the planes [..., P, 16] of an observation."""
     gold = state.gold > 0
     player = board.cell(state.x, state.y)
     enemies, found = torch.where(gold, 0, state.thing), torch.where(gold, state.thing, 0)
@@ -88,9 +89,9 @@ def show(state: State) -> Tensor:
 
 
 def _spawn(state: State, u: Tensor) -> State:
-    """Where its timer is up and a row is free, a newcomer at the left going right, or the other way round.
+    """Add an object at a random side of a random free row, where the timer is up and a row is free.
 
-    A third are gold. It takes the free row that has so many free ones above it as chance says.
+    A third of the objects are gold. The row is chosen by the number of free rows above it.
     """
     row = board.rows(state.thing)
     empty = (state.thing == 0) & (row >= TOP) & (row <= LOWEST)
@@ -110,7 +111,7 @@ def _spawn(state: State, u: Tensor) -> State:
 
 
 def _touch(state: State) -> tuple[State, Tensor, Tensor]:
-    """The state without the gold that the player touches; whether that was some, and whether it touches an enemy."""
+    """Remove the gold that the player touches; returns the state, whether it touched gold, and whether an enemy."""
     touched = state.thing & board.cell(state.x, state.y)
     found = torch.where(state.gold > 0, touched, 0)
     caught = touched & ~found

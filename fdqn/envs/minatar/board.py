@@ -1,13 +1,12 @@
-"""What the five games share: the board as bits, the six actions, sticky actions, and the frame of a step.
+"""Code shared by the five games: the board as bits, the six actions, sticky actions, and the step around a game.
 
-A plane of the board is its rows [..., 16], each an int32 whose bit c is column c; beyond the ten there are six that
-stay 0, so that a plane is one vector of a CPU. A thing stands in a row, a number, and in a column, one bit; the column
-of what is not there is 0. Moving is a shift, meeting is `&`, a union is `|`.
+A plane of the board is a tensor of rows [..., 16], each an int32 whose bit c is column c. Six of the 16 rows are
+padding of 0, so that a plane is one vector of a CPU. An object has a row, a number, and a column, one bit; an absent
+object has column 0. Moving is a shift, touching is `&`, a union is `|`.
 
-Bits and not bools because of what compilers make of them on a CPU: to choose between 256 boards of ten planes takes a
-few microseconds in bits and 2,400 in bools, which are loaded one by one. They become bools where they are shown, four
-cells of an int32 at a time, which are then viewed as four bytes. For the same reason the games keep and compare numbers
-rather than masks wherever there is more than one a game.
+Compiled code for a CPU is much faster with bits than with bools: selecting between 256 boards of ten planes takes a few
+microseconds with bits and 2,400 with bools, which are loaded one by one. Observations are converted to bools four cells
+of an int32 at a time, viewed as four bytes. For the same reason the games store and compare numbers instead of masks.
 """
 
 from collections.abc import Callable
@@ -29,42 +28,50 @@ FIRST, LAST, ALL = 1, 2 ** (SIZE - 1), 2**SIZE - 1
 """Bits of the first column, of the last, and of all."""
 STICKY = 0.1
 TIME_LIMIT = 10_000
-"""Steps. The games know no limit; this one is there for policies that never die, whose evaluation has to end."""
+"""Steps. The original games have no limit; this one ends the evaluation of policies that never die."""
 INT = torch.int32
 
 
 class Game(NamedTuple):
-    """A game, without what all of them have: sticky actions, the count of steps, ends."""
+    """The rules of one game. `env` adds sticky actions, the step count and the time limit."""
 
     start: Callable[[Tensor], Any]
-    """`u [..., K] -> state`, a record of int32 tensors. It checks u, as K is a constant of the game's file."""
+    """`u [..., K] -> state`, a record of int32 tensors. It checks `u`, because K is a constant of the game's file."""
     play: Callable[[Any, Tensor, Tensor, Tensor], tuple[Any, Tensor, Tensor]]
     """`state, action [...], u [..., K], time [...] -> state, points [...], terminated [...]`; `time` counts the steps
-    before this one. `u[..., 0]` is not the game's: it decides about sticky actions.
+    before this one. `u[..., 0]` is reserved for sticky actions.
     """
     show: Callable[[Any], Tensor]
     """`state -> planes [..., P, 16]`, bits."""
 
 
 class State(NamedTuple):
-    """A game under way."""
+    """State of a running game."""
 
     game: Any
-    """What the game keeps."""
+    """The game's own state."""
     last: Tensor
-    """[...] int32, the last action that was carried out; nothing at the start of an episode."""
+    """[...] int32, the last action taken; NOTHING at the start of an episode."""
     time: Tensor
     """[...] int64, steps since the episode started."""
 
 
 def env(game: Game, planes: int, noise: int, time_limit: int, dtype: torch.dtype, sticky: float) -> Env:
-    """The game as an environment of P planes and K uniforms; `dtype` is that of rewards, observations are bool.
+    """Make an environment of a game. Observations are bool. Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-    With probability `sticky` a step repeats the last action instead of the given one. At the start of an episode that
-    is to do nothing, so that episodes are independent; the package goes on repeating the action that ended the last.
+    Args:
+        game: the rules.
+        planes: P, the planes of an observation.
+        noise: K, the uniforms of each reset and step.
+        time_limit: steps after which an episode is truncated, at least 1.
+        dtype: of rewards.
+        sticky: probability that a step repeats the last action instead of the given one. At the start of an episode the
+            last action is NOTHING, so that episodes are independent; the original package repeats the action that ended
+            the previous episode.
 
-    Raises ValueError for a time limit below 1 or a probability outside [0, 1], TypeError for what is no such number.
-    Young and Tian 2019, https://arxiv.org/abs/1903.03176
+    Raises:
+        ValueError: a time limit below 1 or a probability outside [0, 1].
+        TypeError: an argument of the wrong type.
     """
     if isinstance(sticky, bool) or not isinstance(sticky, int | float):
         raise TypeError(f"sticky: expected a number, got {sticky!r}")
@@ -77,7 +84,7 @@ def env(game: Game, planes: int, noise: int, time_limit: int, dtype: torch.dtype
 
 
 def reset(u: Tensor, game: Game, dtype: torch.dtype) -> tuple[State, Step]:
-    """A first state. Shapes: u [..., K]."""
+    """Draw a first state. Shapes: u [..., K]."""
     state, step = _begin(u, game, dtype)
     return state, step._replace(obs=_bools(step.obs), next_obs=_bools(step.next_obs))
 
@@ -85,9 +92,9 @@ def reset(u: Tensor, game: Game, dtype: torch.dtype) -> tuple[State, Step]:
 def step(
     state: State, action: Tensor, u: Tensor, game: Game, dtype: torch.dtype, sticky: float, spec: EnvSpec
 ) -> tuple[State, Step]:
-    """One step of the game with `action`, or with the last one again where `u[..., 0] < sticky`.
+    """Take one step of the game with `action`, or with the last action where `u[..., 0] < sticky`.
 
-    Actions are not checked against their range: what is none of the six does nothing. Shapes: state and action [...];
+    Actions are not checked against their range; any other number does nothing. Shapes: state and action [...];
     u [..., K].
     """
     fresh = _begin(u, game, dtype)
@@ -99,96 +106,98 @@ def step(
     legal = _all_legal(state.time)
     planes, reward = game.show(after), points.to(dtype)
     state, step = episode.advance(state, planes, legal, reward, terminated, fresh, spec.time_limit)
-    # Of what it chose, the state is enough: to show it again is cheaper than to choose between pictures, or masks.
+    # Only the selected state is used: showing it again is cheaper than selecting between observations, or masks.
     return state, step._replace(obs=_bools(game.show(state.game)), legal=legal, next_obs=_bools(planes))
 
 
 def zeros(u: Tensor) -> Tensor:
-    """A zero [...] for each of the games that u [..., K] is for."""
+    """Make int32 zeros [...]. Shapes: u [..., K]."""
     return torch.zeros_like(u[..., 0], dtype=INT)
 
 
 def choice(u: Tensor, n: int | Tensor) -> Tensor:
-    """One of `n` [...] numbers from 0 on: `floor(u n)`, which is below n in any precision that u < 1 has."""
+    """Choose an integer in [0, n): `floor(u n)`, which is below n in any precision of u < 1. Shapes: u and n [...]."""
     return (u * n).to(INT)
 
 
 def side(right: Tensor) -> tuple[Tensor, Tensor]:
-    """Column and direction of what comes in at the left and goes right, or else the other way round."""
+    """Column and direction of an object that enters at the left where `right`, else at the right."""
     return torch.where(right, FIRST, LAST).to(INT), torch.where(right, 1, -1).to(INT)
 
 
 def rows(like: Tensor) -> Tensor:
-    """The numbers of the rows, or of columns, [16]."""
+    """Make the numbers of the rows [16], or columns."""
     return torch.arange(ROWS, dtype=INT, device=like.device)
 
 
 def cell(x: Tensor, y: Tensor | int) -> Tensor:
-    """The plane [..., 16] of one thing [...]."""
+    """Draw one object [...] on a plane [..., 16]."""
     row = y if isinstance(y, int) else y[..., None]
     return torch.where(rows(x) == row, x[..., None], 0)
 
 
 def cells(x: Tensor, y: Tensor) -> Tensor:
-    """The plane [..., 16] of many things [..., 32]: of eight at a time, then of the four that come of it."""
+    """Draw 32 objects [..., 32] on a plane [..., 16]: eight at a time, then the union of the four planes."""
     four = reduce(torch.bitwise_or, map(cell, x.split(4, -1), y.split(4, -1)))
     return reduce(torch.bitwise_or, four.unbind(-2))
 
 
 def union(rows: Tensor) -> Tensor:
-    """The columns [...] taken in any row of a plane [..., 16]."""
+    """Compute the union of a plane's rows. Shapes: rows [..., 16], a power of 2; result [...]."""
     while (n := rows.shape[-1]) > 1:
         rows = rows[..., : n // 2] | rows[..., n // 2 :]
     return rows[..., 0]
 
 
 def quotient(x: Tensor, n: int) -> Tensor:
-    """`x // n`, as floats: compilers have vectors' division for those alone."""
+    """Compute `x // n` with floats, the only numbers for which compilers vectorize division."""
     return (x.to(torch.float64) / n).floor().to(INT)
 
 
 def remainder(x: Tensor, n: int) -> Tensor:
-    """`x % n`."""
+    """Compute `x % n`."""
     return x.to(INT) - n * quotient(x, n)
 
 
 def somewhere(planes: Tensor) -> Tensor:
-    """Whether anything [...] is in a plane [..., n]."""
+    """Return True where any number is above 0. Shapes: planes [..., n]; result [...]."""
     return lowest(-planes) != 0
 
 
 def lowest(x: Tensor) -> Tensor:
-    """The lowest [...] of numbers [..., n]; here and in `total` as floats, exact below 2^24, as compilers have vectors'
-    minimum and sum for those alone.
+    """Compute the minimum over the last axis.
+
+    Here and in `total` with floats, exact below 2^24, because compilers vectorize reductions only for those. Shapes:
+    x [..., n]; result [...].
     """
     return x.to(torch.float32).amin(-1).to(INT)
 
 
 def total(x: Tensor) -> Tensor:
-    """The sum [...] of numbers [..., n]."""
+    """Compute the sum over the last axis. Shapes: x [..., n]; result [...]."""
     return x.to(torch.float32).sum(-1).to(INT)
 
 
 def ones(bits: Tensor) -> Tensor:
-    """How many of ten bits are set: of each two, of each four, of all."""
+    """Count the set bits of ten: of each two, of each four, of all."""
     two = bits - (bits >> 1 & 0b0101010101)
     four = (two & 0b1100110011) + (two >> 2 & 0b0011001100110011)
     return (four & 15) + (four >> 4 & 15) + (four >> 8)
 
 
 def shift(x: Tensor, dx: Tensor) -> Tensor:
-    """Columns, one to the right where dx > 0, else to the left; 0 where that is off the board."""
+    """Move columns one to the right where dx > 0, else to the left; 0 if that is off the board."""
     return torch.where(dx > 0, x << 1, x >> 1) & ALL
 
 
 def walk(x: Tensor, action: Tensor) -> Tensor:
-    """A column after LEFT or RIGHT, as far as the board goes."""
+    """Move a column by LEFT or RIGHT within the board."""
     x = torch.where(action == LEFT, (x >> 1).clamp(min=FIRST), x)
     return torch.where(action == RIGHT, (x << 1).clamp(max=LAST), x)
 
 
 def climb(y: Tensor, action: Tensor, top: int, bottom: int) -> Tensor:
-    """A row after UP or DOWN, from `top` to `bottom`."""
+    """Move a row by UP or DOWN within `top` to `bottom`."""
     y = torch.where(action == UP, (y - 1).clamp(min=top), y)
     return torch.where(action == DOWN, (y + 1).clamp(max=bottom), y)
 
@@ -200,15 +209,15 @@ def _begin(u: Tensor, game: Game, dtype: torch.dtype) -> tuple[State, Step]:
 
 
 def _all_legal(time: Tensor) -> Tensor:
-    """The mask [..., 6]: `episode.all_legal`, written as three numbers of two bytes."""
+    """Make the mask [..., 6] of `episode.all_legal`, written as three numbers of two bytes."""
     return time.new_full((*time.shape, ACTIONS // 2), 0x0101, dtype=torch.int16).view(torch.bool)
 
 
 def _bools(planes: Tensor) -> Tensor:
-    """Planes of bits [..., P, 16] as bools [..., P, 10, 10].
+    """Convert planes of bits [..., P, 16] to bools [..., P, 10, 10].
 
-    Two rows are 20 bits, five times four; of four bits abcd, 0x204081 puts copies 7 apart, of which the mask leaves one
-    bit a byte.
+    Two rows are 20 bits, five groups of four. Multiplying four bits by 0x204081 makes copies 7 bits apart; the mask
+    keeps one bit in each byte.
     """
     two = planes[..., 0:SIZE:2] | planes[..., 1:SIZE:2] << SIZE
     four = two[..., None] >> 4 * torch.arange(5, dtype=INT, device=planes.device) & 15

@@ -1,10 +1,10 @@
-"""Breakout: bounce a ball off a paddle so that it breaks bricks; a point for each, and new ones when all are gone.
+"""Breakout: bounce a ball off a paddle to break bricks; each gives a point, and new ones come when all are broken.
 
-The ball goes diagonally. Off the middle of the paddle it goes on to its side, off a corner back to where it came from;
-below the paddle is the end. The planes are paddle, ball, trail (where the ball was) and bricks.
+The ball moves diagonally. The middle of the paddle reflects it upwards, a corner back to where it came from; missing it
+ends the episode. The planes are paddle, ball, trail (the ball's last position) and bricks.
 Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw, `u[..., 1]` chooses between the two starts.
+`u[..., 0]` decides on sticky actions, `u[..., 1]` chooses between the two starts.
 """
 
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class State(NamedTuple):
     """int32 [...]."""
 
     paddle: Tensor
-    """Its column."""
+    """Column."""
     x: Tensor
     y: Tensor
     dx: Tensor
@@ -34,18 +34,18 @@ class State(NamedTuple):
     last_x: Tensor
     last_y: Tensor
     bricks: Tensor
-    """Their columns in each row, row after row, 30 bits."""
+    """Columns of each row, row after row, 30 bits."""
     struck: Tensor
-    """1 where the ball met a brick in the last step: it breaks no other in the next."""
+    """1 if the ball hit a brick in the last step; it then breaks none in the next."""
 
 
 def make(time_limit: int = board.TIME_LIMIT, dtype: torch.dtype = torch.float32, sticky: float = board.STICKY) -> Env:
-    """Breakout; the arguments are as in `board.env`."""
+    """Make Breakout. Args as in `board.env`."""
     return board.env(board.Game(start, play, show), PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """The ball at the left going right or the other way round, down. Shapes: u [..., 2]."""
+    """Start the ball downwards from a random side. Shapes: u [..., 2]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     x, dx = board.side(board.choice(u[..., 1], 2) == 0)
@@ -54,9 +54,9 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, Tensor, Tensor]:
-    """The paddle moves, then the ball: off a side wall; off the ceiling, or a brick that breaks, or the paddle.
+    """Move the paddle, then the ball, which bounces off walls, ceiling, bricks that break, and the paddle.
 
-    Bricks come again when the ball reaches the last row and there is none. Shapes: state and action [...].
+    New bricks come when the ball reaches the last row and none are left. Shapes: state and action [...].
     """
     paddle, side = board.walk(state.paddle, action), board.shift(state.x, state.dx)
     x, dx = torch.where(side == 0, state.x, side), torch.where(side == 0, -state.dx, state.dx)
@@ -80,7 +80,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, 
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Draw the planes [..., P, 16] of an observation."""
     paddle = board.cell(state.paddle, board.BOTTOM)
     ball, trail = board.cell(state.x, state.y), board.cell(state.last_x, state.last_y)
     rows = (board.cell(state.bricks >> board.SIZE * row & board.ALL, TOP + row) for row in range(BRICKS))

@@ -1,19 +1,20 @@
 """Seaquest: a submarine shoots fish and submarines, collects divers and has to come up for air with one aboard.
 
-A point for each enemy that is shot. At the surface one diver leaves and the tank is filled; with six aboard all leave,
-and there are points for what is left in the tank. Each time, enemies get faster and more. The end is to touch an enemy
-or its bullet, to run out of air, or to surface alone. The planes are bow, stern, our bullets, trails (where enemies and
-divers come from), their bullets, fish, submarines, the tank, divers aboard and divers.
+Each enemy that is shot gives a point. At the surface one diver leaves and the tank is filled; with six aboard all leave
+and the remaining air gives points. Each time, enemies become faster and more frequent. The episode ends when the player
+touches an enemy or its bullet, runs out of air, or surfaces without a diver. The planes are bow, stern, the player's
+bullets, trails (the cells behind enemies and divers), the enemies' bullets, fish, submarines, the tank, divers aboard
+and divers.
 Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw, `u[..., 1]` chooses among the 48 kinds and places of a new enemy, `u[..., 2]` among the
-16 places of a new diver.
+`u[..., 0]` decides on sticky actions, `u[..., 1]` chooses among the 48 kinds and places of a new enemy, `u[..., 2]`
+among the 16 places of a new diver.
 
-Who meets whom first depends on age, so things keep to the order in which they came; who comes takes the oldest place,
-which is empty by then. Of our bullets, one every five steps, which fly for at most nine, two are there at once. Of
-divers, one every 30 steps, which drift for at most 59, two. An enemy stays for ten moves; `tests/test_minatar.py` goes
-through all that may happen meanwhile, and 29 others come at most (one a step, moves every third step). Their bullets
-are all alike, and kept as planes.
+Collisions are resolved in order of age, so objects are stored in the order in which they appeared. A new object takes
+the oldest slot, which is empty by then. The player shoots at most every five steps and a bullet flies for at most nine,
+so two slots suffice; likewise two for divers, which appear every 30 steps and drift for at most 59. An enemy stays for
+ten moves, during which at most 29 others appear (one a step, moves every third step); `tests/test_minatar.py` tries all
+cases. The enemies' bullets do not differ and are stored as planes.
 """
 
 from functools import partial
@@ -28,20 +29,20 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 10, 3
-ENEMIES = 32  # places; 30 are needed, and 32 are whole vectors
+ENEMIES = 32  # slots; 30 are needed, and 32 fill whole vectors
 TOP, LOWEST = 1, 8  # rows of enemies and divers; the submarine also surfaces in row 0
 TANK = 200  # steps
 SEATS = 6
-COOL_DOWN = 5  # steps from one of our shots to the next
+COOL_DOWN = 5  # steps between two shots of the player
 SHOT = 10  # steps that an enemy waits between shots
-SPAWN, MOVE, FASTEST = 20, 5, 2  # steps between enemies, and that they wait between moves: at first, and at last
-NOBODY = 2 * ENEMIES  # above all ranks
-LEVELS = 19  # of difficulty, after which there is an enemy every step
+SPAWN, MOVE, FASTEST = 20, 5, 2  # steps between enemies; between moves of an enemy, at first and at least
+NOBODY = 2 * ENEMIES  # larger than all ranks
+LEVELS = 19  # of difficulty; at the last, an enemy appears every step
 DIVER_SPAWN, DIVER_MOVE = 30, 6  # steps between divers, and between moves of a diver
 
 
 class Thing(NamedTuple):
-    """A bullet of ours or a diver [...], int32; column 0 where there is none."""
+    """A bullet of the player or a diver [...], int32; column 0 if there is none."""
 
     x: Tensor
     y: Tensor
@@ -49,7 +50,7 @@ class Thing(NamedTuple):
 
 
 class Enemies(NamedTuple):
-    """[..., 32] int32; column 0 where there is none. In a state they are packed, one number an enemy."""
+    """[..., 32] int32; column 0 if there is none. In a state each enemy is packed into one number."""
 
     x: Tensor
     y: Tensor
@@ -69,7 +70,7 @@ class State(NamedTuple):
     air: Tensor
     """Steps that the tank lasts."""
     aboard: Tensor
-    """Divers; -1 after all six have left, which counts as some the next time."""
+    """Divers; -1 after all six have left, which still counts as divers at the next surfacing."""
     up: Tensor
     """1 from surfacing to diving."""
     level: Tensor
@@ -77,14 +78,14 @@ class State(NamedTuple):
     shot_timer: Tensor
     spawn_timer: Tensor
     oldest: Tensor
-    """The place of the oldest enemy, and of the next to come; after the last place comes the first."""
+    """Slot of the oldest enemy, which the next one takes; slots wrap around."""
     bullets: tuple[Thing, Thing]
     """The older first."""
     divers: tuple[Thing, Thing]
     enemies: Tensor
-    """[..., 32], packed: a sixth of the memory to go through in each step."""
+    """[..., 32], packed: a sixth of the memory to read in each step."""
     east: Tensor
-    """[..., 16], the plane of their bullets that fly right."""
+    """[..., 16], the plane of the enemies' bullets that fly right."""
     west: Tensor
 
 
@@ -94,13 +95,13 @@ def make(
     sticky: float = board.STICKY,
     ramping: bool = True,
 ) -> Env:
-    """Seaquest; with `ramping` it gets harder each time one surfaces. The rest is as in `board.env`."""
+    """Make Seaquest; with `ramping` it gets harder with each surfacing. Other args as in `board.env`."""
     game = board.Game(start, partial(play, ramping=ramping), show)
     return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """The submarine at the surface, with a full tank. Shapes: u [..., 3]."""
+    """Place the submarine at the surface with a full tank. Shapes: u [..., 3]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
 
@@ -116,7 +117,7 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """Newcomers; our move or shot; our bullets, divers and enemies move and meet; then air and surface.
+    """Add enemies and divers; move or shoot; move the player's bullets, divers and enemies; then use air or surface.
 
     Shapes: state, action and time [...]; u [..., 3].
     """
@@ -131,7 +132,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Draw the planes [..., P, 16] of an observation."""
     enemies, divers, bullets = unpack(state.enemies), state.divers, state.bullets
     bow, stern = (board.cell(x, state.y) for x in (state.x, board.shift(state.x, -state.dx)))
     # Planes of fish, submarines and trails at once, in 30 bits.
@@ -148,20 +149,20 @@ def show(state: State) -> Tensor:
 
 
 def pack(enemies: Enemies) -> Tensor:
-    """All of an enemy in one number: 10 bits of its column, 4 of its row, 1, 1, 3 and 4 of the rest."""
+    """Pack each enemy into one number: 10 bits of its column, 4 of its row, 1, 1, 3 and 4 of the rest."""
     right = (enemies.dx > 0).to(board.INT)
     timers = enemies.move_timer << 16 | enemies.shot_timer << 19
     return enemies.x | enemies.y << 10 | right << 14 | enemies.armed << 15 | timers
 
 
 def unpack(enemies: Tensor) -> Enemies:
-    """What `pack` packed."""
+    """Undo `pack`."""
     x, y, dx = enemies & board.ALL, enemies >> 10 & 15, (enemies >> 13 & 2) - 1
     return Enemies(x, y, dx, enemies >> 15 & 1, enemies >> 16 & 7, enemies >> 19 & 15)
 
 
 def _spawn(state: State, u: Tensor, time: Tensor) -> State:
-    """An enemy if it is time and its row has none that goes the other way; a diver every 30 steps."""
+    """Add an enemy if due and if none in its row moves the other way, and a diver every 30 steps."""
     zero = board.zeros(u)
     enemies, due = unpack(state.enemies), state.spawn_timer == 0
     kind = board.choice(u[..., 1], 48)
@@ -181,18 +182,18 @@ def _spawn(state: State, u: Tensor, time: Tensor) -> State:
 
 
 def _newcomer(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Column, row and direction of the 16 places at the sides."""
+    """Column, row and direction of the 16 entry cells at the sides."""
     x, dx = board.side(place < 8)
     return x, TOP + (place & 7), dx
 
 
 def _push(two: tuple[Thing, Thing], new: Thing, when: Tensor) -> tuple[Thing, Thing]:
-    """The younger and the new one, where it is time."""
+    """Replace (older, younger) by (younger, new) where `when`."""
     return tree.map(lambda later, now: torch.where(when, later, now), (two[1], new), two)
 
 
 def _steer(state: State, action: Tensor) -> State:
-    """The submarine goes a cell and looks where it went, or shoots if it may."""
+    """Move the submarine one cell and turn it that way, or shoot if the player may."""
     fires = (action == board.FIRE) & (state.shot_timer == 0)
     dx = torch.where(action == board.LEFT, -1, torch.where(action == board.RIGHT, 1, state.dx))
     return state._replace(
@@ -205,14 +206,14 @@ def _steer(state: State, action: Tensor) -> State:
 
 
 def _fly(state: State, enemies: Enemies) -> tuple[State, Enemies, Tensor]:
-    """Our bullets go a cell, the younger first; each takes one that it meets with it: the oldest fish or submarine."""
+    """Move the player's bullets, the younger first; each removes the oldest fish, or else submarine, that it hits."""
     older, younger = (bullet._replace(x=board.shift(bullet.x, bullet.dx)) for bullet in state.bullets)
     state = state._replace(bullets=(older, younger))
     return _collide(state, enemies, enemies.x, 1, (1, 0))
 
 
 def _drift(state: State, time: Tensor) -> State:
-    """Divers, the younger first, come aboard if there is a seat; the others move if it is time, and may then."""
+    """Take divers aboard, the younger first, if a seat is free, before and after their move if one is due."""
     moves, aboard, left = board.remainder(time, DIVER_MOVE) == DIVER_MOVE - 1, state.aboard, []
     for diver in reversed(state.divers):
         diver, aboard = _board(diver, state, aboard)
@@ -223,15 +224,15 @@ def _drift(state: State, time: Tensor) -> State:
 
 
 def _board(diver: Thing, state: State, aboard: Tensor) -> tuple[Thing, Tensor]:
-    """The diver, gone where it comes aboard, and how many there are then."""
+    """Remove the diver where it comes aboard, and count it."""
     boards = ((diver.x & state.x) != 0) & (diver.y == state.y) & (aboard < SEATS)
     return diver._replace(x=torch.where(boards, 0, diver.x)), aboard + boards.to(board.INT)
 
 
 def _attack(state: State, old: Enemies) -> tuple[State, Enemies, Tensor, Tensor]:
-    """Enemies move if it is time and meet us, or our bullets: the youngest first, submarines before fish.
+    """Move enemies if due; they hit the player, or its bullets: the youngest first, submarines before fish.
 
-    Submarines shoot if it is time, those too that left or were shot in this step.
+    Submarines shoot if due, including those that left or were shot in this step.
     """
     moved = torch.where(old.move_timer == 0, board.shift(old.x, old.dx), 0)
     x = torch.where(old.move_timer == 0, moved, old.x)
@@ -253,9 +254,9 @@ def _attack(state: State, old: Enemies) -> tuple[State, Enemies, Tensor, Tensor]
 def _collide(
     state: State, enemies: Enemies, targets: Tensor, sign: int, turns: tuple[int, int]
 ) -> tuple[State, Enemies, Tensor]:
-    """Bullets, in their turns, and one of the enemies with a column among `targets` in the same cell go; a point each.
+    """Remove each bullet, in the order of `turns`, with one enemy among `targets` in the same cell; a point each.
 
-    With sign +1 that is the oldest fish, or else the oldest submarine; with -1 the last of these.
+    With sign +1 it is the oldest fish, or else the oldest submarine; with -1 the youngest submarine, or else fish.
     """
     after, points = [*state.bullets], torch.zeros_like(state.x)
     age = _places(enemies.x) - state.oldest[..., None] & ENEMIES - 1
@@ -272,7 +273,7 @@ def _collide(
 
 
 def _return_fire(state: State) -> tuple[State, Tensor]:
-    """Their bullets go a cell; whether one is where we are before or after."""
+    """Move the enemies' bullets; returns whether one hit the player before or after its move."""
     here = board.cell(state.x, state.y)
     east, west = state.east << 1 & board.ALL, state.west >> 1
     hit = board.somewhere((state.east | state.west | east | west) & here)
@@ -280,8 +281,9 @@ def _return_fire(state: State) -> tuple[State, Tensor]:
 
 
 def _breathe(state: State, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """Below, air is used up. At the surface, for the first time, a diver leaves, or all six for points, and the tank is
-    filled; without a diver that is the end, as is an empty tank.
+    """Use air below the surface. On surfacing, one diver leaves, or all six for points, and the tank is filled.
+
+    Surfacing without a diver and an empty tank end the episode.
     """
     below = state.y > 0
     arrives = ~below & (state.up == 0)
@@ -291,7 +293,7 @@ def _breathe(state: State, ramping: bool) -> tuple[State, Tensor, Tensor]:
     points = torch.where(all_leave, board.quotient(state.air, TANK // board.SIZE), 0)
     after = state._replace(
         air=torch.where(below, state.air - 1, torch.where(docks, TANK, state.air)),
-        # One of none leaves too, which makes it -1.
+        # As in the original, one more leaves after all six, which makes -1.
         aboard=torch.where(all_leave, -1, state.aboard - docks.to(board.INT)),
         up=torch.where(below, 0, torch.where(docks, 1, state.up)),
         level=(state.level + docks.to(board.INT) * ramping).clamp(max=LEVELS),

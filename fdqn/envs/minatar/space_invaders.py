@@ -1,11 +1,11 @@
-"""Space Invaders: shoot aliens, which march from side to side and down and shoot back; a point for each.
+"""Space Invaders: shoot aliens, which march from side to side and down and shoot back; each gives a point.
 
-Their march gets faster the fewer they are; when none is left a new wave comes, faster still. An alien or a bullet that
-reaches the cannon is the end, and so is a march beyond the last row. The planes are cannon, aliens, aliens if they
-march left, aliens if they march right, our bullets and theirs.
+Fewer aliens march faster; when none is left a new, faster wave comes. An alien or a bullet that reaches the cannon ends
+the episode, and so does a march beyond the last row. The planes are cannon, aliens, aliens if they march left, aliens
+if they march right, the player's bullets and the aliens' bullets.
 Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw; there is no other chance.
+`u[..., 0]` decides on sticky actions; nothing else is random.
 """
 
 from functools import partial
@@ -20,23 +20,23 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 6, 1
-COOL_DOWN = 5  # steps from one of our shots to the next
-SHOT = 10  # steps from one of theirs to the next
-SLOWEST, FASTEST = 12, 6  # most steps from one move of a wave to the next: of the first wave, and at last
-DEPTH, WAVE = 4, 0b0011111100  # rows of a new wave, and its columns
+COOL_DOWN = 5  # steps between two shots of the player
+SHOT = 10  # steps between two shots of the aliens
+SLOWEST, FASTEST = 12, 6  # most steps between two moves of a wave: of the first wave, and of the fastest
+DEPTH, WAVE = 4, 0b0011111100  # rows and columns of a new wave
 
 
 class State(NamedTuple):
     """int32; three planes [..., 16] of bits and numbers [...]."""
 
     cannon: Tensor
-    """Its column."""
+    """Column."""
     aliens: Tensor
     ours: Tensor
     theirs: Tensor
     dx: Tensor
     slowest: Tensor
-    """Most steps from one move of this wave to the next."""
+    """Most steps between two moves of this wave."""
     march_timer: Tensor
     shot_timer: Tensor
 
@@ -47,13 +47,13 @@ def make(
     sticky: float = board.STICKY,
     ramping: bool = True,
 ) -> Env:
-    """Space Invaders; with `ramping` each wave is faster than the last. The rest is as in `board.env`."""
+    """Make Space Invaders; with `ramping` each wave is faster than the last. Other args as in `board.env`."""
     game = board.Game(start, partial(play, ramping=ramping), show)
     return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """A wave at the top, marching left. Shapes: u [..., 1]."""
+    """Place a wave at the top, marching left. Shapes: u [..., 1]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     none = zero[..., None] + 0 * board.rows(zero)
@@ -63,7 +63,7 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """The cannon moves or shoots, bullets fly, aliens march and shoot if it is time, and those that we hit are gone.
+    """Move the cannon or shoot, move bullets, march and shoot the aliens if due, and remove those that are hit.
 
     Shapes: state, action and time [...].
     """
@@ -91,7 +91,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Draw the planes [..., P, 16] of an observation."""
     left = (state.dx < 0)[..., None]
     cannon = board.cell(state.cannon, board.BOTTOM)
     marching = torch.where(left, state.aliens, 0), torch.where(left, 0, state.aliens)
