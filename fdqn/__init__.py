@@ -11,7 +11,6 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "actions",
-    "bits",
     "build",
     "check",
     "checkpoint",
@@ -21,10 +20,8 @@ __all__ = [
     "evaluate",
     "export",
     "files",
-    "frames",
     "history",
     "losses",
-    "n_step",
     "networks",
     "optim",
     "plots",
@@ -40,7 +37,6 @@ __all__ = [
     "tree",
     "types",
     "video",
-    "worlds",
 ]
 
 

@@ -330,7 +330,6 @@ def _train(command: Train, emit: Emit, started: float) -> None:
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
     from fdqn import envs, history, runs
-    from fdqn.types import World
 
     path = command.run
     settings, planned = runs.plan(path, command.env)
@@ -357,7 +356,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
         console.print(
             f"going on at step {where.step:,} of {wanted:,}" if where.step else "no checkpoint: starting over"
         )
-        if where.step and isinstance(envs.find(settings.env), World):
+        if where.step and envs.on_host(envs.find(settings.env)):
             console.print(f"not bit for bit: {settings.env} starts new episodes", soft_wrap=True)
         if where.step and not settings.save_replay:
             filled = f"it is filled anew with {settings.learning_starts:,} steps a seed before learning goes on"
@@ -448,13 +447,13 @@ def _go_on_until(
     started: float,
 ) -> None:
     """Train, play and sum up until `stop`."""
-    from fdqn import build, envs, evaluate, history, runs, training, worlds
-    from fdqn.types import World
+    from fdqn import build, envs, evaluate, history, runs, training
+    from fdqn.training import host
 
     env = envs.find(settings.env)
     state, games = where.state, None
     gone = {lane for lane, cycle in enumerate(state.metrics.failed.tolist()) if cycle >= 0}
-    if isinstance(env, World) and len(gone) == settings.seeds:
+    if envs.on_host(env) and len(gone) == settings.seeds:
         raise ValueError(f"run: expected a seed that can go on, got {path}, in which all have failed")
 
     epsilon = settings.evaluate_epsilon
@@ -489,13 +488,13 @@ def _go_on_until(
         """Whether nobody is left who could go on, or somebody wants to stop."""
         if games is None:
             return stop()
-        return stop() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
+        return stop() or len({*games.broken} | gone) == settings.seeds
 
     with _warnings_as_lines(console), contextlib.ExitStack() as closing:
-        if isinstance(env, World):
-            games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
-            state = worlds.begun(games, state)
-            broken = getattr(games, "broken", {})
+        if envs.on_host(env):
+            games = closing.enter_context(contextlib.closing(envs.open_host(env, settings.seeds, settings.num_envs)))
+            state = host.start(program, games, state)
+            broken = games.broken
             if where.step and (unable := broken.keys() - gone):
                 raise ValueError(
                     f"env: expected {settings.env} to begin for all seeds that go on, got none for seed "
@@ -659,11 +658,10 @@ def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.
 
 
 def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluate.Play | None":
-    """What plays on where episodes are long; there is nothing to compile in a world."""
-    from fdqn import compile
-    from fdqn.types import Env
+    """The compiled step of evaluation episodes; a host environment has none."""
+    from fdqn import compile, envs
 
-    return compile.player(env, network, epsilon) if compiling and isinstance(env, Env) else None
+    return compile.player(env, network, epsilon) if compiling and not envs.on_host(env) else None
 
 
 def _saying_failures(
@@ -683,7 +681,7 @@ def _saying_failures(
         failures = history.failed_seeds(settings, report)
         for seed in failures.keys() - said:
             step, cause = failures[seed]
-            words = getattr(games, "broken", {}).get(seed - settings.seed)
+            words = None if games is None else games.broken.get(seed - settings.seed)
             known = words and cause == "environment" and step >= since
             why = history.why(cause) + (f", {words}" if known else "")
             console.print(f"seed {seed} failed at step {step:,}: {why}; it learns no more", soft_wrap=True)
@@ -865,7 +863,7 @@ def _envs(command: Envs, emit: Emit) -> None:
     table.add_section()
     table.add_row("gym:NAME", "any environment of Gymnasium with discrete actions")
     table.add_row("ale:GAME", "a game of Atari, such as ale:Breakout; pip install 'fdqn[atari]'")
-    table.add_row("package.module:name", "your own: an Env, a World, or a gymnasium.Env class")
+    table.add_row("package.module:name", "your own: an Env, a HostEnv, or a gymnasium.Env class")
     _results().print(table)
 
 
