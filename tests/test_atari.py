@@ -209,7 +209,7 @@ def test_a_resumed_run_spans_no_cut():
     assert torch.equal(newest.next_obs, again[6].step.next_obs[0])
 
 
-def test_worlds_of_frames_are_of_a_lane():
+def test_a_seed_s_frames_are_independent_of_the_others():
     """A lane's rows do not depend on the lanes beside it."""
     pytest.importorskip("ale_py")
     both, _ = played(SETTINGS)
@@ -218,7 +218,7 @@ def test_worlds_of_frames_are_of_a_lane():
     assert isinstance(envs.find(SETTINGS.env), HostEnv)
 
 
-def test_a_film_plays_the_game_to_its_end_and_changes_no_other():
+def test_recording_plays_to_the_end_and_changes_no_other_game():
     """ale-py's environments share their metadata, so that one that restarts otherwise would change what all say."""
     pytest.importorskip("ale_py")
     world, rng = envs.find("ale:Breakout"), np.random.default_rng(0)

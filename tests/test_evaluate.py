@@ -1,4 +1,4 @@
-"""Greedy episodes of many lanes at once, against one lane and one episode at a time in plain Python."""
+"""Greedy episodes of many seeds at once, compared with a plain loop over seeds and episodes."""
 
 import contextlib
 from functools import partial
@@ -96,7 +96,7 @@ def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: 
     return returns
 
 
-def test_native_equals_a_loop_over_lanes_and_episodes():
+def test_evaluation_equals_a_loop_over_seeds_and_episodes():
     network, params = wide(0)
     expected = reference(noisy(), network, params, KEYS, 6)
     np.testing.assert_allclose(
@@ -106,7 +106,7 @@ def test_native_equals_a_loop_over_lanes_and_episodes():
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 1.0])
-def test_a_share_of_actions_is_random(epsilon):
+def test_a_fraction_of_actions_is_random(epsilon):
     network, params = wide(0)
     expected = reference(noisy(), network, params, KEYS, 6, epsilon)
     np.testing.assert_allclose(
@@ -115,7 +115,7 @@ def test_a_share_of_actions_is_random(epsilon):
     assert not np.array_equal(expected, reference(noisy(), network, params, KEYS, 6))
 
 
-def test_native_equals_a_loop_in_cartpole():
+def test_evaluation_equals_a_loop_in_cartpole():
     env = envs.make("cartpole", dtype=torch.float64)
     network, params = balancing()
     returns = evaluate.greedy_on_device(env, network, params, KEYS, 4).returns
@@ -128,7 +128,7 @@ def test_native_equals_a_loop_in_cartpole():
     )
 
 
-def test_native_equals_a_loop_in_catch():
+def test_evaluation_equals_a_loop_in_catch():
     env = envs.make("catch")
     network = networks.mlp((10, 5), (16,), 3)
     params = {name: 2 * x.double() for name, x in network.init(random.key(torch.arange(3))).items()}
@@ -182,7 +182,7 @@ def test_greedy_over_legal_actions_only():
     np.testing.assert_array_equal(returns, [[-1.0] * 5, [-2.0] * 5])  # action 2 would pay 1
 
 
-def test_a_lane_does_not_know_its_neighbours():
+def test_a_seed_is_independent_of_the_others():
     network, params = wide(4)
     together = evaluate.greedy_on_device(noisy(), network, params, KEYS, 6).returns
     for lane in range(3):
@@ -197,7 +197,7 @@ def test_a_lane_does_not_know_its_neighbours():
     assert (changed[1] != together[1]).all()
 
 
-def test_native_is_pure():
+def test_evaluation_is_pure():
     network, params = wide(0)
     before, keys = tree.clone(params), KEYS.clone()
     torch.manual_seed(0)
@@ -210,7 +210,7 @@ def test_native_is_pure():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_lane_of_nan_is_played_and_harms_nobody():
+def test_a_seed_of_nan_does_not_change_the_others():
     network, params = balancing()
     healthy = evaluate.greedy_on_device(envs.make("cartpole"), network, params, KEYS, 2).returns
     params["2.weight"][1] = torch.nan
@@ -234,7 +234,7 @@ def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
     return w2 @ np.maximum(w0 @ obs.astype(np.float64) + b0, 0) + b2
 
 
-def test_outside_equals_a_loop_over_gymnasium():
+def test_host_evaluation_equals_a_loop_over_gymnasium():
     network, params = balancing()
     returns = evaluate.greedy_on_host(gym.named("CartPole-v1"), network, params, KEYS, 3).returns
     seeds = random.bits(random.fold_in(KEYS, random.OUTSIDE), (3,)).tolist()
@@ -276,7 +276,7 @@ class Counter(gymnasium.Env):
         assert self.action_space.contains(action), action
         self.time += 1
         if self.time == self.fails_at:
-            raise RuntimeError("the world broke")
+            raise RuntimeError("the environment broke")
         self.over = self.time == 3
         self.seen += 0.1
         return self.seen, float(action), self.over, False, {}
@@ -297,7 +297,7 @@ def constant(*values: tuple[float, float]) -> tuple[Network, dict]:
 
 
 @pytest.mark.parametrize("start", [0, 1, 5])
-def test_outside_counts_actions_from_the_start_of_the_space(counter, start):
+def test_actions_are_counted_from_the_start_of_the_space(counter, start):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
     returns = evaluate.greedy_on_host(
         gym.from_factory("counter", partial(counter, start)), network, params, KEYS[:2], 4
@@ -305,7 +305,7 @@ def test_outside_counts_actions_from_the_start_of_the_space(counter, start):
     np.testing.assert_array_equal(returns, [[3.0 * start] * 4, [3.0 * (start + 1)] * 4])
 
 
-def test_a_share_of_actions_is_random_outside(counter):
+def test_a_fraction_of_actions_is_random_in_host_environments(counter):
     """Each game's choices follow from its own seed: they are the same in another world of fewer games."""
     network, params = constant((1.0, 0.0), (0.0, 1.0))
     world = gym.from_factory("counter", partial(counter, 0))
@@ -325,20 +325,20 @@ def test_a_share_of_actions_is_random_outside(counter):
     np.testing.assert_array_equal(everything, played(seeds, 0.5))
 
 
-def test_outside_closes_what_it_made(counter):
+def test_evaluation_closes_its_environments(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
     evaluate.greedy_on_host(gym.from_factory("counter", counter), network, params, KEYS[:2], 4)
     assert (counter.made, counter.closed) == (9, 9), "one to look at"
 
 
-def test_outside_closes_also_when_the_world_breaks(counter):
+def test_evaluation_closes_environments_that_fail(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    with pytest.raises(ValueError, match="to their end, got RuntimeError: the world broke"):
+    with pytest.raises(ValueError, match="to their end, got RuntimeError: the environment broke"):
         evaluate.greedy_on_host(gym.from_factory("counter", partial(counter, fails_at=2)), network, params, KEYS[:2], 4)
     assert (counter.made, counter.closed) == (9, 9)
 
 
-def test_outside_refuses_other_observations(counter):
+def test_host_evaluation_refuses_other_observations(counter):
     network = networks.mlp((4,), (2,), 2)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match=r"env: expected observations that the network takes, got shape \[3, 2\]"):
@@ -348,7 +348,7 @@ def test_outside_refuses_other_observations(counter):
     assert counter.made == counter.closed == 5
 
 
-def test_outside_refuses_another_number_of_actions(counter):
+def test_host_evaluation_refuses_another_number_of_actions(counter):
     network = networks.mlp((1,), (2,), 5)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match="env: expected 5 actions, as many as the network gives values, got 2"):
@@ -375,7 +375,7 @@ def test_play_holds_what_has_ended():
     assert after.ended.tolist() == [True, False]
 
 
-def test_steps_are_those_of_native():
+def test_device_steps_yields_the_start_and_every_step():
     """One for the start and one for every step; what an action led to is shown also where an episode ended."""
     network, params = wide(0)
     games = list(evaluate.device_steps(noisy(100), network, params, KEYS, 4))
@@ -474,11 +474,11 @@ class Ends(Forever):
 @pytest.mark.parametrize(
     "made", [gym.named("CliffWalking-v1"), gym.from_factory("forever", Forever)], ids=["cliff", "own"]
 )
-def test_worlds_without_a_time_limit_say_so(made):
+def test_environments_without_a_time_limit_are_endless(made):
     assert (made.spec.time_limit, made.spec.endless) == (27_000, True)
 
 
-def test_a_limit_cuts_episodes_of_a_world_and_says_which():
+def test_a_limit_marks_unfinished_episodes_of_host_environments():
     network, params = constant((1.0, 0.0), (0.0, 1.0))
     seen = []
     played = evaluate.greedy(
@@ -493,7 +493,7 @@ def test_a_limit_cuts_episodes_of_a_world_and_says_which():
 
 
 @pytest.mark.parametrize("limit", [1, 63, 64, 70])
-def test_a_limit_cuts_episodes_of_ours_and_says_which(limit):
+def test_a_limit_marks_unfinished_episodes_of_pure_environments(limit):
     env, (network, params) = envs.make("cartpole", dtype=torch.float64), balancing()
     whole = evaluate.greedy_on_device(env, network, params, KEYS, 4).returns
     played = evaluate.greedy_on_device(env, network, params, KEYS, 4, limit=limit)
@@ -503,7 +503,7 @@ def test_a_limit_cuts_episodes_of_ours_and_says_which(limit):
     assert played.unfinished.any()
 
 
-def test_a_limit_beyond_the_time_limit_of_ours_changes_nothing():
+def test_a_limit_beyond_the_time_limit_changes_nothing():
     env, (network, params) = envs.make("cartpole"), balancing()
     played = evaluate.greedy_on_device(env, network, params, KEYS, 2, limit=10**6)
     np.testing.assert_array_equal(played.returns, evaluate.greedy_on_device(env, network, params, KEYS, 2).returns)
@@ -529,7 +529,7 @@ def test_fast_takes_over_where_episodes_are_long(monkeypatch, soon):
     evaluate.greedy_on_device(env, network, falls, KEYS[1:2], 4, fast=lambda *given: pytest.fail("it is over by then"))
 
 
-def test_a_compiled_player_plays_the_same(monkeypatch):
+def test_a_compiled_step_plays_the_same(monkeypatch):
     """From its first step on, in a game that is long enough to be compiled."""
     monkeypatch.setattr(evaluate, "_COMPILE_AFTER", 0)
     env = envs.make("minatar:breakout", time_limit=150)
@@ -543,7 +543,7 @@ def test_a_compiled_player_plays_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("name", envs.names())
-def test_a_player_is_compiled_once(monkeypatch, name):
+def test_a_step_is_compiled_once(monkeypatch, name):
     """The first step has the signature of all others; on CUDA it is compiled too."""
     made = []
 
@@ -574,7 +574,7 @@ def test_evaluation_epsilon_as_number_equals_tensor():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_lanes_on_a_gpu_are_played_outside():
+def test_parameters_on_a_gpu_play_host_environments():
     network, params = balancing()
     on_gpu = {name: x.cuda() for name, x in params.items()}
     world = gym.named("CartPole-v1")

@@ -1,4 +1,4 @@
-"""Episodes as pictures: what is shown is what was played, as a GIF that others read."""
+"""Videos show the episodes that were evaluated, as a GIF that other programs read."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ def grey(value, height=4, width=6):
     return np.full((height, width, 3), value, np.uint8)
 
 
-# Whom it shows
+# Which seeds and episodes are shown
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def grey(value, height=4, width=6):
         ([1.0, 1.0, 1.0], {"best": 0, "median": 1, "worst": 2}),
     ],
 )
-def test_cast(means, places):
+def test_representatives(means, places):
     assert video.representatives(np.array(means)) == places
 
 
@@ -57,13 +57,13 @@ def test_typical():
     assert video.typical(np.array([1.0, 3.0])) == 0, "the first of those that are as near"
 
 
-# What it shows
+# Scenes
 
 
 @pytest.mark.parametrize(
     "name", ["catch", "cartpole", pytest.param("acrobot", marks=pytest.mark.slow), "mountain_car", "gym:CartPole-v1"]
 )
-def test_what_is_shown_is_what_was_played(name):
+def test_a_video_shows_the_evaluated_episodes(name):
     """The returns of these very episodes, and another picture at the end than at the start."""
     env, network, params = lanes(name)
     returns = evaluate.greedy(env, network, params, KEYS, 3).returns
@@ -78,7 +78,7 @@ def test_what_is_shown_is_what_was_played(name):
 
 
 @pytest.mark.parametrize("name", ["cartpole", "gym:CartPole-v1"])
-def test_a_limit_cuts_what_is_shown_where_it_cuts_what_is_played(name):
+def test_a_limit_cuts_videos_and_evaluation_alike(name):
     env, network, params = lanes(name)
     returns = evaluate.greedy(env, network, params, KEYS, 3, limit=5).returns
     assert (returns == 5).all()
@@ -144,7 +144,7 @@ def test_board():
     assert render.board(np.ones((1, 2))).shape == (1, 2, 3)
 
 
-def test_games_of_atari_are_shown_in_colour():
+def test_atari_is_rendered_in_colour():
     """The game that the lane plays in grey: the same pixels, made smaller."""
     pytest.importorskip("ale_py")
     world = envs.find("ale:Breakout")
@@ -191,7 +191,7 @@ def of_shown(**how):
     return gym.from_factory("mine:Shown", lambda render_mode=None: Shown(render_mode, **how))
 
 
-def test_a_film_that_does_not_begin_or_shows_something_else_later_is_a_sentence():
+def test_a_failing_or_wrong_frame_is_refused_by_name():
     """Of one lane; that of another is whole."""
     network, params = small_network()
     made = itertools.count()
@@ -218,7 +218,7 @@ def small_network():
     return network, network.init(random.fold_in(KEYS, random.NETWORK))
 
 
-def test_a_class_of_one_s_own_shows_every_step_and_its_end():
+def test_a_user_s_class_shows_every_step_and_its_end():
     network, params = small_network()
     with contextlib.closing(video.host_scenes("mine:Shown", of_shown(), network, params, KEYS, 2, [0] * 4)) as shown:
         scenes = list(itertools.islice(shown, 6))
@@ -227,7 +227,7 @@ def test_a_class_of_one_s_own_shows_every_step_and_its_end():
     assert scenes[5].returns.tolist() == [5.0] * 4
 
 
-def test_a_lane_that_breaks_keeps_its_last_picture():
+def test_a_failed_seed_keeps_its_last_picture():
     network, params = small_network()
     made = []
 
@@ -242,7 +242,7 @@ def test_a_lane_that_breaks_keeps_its_last_picture():
     assert np.isnan(recording.scenes[-1].returns).tolist() == [False, True, False, False]
 
 
-# How it is shown
+# Thinning and encoding
 
 
 def test_thinned_keeps_every_step_where_there_are_few():
@@ -333,7 +333,7 @@ def test_gif_stays_small():
 
 
 @pytest.mark.parametrize("name", ["catch", "gym:CartPole-v1"])
-def test_draw_says_seed_and_return(name, monkeypatch):
+def test_draw_titles_name_seed_and_return(name, monkeypatch):
     env, network, params = lanes(name)
     returns = evaluate.greedy(env, network, params, KEYS, 3).returns
     returns[2] = np.nan
@@ -351,11 +351,11 @@ def test_draw_says_seed_and_return(name, monkeypatch):
     assert told[-1] == (3, len(told) - 1)
 
 
-# What does not render
+# Environments that do not render
 
 
 @pytest.mark.parametrize("name", ["catch", "cartpole", "minatar:seaquest", "gym:CartPole-v1"])
-def test_check_renders_takes_what_does(name):
+def test_check_renders_accepts_environments_that_render(name):
     video.check_renders(name, envs.find(name))
 
 
@@ -385,7 +385,7 @@ NOT_SHOWN = {
 
 
 @pytest.mark.parametrize("name", NOT_SHOWN)
-def test_what_does_not_render_is_a_sentence(name):
+def test_environments_that_do_not_render_are_refused(name):
     env, says = NOT_SHOWN[name]
     with pytest.raises(ValueError, match=f"^video: expected .*{says}"):
         video.check_renders("it", env)
