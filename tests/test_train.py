@@ -12,7 +12,7 @@ from torch.func import vmap
 
 from fdqn import build, dqn, envs, losses, networks, random, replay, training, tree
 from fdqn import compile as edge
-from fdqn.envs import cartpole
+from fdqn.envs.classic import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.training import loop, metrics

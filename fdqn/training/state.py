@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import check
+from fdqn import check, envs
 from fdqn.training.config import Config
-from fdqn.types import Agent, Algorithm, Diagnostics, Env, Hyper, Learner, Network, Uniforms
+from fdqn.types import Agent, Algorithm, Diagnostics, Env, HostEnv, Hyper, Learner, Network, Uniforms
 
 
 class Program(NamedTuple):
     """Everything that is fixed before training starts."""
 
-    env: Env
+    env: Env | HostEnv
     algorithm: Algorithm
 
     @property
@@ -128,7 +128,8 @@ class Functions(NamedTuple):
 def check_program(program: Program) -> None:
     """Raise TypeError, naming the field, for a program with a part of another type."""
     check.kind("program", program, Program)
-    check.kind("program.env", program.env, Env)
+    if not envs.is_env(program.env):
+        raise TypeError(f"program.env: expected Env or HostEnv, got {type(program.env).__name__}")
     check.kind("program.algorithm", program.algorithm, Algorithm)
     check.kind("program.config", program.config, Config)
     check.kind("program.agent", program.algorithm.agent, Agent)
