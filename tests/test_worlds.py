@@ -701,7 +701,8 @@ def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeyp
         for report in reports:
             if report.updates.max() > 0:
                 break
-            before = report.state.buffer.added.tolist()
+            rows = report.state.buffer if n_step == 1 else report.state.buffer.buffer
+            before = rows.added.tolist()
         assert before == [4, 4], "exactly one row of each environment, before the update"
 
 

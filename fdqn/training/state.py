@@ -1,6 +1,7 @@
 """Records of a training program and of the state of one seed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from fdqn import check, envs
 from fdqn.training.config import Config
-from fdqn.types import Agent, Algorithm, Diagnostics, Env, HostEnv, Hyper, Learner, Network, Uniforms
+from fdqn.types import Agent, Algorithm, Diagnostics, Env, HostEnv, Hyper, Learner, Network, Params, Uniforms
 
 
 class Program(NamedTuple):
@@ -31,7 +32,11 @@ class Program(NamedTuple):
 def policy(agent: Agent) -> Network:
     """The network behind an agent's greedy actions: its values with `()` in place of noise."""
     check.kind("agent", agent, Agent)
-    return Network(agent.init, lambda params, obs: agent.values(params, obs, ()))
+    return Network(agent.init, partial(_values_without_noise, agent.values))
+
+
+def _values_without_noise(values: Callable[..., Tensor], params: Params, obs: Tensor) -> Tensor:
+    return values(params, obs, ())
 
 
 CAUSES = ("nothing", "loss", "gradient", "parameter", "environment")
