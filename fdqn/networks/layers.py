@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdqn import check, random
-from fdqn.networks.state_dict import fitting
+from fdqn.networks.state_dict import Shapes, fitting
 from fdqn.types import Network, Params
 
 SMALLEST_FRAME = 36
@@ -96,13 +96,18 @@ _Layers = Mapping[str, tuple[int, ...]]
 
 def _network(layers: _Layers, apply: Callable[[Params, Tensor], Tensor]) -> Network:
     """`apply` with its initial parameters. Raises ValueError for a layer that could not be drawn at once."""
+    check_weights(layers)
+    return Network(partial(_init_layers, layers), apply)
+
+
+def check_weights(layers: _Layers) -> None:
+    """Raise ValueError for a layer that is too large to be drawn at once."""
     for name, shape in layers.items():
         if (weights := math.prod(shape)) >= 2**31:
             raise ValueError(
                 f"obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got {weights:,} in layer "
                 f"{name}, {list(shape)}; make observations or layers smaller"
             )
-    return Network(partial(_init_layers, layers), apply)
 
 
 def _apply_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
@@ -151,8 +156,13 @@ def _flat(obs: Tensor, axes: int) -> Tensor:
 
 def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
     """Observations in the parameters' dtype, bytes divided by 255, where both are what the network takes."""
+    return inputs(event, dict(item for name, shape in layers.items() for item in _shapes(name, shape)), params, obs)
+
+
+def inputs(event: tuple[int, ...], expected: Shapes, params: Params, obs: Tensor) -> Tensor:
+    """Observations in the parameters' dtype, those of uint8 divided by 255. Raises ValueError or TypeError for
+    observations and parameters that do not have the expected shapes."""
     check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
-    expected = dict(item for name, shape in layers.items() for item in _shapes(name, shape))
     fitting(expected, params, obs)
     for name in expected:
         check.floating(f"params[{name!r}]", params[name])
