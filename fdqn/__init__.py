@@ -11,11 +11,13 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "actions",
+    "agents",
     "bits",
     "build",
     "check",
     "checkpoint",
     "compile",
+    "distributional",
     "dqn",
     "envs",
     "evaluate",

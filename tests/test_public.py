@@ -15,6 +15,7 @@ import fdqn
 from fdqn import (
     actions,
     bits,
+    distributional,
     dqn,
     frames,
     losses,
@@ -28,6 +29,7 @@ from fdqn import (
     training,
     tree,
 )
+from fdqn.agents import c51, noisy
 from fdqn.testing import asserts, laws, probes
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
@@ -38,8 +40,9 @@ def rooms():
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
         yield name, room
-        for inner in getattr(room, "__all__", []) if name == "testing" else []:
-            yield f"testing.{inner}", importlib.import_module(f"fdqn.testing.{inner}")
+        inner_rooms = {"testing": getattr(room, "__all__", []), "agents": ["c51", "noisy"]}
+        for inner in inner_rooms.get(name, []):
+            yield f"{name}.{inner}", importlib.import_module(f"fdqn.{name}.{inner}")
 
 
 def public(room):
@@ -113,12 +116,28 @@ OPTIMIZERS = {
 }
 DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Linear(3, 3)))
 LEARNER = dqn.init(optim.adam(), NET.init(KEY))
+SUPPORT, RETURNS = torch.linspace(-1.0, 2.0, 4), floats(15, 4, 3, 4).softmax(-1)
+NOISY = networks.noisy_mlp(2, (3,), 3)
+NOISY_LOSS = partial(noisy.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
+C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noise=())
 FUNCTIONS = {
+    "agents.c51.agent.loss": (
+        C51_LOSS,
+        (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
+    ),
+    "agents.noisy.agent.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
     "actions.pick": (actions.pick, (Q, ACTION)),
     "actions.best": (actions.best, (Q, LEGAL)),
     "actions.greedy": (actions.greedy, (Q, LEGAL)),
     "actions.count": (actions.count, (LEGAL,)),
     "bits.pack": (bits.pack, (LEGAL,)),
+    "distributional.project": (distributional.project, (SUPPORT, RETURNS[:, 0], REWARD, DISCOUNT)),
+    "distributional.mean": (distributional.mean, (SUPPORT, RETURNS)),
+    "distributional.pick": (distributional.pick, (RETURNS, ACTION)),
+    "distributional.q_learning_target": (
+        lambda p_t, *rest: distributional.q_learning_target(SUPPORT.to(p_t), *rest[:2], p_t, *rest[2:]),
+        (RETURNS, REWARD, DISCOUNT, Q, LEGAL),
+    ),
     "bits.unpack": (lambda packed: bits.unpack(packed, 3), (bits.pack(LEGAL),)),
     "dqn.act": (partial(dqn.act, NET.apply), (NET.init(KEY), BATCH.obs, LEGAL, torch.tensor(0.5), U)),
     "dqn.init": (partial(dqn.init, optim.adam()), (PARAMS,)),
@@ -149,6 +168,11 @@ FUNCTIONS = {
     "losses.smoothed": (lambda p: losses.smoothed(p, 0.1), (Q.softmax(-1),)),
     "networks.mlp": with_network(NET, BATCH.obs),
     "networks.dueling_mlp": with_network(networks.dueling_mlp(2, (3, 4), 3), BATCH.obs),
+    "networks.layer_norm_mlp": with_network(networks.layer_norm_mlp(2, (3, 4), 3), BATCH.obs),
+    "networks.noisy_mlp": (
+        lambda params: NOISY.apply(params, BATCH.obs.to(params["0.bias_mu"]), U.new_full((NOISY.noise,), 0.3)),
+        (NOISY.init(KEY),),
+    ),
     "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
     "networks.minatar": with_network(networks.minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
     "networks.from_module": with_network(
@@ -169,6 +193,7 @@ FUNCTIONS = {
     "random.bits": (lambda key: random.bits(key, (5,)), (KEY,)),
     "random.uniform": (lambda key: random.uniform(key, (5,), torch.float64), (KEY,)),
     "random.normal": (lambda key: random.normal(key, (5,), torch.float64), (KEY,)),
+    "random.normal_from_uniform": (random.normal_from_uniform, (U,)),
     "random.randint": (lambda key: random.randint(key, (5,), -3, 9), (KEY,)),
     "random.unit": (lambda words: random.unit(words, torch.float64), (random.bits(KEY, (5,)),)),
     "random.index": (lambda words: random.index(words, 9), (random.bits(KEY, (5,)),)),
@@ -232,7 +257,10 @@ ELSEWHERE = {
         "starting_from": "makes a network of another",
         "to_module": "makes a module",
         "NetworkWithDropout": "",
+        "NoisyNetwork": "",
+        "with_noise": "makes a network of another",
     },
+    "distributional": {"atoms": "looks at numbers, once"},
     "random": {"key": "looks at its seeds"},
     "replay": {"Replay": ""},
     "tree": {
@@ -257,7 +285,7 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
-    "actions", "bits", "dqn", "frames", "losses", "n_step", "networks", "optim", "policies", "random",
+    "actions", "bits", "distributional", "dqn", "frames", "losses", "n_step", "networks", "optim", "policies", "random",
     "replay", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)

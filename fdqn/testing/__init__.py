@@ -1,8 +1,9 @@
 """The laws of fdqn as functions, for your environment, loss, optimizer, network or policy as much as for ours.
 
 `asserts` says where trees of tensors differ and where a graph breaks; `laws` has one checker a law of a function or of
-a part, `programs` one a law of a whole program; `examples` is a program to start from and `probes` are environments
-whose values are known. These need nothing beyond fdqn. `strategies` makes hypothesis inputs and needs hypothesis;
+a part, `agents` those of an agent, `programs` one a law of a whole program; `examples` is a program to start from and
+`probes` are environments whose values are known. These need nothing beyond fdqn. `strategies` makes hypothesis inputs
+and needs hypothesis;
 `variants` runs one test eager, vmapped, compiled and on a GPU and needs pytest. With your own in the place of ours:
 
     from functools import partial
@@ -33,7 +34,7 @@ whose values are known. These need nothing beyond fdqn. `strategies` makes hypot
 import importlib
 from typing import Any
 
-__all__ = ["asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
+__all__ = ["agents", "asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
 
 
 def __getattr__(name: str) -> Any:
