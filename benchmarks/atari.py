@@ -17,8 +17,9 @@ import numpy as np
 import torch
 import work
 
-from fdqn import build, compile, envs, runs, training, worlds
+from fdqn import build, compile, envs, runs, training
 from fdqn.settings import PRESETS, Settings
+from fdqn.training import host
 
 SECONDS = 5.0
 
@@ -63,7 +64,7 @@ def learning(game: str, seeds: int, num_envs: int):
     state = training.init(program, build.hyper(settings), build.keys(settings))
     functions = runs.functions(program, settings, games)
     every = 20 * num_envs
-    reports = training.run(program, worlds.begun(games, state), 10**9, functions, every, at_once=1)
+    reports = training.run(program, host.start(program, games, state), 10**9, functions, every, at_once=1)
     while not next(reports).learning_updates:
         pass
 

@@ -27,7 +27,8 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     state = training.vmapped(program).collect(state, tree.map(lambda x: x.unsqueeze(0), noise))
     apply, params, hyper = program.network.apply, state.learner.params, state.hyper
     words, u = noise.sample[:, 0], noise.act[:, 0]
-    batch = vmap(replay.sample)(state.replay, words)
+    sample = vmap(partial(replay.ring.sample, oldest=0))
+    batch = sample(state.buffer, words).batch
     q, q_t = vmap(apply)(params, batch.obs), vmap(apply)(params, batch.next_obs)
     q_acting, action = vmap(apply)(params, state.obs), torch.zeros_like(u[..., 0], dtype=torch.int64)
     step = vmap(program.env.step)(state.env_state, action, noise.env[:, 0])[1]
@@ -53,7 +54,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "actions.greedy", actions.greedy, (q_t, batch.next_legal)
     yield "policies.epsilon_greedy", policies.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
     yield "env.step", vmap(program.env.step), (state.env_state, action, noise.env[:, 0])
-    yield "replay.sample", vmap(replay.sample), (state.replay, words)
+    yield "replay.ring.sample", sample, (state.buffer, words)
     yield "losses.squared", losses.squared, (batch.reward,)
     yield "losses.huber", losses.huber, (batch.reward,)
     yield "losses.smooth_l1", losses.smooth_l1, (batch.reward,)
@@ -73,12 +74,13 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "optim.apply_updates", optim.apply_updates, (params, params)
     yield "dqn.learn", vmap(_learn(program)), (state.learner, batch, hyper)
     yield "dqn.act", vmap(partial(dqn.act, apply)), (params, state.obs, state.legal, hyper.epsilon_end, u)
-    yield "dqn.soft_copy", vmap(dqn.soft_copy), (state.learner, hyper.tau)
+    yield "training.soft_copy", vmap(training.soft_copy), (state.learner, hyper.tau)
     for name, schedule in SCHEDULES.items():
         yield f"schedules.{name}", schedule, (state.cycle,)
-    yield "dqn.hard_copy", vmap(dqn.hard_copy), (state.learner,)
+    yield "training.hard_copy", vmap(training.hard_copy), (state.learner,)
     # Compiled, these write in place: without it they would copy every ring.
-    yield "replay.add, in place", compile.donate(vmap(replay.add)), (tree.clone(state.replay), new)
+    add = vmap(lambda ring, batch: replay.ring.add(ring, batch, batch.discount == 0, None)[0])
+    yield "replay.ring.add, in place", compile.donate(add), (tree.clone(state.buffer), new)
     yield "training.cycle, in place", compile.donate(vmap(partial(training.cycle, program))), (tree.clone(state), noise)
 
 

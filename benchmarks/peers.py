@@ -34,6 +34,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from fdqn.training import host
+
 TURN = 1.0  # s
 
 # What a peer needs, and which of the work it can do: several seeds at once, networks.
@@ -64,15 +66,15 @@ def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], 
     """Ours in Gymnasium's CartPole, stepped on the host while the device learns."""
     import work
 
-    from fdqn import compile, envs, worlds
+    from fdqn import compile, envs
     from fdqn.envs import silent
 
     world = envs.find("gym:CartPole-v1")
     program = work.program(network)._replace(env=silent.make(world.spec))
     work.prepare()
     games = world.open(seeds, work.ENVS)
-    state = worlds.begun(games, work.lanes(program, seeds, device))
-    functions = worlds.functions(program, games, compile.compiled_parts(program))
+    state = host.start(program, games, work.lanes(program, seeds, device))
+    functions = host.functions(program, games, compile.compiled_parts(program))
     return _turns(program, state, functions, at_once=1)
 
 

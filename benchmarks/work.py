@@ -60,13 +60,13 @@ def program(network: str, capacity: int = 10_000) -> training.Program:
     env = cartpole.make() if network == "small" else walk(inputs, actions)
     net = networks.mlp(env.spec.obs_shape, hidden, actions)
     sizes = {"num_envs": ENVS, "batch_size": BATCH, "capacity": capacity}
-    config = dqn.Config(**sizes, learning_starts=1_000, target_period=TARGET_PERIOD)
+    config = training.Config(**sizes, learning_starts=1_000, target_period=TARGET_PERIOD)
     return training.Program(config, env, net, partial(dqn.q_learning, net.apply, losses.squared), build.plain_adam)
 
 
 def lanes(program: training.Program, seeds: int, device: str) -> training.TrainState:
     """Fresh lanes of it."""
-    hyper = dqn.hyper(
+    hyper = training.hyper(
         seeds, learning_rate=LEARNING_RATE, epsilon_start=0.05, max_grad_norm=math.inf, device=torch.device(device)
     )
     return training.init(program, hyper, random.key(range(seeds)).to(device))

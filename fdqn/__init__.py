@@ -12,7 +12,6 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "actions",
     "agents",
-    "bits",
     "build",
     "check",
     "checkpoint",
@@ -23,10 +22,8 @@ __all__ = [
     "evaluate",
     "export",
     "files",
-    "frames",
     "history",
     "losses",
-    "n_step",
     "networks",
     "optim",
     "plots",

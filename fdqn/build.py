@@ -3,17 +3,17 @@
 import math
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import check, dqn, envs, losses, networks, optim, random, training, tree
+from fdqn import check, dqn, envs, losses, networks, optim, random, replay, training, tree
 from fdqn.envs import silent
 from fdqn.settings import Settings
-from fdqn.types import Env, Hyper, Network, Optimizer, World
+from fdqn.training import off_policy
+from fdqn.types import Buffer, Env, EnvSpec, Hyper, Network, Optimizer, World
 
 
 def program(settings: Settings) -> training.Program:
@@ -26,7 +26,6 @@ def program(settings: Settings) -> training.Program:
         raise ValueError(
             f"terminal_on_life_loss: expected a world that counts lives, such as ale:Breakout, got {settings.env}"
         )
-    net = network(settings)
     # No lane fills more rows than it takes steps, whole cycles of them.
     cycle = settings.num_envs * settings.steps_per_cycle
     steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
@@ -36,7 +35,7 @@ def program(settings: Settings) -> training.Program:
             f"{settings.learning_starts}: no update would be made"
         )
     rows = min(settings.capacity, max(steps, settings.batch_size))
-    config = dqn.Config(
+    config = training.Config(
         num_envs=settings.num_envs,
         steps_per_cycle=settings.steps_per_cycle,
         updates_per_cycle=settings.updates_per_cycle,
@@ -59,8 +58,8 @@ def program(settings: Settings) -> training.Program:
         raise ValueError(
             f"save_replay: expected to keep that of {settings.env}, got no: an episode that goes on needs its frames"
         )
-    loss = dqn.double_q_learning if settings.double else dqn.q_learning
-    penalty = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
+    loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
+    agent = dqn.agent(network(settings), settings.double, loss)
     optimizer = {
         ("adam", True): clipped_adam,
         ("adam", False): plain_adam,
@@ -69,7 +68,18 @@ def program(settings: Settings) -> training.Program:
         ("nature-rmsprop", True): clipped_nature_rmsprop,
         ("nature-rmsprop", False): plain_nature_rmsprop,
     }[settings.optimizer, math.isfinite(settings.max_grad_norm)]
-    return training.Program(config, env, net, partial(loss, net.apply, penalty), optimizer)
+    return training.Program(env, off_policy.algorithm(config, agent, buffer(config, env.spec), optimizer))
+
+
+def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
+    """The uniform replay buffer of a configuration, with the wrappers that the observations and `n_step` need."""
+    rows = replay.ring.buffer(config.capacity)
+    if spec.obs_dtype == torch.bool and spec.stack == 1:
+        rows = replay.packing.wrap(rows)
+    rows = replay.n_step.wrap(rows, config.num_envs, config.n_step)
+    if spec.stack == 1:
+        return rows
+    return replay.frames.wrap(rows, config.num_envs, spec.stack, config.capacity, config.n_step)
 
 
 def network(settings: Settings) -> Network:
@@ -94,7 +104,7 @@ def network(settings: Settings) -> Network:
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
     """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
     check.kind("settings", settings, Settings)
-    return dqn.hyper(
+    return training.hyper(
         settings.seeds,
         learning_rate=settings.learning_rate,
         gamma=settings.gamma,
@@ -208,9 +218,8 @@ def state_bytes(program: training.Program, lanes: int) -> int:
 
 
 def replay_bytes(program: training.Program, lanes: int) -> int:
-    """Bytes of the replay of `lanes` lanes as its rows lie there, packed or not, found without allocating them."""
-    memory = fake_state(program, lanes).replay
-    return tree.nbytes((memory.rows, memory.frames))
+    """Count the bytes of the buffers of `lanes` seeds, without allocating them."""
+    return tree.nbytes(fake_state(program, lanes).buffer)
 
 
 def fake_state(program: training.Program, lanes: int) -> training.TrainState:

@@ -450,7 +450,8 @@ def _go_on_until(
     """Train, play and sum up until `stop`."""
     import numpy as np
 
-    from fdqn import envs, evaluate, history, runs, training, worlds
+    from fdqn import envs, evaluate, history, runs, training
+    from fdqn.training import host
     from fdqn.types import World
 
     env = envs.find(settings.env)
@@ -496,7 +497,7 @@ def _go_on_until(
     with _warnings_as_lines(console), contextlib.ExitStack() as closing:
         if isinstance(env, World):
             games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
-            state = worlds.begun(games, state)
+            state = host.start(program, games, state)
             broken = getattr(games, "broken", {})
             if where.step and (unable := broken.keys() - gone):
                 raise ValueError(

@@ -38,7 +38,8 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from fdqn import check, evaluate, lanes, toolchain, training, tree, verify, worlds
+from fdqn import check, evaluate, lanes, toolchain, training, tree, verify
+from fdqn.training import host
 from fdqn.types import Env, Network
 
 State = TypeVar("State")
@@ -111,7 +112,7 @@ def compile(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fold(step: Callable[[State, Any], State]) -> Callable[[State, Any], State]:
-    """`training.fold(step)`, donated and compiled: `step(state, x) -> state` for each x of a tree with leaves [n, ...].
+    """`training.scan(step)`, donated and compiled: `step(state, x) -> state` for each x of a tree with leaves [n, ...].
 
     On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
     Where that fails, a UserWarning gives the reason and the steps are launched one by one.
@@ -153,7 +154,7 @@ def fold_lanes(
         loop(tree.leaves(xs))
         return state
 
-    return _first_available(in_groups, together, training.fold(donate(vmap(step))))
+    return _first_available(in_groups, together, training.scan(donate(vmap(step))))
 
 
 def begin_lanes(
@@ -275,15 +276,9 @@ def _is_long(program: training.Program) -> bool:
 
 def _looped(program: training.Program, split: Callable[[int], lanes.Split], check_compile: bool) -> training.Functions:
     """`compiled` for long cycles: one compiled step and one compiled update, repeated by a loop on the host."""
-
-    def words(noise: training.Noise) -> Tensor:
-        return noise.sample.transpose(0, 1).contiguous()
-
-    def example(xs: training.Interaction) -> Tensor:
-        return torch.zeros((len(xs.act), program.config.batch_size), dtype=torch.int64)
-
     step, update = partial(training.interact, program), partial(training.update, program)
-    interact, learn = fold_lanes(step, split, soon=update, soon_xs=example), fold_lanes(update, split)
+    interact = fold_lanes(step, split, soon=update, soon_xs=lambda xs: training.example_update(program, len(xs.act)))
+    learn = fold_lanes(update, split)
     if check_compile:
         interact, learn = verify.with_comparison(interact, step), verify.with_comparison(learn, update)
 
@@ -293,12 +288,12 @@ def _looped(program: training.Program, split: Callable[[int], lanes.Split], chec
         return state
 
     def cycle(state: training.TrainState, noise: training.Noise) -> training.TrainState:
-        return learn(collect(state, noise), words(noise))
+        return learn(collect(state, noise), training.updates(noise))
 
-    return training.Functions(_noise(program), training.fold(collect), training.fold(cycle), _sync)
+    return training.Functions(_noise(program), training.scan(collect), training.scan(cycle), _sync)
 
 
-def compiled_parts(program: training.Program, check_compile: bool = True) -> worlds.Parts:
+def compiled_parts(program: training.Program, check_compile: bool = True) -> host.Parts:
     """The parts of a cycle in a world, in the same way; of these the first updates are compared.
 
     What is little work is done by one thread, for all lanes; learning that is little leaves one thread to the world.
@@ -307,11 +302,11 @@ def compiled_parts(program: training.Program, check_compile: bool = True) -> wor
     def alone(count: int) -> lanes.Split:
         return lanes.Split(count, 1, 1)
 
-    return worlds.Parts(
+    return host.Parts(
         noise=_noise(program),
-        choose=fold_lanes(partial(worlds.choose, program), alone),
-        remember=fold_lanes(partial(worlds.remember, program), alone),
-        conclude=fold_lanes(partial(worlds.conclude, program), alone),
+        choose=fold_lanes(partial(host.choose, program), alone),
+        store=fold_lanes(partial(host.store, program), alone),
+        finish=fold_lanes(partial(host.finish, program), alone),
         learn=_learn_beside(program, _split(program, beside=True), check_compile),
         sync=_sync,
     )
@@ -327,7 +322,7 @@ def _learn_beside(
 
     def begun(state: training.TrainState, noise: training.Noise) -> Callable[[], training.TrainState]:
         expected = compare.begin(state, noise) if check_compile else None
-        wait = start(state, noise.sample[0].transpose(0, 1).contiguous() if is_long else noise)
+        wait = start(state, training.updates(tree.index(noise, 0)) if is_long else noise)
 
         def finished() -> training.TrainState:
             learned = wait()

@@ -16,12 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from fdqn import build, checkpoint, files, replay, statistics, training, tree
-from fdqn.frames import Frames
-from fdqn.n_step import Recent
+from fdqn import build, checkpoint, files, statistics, training, tree
 from fdqn.settings import Settings, to_json, with_defaults
 from fdqn.types import Params
 
@@ -35,7 +32,7 @@ class Restored(NamedTuple):
     """Where a run goes on from."""
 
     state: training.TrainState
-    since: training.Reading | None
+    since: training.MetricsSnapshot | None
     """What the next report's means are counted from; nothing at the start."""
     step: int
     steps: int
@@ -97,7 +94,7 @@ def restored(
     no checkpoint. Raises ValueError for a checkpoint of other settings, naming those.
     """
     found = checkpoint.newest(path / "checkpoints")
-    like, own = _kept(settings, start, training.reading(program, start)), tree.clone((start.key, start.hyper))
+    like, own = _kept(settings, start, training.snapshot(program, start)), tree.clone((start.key, start.hyper))
     for i, place in enumerate(found):
         try:
             at = moment(place)
@@ -114,10 +111,10 @@ def restored(
             checkpoint.set_aside(damaged)
         for name in ROWS:
             files.cut(path / name, at.rows[name]["bytes"])
-        since = training.Reading(*tree.to_numpy(read["since"]))
+        since = training.MetricsSnapshot(*tree.to_numpy(read["since"]))
         lanes = read["lanes"]
         if not settings.save_replay:
-            lanes = lanes._replace(replay=start.replay, emptied=lanes.cycle.clone())
+            lanes = lanes._replace(buffer=start.buffer, emptied=lanes.cycle.clone())
         return Restored(lanes, since, at.step, settings.steps, at.seconds, tuple(found[:i]))
     if (path / "summary.json").exists():
         raise checkpoint.CheckpointError(
@@ -141,10 +138,12 @@ def trained(place: Path, settings: Settings, program: training.Program) -> tuple
     _check_same(place, moment(place).settings, json.loads(json.dumps(to_json(settings))))
     lanes = build.fake_state(program, settings.seeds)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
-    numbers = {
-        name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64) for name in training.Reading._fields
+    numbers: dict[str, Any] = {
+        name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64)
+        for name in training.MetricsSnapshot._fields
     }
-    since = training.Reading(**numbers | {"last_returns": np.zeros((settings.seeds, kept), np.float32)})  # type: ignore[arg-type]
+    numbers["last_returns"] = np.zeros((settings.seeds, kept), np.float32)
+    since = training.MetricsSnapshot(**numbers)
     part = lanes.learner.params, lanes.metrics.failed, lanes.metrics.cause
     params, failed, cause = checkpoint.load_part(place, _kept(settings, lanes, since), part)
     if not ((failed >= -1) & (cause >= 0) & (cause < len(training.CAUSES))).all():
@@ -152,9 +151,9 @@ def trained(place: Path, settings: Settings, program: training.Program) -> tuple
     return params, failed, cause
 
 
-def _kept(settings: Settings, lanes: training.TrainState, since: training.Reading) -> dict[str, Any]:
+def _kept(settings: Settings, lanes: training.TrainState, since: training.MetricsSnapshot) -> dict[str, Any]:
     """What a checkpoint holds."""
-    kept = lanes if settings.save_replay else lanes._replace(replay=())  # type: ignore[arg-type]
+    kept = lanes if settings.save_replay else lanes._replace(buffer=())
     return {"lanes": kept, "since": tree.from_numpy(since)}
 
 
@@ -194,29 +193,12 @@ def _check_counters(place: Path, program: training.Program, at: Moment, lanes: t
         "metrics.cause": (metrics.cause, len(training.CAUSES) - 1),
         "metrics.failed": (metrics.failed + 1, cycles + 1),
         "emptied": (lanes.emptied, cycles),
-        **(_replay_counters(lanes.replay, at.step) if lanes.replay else {}),
+        **(program.algorithm.bounds(lanes.buffer, at.step) if lanes.buffer else {}),
     }
     sound = all(bool(((x >= 0) & (x <= most)).all()) for x, most in highest.values())
     sound = sound and tree.equal((lanes.key, lanes.hyper), own)
     if not (sound and (lanes.cycle * config.env_steps == at.step).all()):
         raise checkpoint.CheckpointError(f"{place}: expected counters of step {at.step}, got others; use another one")
-
-
-def _replay_counters(memory: replay.Replay, steps: int) -> dict[str, tuple[Tensor, int]]:
-    """The highest that its numbers can be after so many steps of a lane's environments together."""
-    highest: dict[str, tuple[Tensor, Any]] = {"replay.added": (memory.added, steps)}
-    if isinstance(memory.recent, Recent):
-        highest["replay.recent"] = torch.stack([memory.recent.taken, memory.recent.since]), steps
-    if isinstance(memory.frames, Frames):
-        envs = memory.frames.written.shape[-1]
-        places = [memory.rows.obs, memory.rows.next_obs]
-        places += [memory.recent.rows.obs, memory.recent.rows.next_obs] if isinstance(memory.recent, Recent) else []
-        at = torch.cat([x.flatten(0, -2) for x in places])
-        highest["replay.frames.env"], highest["replay.frames.place"] = (at[:, 0], envs - 1), (at[:, 1], 2 * steps)
-        highest["replay.frames.written"] = memory.frames.written, 2 * steps
-        highest["replay.frames.row"] = memory.frames.row + 1, steps
-        highest["replay.frames.oldest"] = memory.frames.oldest, steps
-    return highest
 
 
 def record(

@@ -17,7 +17,7 @@ from fdqn.types import Scalar
 def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor) -> Tensor:
     """TD error of Q-learning.
 
-        delta = r_t + discount_t * max over legal_t of q_t - q_tm1[a_tm1]
+        delta = q_learning_target(r_t, discount_t, q_t, legal_t) - q_tm1[a_tm1]
 
     Shapes: q_*, legal_t [..., A]; a_tm1, r_t, discount_t and the result [...].
     Watkins, Dayan 1992; Mnih et al. 2015, https://doi.org/10.1038/nature14236
@@ -27,16 +27,27 @@ def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_
         q_tm1, a_tm1, r_t, discount_t, q_t, legal_t,
     )  # fmt: skip
     _check_types(q_tm1, a_tm1, q_t, legal_t)
-    target = r_t + discount_t * actions.best(q_t, legal_t)
+    target = q_learning_target(r_t, discount_t, q_t, legal_t)
     return target.detach() - actions.pick(q_tm1, a_tm1)
+
+
+def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor) -> Tensor:
+    """Target of Q-learning.
+
+        target = r_t + discount_t * max over legal_t of q_t
+
+    Shapes: q_t, legal_t [..., A]; r_t, discount_t and the result [...].
+    """
+    check.shapes("r_t[...] discount_t[...] q_t[... A] legal_t[... A]", r_t, discount_t, q_t, legal_t)
+    return r_t + discount_t * actions.best(q_t, legal_t)
 
 
 def double_q_learning(
     q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
 ) -> Tensor:
-    """TD error of double Q-learning: one network chooses the next action, another says what it is worth.
+    """TD error of double Q-learning.
 
-        delta = r_t + discount_t * q_t[argmax over legal_t of q_t_selector] - q_tm1[a_tm1]
+        delta = double_q_learning_target(r_t, discount_t, q_t, q_t_selector, legal_t) - q_tm1[a_tm1]
 
     Shapes: q_*, legal_t [..., A]; a_tm1, r_t, discount_t and the result [...].
     van Hasselt, Guez, Silver 2016, https://arxiv.org/abs/1509.06461
@@ -46,10 +57,29 @@ def double_q_learning(
         q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector, legal_t,
     )  # fmt: skip
     _check_types(q_tm1, a_tm1, q_t, legal_t)
+    target = double_q_learning_target(r_t, discount_t, q_t, q_t_selector, legal_t)
+    return target.detach() - actions.pick(q_tm1, a_tm1)
+
+
+def double_q_learning_target(
+    r_t: Tensor, discount_t: Tensor, q_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
+) -> Tensor:
+    """Target of double Q-learning: one network chooses the next action, another gives its value.
+
+        target = r_t + discount_t * q_t[argmax over legal_t of q_t_selector]
+
+    Shapes: q_*, legal_t [..., A]; r_t, discount_t and the result [...].
+    """
+    check.shapes(
+        "r_t[...] discount_t[...] q_t[... A] q_t_selector[... A] legal_t[... A]",
+        r_t, discount_t, q_t, q_t_selector, legal_t,
+    )  # fmt: skip
+    check.floating("q_t", q_t)
     check.floating("q_t_selector", q_t_selector)
+    check.boolean("legal_t", legal_t)
     # Where nothing is legal the chosen action is illegal too, and its value is masked to 0.
     following = actions.pick(torch.where(legal_t, q_t, 0.0), actions.greedy(q_t_selector, legal_t))
-    return (r_t + discount_t * following).detach() - actions.pick(q_tm1, a_tm1)
+    return r_t + discount_t * following
 
 
 def squared(delta: Tensor) -> Tensor:

@@ -47,9 +47,9 @@ from fdqn import (
     plots,
     statistics,
     training,
-    worlds,
 )
 from fdqn.settings import Settings, from_json, to_json, with_defaults
+from fdqn.training import host
 from fdqn.types import EnvSpec, Params
 
 NUMBER = (int, float)
@@ -205,8 +205,8 @@ def functions(program: training.Program, settings: Settings, games: Any = None) 
     """The step functions, compiled or not; in a world that is open, those that step it."""
     if games is None:
         return compile.compiled(program, settings.check_compile) if settings.compile else training.vmapped(program)
-    parts = compile.compiled_parts(program, settings.check_compile) if settings.compile else worlds.vmapped(program)
-    return worlds.functions(program, games, parts)
+    parts = compile.compiled_parts(program, settings.check_compile) if settings.compile else host.vmapped(program)
+    return host.functions(program, games, parts)
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:

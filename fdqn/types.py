@@ -197,13 +197,16 @@ class Buffer(NamedTuple):
     int64 random integers in [0, 2**32)."""
     update: Callable[[Any, Tensor, Tensor], Any]
     """`update(state, indices [B], priority [B]) -> state`; the identity where rows have no priorities."""
-    size: Callable[[Any], Tensor]
-    """`size(state) -> []` int64, rows that can be drawn."""
+    size: Callable[..., Tensor]
+    """`size(state, oldest=0) -> []` int64, rows with a number of at least `oldest`; 0 for all rows."""
     cut: Callable[[Any], Any]
     """`cut(state) -> state` where new episodes start in all environments although the last ones have not ended."""
     bounds: Callable[[Any, int], dict[str, tuple[Tensor, int]]]
-    """`bounds(state, steps)`: integers of the state by name, and the largest value that each can have after `steps`
-    environment steps. A checkpoint with a negative or larger one is refused."""
+    """`bounds(state, steps)`: numbers of the state by name, and the largest value that each can have after `steps`
+    environment steps. The state may have leading axes. A checkpoint with a negative or larger one or NaN is refused."""
+    needs: tuple[str, ...] = ()
+    """What `add` must be given as the environments show it: "steps" (one transition per step and environment, not those
+    over n steps) and "observations" (not packed). A wrapper that would change it refuses the buffer."""
 
 
 class Network(NamedTuple):
@@ -221,16 +224,62 @@ class Optimizer(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """What may differ between lanes: one [] float tensor each. Changing a value recompiles nothing."""
+    """Hyper-parameters that may differ between seeds: one [] float tensor each. A new value recompiles nothing."""
 
     learning_rate: Tensor
     gamma: Tensor
-    """Discount a step, in [0, 1]."""
+    """Discount per step, in [0, 1]."""
     epsilon_start: Tensor
     epsilon_end: Tensor
     epsilon_steps: Tensor
     """Environment steps over which epsilon goes from start to end."""
     tau: Tensor
-    """Share of the online parameters in a soft target copy, in (0, 1]."""
+    """Fraction of the online parameters in a soft target copy, in (0, 1]."""
     max_grad_norm: Tensor
     """Global gradient norm above which gradients are scaled down; infinity for never."""
+
+
+class Learner(NamedTuple):
+    """The part of a seed's state that updates change."""
+
+    params: Params
+    target_params: Params
+    opt_state: Any
+    updates: Tensor
+    """[] int64."""
+
+
+class Diagnostics(NamedTuple):
+    """Statistics of one update, [] each."""
+
+    loss: Tensor
+    q: Tensor
+    """Mean value of the actions taken."""
+    grad_norm: Tensor
+    """Before clipping."""
+
+
+class Algorithm(NamedTuple):
+    """How one seed learns from its transitions. `off_policy.algorithm` makes one, `on_policy.algorithm` another.
+
+    The training loop acts epsilon-greedily on `agent.values`, calls `observe` after every step of the environments and
+    `update` `config.updates_per_cycle` times per training iteration. It knows nothing of buffers.
+    """
+
+    config: Any
+    """`training.Config`: sizes of a training iteration."""
+    agent: Agent
+    init: Callable[[Params, Hyper, Transition], tuple[Learner, Any]]
+    """`init(params, hyper, example) -> (learner, buffer)`, for transitions like `example`, without leading axes."""
+    observe: "Callable[[Learner, Any, Transition, Tensor, Tensor | None, Hyper], Any]"
+    """`observe(learner, buffer, batch [E, ...], ended [E], valid [E] or None, hyper) -> buffer`, after one step of
+    every environment; `ended` and `valid` as for `Buffer.add`."""
+    update: Callable[[Learner, Any, Tensor, Uniforms, Hyper], tuple[Learner, Any, Diagnostics]]
+    """`update(learner, buffer, sample [B], noise, hyper) -> (learner, buffer, diagnostics)`."""
+    select: Callable[[Tensor], Tensor]
+    """`select(bits [..., n, B]) -> sample [..., n, B]`: turns random integers in [0, 2**32) into the `sample` of the n
+    updates of a training iteration, such as permutations of rows."""
+    cut: Callable[[Any], Any]
+    """`cut(buffer) -> buffer` where new episodes start in all environments although the last ones have not ended."""
+    bounds: Callable[[Any, int], dict[str, tuple[Tensor, int]]]
+    """As `Buffer.bounds`."""

@@ -10,10 +10,11 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tree, worlds
+from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tree
 from fdqn.envs import gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import host
 from fdqn.types import World
 
 SETTINGS = Settings(
@@ -54,15 +55,15 @@ def played(settings, world=None):
     program = small(settings)
     state = training.init(program, build.hyper(settings), build.keys(settings))
     games = Watched(world.open(settings.seeds, settings.num_envs), seen)
-    state = worlds.begun(games, state)
-    functions = worlds.functions(program, games, worlds.vmapped(program))
+    state = host.start(program, games, state)
+    functions = host.functions(program, games, host.vmapped(program))
     *_, last = training.run(program, state, settings.steps, functions, settings.report_every, at_once=1)
     games.close()
     return last.state, seen
 
 
 def stored(state, lane):
-    memory = tree.index(state.replay, lane)
+    memory = tree.index(state.buffer, lane)
     count = int(replay.filled(memory))
     return replay.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1)
 
@@ -191,11 +192,11 @@ def test_a_resumed_run_spans_no_cut():
     program = small(settings)
     state, _ = played(settings)
     games = Watched(envs.find(settings.env).open(2, 3), again := [])
-    state = worlds.begun(games, state)
+    state = host.start(program, games, state)
     functions = runs.functions(program, settings, games)
     *_, last = training.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
     games.close()
-    assert int(last.state.replay.added[0]) == int(state.replay.added[0]) + 3 * 2, "two steps are not complete yet"
+    assert int(last.state.buffer.added[0]) == int(state.buffer.added[0]) + 3 * 2, "two steps are not complete yet"
     rows = stored(last.state, 0)
     newest = tree.index(rows, slice(-6, -3))
     assert torch.equal(newest.obs, again[0].obs[0])
@@ -207,7 +208,7 @@ def test_worlds_of_frames_are_of_a_lane():
     pytest.importorskip("ale_py")
     both, _ = played(SETTINGS)
     alone, _ = played(dataclasses.replace(SETTINGS, seeds=1))
-    asserts.assert_trees_equal(tree.index(alone.replay, 0), tree.index(both.replay, 0))
+    asserts.assert_trees_equal(tree.index(alone.buffer, 0), tree.index(both.buffer, 0))
     assert isinstance(envs.find(SETTINGS.env), World)
 
 

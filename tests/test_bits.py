@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plants import rejects
 
-from fdqn import bits, random
+from fdqn import random
+from fdqn.replay import packing
 from fdqn.testing import asserts, laws, strategies
 
 COUNTS = (0, 1, 7, 8, 9, 63, 64, 65, 468)
@@ -19,7 +20,7 @@ def flags(*shape):
     return random.bits(random.key(len(shape)), shape) % 2 == 1
 
 
-def packs_as_numpy(x, pack=bits.pack, unpack=bits.unpack):
+def packs_as_numpy(x, pack=packing.pack, unpack=packing.unpack):
     """Bytes bit for bit those of `numpy.packbits`, and back again what went in."""
     packed = pack(x)
     asserts.assert_trees_equal(torch.from_numpy(np.packbits(x.numpy(), -1, "little")), packed, "packed: ")
@@ -37,48 +38,52 @@ def test_any_number_of_booleans(count):
     packs_as_numpy(x)
     packs_as_numpy(x | True)
     packs_as_numpy(x[0])
-    assert bits.pack(x).shape == (5, bits.size(count))
+    assert packing.pack(x).shape == (5, packing.size(count))
 
 
 def test_sizes_in_bytes():
-    assert [bits.size(count) for count in COUNTS] == [0, 1, 1, 1, 2, 8, 8, 9, 59]
+    assert [packing.size(count) for count in COUNTS] == [0, 1, 1, 1, 2, 8, 8, 9, 59]
 
 
 def test_every_byte_is_unpacked_as_numpy_unpacks_it():
     every = torch.arange(256, dtype=torch.uint8).unsqueeze(-1)
     expected = np.unpackbits(every.numpy(), -1, bitorder="little").astype(bool)
-    asserts.assert_trees_equal(torch.from_numpy(expected), bits.unpack(every, 8))
+    asserts.assert_trees_equal(torch.from_numpy(expected), packing.unpack(every, 8))
 
 
 def test_plants_are_rejected():
     x = flags(4, 11)
     with rejects("packed: "):  # the other order of bits, which goes there and back again
-        packs_as_numpy(x, lambda x: bits.pack(x.flip(-1)), lambda packed, count: bits.unpack(packed, count).flip(-1))
+        packs_as_numpy(
+            x, lambda x: packing.pack(x.flip(-1)), lambda packed, count: packing.unpack(packed, count).flip(-1)
+        )
     with rejects("packed: "):  # the last byte, which is not full, is forgotten
-        packs_as_numpy(x, lambda x: bits.pack(x[..., : x.shape[-1] // 8 * 8]))
+        packs_as_numpy(x, lambda x: packing.pack(x[..., : x.shape[-1] // 8 * 8]))
     with rejects("unpacked: "):  # a byte's bits from its other end
-        packs_as_numpy(x, unpack=lambda packed, _: bits.unpack(packed, 16).reshape(4, 2, 8).flip(-1).flatten(1)[:, :11])
+        packs_as_numpy(
+            x, unpack=lambda packed, _: packing.unpack(packed, 16).reshape(4, 2, 8).flip(-1).flatten(1)[:, :11]
+        )
     with rejects("unpacked: "):  # whole bytes, flags that never were
-        packs_as_numpy(x, unpack=lambda packed, _: bits.unpack(packed, 16))
+        packs_as_numpy(x, unpack=lambda packed, _: packing.unpack(packed, 16))
 
 
 @pytest.mark.parametrize("count", [8, 11])
 def test_laws_of_a_function(count):
     x = flags(2, 3, count)
-    packed = laws.pure(bits.pack, x)
-    laws.pure(bits.unpack, packed, count)
-    laws.ranked(bits.pack, x, leading=2)
-    laws.ranked(lambda packed: bits.unpack(packed, count), packed, leading=2)
-    laws.compiled(bits.pack, x)
-    laws.compiled(lambda packed: bits.unpack(packed, count), packed)
+    packed = laws.pure(packing.pack, x)
+    laws.pure(packing.unpack, packed, count)
+    laws.ranked(packing.pack, x, leading=2)
+    laws.ranked(lambda packed: packing.unpack(packed, count), packed, leading=2)
+    laws.compiled(packing.pack, x)
+    laws.compiled(lambda packed: packing.unpack(packed, count), packed)
 
 
 def test_messages():
     with pytest.raises(TypeError, match=r"^flags: expected torch.bool, got torch.float32"):
-        bits.pack(torch.zeros(3))
+        packing.pack(torch.zeros(3))
     with pytest.raises(ValueError, match=r"^flags: expected shape \[... N\], got \[\]"):
-        bits.pack(torch.tensor(True))
+        packing.pack(torch.tensor(True))
     with pytest.raises(TypeError, match=r"^packed: expected torch.uint8, got torch.int64"):
-        bits.unpack(torch.zeros(2, dtype=torch.int64), 9)
+        packing.unpack(torch.zeros(2, dtype=torch.int64), 9)
     with pytest.raises(ValueError, match=r"^packed: expected shape \[... 2\], got \[1, 3\]"):
-        bits.unpack(torch.zeros(1, 3, dtype=torch.uint8), 9)
+        packing.unpack(torch.zeros(1, 3, dtype=torch.uint8), 9)

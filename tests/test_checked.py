@@ -162,7 +162,7 @@ def test_masks_of_a_method_are_used(monkeypatch, make, mode):
     last = trained(SETTINGS)
     assert last.state.metrics.failed.tolist() == [-1, -1]
     assert (last.state.metrics.episodes > 0).all()
-    rows, count = last.state.replay.rows, int(last.state.replay.added[0])
+    rows, count = last.state.buffer.rows, int(last.state.buffer.added[0])
     going_on = rows.discount[0, :count] == 1
     assert (rows.next_legal[0, :count][going_on].sum(-1) == 1).all()
     network = networks.mlp(2, (4,), 3)

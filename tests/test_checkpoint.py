@@ -171,10 +171,10 @@ def test_round_trip_of_lanes_into_memory_that_stays(tmp_path):
 
 @torch.no_grad()
 def test_a_part_may_be_left_out(tmp_path):
-    state = lanes()._replace(replay=())
+    state = lanes()._replace(buffer=())
     path = checkpoint.save(tmp_path, "60", state, {})
-    assert same_bits(checkpoint.load(path, lanes(1)._replace(replay=()))[0], state)
-    refused(path, lanes(1), "missing .replay")
+    assert same_bits(checkpoint.load(path, lanes(1)._replace(buffer=()))[0], state)
+    refused(path, lanes(1), "missing .buffer")
 
 
 @pytest.mark.gpu

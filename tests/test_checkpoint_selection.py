@@ -234,7 +234,7 @@ def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
         at = history.Moment(runs.to_json(settings), step, 1.0, {}, 0, 1.0)
         nothing = {"bytes": 0, "sha256": ""}
         at = at._replace(rows={name: nothing for name in history.ROWS})
-        kept = history._kept(settings, state, training.reading(program, state))
+        kept = history._kept(settings, state, training.snapshot(program, state))
         checkpoint.save(path / "checkpoints", str(step), kept, at._asdict())
     assert [runs.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
     assert runs.trained(path, "200").unsound == [0]

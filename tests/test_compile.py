@@ -336,12 +336,12 @@ def test_a_fold_is_the_steps_in_turn(f):
         return tree.map(lambda y: y * x, f(state))
 
     xs = torch.tensor([0.5, -2.0, 3.0, 0.25])
-    expected = training.fold(step)(START, xs)
+    expected = training.scan(step)(START, xs)
     state = tree.clone(START)
     folded = edge.fold(step)
     assert folded(state, xs) is state
     asserts.assert_trees_equal(expected, state)
-    asserts.assert_trees_equal(training.fold(step)(expected, xs[:1]), folded(state, xs[:1]))
+    asserts.assert_trees_equal(training.scan(step)(expected, xs[:1]), folded(state, xs[:1]))
 
 
 def test_a_fold_compiles_once_whatever_the_number_of_steps(compiles):
@@ -411,7 +411,7 @@ def test_a_captured_fold_equals_the_plain_one(monkeypatch):
     expected = tree.clone(states)
     for i, n in [(0, 3), (0, 3), (0, 2), (1, 3), (0, 3), (1, 3), (1, 3), (0, 2), (0, 2)]:
         xs = torch.rand(n, 2, 7)[..., :4]  # a view with strides of its own, as noise may be
-        expected[i] = training.fold(step)(expected[i], xs)
+        expected[i] = training.scan(step)(expected[i], xs)
         folded(states[i], xs)
         asserts.assert_trees_equal(expected, states)
     assert len(runs) == 3 + 2 + 3  # the first of each length and state; what follows is replayed
@@ -721,7 +721,7 @@ LONG = {"steps_per_cycle": 12, "updates_per_cycle": 5, "target_period": 10, "lea
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Steps run operation by operation, so that only the loops around them differ."""
-    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.fold(edge.donate(vmap(step))))
+    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.scan(edge.donate(vmap(step))))
     monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
 
 
@@ -737,13 +737,13 @@ def test_a_long_cycle_is_one_step_and_one_update_repeated(config):
 
 def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeypatch):
     def begin(step, split):
-        return lambda state, xs: lambda: training.fold(vmap(step))(state, xs)
+        return lambda state, xs: lambda: training.scan(vmap(step))(state, xs)
 
     monkeypatch.setattr(edge, "begin_lanes", begin)
     program, state = started(3, **LONG)
     state = programs.advance(program, state, 5)
     noise = training.noise(program, state.key, 5, 1)
-    expected = training.fold(vmap(partial(training.learn, program)))(state, noise)
+    expected = training.scan(vmap(partial(training.learn, program)))(state, noise)
     wait = edge._learn_beside(program, lambda count: None, True)(state, noise)
     asserts.assert_trees_equal(expected, wait())
 
@@ -752,7 +752,7 @@ def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch)
     """A planted bug: every step of a cycle takes the epsilon of its first."""
     program, state = started(3, **LONG)
     expected = programs.advance(program, tree.clone(state), 6)
-    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.fold(edge.donate(vmap(step))))
+    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.scan(edge.donate(vmap(step))))
     monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
     right = training.interactions
     monkeypatch.setattr(training, "interactions", lambda noise: right(noise)._replace(number=0 * right(noise).number))

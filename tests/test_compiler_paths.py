@@ -55,7 +55,7 @@ def cold(monkeypatch, tmp_path):
 @pytest.mark.usefixtures("cold")
 def test_compiling_in_a_folder_with_a_space():
     state, xs = start()
-    expected = training.fold(vmap(step))(state, xs)
+    expected = training.scan(vmap(step))(state, xs)
     torch.testing.assert_close(edge.fold_lanes(step, lambda count: Split(1, 2, 1))(state, xs), expected)
     assert os.path.isdir(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
@@ -102,7 +102,7 @@ def broken(request, monkeypatch, tmp_path, cold):
 
 def test_a_broken_compiler_is_named_and_the_steps_run_without_it(broken):
     state, xs = start()
-    expected = training.fold(vmap(step))(state, xs)
+    expected = training.scan(vmap(step))(state, xs)
     with pytest.warns(UserWarning, match="falling back to eager execution") as warned:
         result = edge.fold_lanes(step, lambda count: Split(1, 2, 1))(state, xs)
     assert result is state

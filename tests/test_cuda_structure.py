@@ -11,11 +11,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import build, envs, evaluate, networks, schedules, training, tree, worlds
+from fdqn import build, envs, evaluate, networks, schedules, training, tree
 from fdqn import compile as edge
 from fdqn.envs import cartpole, silent
 from fdqn.settings import Settings
 from fdqn.testing import examples
+from fdqn.training import host
 from fdqn.types import Answer, EnvSpec, Hyper, Step
 
 DEVICE = torch.device("meta")
@@ -108,9 +109,9 @@ def test_the_parts_of_a_cycle_around_a_host_environment(kind):
     _, step = vmap(program.env.reset)(torch.zeros((LANES, 3, 0), device=DEVICE))
     none = torch.zeros((LANES, 3), dtype=torch.bool, device=DEVICE)
     answer = Answer(Step(*map(torch.clone, step)), ~none, ~none[:, 0], none)
-    check_step(worlds.choose, program, state, noise.act[:, 0])
-    check_step(worlds.remember, program, state, answer)
-    check_step(worlds.conclude, program, state, answer)
+    check_step(host.choose, program, state, noise.act[:, 0])
+    check_step(host.store, program, state, answer)
+    check_step(host.finish, program, state, answer)
     check_step(training.learn, program, state, noise)
 
 

@@ -10,15 +10,16 @@ from hypothesis import given
 from torch import nn
 from torch.func import grad, vmap
 
-from fdqn import build, dqn, losses, networks, optim, random, tree
-from fdqn.testing import asserts, laws, programs, strategies
+from fdqn import build, dqn, losses, networks, optim, policies, random, training, tree
+from fdqn.testing import asserts, examples, laws, programs, strategies
+from fdqn.training import off_policy
 from fdqn.types import Transition
 
 NETWORK = networks.mlp(2, (6,), 3)
 
 
 def lane(**values):
-    return tree.index(dqn.hyper(1, **values), 0)
+    return tree.index(training.hyper(1, **values), 0)
 
 
 def batch(seed=0, size=7, dtype=torch.float64):
@@ -38,8 +39,18 @@ def params(seed):
     return tree.cast(NETWORK.init(random.key(seed)), torch.float64)
 
 
-def loss(f, penalty=losses.squared):
-    return partial(f, NETWORK.apply, penalty)
+def loss(f, elementwise=losses.squared):
+    """The mean loss and the mean value, as an update takes them."""
+
+    def mean(*args):
+        output = f(NETWORK.apply, elementwise, *args)
+        return output.loss.mean(), output.q.mean()
+
+    return mean
+
+
+def learn(agent, optimizer, learner, rows, hyper):
+    return off_policy.update(agent, optimizer, learner, examples.sample(rows), hyper)[:2]
 
 
 BOTH = pytest.mark.parametrize("f", [dqn.q_learning, dqn.double_q_learning])
@@ -60,11 +71,11 @@ HYPER = tree.cast(lane(gamma=0.9, learning_rate=0.01), torch.float64)
 )
 def test_configurations_that_cannot_be(settings, error, message):
     with pytest.raises(error, match=message):
-        dqn.Config(**settings)
+        training.Config(**settings)
 
 
 def test_configuration_is_frozen_and_counts_steps():
-    config = dqn.Config(num_envs=4, steps_per_cycle=3, target_period=0)
+    config = training.Config(num_envs=4, steps_per_cycle=3, target_period=0)
     assert config.env_steps == 12
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_envs = 5
@@ -88,11 +99,11 @@ def test_configuration_is_frozen_and_counts_steps():
 )
 def test_hyper_parameters_that_cannot_be(lanes, settings, message):
     with pytest.raises(ValueError, match=message):
-        dqn.hyper(lanes, **settings)
+        training.hyper(lanes, **settings)
 
 
 def test_hyper_parameters_of_lanes():
-    hyper = dqn.hyper(3, gamma=[0.9, 0.8, 0.7], tau=0.5)
+    hyper = training.hyper(3, gamma=[0.9, 0.8, 0.7], tau=0.5)
     assert {tuple(x.shape) for x in hyper} == {(3,)}
     assert hyper.gamma.tolist() == torch.tensor([0.9, 0.8, 0.7]).tolist()
     assert hyper.tau.tolist() == [0.5] * 3
@@ -144,7 +155,9 @@ def test_laws_of_the_loss(f):
 def test_gradient_of_a_prediction():
     """Without a bootstrap nothing is held fixed, so the semi-gradient is the gradient."""
     rows = batch()._replace(discount=torch.zeros(7, dtype=torch.float64))
-    laws.gradients(lambda p: dqn.q_learning(NETWORK.apply, losses.squared, p, params(2), rows, HYPER)[0], params(1))
+    laws.gradients(
+        lambda p: dqn.q_learning(NETWORK.apply, losses.squared, p, params(2), rows, HYPER).loss.mean(), params(1)
+    )
 
 
 @BOTH
@@ -154,7 +167,7 @@ def test_a_time_limit_bootstraps_and_an_end_does_not(f):
     rows = rows._replace(discount=torch.tensor([1.0, 0.0]).double(), next_legal=torch.ones(2, 3, dtype=torch.bool))
     slope = grad(lambda r: loss(f, lambda delta: delta)(params(1), params(2), rows._replace(reward=r), HYPER)[0])
     assert slope(rows.reward).abs().max() == 0  # held fixed
-    seen = [loss(f, lambda d: d[i])(params(1), params(2), rows, HYPER)[0] for i in range(2)]
+    seen = f(NETWORK.apply, lambda delta: delta, params(1), params(2), rows, HYPER).loss
     following = NETWORK.apply(params(2), rows.next_obs)[0]
     chooser = following if f is dqn.q_learning else NETWORK.apply(params(1), rows.next_obs)[0]
     torch.testing.assert_close(seen[0] - seen[1], HYPER.gamma * following[chooser.argmax()])
@@ -172,7 +185,7 @@ def test_learn_is_one_step_of_torch():
     """Loss, gradient, clipping and Adam together, twenty times, beside PyTorch's own."""
     hyper = tree.cast(lane(gamma=0.9, learning_rate=0.01, max_grad_norm=0.5), torch.float64)
     optimizer = build.clipped_adam(hyper)
-    learner = dqn.init(optimizer, params(1))
+    learner = off_policy.init(optimizer, params(1))
     reference = {n: x.clone().requires_grad_() for n, x in params(1).items()}
     oracle = torch.optim.Adam(reference.values(), lr=float(hyper.learning_rate))
     for i in range(20):
@@ -184,7 +197,7 @@ def test_learn_is_one_step_of_torch():
             x.grad = slopes[n].clone()
         norm = nn.utils.clip_grad_norm_(reference.values(), 0.5)
         oracle.step()
-        learner, diagnostics = dqn.learn(loss(dqn.q_learning), optimizer, learner, rows, hyper)
+        learner, diagnostics = learn(dqn.agent(NETWORK, double=False), optimizer, learner, rows, hyper)
         asserts.assert_trees_close(tree.map(torch.Tensor.detach, reference), learner.params, 1e-10, 1e-10)
         torch.testing.assert_close(diagnostics.grad_norm, norm, rtol=1e-10, atol=0)
     assert int(learner.updates) == 20
@@ -194,10 +207,10 @@ def test_learn_is_one_step_of_torch():
 def test_laws_of_learn():
     hyper = tree.cast(lane(max_grad_norm=1.0), torch.float64)
     optimizer = build.clipped_adam(hyper)
-    learner = dqn.init(optimizer, params(1))
+    learner = off_policy.init(optimizer, params(1))
 
     def step(learner, rows, hyper):
-        return dqn.learn(loss(dqn.double_q_learning), build.clipped_adam(hyper), learner, rows, hyper)
+        return learn(dqn.agent(NETWORK), build.clipped_adam(hyper), learner, rows, hyper)
 
     laws.pure(step, learner, batch(), hyper)
     laws.vmapped(step, tree.stack([learner] * 2), tree.stack([batch(1), batch(2)]), tree.stack([hyper, hyper]))
@@ -207,21 +220,21 @@ def test_laws_of_learn():
 
 
 def test_target_copies():
-    learner = dqn.init(optim.sgd(0.1), params(1))._replace(target_params=params(2))
-    hard = laws.pure(dqn.hard_copy, learner)
+    learner = off_policy.init(optim.sgd(0.1), params(1))._replace(target_params=params(2))
+    hard = laws.pure(off_policy.hard_copy, learner)
     asserts.assert_trees_equal(params(1), hard.target_params)
     asserts.assert_trees_equal(params(1), hard.params)
-    soft = laws.pure(dqn.soft_copy, learner, torch.tensor(0.25, dtype=torch.float64))
+    soft = laws.pure(off_policy.soft_copy, learner, torch.tensor(0.25, dtype=torch.float64))
     expected = tree.map(lambda t, p: 0.75 * t + 0.25 * p, params(2), params(1))
     asserts.assert_trees_close(expected, soft.target_params, 1e-14)
-    whole = dqn.soft_copy(learner, torch.tensor(1.0, dtype=torch.float64))
+    whole = off_policy.soft_copy(learner, torch.tensor(1.0, dtype=torch.float64))
     asserts.assert_trees_close(params(1), whole.target_params, 1e-14)
-    for f in (dqn.hard_copy, partial(dqn.soft_copy, tau=torch.tensor(0.25))):
+    for f in (off_policy.hard_copy, partial(off_policy.soft_copy, tau=torch.tensor(0.25))):
         programs.donated(f, tree.clone(learner))
 
 
 def test_a_new_learner_shares_no_storage():
-    learner = dqn.init(optim.adam(0.1), params(1))
+    learner = off_policy.init(optim.adam(0.1), params(1))
     leaves = tree.leaves(learner)
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
     asserts.assert_trees_equal(learner.params, learner.target_params)
@@ -233,7 +246,7 @@ def test_act_is_greedy_without_epsilon_and_legal_with_it():
     mine = NETWORK.init(random.key(1))
     greedy = NETWORK.apply(mine, rows.obs).masked_fill(~legal, -torch.inf).argmax(-1)
     for epsilon in (torch.tensor(0.0), torch.tensor(0.5), torch.tensor(1.0)):
-        act = partial(dqn.act, NETWORK.apply, mine, rows.obs)
+        act = partial(policies.epsilon_greedy, dqn.agent(NETWORK).values(mine, rows.obs, ()))
         laws.legal_only(lambda q, legal, e=epsilon: act(legal, e, u), NETWORK.apply(mine, rows.obs), legal)
     asserts.assert_trees_equal(greedy, act(legal, torch.tensor(0.0), u))
 
@@ -260,7 +273,7 @@ def test_a_soft_copy_of_everything_is_a_hard_copy(tau):
     """Bit for bit, of numbers of any size, and into memory of its own."""
     params = {"w": torch.logspace(-6, 6, 1000), "b": torch.tensor([1.0, 2.0])}
     target = {"w": torch.logspace(6, -6, 1000).neg(), "b": torch.tensor([torch.nan, torch.inf])}
-    learner = dqn.init(optim.sgd(), params)._replace(target_params=target)
-    copied = dqn.soft_copy(learner, tau)
-    asserts.assert_trees_equal(dqn.hard_copy(learner), copied)
+    learner = off_policy.init(optim.sgd(), params)._replace(target_params=target)
+    copied = off_policy.soft_copy(learner, tau)
+    asserts.assert_trees_equal(off_policy.hard_copy(learner), copied)
     assert all(copied.target_params[name].data_ptr() != x.data_ptr() for name, x in params.items())

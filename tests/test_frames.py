@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import frames, history, random, replay, tree
+from fdqn import random, tree
+from fdqn.replay import frames, n_step, ring
 from fdqn.testing import asserts, laws, programs
 from fdqn.types import Transition
 
@@ -42,16 +43,25 @@ class Film:
         return Transition(*map(torch.from_numpy, parts)), torch.from_numpy(ended), torch.from_numpy(valid)
 
 
-def empty(film, capacity, steps=1):
-    row = tree.index(Film(1, 1, seed=0).step()[0], 0)
-    return replay.init(row, capacity, film.num_envs, steps, STACK)
+ROW, GAMMA = tree.index(Film(1, 1, seed=0).step()[0], 0), torch.tensor(0.9)
 
 
-def every(memory):
+def stored(film, capacity, steps=1):
+    """A buffer for the film, and its state before the first step."""
+    rows = n_step.wrap(ring.buffer(capacity), film.num_envs, steps)
+    buffer = frames.wrap(rows, film.num_envs, STACK, capacity, steps)
+    return buffer, buffer.init(ROW)
+
+
+def every(buffer, state):
     """All rows, oldest first."""
-    count = int(replay.filled(memory))
-    rows = replay.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1)
+    count = int(buffer.size(state))
+    rows = buffer.sample(state, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1, 0).batch
     return [tree.index(rows, i) for i in range(count)]
+
+
+def added(buffer, state, batch, ended, valid):
+    return buffer.add(state, batch, ended, valid, GAMMA)[0]
 
 
 @pytest.mark.parametrize("mean_length", [1, 2, 5, 50])
@@ -59,17 +69,17 @@ def every(memory):
 def test_what_goes_in_comes_out(num_envs, mean_length):
     """All rows that are said to be there are the last ones, whole; long episodes lose none of the capacity."""
     film = Film(num_envs, mean_length, seed=num_envs, stands=0.0 if mean_length == 50 else 0.2)
-    memory, log, gone = empty(film, 30), collections.deque(maxlen=30), 0
+    (buffer, state), log, gone = stored(film, 30), collections.deque(maxlen=30), 0
     for _ in range(150):
         batch, ended, valid = film.step()
-        memory = replay.remember(memory, batch, ended, torch.tensor(0.9), valid)
+        state = added(buffer, state, batch, ended, valid)
         log += [tree.index(batch, i) for i in range(num_envs) if valid[i]]
-        rows = every(memory)
+        rows = every(buffer, state)
         assert rows or not log
         for ours, expected in zip(reversed(rows), reversed(log), strict=False):
             asserts.assert_trees_equal(expected, ours)
         gone = max(gone, len(log) - len(rows))
-    assert int(memory.added) > 60
+    assert int(state.buffer.added) > 60
     assert gone == 0 if mean_length == 50 else gone > 0 if mean_length == 1 else gone >= 0
 
 
@@ -77,16 +87,16 @@ def test_what_goes_in_comes_out(num_envs, mean_length):
 @pytest.mark.parametrize("mean_length", [1, 2, 5, 50])
 def test_what_goes_in_comes_out_over_several_steps(mean_length, steps):
     """Beside a replay of the same rows with all of their frames, also where few rows are held and episodes short."""
-    film, gamma = Film(3, mean_length, seed=steps), torch.tensor(0.9)
-    row = tree.index(Film(1, 1, seed=0).step()[0], 0)
-    memory, plain = empty(film, 20, steps), replay.init(row, 2_000, 3, steps)
+    film = Film(3, mean_length, seed=steps)
+    (buffer, state), plain = stored(film, 20, steps), n_step.wrap(ring.buffer(2_000), 3, steps)
+    whole = plain.init(ROW)
     for _ in range(120):
         step = film.step()
-        memory, plain = (replay.remember(m, step[0], step[1], gamma, step[2]) for m in (memory, plain))
-        if not int(plain.added):
+        state, whole = added(buffer, state, *step), added(plain, whole, *step)
+        if not int(plain.size(whole)):
             continue
-        assert int(replay.filled(memory)) > 0
-        for ours, expected in zip(reversed(every(memory)), reversed(every(plain)[-20:]), strict=False):
+        assert int(buffer.size(state)) > 0
+        for ours, expected in zip(reversed(every(buffer, state)), reversed(every(plain, whole)[-20:]), strict=False):
             asserts.assert_trees_equal(expected, ours)
 
 
@@ -110,11 +120,11 @@ def test_ends_that_are_not_seen_are_found(monkeypatch):
 def test_no_row_is_forgotten_that_is_whole():
     """Exactly the rows are left whose frames are all there, counted one environment after the other."""
     film = Film(3, 2, seed=5)
-    memory = empty(film, 30)
-    size, written, log, fresh = memory.frames.ring.shape[1], [0, 0, 0], [], [True] * 3
+    buffer, state = stored(film, 30)
+    size, written, log, fresh = state.frames.ring.shape[1], [0, 0, 0], [], [True] * 3
     for _ in range(100):
         batch, ended, valid = film.step()
-        memory = replay.remember(memory, batch, ended, torch.tensor(0.9), valid)
+        state = added(buffer, state, batch, ended, valid)
         for i in range(3):
             if valid[i]:
                 written[i] += 1 + fresh[i]
@@ -122,54 +132,54 @@ def test_no_row_is_forgotten_that_is_whole():
                 fresh[i] = bool(ended[i])
         whole = [place - STACK + 1 >= written[i] - size for i, place in log]
         newest = len(whole) - max((i + 1 for i, is_whole in enumerate(whole) if not is_whole), default=0)
-        assert int(replay.filled(memory)) == min(newest, 30)
+        assert int(buffer.size(state)) == min(newest, 30)
 
 
 def test_a_frame_is_stored_once():
     film = Film(2, 50, seed=3)
-    memory = empty(film, 1_000)
+    _, state = stored(film, 1_000)
     stacked = 2 * 1_000 * STACK * 4
-    assert memory.frames.ring.nbytes < stacked / (2 * STACK) * 1.2
-    assert memory.rows.obs.shape == memory.rows.next_obs.shape == (1_000, 2)
+    assert state.frames.ring.nbytes < stacked / (2 * STACK) * 1.2
+    assert state.buffer.rows.obs.shape == state.buffer.rows.next_obs.shape == (1_000, 2)
 
 
 def test_places_are_drawn_evenly():
     film = Film(3, 4, seed=9)
-    memory = empty(film, 20)
+    buffer, state = stored(film, 20)
     for _ in range(40):
         batch, ended, valid = film.step()
-        memory = replay.remember(
-            memory, batch._replace(reward=torch.arange(3.0).double()), ended, torch.tensor(0.9), valid
-        )
-    count = int(replay.filled(memory))
-    words = random.bits(random.key(0), (4_000 * count,))
-    at = (memory.added - count + random.index(words, count)) % 20
-    drawn = replay.sample(memory, words).reward
-    assert torch.equal(drawn, memory.rows.reward[at])
+        state = added(buffer, state, batch._replace(reward=torch.arange(3.0).double()), ended, valid)
+    count = int(buffer.size(state))
+    bits = random.bits(random.key(0), (4_000 * count,))
+    at = (state.buffer.added - count + random.index(bits, count)) % 20
+    drawn = buffer.sample(state, bits, 0)
+    assert torch.equal(drawn.indices, at)
+    assert torch.equal(drawn.batch.reward, state.buffer.rows.reward[at])
     assert torch.bincount(at, minlength=20).sort().values[-count:].float().std() < 5 * 4_000**0.5
 
 
 def test_cut_begins_anew():
     """After `cut` the next observation is an episode's first, though no end was seen."""
     film = Film(2, 1e9, seed=1)
-    memory, gamma = empty(film, 30), torch.tensor(0.9)
+    buffer, state = stored(film, 30)
     batch, ended, valid = film.step()
-    memory = replay.remember(memory, batch, ended, gamma, torch.ones_like(valid))
+    state = added(buffer, state, batch, ended, torch.ones_like(valid))
     film.obs = np.stack([film.start(), film.start()])
     batch, ended, _ = film.step()
-    right = replay.remember(replay.cut(memory), batch, ended, gamma, torch.ones_like(valid))
-    wrong = replay.remember(memory, batch, ended, gamma, torch.ones_like(valid))
-    asserts.assert_trees_equal(tree.index(batch, 1), every(right)[-1])
+    right = added(buffer, buffer.cut(state), batch, ended, torch.ones_like(valid))
+    wrong = added(buffer, state, batch, ended, torch.ones_like(valid))
+    asserts.assert_trees_equal(tree.index(batch, 1), every(buffer, right)[-1])
     with pytest.raises(AssertionError):
-        asserts.assert_trees_equal(tree.index(batch, 1), every(wrong)[-1])
+        asserts.assert_trees_equal(tree.index(batch, 1), every(buffer, wrong)[-1])
 
 
 LIES = {
-    ("rows", "obs"): 3,
-    ("rows", "next_obs"): -1,
-    ("recent", "rows", "obs"): 99,
-    ("recent", "taken"): 10**9,
-    ("recent", "since"): -1,
+    ("buffer", "buffer", "added"): 10**9,
+    ("buffer", "buffer", "rows", "obs"): 3,
+    ("buffer", "buffer", "rows", "next_obs"): -1,
+    ("buffer", "recent", "rows", "obs"): 99,
+    ("buffer", "recent", "taken"): 10**9,
+    ("buffer", "recent", "since"): -1,
     ("frames", "written"): 2**62,
     ("frames", "row"): 10**9,
     ("frames", "oldest"): -1,
@@ -179,39 +189,36 @@ LIES = {
 def test_places_out_of_a_file_are_looked_at():
     """A checkpoint whose places lie outside of the rings is refused, before a compiled step follows them."""
     film = Film(3, 4, seed=2)
-    memory = empty(film, 20, steps=2)
+    buffer, state = stored(film, 20, steps=2)
     for _ in range(9):
-        memory = one_step(memory, *film.step())
+        state = added(buffer, state, *film.step())
 
-    def sound(memory):
-        counters = history._replay_counters(tree.stack([memory, memory]), 27)
-        return all(bool(((x >= 0) & (x <= most)).all()) for x, most in counters.values())
+    def sound(state):
+        limits = buffer.bounds(tree.stack([state, state]), 27)
+        return all(bool(((x >= 0) & (x <= most)).all()) for x, most in limits.values())
 
-    assert sound(memory)
+    assert sound(state)
     for path, value in LIES.items():
-        lying = tree.clone(memory)
+        lying = tree.clone(state)
         functools.reduce(getattr, path, lying).fill_(value)
         assert not sound(lying), path
-
-
-def one_step(memory, batch, ended, valid):
-    return replay.remember(memory, batch, ended, torch.tensor(0.9), valid)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_laws(steps):
     films = [Film(3, 3, seed=i) for i in range(2)]
-    lanes = [empty(film, 20, steps) for film in films]
+    buffer, lanes = stored(films[0], 20, steps)[0], [stored(film, 20, steps)[1] for film in films]
+    one_step, sample = functools.partial(added, buffer), functools.partial(buffer.sample, oldest=0)
     for _ in range(12):
-        lanes = [one_step(memory, *film.step()) for memory, film in zip(lanes, films, strict=True)]
+        lanes = [one_step(state, *film.step()) for state, film in zip(lanes, films, strict=True)]
     given = [film.step() for film in films]
     laws.pure(one_step, lanes[0], *given[0])
     laws.vmapped(one_step, tree.stack(lanes), *map(tree.stack, zip(*given, strict=True)))
     laws.compiled(one_step, lanes[0], *given[0], again=[(lanes[1], *given[1])])
     programs.donated(one_step, lanes[0], *given[0])
-    words = torch.arange(7) << 28
-    laws.vmapped(replay.sample, tree.stack(lanes), torch.stack([words, words]))
-    laws.compiled(replay.sample, lanes[0], words)
+    bits = torch.arange(7) << 28
+    laws.vmapped(sample, tree.stack(lanes), torch.stack([bits, bits]))
+    laws.compiled(sample, lanes[0], bits)
     both = vmap(one_step)(tree.stack(lanes), *map(tree.stack, zip(*given, strict=True)))
     alone = one_step(lanes[1], *given[1])
     asserts.assert_trees_equal(alone, tree.index(both, 1))
@@ -224,3 +231,8 @@ def test_sizes():
     held = frames.init(torch.zeros(3, 2, 2, dtype=torch.uint8), 2, 6)
     assert held.ring.shape == (2, 6, 2, 2)
     assert frames.stack(held, torch.tensor([[0, 5], [1, 2]])).shape == (2, 3, 2, 2)
+
+
+def test_an_example_that_is_no_stack_is_refused():
+    with pytest.raises(ValueError, match=r"^example\.obs: expected shape \[4 2 2\], got \[3, 2, 2\]"):
+        frames.wrap(ring.buffer(8), 1, STACK + 1, 8).init(ROW)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, compile, envs, evaluate, random, runs, training, transfer, tree, worlds
+from fdqn import build, cli, compile, envs, evaluate, random, runs, training, transfer, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
+from fdqn.training import host
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -229,13 +230,13 @@ def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
         games = envs.find(settings.env).open(settings.seeds, settings.num_envs)
         state = training.init(program, tree.to(build.hyper(settings), device), build.keys(settings).to(device))
         functions = runs.functions(program, settings, games)
-        *_, report = training.run(program, worlds.begun(games, state), 120, functions, 30, at_once=1)
+        *_, report = training.run(program, host.start(program, games, state), 120, functions, 30, at_once=1)
         ends.append(on_cpu(report.state))
         games.close()
     cpu, gpu = ends
     assert gpu.learner.updates.min() > 0
     # As long as actions are random, which they mostly are here, what was seen is the same.
-    torch.testing.assert_close(cpu.replay.rows.obs[:, :12], gpu.replay.rows.obs[:, :12], rtol=0, atol=0)
+    torch.testing.assert_close(cpu.buffer.rows.obs[:, :12], gpu.buffer.rows.obs[:, :12], rtol=0, atol=0)
 
 
 def test_the_memory_of_the_gpu_is_what_is_free():

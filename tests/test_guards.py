@@ -23,12 +23,12 @@ def put(leaf, value):
 
 
 PLACES = {
-    "observation": lambda s, x: s._replace(replay=s.replay._replace(rows=s.replay.rows._replace(
-        obs=put(s.replay.rows.obs, x)))),
-    "next observation": lambda s, x: s._replace(replay=s.replay._replace(rows=s.replay.rows._replace(
-        next_obs=put(s.replay.rows.next_obs, x)))),
-    "reward": lambda s, x: s._replace(replay=s.replay._replace(rows=s.replay.rows._replace(
-        reward=put(s.replay.rows.reward, x)))),
+    "observation": lambda s, x: s._replace(buffer=s.buffer._replace(rows=s.buffer.rows._replace(
+        obs=put(s.buffer.rows.obs, x)))),
+    "next observation": lambda s, x: s._replace(buffer=s.buffer._replace(rows=s.buffer.rows._replace(
+        next_obs=put(s.buffer.rows.next_obs, x)))),
+    "reward": lambda s, x: s._replace(buffer=s.buffer._replace(rows=s.buffer.rows._replace(
+        reward=put(s.buffer.rows.reward, x)))),
     "discount": lambda s, x: s._replace(hyper=s.hyper._replace(gamma=put(s.hyper.gamma, x))),
     "parameter": lambda s, x: s._replace(learner=s.learner._replace(
         params=s.learner.params | {"2.bias": put(s.learner.params["2.bias"], x)})),
@@ -128,7 +128,7 @@ def test_the_planted_bug_is_seen(trained):
 
     def unguarded(state, noise):
         state = training.collect(program, state, noise)
-        batch = training.replay.sample(state.replay, noise.sample[0])
+        batch = training.replay.sample(state.buffer, noise.sample[0])
         optimizer = program.optimizer(state.hyper)
         return training.dqn.learn(program.loss, optimizer, state.learner, batch, state.hyper)[0]
 
@@ -247,7 +247,7 @@ def test_failed_seeds_are_told_with_step_and_cause(trained):
     spoiled = PLACES["reward"](trained, torch.nan)
     *_, report = training.run(program, spoiled, 90, training.vmapped(program), 30)
     assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
-    assert training.reading(program, report.state).failed.tolist() == [-1, 21, -1]
+    assert training.snapshot(program, report.state).failed.tolist() == [-1, 21, -1]
     zero = training.dqn.Diagnostics(*torch.zeros(3))
     counted = training.count_update(tree.index(report.state.metrics, BAD), zero, torch.tensor(True), torch.tensor(40))
     assert int(counted.failed) == 21

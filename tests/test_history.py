@@ -16,6 +16,7 @@ from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 from fdqn import build, checkpoint, cli, history, runs, statistics, training, tree
 from fdqn.settings import to_json
 from fdqn.testing import asserts
+from fdqn.training import loop
 
 OFTEN = dataclasses.replace(SETTINGS, checkpoint_every=15, keep_checkpoints=3, evaluate_every=0)
 
@@ -25,7 +26,7 @@ def stopped(tmp_path_factory):
     """A run that was stopped at step 60 of 90, with three checkpoints and more."""
     path = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(training, "CYCLES_PER_CALL", 1)
+        patched.setattr(loop, "CYCLES_PER_CALL", 1)
         started(path, OFTEN, training.vmapped(build.program(OFTEN)), stop_after=20)
     assert len(checkpoint.newest(path / "checkpoints")) >= 3
     return path
@@ -124,7 +125,7 @@ LIES = {
 def test_a_state_whose_counters_lie_is_refused(run):
     place, settings = newest(run), OFTEN
     program, state = begun(settings)
-    like = {"lanes": state, "since": tree.from_numpy(training.reading(program, state))}
+    like = {"lanes": state, "since": tree.from_numpy(training.snapshot(program, state))}
     read, record = checkpoint.load(place, like)
     for path, value in LIES.items():
         lanes = tree.clone(read["lanes"])
@@ -181,7 +182,7 @@ def report(step, returns, failed):
     return training.Report(
         step=step, **blank, last_returns=np.array(returns, np.float32), failed=np.array(failed),
         cause=np.zeros(count, np.int64), evaluation=None, state=state, planned=True,
-        since=training.reading(program, state), compile_seconds=0.0, learning_seconds=0.0, learning_updates=0,
+        since=training.snapshot(program, state), compile_seconds=0.0, learning_seconds=0.0, learning_updates=0,
         first_update=None,
     )  # fmt: skip
 

@@ -56,7 +56,7 @@ def noise(cycles, count):
 )
 def test_lanes_in_groups_are_the_lanes_together(split):
     """Every lane, every cycle, with strides of a part of longer noise, for states and lengths that alternate."""
-    folded, together = edge.fold_lanes(step, lambda count: split), training.fold(vmap(step))
+    folded, together = edge.fold_lanes(step, lambda count: split), training.scan(vmap(step))
     states = [started(6), tree.map(lambda x: x.flip(0), started(6))]
     expected = tree.clone(states)
     for i, cycles in [(0, 1), (0, 7), (1, 3), (0, 3), (1, 1)]:
@@ -70,7 +70,7 @@ def test_lanes_in_groups_are_the_lanes_together(split):
 
 @pytest.mark.parametrize("split", [Split(2, 1, 1), Split(2, 3, 1)], ids=str)
 def test_lanes_begun_beside_the_caller_are_the_same(split):
-    begun, together = edge.begin_lanes(step, lambda count: split), training.fold(vmap(step))
+    begun, together = edge.begin_lanes(step, lambda count: split), training.scan(vmap(step))
     state = started(6)
     expected = tree.clone(state)
     for cycles in (1, 7, 3):
@@ -104,7 +104,7 @@ def test_what_needs_python_goes_together():
         return {"a": state["b"], "b": state["a"] + x}
 
     state = {"a": torch.zeros(4), "b": torch.ones(4)}
-    expected = training.fold(vmap(swap))(state, torch.ones(3, 4))
+    expected = training.scan(vmap(swap))(state, torch.ones(3, 4))
     folded = edge.fold_lanes(swap, lambda count: Split(2, 2, 1))
     asserts.assert_trees_equal(expected, folded(tree.clone(state), torch.ones(3, 4)))
 
@@ -118,7 +118,7 @@ def test_a_group_is_compiled_once_and_kept(monkeypatch, tmp_path):
     )
     for f, count, expected in [(step, 2, 1), (step, 8, 1), (lambda s, x: step(s, x) | {"m": s["m"] + 1}, 2, 2)]:
         state, xs = started(count), noise(2, count)
-        wanted = training.fold(vmap(f))(state, xs)
+        wanted = training.scan(vmap(f))(state, xs)
         asserts.assert_trees_equal(wanted, edge.fold_lanes(f, lambda _: Split(2, 2, 1))(tree.clone(state), xs))
         assert len(made) == expected
     assert len(list(tmp_path.glob("fdqn/*.so"))) == 2 + 1  # the two steps and the loop itself
@@ -139,7 +139,7 @@ def test_what_comes_soon_is_made_by_another_process(monkeypatch, tmp_path, works
     first = edge.fold_lanes(step, lambda _: Split(2, 2, 1), soon=later)
     second = edge.fold_lanes(later, lambda _: Split(2, 2, 1))
     state, xs = started(4), noise(3, 4)
-    expected = training.fold(vmap(later))(training.fold(vmap(step))(state, xs), xs)
+    expected = training.scan(vmap(later))(training.scan(vmap(step))(state, xs), xs)
     between = first(tree.clone(state), xs)
     with torch._inductor.config.patch("cpp.min_chunk_size", 512):  # as compiling anything in between may
         asserts.assert_trees_equal(expected, second(between, xs))
@@ -198,7 +198,7 @@ def test_an_interrupt_waits_for_all_groups():
 def test_a_fork_has_threads_of_its_own():
     folded = edge.fold_lanes(step, lambda count: Split(2, 2, 1))
     state, xs = folded(started(4), noise(1, 4)), noise(2, 4)
-    expected = training.fold(vmap(step))(state, xs)
+    expected = training.scan(vmap(step))(state, xs)
     child = os.fork()
     if child == 0:
         signal.alarm(10)  # one that waits for threads that are not there

@@ -9,10 +9,11 @@ import torch
 from plants import branches, rejects
 from torch import Tensor
 
-from fdqn import actions, bits, envs, losses, optim, policies, random, replay, schedules, tree
+from fdqn import actions, envs, losses, optim, policies, random, schedules, tree
 from fdqn.envs import cartpole, episode, mountain_car
+from fdqn.replay import packing, ring
 from fdqn.testing import laws, probes
-from fdqn.types import Env, EnvSpec, Optimizer
+from fdqn.types import Env, EnvSpec, Optimizer, Sample
 
 ARANGE = torch.arange(6.0).reshape(2, 3)
 
@@ -341,77 +342,91 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
 # Replay
 
 
-def forgetful_add(memory, batch):
+RING = ring.buffer(5)
+
+
+def forgetful_add(state, batch, ended, valid, gamma):
     """Writes over the last rows when full: forgets to begin again at the start."""
-    capacity, count = memory.rows.reward.shape[0], batch.reward.shape[0]
-    at = (memory.added.clamp_max(capacity - count) + torch.arange(count)) % capacity
-    rows = tree.map(lambda ring, new: ring.index_put((at,), new), memory.rows, batch)
-    return memory._replace(rows=rows, added=memory.added + count)
+    capacity, count = state.rows.reward.shape[0], batch.reward.shape[0]
+    at = (state.added.clamp_max(capacity - count) + torch.arange(count)) % capacity
+    rows = tree.map(lambda ring, new: ring.index_put((at,), new), state.rows, batch)
+    return state._replace(rows=rows, added=state.added + count), None
 
 
-def sliced_add(memory, batch):
+def sliced_add(state, batch, ended, valid, gamma):
     """Right while the batch divides the capacity: the wrapped rest of a batch is lost."""
-    capacity, count = memory.rows.reward.shape[0], batch.reward.shape[0]
-    at = memory.added % capacity + torch.arange(count)
+    capacity, count = state.rows.reward.shape[0], batch.reward.shape[0]
+    at = state.added % capacity + torch.arange(count)
     keep = at < capacity
-    rows = tree.map(lambda ring, new: ring.index_put((at[keep],), new[keep]), memory.rows, batch)
-    return memory._replace(rows=rows, added=memory.added + count)
+    rows = tree.map(lambda ring, new: ring.index_put((at[keep],), new[keep]), state.rows, batch)
+    return state._replace(rows=rows, added=state.added + count), None
+
+
+def with_batches(buffer, change):
+    """The buffer with `change(batch, bits)` in the place of what it samples."""
+
+    def sample(state, bits, oldest):
+        drawn = buffer.sample(state, bits, oldest)
+        return drawn._replace(batch=change(drawn.batch, bits))
+
+    return buffer._replace(sample=sample)
 
 
 def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
     operations = [2, torch.tensor([0, 2**32 - 1]), 3, 2, 2]
     laws.replay_like_deque(operations, 5)
+    laws.replay_like_deque(operations, 5, RING)
     with rejects("operation 3, stored rows"):
-        laws.replay_like_deque(operations, 5, add=forgetful_add)
+        laws.replay_like_deque(operations, 5, RING._replace(add=forgetful_add))
     with rejects("operation 4, stored rows"):
-        laws.replay_like_deque([*operations[:2], 3, 3, 3], 5, add=sliced_add)
-    with rejects("stored rows"):  # samples over the capacity, not over what is filled
-        laws.replay_like_deque(
-            operations, 5, sample=lambda m, w: tree.index(m.rows, random.index(w, m.rows.reward.shape[0]))
-        )
+        laws.replay_like_deque([*operations[:2], 3, 3, 3], 5, RING._replace(add=sliced_add))
 
-    def torn(memory, words):  # the rewards of other rows than the observations
-        rows = replay.sample(memory, words)
+    def unfilled(state, bits, oldest):  # samples over the capacity, not over what is filled
+        at = random.index(bits, state.rows.reward.shape[0])
+        return Sample(tree.index(state.rows, at), at, torch.ones(len(bits)))
+
+    with rejects("stored rows"):
+        laws.replay_like_deque(operations, 5, RING._replace(sample=unfilled))
+
+    def torn(rows, bits):  # the rewards of other rows than the observations
         return rows._replace(obs=rows.obs.flip(0))
 
     with rejects("sampled rows"):
-        laws.replay_like_deque(operations, 5, sample=torn)
+        laws.replay_like_deque(operations, 5, with_batches(RING, torn))
 
-    def invented(memory, words):  # whole rows, but of numbers that were never added, when two are asked for
-        r = replay.sample(memory, words)
-        by = 6 * (len(words) == 2)
+    def invented(r, bits):  # whole rows, but of numbers that were never added, when two are asked for
+        by = 6 * (len(bits) == 2)
         obs, action, reward = r.obs + torch.tensor([by, -by]), r.action + 3 * by, r.reward + by
         return r._replace(obs=obs, action=action, reward=reward, next_obs=r.next_obs + by)
 
     with rejects(r"operation 1, sampled rows: expected some of \[0, 1, 2\], got \[6, 8\]"):
-        laws.replay_like_deque([3, torch.tensor([0, 2**32 - 1])], 5, sample=invented)
+        laws.replay_like_deque([3, torch.tensor([0, 2**32 - 1])], 5, with_batches(RING, invented))
 
 
 def test_replay_rejects_booleans_packed_wrongly():
     operations = [2, torch.tensor([0, 2**32 - 1]), 3, 2, 2]
     laws.replay_like_deque(operations, 5, obs_dtype=torch.bool)
+    packed = packing.wrap(RING)
 
     def repacked(change):
-        def sample(memory, words):
-            rows = replay.sample(memory, words)
-            return rows._replace(obs=change(rows.obs))
-
-        return sample
+        return with_batches(packed, lambda rows, bits: rows._replace(obs=change(rows.obs)))
 
     def cut(obs):  # the last byte, which is not full, is lost
         return torch.cat([obs[:, :16], obs[:, 16:] & False], -1)
 
     def turned(obs):  # bits in the order of their bytes' other end
-        return bits.unpack(bits.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
+        return packing.unpack(packing.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
 
     with rejects(r"operation 0, sampled rows: \.obs\[1, 20\]: expected True, got False"):
-        laws.replay_like_deque(operations, 5, obs_dtype=torch.bool, sample=repacked(cut))
+        laws.replay_like_deque(operations, 5, repacked(cut), torch.bool)
     with rejects(r"operation 0, sampled rows: \.obs\[1, 19\]: "):
-        laws.replay_like_deque(operations, 5, obs_dtype=torch.bool, sample=repacked(turned))
-    with rejects(r"sampled rows: \.obs: expected shape \[2, 21\], got \[2, 3\]"):  # the bytes themselves
-        laws.replay_like_deque(
-            operations, 5, obs_dtype=torch.bool, sample=lambda m, w: replay.sample(m._replace(unpacked={}), w)
-        )
+        laws.replay_like_deque(operations, 5, repacked(turned), torch.bool)
+
+    def as_bytes(state, bits, oldest):  # the bytes themselves
+        return packed.sample(state._replace(unpacked={}), bits, oldest)
+
+    with rejects(r"sampled rows: \.obs: expected shape \[2, 21\], got \[2, 3\]"):
+        laws.replay_like_deque(operations, 5, packed._replace(sample=as_bytes), torch.bool)
 
 
 # Environments

@@ -2,7 +2,6 @@
 future; all of it with masks that come from an environment, pure or in a world, and go through replay.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import gymnasium
@@ -14,9 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from plants import rejects
 from test_worlds import Told
 
-from fdqn import actions, cli, dqn, losses, networks, policies, random, replay, training, tree, worlds
+from fdqn import actions, build, cli, dqn, losses, networks, policies, random, replay, training, tree
 from fdqn.envs import episode, gym, silent
 from fdqn.testing import asserts, examples, laws
+from fdqn.training import host, off_policy
 from fdqn.types import Env, World
 
 DOORS = 5
@@ -97,16 +97,16 @@ def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
     network = network._replace(apply=poisoned(network, poison))
     env = ENV if where == "native" else silent.make(world.spec)
     program = examples.program(env, network=network, num_envs=ENVS, capacity=ENVS * steps)
-    hyper = dqn.hyper(LANES, epsilon_start=epsilon, epsilon_end=epsilon)
+    hyper = training.hyper(LANES, epsilon_start=epsilon, epsilon_end=epsilon)
     state = training.init(program, hyper, random.key(range(LANES)))
     noise = training.noise(program, state.key, 0, steps)
     if where == "native":
-        return training.vmapped(program).collect(state, noise).replay
+        return training.vmapped(program).collect(state, noise).buffer
     games = world.open(LANES, ENVS)
-    functions = worlds.functions(program, games, worlds.vmapped(program))
-    state = functions.collect(worlds.begun(games, state), noise)
+    functions = host.functions(program, games, host.vmapped(program))
+    state = functions.collect(host.start(program, games, state), noise)
     assert not games.broken
-    return state.replay
+    return state.buffer
 
 
 def test_the_environment_holds_to_the_law():
@@ -182,10 +182,11 @@ def updated(loss, rows, poison=None):
     """The learner after one update; with a poison in everything that is illegal, before and after the action."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     apply = network.apply if poison is None else poisoned(network, poison)
-    optimizer = examples.program().optimizer(hyper := tree.index(dqn.hyper(1), 0))
-    learner = dqn.init(optimizer, network.init(random.key(3)))
+    optimizer = build.clipped_adam(hyper := tree.index(training.hyper(1), 0))
+    learner = off_policy.init(optimizer, network.init(random.key(3)))
     learner = learner._replace(target_params=network.init(random.key(4)))
-    return dqn.learn(partial(loss, apply, losses.squared), optimizer, learner, rows, hyper)
+    agent = dqn.agent(network._replace(apply=apply), double=loss is dqn.double_q_learning)
+    return off_policy.update(agent, optimizer, learner, examples.sample(rows), hyper)[:2]
 
 
 def assert_illegal_values_do_not_matter(loss, rows):
@@ -239,7 +240,7 @@ def targets(loss, rows, value):
     def apply(params, obs):
         return params["q"].expand(*obs.shape[:-1], DOORS)
 
-    seen, hyper = [], tree.index(dqn.hyper(1), 0)
+    seen, hyper = [], tree.index(training.hyper(1), 0)
     online, target = ({"q": torch.tensor(x)} for x in (0.0, value))
     loss(apply, lambda delta: seen.append(delta) or delta, online, target, rows, hyper)
     return seen[0]

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fdqn import build, n_step, replay, training, tree
+from fdqn import build, training, tree
+from fdqn.replay import n_step, ring
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Transition
 
@@ -103,11 +104,12 @@ def test_replay_multiplies_discounts_over_several_steps():
     """r_0 + 0.9 * 0.5 * r_1 = 1.9, and what follows is worth 0.9 * 0.5 * 0.5 of what it is, before the last gamma."""
     obs, legal = torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)
     batch = Transition(obs, torch.tensor([0]), torch.tensor([1.0]), torch.tensor([0.5]), obs, legal)
-    memory = replay.init(tree.index(batch, 0), 4, 1, 2)
+    buffer = n_step.wrap(ring.buffer(4), 1, 2)
+    state = buffer.init(tree.index(batch, 0))
     for reward in (1.0, 2.0):
         batch = batch._replace(reward=torch.tensor([reward]))
-        memory = replay.remember(memory, batch, torch.tensor([False]), torch.tensor(0.9))
-    row = replay.sample(memory, torch.tensor([0]))
+        state, _ = buffer.add(state, batch, torch.tensor([False]), None, torch.tensor(0.9))
+    row = buffer.sample(state, torch.tensor([0]), 0).batch
     assert row.reward.item() == pytest.approx(1 + 0.9 * 0.5 * 2)
     assert row.discount.item() == pytest.approx(0.9 * 0.5 * 0.5)
 
@@ -168,7 +170,7 @@ def test_a_program_learns_from_rows_over_n_steps():
         state = training.init(program, hyper, keys)
         functions = training.vmapped(program)
         states.append(functions.collect(state, functions.noise(keys, 0, 60)))
-    single, spanning = (state.replay for state in states)
+    single, spanning = states[0].buffer, states[1].buffer.buffer
     assert single.added.tolist() == [180, 180]
     assert spanning.added.tolist() == [174, 174]
     asserts.assert_trees_equal(states[0].metrics, states[1].metrics)

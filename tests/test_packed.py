@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import bits, build, checkpoint, lanes, random, replay, training, tree
+from fdqn import build, checkpoint, lanes, random, training, tree
 from fdqn import compile as edge
 from fdqn.envs import catch
+from fdqn.replay import packing, ring
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Env, Transition
 
@@ -37,19 +38,24 @@ def started(count=3, shape=(catch.ROWS, catch.COLUMNS)):
 
 
 def unpacked(state):
-    """The same lanes before their first step, with a replay that holds booleans as they are."""
-    example = replay.sample(tree.index(state.replay, 0)._replace(added=torch.tensor(1)), torch.tensor([0]))
-    shape = state.replay.rows.reward.shape
-    rows = tree.map(lambda x: x.new_zeros((*shape, *x.shape[1:])), example)
-    return state._replace(replay=replay.Replay(rows, state.replay.added, {}))
+    """The same lanes before their first step, with a buffer that holds booleans as they are."""
+    packed = state.buffer
+    rows = packed.buffer.rows._replace(
+        **{name: x.new_zeros((*packed.buffer.rows.reward.shape, *x.shape[2:])) for name, x in packed.unpacked.items()}
+    )
+    return state._replace(buffer=ring.Ring(rows, packed.buffer.added))
 
 
 def assert_same_training(plain, packed, atol=0.0):
     """Every leaf, and all that is in replay."""
     every = torch.arange(40) * 2**32 // 40 + 1
-    stored = [vmap(replay.sample, (0, None))(state.replay, every) for state in (plain, packed)]
+    plain_rows, rows = ring.buffer(40), packing.wrap(ring.buffer(40))
+    stored = [
+        vmap(buffer.sample, (0, None, None))(state.buffer, every, 0).batch
+        for buffer, state in ((plain_rows, plain), (rows, packed))
+    ]
     asserts.assert_trees_close(*stored, atol, atol, "stored rows: ")
-    asserts.assert_trees_close(*(state._replace(replay=()) for state in (plain, packed)), atol, atol)
+    asserts.assert_trees_close(*(state._replace(buffer=()) for state in (plain, packed)), atol, atol)
 
 
 def test_the_environment_holds_to_the_law():
@@ -60,8 +66,8 @@ def test_training_is_the_same_packed_and_unpacked():
     """Bit for bit, from the first step on, around the end of the ring."""
     program, packed = started()
     plain = unpacked(packed)
-    assert plain.replay.rows.obs.shape == (3, 40, catch.ROWS, catch.COLUMNS)
-    assert packed.replay.rows.obs.shape == (3, 40, 7)
+    assert plain.buffer.rows.obs.shape == (3, 40, catch.ROWS, catch.COLUMNS)
+    assert packed.buffer.buffer.rows.obs.shape == (3, 40, 7)
     for cycles in (4, 16):
         plain, packed = (programs.advance(program, state, cycles) for state in (plain, packed))
         assert_same_training(plain, packed)
@@ -71,9 +77,9 @@ def test_training_is_the_same_packed_and_unpacked():
 def test_a_bit_in_another_place_is_seen(monkeypatch):
     """Planted: bytes are read from their other end."""
     program, packed = started()
-    plain, right = programs.advance(program, unpacked(packed), 10), bits.unpack
+    plain, right = programs.advance(program, unpacked(packed), 10), packing.unpack
     monkeypatch.setattr(
-        bits, "unpack", lambda x, n: right(x, 8 * x.shape[-1]).unflatten(-1, (-1, 8)).flip(-1).flatten(-2)[..., :n]
+        packing, "unpack", lambda x, n: right(x, 8 * x.shape[-1]).unflatten(-1, (-1, 8)).flip(-1).flatten(-2)[..., :n]
     )
     packed = programs.advance(program, packed, 10)
     monkeypatch.undo()
@@ -90,13 +96,16 @@ IN_GROUPS = pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason
 TWO_BY_TWO = lanes.Split(2, 2, 1)
 
 
+MEMORY = packing.wrap(ring.buffer(8))
+
+
 def remember(state, x):
     """Of one lane: rows go in, rows come out and are counted."""
     obs = x["obs"]
     count = torch.zeros(len(obs))
     new = Transition(obs, count.long(), count, count, ~obs, obs[:, :2])
-    memory = replay.add(state["memory"], new)
-    batch = replay.sample(memory, x["words"])
+    memory, _ = MEMORY.add(state["memory"], new, obs[:, 0], None, torch.tensor(0.9))
+    batch = MEMORY.sample(memory, x["words"], 0).batch
     return {"memory": memory, "seen": state["seen"] + batch.obs.sum(0) + 100 * batch.next_obs.sum(0)}
 
 
@@ -106,10 +115,10 @@ def test_compiled_in_groups():
     obs = random.bits(random.key(1), (6, 4, 3, 11)) % 2 == 1
     noises = {"obs": obs, "words": random.bits(random.key(2), (6, 4, 5))}
     zero, flags = torch.tensor(0.0), obs[0, 0, 0]
-    memory = replay.init(Transition(flags, zero.long(), zero, zero, flags, flags[:2]), 8)
+    memory = MEMORY.init(Transition(flags, zero.long(), zero, zero, flags, flags[:2]))
     state = {"memory": memory, "seen": torch.zeros(11, dtype=torch.int64)}
     state = tree.stack([state] * 4)
-    expected, addresses = training.fold(vmap(remember))(state, noises), [x.data_ptr() for x in tree.leaves(state)]
+    expected, addresses = training.scan(vmap(remember))(state, noises), [x.data_ptr() for x in tree.leaves(state)]
     got = edge.fold_lanes(remember, lambda _: TWO_BY_TWO)(state, noises)
     asserts.assert_trees_equal(expected, got)
     assert [x.data_ptr() for x in tree.leaves(got)] == addresses
@@ -122,7 +131,7 @@ def test_compiled_training_is_the_same_packed_and_unpacked():
     program, state = started(4)
     noises = training.noise(program, state.key, 0, 20)
     early, late = tree.index(noises, slice(4)), tree.index(noises, slice(4, None))
-    collect, cycle = (training.fold(vmap(partial(f, program))) for f in (training.collect, training.cycle))
+    collect, cycle = (training.scan(vmap(partial(f, program))) for f in (training.collect, training.cycle))
     packed, plain = (tree.clone(collect(x, early)) for x in (state, unpacked(state)))
     expected = cycle(packed, late)
     fast = edge.fold_lanes(partial(training.cycle, program), lambda _: TWO_BY_TWO)
@@ -155,16 +164,18 @@ def test_a_checkpoint_goes_on_as_if_undisturbed(tmp_path):
 
 def test_a_checkpoint_of_another_shape_that_fills_as_many_bytes_is_refused(tmp_path):
     path = checkpoint.save(tmp_path, "0", started()[1], {})
-    layouts = r"\.replay\.unpacked\['obs'\] .*\[3, 0, 10, 5\].*\[3, 0, 50\]"
+    layouts = r"\.buffer\.unpacked\['obs'\] .*\[3, 0, 10, 5\].*\[3, 0, 50\]"
     with pytest.raises(checkpoint.CheckpointError, match=layouts):
         checkpoint.load(path, started(shape=(COUNT,))[1])
 
 
 def test_bytes_are_known_before_they_are_allocated():
     program, state = started(2)
-    row = 2 * bits.size(COUNT) + catch.ACTIONS + 8 + 4 + 4
-    assert build.replay_bytes(program, 1) == program.config.capacity * row
-    assert build.replay_bytes(program, 2) == tree.nbytes(state.replay.rows) == 2 * 40 * 33
-    assert tree.nbytes(unpacked(state).replay.rows) == 2 * 40 * (2 * COUNT + 19)
+    row = 2 * packing.size(COUNT) + catch.ACTIONS + 8 + 4 + 4
+    counter = 8
+    assert build.replay_bytes(program, 1) == program.config.capacity * row + counter
+    assert tree.nbytes(state.buffer.buffer.rows) == 2 * 40 * 33
+    assert build.replay_bytes(program, 2) == tree.nbytes(state.buffer) == 2 * (40 * 33 + counter)
+    assert tree.nbytes(unpacked(state).buffer.rows) == 2 * 40 * (2 * COUNT + 19)
     floats = examples.program(catch.make())
-    assert build.replay_bytes(floats, 2) == 2 * 40 * (8 * COUNT + 19)
+    assert build.replay_bytes(floats, 2) == 2 * (40 * (8 * COUNT + 19) + counter)

@@ -14,9 +14,10 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from fdqn import build, dqn, losses, networks, optim, random, schedules, tree, types
+from fdqn import build, dqn, losses, networks, optim, random, schedules, training, tree, types
 from fdqn.settings import Settings
-from fdqn.testing import asserts, laws
+from fdqn.testing import asserts, examples, laws
+from fdqn.training import off_policy
 from fdqn.types import Transition
 
 KEY = random.key(468)
@@ -247,20 +248,17 @@ def page_loop(network, batches, gamma, every):
 
 def our_loop(network, params, batches, gamma, every):
     """The same, each line a function of its arguments."""
-    hyper = dqn.hyper(1)._replace(gamma=torch.tensor(gamma, dtype=torch.float64))
+    hyper = training.hyper(1)._replace(gamma=torch.tensor(gamma, dtype=torch.float64))
 
     def rate(updates):
         return schedules.exponential(updates // every, 3e-5, 0.9)
 
-    def loss(params, target_params, batch, hyper):
-        return dqn.q_learning(network.apply, losses.squared, params, target_params, batch, hyper)
-
     optimizer = optim.chain(clip=optim.clip_by_global_norm(5.0), adam=optim.adam(rate))
-    learner = dqn.init(optimizer, params)
+    agent, learner = dqn.agent(network, double=False), off_policy.init(optimizer, params)
     for i, batch in enumerate(batches):
-        learner, _ = dqn.learn(loss, optimizer, learner, batch, hyper)
+        learner, _, _ = off_policy.update(agent, optimizer, learner, examples.sample(batch), hyper)
         if (i + 1) % every == 0:
-            learner = dqn.hard_copy(learner)
+            learner = off_policy.hard_copy(learner)
     return learner
 
 

@@ -11,11 +11,12 @@ from plants import naive, rejects
 from fdqn import compile as edge
 from fdqn import random, replay, training, tree
 from fdqn.testing import examples, programs
+from fdqn.training import metrics
 from fdqn.types import Network
 
 
 def moving_parts(state):
-    return state.learner.params, state.obs, state.replay.rows.obs
+    return state.learner.params, state.obs, state.buffer.rows.obs
 
 
 def shared_key(noise):
@@ -101,14 +102,14 @@ def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
 def test_metrics_plants(monkeypatch, change, match):
     program, (hyper, keys) = examples.program(steps_per_cycle=2), examples.lanes(2)
     right = training.count_episodes
-    monkeypatch.setattr(training, "count_episodes", lambda old, step: change(old, right(old, step), step))
+    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: change(old, right(old, step), step))
     with rejects(match):
         programs.metrics(program, hyper, keys)
 
 
 def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
     right = training.count_episodes
-    monkeypatch.setattr(training, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
+    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
     with rejects("lane 0, running: "):
         programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
 
@@ -128,7 +129,7 @@ def test_resumed_rejects_a_checkpoint_that_forgets():
     forgotten = {
         "opt_state": lambda s: s._replace(learner=s.learner._replace(opt_state=fresh.learner.opt_state)),
         "target": lambda s: s._replace(learner=s.learner._replace(target_params=s.learner.params)),
-        "replay": lambda s: s._replace(replay=fresh.replay),
+        "replay": lambda s: s._replace(buffer=fresh.buffer),
         "running returns": lambda s: s._replace(metrics=fresh.metrics),
         "half precision": lambda s: s._replace(learner=tree.cast(tree.cast(s.learner, torch.bfloat16), torch.float32)),
         "environment": lambda s: s._replace(env_state=fresh.env_state, obs=fresh.obs),

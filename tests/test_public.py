@@ -14,12 +14,9 @@ from torch.func import grad, vmap
 import fdqn
 from fdqn import (
     actions,
-    bits,
     distributional,
     dqn,
-    frames,
     losses,
-    n_step,
     networks,
     optim,
     policies,
@@ -30,7 +27,10 @@ from fdqn import (
     tree,
 )
 from fdqn.agents import c51, noisy
-from fdqn.testing import asserts, laws, probes
+from fdqn.replay import frames, n_step, packing
+from fdqn.testing import asserts, examples, laws, probes
+from fdqn.training import off_policy
+from fdqn.types import Transition
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
 
@@ -40,9 +40,9 @@ def rooms():
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
         yield name, room
-        inner_rooms = {"testing": getattr(room, "__all__", []), "agents": ["c51", "noisy"]}
-        for inner in inner_rooms.get(name, []):
-            yield f"{name}.{inner}", importlib.import_module(f"fdqn.{name}.{inner}")
+        for inner in getattr(room, "__all__", []) if name in ("agents", "replay", "testing") else []:
+            if inspect.ismodule(module := getattr(room, inner)):
+                yield f"{name}.{inner}", module
 
 
 def public(room):
@@ -84,15 +84,15 @@ REWARD, DISCOUNT = floats(3, 4), floats(4, 4)
 PARAMS = {"0.weight": floats(6, 3, 2), "0.bias": floats(7, 3)}
 GRADS = {"0.weight": floats(8, 3, 2), "0.bias": floats(9, 3)}
 NET = networks.mlp(2, (3,), 3)
-HYPER = tree.index(dqn.hyper(1), 0)
-BATCH = replay.Transition(floats(10, 4, 2), ACTION, REWARD, torch.ones(4), floats(11, 4, 2), LEGAL)
-FULL = replay.add(replay.init(tree.index(BATCH, 0), 8), BATCH)
+HYPER = tree.index(training.hyper(1), 0)
+BATCH = Transition(floats(10, 4, 2), ACTION, REWARD, torch.ones(4), floats(11, 4, 2), LEGAL)
+RING = replay.ring.buffer(8)
+FULL = RING.add(RING.init(tree.index(BATCH, 0)), BATCH, LEGAL[:, 0], None, torch.tensor(0.9))[0]
 STEP = torch.tensor([1.5, 6.5, 11.0])
 FILM = frames.init(floats(12, 2, 3), 4, 9)
 SHOWN, SHOWN_NEXT = floats(13, 4, 2, 3), floats(14, 4, 2, 3)
 FILMED, AT, AT_NEXT = frames.add(FILM, SHOWN, SHOWN_NEXT, LEGAL[:, 1], LEGAL[:, 0])
 RECENT = n_step.init(tree.index(BATCH, 0), 4, 3)
-SPANNING = replay.init(tree.index(BATCH, 0), 8, num_envs=4, steps=2)
 
 
 def updates_of(make):
@@ -115,7 +115,7 @@ OPTIMIZERS = {
     "grouped": lambda: optim.grouped(lambda name: name[2:], weight=optim.adam(), bias=optim.sgd()),
 }
 DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Linear(3, 3)))
-LEARNER = dqn.init(optim.adam(), NET.init(KEY))
+LEARNER = off_policy.init(optim.adam(), NET.init(KEY))
 SUPPORT, RETURNS = torch.linspace(-1.0, 2.0, 4), floats(15, 4, 3, 4).softmax(-1)
 NOISY = networks.noisy_mlp(2, (3,), 3)
 NOISY_LOSS = partial(noisy.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
@@ -130,7 +130,6 @@ FUNCTIONS = {
     "actions.best": (actions.best, (Q, LEGAL)),
     "actions.greedy": (actions.greedy, (Q, LEGAL)),
     "actions.count": (actions.count, (LEGAL,)),
-    "bits.pack": (bits.pack, (LEGAL,)),
     "distributional.project": (distributional.project, (SUPPORT, RETURNS[:, 0], REWARD, DISCOUNT)),
     "distributional.mean": (distributional.mean, (SUPPORT, RETURNS)),
     "distributional.pick": (distributional.pick, (RETURNS, ACTION)),
@@ -138,12 +137,12 @@ FUNCTIONS = {
         lambda p_t, *rest: distributional.q_learning_target(SUPPORT.to(p_t), *rest[:2], p_t, *rest[2:]),
         (RETURNS, REWARD, DISCOUNT, Q, LEGAL),
     ),
-    "bits.unpack": (lambda packed: bits.unpack(packed, 3), (bits.pack(LEGAL),)),
-    "dqn.act": (partial(dqn.act, NET.apply), (NET.init(KEY), BATCH.obs, LEGAL, torch.tensor(0.5), U)),
-    "dqn.init": (partial(dqn.init, optim.adam()), (PARAMS,)),
-    "dqn.learn": (
-        lambda learner, batch, hyper: dqn.learn(
-            partial(dqn.q_learning, NET.apply, losses.squared), optim.adam(hyper.learning_rate), learner, batch, hyper
+    "replay.packing.pack": (packing.pack, (LEGAL,)),
+    "replay.packing.unpack": (lambda packed: packing.unpack(packed, 3), (packing.pack(LEGAL),)),
+    "off_policy.init": (partial(off_policy.init, optim.adam()), (PARAMS,)),
+    "off_policy.update": (
+        lambda learner, batch, hyper: off_policy.update(
+            dqn.agent(NET), optim.adam(hyper.learning_rate), learner, examples.sample(batch), hyper
         ),
         (LEARNER, BATCH, HYPER),
     ),
@@ -155,8 +154,10 @@ FUNCTIONS = {
         partial(dqn.double_q_learning, NET.apply, losses.huber),
         (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER),
     ),
-    "dqn.soft_copy": (dqn.soft_copy, (LEARNER, torch.tensor(0.1))),
-    "dqn.hard_copy": (dqn.hard_copy, (LEARNER,)),
+    "off_policy.soft_copy": (off_policy.soft_copy, (LEARNER, torch.tensor(0.1))),
+    "off_policy.hard_copy": (off_policy.hard_copy, (LEARNER,)),
+    "losses.q_learning_target": (losses.q_learning_target, (REWARD, DISCOUNT, Q_T, LEGAL)),
+    "losses.double_q_learning_target": (losses.double_q_learning_target, (REWARD, DISCOUNT, Q_T, Q, LEGAL)),
     "losses.q_learning": (losses.q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL)),
     "losses.double_q_learning": (losses.double_q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q, LEGAL)),
     "losses.squared": (losses.squared, (Q,)),
@@ -201,21 +202,18 @@ FUNCTIONS = {
         replay.transition,
         (BATCH.obs, ACTION, training.Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
     ),
-    "replay.init": (lambda row: replay.init(row, 5), (tree.index(BATCH, 0),)),
-    "frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
-    "frames.add": (frames.add, (FILMED, SHOWN, SHOWN_NEXT, LEGAL[:, 2], LEGAL[:, 1])),
-    "frames.stack": (frames.stack, (FILMED, AT_NEXT)),
-    "frames.number": (frames.number, (FILMED, AT, ACTION, LEGAL[:, 1])),
-    "frames.lost": (frames.lost, (FILM, FILMED)),
-    "n_step.init": (lambda row: n_step.init(row, 2, 3), (tree.index(BATCH, 0),)),
-    "n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
-    "n_step.cut": (n_step.cut, (RECENT,)),
-    "replay.remember": (replay.remember, (SPANNING, BATCH, LEGAL[:, 2], HYPER.gamma)),
-    "replay.cut": (replay.cut, (SPANNING,)),
-    "replay.add": (replay.add, (FULL, BATCH)),
-    "replay.add_where": (replay.add_where, (FULL, BATCH, LEGAL[:, 1])),
-    "replay.sample": (replay.sample, (FULL, random.bits(KEY, (5,)))),
-    "replay.filled": (replay.filled, (FULL,)),
+    "replay.ring.init": (lambda row: replay.ring.init(row, 5), (tree.index(BATCH, 0),)),
+    "replay.ring.add": (replay.ring.add, (FULL, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "replay.ring.sample": (lambda full, bits: replay.ring.sample(full, bits, 0), (FULL, random.bits(KEY, (5,)))),
+    "replay.ring.size": (replay.ring.size, (FULL, torch.tensor(1))),
+    "replay.frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
+    "replay.frames.add": (frames.add, (FILMED, SHOWN, SHOWN_NEXT, LEGAL[:, 2], LEGAL[:, 1])),
+    "replay.frames.stack": (frames.stack, (FILMED, AT_NEXT)),
+    "replay.frames.number": (frames.number, (FILMED, AT, ACTION, LEGAL[:, 1])),
+    "replay.frames.lost": (frames.lost, (FILM, FILMED)),
+    "replay.n_step.init": (lambda row: n_step.init(row, 2, 3), (tree.index(BATCH, 0),)),
+    "replay.n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "replay.n_step.cut": (n_step.cut, (RECENT,)),
     "schedules.constant": (partial(schedules.constant, value=0.1), (STEP,)),
     "schedules.linear": (partial(schedules.linear, start=0.1, end=0.2, steps=9), (STEP,)),
     "schedules.polynomial": (partial(schedules.polynomial, start=0.1, steps=9, power=2.0), (STEP,)),
@@ -248,10 +246,17 @@ FUNCTIONS = {
 }
 """What is not in the table, with the reason."""
 ELSEWHERE = {
-    "bits": {"size": "counts"},
-    "frames": {"capacity": "counts", "Frames": ""},
-    "n_step": {"Recent": ""},
-    "dqn": {"hyper": "makes tensors of numbers", "Config": "", "Learner": "", "Diagnostics": ""},
+    "replay.packing": {"size": "counts", "wrap": "makes functions", "Packed": ""},
+    "replay.frames": {"capacity": "counts", "wrap": "makes functions", "Frames": "", "Stacked": ""},
+    "replay.n_step": {"wrap": "makes functions", "Recent": "", "NStep": ""},
+    "replay.ring": {
+        "buffer": "makes functions",
+        "bounds": "the same",
+        "Ring": "",
+        "transition": "is `replay.transition`",
+    },
+    "dqn": {"agent": "binds"},
+    "off_policy": {"algorithm": "binds"},
     "networks": {
         "load": "looks at names, once",
         "starting_from": "makes a network of another",
@@ -270,31 +275,34 @@ ELSEWHERE = {
         "to": "does not compute",
     },
     "training": {
-        **dict.fromkeys(("Reading", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report", "Stopped"), ""),
-        "Interaction": "",
+        **dict.fromkeys(("MetricsSnapshot", "Program", "Metrics", "TrainState", "Noise", "Functions", "Report"), ""),
+        **dict.fromkeys(("Cadence", "Clock", "Config", "Interaction", "Stopped", "UpdateNoise"), ""),
         **dict.fromkeys(
             (
-                *("init", "noise", "draw", "draw_numbered", "collect", "remember", "learn", "cycle", "sync", "run"),
-                *("interact", "interactions", "update"),
+                *("init", "noise", "draw", "draw_numbered", "collect", "observe", "learn", "cycle", "sync", "run"),
+                *("act", "interact", "interactions", "update", "updates", "example_update", "check_cycle"),
+                *("count_episodes", "count_update", "random_steps", "snapshot"),
             ),
             "a whole program's laws",
         ),
-        "cycle_numbers": "counts",
-        **dict.fromkeys(("vmapped", "fold"), "make functions"),
-        **dict.fromkeys(("count_episodes", "count_update", "random_steps", "reading"), "a whole program's laws"),
+        **dict.fromkeys(("bits_per_cycle", "cadence", "cycle_numbers"), "counts"),
+        **dict.fromkeys(("policy", "scan", "vmapped"), "make functions"),
+        "check_program": "checks",
+        "hyper": "makes tensors of numbers",
     },
 }
 ROOMS = (
-    "actions", "bits", "distributional", "dqn", "frames", "losses", "n_step", "networks", "optim", "policies", "random",
-    "replay", "schedules", "tree", "training",
+    "actions", "distributional", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "replay.frames",
+    "replay.n_step", "replay.packing", "replay.ring", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_table_is_complete(room):
-    expected = {name for name, _ in public(getattr(fdqn, room))} - set(ELSEWHERE.get(room, {}))
-    assert {name.split(".")[1] for name in FUNCTIONS if name.startswith(room + ".")} == expected
+    module = importlib.import_module(f"fdqn.{room}")
+    expected = {name for name, _ in public(module)} - set(ELSEWHERE.get(room, {}))
+    assert {name.rpartition(".")[2] for name in FUNCTIONS if name.rpartition(".")[0] == room} == expected
 
 
 def tensors(x):
@@ -350,4 +358,4 @@ def test_compile_of_vmap_of_grad(name):
 def test_most_are_differentiated():
     plain = [n for n, (f, args) in FUNCTIONS.items() if not any(map(is_float, tree.leaves(args[0])))]
     assert len(plain) < 25
-    assert not {"dqn.learn", "dqn.soft_copy", "replay.add", "losses.q_learning"} & set(plain)
+    assert not {"off_policy.update", "off_policy.soft_copy", "replay.ring.add", "losses.q_learning"} & set(plain)

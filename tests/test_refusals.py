@@ -31,11 +31,8 @@ from fdqn import (
     check,
     checkpoint,
     cli,
-    dqn,
     envs,
-    frames,
     losses,
-    n_step,
     networks,
     optim,
     plots,
@@ -47,9 +44,11 @@ from fdqn import (
     tree,
     video,
 )
+from fdqn.replay import frames, n_step
 from fdqn.settings import Settings, to_json
 from fdqn.testing import asserts, examples
-from fdqn.types import LossOutput
+from fdqn.training import off_policy
+from fdqn.types import LossOutput, Transition
 
 ROOT = Path(fdqn.__file__).parent
 
@@ -100,15 +99,14 @@ LANES_OF_PARAMS = NETWORK.init(random.key([0, 1]))
 META = {name: x.to("meta") for name, x in PARAMS.items()}
 OBS = floats(10, 4, 2)
 SIZES = "{'0.weight': [3, 2], '0.bias': [3], '2.weight': [3, 3], '2.bias': [3]}"
-BATCH = replay.Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
-ROW, EMPTY = tree.index(BATCH, 0), replay.init(tree.index(BATCH, 0), 3)
-FULL = replay.add(EMPTY, tree.index(BATCH, slice(2)))
-STACKED = replay.init(ROW._replace(obs=torch.zeros(2, 3), next_obs=torch.zeros(2, 3)), 8, stack=2)
-SPANNING, RECENT = replay.init(ROW, 8, 4, 2), n_step.init(ROW, 4, 2)
+BATCH = Transition(OBS, ACTION, REWARD, torch.ones(4), OBS, LEGAL)
+ROW, EMPTY = tree.index(BATCH, 0), replay.ring.init(tree.index(BATCH, 0), 3)
+FULL, _ = replay.ring.add(EMPTY, tree.index(BATCH, slice(2)), LEGAL[:2, 0], None)
+RING, RECENT = replay.ring.buffer(8), n_step.init(ROW, 4, 2)
 SHOWN, TWO, GAMMA = frames.init(torch.zeros(3, 2), 2, 9), torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
-LANES_OF_HYPER = dqn.hyper(4)
+LANES_OF_HYPER = training.hyper(4)
 HYPER = tree.index(LANES_OF_HYPER, 0)
-LEARNER = dqn.init(optim.adam(), PARAMS)
+LEARNER = off_policy.init(optim.adam(), PARAMS)
 STEP = torch.tensor([1.5, 6.5])
 CONSTANT = partial(schedules.constant, value=1.0)
 ONE_MODULE = nn.Linear(2, 3)
@@ -192,7 +190,7 @@ CALLED = {
     "envs.make.reset": CARTPOLE.reset,
     "envs.make.step": CARTPOLE.step,
     "training.run": run_of,
-    "training.fold.folded": training.fold(sames),
+    "training.fold.folded": training.scan(sames),
     "training.vmapped.collect": FUNCTIONS.collect,
     "compile.donate.donated": fdqn.compile.donate(lambda state: {**state, "a": state["a"].double()}),
     "compile.donate.same": fdqn.compile.donate(sames),
@@ -203,10 +201,11 @@ CALLED = {
 
 ROWS = [
     # bits
-    ("bits.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
-    ("bits.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
-    ("bits.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError, "packed: expected shape …, got …"),
-    ("bits.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
+    ("replay.packing.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
+    ("replay.packing.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
+    ("replay.packing.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError,
+     "packed: expected shape …, got …"),
+    ("replay.packing.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
     # agents and distributions
     ("distributional.project", given(SUPPORT, RETURNS, REWARD, DISCOUNT), ValueError,
      "reward: expected shape [...] with ... = [4, 3], got [4]"),
@@ -391,28 +390,28 @@ ROWS = [
     ("optim.apply_updates", given(PARAMS, {name: 0.0 for name in PARAMS}), TypeError,
      "updates['0.weight']: expected a tensor, got float"),
     # dqn
-    ("dqn.Config", given(batch_size=256, capacity=100), ValueError, "batch_size 256 exceeds capacity 100"),
-    ("dqn.Config", given(batch_size=0), ValueError, "batch_size: expected at least 1, got 0"),
-    ("dqn.Config", given(capacity=1e4), TypeError, "capacity: expected an integer, got 10000.0"),
-    ("dqn.Config", given(num_envs=True), TypeError, "num_envs: expected an integer, got True"),
-    ("dqn.Config", given(num_envs=300, capacity=200), ValueError,
+    ("training.Config", given(batch_size=256, capacity=100), ValueError, "batch_size 256 exceeds capacity 100"),
+    ("training.Config", given(batch_size=0), ValueError, "batch_size: expected at least 1, got 0"),
+    ("training.Config", given(capacity=1e4), TypeError, "capacity: expected an integer, got 10000.0"),
+    ("training.Config", given(num_envs=True), TypeError, "num_envs: expected an integer, got True"),
+    ("training.Config", given(num_envs=300, capacity=200), ValueError,
      "num_envs 300 exceeds capacity 200: one step would not fit"),
-    ("dqn.Config", given(updates_per_cycle=3), ValueError,
+    ("training.Config", given(updates_per_cycle=3), ValueError,
      "target_period 20 is not a multiple of updates_per_cycle 3: hard copies happen between cycles"),
-    ("dqn.hyper", given(0), ValueError, "lanes: expected at least 1, got 0"),
-    ("dqn.hyper", given(2.5), TypeError, "lanes: expected an integer, got 2.5"),
-    ("dqn.hyper", given(2, learning_rate="fast"), TypeError,
+    ("training.hyper", given(0), ValueError, "lanes: expected at least 1, got 0"),
+    ("training.hyper", given(2.5), TypeError, "lanes: expected an integer, got 2.5"),
+    ("training.hyper", given(2, learning_rate="fast"), TypeError,
      "learning_rate: expected a number or several, one a lane, got 'fast'"),
-    ("dqn.hyper", given(2, learning_rate=None), TypeError,
+    ("training.hyper", given(2, learning_rate=None), TypeError,
      "learning_rate: expected a number or several, one a lane, got None"),
-    ("dqn.hyper", given(2, learning_rate=float("inf")), ValueError, "learning_rate: expected finite numbers, got inf"),
-    ("dqn.hyper", given(2, learning_rate=[1e-3] * 3), ValueError,
+    ("training.hyper", given(2, learning_rate=float("inf")), ValueError, "learning_rate: expected finite numbers, got inf"),
+    ("training.hyper", given(2, learning_rate=[1e-3] * 3), ValueError,
      "learning_rate: expected a number or 2 of them, one a lane, got shape [3]"),
-    ("dqn.hyper", given(2, gamma=1.01), ValueError, "gamma: expected numbers in [0, 1], got 1.01"),
-    ("dqn.hyper", given(2, gamma=True), TypeError, "gamma: expected a number or several, one a lane, got True"),
-    ("dqn.hyper", given(2, epsilon_end=[0.1, float("nan")]), ValueError,
+    ("training.hyper", given(2, gamma=1.01), ValueError, "gamma: expected numbers in [0, 1], got 1.01"),
+    ("training.hyper", given(2, gamma=True), TypeError, "gamma: expected a number or several, one a lane, got True"),
+    ("training.hyper", given(2, epsilon_end=[0.1, float("nan")]), ValueError,
      "epsilon_end: expected numbers in [0, 1], got [0.1, nan]"),
-    ("dqn.hyper", given(2, tau=0.0), ValueError, "tau: expected numbers above 0, got 0.0: the target would never move"),
+    ("training.hyper", given(2, tau=0.0), ValueError, "tau: expected numbers above 0, got 0.0: the target would never move"),
     *[(f"dqn.{name}", *row) for name in ("q_learning", "double_q_learning") for row in (
         (given(NETWORK.apply, losses.squared, PARAMS, OTHERS, BATCH, HYPER), ValueError,
          "params: expected the network's names and shapes, …; got …"),
@@ -440,10 +439,10 @@ ROWS = [
     ("dqn.learn", given(lambda *_: (REWARD, REWARD), ADAM, LEARNER, BATCH, HYPER), ValueError,
      "loss: expected shape [], got [4]"),
     ("dqn.learn", given(sames, ADAM, PARAMS, BATCH, HYPER), TypeError, "learner: expected Learner, got dict"),
-    ("dqn.soft_copy", given(LEARNER, 1.5), ValueError, "tau: expected a number from 0 to 1, got 1.5"),
-    ("dqn.soft_copy", given(LEARNER, torch.ones(3)), ValueError,
+    ("off_policy.soft_copy", given(LEARNER, 1.5), ValueError, "tau: expected a number from 0 to 1, got 1.5"),
+    ("off_policy.soft_copy", given(LEARNER, torch.ones(3)), ValueError,
      "tau: expected a number or a tensor [], got shape [3]; lanes go through vmap"),
-    ("dqn.hard_copy", given(PARAMS), TypeError, "learner: expected Learner, got dict"),
+    ("off_policy.hard_copy", given(PARAMS), TypeError, "learner: expected Learner, got dict"),
     # networks
     ("networks.mlp", given("4", (8,), 2), TypeError, "obs_shape: expected whole numbers, got '4'"),
     ("networks.mlp", given(4.0, (8,), 2), TypeError, "obs_shape: expected whole numbers, got 4.0"),
@@ -529,34 +528,41 @@ ROWS = [
     ("networks.to_module", given(NETWORK, OTHERS), ValueError,
      "state_dict: expected the network's names and shapes, …; got …"),
     # replay
-    ("replay.init", given(ROW, 0), ValueError, "capacity: expected at least 1 row, got 0"),
-    ("replay.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
+    ("replay.ring.buffer", given(0), ValueError, "capacity: expected at least 1, got 0"),
+    ("replay.ring.buffer", given(2.0), TypeError, "capacity: expected an integer, got 2.0"),
+    ("replay.ring.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
      "example.obs: expected a dtype that replay stores, bool, …, float64, got torch.complex64; cast it"),
-    ("replay.init", given(ROW, 9, 0), ValueError, "num_envs: expected at least 1, got 0"),
-    ("replay.init", given(ROW, 9, 1, 0), ValueError, "steps: expected at least 1, got 0"),
-    ("replay.init", given(ROW, 9, 1, 1, 0), ValueError, "stack: expected at least 1, got 0"),
-    ("replay.init", given(ROW, 9, 1, 1, 4), ValueError, "example.obs: expected shape […], got […]"),
-    ("replay.remember", given(SPANNING, BATCH, LEGAL[:, 0].float(), GAMMA), TypeError,
-     "ended: expected torch.bool, got …"),
-    ("replay.remember", given(SPANNING, BATCH, LEGAL[:, 0], HYPERS.gamma), ValueError,
-     "gamma: expected shape [], got [2]"),
-    ("replay.add_where", given(EMPTY, BATCH, torch.ones(4, dtype=torch.bool)), ValueError,
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], torch.ones(4, dtype=torch.bool)), ValueError,
      "batch: expected at most capacity = 3 rows, got 4"),
-    ("replay.add_where", given(EMPTY, BATCH, torch.ones(3, dtype=torch.bool)), ValueError,
-     "batch.reward: expected shape [B] with B = 3, got [4]"),
-    ("replay.add_where", given(EMPTY, BATCH, torch.ones(4)), TypeError, "valid: expected torch.bool, got …"),
-    ("replay.add", given(EMPTY, BATCH), ValueError, "batch: expected at most capacity = 3 rows, got 4"),
-    ("replay.add", given(EMPTY, tree.index(BATCH._replace(obs=OBS.double()), slice(2))), TypeError,
-     "batch.obs: expected torch.float32, got torch.float64"),
-    ("replay.add", given(EMPTY, tree.index(BATCH._replace(next_legal=LEGAL[:, :2]), slice(2))), ValueError,
-     "batch.next_legal: expected shape [2, 3], got [2, 2]"),
-    ("replay.sample", given(EMPTY, [1, 2]), TypeError, "words: expected a tensor [B], got list"),
-    ("replay.sample", given(EMPTY, U[:, 0]), TypeError, "words: expected an integer dtype, got torch.float32"),
-    ("replay.sample", given(EMPTY, ACTION), ValueError,
-     "replay: expected at least one row to sample from, got none; add rows first"),
-    ("replay.sample", given(FULL, ACTION.int()), TypeError, "words: expected torch.int64, got torch.int32; …"),
-    ("replay.sample", given(FULL, ACTION - 1), ValueError, "words[0]: expected integers in [0, 2**32), got -1"),
-    ("replay.sample", given(STACKED, ACTION), ValueError, "replay: expected at least one row …, got none; …"),
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], torch.ones(3, dtype=torch.bool)), ValueError,
+     "batch.reward: expected shape [E] with E = 3, got [4]"),
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], torch.ones(4)), TypeError,
+     "valid: expected torch.bool, got …"),
+    ("replay.ring.add", given(EMPTY, BATCH, LEGAL[:, 0], None), ValueError,
+     "batch: expected at most capacity = 3 rows, got 4"),
+    ("replay.ring.add", given(EMPTY, tree.index(BATCH._replace(obs=OBS.double()), slice(2)), LEGAL[:2, 0], None),
+     TypeError, "batch.obs: expected torch.float32, got torch.float64"),
+    ("replay.ring.add", given(EMPTY, tree.index(BATCH._replace(next_legal=LEGAL[:, :2]), slice(2)), LEGAL[:2, 0], None),
+     ValueError, "batch.next_legal: expected shape [2, 3], got [2, 2]"),
+    ("replay.ring.sample", given(EMPTY, [1, 2]), TypeError, "bits: expected a tensor [B], got list"),
+    ("replay.ring.sample", given(EMPTY, U[:, 0]), TypeError, "bits: expected an integer dtype, got torch.float32"),
+    ("replay.ring.sample", given(EMPTY, ACTION), ValueError,
+     "buffer: expected at least one row to sample from, got none; add rows first"),
+    ("replay.ring.sample", given(FULL, ACTION, 2), ValueError, "buffer: expected at least one row …, got none; …"),
+    ("replay.ring.sample", given(FULL, ACTION.int()), TypeError, "bits: expected torch.int64, got torch.int32; …"),
+    ("replay.ring.sample", given(FULL, ACTION - 1), ValueError, "bits[0]: expected integers in [0, 2**32), got -1"),
+    ("replay.packing.wrap", given(frames.wrap(RING, 2, 4, 8)), ValueError,
+     "buffer: expected one that stores any observations, …, got one that needs them unpacked; …"),
+    ("replay.n_step.wrap", given(RING, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.n_step.wrap", given(RING, 1, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("replay.n_step.wrap", given(n_step.wrap(RING, 2, 2), 2, 2), ValueError,
+     "buffer: expected one that stores any transitions, …, got one that needs single steps; …"),
+    ("replay.n_step.wrap", given(frames.wrap(RING, 2, 4, 8), 2, 2), ValueError,
+     "buffer: expected one that stores any transitions, …, got one that needs single steps; …"),
+    ("replay.frames.wrap", given(RING, 2, 0, 8), ValueError, "stack: expected at least 1, got 0"),
+    ("replay.frames.wrap", given(RING, 2, 4, 0), ValueError, "capacity: expected at least 1, got 0"),
+    ("replay.frames.wrap", given(frames.wrap(RING, 2, 4, 8), 2, 4, 8), ValueError,
+     "buffer: expected one that stores any observations, …, got one that needs them unchanged; …"),
     # random
     ("random.key", given(-1), ValueError, "seed: expected integers in [0, 2**32), got -1 to -1"),
     ("random.key", given([0, 2**32]), ValueError, "seed: expected integers in [0, 2**32), got 0 to 4294967296"),
@@ -861,26 +867,28 @@ ROWS = [
     ("build.plain_nature_rmsprop", given(HYPERS), ValueError,
      "learning_rate: expected a number or a tensor [], got shape [2]; lanes go through vmap"),
     # frames
-    ("frames.init", given(torch.tensor(1.0), 2, 9), ValueError, "example: expected a stack of frames …, got a number"),
-    ("frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
-    ("frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
+    ("replay.frames.init", given(torch.tensor(1.0), 2, 9), ValueError,
+     "example: expected a stack of frames …, got a number"),
+    ("replay.frames.init", given(torch.zeros(3, 2), 2, 5), ValueError, "capacity: expected at least 6, got 5"),
+    ("replay.frames.init", given(torch.zeros(3, 2), 0, 9), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 2, 2), torch.zeros(2, 3, 2), TWO, TWO), ValueError,
      "obs: expected shape [E 3 2], got [2, 2, 2]"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO.float(), TWO), TypeError,
      "ended: expected torch.bool, got …"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2), torch.zeros(2, 3, 2), TWO, TWO.float()), TypeError,
      "valid: expected torch.bool, got …"),
-    ("frames.add", given(SHOWN, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
+    ("replay.frames.add", given(SHOWN, torch.zeros(2, 3, 2).double(), torch.zeros(2, 3, 2), TWO, TWO), TypeError,
      "obs: expected torch.float32, got torch.float64"),
-    ("frames.stack", given(SHOWN, torch.zeros(3, dtype=torch.int64)), ValueError, "at: expected shape [B 2], got [3]"),
+    ("replay.frames.stack", given(SHOWN, torch.zeros(3, dtype=torch.int64)), ValueError,
+     "at: expected shape [B 2], got [3]"),
     # n_step
-    ("n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
-    ("n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
-    ("n_step.add", given(RECENT, BATCH, torch.zeros(3, dtype=torch.bool), LEGAL[:, 0], GAMMA), ValueError,
+    ("replay.n_step.init", given(ROW, 0, 2), ValueError, "num_envs: expected at least 1, got 0"),
+    ("replay.n_step.init", given(ROW, 1, 0), ValueError, "steps: expected at least 1, got 0"),
+    ("replay.n_step.add", given(RECENT, BATCH, torch.zeros(3, dtype=torch.bool), LEGAL[:, 0], GAMMA), ValueError,
      "ended: expected shape [E] with E = 4, got [3]"),
-    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0].float(), LEGAL[:, 0], GAMMA), TypeError,
+    ("replay.n_step.add", given(RECENT, BATCH, LEGAL[:, 0].float(), LEGAL[:, 0], GAMMA), TypeError,
      "ended: expected torch.bool, got …"),
-    ("n_step.add", given(RECENT, BATCH, LEGAL[:, 0], LEGAL[:, 0], HYPERS.gamma), ValueError,
+    ("replay.n_step.add", given(RECENT, BATCH, LEGAL[:, 0], LEGAL[:, 0], HYPERS.gamma), ValueError,
      "gamma: expected shape [], got [2]"),
     # compile
     ("compile.compile", given("f"), TypeError, "f: expected a function, got str"),
@@ -1005,13 +1013,12 @@ ROWS = [
 ]  # fmt: skip
 
 WITHOUT = {
-    "bits.size": "rounds up a number",
     "agents.noise_shapes": "multiplies sizes",
-    "frames.capacity": "counts",
-    "frames.number": "is a part of `replay.remember`",
-    "frames.lost": "the same",
-    "n_step.cut": "reads what is recent",
-    "replay.cut": "reads a replay",
+    "replay.packing.size": "rounds up a number",
+    "replay.frames.capacity": "counts",
+    "replay.frames.number": "is a part of `wrap`",
+    "replay.frames.lost": "the same",
+    "replay.n_step.cut": "reads what is recent",
     "training.remember": "is a part of `collect`",
     "types.no_noise": "gives the same for whatever it is given",
     "compile.compiled_parts": "is `compiled` for a world",
@@ -1019,9 +1026,9 @@ WITHOUT = {
     "history.why": "puts into words",
     "worlds.begun": "begins what `training.init` has checked",
     "worlds.choose": "is a part of `functions`",
-    "worlds.conclude": "is a part of `functions`",
+    "host.finish": "is a part of `functions`",
     "worlds.functions": "binds",
-    "worlds.remember": "is a part of `functions`",
+    "host.store": "is a part of `functions`",
     "worlds.vmapped": "binds",
     "build.fake_state": "is `training.init` without memory",
     "history.best_step": "answers None where there is none",
@@ -1045,8 +1052,10 @@ WITHOUT = {
     "evaluate.steps": "is `native`, step by step",
     "evaluate.steps_outside": "is `outside`, step by step",
     "optim.frozen": "takes nothing",
-    "replay.filled": "reads a replay",
-    "replay.transition": "puts together; `replay.add` refuses",
+    "replay.ring.size": "counts",
+    "replay.ring.bounds": "reads a state",
+    "replay.transition": "puts together; `replay.ring.add` refuses",
+    "replay.ring.transition": "is `replay.transition`",
     "runs.differences": "reads what `plan` has checked",
     "history.failed_seeds": "reads a report of `training.run`",
     "settings.with_defaults": "is part of `from_json`, which refuses",
@@ -1284,7 +1293,7 @@ def test_the_runner_sees_planted_bugs(plant):
 
 
 def test_every_public_function_has_a_row():
-    inner = ("testing", "agents.c51", "agents.noisy")
+    inner = ("agents.c51", "agents.noisy", "agents.pqn", "replay", "testing")
     rows = {".".join(row[0].split(".")[: 3 if row[0].startswith(inner) else 2]) for row in ROWS}
     callable_names = {
         f"{room}.{name}" for room, name, x in NAMES

@@ -17,6 +17,7 @@ import torch
 from fdqn import build, checkpoint, cli, compile, history, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import loop
 
 # Warm-up ends with cycle 4, the replay of 40 rows wraps in cycle 14, the target is copied every 4 updates, reports come
 # every 5 cycles and evaluations every 10.
@@ -84,7 +85,7 @@ def undisturbed(functions, tmp_path_factory):
 
 @pytest.mark.parametrize("stopped", BOUNDARIES)
 def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)  # so that it may stop after any
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)  # so that it may stop after any
     path = tmp_path / "run"
     started(path, SETTINGS, functions, stop_after=stopped)
     program, state = begun(SETTINGS)
@@ -97,7 +98,7 @@ def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, mo
 @pytest.mark.parametrize("stopped", [1, 3, 5, 8, 14, 19])
 def test_a_run_over_several_steps_goes_on(tmp_path, monkeypatch, stopped):
     """What was not complete is completed, and target copies come when they would have come."""
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, n_step=3)
     functions = training.vmapped(build.program(settings))
     undisturbed = tree.clone(started(tmp_path / "undisturbed", settings, functions).state)
@@ -128,7 +129,7 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
     program = build.program(settings)
     functions = ENGINES[engine](program)
     expected = tree.clone(started(tmp_path / "whole", settings, functions).state)
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     for stopped in range(1, CYCLES + 1):
         path = tmp_path / str(stopped)
         assert started(path, settings, functions, stop_after=stopped).step == stopped * program.config.env_steps
@@ -150,7 +151,7 @@ def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, 
     program, start = begun(SETTINGS)
     *_, last = training.run(program, start, 60, functions, 60)
     healthy, spoiled = tree.clone(last.state), tree.clone(last.state)
-    {"reward": spoiled.replay.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
+    {"reward": spoiled.buffer.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
     before = tree.clone(spoiled)
     *_, expected = training.run(program, healthy, 90, functions, 90)
     *_, got = training.run(program, spoiled, 90, functions, 90)
@@ -163,7 +164,7 @@ def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, 
 
 
 def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     path = tmp_path / "run"
     last = started(path, SETTINGS, functions, stop_after=2)
     while last.step < SETTINGS.steps:
@@ -210,7 +211,7 @@ def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
 
 def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, monkeypatch):
     """Stopped after 20 cycles, 16 of which learned; four are collected before the seventeenth."""
-    monkeypatch.setattr(training, "CYCLES_PER_CALL", 1)
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, save_replay=False, report_every=3, evaluate_every=0)
     path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
     stopped = started(path, settings, functions, stop_after=20).state
@@ -218,10 +219,10 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
     program, state = begun(settings)
     where = history.restored(path, settings, program, state)
-    assert where.state.replay.added.tolist() == [0, 0]
+    assert where.state.buffer.added.tolist() == [0, 0]
     assert where.state.emptied.tolist() == [20, 20]
-    own = where.state._replace(replay=(), emptied=stopped.emptied)
-    asserts.assert_trees_equal(stopped._replace(replay=()), own)
+    own = where.state._replace(buffer=(), emptied=stopped.emptied)
+    asserts.assert_trees_equal(stopped._replace(buffer=()), own)
     states = []
     reports = training.run(program, where.state, 90, functions, 3, since=where.since)
     for report in history.record(path, settings, reports, where):
@@ -229,7 +230,7 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     assert [updates for updates, _ in states] == [[n, n] for n in (16, 16, 16, 16, 17, 18, 19, 20, 21, 22)]
     for _, filling in states[:4]:
         asserts.assert_trees_equal(stopped.learner, filling.learner)
-    assert states[4][1].replay.added.tolist() == [15, 15]
+    assert states[4][1].buffer.added.tolist() == [15, 15]
     copied = [tree.equal(s.learner.params, s.learner.target_params) for _, s in states[4:]]
     assert copied == [False, False, False, True, False, False], "every fourth update"
     assert [int(row["updates"]) for row in rows(path / "metrics.csv")[:: SETTINGS.seeds]] == [

@@ -623,7 +623,7 @@ def test_cuda_where_there_is_none(monkeypatch):
 def test_replay_bytes_are_the_bytes_that_replay_takes(made):
     state = training.init(made.program, build.hyper(made.settings), build.keys(made.settings))
     lanes = len(build.seeds(made.settings))
-    assert build.replay_bytes(made.program, lanes) == tree.nbytes(state.replay.rows)
+    assert build.replay_bytes(made.program, lanes) == tree.nbytes(state.buffer)
 
 
 def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):

@@ -125,7 +125,7 @@ def test_minatar_s_preset_is_the_paper_s():
     """Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
     given = Settings(**settings.PRESETS["minatar"])
     program, hyper = build.program(dataclasses.replace(given, env="minatar:breakout")), build.hyper(given)
-    assert program.config == dqn.Config(
+    assert program.config == training.Config(
         num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000, random_warmup=True
     )
     assert program.optimizer is build.plain_rmsprop
@@ -143,7 +143,7 @@ def test_nature_s_preset_is_the_paper_s():
     pytest.importorskip("ale_py")
     given = Settings(**settings.PRESETS["nature"])
     program, hyper = build.program(dataclasses.replace(given, env="ale:Pong")), build.hyper(given)
-    assert program.config == dqn.Config(
+    assert program.config == training.Config(
         num_envs=4, batch_size=32, capacity=1_000_000, learning_starts=50_000, target_period=10_000,
         clip_rewards=True, terminal_on_life_loss=True, random_warmup=True,
     )  # fmt: skip
@@ -221,13 +221,13 @@ def test_every_field_says_what_it_is():
 
 
 def test_defaults_of_the_command_and_of_the_library_agree():
-    hyper = {name: p.default for name, p in inspect.signature(dqn.hyper).parameters.items()}
-    for name, value in {**dataclasses.asdict(dqn.Config()), **hyper}.items():
+    hyper = {name: p.default for name, p in inspect.signature(training.hyper).parameters.items()}
+    for name, value in {**dataclasses.asdict(training.Config()), **hyper}.items():
         if name not in ("lanes", "epsilon_steps", "device"):
             assert getattr(Settings(), name) == value, name
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(dqn.Config)])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(training.Config)])
 def test_every_size_reaches_the_program(name, monkeypatch):
     if name == "terminal_on_life_loss":
         world = World(None, envs.find("cartpole").spec, counts_lives=lambda: True)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fdqn import cli, compile, evaluate, history, process, runs, toolchain, training
+from fdqn.training import host
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
@@ -270,7 +271,7 @@ def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monke
 
         return original(*given)._replace(learn=learn)
 
-    original, path = worlds.vmapped, tmp_path / "run"
+    original, path = host.vmapped, tmp_path / "run"
     words = "--env gym:CartPole-v1 --steps-per-cycle 2 --num-envs 2"
     with monkeypatch.context() as patched:
         patched.setattr(worlds, "vmapped", compiled)

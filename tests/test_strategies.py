@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fdqn import dqn, schedules, training, tree
+from fdqn import schedules, training, tree
 from fdqn.testing import asserts, examples, strategies
 from fdqn.types import Transition
 
@@ -215,7 +215,7 @@ def test_twins_do_differ():
 
 def test_configs_of_every_corner_are_drawn():
     found = drawn(strategies.configs())
-    assert all(isinstance(config, dqn.Config) for config in found)
+    assert all(isinstance(config, training.Config) for config in found)
     assert share(found, lambda c: c.capacity == max(c.batch_size, c.num_envs)) > 0.2
     assert share(found, lambda c: c.env_steps > c.capacity) > 0.02
     assert share(found, lambda c: c.learning_starts == 0) > 0.2

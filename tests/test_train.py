@@ -15,6 +15,7 @@ from fdqn import compile as edge
 from fdqn.envs import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
+from fdqn.training import loop, metrics
 from fdqn.types import Network
 
 
@@ -24,7 +25,7 @@ def started(lanes=2, seed=0, **settings):
 
 
 def moving_parts(state):
-    return state.learner.params, state.obs, state.replay.rows.obs
+    return state.learner.params, state.obs, state.buffer.rows.obs
 
 
 # Laws of a program
@@ -124,17 +125,17 @@ def test_draws_on_a_device_are_long_enough_for_graphs_of_many_cycles(env):
     for settings in (Settings(env=env), Settings(env=env, target_period=30), Settings(env=env, tau=0.5)):
         program = build.program(settings)
         keys = torch.empty((1024, 2), dtype=torch.int64, device="meta")
-        cycles = training._cycles_per_draw(program, keys)
-        assert 16 <= cycles <= training.CYCLES_PER_DRAW
+        cycles = loop._cycles_per_draw(program, keys)
+        assert 16 <= cycles <= loop.CYCLES_PER_DRAW
         assert cycles % (program.config.target_period or 1) == 0
         assert cycles * 1024 * training._words(program) * 8 <= 2**27
-        assert training._cycles_per_draw(program, torch.zeros(1024, 2)) <= 3
+        assert loop._cycles_per_draw(program, torch.zeros(1024, 2)) <= 3
 
 
 def test_a_run_on_a_device_takes_many_cycles_in_a_call(monkeypatch):
     """At 1,024 seeds, with the draws of CUDA: the lengths that would be captured are few, and at least 16."""
-    plain = training._cycles_per_draw
-    monkeypatch.setattr(training, "_cycles_per_draw", lambda program, keys: plain(program, keys.to("meta")))
+    plain = loop._cycles_per_draw
+    monkeypatch.setattr(loop, "_cycles_per_draw", lambda program, keys: plain(program, keys.to("meta")))
     settings = Settings(seeds=1024, capacity=128, hidden=(), steps=4_000)
     program, lengths = build.program(settings), []
     state = training.init(program, build.hyper(settings), build.keys(settings))
@@ -183,11 +184,11 @@ def test_n_cycles_in_a_call_equal_n_calls():
 
 def test_a_new_state():
     program, state = started()
-    assert state.replay.rows.obs.shape == (2, 40, 4)
+    assert state.buffer.rows.obs.shape == (2, 40, 4)
     assert state.cycle.tolist() == [0, 0]
     assert state.learner.updates.tolist() == [0, 0]
     assert state.metrics.returns.isnan().all()
-    assert state.metrics.returns.shape == (2, training.EPISODES_KEPT + 1)
+    assert state.metrics.returns.shape == (2, metrics.EPISODES_KEPT + 1)
     asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
     leaves = [x for x in tree.leaves(state) if x.numel()]
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
@@ -226,7 +227,7 @@ def test_collect_stores_what_happened():
         state = training.vmapped(program).collect(state, training.noise(program, keys, cycle, 1))
     expected = expected[-40:]
     start = 48 % 40
-    got = tree.map(lambda x: x[0].roll(-start, 0), state.replay.rows)
+    got = tree.map(lambda x: x[0].roll(-start, 0), state.buffer.rows)
     for i, row in enumerate(expected):
         asserts.assert_trees_close(list(row), list(tree.index(got, i)), 1e-6, 0.0, f"row {i}: ")
     asserts.assert_trees_equal((obs, legal), (state.obs[0], state.legal[0]))
@@ -237,14 +238,14 @@ def test_truncation_keeps_its_discount():
     program, state = started(env=probes.endless_reward().env)
     state = programs.advance(program, state, 8)
     assert (state.metrics.episodes > 0).all()
-    assert (state.replay.rows.discount[:, :24] == 1).all()
+    assert (state.buffer.rows.discount[:, :24] == 1).all()
 
 
 def test_illegal_actions_are_never_taken():
     probe = probes.masked_reward()
     program, state = started(env=probe.env)
     state = programs.advance(program, state, 13)
-    rows = tree.index(state.replay.rows, (slice(None), slice(0, 39)))
+    rows = tree.index(state.buffer.rows, (slice(None), slice(0, 39)))
     assert not ((rows.obs[..., 0] == 1) & (rows.action == 2)).any()
     assert ((rows.obs[..., 0] == 0) & (rows.action == 2)).any()
 
@@ -255,7 +256,7 @@ def warming(learning_starts=21, steps_per_cycle=2, **hyper):
         num_envs=2, steps_per_cycle=steps_per_cycle, learning_starts=learning_starts, random_warmup=True
     )
     _, keys = examples.lanes(2)
-    return program, training.init(program, dqn.hyper(2, epsilon_steps=40, **hyper), keys)
+    return program, training.init(program, training.hyper(2, epsilon_steps=40, **hyper), keys)
 
 
 def explored(program, keys, cycle):
@@ -270,10 +271,10 @@ def test_actions_are_uniform_until_learning_starts_and_greedy_from_there():
     functions, uniform = training.vmapped(program), []
     for cycle in range(10):
         noise = training.noise(program, state.key, cycle, 1)
-        assert (training.reading(program, state).epsilon == (cycle < 6)).all()
+        assert (training.snapshot(program, state).epsilon == (cycle < 6)).all()
         step = functions.collect if cycle < 6 else functions.cycle
         before, state = state, step(tree.clone(state), noise)
-        taken = state.replay.rows.action[:, 4 * cycle : 4 * cycle + 4].reshape(2, 2, 2)
+        taken = state.buffer.rows.action[:, 4 * cycle : 4 * cycle + 4].reshape(2, 2, 2)
         uniform.append(torch.equal(taken, explored(program, state.key, cycle)))
         assert (state.learner.updates > before.learner.updates).all() == (cycle >= 6)
     assert uniform == [True] * 6 + [False] * 4
@@ -285,7 +286,7 @@ def test_epsilon_anneals_from_where_learning_starts():
     for step in starts:
         now = state._replace(cycle=torch.full_like(state.cycle, step // 4))
         now = now._replace(learner=now.learner._replace(updates=torch.full_like(state.cycle, max(0, step // 4 - 6))))
-        reported.append(training.reading(program, now).epsilon.tolist())
+        reported.append(training.snapshot(program, now).epsilon.tolist())
     assert training.random_steps(program, state).tolist() == [24, 24]
     expected = [1.0, 1.0, 0.8, 0.5, 0.2, 0.2]
     assert reported == [[pytest.approx(x)] * 2 for x in expected]
@@ -294,23 +295,23 @@ def test_epsilon_anneals_from_where_learning_starts():
 def test_a_replay_emptied_before_the_first_update_prolongs_the_warmup_and_one_emptied_later_does_not():
     program, state = warming(epsilon_start=0.8, epsilon_end=0.2)
     at = state._replace(cycle=torch.full_like(state.cycle, 7), emptied=torch.full_like(state.cycle, 3))
-    assert training.reading(program, at).epsilon.tolist() == [1.0, 1.0], "12 steps later than without"
+    assert training.snapshot(program, at).epsilon.tolist() == [1.0, 1.0], "12 steps later than without"
     later = at._replace(cycle=at.cycle + 2)
-    assert training.reading(program, later).epsilon.tolist() == [pytest.approx(0.8)] * 2
+    assert training.snapshot(program, later).epsilon.tolist() == [pytest.approx(0.8)] * 2
     learned = at._replace(learner=at.learner._replace(updates=at.learner.updates + 5))
-    assert training.reading(program, learned).epsilon.tolist() == [pytest.approx(0.74)] * 2, (
+    assert training.snapshot(program, learned).epsilon.tolist() == [pytest.approx(0.74)] * 2, (
         "by its step, as undisturbed"
     )
 
 
 def test_without_the_warmup_epsilon_is_what_it_was():
-    hyper, steps = dqn.hyper(1, epsilon_steps=70), torch.arange(100)
+    hyper, steps = training.hyper(1, epsilon_steps=70), torch.arange(100)
     asserts.assert_trees_equal(training.epsilon(hyper, steps), training.epsilon(hyper, steps, 0))
     asserts.assert_trees_equal(training.epsilon(hyper, steps), training.epsilon(hyper, steps, torch.tensor(0)))
 
 
 def test_epsilon_follows_environment_steps():
-    hyper = tree.index(dqn.hyper(1, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200), 0)
+    hyper = tree.index(training.hyper(1, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200), 0)
     laws.schedule(partial(training.epsilon, hyper), 0.9, 0.1, 200)
 
 
@@ -447,7 +448,7 @@ def test_reports_say_what_the_lanes_did():
         losses_seen.append(after.metrics.totals.loss - before)
         return after
 
-    reports = list(training.run(program, state, 120, plain._replace(cycle=training.fold(cycle)), 30))
+    reports = list(training.run(program, state, 120, plain._replace(cycle=training.scan(cycle)), 30))
     assert np.isfinite(reports[0].loss).all()
     done = 0
     for report, before in zip(reports, [None, *reports], strict=False):
@@ -465,7 +466,7 @@ def test_reports_say_what_the_lanes_did():
         )
         kept = report.last_returns[~np.isnan(report.last_returns)]
         assert len(kept) == sum(report.episodes)
-        assert report.last_returns.shape == (2, training.EPISODES_KEPT)
+        assert report.last_returns.shape == (2, metrics.EPISODES_KEPT)
 
 
 def test_reports_before_anything_happened_are_nan():
@@ -522,7 +523,7 @@ def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
             return Stop.calls == stopped
 
     one_at_a_time = pytest.MonkeyPatch()
-    one_at_a_time.setattr(training, "CYCLES_PER_CALL", 1)
+    one_at_a_time.setattr(loop, "CYCLES_PER_CALL", 1)
     before = list(training.run(program, state, 3 * 24, functions, 12, stop=Stop()))
     one_at_a_time.undo()
     if not before[-1].planned:
@@ -633,7 +634,7 @@ def learned(probe, double, **changes):
     """A probe's values [S, N, A] after a short run."""
     config = {"num_envs": 4, "batch_size": 32, "capacity": 400, "learning_starts": 80, "target_period": 10}
     program = examples.program(probe.env, (16,), double, **{**config, **changes.pop("config", {})})
-    hyper = dqn.hyper(
+    hyper = training.hyper(
         2, learning_rate=0.02, gamma=GAMMA, epsilon_start=1.0, epsilon_end=0.3, epsilon_steps=200, max_grad_norm=10.0
     )
     program = program._replace(**changes)
@@ -702,7 +703,7 @@ def test_learns_cartpole():
     program = examples.program(
         world, (64, 64), num_envs=10, batch_size=64, capacity=10_000, learning_starts=1000, target_period=20
     )
-    hyper = dqn.hyper(8, learning_rate=2e-3, epsilon_steps=6000, max_grad_norm=10.0)
+    hyper = training.hyper(8, learning_rate=2e-3, epsilon_steps=6000, max_grad_norm=10.0)
     state = training.init(program, hyper, random.key(list(range(8))))
     *_, last = training.run(program, state, 20_000, edge.compiled(program), 2_000)
     assert np.median(np.nanmean(last.last_returns, axis=1)) > 100
@@ -744,7 +745,7 @@ def test_programs_can_be_pickled(name):
     changes = {"hidden": (8,)} if name != "minatar" else {}
     program = build.program(Settings(**{"seeds": 2, "batch_size": 8, **changes, **PICKLED[name]}))
     again = pickle.loads(pickle.dumps(program))
-    hyper, keys = dqn.hyper(2), random.key([0, 1])
+    hyper, keys = training.hyper(2), random.key([0, 1])
     after = []
     for each in (program, again):
         functions = training.vmapped(each)

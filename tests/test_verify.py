@@ -59,7 +59,7 @@ def wrong_at(*calls):
 
     def fold(state, xs):
         called.append(1)
-        return training.fold(vmap(lambda s, x: s + x))(state, xs) * (2 if len(called) in calls else 1)
+        return training.scan(vmap(lambda s, x: s + x))(state, xs) * (2 if len(called) in calls else 1)
 
     return verify.with_comparison(fold, step), asked
 
@@ -119,7 +119,7 @@ def wrong_updates(monkeypatch):
         return state._replace(metrics=state.metrics._replace(totals=totals._replace(grad_norm=totals.grad_norm * 1.07)))
 
     def fold_lanes(step, split, **soon):
-        return lambda state, xs: off(training.fold(vmap(step))(state, xs), xs)
+        return lambda state, xs: off(training.scan(vmap(step))(state, xs), xs)
 
     monkeypatch.setattr(edge, "fold_lanes", fold_lanes)
     monkeypatch.setattr(edge, "_noise", lambda program: lambda *given: training.noise(program, *given))

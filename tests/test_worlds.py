@@ -37,12 +37,12 @@ from fdqn import (
     training,
     transfer,
     tree,
-    worlds,
 )
 from fdqn.envs import gym
 from fdqn.envs.spaces import encoding
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import host
 from fdqn.types import Transition, World
 
 MODES = list(AutoresetMode)
@@ -349,8 +349,8 @@ def trained(settings, world=None, parts=None, cycles=None):
     """The lanes after a run."""
     program = build.program(settings)
     games = (world or envs.find(settings.env)).open(settings.seeds, settings.num_envs)
-    state = worlds.begun(games, training.init(program, build.hyper(settings), build.keys(settings)))
-    functions = worlds.functions(program, games, (parts or worlds.vmapped)(program))
+    state = host.start(program, games, training.init(program, build.hyper(settings), build.keys(settings)))
+    functions = host.functions(program, games, (parts or host.vmapped)(program))
     steps = settings.steps if cycles is None else cycles * program.config.env_steps
     *_, last = training.run(program, state, steps, functions, settings.report_every, at_once=1)
     games.close()
@@ -361,7 +361,7 @@ def test_a_warmup_in_a_world_is_uniformly_random():
     """Actions are the drawn ones until the first cycle that learns."""
     settings = dataclasses.replace(SETTINGS, random_warmup=True, epsilon_start=0.0, epsilon_end=0.0, capacity=120)
     program, keys = build.program(settings), build.keys(settings)
-    actions = trained(settings).state.replay.rows.action
+    actions = trained(settings).state.buffer.rows.action
     warm = math.ceil(settings.learning_starts / 3)
     drawn = [(training.noise(program, keys, i, 1).act[0, :, 0, :, 1] * 2).long() for i in range(warm + 3)]
     same = [torch.equal(actions[:, 3 * i : 3 * i + 3], drawn[i]) for i in range(warm + 3)]
@@ -396,7 +396,7 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
             noise = tree.index(tree.index(training.noise(program, keys, number, 1), 0), lane)
             share = training.epsilon(own, torch.tensor(3 * number))
             state = state._replace(obs=torch.from_numpy(obs), legal=every, hyper=own)
-            chosen = worlds.dqn.act(program.network.apply, state.learner.params, state.obs, every, share, noise.act[0])
+            chosen = host.dqn.act(program.network.apply, state.learner.params, state.obs, every, share, noise.act[0])
             if number >= 4:
                 state = training.learn(program, state, noise)
             rows = []
@@ -407,11 +407,11 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
                 )
                 obs[i] = game.reset()[0] if terminated or truncated else after
             batch = Transition(*(torch.as_tensor(np.stack(x)) for x in zip(*rows, strict=True)))
-            state = state._replace(replay=replay.add(state.replay, batch))
+            state = state._replace(buffer=replay.ring.add(state.buffer, batch, batch.discount == 0, None)[0])
             if number >= 4 and (number - 3) % 4 == 0:
                 state = training.sync(state)
         mine = tree.index(last.state, lane)
-        asserts.assert_trees_equal(mine.replay, state.replay)
+        asserts.assert_trees_equal(mine.buffer, state.buffer)
         asserts.assert_trees_close(mine.learner, state.learner, rtol=1e-5, atol=1e-6)
 
 
@@ -420,7 +420,7 @@ def test_lanes_differ_and_the_same_key_gives_the_same_run():
     asserts.assert_trees_equal(a, b)
     assert not torch.equal(a.obs[0], a.obs[1])
     alone = trained(dataclasses.replace(SETTINGS, seeds=1, seed=1)).state
-    asserts.assert_trees_equal(tree.index(a.replay, 1), tree.index(alone.replay, 0))
+    asserts.assert_trees_equal(tree.index(a.buffer, 1), tree.index(alone.buffer, 0))
 
 
 def test_learning_beside_a_step_gives_the_same_numbers():
@@ -434,7 +434,7 @@ def test_learning_beside_a_step_gives_the_same_numbers():
         return games
 
     def threaded(program):
-        parts = worlds.vmapped(program)
+        parts = host.vmapped(program)
 
         @torch.no_grad()
         def learn(state, noise):
@@ -449,7 +449,7 @@ def test_learning_beside_a_step_gives_the_same_numbers():
 
 def test_parts_of_a_cycle_are_functions_of_one_lane():
     """Of many they are the same for each, bit for bit, and nothing is written in place."""
-    program, parts = build.program(SETTINGS), worlds.vmapped(build.program(SETTINGS))
+    program, parts = build.program(SETTINGS), host.vmapped(build.program(SETTINGS))
     state = trained(SETTINGS, cycles=20).state
     before = tree.clone(state)
     u = training.noise(program, state.key, 20, 1).act[:, :, 0]
@@ -463,11 +463,11 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
     assert after.cycle.tolist() == [21, 21]
     asserts.assert_trees_equal(after._replace(cycle=state.cycle), parts.remember(asked, lots))
     for i in range(2):
-        alone = worlds.choose(program, tree.index(state, i), u[0, i])
+        alone = host.choose(program, tree.index(state, i), u[0, i])
         asserts.assert_trees_equal(tree.index(asked, i), alone)
-        asserts.assert_trees_equal(tree.index(after, i), worlds.conclude(program, alone, tree.index(answer, i)))
+        asserts.assert_trees_equal(tree.index(after, i), host.finish(program, alone, tree.index(answer, i)))
         asserts.assert_trees_equal(
-            tree.index(after, i)._replace(cycle=alone.cycle), worlds.remember(program, alone, tree.index(answer, i))
+            tree.index(after, i)._replace(cycle=alone.cycle), host.store(program, alone, tree.index(answer, i))
         )
     asserts.assert_trees_equal(before, state)
 
@@ -476,7 +476,7 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
 def test_compiled_and_beside_equals_eager():
     compile.prepare_cpu()
     expected, got = trained(SETTINGS), trained(SETTINGS, parts=compile.compiled_parts)
-    asserts.assert_trees_equal(expected.state.replay, got.state.replay)
+    asserts.assert_trees_equal(expected.state.buffer, got.state.buffer)
     asserts.assert_trees_close(expected.state.learner, got.state.learner, rtol=1e-4, atol=1e-5)
 
 
@@ -491,12 +491,12 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     settings = runs.plan(tmp_path / "run")[0]
     program = build.program(settings)
     like = {name: training.init(program, build.hyper(settings), build.keys(settings)) for name in ("lanes",)}
-    since = tree.from_numpy(training.reading(program, like["lanes"]))
+    since = tree.from_numpy(training.snapshot(program, like["lanes"]))
     read, _ = checkpoint.load(kept, like | {"since": since})
     games = envs.find(settings.env).open(2, settings.num_envs)
-    begun = worlds.begun(games, read["lanes"])
+    begun = host.start(program, games, read["lanes"])
     games.close()
-    for name in ("learner", "replay", "hyper", "key", "cycle"):
+    for name in ("learner", "buffer", "hyper", "key", "cycle"):
         asserts.assert_trees_equal(getattr(read["lanes"], name), getattr(begun, name))
     assert begun.obs.abs().max() <= 0.05, "first observations"
     assert begun.metrics.running.eq(0).all()
@@ -520,18 +520,19 @@ def test_several_steps_a_cycle():
     settings = dataclasses.replace(SETTINGS, steps_per_cycle=4, steps=240)
     last = trained(settings)
     assert last.updates.tolist() == [19, 19]
-    assert last.state.replay.added.tolist() == [240, 240]
+    assert last.state.buffer.added.tolist() == [240, 240]
 
 
 @pytest.mark.parametrize("valid", [[1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]])
 def test_rows_that_are_none_leave_no_trace(valid):
     example = Transition(*(torch.zeros(()) for _ in range(5)), torch.zeros(2, dtype=torch.bool))
-    one = two = replay.init(example, 4)
+    one = two = replay.ring.init(example, 4)
     for i in range(5):
         batch = Transition(*(torch.arange(3.0) + 3 * i for _ in range(5)), torch.ones(3, 2, dtype=torch.bool))
-        one = replay.add_where(one, batch, torch.tensor(valid, dtype=torch.bool))
+        ended = torch.zeros(3, dtype=torch.bool)
+        one, _ = replay.ring.add(one, batch, ended, torch.tensor(valid, dtype=torch.bool))
         kept = tree.index(batch, torch.tensor(valid, dtype=torch.bool))
-        two = replay.add(two, kept) if sum(valid) else two
+        two = replay.ring.add(two, kept, ended[: sum(valid)], None)[0] if sum(valid) else two
         asserts.assert_trees_equal(two, one)
 
 
@@ -581,7 +582,7 @@ def test_lost_lives_are_ends_and_rewards_are_clipped_for_learning_alone(monkeypa
     given = dataclasses.replace(SETTINGS, terminal_on_life_loss=True, clip_rewards=True, epsilon_end=1.0)
     for settings, least, most in ((given, 0.0, 1.0), (dataclasses.replace(given, clip_rewards=False), 0.0, 5.0)):
         state = trained(settings, world).state
-        rows, count = state.replay.rows, int(state.replay.added[0])
+        rows, count = state.buffer.rows, int(state.buffer.added[0])
         lost, reward = rows.obs[0, :count, 0] > rows.next_obs[0, :count, 0], rows.reward[0, :count]
         first = rows.obs[0, :count, 0] == 0  # of an episode, before a life was lost, it shows nothing yet
         lost |= first & (rows.next_obs[0, :count, 0] < 3)
@@ -591,7 +592,7 @@ def test_lost_lives_are_ends_and_rewards_are_clipped_for_learning_alone(monkeypa
         ended = kept[~kept.isnan()]
         assert ended.numel() > 5
         assert ended.unique().tolist() == [15.0], "three lives of five points each"
-    whole = trained(dataclasses.replace(given, terminal_on_life_loss=False), world).state.replay
+    whole = trained(dataclasses.replace(given, terminal_on_life_loss=False), world).state.buffer
     assert (whole.rows.discount[0] == 0).sum() < lost.sum()
 
 
@@ -601,10 +602,10 @@ def test_a_world_that_stands_still_between_episodes_goes_on_learning(monkeypatch
     monkeypatch.setattr(envs, "find", lambda name: world)
     settings = dataclasses.replace(SETTINGS, learning_starts=90, epsilon_end=1.0, capacity=200)
     before = trained(settings, world)
-    assert before.state.replay.added.max() < settings.steps - 10
+    assert before.state.buffer.added.max() < settings.steps - 10
     program, games = build.program(settings), world.open(2, 3)
-    state = worlds.begun(games, before.state)
-    functions = worlds.functions(program, games, worlds.vmapped(program))
+    state = host.start(program, games, before.state)
+    functions = host.functions(program, games, host.vmapped(program))
     *_, last = training.run(program, state, settings.steps + 30, functions, 30, at_once=1)
     games.close()
     assert (last.updates - before.updates).tolist() == [10, 10]
@@ -636,12 +637,12 @@ def test_updates_wait_for_rows():
         first = next(
             report
             for report in training.run(
-                program, worlds.begun(games, state) if outside else state, 400, functions,
+                program, host.start(program, games, state) if outside else state, 400, functions,
                 settings.num_envs * settings.steps_per_cycle, at_once=1,
             )
             if report.updates.max() > 0
         )  # fmt: skip
-        assert first.state.replay.added.min() >= settings.num_envs * (2 if outside else 1)
+        assert first.state.buffer.added.min() >= settings.num_envs * (2 if outside else 1)
         if games is not None:
             games.close()
 
@@ -685,14 +686,14 @@ def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeyp
                 build.program(dataclasses.replace(settings, learning_starts=least - 1))
         program = build.program(dataclasses.replace(settings, learning_starts=least))
         games = world.open(2, 4)
-        state = worlds.begun(games, training.init(program, build.hyper(settings), build.keys(settings)))
-        functions = worlds.functions(program, games, worlds.vmapped(program))
+        state = host.start(program, games, training.init(program, build.hyper(settings), build.keys(settings)))
+        functions = host.functions(program, games, host.vmapped(program))
         reports = training.run(program, state, 400, functions, 4, at_once=1)
         before = None
         for report in reports:
             if report.updates.max() > 0:
                 break
-            before = report.state.replay.added.tolist()
+            before = report.state.buffer.added.tolist()
         assert before == [4, 4], "exactly one row of each environment, before the update"
 
 

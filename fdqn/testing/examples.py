@@ -1,16 +1,17 @@
 """A program small enough to hold to every law in seconds; replace a part by yours and ask the laws again."""
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fdqn import build, dqn, losses, networks, random, training
+from fdqn import build, dqn, networks, random, training
 from fdqn.envs import cartpole
-from fdqn.types import Env, Hyper, Network, Params
+from fdqn.training import off_policy
+from fdqn.types import Agent, Env, Hyper, Network, Optimizer, Params, Sample, Transition
 
-__all__ = ["lanes", "params", "program"]
+__all__ = ["lanes", "params", "program", "sample"]
 
 
 def program(
@@ -18,28 +19,33 @@ def program(
     hidden: tuple[int, ...] = (8,),
     double: bool = True,
     network: Network | None = None,
+    agent: Agent | None = None,
+    optimizer: Callable[[Hyper], Optimizer] = build.clipped_adam,
     **config: Any,
 ) -> training.Program:
-    """CartPole with episodes of at most 20 steps, or `env`, and an MLP, or `network`; `config` are fields of
-    `dqn.Config`.
+    """A DQN of CartPole with episodes of at most 20 steps, or with other parts.
+
+    Args:
+        env: environment in place of CartPole.
+        hidden: sizes of the hidden layers of an MLP.
+        double: double Q-learning.
+        network: network in place of the MLP.
+        agent: agent in place of the DQN.
+        optimizer: makes the optimizer of one seed from its hyper-parameters.
+        **config: fields of `training.Config`.
     """
     world = env or cartpole.make(time_limit=20)
     network = network or networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
     small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
-    loss = dqn.double_q_learning if double else dqn.q_learning
-    return training.Program(
-        dqn.Config(**{**small, **config}),
-        world,
-        network,
-        partial(loss, network.apply, losses.squared),
-        build.clipped_adam,
-    )
+    sizes, agent = training.Config(**{**small, **config}), agent or dqn.agent(network, double)
+    algorithm = off_policy.algorithm(sizes, agent, build.buffer(sizes, world.spec), optimizer)
+    return training.Program(world, algorithm)
 
 
 def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
     """Hyper-parameters and keys of `count` lanes that differ in everything a lane can differ in."""
     spread = torch.linspace(0.0, 1.0, count).tolist()
-    hyper = dqn.hyper(
+    hyper = training.hyper(
         count,
         learning_rate=[1e-3 * (1 + x) for x in spread],
         gamma=[0.9 + 0.09 * x for x in spread],
@@ -56,3 +62,9 @@ def params() -> Params:
     generator = torch.Generator().manual_seed(1)
     shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "scale": ()}
     return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+
+
+def sample(batch: Transition) -> Sample:
+    """A batch [B, ...] as a uniform buffer gives it: weights 1, indices 0 to B - 1."""
+    count = batch.reward.shape[0]
+    return Sample(batch, torch.arange(count, device=batch.reward.device), torch.ones_like(batch.reward))

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fdqn import optim, random, replay, tree
+from fdqn import optim, random, tree
+from fdqn.replay import packing, ring
 from fdqn.testing import examples
 from fdqn.testing.asserts import assert_compiles_once, assert_finite, assert_trees_close, assert_trees_equal
 from fdqn.testing.leaves import copied, map_tensors
-from fdqn.types import Env, Optimizer, Params, Step, Transition
+from fdqn.types import Buffer, Env, Optimizer, Params, Step, Transition
 
 __all__ = [
     "chained", "clipped", "compiled", "env", "gradients", "legal_only", "masked", "optimizer", "pure", "ranked",
@@ -309,9 +310,7 @@ def schedule(
 def replay_like_deque(
     operations: Sequence[int | Tensor],
     capacity: int,
-    init: Callable[[Transition, int], Any] = replay.init,
-    add: Callable[[Any, Transition], Any] = replay.add,
-    sample: Callable[[Any, Tensor], Transition] = replay.sample,
+    buffer: Buffer | None = None,
     obs_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Any sequence of adds (a number of rows) and samples (words) holds what a `deque(maxlen=capacity)` holds.
@@ -321,20 +320,23 @@ def replay_like_deque(
     """
     numbered = partial(_numbered, obs_dtype=obs_dtype)
     model: deque[int] = deque(maxlen=capacity)
-    memory, added = init(tree.index(numbered([0]), 0), capacity), 0
+    buffer = buffer or packing.wrap(ring.buffer(capacity))
+    state, added = buffer.init(tree.index(numbered([0]), 0)), 0
+    gamma = torch.tensor(0.9)
     for i, operation in enumerate(operations):
         if isinstance(operation, int):
-            memory = add(memory, numbered(range(added, added + operation)))
+            ended = torch.zeros(operation, dtype=torch.bool)
+            state, _ = buffer.add(state, numbered(range(added, added + operation)), ended, None, gamma)
             model.extend(range(added, added + operation))
             added += operation
         if not model:
             continue
         size = len(model)
         every = torch.tensor([-(-row * 2**32 // size) for row in range(size)])
-        stored = sample(memory, every)
+        stored = buffer.sample(state, every, 0).batch
         shown = sorted(stored.reward.int().tolist())
         assert shown == sorted(model), f"operation {i}, stored rows: expected {sorted(model)}, got {shown}"
-        rows = stored if isinstance(operation, int) else sample(memory, operation)
+        rows = stored if isinstance(operation, int) else buffer.sample(state, operation, 0).batch
         numbers = rows.reward.int().tolist()
         assert_trees_equal(numbered(numbers), rows, f"operation {i}, sampled rows: ")
         assert set(numbers) <= set(model), f"operation {i}, sampled rows: expected some of {list(model)}, got {numbers}"

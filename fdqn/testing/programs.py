@@ -123,10 +123,10 @@ def _played_by_hand(
     """The steps [S, E] of one cycle, from the actions that replay remembers."""
     config, world = program.config, before.env_state
     for i in range(config.steps_per_cycle):
-        first = int(before.replay.added[0]) + i * config.num_envs
+        first = int(before.buffer.added[0]) + i * config.num_envs
         at = (first + torch.arange(config.num_envs)) % config.capacity
-        world, step = vmap(program.env.step)(world, after.replay.rows.action[:, at], noises.env[:, i])
-        assert_trees_equal(step.reward, after.replay.rows.reward[:, at], f"reward of stored rows from {first}: ")
+        world, step = vmap(program.env.step)(world, after.buffer.rows.action[:, at], noises.env[:, i])
+        assert_trees_equal(step.reward, after.buffer.rows.reward[:, at], f"reward of stored rows from {first}: ")
         yield step
 
 

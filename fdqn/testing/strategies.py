@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fdqn import check, dqn, random, tree
+from fdqn import check, random, training, tree
 from fdqn.schedules import (
     constant,
     cosine,
@@ -183,13 +183,13 @@ def twin_trees(
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> dqn.Config:
+def configs(draw: st.DrawFn) -> training.Config:
     """Small programs: at most 4 environments, 8 rows a batch and 24 rows of replay. A replay that one batch or one step
     fills, no warm-up and soft target copies are common.
     """
     num_envs, batch_size = draw(st.integers(1, 4)), draw(st.integers(1, 8))
     updates, least = draw(st.integers(1, 3)), max(num_envs, batch_size)
-    return dqn.Config(
+    return training.Config(
         num_envs=num_envs,
         steps_per_cycle=draw(st.integers(1, 3)),
         updates_per_cycle=updates,

@@ -5,12 +5,14 @@ So one frame a step says all: a place in a ring of frames stands for the observa
 """
 
 import math
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fdqn import check, tree
+from fdqn.types import Added, Buffer, Sample, Transition
 
 
 class Frames(NamedTuple):
@@ -31,6 +33,49 @@ class Frames(NamedTuple):
     """[E] bool, whether an episode begins whose first frame is not written yet."""
     stacked: Tensor
     """[0, K, *frame], an observation as it is outside: no numbers but its shape."""
+
+
+class Stacked(NamedTuple):
+    """State of a buffer of stacked observations. Its rows have places [2] in `frames` for observations."""
+
+    frames: Frames
+    buffer: Any
+    """State of the wrapped buffer."""
+
+
+def wrap(buffer: Buffer, num_envs: int, stack: int, capacity: int, steps: int = 1) -> Buffer:
+    """Store each frame of stacked observations [stack, *frame] once; rows go to `buffer`.
+
+    A row whose frames were overwritten is not drawn any more. That happens before it leaves `buffer` only if episodes
+    are shorter than 16 steps on average.
+
+    Args:
+        buffer: stores the rows, each with int64 places [2] for its observations.
+        num_envs: number of environments, whose steps are added in one batch.
+        stack: frames per observation.
+        capacity: rows that `buffer` holds; it decides how many frames are kept.
+        steps: steps per row, if `buffer` is wrapped in `n_step`.
+
+    Raises ValueError for a buffer that needs observations as they are, such as one made by `frames`; ValueError and
+    TypeError for counts below 1 and what is no integer.
+    """
+    for name, count in (("num_envs", num_envs), ("stack", stack), ("capacity", capacity), ("steps", steps)):
+        check.count(name, count, 1)
+    if "observations" in buffer.needs:
+        raise ValueError(
+            "buffer: expected one that stores any observations, such as ring or n_step, got one that needs them "
+            "unchanged; wrap it in frames once, and last"
+        )
+    return Buffer(
+        init=partial(_init, buffer, num_envs, stack, capacity, steps),
+        add=partial(_add, buffer),
+        sample=partial(_sample, buffer),
+        update=partial(_update, buffer),
+        size=partial(_size, buffer),
+        cut=partial(_cut, buffer),
+        bounds=partial(_bounds, buffer),
+        needs=("steps", "observations"),
+    )
 
 
 def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
@@ -126,3 +171,70 @@ def capacity(rows: int, num_envs: int, stack: int, steps: int) -> int:
     """
     each = math.ceil(rows / num_envs)
     return each + math.ceil(each / 16) + 2 * (steps + 1) + 2 * stack
+
+
+def _init(buffer: Buffer, num_envs: int, stack: int, rows: int, steps: int, example: Transition) -> Stacked:
+    check.stored("example", example)
+    sizes = " ".join(map(str, (stack, *example.obs.shape[1:])))
+    check.shapes(f"example.obs[{sizes}] example.next_obs[{sizes}]", example.obs, example.next_obs)
+    place = torch.zeros(2, dtype=torch.int64, device=example.reward.device)
+    inner = buffer.init(example._replace(obs=place, next_obs=place))
+    return Stacked(init(example.obs, num_envs, capacity(rows, num_envs, stack, steps)), inner)
+
+
+def _add(
+    buffer: Buffer, state: Stacked, batch: Transition, ended: Tensor, valid: Tensor | None, gamma: Tensor
+) -> tuple[Stacked, Added]:
+    valid = torch.ones_like(ended) if valid is None else valid
+    frames, obs, next_obs = add(state.frames, batch.obs, batch.next_obs, ended, valid)
+    inner, added = buffer.add(state.buffer, batch._replace(obs=obs, next_obs=next_obs), ended, valid, gamma)
+    frames = number(frames, added.batch.obs, added.number, added.valid)
+    return Stacked(frames, inner), added._replace(batch=_shown(frames, added.batch))
+
+
+def _sample(buffer: Buffer, state: Stacked, bits: Tensor, oldest: Tensor | int = 0) -> Sample:
+    rows = buffer.sample(state.buffer, bits, _oldest(state, oldest))
+    return rows._replace(batch=_shown(state.frames, rows.batch))
+
+
+def _update(buffer: Buffer, state: Stacked, indices: Tensor, priority: Tensor) -> Stacked:
+    return state._replace(buffer=buffer.update(state.buffer, indices, priority))
+
+
+def _size(buffer: Buffer, state: Stacked, oldest: Tensor | int = 0) -> Tensor:
+    return buffer.size(state.buffer, _oldest(state, oldest))
+
+
+def _cut(buffer: Buffer, state: Stacked) -> Stacked:
+    frames = state.frames._replace(fresh=torch.ones_like(state.frames.fresh))
+    return Stacked(frames, buffer.cut(state.buffer))
+
+
+def _bounds(buffer: Buffer, state: Stacked, steps: int) -> dict[str, tuple[Tensor, int]]:
+    frames, at = state.frames, _places(state.buffer)
+    return {
+        **buffer.bounds(state.buffer, steps),
+        "frames.env": (at[:, 0], frames.written.shape[-1] - 1),
+        "frames.place": (at[:, 1], 2 * steps),
+        "frames.written": (frames.written, 2 * steps),
+        "frames.row": (frames.row + 1, steps),
+        "frames.oldest": (frames.oldest, steps),
+    }
+
+
+def _places(state: Any) -> Tensor:
+    """All places [N, 2] in the state of a wrapped buffer, which stand where it keeps observations."""
+    found = zip(tree.paths(state), tree.leaves(state), strict=True)
+    return torch.cat([x.flatten(0, -2) for path, x in found if path.endswith((".obs", ".next_obs"))])
+
+
+def _shown(frames: Frames, rows: Transition) -> Transition:
+    """Rows [B, ...] with the observations [B, K, *frame] for their places."""
+    return rows._replace(obs=stack(frames, rows.obs), next_obs=stack(frames, rows.next_obs))
+
+
+def _oldest(state: Stacked, oldest: Tensor | int) -> Tensor:
+    """The number [] of the oldest row that has all of its frames and may be drawn."""
+    if isinstance(oldest, Tensor):
+        return torch.maximum(state.frames.oldest, oldest)
+    return state.frames.oldest.clamp_min(oldest) if oldest else state.frames.oldest

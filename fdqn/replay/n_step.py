@@ -1,4 +1,4 @@
-"""Transitions over n steps, made of the last n of each environment. Sutton 1988; Mnih et al. 2016, arXiv:1602.01783.
+"""Make transitions over n steps of the last n of each environment. Sutton 1988; Mnih et al. 2016, arXiv:1602.01783.
 
     reward   = w_0 r_0 + w_1 r_1 + ... + w_(m-1) r_(m-1)
     discount = w_(m-1) discount_(m-1)                  the loss brings the last gamma
@@ -8,13 +8,14 @@
 Every step starts exactly one transition, which comes out n - 1 steps later, also those just before an end.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fdqn import check, tree
-from fdqn.types import Transition
+from fdqn.types import Added, Buffer, Sample, Transition
 
 
 class Recent(NamedTuple):
@@ -28,6 +29,41 @@ class Recent(NamedTuple):
     """[E] int64, transitions ever taken in; the next goes to `taken % n`."""
     since: Tensor
     """[E] int64, those of them before which nothing belongs to what is played now."""
+
+
+class NStep(NamedTuple):
+    """State of a buffer of transitions over n steps."""
+
+    recent: Recent
+    buffer: Any
+    """State of the wrapped buffer."""
+
+
+def wrap(buffer: Buffer, num_envs: int, steps: int) -> Buffer:
+    """Store transitions over `steps` steps of `num_envs` environments in `buffer`; with 1 step, return it as it is.
+
+    Raises ValueError for a buffer that needs the environments' single steps, such as one made by `n_step` or `frames`;
+    wrap in the order `frames.wrap(n_step.wrap(ring.buffer(...)))`.
+    """
+    check.count("num_envs", num_envs, 1)
+    check.count("steps", steps, 1)
+    if "steps" in buffer.needs:
+        raise ValueError(
+            "buffer: expected one that stores any transitions, such as ring, got one that needs single steps; wrap it "
+            "in n_step before n_step and frames"
+        )
+    if steps == 1:
+        return buffer
+    return Buffer(
+        init=partial(_init, buffer, num_envs, steps),
+        add=partial(_add, buffer),
+        sample=partial(_sample, buffer),
+        update=partial(_update, buffer),
+        size=partial(_size, buffer),
+        cut=partial(_cut, buffer),
+        bounds=partial(_bounds, buffer),
+        needs=(*buffer.needs, "steps"),
+    )
 
 
 def init(example: Transition, num_envs: int, steps: int) -> Recent:
@@ -90,3 +126,37 @@ def _weights(discount: Tensor, gamma: Tensor) -> Tensor:
     place = torch.arange(discount.shape[-1], device=discount.device)
     before = torch.where(place < place.unsqueeze(-1), discount.unsqueeze(-2), 1.0)
     return gamma**place * before.prod(-1)
+
+
+def _init(buffer: Buffer, num_envs: int, steps: int, example: Transition) -> NStep:
+    return NStep(init(example, num_envs, steps), buffer.init(example))
+
+
+def _add(
+    buffer: Buffer, state: NStep, batch: Transition, ended: Tensor, valid: Tensor | None, gamma: Tensor
+) -> tuple[NStep, Added]:
+    valid = torch.ones_like(ended) if valid is None else valid
+    recent, rows, complete = add(state.recent, batch, ended, valid, gamma)
+    inner, added = buffer.add(state.buffer, rows, ended, complete, gamma)
+    return NStep(recent, inner), added
+
+
+def _sample(buffer: Buffer, state: NStep, bits: Tensor, oldest: Tensor | int = 0) -> Sample:
+    return buffer.sample(state.buffer, bits, oldest)
+
+
+def _update(buffer: Buffer, state: NStep, indices: Tensor, priority: Tensor) -> NStep:
+    return state._replace(buffer=buffer.update(state.buffer, indices, priority))
+
+
+def _size(buffer: Buffer, state: NStep, oldest: Tensor | int = 0) -> Tensor:
+    return buffer.size(state.buffer, oldest)
+
+
+def _cut(buffer: Buffer, state: NStep) -> NStep:
+    return NStep(cut(state.recent), buffer.cut(state.buffer))
+
+
+def _bounds(buffer: Buffer, state: NStep, steps: int) -> dict[str, tuple[Tensor, int]]:
+    recent = torch.stack([state.recent.taken, state.recent.since])
+    return {**buffer.bounds(state.buffer, steps), "recent": (recent, steps)}

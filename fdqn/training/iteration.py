@@ -1,0 +1,210 @@
+"""A training iteration of one seed as a pure function: the environments step, transitions are stored, updates follow.
+
+    cycle = learn after collect
+
+All functions but `init` are written for one seed and become many by one `vmap`. Environments that are stepped on the
+host have their own iteration in `host`, made of the same parts.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import vmap
+
+from fdqn import check, policies, random, replay, tree
+from fdqn.training import metrics
+from fdqn.training.draws import interactions, noise, updates
+from fdqn.training.state import (
+    Functions,
+    Interaction,
+    Noise,
+    Program,
+    TrainState,
+    UpdateNoise,
+    check_program,
+    zero,
+)
+from fdqn.types import Hyper, Params, Step
+
+
+def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
+    """The states [S] of the seeds with `keys` [S, 2] before their first step, on the keys' device.
+
+    Raises ValueError or TypeError where hyper-parameters, network and environment do not fit each other, before a
+    buffer is allocated.
+    """
+    check_program(program)
+    check.kind("hyper", hyper, Hyper)
+    check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields)}", keys, *hyper)
+    check.integer("keys", keys)
+    config, spec = program.config, program.env.spec
+    u = random.uniform(random.fold_in(keys, random.RESET), (config.num_envs, spec.noise))
+    env_state, step = vmap(program.env.reset)(u)
+    for name, x in (("obs", step.obs), ("next_obs", step.next_obs)):
+        check.shapes(f"env.reset.{name}[S E {' '.join(map(str, spec.obs_shape))}]", x)
+        if x.dtype != spec.obs_dtype:
+            raise TypeError(f"env.reset.{name}: expected spec.obs_dtype = {spec.obs_dtype}, got {x.dtype}")
+    check.shapes(f"env.reset.legal[S E {spec.actions}]", step.legal)
+    params = program.network.init(random.fold_in(keys, random.NETWORK))
+    q = vmap(program.network.apply)(params, step.obs)
+    check.shapes(f"network.apply[S E {spec.actions}]", q)
+    seeds = vmap(partial(_init_seed, program))(params, hyper, keys, env_state, step)
+    # A run writes over its state, so no leaf may be the caller's or, as vmap returns constants, a view of another.
+    return tree.separate(seeds, (params, hyper, keys))
+
+
+def _init_seed(program: Program, params: Params, hyper: Hyper, key: Tensor, env_state: Any, step: Step) -> TrainState:
+    action = torch.zeros_like(step.reward[0], dtype=torch.int64)
+    example = replay.transition(step.obs[0], action, tree.index(step, 0))
+    learner, buffer = program.algorithm.init(params, hyper, example)
+    return TrainState(
+        learner=learner,
+        buffer=buffer,
+        env_state=env_state,
+        obs=step.obs,
+        legal=step.legal,
+        metrics=metrics.init(step.reward),
+        hyper=hyper,
+        key=key,
+        cycle=zero(key.device),
+        emptied=zero(key.device),
+    )
+
+
+def cycle(program: Program, state: TrainState, noise: Noise) -> TrainState:
+    """One training iteration: `learn` after `collect`."""
+    return learn(program, collect(program, state, noise), noise)
+
+
+def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
+    """Take `steps_per_cycle` steps in every environment and store the transitions."""
+    check.kind("state", state, TrainState)
+    shape = f"{program.config.steps_per_cycle} {program.config.num_envs}"
+    check.shapes(f"noise.act[{shape} 2] noise.env[{shape} {program.env.spec.noise}]", noise.act, noise.env)
+    for i in range(program.config.steps_per_cycle):
+        values = tree.index(noise.values, i)
+        state = interact(program, state, Interaction(noise.act[i], noise.env[i], i, values))
+    return state._replace(cycle=state.cycle + 1)
+
+
+def interact(program: Program, state: TrainState, noise: Interaction) -> TrainState:
+    """Take one step in every environment and store the transitions."""
+    check.kind("state", state, TrainState)
+    envs = program.config.num_envs
+    check.shapes(f"noise.act[{envs} 2] noise.env[{envs} {program.env.spec.noise}]", noise.act, noise.env)
+    action = act(program, state, noise)
+    env_state, step = program.env.step(state.env_state, action, noise.env)
+    return observe(program, state, action, step)._replace(env_state=env_state)
+
+
+def act(program: Program, state: TrainState, noise: Interaction) -> Tensor:
+    """Epsilon-greedy actions [E] at the current observations."""
+    taken = state.cycle * program.config.env_steps + noise.number * program.config.num_envs
+    epsilon = metrics.epsilon(state.hyper, taken, metrics.random_steps(program, state))
+    q = program.algorithm.agent.values(state.learner.params, state.obs, noise.values)
+    return policies.epsilon_greedy(q, state.legal, epsilon, noise.act)
+
+
+def observe(
+    program: Program,
+    state: TrainState,
+    action: Tensor,
+    step: Step,
+    valid: Tensor | None = None,
+    life_lost: Tensor | None = None,
+) -> TrainState:
+    """The state after a step of the environments, with its transitions stored as the configuration wants them.
+
+    Args:
+        program: supplies the algorithm and its configuration.
+        state: state of one seed before the step.
+        action: [E] int64.
+        step: what the environments returned, leaves [E, ...].
+        valid: [E] bool, False where no step was taken; None for everywhere.
+        life_lost: [E] bool, for `Config.terminal_on_life_loss`.
+    """
+    ended, learned = step.terminated | step.truncated, step
+    if program.config.terminal_on_life_loss and life_lost is not None:
+        learned = learned._replace(terminated=learned.terminated | life_lost)
+    if program.config.clip_rewards:
+        learned = learned._replace(reward=learned.reward.clamp(-1.0, 1.0))
+    batch = replay.transition(state.obs, action, learned)
+    return state._replace(
+        buffer=program.algorithm.observe(state.learner, state.buffer, batch, ended, valid, state.hyper),
+        obs=step.obs,
+        legal=step.legal,
+        metrics=metrics.count_episodes(state.metrics, step),
+    )
+
+
+def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
+    """Make `updates_per_cycle` updates.
+
+    An update whose loss, gradient or new parameters are not finite, and every update after it, is left out: the learner
+    stays as it was.
+    """
+    check.kind("state", state, TrainState)
+    check.shapes(f"noise.sample[{program.config.updates_per_cycle} {program.config.batch_size}]", noise.sample)
+    for i in range(program.config.updates_per_cycle):
+        state = update(program, state, UpdateNoise(noise.sample[i], tree.index(noise.loss, i)))
+    return state
+
+
+def update(program: Program, state: TrainState, noise: UpdateNoise) -> TrainState:
+    """Make one update. `learn` makes several."""
+    check.kind("state", state, TrainState)
+    check.kind("noise", noise, UpdateNoise)
+    check.shapes(f"noise.sample[{program.config.batch_size}]", noise.sample)
+    updated, buffer, diagnostics = program.algorithm.update(
+        state.learner, state.buffer, noise.sample, noise.loss, state.hyper
+    )
+    # The largest, which may be NaN: compilers vectorise it, but not `isfinite().all()`.
+    sound = torch.stack([x.abs().amax() for x in updated.params.values()]).amax() < torch.inf
+    counted = metrics.count_update(state.metrics, diagnostics, sound, state.cycle)
+    # A leaf that did not change need not be selected, which would write it again.
+    alive = counted.failed < 0
+    learner = tree.map(lambda new, old: new if new is old else torch.where(alive, new, old), updated, state.learner)
+    return state._replace(learner=learner, buffer=buffer, metrics=counted)
+
+
+def sync(state: TrainState) -> TrainState:
+    """Copy the parameters to the target parameters."""
+    check.kind("state", state, TrainState)
+    learner = state.learner._replace(target_params=tree.clone(state.learner.params))
+    return state._replace(learner=learner)
+
+
+def vmapped(program: Program) -> Functions:
+    """The step functions over all seeds, run operation by operation: for a debugger and for laws."""
+    return Functions(
+        noise=partial(noise, program),
+        collect=scan(vmap(partial(collect, program))),
+        cycle=scan(vmap(partial(cycle, program))),
+        sync=vmap(sync),
+    )
+
+
+def scan(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """`step(state, x) -> state` for each x of a tree with leaves [n, ...], in turn: `jax.lax.scan` without outputs."""
+
+    check.function("step", step)
+
+    def scanned(state: Any, xs: Any) -> Any:
+        for i in range(check.length("xs", xs)):
+            state = step(state, tree.index(xs, i))
+        return state
+
+    return scanned
+
+
+def check_cycle(program: Program, state: TrainState, noises: Noise) -> None:
+    """Run one step and one update on tensors without memory: what does not fit raises here, not in a compiler."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        before, noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, tree.index(noises, 0))
+        after = vmap(partial(interact, program))(before, tree.index(interactions(noise), 0))
+        after = vmap(partial(update, program))(after, tree.index(updates(noise), 0))
+        check.same("state after one cycle", before, after)

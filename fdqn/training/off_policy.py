@@ -1,0 +1,166 @@
+"""Off-policy learning from a buffer, as in DQN: updates, target copies, and the `Algorithm` that they make up."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from fdqn import check, optim, tree
+from fdqn.training.config import Config
+from fdqn.types import (
+    Agent,
+    Algorithm,
+    Buffer,
+    Diagnostics,
+    Hyper,
+    Learner,
+    LossOutput,
+    Optimizer,
+    Params,
+    Sample,
+    Transition,
+    Uniforms,
+)
+
+
+def algorithm(config: Config, agent: Agent, buffer: Buffer, optimizer: Callable[[Hyper], Optimizer]) -> Algorithm:
+    """Learn from a buffer: DQN, or another agent or buffer in its place.
+
+    Each update samples `config.batch_size` rows, takes one gradient step and gives the buffer the rows' new
+    priorities. `optimizer` makes the optimizer of one seed from its hyper-parameters. Mnih et al. 2015,
+    https://doi.org/10.1038/nature14236
+    """
+    check.kind("config", config, Config)
+    check.kind("agent", agent, Agent)
+    check.kind("buffer", buffer, Buffer)
+    check.function("optimizer", optimizer)
+    return Algorithm(
+        config=config,
+        agent=agent,
+        init=partial(_init, agent, buffer, optimizer),
+        observe=partial(_observe, buffer),
+        update=partial(_update, config, agent, buffer, optimizer),
+        select=lambda bits: bits,
+        cut=buffer.cut,
+        bounds=buffer.bounds,
+    )
+
+
+def _init(
+    agent: Agent,
+    buffer: Buffer,
+    optimizer: Callable[[Hyper], Optimizer],
+    params: Params,
+    hyper: Hyper,
+    example: Transition,
+) -> tuple[Learner, Any]:
+    return init(optimizer(hyper), params), buffer.init(example)
+
+
+def _observe(
+    buffer: Buffer,
+    learner: Learner,
+    state: Any,
+    batch: Transition,
+    ended: Tensor,
+    valid: Tensor | None,
+    hyper: Hyper,
+) -> Any:
+    return buffer.add(state, batch, ended, valid, hyper.gamma)[0]
+
+
+def _update(
+    config: Config,
+    agent: Agent,
+    buffer: Buffer,
+    optimizer: Callable[[Hyper], Optimizer],
+    learner: Learner,
+    state: Any,
+    bits: Tensor,
+    noise: Uniforms,
+    hyper: Hyper,
+) -> tuple[Learner, Any, Diagnostics]:
+    sample = buffer.sample(state, bits, 0)
+    learner, diagnostics, priority = update(agent, optimizer(hyper), learner, sample, hyper, noise)
+    if config.target_period == 0:
+        learner = soft_copy(learner, hyper.tau)
+    return learner, buffer.update(state, sample.indices, priority), diagnostics
+
+
+def init(optimizer: Optimizer, params: Params) -> Learner:
+    """A learner before its first update; its target parameters are a copy of `params`.
+
+    Raises TypeError for another type of optimizer or params, and ValueError for empty params.
+    """
+    check.kind("optimizer", optimizer, Optimizer)
+    check.kind("params", params, dict)
+    if not params:
+        raise ValueError("params: expected at least one tensor, got none")
+    updates = torch.zeros((), dtype=torch.int64, device=next(iter(params.values())).device)
+    return Learner(params, tree.clone(params), optimizer.init(params), updates)
+
+
+def update(
+    agent: Agent, optimizer: Optimizer, learner: Learner, sample: Sample, hyper: Hyper, noise: Uniforms = ()
+) -> tuple[Learner, Diagnostics, Tensor]:
+    """One gradient step on the mean of the rows' losses, weighted by `sample.weight`; also the new priorities [B].
+
+        loss = mean over rows of weight * agent.loss
+
+    Args:
+        agent: gives the loss of each row.
+        optimizer: turns the gradient into a step.
+        learner: parameters, target parameters and optimizer state.
+        sample: rows with leaves [B, ...].
+        hyper: hyper-parameters of one seed.
+        noise: uniforms of the shape `agent.noise(B).loss`.
+
+    Raises TypeError or ValueError, by name, for a loss or weights of another type or shape.
+    """
+    check.kind("agent", agent, Agent)
+    check.kind("optimizer", optimizer, Optimizer)
+    check.kind("learner", learner, Learner)
+    check.kind("sample", sample, Sample)
+    # Hyper-parameters of as many seeds as the batch has rows would broadcast.
+    check.shapes("hyper.gamma[]", hyper.gamma)
+    check.shapes("sample.batch.reward[B] sample.weight[B]", sample.batch.reward, sample.weight)
+    grads, (value, (q, priority)) = grad_and_value(partial(_weighted_mean, agent), has_aux=True)(
+        learner.params, learner.target_params, sample, hyper, noise
+    )
+    updates, opt_state = optimizer.update(grads, learner.opt_state, learner.params)
+    params = optim.apply_updates(learner.params, updates)
+    learner = Learner(params, learner.target_params, opt_state, learner.updates + 1)
+    return learner, Diagnostics(value, q, tree.norm(grads)), priority
+
+
+def _weighted_mean(
+    agent: Agent, params: Params, target_params: Params, sample: Sample, hyper: Hyper, noise: Uniforms
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    output = agent.loss(params, target_params, sample.batch, hyper, noise)
+    if not isinstance(output, LossOutput):
+        raise TypeError(f"agent.loss: expected it to return LossOutput, got {type(output).__name__}")
+    check.shapes(
+        "sample.batch.reward[B] agent.loss.loss[B] agent.loss.q[B] agent.loss.priority[B]",
+        sample.batch.reward,
+        *output,
+    )
+    return (sample.weight * output.loss).mean(), (output.q.mean(), output.priority)
+
+
+def soft_copy(learner: Learner, tau: Tensor) -> Learner:
+    """Move the target parameters towards the parameters: `target + tau * (params - target)`.
+
+    Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971. Raises ValueError for a tau outside [0, 1].
+    """
+    check.kind("learner", learner, Learner)
+    check.share("tau", tau)
+    return learner._replace(target_params=tree.lerp(learner.target_params, learner.params, tau))
+
+
+def hard_copy(learner: Learner) -> Learner:
+    """Replace the target parameters by the parameters."""
+    check.kind("learner", learner, Learner)
+    return learner._replace(target_params=tree.clone(learner.params))
