@@ -30,6 +30,7 @@ __all__ = [
     "policies",
     "random",
     "replay",
+    "returns",
     "runs",
     "schedules",
     "settings",

@@ -17,7 +17,7 @@ LEVELS = {
     "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1, "process": 1,
     "random": 2, "actions": 2, "schedules": 2,
     "networks": 3, "losses": 3, "distributional": 3, "policies": 3, "optim": 3, "replay": 3,
-    "envs": 3, "agents": 4,
+    "envs": 3, "returns": 3, "agents": 4,
     "dqn": 4, "training": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
     "compile": 8, "checkpoint": 8, "history": 9, "runs": 10, "export": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip

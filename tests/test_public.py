@@ -22,11 +22,12 @@ from fdqn import (
     policies,
     random,
     replay,
+    returns,
     schedules,
     training,
     tree,
 )
-from fdqn.agents import c51, noisy
+from fdqn.agents import c51, noisy, pqn
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
 from fdqn.training import off_policy
@@ -125,6 +126,7 @@ FUNCTIONS = {
         C51_LOSS,
         (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
     ),
+    "agents.pqn.agent.loss": (partial(pqn.agent(NET).loss, noise=()), (NET.init(KEY), {}, BATCH, HYPER)),
     "agents.noisy.agent.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
     "actions.pick": (actions.pick, (Q, ACTION)),
     "actions.best": (actions.best, (Q, LEGAL)),
@@ -233,6 +235,7 @@ FUNCTIONS = {
         ),
         (STEP,),
     ),
+    "returns.lambda_returns": (returns.lambda_returns, (Q, Q_T, floats(16, 4, 3), torch.tensor(0.7))),
     "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
     "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),
     "tree.index": (lambda a: tree.index(a, 0), (PARAMS,)),
@@ -293,7 +296,7 @@ ELSEWHERE = {
 }
 ROOMS = (
     "actions", "distributional", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "replay.frames",
-    "replay.n_step", "replay.packing", "replay.ring", "schedules", "tree", "training",
+    "replay.n_step", "replay.packing", "replay.ring", "returns", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 
