@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 import work
-from torch.func import grad_and_value, vmap
+from torch.func import grad, vmap
 
-from fdqn import actions, compile, dqn, losses, optim, policies, random, replay, schedules, training, tree
+from fdqn import actions, build, compile, losses, optim, policies, random, replay, schedules, training, tree
+from fdqn.testing import examples
+from fdqn.training import off_policy
 
 
 def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
@@ -72,12 +74,11 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
             (params, vmap(partial(_init, make))(params, hyper), params, hyper),
         )
     yield "optim.apply_updates", optim.apply_updates, (params, params)
-    yield "dqn.learn", vmap(_learn(program)), (state.learner, batch, hyper)
-    yield "dqn.act", vmap(partial(dqn.act, apply)), (params, state.obs, state.legal, hyper.epsilon_end, u)
-    yield "training.soft_copy", vmap(training.soft_copy), (state.learner, hyper.tau)
+    yield "off_policy.update", vmap(_learn(program)), (state.learner, batch, hyper)
+    yield "off_policy.soft_copy", vmap(off_policy.soft_copy), (state.learner, hyper.tau)
     for name, schedule in SCHEDULES.items():
         yield f"schedules.{name}", schedule, (state.cycle,)
-    yield "training.hard_copy", vmap(training.hard_copy), (state.learner,)
+    yield "off_policy.hard_copy", vmap(off_policy.hard_copy), (state.learner,)
     # Compiled, these write in place: without it they would copy every ring.
     add = vmap(lambda ring, batch: replay.ring.add(ring, batch, batch.discount == 0, None)[0])
     yield "replay.ring.add, in place", compile.donate(add), (tree.clone(state.buffer), new)
@@ -85,11 +86,15 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
 
 
 def _gradient(program):
-    return lambda *given: grad_and_value(program.loss, has_aux=True)(*given)[0]
+    loss = program.algorithm.agent.loss
+    return lambda params, *given: grad(lambda p: loss(p, *given, ()).loss.mean())(params)
 
 
 def _learn(program):
-    return lambda learner, batch, hyper: dqn.learn(program.loss, program.optimizer(hyper), learner, batch, hyper)
+    agent = program.algorithm.agent
+    return lambda learner, batch, hyper: off_policy.update(
+        agent, build.adam(hyper), learner, examples.sample(batch), hyper
+    )
 
 
 def _init(make, params, hyper):

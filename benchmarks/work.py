@@ -22,8 +22,9 @@ import torch
 from cadence import TARGET_PERIOD, cycles_a_report
 from torch import Tensor
 
-from fdqn import build, compile, dqn, losses, networks, random, runs, training
+from fdqn import build, compile, dqn, networks, random, runs, training
 from fdqn.envs import cartpole, episode
+from fdqn.training import off_policy
 from fdqn.types import Env, EnvSpec, Step
 
 RECORDS = Path(__file__).parent / "records"
@@ -61,7 +62,8 @@ def program(network: str, capacity: int = 10_000) -> training.Program:
     net = networks.mlp(env.spec.obs_shape, hidden, actions)
     sizes = {"num_envs": ENVS, "batch_size": BATCH, "capacity": capacity}
     config = training.Config(**sizes, learning_starts=1_000, target_period=TARGET_PERIOD)
-    return training.Program(config, env, net, partial(dqn.q_learning, net.apply, losses.squared), build.plain_adam)
+    agent, buffer = dqn.agent(net, double=False), build.buffer(config, env.spec)
+    return training.Program(env, off_policy.algorithm(config, agent, buffer, build.adam))
 
 
 def lanes(program: training.Program, seeds: int, device: str) -> training.TrainState:

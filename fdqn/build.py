@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from fdqn import check, dqn, envs, losses, networks, optim, random, replay, trai
 from fdqn.envs import silent
 from fdqn.settings import Settings
 from fdqn.training import off_policy
-from fdqn.types import Buffer, Env, EnvSpec, Hyper, Network, Optimizer, World
+from fdqn.types import Agent, Buffer, Env, EnvSpec, Hyper, Network, Optimizer, World
 
 
 def program(settings: Settings) -> training.Program:
@@ -58,21 +59,28 @@ def program(settings: Settings) -> training.Program:
         raise ValueError(
             f"save_replay: expected to keep that of {settings.env}, got no: an episode that goes on needs its frames"
         )
+    return training.Program(
+        env, off_policy.algorithm(config, agent(settings), buffer(config, env.spec), optimizer(settings))
+    )
+
+
+def agent(settings: Settings) -> Agent:
+    """The DQN of the settings. Raises ValueError as `network` does."""
+    check.kind("settings", settings, Settings)
     loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
-    agent = dqn.agent(network(settings), settings.double, loss)
-    optimizer = {
-        ("adam", True): clipped_adam,
-        ("adam", False): plain_adam,
-        ("rmsprop", True): clipped_rmsprop,
-        ("rmsprop", False): plain_rmsprop,
-        ("nature-rmsprop", True): clipped_nature_rmsprop,
-        ("nature-rmsprop", False): plain_nature_rmsprop,
-    }[settings.optimizer, math.isfinite(settings.max_grad_norm)]
-    return training.Program(env, off_policy.algorithm(config, agent, buffer(config, env.spec), optimizer))
+    return dqn.agent(network(settings), settings.double, loss)
+
+
+def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
+    """The optimizer of the settings, as a function of a seed's hyper-parameters."""
+    check.kind("settings", settings, Settings)
+    rule = {"adam": adam, "rmsprop": rmsprop, "nature-rmsprop": nature_rmsprop}[settings.optimizer]
+    return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
 
 
 def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
     """The uniform replay buffer of a configuration, with the wrappers that the observations and `n_step` need."""
+    check.kind("config", config, training.Config)
     rows = replay.ring.buffer(config.capacity)
     if spec.obs_dtype == torch.bool and spec.stack == 1:
         rows = replay.packing.wrap(rows)
@@ -229,33 +237,28 @@ def fake_state(program: training.Program, lanes: int) -> training.TrainState:
         return training.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
 
 
-def clipped_adam(hyper: Hyper) -> Optimizer:
-    """Adam on gradients clipped by their global norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), adam=optim.adam(hyper.learning_rate))
+def clipped(rule: Callable[[Hyper], Optimizer]) -> Callable[[Hyper], Optimizer]:
+    """`rule` on gradients clipped by their global norm."""
+    check.function("rule", rule)
+    return partial(_clipped, rule)
 
 
-def plain_adam(hyper: Hyper) -> Optimizer:
-    """Adam on gradients as they are."""
+def _clipped(rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
+    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rule=rule(hyper))
+
+
+def adam(hyper: Hyper) -> Optimizer:
+    """Adam. Kingma and Ba 2015, https://arxiv.org/abs/1412.6980"""
     return optim.adam(hyper.learning_rate)
 
 
-def clipped_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as MinAtar's DQN had it, on gradients clipped by their global norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_rmsprop(hyper))
-
-
-def plain_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as MinAtar's DQN had it. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
+def rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop of MinAtar's DQN. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
     return optim.centered_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01)
 
 
-def clipped_nature_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the Nature DQN had it, on gradients clipped by their global norm."""
-    return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rmsprop=plain_nature_rmsprop(hyper))
-
-
-def plain_nature_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop as the Nature DQN had it. Mnih et al. 2015, https://doi.org/10.1038/nature14236
+def nature_rmsprop(hyper: Hyper) -> Optimizer:
+    """RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
 
     There 0.01 is added to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
     """

@@ -1,7 +1,6 @@
 """Atari: what replay holds is what was played; rewards are clipped and lives lost are ends for learning alone."""
 
 import dataclasses
-from functools import partial
 
 import gymnasium
 import numpy as np
@@ -14,7 +13,7 @@ from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tre
 from fdqn.envs import gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
-from fdqn.training import host
+from fdqn.training import host, off_policy
 from fdqn.types import World
 
 SETTINGS = Settings(
@@ -46,7 +45,8 @@ def small(settings):
     program = build.program(settings)
     spec = program.env.spec
     network = networks.mlp(spec.obs_shape, (1,), spec.actions)
-    return program._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.huber))
+    agent, buffer = dqn.agent(network, double=False, loss=losses.huber), build.buffer(program.config, spec)
+    return program._replace(algorithm=off_policy.algorithm(program.config, agent, buffer, build.optimizer(settings)))
 
 
 def played(settings, world=None):
@@ -62,10 +62,12 @@ def played(settings, world=None):
     return last.state, seen
 
 
-def stored(state, lane):
+def stored(state, lane, settings):
     memory = tree.index(state.buffer, lane)
-    count = int(replay.filled(memory))
-    return replay.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1)
+    program = build.program(settings)
+    buffer = build.buffer(program.config, program.env.spec)
+    count = int(buffer.size(memory))
+    return buffer.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1, 0).batch
 
 
 def test_replay_holds_what_was_played():
@@ -74,7 +76,7 @@ def test_replay_holds_what_was_played():
     state, (first, *rest) = played(SETTINGS)
     lost, ends, points = 0, 0, 0.0
     for lane in range(2):
-        rows, at, obs = stored(state, lane), 0, first.obs[lane]
+        rows, at, obs = stored(state, lane, SETTINGS), 0, first.obs[lane]
         for actions, answer in zip(rest[::2], rest[1::2], strict=True):
             step = tree.index(answer.step, lane)
             terminated = step.terminated | answer.life_lost[lane]
@@ -96,7 +98,7 @@ def test_lost_lives_and_rewards_as_they_are():
     pytest.importorskip("ale_py")
     settings = dataclasses.replace(SETTINGS, env="ale:SpaceInvaders", terminal_on_life_loss=False, clip_rewards=False)
     state, (_, *rest) = played(settings)
-    rows = stored(state, 0)
+    rows = stored(state, 0, settings)
     reward = torch.stack([answer.step.reward[0] for answer in rest[1::2]])
     assert torch.equal(rows.reward, reward.flatten())
     assert reward.max() > 1
@@ -106,8 +108,9 @@ def test_lost_lives_and_rewards_as_they_are():
 def test_several_steps_end_at_a_lost_life():
     """A transition over three steps that loses a life is worth what came until then, and nothing after."""
     pytest.importorskip("ale_py")
-    state, (_, *rest) = played(dataclasses.replace(SETTINGS, n_step=3))
-    rows, gamma, found = stored(state, 0), 0.99, 0
+    settings = dataclasses.replace(SETTINGS, n_step=3)
+    state, (_, *rest) = played(settings)
+    rows, gamma, found = stored(state, 0, settings), 0.99, 0
     lost = torch.stack([(a.life_lost | a.step.terminated)[0] for a in rest[1::2]])
     reward = torch.stack([a.step.reward[0] for a in rest[1::2]]).clamp(-1, 1)
     for t in range(len(lost) - 2):
@@ -127,7 +130,8 @@ def test_frames_take_an_eighth_of_the_memory():
     settings = Settings(env="ale:Pong", capacity=10_000, seeds=1)
     program = build.program(settings)
     assert build.replay_bytes(program, 1) < 10_000 * 7_056 * 1.09
-    plain = program._replace(env=program.env._replace(spec=program.env.spec._replace(stack=1)))
+    agent, rows = program.algorithm.agent, replay.ring.buffer(10_000)
+    plain = program._replace(algorithm=off_policy.algorithm(program.config, agent, rows, build.adam))
     assert build.replay_bytes(plain, 1) > 10_000 * 7_056 * 8
 
 
@@ -196,8 +200,10 @@ def test_a_resumed_run_spans_no_cut():
     functions = runs.functions(program, settings, games)
     *_, last = training.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
     games.close()
-    assert int(last.state.buffer.added[0]) == int(state.buffer.added[0]) + 3 * 2, "two steps are not complete yet"
-    rows = stored(last.state, 0)
+    assert int(last.state.buffer.buffer.buffer.added[0]) == int(state.buffer.buffer.buffer.added[0]) + 3 * 2, (
+        "two steps are not complete yet"
+    )
+    rows = stored(last.state, 0, settings)
     newest = tree.index(rows, slice(-6, -3))
     assert torch.equal(newest.obs, again[0].obs[0])
     assert torch.equal(newest.next_obs, again[6].step.next_obs[0])

@@ -109,7 +109,9 @@ def test_the_parts_of_a_cycle_around_a_host_environment(kind):
     _, step = vmap(program.env.reset)(torch.zeros((LANES, 3, 0), device=DEVICE))
     none = torch.zeros((LANES, 3), dtype=torch.bool, device=DEVICE)
     answer = Answer(Step(*map(torch.clone, step)), ~none, ~none[:, 0], none)
-    check_step(host.choose, program, state, noise.act[:, 0])
+    check_step(
+        host.choose, program, state, tree.index(host.interaction(tree.map(lambda x: x.unsqueeze(0), noise), 0), 0)
+    )
     check_step(host.store, program, state, answer)
     check_step(host.finish, program, state, answer)
     check_step(training.learn, program, state, noise)

@@ -278,9 +278,8 @@ def test_a_module_s_parameters_do_not_depend_on_the_device_and_leave_the_generat
 
 def test_the_constants_of_a_module_are_where_its_parameters_are():
     """Also in a program whose steps are captured, where nothing may be copied from the host."""
-    from functools import partial
 
-    from fdqn import dqn, losses, networks
+    from fdqn import networks
 
     class Shifted(torch.nn.Module):
         def __init__(self):
@@ -292,7 +291,7 @@ def test_the_constants_of_a_module_are_where_its_parameters_are():
             return self.linear(x + self.shift)
 
     network = networks.from_module(Shifted)
-    program = examples.program()._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.squared))
+    program = examples.program(network=network, double=False)
     hyper, keys = examples.lanes(2)
     state = training.init(program, on_gpu(hyper), keys.cuda())
     (*_, report) = training.run(program, state, 600, compile.compiled(program), report_every=120)

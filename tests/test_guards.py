@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import cli, history, losses, runs, training, tree
+from fdqn import build, cli, history, losses, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
+from fdqn.types import Diagnostics
 
 BAD, LANES = 1, 3
 
@@ -74,13 +75,13 @@ def test_a_lane_that_goes_wrong_is_frozen_and_touches_no_other(trained, place, v
 
 def spoiled_program(spoil):
     """A program whose loss is spoiled in the lane of the largest learning rate."""
-    program = examples.program()
+    agent = examples.program().algorithm.agent
 
-    def loss(params, target_params, batch, hyper):
-        value, q = program.loss(params, target_params, batch, hyper)
-        return spoil(value, hyper.learning_rate > 1.9e-3), q
+    def loss(params, target_params, batch, hyper, noise):
+        output = agent.loss(params, target_params, batch, hyper, noise)
+        return output._replace(loss=spoil(output.loss, hyper.learning_rate > 1.9e-3))
 
-    return program._replace(loss=loss)
+    return examples.program(agent=agent._replace(loss=loss))
 
 
 class Steeper(torch.autograd.Function):
@@ -128,9 +129,7 @@ def test_the_planted_bug_is_seen(trained):
 
     def unguarded(state, noise):
         state = training.collect(program, state, noise)
-        batch = training.replay.sample(state.buffer, noise.sample[0])
-        optimizer = program.optimizer(state.hyper)
-        return training.dqn.learn(program.loss, optimizer, state.learner, batch, state.hyper)[0]
+        return program.algorithm.update(state.learner, state.buffer, noise.sample[0], (), state.hyper)[0]
 
     params = vmap(unguarded)(spoiled, noise).params
     with pytest.raises(AssertionError, match="expected a finite number"):
@@ -154,10 +153,9 @@ def test_every_parameter_is_looked_at(trained, leaf, value):
 @pytest.mark.parametrize("leaf", ["0.weight", "0.bias", "2.weight", "2.bias"])
 def test_no_parameter_that_is_not_finite_reaches_the_state(trained, leaf):
     """A step size that is infinite for one of them alone."""
-    program = examples.program()
 
     def optimizer(hyper):
-        whole = program.optimizer(hyper)
+        whole = build.clipped(build.adam)(hyper)
 
         def update(grads, state, params):
             updates, state = whole.update(grads, state, params)
@@ -167,7 +165,7 @@ def test_no_parameter_that_is_not_finite_reaches_the_state(trained, leaf):
         return whole._replace(update=update)
 
     hyper = trained.hyper._replace(learning_rate=put(trained.hyper.learning_rate, 1.5))
-    after = advanced(trained._replace(hyper=hyper), 3, program._replace(optimizer=optimizer))
+    after = advanced(trained._replace(hyper=hyper), 3, examples.program(optimizer=optimizer))
     assert after.metrics.failed.tolist() == [-1, 21, -1]
     assert training.CAUSES[after.metrics.cause[BAD]] == "parameter"
     asserts.assert_trees_equal(tree.index(trained.learner.params, BAD), tree.index(after.learner.params, BAD))
@@ -248,6 +246,6 @@ def test_failed_seeds_are_told_with_step_and_cause(trained):
     *_, report = training.run(program, spoiled, 90, training.vmapped(program), 30)
     assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
     assert training.snapshot(program, report.state).failed.tolist() == [-1, 21, -1]
-    zero = training.dqn.Diagnostics(*torch.zeros(3))
+    zero = Diagnostics(*torch.zeros(3))
     counted = training.count_update(tree.index(report.state.metrics, BAD), zero, torch.tensor(True), torch.tensor(40))
     assert int(counted.failed) == 21

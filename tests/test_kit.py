@@ -225,7 +225,7 @@ def test_a_network():
 
 
 def own_program(network):
-    return examples.program(walk(), network=network)._replace(optimizer=lambda hyper: heavy_ball(hyper.learning_rate))
+    return examples.program(walk(), network=network, optimizer=lambda hyper: heavy_ball(hyper.learning_rate))
 
 
 def test_a_program():

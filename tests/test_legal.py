@@ -182,7 +182,7 @@ def updated(loss, rows, poison=None):
     """The learner after one update; with a poison in everything that is illegal, before and after the action."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     apply = network.apply if poison is None else poisoned(network, poison)
-    optimizer = build.clipped_adam(hyper := tree.index(training.hyper(1), 0))
+    optimizer = build.clipped(build.adam)(hyper := tree.index(training.hyper(1), 0))
     learner = off_policy.init(optimizer, network.init(random.key(3)))
     learner = learner._replace(target_params=network.init(random.key(4)))
     agent = dqn.agent(network._replace(apply=apply), double=loss is dqn.double_q_learning)

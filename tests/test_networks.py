@@ -15,7 +15,7 @@ from scipy import stats
 from torch import nn
 from torch.func import grad, vmap
 
-from fdqn import compile, dqn, losses, networks, random, training, tree
+from fdqn import compile, networks, random, training, tree
 from fdqn.networks import modules
 from fdqn.testing import asserts, examples, laws
 
@@ -469,7 +469,7 @@ def test_constants_in_a_program_that_trains():
             return self.linear(x + self.shift)
 
     network = networks.from_module(Shifted)
-    program = examples.program()._replace(network=network, loss=partial(dqn.q_learning, network.apply, losses.squared))
+    program = examples.program(network=network, double=False)
     state = training.init(program, *examples.lanes(2))
     (*_, report) = training.run(program, state, 45, training.vmapped(program), report_every=45)
     assert report.updates.min() > 0
@@ -918,7 +918,8 @@ def test_training_starts_from_loaded_parameters():
     program = examples.program()
     module = untouched(lambda: sequential(4, (8,), 2))
     params = networks.load(program.network, module.state_dict())
-    state = training.init(program._replace(network=networks.starting_from(program.network, params)), *examples.lanes(3))
+    loaded = examples.program(network=networks.starting_from(program.network, params))
+    state = training.init(loaded, *examples.lanes(3))
     for name, x in state.learner.params.items():
         assert torch.equal(x, module.state_dict()[name].expand_as(x))
     asserts.assert_trees_equal(state.learner.params, state.learner.target_params)

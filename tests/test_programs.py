@@ -11,8 +11,7 @@ from plants import naive, rejects
 from fdqn import compile as edge
 from fdqn import random, replay, training, tree
 from fdqn.testing import examples, programs
-from fdqn.training import metrics
-from fdqn.types import Network
+from fdqn.training import loop, metrics
 
 
 def moving_parts(state):
@@ -46,14 +45,15 @@ def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
     noise = shared_key(training.noise)
     with rejects("lane 1 of 3"):
         programs.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
-    monkeypatch.setattr(training, "noise", noise)
+    monkeypatch.setattr(loop, "noise", noise)
     with rejects("lane 1 of 3"):
         programs.lanes(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
 
 
 def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
     program, (hyper, keys) = examples.program(), examples.lanes(3)
-    same_start = program._replace(network=Network(lambda key: program.network.init(key * 0), program.network.apply))
+    network = program.network
+    same_start = examples.program(network=network._replace(init=lambda key: network.init(key * 0)))
     with rejects(r"lane 1\[.0.weight.\]: expected a change with its key"):
         programs.lanes(
             lambda hyper, keys: training.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0

@@ -24,6 +24,7 @@ import fdqn
 from fdqn import build, envs, evaluate, export, history, lanes, random, runs, training, tree
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import off_policy
 
 COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
 KEYS = {
@@ -651,8 +652,10 @@ def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
 def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message):
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)
     config = dataclasses.replace(made.program.config, **change)
+    buffer = build.buffer(config, made.program.env.spec)
+    algorithm = off_policy.algorithm(config, made.program.algorithm.agent, buffer, build.adam)
     with pytest.raises(ValueError, match=message):
-        build.check_memory(made.program._replace(config=config), lanes, torch.device("cpu"))
+        build.check_memory(made.program._replace(algorithm=algorithm), lanes, torch.device("cpu"))
 
 
 def a_system(monkeypatch, path, files):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, dqn, envs, losses, networks, settings, training
+from fdqn import build, cli, dqn, envs, losses, networks, settings, training, tree
 from fdqn.settings import Settings
 from fdqn.types import Hyper, World
 
@@ -128,9 +128,9 @@ def test_minatar_s_preset_is_the_paper_s():
     assert program.config == training.Config(
         num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000, random_warmup=True
     )
-    assert program.optimizer is build.plain_rmsprop
-    assert program.loss.func is dqn.q_learning
-    assert program.loss.args[1] is losses.huber
+    assert build.optimizer(given) is build.rmsprop
+    assert program.algorithm.agent.loss.func is dqn.q_learning
+    assert program.algorithm.agent.loss.args[1] is losses.huber
     expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e5}
     assert {name: getattr(hyper, name).tolist() for name in expected} == {
         name: pytest.approx([x] * 16) for name, x in expected.items()
@@ -148,9 +148,9 @@ def test_nature_s_preset_is_the_paper_s():
         clip_rewards=True, terminal_on_life_loss=True, random_warmup=True,
     )  # fmt: skip
     assert program.config.env_steps == 4 * program.config.updates_per_cycle
-    assert program.optimizer is build.plain_nature_rmsprop
-    assert program.loss.func is dqn.q_learning
-    assert program.loss.args[1] is losses.huber
+    assert build.optimizer(given) is build.nature_rmsprop
+    assert program.algorithm.agent.loss.func is dqn.q_learning
+    assert program.algorithm.agent.loss.args[1] is losses.huber
     expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e6}
     assert {name: getattr(hyper, name).tolist() for name in expected} == {
         name: pytest.approx([x]) for name, x in expected.items()
@@ -311,18 +311,18 @@ def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
 
 
 def test_no_clip_without_a_norm():
-    clipped = build.program(Settings(max_grad_norm=10.0)).optimizer
-    free = build.program(Settings(max_grad_norm=math.inf)).optimizer
-    assert clipped is build.clipped_adam
-    assert free is build.plain_adam
+    hyper = tree.index(training.hyper(1), 0)
+    params = {"w": torch.zeros(2)}
+    clipped = build.optimizer(Settings(max_grad_norm=10.0))(hyper).init(params)
+    assert set(clipped) == {"clip", "rule"}
+    assert build.optimizer(Settings(max_grad_norm=math.inf)) is build.adam
 
 
 def test_rmsprop_is_minatar_s():
     """With and without a norm, three steps are PyTorch's, centered, with that paper's numbers."""
-    clipped = build.program(Settings(optimizer="rmsprop", max_grad_norm=0.5)).optimizer
-    free = build.program(Settings(optimizer="rmsprop", max_grad_norm=math.inf)).optimizer
-    assert clipped is build.clipped_rmsprop
-    assert free is build.plain_rmsprop
+    clipped = build.optimizer(Settings(optimizer="rmsprop", max_grad_norm=0.5))
+    free = build.optimizer(Settings(optimizer="rmsprop", max_grad_norm=math.inf))
+    assert free is build.rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):
         params, optimizer = {"w": torch.tensor([3.0, -4.0], dtype=torch.float64)}, make(hyper)
@@ -339,10 +339,9 @@ def test_rmsprop_is_minatar_s():
 
 def test_nature_s_rmsprop_is_the_authors():
     """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
-    clipped = build.program(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5)).optimizer
-    free = build.program(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf)).optimizer
-    assert clipped is build.clipped_nature_rmsprop
-    assert free is build.plain_nature_rmsprop
+    clipped = build.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5))
+    free = build.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf))
+    assert free is build.nature_rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):
         params, optimizer = {"w": torch.tensor([0.3, -0.4], dtype=torch.float64)}, make(hyper)
@@ -423,7 +422,7 @@ def test_a_program_without_clipping_has_plain_adam():
     """An infinite norm clips nothing, so that the same gradients give the same updates."""
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, math.inf]))
     params = {"w": torch.tensor([3.0, -4.0])}
-    plain, clipped = build.plain_adam(hyper), build.clipped_adam(hyper)
+    plain, clipped = build.adam(hyper), build.clipped(build.adam)(hyper)
     updates, _ = plain.update(params, plain.init(params), params)
     also, _ = clipped.update(params, clipped.init(params), params)
     assert updates["w"].tolist() == also["w"].tolist() == pytest.approx([-0.1, 0.1])

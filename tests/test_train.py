@@ -128,7 +128,7 @@ def test_draws_on_a_device_are_long_enough_for_graphs_of_many_cycles(env):
         cycles = loop._cycles_per_draw(program, keys)
         assert 16 <= cycles <= loop.CYCLES_PER_DRAW
         assert cycles % (program.config.target_period or 1) == 0
-        assert cycles * 1024 * training._words(program) * 8 <= 2**27
+        assert cycles * 1024 * training.bits_per_cycle(program) * 8 <= 2**27
         assert loop._cycles_per_draw(program, torch.zeros(1024, 2)) <= 3
 
 
@@ -556,16 +556,15 @@ def test_cadences_that_cannot_be(steps, every, message):
 
 
 def test_a_network_for_another_number_of_actions():
-    program = examples.program()
-    wrong = networks.mlp(4, (8,), 3)
+    program = examples.program(network=networks.mlp(4, (8,), 3))
     with pytest.raises(ValueError, match=r"network.apply: expected shape \[S E 2\], got \[2, 3, 3\]"):
-        training.init(program._replace(network=wrong), *examples.lanes(2))
+        training.init(program, *examples.lanes(2))
 
 
 def test_a_network_for_another_observation():
-    program = examples.program()
+    program = examples.program(network=networks.mlp(5, (8,), 2))
     with pytest.raises(ValueError, match=r"obs: expected shape \[... 5\]"):
-        training.init(program._replace(network=networks.mlp(5, (8,), 2)), *examples.lanes(2))
+        training.init(program, *examples.lanes(2))
 
 
 @pytest.mark.parametrize(

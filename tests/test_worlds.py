@@ -31,6 +31,7 @@ from fdqn import (
     envs,
     evaluate,
     history,
+    policies,
     random,
     replay,
     runs,
@@ -396,7 +397,9 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
             noise = tree.index(tree.index(training.noise(program, keys, number, 1), 0), lane)
             share = training.epsilon(own, torch.tensor(3 * number))
             state = state._replace(obs=torch.from_numpy(obs), legal=every, hyper=own)
-            chosen = host.dqn.act(program.network.apply, state.learner.params, state.obs, every, share, noise.act[0])
+            chosen = policies.epsilon_greedy(
+                program.network.apply(state.learner.params, state.obs), every, share, noise.act[0]
+            )
             if number >= 4:
                 state = training.learn(program, state, noise)
             rows = []
@@ -452,18 +455,18 @@ def test_parts_of_a_cycle_are_functions_of_one_lane():
     program, parts = build.program(SETTINGS), host.vmapped(build.program(SETTINGS))
     state = trained(SETTINGS, cycles=20).state
     before = tree.clone(state)
-    u = training.noise(program, state.key, 20, 1).act[:, :, 0]
+    u = host.interaction(training.noise(program, state.key, 20, 1), 0)
     games = envs.find(SETTINGS.env).open(2, 3)
     games.reset([[1, 2, 3], [4, 5, 6]])
     asked = parts.choose(state, u)
     answer = games.step(asked.env_state.numpy())
     games.close()
     lots = tree.map(lambda x: x.unsqueeze(0), answer)
-    after = parts.conclude(asked, lots)
+    after = parts.finish(asked, lots)
     assert after.cycle.tolist() == [21, 21]
-    asserts.assert_trees_equal(after._replace(cycle=state.cycle), parts.remember(asked, lots))
+    asserts.assert_trees_equal(after._replace(cycle=state.cycle), parts.store(asked, lots))
     for i in range(2):
-        alone = host.choose(program, tree.index(state, i), u[0, i])
+        alone = host.choose(program, tree.index(state, i), tree.index(u, (0, i)))
         asserts.assert_trees_equal(tree.index(asked, i), alone)
         asserts.assert_trees_equal(tree.index(after, i), host.finish(program, alone, tree.index(answer, i)))
         asserts.assert_trees_equal(

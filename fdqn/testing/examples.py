@@ -20,7 +20,7 @@ def program(
     double: bool = True,
     network: Network | None = None,
     agent: Agent | None = None,
-    optimizer: Callable[[Hyper], Optimizer] = build.clipped_adam,
+    optimizer: Callable[[Hyper], Optimizer] | None = None,
     **config: Any,
 ) -> training.Program:
     """A DQN of CartPole with episodes of at most 20 steps, or with other parts.
@@ -31,14 +31,16 @@ def program(
         double: double Q-learning.
         network: network in place of the MLP.
         agent: agent in place of the DQN.
-        optimizer: makes the optimizer of one seed from its hyper-parameters.
+        optimizer: makes the optimizer of one seed from its hyper-parameters; Adam on clipped gradients by default.
         **config: fields of `training.Config`.
     """
     world = env or cartpole.make(time_limit=20)
     network = network or networks.mlp(world.spec.obs_shape, hidden, world.spec.actions)
     small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
     sizes, agent = training.Config(**{**small, **config}), agent or dqn.agent(network, double)
-    algorithm = off_policy.algorithm(sizes, agent, build.buffer(sizes, world.spec), optimizer)
+    algorithm = off_policy.algorithm(
+        sizes, agent, build.buffer(sizes, world.spec), optimizer or build.clipped(build.adam)
+    )
     return training.Program(world, algorithm)
 
 

@@ -97,7 +97,7 @@ def functions(program: Program, env: Any, parts: Parts) -> Functions:
     upload, download = functools.cache(transfer.uploads), functools.cache(transfer.downloads)
 
     def actions(state: TrainState, noise: Noise, i: int) -> tuple[TrainState, NDArray[Any]]:
-        state = parts.choose(state, _interaction(noise, i))
+        state = parts.choose(state, interaction(noise, i))
         return state, download(state.key.device)(state.env_state)
 
     def answered(state: TrainState, actions: NDArray[Any]) -> Answer:
@@ -130,7 +130,7 @@ def functions(program: Program, env: Any, parts: Parts) -> Functions:
     return Functions(parts.noise, _one_by_one(collect), _one_by_one(cycle), parts.sync)
 
 
-def _interaction(noise: Noise, i: int) -> Interaction:
+def interaction(noise: Noise, i: int) -> Interaction:
     """Random numbers for the actions of step i, leaves [1, S, ...], from noise with leaves [1, S, k, ...]."""
     act, values = tree.map(lambda x: x[:, :, i], (noise.act, noise.values))
     return Interaction(act, (), (), values)  # type: ignore[arg-type]
