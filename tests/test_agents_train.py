@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, networks, random, training, tree
 from fdqn import compile as edge
+from fdqn import networks, random, training, tree
 from fdqn.agents import c51, noisy
 from fdqn.envs import cartpole
 from fdqn.testing import asserts, examples, programs
@@ -81,7 +81,7 @@ def test_learns_cartpole(agent, epsilon):
     """Two seeds, 20 k steps, with the settings of the default run; random actions get 22."""
     one = examples.program(
         cartpole.make(), agent=agent(), num_envs=10, batch_size=128, capacity=10_000, learning_starts=1_000,
-        target_period=20, optimizer=build.clipped_adam,
+        target_period=20,
     )  # fmt: skip
     hyper = training.hyper(2, epsilon_start=epsilon, epsilon_end=0.05 * epsilon, epsilon_steps=10_000)
     edge.prepare_cpu()

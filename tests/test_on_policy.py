@@ -306,6 +306,7 @@ def test_reaches_400_on_cartpole():
     config = training.Config(32, 64, 64, 128, 2048, learning_starts=0, target_period=0)
     one = on_cartpole(config, 200_000)
     hyper = training.hyper(4, learning_rate=1e-3, epsilon_end=0.2, epsilon_steps=80_000)
+    edge.prepare_cpu()
     state = training.init(one, hyper, random.key(range(4)))
     *_, report = training.run(one, state, 200_000, edge.compiled(one), report_every=200_000)
     returns = greedy_returns(one, report.state).mean(-1)
