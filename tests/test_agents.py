@@ -6,9 +6,9 @@ import pytest
 import torch
 from plants import rejects
 
-from fdqn import actions, distributional, losses, networks, random, tree
+from fdqn import actions, build, distributional, losses, networks, random, tree
 from fdqn.agents import c51, check_agent, check_loss_output, each_pass, noise_shapes, noisy
-from fdqn.testing import agents, asserts, laws
+from fdqn.testing import agents, asserts, examples, laws
 from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition
 
 ATOMS = (-3.0, 3.0, 7)
@@ -236,6 +236,18 @@ def test_c51_equals_a_loop_over_rows_actions_and_atoms():
         expected = -(torch.tensor(m, dtype=torch.float64) * logits.log_softmax(-1)).sum()
         torch.testing.assert_close(output.loss[i], expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(output.q[i], (logits.softmax(-1) * support).sum(), rtol=1e-12, atol=1e-12)
+
+
+def test_supports_of_any_spacing_and_programs_without_memory():
+    uneven = torch.tensor([-1.0, 0.0, 0.25, 3.0])
+    agent = c51.agent(networks.mlp(2, (5,), 3 * 4), uneven)
+    agents.agent(agent, (2,), 3)
+    logits = networks.mlp(2, (5,), 3 * 4).apply(params(agent, 0), batch().obs).reshape(7, 3, 4)
+    expected = logits.softmax(-1) @ uneven.double()
+    asserts.assert_trees_close(expected, agent.values(params(agent, 0), batch().obs, ()), 1e-12)
+    for support in (uneven, ATOMS):
+        agent = c51.agent(networks.mlp(4, (8,), 2 * len(distributional.atoms(support))), support)
+        assert build.state_bytes(examples.program(agent=agent), 2) > 0
 
 
 def test_priority_of_c51_is_0_where_the_prediction_is_the_target():

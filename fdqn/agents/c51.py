@@ -5,6 +5,7 @@ Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,30 +35,35 @@ def agent(
     numbers that are not finite or do not increase. `values` and `loss` raise ValueError where the number of outputs
     is not a multiple of the number of atoms.
     """
-    noisy, atoms = with_noise(network), {torch.device("cpu"): distributional.atoms(support).cpu()}
+    noisy, atoms = with_noise(network), _atoms(distributional.atoms(support))
     passes = 3 if double else 2
     return Agent(
-        init=partial(_init, noisy, atoms),
+        init=noisy.init,
         values=partial(_values, noisy, atoms),
         loss=partial(_loss, noisy, atoms, double),
         noise=partial(noise_shapes, noisy, passes),
     )
 
 
-_Atoms = dict[torch.device, Tensor]
-"""The support on each device that parameters were made on. A copy made under a compiler would be made in every call."""
+class _Atoms(NamedTuple):
+    """A support as numbers."""
+
+    numbers: tuple[float, ...]
+    evenly_spaced: bool
 
 
-def _init(network: NoisyNetwork, atoms: _Atoms, key: Tensor) -> Params:
-    params = network.init(key)
-    if key.device not in atoms:
-        atoms[key.device] = atoms[torch.device("cpu")].to(key.device)
-    return params
+def _atoms(support: Tensor) -> _Atoms:
+    wide = support.double().cpu()
+    even = torch.linspace(float(wide[0]), float(wide[-1]), len(wide), dtype=torch.float64)
+    return _Atoms(tuple(wide.tolist()), torch.equal(wide, even))
 
 
 def _support(atoms: _Atoms, like: Tensor) -> Tensor:
-    """The support [N] on the device and in the dtype of `like`."""
-    return atoms.get(like.device, atoms[torch.device("cpu")]).to(like)
+    """The support [N] in the dtype of `like` and on its device, where it is made: the host would wait for a copy."""
+    x = atoms.numbers
+    if atoms.evenly_spaced:
+        return torch.linspace(x[0], x[-1], len(x), dtype=like.dtype, device=like.device)
+    return torch.stack([torch.full((), number, dtype=like.dtype, device=like.device) for number in x])
 
 
 def _values(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
@@ -96,7 +102,7 @@ def _loss(
 
 def _logits(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
     """Logits [..., A, atoms]."""
-    outputs, count = network.apply(params, obs, noise), len(atoms[torch.device("cpu")])
+    outputs, count = network.apply(params, obs, noise), len(atoms.numbers)
     if outputs.shape[-1] % count:
         raise ValueError(
             f"network: expected a multiple of {count} outputs, one for every action and atom, got "
