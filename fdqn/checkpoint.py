@@ -304,26 +304,18 @@ def _some(things: list[str]) -> str:
 def _write(path: Path, content: Iterable[bytes | Tensor]) -> dict[str, Any]:
     """Write a new file, piece by piece, until it is on disk; answer with its size and SHA-256."""
     size, digest = 0, hashlib.sha256()
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
+    with files.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
         for piece in content:
             size += _append(file, digest, memoryview(piece) if isinstance(piece, bytes) else _memory(piece))
         os.fsync(file)
-    finally:
-        os.close(file)
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _append(file: int, digest: Any, rest: memoryview) -> int:
-    """All of `rest`. A function, so that nothing holds one copied tensor while the next is copied."""
-    size = len(rest)
-    digest.update(rest)
-    while rest:
-        written = os.write(file, rest)
-        if not written:
-            raise OSError("a write of nothing")
-        rest = rest[written:]
-    return size
+def _append(file: int, digest: Any, piece: memoryview) -> int:
+    """Write all of `piece`. A function, so that nothing holds one copied tensor while the next is copied."""
+    digest.update(piece)
+    files.write_all(file, piece)
+    return len(piece)
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -375,10 +367,14 @@ def _held(file: Path) -> Iterator[None]:
 def _opened(file: Path) -> Iterator[io.BufferedReader]:
     """A file of a checkpoint, to read. Links, devices and pipes are nothing that was written here."""
     with _in_words(f"{file}: expected a file of a checkpoint", "use another checkpoint"):
-        if not stat.S_ISDIR(os.lstat(file.parent).st_mode) or not stat.S_ISREG(os.lstat(file).st_mode):
+        if not stat.S_ISDIR(os.lstat(file.parent).st_mode):
             raise _refusal(file, "a plain file in a folder", "something else")
-        with open(file, "rb") as opened:
-            yield opened
+        with contextlib.ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(files.opened(file, os.O_RDONLY))
+            except ValueError:
+                raise _refusal(file, "a plain file in a folder", "something else") from None
+            yield stack.enter_context(open(descriptor, "rb", closefd=False))
 
 
 def _refusal(file: Path, expected: str, got: str) -> CheckpointError:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 def read(file: Path, most: int | None = None) -> bytes:
     """Everything in a plain file. Raises ValueError where it is none or has more than `most` bytes, and OSError."""
-    with _opened(file, os.O_RDONLY) as descriptor:
+    with opened(file, os.O_RDONLY) as descriptor:
         size = os.fstat(descriptor).st_size
         if most is not None and size > most:
             raise ValueError(f"{file}: expected at most {most:,} bytes, got {size:,}")
-        with open(descriptor, "rb", closefd=False) as opened:
-            return opened.read(size)
+        with open(descriptor, "rb", closefd=False) as file_object:
+            return file_object.read(size)
 
 
 def write(file: Path, content: bytes) -> None:
@@ -30,11 +30,11 @@ def write(file: Path, content: bytes) -> None:
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if os.path.lexists(file) and not file.is_symlink():
-            with _opened(file, os.O_RDONLY):  # nor is a pipe or a device written over
+            with opened(file, os.O_RDONLY):  # nor is a pipe or a device written over
                 pass
         try:
-            with _opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
-                _write(descriptor, content)
+            with opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
+                write_all(descriptor, content)
                 os.fsync(descriptor)
             os.replace(part, file)
         except BaseException:
@@ -46,10 +46,10 @@ def write(file: Path, content: bytes) -> None:
 
 def append(file: Path, content: bytes) -> None:
     """Bytes at the end of a plain file, which may be new. Raises ValueError where it is none; OSError."""
-    with _in_words(file), _opened(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
+    with _in_words(file), opened(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
         size = os.fstat(descriptor).st_size
         try:
-            _write(descriptor, content)
+            write_all(descriptor, content)
         except BaseException:
             os.ftruncate(descriptor, size)  # all of it or nothing
             raise
@@ -61,17 +61,17 @@ def cut(file: Path, size: int) -> None:
         if size == 0:
             file.unlink(missing_ok=True)
             return
-        with _opened(file, os.O_WRONLY) as descriptor:
+        with opened(file, os.O_WRONLY) as descriptor:
             os.ftruncate(descriptor, size)
 
 
 def digest(file: Path, size: int) -> str:
     """The SHA-256 of the first `size` bytes of a plain file, which are on disk then; they may not all be there."""
-    with _opened(file, os.O_RDONLY) as descriptor:
+    with opened(file, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
         hashed = hashlib.sha256()
-        with open(descriptor, "rb", closefd=False) as opened:
-            while size > 0 and (piece := opened.read(min(size, 2**20))):
+        with open(descriptor, "rb", closefd=False) as file_object:
+            while size > 0 and (piece := file_object.read(min(size, 2**20))):
                 hashed.update(piece)
                 size -= len(piece)
         return hashed.hexdigest()
@@ -88,8 +88,22 @@ def sync(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write all of `content`, in several system calls if one takes only a part. Raises OSError."""
+    rest = memoryview(content)
+    while rest:
+        written = os.write(descriptor, rest)
+        if not written:
+            raise OSError("a write of nothing")
+        rest = rest[written:]
+
+
 @contextlib.contextmanager
-def _opened(file: Path, flags: int) -> Iterator[int]:
+def opened(file: Path, flags: int) -> Iterator[int]:
+    """Open a plain file with `flags` of `os.open` and yield its descriptor, which is closed at the end.
+
+    Raises ValueError for a link, a pipe or anything else that is not a plain file; OSError.
+    """
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if file.is_symlink():
         raise ValueError(f"{file}: expected a plain file, got a link")
@@ -100,12 +114,6 @@ def _opened(file: Path, flags: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 @contextlib.contextmanager

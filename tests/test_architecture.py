@@ -1,8 +1,11 @@
-"""The rooms of the house: who may import whom, what may be said only in one of them, and that no law of the kit goes
-without its planted bug.
+"""The order of the levels, derived from the imports; what may be written in only one of them; and a planted bug for
+every law of the kit.
+
+A level is a folder of the package, or a module that lies directly in it.
 """
 
 import ast
+import graphlib
 import importlib
 import pathlib
 
@@ -12,47 +15,116 @@ import fdqn
 
 ROOT = pathlib.Path(fdqn.__file__).parent
 TESTS = pathlib.Path(__file__).parent
-LEVELS = {
-    "types": 0, "tree": 0, "settings": 0,
-    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1, "process": 1,
-    "random": 2, "actions": 2, "schedules": 2,
-    "networks": 3, "losses": 3, "distributional": 3, "policies": 3, "optim": 3, "replay": 3,
-    "envs": 3, "returns": 3, "agents": 4,
-    "dqn": 4, "training": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
-    "compile": 8, "checkpoint": 8, "history": 9, "runs": 10, "export": 11, "cli": 12, "__main__": 13,
-}  # fmt: skip
-"""The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
-
-CORE = {name for name, level in LEVELS.items() if level <= LEVELS["compile"]} - {
-    "build", "checkpoint", "files", "plots", "process", "settings", "statistics", "toolchain", "video",
-}  # fmt: skip
-"""What runs in a lane or drives lanes. Statistics resample on the host, with numpy."""
+FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
-def room(path):
-    """The room of a file: its name, or its folder's."""
+def level(path):
+    """The level of a file: its top folder, or else its own name."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-FILES = sorted(p for p in ROOT.rglob("*.py") if room(p) not in ("testing", "__init__"))
-SOURCES = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def dotted_path(path):
+    """`fdqn.envs.cartpole` of a file."""
+    return ".".join(("fdqn", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def belongs_to(path, name):
+    """Return whether `name` is a file's own name or one of the folders that it lies in."""
+    return name in path.relative_to(ROOT).with_suffix("").parts
+
+
+SOURCES = pytest.mark.parametrize(
+    "path", [p for p in FILES if level(p) != "testing"], ids=lambda p: str(p.relative_to(ROOT))
+)
+MODULES = {dotted_path(p): p for p in FILES}
 
 
 def parsed(path):
     return ast.parse(path.read_text())
 
 
-def imported_rooms(module):
-    """The rooms that a module imports, anywhere in it."""
+def imported(module):
+    """Dotted names of `fdqn` that a module imports, anywhere in it."""
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: expected an absolute import"
-            names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "fdqn" else [node.module]
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name.split(".")[1] for name in names if name.startswith("fdqn."))
+        yield from (name for name in names if name.startswith("fdqn."))
+
+
+def imported_levels(module):
+    return {name.split(".")[1] for name in imported(module)} & {level(p) for p in FILES}
+
+
+def unknown_imports(module):
+    """What a module imports from `fdqn` that is no level, such as a name that the package resolves when asked."""
+    return {name.split(".")[1] for name in imported(module)} - {level(p) for p in FILES} - {"__version__"}
+
+
+def imported_files(module):
+    """Dotted names of the modules that a module imports: `from fdqn.envs import episode` gives `fdqn.envs.episode`."""
+    return {name if name in MODULES else name.rpartition(".")[0] for name in imported(module)} & set(MODULES)
+
+
+def cycle(graph):
+    """Names that import each other in a circle, the first again at the end; none if there is no circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def heights(graph):
+    """The number of imports on the longest way down from each level."""
+    found = {}
+    for name in graphlib.TopologicalSorter(graph).static_order():
+        found[name] = 1 + max((found[below] for below in graph.get(name, ())), default=-1)
+    return found
+
+
+def order(graph):
+    """The levels in lines, each of which imports only from lines above it."""
+    rows = {}
+    for name, height in sorted(heights(graph).items()):
+        rows.setdefault(height, []).append(name)
+    return "\n".join(f"{height:2d}  {' '.join(names)}" for height, names in sorted(rows.items()))
+
+
+def reachable(graph, names):
+    """`names`, what they import, what that imports, and so on."""
+    found, waiting = set(), [name for name in names if name in graph]
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found.add(name)
+            waiting.extend(graph.get(name, ()))
+    return found
+
+
+def levels_of(sources):
+    """The levels that each level imports from, itself left out; `sources` are pairs of a level and a parsed module."""
+    graph = {}
+    for name, module in sources:
+        graph.setdefault(name, set()).update(imported_levels(module) - {name})
+    return graph
+
+
+ENTRANCES = {"testing": set(), "cli": {"__main__"}, "__main__": set()}
+"""Levels that nothing imports but the levels named."""
+
+
+def breaches(graph):
+    """Imports of an entrance, as pairs of the level that imports and the entrance."""
+    return sorted((name, x) for name in graph for x in graph[name] & set(ENTRANCES) if name not in ENTRANCES[x])
+
+
+LEVELS = levels_of((level(p), parsed(p)) for p in FILES)
+CORE = reachable(LEVELS, ["compile", "networks", "envs", "replay", "agents"])
+"""Everything that a program is made of, derived: what its parts import. It runs in a lane or drives lanes."""
 
 
 def dotted(node):
@@ -75,11 +147,6 @@ def said(module):
 
 def calls(module, *names):
     return [node.lineno for node in ast.walk(module) if isinstance(node, ast.Call) and dotted(node.func) in names]
-
-
-def wrong_imports(name, module):
-    """What room `name` imports although it is not on a lower level."""
-    return sorted(other for other in imported_rooms(module) if other != name and LEVELS[other] >= LEVELS[name])
 
 
 GENERATORS = {
@@ -107,19 +174,36 @@ def in_place_methods(module):
     )
 
 
-def test_every_file_has_a_room():
-    assert {room(p) for p in FILES} <= set(LEVELS)
+def test_levels_import_only_from_levels_above():
+    assert cycle(LEVELS) == [], "levels import each other; expected an order"
+    print(f"\nfrom the ground up:\n{order(LEVELS)}")
+    for name, height in heights(LEVELS).items():
+        assert all(heights(LEVELS)[other] < height for other in LEVELS[name])
 
 
-@SOURCES
-def test_imports_come_from_lower_levels(path):
-    assert wrong_imports(room(path), parsed(path)) == []
+def test_files_do_not_import_each_other():
+    assert cycle({name: imported_files(parsed(path)) - {name} for name, path in MODULES.items()}) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_name_the_level_that_they_use(path):
+    assert unknown_imports(parsed(path)) == set()
+
+
+def test_only_the_command_is_started_and_only_tests_import_the_kit():
+    assert breaches(LEVELS) == []
+
+
+def test_the_core_is_what_trains():
+    assert {"types", "tree", "check", "random", "networks", "envs", "optim", "compile", "replay"} <= CORE
+    assert CORE.isdisjoint({"cli", "testing", "experiment", "report", "storage"})
+    assert CORE.isdisjoint({"runs", "history", "settings", "checkpoint", "files", "plots", "video", "statistics"})
 
 
 @SOURCES
 def test_only_tree_imports_pytree(path):
     found = any("_pytree" in name for name in said(parsed(path)))
-    assert found == (room(path) == "tree")
+    assert found == (level(path) == "tree")
 
 
 @SOURCES
@@ -128,18 +212,24 @@ def test_only_compile_knows_the_compiler(path):
     found = {name for name in said(parsed(path)) if any(compiler in name for compiler in compilers)}
     # A check may ask whether a compiler is looking.
     allowed = {"compile": found, "toolchain": found, "check": {ASKS, "torch.compiler"}}
-    assert found <= allowed.get(room(path), set())
+    assert found <= allowed_in(path, allowed)
 
 
 ASKS = "torch.compiler.is_compiling"
 
 
+def allowed_in(path, by_name):
+    """What a table allows a file, by its own name or by that of a folder that it lies in."""
+    return set().union(*(allowed for name, allowed in by_name.items() if belongs_to(path, name)))
+
+
 def test_compile_does_say_it():
+    modules = [parsed(p) for p in FILES if level(p) == "compile"]
     for name in ("torch._inductor.compile", "torch._inductor.aot_compile"):
-        assert len(calls(parsed(ROOT / "compile.py"), name)) == 1
+        assert sum(len(calls(module, name)) for module in modules) == 1
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in CORE], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [p for p in FILES if level(p) in CORE], ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_core_uses_no_generator_and_prints_nothing(path):
     module = parsed(path)
     assert generator_lines(module) == []
@@ -154,18 +244,27 @@ and a module that is exported is nobody else's."""
 
 @SOURCES
 def test_only_the_edges_write_in_place(path):
-    assert set(in_place_methods(parsed(path))) <= IN_PLACE.get(room(path), set())
+    assert set(in_place_methods(parsed(path))) <= allowed_in(path, IN_PLACE)
 
 
-PICKLES = {"compile": "pickle", "export": "torch.save"}
+PICKLES = {"compile": {"pickle"}, "export": {"torch.save"}}
 """Between a process and the compiler that it started; and what `export` writes for others."""
 
 
 @SOURCES
 def test_nothing_that_is_read_can_execute(path):
-    pickling = ("pickle", "shelve", "marshal", "torch.load", "torch.save")
-    found = {p for p in pickling for name in said(parsed(path)) if name == p or name.startswith(p + ".")}
-    assert found == ({PICKLES[room(path)]} if room(path) in PICKLES else set())
+    assert pickling(parsed(path)) <= allowed_in(path, PICKLES)
+
+
+def pickling(module):
+    """Names in a module that pickle, or read or write what pickles."""
+    names = ("pickle", "shelve", "marshal", "torch.load", "torch.save")
+    return {p for p in names for name in said(module) if name == p or name.startswith(p + ".")}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_every_exception_for_pickles_is_needed(name):
+    assert set().union(*(pickling(parsed(p)) for p in FILES if belongs_to(p, name))) == PICKLES[name]
 
 
 def test_the_one_generator_is_there():
@@ -228,17 +327,27 @@ def test_every_strategy_is_held_to_its_promise():
 @pytest.mark.parametrize(
     ("name", "source", "check"),
     [
-        ("replay", "from fdqn import losses", lambda n, m: wrong_imports(n, m) == ["losses"]),
-        ("losses", "def f():\n    import fdqn.training", lambda n, m: wrong_imports(n, m) == ["training"]),
-        ("types", "from fdqn.tree import map", lambda n, m: wrong_imports(n, m) == ["tree"]),
+        ("types", "from fdqn import check", lambda n, m: set(cycle(planted(n, m))) == {"types", "tree", "check"}),
+        ("tree", "def f():\n    import fdqn.check", lambda n, m: set(cycle(planted(n, m))) == {"tree", "check"}),
+        ("tree", "from fdqn.check import shapes", lambda n, m: cycle(planted(n, m)) != []),
+        ("check", "from fdqn.testing import laws", lambda n, m: breaches(planted(n, m)) == [("check", "testing")]),
+        ("check", "from fdqn import cli", lambda n, m: breaches(planted(n, m)) == [("check", "cli")]),
+        ("__main__", "from fdqn.cli import main", lambda n, m: breaches(planted(n, m)) == []),
+        ("check", "import torch", lambda n, m: order(planted(n, m)) == " 0  types\n 1  tree\n 2  check"),
+        ("check", "from fdqn import random", lambda n, m: reachable(planted(n, m), [n]) >= {"random", "tree", "types"}),
+        ("check", "from fdqn.envs import episode", lambda n, m: imported_files(m) == {"fdqn.envs.episode"}),
+        ("check", "from fdqn.envs import make", lambda n, m: imported_files(m) == {"fdqn.envs"}),
+        ("check", "from fdqn import __version__", lambda n, m: unknown_imports(m) == set()),
+        ("check", "from fdqn import old_name", lambda n, m: unknown_imports(m) == {"old_name"}),
+        ("check", "from fdqn import __version__", lambda n, m: imported_levels(m) == set()),
         ("policies", "import torch\nu = torch.rand(3)", lambda n, m: generator_lines(m) == ["torch.rand"]),
         ("policies", "import random", lambda n, m: generator_lines(m) == ["random"]),
         ("policies", "import numpy as np\nnp.random.rand()", lambda n, m: generator_lines(m) != []),
         ("networks", "def _made():\n    torch.manual_seed(0)", lambda n, m: generator_lines(m) == []),
         ("networks", "def mlp():\n    torch.manual_seed(0)", lambda n, m: generator_lines(m) != []),
         ("optim", "x.add_(1)", lambda n, m: in_place_methods(m) == ["add_"]),
-        ("train", "print(1)", lambda n, m: calls(m, "print") == [1]),
-        ("train", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in said(m))),
+        ("training", "print(1)", lambda n, m: calls(m, "print") == [1]),
+        ("training", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in said(m))),
         ("test", "with rejects('x'):\n    laws.pure(f)\nlaws.env(g)", lambda n, m: held(m)[0] == {"pure"}),
         ("test", "with fork(), rejects():\n    laws.pure(f)", lambda n, m: held(m) == ({"pure"}, {"fork", "rejects"})),
         ("test", "with raises(ValueError):\n    laws.pure(f)", lambda n, m: held(m)[0] == set()),
@@ -247,3 +356,9 @@ def test_every_strategy_is_held_to_its_promise():
 )
 def test_the_readers_see_planted_breaches(name, source, check):
     assert check(name, ast.parse(source))
+
+
+def planted(name, module):
+    """Three levels in a row, to one of which a module is added."""
+    rows = [("types", ""), ("tree", "from fdqn import types"), ("check", "from fdqn import tree")]
+    return levels_of([(x, ast.parse(source)) for x, source in rows] + [(name, module)])

@@ -69,9 +69,13 @@ def test_trees_that_agree():
     [
         ({"a": 1, "b": 2}, {"a": 1}, r"^missing here: expected .* missing \[\"\['b'\]\"\], extra nothing"),
         ({"a": 1}, {"a": 1, "b": [2]}, r"missing nothing, extra \[\"\['b'\]\[0\]\"\]"),
-        ((1, 2), [1, 2], r"expected structure \('\*', '\*'\), got \['\*', '\*'\]"),
+        ((1, 2), [1, 2], r"expected the same structure; expected \('\*', '\*'\), got \['\*', '\*'\]"),
         (Network(1, 2), {"init": 1, "apply": 2}, r"missing \['.init', '.apply'\]"),
-        ({"a": 1}, {"a": 1, "none": ()}, r"expected structure {'a': '\*'}, got {'a': '\*', 'none': \(\)}"),
+        (
+            {"a": 1},
+            {"a": 1, "none": ()},
+            r"expected the same structure; expected {'a': '\*'}, got {'a': '\*', 'none': \(\)}",
+        ),
     ],
 )
 def test_structures_that_differ(expected, got, match):

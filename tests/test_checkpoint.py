@@ -452,7 +452,7 @@ def test_whatever_fails_in_a_prune_no_half_is_in_sight(tmp_path, monkeypatch):
 def test_short_writes_go_on(tmp_path, monkeypatch, most):
     writer = Failing(-1)
     monkeypatch.setattr(writer, "write", lambda file, data: os.write(file, data[:most]), raising=False)
-    monkeypatch.setattr(checkpoint, "os", writer)
+    monkeypatch.setattr(files, "os", writer)
     path = checkpoint.save(tmp_path, "1", small(), RECORD)
     assert same_bits(checkpoint.load(path, zeros(small()))[0], small())
 
@@ -460,7 +460,7 @@ def test_short_writes_go_on(tmp_path, monkeypatch, most):
 def test_a_write_of_nothing_ends(saved, monkeypatch):
     writer = Failing(-1)
     monkeypatch.setattr(writer, "write", lambda file, data: 0, raising=False)
-    monkeypatch.setattr(checkpoint, "os", writer)
+    monkeypatch.setattr(files, "os", writer)
     with pytest.raises(CheckpointError, match="got a write of nothing"):
         checkpoint.save(saved.parent, "8", small(2), RECORD)
     intact(saved.parent, small())

@@ -12,6 +12,7 @@ CALLS = {
     "append": lambda file: files.append(file, b"more"),
     "cut": lambda file: files.cut(file, 3),
     "digest": lambda file: files.digest(file, 3),
+    "opened": lambda file: files.opened(file, os.O_RDONLY).__enter__(),
 }
 
 
@@ -46,6 +47,17 @@ def test_a_short_write_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:2]))
     files.write(tmp_path / "file", b"all of it")
     assert files.read(tmp_path / "file") == b"all of it"
+
+
+def test_write_all_writes_all_or_raises(tmp_path, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:3]))
+    with files.opened(tmp_path / "file", os.O_WRONLY | os.O_CREAT) as descriptor:
+        files.write_all(descriptor, b"all of it")
+        monkeypatch.setattr(os, "write", lambda file, content: 0)
+        with pytest.raises(OSError, match="a write of nothing"):
+            files.write_all(descriptor, b"more")
+    assert (tmp_path / "file").read_bytes() == b"all of it"
 
 
 def test_half_a_line_is_taken_back(tmp_path, monkeypatch):

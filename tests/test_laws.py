@@ -9,9 +9,9 @@ import torch
 from plants import branches, rejects
 from torch import Tensor
 
-from fdqn import actions, envs, losses, optim, policies, random, schedules, tree
+from fdqn import actions, envs, losses, optim, policies, random, replay, schedules, tree
 from fdqn.envs import cartpole, episode, mountain_car
-from fdqn.replay import packing, ring
+from fdqn.replay import n_step, packing, prioritized, ring
 from fdqn.testing import laws, probes
 from fdqn.types import Env, EnvSpec, Optimizer, Sample
 
@@ -427,6 +427,111 @@ def test_replay_rejects_booleans_packed_wrongly():
 
     with rejects(r"sampled rows: \.obs: expected shape \[2, 21\], got \[2, 3\]"):
         laws.replay_like_deque(operations, 5, packed._replace(sample=as_bytes), torch.bool)
+
+
+PRIORITIZED, BY_PRIORITY = prioritized.buffer(20, alpha=0.7, beta=0.6), {"alpha": 0.7, "beta": 0.6}
+"""Each of the planted bugs changes one function of it."""
+
+
+def misnumbered(*args):
+    state, added = PRIORITIZED.add(*args)
+    return state, added._replace(number=added.number + 1)
+
+
+def taken_for_valid(state, batch, ended, valid, gamma):
+    return PRIORITIZED.add(state, batch, ended, None, gamma)
+
+
+def as_unimportant(*args):
+    """New rows get priority 1, whatever the largest is."""
+    state, added = PRIORITIZED.add(*args)
+    at = added.number[added.valid] % 20
+    return (PRIORITIZED.update(state, at, torch.ones(len(at))) if len(at) else state), added
+
+
+def beside(state, bits, oldest):
+    """Draws the next row, whatever its priority."""
+    at = (PRIORITIZED.sample(state, bits, oldest).indices + 1) % state.ring.added.clamp_max(20)
+    mass = state.mass[at]
+    return Sample(tree.index(state.ring.rows, at), at, ((mass[mass > 0].amin() / mass) ** 0.6).float())
+
+
+def unscaled(state, bits, oldest):
+    drawn = PRIORITIZED.sample(state, bits, oldest)
+    return drawn._replace(weight=state.mass[drawn.indices].float() ** -0.6)
+
+
+def unweighted(state, bits, oldest):
+    drawn = PRIORITIZED.sample(state, bits, oldest)
+    return drawn._replace(weight=torch.ones_like(drawn.weight))
+
+
+def renumbered(state, bits, oldest):
+    drawn = PRIORITIZED.sample(state, bits, oldest)
+    return drawn._replace(indices=torch.arange(len(bits)))
+
+
+def for_neighbours_too(state, indices, priority):
+    after = PRIORITIZED.update(state, (indices + 1) % state.ring.added.clamp_max(20), priority)
+    return PRIORITIZED.update(after, indices, priority)
+
+
+def without_sums(state, indices, priority):
+    return PRIORITIZED.update(state, indices, priority)._replace(pages=state.pages)
+
+
+BROKEN = {
+    "rows of other numbers": ({"add": misnumbered}, r"added\.number: expected \[0, "),
+    "rows that are not valid": ({"add": taken_for_valid}, r"added\.valid: expected \[.*False"),
+    "new rows of priority 1": ({"add": as_unimportant}, "weight"),
+    "rows of priority 0": ({"sample": beside}, "rows: expected none of priority 0"),
+    "rows too old": ({"sample": lambda state, bits, _: PRIORITIZED.sample(state, bits, 0)}, "oldest .*: rows: "),
+    "other frequencies": ({"sample": lambda state, bits, oldest: PRIORITIZED.sample(state, bits // 4 * 3, oldest)},
+                          "frequencies: expected a chi-squared of at most"),
+    "weights of 1": ({"sample": unweighted}, "weight"),
+    "weights above 1": ({"sample": unscaled}, "weight"),
+    "several indices of a row": ({"sample": renumbered}, "indices: expected one for each row"),
+    "no update": ({"update": lambda state, indices, priority: state}, "rows: expected none of priority 0"),
+    "updates of other rows": ({"update": for_neighbours_too}, "weight|rows: expected none of priority 0"),
+    "sums not kept": ({"update": without_sums}, r"bounds\['sums of priorities'\]: expected numbers from 0 to 0"),
+    "another alpha": ({"update": prioritized.buffer(20, alpha=1.0).update}, "weight"),
+    "another size": ({"size": lambda state, oldest=0: state.ring.added - oldest}, "size: expected 20, got 2"),
+}  # fmt: skip
+
+
+def test_buffer_holds_for_every_kind_and_composition():
+    laws.buffer(ring.buffer(20), 20)
+    laws.buffer(PRIORITIZED, 20, **BY_PRIORITY)
+    laws.buffer(packing.wrap(n_step.wrap(PRIORITIZED, 3, 3)), 20, steps=3, obs_dtype=torch.bool, **BY_PRIORITY)
+    laws.buffer(replay.frames.wrap(n_step.wrap(ring.buffer(20), 2, 2), 2, 3, 20, 2), 20, 2, steps=2, stack=3)
+    laws.buffer(replay.frames.wrap(PRIORITIZED, 3, 2, 20), 20, stack=2, obs_dtype=torch.bool, **BY_PRIORITY)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_buffer_rejects(name):
+    bug, says = BROKEN[name]
+    with rejects(says):
+        laws.buffer(PRIORITIZED._replace(**bug), 20, **BY_PRIORITY)
+
+
+def test_buffer_rejects_wrappers_and_rings_with_a_bug():
+    kept = ring.buffer(20)
+    with rejects("update without priorities: "):
+        laws.buffer(kept._replace(update=lambda state, *_: state._replace(added=state.added + 1)), 20)
+    over = n_step.wrap(kept, 3, 3)
+    with rejects(r"added\.valid"):  # rows go on across a cut
+        laws.buffer(over._replace(cut=lambda state: state), 20, steps=3)
+    with rejects(r"added\.batch: .*\.reward"):
+        laws.buffer(over._replace(add=lambda *args: over.add(*args[:-1], args[-1] / 2)), 20, steps=3)
+    stacked = replay.frames.wrap(kept, 3, 2, 20)
+    with rejects(r"added\.batch: .*\.obs"):  # the first observation after a cut shows frames before it
+        laws.buffer(stacked._replace(cut=lambda state: state), 20, stack=2)
+    packed = packing.wrap(kept)
+    with rejects(r"added\.batch: .*\.obs"):
+        flipped = packed._replace(
+            add=lambda state, batch, *more: packed.add(state, batch._replace(obs=~batch.obs), *more)
+        )
+        laws.buffer(flipped, 20, obs_dtype=torch.bool)
 
 
 # Environments

@@ -1,6 +1,5 @@
 """On-policy learning: returns of the rollout, permutations, what an update learns from, probes, CartPole."""
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -183,36 +182,6 @@ def test_permutations_are_of_all_rows_in_every_epoch():
     laws.vmapped(lambda x: on_policy.permutations(x, 15), bits, dtype=None)
     laws.compiled(lambda x: on_policy.permutations(x, 15), bits, again=[])
     assert on_policy.permutations(torch.zeros((1, 5), dtype=torch.int64), 5).tolist() == [[0, 1, 2, 3, 4]]
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"batch_size": 4}, r"batch_size: expected a divisor of num_envs \* steps_per_cycle = 15, got 4"),
-        ({"updates_per_cycle": 4}, "updates_per_cycle: expected whole epochs, a multiple of 3 minibatches, got 4"),
-        ({"target_period": 6}, "target_period: expected 0, as there is no target network, got 6"),
-        ({"learning_starts": 9}, "learning_starts: expected 0, as every training iteration learns from its own steps"),
-        ({"n_step": 3}, "n_step: expected 1, as returns span the rollout, got 3"),
-    ],
-)
-def test_sizes_that_do_not_fit(changes, says):
-    with pytest.raises(ValueError, match=f"^{says}"):
-        algorithm(config=dataclasses.replace(CONFIG, **changes))
-
-
-def test_other_bad_input():
-    with pytest.raises(ValueError, match=r"^lambda_: expected a number from 0 to 1, got 1.5"):
-        algorithm(lambda_=1.5)
-    with pytest.raises(TypeError, match=r"^agent: expected Agent, got Network"):
-        algorithm(NETWORK)
-    with pytest.raises(TypeError, match=r"^config: expected Config, got dict"):
-        algorithm(config={})
-    with pytest.raises(TypeError, match=r"^optimizer: expected a function, got int"):
-        algorithm(optimizer=3)
-    with pytest.raises(ValueError, match=r"^bits: expected a multiple of 7 of them, got 15"):
-        on_policy.permutations(torch.zeros((3, 5), dtype=torch.int64), 7)
-    with pytest.raises(ValueError, match=r"^bits: expected shape \[... n B\], got \[5\]"):
-        on_policy.permutations(torch.zeros(5, dtype=torch.int64), 5)
 
 
 def program(env, network, config, optimizer=None, **named):

@@ -3,7 +3,9 @@
 import importlib
 import inspect
 import pathlib
+import pkgutil
 import re
+import sys
 from functools import partial
 
 import pytest
@@ -30,28 +32,44 @@ from fdqn import (
 from fdqn.agents import c51, noisy, pqn
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
-from fdqn.training import off_policy
-from fdqn.types import Transition
+from fdqn.training import off_policy, on_policy
+from fdqn.types import Step, Transition
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
 
 
+INTERNAL = {"process"}
+"""Modules of such packages that users have no use for."""
+
+
 def rooms():
-    """Every module that a user may import, with its short name."""
+    """Every module that a user may import, with the name that tests call it by: its own, without its package's."""
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
+        if not inspect.ismodule(room):
+            continue  # a function of the package
         yield name, room
-        for inner in getattr(room, "__all__", []) if name in ("agents", "replay", "testing") else []:
-            if inspect.ismodule(module := getattr(room, inner)):
-                yield f"{name}.{inner}", module
+        inner = [x.name for x in pkgutil.iter_modules(getattr(room, "__path__", []))]
+        for module in getattr(room, "__all__", [] if any(public(room)) else inner):
+            if module not in inner or module in INTERNAL:
+                continue
+            if inspect.ismodule(x := importlib.import_module(f"{room.__name__}.{module}")):
+                yield f"testing.{module}" if name == "testing" else module, x
 
 
 def public(room):
-    """The functions and classes that a room gives: those of its `__all__`, or those it defines without underscore."""
+    """The functions and classes that a module gives: those of its `__all__`, or those it defines without underscore.
+
+    Those of a package's modules are the package's where it gives them.
+    """
     names = getattr(room, "__all__", [name for name in vars(room) if not name.startswith("_")])
+    package = sys.modules[room.__name__.rpartition(".")[0]]
+    given = set(getattr(package, "__all__", [])) if package is not fdqn else set()
     for name in names:
         x = getattr(room, name)
-        if (inspect.isfunction(x) or inspect.isclass(x)) and x.__module__.startswith(room.__name__):
+        if not (inspect.isfunction(x) or inspect.isclass(x)) or not x.__module__.startswith(room.__name__):
+            continue
+        if name not in given or getattr(package, name) is not x:
             yield name, x
 
 
@@ -88,7 +106,9 @@ NET = networks.mlp(2, (3,), 3)
 HYPER = tree.index(training.hyper(1), 0)
 BATCH = Transition(floats(10, 4, 2), ACTION, REWARD, torch.ones(4), floats(11, 4, 2), LEGAL)
 RING = replay.ring.buffer(8)
+RANKED = replay.prioritized.buffer(8)
 FULL = RING.add(RING.init(tree.index(BATCH, 0)), BATCH, LEGAL[:, 0], None, torch.tensor(0.9))[0]
+WEIGHED = RANKED.add(RANKED.init(tree.index(BATCH, 0)), BATCH, LEGAL[:, 0], None, torch.tensor(0.9))[0]
 STEP = torch.tensor([1.5, 6.5, 11.0])
 FILM = frames.init(floats(12, 2, 3), 4, 9)
 SHOWN, SHOWN_NEXT = floats(13, 4, 2, 3), floats(14, 4, 2, 3)
@@ -122,12 +142,12 @@ NOISY = networks.noisy_mlp(2, (3,), 3)
 NOISY_LOSS = partial(noisy.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
 C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noise=())
 FUNCTIONS = {
-    "agents.c51.agent.loss": (
+    "c51.agent.loss": (
         C51_LOSS,
         (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
     ),
-    "agents.pqn.agent.loss": (partial(pqn.agent(NET).loss, noise=()), (NET.init(KEY), {}, BATCH, HYPER)),
-    "agents.noisy.agent.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
+    "pqn.agent.loss": (partial(pqn.agent(NET).loss, noise=()), (NET.init(KEY), {}, BATCH, HYPER)),
+    "noisy.agent.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
     "actions.pick": (actions.pick, (Q, ACTION)),
     "actions.best": (actions.best, (Q, LEGAL)),
     "actions.greedy": (actions.greedy, (Q, LEGAL)),
@@ -139,8 +159,8 @@ FUNCTIONS = {
         lambda p_t, *rest: distributional.q_learning_target(SUPPORT.to(p_t), *rest[:2], p_t, *rest[2:]),
         (RETURNS, REWARD, DISCOUNT, Q, LEGAL),
     ),
-    "replay.packing.pack": (packing.pack, (LEGAL,)),
-    "replay.packing.unpack": (lambda packed: packing.unpack(packed, 3), (packing.pack(LEGAL),)),
+    "packing.pack": (packing.pack, (LEGAL,)),
+    "packing.unpack": (lambda packed: packing.unpack(packed, 3), (packing.pack(LEGAL),)),
     "off_policy.init": (partial(off_policy.init, optim.adam()), (PARAMS,)),
     "off_policy.update": (
         lambda learner, batch, hyper: off_policy.update(
@@ -189,6 +209,7 @@ FUNCTIONS = {
     "networks.dropout": (lambda x: networks.dropout(x, 0.3, random.uniform(KEY, (4, 3))), (Q,)),
     **{f"optim.{name}": (updates_of(make), (GRADS, PARAMS)) for name, make in OPTIMIZERS.items()},
     "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
+    "on_policy.permutations": (lambda bits: on_policy.permutations(bits, 6), (random.bits(KEY, (4, 3)),)),
     "policies.uniform": (policies.uniform, (LEGAL, U[:, 0])),
     "policies.epsilon_greedy": (lambda q, *rest: policies.epsilon_greedy(q, LEGAL, 0.5, *rest), (Q, U)),
     "random.split": (random.split, (KEY,)),
@@ -202,20 +223,25 @@ FUNCTIONS = {
     "random.index": (lambda words: random.index(words, 9), (random.bits(KEY, (5,)),)),
     "replay.transition": (
         replay.transition,
-        (BATCH.obs, ACTION, training.Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
+        (BATCH.obs, ACTION, Step(BATCH.obs, LEGAL, BATCH.obs, LEGAL, REWARD, LEGAL[:, 1], LEGAL[:, 2])),
     ),
-    "replay.ring.init": (lambda row: replay.ring.init(row, 5), (tree.index(BATCH, 0),)),
-    "replay.ring.add": (replay.ring.add, (FULL, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
-    "replay.ring.sample": (lambda full, bits: replay.ring.sample(full, bits, 0), (FULL, random.bits(KEY, (5,)))),
-    "replay.ring.size": (replay.ring.size, (FULL, torch.tensor(1))),
-    "replay.frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
-    "replay.frames.add": (frames.add, (FILMED, SHOWN, SHOWN_NEXT, LEGAL[:, 2], LEGAL[:, 1])),
-    "replay.frames.stack": (frames.stack, (FILMED, AT_NEXT)),
-    "replay.frames.number": (frames.number, (FILMED, AT, ACTION, LEGAL[:, 1])),
-    "replay.frames.lost": (frames.lost, (FILM, FILMED)),
-    "replay.n_step.init": (lambda row: n_step.init(row, 2, 3), (tree.index(BATCH, 0),)),
-    "replay.n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
-    "replay.n_step.cut": (n_step.cut, (RECENT,)),
+    "prioritized.init": (lambda row: replay.prioritized.init(row, 5), (tree.index(BATCH, 0),)),
+    "prioritized.add": (replay.prioritized.add, (WEIGHED, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "prioritized.sample": (replay.prioritized.sample, (WEIGHED, random.bits(KEY, (5,)), torch.tensor(1))),
+    "prioritized.update": (replay.prioritized.update, (WEIGHED, torch.tensor([0, 3, 3, 1]), REWARD.abs())),
+    "prioritized.size": (replay.prioritized.size, (WEIGHED, torch.tensor(1))),
+    "ring.init": (lambda row: replay.ring.init(row, 5), (tree.index(BATCH, 0),)),
+    "ring.add": (replay.ring.add, (FULL, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "ring.sample": (lambda full, bits: replay.ring.sample(full, bits, 0), (FULL, random.bits(KEY, (5,)))),
+    "ring.size": (replay.ring.size, (FULL, torch.tensor(1))),
+    "frames.init": (lambda example: frames.init(example, 2, 6), (SHOWN[0],)),
+    "frames.add": (frames.add, (FILMED, SHOWN, SHOWN_NEXT, LEGAL[:, 2], LEGAL[:, 1])),
+    "frames.stack": (frames.stack, (FILMED, AT_NEXT)),
+    "frames.number": (frames.number, (FILMED, AT, ACTION, LEGAL[:, 1])),
+    "frames.lost": (frames.lost, (FILM, FILMED)),
+    "n_step.init": (lambda row: n_step.init(row, 2, 3), (tree.index(BATCH, 0),)),
+    "n_step.add": (n_step.add, (RECENT, BATCH, LEGAL[:, 2], LEGAL[:, 1], HYPER.gamma)),
+    "n_step.cut": (n_step.cut, (RECENT,)),
     "schedules.constant": (partial(schedules.constant, value=0.1), (STEP,)),
     "schedules.linear": (partial(schedules.linear, start=0.1, end=0.2, steps=9), (STEP,)),
     "schedules.polynomial": (partial(schedules.polynomial, start=0.1, steps=9, power=2.0), (STEP,)),
@@ -249,17 +275,19 @@ FUNCTIONS = {
 }
 """What is not in the table, with the reason."""
 ELSEWHERE = {
-    "replay.packing": {"size": "counts", "wrap": "makes functions", "Packed": ""},
-    "replay.frames": {"capacity": "counts", "wrap": "makes functions", "Frames": "", "Stacked": ""},
-    "replay.n_step": {"wrap": "makes functions", "Recent": "", "NStep": ""},
-    "replay.ring": {
+    "prioritized": {"buffer": "makes functions", "bounds": "compares", "Prioritized": ""},
+    "packing": {"size": "counts", "wrap": "makes functions", "Packed": ""},
+    "frames": {"capacity": "counts", "wrap": "makes functions", "Frames": "", "Stacked": ""},
+    "n_step": {"wrap": "makes functions", "Recent": "", "NStep": ""},
+    "ring": {
         "buffer": "makes functions",
-        "bounds": "the same",
+        "bounds": "compares",
         "Ring": "",
         "transition": "is `replay.transition`",
     },
     "dqn": {"agent": "binds"},
     "off_policy": {"algorithm": "binds"},
+    "on_policy": {"algorithm": "binds", "Rollout": ""},
     "networks": {
         "load": "looks at names, once",
         "starting_from": "makes a network of another",
@@ -295,17 +323,16 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
-    "actions", "distributional", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "replay.frames",
-    "replay.n_step", "replay.packing", "replay.ring", "returns", "schedules", "tree", "training",
+    "actions", "distributional", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "frames",
+    "n_step", "on_policy", "packing", "prioritized", "returns", "ring", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_table_is_complete(room):
-    module = importlib.import_module(f"fdqn.{room}")
-    expected = {name for name, _ in public(module)} - set(ELSEWHERE.get(room, {}))
-    assert {name.rpartition(".")[2] for name in FUNCTIONS if name.rpartition(".")[0] == room} == expected
+    expected = {name for name, _ in public(dict(rooms())[room])} - set(ELSEWHERE.get(room, {}))
+    assert {name.split(".")[1] for name in FUNCTIONS if name.startswith(room + ".")} == expected
 
 
 def tensors(x):
@@ -361,4 +388,4 @@ def test_compile_of_vmap_of_grad(name):
 def test_most_are_differentiated():
     plain = [n for n, (f, args) in FUNCTIONS.items() if not any(map(is_float, tree.leaves(args[0])))]
     assert len(plain) < 25
-    assert not {"off_policy.update", "off_policy.soft_copy", "replay.ring.add", "losses.q_learning"} & set(plain)
+    assert not {"off_policy.update", "off_policy.soft_copy", "ring.add", "losses.q_learning"} & set(plain)

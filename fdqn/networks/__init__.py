@@ -8,7 +8,7 @@ of any module, `state_dict` what brings parameters in and out.
 from fdqn.networks.layer_norm import layer_norm_mlp
 from fdqn.networks.layers import SMALLEST_FRAME, dueling_mlp, minatar, mlp, nature
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
-from fdqn.networks.noisy import NoisyNetwork, noisy_mlp, with_noise
+from fdqn.networks.noisy_layers import NoisyNetwork, noisy_mlp, with_noise
 from fdqn.networks.state_dict import load, starting_from, to_module
 
 __all__ = [

@@ -90,6 +90,12 @@ def minatar(obs_shape: Sequence[int], actions: int) -> Network:
     return _network(layers, partial(_apply_minatar, (channels, height, width), layers))
 
 
+# These networks do not go through `functional_call(skeleton, params, (obs,))` as those `from_module` do. With the
+# reshapes and checks outside of the skeleton, `make_fx` of `vmap(grad(loss))` gives the same operations in the same
+# order (mlp 99 nodes, nature 161, minatar 105) and the same bits. But it exchanges the parameters of a module that all
+# threads share, so threads would wait for each other, and a call run operation by operation takes 0.27 ms without the
+# checks (mlp of 120 and 84 units, 10 rows) where this one takes 0.15 ms with them.
+
 # The shape of each layer's weight under the layer's name.
 _Layers = Mapping[str, tuple[int, ...]]
 

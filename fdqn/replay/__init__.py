@@ -9,7 +9,7 @@ frame of stacked observations stored once. They compose in this order, each of t
     buffer = frames.wrap(buffer, num_envs, stack, capacity, steps)
 """
 
-from fdqn.replay import frames, n_step, packing, ring
+from fdqn.replay import frames, n_step, packing, prioritized, ring
 from fdqn.replay.ring import transition
 
-__all__ = ["frames", "n_step", "packing", "ring", "transition"]
+__all__ = ["frames", "n_step", "packing", "prioritized", "ring", "transition"]

@@ -1,7 +1,8 @@
-"""Stacked frames, each stored once however many observations show it.
+"""Store each frame of stacked observations once.
 
-An observation [K, *frame] that is stacked shows the last K frames of its episode, oldest first, zeros before the first.
-So one frame a step says all: a place in a ring of frames stands for the observation whose newest frame lies there.
+A stacked observation [K, *frame] shows the last K frames of its episode, oldest first, and zeros before the first one.
+It is represented by the place of its newest frame: the environment, and the frame's number in the ring of that
+environment.
 """
 
 import math
@@ -16,23 +17,22 @@ from fdqn.types import Added, Buffer, Sample, Transition
 
 
 class Frames(NamedTuple):
-    """The last frames that each of E environments has shown, in a ring of its own."""
+    """The last F frames of E environments, a ring each."""
 
     ring: Tensor
     """[E, F, *frame]."""
     age: Tensor
-    """[E, F] int64, how many frames of its episode came before each, no more than K - 1 of them counted."""
+    """[E, F] int64, number of frames before each one in its episode, at most K - 1."""
     written: Tensor
-    """[E] int64, frames ever written; the next goes to `written % F`."""
+    """[E] int64, frames ever written; the next goes to position `written % F`."""
     row: Tensor
-    """[E, F] int64, the number of the row of replay that acts on the observation of which each is the newest frame; -1
-    for none."""
+    """[E, F] int64, number of the row whose `obs` has each as its newest frame; -1 for none."""
     oldest: Tensor
-    """[] int64, the number of the oldest row of replay all of whose frames are still there."""
+    """[] int64, number of the oldest row whose frames are all still stored."""
     fresh: Tensor
-    """[E] bool, whether an episode begins whose first frame is not written yet."""
+    """[E] bool, True if the first frame of an episode is to be written next."""
     stacked: Tensor
-    """[0, K, *frame], an observation as it is outside: no numbers but its shape."""
+    """[0, K, *frame], an empty tensor with the shape of a stacked observation."""
 
 
 class Stacked(NamedTuple):
@@ -79,7 +79,7 @@ def wrap(buffer: Buffer, num_envs: int, stack: int, capacity: int, steps: int = 
 
 
 def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
-    """Rings of `capacity` frames for observations like `example` [K, *frame].
+    """Return empty rings of `capacity` frames for observations like `example` [K, *frame].
 
     Raises ValueError where they hold less than two stacks, or for an example without axes; TypeError for a dtype that
     cannot be stored.
@@ -102,10 +102,10 @@ def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
 
 
 def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Tensor) -> tuple[Frames, Tensor, Tensor]:
-    """The frames after one step of every environment, and the places [E, 2] of `obs` and `next_obs` [E, K, *frame].
+    """Add one step of every environment. Return the frames, and places [E, 2] for `obs` and `next_obs` [E, K, *frame].
 
-    Where `valid` does not hold nothing is written. `ended` says that an episode ended with the step: what is acted on
-    next is another one's first observation.
+    Nothing is written where `valid` [E] is False. Where an episode ended with the step, `ended` [E], the next
+    observation is the first of another episode.
     """
     stacks, capacity = frames.stacked.shape[1:], frames.ring.shape[1]
     sizes = " ".join(map(str, stacks))
@@ -117,7 +117,7 @@ def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Ten
     check.boolean("valid", valid)
     env = torch.arange(frames.written.shape[0], device=frames.written.device)
     first = frames.fresh.long()
-    # Two slots, of which an episode that goes on needs one; what need not be written is written as it was.
+    # Two slots, of which a running episode needs one; the other is rewritten with its old content.
     at = (frames.written.unsqueeze(-1) + torch.arange(2, device=env.device)) % capacity
     before = frames.age[env, (frames.written - 1) % capacity]
     age = torch.where(frames.fresh, 0, before)
@@ -138,7 +138,7 @@ def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Ten
 
 
 def stack(frames: Frames, at: Tensor) -> Tensor:
-    """The observations [B, K, *frame] at places [B, 2], which must still be held."""
+    """Return the observations [B, K, *frame] at places [B, 2], whose frames must still be stored."""
     check.shapes("at[B 2]", at)
     depth, capacity = frames.stacked.shape[1], frames.ring.shape[1]
     env, place = at.unbind(-1)
@@ -149,25 +149,25 @@ def stack(frames: Frames, at: Tensor) -> Tensor:
 
 
 def number(frames: Frames, at: Tensor, numbers: Tensor, valid: Tensor) -> Frames:
-    """The frames with the numbers [B] of the rows that act at places [B, 2], where `valid` [B] holds."""
+    """Write the numbers [B] of rows whose `obs` are at places [B, 2], where `valid` [B] is True."""
     where = at[:, 0], at[:, 1] % frames.ring.shape[1]
     return frames._replace(row=frames.row.index_put(where, torch.where(valid, numbers, frames.row[where])))
 
 
 def lost(before: Frames, after: Frames) -> Tensor:
-    """The number [] of the last row that lost a frame in one `add`, -1 for none."""
+    """Return the number [] of the newest row that lost a frame in one `add`; -1 for none."""
     depth, capacity = after.stacked.shape[1], after.ring.shape[1]
     env = torch.arange(after.written.shape[0], device=after.written.device).unsqueeze(-1)
-    # An observation needs the frames before it, so it goes with the first of them: two at most.
+    # An observation is lost with the oldest of its frames; one `add` overwrites two frames at most.
     place = before.written.unsqueeze(-1) - capacity + depth - 1 + torch.arange(2, device=env.device)
     goes = (place >= 0) & (place < after.written.unsqueeze(-1) - capacity + depth - 1)
     return torch.where(goes, after.row[env, place % capacity], -1).amax()
 
 
 def capacity(rows: int, num_envs: int, stack: int, steps: int) -> int:
-    """Frames an environment for so many rows of replay, each over `steps` steps, where episodes take 16 or more.
+    """Return the frames per environment that `rows` rows over `steps` steps need if episodes take 16 steps or more.
 
-    What is not complete yet has its frames however short episodes are, two a step.
+    Incomplete n-step transitions keep their frames however short episodes are, two per step.
     """
     each = math.ceil(rows / num_envs)
     return each + math.ceil(each / 16) + 2 * (steps + 1) + 2 * stack
@@ -223,18 +223,18 @@ def _bounds(buffer: Buffer, state: Stacked, steps: int) -> dict[str, tuple[Tenso
 
 
 def _places(state: Any) -> Tensor:
-    """All places [N, 2] in the state of a wrapped buffer, which stand where it keeps observations."""
+    """Find all places [N, 2] in the state of a wrapped buffer: its observations, by their names."""
     found = zip(tree.paths(state), tree.leaves(state), strict=True)
     return torch.cat([x.flatten(0, -2) for path, x in found if path.endswith((".obs", ".next_obs"))])
 
 
 def _shown(frames: Frames, rows: Transition) -> Transition:
-    """Rows [B, ...] with the observations [B, K, *frame] for their places."""
+    """Replace the places in rows [B, ...] by the observations [B, K, *frame]."""
     return rows._replace(obs=stack(frames, rows.obs), next_obs=stack(frames, rows.next_obs))
 
 
 def _oldest(state: Stacked, oldest: Tensor | int) -> Tensor:
-    """The number [] of the oldest row that has all of its frames and may be drawn."""
+    """Return the number [] of the oldest row that has all of its frames and may be drawn."""
     if isinstance(oldest, Tensor):
         return torch.maximum(state.frames.oldest, oldest)
     return state.frames.oldest.clamp_min(oldest) if oldest else state.frames.oldest

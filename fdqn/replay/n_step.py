@@ -1,11 +1,11 @@
-"""Make transitions over n steps of the last n of each environment. Sutton 1988; Mnih et al. 2016, arXiv:1602.01783.
+"""Make n-step transitions. Sutton 1988; Mnih et al. 2016, https://arxiv.org/abs/1602.01783.
 
     reward   = w_0 r_0 + w_1 r_1 + ... + w_(m-1) r_(m-1)
-    discount = w_(m-1) discount_(m-1)                  the loss brings the last gamma
+    discount = w_(m-1) discount_(m-1)                  the loss applies the last gamma
     w_i      = gamma^i discount_0 ... discount_(i-1)   gamma^i where discounts are 0 or 1
-    m        = n, or fewer where the episode ends or a discount is 0: none crosses an end
+    m        = n, or fewer if the episode ends or a discount is 0
 
-Every step starts exactly one transition, which comes out n - 1 steps later, also those just before an end.
+Every step starts exactly one transition, which is complete n - 1 steps later; so do the last steps of an episode.
 """
 
 from functools import partial
@@ -19,16 +19,16 @@ from fdqn.types import Added, Buffer, Sample, Transition
 
 
 class Recent(NamedTuple):
-    """The last n transitions of each of E environments, in a ring of its own."""
+    """The last n single-step transitions of E environments, a ring each."""
 
     rows: Transition
     """Leaves [E, n, ...]."""
     ended: Tensor
-    """[E, n] bool, whether an episode ended with it."""
+    """[E, n] bool, True if the episode ended with it."""
     taken: Tensor
-    """[E] int64, transitions ever taken in; the next goes to `taken % n`."""
+    """[E] int64, transitions ever added; the next goes to position `taken % n`."""
     since: Tensor
-    """[E] int64, those of them before which nothing belongs to what is played now."""
+    """[E] int64, the value of `taken` at the last `cut`; no transition starts before it."""
 
 
 class NStep(NamedTuple):
@@ -67,7 +67,7 @@ def wrap(buffer: Buffer, num_envs: int, steps: int) -> Buffer:
 
 
 def init(example: Transition, num_envs: int, steps: int) -> Recent:
-    """Nothing yet, for rows like `example`, a transition without leading axes."""
+    """Return empty rings for rows like `example`, a transition without leading axes."""
     check.count("num_envs", num_envs, 1)
     check.count("steps", steps, 1)
     taken = torch.zeros(num_envs, dtype=torch.int64, device=example.reward.device)
@@ -82,10 +82,10 @@ def init(example: Transition, num_envs: int, steps: int) -> Recent:
 def add(
     recent: Recent, batch: Transition, ended: Tensor, valid: Tensor, gamma: Tensor
 ) -> tuple[Recent, Transition, Tensor]:
-    """What is recent after one step of every environment; the transitions [E] that it completes, and whether it does.
+    """Add one step of every environment. Return the rings, n-step transitions [E], and flags [E]: True if complete.
 
-    `batch` [E, ...] are those of the step alone; where `valid` [E] does not hold, there was none. A discount of 0 ends
-    a transition as `ended` [E] does, even if the episode continues. `gamma` [].
+    `batch` [E, ...] are transitions of this step; it is ignored where `valid` [E] is False. A discount of 0 ends a
+    transition as `ended` [E] does, even if the episode continues. `gamma` [].
     """
     check.shapes("batch.reward[E] ended[E] valid[E] gamma[]", batch.reward, ended, valid, gamma)
     check.boolean("ended", ended)
@@ -100,7 +100,7 @@ def add(
     rows, taken = tree.map(write, recent.rows, batch), recent.taken + valid
     ends = write(recent.ended, ended | (batch.discount == 0))
     order = (taken.unsqueeze(-1) + torch.arange(steps, device=env.device)) % steps  # oldest first
-    before = ends[env.unsqueeze(-1), order[:, :-1]].cumsum(-1) == 0  # no end up to there
+    before = ends[env.unsqueeze(-1), order[:, :-1]].cumsum(-1) == 0  # no end before each
     weights = _weights(rows.discount[env.unsqueeze(-1), order], gamma)
     rewards = rows.reward[env.unsqueeze(-1), order] * weights
     last = before.sum(-1)
@@ -117,12 +117,12 @@ def add(
 
 
 def cut(recent: Recent) -> Recent:
-    """The same where what is played from now on has nothing to do with what came before."""
+    """Start new episodes: no transition will contain steps from before and after."""
     return recent._replace(since=recent.taken.clone())
 
 
 def _weights(discount: Tensor, gamma: Tensor) -> Tensor:
-    """`gamma**i` times the discounts before i, for discounts [E, n] of steps in turn."""
+    """Return `gamma**i` times the product of the discounts before i, [E, n], for discounts [E, n], oldest first."""
     place = torch.arange(discount.shape[-1], device=discount.device)
     before = torch.where(place < place.unsqueeze(-1), discount.unsqueeze(-2), 1.0)
     return gamma**place * before.prod(-1)

@@ -1,6 +1,6 @@
-"""Booleans packed eight to a byte: flag `8 k + i` is bit `i` of byte `k`, the order that NumPy calls little.
+"""Pack booleans, eight to a byte: flag `8 k + i` is bit `i` of byte `k`, the order that NumPy calls "little".
 
-Bits of the last byte that stand for no flag are 0.
+Unused bits of the last byte are 0.
 """
 
 import functools
@@ -20,7 +20,7 @@ class Packed(NamedTuple):
     """State of a buffer whose boolean observations are packed."""
 
     unpacked: dict[str, Tensor]
-    """By field, the shape of an observation outside: bool [0, *O], without rows.
+    """By field, an empty tensor with the shape of the unpacked observations, bool [0, *O].
 
     It is part of the state so that a checkpoint of 465 booleans is not taken for one of 468, which are as many bytes.
     """
@@ -51,7 +51,7 @@ def wrap(buffer: Buffer) -> Buffer:
 
 
 def pack(flags: Tensor) -> Tensor:
-    """Booleans [..., N] as bytes, uint8 [..., size(N)].
+    """Pack booleans [..., N] into bytes, uint8 [..., size(N)].
 
         byte[k] = sum over i of flag[8 k + i] * 2**i
 
@@ -62,12 +62,12 @@ def pack(flags: Tensor) -> Tensor:
     *leading, count = flags.shape
     filled = F.pad(flags.to(torch.uint8), (0, 8 * size(count) - count))
     eights = filled.reshape(*leading, size(count), 8)
-    # One by one: a sum over an axis of eight takes a CPU fifteen times as long; `cat` in place of `pad` three times.
+    # One by one: on a CPU, a sum over an axis of eight takes 15 times as long, and `cat` in place of `pad` 3 times.
     return functools.reduce(torch.bitwise_or, [eights[..., i] << i for i in range(8)])
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """The `count` booleans [..., N] that were packed into bytes, uint8 [..., size(N)].
+    """Unpack `count` booleans [..., N] from bytes, uint8 [..., size(N)].
 
         flag[8 k + i] = bit i of byte[k]
 
@@ -81,7 +81,7 @@ def unpack(packed: Tensor, count: int) -> Tensor:
 
 
 def size(count: int) -> int:
-    """The bytes that so many booleans take: ceil(count / 8)."""
+    """Return the number of bytes for `count` booleans, ceil(count / 8)."""
     return math.ceil(count / 8)
 
 
@@ -125,12 +125,12 @@ def _bounds(buffer: Buffer, state: Packed, steps: int) -> dict[str, tuple[Tensor
 
 
 def _bytes(flags: Tensor) -> Tensor:
-    """Booleans [B, *O] as bytes [B, size(O)]."""
+    """Pack booleans [B, *O] into bytes [B, size(O)]."""
     return pack(flags.reshape(flags.shape[0], math.prod(flags.shape[1:])))
 
 
 def _unpacked(shapes: dict[str, Tensor], rows: Transition) -> Transition:
-    """Rows [B, ...] with the observations of `shapes` as booleans again."""
+    """Unpack the observations of rows [B, ...] to the shapes of `shapes`."""
 
     def flags(name: str) -> Tensor:
         packed, shape = getattr(rows, name), shapes[name].shape[1:]

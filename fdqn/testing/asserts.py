@@ -57,16 +57,8 @@ def assert_trees_close(expected: Any, got: Any, atol: float, rtol: float = 0.0, 
 
 def assert_same_structure(expected: Any, got: Any, name: str = "") -> None:
     """The same nest of the same containers around the leaves; what the leaves are does not matter."""
-    if tree.structure(expected) == tree.structure(got):
-        return
-    ours, theirs = tree.paths(expected), tree.paths(got)
-    missing, extra = ([x for x in one if x not in other] for one, other in ((ours, theirs), (theirs, ours)))
-    if missing or extra:
-        raise AssertionError(
-            f"{name}expected the same structure; missing {missing or 'nothing'}, extra {extra or 'nothing'}"
-        )
-    nests = [tree.map(lambda _: "*", x) for x in (expected, got)]
-    raise AssertionError(f"{name}expected structure {nests[0]}, got {nests[1]}")
+    if tree.structure(expected) != tree.structure(got):
+        raise AssertionError(f"{name}expected the same structure; {check.difference(expected, got)}")
 
 
 def assert_shapes(spec: Any, *tensors: Any) -> None:

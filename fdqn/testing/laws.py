@@ -1,8 +1,8 @@
 """One checker a law. Each raises AssertionError with the leaf, the place in it, what was expected and what came.
 
 Laws of any function: `pure, vmapped, ranked, compiled, gradients, semi_gradient`. Laws of a part: `optimizer, chained,
-clipped, masked, legal_only, schedule, replay_like_deque, env, time_limit`. Tolerances are arguments and begin where the
-law says; integers and flags are always exact. The laws of a whole program are in `programs`.
+clipped, masked, legal_only, schedule, replay_like_deque, buffer, env, time_limit`. Tolerances are arguments and begin
+where the law says; integers and flags are always exact. The laws of a whole program are in `programs`.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import random as python_random
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,11 @@ from fdqn.replay import packing, ring
 from fdqn.testing import examples
 from fdqn.testing.asserts import assert_compiles_once, assert_finite, assert_trees_close, assert_trees_equal
 from fdqn.testing.leaves import copied, map_tensors
-from fdqn.types import Buffer, Env, Optimizer, Params, Step, Transition
+from fdqn.types import Buffer, Env, Optimizer, Params, Sample, Step, Transition
 
 __all__ = [
-    "chained", "clipped", "compiled", "env", "gradients", "legal_only", "masked", "optimizer", "pure", "ranked",
-    "replay_like_deque", "schedule", "semi_gradient", "time_limit", "vmapped",
+    "buffer", "chained", "clipped", "compiled", "env", "gradients", "legal_only", "masked", "optimizer", "pure",
+    "ranked", "replay_like_deque", "schedule", "semi_gradient", "time_limit", "vmapped",
 ]  # fmt: skip
 
 # Laws of any function
@@ -313,10 +313,11 @@ def replay_like_deque(
     buffer: Buffer | None = None,
     obs_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Any sequence of adds (a number of rows) and samples (words) holds what a `deque(maxlen=capacity)` holds.
+    """A buffer, by default a ring with packing, holds what a `deque(maxlen=capacity)` holds, after any sequence of adds
+    (a number of rows) and samples (random bits).
 
-    Every sampled row is a stored row, all leaves of one transition; evenly spread words show every stored row once.
-    Observations of torch.bool, which may lie packed, show a row's number in binary.
+    Every sampled row is a stored row, all leaves of one transition; evenly spread bits draw every stored row once.
+    Observations of torch.bool show the number of their row in binary. See also `buffer`.
     """
     numbered = partial(_numbered, obs_dtype=obs_dtype)
     model: deque[int] = deque(maxlen=capacity)
@@ -340,6 +341,209 @@ def replay_like_deque(
         numbers = rows.reward.int().tolist()
         assert_trees_equal(numbered(numbers), rows, f"operation {i}, sampled rows: ")
         assert set(numbers) <= set(model), f"operation {i}, sampled rows: expected some of {list(model)}, got {numbers}"
+
+
+def buffer(
+    buffer: Buffer,
+    capacity: int,
+    num_envs: int = 3,
+    steps: int = 1,
+    stack: int = 1,
+    obs_dtype: torch.dtype = torch.float32,
+    alpha: float | None = None,
+    beta: float = 0.0,
+    rounds: int = 40,
+    seed: int = 0,
+    atol: float = 1e-5,
+) -> None:
+    """A buffer equals a Python list of its rows and their priorities, whatever is added, drawn, updated and cut.
+
+    `add` writes the rows over `steps` steps, computed from the definition, and numbers them in order. Steps that are
+    not valid leave no row, and no row goes across an end or a cut. Drawn rows are stored rows, whole, and not older
+    than `oldest`. They are drawn with the probabilities of the list (chi-squared, fixed bits) and have its weights. A
+    row of priority 0 is never drawn while another one can be. `update` changes the given rows and no others. `bounds`
+    hold; functions are pure and equal their vmap.
+
+    Args:
+        buffer: the buffer, made for the arguments that follow.
+        capacity: rows that it holds.
+        num_envs: rows per step.
+        steps: steps per row.
+        stack: frames per observation; above 1, fewer rows than `capacity` may be left.
+        obs_dtype: dtype of observations.
+        alpha: exponent of priorities, where new rows have the largest seen, at least 1; None: rows are drawn uniformly,
+            weights are 1 and `update` changes nothing.
+        beta: exponent of the weights, `(min over the batch of P(j) / P(i))**beta`.
+        rounds: steps of every environment.
+        seed: of the data and of the bits.
+        atol: absolute tolerance of rewards, discounts and weights.
+    """
+    play = _Play(num_envs, stack, obs_dtype, seed)
+    state, gamma = buffer.init(tree.index(play.step()[0], 0)), torch.tensor(0.9)
+    play.restart()
+    rows, masses, highest = list[Transition](), list[float](), 1.0
+    recent: list[list[tuple[Transition, bool]]] = [[] for _ in range(num_envs)]
+    for i in range(rounds):
+        batch, ended, valid = play.step()
+        state, added = buffer.add(state, batch, ended, None if valid.all() else valid, gamma)
+        whole = [_is_complete(recent[e], batch, ended, valid, e, steps) for e in range(num_envs)]
+        assert added.valid.tolist() == whole, f"round {i}, added.valid: expected {whole}, got {added.valid.tolist()}"
+        new = [_over(recent[e][-steps:], gamma) for e in range(num_envs) if whole[e]]
+        if new:
+            name, numbers = f"round {i}, added", list(range(len(rows), len(rows) + len(new)))
+            assert added.number[added.valid].tolist() == numbers, f"{name}.number: expected {numbers}, got others"
+            assert_trees_close(tree.stack(new), tree.index(added.batch, added.valid), atol, atol, f"{name}.batch: ")
+        rows, masses = rows + new, masses + [highest] * len(new)
+        if i % 13 == 12:
+            state, recent = buffer.cut(state), [[] for _ in range(num_envs)]
+            play.restart()
+        size, most = int(buffer.size(state)), min(len(rows), capacity)
+        assert size == most or (stack > 1 and bool(rows) <= size <= most), (
+            f"round {i}, size: expected {most}, got {size}"
+        )
+        if not size:
+            continue
+        model = _Model(rows, torch.tensor(masses).double(), capacity, alpha is None, beta, atol)
+        bits = random.bits(random.fold_in(random.key(seed), i), (1024,))
+        drawn = model.check(buffer.sample(state, bits[:32], 0), len(rows) - size, f"round {i}, ")
+        if i % 8 == 7:
+            oldest = len(rows) - size // 2 - 1
+            model.check_often(buffer.sample(state, bits, 0), len(rows) - size, f"round {i}, ")
+            for limit in (oldest, torch.tensor(oldest)):
+                model.check_often(buffer.sample(state, bits, limit), oldest, f"round {i}, oldest {oldest}: ")
+        # The same for all draws of one row, 0 for every fourth.
+        priority = (drawn.batch.action * 3 + i).remainder(4).to(drawn.weight.dtype)
+        before, state = state, buffer.update(state, drawn.indices, priority)
+        if alpha is None:
+            assert_trees_equal(before, state, f"round {i}, update without priorities: ")
+        else:
+            for number, p in zip(model.numbers(drawn.batch), priority.tolist(), strict=True):
+                masses[number] = p**alpha if p else 0.0
+            highest = max(highest, *(masses[number] for number in model.numbers(drawn.batch)))
+        for name, (x, largest) in buffer.bounds(state, num_envs * (i + 1)).items():
+            inside = bool(((x >= 0) & (x <= largest)).all())
+            assert inside, f"round {i}, bounds[{name!r}]: expected numbers from 0 to {largest}, got {x}"
+    batch, ended, valid = play.step()
+    pure(buffer.add, state, batch, ended, valid, gamma)
+    pure(buffer.update, state, drawn.indices, priority)
+    pure(buffer.cut, state)
+    pure(buffer.sample, state, bits[:8], 0)
+    lanes = tree.stack([before, state])
+    vmapped(lambda state, bits: buffer.sample(state, bits, 0), lanes, bits[:16].reshape(2, 8), dtype=None)
+    vmapped(buffer.update, lanes, *(x.expand(2, -1) for x in (drawn.indices, priority)), dtype=None)
+    vmapped(lambda state: buffer.add(state, batch, ended, valid, gamma), lanes, dtype=None)
+
+
+def _is_complete(
+    recent: list[tuple[Transition, bool]], batch: Transition, ended: Tensor, valid: Tensor, env: int, steps: int
+) -> bool:
+    """Append a valid step of an environment to its others; return True if it completes a row over `steps`."""
+    if valid[env]:
+        recent.append((tree.index(batch, env), bool(ended[env])))
+    return bool(valid[env]) and len(recent) >= steps
+
+
+def _over(singles: Sequence[tuple[Transition, bool]], gamma: Tensor) -> Transition:
+    """Return the transition over these steps of one environment, up to the first end."""
+    reward, weight = torch.zeros(()), torch.ones(())
+    for last, ended in singles:
+        reward, discount = reward + weight * last.reward, weight * last.discount
+        if ended or discount == 0:
+            break
+        weight = gamma * discount
+    first = singles[0][0]
+    return Transition(first.obs, first.action, reward, discount, last.next_obs, last.next_legal)
+
+
+class _Play:
+    """Random steps of environments whose actions number them, with ends, steps that are not valid and, for `stack`
+    above 1, stacked frames.
+    """
+
+    def __init__(self, num_envs: int, stack: int, obs_dtype: torch.dtype, seed: int) -> None:
+        self.rng, self.num_envs, self.stack, self.obs_dtype = np.random.default_rng(seed), num_envs, stack, obs_dtype
+        self.count = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.obs = torch.stack([self._first() for _ in range(self.num_envs)])
+
+    def step(self) -> tuple[Transition, Tensor, Tensor]:
+        """Transitions [E], whether an episode ended, whether a step was taken: everywhere in every other round."""
+        obs = self.obs
+        shown = [torch.cat([x[1:], self._frame().unsqueeze(0)]) if self.stack > 1 else self._frame() for x in obs]
+        next_obs = torch.stack(shown)
+        ended, terminated = self._flags(0.15), self._flags(0.5)
+        valid = self._flags(0.7) | (self.count % 2 == 0)
+        reward = torch.from_numpy(self.rng.normal(size=self.num_envs).astype(np.float32))
+        action = self.count * self.num_envs + torch.arange(self.num_envs)
+        discount = torch.where(ended & terminated, 0.0, 1.0)
+        legal = torch.from_numpy(self.rng.random((self.num_envs, 3)) < 0.5)
+        after = torch.stack([self._first() if end else x for end, x in zip(ended, next_obs, strict=True)])
+        self.obs, self.count = tree.where(valid, after, obs), self.count + 1
+        return Transition(obs, action, reward, discount, next_obs, legal), ended, valid
+
+    def _flags(self, probability: float) -> Tensor:
+        return torch.from_numpy(self.rng.random(self.num_envs) < probability)
+
+    def _frame(self) -> Tensor:
+        x = torch.from_numpy(self.rng.integers(0, 200, (3, 3)))
+        return x % 2 == 1 if self.obs_dtype == torch.bool else x.to(self.obs_dtype)
+
+    def _first(self) -> Tensor:
+        frame = self._frame()
+        return torch.stack([*[torch.zeros_like(frame)] * (self.stack - 1), frame]) if self.stack > 1 else frame
+
+
+class _Model(NamedTuple):
+    """Rows ever added and their masses, p**alpha, for `buffer`."""
+
+    rows: list[Transition]
+    masses: Tensor
+    capacity: int
+    uniform: bool
+    beta: float
+    atol: float
+
+    def numbers(self, batch: Transition) -> list[int]:
+        """The numbers of drawn rows; -1 for a row that never was one."""
+        known = {int(row.action): number for number, row in enumerate(self.rows)}
+        return [known.get(action, -1) for action in batch.action.tolist()]
+
+    def check(self, drawn: Sample, oldest: int, name: str) -> Sample:
+        """Rows, indices and weights."""
+        numbers = self.numbers(drawn.batch)
+        expected = range(oldest, len(self.rows))
+        bad = [number for number in numbers if number not in expected]
+        assert not bad, f"{name}rows: expected numbers from {oldest} to {len(self.rows) - 1}, got {bad}"
+        rows = tree.stack(self.rows[number] for number in numbers)
+        assert_trees_close(rows, drawn.batch, self.atol, self.atol, f"{name}rows: ")
+        pairs = set(zip(numbers, drawn.indices.tolist(), strict=True))
+        one = len(pairs) == len({number for number, _ in pairs}) == len({at for _, at in pairs})
+        assert one, f"{name}indices: expected one for each row, got {sorted(pairs)}"
+        mass = self._masses(oldest)[torch.tensor(numbers) - oldest]
+        assert mass.all(), f"{name}rows: expected none of priority 0, got {int((mass == 0).sum())}"
+        weight = (mass.min() / mass) ** self.beta
+        assert_trees_close(weight.to(drawn.batch.reward.dtype), drawn.weight, self.atol, self.atol, f"{name}weight: ")
+        return drawn
+
+    def check_often(self, drawn: Sample, oldest: int, name: str) -> None:
+        """How often each row is drawn. At six standard deviations, chance has no part in it."""
+        numbers = torch.tensor(self.numbers(drawn.batch))
+        assert (numbers >= oldest).all(), f"{name}rows: expected numbers of at least {oldest}, got {int(numbers.min())}"
+        mass = self._masses(oldest)
+        count, expected = torch.bincount(numbers - oldest, minlength=len(mass)), len(numbers) * mass / mass.sum()
+        assert not count[mass == 0].any(), f"{name}rows: expected none of priority 0, got {int(count[mass == 0].sum())}"
+        surprise = ((count - expected) ** 2 / expected)[mass > 0].sum()
+        free = int((mass > 0).sum()) - 1
+        limit = free + 6 * math.sqrt(2 * free) + 6
+        assert surprise <= limit, (
+            f"{name}frequencies: expected a chi-squared of at most {limit:.1f}, got {surprise:.1f}"
+        )
+
+    def _masses(self, oldest: int) -> Tensor:
+        mass = self.masses[oldest:]
+        return torch.ones_like(mass) if self.uniform or not mass.any() else mass
 
 
 def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_reset: bool = True) -> None:

@@ -1,0 +1,258 @@
+"""Draw transitions in proportion to their priorities. Schaul et al. 2016, https://arxiv.org/abs/1511.05952.
+
+    P(i) = p_i**alpha / sum over j of p_j**alpha
+    w_i  = (N P(i))**-beta / max over the batch of (N P(j))**-beta = (min over the batch of P(j) / P(i))**beta
+
+The masses p**alpha are the leaves of a tree of sums, of three levels with F = ceil(C**(1/3)) children a node, so that
+to add, update or draw a row takes O(F) operations: sums over 100 numbers where C is a million. All are float64 and
+multiples of a power of two that is large enough for every sum to be exact: sums do not depend on the order of
+additions, and no draw ends at a row of mass 0, not even at the very end.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn import check, random, tree
+from fdqn.replay import ring
+from fdqn.replay.ring import Ring
+from fdqn.types import Added, Buffer, Sample, Schedule, Transition
+
+LARGEST = 2**16
+"""The largest mass, to which larger ones are clamped."""
+
+
+class Prioritized(NamedTuple):
+    """Rows and a tree of their masses, p**alpha, for F**3 >= C positions; 0 where there is no row."""
+
+    ring: Ring
+    mass: Tensor
+    """[F * F * F] float64, of each position."""
+    pages: Tensor
+    """[F * F] float64, sums over F positions each."""
+    books: Tensor
+    """[F] float64, sums over F pages each."""
+    highest: Tensor
+    """[] float64, the largest mass ever given, at least 1: that of new rows."""
+    updates: Tensor
+    """[] int64, calls of `update`."""
+
+
+def buffer(capacity: int, alpha: float = 0.5, beta: float | Schedule = 0.4, epsilon: float = 0.0) -> Buffer:
+    """Make a buffer of `capacity` rows that are drawn in proportion to `(priority + epsilon)**alpha`.
+
+    New rows get the largest priority seen, at least 1. Rows of priority 0 are never drawn while another row can be; if
+    all rows have priority 0, they are drawn uniformly.
+
+    Args:
+        capacity: number of rows.
+        alpha: exponent of priorities, in [0, 1]; 0 draws uniformly.
+        beta: exponent of the importance weights, in [0, 1]; 1 corrects for the priorities completely. A schedule is
+            called with the number of updates.
+        epsilon: added to the priorities that `update` is given, above 0, every row can be drawn again.
+
+    Raises ValueError for a capacity below 1 or above 2**30 and for numbers out of range.
+    """
+    check.count("capacity", capacity, 1)
+    if capacity > 2**30:
+        raise ValueError(f"capacity: expected at most 2**30, got {capacity}")
+    check.share("alpha", alpha)
+    if not callable(beta):
+        check.share("beta", beta)
+    check.number("epsilon", epsilon, below=math.inf)
+    return Buffer(
+        init=partial(init, capacity=capacity),
+        add=add,
+        sample=partial(sample, beta=beta),
+        update=partial(update, alpha=alpha, epsilon=epsilon),
+        size=size,
+        cut=_unchanged,
+        bounds=bounds,
+    )
+
+
+def init(example: Transition, capacity: int) -> Prioritized:
+    """Return an empty buffer for rows like `example`, a transition without leading axes.
+
+    Raises TypeError for a dtype that cannot be stored.
+    """
+    rows = ring.init(example, capacity)
+    width = _width(capacity)
+    zero = torch.zeros((), dtype=torch.float64, device=rows.added.device)
+    mass, pages, books = (zero.new_zeros(width**levels) for levels in (3, 2, 1))
+    return Prioritized(rows, mass, pages, books, zero + 1.0, torch.zeros_like(rows.added))
+
+
+def add(
+    state: Prioritized, batch: Transition, ended: Tensor, valid: Tensor | None, gamma: Tensor | None = None
+) -> tuple[Prioritized, Added]:
+    """Write the rows of `batch` [E, ...] over the oldest ones, as `ring.add` does, with the largest priority seen."""
+    rows, added = ring.add(state.ring, batch, ended, valid, gamma)
+    at = added.number % _capacity(state)
+    mass = torch.where(added.valid, state.highest, state.mass[at])
+    return _with_mass(state._replace(ring=rows), at, mass), added
+
+
+def sample(state: Prioritized, bits: Tensor, oldest: Tensor | int = 0, *, beta: float | Schedule = 0.4) -> Sample:
+    """Draw rows with a number of at least `oldest`, with replacement, in proportion to their masses.
+
+    Each of `bits` [B], integers in [0, 2**32), is a fraction of the total mass, and the row is drawn whose interval it
+    falls into. Raises as `ring.sample` does.
+    """
+    check.shapes("bits[B]", bits)
+    check.words("bits", bits)
+    count = size(state, oldest)
+    if check.seen(count < 1):
+        raise ValueError("buffer: expected at least one row to sample from, got none; add rows first")
+    skipped, drawable = _range(state, count, oldest)
+    point = skipped + _round(torch.floor, bits.double() * 2.0**-32 * drawable, _capacity(state))
+    total = state.books.sum()
+    found = _find(state, torch.where(point >= total, point - total, point))
+    uniform = (state.ring.added - count + random.index(bits, count)) % _capacity(state)
+    at = torch.where(drawable > 0, found, uniform)
+
+    batch, mass = tree.index(state.ring.rows, at), state.mass[at]
+    weight = torch.where(drawable > 0, mass.amin() / mass, 1.0) ** (beta(state.updates) if callable(beta) else beta)
+    return Sample(batch, at, weight.to(batch.reward.dtype))
+
+
+def update(
+    state: Prioritized, indices: Tensor, priority: Tensor, *, alpha: float = 0.5, epsilon: float = 0.0
+) -> Prioritized:
+    """Give the rows at `indices` [B] the priorities [B]. The largest counts for a row that occurs several times.
+
+    Masses are rounded to a multiple of 2**(ceil(log2(C)) - 36), about 1e-5 for a million rows, and clamped to
+    `LARGEST`; a priority above 0 stays above 0. Raises ValueError for priorities that are negative or NaN and
+    IndexError for indices that are not in [0, C), if values can be read; elsewhere these rows keep their priorities.
+    """
+    check.shapes("indices[B] priority[B]", indices, priority)
+    check.integer("indices", indices)
+    check.floating("priority", priority)
+    check.within("indices", indices, _capacity(state))
+    if check.seen(~(priority >= 0)):
+        raise ValueError("priority: expected numbers of at least 0, got a negative one or NaN")
+    # A position without a row keeps mass 0.
+    is_given = (priority >= 0) & (indices >= 0) & (indices < size(state))
+    given = torch.where(is_given, _mass(priority.double() + epsilon, alpha, _capacity(state)), -1.0)
+    at = indices.clamp(0, _capacity(state) - 1)
+    # All that write to one position write the same, so that their order does not matter.
+    largest = torch.where(at.unsqueeze(-1) == at, given, -1.0).amax(-1)
+    mass = torch.where(largest >= 0, largest, state.mass[at])
+    highest = torch.maximum(state.highest, given.amax())
+    return _with_mass(state, at, mass)._replace(highest=highest, updates=state.updates + 1)
+
+
+def size(state: Prioritized, oldest: Tensor | int = 0) -> Tensor:
+    """Count the rows [] with a number of at least `oldest`, including those of priority 0."""
+    return ring.size(state.ring, oldest)
+
+
+def bounds(state: Prioritized, steps: int) -> dict[str, tuple[Tensor, int]]:
+    """Return the numbers of the state with their largest values; sums must differ by 0 from those of their children."""
+    width = state.books.shape[-1]
+    filled = state.ring.added.clamp_max(state.ring.rows.reward.shape[-1]).unsqueeze(-1)
+    is_empty = torch.arange(state.mass.shape[-1], device=filled.device) >= filled
+    pages = state.mass.unflatten(-1, (width * width, width)).sum(-1)
+    books = state.pages.unflatten(-1, (width, width)).sum(-1)
+    return {
+        **ring.bounds(state.ring, steps),
+        "priorities": (state.mass, LARGEST),
+        "priorities without rows": (torch.where(is_empty, state.mass, 0.0), 0),
+        "sums of priorities": ((pages - state.pages).abs(), 0),
+        "sums of sums": ((books - state.books).abs(), 0),
+        "highest priority": (state.highest, LARGEST),
+        "updates": (state.updates, 2**62),
+    }
+
+
+def _unchanged(state: Prioritized) -> Prioritized:
+    return state
+
+
+def _with_mass(state: Prioritized, at: Tensor, mass: Tensor) -> Prioritized:
+    """The state with these masses [B] at positions [B], and the sums that contain them."""
+    width = state.books.shape[0]
+    masses = state.mass.index_put((at,), mass)
+    page = at // width
+    pages = state.pages.index_put((page,), masses.unflatten(0, (width * width, width))[page].sum(-1))
+    book = page // width
+    books = state.books.index_put((book,), pages.unflatten(0, (width, width))[book].sum(-1))
+    return state._replace(mass=masses, pages=pages, books=books)
+
+
+def _find(state: Prioritized, point: Tensor) -> Tensor:
+    """The positions [B] into whose intervals of mass the points [B], below the total, fall."""
+    width = state.books.shape[0]
+    book, rest = _descend(state.books, point)
+    page, rest = _descend(state.pages.unflatten(0, (width, width))[book], rest)
+    page = book * width + page
+    row, _ = _descend(state.mass.unflatten(0, (width * width, width))[page], rest)
+    return (page * width + row).clamp_max(_capacity(state) - 1)
+
+
+def _descend(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+    """The child [B] of masses [B, F] or [F] into whose interval each point [B] falls, and how far [B] into it."""
+    is_before = masses.cumsum(-1) <= point.unsqueeze(-1)
+    # Without any mass all are before.
+    child = is_before.sum(-1).clamp_max(masses.shape[-1] - 1)
+    return child, point - torch.where(is_before, masses, 0.0).sum(-1)
+
+
+def _range(state: Prioritized, count: Tensor, oldest: Tensor | int) -> tuple[Tensor | float, Tensor]:
+    """The mass [] of the positions before the oldest of the newest `count` rows, and the mass [] of these rows.
+
+    From the position of the oldest of them around the ring, they come first and rows that may not be drawn last.
+    """
+    total = state.books.sum()
+    if not isinstance(oldest, Tensor) and oldest == 0:
+        return 0.0, total
+    added, capacity = state.ring.added, _capacity(state)
+    stored, drawn = first = torch.stack([(added - capacity).clamp_min(0), added - count]) % capacity
+    before_stored, before_drawn = _mass_before(state, first)
+    # Around the end of the ring, the rows that may be drawn stand between the two positions, else the others do.
+    between = before_stored - before_drawn
+    drawable = torch.where(drawn < stored, between, total + between)
+    return before_drawn, torch.where(count > 0, drawable, 0.0)
+
+
+def _mass_before(state: Prioritized, at: Tensor) -> Tensor:
+    """The mass [N] of all positions before each of `at` [N]."""
+    width = state.books.shape[0]
+    page = at // width
+    book, child = page // width, torch.arange(width, device=at.device)
+
+    def left(masses: Tensor, until: Tensor) -> Tensor:
+        return torch.where(child < until.unsqueeze(-1), masses, 0.0).sum(-1)
+
+    books = left(state.books, book)
+    pages = left(state.pages.unflatten(0, (width, width))[book], page - book * width)
+    return books + pages + left(state.mass.unflatten(0, (width * width, width))[page], at - page * width)
+
+
+def _mass(priority: Tensor, alpha: float, capacity: int) -> Tensor:
+    """The masses [B] of priorities [B]: p**alpha on the grid, and 0 only for 0."""
+    mass = _round(torch.round, (priority**alpha).clamp_max(LARGEST), capacity).clamp_min(_grid(capacity))
+    return torch.where(priority > 0, mass, 0.0)
+
+
+def _round(rounded: Callable[[Tensor], Tensor], mass: Tensor, capacity: int) -> Tensor:
+    return rounded(mass / _grid(capacity)) * _grid(capacity)
+
+
+def _grid(capacity: int) -> float:
+    """The power of two whose multiples masses are: sums of `capacity` masses of at most `LARGEST` have 52 bits."""
+    return LARGEST * 2.0 ** (math.ceil(math.log2(capacity)) - 52)
+
+
+def _capacity(state: Prioritized) -> int:
+    return state.ring.rows.reward.shape[0]
+
+
+def _width(capacity: int) -> int:
+    """The smallest number whose cube is at least `capacity`."""
+    return next(width for width in itertools.count(1) if width**3 >= capacity)

@@ -1,0 +1,271 @@
+"""Prioritized replay: exact sums, draws in proportion to priorities, and the edges of both. See also `laws.buffer`."""
+
+import functools
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fdqn import random, replay, schedules, tree
+from fdqn.replay import prioritized
+from fdqn.testing import asserts, laws, programs
+from fdqn.types import Transition
+
+LEGAL, GAMMA = torch.ones(2, dtype=torch.bool), torch.tensor(0.9)
+EXAMPLE = Transition(torch.zeros(1), torch.tensor(0), torch.tensor(0.0), torch.tensor(0.0), torch.zeros(1), LEGAL)
+CHANCE = 1e-4
+LAST = torch.tensor([2**32 - 1])
+
+
+def rows(*numbers):
+    n = torch.tensor(numbers)
+    obs = n.float().unsqueeze(-1)
+    return Transition(obs, n, n.float(), torch.ones(len(n)), obs, LEGAL.expand(len(n), 2))
+
+
+def filled(capacity, count, priorities=None, **settings):
+    """A buffer of rows 0 to count - 1, and its state; with `priorities` for the first positions."""
+    buffer = prioritized.buffer(capacity, **settings)
+    state = buffer.init(EXAMPLE)
+    for first in range(0, count, capacity):
+        batch = rows(*range(first, min(first + capacity, count)))
+        state, _ = buffer.add(state, batch, batch.discount == 0, None, GAMMA)
+    if priorities is not None:
+        state = buffer.update(state, torch.arange(len(priorities)), torch.tensor(priorities))
+    return buffer, state
+
+
+def sound(buffer, state, steps=10**6):
+    return {n: bool(((x >= 0) & (x <= most)).all()) for n, (x, most) in buffer.bounds(state, steps).items()}
+
+
+def spread(count):
+    """Bits at equal distances."""
+    return (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 2**31 // count
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("capacity", [1, 2, 8, 9, 27, 100])
+def test_frequencies_are_those_of_the_paper(capacity, alpha):
+    """p**alpha / sum of p**alpha, to one draw where bits are spread evenly, and to chance where they are random."""
+    priority = 0.1 + 5 * random.uniform(random.key(0), (capacity,))
+    buffer, state = filled(capacity, capacity, priority.tolist(), alpha=alpha)
+    expected = priority.double() ** alpha / (priority.double() ** alpha).sum()
+    counts = torch.bincount(buffer.sample(state, spread(10_000), 0).indices, minlength=capacity)
+    assert ((counts - 10_000 * expected).abs() <= 1 + 1e-3).all()
+    counts = torch.bincount(buffer.sample(state, random.bits(random.key(1), (10_000,)), 0).indices, minlength=capacity)
+    assert capacity == 1 or stats.chisquare(counts.numpy(), 10_000 * expected.numpy()).pvalue > CHANCE
+
+
+def test_weights_are_those_of_the_paper():
+    buffer, state = filled(10, 10, [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10], alpha=1.0, beta=0.5)
+    drawn = buffer.sample(state, spread(20), 0)
+    probability = (drawn.indices + 1.0) / 55
+    weight = (10 * probability) ** -0.5
+    torch.testing.assert_close(drawn.weight, weight / weight.max())
+    assert drawn.weight.max() == 1
+
+
+def test_beta_follows_a_schedule_of_updates():
+    beta = functools.partial(schedules.linear, start=0.0, end=1.0, steps=4)
+    buffer, state = filled(2, 2, [1.0, 4.0], alpha=1.0, beta=beta)
+    seen = []
+    for _ in range(5):
+        drawn = buffer.sample(state, torch.tensor([0, 2**32 - 1]), 0)
+        assert drawn.indices.tolist() == [0, 1]
+        seen.append(drawn.weight[1].item())
+        state = buffer.update(state, drawn.indices, torch.tensor([1.0, 4.0]))
+    assert seen == pytest.approx([4.0**-b for b in (0.25, 0.5, 0.75, 1.0, 1.0)])
+
+
+# The end of the mass
+
+
+@pytest.mark.parametrize("capacity", [5, 27, 1000])
+@pytest.mark.parametrize("tail", [1, 3])
+def test_a_draw_at_the_very_end_has_a_row(capacity, tail):
+    """With rounded sums, u * total can reach the total, and children can sum to less than their parent."""
+    priority = random.uniform(random.key(2), (capacity,)) + 1e-3
+    priority[-tail:] = 0.0
+    buffer, state = filled(capacity, capacity, priority.tolist(), alpha=0.6)
+    assert buffer.sample(state, LAST, 0).indices.item() == capacity - tail - 1
+    half, partly = filled(capacity, capacity // 2, None)
+    assert half.sample(partly, LAST, 0).indices.item() == capacity // 2 - 1
+    assert half.sample(partly, LAST * 0, 0).indices.item() == 0
+
+
+def test_priorities_of_very_different_sizes_keep_their_sums_exact():
+    """1e-9, 1e30 and infinity are clamped, none to 0; what float sums would lose, is there."""
+    buffer, state = filled(1000, 1000, alpha=1.0)
+    for i in range(20):
+        key = random.fold_in(random.key(3), i)
+        indices = random.randint(key, (64,), 0, 1000)
+        priority = 10.0 ** (40 * random.uniform(key, (64,)) - 10)
+        priority[0] = torch.inf
+        state = buffer.update(state, indices, priority)
+        assert all(sound(buffer, state).values())
+    assert state.mass.max() == prioritized.LARGEST
+    assert state.mass[:1000].min() > 0
+    state = buffer.update(state, torch.arange(1000), torch.where(torch.arange(1000) == 500, 1e-9, 0.0))
+    assert (buffer.sample(state, spread(100), 0).indices == 500).all()
+    assert state.books.sum() == state.mass[500] > 0
+
+
+def test_the_order_of_updates_leaves_no_trace():
+    buffer, state = filled(300, 300)
+    priority = random.uniform(random.key(4), (300,)) * 10
+    order = random.bits(random.key(5), (300,)).argsort()
+    together = buffer.update(state, torch.arange(300), priority)
+    shuffled = buffer.update(state, order, priority[order])
+    one_by_one = state
+    for i in order.split(7):
+        one_by_one = buffer.update(one_by_one, i, priority[i])
+    for other in (shuffled, one_by_one._replace(updates=together.updates)):
+        asserts.assert_trees_equal(together, other)
+
+
+# Which rows
+
+
+def test_the_largest_priority_counts_for_a_row_drawn_twice():
+    buffer, state = filled(8, 8, alpha=1.0)
+    state = buffer.update(state, torch.tensor([3, 5, 3, 3]), torch.tensor([2.0, 0.5, 7.0, 4.0]))
+    assert state.mass[:8].tolist() == [1, 1, 1, 7, 1, 0.5, 1, 1]
+    assert all(sound(buffer, state).values())
+
+
+def test_new_rows_have_the_largest_priority_seen():
+    buffer, state = filled(4, 4, [0.5, 9.0, 0.1, 0.2], alpha=1.0)
+    state = buffer.update(state, torch.tensor([1]), torch.tensor([0.3]))
+    state, added = buffer.add(state, rows(4, 5), torch.zeros(2, dtype=torch.bool), torch.tensor([False, True]), GAMMA)
+    assert added.number[1] == 4
+    assert state.mass[:4].tolist() == pytest.approx([9.0, 0.3, 0.1, 0.2])
+    assert state.ring.rows.action.tolist() == [5, 1, 2, 3]
+
+
+def test_rows_of_priority_0_are_drawn_only_where_all_are():
+    buffer, state = filled(6, 4, [0.0, 0.0, 2.0, 0.0])
+    assert set(buffer.sample(state, spread(50), 0).indices.tolist()) == {2}
+    state = buffer.update(state, torch.tensor([2]), torch.tensor([0.0]))
+    drawn = buffer.sample(state, spread(400), 0)
+    assert torch.bincount(drawn.indices).tolist() == [100] * 4
+    assert (drawn.weight == 1).all()
+    _, kept = filled(6, 4, [0.0, 0.0, 2.0, 0.0], epsilon=0.1)
+    assert (kept.mass[:4] > 0).all()
+
+
+@pytest.mark.parametrize("added", [3, 5, 7, 13])
+@pytest.mark.parametrize("age", [1, 2, 4, 5])
+def test_rows_before_the_oldest_are_not_drawn(added, age):
+    """Also where the range goes around the end, where it has no priority at all, and with an oldest that is gone."""
+    priority = [1.0, 0.0, 3.0, 0.5, 2.0][:added]
+    buffer, state = filled(5, added, priority, alpha=1.0)
+    oldest = max(added - age, 0)
+    expected = torch.zeros(5, dtype=torch.float64)
+    for number in range(max(oldest, added - 5), added):
+        expected[number % 5] = state.mass[number % 5]
+    if not expected.any():  # uniformly, then
+        expected[[number % 5 for number in range(max(oldest, added - 5), added)]] = 1
+    counts = torch.bincount(buffer.sample(state, spread(6_000), torch.tensor(oldest)).indices, minlength=5)
+    assert ((counts - 6_000 * expected / expected.sum()).abs() <= 2).all()
+    drawn = [buffer.sample(state, spread(60), limit) for limit in (oldest, torch.tensor(oldest))]
+    asserts.assert_trees_equal(*drawn)
+
+
+def test_what_cannot_be_refused_changes_nothing():
+    """Inside of a transform: negative priorities, NaN, and positions that no row is at."""
+    buffer, state = filled(8, 5, [1.0, 2.0, 3.0, 4.0, 5.0])
+    indices = torch.tensor([[0, 1, 6, 9, -1, 2]])
+    priority = torch.tensor([[torch.nan, -1.0, 5.0, 5.0, 5.0, 0.0]])
+    after = tree.index(vmap(buffer.update)(tree.stack([state]), indices, priority), 0)
+    expected = buffer.update(state, torch.tensor([2]), torch.tensor([0.0]))
+    asserts.assert_trees_equal(expected, after)
+    empty = buffer.init(EXAMPLE)
+    drawn = vmap(functools.partial(buffer.sample, oldest=0))(tree.stack([empty]), spread(4).unsqueeze(0))
+    assert not drawn.batch.reward.any()
+
+
+# As a function
+
+
+def steps(buffer):
+    """One step and update, as in a training iteration."""
+
+    def step(state, batch, bits):
+        state, _ = buffer.add(state, batch, batch.discount == 0, batch.action % 2 == 0, GAMMA)
+        drawn = buffer.sample(state, bits, state.ring.added - 3)
+        return buffer.update(state, drawn.indices, drawn.batch.reward.abs() * drawn.weight), drawn
+
+    return step
+
+
+def test_laws_of_a_function():
+    buffer, state = filled(10, 14, [0.5, 2.0, 0.0])
+    step, batch, bits = steps(buffer), rows(14, 15, 16), random.bits(random.key(6), (2, 8))
+    laws.pure(step, state, batch, bits[0])
+    other = step(state, rows(20, 21, 22), bits[1])[0]
+    lanes, batches = tree.stack([state, other]), tree.stack([batch, rows(2, 4, 7)])
+    laws.vmapped(step, lanes, batches, bits, dtype=None)
+    programs.donated(lambda *args: step(*args)[0], state, batch, bits[0])
+    programs.donated(vmap(lambda *args: step(*args)[0]), lanes, batches, bits)
+
+
+def test_a_row_costs_its_path_and_not_the_tree():
+    """Only what is written in place is larger than a level of sums."""
+    capacity = 10**6
+    buffer, state = filled(capacity, 3)
+    graph = make_fx(lambda state, batch, bits: steps(buffer)(state, batch, bits), tracing_mode="fake")
+    nodes = graph(state, rows(3, 4, 5), spread(32)).graph.nodes
+    found = [set(), set()]
+    for node in (node for node in nodes if node.op == "call_function"):
+        for names, tensors in zip(found, ([node], node.all_input_nodes), strict=True):
+            if any(math.prod(getattr(x.meta.get("val"), "shape", ())) > 10**4 for x in tensors):
+                names.add(str(node.target).split(".")[1])
+    assert found[0] == {"index_put", "view"}, "are as large as the buffer"
+    assert found[1] == {"index_put", "view", "index", "slice"}, "take what is as large"
+
+
+def test_float64_rows_have_float64_weights():
+    buffer = prioritized.buffer(4)
+    batch = tree.cast(rows(0, 1), torch.float64)
+    state, _ = buffer.add(buffer.init(tree.index(batch, 0)), batch, batch.discount == 0, None, GAMMA)
+    assert buffer.sample(state, spread(3), 0).weight.dtype == torch.float64
+    assert prioritized.buffer(4).sample(filled(4, 2)[1], spread(3), 0).weight.dtype == torch.float32
+
+
+LIES = {
+    "priorities": lambda s: s._replace(mass=s.mass - 3),
+    "priorities of others": lambda s: s._replace(mass=s.mass * torch.nan),
+    "priorities without rows": lambda s: s._replace(mass=torch.ones_like(s.mass)),
+    "sums of priorities": lambda s: s._replace(pages=s.pages.roll(1, -1)),
+    "sums of sums": lambda s: s._replace(books=s.books * 0),
+    "highest priority": lambda s: s._replace(highest=s.highest * torch.inf),
+    "updates": lambda s: s._replace(updates=s.updates - 9),
+    "added": lambda s: s._replace(ring=s.ring._replace(added=s.ring.added + 10**7)),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_state_out_of_a_file_is_looked_at(name):
+    buffer, state = filled(10, 8, [1.0, 2.0, 0.0])
+    lanes = tree.stack([state, state])
+    assert all(sound(buffer, lanes).values())
+    assert not all(sound(buffer, LIES[name](lanes)).values())
+
+
+def test_frames_over_prioritized_rows_are_drawn_from_the_oldest_whole_row_on():
+    """Rows whose frames are gone stay in the tree and are not drawn."""
+    buffer = replay.frames.wrap(prioritized.buffer(40), 1, 2, 40)
+    obs = torch.zeros(1, 2, 3)
+    batch = rows(0)._replace(obs=obs, next_obs=obs)
+    state = buffer.init(tree.index(batch, 0))
+    for number in range(120):  # each step is an episode of its own, which takes two frames
+        batch = batch._replace(action=torch.tensor([number]))
+        state, _ = buffer.add(state, batch, torch.tensor([True]), None, GAMMA)
+    size = int(buffer.size(state))
+    assert 0 < size < 40
+    drawn = buffer.sample(state, spread(500), 0).batch.action
+    assert set(drawn.tolist()) == set(range(120 - size, 120))
