@@ -1,12 +1,11 @@
-"""How much of what ale-py can do is used while lanes learn?
+"""Measure how much of ale-py's speed remains while seeds learn.
 
     python benchmarks/atari.py [--game Breakout] [--seeds 2] [--envs 4] [--repeats 5]
 
-Three rates of environment steps, four frames each, in turn: ale-py's own vector environment with random actions and as
-many threads as there are cores; our world without learning, one thread; and a run of the Nature preset while it learns,
-an update every `--envs` steps of a lane. The first says what a machine's emulators can do, the last what is left of it
-beside the network. Prints their medians and ranges over the repeats and appends a record to
-`benchmarks/records/atari.jsonl`.
+Measures three rates of environment steps (four frames each) in turn: ale-py's own vector environment with random
+actions and one thread per core; fdqn's host environments with random actions and without learning, on one thread; and a
+training run with the Nature preset, with one update every `--envs` steps of a seed. Prints medians and ranges over the
+repeats and appends a record to `benchmarks/records/atari.jsonl`.
 """
 
 import argparse
@@ -25,7 +24,7 @@ SECONDS = 5.0
 
 
 def alone(game: str, envs: int):
-    """Steps a second of the package's vector environment, as fast as it goes."""
+    """Make a function that steps ale-py's vector environment with random actions and returns the number of steps."""
     from ale_py.vector_env import AtariVectorEnv
 
     vector = AtariVectorEnv(game.lower(), envs, num_threads=torch.get_num_threads())
@@ -41,7 +40,7 @@ def alone(game: str, envs: int):
 
 
 def world(game: str, seeds: int, num_envs: int):
-    """Those of our world, random actions, nothing learned."""
+    """Make a function that steps fdqn's host environments with random actions and returns the number of steps."""
     opened = envs.find(f"ale:{game}")
     games = opened.open(seeds, num_envs)
     games.reset(np.arange(seeds * num_envs).reshape(seeds, num_envs).tolist())
@@ -56,7 +55,7 @@ def world(game: str, seeds: int, num_envs: int):
 
 
 def learning(game: str, seeds: int, num_envs: int):
-    """Those of a run that learns."""
+    """Make a function that trains until the next report and returns the number of environment steps."""
     sizes = {"seeds": seeds, "num_envs": num_envs, "capacity": 5_000, "learning_starts": 400}
     settings = Settings(**{**PRESETS["nature"], **sizes, "env": f"ale:{game}"})
     program = build.program(settings)
@@ -76,7 +75,7 @@ def learning(game: str, seeds: int, num_envs: int):
 
 
 def rate(play) -> float:
-    """Steps a second."""
+    """Measure steps per second over SECONDS."""
     began, steps = time.perf_counter(), 0
     while time.perf_counter() - began < SECONDS:
         steps += play()
@@ -84,7 +83,7 @@ def rate(play) -> float:
 
 
 def main() -> None:
-    """Measure, print, keep a record."""
+    """Measure, print and append a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="Breakout")
     parser.add_argument("--seeds", type=int, default=2)
@@ -109,7 +108,7 @@ def main() -> None:
     for name, found in results.items():
         print(f"{name:9s} {found['median']:9,.0f} steps/s [range {found['low']:,.0f}, {found['high']:,.0f}]")
     share = work.spread(shares)
-    print(f"share     {100 * share['median']:9.1f} % [range {100 * share['low']:.1f}, {100 * share['high']:.1f}]")
+    print(f"fraction  {100 * share['median']:9.1f} % [range {100 * share['low']:.1f}, {100 * share['high']:.1f}]")
     updates = math.floor(results["learning"]["median"] / given.envs)
     print(f"updates   {updates:9,} seed-updates/s")
     work.append("atari", {**work.machine("cpu"), **vars(given), "results": results, "share": share})

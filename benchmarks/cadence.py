@@ -1,12 +1,14 @@
-"""Report interval of the benchmarks. Does not import torch, because peers run in their own virtual environments."""
+"""Report interval of the benchmarks. Does not import torch, because some peers run in separate environments."""
 
 TARGET_PERIOD = 20
-"""Updates between target copies: cycles go by multiples of it."""
+"""Updates between target copies; chunks of iterations are multiples of it."""
 
 REPORT_SECONDS = 0.1
-"""Between reports, for which the host waits for a GPU and the queue of its work runs dry."""
+"""Seconds between reports. At a report the host waits for the GPU and its queue of work runs empty."""
 
 
 def cycles_a_report(seconds: float) -> int:
-    """Whole target periods that take about REPORT_SECONDS, for a cycle of so many seconds."""
+    """Return a number of iterations, in whole target periods, that takes about REPORT_SECONDS, for an iteration of
+    `seconds`.
+    """
     return TARGET_PERIOD * max(1, round(REPORT_SECONDS / TARGET_PERIOD / seconds))

@@ -21,27 +21,27 @@ TAIL = (1 - CONFIDENCE) / 2
 DISTRIBUTIONS = {
     "normal": lambda rng, shape: rng.normal(size=shape),
     "skewed": lambda rng, shape: rng.lognormal(sigma=0.8, size=shape),
-    # Two of five seeds never find the reward.
+    # Two of five seeds fail to find the reward.
     "bimodal": lambda rng, shape: rng.normal(size=shape) + 6 * (rng.uniform(size=shape) < 0.6),
-    # A third of the seeds reaches the highest return there is.
+    # A third of the seeds reach the maximal return.
     "ceiling": lambda rng, shape: np.minimum(rng.normal(size=shape), 0.4),
 }
 
 
 def percentile(x, means, rng):
-    """Quantiles of the bootstrapped means."""
+    """Percentile bootstrap: quantiles of the bootstrapped means."""
     return np.quantile(means, [TAIL, 1 - TAIL], axis=0)
 
 
 def expanded(x, means, rng):
-    """The same, further out by what a t interval is wider than a normal one. Hesterberg 2015, arXiv 1411.5279."""
+    """Percentile bootstrap, expanded by the ratio of a t interval to a normal one. Hesterberg 2015, arXiv 1411.5279."""
     n = x.shape[-1]
     tail = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(TAIL, n - 1))
     return np.quantile(means, [tail, 1 - tail], axis=0)
 
 
 def accelerated(x, means, rng):
-    """Bias-corrected and accelerated (BCa). Efron 1987."""
+    """Bias-corrected and accelerated bootstrap (BCa). Efron 1987."""
     n = x.shape[-1]
     middle = iqm(x)
     below = ((means < middle).mean(0) + (means <= middle).mean(0)) / 2
@@ -56,7 +56,7 @@ def accelerated(x, means, rng):
 
 
 def trimmed_t(x, means, rng):
-    """Student's t on the winsorized deviation. Tukey and McLaughlin 1963."""
+    """Student's t with the winsorized deviation. Tukey and McLaughlin 1963."""
     middle, error, freedom = trimmed(x)
     return middle + np.array([[-1], [1]]) * t.ppf(1 - TAIL, freedom) * error
 
@@ -68,14 +68,14 @@ def plain_t(x, means, rng):
 
 
 def bootstrap_t(x, means, rng):
-    """Quantiles of the bootstrapped t of the trimmed mean; draws that are all equal have none."""
+    """Bootstrap-t of the trimmed mean; draws of equal values are left out."""
     middle, error, _ = trimmed(x)
     ratios = []
     for index in rng.integers(0, x.shape[-1], (len(means), x.shape[-1])):
         other, spread, _ = trimmed(x[:, index])
         ratios.append(np.divide(other - middle, spread, out=np.full_like(middle, np.nan), where=spread > 1e-9))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of seeds none of whose draws have a spread
+        warnings.simplefilter("ignore")  # experiments in which every draw has equal values
         low, high = np.nanquantile(ratios, [TAIL, 1 - TAIL], axis=0)
     return middle - high * error, middle - low * error
 
@@ -97,13 +97,13 @@ METHODS = {
 
 
 def iqm(x):
-    """The interquartile mean along the last axis, as `statistics.iqm`."""
+    """Compute the interquartile mean along the last axis, as `statistics.iqm` does."""
     cut, n = x.shape[-1] // 4, x.shape[-1]
     return np.sort(x, -1)[..., cut : n - cut].mean(-1)
 
 
 def trimmed(x):
-    """The interquartile mean [E] of x [E, n], its standard error and degrees of freedom."""
+    """Compute the interquartile mean [E] of x [E, n], its standard error and its degrees of freedom."""
     n = x.shape[-1]
     cut = n // 4
     ordered = np.sort(x, -1)
@@ -113,13 +113,13 @@ def trimmed(x):
 
 
 def bootstrapped(x, resamples, rng):
-    """Interquartile means [B, E] of `resamples` draws from x [E, n]."""
+    """Compute the interquartile means [B, E] of `resamples` draws from x [E, n]."""
     n = x.shape[-1]
     return np.stack([iqm(x[:, index]) for index in rng.integers(0, n, (resamples, n))])
 
 
 def measure(draw, seeds, experiments, resamples):
-    """Coverage and width of each method."""
+    """Measure coverage and width of each method."""
     rng = np.random.default_rng(seeds)
     large = draw(np.random.default_rng(0), 4_000_000)
     truth, deviation = iqm(large), large.std()

@@ -1,11 +1,11 @@
-"""Many seeds of a classifier of handwritten digits: the library without its reinforcement learning.
+"""Train many seeds of a classifier of handwritten digits: the library without its reinforcement learning.
 
     pip install -e '.[test]'
     python benchmarks/digits.py [--seeds 32] [--updates 1000]
 
-1,797 images of 8 x 8 from scikit-learn, a quarter of them held out; 64-64-10 with ReLU, cross-entropy, Adam, cosine
-schedule. Prints the interquartile mean over the seeds of the accuracy on the held-out images, with its 95% interval,
-or with the range of fewer than 5 seeds.
+The data are 1,797 images of 8 x 8 from scikit-learn, a quarter of them held out. The network is 64-64-10 with ReLU,
+trained with cross-entropy, Adam and a cosine schedule. Prints the interquartile mean over seeds of the held-out
+accuracy with its 95% interval, or with the range of fewer than 5 seeds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ BATCH = 128
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images [N, 64] in [0, 1] and labels [N] to train on, and those held out."""
+    """Load images [N, 64] in [0, 1] and labels [N], for training and held out."""
     images, labels = load_digits(return_X_y=True)
     parts = train_test_split(images / 16, labels, random_state=0, stratify=labels)
     images, held_out, labels, held_out_labels = map(torch.from_numpy, parts)
@@ -32,7 +32,7 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def accuracies(seeds: int, updates: int) -> Tensor:
-    """The share [S] of held-out images that each seed classifies as what they are."""
+    """Train all seeds and return the held-out accuracy [S] of each."""
     images, labels, held_out, held_out_labels = digits()
     network = networks.mlp(64, (64,), 10)
     optimizer = optim.adam(partial(schedules.cosine, start=3e-3, end=0.0, steps=updates))
@@ -48,14 +48,14 @@ def accuracies(seeds: int, updates: int) -> Tensor:
     keys = random.key(range(seeds))
     params = network.init(random.fold_in(keys, 0))
     words = random.bits(random.fold_in(keys, 1), (updates, BATCH)).movedim(1, 0).contiguous()
-    state = tree.clone((params, vmap(optimizer.init)(params)))  # memory of its own, to be written over
+    state = tree.clone((params, vmap(optimizer.init)(params)))  # separate memory, because donation overwrites it
     params, _ = compile.fold(vmap(update))(state, words)
     logits = vmap(network.apply, (0, None))(params, held_out)
     return (logits.argmax(-1) == held_out_labels).double().mean(-1)
 
 
 def main() -> None:
-    """Train, and say how well and how fast."""
+    """Train; print accuracy and time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--updates", type=int, default=1000)

@@ -1,12 +1,11 @@
-"""How fast are the compiled MinAtar games, beside the `minatar` package in a Python loop?
+"""Compare the speed of the compiled MinAtar games with that of the `minatar` package in a Python loop.
 
     python benchmarks/games.py [--lanes 32] [--envs 128] [--threads 1] [--repeats 5] [--games asterix ...]
 
-Each game in a process of its own with empty compiler caches: seconds to compile `vmap(step)`, then env-steps a second
-at random of ours, all observations written, and of the package's loop (`act`, `state`, and `reset` at an end), taking
-turns.
-The package is installed with `pip install --no-deps minatar`. Prints a table and appends one record to
-`benchmarks/records/minatar.jsonl`.
+Each game runs in a separate process with empty compiler caches. Measures the seconds to compile `vmap(step)` and, in
+turn, env-steps per second with random actions of fdqn (all observations written) and of the package's loop (`act`,
+`state`, and `reset` at an end). Install the package with `pip install --no-deps minatar`. Prints a table and appends a
+record to `benchmarks/records/minatar.jsonl`.
 """
 
 import argparse
@@ -18,11 +17,11 @@ import tempfile
 import time
 
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
-STEPS = 64  # whose noise is drawn before
+STEPS = 64  # steps per call; their noise is drawn in advance
 
 
 def measure(game: str, lanes: int, envs: int, threads: int, repeats: int) -> dict:
-    """One game, in this process."""
+    """Measure one game in this process."""
     import torch
     import work
     from torch.func import vmap
@@ -62,16 +61,16 @@ def measure(game: str, lanes: int, envs: int, threads: int, repeats: int) -> dic
 
 
 def _package(game: str):
-    """A function that plays the package's game for some steps and says how many."""
+    """Make a function that plays the package's game and returns the number of steps."""
     import logging
 
     import numpy as np
 
-    logging.disable(logging.WARNING)  # it warns that it cannot draw without seaborn
+    logging.disable(logging.WARNING)  # the package warns if seaborn is missing
     try:
         from minatar import Environment
     except ImportError:
-        sys.exit("benchmarks/games.py needs the package it compares with: pip install --no-deps minatar")
+        sys.exit("benchmarks/games.py requires the minatar package: pip install --no-deps minatar")
     env = Environment(game)
     env.seed(0)
     env.reset()
@@ -89,7 +88,7 @@ def _package(game: str):
 
 
 def _rate(play) -> float:
-    """Steps a second, the best of as many goes as half a second takes."""
+    """Measure steps per second; the best of the runs within half a second."""
     best, until = 0.0, time.perf_counter() + 0.5
     while (began := time.perf_counter()) < until:
         steps = play()
@@ -98,7 +97,7 @@ def _rate(play) -> float:
 
 
 def main() -> None:
-    """Measure, print, keep a record."""
+    """Measure, print and append a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lanes", type=int, default=32)
     parser.add_argument("--envs", type=int, default=128)

@@ -1,12 +1,12 @@
-"""The same work in plain JAX: one jitted, donated scan over cycles, vmapped over seeds.
+"""The same work in plain JAX: one jitted, donated scan over training iterations, vmapped over seeds.
 
-Nothing of fdqn is imported. CartPole, replay, network and Q-learning are written out in plain JAX; Adam is optax's. A
-cycle steps ten environments once and makes one update, as ours does; the target copy is a `where`, since a `cond` in a
-`scan` copies the carry in jax 0.10 (jax-ml/jax issue 38145). The noise of a whole scan is drawn before it.
+Does not import fdqn. CartPole, replay, network and Q-learning are written in plain JAX; Adam is optax's. As in fdqn, an
+iteration steps ten environments once and makes one update. The target copy is a `where`, because a `cond` in a `scan`
+copies the carry in jax 0.10 (jax-ml/jax issue 38145). The noise of a whole scan is drawn before it.
 
     pip install jax optax && python benchmarks/jax_dqn.py
 
-prints seed-updates a second at 1, 8 and 32 seeds.
+Prints seed-updates per second at 1, 8 and 32 seeds.
 """
 
 import statistics
@@ -20,7 +20,7 @@ import optax
 
 
 class State(NamedTuple):
-    """One seed."""
+    """State of one seed."""
 
     params: dict
     target: dict
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 class Work(NamedTuple):
-    """The size of the work."""
+    """Sizes of the work."""
 
     sizes: tuple = (4, 120, 84, 2)
     envs: int = 10
@@ -49,7 +49,7 @@ class Work(NamedTuple):
 
 
 def apply(params, x):
-    """The MLP."""
+    """Apply the MLP."""
     last = len(params) // 2 - 1
     for i in range(last + 1):
         x = x @ params[f"w{i}"] + params[f"b{i}"]
@@ -58,7 +58,7 @@ def apply(params, x):
 
 
 def cartpole(work, state, time, action, u):
-    """One step of CartPole for [E] environments; answers state, time, obs, next_obs, reward, terminated."""
+    """Step CartPole in [E] environments; return state, time, next_obs, reward, terminated."""
     x, x_dot, theta, theta_dot = jnp.moveaxis(state, -1, 0)
     force = jnp.where(action == 1, 10.0, -10.0)
     cos, sin = jnp.cos(theta), jnp.sin(theta)
@@ -76,14 +76,14 @@ def cartpole(work, state, time, action, u):
 
 
 def walk(work, state, time, action, u):
-    """The stand-in for a wide observation: a random state a step, one in a hundred episodes ending."""
+    """Step the stand-in for a wide observation: a random state per step; one in a hundred steps ends an episode."""
     new = u
     terminated = u[..., 0] < 0.01
     return new, time, new, (action == 0).astype(jnp.float32), terminated
 
 
 def init(work: Work, key):
-    """A seed before its first step."""
+    """Initialize a seed."""
     params = {}
     keys = jax.random.split(key, 2 * len(work.sizes))
     for i, (n, m) in enumerate(zip(work.sizes[:-1], work.sizes[1:], strict=True)):
@@ -114,7 +114,7 @@ def init(work: Work, key):
 
 
 def cycle(work: Work, state: State, noise):
-    """Step every environment once, update once."""
+    """Step every environment once, then update once."""
     explore, choice, env_u, sample_u = noise
     q = apply(state.params, state.env)
     actions = work.sizes[-1]
@@ -145,7 +145,7 @@ def cycle(work: Work, state: State, noise):
 
 
 def draw(work: Work, state: State, cycles: int):
-    """The noise of a scan."""
+    """Draw the noise of a scan."""
     keys = jax.random.split(jax.random.fold_in(state.key, state.cycle), 4)
     uniform = jax.random.uniform
     return (
@@ -157,7 +157,7 @@ def draw(work: Work, state: State, cycles: int):
 
 
 def seeds_scan(work: Work, cycles: int, states):
-    """Scan of the vmapped cycle: the vmap inside, so that each operation covers all seeds."""
+    """Scan the vmapped iteration. The vmap is inside, so that each operation covers all seeds."""
     noise = jax.vmap(partial(draw, work, cycles=cycles), out_axes=1)(states)
 
     def body(states, noise):
@@ -167,17 +167,17 @@ def seeds_scan(work: Work, cycles: int, states):
 
 
 def states(work: Work, seeds: int):
-    """The states of `seeds` seeds."""
+    """Initialize `seeds` seeds."""
     return jax.vmap(partial(init, work))(jax.vmap(jax.random.key)(jnp.arange(seeds)))
 
 
 def advance(work: Work, cycles: int):
-    """A function that advances states `cycles` cycles in place."""
+    """Make a function that runs `cycles` iterations in place."""
     return jax.jit(partial(seeds_scan, work, cycles), donate_argnums=0)
 
 
 def main(cycles: int = 500, repeats: int = 7) -> None:
-    """Time it: medians over repeats, compiling left out."""
+    """Print the median speed over repeats, without compilation."""
     for seeds in (1, 8, 32):
         run, state = advance(Work(), cycles), states(Work(), seeds)
         state = jax.block_until_ready(run(state))

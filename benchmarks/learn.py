@@ -1,14 +1,15 @@
-"""Does it learn as well as what is published? CleanRL's DQN settings and its three classic tasks, 32 seeds each.
+"""Compare learning with published results: CleanRL's DQN settings on its three classic tasks, 32 seeds each.
 
     python benchmarks/learn.py [--envs cartpole acrobot mountain_car] [--seeds 32] [--steps 500000]
 
-Trains with `fdqn train`, prints our training return beside CleanRL's and appends one JSON record to
-`benchmarks/records/learn.jsonl`. A finished run that `--out` already holds is read and not run again. Both numbers are
-means of the last 100 training episodes, exploration on.
+Trains, prints the training returns next to CleanRL's and appends a JSON record to `benchmarks/records/learn.jsonl`. A
+finished run that `--out` already holds is read and not repeated. Both numbers are means of the last 100 training
+episodes, with exploration.
 
-CleanRL steps one environment ten times between updates. On CartPole and Acrobot we step ten environments once, which
-compiles in a fifth of the time. On MountainCar that is not the same: ten times as many updates then fall into one
-episode, and 2 of 32 seeds reach the goal in their last 100 episodes instead of 16. There we do as CleanRL.
+CleanRL steps one environment ten times between updates. On CartPole and Acrobot this benchmark steps ten environments
+once, which compiles in a fifth of the time. On MountainCar the two differ: with ten environments, ten times as many
+updates fall into one episode, and 2 of 32 seeds reach the goal in their last 100 episodes instead of 16. There the
+benchmark steps as CleanRL does.
 """
 
 import argparse
@@ -31,7 +32,7 @@ PUBLISHED = {
     "mountain_car": ("-194.95 +- 8.48", "-188.90 +- 11.78"),
 }
 
-# What each task must reach here.
+# Lowest acceptable mean of each task.
 FLOOR = {"cartpole": 485.0, "acrobot": -92.0, "mountain_car": -195.0}
 
 STEPPING = {
@@ -61,7 +62,7 @@ RECORDS = Path(__file__).parent / "records" / "learn.jsonl"
 
 
 def main() -> int:
-    """Run the tasks; the exit code is 1 where one stays below its floor."""
+    """Run the tasks. The exit code is 1 if a task stays below its floor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--envs", nargs="+", default=list(PUBLISHED), choices=list(PUBLISHED))
     parser.add_argument("--seeds", type=int, default=32)
@@ -80,8 +81,9 @@ def main() -> int:
 
 
 def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
-    """Train and sum up: mean of the seeds' training returns, as CleanRL states means, with a 95% bootstrap interval, or
-    with the range of fewer than 5 seeds."""
+    """Train and summarize: mean of the seeds' training returns, as CleanRL reports it, with a 95% bootstrap interval,
+    or with the range of fewer than 5 seeds.
+    """
     sizes = [f"--env={env}", f"--seeds={seeds}", f"--steps={steps}", "--hidden", "120", "84"]
     if not (out / "summary.json").exists() and (
         code := cli.main(["train", *sizes, f"--out={out}", *STEPPING[env], *CLEANRL])
@@ -106,7 +108,7 @@ def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
 
 
 def table(results: dict[str, dict[str, object]], seeds: int, steps: int) -> str:
-    """The results as a Markdown table."""
+    """Format the results as a Markdown table."""
     ends = "95% interval" if seeds >= statistics.MIN_SEEDS else "range"
     lines = [
         f"Training return after {steps:,} steps, last 100 episodes, mean. fdqn: {seeds} seeds, {ends}; CleanRL: "
@@ -125,7 +127,7 @@ def table(results: dict[str, dict[str, object]], seeds: int, steps: int) -> str:
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """Describe the machine and versions."""
     return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),

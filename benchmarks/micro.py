@@ -1,9 +1,9 @@
-"""How long does each public function take, operation by operation and compiled?
+"""Measure the time of each public function, eager and compiled.
 
     python benchmarks/micro.py [--device cpu] [--seeds 32] [--repeats 7]
 
-The sizes are those of one cycle of the small network. Prints microseconds a call, medians of the repeats, and appends
-one record to `benchmarks/records/micro.jsonl`.
+Sizes are those of one training iteration of the small network. Prints microseconds per call, medians of the repeats,
+and appends a record to `benchmarks/records/micro.jsonl`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from fdqn.training import off_policy
 
 
 def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
-    """Name, function over lanes, arguments."""
+    """Yield name, function over seeds, and arguments."""
     program = work.program("small")
     state = work.lanes(program, seeds, device)
     noise = tree.index(training.noise(program, state.key, 0, 1), 0)
@@ -79,7 +79,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     for name, schedule in SCHEDULES.items():
         yield f"schedules.{name}", schedule, (state.cycle,)
     yield "off_policy.hard_copy", vmap(off_policy.hard_copy), (state.learner,)
-    # Compiled, these write in place: without it they would copy every ring.
+    # Donated: without donation they would copy the whole replay memory.
     add = vmap(lambda ring, batch: replay.ring.add(ring, batch, batch.discount == 0, None)[0])
     yield "replay.ring.add, in place", compile.donate(add), (tree.clone(state.buffer), new)
     yield "training.cycle, in place", compile.donate(vmap(partial(training.cycle, program))), (tree.clone(state), noise)
@@ -105,7 +105,7 @@ def _update(make, grads, state, params, hyper):
     return make(hyper).update(grads, state, params)
 
 
-# Of a lane's hyper-parameters.
+# Optimizers as functions of a seed's hyper-parameters.
 OPTIMIZERS = {
     "adam": lambda hyper: optim.adam(hyper.learning_rate),
     "adamw": lambda hyper: optim.adamw(hyper.learning_rate),
@@ -142,7 +142,7 @@ SCHEDULES = {
 
 
 def time_of(f: Callable[[], Any], repeats: int, device: str) -> float:
-    """Median microseconds of a call."""
+    """Measure the median microseconds of a call."""
     f()
     times = []
     for _ in range(repeats):
@@ -158,7 +158,7 @@ def time_of(f: Callable[[], Any], repeats: int, device: str) -> float:
 
 @torch.no_grad()
 def main() -> None:
-    """Measure, print, keep a record."""
+    """Measure, print and append a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seeds", type=int, default=32)

@@ -1,23 +1,23 @@
-"""The same work by us and by everyone else, alternating in one run.
+"""Compare the speed of fdqn with other libraries on the same work, alternating in one run.
 
     pip install -e '.[peers]'
     python benchmarks/peers.py [--device cpu] [--seeds 1 8 32] [--networks small large] [--repeats 7]
                                [--jax PYTHON ...] [--only NAME ...] [--tf32]
 
-Every peer is a process of its own that sets up, compiles, and then waits for its turn; a turn is about a second of
-work. All peers take a turn, and that `--repeats` times over, so that a machine that drifts drifts for all. What is
-compared is seed-updates a second, from the median of the turns; a ratio is the median over the rounds. Prints a table
-and appends one record to `benchmarks/records/peers.jsonl`.
+Each peer is a separate process that sets up, compiles and waits for its turn; a turn is about a second of work. The
+peers take turns `--repeats` times, so that drift of the machine affects all of them. The measure is seed-updates per
+second, the median of the turns; a ratio is the median over rounds. Prints a table and appends a record to
+`benchmarks/records/peers.jsonl`.
 
-`--jax` names interpreters of other environments, to time other versions of jaxlib as well. A peer that is not installed
-is left out, with a line. All compute in float32; with `--tf32` all may use TF32 on a GPU. The peers:
+`--jax` names interpreters of other environments, to time other versions of jaxlib. A peer that is not installed is
+skipped with a message. All compute in float32; with `--tf32` all may use TF32 on a GPU. The peers:
 
-    fdqn          `training.run`: what `fdqn train` runs, reports included
+    fdqn          `training.run`, as `fdqn train` runs it, reports included
     jax           `jax_dqn.py`: the same work in plain JAX, donated, scanned, vmapped
     rejax         rejax's DQN, its `train_iteration` scanned, vmapped over seeds
     sb3           Stable-Baselines3's DQN, one seed
     torch         an imperative loop in PyTorch, as in CleanRL, one seed
-    one by one    our program of one lane, for one seed after the other
+    one by one    fdqn's program of one seed, for one seed after the other
 """
 
 import argparse
@@ -38,7 +38,7 @@ from fdqn.training import host
 
 TURN = 1.0  # s
 
-# What a peer needs, and which of the work it can do: several seeds at once, networks.
+# Package that a peer requires, whether it runs several seeds at once, and its networks.
 PEERS = {
     "fdqn": ("torch", True, ("small", "large")),
     "fdqn in gymnasium": ("gymnasium", True, ("small",)),
@@ -52,7 +52,7 @@ VERSIONS = ("torch", "jax", "jaxlib", "optax", "rejax", "stable-baselines3", "gy
 
 
 def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """Ours, as the command runs it."""
+    """fdqn, as its command runs it."""
     import work
 
     from fdqn import compile
@@ -63,7 +63,7 @@ def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 
 def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """Ours in Gymnasium's CartPole, stepped on the host while the device learns."""
+    """fdqn in Gymnasium's CartPole, stepped on the host while the device learns."""
     import work
 
     from fdqn import compile, envs
@@ -92,7 +92,7 @@ def _turns(program: Any, state: Any, functions: Any, **given: Any) -> Callable[[
 
 
 def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """A loop over seeds of our program of one lane, twenty cycles each in turn."""
+    """A loop over seeds of a program of one seed, twenty iterations each in turn."""
     import work
 
     from fdqn import compile, random, tree
@@ -111,7 +111,7 @@ def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
                 noise = functions.noise(key, first, 20)
                 states[i] = functions.sync(functions.cycle(states[i], noise))
         done += -(-cycles // 20) * 20
-        float(states[-1].metrics.totals.loss)  # waits for a GPU
+        float(states[-1].metrics.totals.loss)  # synchronizes a GPU
         return -(-cycles // 20) * 20
 
     turn(20)
@@ -119,9 +119,9 @@ def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 
 def scans(advance_by: Callable[[int], Callable], state: object) -> Callable[[int], int]:
-    """Turns of jitted, donated scans, compiled here, of as many cycles as lie between two of our reports.
+    """Make turns of jitted, donated scans whose length is the number of iterations between two of fdqn's reports.
 
-    `advance_by(cycles)` makes one: its length is part of it.
+    `advance_by(cycles)` makes a scan; its length is static.
     """
     import jax
     from cadence import TARGET_PERIOD, cycles_a_report
@@ -146,7 +146,7 @@ def scans(advance_by: Callable[[int], Callable], state: object) -> Callable[[int
 
 
 def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """`jax_dqn.py`."""
+    """Plain JAX, `jax_dqn.py`."""
     import jax
     import jax_dqn
 
@@ -157,7 +157,7 @@ def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 
 def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """rejax's DQN with our sizes. Its update is `l2_loss` and its clipping off."""
+    """DQN of rejax with the same sizes. It uses `l2_loss` and no gradient clipping."""
     import jax
     import rejax as library
     from flax import linen
@@ -178,7 +178,7 @@ def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
         return jax.jit(jax.vmap(scan), donate_argnums=0)
 
     state = jax.vmap(algorithm.init_state)(jax.random.split(jax.random.key(0), seeds))
-    state = jax.tree.map(jax.numpy.copy, state)  # its target is its parameters, and a buffer is donated once
+    state = jax.tree.map(jax.numpy.copy, state)  # target and parameters share a buffer, which can be donated once
     return scans(advance_by, state)
 
 
@@ -215,7 +215,7 @@ def sb3(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 
 def torch(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """What one writes by hand: a module, an optimizer, NumPy rings, Gymnasium's vectorised CartPole."""
+    """A hand-written loop: a module, an optimizer, NumPy ring buffers and Gymnasium's vectorized CartPole."""
     import gymnasium
     import numpy as np
     import torch
@@ -285,9 +285,9 @@ MAKERS = {
 
 
 def serve(name: str, network: str, seeds: int, device: str) -> None:
-    """One peer: set up, then a line of JSON for every line of standard input."""
+    """Run one peer: set up, then write a line of JSON for every line of standard input."""
     turn, cycles = MAKERS[name](network, seeds, device), 20
-    while True:  # as many cycles as fill a turn
+    while True:  # find the number of iterations that fills a turn
         began = time.perf_counter()
         done = turn(cycles)
         if (seconds := time.perf_counter() - began) > TURN / 4:
@@ -303,27 +303,36 @@ def serve(name: str, network: str, seeds: int, device: str) -> None:
 
 
 def start(python: str, name: str, network: str, seeds: int, device: str) -> subprocess.Popen:
-    """A peer's process."""
+    """Start the process of a peer."""
     words = [python, __file__, "--serve", name, "--networks", network, "--seeds", str(seeds), "--device", device]
-    # Peers share a GPU's memory.
+    # The peers share the GPU's memory.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str]) -> dict[str, dict]:
-    """All peers on one size of the work: `{peer: {"versions", "rates"}}`."""
+    """Run all peers on one size of the work; return `{peer: {"versions", "rates"}}`.
+
+    Args:
+        network: Size of the network, "small" or "large".
+        seeds: Number of seeds.
+        device: Device of all peers.
+        repeats: Rounds of turns.
+        jaxes: Further Python interpreters with JAX.
+        only: Names of the peers to run; all if empty.
+    """
     running = {}
     for name, (package, many, networks) in PEERS.items():
         if network not in networks or (only and name not in only):
             continue
         for python in [sys.executable, *jaxes] if name == "jax" else [sys.executable]:
             if python == sys.executable and not importlib.util.find_spec(package):
-                print(f"{name}: left out, {package} is not installed", file=sys.stderr, flush=True)
+                print(f"{name}: skipped, {package} is not installed", file=sys.stderr, flush=True)
                 continue
             process = start(python, name, network, seeds if many else 1, device)
             line = process.stdout.readline()
             if not line:
-                print(f"{name}: left out, it stopped while setting up ({python})", file=sys.stderr, flush=True)
+                print(f"{name}: skipped, it exited during setup ({python})", file=sys.stderr, flush=True)
                 continue
             versions = json.loads(line)
             label = f"jax, jaxlib {versions['jaxlib']}" if name == "jax" else name
@@ -338,7 +347,7 @@ def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str
             if line := process.stdout.readline():
                 rates[name].append(json.loads(line))
             else:
-                print(f"{name}: left out, it stopped in its turn", file=sys.stderr, flush=True)
+                print(f"{name}: skipped, it exited during its turn", file=sys.stderr, flush=True)
                 del running[name]
     for process, _ in running.values():
         process.stdin.close()
@@ -347,9 +356,9 @@ def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str
 
 
 def table(results: list[dict]) -> None:
-    """What came of it, each peer beside us."""
+    """Print the results of each peer and the ratio of fdqn to it."""
     for result in results:
-        print(f"\n{result['network']} network, {result['seeds']} seeds: seed-updates/s, and ours over theirs")
+        print(f"\n{result['network']} network, {result['seeds']} seeds: seed-updates/s, and the ratio of fdqn to each")
         ours = result["peers"].get("fdqn", {"rates": []})["rates"]
         for name, peer in result["peers"].items():
             rates = peer["rates"]
@@ -361,7 +370,7 @@ def table(results: list[dict]) -> None:
 
 
 def main() -> None:
-    """Compare, print, keep a record."""
+    """Compare, print and append a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 32])
@@ -379,7 +388,7 @@ def main() -> None:
 
     work.allow_tf32(arguments.tf32)
     chosen = arguments.device, arguments.repeats, arguments.jax, arguments.only
-    machine = work.machine(arguments.device)  # of the code that is measured
+    machine = work.machine(arguments.device)  # before the run: the commit that is measured
     results = [
         {"network": network, "seeds": seeds, "peers": compare(network, seeds, *chosen)}
         for network in arguments.networks

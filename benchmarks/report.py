@@ -1,8 +1,8 @@
-"""From records to the README's table and a picture of speed against seeds.
+"""Print the README's table of speeds and draw speed against the number of seeds.
 
     python benchmarks/report.py [--network small] [--device cpu] [--out benchmarks/pictures/speed.png]
 
-Reads the last record of `records/peers.jsonl`, prints the table in Markdown, and draws it.
+Reads the last record of `records/peers.jsonl`.
 """
 
 import argparse
@@ -15,19 +15,19 @@ from matplotlib.figure import Figure
 
 PICTURES = Path(__file__).parent / "pictures"
 
-# One color a peer, ours the strong one, told apart without color too.
+# Color and marker of each peer.
 STYLES = {"fdqn": ("#0072b2", "o"), "jax": ("#d55e00", "s"), "rejax": ("#cc79a7", "^"), "sb3": ("#555555", "D")}
 STYLES |= {"torch": ("#999999", "v"), "one by one": ("#56b4e9", "P"), "fdqn in gymnasium": ("#009e73", "X")}
 NAMES = {
     "sb3": "Stable-Baselines3, one seed",
     "torch": "imperative PyTorch, one seed",
-    "one by one": "fdqn, one lane after the other",
+    "one by one": "fdqn, one seed after the other",
     "fdqn in gymnasium": "fdqn, in Gymnasium's CartPole",
 }
 
 
 def last_results(network: str, device: str) -> tuple[dict, dict[int, dict[str, list[float]]]]:
-    """The newest record of the network on that kind of device, and its rates: `{seeds: {peer: rates}}`."""
+    """Return the newest record of a network and device, and its rates: `{seeds: {peer: rates}}`."""
     for line in reversed((work.RECORDS / "peers.jsonl").read_text().splitlines()):
         record = json.loads(line)
         rates = {
@@ -43,7 +43,7 @@ def last_results(network: str, device: str) -> tuple[dict, dict[int, dict[str, l
 
 
 def table(rates: dict[int, dict[str, list[float]]]) -> str:
-    """A row a peer, a column a number of seeds: seed-updates/s, and ours over theirs with the rounds' range."""
+    """Format a row per peer and a column per number of seeds: seed-updates/s, and the ratio of fdqn with its range."""
     peers = list(dict.fromkeys(name for result in rates.values() for name in result))
     lines = [f"| seed-updates/s, seeds: | {' | '.join(map(str, rates))} |", "|---|" + "--:|" * len(rates)]
     for name in peers:
@@ -63,7 +63,7 @@ def _cell(name: str, result: dict[str, list[float]]) -> str:
 
 
 def draw(path: Path, rates: dict[int, dict[str, list[float]]], title: str) -> None:
-    """Speed against seeds, each peer a line with the range of its rounds, named at its end."""
+    """Draw speed against seeds, one line per peer with the range of its rounds."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     versions = [name for name in next(iter(rates.values())) if name.startswith("jax")]

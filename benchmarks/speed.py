@@ -1,13 +1,18 @@
-"""How fast is it here, and what does it cost? Ours alone; `peers.py` compares.
+"""Measure speed, compile time and memory of fdqn; `peers.py` compares it with others.
 
     python benchmarks/speed.py [--device cpu] [--seeds 1 8 32 128] [--networks small large] [--repeats 5] [--tf32]
 
-For each size of the work, in a process of its own: seed-updates and environment steps a second (median of the repeats,
-a second each), the share of the machine's matrix product that the updates reach, seconds from process start to the end
-of the first update, with full compiler caches and for each network's first size with empty ones, and memory: what a
-run grows by after fdqn is imported, as a share of what it may, 1.2 times its state, a batch's activations, and what a
-run of one seed grows by beyond its own state. Then the time of a cycle at a capacity of a million rows over that at ten
-thousand. Prints a table and appends one record to `benchmarks/records/speed.jsonl`.
+Each size of the work runs in a separate process. Measured are:
+
+- seed-updates and environment steps per second, medians of repeats of one second;
+- the fraction of the machine's matrix product speed that the updates reach;
+- seconds from process start to the end of the first update, with filled compiler caches and, for each network's first
+  size, with empty ones;
+- memory growth after the import of fdqn, as a fraction of an allowance: 1.2 times the state, a batch's activations, and
+  the growth of a run of one seed beyond its state;
+- the time of an iteration at a capacity of a million rows, relative to ten thousand.
+
+Prints a table and appends a record to `benchmarks/records/speed.jsonl`.
 """
 
 import argparse
@@ -22,7 +27,7 @@ STARTED = time.perf_counter()
 
 
 def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) -> dict:
-    """One size of the work, in this process."""
+    """Measure one size of the work in this process."""
     import torch
     import work
 
@@ -51,7 +56,16 @@ def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) 
 
 
 def size(network: str, seeds: int, device: str, repeats: int, first: dict | None, alone: dict) -> dict:
-    """One size of the work with full caches; `first` had empty ones, `alone` is a run of one seed."""
+    """Measure one size of the work with filled compiler caches.
+
+    Args:
+        network: Size of the network, "small" or "large".
+        seeds: Number of seeds.
+        device: Device.
+        repeats: Number of repeats.
+        first: Result of a run with empty caches, if there is one.
+        alone: Result of a run of one seed.
+    """
     import work
 
     _process(network, seeds, device, 10_000, 1, None)
@@ -72,7 +86,7 @@ def size(network: str, seeds: int, device: str, repeats: int, first: dict | None
 
 
 def capacities(device: str, repeats: int) -> dict:
-    """The time of a cycle of one lane at a million rows over that at ten thousand, alternating."""
+    """Measure the time of an iteration of one seed at a million rows relative to ten thousand, alternating."""
     import work
 
     rates = {10_000: [], 1_000_000: []}
@@ -83,7 +97,7 @@ def capacities(device: str, repeats: int) -> dict:
 
 
 def main() -> None:
-    """Measure, print, keep a record."""
+    """Measure, print and append a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 32, 128])
@@ -103,7 +117,7 @@ def main() -> None:
     work.say(f"matrix product: {peak / 1e9:,.0f} GFLOP/s")
     print(
         "network  seeds  seed-updates/s [lowest, highest]  env-steps/s  of peak  first update cold, warm"
-        "  grown, state, grown of allowed"
+        "  growth, state, growth/allowance"
     )
     for network in arguments.networks:
         with tempfile.TemporaryDirectory() as caches:
@@ -125,7 +139,7 @@ def main() -> None:
             results.append(result)
     ratio = capacities(arguments.device, arguments.repeats)
     print(
-        f"a cycle at 1,000,000 rows over one at 10,000: {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        f"iteration at 1,000,000 rows over 10,000 rows: {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
     )
     record = {
         **work.machine(arguments.device),

@@ -1,8 +1,8 @@
-"""The work that is timed, and the record that is kept of it.
+"""The work that the benchmarks time, and their records.
 
-The same everywhere: 10 environments stepped once, then one update of Q-learning on a batch of 128 from a replay of
-10,000 rows, Adam, a target copy every 20 updates, epsilon 0.05. Two networks: CartPole's 4-120-84-2, and 468-512-256-18
-on a stand-in for a wide observation.
+All benchmarks use the same work: 10 environments stepped once, then one update of Q-learning on a batch of 128 from a
+replay of 10,000 rows, Adam, a target copy every 20 updates, epsilon 0.05. There are two networks: CartPole's
+4-120-84-2, and 468-512-256-18 on a stand-in for a wide observation.
 """
 
 import itertools
@@ -33,13 +33,13 @@ SIZES = {"small": (4, 120, 84, 2), "large": (468, 512, 256, 18)}
 
 
 class Walk(NamedTuple):
-    """The stand-in's state."""
+    """State of the stand-in environment."""
 
     time: Tensor
 
 
 def walk(inputs: int, actions: int) -> Env:
-    """A new random observation a step; one episode in a hundred ends; a point for action 0."""
+    """Make an environment with random observations and a reward of 1 for action 0; one in a hundred steps ends."""
     spec = episode.spec((inputs,), torch.float32, actions=actions, noise=inputs, time_limit=500)
     return Env(partial(_reset, spec=spec), partial(_step, spec=spec), spec)
 
@@ -56,7 +56,7 @@ def _step(state: Walk, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[Walk, 
 
 
 def program(network: str, capacity: int = 10_000) -> training.Program:
-    """The program of that work."""
+    """Make the program of the work."""
     inputs, *hidden, actions = SIZES[network]
     env = cartpole.make() if network == "small" else walk(inputs, actions)
     net = networks.mlp(env.spec.obs_shape, hidden, actions)
@@ -67,7 +67,7 @@ def program(network: str, capacity: int = 10_000) -> training.Program:
 
 
 def lanes(program: training.Program, seeds: int, device: str) -> training.TrainState:
-    """Fresh lanes of it."""
+    """Initialize its seeds."""
     hyper = training.hyper(
         seeds, learning_rate=LEARNING_RATE, epsilon_start=0.05, max_grad_norm=math.inf, device=torch.device(device)
     )
@@ -77,9 +77,10 @@ def lanes(program: training.Program, seeds: int, device: str) -> training.TrainS
 def steady(
     program: training.Program, state: training.TrainState, functions: training.Functions, **given: Any
 ) -> tuple[training.Report, Iterator[training.Report], int]:
-    """The report of a run's first update, then reports about every REPORT_SECONDS, and the cycles between them.
+    """Return the report of a run's first update, then reports about every REPORT_SECONDS and the iterations between
+    them.
 
-    Reports every 20 cycles were every 2 ms on a GPU with few seeds, and a part of what was timed.
+    With a report every 20 iterations, a GPU with few seeds would report every 2 ms, which would add to the time.
     """
     reports = training.run(program, state, 10**12, functions, report_every=TARGET_PERIOD * ENVS, **given)
     first = next(report for report in reports if report.first_update is not None)
@@ -91,14 +92,14 @@ def steady(
     cycles = cycles_a_report(min(seconds[3:]) / TARGET_PERIOD)
     rest = training.run(program, report.state, 10**12, functions, report_every=cycles * ENVS, **given)
     for _ in range(2):
-        next(rest)  # all lengths of calls have come, twice
+        next(rest)  # each call length has been compiled and run
     return first, rest, cycles
 
 
 def flop(network: str) -> int:
-    """Floating-point operations of one update: `6 B W + 2 B (W - W_first)`, W the weights' number.
+    """Return the floating-point operations of one update: `6 B W + 2 B (W - W_first)` for W weights.
 
-    Online and target forward and the weights' gradients; the first layer's input needs none.
+    These are the forward passes of both networks and the gradients; the input of the first layer needs no gradient.
     """
     sizes = SIZES[network]
     layers = [m * n for m, n in itertools.pairwise(sizes)]
@@ -106,7 +107,7 @@ def flop(network: str) -> int:
 
 
 def peak(device: str) -> float:
-    """FLOP/s of a matrix product of 2048 (CPU) or 8192 (CUDA), float32: the best of ten."""
+    """Measure FLOP/s of a float32 matrix product of 2048 (CPU) or 8192 (CUDA): the best of ten."""
     size = 2048 if device == "cpu" else 8192
     x, best = torch.rand(size, size, device=device), math.inf
     for _ in range(10):
@@ -119,7 +120,7 @@ def peak(device: str) -> float:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Describe machine, commit and versions."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": runs.git_commit(),
@@ -132,41 +133,41 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether PyTorch and JAX may round factors on a GPU to TF32, here and in processes started from here."""
+    """Set whether PyTorch and JAX may use TF32 on a GPU, here and in child processes."""
     os.environ[TF32] = str(int(allowed))
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "tensorfloat32" if allowed else "highest"
     compile.allow_tf32(allowed)
 
 
 TF32 = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
-"""Tells a process that is started from here; torch itself reads it for matrix products alone."""
+"""Environment variable for child processes; torch itself reads it only for matrix products."""
 
 
 def prepare() -> None:
-    """Set up a process that is timed as `fdqn train` sets up its own."""
+    """Set up the process as `fdqn train` does."""
     compile.prepare_cpu()
     compile.prepare_cuda(tf32=os.environ.get(TF32) == "1")
 
 
 def activation_bytes(network: str, seeds: int) -> int:
-    """Bytes of one batch's activations, in float32: each layer's outputs, before and after its ReLU, for all seeds."""
+    """Return the bytes of one batch's activations in float32: outputs before and after ReLU, for all seeds."""
     return seeds * BATCH * 2 * 4 * sum(SIZES[network][1:])
 
 
 def append(name: str, record: dict[str, Any]) -> None:
-    """Keep the record as one line of `records/NAME.jsonl`."""
+    """Append the record as a line of `records/NAME.jsonl`."""
     RECORDS.mkdir(exist_ok=True)
     with (RECORDS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
+    """Return median, lowest and highest value."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def say(line: str) -> None:
-    """Progress, on standard error."""
+    """Print a line of progress to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 

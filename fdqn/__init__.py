@@ -1,7 +1,9 @@
-"""Deep Q-learning as pure functions: parameters are dicts, state is tensors, transforms stay at the edge.
+"""Deep Q-learning for many seeds at once, in PyTorch, as pure functions.
 
-Start with `fdqn.types` (the words), then `fdqn.dqn` (the algorithm), then `fdqn.training` (the loop). Submodules load
-on first use, so `fdqn --help` need not wait for torch.
+Parameters are plain dicts and state is tensors; `vmap`, `compile` and device placement are applied at the edge.
+Submodules load on first use, so that `fdqn --help` does not import torch.
+
+.. include:: README.md
 """
 
 import importlib

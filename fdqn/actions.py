@@ -1,7 +1,7 @@
-"""Reading a row of Q-values under a mask of legal actions.
+"""Select from Q-values under a mask of legal actions.
 
-Everything selects with `where` and never multiplies by a mask: an infinity or NaN among the actions that were not
-meant must not leak into a result or a gradient.
+Selection uses `where` and never multiplies by a mask, so an infinity or NaN at another action cannot leak into a result
+or a gradient.
 """
 
 import torch
@@ -11,33 +11,33 @@ from fdqn import check
 
 
 def pick(q: Tensor, action: Tensor) -> Tensor:
-    """The value `q[action]`.
+    """Return `q[action]`.
 
-    Shapes: q [..., A]; action and the result [...]. Raises IndexError for an action that does not exist, where
-    `check.within` can see it; elsewhere its value is 0.
+    Shapes: q [..., A]; action and the result [...]. Raises IndexError for an action out of range if `check.within` can
+    read it; otherwise the result is 0.
     """
     check.shapes("q[... A] action[...]", q, action)
     check.integer("action", action)
     check.within("action", action, q.shape[-1])
-    # Not `gather`: its backward scatters, while this fuses with what surrounds it.
+    # Not `gather`: its backward pass is a scatter, whereas a masked sum fuses with the operations around it.
     chosen = action.long().unsqueeze(-1) == torch.arange(q.shape[-1], device=q.device)
     return torch.where(chosen, q, 0.0).sum(-1)
 
 
 def greedy(q: Tensor, legal: Tensor) -> Tensor:
-    """The legal action of the highest value, the first of several; 0 where nothing is legal.
+    """Return the legal action of the highest value, the first one on a tie; 0 if no action is legal.
 
     Shapes: q and legal [..., A]; result [...] int64.
     """
     check.shapes("q[... A] legal[... A]", q, legal)
     check.boolean("legal", legal)
     check.floating("q", q)
-    # A legal -inf still stands above what is illegal.
+    # A legal action of value -inf must still win over illegal actions.
     return torch.where(legal, q.clamp_min(torch.finfo(q.dtype).min), -torch.inf).argmax(-1)
 
 
 def best(q: Tensor, legal: Tensor) -> Tensor:
-    """The highest legal value; 0 where nothing is legal, since such a state has no future.
+    """Return the highest value of a legal action; 0 if no action is legal, because such a state has no future.
 
     Shapes: q and legal [..., A]; result [...].
     """
@@ -49,12 +49,12 @@ def best(q: Tensor, legal: Tensor) -> Tensor:
 
 
 def count(flags: Tensor) -> Tensor:
-    """How many of the flags are true up to each, itself included: `flags.cumsum(-1)`. Shapes: both [..., N]."""
+    """Count the true flags up to and including each position: `flags.cumsum(-1)`. Shapes: both [..., N]."""
     check.boolean("flags", flags)
     check.shapes("flags[... N]", flags)
     size = flags.shape[-1]
     if size > 32:
         return flags.cumsum(-1)
-    # A sum of comparisons fuses with what surrounds it, where `cumsum` is a call out of the graph.
+    # A sum of comparisons fuses with the operations around it; `cumsum` is a separate kernel.
     place = torch.arange(size, device=flags.device)
     return (flags.unsqueeze(-2) & (place <= place.unsqueeze(-1))).sum(-1)

@@ -49,94 +49,95 @@ class Train:
 
     settings: tyro.conf.OmitArgPrefixes[Settings]
     preset: Preset | None = None
-    """Settings that were published, in place of the defaults; other flags win over them."""
+    """Published settings to use instead of the defaults. Other flags override them."""
     json: bool = False
     """Print only the summary, as JSON."""
 
 
 @dataclass(frozen=True)
 class Resume:
-    """Go on with a run that was stopped, or that died, as if nothing had happened."""
+    """Continue a run that was stopped or killed. The result equals that of the uninterrupted run."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
     steps: int | None = None
-    """Environment steps a seed, more than were planned; schedules keep the lengths they began with."""
+    """Total environment steps per seed, to extend the run. Schedules keep their original lengths."""
     fallback: bool = False
-    """Where the newest checkpoint is damaged, take the newest that is not."""
+    """If the newest checkpoint is damaged, use the newest intact one."""
     on_nan: Literal["freeze", "stop"] | None = None
-    """When a seed's loss or gradient is NaN or infinite: leave it as it was, or stop the run; by default as before."""
+    """Reaction to a NaN or infinity in a seed: freeze that seed, or stop the run; by default unchanged."""
     env: str | None = None
-    """The environment trained on, to be named again where it is code of your own."""
+    """Environment of the run; required if it is your own code."""
     evaluate_episodes: int | None = None
     """Evaluation episodes per seed from now on; by default unchanged."""
     evaluate_steps: int | None = None
     """Step limit of an evaluation episode from now on; by default unchanged."""
     device: Literal["auto", "cpu", "cuda"] | None = None
-    """Device to continue on, kept if the run is resumed again; by default unchanged."""
+    """Device to continue on, also when the run is resumed again; by default unchanged."""
     json: bool = False
     """Print only the summary, as JSON."""
 
 
 @dataclass(frozen=True)
 class Eval:
-    """Play the trained lanes of a run greedily."""
+    """Play greedy episodes with the trained seeds of a run."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
     env: str | None = None
-    """Environment, ours or gym:NAME; by default the one trained on."""
+    """Environment to play, built in or gym:NAME; by default the one trained on."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
-    """Checkpoint to play: best (highest training return), last (end of the run, the default) or the step of one."""
+    """Checkpoint to play: best (highest training return), last (end of the run) or a step; by default last."""
     seed: tuple[int, ...] = ()
     """Trained seeds to play; by default all."""
     episodes: int | None = None
     """Episodes per seed; by default the run's --evaluate-episodes."""
     evaluate_steps: int | None = None
-    """Step limit of an episode; by default the run's, see fdqn train --help."""
+    """Step limit of an episode; by default that of the run (see fdqn train --help)."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Device to play on; by default that of the run, or the CPU if CUDA is not available."""
     video: Path | None = None
-    """Draw an episode of the best, the median and the worst seed side by side: GIF to write, 20 steps a second. Of
-    each seed it is the episode nearest to its mean. Of more than 600 steps every 2nd is shown, or 4th, or 8th ..."""
+    """GIF file to write: the best, the median and the worst seed side by side, 20 steps per second.
+    Each plays the episode whose return is nearest to its mean.
+    Episodes of more than 600 steps show every 2nd, 4th, 8th, ... step."""
     compile: bool = True
-    """Compile the step of policy and environment: on CUDA from the start, on a CPU after 2,560 steps. The returns do
-    not change. Has no effect if the run was trained with --no-compile."""
+    """Compile the step of policy and environment: on CUDA from the start, on a CPU after 2,560 steps.
+    The returns do not change. No effect if the run was trained with --no-compile."""
     json: bool = False
     """Print only the returns, as JSON."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Sum up runs, one or several side by side, and draw them in one picture."""
+    """Summarise one run, or compare several in a table and one picture."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
     out: Path | None = None
-    """PNG to write; by default curve.png in the one folder, comparison.png beside the first of several."""
+    """PNG file to write; by default curve.png in a single folder, comparison.png beside the first of several."""
     json: bool = False
     """Print only the summaries, as JSON."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """Write one trained seed of a run as PyTorch reads it."""
+    """Write one trained seed of a run to a file that PyTorch reads."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
     seed: int
-    """The seed's value, one of those trained."""
+    """Seed to export, one of those trained."""
     out: Path
-    """File to make: .pt or .pth is the state_dict; .pt2 is the policy by torch.export, obs [B, ...] to
-    Q-values [B, actions], which runs without fdqn."""
+    """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export.
+    The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
-    """Checkpoint to export: best (highest training return), last (end of the run, the default) or the step of one."""
+    """Checkpoint to export: best (highest training return), last (end of the run) or a step; by default last."""
     prefix: str = ""
-    """What the state_dict's names begin with, such as linear_relu_stack. with its dot."""
+    """Prefix of the names in the state_dict, with its dot, such as linear_relu_stack. (none by default)."""
     env: str | None = None
-    """The environment trained on, to be named again where it is code of your own."""
+    """Environment of the run; required if it is your own code."""
     json: bool = False
-    """Print only what was written, as JSON."""
+    """Print only the result, as JSON."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""The equations: TD errors, what is minimised of them, and what a classifier minimises.
+"""Loss functions: TD errors, elementwise losses and the losses of a classifier.
 
-All are per element; a reduction is `.mean()` or `.sum()`, where the caller sees it.
+All functions are elementwise and return no reduction; the caller takes `.mean()` or `.sum()`.
 
-Letters are the field's, with time in the name: `q_tm1` were the values at the observation acted on, `r_t` and
-`discount_t` came after it, `q_t` are the values at what followed. `discount_t` is gamma times the transition's
-discount, so 0 after a terminal step. Everything on the target's side is held fixed.
+Names carry their time step, as in rlax: `q_tm1` are the values at the observation that was acted on, `a_tm1` is the
+action, `r_t` and `discount_t` followed it, and `q_t` are the values at the next observation. `discount_t` is gamma
+times the transition's discount, so it is 0 after a terminal step. No gradient flows through the target.
 """
 
 import torch
@@ -15,11 +15,20 @@ from fdqn.types import Scalar
 
 
 def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor) -> Tensor:
-    """TD error of Q-learning.
+    """Compute the TD error of Q-learning.
 
         delta = q_learning_target(r_t, discount_t, q_t, legal_t) - q_tm1[a_tm1]
 
-    Shapes: q_*, legal_t [..., A]; a_tm1, r_t, discount_t and the result [...].
+    Args:
+        q_tm1: Q-values at time t-1, [..., A].
+        a_tm1: Action taken at t-1, integers [...].
+        r_t: Reward at t, [...].
+        discount_t: Discount at t, gamma included, [...].
+        q_t: Q-values of the target network at t, [..., A].
+        legal_t: Mask of legal actions at t, bool [..., A].
+
+    Shapes: the result is [...]. Raises ValueError, TypeError or IndexError for arguments of another shape, dtype or
+    range.
     Watkins, Dayan 1992; Mnih et al. 2015, https://doi.org/10.1038/nature14236
     """
     check.shapes(
@@ -32,7 +41,7 @@ def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_
 
 
 def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor) -> Tensor:
-    """Target of Q-learning.
+    """Compute the target of Q-learning.
 
         target = r_t + discount_t * max over legal_t of q_t
 
@@ -49,7 +58,17 @@ def double_q_learning(
 
         delta = double_q_learning_target(r_t, discount_t, q_t, q_t_selector, legal_t) - q_tm1[a_tm1]
 
-    Shapes: q_*, legal_t [..., A]; a_tm1, r_t, discount_t and the result [...].
+    Args:
+        q_tm1: Q-values at time t-1, [..., A].
+        a_tm1: Action taken at t-1, integers [...].
+        r_t: Reward at t, [...].
+        discount_t: Discount at t, gamma included, [...].
+        q_t: Q-values of the target network at t, which evaluate the action, [..., A].
+        q_t_selector: Q-values of the online network at t, which select the action, [..., A].
+        legal_t: Mask of legal actions at t, bool [..., A].
+
+    Shapes: the result is [...]. Raises ValueError, TypeError or IndexError for arguments of another shape, dtype or
+    range.
     van Hasselt, Guez, Silver 2016, https://arxiv.org/abs/1509.06461
     """
     check.shapes(
@@ -77,25 +96,26 @@ def double_q_learning_target(
     check.floating("q_t", q_t)
     check.floating("q_t_selector", q_t_selector)
     check.boolean("legal_t", legal_t)
-    # Where nothing is legal the chosen action is illegal too, and its value is masked to 0.
+    # Without a legal action, the selected action is illegal too, and its value is masked to 0.
     following = actions.pick(torch.where(legal_t, q_t, 0.0), actions.greedy(q_t_selector, legal_t))
     return r_t + discount_t * following
 
 
 def squared(delta: Tensor) -> Tensor:
-    """`delta ** 2`; its mean is `torch.nn.functional.mse_loss`. Shapes: [...]. Raises TypeError for integers."""
+    """Return `delta ** 2`; its mean is `torch.nn.functional.mse_loss`. Shapes: [...]. Raises TypeError for integers."""
     check.floating("delta", delta)
     return delta * delta
 
 
 def huber(delta: Tensor, threshold: Scalar = 1.0) -> Tensor:
-    """Half the square up to `threshold`, beyond it linear with the same slope; `torch.nn.functional.huber_loss`.
+    """Return the Huber loss: quadratic up to `threshold`, linear beyond; `torch.nn.functional.huber_loss`.
 
         0.5 * delta**2                            where |delta| <= threshold
         threshold * (|delta| - 0.5 * threshold)   elsewhere
 
-    Shapes: [...]. Huber 1964, https://doi.org/10.1214/aoms/1177703732. Raises TypeError unless delta is floats and
-    ValueError unless the threshold is above 0.
+    Shapes: [...]. Raises TypeError unless `delta` has a floating-point dtype and ValueError unless `threshold` is above
+    0.
+    Huber 1964, https://doi.org/10.1214/aoms/1177703732
     """
     check.floating("delta", delta)
     _check_positive("threshold", threshold, "for 0 there is nothing to minimise")
@@ -105,24 +125,25 @@ def huber(delta: Tensor, threshold: Scalar = 1.0) -> Tensor:
 
 
 def smooth_l1(delta: Tensor, beta: Scalar = 1.0) -> Tensor:
-    """The size of `delta`, rounded off within `beta`: `huber / beta`; `torch.nn.functional.smooth_l1_loss`.
+    """Return the smooth L1 loss, `huber / beta`; `torch.nn.functional.smooth_l1_loss`.
 
         0.5 * delta**2 / beta   where |delta| <= beta
         |delta| - 0.5 * beta    elsewhere
 
-    Shapes: [...]. Girshick 2015, https://arxiv.org/abs/1504.08083. Raises ValueError unless beta is above 0: at 0 it is
-    `delta.abs()`.
+    Shapes: [...]. Raises ValueError unless `beta` is above 0; at 0 the loss would be `delta.abs()`.
+    Girshick 2015, https://arxiv.org/abs/1504.08083
     """
     _check_positive("beta", beta, "for 0 use delta.abs()")
     return huber(delta, beta) / beta
 
 
 def cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """The cross-entropy in nats of `softmax(logits)` beside `probabilities`; `torch.nn.functional.cross_entropy`.
+    """Return the cross-entropy, in nats, between `probabilities` and `softmax(logits)`;
+    `torch.nn.functional.cross_entropy`.
 
         -sum over classes of probabilities * log softmax(logits)
 
-    A class of probability 0 adds nothing, also where its logit is -inf. Shapes: both [..., K]; result [...].
+    A class of probability 0 contributes 0, even if its logit is -inf. Shapes: both [..., K]; result [...].
     """
     check.shapes("logits[... K] probabilities[... K]", logits, probabilities)
     check.floating("logits", logits)
@@ -133,12 +154,12 @@ def cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def cross_entropy_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """The negative log-likelihood in nats of the right classes; `torch.nn.functional.cross_entropy`.
+    """Return the negative log-likelihood, in nats, of the target classes; `torch.nn.functional.cross_entropy`.
 
         -log softmax(logits)[label]
 
-    Shapes: logits [..., K]; labels integers in [0, K) [...]; result [...]. Raises IndexError for a label outside, where
-    `check.within` can see it; elsewhere its loss is 0.
+    Shapes: logits [..., K]; labels integers in [0, K) [...]; result [...]. Raises IndexError for a label out of range
+    if `check.within` can read it; under a transform or a compiler, or on a GPU, the loss of such a label is 0.
     """
     check.shapes("logits[... K] labels[...]", logits, labels)
     check.floating("logits", logits)
@@ -148,10 +169,10 @@ def cross_entropy_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Probability 1 for each label; `torch.nn.functional.one_hot`.
+    """Return one-hot vectors of the labels; `torch.nn.functional.one_hot`.
 
-    Shapes: labels integers in [0, classes) [...]; result [..., classes]. Raises TypeError for what is no integer, and
-    IndexError for a label outside, where `check.within` can see it; elsewhere its row is 0.
+    Shapes: labels integers in [0, classes) [...]; result [..., classes]. Raises TypeError for labels that are not
+    integers and IndexError for a label out of range if `check.within` can read it; otherwise its row is all zeros.
     """
     check.count("classes", classes, 1)
     check.kind("dtype", dtype, torch.dtype)
@@ -161,12 +182,12 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) ->
 
 
 def smoothed(probabilities: Tensor, share: Scalar) -> Tensor:
-    """Label smoothing: `share` of the probability is spread over all classes evenly.
+    """Smooth the labels: distribute the fraction `share` of the probability evenly over all classes.
 
         (1 - share) * probabilities + share / K
 
-    Shapes: both [..., K]. Szegedy et al. 2016, https://arxiv.org/abs/1512.00567; `label_smoothing` of
-    `torch.nn.functional.cross_entropy`. Raises ValueError for a share outside [0, 1].
+    Shapes: both [..., K]. Raises ValueError for a `share` outside [0, 1]. Szegedy et al. 2016,
+    https://arxiv.org/abs/1512.00567; `label_smoothing` of `torch.nn.functional.cross_entropy`.
     """
     check.shapes("probabilities[... K]", probabilities)
     check.floating("probabilities", probabilities)

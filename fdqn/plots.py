@@ -1,4 +1,4 @@
-"""Pictures: learning curves over seeds, the interquartile mean in its interval or in the range of the seeds."""
+"""Learning curves over seeds: the interquartile mean with its interval, or with the range of the seeds."""
 
 import math
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ from fdqn import statistics
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, which every kind of colour vision tells apart; the line's style goes on where they end.
+# Okabe and Ito's palette, safe for colour-blind readers. The line style changes once the colours are used up.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
 
-# What the bands of a panel are, by the kinds of them that it has.
+# Caption of the bands by the kinds that a panel contains.
 BANDS = {
     frozenset[str](): "",
     frozenset({"interval"}): ", band: its 95% bootstrap interval",
@@ -25,23 +25,24 @@ BANDS = {
     frozenset({"interval", "range"}): ", band: its 95% bootstrap interval, hatched: range of fewer than 5 seeds",
 }
 
-# Above this many seeds single curves are a smear that hides the interval.
+# With more seeds, their single curves would hide the interval.
 SINGLE_CURVES = 64
 
 
 class Curve(NamedTuple):
-    """Values [P, S] of S seeds at P steps; NaN where a seed has none."""
+    """Values [P, S] of S seeds at P steps; NaN where a seed has no value."""
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
 
 
 def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> None:
-    """Write a PNG with a panel per title and in it a line a curve: the seeds' interquartile mean in its 95% interval,
-    or, hatched, in the range of the seeds where fewer than 5 have a value. More than three panels stand in two columns.
+    """Write a PNG with one panel per title and, in each panel, one line per curve.
 
-    Single seeds are drawn thinly where a panel has one curve. A seed that has no value at a step keeps the one before
-    and counts from its first value on. Raises ValueError where there is no curve.
+    A line is the interquartile mean over seeds. Its band is the 95% bootstrap interval or, hatched, the range of the
+    seeds where fewer than 5 have a value. Single seeds are drawn as thin lines if a panel has one curve. A seed without
+    a value at a step keeps its previous value, and is left out before its first. More than three panels are laid out in
+    two columns. Raises ValueError for a panel without curves and for curves of wrong shapes.
     """
     if not panels or not all(panels.values()):
         raise ValueError("panels: expected at least one curve in each, got none")
@@ -71,7 +72,7 @@ def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Cur
 
 
 def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
-    """The kinds of bands drawn."""
+    """Draw the curves and return the kinds of bands drawn."""
     from matplotlib.ticker import EngFormatter
 
     kinds: set[str] = set()
@@ -101,7 +102,7 @@ def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
 
 
 def _draw_band(axes: "Axes", steps: NDArray[np.int64], estimates: list[statistics.Interval], colour: str) -> set[str]:
-    """Fill intervals and hatch ranges; the segment between one kind and the other is hatched."""
+    """Fill intervals and hatch ranges; a segment between the two kinds is hatched."""
     low, high = [float(e.low) for e in estimates], [float(e.high) for e in estimates]
     kinds = np.array([e.kind or "" for e in estimates])
     looks: dict[str, dict[str, Any]] = {
@@ -122,6 +123,6 @@ def _shows_seeds(curves: Mapping[str, Curve]) -> bool:
 
 
 def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each NaN replaced by the value before it in its column; leading ones stay."""
+    """Replace each NaN by the previous value of its column; leading NaNs remain."""
     row = np.where(np.isfinite(values), np.arange(len(values))[:, None], 0)
     return np.take_along_axis(values, np.maximum.accumulate(row, axis=0), axis=0)

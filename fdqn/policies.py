@@ -1,4 +1,4 @@
-"""From Q-values to actions; the chance comes in as uniforms."""
+"""Policies: actions from Q-values. Random numbers are arguments, uniforms in [0, 1)."""
 
 import torch
 from torch import Tensor
@@ -8,28 +8,28 @@ from fdqn.types import Scalar
 
 
 def uniform(legal: Tensor, u: Tensor) -> Tensor:
-    """Each legal action with the same probability.
+    """Sample a legal action uniformly.
 
-    Shapes: legal [..., A] bool; u [...] in [0, 1), float32 or float64; result [...] int64. Raises ValueError where
-    nothing is legal and `check.some_legal` can read it; elsewhere the action is 0. Raises ValueError for a u outside
-    [0, 1) that `check.uniforms` can read; elsewhere it counts as the nearest number inside.
+    Shapes: legal [..., A] bool; u [...] in [0, 1), float32 or float64; result [...] int64. Raises ValueError for a row
+    without a legal action if `check.some_legal` can read it; otherwise the action is 0. Raises ValueError for a `u`
+    outside [0, 1) if `check.uniforms` can read it; otherwise it is clamped into the range.
     """
     check.shapes("legal[... A] u[...]", legal, u)
     check.boolean("legal", legal)
     _check_uniforms(u)
     check.some_legal("legal", legal)
-    # The action that makes the count of legal actions so far exceed floor(u * count) for the first time.
+    # Take the first action at which the running count of legal actions exceeds floor(u * count).
     count = actions.count(legal)
     chosen = (u * count[..., -1]).floor().to(torch.int64).clamp_min(0).minimum(count[..., -1] - 1)
     return (count > chosen.unsqueeze(-1)).to(torch.int8).argmax(-1)
 
 
 def epsilon_greedy(q: Tensor, legal: Tensor, epsilon: Scalar, u: Tensor) -> Tensor:
-    """A uniform legal action with probability `epsilon`, else the legal action of the highest value.
+    """Sample a uniform legal action with probability `epsilon`, else return the greedy legal action.
 
-    Shapes: q and legal [..., A]; epsilon a number or a tensor that broadcasts to [...]; u [..., 2] in [0, 1), the
-    first deciding whether to explore, the second where; result [...] int64. Raises TypeError and ValueError as
-    `uniform` does, and ValueError for an epsilon outside [0, 1] where it is a number.
+    Shapes: q and legal [..., A]; epsilon a number or a tensor that broadcasts to [...]; u [..., 2] in [0, 1), of which
+    the first decides whether to explore and the second selects the random action; result [...] int64. Raises TypeError
+    and ValueError as `uniform` does, and ValueError for a number `epsilon` outside [0, 1].
     """
     check.shapes("q[... A] legal[... A] u[... 2]", q, legal, u)
     _check_uniforms(u)
@@ -43,6 +43,6 @@ def epsilon_greedy(q: Tensor, legal: Tensor, epsilon: Scalar, u: Tensor) -> Tens
 
 def _check_uniforms(u: Tensor) -> None:
     check.uniforms("u", u)
-    # Narrower ones reach few of many actions, and what is rounded to them may be 1.
+    # Narrower dtypes cannot reach every one of many actions, and a uniform rounded to them may become 1.
     if u.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"u: expected torch.float32 or torch.float64, got {u.dtype}")

@@ -1,10 +1,14 @@
-"""Values as functions of a step. Bind the constants with `functools.partial` to make a `types.Schedule`:
+"""Schedules: values as functions of a step.
+
+Bind the constants with `functools.partial` to make a `types.Schedule`:
 `partial(schedules.linear, start=1.0, end=0.05, steps=50_000)`.
 
-A step is a count, so it is taken as float64: float32 would round what is computed of it. Each is one of
-`torch.optim.lr_scheduler`, equal to it at every step, as a function of the step and not of the value before; constants
-may be tensors, one a lane. Shapes: step and the result [...]; constants that are tensors broadcast with it; `steps`,
-`every`, `starts` and `milestones` in the unit of step.
+Each schedule equals one of `torch.optim.lr_scheduler` at every step, in closed form: it depends on the step and not on
+the previous value. Steps are converted to float64, because float32 would round large counts. Constants may be tensors,
+for example one value a seed.
+
+Shapes: step and the result [...]; constants that are tensors broadcast with them. `steps`, `every`, `starts` and
+`milestones` are in the unit of `step`.
 """
 
 import math
@@ -18,13 +22,14 @@ from fdqn.types import Scalar, Schedule
 
 
 def constant(step: Tensor, value: Scalar) -> Tensor:
-    """`value` at every step."""
+    """Return `value` at every step."""
     _check(step, value=value)
     return torch.zeros_like(step, dtype=torch.float64) + _double(value, step)
 
 
 def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
-    """From `start` at step 0 to `end` at `steps`, then constant; `end` throughout where `steps` is 0.
+    """Interpolate linearly from `start` at step 0 to `end` at `steps`, then stay there; `end` throughout if `steps` is
+    0.
 
         start + (end - start) * min(step / steps, 1)
 
@@ -35,7 +40,8 @@ def linear(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
 
 
 def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: Scalar = 0.0) -> Tensor:
-    """From `start` at step 0 to `end` at `steps`, first fast and then slow for a power above 1, then constant.
+    """Decay polynomially from `start` at step 0 to `end` at `steps`, then stay there. A power above 1 decays fast at
+    first.
 
         end + (start - end) * (1 - min(step / steps, 1)) ** power
 
@@ -46,7 +52,7 @@ def polynomial(step: Tensor, start: Scalar, steps: Scalar, power: Scalar, end: S
 
 
 def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
-    """`start` times `decay` a step.
+    """Multiply `start` by `decay` at every step.
 
         start * decay ** step
 
@@ -57,11 +63,11 @@ def exponential(step: Tensor, start: Scalar, decay: Scalar) -> Tensor:
 
 
 def staircase(step: Tensor, start: Scalar, decay: Scalar, every: Scalar) -> Tensor:
-    """`start`, times `decay` after each `every` steps.
+    """Multiply `start` by `decay` after every `every` steps.
 
         start * decay ** floor(step / every)
 
-    `torch.optim.lr_scheduler.StepLR`.
+    Raises ValueError unless `every` is above 0. `torch.optim.lr_scheduler.StepLR`.
     """
     _check(step, start=start, decay=decay, every=every)
     _check_positive("every", every)
@@ -69,9 +75,9 @@ def staircase(step: Tensor, start: Scalar, decay: Scalar, every: Scalar) -> Tens
 
 
 def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[Scalar]) -> Tensor:
-    """`start`, times `decay` from each of the milestones on.
+    """Multiply `start` by `decay` at each of the milestones.
 
-        start * decay ** (how many milestones are at most step)
+        start * decay ** (number of milestones <= step)
 
     `torch.optim.lr_scheduler.MultiStepLR`.
     """
@@ -85,12 +91,13 @@ def milestones(step: Tensor, start: Scalar, decay: Scalar, milestones: Sequence[
 
 
 def cosine(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
-    """From `start` at step 0 along half a cosine to `end` at `steps`, and back up after it, again and again.
+    """Follow a cosine from `start` at step 0 to `end` at `steps`, and on: after `steps` the value rises back to
+    `start`.
 
         end + (start - end) * (1 + cos(pi * step / steps)) / 2
 
-    With `step.clamp_max(steps)` it stays at the end. Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983;
-    `torch.optim.lr_scheduler.CosineAnnealingLR`.
+    Pass `step.clamp_max(steps)` to stay at the end. Raises ValueError unless `steps` is above 0.
+    Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983; `torch.optim.lr_scheduler.CosineAnnealingLR`.
     """
     _check(step, start=start, end=end, steps=steps)
     _check_positive("steps", steps)
@@ -98,10 +105,11 @@ def cosine(step: Tensor, start: Scalar, end: Scalar, steps: Scalar) -> Tensor:
 
 
 def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, growth: int = 1) -> Tensor:
-    """Half a cosine from `start` to `end` over `steps`, then from `start` again over `growth` times as many, and so on.
+    """Anneal from `start` to `end` along half a cosine, with warm restarts; the first period takes `steps`, each
+    following one `growth` times as many.
 
-    `growth` is a whole number of at least 1. Loshchilov, Hutter 2017, https://arxiv.org/abs/1608.03983;
-    `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`.
+    Raises ValueError unless `growth` is a whole number of at least 1 and `steps` is above 0. Loshchilov, Hutter 2017,
+    https://arxiv.org/abs/1608.03983; `torch.optim.lr_scheduler.CosineAnnealingWarmRestarts`.
     """
     _check(step, start=start, end=end, steps=steps, growth=growth)
     if growth < 1 or growth != int(growth):
@@ -110,7 +118,7 @@ def cosine_restarts(step: Tensor, start: Scalar, end: Scalar, steps: Scalar, gro
     time, steps = step.double(), _double(steps, step)
     if growth == 1:
         return cosine(time.remainder(steps), start, end, steps)
-    # Before restart n lie steps * (growth**n - 1) / (growth - 1) steps. A rounded logarithm is n or one too many.
+    # Restart n happens at step steps * (growth**n - 1) / (growth - 1). The rounded logarithm is n or n + 1.
     units = time / steps * (growth - 1) + 1.0
     guess = (units.log() / math.log(growth)).round()
     restarts = torch.where(float(growth) ** guess > units, guess - 1, guess)
@@ -126,10 +134,18 @@ def one_cycle(
     start_divisor: Scalar = 25.0,
     end_divisor: Scalar = 1e4,
 ) -> Tensor:
-    """Up to `peak` over the share `warm` of the steps and down again over the rest, both along half a cosine.
+    """Rise to `peak` and fall again, both along half a cosine; constant after the last step, `steps - 1`.
 
-    From `peak / start_divisor` at step 0 to `peak / start_divisor / end_divisor` at the last, `steps - 1`, and constant
-    after it. Smith, Topin 2019, https://arxiv.org/abs/1708.07120; `torch.optim.lr_scheduler.OneCycleLR`.
+    Args:
+        step: Step, [...].
+        peak: Highest value.
+        steps: Length of the whole schedule.
+        warm: Fraction of the steps that rise, in [0, 1].
+        start_divisor: The value at step 0 is `peak / start_divisor`.
+        end_divisor: The last value is `peak / start_divisor / end_divisor`.
+
+    Raises ValueError unless `steps` and the divisors are above 0. Smith, Topin 2019, https://arxiv.org/abs/1708.07120;
+    `torch.optim.lr_scheduler.OneCycleLR`.
     """
     _check(step, peak=peak, steps=steps, start_divisor=start_divisor, end_divisor=end_divisor)
     if not isinstance(warm, Tensor):
@@ -137,7 +153,7 @@ def one_cycle(
     for name, x in (("steps", steps), ("start_divisor", start_divisor), ("end_divisor", end_divisor)):
         _check_positive(name, x)
     start, last = _double(peak, step) / start_divisor, _double(steps, step) - 1.0
-    top = (warm * _double(steps, step) - 1.0).clamp_min(1e-30)  # no rise at all is a step of no length
+    top = (warm * _double(steps, step) - 1.0).clamp_min(1e-30)  # avoids 0 / 0 if nothing rises
     time = step.double().minimum(last)
     return torch.where(
         time <= top, cosine(time, start, peak, top), cosine(time - top, peak, start / end_divisor, last - top)
@@ -145,9 +161,11 @@ def one_cycle(
 
 
 def warm_up(step: Tensor, schedule: Schedule, steps: int, share: Scalar = 0.0) -> Tensor:
-    """In a line from `share` of a schedule's first value to that value at `steps`, then the schedule from its start.
+    """Increase linearly from `share` times the first value of `schedule` to that value at `steps`, then follow
+    `schedule`.
 
-    `torch.optim.lr_scheduler.LinearLR`, followed by another in a `SequentialLR`.
+    `schedule` counts from the end of the warm-up. `torch.optim.lr_scheduler.LinearLR`, followed by another scheduler in
+    a `SequentialLR`.
     """
     check.function("schedule", schedule)
     check.count("steps", steps)
@@ -157,9 +175,10 @@ def warm_up(step: Tensor, schedule: Schedule, steps: int, share: Scalar = 0.0) -
 
 
 def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scalar]) -> Tensor:
-    """One schedule after the other: from each of `starts` on the next, which counts from there.
+    """Run schedules one after the other. Schedule i + 1 takes over at `starts[i]` and counts its steps from there.
 
-    `torch.optim.lr_scheduler.SequentialLR`. Raises ValueError unless all but the first schedule have a start.
+    `torch.optim.lr_scheduler.SequentialLR`. Raises ValueError unless every schedule but the first has a start and the
+    starts ascend.
     """
     if len(starts) != len(schedules) - 1:
         raise ValueError(f"starts: expected one for all of {len(schedules)} schedules but the first, got {len(starts)}")
@@ -172,14 +191,14 @@ def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scala
     step = _wide(step)
     value = constant(step, schedules[0](step))
     for schedule, start in zip(schedules[1:], starts, strict=True):
-        begun = step >= start
-        # Before its start a schedule is asked for its first value, since it may not be defined below 0.
-        value = torch.where(begun, schedule(torch.where(begun, step - start, torch.zeros_like(step))), value)
+        started = step >= start
+        # A schedule need not be defined for negative steps, so it is evaluated at 0 before its start.
+        value = torch.where(started, schedule(torch.where(started, step - start, torch.zeros_like(step))), value)
     return value
 
 
 def _check(step: Tensor, **constants: Scalar) -> None:
-    """Raise TypeError unless step is a tensor and the constants are numbers or tensors, ValueError for NaN."""
+    """Raise TypeError unless `step` is a tensor and the constants are numbers or tensors, and ValueError for NaN."""
     check.tensor("step", step)
     for name, x in constants.items():
         if isinstance(x, Tensor):
@@ -196,23 +215,23 @@ def _check_positive(name: str, x: Scalar) -> None:
 
 
 def _done(step: Tensor, steps: Scalar) -> Tensor:
-    """The share of the steps that is done, at most 1."""
+    """Return the fraction of the steps that is done, at most 1."""
     length = _double(steps, step)
     return torch.where(step >= length, 1.0, step.double() / length.clamp_min(1e-30))
 
 
 def _between(step: Tensor, a: Scalar, b: Scalar, fraction: Tensor) -> Tensor:
-    """`a` at fraction 0 and `b` at fraction 1, both exactly, since each is weighted by itself."""
+    """Interpolate between `a` at fraction 0 and `b` at fraction 1. The weighted sum is exact at both ends."""
     return (1.0 - fraction) * _double(a, step) + fraction * _double(b, step)
 
 
 def _wide(step: Tensor) -> Tensor:
-    """The step in int64 where it is a narrower integer, beside which a larger number would wrap."""
+    """Widen the step to int64, because comparing a narrower integer with a larger number would wrap."""
     return step.to(torch.promote_types(step.dtype, torch.int64))
 
 
 def _double(value: Scalar, step: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.to(step.device, torch.float64)
-    # Made on the device: copied there, the host would wait for it.
+    # Created on the device: copying a CPU tensor there would synchronize.
     return torch.full((), value, dtype=torch.float64, device=step.device)

@@ -1,4 +1,4 @@
-"""What `fdqn train` can be asked: the flags, their units and defaults. No torch here, so that `--help` is quick."""
+"""Settings of a run: flags, units, defaults and presets. Does not import torch, so that `--help` is quick."""
 
 import dataclasses
 import math
@@ -10,98 +10,97 @@ import tyro
 
 @dataclass(frozen=True)
 class Settings:
-    """Train many seeds of a deep Q-network at once. Report the interquartile mean of their returns with its 95%
-    bootstrap interval, or with the range of the seeds if there are fewer than 5."""
+    """Settings of a run: flags of `fdqn train` with their units and defaults."""
 
     env: str = "cartpole"
-    """Environment; `fdqn envs` lists them: ours, gym:NAME, ale:GAME, or package.module:name of your own."""
+    """Environment: a name that `fdqn envs` lists, gym:NAME, ale:GAME, or package.module:name for your own."""
     seeds: int = 16
-    """Lanes: independent learners trained side by side."""
+    """Number of seeds (independent learners) to train at once."""
     seed: int = 0
-    """Seed of the first lane; lane i has seed + i."""
+    """First seed; the others are seed + 1, seed + 2, ..."""
     steps: int = 100_000
-    """Environment steps a seed, all of its environments together, warm-up included."""
+    """Environment steps per seed, summed over its environments, warm-up included."""
     num_envs: int = 10
-    """Environments a lane."""
+    """Environments per seed."""
     steps_per_cycle: int = 1
-    """Steps of each environment in a cycle."""
+    """Steps of each environment per training iteration."""
     updates_per_cycle: int = 1
-    """Updates that follow them."""
+    """Updates per training iteration, after its steps."""
     batch_size: int = 128
-    """Rows an update."""
+    """Transitions per update."""
     capacity: int = 10_000
-    """Rows of replay a lane."""
+    """Transitions that the replay buffer of a seed holds."""
     learning_starts: int = 1_000
-    """Environment steps a seed before the first update."""
+    """Environment steps per seed before the first update."""
     target_period: int = 20
-    """Updates between hard target copies."""
+    """Updates between hard copies of the parameters to the target network."""
     tau: float = 1.0
-    """Below 1: a soft target copy of this share at every update instead of hard ones."""
+    """Fraction of the new parameters in a soft target update, made after every update. 1: hard copies instead."""
     n_step: int = 1
-    """Environment steps that a transition spans; rewards in between are discounted and added up."""
+    """Environment steps per transition; their rewards are discounted and summed."""
     clip_rewards: bool = False
-    """Learn from rewards clipped to [-1, 1]; returns are stated as they are."""
+    """Clip rewards to [-1, 1] for learning. Reported returns are not clipped."""
     terminal_on_life_loss: bool = False
-    """Learn as if an episode ended where a life is lost, in worlds that count them; returns are of whole episodes."""
+    """End episodes at a lost life for learning, in environments that count lives.
+    Reported returns are of whole episodes."""
     optimizer: Literal["adam", "rmsprop", "nature-rmsprop"] = "adam"
-    """What turns gradients into steps. rmsprop is that of MinAtar's paper (centered, decay 0.95, eps 0.01), and
-    nature-rmsprop that of the Nature paper, whose eps is in the root, beside the variance of gradients summed over 32
-    rows: of their mean, as the loss is here, 0.01 / 32**2."""
+    """Optimizer. rmsprop is that of MinAtar's paper: centered, decay 0.95, eps 0.01.
+    nature-rmsprop is that of the Nature paper: eps inside the root, 0.01 / 32**2 for the mean over a batch of 32."""
     learning_rate: float = 2e-3
-    """Step size of the optimizer."""
+    """Learning rate of the optimizer."""
     gamma: float = 0.99
-    """Discount a step, in [0, 1]."""
+    """Discount factor per environment step, in [0, 1]."""
     max_grad_norm: float = 10.0
-    """Global gradient norm above which gradients are scaled down; inf for never."""
+    """Global norm to which gradients are clipped; inf for no clipping."""
     epsilon_start: float = 1.0
-    """Share of random actions at the start."""
+    """Fraction of random actions at the start."""
     epsilon_end: float = 0.05
-    """Share of random actions at the end."""
+    """Fraction of random actions after annealing."""
     epsilon_fraction: float = 0.2
-    """Share of --steps over which epsilon goes linearly from start to end."""
+    """Fraction of --steps over which epsilon is annealed linearly."""
     random_warmup: bool = False
-    """Take uniformly random actions until learning starts (--learning-starts) and anneal epsilon from there, as in the
-    papers of both presets. Otherwise epsilon is annealed from the first step."""
+    """Take uniformly random actions until learning starts (--learning-starts) and anneal epsilon from there.
+    Otherwise epsilon is annealed from the first step."""
     hidden: tuple[int, ...] = (120, 84)
-    """Sizes of the hidden layers; none for a linear network. Boards of 10 x 10 and frames from 36 x 36 on have a
-    convolutional network instead."""
+    """Sizes of the hidden layers; none for a linear network.
+    Images (10 x 10, or at least 36 x 36) use a convolutional network instead."""
     dueling: bool = False
-    """Split the last layer into the state's value and the actions' advantages."""
+    """Use a dueling network: separate outputs for the value of the state and the advantages of the actions."""
     double: bool = True
-    """Double Q-learning: the online network chooses the action that the target network values."""
+    """Use double Q-learning: the online network selects the next action and the target network evaluates it."""
     loss: Literal["mse", "huber"] = "mse"
-    """What is made of TD errors."""
+    """Loss of the TD errors: mse (mean squared error) or huber."""
     report_every: int = 2_000
-    """Environment steps a seed between rows of metrics.csv."""
+    """Environment steps per seed between rows of metrics.csv."""
     evaluate_epsilon: float = 0.0
-    """Share of random actions in evaluation, which is greedy but for them."""
+    """Fraction of random actions in evaluation; the other actions are greedy."""
     evaluate_episodes: int = 20
     """Evaluation episodes per seed."""
     evaluate_steps: int = 0
-    """Step limit of an evaluation episode. The summary counts the episodes that reach it unfinished. 0 uses the
-    environment's time limit or, if it has none, 10 times the mean training episode length (1,000 to 27,000)."""
+    """Step limit of an evaluation episode. The summary counts episodes that reach it as unfinished.
+    0: the environment's time limit or, if it has none, 10 times the mean training episode length (1,000 to 27,000)."""
     evaluate_every: int = 0
-    """Environment steps a seed between greedy evaluations; 0 for one at the end only."""
+    """Environment steps per seed between evaluations during training; 0 for one at the end only."""
     checkpoint_every: int = 20_000
-    """Environment steps a seed between checkpoints, rounded up to reports; 0 for one at the end only."""
+    """Environment steps per seed between checkpoints, rounded up to a report; 0 for one at the end only."""
     keep_checkpoints: int = 2
-    """Checkpoints to keep, beside that of the best training return."""
+    """Number of checkpoints to keep, in addition to the one with the best training return."""
     save_replay: bool = True
-    """Keep the replay in checkpoints; without, they are small, and a resumed run is not the undisturbed one: it first
-    fills its replay with --learning-starts steps."""
+    """Save the replay buffer in checkpoints. Without it checkpoints are small, but a resumed run differs.
+    It first refills its replay buffer for --learning-starts steps."""
     on_nan: Literal["freeze", "stop"] = "freeze"
-    """When a seed's loss or gradient is NaN or infinite: leave that seed as it was, or stop the run."""
+    """Reaction to a NaN or infinity in a seed's loss, gradient or parameters: freeze that seed, or stop the run."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes CUDA where there is one."""
+    """Device to train on; auto uses CUDA if it is available."""
     tf32: bool = False
-    """On CUDA, use TF32 for float32 matrix products and convolutions: several times faster, but inputs are rounded to
-    10 bits of mantissa."""
+    """Use TF32 for float32 matrix products and convolutions on CUDA.
+    Several times faster, but inputs are rounded to a mantissa of 10 bits."""
     compile: bool = True
-    """Compile the step functions; without, they run operation by operation, for a debugger."""
+    """Compile the training iteration. Without compiling, it runs operation by operation, for debugging."""
     check_compile: bool = True
-    """Compare the first compiled step and update with eager execution, and stop the run if they differ."""
+    """Compare the first compiled step and update with eager execution and stop the run if they differ."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Run folder to make; by default runs/ENV-DATE-TIME."""
+    """Run folder to create; by default runs/ENV-DATE-TIME."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -155,20 +154,22 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "checkpoint_every": 1_000_000,
     },
 }
-"""Settings that papers published, all but the environment. What differs from the authors' code:
+"""Settings published by papers, without the environment. Differences from the authors' code:
 
 minatar (Young and Tian 2019, https://arxiv.org/abs/1903.03176; examples/dqn.py of kenjyoung/MinAtar)
-- Minibatches are drawn with replacement; theirs without.
-- An episode is cut after 10,000 steps, in training as a truncation that bootstraps; their games have no limit.
+- Minibatches are sampled with replacement; theirs without.
+- Episodes are truncated after 10,000 steps, and training bootstraps there; theirs have no limit.
 - The first update follows step 5,001; theirs step 5,002.
-- RMSprop has no momentum, as in their code until December 2024; since then that code has one of 0.95.
+- RMSprop has no momentum, as in their code until December 2024; since then theirs has a momentum of 0.95.
 
 nature (Mnih et al. 2015, https://doi.org/10.1038/nature14236; google-deepmind/dqn)
-- Four environments take a step each between updates; theirs is one that takes four.
-- 10 million steps, the first fifth of their 50 million. A seed takes 7.6 GB of replay, so there is one.
-- The target is copied every 10,000 updates, as the paper says; their code does every 10,000 steps, 2,500 updates.
-- Where a game waits for the fire button it is pressed at the start, and an episode is cut after half an hour.
-- Evaluation plays whole episodes of the last parameters; theirs every 250,000 steps, and the best are stated.
+- Four environments take one step each between updates; theirs is one environment that takes four.
+- 10 million steps, the first fifth of their 50 million. One seed, because its replay takes 7.6 GB.
+- The target network is copied every 10,000 updates, as in the paper; their code copies it every 10,000 steps, which
+  are 2,500 updates.
+- If a game waits for the fire button, it is pressed at the start. Episodes are truncated after half an hour.
+- The final parameters are evaluated on whole episodes; theirs are evaluated every 250,000 steps, and the best are
+  reported.
 """
 
 _KINDS = {
@@ -182,7 +183,7 @@ _KINDS = {
 
 
 def _is_like(default: Any, value: Any) -> bool:
-    """Whether a value is of the type of a setting, which its default has."""
+    """Return True if a value has the type of its setting's default."""
     if isinstance(default, tuple):
         return isinstance(value, tuple | list) and all(type(x) is int for x in value)
     if isinstance(default, float):
@@ -191,7 +192,7 @@ def _is_like(default: Any, value: Any) -> bool:
 
 
 def to_json(settings: Settings) -> dict[str, Any]:
-    """The settings as strict JSON has them: an infinity becomes a word."""
+    """Return the settings as values of strict JSON: infinities become strings."""
     return {
         name: str(value) if isinstance(value, float) and math.isinf(value) else value
         for name, value in dataclasses.asdict(settings).items()
@@ -199,17 +200,18 @@ def to_json(settings: Settings) -> dict[str, Any]:
 
 
 _ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile")
-"""Fields that settings written by version 0.1 lack; their defaults are what it did."""
+"""Fields that settings written by version 0.1 lack. Their defaults are its behaviour."""
 
 
 def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Settings as JSON has them, with the fields that came after they were written."""
+    """Add the defaults of fields that are newer than the given JSON values."""
     defaults = to_json(Settings())
     return {**{name: defaults[name] for name in _ADDED}, **given}
 
 
 def from_json(given: dict[str, Any]) -> Settings:
-    """What `to_json` made. Raises ValueError, naming the field, for one that is unknown, missing or of another type."""
+    """Return the settings from the values of `to_json`. Raises ValueError, naming the field, for one that is unknown,
+    missing or of another type."""
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     given, defaults = with_defaults(given), dataclasses.asdict(Settings())

@@ -1,4 +1,4 @@
-"""Statistics over seeds: the interquartile mean and its bootstrap interval, or the range where seeds are few.
+"""Statistics over seeds: the interquartile mean with its bootstrap interval, or the range for few seeds.
 
 Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice",
 https://arxiv.org/abs/2108.13264
@@ -10,30 +10,30 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MIN_SEEDS = 5
-"""Fewest seeds for a bootstrap interval; fewer seeds get their range."""
+"""Fewest seeds for a bootstrap interval; for fewer seeds the range is given."""
 
 Kind = Literal["interval", "range"]
 
 _Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-# Resampled values held at once, so that a thousand seeds need no gigabytes.
+# Resampled values held in memory at once; bounds memory for thousands of seeds.
 _VALUES_AT_ONCE = 5_000_000
 
 
 class Interval(NamedTuple):
-    """The interquartile mean and the ends of its interval or range, arrays of one shape [...]."""
+    """Interquartile mean and the ends of its interval or range; arrays of one shape [...]."""
 
     iqm: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     kind: Kind | None
-    """Kind of the ends: those of an interval, or of the range over the seeds; None where the ends are NaN."""
+    """"interval" for a confidence interval, "range" for the range of the seeds, None if the ends are NaN."""
 
 
 def iqm(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
-    """The mean of the middle half of values along `axis`: a quarter is cut from either end.
+    """Compute the interquartile mean along `axis`: the mean of the values without the lowest and the highest quarter.
 
-    Raises TypeError for what are no numbers, ValueError for an axis that is not there or has none.
+    Raises TypeError for values that are not numbers and ValueError for an axis that does not exist or is empty.
     """
     from scipy.stats import trim_mean
 
@@ -44,7 +44,7 @@ def iqm(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
 
 
 def row_means(values: NDArray[Any]) -> NDArray[np.float64]:
-    """The mean [S] of each row's finite numbers, values [S, N]; NaN where there is none."""
+    """Compute the mean [S] of the finite numbers of each row of values [S, N]; NaN for a row without any."""
     finite = np.isfinite(values)
     counts = finite.sum(axis=1)
     return np.where(counts > 0, np.where(finite, values, 0.0).sum(axis=1) / np.maximum(counts, 1), np.nan)
@@ -56,16 +56,21 @@ def interval(
     resamples: int = 2_000,
     method: Literal["percentile", "expanded", "t"] = "percentile",
 ) -> Interval:
-    """The interquartile mean [...] of values [..., S] with an interval over the S seeds, or with their range.
+    """Compute the interquartile mean [...] of values [..., S] with a confidence interval over the S seeds, or their
+    range.
 
-    "percentile" is the bootstrap of rliable, which is too narrow for few seeds: below 5 the ends are the lowest and the
-    highest seed, and `kind` is "range". "expanded" takes quantiles further out, by as much as a t interval is wider
-    than a normal one (Hesterberg 2015, https://arxiv.org/abs/1411.5279). "t" is Student's interval of the mean, the
-    only one that is near its confidence for 2 to 4 seeds; do not use it for more than 8, where the mean of skewed
-    returns is not their interquartile mean.
+    Methods:
 
-    95% intervals that hold the true interquartile mean, lowest and highest of normal, skewed, bimodal and bounded
-    returns, and their width in standard deviations (`benchmarks/coverage.py`, 2,000 experiments each):
+    - "percentile" is the percentile bootstrap of rliable. It is too narrow for few seeds, so for fewer than 5 the ends
+      are the lowest and the highest seed, and `kind` is "range".
+    - "expanded" takes quantiles further out, by the ratio of a t interval to a normal one (Hesterberg 2015,
+      https://arxiv.org/abs/1411.5279). It also needs 5 seeds.
+    - "t" is Student's interval of the mean, the only method with nearly its nominal coverage for 2 to 4 seeds. Do not
+      use it for more than 8 seeds, where the mean of skewed returns differs from their interquartile mean.
+
+    Measured coverage of 95% intervals (percent of intervals that contain the true interquartile mean; lowest and
+    highest of normal, skewed, bimodal and bounded returns) and their width in standard deviations
+    (`benchmarks/coverage.py`, 2,000 experiments each):
 
         seeds               2          3          4          5          6          8         16         32
         percentile       range      range      range   90% 1.7  89-91 1.5  91-94 1.4  93-94 1.1  94-95 0.8
@@ -73,9 +78,11 @@ def interval(
         t           85-95 10.5  84-95 4.0  87-95 2.6 92-96 2.2  91-95 1.9  93-95 1.5          -          -
         the range    48-51 0.8  73-75 1.5  85-87 1.8 93-94 2.1          -          -          -          -
 
-    The same values give the same answer. Seeds that hold a NaN anywhere (failed ones) are left out and do not count;
-    with fewer than two left the ends are NaN, with none the mean is too. Raises ValueError for a confidence outside
-    (0, 1), for fewer than one resample and for an unknown method, TypeError for what are no numbers.
+    The bootstrap is seeded, so equal values give equal intervals. Seeds with a NaN anywhere (failed seeds) are left out
+    and not counted; with fewer than two seeds left the ends are NaN, with none the mean is NaN too.
+
+    Raises ValueError for a confidence outside (0, 1), for fewer than one resample and for an unknown method, and
+    TypeError for values that are not numbers.
     """
     if not isinstance(confidence, float | int) or not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
@@ -99,7 +106,7 @@ def interval(
 
 
 def _bootstrapped(values: NDArray[np.float64], confidence: float, resamples: int) -> _Ends:
-    """Quantiles of the interquartile means of seeds drawn with replacement."""
+    """Compute quantiles of the interquartile means of seeds drawn with replacement."""
     from scipy.stats import bootstrap
 
     ends = bootstrap(
@@ -116,14 +123,14 @@ def _bootstrapped(values: NDArray[np.float64], confidence: float, resamples: int
 
 
 def _expanded(confidence: float, seeds: int) -> float:
-    """The level at which a normal interval of the biased deviation is as wide as Student's at `confidence`."""
+    """Compute the level at which a normal interval with the biased deviation is as wide as the t interval."""
     from scipy.stats import norm, t
 
     return float(1 - 2 * norm.sf(np.sqrt(seeds / (seeds - 1)) * t.isf((1 - confidence) / 2, seeds - 1)))
 
 
 def _student(values: NDArray[np.float64], confidence: float) -> _Ends:
-    """mean -+ t s / sqrt(n)."""
+    """Compute `mean -+ t s / sqrt(n)`."""
     from scipy.stats import t
 
     seeds, mean = values.shape[-1], values.mean(-1)

@@ -144,6 +144,22 @@ def no_noise(rows: int) -> NoiseShapes:
     return NoiseShapes()
 
 
+class Hyper(NamedTuple):
+    """Hyper-parameters that may differ between seeds: one [] float tensor each. A new value recompiles nothing."""
+
+    learning_rate: Tensor
+    gamma: Tensor
+    """Discount per step, in [0, 1]."""
+    epsilon_start: Tensor
+    epsilon_end: Tensor
+    epsilon_steps: Tensor
+    """Environment steps over which epsilon goes from start to end."""
+    tau: Tensor
+    """Fraction of the online parameters in a soft target copy, in (0, 1]."""
+    max_grad_norm: Tensor
+    """Global gradient norm above which gradients are scaled down; infinity for never."""
+
+
 class Agent(NamedTuple):
     """A value-based learning rule for one seed, bound to its network.
 
@@ -155,7 +171,7 @@ class Agent(NamedTuple):
     """`init(key [..., 2]) -> params [...]`."""
     values: Callable[[Params, Tensor, Uniforms], Tensor]
     """`values(params, obs [..., *O], noise) -> q [..., A]`, which acting and evaluation compare."""
-    loss: "Callable[[Params, Params, Transition, Hyper, Uniforms], LossOutput]"
+    loss: Callable[[Params, Params, Transition, Hyper, Uniforms], LossOutput]
     """`loss(params, target_params, batch [B, ...], hyper, noise) -> LossOutput`."""
     noise: Callable[[int], NoiseShapes] = no_noise
     """`noise(rows)`: shapes of the uniforms for `values` and `loss` of that many rows."""
@@ -189,7 +205,7 @@ class Buffer(NamedTuple):
 
     init: Callable[[Transition], Any]
     """`init(example) -> state`, for rows like `example`, a transition without leading axes."""
-    add: "Callable[[Any, Transition, Tensor, Tensor | None, Tensor], tuple[Any, Added]]"
+    add: Callable[[Any, Transition, Tensor, Tensor | None, Tensor], tuple[Any, Added]]
     """`add(state, batch [E, ...], ended [E], valid [E] or None, gamma []) -> (state, added)`, after one step of every
     environment. `ended`: an episode ended with the step. `valid`: a step was taken at all; None means everywhere."""
     sample: Callable[[Any, Tensor, Tensor | int], Sample]
@@ -221,22 +237,6 @@ class Optimizer(NamedTuple):
 
     init: Callable[[Params], Any]
     update: Callable[[Params, Any, Params], tuple[Params, Any]]
-
-
-class Hyper(NamedTuple):
-    """Hyper-parameters that may differ between seeds: one [] float tensor each. A new value recompiles nothing."""
-
-    learning_rate: Tensor
-    gamma: Tensor
-    """Discount per step, in [0, 1]."""
-    epsilon_start: Tensor
-    epsilon_end: Tensor
-    epsilon_steps: Tensor
-    """Environment steps over which epsilon goes from start to end."""
-    tau: Tensor
-    """Fraction of the online parameters in a soft target copy, in (0, 1]."""
-    max_grad_norm: Tensor
-    """Global gradient norm above which gradients are scaled down; infinity for never."""
 
 
 class Learner(NamedTuple):
@@ -271,7 +271,7 @@ class Algorithm(NamedTuple):
     agent: Agent
     init: Callable[[Params, Hyper, Transition], tuple[Learner, Any]]
     """`init(params, hyper, example) -> (learner, buffer)`, for transitions like `example`, without leading axes."""
-    observe: "Callable[[Learner, Any, Transition, Tensor, Tensor | None, Hyper], Any]"
+    observe: Callable[[Learner, Any, Transition, Tensor, Tensor | None, Hyper], Any]
     """`observe(learner, buffer, batch [E, ...], ended [E], valid [E] or None, hyper) -> buffer`, after one step of
     every environment; `ended` and `valid` as for `Buffer.add`."""
     update: Callable[[Learner, Any, Tensor, Uniforms, Hyper], tuple[Learner, Any, Diagnostics]]

@@ -1,4 +1,4 @@
-"""Reading rows of Q-values under a mask."""
+"""Selection from Q-values under a mask."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_pick_equals_gather(batch):
     asserts.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), actions.pick(q, a))
 
 
-def test_pick_out_of_range_is_refused_or_0():
+def test_pick_out_of_range_raises_or_gives_0():
     q = torch.ones(2, 3)
     for action, at in ((torch.tensor([2, -1]), r"\[1\]: .* got -1"), (torch.tensor([3, 0]), r"\[0\]: .* got 3")):
         with pytest.raises(IndexError, match=f"action{at}"):
@@ -44,13 +44,13 @@ def test_pick_out_of_range_is_refused_or_0():
     assert vmap(actions.pick)(q, torch.tensor([-1, 3])).tolist() == [0.0, 0.0]
 
 
-def test_legal_minus_infinity_is_a_value():
+def test_minus_infinity_is_a_valid_value():
     q, legal = torch.tensor([[1.0, -torch.inf]]), torch.tensor([[False, True]])
     assert actions.best(q, legal).item() == -torch.inf
 
 
 @pytest.mark.parametrize("value", [-torch.inf, torch.inf, torch.nan])
-def test_greedy_is_legal_whatever_the_values(value):
+def test_greedy_is_legal_for_any_values(value):
     q, legal = torch.tensor([5.0, value, value]), torch.tensor([False, True, True])
     assert actions.greedy(q, legal).item() == 1
 
@@ -84,7 +84,7 @@ def test_messages():
 
 
 @pytest.mark.parametrize("f", [actions.greedy, actions.best])
-def test_messages_name_what_is_wrong(f):
+def test_messages_name_the_argument(f):
     with pytest.raises(ValueError, match=r"^q: expected shape \[... A\], got \[\]"):
         f(torch.tensor(1.0), torch.tensor([True]))
     with pytest.raises(ValueError, match=r"^legal: expected shape \[... A\] with A = 2, got \[3\]"):
@@ -102,7 +102,7 @@ def test_messages_of_pick_and_of_integers():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.uint16, torch.uint32, torch.uint64])
 def test_actions_and_labels_of_any_integer_dtype(dtype):
-    """Of the wider unsigned ones PyTorch compares none with int64."""
+    """PyTorch cannot compare wide unsigned integers with int64."""
     q, action = torch.arange(6.0).reshape(2, 3), torch.tensor([2, 1], dtype=dtype)
     assert actions.pick(q, action).tolist() == [2.0, 4.0]
     assert losses.one_hot(action, 300).argmax(-1).tolist() == [2, 1]

@@ -1,4 +1,4 @@
-"""Every assertion holds for what is right and rejects a planted bug, naming the leaf, the place and the numbers."""
+"""Every assertion accepts correct values and rejects a planted bug with its leaf, index and numbers."""
 
 import inspect
 
@@ -42,14 +42,14 @@ X = torch.arange(3.0)
         ("adam", "sgd", "^value: expected 'adam', got 'sgd'"),
     ],
 )
-def test_trees_that_differ(a, b, match):
+def test_different_trees(a, b, match):
     with rejects(match):
         asserts.assert_trees_close(a, b, atol=1e-3, rtol=1e-3)
     with rejects(match):
         asserts.assert_trees_equal(a, b)
 
 
-def test_trees_that_agree():
+def test_equal_trees():
     a = {"w": torch.tensor([1.0, torch.nan, torch.inf]), "n": torch.tensor([1, 2]), "empty": torch.zeros(0)}
     asserts.assert_trees_equal(a, tree.clone(a))
     asserts.assert_trees_close(a, a | {"w": a["w"] + 1e-4}, atol=1e-3)
@@ -78,12 +78,12 @@ def test_trees_that_agree():
         ),
     ],
 )
-def test_structures_that_differ(expected, got, match):
+def test_different_structures(expected, got, match):
     with rejects(match):
         asserts.assert_same_structure(expected, got, "missing here: ")
 
 
-def test_structures_that_agree():
+def test_equal_structures():
     asserts.assert_same_structure({"a": (1, [2])}, {"a": (torch.ones(3), [None])})
 
 
@@ -107,12 +107,12 @@ def test_structures_that_agree():
         ({"weight": "[]"}, ({"bias": X},), r"missing \[\"\['weight'\]\"\]"),
     ],
 )
-def test_shapes_that_do_not_fit(spec, tensors, match):
+def test_mismatching_shapes(spec, tensors, match):
     with rejects(match):
         asserts.assert_shapes(spec, *tensors)
 
 
-def test_shapes_that_fit():
+def test_matching_shapes():
     asserts.assert_shapes("q[B A] legal[B A] u[]", torch.ones(2, 3), torch.ones(2, 3), torch.tensor(1.0))
     asserts.assert_shapes(
         {"weight": "[... N M]", "bias": ["[... N]"]}, {"weight": torch.ones(5, 2, 3), "bias": [torch.ones(5, 2)]}
@@ -136,7 +136,7 @@ def test_finite():
 # Compiling
 
 
-def test_graph_breaks_are_named_with_their_line():
+def test_message_of_a_graph_break_has_its_line():
     line = inspect.getsourcelines(branches)[1] + 2
     with rejects(f"one graph, got a break at .*plants.py:{line} in branches, `if x.sum.* > 0:`: Data-dependent"):
         asserts.assert_no_graph_break(branches, X)
@@ -158,7 +158,7 @@ def test_graph_breaks_are_named_with_their_line():
         ([X, X], "call 0: expected a tuple of arguments, got Tensor"),
     ],
 )
-def test_compiling_anew_is_named_with_its_guard(calls, match):
+def test_message_of_a_recompilation_has_its_guard(calls, match):
     with rejects(match):
         asserts.assert_compiles_once(lambda x, rate: x * rate, *calls)
 
@@ -171,6 +171,6 @@ def test_compiling_once():
         asserts.assert_compiles_once(branches, (X,), (X,))
 
 
-def test_what_was_compiled_before_does_not_count():
+def test_earlier_compilations_do_not_count():
     for size in range(2, 14):  # more signatures than torch.compile keeps of one function
         asserts.assert_compiles_once(torch.neg, (torch.ones(size),), (torch.zeros(size),))

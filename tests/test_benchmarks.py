@@ -7,7 +7,7 @@ import pytest
 
 
 def module(name):
-    """A file of `benchmarks`, which is no package."""
+    """Import a file of `benchmarks`, which is not a package."""
     path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     there = importlib.util.module_from_spec(spec)
@@ -16,14 +16,14 @@ def module(name):
 
 
 @pytest.mark.parametrize("seconds", [20e-6, 40e-6, 70e-6, 1e-3, 4e-3])
-def test_reports_are_far_apart_in_time(seconds):
-    """A report waits for a GPU, some 2 ms with the queue that is filled anew: 2 % of a tenth of a second."""
+def test_reports_have_the_target_interval(seconds):
+    """A report waits for the GPU, about 2 ms with refilling its queue: 2 % of a tenth of a second."""
     cadence = module("cadence")
     cycles = cadence.cycles_a_report(seconds)
     assert cycles % cadence.TARGET_PERIOD == 0
     assert 0.06 <= cycles * seconds <= 0.14
 
 
-def test_slow_cycles_are_reported_every_target_period():
+def test_slow_iterations_are_reported_every_target_period():
     cadence = module("cadence")
     assert cadence.cycles_a_report(0.1) == cadence.TARGET_PERIOD

@@ -1,4 +1,4 @@
-"""Packed booleans: NumPy's bytes, and back to what went in, for any number of them."""
+"""Packed booleans equal NumPy's bytes and unpack to the input, for any length."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def flags(*shape):
 
 
 def packs_as_numpy(x, pack=packing.pack, unpack=packing.unpack):
-    """Bytes bit for bit those of `numpy.packbits`, and back again what went in."""
+    """Compare bytes with `numpy.packbits`, and unpack them."""
     packed = pack(x)
     asserts.assert_trees_equal(torch.from_numpy(np.packbits(x.numpy(), -1, "little")), packed, "packed: ")
     asserts.assert_trees_equal(x, unpack(packed, x.shape[-1]), "unpacked: ")
@@ -33,7 +33,7 @@ def test_any_booleans_are_packed_as_numpy_packs_them(x):
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_any_number_of_booleans(count):
+def test_any_number_of_booleans_round_trips(count):
     x = flags(5, count)
     packs_as_numpy(x)
     packs_as_numpy(x | True)
@@ -53,17 +53,17 @@ def test_every_byte_is_unpacked_as_numpy_unpacks_it():
 
 def test_plants_are_rejected():
     x = flags(4, 11)
-    with rejects("packed: "):  # the other order of bits, which goes there and back again
+    with rejects("packed: "):  # the other bit order, which also round-trips
         packs_as_numpy(
             x, lambda x: packing.pack(x.flip(-1)), lambda packed, count: packing.unpack(packed, count).flip(-1)
         )
-    with rejects("packed: "):  # the last byte, which is not full, is forgotten
+    with rejects("packed: "):  # drops the last, partly filled byte
         packs_as_numpy(x, lambda x: packing.pack(x[..., : x.shape[-1] // 8 * 8]))
-    with rejects("unpacked: "):  # a byte's bits from its other end
+    with rejects("unpacked: "):  # reversed bits in each byte
         packs_as_numpy(
             x, unpack=lambda packed, _: packing.unpack(packed, 16).reshape(4, 2, 8).flip(-1).flatten(1)[:, :11]
         )
-    with rejects("unpacked: "):  # whole bytes, flags that never were
+    with rejects("unpacked: "):  # whole bytes, with flags that were never packed
         packs_as_numpy(x, unpack=lambda packed, _: packing.unpack(packed, 16))
 
 

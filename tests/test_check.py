@@ -1,4 +1,4 @@
-"""Static checks: what they let through, and what they say of the rest."""
+"""Static checks: what they accept and the messages of their errors."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from fdqn import compile as edge
 
 
 @given(st.lists(st.integers(0, 4), max_size=3), st.integers(0, 4))
-def test_shapes_that_fit(leading, size):
+def test_matching_shapes(leading, size):
     check.shapes(
         "q[... A] legal[... A] r[...]", torch.zeros(*leading, size), torch.zeros(*leading, size), torch.zeros(leading)
     )
@@ -36,23 +36,23 @@ def test_shapes_that_fit(leading, size):
         ("x[B] y[B]", [(1,), (2,)], r"y: expected shape \[B\] with B = 1, got \[2\]"),
     ],
 )
-def test_shapes_that_do_not(spec, shapes, message):
+def test_mismatching_shapes(spec, shapes, message):
     with pytest.raises(ValueError, match=message):
         check.shapes(spec, *(torch.zeros(shape) for shape in shapes))
 
 
-def test_a_line_taken_apart_has_names_of_any_kind():
+def test_parsed_specification_has_names_of_any_kind():
     check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(2)])
     with pytest.raises(ValueError, match=r"^\.b: expected shape \[N\] with N = 2, got \[3\]$"):
         check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(3)])
 
 
-def test_what_is_no_tensor():
+def test_other_objects_are_refused():
     with pytest.raises(TypeError, match=r"r: expected a tensor \[...\], got float"):
         check.shapes("r[...]", 1.0)
 
 
-def test_as_many_tensors_as_names():
+def test_number_of_tensors_equals_number_of_names():
     with pytest.raises(ValueError, match="zip"):
         check.shapes("a[...] b[...]", torch.zeros(1))
 
@@ -68,7 +68,7 @@ def test_as_many_tensors_as_names():
         (torch.complex64, None),
     ],
 )
-def test_each_dtype_fits_one_check(dtype, fits):
+def test_each_dtype_passes_one_check(dtype, fits):
     for one in (check.floating, check.integer, check.boolean):
         if one is fits:
             one("x", torch.zeros(1, dtype=dtype))
@@ -107,7 +107,7 @@ def test_within(dtype):
         check.within("label", torch.tensor(7, dtype=dtype), 3)
 
 
-def test_within_a_size_that_the_dtype_does_not_hold():
+def test_within_a_size_beyond_the_range_of_the_dtype():
     check.within("label", torch.tensor([50, 200], dtype=torch.uint8), 300)
     check.within("label", torch.tensor([5, 255], dtype=torch.uint8), 256)
     check.within("label", torch.tensor([5, 100], dtype=torch.int8), 200)
@@ -125,13 +125,13 @@ def test_some_legal():
 
 
 def sees(x):
-    """The values that both of them refuse, where they see them; otherwise nothing happens."""
+    """Call the checks that read values; they raise only where they can read them."""
     check.within("x", x, 3)
     check.some_legal("x", x[..., None] > 9)
     return x + 1
 
 
-def test_values_are_looked_at_only_where_they_lie_open():
+def test_values_are_read_only_where_they_are_readable():
     bad = torch.tensor([0, 7])
     expected = [1, 8]
     with pytest.raises(IndexError):
@@ -146,7 +146,7 @@ def test_values_are_looked_at_only_where_they_lie_open():
     sees(bad.to("meta"))
 
 
-def test_values_are_seen_inside_of_a_gradient_of_something_else():
+def test_values_are_read_inside_a_gradient_of_another_argument():
     with pytest.raises(IndexError, match="x"):
         grad(lambda w, x: (w * sees(x)).sum())(torch.tensor(1.0), torch.tensor([7]))
 
@@ -178,7 +178,7 @@ def test_each_check_of_values_reads_them_only_outside_of_transforms_and_compiler
     reads(bad.to("meta"))
 
 
-def test_ends_of_words_and_uniforms():
+def test_ends_of_bits_and_uniforms():
     check.words("x", torch.tensor([0, 2**32 - 1]))
     check.words("x", torch.zeros(0, dtype=torch.int64))
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -216,7 +216,7 @@ def test_devices():
         check.same("grads", {"w": there}, {"w": here})
 
 
-def test_same_shows_order_and_containers():
+def test_message_of_same_shows_order_and_containers():
     a, b = torch.zeros(1), torch.ones(1)
     with pytest.raises(ValueError, match=r"grads: .* structure; expected {'w': '\*', 'b': '\*'}, got {'b'"):
         check.same("grads", {"w": a, "b": b}, {"b": b, "w": a})

@@ -1,4 +1,4 @@
-"""The supervised example: many seeds of a classifier, as its file says to run it."""
+"""The supervised example: many seeds of a classifier, run as documented."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.mark.slow
-def test_seeds_of_a_classifier_learn():
+def test_seeds_of_the_classifier_learn():
     pytest.importorskip("sklearn")
     script = Path(__file__).parents[1] / "benchmarks" / "digits.py"
     words = [sys.executable, script, "--seeds", "4", "--updates", "300"]

@@ -1,6 +1,6 @@
-"""A newcomer's use of `fdqn.testing`: an environment, a loss, an optimizer and a network of one's own, one line a law.
+"""A user's view of `fdqn.testing`: laws for a custom environment, loss, optimizer and network, one line per law.
 
-Beside each stand its broken versions and what the laws say of them.
+Next to each component are broken versions and the messages of the laws that reject them.
 """
 
 import subprocess
@@ -22,7 +22,7 @@ from fdqn.testing import asserts, examples, laws, programs, strategies
 from fdqn.testing.variants import variants
 from fdqn.types import Env, Network, Optimizer
 
-# An environment: a walk along five places that pays 1 at the right end. There is no step left at the left end.
+# An environment: a walk along five cells that pays 1 at the right end. Moving left is illegal at the left end.
 
 
 class Walk(NamedTuple):
@@ -83,7 +83,7 @@ def shows_the_new_episode(state, step):
     return state, step._replace(next_obs=step.obs)
 
 
-def forgets_the_limit(state, step):
+def ignores_the_limit(state, step):
     return state, step._replace(truncated=torch.zeros_like(step.truncated))
 
 
@@ -92,19 +92,23 @@ def forgets_the_limit(state, step):
     [
         (laws.env, {"reset": drawn_reset}, "generator of torch: expected it unchanged|second call"),
         (laws.env, {"move": move_in_place}, r"inputs: \[0\].place\[\d\]: expected"),
-        (laws.env, {"move": count_in_floats}, r"for life: \[0\].time: expected torch.int64, got torch.float32"),
-        (laws.env, {"change": forgets_the_limit}, "truncated: expected true at the time limit, got false"),
-        (laws.env, {"change": shows_the_new_episode}, "next_obs: expected how episodes ended"),
+        (
+            laws.env,
+            {"move": count_in_floats},
+            r"shapes and dtypes: \[0\].time: expected torch.int64, got torch.float32",
+        ),
+        (laws.env, {"change": ignores_the_limit}, "truncated: expected true at the time limit, got false"),
+        (laws.env, {"change": shows_the_new_episode}, "next_obs: expected the last observation of an episode"),
         (laws.time_limit, {"change": ends_at_the_limit}, "step 5 of 5, terminated: .* expected False, got True"),
     ],
 )
-def test_environments_that_are_broken(law, broken, match):
+def test_broken_environments(law, broken, match):
     make = partial(walk, **broken)
     with torch.random.fork_rng(devices=[]), rejects(match):
         law(make if law is laws.time_limit else make())
 
 
-# A loss: the log-cosh of the error of SARSA's expected cousin, the mean over legal actions instead of the best.
+# A loss: the log-cosh of an expected SARSA error, with the mean over legal actions instead of the maximum.
 
 
 def expected_loss(q_tm1, a_tm1, r_t, discount_t, q_t, legal_t):
@@ -152,25 +156,25 @@ def over_the_batch(q_tm1, a_tm1, r_t, discount_t, q_t, legal_t):
     return expected_loss(q_tm1, a_tm1, r_t - r_t.mean(), discount_t, q_t, legal_t)
 
 
-def asks_for_a_value(*args):
+def reads_a_value(*args):
     loss = expected_loss(*args)
     if loss.max() > 10:
         return loss.clamp(max=10)
     return loss
 
 
-def test_losses_that_are_broken():
+def test_broken_losses():
     with rejects("argument 4: expected gradient 0 on the target's side, got 1"):
         laws.semi_gradient(undetached, *batch(), held=(2, 3, 4))
     with rejects(r"illegal values inf: \[\d\]: expected .*, got nan"):
         laws.masked(lambda q, legal: times_the_mask(*batch()[:4], q, legal), *batch()[4:])
     with rejects("1 of 1 leading axes"):
         laws.ranked(over_the_batch, *batch())
-    with rejects("got a break at .*test_kit.py:.* in asks_for_a_value, `if loss.max.* > 10:`"):
-        laws.compiled(asks_for_a_value, *batch())
+    with rejects("got a break at .*test_kit.py:.* in reads_a_value, `if loss.max.* > 10:`"):
+        laws.compiled(reads_a_value, *batch())
 
 
-# An optimizer: steps along a mean of gradients.
+# An optimizer: steps along the running mean of gradients.
 
 
 def heavy_ball(rate, momentum=0.9, sign=-1.0, start=torch.zeros_like):
@@ -193,7 +197,7 @@ def test_an_optimizer():
     laws.pure(heavy_ball(0.1).update, *[examples.params()] * 3)
 
 
-def test_optimizers_that_are_broken():
+def test_broken_optimizers():
     with rejects(r"params after step 1: \['0.weight'\]\[0, 0\]: expected .*, got .*"):
         laws.optimizer(heavy_ball(0.1, sign=1.0), REFERENCE)  # uphill
     with rejects("params after step 2"):
@@ -202,7 +206,7 @@ def test_optimizers_that_are_broken():
         laws.optimizer(heavy_ball(0.1, start=lambda x: 0 * x.double()), REFERENCE)
 
 
-# A network: one layer, and a bias that all actions share.
+# A network: one layer with a bias shared by all actions.
 
 
 def init_linear(key):
@@ -221,7 +225,7 @@ def test_a_network():
     laws.gradients(lambda params, obs: (apply_linear(params, obs) ** 2).sum(), init_linear(random.key(0)), obs)
 
 
-# All of it as one program.
+# All components as one program.
 
 
 def own_program(network):
@@ -236,18 +240,18 @@ def test_a_program():
     programs.resumed(partial(programs.advance, program), trained(hyper, keys), 4, 3)
 
 
-def test_a_program_whose_lanes_begin_alike():
+def test_a_program_whose_seeds_are_initialized_alike():
     network = Network(lambda key: init_linear(torch.zeros_like(key)), apply_linear)
     started = partial(programs.trained, own_program(network), cycles=1, dtype=torch.float32)
     with rejects(r"lane 1\['weight'\]: expected a change with its key, got none"):
         programs.lanes(started, *examples.lanes(3), lambda state: state.learner.params)
 
 
-# The example in the package's own words.
+# The example in the docstring of the package.
 
 
 def test_the_documented_example_passes(tmp_path):
-    example = textwrap.dedent(fdqn.testing.__doc__.split("\n\n", 2)[2])
+    example = textwrap.dedent(fdqn.testing.__doc__.split("\n\n", 3)[3])
     assert len([line for line in example.splitlines() if line and "import" not in line]) <= 10
     (tmp_path / "test_mine.py").write_text(example)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "--strict-markers", "-p", "no:cacheprovider"]

@@ -1,4 +1,4 @@
-"""Every law holds for what is right and rejects a planted bug, in the words that name it."""
+"""Every law accepts correct functions and rejects planted bugs with a message that names them."""
 
 import random as python_random
 from functools import partial
@@ -63,7 +63,8 @@ def test_ranked_plants():
 
 def test_compiled_plants():
     laws.compiled(lambda x, rate: x * rate, ARANGE, torch.tensor(0.1))
-    with rejects("call 1: expected the graph of call 0, got another; guard: .* == 0.1"):  # a rate that is no tensor
+    # A learning rate that is not a tensor.
+    with rejects("call 1: expected the graph of call 0, got another; guard: .* == 0.1"):
         laws.compiled(lambda x, rate: x * rate, ARANGE, 0.1, again=[(ARANGE, 0.2)])
     with rejects("got a break at .* in branches, .*Data-dependent"):
         laws.compiled(branches, ARANGE)
@@ -72,7 +73,7 @@ def test_compiled_plants():
 
 
 class WrongSlope(torch.autograd.Function):
-    """The square, with the slope of the identity."""
+    """The square, with the gradient of the identity."""
 
     generate_vmap_rule = True
 
@@ -93,15 +94,15 @@ def test_gradients_plants():
     params = {"a": ARANGE, "b": torch.tensor(0.5)}
     laws.gradients(lambda p, x: (p["a"].sin() * p["b"] * x).sum(), params, ARANGE)
     laws.gradients(lambda p: (p["a"] * ARANGE.mT).sin().sum() * p["b"], params | {"a": ARANGE.mT})
-    with rejects(r"finite differences\['a'\]\[2, 1\]: expected 10"):  # held fixed by mistake, and transposed
+    with rejects(r"finite differences\['a'\]\[2, 1\]: expected 10"):  # detached by mistake, and transposed
         laws.gradients(lambda p: (p["a"][2, 1] ** 2 + p["a"][2, 1].detach() ** 2) / 2, {"a": ARANGE.mT})
     with rejects(r"finite differences\['a'\]\[0, 0\]: expected 0.0, got 1.0"):
         laws.gradients(lambda p: WrongSlope.apply(p["a"]).sum() + p["b"], params)
-    with rejects(r"torch.func.grad beside autograd.grad: \[0\]\[0, 0\]: expected 1.0, got 2.0"):
+    with rejects(r"torch.func.grad and autograd.grad: \[0\]\[0, 0\]: expected 1.0, got 2.0"):
         laws.gradients(
             lambda p: (p["a"] * (2 if torch._C._functorch.is_gradtrackingtensor(p["a"]) else 1)).sum() + p["b"], params
         )
-    with rejects("finite differences"):  # a part that is held fixed by mistake
+    with rejects("finite differences"):  # partly detached by mistake
         laws.gradients(lambda p: (p["a"].detach() * p["a"]).sum() + p["b"], params)
 
 
@@ -130,25 +131,25 @@ def test_semi_gradient_rejects_a_target_that_is_not_detached():
         laws.semi_gradient(lambda *args: losses.q_learning(*args) * 0, *arguments, held=(4,))
 
 
-def test_semi_gradient_rejects_gradients_that_add_up_to_nothing():
+def test_semi_gradient_rejects_gradients_that_cancel():
     q, r = random.normal(random.key(0), (2, 4))
     laws.semi_gradient(lambda q, r: (r - r.mean()).detach() - q, q, r, held=(1,))
     with rejects("argument 1: expected gradient 0 on the target's side, got 0.[0-9]"):
         laws.semi_gradient(lambda q, r: (r - r.mean()) - q, q, r, held=(1,))
-    laws.semi_gradient(lambda q, r: q - q.mean() + r.detach(), q, r, held=(1,))  # here it is the gradient that is due
+    laws.semi_gradient(lambda q, r: q - q.mean() + r.detach(), q, r, held=(1,))  # here the gradient is correct
 
 
-def test_semi_gradient_rejects_an_index_that_is_no_argument():
+def test_semi_gradient_rejects_an_index_out_of_range():
     for held in ((7,), (-1,), (1, 2)):
         with rejects(r"held: expected some of \[0, 1\], got \["):
             laws.semi_gradient(lambda q, r: r.detach() - q, ARANGE, ARANGE, held=held)
 
 
-# Laws of a part
+# Laws of components
 
 
 def update_only(f):
-    """An optimizer without state that changes gradients by `f`."""
+    """Make a stateless optimizer that changes gradients by `f`."""
     return Optimizer(lambda params: {}, lambda grads, state, params: (tree.map(f, grads), state))
 
 
@@ -166,7 +167,7 @@ def test_optimizer_plants():
     laws.optimizer(optim.adam(1e-2), partial(torch.optim.Adam, lr=1e-2))
     with rejects("params after step 1"):
         laws.optimizer(adam_without_bias_correction(1e-2), partial(torch.optim.Adam, lr=1e-2))
-    with rejects("params after step 1"):  # right to 1e-6 and no further
+    with rejects("params after step 1"):  # correct to 1e-6 only
         laws.optimizer(optim.adam(1e-2, eps=1.01e-8), partial(torch.optim.Adam, lr=1e-2))
     with rejects("updates of float32 params.*float32.*float64"):
         double = Optimizer(
@@ -176,7 +177,7 @@ def test_optimizer_plants():
 
 
 def momentum(update):
-    """Gradient descent with momentum 0.9 whose `update(grads, velocity) -> (updates, velocity)` is given."""
+    """Make gradient descent with momentum 0.9 from a function `update(grads, velocity) -> (updates, velocity)`."""
     return Optimizer(
         lambda params: tree.map(torch.zeros_like, params), lambda grads, state, params: update(grads, state)
     )
@@ -185,7 +186,7 @@ def momentum(update):
 MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def test_optimizer_rejects_one_that_writes_over_its_arguments():
+def test_optimizer_rejects_in_place_updates():
     def right(grads, state):
         state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
         return tree.map(lambda v: -0.1 * v, state), state
@@ -205,17 +206,17 @@ def test_optimizer_rejects_one_that_writes_over_its_arguments():
         laws.optimizer(momentum(over_grads), MOMENTUM)
 
 
-def test_optimizer_rejects_what_only_float32_or_no_gradient_shows():
+def test_optimizer_rejects_bugs_visible_only_in_float32_or_at_zero_gradient():
     theirs = partial(torch.optim.SGD, lr=0.1)
     laws.optimizer(update_only(lambda g: -0.1 * g), theirs)
     with rejects("params after step 1 in float32: "):
         laws.optimizer(update_only(lambda g: -0.1 * g * (1 if g.dtype == torch.float64 else 990)), theirs)
-    with rejects("params after step 1 in float32: "):  # an epsilon that float32 does not hold
+    with rejects("params after step 1 in float32: "):  # an epsilon that vanishes in float32
         laws.optimizer(update_only(lambda g: -0.1 * g * ((1 + 1e-12 - torch.ones_like(g)) / 1e-12).sign()), theirs)
     with rejects(r"params after step 1, some of gradient 0: .* got nan"):
         laws.optimizer(update_only(lambda g: -0.1 * g * (g / g)), theirs)
 
-    def counts_nothing(grads, state):  # a step without a gradient leaves the velocity as it was
+    def counts_nothing(grads, state):  # a zero gradient does not change the velocity
         state = tree.map(lambda v, g: torch.where(g == 0, v, 0.9 * v + g), state, grads)
         return tree.map(lambda v: -0.1 * v, state), state
 
@@ -228,11 +229,11 @@ def test_optimizer_rejects_what_only_float32_or_no_gradient_shows():
         laws.optimizer(forgetful, theirs)
 
 
-def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
+def test_chained_rejects_a_chain_that_is_not_associative(monkeypatch):
     first, second, third = optim.clip_by_global_norm(1.0), optim.adam(1e-2), optim.sgd(0.5, momentum=0.9)
     laws.chained(first, second, third)
 
-    def averaged(optimizers, grads, state, params):  # side by side, not one after the other
+    def averaged(optimizers, grads, state, params):  # in parallel instead of in sequence
         results = {name: opt.update(grads, state[name], params) for name, opt in optimizers.items()}
         updates = [update for update, _ in results.values()]
         return tree.map(lambda *xs: sum(xs) / len(xs), *updates), {name: new for name, (_, new) in results.items()}
@@ -243,7 +244,7 @@ def test_chained_rejects_a_chain_that_depends_on_its_brackets(monkeypatch):
 
 
 def above(max_norm, f):
-    """An optimizer without state that changes gradients by `f(grad, norm)` where their norm is above that."""
+    """Make a stateless optimizer that changes gradients by `f(grad, norm)` if their norm is above the limit."""
 
     def update(grads, state, params):
         size = tree.norm(grads)
@@ -260,11 +261,11 @@ def test_clipped_rejects_clipping_element_by_element():
         laws.clipped(lambda norm: update_only(lambda g: g * (norm / g.norm()).clamp_max(1.0)))
     with rejects("direction|gradients of norm"):
         laws.clipped(lambda norm: update_only(lambda g: g.clamp(-norm / 10, norm / 10)))
-    with rejects("direction at norm"):  # no longer than allowed, and elsewhere
+    with rejects("direction at norm"):  # correct norm, wrong direction
         laws.clipped(lambda norm: above(norm, lambda g, size: g.clamp(-norm / 10, norm / 10)))
-    with rejects("clip_grad_norm_: "):  # shorter than it need be
+    with rejects("clip_grad_norm_: "):  # smaller than necessary
         laws.clipped(lambda norm: above(norm, lambda g, size: g * norm / (2 * size)))
-    with rejects("gradients of norm"):  # scales up what is small
+    with rejects("gradients of norm"):  # scales small gradients up
         laws.clipped(
             lambda norm: Optimizer(
                 lambda p: {}, lambda g, s, p: (tree.map(lambda x: x * norm / (tree.norm(g) + 1e-6), g), s)
@@ -288,7 +289,7 @@ def test_masked_rejects_multiplying_by_a_mask():
         laws.masked(lambda q, legal: (q * onehot).sum(-1), q, onehot)
     with rejects("illegal values"):
         laws.masked(lambda q, legal: q.amax(-1), q, legal)
-    with rejects("gradient with illegal values"):  # the value is right, the gradient is NaN
+    with rejects("gradient with illegal values"):  # the value is correct, the gradient is NaN
         laws.masked(lambda q, legal: torch.where(legal, q.exp() * q.sin() / q, 0.0).sum(-1), q, legal)
     with rejects("gradient of illegal values"):
         laws.masked(lambda q, legal: torch.where(legal, q, q - q.detach()).nan_to_num().sum(-1), q, legal)
@@ -300,7 +301,7 @@ def test_legal_only_plants():
     laws.legal_only(partial(policies.epsilon_greedy, epsilon=0.5, u=u), q, legal)
     with rejects(r"actions\[0\]: expected one of \[0, 1\], got 2"):
         laws.legal_only(lambda q, legal: q.argmax(-1), q, legal)
-    with rejects(r"actions\[2\]: expected one of \[0\], got 2"):  # greedy is masked, exploring is not
+    with rejects(r"actions\[2\]: expected one of \[0\], got 2"):  # the greedy action is masked, the random one is not
         laws.legal_only(
             lambda q, legal: torch.where(torch.arange(3) > 1, (u[:, 1] * 3).long(), actions.greedy(q, legal)), q, legal
         )
@@ -320,7 +321,7 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
     laws.schedule(lambda step: 0.3, 0.3, 0.3, 100)
     with rejects("step 0: expected 1.0, got 0.05"):
         laws.schedule(lambda step: torch.full_like(step, 0.05, dtype=torch.float32), 1.0, 0.05, 100)
-    with rejects("step 0: expected 1.0, got 0.05"):  # the start and the end exchanged
+    with rejects("step 0: expected 1.0, got 0.05"):  # start and end swapped
         laws.schedule(partial(schedules.linear, start=0.05, end=1.0, steps=100), 1.0, 0.05, 100)
     with rejects("step 50: expected between"):  # integer division
         laws.schedule(lambda step: 1.0 + (0.05 - 1.0) * (step // 100).clamp_max(1), 1.0, 0.05, 100)
@@ -330,7 +331,7 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=101), 1.0, 0.05, 100)
     with rejects("step 60: expected 0.05 at step 100 and not before, got it already"):  # too fast
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=60), 1.0, 0.05, 100)
-    with rejects("step 99: expected 0.05 at step 100"):  # one off
+    with rejects("step 99: expected 0.05 at step 100"):  # off by one
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=99), 1.0, 0.05, 100)
     for late in (101, 150, 200, 2001):
         with rejects(f"step {late}: expected 0.05 after the end, got 5.0"):
@@ -346,7 +347,7 @@ RING = ring.buffer(5)
 
 
 def forgetful_add(state, batch, ended, valid, gamma):
-    """Writes over the last rows when full: forgets to begin again at the start."""
+    """Overwrite the last rows when full instead of wrapping around."""
     capacity, count = state.rows.reward.shape[0], batch.reward.shape[0]
     at = (state.added.clamp_max(capacity - count) + torch.arange(count)) % capacity
     rows = tree.map(lambda ring, new: ring.index_put((at,), new), state.rows, batch)
@@ -354,7 +355,7 @@ def forgetful_add(state, batch, ended, valid, gamma):
 
 
 def sliced_add(state, batch, ended, valid, gamma):
-    """Right while the batch divides the capacity: the wrapped rest of a batch is lost."""
+    """Correct if the batch divides the capacity; otherwise the wrapped rest of a batch is lost."""
     capacity, count = state.rows.reward.shape[0], batch.reward.shape[0]
     at = state.added % capacity + torch.arange(count)
     keep = at < capacity
@@ -372,7 +373,7 @@ def with_batches(buffer, change):
     return buffer._replace(sample=sample)
 
 
-def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
+def test_replay_rejects_a_ring_that_does_not_wrap_around():
     operations = [2, torch.tensor([0, 2**32 - 1]), 3, 2, 2]
     laws.replay_like_deque(operations, 5)
     laws.replay_like_deque(operations, 5, RING)
@@ -381,20 +382,20 @@ def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
     with rejects("operation 4, stored rows"):
         laws.replay_like_deque([*operations[:2], 3, 3, 3], 5, RING._replace(add=sliced_add))
 
-    def unfilled(state, bits, oldest):  # samples over the capacity, not over what is filled
+    def unfilled(state, bits, oldest):  # samples from the capacity instead of the filled rows
         at = random.index(bits, state.rows.reward.shape[0])
         return Sample(tree.index(state.rows, at), at, torch.ones(len(bits)))
 
     with rejects("stored rows"):
         laws.replay_like_deque(operations, 5, RING._replace(sample=unfilled))
 
-    def torn(rows, bits):  # the rewards of other rows than the observations
+    def torn(rows, bits):  # rewards of other rows than the observations
         return rows._replace(obs=rows.obs.flip(0))
 
     with rejects("sampled rows"):
         laws.replay_like_deque(operations, 5, with_batches(RING, torn))
 
-    def invented(r, bits):  # whole rows, but of numbers that were never added, when two are asked for
+    def invented(r, bits):  # complete rows that were never added, in samples of two
         by = 6 * (len(bits) == 2)
         obs, action, reward = r.obs + torch.tensor([by, -by]), r.action + 3 * by, r.reward + by
         return r._replace(obs=obs, action=action, reward=reward, next_obs=r.next_obs + by)
@@ -403,7 +404,7 @@ def test_replay_rejects_a_ring_that_forgets_its_wrap_around():
         laws.replay_like_deque([3, torch.tensor([0, 2**32 - 1])], 5, with_batches(RING, invented))
 
 
-def test_replay_rejects_booleans_packed_wrongly():
+def test_replay_rejects_wrongly_packed_booleans():
     operations = [2, torch.tensor([0, 2**32 - 1]), 3, 2, 2]
     laws.replay_like_deque(operations, 5, obs_dtype=torch.bool)
     packed = packing.wrap(RING)
@@ -411,10 +412,10 @@ def test_replay_rejects_booleans_packed_wrongly():
     def repacked(change):
         return with_batches(packed, lambda rows, bits: rows._replace(obs=change(rows.obs)))
 
-    def cut(obs):  # the last byte, which is not full, is lost
+    def cut(obs):  # drops the last, partly filled byte
         return torch.cat([obs[:, :16], obs[:, 16:] & False], -1)
 
-    def turned(obs):  # bits in the order of their bytes' other end
+    def turned(obs):  # reversed order of bits
         return packing.unpack(packing.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
 
     with rejects(r"operation 0, sampled rows: \.obs\[1, 20\]: expected True, got False"):
@@ -538,7 +539,7 @@ def test_buffer_rejects_wrappers_and_rings_with_a_bug():
 
 
 def changed(make, **settings):
-    """An environment whose every step goes through `change(step, fresh)`."""
+    """Make an environment whose steps are changed by `change(step, fresh)`."""
 
     def build(change):
         env = make(**settings)
@@ -553,7 +554,7 @@ def changed(make, **settings):
 
 
 def done_flag(step):
-    """Old gym: one flag, a time limit counts as the end of the task."""
+    """Use a single flag, as in old gym: a time limit counts as termination."""
     done = step.terminated | step.truncated
     return step._replace(terminated=done, truncated=torch.zeros_like(done))
 
@@ -566,11 +567,11 @@ SHORT = changed(cartpole.make, time_limit=15)
     [
         (done_flag, "truncated: expected true at the time limit"),
         (lambda s: s._replace(truncated=s.truncated | s.terminated), "truncated: expected false before the limit"),
-        (lambda s: s._replace(next_obs=s.obs), "next_obs: expected how episodes ended"),
+        (lambda s: s._replace(next_obs=s.obs), "next_obs: expected the last observation of an episode"),
         (lambda s: s._replace(obs=s.next_obs), "new episode"),
         (
             lambda s: s._replace(reward=s.reward.double()),
-            r"step 1, for life: \[1\].reward: expected torch.float32",
+            r"step 1, shapes and dtypes: \[1\].reward: expected torch.float32",
         ),
         (lambda s: s._replace(terminated=s.terminated.float()), "terminated: expected torch.bool"),
         (lambda s: s._replace(legal=s.legal.long()), "legal: expected torch.bool"),
@@ -579,7 +580,7 @@ SHORT = changed(cartpole.make, time_limit=15)
         (lambda s: s._replace(next_obs=s.next_obs / 0), r"step 1, \.next_obs\[0, 0\]: expected a finite number"),
         (lambda s: s._replace(legal=s.legal & False), r"step 1, legal\[0\]: expected a legal action, got none; 8"),
         (lambda s: s._replace(reward=s.reward * 0 + s.next_obs.mean()), "1 of 1 leading axes: "),
-        (lambda s: s._replace(obs=s.obs * 1.5), "episode goes on, obs beside next_obs"),
+        (lambda s: s._replace(obs=s.obs * 1.5), "inside an episode, obs and next_obs"),
         (lambda s: s._replace(obs=s.obs + 0 * torch.rand(())), "generator of torch"),
     ],
 )
@@ -590,20 +591,20 @@ def test_env_plants(change, match):
 
 
 @pytest.mark.parametrize("name", [*envs.names(), *probes.ALL])
-def test_our_environments_hold_to_the_law(name):
+def test_environments_of_fdqn_satisfy_the_law(name):
     settings = {"time_limit": 100} if name.startswith("minatar:") else {}  # 10,000 steps would take minutes
     env = probes.ALL[name]().env if name in probes.ALL else envs.make(name, **settings)
     laws.env(env, steps=max(50, env.spec.time_limit))
 
 
 class Ticks(NamedTuple):
-    """How long a film has run."""
+    """Time of a stream of frames."""
 
     time: Tensor
 
 
-def film(shown):
-    """Frames that count steps, stacked by `shown(time) -> [..., 3, 1]`; it says that they are."""
+def frame_counter(shown):
+    """Make an environment of frames that count steps, stacked by `shown(time) -> [..., 3, 1]`."""
     spec = EnvSpec((3, 1), torch.float32, actions=2, noise=1, time_limit=6, stack=3)
 
     def begin(u):
@@ -623,12 +624,12 @@ def frames(time, order=(2, 1, 0), floor=-1):
     return torch.stack(each, -1).unsqueeze(-1).float()
 
 
-def test_env_looks_at_stacked_frames():
-    laws.env(film(frames), steps=20)
-    with pytest.raises(AssertionError, match="next_obs beside obs of the step before"):
-        laws.env(film(partial(frames, order=(3, 1, 0))), steps=20)
+def test_env_checks_stacked_frames():
+    laws.env(frame_counter(frames), steps=20)
+    with pytest.raises(AssertionError, match="next_obs and obs of the previous step"):
+        laws.env(frame_counter(partial(frames, order=(3, 1, 0))), steps=20)
     with pytest.raises(AssertionError, match="frames before an episode's first"):
-        laws.env(film(partial(frames, floor=0)), steps=20)
+        laws.env(frame_counter(partial(frames, floor=0)), steps=20)
 
 
 def test_env_rejects_a_reset_that_breaks_the_spec():
@@ -648,8 +649,8 @@ def test_env_rejects_a_reset_that_breaks_the_spec():
             lambda s: s._replace(reward=s.reward.long()),
             "reset.reward: expected a floating-point dtype, got torch.int64",
         ),
-        (lambda s: s._replace(next_obs=s.obs + 1), "reset, next_obs beside obs"),
-        (lambda s: s._replace(next_legal=~s.legal), "reset, next_obs beside obs"),
+        (lambda s: s._replace(next_obs=s.obs + 1), "reset, next_obs and obs"),
+        (lambda s: s._replace(next_legal=~s.legal), "reset, next_obs and obs"),
         (lambda s: s._replace(obs=0 / (0 * s.obs), next_obs=0 / (0 * s.obs)), r"reset, \.obs\[0, 0\]: .*, got nan"),
         (lambda s: s._replace(legal=s.legal & False, next_legal=s.legal & False), r"reset, legal\[0\]: .* got none"),
         (lambda s: s._replace(reward=s.reward + 1), "reset.reward: "),
@@ -657,7 +658,7 @@ def test_env_rejects_a_reset_that_breaks_the_spec():
         (lambda s: s._replace(truncated=~s.truncated), "reset: expected nothing to have ended"),
     ],
 )
-def test_env_rejects_a_reset_that_is_no_beginning(change, match):
+def test_env_rejects_an_inconsistent_reset(change, match):
     env = cartpole.make()
 
     def reset(u):
@@ -668,22 +669,22 @@ def test_env_rejects_a_reset_that_is_no_beginning(change, match):
         laws.env(env._replace(reset=reset))
 
 
-def test_env_rejects_environments_that_know_of_each_other_at_reset():
+def test_env_rejects_environments_that_depend_on_each_other_at_reset():
     env = cartpole.make()
     with rejects(r"1 of 1 leading axes: "):
         laws.env(env._replace(reset=lambda u: env.reset((u + u.mean(0)) % 1)))
 
 
 def test_env_rejects_a_run_without_an_end():
-    """What goes wrong at an end is seen at an end only."""
+    """Errors at the end of an episode are only detected if an episode ends."""
     endless = changed(mountain_car.make, time_limit=500)(lambda s: s._replace(next_obs=s.obs))
-    with rejects("no episode ended in 200 steps; give steps=, its limit is 500"):
+    with rejects("expected an episode to end, got none in 200 steps; pass steps= above its limit 500"):
         laws.env(endless)
-    with rejects("next_obs: expected how episodes ended"):
+    with rejects("next_obs: expected the last observation of an episode"):
         laws.env(endless, steps=500)
 
 
-def test_time_limit_rejects_one_that_terminates():
+def test_time_limit_rejects_termination_at_the_limit():
     def make(change):
         return lambda limit: changed(cartpole.make, time_limit=limit)(change)
 
@@ -696,5 +697,5 @@ def test_time_limit_rejects_one_that_terminates():
         laws.time_limit(make(lambda s: s._replace(next_obs=s.obs)))
     with rejects("truncated"):
         laws.time_limit(lambda limit: cartpole.make(time_limit=limit + 1))
-    with rejects("truncated: expected an episode cut off at step 5, got none"):  # nobody gets there
+    with rejects("truncated: expected an episode cut off at step 5, got none"):  # no episode reaches the limit
         laws.time_limit(make(lambda s: s._replace(terminated=s.terminated | True, truncated=s.truncated & False)))

@@ -1,5 +1,7 @@
-"""What may be done: no illegal action is taken, none counts in a target, and where nothing may be done there is no
-future; all of it with masks that come from an environment, pure or in a world, and go through replay.
+"""Masks of legal actions: no illegal action is taken or used in a target, and a state without legal actions has no
+future.
+
+The masks come from an environment, native or on the host, and go through replay.
 """
 
 from typing import NamedTuple
@@ -24,7 +26,7 @@ LANES, ENVS, STEPS = 2, 500, 100
 POISONS = (1e30, -1e30, torch.inf, -torch.inf, torch.nan)
 
 
-# An environment with a mask that is drawn anew at every step, and in which nothing may be done once the task has ended
+# An environment with a random mask at every step; after termination no action is legal
 
 
 class State(NamedTuple):
@@ -32,7 +34,7 @@ class State(NamedTuple):
 
 
 def shown(legal, reward):
-    """The mask is seen, and the reward beside it."""
+    """Observe the mask and the reward."""
     return torch.cat([legal.float(), reward.unsqueeze(-1)], -1)
 
 
@@ -55,7 +57,7 @@ ENV = Env(reset, step, episode.spec((DOORS + 1,), torch.float32, DOORS, noise=DO
 
 
 class Doors(VectorEnv):
-    """The same outside of torch. It counts what it was asked to do, and what of that it should not have been."""
+    """The same environment on the host. It counts its actions and the illegal ones among them."""
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
     single_action_space, single_observation_space = spaces.Discrete(DOORS), spaces.Box(-1, 1, (DOORS + 1,))
@@ -87,12 +89,12 @@ WORLD = gym.world("doors", Doors)
 
 
 def poisoned(network, value):
-    """The same network, but for the values of what is illegal."""
+    """Return the network with `value` for illegal actions."""
     return lambda params, obs: torch.where(obs[..., :DOORS] > 0, network.apply(params, obs), value)
 
 
 def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
-    """Replay [S] of all that was done, by a network to which whatever is illegal looks best."""
+    """Collect a replay [S] with a network to which illegal actions look best."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     network = network._replace(apply=poisoned(network, poison))
     env = ENV if where == "native" else silent.make(world.spec)
@@ -109,15 +111,15 @@ def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
     return state.buffer
 
 
-def test_the_environment_holds_to_the_law():
+def test_the_environment_satisfies_the_law():
     laws.env(ENV)
 
 
-# What is done
+# Acting
 
 
 def illegal(rows):
-    """How many rows did what their observation forbids."""
+    """Count the rows with an illegal action."""
     return int((rows.obs[..., :DOORS].gather(-1, rows.action.unsqueeze(-1)) == 0).sum())
 
 
@@ -133,7 +135,7 @@ def test_an_illegal_action_is_never_chosen_in_100_000_draws(monkeypatch, where, 
 
 
 def stale(games):
-    """The mask of the state that ended, where a new episode has begun."""
+    """Use the mask of the final state for the first observation of the next episode."""
     right = games.step
     games.step = lambda actions: (a := right(actions))._replace(step=a.step._replace(legal=a.step.next_legal))
     return games
@@ -147,7 +149,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("plant", CHOICES)
 @pytest.mark.parametrize("where", ["native", "world"])
-def test_choices_that_ignore_the_mask_are_seen(monkeypatch, where, plant):
+def test_policies_that_ignore_the_mask_are_detected(monkeypatch, where, plant):
     module, name, wrong, rates = CHOICES[plant]
     monkeypatch.setattr(module, name, wrong)
     monkeypatch.setattr(Doors, "illegal", 0)
@@ -158,28 +160,28 @@ def test_choices_that_ignore_the_mask_are_seen(monkeypatch, where, plant):
             assert Doors.illegal >= illegal(rows)
 
 
-def test_a_stale_mask_is_seen(monkeypatch):
+def test_a_stale_mask_is_detected(monkeypatch):
     monkeypatch.setattr(Doors, "illegal", 0)
     wrong = World(lambda *sizes: stale(WORLD.open(*sizes)), WORLD.spec)
     assert illegal(collected("world", world=wrong, steps=3).rows) == Doors.illegal > 100
 
 
-# What is learned
+# Learning
 
 
 def batch(where):
-    """Rows of one lane's replay, with ends of both kinds among them."""
+    """Return rows of one seed's replay that include both kinds of ends."""
     rows = tree.index(collected(where, steps=3), 0)
     rows = replay.sample(rows, random.bits(random.key(1), (256,)))
     ends = rows.discount == 0
     assert 20 < ends.sum() < 100
     assert torch.equal(rows.next_legal.any(-1), ~ends)
-    assert torch.equal(rows.next_obs[:, :DOORS] > 0, rows.next_legal), "of the state it led to"
+    assert torch.equal(rows.next_obs[:, :DOORS] > 0, rows.next_legal), "the mask of the next state"
     return rows
 
 
 def updated(loss, rows, poison=None):
-    """The learner after one update; with a poison in everything that is illegal, before and after the action."""
+    """Return the learner after one update; all values of illegal actions are poisoned."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     apply = network.apply if poison is None else poisoned(network, poison)
     optimizer = build.clipped(build.adam)(hyper := tree.index(training.hyper(1), 0))
@@ -190,7 +192,7 @@ def updated(loss, rows, poison=None):
 
 
 def assert_illegal_values_do_not_matter(loss, rows):
-    """Bit for bit: the loss, its gradient's norm and every parameter after the update."""
+    """Compare loss, gradient norm and all parameters after the update, bit for bit."""
     expected = updated(loss, rows)
     asserts.assert_finite(expected)
     for poison in POISONS:
@@ -202,7 +204,7 @@ LOSSES = pytest.mark.parametrize("loss", [dqn.q_learning, dqn.double_q_learning]
 
 @LOSSES
 @pytest.mark.parametrize("where", ["native", "world"])
-def test_targets_are_the_same_whatever_illegal_values_are(where, loss):
+def test_targets_do_not_depend_on_illegal_values(where, loss):
     assert_illegal_values_do_not_matter(loss, batch(where))
 
 
@@ -219,7 +221,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("plant", TARGETS)
-def test_targets_that_ignore_the_mask_are_seen(monkeypatch, plant):
+def test_targets_that_ignore_the_mask_are_detected(monkeypatch, plant):
     name, wrong = TARGETS[plant]
     rows = batch("world")
     monkeypatch.setattr(actions, name, wrong)
@@ -228,14 +230,14 @@ def test_targets_that_ignore_the_mask_are_seen(monkeypatch, plant):
 
 
 @LOSSES
-def test_a_replay_that_forgets_the_mask_is_seen(loss):
+def test_a_replay_that_drops_the_mask_is_detected(loss):
     rows = batch("world")
     with rejects("illegal values"):
         assert_illegal_values_do_not_matter(loss, rows._replace(next_legal=torch.ones_like(rows.next_legal)))
 
 
 def targets(loss, rows, value):
-    """TD targets of a network that gives 0 for what was done, and a target network that gives `value` for all."""
+    """Return TD targets for an online network of zeros and a target network that gives `value` everywhere."""
 
     def apply(params, obs):
         return params["q"].expand(*obs.shape[:-1], DOORS)
@@ -248,8 +250,8 @@ def targets(loss, rows, value):
 
 @LOSSES
 @pytest.mark.parametrize("where", ["native", "world"])
-def test_where_nothing_is_legal_the_target_is_the_reward(where, loss):
-    """Exactly, whatever the target network thinks of what comes after."""
+def test_target_without_legal_actions_is_the_reward(where, loss):
+    """Exactly, for any values of the target network."""
     rows = batch(where)
     end = ~rows.next_legal.any(-1)
     assert torch.equal(rows.reward, rows.next_obs[:, DOORS]), "the reward of that step"
@@ -262,22 +264,22 @@ def test_where_nothing_is_legal_the_target_is_the_reward(where, loss):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("best", lambda q, legal: torch.where(legal, q, -torch.inf).amax(-1)),  # 0 times it is NaN
+        ("best", lambda q, legal: torch.where(legal, q, -torch.inf).amax(-1)),  # times 0 it is NaN
         ("best", lambda q, legal: q.amax(-1)),
     ],
 )
-def test_a_future_after_the_end_is_seen(monkeypatch, name, wrong):
+def test_bootstrapping_after_the_end_is_detected(monkeypatch, name, wrong):
     rows = batch("world")
     monkeypatch.setattr(actions, name, wrong)
     end = ~rows.next_legal.any(-1)
     assert any(not torch.equal(targets(dqn.q_learning, rows, x)[end], rows.reward[end]) for x in (3.0, *POISONS))
 
 
-# Masks that are none
+# Invalid masks
 
 
 class Wrong(gymnasium.Wrapper):
-    """Says what may be done in another number of words than there are actions, or that nothing may be."""
+    """Gives a mask of another length than the number of actions, or one without legal actions."""
 
     mask, since = (1, 1, 1, 1), 0
 
@@ -304,7 +306,7 @@ class Wrong(gymnasium.Wrapper):
         ((0, 0, 0), "action_mask: expected a legal action before the end, got none in environment 0"),
     ],
 )
-def test_masks_that_are_none_are_refused_at_the_start(tmp_path, monkeypatch, capsys, mask, says):
+def test_invalid_masks_are_refused_at_the_start(tmp_path, monkeypatch, capsys, mask, says):
     monkeypatch.setattr(Wrong, "mask", mask)
     words = ["train", "--env", f"{__name__}:Wrong", "--seeds", "2", "--no-compile", "--out", str(tmp_path / "run")]
     assert cli.main(words) == 1
@@ -312,7 +314,7 @@ def test_masks_that_are_none_are_refused_at_the_start(tmp_path, monkeypatch, cap
     assert capsys.readouterr().err.endswith(expected)
 
 
-def test_nothing_to_do_before_the_end_ends_a_lane(monkeypatch):
+def test_no_legal_action_before_the_end_stops_a_seed(monkeypatch):
     monkeypatch.setattr(Wrong, "mask", (0, 0, 0))
     monkeypatch.setattr(Wrong, "since", 1)
     games = gym.of("wrong", Wrong).open(1, 2)

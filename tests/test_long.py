@@ -1,4 +1,4 @@
-"""What a run of hours needs: it opens nothing that it does not close, and remembers nothing that it does not need."""
+"""Long runs leak neither files nor memory."""
 
 import dataclasses
 import os
@@ -23,12 +23,12 @@ def open_files():
 
 
 def resident():
-    """Bytes in memory."""
+    """Return the resident memory in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def slope(points):
-    """Of numbers taken at even distances."""
+    """Return the slope of equally spaced numbers."""
     return np.polyfit(np.arange(len(points)), points, 1)[0]
 
 
@@ -40,7 +40,7 @@ def reports(path, settings):
     return history.record(path, settings, made)
 
 
-def test_what_a_run_opens_it_closes(tmp_path):
+def test_a_run_closes_its_files(tmp_path):
     settings = dataclasses.replace(SETTINGS, steps=200, report_every=10, checkpoint_every=10, out=str(tmp_path / "run"))
     there = [open_files() for _ in reports(tmp_path / "run", settings)]
     assert len(there) == 20
@@ -63,5 +63,5 @@ def test_a_million_updates_need_no_more_memory_than_the_first(tmp_path):
     assert slope(memory[1:]) < 1e6
 
 
-def test_a_leak_would_be_seen():
+def test_a_leak_is_detected():
     assert slope([5e8 + 1.1e6 * i for i in range(9)]) > 1e6

@@ -1,4 +1,4 @@
-"""The equations: a loop over the paper's letters, PyTorch's losses, gradients, what is held fixed, masks."""
+"""Losses against a loop over the equations, PyTorch's losses, gradients and masks."""
 
 import pytest
 import torch
@@ -66,17 +66,17 @@ def test_laws_of_a_function(f):
 
 
 @BOTH
-def test_only_the_prediction_learns(f):
+def test_only_the_prediction_has_a_gradient(f):
     laws.semi_gradient(f, *arguments(f), held=range(2, len(arguments(f))))
 
 
 @BOTH
-def test_gradient_is_that_of_the_prediction(f):
+def test_gradient_of_the_prediction(f):
     laws.gradients(lambda q: losses.squared(f(q, *arguments(f)[1:])).mean(), arguments(f)[0])
 
 
 @BOTH
-def test_illegal_values_do_not_matter(f):
+def test_values_of_illegal_actions_are_ignored(f):
     legal_t = example()["legal_t"]
     laws.masked(lambda q_t, legal: f(*arguments(f, q_t=q_t)), example()["q_t"], legal_t)
     if f is losses.double_q_learning:
@@ -84,13 +84,13 @@ def test_illegal_values_do_not_matter(f):
 
 
 @BOTH
-def test_values_of_actions_not_taken_do_not_matter(f):
+def test_values_of_other_actions_are_ignored(f):
     taken = example()["a_tm1"].unsqueeze(-1) == torch.arange(A)
     laws.masked(lambda q_tm1, taken: f(*arguments(f, q_tm1=q_tm1)), example()["q_tm1"], taken)
 
 
 @BOTH
-def test_nothing_legal_and_minus_infinity_give_no_nan(f):
+def test_no_legal_action_and_minus_infinity_give_no_nan(f):
     nothing = torch.zeros(B, A, dtype=torch.bool)
     q_t = torch.full((B, A), -torch.inf, dtype=torch.float64)
     delta = f(*arguments(f, q_t=q_t, legal_t=nothing))
@@ -100,7 +100,7 @@ def test_nothing_legal_and_minus_infinity_give_no_nan(f):
 
 
 @BOTH
-def test_a_terminal_step_has_no_future(f):
+def test_a_terminal_step_does_not_bootstrap(f):
     q_t = example()["q_t"] * 1e6
     zero = torch.zeros(B, dtype=torch.float64)
     asserts.assert_trees_equal(f(*arguments(f, discount_t=zero)), f(*arguments(f, discount_t=zero, q_t=q_t)))
@@ -125,7 +125,7 @@ def test_messages(f):
 
 
 @given(strategies.tensors((6,), -5.0, 5.0, torch.float64), st.floats(0.1, 3.0))
-def test_pytorchs_losses(delta, threshold):
+def test_elementwise_losses_equal_pytorch(delta, threshold):
     zero = torch.zeros_like(delta)
     torch.testing.assert_close(losses.squared(delta).mean(), F.mse_loss(delta, zero), rtol=1e-14, atol=0)
     expected = F.huber_loss(delta, zero, reduction="none", delta=threshold)
@@ -145,7 +145,7 @@ def test_huber_at_zero_infinity_and_its_kink():
 
 
 @pytest.mark.parametrize("f", [losses.squared, losses.huber])
-def test_penalties(f):
+def test_values_of_elementwise_losses(f):
     delta = torch.tensor([[0.3, -2.0], [1.5, 0.01]])
     laws.pure(f, delta)
     laws.ranked(f, delta, leading=2)
@@ -184,7 +184,7 @@ def test_mse_huber_and_smooth_l1_are_pytorchs_in_all_reductions(predictions, tar
 
 @given(st.integers(0, 99), st.integers(2, 6), st.sampled_from([0.0, 0.1, 1.0]))
 def test_cross_entropy_is_pytorchs_in_all_reductions(key, classes, share):
-    """Of class indices and of probabilities, smoothed or not; PyTorch's class axis is the second."""
+    """For class indices and probabilities, smoothed or not. The class axis of PyTorch is the second."""
     logits, probabilities, labels = logits_and(key, classes)
     one_hot = losses.one_hot(labels, classes, torch.float64)
     pairs = [
@@ -198,7 +198,7 @@ def test_cross_entropy_is_pytorchs_in_all_reductions(key, classes, share):
             torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-13)
 
 
-def test_cross_entropy_of_more_axes_is_pytorchs():
+def test_cross_entropy_of_more_axes_equals_pytorch():
     logits, probabilities, labels = logits_and(3, 4, (2, 5))
     for ours, target in (
         (losses.cross_entropy_of_labels(logits, labels), labels),
@@ -209,7 +209,7 @@ def test_cross_entropy_of_more_axes_is_pytorchs():
 
 
 def test_cross_entropy_of_huge_and_impossible_logits():
-    """No NaN, in value and gradient, where a class is masked by -inf and has probability 0, or is never the label."""
+    """Value and gradient are not NaN if a class is masked by -inf and has probability 0, or is never the label."""
     logits = torch.tensor([[1e4, -1e4, -torch.inf], [0.0, 0.0, -torch.inf]], dtype=torch.float64)
     for f, target in ((losses.cross_entropy, torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double()),
                       (losses.cross_entropy_of_labels, torch.tensor([0, 1]))):  # fmt: skip
@@ -228,7 +228,7 @@ CLASSIFIER = [
 
 
 @pytest.mark.parametrize(("f", "make"), CLASSIFIER)
-def test_laws_of_a_classifiers_losses(f, make):
+def test_laws_of_classification_losses(f, make):
     laws.pure(f, *make(1))
     laws.vmapped(f, *make(1))
     laws.ranked(f, *tree.map(lambda x: torch.stack([x, x.flip(0)]), make(1)), leading=2)
@@ -238,7 +238,7 @@ def test_laws_of_a_classifiers_losses(f, make):
     laws.compiled(vmap(grad(lambda *xs: f(*xs).mean())), *lanes, atol=1e-12)
 
 
-def test_gradient_of_cross_entropy_for_its_probabilities():
+def test_gradient_of_cross_entropy_with_respect_to_probabilities():
     logits, probabilities, _ = logits_and(5)
     laws.gradients(lambda p: losses.cross_entropy(logits, p).sum(), probabilities)
 
@@ -260,7 +260,7 @@ def test_smoothed_probabilities_are_probabilities():
 
 
 @BOTH
-def test_actions_that_do_not_exist_are_named(f):
+def test_actions_out_of_range_are_refused(f):
     for action, at in ((3, 3), (-1, 3)):
         wrong = example()["a_tm1"].clone()
         wrong[at] = action
@@ -275,7 +275,7 @@ def test_integer_values_are_refused(f):
             f(*arguments(f, **{name: example()[name].long()}))
 
 
-def test_penalties_refuse_integers_and_thresholds_that_cannot_be():
+def test_elementwise_losses_refuse_integers_and_invalid_thresholds():
     for f in (losses.squared, losses.huber, losses.smooth_l1):
         with pytest.raises(TypeError, match=r"^delta: expected a floating-point dtype, got torch.int8"):
             f(torch.tensor([100], dtype=torch.int8))
@@ -285,7 +285,7 @@ def test_penalties_refuse_integers_and_thresholds_that_cannot_be():
         losses.huber(torch.ones(2), -1)
 
 
-def test_thresholds_and_shares_may_differ_between_lanes():
+def test_thresholds_and_smoothing_may_differ_between_seeds():
     numbers, delta = torch.tensor([0.5, 2.0]), torch.tensor([1.0, 1.0])
     assert vmap(losses.huber)(delta, numbers).tolist() == [0.375, 0.5]
     assert vmap(losses.smooth_l1)(delta, numbers).tolist() == [0.75, 0.25]
@@ -300,7 +300,7 @@ def test_one_hot():
     assert losses.one_hot(labels, 3, torch.float64).dtype == torch.float64
 
 
-def test_messages_of_a_classifiers_losses():
+def test_messages_of_classification_losses():
     logits, probabilities, labels = logits_and(6)
     for f in (losses.cross_entropy_of_labels, lambda _, x: losses.one_hot(x, 4)):
         with pytest.raises(IndexError, match=r"labels\[1\]: expected a number from 0 to 3, got 4"):

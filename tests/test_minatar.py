@@ -1,7 +1,7 @@
-"""The MinAtar games: the same path as the `minatar` package step by step, its choices made from our uniforms.
+"""The MinAtar games against the `minatar` package, step by step; its random choices are derived from our uniforms.
 
-The package is the oracle where it is installed (`pip install --no-deps minatar`; it asks for pandas and seaborn, which
-only its pictures need); its observations are [10, 10, planes], ours [planes, 10, 10].
+The package is the reference if it is installed (`pip install --no-deps minatar`; it requires pandas and seaborn only
+for plots). Its observations are [10, 10, planes], ours are [planes, 10, 10].
 """
 
 import functools
@@ -30,11 +30,11 @@ def made(name, **settings):
     return envs.make(f"minatar:{name}", **settings)
 
 
-# --- The package, whose chance is dealt ------------------------------------------------------------------------------
+# --- The package, with given random numbers --------------------------------------------------------------------------
 
 
 class Dealt:
-    """A generator that answers with what it was given, in turn."""
+    """A generator that returns given results in turn."""
 
     def __init__(self):
         self.answers = []
@@ -48,7 +48,7 @@ class Dealt:
 
 
 def half(yes):
-    """What is below 1/2, or is not."""
+    """Return a uniform below 1/2, or above it."""
     return 0.25 if yes else 0.75
 
 
@@ -81,8 +81,8 @@ DEAL = {
 }
 
 
-class Twin:
-    """One game of the package, played with our uniforms."""
+class PackageGame:
+    """A game of the package, played with our uniforms."""
 
     def __init__(self, name, ramping):
         minatar = pytest.importorskip("minatar")
@@ -94,7 +94,7 @@ class Twin:
     def reset(self, u):
         self.dealt.answers = DEAL[self.name](self.game, u)
         self.outer.reset()
-        self.outer.last_action = 0  # as a new one has it: ours starts every episode so
+        self.outer.last_action = 0  # as in a new environment: ours starts every episode so
 
     def step(self, action, u):
         self.sticky.answers, self.dealt.answers = [u[0]], DEAL[self.name](self.game, u)
@@ -104,7 +104,7 @@ class Twin:
         return self.outer.state().transpose(2, 0, 1)
 
     def place(self, state):
-        """Put the package's game where ours is."""
+        """Set the package's game to the state of ours."""
         self.outer.last_action = int(state.last)
         self.game.terminal = False
         PLACE[self.name](self.game, state.game, int(state.time))
@@ -183,17 +183,17 @@ PLACE = {
 }  # fmt: skip
 
 
-# --- States in the middle of things ----------------------------------------------------------------------------------
+# --- Mid-game states -------------------------------------------------------------------------------------------------
 
 
 class Dice:
-    """Tensors of chance, int32, for `copies` games."""
+    """Random int32 tensors for `copies` games."""
 
     def __init__(self, copies, seed):
         self.copies, self.generator = copies, generator(seed)
 
     def __call__(self, low, high, *shape):
-        """Whole numbers from low to high."""
+        """Sample whole numbers from low to high."""
         return torch.randint(low, high + 1, (self.copies, *shape), generator=self.generator, dtype=INT)
 
     def bit(self, *shape, none=0.0):
@@ -208,7 +208,7 @@ class Dice:
 
 
 LANES = (torch.arange(16) >= 1) & (torch.arange(16) <= 8)
-"""Rows of things that go from side to side."""
+"""Rows in which objects move sideways."""
 
 
 def anywhere_asterix(dice):
@@ -235,10 +235,10 @@ def anywhere_freeway(dice):
 def anywhere_space_invaders(dice):
     rows = torch.arange(16)
     aliens = dice.plane() & dice.plane() & torch.where(dice(0, 1, 1) == 0, dice.plane(), 1023)
-    aliens[:, 2] |= dice.bit()  # there is always one
+    aliens[:, 2] |= dice.bit()  # at least one exists
     aliens = torch.where(rows < dice(4, 10, 1), aliens, 0).to(INT)
     one = torch.where(rows == 2, dice.bit()[:, None], 0)
-    aliens = torch.where(dice(0, 2, 1) == 0, one, aliens).to(INT)  # the last of a wave
+    aliens = torch.where(dice(0, 2, 1) == 0, one, aliens).to(INT)  # the last alien of a wave
     sparse = dice.plane() & dice.plane() & dice.plane()
     ours = torch.where(((aliens & sparse) == 0) & (rows != 9), sparse, 0)
     theirs = dice.plane() & dice.plane() & dice.plane() & dice.plane()
@@ -247,7 +247,7 @@ def anywhere_space_invaders(dice):
 
 
 def on_the_way_out(dice, most, dx, none):
-    """Columns from which a thing leaves after `most` moves or fewer; 0 where it may make none."""
+    """Sample columns from which an object leaves after at most `most` moves; 0 if `most` is 0."""
     moves = 1 + (torch.rand(dx.shape, generator=dice.generator) * most).to(INT).clamp(max=9)
     place = torch.where(dx > 0, 10 - moves, moves - 1)
     there = (torch.rand(dx.shape, generator=dice.generator) >= none) & (most > 0)
@@ -255,14 +255,16 @@ def on_the_way_out(dice, most, dx, none):
 
 
 def pair(x, y, dx):
-    """Two of seaquest's things of fields [..., 2]."""
+    """Make two of seaquest's objects from fields [..., 2]."""
     return tuple(seaquest.Thing(*(field.to(INT)[..., i].clone() for field in (x, y, dx))) for i in range(2))
 
 
 def anywhere_seaquest(dice):
-    """A crowd: many in one cell, of both kinds, in all phases, each gone before its place in the queue is needed."""
+    """Sample a crowd: many objects per cell, of both kinds and in all phases, each of which leaves before its slot is
+    reused.
+    """
     places = torch.arange(seaquest.ENEMIES)
-    late = places >= len(places) - dice(0, 20, 1)  # queues fill from behind
+    late = places >= len(places) - dice(0, 20, 1)  # slots are filled from the end
     rows, way = dice(1, 8, len(places)), dice.sign(9)
     rows = torch.where(dice(0, 1, 1) == 0, rows, 1 + rows % 2)
     dx = way.gather(-1, rows.long())
@@ -277,7 +279,7 @@ def anywhere_seaquest(dice):
     divers = pair(on_the_way_out(dice, drifts, dx, none=0.3), dice(1, 3, 2), dx)
     planes = (torch.where(LANES, dice.plane() & dice.plane() & dice.plane(), 0) for _ in range(2))
     x, dx, y = dice.bit(), dice.sign(), dice(0, 4)
-    dx = torch.where(x == 1, -1, torch.where(x == 512, 1, dx)).to(INT)  # it looks to where it came from
+    dx = torch.where(x == 1, -1, torch.where(x == 512, 1, dx)).to(INT)  # it faces the side it came from
     up, air = torch.where(y == 0, dice(0, 1), 0).to(INT), dice(1, 200) // dice(1, 100) + 1
     state = seaquest.State(
         x,
@@ -314,7 +316,7 @@ def anywhere(name, copies, seed):
 
 
 def careful(env, state, u, random):
-    """Of all six actions one that does not end the game in this step, and earns a point, where there is one."""
+    """Select, among the six actions, one that does not end the game in this step and gives a point, if there is one."""
     six = tree.map(lambda x: x.expand(6, *x.shape), state)
     actions = torch.arange(6)[:, None].expand(6, len(random))
     _, step = env.step(six, actions, u.expand(6, *u.shape))
@@ -323,12 +325,12 @@ def careful(env, state, u, random):
 
 
 def walk(name, env, copies, steps, seed=0, share=0.0, starts=None, ramping=True, change=None):
-    """Hold `env` against the package for steps * copies steps, from end to start; what was met, in events.
+    """Compare `env` with the package for steps * copies steps; return the events that occurred.
 
-    Play is random, but for a `share` of careful moves; in every second game, episodes begin in states of
-    `starts(copies, seed)`. `change(u, actions)` alters both before.
+    Actions are random, except for a fraction `share` of careful ones. In every second game, episodes start in states of
+    `starts(copies, seed)`. `change(u, actions)` alters both in advance.
     """
-    twins = [Twin(name, ramping) for _ in range(copies)]
+    package_games = [PackageGame(name, ramping) for _ in range(copies)]
     chance = generator(seed)
     u = torch.rand(steps + 1, copies, env.spec.noise, generator=chance)
     actions = torch.randint(6, (steps, copies), generator=chance)
@@ -337,41 +339,43 @@ def walk(name, env, copies, steps, seed=0, share=0.0, starts=None, ramping=True,
     cautious = torch.rand(steps, copies, generator=chance) < share
     dealt = u.numpy()
     state, step = env.reset(u[0])
-    for i, twin in enumerate(twins):
-        twin.reset(dealt[0, i])
+    for i, package_game in enumerate(package_games):
+        package_game.reset(dealt[0, i])
     met = Counter()
 
     def begin(which, state, t):
-        """Some of the new episodes begin in the middle of things."""
+        """Start some of the new episodes in mid-game states."""
         chosen = which & (torch.arange(copies) % 2 == 0)
         if starts is None or not chosen.any():
             return state
         other = starts(copies, seed + t)
         for i in chosen.nonzero().flatten().tolist():
-            twins[i].place(tree.index(other, i))
+            package_games[i].place(tree.index(other, i))
         pick = lambda new, old: torch.where(chosen.reshape(-1, *[1] * (old.dim() - 1)), new, old)  # noqa: E731
         return tree.map(pick, other, state)
 
-    assert np.array_equal(step.obs.numpy(), [twin.planes() for twin in twins])
+    assert np.array_equal(step.obs.numpy(), [package_game.planes() for package_game in package_games])
     state = begin(torch.ones(copies, dtype=torch.bool), state, 0)
     for t in range(steps):
         action = actions[t]
         if cautious[t].any():
             action = torch.where(cautious[t], careful(env, state, u[t + 1], action), action)
-        before = [LOOK[name](twin.game) for twin in twins]
+        before = [LOOK[name](package_game.game) for package_game in package_games]
         kind = [(x.shape, x.dtype) for x in tree.leaves(state)]
         state, step = env.step(state, action, u[t + 1])
         assert kind == [(x.shape, x.dtype) for x in tree.leaves(state)]
-        answers = [twin.step(int(a), v) for twin, a, v in zip(twins, action, dealt[t + 1], strict=True)]
+        answers = [
+            package_game.step(int(a), v) for package_game, a, v in zip(package_games, action, dealt[t + 1], strict=True)
+        ]
         reward, terminated = (np.array(x) for x in zip(*answers, strict=True))
-        assert np.array_equal(step.next_obs.numpy(), [twin.planes() for twin in twins])
+        assert np.array_equal(step.next_obs.numpy(), [package_game.planes() for package_game in package_games])
         assert np.array_equal(step.reward.numpy(), reward)
         assert np.array_equal(step.terminated.numpy(), terminated)
-        for twin, old, points, ended in zip(twins, before, reward, terminated, strict=True):
-            met.update(EVENTS[name](old, LOOK[name](twin.game), points, ended))
+        for package_game, old, points, ended in zip(package_games, before, reward, terminated, strict=True):
+            met.update(EVENTS[name](old, LOOK[name](package_game.game), points, ended))
         for i in np.flatnonzero(terminated):
-            twins[i].reset(dealt[t + 1, i])
-            assert np.array_equal(step.obs[i].numpy(), twins[i].planes())
+            package_games[i].reset(dealt[t + 1, i])
+            assert np.array_equal(step.obs[i].numpy(), package_games[i].planes())
         met["end"] += int(terminated.sum())
         met["points"] += int(reward.sum())
         if terminated.any():
@@ -389,7 +393,7 @@ LOOK = {
     ),
     "space_invaders": lambda g: (g.ramp_index, g.enemy_move_interval, g.alien_dir, int(g.alien_map.sum())),
 }  # fmt: skip
-"""What is looked at before and after a step of the package's game."""
+"""Values of the package's game recorded before and after a step."""
 
 
 def seaquest_events(old, new, points, ended):
@@ -434,7 +438,7 @@ EVENTS = {
 @EACH
 @pytest.mark.parametrize("seed", [0, 1])
 def test_same_path_as_the_package_at_random(name, seed):
-    """10,000 steps a game: 100 games of 100 each, but four of freeway go on to their end, after 2,501."""
+    """10,000 steps per game: 100 games of 100 steps; in freeway, four games of the full 2,501 steps."""
     whole = name == "freeway" and seed == 0
     met = walk(name, made(name), *((4, 2_510) if whole else (100, 100)), seed)
     assert met["end"] >= (4 if whole else 0 if name == "freeway" else 100)
@@ -455,7 +459,7 @@ REACHED = {
 
 @pytest.mark.parametrize("share", [0.0, 0.8])
 @EACH
-def test_same_path_from_the_middle_of_things(name, share):
+def test_same_path_from_mid_game_states(name, share):
     met = walk(name, made(name), 80, 80, seed=5, share=share, starts=functools.partial(anywhere, name))
     assert REACHED[name] - set(met) == set()
 
@@ -468,7 +472,7 @@ def test_same_path_of_careful_play(name):
 
 @pytest.mark.parametrize("name", ["asterix", "seaquest", "space_invaders"])
 def test_same_path_without_ramping(name):
-    """In asterix 20 games of 250 steps, in which it would get harder twice; elsewhere from the middle of things."""
+    """In asterix 20 games of 250 steps, in which difficulty would increase twice; the others from mid-game states."""
     if name == "asterix":
         walk(name, made(name, ramping=False), 20, 250, seed=3, share=0.9, ramping=False)
         return
@@ -483,7 +487,7 @@ def test_same_path_without_ramping(name):
 
 
 def duel(copies, seed):
-    """Our two bullets, of which each flies towards the other, are about to meet in a cell with many enemies."""
+    """Set up two own bullets that fly towards each other and are about to meet in a cell with many enemies."""
     dice, state = Dice(copies, seed), anywhere("seaquest", copies, seed)
     right = dice(0, 1, 1) > 0
     apart = torch.tensor([6, 8])
@@ -503,7 +507,7 @@ def duel(copies, seed):
 
 
 def meet_in_duels():
-    """Three steps, as queues are not made for such crowds."""
+    """Play three steps; the queues are not designed for such crowds."""
     return walk("seaquest", made("seaquest"), 300, 3, starts=duel)
 
 
@@ -513,7 +517,9 @@ def test_two_bullets_of_seaquest_in_one_cell():
 
 
 def crowded(u, actions):
-    """Newcomers of a row that all go one way, so that none is turned away, and a game at rest until they are there."""
+    """Set up new enemies in a row with one direction, so that none is rejected, and a game that pauses until they
+    exist.
+    """
     kind = (u[..., 1] * 48).long()
     kind = kind // 16 * 16 + kind % 8 + 8 * (kind % 2)
     return torch.stack([u[..., 0], (kind + 0.5) / 48, u[..., 2]], -1), torch.where(
@@ -526,16 +532,16 @@ def hardest(copies, seed):
     return state._replace(game=state.game._replace(level=state.game.level + 19, spawn_timer=0 * state.last))
 
 
-def test_seaquest_with_as_many_enemies_as_there_can_be():
-    """29 are left after a step; 30 were there in it. Then we dive into them."""
+def test_seaquest_with_the_most_possible_enemies():
+    """29 enemies are left after a step in which there were 30. Then the submarine dives into them."""
     met = walk("seaquest", made("seaquest"), 60, 90, seed=1, share=0.7, starts=hardest, change=crowded)
     assert met["29 enemies"] > 0
     assert met["30 enemies"] == 0
     assert met["points"] > 50
 
 
-def test_the_places_of_seaquests_enemies_suffice():
-    """All that may happen in an enemy's life: one surfaces at best every other step. Others that come meanwhile."""
+def test_slots_of_seaquests_enemies_suffice():
+    """Enumerates the life of an enemy (surfacing at most every other step) and counts the enemies that appear in it."""
 
     def wait(level):
         return max(5 - level // 2, 2)
@@ -558,8 +564,8 @@ def test_the_places_of_seaquests_enemies_suffice():
     assert others < seaquest.ENEMIES
 
 
-def test_an_episode_does_not_know_the_last_one():
-    """The package goes on repeating the action that ended an episode; ours begins with doing nothing."""
+def test_episodes_are_independent():
+    """The package repeats the last action of the previous episode; ours starts with "nothing"."""
     env = made("breakout", time_limit=1)
     state, _ = env.reset(torch.zeros(2, 2))
     state, _ = env.step(state, torch.tensor([board.LEFT, board.RIGHT]), torch.full((2, 2), 0.5))
@@ -582,7 +588,7 @@ def test_sticky_actions(u, expected):
         assert state.last.item() == action
 
 
-def test_what_is_sticky_is_a_probability():
+def test_sticky_must_be_a_probability():
     with pytest.raises(ValueError, match=r"sticky: expected a probability in \[0, 1\], got 1\.5"):
         made("asterix", sticky=1.5)
     with pytest.raises(TypeError, match="sticky: expected a number, got 'often'"):
@@ -660,7 +666,7 @@ PLANTED = pytest.mark.parametrize(
 
 
 def spoiled(monkeypatch, name, module, attribute, value):
-    """The game with that bug."""
+    """Return the game with a planted bug."""
     monkeypatch.setattr(module, attribute, value(getattr(module, attribute)) if callable(value) else value)
     return made(name, **({"sticky": value} if attribute == "STICKY" else {}))
 
@@ -673,7 +679,7 @@ def test_the_walk_rejects_planted_bugs(monkeypatch, name, module, attribute, val
 
 
 @pytest.mark.parametrize("places", [8, 16])
-def test_the_crowd_rejects_too_few_places(monkeypatch, places):
+def test_the_crowd_rejects_too_few_slots(monkeypatch, places):
     monkeypatch.setattr(seaquest, "ENEMIES", places)
     with pytest.raises(AssertionError):
         walk("seaquest", made("seaquest"), 20, 60, starts=hardest, change=crowded)

@@ -1,8 +1,8 @@
-"""The MinAtar games where the `minatar` package is not installed: what it answered is kept in `minatar_record.npz`.
+"""The MinAtar games against recorded results of the `minatar` package, for machines where it is not installed.
 
-Of each game 80 episodes from the middle of things are recorded, and those that follow: where they begin, the actions,
-and of every step a checksum of what the package showed, paid and ended. Where the package is there, the record is held
-to it. `python tests/test_minatar_record.py` makes it anew.
+`minatar_record.npz` has, for each game, 80 episodes that start in mid-game states and the episodes that follow: initial
+states, actions and, for every step, a checksum of the package's observation, reward and termination. If the package is
+installed, the record is compared with it. `python tests/test_minatar_record.py` makes a new record.
 """
 
 import zlib
@@ -18,7 +18,7 @@ from test_minatar import (
     LOOK,
     PLANTED,
     REACHED,
-    Twin,
+    PackageGame,
     anywhere,
     careful,
     generator,
@@ -33,47 +33,48 @@ COPIES, STEPS = 80, 80
 
 
 def chance(name, env):
-    """Uniforms [T + 1, C, K], the same on every machine."""
+    """Draw uniforms [T + 1, C, K], the same on every machine."""
     return random.uniform(random.key(list(GAMES).index(name)), (STEPS + 1, COPIES, env.spec.noise))
 
 
 def checksum(planes, reward, terminated, first):
-    """Of one step: what it led to, what it paid, whether that was the end, and what is acted on next."""
+    """Compute the checksum of a step: next observation, reward, termination and the observation to act on."""
     return zlib.crc32(b"".join(np.asarray(x, np.float32).tobytes() for x in (planes, reward, terminated, first)))
 
 
 def start(name, env, leaves):
-    """The recorded state, in the types of the game's own."""
+    """Return the recorded state in the dtypes of the game."""
     state, _ = env.reset(torch.zeros(COPIES, env.spec.noise))
     kept = iter(leaves)
     return tree.map(lambda x: torch.from_numpy(next(kept)).to(x.dtype), state)
 
 
 def ours(name, env, state, actions):
-    """The checksums [T] of our game."""
+    """Yield the checksums [T] of our game."""
     for action, u in zip(torch.from_numpy(actions).long(), chance(name, env)[1:], strict=True):
         state, step = env.step(state, action, u)
         yield checksum(step.next_obs, step.reward, step.terminated, step.obs)
 
 
 def theirs(name, env, state, actions, met):
-    """The checksums [T] of the package's game; counts what happened in it."""
-    twins = [Twin(name, ramping=True) for _ in range(COPIES)]
+    """Yield the checksums [T] of the package's game, and collect the events that occurred."""
+    package_games = [PackageGame(name, ramping=True) for _ in range(COPIES)]
     u = chance(name, env).numpy()
-    for i, twin in enumerate(twins):
-        twin.reset(u[0, i])
-        twin.place(tree.index(state, i))
+    for i, package_game in enumerate(package_games):
+        package_game.reset(u[0, i])
+        package_game.place(tree.index(state, i))
     for action, v in zip(actions.tolist(), u[1:], strict=True):
-        before = [LOOK[name](twin.game) for twin in twins]
+        before = [LOOK[name](package_game.game) for package_game in package_games]
         reward, terminated = zip(
-            *(twin.step(*given) for twin, *given in zip(twins, action, v, strict=True)), strict=True
+            *(package_game.step(*given) for package_game, *given in zip(package_games, action, v, strict=True)),
+            strict=True,
         )
-        planes = np.array([twin.planes() for twin in twins])
-        for twin, old, points, ended, w in zip(twins, before, reward, terminated, v, strict=True):
-            met.update(EVENTS[name](old, LOOK[name](twin.game), points, ended))
+        planes = np.array([package_game.planes() for package_game in package_games])
+        for package_game, old, points, ended, w in zip(package_games, before, reward, terminated, v, strict=True):
+            met.update(EVENTS[name](old, LOOK[name](package_game.game), points, ended))
             if ended:
-                twin.reset(w)
-        yield checksum(planes, reward, terminated, np.array([twin.planes() for twin in twins]))
+                package_game.reset(w)
+        yield checksum(planes, reward, terminated, np.array([package_game.planes() for package_game in package_games]))
 
 
 def recorded(name):
@@ -83,7 +84,7 @@ def recorded(name):
 
 
 def check(name, env):
-    """Our game beside the record."""
+    """Compare our game with the record."""
     leaves, actions, expected = recorded(name)
     got = np.fromiter(ours(name, env, start(name, env, leaves), actions), np.uint32)
     assert len(got) == len(expected) == STEPS
@@ -113,7 +114,7 @@ def test_the_record_rejects_planted_bugs(monkeypatch, name, module, attribute, v
 
 
 def record():
-    """Play careful games of our own and ask the package what it would have answered."""
+    """Play careful games and record the results of the package."""
     kept = {}
     for seed, name in enumerate(GAMES):
         env, actions = made(name), []
@@ -131,7 +132,7 @@ def record():
 
 
 def smallest(x):
-    """The same numbers in as few bytes."""
+    """Convert to the smallest dtype that holds all values."""
     return x.astype(np.result_type(np.min_scalar_type(x.min()), np.min_scalar_type(x.max())))
 
 

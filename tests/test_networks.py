@@ -1,4 +1,4 @@
-"""Networks: names, values and outputs of the `nn.Module`s they stand for."""
+"""Networks against the names, values and outputs of the equivalent `nn.Module`s."""
 
 import contextlib
 import copy
@@ -21,7 +21,7 @@ from fdqn.testing import asserts, examples, laws
 
 KEY = random.key(7)
 
-# Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
+# Keys are fixed, so tests of distributions are deterministic; their bounds would fail by chance once in 10,000.
 CHANCE = 1e-4
 
 
@@ -34,7 +34,7 @@ def sequential(inputs, hidden, actions):
 
 
 def untouched(make):
-    """A module made under a fork of the generator."""
+    """Make a module under a fork of the generator."""
     with torch.random.fork_rng(devices=[]):
         return make()
 
@@ -82,7 +82,7 @@ def test_dueling_mlp_without_hidden_layers_is_two_linear_layers():
     torch.testing.assert_close(network.apply(params, obs).mean(-1, keepdim=True), value)
 
 
-def test_dueling_mlp_is_its_equation():
+def test_dueling_mlp_equals_its_equation():
     network = networks.dueling_mlp(4, (6, 5), 3)
     params = network.init(KEY)
     shapes = {
@@ -117,12 +117,12 @@ BYTES = {
     "nature": (lambda shape: networks.nature(shape, 3), [(1, 36, 36)]),
     "minatar": (lambda shape: networks.minatar(shape, 3), [(4, 10, 10), (1, 3, 5)]),
 }
-"""Networks by the shape of their observations, and shapes."""
+"""Networks, and shapes of their observations."""
 
 
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, (_, shapes) in BYTES.items() for shape in shapes])
 def test_bytes_are_divided_by_255_in_every_network(name, shape):
-    """Not in convolutions alone: the first values of an MLP that saw pictures were 30."""
+    """Without it, the initial values of an MLP on images were 30."""
     network = BYTES[name][0](shape)
     params, pictures = network.init(KEY), random.randint(random.key(1), (5, *shape), 0, 256).to(torch.uint8)
     q = network.apply(params, pictures)
@@ -139,8 +139,8 @@ def test_bytes_are_divided_by_255_in_every_network(name, shape):
     torch.testing.assert_close(many.squeeze(1), q, rtol=1e-5, atol=1e-6)
 
 
-def test_bytes_go_into_a_module_of_one_s_own_as_they_are():
-    """One that divides by itself, as CleanRL's do, would see black otherwise."""
+def test_bytes_are_not_scaled_in_other_modules():
+    """A module that divides by itself, as CleanRL's do, would otherwise see black images."""
 
     class Dividing(nn.Module):
         def __init__(self):
@@ -157,7 +157,7 @@ def test_bytes_go_into_a_module_of_one_s_own_as_they_are():
         assert torch.equal(network.apply(params, pictures), network.apply(params, pictures.float()))
 
 
-def test_layers_that_cannot_be_drawn_are_refused_when_the_network_is_made():
+def test_too_large_layers_are_refused_at_construction():
     for make in (
         lambda: networks.mlp(10**13, (64,), 2),
         lambda: networks.dueling_mlp(4, (64,), 10**13),
@@ -172,7 +172,7 @@ def test_layers_that_cannot_be_drawn_are_refused_when_the_network_is_made():
 
 
 def half():
-    """A module that can be pickled, as it is made by a function of a module."""
+    """A picklable module: a module-level function makes it."""
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
 
 
@@ -215,8 +215,8 @@ def test_nature_is_a_sequential(shape, features):
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.float32, torch.float64, torch.int64])
-def test_nature_divides_bytes_alone(dtype):
-    """By 255, so that black and white are 0 and 1 as they are in pictures of floats and booleans."""
+def test_nature_scales_only_bytes(dtype):
+    """Black and white are 0 and 1, as in images of floats and booleans."""
     network = networks.nature((1, 36, 36), 3)
     params, black_white = network.init(KEY), random.randint(random.key(1), (2, 1, 36, 36), 0, 2)
     q = network.apply(params, black_white.to(dtype))
@@ -251,7 +251,7 @@ EACH = pytest.mark.parametrize("name", NETWORKS)
 
 
 @EACH
-def test_initial_values_are_uniform_in_the_range_of_pytorch(name):
+def test_initial_values_are_uniform_in_pytorchs_range(name):
     params = NETWORKS[name].init(KEY)
     scaled = []
     for leaf, x in params.items():
@@ -264,7 +264,7 @@ def test_initial_values_are_uniform_in_the_range_of_pytorch(name):
     assert stats.kstest(every[:50_000].numpy(), "uniform", (-1, 2)).pvalue > CHANCE
 
 
-def test_initial_values_are_distributed_as_pytorchs():
+def test_distribution_of_initial_values_equals_pytorch():
     def many(make):
         torch.manual_seed(0)
         return [make() for _ in range(60)]
@@ -277,7 +277,7 @@ def test_initial_values_are_distributed_as_pytorchs():
 
 
 @EACH
-def test_leaves_do_not_share_numbers(name):
+def test_leaves_have_independent_numbers(name):
     params = NETWORKS[name].init(KEY)
     scaled = [(x / x.abs().max()).flatten()[:5] for x in params.values() if x.numel() >= 5]
     for i, a in enumerate(scaled):
@@ -301,7 +301,7 @@ def test_laws_of_a_function(name):
     params = laws.pure(network.init, KEY)
     obs = observations((2, 3, *shape))
     laws.pure(network.apply, params, obs)
-    # Convolutions in float64 are summed in another order when there are more images at once.
+    # The order of summation in float64 convolutions depends on the number of images.
     wide = tree.cast(params, torch.float64)
     laws.ranked(lambda obs: network.apply(wide, obs), obs, leading=2, atol=1e-10)
     laws.vmapped(network.apply, network.init(random.key([1, 2])), obs, atol=1e-10)
@@ -309,7 +309,7 @@ def test_laws_of_a_function(name):
 
 
 @EACH_SMALL
-def test_lanes_are_initialised_as_alone_and_differ(name):
+def test_seeds_are_initialized_independently(name):
     network, _ = SMALL[name]
     keys = random.key([[1, 2, 3], [4, 5, 6]])
     many = network.init(keys)
@@ -368,7 +368,7 @@ def test_from_module_keeps_tied_parameters_tied():
 
 
 class Positional(nn.Module):
-    """Rows told apart by a constant, as attention needs it; in evaluation mode dropout does nothing."""
+    """Adds a constant to each row, as a positional encoding; in evaluation mode dropout is off."""
 
     def __init__(self, rows=3, size=4):
         super().__init__()
@@ -381,7 +381,7 @@ class Positional(nn.Module):
 
 
 class Attention(nn.Module):
-    """By hand: torch's own layers leave for kernels that vmap does not know, in evaluation mode."""
+    """Hand-written, because torch's attention layers call kernels without a vmap rule in evaluation mode."""
 
     def __init__(self, size=4):
         super().__init__()
@@ -403,7 +403,7 @@ EACH_MODULE = pytest.mark.parametrize("name", MODULES)
 
 
 @EACH_MODULE
-def test_a_module_as_a_function_equals_it(name):
+def test_function_of_a_module_equals_the_module(name):
     factory, shape = MODULES[name]
     network, module = networks.from_module(factory), untouched(factory).eval().double()
     params = tree.cast(network.init(KEY), torch.float64)
@@ -475,7 +475,7 @@ def test_constants_in_a_program_that_trains():
     assert report.updates.min() > 0
 
 
-def test_constants_are_those_of_one_module_and_leave_the_generator_alone():
+def test_constants_come_from_one_module_without_using_the_generator():
     class Features(nn.Module):
         def __init__(self):
             super().__init__()
@@ -500,7 +500,7 @@ def test_constants_are_those_of_one_module_and_leave_the_generator_alone():
         (lambda: nn.InstanceNorm1d(4, track_running_stats=True), "1.num_batches_tracked"),
     ],
 )
-def test_running_statistics_are_refused_when_the_network_is_made(layer, named):
+def test_running_statistics_are_refused_at_construction(layer, named):
     for make in (networks.from_module, networks.from_module_with_dropout):
         with pytest.raises(
             TypeError, match=f"factory: expected .* without running statistics, got .*{named}.*LayerNorm"
@@ -508,7 +508,7 @@ def test_running_statistics_are_refused_when_the_network_is_made(layer, named):
             make(lambda: nn.Sequential(nn.Linear(4, 4), layer()))
 
 
-def test_statistics_of_the_batch_alone_are_a_function():
+def test_batch_statistics_are_allowed():
     make = lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False))  # noqa: E731
     network, obs = networks.from_module(make), observations((6, 4))
     params = network.init(KEY)
@@ -556,14 +556,14 @@ def test_a_forward_that_writes_a_buffer_is_refused(write):
         with pytest.raises(TypeError, match=message):
             transformed(params, obs)
     fast = torch.compile(network.apply, fullgraph=True, backend="aot_eager")
-    with contextlib.suppress(torch._dynamo.exc.Unsupported):  # it raises, or it is a function still
+    with contextlib.suppress(torch._dynamo.exc.Unsupported):  # it raises, or the result is still correct
         laws.pure(fast, params, obs)
 
 
 @pytest.mark.parametrize("write", [
     lambda module: module.linear.bias.mul_(2), lambda module: module.linear.weight[0].zero_(),
 ])  # fmt: skip
-def test_parameters_stay_as_they_are_when_a_forward_writes_into_them(write):
+def test_forward_cannot_change_parameters_in_place(write):
     def forward(module):
         with torch.no_grad():
             write(module)
@@ -589,7 +589,7 @@ class Scaling(nn.Module):
         return self.linear(self.relu(x))
 
 
-def test_observations_stay_as_they_are_when_a_forward_writes_into_them():
+def test_forward_cannot_change_observations_in_place():
     network = networks.from_module(Scaling)
     params, obs = network.init(KEY), 255 * observations((3, 4))
     before = obs.clone()
@@ -612,10 +612,10 @@ def test_networks_work_in_inference_mode():
         assert network.apply(wide, observations((2, 3, 4)).double()).shape == (2, 2)
 
 
-# Dropout, its chance an argument
+# Dropout with random numbers as an argument
 
 
-def test_dropout_is_its_equation():
+def test_dropout_equals_its_equation():
     x, u = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 0.24, 0.25, 0.9])
     assert torch.equal(networks.dropout(x, 0.25, u), torch.tensor([0, 0, 3 / 0.75, 4 / 0.75]))
     assert networks.dropout(x, 0.0, u).tolist() == x.tolist()
@@ -629,7 +629,7 @@ def test_dropout_is_its_equation():
         assert vmap(networks.dropout)(x.to(dtype), rates, u).dtype == dtype
 
 
-def test_dropout_refuses():
+def test_dropout_refuses_invalid_arguments():
     x = torch.ones(3)
     for rate in (-0.1, 1.0, 1.5, math.nan):
         with pytest.raises(ValueError, match=r"rate: expected a number in \[0, 1\), got"):
@@ -642,18 +642,18 @@ def dropping():
     return nn.Sequential(nn.Dropout(0.25), nn.Linear(4, 400), nn.ReLU(), nn.Dropout(0.5), nn.Linear(400, 2))
 
 
-def test_dropout_drops_the_share_it_says_and_keeps_the_mean():
+def test_dropout_drops_the_given_fraction_and_keeps_the_mean():
     network = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Dropout(0.3)))
     kept = network.apply({}, torch.ones(200, 500), KEY)
     count = int((kept == 0).sum())
     assert stats.binomtest(count, kept.numel(), 0.3).pvalue > CHANCE
     assert set(kept.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.7)}
     assert abs(kept.mean() - 1) < 4 * math.sqrt(0.3 / 0.7 / kept.numel())
-    assert abs(kept.mean(0).std() - math.sqrt(0.3 / 0.7 / 200)) < 0.01, "columns drop their own"
+    assert abs(kept.mean(0).std() - math.sqrt(0.3 / 0.7 / 200)) < 0.01, "columns have different masks"
     assert stats.binomtest(count, kept.numel(), 0.31).pvalue < CHANCE, "the test can fail"
 
 
-def test_dropout_takes_its_chance_from_the_key_alone():
+def test_dropout_depends_only_on_the_key():
     network, obs = networks.from_module_with_dropout(dropping), observations((3, 4))
     params = network.init(KEY)
     key = random.key(3)
@@ -666,7 +666,7 @@ def test_dropout_takes_its_chance_from_the_key_alone():
     torch.testing.assert_close(q, F.linear(x, params["4.weight"], params["4.bias"]))
 
 
-def test_dropout_off_is_evaluation_mode():
+def test_evaluation_mode_has_no_dropout():
     off, on = networks.from_module(dropping), networks.from_module_with_dropout(dropping)
     params, obs = on.init(KEY), observations((3, 4))
     asserts.assert_trees_equal(off.init(KEY), params)
@@ -676,7 +676,7 @@ def test_dropout_off_is_evaluation_mode():
     keys = random.key(torch.arange(4000))
     many = vmap(on.apply, (None, None, 0))(params, obs[:1] * 0.1, keys)
     error = many.std(0) / math.sqrt(len(keys))
-    # Zero at the mean for the last layer; the first one is behind a ReLU, whose mean is not that of its input's.
+    # The last layer keeps the mean exactly; after a ReLU the mean is different.
     assert ((many.mean(0) - off.apply(params, obs[:1] * 0.1)).abs() < 5 * error + 0.02).all()
 
 
@@ -693,7 +693,7 @@ def test_dropout_under_transforms():
     laws.gradients(lambda x: network.apply(tree.cast(tree.index(params, 0), x.dtype), x, keys[0]).sum(), obs[0])
 
 
-def test_dropout_of_a_function_counts_as_of_a_layer():
+def test_functional_dropout_equals_the_layer():
     class Functional(nn.Module):
         def __init__(self):
             super().__init__()
@@ -716,7 +716,9 @@ def test_dropout_of_a_function_counts_as_of_a_layer():
 )
 def test_other_random_layers_are_refused(layer):
     network = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(4, 4), layer()))
-    with pytest.raises(TypeError, match=r"factory: expected no random layers but nn.Dropout, got one that calls \w+"):
+    with pytest.raises(
+        TypeError, match=r"factory: expected no random layers other than nn.Dropout, got one that calls \w+"
+    ):
         network.apply(network.init(KEY), observations((2, 3, 4)), KEY)
 
 
@@ -744,7 +746,9 @@ class Calling(nn.Module):
 @DRAWS
 def test_other_random_functions_are_refused(draw):
     before = torch.get_rng_state()
-    with pytest.raises(TypeError, match=r"factory: expected no random layers but nn.Dropout, got one that calls"):
+    with pytest.raises(
+        TypeError, match=r"factory: expected no random layers other than nn.Dropout, got one that calls"
+    ):
         networks.from_module_with_dropout(lambda: Calling(draw)).apply({}, observations((2, 3, 4)), KEY)
     with pytest.raises(TypeError, match=r"factory: expected a forward that draws no random numbers, got one that call"):
         networks.from_module(lambda: Calling(draw)).apply({}, observations((2, 3, 4)))
@@ -754,7 +758,7 @@ def test_other_random_functions_are_refused(draw):
 @pytest.mark.parametrize("drop", [
     lambda x: F.dropout(x, p=0.5), lambda x: F.dropout(x), lambda x: torch.dropout(x, p=0.5, train=True),
 ])  # fmt: skip
-def test_dropout_that_is_always_on_is_refused_in_evaluation_alone(drop):
+def test_dropout_that_is_always_on_is_refused_only_in_evaluation(drop):
     obs = observations((2, 3, 4))
     with pytest.raises(TypeError, match=r"that calls dropout; pass training=self.training .*from_module_with_dropout"):
         networks.from_module(lambda: Calling(drop)).apply({}, obs)
@@ -767,7 +771,7 @@ def test_dropout_that_is_always_on_is_refused_in_evaluation_alone(drop):
     lambda: Calling(lambda x: torch.dropout(x, p=0.5, train=False)), lambda: nn.LSTM(4, 4, 2, dropout=0.5),
     lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.5, batch_first=True),
 ])  # fmt: skip
-def test_random_layers_are_functions_in_evaluation_mode(layer):
+def test_random_layers_are_allowed_in_evaluation_mode(layer):
     def make():
         return nn.Sequential(nn.Linear(4, 4), layer())
 
@@ -786,7 +790,7 @@ def test_every_random_operator_of_pytorch_is_known():
         if space == "aten" and not name.startswith("_") and overload in getattr(torch.ops.aten, name).overloads():
             tags = getattr(getattr(torch.ops.aten, name), overload).tags
             seeded |= {name} if torch.Tag.nondeterministic_seeded in tags else set()
-    # Recurrent layers are looked at when the network is made, attention by its argument.
+    # Recurrent layers are checked when the network is made, attention by its argument.
     apart = {"lstm", "gru", "rnn_relu", "rnn_tanh", "miopen_rnn", "scaled_dot_product_attention"}
     assert seeded >= {"rand", "native_dropout", "bernoulli_"}
     assert seeded - apart <= set(modules._SWITCHED) | modules._RANDOM
@@ -794,7 +798,7 @@ def test_every_random_operator_of_pytorch_is_known():
 
 def test_dropout_inside_other_layers_is_refused():
     for make in (lambda: nn.LSTM(4, 4, 2, dropout=0.1), lambda: nn.MultiheadAttention(4, 2, dropout=0.1)):
-        with pytest.raises(TypeError, match=r"factory: expected dropout in layers of its own, got it inside \['0'\]"):
+        with pytest.raises(TypeError, match=r"factory: expected dropout in separate layers, got it inside \['0'\]"):
             networks.from_module_with_dropout(lambda: nn.Sequential(make()))
     network = networks.from_module_with_dropout(lambda: nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True))
     assert network.apply(network.init(KEY), observations((2, 3, 4)), KEY).shape == (2, 3, 4)
@@ -811,7 +815,7 @@ def test_dropout_needs_one_key():
 
 
 class Page(nn.Module):
-    """A network as the page has it."""
+    """A network with the layers of the reference project."""
 
     def __init__(self, inputs=4, hidden=(6, 5), actions=3):
         super().__init__()
@@ -825,7 +829,7 @@ PAGE = networks.mlp(4, (6, 5), 3)
 
 
 @pytest.mark.parametrize(("make", "prefix"), [(lambda: sequential(4, (6, 5), 3), ""), (Page, "linear_relu_stack.")])
-def test_load_brings_a_module_in(make, prefix):
+def test_load_of_a_module(make, prefix):
     module = untouched(make)
     params, obs = networks.load(PAGE, module.state_dict(), prefix), observations((7, 4))
     assert list(params) == list(PAGE.init(KEY))
@@ -834,7 +838,7 @@ def test_load_brings_a_module_in(make, prefix):
     with torch.no_grad():
         for p in module.parameters():
             p.zero_()
-    assert all(x.abs().max() > 0 for x in params.values()), "the module's memory is its own"
+    assert all(x.abs().max() > 0 for x in params.values()), "the module has separate memory"
 
 
 def test_load_keeps_the_dtype_and_the_order_of_the_network():
@@ -845,7 +849,7 @@ def test_load_keeps_the_dtype_and_the_order_of_the_network():
 
 
 def changed(**changes):
-    """The page's state_dict with other entries; None takes one away."""
+    """Return the state_dict of Page with changed entries; None removes one."""
     state = dict(untouched(Page).linear_relu_stack.state_dict()) | {n.replace("_", "."): x for n, x in changes.items()}
     return {name: x for name, x in state.items() if x is not None}
 
@@ -869,11 +873,11 @@ def changed(**changes):
         (changed(**{"0.bias": torch.ones(6, dtype=torch.int64)}), "", TypeError, r"state_dict\['0.bias'\]: .*int64"),
         (changed(**{"0.bias": torch.ones(6).bool()}), "", TypeError, r"state_dict\['0.bias'\]: .*bool"),
         (changed(**{"0.bias": [1.0] * 6}), "", TypeError, r"state_dict\['0.bias'\]: expected a tensor, got list"),
-        (untouched(Page), "", TypeError, r"state_dict: expected names with tensors, got Page; .* state_dict\(\)"),
+        (untouched(Page), "", TypeError, r"state_dict: expected tensors by name, got Page; pass module.state_dict\(\)"),
         ({}, "", ValueError, r"'4.weight': \[3, 5\].*; got none of them$"),
     ],
 )  # fmt: skip
-def test_load_says_what_does_not_fit(given, prefix, error, says):
+def test_load_refuses_other_names_and_shapes(given, prefix, error, says):
     before = {n: x.clone() for n, x in given.items() if isinstance(x, torch.Tensor)} if isinstance(given, dict) else {}
     with pytest.raises(error, match=says):
         networks.load(PAGE, given, prefix)
@@ -900,7 +904,7 @@ def test_load_of_a_module_with_constants():
     assert not any(x.requires_grad for x in params.values())
 
 
-def test_lanes_start_from_loaded_parameters():
+def test_seeds_start_from_loaded_parameters():
     params = networks.load(PAGE, untouched(Page).state_dict(), "linear_relu_stack.")
     network = networks.starting_from(PAGE, params)
     lanes = network.init(random.key([[1, 2, 3], [4, 5, 6]]))
@@ -926,7 +930,7 @@ def test_training_starts_from_loaded_parameters():
 
 
 @pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "minatar", "module"])
-def test_a_module_of_a_network_is_the_network(name):
+def test_to_module_equals_the_network(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), observations((2, *shape))
     module = networks.to_module(network, params)
@@ -939,14 +943,14 @@ def test_a_module_of_a_network_is_the_network(name):
     asserts.assert_trees_equal(params, networks.load(network, module.state_dict()))
 
 
-def test_a_module_of_a_network_has_any_names():
+def test_to_module_with_any_names():
     network = networks.from_module(lambda: nn.Sequential(OrderedDict(network=nn.Linear(2, 2), params=nn.Linear(2, 3))))
     params, obs = network.init(KEY), observations((4, 2))
     assert torch.equal(networks.to_module(network, params)(obs), network.apply(params, obs))
 
 
 @pytest.mark.parametrize("make", [networks.from_module, networks.from_module_with_dropout])
-def test_a_factory_that_hands_out_one_module_is_refused_and_the_module_stays_as_it_is(make):
+def test_factory_that_returns_the_same_module_is_refused_without_change(make):
     model, plain = untouched(lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5), nn.Linear(3, 2))), nn.ReLU()
     before = tree.clone(dict(model.state_dict()))
     for mode in (True, False):
@@ -963,13 +967,13 @@ def test_a_factory_that_hands_out_one_module_is_refused_and_the_module_stays_as_
     asserts.assert_trees_equal(before, dict(model.state_dict()))
 
 
-def test_copies_of_one_module_are_new_modules():
+def test_factory_may_return_copies():
     model, obs = untouched(lambda: sequential(4, (6,), 3)), observations((3, 4))
     network = networks.from_module(lambda: copy.deepcopy(model))
     assert torch.equal(network.apply(network.init(KEY), obs), model(obs).detach())
 
 
-def test_a_network_does_not_follow_what_its_factory_keeps():
+def test_network_is_independent_of_the_factorys_module():
     kept = []
 
     def factory():
@@ -990,7 +994,7 @@ def test_a_network_does_not_follow_what_its_factory_keeps():
     asserts.assert_trees_equal(before, network.init(KEY))
 
 
-def test_what_makes_no_module():
+def test_factories_of_other_objects_are_refused():
     for make in (networks.from_module, networks.from_module_with_dropout):
         for given, name in ((nn.Linear(2, 2), "Linear"), (None, "NoneType")):
             with pytest.raises(TypeError, match=f"factory: expected a function that makes a module, got {name}"):
@@ -1000,8 +1004,8 @@ def test_what_makes_no_module():
 
 
 @EACH_SMALL
-def test_applying_records_nothing(name):
-    """There is no `no_grad` to forget: parameters are numbers, and who wants a gradient asks for it."""
+def test_apply_records_no_graph(name):
+    """No `no_grad` is needed: parameters do not require gradients."""
     network, shape = SMALL[name]
     params, obs = network.init(random.key([1, 2])), observations((2, 3, *shape))
     for q in (network.apply(tree.index(params, 0), obs[0]), vmap(network.apply)(params, obs)):
@@ -1012,7 +1016,7 @@ def test_applying_records_nothing(name):
 
 
 @EACH_SMALL
-def test_apply_is_exported(name):
+def test_apply_can_be_exported(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), observations((3, *shape))
     module = networks.to_module(network, params).requires_grad_(False)
@@ -1026,7 +1030,7 @@ def test_apply_is_exported(name):
     ("name", "dtype"),
     [*(("nature", dtype) for dtype in (torch.uint8, torch.bool, torch.float32)), ("mlp", torch.uint8)],
 )
-def test_frames_of_any_dtype_over_lanes_and_exported(name, dtype):
+def test_frames_of_any_dtype_under_vmap_and_exported(name, dtype):
     network, shape = SMALL[name]
     params = network.init(random.key([1, 2]))
     frames = random.randint(random.key(3), (2, 5, *shape), 0, 256).to(dtype)
@@ -1055,20 +1059,20 @@ def test_frames_of_any_dtype_over_lanes_and_exported(name, dtype):
         (lambda: networks.minatar((4, 10, 10), 0), "actions"),
     ],
 )
-def test_sizes_that_cannot_be(make, message):
+def test_invalid_sizes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "minatar"])
-def test_observations_of_the_wrong_shape(name):
+def test_observations_of_another_shape_are_refused(name):
     network, shape = SMALL[name]
     with pytest.raises(ValueError, match="obs: expected shape"):
         network.apply(network.init(KEY), torch.zeros(2, *shape[:-1], shape[-1] + 1))
 
 
 @EACH_SMALL
-def test_parameters_of_another_network(name):
+def test_parameters_of_another_network_are_refused(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), torch.zeros(2, *shape)
     first = next(iter(params))
@@ -1079,7 +1083,7 @@ def test_parameters_of_another_network(name):
         (params | {first: torch.zeros(7)}, rf"params: expected .*, {{'{first}': .*}}; got {{'{first}': .*}}"),
         (
             network.init(random.key([1, 2])),
-            r"params: expected .*; got .*\[2, .*; many lanes go through vmap\(network.apply\)$",
+            r"params: expected .*; got .*\[2, .*; use vmap\(network.apply\) for several seeds$",
         ),
     ):
         with pytest.raises(ValueError, match=says):
@@ -1087,14 +1091,14 @@ def test_parameters_of_another_network(name):
 
 
 @EACH_SMALL
-def test_observations_on_another_device(name):
+def test_observations_on_another_device_are_refused(name):
     network, shape = SMALL[name]
     with pytest.raises(ValueError, match="obs: expected it on the parameters' device cpu, got meta"):
         network.apply(network.init(KEY), torch.zeros(2, *shape, device="meta"))
 
 
 @EACH_SMALL
-def test_what_are_no_parameters(name):
+def test_invalid_parameters_are_refused(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), torch.zeros(2, *shape)
     first = next(iter(params))
@@ -1110,7 +1114,7 @@ def test_what_are_no_parameters(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "dueling", "nature", "minatar"])
-def test_parameters_that_are_no_floats(name):
+def test_integer_parameters_are_refused(name):
     network, shape = SMALL[name]
     params = network.init(KEY)
     last = [*params][-1]
@@ -1119,7 +1123,7 @@ def test_parameters_that_are_no_floats(name):
 
 
 @EACH_SMALL
-def test_observations_come_in_the_parameters_dtype(name):
+def test_observations_are_cast_to_the_parameters_dtype(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), random.randint(random.key(1), (2, *shape), 0, 2)
     expected = network.apply(params, obs.float())
@@ -1130,16 +1134,16 @@ def test_observations_come_in_the_parameters_dtype(name):
     assert network.apply(tree.cast(params, torch.bfloat16), obs.bool()).dtype == torch.bfloat16
 
 
-def test_indices_stay_indices():
+def test_integer_observations_are_not_cast():
     network = networks.from_module(lambda: nn.Embedding(5, 3))
     params = network.init(KEY)
     for dtype in (torch.int32, torch.int64):
         assert torch.equal(network.apply(params, torch.tensor([4, 1], dtype=dtype)), params["weight"][[4, 1]])
 
 
-def test_lanes_of_a_module_are_made_from_keys_that_can_be_read():
+def test_modules_cannot_be_initialized_under_vmap():
     network, _ = SMALL["module"]
-    with pytest.raises(ValueError, match=r"key: expected at least one lane, got shape \[0, 2\]"):
+    with pytest.raises(ValueError, match=r"key: expected at least one seed, got shape \[0, 2\]"):
         network.init(random.key([1])[:0])
     with pytest.raises(ValueError, match=r"key: expected one that can be read, .*; init takes the keys \[\.\.\., 2\]"):
         vmap(network.init)(random.key([1, 2]))
@@ -1155,28 +1159,28 @@ def test_a_network_without_parameters():
         networks.load(network, {"more": torch.ones(1)}, "prefix.")
 
 
-def test_to_module_says_what_does_not_fit():
+def test_to_module_refuses_other_names_and_shapes():
     params = PAGE.init(random.key([1, 2]))
-    with pytest.raises(ValueError, match=r"expected the network's names.*; one of many lanes is tree.index\(params, "):
+    with pytest.raises(ValueError, match=r"expected the network's names.*; select one seed with tree.index\(params, "):
         networks.to_module(PAGE, params)
     lane = dict(reversed(tree.index(params, 1).items()))
     assert [n for n, _ in networks.to_module(PAGE, lane).named_parameters()] == list(params)
 
 
 @pytest.mark.parametrize("sizes", [(4, 5, 2), (4, (5.0,), 2), (4, (5,), 2.0), (4, "5", 2), (4, None, 2)])
-def test_sizes_that_are_no_whole_numbers(sizes):
+def test_fractional_sizes_are_refused(sizes):
     for make in (networks.mlp, networks.dueling_mlp):
-        with pytest.raises(TypeError, match="hidden, actions: expected whole numbers"):
+        with pytest.raises(TypeError, match="hidden, actions: expected a sequence of integers"):
             make(*sizes)
 
 
-def test_what_is_no_key():
+def test_invalid_keys_are_refused():
     for network, _ in SMALL.values():
         with pytest.raises(ValueError, match="key: expected shape"):
             network.init(torch.zeros(3, dtype=torch.int64))
 
 
-def test_lanes_of_parameters():
+def test_parameters_of_several_seeds():
     network, _ = SMALL["mlp"]
     params = network.init(random.key([1, 2, 3]))
     obs = observations((3, 5, 4))

@@ -1,4 +1,4 @@
-"""The optimizers beside torch.optim, in float64 to 1e-12."""
+"""Optimizers against torch.optim, in float64 to 1e-12."""
 
 import pickle
 from functools import partial
@@ -14,12 +14,12 @@ from fdqn.testing import asserts, examples, laws, programs, strategies
 
 
 def after_decay(make, **settings):
-    """PyTorch's `weight_decay`: the same optimizer behind add_decayed_weights."""
+    """Put add_decayed_weights in front of the optimizer: PyTorch's `weight_decay`."""
     return lambda rate: optim.chain(decay=optim.add_decayed_weights(0.1), rest=make(rate, **settings))
 
 
 def in_double(theirs):
-    """PyTorch keeps NAdam's product of momenta in the default dtype, whatever its parameters': 1e-8 off in float32."""
+    """Set float64 as default dtype, in which PyTorch keeps NAdam's product of momenta; float32 is 1e-8 off."""
 
     def made(params, **settings):
         optimizer = theirs(params, **settings)
@@ -39,7 +39,7 @@ T = torch.optim
 
 
 class Graves(T.Optimizer):
-    """What torch.optim has not: equations 38 to 40 of Graves 2013 without their momentum, written out."""
+    """Equations 38 to 40 of Graves 2013 without momentum, which torch.optim lacks."""
 
     def __init__(self, params, lr=1e-4, decay=0.95, eps=1e-4):
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
@@ -131,7 +131,7 @@ def test_equals_torch_optim_on_any_tree(params, name):
 
 
 @EACH
-def test_a_schedule_is_asked_for_the_number_of_updates(name):
+def test_schedules_receive_the_number_of_updates(name):
     ours, theirs = PAIRS[name]
     decay = partial(schedules.exponential, start=1e-2, decay=0.9)
     laws.optimizer(ours(decay), partial(theirs, lr=1e-2), partial(T.lr_scheduler.ExponentialLR, gamma=0.9), steps=20)
@@ -144,11 +144,11 @@ DEFAULTS = {
 
 
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_defaults_are_pytorchs(name):
+def test_defaults_equal_pytorch(name):
     laws.optimizer(getattr(optim, name)(), DEFAULTS[name], steps=20)
 
 
-def test_scheduled_rates_equal_torchs_schedulers():
+def test_schedules_equal_torch_schedulers():
     decay = partial(schedules.exponential, start=1e-2, decay=torch.tensor(0.9, dtype=torch.float64))
     laws.optimizer(
         optim.adam(decay),
@@ -164,7 +164,7 @@ def test_scheduled_rates_equal_torchs_schedulers():
     )
 
 
-def test_scheduled_rates_of_python_numbers_equal_torchs_schedulers():
+def test_schedules_that_return_python_numbers_equal_torch_schedulers():
     decay = partial(schedules.exponential, start=1e-2, decay=0.9)
     laws.optimizer(
         optim.adam(decay),
@@ -173,7 +173,7 @@ def test_scheduled_rates_of_python_numbers_equal_torchs_schedulers():
     )
 
 
-def lane_gradients(lanes, steps):
+def gradients_of_seeds(lanes, steps):
     generator = torch.Generator().manual_seed(5)
     params = tree.stack([tree.map(lambda x, i=i: x + i, examples.params()) for i in range(lanes)])
     grads = [
@@ -186,10 +186,10 @@ def lane_gradients(lanes, steps):
 @EACH
 @pytest.mark.parametrize("compiler", [None, "aot_eager"])
 def test_lanes_with_rates_of_their_own_equal_torch_optim(name, compiler):
-    """Under vmap, and compiled: every lane is a run of torch.optim with its own learning rate."""
+    """Under vmap and compiled, every seed equals torch.optim with its learning rate."""
     ours, theirs = PAIRS[name]
     rates = torch.tensor([1e-3, 1e-2, 0.1], dtype=torch.float64)
-    params, grads = lane_gradients(3, 50)
+    params, grads = gradients_of_seeds(3, 50)
 
     def step(rate, grads, state, params):
         updates, state = ours(rate).update(grads, state, params)
@@ -230,7 +230,7 @@ def test_clip_of_nothing_is_nothing():
 
 
 def test_clip_by_value():
-    """Also with a limit a lane, infinite numbers and none."""
+    """Includes a limit per seed, infinite numbers and none."""
     grads = examples.params() | {"odd": torch.tensor([torch.inf, -torch.inf, torch.nan, 0.3], dtype=torch.float64)}
     for limit in (0.25, 0.0, torch.tensor(0.25, dtype=torch.float64)):
         theirs = {name: torch.zeros_like(g).requires_grad_() for name, g in grads.items()}
@@ -246,7 +246,7 @@ def is_weight(name):
 
 
 def test_groups_equal_torchs_parameter_groups():
-    """Rates and decays of their own, and some parameters frozen: 60 steps beside torch.optim."""
+    """Groups differ in learning rate and weight decay, and some parameters are frozen: 60 steps."""
     params = examples.params()
 
     def group_of(name):
@@ -272,7 +272,7 @@ def test_groups_equal_torchs_parameter_groups():
     laws.optimizer(ours, theirs, params=params)
 
 
-def test_a_masked_decay_leaves_the_others_alone():
+def test_masked_decay_does_not_change_other_parameters():
     params = examples.params()
     grads = tree.map(torch.ones_like, params)
     decay = optim.masked(optim.add_decayed_weights(0.5), is_weight)
@@ -283,7 +283,7 @@ def test_a_masked_decay_leaves_the_others_alone():
     )
 
 
-def test_the_state_of_a_masked_optimizer_holds_the_chosen_alone():
+def test_state_of_a_masked_optimizer_has_the_chosen_parameters():
     params = examples.params()
     momentum = optim.masked(optim.sgd(0.1, momentum=0.9), is_weight)
     state = momentum.init(params)
@@ -311,10 +311,10 @@ def test_the_state_of_a_masked_optimizer_holds_the_chosen_alone():
         lambda x: optim.chain(clip=optim.clip_by_value(x), adam=optim.adam(x)),
     ],
 )
-def test_every_number_may_differ_between_lanes(make):
-    """Lanes with numbers of their own, in float32 and of float64, equal runs with Python's numbers."""
+def test_every_number_may_differ_between_seeds(make):
+    """Seeds with different numbers, in float32 and float64, equal runs with Python numbers."""
     numbers = [0.25, 0.5, 0.875]
-    params, grads = lane_gradients(3, 5)
+    params, grads = gradients_of_seeds(3, 5)
     for dtype in (torch.float64, torch.float32):
         values = torch.tensor(numbers, dtype=torch.float64)
         start = tree.cast(params, dtype)
@@ -338,7 +338,7 @@ def test_chain_is_associative():
     laws.chained(optim.clip_by_global_norm(0.5), optim.adam(1e-2), optim.sgd(0.3, momentum=0.5))
 
 
-def test_chain_is_one_after_the_other():
+def test_chain_applies_optimizers_in_order():
     params = examples.params()
     clip, adam = optim.clip_by_global_norm(0.5), optim.adam(1e-2)
     both = optim.chain(clip=clip, adam=adam)
@@ -350,7 +350,7 @@ def test_chain_is_one_after_the_other():
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dtypes_stay(name, dtype):
+def test_dtypes_are_kept(name, dtype):
     opt = PAIRS[name][0](torch.tensor(0.1, dtype=torch.float64))
     params = tree.cast(examples.params(), dtype)
     state = opt.init(params)
@@ -372,8 +372,8 @@ def test_laws_of_a_function(name):
 
 
 @pytest.mark.parametrize("name", ["adam", "adamax", "nadam", "radam"])
-def test_what_multiplies_parameters_is_in_their_dtype(name):
-    """Powers alone are float64: a scale in it would make all that the update computes so."""
+def test_scales_have_the_dtype_of_the_parameters(name):
+    """Only powers are float64; a float64 scale would promote every update."""
     state = PAIRS[name][0](0.1).init(tree.cast(examples.params(), torch.float32))
     wide = {n for n, x in state._asdict().items() if isinstance(x, torch.Tensor) and x.dtype == torch.float64}
     assert wide <= {"beta1_power", "beta2_power", "mu_product"}
@@ -411,7 +411,7 @@ def test_messages():
 
 
 @EACH
-def test_rates_that_cannot_be(name):
+def test_invalid_learning_rates_are_refused(name):
     make = PAIRS[name][0]
     for wrong in (1, torch.tensor(1), True, "0.1", None):
         with pytest.raises(TypeError, match=r"learning_rate: expected a"):
@@ -447,12 +447,12 @@ def test_rates_that_cannot_be(name):
         (lambda: optim.add_decayed_weights(-1.0), "weight_decay: expected at least 0, got -1.0"),
     ],
 )
-def test_numbers_that_cannot_be(make, message):
+def test_invalid_numbers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_integer_tensors_are_no_numbers():
+def test_integer_tensors_are_refused():
     with pytest.raises(TypeError, match=r"max_norm: expected a floating-point dtype, got torch.int64"):
         optim.clip_by_global_norm(torch.tensor(1))
 
@@ -474,7 +474,7 @@ def test_transforms_refuse_trees_that_do_not_match(make):
         opt.update({n: x for n, x in params.items() if n != "scale"}, opt.init(params), params)
 
 
-def test_masks_and_groups_that_fit_no_parameter():
+def test_masks_and_groups_without_parameters_are_refused():
     params = examples.params()
     with pytest.raises(
         ValueError, match=r"chosen: expected it to choose at least one parameter, got none of \['0.bias'"
@@ -488,7 +488,7 @@ def test_masks_and_groups_that_fit_no_parameter():
 
 
 @EACH
-def test_a_state_of_something_else_is_refused(name):
+def test_state_of_another_optimizer_is_refused(name):
     params, opt = examples.params(), PAIRS[name][0](0.1)
     other = {"other": torch.zeros(3, dtype=torch.float64)}
     with pytest.raises((ValueError, TypeError), match=r"^state"):
@@ -500,7 +500,7 @@ def test_a_state_of_something_else_is_refused(name):
         opt.init({"w": torch.zeros(2, dtype=torch.int64)})
 
 
-def test_numbers_of_many_lanes_without_vmap_are_refused():
+def test_numbers_of_several_seeds_without_vmap_are_refused():
     for make in (optim.adam, optim.clip_by_global_norm, optim.clip_by_value, optim.add_decayed_weights):
         with pytest.raises(ValueError, match=r"or a tensor \[\], got shape \[2\]; lanes go through vmap"):
             make(torch.tensor([1.0, 2.0]))
@@ -510,8 +510,8 @@ def test_numbers_of_many_lanes_without_vmap_are_refused():
 
 
 @EACH
-def test_each_leaf_has_a_dtype_of_its_own_whatever_their_order(name):
-    """Beside float32 alone, a bfloat16 leaf before it changes nothing."""
+def test_leaves_keep_their_dtypes_in_any_order(name):
+    """A bfloat16 leaf in front does not change float32 leaves."""
     wide, opt = {"b": torch.tensor([0.5, -0.25])}, PAIRS[name][0](0.01)
     mixed = {"a": torch.ones(2, dtype=torch.bfloat16), **wide}
     states, generator = [opt.init(wide), opt.init(mixed)], torch.Generator().manual_seed(0)
@@ -531,8 +531,8 @@ def test_clip_of_half_precision_does_not_overflow():
 
 
 @pytest.mark.parametrize("make", [optim.centered_rmsprop, partial(optim.graves_rmsprop, eps=1e-16)])
-def test_centered_rmsprop_of_gradients_that_hardly_differ_is_finite(make):
-    """The mean square less the squared mean then rounds below 0."""
+def test_centered_rmsprop_of_nearly_constant_gradients_is_finite(make):
+    """The variance then rounds below 0."""
     params = {"w": torch.randn(1000, generator=torch.Generator().manual_seed(2))}
     opt = make(1e-3, decay=0.9)
     state = opt.init(params)
@@ -564,13 +564,13 @@ AT_0 = {
     "graves_rmsprop": (lambda zero: optim.graves_rmsprop(0.1, zero), "mean"),
     "sgd": (lambda zero: optim.sgd(0.1, zero), "velocity"),
 }
-"""Optimizers with a decay of 0, and what of their state is then the last gradient."""
+"""Optimizers with a decay of 0, and the part of their state that is then the last gradient."""
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0.0)], ids=str)
 @pytest.mark.parametrize("name", AT_0)
-def test_a_mean_that_keeps_nothing_is_the_last_gradient(name, zero):
-    """Of numbers of any size; and what came before, however wild, leaves no trace."""
+def test_mean_with_decay_0_is_the_last_gradient(name, zero):
+    """Holds for numbers of any size, also if the previous mean is infinite or NaN."""
     make, field = AT_0[name]
     params = {"w": torch.zeros(1000)}
     large, small = torch.logspace(-6, 15, 1000), torch.logspace(3, -12, 1000).neg()
@@ -590,8 +590,8 @@ def test_a_mean_that_keeps_nothing_is_the_last_gradient(name, zero):
     ],
     ids=["rmsprop", "adam", "nadam", "radam"],
 )  # fmt: skip
-def test_a_mean_square_that_keeps_nothing_is_the_last_square(make, zero):
-    """A gradient of 1e30, whose square is infinite, is forgotten by the next one."""
+def test_mean_square_with_decay_0_is_the_last_square(make, zero):
+    """A gradient of 1e30, whose square is infinite, has no effect on the next update."""
     optimizer, params = make(zero), {"w": torch.zeros(1)}
     state = optimizer.init(params)
     for g in (1e30, 0.5):
@@ -599,7 +599,7 @@ def test_a_mean_square_that_keeps_nothing_is_the_last_square(make, zero):
     assert state.square["w"].item() == 0.25
 
 
-def test_adamax_without_memory_forgets_the_largest_gradient():
+def test_adamax_with_decay_0_uses_the_last_gradient():
     optimizer, params = optim.adamax(0.1, 0.9, 0.0), {"w": torch.zeros(1)}
     state = optimizer.init(params)
     for g in (torch.inf, 0.5):

@@ -1,4 +1,4 @@
-"""Losses beside rlax and optimizers beside optax, which were written by others from the same papers."""
+"""Losses against rlax and optimizers against optax, independent implementations of the same papers."""
 
 import contextlib
 from functools import partial
@@ -24,7 +24,7 @@ def wide(dtype):
 
 
 def cases(dtype):
-    """Rows of one to six actions or classes, every other one with ties, some actions illegal but never all."""
+    """Generate rows of one to six actions or classes, half of them with ties, with some but not all actions illegal."""
     rng = np.random.default_rng(0)
     for case in range(CASES):
         size, batch = 1 + case % 6, 1 + case % 4
@@ -39,7 +39,7 @@ def cases(dtype):
 
 
 def agree(dtype, ours, theirs):
-    """Each case of ours beside theirs, relative where numbers are above 1."""
+    """Compare each case, with a relative tolerance for numbers above 1."""
     with wide(dtype):
         for case in cases(dtype):
             got, expected = ours(*(torch.from_numpy(x) for x in case)), np.asarray(theirs(*case))
@@ -48,7 +48,7 @@ def agree(dtype, ours, theirs):
 
 
 def no_illegal(q, legal):
-    """rlax knows no masks: a value of -inf is never the best."""
+    """Mask with -inf, because rlax has no masks."""
     return np.where(legal, q, -np.inf)
 
 
@@ -116,8 +116,8 @@ def test_categorical_q_learning(dtype, double):
 
 
 @EACH_DTYPE
-def test_penalties(dtype):
-    """rlax's l2_loss is half of our square."""
+def test_elementwise_losses(dtype):
+    """The l2_loss of rlax is half of `squared`."""
     pairs = [
         (lambda delta: losses.squared(delta) / 2, jax.jit(rlax.l2_loss)),
         (partial(losses.huber, threshold=0.7), jax.jit(partial(rlax.huber_loss, delta=0.7))),

@@ -1,7 +1,7 @@
-"""The PyTorch that a DQN uses, section by section: the imperative original beside its twin as a pure function.
+"""The PyTorch features that a DQN uses, section by section: the imperative code and the equivalent pure function.
 
-Observation, network and numbers are those of the project this one grew from: 468 booleans (nine zones of a game with
-52 cards), 468-512-256-actions, MSE of the TD error, Adam 3e-5, gradient norm clipped at 5, ExponentialLR 0.9.
+Observation, network and numbers are those of a card game DQN: 468 booleans (nine zones of a game with 52 cards),
+468-512-256-actions, MSE of the TD error, Adam 3e-5, gradient norm clipped at 5, ExponentialLR 0.9.
 """
 
 import copy
@@ -26,7 +26,7 @@ CHANCE = 1e-4
 
 
 class Page(nn.Module):
-    """The page's network definition."""
+    """The network of the reference code."""
 
     def __init__(self, input_length=468, num_actions=ACTIONS, hidden=(512, 256)):
         super().__init__()
@@ -44,7 +44,7 @@ class Page(nn.Module):
 
 @pytest.fixture(autouse=True)
 def own_generator():
-    """The original draws from PyTorch's generator; the other tests are not to notice."""
+    """Isolate PyTorch's generator, which the imperative code uses, from the other tests."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -58,7 +58,7 @@ def observations(count, size=468, seed=1):
 
 
 def test_dynamic_graphs():
-    """What runs is what is differentiated, Python's own branches and loops too."""
+    """Autograd follows Python's branches and loops."""
 
     def steps(x):
         y = x
@@ -150,7 +150,7 @@ def test_sequential_begins_as_pytorch_begins():
         assert stats.kstest(ours[:50_000], "uniform", (-bound, 2 * bound)).pvalue > CHANCE
         assert stats.ks_2samp(ours[:50_000], theirs[:50_000]).pvalue > CHANCE
         assert abs(ours.std() * math.sqrt(3) / bound - 1) < 5 / math.sqrt(len(ours))
-        if len(ours) > 1000:  # the tests can fail: numbers a little too large, or normal ones
+        if len(ours) > 1000:  # the test can fail: numbers slightly too large, or normally distributed
             normal = random.normal(KEY, (50_000,)).numpy() * ours.std()
             assert stats.ks_2samp(ours[:50_000] * 1.1, theirs[:50_000]).pvalue < CHANCE
             assert stats.ks_2samp(normal, theirs[:50_000]).pvalue < CHANCE
@@ -210,7 +210,7 @@ def test_network_definition():
 
 
 def transitions(count, seed=2):
-    """Made up ones; one in five ends its game, one in four actions is legal."""
+    """Make random transitions: one in five is terminal, one in four actions is legal."""
     keys = random.split(random.key(seed), 6)
     shape = (count, 468)
     legal = random.uniform(keys[5], (count, ACTIONS)) < 0.25
@@ -225,7 +225,7 @@ def transitions(count, seed=2):
 
 
 def page_loop(network, batches, gamma, every):
-    """The page's training loop. The target network and the learning rate move every so many updates."""
+    """The imperative training loop; target network and learning rate change at fixed intervals."""
     target_network = copy.deepcopy(network)
     criterion = nn.MSELoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-5)
@@ -247,7 +247,7 @@ def page_loop(network, batches, gamma, every):
 
 
 def our_loop(network, params, batches, gamma, every):
-    """The same, each line a function of its arguments."""
+    """The same loop with pure functions."""
     hyper = training.hyper(1)._replace(gamma=torch.tensor(gamma, dtype=torch.float64))
 
     def rate(updates):
@@ -263,7 +263,7 @@ def our_loop(network, params, batches, gamma, every):
 
 
 def test_training_loop():
-    """The same parameters from the same start on the same batches after 400 updates, at the page's size."""
+    """Both loops have equal parameters after 400 updates on the same batches, at full size."""
     module, network = Page().double(), networks.mlp(468, (512, 256), ACTIONS)
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     stored = transitions(2048)
@@ -277,7 +277,7 @@ def test_training_loop():
 
 
 def test_training_loop_would_notice(monkeypatch):
-    """The tolerance tells the loop from one with another discount, and from one whose gradients are not clipped."""
+    """The tolerance detects another discount and missing gradient clipping."""
     module, network = Page(hidden=(8, 8)).double(), networks.mlp(468, (8, 8), ACTIONS)
     start, stored = copy.deepcopy(module), transitions(64)
     batches = [stored._replace(reward=stored.reward * 100)] * 20
@@ -327,7 +327,7 @@ def test_device_is_the_gpu_where_there_is_one(monkeypatch):
 def test_tensor_creation():
     before = torch.get_rng_state()
     ours = random.normal(KEY, (300, 400))
-    assert torch.equal(torch.get_rng_state(), before), "chance is an argument"
+    assert torch.equal(torch.get_rng_state(), before), "randomness is an argument"
     theirs = torch.randn(300, 400)
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert stats.ks_2samp(ours.flatten()[:50_000].numpy(), theirs.flatten()[:50_000].numpy()).pvalue > CHANCE
@@ -343,7 +343,7 @@ def test_tensor_operations():
 
 
 def test_reshape():
-    """Batch, environments and lanes are axes that a network leaves alone; nothing is flattened by hand."""
+    """Networks accept axes for batch, environments and seeds; nothing is flattened by hand."""
     network, module = networks.mlp((9, 52), (16, 8), 3), Page(468, 3, (16, 8))
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     obs = observations(10).reshape(5, 2, 9, 52)
@@ -362,7 +362,7 @@ def test_inference_without_gradients():
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     q = network.apply(params, obs)
     torch.testing.assert_close(q, expected, rtol=0, atol=1e-6)
-    assert module(obs.float()).requires_grad, "the original records"
+    assert module(obs.float()).requires_grad, "the imperative code records a graph"
     assert q.grad_fn is None
     assert not q.requires_grad
     assert tree.to_numpy(q).shape == (5, ACTIONS)
@@ -408,7 +408,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_exported_programs(tmp_path):
-    """A trained policy as a file that runs without this library."""
+    """A trained policy is a file that runs without this library."""
     network, obs = networks.mlp(468, (512, 256), ACTIONS), observations(3)
     params = network.init(KEY)
     module = networks.to_module(network, params).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The picture, read back: what is drawn is what the numbers say, and it is a picture that a person can read."""
+"""Pictures of learning curves: the drawn data equal the statistics, and the picture is legible."""
 
 import time
 
@@ -22,7 +22,7 @@ def learning(seeds, seed=0, best=500.0, reports=20):
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """Draw and answer with the axes as they were when the file was written, and the file's pixels."""
+    """Draw, and return the axes as they were when the file was written, and the pixels of the file."""
     kept, save = [], Figure.savefig
 
     def keep(figure, *args, **kwargs):
@@ -51,7 +51,7 @@ def has_colour(pixels, colour):
 
 
 @pytest.mark.parametrize(("panels", "shape"), [(1, (1, 1)), (3, (3, 1)), (4, (2, 2)), (5, (3, 2))])
-def test_many_panels_stand_in_two_columns(tmp_path, panels, shape):
+def test_many_panels_are_in_two_columns(tmp_path, panels, shape):
     path, names = tmp_path / "many.png", [f"world {i}" for i in range(panels)]
     plots.learning_curves(path, {name: {"": learning(4)} for name in names})
     height, width = imread(path).shape[:2]
@@ -59,7 +59,7 @@ def test_many_panels_stand_in_two_columns(tmp_path, panels, shape):
     assert (height, width) == (675 * rows, 1200 * columns)
 
 
-def test_a_picture_is_written_and_is_not_blank(drawn):
+def test_picture_is_not_blank(drawn):
     _, pixels = drawn({"": learning(16)}, "cartpole", "16 seeds")
     height, width = pixels.shape[:2]
     assert width >= 1000
@@ -71,7 +71,7 @@ def test_a_picture_is_written_and_is_not_blank(drawn):
     assert has_colour(blank, plots.COLOURS[0]) == 0, "the check can fail"
 
 
-def test_the_line_is_the_interquartile_mean_in_its_interval(drawn):
+def test_line_is_the_interquartile_mean_with_its_interval(drawn):
     curve = learning(16)
     axes, _ = drawn({"": curve}, "cartpole")
     (line,) = thick(axes)
@@ -88,7 +88,7 @@ def test_the_line_is_the_interquartile_mean_in_its_interval(drawn):
 
 
 def bands(axes):
-    """The kinds of bands, and the steps that each spans."""
+    """Return the kinds of bands and the steps that each spans."""
     return {
         "range" if band.get_hatch() else "interval": sorted({float(x) for x in band.get_paths()[0].vertices[:, 0]})
         for band in axes.collections
@@ -99,7 +99,7 @@ def bands(axes):
     (8, "band: its 95% bootstrap interval"), (5, "band: its 95% bootstrap interval"), (4, "band: range of the seeds"),
     (2, "band: range of the seeds"), (1, None),
 ])  # fmt: skip
-def test_a_band_of_few_seeds_is_their_range_and_is_called_so(drawn, seeds, words):
+def test_band_of_few_seeds_is_their_range(drawn, seeds, words):
     curve = learning(seeds)
     axes, _ = drawn({"": curve})
     note = axes.get_title(loc="left")
@@ -112,25 +112,25 @@ def test_a_band_of_few_seeds_is_their_range_and_is_called_so(drawn, seeds, words
         assert corners[:, 1].max() == pytest.approx(curve.values.max())
 
 
-def test_seeds_that_start_late_turn_a_range_into_an_interval(drawn):
+def test_late_seeds_turn_a_range_into_an_interval(drawn):
     values = learning(8).values.copy()
     values[:6, 3:] = np.nan  # three seeds until step 6,000
     axes, _ = drawn({"": Curve(STEPS, values)})
     assert bands(axes) == {
         "interval": [1000.0 * i for i in range(7, 21)],
-        "range": [1000.0 * i for i in range(1, 8)],  # with what lies between the two
+        "range": [1000.0 * i for i in range(1, 8)],  # including the segment between the two
     }
     assert "interval, hatched: range of fewer than 5 seeds" in axes.get_title(loc="left")
 
 
-def test_curves_of_many_and_of_few_seeds_have_bands_of_their_own(drawn):
+def test_curves_of_many_and_few_seeds_have_different_bands(drawn):
     axes, _ = drawn({"many": learning(9), "few": learning(3, best=300.0), "one": learning(1)})
     assert set(bands(axes)) == {"interval", "range"}
     assert len(axes.collections) == 2
     assert "interval, hatched: range of fewer than 5 seeds" in axes.get_title(loc="left")
 
 
-def test_panels_name_their_own_bands(tmp_path, monkeypatch):
+def test_caption_of_each_panel_names_its_bands(tmp_path, monkeypatch):
     kept, save = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **kw: kept.append(figure) or save(figure, *args, **kw))
     plots.learning_curves(tmp_path / "x.png", {"a": {"": learning(6)}, "b": {"": learning(2)}})
@@ -148,12 +148,12 @@ def test_axes_are_named_with_their_units(drawn):
     assert axes.get_legend() is None
 
 
-def test_several_curves_have_a_legend_and_colours_of_their_own(drawn):
+def test_several_curves_have_a_legend_and_different_colours(drawn):
     curves = {f"run {i}": learning(8, seed=i, best=100.0 * (i + 1)) for i in range(3)}
     axes, pixels = drawn(curves)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(curves)
     assert len({line.get_color() for line in thick(axes)}) == 3
-    assert len(axes.lines) == 3, "single seeds of several runs would be a smear"
+    assert len(axes.lines) == 3, "single seeds are not drawn for several runs"
     assert all(has_colour(pixels, colour) > 0.0005 for colour in plots.COLOURS[:3])
 
 
@@ -170,7 +170,7 @@ def test_more_curves_than_colours(drawn):
     assert len(looks) == len(curves), "two runs must not look the same"
 
 
-def test_no_curve_is_refused(tmp_path):
+def test_no_curves_are_refused(tmp_path):
     with pytest.raises(ValueError, match="panels: expected at least one curve in each, got none"):
         plots.learning_curves(tmp_path / "x.png", {})
     assert not list(tmp_path.iterdir())
@@ -183,12 +183,12 @@ def test_one_seed_is_a_line_without_a_band(drawn):
     assert has_colour(pixels, plots.COLOURS[0]) > 0.001
 
 
-def test_one_report_is_seen(drawn):
+def test_single_report_is_visible(drawn):
     _, pixels = drawn({"": Curve(np.array([1000]), np.array([[10.0, 20.0, 30.0, 40.0]]))})
     assert has_colour(pixels, plots.COLOURS[0]) > 1e-5, "a line of one point draws nothing without a marker"
 
 
-def test_a_run_without_an_ended_episode(drawn):
+def test_run_without_a_finished_episode(drawn):
     axes, _ = drawn({"": Curve(STEPS, np.full((20, 3), np.nan))}, "mountain_car")
     assert axes.get_xlabel()
 
@@ -197,7 +197,7 @@ def test_no_rows_at_all(drawn):
     drawn({"": Curve(np.zeros(0, np.int64), np.zeros((0, 0)))})
 
 
-def test_a_missing_value_is_taken_from_before(drawn):
+def test_missing_value_is_filled_forward(drawn):
     curve = learning(8)
     holes = curve.values.copy()
     holes[5, 2] = holes[11:13, 6] = np.nan
@@ -207,17 +207,17 @@ def test_a_missing_value_is_taken_from_before(drawn):
     np.testing.assert_allclose(thick(axes)[0].get_ydata(), scipy.stats.trim_mean(filled, 0.25, axis=1))
 
 
-def test_a_seed_whose_first_episode_ends_late_counts_from_then_on(drawn):
+def test_seed_counts_from_its_first_finished_episode(drawn):
     curve = learning(8)
     late = curve.values.copy()
-    late[0, 1:] = np.nan  # at the first report only one seed has ended an episode
+    late[0, 1:] = np.nan  # at the first report only one seed has finished an episode
     axes, _ = drawn({"": Curve(curve.steps, late)})
     np.testing.assert_allclose(
         thick(axes)[0].get_ydata()[-5:], scipy.stats.trim_mean(curve.values[-5:], 0.25, axis=1), rtol=1e-6
     )
 
 
-def test_a_thousand_seeds_are_quick(drawn):
+def test_a_thousand_seeds_are_fast(drawn):
     curve = learning(1000, reports=100)
     began = time.perf_counter()
     axes, _ = drawn({"": curve})
@@ -253,4 +253,4 @@ def test_the_subtitle_of_a_run_fits_the_picture(drawn):
     assert "-112.3 [-113.5, -111.2]" in words or "-112.3 [-113.4, -111.2]" in words
     assert "12 failed" in words
     extent = axes._left_title.get_window_extent()
-    assert extent.x1 <= axes.figure.get_window_extent().x1, "the subtitle runs out of the picture"
+    assert extent.x1 <= axes.figure.get_window_extent().x1, "the subtitle exceeds the picture"

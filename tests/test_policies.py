@@ -1,4 +1,4 @@
-"""Acting: never an illegal action, the right frequencies, and chance only from the arguments."""
+"""Policies: only legal actions, correct frequencies, and randomness only from the arguments."""
 
 from functools import partial
 
@@ -12,12 +12,12 @@ from torch.func import vmap
 from fdqn import actions, policies, random
 from fdqn.testing import asserts, laws, strategies
 
-# Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
+# Keys are fixed, so tests of distributions are deterministic; their bounds would fail by chance once in 10,000.
 CHANCE = 1e-4
 
 
 @given(strategies.q_batches(), st.data(), st.floats(0, 1, width=32))
-def test_never_illegal(batch, data, epsilon):
+def test_actions_are_legal(batch, data, epsilon):
     q, legal = batch
     u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
     laws.legal_only(partial(policies.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
@@ -34,14 +34,14 @@ def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
 
 
 def test_epsilon_0_never_explores():
-    """Not even where the uniform is 0 itself."""
+    """Even if the uniform is exactly 0."""
     u = torch.tensor([[0.0, 0.9]])
     assert policies.epsilon_greedy(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool), 0.0, u).tolist() == [
         0
     ]
 
 
-def test_nothing_legal_is_refused_or_0():
+def test_no_legal_action_raises_or_gives_0():
     legal, u = torch.tensor([[True, False], [False, False]]), torch.full((2, 2), 0.9)
     with pytest.raises(ValueError, match=r"legal\[1\]: expected at least one legal action, got none"):
         policies.uniform(legal, u[:, 0])
@@ -51,7 +51,7 @@ def test_nothing_legal_is_refused_or_0():
     assert vmap(policies.epsilon_greedy, (0, 0, None, 0))(torch.ones(2, 2), legal, 0.5, u)[1] == 0
 
 
-def test_each_legal_action_as_often():
+def test_uniform_frequencies():
     legal = torch.tensor([True, False, True, True, False]).expand(30_000, 5)
     chosen = policies.uniform(legal, random.uniform(random.key(2), (30_000,)))
     counts = torch.bincount(chosen, minlength=5)
@@ -59,15 +59,15 @@ def test_each_legal_action_as_often():
     assert stats.chisquare(counts[[0, 2, 3]].numpy()).pvalue > CHANCE
 
 
-def test_explores_as_often_as_epsilon_says():
+def test_exploration_rate_is_epsilon():
     q, legal = torch.tensor([0.0, 1.0]).expand(30_000, 2), torch.ones(30_000, 2, dtype=torch.bool)
     u = random.uniform(random.key(4), (30_000, 2))
     other = (policies.epsilon_greedy(q, legal, 0.3, u) == 0).sum()
     assert stats.binomtest(int(other), 30_000, 0.15).pvalue > CHANCE
 
 
-def test_the_last_uniform_chooses_the_last_action_of_many():
-    """u just under 1 times a large count rounds up in float32: the choice must still exist and be legal."""
+def test_the_largest_uniform_selects_the_last_of_many_actions():
+    """In float32, u just under 1 times a large count rounds up; the action must still exist and be legal."""
     for count in (1, 2, 3, 7, 1000, 4097):
         legal = torch.ones(1, count, dtype=torch.bool)
         u = torch.tensor([1 - 2.0**-23])
@@ -76,7 +76,7 @@ def test_the_last_uniform_chooses_the_last_action_of_many():
 
 
 @pytest.mark.parametrize("u", [-0.5, 1.0, 1.5, float("nan"), float("inf")])
-def test_a_uniform_out_of_range_that_cannot_be_read_still_chooses_a_legal_action(u):
+def test_unreadable_uniforms_out_of_range_give_a_legal_action(u):
     legal = torch.tensor([[False, True, True, False]])
     one = torch.tensor([u])
     with pytest.raises(ValueError, match=r"^u\[0\]: expected numbers in \[0, 1\)"):
@@ -87,7 +87,7 @@ def test_a_uniform_out_of_range_that_cannot_be_read_still_chooses_a_legal_action
 
 
 def test_uniforms_of_half_precision_are_refused():
-    """In bfloat16 a third of 300 actions could not be chosen, and a uniform that is rounded up to 1 chooses none."""
+    """In bfloat16 a third of 300 actions would be unreachable, and a uniform rounded up to 1 would select none."""
     legal = torch.ones(1, 300, dtype=torch.bool)
     for dtype in (torch.float16, torch.bfloat16):
         for call in (policies.uniform, vmap(policies.uniform)):
@@ -108,7 +108,7 @@ def test_laws_of_a_function():
     laws.ranked(policies.uniform, LEGAL, U[..., 0], leading=2)
 
 
-def test_epsilon_of_each_lane():
+def test_epsilon_may_differ_between_seeds():
     chosen = torch.func.vmap(policies.epsilon_greedy, in_dims=(None, None, 0, None))(
         Q, LEGAL, torch.tensor([0.0, 1.0]), U
     )

@@ -1,4 +1,4 @@
-"""The answers of the probes, held against value iteration on what the probes do when they are stepped."""
+"""The values of the probes against value iteration on their stepped transitions."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ GAMMAS = (0.0, 0.5, 0.9, 0.99)
 
 
 def transitions(probe):
-    """Every (row, action, legal, reward, terminated, truncated, next row, next legal) there is, by stepping.
+    """Collect every (row, action, legal, reward, terminated, truncated, next row, next legal) by stepping.
 
-    All states that can be reached, illegal actions tried too; a row is the place of an observation in `probe.obs`.
+    Visits all reachable states and also tries illegal actions; a row is the index of an observation in `probe.obs`.
     """
     env = probe.env
     rows = {tuple(obs): i for i, obs in enumerate(probe.obs.tolist())}
@@ -46,7 +46,7 @@ def transitions(probe):
 
 
 def optimal(found, shape, gamma, truncation_ends=False, masked=True):
-    """Value iteration until nothing changes; NaN at what cannot be chosen."""
+    """Run value iteration until convergence; NaN for illegal actions."""
     q = torch.zeros(shape, dtype=torch.float64)
     for _ in range(4_000):
         new = torch.full(shape, float("nan"), dtype=torch.float64)
@@ -55,7 +55,7 @@ def optimal(found, shape, gamma, truncation_ends=False, masked=True):
             stop = terminated or (truncated and truncation_ends)
             value = reward + (0.0 if stop else gamma * max(choices))
             if legal or not masked:
-                # The same action at the same place has one value, whatever the clock says.
+                # The value of an action at a place does not depend on the time.
                 assert new[row, action].isnan() or abs(new[row, action] - value) < 1e-12
                 new[row, action] = value
         if torch.equal(new.nan_to_num(), q.nan_to_num()):
@@ -66,7 +66,7 @@ def optimal(found, shape, gamma, truncation_ends=False, masked=True):
 
 @pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("name", probes.ALL)
-def test_the_answer_is_the_fixed_point_of_what_the_probe_does(name, gamma):
+def test_values_are_the_fixed_point_of_value_iteration(name, gamma):
     probe = probes.ALL[name](dtype=torch.float64)
     q = probe.q(gamma)
     assert q.shape == probe.legal.shape == (len(probe.obs), probe.env.spec.actions)
@@ -75,11 +75,11 @@ def test_the_answer_is_the_fixed_point_of_what_the_probe_does(name, gamma):
     assert torch.equal(q.isnan(), ~probe.legal)
 
 
-def test_the_answers_reject_wrong_readings():
+def test_values_reject_wrong_targets():
     endless, masked, delayed = (
         probes.ALL[n](dtype=torch.float64) for n in ("endless_reward", "masked_reward", "delayed_reward")
     )
-    with pytest.raises(AssertionError):  # the value of a step would depend on the clock
+    with pytest.raises(AssertionError):  # the value of a step would depend on the time
         optimal(transitions(endless), (1, 2), 0.9, truncation_ends=True)
     unmasked = optimal(transitions(masked), (2, 3), 0.9, masked=False)
     assert torch.equal(unmasked[0], torch.full((3,), 0.9, dtype=torch.float64))
@@ -88,19 +88,19 @@ def test_the_answers_reject_wrong_readings():
 
 
 @pytest.mark.parametrize("name", probes.ALL)
-def test_legal_is_what_the_probe_says(name):
+def test_legal_equals_the_mask_of_the_environment(name):
     probe = probes.ALL[name]()
     for row, _, _, _, _, _, after, legal_after in transitions(probe):
         assert probe.legal[row].any()
         assert legal_after == tuple(probe.legal[after].tolist())
 
 
-def test_only_the_masked_probe_forbids():
+def test_only_the_masked_probe_has_illegal_actions():
     assert [name for name in probes.ALL if not probes.ALL[name]().legal.all()] == ["masked_reward"]
     probe = probes.masked_reward()
     paid = {action: reward for row, action, _, reward, *_ in transitions(probe) if row == 1}
     assert max(paid, key=paid.get) == 2
-    # Whoever never tries it finds it best as well: its value stays near 0, all others are below.
+    # The illegal action also looks best if it is never tried: its value stays near 0, all others are lower.
     assert all(reward < 0 for action, reward in paid.items() if action != 2)
 
 

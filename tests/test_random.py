@@ -1,4 +1,4 @@
-"""Threefry: bit for bit that of jax.random, by vectors it made and, where it is installed, by itself."""
+"""Threefry equals jax.random bit for bit: recorded vectors and, where it is installed, JAX itself."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from fdqn.testing import asserts, laws, strategies
 
 GOLDEN = json.loads((pathlib.Path(__file__).parent / "golden_random.json").read_text())
 
-# Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
+# Keys are fixed, so tests of distributions are deterministic; their bounds would fail by chance once in 10,000.
 CHANCE = 1e-4
 
 
@@ -44,7 +44,7 @@ def test_live_jax(seed):
     assert jax.random.key_data(jax.random.fold_in(theirs, 77)).tolist() == random.fold_in(ours, 77).tolist()
     assert jax.random.bits(theirs, (100,)).tolist() == random.bits(ours, (100,)).tolist()
     assert jax.random.uniform(theirs, (100,)).tolist() == random.uniform(ours, (100,)).tolist()
-    # jax's own float32 inverse is up to 6e-6 off in the tails; its uniforms, transformed in float64, are not.
+    # JAX's float32 inverse has errors up to 6e-6 in the tails; its uniforms, transformed in float64, do not.
     lowest = np.nextafter(np.float32(-1), np.float32(0))
     v = np.asarray(jax.random.uniform(theirs, (10_000,), minval=lowest, maxval=1.0), np.float64)
     exact = torch.from_numpy(math.sqrt(2) * special.erfinv(v)).float()
@@ -83,8 +83,8 @@ def test_fold_in_broadcasts():
     asserts.assert_trees_equal(random.fold_in(keys[1], 9), both[2, 1])
 
 
-def test_purposes_do_not_meet():
-    """Keys folded, split and seeded from each other are all different."""
+def test_derived_keys_are_different():
+    """Keys that are folded, split and seeded from each other are all different."""
     keys = random.key(list(range(50)))
     family = torch.cat(
         [keys, random.split(keys, 3).reshape(-1, 2), random.fold_in(keys, 5), random.fold_in(keys, 2**31)]
@@ -98,7 +98,7 @@ def test_seeds_out_of_range(seed):
         random.key(seed)
 
 
-def test_what_is_no_seed_or_key():
+def test_invalid_seeds_and_keys_are_refused():
     with pytest.raises(TypeError, match=r"seed: expected an integer dtype, got torch.float32"):
         random.key(1.5)
     with pytest.raises(TypeError, match="key: expected an integer dtype"):
@@ -119,7 +119,7 @@ def test_distributions():
 
 
 @given(st.integers(1, 2**31 - 1))
-def test_index_stays_inside_and_meets_both_ends(size):
+def test_index_is_in_range_and_reaches_both_ends(size):
     words = torch.tensor([0, 1, 2**31, 2**32 - 1])
     at = random.index(words, size)
     assert at.tolist() == [int(w) * size >> 32 for w in words]
@@ -136,7 +136,7 @@ def test_index_does_not_overflow_near_its_limit(size):
 
 
 @given(strategies.keys(), st.integers(-(2**40), 2**40), st.integers(1, 2**31 - 1))
-def test_randint_lies_in_its_range(key, low, width):
+def test_randint_is_in_range(key, low, width):
     x = random.randint(key, (20,), low, low + width)
     assert ((x >= low) & (x < low + width)).all()
     assert x.dtype == torch.int64
@@ -153,8 +153,8 @@ NOT_INT64 = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, to
 
 @pytest.mark.parametrize("dtype", NOT_INT64)
 @pytest.mark.parametrize("f", [random.unit, lambda words: random.index(words, 1000)], ids=["unit", "index"])
-def test_words_of_another_dtype_are_refused_also_under_vmap(f, dtype):
-    """int32 words gave the indices -1 and 0 of 1000, uint8 words only 0."""
+def test_bits_of_another_dtype_are_refused_also_under_vmap(f, dtype):
+    """int32 bits gave the indices -1 and 0 of 1000, uint8 bits only 0."""
     words = random.bits(random.key(0), (8,)).to(dtype)
     for call in (f, torch.func.vmap(f)):
         with pytest.raises(TypeError, match=f"^words: expected torch.int64, got {dtype}"):
@@ -174,7 +174,7 @@ def test_data_of_any_integer_dtype_is_widened():
         )
 
 
-def test_keys_and_data_that_only_differ_beyond_32_bits_are_refused_and_not_folded_together():
+def test_keys_and_data_beyond_32_bits_are_refused():
     for wrong in (2**32 + 5, -5):
         with pytest.raises(ValueError, match=rf"^data\[1\]: expected integers in \[0, 2\*\*32\), got {wrong}"):
             random.fold_in(random.key(0), torch.tensor([5, wrong]))
@@ -182,12 +182,12 @@ def test_keys_and_data_that_only_differ_beyond_32_bits_are_refused_and_not_folde
             random.bits(torch.tensor([0, wrong]))
 
 
-def test_unit_takes_the_upper_bits():
+def test_unit_uses_the_upper_bits():
     assert random.unit(torch.tensor([0, 511, 512, 2**32 - 1])).tolist() == [0.0, 0.0, 2.0**-23, 1 - 2.0**-23]
 
 
-def test_normal_is_that_of_jax_to_the_relative_error_that_is_stated():
-    """Measured where it is largest: over a million numbers, the tails among them. An absolute 6e-6 does not hold."""
+def test_normal_equals_jax_to_the_documented_relative_error():
+    """Measured where the error is largest: a million numbers, including the tails. An absolute 6e-6 does not hold."""
     stated = float(re.search(r"`normal` to a relative error of (\S+),", random.__doc__)[1])
     jax = pytest.importorskip("jax")
     ours = random.normal(random.key(1), (1_000_000,)).double()
@@ -197,14 +197,14 @@ def test_normal_is_that_of_jax_to_the_relative_error_that_is_stated():
     assert (ours - theirs).abs().max() > stated
 
 
-def test_normal_is_finite_at_the_ends():
+def test_normal_is_finite_for_all_bits():
     smallest = -1.0 + 2.0**-24
     assert torch.erfinv(torch.tensor(smallest)).isfinite()
     assert random.normal(random.key(0), (100_000,)).isfinite().all()
 
 
 @pytest.mark.parametrize("data", [-1, 2**32])
-def test_fold_in_refuses_what_is_no_word(data):
+def test_fold_in_refuses_data_out_of_range(data):
     with pytest.raises(ValueError, match=r"data: expected an integer in \[0, 2\*\*32\)"):
         random.fold_in(random.key(0), data)
 

@@ -1,5 +1,7 @@
-"""What the README shows works as shown."""
+"""The README files: code runs, commands parse, links, paths and tests exist, help texts use the field's terms."""
 
+import ast
+import importlib
 import json
 import re
 import shlex
@@ -7,32 +9,125 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, envs
+import fdqn
+from fdqn import cli, compile, envs, training
 from fdqn.testing import laws
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PACKAGE = (ROOT / "fdqn/README.md").read_text()
+PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "fdqn/README.md", "benchmarks/README.md")}
+
+# The map of the package and the names in code describe the final layout. Until it is there, what is missing is skipped.
+MOVED = (ROOT / "fdqn/experiment").is_dir()
+moved = pytest.mark.skipif(not MOVED, reason="the new layout is not there yet")
+
+PRIVATE_WORDS = r"lanes?|worlds?|cycles?|shares?|penalty|told|asked|said|stands|begun|rooms?"
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-def test_programs_run(monkeypatch, capsys):
-    training, _, _, law = blocks("python")
-    assert len([line for line in training.splitlines() if line.strip() and "import" not in line]) <= 20
+def block(words):
+    (found,) = (text for text in blocks("python") if words in text)
+    return found
+
+
+def checked_blocks():
+    return re.findall(r"<!-- check -->\n```python\n(.*?)```", README, re.S)
+
+
+def dotted_names(code):
+    """Return the dotted names in the code that begin with `fdqn` or with a name imported from it."""
+    program, imported, names = ast.parse(code), {"fdqn": "fdqn"}, set()
+    for node in ast.walk(program):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "fdqn":
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assigned = {node.id for node in ast.walk(program) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(program):
+        if isinstance(node, ast.Attribute) and re.fullmatch(r"[\w.]+", text := ast.unparse(node)):
+            first, rest = text.split(".", 1)
+            if first in imported and first not in assigned:
+                names.add(f"{imported[first]}.{rest}")
+    return names
+
+
+def exists(dotted):
+    """Whether a dotted name can be imported or read."""
+    first, *rest = dotted.split(".")
+    value, path = importlib.import_module(first), first
+    for name in rest:
+        path = f"{path}.{name}"
+        try:
+            value = getattr(value, name)
+        except (AttributeError, ImportError):
+            try:
+                value = importlib.import_module(path)
+            except ImportError:
+                return False
+    return True
+
+
+def test_dotted_names_are_found_and_missing_ones_noticed():
+    code = "import fdqn\nfrom fdqn import optim\nrun = fdqn.absent(1)\noptim.adam(1).update\nrun.plot\n"
+    assert dotted_names(code) == {"fdqn.optim", "fdqn.absent", "fdqn.optim.adam"}
+    assert exists("fdqn.optim.adam")
+    assert exists("fdqn.testing.laws.env")
+    assert not exists("fdqn.absent")
+
+
+def test_public_names_of_the_package_exist():
+    """pdoc documents these; a name that cannot be imported ends it with a traceback."""
+    assert [name for name in fdqn.__all__ if not exists(f"fdqn.{name}")] == []
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_names_in_code_exist(code):
+    assert missing(code) == []
+
+
+def missing(code):
+    names = [name for name in sorted(dotted_names(code)) if not exists(name)]
+    if names and not MOVED:
+        pytest.skip(f"not there yet: {', '.join(names)}")
+    return names
+
+
+@pytest.mark.parametrize("page", [pytest.param("README.md", marks=moved), "fdqn/README.md", "benchmarks/README.md"])
+def test_functions_in_text_exist(page):
+    """`losses.huber` in a text or a table is a name of the module `fdqn.losses`, and so for every module."""
+    spans = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page].split("| 0.1 | 0.2 |")[0]))
+    named = {f"fdqn.{module}.{name}" for module, name in re.findall(r"(?<![\w./])(\w+)\.((?!py\b)[a-z]\w*)", spans)}
+    assert [name for name in sorted(named) if name.split(".")[1] in fdqn.__all__ and not exists(name)] == []
+
+
+@pytest.mark.parametrize("code", checked_blocks())
+def test_checked_blocks_run(tmp_path, monkeypatch, capsys, code):
+    """Each marked block runs as printed, on fewer seeds and steps and without compiling."""
+    assert missing(code) == []
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compile, "compiled", training.vmapped)
-    shortened = training.replace("100_000", "1_200").replace("10_000", "600")
-    assert shortened != training
-    exec(shortened, {})
-    assert re.search(r"^600 \[.*^1200 \[", capsys.readouterr().out, re.S | re.M)
-    exec(law, {})
+    small = "steps=1_200, report_every=600, evaluate_episodes=1, engine='eager'"
+    code = code.replace("seeds=16", "seeds=4").replace("steps=100_000", small)
+    exec(code.replace("100_000", "1_200").replace("10_000", "600"), names := {})
+    if "run" in names:
+        assert len(names["final"]["per_seed"]) == 4
+        assert Path("curve.png").exists()
+    else:
+        assert re.search(r"^600 \[.*^1200 \[", capsys.readouterr().out, re.S | re.M)
+
+
+def test_laws_run():
+    exec(block("laws.env"), {})
 
 
 @pytest.mark.parametrize("name", ["corridor", "Corridor"])
 def test_environments_of_one_s_own_are_trained(tmp_path, monkeypatch, name):
     """In a corridor one learns to go right: greedily every episode ends with the reward."""
-    _, functions, gym_class, _ = blocks("python")
-    assert all(len([line for line in block.splitlines() if line.strip()]) <= 30 for block in (functions, gym_class))
+    functions, gym_class = block("def corridor"), block("class Corridor")
+    assert all(len([line for line in code.splitlines() if line.strip()]) <= 30 for code in (functions, gym_class))
     (tmp_path / "mine.py").write_text(functions + "\n\n" + gym_class)
     monkeypatch.chdir(tmp_path)
     words = shlex.split("--no-compile --seeds 2 --steps 3000 --learning-starts 300 --learning-rate 0.01 --gamma 0.9")
@@ -53,14 +148,24 @@ def test_first_two_shell_blocks_are_one_command_each():
         assert command.strip().endswith(f".venv/bin/{last}")
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\(((?!http)[^)#]+)\)", README))
-def test_linked_files_exist(path):
-    assert (Path(__file__).parents[1] / path).exists()
+@pytest.mark.parametrize("command", re.findall(r"^\| `fdqn (.*?)` \|", README, re.M))
+def test_commands_of_the_table_parse(command):
+    first, *_ = words = shlex.split(command)
+    assert isinstance(cli._parse(words), cli.COMMANDS[first])
+
+
+def links():
+    return [(page, path) for page, text in PAGES.items() for path in re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", text)]
+
+
+@pytest.mark.parametrize(("page", "path"), links())
+def test_linked_files_exist(page, path):
+    assert ((ROOT / page).parent / path).exists()
 
 
 def named_tests():
     """The tests that the tables name, with their files."""
-    for row in re.findall(r"^\| .* \|$", README, re.M):
+    for row in (row for text in PAGES.values() for row in re.findall(r"^\| .* \|$", text, re.M)):
         file = "tests/test_page.py"
         for path, name in re.findall(r"`(tests/\w+\.py)?(?:::)?(test_\w+)`", row):
             file = path or file
@@ -69,10 +174,51 @@ def named_tests():
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(named_tests())))
 def test_tests_that_the_tables_name_exist(file, name):
-    assert f"\ndef {name}(" in (Path(__file__).parents[1] / file).read_text()
+    assert f"\ndef {name}(" in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted({path for text in PAGES.values() for path in re.findall(r"tests/\w+\.py", text)})
+)
+def test_test_files_exist(path):
+    assert (ROOT / path).exists()
+
+
+def rows(title):
+    """The rows of the table with this first line."""
+    return PACKAGE[PACKAGE.index(title) :].split("\n\n")[0].splitlines()[2:]
 
 
 def test_every_section_of_the_table_names_a_test():
-    table = README[README.index("| PyTorch | fdqn | test |") :].split("\n\n")[0].splitlines()[2:]
+    table = rows("| PyTorch | fdqn | test |")
     assert len(table) > 20
     assert all("`test_" in row or "::test_" in row for row in table)
+
+
+@moved
+def test_map_of_the_package_names_every_module_and_nothing_else():
+    """Each row names a module, or a folder as a whole; bold rows head the modules of a folder."""
+    entries, heads = set(), set()
+    for row in rows("| to change | open |"):
+        (heads if row.startswith("| **") else entries).update(re.findall(r"`([\w/.]+)`", row.split(" | ")[-1]))
+    assert {path for path in entries | heads if not (ROOT / "fdqn" / path).exists()} == set()
+    modules = {path.relative_to(ROOT / "fdqn").as_posix() for path in (ROOT / "fdqn").rglob("*.py")}
+    whole = tuple(path for path in entries if path.endswith("/"))
+    assert {path for path in modules - entries if "/__" not in f"/{path}" and not path.startswith(whole)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_use_the_field_s_terms(page):
+    text = re.sub(r"```.*?```|`[^`\n]*`|^\| lane \|.*$", "", PAGES[page], flags=re.S | re.M)
+    assert re.findall(rf"\b(?:{PRIVATE_WORDS})\b", text) == []
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_help_uses_the_field_s_terms_and_breaks_lines_at_sentences(monkeypatch, capsys, command):
+    """No word of a private dialect but in the names of flags; a line break in a help text follows a sentence."""
+    monkeypatch.setenv("COLUMNS", "4000")
+    assert cli.main([command, "--help"]) == 0
+    text = re.sub(r"--[\w-]+", "", capsys.readouterr().out.replace("│", " "))
+    assert re.findall(rf"\b(?:{PRIVATE_WORDS})\b", text) == []
+    continued = re.findall(r"^ {6,}(\S.*?) *\n(?= {6,}\w)", text, re.M)
+    assert [line for line in continued if not line.endswith(".")] == []

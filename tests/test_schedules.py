@@ -1,4 +1,4 @@
-"""Schedules: their ends, and PyTorch's own."""
+"""Schedules: their end points, and the schedulers of PyTorch."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ def test_linear(start, end, steps):
     laws.schedule(partial(schedules.linear, start=start, end=end, steps=steps), start, end, steps)
 
 
-def test_linear_meets_its_ends_exactly():
+def test_ends_of_linear_are_exact():
     f = partial(schedules.linear, start=torch.tensor(1.0), end=torch.tensor(0.05), steps=torch.tensor(7.0))
     assert f(torch.tensor(0)) == 1.0
     assert f(torch.tensor([7, 8, 10**9])).tolist() == [torch.tensor(0.05).item()] * 3
@@ -24,11 +24,11 @@ def test_linear_meets_its_ends_exactly():
 
 
 @pytest.mark.parametrize("steps", [0, 0.0, torch.tensor(0.0)])
-def test_linear_of_no_steps_is_its_end(steps):
+def test_linear_over_zero_steps_is_its_end(steps):
     assert schedules.linear(torch.tensor([0, 1]), 1.0, 0.25, steps).tolist() == [0.25, 0.25]
 
 
-def test_linear_over_part_of_a_step():
+def test_linear_over_a_fraction_of_a_step():
     assert schedules.linear(torch.tensor([0.0, 0.25, 0.5]), 1.0, 0.0, 0.5).tolist() == [1.0, 0.5, 0.0]
 
 
@@ -55,7 +55,7 @@ def theirs(make, steps, rate=0.1):
 STEPS = torch.arange(60)
 L = torch.optim.lr_scheduler
 f = partial
-"""All at a learning rate of 0.1, ours beside PyTorch's."""
+"""Schedules and PyTorch's schedulers, all at a learning rate of 0.1."""
 PAIRS = {
     "constant": (f(schedules.constant, value=0.1), lambda o: L.LambdaLR(o, lambda step: 1.0)),
     "linear": (f(schedules.linear, start=0.1, end=0.02, steps=20), lambda o: L.LinearLR(o, 1.0, 0.2, total_iters=20)),
@@ -120,7 +120,7 @@ def test_equals_pytorchs_at_every_step(name):
 
 
 def with_tensors(x):
-    """The same function with tensors for its numbers."""
+    """Bind the constants as tensors."""
     if isinstance(x, partial):
         return partial(x.func, **{name: with_tensors(value) for name, value in x.keywords.items()})
     if isinstance(x, list | tuple):
@@ -147,8 +147,8 @@ def test_laws_of_a_function(name):
 
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 3000))
-def test_restarts_at_any_step_equal_pytorchs_loop(steps, growth, step):
-    """A loop over whole cycles, as PyTorch counts them."""
+def test_restarts_at_any_step_equal_pytorch(steps, growth, step):
+    """PyTorch computes restarts by a loop over whole periods."""
     begun, length = 0, steps
     while step >= begun + length:
         begun, length = begun + length, length * growth
@@ -158,17 +158,17 @@ def test_restarts_at_any_step_equal_pytorchs_loop(steps, growth, step):
 
 
 @given(st.floats(1e-4, 1), st.floats(1e-4, 1), st.integers(1, 50), st.floats(0.5, 4))
-def test_polynomial_and_cosine_go_from_their_start_to_their_end(start, end, steps, power):
+def test_end_points_of_polynomial_and_cosine(start, end, steps, power):
     laws.schedule(partial(schedules.polynomial, start=start, end=end, steps=steps, power=power), start, end, steps)
     laws.schedule(lambda step: schedules.cosine(step.clamp_max(steps), start, end, steps), start, end, steps, rtol=1e-6)
 
 
-def test_one_cycle_ends_where_it_says_and_stays():
+def test_one_cycle_is_constant_after_its_end():
     rates = schedules.one_cycle(torch.tensor([0, 29, 99, 100, 1000]), 0.1, 100)
     torch.testing.assert_close(rates, torch.tensor([0.004, 0.1, 4e-7, 4e-7, 4e-7]).double(), rtol=1e-6, atol=0)
 
 
-def test_warm_up_never_asks_a_schedule_before_its_start():
+def test_warm_up_never_evaluates_negative_steps():
     def sqrt(step):
         assert (step >= 0).all()
         return 1 / (step + 1).double().sqrt()
@@ -177,14 +177,14 @@ def test_warm_up_never_asks_a_schedule_before_its_start():
     torch.testing.assert_close(rates, torch.tensor([0, 0.25, 0.5, 0.75, 1.0, 0.5**0.5], dtype=torch.float64))
 
 
-def test_a_cycle_without_a_rise_is_finite():
+def test_one_cycle_without_warm_up_is_finite():
     rates = schedules.one_cycle(torch.arange(10), 0.1, 10, 0.1)
     assert rates.isfinite().all()
     torch.testing.assert_close(rates[1], schedules.cosine(torch.tensor(1), 0.1, 0.1 / 25 / 1e4, 9))
 
 
 @EACH
-def test_float32_steps_and_constants_are_taken_as_float64(name):
+def test_float32_steps_and_constants_are_converted_to_float64(name):
     ours, _ = PAIRS[name]
     assert ours(STEPS.float()).dtype == torch.float64
     torch.testing.assert_close(ours(STEPS.float()), ours(STEPS), rtol=1e-14, atol=0)
@@ -203,7 +203,7 @@ def test_float32_steps_and_constants_are_taken_as_float64(name):
         (partial(schedules.staircase, start=1.0, decay=0.5, every=0), "every"),
     ],
 )
-def test_lengths_that_cannot_be(f, name):
+def test_invalid_lengths_are_refused(f, name):
     with pytest.raises(ValueError, match=f"{name}: expected a number above 0, got 0"):
         f(STEPS)
 
@@ -217,7 +217,7 @@ def test_messages():
         schedules.sequence(STEPS, [schedules.constant] * 2, [1, 2])
 
 
-def test_one_schedule_a_lane():
+def test_schedules_may_differ_between_seeds():
     starts, steps = torch.tensor([1.0, 0.5]), torch.tensor([10.0, 20.0])
     many = torch.func.vmap(partial(schedules.linear, torch.tensor(5)), in_dims=(0, None, 0))(starts, 0.0, steps)
     assert many.tolist() == [0.5, 0.375]
@@ -252,7 +252,7 @@ MEET = {
 
 @pytest.mark.parametrize("name", MEET)
 @given(st.floats(-5, 5), st.floats(-5, 5))
-def test_both_ends_are_met_exactly(name, start, end):
+def test_both_ends_are_exact(name, start, end):
     make, last = MEET[name]
     assert make(torch.tensor(0), start=start, end=end).item() == start
     if last is not None:
@@ -260,6 +260,6 @@ def test_both_ends_are_met_exactly(name, start, end):
 
 
 @given(st.floats(1e-6, 5), st.floats(1.5, 50), st.floats(1.5, 1e5))
-def test_one_cycle_meets_its_three_ends_exactly(peak, start_divisor, end_divisor):
+def test_three_ends_of_one_cycle_are_exact(peak, start_divisor, end_divisor):
     rates = schedules.one_cycle(torch.tensor([0, 29, 99]), peak, 100, 0.3, start_divisor, end_divisor)
     assert rates.tolist() == [peak / start_divisor, peak, peak / start_divisor / end_divisor]

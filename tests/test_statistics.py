@@ -1,4 +1,4 @@
-"""The interquartile mean and its interval, against plain Python and a bootstrap written out by hand."""
+"""The interquartile mean and its interval, against plain Python and a hand-written bootstrap."""
 
 import time
 from itertools import pairwise
@@ -15,7 +15,7 @@ NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
 def by_hand(values):
-    """A quarter of the values, rounded down, cut from either end; the mean of the rest."""
+    """Sort, remove a quarter of the values (rounded down) at each end, and take the mean."""
     cut = len(values) // 4
     middle = sorted(values)[cut : len(values) - cut]
     return sum(middle) / len(middle)
@@ -57,14 +57,14 @@ def test_iqm_along_an_axis(axis):
 
 
 def bootstrapped(values, confidence, resamples, seed):
-    """The percentile bootstrap as the books have it."""
+    """Compute the textbook percentile bootstrap."""
     rng = np.random.default_rng(seed)
     means = [by_hand(list(rng.choice(values, len(values)))) for _ in range(resamples)]
     return np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95])
-def test_interval_equals_a_bootstrap_written_out(confidence):
+def test_interval_equals_a_hand_written_bootstrap(confidence):
     values = np.random.default_rng(3).normal(100, 10, size=24)
     estimate = statistics.interval(values, confidence, resamples=4_000)
     low, high = bootstrapped(values, confidence, 4_000, seed=11)
@@ -73,12 +73,12 @@ def test_interval_equals_a_bootstrap_written_out(confidence):
     assert estimate.low == pytest.approx(low, abs=0.1 * width)
     assert estimate.high == pytest.approx(high, abs=0.1 * width)
     other_low, _ = bootstrapped(values, 0.8, 4_000, seed=11)
-    assert abs(other_low - low) > 0.1 * width, "another confidence must not pass for this one"
+    assert abs(other_low - low) > 0.1 * width, "another confidence must fail"
 
 
 @pytest.mark.parametrize(("confidence", "least", "most"), [(0.95, 0.86, 0.98), (0.5, 0.38, 0.6)])
-def test_the_interval_covers_the_truth_as_often_as_it_says(confidence, least, most):
-    # Percentile intervals of 16 values are known to be a little narrow.
+def test_coverage_of_the_interval(confidence, least, most):
+    # Percentile intervals of 16 values are slightly too narrow.
     rng = np.random.default_rng(7)
     samples = rng.normal(5.0, 2.0, size=(300, 16))
     estimates = [statistics.interval(row, confidence, resamples=400) for row in samples]
@@ -88,7 +88,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(confidence, least, mo
 
 @pytest.mark.parametrize("seeds", [2, 3, 4])
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95, 0.99])
-def test_fewer_than_five_seeds_have_a_range_whatever_the_confidence(seeds, confidence):
+def test_fewer_than_five_seeds_have_a_range_for_any_confidence(seeds, confidence):
     values = np.random.default_rng(seeds).normal(size=(20, seeds))
     estimate = statistics.interval(values, confidence)
     assert estimate.kind == "range"
@@ -97,7 +97,7 @@ def test_fewer_than_five_seeds_have_a_range_whatever_the_confidence(seeds, confi
     np.testing.assert_allclose(estimate.iqm, statistics.iqm(values))
 
 
-def test_the_kind_follows_the_seeds_that_are_left():
+def test_kind_depends_on_the_finite_seeds():
     values = np.random.default_rng(0).normal(size=(3, 7))
     kinds = []
     for failed in range(8):
@@ -107,7 +107,7 @@ def test_the_kind_follows_the_seeds_that_are_left():
     assert statistics.interval([3.0, np.nan]).kind is None, "one of two seeds failed"
 
 
-def test_few_seeds_that_agree_have_a_range_of_no_width():
+def test_range_of_equal_seeds_has_zero_width():
     assert statistics.interval([200.0] * 3) == (200.0, 200.0, 200.0, "range")
     assert statistics.interval([200.0] * 3, method="t") == (200.0, 200.0, 200.0, "interval")
 
@@ -118,8 +118,8 @@ def covered(method, seeds, draw=np.random.Generator.normal, truth=0.0, experimen
     return estimate, np.mean((estimate.low <= truth) & (truth <= estimate.high))
 
 
-def test_the_coverage_is_what_the_docstring_says():
-    """Of normal returns; `benchmarks/coverage.py` has the others. Four standard errors are 4 points."""
+def test_coverage_equals_the_table_of_the_docstring():
+    """For normal returns; `benchmarks/coverage.py` has the others. Four standard errors are 4 percentage points."""
     kinds = {}
     for method, seeds, expected in [
         ("percentile", 2, 0.50), ("percentile", 4, 0.87), ("percentile", 5, 0.90), ("percentile", 16, 0.94),
@@ -132,7 +132,7 @@ def test_the_coverage_is_what_the_docstring_says():
     assert [seed for seed, kind in kinds.items() if kind == "range"] == [("percentile", 2), ("percentile", 4)]
 
 
-def test_the_t_interval_is_scipy_s():
+def test_t_interval_equals_scipy():
     values = np.random.default_rng(1).normal(size=(6, 4))
     estimate = statistics.interval(values, 0.9, method="t")
     for row, low, high in zip(values, estimate.low, estimate.high, strict=True):
@@ -153,10 +153,10 @@ def test_more_seeds_give_a_narrower_interval():
         estimate = statistics.interval(rng.normal(size=(20, seeds)))
         widths.append((estimate.high - estimate.low).mean())
     ratios = [a / b for a, b in pairwise(widths)]
-    assert all(1.6 < ratio < 2.6 for ratio in ratios), f"a fourfold of seeds should halve the width: {ratios}"
+    assert all(1.6 < ratio < 2.6 for ratio in ratios), f"four times the seeds should halve the width: {ratios}"
 
 
-def test_the_same_values_give_the_same_answer_and_touch_no_generator():
+def test_interval_is_deterministic_and_uses_no_global_generator():
     values = np.random.default_rng(1).normal(size=(4, 12))
     np.random.seed(3)  # noqa: NPY002
     before = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -173,7 +173,7 @@ def test_the_order_of_seeds_hardly_matters():
 
 
 @given(st.integers(2, 20), st.floats(-50, 50), st.floats(0.1, 20), st.integers(0, 1000))
-def test_shift_and_scale_go_through(seeds, shift, scale, seed):
+def test_interval_is_equivariant_to_shift_and_scale(seeds, shift, scale, seed):
     values = np.random.default_rng(seed).normal(size=seeds)
     plain = statistics.interval(values, resamples=100)
     moved = statistics.interval(scale * values + shift, resamples=100)
@@ -183,7 +183,7 @@ def test_shift_and_scale_go_through(seeds, shift, scale, seed):
 
 
 @pytest.mark.parametrize("missing", [np.nan, np.inf, -np.inf])
-def test_seeds_that_hold_a_missing_value_anywhere_are_left_out(missing):
+def test_seeds_with_a_missing_value_are_left_out(missing):
     values = np.random.default_rng(2).normal(size=(5, 10))
     spoiled = values.copy()
     spoiled[3, 4] = spoiled[0, 9] = missing
@@ -194,7 +194,7 @@ def test_seeds_that_hold_a_missing_value_anywhere_are_left_out(missing):
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_one_seed_has_a_mean_and_no_interval(shape):
+def test_one_seed_has_a_mean_but_no_interval(shape):
     values = np.arange(np.prod(shape, dtype=int), dtype=float).reshape(*shape, 1)
     estimate = statistics.interval(values)
     np.testing.assert_array_equal(estimate.iqm, values[..., 0])
@@ -205,21 +205,21 @@ def test_one_seed_has_a_mean_and_no_interval(shape):
 
 
 @pytest.mark.parametrize("values", [np.zeros((3, 0)), np.full((3, 4), np.nan)])
-def test_no_seed_has_nothing(values):
+def test_no_seeds_give_nan(values):
     for x in statistics.interval(values)[:3]:
         assert x.shape == (3,)
         assert np.isnan(x).all()
 
 
-def test_no_seed_and_no_row_do_not_raise():
+def test_no_seeds_and_no_rows_do_not_raise():
     assert all(x.shape == () and np.isnan(x) for x in statistics.interval([])[:3])
 
 
-def test_seeds_that_agree_have_an_interval_of_no_width():
+def test_interval_of_equal_seeds_has_zero_width():
     assert statistics.interval([500.0] * 16) == (500.0, 500.0, 500.0, "interval")
 
 
-def test_rows_of_a_table_equal_rows_alone():
+def test_each_row_equals_the_row_alone():
     values = np.random.default_rng(4).normal(size=(3, 6, 11))
     whole = statistics.interval(values)
     for i in range(3):
@@ -229,7 +229,7 @@ def test_rows_of_a_table_equal_rows_alone():
 
 
 @pytest.mark.parametrize("at_once", [1, 7 * 20, 10_000])
-def test_the_answer_does_not_depend_on_how_much_is_held_at_once(monkeypatch, at_once):
+def test_interval_does_not_depend_on_the_batch_size(monkeypatch, at_once):
     values = np.random.default_rng(5).normal(size=(4, 13))
     whole = statistics.interval(values, resamples=301)
     monkeypatch.setattr(statistics, "_VALUES_AT_ONCE", at_once)
@@ -238,7 +238,7 @@ def test_the_answer_does_not_depend_on_how_much_is_held_at_once(monkeypatch, at_
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0, -0.1, 95, float("nan")])
-def test_confidence_outside_its_range_is_refused(confidence):
+def test_invalid_confidence_is_refused(confidence):
     with pytest.raises(ValueError, match=r"confidence: expected a number in \(0, 1\), got"):
         statistics.interval([1.0, 2.0], confidence)
 

@@ -1,4 +1,4 @@
-"""Strategies make what they promise, and often the corner cases that they promise."""
+"""Strategies generate what they document, with frequent corner cases."""
 
 import dataclasses
 import inspect
@@ -13,7 +13,7 @@ from fdqn.types import Transition
 
 
 def drawn(strategy, count=200):
-    """That many examples."""
+    """Draw the given number of examples."""
     found = []
 
     @settings(max_examples=count, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -25,8 +25,8 @@ def drawn(strategy, count=200):
     return found
 
 
-def share(found, is_corner):
-    """How many of those found are such a corner case, in [0, 1]."""
+def fraction(found, is_corner):
+    """Return the fraction of examples with a corner case, in [0, 1]."""
     return sum(bool(is_corner(x)) for x in found) / len(found)
 
 
@@ -45,7 +45,7 @@ def test_numbers_are_in_range(x, u, words):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.3), (-0.3, -0.1), (-1e6, 1e6), (-1e300, torch.inf), (1 / 3, 0.35)])
-def test_bounds_that_no_float_meets_are_rounded_inwards(low, high, dtype):
+def test_bounds_are_rounded_inwards(low, high, dtype):
     found = torch.stack(drawn(strategies.tensors((2,), low, high, dtype), 50))
     asserts.assert_finite(found)
     assert found.dtype == dtype
@@ -77,7 +77,7 @@ def test_bounds_without_a_number_between_them_are_refused(low, high, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_dtypes_without_fractions_are_refused(dtype):
+def test_integer_dtypes_are_refused(dtype):
     with pytest.raises(TypeError, match=f"dtype: expected a floating-point dtype, got {dtype}"):
         strategies.tensors((2,), -3.0, 3.0, dtype)
 
@@ -93,7 +93,7 @@ def test_dtypes_without_fractions_are_refused(dtype):
 def test_both_ends_are_drawn_often(strategy, corners):
     found = drawn(strategy)
     for corner in corners:
-        assert share(found, lambda x: (x == torch.tensor(corner, dtype=x.dtype)).any()) > 0.02, corner
+        assert fraction(found, lambda x: (x == torch.tensor(corner, dtype=x.dtype)).any()) > 0.02, corner
 
 
 @given(strategies.keys((2,)), strategies.keys())
@@ -103,7 +103,7 @@ def test_keys(keys, key):
 
 
 @given(strategies.masks((3, 4)), strategies.masks((2,)))
-def test_masks_allow_something(legal, one):
+def test_masks_have_a_legal_action(legal, one):
     asserts.assert_shapes("legal[3 4] one[2]", legal, one)
     assert legal.dtype == torch.bool
     assert legal.any(-1).all()
@@ -111,11 +111,11 @@ def test_masks_allow_something(legal, one):
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 6)])
-def test_rows_that_are_empty_full_or_neither_are_common(shape):
+def test_empty_full_and_mixed_rows_are_frequent(shape):
     found = drawn(strategies.masks(shape, at_least_one=False))
-    assert share(found, lambda legal: (~legal.any(-1)).any()) > 0.2
-    assert share(found, lambda legal: legal.all(-1).any()) > 0.2
-    assert share(found, lambda legal: (legal.any(-1) & ~legal.all(-1)).any()) > 0.2
+    assert fraction(found, lambda legal: (~legal.any(-1)).any()) > 0.2
+    assert fraction(found, lambda legal: legal.all(-1).any()) > 0.2
+    assert fraction(found, lambda legal: (legal.any(-1) & ~legal.all(-1)).any()) > 0.2
 
 
 @given(strategies.q_batches(dtype=torch.float64))
@@ -127,9 +127,9 @@ def test_q_batches_are_small_legal_rows(batch):
     asserts.assert_finite(q)
 
 
-def test_ties_are_common():
-    assert share(drawn(strategies.q_batches()), lambda batch: has_ties(batch[0])) > 0.3
-    assert share(drawn(strategies.labels()), lambda batch: has_ties(batch[0])) > 0.2
+def test_ties_are_frequent():
+    assert fraction(drawn(strategies.q_batches()), lambda batch: has_ties(batch[0])) > 0.3
+    assert fraction(drawn(strategies.labels()), lambda batch: has_ties(batch[0])) > 0.2
 
 
 @given(strategies.labels(dtype=torch.float64))
@@ -141,10 +141,10 @@ def test_labels_are_classes(batch):
     asserts.assert_finite(torch.nn.functional.cross_entropy(logits, labels))
 
 
-def test_labels_have_one_class_and_logits_that_overflow():
+def test_labels_include_one_class_and_overflowing_logits():
     found = drawn(strategies.labels())
-    assert share(found, lambda batch: batch[0].shape[1] == 1) > 0.02
-    assert share(found, lambda batch: batch[0].exp().isinf().any()) > 0.2
+    assert fraction(found, lambda batch: batch[0].shape[1] == 1) > 0.02
+    assert fraction(found, lambda batch: batch[0].exp().isinf().any()) > 0.2
 
 
 @given(strategies.transitions((2, 3), obs_shape=(4,), actions=5))
@@ -154,26 +154,26 @@ def test_transitions(batch):
     assert ((batch.action >= 0) & (batch.action < 5)).all()
 
 
-def test_transitions_that_end_and_lead_nowhere_are_common():
+def test_terminal_transitions_without_legal_actions_are_frequent():
     found = drawn(strategies.transitions())
-    assert share(found, lambda batch: (batch.discount == 0).any()) > 0.3
-    assert share(found, lambda batch: (batch.discount == 1).any()) > 0.3
-    assert share(found, lambda batch: (~batch.next_legal.any(-1)).any()) > 0.1
+    assert fraction(found, lambda batch: (batch.discount == 0).any()) > 0.3
+    assert fraction(found, lambda batch: (batch.discount == 1).any()) > 0.3
+    assert fraction(found, lambda batch: (~batch.next_legal.any(-1)).any()) > 0.1
 
 
 @given(strategies.replay_operations(3))
-def test_replay_operations_fit(operations):
+def test_replay_operations_are_valid(operations):
     assert all(1 <= x <= 3 if isinstance(x, int) else x.dtype == torch.int64 for x in operations)
 
 
 def test_replay_operations_fill_and_sample():
     found = drawn(strategies.replay_operations(3))
-    assert share(found, lambda operations: any(isinstance(x, torch.Tensor) for x in operations)) > 0.3
-    assert share(found, lambda operations: sum(x for x in operations if isinstance(x, int)) > 3) > 0.3
+    assert fraction(found, lambda operations: any(isinstance(x, torch.Tensor) for x in operations)) > 0.3
+    assert fraction(found, lambda operations: sum(x for x in operations if isinstance(x, int)) > 3) > 0.3
 
 
 @given(strategies.params(max_layers=3))
-def test_params_are_layers_that_fit(params):
+def test_params_are_consecutive_layers(params):
     x = torch.ones(params["0.weight"].shape[1], dtype=torch.float64)
     for i in range(len(params) // 2):
         x = params[f"{2 * i}.weight"] @ x + params[f"{2 * i}.bias"]
@@ -192,11 +192,11 @@ def test_trees_have_tensors_at_the_leaves(x):
 def test_trees_of_every_kind_are_drawn():
     found = drawn(strategies.trees())
     for kind in (torch.Tensor, list, tuple, dict, strategies.Pair):
-        assert share(found, lambda x: type(x) is kind) > 0.02, kind
-    assert share(found, lambda x: not tree.leaves(x)) > 0.02
-    assert share(found, lambda x: any(leaf.numel() == 0 for leaf in tree.leaves(x))) > 0.1
-    assert share(found, lambda x: len({leaf.dtype for leaf in tree.leaves(x)}) > 1) > 0.1
-    assert share(found, lambda x: "][" in "".join(tree.paths(x))) > 0.1  # a nest in a nest
+        assert fraction(found, lambda x: type(x) is kind) > 0.02, kind
+    assert fraction(found, lambda x: not tree.leaves(x)) > 0.02
+    assert fraction(found, lambda x: any(leaf.numel() == 0 for leaf in tree.leaves(x))) > 0.1
+    assert fraction(found, lambda x: len({leaf.dtype for leaf in tree.leaves(x)}) > 1) > 0.1
+    assert fraction(found, lambda x: "][" in "".join(tree.paths(x))) > 0.1  # nested twice
 
 
 @given(strategies.trees(dtypes=[torch.float64]))
@@ -205,23 +205,23 @@ def test_trees_of_one_dtype(x):
 
 
 @given(strategies.twin_trees())
-def test_twins_differ_in_numbers_only(twins):
+def test_twin_trees_differ_only_in_numbers(twins):
     first, second = (tree.map(torch.zeros_like, x) for x in twins)
     asserts.assert_trees_equal(first, second)
 
 
-def test_twins_do_differ():
-    assert share(drawn(strategies.twin_trees(), 60), lambda twins: not tree.equal(*twins)) > 0.3
+def test_twin_trees_differ():
+    assert fraction(drawn(strategies.twin_trees(), 60), lambda twins: not tree.equal(*twins)) > 0.3
 
 
 def test_configs_of_every_corner_are_drawn():
     found = drawn(strategies.configs())
     assert all(isinstance(config, training.Config) for config in found)
-    assert share(found, lambda c: c.capacity == max(c.batch_size, c.num_envs)) > 0.2
-    assert share(found, lambda c: c.env_steps > c.capacity) > 0.02
-    assert share(found, lambda c: c.learning_starts == 0) > 0.2
-    assert share(found, lambda c: c.target_period == 0) > 0.2
-    assert share(found, lambda c: c.target_period > c.updates_per_cycle) > 0.1
+    assert fraction(found, lambda c: c.capacity == max(c.batch_size, c.num_envs)) > 0.2
+    assert fraction(found, lambda c: c.env_steps > c.capacity) > 0.02
+    assert fraction(found, lambda c: c.learning_starts == 0) > 0.2
+    assert fraction(found, lambda c: c.target_period == 0) > 0.2
+    assert fraction(found, lambda c: c.target_period > c.updates_per_cycle) > 0.1
 
 
 @settings(max_examples=5)
@@ -235,7 +235,7 @@ def test_configs_run(config):
 
 
 @given(strategies.schedules())
-def test_schedules_answer_every_step(schedule):
+def test_schedules_have_a_value_at_every_step(schedule):
     steps = torch.tensor([0, 1, 2, 500, 1000, 10**9])
     values = torch.as_tensor(schedule(steps))
     asserts.assert_shapes("steps[N] values[N]", steps, values)
@@ -246,7 +246,7 @@ def test_schedules_answer_every_step(schedule):
 def test_every_schedule_is_drawn():
     found = drawn(strategies.schedules(), 400)
     formulas = {f for name, f in vars(schedules).items() if inspect.isfunction(f) and not name.startswith("_")}
-    for f in formulas - {schedules.warm_up, schedules.sequence}:  # these are made of others
-        assert share(found, lambda schedule: schedule.func is f) > 0.03, f
-    assert share(found, lambda schedule: schedule.keywords.get("steps") == 0) > 0.01
-    assert share(found, lambda schedule: schedule.keywords.get("steps") == 1) > 0.02
+    for f in formulas - {schedules.warm_up, schedules.sequence}:  # combinations of other schedules
+        assert fraction(found, lambda schedule: schedule.func is f) > 0.03, f
+    assert fraction(found, lambda schedule: schedule.keywords.get("steps") == 0) > 0.01
+    assert fraction(found, lambda schedule: schedule.keywords.get("steps") == 1) > 0.02

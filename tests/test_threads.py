@@ -1,4 +1,4 @@
-"""Several threads at once: each compiles and runs what it would alone. Optuna's `n_jobs` are threads."""
+"""Several threads compile and run as one thread does alone; Optuna's `n_jobs` are threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -16,7 +16,7 @@ THREADS = 4
 
 
 def at_once(job):
-    """The results of `job(0), job(1), ...`, started together on a thread each."""
+    """Return the results of `job(0), job(1), ...`, started together in one thread each."""
     together = Barrier(THREADS)
 
     def started(i):
@@ -36,7 +36,7 @@ def test_threads_that_compile_at_once():
 
 
 def test_one_compiled_function_called_by_several_threads():
-    """It is compiled once for each signature, whoever asks first."""
+    """It is compiled once for each signature."""
     f = edge.compile(lambda x: x.cumsum(-1) * 2)
     for x, result in zip(
         [torch.ones(3 + i % 2) for i in range(THREADS)], at_once(lambda i: f(torch.ones(3 + i % 2))), strict=True
@@ -44,9 +44,9 @@ def test_one_compiled_function_called_by_several_threads():
         assert torch.equal(result, f(x))
 
 
-@pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="lanes are not computed in groups here")
-def test_one_folded_function_called_by_several_threads():
-    """No thread works on another thread's state."""
+@pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="seeds are not computed in groups here")
+def test_one_scanned_function_called_by_several_threads():
+    """No thread uses the state of another."""
     folded = edge.fold_lanes(lambda s, x: s + x, lambda count: Split(1, 2, 1))
     states, xs = [torch.full((2,), 1000.0 * i) for i in range(THREADS)], torch.ones(3, 2)
 
@@ -60,7 +60,7 @@ def test_one_folded_function_called_by_several_threads():
 
 
 @pytest.mark.slow
-def test_threads_that_train_at_once_get_the_bits_of_one_alone():
+def test_training_in_threads_equals_training_alone():
     def trained(i):
         program, (hyper, keys) = examples.program(hidden=(8 + i,)), examples.lanes(3)
         state = training.init(program, hyper, keys)
@@ -71,8 +71,8 @@ def test_threads_that_train_at_once_get_the_bits_of_one_alone():
         asserts.assert_trees_equal(trained(i), result)
 
 
-def test_modules_in_threads_begin_and_compute_as_in_one():
-    """They share PyTorch's generator, and a module its parameters while it computes."""
+def test_modules_in_threads_equal_modules_in_one_thread():
+    """Threads share PyTorch's generator and the parameters of a module during a call."""
     network = networks.from_module(lambda: torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)))
     keys, obs = [random.key(i) for i in range(THREADS)], torch.randn(5, 4)
 

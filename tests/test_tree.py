@@ -20,12 +20,12 @@ class Pair(NamedTuple):
 NESTED = Pair(torch.tensor([1.0, 2.0]), {"x": torch.tensor([[3], [4]]), "y": (torch.tensor([True, False]),)})
 
 
-def test_leaves_and_paths_go_together():
+def test_leaves_and_paths_correspond():
     assert [x.dtype for x in tree.leaves(NESTED)] == [torch.float32, torch.int64, torch.bool]
     assert tree.paths(NESTED) == [".a", ".b['x']", ".b['y'][0]"]
 
 
-def test_where_goes_along_the_first_axes():
+def test_where_selects_along_the_first_axes():
     new, old = {"x": torch.ones(2, 3), "y": torch.tensor([1, 2])}, {"x": torch.zeros(2, 3), "y": torch.tensor([3, 4])}
     got = tree.where(torch.tensor([False, True]), new, old)
     assert got["x"].tolist() == [[0] * 3, [1] * 3]
@@ -40,7 +40,7 @@ def test_structure_compares():
     assert tree.structure((NESTED.a,)) != tree.structure([NESTED.a])
 
 
-def test_map_keeps_the_structure_and_refuses_others():
+def test_map_keeps_the_structure_and_refuses_other_structures():
     doubled = tree.map(lambda x, y: x + y, NESTED.b["x"], NESTED.b["x"])
     assert torch.equal(doubled, torch.tensor([[6], [8]]))
     assert isinstance(tree.map(lambda x: x, NESTED), Pair)
@@ -48,17 +48,17 @@ def test_map_keeps_the_structure_and_refuses_others():
         tree.map(lambda x, y: x, {"a": NESTED.a}, {"b": NESTED.a})
 
 
-def test_stack_then_index_gives_back():
+def test_index_inverts_stack():
     stacked = tree.stack([NESTED, tree.map(torch.zeros_like, NESTED)])
     asserts.assert_trees_equal(NESTED, tree.index(stacked, 0))
     asserts.assert_trees_equal(tree.index(NESTED, slice(1)), tree.index(tree.stack([NESTED], 1), (slice(1), 0)))
 
 
-def test_cast_changes_floats_only():
+def test_cast_changes_only_floats():
     assert [x.dtype for x in tree.leaves(tree.cast(NESTED, torch.float64))] == [torch.float64, torch.int64, torch.bool]
 
 
-def test_clone_shares_nothing_and_is_contiguous():
+def test_clone_is_independent_and_contiguous():
     wide = {"w": torch.zeros(3).expand(2, 3), "t": torch.zeros(2, 3).T}
     copy = tree.clone(wide)
     assert all(x.is_contiguous() for x in tree.leaves(copy))
@@ -70,12 +70,12 @@ WEIGHTS = [0, 0.0, 1, 1.0, torch.tensor(0.0), torch.tensor(1.0), torch.tensor(1.
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 @given(strategies.twin_trees())
-def test_lerp_meets_both_ends_exactly(weight, pair):
+def test_lerp_is_exact_at_both_ends(weight, pair):
     asserts.assert_trees_equal(pair[int(weight)], tree.lerp(*pair, weight))
 
 
 @given(strategies.params())
-def test_lerp_meets_the_middle(params):
+def test_lerp_at_one_half(params):
     other = tree.map(lambda x: x + 1, params)
     for weight in (0.25, 0.75, torch.tensor(0.25, dtype=torch.float64), torch.tensor(0.75, dtype=torch.float64)):
         asserts.assert_trees_close(
@@ -84,14 +84,14 @@ def test_lerp_meets_the_middle(params):
 
 
 def ends(dtype=torch.float32):
-    """Numbers of many sizes, of which a third were not met at weight 1."""
+    """Numbers of many magnitudes; a naive lerp misses a third of them at weight 1."""
     size = torch.logspace(-6, 6, 1000, dtype=torch.float64)
     a, b = size.repeat(100), size.repeat_interleave(100)
     return a.to(dtype), -b.to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
-def test_lerp_meets_both_ends_of_numbers_of_any_size(dtype):
+def test_lerp_is_exact_at_both_ends_for_any_magnitude(dtype):
     a, b = ends(dtype)
     for kind in (float, torch.tensor):
         assert torch.equal(tree.lerp(a, b, kind(1.0)), b)
@@ -100,7 +100,7 @@ def test_lerp_meets_both_ends_of_numbers_of_any_size(dtype):
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.49, 0.5, 0.51, 0.9, 0.999])
-def test_lerp_is_that_of_torch(weight):
+def test_lerp_equals_torch(weight):
     a, b = ends()
     expected = torch.lerp(a, b, weight)
     tensor = torch.tensor(weight)
@@ -115,7 +115,7 @@ def test_lerp_is_that_of_torch(weight):
         assert torch.equal(tree.lerp(a, b, tensor), a + tensor * (b - a))
 
 
-def test_lerp_lets_nothing_through_from_the_other_end():
+def test_lerp_ignores_infinities_at_the_other_end():
     wild = torch.tensor([torch.inf, -torch.inf, torch.nan, 3e38])
     calm = torch.tensor([1.0, -2.0, 0.5, -3e38])
     for weight in (0.0, torch.tensor(0.0)):
@@ -127,7 +127,7 @@ def test_lerp_lets_nothing_through_from_the_other_end():
     assert not tree.lerp(calm, wild, 0.25)[:3].isfinite().any()
 
 
-def test_lerp_of_each_lane_and_its_derivatives():
+def test_lerp_under_vmap_and_its_derivatives():
     a, b, weights = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 7.0]), torch.tensor([0.0, 0.25, 0.75, 1.0])
     lanes = vmap(tree.lerp, (None, None, 0))(a, b, weights)
     asserts.assert_trees_equal(torch.stack([tree.lerp(a, b, w) for w in weights]), lanes)
@@ -138,7 +138,7 @@ def test_lerp_of_each_lane_and_its_derivatives():
         assert by_w == 7.0
 
 
-def test_lerp_shares_no_memory_with_either_end():
+def test_lerp_shares_no_memory_with_its_arguments():
     a, b = torch.ones(2), torch.zeros(2)
     for weight in WEIGHTS:
         assert tree.lerp(a, b, weight).data_ptr() not in (a.data_ptr(), b.data_ptr())
@@ -150,7 +150,7 @@ def test_lerp_keeps_the_dtype():
 
 
 @given(strategies.params())
-def test_norm_is_that_of_one_vector(params):
+def test_norm_equals_that_of_one_vector(params):
     flat = torch.cat([x.flatten() for x in tree.leaves(params)])
     torch.testing.assert_close(tree.norm(params), flat.norm(), rtol=1e-12, atol=1e-12)
 
@@ -184,7 +184,7 @@ def test_separate_copies_only_what_shares_memory():
     assert all(x.is_contiguous() and x.untyped_storage().nbytes() == x.nbytes for x in result.values())
 
 
-def test_numpy_comes_in_and_goes_out_without_a_copy():
+def test_numpy_conversion_shares_memory():
     arrays = {"x": np.arange(6.0).reshape(2, 3), "y": (np.array([True, False]), np.arange(8, dtype=np.int32)[::2])}
     tensors = tree.from_numpy(arrays)
     back = tree.to_numpy(tensors)
@@ -216,7 +216,7 @@ def test_numpy_is_copied_where_memory_cannot_be_shared():
     assert tree.to_numpy(flipped).tolist() == [1 - 2j]
 
 
-def test_what_numpy_and_tensors_cannot_be():
+def test_unsupported_numpy_and_tensors_are_refused():
     for leaf, says in (
         ([1.0], "got float"),
         (np.array(["a"]), "got dtype <U1"),
@@ -230,7 +230,7 @@ def test_what_numpy_and_tensors_cannot_be():
         tree.to_numpy([np.ones(2)])
 
 
-def test_a_tree_moves_to_a_device_and_is_not_copied_where_it_is():
+def test_a_tree_moves_to_a_device_without_a_copy_if_it_is_there():
     assert {x.device.type for x in tree.leaves(tree.to(NESTED, "meta"))} == {"meta"}
     there = tree.to(NESTED, torch.device("cpu"))
     assert all(a is b for a, b in zip(tree.leaves(NESTED), tree.leaves(there), strict=True))
@@ -238,7 +238,7 @@ def test_a_tree_moves_to_a_device_and_is_not_copied_where_it_is():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_tree_goes_to_the_gpu_and_back_to_numpy():
+def test_a_tree_moves_to_the_gpu_and_back_to_numpy():
     there = tree.to(NESTED, "cuda")
     assert {x.device.type for x in tree.leaves(there)} == {"cuda"}
     asserts.assert_trees_equal(NESTED, tree.to(there, "cpu"))

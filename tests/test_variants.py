@@ -1,4 +1,4 @@
-"""What `variants` makes of a function, and of a test that does not use it."""
+"""The transformations of `variants`, and its errors."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def scaled(tree, by=2.0):
 
 
 @variants()
-def test_every_variant_keeps_signature_and_answer(variant):
+def test_every_variant_keeps_signature_and_result(variant):
     answer = variant(scaled)({"x": X, "name": "x"}, by=3.0)
     assert torch.equal(answer["scaled"], X * 3)
     assert answer["by"] == 3.0
@@ -38,7 +38,7 @@ def test_below_given(variant, u):
 
 @pytest.mark.parametrize("power", [1, 2])
 @variants("eager", "compiled")
-def test_beside_fixtures_and_parameters(variant, power, tmp_path, request):
+def test_with_fixtures_and_parameters(variant, power, tmp_path, request):
     assert tmp_path.exists()
     assert ("compiled" in request.node.name) != ("eager" in request.node.name)
     assert torch.equal(variant(torch.pow)(X, power), X**power)
@@ -67,7 +67,7 @@ def unused_in_examples(variant, u):
     ("test", "match"),
     [
         (unused, r"unused\[eager\]: expected a call of `variant`, got none"),
-        (uncalled, r"uncalled\[eager\]: expected a call of what `variant` answered, got none"),
+        (uncalled, r"uncalled\[eager\]: expected a call of what `variant` returned, got none"),
         (unused_in_examples, r"unused_in_examples\[eager\]: expected a call of `variant`, got none"),
     ],
 )
@@ -76,8 +76,8 @@ def test_a_test_that_does_not_use_its_variant_fails(test, match):
         variants("eager")(test)(variant="eager")
 
 
-class WrongLanes(torch.autograd.Function):
-    """The identity, with a rule of its own for lanes that adds the lane's number."""
+class WrongVmapRule(torch.autograd.Function):
+    """The identity, with a custom vmap rule that adds the index along the vmapped axis."""
 
     @staticmethod
     def forward(x):
@@ -92,7 +92,7 @@ class WrongLanes(torch.autograd.Function):
         return x + torch.arange(info.batch_size)[:, None], 0
 
 
-def test_each_variant_finds_what_it_is_for():
+def test_each_variant_detects_its_bugs():
     def run(name, f, *args):
         def test(variant):
             variant(f)(*args)
@@ -102,8 +102,8 @@ def test_each_variant_finds_what_it_is_for():
     run("eager", branches, X)
     with rejects("got a break at .* in branches"):
         run("compiled", branches, X)
-    with rejects(r"second of two lanes alike: \[0\]\[0\]: expected 0.0, got 1.0"):
-        run("vmapped", WrongLanes.apply, X)
+    with rejects(r"second of two equal rows: \[0\]\[0\]: expected 0.0, got 1.0"):
+        run("vmapped", WrongVmapRule.apply, X)
     with pytest.raises(RuntimeError, match="data-dependent control flow"):
         run("vmapped", branches, X)
     with pytest.raises(ValueError, match="expected a tensor among the arguments, got none"):
@@ -112,10 +112,10 @@ def test_each_variant_finds_what_it_is_for():
         run("vmapped", torch.rand_like, X)
 
 
-def test_the_decorator_refuses_what_it_does_not_know():
+def test_the_decorator_refuses_invalid_arguments():
     with pytest.raises(ValueError, match=r"expected some of \['eager', 'vmapped', 'compiled', 'cuda'\], got 'jit'"):
         variants("eager", "jit")
-    with pytest.raises(ValueError, match="got <function unused"):  # without its brackets
+    with pytest.raises(ValueError, match="got <function unused"):  # used without parentheses
         variants(unused)
     with pytest.raises(TypeError, match="scaled: expected an argument `variant`, got \\['tree', 'by'\\]"):
         variants("eager")(scaled)

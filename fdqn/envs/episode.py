@@ -1,10 +1,10 @@
-"""The frame of an episode, once for all environments: how it starts, ends and starts again.
+"""Episode handling shared by all environments: reset, time limit and automatic restart.
 
-An environment file is physics. It hands the state and the observation that an action led to, and those of a fresh
-start, to `advance`, which counts the time limit and chooses between the two with `where`.
+An environment's module holds its dynamics. Its `step` passes the next state and observation, and those of a new
+episode, to `advance`, which applies the time limit and selects between the two with `where`.
 
-Sizes come as constants of the environment's file, not out of an EnvSpec: torch.compile turns an integer that differs
-between two compiled calls into a symbol, and a shape or a message made of a symbol does not compile.
+Sizes are constants of the environment's module and not fields of an EnvSpec: torch.compile turns an integer that
+differs between two compiled calls into a symbol, and a shape or message built from a symbol does not compile.
 """
 
 from typing import Protocol, TypeVar
@@ -17,7 +17,7 @@ from fdqn.types import EnvSpec, Step
 
 
 class Timed(Protocol):
-    """A state that knows its `time` [...] int64: steps since the episode started."""
+    """A state with a `time` [...] int64: steps since the episode started."""
 
     @property
     def time(self) -> Tensor: ...  # noqa: D102
@@ -27,7 +27,10 @@ S = TypeVar("S", bound=Timed)
 
 
 def spec(obs_shape: tuple[int, ...], dtype: torch.dtype, actions: int, noise: int, time_limit: int) -> EnvSpec:
-    """An EnvSpec whose fields hold. Raises ValueError for a time limit below 1, TypeError for what is no such type."""
+    """Make an EnvSpec from checked fields.
+
+    Raises ValueError for a time limit below 1 and TypeError unless `dtype` is a floating-point dtype.
+    """
     check.count("time_limit", time_limit, 1)
     check.kind("dtype", dtype, torch.dtype)
     if not dtype.is_floating_point:
@@ -36,18 +39,18 @@ def spec(obs_shape: tuple[int, ...], dtype: torch.dtype, actions: int, noise: in
 
 
 def check_reset(u: Tensor, noise: int) -> None:
-    """Raise ValueError or TypeError unless `u` is floating [..., K]; numbers that can be read lie in [0, 1)."""
+    """Raise ValueError or TypeError unless `u` is floating [..., K] and its readable numbers are in [0, 1)."""
     check.shapes(f"u[... {noise}]", u)
     check.uniforms("u", u)
 
 
 def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) -> None:
-    """Raise ValueError or TypeError unless `action` is integer [...] and `u` floating [..., K] beside a state [...] of
-    that kind.
+    """Raise ValueError or TypeError unless `state` [...] is of type `kind`, `action` is integer [...] and `u` is
+    floating [..., K].
     """
     if not isinstance(state, kind):
         raise TypeError(
-            f"state: expected that of {kind.__module__}, got {type(state).__module__}.{type(state).__name__}"
+            f"state: expected a state of {kind.__module__}, got {type(state).__module__}.{type(state).__name__}"
         )
     check.shapes(f"state.time[...] action[...] u[... {noise}]", state.time, action, u)
     check.integer("action", action)
@@ -55,14 +58,14 @@ def check_step(kind: type, state: Timed, action: Tensor, u: Tensor, noise: int) 
 
 
 def all_legal(time: Tensor, actions: int) -> Tensor:
-    """The mask [..., A] of an environment that forbids nothing, for a time [...]."""
+    """Return the mask [..., A] in which every action is legal, for a time [...]."""
     return time.new_ones((*time.shape, actions), dtype=torch.bool)
 
 
 def begin(state: S, obs: Tensor, legal: Tensor, dtype: torch.dtype | None = None) -> tuple[S, Step]:
-    """What `reset` answers: `next_obs` is `obs`, `reward` is 0, in `dtype` or else that of `obs`, nothing has ended.
+    """Return the state and Step of a reset: `next_obs` is `obs`, `reward` is 0 and nothing has ended.
 
-    Shapes: obs [..., *O]; legal [..., A].
+    `dtype` is that of `reward`, by default that of `obs`. Shapes: obs [..., *O]; legal [..., A].
     """
     reward = torch.zeros_like(state.time, dtype=dtype or obs.dtype)
     terminated = torch.zeros_like(state.time, dtype=torch.bool)
@@ -72,13 +75,20 @@ def begin(state: S, obs: Tensor, legal: Tensor, dtype: torch.dtype | None = None
 def advance(
     state: S, obs: Tensor, legal: Tensor, reward: Tensor, terminated: Tensor, fresh: tuple[S, Step], time_limit: int
 ) -> tuple[S, Step]:
-    """What `step` answers: the given state goes on, or `fresh`, the answer of `reset`, where the episode ended.
+    """Return the state and Step of a step: the given state, or the `fresh` one of a reset where the episode ended.
 
-        truncated = state.time >= time_limit        also where the task terminated, as gymnasium's TimeLimit flags it
+        truncated = state.time >= time_limit        also if the task terminated, as in gymnasium's TimeLimit
         ended = terminated or truncated
         obs = fresh.obs where ended else obs,       next_obs = obs
 
-    Shapes: obs [..., *O]; legal [..., A]; reward and terminated [...].
+    Args:
+        state: State after the action.
+        obs: Observation of that state, [..., *O].
+        legal: Mask of legal actions at `obs`, bool [..., A].
+        reward: Reward of the action, [...].
+        terminated: True where the task ended, bool [...].
+        fresh: State and Step of a new episode, as `begin` returns them.
+        time_limit: Steps after which an episode is truncated.
     """
     truncated = state.time >= time_limit
     ended = terminated | truncated

@@ -1,8 +1,9 @@
-"""Networks as `init/apply` pairs. Parameters carry the names of the equivalent `nn.Module`'s `state_dict`.
+"""Networks as `init/apply` pairs. Parameters have the names of the equivalent `nn.Module`'s `state_dict`.
 
-`init` is batched over the leading axes of its key, so one call makes the parameters of all lanes; `apply` takes one
-lane's parameters and observations with any leading axes. `layers` has the networks of our own, `modules` what makes one
-of any module, `state_dict` what brings parameters in and out.
+`init` is batched over the leading axes of its key, so one call makes the parameters of all seeds. `apply` takes the
+parameters of one seed and observations with any leading axes.
+
+`layers` has the built-in networks, `modules` wraps any `nn.Module`, and `state_dict` loads and exports parameters.
 """
 
 from fdqn.networks.layer_norm import layer_norm_mlp

@@ -1,7 +1,7 @@
-"""Networks of linear and convolutional layers, in the names, initial distribution and outputs of `nn.Sequential`.
+"""Networks of linear and convolutional layers, with the names, initial distribution and outputs of `nn.Sequential`.
 
 All networks of this module divide uint8 observations by 255, because uint8 almost always means pixels or memory. Other
-dtypes are not scaled, so cast small counts in uint8 to another dtype to keep their values.
+dtypes are not scaled; cast small counts in uint8 to another dtype to keep their values.
 """
 
 import math
@@ -18,29 +18,32 @@ from fdqn.networks.state_dict import Shapes, fitting
 from fdqn.types import Network, Params
 
 SMALLEST_FRAME = 36
-"""Height and width that `nature` needs, so that its last convolution has something to look at."""
+"""Smallest height and width that `nature` accepts: its last convolution needs at least one position."""
 
 
 def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
-    """Linear layers with ReLU between: `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and
-    outputs. Without hidden layers it is one linear layer, named "0". Observations of uint8 are divided by 255.
+    """Make an MLP of linear layers with ReLU between them. uint8 observations are divided by 255.
+
+    It equals `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and outputs. Without hidden
+    layers it is one linear layer, named "0".
 
     Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1 and for a layer of
     2**31 weights or more. `apply` raises ValueError for parameters or observations of other names, shapes or devices,
-    and TypeError, with the name, for parameters that are not floating-point. The networks below raise the same.
+    and TypeError for parameters that are not floating-point. The networks below raise the same errors.
     """
     event = _event(obs_shape)
-    # nn.Sequential counts the ReLUs too, so linear layer i stands at place 2 i.
+    # nn.Sequential numbers the ReLUs too, so linear layer i has the name 2 i.
     sizes = pairwise(_sizes(math.prod(event), hidden, actions))
     layers = {f"{2 * i}": (n, m) for i, (m, n) in enumerate(sizes)}
     return _network(layers, partial(_apply_mlp, event, layers))
 
 
 def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
-    """An MLP whose last layer gives the state's value and each action's advantage. Observations of uint8 are divided by
-    255.
+    """Make an MLP with a dueling head: its last layer gives the state's value and the advantage of each action.
 
         q = value + advantage - mean of advantage
+
+    uint8 observations are divided by 255.
 
     Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1.
     Wang et al. 2016, https://arxiv.org/abs/1511.06581
@@ -53,8 +56,9 @@ def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: 
 
 
 def nature(obs_shape: Sequence[int], actions: int) -> Network:
-    """The convolutional network of the Nature DQN, for frames [channels, height, width]. Those of uint8 are divided by
-    255, all others taken as they are.
+    """Make the convolutional network of the Nature DQN, for frames [channels, height, width].
+
+    uint8 frames are divided by 255; other dtypes are not scaled.
 
     Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for frames below 36 x 36.
     Mnih et al. 2015, https://doi.org/10.1038/nature14236
@@ -75,8 +79,10 @@ def nature(obs_shape: Sequence[int], actions: int) -> Network:
 
 
 def minatar(obs_shape: Sequence[int], actions: int) -> Network:
-    """The convolutional network of MinAtar's DQN, for boards [channels, height, width] of cells: 16 filters of 3 x 3,
-    128 units and a linear layer, ReLU between. Boards of uint8 are divided by 255.
+    """Make the convolutional network of MinAtar's DQN, for boards [channels, height, width].
+
+    It has 16 filters of 3 x 3, 128 hidden units and a linear layer, with ReLU between them. uint8 boards are divided by
+    255.
 
     Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for boards below 3 x 3.
     Young and Tian 2019, https://arxiv.org/abs/1903.03176
@@ -101,13 +107,13 @@ _Layers = Mapping[str, tuple[int, ...]]
 
 
 def _network(layers: _Layers, apply: Callable[[Params, Tensor], Tensor]) -> Network:
-    """`apply` with its initial parameters. Raises ValueError for a layer that could not be drawn at once."""
+    """Pair `apply` with the initialization of its layers. Raises ValueError for a layer too large to sample at once."""
     check_weights(layers)
     return Network(partial(_init_layers, layers), apply)
 
 
 def check_weights(layers: _Layers) -> None:
-    """Raise ValueError for a layer that is too large to be drawn at once."""
+    """Raise ValueError for a layer too large to sample at once."""
     for name, shape in layers.items():
         if (weights := math.prod(shape)) >= 2**31:
             raise ValueError(
@@ -143,9 +149,9 @@ def _apply_nature(event: tuple[int, ...], layers: _Layers, params: Params, obs: 
 
 
 def _apply_minatar(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    # Over lanes this is a grouped convolution. As a product with windows [64, 9 channels] cut out of the board, forward
-    # and gradient of 8 lanes and 32 rows took 0.92 of its time with 4 channels and 1.11 with 10, forward alone 1.08 and
-    # 1.24 (compiled, one thread): it stays.
+    # Under vmap over seeds this is a grouped convolution. A matrix product over unfolded windows [64, 9 channels] took,
+    # for 8 seeds and 32 rows (compiled, one thread), 0.92 of its time with 4 channels and 1.11 with 10 for forward and
+    # gradient, and 1.08 and 1.24 for the forward pass alone.
     boards = _checked(event, layers, params, obs)
     x = F.conv2d(boards.reshape(-1, *event), params["0.weight"], params["0.bias"]).relu()
     x = _linear(params, "5", _linear(params, "3", x.flatten(1)).relu())
@@ -161,13 +167,12 @@ def _flat(obs: Tensor, axes: int) -> Tensor:
 
 
 def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    """Observations in the parameters' dtype, bytes divided by 255, where both are what the network takes."""
+    """Check parameters and observations; return the observations in the parameters' dtype, uint8 divided by 255."""
     return inputs(event, dict(item for name, shape in layers.items() for item in _shapes(name, shape)), params, obs)
 
 
 def inputs(event: tuple[int, ...], expected: Shapes, params: Params, obs: Tensor) -> Tensor:
-    """Observations in the parameters' dtype, those of uint8 divided by 255. Raises ValueError or TypeError for
-    observations and parameters that do not have the expected shapes."""
+    """Check parameters and observations; return the observations in the parameters' dtype, uint8 divided by 255."""
     check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
     fitting(expected, params, obs)
     for name in expected:
@@ -181,7 +186,7 @@ def _shapes(layer: str, weight: tuple[int, ...]) -> tuple[tuple[str, tuple[int, 
 
 
 def _init_layers(layers: _Layers, key: Tensor) -> Params:
-    """Weights and biases uniform in +-1 / sqrt(inputs), as `nn.Linear` and `nn.Conv2d` begin."""
+    """Sample weights and biases uniformly from +-1 / sqrt(inputs), as `nn.Linear` and `nn.Conv2d` do."""
     params = {}
     for i, (name, shape) in enumerate(layers.items()):
         bound = 1 / math.sqrt(math.prod(shape[1:]))
@@ -204,7 +209,7 @@ def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int
 
 def _sizes(inputs: int, hidden: Sequence[int], actions: int) -> list[int]:
     if not isinstance(hidden, Sequence) or not all(type(n) is int for n in (*hidden, actions)):
-        raise TypeError(f"hidden, actions: expected whole numbers, several and one, got {hidden!r}, {actions!r}")
+        raise TypeError(f"hidden, actions: expected a sequence of integers and an integer, got {hidden!r}, {actions!r}")
     sizes = [inputs, *hidden, actions]
     if min(sizes) < 1:
         raise ValueError(f"hidden, actions: expected sizes of at least 1, got {list(hidden)}, {actions}")

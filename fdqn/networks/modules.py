@@ -1,4 +1,4 @@
-"""Any `nn.Module` as a pure function of its parameters, and, where it drops out, of a key."""
+"""Any `nn.Module` as a pure function of its parameters and, with dropout, of a key."""
 
 import copy
 import threading
@@ -26,19 +26,21 @@ class NetworkWithDropout(NamedTuple):
 
 
 def from_module(factory: Callable[[], nn.Module]) -> Network:
-    """Any module as a pure function of its parameters, in evaluation mode: dropout is off.
+    """Wrap a module as a pure function of its parameters, in evaluation mode: dropout is off.
 
-    `factory` makes a new module at every call; `init` calls it once a lane, so a lane begins as the module does.
-    Buffers are constants, those of one module for all lanes, on the parameters' device and, where floating, in their
-    dtype. Shapes are the module's own. Observations come in the parameters' dtype too, but for int32 and int64, which
-    may be indices; `apply` raises as that of `mlp` for parameters that are not the module's. Those of uint8 are cast
-    but not divided by 255, because modules for images usually do that themselves.
+    `factory` returns a new module at every call. `init` calls it once per seed, so parameters have the module's own
+    initial distribution. Shapes are the module's own.
+
+    Buffers are constants, those of one module for all seeds. They are moved to the parameters' device and, if floating,
+    cast to their dtype. Observations are cast to the parameters' dtype too, except int32 and int64, which may be
+    indices. uint8 observations are cast but not divided by 255, because modules for images usually do that themselves.
 
     The network can be pickled if `factory` can, such as a class or a module-level function.
 
-    Raises TypeError for a module with running statistics, as of batch norm, and `apply` does for one whose forward
-    draws random numbers or writes a buffer: hidden state has no place in a function of parameters and observation.
-    Into those it may write, as `nn.ReLU(inplace=True)` does: they are copies, and what is written goes with the call.
+    Raises TypeError for a module with running statistics, such as batch norm. `apply` raises TypeError for a forward
+    that draws random numbers or writes a buffer, because a pure function has no hidden state. In-place operations on
+    activations, such as `nn.ReLU(inplace=True)`, are allowed: parameters and observations are copied at every call.
+    `apply` also raises as that of `mlp` does for parameters that are not the module's.
     """
     skeleton, constants = _skeleton(factory)
     apply = partial(_apply_without_drawing, skeleton.eval(), _shapes(skeleton), constants)
@@ -46,11 +48,11 @@ def from_module(factory: Callable[[], nn.Module]) -> Network:
 
 
 def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDropout:
-    """The same in training mode: dropout is on, its chance an argument.
+    """Wrap a module as a pure function of its parameters and a key, in training mode: dropout is on.
 
-    `apply(params, obs, key)` gives the n-th call of `F.dropout`, counted from 0, the uniforms of `fold_in(key, n)`:
-    the same key drops the same. No generator is used. Lanes and samples that are to drop their own need keys of their
-    own. In a compiled program a call costs a cipher, which takes a C++ compiler some seconds.
+    `apply(params, obs, key)` gives the n-th call of `F.dropout`, counted from 0, the uniforms of `fold_in(key, n)`, so
+    equal keys drop equal units. No generator is used. Seeds and samples with independent masks need different keys. In
+    a compiled program each call of dropout contains a Threefry cipher, which takes some seconds to compile on a CPU.
 
     Raises TypeError as `from_module` does, and for other layers that draw random numbers.
     """
@@ -58,7 +60,7 @@ def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDro
     inside = (nn.RNNBase, nn.MultiheadAttention)
     if hidden := [name for name, m in skeleton.named_modules() if isinstance(m, inside) and m.dropout > 0]:
         raise TypeError(
-            f"factory: expected dropout in layers of its own, got it inside {hidden}; make them with dropout=0 and put "
+            f"factory: expected dropout in separate layers, got it inside {hidden}; make them with dropout=0 and put "
             "nn.Dropout before or after"
         )
     apply = partial(_apply_with_dropout, skeleton.train(), _shapes(skeleton), constants)
@@ -66,12 +68,12 @@ def from_module_with_dropout(factory: Callable[[], nn.Module]) -> NetworkWithDro
 
 
 def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
-    """Dropout with its chance as an argument; `torch.nn.functional.dropout`. The mean is kept.
+    """Apply dropout with its random numbers as an argument; `torch.nn.functional.dropout`.
 
         0 where u < rate, x / (1 - rate) elsewhere
 
-    Shapes: x, uniforms u and the result [...]. Raises ValueError for a rate outside [0, 1), as 1 would leave nothing,
-    and for a u outside [0, 1) that `check.uniforms` can read.
+    Shapes: x, uniforms u and the result [...]. Raises ValueError for a rate outside [0, 1) and for a `u` outside [0, 1)
+    that `check.uniforms` can read.
     Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html
     """
     check.shapes("x[...] u[...]", x, u)
@@ -84,13 +86,13 @@ def dropout(x: Tensor, rate: Scalar, u: Tensor) -> Tensor:
     return (torch.where(u < rate, 0.0, x) / (1 - rate)).to(x.dtype)
 
 
-# The generator of PyTorch is one for all threads, and a module takes its parameters from one caller at a time.
+# PyTorch's generator is shared by all threads, and `functional_call` swaps the parameters of a shared module.
 _LOCK = threading.RLock()
 
 
 def _made(factory: Callable[[], nn.Module], key: Tensor) -> nn.Module:
-    """What `factory` makes under a fork of PyTorch's generator, seeded from `key`: the one place that touches it."""
-    # On the CPU, whatever the device: its generator alone is forked, and a seed means the same everywhere.
+    """Call `factory` under a fork of PyTorch's generator, seeded from `key`. No other function uses the generator."""
+    # Always on the CPU: only its generator is forked, and a seed gives the same parameters on every device.
     with _LOCK, torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.inference_mode(False):
         torch.default_generator.manual_seed(_seed(key))
         return factory()
@@ -102,16 +104,16 @@ def _seed(key: Tensor) -> int:
     except RuntimeError:
         raise ValueError(
             "key: expected one that can be read, got one inside of a transform; init takes the keys [..., 2] of all "
-            "lanes at once"
+            "seeds at once"
         ) from None
 
 
-# The constants of a module on each device that lanes were made on.
+# The buffers of a module on each device on which parameters were initialized.
 _Constants = dict[torch.device, Params]
 
 
 def _skeleton(factory: Callable[[], nn.Module]) -> tuple[nn.Module, _Constants]:
-    """A module whose parameters are to be replaced, and its buffers."""
+    """Return a module whose parameters are replaced in every call, and its buffers."""
     if isinstance(factory, nn.Module) or not callable(factory):
         raise TypeError(f"factory: expected a function that makes a module, got {type(factory).__name__}")
     skeleton = _made(factory, random.key(0))
@@ -122,20 +124,20 @@ def _skeleton(factory: Callable[[], nn.Module]) -> tuple[nn.Module, _Constants]:
     if running := [name for name in buffers if name.rpartition(".")[2] in statistics]:
         raise TypeError(f"factory: expected a module without running statistics, got {running}; use e.g. LayerNorm")
     _check_new(skeleton, _made(factory, random.key(0)))
-    # A copy, whose mode is set and whose constants stay, whoever else holds what the factory made.
+    # A copy, because the caller may hold the factory's module and change its mode or buffers.
     with torch.inference_mode(False):
         own = copy.deepcopy(skeleton)
     return own, {torch.device("cpu"): {name: x.detach().cpu() for name, x in own.named_buffers()}}
 
 
 def _check_new(module: nn.Module, again: nn.Module) -> None:
-    """Raise TypeError where two calls of a factory made one thing."""
+    """Raise TypeError if two calls of the factory returned the same module or shared parameters."""
     memory = {x.untyped_storage().data_ptr() for x in module.parameters()} - {0}
     shared = [name for name, x in again.named_parameters() if x.untyped_storage().data_ptr() in memory]
     if again is module or shared:
         raise TypeError(
             f"factory: expected a new module at every call, got the same {shared or type(module).__name__} again; make "
-            "it inside the factory, and bring trained parameters in by networks.load and networks.starting_from"
+            "it inside the factory, and load trained parameters with networks.load and networks.starting_from"
         )
 
 
@@ -146,8 +148,8 @@ def _shapes(module: nn.Module) -> Shapes:
 def _init_module(factory: Callable[[], nn.Module], constants: _Constants, key: Tensor) -> Params:
     check.shapes("key[... 2]", key)
     if not key.numel():
-        raise ValueError(f"key: expected at least one lane, got shape {list(key.shape)}")
-    # Here and not when they are used: a copy made while tracing would be one of the trace, in every step of it.
+        raise ValueError(f"key: expected at least one seed, got shape {list(key.shape)}")
+    # Moved here and not at first use: under tracing the copy would become part of every step.
     if key.device not in constants:
         constants[key.device] = {name: x.to(key.device) for name, x in constants[torch.device("cpu")].items()}
     if key.ndim > 1:
@@ -176,36 +178,36 @@ def _apply_module(skeleton: nn.Module, expected: Shapes, constants: _Constants, 
     like = [*params.values(), obs][0]
     dtype = like.dtype if like.is_floating_point() and obs.dtype not in (torch.int32, torch.int64) else obs.dtype
     copies = _copies(constants, like)
-    with torch.inference_mode(False):  # copies, since forward may write into them; a compiler takes them out
+    with torch.inference_mode(False):  # copies, since forward may write in place; a compiler removes them
         given, own_obs = {**tree.map(torch.clone, params), **copies}, obs.to(dtype, copy=True)
     q = _called(skeleton, given, own_obs)
-    # What forward puts in a buffer's place is in `given` now; what it writes into one is counted. Dynamo does not know
-    # the count while it traces; there, what is written is thrown away.
+    # A buffer that forward replaced differs in `given`; an in-place write increments `_version`. Dynamo cannot read the
+    # version while it traces; there the written copy is discarded.
     if written := [n for n, x in copies.items() if given[n] is not x or statically_known_true(x._version != 0)]:
         raise TypeError(
-            f"factory: expected a forward that writes no buffer, got one that writes {written}; pass what changes in "
-            "with obs, or leave it out"
+            f"factory: expected a forward that writes no buffer, got one that writes {written}; pass changing values "
+            "with obs, or remove them"
         )
     return q
 
 
 def _called(skeleton: nn.Module, given: Params, obs: Tensor) -> Tensor:
-    """`functional_call`, by one thread at a time."""
-    if check.is_traced():  # which knows no locks
+    """Call `functional_call` from one thread at a time."""
+    if check.is_traced():  # Dynamo cannot trace locks
         return functional_call(skeleton, given, (obs,))
     with _LOCK:
         return functional_call(skeleton, given, (obs,))
 
 
 def _copies(constants: _Constants, like: Tensor) -> Params:
-    """The constants on the device of `like`; floating ones in its dtype, as `module.to(dtype)` has them."""
+    """Copy the constants to the device of `like`, floating ones in its dtype, as `module.to(dtype)` casts them."""
     there = constants.get(like.device, constants[torch.device("cpu")])
-    with torch.inference_mode(False):  # what is made in that mode does not count how often it is written to
+    with torch.inference_mode(False):  # inference tensors have no version counter
         moved = {name: x.to(like.device, copy=True) for name, x in there.items()}
         return tree.cast(moved, like.dtype) if like.is_floating_point() else moved
 
 
-# What draws random numbers only where it is told to train, and the place of the argument that tells it.
+# Functions that draw random numbers only in training mode, and the position of that argument.
 _SWITCHED = {
     **dict.fromkeys(("dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "native_dropout"), 2),
     **dict.fromkeys(("alpha_dropout", "alpha_dropout_", "feature_alpha_dropout", "feature_alpha_dropout_"), 2),
@@ -213,7 +215,7 @@ _SWITCHED = {
     **dict.fromkeys(("rrelu", "rrelu_"), 3),
     **dict.fromkeys(("rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"), 4),
 }
-# What always does.
+# Functions that always draw random numbers.
 _RANDOM = {
     *("gumbel_softmax", "fractional_max_pool2d", "fractional_max_pool3d", "rand", "randn", "randint", "randperm"),
     *("rand_like", "randn_like", "randint_like", "bernoulli", "binomial", "multinomial", "normal", "poisson", "random"),
@@ -224,8 +226,8 @@ _RANDOM = {
 
 
 class _Drawing(TorchFunctionMode):
-    """Inside, nothing draws from a generator: calls of `F.dropout` are those of `dropout` with uniforms from `key`
-    where there is one, and what else would draw is refused.
+    """Mode that keeps generators untouched: `F.dropout` takes its uniforms from `key`, if there is one; other calls
+    that draw random numbers raise TypeError.
     """
 
     def __init__(self, key: Tensor | None = None) -> None:
@@ -241,9 +243,9 @@ class _Drawing(TorchFunctionMode):
             if self.key is None:
                 raise TypeError(
                     f"factory: expected a forward that draws no random numbers, got one that calls {name}; pass "
-                    "training=self.training to dropout, use from_module_with_dropout, or pass numbers in with obs"
+                    "training=self.training to dropout, use from_module_with_dropout, or pass random numbers with obs"
                 )
-            raise TypeError(f"factory: expected no random layers but nn.Dropout, got one that calls {name}")
+            raise TypeError(f"factory: expected no random layers other than nn.Dropout, got one that calls {name}")
         return func(*args, **kwargs)
 
     def _dropout(

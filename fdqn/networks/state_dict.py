@@ -1,4 +1,4 @@
-"""Parameters from a module and back: what `state_dict` holds is one lane's Params."""
+"""Loading parameters from a `state_dict`, and exporting them as a module."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -9,22 +9,22 @@ from fdqn import check, random
 from fdqn.types import Network, Params
 
 Shapes = dict[str, tuple[int, ...]]
-"""Of parameters, by name."""
+"""Shapes of parameters by name."""
 
 
 def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -> Params:
-    """One lane's parameters from a module's `state_dict`, whose names are `prefix` and then the network's.
+    """Return the parameters of one seed from a module's `state_dict`.
 
-    The result is in the network's order, in the dtypes and on the device that came, and shares no memory with the
-    module; `starting_from` makes it every lane's start. Buffers are no parameters: a network `from_module` has those
-    that its factory makes, so trained ones are to be loaded there, into the module that it returns.
+    Names in the `state_dict` are `prefix` followed by the network's. The result has the network's order and the dtypes
+    and device of the `state_dict`, and shares no memory with it. Pass it to `starting_from` to start every seed from
+    it. Buffers are not parameters: to use trained buffers with `from_module`, load them in the factory.
 
-    Raises ValueError for names or shapes that are not the network's and TypeError for what holds no floating-point
-    numbers.
+    Raises ValueError for names or shapes that differ from the network's and TypeError for tensors that are not
+    floating-point.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(
-            f"state_dict: expected names with tensors, got {type(state_dict).__name__}; a module has state_dict()"
+            f"state_dict: expected tensors by name, got {type(state_dict).__name__}; pass module.state_dict()"
         )
     check.function("network.init", getattr(network, "init", None))
     check.kind("prefix", prefix, str)
@@ -39,26 +39,27 @@ def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -
 
 
 def starting_from(network: Network, params: Params) -> Network:
-    """`network`, each lane of which begins as a copy of `params`, whatever its key. Raises as `load` does."""
+    """Return `network` with every seed initialized to a copy of `params`, for any key. Raises as `load` does."""
     return network._replace(init=partial(_init_as, network.init, load(network, params)))
 
 
 def to_module(network: Network, params: Params) -> nn.Module:
-    """A module whose `state_dict` is a copy of one lane's `params` and whose forward is `network.apply`. Raises as
-    `load` does.
+    """Return a module whose `state_dict` is a copy of one seed's `params` and whose forward is `network.apply`.
+
+    Raises as `load` does.
     """
     return _Module(network, load(network, params))
 
 
 def _init_as(init: Callable[[Tensor], Params], params: Params, key: Tensor) -> Params:
-    """Copies of `params` where and as often as `init` makes its own."""
+    """Return copies of `params` with the leading axes and device of the parameters that `init` makes."""
     return {name: params[name].to(own.device).expand_as(own).clone() for name, own in init(key).items()}
 
 
 class _Module(nn.Module):
     def __init__(self, network: Network, params: Params) -> None:
         super().__init__()
-        self._apply_pure = network.apply  # a name that no parameter has
+        self._apply_pure = network.apply  # not a name of any parameter
         for name, x in params.items():
             *owners, own = name.split(".")
             owner: nn.Module = self
@@ -73,7 +74,7 @@ class _Module(nn.Module):
 
 
 def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
-    """Raise ValueError with what only one side has, and the prefix that would fit if one does."""
+    """Raise ValueError with the differing names and shapes, and suggest a prefix that would fit."""
     ours = {prefix + name: tuple(x.shape) for name, x in own.items()}
     theirs = {name: tuple(x.shape) for name, x in given.items()}
     if ours == theirs:
@@ -84,19 +85,19 @@ def _check_fit(own: Params, given: Mapping[str, Tensor], prefix: str) -> None:
     if ours.items() < theirs.items():
         hint = "; if those are buffers, load them into the module that the factory makes and leave them out here"
     if are_lanes(ours, theirs):
-        hint = "; one of many lanes is tree.index(params, lane)"
+        hint = "; select one seed with tree.index(params, seed)"
     raise ValueError(f"state_dict: {difference(ours, theirs)}{hint}")
 
 
 def fitting(expected: Shapes, params: Params, obs: Tensor) -> None:
-    """Raise TypeError or ValueError, in a sentence, unless `params` are one lane's and `obs` lies beside them."""
+    """Raise TypeError or ValueError unless `params` are those of one seed and `obs` is on their device."""
     if not isinstance(params, Mapping):
         raise TypeError(f"params: expected tensors by name, as network.init makes them, got {type(params).__name__}")
     for name, x in params.items():
         if not isinstance(x, Tensor):
             raise TypeError(f"params[{name!r}]: expected a tensor, got {type(x).__name__}")
     if expected != (given := {name: tuple(x.shape) for name, x in params.items()}):
-        hint = "; many lanes go through vmap(network.apply)" if are_lanes(expected, given) else ""
+        hint = "; use vmap(network.apply) for several seeds" if are_lanes(expected, given) else ""
         raise ValueError(f"params: {difference(expected, given)}{hint}")
     for x in params.values():
         if obs.device != x.device:
@@ -104,12 +105,12 @@ def fitting(expected: Shapes, params: Params, obs: Tensor) -> None:
 
 
 def are_lanes(expected: Shapes, given: Shapes) -> bool:
-    """Whether all that does not fit is one more axis in front."""
+    """Return True if the shapes differ only by one more leading axis."""
     return bool(expected) and expected == {name: shape[1:] for name, shape in given.items()}
 
 
 def difference(expected: Shapes, given: Shapes) -> str:
-    """The names and shapes that only one side has."""
+    """Describe the names and shapes that only one side has."""
     lacking = {name: list(shape) for name, shape in expected.items() if given.get(name) != shape}
     foreign = {name: list(shape) for name, shape in given.items() if expected.get(name) != shape}
     return f"expected the network's names and shapes, {lacking or 'no others'}; got {foreign or 'none of them'}"

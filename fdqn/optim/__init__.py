@@ -1,15 +1,16 @@
-"""Gradient descent as `init/update` pairs: state in, updates and state out.
+"""Optimizers as `init/update` pairs, as in optax.
 
-`update(grads, state, params)` answers with what is to be *added* to the parameters (`apply_updates`). Learning rates
-are numbers, tensors (one a lane, under `vmap`) or schedules of the update count, and so are other numbers tensors where
-lanes differ in them. Equations and defaults are those of `torch.optim`; the order in which each rounds is kept, so that
-float64 agrees to 1e-12; `graves_rmsprop`, which PyTorch has not, is optax's.
+`update(grads, state, params)` returns the updates, which are *added* to the parameters (`apply_updates`), and the new
+state. A learning rate is a number, a tensor or a schedule of the update count; the other hyper-parameters are numbers
+or tensors. Tensors can hold one value a seed, under `vmap`.
 
-Where a root is taken, the derivative of an update with respect to gradients that are exactly 0 is NaN, as in PyTorch.
+Equations and defaults are those of `torch.optim`, in the same order of rounding, so that float64 agrees to 1e-12.
+`graves_rmsprop`, which PyTorch lacks, follows optax. As in PyTorch, the derivative of an update with respect to a
+gradient of exactly 0 is NaN where a square root is involved.
 
-`descent` has what follows the gradient, `moments` what follows its mean and size (Adam and its kin), `transforms` what
-changes gradients on their way and what combines several. PyTorch's coupled `weight_decay` is `add_decayed_weights` in
-front, its parameter groups are `grouped`.
+`descent` has SGD, RMSprop and Adagrad, `moments` has Adam and its variants, and `transforms` changes gradients and
+combines optimizers. The coupled `weight_decay` of PyTorch is `add_decayed_weights` in front of an optimizer; its
+parameter groups are `grouped`.
 """
 
 from fdqn.optim.descent import adagrad, centered_rmsprop, graves_rmsprop, rmsprop, sgd

@@ -1,4 +1,4 @@
-"""Along the gradient: with momentum, or each number by the size of its own gradients."""
+"""SGD, RMSprop and Adagrad."""
 
 from functools import partial
 from typing import NamedTuple
@@ -12,21 +12,21 @@ from fdqn.types import Optimizer, Params, Scalar, Schedule
 
 
 class SgdState(NamedTuple):
-    """The decayed sum of gradients; with momentum 0 the last gradient."""
+    """Count of updates and the decayed sum of gradients; with momentum 0 the latter is the last gradient."""
 
     updates: Tensor
     velocity: Params
 
 
 class RmspropState(NamedTuple):
-    """The mean of squared gradients."""
+    """Count of updates and the running mean of squared gradients."""
 
     updates: Tensor
     square: Params
 
 
 class CenteredRmspropState(NamedTuple):
-    """The means of gradients and of their squares."""
+    """Count of updates and the running means of gradients and of squared gradients."""
 
     updates: Tensor
     mean: Params
@@ -34,7 +34,7 @@ class CenteredRmspropState(NamedTuple):
 
 
 class AdagradState(NamedTuple):
-    """The sum of squared gradients."""
+    """Count of updates and the sum of squared gradients."""
 
     updates: Tensor
     square: Params
@@ -46,7 +46,7 @@ def sgd(learning_rate: Scalar | Schedule = 1e-3, momentum: Scalar = 0.0, nestero
         velocity = momentum * velocity + g
         update   = -rate * velocity,  for Nesterov  -rate * (g + momentum * velocity)
 
-    Sutskever et al. 2013; `torch.optim.SGD`. Raises ValueError for Nesterov without momentum.
+    Sutskever et al. 2013; `torch.optim.SGD`. Raises ValueError for Nesterov momentum of 0.
     """
     check_rate(learning_rate)
     check.number("momentum", momentum)
@@ -99,14 +99,14 @@ def _update_rmsprop(
 
 
 def centered_rmsprop(learning_rate: Scalar | Schedule = 1e-2, decay: Scalar = 0.99, eps: Scalar = 1e-8) -> Optimizer:
-    """RMSprop by the gradient's standard deviation.
+    """RMSprop normalized by the standard deviation of the gradient.
 
         mean   = decay * mean + (1 - decay) * g
         square = decay * square + (1 - decay) * g**2
         update = -rate * g / (sqrt(square - mean**2) + eps)
 
-    Graves 2013, https://arxiv.org/abs/1308.0850; `torch.optim.RMSprop(centered=True)`. Rounding may take the difference
-    below 0, which counts as 0 here and is NaN there.
+    If rounding makes the variance negative, it is taken as 0; PyTorch gives NaN.
+    Graves 2013, https://arxiv.org/abs/1308.0850; `torch.optim.RMSprop(centered=True)`.
     """
     check_rate(learning_rate)
     check.number("decay", decay, below=1.0)
@@ -134,14 +134,15 @@ def _update_centered_rmsprop(
 
 
 def graves_rmsprop(learning_rate: Scalar | Schedule = 1e-4, decay: Scalar = 0.95, eps: Scalar = 1e-4) -> Optimizer:
-    """RMSprop as it was first written, with `eps` inside the root; the Nature DQN used it.
+    """RMSprop as first published, with `eps` inside the square root. The Nature DQN used it.
 
         mean   = decay * mean + (1 - decay) * g
         square = decay * square + (1 - decay) * g**2
         update = -rate * g / sqrt(square - mean**2 + eps)
 
-    Graves 2013, https://arxiv.org/abs/1308.0850, equations 38 to 40 without their momentum, his numbers the defaults;
-    `optax.rmsprop(centered=True, eps_in_sqrt=True)`. A difference that rounding takes below 0 counts as 0.
+    The defaults are the paper's. If rounding makes the variance negative, it is taken as 0. Graves 2013,
+    https://arxiv.org/abs/1308.0850, equations 38 to 40 without momentum;
+    `optax.rmsprop(centered=True, eps_in_sqrt=True)`.
     """
     check_rate(learning_rate)
     check.number("decay", decay, below=1.0)
@@ -170,8 +171,8 @@ def adagrad(learning_rate: Scalar | Schedule = 1e-2, eps: Scalar = 1e-10, initia
         square = square + g**2
         update = -rate * g / (sqrt(square) + eps)
 
-    Duchi, Hazan, Singer 2011, https://jmlr.org/papers/v12/duchi11a.html; `torch.optim.Adagrad`, whose `lr_decay` is a
-    schedule here, `lambda count: rate / (1 + lr_decay * count)`.
+    For the `lr_decay` of `torch.optim.Adagrad`, pass the schedule `lambda count: rate / (1 + lr_decay * count)`.
+    Duchi, Hazan, Singer 2011, https://jmlr.org/papers/v12/duchi11a.html
     """
     check_rate(learning_rate)
     check.number("eps", eps)
@@ -196,18 +197,18 @@ def _update_adagrad(
 
 
 def mean_square(decay: Scalar, square: Params, grads: Params) -> Params:
-    """`decay * square + (1 - decay) * g**2`, the running mean of squared gradients."""
+    """Update the running mean of squared gradients, `decay * square + (1 - decay) * g**2`."""
     return tree.map(lambda v, g: (decayed(decay, v) + (1 - decay) * (g * g)).to(g.dtype), square, grads)
 
 
 def decayed(decay: Scalar, x: Tensor) -> Tensor:
-    """`decay * x`, and 0 for a decay of 0 also where `x` is infinite or NaN: nothing is kept then."""
+    """Return `decay * x`, and 0 for a decay of 0 even if `x` is infinite or NaN."""
     if isinstance(decay, Tensor):
         return torch.where(decay == 0, 0.0, x * decay)
     return x * decay if decay else torch.zeros_like(x)
 
 
 def _centered(decay: Scalar, state: CenteredRmspropState, grads: Params) -> tuple[Params, Params, Params]:
-    """The running means of gradients and of their squares, and the variance; 0 where rounding takes that below."""
+    """Update the running means of gradients and squared gradients; return them and the variance, at least 0."""
     mean, square = tree.lerp(state.mean, grads, 1 - decay), mean_square(decay, state.square, grads)
     return mean, square, tree.map(lambda m, v: (v - m * m).clamp_min(0.0), mean, square)

@@ -1,8 +1,8 @@
-"""Adam and its kin: along the mean gradient, each number by the mean size of its own.
+"""Adam and its variants.
 
-What an update needs of its number t is in the state already, put there by the update before. Computed inside the fused
-kernel, a power, a root or a quotient would be computed anew for every element. Powers are float64 whatever the
-parameters are: in float32 the first `1 - beta2**t` would be 5e-5 off.
+Each state holds the bias corrections of the next update, computed by the update before. Computed in the fused kernel,
+a power, root or quotient would be recomputed for every element. Powers are float64 regardless of the parameters'
+dtype: in float32 the first `1 - beta2**t` would be off by 5e-5.
 """
 
 import functools
@@ -19,7 +19,7 @@ from fdqn.types import Optimizer, Params, Scalar, Schedule
 
 
 class AdamState(NamedTuple):
-    """The means, and what the next update needs of its number t."""
+    """Moment estimates, and the bias corrections of the next update, number t."""
 
     updates: Tensor
     beta1_power: Tensor
@@ -34,7 +34,7 @@ class AdamState(NamedTuple):
 
 
 class AdamaxState(NamedTuple):
-    """The mean gradient and its decayed largest size."""
+    """Mean gradient and exponentially weighted infinity norm, and the bias correction of the next update, number t."""
 
     updates: Tensor
     beta1_power: Tensor
@@ -45,7 +45,7 @@ class AdamaxState(NamedTuple):
 
 
 class NadamState(NamedTuple):
-    """The means, and what the next update needs of its number t; `mu(t)` is that update's momentum."""
+    """Moment estimates, and the coefficients of the next update, number t; `mu(t)` is its momentum."""
 
     updates: Tensor
     mu_product: Tensor
@@ -62,13 +62,13 @@ class NadamState(NamedTuple):
 
 
 class RadamState(NamedTuple):
-    """The means, and what the next update needs of its number t."""
+    """Moment estimates, and the coefficients of the next update, number t."""
 
     updates: Tensor
     scale: Tensor
     """`1 / (1 - beta1**t)`."""
     rectified: Tensor
-    """`rectification(t) * sqrt(1 - beta2**t) / (1 - beta1**t)`; 0 while there are too few gradients to know a size."""
+    """`r(t) * sqrt(1 - beta2**t) / (1 - beta1**t)`; 0 while `rho(t) <= 5`, where the variance is not tractable."""
     mean: Params
     square: Params
 
@@ -124,7 +124,7 @@ def adamw(
     eps: Scalar = 1e-8,
     weight_decay: Scalar = 1e-2,
 ) -> Optimizer:
-    """Adam with decoupled weight decay, which Adam's sizes do not scale.
+    """Adam with decoupled weight decay, which the adaptive step sizes do not scale.
 
         update = Adam's update - rate * weight_decay * p
 
@@ -144,14 +144,14 @@ def _update_adamw(
     params: Params,
 ) -> tuple[Params, AdamState]:
     updates, new = inner.update(grads, state, params)
-    share = rate(learning_rate, state.updates) * weight_decay
-    return tree.map(lambda u, p: (u - share * p).to(u.dtype), updates, params), new
+    decay = rate(learning_rate, state.updates) * weight_decay
+    return tree.map(lambda u, p: (u - decay * p).to(u.dtype), updates, params), new
 
 
 def adamax(
     learning_rate: Scalar | Schedule = 2e-3, beta1: Scalar = 0.9, beta2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> Optimizer:
-    """Adamax: Adam by the largest gradient, not the root of the mean square.
+    """Adamax: Adam with the infinity norm in place of the root mean square.
 
         mean    = beta1 * mean + (1 - beta1) * g
         largest = max(beta2 * largest, |g| + eps)
@@ -193,7 +193,7 @@ def nadam(
     eps: Scalar = 1e-8,
     momentum_decay: Scalar = 4e-3,
 ) -> Optimizer:
-    """NAdam: Adam with Nesterov momentum, which grows over the first updates.
+    """NAdam: Adam with Nesterov momentum that increases over the first updates.
 
         mu(t)  = beta1 * (1 - 0.96**(t * momentum_decay) / 2)
         toward = (1 - mu(t)) / (1 - mu(1) ... mu(t)) * g + mu(t + 1) / (1 - mu(1) ... mu(t + 1)) * mean
@@ -247,7 +247,7 @@ def _nesterov(
     momentum_decay: Scalar,
     params: Params,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What NadamState holds of update number `updates + 1`, from the products of the one before."""
+    """Compute the coefficients of update number `updates + 1` from the products of the update before."""
     t = updates.double() + 1
     mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (n * momentum_decay)) for n in (t, t + 1))
     product, power = mu_product * mu, beta2_power * beta2
@@ -258,7 +258,7 @@ def _nesterov(
 def radam(
     learning_rate: Scalar | Schedule = 1e-3, beta1: Scalar = 0.9, beta2: Scalar = 0.999, eps: Scalar = 1e-8
 ) -> Optimizer:
-    """RAdam: Adam that ignores the size of gradients until it has seen enough of them, then trusts it more and more.
+    """RAdam: Adam without adaptive step sizes until their variance is tractable, then with a rectification term.
 
         rho(t) = rho - 2 * t * beta2**t / (1 - beta2**t),  rho = 2 / (1 - beta2) - 1
         r(t)   = sqrt((rho(t) - 4) * (rho(t) - 2) * rho / ((rho - 4) * (rho - 2) * rho(t)))
@@ -299,13 +299,13 @@ def _update_radam(
 
 
 def _rectification(updates: Tensor, beta1: Scalar, beta2: Scalar, params: Params) -> tuple[Tensor, Tensor]:
-    """What RadamState holds of update number `updates + 1`."""
+    """Compute the coefficients of update number `updates + 1`."""
     t = updates.double() + 1
     power2, scale = beta2**t, 1 / (1 - beta1**t)
     most = 2 / (1 - beta2) - 1
     length = most - 2 * t * power2 / (1 - power2)
     known = length > 5
-    safe = torch.where(known, length, 6.0)  # the root of the other branch would be NaN, and so would its gradient
+    safe = torch.where(known, length, 6.0)  # the square root in the unused branch would be NaN, and its gradient too
     rectification = ((safe - 4) * (safe - 2) * most / ((most - 4) * (most - 2) * safe)).sqrt()
     rectified = torch.where(known, rectification * (1 - power2).sqrt() * scale, 0.0)
     return _as(params, scale), _as(params, rectified)
@@ -323,5 +323,5 @@ def _one(params: Params) -> Tensor:
 
 
 def _as(params: Params, x: Tensor) -> Tensor:
-    """In the widest of the parameters' dtypes, float32 or wider: what multiplies them need be no wider than they."""
+    """Cast `x` to the widest of the parameters' dtypes, at least float32, so that products with them are no wider."""
     return x.to(functools.reduce(torch.promote_types, {leaf.dtype for leaf in tree.leaves(params)}, torch.float32))

@@ -1,4 +1,4 @@
-"""What states begin with, and what every optimizer asks of its numbers."""
+"""Initial states of optimizers, and checks of their arguments."""
 
 import math
 from typing import Any
@@ -11,17 +11,17 @@ from fdqn.types import Params, Scalar, Schedule
 
 
 def no_updates(params: Params) -> Tensor:
-    """The count of updates before the first."""
+    """Return an update count of 0."""
     return torch.zeros((), dtype=torch.int64, device=first(params).device)
 
 
 def zeros(params: Params) -> Params:
-    """A sum or mean before the first update."""
+    """Return zeros like the parameters: the initial value of a sum or mean."""
     return tree.map(torch.zeros_like, params)
 
 
 def first(params: Params) -> Tensor:
-    """Any of the parameters, for its device. Raises ValueError where there is none, TypeError for integers."""
+    """Return one of the parameters, for its device. Raises ValueError for an empty tree, TypeError for integers."""
     if not (leaves := tree.leaves(params)):
         raise ValueError("params: expected at least one tensor, got an empty tree")
     for path, leaf in zip(tree.paths(params), leaves, strict=True):
@@ -30,7 +30,7 @@ def first(params: Params) -> Tensor:
 
 
 def check_fit(kind: Any, grads: Params, state: Any, params: Params) -> None:
-    """Raise ValueError or TypeError unless gradients and state are those of an optimizer of these parameters."""
+    """Raise ValueError or TypeError unless gradients and state belong to these parameters and this optimizer."""
     check.same("grads", params, grads)
     if not isinstance(state, kind):
         raise TypeError(f"state: expected {kind.__name__}, as init makes it, got {type(state).__name__}")
@@ -40,7 +40,7 @@ def check_fit(kind: Any, grads: Params, state: Any, params: Params) -> None:
 
 
 def rate(learning_rate: Scalar | Schedule, count: Tensor) -> Scalar:
-    """The learning rate after `count` updates. Raises TypeError for a schedule of anything but floats."""
+    """Return the learning rate after `count` updates. Raises TypeError for a schedule whose value is not a float."""
     if not callable(learning_rate):
         return learning_rate
     value = learning_rate(count)
@@ -49,7 +49,7 @@ def rate(learning_rate: Scalar | Schedule, count: Tensor) -> Scalar:
 
 
 def check_rate(learning_rate: Scalar | Schedule) -> None:
-    """Raise TypeError for integers, which are steps taken for rates, and ValueError for a negative number."""
+    """Raise TypeError for an integer, which is a step mistaken for a rate, and ValueError for a negative number."""
     if not callable(learning_rate):
         check.number("learning_rate", learning_rate)
         if not isinstance(learning_rate, Tensor) and math.isinf(learning_rate):

@@ -1,4 +1,4 @@
-"""What changes gradients on their way to the parameters, and what makes one optimizer of several."""
+"""Transformations of gradients, and combinations of optimizers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,15 +11,15 @@ from fdqn.types import Optimizer, Params, Scalar
 
 
 def apply_updates(params: Params, updates: Params) -> Params:
-    """`params + updates`, leaf by leaf; structure and dtype kept."""
+    """Return `params + updates`, leaf by leaf, with structure and dtypes kept."""
     check.same("updates", params, updates)
     return tree.map(torch.add, params, updates)
 
 
 def chain(**optimizers: Optimizer) -> Optimizer:
-    """Several in a row, each given the updates of the one before: `chain(clip=..., adam=...)`.
+    """Apply optimizers one after the other, each to the updates of the previous one: `chain(clip=..., adam=...)`.
 
-    The state is a dict under the same names.
+    The state is a dict with the same names. Raises ValueError without optimizers.
     """
     _check_optimizers(optimizers)
     return Optimizer(partial(_init_chain, optimizers), partial(_update_chain, optimizers))
@@ -40,7 +40,7 @@ def _update_chain(
 
 
 def clip_by_global_norm(max_norm: Scalar) -> Optimizer:
-    """Scale all gradients together so that their norm, taken as one vector, is at most `max_norm`. No state.
+    """Scale all gradients so that their global norm is at most `max_norm`. Stateless.
 
         g * min(1, max_norm / (norm + 1e-6))
 
@@ -57,7 +57,7 @@ def _clip_by_global_norm(max_norm: Scalar, grads: Params, state: Params, params:
 
 
 def clip_by_value(limit: Scalar) -> Optimizer:
-    """Each number of each gradient between `-limit` and `limit`. No state. `torch.nn.utils.clip_grad_value_`."""
+    """Clamp every element of the gradients to [-limit, limit]. Stateless. `torch.nn.utils.clip_grad_value_`."""
     check.number("limit", limit)
     return Optimizer(_init_nothing, partial(_clip_by_value, limit))
 
@@ -68,9 +68,9 @@ def _clip_by_value(limit: Scalar, grads: Params, state: Params, params: Params) 
 
 
 def add_decayed_weights(weight_decay: Scalar) -> Optimizer:
-    """`g + weight_decay * p`: the gradient of half the squared weights beside the loss. No state.
+    """Add L2 regularization to the gradient: `g + weight_decay * p`. Stateless.
 
-    In front of an optimizer it is that optimizer's `weight_decay` in `torch.optim`; for the decoupled one see `adamw`.
+    In front of an optimizer this is the `weight_decay` of `torch.optim`; for decoupled weight decay see `adamw`.
     """
     check.number("weight_decay", weight_decay)
     return Optimizer(_init_nothing, partial(_add_decayed_weights, weight_decay))
@@ -82,7 +82,7 @@ def _add_decayed_weights(weight_decay: Scalar, grads: Params, state: Params, par
 
 
 def frozen() -> Optimizer:
-    """No updates at all: for a group of parameters that stays as it is."""
+    """Make an optimizer whose updates are 0, for a group of parameters that is not trained."""
     return Optimizer(_init_nothing, _stay)
 
 
@@ -92,9 +92,10 @@ def _stay(grads: Params, state: Params, params: Params) -> tuple[Params, Params]
 
 
 def masked(optimizer: Optimizer, chosen: Callable[[str], bool]) -> Optimizer:
-    """`optimizer` for parameters of a `chosen(name)`; the gradients of others are handed through.
+    """Apply `optimizer` to the parameters with `chosen(name)`; pass the gradients of the others through.
 
-    `masked(add_decayed_weights(0.01), lambda name: name.endswith("weight"))`. Raises ValueError where none is chosen.
+    `masked(add_decayed_weights(0.01), lambda name: name.endswith("weight"))`. Raises ValueError if no parameter is
+    chosen.
     """
     check.kind("optimizer", optimizer, Optimizer)
     check.function("chosen", chosen)
@@ -116,9 +117,10 @@ def _update_masked(
 
 
 def grouped(group_of: Callable[[str], str], **optimizers: Optimizer) -> Optimizer:
-    """Each parameter by the optimizer of its group, `optimizers[group_of(name)]`: parameter groups of `torch.optim`.
+    """Apply to each parameter the optimizer of its group, `optimizers[group_of(name)]`: parameter groups of
+    `torch.optim`.
 
-    The state is a dict under the names of the groups. Raises ValueError for a group without an optimizer or without
+    The state is a dict with the names of the groups. Raises ValueError for a group without an optimizer or without
     parameters.
     """
     check.function("group_of", group_of)

@@ -1,4 +1,4 @@
-"""Pack booleans, eight to a byte: flag `8 k + i` is bit `i` of byte `k`, the order that NumPy calls "little".
+"""Booleans packed eight to a byte: flag `8 k + i` is bit `i` of byte `k`, NumPy's `bitorder="little"`.
 
 Unused bits of the last byte are 0.
 """
@@ -55,23 +55,23 @@ def pack(flags: Tensor) -> Tensor:
 
         byte[k] = sum over i of flag[8 k + i] * 2**i
 
-    Raises TypeError for another dtype, ValueError for a tensor without axes.
+    Raises TypeError for another dtype and ValueError for a tensor without axes.
     """
     check.shapes("flags[... N]", flags)
     check.boolean("flags", flags)
     *leading, count = flags.shape
     filled = F.pad(flags.to(torch.uint8), (0, 8 * size(count) - count))
     eights = filled.reshape(*leading, size(count), 8)
-    # One by one: on a CPU, a sum over an axis of eight takes 15 times as long, and `cat` in place of `pad` 3 times.
+    # Eight ORs: on a CPU, a sum over an axis of eight takes 15 times as long, and `cat` instead of `pad` 3 times.
     return functools.reduce(torch.bitwise_or, [eights[..., i] << i for i in range(8)])
 
 
 def unpack(packed: Tensor, count: int) -> Tensor:
-    """Unpack `count` booleans [..., N] from bytes, uint8 [..., size(N)].
+    """Unpack bytes, uint8 [..., size(N)], into `count` booleans [..., N].
 
         flag[8 k + i] = bit i of byte[k]
 
-    Raises ValueError for another number of bytes, TypeError for another dtype.
+    Raises ValueError for another number of bytes and TypeError for another dtype.
     """
     check.shapes(f"packed[... {size(count)}]", packed)
     if packed.dtype != torch.uint8:
@@ -81,7 +81,7 @@ def unpack(packed: Tensor, count: int) -> Tensor:
 
 
 def size(count: int) -> int:
-    """Return the number of bytes for `count` booleans, ceil(count / 8)."""
+    """Return the number of bytes that `count` packed booleans take: ceil(count / 8)."""
     return math.ceil(count / 8)
 
 

@@ -1,10 +1,14 @@
-"""The laws of fdqn as functions, for your environment, loss, optimizer, network or policy as much as for ours.
+"""The laws that fdqn is tested with, as functions that also check your environments, losses, optimizers and networks.
 
-`asserts` says where trees of tensors differ and where a graph breaks; `laws` has one checker a law of a function or of
-a part, `agents` those of an agent, `programs` one a law of a whole program; `examples` is a program to start from and
-`probes` are environments whose values are known. These need nothing beyond fdqn. `strategies` makes hypothesis inputs
-and needs hypothesis;
-`variants` runs one test eager, vmapped, compiled and on a GPU and needs pytest. With your own in the place of ours:
+- `asserts` compares trees of tensors and detects graph breaks and recompilations.
+- `laws` has one function per law of a function or component, `agents` those of an agent, `programs` one per law of
+  a whole program.
+- `examples` has a small program to start from.
+- `probes` are environments whose optimal values are known.
+- `strategies` generates inputs for hypothesis, which it requires.
+- `variants` runs one test eagerly, under vmap, compiled and on a GPU; it requires pytest.
+
+An example, in which your components replace those of fdqn:
 
     from functools import partial
 

@@ -1,6 +1,6 @@
 """Assertions about trees of tensors and about how a function compiles.
 
-Each raises AssertionError naming the leaf, the place in it, what was expected and what came.
+Each raises AssertionError with the leaf, the index in it, the expected value and the value found.
 """
 
 import os
@@ -24,14 +24,18 @@ __all__ = [
 
 
 def assert_trees_equal(expected: Any, got: Any, name: str = "") -> None:
-    """Same structure, shapes, dtypes, devices and numbers, exactly; NaN equals NaN."""
+    """Assert equal structure, shapes, dtypes, devices and numbers, bit for bit; NaN equals NaN."""
     assert_trees_close(expected, got, atol=0.0, rtol=0.0, name=name)
 
 
 def assert_trees_close(expected: Any, got: Any, atol: float, rtol: float = 0.0, name: str = "") -> None:
-    """Same structure, shapes, dtypes and devices; `|got - expected| <= atol + rtol * |expected|` for floats and complex
-    numbers, equal for others. NaN equals NaN and an infinity equals itself. Leaves may be tensors, NumPy's arrays and
-    numbers, and Python's. `name` begins the message, before the leaf's path.
+    """Assert equal structure, shapes, dtypes and devices, and close numbers.
+
+        |got - expected| <= atol + rtol * |expected|
+
+    This holds for floats and complex numbers; others must be equal. NaN equals NaN and an infinity equals itself.
+    Leaves may be tensors, NumPy arrays and numbers, and Python numbers. `name` is put in front of the leaf's path in
+    the message.
     """
     assert_same_structure(expected, got, name)
     for path, ours, theirs in zip(tree.paths(expected), tree.leaves(expected), tree.leaves(got), strict=True):
@@ -56,18 +60,19 @@ def assert_trees_close(expected: Any, got: Any, atol: float, rtol: float = 0.0, 
 
 
 def assert_same_structure(expected: Any, got: Any, name: str = "") -> None:
-    """The same nest of the same containers around the leaves; what the leaves are does not matter."""
+    """Assert equal containers, names and order; the leaves themselves are not compared."""
     if tree.structure(expected) != tree.structure(got):
         raise AssertionError(f"{name}expected the same structure; {check.difference(expected, got)}")
 
 
 def assert_shapes(spec: Any, *tensors: Any) -> None:
-    """Tensors fit a line of `check.shapes`, or one tree of tensors a tree of such shapes.
+    """Assert that tensors match a specification as in `check.shapes`, or that a tree of tensors matches a tree of
+    shapes.
 
         assert_shapes("q[B A] legal[B A]", q, legal)
         assert_shapes({"weight": "[N M]", "bias": "[N]"}, params)
 
-    A letter is one size throughout, `...` the same leading axes throughout.
+    A letter is one size throughout; `...` is the same leading axes throughout.
     """
     try:
         count = spec.count("[") if isinstance(spec, str) else 1
@@ -84,7 +89,7 @@ def assert_shapes(spec: Any, *tensors: Any) -> None:
 
 
 def assert_finite(x: Any, name: str = "") -> None:
-    """No NaN and no infinity in any leaf that holds numbers, be they torch's, NumPy's or Python's."""
+    """Assert that no tensor, array or number among the leaves is NaN or infinite."""
     for path, leaf in zip(tree.paths(x), tree.leaves(x), strict=True):
         numbers = _numbers(leaf)
         if numbers is None:
@@ -102,7 +107,7 @@ _ARRAYS = (Tensor, np.ndarray)
 
 
 def _numbers(x: Any) -> Tensor | None:
-    """A leaf as a tensor; nothing for what has no dtype: Python's integers and flags, which are exact, and words."""
+    """Convert a leaf to a tensor; return None for exact leaves without a dtype: integers, booleans and strings."""
     if isinstance(x, Tensor):
         return x
     if isinstance(x, np.ndarray | np.generic):
@@ -114,7 +119,7 @@ def _numbers(x: Any) -> Tensor | None:
 
 
 def _first(found: Tensor) -> tuple[int, ...]:
-    """The index of the first true element."""
+    """Return the index of the first true element."""
     return tuple(found.nonzero()[0].tolist())
 
 
@@ -122,7 +127,7 @@ def _first(found: Tensor) -> tuple[int, ...]:
 
 
 def one_graph(f: Callable[..., Any], backend: str = "aot_eager") -> Callable[..., Any]:
-    """`f` through `torch.compile`, one graph for each signature. Nothing that was compiled of `f` before counts.
+    """Compile `f` with `torch.compile` into one graph per signature, without reuse of earlier compilations of `f`.
 
     A call raises AssertionError with the reason and the line where the graph would break.
     """
@@ -130,7 +135,7 @@ def one_graph(f: Callable[..., Any], backend: str = "aot_eager") -> Callable[...
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            with torch._dynamo.config.patch(recompile_limit=1_000):  # eight signatures are few for generated inputs
+            with torch._dynamo.config.patch(recompile_limit=1_000):  # the default of 8 is too low for generated inputs
                 return fast(*args, **kwargs)
         except torch._dynamo.exc.Unsupported as error:
             raise AssertionError(
@@ -141,13 +146,15 @@ def one_graph(f: Callable[..., Any], backend: str = "aot_eager") -> Callable[...
 
 
 def assert_no_graph_break(f: Callable[..., Any], *args: Any) -> None:
-    """`torch.compile` makes one graph of `f(*args)`; else the reason and, where known, the line of the break."""
+    """Assert that `torch.compile` makes one graph of `f(*args)`; the message has the reason and line of a break."""
     one_graph(f, "eager")(*args)
 
 
 def assert_compiles_once(f: Callable[..., Any], *calls: tuple[Any, ...], backend: str = "aot_eager") -> list[Any]:
-    """The one graph that `torch.compile` makes for the first of `calls`, tuples of arguments, serves them all; else the
-    guard that failed. Returns what the calls answered.
+    """Assert that the graph compiled for the first of `calls` serves all of them; the message has the guard that
+    failed.
+
+    `calls` are tuples of arguments. Returns the results of the calls.
     """
     assert calls, "calls: expected a tuple of arguments for each, got none"
     fast, answers = one_graph(f, backend), []
@@ -164,7 +171,7 @@ def assert_compiles_once(f: Callable[..., Any], *calls: tuple[Any, ...], backend
 
 
 def _unseen(f: Callable[..., Any]) -> Callable[..., Any]:
-    """`f` behind code that the compiler has not met: what it compiled it keeps with the code object."""
+    """Wrap `f` in a new code object, because Dynamo caches compilations by code object."""
 
     def unseen(*args: Any, **kwargs: Any) -> Any:
         return f(*args, **kwargs)
@@ -173,7 +180,7 @@ def _unseen(f: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _where(error: Any) -> str:
-    """The line that a compiler's error is about, the innermost that is not torch's own; nothing if it is not known."""
+    """Return the innermost line outside of torch that a compiler error refers to, or "" if it is unknown."""
     stack = list(getattr(error, "real_stack", None) or [])
     own = [frame for frame in stack if not frame.filename.startswith(os.path.dirname(torch.__file__))]
     if not stack:

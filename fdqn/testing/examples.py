@@ -1,4 +1,4 @@
-"""A program small enough to hold to every law in seconds; replace a part by yours and ask the laws again."""
+"""A program small enough to check every law in seconds. Replace one of its components to check yours."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ def program(
 
 
 def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
-    """Hyper-parameters and keys of `count` lanes that differ in everything a lane can differ in."""
+    """Return hyper-parameters and keys of `count` seeds that differ in every hyper-parameter."""
     spread = torch.linspace(0.0, 1.0, count).tolist()
     hyper = training.hyper(
         count,
@@ -60,7 +60,7 @@ def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
 
 
 def params() -> Params:
-    """A small params tree in float64: a matrix, two vectors and a scalar."""
+    """Return a small params tree in float64: a matrix, two vectors and a scalar."""
     generator = torch.Generator().manual_seed(1)
     shapes = {"0.weight": (4, 3), "0.bias": (4,), "2.weight": (1, 4), "scale": ()}
     return {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}

@@ -1,8 +1,12 @@
-"""One checker a law. Each raises AssertionError with the leaf, the place in it, what was expected and what came.
+"""Laws of functions and components, one function each.
 
-Laws of any function: `pure, vmapped, ranked, compiled, gradients, semi_gradient`. Laws of a part: `optimizer, chained,
-clipped, masked, legal_only, schedule, replay_like_deque, buffer, env, time_limit`. Tolerances are arguments and begin
-where the law says; integers and flags are always exact. The laws of a whole program are in `programs`.
+
+Each raises AssertionError with the leaf, the index in it, the expected value and the value found. Tolerances are
+arguments whose defaults are those of the law; integers and flags are always exact.
+
+Laws of any function: `pure, vmapped, ranked, compiled, gradients, semi_gradient`. Laws of components: `optimizer,
+chained, clipped, masked, legal_only, schedule, replay_like_deque, buffer, env, time_limit`. The laws of a whole program
+are in `programs`.
 """
 
 import contextlib
@@ -35,7 +39,10 @@ __all__ = [
 
 
 def pure(f: Callable[..., Any], *args: Any) -> Any:
-    """Same inputs, same bits, twice; inputs and generators as they were; nothing printed. Returns `f(*args)`."""
+    """Check that `f` is pure, and return `f(*args)`.
+
+    Two calls give the same bits, inputs and random number generators stay unchanged, and nothing is printed.
+    """
     before, generators = copied(args), _generators()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
         first = copied(f(*args))
@@ -56,7 +63,10 @@ def vmapped(
     dtype: torch.dtype | None = torch.float64,
     atol: float = 1e-12,
 ) -> None:
-    """`vmap(f)(xs) == stack([f(x) for x in xs])`, with floats in `dtype` (None: as they are)."""
+    """Check that `vmap(f)(xs) == stack([f(x) for x in xs])`.
+
+    Floats are cast to `dtype`; None keeps their dtypes.
+    """
     args = args if dtype is None else _cast(args, dtype)
     dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(args)
     size = next(tree.leaves(x)[0].shape[d] for x, d in zip(args, dims, strict=True) if d is not None)
@@ -75,7 +85,11 @@ def ranked(
     dtype: torch.dtype | None = torch.float64,
     atol: float = 1e-12,
 ) -> None:
-    """`f` on `[..., *event]` equals `vmap(f)` over each of the `leading` axes that all of `args` have."""
+    """Check that `f` accepts leading axes: on `[..., *event]` it equals `vmap(f)` over each of the `leading` axes of
+    `args`.
+
+    Floats are cast to `dtype`; None keeps their dtypes.
+    """
     args = args if dtype is None else _cast(args, dtype)
     expected, g = f(*args), f
     for axes in range(1, leading + 1):
@@ -92,14 +106,17 @@ def compiled(
     atol: float = 1e-6,
     rtol: float = 1e-5,
 ) -> None:
-    """Compiled equals eager, as one graph (`fullgraph=True`) compiled exactly once.
+    """Check that compiled `f` equals eager `f`, as one graph (`fullgraph=True`) that is compiled exactly once.
 
     Args:
-        again: arguments of further calls that must not compile anew; by default the same with halved floats.
-        backend: the backend of `torch.compile`.
-        transform: compiles instead of `torch.compile`, such as `fdqn.compile.compile`; compilations are not counted.
-        atol: absolute tolerance.
-        rtol: relative tolerance.
+        f: Function under test.
+        args: Arguments of the first call.
+        again: Arguments of further calls, which must not recompile; by default `args` with halved floats.
+        backend: Backend of `torch.compile`.
+        transform: Compiler to use instead of `torch.compile`, such as `fdqn.compile.compile`; its compilations are not
+            counted.
+        atol: Absolute tolerance.
+        rtol: Relative tolerance.
     """
     halved = map_tensors(lambda x: x * 0.5 if x.is_floating_point() else x, args)
     calls = [args, *([halved] if again is None else again)]
@@ -114,8 +131,10 @@ def compiled(
 
 
 def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: float = 1e-7) -> None:
-    """The gradient of `f(*args) []` with respect to its first argument, a tree of floats, in float64:
-    `torch.func.grad` equals `torch.autograd.grad` equals finite differences. Keep away from kinks.
+    """Check the gradient of `f(*args) []` with respect to its first argument, a tree of floats, in float64.
+
+    `torch.func.grad` must equal `torch.autograd.grad` and central differences of `step`. Choose arguments away from
+    kinks.
     """
     first, *rest = _cast(args, torch.float64)
     by_func = grad(f)(first, *rest)
@@ -123,7 +142,7 @@ def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: fl
     by_autograd = torch.autograd.grad(
         f(tracked, *rest), tree.leaves(tracked), allow_unused=True, materialize_grads=True
     )
-    assert_trees_close(list(by_autograd), tree.leaves(by_func), 1e-12, 1e-12, "torch.func.grad beside autograd.grad: ")
+    assert_trees_close(list(by_autograd), tree.leaves(by_func), 1e-12, 1e-12, "torch.func.grad and autograd.grad: ")
 
     def difference(leaf: int, place: int) -> Tensor:
         moved = [_move(first, leaf, place, by) for by in (step, -step)]
@@ -136,10 +155,9 @@ def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: fl
 
 
 def semi_gradient(f: Callable[..., Tensor], *args: Any, held: Sequence[int]) -> None:
-    """The derivative of `f(*args)` with respect to every argument in `held` is exactly 0; to some other it is not.
+    """Check that the derivative with respect to every argument in `held` is exactly 0, and that some other one is not.
 
-    It is that of a sum in which each number of the result has a weight of its own, in [1, 2): derivatives that add up
-    to 0 over a batch are seen.
+    The results are summed with different weights in [1, 2), so that derivatives that cancel over a batch are detected.
     """
     assert all(0 <= i < len(args) for i in held), f"held: expected some of {list(range(len(args)))}, got {list(held)}"
     tracked = map_tensors(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
@@ -156,11 +174,11 @@ def semi_gradient(f: Callable[..., Tensor], *args: Any, held: Sequence[int]) -> 
     for i in held:
         assert slopes.get(i, 0.0) == 0, f"argument {i}: expected gradient 0 on the target's side, got {slopes[i]:g}"
     assert any(slopes[i] > 0 for i in set(slopes) - set(held)), (
-        f"arguments beside {list(held)}: expected a gradient, got 0"
+        f"arguments other than {list(held)}: expected a gradient, got 0"
     )
 
 
-# Laws of a part
+# Laws of components
 
 
 def optimizer(
@@ -172,8 +190,19 @@ def optimizer(
     params: Params | None = None,
     single: float = 1e-6,
 ) -> None:
-    """`torch.optim` at every step: `steps` of random non-zero gradients in float64; six of which four have gradient 0,
-    the first two among them; ten in float32, to `single`. Updates are pure; dtypes stay.
+    """Check an optimizer against `torch.optim` at every step.
+
+    Runs `steps` random non-zero gradients in float64, six gradients of which four are 0 (the first two among them), and
+    ten gradients in float32. Updates must be pure and keep dtypes.
+
+    Args:
+        ours: Optimizer under test.
+        theirs: Makes the `torch.optim` optimizer of a list of parameters.
+        scheduler: Makes the learning rate scheduler of that optimizer.
+        steps: Number of steps in float64.
+        atol: Absolute and relative tolerance in float64.
+        params: Parameters; by default `examples.params()`.
+        single: Absolute and relative tolerance in float32.
     """
     double = tree.cast(examples.params() if params is None else params, torch.float64)
     generator, zero = torch.Generator().manual_seed(0), tree.map(torch.zeros_like, double)
@@ -194,7 +223,7 @@ def _follow(
     atol: float,
     name: str,
 ) -> None:
-    """The same parameters as theirs after each of `gradients`."""
+    """Check that the parameters equal those of the reference after each of `gradients`."""
     reference = {name: x.clone().requires_grad_() for name, x in mine.items()}
     oracle, state = theirs(list(reference.values())), ours.init(mine)
     clock = scheduler(oracle) if scheduler else None
@@ -205,7 +234,7 @@ def _follow(
         oracle.step()
         if clock:
             clock.step()
-        careful = step in (1, len(gradients))  # a step on a fresh state and one on a used one; `pure` is slow
+        careful = step in (1, len(gradients))  # `pure` is slow: only the first and the last step
         updates, after = pure(ours.update, grads, state, mine) if careful else ours.update(grads, state, mine)
         for what, a, b in (("updates", mine, updates), ("state", state, after)):
             assert_trees_equal(_dtypes(a), _dtypes(b), f"{what} of {dtype} params: ")
@@ -214,7 +243,7 @@ def _follow(
 
 
 def chained(first: Optimizer, second: Optimizer, third: Optimizer, steps: int = 3) -> None:
-    """`chain` is associative: `(first, second), third` equals `first, (second, third)`, bit for bit."""
+    """Check that `chain` is associative: `(first, second), third` equals `first, (second, third)`, bit for bit."""
     left = optim.chain(a=optim.chain(a=first, b=second), b=third)
     right = optim.chain(a=first, b=optim.chain(a=second, b=third))
     params, generator = tree.cast(examples.params(), torch.float64), torch.Generator().manual_seed(0)
@@ -226,7 +255,9 @@ def chained(first: Optimizer, second: Optimizer, third: Optimizer, steps: int = 
 
 
 def clipped(clip: Callable[[float], Optimizer], max_norm: float = 1.5, atol: float = 1e-12) -> None:
-    """Norm after <= `max_norm`; direction kept; below it nothing changes; equal to `clip_grad_norm_`."""
+    """Check gradient clipping: the norm is at most `max_norm`, the direction stays, smaller gradients stay unchanged,
+    and the result equals that of `clip_grad_norm_`.
+    """
     generator = torch.Generator().manual_seed(0)
     for scale in (1e-3, 0.1, 1.0, 10.0, 1e6):
         grads = {name: scale * _nonzero(x.shape, generator) for name, x in examples.params().items()}
@@ -245,9 +276,9 @@ def clipped(clip: Callable[[float], Optimizer], max_norm: float = 1.5, atol: flo
 
 
 def masked(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> None:
-    """`f(q, legal)` and its gradient do not change, bit for bit, when illegal values become anything at all.
+    """Check that `f(q, legal)` and its gradient do not depend on the values of illegal actions, bit for bit.
 
-    Shapes: q and legal [..., A].
+    Illegal values are replaced by large numbers, infinities and NaN. Shapes: q and legal [..., A].
     """
     expected, slope = f(q, legal), _slope(f, q, legal)
     assert_trees_equal(torch.zeros_like(q), torch.where(legal, 0.0, slope), "gradient of illegal values: ")
@@ -258,7 +289,7 @@ def masked(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> None
 
 
 def legal_only(policy: Callable[[Tensor, Tensor], Tensor], q: Tensor, legal: Tensor) -> None:
-    """`policy(q, legal)` chooses an action, an integer, that exists, and a legal one wherever there is one.
+    """Check that `policy(q, legal)` returns integer actions that exist and, if any action is legal, are legal.
 
     Shapes: q and legal [..., A]; actions [...].
     """
@@ -283,16 +314,24 @@ def schedule(
     constant_after: bool = True,
     rtol: float = 1e-6,
 ) -> None:
-    """`start` at step 0, `end` at `steps` and ever after, monotone between, and not at the end a step before it.
+    """Check a monotone schedule: `start` at step 0, `end` at `steps` but not before, and `end` afterwards.
 
-    After it are as many steps again, a hundred more, and one far away. `constant_after=False` asks nothing of them.
+    Args:
+        f: Schedule, a function of an integer tensor.
+        start: Value at step 0.
+        end: Value at `steps`.
+        steps: Length of the schedule.
+        constant_after: False skips the check of the steps after `steps`.
+        rtol: Relative tolerance.
     """
     values = torch.as_tensor(f(torch.arange(steps + 1))).double().expand(steps + 1)
     bound = rtol * max(abs(start), abs(end), 1e-30)
     for name, expected, got in (("step 0", start, values[0]), (f"step {steps}", end, values[-1])):
         assert abs(expected - float(got)) <= bound, f"{name}: expected {expected}, got {float(got)}"
     moves = values.diff() * math.copysign(1.0, end - start)
-    assert (moves >= -bound).all(), f"step {int(moves.argmin()) + 1}: expected monotone, got a move back"
+    assert (moves >= -bound).all(), (
+        f"step {int(moves.argmin()) + 1}: expected a monotone schedule, got a step in the other direction"
+    )
     if steps > 2 and start != end:
         middle = float(values[steps // 2])
         inside = min(start, end) < middle < max(start, end)
@@ -313,11 +352,17 @@ def replay_like_deque(
     buffer: Buffer | None = None,
     obs_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """A buffer, by default a ring with packing, holds what a `deque(maxlen=capacity)` holds, after any sequence of adds
-    (a number of rows) and samples (random bits).
+    """Check a buffer, by default a ring with packing, against `deque(maxlen=capacity)` for a sequence of adds and
+    samples. See also `buffer`.
 
-    Every sampled row is a stored row, all leaves of one transition; evenly spread bits draw every stored row once.
-    Observations of torch.bool show the number of their row in binary. See also `buffer`.
+    Every sampled row is a stored row, with all leaves from one transition; evenly spaced bits sample every stored row
+    once. Observations of torch.bool, which may be stored packed, encode the row number in binary.
+
+    Args:
+        operations: a number of rows to add, or random bits [B] to sample with.
+        capacity: rows that the buffer holds.
+        buffer: the buffer.
+        obs_dtype: dtype of observations.
     """
     numbered = partial(_numbered, obs_dtype=obs_dtype)
     model: deque[int] = deque(maxlen=capacity)
@@ -547,13 +592,17 @@ class _Model(NamedTuple):
 
 
 def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_reset: bool = True) -> None:
-    """Shapes and dtypes are constant for life, flags and masks bool; reset and step are pure and equal their vmap.
-    Observations and rewards are finite, and at `obs` there is something legal to do.
+    """Check an environment with random legal actions.
 
-    After an end `obs` starts a new episode, with `restarts_as_reset` the one that `reset` makes of the same uniforms,
-    and `next_obs` does not; elsewhere both are one. Whoever reaches the time limit is truncated, and nobody before it.
-    Stacked observations are so as `spec.stack` says. Actions are random legal ones; some episode must end within
-    `steps`. See also `time_limit`.
+    - Shapes and dtypes never change; flags and masks are bool; observations and rewards are finite.
+    - `reset` and `step` are pure and equal their vmap.
+    - At `obs` some action is legal.
+    - After an end, `obs` starts a new episode and `next_obs` shows the end of the old one; otherwise they are equal.
+      With `restarts_as_reset` the new episode is the one that `reset` makes from the same uniforms.
+    - An episode is truncated at the time limit and never before.
+    - Stacked observations are consistent with `spec.stack`.
+
+    Some episode must end within `steps`. See also `time_limit`.
     """
     u = _env_noise(env, envs, seed, 0)
     state, step = pure(env.reset, u)
@@ -569,7 +618,7 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
     for i in range(1, steps + 1):
         u = _env_noise(env, envs, seed, i)
         state, step = env.step(state, _random_legal(step.legal, random.fold_in(random.key(seed), i)), u)
-        assert_trees_equal((state_kind, step_kind), (_dtypes(state), _dtypes(step)), f"step {i}, for life: ")
+        assert_trees_equal((state_kind, step_kind), (_dtypes(state), _dtypes(step)), f"step {i}, shapes and dtypes: ")
         _check_step(env, step, time + 1, f"step {i}, ")
         _check_stacked(env, step, shown, f"step {i}, ")
         shown = step.obs
@@ -582,8 +631,8 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
         moved |= bool((step.next_obs != first.obs).any())
         seen += (step.next_obs == step.obs).flatten(1).all(-1)[ended].tolist()
     limit = env.spec.time_limit
-    assert seen, f"end: expected one, got none: no episode ended in {steps} steps; give steps=, its limit is {limit}"
-    assert not (moved and all(seen)), "next_obs: expected how episodes ended, got how the next ones began"
+    assert seen, f"end: expected an episode to end, got none in {steps} steps; pass steps= above its limit {limit}"
+    assert not (moved and all(seen)), "next_obs: expected the last observation of an episode, got the first of the next"
 
 
 def _check_reset(env: Env, envs: int, step: Step) -> None:
@@ -592,36 +641,38 @@ def _check_reset(env: Env, envs: int, step: Step) -> None:
     kind = Step(obs, legal, obs, legal, torch.zeros(envs, dtype=step.reward.dtype), flag, flag)
     assert_trees_equal(kind, _dtypes(step), "reset: ")
     assert step.reward.is_floating_point(), f"reset.reward: expected a floating-point dtype, got {step.reward.dtype}"
-    assert_trees_equal((step.obs, step.legal), (step.next_obs, step.next_legal), "reset, next_obs beside obs: ")
+    assert_trees_equal((step.obs, step.legal), (step.next_obs, step.next_legal), "reset, next_obs and obs: ")
     assert_trees_equal(torch.zeros_like(step.reward), step.reward, "reset.reward: ")
     assert not (step.terminated | step.truncated).any(), "reset: expected nothing to have ended, got an end"
     _check_seen(step, "reset, ")
 
 
 def _check_step(env: Env, step: Step, time: Tensor, name: str) -> None:
-    """What holds of every step; `time` [E] counts the steps of the episode, this one included."""
+    """Check one step; `time` [E] counts the steps of the episode, this one included."""
     late, on = time >= env.spec.time_limit, ~(step.terminated | step.truncated)
     _check_seen(step, name)
     assert bool((late <= step.truncated).all()), f"{name}truncated: expected true at the time limit, got false"
     assert bool((step.truncated <= late).all()), f"{name}truncated: expected false before the limit, got true"
     ahead = (step.next_obs[on], step.next_legal[on])
-    assert_trees_equal(ahead, (step.obs[on], step.legal[on]), f"{name}episode goes on, obs beside next_obs: ")
+    assert_trees_equal(ahead, (step.obs[on], step.legal[on]), f"{name}inside an episode, obs and next_obs: ")
 
 
 def _check_stacked(env: Env, step: Step, before: Tensor | None, name: str) -> None:
-    """Where observations are said to be frames, each shows those of the one before and one more; the first, nothing."""
+    """Check stacked frames: each observation shifts the previous one by a frame, and the first of an episode starts
+    with zeros.
+    """
     if env.spec.stack == 1:
         return
     begins = step.terminated | step.truncated | (before is None)
     if before is not None:
-        assert_trees_equal(before[:, 1:], step.next_obs[:, :-1], f"{name}next_obs beside obs of the step before: ")
+        assert_trees_equal(before[:, 1:], step.next_obs[:, :-1], f"{name}next_obs and obs of the previous step: ")
     first = step.obs[begins][:, :-1]
     assert_trees_equal(torch.zeros_like(first), first, f"{name}obs, frames before an episode's first: ")
 
 
 def _check_seen(step: Step, name: str) -> None:
-    """There is a number wherever one is shown, and something to do at `obs`; where an episode goes on, at `next_obs`
-    too: there both are one.
+    """Check that numbers are finite and that some action is legal at `obs`. While an episode continues this covers
+    `next_obs`, which is equal to `obs`.
     """
     assert_finite(step, name)
     stuck = (~step.legal.any(-1)).nonzero().tolist()
@@ -629,9 +680,10 @@ def _check_seen(step: Step, name: str) -> None:
 
 
 def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: int = 0) -> None:
-    """A time limit truncates and does nothing else: up to and at the limit, `make(limit)` shows the rewards, the
-    `next_obs` and the terminations of `make(10 * limit)`. An environment that terminates at its limit is caught. Some
-    episode must get there.
+    """Check that a time limit only truncates: up to the limit, `make(limit)` has the rewards, observations and
+    terminations of `make(10 * limit)`.
+
+    This detects an environment that terminates at its limit. Some episode must reach the limit.
     """
     pair = make(limit), make(10 * limit)
     u = _env_noise(pair[0], envs, seed, 0)
@@ -645,7 +697,7 @@ def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: 
         expected = torch.full_like(a.truncated[alive], i == limit)
         assert_trees_equal(expected, a.truncated[alive], f"step {i} of {limit}, truncated: ")
         alive &= ~a.terminated
-    assert alive.any(), f"truncated: expected an episode cut off at step {limit}, got none: all terminated; give limit="
+    assert alive.any(), f"truncated: expected an episode cut off at step {limit}, got none: all terminated; pass limit="
 
 
 # Helpers
@@ -669,12 +721,12 @@ def _tracked(x: Any) -> bool:
 
 
 def _dtypes(x: Any) -> Any:
-    """The tree with its numbers taken out: shapes and dtypes remain."""
+    """Zero all numbers of a tree, so that only shapes and dtypes remain."""
     return tree.map(torch.zeros_like, x)
 
 
 def _move(x: Any, leaf: int, place: int, by: float) -> Any:
-    """The tree with one number of one leaf changed."""
+    """Return the tree with `by` added to one number of one leaf."""
     leaves = tree.leaves(tree.clone(x))
     leaves[leaf].view(-1)[place] += by
     rest = iter(leaves)
@@ -686,18 +738,18 @@ def _generators() -> tuple[Any, ...]:
 
 
 def _slope(f: Callable[[Tensor, Tensor], Any], q: Tensor, legal: Tensor) -> Tensor:
-    """The gradient of the floats of `f` with respect to q; 0 where nothing depends on it."""
+    """Return the gradient of the sum of the floats of `f` with respect to q; 0 if nothing depends on it."""
     tracked = q.detach().clone().requires_grad_()
     results = [x.sum() for x in tree.leaves(f(tracked, legal)) if _tracked(x)]
     return torch.autograd.grad(torch.stack(results).sum(), tracked)[0] if results else torch.zeros_like(q)
 
 
 def _numbered(numbers: Sequence[int], obs_dtype: torch.dtype = torch.float32) -> Transition:
-    """Transitions that say in every leaf which number they have."""
+    """Make transitions that encode their number in every leaf."""
     n = torch.tensor(list(numbers))
     real = n.float()
     obs, next_obs = torch.stack([real, -real], -1), real[:, None, None] + 0.5
-    if obs_dtype == torch.bool:  # as many as do not fill their last byte
+    if obs_dtype == torch.bool:  # bit counts that do not fill the last byte
         obs = (n[:, None] >> torch.arange(20, -1, -1)) % 2
         next_obs = 1 - obs[:, -15:].reshape(-1, 3, 5)
     legal = n[:, None] % 3 == 0

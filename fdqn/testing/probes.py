@@ -1,8 +1,8 @@
-"""Seven environments so small that their optimal action values are known: the first thing to run a new agent on.
+"""Seven tiny environments with known optimal action values: the first thing to run a new agent on.
 
-Each isolates one part of an agent, so that the first probe that fails names the part that is broken. Values are those
-of the best policy, exactly: `q(gamma)` [N, A] at the N observations `obs`, NaN where an action is illegal, so that a
-value that leaks through the mask is seen.
+Each probe tests one component of an agent, so the first probe that fails shows which one is broken. The values are
+those of the optimal policy, exact: `q(gamma)` [N, A] at the N observations `obs`, and NaN for illegal actions, so that
+a value that leaks through the mask is detected.
 
 Jones 2021, "Debugging RL, without the agonizing pain", https://andyljones.com/posts/rl-debugging.html
 """
@@ -27,37 +27,37 @@ TIME_LIMIT = 5
 
 
 class Probe(NamedTuple):
-    """An environment and the answer."""
+    """An environment and its optimal action values."""
 
     env: Env
     obs: Tensor
-    """[N, 1], every observation it can show."""
+    """[N, 1], all of its observations."""
     legal: Tensor
-    """[N, A] bool, what may be done there."""
+    """[N, A] bool, mask of legal actions at each observation."""
     q: Callable[[Scalar], Tensor]
     """gamma [] -> optimal action values [N, A]; NaN where illegal."""
 
 
 class State(NamedTuple):
-    """What all probes remember."""
+    """State shared by all probes."""
 
     place: Tensor
-    """[...] int64, 0 or 1: where the agent is, and what it sees."""
+    """[...] int64, 0 or 1: the position of the agent, which is also the observation."""
     time: Tensor
     """[...] int64, steps since the episode started."""
 
 
 class Rules(NamedTuple):
-    """A probe as tables over place (2 rows) and action; a place that is never visited has a row all the same."""
+    """A probe as tables over place (2 rows) and action; unused places have a row too."""
 
     places: int
-    """How many of the two places there are."""
+    """Number of places used, 1 or 2."""
     starts: int
-    """How many of the two an episode can start at, equally likely."""
+    """Number of places where an episode can start, equally likely."""
     reward: tuple[tuple[float, ...], ...]
-    """[2][A], what an action pays."""
+    """[2][A], reward of each action."""
     ends: tuple[bool, bool]
-    """Whether every action at that place terminates; if not, it leads to the last place."""
+    """True for a place where every action terminates; elsewhere every action leads to the last place."""
     legal: tuple[tuple[bool, ...], ...] = ((True, True), (True, True))
 
 
@@ -98,7 +98,8 @@ def reward_of_action(dtype: torch.dtype = torch.float32) -> Probe:
 
 
 def reward_of_both(dtype: torch.dtype = torch.float32) -> Probe:
-    """One step that pays 1 if the action differs from the observation, else -1. Tests that the rows of a batch fit.
+    """One step that pays 1 if the action differs from the observation, else -1. Tests that the rows of a batch are
+    aligned.
 
     q = 2 (obs xor action) - 1
     """
@@ -107,9 +108,9 @@ def reward_of_both(dtype: torch.dtype = torch.float32) -> Probe:
 
 
 def endless_reward(dtype: torch.dtype = torch.float32) -> Probe:
-    """A task without an end that pays 1 a step and is truncated every 5 steps. Tests that truncation bootstraps.
+    """A continuing task that pays 1 a step and is truncated every 5 steps. Tests that truncation bootstraps.
 
-    q = 1 / (1 - gamma);    whoever takes the time limit for an end finds at most (1 - gamma^5) / (1 - gamma)
+    q = 1 / (1 - gamma);    an agent that treats truncation as termination finds at most (1 - gamma^5) / (1 - gamma)
     """
     rules = Rules(1, 1, ((1.0, 1.0),) * 2, (False, False))
     return _probe(rules, lambda gamma: [[1.0 / (1.0 - gamma)] * 2], dtype)
@@ -120,8 +121,8 @@ def masked_reward(dtype: torch.dtype = torch.float32) -> Probe:
 
     q = -gamma at 0;    -1, -2, none at 1
 
-    Tests the mask, in acting (an illegal action pays best) and in the target: all that is legal is below zero, so a
-    target without the mask bootstraps from the untried action, whose value stays where the network began, near 0.
+    Tests the mask, in acting (an illegal action pays best) and in the target: all legal values are negative, so a
+    target without the mask bootstraps from the illegal action, whose value stays at its initialization near 0.
     """
     legal = ((True, True, True), (True, True, False))
     rules = Rules(2, 1, ((0.0, 0.0, 0.0), (-1.0, -2.0, 1.0)), (False, True), legal)
@@ -137,7 +138,7 @@ ALL: dict[str, Callable[..., Probe]] = {
     "endless_reward": endless_reward,
     "masked_reward": masked_reward,
 }
-"""Constructors `(dtype) -> Probe` by name, each in need of the parts before it."""
+"""Constructors `(dtype) -> Probe` by name; each probe requires the components that earlier ones test."""
 
 
 def _probe(rules: Rules, q: Callable[[float], list[list[float]]], dtype: torch.dtype) -> Probe:
@@ -156,7 +157,7 @@ def _reset(u: Tensor, rules: Rules, spec: EnvSpec) -> tuple[State, Step]:
 
 
 def _step(state: State, action: Tensor, u: Tensor, rules: Rules, spec: EnvSpec) -> tuple[State, Step]:
-    """An illegal action pays what the table says: a probe shows the mistake, it does not correct it."""
+    """Apply the tables; an illegal action gets its tabulated reward, so that the mistake becomes visible."""
     episode.check_step(State, state, action, u, NOISE)
     rewards = _at(state.place, rules.reward).to(spec.obs_dtype)
     actions = torch.arange(len(rules.legal[0]), device=action.device)
@@ -172,6 +173,6 @@ def _observe(state: State, spec: EnvSpec) -> Tensor:
 
 
 def _at(place: Tensor, table: tuple[tuple[float, ...], ...]) -> Tensor:
-    """The row [..., A] of a table of two rows for each place [...]."""
+    """Return the row [..., A] of a table of two rows for each place [...]."""
     first, second = (torch.tensor(row, device=place.device) for row in table)
     return torch.where(place.unsqueeze(-1) == 1, second, first)

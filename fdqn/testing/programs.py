@@ -1,7 +1,7 @@
-"""Laws of a whole program: lanes that do not know of each other, chunks, metrics, checkpoints, donated state.
+"""Laws of a whole program: independent seeds, chunks, metrics, checkpoints and donated state.
 
-Each raises AssertionError with the leaf, the place in it, what was expected and what came. Tolerances are arguments and
-begin where the law says; integers and flags are always exact.
+Each raises AssertionError with the leaf, the index in it, the expected value and the value found. Tolerances are
+arguments whose defaults are those of the law; integers and flags are always exact.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ __all__ = ["advance", "chunks", "donated", "lanes", "metrics", "resumed", "train
 def advance(
     program: training.Program, state: training.TrainState, cycles: int, functions: training.Functions | None = None
 ) -> training.TrainState:
-    """The lanes after `cycles` more cycles of `training.run`: warm-up, learning, target copies."""
+    """Run `cycles` more training iterations, including warm-up and target updates; return the state."""
     steps = (int(state.cycle.max()) + cycles) * program.config.env_steps
     *_, last = training.run(program, state, steps, functions or training.vmapped(program), report_every=steps)
     return last.state
@@ -32,9 +32,10 @@ def advance(
 def trained(
     program: training.Program, hyper: Hyper, keys: Tensor, cycles: int = 50, dtype: torch.dtype = torch.float64
 ) -> training.TrainState:
-    """Fresh lanes with floats in `dtype`, after `cycles` cycles. What `lanes` is usually asked of.
+    """Initialize seeds with floats in `dtype` and train them for `cycles` iterations: the usual function to pass to
+    `lanes`.
 
-    The environment answers in `dtype` when its state is; of one that has a dtype of its own, ask for that.
+    The environment must compute in `dtype` if its state does; for an environment with a fixed dtype, pass that dtype.
     """
     return advance(program, tree.cast(training.init(program, hyper, keys), dtype), cycles)
 
@@ -47,10 +48,19 @@ def lanes(
     atol: float = 1e-10,
     rtol: float = 1e-10,
 ) -> None:
-    """Lane i of `f(hyper [S], keys [S, 2]) -> tree [S]` equals lane i alone; a changed key changes its own lane only,
-    bit for bit; no two lanes are alike in any leaf of `distinct(result)`.
+    """Check that seeds are independent.
+
+    Seed i of many equals seed i alone; changing one key changes that seed only, bit for bit; no two seeds are equal.
 
         programs.lanes(partial(programs.trained, program), hyper, keys, distinct=lambda state: state.learner.params)
+
+    Args:
+        f: Function `f(hyper [S], keys [S, 2]) -> tree [S]`.
+        hyper: Hyper-parameters, [S].
+        keys: Keys, [S, 2].
+        distinct: Selects the leaves of the result that must differ between any two seeds.
+        atol: Absolute tolerance of a seed alone.
+        rtol: Relative tolerance of a seed alone.
     """
     together, count = copied(f(hyper, keys)), keys.shape[0]
     for i in range(count):
@@ -77,7 +87,9 @@ def chunks(
     cycles: int = 7,
     noise: Callable[[training.Program, Tensor, int, int], training.Noise] = training.noise,
 ) -> None:
-    """Noise of `cycles` cycles drawn at once equals as many draws, bit for bit, and no cycle's equals another's."""
+    """Check that the noise of `cycles` iterations drawn at once equals that drawn one by one, bit for bit, and never
+    repeats.
+    """
     at_once = noise(program, keys, first, cycles)
     one_by_one = tree.stack(tree.index(noise(program, keys, first + i, 1), 0) for i in range(cycles))
     assert_trees_equal(one_by_one, at_once, "noise drawn at once: ")
@@ -89,9 +101,9 @@ def chunks(
 
 
 def metrics(program: training.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
-    """What the metrics say of the episodes equals a Python loop over a log that steps the environment by hand.
+    """Check the metrics of episodes against a Python loop that steps the environment.
 
-    A return is the sum of the rewards of its episode. The replay must hold one cycle's transitions.
+    A return is the sum of the rewards of an episode. The replay must hold one iteration's transitions.
     """
     functions, state = training.vmapped(program), training.init(program, hyper, keys)
     running = [[0.0] * program.config.num_envs for _ in range(keys.shape[0])]
@@ -120,7 +132,7 @@ def metrics(program: training.Program, hyper: Hyper, keys: Tensor, cycles: int =
 def _played_by_hand(
     program: training.Program, before: training.TrainState, after: training.TrainState, noises: training.Noise
 ) -> Iterator[Step]:
-    """The steps [S, E] of one cycle, from the actions that replay remembers."""
+    """Yield the steps [S, E] of one iteration, recomputed with the actions stored in replay."""
     config, world = program.config, before.env_state
     for i in range(config.steps_per_cycle):
         first = int(before.buffer.added[0]) + i * config.num_envs
@@ -133,8 +145,15 @@ def _played_by_hand(
 def resumed(
     run: Callable[[Any, int], Any], state: Any, first: int, then: int, through: Callable[[Any], Any] = tree.clone
 ) -> None:
-    """`run(state, cycles)` stopped after `first` cycles, put `through` a checkpoint and run on for `then` equals the
-    undisturbed run, bit for bit.
+    """Check that a run that stops after `first` iterations, goes through a checkpoint and continues for `then`
+    iterations equals the uninterrupted run, bit for bit.
+
+    Args:
+        run: Function `run(state, cycles) -> state`.
+        state: Initial state.
+        first: Iterations before the stop.
+        then: Iterations after it.
+        through: Saves and loads a state; the default only copies it.
     """
     undisturbed = copied(run(copied(state), first + then))
     stopped = through(run(copied(state), first))
@@ -150,7 +169,18 @@ def donated(
     calls: int = 3,
     atol: float = 0.0,
 ) -> None:
-    """`transform(donate(f))` equals `f`, call after call, and its answers stand where the state stood."""
+    """Check that `transform(donate(f))` equals `f` in every call and writes its results into the storage of the old
+    state.
+
+    Args:
+        f: Function `f(state, *args) -> state`.
+        state: Initial state.
+        args: Further arguments of `f`.
+        transform: Compiles the donated function.
+        donate: Donation under test.
+        calls: Number of calls in a row.
+        atol: Absolute and relative tolerance.
+    """
     fast, expected, given = transform(donate(f)), copied(state), copied(state)
     addresses = [x.data_ptr() for x in tree.leaves(given)]
     for call in range(1, calls + 1):

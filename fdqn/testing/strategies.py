@@ -1,6 +1,6 @@
-"""Hypothesis strategies for what fdqn's functions take: small tensors full of corner cases, that shrink.
+"""Hypothesis strategies for the arguments of fdqn's functions: small tensors rich in corner cases, which shrink well.
 
-The only file that imports hypothesis.
+This is the only module that imports hypothesis.
 """
 
 import itertools
@@ -40,10 +40,11 @@ def tensors(
     high: float = 100.0,
     dtype: torch.dtype = torch.float32,
 ) -> st.SearchStrategy[Tensor]:
-    """Finite floating tensors of that shape with numbers in [low, high]; corner cases and repeats are common.
+    """Generate finite floating-point tensors of a shape with numbers in [low, high]; corner cases and repeats are
+    frequent.
 
-    The ends are the outermost numbers of `dtype` in there. Raises TypeError for a dtype without fractions, ValueError
-    where no number of it lies between the two.
+    The bounds are rounded inwards to numbers of `dtype`. Raises TypeError for a dtype that is not floating-point and
+    ValueError if no number of `dtype` is between the bounds.
     """
     check.floating("dtype", torch.empty(0, dtype=dtype))
     least, most = _inwards(low, high, dtype)
@@ -56,14 +57,14 @@ def tensors(
 
 @st.composite
 def uniforms(draw: st.DrawFn, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
-    """What `random.uniform` gives: multiples of 2**-23 in [0, 1), both ends included often."""
+    """Generate outputs of `random.uniform`: multiples of 2**-23 in [0, 1), with both ends frequent."""
     steps = st.one_of(st.sampled_from([0, 1, 2**22, 2**23 - 1]), st.integers(0, 2**23 - 1))
     return _filled(draw, steps, shape, torch.int64).to(dtype) * 2.0**-23
 
 
 @st.composite
 def words(draw: st.DrawFn, shape: Sequence[int]) -> Tensor:
-    """32-bit words, int64 in [0, 2**32), both ends included often."""
+    """Generate random bits: int64 in [0, 2**32), with both ends frequent."""
     return _filled(
         draw, st.one_of(st.sampled_from([0, 1, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1)), shape, torch.int64
     )
@@ -71,7 +72,7 @@ def words(draw: st.DrawFn, shape: Sequence[int]) -> Tensor:
 
 @st.composite
 def keys(draw: st.DrawFn, shape: Sequence[int] = ()) -> Tensor:
-    """Keys [*shape, 2], of seeds or derived from them."""
+    """Generate keys [*shape, 2], made from seeds or derived by `fold_in`."""
     derived = draw(st.booleans())
     key = random.key(draw(words(shape)))
     return random.fold_in(key, draw(st.integers(0, 2**32 - 1))) if derived else key
@@ -79,8 +80,9 @@ def keys(draw: st.DrawFn, shape: Sequence[int] = ()) -> Tensor:
 
 @st.composite
 def masks(draw: st.DrawFn, shape: Sequence[int], at_least_one: bool = True) -> Tensor:
-    """Masks of legal actions, bool `shape` = [..., A], with at least one legal in every row unless told otherwise: then
-    rows where nothing is are common. So are rows where all is.
+    """Generate masks of legal actions, bool `shape` = [..., A]. Rows where every action is legal are frequent.
+
+    Every row has a legal action if `at_least_one`; otherwise rows without any are frequent too.
     """
     legal = _filled(draw, st.booleans(), shape, torch.bool)
     legal |= _filled(draw, st.sampled_from([False, False, True]), (*shape[:-1], 1), torch.bool)
@@ -98,7 +100,7 @@ def q_batches(
     at_least_one: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
-    """`(q, legal)` [B, A], with ties in every second one."""
+    """Generate `(q, legal)` [B, A]; half of the batches have ties."""
     shape = (draw(st.integers(1, max_batch)), draw(st.integers(1, max_actions)))
     ties = draw(st.booleans())
     numbers = st.sampled_from([-1.0, 0.0, 1.0]) if ties else st.floats(-1e4, 1e4, width=32)
@@ -113,7 +115,9 @@ def transitions(
     actions: int = 3,
     dtype: torch.dtype = torch.float32,
 ) -> Transition:
-    """Transitions with leading axes `batch`; discounts are 0 or 1, after an end nothing need be legal."""
+    """Generate transitions with leading axes `batch`; discounts are 0 or 1, and the next state may have no legal
+    action.
+    """
     batch, obs_shape = tuple(batch), tuple(obs_shape)
     return Transition(
         obs=draw(tensors((*batch, *obs_shape), dtype=dtype)),
@@ -129,7 +133,9 @@ def transitions(
 def labels(
     draw: st.DrawFn, max_batch: int = 4, max_classes: int = 5, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """`(logits [B, K], labels [B])`, labels int64 in [0, K); ties are common, and logits whose `exp` overflows."""
+    """Generate `(logits [B, K], labels [B])`, labels int64 in [0, K); ties, and logits whose `exp` overflows, are
+    frequent.
+    """
     batch, classes = draw(st.integers(1, max_batch)), draw(st.integers(1, max_classes))
     numbers = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1e4, -1e4]), st.floats(-10.0, 10.0, width=32))
     logits = _filled(draw, numbers, (batch, classes), dtype)
@@ -137,7 +143,9 @@ def labels(
 
 
 def replay_operations(capacity: int, max_operations: int = 12) -> st.SearchStrategy[list[int | Tensor]]:
-    """What `laws.replay_like_deque` performs: a number of rows to add, at most `capacity`, or words [B] to sample."""
+    """Generate operations for `laws.replay_like_deque`: a number of rows to add, at most `capacity`, or bits [B] to
+    sample with.
+    """
     adds = st.one_of(st.just(1), st.just(capacity), st.integers(1, capacity))
     samples = st.integers(1, 5).flatmap(lambda size: words((size,)))
     return st.lists(st.one_of(adds, adds, samples), min_size=1, max_size=max_operations)
@@ -145,7 +153,9 @@ def replay_operations(capacity: int, max_operations: int = 12) -> st.SearchStrat
 
 @st.composite
 def params(draw: st.DrawFn, max_layers: int = 2, max_size: int = 3, dtype: torch.dtype = torch.float64) -> Params:
-    """Params trees: weights and biases of one to `max_layers` linear layers, named as a Sequential's."""
+    """Generate params trees: weights and biases of one to `max_layers` linear layers, with the names of an
+    nn.Sequential.
+    """
     sizes = draw(st.lists(st.integers(1, max_size), min_size=2, max_size=max_layers + 1))
     result = {}
     for i, (m, n) in enumerate(itertools.pairwise(sizes)):
@@ -155,7 +165,7 @@ def params(draw: st.DrawFn, max_layers: int = 2, max_size: int = 3, dtype: torch
 
 
 class Pair(NamedTuple):
-    """The NamedTuple that `trees` nests."""
+    """A NamedTuple used by `trees`."""
 
     first: Any
     second: Any
@@ -164,8 +174,9 @@ class Pair(NamedTuple):
 def trees(
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.int64, torch.bool), max_leaves: int = 5
 ) -> st.SearchStrategy[Any]:
-    """Nests of dicts, lists, tuples and NamedTuples, empty ones and bare leaves included, with tensors of `dtypes`
-    [], [0], [1], [3] and [2, 3] at the leaves; floats are finite.
+    """Generate nested dicts, lists, tuples and NamedTuples, including empty ones and bare leaves.
+
+    Leaves are tensors of `dtypes` with shapes [], [0], [1], [3] and [2, 3]; floats are finite.
     """
     kinds = st.tuples(st.sampled_from([(), (0,), (1,), (3,), (2, 3)]), st.sampled_from(dtypes))
     return st.recursive(kinds.flatmap(lambda kind: _leaf(*kind)), _nested, max_leaves=max_leaves)
@@ -177,15 +188,16 @@ def twin_trees(
     dtypes: Sequence[torch.dtype] = (torch.float32, torch.float64, torch.int64, torch.bool),
     max_leaves: int = 5,
 ) -> tuple[Any, Any]:
-    """Two of `trees` with one structure, and one shape and dtype a leaf; each has numbers of its own."""
+    """Generate two trees of equal structure, shapes and dtypes, with independent numbers."""
     first = draw(trees(dtypes, max_leaves))
     return first, tree.map(lambda x: draw(_leaf(x.shape, x.dtype)), first)
 
 
 @st.composite
 def configs(draw: st.DrawFn) -> training.Config:
-    """Small programs: at most 4 environments, 8 rows a batch and 24 rows of replay. A replay that one batch or one step
-    fills, no warm-up and soft target copies are common.
+    """Generate small configurations: at most 4 environments, batches of 8 rows and 24 rows of replay.
+
+    A replay that one batch or one step fills, no warm-up, and soft target updates are frequent.
     """
     num_envs, batch_size = draw(st.integers(1, 4)), draw(st.integers(1, 8))
     updates, least = draw(st.integers(1, 3)), max(num_envs, batch_size)
@@ -214,26 +226,27 @@ _SCHEDULES: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
     cosine_restarts: {"start": _VALUES, "end": _VALUES, "steps": _STEPS, "growth": st.integers(1, 3)},
     one_cycle: {"peak": _VALUES, "steps": st.integers(10, 1000)},
 }
-"""What each schedule's constants are drawn from."""
+"""Strategies for the constants of each schedule."""
 
 
 def schedules() -> st.SearchStrategy[Schedule]:
-    """Functions of a tensor step [...], counts from 0, to values [...] in [0, 1]: one of `fdqn.schedules` with its
-    constants bound. Where a schedule takes a number of steps, one step is common, and for `linear` none.
+    """Generate schedules of `fdqn.schedules` with their constants bound; their values are in [0, 1].
+
+    Schedules of a single step are frequent, and for `linear` of none.
     """
     return st.one_of([st.builds(partial, st.just(f), **constants) for f, constants in _SCHEDULES.items()])
 
 
 @st.composite
 def _leaf(draw: st.DrawFn, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Finite floats, integers in [0, 100] or booleans."""
+    """Generate finite floats, integers in [0, 100] or booleans."""
     if dtype.is_floating_point:
         return draw(tensors(shape, dtype=dtype))
     return _filled(draw, st.one_of(st.booleans(), st.integers(0, 100)), shape, dtype)
 
 
 def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """One container more around what `inner` makes."""
+    """Wrap the trees of `inner` in one more container."""
     several = st.lists(inner, max_size=3)
     return st.one_of(
         several,
@@ -244,8 +257,8 @@ def _nested(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def _inwards(low: float, high: float, dtype: torch.dtype) -> tuple[float, float]:
-    """The least and the greatest finite number of that dtype in [low, high]; where there is none, they are not in order
-    or not finite.
+    """Return the least and the greatest finite number of `dtype` in [low, high]; unordered or not finite if there is
+    none.
     """
     range, infinity = torch.finfo(dtype), torch.tensor(torch.inf, dtype=dtype)
     low, high = max(low, range.min), min(high, range.max)

@@ -1,11 +1,11 @@
-"""One test, many ways to run what it tests: plain, under vmap, compiled, on a GPU.
+"""Run one test in several ways: eagerly, under vmap, compiled and on a GPU.
 
     @variants("eager", "compiled")
     def test_huber_is_even(variant):
         huber = variant(losses.huber)
         assert torch.equal(huber(torch.ones(3)), huber(-torch.ones(3)))
 
-The only file that imports pytest.
+This is the only module that imports pytest.
 """
 
 import functools
@@ -27,18 +27,19 @@ Function = Callable[..., Any]
 
 
 def variants(*names: str) -> Callable[[Function], Function]:
-    """A decorator: the test runs once a name, by default all, and its argument `variant` makes of a function another of
-    the same signature:
+    """Decorate a test to run once per name, by default all, with an argument `variant`.
+
+    `variant` transforms a function into another one of the same signature:
 
     - `eager`: the function itself;
     - `vmapped`: under vmap, see `_vmapped`;
-    - `compiled`: one graph, by a backend that is quick to compile with, AssertionError where the graph breaks;
-    - `cuda`: arguments go to the GPU, answers come back; skipped where there is none.
+    - `compiled`: compiled into one graph by a fast backend; raises AssertionError for a graph break;
+    - `cuda`: on the GPU, with the results moved back; skipped without a GPU.
 
-    A test that does not call what `variant` answered fails. Stands above or below hypothesis' `given`; compiling takes
-    longer than its deadline, so set that to None.
+    A test that does not call the transformed function fails. The decorator may be above or below hypothesis' `given`;
+    set hypothesis' deadline to None, because compiling takes longer.
 
-    Raises ValueError for a name it does not know, TypeError for a test without the argument.
+    Raises ValueError for an unknown name and TypeError for a test without the argument.
     """
     for name in names:
         if name not in _ALL:
@@ -51,7 +52,7 @@ def variants(*names: str) -> Callable[[Function], Function]:
                 f"{test.__name__}: expected an argument `variant`, got {list(inspect.signature(test).parameters)}"
             )
 
-        # Once for all examples of a test: the same function is compiled once for each signature.
+        # Cached across the examples of a test, so that a function is compiled once for each signature.
         transformed = functools.lru_cache(lambda variant, f: _ALL[variant](f))
 
         @functools.wraps(test)
@@ -73,7 +74,7 @@ def variants(*names: str) -> Callable[[Function], Function]:
 
             test(*args, variant=make, **kwargs)
             assert made, f"{test.__name__}[{variant}]: expected a call of `variant`, got none: it tests no variant"
-            assert called, f"{test.__name__}[{variant}]: expected a call of what `variant` answered, got none"
+            assert called, f"{test.__name__}[{variant}]: expected a call of what `variant` returned, got none"
 
         return pytest.mark.parametrize("variant", parameters)(watched)
 
@@ -81,9 +82,9 @@ def variants(*names: str) -> Callable[[Function], Function]:
 
 
 def _vmapped(f: Function) -> Function:
-    """`f` under vmap, every tensor among the arguments twice along a new leading axis; answers with the first lane.
+    """Run `f` under vmap with every tensor argument repeated twice along a new leading axis; return the first result.
 
-    Raises AssertionError where the two lanes differ, ValueError where no argument is a tensor.
+    Raises AssertionError if the two results differ and ValueError if no argument is a tensor.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -101,14 +102,14 @@ def _vmapped(f: Function) -> Function:
             raise ValueError("vmapped: expected a tensor among the arguments, got none")
         outputs = vmap(lane)(*inputs)
         first, second = ([x[i] for x in outputs] for i in range(2))
-        assert_trees_close(first, second, 1e-6, 1e-5, "second of two lanes alike: ")
+        assert_trees_close(first, second, 1e-6, 1e-5, "second of two equal rows: ")
         return _with_tensors(answer, iter(first))
 
     return call
 
 
 def _cuda(f: Function) -> Function:
-    """`f` on a GPU: arguments go there, answers come back."""
+    """Run `f` on a GPU: move tensor arguments there and the results back."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         args, kwargs = map_tensors(Tensor.cuda, (args, kwargs))
@@ -127,5 +128,5 @@ _MARKS = {"cuda": pytest.mark.skipif(not torch.cuda.is_available(), reason="the 
 
 
 def _with_tensors(x: Any, others: Iterator[Tensor]) -> Any:
-    """The tree with other tensors in the places of its own."""
+    """Return the tree with its tensors replaced by `others`."""
     return map_tensors(lambda _: next(others), x)

@@ -1,10 +1,10 @@
-"""Asterix: collect gold and keep away from enemies, which come in from both sides in rows of their own.
+"""Asterix: collect gold and avoid enemies, which enter from both sides.
 
-A point for gold that is touched; touching an enemy is the end. A row holds one thing at most, of eight. Things come and
-move faster with time. The planes are player, enemies, trails (where things come from) and gold.
+Touching gold gives one point; touching an enemy ends the episode. Each of eight rows holds at most one object. Objects
+appear and move faster over time. The planes are player, enemies, trails (previous cells of objects) and gold.
 Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw, `u[..., 1]` chooses among the six kinds of newcomer, `u[..., 2]` its row.
+`u[..., 0]` decides about sticky actions, `u[..., 1]` selects one of the six kinds of new object, `u[..., 2]` its row.
 """
 
 from functools import partial
@@ -18,19 +18,19 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 4, 3
-TOP, LOWEST = 1, 8  # rows that things and player keep to
-SPAWN, MOVE = 10, 5  # steps between newcomers and between moves, at first
+TOP, LOWEST = 1, 8  # rows of objects and player
+SPAWN, MOVE = 10, 5  # initial steps between new objects and between moves
 RAMP = 102  # steps between levels of difficulty
-LEVELS = 9  # after which both happen every step
+LEVELS = 9  # at the last level, both happen every step
 
 
 class State(NamedTuple):
-    """int32; things have a place for each row [..., 16], whose column is 0 where there is none."""
+    """State of the game, int32. Objects are indexed by row, [..., 16]; rows without an object have column 0."""
 
     x: Tensor
     y: Tensor
     thing: Tensor
-    """Columns."""
+    """Columns of the objects."""
     dx: Tensor
     """+1 to the right, -1 to the left."""
     gold: Tensor
@@ -45,13 +45,13 @@ def make(
     sticky: float = board.STICKY,
     ramping: bool = True,
 ) -> Env:
-    """Asterix; with `ramping` it gets harder with time. The rest is as in `board.env`."""
+    """Make Asterix; with `ramping` it gets harder over time. The other arguments are those of `board.env`."""
     game = board.Game(start, partial(play, ramping=ramping), show)
     return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """The player in the middle and nobody else. Shapes: u [..., 3]."""
+    """Place the player in the middle of an empty board. Shapes: u [..., 3]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     none = zero[..., None] + 0 * board.rows(zero)
@@ -59,11 +59,11 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """A newcomer if it is time, the player's move, the things' if it is time; touches count before and after theirs.
+    """Add a new object if its timer is up, move the player, then move the objects if their timer is up.
 
-        level = min(time // 102, 9);  newcomers every 10 - level steps, moves every max(5 - level // 2, 1)
+        level = min(time // 102, 9);  a new object every 10 - level steps, a move every max(5 - level // 2, 1)
 
-    Shapes: state, action and time [...]; u [..., 3].
+    Collisions count before and after the objects' move. Shapes: state, action and time [...]; u [..., 3].
     """
     level = board.quotient(time, RAMP).clamp(max=LEVELS) * ramping
     state = _spawn(state, u)
@@ -80,7 +80,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Return the planes."""
     gold = state.gold > 0
     player = board.cell(state.x, state.y)
     enemies, found = torch.where(gold, 0, state.thing), torch.where(gold, state.thing, 0)
@@ -88,9 +88,9 @@ def show(state: State) -> Tensor:
 
 
 def _spawn(state: State, u: Tensor) -> State:
-    """Where its timer is up and a row is free, a newcomer at the left going right, or the other way round.
+    """Add an object that enters at the left or at the right, if the timer is up and a row is free.
 
-    A third are gold. It takes the free row that has so many free ones above it as chance says.
+    A third of the objects are gold. The row is uniform among the free rows.
     """
     row = board.rows(state.thing)
     empty = (state.thing == 0) & (row >= TOP) & (row <= LOWEST)
@@ -110,7 +110,7 @@ def _spawn(state: State, u: Tensor) -> State:
 
 
 def _touch(state: State) -> tuple[State, Tensor, Tensor]:
-    """The state without the gold that the player touches; whether that was some, and whether it touches an enemy."""
+    """Remove the gold that the player touches; return the state, a flag for gold and a flag for an enemy touched."""
     touched = state.thing & board.cell(state.x, state.y)
     found = torch.where(state.gold > 0, touched, 0)
     caught = touched & ~found

@@ -1,10 +1,10 @@
-"""Breakout: bounce a ball off a paddle so that it breaks bricks; a point for each, and new ones when all are gone.
+"""Breakout: bounce a ball off a paddle to break bricks; one point each. New bricks appear once all are broken.
 
-The ball goes diagonally. Off the middle of the paddle it goes on to its side, off a corner back to where it came from;
-below the paddle is the end. The planes are paddle, ball, trail (where the ball was) and bricks.
-Young and Tian 2019, https://arxiv.org/abs/1903.03176
+The ball moves diagonally. The middle of the paddle reflects it vertically, a corner sends it back where it came from.
+The episode ends when the ball passes the paddle. The planes are paddle, ball, trail (previous cell of the ball) and
+bricks. Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw, `u[..., 1]` chooses between the two starts.
+`u[..., 0]` decides about sticky actions, `u[..., 1]` selects one of the two starts.
 """
 
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 4, 2
-TOP, BRICKS = 1, 3  # the first row of bricks, and how many
-WALL = 2 ** (BRICKS * board.SIZE) - 1  # all of them
-START = 3  # row of the ball
+TOP, BRICKS = 1, 3  # first row of bricks and number of rows
+WALL = 2 ** (BRICKS * board.SIZE) - 1  # all bricks
+START = 3  # initial row of the ball
 
 
 class State(NamedTuple):
-    """int32 [...]."""
+    """State of the game, int32 [...]."""
 
     paddle: Tensor
-    """Its column."""
+    """Column of the paddle."""
     x: Tensor
     y: Tensor
     dx: Tensor
@@ -34,18 +34,18 @@ class State(NamedTuple):
     last_x: Tensor
     last_y: Tensor
     bricks: Tensor
-    """Their columns in each row, row after row, 30 bits."""
+    """Bricks as 30 bits: the columns of each row, row after row."""
     struck: Tensor
-    """1 where the ball met a brick in the last step: it breaks no other in the next."""
+    """1 if the ball hit a brick in the last step; it then breaks no brick in the next step."""
 
 
 def make(time_limit: int = board.TIME_LIMIT, dtype: torch.dtype = torch.float32, sticky: float = board.STICKY) -> Env:
-    """Breakout; the arguments are as in `board.env`."""
+    """Make Breakout; the arguments are those of `board.env`."""
     return board.env(board.Game(start, play, show), PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """The ball at the left going right or the other way round, down. Shapes: u [..., 2]."""
+    """Place the ball at the left or the right, moving down and inwards. Shapes: u [..., 2]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     x, dx = board.side(board.choice(u[..., 1], 2) == 0)
@@ -54,9 +54,9 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, Tensor, Tensor]:
-    """The paddle moves, then the ball: off a side wall; off the ceiling, or a brick that breaks, or the paddle.
+    """Move the paddle, then the ball, which bounces off side walls, ceiling, bricks (breaking them) and the paddle.
 
-    Bricks come again when the ball reaches the last row and there is none. Shapes: state and action [...].
+    New bricks appear when the ball reaches the last row and no brick is left. Shapes: state and action [...].
     """
     paddle, side = board.walk(state.paddle, action), board.shift(state.x, state.dx)
     x, dx = torch.where(side == 0, state.x, side), torch.where(side == 0, -state.dx, state.dx)
@@ -80,7 +80,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, 
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Return the planes."""
     paddle = board.cell(state.paddle, board.BOTTOM)
     ball, trail = board.cell(state.x, state.y), board.cell(state.last_x, state.last_y)
     rows = (board.cell(state.bricks >> board.SIZE * row & board.ALL, TOP + row) for row in range(BRICKS))

@@ -1,10 +1,11 @@
-"""Freeway: cross eight lanes of traffic to the top, again and again; a point each time, and new traffic.
+"""Freeway: a chicken crosses eight rows of traffic to the top for one point, then starts again in new traffic.
 
-A car sends you back to the bottom. You may move every third step, and an episode has 2,501 steps. The planes are
-chicken, cars, and five for what cars leave behind, one for each number of steps from 1 to 5 that a car waits.
+A collision with a car sends the chicken back to the bottom. The chicken moves at most every third step. An episode has
+2,501 steps. The planes are chicken, cars and five planes of trails, one for each speed of a car (1 to 5 steps per
+move).
 Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw, `u[..., 1:]` choose for each car among the ten waits and directions.
+`u[..., 0]` decides about sticky actions; `u[..., 1:]` select one of the ten speeds and directions for each car.
 """
 
 from typing import NamedTuple
@@ -18,34 +19,34 @@ from fdqn.types import Env
 
 CARS, WAITS = 8, 5
 PLANES, NOISE = 2 + WAITS, 1 + CARS
-COLUMN = 1 << 4  # of the chicken
-PAUSE = 3  # steps from one move of it to the next
+COLUMN = 1 << 4  # column of the chicken
+PAUSE = 3  # steps between two moves of the chicken
 STEPS = 2_501
 
 
 class State(NamedTuple):
-    """int32; cars have a place for each row [..., 16], whose column is 0 where there is none."""
+    """State of the game, int32. Cars are indexed by row, [..., 16]; rows without a car have column 0."""
 
     y: Tensor
     """Row of the chicken."""
     pause: Tensor
-    """Steps until it may move."""
+    """Steps until the chicken may move."""
     car: Tensor
     """Columns."""
     dx: Tensor
     wait: Tensor
-    """Steps that a car stands between moves."""
+    """Steps between two moves of a car."""
     timer: Tensor
-    """Steps that it still stands."""
+    """Steps until the next move of a car."""
 
 
 def make(time_limit: int = board.TIME_LIMIT, dtype: torch.dtype = torch.float32, sticky: float = board.STICKY) -> Env:
-    """Freeway; the arguments are as in `board.env`."""
+    """Make Freeway; the arguments are those of `board.env`."""
     return board.env(board.Game(start, play, show), PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """All cars at the left and the chicken at the bottom. Shapes: u [..., 9]."""
+    """Place all cars at the left and the chicken at the bottom. Shapes: u [..., 9]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     dx, wait = _traffic(u)
@@ -55,10 +56,10 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, Tensor, Tensor]:
-    """The chicken moves if it may; at the top it starts anew, among new traffic; then the cars move.
+    """Move the chicken if it may; at the top, restart it in new traffic; then move the cars.
 
-    A car meets it before or after its move, and drives on from one side to the other. Shapes: state, action and time
-    [...]; u [..., 9].
+    A car hits the chicken at its position before or after the car's move. Cars that leave the board enter at the other
+    side. Shapes: state, action and time [...]; u [..., 9].
     """
     moves = (state.pause == 0) & ((action == board.UP) | (action == board.DOWN))
     y = torch.where(moves, board.climb(state.y, action, 0, board.BOTTOM), state.y)
@@ -76,7 +77,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor) -> tuple[State, 
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Return the planes."""
     behind = _around(state.car, -state.dx)
     trails = [torch.where(state.wait == wait, behind, 0) for wait in range(1, 1 + WAITS)]
     chicken = board.cell(torch.full_like(state.y, COLUMN), state.y)
@@ -84,13 +85,13 @@ def show(state: State) -> Tensor:
 
 
 def _around(x: Tensor, dx: Tensor) -> Tensor:
-    """The next column; after the last comes the first."""
+    """Return the next column, wrapping around the board."""
     ahead = board.shift(x, dx)
     return torch.where((ahead == 0) & (x != 0), board.side(dx > 0)[0], ahead)
 
 
 def _traffic(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions and waits [..., 16] of new traffic, all ten alike, in rows 1 to 8."""
+    """Sample directions and waits [..., 16] of new traffic, uniformly from ten, in rows 1 to 8."""
     kind = board.choice(u[..., 1:], 2 * WAITS)
     kind = torch.cat([kind[..., :1], kind, kind[..., 1:]], -1)
     right = kind >= WAITS

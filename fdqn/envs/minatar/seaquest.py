@@ -1,19 +1,19 @@
-"""Seaquest: a submarine shoots fish and submarines, collects divers and has to come up for air with one aboard.
+"""Seaquest: a submarine shoots fish and submarines, collects divers, and must surface for air with a diver aboard.
 
-A point for each enemy that is shot. At the surface one diver leaves and the tank is filled; with six aboard all leave,
-and there are points for what is left in the tank. Each time, enemies get faster and more. The end is to touch an enemy
-or its bullet, to run out of air, or to surface alone. The planes are bow, stern, our bullets, trails (where enemies and
-divers come from), their bullets, fish, submarines, the tank, divers aboard and divers.
-Young and Tian 2019, https://arxiv.org/abs/1903.03176
+Each enemy shot gives one point. At the surface one diver leaves and the tank is refilled; with six divers aboard all
+leave, and the remaining air gives points. After each surfacing, enemies get faster and more frequent. The episode ends
+when the submarine touches an enemy or its bullet, runs out of air or surfaces without a diver. The planes are bow,
+stern, own bullets, trails (previous cells of enemies and divers), enemy bullets, fish, submarines, tank, divers aboard
+and divers. Young and Tian 2019, https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw, `u[..., 1]` chooses among the 48 kinds and places of a new enemy, `u[..., 2]` among the
-16 places of a new diver.
+`u[..., 0]` decides about sticky actions, `u[..., 1]` selects one of the 48 kinds and positions of a new enemy,
+`u[..., 2]` one of the 16 positions of a new diver.
 
-Who meets whom first depends on age, so things keep to the order in which they came; who comes takes the oldest place,
-which is empty by then. Of our bullets, one every five steps, which fly for at most nine, two are there at once. Of
-divers, one every 30 steps, which drift for at most 59, two. An enemy stays for ten moves; `tests/test_minatar.py` goes
-through all that may happen meanwhile, and 29 others come at most (one a step, moves every third step). Their bullets
-are all alike, and kept as planes.
+The order of collisions depends on age, so objects are stored in order of appearance, and a new object takes the oldest
+slot, which is free by then. At most two own bullets exist at once: one is fired every five steps and flies for at most
+nine. At most two divers exist: one appears every 30 steps and drifts for at most 59. An enemy exists for ten moves, in
+which at most 29 others appear (one a step, a move every third step); `tests/test_minatar.py` enumerates the cases.
+Enemy bullets are interchangeable and stored as planes.
 """
 
 from functools import partial
@@ -28,20 +28,20 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 10, 3
-ENEMIES = 32  # places; 30 are needed, and 32 are whole vectors
+ENEMIES = 32  # slots; 30 are needed, and 32 fill whole SIMD vectors
 TOP, LOWEST = 1, 8  # rows of enemies and divers; the submarine also surfaces in row 0
 TANK = 200  # steps
 SEATS = 6
-COOL_DOWN = 5  # steps from one of our shots to the next
-SHOT = 10  # steps that an enemy waits between shots
-SPAWN, MOVE, FASTEST = 20, 5, 2  # steps between enemies, and that they wait between moves: at first, and at last
-NOBODY = 2 * ENEMIES  # above all ranks
-LEVELS = 19  # of difficulty, after which there is an enemy every step
+COOL_DOWN = 5  # steps between own shots
+SHOT = 10  # steps between shots of an enemy
+SPAWN, MOVE, FASTEST = 20, 5, 2  # initial steps between enemies; waits between moves: initial, shortest
+NOBODY = 2 * ENEMIES  # larger than every rank
+LEVELS = 19  # at the last level, an enemy appears every step
 DIVER_SPAWN, DIVER_MOVE = 30, 6  # steps between divers, and between moves of a diver
 
 
 class Thing(NamedTuple):
-    """A bullet of ours or a diver [...], int32; column 0 where there is none."""
+    """An own bullet or a diver [...], int32; column 0 if it does not exist."""
 
     x: Tensor
     y: Tensor
@@ -49,7 +49,7 @@ class Thing(NamedTuple):
 
 
 class Enemies(NamedTuple):
-    """[..., 32] int32; column 0 where there is none. In a state they are packed, one number an enemy."""
+    """Enemies [..., 32], int32; column 0 for an empty slot. In a state they are packed, one number per enemy."""
 
     x: Tensor
     y: Tensor
@@ -61,30 +61,30 @@ class Enemies(NamedTuple):
 
 
 class State(NamedTuple):
-    """int32."""
+    """State of the game, int32."""
 
     x: Tensor
     y: Tensor
     dx: Tensor
     air: Tensor
-    """Steps that the tank lasts."""
+    """Steps until the tank is empty."""
     aboard: Tensor
-    """Divers; -1 after all six have left, which counts as some the next time."""
+    """Number of divers aboard; -1 after all six have left, which counts as a diver at the next surfacing."""
     up: Tensor
-    """1 from surfacing to diving."""
+    """1 from surfacing until the next dive."""
     level: Tensor
-    """Times surfaced, up to 19."""
+    """Number of surfacings, at most 19."""
     shot_timer: Tensor
     spawn_timer: Tensor
     oldest: Tensor
-    """The place of the oldest enemy, and of the next to come; after the last place comes the first."""
+    """Slot of the oldest enemy, which the next enemy takes; slots wrap around."""
     bullets: tuple[Thing, Thing]
-    """The older first."""
+    """The older one first."""
     divers: tuple[Thing, Thing]
     enemies: Tensor
-    """[..., 32], packed: a sixth of the memory to go through in each step."""
+    """[..., 32], packed: a sixth of the memory traffic in each step."""
     east: Tensor
-    """[..., 16], the plane of their bullets that fly right."""
+    """[..., 16], plane of the enemy bullets that fly right."""
     west: Tensor
 
 
@@ -94,13 +94,13 @@ def make(
     sticky: float = board.STICKY,
     ramping: bool = True,
 ) -> Env:
-    """Seaquest; with `ramping` it gets harder each time one surfaces. The rest is as in `board.env`."""
+    """Make Seaquest; with `ramping` it gets harder at each surfacing. The other arguments are those of `board.env`."""
     game = board.Game(start, partial(play, ramping=ramping), show)
     return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """The submarine at the surface, with a full tank. Shapes: u [..., 3]."""
+    """Place the submarine at the surface, with a full tank. Shapes: u [..., 3]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
 
@@ -116,7 +116,8 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """Newcomers; our move or shot; our bullets, divers and enemies move and meet; then air and surface.
+    """Add enemies and divers; move or fire; move bullets, divers and enemies and collide them; then handle air and
+    surfacing.
 
     Shapes: state, action and time [...]; u [..., 3].
     """
@@ -131,10 +132,10 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Return the planes."""
     enemies, divers, bullets = unpack(state.enemies), state.divers, state.bullets
     bow, stern = (board.cell(x, state.y) for x in (state.x, board.shift(state.x, -state.dx)))
-    # Planes of fish, submarines and trails at once, in 30 bits.
+    # Fish, submarines and trails share one plane of 30 bits.
     three = torch.where(enemies.armed > 0, enemies.x << board.SIZE, enemies.x)
     three = board.cells(three | board.shift(enemies.x, -enemies.dx) << 2 * board.SIZE, enemies.y)
     fish, submarines, trails = three & board.ALL, three >> board.SIZE & board.ALL, three >> 2 * board.SIZE
@@ -148,26 +149,26 @@ def show(state: State) -> Tensor:
 
 
 def pack(enemies: Enemies) -> Tensor:
-    """All of an enemy in one number: 10 bits of its column, 4 of its row, 1, 1, 3 and 4 of the rest."""
+    """Pack an enemy into one number: column 10 bits, row 4, direction 1, armed 1, move timer 3, shot timer 4."""
     right = (enemies.dx > 0).to(board.INT)
     timers = enemies.move_timer << 16 | enemies.shot_timer << 19
     return enemies.x | enemies.y << 10 | right << 14 | enemies.armed << 15 | timers
 
 
 def unpack(enemies: Tensor) -> Enemies:
-    """What `pack` packed."""
+    """Unpack the numbers made by `pack`."""
     x, y, dx = enemies & board.ALL, enemies >> 10 & 15, (enemies >> 13 & 2) - 1
     return Enemies(x, y, dx, enemies >> 15 & 1, enemies >> 16 & 7, enemies >> 19 & 15)
 
 
 def _spawn(state: State, u: Tensor, time: Tensor) -> State:
-    """An enemy if it is time and its row has none that goes the other way; a diver every 30 steps."""
+    """Add an enemy if its timer is up and its row has no enemy of the opposite direction; a diver every 30 steps."""
     zero = board.zeros(u)
     enemies, due = unpack(state.enemies), state.spawn_timer == 0
     kind = board.choice(u[..., 1], 48)
     x, y, dx = _newcomer(kind & 15)
     against = torch.where((enemies.y == y[..., None]) & (enemies.dx != dx[..., None]), enemies.x, 0)
-    armed = (kind < 16).to(board.INT)  # a third
+    armed = (kind < 16).to(board.INT)  # a third of them
     wait = (MOVE - (state.level >> 1)).clamp(min=FASTEST)
     new = Enemies(x, y, dx, armed, wait, zero + SHOT)
     diver = Thing(*_newcomer(board.choice(u[..., 2], 16)))
@@ -181,18 +182,18 @@ def _spawn(state: State, u: Tensor, time: Tensor) -> State:
 
 
 def _newcomer(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Column, row and direction of the 16 places at the sides."""
+    """Return column, row and direction of the 16 positions at the sides."""
     x, dx = board.side(place < 8)
     return x, TOP + (place & 7), dx
 
 
 def _push(two: tuple[Thing, Thing], new: Thing, when: Tensor) -> tuple[Thing, Thing]:
-    """The younger and the new one, where it is time."""
+    """Drop the older object and append the new one, where `when` is true."""
     return tree.map(lambda later, now: torch.where(when, later, now), (two[1], new), two)
 
 
 def _steer(state: State, action: Tensor) -> State:
-    """The submarine goes a cell and looks where it went, or shoots if it may."""
+    """Move the submarine one cell and turn it that way, or fire if it may."""
     fires = (action == board.FIRE) & (state.shot_timer == 0)
     dx = torch.where(action == board.LEFT, -1, torch.where(action == board.RIGHT, 1, state.dx))
     return state._replace(
@@ -205,14 +206,16 @@ def _steer(state: State, action: Tensor) -> State:
 
 
 def _fly(state: State, enemies: Enemies) -> tuple[State, Enemies, Tensor]:
-    """Our bullets go a cell, the younger first; each takes one that it meets with it: the oldest fish or submarine."""
+    """Move own bullets one cell, the younger first. Each removes itself and one enemy in its cell: the oldest fish,
+    else the oldest submarine.
+    """
     older, younger = (bullet._replace(x=board.shift(bullet.x, bullet.dx)) for bullet in state.bullets)
     state = state._replace(bullets=(older, younger))
     return _collide(state, enemies, enemies.x, 1, (1, 0))
 
 
 def _drift(state: State, time: Tensor) -> State:
-    """Divers, the younger first, come aboard if there is a seat; the others move if it is time, and may then."""
+    """Let divers come aboard if a seat is free, the younger first; move the others if it is time, and try again."""
     moves, aboard, left = board.remainder(time, DIVER_MOVE) == DIVER_MOVE - 1, state.aboard, []
     for diver in reversed(state.divers):
         diver, aboard = _board(diver, state, aboard)
@@ -223,15 +226,16 @@ def _drift(state: State, time: Tensor) -> State:
 
 
 def _board(diver: Thing, state: State, aboard: Tensor) -> tuple[Thing, Tensor]:
-    """The diver, gone where it comes aboard, and how many there are then."""
+    """Return the diver, removed if it comes aboard, and the number of divers aboard."""
     boards = ((diver.x & state.x) != 0) & (diver.y == state.y) & (aboard < SEATS)
     return diver._replace(x=torch.where(boards, 0, diver.x)), aboard + boards.to(board.INT)
 
 
 def _attack(state: State, old: Enemies) -> tuple[State, Enemies, Tensor, Tensor]:
-    """Enemies move if it is time and meet us, or our bullets: the youngest first, submarines before fish.
+    """Move enemies if it is time and collide them with the submarine or its bullets: the youngest first, submarines
+    before fish.
 
-    Submarines shoot if it is time, those too that left or were shot in this step.
+    Submarines fire if it is time, even those that left the board or were shot in this step.
     """
     moved = torch.where(old.move_timer == 0, board.shift(old.x, old.dx), 0)
     x = torch.where(old.move_timer == 0, moved, old.x)
@@ -253,9 +257,11 @@ def _attack(state: State, old: Enemies) -> tuple[State, Enemies, Tensor, Tensor]
 def _collide(
     state: State, enemies: Enemies, targets: Tensor, sign: int, turns: tuple[int, int]
 ) -> tuple[State, Enemies, Tensor]:
-    """Bullets, in their turns, and one of the enemies with a column among `targets` in the same cell go; a point each.
+    """Collide bullets, in the order `turns`, with enemies whose columns are in `targets`; remove both, for one point
+    each.
 
-    With sign +1 that is the oldest fish, or else the oldest submarine; with -1 the last of these.
+    With `sign` +1 a bullet hits the oldest fish, else the oldest submarine, in its cell; with -1 the last in that
+    order.
     """
     after, points = [*state.bullets], torch.zeros_like(state.x)
     age = _places(enemies.x) - state.oldest[..., None] & ENEMIES - 1
@@ -272,7 +278,7 @@ def _collide(
 
 
 def _return_fire(state: State) -> tuple[State, Tensor]:
-    """Their bullets go a cell; whether one is where we are before or after."""
+    """Move enemy bullets one cell; return a flag for a hit before or after the move."""
     here = board.cell(state.x, state.y)
     east, west = state.east << 1 & board.ALL, state.west >> 1
     hit = board.somewhere((state.east | state.west | east | west) & here)
@@ -280,8 +286,9 @@ def _return_fire(state: State) -> tuple[State, Tensor]:
 
 
 def _breathe(state: State, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """Below, air is used up. At the surface, for the first time, a diver leaves, or all six for points, and the tank is
-    filled; without a diver that is the end, as is an empty tank.
+    """Consume air below the surface; on surfacing, unload divers and refill the tank, or end the episode.
+
+    One diver leaves, or all six for points. Surfacing without a diver ends the episode, as does an empty tank.
     """
     below = state.y > 0
     arrives = ~below & (state.up == 0)
@@ -291,7 +298,7 @@ def _breathe(state: State, ramping: bool) -> tuple[State, Tensor, Tensor]:
     points = torch.where(all_leave, board.quotient(state.air, TANK // board.SIZE), 0)
     after = state._replace(
         air=torch.where(below, state.air - 1, torch.where(docks, TANK, state.air)),
-        # One of none leaves too, which makes it -1.
+        # As in MinAtar, surfacing with all six leaves -1 divers.
         aboard=torch.where(all_leave, -1, state.aboard - docks.to(board.INT)),
         up=torch.where(below, 0, torch.where(docks, 1, state.up)),
         level=(state.level + docks.to(board.INT) * ramping).clamp(max=LEVELS),

@@ -1,11 +1,11 @@
-"""Space Invaders: shoot aliens, which march from side to side and down and shoot back; a point for each.
+"""Space Invaders: shoot aliens, which march sideways and down and shoot back; one point each.
 
-Their march gets faster the fewer they are; when none is left a new wave comes, faster still. An alien or a bullet that
-reaches the cannon is the end, and so is a march beyond the last row. The planes are cannon, aliens, aliens if they
-march left, aliens if they march right, our bullets and theirs.
-Young and Tian 2019, https://arxiv.org/abs/1903.03176
+The fewer aliens are left, the faster they march; a cleared wave is followed by a faster one. The episode ends if an
+alien or a bullet reaches the cannon or if the aliens march beyond the last row. The planes are cannon, aliens, aliens
+marching left, aliens marching right, own bullets and enemy bullets. Young and Tian 2019,
+https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` is the sticky draw; there is no other chance.
+`u[..., 0]` decides about sticky actions; nothing else is random.
 """
 
 from functools import partial
@@ -20,23 +20,23 @@ from fdqn.envs.minatar import board
 from fdqn.types import Env
 
 PLANES, NOISE = 6, 1
-COOL_DOWN = 5  # steps from one of our shots to the next
-SHOT = 10  # steps from one of theirs to the next
-SLOWEST, FASTEST = 12, 6  # most steps from one move of a wave to the next: of the first wave, and at last
-DEPTH, WAVE = 4, 0b0011111100  # rows of a new wave, and its columns
+COOL_DOWN = 5  # steps between own shots
+SHOT = 10  # steps between enemy shots
+SLOWEST, FASTEST = 12, 6  # most steps between two moves of a wave: first wave, fastest wave
+DEPTH, WAVE = 4, 0b0011111100  # number of rows and columns (bits) of a new wave
 
 
 class State(NamedTuple):
-    """int32; three planes [..., 16] of bits and numbers [...]."""
+    """State of the game, int32: three planes [..., 16] of bits, and numbers [...]."""
 
     cannon: Tensor
-    """Its column."""
+    """Column of the cannon."""
     aliens: Tensor
     ours: Tensor
     theirs: Tensor
     dx: Tensor
     slowest: Tensor
-    """Most steps from one move of this wave to the next."""
+    """Most steps between two moves of this wave."""
     march_timer: Tensor
     shot_timer: Tensor
 
@@ -47,13 +47,13 @@ def make(
     sticky: float = board.STICKY,
     ramping: bool = True,
 ) -> Env:
-    """Space Invaders; with `ramping` each wave is faster than the last. The rest is as in `board.env`."""
+    """Make Space Invaders; with `ramping` each wave is faster. The other arguments are those of `board.env`."""
     game = board.Game(start, partial(play, ramping=ramping), show)
     return board.env(game, PLANES, NOISE, time_limit, dtype, sticky)
 
 
 def start(u: Tensor) -> State:
-    """A wave at the top, marching left. Shapes: u [..., 1]."""
+    """Place a wave at the top, marching left. Shapes: u [..., 1]."""
     episode.check_reset(u, NOISE)
     zero = board.zeros(u)
     none = zero[..., None] + 0 * board.rows(zero)
@@ -63,7 +63,8 @@ def start(u: Tensor) -> State:
 
 
 def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -> tuple[State, Tensor, Tensor]:
-    """The cannon moves or shoots, bullets fly, aliens march and shoot if it is time, and those that we hit are gone.
+    """Move or fire the cannon, move bullets, let the aliens march and fire if their timers are up, and remove hit
+    aliens.
 
     Shapes: state, action and time [...].
     """
@@ -91,7 +92,7 @@ def play(state: State, action: Tensor, u: Tensor, time: Tensor, ramping: bool) -
 
 
 def show(state: State) -> Tensor:
-    """The planes."""
+    """Return the planes."""
     left = (state.dx < 0)[..., None]
     cannon = board.cell(state.cannon, board.BOTTOM)
     marching = torch.where(left, state.aliens, 0), torch.where(left, 0, state.aliens)
@@ -99,16 +100,17 @@ def show(state: State) -> Tensor:
 
 
 def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Aliens and their direction after a move, if it is time for one; whether it is, and whether one left the board.
+    """Return aliens and direction after a move if the timer is up, a flag for the move, and a flag for leaving the
+    board.
 
-    At the edge that they march to they go a row down and turn; otherwise they go a column on.
+    At the edge ahead of them the aliens move down one row and turn; otherwise they move one column.
     """
     moves = state.march_timer == 0
     edge = torch.where(state.dx > 0, board.LAST, board.FIRST).to(board.INT)
     turns = moves & board.somewhere(state.aliens & edge[..., None])
     bottom = state.aliens[..., board.BOTTOM]
     beyond = turns & (bottom != 0)
-    # Who leaves at the bottom comes in at the top, where only the last picture of the episode shows it.
+    # An alien that leaves at the bottom appears at the top; only the last observation of the episode shows it.
     lower = _down(state.aliens) | board.cell(bottom, 0)
     on = board.shift(state.aliens, state.dx[..., None])
     aliens = torch.where(moves[..., None], torch.where(turns[..., None], lower, on), state.aliens)
@@ -116,13 +118,13 @@ def _march(state: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _nearest(aliens: Tensor, cannon: Tensor) -> Tensor:
-    """The cell, as a plane, of the lowest alien in the column nearest to the cannon, of two the left one."""
+    """Return, as a plane, the lowest alien in the column nearest to the cannon; the left one of two equally near."""
     column = board.rows(aliens)
     there = board.union(aliens)[..., None] >> column & 1
     away = column - board.ones(cannon - 1)[..., None]
     distance = torch.where(there != 0, 2 * away.abs() + (away > 0).to(board.INT), 4 * board.SIZE)
     nearest = board.lowest(distance)
-    # Back from the distance: 2 d to the left, 2 d + 1 to the right.
+    # Decode the distance: 2 d to the left, 2 d + 1 to the right.
     step = torch.where((nearest & 1) == 0, -(nearest >> 1), nearest >> 1)
     bit = (1 << (board.ones(cannon - 1) + step).clamp(0, board.SIZE))[..., None]
     lowest = -board.lowest(torch.where((aliens & bit) != 0, -column, 1))
