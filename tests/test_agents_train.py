@@ -5,10 +5,12 @@ import torch
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import networks, random, training, tree
+from fdqn import networks, optim, random, training, tree
 from fdqn.agents import c51, noisy
 from fdqn.envs import cartpole
+from fdqn.replay import n_step, prioritized
 from fdqn.testing import asserts, examples, programs
+from fdqn.training import off_policy
 
 ATOMS = (0.0, 20.0, 11)
 AGENTS = {
@@ -23,7 +25,7 @@ EACH = pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
 def test_a_few_hundred_steps_are_finite_and_seeds_are_independent(make):
     one = examples.program(agent=make(), n_step=2)
     hyper, keys = examples.lanes(2)
-    state = programs.trained(one, hyper, keys, cycles=60, dtype=torch.float32)
+    state = programs.advance(one, training.init(one, hyper, keys), 60)
     assert int(state.cycle[0]) * one.config.env_steps >= 180
     assert (state.metrics.failed == -1).all()
     assert (state.learner.updates > 0).all()
@@ -32,6 +34,26 @@ def test_a_few_hundred_steps_are_finite_and_seeds_are_independent(make):
     for name, x in state.learner.params.items():
         assert not torch.equal(x[0], x[1]), f"{name} of both seeds"
         assert not torch.equal(x, before[name]), f"{name} did not learn"
+
+
+def rainbow():
+    """Double C51 with noisy nets, two-step returns and prioritized replay: everything but a dueling network."""
+    config = training.Config(3, batch_size=8, capacity=40, learning_starts=12, target_period=4, n_step=2)
+    buffer = n_step.wrap(prioritized.buffer(config.capacity), config.num_envs, config.n_step)
+    learning = off_policy.algorithm(config, AGENTS["double noisy c51"](), buffer, lambda h: optim.adam(h.learning_rate))
+    return training.Program(cartpole.make(time_limit=20), learning)
+
+
+def test_rainbow_is_a_composition():
+    """It trains, and the rows that were drawn have new priorities."""
+    one = rainbow()
+    hyper, keys = examples.lanes(2)
+    state = programs.advance(one, training.init(one, hyper, keys), 60)
+    assert (state.metrics.failed == -1).all()
+    asserts.assert_finite(state.learner)
+    leaves = dict(zip(tree.paths(state.buffer), tree.leaves(state.buffer), strict=True))
+    (mass,) = (leaf for path, leaf in leaves.items() if path.endswith(".mass"))
+    assert len(mass[0].unique()) > 10
 
 
 def test_laws_of_a_program_with_noise():

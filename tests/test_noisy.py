@@ -101,3 +101,16 @@ def test_layer_norm_mlp_begins_as_modules_do():
     assert lanes["1.weight"].tolist() == [[1.0] * 6] * 3
     assert lanes["1.bias"].tolist() == [[0.0] * 6] * 3
     assert list(networks.layer_norm_mlp(4, (), 3).init(random.key(0))) == ["0.weight", "0.bias"]
+
+
+def test_orthogonal_layers():
+    """Orthonormal rows or columns times the gain, others for each seed and layer, and no biases."""
+    lanes = networks.layer_norm_mlp(4, (6, 5), 3, gain=2.0).init(random.key([0, 1]))
+    for name in ("0.weight", "3.weight", "6.weight"):
+        x = lanes[name]
+        small = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x
+        torch.testing.assert_close(small, 4 * torch.eye(small.shape[-1]).expand_as(small), rtol=1e-5, atol=1e-5)
+        assert not torch.equal(x[0], x[1])
+        assert not lanes[name.replace("weight", "bias")].any()
+    alone = networks.layer_norm_mlp(4, (6, 5), 3, gain=2.0).init(random.key([1]))
+    asserts.assert_trees_equal(tree.index(lanes, slice(1, 2)), alone)

@@ -531,6 +531,7 @@ ROWS = [
      "params: expected the network's names and shapes, …; got …"),
     ("networks.layer_norm_mlp", given(4, (0,), 2), ValueError,
      "hidden, actions: expected sizes of at least 1, got [0], 2"),
+    ("networks.layer_norm_mlp", given(4, (8,), 2, -1.0), ValueError, "gain: expected at least 0, got -1.0"),
     ("networks.layer_norm_mlp.apply", given(PARAMS, OBS), ValueError,
      "params: expected the network's names and shapes, …"),
     ("networks.noisy_mlp", given(4, (8,), 2, -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
