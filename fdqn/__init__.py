@@ -13,10 +13,12 @@ __version__ = "0.2.0.dev0"
 
 __all__ = [
     "actions",
+    "agents",
     "build",
     "check",
     "checkpoint",
     "compile",
+    "distributional",
     "dqn",
     "envs",
     "evaluate",
@@ -30,6 +32,7 @@ __all__ = [
     "policies",
     "random",
     "replay",
+    "returns",
     "runs",
     "schedules",
     "settings",

@@ -123,9 +123,17 @@ def randint(key: Tensor, shape: Sequence[int], low: int, high: int) -> Tensor:
 
 def normal(key: Tensor, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers [..., *shape] by inverse transform: `sqrt(2) erfinv(v)`, v uniform in (-1, 1)."""
+    return normal_from_uniform(uniform(key, shape, dtype))
+
+
+def normal_from_uniform(u: Tensor) -> Tensor:
+    """Convert uniforms [...] in [0, 1) to standard normal numbers by inverse transform, as `normal` does.
+
+    Raises TypeError unless `u` is floating-point, and ValueError for a number outside [0, 1) that can be read.
+    """
+    check.uniforms("u", u)
     smallest = -1.0 + 2.0**-24
-    v = (uniform(key, shape, dtype) * 2.0 + smallest).clamp_min(smallest)
-    return math.sqrt(2) * torch.erfinv(v)
+    return math.sqrt(2) * torch.erfinv((u * 2.0 + smallest).clamp_min(smallest))
 
 
 def _words(key: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import losses, optim, tree
+from fdqn import distributional, losses, optim, tree
 from fdqn.testing import examples
 
 jax = pytest.importorskip("jax")
@@ -70,6 +70,49 @@ def test_double_q_learning(dtype):
         lambda q, x, a, legal: losses.double_q_learning(q[0], a, x[0], x[1], q[1], q[2], legal),
         lambda q, x, a, legal: theirs(q[0], a, x[0], x[1], q[1], no_illegal(q[2], legal)),
     )
+
+
+def categorical_cases(dtype):
+    """Distributions over even and uneven supports, moved inside and outside of them."""
+    rng = np.random.default_rng(1)
+    for case in range(CASES // 4):
+        atoms, batch, size = 6, 4, 3
+        support = np.cumsum(rng.random(atoms) + 0.1) if case % 2 else np.linspace(-2, 3, atoms)
+        logits = rng.normal(size=(2, batch, size, atoms))
+        numbers = rng.normal(size=(2, batch))
+        chosen = rng.integers(size, size=batch)
+        selector = rng.normal(size=(batch, size))
+        yield *(x.astype(dtype) for x in (support, logits, numbers, selector)), chosen
+
+
+@EACH_DTYPE
+def test_projection(dtype):
+    theirs = jax.jit(jax.vmap(rlax.categorical_l2_project, (0, 0, None)))
+    with wide(dtype):
+        for support, logits, (r, d), _, _ in categorical_cases(dtype):
+            p = torch.from_numpy(logits[0, :, 0]).softmax(-1)
+            got = distributional.project(torch.from_numpy(support), p, torch.from_numpy(r), torch.from_numpy(d))
+            expected = theirs(r[:, None] + d[:, None] * support, p.numpy(), support)
+            np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=EXACT[dtype], atol=EXACT[dtype])
+
+
+@pytest.mark.filterwarnings("ignore:Rlax .* will be deprecated:PendingDeprecationWarning")
+@EACH_DTYPE
+@pytest.mark.parametrize("double", [False, True])
+def test_categorical_q_learning(dtype, double):
+    f = rlax.categorical_double_q_learning if double else rlax.categorical_q_learning
+    theirs = jax.jit(jax.vmap(f, (None, 0, 0, 0, 0, None, 0, *([0] if double else []))))
+    with wide(dtype):
+        for support, logits, (r, d), selector, a in categorical_cases(dtype):
+            z, now, p_t, r_t, d_t, chooser, action = map(
+                torch.from_numpy, (support, logits[0], logits[1], r, d, selector, a)
+            )
+            p_t = p_t.softmax(-1)
+            chooser = chooser if double else distributional.mean(z, p_t)
+            target = distributional.q_learning_target(z, r_t, d_t, p_t, chooser, torch.ones_like(chooser).bool())
+            got = losses.cross_entropy(distributional.pick(now, action), target)
+            expected = theirs(support, logits[0], a, r, d, support, logits[1], *([selector] if double else []))
+            np.testing.assert_allclose(got.numpy(), np.asarray(expected), rtol=EXACT[dtype], atol=EXACT[dtype])
 
 
 @EACH_DTYPE

@@ -16,6 +16,7 @@ from torch.func import grad, vmap
 import fdqn
 from fdqn import (
     actions,
+    distributional,
     dqn,
     losses,
     networks,
@@ -23,13 +24,15 @@ from fdqn import (
     policies,
     random,
     replay,
+    returns,
     schedules,
     training,
     tree,
 )
+from fdqn.agents import c51, noisy, pqn
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
-from fdqn.training import off_policy
+from fdqn.training import off_policy, on_policy
 from fdqn.types import Step, Transition
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
@@ -134,11 +137,28 @@ OPTIMIZERS = {
 }
 DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.Linear(3, 3)))
 LEARNER = off_policy.init(optim.adam(), NET.init(KEY))
+SUPPORT, RETURNS = torch.linspace(-1.0, 2.0, 4), floats(15, 4, 3, 4).softmax(-1)
+NOISY = networks.noisy_mlp(2, (3,), 3)
+NOISY_LOSS = partial(noisy.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
+C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noise=())
 FUNCTIONS = {
+    "c51.agent.loss": (
+        C51_LOSS,
+        (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
+    ),
+    "pqn.agent.loss": (partial(pqn.agent(NET).loss, noise=()), (NET.init(KEY), {}, BATCH, HYPER)),
+    "noisy.agent.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
     "actions.pick": (actions.pick, (Q, ACTION)),
     "actions.best": (actions.best, (Q, LEGAL)),
     "actions.greedy": (actions.greedy, (Q, LEGAL)),
     "actions.count": (actions.count, (LEGAL,)),
+    "distributional.project": (distributional.project, (SUPPORT, RETURNS[:, 0], REWARD, DISCOUNT)),
+    "distributional.mean": (distributional.mean, (SUPPORT, RETURNS)),
+    "distributional.pick": (distributional.pick, (RETURNS, ACTION)),
+    "distributional.q_learning_target": (
+        lambda p_t, *rest: distributional.q_learning_target(SUPPORT.to(p_t), *rest[:2], p_t, *rest[2:]),
+        (RETURNS, REWARD, DISCOUNT, Q, LEGAL),
+    ),
     "packing.pack": (packing.pack, (LEGAL,)),
     "packing.unpack": (lambda packed: packing.unpack(packed, 3), (packing.pack(LEGAL),)),
     "off_policy.init": (partial(off_policy.init, optim.adam()), (PARAMS,)),
@@ -171,6 +191,11 @@ FUNCTIONS = {
     "losses.smoothed": (lambda p: losses.smoothed(p, 0.1), (Q.softmax(-1),)),
     "networks.mlp": with_network(NET, BATCH.obs),
     "networks.dueling_mlp": with_network(networks.dueling_mlp(2, (3, 4), 3), BATCH.obs),
+    "networks.layer_norm_mlp": with_network(networks.layer_norm_mlp(2, (3, 4), 3), BATCH.obs),
+    "networks.noisy_mlp": (
+        lambda params: NOISY.apply(params, BATCH.obs.to(params["0.bias_mu"]), U.new_full((NOISY.noise,), 0.3)),
+        (NOISY.init(KEY),),
+    ),
     "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
     "networks.minatar": with_network(networks.minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
     "networks.from_module": with_network(
@@ -184,6 +209,7 @@ FUNCTIONS = {
     "networks.dropout": (lambda x: networks.dropout(x, 0.3, random.uniform(KEY, (4, 3))), (Q,)),
     **{f"optim.{name}": (updates_of(make), (GRADS, PARAMS)) for name, make in OPTIMIZERS.items()},
     "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
+    "on_policy.permutations": (lambda bits: on_policy.permutations(bits, 6), (random.bits(KEY, (4, 3)),)),
     "policies.uniform": (policies.uniform, (LEGAL, U[:, 0])),
     "policies.epsilon_greedy": (lambda q, *rest: policies.epsilon_greedy(q, LEGAL, 0.5, *rest), (Q, U)),
     "random.split": (random.split, (KEY,)),
@@ -191,6 +217,7 @@ FUNCTIONS = {
     "random.bits": (lambda key: random.bits(key, (5,)), (KEY,)),
     "random.uniform": (lambda key: random.uniform(key, (5,), torch.float64), (KEY,)),
     "random.normal": (lambda key: random.normal(key, (5,), torch.float64), (KEY,)),
+    "random.normal_from_uniform": (random.normal_from_uniform, (U,)),
     "random.randint": (lambda key: random.randint(key, (5,), -3, 9), (KEY,)),
     "random.unit": (lambda words: random.unit(words, torch.float64), (random.bits(KEY, (5,)),)),
     "random.index": (lambda words: random.index(words, 9), (random.bits(KEY, (5,)),)),
@@ -234,6 +261,7 @@ FUNCTIONS = {
         ),
         (STEP,),
     ),
+    "returns.lambda_returns": (returns.lambda_returns, (Q, Q_T, floats(16, 4, 3), torch.tensor(0.7))),
     "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
     "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),
     "tree.index": (lambda a: tree.index(a, 0), (PARAMS,)),
@@ -259,12 +287,16 @@ ELSEWHERE = {
     },
     "dqn": {"agent": "binds"},
     "off_policy": {"algorithm": "binds"},
+    "on_policy": {"algorithm": "binds", "Rollout": ""},
     "networks": {
         "load": "looks at names, once",
         "starting_from": "makes a network of another",
         "to_module": "makes a module",
         "NetworkWithDropout": "",
+        "NoisyNetwork": "",
+        "with_noise": "makes a network of another",
     },
+    "distributional": {"atoms": "looks at numbers, once"},
     "random": {"key": "looks at its seeds"},
     "replay": {"Replay": ""},
     "tree": {
@@ -291,8 +323,8 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
-    "actions", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "frames", "n_step",
-    "packing", "prioritized", "ring", "schedules", "tree", "training",
+    "actions", "distributional", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "frames",
+    "n_step", "on_policy", "packing", "prioritized", "returns", "ring", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -27,6 +27,7 @@ from torch import nn
 
 import fdqn
 from fdqn import (
+    agents,
     build,
     check,
     checkpoint,
@@ -147,6 +148,14 @@ GRADS = {name: torch.ones_like(x) for name, x in PARAMS.items()}
 ADAM, SGD = optim.adam(), optim.sgd()
 
 
+SUPPORT, RETURNS = torch.linspace(-1.0, 1.0, 3), torch.full((4, 3, 3), 1 / 3)
+NOISY = networks.noisy_mlp(2, (3,), 3)
+NOISY_AGENT = agents.noisy.agent(NOISY)
+ROLLOUTS = training.Config(3, 5, 6, 5, 15, learning_starts=0, target_period=0)
+C51_PARAMS = networks.mlp(2, (), 7).init(KEY)
+C51 = agents.c51.agent(networks.mlp(2, (), 7), (-1, 1, 3))
+
+
 def run_of(*args, **named):
     """The first report of a run."""
     return next(training.run(*args, **named))
@@ -172,6 +181,12 @@ CALLED = {
     "networks.mlp.apply": NETWORK.apply,
     "networks.nature.apply": networks.nature((1, 36, 36), 2).apply,
     "networks.dueling_mlp.apply": networks.dueling_mlp(2, (3,), 3).apply,
+    "networks.layer_norm_mlp.apply": networks.layer_norm_mlp(2, (3,), 3).apply,
+    "networks.noisy_mlp.apply": NOISY.apply,
+    "networks.with_noise.apply": networks.with_noise(NETWORK).apply,
+    "c51.agent.values": C51.values,
+    "c51.agent.loss": C51.loss,
+    "noisy.agent.loss": NOISY_AGENT.loss,
     "networks.from_module.init": MODULE.init,
     "networks.from_module.apply": MODULE.apply,
     "networks.from_module.drawing": network_of,
@@ -205,7 +220,90 @@ ROWS = [
     ("packing.pack", given(torch.tensor(True)), ValueError, "flags: expected shape …, got …"),
     ("packing.unpack", given(torch.zeros(1, dtype=torch.uint8), 9), ValueError,
      "packed: expected shape …, got …"),
-    ("packing.unpack", given(torch.zeros(1), 8), TypeError, "packed: expected torch.uint8, got torch.float32"),
+    # agents and distributions
+    ("distributional.project", given(SUPPORT, RETURNS, REWARD, DISCOUNT), ValueError,
+     "reward: expected shape [...] with ... = [4, 3], got [4]"),
+    ("distributional.project", given(SUPPORT[:2], RETURNS[:, 0], REWARD, DISCOUNT), ValueError,
+     "probabilities: expected shape [... N] with N = 2, got [4, 3]"),
+    ("distributional.project", given(SUPPORT.long(), RETURNS[:, 0], REWARD, DISCOUNT), TypeError,
+     "support: expected a floating-point dtype, got torch.int64"),
+    ("distributional.mean", given(SUPPORT, ACTION), ValueError,
+     "probabilities: expected shape [... N] with N = 3, got [4]"),
+    ("distributional.mean", given(0.5, RETURNS), TypeError, "support: expected a tensor [N], got float"),
+    ("distributional.pick", given(RETURNS, ACTION.float()), TypeError,
+     "action: expected an integer dtype, got torch.float32"),
+    ("distributional.pick", given(RETURNS, ACTION + 1), IndexError, "action[3]: expected a number from 0 to 2, got 3"),
+    ("distributional.q_learning_target", given(SUPPORT, REWARD, DISCOUNT, RETURNS, Q, LEGAL[:, :2]), ValueError,
+     "legal_t: expected shape [... A] with A = 3, got [4, 2]"),
+    ("distributional.q_learning_target", given(SUPPORT, REWARD, DISCOUNT, RETURNS, Q, Q), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
+    ("distributional.atoms", given((-1, 1)), TypeError,
+     "support: expected a tensor [N] or (low, high, N), got (-1, 1)"),
+    ("distributional.atoms", given(("low", 1, 3)), TypeError,
+     "support: expected a tensor [N] or (low, high, N), got ('low', 1, 3)"),
+    ("distributional.atoms", given((-1, 1, 1)), ValueError, "support: expected at least 2, got 1"),
+    ("distributional.atoms", given((-1, 1, 3.0)), TypeError, "support: expected an integer, got 3.0"),
+    ("distributional.atoms", given(torch.zeros(1)), ValueError, "support: expected at least 2 atoms, got 1"),
+    ("distributional.atoms", given(torch.zeros(3, 1)), ValueError, "support: expected shape [N], got [3, 1]"),
+    ("distributional.atoms", given(torch.arange(3)), TypeError,
+     "support: expected a floating-point dtype, got torch.int64"),
+    ("c51.agent", given(NETWORK, (1, -1, 3)), ValueError,
+     "support: expected increasing numbers, got [1.0, 0.0, -1.0]; sort them"),
+    ("c51.agent", given(NETWORK, (-1, float("inf"), 3)), ValueError,
+     "support: expected finite numbers, got […]"),
+    ("c51.agent", given(NETWORK.apply), TypeError, "network: expected Network or NoisyNetwork, got partial"),
+    ("c51.agent.values", given(C51_PARAMS, OBS, ()), ValueError,
+     "network: expected a multiple of 3 outputs, one for every action and atom, got 7; make it with actions * 3 …"),
+    ("c51.agent.loss", given(C51_PARAMS, C51_PARAMS, BATCH, HYPER, torch.zeros(2, 5)), TypeError,
+     "noise: expected () for a network without noise, got Tensor"),
+    ("noisy.agent", given(NETWORK, loss=0.5), TypeError, "loss: expected a function, got float"),
+    ("noisy.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("noisy.agent.loss", given(NOISY.init(KEY), NOISY.init(KEY), BATCH, HYPER, torch.zeros(2, 11)), ValueError,
+     "noise: expected shape [3 K], got [2, 11]"),
+    ("on_policy.algorithm", given(ROLLOUTS, NETWORK, build.adam), TypeError, "agent: expected Agent, got Network"),
+    ("on_policy.algorithm", given({}, AGENT, build.adam), TypeError, "config: expected Config, got dict"),
+    ("on_policy.algorithm", given(ROLLOUTS, AGENT, ADAM), TypeError, "optimizer: expected a function, got Optimizer"),
+    ("on_policy.algorithm", given(ROLLOUTS, AGENT, build.adam, 1.5), ValueError,
+     "lambda_: expected a number from 0 to 1, got 1.5"),
+    *[("on_policy.algorithm", given(dataclasses.replace(ROLLOUTS, **{name: value}), AGENT, build.adam), ValueError,
+       f"{name}: expected {expected}, got {value}")
+      for name, value, expected in (
+          ("batch_size", 4, "a divisor of num_envs * steps_per_cycle = 15"),
+          ("updates_per_cycle", 4, "whole epochs, a multiple of 3 minibatches"),
+          ("target_period", 6, "0, as there is no target network"),
+          ("learning_starts", 9, "0, as every training iteration learns from its own steps"),
+          ("n_step", 3, "1, as returns span the rollout"))],
+    ("on_policy.permutations", given(torch.zeros((3, 5), dtype=torch.int64), 7), ValueError,
+     "bits: expected a multiple of 7 of them, got 15"),
+    ("on_policy.permutations", given(torch.zeros(5, dtype=torch.int64), 5), ValueError,
+     "bits: expected shape [... n B], got [5]"),
+    ("on_policy.permutations", given(Q, 3), TypeError, "bits: expected an integer dtype, got torch.float32"),
+    ("pqn.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("pqn.agent", given(NETWORK, loss="mse"), TypeError, "loss: expected a function, got str"),
+    ("returns.lambda_returns", given(REWARD, DISCOUNT[:3], REWARD, 0.9), ValueError,
+     "discount_t: expected shape [...] with ... = [4], got [3]"),
+    ("returns.lambda_returns", given(REWARD, ACTION, REWARD, 0.9), TypeError,
+     "discount_t: expected a floating-point dtype, got torch.int64"),
+    ("returns.lambda_returns", given(REWARD, DISCOUNT, REWARD, 1.1), ValueError,
+     "lambda_: expected a number from 0 to 1, got 1.1"),
+    ("returns.lambda_returns", given(REWARD, DISCOUNT, REWARD, REWARD[:2]), ValueError,
+     "lambda_: expected shape [...] with ... = [4], got [2]"),
+    ("returns.lambda_returns", given(*(torch.zeros(0),) * 3, 0.9), ValueError,
+     "r_t: expected at least one step, shape [T, ...], got [0]"),
+    ("agents.check_agent", given(AGENT.values, PARAMS, BATCH, HYPER), TypeError, "agent: expected Agent, got partial"),
+    ("agents.check_agent", given(AGENT._replace(init=None), PARAMS, BATCH, HYPER), TypeError,
+     "agent.init: expected a function, got NoneType"),
+    ("agents.check_agent", given(AGENT._replace(noise=lambda rows: ()), PARAMS, BATCH, HYPER), TypeError,
+     "agent.noise: expected NoiseShapes, got tuple"),
+    ("agents.check_agent", given(AGENT._replace(values=lambda *given: Q[:, :2]), PARAMS, BATCH, HYPER), ValueError,
+     "agent.values: expected shape [4 3], got [4, 2]"),
+    ("agents.check_agent", given(AGENT._replace(loss=lambda *given: Q), PARAMS, BATCH, HYPER), TypeError,
+     "agent.loss: expected LossOutput, got Tensor"),
+    ("agents.check_loss_output", given(LossOutput(REWARD, REWARD, REWARD.mean()), 4), ValueError,
+     "agent.loss.priority: expected shape [4], got []"),
+    ("agents.check_loss_output", given(LossOutput(REWARD, ACTION, REWARD), 4), TypeError,
+     "agent.loss.q: expected a floating-point dtype, got torch.int64"),
+    ("agents.each_pass", given(torch.zeros(2, 5), 3), ValueError, "noise: expected shape [3 K], got [2, 5]"),
     # actions and policies
     ("actions.pick", given(Q.numpy(), ACTION), TypeError, "q: expected a tensor [... A], got ndarray"),
     ("actions.pick", given(Q, ACTION.float()), TypeError, "action: expected an integer dtype, got torch.float32"),
@@ -431,6 +529,27 @@ ROWS = [
      "obs_shape: expected one or more sizes of at least 1, got (0,)"),
     ("networks.dueling_mlp.apply", given(PARAMS, OBS), ValueError,
      "params: expected the network's names and shapes, …; got …"),
+    ("networks.layer_norm_mlp", given(4, (0,), 2), ValueError,
+     "hidden, actions: expected sizes of at least 1, got [0], 2"),
+    ("networks.layer_norm_mlp", given(4, (8,), 2, -1.0), ValueError, "gain: expected at least 0, got -1.0"),
+    ("networks.layer_norm_mlp.apply", given(PARAMS, OBS), ValueError,
+     "params: expected the network's names and shapes, …"),
+    ("networks.noisy_mlp", given(4, (8,), 2, -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("networks.noisy_mlp", given(2**20, (2**12,), 2), ValueError,
+     "obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got 4,294,967,296 in layer 0, …"),
+    ("networks.noisy_mlp.apply", given(PARAMS, OBS), ValueError, "params: expected the network's names and shapes, …"),
+    ("networks.noisy_mlp.apply", given(NOISY.init(KEY), OBS, torch.zeros(3)), ValueError,
+     "noise: expected shape [11], got [3]"),
+    ("networks.noisy_mlp.apply", given(NOISY.init(KEY), OBS, torch.ones(11)), ValueError,
+     "u[0]: expected numbers in [0, 1), got 1.0"),
+    ("networks.noisy_mlp.apply", given(NOISY.init(KEY), OBS, 3), TypeError,
+     "noise: expected uniforms [K] or (), got int"),
+    ("networks.with_noise", given(NETWORK.init), TypeError, "network: expected Network or NoisyNetwork, got partial"),
+    ("networks.with_noise.apply", given(PARAMS, OBS, torch.zeros(3)), TypeError,
+     "noise: expected () for a network without noise, got Tensor"),
+    ("random.normal_from_uniform", given(ACTION), TypeError, "u: expected a floating-point dtype, got torch.int64"),
+    ("random.normal_from_uniform", given(torch.tensor([0.5, 1.0])), ValueError,
+     "u[1]: expected numbers in [0, 1), got 1.0"),
     ("networks.nature", given((4, 20, 84), 2), ValueError,
      "obs_shape: expected frames of at least 36 x 36, got 20 x 84"),
     ("networks.minatar", given((10, 10), 6), ValueError, "obs_shape: expected 3 sizes of at least 1, got (10, 10)"),
@@ -1005,6 +1124,7 @@ ROWS = [
 ]  # fmt: skip
 
 WITHOUT = {
+    "agents.noise_shapes": "multiplies sizes",
     "packing.size": "rounds up a number",
     "frames.capacity": "counts",
     "frames.number": "is a part of `wrap`",
@@ -1095,6 +1215,7 @@ WITHOUT = {
 """Public functions without a row, with the reason; whole rooms in ROOMS_WITHOUT."""
 
 ROOMS_WITHOUT = {
+    "testing.agents": "hold agents to laws; tests/test_agents.py has what each rejects",
     "testing.laws": "hold functions to laws; tests/test_laws.py has what each rejects",
     "testing.programs": "hold programs to laws; tests/test_programs.py has what each rejects",
     "testing.probes": "take a dtype, which `envs.episode.spec` refuses",

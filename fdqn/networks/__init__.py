@@ -6,21 +6,27 @@ parameters of one seed and observations with any leading axes.
 `layers` has the built-in networks, `modules` wraps any `nn.Module`, and `state_dict` loads and exports parameters.
 """
 
+from fdqn.networks.layer_norm import layer_norm_mlp
 from fdqn.networks.layers import SMALLEST_FRAME, dueling_mlp, minatar, mlp, nature
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
+from fdqn.networks.noisy_layers import NoisyNetwork, noisy_mlp, with_noise
 from fdqn.networks.state_dict import load, starting_from, to_module
 
 __all__ = [
     "SMALLEST_FRAME",
     "NetworkWithDropout",
+    "NoisyNetwork",
     "dropout",
     "dueling_mlp",
     "from_module",
     "from_module_with_dropout",
+    "layer_norm_mlp",
     "load",
     "minatar",
     "mlp",
     "nature",
+    "noisy_mlp",
     "starting_from",
     "to_module",
+    "with_noise",
 ]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fdqn import check, random
-from fdqn.networks.state_dict import fitting
+from fdqn.networks.state_dict import Shapes, fitting
 from fdqn.types import Network, Params
 
 SMALLEST_FRAME = 36
@@ -108,13 +108,18 @@ _Layers = Mapping[str, tuple[int, ...]]
 
 def _network(layers: _Layers, apply: Callable[[Params, Tensor], Tensor]) -> Network:
     """Pair `apply` with the initialization of its layers. Raises ValueError for a layer too large to sample at once."""
+    check_weights(layers)
+    return Network(partial(_init_layers, layers), apply)
+
+
+def check_weights(layers: _Layers) -> None:
+    """Raise ValueError for a layer too large to sample at once."""
     for name, shape in layers.items():
         if (weights := math.prod(shape)) >= 2**31:
             raise ValueError(
                 f"obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got {weights:,} in layer "
                 f"{name}, {list(shape)}; make observations or layers smaller"
             )
-    return Network(partial(_init_layers, layers), apply)
 
 
 def _apply_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
@@ -163,8 +168,12 @@ def _flat(obs: Tensor, axes: int) -> Tensor:
 
 def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
     """Check parameters and observations; return the observations in the parameters' dtype, uint8 divided by 255."""
+    return inputs(event, dict(item for name, shape in layers.items() for item in _shapes(name, shape)), params, obs)
+
+
+def inputs(event: tuple[int, ...], expected: Shapes, params: Params, obs: Tensor) -> Tensor:
+    """Check parameters and observations; return the observations in the parameters' dtype, uint8 divided by 255."""
     check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
-    expected = dict(item for name, shape in layers.items() for item in _shapes(name, shape))
     fitting(expected, params, obs)
     for name in expected:
         check.floating(f"params[{name!r}]", params[name])

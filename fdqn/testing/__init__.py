@@ -1,7 +1,8 @@
 """The laws that fdqn is tested with, as functions that also check your environments, losses, optimizers and networks.
 
 - `asserts` compares trees of tensors and detects graph breaks and recompilations.
-- `laws` has one function per law of a function or component, `programs` one per law of a whole program.
+- `laws` has one function per law of a function or component, `agents` those of an agent, `programs` one per law of
+  a whole program.
 - `examples` has a small program to start from.
 - `probes` are environments whose optimal values are known.
 - `strategies` generates inputs for hypothesis, which it requires.
@@ -37,7 +38,7 @@ An example, in which your components replace those of fdqn:
 import importlib
 from typing import Any
 
-__all__ = ["asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
+__all__ = ["agents", "asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
 
 
 def __getattr__(name: str) -> Any:

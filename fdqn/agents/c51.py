@@ -1,0 +1,111 @@
+"""Categorical DQN: the network predicts the distribution of the return instead of its mean.
+
+Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fdqn import distributional, losses, tree
+from fdqn.agents.agent import each_pass, noise_shapes
+from fdqn.networks import NoisyNetwork, with_noise
+from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
+
+
+def agent(
+    network: Network | NoisyNetwork, support: Tensor | Sequence[float] = (-10.0, 10.0, 51), double: bool = False
+) -> Agent:
+    """Make a C51 agent for one seed.
+
+    The network has an output for every action and atom, such as `networks.mlp(obs_shape, hidden, actions * atoms)`;
+    outputs `i * atoms` to `(i + 1) * atoms` are the logits of action i. The loss of a row is the cross-entropy of the
+    taken action's distribution and the projected target distribution, its priority their Kullback-Leibler divergence.
+
+    Args:
+        network: logits [..., actions * atoms]; with a `NoisyNetwork`, every pass of the loss takes noise of its own.
+        support: the returns that the atoms stand for, a tensor [atoms] or (low, high, atoms). 51 atoms on [-10, 10]
+            suit clipped rewards; choose it to hold the returns of your environment.
+        double: choose the next action by the online network, as in double DQN. Rainbow does.
+
+    Raises TypeError for another kind of network or support, and ValueError for a support of fewer than two atoms, of
+    numbers that are not finite or do not increase. `values` and `loss` raise ValueError where the number of outputs
+    is not a multiple of the number of atoms.
+    """
+    noisy, atoms = with_noise(network), _atoms(distributional.atoms(support))
+    passes = 3 if double else 2
+    return Agent(
+        init=noisy.init,
+        values=partial(_values, noisy, atoms),
+        loss=partial(_loss, noisy, atoms, double),
+        noise=partial(noise_shapes, noisy, passes),
+    )
+
+
+class _Atoms(NamedTuple):
+    """A support as numbers."""
+
+    numbers: tuple[float, ...]
+    evenly_spaced: bool
+
+
+def _atoms(support: Tensor) -> _Atoms:
+    wide = support.double().cpu()
+    even = torch.linspace(float(wide[0]), float(wide[-1]), len(wide), dtype=torch.float64)
+    return _Atoms(tuple(wide.tolist()), torch.equal(wide, even))
+
+
+def _support(atoms: _Atoms, like: Tensor) -> Tensor:
+    """The support [N] in the dtype of `like` and on its device, where it is made: the host would wait for a copy."""
+    x = atoms.numbers
+    if atoms.evenly_spaced:
+        return torch.linspace(x[0], x[-1], len(x), dtype=like.dtype, device=like.device)
+    return torch.stack([torch.full((), number, dtype=like.dtype, device=like.device) for number in x])
+
+
+def _values(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
+    logits = _logits(network, atoms, params, obs, noise)
+    return distributional.mean(_support(atoms, logits), logits.softmax(-1))
+
+
+def _loss(
+    network: NoisyNetwork,
+    atoms: _Atoms,
+    double: bool,
+    params: Params,
+    target_params: Params,
+    batch: Transition,
+    hyper: Hyper,
+    noise: Uniforms,
+) -> LossOutput:
+    online, following, *selecting = each_pass(noise, 3 if double else 2)
+    logits_tm1 = distributional.pick(_logits(network, atoms, params, batch.obs, online), batch.action)
+    p_t = _logits(network, atoms, target_params, batch.next_obs, following).softmax(-1)
+    support = _support(atoms, p_t)
+    selector = (
+        _values(network, atoms, tree.map(Tensor.detach, params), batch.next_obs, *selecting)
+        if double
+        else distributional.mean(support, p_t)
+    )
+    discount_t = hyper.gamma * batch.discount
+    target = distributional.q_learning_target(support, batch.reward, discount_t, p_t, selector, batch.next_legal)
+    loss = losses.cross_entropy(logits_tm1, target)
+    return LossOutput(
+        loss=loss,
+        q=distributional.mean(support, logits_tm1.softmax(-1)),
+        priority=(loss.detach() - torch.special.entr(target).sum(-1)).clamp_min(0),
+    )
+
+
+def _logits(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
+    """Logits [..., A, atoms]."""
+    outputs, count = network.apply(params, obs, noise), len(atoms.numbers)
+    if outputs.shape[-1] % count:
+        raise ValueError(
+            f"network: expected a multiple of {count} outputs, one for every action and atom, got "
+            f"{outputs.shape[-1]}; make it with actions * {count} outputs"
+        )
+    return outputs.unflatten(-1, (-1, count))

@@ -1,0 +1,61 @@
+"""DQN with noisy networks, which explore by the noise of their weights. Fortunato et al. 2018,
+https://arxiv.org/abs/1706.10295
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor
+
+from fdqn import actions, check, losses, tree
+from fdqn.agents.agent import each_pass, noise_shapes
+from fdqn.networks import NoisyNetwork, with_noise
+from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
+
+
+def agent(
+    network: Network | NoisyNetwork, double: bool = True, loss: Callable[[Tensor], Tensor] = losses.squared
+) -> Agent:
+    """Make a DQN agent for one seed whose network may take noise, such as `networks.noisy_mlp`.
+
+    Acting takes one sample of weights for all environments of a call. The loss takes independent samples for the
+    online values, the target values and, with `double`, the online choice of the next action. Set epsilon to 0.
+
+    Args:
+        network: values [..., A]. With a plain `Network` this is DQN.
+        double: choose the next action by the online network.
+        loss: elementwise loss of TD errors, [B] to [B].
+
+    Raises TypeError for another kind of network and for a loss that is not a function.
+    """
+    check.function("loss", loss)
+    noisy = with_noise(network)
+    return Agent(
+        init=noisy.init,
+        values=noisy.apply,
+        loss=partial(_loss, noisy, double, loss),
+        noise=partial(noise_shapes, noisy, 3 if double else 2),
+    )
+
+
+def _loss(
+    network: NoisyNetwork,
+    double: bool,
+    elementwise: Callable[[Tensor], Tensor],
+    params: Params,
+    target_params: Params,
+    batch: Transition,
+    hyper: Hyper,
+    noise: Uniforms,
+) -> LossOutput:
+    online, following, *selecting = each_pass(noise, 3 if double else 2)
+    q_tm1 = network.apply(params, batch.obs, online)
+    q_t = network.apply(target_params, batch.next_obs, following)
+    discount_t, legal_t = hyper.gamma * batch.discount, batch.next_legal
+    if double:
+        # Only the order of these values matters, so no gradient flows through them.
+        selector = network.apply(tree.map(Tensor.detach, params), batch.next_obs, *selecting)
+        delta = losses.double_q_learning(q_tm1, batch.action, batch.reward, discount_t, q_t, selector, legal_t)
+    else:
+        delta = losses.q_learning(q_tm1, batch.action, batch.reward, discount_t, q_t, legal_t)
+    return LossOutput(elementwise(delta), actions.pick(q_tm1, batch.action), delta.detach().abs())

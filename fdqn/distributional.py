@@ -1,0 +1,115 @@
+"""Equations of distributional value learning: returns as probabilities of fixed atoms.
+
+The atoms are a support [N], increasing. A distribution over them is [..., N], one of every action [..., A, N].
+Letters and time are those of `losses`. Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fdqn import actions, check
+
+
+def project(support: Tensor, probabilities: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
+    """Project the distribution of `reward + discount * z` back onto the atoms z of `support`.
+
+    Each shifted atom is clipped to the support, and its probability is divided between its two neighbors in proportion
+    to how near they are. The sum of the probabilities is kept, and so is the mean where nothing is clipped.
+
+        sum over j of h_i(clip(reward + discount * z_j)) * p_j,    h_i the triangular kernel around atom i
+
+    Shapes: support [N], increasing; probabilities and result [..., N]; reward and discount [...].
+    Equation 7 of Bellemare et al. 2017; `rlax.categorical_l2_project`.
+    """
+    check.shapes("support[N] probabilities[... N] reward[...] discount[...]", support, probabilities, reward, discount)
+    check.floating("support", support)
+    check.floating("probabilities", probabilities)
+    shifted = reward.unsqueeze(-1) + discount.unsqueeze(-1) * support
+    distance = shifted.clamp(support[0], support[-1]).unsqueeze(-2) - support.unsqueeze(-1)
+    # A sum over all pairs instead of a scatter to two neighbors: it fuses, and its result has one order of addition.
+    spacing = torch.where(distance < 0, _before(support).unsqueeze(-1), _after(support).unsqueeze(-1))
+    return ((1 - distance.abs() / spacing).clamp_min(0) * probabilities.unsqueeze(-2)).sum(-1)
+
+
+def mean(support: Tensor, probabilities: Tensor) -> Tensor:
+    """The mean of distributions over the atoms of `support`. Shapes: [N] and [..., N]; result [...]."""
+    check.shapes("support[N] probabilities[... N]", support, probabilities)
+    check.floating("support", support)
+    check.floating("probabilities", probabilities)
+    return (probabilities * support).sum(-1)
+
+
+def pick(distributions: Tensor, action: Tensor) -> Tensor:
+    """The distribution, or its logits, of one action. Shapes: [..., A, N] and [...]; result [..., N].
+
+    Raises IndexError for an action that does not exist, where `check.within` can see it; elsewhere all numbers are 0.
+    """
+    check.shapes("distributions[... A N] action[...]", distributions, action)
+    check.integer("action", action)
+    check.within("action", action, distributions.shape[-2])
+    chosen = action.long().unsqueeze(-1) == torch.arange(distributions.shape[-2], device=distributions.device)
+    return torch.where(chosen.unsqueeze(-1), distributions, 0.0).sum(-2)
+
+
+def q_learning_target(
+    support: Tensor, r_t: Tensor, discount_t: Tensor, p_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
+) -> Tensor:
+    """The distribution that categorical Q-learning regresses to, without gradient.
+
+        project(p_t[argmax over legal_t of q_t_selector]),    all mass at r_t where nothing is legal
+
+    With the means of `p_t` as `q_t_selector` it is that of C51, with those of the online network of double C51.
+
+    Shapes: support [N]; r_t and discount_t [...]; p_t [..., A, N]; q_t_selector and legal_t [..., A]; result [..., N].
+    `rlax.categorical_q_learning`, `rlax.categorical_double_q_learning`
+    """
+    check.shapes(
+        "support[N] r_t[...] discount_t[...] p_t[... A N] q_t_selector[... A] legal_t[... A]",
+        support, r_t, discount_t, p_t, q_t_selector, legal_t,
+    )  # fmt: skip
+    check.boolean("legal_t", legal_t)
+    check.floating("q_t_selector", q_t_selector)
+    following, goes_on = pick(p_t, actions.greedy(q_t_selector, legal_t)), legal_t.any(-1)
+    # Where nothing is legal the probabilities do not matter, but they must be some: those of an action may be NaN.
+    following = torch.where(goes_on.unsqueeze(-1), following, 1 / following.shape[-1])
+    return project(support, following, r_t, torch.where(goes_on, discount_t, 0.0)).detach()
+
+
+def atoms(support: Tensor | Sequence[float]) -> Tensor:
+    """The atoms [N] of a support that is given as the tensor itself or as `(low, high, N)`, evenly spaced.
+
+    Raises TypeError unless they are floating-point numbers, and ValueError for fewer than two, for numbers that are not
+    finite, and for atoms that do not increase.
+    """
+    if not isinstance(support, Tensor):
+        support = _evenly_spaced(support)
+    check.shapes("support[N]", support)
+    check.floating("support", support)
+    if support.numel() < 2:
+        raise ValueError(f"support: expected at least 2 atoms, got {support.numel()}")
+    if not bool(support.isfinite().all()):
+        raise ValueError(f"support: expected finite numbers, got {support.tolist()}")
+    if not bool((support.diff() > 0).all()):
+        raise ValueError(f"support: expected increasing numbers, got {support.tolist()}; sort them")
+    return support.detach().clone()
+
+
+def _evenly_spaced(support: Sequence[float]) -> Tensor:
+    if not isinstance(support, Sequence) or isinstance(support, str) or len(support) != 3:
+        raise TypeError(f"support: expected a tensor [N] or (low, high, N), got {support!r}")
+    low, high, count = support
+    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in (low, high)):
+        raise TypeError(f"support: expected a tensor [N] or (low, high, N), got {support!r}")
+    check.count("support", count, 2)
+    return torch.linspace(low, high, count, dtype=torch.float64)  # type: ignore[call-overload]
+
+
+def _before(support: Tensor) -> Tensor:
+    """The distance of each atom from the one before; 1 at the first, where nothing is nearer than the support."""
+    return torch.cat([torch.ones_like(support[:1]), support.diff()])
+
+
+def _after(support: Tensor) -> Tensor:
+    return torch.cat([support.diff(), torch.ones_like(support[:1])])

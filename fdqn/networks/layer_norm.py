@@ -1,0 +1,81 @@
+"""MLPs with layer normalization, for learning without a target network."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fdqn import check, random
+from fdqn.networks.layers import _event, _flat, _init_layers, _linear, _sizes, check_weights, inputs
+from fdqn.networks.state_dict import Shapes
+from fdqn.types import Network, Params
+
+
+def layer_norm_mlp(
+    obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int, gain: float | None = None
+) -> Network:
+    """An MLP that normalizes every hidden layer before its ReLU: `nn.Sequential(Linear, LayerNorm, ReLU, ..., Linear)`
+    in names, initial distribution and outputs. Observations of uint8 are divided by 255.
+
+    With a `gain` the initial weights are orthogonal matrices times it and biases are 0; CleanRL's PQN has sqrt(2).
+
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises as `mlp` does, and ValueError for a negative gain.
+    Ba et al. 2016, https://arxiv.org/abs/1607.06450; for Q-learning Gallici et al. 2024,
+    https://arxiv.org/abs/2407.04811
+    """
+    if gain is not None:
+        check.number("gain", gain)
+    event = _event(obs_shape)
+    sizes = _sizes(math.prod(event), hidden, actions)
+    # nn.Sequential counts LayerNorm and ReLU too: linear layer i is at place 3 i, its LayerNorm at 3 i + 1.
+    linear = {f"{3 * i}": (n, m) for i, (m, n) in enumerate(pairwise(sizes))}
+    check_weights(linear)
+    norms = {f"{3 * i + 1}": (size,) for i, size in enumerate(hidden)}
+    return Network(partial(_init, linear, norms, gain), partial(_apply, event, linear, norms))
+
+
+_Layers = Mapping[str, tuple[int, ...]]
+
+
+def _apply(event: tuple[int, ...], linear: _Layers, norms: _Layers, params: Params, obs: Tensor) -> Tensor:
+    x = _flat(inputs(event, _expected(linear, norms), params, obs), len(event))
+    *hidden, last = linear
+    for name, norm in zip(hidden, norms, strict=True):
+        x = _linear(params, name, x)
+        x = F.layer_norm(x, x.shape[-1:], params[f"{norm}.weight"], params[f"{norm}.bias"]).relu()
+    return _linear(params, last, x)
+
+
+def _init(linear: _Layers, norms: _Layers, gain: float | None, key: Tensor) -> Params:
+    """Linear layers as those of `mlp`, or orthogonal; scales 1 and shifts 0."""
+    params = _init_layers(linear, key)
+    if gain is not None:
+        for i, (name, shape) in enumerate(linear.items()):
+            params[f"{name}.weight"] = gain * _orthogonal(random.fold_in(key, i), shape)
+            params[f"{name}.bias"] = torch.zeros_like(params[f"{name}.bias"])
+    for name, shape in norms.items():
+        params[f"{name}.weight"] = torch.ones((*key.shape[:-1], *shape), device=key.device)
+        params[f"{name}.bias"] = torch.zeros((*key.shape[:-1], *shape), device=key.device)
+    return {name: params[name] for name in _expected(linear, norms)}
+
+
+def _orthogonal(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Random matrices [..., n, m] with orthonormal rows or, where n > m, columns; `torch.nn.init.orthogonal_`."""
+    tall = (max(shape), min(shape))
+    # In float64, so that what a library rounds differently is not seen in most results.
+    q, r = torch.linalg.qr(random.normal(key, tall, torch.float64))
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # else not uniform: QR fixes no signs
+    return (q if shape[0] >= shape[1] else q.mT).to(torch.float32).contiguous()
+
+
+def _expected(linear: _Layers, norms: _Layers) -> Shapes:
+    layers = dict(sorted({**linear, **norms}.items(), key=lambda item: int(item[0])))
+    return {
+        f"{name}.{kind}": shape if kind == "weight" else shape[:1]
+        for name, shape in layers.items()
+        for kind in ("weight", "bias")
+    }

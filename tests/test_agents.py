@@ -1,0 +1,305 @@
+"""Agents: laws of an agent hold for ours and reject planted bugs; C51 and noisy DQN do what their papers say."""
+
+from functools import partial
+
+import pytest
+import torch
+from plants import rejects
+
+from fdqn import actions, build, distributional, losses, networks, random, tree
+from fdqn.agents import c51, check_agent, check_loss_output, each_pass, noise_shapes, noisy
+from fdqn.testing import agents, asserts, examples, laws
+from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition
+
+ATOMS = (-3.0, 3.0, 7)
+MAKERS = {
+    "dqn": (partial(noisy.agent, double=False), 1),
+    "double": (noisy.agent, 1),
+    "huber": (partial(noisy.agent, loss=losses.huber), 1),
+    "c51": (partial(c51.agent, support=ATOMS), 7),
+    "double c51": (partial(c51.agent, support=ATOMS, double=True), 7),
+}
+EACH = pytest.mark.parametrize(("make", "outputs"), MAKERS.values(), ids=MAKERS)
+PLAIN, NOISY = networks.mlp(2, (5,), 3), networks.noisy_mlp(2, (5,), 3)
+
+
+@EACH
+def test_laws_hold_with_and_without_noise(make, outputs):
+    agents.agent(make(networks.mlp(2, (5,), 3 * outputs)), (2,), 3)
+    agents.agent(make(networks.noisy_mlp(2, (5,), 3 * outputs)), (2,), 3)
+    agents.illegal_actions(make, outputs=outputs)
+
+
+def test_laws_hold_for_dueling_and_layer_norm_and_other_dtypes():
+    agents.agent(noisy.agent(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
+    agents.agent(noisy.agent(networks.layer_norm_mlp((2, 2), (5,), 4)), (2, 2), 4, obs_dtype=torch.uint8)
+    agents.agent(c51.agent(networks.mlp(2, (5,), 3 * 7), ATOMS), (2,), 3, dtype=torch.float32, atol=1e-5)
+
+
+def planted(bug, network=PLAIN, double=False):
+    """DQN whose loss is `bug(right, params, target_params, batch, hyper, noise)`, with `right` the agent's own."""
+    right = noisy.agent(network, double)
+    return right._replace(loss=partial(bug, right))
+
+
+def with_output(**changes):
+    """A loss whose output is changed."""
+
+    def bug(right, *given):
+        output = right.loss(*given)
+        return output._replace(**{name: f(getattr(output, name)) for name, f in changes.items()})
+
+    return bug
+
+
+def change_batch(f):
+    """A loss of a changed batch."""
+    return lambda right, params, target, batch, *rest: right.loss(params, target, f(batch), *rest)
+
+
+def use_other_noise(f):
+    return lambda right, params, target, batch, hyper, noise: right.loss(params, target, batch, hyper, f(noise))
+
+
+def undetached(right, params, target, batch, hyper, noise):
+    q, q_t = PLAIN.apply(params, batch.obs), PLAIN.apply(target, batch.next_obs)
+    goal = batch.reward + hyper.gamma * batch.discount * actions.best(q_t, batch.next_legal)
+    delta = goal - actions.pick(q, batch.action)
+    return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs())
+
+
+def expected_sarsa(right, params, target, batch, hyper, noise):
+    q, q_t = PLAIN.apply(params, batch.obs), PLAIN.apply(target, batch.next_obs)
+    value = torch.where(batch.next_legal, q_t, 0.0).sum(-1) / batch.next_legal.sum(-1).clamp_min(1)
+    delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
+    return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+
+
+def values_with(f):
+    return lambda right: right._replace(values=lambda params, obs, noise: f(right.values(params, obs, noise)))
+
+
+def all_legal(batch):
+    return batch._replace(next_legal=torch.ones_like(batch.next_legal))
+
+
+def drawn(q):
+    return q + 1e-3 * torch.rand(())
+
+
+PLANTS = {
+    "mean of the loss": (planted(with_output(loss=torch.mean)), r"agent.loss.loss: expected shape \[6\], got \[\]"),
+    "no record": (planted(lambda right, *given: tuple(right.loss(*given))), "agent.loss: expected LossOutput, got tup"),
+    "other actions": (values_with(lambda q: q[..., :2])(noisy.agent(PLAIN)), r"agent.values: expected shape \[6 3\], "),
+    "signed priority": (planted(with_output(priority=torch.neg)), "loss.priority: expected at least 0, got -"),
+    "infinite priority": (planted(with_output(priority=lambda p: p / 0)), r"loss: .priority\[0\]: expected a finite"),
+    "drawn values": (values_with(drawn)(noisy.agent(PLAIN)), "second call|generator of torch"),
+    "stuck rows": (
+        planted(lambda right, p, t, b, h, u: right.loss(p, t, b._replace(
+            reward=torch.where(b.next_legal.any(-1), b.reward, -torch.inf)), h, u)),
+        "nothing legal, loss: .loss.*: expected a finite number",
+    ),
+    "batch norm": (planted(with_output(loss=lambda x: x / x.max())), "other rows after a change of row"),
+    "first row only": (planted(with_output(loss=lambda x: x + x[0])), "other rows after a change of row 0"),
+    "discount ignored": (
+        planted(change_batch(lambda b: b._replace(discount=torch.ones_like(b.discount)))), "loss of ended rows"),
+    "gamma ignored": (
+        planted(lambda right, p, t, b, h, u: right.loss(p, t, b, h._replace(gamma=torch.ones_like(h.gamma)), u)),
+        "loss with gamma 0",
+    ),
+    "no target": (
+        planted(lambda right, p, t, b, h, u: right.loss(p, tree.map(torch.Tensor.detach, p), b, h, u)),
+        "loss: expected it to depend on the target parameters",
+    ),
+    "time limit as end": (
+        planted(change_batch(lambda b: b._replace(discount=torch.zeros_like(b.discount)))),
+        "loss: expected it to depend on the target parameters",
+    ),
+    "lowest action": (values_with(torch.neg)(planted(with_output(q=torch.neg))), "the target uses another action"),
+    "q of another action": (values_with(lambda q: q.flip(-1))(noisy.agent(PLAIN)), "loss.q: expected the values of"),
+    "expected sarsa": (planted(expected_sarsa), "the target uses another action"),
+    "mask ignored": (planted(change_batch(all_legal)), "got the same|the target uses another action"),
+    "undetached": (planted(undetached), "argument 1: expected gradient 0 on the target's side"),
+    "no gradient": (planted(with_output(loss=lambda x: x.detach())), "expected it to depend on an argument"),
+    "one noise for all": (
+        planted(use_other_noise(lambda u: u[:1].expand_as(u) if u != () else u), NOISY, double=True),
+        r"noise of loss: expected all of \[3, 15\] to be used, got part 1 unused",
+    ),
+    "noise ignored": (planted(use_other_noise(lambda u: ()), NOISY), "noise of loss: .*, got part 0 unused"),
+    "noise too long": (
+        noisy.agent(NOISY)._replace(
+            values=lambda p, obs, u: NOISY.apply(p, obs, u[:-1] if len(u) else u),
+            noise=lambda rows: NoiseShapes((16,), (3, 15)),
+        ),
+        r"noise of values: expected all of \[16\] to be used, got part 15 unused",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("agent", "says"), PLANTS.values(), ids=PLANTS)
+def test_law_of_an_agent_rejects(agent, says):
+    with torch.random.fork_rng(devices=[]), rejects(says):
+        agents.agent(agent, (2,), 3)
+
+
+def masked_by_product(network):
+    """The mask as a factor: what is illegal counts as 0, and NaN stays NaN."""
+
+    def loss(params, target, batch, hyper, noise):
+        q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
+        value = (q_t * batch.next_legal).amax(-1)
+        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
+        return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+
+    return noisy.agent(network, double=False)._replace(loss=loss)
+
+
+def masked_by_a_large_number(network):
+    """Right for finite values, but a row without a legal action bootstraps from the large number."""
+
+    def loss(params, target, batch, hyper, noise):
+        q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
+        value = q_t.masked_fill(~batch.next_legal, -1e9).amax(-1)
+        value = torch.where(value == -1e9, network.apply(target, batch.next_obs).amax(-1), value)
+        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
+        return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+
+    return noisy.agent(network, double=False)._replace(loss=loss)
+
+
+def unmasked(network):
+    right = noisy.agent(network)
+    return right._replace(loss=lambda p, t, batch, *rest: right.loss(p, t, all_legal(batch), *rest))
+
+
+def unmasked_choice(network):
+    """The online network chooses among all actions; the target's value of an illegal one is left out."""
+
+    def loss(params, target, batch, hyper, noise):
+        q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
+        chosen = network.apply(params, batch.next_obs).detach().argmax(-1)
+        value = actions.pick(torch.where(batch.next_legal, q_t, 0.0), chosen)
+        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
+        return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+
+    return noisy.agent(network)._replace(loss=loss)
+
+
+@pytest.mark.parametrize("make", [masked_by_product, masked_by_a_large_number, unmasked, unmasked_choice])
+def test_law_of_illegal_actions_rejects(make):
+    with rejects("illegal actions of (online|target) parameters at"):
+        agents.illegal_actions(make)
+
+
+# C51 and noisy DQN
+
+HYPER = Hyper(*(torch.tensor(x, dtype=torch.float64) for x in (1e-3, 0.9, 1.0, 0.1, 100.0, 0.5, 10.0)))
+
+
+def batch(seed=0, rows=7, dtype=torch.float64):
+    key = random.key(seed)
+    obs, next_obs = random.normal(key, (2, rows, 2), dtype)
+    return Transition(
+        obs,
+        random.randint(random.fold_in(key, 1), (rows,), 0, 3),
+        random.normal(random.fold_in(key, 2), (rows,), dtype),
+        (random.uniform(random.fold_in(key, 3), (rows,)) < 0.7).to(dtype),
+        next_obs,
+        random.uniform(random.fold_in(key, 4), (rows, 3)) < 0.6,
+    )
+
+
+def params(network, seed):
+    return tree.cast(network.init(random.key(seed)), torch.float64)
+
+
+def test_c51_equals_a_loop_over_rows_actions_and_atoms():
+    """Algorithm 1 of the paper, written out."""
+    network, rows = networks.mlp(2, (5,), 3 * 7), batch()
+    support = distributional.atoms(ATOMS)
+    online, target = params(network, 1), params(network, 2)
+    output = c51.agent(network, ATOMS).loss(online, target, rows, HYPER, ())
+    for i in range(7):
+        p = network.apply(target, rows.next_obs[i]).reshape(3, 7).softmax(-1)
+        q = (p @ support).tolist()
+        legal = [a for a in range(3) if rows.next_legal[i, a]]
+        m = [0.0] * 7
+        for j in range(7):
+            best = max(legal, key=lambda a: q[a], default=None)
+            future = 0.0 if best is None else 0.9 * float(rows.discount[i]) * float(support[j])
+            b = (min(max(float(rows.reward[i]) + future, -3.0), 3.0) + 3.0) / 1.0
+            share = 1 / 7 if best is None else float(p[best, j])
+            low, high = int(b), min(int(b) + 1, 6)
+            m[low] += share * (1 - (b - int(b)))
+            m[high] += share * (b - int(b))
+        logits = network.apply(online, rows.obs[i]).reshape(3, 7)[rows.action[i]]
+        expected = -(torch.tensor(m, dtype=torch.float64) * logits.log_softmax(-1)).sum()
+        torch.testing.assert_close(output.loss[i], expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(output.q[i], (logits.softmax(-1) * support).sum(), rtol=1e-12, atol=1e-12)
+
+
+def test_supports_of_any_spacing_and_programs_without_memory():
+    uneven = torch.tensor([-1.0, 0.0, 0.25, 3.0])
+    agent = c51.agent(networks.mlp(2, (5,), 3 * 4), uneven)
+    agents.agent(agent, (2,), 3)
+    logits = networks.mlp(2, (5,), 3 * 4).apply(params(agent, 0), batch().obs).reshape(7, 3, 4)
+    expected = logits.softmax(-1) @ uneven.double()
+    asserts.assert_trees_close(expected, agent.values(params(agent, 0), batch().obs, ()), 1e-12)
+    for support in (uneven, ATOMS):
+        agent = c51.agent(networks.mlp(4, (8,), 2 * len(distributional.atoms(support))), support)
+        assert build.state_bytes(examples.program(agent=agent), 2) > 0
+
+
+def test_priority_of_c51_is_0_where_the_prediction_is_the_target():
+    """Ended rows of reward 0 with nearly all mass at 0."""
+    network = networks.mlp(2, (), 3 * 7)
+    sure = {"0.weight": torch.zeros(21, 2), "0.bias": torch.tensor([0.0, 0, 0, 50, 0, 0, 0] * 3)}
+    rows = batch(dtype=torch.float32)
+    rows = rows._replace(reward=torch.zeros(7), discount=torch.zeros(7))
+    output = c51.agent(network, ATOMS).loss(sure, sure, rows, tree.cast(HYPER, torch.float32), ())
+    asserts.assert_trees_close(LossOutput(*(torch.zeros(7),) * 3), output, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["double", "double c51"])
+def test_laws_of_a_function(name):
+    """Over lanes, and as one graph, with noise."""
+    make, outputs = MAKERS[name]
+    network = networks.noisy_mlp(2, (4,), 3 * outputs)
+    agent = make(network)
+    lanes = []
+    for i in range(2):
+        u = random.uniform(random.key(i), agent.noise(7).loss)
+        lanes.append((params(network, i), params(network, i + 9), batch(i), HYPER, u))
+    laws.vmapped(agent.loss, *tree.stack(lanes))
+    laws.compiled(agent.loss, *lanes[0], again=[lanes[1]], atol=1e-12)
+
+
+def test_noise_of_the_loss_is_independent_in_each_pass():
+    """Rows of the noise: online, target, choice of the next action."""
+    agent, rows = noisy.agent(NOISY), batch(1)
+    online, target = params(NOISY, 1), params(NOISY, 2)
+    u = random.uniform(random.key(0), agent.noise(7).loss)
+    q_t = NOISY.apply(target, rows.next_obs, u[1])
+    best = actions.greedy(NOISY.apply(online, rows.next_obs, u[2]), rows.next_legal)
+    value = torch.where(rows.next_legal.any(-1), actions.pick(q_t, best), 0.0)
+    q = actions.pick(NOISY.apply(online, rows.obs, u[0]), rows.action)
+    delta = rows.reward + HYPER.gamma * rows.discount * value - q
+    expected = LossOutput(delta**2, q, delta.abs())
+    asserts.assert_trees_close(expected, agent.loss(online, target, rows, HYPER, u), 1e-12)
+
+
+def test_shapes_that_an_agent_states():
+    assert noisy.agent(PLAIN).noise(9) == NoiseShapes()
+    assert noisy.agent(NOISY).noise(9) == NoiseShapes((15,), (3, 15))
+    assert noisy.agent(NOISY, double=False).noise(9) == NoiseShapes((15,), (2, 15))
+    assert noise_shapes(NOISY, 5, rows=2) == NoiseShapes((15,), (5, 15))
+    assert each_pass((), 2) == ((), ())
+    assert [x.shape for x in each_pass(torch.zeros(2, 15), 2)] == [(15,)] * 2
+
+
+def test_check_agent_works_on_fake_tensors_and_names_the_part():
+    check_agent(noisy.agent(NOISY), params(NOISY, 0), batch(), HYPER)
+    with pytest.raises(TypeError, match=r"agent.noise: expected NoiseShapes, got tuple"):
+        check_agent(Agent(PLAIN.init, noisy.agent(PLAIN).values, noisy.agent(PLAIN).loss, lambda rows: ()),
+                         params(PLAIN, 0), batch(), HYPER)  # fmt: skip
+    check_loss_output(LossOutput(*torch.zeros(3, 4)), 4)
