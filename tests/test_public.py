@@ -285,7 +285,7 @@ ELSEWHERE = {
         "Ring": "",
         "transition": "is `replay.transition`",
     },
-    "dqn": {"agent": "binds"},
+    "dqn": {"agent": "binds", "loss_output": "is part of the losses"},
     "off_policy": {"algorithm": "binds"},
     "on_policy": {"algorithm": "binds", "Rollout": ""},
     "networks": {
