@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 
 _FROM = {"Run": "runs", "resume": "api", "train": "api"}
+"""Functions and classes that the package gives itself, and their modules."""
 
 __all__ = [
     "Run",
     "acting",
     "actions",
+    "api",
     "bits",
     "build",
     "check",

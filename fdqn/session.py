@@ -239,7 +239,7 @@ def _train(session: Session) -> training.Report:
             session.program,
             state,
             start.steps,
-            _watched(session, runs.functions(session.program, settings, games)),
+            _functions(session, games),
             settings.report_every,
             evaluate=partial(_evaluate, session) if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
@@ -248,7 +248,11 @@ def _train(session: Session) -> training.Report:
             at_once=None if games is None else 1,
         )
         told: set[int] = set()
-        for report in history.record(session.path, settings, reports, start, _checkpointed(session)):
+
+        def checkpointed(place: Path, step: int) -> None:
+            session.emit(events.Checkpointed(place, step))
+
+        for report in history.record(session.path, settings, reports, start, checkpointed):
             for event in _report_events(session, report, games, told):
                 session.emit(event)
             failed |= {seed - settings.seed for seed in told}
@@ -283,35 +287,32 @@ def _broken(games: Any) -> dict[int, str]:
     return getattr(games, "broken", {})
 
 
-def _watched(session: Session, functions: training.Functions) -> training.Functions:
-    """Wrap step functions that are compiled when they are first called: a run that is to stop ends before that call,
-    and `Compiled` is emitted after it.
-    """
+def _functions(session: Session, games: Any) -> training.Functions:
+    """Return the step functions of the run. Those that are compiled when they are first called are watched."""
+    functions = runs.functions(session.program, session.settings, games)
     if not session.settings.compile:
         return functions
     names = ("noise", "collect", "cycle")
-    return functions._replace(**{name: _first_call_watched(session, name, getattr(functions, name)) for name in names})
+    watched = {name: _watched(name, getattr(functions, name), session.stop, session.emit) for name in names}
+    return functions._replace(**watched)
 
 
-def _first_call_watched(session: Session, name: str, f: Callable[..., Any]) -> Callable[..., Any]:
+def _watched(name: str, f: Callable[..., Any], stop: Stop, emit: OnEvent) -> Callable[..., Any]:
+    """Wrap a step function: a run that is to stop ends before the first call, and `Compiled` is emitted after it."""
     called = False
 
     def call(*given: Any) -> Any:
         nonlocal called
         if called:
             return f(*given)
-        if session.stop():
+        if stop():
             raise training.Stopped
         called, began = True, time.perf_counter()
         result = f(*given)
-        session.emit(events.Compiled(name, time.perf_counter() - began))
+        emit(events.Compiled(name, time.perf_counter() - began))
         return result
 
     return call
-
-
-def _checkpointed(session: Session) -> Callable[[Path, int], None]:
-    return lambda place, step: session.emit(events.Checkpointed(place, step))
 
 
 def _report_events(session: Session, report: training.Report, games: Any, told: set[int]) -> Iterator[events.Event]:

@@ -14,11 +14,13 @@ ROOT = pathlib.Path(fdqn.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 LEVELS = {
     "types": 0, "tree": 0, "settings": 0,
-    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1, "process": 1,
+    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1, "process": 1, "processor": 1,
+    "events": 1, "progress": 2,
     "random": 2, "actions": 2, "schedules": 2, "bits": 2, "frames": 2, "n_step": 2,
-    "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
+    "networks": 3, "losses": 3, "policies": 3, "acting": 3, "optim": 3, "replay": 3, "envs": 3,
     "dqn": 4, "training": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
-    "compile": 8, "checkpoint": 8, "history": 9, "runs": 10, "export": 11, "cli": 12, "__main__": 13,
+    "compile": 8, "checkpoint": 8, "history": 9, "runs": 10, "export": 11,
+    "session": 11, "evaluation": 12, "api": 12, "cli": 13, "__main__": 14,
 }  # fmt: skip
 """The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
 

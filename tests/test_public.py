@@ -37,6 +37,8 @@ def rooms():
     """Every module that a user may import, with its short name."""
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
+        if not inspect.ismodule(room):
+            continue  # `fdqn.train` is `fdqn.api.train`
         yield name, room
         for inner in getattr(room, "__all__", []) if name == "testing" else []:
             yield f"testing.{inner}", importlib.import_module(f"fdqn.testing.{inner}")
