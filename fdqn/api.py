@@ -101,7 +101,7 @@ def resume(
     check.kind("path", path, str, os.PathLike)
     more: dict[str, Any] = dict(env=env, fallback=fallback, on_nan=on_nan, device=device)
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
-    where = Path(path)
+    where = Path(path).absolute()  # an environment may change the current folder
     return _supervised(
         progress, on_event, stop, lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over)
     )
@@ -128,6 +128,8 @@ def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[s
         keywords = {**PRESETS[preset], **keywords}
     if isinstance(keywords.get("out"), os.PathLike):
         keywords = {**keywords, "out": os.fspath(keywords["out"])}
+    if isinstance(keywords.get("hidden"), list):
+        keywords = {**keywords, "hidden": tuple(keywords["hidden"])}
     return Settings(**keywords)
 
 

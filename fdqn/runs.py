@@ -110,7 +110,11 @@ class Run:
         file, if the folder is none of a run, is damaged, or is of a run without results.
         """
         check.kind("path", path, str, os.PathLike)
-        return read(Path(path), env)
+        folder = Path(path)
+        if (folder / "config.json").is_file() and not (folder / "summary.json").exists():
+            expected = f"run: expected a finished run folder, got {folder} without summary.json"
+            raise ValueError(f"{expected}; fdqn.resume({str(folder)!r}) finishes it")
+        return read(folder, env)
 
     @cached_property
     def params(self) -> Params:
