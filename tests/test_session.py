@@ -386,3 +386,31 @@ def test_params_of_a_damaged_run(made, here):
     (Path(path) / "config.json").write_text(json.dumps({**config, "settings": {}}))
     with pytest.raises(ValueError, match=r"config\.json in which something is wrong"):
         fdqn.Run.load(path)
+
+
+NUMBERS = np.array([1.0, 2.0, np.nan])
+REPORTED = events.Reported(
+    step=2_000, steps=4_000, seconds=1.5, updates=np.arange(3), episodes=np.arange(3), returns=NUMBERS, loss=NUMBERS,
+    q=NUMBERS, grad_norm=NUMBERS, epsilon=NUMBERS, failed=np.array([False, True, False]), updates_per_second=1234.5,
+)  # fmt: skip
+GREEDY = events.Evaluated(2_000, "catch", np.array([[3.0, 4.0], [9.0, 9.0], [np.nan, np.nan]]))
+STOPPED = events.Stopped(Path("run"), 2_000, 4_000)
+TEXTS = [
+    (progress.bytes_text(1_500), "1.5 kB"),
+    (progress.bytes_text(2_500_000), "2.5 MB"),
+    (progress.status_text(REPORTED), "return 1.0  loss 1  1,234 seed-updates/s"),
+    (progress.status_text(REPORTED, GREEDY), "return 1.0  greedy 3.5  loss 1  1,234 seed-updates/s"),
+    (progress.status_text(REPORTED._replace(returns=NUMBERS * np.nan, loss=NUMBERS * np.nan)),
+     "no episode has ended since  1,234 seed-updates/s"),
+    (progress.stopped_text(STOPPED),
+     "stopped at 2,000 of 4,000 steps; the files in run are complete; continue with: fdqn resume run"),
+    (progress.stopped_text(STOPPED._replace(step=4_000)),
+     "stopped at 4,000 of 4,000 steps; the files in run are complete"),
+    (progress.prepared_text(events.Prepared(Settings(seeds=2), "cpu", 36_900, 300, 15_000)),
+     "cartpole: 2 seeds x 100,000 steps on cpu; 36.9 kB, replay 2 x 300 rows of 50 B: 15.0 kB a seed, 30.0 kB in all"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), TEXTS)
+def test_events_in_words(text, expected):
+    assert text == expected
