@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import build, compile, envs, evaluate, events, history, runs, training, worlds
+from fdqn import build, check, compile, envs, evaluate, events, history, runs, training, worlds
 from fdqn.events import OnEvent
 from fdqn.settings import Settings
 from fdqn.types import Env, Params, World
@@ -62,6 +62,7 @@ def train(
     Sets up this process for training: denormal numbers count as 0 in this thread and in threads that it starts, and
     CUDA's precision is that of the settings.
     """
+    check.kind("settings", settings, Settings)
     began = time.perf_counter() if began is None else began
     base = Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()  # an environment may change it
     compile.prepare_cpu()
@@ -170,32 +171,6 @@ def _session(
     env = envs.find(settings.env)
     player = compiled_player(settings.compile, env, program.network, settings.evaluate_epsilon)
     return Session(path, settings, program, start, player, _marked(emit), stop, began)
-
-
-class _ReceiverError(BaseException):
-    """Carry an exception of `on_event` past the places that handle errors of environments."""
-
-
-def _marked(on_event: OnEvent) -> OnEvent:
-    def emit(event: events.Event) -> None:
-        try:
-            on_event(event)
-        except Exception as error:
-            raise _ReceiverError(error) from None
-
-    return emit
-
-
-@contextlib.contextmanager
-def _unmarked() -> Iterator[None]:
-    """Raise what `on_event` raised."""
-    error: Exception | None = None
-    try:
-        yield
-    except _ReceiverError as marked:
-        error = marked.args[0]
-    if error is not None:
-        raise error
 
 
 def compiled_player(compiling: bool, env: Env | World, network: Any, epsilon: float) -> evaluate.Play | None:
@@ -448,3 +423,34 @@ def _play(
 
 def _none(settings: Settings) -> runs.Episodes:
     return runs.Episodes(np.full((settings.seeds, settings.evaluate_episodes), np.nan), None)
+
+
+# Exceptions of the receiver of events
+
+
+class _ReceiverError(BaseException):
+    """Carry an exception of `on_event` past the places that handle errors of environments."""
+
+
+def _marked(on_event: OnEvent) -> OnEvent:
+    """Wrap `on_event` so that what it raises is told apart from errors of the run; `_unmarked` unwraps it."""
+
+    def emit(event: events.Event) -> None:
+        try:
+            on_event(event)
+        except Exception as error:
+            raise _ReceiverError(error) from None
+
+    return emit
+
+
+@contextlib.contextmanager
+def _unmarked() -> Iterator[None]:
+    """Raise what `on_event` raised."""
+    error: Exception | None = None
+    try:
+        yield
+    except _ReceiverError as marked:
+        error = marked.args[0]
+    if error is not None:
+        raise error

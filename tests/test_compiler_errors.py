@@ -57,7 +57,7 @@ ERRORS = [
 @pytest.mark.parametrize("wrap", [lambda error: error, within], ids=["plain", "wrapped"])
 def test_a_compiler_that_fails_is_one_sentence(monkeypatch, capsys, error, says, wrap):
     monkeypatch.setenv("CXX", "mine")
-    monkeypatch.setattr(cli, "_run", lambda *given: (_ for _ in ()).throw(wrap(error)))
+    monkeypatch.setattr(commands, "_run", lambda *given: (_ for _ in ()).throw(wrap(error)))
     assert cli.main(["envs"]) == 1
     out, err = capsys.readouterr()
     assert out == ""

@@ -900,6 +900,7 @@ ROWS = [
     ("api.resume", given(None), TypeError, "path: expected str or PathLike, got NoneType"),
     ("session.train", given(dataclasses.replace(SETTINGS, out="run")), ValueError,
      "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("session.train", given("cartpole"), TypeError, "settings: expected Settings, got str"),
     ("session.resume", given(Path("run"), 50), ValueError,
      "steps: expected at least the 100 that were planned, got 50"),
     ("evaluation.load", given(Path("run"), "cartpole"), ValueError,
