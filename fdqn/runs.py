@@ -307,7 +307,7 @@ def finish(
     report: training.Report,
     started: float,
     final: Episodes,
-    twin: Episodes | None = None,
+    gymnasium: Episodes | None = None,
     before: float = 0.0,
 ) -> dict[str, Any]:
     """Write `params.safetensors`, `curve.png` and `summary.json`, and return the summary.
@@ -318,7 +318,7 @@ def finish(
         report: the last one.
         started: `time.perf_counter()` at the start of the run in this process.
         final: episodes of the trained seeds in the environment trained on.
-        twin: those in Gymnasium's version of the environment, if there is one.
+        gymnasium: those in Gymnasium's version of the environment, if there is one.
         before: seconds that earlier processes spent on the run.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
@@ -342,8 +342,8 @@ def finish(
         "compile_seconds": round(report.compile_seconds, 3) if settings.compile else 0.0,
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
-    if twin is not None:
-        played = returns_record(twin.returns, failed, seeds, twin.cut)
+    if gymnasium is not None:
+        played = returns_record(gymnasium.returns, failed, seeds, gymnasium.cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
     drawn = io.BytesIO()
     picture(drawn, read_curve(path), summary)

@@ -334,12 +334,12 @@ def _finish(session: Session, report: training.Report) -> dict[str, Any]:
     """Play the closing episodes, write parameters, learning curve and summary, and return the summary."""
     path, settings = session.path, session.settings
     runs.save_params(path, settings, report.state.learner.params)
-    twin = _twin_episodes(session, report)
+    gymnasium = _gymnasium_episodes(session, report)
     final = _final_episodes(session, report)
-    return runs.finish(path, settings, report, session.began, final, twin, session.start.seconds)
+    return runs.finish(path, settings, report, session.began, final, gymnasium, session.start.seconds)
 
 
-def _twin_episodes(session: Session, report: training.Report) -> runs.Episodes | None:
+def _gymnasium_episodes(session: Session, report: training.Report) -> runs.Episodes | None:
     """Play the trained seeds in Gymnasium's version of the environment, if there is one and the run goes on."""
     if (name := envs.GYMNASIUM.get(session.settings.env)) is None or session.stop():
         return None
