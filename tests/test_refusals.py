@@ -27,6 +27,7 @@ from torch import nn
 
 import fdqn
 from fdqn import (
+    acting,
     agents,
     build,
     check,
@@ -177,6 +178,7 @@ def saved(**changes):
 
 # A part of a function's answer that is called in its place.
 CALLED = {
+    "acting.greedy": acting.greedy(CARTPOLE.spec, PROGRAM.network, tree.index(TRAINED, 0)),
     "networks.mlp.init": NETWORK.init,
     "networks.mlp.apply": NETWORK.apply,
     "networks.nature.apply": networks.nature((1, 36, 36), 2).apply,
@@ -1053,6 +1055,64 @@ ROWS = [
      "run: expected a finished run folder, got nowhere without config.json"),
     ("runs.read", given(Path("no-summary")), ValueError,
      "run: expected a finished run folder, got no-summary without summary.json"),
+    ("runs.Run.load", given("no-summary"), ValueError,
+     "run: expected a finished run folder, got no-summary without summary.json; fdqn.resume('no-summary') finishes it"),
+    ("runs.Run.load", given(Path("nowhere")), ValueError,
+     "run: expected a finished run folder, got nowhere without config.json"),
+    ("runs.Run.load", given(Path("bad-summary")), ValueError,
+     "run: expected a finished run folder, got bad-summary with a summary.json …: summary: expected dict, got list"),
+    ("runs.Run.load", given(7), TypeError, "path: expected str or PathLike, got int"),
+    ("runs.Run.policy", given(Later(lambda: runs.read(Path("run"))), 3), ValueError,
+     "seed: expected one that was trained, 5 to 6, got 3"),
+    ("runs.Run.policy", given(Later(lambda: runs.read(Path("bad-params"))), 5), ValueError,
+     "run: expected a finished run folder, got bad-params with a params.safetensors which cannot be read: …"),
+    ("runs.lane", given(SETTINGS, [1], 1), ValueError,
+     "seed: expected one that has not failed, got 1; see failures in summary.json"),
+    ("acting.greedy", given(np.zeros((2, 3), np.float32)), ValueError,
+     "obs: expected shape [4] or [N, 4], got [2, 3]; give observations of the env"),
+    ("acting.greedy", given(np.zeros((4,), np.int64)), TypeError,
+     "obs: expected dtype float32, got int64; convert with obs.astype('float32')"),
+    ("acting.greedy", given(np.zeros((4,), np.float32), np.ones(3, bool)), ValueError,
+     "legal: expected shape [2], got [3]; give one mask per observation"),
+    ("acting.greedy", given(np.zeros((4,), np.float32), np.ones(2)), TypeError,
+     "legal: expected dtype bool, got float64; convert with legal.astype(bool)"),
+    ("acting.greedy", given(np.zeros((2, 4), np.float32), np.array([[True, True], [False, False]])), ValueError,
+     "legal: expected a legal action for each observation, got none; do not act after an end"),
+    # api, session and evaluation
+    ("api.train", given(sedes=3), TypeError, "train: unknown setting 'sedes'; did you mean 'seeds'?"),
+    ("api.train", given(zzzzz=3), TypeError, "train: unknown setting 'zzzzz'; see fdqn.settings.Settings"),
+    ("api.train", given(SETTINGS, seeds=3), TypeError,
+     "train: expected settings or keywords, got both; use dataclasses.replace for 'seeds'"),
+    ("api.train", given(SETTINGS, preset="nature"), TypeError,
+     "train: expected settings or keywords, got both; use dataclasses.replace for 'preset'"),
+    ("api.train", given("cartpole"), TypeError, "settings: expected Settings, got str"),
+    ("api.train", given(seeds="3"), TypeError, "seeds: expected a whole number, got '3'"),
+    ("api.train", given(seeds=0), ValueError, "seeds: expected at least 1, got 0"),
+    ("api.train", given(env="cartpol", progress=False), ValueError,
+     "unknown environment 'cartpol'; did you mean 'cartpole'? …"),
+    ("api.train", given(preset="atari", env="catch"), ValueError,
+     "preset: expected one of ('minatar', 'nature'), got 'atari'"),
+    ("api.train", given(preset="nature"), ValueError,
+     "env: expected one with preset 'nature', got none; give env='ale:Breakout'"),
+    ("api.train", given(out=Path("run"), progress=False), ValueError,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("api.train", given(progress="no"), TypeError, "progress: expected bool, got str"),
+    ("api.train", given(on_event=3), TypeError, "on_event: expected …, got int"),
+    ("api.train", given(stop=True), TypeError, "stop: expected …, got bool"),
+    ("api.resume", given("nowhere", progress=False), ValueError,
+     "run: expected a finished run folder, got …nowhere without config.json"),
+    ("api.resume", given("run", steps=50, progress=False), ValueError,
+     "steps: expected at least the 100 that were planned, got 50"),
+    ("api.resume", given(None), TypeError, "path: expected str or PathLike, got NoneType"),
+    ("session.train", given(dataclasses.replace(SETTINGS, out="run")), ValueError,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("session.train", given("cartpole"), TypeError, "settings: expected Settings, got str"),
+    ("session.resume", given(Path("run"), 50), ValueError,
+     "steps: expected at least the 100 that were planned, got 50"),
+    ("evaluation.load", given(Path("run"), "cartpole"), ValueError,
+     "env: expected observations … as in training, got [4] and 2 in cartpole"),
+    ("evaluation.load", given(Path("run"), seeds=[7]), ValueError,
+     "seed: expected trained seeds, 5 to 6, got 7"),
     ("runs.read_params", given(Path("other-params")), ValueError,
      "params.safetensors: expected {…}, got …"),
     ("runs.trained", given(Path("run"), "7"), ValueError,
@@ -1182,7 +1242,17 @@ WITHOUT = {
     "runs.differences": "reads what `plan` has checked",
     "history.failed_seeds": "reads a report of `training.run`",
     "settings.with_defaults": "is part of `from_json`, which refuses",
+    "runs.failed_seeds": "computes of what `trained` has read",
     "runs.finish": "writes a report of `training.run`",
+    "api.follow": "takes events of `session`",
+    "api.stopping": "is `process.stopping`",
+    "evaluation.film": "takes what `load` has checked; `video.draw` refuses",
+    "evaluation.play": "takes what `load` has checked; `evaluate.greedy` refuses",
+    "events.ignore": "takes anything",
+    "session.compiled_player": "binds",
+    "plots.figure": "is `learning_curves` without a file",
+    **{f"progress.{name}": "shows events of `session`"
+       for name in ("bytes_text", "prepared_text", "status_text", "stopped_text")},
     "runs.functions": "hands on to `compile.compiled` and `training.vmapped`",
     "runs.git_commit": "takes nothing",
     "runs.interval_heading": "reads summaries that `read` has checked",
@@ -1389,7 +1459,7 @@ def assert_refused(call, args, words, error, says):
     assert torch.equal(generator, torch.get_rng_state()), "a number was drawn"
 
 
-WITH_FILES = ("checkpoint", "files", "history", "runs", "export", "plots")
+WITH_FILES = ("checkpoint", "files", "history", "runs", "export", "plots", "api", "session", "evaluation")
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
 
 
