@@ -11,6 +11,7 @@ import pytest
 
 import fdqn
 from fdqn import cli, compile, envs, training
+from fdqn.cli import parse
 from fdqn.testing import laws
 
 ROOT = Path(__file__).parents[1]
@@ -151,7 +152,7 @@ def test_first_two_shell_blocks_are_one_command_each():
 @pytest.mark.parametrize("command", re.findall(r"^\| `fdqn (.*?)` \|", README, re.M))
 def test_commands_of_the_table_parse(command):
     first, *_ = words = shlex.split(command)
-    assert isinstance(cli._parse(words), cli.COMMANDS[first])
+    assert isinstance(parse.parse(words), parse.COMMANDS[first])
 
 
 def links():
@@ -213,7 +214,7 @@ def test_pages_use_the_field_s_terms(page):
     assert re.findall(rf"\b(?:{PRIVATE_WORDS})\b", text) == []
 
 
-@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize("command", list(parse.COMMANDS))
 def test_help_uses_the_field_s_terms_and_breaks_lines_at_sentences(monkeypatch, capsys, command):
     """No word of a private dialect but in the names of flags; a line break in a help text follows a sentence."""
     monkeypatch.setenv("COLUMNS", "4000")

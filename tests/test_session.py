@@ -352,7 +352,7 @@ def test_a_policy_scores_as_the_summary_says(made):
     params = {name: x[1:] for name, x in run.params.items()}
     keys = fdqn.build.keys(settings)[1:]
     total = np.zeros(2)
-    games = iter(evaluate.steps(env, run.network, params, keys, 2))
+    games = iter(evaluate.device_steps(env, run.network, params, keys, 2))
     before = next(games)
     for now in games:
         if before.ended.all():

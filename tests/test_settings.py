@@ -206,7 +206,7 @@ def nature_s_root(g):
 def test_a_preset_s_first_step_is_the_paper_s(name, root):
     """The numbers, for gradients beside which 0.01 is large, alike and small."""
     given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
-    optimizer = build.program(given).optimizer(Hyper(*(x[0].double() for x in build.hyper(given))))
+    optimizer = build.optimizer(given)(Hyper(*(x[0].double() for x in build.hyper(given))))
     grads = {"w": torch.tensor([-1e-4, 1e-3, -0.01, 0.1, 1.0], dtype=torch.float64)}
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     expected = -2.5e-4 * grads["w"] / root(grads["w"])
@@ -268,7 +268,7 @@ def test_replay_is_no_larger_than_the_run():
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 @pytest.mark.parametrize("double", [True, False])
 def test_the_loss_asked_for_is_the_loss_used(loss, double):
-    bound = build.program(Settings(loss=loss, double=double)).loss
+    bound = build.agent(Settings(loss=loss, double=double)).loss
     assert bound.func is (dqn.double_q_learning if double else dqn.q_learning)
     assert bound.args[1] is {"mse": losses.squared, "huber": losses.huber}[loss]
 
