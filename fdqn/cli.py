@@ -192,8 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _known(error: Exception) -> str | None:
     """Say what to do about an error of torch that depends on the machine; nothing for another one."""
-    if "fdqn.toolchain" in sys.modules:  # else nothing was compiled
-        from fdqn import toolchain
+    if "fdqn.compile.toolchain" in sys.modules:  # else nothing was compiled
+        from fdqn.compile import toolchain
 
         if failure := toolchain.find_compiler_error(error):
             return str(failure)
@@ -460,7 +460,7 @@ def _go_on_until(
         raise ValueError(f"run: expected a seed that can go on, got {path}, in which all have failed")
 
     epsilon = settings.evaluate_epsilon
-    fast = _player(settings.compile, env, program.network, epsilon)
+    fast = _player(settings, env, program.network, epsilon)
 
     def broke(lane: int, words: str) -> None:
         console.print(f"seed {settings.seed + lane} was not played to the end: {words}", soft_wrap=True)
@@ -507,7 +507,7 @@ def _go_on_until(
             program,
             state,
             where.steps,
-            _stopped_before_compiling(runs.functions(program, settings, games), stop, settings.compile),
+            _stopped_before_compiling(runs.functions(program, settings, games), stop, settings.compiles),
             settings.report_every,
             evaluate=periodic if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
@@ -571,7 +571,7 @@ def _warnings_as_lines(console: "Console") -> Iterator[None]:
         show, shown = warnings.showwarning, set[str]()
 
         def line(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
-            if Path(filename).parent == Path(__file__).parent:
+            if Path(__file__).parent in Path(filename).parents:
                 if str(message) not in shown:  # each compiled function may give the same reason
                     console.print(str(message), soft_wrap=True)
                 shown.add(str(message))
@@ -611,7 +611,7 @@ def _follow(
     """Show the run as it goes: a live line on a terminal, a plain line a report elsewhere. Answers the last report."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    wait = "compiling, about 25 s the first time" if settings.compile else "first cycle"
+    wait = "compiling, about 25 s the first time" if settings.compiles else "first cycle"
     if not console.is_terminal:
         console.print(wait)
         for report in reports:
@@ -656,12 +656,14 @@ def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.
         yield lambda ended, steps: progress.update(task, completed=ended, description=f"episodes, {status(steps)}")
 
 
-def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluate.Play | None":
+def _player(settings: Settings, env: Any, network: Any, epsilon: float) -> "evaluate.Play | None":
     """What plays on where episodes are long; there is nothing to compile in a world."""
     from fdqn import compile
     from fdqn.types import Env
 
-    return compile.player(env, network, epsilon) if compiling and isinstance(env, Env) else None
+    return (
+        compile.player(env, network, epsilon, settings.engine) if settings.compiles and isinstance(env, Env) else None
+    )
 
 
 def _saying_failures(
@@ -743,7 +745,7 @@ def _eval(command: Eval, emit: Emit) -> None:
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
     lanes = [build.seeds(settings).index(seed) for seed in seeds]
     params, keys = tree.to(tree.index(run.params, lanes), device), build.keys(settings)[lanes]
-    fast = _player(command.compile and settings.compile, env, network, epsilon)
+    fast = _player(settings, env, network, epsilon) if command.compile else None
 
     def broke(lane: int, words: str) -> None:
         console.print(f"seed {seeds[lane]} was not played to the end: {words}", soft_wrap=True)

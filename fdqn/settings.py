@@ -97,7 +97,11 @@ class Settings:
     """On CUDA, use TF32 for float32 matrix products and convolutions: several times faster, but inputs are rounded to
     10 bits of mantissa."""
     compile: bool = True
-    """Compile the step functions; without, they run operation by operation, for a debugger."""
+    """Compile the step functions; --no-compile is --engine eager, for a debugger."""
+    engine: Literal["auto", "eager", "torch.compile", "inductor", "aot"] = "auto"
+    """Engine that runs the step functions: eager (operation by operation), torch.compile, inductor (one graph without
+    guards), or aot (ahead of time, groups of seeds on threads; CPUs under Linux). auto takes aot there, inductor on
+    other CPUs and torch.compile on CUDA. An engine that does not work steps down, with a line that says why."""
     check_compile: bool = True
     """Compare the first compiled step and update with eager execution, and stop the run if they differ."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
@@ -110,6 +114,16 @@ class Settings:
                 raise TypeError(f"{field.name}: expected {_KINDS[type(field.default)]}, got {value!r}")
             if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
+        if not self.compile and self.engine not in ("auto", "eager"):
+            raise ValueError(
+                f"engine: expected 'auto' or 'eager' with --no-compile (compile=False), got {self.engine!r}; leave one "
+                "of them out"
+            )
+
+    @property
+    def compiles(self) -> bool:
+        """Return True if the step functions are compiled."""
+        return self.compile and self.engine != "eager"
 
 
 _CLASSIC: dict[str, Any] = {
@@ -198,7 +212,7 @@ def to_json(settings: Settings) -> dict[str, Any]:
     }
 
 
-_ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile")
+_ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile", "engine")
 """Fields that settings written by version 0.1 lack; their defaults are what it did."""
 
 
