@@ -14,16 +14,16 @@ ROOT = pathlib.Path(fdqn.__file__).parent
 TESTS = pathlib.Path(__file__).parent
 LEVELS = {
     "types": 0, "tree": 0, "settings": 0,
-    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "toolchain": 1, "process": 1,
+    "check": 1, "transfer": 1, "statistics": 1, "files": 1, "process": 1,
     "random": 2, "actions": 2, "schedules": 2, "bits": 2, "frames": 2, "n_step": 2,
     "networks": 3, "losses": 3, "policies": 3, "optim": 3, "replay": 3, "envs": 3,
-    "dqn": 4, "training": 5, "evaluate": 5, "lanes": 6, "plots": 6, "build": 6, "video": 6, "worlds": 7, "verify": 7,
+    "dqn": 4, "training": 5, "evaluate": 5, "plots": 6, "build": 6, "video": 6, "worlds": 7,
     "compile": 8, "checkpoint": 8, "history": 9, "runs": 10, "export": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip
 """The table of the design, but for `check`, which stands alone: `random` and `actions` beside it use it."""
 
 CORE = {name for name, level in LEVELS.items() if level <= LEVELS["compile"]} - {
-    "build", "checkpoint", "files", "plots", "process", "settings", "statistics", "toolchain", "video",
+    "build", "checkpoint", "files", "plots", "process", "settings", "statistics", "video",
 }  # fmt: skip
 """What runs in a lane or drives lanes. Statistics resample on the host, with numpy."""
 
@@ -126,16 +126,24 @@ def test_only_compile_knows_the_compiler(path):
     compilers = ("torch.compile", "_dynamo", "_inductor", "proxy_tensor")
     found = {name for name in said(parsed(path)) if any(compiler in name for compiler in compilers)}
     # A check may ask whether a compiler is looking.
-    allowed = {"compile": found, "toolchain": found, "check": {ASKS, "torch.compiler"}}
+    allowed = {"compile": found, "check": {ASKS, "torch.compiler"}}
     assert found <= allowed.get(room(path), set())
 
 
 ASKS = "torch.compiler.is_compiling"
 
 
-def test_compile_does_say_it():
+@SOURCES
+def test_private_functions_are_looked_up_in_compile_alone(path):
+    """And each in one file, which says what happens without it."""
+    found = {x for x in strings(parsed(path)) if x.startswith(("torch._inductor.", "torch._dynamo.", "torch.fx.exp"))}
+    assert not found or room(path) == "compile"
     for name in ("torch._inductor.compile", "torch._inductor.aot_compile"):
-        assert len(calls(parsed(ROOT / "compile.py"), name)) == 1
+        assert (name in found) == (path.name == {"compile": "graph.py", "aot_compile": "aot.py"}[name.split(".")[-1]])
+
+
+def strings(module):
+    return [x.value for x in ast.walk(module) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) in CORE], ids=lambda p: str(p.relative_to(ROOT)))
@@ -156,7 +164,7 @@ def test_only_the_edges_write_in_place(path):
     assert set(in_place_methods(parsed(path))) <= IN_PLACE.get(room(path), set())
 
 
-PICKLES = {"compile": "pickle", "export": "torch.save"}
+PICKLES = {"compile/aot.py": "pickle", "export.py": "torch.save"}
 """Between a process and the compiler that it started; and what `export` writes for others."""
 
 
@@ -164,7 +172,8 @@ PICKLES = {"compile": "pickle", "export": "torch.save"}
 def test_nothing_that_is_read_can_execute(path):
     pickling = ("pickle", "shelve", "marshal", "torch.load", "torch.save")
     found = {p for p in pickling for name in said(parsed(path)) if name == p or name.startswith(p + ".")}
-    assert found == ({PICKLES[room(path)]} if room(path) in PICKLES else set())
+    name = path.relative_to(ROOT).as_posix()
+    assert found == ({PICKLES[name]} if name in PICKLES else set())
 
 
 def test_the_one_generator_is_there():

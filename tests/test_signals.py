@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, evaluate, history, process, runs, toolchain, training
+from fdqn import cli, compile, evaluate, history, process, runs, training
+from fdqn.compile import toolchain
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"

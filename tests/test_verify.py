@@ -5,7 +5,9 @@ import torch
 from torch.func import grad, vmap
 
 from fdqn import compile as edge
-from fdqn import training, tree, verify
+from fdqn import training, tree
+from fdqn.compile import engines, graph, verify
+from fdqn.compile import programs as steps
 from fdqn.testing import examples, programs
 
 
@@ -102,8 +104,8 @@ def gradient_step(state, x):
 
 @pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="the compiler is right")
 def test_a_compiler_that_multiplies_gradients_by_the_lanes_is_found(monkeypatch):
-    monkeypatch.setattr(edge, "_guarded", lambda traced: traced)
-    folded = verify.with_comparison(edge.fold(vmap(gradient_step)), gradient_step)
+    monkeypatch.setattr(graph, "own_memory", lambda traced: None)
+    folded = verify.with_comparison(edge.scan(vmap(gradient_step)), gradient_step)
     state, xs = torch.ones(8, 3), torch.ones(1, 8, 3)
     folded(state, xs)
     with pytest.raises(verify.MismatchError):
@@ -118,11 +120,11 @@ def wrong_updates(monkeypatch):
         totals = state.metrics.totals
         return state._replace(metrics=state.metrics._replace(totals=totals._replace(grad_norm=totals.grad_norm * 1.07)))
 
-    def fold_lanes(step, split, **soon):
+    def scan_vmapped(step, **given):
         return lambda state, xs: off(training.fold(vmap(step))(state, xs), xs)
 
-    monkeypatch.setattr(edge, "fold_lanes", fold_lanes)
-    monkeypatch.setattr(edge, "_noise", lambda program: lambda *given: training.noise(program, *given))
+    monkeypatch.setattr(engines, "scan_vmapped", scan_vmapped)
+    monkeypatch.setattr(steps, "_noise", lambda program, engine: lambda *given: training.noise(program, *given))
 
 
 @pytest.mark.usefixtures("wrong_updates")
