@@ -24,6 +24,8 @@ from torch import Tensor
 from fdqn import check
 from fdqn.compile import private, toolchain
 
+SOURCE = Path(__file__).with_name("cpu_groups.cpp")
+
 # Weights in a group: four lanes of a small network, one of a large one. What they take, five times for optimizer and
 # target, and a batch's activations, is then about the second-level cache of a core.
 WEIGHTS_PER_GROUP = 50_000
@@ -234,12 +236,11 @@ def _driver(folder: Path) -> ctypes.CDLL:
 
     Where torch lacks a function that it calls, UnavailableError: the engine `inductor` is next.
     """
-    source = Path(__file__).with_name("cpu_groups.cpp")
-    digest = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()
+    digest = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()
     path = folder / f"cpu_groups-{digest}.so"
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
-        command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(part)]
+        command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(part)]
         toolchain.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"])
         os.replace(part, path)
     try:
