@@ -58,7 +58,7 @@ def compile(f: Callable[..., Any], engine: str = "auto") -> Callable[..., Any]:
     """`f` as one compiled graph for each signature that it is called with: structure, shapes, dtypes, devices.
 
     Arguments that are no tensors are constants of the graph. No gradients are recorded. Raises CompilerError where the
-    C++ compiler fails.
+    C++ compiler fails, and UnavailableError where this version of torch cannot compile it.
     """
     check.function("f", f)
     if engine == "eager":
@@ -239,7 +239,7 @@ def _attempt(engine: str, f: Callable[..., T], *args: Any) -> T:
     try:
         return f(*args)
     except Exception as error:
-        if isinstance(error, toolchain.failures()):
+        if toolchain.is_failure(error):
             raise _FailedError(engine, error) from error
         raise
 

@@ -99,16 +99,15 @@ def cache_dir() -> Path:
         return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default)
 
 
-def failures() -> tuple[type[Exception], ...]:
-    """Return the exceptions after which another engine may work; names that this version of torch lacks are left out.
+def is_failure(error: Exception) -> bool:
+    """Return True for an exception after which another engine may work: of the C++ compiler, inductor or Dynamo, or for
+    want of a private function.
 
     They are raised before anything is written to a state.
     """
-    return (CompilerError, private.UnavailableError, *map(_exception, COMPILERS))
-
-
-COMPILERS = "torch._inductor.exc.InductorError", "torch._dynamo.exc.TorchDynamoException"
-"""What inductor, and Dynamo before it, raise about code that they cannot compile."""
+    if isinstance(error, CompilerError | private.UnavailableError):
+        return True
+    return any(x.__module__.startswith(("torch._inductor.", "torch._dynamo.")) for x in type(error).__mro__)
 
 
 class _Missing(Exception):
