@@ -58,12 +58,13 @@ def written(obs_shape, hidden, actions):
 
 
 @EACH
-def test_an_engine_computes_what_eager_execution_does(engine, compiles, monkeypatch, tmp_path):
-    """Donated, over lanes, in place, compiled once, also after hyper-parameters have changed."""
+@pytest.mark.parametrize("name", ["learn", pytest.param("cycle", marks=pytest.mark.slow)])
+def test_an_engine_computes_what_eager_execution_does(engine, name, compiles, monkeypatch, tmp_path):
+    """Updates, or whole iterations: over lanes, in place, compiled once, also after hyper-parameters have changed."""
     monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
     program = examples.program(network=written((4,), (8,), 2))
     program = program._replace(loss=partial(program.loss.func, program.network.apply, losses.squared))
-    step = partial(training.cycle, program)
+    step = partial(getattr(training, name), program)
     state = programs.advance(program, training.init(program, *examples.lanes(2)), 4)
     fast, slow = edge.scan_vmapped(step, one_group, engine=engine), training.fold(vmap(step))
     noise, mine, theirs = training.noise(program, state.key, 4, 6), tree.clone(state), state

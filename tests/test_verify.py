@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from fdqn import compile as edge
 from fdqn import training, tree
-from fdqn.compile import engines, graph, verify
+from fdqn.compile import engines, verify
 from fdqn.compile import programs as steps
 from fdqn.testing import examples, programs
 
@@ -94,22 +94,6 @@ def test_a_large_state_is_not_copied(monkeypatch):
         state = folded(torch.ones(3), torch.ones(1, 3))
     folded(state, torch.ones(1, 3))
     assert not asked
-
-
-def gradient_step(state, x):
-    """Follows the gradient of a reordering."""
-    columns = torch.tensor([2, 1, 0])
-    return state - 0.1 * grad(lambda w: (w * x).index_select(-1, columns).square().mean())(state)
-
-
-@pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="the compiler is right")
-def test_a_compiler_that_multiplies_gradients_by_the_lanes_is_found(monkeypatch):
-    monkeypatch.setattr(graph, "own_memory", lambda traced: None)
-    folded = verify.with_comparison(edge.scan(vmap(gradient_step)), gradient_step)
-    state, xs = torch.ones(8, 3), torch.ones(1, 8, 3)
-    folded(state, xs)
-    with pytest.raises(verify.MismatchError):
-        folded(state, xs)
 
 
 @pytest.fixture
