@@ -114,11 +114,6 @@ class Settings:
                 raise TypeError(f"{field.name}: expected {_KINDS[type(field.default)]}, got {value!r}")
             if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
-        if not self.compile and self.engine not in ("auto", "eager"):
-            raise ValueError(
-                f"engine: expected 'auto' or 'eager' with --no-compile (compile=False), got {self.engine!r}; leave one "
-                "of them out"
-            )
 
     @property
     def compiles(self) -> bool:

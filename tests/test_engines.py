@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from fdqn import cli, losses, networks, runs, training, tree
+from fdqn import build, cli, losses, networks, runs, training, tree
 from fdqn import compile as edge
 from fdqn.compile import aot, cpu_groups, dynamo, engines, graph, private, toolchain, verify
 from fdqn.settings import Settings, from_json, to_json
@@ -315,8 +315,8 @@ def test_no_compile_is_eager_and_allows_no_other():
     assert not Settings(engine="eager").compiles
     assert Settings(engine="aot").compiles
     for engine in ("torch.compile", "inductor", "aot"):
-        with pytest.raises(ValueError, match="engine: expected 'auto' or 'eager' with --no-compile"):
-            Settings(compile=False, engine=engine)
+        with pytest.raises(ValueError, match="engine: expected 'eager' or 'auto' with --no-compile"):
+            build.program(Settings(compile=False, engine=engine))
 
 
 def test_the_engine_of_a_run_is_recorded_and_another_is_said(tmp_path):

@@ -1263,6 +1263,9 @@ LINES = [
     ("train --gamma 1.5", 1, "gamma: expected numbers in [0, 1], got 1.5"),
     ("train --tau inf", 1, "tau: expected a number in (0, 1], got inf"),
     ("train --epsilon-fraction -0.5", 1, "epsilon_fraction: expected a number in [0, 1], got -0.5"),
+    ("train --no-compile --engine aot", 1, "engine: expected 'eager' or 'auto' with --no-compile (compile=False), got "
+     "'aot'; leave one of them out"),
+    ("train --engine jit", 2, "invalid choice 'jit' for argument '--engine'. Expected one of (…)."),
     ("train --max-grad-norm 0", 1, "max_grad_norm: expected a number above 0, got 0: no gradient would be left"),
     ("train --hidden 8 0", 1, "hidden, actions: expected sizes of at least 1, got [8, 0], 2"),
     ("train --seeds 1000000000", 1,
