@@ -49,7 +49,7 @@ def accuracies(seeds: int, updates: int) -> Tensor:
     params = network.init(random.fold_in(keys, 0))
     words = random.bits(random.fold_in(keys, 1), (updates, BATCH)).movedim(1, 0).contiguous()
     state = tree.clone((params, vmap(optimizer.init)(params)))  # separate memory, because donation overwrites it
-    params, _ = compile.fold(vmap(update))(state, words)
+    params, _ = compile.scan(vmap(update))(state, words)
     logits = vmap(network.apply, (0, None))(params, held_out)
     return (logits.argmax(-1) == held_out_labels).double().mean(-1)
 

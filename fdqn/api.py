@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from rich.console import Console
 
-from fdqn import check, compile, events, lanes, process, session, training
+from fdqn import check, compile, events, process, session, training
 from fdqn.events import OnEvent
 from fdqn.progress import Display, stopped_text
 from fdqn.runs import Run, interval_text
@@ -177,7 +177,7 @@ def _supervised(
 @contextlib.contextmanager
 def _process_state() -> Iterator[None]:
     """Restore what a run sets for this thread and this process."""
-    flushes, precision, cudnn = lanes.flushes_denormals(), torch.get_float32_matmul_precision(), torch.backends.cudnn
+    flushes, precision, cudnn = compile.flushes_denormals(), torch.get_float32_matmul_precision(), torch.backends.cudnn
     before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
     try:
         yield

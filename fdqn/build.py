@@ -295,5 +295,10 @@ def _checked(settings: Settings) -> None:
         raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
     if settings.max_grad_norm == 0:
         raise ValueError("max_grad_norm: expected a number above 0, got 0: no gradient would be left")
+    if not settings.compile and settings.engine not in ("auto", "eager"):
+        raise ValueError(
+            f"engine: expected 'eager' or 'auto' with --no-compile (compile=False), got {settings.engine!r}; leave one "
+            "of them out"
+        )
     if settings.tau == 1 and settings.target_period < 1:
         raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")

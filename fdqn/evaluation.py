@@ -104,7 +104,7 @@ def load(
         episodes=settings.evaluate_episodes if episodes is None else episodes,
         limit=evaluate_steps or runs.step_limit(path, settings, found.spec),
         epsilon=epsilon,
-        fast=session.compiled_player(compiling and settings.compile, found, network, epsilon),
+        fast=session.compiled_player(settings, found, network, epsilon) if compiling else None,
     )
 
 

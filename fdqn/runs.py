@@ -46,7 +46,6 @@ from fdqn import (
     evaluate,
     files,
     history,
-    lanes,
     networks,
     plots,
     processor,
@@ -227,7 +226,12 @@ def differences(path: Path, settings: Settings) -> list[str]:
     """In what this process differs from the one that began the run, where that may change how results are rounded."""
     then, now = _read(path, "config.json", _read_config), _circumstances(settings)
     flat = [
-        {**x["versions"], **x["engine"], **{name: x.get(name) for name in ("git", "device", "processor")}}
+        {
+            **x["versions"],
+            **x["engine"],
+            "engine": _recorded_engine(x["engine"]),
+            **{name: x.get(name) for name in ("git", "device", "processor")},
+        }
         for x in (now, then)
     ]
     return [
@@ -262,28 +266,43 @@ def _processor(device: torch.device) -> str:
 
 def _engine(settings: Settings) -> dict[str, Any]:
     return {
-        "compile": settings.compile,
-        "cuda_graphs": settings.compile and build.device(settings).type == "cuda",
+        "compile": settings.compiles,
+        "engine": _engine_name(settings),
+        "cuda_graphs": settings.compiles and build.device(settings).type == "cuda",
         "threads": torch.get_num_threads(),
-        "lanes": _split(settings),
-        "flush_denormal": lanes.flushes_denormals(),
+        "lanes": _partition(settings),
+        "flush_denormal": compile.flushes_denormals(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
 
 
-def _split(settings: Settings) -> dict[str, int] | None:
-    """How the lanes share a CPU; nothing where they go all together."""
-    if not settings.compile or not lanes.known_here(build.device(settings)):
+def _engine_name(settings: Settings) -> str:
+    """The row of the table of engines that the settings stand for."""
+    return compile.resolve(settings.engine if settings.compile else "eager", build.device(settings))
+
+
+def _recorded_engine(engine: dict[str, Any]) -> str:
+    """The engine that a config.json tells of; before there was a choice, by what it says of compiling and lanes."""
+    if "engine" in engine:
+        return engine["engine"]
+    if not engine.get("compile", True):
+        return "eager"
+    return "aot" if engine.get("lanes") else "inductor"
+
+
+def _partition(settings: Settings) -> dict[str, int] | None:
+    """How threads share the lanes; None where they go all together."""
+    if _engine_name(settings) != "aot":
         return None
-    return lanes.split(build.program(settings), settings.seeds, torch.get_num_threads())._asdict()
+    return compile.partition(build.program(settings), settings.seeds, torch.get_num_threads())._asdict()
 
 
 def functions(program: training.Program, settings: Settings, games: Any = None) -> training.Functions:
-    """The step functions, compiled or not; in a world that is open, those that step it."""
+    """The step functions on the engine of the settings; in a world that is open, those that step it."""
+    engine = _engine_name(settings)
     if games is None:
-        return compile.compiled(program, settings.check_compile) if settings.compile else training.vmapped(program)
-    parts = compile.compiled_parts(program, settings.check_compile) if settings.compile else host.vmapped(program)
-    return host.functions(program, games, parts)
+        return compile.compiled(program, settings.check_compile, engine)
+    return host.functions(program, games, compile.compiled_parts(program, settings.check_compile, engine))
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:
@@ -328,7 +347,7 @@ def finish(
         "train_return": returns_record(report.last_returns, failed, seeds),
         "env_steps_per_second": _json_number(rate * steps_an_update),
         "seed_updates_per_second": _json_number(rate),
-        "compile_seconds": round(report.compile_seconds, 3) if settings.compile else 0.0,
+        "compile_seconds": round(report.compile_seconds, 3) if settings.compiles else 0.0,
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
     if gymnasium is not None:

@@ -170,13 +170,15 @@ def _session(
     began: float,
 ) -> Session:
     env = envs.find(settings.env)
-    player = compiled_player(settings.compile, env, program.network, settings.evaluate_epsilon)
+    player = compiled_player(settings, env, program.network, settings.evaluate_epsilon)
     return Session(path, settings, program, start, player, _marked(emit), stop, began)
 
 
-def compiled_player(compiling: bool, env: Env | HostEnv, network: Network, epsilon: float) -> evaluate.Play | None:
+def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, epsilon: float) -> evaluate.Play | None:
     """Return the compiled step of long evaluation episodes; None without compiling and for host environments."""
-    return None if envs.on_host(env) or not compiling else compile.player(env, network, epsilon)
+    if envs.on_host(env) or not settings.compiles:
+        return None
+    return compile.player(env, network, epsilon, settings.engine)
 
 
 def _run(session: Session) -> runs.Run:
@@ -210,7 +212,7 @@ def _train(session: Session) -> training.Report:
     settings, start = session.settings, session.start
     failed = {i for i, cycle in enumerate(start.state.metrics.failed.tolist()) if cycle >= 0}
     with _opened(session, failed) as (vector, state):
-        session.emit(events.Training(settings.compile))
+        session.emit(events.Training(settings.compiles))
         reports = training.run(
             session.program,
             state,
@@ -260,7 +262,7 @@ def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv 
 def _functions(session: Session, vector: HostVectorEnv | None) -> training.Functions:
     """Return the step functions of the run. Those that are compiled when they are first called are watched."""
     functions = runs.functions(session.program, session.settings, vector)
-    if not session.settings.compile:
+    if not session.settings.compiles:
         return functions
     names = ("noise", "collect", "cycle")
     watched = {name: _watched(name, getattr(functions, name), session.stop, session.emit) for name in names}

@@ -97,6 +97,11 @@ class Settings:
     Several times faster, but inputs are rounded to a mantissa of 10 bits."""
     compile: bool = True
     """Compile the training iteration; --no-compile is --engine eager."""
+    engine: Literal["auto", "eager", "torch.compile", "inductor", "aot"] = "auto"
+    """Engine that runs the training iteration; one that does not work is replaced by the next slower, with a notice.
+    eager: operation by operation. torch.compile: public API. inductor: one graph without guards.
+    aot: compiled ahead of time, groups of seeds on threads. auto: aot on Linux CPUs, inductor on others.
+    auto on CUDA: torch.compile."""
     check_compile: bool = True
     """Compare the first compiled step and update with eager execution and stop the run if they differ."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
@@ -109,6 +114,11 @@ class Settings:
                 raise TypeError(f"{field.name}: expected {_KINDS[type(field.default)]}, got {value!r}")
             if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
+
+    @property
+    def compiles(self) -> bool:
+        """Return True if the step functions are compiled."""
+        return self.compile and self.engine != "eager"
 
 
 _CLASSIC: dict[str, Any] = {
@@ -199,7 +209,7 @@ def to_json(settings: Settings) -> dict[str, Any]:
     }
 
 
-_ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile")
+_ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile", "engine")
 """Fields that settings written by version 0.1 lack. Their defaults are its behaviour."""
 
 

@@ -211,7 +211,7 @@ def test_only_compile_knows_the_compiler(path):
     compilers = ("torch.compile", "_dynamo", "_inductor", "proxy_tensor")
     found = {name for name in said(parsed(path)) if any(compiler in name for compiler in compilers)}
     # A check may ask whether a compiler is looking.
-    allowed = {"compile": found, "toolchain": found, "check": {ASKS, "torch.compiler"}}
+    allowed = {"compile": found, "check": {ASKS, "torch.compiler"}}
     assert found <= allowed_in(path, allowed)
 
 
@@ -223,10 +223,17 @@ def allowed_in(path, by_name):
     return set().union(*(allowed for name, allowed in by_name.items() if belongs_to(path, name)))
 
 
-def test_compile_does_say_it():
-    modules = [parsed(p) for p in FILES if level(p) == "compile"]
+@SOURCES
+def test_private_functions_are_looked_up_in_compile_alone(path):
+    """And each in one file, which says what happens without it."""
+    found = {x for x in strings(parsed(path)) if x.startswith(("torch._inductor.", "torch._dynamo.", "torch.fx.exp"))}
+    assert not found or level(path) == "compile"
     for name in ("torch._inductor.compile", "torch._inductor.aot_compile"):
-        assert sum(len(calls(module, name)) for module in modules) == 1
+        assert (name in found) == (path.name == {"compile": "graph.py", "aot_compile": "aot.py"}[name.split(".")[-1]])
+
+
+def strings(module):
+    return [x.value for x in ast.walk(module) if isinstance(x, ast.Constant) and isinstance(x.value, str)]
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if level(p) in CORE], ids=lambda p: str(p.relative_to(ROOT)))
@@ -247,7 +254,7 @@ def test_only_the_edges_write_in_place(path):
     assert set(in_place_methods(parsed(path))) <= allowed_in(path, IN_PLACE)
 
 
-PICKLES = {"compile": {"pickle"}, "export": {"torch.save"}}
+PICKLES = {"aot": {"pickle"}, "export": {"torch.save"}}
 """Between a process and the compiler that it started; and what `export` writes for others."""
 
 

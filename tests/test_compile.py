@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import random, toolchain, training, tree
+from fdqn import random, training, tree
+from fdqn.compile import aot, cuda_graphs, engines, graph, toolchain
+from fdqn.compile import programs as steps
 from fdqn.testing import asserts, examples, laws, programs
 
 START = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0])}
@@ -128,8 +130,8 @@ def test_donation_refuses_elements_that_share_memory():
     with pytest.raises(ValueError, match=message):
         edge.donate(add)(state, torch.ones(()))
     with pytest.raises(ValueError, match=message):
-        edge.fold(add)(state, torch.ones(1))
-    assert edge.fold(add)(tree.clone(state), torch.ones(1))["count"].tolist() == [1, 1, 1]
+        edge.scan(add)(state, torch.ones(1))
+    assert edge.scan(add)(tree.clone(state), torch.ones(1))["count"].tolist() == [1, 1, 1]
 
 
 def test_donation_takes_leaves_without_elements_as_they_are():
@@ -176,7 +178,7 @@ def compiles(monkeypatch):
 @pytest.fixture
 def nothing_kept(monkeypatch, tmp_path):
     """No libraries of earlier runs."""
-    monkeypatch.setattr(edge, "cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
 
 
 def test_a_signature_is_compiled_once(compiles):
@@ -232,8 +234,8 @@ def test_no_arguments():
     assert [f().tolist(), f().tolist()] == [[1.0, 1.0]] * 2
 
 
-def test_a_fold_sees_what_was_exchanged_in_its_state():
-    folded = edge.fold(lambda s, x: {name: y + x * (2 if name == "b" else 1) for name, y in s.items()})
+def test_a_scan_sees_what_was_exchanged_in_its_state():
+    folded = edge.scan(lambda s, x: {name: y + x * (2 if name == "b" else 1) for name, y in s.items()})
     state, xs = {"a": torch.zeros(2)}, torch.ones(1, 2)
     folded(state, xs)
     state["a"] = torch.ones(2) * 10
@@ -310,7 +312,7 @@ def test_compiled_writes_at_indices_under_vmap_equal_eager():
 @pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="torch writes to memory of its own")
 @pytest.mark.parametrize("name", ["index_select", "index_add", "index_put", "accumulating index_put"])
 def test_the_law_rejects_a_compiler_without_the_guard(monkeypatch, name):
-    monkeypatch.setattr(edge, "_guarded", lambda traced: traced)
+    monkeypatch.setattr(graph, "own_memory", lambda traced: None)
     monkeypatch.setattr(sys.modules[__name__], "WRITING", {name: WRITING[name]})
     x, w = torch.ones(8, 4, 3), torch.ones(8, 3, 6) * torch.arange(1.0, 9)[:, None, None]
     with rejects(name):
@@ -327,25 +329,25 @@ def test_a_tensor_of_the_surroundings_is_a_constant():
     assert edge.compile(lambda x: x + constant)(torch.ones(3)).tolist() == [1.0, 2.0, 3.0]
 
 
-# Folding
+# Scans
 
 
 @pytest.mark.parametrize("f", STEPS, ids=lambda f: f.__name__)
-def test_a_fold_is_the_steps_in_turn(f):
+def test_a_scan_is_the_steps_in_turn(f):
     def step(state, x):
         return tree.map(lambda y: y * x, f(state))
 
     xs = torch.tensor([0.5, -2.0, 3.0, 0.25])
     expected = training.scan(step)(START, xs)
     state = tree.clone(START)
-    folded = edge.fold(step)
+    folded = edge.scan(step)
     assert folded(state, xs) is state
     asserts.assert_trees_equal(expected, state)
     asserts.assert_trees_equal(training.scan(step)(expected, xs[:1]), folded(state, xs[:1]))
 
 
 def test_a_fold_compiles_once_whatever_the_number_of_steps(compiles):
-    folded, state = edge.fold(lambda s, x: s + x), torch.zeros(2)
+    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
     for n in (1, 3, 2):
         folded(state, torch.ones(n))
     assert len(compiles) == 1
@@ -354,7 +356,7 @@ def test_a_fold_compiles_once_whatever_the_number_of_steps(compiles):
 
 def test_a_fold_refuses_what_donation_refuses():
     with pytest.raises(TypeError, match=r"state: expected torch\.float32, got torch\.float64"):
-        edge.fold(lambda s, x: s.double() + x)(torch.zeros(2), torch.ones(3))
+        edge.scan(lambda s, x: s.double() + x)(torch.zeros(2), torch.ones(3))
 
 
 class Recording:
@@ -383,30 +385,30 @@ class Recording:
         return Capture()
 
 
-def test_a_captured_fold_equals_the_plain_one(monkeypatch):
+def test_a_captured_scan_equals_the_plain_one(monkeypatch):
     """The bookkeeping of capture, without a GPU: buffers are refilled, other lengths and states are not mixed up."""
     step = vmap(lambda s, x: {"a": s["a"] * 0.5 + x.sum(), "b": s["a"]}, in_dims=(0, 0))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", Recording.capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    runs, plain = [], edge._graph
+    runs, plain = [], graph.compile_graph
 
     def noting(f, args):
-        graph = plain(f, args)
+        made = plain(f, args)
 
         def run(*tensors):
             if Recording.current is not None:
-                Recording.current.noted.append((graph.run, tensors))
+                Recording.current.noted.append((made.run, tensors))
                 return []
             runs.append(1)
-            return graph.run(*tensors)
+            return made.run(*tensors)
 
-        return graph._replace(run=run)
+        return made._replace(run=run)
 
-    monkeypatch.setattr(edge, "_graph", noting)
-    monkeypatch.setattr(edge, "_captures", lambda xs: True)
-    folded = edge.fold(step)
+    monkeypatch.setattr(graph, "compile_graph", noting)
+    monkeypatch.setattr(cuda_graphs, "captures", lambda xs: True)
+    folded = edge.scan(step)
     states = [{"a": torch.full((2,), float(i)), "b": torch.zeros(2)} for i in range(2)]
     expected = tree.clone(states)
     for i, n in [(0, 3), (0, 3), (0, 2), (1, 3), (0, 3), (1, 3), (1, 3), (0, 2), (0, 2)]:
@@ -419,7 +421,7 @@ def test_a_captured_fold_equals_the_plain_one(monkeypatch):
 
 @pytest.fixture
 def captures(monkeypatch):
-    """`fold` as on CUDA, with graphs that run eagerly and captures that record; the list has the recordings' weakrefs
+    """`scan` as on CUDA, with graphs that run eagerly and captures that record; the list has the recordings' weakrefs
     and lengths."""
     recordings = []
 
@@ -429,7 +431,7 @@ def captures(monkeypatch):
             recordings.append(weakref.ref(self))
 
     def eager(f, args):
-        traced, answer = edge._traced(f, args)
+        traced, answer = graph.trace(f, args)
 
         def run(*tensors):
             if Recording.current is None:
@@ -438,14 +440,14 @@ def captures(monkeypatch):
             Recording.current.noted.append((traced, [x.detach() for x in tensors]))
             return []
 
-        return edge._Graph(run, answer)
+        return graph.Graph(run, answer)
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Counted)
     monkeypatch.setattr(torch.cuda, "graph", Recording.capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the stream before")
-    monkeypatch.setattr(edge, "_graph", eager)
-    monkeypatch.setattr(edge, "_captures", lambda xs: True)
+    monkeypatch.setattr(graph, "compile_graph", eager)
+    monkeypatch.setattr(cuda_graphs, "captures", lambda xs: True)
     return recordings
 
 
@@ -455,7 +457,7 @@ def alive(recordings):
 
 
 def test_graphs_of_a_state_that_is_gone_are_dropped(captures):
-    folded = edge.fold(lambda s, x: s + x)
+    folded = edge.scan(lambda s, x: s + x)
     for _ in range(5):
         state = torch.zeros(2)
         for _ in range(3):
@@ -466,7 +468,7 @@ def test_graphs_of_a_state_that_is_gone_are_dropped(captures):
 
 def test_graphs_of_states_that_stay_are_kept(captures):
     """As where one function goes through several runs in turn."""
-    folded, states = edge.fold(lambda s, x: s + x), [torch.zeros(2) for _ in range(4)]
+    folded, states = edge.scan(lambda s, x: s + x), [torch.zeros(2) for _ in range(4)]
     for _ in range(6):
         for state in states:
             folded(state, torch.ones(3))
@@ -475,8 +477,8 @@ def test_graphs_of_states_that_stay_are_kept(captures):
 
 
 def test_few_graphs_are_kept_of_many_lengths(captures, monkeypatch):
-    monkeypatch.setattr(edge, "GRAPHS_KEPT", 3)
-    folded, state = edge.fold(lambda s, x: s + x), torch.zeros(2)
+    monkeypatch.setattr(cuda_graphs, "GRAPHS_KEPT", 3)
+    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
     lengths = [n for n in range(1, 9) for _ in range(3)]
     for n in lengths:
         folded(state, torch.ones(n))
@@ -486,8 +488,8 @@ def test_few_graphs_are_kept_of_many_lengths(captures, monkeypatch):
 
 
 def test_the_graph_that_is_used_most_is_kept(captures, monkeypatch):
-    monkeypatch.setattr(edge, "GRAPHS_KEPT", 2)
-    folded, state = edge.fold(lambda s, x: s + x), torch.zeros(2)
+    monkeypatch.setattr(cuda_graphs, "GRAPHS_KEPT", 2)
+    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
     for n in [20, 20, 1, 20, 2, 20, 3, 20, 4, 20]:
         folded(state, torch.ones(n))
     assert len(captures) == 1
@@ -514,14 +516,14 @@ def test_a_capture_that_fails_falls_back_with_one_warning(captures, monkeypatch)
     monkeypatch.setattr(torch.cuda, "graph", Refusing)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     monkeypatch.setattr(Refusing, "tries", 0)
-    folded, state, in_turn = edge.fold(lambda s, x: s + x), torch.zeros(2), edge._in_turn
+    folded, state, in_turn = edge.scan(lambda s, x: s + x), torch.zeros(2), cuda_graphs.in_turn
 
     def fails_once(*given):
-        monkeypatch.setattr(edge, "_in_turn", in_turn)
+        monkeypatch.setattr(cuda_graphs, "in_turn", in_turn)
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with DSA")
 
     folded(state, torch.ones(3))
-    monkeypatch.setattr(edge, "_in_turn", fails_once)
+    monkeypatch.setattr(cuda_graphs, "in_turn", fails_once)
     with pytest.warns(UserWarning, match="to capture 3 steps, got: CUDA error: operation not permitted") as said:
         folded(state, torch.ones(3))
     assert "DSA" not in str(said[0].message)
@@ -539,9 +541,9 @@ def test_a_capture_that_fails_falls_back_with_one_warning(captures, monkeypatch)
 
 
 def test_an_error_that_is_none_of_capture_is_raised(captures, monkeypatch):
-    folded, state = edge.fold(lambda s, x: s + x), torch.zeros(2)
+    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
     folded(state, torch.ones(3))
-    monkeypatch.setattr(edge, "_captured", lambda *given: [].pop())
+    monkeypatch.setattr(cuda_graphs, "_captured", lambda *given: [].pop())
     with pytest.raises(IndexError):
         folded(state, torch.ones(3))
 
@@ -605,12 +607,12 @@ def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cyc
     made = []
 
     def eager(f, args):
-        traced, answer = edge._traced(f, args)
+        traced, answer = graph.trace(f, args)
         made.append(traced)
-        return edge._Graph(lambda *tensors: traced(*tensors), answer)
+        return graph.Graph(lambda *tensors: traced(*tensors), answer)
 
-    monkeypatch.setattr(edge, "_graph", eager)
-    monkeypatch.setattr(edge, "_compiles_keys", lambda keys: True)
+    monkeypatch.setattr(graph, "compile_graph", eager)
+    monkeypatch.setattr(steps, "_compiles_keys", lambda keys: True)
     program, (_, keys) = examples.program(), examples.lanes(2)
     draw = edge.compiled(program).noise
     for first in (first_cycle, first_cycle + 1):
@@ -627,34 +629,10 @@ def started(lanes=2, **config):
     return program, training.init(program, hyper, keys)
 
 
-@pytest.mark.usefixtures("nothing_kept")
-def test_compiled_cycle_equals_eager_and_compiles_once(compiles):
-    """Inductor, donated, over lanes: hyper-parameters that change compile nothing."""
-    program, state = started()
-    fast, slow = edge.compiled(program).cycle, training.vmapped(program).cycle
-    noise = training.noise(program, state.key, 0, 6)
-    state = programs.advance(program, state, 4)
-    mine, theirs, addresses = tree.clone(state), state, None
-    for i in range(6):
-        here = tree.index(noise, slice(i, i + 1))
-        mine, theirs = fast(mine, here), slow(theirs, here)
-        addresses = addresses or [x.data_ptr() for x in tree.leaves(mine)]
-        assert len(compiles) == 1
-        assert [x.data_ptr() for x in tree.leaves(mine)] == addresses
-        if i == 0:
-            asserts.assert_trees_close(theirs, mine, 1e-5, 1e-5, "one cycle: ")
-        if i == 2:
-            changed = {"learning_rate": 2.0, "gamma": 0.5, "epsilon_start": 0.5, "epsilon_end": 0.5, "tau": 0.5}
-            hyper = mine.hyper._replace(**{n: getattr(mine.hyper, n) * by for n, by in changed.items()})
-            mine, theirs = mine._replace(hyper=tree.clone(hyper)), theirs._replace(hyper=tree.clone(hyper))
-            addresses = None
-    asserts.assert_trees_close(theirs, mine, 1e-4, 1e-4, "six cycles: ")
-
-
 @pytest.mark.parametrize(
     ("name", "config"),
     [
-        *(("collect", {}), ("cycle", {}), ("sync", {})),
+        ("sync", {}),
         ("cycle", {"steps_per_cycle": 2, "updates_per_cycle": 2, "target_period": 0}),
     ],
     ids=str,
@@ -686,7 +664,7 @@ def test_compiled_functions_record_no_gradients():
 @pytest.mark.usefixtures("nothing_kept")
 def test_compiled_run_equals_eager_run(compiles, monkeypatch):
     """The whole loop with warm-up, learning and hard copies, through every compiled function, each compiled once."""
-    monkeypatch.setattr(edge, "_begin", lambda *_: None)  # what another process compiles cannot be counted
+    monkeypatch.setattr(aot, "build_in_background", lambda *_: None)  # what another process compiles cannot be counted
     program, state = started()
     eager = programs.advance(program, tree.clone(state), 10)
     functions = edge.compiled(program)
@@ -721,8 +699,8 @@ LONG = {"steps_per_cycle": 12, "updates_per_cycle": 5, "target_period": 10, "lea
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Steps run operation by operation, so that only the loops around them differ."""
-    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.scan(edge.donate(vmap(step))))
-    monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
+    monkeypatch.setattr(engines, "scan_vmapped", lambda step, **given: training.scan(edge.donate(vmap(step))))
+    monkeypatch.setattr(steps, "_noise", lambda program, engine: partial(training.noise, program))
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -730,21 +708,21 @@ def uncompiled(monkeypatch):
 def test_a_long_cycle_is_one_step_and_one_update_repeated(config):
     """Bit for bit, with epsilon that changes within a cycle, hard and soft copies."""
     program, state = started(3, **config)
-    assert edge._is_long(program)
+    assert steps._is_long(program)
     expected = programs.advance(program, tree.clone(state), 6)
     asserts.assert_trees_equal(expected, programs.advance(program, state, 6, edge.compiled(program)))
 
 
 def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeypatch):
-    def begin(step, split):
+    def start(step, partition, engine):
         return lambda state, xs: lambda: training.scan(vmap(step))(state, xs)
 
-    monkeypatch.setattr(edge, "begin_lanes", begin)
+    monkeypatch.setattr(engines, "scan_vmapped_async", start)
     program, state = started(3, **LONG)
     state = programs.advance(program, state, 5)
     noise = training.noise(program, state.key, 5, 1)
     expected = training.scan(vmap(partial(training.learn, program)))(state, noise)
-    wait = edge._learn_beside(program, lambda count: None, True)(state, noise)
+    wait = steps._learn_beside(program, True, "auto")(state, noise)
     asserts.assert_trees_equal(expected, wait())
 
 
@@ -752,8 +730,8 @@ def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch)
     """A planted bug: every step of a cycle takes the epsilon of its first."""
     program, state = started(3, **LONG)
     expected = programs.advance(program, tree.clone(state), 6)
-    monkeypatch.setattr(edge, "fold_lanes", lambda step, split, **soon: training.scan(edge.donate(vmap(step))))
-    monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
+    monkeypatch.setattr(engines, "scan_vmapped", lambda step, **given: training.scan(edge.donate(vmap(step))))
+    monkeypatch.setattr(steps, "_noise", lambda program, engine: partial(training.noise, program))
     right = training.interactions
     monkeypatch.setattr(training, "interactions", lambda noise: right(noise)._replace(number=0 * right(noise).number))
     with rejects("expected"):
@@ -763,8 +741,8 @@ def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch)
 @pytest.mark.usefixtures("nothing_kept")
 def test_what_is_compiled_does_not_grow_with_the_steps_and_updates_of_a_cycle(monkeypatch):
     """The setting of RL Zoo's CartPole is 256 steps and 128 updates; here a compiler that gives up counts the nodes."""
-    monkeypatch.setattr(edge, "_begin", lambda *given: None)
-    monkeypatch.setattr(edge, "_noise", lambda program: partial(training.noise, program))
+    monkeypatch.setattr(aot, "build_in_background", lambda *given: None)
+    monkeypatch.setattr(steps, "_noise", lambda program, engine: partial(training.noise, program))
 
     def sizes(steps, updates):
         graphs = []
@@ -789,7 +767,7 @@ def test_what_is_compiled_does_not_grow_with_the_steps_and_updates_of_a_cycle(mo
 def test_a_long_cycle_has_the_bits_of_one_graph(monkeypatch):
     results = []
     for unrolled in (0, 100):
-        monkeypatch.setattr(edge, "UNROLLED", unrolled)
+        monkeypatch.setattr(steps, "UNROLLED", unrolled)
         program, state = started(4, steps_per_cycle=3, updates_per_cycle=3, target_period=6, learning_starts=27)
         results.append(programs.advance(program, state, 10, edge.compiled(program)))
     asserts.assert_trees_equal(*results)

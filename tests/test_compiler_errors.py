@@ -11,8 +11,9 @@ import pytest
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
-from fdqn import cli, lanes
+from fdqn import cli
 from fdqn.cli import commands
+from fdqn.compile import cpu_groups
 
 ROOT = Path(cli.__file__).resolve().parents[2]
 WAY_OUT = "; set CXX to another compiler, or use --no-compile"
@@ -97,7 +98,7 @@ def test_the_loop_s_compiler(tmp_path, monkeypatch):
     for compiler, says in compilers(tmp_path).items():
         monkeypatch.setenv("CXX", compiler)
         with pytest.raises(RuntimeError) as raised:
-            lanes._driver(tmp_path / "cache")
+            cpu_groups._driver(tmp_path / "cache")
         assert commands._known(raised.value) == (
             f"compiler: expected a working C++ compiler, got {compiler}, {says}{WAY_OUT}"
         )

@@ -12,8 +12,8 @@ import torch
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import lanes, toolchain, training, tree
-from fdqn.lanes import Split
+from fdqn import training, tree
+from fdqn.compile import ThreadPartition, cpu_groups, toolchain
 
 ROOTS = ["/a b/c", "/it's (here)", "/plain/$x"]
 
@@ -47,16 +47,16 @@ def start():
 def cold(monkeypatch, tmp_path):
     """A cache with a space and an apostrophe in its path, which holds nothing."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "it's a cache"))
-    lanes._driver.cache_clear()
+    cpu_groups._driver.cache_clear()
     yield
-    lanes._driver.cache_clear()
+    cpu_groups._driver.cache_clear()
 
 
 @pytest.mark.usefixtures("cold")
 def test_compiling_in_a_folder_with_a_space():
     state, xs = start()
     expected = training.scan(vmap(step))(state, xs)
-    torch.testing.assert_close(edge.fold_lanes(step, lambda count: Split(1, 2, 1))(state, xs), expected)
+    torch.testing.assert_close(edge.scan_vmapped(step, lambda count: ThreadPartition(1, 2, 1))(state, xs), expected)
     assert os.path.isdir(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 
 
@@ -104,7 +104,7 @@ def test_a_broken_compiler_is_named_and_the_steps_run_without_it(broken):
     state, xs = start()
     expected = training.scan(vmap(step))(state, xs)
     with pytest.warns(UserWarning, match="falling back to eager execution") as warned:
-        result = edge.fold_lanes(step, lambda count: Split(1, 2, 1))(state, xs)
+        result = edge.scan_vmapped(step, lambda count: ThreadPartition(1, 2, 1))(state, xs)
     assert result is state
     assert tree.equal(expected, result)
     (sentence,) = [str(each.message) for each in warned]
@@ -125,4 +125,4 @@ def test_a_compiler_that_was_interrupted_is_not_blamed(monkeypatch):
     for name in ("compile", "aot_compile"):
         monkeypatch.setattr(torch._inductor, name, interrupted)
     with pytest.raises(toolchain.CompilerInterrupted):
-        edge.fold_lanes(lambda s, x: s + x.cosh(), lambda count: Split(1, 2, 1))(*start())
+        edge.scan_vmapped(lambda s, x: s + x.cosh(), lambda count: ThreadPartition(1, 2, 1))(*start())

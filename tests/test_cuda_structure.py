@@ -13,7 +13,8 @@ from torch.func import vmap
 
 from fdqn import build, envs, evaluate, networks, schedules, training, tree
 from fdqn import compile as edge
-from fdqn.envs.classic import cartpole
+from fdqn.compile import graph, host_tensors
+from fdqn.envs import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import examples
 from fdqn.training import host
@@ -40,8 +41,8 @@ def started(program):
 def check(f, *args):
     """Trace it and look at every node, as compiling for CUDA does."""
     with torch.no_grad():
-        traced, answer = edge._traced(f, args)
-    edge._check_on_device(traced, f, args)
+        traced, answer = graph.trace(f, args)
+    host_tensors.check_on_device(traced, args, lambda: graph.trace(f, args))
     # Numbers of the host: on `meta` they are a constant without a copy, on CUDA a copy.
     assert [node.target for node in traced.graph.find_nodes(op="get_attr") if node.meta["val"].device == DEVICE] == []
     assert {x.device for x in tree.leaves(args) if isinstance(x, torch.Tensor)} == {DEVICE}
@@ -237,7 +238,7 @@ def test_a_host_tensor_in_a_step_is_refused_by_name(monkeypatch, shift, match):
     program = examples.program(shifted(shift))
     state, noise = started(program)
     with pytest.raises(ValueError, match=match):
-        edge._graph(edge.donate(vmap(partial(training.collect, program))), (state, noise))
+        graph.compile_graph(edge.donate(vmap(partial(training.collect, program))), (state, noise))
 
 
 # Of these torch itself stops the trace, or the check finds a constant.
@@ -270,8 +271,8 @@ def test_numbers_may_stay_on_the_host():
 
 def test_nothing_is_refused_on_a_cpu():
     x = torch.zeros(4)
-    traced, _ = edge._traced(constant, (x,))
-    edge._check_on_device(traced, constant, (x,))
+    traced, _ = graph.trace(constant, (x,))
+    host_tensors.check_on_device(traced, (x,), lambda: graph.trace(constant, (x,)))
 
 
 def test_epsilon_greedy_evaluation_copies_no_scalar():

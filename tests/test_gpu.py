@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fdqn import build, cli, compile, envs, evaluate, random, runs, training, transfer, tree
+from fdqn.compile import cuda_graphs
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 from fdqn.training import host
@@ -57,18 +58,18 @@ def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
 def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
     """Bit for bit, with warm-up, hard copies, recurring and odd numbers of cycles."""
     program, (hyper, keys) = examples.program(target_period=4), examples.lanes(3)
-    recorded, original = [], compile._captured
+    recorded, original = [], cuda_graphs._captured
 
     def counted(*given):
         recorded.append(1)
         return original(*given)
 
-    monkeypatch.setattr(compile, "_captured", counted)
+    monkeypatch.setattr(cuda_graphs, "_captured", counted)
     states = []
     for captures in (True, False):
         with monkeypatch.context() as patch:
             if not captures:
-                patch.setattr(compile, "_captures", lambda xs: False)
+                patch.setattr(cuda_graphs, "captures", lambda xs: False)
             state = training.init(program, on_gpu(hyper), keys.cuda())
             states.append(on_cpu(programs.advance(program, state, 43, compile.compiled(program))))
     assert recorded
@@ -98,13 +99,13 @@ def test_a_report_reads_the_host_and_nothing_else_does():
 
 def captured_lengths(monkeypatch):
     """The numbers of steps of all graphs that are captured from here on."""
-    lengths, original = [], compile._captured
+    lengths, original = [], cuda_graphs._captured
 
     def noted(graph, leaves, xs, pool):
         lengths.append(len(xs[0]))
         return original(graph, leaves, xs, pool)
 
-    monkeypatch.setattr(compile, "_captured", noted)
+    monkeypatch.setattr(cuda_graphs, "_captured", noted)
     return lengths
 
 
@@ -131,7 +132,7 @@ def _(x):
 
 
 def test_a_step_that_cannot_be_captured_goes_on_uncaptured():
-    folded, state = compile.fold(lambda s, x: waits(s) + x), torch.zeros(2, device="cuda")
+    folded, state = compile.scan(lambda s, x: waits(s) + x), torch.zeros(2, device="cuda")
     stream = torch.cuda.current_stream()
     folded(state, torch.ones(3, device="cuda"))
     with pytest.warns(UserWarning, match="CUDA graph: expected to capture 3 steps, got: "):
@@ -140,7 +141,7 @@ def test_a_step_that_cannot_be_captured_goes_on_uncaptured():
     for _ in range(3):
         folded(state, torch.ones(2, device="cuda"))
     assert state.tolist() == [12.0, 12.0]
-    other = compile.fold(lambda s, x: s + x)  # others are captured as before
+    other = compile.scan(lambda s, x: s + x)  # others are captured as before
     for _ in range(3):
         other(state, torch.ones(2, device="cuda"))
     assert state.tolist() == [18.0, 18.0]
@@ -149,13 +150,13 @@ def test_a_step_that_cannot_be_captured_goes_on_uncaptured():
 def test_a_host_constant_in_a_step_is_refused_by_name():
     shift = torch.tensor([1.0, 2.0])
     with pytest.raises(ValueError, match=r"expected every tensor on cuda:0, got a constant \[2\] torch.float32 on cpu"):
-        compile.fold(lambda s, x: s + shift.to(s.device) * x)(
+        compile.scan(lambda s, x: s + shift.to(s.device) * x)(
             torch.zeros(2, device="cuda"), torch.ones(3, device="cuda")
         )
 
 
 def test_graphs_of_states_that_are_gone_give_their_memory_back():
-    folded, held = compile.fold(lambda s, x: (s + x).sin().cumsum(0)), []
+    folded, held = compile.scan(lambda s, x: (s + x).sin().cumsum(0)), []
     for _ in range(12):
         state = torch.zeros(2**20, device="cuda")
         for _ in range(3):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, checkpoint, lanes, random, training, tree
+from fdqn import build, checkpoint, random, training, tree
 from fdqn import compile as edge
-from fdqn.envs.classic import catch
+from fdqn.compile import cpu_groups
+from fdqn.envs import catch
 from fdqn.replay import packing, ring
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Env, Transition
@@ -92,8 +93,8 @@ def test_lanes_do_not_know_each_other():
     programs.lanes(one_update, *examples.lanes(2), distinct=lambda state: state.learner.params, atol=1e-5, rtol=1e-5)
 
 
-IN_GROUPS = pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="lanes go all together here")
-TWO_BY_TWO = lanes.Split(2, 2, 1)
+IN_GROUPS = pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="lanes go all together here")
+TWO_BY_TWO = edge.ThreadPartition(2, 2, 1)
 
 
 MEMORY = packing.wrap(ring.buffer(8))
@@ -119,7 +120,7 @@ def test_compiled_in_groups():
     state = {"memory": memory, "seen": torch.zeros(11, dtype=torch.int64)}
     state = tree.stack([state] * 4)
     expected, addresses = training.scan(vmap(remember))(state, noises), [x.data_ptr() for x in tree.leaves(state)]
-    got = edge.fold_lanes(remember, lambda _: TWO_BY_TWO)(state, noises)
+    got = edge.scan_vmapped(remember, lambda _: TWO_BY_TWO)(state, noises)
     asserts.assert_trees_equal(expected, got)
     assert [x.data_ptr() for x in tree.leaves(got)] == addresses
 
@@ -134,7 +135,7 @@ def test_compiled_training_is_the_same_packed_and_unpacked():
     collect, cycle = (training.scan(vmap(partial(f, program))) for f in (training.collect, training.cycle))
     packed, plain = (tree.clone(collect(x, early)) for x in (state, unpacked(state)))
     expected = cycle(packed, late)
-    fast = edge.fold_lanes(partial(training.cycle, program), lambda _: TWO_BY_TWO)
+    fast = edge.scan_vmapped(partial(training.cycle, program), lambda _: TWO_BY_TWO)
     packed, plain = fast(packed, late), fast(plain, late)
     assert_same_training(plain, packed)
     assert_same_training(expected, packed, atol=1e-4)

@@ -211,7 +211,7 @@ CALLED = {
     "training.vmapped.collect": FUNCTIONS.collect,
     "compile.donate.donated": fdqn.compile.donate(lambda state: {**state, "a": state["a"].double()}),
     "compile.donate.same": fdqn.compile.donate(sames),
-    "compile.fold.folded": fdqn.compile.fold(lambda state, x: state),
+    "compile.scan.run": fdqn.compile.scan(lambda state, x: state),
     "checkpoint.lock": locked,
     "testing.variants.variants.decorated": fdqn.testing.variants.variants("eager"),
 }
@@ -1011,12 +1011,18 @@ ROWS = [
     ("compile.donate.same", given({"a": torch.ones(1).expand(3)}), ValueError,
      "state['a']: expected memory of its own for every element, got shape [3] with strides [0], …"),
     ("compile.donate.same", given({"a": 1.0}), TypeError, "state['a']: expected a tensor, got float"),
-    ("compile.fold", given(None), TypeError, "f: expected a function, got NoneType"),
-    ("compile.fold.folded", given({"a": Q.clone()}, torch.tensor(1.0)), ValueError,
+    ("compile.scan", given(None), TypeError, "f: expected a function, got NoneType"),
+    ("compile.scan.run", given({"a": Q.clone()}, torch.tensor(1.0)), ValueError,
      "xs: expected tensors with a first axis of one length, got one []"),
-    ("compile.begin_lanes", given(sames, 4), TypeError, "split: expected a function, got int"),
-    ("compile.fold_lanes", given(sames, 4), TypeError, "split: expected a function, got int"),
+    ("compile.scan_vmapped_async", given(sames, 4), TypeError, "partition: expected a function, got int"),
+    ("compile.scan_vmapped", given(sames, 4), TypeError, "partition: expected a function, got int"),
     ("compile.compiled", given(None), TypeError, "program: expected Program, got NoneType"),
+    ("compile.compiled", given(PROGRAM, True, "jit"), ValueError,
+     "engine: expected one of ('auto', 'aot', 'inductor', 'torch.compile', 'eager'), got 'jit'"),
+    ("compile.compile", given(sames, 1), TypeError, "engine: expected str, got int"),
+    ("compile.resolve", given("auto", "cpu"), TypeError, "device: expected device, got str"),
+    ("compile.resolve", given("AOT", torch.device("cpu")), ValueError,
+     "engine: expected one of ('auto', 'aot', 'inductor', 'torch.compile', 'eager'), got 'AOT'"),
     # checkpoint
     ("checkpoint.save", given(Path("new"), "latest", PARAMS, {}), checkpoint.CheckpointError,
      "name: expected a number of steps, such as '2000', got 'latest'"),
@@ -1155,9 +1161,9 @@ ROWS = [
      "video: expected an environment that renders, got mine:world, a HostEnv without record"),
     ("video.draw", given("catch", CATCH, PROGRAM.network, TRAINED, KEYS, [0, 1], np.full((2, 3), np.nan)), ValueError,
      "video: expected a seed that has not failed, got none"),
-    # lanes and testing
-    ("lanes.split", given(PROGRAM, 0, 1), ValueError, "lanes: expected at least 1, got 0"),
-    ("lanes.split", given(PROGRAM, 2, 0), ValueError, "threads: expected at least 1, got 0"),
+    # testing
+    ("compile.partition", given(PROGRAM, 0, 1), ValueError, "lanes: expected at least 1, got 0"),
+    ("compile.partition", given(PROGRAM, 2, 0), ValueError, "threads: expected at least 1, got 0"),
     ("testing.asserts.assert_trees_equal", given(PARAMS, OTHERS), AssertionError,
      "['0.weight']: expected shape [3, 2], got [5, 2]"),
     ("testing.asserts.assert_trees_close", given(Q, Q + 1, 0.5), AssertionError,
@@ -1215,6 +1221,9 @@ WITHOUT = {
     "check.seen": "answers whether, of any flags",
     "checkpoint.CheckpointError": "is what is raised",
     "compile.player": "binds",
+    "compile.CompilerError": "is what is raised",
+    "compile.MismatchError": "is what is raised",
+    "compile.flushes_denormals": "takes nothing",
     "compile.is_compiling": "takes nothing",
     "compile.compiling": "takes nothing",
     "check.is_traced": "takes nothing",
@@ -1501,7 +1510,7 @@ def test_every_public_function_has_a_row():
     assert left == set(WITHOUT) & left, sorted(left - set(WITHOUT))
     assert not set(WITHOUT) - callable_names, "of what is no more"
     assert not set(WITHOUT) & rows - {"optim.frozen", "training.vmapped"}, "it has a row"
-    assert rows - callable_names <= {"lanes.split", "envs.find"}
+    assert rows - callable_names <= {"envs.find"}
 
 
 # The command line: the line, the exit code and the sentence.
@@ -1554,6 +1563,9 @@ LINES = [
     ("train --gamma 1.5", 1, "gamma: expected numbers in [0, 1], got 1.5"),
     ("train --tau inf", 1, "tau: expected a number in (0, 1], got inf"),
     ("train --epsilon-fraction -0.5", 1, "epsilon_fraction: expected a number in [0, 1], got -0.5"),
+    ("train --no-compile --engine aot", 1, "engine: expected 'eager' or 'auto' with --no-compile (compile=False), got "
+     "'aot'; leave one of them out"),
+    ("train --engine jit", 2, "invalid choice 'jit' for argument '--engine'. Expected one of (…)."),
     ("train --max-grad-norm 0", 1, "max_grad_norm: expected a number above 0, got 0: no gradient would be left"),
     ("train --hidden 8 0", 1, "hidden, actions: expected sizes of at least 1, got [8, 0], 2"),
     ("train --seeds 1000000000", 1,

@@ -21,7 +21,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, envs, evaluate, export, history, lanes, random, runs, training, tree
+from fdqn import build, compile, envs, evaluate, export, history, random, runs, training, tree
+from fdqn.compile import cpu_groups
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import off_policy
@@ -739,11 +740,11 @@ def test_lanes_are_compared_with_what_is_free(monkeypatch, made):
         build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
 
 
-def test_the_split_of_a_compiled_run_is_recorded():
+def test_the_partition_of_a_compiled_run_is_recorded():
     settings = Settings(seeds=6, device="cpu")
-    expected = lanes.split(build.program(settings), 6, torch.get_num_threads())._asdict()
-    assert runs._split(settings) == (expected if lanes.known_here(torch.device("cpu")) else None)
-    assert runs._split(dataclasses.replace(settings, compile=False)) is None
+    expected = compile.partition(build.program(settings), 6, torch.get_num_threads())._asdict()
+    assert runs._partition(settings) == (expected if cpu_groups.supported(torch.device("cpu")) else None)
+    assert runs._partition(dataclasses.replace(settings, compile=False)) is None
 
 
 def test_parameters_are_read_as_they_were_saved(made, copy):

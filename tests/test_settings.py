@@ -23,7 +23,7 @@ CONTRACT = shlex.split("""
 --gamma --max-grad-norm --epsilon-start --epsilon-end --epsilon-fraction --random-warmup --hidden --dueling --double
 --loss --report-every --evaluate-epsilon --evaluate-episodes --evaluate-steps --evaluate-every --checkpoint-every
 --keep-checkpoints --save-replay --on-nan
---device --tf32 --compile --check-compile --out
+--device --tf32 --compile --engine --check-compile --out
 """)
 
 # Another value than the default for every field.
@@ -67,6 +67,7 @@ OTHER = {
     "device": "cpu",
     "tf32": True,
     "compile": False,
+    "engine": "eager",
     "check_compile": False,
     "out": "somewhere",
 }

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, evaluate, events, history, process, runs, session, toolchain, training
+from fdqn import cli, compile, evaluate, events, history, process, runs, session, training
+from fdqn.compile import toolchain
 from fdqn.training import host
 
 TINY = shlex.split(

@@ -8,8 +8,8 @@ import torch
 from torch.func import grad, vmap
 
 from fdqn import compile as edge
-from fdqn import lanes, networks, random, training, tree
-from fdqn.lanes import Split
+from fdqn import networks, random, training, tree
+from fdqn.compile import ThreadPartition, cpu_groups
 from fdqn.testing import asserts, examples
 
 THREADS = 4
@@ -44,10 +44,10 @@ def test_one_compiled_function_called_by_several_threads():
         assert torch.equal(result, f(x))
 
 
-@pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="seeds are not computed in groups here")
-def test_one_scanned_function_called_by_several_threads():
-    """No thread uses the state of another."""
-    folded = edge.fold_lanes(lambda s, x: s + x, lambda count: Split(1, 2, 1))
+@pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="lanes are not computed in groups here")
+def test_one_folded_function_called_by_several_threads():
+    """No thread works on another thread's state."""
+    folded = edge.scan_vmapped(lambda s, x: s + x, lambda count: ThreadPartition(1, 2, 1))
     states, xs = [torch.full((2,), 1000.0 * i) for i in range(THREADS)], torch.ones(3, 2)
 
     def job(i):

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import training, tree, verify
+from fdqn import training, tree
+from fdqn.compile import engines, verify
+from fdqn.compile import programs as steps
 from fdqn.testing import examples, programs
 
 
@@ -94,22 +96,6 @@ def test_a_large_state_is_not_copied(monkeypatch):
     assert not asked
 
 
-def gradient_step(state, x):
-    """Follows the gradient of a reordering."""
-    columns = torch.tensor([2, 1, 0])
-    return state - 0.1 * grad(lambda w: (w * x).index_select(-1, columns).square().mean())(state)
-
-
-@pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="the compiler is right")
-def test_a_compiler_that_multiplies_gradients_by_the_lanes_is_found(monkeypatch):
-    monkeypatch.setattr(edge, "_guarded", lambda traced: traced)
-    folded = verify.with_comparison(edge.fold(vmap(gradient_step)), gradient_step)
-    state, xs = torch.ones(8, 3), torch.ones(1, 8, 3)
-    folded(state, xs)
-    with pytest.raises(verify.MismatchError):
-        folded(state, xs)
-
-
 @pytest.fixture
 def wrong_updates(monkeypatch):
     """Compiled steps are uncompiled ones, with a gradient norm that is 7% off."""
@@ -118,11 +104,11 @@ def wrong_updates(monkeypatch):
         totals = state.metrics.totals
         return state._replace(metrics=state.metrics._replace(totals=totals._replace(grad_norm=totals.grad_norm * 1.07)))
 
-    def fold_lanes(step, split, **soon):
+    def scan_vmapped(step, **given):
         return lambda state, xs: off(training.scan(vmap(step))(state, xs), xs)
 
-    monkeypatch.setattr(edge, "fold_lanes", fold_lanes)
-    monkeypatch.setattr(edge, "_noise", lambda program: lambda *given: training.noise(program, *given))
+    monkeypatch.setattr(engines, "scan_vmapped", scan_vmapped)
+    monkeypatch.setattr(steps, "_noise", lambda program, engine: lambda *given: training.noise(program, *given))
 
 
 @pytest.mark.usefixtures("wrong_updates")

@@ -31,6 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fdqn import compile as edge
 from fdqn import training, tree
+from fdqn.compile import graph, host_tensors
+from fdqn.compile.signature import tensors
 from fdqn.testing import asserts, examples
 from fdqn.types import Hyper
 
@@ -196,8 +198,8 @@ def folding_on_the_cpu(function):
 
 def compiled(f, args):
     """The module that inductor generates for `f` on CUDA, traced on `args` of the device `meta`."""
-    traced, _ = edge._traced(f, args)
-    edge._check_on_device(traced, f, args)
+    traced, _ = graph.trace(f, args)
+    host_tensors.check_on_device(traced, args, lambda: graph.trace(f, args))
     for node in traced.graph.nodes:
         node.args, node.kwargs = (torch.fx.node.map_aggregate(x, on_cuda) for x in (node.args, node.kwargs))
         node.meta.clear()
@@ -205,9 +207,9 @@ def compiled(f, args):
     KERNELS.clear()
     MODULES.clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        inputs = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda:0") for x in edge._tensors(args)]
+        inputs = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda:0") for x in tensors(args)]
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
-        torch._inductor.compile(traced, inputs, options=edge._options(inputs))
+        torch._inductor.compile(traced, inputs, options=graph.options(inputs))
     return next(module for module in reversed(MODULES) if hasattr(module, "call") or hasattr(module, "runner"))
 
 
@@ -272,7 +274,7 @@ def compile_for_sm_90(program):
     for step in ("collect", "cycle"):
         args = memoryless(program)
         module = compiled(donated(program, step), args)
-        launches = launched(module, edge._tensors(args), lambda *given: None)
+        launches = launched(module, tensors(args), lambda *given: None)
         with open(module.__file__) as file:
             on_cpu = "cpp_fused" in file.read()
         for_sm_90 = sum("cubin" in kernel.asm and kernel.metadata.target.arch == 90 for kernel in KERNELS)
@@ -294,7 +296,7 @@ def interpret(program):
         noise = training.noise(program, state.key, number + ready, 1)
         mine = tree.clone(state)
         module = compiled(donated(program, step), memoryless(program))
-        launched(module, edge._tensors((mine, tree.index(noise, 0))), interpreted)
+        launched(module, tensors((mine, tree.index(noise, 0))), interpreted)
         state = getattr(slow, step)(state, noise)
         # The ring's spare place takes what is not kept, in no order.
         kept = [s._replace(metrics=s.metrics._replace(returns=s.metrics.returns[:, :-1])) for s in (state, mine)]

@@ -1,9 +1,9 @@
-"""How lanes share a CPU: in groups of a few, each on one thread at a time, through all of its cycles in turn.
+"""Share a CPU among lanes: in groups of a few, each on one thread at a time, through all of its steps in turn.
 
-Lanes never meet, so a group needs to wait for no other. A step compiled for a few lanes finds in its core's own cache
-what it wrote a moment ago, and threads that work on groups of their own need no barriers; these are a fifth of the time
-where two threads go through all lanes together. Threads take groups as they come, so that one whose core is busy with
-something else does less of the work. The loop is in C++ (`lanes.cpp`), without the interpreter's lock.
+Lanes never meet, so a group waits for no other. A step compiled for a few lanes finds in its core's own cache what it
+wrote a moment ago, and threads that work on groups of their own need no barriers, which take a fifth of the time where
+two threads go through all lanes together. Threads take groups as they come, so that one whose core is busy with
+something else does less of the work. The loop is in C++ (`cpu_groups.cpp`), without the interpreter's lock.
 """
 
 import contextlib
@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import check, random, toolchain
-from fdqn.training import Program
+from fdqn import check
+from fdqn.compile import private, toolchain
+
+SOURCE = Path(__file__).with_name("cpu_groups.cpp")
 
 # Weights in a group: four lanes of a small network, one of a large one. What they take, five times for optimizer and
 # target, and a batch's activations, is then about the second-level cache of a core.
@@ -32,8 +34,8 @@ WEIGHTS_PER_GROUP = 50_000
 LITTLE_WORK = 2_000_000
 
 
-class Split(NamedTuple):
-    """Who works on what."""
+class ThreadPartition(NamedTuple):
+    """How threads share the lanes."""
 
     lanes: int
     """Lanes of a group."""
@@ -43,29 +45,33 @@ class Split(NamedTuple):
     """Threads that share the work on a group."""
 
 
-def split(program: Program, lanes: int, threads: int) -> Split:
-    """The split of `lanes` over so many threads: the groups of one size that are done first."""
-    check.count("lanes", lanes, 1)
-    check.count("threads", threads, 1)
-    weights = _weights(program)
+def partition(weights: int, batch_size: int, lanes: int, threads: int) -> ThreadPartition:
+    """Partition `lanes` over so many threads: the groups of one size that are done first.
+
+    Args:
+        weights: the number of weights of one lane's network.
+        batch_size: the rows of a batch.
+        lanes: the number of lanes.
+        threads: the number of threads.
+
+    Raises ValueError for numbers below 1.
+    """
+    for name, value in (("weights", weights), ("batch_size", batch_size), ("lanes", lanes), ("threads", threads)):
+        check.count(name, value, 1)
     sizes = [size for size in range(1, lanes + 1) if lanes % size == 0 and size <= max(1, WEIGHTS_PER_GROUP // weights)]
     # A call of a step costs as much as a quarter of a lane.
     size = min(sizes, key=lambda size: (math.ceil(lanes / size / threads) * (size + 0.25), -size))
     workers = min(threads, lanes // size)
-    return Split(size, workers, 1 if is_little(program, size) else threads // workers)
+    return ThreadPartition(size, workers, 1 if is_little(weights, batch_size, size) else threads // workers)
 
 
-def is_little(program: Program, lanes: int) -> bool:
-    """Whether threads that shared an update of so many lanes would only wait for each other."""
-    return _weights(program) * lanes * program.config.batch_size < LITTLE_WORK
-
-
-def _weights(program: Program) -> int:
-    return sum(x.numel() for x in program.network.init(random.key(0)).values())
+def is_little(weights: int, batch_size: int, lanes: int) -> bool:
+    """Return True if threads that shared an update of so many lanes would only wait for each other."""
+    return weights * lanes * batch_size < LITTLE_WORK
 
 
 class _Input(ctypes.Structure):
-    """`Input` of lanes.cpp."""
+    """`Input` of cpu_groups.cpp."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -78,14 +84,14 @@ class _Input(ctypes.Structure):
     ]
 
 
-def known_here(device: torch.device) -> bool:
-    """Whether there is such a loop for lanes on `device`: on CPUs under Linux."""
+def supported(device: torch.device) -> bool:
+    """Return True if there is such a loop for lanes on `device`: on CPUs under Linux."""
     return device.type == "cpu" and sys.platform == "linux"
 
 
 @contextlib.contextmanager
 def sharing(threads: int) -> Iterator[None]:
-    """What this thread computes in here is shared by so many threads.
+    """Share what this thread computes inside among so many threads.
 
     By itself alone if it is one: threads of OpenMP go on spinning for up to ten milliseconds after their work, on the
     cores that groups of lanes are computed on. A target copy that starts them costs a quarter of the speed at 8 lanes.
@@ -99,49 +105,50 @@ def sharing(threads: int) -> Iterator[None]:
 
 
 def flushes_denormals() -> bool:
-    """Whether this thread computes with denormal numbers as 0."""
+    """Return True if this thread computes with denormal numbers as 0."""
     return bool(torch.tensor(1e-40) * 1 == 0)
 
 
 Wait = Callable[[], None]
 
 
-def loop(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor]], None]:
-    """Of noise, leaves [n, S, ...]: n steps for each group of lanes of `state`, leaves [S, ...], which is written over.
+def loop(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable[[list[Tensor]], None]:
+    """Return `run(noise)`, leaves [n, S, ...]: n steps for each group of lanes of `state`, leaves [S, ...], which is
+    written over.
 
-    `library` is such a step in torch's ahead-of-time format, compiled for state and noise of one group of this split.
+    `library` is such a step in torch's ahead-of-time format, compiled for state and noise of one group of this parts.
     Raises RuntimeError where a step fails.
     """
-    begin = _begin(library, state, split)
+    start = _start(library, state, parts)
 
     def run(noise: list[Tensor]) -> None:
-        begin(noise, True)()
+        start(noise, True)()
 
     return run
 
 
-def loop_beside(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor]], Wait]:
+def loop_beside(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable[[list[Tensor]], Wait]:
     """`loop` on other threads than the caller's, who gets a function that waits until they are done."""
-    begin = _begin(library, state, split)
-    return lambda noise: begin(noise, False)
+    start = _start(library, state, parts)
+    return lambda noise: start(noise, False)
 
 
-def _begin(library: Path, state: list[Tensor], split: Split) -> Callable[[list[Tensor], bool], Wait]:
-    """What begins a loop; with True the caller's thread does a share of it before it gets the function that waits."""
-    driver, model = _driver(library.parent), _model(library, split.workers)
+def _start(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable[[list[Tensor], bool], Wait]:
+    """Return what starts a loop. With True the caller's thread does a part of it, then gets the function that waits."""
+    driver, model = _driver(library.parent), _model(library, parts.workers)
     flushes = flushes_denormals()
-    groups = len(state[0]) // split.lanes
-    staying = [_input(x[: split.lanes], x.stride(0) * split.lanes, 0) for x in state]
+    groups = len(state[0]) // parts.lanes
+    staying = [_input(x[: parts.lanes], x.stride(0) * parts.lanes, 0) for x in state]
 
-    def begin(noise: list[Tensor], takes_part: bool) -> Wait:
-        changing = [_input(x[0, : split.lanes], x.stride(1) * split.lanes, x.stride(0)) for x in noise]
+    def start(noise: list[Tensor], takes_part: bool) -> Wait:
+        changing = [_input(x[0, : parts.lanes], x.stride(1) * parts.lanes, x.stride(0)) for x in noise]
         inputs = (_Input * (len(staying) + len(changing)))(*staying, *changing)
         others: list[Any] = []
         progress = (ctypes.c_int64 * (1 + groups))()
 
         def take_groups() -> None:
             # It holds on to `state` and `noise`, whose memory it works on.
-            counts = len(state), len(noise), split.workers, groups, len(noise[0])
+            counts = len(state), len(noise), parts.workers, groups, len(noise[0])
             if driver.fdqn_groups(model.step, model.handle, inputs, progress, *map(ctypes.c_int64, counts)):
                 raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
 
@@ -155,18 +162,18 @@ def _begin(library: Path, state: list[Tensor], split: Split) -> Callable[[list[T
                 raise error
 
         try:
-            if mine := split.workers - takes_part:
-                helpers = _helpers(mine, split.threads, flushes)
+            if mine := parts.workers - takes_part:
+                helpers = _helpers(mine, parts.threads, flushes)
                 others = [helpers.submit(take_groups) for _ in range(mine)]
             if takes_part:
-                with sharing(split.threads):
+                with sharing(parts.threads):
                     take_groups()
         except BaseException:
             wait(others)
             raise
         return finish
 
-    return begin
+    return start
 
 
 def _input(group: Tensor, to_next_group: int, to_next_cycle: int) -> _Input:
@@ -198,10 +205,9 @@ def _model(library: Path, workers: int) -> _Model:
     handle, error = ctypes.c_void_p(), None
     try:
         loaded = ctypes.CDLL(str(library))
-        error = loaded.AOTInductorModelContainerCreateWithDevice(
-            ctypes.byref(handle), ctypes.c_size_t(workers), b"cpu", None
-        )
-    except (OSError, AttributeError) as broken:
+        create, step = (_function(loaded, f"AOTInductorModelContainer{x}") for x in ("CreateWithDevice", "Run"))
+        error = create(ctypes.byref(handle), ctypes.c_size_t(workers), b"cpu", None)
+    except OSError as broken:
         error = broken
     if error:
         raise RuntimeError(f"lanes: a compiled library does not load; delete {library} ({error})")
@@ -213,21 +219,34 @@ def _model(library: Path, workers: int) -> _Model:
             last_error(ctypes.byref(words))
         return (words.value or b"torch wrote why to standard error").decode(errors="replace")
 
-    return _Model(ctypes.cast(loaded.AOTInductorModelContainerRun, ctypes.c_void_p), handle, reason)
+    return _Model(ctypes.cast(step, ctypes.c_void_p), handle, reason)
+
+
+def _function(library: ctypes.CDLL, name: str) -> Any:
+    """Return a C function of torch's ahead-of-time format, which `aot` is made of. Without it, UnavailableError."""
+    try:
+        return getattr(library, name)
+    except AttributeError:
+        raise private.UnavailableError(f"torch {torch.__version__} has no C function {name}") from None
 
 
 @functools.cache
 def _driver(folder: Path) -> ctypes.CDLL:
-    """lanes.cpp, compiled and kept in `folder`."""
-    source = Path(__file__).with_name("lanes.cpp")
-    digest = hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()
-    path = folder / f"lanes-{digest}.so"
+    """Return cpu_groups.cpp, compiled and kept in `folder`.
+
+    Where torch lacks a function that it calls, UnavailableError: the engine `inductor` is next.
+    """
+    digest = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()
+    path = folder / f"cpu_groups-{digest}.so"
     if not path.exists():
         part = path.with_suffix(f".{os.getpid()}")
-        command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(source), "-o", str(part)]
+        command = [os.environ.get("CXX", "g++"), "-std=c++17", "-O2", "-shared", "-fPIC", str(SOURCE), "-o", str(part)]
         toolchain.run([*command, f"-L{_LIBRARIES}", "-ltorch_cpu"])
         os.replace(part, path)
-    return ctypes.CDLL(str(path))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise private.UnavailableError(f"torch {torch.__version__} has another C interface: {error}") from error
 
 
 @functools.cache
@@ -252,7 +271,7 @@ if hasattr(os, "register_at_fork"):
 def _dtype(dtype: torch.dtype) -> int:
     """Its number in torch's C interface."""
     name = str(dtype).removeprefix("torch.")
-    return getattr(ctypes.CDLL(str(_LIBRARIES / "libtorch_cpu.so")), f"aoti_torch_dtype_{name}")()
+    return _function(ctypes.CDLL(str(_LIBRARIES / "libtorch_cpu.so")), f"aoti_torch_dtype_{name}")()
 
 
 _LIBRARIES = Path(torch.__file__).parent / "lib"

@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, lanes, training, tree
+from fdqn import build, training, tree
 from fdqn import compile as edge
-from fdqn.lanes import Split
+from fdqn.compile import ThreadPartition, aot, cpu_groups, toolchain
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples
 
-pytestmark = pytest.mark.skipif(not lanes.known_here(torch.device("cpu")), reason="lanes go all together here")
+pytestmark = pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="lanes go all together here")
 
 
 def step(state, x):
@@ -52,11 +52,11 @@ def noise(cycles, count):
 
 
 @pytest.mark.parametrize(
-    "split", [Split(1, 1, 1), Split(2, 1, 1), Split(2, 2, 1), Split(2, 3, 1), Split(6, 1, 2)], ids=str
+    "parts", [ThreadPartition(*x) for x in ((1, 1, 1), (2, 1, 1), (2, 2, 1), (2, 3, 1), (6, 1, 2))], ids=str
 )
-def test_lanes_in_groups_are_the_lanes_together(split):
+def test_lanes_in_groups_are_the_lanes_together(parts):
     """Every lane, every cycle, with strides of a part of longer noise, for states and lengths that alternate."""
-    folded, together = edge.fold_lanes(step, lambda count: split), training.scan(vmap(step))
+    folded, together = edge.scan_vmapped(step, lambda count: parts), training.scan(vmap(step))
     states = [started(6), tree.map(lambda x: x.flip(0), started(6))]
     expected = tree.clone(states)
     for i, cycles in [(0, 1), (0, 7), (1, 3), (0, 3), (1, 1)]:
@@ -68,14 +68,14 @@ def test_lanes_in_groups_are_the_lanes_together(split):
         asserts.assert_trees_equal(expected, states)
 
 
-@pytest.mark.parametrize("split", [Split(2, 1, 1), Split(2, 3, 1)], ids=str)
-def test_lanes_begun_beside_the_caller_are_the_same(split):
-    begun, together = edge.begin_lanes(step, lambda count: split), training.scan(vmap(step))
+@pytest.mark.parametrize("parts", [ThreadPartition(2, 1, 1), ThreadPartition(2, 3, 1)], ids=str)
+def test_lanes_started_beside_the_caller_are_the_same(parts):
+    start, together = edge.scan_vmapped_async(step, lambda count: parts), training.scan(vmap(step))
     state = started(6)
     expected = tree.clone(state)
     for cycles in (1, 7, 3):
         xs = noise(cycles, 6)
-        finished = begun(state, xs)
+        finished = start(state, xs)
         assert finished() is state
         expected = together(expected, xs)
         asserts.assert_trees_equal(expected, state)
@@ -86,15 +86,15 @@ def test_a_lane_is_the_same_in_any_company():
     program, (hyper, keys) = examples.program(), examples.lanes(4)
     noises = training.noise(program, keys, 0, 6)
 
-    def after(count, split):
+    def after(count, *parts):
         here = slice(count)
         state = training.init(program, tree.index(hyper, here), keys[here])
-        folded = edge.fold_lanes(partial(training.cycle, program), lambda _: split)
+        folded = edge.scan_vmapped(partial(training.cycle, program), lambda _: ThreadPartition(*parts))
         return folded(state, tree.map(lambda x: x[:, here], noises))
 
-    whole = after(4, Split(1, 2, 1))
-    for count, split in [(4, Split(1, 1, 1)), (3, Split(1, 2, 1)), (1, Split(1, 1, 1)), (4, Split(2, 2, 1))]:
-        asserts.assert_trees_equal(tree.index(whole, slice(count)), after(count, split))
+    whole = after(4, 1, 2, 1)
+    for count, *parts in [(4, 1, 1, 1), (3, 1, 2, 1), (1, 1, 1, 1), (4, 2, 2, 1)]:
+        asserts.assert_trees_equal(tree.index(whole, slice(count)), after(count, *parts))
 
 
 def test_what_needs_python_goes_together():
@@ -105,13 +105,13 @@ def test_what_needs_python_goes_together():
 
     state = {"a": torch.zeros(4), "b": torch.ones(4)}
     expected = training.scan(vmap(swap))(state, torch.ones(3, 4))
-    folded = edge.fold_lanes(swap, lambda count: Split(2, 2, 1))
+    folded = edge.scan_vmapped(swap, lambda count: ThreadPartition(2, 2, 1))
     asserts.assert_trees_equal(expected, folded(tree.clone(state), torch.ones(3, 4)))
 
 
 def test_a_group_is_compiled_once_and_kept(monkeypatch, tmp_path):
     """For any number of lanes and groups, and for the next process; not for another step."""
-    monkeypatch.setattr(edge, "cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
     made, original = [], torch._inductor.aot_compile
     monkeypatch.setattr(
         torch._inductor, "aot_compile", lambda *given, **options: made.append(1) or original(*given, **options)
@@ -119,7 +119,8 @@ def test_a_group_is_compiled_once_and_kept(monkeypatch, tmp_path):
     for f, count, expected in [(step, 2, 1), (step, 8, 1), (lambda s, x: step(s, x) | {"m": s["m"] + 1}, 2, 2)]:
         state, xs = started(count), noise(2, count)
         wanted = training.scan(vmap(f))(state, xs)
-        asserts.assert_trees_equal(wanted, edge.fold_lanes(f, lambda _: Split(2, 2, 1))(tree.clone(state), xs))
+        folded = edge.scan_vmapped(f, lambda _: ThreadPartition(2, 2, 1))
+        asserts.assert_trees_equal(wanted, folded(tree.clone(state), xs))
         assert len(made) == expected
     assert len(list(tmp_path.glob("fdqn/*.so"))) == 2 + 1  # the two steps and the loop itself
 
@@ -131,32 +132,32 @@ def test_what_comes_soon_is_made_by_another_process(monkeypatch, tmp_path, works
     def later(state, x):
         return step(state, x) | {"total": state["total"] - 1}
 
-    monkeypatch.setattr(edge, "cache_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
     if not works:
         monkeypatch.setattr(sys, "executable", shutil.which("false"))
-    made, original = [], edge._make
-    monkeypatch.setattr(edge, "_make", lambda order: made.append(1) or original(order))
-    first = edge.fold_lanes(step, lambda _: Split(2, 2, 1), soon=later)
-    second = edge.fold_lanes(later, lambda _: Split(2, 2, 1))
+    made, original = [], aot.build
+    monkeypatch.setattr(aot, "build", lambda order: made.append(1) or original(order))
+    first = edge.scan_vmapped(step, lambda _: ThreadPartition(2, 2, 1), soon=later)
+    second = edge.scan_vmapped(later, lambda _: ThreadPartition(2, 2, 1))
     state, xs = started(4), noise(3, 4)
     expected = training.scan(vmap(later))(training.scan(vmap(step))(state, xs), xs)
     between = first(tree.clone(state), xs)
     with torch._inductor.config.patch("cpp.min_chunk_size", 512):  # as compiling anything in between may
         asserts.assert_trees_equal(expected, second(between, xs))
     assert len(made) == (1 if works else 2)
-    assert not edge._begun
+    assert not toolchain.background
 
 
 def test_a_parameter_of_the_surroundings_is_part_of_what_is_kept():
     """A network's frozen weights: the same graph, other numbers."""
     for value in (1.0, 2.0):
         weight = torch.nn.Parameter(torch.tensor(value), requires_grad=False)
-        folded = edge.fold_lanes(lambda s, x, w=weight: s * w + x, lambda count: Split(2, 1, 1))
+        folded = edge.scan_vmapped(lambda s, x, w=weight: s * w + x, lambda count: ThreadPartition(2, 1, 1))
         assert folded(torch.ones(2), torch.zeros(1, 2)).tolist() == [value] * 2
 
 
 def test_memory_exchanged_behind_a_tensor_is_seen():
-    folded = edge.fold_lanes(lambda s, x: s + x, lambda count: Split(2, 1, 1))
+    folded = edge.scan_vmapped(lambda s, x: s + x, lambda count: ThreadPartition(2, 1, 1))
     state = torch.zeros(2)
     folded(state, torch.ones(1, 2))
     state.data = torch.full((2,), 10.0)
@@ -164,26 +165,26 @@ def test_memory_exchanged_behind_a_tensor_is_seen():
 
 
 def test_groups_that_leave_lanes_out_are_refused():
-    with pytest.raises(ValueError, match="split: expected groups of a size that divides 5 lanes"):
-        edge.fold_lanes(lambda s, x: s + x, lambda count: Split(2, 1, 1))(torch.zeros(5), torch.ones(1, 5))
+    with pytest.raises(ValueError, match="partition: expected groups of a size that divides 5 lanes"):
+        edge.scan_vmapped(lambda s, x: s + x, lambda count: ThreadPartition(2, 1, 1))(torch.zeros(5), torch.ones(1, 5))
 
 
 def test_a_library_that_is_cut_off_is_named(tmp_path):
     (tmp_path / "cut.so").write_bytes(b"ELF")
     with pytest.raises(RuntimeError, match=r"does not load; delete .*cut\.so"):
-        lanes._model(tmp_path / "cut.so", 1)
+        cpu_groups._model(tmp_path / "cut.so", 1)
 
 
 def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RuntimeError, match=r"compiler: expected a working C\+\+ compiler, got no-such-compiler"):
-        lanes._driver(tmp_path)
+        cpu_groups._driver(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupt_waits_for_all_groups():
     """Ctrl-C in the middle: raised, and every lane has gone through every cycle, so the state can be used."""
-    folded = edge.fold_lanes(step, lambda count: Split(2, 2, 1))
+    folded = edge.scan_vmapped(step, lambda count: ThreadPartition(2, 2, 1))
     state = started(8)
     folded(state, noise(1, 8))
     start, xs = state["count"].clone(), noise(200_000, 8)
@@ -196,7 +197,7 @@ def test_an_interrupt_waits_for_all_groups():
 
 
 def test_a_fork_has_threads_of_its_own():
-    folded = edge.fold_lanes(step, lambda count: Split(2, 2, 1))
+    folded = edge.scan_vmapped(step, lambda count: ThreadPartition(2, 2, 1))
     state, xs = folded(started(4), noise(1, 4)), noise(2, 4)
     expected = training.scan(vmap(step))(state, xs)
     child = os.fork()
@@ -207,7 +208,7 @@ def test_a_fork_has_threads_of_its_own():
 
 
 def test_a_step_that_fails_says_so():
-    folded = edge.fold_lanes(lambda rows, i: rows + rows.index_select(0, i), lambda count: Split(2, 2, 1))
+    folded = edge.scan_vmapped(lambda rows, i: rows + rows.index_select(0, i), lambda count: ThreadPartition(2, 2, 1))
     rows = torch.zeros(4, 5)
     folded(rows, torch.zeros(1, 4, 1, dtype=torch.int64))
     with pytest.raises(RuntimeError, match=r"lanes: a compiled step failed: .*out of bounds"):
@@ -217,44 +218,44 @@ def test_a_step_that_fails_says_so():
 @pytest.mark.parametrize(
     ("hidden", "count", "threads", "expected"),
     [
-        ((120, 84), 1, 2, Split(1, 1, 1)),
-        ((120, 84), 2, 2, Split(1, 2, 1)),
-        ((120, 84), 8, 2, Split(4, 2, 1)),
-        ((120, 84), 32, 2, Split(4, 2, 1)),
-        ((120, 84), 6, 2, Split(3, 2, 1)),
-        ((120, 84), 7, 2, Split(1, 2, 1)),
-        ((120, 84), 8, 16, Split(1, 8, 1)),
-        ((512, 512), 1, 2, Split(1, 1, 2)),
-        ((512, 512), 4, 16, Split(1, 4, 4)),
-        ((512, 512), 32, 2, Split(1, 2, 1)),
+        ((120, 84), 1, 2, ThreadPartition(1, 1, 1)),
+        ((120, 84), 2, 2, ThreadPartition(1, 2, 1)),
+        ((120, 84), 8, 2, ThreadPartition(4, 2, 1)),
+        ((120, 84), 32, 2, ThreadPartition(4, 2, 1)),
+        ((120, 84), 6, 2, ThreadPartition(3, 2, 1)),
+        ((120, 84), 7, 2, ThreadPartition(1, 2, 1)),
+        ((120, 84), 8, 16, ThreadPartition(1, 8, 1)),
+        ((512, 512), 1, 2, ThreadPartition(1, 1, 2)),
+        ((512, 512), 4, 16, ThreadPartition(1, 4, 4)),
+        ((512, 512), 32, 2, ThreadPartition(1, 2, 1)),
     ],
 )
-def test_the_split_follows_from_the_work(hidden, count, threads, expected):
+def test_the_partition_follows_from_the_work(hidden, count, threads, expected):
     program = build.program(Settings(hidden=hidden))
-    assert lanes.split(program, count, threads) == expected
+    assert edge.partition(program, count, threads) == expected
 
 
 def test_helpers_keep_the_number_of_threads_that_they_were_given():
     """Also one that first computes when the caller's own is back: torch has a thread take over whatever is set by then,
     and three threads on two cores take twice as long."""
     before = torch.get_num_threads()
-    lanes._helpers.cache_clear()
+    cpu_groups._helpers.cache_clear()
     try:
         torch.set_num_threads(2)
-        helpers = lanes._helpers(1, 1, False)
+        helpers = cpu_groups._helpers(1, 1, False)
         helpers.submit(int).result()
         torch.set_num_threads(2)
         assert helpers.submit(torch.get_num_threads).result() == 1
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-        lanes._helpers.cache_clear()
+        cpu_groups._helpers.cache_clear()
 
 
 @pytest.mark.parametrize(("groups", "workers"), [(8, 2), (3, 2), (1, 2), (9, 3)])
 def test_a_slow_thread_does_less_and_every_group_takes_its_cycles_in_order(monkeypatch, groups, workers):
     """The step is a function of this test. It is slow in one thread, as on a core that is busy with something else."""
-    torch_c, cycles, done, counts = ctypes.CDLL(str(lanes._LIBRARIES / "libtorch_cpu.so")), 20, [], {}
+    torch_c, cycles, done, counts = ctypes.CDLL(str(cpu_groups._LIBRARIES / "libtorch_cpu.so")), 20, [], {}
     state, noise = torch.zeros(groups, 1), torch.zeros(cycles, groups, 1)
 
     def step(model, inputs, *others):
@@ -271,11 +272,11 @@ def test_a_slow_thread_does_less_and_every_group_takes_its_cycles_in_order(monke
     caller = threading.get_ident()
     pointers = [ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, *[ctypes.c_void_p] * 4]
     callback = ctypes.CFUNCTYPE(ctypes.c_int32, *pointers)(step)
-    model = lanes._Model(ctypes.cast(callback, ctypes.c_void_p), ctypes.c_void_p(), lambda: "")
-    monkeypatch.setattr(lanes, "_model", lambda library, workers: model)
-    folder = Path(edge.cache_dir()) / "fdqn"
+    model = cpu_groups._Model(ctypes.cast(callback, ctypes.c_void_p), ctypes.c_void_p(), lambda: "")
+    monkeypatch.setattr(cpu_groups, "_model", lambda library, workers: model)
+    folder = Path(toolchain.cache_dir()) / "fdqn"
     folder.mkdir(parents=True, exist_ok=True)
-    lanes.loop(folder / "none.so", [state], Split(1, workers, 1))([noise])
+    cpu_groups.loop(folder / "none.so", [state], ThreadPartition(1, workers, 1))([noise])
     for group in range(groups):
         assert [cycle for cycle, of in done if of == group] == list(range(cycles))
     if groups > workers:  # dealt beforehand, each would do one part of as many as there are threads

@@ -1,6 +1,7 @@
 """The C++ compiler that inductor runs: paths that need quoting, and failures as one sentence."""
 
 import contextlib
+import getpass
 import os
 import re
 import signal
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from fdqn.compile import private
 
 _INTERRUPTS = {-signal.SIGINT, -signal.SIGTERM}
 
@@ -67,6 +69,58 @@ def run(command: list[str]) -> None:
         raise find_compiler_error(error) or error from error
 
 
+background: dict[Path, subprocess.Popen[bytes]] = {}
+"""Processes that build libraries, by the path of the library."""
+
+
+def end(builder: subprocess.Popen[bytes]) -> None:
+    """End a process that builds a library, and the compilers that it has started."""
+    if builder.poll() is None:
+        with contextlib.suppress(OSError):
+            os.killpg(builder.pid, signal.SIGKILL)
+        builder.wait()
+
+
+def end_background() -> None:
+    """End all processes that build libraries."""
+    while background:
+        end(background.popitem()[1])
+
+
+def cache_dir() -> Path:
+    """Return inductor's folder of compiled code, beside which libraries are kept.
+
+    `cache_dir` of inductor knows it. Without that function it is the folder that torch 2.13 takes.
+    """
+    try:
+        return Path(private.lookup("torch._inductor.runtime.cache_dir_utils.cache_dir")())
+    except private.UnavailableError:
+        default = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        return Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default)
+
+
+def is_failure(error: Exception) -> bool:
+    """Return True for an exception after which another engine may work: of the C++ compiler, inductor or Dynamo, or for
+    want of a private function.
+
+    They are raised before anything is written to a state.
+    """
+    if isinstance(error, CompilerError | private.UnavailableError):
+        return True
+    return any(x.__module__.startswith(("torch._inductor.", "torch._dynamo.")) for x in type(error).__mro__)
+
+
+class _Missing(Exception):
+    """In the place of an exception that this version of torch does not have: nobody raises it."""
+
+
+def _exception(name: str) -> Any:
+    try:
+        return private.lookup(name)
+    except private.UnavailableError:
+        return _Missing
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error, and those that it was raised from or in place of."""
     todo, seen = [error], set[int]()
@@ -79,16 +133,16 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             todo += [x for x in others if isinstance(x, BaseException)]
 
 
-def _failure(error: BaseException) -> RuntimeError | None:
+def _failure(error: Any) -> RuntimeError | None:
     """The error of the C++ compiler if `error` itself is one of a compiler."""
     compiler = os.environ.get("CXX", "g++")
     if isinstance(error, CompilerError | CompilerInterrupted):
         return error
-    if isinstance(error, torch._inductor.exc.CppCompileError):
+    if isinstance(error, _exception("torch._inductor.exc.CppCompileError")):
         return _ended(error.cmd[0], error.output, error.__cause__)
     if isinstance(error, subprocess.CalledProcessError) and [*error.cmd][:1] == [compiler]:
         return _ended(compiler, error.stderr or error.stdout or "", error)
-    if isinstance(error, torch._inductor.exc.InvalidCxxCompiler):
+    if isinstance(error, _exception("torch._inductor.exc.InvalidCxxCompiler")):
         return compiler_error(f"{compiler}, which does not run")
     if isinstance(error, OSError) and error.filename == compiler:
         return compiler_error(f"{compiler}, which does not run: {error.strerror}")
@@ -122,10 +176,12 @@ def _quoted_paths() -> Iterator[None]:
     if not (roots := _roots()):
         yield
         return
-    from torch._inductor import cpp_builder
-
-    builder: Any = cpp_builder.CppBuilder
-    original = builder.get_command_line
+    try:
+        builder: Any = private.lookup("torch._inductor.cpp_builder.CppBuilder")
+        original = private.lookup("torch._inductor.cpp_builder.CppBuilder.get_command_line")
+    except private.UnavailableError:  # paths with spaces then fail to compile, and the steps run without a compiler
+        yield
+        return
     builder.get_command_line = lambda self: quoted(original(self), roots)
     try:
         yield
@@ -145,7 +201,7 @@ def quoted(command: str, roots: list[str]) -> str:
 
 def _roots() -> list[str]:
     """Folders whose paths a shell would split and from which the command line takes paths, the longest first."""
-    folders = {cache_dir(), tempfile.gettempdir(), os.environ.get("CXX", ""), str(Path(torch.__file__).parent)}
+    folders = {str(cache_dir()), tempfile.gettempdir(), os.environ.get("CXX", ""), str(Path(torch.__file__).parent)}
     folders |= {*sysconfig.get_paths().values(), sysconfig.get_config_var("LIBDIR") or ""}
     return sorted((folder for folder in folders if _escaped(folder) != folder), key=len, reverse=True)
 

@@ -1,0 +1,358 @@
+"""Every engine computes what eager execution does, and steps down with one line where torch lacks what it needs."""
+
+import json
+import re
+import shlex
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from fdqn import build, cli, losses, networks, runs, training, tree
+from fdqn import compile as edge
+from fdqn.compile import aot, cpu_groups, dynamo, engines, graph, private, toolchain, verify
+from fdqn.settings import Settings, from_json, to_json
+from fdqn.testing import asserts, examples, programs
+
+CPU = torch.device("cpu")
+COMPILING = [name for name in edge.ENGINES if name != "eager" and (name != "aot" or cpu_groups.supported(CPU))]
+EACH = pytest.mark.parametrize("engine", COMPILING)
+
+
+def one_group(count):
+    return edge.ThreadPartition(count, 1, 1)
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """The names of what was called to compile, in turn."""
+    called = []
+
+    def counted(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, **named: called.append(name) or original(*given, **named))
+
+    counted(graph, "compile_graph")
+    counted(aot, "build")
+    counted(torch, "compile")
+    return called
+
+
+# The law
+
+
+def written(obs_shape, hidden, actions):
+    """An MLP whose values and gradients are written to places that an index names."""
+    plain = networks.mlp(obs_shape, hidden, actions)
+    back, twice = torch.tensor([1, 0]), torch.tensor([0, 1, 1])
+
+    def apply(params, obs):
+        q = plain.apply(params, obs)
+        added = torch.zeros_like(q).index_add(-1, back, q)
+        put = torch.zeros(3, dtype=q.dtype).index_put((twice,), q.flatten()[:3], accumulate=True)
+        return q.index_select(-1, back) + added + put[0] + q.gather(-1, (q > 0).long())
+
+    return plain._replace(apply=apply)
+
+
+@EACH
+@pytest.mark.parametrize("name", ["learn", pytest.param("cycle", marks=pytest.mark.slow)])
+def test_an_engine_computes_what_eager_execution_does(engine, name, compiles, monkeypatch, tmp_path):
+    """Updates, or whole iterations: over lanes, in place, compiled once, also after hyper-parameters have changed."""
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
+    program = examples.program(network=written((4,), (8,), 2))
+    program = program._replace(loss=partial(program.loss.func, program.network.apply, losses.squared))
+    step = partial(getattr(training, name), program)
+    state = programs.advance(program, training.init(program, *examples.lanes(2)), 4)
+    fast, slow = edge.scan_vmapped(step, one_group, engine=engine), training.scan(vmap(step))
+    noise, mine, theirs = training.noise(program, state.key, 4, 6), tree.clone(state), state
+    for first, last in ((0, 1), (1, 3), (3, 6)):
+        here = tree.index(noise, slice(first, last))
+        addresses = [x.data_ptr() for x in tree.leaves(mine)]
+        mine, theirs = fast(mine, here), slow(theirs, here)
+        assert [x.data_ptr() for x in tree.leaves(mine)] == addresses
+        assert len(compiles) == 1
+        asserts.assert_trees_close(theirs, mine, 1e-4, 1e-4, f"iteration {last}: ")
+        hyper = tree.map(lambda x: x * 0.5, mine.hyper)
+        mine, theirs = mine._replace(hyper=hyper), theirs._replace(hyper=tree.clone(hyper))
+
+
+def follow(state, x):
+    """Follow the gradient of a reordering."""
+    columns = torch.tensor([2, 1, 0])
+    return state - 0.1 * grad(lambda w: (w * x).index_select(-1, columns).square().mean())(state)
+
+
+@EACH
+def test_gradients_are_those_of_each_lane(engine):
+    expected = training.scan(vmap(follow))(torch.ones(8, 3), torch.ones(4, 8, 3))
+    mine = edge.scan_vmapped(follow, one_group, engine=engine)(torch.ones(8, 3), torch.ones(4, 8, 3))
+    torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.skipif(torch.__version__ >= graph.FIXED_IN, reason="the compiler is right")
+@EACH
+def test_without_the_guard_the_first_steps_are_refused(engine, monkeypatch, tmp_path):
+    """A planted bug, which is torch's own: gradients are multiplied by the number of lanes."""
+    monkeypatch.setattr(graph, "own_memory", lambda traced: None)
+    monkeypatch.setattr(dynamo, "_own_memory_pass", lambda: None)
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
+    scan = verify.with_comparison(edge.scan_vmapped(follow, one_group, engine=engine), follow)
+    state, xs = torch.ones(8, 3), torch.ones(1, 8, 3)
+    scan(state, xs)
+    with pytest.raises(edge.MismatchError, match="compiled step: expected the results of eager execution"):
+        scan(state, xs)
+
+
+@EACH
+def test_a_swap_is_donated(engine):
+    """Where new leaves are old ones of another place, also beside the caller's thread."""
+
+    def swap(state, x):
+        return {"a": state["b"] + x, "b": state["a"], "count": state["count"] + 1}
+
+    def start():
+        return {"a": torch.zeros(2), "b": torch.ones(2), "count": torch.zeros(2, dtype=torch.int64)}
+
+    xs = torch.arange(6.0).reshape(3, 2)
+    expected = training.scan(vmap(swap))(start(), xs)
+    asserts.assert_trees_equal(expected, edge.scan(vmap(swap), engine=engine)(start(), xs))
+    finished = edge.scan_vmapped_async(swap, one_group, engine)(start(), xs)
+    asserts.assert_trees_equal(expected, finished())
+
+
+@EACH
+def test_a_function_is_compiled_with_its_constants(engine):
+    f = edge.compile(lambda x, n: {"sum": x.sum() + n, "x": x, "n": n}, engine)
+    for x, n in ((torch.ones(3), 1), (torch.ones(4), 1), (torch.ones(4), 2), (torch.ones(3), 1.5)):
+        result = f(x, n)
+        assert result["x"] is x
+        assert result["n"] == n
+        assert float(result["sum"]) == float(x.sum()) + n
+
+
+def test_nothing_is_compiled_eagerly(compiles):
+    def f(x):
+        return x + 1
+
+    assert edge.compile(f, "eager") is f
+    assert edge.scan(lambda s, x: s + x, "eager")(torch.zeros(2), torch.ones(3, 2)).tolist() == [3.0, 3.0]
+    assert (
+        edge.compiled(examples.program(), engine="eager").sync.__name__
+        == training.vmapped(examples.program()).sync.__name__
+    )
+    assert compiles == []
+
+
+# Stepping down
+
+
+def step(state, x):
+    return state + x.sin()
+
+
+def falls(engine):
+    """Return the engine that a step comes to from `engine`, and the lines on the way."""
+    state, xs = torch.ones(2, 3), torch.ones(4, 2, 3)
+    expected = training.scan(vmap(step))(state, xs)
+    with warnings.catch_warnings(record=True, action="always", category=UserWarning) as said:
+        torch.testing.assert_close(edge.scan_vmapped(step, one_group, engine=engine)(state, xs), expected)
+        torch.testing.assert_close(engines.compile_or_eager(torch.cos, engine)(xs), xs.cos())
+    lines = list(dict.fromkeys(str(each.message) for each in said if "torch.jit" not in str(each.message)))
+    ends = [re.search(r"; falling back to (?:the engine )?(\S+)", line)[1] for line in lines]
+    return ends, lines
+
+
+FAULTY = torch.__version__ < graph.FIXED_IN
+WITHOUT = {
+    "torch._inductor.aot_compile": {"aot": "inductor"},
+    "torch._inductor.config.save_config_portable": {"aot": "inductor"},
+    "torch._inductor.compile": {"inductor": "torch.compile"},
+    "torch.fx.experimental.proxy_tensor.make_fx": {"aot": "torch.compile", "inductor": "torch.compile"},
+    "torch._inductor.list_options": {"aot": "torch.compile", "inductor": "torch.compile"},
+    "torch._inductor.runtime.cache_dir_utils.cache_dir": {},
+    "torch._inductor.exc.CppCompileError": {},
+    "torch._inductor.cpp_builder.CppBuilder.get_command_line": {},
+    "torch._inductor.custom_graph_pass.CustomGraphPass": {"torch.compile": "eager"} if FAULTY else {},
+    "torch._inductor.config.post_grad_custom_pre_pass": {"torch.compile": "eager"} if FAULTY else {},
+}
+"""What each engine steps down to without a private function."""
+
+
+@pytest.fixture
+def without(monkeypatch, tmp_path):
+    """Make `private.lookup` miss a name, as where torch does not have it, which itself may go on using it."""
+    lookup, missing = private.lookup, set()
+
+    def missed(name):
+        return lookup(f"{name}_that_is_gone" if name in missing else name)
+
+    def miss(name):
+        missing.add(name)
+        if name == "torch._inductor.aot_compile":
+            monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no library of an earlier run
+
+    monkeypatch.setattr(private, "lookup", missed)
+    aot._settings.cache_clear()
+    yield miss
+    aot._settings.cache_clear()
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_a_missing_private_function_steps_down_with_one_line(name, without):
+    private.lookup(name)  # it is there
+    without(name)
+    for engine in WITHOUT[name] or ["aot"]:
+        if engine not in COMPILING:
+            continue
+        ends, lines = falls(engine)
+        if WITHOUT[name]:
+            assert ends == [WITHOUT[name][engine]]
+            assert lines[0].startswith(f"torch {torch.__version__} has no {name}")
+        else:
+            assert lines == []
+        assert not any("\n" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "name", ["torch._inductor.compile", "torch._inductor.aot_compile", "torch.fx.experimental.proxy_tensor.make_fx"]
+)
+def test_a_private_function_with_other_parameters_steps_down(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no library of an earlier run
+    monkeypatch.setattr(name, lambda *, something_else: None)
+    (engine, end), *_ = WITHOUT[name].items()
+    if engine not in COMPILING:
+        pytest.skip("not an engine of this system")
+    ends, lines = falls(engine)
+    assert ends == [end]
+    assert lines[0].startswith(f"torch {torch.__version__} has another {name}: ")
+
+
+@pytest.mark.skipif("aot" not in COMPILING, reason="aot is for CPUs under Linux")
+@pytest.mark.parametrize("name", ["AOTInductorModelContainerRun", "aoti_torch_dtype_float32", "a function of the loop"])
+def test_a_missing_function_of_torch_s_c_interface_steps_down(name, monkeypatch, tmp_path):
+    caches = cpu_groups._model, cpu_groups._driver, cpu_groups._dtype
+    if name.startswith("a function"):
+        source = tmp_path / "loop.cpp"
+        source.write_text(cpu_groups.SOURCE.read_text().replace("aoti_torch_new_tensor_handle", "aoti_torch_gone"))
+        monkeypatch.setattr(cpu_groups, "SOURCE", source)
+    else:
+        function = cpu_groups._function
+        monkeypatch.setattr(cpu_groups, "_function", lambda lib, x: function(lib, f"{x}_gone" if x == name else x))
+    for cache in caches:
+        cache.cache_clear()
+    ends, lines = falls("aot")
+    for cache in caches:
+        cache.cache_clear()
+    assert ends == ["inductor"]
+    assert re.match(
+        rf"torch {re.escape(torch.__version__)} has (no C function {name}_gone|another C interface: )", *lines
+    )
+
+
+def test_what_lets_a_call_go_unchecked_may_be_missing(monkeypatch):
+    monkeypatch.delattr(torch.compiler, "skip_all_guards_unsafe", raising=False)
+    assert falls("torch.compile") == ([], [])
+
+
+def test_tensors_are_copied_one_by_one_without_the_call_for_all(monkeypatch):
+    program = examples.program()
+    state = programs.advance(program, training.init(program, *examples.lanes(2)), 6)
+    expected = tree.clone(vmap(training.sync)(state))
+    monkeypatch.delattr(torch, "_foreach_copy_")
+    asserts.assert_trees_equal(expected, edge.compiled(program).sync(state))
+
+
+def test_an_engine_for_another_device_steps_down(monkeypatch):
+    monkeypatch.setattr(cpu_groups, "supported", lambda device: False)
+    assert falls("aot") == (
+        ["inductor"],
+        ["engine aot: expected a CPU under Linux, got cpu; falling back to the engine inductor"],
+    )
+
+
+def test_the_command_says_it_once_and_trains(monkeypatch, without, tmp_path, capsys):
+    def unavailable(*given):
+        raise private.UnavailableError("torch of tomorrow has no torch.compile")
+
+    without("torch.fx.experimental.proxy_tensor.make_fx")
+    monkeypatch.setattr(dynamo, "compile_function", unavailable)
+    sizes = shlex.split("--seeds 2 --steps 300 --learning-starts 100 --batch-size 8 --hidden 8 --evaluate-episodes 2")
+    with warnings.catch_warnings(action="default", category=UserWarning):
+        assert cli.main(["train", *sizes, "--out", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert (
+        said.count("has no torch.fx.experimental.proxy_tensor.make_fx_that_is_gone; falling back to eager execution")
+        == 1
+    )
+    assert "Traceback" not in said
+    assert "UserWarning" not in said
+
+
+# The setting
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "linux", "expected"),
+    [
+        ("auto", "cpu", True, "aot"),
+        ("auto", "cpu", False, "inductor"),
+        ("auto", "cuda", True, "torch.compile"),
+        *((name, "cpu", True, name) for name in edge.ENGINES),
+    ],
+)
+def test_the_engine_that_a_device_has(monkeypatch, engine, device, linux, expected):
+    monkeypatch.setattr(cpu_groups, "supported", lambda device: linux)
+    assert edge.resolve(engine, torch.device(device)) == expected
+
+
+def test_no_compile_is_eager_and_allows_no_other():
+    for engine in ("auto", "eager"):
+        assert not Settings(compile=False, engine=engine).compiles
+        assert runs._engine_name(Settings(compile=False, engine=engine)) == "eager"
+    assert not Settings(engine="eager").compiles
+    assert Settings(engine="aot").compiles
+    for engine in ("torch.compile", "inductor", "aot"):
+        with pytest.raises(ValueError, match="engine: expected 'eager' or 'auto' with --no-compile"):
+            build.program(Settings(compile=False, engine=engine))
+
+
+def test_the_engine_of_a_run_is_recorded_and_another_is_said(tmp_path):
+    """Also of runs from before there was a choice: they had what `auto` stands for, or were eager."""
+    settings = Settings(seeds=2, device="cpu", engine="inductor", out=str(tmp_path / "run"))
+    path = runs.create(settings)
+    config = json.loads((path / "config.json").read_text())
+    assert (config["settings"]["engine"], config["engine"]["engine"]) == ("inductor", "inductor")
+    assert runs.differences(path, settings) == []
+    for before, now, said in (
+        ({"compile": True, "lanes": {"lanes": 1, "workers": 1, "threads": 1}}, "aot", []),
+        ({"compile": True, "lanes": None}, "inductor", []),
+        ({"compile": False, "lanes": None}, "eager", []),
+        (
+            {"compile": False, "lanes": None},
+            "inductor",
+            ["compile is True and was False", "engine is inductor and was eager"],
+        ),
+    ):
+        settings = Settings(seeds=2, device="cpu", engine=now)
+        old = {key: x for key, x in config["settings"].items() if key != "engine"}
+        engine = {**{key: x for key, x in runs._engine(settings).items() if key != "engine"}, **before}
+        if now == "aot":
+            engine["lanes"] = runs._partition(settings)
+        (path / "config.json").write_text(json.dumps(config | {"settings": old, "engine": engine}))
+        assert runs.differences(path, settings) == said
+    assert from_json({key: x for key, x in to_json(Settings()).items() if key != "engine"}) == Settings()
+
+
+def test_a_checkpoint_of_another_engine_is_of_other_settings(tmp_path, capsys):
+    path = tmp_path / "run"
+    words = "--seeds 2 --steps 300 --learning-starts 100 --batch-size 8 --hidden 8 --evaluate-episodes 2 --no-compile"
+    assert cli.main(["train", *shlex.split(words), "--out", str(path)]) == 0
+    config = json.loads((path / "config.json").read_text())
+    config["settings"] |= {"compile": True, "engine": "inductor"}
+    (path / "config.json").write_text(json.dumps(config))
+    assert cli.main(["resume", str(path), "--steps", "600"]) == 1
+    said = capsys.readouterr().err
+    assert "expected the settings of config.json, got compile = False and not True, engine = 'auto' and not" in said
