@@ -67,10 +67,9 @@ def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], 
     import work
 
     from fdqn import compile, envs
-    from fdqn.envs import silent
 
     world = envs.find("gym:CartPole-v1")
-    program = work.program(network)._replace(env=silent.make(world.spec))
+    program = work.program(network)._replace(env=world)
     work.prepare()
     games = world.open(seeds, work.ENVS)
     state = host.start(program, games, work.lanes(program, seeds, device))

@@ -23,7 +23,8 @@ from cadence import TARGET_PERIOD, cycles_a_report
 from torch import Tensor
 
 from fdqn import build, compile, dqn, networks, random, runs, training
-from fdqn.envs import cartpole, episode
+from fdqn.envs import episode
+from fdqn.envs.classic import cartpole
 from fdqn.training import off_policy
 from fdqn.types import Env, EnvSpec, Step
 

@@ -11,21 +11,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import check, dqn, envs, losses, networks, optim, random, replay, training, tree
-from fdqn.envs import silent
 from fdqn.settings import Settings
 from fdqn.training import off_policy
-from fdqn.types import Agent, Buffer, Env, EnvSpec, Hyper, Network, Optimizer, World
+from fdqn.types import Agent, Buffer, EnvSpec, Hyper, Network, Optimizer
 
 
 def program(settings: Settings) -> training.Program:
     """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
-    env = silent.make(found.spec) if isinstance(found, World) else found
     _checked(settings)
-    if settings.terminal_on_life_loss and not (isinstance(found, World) and found.counts_lives()):
+    if settings.terminal_on_life_loss and not (envs.on_host(found) and found.counts_lives()):
         raise ValueError(
-            f"terminal_on_life_loss: expected a world that counts lives, such as ale:Breakout, got {settings.env}"
+            "terminal_on_life_loss: expected an environment that counts lives, such as ale:Breakout, got "
+            f"{settings.env}"
         )
     # No lane fills more rows than it takes steps, whole cycles of them.
     cycle = settings.num_envs * settings.steps_per_cycle
@@ -49,18 +48,18 @@ def program(settings: Settings) -> training.Program:
         terminal_on_life_loss=settings.terminal_on_life_loss,
         random_warmup=settings.random_warmup,
     )
-    # In a world the last step of a cycle is learned from in the next, and every second may only begin an episode.
-    if isinstance(found, World) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
+    # A host environment's last step of a cycle is learned from in the next; every second may only start an episode.
+    if envs.on_host(found) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
         raise ValueError(
-            f"learning_starts: expected at least {least} in a world, got {settings.learning_starts}: its steps are "
-            "learned from in the next cycle, and may only begin an episode"
+            f"learning_starts: expected at least {least} in a host environment, got {settings.learning_starts}: its "
+            "steps are learned from in the next cycle, and may only begin an episode"
         )
-    if isinstance(found, Env) and found.spec.stack > 1 and not settings.save_replay:
+    if not envs.on_host(found) and found.spec.stack > 1 and not settings.save_replay:
         raise ValueError(
             f"save_replay: expected to keep that of {settings.env}, got no: an episode that goes on needs its frames"
         )
     return training.Program(
-        env, off_policy.algorithm(config, agent(settings), buffer(config, env.spec), optimizer(settings))
+        found, off_policy.algorithm(config, agent(settings), buffer(config, found.spec), optimizer(settings))
     )
 
 

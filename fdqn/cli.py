@@ -331,7 +331,6 @@ def _train(command: Train, emit: Emit, started: float) -> None:
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
     from fdqn import envs, history, runs
-    from fdqn.types import World
 
     path = command.run
     settings, planned = runs.plan(path, command.env)
@@ -358,7 +357,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
         console.print(
             f"going on at step {where.step:,} of {wanted:,}" if where.step else "no checkpoint: starting over"
         )
-        if where.step and isinstance(envs.find(settings.env), World):
+        if where.step and envs.on_host(envs.find(settings.env)):
             console.print(f"not bit for bit: {settings.env} starts new episodes", soft_wrap=True)
         if where.step and not settings.save_replay:
             filled = f"it is filled anew with {settings.learning_starts:,} steps a seed before learning goes on"
@@ -449,57 +448,54 @@ def _go_on_until(
     started: float,
 ) -> None:
     """Train, play and sum up until `stop`."""
-    import numpy as np
-
-    from fdqn import envs, evaluate, history, runs, training
+    from fdqn import build, envs, evaluate, history, runs, training
     from fdqn.training import host
-    from fdqn.types import World
 
     env = envs.find(settings.env)
     state, games = where.state, None
     gone = {lane for lane, cycle in enumerate(state.metrics.failed.tolist()) if cycle >= 0}
-    if isinstance(env, World) and len(gone) == settings.seeds:
+    if envs.on_host(env) and len(gone) == settings.seeds:
         raise ValueError(f"run: expected a seed that can go on, got {path}, in which all have failed")
 
     epsilon = settings.evaluate_epsilon
     fast = _player(settings.compile, env, program.network, epsilon)
 
-    def broke(lane: int, words: str) -> None:
-        console.print(f"seed {settings.seed + lane} was not played to the end: {words}", soft_wrap=True)
+    episodes = settings.evaluate_episodes
+    nothing = evaluate.not_played(settings.seeds, episodes)
 
-    episodes, nothing = settings.evaluate_episodes, np.full((settings.seeds, settings.evaluate_episodes), np.nan)
-
-    def greedy(env: Any, network: Any, params: Any, keys: Any, progress: Any = None, cut: Any = None) -> Any:
+    def greedy(env: Any, network: Any, params: Any, keys: Any, progress: Any = None) -> Any:
         """What was trained stays, whatever happens to an environment that is played in."""
         limit = runs.step_limit(path, settings, env.spec)
         try:
-            return evaluate.greedy(
-                env, network, params, keys, episodes, progress, fast, epsilon, broke, limit=limit, cut=cut
+            played = evaluate.greedy(
+                env, network, params, keys, episodes, epsilon=epsilon, limit=limit, fast=fast, progress=progress
             )
         except ValueError as error:
             console.print(f"not played to the end: {error}", soft_wrap=True)
             return nothing
+        _say_not_played(console, build.seeds(settings), played)
+        return played
 
     def periodic(state: training.TrainState) -> Any:
         """Played to its end also where the run is to stop: a resumed run would not play it again."""
-        return greedy(env, program.network, state.learner.params, state.key)
+        return greedy(env, program.network, state.learner.params, state.key).returns
 
-    def play(env: Any, network: Any, params: Any, keys: Any, cut: Any) -> Any:
+    def play(env: Any, network: Any, params: Any, keys: Any) -> Any:
         limit = runs.step_limit(path, settings, env.spec)
         with stop.at_once(), _episodes(console, settings.seeds * episodes, limit) as progress:
-            return greedy(env, network, params, keys, progress, cut)
+            return greedy(env, network, params, keys, progress)
 
     def over() -> bool:
         """Whether nobody is left who could go on, or somebody wants to stop."""
         if games is None:
             return stop()
-        return stop() or len({*getattr(games, "broken", {})} | gone) == settings.seeds
+        return stop() or len({*games.broken} | gone) == settings.seeds
 
     with _warnings_as_lines(console), contextlib.ExitStack() as closing:
-        if isinstance(env, World):
-            games = closing.enter_context(contextlib.closing(env.open(settings.seeds, settings.num_envs)))
+        if envs.on_host(env):
+            games = closing.enter_context(contextlib.closing(envs.open_host(env, settings.seeds, settings.num_envs)))
             state = host.start(program, games, state)
-            broken = getattr(games, "broken", {})
+            broken = games.broken
             if where.step and (unable := broken.keys() - gone):
                 raise ValueError(
                     f"env: expected {settings.env} to begin for all seeds that go on, got none for seed "
@@ -528,13 +524,12 @@ def _go_on_until(
     params = report.state.learner.params
     runs.save_params(path, settings, params)
     outside = None
-    outside_cut: list[Any] = []
 
-    def last(env: Any, network: Any, params: Any, keys: Any, cut: Any) -> Any:
+    def last(env: Any, network: Any, params: Any, keys: Any) -> Any:
         """The closing episodes; a run that is stopped does not wait for those of a world, which may take minutes."""
         if not (stop() and games is not None):
             with contextlib.suppress(KeyboardInterrupt):
-                return play(env, network, params, keys, cut)
+                return play(env, network, params, keys)
         console.print(f"not played; fdqn eval {path} plays the trained seeds", soft_wrap=True)
         return nothing
 
@@ -543,14 +538,13 @@ def _go_on_until(
         console.print(f"playing the trained lanes in gymnasium's {name}")
         try:
             twin = envs.find(f"gym:{name}")
-            outside = play(twin, program.network, params, report.state.key, lambda *cut: outside_cut.append(cut))
+            outside = play(twin, program.network, params, report.state.key)
         except KeyboardInterrupt:
             console.print("not played to the end")
     if games is not None and not stop():
         limit = runs.step_limit(path, settings, env.spec)
         console.print(f"playing {episodes} greedy episodes a seed in {settings.env}, of at most {limit:,} steps")
-    told = outside_cut[-1] if outside_cut else None
-    summary = runs.finish(path, settings, report, started, outside, where.seconds, last, told)
+    summary = runs.finish(path, settings, report, started, outside, where.seconds, last)
     if emit is not None:
         emit(summary)
     else:
@@ -564,6 +558,12 @@ def _go_on_until(
             f"stopped at {report.step:,} of {where.steps:,} steps, as all seeds have failed; the files in {path} are "
             "complete"
         )
+
+
+def _say_not_played(console: "Console", seeds: Sequence[int], played: "evaluate.Evaluation") -> None:
+    """Print the seeds whose environments failed before their episodes had ended."""
+    for i, message in played.failures.items():
+        console.print(f"seed {seeds[i]} was not played to the end: {message}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -659,11 +659,10 @@ def _episodes(console: "Console", total: int, limit: int) -> "Iterator[evaluate.
 
 
 def _player(compiling: bool, env: Any, network: Any, epsilon: float) -> "evaluate.Play | None":
-    """What plays on where episodes are long; there is nothing to compile in a world."""
-    from fdqn import compile
-    from fdqn.types import Env
+    """The compiled step of evaluation episodes; a host environment has none."""
+    from fdqn import compile, envs
 
-    return compile.player(env, network, epsilon) if compiling and isinstance(env, Env) else None
+    return compile.player(env, network, epsilon) if compiling and not envs.on_host(env) else None
 
 
 def _saying_failures(
@@ -683,7 +682,7 @@ def _saying_failures(
         failures = history.failed_seeds(settings, report)
         for seed in failures.keys() - said:
             step, cause = failures[seed]
-            words = getattr(games, "broken", {}).get(seed - settings.seed)
+            words = None if games is None else games.broken.get(seed - settings.seed)
             known = words and cause == "environment" and step >= since
             why = history.why(cause) + (f", {words}" if known else "")
             console.print(f"seed {seed} failed at step {step:,}: {why}; it learns no more", soft_wrap=True)
@@ -747,16 +746,14 @@ def _eval(command: Eval, emit: Emit) -> None:
     params, keys = tree.to(tree.index(run.params, lanes), device), build.keys(settings)[lanes]
     fast = _player(command.compile and settings.compile, env, network, epsilon)
 
-    def broke(lane: int, words: str) -> None:
-        console.print(f"seed {seeds[lane]} was not played to the end: {words}", soft_wrap=True)
-
     episodes = run.settings.evaluate_episodes if command.episodes is None else command.episodes
-    limit, cut = command.evaluate_steps or runs.step_limit(command.run, run.settings, env.spec), []
+    limit = command.evaluate_steps or runs.step_limit(command.run, run.settings, env.spec)
     with _warnings_as_lines(console), _episodes(console, len(seeds) * episodes, limit) as progress:
-        returns = evaluate.greedy(
-            env, network, params, keys, episodes, progress, fast, epsilon, broke, limit, lambda *told: cut.append(told)
+        played = evaluate.greedy(
+            env, network, params, keys, episodes, epsilon=epsilon, limit=limit, fast=fast, progress=progress
         )
-    record = runs.returns_record(returns, failed, seeds, *cut)
+    _say_not_played(console, seeds, played)
+    record = runs.returns_record(played.returns, failed, seeds, (played.unfinished, played.limit))
     if command.json:
         checkpoint_info = {} if command.checkpoint is None else {"checkpoint": run.step}
         emit({**record, **({"seeds": seeds} if command.seed else {}), **checkpoint_info})
@@ -764,9 +761,13 @@ def _eval(command: Eval, emit: Emit) -> None:
         at = "" if command.checkpoint is None else f", checkpoint of step {run.step:,}"
         _print_seeds(f"{name}, {episodes} greedy episodes a seed{at}", seeds, failed, {"return": record})
     if command.video is not None:
+        returns = played.returns.copy()
         returns[[seeds.index(seed) for seed in failed]] = math.nan
         with _episodes(console, 3, limit) as progress:
-            drawn, film = video.draw(name, env, network, params, keys, seeds, returns, progress, fast, epsilon, limit)
+            drawn, film = video.draw(
+                name, env, network, params, keys, seeds, returns,
+                epsilon=epsilon, limit=limit, fast=fast, progress=progress,
+            )  # fmt: skip
         _write_video(command.video, drawn)
         steps = "step" if film.every == 1 else f"{film.every} steps"
         frames = f"{len(film.scenes):,} frames, one every {steps}, {_bytes(len(drawn))}"
@@ -863,7 +864,7 @@ def _envs(command: Envs, emit: Emit) -> None:
     table.add_section()
     table.add_row("gym:NAME", "any environment of Gymnasium with discrete actions")
     table.add_row("ale:GAME", "a game of Atari, such as ale:Breakout; pip install 'fdqn[atari]'")
-    table.add_row("package.module:name", "your own: an Env, a World, or a gymnasium.Env class")
+    table.add_row("package.module:name", "your own: an Env, a HostEnv, or a gymnasium.Env class")
     _results().print(table)
 
 

@@ -220,25 +220,21 @@ def finish(
     settings: Settings,
     report: training.Report,
     started: float,
-    outside: NDArray[np.float64] | None = None,
+    gymnasium: evaluate.Evaluation | None = None,
     before: float = 0.0,
-    play: Callable[..., NDArray[np.float64]] = evaluate.greedy,
-    outside_cut: tuple[NDArray[np.bool_], int] | None = None,
+    play: Callable[..., evaluate.Evaluation] = evaluate.greedy,
 ) -> dict[str, Any]:
     """Write `params.safetensors`, `curve.png` and `summary.json`; answer with the summary.
 
-    `started` is the `time.perf_counter()` of the command's start, `outside` the returns [S, episodes] of trained lanes
-    in Gymnasium's twin of the environment, `outside_cut` the arguments that `evaluate.Cut` was called with for them,
-    `before` the seconds that earlier processes spent on the run, `play` what plays the trained lanes.
+    `started` is the `time.perf_counter()` of the command's start, `gymnasium` the evaluation of the trained seeds in
+    Gymnasium's twin of the environment, `before` the seconds that earlier processes spent on the run, `play` the
+    function that plays the trained seeds.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
     failures = history.failed_seeds(settings, report)
     failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
-    told: list[tuple[NDArray[np.bool_], int]] = []
-    final = play(
-        envs.find(settings.env), build.network(settings), params, report.state.key, cut=lambda *cut: told.append(cut)
-    )
+    final = play(envs.find(settings.env), build.network(settings), params, report.state.key)
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
@@ -247,17 +243,16 @@ def finish(
         "steps": report.step,
         "failed_seeds": failed,
         "failures": [{"seed": seed, "step": step, "cause": cause} for seed, (step, cause) in failures.items()],
-        "final_return": returns_record(
-            final, failed, seeds, told[-1] if told else (np.zeros(final.shape, np.bool_), None)
-        ),
+        "final_return": returns_record(final.returns, failed, seeds, (final.unfinished, final.limit)),
         "train_return": returns_record(report.last_returns, failed, seeds),
         "env_steps_per_second": _json_number(rate * steps_an_update),
         "seed_updates_per_second": _json_number(rate),
         "compile_seconds": round(report.compile_seconds, 3) if settings.compile else 0.0,
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
-    if outside is not None:
-        played = returns_record(outside, failed, seeds, outside_cut)
+    if gymnasium is not None:
+        cut = None if gymnasium.limit is None else (gymnasium.unfinished, gymnasium.limit)
+        played = returns_record(gymnasium.returns, failed, seeds, cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
     drawn = io.BytesIO()
     picture(drawn, read_curve(path), summary)

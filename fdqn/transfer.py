@@ -1,7 +1,7 @@
-"""Tensors between the host and a device, without making either wait for the other.
+"""Copies of tensors between the host and a device that neither has to wait for.
 
-On a CPU nothing is copied. On CUDA a whole nested tensor goes through one pinned buffer in one asynchronous copy on a
-stream of its own: beside kernels that are still running, where a copy from pageable memory would wait behind them.
+On a CPU nothing is copied. On CUDA, a whole nested tensor goes through one pinned buffer in one asynchronous copy on a
+separate stream. The copy overlaps with running kernels; a copy from pageable memory would wait for them.
 """
 
 import math
@@ -18,7 +18,7 @@ from fdqn import tree
 
 T = TypeVar("T")
 
-# Bytes that the start of each leaf is a multiple of: as wide as a kernel's loads.
+# Alignment of each leaf in bytes: the width of a kernel's loads.
 ALIGNMENT = 64
 
 
@@ -31,7 +31,7 @@ class TensorSlot(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Its last byte and one."""
+        """Position after the last byte."""
         return self.start + math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -44,12 +44,12 @@ def layout(nested: Any) -> tuple[TensorSlot, ...]:
 
 
 def views(buffer: Tensor, slots: tuple[TensorSlot, ...]) -> list[Tensor]:
-    """The leaves that lie in a buffer of bytes [N] uint8, over its memory."""
+    """View the leaves in a buffer of bytes [N] uint8; the views share its memory."""
     return [buffer[slot.start : slot.end].view(slot.dtype).view(slot.shape) for slot in slots]
 
 
 def pack(nested: Any, buffer: Tensor) -> tuple[TensorSlot, ...]:
-    """Write the leaves of a nested tensor into a buffer of bytes; the answer says where they lie."""
+    """Write the leaves of a nested tensor into a buffer of bytes [N] uint8, and return their positions."""
     slots = layout(nested)
     for view, leaf in zip(views(buffer, slots), tree.leaves(nested), strict=True):
         view.copy_(leaf)
@@ -57,16 +57,16 @@ def pack(nested: Any, buffer: Tensor) -> tuple[TensorSlot, ...]:
 
 
 def unpack(buffer: Tensor, slots: tuple[TensorSlot, ...], like: T) -> T:
-    """The nested tensor that was packed, over the buffer's memory, with the structure of `like`."""
+    """View the packed leaves as a nested tensor with the structure of `like`; the views share the buffer's memory."""
     leaves = iter(views(buffer, slots))
     return tree.map(lambda _: next(leaves), like)
 
 
 def uploads(device: torch.device) -> Callable[[T], T]:
-    """Make a function that moves nested tensors from the host to `device`.
+    """Make a function that copies nested tensors from the host to `device`.
 
-    On a CPU they stay as they are. On CUDA the kernels that are launched next wait for the copy; the host does not, and
-    may change its tensors at once.
+    On a CPU it returns them unchanged. On CUDA, kernels launched afterwards wait for the copy; the host does not wait
+    and may change its tensors at once.
     """
     if device.type == "cpu":
         return lambda nested: nested
@@ -74,7 +74,7 @@ def uploads(device: torch.device) -> Callable[[T], T]:
 
 
 def downloads(device: torch.device) -> Callable[[Tensor], NDArray[Any]]:
-    """Make a function that reads a tensor on `device` as an array of the host, when what computes it is done."""
+    """Make a function that waits for a tensor on `device` and returns it as a NumPy array."""
     return _through_pinned_array(device) if device.type == "cuda" else lambda x: x.cpu().numpy()
 
 
@@ -85,17 +85,17 @@ def _through_pinned_memory(device: torch.device) -> Callable[[T], T]:
     def upload(nested: T) -> T:
         nonlocal host, there
         compute, size = torch.cuda.current_stream(device), max((slot.end for slot in layout(nested)), default=0)
-        copied.synchronize()  # the last copy has read the buffer that is written now
+        copied.synchronize()  # the last copy has to be done before its buffer is overwritten
         if size > len(host):
             host, there = _pinned(size), torch.empty(size, dtype=torch.uint8, device=device)
-            consumed.record(compute)  # its memory may have been something else's
+            consumed.record(compute)  # earlier kernels may still use the new buffer's memory
         slots = pack(nested, host)
         with torch.cuda.stream(stream):
             stream.wait_event(consumed)
             there[:size].copy_(host[:size], non_blocking=True)
             copied.record(stream)
         compute.wait_event(copied)
-        # A copy, so that what is kept of it, as an eager state keeps observations, is not written over.
+        # A copy, because the caller may keep the result, as an eager state keeps observations.
         own = there[:size].clone()
         consumed.record(compute)
         return unpack(own, slots, nested)

@@ -5,9 +5,11 @@ Shapes are written `[...]` for free leading axes (batch, environments or both), 
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -89,32 +91,66 @@ class Env(NamedTuple):
     spec: EnvSpec
 
 
-class Answer(NamedTuple):
-    """What a world says to one step of all its environments: NumPy arrays, over lanes [S, E]."""
+class HostStep(NamedTuple):
+    """One time step of every environment of an open `HostEnv`, as CPU tensors over seeds S and environments E."""
 
     step: Step
-    valid: Any
-    """[E] bool; False where no step was taken because a new episode was started instead."""
-    alive: Any
-    """[] bool; False where the lane's environments are broken."""
-    life_lost: Any
-    """[E] bool; True where a life was lost, in worlds that count them."""
+    """With leading axes [S, E]."""
+    valid: Tensor
+    """[S, E] bool; False where the environment only started a new episode instead of taking the action."""
+    alive: Tensor
+    """[S] bool; False for a seed whose environments have failed."""
+    life_lost: Tensor
+    """[S, E] bool; True where the episode lost a life and continues. All False if the environment counts no lives."""
 
 
-class World(NamedTuple):
-    """Environments outside torch, with a state of their own, which are stepped on the host.
+class HostVectorEnv(Protocol):
+    """An open host environment: E environments for each of S seeds.
 
-    `open(lanes, num_envs)` gives something with `reset(seeds [S, E]) -> Step`, `step(actions [S, E]) -> Answer` and
-    `close()`, over tensors; where lanes can break alone, `broken`, a dict, says which did and why.
+    A seed whose environments raise an error or return an invalid value must not stop the other seeds: add it to
+    `broken`, return zeros for it, and set `alive` to False. If no seed is left, raise ValueError.
     """
 
-    open: Callable[[int, int], Any]
+    @property
+    def broken(self) -> dict[int, str]:
+        """Error message by seed position in [0, S), for each seed whose environments have failed; empty at first."""
+
+    def reset(self, seeds: list[list[int]]) -> Step:
+        """Start a new episode in every environment. Shapes: seeds [S][E], integers in [0, 2**32); result [S, E]."""
+
+    def step(self, actions: NDArray[np.int64]) -> HostStep:
+        """Step every environment once; an ended episode restarts by itself. Shapes: actions [S, E]; result [S, E]."""
+
+    def close(self) -> None:
+        """Release all resources, also those of failed seeds."""
+
+
+class RecordingEnv(HostVectorEnv, Protocol):
+    """An open host environment with one environment for each seed that renders it."""
+
+    def frames(self) -> list[Any]:
+        """Render each seed's environment as it was after its last step, before any restart, or after its first reset.
+
+        Returns S pictures, uint8 [H, W, 3], or None for a failed seed.
+        """
+
+
+class HostEnv(NamedTuple):
+    """Environments with state of their own that are stepped on the host, such as those of Gymnasium."""
+
+    open: Callable[[int, int], HostVectorEnv]
+    """`open(seeds, num_envs)` makes `num_envs` environments for each of `seeds` seeds."""
     spec: EnvSpec
-    film: Callable[[int], Any] | None = None
-    """`film(lanes)` is `open(lanes, 1)` with `frames()`, what each lane looked like after its last step or first reset:
-    uint8 [H, W, 3], or None where it broke. Nothing where the environments do not render."""
+    record: Callable[[int], RecordingEnv] | None = None
+    """`record(seeds)` is `open(seeds, 1)` with rendering, or None if the environment does not render."""
     counts_lives: Callable[[], bool] = bool
-    """Whether its answers say where lives are lost; it may have to open an environment to see."""
+    """Return True if `HostStep.life_lost` is meaningful. The call may open an environment to find out."""
+
+
+World = HostEnv
+"""Former name of `HostEnv`."""
+Answer = HostStep
+"""Former name of `HostStep`."""
 
 
 class LossOutput(NamedTuple):

@@ -1,8 +1,8 @@
-"""Pictures of behaviour: greedy episodes of a few lanes side by side, as an animated GIF.
+"""Videos of greedy episodes of a few seeds side by side, as an animated GIF.
 
-    returns -> cast -> scenes, a step each -> thinned -> gif
+    returns -> representatives -> scenes, one a step -> thinned -> gif
 
-What is shown is what `evaluate` played: the same lanes, noise and seeds again, and so the same returns.
+A video shows episodes that `evaluate` played: the same seeds and random numbers again, and so the same returns.
 """
 
 import contextlib
@@ -17,95 +17,147 @@ import torch
 from numpy.typing import NDArray
 
 from fdqn import check, envs, evaluate
-from fdqn.envs import paint
-from fdqn.envs.paint import Frame
-from fdqn.types import Env, Network, Params, World
+from fdqn.envs import render
+from fdqn.envs.render import Frame
+from fdqn.types import Env, HostEnv, Network, Params, RecordingEnv
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FRAMES = 600
-"""Shown at most, of the longest of the episodes."""
+"""Maximum number of frames."""
 PER_SECOND = 20
-LAST = 2.0  # s that the last frame stands
+LAST = 2.0  # s that the last frame is shown
 
-# Pixels: the longer side of a picture, what is around it, above it and between lanes, and the size of letters.
+# Pixels: the longer side of a picture; the margin; the height of a title; the font size.
 SIDE, EDGE, TITLE, LETTERS = 320, 8, 26, 14
 PAPER, INK, FRAME = "white", "black", "#999999"
 
 
 class Scene(NamedTuple):
-    """One moment of P lanes."""
+    """One time step of P episodes."""
 
     frames: list[Frame]
-    """P pictures [H, W, 3]; of an episode that has ended the last one stays."""
+    """P pictures [H, W, 3]. An ended episode keeps its last picture."""
     returns: NDArray[np.float64]
     """[P] so far."""
     ended: NDArray[np.bool_]
     """[P]."""
 
 
-class Film(NamedTuple):
-    """What is shown of the scenes."""
+class Recording(NamedTuple):
+    """The scenes of a video."""
 
     scenes: list[Scene]
     every: int
-    """Steps from one to the next, but perhaps to the last."""
+    """Environment steps between two scenes. The last scene may follow sooner."""
 
 
-def cast(means: NDArray[Any]) -> dict[str, int]:
-    """The best, the median and the worst lane by their mean returns [S], those that are there: of two lanes there is
-    no median, and one is the best. A lane whose mean is NaN has no place. Raises ValueError where no lane has one.
+def representatives(means: NDArray[Any]) -> dict[str, int]:
+    """Choose the best, the median and the worst seed by mean return.
+
+    Two seeds have no median, a single seed is the best. A seed with a mean of NaN is not chosen. Raises ValueError if
+    no seed has a finite mean.
+
+    Shapes: means [S]; the result maps the title to the position in [0, S).
     """
     ranked = np.argsort(-means, kind="stable")[: np.isfinite(means).sum()].tolist()
     if not ranked:
         raise ValueError("video: expected a seed that has not failed, got none")
     places = {"best": ranked[0], "median": ranked[(len(ranked) - 1) // 2], "worst": ranked[-1]}
-    return {place: lane for i, (place, lane) in enumerate(places.items()) if lane not in list(places.values())[:i]}
+    return {place: seed for i, (place, seed) in enumerate(places.items()) if seed not in list(places.values())[:i]}
 
 
 def typical(returns: NDArray[Any]) -> int:
-    """Which of the episodes, returns [N], came nearest to their mean: the first that did."""
+    """Index of the first episode whose return is nearest to the mean. Shapes: returns [N]."""
     return int(np.abs(returns - returns.mean()).argmin())
 
 
-def native(
-    name: str, env: Env, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int],
-    fast: evaluate.Play | None = None, epsilon: float = 0.0, limit: int | None = None,
-) -> Generator[Scene]:  # fmt: skip
-    """Of lane i of `params` [P, ...] with keys [P, 2], episode `chosen[i]` of those that `evaluate.native` plays, from
-    its start to its end, for as long as one lasts. Raises ValueError where `name` does not render.
+def scenes(
+    name: str,
+    env: Env | HostEnv,
+    network: Network,
+    params: Params,
+    keys: torch.Tensor,
+    episodes: int,
+    chosen: Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    limit: int | None = None,
+    fast: evaluate.Play | None = None,
+) -> Generator[Scene]:
+    """Yield one episode of each of P seeds, step by step, until the longest has ended.
+
+    A host environment repeats the evaluated episode only if it is deterministic given its seed. Raises ValueError if
+    the environment does not render.
+
+    Args:
+        name: of the environment. A pure one is rendered by its counterpart in Gymnasium, found by this name.
+        env, network, epsilon, limit, fast: as in `evaluate.greedy`.
+        params: of the P seeds [P, ...].
+        keys: of the P seeds [P, 2].
+        episodes: number of episodes that were evaluated.
+        chosen: index in [0, episodes) of the episode to show, for each of the P seeds.
     """
-    lanes = torch.arange(len(chosen)), torch.tensor(chosen)
-    with paint.painter(name, env.spec, envs.GYMNASIUM.get(name)) as painted:
-        for games in evaluate.steps(env, network, params, keys, episodes, fast, epsilon, limit):
-            now = [x[lanes].cpu().numpy() for x in (games.next_obs, games.returns, games.ended)]
-            yield Scene([painted(obs) for obs in now[0]], *now[1:])
+    if envs.on_host(env):
+        return host_scenes(name, env, network, params, keys, episodes, chosen, epsilon=epsilon, limit=limit)
+    return device_scenes(name, env, network, params, keys, episodes, chosen, epsilon=epsilon, limit=limit, fast=fast)
 
 
-def outside(
-    name: str, world: World, network: Network, params: Params, keys: torch.Tensor, episodes: int, chosen: Sequence[int],
-    epsilon: float = 0.0, limit: int | None = None,
-) -> Generator[Scene]:  # fmt: skip
-    """`native` for what `evaluate.outside` plays; what a world does twice with one seed is up to the world."""
-    seeds = evaluate.seeds_outside(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
-    shown = False
-    with _opened(name, world, len(chosen)) as games:
-        for played in evaluate.steps_outside(games, world.spec, network, params, seeds, epsilon, limit):
-            for frame in (frames := games.frames()):
+def device_scenes(
+    name: str,
+    env: Env,
+    network: Network,
+    params: Params,
+    keys: torch.Tensor,
+    episodes: int,
+    chosen: Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    limit: int | None = None,
+    fast: evaluate.Play | None = None,
+) -> Generator[Scene]:
+    """Yield the `scenes` of a pure environment, rendered from its observations. Args as there."""
+    shown = torch.arange(len(chosen)), torch.tensor(chosen)
+    steps = evaluate.device_steps(env, network, params, keys, episodes, epsilon=epsilon, limit=limit, fast=fast)
+    with render.renderer(name, env.spec, envs.GYMNASIUM.get(name)) as draw_obs:
+        for now in steps:
+            obs, returns, ended = (x[shown].cpu().numpy() for x in (now.next_obs, now.returns, now.ended))
+            yield Scene([draw_obs(each) for each in obs], returns, ended)
+
+
+def host_scenes(
+    name: str,
+    env: HostEnv,
+    network: Network,
+    params: Params,
+    keys: torch.Tensor,
+    episodes: int,
+    chosen: Sequence[int],
+    *,
+    epsilon: float = 0.0,
+    limit: int | None = None,
+) -> Generator[Scene]:
+    """Yield the `scenes` of a host environment, as it renders itself. Args as there."""
+    seeds = evaluate.host_seeds(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
+    first = True
+    with _recording(name, env, len(chosen)) as vector:
+        steps = evaluate.host_steps(vector, env.spec, network, params, seeds, epsilon=epsilon, limit=limit)
+        for now in steps:
+            for frame in (frames := vector.frames()):
                 if frame is not None:
                     check_frame(name, frame)
-                elif not shown:
-                    raise ValueError(f"video: expected {name} to begin, got {[*games.broken.values()]}")
-            shown = True
-            yield Scene(frames, played.returns[:, 0].numpy(), played.ended[:, 0].numpy())
+                elif first:
+                    raise ValueError(f"video: expected {name} to start, got {[*vector.broken.values()]}")
+            first = False
+            yield Scene(frames, now.returns[:, 0].numpy(), now.ended[:, 0].numpy())
 
 
-def thinned(scenes: Iterable[Scene], most: int = FRAMES) -> Film:
-    """Each `every`th of the scenes, as many as `most`, and the last, with which all episodes have ended; `every` is the
-    least power of 2. Pictures are made smaller where they are too large to stand side by side.
+def thinned(scenes: Iterable[Scene], most: int = FRAMES) -> Recording:
+    """Keep at most `most` evenly spaced scenes, and the last.
 
-    Raises ValueError unless `most` is an even number above 0.
+    The spacing is the least power of 2 that suffices. Scenes after the end of the longest episode are dropped. Pictures
+    longer than SIDE are made smaller. Raises ValueError unless `most` is an even number above 0.
     """
     check.count("most", most, 2)
     if most % 2:
@@ -113,30 +165,30 @@ def thinned(scenes: Iterable[Scene], most: int = FRAMES) -> Film:
     kept: list[Scene] = []
     rest: list[Scene] = []
     every = 1
-    for i, scene in enumerate(_standing(scenes)):
+    for i, scene in enumerate(_until_ended(scenes)):
         rest = [scene] if i % every else []
         if not rest:
             if len(kept) == most:
                 kept, every = kept[::2], 2 * every
             kept.append(_small(scene))
-    return Film([*kept, *map(_small, rest)], every)
+    return Recording([*kept, *map(_small, rest)], every)
 
 
-def gif(titles: Sequence[str], film: Film) -> bytes:
-    """The film as an animated GIF that begins again and again, each of the P lanes under its title.
+def gif(titles: Sequence[str], recording: Recording) -> bytes:
+    """Encode a recording as an animated GIF that repeats forever, each of the P episodes under its title.
 
-    All frames have one palette, so that what does not move does not flicker. Raises ValueError where there is nothing
-    to show, for as many titles as there are not lanes, and for what is no picture.
+    All frames share one palette, so that still parts do not flicker. Raises ValueError for a recording without scenes,
+    for a number of titles other than P and for frames that are not pictures.
     """
-    if not film.scenes:
-        raise ValueError("film: expected at least one scene, got none")
-    for frame in film.scenes[0].frames:
-        check_frame("film", frame)
-    if len(titles) != len(film.scenes[0].frames):
-        raise ValueError(f"titles: expected one for each of {len(film.scenes[0].frames)} lanes, got {len(titles)}")
+    if not recording.scenes:
+        raise ValueError("recording: expected at least one scene, got none")
+    for frame in recording.scenes[0].frames:
+        check_frame("recording", frame)
+    if len(titles) != len(recording.scenes[0].frames):
+        raise ValueError(f"titles: expected one for each of {len(recording.scenes[0].frames)} seeds, got {len(titles)}")
     from PIL import Image
 
-    shown = [scene.frames for scene in film.scenes]
+    shown = [scene.frames for scene in recording.scenes]
     some = [np.asarray(_page(titles, frames)) for frames in shown[:: 1 + len(shown) // 12]]
     palette = Image.fromarray(np.concatenate(some)).quantize(256)
     pages = [_page(titles, frames).quantize(palette=palette, dither=Image.Dither.NONE) for frames in shown]
@@ -147,82 +199,102 @@ def gif(titles: Sequence[str], film: Film) -> bytes:
 
 
 def draw(
-    name: str, env: Env | World, network: Network, params: Params, keys: torch.Tensor, seeds: Sequence[int],
-    returns: NDArray[np.float64], progress: evaluate.Progress | None = None, fast: evaluate.Play | None = None,
-    epsilon: float = 0.0, limit: int | None = None,
-) -> tuple[bytes, Film]:  # fmt: skip
-    """A GIF of an episode of the best, the median and the worst lane, which have played returns [S, N], NaN where they
-    have failed: of each the typical one, as far as `limit` steps where that is given.
+    name: str,
+    env: Env | HostEnv,
+    network: Network,
+    params: Params,
+    keys: torch.Tensor,
+    seeds: Sequence[int],
+    returns: NDArray[np.float64],
+    *,
+    epsilon: float = 0.0,
+    limit: int | None = None,
+    fast: evaluate.Play | None = None,
+    progress: evaluate.Progress | None = None,
+) -> tuple[bytes, Recording]:
+    """Make a GIF of a typical episode of the best, the median and the worst seed.
 
-    `name` is that of the environment; params [S, ...], keys [S, 2] and seeds [S] are the lanes'. Raises ValueError
-    where it does not render and where all lanes have failed.
+    Args:
+        name: of the environment, as in `scenes`.
+        env, network, params, keys: as in `evaluate.greedy`, of all S seeds.
+        seeds: the S seeds, for titles.
+        returns: of the evaluation [S, N]; NaN for a seed that has failed.
+        epsilon, limit, fast, progress: as in `evaluate.greedy`.
+
+    Raises:
+        ValueError: the environment does not render, or all seeds have failed.
     """
     means = returns.mean(1)
-    parts = cast(means)
+    parts = representatives(means)
     lanes = list(parts.values())
     some, chosen = {name: x[lanes] for name, x in params.items()}, [typical(returns[lane]) for lane in lanes]
-    if isinstance(env, World):
-        scenes = outside(name, env, network, some, keys[lanes], returns.shape[1], chosen, epsilon, limit)
-    else:
-        scenes = native(name, env, network, some, keys[lanes], returns.shape[1], chosen, fast, epsilon, limit)
-    with contextlib.closing(scenes):
-        film = thinned(scenes if progress is None else _told(scenes, progress))
-    each = zip(parts, lanes, film.scenes[-1].returns, strict=True)
+    made = scenes(
+        name, env, network, some, keys[lanes], returns.shape[1], chosen, epsilon=epsilon, limit=limit, fast=fast
+    )
+    with contextlib.closing(made):
+        recording = thinned(made if progress is None else _reporting(made, progress))
+    each = zip(parts, lanes, recording.scenes[-1].returns, strict=True)
     titles = [f"{part}: seed {seeds[i]}, {shown:.1f} (mean {means[i]:.1f})" for part, i, shown in each]
-    return gif(titles, film), film
+    return gif(titles, recording), recording
 
 
-def check_renders(name: str, env: Env | World) -> None:
-    """Raise ValueError where `name` does not render, with what to do about it."""
-    check.kind("env", env, Env, World)
+def check_renders(name: str, env: Env | HostEnv) -> None:
+    """Raise ValueError with a remedy unless the environment called `name` renders."""
+    check.kind("env", env, Env, HostEnv)
     try:
-        if isinstance(env, Env):
-            with paint.painter(name, env.spec, envs.GYMNASIUM.get(name)) as painted:
-                check_frame(name, painted(np.zeros(env.spec.obs_shape)))
-            return
-        with _opened(name, env, 1) as games:
-            games.reset([[0]])
-            check_frame(name, games.frames()[0])
-    except Exception as error:  # whatever somebody's code may raise
-        lacks = ImportError, gymnasium.error.DependencyNotInstalled
-        cause = error if isinstance(error, lacks) else error.__cause__ or error  # a world's sentence is of something
-        words = " ".join(str(cause).split()) or type(cause).__name__
-        if words.startswith("video: "):
+        check_frame(name, _host_frame(name, env) if envs.on_host(env) else _device_frame(name, env))
+    except Exception as error:  # a user's environment may raise anything
+        missing = ImportError, gymnasium.error.DependencyNotInstalled
+        # A host environment raises its own ValueError from the original error.
+        cause = error if isinstance(error, missing) else error.__cause__ or error
+        message = " ".join(str(cause).split()) or type(cause).__name__
+        if message.startswith("video: "):
             raise
-        if isinstance(cause, lacks):
-            lacking = words.partition(", run ")[0]
+        if isinstance(cause, missing):
+            package = message.partition(", run ")[0]
             raise ValueError(
-                f"video: expected what {name} is drawn with, got: {lacking}; pip install 'fdqn[video]'"
+                f"video: expected what {name} is drawn with, got: {package}; pip install 'fdqn[video]'"
             ) from error
-        raise ValueError(f"video: expected an environment that renders, got {name}: {words}") from error
+        raise ValueError(f"video: expected an environment that renders, got {name}: {message}") from error
 
 
 def check_frame(name: str, frame: Any) -> None:
-    """Raise ValueError unless it is a picture, uint8 [H, W, 3]; `name` is for the message."""
+    """Raise ValueError unless `frame` is a picture, uint8 [H, W, 3]. `name` is for the message."""
     shape, dtype = np.shape(frame), getattr(frame, "dtype", type(frame).__name__)
     if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
         raise ValueError(f"video: expected pictures [H, W, 3] of uint8 of {name}, got {list(shape)} of {dtype}")
 
 
-def _opened(name: str, world: World, lanes: int) -> contextlib.closing:
-    if world.film is None:
-        raise ValueError(f"video: expected an environment that renders, got {name}, a World without film")
-    return contextlib.closing(world.film(lanes))
+def _device_frame(name: str, env: Env) -> Frame:
+    with render.renderer(name, env.spec, envs.GYMNASIUM.get(name)) as draw_obs:
+        return draw_obs(np.zeros(env.spec.obs_shape))
 
 
-def _told(scenes: Iterable[Scene], progress: evaluate.Progress) -> Iterator[Scene]:
+def _host_frame(name: str, env: HostEnv) -> Any:
+    with _recording(name, env, 1) as vector:
+        vector.reset([[0]])
+        return vector.frames()[0]
+
+
+def _recording(name: str, env: HostEnv, seeds: int) -> contextlib.closing[RecordingEnv]:
+    if env.record is None:
+        raise ValueError(f"video: expected an environment that renders, got {name}, a HostEnv without record")
+    return contextlib.closing(envs.record_host(env, seeds))
+
+
+def _reporting(scenes: Iterable[Scene], progress: evaluate.Progress) -> Iterator[Scene]:
     for i, scene in enumerate(scenes):
         progress(int(scene.ended.sum()), i)
         yield scene
 
 
-def _standing(scenes: Iterable[Scene]) -> Iterator[Scene]:
-    """The same, until all have ended; where one has, or broke, its last picture and its return stand."""
+def _until_ended(scenes: Iterable[Scene]) -> Iterator[Scene]:
+    """Yield scenes until all episodes have ended; an ended or failed episode keeps its last picture."""
     before = None
     for scene in scenes:
         if before is not None:
             pictures = zip(before.frames, scene.frames, before.ended, strict=True)
-            scene = scene._replace(frames=[old if over or new is None else new for old, new, over in pictures])
+            scene = scene._replace(frames=[old if ended or new is None else new for old, new, ended in pictures])
         yield scene
         before = scene
         if scene.ended.all():
@@ -230,12 +302,12 @@ def _standing(scenes: Iterable[Scene]) -> Iterator[Scene]:
 
 
 def _small(scene: Scene) -> Scene:
-    """With pictures that are no larger than `SIDE`."""
+    """Shrink pictures whose longer side is above SIDE."""
     from PIL import Image
 
     def small(frame: Frame) -> Frame:
         if max(frame.shape[:2]) <= SIDE:
-            return np.array(frame)  # whoever drew it may draw over it
+            return np.array(frame)  # a copy: an environment may render into the same array again
         picture = Image.fromarray(frame)
         picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
         return np.asarray(picture)
@@ -244,7 +316,7 @@ def _small(scene: Scene) -> Scene:
 
 
 def _page(titles: Sequence[str], frames: Sequence[Frame]) -> "Image.Image":
-    """The lanes side by side, each a picture in the middle of its column, under its title."""
+    """Draw pictures side by side, each centred in its column under its title."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(LETTERS)
@@ -263,7 +335,7 @@ def _page(titles: Sequence[str], frames: Sequence[Frame]) -> "Image.Image":
 
 
 def _large(frame: Frame) -> "Image.Image":
-    """As large as whole pixels become in `SIDE`."""
+    """Enlarge a picture by the largest whole factor that keeps it within SIDE."""
     from PIL import Image
 
     times = max(1, SIDE // max(frame.shape[:2]))

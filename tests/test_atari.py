@@ -10,11 +10,11 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tree
-from fdqn.envs import gym
+from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import host, off_policy
-from fdqn.types import World
+from fdqn.types import HostEnv
 
 SETTINGS = Settings(
     env="ale:Breakout", seeds=2, num_envs=3, steps=3 * 160, learning_starts=3 * 160 - 3, capacity=500, batch_size=2,
@@ -165,7 +165,7 @@ class Shifts(VectorEnv):
 def test_observations_that_are_not_stacked_as_said_break_their_lane():
     """Replay keeps one frame of each, so what it would give back otherwise is never learned from."""
     for wrong, breaks in ((99, False), (4, True)):
-        world = gym.world("shifts", lambda n, wrong=wrong: Shifts(n, wrong, AutoresetMode.DISABLED), stack=3)
+        world = gym.from_vector("shifts", lambda n, wrong=wrong: Shifts(n, wrong, AutoresetMode.DISABLED), stack=3)
         games = world.open(2, 2)
         games.reset([[1, 2], [3, 4]])
         for _ in range(12):
@@ -173,7 +173,7 @@ def test_observations_that_are_not_stacked_as_said_break_their_lane():
         assert len(games.broken) == 2 * breaks
         assert all("expected observations of the last 3 frames, oldest first" in x for x in games.broken.values())
     with pytest.raises(ValueError, match=r"expected shifts to start an episode, got env: expected observations of the"):
-        gym.world("shifts", lambda n: Shifts(n, 0, AutoresetMode.DISABLED), stack=3).open(1, 1).reset([[1]])
+        gym.from_vector("shifts", lambda n: Shifts(n, 0, AutoresetMode.DISABLED), stack=3).open(1, 1).reset([[1]])
 
 
 def test_a_game_by_the_name_that_others_give_it_is_pointed_to(monkeypatch):
@@ -184,7 +184,7 @@ def test_a_game_by_the_name_that_others_give_it_is_pointed_to(monkeypatch):
 
 @pytest.mark.parametrize("env", ["cartpole", "gym:CartPole-v1"])
 def test_lives_end_nothing_where_none_are_counted(env):
-    message = rf"^terminal_on_life_loss: expected a world that counts lives, .* got {env}"
+    message = rf"^terminal_on_life_loss: expected an environment that counts lives, .* got {env}"
     with pytest.raises(ValueError, match=message):
         build.program(Settings(env=env, terminal_on_life_loss=True))
 
@@ -209,21 +209,21 @@ def test_a_resumed_run_spans_no_cut():
     assert torch.equal(newest.next_obs, again[6].step.next_obs[0])
 
 
-def test_worlds_of_frames_are_of_a_lane():
+def test_a_seed_s_frames_are_independent_of_the_others():
     """A lane's rows do not depend on the lanes beside it."""
     pytest.importorskip("ale_py")
     both, _ = played(SETTINGS)
     alone, _ = played(dataclasses.replace(SETTINGS, seeds=1))
     asserts.assert_trees_equal(tree.index(alone.buffer, 0), tree.index(both.buffer, 0))
-    assert isinstance(envs.find(SETTINGS.env), World)
+    assert isinstance(envs.find(SETTINGS.env), HostEnv)
 
 
-def test_a_film_plays_the_game_to_its_end_and_changes_no_other():
+def test_recording_plays_to_the_end_and_changes_no_other_game():
     """ale-py's environments share their metadata, so that one that restarts otherwise would change what all say."""
     pytest.importorskip("ale_py")
     world, rng = envs.find("ale:Breakout"), np.random.default_rng(0)
-    for games in (world.open(2, 1), world.film(2)):
-        other = world.film(1)
+    for games in (world.open(2, 1), world.record(2)):
+        other = world.record(1)
         first, ended = games.reset([[5], [6]]), 0
         for _ in range(400):
             answer = games.step(rng.integers(0, 4, (2, 1)))

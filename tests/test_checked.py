@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_worlds import SETTINGS, trained
 
 from fdqn import build, envs, evaluate, networks, random, video
-from fdqn.envs import gym
-from fdqn.envs.checked import Checked
-from fdqn.envs.spaces import encoding
+from fdqn.envs.host import gymnasium as gym
+from fdqn.envs.host.checked import Checked
+from fdqn.envs.host.spaces import encoding
 from fdqn.settings import Settings
 
 KEYS = random.key([0, 1])
@@ -65,21 +65,21 @@ ACTIONS = [(np.int32, 0), (np.int8, -3), (np.int16, 100), (np.uint8, 250), (np.u
 @pytest.mark.parametrize(("dtype", "start"), ACTIONS)
 def test_actions_are_of_the_space_s_own_dtype_in_training_evaluation_and_video(monkeypatch, dtype, start):
     """Gymnasium's check passes such an environment; int64 actions ended every seed at its first step."""
-    world = gym.of("strict", lambda render_mode=None: Strict(render_mode, dtype, start))
+    world = gym.from_factory("strict", lambda render_mode=None: Strict(render_mode, dtype, start))
     monkeypatch.setattr(envs, "find", lambda name: world)
     last = trained(SETTINGS)
     assert last.state.metrics.failed.tolist() == [-1, -1]
     assert (last.state.metrics.episodes > 0).all()
     network = networks.mlp(2, (4,), 3)
     params = network.init(KEYS)
-    assert evaluate.outside(world, network, params, KEYS, 2).tolist() == [[3.0, 3.0]] * 2
-    scenes = list(itertools.islice(video.outside("strict", world, network, params, KEYS, 2, [0, 1]), 4))
+    assert evaluate.greedy_on_host(world, network, params, KEYS, 2).returns.tolist() == [[3.0, 3.0]] * 2
+    scenes = list(itertools.islice(video.host_scenes("strict", world, network, params, KEYS, 2, [0, 1]), 4))
     assert scenes[3].returns.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_actions_are_of_the_space_s_own_dtype_in_vector_environments(mode):
-    world = gym.world("strict", lambda n: SyncVectorEnv([Strict] * n, autoreset_mode=mode))
+    world = gym.from_vector("strict", lambda n: SyncVectorEnv([Strict] * n, autoreset_mode=mode))
     games = world.open(1, 2)
     games.reset([[1, 2]])
     for _ in range(8):
@@ -107,7 +107,7 @@ class Taking(gymnasium.vector.VectorEnv):
 
 
 def test_actions_are_of_the_dtype_of_a_vector_environment_of_one_s_own():
-    world = gym.world("taking", Taking)
+    world = gym.from_vector("taking", Taking)
     games = world.open(2, 3)
     games.reset([[1, 2, 3], [4, 5, 6]])
     for _ in range(30):
@@ -157,7 +157,7 @@ def in_a_wrapper():
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_masks_of_a_method_are_used(monkeypatch, make, mode):
     """It was ignored without a word. All actions but the legal ones break the lane."""
-    world = gym.world("masked", lambda n: SyncVectorEnv([make] * n, autoreset_mode=mode))
+    world = gym.from_vector("masked", lambda n: SyncVectorEnv([make] * n, autoreset_mode=mode))
     monkeypatch.setattr(envs, "find", lambda name: world)
     last = trained(SETTINGS)
     assert last.state.metrics.failed.tolist() == [-1, -1]
@@ -166,12 +166,12 @@ def test_masks_of_a_method_are_used(monkeypatch, make, mode):
     going_on = rows.discount[0, :count] == 1
     assert (rows.next_legal[0, :count][going_on].sum(-1) == 1).all()
     network = networks.mlp(2, (4,), 3)
-    assert evaluate.outside(world, network, network.init(KEYS), KEYS, 2).min() >= 2
+    assert evaluate.greedy_on_host(world, network, network.init(KEYS), KEYS, 2).returns.min() >= 2
 
 
 def test_masks_of_a_method_are_used_of_environments_made_one_by_one_and_by_name(monkeypatch):
     monkeypatch.setitem(gymnasium.registry, "Masked-v0", gymnasium.envs.registration.EnvSpec("Masked-v0", Masked))
-    for world in (gym.of("masked", Masked), gym.named("Masked-v0")):
+    for world in (gym.from_factory("masked", Masked), gym.named("Masked-v0")):
         games = world.open(1, 2)
         step = games.reset([[1, 2]])
         for t in range(7):
@@ -211,7 +211,7 @@ class Told(Masked):
 
 @pytest.mark.parametrize("where", ["obs", "info"])
 def test_a_mask_among_observations_or_infos_wins(where):
-    games = gym.of("told", partial(Told, where)).open(1, 2)
+    games = gym.from_factory("told", partial(Told, where)).open(1, 2)
     step = games.reset([[1, 2]])
     for _ in range(5):
         assert step.legal[0].tolist() == [[False, False, True]] * 2
@@ -221,7 +221,7 @@ def test_a_mask_among_observations_or_infos_wins(where):
 
 def test_a_mask_of_another_length_is_named():
     env = Masked
-    games = gym.of("short", type("Short", (env,), {"action_masks": lambda self: [True, False]})).open(1, 1)
+    games = gym.from_factory("short", type("Short", (env,), {"action_masks": lambda self: [True, False]})).open(1, 1)
     with pytest.raises(ValueError, match="action_mask: expected 3 entries, one an action, got"):
         games.reset([[1]])
 
@@ -268,7 +268,7 @@ STEPS = {
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_that_is_not_as_it_should_be_is_named(name):
     wrong, says = STEPS[name]
-    games = gym.of("wrong", partial(Answers, None, wrong)).open(1, 1)
+    games = gym.from_factory("wrong", partial(Answers, None, wrong)).open(1, 1)
     games.reset([[1]])
     games.step(np.array([[1]]))
     with pytest.raises(ValueError, match=f"^env: expected {says}"):
@@ -285,7 +285,7 @@ def test_a_step_that_is_not_as_it_should_be_is_named(name):
 )
 def test_a_reset_that_is_not_as_it_should_be_is_named(wrong, says):
     with pytest.raises(ValueError, match=f"to start an episode, got env: expected {says}"):
-        gym.of("wrong", partial(Answers, wrong)).open(1, 1).reset([[1]])
+        gym.from_factory("wrong", partial(Answers, wrong)).open(1, 1).reset([[1]])
 
 
 class Old(Strict):
@@ -306,7 +306,7 @@ class Seeded(Strict):
 def test_a_reset_that_takes_no_seed_or_options_is_named(make, lacks):
     says = rf"got env: expected reset to take seed and options, got .* unexpected keyword argument '{lacks}'; take both"
     with pytest.raises(ValueError, match=says):
-        gym.of("old", make).open(1, 1).reset([[1]])
+        gym.from_factory("old", make).open(1, 1).reset([[1]])
 
 
 def test_an_old_environment_in_a_wrapper_that_knows_how_is_taken():
@@ -315,7 +315,7 @@ def test_an_old_environment_in_a_wrapper_that_knows_how_is_taken():
             self.env.time = 0
             return self.env.reset(), {}
 
-    games = gym.of("old", lambda: Knowing(Old(dtype=np.int64))).open(1, 1)
+    games = gym.from_factory("old", lambda: Knowing(Old(dtype=np.int64))).open(1, 1)
     games.reset([[1]])
     assert games.step(np.array([[1]])).alive.all()
 
@@ -334,7 +334,7 @@ RIGHT = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_unambiguous_return_values_are_accepted(name):
-    games = gym.of("right", partial(Answers, None, RIGHT[name])).open(1, 2)
+    games = gym.from_factory("right", partial(Answers, None, RIGHT[name])).open(1, 2)
     games.reset([[1, 2]])
     for t in range(3):
         step = games.step(np.array([[1, 0]])).step
@@ -353,7 +353,7 @@ def test_lives_that_are_no_number_count_none(lives, mode):
 
     for others in ({}, {"lives": 3}):
         both = [make({"lives": lives}), make(others)]
-        world = gym.world("lives", lambda n, both=both: SyncVectorEnv(both[:n], autoreset_mode=mode))
+        world = gym.from_vector("lives", lambda n, both=both: SyncVectorEnv(both[:n], autoreset_mode=mode))
         games = world.open(1, 2)
         games.reset([[1, 2]])
         for _ in range(6):
@@ -374,7 +374,7 @@ def test_vector_environments_are_named_too():
             return super().step(actions)[1:]
 
     for kind, says in ((Wide, r"rewards of shape \[2\], got \[2, 1\]"), (Four, f"step to return {FIVE}, got 4 values")):
-        games = gym.world("it", lambda n, kind=kind: kind([partial(Strict, None, np.int64)] * n)).open(1, 2)
+        games = gym.from_vector("it", lambda n, kind=kind: kind([partial(Strict, None, np.int64)] * n)).open(1, 2)
         games.reset([[1, 2]])
         games.step(np.array([[1, 0]]))
         with pytest.raises(ValueError, match=f"^env: expected {says}"):
@@ -405,7 +405,7 @@ def test_a_space_of_any_size_is_refused_in_a_sentence_and_allocates_nothing(monk
         observation_space = HUGE[name]
 
     assert encoding(HUGE[name]).shape[0] >= 10**13
-    world = gym.of("huge", Huge)
+    world = gym.from_factory("huge", Huge)
     monkeypatch.setattr(envs, "find", lambda name: world)
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31 weights, got .*make observations or layers smaller"):
         build.program(Settings(env="huge"))
@@ -415,7 +415,7 @@ def test_a_space_too_large_for_memory_raises_the_memory_error(monkeypatch):
     class Large(Strict):
         observation_space = spaces.Discrete(10**7)
 
-    world = gym.of("large", Large)
+    world = gym.from_factory("large", Large)
     monkeypatch.setattr(envs, "find", lambda name: world)
     with pytest.raises(ValueError, match=r"^capacity: expected seeds that fit in .* GB of free memory"):
         build.check_memory(build.program(Settings(env="large")), 16, torch.device("cpu"))
@@ -456,7 +456,7 @@ def test_bytes_among_several_observations_are_divided_by_255_once():
     assert torch.equal(network.apply(params, torch.from_numpy(alone.encode(x))), network.apply(params, shown))
 
 
-@pytest.mark.parametrize("make", [partial(gym.of, "small", Small), partial(gym.named, "CartPole-v1")])
+@pytest.mark.parametrize("make", [partial(gym.from_factory, "small", Small), partial(gym.named, "CartPole-v1")])
 def test_worlds_can_be_pickled(make):
     played = []
     for world in (make(), pickle.loads(pickle.dumps(make()))):

@@ -116,7 +116,7 @@ def test_eval_plays_a_checkpoint(made, run, capsys):
     record = printed(capsys, "eval", "run", "--checkpoint", "100", "--episodes", "3")
     settings = runs.plan(run)[0]
     env, network = build.program(settings).env, build.network(settings)
-    returns = evaluate.native(env, network, made[1][100], build.keys(settings), 3)
+    returns = evaluate.greedy_on_device(env, network, made[1][100], build.keys(settings), 3).returns
     assert record["per_seed"] == returns.mean(1).tolist()
     last = printed(capsys, "eval", "run", "--checkpoint", "last")
     assert last == {**printed(capsys, "eval", "run"), "checkpoint": 400}

@@ -853,8 +853,8 @@ def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys)
         time.sleep(0.01)
         return original(*args, **kwargs)
 
-    original = evaluate.outside
-    monkeypatch.setattr(evaluate, "outside", slow)
+    original = evaluate.greedy_on_host
+    monkeypatch.setattr(evaluate, "greedy_on_host", slow)
     code = cli.main(["train", *TINY, "--out", str(tmp_path / "run")])
     err = capsys.readouterr().err
     assert code == 130
@@ -873,7 +873,7 @@ def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, c
 
     original = history.record
     monkeypatch.setattr(history, "record", stopping)
-    monkeypatch.setattr(evaluate, "outside", lambda *given, **more: pytest.fail("it plays"))
+    monkeypatch.setattr(evaluate, "greedy_on_host", lambda *given, **more: pytest.fail("it plays"))
     path = tmp_path / "run"
     words = ["--env", "gym:CartPole-v1", "--steps", "300", "--report-every", "40", "--learning-starts", "20"]
     assert cli.main(["train", *words, "--seeds", "2", "--hidden", "8", "--no-compile", "--out", str(path)]) == 130

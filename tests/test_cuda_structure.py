@@ -13,11 +13,11 @@ from torch.func import vmap
 
 from fdqn import build, envs, evaluate, networks, schedules, training, tree
 from fdqn import compile as edge
-from fdqn.envs import cartpole, silent
+from fdqn.envs.classic import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import examples
 from fdqn.training import host
-from fdqn.types import Answer, EnvSpec, Hyper, Step
+from fdqn.types import EnvSpec, HostEnv, HostStep, Hyper, Step
 
 DEVICE = torch.device("meta")
 LANES = 3
@@ -54,7 +54,7 @@ def check_step(step, program, state, *given):
 
 def check_play(env, network, state, epsilon):
     params, keys = state.learner.params, state.key
-    games = next(evaluate.steps(env, network, params, keys, 4, epsilon=epsilon))
+    games = next(evaluate.device_steps(env, network, params, keys, 4, epsilon=epsilon))
     u = torch.zeros((LANES, 4, 2 + env.spec.noise), device=DEVICE)
     check(vmap(partial(evaluate.play, env, network, epsilon)), params, games, u)
 
@@ -104,11 +104,11 @@ WORLDS = {
 def test_the_parts_of_a_cycle_around_a_host_environment(kind):
     spec, network = WORLDS[kind]
     network = network and network(spec.obs_shape, spec.actions)
-    program = examples.program(silent.make(spec), network=network, terminal_on_life_loss=True, n_step=2)
+    program = examples.program(HostEnv(None, spec), network=network, terminal_on_life_loss=True, n_step=2)
     state, noise = started(program)
     _, step = vmap(program.env.reset)(torch.zeros((LANES, 3, 0), device=DEVICE))
     none = torch.zeros((LANES, 3), dtype=torch.bool, device=DEVICE)
-    answer = Answer(Step(*map(torch.clone, step)), ~none, ~none[:, 0], none)
+    answer = HostStep(Step(*map(torch.clone, step)), ~none, ~none[:, 0], none)
     check_step(
         host.choose, program, state, tree.index(host.interaction(tree.map(lambda x: x.unsqueeze(0), noise), 0), 0)
     )
@@ -139,7 +139,7 @@ def test_evaluation_is_compiled_from_its_first_step():
         calls.append(given)
         return slow(*given)
 
-    games = evaluate.steps(program.env, program.network, state.learner.params, state.key, 4, fast)
+    games = evaluate.device_steps(program.env, program.network, state.learner.params, state.key, 4, fast=fast)
     for _ in range(4):
         next(games)
     assert len(calls) == 3
@@ -150,7 +150,7 @@ def test_keys_follow_the_parameters_that_are_played():
     program = build.program(Settings())
     state, _ = started(program)
     keys = torch.zeros((LANES, 2), dtype=torch.int64)
-    games = next(evaluate.steps(program.env, program.network, state.learner.params, keys, 4))
+    games = next(evaluate.device_steps(program.env, program.network, state.learner.params, keys, 4))
     assert {x.device for x in tree.leaves(games)} == {DEVICE}
 
 
@@ -277,4 +277,4 @@ def test_nothing_is_refused_on_a_cpu():
 def test_epsilon_greedy_evaluation_copies_no_scalar():
     """A number of Python goes into the kernel as it is; a tensor of it would be copied from the host at every step."""
     q, legal = torch.zeros((LANES, 2), device=DEVICE), torch.ones((LANES, 2), dtype=torch.bool, device=DEVICE)
-    check(lambda q, legal, u: evaluate._chosen(q, legal, 0.05, u), q, legal, torch.zeros((LANES, 2), device=DEVICE))
+    check(lambda q, legal, u: evaluate._choose(q, legal, 0.05, u), q, legal, torch.zeros((LANES, 2), device=DEVICE))

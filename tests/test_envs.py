@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from fdqn import envs, tree
-from fdqn.envs import acrobot, cartpole, catch, episode, mountain_car
+from fdqn.envs import episode
+from fdqn.envs.classic import acrobot, cartpole, catch, mountain_car
 from fdqn.testing import probes
 
 NAMES = envs.names()

@@ -1,4 +1,4 @@
-"""Greedy episodes of many lanes at once, against one lane and one episode at a time in plain Python."""
+"""Greedy episodes of many seeds at once, compared with a plain loop over seeds and episodes."""
 
 import contextlib
 from functools import partial
@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import actions, build, compile, envs, evaluate, networks, policies, random, tree
-from fdqn.envs import episode, gym
+from fdqn.envs import episode
+from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
 from fdqn.testing import probes
-from fdqn.types import Env, EnvSpec, Network, Step, World
+from fdqn.types import Env, EnvSpec, HostEnv, Network, Step
 
 KEYS = random.fold_in(random.key(torch.arange(3)), 99)
 ACTIONS = 3
@@ -95,41 +96,43 @@ def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: 
     return returns
 
 
-def test_native_equals_a_loop_over_lanes_and_episodes():
+def test_evaluation_equals_a_loop_over_seeds_and_episodes():
     network, params = wide(0)
     expected = reference(noisy(), network, params, KEYS, 6)
-    np.testing.assert_allclose(evaluate.native(noisy(), network, params, KEYS, 6), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        evaluate.greedy_on_device(noisy(), network, params, KEYS, 6).returns, expected, rtol=1e-12
+    )
     assert len(np.unique(expected)) == expected.size, "this environment tells all episodes apart"
 
 
 @pytest.mark.parametrize("epsilon", [0.3, 1.0])
-def test_a_share_of_actions_is_random(epsilon):
+def test_a_fraction_of_actions_is_random(epsilon):
     network, params = wide(0)
     expected = reference(noisy(), network, params, KEYS, 6, epsilon)
     np.testing.assert_allclose(
-        evaluate.native(noisy(), network, params, KEYS, 6, epsilon=epsilon), expected, rtol=1e-12
+        evaluate.greedy_on_device(noisy(), network, params, KEYS, 6, epsilon=epsilon).returns, expected, rtol=1e-12
     )
     assert not np.array_equal(expected, reference(noisy(), network, params, KEYS, 6))
 
 
-def test_native_equals_a_loop_in_cartpole():
+def test_evaluation_equals_a_loop_in_cartpole():
     env = envs.make("cartpole", dtype=torch.float64)
     network, params = balancing()
-    returns = evaluate.native(env, network, params, KEYS, 4)
+    returns = evaluate.greedy_on_device(env, network, params, KEYS, 4).returns
     assert (returns[0] == 500).all(), "a lane that balances reaches the time limit"
     assert (returns[1] < 15).all()
     short = env._replace(spec=env.spec._replace(time_limit=70))  # the loop is slow: what comes later is said above
     limited = envs.make("cartpole", dtype=torch.float64, time_limit=70)
     np.testing.assert_array_equal(
-        evaluate.native(limited, network, params, KEYS, 4), reference(short, network, params, KEYS, 4)
+        evaluate.greedy_on_device(limited, network, params, KEYS, 4).returns, reference(short, network, params, KEYS, 4)
     )
 
 
-def test_native_equals_a_loop_in_catch():
+def test_evaluation_equals_a_loop_in_catch():
     env = envs.make("catch")
     network = networks.mlp((10, 5), (16,), 3)
     params = {name: 2 * x.double() for name, x in network.init(random.key(torch.arange(3))).items()}
-    returns = evaluate.native(env, network, params, KEYS, 8)
+    returns = evaluate.greedy_on_device(env, network, params, KEYS, 8).returns
     np.testing.assert_array_equal(returns, reference(env, network, params, KEYS, 8))
     assert set(np.unique(returns)) == {-1.0, 1.0}
 
@@ -140,7 +143,7 @@ def test_an_episode_ends_with_the_time_limit(limit):
     step = partial(env.step.func, **{**env.step.keywords, "spec": env.spec._replace(time_limit=limit)})
     env = Env(env.reset, step, env.spec._replace(time_limit=limit))
     network = networks.mlp((1,), (2,), 2)
-    returns = evaluate.native(env, network, network.init(random.key(torch.arange(2))), KEYS[:2], 3)
+    returns = evaluate.greedy_on_device(env, network, network.init(random.key(torch.arange(2))), KEYS[:2], 3).returns
     assert (returns == limit).all(), "one a step, until the limit"
 
 
@@ -167,7 +170,7 @@ evaluate_play = evaluate.play
 def test_the_loop_rejects_plants(monkeypatch, plant):
     network, params = wide(0)
     monkeypatch.setattr(evaluate, "play", plant)
-    wrong = evaluate.native(noisy(), network, params, KEYS, 6)
+    wrong = evaluate.greedy_on_device(noisy(), network, params, KEYS, 6).returns
     assert not np.allclose(wrong, reference(noisy(), network, params, KEYS, 6))
 
 
@@ -175,29 +178,31 @@ def test_greedy_over_legal_actions_only():
     probe = probes.masked_reward()
     network = Network(lambda key: {}, lambda params, obs: params["q"].expand(*obs.shape[:-1], 3))
     params = {"q": torch.tensor([[0.0, -1.0, 9.0], [-1.0, 0.0, 9.0]])}
-    returns = evaluate.native(probe.env, network, params, KEYS[:2], 5)
+    returns = evaluate.greedy_on_device(probe.env, network, params, KEYS[:2], 5).returns
     np.testing.assert_array_equal(returns, [[-1.0] * 5, [-2.0] * 5])  # action 2 would pay 1
 
 
-def test_a_lane_does_not_know_its_neighbours():
+def test_a_seed_is_independent_of_the_others():
     network, params = wide(4)
-    together = evaluate.native(noisy(), network, params, KEYS, 6)
+    together = evaluate.greedy_on_device(noisy(), network, params, KEYS, 6).returns
     for lane in range(3):
-        alone = evaluate.native(noisy(), network, tree.map(lambda x: x[lane : lane + 1], params), KEYS[lane:][:1], 6)
+        alone = evaluate.greedy_on_device(
+            noisy(), network, tree.map(lambda x: x[lane : lane + 1], params), KEYS[lane:][:1], 6
+        ).returns
         np.testing.assert_allclose(alone[0], together[lane], rtol=1e-12)
     other = KEYS.clone()
     other[1] += 1
-    changed = evaluate.native(noisy(), network, params, other, 6)
+    changed = evaluate.greedy_on_device(noisy(), network, params, other, 6).returns
     np.testing.assert_array_equal(changed[[0, 2]], together[[0, 2]])
     assert (changed[1] != together[1]).all()
 
 
-def test_native_is_pure():
+def test_evaluation_is_pure():
     network, params = wide(0)
     before, keys = tree.clone(params), KEYS.clone()
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    first, second = (evaluate.native(noisy(), network, params, keys, 3) for _ in range(2))
+    first, second = (evaluate.greedy_on_device(noisy(), network, params, keys, 3).returns for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.dtype == np.float64
     assert tree.equal(params, before)
@@ -205,11 +210,11 @@ def test_native_is_pure():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_lane_of_nan_is_played_and_harms_nobody():
+def test_a_seed_of_nan_does_not_change_the_others():
     network, params = balancing()
-    healthy = evaluate.native(envs.make("cartpole"), network, params, KEYS, 2)
+    healthy = evaluate.greedy_on_device(envs.make("cartpole"), network, params, KEYS, 2).returns
     params["2.weight"][1] = torch.nan
-    returns = evaluate.native(envs.make("cartpole"), network, params, KEYS, 2)
+    returns = evaluate.greedy_on_device(envs.make("cartpole"), network, params, KEYS, 2).returns
     np.testing.assert_array_equal(returns[[0, 2]], healthy[[0, 2]])
 
 
@@ -217,10 +222,10 @@ def test_a_lane_of_nan_is_played_and_harms_nobody():
 def test_fewer_than_one_episode_is_refused(episodes):
     network, params = wide(0)
     with pytest.raises(ValueError, match=f"episodes: expected at least 1, got {episodes}"):
-        evaluate.native(noisy(), network, params, KEYS, episodes)
+        evaluate.greedy_on_device(noisy(), network, params, KEYS, episodes)
     with pytest.raises(ValueError, match=f"episodes: expected at least 1, got {episodes}"):
-        evaluate.outside(
-            World(lambda *_: pytest.fail("nothing should be opened"), None), network, params, KEYS, episodes
+        evaluate.greedy_on_host(
+            HostEnv(lambda *_: pytest.fail("nothing should be opened"), None), network, params, KEYS, episodes
         )
 
 
@@ -229,9 +234,9 @@ def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
     return w2 @ np.maximum(w0 @ obs.astype(np.float64) + b0, 0) + b2
 
 
-def test_outside_equals_a_loop_over_gymnasium():
+def test_host_evaluation_equals_a_loop_over_gymnasium():
     network, params = balancing()
-    returns = evaluate.outside(gym.named("CartPole-v1"), network, params, KEYS, 3)
+    returns = evaluate.greedy_on_host(gym.named("CartPole-v1"), network, params, KEYS, 3).returns
     seeds = random.bits(random.fold_in(KEYS, random.OUTSIDE), (3,)).tolist()
     expected = np.zeros((3, 3))
     env = gymnasium.make("CartPole-v1")
@@ -271,7 +276,7 @@ class Counter(gymnasium.Env):
         assert self.action_space.contains(action), action
         self.time += 1
         if self.time == self.fails_at:
-            raise RuntimeError("the world broke")
+            raise RuntimeError("the environment broke")
         self.over = self.time == 3
         self.seen += 0.1
         return self.seen, float(action), self.over, False, {}
@@ -292,65 +297,69 @@ def constant(*values: tuple[float, float]) -> tuple[Network, dict]:
 
 
 @pytest.mark.parametrize("start", [0, 1, 5])
-def test_outside_counts_actions_from_the_start_of_the_space(counter, start):
+def test_actions_are_counted_from_the_start_of_the_space(counter, start):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    returns = evaluate.outside(gym.of("counter", partial(counter, start)), network, params, KEYS[:2], 4)
+    returns = evaluate.greedy_on_host(
+        gym.from_factory("counter", partial(counter, start)), network, params, KEYS[:2], 4
+    ).returns
     np.testing.assert_array_equal(returns, [[3.0 * start] * 4, [3.0 * (start + 1)] * 4])
 
 
-def test_a_share_of_actions_is_random_outside(counter):
+def test_a_fraction_of_actions_is_random_in_host_environments(counter):
     """Each game's choices follow from its own seed: they are the same in another world of fewer games."""
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    world = gym.of("counter", partial(counter, 0))
+    world = gym.from_factory("counter", partial(counter, 0))
 
     def played(seeds, epsilon):
         with contextlib.closing(world.open(*seeds.shape)) as games:
             some = {"q": params["q"][: len(seeds)]}
-            each = evaluate.steps_outside(games, world.spec, network, some, seeds, epsilon)
+            each = evaluate.host_steps(games, world.spec, network, some, seeds, epsilon=epsilon)
             return next(played.returns for played in each if played.ended.all())
 
-    seeds = evaluate.seeds_outside(KEYS[:2], 200)
+    seeds = evaluate.host_seeds(KEYS[:2], 200)
     shares = played(seeds, 0.5).mean(1) / 3
     assert shares.tolist() == pytest.approx([0.25, 0.75], abs=0.08)
     assert torch.equal(played(seeds[:, 7:9], 0.5), played(seeds, 0.5)[:, 7:9])
     assert torch.equal(played(seeds, 0.0), torch.tensor([[0.0], [3.0]]).expand(2, 200).double())
-    everything = evaluate.outside(world, network, params, KEYS[:2], 200, epsilon=0.5)
+    everything = evaluate.greedy_on_host(world, network, params, KEYS[:2], 200, epsilon=0.5).returns
     np.testing.assert_array_equal(everything, played(seeds, 0.5))
 
 
-def test_outside_closes_what_it_made(counter):
+def test_evaluation_closes_its_environments(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    evaluate.outside(gym.of("counter", counter), network, params, KEYS[:2], 4)
+    evaluate.greedy_on_host(gym.from_factory("counter", counter), network, params, KEYS[:2], 4)
     assert (counter.made, counter.closed) == (9, 9), "one to look at"
 
 
-def test_outside_closes_also_when_the_world_breaks(counter):
+def test_evaluation_closes_environments_that_fail(counter):
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    with pytest.raises(ValueError, match="to their end, got RuntimeError: the world broke"):
-        evaluate.outside(gym.of("counter", partial(counter, fails_at=2)), network, params, KEYS[:2], 4)
+    with pytest.raises(ValueError, match="to their end, got RuntimeError: the environment broke"):
+        evaluate.greedy_on_host(gym.from_factory("counter", partial(counter, fails_at=2)), network, params, KEYS[:2], 4)
     assert (counter.made, counter.closed) == (9, 9)
 
 
-def test_outside_refuses_other_observations(counter):
+def test_host_evaluation_refuses_other_observations(counter):
     network = networks.mlp((4,), (2,), 2)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match=r"env: expected observations that the network takes, got shape \[3, 2\]"):
-        evaluate.outside(gym.of("counter", partial(counter, shape=(3, 2))), network, params, KEYS[:2], 2)
+        evaluate.greedy_on_host(
+            gym.from_factory("counter", partial(counter, shape=(3, 2))), network, params, KEYS[:2], 2
+        )
     assert counter.made == counter.closed == 5
 
 
-def test_outside_refuses_another_number_of_actions(counter):
+def test_host_evaluation_refuses_another_number_of_actions(counter):
     network = networks.mlp((1,), (2,), 5)
     params = network.init(random.key(torch.arange(2)))
     with pytest.raises(ValueError, match="env: expected 5 actions, as many as the network gives values, got 2"):
-        evaluate.outside(gym.of("counter", counter), network, params, KEYS[:2], 2)
+        evaluate.greedy_on_host(gym.from_factory("counter", counter), network, params, KEYS[:2], 2)
     assert counter.made == counter.closed == 5
 
 
 def test_a_trained_policy_means_the_same_inside_and_outside():
     network, params = balancing()
-    inside = evaluate.native(envs.make("cartpole"), network, params, KEYS, 20).mean(1)
-    outside = evaluate.outside(gym.named("CartPole-v1"), network, params, KEYS, 20).mean(1)
+    inside = evaluate.greedy_on_device(envs.make("cartpole"), network, params, KEYS, 20).returns.mean(1)
+    outside = evaluate.greedy_on_host(gym.named("CartPole-v1"), network, params, KEYS, 20).returns.mean(1)
     np.testing.assert_allclose(inside, outside, rtol=0.15)
 
 
@@ -359,19 +368,21 @@ def test_play_holds_what_has_ended():
     own = {name: x[0] for name, x in params.items()}
     state, step = env.reset(torch.full((2, 2), 0.5))
     returns, ended = torch.tensor([3.0, 4.0]).double(), torch.tensor([True, False])
-    games = evaluate.Games(state, step.obs, step.legal, returns, ended, step.next_obs)
+    games = evaluate.Episodes(state, step.obs, step.legal, returns, ended, step.next_obs)
     after = evaluate.play(env, network, 0.0, own, games, torch.full((2, 4), 0.5))
     assert after.returns[0] == 3.0
     assert after.returns[1] == 4.0 + 1.0 + 10.0 * actions.greedy(network.apply(own, step.obs), step.legal)[1]
     assert after.ended.tolist() == [True, False]
 
 
-def test_steps_are_those_of_native():
+def test_device_steps_yields_the_start_and_every_step():
     """One for the start and one for every step; what an action led to is shown also where an episode ended."""
     network, params = wide(0)
-    games = list(evaluate.steps(noisy(100), network, params, KEYS, 4))
+    games = list(evaluate.device_steps(noisy(100), network, params, KEYS, 4))
     assert len(games) == 101
-    np.testing.assert_array_equal(games[-1].returns, evaluate.native(noisy(100), network, params, KEYS, 4))
+    np.testing.assert_array_equal(
+        games[-1].returns, evaluate.greedy_on_device(noisy(100), network, params, KEYS, 4).returns
+    )
     assert torch.equal(games[0].obs, games[0].next_obs)
     for before, after in pairwise(games):
         assert (before.ended <= after.ended).all()
@@ -383,11 +394,11 @@ def test_steps_are_those_of_native():
 
 def test_steps_outside_are_those_of_outside():
     network, params = balancing()
-    world, seeds = gym.named("CartPole-v1"), evaluate.seeds_outside(KEYS, 2)
+    world, seeds = gym.named("CartPole-v1"), evaluate.host_seeds(KEYS, 2)
     assert seeds.shape == (3, 2)
     with contextlib.closing(world.open(3, 2)) as games:
-        *_, last = evaluate.steps_outside(games, world.spec, network, params, seeds)
-    np.testing.assert_array_equal(last.returns, evaluate.outside(world, network, params, KEYS, 2))
+        *_, last = evaluate.host_steps(games, world.spec, network, params, seeds)
+    np.testing.assert_array_equal(last.returns, evaluate.greedy_on_host(world, network, params, KEYS, 2).returns)
     assert last.ended.all()
 
 
@@ -395,8 +406,8 @@ def test_steps_outside_are_those_of_outside():
 def test_progress_is_told(name):
     network, params = balancing()
     told = []
-    returns = evaluate.greedy(envs.find(name), network, params, KEYS, 4, progress=lambda *now: told.append(now))
-    np.testing.assert_array_equal(returns, evaluate.greedy(envs.find(name), network, params, KEYS, 4))
+    returns = evaluate.greedy(envs.find(name), network, params, KEYS, 4, progress=lambda *now: told.append(now)).returns
+    np.testing.assert_array_equal(returns, evaluate.greedy(envs.find(name), network, params, KEYS, 4).returns)
     ended, steps = zip(*told, strict=True)
     assert told[0] == (0, 0)
     assert ended[-1] == 12
@@ -460,75 +471,79 @@ class Ends(Forever):
     ends = 30
 
 
-@pytest.mark.parametrize("made", [gym.named("CliffWalking-v1"), gym.of("forever", Forever)], ids=["cliff", "own"])
-def test_worlds_without_a_time_limit_say_so(made):
+@pytest.mark.parametrize(
+    "made", [gym.named("CliffWalking-v1"), gym.from_factory("forever", Forever)], ids=["cliff", "own"]
+)
+def test_environments_without_a_time_limit_are_endless(made):
     assert (made.spec.time_limit, made.spec.endless) == (27_000, True)
 
 
-def test_a_limit_cuts_episodes_of_a_world_and_says_which():
+def test_a_limit_marks_unfinished_episodes_of_host_environments():
     network, params = constant((1.0, 0.0), (0.0, 1.0))
-    told, seen = [], []
-    returns = evaluate.greedy(
-        gym.of("ends", Ends), network, params, KEYS[:2], 3, lambda *now: seen.append(now), limit=50,
-        cut=lambda *now: told.append(now),
-    )  # fmt: skip
-    np.testing.assert_array_equal(returns, [[30.0] * 3, [50.0] * 3])
-    ((cut, limit),) = told
-    assert (cut.tolist(), limit) == ([[False] * 3, [True] * 3], 50)
+    seen = []
+    played = evaluate.greedy(
+        gym.from_factory("ends", Ends), network, params, KEYS[:2], 3, limit=50, progress=lambda *now: seen.append(now)
+    )
+    np.testing.assert_array_equal(played.returns, [[30.0] * 3, [50.0] * 3])
+    assert (played.unfinished.tolist(), played.limit) == ([[False] * 3, [True] * 3], 50)
+    assert played.failures == {}
     assert seen[-1] == (3, 50)
-    evaluate.greedy(gym.of("ends", Ends), network, params, KEYS[:2], 3, limit=60, cut=lambda *now: told.append(now))
-    assert not told[-1][0].any(), "what ends with the limit has ended"
+    played = evaluate.greedy(gym.from_factory("ends", Ends), network, params, KEYS[:2], 3, limit=60)
+    assert not played.unfinished.any(), "an episode that ends at the limit has ended"
 
 
 @pytest.mark.parametrize("limit", [1, 63, 64, 70])
-def test_a_limit_cuts_episodes_of_ours_and_says_which(limit):
+def test_a_limit_marks_unfinished_episodes_of_pure_environments(limit):
     env, (network, params) = envs.make("cartpole", dtype=torch.float64), balancing()
-    whole, told = evaluate.native(env, network, params, KEYS, 4), []
-    returns = evaluate.native(env, network, params, KEYS, 4, limit=limit, cut=lambda *now: told.append(now))
-    np.testing.assert_array_equal(returns, np.minimum(whole, limit))
-    ((cut, said),) = told
-    assert said == limit
-    np.testing.assert_array_equal(cut, whole > limit)
-    assert cut.any()
+    whole = evaluate.greedy_on_device(env, network, params, KEYS, 4).returns
+    played = evaluate.greedy_on_device(env, network, params, KEYS, 4, limit=limit)
+    np.testing.assert_array_equal(played.returns, np.minimum(whole, limit))
+    assert played.limit == limit
+    np.testing.assert_array_equal(played.unfinished, whole > limit)
+    assert played.unfinished.any()
 
 
-def test_a_limit_beyond_the_time_limit_of_ours_changes_nothing():
-    env, (network, params), told = envs.make("cartpole"), balancing(), []
-    returns = evaluate.native(env, network, params, KEYS, 2, limit=10**6, cut=lambda *now: told.append(now))
-    np.testing.assert_array_equal(returns, evaluate.native(env, network, params, KEYS, 2))
-    assert (told[0][0].any(), told[0][1]) == (False, 500)
+def test_a_limit_beyond_the_time_limit_changes_nothing():
+    env, (network, params) = envs.make("cartpole"), balancing()
+    played = evaluate.greedy_on_device(env, network, params, KEYS, 2, limit=10**6)
+    np.testing.assert_array_equal(played.returns, evaluate.greedy_on_device(env, network, params, KEYS, 2).returns)
+    assert (played.unfinished.any(), played.limit) == (False, 500)
     for limit, error in ((0, ValueError), (1.5, TypeError)):
         with pytest.raises(error, match="limit: expected "):
-            evaluate.native(env, network, params, KEYS, 2, limit=limit)
+            evaluate.greedy_on_device(env, network, params, KEYS, 2, limit=limit)
 
 
 @pytest.mark.parametrize("soon", [64, 192])
 def test_fast_takes_over_where_episodes_are_long(monkeypatch, soon):
     """After so many steps all of the others are its, and what it plays is the same."""
-    monkeypatch.setattr(evaluate, "_SOON", soon)
+    monkeypatch.setattr(evaluate, "_COMPILE_AFTER", soon)
     env, (network, params) = envs.make("cartpole", time_limit=300), balancing()
     slow, calls = vmap(partial(evaluate.play, env, network, 0.0)), []
-    returns = evaluate.native(env, network, params, KEYS, 4, fast=lambda *given: calls.append(1) or slow(*given))
+    returns = evaluate.greedy_on_device(
+        env, network, params, KEYS, 4, fast=lambda *given: calls.append(1) or slow(*given)
+    ).returns
     assert len(calls) == 320 - soon - 20
-    np.testing.assert_array_equal(returns, evaluate.native(env, network, params, KEYS, 4))
+    np.testing.assert_array_equal(returns, evaluate.greedy_on_device(env, network, params, KEYS, 4).returns)
     calls.clear()
     falls = {name: x[1:2] for name, x in params.items()}
-    evaluate.native(env, network, falls, KEYS[1:2], 4, fast=lambda *given: pytest.fail("it is over by then"))
+    evaluate.greedy_on_device(env, network, falls, KEYS[1:2], 4, fast=lambda *given: pytest.fail("it is over by then"))
 
 
-def test_a_compiled_player_plays_the_same(monkeypatch):
+def test_a_compiled_step_plays_the_same(monkeypatch):
     """From its first step on, in a game that is long enough to be compiled."""
-    monkeypatch.setattr(evaluate, "_SOON", 0)
+    monkeypatch.setattr(evaluate, "_COMPILE_AFTER", 0)
     env = envs.make("minatar:breakout", time_limit=150)
     network = networks.minatar(env.spec.obs_shape, env.spec.actions)
     params = network.init(random.fold_in(KEYS, random.NETWORK))
-    games = [evaluate.steps(env, network, params, KEYS, 4, fast) for fast in (None, compile.player(env, network))]
+    games = [
+        evaluate.device_steps(env, network, params, KEYS, 4, fast=fast) for fast in (None, compile.player(env, network))
+    ]
     for plain, quick in zip(*games, strict=True):
         assert tree.equal(plain, quick)
 
 
 @pytest.mark.parametrize("name", envs.names())
-def test_a_player_is_compiled_once(monkeypatch, name):
+def test_a_step_is_compiled_once(monkeypatch, name):
     """The first step has the signature of all others; on CUDA it is compiled too."""
     made = []
 
@@ -537,12 +552,12 @@ def test_a_player_is_compiled_once(monkeypatch, name):
         made.append(name)
         return compile._Graph(lambda *tensors: traced(*tensors), answer)
 
-    monkeypatch.setattr(evaluate, "_SOON", 0)
+    monkeypatch.setattr(evaluate, "_COMPILE_AFTER", 0)
     monkeypatch.setattr(compile, "_graph", eager)
     program = build.program(Settings(env=name))
     params = program.network.init(random.fold_in(KEYS, random.NETWORK))
     player = compile.player(program.env, program.network)
-    games = evaluate.steps(program.env, program.network, params, KEYS, 4, player)
+    games = evaluate.device_steps(program.env, program.network, params, KEYS, 4, fast=player)
     for _ in range(4):
         next(games)
     assert len(made) == 1
@@ -554,17 +569,17 @@ def test_evaluation_epsilon_as_number_equals_tensor():
     u = torch.stack([torch.arange(500) * 2.0**-23, torch.rand(500)], -1)
     epsilon = 250 * 2.0**-23 * (1 + 1e-9)  # rounds to the number of a row
     expected = policies.epsilon_greedy(q, legal, torch.tensor(epsilon), u)
-    assert torch.equal(evaluate._chosen(q, legal, epsilon, u), expected)
+    assert torch.equal(evaluate._choose(q, legal, epsilon, u), expected)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_lanes_on_a_gpu_are_played_outside():
+def test_parameters_on_a_gpu_play_host_environments():
     network, params = balancing()
     on_gpu = {name: x.cuda() for name, x in params.items()}
     world = gym.named("CartPole-v1")
-    returns = evaluate.outside(world, network, on_gpu, KEYS.cuda(), 2)
-    np.testing.assert_array_equal(returns[0], evaluate.outside(world, network, params, KEYS, 2)[0])
+    returns = evaluate.greedy_on_host(world, network, on_gpu, KEYS.cuda(), 2).returns
+    np.testing.assert_array_equal(returns[0], evaluate.greedy_on_host(world, network, params, KEYS, 2).returns[0])
 
 
 def test_noise_of_evaluation_is_no_noise_of_training():
@@ -579,7 +594,7 @@ def test_noise_of_evaluation_is_no_noise_of_training():
     params = network.init(random.fold_in(KEYS, random.NETWORK))
     random.uniform = spy
     try:
-        evaluate.native(env, network, params, KEYS, episodes=2)
+        evaluate.greedy_on_device(env, network, params, KEYS, episodes=2)
     finally:
         random.uniform = original
     used = {tuple(k) for keys in drawn for k in keys.tolist()}

@@ -192,8 +192,10 @@ def test_evaluation_on_the_gpu_is_that_on_the_cpu():
     program, (_, keys) = examples.program(), examples.lanes(3)
     params = program.network.init(random.fold_in(keys, random.NETWORK))
     player = compile.player(program.env, program.network, 0.1)
-    returns = evaluate.native(program.env, program.network, on_gpu(params), keys, 5, fast=player, epsilon=0.1)
-    expected = evaluate.native(program.env, program.network, params, keys, 5, epsilon=0.1)
+    returns = evaluate.greedy_on_device(
+        program.env, program.network, on_gpu(params), keys, 5, fast=player, epsilon=0.1
+    ).returns
+    expected = evaluate.greedy_on_device(program.env, program.network, params, keys, 5, epsilon=0.1).returns
     np.testing.assert_array_equal(returns, expected)
 
 

@@ -20,10 +20,10 @@ from test_worlds import Told, told
 
 from fdqn import build, cli, envs, training, tree
 from fdqn import compile as edge
-from fdqn.envs import gym
+from fdqn.envs.host import gymnasium as gym
 from fdqn.settings import Settings
 from fdqn.testing import asserts
-from fdqn.types import World
+from fdqn.types import HostEnv, HostStep
 
 TOLD = ("obs", "info", "nowhere")
 REGISTERED = (
@@ -144,7 +144,7 @@ def test_the_check_finds_mistakes(mistake):
 # What a learner counts on
 
 
-def check_world(world, lanes=2, num_envs=3, steps=60):
+def check_host_env(world, lanes=2, num_envs=3, steps=60):
     """What a world says is of the shapes and dtypes of its spec for life, finite, in memory that stays as it is, and
     there is something to do. Where an episode goes on what is acted on next is what the action led to. The same seeds
     and actions give it all again. Actions are random legal ones; returns how many episodes ended.
@@ -179,7 +179,7 @@ def _played(world, lanes, num_envs, steps):
     games, dice = world.open(lanes, num_envs), torch.Generator().manual_seed(1)
     first = games.reset([[100 * lane + i for i in range(num_envs)] for lane in range(lanes)])
     everywhere = torch.ones((lanes, num_envs), dtype=torch.bool)
-    answers = [gym.Answer(first, everywhere, everywhere[:, 0], ~everywhere)]
+    answers = [HostStep(first, everywhere, everywhere[:, 0], ~everywhere)]
     kept = [tree.clone(answers[0])]
     for _ in range(steps):
         legal = answers[-1].step.legal
@@ -194,8 +194,8 @@ def _played(world, lanes, num_envs, steps):
 
 @pytest.mark.parametrize("where", TOLD)
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_a_world_of_the_tests(mode, where):
-    assert check_world(told(mode, where)) > 60
+def test_the_host_environment_of_the_tests(mode, where):
+    assert check_host_env(told(mode, where)) > 60
 
 
 LONG = ("ale:Pong", "gym:Acrobot-v1", "gym:MountainCar-v0", "gym:Taxi-v4", "gym:CliffWalking-v1")
@@ -203,15 +203,15 @@ LONG = ("ale:Pong", "gym:Acrobot-v1", "gym:MountainCar-v0", "gym:Taxi-v4", "gym:
 
 
 @pytest.mark.parametrize("name", ["ale:Pong", *("gym:" + name for name in REGISTERED)])
-def test_worlds_by_name(name):
+def test_host_environments_by_name(name):
     skip_without_package(name)
-    ended = check_world(envs.find(name), steps={"ale:Pong": 15, "gym:LunarLander-v3": 120}.get(name, 60))
+    ended = check_host_env(envs.find(name), steps={"ale:Pong": 15, "gym:LunarLander-v3": 120}.get(name, 60))
     assert ended > 0 or name in LONG
 
 
 @pytest.mark.parametrize("name", ["catch", "minatar:breakout"])
-def test_a_pure_environment_as_a_world(name):
-    assert check_world(gym.of(name, partial(Single, name))) > 0
+def test_a_pure_environment_as_a_host_environment(name):
+    assert check_host_env(gym.from_factory(name, partial(Single, name))) > 0
 
 
 def with_steps(change):
@@ -229,7 +229,7 @@ def with_steps(change):
         games.step = step
         return games
 
-    return World(opened, world.spec)
+    return HostEnv(opened, world.spec)
 
 
 def written_again(step, before):
@@ -248,13 +248,13 @@ def written_again(step, before):
         (lambda s, _: s._replace(reward=s.reward + np.random.default_rng().random()), "played again"),
     ],
 )
-def test_the_check_of_worlds_finds_mistakes(change, says):
+def test_the_check_of_host_environments_finds_mistakes(change, says):
     with rejects(says):
-        check_world(with_steps(change))
+        check_host_env(with_steps(change))
 
 
 @pytest.mark.parametrize("name", ["gym:CartPole-v1", "gym:FrozenLake-v1", "gym:Blackjack-v1"])
-def test_lanes_of_a_world_may_be_written_over(name):
+def test_the_state_of_a_host_environment_run_may_be_donated(name):
     """As a compiled run does, whatever the observations are."""
     settings = Settings(env=name, seeds=2, num_envs=3, steps=40, learning_starts=12, batch_size=4, hidden=(4,))
     state = training.init(build.program(settings), build.hyper(settings), build.keys(settings))

@@ -10,7 +10,8 @@ from plants import branches, rejects
 from torch import Tensor
 
 from fdqn import actions, envs, losses, optim, policies, random, replay, schedules, tree
-from fdqn.envs import cartpole, episode, mountain_car
+from fdqn.envs import episode
+from fdqn.envs.classic import cartpole, mountain_car
 from fdqn.replay import n_step, packing, prioritized, ring
 from fdqn.testing import laws, probes
 from fdqn.types import Env, EnvSpec, Optimizer, Sample

@@ -16,10 +16,11 @@ from plants import rejects
 from test_worlds import Told
 
 from fdqn import actions, build, cli, dqn, losses, networks, policies, random, replay, training, tree
-from fdqn.envs import episode, gym, silent
+from fdqn.envs import episode
+from fdqn.envs.host import gymnasium as gym
 from fdqn.testing import asserts, examples, laws
 from fdqn.training import host, off_policy
-from fdqn.types import Env, World
+from fdqn.types import Env, HostEnv
 
 DOORS = 5
 LANES, ENVS, STEPS = 2, 500, 100
@@ -85,7 +86,7 @@ class Doors(VectorEnv):
         return step.obs.numpy(), step.reward.numpy(), *ends, {"action_mask": self.legal, **last}
 
 
-WORLD = gym.world("doors", Doors)
+WORLD = gym.from_vector("doors", Doors)
 
 
 def poisoned(network, value):
@@ -97,7 +98,7 @@ def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
     """Collect a replay [S] with a network to which illegal actions look best."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     network = network._replace(apply=poisoned(network, poison))
-    env = ENV if where == "native" else silent.make(world.spec)
+    env = ENV if where == "native" else world
     program = examples.program(env, network=network, num_envs=ENVS, capacity=ENVS * steps)
     hyper = training.hyper(LANES, epsilon_start=epsilon, epsilon_end=epsilon)
     state = training.init(program, hyper, random.key(range(LANES)))
@@ -162,7 +163,7 @@ def test_policies_that_ignore_the_mask_are_detected(monkeypatch, where, plant):
 
 def test_a_stale_mask_is_detected(monkeypatch):
     monkeypatch.setattr(Doors, "illegal", 0)
-    wrong = World(lambda *sizes: stale(WORLD.open(*sizes)), WORLD.spec)
+    wrong = HostEnv(lambda *sizes: stale(WORLD.open(*sizes)), WORLD.spec)
     assert illegal(collected("world", world=wrong, steps=3).rows) == Doors.illegal > 100
 
 
@@ -317,7 +318,7 @@ def test_invalid_masks_are_refused_at_the_start(tmp_path, monkeypatch, capsys, m
 def test_no_legal_action_before_the_end_stops_a_seed(monkeypatch):
     monkeypatch.setattr(Wrong, "mask", (0, 0, 0))
     monkeypatch.setattr(Wrong, "since", 1)
-    games = gym.of("wrong", Wrong).open(1, 2)
+    games = gym.from_factory("wrong", Wrong).open(1, 2)
     games.reset([[1, 2]])
     answer = games.step(np.zeros((1, 2), np.int64))
     games.close()

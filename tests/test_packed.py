@@ -8,7 +8,7 @@ from torch.func import vmap
 
 from fdqn import build, checkpoint, lanes, random, training, tree
 from fdqn import compile as edge
-from fdqn.envs import catch
+from fdqn.envs.classic import catch
 from fdqn.replay import packing, ring
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Env, Transition

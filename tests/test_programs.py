@@ -11,7 +11,7 @@ from plants import naive, rejects
 from fdqn import compile as edge
 from fdqn import random, replay, training, tree
 from fdqn.testing import examples, programs
-from fdqn.training import loop, metrics
+from fdqn.training import iteration, loop, metrics
 
 
 def moving_parts(state):
@@ -45,6 +45,7 @@ def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
     noise = shared_key(training.noise)
     with rejects("lane 1 of 3"):
         programs.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
+    monkeypatch.setattr(iteration, "noise", noise)
     monkeypatch.setattr(loop, "noise", noise)
     with rejects("lane 1 of 3"):
         programs.lanes(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)

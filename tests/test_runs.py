@@ -174,12 +174,12 @@ def test_without_an_outside_there_is_no_outside_return(made, copy):
 def test_final_return_follows_from_the_parameters_on_disk(made):
     params = runs.read_params(made.path)
     keys = torch.stack([random.key(seed) for seed in SEEDS])
-    returns = evaluate.native(made.program.env, made.program.network, params, keys, episodes=20)
+    returns = evaluate.greedy_on_device(made.program.env, made.program.network, params, keys, episodes=20).returns
     record = made.summary["final_return"]
     assert record["per_seed"] == pytest.approx(returns.mean(1))
     assert record["iqm"] == pytest.approx(interquartile(returns.mean(1)))
     assert record["low"] <= record["iqm"] <= record["high"]
-    other = evaluate.native(made.program.env, made.program.network, params, keys + 1, episodes=20)
+    other = evaluate.greedy_on_device(made.program.env, made.program.network, params, keys + 1, episodes=20).returns
     assert record["per_seed"] != pytest.approx(other.mean(1)), "other keys, other episodes"
 
 

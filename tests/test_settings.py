@@ -14,7 +14,7 @@ import torch
 
 from fdqn import build, cli, dqn, envs, losses, networks, settings, training, tree
 from fdqn.settings import Settings
-from fdqn.types import Hyper, World
+from fdqn.types import HostEnv, Hyper
 
 CONTRACT = shlex.split("""
 --env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
@@ -230,7 +230,7 @@ def test_defaults_of_the_command_and_of_the_library_agree():
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(training.Config)])
 def test_every_size_reaches_the_program(name, monkeypatch):
     if name == "terminal_on_life_loss":
-        world = World(None, envs.find("cartpole").spec, counts_lives=lambda: True)
+        world = HostEnv(None, envs.find("cartpole").spec, counts_lives=lambda: True)
         monkeypatch.setattr(envs, "find", lambda name: world)
     config = build.program(dataclasses.replace(Settings(), **{name: OTHER[name], "batch_size": 32})).config
     assert getattr(config, name) == OTHER[name]

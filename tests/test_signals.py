@@ -117,8 +117,8 @@ def test_sigterm_in_the_closing_episodes(tmp_path, capsys, monkeypatch):
         time.sleep(0.01)
         return original(*given, **more)
 
-    original = evaluate.outside
-    monkeypatch.setattr(evaluate, "outside", slow)
+    original = evaluate.greedy_on_host
+    monkeypatch.setattr(evaluate, "greedy_on_host", slow)
     path = tmp_path / "run"
     assert cli.main(["train", *TINY, "--out", str(path)]) == 143
     err = capsys.readouterr().err

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fdqn import build, dqn, envs, losses, networks, random, replay, training, tree
+from fdqn import build, envs, networks, random, replay, training, tree
 from fdqn import compile as edge
-from fdqn.envs import cartpole
+from fdqn.envs.classic import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.training import loop, metrics
@@ -64,7 +64,8 @@ def test_noise_does_not_depend_on_chunks(config):
 def test_noise_is_what_it_says():
     program, (_, keys) = examples.program(steps_per_cycle=2, updates_per_cycle=3, target_period=3), examples.lanes(2)
     noise = laws.pure(training.noise, program, keys, 3, 5)
-    shapes = [tuple(x.shape) for x in noise]
+    shapes = [tuple(x.shape) for x in noise[:3]]
+    assert noise[3:] == ((), ()), "this agent takes none"
     assert shapes == [(5, 2, 2, 3, 2), (5, 2, 2, 3, 4), (5, 2, 3, 8)]
     assert noise.sample.dtype == torch.int64
     assert ((noise.act >= 0) & (noise.act < 1) & True).all()
@@ -416,7 +417,7 @@ def test_chunks_of_noise_do_not_change_a_run(monkeypatch, name, value, done):
     program, state = started()
     state = programs.advance(program, state, done) if done else state
     expected = programs.advance(program, tree.clone(state), 30)
-    monkeypatch.setattr(training, name, value)
+    monkeypatch.setattr(loop, name, value)
     asserts.assert_trees_equal(expected, programs.advance(program, state, 30))
 
 
@@ -632,11 +633,10 @@ GAMMA, CYCLES = 0.6, 120
 def learned(probe, double, **changes):
     """A probe's values [S, N, A] after a short run."""
     config = {"num_envs": 4, "batch_size": 32, "capacity": 400, "learning_starts": 80, "target_period": 10}
-    program = examples.program(probe.env, (16,), double, **{**config, **changes.pop("config", {})})
+    program = examples.program(probe.env, (16,), double, **{**config, **changes})
     hyper = training.hyper(
         2, learning_rate=0.02, gamma=GAMMA, epsilon_start=1.0, epsilon_end=0.3, epsilon_steps=200, max_grad_norm=10.0
     )
-    program = program._replace(**changes)
     state = training.init(program, hyper, random.key([0, 1]))
     functions = training.vmapped(program)
     *_, last = training.run(program, state, 4 * CYCLES, functions, 4 * CYCLES)
@@ -678,12 +678,13 @@ def test_probes_see_a_target_without_a_mask():
     """Planted: the best of all actions, legal or not."""
     probe = probes.masked_reward()
 
-    def unmasked(apply, penalty, params, target_params, batch, hyper):
-        everything = batch._replace(next_legal=torch.ones_like(batch.next_legal))
-        return dqn.q_learning(apply, penalty, params, target_params, everything, hyper)
+    agent = examples.program(probe.env, (16,), double=False).algorithm.agent
 
-    network = examples.program(probe.env, (16,)).network
-    q = learned(probe, False, network=network, loss=partial(unmasked, network.apply, losses.squared))
+    def unmasked(params, target_params, batch, hyper, noise):
+        everything = batch._replace(next_legal=torch.ones_like(batch.next_legal))
+        return agent.loss(params, target_params, everything, hyper, noise)
+
+    q = learned(probe, False, agent=agent._replace(loss=unmasked))
     assert error(probe, q) > 0.3
 
 
@@ -691,8 +692,7 @@ def test_probes_see_a_network_that_does_not_see():
     probe = probes.reward_of_obs()
     network = examples.program(probe.env, (16,)).network
     blind = Network(network.init, lambda params, obs: network.apply(params, obs * 0))
-    loss = partial(dqn.q_learning, blind.apply, losses.squared)
-    assert error(probe, learned(probe, False, network=blind, loss=loss)) > 0.5
+    assert error(probe, learned(probe, False, network=blind)) > 0.5
 
 
 @pytest.mark.slow
@@ -771,5 +771,5 @@ def test_a_cycle_is_its_steps_and_then_its_updates():
         state = vmap(partial(training.interact, program))(state, tree.index(steps, i))
     state = state._replace(cycle=state.cycle + 1)
     for i in range(2):
-        state = vmap(partial(training.update, program))(state, noise.sample[:, i])
+        state = vmap(partial(training.update, program))(state, tree.index(training.updates(noise), i))
     asserts.assert_trees_equal(expected, state)

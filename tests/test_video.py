@@ -1,4 +1,4 @@
-"""Episodes as pictures: what is shown is what was played, as a GIF that others read."""
+"""Videos show the episodes that were evaluated, as a GIF that other programs read."""
 
 import contextlib
 import io
@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from fdqn import envs, evaluate, networks, random, video
-from fdqn.envs import gym, paint
-from fdqn.types import World
+from fdqn.envs import render
+from fdqn.envs.host import gymnasium as gym
+from fdqn.types import HostEnv
 
 KEYS = random.fold_in(random.key(torch.arange(4)), 99)
 
@@ -32,7 +33,7 @@ def grey(value, height=4, width=6):
     return np.full((height, width, 3), value, np.uint8)
 
 
-# Whom it shows
+# Which seeds and episodes are shown
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,8 @@ def grey(value, height=4, width=6):
         ([1.0, 1.0, 1.0], {"best": 0, "median": 1, "worst": 2}),
     ],
 )
-def test_cast(means, places):
-    assert video.cast(np.array(means)) == places
+def test_representatives(means, places):
+    assert video.representatives(np.array(means)) == places
 
 
 def test_typical():
@@ -56,52 +57,51 @@ def test_typical():
     assert video.typical(np.array([1.0, 3.0])) == 0, "the first of those that are as near"
 
 
-# What it shows
+# Scenes
 
 
 @pytest.mark.parametrize(
     "name", ["catch", "cartpole", pytest.param("acrobot", marks=pytest.mark.slow), "mountain_car", "gym:CartPole-v1"]
 )
-def test_what_is_shown_is_what_was_played(name):
+def test_a_video_shows_the_evaluated_episodes(name):
     """The returns of these very episodes, and another picture at the end than at the start."""
     env, network, params = lanes(name)
-    world, film = isinstance(env, World), video.outside if isinstance(env, World) else video.native
-    returns = (evaluate.outside if world else evaluate.native)(env, network, params, KEYS, 3)
+    returns = evaluate.greedy(env, network, params, KEYS, 3).returns
     some, chosen = [2, 0], [1, 2]
-    scenes = film(name, env, network, {n: x[some] for n, x in params.items()}, KEYS[some], 3, chosen)
-    film = video.thinned(scenes)
-    np.testing.assert_array_equal(film.scenes[-1].returns, returns[some, chosen])
-    assert film.scenes[-1].ended.all()
-    assert not film.scenes[-2].ended.all()
-    first, last = film.scenes[0], film.scenes[-1]
+    scenes = video.scenes(name, env, network, {n: x[some] for n, x in params.items()}, KEYS[some], 3, chosen)
+    recording = video.thinned(scenes)
+    np.testing.assert_array_equal(recording.scenes[-1].returns, returns[some, chosen])
+    assert recording.scenes[-1].ended.all()
+    assert not recording.scenes[-2].ended.all()
+    first, last = recording.scenes[0], recording.scenes[-1]
     assert all((a != b).any() for a, b in zip(first.frames, last.frames, strict=True))
 
 
 @pytest.mark.parametrize("name", ["cartpole", "gym:CartPole-v1"])
-def test_a_limit_cuts_what_is_shown_where_it_cuts_what_is_played(name):
+def test_a_limit_cuts_videos_and_evaluation_alike(name):
     env, network, params = lanes(name)
-    returns = evaluate.greedy(env, network, params, KEYS, 3, limit=5)
+    returns = evaluate.greedy(env, network, params, KEYS, 3, limit=5).returns
     assert (returns == 5).all()
-    _, film = video.draw(name, env, network, params, KEYS, range(4), returns, limit=5)
-    assert len(film.scenes) == 6
-    np.testing.assert_array_equal(film.scenes[-1].returns, [5.0] * 3)
+    _, recording = video.draw(name, env, network, params, KEYS, range(4), returns, limit=5)
+    assert len(recording.scenes) == 6
+    np.testing.assert_array_equal(recording.scenes[-1].returns, [5.0] * 3)
 
 
 def test_a_board_shows_the_end_and_not_the_next_beginning():
     """In catch the ball lands in the last row, where another episode would show it in the first."""
     env, network, params = lanes("catch")
-    film = video.thinned(video.native("catch", env, network, params, KEYS, 1, [0] * 4))
-    assert len(film.scenes) == 10
-    for t, now in enumerate(film.scenes):
+    recording = video.thinned(video.device_scenes("catch", env, network, params, KEYS, 1, [0] * 4))
+    assert len(recording.scenes) == 10
+    for t, now in enumerate(recording.scenes):
         assert all(frame.shape == (10, 5, 3) and frame[t].any() for frame in now.frames)
-    assert not any(frame[0].any() for frame in film.scenes[-1].frames)
+    assert not any(frame[0].any() for frame in recording.scenes[-1].frames)
 
 
 def test_frames_of_gymnasium_are_gymnasium_s():
     env, network, params = lanes("gym:CartPole-v1")
-    shown = list(video.outside("gym:CartPole-v1", env, network, params, KEYS, 2, [1] * 4))
+    shown = list(video.host_scenes("gym:CartPole-v1", env, network, params, KEYS, 2, [1] * 4))
     plain = gymnasium.make("CartPole-v1", render_mode="rgb_array")
-    seeds = evaluate.seeds_outside(KEYS, 2).tolist()
+    seeds = evaluate.host_seeds(KEYS, 2).tolist()
     for lane in range(4):
         obs, _ = plain.reset(seed=seeds[lane][1])
         for now in shown:
@@ -115,40 +115,40 @@ def test_frames_of_gymnasium_are_gymnasium_s():
 
 
 @pytest.mark.parametrize("name", sorted(envs.GYMNASIUM))
-def test_a_twin_paints_our_observations_as_its_own(name):
+def test_observations_are_drawn_as_gymnasium_renders_them(name):
     """Gymnasium's environment from the same state: the picture is the one it shows itself."""
     twin = gymnasium.make(envs.GYMNASIUM[name], render_mode="rgb_array")
-    with paint.painter(name, envs.make(name).spec, envs.GYMNASIUM[name]) as painted:
+    with render.renderer(name, envs.make(name).spec, envs.GYMNASIUM[name]) as draw_obs:
         obs, _ = twin.reset(seed=3)
         for t in range(30):
-            np.testing.assert_array_equal(painted(obs.astype(np.float64)), twin.render())
+            np.testing.assert_array_equal(draw_obs(obs.astype(np.float64)), twin.render())
             obs, _, ended, *_ = twin.step(t % 2)
             if ended:
                 break
         assert t > 5
         # What is compared moves.
-        assert (painted(obs) != painted(twin.reset(seed=3)[0])).any()
+        assert (draw_obs(obs) != draw_obs(twin.reset(seed=3)[0])).any()
     twin.close()
 
 
 def test_board():
     obs = np.zeros((3, 2, 2), bool)
     obs[0, 0, 0] = obs[0, 0, 1] = obs[2, 0, 1] = True
-    frame = paint.board(obs)
+    frame = render.board(obs)
     assert frame.dtype == np.uint8
-    assert frame[0].tolist() == [list(paint.COLOURS[0]), list(paint.COLOURS[2])], "the last plane is in front"
+    assert frame[0].tolist() == [list(render.COLOURS[0]), list(render.COLOURS[2])], "the last plane is in front"
     assert not frame[1].any()
-    many = paint.board(np.ones((11, 1, 1)))
-    assert many.tolist() == [[list(paint.COLOURS[0])]]
-    assert len(set(paint.COLOURS)) == len(paint.COLOURS) == 10
-    assert paint.board(np.ones((1, 2))).shape == (1, 2, 3)
+    many = render.board(np.ones((11, 1, 1)))
+    assert many.tolist() == [[list(render.COLOURS[0])]]
+    assert len(set(render.COLOURS)) == len(render.COLOURS) == 10
+    assert render.board(np.ones((1, 2))).shape == (1, 2, 3)
 
 
-def test_games_of_atari_are_shown_in_colour():
+def test_atari_is_rendered_in_colour():
     """The game that the lane plays in grey: the same pixels, made smaller."""
     pytest.importorskip("ale_py")
     world = envs.find("ale:Breakout")
-    games = world.film(2)
+    games = world.record(2)
     step, actions = games.reset([[5], [77]]), np.array([[1], [3]])
     for _ in range(20):
         frames = games.frames()
@@ -188,10 +188,10 @@ class Shown(gymnasium.Env):
 
 
 def of_shown(**how):
-    return gym.of("mine:Shown", lambda render_mode=None: Shown(render_mode, **how))
+    return gym.from_factory("mine:Shown", lambda render_mode=None: Shown(render_mode, **how))
 
 
-def test_a_film_that_does_not_begin_or_shows_something_else_later_is_a_sentence():
+def test_a_failing_or_wrong_frame_is_refused_by_name():
     """Of one lane; that of another is whole."""
     network, params = small_network()
     made = itertools.count()
@@ -203,13 +203,14 @@ def test_a_film_that_does_not_begin_or_shows_something_else_later_is_a_sentence(
     def wrong_later(t):
         return grey(t) if t < 3 else np.zeros((2, 2, 3))
 
-    late = gym.of("late", lambda render_mode=None: Shown(render_mode, frame=wrong_later))
+    fails = gym.from_factory("mine", third_has_no_frame)
+    late = gym.from_factory("late", lambda render_mode=None: Shown(render_mode, frame=wrong_later))
     for env, says in (
-        (gym.of("mine", third_has_no_frame), r"expected mine to begin, got \['ZeroDivisionError: division by zero'\]"),
+        (fails, r"expected mine to start, got \['ZeroDivisionError: division by zero'\]"),
         (late, r"expected pictures \[H, W, 3\] of uint8 of mine, got \[2, 2, 3\] of float64"),
     ):
         with pytest.raises(ValueError, match=f"^video: {says}"):
-            list(video.outside("mine", env, network, params, KEYS, 1, [0] * 4))
+            list(video.host_scenes("mine", env, network, params, KEYS, 1, [0] * 4))
 
 
 def small_network():
@@ -217,16 +218,16 @@ def small_network():
     return network, network.init(random.fold_in(KEYS, random.NETWORK))
 
 
-def test_a_class_of_one_s_own_shows_every_step_and_its_end():
+def test_a_user_s_class_shows_every_step_and_its_end():
     network, params = small_network()
-    with contextlib.closing(video.outside("mine:Shown", of_shown(), network, params, KEYS, 2, [0] * 4)) as shown:
+    with contextlib.closing(video.host_scenes("mine:Shown", of_shown(), network, params, KEYS, 2, [0] * 4)) as shown:
         scenes = list(itertools.islice(shown, 6))
     assert [now.frames[0][0, 0, 0] for now in scenes] == [0, 1, 2, 3, 4, 5]
     assert [now.ended.all() for now in scenes] == [False] * 5 + [True]
     assert scenes[5].returns.tolist() == [5.0] * 4
 
 
-def test_a_lane_that_breaks_keeps_its_last_picture():
+def test_a_failed_seed_keeps_its_last_picture():
     network, params = small_network()
     made = []
 
@@ -234,28 +235,28 @@ def test_a_lane_that_breaks_keeps_its_last_picture():
         made.append(Shown(render_mode, broken_at=3 if len(made) == 2 else None))  # one to look at, lane 0, lane 1
         return made[-1]
 
-    scenes = video.outside("mine:Shown", gym.of("mine:Shown", make), network, params, KEYS, 1, [0] * 4)
-    film = video.thinned(scenes)
-    assert [now.frames[1][0, 0, 0] for now in film.scenes] == [0, 1, 2, 2, 2, 2]
-    assert [now.frames[0][0, 0, 0] for now in film.scenes] == [0, 1, 2, 3, 4, 5]
-    assert np.isnan(film.scenes[-1].returns).tolist() == [False, True, False, False]
+    scenes = video.host_scenes("mine:Shown", gym.from_factory("mine:Shown", make), network, params, KEYS, 1, [0] * 4)
+    recording = video.thinned(scenes)
+    assert [now.frames[1][0, 0, 0] for now in recording.scenes] == [0, 1, 2, 2, 2, 2]
+    assert [now.frames[0][0, 0, 0] for now in recording.scenes] == [0, 1, 2, 3, 4, 5]
+    assert np.isnan(recording.scenes[-1].returns).tolist() == [False, True, False, False]
 
 
-# How it is shown
+# Thinning and encoding
 
 
 def test_thinned_keeps_every_step_where_there_are_few():
     scenes = [scene([grey(t)], [t], [t == 9]) for t in range(10)]
-    film = video.thinned(scenes, 10)
-    assert film.every == 1
-    assert [now.frames[0][0, 0, 0] for now in film.scenes] == list(range(10))
+    recording = video.thinned(scenes, 10)
+    assert recording.every == 1
+    assert [now.frames[0][0, 0, 0] for now in recording.scenes] == list(range(10))
 
 
 @pytest.mark.parametrize(("count", "every", "kept"), [(11, 2, 6), (12, 2, 7), (20, 2, 11), (21, 4, 6), (200, 32, 8)])
 def test_thinned_keeps_each_nth_step_and_the_last(count, every, kept):
-    film = video.thinned((scene([grey(t % 256)], [t], [t == count - 1]) for t in range(count)), 10)
-    assert (film.every, len(film.scenes)) == (every, kept)
-    times = [int(now.returns[0]) for now in film.scenes]
+    recording = video.thinned((scene([grey(t % 256)], [t], [t == count - 1]) for t in range(count)), 10)
+    assert (recording.every, len(recording.scenes)) == (every, kept)
+    times = [int(now.returns[0]) for now in recording.scenes]
     assert times[:-1] == list(range(0, count - 1, every))
     assert times[-1] == count - 1
 
@@ -265,9 +266,9 @@ def test_thinned_ends_with_the_longest_and_the_others_stand():
         for t in range(8):
             yield scene([grey(t), grey(10 + t)], [t, t], [t >= 2, t >= 5])
 
-    film = video.thinned(scenes())
-    assert [now.frames[0][0, 0, 0] for now in film.scenes] == [0, 1, 2, 2, 2, 2]
-    assert [now.frames[1][0, 0, 0] for now in film.scenes] == [10, 11, 12, 13, 14, 15]
+    recording = video.thinned(scenes())
+    assert [now.frames[0][0, 0, 0] for now in recording.scenes] == [0, 1, 2, 2, 2, 2]
+    assert [now.frames[1][0, 0, 0] for now in recording.scenes] == [10, 11, 12, 13, 14, 15]
 
 
 def test_thinned_does_not_keep_memory_that_is_drawn_over():
@@ -282,8 +283,8 @@ def test_thinned_does_not_keep_memory_that_is_drawn_over():
 
 
 def test_thinned_makes_large_pictures_smaller():
-    film = video.thinned([scene([grey(1, 400, 600)], [0.0], [True])])
-    assert film.scenes[0].frames[0].shape == (213, 320, 3)
+    recording = video.thinned([scene([grey(1, 400, 600)], [0.0], [True])])
+    assert recording.scenes[0].frames[0].shape == (213, 320, 3)
 
 
 def frames_of(content):
@@ -297,8 +298,8 @@ def frames_of(content):
 
 def test_gif_is_read_as_it_was_drawn():
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
-    film = [scene([np.full((2, 4, 3), c, np.uint8), grey(9 * t, 2, 4)], [0.0] * 2) for t, c in enumerate(colours)]
-    image, pages, durations = frames_of(video.gif(["left", "right"], video.Film(film, 1)))
+    recording = [scene([np.full((2, 4, 3), c, np.uint8), grey(9 * t, 2, 4)], [0.0] * 2) for t, c in enumerate(colours)]
+    image, pages, durations = frames_of(video.gif(["left", "right"], video.Recording(recording, 1)))
     assert image.info["loop"] == 0, "for ever"
     assert durations == [50, 50, 2000]
     assert len({page.shape for page in pages}) == 1
@@ -312,7 +313,7 @@ def test_gif_is_read_as_it_was_drawn():
 def test_gif_shows_titles_whole():
     """However narrow the picture is, no letter touches the margin."""
     title = "median: seed 4294967295, -12345.6 (mean -12345.6)"
-    _, pages, _ = frames_of(video.gif([title, title], video.Film([scene([grey(9, 8, 2)] * 2, [0.0] * 2)], 1)))
+    _, pages, _ = frames_of(video.gif([title, title], video.Recording([scene([grey(9, 8, 2)] * 2, [0.0] * 2)], 1)))
     above = pages[0][: video.TITLE - 2].max(-1) < 128
     assert above.sum() > 500, "ink"
     columns = np.flatnonzero(above.any(0))
@@ -327,20 +328,22 @@ def test_gif_stays_small():
     """Six hundred frames of noise in a corner; what does not move costs nothing."""
     noise = (random.uniform(random.key(1), (600, 20, 20, 3)) * 255).to(torch.uint8).numpy()
     still = grey(200, 160, 320)
-    films = [scene([np.concatenate([np.concatenate([x, still[:20, 20:]], 1), still[20:]])]) for x in noise]
-    assert len(video.gif(["noise"], video.Film(films, 1))) < 1_000_000
+    scenes = [scene([np.concatenate([np.concatenate([x, still[:20, 20:]], 1), still[20:]])]) for x in noise]
+    assert len(video.gif(["noise"], video.Recording(scenes, 1))) < 1_000_000
 
 
 @pytest.mark.parametrize("name", ["catch", "gym:CartPole-v1"])
-def test_draw_says_seed_and_return(name, monkeypatch):
+def test_draw_titles_name_seed_and_return(name, monkeypatch):
     env, network, params = lanes(name)
-    returns = evaluate.greedy(env, network, params, KEYS, 3)
+    returns = evaluate.greedy(env, network, params, KEYS, 3).returns
     returns[2] = np.nan
     said, told, original = [], [], video.gif
-    monkeypatch.setattr(video, "gif", lambda titles, film: said.extend(titles) or original(titles, film))
-    content, film = video.draw(name, env, network, params, KEYS, range(7, 11), returns, lambda *x: told.append(x))
-    assert len(frames_of(content)[1]) <= len(film.scenes)
-    places = video.cast(returns.mean(1))
+    monkeypatch.setattr(video, "gif", lambda titles, recording: said.extend(titles) or original(titles, recording))
+    content, recording = video.draw(
+        name, env, network, params, KEYS, range(7, 11), returns, progress=lambda *x: told.append(x)
+    )
+    assert len(frames_of(content)[1]) <= len(recording.scenes)
+    places = video.representatives(returns.mean(1))
     assert 2 not in places.values()
     for title, (place, lane) in zip(said, places.items(), strict=True):
         shown = returns[lane][video.typical(returns[lane])]
@@ -348,11 +351,11 @@ def test_draw_says_seed_and_return(name, monkeypatch):
     assert told[-1] == (3, len(told) - 1)
 
 
-# What does not render
+# Environments that do not render
 
 
 @pytest.mark.parametrize("name", ["catch", "cartpole", "minatar:seaquest", "gym:CartPole-v1"])
-def test_check_renders_takes_what_does(name):
+def test_check_renders_accepts_environments_that_render(name):
     video.check_renders(name, envs.find(name))
 
 
@@ -365,21 +368,24 @@ def test_a_missing_renderer_is_named(monkeypatch, name):
 
 
 NOT_SHOWN = {
-    "no mode": (gym.of("it", lambda: Shown()), "an environment that renders, got it: render_mode is None and not"),
+    "no mode": (
+        gym.from_factory("it", lambda: Shown()),
+        "an environment that renders, got it: render_mode is None and not",
+    ),
     "no frame": (of_shown(frame=lambda t: None), r"pictures \[H, W, 3\] of uint8 of it, got \[\] of NoneType"),
     "floats": (of_shown(frame=lambda t: np.zeros((2, 2, 3))), r"got \[2, 2, 3\] of float64"),
     "grey": (of_shown(frame=lambda t: np.zeros((2, 2), np.uint8)), r"got \[2, 2\] of uint8"),
     "raises": (of_shown(frame=lambda t: 1 / 0), "an environment that renders, got it: division by zero"),
-    "no film": (World(None, envs.make("catch").spec), "got it, a World without film"),
+    "no recording": (HostEnv(None, envs.make("catch").spec), "got it, a HostEnv without record"),
     "no board": (
         envs.make("cartpole"),
-        r"got it, whose observations are \[4\] of torch.float32; of pure functions, boards are painted",
+        r"got it, whose observations are \[4\] of torch.float32; of pure environments, boards are drawn",
     ),
 }
 
 
 @pytest.mark.parametrize("name", NOT_SHOWN)
-def test_what_does_not_render_is_a_sentence(name):
+def test_environments_that_do_not_render_are_refused(name):
     env, says = NOT_SHOWN[name]
     with pytest.raises(ValueError, match=f"^video: expected .*{says}"):
         video.check_renders("it", env)

@@ -39,12 +39,13 @@ from fdqn import (
     transfer,
     tree,
 )
-from fdqn.envs import gym
-from fdqn.envs.spaces import encoding
+from fdqn.envs.host import gymnasium as gym
+from fdqn.envs.host import vector, watchdog
+from fdqn.envs.host.spaces import encoding
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import host
-from fdqn.types import Transition, World
+from fdqn.types import HostEnv, Transition
 
 MODES = list(AutoresetMode)
 
@@ -95,7 +96,7 @@ class Told(gymnasium.Env):
 
 
 def told(mode, where="obs"):
-    return gym.world("told", lambda count: SyncVectorEnv([partial(Told, where)] * count, autoreset_mode=mode))
+    return gym.from_vector("told", lambda count: SyncVectorEnv([partial(Told, where)] * count, autoreset_mode=mode))
 
 
 def transitions(world, lanes=2, num_envs=3, steps=60):
@@ -163,7 +164,7 @@ def test_a_world_that_forgot_the_last_observation_would_be_seen():
         games.step = lambda actions: (a := right(actions))._replace(step=a.step._replace(next_obs=a.step.obs))
         return games
 
-    wrong = [Transition(*row) for row in transitions(World(opened, world.spec))]
+    wrong = [Transition(*row) for row in transitions(HostEnv(opened, world.spec))]
     assert any(row.obs[1] != row.next_obs[1] for row in wrong)
 
 
@@ -282,7 +283,7 @@ class Leaving(gymnasium.Env):
 
 
 def test_an_environment_that_leaves_its_space_ends_its_lane():
-    games = gym.of("leaving", Leaving).open(2, 1)
+    games = gym.from_factory("leaving", Leaving).open(2, 1)
     games.reset([[1], [2]])
     for _ in range(3):
         games.step(np.array([[1], [0]]))
@@ -322,7 +323,7 @@ class Looking(gymnasium.Env):
 )
 def test_any_three_axes_are_trained_on(monkeypatch, space, first):
     """With a convolution where one fits, else with the layers asked for."""
-    world = gym.of("looking", partial(Looking, space))
+    world = gym.from_factory("looking", partial(Looking, space))
     monkeypatch.setattr(envs, "find", lambda name: world)
     layers = (8,) if len(first) == 2 else Settings.hidden
     last = trained(dataclasses.replace(SETTINGS, env="looking", hidden=layers, steps=24))
@@ -447,7 +448,7 @@ def test_learning_beside_a_step_gives_the_same_numbers():
         return parts._replace(learn=lambda *given: pool.submit(learn, *given).result)
 
     expected = trained(SETTINGS)
-    asserts.assert_trees_equal(expected.state, trained(SETTINGS, World(opened, world.spec), threaded).state)
+    asserts.assert_trees_equal(expected.state, trained(SETTINGS, HostEnv(opened, world.spec), threaded).state)
 
 
 def test_parts_of_a_cycle_are_functions_of_one_lane():
@@ -505,12 +506,16 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     assert begun.metrics.running.eq(0).all()
 
 
-def test_greedy_is_native_or_outside():
+def test_greedy_chooses_the_loop_by_the_environment():
     program = build.program(SETTINGS)
     keys, params = build.keys(SETTINGS), program.network.init(build.keys(SETTINGS))
-    for env, plain in ((envs.make("cartpole"), evaluate.native), (envs.find("gym:CartPole-v1"), evaluate.outside)):
-        ours = evaluate.greedy(env, program.network, params, keys, 3)
-        np.testing.assert_array_equal(ours, plain(env, program.network, params, keys, 3))
+    pairs = (
+        (envs.make("cartpole"), evaluate.greedy_on_device),
+        (envs.find("gym:CartPole-v1"), evaluate.greedy_on_host),
+    )
+    for env, plain in pairs:
+        ours = evaluate.greedy(env, program.network, params, keys, 3).returns
+        np.testing.assert_array_equal(ours, plain(env, program.network, params, keys, 3).returns)
 
 
 def test_names_of_code():
@@ -557,7 +562,7 @@ class Lives(gymnasium.Env):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_lost_life_is_said_once_and_is_no_end(mode):
     """In every mode, of each environment by itself; the last life is an end, and a new episode has lost none."""
-    world = gym.world("lives", lambda n: SyncVectorEnv([Lives] * n, autoreset_mode=mode))
+    world = gym.from_vector("lives", lambda n: SyncVectorEnv([Lives] * n, autoreset_mode=mode))
     games = world.open(1, 2)
     games.reset([[1, 2]])
     left, over = [3, 3], [False, False]
@@ -580,7 +585,7 @@ def test_a_lost_life_is_said_once_and_is_no_end(mode):
 
 def test_lost_lives_are_ends_and_rewards_are_clipped_for_learning_alone(monkeypatch):
     """Beside replay, returns are of whole episodes and their own rewards."""
-    world = gym.of("lives", Lives)
+    world = gym.from_factory("lives", Lives)
     monkeypatch.setattr(envs, "find", lambda name: world)
     given = dataclasses.replace(SETTINGS, terminal_on_life_loss=True, clip_rewards=True, epsilon_end=1.0)
     for settings, least, most in ((given, 0.0, 1.0), (dataclasses.replace(given, clip_rewards=False), 0.0, 5.0)):
@@ -601,7 +606,7 @@ def test_lost_lives_are_ends_and_rewards_are_clipped_for_learning_alone(monkeypa
 
 def test_a_world_that_stands_still_between_episodes_goes_on_learning(monkeypatch):
     """Steps that only begin an episode give no rows; a run that goes on does not take that for a replay emptied."""
-    world = gym.world("lives", lambda n: SyncVectorEnv([Lives] * n, autoreset_mode=AutoresetMode.NEXT_STEP))
+    world = gym.from_vector("lives", lambda n: SyncVectorEnv([Lives] * n, autoreset_mode=AutoresetMode.NEXT_STEP))
     monkeypatch.setattr(envs, "find", lambda name: world)
     settings = dataclasses.replace(SETTINGS, learning_starts=90, epsilon_end=1.0, capacity=200)
     before = trained(settings, world)
@@ -661,7 +666,7 @@ class Worn(Lives):
     ("made", "counts"), [(Lives, True), (Worn, True), (lambda: gymnasium.make("CartPole-v1"), False)]
 )
 def test_whether_lives_are_counted(made, counts):
-    assert gym.of("it", made).counts_lives() == counts
+    assert gym.from_factory("it", made).counts_lives() == counts
 
 
 class Short(gymnasium.Env):
@@ -679,13 +684,13 @@ class Short(gymnasium.Env):
 
 def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeypatch):
     """With the fewest first steps that are allowed the first update still has a row of every environment."""
-    world = gym.world("short", lambda n: SyncVectorEnv([Short] * n, autoreset_mode=AutoresetMode.NEXT_STEP))
+    world = gym.from_vector("short", lambda n: SyncVectorEnv([Short] * n, autoreset_mode=AutoresetMode.NEXT_STEP))
     monkeypatch.setattr(envs, "find", lambda name: world)
     for n_step in (1, 3):
         least = (2 * n_step - 2) * 4 + 1
         settings = Settings(seeds=2, num_envs=4, steps=400, hidden=(8,), batch_size=8, n_step=n_step)
         if least > 1:
-            with pytest.raises(ValueError, match=f"^learning_starts: expected at least {least} in a world"):
+            with pytest.raises(ValueError, match=f"^learning_starts: expected at least {least} in a host environment"):
                 build.program(dataclasses.replace(settings, learning_starts=least - 1))
         program = build.program(dataclasses.replace(settings, learning_starts=least))
         games = world.open(2, 4)
@@ -696,7 +701,8 @@ def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeyp
         for report in reports:
             if report.updates.max() > 0:
                 break
-            before = report.state.buffer.added.tolist()
+            rows = report.state.buffer if n_step == 1 else report.state.buffer.buffer
+            before = rows.added.tolist()
         assert before == [4, 4], "exactly one row of each environment, before the update"
 
 
@@ -809,7 +815,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize("how", SAID)
 def test_a_lane_whose_environment_breaks_ends_alone(tmp_path, monkeypatch, capsys, whole, how):
     cause, words = SAID[how]
-    monkeypatch.setattr(gym, "PATIENCE", 0.5)
+    monkeypatch.setattr(vector, "TIMEOUT", 0.5)
     monkeypatch.setattr(Breaks, "how", how)
     monkeypatch.setattr(Breaks, "seeds", (seed_of(SETTINGS, 1),))
     params = break_in(tmp_path / "run")
@@ -833,16 +839,16 @@ def test_a_lane_whose_environment_does_not_begin_ends_alone(tmp_path, monkeypatc
         monkeypatch.setattr(Breaks, "how", how)
         monkeypatch.setattr(Breaks, "at", 0)
     else:
-        opened = gym._opened
+        opened = vector.SeedEnvs
 
-        def fails(make, num_envs, shown):
-            counted.append(num_envs)
+        def fails(*given):
+            counted.append(given)
             if len(counted) == 2:
                 raise OSError("the server is gone")
-            return opened(make, num_envs, shown)
+            return opened(*given)
 
         counted = []
-        monkeypatch.setattr(gym, "_opened", fails)
+        monkeypatch.setattr(vector, "SeedEnvs", fails)
     params = break_in(tmp_path / "run")
     assert "seed 1 failed at step 0: its environment broke, OSError: the server is gone" in capsys.readouterr().err
     asserts.assert_trees_equal(tree.index(whole, 0), tree.index(params, 0))
@@ -941,7 +947,7 @@ def stuck():
 
 
 def test_where_it_hangs_is_shown_also_where_it_cannot_be_interrupted(capfd):
-    with pytest.raises(TimeoutError, match="no answer for 0 s"), gym.patience(0.1):
+    with pytest.raises(TimeoutError, match="no answer for 0 s"), watchdog.timeout(0.1):
         stuck()
     assert re.search(rf'File "{__file__}", line \d+ in stuck$', capfd.readouterr().err, re.M)
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
@@ -950,7 +956,7 @@ def test_where_it_hangs_is_shown_also_where_it_cannot_be_interrupted(capfd):
 
 def test_patience_outside_of_the_main_thread_waits(capfd):
     def waited():
-        with gym.patience(0.01):
+        with watchdog.timeout(0.01):
             time.sleep(0.1)
         return "came back"
 

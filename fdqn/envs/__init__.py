@@ -1,4 +1,4 @@
-"""The environments by name. Ours are pairs of pure functions, one environment a file; others are worlds."""
+"""Environments by name: pure ones, one a file, and host environments of Gymnasium and Atari."""
 
 import difflib
 import functools
@@ -8,14 +8,20 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fdqn.envs import acrobot, cartpole, catch, mountain_car
+from fdqn import check
+from fdqn.envs.classic import acrobot, cartpole, catch, mountain_car
+from fdqn.envs.host.contract import open_host as open_host
+from fdqn.envs.host.contract import record_host as record_host
 from fdqn.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders
-from fdqn.types import Env, World
+from fdqn.types import Env, HostEnv
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 GYMNASIUM = {"acrobot": "Acrobot-v1", "cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0"}
-"""The gymnasium environments that ours follow step by step; catch has none."""
+"""Environments of Gymnasium with the same dynamics, step by step."""
 
 
 class _Entry(NamedTuple):
@@ -37,32 +43,50 @@ _ENTRIES = {
 
 
 def names() -> tuple[str, ...]:
-    """The names that `make` knows, sorted."""
+    """List the names of the pure environments, sorted."""
     return tuple(sorted(_ENTRIES))
 
 
-@functools.cache
-def find(name: str) -> Env | World:
-    """The environment of that name: ours, `gym:NAME` of Gymnasium, `ale:GAME`, or `package.module:name` of your own.
+def on_host(env: Env | HostEnv) -> "TypeIs[HostEnv]":
+    """Return True for an environment that is stepped on the host, False for a pure one.
 
-    What is your own is a function or class that is called without arguments, or what it would give: an `Env`, a `World`
-    or a gymnasium environment. Raises ValueError where there is none.
+    Training, evaluation and video all choose their loop with this function. Raises TypeError for anything else.
+    """
+    check.kind("env", env, Env, HostEnv)
+    return isinstance(env, HostEnv)
+
+
+def is_env(x: Any) -> "TypeIs[Env | HostEnv]":
+    """Return True for an environment of either kind."""
+    return isinstance(x, Env | HostEnv)
+
+
+@functools.cache
+def find(name: str) -> Env | HostEnv:
+    """Find an environment by name.
+
+    Raises ValueError if there is none or it cannot be made, TypeError if the name is not a string.
+
+    Args:
+        name: a name of `names`, `gym:NAME` for Gymnasium's registry, `ale:GAME` for Atari, or `package.module:name` for
+            your own: an `Env`, a `HostEnv`, or a function or class that gives one of these or a `gymnasium.Env` when
+            called without arguments.
     """
     if isinstance(name, str) and name.startswith("gym:"):
-        from fdqn.envs import gym
+        from fdqn.envs.host import gymnasium
 
         if name.count(":") > 1:
             _import_from_here()  # the module that registers it
-        return gym.named(name.removeprefix("gym:"))
+        return gymnasium.named(name.removeprefix("gym:"))
     if isinstance(name, str) and name.startswith("ale:"):
-        from fdqn.envs import gym
+        from fdqn.envs.host import atari
 
-        return gym.atari(name.removeprefix("ale:"))
-    return _brought(name) if isinstance(name, str) and is_code(name) else make(name)
+        return atari.make(name.removeprefix("ale:"))
+    return _load(name) if isinstance(name, str) and is_code(name) else make(name)
 
 
 def is_code(name: str) -> bool:
-    """Return True for the name of somebody's own code, which finding it runs: `gym:module:Name` is imported too."""
+    """Return True if finding this name imports a user's code, as for `gym:module:Name`."""
     return name.count(":") > 1 or (":" in name and name.partition(":")[0] not in ("gym", "minatar", "ale"))
 
 
@@ -72,40 +96,47 @@ def _import_from_here() -> None:
         sys.path.insert(0, here)
 
 
-def _brought(name: str) -> Env | World:
+def _load(name: str) -> Env | HostEnv:
     module, _, attribute = name.partition(":")
     try:
         _import_from_here()
         found = getattr(importlib.import_module(module), attribute)
-        given = found() if callable(found) and not isinstance(found, Env | World) else found
-    except (Exception, SystemExit) as error:  # whatever somebody's code may raise
+        given = found() if callable(found) and not is_env(found) else found
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
         words = " ".join(str(error).split())
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         raise ValueError(f"env: expected {name} to give an environment, got {kind}{words}") from error
-    if isinstance(given, Env | World):
+    if is_env(given):
         return given
     import gymnasium
 
-    from fdqn.envs import gym
+    from fdqn.envs.host.gymnasium import from_factory
+    from fdqn.envs.host.vector import close
 
-    if isinstance(given, gymnasium.Env) and callable(found):
-        gym.close(given)
-        return gym.of(name, found)
-    own = "; give the class itself, so that each lane has its own" if isinstance(given, gymnasium.Env) else ""
+    single = isinstance(given, gymnasium.Env)
+    if single and callable(found):
+        close(given)
+        return from_factory(name, found)
+    hint = "; give the class itself, so that each seed has its own" if single else ""
     raise ValueError(
-        f"env: expected {name} to give an Env, a World or a gymnasium environment, got {type(given).__name__}{own}"
+        f"env: expected {name} to give an Env, a HostEnv or a gymnasium environment, got {type(given).__name__}{hint}"
     )
 
 
 def make(name: str, **settings: Any) -> Env:
-    """The environment of that name; `settings` are `time_limit` in steps, `dtype`, and those of the environment's
-    own file. Raises ValueError for no name.
+    """Make a pure environment.
+
+    Raises ValueError if `names` does not list the name.
+
+    Args:
+        name: one of `names`.
+        settings: `time_limit` in steps, `dtype`, and those of the environment's own `make`.
     """
     return _entry(name).make(**settings)
 
 
 def describe(name: str) -> str:
-    """One line: the task, the observation, the actions, the time limit in steps and the twin in gymnasium."""
+    """Describe a pure environment in one line: task, observation, actions, time limit, equivalent in Gymnasium."""
     entry = _entry(name)
     spec = entry.make().spec
     twin = f"; as {GYMNASIUM[name]}" if name in GYMNASIUM else ""
@@ -114,16 +145,16 @@ def describe(name: str) -> str:
 
 def _entry(name: str) -> _Entry:
     if not isinstance(name, str):
-        raise TypeError(f"name: expected that of an environment, got {name!r}; known: {', '.join(names())}")
+        raise TypeError(f"name: expected the name of an environment, got {name!r}; known: {', '.join(names())}")
     if name not in _ENTRIES:
-        near = next(_meant(name), None) or next(iter(difflib.get_close_matches(name, names(), n=1)), None)
+        near = next(_suggestions(name), None) or next(iter(difflib.get_close_matches(name, names(), n=1)), None)
         hint = f"; did you mean '{near}'?" if near else "."
         raise ValueError(f"unknown environment '{name}'{hint} Known: {', '.join(names())}")
     return _ENTRIES[name]
 
 
-def _meant(name: str) -> Iterator[str]:
-    """Names that say where the environment of this name is from: ours, Gymnasium, MinAtar or Atari."""
+def _suggestions(name: str) -> Iterator[str]:
+    """Yield valid names close to an unprefixed or misspelt one, the likeliest first."""
     if registered := _registered(name):
         yield from (key for key, twin in GYMNASIUM.items() if f"gym:{twin}" == registered)
         yield registered
@@ -141,7 +172,7 @@ def _snake(name: str) -> str:
 
 
 def _registered(name: str) -> str | None:
-    """The environment of Gymnasium of that name; without it, or its case, the newest version of it."""
+    """Find a name in Gymnasium's registry, ignoring case and with the newest version if it has none."""
     import gymnasium
 
     def task(name: str) -> str:
@@ -155,7 +186,7 @@ def _registered(name: str) -> str | None:
 
 
 def _atari(word: str) -> list[str]:
-    """The game of Atari of that name, where ale-py is installed."""
+    """Find a game of Atari, if ale-py is installed."""
     if not word or importlib.util.find_spec("ale_py") is None:
         return []
     from ale_py import roms

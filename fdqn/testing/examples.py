@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fdqn import build, dqn, networks, random, training
-from fdqn.envs import cartpole
+from fdqn.envs.classic import cartpole
 from fdqn.training import off_policy
 from fdqn.types import Agent, Env, Hyper, Network, Optimizer, Params, Sample, Transition
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import random, training, tree
+from fdqn import envs, random, training, tree
 from fdqn.testing.asserts import assert_trees_close, assert_trees_equal
 from fdqn.testing.leaves import copied
 from fdqn.types import Hyper, Step
@@ -133,11 +133,12 @@ def _played_by_hand(
     program: training.Program, before: training.TrainState, after: training.TrainState, noises: training.Noise
 ) -> Iterator[Step]:
     """Yield the steps [S, E] of one iteration, recomputed with the actions stored in replay."""
-    config, world = program.config, before.env_state
+    assert not envs.on_host(program.env), "program.env: expected Env, got HostEnv"
+    config, env_state = program.config, before.env_state
     for i in range(config.steps_per_cycle):
         first = int(before.buffer.added[0]) + i * config.num_envs
         at = (first + torch.arange(config.num_envs)) % config.capacity
-        world, step = vmap(program.env.step)(world, after.buffer.rows.action[:, at], noises.env[:, i])
+        env_state, step = vmap(program.env.step)(env_state, after.buffer.rows.action[:, at], noises.env[:, i])
         assert_trees_equal(step.reward, after.buffer.rows.reward[:, at], f"reward of stored rows from {first}: ")
         yield step
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import check, policies, random, replay, tree
+from fdqn import check, envs, policies, random, replay, tree
 from fdqn.training import metrics
 from fdqn.training.draws import interactions, noise, updates
 from fdqn.training.state import (
@@ -28,7 +28,7 @@ from fdqn.training.state import (
     check_program,
     zero,
 )
-from fdqn.types import Hyper, Params, Step
+from fdqn.types import EnvSpec, Hyper, Params, Step
 
 
 def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
@@ -41,9 +41,8 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     check.kind("hyper", hyper, Hyper)
     check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields)}", keys, *hyper)
     check.integer("keys", keys)
-    config, spec = program.config, program.env.spec
-    u = random.uniform(random.fold_in(keys, random.RESET), (config.num_envs, spec.noise))
-    env_state, step = vmap(program.env.reset)(u)
+    spec = program.env.spec
+    env_state, step = _first_step(program, keys)
     for name, x in (("obs", step.obs), ("next_obs", step.next_obs)):
         check.shapes(f"env.reset.{name}[S E {' '.join(map(str, spec.obs_shape))}]", x)
         if x.dtype != spec.obs_dtype:
@@ -55,6 +54,24 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     seeds = vmap(partial(_init_seed, program))(params, hyper, keys, env_state, step)
     # A run writes over its state, so no leaf may be the caller's or, as vmap returns constants, a view of another.
     return tree.separate(seeds, (params, hyper, keys))
+
+
+def _first_step(program: Program, keys: Tensor) -> tuple[Any, Step]:
+    """States and first steps [S, E] of all environments. Those on the host start later; until then they show zeros."""
+    config, spec = program.config, program.env.spec
+    if envs.on_host(program.env):
+        actions = torch.zeros((keys.shape[0], config.num_envs), dtype=torch.int64, device=keys.device)
+        return actions, _blank_step(spec, actions)
+    u = random.uniform(random.fold_in(keys, random.RESET), (config.num_envs, spec.noise))
+    return vmap(program.env.reset)(u)
+
+
+def _blank_step(spec: EnvSpec, action: Tensor) -> Step:
+    """A step of the shapes of a host environment, for actions [...]: zeros, with every action legal."""
+    obs = torch.zeros((*action.shape, *spec.obs_shape), dtype=spec.obs_dtype, device=action.device)
+    legal = torch.ones((*action.shape, spec.actions), dtype=torch.bool, device=action.device)
+    ended = torch.zeros_like(action, dtype=torch.bool)
+    return Step(obs, legal, obs, legal, torch.zeros_like(action, dtype=torch.float32), ended, ended)
 
 
 def _init_seed(program: Program, params: Params, hyper: Hyper, key: Tensor, env_state: Any, step: Step) -> TrainState:
@@ -92,10 +109,15 @@ def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
 
 
 def interact(program: Program, state: TrainState, noise: Interaction) -> TrainState:
-    """Take one step in every environment and store the transitions."""
+    """Take one step in every environment and store the transitions.
+
+    Raises TypeError for environments on the host, which `host` steps.
+    """
     check.kind("state", state, TrainState)
-    envs = program.config.num_envs
-    check.shapes(f"noise.act[{envs} 2] noise.env[{envs} {program.env.spec.noise}]", noise.act, noise.env)
+    if envs.on_host(program.env):
+        raise TypeError("program.env: expected Env, got HostEnv; use training.host.functions")
+    count = program.config.num_envs
+    check.shapes(f"noise.act[{count} 2] noise.env[{count} {program.env.spec.noise}]", noise.act, noise.env)
     action = act(program, state, noise)
     env_state, step = program.env.step(state.env_state, action, noise.env)
     return observe(program, state, action, step)._replace(env_state=env_state)
@@ -205,6 +227,14 @@ def check_cycle(program: Program, state: TrainState, noises: Noise) -> None:
     """Run one step and one update on tensors without memory: what does not fit raises here, not in a compiler."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         before, noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, tree.index(noises, 0))
-        after = vmap(partial(interact, program))(before, tree.index(interactions(noise), 0))
+        after = vmap(partial(_step_without_host, program))(before, tree.index(interactions(noise), 0))
         after = vmap(partial(update, program))(after, tree.index(updates(noise), 0))
         check.same("state after one cycle", before, after)
+
+
+def _step_without_host(program: Program, state: TrainState, noise: Interaction) -> TrainState:
+    """`interact`; with a blank step in place of one on the host."""
+    if not envs.on_host(program.env):
+        return interact(program, state, noise)
+    action = act(program, state, noise)
+    return observe(program, state, action, _blank_step(program.env.spec, action))._replace(env_state=action)

@@ -43,10 +43,14 @@ def algorithm(config: Config, agent: Agent, buffer: Buffer, optimizer: Callable[
         init=partial(_init, agent, buffer, optimizer),
         observe=partial(_observe, buffer),
         update=partial(_update, config, agent, buffer, optimizer),
-        select=lambda bits: bits,
+        select=_unchanged,
         cut=buffer.cut,
         bounds=buffer.bounds,
     )
+
+
+def _unchanged(bits: Tensor) -> Tensor:
+    return bits
 
 
 def _init(

@@ -1,20 +1,21 @@
 """Records of a training program and of the state of one seed."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fdqn import check
+from fdqn import check, envs
 from fdqn.training.config import Config
-from fdqn.types import Agent, Algorithm, Diagnostics, Env, Hyper, Learner, Network, Uniforms
+from fdqn.types import Agent, Algorithm, Diagnostics, Env, HostEnv, Hyper, Learner, Network, Params, Uniforms
 
 
 class Program(NamedTuple):
     """Everything that is fixed before training starts."""
 
-    env: Env
+    env: Env | HostEnv
     algorithm: Algorithm
 
     @property
@@ -31,7 +32,11 @@ class Program(NamedTuple):
 def policy(agent: Agent) -> Network:
     """The network behind an agent's greedy actions: its values with `()` in place of noise."""
     check.kind("agent", agent, Agent)
-    return Network(agent.init, lambda params, obs: agent.values(params, obs, ()))
+    return Network(agent.init, partial(_values_without_noise, agent.values))
+
+
+def _values_without_noise(values: Callable[..., Tensor], params: Params, obs: Tensor) -> Tensor:
+    return values(params, obs, ())
 
 
 CAUSES = ("nothing", "loss", "gradient", "parameter", "environment")
@@ -128,7 +133,8 @@ class Functions(NamedTuple):
 def check_program(program: Program) -> None:
     """Raise TypeError, naming the field, for a program with a part of another type."""
     check.kind("program", program, Program)
-    check.kind("program.env", program.env, Env)
+    if not envs.is_env(program.env):
+        raise TypeError(f"program.env: expected Env or HostEnv, got {type(program.env).__name__}")
     check.kind("program.algorithm", program.algorithm, Algorithm)
     check.kind("program.config", program.config, Config)
     check.kind("program.agent", program.algorithm.agent, Agent)

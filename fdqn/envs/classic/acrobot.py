@@ -42,13 +42,13 @@ class State(NamedTuple):
 
 
 def make(time_limit: int = 500, dtype: torch.dtype = torch.float32) -> Env:
-    """Acrobot; `dtype` is that of observation, state and reward. Raises ValueError for a time limit below 1."""
+    """Make Acrobot; `dtype` is that of observation, state and reward. Raises ValueError if `time_limit` < 1."""
     spec = episode.spec((6,), dtype, actions=ACTIONS, noise=NOISE, time_limit=time_limit)
     return Env(partial(reset, spec=spec), partial(step, spec=spec), spec)
 
 
 def reset(u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
-    """A first state, every number uniform in [-0.1, 0.1). Shapes: u [..., 4]."""
+    """Draw a first state, every number uniform in [-0.1, 0.1). Shapes: u [..., 4]."""
     episode.check_reset(u, NOISE)
     theta1, theta2, theta1_dot, theta2_dot = (-START + 2 * START * v for v in u.to(spec.obs_dtype).unbind(-1))
     state = State(theta1, theta2, theta1_dot, theta2_dot, torch.zeros_like(theta1, dtype=torch.int64))
@@ -84,12 +84,12 @@ def _observe(state: State) -> Tensor:
 
 
 def _wrap(x: Tensor) -> Tensor:
-    """An angle [...] with whole turns taken off, in [-pi, pi]; both ends stay where they are."""
+    """Reduce an angle [...] to [-pi, pi] by whole turns; both ends are kept."""
     return x - x.sign() * (((x.abs() - math.pi) / (2 * math.pi)).ceil() * (2 * math.pi))
 
 
 def _runge_kutta(y: Vector, torque: Tensor) -> Vector:
-    """One classical Runge-Kutta step of fourth order: `y + dt/6 (k1 + 2 k2 + 2 k3 + k4)`."""
+    """Take one classical Runge-Kutta step of fourth order: `y + dt/6 (k1 + 2 k2 + 2 k3 + k4)`."""
     k1 = _derivatives(y, torque)
     k2 = _derivatives(_move(y, DT / 2.0, k1), torque)
     k3 = _derivatives(_move(y, DT / 2.0, k2), torque)
@@ -103,7 +103,7 @@ def _move(y: Vector, dt: float, k: Vector) -> Vector:
 
 
 def _derivatives(y: Vector, torque: Tensor) -> Vector:
-    """Velocities and accelerations of both joints, with the book's equation of theta2 (not the paper's of 1996)."""
+    """Compute velocities and accelerations of both joints, with the book's equation of theta2 (not that of 1996)."""
     theta1, theta2, theta1_dot, theta2_dot = y
     cos2, sin2 = theta2.cos(), theta2.sin()
     d1 = M1 * LC1**2 + M2 * (L1**2 + LC2**2 + 2 * L1 * LC2 * cos2) + I1 + I2

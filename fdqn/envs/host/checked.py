@@ -1,4 +1,4 @@
-"""Single environments held to Gymnasium's API: what `reset` and `step` return is checked value by value."""
+"""A wrapper that checks the values of `reset` and `step` of a single environment against Gymnasium's API."""
 
 import reprlib
 from collections.abc import Mapping
@@ -10,17 +10,17 @@ from gymnasium.spaces import Box
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
-from fdqn.envs.spaces import MASK
+from fdqn.envs.host.spaces import MASK
 
 LIVES = "lives"
-"""The key under which infos count lives."""
+"""Key of the number of lives in infos."""
 
 
 class Checked(gymnasium.Wrapper):
-    """An environment that returns what Gymnasium's API says, or raises ValueError naming the value that was wrong.
+    """Check every value that an environment returns; a wrong one raises ValueError with its name.
 
     A reward may be an array of one number. `lives` that are not a number and a mask of None are dropped from infos. If
-    neither observation nor info has a mask, it comes from the method `action_masks()` (the convention of sb3-contrib),
+    neither observation nor info has a mask, it is read from the method `action_masks()` (the convention of sb3-contrib)
     if there is one; the method is not called after termination. With `only_used`, all other infos are dropped, because
     a vector environment may fail to stack infos whose types differ between environments.
     """
@@ -33,40 +33,40 @@ class Checked(gymnasium.Wrapper):
         self._masks = env.get_wrapper_attr("action_masks") if env.has_wrapper_attr("action_masks") else None
 
     def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
-        """Observation and info, both checked."""
+        """Reset, and check observation and info."""
         try:
-            answer = self.env.reset(**how)
+            result = self.env.reset(**how)
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise
             raise ValueError(
                 f"env: expected reset to take seed and options, got {error}; take both, as since Gym 0.26"
             ) from error
-        obs, info = reset_values(answer)
+        obs, info = reset_values(result)
         self._check_shape("reset", obs)
         return obs, self._info(obs, info, ended=False)
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Observation, reward, terminated, truncated and info, all checked."""
-        answer = self.env.step(action)
-        if self._is_plain(answer):
-            return answer
-        obs, reward, terminated, truncated, info = step_values(answer)
+        """Step, and check observation, reward, terminated, truncated and info."""
+        result = self.env.step(action)
+        if self._is_plain(result):
+            return result
+        obs, reward, terminated, truncated, info = step_values(result)
         self._check_shape("step", obs)
         ends = _flag("terminated", terminated), _flag("truncated", truncated)
         return obs, _number("reward", reward), *ends, self._info(obs, info, ended=ends[0])
 
-    def _is_plain(self, answer: Any) -> bool:
-        """Return True for values of exactly the types that most environments return, which need no further look."""
+    def _is_plain(self, result: Any) -> bool:
+        """Return True for values of exactly the types that most environments return; no further check is needed."""
         return (
             self._masks is None
-            and type(answer) is tuple
-            and len(answer) == 5
-            and type(answer[1]) is float
-            and type(answer[2]) is bool
-            and type(answer[3]) is bool
-            and answer[4] == {}
-            and (self._shape is None or getattr(answer[0], "shape", None) == self._shape)
+            and type(result) is tuple
+            and len(result) == 5
+            and type(result[1]) is float
+            and type(result[2]) is bool
+            and type(result[3]) is bool
+            and result[4] == {}
+            and (self._shape is None or getattr(result[0], "shape", None) == self._shape)
         )
 
     def _check_shape(self, method: str, obs: Any) -> None:
@@ -81,43 +81,43 @@ class Checked(gymnasium.Wrapper):
     def _info(self, obs: Any, info: Mapping[str, Any], ended: bool) -> dict[str, Any]:
         if not info and self._masks is None:
             return {}
-        told = {key: x for key, x in info.items() if key not in (MASK, LIVES) and not self._only_used}
+        kept = {key: x for key, x in info.items() if key not in (MASK, LIVES) and not self._only_used}
         if _is_count(lives := np.asarray(info.get(LIVES))):
-            told[LIVES] = int(lives.item())
+            kept[LIVES] = int(lives.item())
         mask = info.get(MASK)
         if mask is None and callable(self._masks) and not ended and not (isinstance(obs, dict) and MASK in obs):
             mask = self._masks()
-        return told if mask is None else {**told, MASK: np.asarray(mask)}
+        return kept if mask is None else {**kept, MASK: np.asarray(mask)}
 
 
 def check_environments(vector: VectorEnv) -> VectorEnv:
-    """The same vector environment, its environments `Checked` where they are stepped one after the other here."""
+    """Wrap the environments of a `SyncVectorEnv` in `Checked`; other vector environments are returned unchanged."""
     inner = vector.unwrapped
     if isinstance(inner, SyncVectorEnv):
-        # What stands around it may read any info.
+        # Vector wrappers may read any info.
         inner.envs = [Checked(env, only_used=inner is vector) for env in inner.envs]
     return vector
 
 
-def reset_values(answer: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Observation and info. Raises ValueError for anything but these two."""
-    if not isinstance(answer, tuple | list) or len(answer) != 2:
+def reset_values(result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Unpack the result of `reset`, (obs, info). Raises ValueError for anything else."""
+    if not isinstance(result, tuple | list) or len(result) != 2:
         raise ValueError(
-            f"env: expected reset to return (obs, info), got {_called(answer)}; return both, as since Gym 0.26"
+            f"env: expected reset to return (obs, info), got {_kind(result)}; return both, as since Gym 0.26"
         )
-    _check_info("reset", answer[1])
-    return answer[0], answer[1]
+    _check_info("reset", result[1])
+    return result[0], result[1]
 
 
-def step_values(answer: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
-    """Observation, reward, terminated, truncated and info. Raises ValueError for anything but these five."""
-    if not isinstance(answer, tuple | list) or len(answer) != 5:
+def step_values(result: Any) -> tuple[Any, Any, Any, Any, Mapping[str, Any]]:
+    """Unpack the result of `step`, (obs, reward, terminated, truncated, info). Raises ValueError for anything else."""
+    if not isinstance(result, tuple | list) or len(result) != 5:
         raise ValueError(
-            f"env: expected step to return (obs, reward, terminated, truncated, info), got {_called(answer)}; return "
+            f"env: expected step to return (obs, reward, terminated, truncated, info), got {_kind(result)}; return "
             "all five, as since Gym 0.26"
         )
-    _check_info("step", answer[4])
-    return answer[0], answer[1], answer[2], answer[3], answer[4]
+    _check_info("step", result[4])
+    return result[0], result[1], result[2], result[3], result[4]
 
 
 def _check_info(method: str, info: Any) -> None:
@@ -147,5 +147,5 @@ def _is_count(x: NDArray[Any]) -> bool:
     return x.dtype.kind in "iuf" and x.size == 1 and bool(np.isfinite(x).all())
 
 
-def _called(answer: Any) -> str:
-    return f"{len(answer)} values" if isinstance(answer, tuple | list) else type(answer).__name__
+def _kind(result: Any) -> str:
+    return f"{len(result)} values" if isinstance(result, tuple | list) else type(result).__name__

@@ -1,4 +1,4 @@
-"""Observations of Gymnasium's spaces as arrays, a batch at a time."""
+"""Conversion of observations from Gymnasium's spaces to arrays, a batch at a time."""
 
 import math
 from collections.abc import Callable
@@ -10,30 +10,31 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 MASK = "action_mask"
-"""The key under which observations or infos say what may be done."""
+"""Key of the legal actions in observations and infos."""
 
 
 class Encoding(NamedTuple):
-    """Observations of a space, a batch at a time, as one array."""
+    """Conversion of a space's observations, a batch at a time, to one array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     encode: Callable[[Any], NDArray[Any]]
-    """A batch of the space, as vector environments give it, to [N, *shape] of its own memory."""
+    """Convert a batch, as vector environments return it, to a new array [N, *shape]."""
 
 
 def encoding(space: spaces.Space) -> Encoding:
-    """How observations of a space become arrays.
+    """Choose the conversion for an observation space.
 
-    - Box: booleans and uint8 up to 255 as they are, all else as float32, also counts and flags in uint8; a number
-      becomes [1], and pictures [H, W, C] have their channels first, as convolutions take them. Pictures are of at least
-      10 x 10 and have at most 16 channels, fewer than rows and columns or, as MinAtar's Seaquest, as many as both;
-    - Discrete and MultiDiscrete: one-hot booleans; MultiBinary: booleans. What is not in the space raises ValueError;
-    - Dict and Tuple: the only entry as it is, of several the flat concatenation: booleans or uint8 where all are, else
-      float32, uint8 divided by 255 as networks do. The entry `action_mask` is left out.
+    - Box: booleans, and uint8 whose bound is 255, keep their dtype; everything else becomes float32, including counts
+      and flags in uint8. A scalar gets the shape [1]. Pictures [H, W, C] become [C, H, W], as convolutions take them. A
+      picture has at least 10 x 10 pixels and at most 16 channels: fewer than rows and columns, or equally many as in
+      MinAtar's Seaquest.
+    - Discrete and MultiDiscrete become one-hot booleans, MultiBinary booleans. `encode` raises ValueError for values
+      outside of the space.
+    - Dict and Tuple without the entry `action_mask`: a single entry is converted by itself; several are flattened and
+      concatenated, as booleans or uint8 if all are, else as float32 with uint8 divided by 255, as networks do.
 
-    However large the space is, nothing of its size is allocated before an observation is encoded. Raises ValueError for
-    other spaces.
+    No memory of the space's size is allocated before an observation is encoded. Raises ValueError for other spaces.
     """
     if isinstance(space, spaces.Box):
         kept = space.dtype == np.bool_ or (space.dtype == np.uint8 and np.max(space.high, initial=0) == 255)
@@ -65,7 +66,7 @@ def encoding(space: spaces.Space) -> Encoding:
 
 
 def _has_channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether observations of that shape are pictures [H, W, C], by the rule that `encoding` states."""
+    """Return True if observations of this shape are pictures [H, W, C], by the rule in `encoding`."""
     if len(shape) != 3:
         return False
     height, width, channels = shape
@@ -91,8 +92,7 @@ def _one_hots(space: spaces.Space, sizes: list[int], starts: list[int]) -> Encod
 
 
 def _one_hot(space: spaces.Space, sizes: NDArray[Any], starts: NDArray[Any], x: Any) -> NDArray[np.bool_]:
-    """A batch of numbers as booleans [N, V], each number true at its place among the values that it may have. Raises
-    ValueError for a number that has another."""
+    """Encode integers [N, ...] as concatenated one-hot booleans [N, V]. Raises ValueError outside of the space."""
     places = np.reshape(x, (len(x), -1)) - starts
     wrong = ~((places >= 0) & (places < sizes) & (places == np.floor(places)))
     if wrong.any():
@@ -103,7 +103,7 @@ def _one_hot(space: spaces.Space, sizes: NDArray[Any], starts: NDArray[Any], x: 
 
 
 def _flags(space: spaces.Space, x: Any) -> NDArray[np.bool_]:
-    """A batch of zeros and ones as booleans. Raises ValueError for other numbers."""
+    """Convert a batch of zeros and ones to booleans. Raises ValueError for other numbers."""
     flags = np.array(x, dtype=np.bool_)
     if (wrong := np.asarray(x) != flags).any():
         raise ValueError(f"env: expected observations in {space}, got {np.asarray(x)[wrong][0]}")
@@ -111,7 +111,7 @@ def _flags(space: spaces.Space, x: Any) -> NDArray[np.bool_]:
 
 
 def _concatenation(parts: dict[Any, Encoding]) -> Encoding:
-    """Several observations, each flat, one after the other."""
+    """Flatten and concatenate several observations."""
     dtypes = {part.dtype for part in parts.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     return Encoding((sum(math.prod(part.shape) for part in parts.values()),), dtype, partial(_flat, parts, dtype))

@@ -30,7 +30,9 @@ class State(NamedTuple):
 
 
 def make(time_limit: int = ROWS, dtype: torch.dtype = torch.float32) -> Env:
-    """Catch; `dtype` is that of observation and reward. An episode has nine steps, so the default limit is never met.
+    """Make catch; `dtype` is that of observation and reward.
+
+    An episode has nine steps, so the default limit is never reached.
 
     Raises ValueError for a time limit below 1.
     """
@@ -39,7 +41,7 @@ def make(time_limit: int = ROWS, dtype: torch.dtype = torch.float32) -> Env:
 
 
 def reset(u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
-    """The ball at the top in column `floor(5 u)`, the paddle in the middle. Shapes: u [..., 1]."""
+    """Place the ball at the top in column `floor(5 u)` and the paddle in the middle. Shapes: u [..., 1]."""
     episode.check_reset(u, NOISE)
     # u keeps its own dtype here: rounded to a coarse one it could become 1 and the ball would leave the board.
     ball = (u[..., 0] * COLUMNS).to(torch.int64)
@@ -64,7 +66,7 @@ def step(state: State, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[State,
 
 
 def _observe(state: State, spec: EnvSpec) -> Tensor:
-    """The board [..., 10, 5]: 1 at the ball and at the paddle, 0 elsewhere."""
+    """Draw the board [..., 10, 5]: 1 at the ball and at the paddle, 0 elsewhere."""
     cells = torch.arange(ROWS * COLUMNS, device=state.time.device).reshape(ROWS, COLUMNS)
     ball = (state.time * COLUMNS + state.ball)[..., None, None]
     paddle = ((ROWS - 1) * COLUMNS + state.paddle)[..., None, None]

@@ -41,13 +41,13 @@ class State(NamedTuple):
 
 
 def make(time_limit: int = 500, dtype: torch.dtype = torch.float32) -> Env:
-    """CartPole; `dtype` is that of observation, state and reward. Raises ValueError for a time limit below 1."""
+    """Make CartPole; `dtype` is that of observation, state and reward. Raises ValueError if `time_limit` < 1."""
     spec = episode.spec((4,), dtype, actions=ACTIONS, noise=NOISE, time_limit=time_limit)
     return Env(partial(reset, spec=spec), partial(step, spec=spec), spec)
 
 
 def reset(u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
-    """A first state, every number uniform in [-0.05, 0.05). Shapes: u [..., 4]."""
+    """Draw a first state, every number uniform in [-0.05, 0.05). Shapes: u [..., 4]."""
     episode.check_reset(u, NOISE)
     x, x_dot, theta, theta_dot = (-START + 2 * START * v for v in u.to(spec.obs_dtype).unbind(-1))
     state = State(x, x_dot, theta, theta_dot, torch.zeros_like(x, dtype=torch.int64))
@@ -55,7 +55,7 @@ def reset(u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
 
 
 def step(state: State, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
-    """Push for 0.02 s; what is not action 1 pushes left (actions are not checked against their range).
+    """Push for 0.02 s: right for action 1, left for any other number.
 
         temp = (force + m_p l theta_dot^2 sin theta) / m
         theta_acc = (g sin theta - cos theta temp) / (l (4/3 - m_p cos^2 theta / m))

@@ -33,13 +33,13 @@ class State(NamedTuple):
 
 
 def make(time_limit: int = 200, dtype: torch.dtype = torch.float32) -> Env:
-    """MountainCar; `dtype` is that of observation, state and reward. Raises ValueError for a time limit below 1."""
+    """Make MountainCar; `dtype` is that of observation, state and reward. Raises ValueError if `time_limit` < 1."""
     spec = episode.spec((2,), dtype, actions=ACTIONS, noise=NOISE, time_limit=time_limit)
     return Env(partial(reset, spec=spec), partial(step, spec=spec), spec)
 
 
 def reset(u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
-    """A car at rest, its position uniform in [-0.6, -0.4). Shapes: u [..., 1]."""
+    """Place the car at rest, its position uniform in [-0.6, -0.4). Shapes: u [..., 1]."""
     episode.check_reset(u, NOISE)
     position = START_LOW + (START_HIGH - START_LOW) * u[..., 0].to(spec.obs_dtype)
     state = State(position, torch.zeros_like(position), torch.zeros_like(position, dtype=torch.int64))
@@ -47,7 +47,7 @@ def reset(u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
 
 
 def step(state: State, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[State, Step]:
-    """One step of the car (actions are not checked against their range).
+    """Accelerate the car for one step (actions are not checked against their range).
 
         velocity = clip(velocity + 0.001 (action - 1) - 0.0025 cos(3 position), -0.07, 0.07)
         position = clip(position + velocity, -1.2, 0.6);  the left wall stops the car

@@ -1,0 +1,1 @@
+"""Classic control tasks and catch as pure functions, one environment a file."""

@@ -1,0 +1,133 @@
+"""Environments of Gymnasium as a `HostEnv`: registered ones, a class of your own, or any vector environment."""
+
+import contextlib
+import inspect
+import re
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import RenderCollection
+
+from fdqn.envs.host.spaces import Encoding, encoding
+from fdqn.envs.host.vector import GymnasiumVector, close, message
+from fdqn.types import EnvSpec, HostEnv
+
+EPISODE_STEPS = 27_000
+"""Time limit of evaluation episodes for an environment without one; see `evaluate.step_limit`."""
+
+
+def named(name: str, **settings: Any) -> HostEnv:
+    """Make the environment registered under `name`, such as CartPole-v1.
+
+    Raises ValueError if there is none, or if it does not suit (see `from_vector`).
+
+    Args:
+        name: of Gymnasium's registry.
+        settings: keyword arguments for the environment.
+    """
+    if name not in gymnasium.registry and (game := re.fullmatch(r"ALE/(\w+)-v\d+", name)):
+        raise ValueError(
+            f"env: gym:{name} is registered by ale_py, which is not imported; ale:{game[1]} plays it prepared as in "
+            f"the Nature paper, gym:ale_py:{name} as it is"
+        )
+    make = partial(_registered, name, settings)
+    record = partial(make, wrappers=[_collect_frames], render_mode="rgb_array", disable_env_checker=True)
+    return from_vector(f"gym:{name}", make, record)
+
+
+def from_factory(name: str, make: Callable[[], gymnasium.Env]) -> HostEnv:
+    """Make a `HostEnv` of single environments, each the result of `make()`.
+
+    A `make` that takes `render_mode` is called with "rgb_array" for videos. `name` is for messages. Raises as
+    `from_vector`.
+    """
+    return from_vector(name, partial(_synchronous, make), partial(_synchronous, partial(_rendering, make)))
+
+
+def from_vector(
+    name: str,
+    make: Callable[[int], VectorEnv],
+    record: Callable[[int], VectorEnv] | None = None,
+    stack: int = 1,
+    limit: int | None = None,
+) -> HostEnv:
+    """Make a `HostEnv` of vector environments.
+
+    Every environment of a `SyncVectorEnv` is wrapped in `Checked`, which also reads legal actions from a method
+    `action_masks()`. Other vector environments give them as `action_mask` in their observations or infos.
+
+    Args:
+        name: for messages.
+        make: `make(num_envs)` gives a vector environment in any autoreset mode.
+        record: `record(num_envs)` gives the same, whose `render()` returns a list of frames for each environment: those
+            since the last call. None if it does not render.
+        stack: frames in an observation, as `EnvSpec.stack`.
+        limit: time limit of evaluation episodes. By default the environment's own; without one, the spec is `endless`.
+
+    Raises:
+        ValueError: an environment cannot be made, its actions are not discrete, its observation space is not supported
+            (see `spaces.encoding`), or it does not state its autoreset mode.
+    """
+    try:
+        with contextlib.ExitStack() as closing:
+            probe = make(1)
+            closing.callback(close, probe)
+            actions, observed = probe.single_action_space, probe.single_observation_space
+            limit = limit or (probe.spec.max_episode_steps if probe.spec is not None else None)
+            mode = probe.metadata.get("autoreset_mode")
+    except (Exception, SystemExit) as error:  # a user's environment may raise anything
+        raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {message(error)}") from error
+    if not isinstance(actions, Discrete):
+        raise ValueError(f"env: expected discrete actions, got {actions} in {name!r}")
+    if not isinstance(mode, AutoresetMode):
+        raise ValueError(f"env: expected {name!r} to say its autoreset_mode in its metadata, got {mode!r}")
+    encoded = encoding(observed)
+    dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
+    spec = EnvSpec(encoded.shape, dtype, int(actions.n), 0, limit or EPISODE_STEPS, stack=stack, endless=not limit)
+    open = partial(GymnasiumVector, name, make, encoded, spec)
+    recording = None if record is None else partial(_open_recording, name, record, encoded, spec)
+    return HostEnv(open, spec, recording, partial(_counts_lives, open))
+
+
+def _open_recording(
+    name: str, record: Callable[[int], VectorEnv], encoded: Encoding, spec: EnvSpec, seeds: int
+) -> GymnasiumVector:
+    return GymnasiumVector(name, record, encoded, spec, seeds, 1)
+
+
+def _counts_lives(open: Callable[[int, int], GymnasiumVector]) -> bool:
+    """Step one environment and see if its infos count lives."""
+    with contextlib.closing(open(1, 1)) as probe:
+        first = probe.reset([[0]])
+        probe.step(first.legal.long().argmax(-1).numpy())
+        return probe.counts_lives
+
+
+def _registered(name: str, settings: dict[str, Any], num_envs: int, **more: Any) -> VectorEnv:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is a newer version
+        mode = {"autoreset_mode": AutoresetMode.DISABLED, "copy": False}  # encoding copies
+        return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings, **more)
+
+
+def _synchronous(make: Callable[[], gymnasium.Env], num_envs: int) -> VectorEnv:
+    return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _rendering(make: Callable[..., gymnasium.Env]) -> gymnasium.Env:
+    settings = {"render_mode": "rgb_array"} if "render_mode" in inspect.signature(make).parameters else {}
+    return _collect_frames(make(**settings))
+
+
+def _collect_frames(env: gymnasium.Env) -> gymnasium.Env:
+    """Make `render` return one frame for every step and reset since its last call, also of an episode's end."""
+    if env.render_mode != "rgb_array":
+        raise ValueError(f"render_mode is {env.render_mode!r} and not 'rgb_array'")
+    return RenderCollection(env, reset_clean=False)

@@ -1,0 +1,188 @@
+"""Opening host environments: objects that do not keep the protocol are refused by name, in one place."""
+
+import ast
+import pathlib
+import re
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+import fdqn
+from fdqn import envs, evaluate, networks, random, video
+from fdqn.types import EnvSpec, HostEnv, HostStep, Step
+
+SPEC = EnvSpec((4,), torch.float32, actions=2, noise=0, time_limit=3)
+SEEDS, ENVS = 2, 3
+
+
+class Opened:
+    """Zeros in the right shapes, except for the fields given in `wrong`; an episode lasts three steps."""
+
+    broken: ClassVar[dict] = {}
+
+    def __init__(self, seeds=SEEDS, num_envs=ENVS, **wrong):
+        self.shape, self.wrong, self.time, self.closed = (seeds, num_envs), wrong, 0, False
+
+    def fields(self):
+        obs, legal = torch.zeros(*self.shape, 4), torch.ones(*self.shape, 2, dtype=torch.bool)
+        ended = torch.full(self.shape, self.time >= 3)
+        return Step(obs, legal, obs, legal, torch.zeros(self.shape), ended, ended & False)
+
+    def reset(self, seeds):
+        self.time = 0
+        wrong = {name[6:]: x for name, x in self.wrong.items() if name.startswith("first_")}
+        return self.fields()._replace(**wrong)
+
+    def step(self, actions):
+        self.time += 1
+        everywhere = torch.ones(self.shape, dtype=torch.bool)
+        step = HostStep(self.fields(), everywhere, everywhere[:, 0], ~everywhere)
+        inner = {name: x for name, x in self.wrong.items() if name in Step._fields}
+        outer = {name: x for name, x in self.wrong.items() if name in HostStep._fields}
+        return step._replace(**({"step": step.step._replace(**inner)} | outer))
+
+    def frames(self):
+        return [np.zeros((2, 2, 3), np.uint8)] * self.shape[0]
+
+    def close(self):
+        self.closed = True
+
+
+def host_env(kind=Opened, **wrong):
+    return HostEnv(lambda seeds, num_envs: kind(seeds, num_envs, **wrong), SPEC, lambda seeds: kind(seeds, 1, **wrong))
+
+
+def open_and_step(env):
+    vector = envs.open_host(env, SEEDS, ENVS)
+    vector.reset([[0] * ENVS] * SEEDS)
+    return vector.step(np.zeros((SEEDS, ENVS), np.int64))
+
+
+def test_an_environment_that_keeps_the_protocol_is_opened():
+    step = open_and_step(host_env())
+    assert step.step.obs.shape == (SEEDS, ENVS, 4)
+
+
+@pytest.mark.parametrize("member", ["reset", "step", "close", "broken", "frames"])
+def test_a_missing_member_is_named(member):
+    kept = {name: x for name, x in vars(Opened).items() if name != member and name not in ("__dict__", "__weakref__")}
+    env = host_env(type("Partial", (), kept))
+    with pytest.raises(ValueError, match=f"^env: expected record to give .*, got Partial without {member}"):
+        envs.record_host(env, SEEDS)
+    if member == "frames":
+        return
+    hint = re.escape("; set broken = {} if no seed of it can fail alone") if member == "broken" else ""
+    says = f"^env: expected open to give an object with reset, step, close, broken, got Partial without {member}{hint}$"
+    network = networks.mlp((4,), (2,), 2)
+    keys = random.key(torch.arange(SEEDS))
+    for run in (
+        lambda: envs.open_host(env, SEEDS, ENVS),
+        lambda: evaluate.greedy(env, network, network.init(keys), keys, ENVS),
+    ):
+        with pytest.raises(ValueError, match=says):
+            run()
+
+
+FLAGS = torch.zeros(SEEDS, ENVS, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ({"obs": torch.zeros(SEEDS, ENVS, 5)}, ValueError, "step to return obs of shape [2, 3, 4], got [2, 3, 5]"),
+        ({"obs": torch.zeros(SEEDS, ENVS, 4).double()}, TypeError,
+         "step to return obs of torch.float32, got torch.float64"),
+        ({"legal": FLAGS}, ValueError, "step to return legal of shape [2, 3, 2], got [2, 3]"),
+        ({"next_obs": np.zeros((SEEDS, ENVS, 4))}, TypeError, "step to return next_obs as a tensor, got ndarray"),
+        ({"next_legal": FLAGS[:1]}, ValueError, "step to return next_legal of shape [2, 3, 2], got [1, 3]"),
+        ({"reward": torch.zeros(ENVS)}, ValueError, "step to return reward of shape [2, 3], got [3]"),
+        ({"reward": FLAGS}, TypeError, "step to return reward of torch.float32, got torch.bool"),
+        ({"terminated": FLAGS.float()}, TypeError, "step to return terminated of torch.bool, got torch.float32"),
+        ({"truncated": FLAGS[0]}, ValueError, "step to return truncated of shape [2, 3], got [3]"),
+        ({"valid": FLAGS[0]}, ValueError, "step to return valid of shape [2, 3], got [3]"),
+        ({"alive": FLAGS}, ValueError, "step to return alive of shape [2], got [2, 3]"),
+        ({"alive": True}, TypeError, "step to return alive as a tensor, got bool"),
+        ({"life_lost": FLAGS[:, 0]}, ValueError, "step to return life_lost of shape [2, 3], got [2]"),
+        ({"first_obs": torch.zeros(SEEDS, 4)}, ValueError, "reset to return obs of shape [2, 3, 4], got [2, 4]"),
+        ({"first_legal": FLAGS}, ValueError, "reset to return legal of shape [2, 3, 2], got [2, 3]"),
+    ],
+    ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
+)  # fmt: skip
+def test_a_wrong_field_is_named(wrong, error, says):
+    with pytest.raises(error, match=f"^{re.escape('env: expected ' + says)}$"):
+        open_and_step(host_env(**wrong))
+
+
+def test_a_tuple_is_not_a_host_step():
+    class Plain(Opened):
+        def step(self, actions):
+            return tuple(super().step(actions))
+
+    with pytest.raises(TypeError, match=r"^env\.step: expected HostStep, got tuple$"):
+        open_and_step(host_env(Plain))
+
+
+def test_only_the_first_step_is_checked_and_failures_are_passed_on():
+    """A seed may fail at any time: `broken` is read from the opened object whenever it is asked for."""
+    made = []
+
+    class Failing(Opened):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            self.broken = {}
+            made.append(self)
+
+    vector = envs.open_host(host_env(Failing), SEEDS, ENVS)
+    vector.reset([[0] * ENVS] * SEEDS)
+    vector.step(np.zeros((SEEDS, ENVS), np.int64))
+    made[0].broken = {1: "gone"}
+    made[0].wrong = {"reward": FLAGS}
+    assert vector.step(np.zeros((SEEDS, ENVS), np.int64)).step.reward.dtype == torch.bool
+    assert vector.broken == {1: "gone"}
+    vector.close()
+    assert made[0].closed
+
+
+def test_evaluation_and_video_close_what_they_open():
+    made = []
+
+    class Kept(Opened):
+        def __init__(self, *sizes):
+            super().__init__(*sizes)
+            made.append(self)
+
+    env, network, keys = host_env(Kept), networks.mlp((4,), (2,), 2), random.key(torch.arange(SEEDS))
+    params = network.init(keys)
+    returns = evaluate.greedy(env, network, params, keys, 1).returns
+    video.check_renders("mine", env)
+    video.draw("mine", env, network, params, keys, range(SEEDS), returns)
+    assert len(made) == 3
+    assert all(opened.closed for opened in made)
+
+
+def calls(path):
+    """Yield (function, source) for every call in a file, with the function at module level that it is in."""
+    source = path.read_text()
+    for outer in ast.parse(source).body:
+        for node in ast.walk(outer):
+            if isinstance(node, ast.Call):
+                yield getattr(outer, "name", ""), ast.get_source_segment(source, node)
+
+
+KIND = re.compile(r"isinstance\(.*\b(Env|HostEnv|World|RecordingEnv|HostVectorEnv)\b", re.S)
+BROKEN = re.compile(r"(getattr|hasattr)\(.*broken", re.S)
+
+
+def test_one_function_tells_host_environments_from_pure_ones():
+    root, kinds, guesses = pathlib.Path(fdqn.__file__).parent, set(), set()
+    for path in sorted(root.rglob("*.py")):
+        for function, source in calls(path):
+            where = f"{path.relative_to(root)}:{function}"
+            if source.startswith("isinstance(") and KIND.match(re.sub(r"gymnasium\.Env", "", source)):
+                kinds.add(where)
+            if BROKEN.match(source):
+                guesses.add(where)
+    assert kinds == {"envs/__init__.py:on_host", "envs/__init__.py:is_env"}
+    assert guesses == set()
