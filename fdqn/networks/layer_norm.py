@@ -23,7 +23,7 @@ def layer_norm_mlp(
 
     With a `gain` the weights are initially orthogonal matrices times it and biases 0; CleanRL's PQN has sqrt(2).
 
-    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises as `mlp` does, and ValueError for a negative gain.
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises as `mlp` does and for a negative gain.
     Ba et al. 2016, https://arxiv.org/abs/1607.06450; for Q-learning Gallici et al. 2024,
     https://arxiv.org/abs/2407.04811
     """
