@@ -2,9 +2,9 @@
 
     python benchmarks/learn.py [--envs cartpole acrobot mountain_car] [--seeds 32] [--steps 500000]
 
-Trains, prints the training returns next to CleanRL's and appends a JSON record to `benchmarks/records/learn.jsonl`. A
-finished run that `--out` already holds is read and not repeated. Both numbers are means of the last 100 training
-episodes, with exploration.
+Trains with `fdqn.train`, prints the training returns next to CleanRL's and appends a JSON record to
+`benchmarks/records/learn.jsonl`. A finished run that `--out` already holds is read and not repeated. Both numbers are
+means of the last 100 training episodes, with exploration.
 
 CleanRL steps one environment ten times between updates. On CartPole and Acrobot this benchmark steps ten environments
 once, which compiles in a fifth of the time. On MountainCar the two differ: with ten environments, ten times as many
@@ -14,6 +14,7 @@ benchmark steps as CleanRL does.
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from scipy.stats import bootstrap
 
-from fdqn import cli, envs, runs, statistics
+import fdqn
+from fdqn import envs, runs, statistics
 
 # Mean and standard deviation over 3 seeds after 500,000 steps, from CleanRL's documentation of dqn.py and dqn_jax.py.
 PUBLISHED = {
@@ -36,27 +38,28 @@ PUBLISHED = {
 FLOOR = {"cartpole": 485.0, "acrobot": -92.0, "mountain_car": -195.0}
 
 STEPPING = {
-    "cartpole": ["--num-envs=10", "--steps-per-cycle=1"],
-    "acrobot": ["--num-envs=10", "--steps-per-cycle=1"],
-    "mountain_car": ["--num-envs=1", "--steps-per-cycle=10"],
+    "cartpole": {"num_envs": 10, "steps_per_cycle": 1},
+    "acrobot": {"num_envs": 10, "steps_per_cycle": 1},
+    "mountain_car": {"num_envs": 1, "steps_per_cycle": 10},
 }
 
-CLEANRL = [
-    "--updates-per-cycle=1",
-    "--batch-size=128",
-    "--capacity=10000",
-    "--learning-starts=10000",
-    "--target-period=50",
-    "--learning-rate=2.5e-4",
-    "--gamma=0.99",
-    "--max-grad-norm=inf",
-    "--epsilon-start=1",
-    "--epsilon-end=0.05",
-    "--epsilon-fraction=0.5",
-    "--no-double",
-    "--loss=mse",
-    "--report-every=10000",
-]
+CLEANRL = {
+    "hidden": (120, 84),
+    "updates_per_cycle": 1,
+    "batch_size": 128,
+    "capacity": 10_000,
+    "learning_starts": 10_000,
+    "target_period": 50,
+    "learning_rate": 2.5e-4,
+    "gamma": 0.99,
+    "max_grad_norm": math.inf,
+    "epsilon_start": 1.0,
+    "epsilon_end": 0.05,
+    "epsilon_fraction": 0.5,
+    "double": False,
+    "loss": "mse",
+    "report_every": 10_000,
+}
 
 RECORDS = Path(__file__).parent / "records" / "learn.jsonl"
 
@@ -75,7 +78,15 @@ def main() -> int:
     RECORDS.parent.mkdir(exist_ok=True)
     with open(RECORDS, "a") as file:
         file.write(
-            json.dumps({"machine": machine(), "settings": CLEANRL, "stepping": STEPPING, "results": results}) + "\n"
+            json.dumps(
+                {
+                    "machine": machine(),
+                    "settings": CLEANRL | {"max_grad_norm": "inf"},
+                    "stepping": STEPPING,
+                    "results": results,
+                }
+            )
+            + "\n"
         )
     return int(any(not result["mean"] >= FLOOR[env] for env, result in results.items()))
 
@@ -84,12 +95,10 @@ def train(env: str, seeds: int, steps: int, out: Path) -> dict[str, object]:
     """Train and summarize: mean of the seeds' training returns, as CleanRL reports it, with a 95% bootstrap interval,
     or with the range of fewer than 5 seeds.
     """
-    sizes = [f"--env={env}", f"--seeds={seeds}", f"--steps={steps}", "--hidden", "120", "84"]
-    if not (out / "summary.json").exists() and (
-        code := cli.main(["train", *sizes, f"--out={out}", *STEPPING[env], *CLEANRL])
-    ):
-        raise SystemExit(code)
-    run = runs.read(out)
+    if (out / "summary.json").exists():
+        run = fdqn.Run.load(out)
+    else:
+        run = fdqn.train(env=env, seeds=seeds, steps=steps, out=out, **STEPPING[env], **CLEANRL)
     returns = np.array(run.summary["train_return"]["per_seed"], dtype=float)
     low, high = returns.min(), returns.max()
     if len(returns) >= statistics.MIN_SEEDS:

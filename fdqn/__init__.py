@@ -1,19 +1,32 @@
 """Deep Q-learning for many seeds at once, in PyTorch, as pure functions.
 
+    run = fdqn.train(env="cartpole", seeds=16, steps=100_000)
+
 Parameters are plain dicts and state is tensors; `vmap`, `compile` and device placement are applied at the edge.
-Submodules load on first use, so that `fdqn --help` does not import torch.
+`fdqn.train`, `fdqn.resume` and `fdqn.Run` are those of `fdqn.api` and `fdqn.runs`. Submodules load on first use, so
+that `fdqn --help` does not import torch.
 
 .. include:: README.md
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fdqn.api import resume, train
+    from fdqn.runs import Run
 
 __version__ = "0.2.0.dev0"
 
+_FROM = {"Run": "runs", "resume": "api", "train": "api"}
+"""Functions and classes that the package gives itself, and their modules."""
+
 __all__ = [
+    "Run",
+    "acting",
     "actions",
     "agents",
+    "api",
     "build",
     "check",
     "checkpoint",
@@ -22,6 +35,8 @@ __all__ = [
     "dqn",
     "envs",
     "evaluate",
+    "evaluation",
+    "events",
     "export",
     "files",
     "history",
@@ -30,14 +45,18 @@ __all__ = [
     "optim",
     "plots",
     "policies",
+    "progress",
     "random",
     "replay",
+    "resume",
     "returns",
     "runs",
     "schedules",
+    "session",
     "settings",
     "statistics",
     "testing",
+    "train",
     "training",
     "tree",
     "types",
@@ -46,6 +65,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _FROM:
+        return getattr(importlib.import_module(f"fdqn.{_FROM[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"fdqn.{name}")
     raise AttributeError(f"module 'fdqn' has no attribute {name!r}")

@@ -38,7 +38,7 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from fdqn import check, evaluate, lanes, toolchain, training, tree, verify
+from fdqn import check, evaluate, lanes, processor, toolchain, training, tree, verify
 from fdqn.training import host
 from fdqn.types import Env, Network
 
@@ -520,7 +520,7 @@ def _order(f: Callable[..., Any], args: Any, threads: int) -> _Order:
         _tensors(args), {"cpp.threads": threads, "cpp_wrapper": False, "cpp.enable_loop_tail_vec": False}
     )
     constants = [(name, x.dtype, x.tolist()) for name, x in traced.state_dict().items()]
-    compiler = os.environ.get("CXX"), torch.backends.cpu.get_cpu_capability(), _processor()
+    compiler = os.environ.get("CXX"), torch.backends.cpu.get_cpu_capability(), processor.line("flags", "Features")
     made_from = (torch.__version__, compiler, _settings(), options, traced.code, constants, inputs)
     name = hashlib.sha256(repr(made_from).encode()).hexdigest()
     return _Order(traced, inputs, options, Path(cache_dir()) / "fdqn" / f"{name}.so")
@@ -592,12 +592,6 @@ def _make_ordered() -> None:
 def _settings() -> str:
     """Inductor's own settings as this process found them; compiling changes some."""
     return repr(sorted(torch._inductor.config.save_config_portable().items()))
-
-
-def _processor() -> str:
-    """What the compiler sees of it."""
-    known = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-    return next(line for line in known if line.startswith(("flags", "Features")))
 
 
 def _traced(f: Callable[..., Any], args: Any) -> tuple[torch.fx.GraphModule, Any]:

@@ -56,7 +56,7 @@ def q_learning(
     q_tm1, q_t = apply(params, batch.obs), apply(target_params, batch.next_obs)
     discount_t = hyper.gamma * batch.discount
     target = losses.q_learning_target(batch.reward, discount_t, q_t, batch.next_legal)
-    return _output(loss, target, q_tm1, batch.action)
+    return loss_output(loss, target, q_tm1, batch.action)
 
 
 def double_q_learning(
@@ -75,10 +75,16 @@ def double_q_learning(
     q_t_selector = apply(tree.map(Tensor.detach, params), batch.next_obs)
     discount_t = hyper.gamma * batch.discount
     target = losses.double_q_learning_target(batch.reward, discount_t, q_t, q_t_selector, batch.next_legal)
-    return _output(loss, target, q_tm1, batch.action)
+    return loss_output(loss, target, q_tm1, batch.action)
 
 
-def _output(loss: Elementwise, target: Tensor, q_tm1: Tensor, action: Tensor) -> LossOutput:
+def loss_output(loss: Elementwise, target: Tensor, q_tm1: Tensor, action: Tensor) -> LossOutput:
+    """Losses, values and priorities |target - q| of the actions taken. No gradient flows through the target.
+
+        delta = target - q_tm1[action]
+
+    Shapes: target, action and results [...]; q_tm1 [..., A].
+    """
     check.floating("q_tm1", q_tm1)
     check.shapes("q_tm1[... A] target[...]", q_tm1, target)
     q = actions.pick(q_tm1, action)

@@ -30,7 +30,7 @@ def write(
     """
     path = run.path if isinstance(run, runs.Run) else run
     trained = runs.trained(path, checkpoint, env)
-    lane = _lane(trained, seed)
+    lane = runs.lane(trained.settings, trained.unsound, seed)
     _check_free(out)
     ending = out.suffix.lower()
     if ending not in (".pt", ".pth", ".pt2"):
@@ -54,16 +54,6 @@ def write(
     checkpoint_info = {} if checkpoint is None else {"checkpoint": trained.step}
     written = {"run": str(path), "seed": seed, "out": str(out), "what": what, "bytes": len(content), "read": read}
     return written | checkpoint_info
-
-
-def _lane(trained: runs.Trained, seed: int) -> int:
-    """Where a seed is among the lanes."""
-    seeds = build.seeds(trained.settings)
-    if seed not in seeds:
-        raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
-    if seed in trained.unsound:
-        raise ValueError(f"seed: expected one that has not failed, got {seed}; see failures in summary.json")
-    return seeds.index(seed)
 
 
 def _check_free(out: Path) -> None:

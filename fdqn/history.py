@@ -11,7 +11,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,14 +206,23 @@ def record(
     settings: Settings,
     reports: Iterator[training.Report],
     where: Restored | None = None,
+    on_checkpoint: Callable[[Path, int], None] | None = None,
 ) -> Iterator[training.Report]:
-    """Pass on the reports of a run, each written first, all of its seeds in one write, with a checkpoint where one is
-    due. `where` is from where the run went on.
+    """Write the reports of a run and pass them on: the rows of all seeds in one write, then a checkpoint if one is due.
+
+    `where` is the point from which the run was resumed. `on_checkpoint` is called with the folder and the step of each
+    checkpoint after it is written.
 
     Raises FloatingPointError at a report of a seed that has failed, where the settings say so.
     """
     step, steps, seconds = (where.step, where.steps, where.seconds) if where else (0, settings.steps, 0.0)
     began, kept = time.perf_counter() - seconds, step
+
+    def keep(report: training.Report, rows: dict[str, Any]) -> None:
+        place = _keep(path, settings, report, seconds, rows)
+        if on_checkpoint is not None:
+            on_checkpoint(place, report.step)
+
     if not (path / "metrics.csv").exists():
         _append(path / "metrics.csv", COLUMNS, [])
     for report in reports:
@@ -227,15 +236,15 @@ def record(
         last = not report.planned or report.step >= steps
         due = settings.checkpoint_every and report.step // settings.checkpoint_every > kept // settings.checkpoint_every
         if report.step > kept and (last or due):
-            _keep(path, settings, report, seconds, rows or _rows(path))
+            keep(report, rows or _rows(path))
             kept = report.step
         yield report
     if report.step > kept:  # stopped where a report was due
-        _keep(path, settings, report, seconds, _rows(path))
+        keep(report, _rows(path))
 
 
-def _keep(path: Path, settings: Settings, report: training.Report, seconds: float, rows: dict[str, Any]) -> None:
-    """Write a checkpoint; of the others, the newest and that of the best training return stay."""
+def _keep(path: Path, settings: Settings, report: training.Report, seconds: float, rows: dict[str, Any]) -> Path:
+    """Write a checkpoint and return its folder. Of the others, keep the newest and that of the best training return."""
     alive = report.failed < 0
     means = statistics.row_means(report.last_returns[alive])
     ended = means[np.isfinite(means)]
@@ -250,6 +259,7 @@ def _keep(path: Path, settings: Settings, report: training.Report, seconds: floa
     folder = path / "checkpoints"
     checkpoint.save(folder, str(report.step), _kept(settings, report.state, report.since), at._asdict())
     checkpoint.prune(folder, settings.keep_checkpoints, also=[best] if (best := _best(folder)) else [])
+    return folder / str(report.step)
 
 
 def _best(folder: Path) -> str | None:

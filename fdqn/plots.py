@@ -12,6 +12,7 @@ from fdqn import statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, safe for colour-blind readers. The line style changes once the colours are used up.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -37,7 +38,12 @@ class Curve(NamedTuple):
 
 
 def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> None:
-    """Write a PNG with one panel per title and, in each panel, one line per curve.
+    """Write a PNG of `figure`. Raises ValueError as it does."""
+    figure(panels, subtitle).savefig(file, format="png")
+
+
+def figure(panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> "Figure":
+    """Draw one panel per title and, in each panel, one line per curve.
 
     A line is the interquartile mean over seeds. Its band is the 95% bootstrap interval or, hatched, the range of the
     seeds where fewer than 5 have a value. Single seeds are drawn as thin lines if a panel has one curve. A seed without
@@ -59,16 +65,16 @@ def learning_curves(file: Path | BinaryIO, panels: Mapping[str, Mapping[str, Cur
 
     columns = 1 if len(panels) <= 3 else 2
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(8 * columns, 4.5 * rows), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    parts = figure.subfigures(rows, columns, squeeze=False).flat
+    drawn = Figure(figsize=(8 * columns, 4.5 * rows), dpi=150, layout="constrained")
+    FigureCanvasAgg(drawn)
+    parts = drawn.subfigures(rows, columns, squeeze=False).flat
     for part, (title, curves) in zip(parts, panels.items(), strict=False):
         axes = part.subplots()
         note = "line: interquartile mean of the seeds" + BANDS[frozenset(_draw(axes, curves))]
         thin = ", thin: single seeds" if _shows_seeds(curves) else ""
         axes.set_title("\n".join(filter(None, (subtitle, note + thin))), loc="left", fontsize=8, color="#555555")
         part.suptitle(title, x=0.01, ha="left", fontweight="bold")
-    figure.savefig(file, format="png")
+    return drawn
 
 
 def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:

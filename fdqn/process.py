@@ -7,9 +7,10 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,8 +43,8 @@ _before: dict[int, Any] = {}
 
 
 @contextlib.contextmanager
-def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let `handler` handle SIGNALS in here, but for those that are ignored, as under nohup, or have another handler.
+def handling(handler: Callable[[int, Any], None], signals: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """Let `handler` handle `signals` in here, but for those that are ignored, as under nohup, or have another handler.
 
     In a thread that is not the main one no signal can be handled, and none is.
     """
@@ -51,7 +52,7 @@ def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
         yield
         return
     ours = (signal.SIG_DFL, interrupt)
-    numbers = [x for x in SIGNALS if x == signal.SIGINT or signal.getsignal(x) in ours]
+    numbers = [x for x in signals if x == signal.SIGINT or signal.getsignal(x) in ours]
     before = {x: signal.signal(x, handler) for x in numbers if signal.getsignal(x) is not None}
     outermost = not _before
     _before.update(before if outermost else {})
@@ -79,7 +80,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._at_once = False
+        self.at_once = False
+        """True where the first signal is to raise KeyboardInterrupt too."""
 
     def __call__(self) -> bool:
         """Return True when a run is to stop."""
@@ -90,37 +92,29 @@ class Stop:
         """The exit code for it."""
         return 128 + (self.signal or signal.SIGINT)
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at the first signal too, after recording the stop request."""
-        self._at_once = True
-        try:
-            yield
-        except KeyboardInterrupt as error:
-            self.signal = self.signal or signal_of(error)
-            raise
-        finally:
-            self._at_once = False
-
 
 @contextlib.contextmanager
 def stopping(
     say: Callable[[str], None],
     is_compiling: Callable[[], bool] = bool,
     stopped: type[KeyboardInterrupt] = KeyboardInterrupt,
+    signals: Sequence[int] = SIGNALS,
 ) -> Iterator[Stop]:
-    """Turn the first signal into a stop request, which a run checks every few iterations; the second raises
-    KeyboardInterrupt.
+    """Turn the first of `signals` into a stop request, which a run checks every few iterations; the second raises
+    KeyboardInterrupt, and so does the first where `Stop.at_once` is set.
 
     Interrupting a compiled step could leave its state half overwritten. Compiling writes no state and takes long, so
-    there the first signal raises `stopped`.
+    there the first signal raises `stopped`. A C++ compiler may receive the signal too: its failure after a stop request
+    becomes KeyboardInterrupt.
     """
     stop = Stop()
 
     def ask(number: int, frame: Any) -> None:
-        if stop() or stop._at_once:
+        if stop():
             interrupt(number)
         stop.signal = signal.Signals(number)
+        if stop.at_once:
+            interrupt(number)
         if is_compiling():
             raise stopped(stop.signal)
         if number == signal.SIGINT:
@@ -128,8 +122,13 @@ def stopping(
         else:
             say(f"{stop.signal.name}: stopping within a few training iterations; a second signal stops immediately")
 
-    with handling(ask):
-        yield stop
+    with handling(ask, signals):
+        try:
+            yield stop
+        except (RuntimeError, subprocess.SubprocessError):
+            if stop():
+                raise KeyboardInterrupt(stop.signal) from None
+            raise
 
 
 REDIRECTING = threading.RLock()

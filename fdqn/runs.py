@@ -9,9 +9,11 @@ summary.json          what came of it
 curve.png             the learning curve over seeds
 """
 
+import base64
 import contextlib
 import csv
 import dataclasses
+import html
 import io
 import itertools
 import json
@@ -21,10 +23,11 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ from safetensors.torch import load, save
 
 import fdqn
 from fdqn import (
+    acting,
     build,
     check,
     checkpoint,
@@ -45,12 +49,17 @@ from fdqn import (
     lanes,
     networks,
     plots,
+    processor,
     statistics,
     training,
+    tree,
 )
 from fdqn.settings import Settings, from_json, to_json, with_defaults
 from fdqn.training import host
-from fdqn.types import EnvSpec, Params
+from fdqn.types import EnvSpec, Network, Params
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUMBER = (int, float)
 PERHAPS = (int, float, type(None))
@@ -66,14 +75,84 @@ REPLANNED = ("device", "evaluate_episodes", "evaluate_steps")
 """Settings that `resume` may change for good, beside `on_nan`."""
 
 
-class Run(NamedTuple):
-    """A run folder, read."""
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that has ended: its settings, results, trained parameters and policies.
+
+    `fdqn.train` and `fdqn.resume` return one; `Run.load` reads one from its folder. Parameters are read when they are
+    first asked for.
+    """
 
     path: Path
+    """Run folder."""
     settings: Settings
     summary: dict[str, Any]
+    """Content of `summary.json`."""
     curve: plots.Curve
-    """Training returns at every report."""
+    """Training returns [P, S] at the P reports."""
+    env: str | None = field(default=None, repr=False)
+    """Environment trained on, as given again for an environment that is code of your own."""
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], env: str | None = None) -> "Run":
+        """Read the folder of a run that has ended, also one that was stopped early.
+
+        An environment that is code of your own is imported only if `env` names it again. Raises ValueError, naming the
+        file, if the folder is none of a run, is damaged, or is of a run without results.
+        """
+        check.kind("path", path, str, os.PathLike)
+        folder = Path(path)
+        if (folder / "config.json").is_file() and not (folder / "summary.json").exists():
+            expected = f"run: expected a finished run folder, got {folder} without summary.json"
+            raise ValueError(f"{expected}; fdqn.resume({str(folder)!r}) finishes it")
+        return read(folder, env)
+
+    @cached_property
+    def params(self) -> Params:
+        """Trained parameters of all seeds: tensors [S, ...] on the CPU under the names of the network.
+
+        Raises ValueError if they are missing, damaged or not those of the settings.
+        """
+        return read_params(self.path, self.env)
+
+    @cached_property
+    def network(self) -> Network:
+        """Network of the settings: `network.apply(params of one seed, obs [..., *O]) -> q [..., A]`."""
+        return build.network(_named(self.path, self.env))
+
+    def policy(self, seed: int) -> Callable[..., Any]:
+        """Return the greedy policy of one trained seed, `policy(obs, legal=None) -> action`, on NumPy arrays.
+
+        An observation [*O] gives an int, N observations [N, *O] give actions [N] of int64. `legal`, bool [A] or [N, A],
+        marks the actions to choose from. The arrays must have the shape and dtype of the environment; floats of any
+        precision are accepted for floats. Raises ValueError for a seed that was not trained or has failed, and, when
+        called, ValueError or TypeError for arrays that do not fit.
+        """
+        unsound = failed_seeds(self.settings, _causes(self.summary), _finite(self.params))[1]
+        params = tree.index(self.params, lane(self.settings, unsound, seed))
+        return acting.greedy(envs.find(self.settings.env).spec, self.network, params)
+
+    def plot(self, file: str | os.PathLike[str] | BinaryIO | None = None) -> "Figure":
+        """Draw the learning curve over the seeds as a matplotlib figure, and write it to `file` as a PNG if given."""
+        drawn = plots.figure(*_panels(self.curve, self.summary))
+        if file is not None:
+            drawn.savefig(file, format="png")
+        return drawn
+
+    def __repr__(self) -> str:
+        summary = self.summary
+        failed = f", {len(summary['failed_seeds'])} failed" if summary["failed_seeds"] else ""
+        return (
+            f"Run({str(self.path)!r}: {summary['env']}, {len(summary['seeds'])} seeds{failed}, {summary['steps']:,} "
+            f"steps, greedy return {interval_text(summary['final_return'])})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the run in a notebook as one line and its learning curve."""
+        drawn = io.BytesIO()
+        self.plot(drawn)
+        picture = base64.b64encode(drawn.getvalue()).decode()
+        return f'<p>{html.escape(repr(self))}</p><img width="640" src="data:image/png;base64,{picture}">'
 
 
 def folder(settings: Settings, base: Path = Path()) -> Path:
@@ -177,10 +256,8 @@ def _circumstances(settings: Settings) -> dict[str, Any]:
 def _processor(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    model = processor.line("model name").partition(":")[2].strip()
+    return model or platform.processor() or platform.machine()
 
 
 def _engine(settings: Settings) -> dict[str, Any]:
@@ -220,21 +297,25 @@ def finish(
     settings: Settings,
     report: training.Report,
     started: float,
+    final: evaluate.Evaluation,
     gymnasium: evaluate.Evaluation | None = None,
     before: float = 0.0,
-    play: Callable[..., evaluate.Evaluation] = evaluate.greedy,
 ) -> dict[str, Any]:
-    """Write `params.safetensors`, `curve.png` and `summary.json`; answer with the summary.
+    """Write `params.safetensors`, `curve.png` and `summary.json`, and return the summary.
 
-    `started` is the `time.perf_counter()` of the command's start, `gymnasium` the evaluation of the trained seeds in
-    Gymnasium's twin of the environment, `before` the seconds that earlier processes spent on the run, `play` the
-    function that plays the trained seeds.
+    Args:
+        path: run folder.
+        settings: the run's.
+        report: the last one.
+        started: `time.perf_counter()` at the start of the run in this process.
+        final: episodes of the trained seeds in the environment trained on.
+        gymnasium: those in Gymnasium's version of the environment, if there is one.
+        before: seconds that earlier processes spent on the run.
     """
     params, seeds = report.state.learner.params, build.seeds(settings)
     save_params(path, settings, params)
     failures = history.failed_seeds(settings, report)
-    failed = sorted({*failures, *(seed for seed, finite in zip(seeds, _finite(params), strict=True) if not finite)})
-    final = play(envs.find(settings.env), build.network(settings), params, report.state.key)
+    failed, _ = failed_seeds(settings, {seed: cause for seed, (_, cause) in failures.items()}, _finite(params))
     rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
@@ -348,12 +429,12 @@ def finished(path: Path) -> int:
         return 0
 
 
-def read(path: Path) -> Run:
-    """A finished run's folder. Raises ValueError, naming the file, where it is not one."""
+def read(path: Path, env: str | None = None) -> Run:
+    """Read the folder of a finished run. Raises ValueError, naming the file, if it is none; see `Run.load`."""
     settings = _read(path, "config.json", _read_settings)
     seeds = list(build.seeds(settings))
     summary = _read(path, "summary.json", partial(_read_summary, seeds=seeds))
-    return Run(path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))))
+    return Run(path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))), env)
 
 
 def read_params(path: Path, env: str | None = None) -> Params:
@@ -365,7 +446,7 @@ def read_params(path: Path, env: str | None = None) -> Params:
     settings = _named(path, env)
     params = _read(path, "params.safetensors", lambda file: dict(load(files.read(file))))
     expected = build.network(settings).init(build.keys(settings))
-    shapes, given = ({name: list(x.shape) for name, x in tree.items()} for tree in (expected, params))
+    shapes, given = ({name: list(x.shape) for name, x in given.items()} for given in (expected, params))
     if shapes != given:
         others = [name for name in given if shapes.get(name) != given[name]]
         got = ", ".join(f"{name} {given[name]}" for name in others[:3]) or f"only {sorted(given)}"
@@ -396,18 +477,50 @@ def trained(path: Path, which: str | None = None, env: str | None = None) -> Tra
     """
     if which in (None, "last"):
         run = read(path)
-        broke = {failure["seed"] for failure in run.summary["failures"] if failure["cause"] == "environment"}
-        failed = run.summary["failed_seeds"]
-        params, step = read_params(path, env), run.summary["steps"]
+        params, step, settings, causes = (
+            read_params(path, env),
+            run.summary["steps"],
+            run.settings,
+            _causes(run.summary),
+        )
     else:
         settings = _named(path, env)
         place = _checkpoint(path, str(which))
-        params, cycles, causes = history.trained(place, settings, build.program(settings))
-        lanes = list(zip(build.seeds(settings), cycles.tolist(), causes.tolist(), _finite(params), strict=True))
-        failed = [seed for seed, cycle, _, finite in lanes if cycle >= 0 or not finite]
-        broke = {seed for seed, _, cause, finite in lanes if finite and training.CAUSES[cause] == "environment"}
-        return Trained(settings, history.moment(place).step, params, failed, [x for x in failed if x not in broke])
-    return Trained(run.settings, step, params, failed, [seed for seed in failed if seed not in broke])
+        params, cycles, why = history.trained(place, settings, build.program(settings))
+        lanes = zip(build.seeds(settings), cycles.tolist(), why.tolist(), strict=True)
+        causes = {seed: training.CAUSES[cause] for seed, cycle, cause in lanes if cycle >= 0}
+        step = history.moment(place).step
+    return Trained(settings, step, params, *failed_seeds(settings, causes, _finite(params)))
+
+
+def _causes(summary: dict[str, Any]) -> dict[int, str]:
+    """The failed seeds of a summary, each with its cause."""
+    causes = {failure["seed"]: failure["cause"] for failure in summary["failures"]}
+    return {**dict.fromkeys(summary["failed_seeds"], "parameter"), **causes}
+
+
+def failed_seeds(
+    settings: Settings, causes: Mapping[int, str], finite: NDArray[np.bool_]
+) -> tuple[list[int], list[int]]:
+    """Return the seeds that failed, and those of them whose parameters are unusable: all but those that are finite and
+    of which only the environment failed.
+
+    `causes` gives the cause of each failure by seed, one of `training.CAUSES`; `finite` [S] tells which seeds have
+    finite parameters.
+    """
+    sound = dict(zip(build.seeds(settings), finite.tolist(), strict=True))
+    failed = [seed for seed, ok in sound.items() if seed in causes or not ok]
+    return failed, [seed for seed in failed if not sound[seed] or causes.get(seed) != "environment"]
+
+
+def lane(settings: Settings, unsound: Sequence[int], seed: int) -> int:
+    """Return the index of a seed among the trained ones. Raises ValueError if it was not trained or is `unsound`."""
+    seeds = build.seeds(settings)
+    if seed not in seeds:
+        raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
+    if seed in unsound:
+        raise ValueError(f"seed: expected one that has not failed, got {seed}; see failures in summary.json")
+    return seeds.index(seed)
 
 
 def _checkpoint(path: Path, which: str) -> Path:
@@ -442,12 +555,17 @@ def read_curve(path: Path) -> plots.Curve:
 
 
 def picture(file: Path | BinaryIO, curve: plots.Curve, summary: dict[str, Any]) -> None:
-    """The learning curve of one run, failed seeds left out, its result under the title."""
+    """Draw the learning curve of one run as a PNG."""
+    plots.learning_curves(file, *_panels(curve, summary))
+
+
+def _panels(curve: plots.Curve, summary: dict[str, Any]) -> tuple[dict[str, dict[str, plots.Curve]], str]:
+    """The learning curve of one run without failed seeds, and its result as the subtitle."""
     failed, seeds = summary["failed_seeds"], summary["seeds"]
     result = f"{len(seeds)} seeds; trained, played greedily: {interval_text(summary['final_return'])}"
     alive = curve._replace(values=curve.values[:, [seed not in failed for seed in seeds]])
     left_out = f"; {len(failed)} failed seeds left out" if failed else ""
-    plots.learning_curves(file, {summary["env"]: {"": alive}}, result + left_out)
+    return {summary["env"]: {"": alive}}, result + left_out
 
 
 def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:

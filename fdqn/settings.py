@@ -96,7 +96,7 @@ class Settings:
     """Use TF32 for float32 matrix products and convolutions on CUDA.
     Several times faster, but inputs are rounded to a mantissa of 10 bits."""
     compile: bool = True
-    """Compile the training iteration. Without compiling, it runs operation by operation, for debugging."""
+    """Compile the training iteration; --no-compile is --engine eager."""
     check_compile: bool = True
     """Compare the first compiled step and update with eager execution and stop the run if they differ."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None

@@ -24,13 +24,14 @@ from matplotlib.image import imread
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import cli, compile, envs, networks, process, random, runs, video
+from fdqn import cli, compile, envs, networks, process, progress, random, runs, video
+from fdqn.cli import commands, parse
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
 )
 FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
-ROOT = Path(cli.__file__).resolve().parents[1]
+ROOT = Path(cli.__file__).resolve().parents[2]
 LONGEST = 300  # characters of a complaint that a person still reads
 
 
@@ -232,7 +233,7 @@ CLIFF = shlex.split(
 
 
 def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_FIRST_LINE", 0.0)
+    monkeypatch.setattr(progress, "_FIRST_LINE", 0.0)
     path = tmp_path / "run"
     assert cli.main(["train", *CLIFF, "--evaluate-episodes", "2", "--out", str(path)]) == 0
     out, err = capsys.readouterr()
@@ -772,7 +773,7 @@ def test_help_is_quick_and_leaves_torch_alone():
     assert all(flag in done.stdout for flag in ("--seeds", "--epsilon-fraction", "--no-compile", "--out"))
 
 
-@pytest.mark.parametrize("command", list(cli.COMMANDS))
+@pytest.mark.parametrize("command", list(parse.COMMANDS))
 def test_every_command_has_help(capsys, command):
     assert cli.main([command, "--help"]) == 0
     out, err = capsys.readouterr()
@@ -1019,14 +1020,12 @@ def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, capsys, tmp_p
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
-    from fdqn import cli as command
-
     def broken(*args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(command, "_run", broken)
+    monkeypatch.setattr(commands, "_run", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        command.main(["envs"])
+        cli.main(["envs"])
 
 
 @pytest.mark.parametrize(("interrupted", "error"), [(True, KeyboardInterrupt), (False, RuntimeError)])
@@ -1035,7 +1034,7 @@ def test_a_compiler_that_ctrl_c_stopped_is_an_interrupt(interrupted, error):
 
     def compiling():
         say = Console(stderr=True).print
-        with process.stopping(say) as stop, cli._not_news(stop):
+        with process.stopping(say):
             if interrupted:
                 os.kill(os.getpid(), signal.SIGINT)
             raise RuntimeError("C++ compile error")
@@ -1048,6 +1047,6 @@ def test_code_that_ends_the_process_is_a_sentence(monkeypatch, capsys):
     def leaves(*given):
         raise SystemExit("no licence")
 
-    monkeypatch.setattr(cli, "_run", leaves)
+    monkeypatch.setattr(commands, "_run", leaves)
     assert cli.main(["envs"]) == 1
     assert capsys.readouterr().err == "fdqn: no licence\n"

@@ -12,8 +12,9 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler
 
 from fdqn import cli, lanes
+from fdqn.cli import commands
 
-ROOT = Path(cli.__file__).resolve().parents[1]
+ROOT = Path(cli.__file__).resolve().parents[2]
 WAY_OUT = "; set CXX to another compiler, or use --no-compile"
 OUTPUT = (
     "In file included from a.h:1\na.cpp:1:2: warning: so\na.cpp:3:4: \x1b[31merror: no such thing\x1b[0m\nmore\n" * 30
@@ -56,7 +57,7 @@ ERRORS = [
 @pytest.mark.parametrize("wrap", [lambda error: error, within], ids=["plain", "wrapped"])
 def test_a_compiler_that_fails_is_one_sentence(monkeypatch, capsys, error, says, wrap):
     monkeypatch.setenv("CXX", "mine")
-    monkeypatch.setattr(cli, "_run", lambda *given: (_ for _ in ()).throw(wrap(error)))
+    monkeypatch.setattr(commands, "_run", lambda *given: (_ for _ in ()).throw(wrap(error)))
     assert cli.main(["envs"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -70,7 +71,7 @@ def test_a_compiler_that_fails_is_one_sentence(monkeypatch, capsys, error, says,
 @pytest.mark.parametrize("error", [OSError(2, "No such file", "other"), subprocess.CalledProcessError(1, ["other"])])
 def test_other_errors_are_not_a_compiler_s(monkeypatch, error):
     monkeypatch.setenv("CXX", "mine")
-    assert cli._known(error) is None
+    assert commands._known(error) is None
 
 
 def fake(path, body):
@@ -97,7 +98,7 @@ def test_the_loop_s_compiler(tmp_path, monkeypatch):
         monkeypatch.setenv("CXX", compiler)
         with pytest.raises(RuntimeError) as raised:
             lanes._driver(tmp_path / "cache")
-        assert cli._known(raised.value) == (
+        assert commands._known(raised.value) == (
             f"compiler: expected a working C++ compiler, got {compiler}, {says}{WAY_OUT}"
         )
 

@@ -47,7 +47,7 @@ def rooms():
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
         if not inspect.ismodule(room):
-            continue  # a function of the package
+            continue  # `fdqn.train` is `fdqn.api.train`
         yield name, room
         inner = [x.name for x in pkgutil.iter_modules(getattr(room, "__path__", []))]
         for module in getattr(room, "__all__", [] if any(public(room)) else inner):
@@ -285,7 +285,7 @@ ELSEWHERE = {
         "Ring": "",
         "transition": "is `replay.transition`",
     },
-    "dqn": {"agent": "binds"},
+    "dqn": {"agent": "binds", "loss_output": "is part of the losses"},
     "off_policy": {"algorithm": "binds"},
     "on_policy": {"algorithm": "binds", "Rollout": ""},
     "networks": {

@@ -46,6 +46,16 @@ FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "sum
 SEEDS = (11, 12, 13)
 
 
+def finish(path, settings, report, started, twin=None):
+    """End a run as `session.train` does: play the trained seeds and write the results."""
+    cut, params = [], report.state.learner.params
+    final = evaluate.greedy(
+        envs.find(settings.env), build.network(settings), params, report.state.key, cut=lambda *told: cut.append(told)
+    )
+    twin = None if twin is None else runs.Episodes(twin, None)
+    return runs.finish(path, settings, report, started, runs.Episodes(final, cut[-1]), twin)
+
+
 class Made:
     """One small run, its reports kept."""
 
@@ -62,7 +72,7 @@ class Made:
         reports = training.run(self.program, state, self.settings.steps, functions, self.settings.report_every)
         self.reports = list(history.record(self.path, self.settings, reports))
         self.outside = np.arange(60.0).reshape(3, 20)
-        self.summary = runs.finish(self.path, self.settings, self.reports[-1], self.started, self.outside)
+        self.summary = finish(self.path, self.settings, self.reports[-1], self.started, self.outside)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +176,7 @@ def test_summary_has_exactly_the_contract_s_keys(made):
 
 @pytest.mark.usefixtures("no_picture")
 def test_without_an_outside_there_is_no_outside_return(made, copy):
-    summary = runs.finish(copy, made.settings, made.reports[-1], made.started)
+    summary = finish(copy, made.settings, made.reports[-1], made.started)
     assert set(summary) == KEYS - {"gymnasium_return"}
     assert strict((copy / "summary.json").read_text()) == summary
 
@@ -219,7 +229,7 @@ def test_rates_and_times_follow_from_the_last_report(made, copy):
     assert summary["env_steps_per_second"] == pytest.approx(rate * 10 / 2), "10 steps and 2 updates a cycle"
     assert summary["compile_seconds"] == 0, "nothing was compiled"
     compiled = dataclasses.replace(made.settings, compile=True)
-    assert runs.finish(copy, compiled, report, made.started)["compile_seconds"] == round(report.compile_seconds, 3)
+    assert finish(copy, compiled, report, made.started)["compile_seconds"] == round(report.compile_seconds, 3)
     assert summary["first_update_seconds"] == pytest.approx(report.first_update - made.started, abs=1e-3)
     assert 0 < summary["first_update_seconds"] < summary["wall_seconds"] < 60
     assert 0 < report.learning_updates <= report.updates[0]
@@ -229,7 +239,7 @@ def test_rates_and_times_follow_from_the_last_report(made, copy):
 def test_numbers_that_are_not_there_are_null(made, copy):
     report = made.reports[0]._replace(last_returns=np.full((3, 100), np.nan, np.float32))
     assert report.first_update is None, "the first report comes before the first update"
-    summary = runs.finish(copy, made.settings, report, made.started)
+    summary = finish(copy, made.settings, report, made.started)
     text = strict((copy / "summary.json").read_text())
     assert text == summary
     assert text["first_update_seconds"] is text["seed_updates_per_second"] is text["env_steps_per_second"] is None
@@ -292,7 +302,7 @@ def test_a_failed_seed_is_named_and_left_out(made, copy, name, value):
     params = {n: x.clone() for n, x in report.state.learner.params.items()}
     params[name][1].view(-1)[0] = value
     state = report.state._replace(learner=report.state.learner._replace(params=params))
-    summary = runs.finish(copy, made.settings, report._replace(state=state), made.started, made.outside)
+    summary = finish(copy, made.settings, report._replace(state=state), made.started, made.outside)
     assert strict((copy / "summary.json").read_text()) == summary
     assert summary["failed_seeds"] == [12]
     for key in ("final_return", "train_return", "gymnasium_return"):
@@ -307,7 +317,7 @@ def test_all_seeds_failed(made, copy):
     report = made.reports[-1]
     params = {n: torch.full_like(x, torch.nan) for n, x in report.state.learner.params.items()}
     state = report.state._replace(learner=report.state.learner._replace(params=params))
-    summary = runs.finish(copy, made.settings, report._replace(state=state), made.started)
+    summary = finish(copy, made.settings, report._replace(state=state), made.started)
     assert strict((copy / "summary.json").read_text())["failed_seeds"] == list(SEEDS)
     nothing = {"iqm": None, "low": None, "high": None, "kind": None, "per_seed": [None] * 3}
     assert summary["final_return"] == nothing | {"unfinished": 0, "step_limit": 500}
@@ -483,10 +493,10 @@ def test_files_are_replaced_whole_or_not_at_all(monkeypatch, made, copy, file):
 
     monkeypatch.setattr(os, "replace", power_cut)
     with pytest.raises(OSError, match="power cut"):
-        runs.finish(copy, made.settings, made.reports[1], made.started)
+        finish(copy, made.settings, made.reports[1], made.started)
     assert (copy / file).read_bytes() == before
     monkeypatch.undo()
-    runs.finish(copy, made.settings, made.reports[1], made.started)
+    finish(copy, made.settings, made.reports[1], made.started)
     assert {p.name for p in copy.iterdir()} == FILES
     assert (copy / file).read_bytes() != before
 
@@ -744,8 +754,8 @@ def test_parameters_are_read_as_they_were_saved(made, copy):
 
 def test_a_comparison_has_a_panel_an_environment(made, tmp_path):
     run = runs.read(made.path)
-    other = run._replace(path=tmp_path / "other", settings=dataclasses.replace(run.settings, env="acrobot"))
-    runs.comparison(tmp_path / "two.png", [run, run._replace(path=tmp_path / "same")])
+    other = dataclasses.replace(run, path=tmp_path / "other", settings=dataclasses.replace(run.settings, env="acrobot"))
+    runs.comparison(tmp_path / "two.png", [run, dataclasses.replace(run, path=tmp_path / "same")])
     runs.comparison(tmp_path / "panels.png", [run, other])
     areas = []
     for name in ("two.png", "panels.png"):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, dqn, envs, losses, networks, settings, training, tree
+from fdqn import build, dqn, envs, losses, networks, settings, training, tree
+from fdqn.cli import parse
 from fdqn.settings import Settings
 from fdqn.types import HostEnv, Hyper
 
@@ -83,7 +84,7 @@ def arguments(name, value):
 
 
 def parsed(*words):
-    return cli._parse(["train", *words]).settings
+    return parse.parse(["train", *words]).settings
 
 
 def test_fields_are_the_contract_s_flags():

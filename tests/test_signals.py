@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, evaluate, history, process, runs, toolchain, training
+from fdqn import cli, compile, evaluate, events, history, process, runs, session, toolchain, training
 from fdqn.training import host
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
 )
 FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
-ROOT = Path(cli.__file__).resolve().parents[1]
+ROOT = Path(cli.__file__).resolve().parents[2]
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138, "SIGUSR2": 140}
 
 
@@ -286,10 +286,10 @@ def test_a_stopped_run_does_not_begin_to_compile():
         return pytest.fail("it was called")
 
     stop = process.Stop()
-    functions = cli._stopped_before_compiling(training.Functions(*[collect] * 4), stop, True)
+    watched = session._watched("collect", collect, stop, events.ignore)
     stop.signal = signal.SIGTERM
     with pytest.raises(training.Stopped):
-        functions.collect()
+        watched()
 
 
 # Handlers

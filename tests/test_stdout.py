@@ -17,7 +17,7 @@ from fdqn import cli, envs
 TINY = shlex.split(
     "--seeds 2 --steps 40 --learning-starts 20 --report-every 20 --batch-size 4 --hidden 4 --num-envs 2 --no-compile"
 )
-ROOT = Path(cli.__file__).resolve().parents[1]
+ROOT = Path(cli.__file__).resolve().parents[2]
 
 LOUD = """
 import atexit, ctypes, os, subprocess, sys
@@ -181,6 +181,6 @@ def test_pictures_of_folders_that_are_no_unicode(tmp_path, monkeypatch, capsys):
 def test_no_text_is_read_in_the_locale_s_encoding():
     """Reading a file must not depend on the locale."""
     readers = re.compile(r"\b(read_text|write_text)\(\)|text=True|\bopen\([^)]*\"[rw]\"\)|\.open\(\)")
-    found = [path.name for path in Path(cli.__file__).parent.rglob("*.py") if readers.search(path.read_text("utf-8"))]
+    found = [path.name for path in (ROOT / "fdqn").rglob("*.py") if readers.search(path.read_text("utf-8"))]
     assert found == []
     assert readers.search("file.read_text()")

@@ -659,7 +659,7 @@ def test_learns_the_values_of_every_probe(name):
 @pytest.mark.parametrize("name", probes.ALL)
 def test_learns_the_values_of_every_probe_in_other_ways(name, config):
     probe = probes.ALL[name]()
-    assert error(probe, learned(probe, double=False, config=config)) < 0.05
+    assert error(probe, learned(probe, double=False, **config)) < 0.05
 
 
 def test_probes_see_a_time_limit_taken_for_an_end(monkeypatch):

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from fdqn import cli, envs, process
+from fdqn.cli import parse
 
 TINY = shlex.split(
     "--seeds 2 --steps 40 --learning-starts 20 --report-every 20 --batch-size 4 --hidden 4 --num-envs 2 --no-compile"
 )
-ROOT = Path(cli.__file__).resolve().parents[1]
+ROOT = Path(cli.__file__).resolve().parents[2]
 FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
 
 OWN = """
@@ -173,13 +174,13 @@ def test_the_library_finds_it_too(place, monkeypatch):
 
 def test_a_relative_cache_stays_where_it_is(place, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "cache")
-    process.placed(cli.Envs())
+    process.placed(parse.Envs())
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(Path("cache").absolute())
 
 
 def test_paths_are_shown_as_they_were_typed(place):
     here = Path.cwd()
-    command = process.placed(cli.Report((Path("a/b"), Path("../c"), here / "d")))
+    command = process.placed(parse.Report((Path("a/b"), Path("../c"), here / "d")))
     assert command.runs == (here / "a/b", here / "../c", here / "d")
     assert process.shown(f"{here}/a/b, {here}/a: '{here}/../c' x{here}/a {here}/d") == (
         f"a/b, a: '../c' x{here}/a {here}/d"

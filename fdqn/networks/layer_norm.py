@@ -21,10 +21,10 @@ def layer_norm_mlp(
     """An MLP that normalizes every hidden layer before its ReLU: `nn.Sequential(Linear, LayerNorm, ReLU, ..., Linear)`
     in names, initial distribution and outputs. Observations of uint8 are divided by 255.
 
-    With a `gain` the weights are initially orthogonal matrices times it and biases 0; CleanRL's PQN has sqrt(2).
+    With a `gain` the initial weights are orthogonal matrices times it and biases are 0; CleanRL's PQN has sqrt(2).
 
-    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises as `mlp` does and for a negative gain.
-    Ba et al. 2016, https://arxiv.org/abs/1607.06450; for Q-learning Gallici et al. 2024,
+    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises as `mlp` does, and ValueError for a negative
+    gain. Ba et al. 2016, https://arxiv.org/abs/1607.06450; for Q-learning Gallici et al. 2024,
     https://arxiv.org/abs/2407.04811
     """
     if gain is not None:

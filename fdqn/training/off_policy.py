@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from fdqn import check, optim, tree
+from fdqn.agents import check_loss_output
 from fdqn.training.config import Config
 from fdqn.types import (
     Agent,
@@ -17,7 +18,6 @@ from fdqn.types import (
     Diagnostics,
     Hyper,
     Learner,
-    LossOutput,
     Optimizer,
     Params,
     Sample,
@@ -144,13 +144,7 @@ def _weighted_mean(
     agent: Agent, params: Params, target_params: Params, sample: Sample, hyper: Hyper, noise: Uniforms
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     output = agent.loss(params, target_params, sample.batch, hyper, noise)
-    if not isinstance(output, LossOutput):
-        raise TypeError(f"agent.loss: expected it to return LossOutput, got {type(output).__name__}")
-    check.shapes(
-        "sample.batch.reward[B] agent.loss.loss[B] agent.loss.q[B] agent.loss.priority[B]",
-        sample.batch.reward,
-        *output,
-    )
+    check_loss_output(output, sample.batch.reward.shape[0])
     return (sample.weight * output.loss).mean(), (output.q.mean(), output.priority)
 
 

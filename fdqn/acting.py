@@ -1,0 +1,59 @@
+"""Trained parameters as a policy on NumPy arrays, for code that knows nothing of tensors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from fdqn import actions
+from fdqn.types import EnvSpec, Network, Params
+
+
+def greedy(spec: EnvSpec, network: Network, params: Params) -> Callable[..., Any]:
+    """Return `policy(obs, legal=None) -> action` of one seed's `params`, on arrays of one or of N observations.
+
+    obs [*O] -> int, obs [N, *O] -> actions [N] of int64; legal, bool [A] or [N, A], marks the actions to choose from.
+    """
+
+    @torch.no_grad()
+    def policy(obs: ArrayLike, legal: ArrayLike | None = None) -> int | NDArray[np.int64]:
+        given = _obs(spec, np.asarray(obs))
+        rows = given.reshape(-1, *spec.obs_shape)
+        q = network.apply(params, rows)
+        chosen = actions.greedy(q, _legal(spec, given, legal).reshape(len(rows), spec.actions)).numpy()
+        return int(chosen[0]) if given.ndim == len(spec.obs_shape) else chosen
+
+    return policy
+
+
+def _obs(spec: EnvSpec, obs: NDArray[Any]) -> Tensor:
+    """Return observations as a tensor. Raises ValueError or TypeError unless they are as the environment's."""
+    if obs.shape != spec.obs_shape and obs.shape[1:] != spec.obs_shape:
+        one = ", ".join(map(str, spec.obs_shape))
+        raise ValueError(
+            f"obs: expected shape [{one}] or [N, {one}], got {list(obs.shape)}; give observations of the env"
+        )
+    expected = torch.zeros((), dtype=spec.obs_dtype).numpy().dtype
+    if obs.dtype != expected and not (obs.dtype.kind == "f" and expected.kind == "f"):
+        raise TypeError(f"obs: expected dtype {expected}, got {obs.dtype}; convert with obs.astype({str(expected)!r})")
+    return torch.from_numpy(np.array(obs, dtype=expected))
+
+
+def _legal(spec: EnvSpec, obs: Tensor, legal: ArrayLike | None) -> Tensor:
+    """Return the mask of legal actions for each observation; all of them by default."""
+    expected = (*obs.shape[: obs.ndim - len(spec.obs_shape)], spec.actions)
+    if legal is None:
+        return torch.ones(expected, dtype=torch.bool)
+    mask = np.asarray(legal)
+    if mask.dtype != np.bool_:
+        raise TypeError(f"legal: expected dtype bool, got {mask.dtype}; convert with legal.astype(bool)")
+    if mask.shape != expected:
+        raise ValueError(
+            f"legal: expected shape {list(expected)}, got {list(mask.shape)}; give one mask per observation"
+        )
+    if not mask.any(-1).all():
+        raise ValueError("legal: expected a legal action for each observation, got none; do not act after an end")
+    return torch.from_numpy(np.array(mask))

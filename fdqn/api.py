@@ -1,0 +1,212 @@
+"""`fdqn.train` and `fdqn.resume`: a run from a script or a notebook, with progress and Ctrl-C."""
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from rich.console import Console
+
+from fdqn import check, compile, events, lanes, process, session, training
+from fdqn.events import OnEvent
+from fdqn.progress import Display, stopped_text
+from fdqn.runs import Run, interval_text
+from fdqn.settings import PRESETS, Preset, Settings
+
+EVERY = 5.0
+"""Seconds between two lines of progress where there is neither a terminal nor a notebook."""
+
+
+def train(
+    settings: Settings | None = None,
+    /,
+    *,
+    preset: Preset | None = None,
+    progress: bool = True,
+    on_event: OnEvent | None = None,
+    stop: Callable[[], bool] | None = None,
+    **keywords: Any,
+) -> Run:
+    """Train many seeds at once in a new run folder and return the run.
+
+        run = fdqn.train(env="cartpole", seeds=16, steps=100_000)
+        run.summary["final_return"], run.plot("curve.png"), run.policy(seed=3)
+
+    In the main thread Ctrl-C, or a notebook's interrupt, stops the run within a few training iterations. The folder is
+    then complete, and KeyboardInterrupt is raised, so that a script or the cells that follow do not go on; `Run.load`
+    reads the folder and `fdqn.resume` continues the run. A second Ctrl-C stops at once, and the run continues from its
+    last checkpoint. In another thread no signal is handled; end the run with `stop` or an exception of `on_event`.
+    Handlers of signals are restored at the end.
+
+    While it trains, denormal numbers count as 0 in this thread and in threads that it starts, and CUDA's precision is
+    set for the whole process; both are restored at the end.
+
+    Args:
+        settings: all settings; or give those that differ from the defaults as keywords, with the names of the flags of
+            `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`; `fdqn.settings.Settings`
+            documents them. The run folder `out` must not exist yet; by default it is a new one in `runs/`.
+        preset: published settings that replace the defaults; needs `env`.
+        progress: show progress: a bar on a terminal and in a notebook, elsewhere a line every few seconds on standard
+            error.
+        on_event: receives the events of `fdqn.events`, in the thread of the run. An exception that it raises ends the
+            run and is raised here.
+        stop: called between training iterations; the run ends early, with complete files, once it returns True.
+
+    Raises:
+        TypeError: an unknown keyword, a value of another type, or `settings` and keywords together.
+        ValueError: settings that cannot work, before a file is written; a folder `out` that is there; or all seeds have
+            failed, or were stopped before their first training iteration.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    chosen = _settings(settings, preset, keywords)
+    return _supervised(progress, on_event, stop, lambda emit, over: session.train(chosen, emit, over))
+
+
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    steps: int | None = None,
+    env: str | None = None,
+    fallback: bool = False,
+    on_nan: Literal["freeze", "stop"] | None = None,
+    evaluate_episodes: int | None = None,
+    evaluate_steps: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    progress: bool = True,
+    on_event: OnEvent | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Run:
+    """Continue a run that was interrupted as if it had not been, or train a finished one for more steps.
+
+    Ctrl-C, progress and events are as in `fdqn.train`.
+
+    Args:
+        path: run folder.
+        steps: planned environment steps per seed, at least as many as before.
+        env: the environment trained on, required again if it is code of your own.
+        fallback: if the newest checkpoint is damaged, continue from the newest one that is not.
+        on_nan, evaluate_episodes, evaluate_steps, device: replace the settings of that name from now on.
+        progress, on_event, stop: as in `fdqn.train`.
+
+    Raises ValueError for a folder that is no run, `checkpoint.CheckpointError` if another process or thread writes in
+    it or its checkpoint is damaged, and what `fdqn.train` raises.
+    """
+    check.kind("path", path, str, os.PathLike)
+    more: dict[str, Any] = dict(env=env, fallback=fallback, on_nan=on_nan, device=device)
+    more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
+    where = Path(path).absolute()  # an environment may change the current folder
+    return _supervised(
+        progress, on_event, stop, lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over)
+    )
+
+
+def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[str, Any]) -> Settings:
+    """Return the settings that are given as such or by keywords."""
+    if settings is not None:
+        check.kind("settings", settings, Settings)
+        if keywords or preset is not None:
+            name = "preset" if preset is not None else next(iter(keywords))
+            raise TypeError(f"train: expected settings or keywords, got both; use dataclasses.replace for {name!r}")
+        return settings
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in keywords.keys() - set(known):
+        near = difflib.get_close_matches(name, [*known, "preset", "progress", "on_event", "stop"], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "see fdqn.settings.Settings"
+        raise TypeError(f"train: unknown setting {name!r}; {hint}")
+    if preset is not None:
+        if preset not in get_args(Preset):
+            raise ValueError(f"preset: expected one of {get_args(Preset)}, got {preset!r}")
+        if "env" not in keywords:
+            raise ValueError(f"env: expected one with preset {preset!r}, got none; give env='{_EXAMPLES[preset]}'")
+        keywords = {**PRESETS[preset], **keywords}
+    if isinstance(keywords.get("out"), os.PathLike):
+        keywords = {**keywords, "out": os.fspath(keywords["out"])}
+    if isinstance(keywords.get("hidden"), list):
+        keywords = {**keywords, "hidden": tuple(keywords["hidden"])}
+    return Settings(**keywords)
+
+
+def _signature() -> inspect.Signature:
+    """The signature of `train` with all settings, which an editor or a notebook completes."""
+    own = [x for x in inspect.signature(train).parameters.values() if x.kind is not inspect.Parameter.VAR_KEYWORD]
+    fields = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in dataclasses.fields(Settings)
+    ]
+    return inspect.Signature([*own, *fields], return_annotation=Run)
+
+
+train.__signature__ = _signature()  # type: ignore[attr-defined]
+
+_EXAMPLES: dict[Preset, str] = {"minatar": "minatar:breakout", "nature": "ale:Breakout"}
+
+
+def _supervised(
+    progress: bool,
+    on_event: OnEvent | None,
+    stop: Callable[[], bool] | None,
+    run: Callable[[OnEvent, session.Stop], Run],
+) -> Run:
+    """Run with a progress display and Ctrl-C, then restore the state of the process."""
+    check.kind("progress", progress, bool)
+    for name, f in (("on_event", on_event), ("stop", stop)):
+        if f is not None:
+            check.function(name, f)
+    with _process_state(), _display(progress) as display, stopping(display.say, [signal.SIGINT]) as interrupted:
+
+        def emit(event: events.Event) -> None:
+            follow(interrupted, event)
+            display(event)
+            if isinstance(event, events.Finished):
+                display.say(f"{event.path}: greedy return {interval_text(event.summary['final_return'])}")
+            if on_event is not None:
+                on_event(event)
+            if isinstance(event, events.Stopped) and interrupted():
+                raise KeyboardInterrupt(stopped_text(event))
+
+        return run(emit, lambda: interrupted() or (stop is not None and bool(stop())))
+
+
+@contextlib.contextmanager
+def _process_state() -> Iterator[None]:
+    """Restore what a run sets for this thread and this process."""
+    flushes, precision, cudnn = lanes.flushes_denormals(), torch.get_float32_matmul_precision(), torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushes)
+        torch.set_float32_matmul_precision(precision)
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def _display(shown: bool) -> Iterator[Display]:
+    """Give a display on standard error, or a silent one."""
+    plain: dict[str, Any] = dict(highlight=False, markup=False, emoji=False)
+    console = Console(stderr=True, **plain) if shown else Console(file=io.StringIO(), quiet=True, force_jupyter=False)
+    with Display(console, EVERY) as display:
+        yield display
+
+
+@contextlib.contextmanager
+def stopping(say: Callable[[str], None], signals: Sequence[int] = process.SIGNALS) -> Iterator[process.Stop]:
+    """Turn signals into a stop request of a run, as `process.stopping` does; `follow` has to be told of its events."""
+    with process.stopping(say, compile.is_compiling, training.Stopped, signals) as stop:
+        stop.at_once = True
+        yield stop
+
+
+def follow(stop: process.Stop, event: events.Event) -> None:
+    """Let the first signal interrupt what leaves no state behind: the preparation of a run and closing episodes."""
+    if isinstance(event, events.EvaluationStarted):
+        stop.at_once = True
+    elif isinstance(event, events.Started | events.EvaluationEnded):
+        stop.at_once = False

@@ -1,0 +1,307 @@
+"""The command `fdqn`: run a command and print what comes of it. Results go to standard output, everything else to
+standard error.
+
+torch is imported where a command needs it, so that `--help` is quick.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fdqn import events, process
+from fdqn.cli import parse, tables, terminal
+from fdqn.cli.parse import Command, Envs, Eval, Export, Report, Resume, Train
+from fdqn.progress import Display, bytes_text, stopped_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STARTED = time.perf_counter()
+
+Emit = Callable[[Any], None]
+"""Print a value as JSON on standard output, where all else is kept from."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 for success, 1 for an error, 2 for a usage error, and 128 plus the
+    signal's number if a signal ended it (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
+
+    Without arguments, run the command line of this process, which should exit afterwards.
+    """
+    started = STARTED if arguments is None else time.perf_counter()
+    with process.printable():
+        try:
+            with process.handling(process.interrupt):
+                command = process.placed(parse.parse(list(sys.argv[1:] if arguments is None else arguments)))
+                with process.only_json(command.json, ends=arguments is None) as emit:
+                    _run(command, emit, started)
+                print(end="", flush=True)
+            return 0
+        except SystemExit as end:
+            if isinstance(end.code, str):  # of somebody's code
+                print(f"fdqn: {end.code}", file=sys.stderr)
+                return 1
+            return int(end.code or 0)
+        except BrokenPipeError:
+            # The reader left, as `head` does. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt as error:
+            number = process.signal_of(error)
+            print(f"fdqn: {'interrupted' if number == signal.SIGINT else f'stopped by {number.name}'}", file=sys.stderr)
+            return 128 + number
+        except Exception as error:
+            sentence = _known(error)
+            if sentence is None and not isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
+                raise
+            print(f"fdqn: {process.shown(sentence or error)}", file=sys.stderr)
+            return 1
+
+
+def _known(error: Exception) -> str | None:
+    """Say what to do about an error of torch that depends on the machine; nothing for another one."""
+    if "fdqn.toolchain" in sys.modules:  # else nothing was compiled
+        from fdqn import toolchain
+
+        if failure := toolchain.find_compiler_error(error):
+            return str(failure)
+    if not isinstance(error, RuntimeError):
+        return None
+    text = " ".join(str(error).split())
+    lacks_memory = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
+        return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
+    if "tensors to be on the same device" in text:
+        hint = "create constants on the device of an argument, as in torch.zeros(3, device=x.device)"
+        return f"device: expected every tensor of a step on one device, got several; {hint} ({text[:120]})"
+    if "does not load; delete" in text:
+        return text
+    return None
+
+
+def _run(command: Command, emit: Emit, started: float) -> None:
+    match command:
+        case Train():
+            _train(command, emit, started)
+        case Resume():
+            _resume(command, emit, started)
+        case Eval():
+            _eval(command, emit)
+        case Report():
+            _report(command, emit)
+        case Export():
+            _export(command, emit)
+        case Envs():
+            _envs(command, emit)
+
+
+def _train(command: Train, emit: Emit, started: float) -> None:
+    console = _ready()
+    from fdqn import session
+
+    with _following(console, emit if command.json else None) as (on_event, stop):
+        session.train(command.settings, on_event, stop, started)
+
+
+def _resume(command: Resume, emit: Emit, started: float) -> None:
+    console = _ready()
+    from fdqn import session
+
+    with _following(console, emit if command.json else None) as (on_event, stop):
+        run = session.resume(
+            command.run,
+            command.steps,
+            env=command.env,
+            fallback=command.fallback,
+            on_nan=command.on_nan,
+            evaluate_episodes=command.evaluate_episodes,
+            evaluate_steps=command.evaluate_steps,
+            device=command.device,
+            on_event=on_event,
+            stop=stop,
+            began=started,
+        )
+    if command.json and not on_event.finished:  # there was nothing to do
+        emit(run.summary)
+
+
+def _ready() -> "Console":
+    """Load torch and return a console for standard error."""
+    console = terminal.console()
+    with console.status("loading torch") if console.is_terminal else contextlib.nullcontext():
+        from fdqn import compile
+    compile.prepare_cpu()
+    return console
+
+
+class _Follower:
+    """Receive the events of a run: show them, print the summary, and exit with the code of a signal that stopped it."""
+
+    def __init__(self, console: "Console", display: Display, emit: Emit | None, stop: process.Stop) -> None:
+        self._console, self._display, self._emit, self._stop = console, display, emit, stop
+        self.path: Path | None = None
+        """Run folder, once it is there."""
+        self.finished = False
+
+    def __call__(self, event: events.Event) -> None:
+        from fdqn import api
+
+        api.follow(self._stop, event)
+        self._display(event)
+        match event:
+            case events.Started(path):
+                self.path = path
+            case events.Finished(path, summary):
+                self.finished = True
+                if self._emit is None:
+                    tables.print_summary(path, summary)
+                else:
+                    self._emit(summary)
+                print(end="", flush=True)
+            case events.Stopped():
+                self._console.print(stopped_text(event), soft_wrap=True)
+                raise SystemExit(self._stop.code)
+
+
+@contextlib.contextmanager
+def _following(console: "Console", emit: Emit | None) -> Iterator[tuple[_Follower, process.Stop]]:
+    """Show a run and let signals stop it."""
+    from fdqn import api
+
+    follower: _Follower | None = None
+    try:
+        with (
+            terminal.warnings_as_lines(console),
+            Display(console) as display,
+            api.stopping(console.print) as stop,
+        ):
+            follower = _Follower(console, display, emit, stop)
+            yield follower, stop
+    except KeyboardInterrupt:
+        if follower is not None and (path := follower.path) is not None:
+            console.print(
+                f"the files in {path} are complete; continue from the last checkpoint with: fdqn resume {path}",
+                soft_wrap=True,
+            )
+        raise
+
+
+def _eval(command: Eval, emit: Emit) -> None:
+    console = _ready()
+    from fdqn import evaluation
+
+    if command.video is not None:
+        _check_video(command.video)
+    trained = evaluation.load(
+        command.run,
+        command.env,
+        checkpoint=command.checkpoint,
+        seeds=command.seed,
+        episodes=command.episodes,
+        evaluate_steps=command.evaluate_steps,
+        device=command.device,
+        compiling=command.compile,
+        renders=command.video is not None,
+    )
+    with terminal.warnings_as_lines(console), Display(console) as display:
+        played = evaluation.play(trained, display)
+    if command.json:
+        checkpoint_info = {} if command.checkpoint is None else {"checkpoint": trained.step}
+        emit({**played.record, **({"seeds": trained.seeds} if command.seed else {}), **checkpoint_info})
+    else:
+        at = "" if command.checkpoint is None else f", checkpoint of step {trained.step:,}"
+        title = f"{trained.name}, {trained.episodes} greedy episodes a seed{at}"
+        tables.print_seeds(title, trained.seeds, trained.failed, {"return": played.record})
+    if command.video is not None:
+        with Display(console) as display:
+            drawn, film = evaluation.film(trained, played, display)
+        _write_video(command.video, drawn)
+        steps = "step" if film.every == 1 else f"{film.every} steps"
+        frames = f"{len(film.scenes):,} frames, one every {steps}, {bytes_text(len(drawn))}"
+        console.print(f"video {command.video}: {frames}", soft_wrap=True)
+
+
+def _check_video(file: Path) -> None:
+    if file.suffix.lower() != ".gif":
+        raise ValueError(f"video: expected a name that ends in .gif, got {str(file)!r}")
+    if not file.parent.is_dir():
+        raise ValueError(
+            f"video: expected a file in a folder that is there, got {str(file)!r}; make {file.parent} first"
+        )
+
+
+def _write_video(file: Path, content: bytes) -> None:
+    from fdqn import files
+
+    try:
+        files.write(file, content)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"video: {error}") from None
+
+
+def _report(command: Report, emit: Emit) -> None:
+    from fdqn import files, runs
+
+    if not command.runs:
+        raise ValueError("runs: expected at least one run folder, got none")
+    read = [runs.read(path) for path in command.runs]
+    own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
+    read = [dataclasses.replace(run, path=Path(process.shown(run.path))) for run in read]
+    picture, drawn = command.out or own, io.BytesIO()
+    try:
+        if len(read) == 1:
+            runs.picture(drawn, read[0].curve, read[0].summary)
+        else:
+            runs.comparison(drawn, read)
+        files.write(picture, drawn.getvalue())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"out: {error}") from None
+    if command.json:
+        emit([{"run": str(run.path), **run.summary} for run in read])
+    elif len(read) == 1:
+        tables.print_summary(read[0].path, read[0].summary)
+    else:
+        tables.print_comparison(read, picture)
+
+
+def _export(command: Export, emit: Emit) -> None:
+    from fdqn import export
+
+    written = export.write(command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint)
+    written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
+    if command.json:
+        emit(written)
+        return
+    out = terminal.results()
+    checkpoint_info = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
+    out.print(
+        f"seed {command.seed} of {command.run}{checkpoint_info}: {written['what']}, {bytes_text(written['bytes'])} in "
+        f"{command.out}",
+        soft_wrap=True,
+    )
+    out.print(f"read it with {written['read']}", soft_wrap=True)
+
+
+def _envs(command: Envs, emit: Emit) -> None:
+    from fdqn import envs
+
+    if command.json:
+        emit({name: envs.describe(name) for name in envs.names()})
+        return
+    from rich.table import Table
+
+    table = Table("environment", "what it is", box=None)
+    for name in envs.names():
+        table.add_row(name, envs.describe(name))
+    table.add_section()
+    table.add_row("gym:NAME", "any environment of Gymnasium with discrete actions")
+    table.add_row("ale:GAME", "a game of Atari, such as ale:Breakout; pip install 'fdqn[atari]'")
+    table.add_row("package.module:name", "your own: an Env, a HostEnv, or a gymnasium.Env class")
+    terminal.results().print(table)

@@ -1,0 +1,219 @@
+"""Arguments of the command `fdqn`: a record for each command, and what is said of arguments that are wrong.
+
+Nothing here imports torch, so that `--help` is quick.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import io
+import operator
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import tyro
+
+import fdqn
+from fdqn import process
+from fdqn.settings import PRESETS, Preset, Settings
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
+    with the range of the seeds if there are fewer than 5."""
+
+    settings: tyro.conf.OmitArgPrefixes[Settings]
+    preset: Preset | None = None
+    """Published settings to use instead of the defaults. Other flags override them."""
+    json: bool = False
+    """Print only the summary, as JSON."""
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Continue a run that was stopped or killed. The result equals that of the uninterrupted run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    steps: int | None = None
+    """Total environment steps per seed, to extend the run. Schedules keep their original lengths."""
+    fallback: bool = False
+    """If the newest checkpoint is damaged, use the newest intact one."""
+    on_nan: Literal["freeze", "stop"] | None = None
+    """Reaction to a NaN or infinity in a seed: freeze that seed, or stop the run; by default unchanged."""
+    env: str | None = None
+    """Environment of the run; required if it is your own code."""
+    evaluate_episodes: int | None = None
+    """Evaluation episodes per seed from now on; by default unchanged."""
+    evaluate_steps: int | None = None
+    """Step limit of an evaluation episode from now on; by default unchanged."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Device to continue on, also when the run is resumed again; by default unchanged."""
+    json: bool = False
+    """Print only the summary, as JSON."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Play greedy episodes with the trained seeds of a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    env: str | None = None
+    """Environment to play, built in or gym:NAME; by default the one trained on."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
+    """Checkpoint to play: best (highest training return), last (end of the run) or a step; by default last."""
+    seed: tuple[int, ...] = ()
+    """Trained seeds to play; by default all."""
+    episodes: int | None = None
+    """Episodes per seed; by default the run's --evaluate-episodes."""
+    evaluate_steps: int | None = None
+    """Step limit of an episode; by default that of the run (see fdqn train --help)."""
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    """Device to play on; by default that of the run, or the CPU if CUDA is not available."""
+    video: Path | None = None
+    """GIF file to write: the best, the median and the worst seed side by side, 20 steps per second.
+    Each plays the episode whose return is nearest to its mean.
+    Episodes of more than 600 steps show every 2nd, 4th, 8th, ... step."""
+    compile: bool = True
+    """Compile the step of policy and environment: on CUDA from the start, on a CPU after 2,560 steps.
+    The returns do not change. No effect if the run was trained with --no-compile."""
+    json: bool = False
+    """Print only the returns, as JSON."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Summarise one run, or compare several in a table and one picture."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path | None = None
+    """PNG file to write; by default curve.png in a single folder, comparison.png beside the first of several."""
+    json: bool = False
+    """Print only the summaries, as JSON."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write one trained seed of a run to a file that PyTorch reads."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    seed: int
+    """Seed to export, one of those trained."""
+    out: Path
+    """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export.
+    The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
+    """Checkpoint to export: best (highest training return), last (end of the run) or a step; by default last."""
+    prefix: str = ""
+    """Prefix of the names in the state_dict, with its dot, such as linear_relu_stack. (none by default)."""
+    env: str | None = None
+    """Environment of the run; required if it is your own code."""
+    json: bool = False
+    """Print only the result, as JSON."""
+
+
+@dataclass(frozen=True)
+class Envs:
+    """List the environments."""
+
+    json: bool = False
+    """Print only JSON."""
+
+
+Command = Train | Resume | Eval | Report | Export | Envs
+COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
+
+
+def parse(arguments: list[str]) -> Command:
+    """The command as a record; exits with one line on standard error where it cannot be read."""
+    first = arguments[0] if arguments else "--help"
+    if first == "--version":
+        print(f"fdqn {fdqn.__version__}")
+        raise SystemExit(0)
+    if first not in (*COMMANDS, "-h", "--help"):
+        what = "flag" if first.startswith("-") else "command"
+        _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
+    flags = [_flag(word) for word in arguments if word.startswith("--")]
+    if twice := [word for word in flags if flags.count(word) > 1]:
+        _refuse(f"flag --{twice[0]}: expected it once, got it {flags.count(twice[0])} times")
+    choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
+    if preset := _preset(arguments):
+        if not {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}:
+            world = {"minatar": "minatar:breakout", "nature": "ale:Breakout"}[preset]
+            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {world}, got none")
+        default = Train(Settings(**PRESETS[preset]))
+        choices[0] = Annotated[Train, tyro.conf.subcommand("train", default=default)]
+    complaint = io.StringIO()
+    try:
+        with process.REDIRECTING, contextlib.redirect_stderr(complaint):
+            command, unknown = tyro.cli(
+                cast(Any, functools.reduce(operator.or_, choices)),
+                prog="fdqn",
+                description="Deep Q-learning as pure functions: many seeds at once.",
+                args=arguments or ["--help"],
+                return_unknown_args=True,
+            )
+    except SystemExit as end:
+        if end.code:
+            _refuse(_sentence(complaint.getvalue()))
+        raise
+    if unknown:
+        word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
+        what = "flag" if word.startswith("-") else "argument"
+        _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
+    return command
+
+
+def _preset(arguments: list[str]) -> Preset | None:
+    """The preset that is asked for, where there is one of that name: its settings are the defaults of the others."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
+    asked = words[words.index("--preset") + 1 :][:1] if "--preset" in words else []
+    return cast(Preset, asked[0]) if asked and asked[0] in PRESETS and words[0] == "train" else None
+
+
+def _flag(word: str) -> str:
+    """The name of a flag, however it is written."""
+    return word.split("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
+
+
+def _flags(command: Command) -> list[str]:
+    fields = [field.name for field in dataclasses.fields(command) if field.name not in ("settings", "run", "runs")]
+    if isinstance(command, Train):
+        fields += [field.name for field in dataclasses.fields(Settings)]
+    return [f"--{name.replace('_', '-')}" for name in fields]
+
+
+def _nearest(word: str, known: list[str], help: str) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; see `{help}`"
+
+
+def _sentence(box: str) -> str:
+    """What tyro complains of, as one line: the paragraph after the title, whether it frames with lines or with -."""
+    paragraphs: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│╭╮╰╯ ")
+        if text.startswith(("─", "---")):
+            paragraphs.append([])
+        elif text:
+            paragraphs[-1].append(text)
+    sentence = " ".join(paragraphs[1] if len(paragraphs) > 1 else paragraphs[0])
+    # A number that may be left out has two ways of not being one.
+    sentence = re.sub(
+        r"no type matching .*INT could .* from \['(.*?)'\]\. .*", r"expected a whole number, got '\1'", sentence
+    )
+    sentence = re.sub(r"(?<=\()'None', |, 'None'", "", sentence)  # for a choice that may be left out
+    return sentence.replace("invalid literal for int() with base 10:", "expected a whole number, got")
+
+
+def _refuse(sentence: str) -> None:
+    print(f"fdqn: {sentence}", file=sys.stderr)
+    raise SystemExit(2)

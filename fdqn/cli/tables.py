@@ -1,0 +1,93 @@
+"""Results of the command as tables on standard output."""
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fdqn.cli import terminal
+
+if TYPE_CHECKING:
+    from fdqn import runs
+
+# Rows that a table of seeds shows before it sums up the rest.
+_ROWS = 32
+
+
+def print_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Print the results of a run: a row per seed, the interquartile means, speed and the folder."""
+    columns = {"greedy": summary["final_return"], "training": summary["train_return"]}
+    if "gymnasium_return" in summary:
+        columns[f"gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
+    print_seeds(
+        f"{summary['env']}, mean return a seed after {summary['steps']:,} steps",
+        summary["seeds"],
+        summary["failed_seeds"],
+        columns,
+    )
+    out = terminal.results()
+    if summary["failed_seeds"]:
+        out.print(f"failed seeds, left out of the means: {summary['failed_seeds']}")
+    rates = (summary["seed_updates_per_second"], summary["env_steps_per_second"])
+    if None not in rates:
+        out.print(f"{rates[0]:,.0f} seed-updates/s, {rates[1]:,.0f} environment steps/s over all seeds")
+    out.print(f"{summary['wall_seconds']:.1f} s in all, {summary['compile_seconds']:.1f} s of it compiling")
+    out.print(f"run folder {path}, picture {path / 'curve.png'}", soft_wrap=True)
+
+
+def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[str, dict[str, Any]]) -> None:
+    """Print mean returns, a row per seed and a column per record of `runs.returns_record`, and their summary."""
+    from rich.table import Table
+
+    from fdqn import runs
+
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table.add_column("seed", justify="right")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for i, seed in enumerate(seeds[:_ROWS]):
+        values = [record["per_seed"][i] for record in columns.values()]
+        missing = "failed" if seed in failed else "-"
+        table.add_row(str(seed), *(missing if x is None else f"{x:.1f}" for x in values))
+    if len(seeds) > _ROWS:
+        table.add_row("...", *(f"and {len(seeds) - _ROWS} more" for _ in columns))
+    table.add_section()
+    records = list(columns.values())
+    table.add_row(runs.interval_heading(records), *map(runs.interval_text, records), style="bold")
+    unfinished = [runs.unfinished_text(record) for record in records]
+    if any(unfinished):
+        table.add_row("cut", *unfinished)
+    out = terminal.results()
+    out.print(table)
+    if any(unfinished):
+        out.print("cut: episodes that had not ended at the step limit; raise it with --evaluate-steps", soft_wrap=True)
+
+
+def print_comparison(read: "list[runs.Run]", picture: Path) -> None:
+    """Print the results of several runs, a row each."""
+    from rich.table import Table
+
+    from fdqn import runs
+
+    table = Table("run", "env", box=None, header_style="bold")
+    headings = [
+        f"{name} {runs.interval_heading([run.summary[key] for run in read])}"
+        for name, key in (("greedy", "final_return"), ("training", "train_return"))
+    ]
+    for name in ("seeds", "failed", "steps", *headings, "seed-updates/s"):
+        table.add_column(name, justify="right")
+    for run in read:
+        summary = run.summary
+        rate = summary["seed_updates_per_second"]
+        table.add_row(
+            str(run.path),
+            summary["env"],
+            str(len(summary["seeds"])),
+            str(len(summary["failed_seeds"])),
+            f"{summary['steps']:,}",
+            runs.interval_text(summary["final_return"]),
+            runs.interval_text(summary["train_return"]),
+            f"{rate:,.0f}" if rate is not None and math.isfinite(rate) else "",
+        )
+    out = terminal.results()
+    out.print(table)
+    out.print(f"picture {picture}", soft_wrap=True)

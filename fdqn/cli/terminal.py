@@ -1,0 +1,72 @@
+"""Consoles of the command: standard error for what happens, standard output for results."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fdqn
+from fdqn import process
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def console() -> "Console":
+    """Return a console for standard error that keeps silent when its reader has gone."""
+    from rich.console import Console
+
+    class Patient(Console):
+        """When whoever read what is said has gone, the run goes on in silence."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*map(_as_typed, objects), **how)
+
+        def on_broken_pipe(self) -> None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+    return Patient(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+def _as_typed(x: Any) -> Any:
+    """Return text with its paths as the user typed them, and other objects unchanged."""
+    return process.shown(x) if isinstance(x, str) else x
+
+
+def results() -> "Console":
+    """Return a console for standard output that raises BrokenPipeError when its reader has gone."""
+    from rich.console import Console
+
+    # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
+    class Plain(Console):
+        """When whoever read the results has gone, it is as where anything else is printed."""
+
+        def print(self, *objects: Any, **how: Any) -> None:
+            super().print(*map(_as_typed, objects), **how)
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    plain = Plain(highlight=False, markup=False, emoji=False)
+    return plain if plain.is_terminal else Plain(highlight=False, markup=False, width=160)
+
+
+@contextmanager
+def warnings_as_lines(console: "Console") -> Iterator[None]:
+    """Print what fdqn warns of as one line, without the place in its code; other warnings as they are."""
+    with warnings.catch_warnings():
+        show, shown = warnings.showwarning, set[str]()
+
+        def line(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+            if Path(fdqn.__file__).parent in Path(filename).parents:
+                if str(message) not in shown:  # each compiled function may give the same reason
+                    console.print(str(message), soft_wrap=True)
+                shown.add(str(message))
+            else:
+                show(message, category, filename, *rest, **more)
+
+        warnings.showwarning = line
+        yield

@@ -1,0 +1,182 @@
+"""Evaluate the trained seeds of a run folder: `load` what is to be played, `play` it, `film` some of it."""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fdqn import build, check, compile, envs, evaluate, events, runs, session, tree, video
+from fdqn.events import OnEvent
+from fdqn.settings import Settings
+from fdqn.types import Network, Params
+
+
+class Trained(NamedTuple):
+    """Trained seeds and the environment that they are to play in."""
+
+    name: str
+    """Of the environment."""
+    env: Any
+    network: Network
+    params: Params
+    """[S, ...]"""
+    keys: Tensor
+    """[S, 2]"""
+    seeds: list[int]
+    failed: list[int]
+    """Those of the seeds that had failed."""
+    step: int
+    """Environment steps per seed that they were trained for."""
+    episodes: int
+    """To play, per seed."""
+    limit: int
+    """Steps after which an episode is cut."""
+    epsilon: float
+    """Fraction of random actions."""
+    fast: evaluate.Play | None
+    """Compiled step of long episodes."""
+
+
+class Played(NamedTuple):
+    """Returns of the seeds, and what `fdqn eval --json` prints of them."""
+
+    returns: NDArray[np.float64]
+    """[S, episodes], NaN for a seed whose environment failed."""
+    record: dict[str, Any]
+
+
+def load(
+    path: Path,
+    env: str | None = None,
+    *,
+    checkpoint: str | None = None,
+    seeds: Sequence[int] = (),
+    episodes: int | None = None,
+    evaluate_steps: int | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    compiling: bool = True,
+    renders: bool = False,
+) -> Trained:
+    """Read trained seeds of a run folder to play them.
+
+    Args:
+        path: run folder.
+        env: environment to play in, by default the one trained on.
+        checkpoint: best, last (the default) or the step of a checkpoint.
+        seeds: those to play, by default all.
+        episodes, evaluate_steps: episodes per seed and their step limit, by default as in the run's settings.
+        device: by default that of the run, or the CPU if CUDA is not available.
+        compiling: compile the step of long episodes, if the run was compiled.
+        renders: raise ValueError unless the environment renders.
+
+    Raises ValueError for a folder, checkpoint, environment or seed that does not fit.
+    """
+    if evaluate_steps:  # 0 is the default
+        check.count("evaluate_steps", evaluate_steps, 1)
+    run = runs.trained(path, checkpoint, env)
+    name, settings = env or run.settings.env, run.settings
+    network = build.network(settings)
+    found = envs.find(name)
+    _check_env(name, found.spec, settings)
+    if renders:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
+        video.check_renders(name, found)
+    chosen, epsilon = _chosen(seeds, build.seeds(settings)), settings.evaluate_epsilon
+    to = build.device(dataclasses.replace(settings, device=device or _own_device(settings)))
+    compile.prepare_cuda(tf32=settings.tf32 and to.type == "cuda")
+    lanes = [build.seeds(settings).index(seed) for seed in chosen]
+    return Trained(
+        name=name,
+        env=found,
+        network=network,
+        params=tree.to(tree.index(run.params, lanes), to),
+        keys=build.keys(settings)[lanes],
+        seeds=chosen,
+        failed=[seed for seed in run.failed if seed in chosen],
+        step=run.step,
+        episodes=settings.evaluate_episodes if episodes is None else episodes,
+        limit=evaluate_steps or runs.step_limit(path, settings, found.spec),
+        epsilon=epsilon,
+        fast=session.compiled_player(compiling and settings.compile, found, network, epsilon),
+    )
+
+
+def _check_env(name: str, spec: Any, settings: Settings) -> None:
+    """Raise ValueError unless the network takes the observations of an environment and has values for its actions."""
+    trained = envs.find(settings.env).spec
+    if (spec.obs_shape, spec.actions) != (trained.obs_shape, trained.actions):
+        raise ValueError(
+            f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
+            f"got {list(spec.obs_shape)} and {spec.actions} in {name}"
+        )
+    if (spec.obs_dtype == torch.uint8) != (trained.obs_dtype == torch.uint8):  # which a network may scale
+        raise ValueError(f"env: expected {trained.obs_dtype} as in training, got {spec.obs_dtype} in {name}")
+
+
+def _chosen(asked: Sequence[int], trained: range) -> list[int]:
+    """Return the seeds to play."""
+    for seed in asked:
+        if seed not in trained:
+            raise ValueError(f"seed: expected trained seeds, {trained[0]} to {trained[-1]}, got {seed}")
+        if asked.count(seed) > 1:
+            raise ValueError(f"seed: expected distinct seeds, got {seed} {asked.count(seed)} times; name it once")
+    return list(asked or trained)
+
+
+def _own_device(settings: Settings) -> Literal["auto", "cpu", "cuda"]:
+    """Return the device of the run, any in place of CUDA: a run from elsewhere may be played without."""
+    return "auto" if settings.device == "cuda" else settings.device
+
+
+def play(trained: Trained, on_event: OnEvent = events.ignore) -> Played:
+    """Play greedy episodes of each seed. Raises ValueError if the environment fails for all seeds."""
+    on_event(events.EvaluationStarted(trained.name, len(trained.seeds) * trained.episodes, trained.limit))
+    played = evaluate.greedy(
+        trained.env,
+        trained.network,
+        trained.params,
+        trained.keys,
+        trained.episodes,
+        epsilon=trained.epsilon,
+        limit=trained.limit,
+        fast=trained.fast,
+        progress=lambda ended, step: on_event(events.EvaluationProgress(ended, step)),
+    )
+    on_event(events.EvaluationEnded())
+    for i, error in played.failures.items():
+        on_event(events.Notice(f"seed {trained.seeds[i]} was not played to the end: {error}"))
+    on_event(events.Evaluated(trained.step, trained.name, played.returns.copy()))
+    unfinished = (played.unfinished, played.limit)
+    return Played(played.returns, runs.returns_record(played.returns, trained.failed, trained.seeds, unfinished))
+
+
+def film(trained: Trained, played: Played, on_event: OnEvent = events.ignore) -> tuple[bytes, video.Recording]:
+    """Draw an episode of the best, the median and the worst seed side by side, as a GIF, and return it with its scenes.
+
+    Raises ValueError if all seeds have failed.
+    """
+    returns = played.returns.copy()
+    returns[[trained.seeds.index(seed) for seed in trained.failed]] = math.nan
+    on_event(events.EvaluationStarted(trained.name, 3, trained.limit))
+    drawn = video.draw(
+        trained.name,
+        trained.env,
+        trained.network,
+        trained.params,
+        trained.keys,
+        trained.seeds,
+        returns,
+        epsilon=trained.epsilon,
+        limit=trained.limit,
+        fast=trained.fast,
+        progress=lambda ended, step: on_event(events.EvaluationProgress(ended, step)),
+    )
+    on_event(events.EvaluationEnded())
+    return drawn

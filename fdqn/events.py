@@ -1,0 +1,185 @@
+"""Events of a run, in the order in which `session.train` and `session.resume` emit them.
+
+    Prepared, Started, Training, (Compiled | Checkpointed | SeedFailed | Evaluated | Reported)*,
+    (EvaluationStarted, EvaluationProgress*, EvaluationEnded, Evaluated?)*, Finished?, Stopped?
+
+A `Notice` may come anywhere between them. The function that receives the events runs in the thread of the run, between
+training iterations. If it raises, the run ends with that exception; the files in the run folder are complete, and
+`session.resume` continues from the last checkpoint. Arrays are NumPy copies, which a receiver may keep.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fdqn.settings import Settings
+
+
+class Prepared(NamedTuple):
+    """The settings fit together and the memory of all seeds is allocated. Nothing is written yet."""
+
+    settings: "Settings"
+    device: str
+    state_bytes: int
+    """Bytes of all seeds: parameters, optimizer state, replay, and activations of an update."""
+    capacity: int
+    """Replay rows per seed."""
+    replay_bytes: int
+    """Bytes of the replay of one seed."""
+
+
+class Started(NamedTuple):
+    """The run folder exists and is locked against other writers."""
+
+    path: Path
+    settings: "Settings"
+    step: int
+    """Environment steps per seed already taken: 0, or those of the checkpoint from which the run continues."""
+    steps: int
+    """Planned environment steps per seed."""
+
+
+class Training(NamedTuple):
+    """The first training iteration is next."""
+
+    compiling: bool
+    """True if the step functions are compiled when they are first called."""
+
+
+class Compiled(NamedTuple):
+    """A step function was compiled and called for the first time."""
+
+    function: str
+    """Its name in `train.Functions`."""
+    seconds: float
+
+
+class Checkpointed(NamedTuple):
+    """A checkpoint was written."""
+
+    path: Path
+    """Folder of the checkpoint."""
+    step: int
+
+
+class SeedFailed(NamedTuple):
+    """A seed stopped learning: a loss, gradient or parameter was not finite, or its environment failed."""
+
+    seed: int
+    step: int
+    """Environment step of the failure."""
+    cause: str
+    """One of `train.CAUSES`."""
+    reason: str
+    """The cause in words, with the error of the environment if it is known."""
+
+
+class Evaluated(NamedTuple):
+    """Greedy episodes were played."""
+
+    step: int
+    """Environment steps per seed that the evaluated parameters were trained for."""
+    env: str
+    returns: "NDArray[np.float64]"
+    """[S, episodes], NaN where an environment failed."""
+
+
+class Reported(NamedTuple):
+    """Metrics of all seeds, [S] each. Means are taken since the previous report, NaN where there was nothing."""
+
+    step: int
+    """Environment steps per seed."""
+    steps: int
+    """Planned environment steps per seed."""
+    seconds: float
+    """Wall-clock seconds since the start of the run, earlier processes included."""
+    updates: "NDArray[np.int64]"
+    """Updates since the start."""
+    episodes: "NDArray[np.int64]"
+    """Episodes that have ended since the start."""
+    returns: "NDArray[np.float64]"
+    """Mean return of the training episodes that ended."""
+    loss: "NDArray[np.float64]"
+    q: "NDArray[np.float64]"
+    """Mean value of the actions in the batches."""
+    grad_norm: "NDArray[np.float64]"
+    """Mean gradient norm before clipping."""
+    epsilon: "NDArray[np.float64]"
+    failed: "NDArray[np.bool_]"
+    updates_per_second: float
+    """Updates of all seeds per second of learning so far; NaN before the first."""
+
+
+class EvaluationStarted(NamedTuple):
+    """Closing episodes start."""
+
+    env: str
+    episodes: int
+    """Episodes of all seeds."""
+    limit: int
+    """Step limit of an episode."""
+
+
+class EvaluationProgress(NamedTuple):
+    """Closing episodes advanced."""
+
+    ended: int
+    """Episodes that have ended, over all seeds."""
+    step: int
+    """Steps played of each episode."""
+
+
+class EvaluationEnded(NamedTuple):
+    """Closing episodes are over: played, failed or interrupted."""
+
+
+class Notice(NamedTuple):
+    """A line for a person, such as a difference to the process that started a resumed run."""
+
+    text: str
+
+
+class Finished(NamedTuple):
+    """Parameters, learning curve and summary are written, for a run that was stopped early too."""
+
+    path: Path
+    summary: dict[str, Any]
+    """Content of `summary.json`."""
+
+
+class Stopped(NamedTuple):
+    """The run ended because it was asked to. Its files are complete."""
+
+    path: Path
+    step: int
+    steps: int
+    """Planned environment steps per seed."""
+
+
+Event = (
+    Prepared
+    | Started
+    | Training
+    | Compiled
+    | Checkpointed
+    | SeedFailed
+    | Evaluated
+    | Reported
+    | EvaluationStarted
+    | EvaluationProgress
+    | EvaluationEnded
+    | Notice
+    | Finished
+    | Stopped
+)
+
+OnEvent = Callable[[Event], None]
+"""Receive an event of a run."""
+
+
+def ignore(event: Event) -> None:
+    """Do nothing with an event."""

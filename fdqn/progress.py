@@ -1,0 +1,161 @@
+"""Show the events of a run on a console: a live bar on a terminal and in a notebook, plain lines elsewhere."""
+
+import importlib.util
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from fdqn import events
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+# Seconds before the first line of progress while episodes are played, and between lines, where there is no terminal.
+_FIRST_LINE, _NEXT_LINE = 1.0, 10.0
+
+
+class Display:
+    """Receive the events of a run and show them; a context manager, which removes the bar at its end.
+
+    `every` is the least number of seconds between two lines of metrics where bars cannot be shown.
+    """
+
+    def __init__(self, console: "Console", every: float = 0.0) -> None:
+        self._console, self._every = console, every
+        self._live = console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._greedy: events.Evaluated | None = None
+        self._due = -math.inf
+        self._total = self._limit = 0
+        self._began = 0.0
+
+    def __enter__(self) -> "Display":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def __call__(self, event: events.Event) -> None:
+        """Show an event."""
+        match event:
+            case events.Prepared():
+                self.say(prepared_text(event))
+            case events.Notice(text):
+                self.say(text)
+            case events.Started(_, _, _, steps):
+                self._total = steps
+            case events.Training(compiling):
+                self._start_training("compiling, about 25 s the first time" if compiling else "first cycle")
+            case events.SeedFailed(seed, step, _, reason):
+                self.say(f"seed {seed} failed at step {step:,}: {reason}; it learns no more")
+            case events.Evaluated():
+                self._greedy = event
+            case events.Reported():
+                self._report(event)
+            case events.EvaluationStarted(_, episodes, limit):
+                self._start_episodes(episodes, limit)
+            case events.EvaluationProgress(ended, step):
+                self._advance_episodes(ended, step)
+            case events.EvaluationEnded() | events.Finished() | events.Stopped():
+                self._close()
+
+    def say(self, text: str) -> None:
+        """Print a line, above the bar if there is one."""
+        self._console.print(text, soft_wrap=True)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _start_training(self, wait: str) -> None:
+        if not self._live:
+            self._console.print(wait)
+            return
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+        rest = (TimeRemainingColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, *rest, console=self._console)
+        self._task = self._bar.add_task(wait, total=self._total)
+        self._bar.start()
+
+    def _report(self, event: events.Reported) -> None:
+        greedy = self._greedy if self._greedy is not None and self._greedy.step == event.step else None
+        text = status_text(event, greedy)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=event.step, description=text)
+            if event.step >= event.steps:
+                self._close()
+        elif (now := time.perf_counter()) >= self._due or event.step >= event.steps:
+            self._due = now + self._every
+            self._console.print(f"step {event.step:,} of {event.steps:,}  {text}")
+
+    def _start_episodes(self, episodes: int, limit: int) -> None:
+        self._close()
+        self._began = time.perf_counter()
+        self._total, self._limit, self._due = episodes, limit, self._began + _FIRST_LINE
+        if not self._live:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        columns = (SpinnerColumn(), BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+        self._task = self._bar.add_task("episodes", total=episodes)
+        self._bar.start()
+
+    def _advance_episodes(self, ended: int, step: int) -> None:
+        """Show how many episodes have ended. The time left is an upper bound, that to the step limit."""
+        now = time.perf_counter()
+        left = (now - self._began) * (self._limit - step) / max(step, 1)
+        at_most = f", at most {left // 60:.0f}:{left % 60:02.0f} left" if step else ""
+        status = f"step {step:,} of at most {self._limit:,}{at_most}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=ended, description=f"episodes, {status}")
+        elif step and now >= self._due:
+            self._due = now + _NEXT_LINE
+            self.say(f"{ended:,} of {self._total:,} episodes have ended, {status}")
+
+
+def prepared_text(event: events.Prepared) -> str:
+    """Describe the size of a run in one line."""
+    settings, rows, lane = event.settings, event.capacity, event.replay_bytes
+    return (
+        f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
+        f"{bytes_text(event.state_bytes)}, replay {settings.seeds} x {rows:,} rows of {lane // rows:,} B: "
+        f"{bytes_text(lane)} a seed, {bytes_text(settings.seeds * lane)} in all"
+    )
+
+
+def status_text(event: events.Reported, greedy: events.Evaluated | None = None) -> str:
+    """Sum up the metrics of the seeds that have not failed, with those of an evaluation at the same step."""
+    import numpy as np
+
+    from fdqn import statistics
+
+    alive = ~event.failed
+    returns = event.returns[alive & np.isfinite(event.returns)]
+    parts = [f"return {statistics.iqm(returns):.1f}" if len(returns) else "no episode has ended since"]
+    if greedy is not None:
+        means = greedy.returns[alive].mean(1)
+        if len(means := means[np.isfinite(means)]):
+            parts.append(f"greedy {statistics.iqm(means):.1f}")
+    if len(loss := event.loss[alive & np.isfinite(event.loss)]):
+        parts.append(f"loss {np.median(loss):.3g}")
+    if math.isfinite(event.updates_per_second):
+        parts.append(f"{event.updates_per_second:,.0f} seed-updates/s")
+    return "  ".join(parts)
+
+
+def stopped_text(event: events.Stopped) -> str:
+    """Say where a run stopped, that its files are complete, and how it is continued."""
+    goes_on = f"; continue with: fdqn resume {event.path}" if event.step < event.steps else ""
+    where = f"{event.step:,} of {event.steps:,} steps"
+    return f"stopped at {where}; the files in {event.path} are complete{goes_on}"
+
+
+def bytes_text(size: int) -> str:
+    """Write a number of bytes in MB or kB."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"

@@ -1,0 +1,416 @@
+"""A run from Python: the events that it emits, how it ends, and what it gives back."""
+
+import base64
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fdqn
+from fdqn import build, checkpoint, cli, compile, envs, evaluate, events, history, process, progress, runs, session
+from fdqn.settings import PRESETS, Settings
+
+TINY = dict(
+    env="catch", seeds=2, steps=300, learning_starts=100, report_every=100, checkpoint_every=200, batch_size=8,
+    hidden=(8,), evaluate_episodes=2, compile=False,
+)  # fmt: skip
+FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
+
+
+@pytest.fixture(autouse=True)
+def here(request, tmp_path, monkeypatch):
+    """A folder to stand in. Pictures, sizes and the commit have tests of their own and take most of a second."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(build, "check_memory", lambda *given: 36_900)
+    monkeypatch.setattr(build, "replay_bytes", lambda *given: 15_000)
+    monkeypatch.setattr(runs, "git_commit", lambda: None)
+    if "draws" not in request.node.name:
+        monkeypatch.setattr(runs, "picture", lambda file, *given: file.write(b"PNG"))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run, and the events that it emitted."""
+    seen, path = [], tmp_path_factory.mktemp("session") / "run"
+    run = fdqn.train(**TINY, evaluate_every=200, out=path, progress=False, on_event=seen.append)
+    return run, seen
+
+
+def names(seen):
+    return [type(event).__name__ for event in seen]
+
+
+def lawful(seen):
+    """Whether a sequence of events is one that `fdqn.events` documents."""
+    one = "|".join(["Compiled", "Checkpointed", "SeedFailed", "Evaluated", "Reported", "Notice"])
+    closing = "(Notice )*(EvaluationStarted ((EvaluationProgress|Notice) )*EvaluationEnded (Evaluated )?)?"
+    grammar = f"Prepared (Notice )*Started (Notice )*Training (({one}) )*({closing})*(Finished )?(Stopped )?"
+    return re.fullmatch(grammar, "".join(f"{name} " for name in names(seen))) is not None
+
+
+# Events
+
+
+def test_the_sequence_of_events_is_lawful(made):
+    run, seen = made
+    assert lawful(seen)
+    counts = {name: names(seen).count(name) for name in set(names(seen))}
+    assert counts["Reported"] == 3
+    assert counts["Checkpointed"] == 2
+    assert counts["Evaluated"] == 3, "two while it trained and the closing one"
+    assert "Stopped" not in counts
+    steps = [event.step for event in seen if isinstance(event, events.Reported)]
+    assert steps == [100, 200, 300]
+    assert seen[-1] == events.Finished(run.path, run.summary)
+
+
+@pytest.mark.parametrize("plant", ["late", "twice", "early"])
+def test_an_unlawful_sequence_is_seen(made, plant):
+    seen = list(made[1])
+    {"late": lambda: seen.append(seen.pop(0)), "twice": lambda: seen.append(seen[-1]), "early": seen.reverse}[plant]()
+    assert not lawful(seen)
+
+
+def test_events_say_what_the_files_say(made):
+    run, seen = made
+    reports = [event for event in seen if isinstance(event, events.Reported)]
+    np.testing.assert_allclose(run.curve.values, [event.returns for event in reports], rtol=1e-6)
+    assert [event.updates.tolist() for event in reports] == [[0, 0], [10, 10], [20, 20]]
+    *_, final = [event for event in seen if isinstance(event, events.Evaluated)]
+    assert final.returns.mean(1).tolist() == run.summary["final_return"]["per_seed"]
+    kept = [event for event in seen if isinstance(event, events.Checkpointed)]
+    assert [event.step for event in kept] == [200, 300]
+    assert {event.path for event in kept} == set(checkpoint.newest(run.path / "checkpoints"))
+
+
+def test_compiled_functions_are_announced(monkeypatch):
+    """As the engine names them; the functions here are not compiled."""
+    monkeypatch.setattr(compile, "compiled", lambda program, checked: fdqn.training.vmapped(program))
+    monkeypatch.setattr(compile, "player", lambda *given: None)
+    seen = []
+    fdqn.train(**TINY | {"compile": True}, progress=False, on_event=seen.append)
+    assert lawful(seen)
+    compiled = {event.function for event in seen if isinstance(event, events.Compiled)}
+    assert compiled == {"noise", "collect", "cycle"}
+
+
+def test_a_host_environment_announces_its_closing_episodes():
+    seen = []
+    run = fdqn.train(**TINY | {"env": "gym:CartPole-v1"}, progress=False, on_event=seen.append)
+    assert lawful(seen)
+    assert any("playing 2 greedy episodes" in event.text for event in seen if isinstance(event, events.Notice))
+    assert run.summary["final_return"]["iqm"] > 0
+
+
+def test_a_failed_seed_is_an_event(monkeypatch):
+    def failing(settings, report):
+        return {1: (150, "loss")} if report.step >= 200 else {}
+
+    monkeypatch.setattr(history, "failed_seeds", failing)
+    seen = []
+    run = fdqn.train(**TINY, progress=False, on_event=seen.append)
+    failed = [event for event in seen if isinstance(event, events.SeedFailed)]
+    assert failed == [events.SeedFailed(1, 150, "loss", "its loss is not finite")], "once"
+    assert lawful(seen)
+    with pytest.raises(ValueError, match="seed: expected one that has not failed, got 1"):
+        run.policy(1)
+
+
+# How a run ends
+
+
+@pytest.mark.parametrize("kind", [events.Prepared, events.Reported, events.EvaluationProgress])
+def test_an_exception_of_the_receiver_ends_the_run_and_is_raised(made, here, kind):
+    """It is not taken for an error of the environment; what was written is complete."""
+
+    def receive(event):
+        if isinstance(event, kind):
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match=r"^mine$") as caught:
+        fdqn.train(**TINY, out="run", progress=False, on_event=receive)
+    assert caught.value.__cause__ is None
+    if kind is events.Prepared:
+        assert not Path("run").exists()
+        return
+    assert not (here / "run" / "summary.json").exists()
+    run = fdqn.resume("run", progress=False)
+    assert {p.name for p in run.path.iterdir()} == FILES
+    assert_trained_as(made[0], run)
+
+
+def assert_trained_as(expected, run):
+    assert (run.path / "params.safetensors").read_bytes() == (expected.path / "params.safetensors").read_bytes()
+
+
+def test_stop_ends_a_run_early_and_resume_goes_on(made, here):
+    seen = []
+
+    def stop():
+        return any(isinstance(event, events.Reported) for event in seen)
+
+    run = fdqn.train(**TINY, out="run", progress=False, on_event=seen.append, stop=stop)
+    assert lawful(seen)
+    assert names(seen)[-2:] == ["Finished", "Stopped"]
+    assert run.summary["steps"] < 300
+    run = fdqn.resume("run", progress=False)
+    assert run.summary["steps"] == 300
+    assert_trained_as(made[0], run)
+
+
+def test_a_stop_before_the_first_iteration(here):
+    """There is nothing to give back. Compiled functions are not even compiled."""
+    with pytest.raises(ValueError, match=r"stop: expected a training iteration first, .*: fdqn resume .*run"):
+        fdqn.train(**TINY | {"compile": True}, out="run", progress=False, stop=lambda: True)
+
+
+def test_ctrl_c_completes_the_files_and_raises(here, capsys):
+    before = [signal.getsignal(number) for number in process.SIGNALS]
+    seen = []
+
+    def receive(event):
+        seen.append(event)
+        if isinstance(event, events.Reported) and event.step == 100:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=r"the files in .*run are complete; continue with: fdqn resume .*run"):
+        fdqn.train(**TINY, out="run", on_event=receive)
+    assert lawful(seen)
+    assert {p.name for p in Path("run").iterdir()} == FILES
+    assert fdqn.Run.load("run").summary["steps"] < 300
+    assert [signal.getsignal(number) for number in process.SIGNALS] == before
+    assert "press Ctrl-C again to stop immediately" in capsys.readouterr().err
+
+
+def test_only_ctrl_c_is_handled():
+    """What else ends a process is for those whose process it is."""
+    others = [number for number in process.SIGNALS if number != signal.SIGINT]
+    before, during = [signal.getsignal(number) for number in others], []
+    fdqn.train(**TINY, progress=False, on_event=lambda event: during.append([signal.getsignal(n) for n in others]))
+    assert all(handlers == before for handlers in during)
+
+
+def test_the_process_is_as_it_was_before(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    flushed = []
+    fdqn.train(**TINY, progress=False, on_event=lambda event: flushed.append(bool(torch.tensor(1e-40) * 1 == 0)))
+    assert flushed[-1], "while it trains, denormal numbers are 0"
+    assert torch.tensor(1e-40) * 1 != 0
+    assert torch.backends.cudnn.deterministic is False
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, tf32)
+
+
+def in_threads(*calls):
+    """Results and exceptions of calls, each in a thread of its own."""
+    results = [None] * len(calls)
+
+    def one(i):
+        try:
+            results[i] = calls[i]()
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_a_run_in_a_thread(made, capsys):
+    (run,) = in_threads(lambda: fdqn.train(**TINY, out="run"))
+    assert run.summary["final_return"] == made[0].summary["final_return"]
+    assert_trained_as(made[0], run)
+
+
+def test_called_twice_at_once_on_one_folder(here):
+    results = in_threads(*[lambda: fdqn.train(**TINY, out="run", progress=False)] * 2)
+    run, error = sorted(results, key=lambda x: isinstance(x, Exception))
+    assert {p.name for p in run.path.iterdir()} == FILES
+    assert isinstance(error, ValueError)
+    assert re.match("out: expected a folder that (does not exist yet|can be made), got 'run'", str(error))
+
+
+def test_resumed_while_it_runs(here):
+    errors = []
+
+    def receive(event):
+        if isinstance(event, events.Reported) and not errors:
+            with pytest.raises(checkpoint.CheckpointError, match="in use") as caught:
+                fdqn.resume("run", progress=False)
+            errors.append(caught.value)
+
+    fdqn.train(**TINY, out="run", progress=False, on_event=receive)
+    assert errors
+
+
+# Settings
+
+
+def test_settings_or_keywords(monkeypatch):
+    given = []
+    monkeypatch.setattr(session, "train", lambda settings, *rest: given.append(settings))
+    fdqn.train(env="acrobot", gamma=0.9, hidden=[8], out=Path("a"), progress=False)
+    fdqn.train(Settings(env="acrobot", gamma=0.9, hidden=(8,), out="a"), progress=False)
+    assert given[0] == given[1]
+    fdqn.train(preset="minatar", env="minatar:breakout", seeds=3, progress=False)
+    assert given[2] == Settings(**PRESETS["minatar"] | {"env": "minatar:breakout", "seeds": 3})
+
+
+def test_the_signature_names_every_setting():
+    import inspect
+
+    given = inspect.signature(fdqn.train).parameters
+    assert set(Settings.__dataclass_fields__) <= set(given)
+    assert given["gamma"].default == Settings.gamma
+
+
+def test_a_run_is_that_of_the_command_line(made):
+    words = (
+        "train --env catch --seeds 2 --steps 300 --learning-starts 100 --report-every 100 --checkpoint-every 200 "
+        "--batch-size 8 --hidden 8 --evaluate-episodes 2 --evaluate-every 200 --no-compile --out cli"
+    )
+    assert cli.main(words.split()) == 0
+    assert_trained_as(made[0], fdqn.Run.load("cli"))
+    tables = [(path / "metrics.csv").read_text().splitlines() for path in (Path("cli"), made[0].path)]
+    timeless = [[row.rsplit(",", 1)[0] for row in table] for table in tables]
+    assert timeless[0] == timeless[1]
+
+
+# Progress
+
+
+def test_progress_is_a_line_now_and_then_on_standard_error(here, capsys):
+    fdqn.train(**TINY, out="run")
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert "\x1b" not in err
+    assert lines[0].startswith("catch: 2 seeds x 300 steps")
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["100", "300"], "the first and the last"
+    assert lines[-1].startswith(f"{here}/run: greedy return ")
+    fdqn.resume("run", progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_in_a_notebook_is_a_bar_or_lines(monkeypatch):
+    from rich.console import Console
+
+    for widgets in (True, False):
+        monkeypatch.setattr(progress.importlib.util, "find_spec", lambda name, found=widgets: found or None)
+        console = Console(force_jupyter=True)
+        with contextlib.redirect_stdout(None):
+            assert progress.Display(console)._live is widgets
+
+
+# What comes back
+
+
+def test_a_run_is_read_from_its_folder(made):
+    run = fdqn.Run.load(str(made[0].path))
+    assert (run.path, run.settings, run.summary) == (made[0].path, made[0].settings, made[0].summary)
+    assert {name: x.shape for name, x in run.params.items()} == {
+        "0.weight": (2, 8, 50), "0.bias": (2, 8), "2.weight": (2, 3, 8), "2.bias": (2, 3),
+    }  # fmt: skip
+    assert run.params is run.params, "they are read once"
+    assert repr(run).startswith(f"Run({str(run.path)!r}: catch, 2 seeds, 300 steps, greedy return ")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_policy_acts_greedily_on_arrays(made, seed):
+    run = made[0]
+    policy, (lane, spec) = run.policy(seed), (seed, envs.find("catch").spec)
+    rng = np.random.default_rng(seed)
+    obs = rng.integers(0, 2, (16, *spec.obs_shape)).astype(np.float32)
+    q = run.network.apply({name: x[lane] for name, x in run.params.items()}, torch.from_numpy(obs)).numpy()
+    actions = policy(obs)
+    assert (actions.dtype, actions.tolist()) == (np.int64, q.argmax(-1).tolist())
+    assert [policy(x) for x in obs] == actions.tolist()
+    assert type(policy(obs[0])) is int
+    assert policy(obs[:0]).shape == (0,)
+    assert policy(obs.astype(np.float64)).tolist() == actions.tolist()
+    legal = np.ones((16, 3), bool)
+    legal[np.arange(16), actions] = False
+    assert policy(obs, legal).tolist() == np.where(legal, q, -np.inf).argmax(-1).tolist()
+    assert policy(obs[0], legal[0]) == policy(obs, legal)[0]
+
+
+def test_a_policy_scores_as_the_summary_says(made):
+    """Of catch, played step by step with arrays, as the closing evaluation did."""
+    run = made[0]
+    policy, env, settings = run.policy(1), envs.find("catch"), run.settings
+    params = {name: x[1:] for name, x in run.params.items()}
+    keys = fdqn.build.keys(settings)[1:]
+    total = np.zeros(2)
+    games = iter(evaluate.steps(env, run.network, params, keys, 2))
+    before = next(games)
+    for now in games:
+        if before.ended.all():
+            break
+        q = run.network.apply({name: x[0] for name, x in params.items()}, before.obs[0])
+        assert policy(before.obs[0].numpy()).tolist() == q.argmax(-1).tolist()
+        before = now
+    total = before.returns[0].numpy()
+    assert total.mean() == pytest.approx(run.summary["final_return"]["per_seed"][1])
+
+
+def test_a_run_draws_itself(made, here):
+    figure = made[0].plot("curve.png")
+    assert Path("curve.png").read_bytes().startswith(b"\x89PNG")
+    assert [axes.get_ylabel() for axes in figure.subfigs[0].axes] == ["training return"]
+    html = made[0]._repr_html_()
+    drawn = base64.b64decode(re.search(r"base64,([^\"]+)", html)[1])
+    assert drawn.startswith(b"\x89PNG")
+    assert "2 seeds" in html
+
+
+def test_params_of_a_damaged_run(made, here):
+    import shutil
+
+    path = shutil.copytree(made[0].path, "copy")
+    (Path(path) / "params.safetensors").write_bytes(b"nonsense")
+    run = fdqn.Run.load(path)
+    with pytest.raises(ValueError, match=r"params\.safetensors which cannot be read"):
+        run.policy(0)
+    config = json.loads((Path(path) / "config.json").read_text())
+    (Path(path) / "config.json").write_text(json.dumps({**config, "settings": {}}))
+    with pytest.raises(ValueError, match=r"config\.json in which something is wrong"):
+        fdqn.Run.load(path)
+
+
+NUMBERS = np.array([1.0, 2.0, np.nan])
+REPORTED = events.Reported(
+    step=2_000, steps=4_000, seconds=1.5, updates=np.arange(3), episodes=np.arange(3), returns=NUMBERS, loss=NUMBERS,
+    q=NUMBERS, grad_norm=NUMBERS, epsilon=NUMBERS, failed=np.array([False, True, False]), updates_per_second=1234.5,
+)  # fmt: skip
+GREEDY = events.Evaluated(2_000, "catch", np.array([[3.0, 4.0], [9.0, 9.0], [np.nan, np.nan]]))
+STOPPED = events.Stopped(Path("run"), 2_000, 4_000)
+TEXTS = [
+    (progress.bytes_text(1_500), "1.5 kB"),
+    (progress.bytes_text(2_500_000), "2.5 MB"),
+    (progress.status_text(REPORTED), "return 1.0  loss 1  1,234 seed-updates/s"),
+    (progress.status_text(REPORTED, GREEDY), "return 1.0  greedy 3.5  loss 1  1,234 seed-updates/s"),
+    (progress.status_text(REPORTED._replace(returns=NUMBERS * np.nan, loss=NUMBERS * np.nan)),
+     "no episode has ended since  1,234 seed-updates/s"),
+    (progress.stopped_text(STOPPED),
+     "stopped at 2,000 of 4,000 steps; the files in run are complete; continue with: fdqn resume run"),
+    (progress.stopped_text(STOPPED._replace(step=4_000)),
+     "stopped at 4,000 of 4,000 steps; the files in run are complete"),
+    (progress.prepared_text(events.Prepared(Settings(seeds=2), "cpu", 36_900, 300, 15_000)),
+     "cartpole: 2 seeds x 100,000 steps on cpu; 36.9 kB, replay 2 x 300 rows of 50 B: 15.0 kB a seed, 30.0 kB in all"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), TEXTS)
+def test_events_in_words(text, expected):
+    assert text == expected
