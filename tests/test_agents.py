@@ -6,7 +6,7 @@ import pytest
 import torch
 from plants import rejects
 
-from fdqn import actions, build, distributional, losses, networks, random, tree
+from fdqn import actions, build, distributional, dqn, losses, networks, random, tree
 from fdqn.agents import c51, check_agent, check_loss_output, each_pass, noise_shapes, noisy
 from fdqn.testing import agents, asserts, examples, laws
 from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition
@@ -28,6 +28,16 @@ def test_laws_hold_with_and_without_noise(make, outputs):
     agents.agent(make(networks.mlp(2, (5,), 3 * outputs)), (2,), 3)
     agents.agent(make(networks.noisy_mlp(2, (5,), 3 * outputs)), (2,), 3)
     agents.illegal_actions(make, outputs=outputs)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_laws_hold_for_dqn(double):
+    make = partial(dqn.agent, double=double)
+    agents.agent(make(PLAIN), (2,), 3)
+    agents.agent(make(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
+    agents.illegal_actions(make)
+    given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER, ()
+    asserts.assert_trees_close(make(PLAIN).loss(*given), noisy.agent(PLAIN, double).loss(*given), 1e-12)
 
 
 def test_laws_hold_for_dueling_and_layer_norm_and_other_dtypes():

@@ -148,6 +148,22 @@ def test_an_update_is_one_step_on_the_mean_squared_difference():
     assert int(after.updates) == 1
 
 
+def test_the_last_step_may_come_after_the_update():
+    """As with environments on the host: it is learned from once it is there, and before that counts for nothing."""
+    one, given = algorithm(), steps()
+    learner, rollout = observed(one, tree.map(lambda x: x[:4], given))
+    assert rollout.valid.tolist() == [True] * 12 + [False] * 3
+    after, _, diagnostics = one.update(learner, rollout, torch.arange(10, 15), (), HYPER)
+    asserts.assert_finite((after, diagnostics))
+    kept = observed(one, tree.map(lambda x: x[4:], given), learner, rollout)[1]
+    value = actions.best(NETWORK.apply(params(), given.batch.next_obs[4]), given.batch.next_legal[4])
+    expected = given.batch.reward[4] + HYPER.gamma * given.batch.discount[4] * value
+    asserts.assert_trees_close(expected, kept.returns[12:], 1e-12)
+    following = observed(one, steps(1, count=4), learner, kept)[1]
+    asserts.assert_trees_equal(kept.returns[12:], following.returns[12:])
+    assert following.valid.all()
+
+
 def test_other_agents_regress_to_the_returns_too():
     """C51 with all of its target at the return."""
     agent = c51.agent(networks.layer_norm_mlp(2, (6,), 3 * 5), (-2, 2, 5))

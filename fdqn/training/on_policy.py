@@ -56,7 +56,9 @@ def algorithm(
     """Learn from the rollout of each training iteration alone, without replay and target network: PQN.
 
     The `updates_per_cycle` updates are epochs of minibatches of `batch_size` rows, each epoch over a random permutation
-    of the `num_envs * steps_per_cycle` rows. Gallici et al. 2024, https://arxiv.org/abs/2407.04811
+    of the `num_envs * steps_per_cycle` rows. With environments that are stepped on the host, the last step of an
+    iteration is learned from in the next, with its one-step return. Gallici et al. 2024,
+    https://arxiv.org/abs/2407.04811
 
     Args:
         config: sizes. Whole minibatches make an epoch and whole epochs an iteration. `learning_starts` and
