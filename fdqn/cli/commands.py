@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _known(error: Exception) -> str | None:
     """Say what to do about an error of torch that depends on the machine; nothing for another one."""
-    if "fdqn.toolchain" in sys.modules:  # else nothing was compiled
-        from fdqn import toolchain
+    if "fdqn.compile.toolchain" in sys.modules:  # else nothing was compiled
+        from fdqn.compile import toolchain
 
         if failure := toolchain.find_compiler_error(error):
             return str(failure)
