@@ -345,23 +345,16 @@ def test_a_policy_acts_greedily_on_arrays(made, seed):
     assert policy(obs[0], legal[0]) == policy(obs, legal)[0]
 
 
-def test_a_policy_scores_as_the_summary_says(made):
-    """Of catch, played step by step with arrays, as the closing evaluation did."""
+def test_a_policy_plays_as_the_closing_evaluation_did(made):
+    """Step by step, and with the return that the summary has."""
     run = made[0]
-    policy, env, settings = run.policy(1), envs.find("catch"), run.settings
-    params = {name: x[1:] for name, x in run.params.items()}
-    keys = fdqn.build.keys(settings)[1:]
-    total = np.zeros(2)
-    games = iter(evaluate.device_steps(env, run.network, params, keys, 2))
-    before = next(games)
-    for now in games:
-        if before.ended.all():
-            break
+    policy, seed = run.policy(1), slice(1, 2)
+    params, keys = {name: x[seed] for name, x in run.params.items()}, build.keys(run.settings)[seed]
+    *games, last = evaluate.device_steps(envs.find("catch"), run.network, params, keys, 2)
+    for before in games:
         q = run.network.apply({name: x[0] for name, x in params.items()}, before.obs[0])
         assert policy(before.obs[0].numpy()).tolist() == q.argmax(-1).tolist()
-        before = now
-    total = before.returns[0].numpy()
-    assert total.mean() == pytest.approx(run.summary["final_return"]["per_seed"][1])
+    assert last.returns.mean() == pytest.approx(run.summary["final_return"]["per_seed"][1])
 
 
 def test_a_run_draws_itself(made, here):
