@@ -109,7 +109,7 @@ def test_checked_blocks_run(tmp_path, monkeypatch, capsys, code):
     """Each marked block runs as printed, on fewer seeds and steps and without compiling."""
     assert missing(code) == []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(compile, "compiled", training.vmapped)
+    monkeypatch.setattr(compile, "compiled", lambda program, *how: training.vmapped(program))
     small = "steps=1_200, report_every=600, evaluate_episodes=1, engine='eager'"
     code = code.replace("seeds=16", "seeds=4").replace("steps=100_000", small)
     exec(code.replace("100_000", "1_200").replace("10_000", "600"), names := {})

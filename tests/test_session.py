@@ -93,7 +93,7 @@ def test_events_say_what_the_files_say(made):
 
 def test_compiled_functions_are_announced(monkeypatch):
     """As the engine names them; the functions here are not compiled."""
-    monkeypatch.setattr(compile, "compiled", lambda program, checked: fdqn.training.vmapped(program))
+    monkeypatch.setattr(compile, "compiled", lambda program, *how: fdqn.training.vmapped(program))
     monkeypatch.setattr(compile, "player", lambda *given: None)
     seen = []
     fdqn.train(**TINY | {"compile": True}, progress=False, on_event=seen.append)
