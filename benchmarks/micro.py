@@ -35,7 +35,7 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     q_acting, action = vmap(apply)(params, state.obs), torch.zeros_like(u[..., 0], dtype=torch.int64)
     step = vmap(program.env.step)(state.env_state, action, noise.env[:, 0])[1]
     new = vmap(replay.transition)(state.obs, action, step)
-    td = q, batch.action, batch.reward, batch.discount, q_t
+    errors = q, batch.action, batch.reward, batch.discount, q_t
     labels, probabilities = batch.action, q_t.softmax(-1)
 
     yield "random.bits", lambda keys: random.bits(keys, (128,)), (state.key,)
@@ -64,8 +64,8 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "losses.smoothed", lambda p: losses.smoothed(p, 0.1), (probabilities,)
     yield "losses.cross_entropy", losses.cross_entropy, (q, probabilities)
     yield "losses.cross_entropy_of_labels", losses.cross_entropy_of_labels, (q, labels)
-    yield "losses.q_learning", losses.q_learning, (*td, batch.next_legal)
-    yield "losses.double_q_learning", losses.double_q_learning, (*td, q_t, batch.next_legal)
+    yield "losses.q_learning", losses.q_learning, (*errors, batch.next_legal)
+    yield "losses.double_q_learning", losses.double_q_learning, (*errors, q_t, batch.next_legal)
     yield "grad of the loss", vmap(_gradient(program)), (params, state.learner.target_params, batch, hyper)
     for name, make in OPTIMIZERS.items():
         yield (
