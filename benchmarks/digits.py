@@ -18,7 +18,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fdqn import compile, losses, networks, optim, random, schedules, statistics, tree
+from fdqn import compile, networks, optim, random, statistics, tree
+from fdqn.ops import losses, schedules
 
 BATCH = 128
 

@@ -16,7 +16,8 @@ import torch
 import work
 from torch.func import grad, vmap
 
-from fdqn import actions, build, compile, losses, optim, policies, random, replay, schedules, training, tree
+from fdqn import build, compile, optim, random, replay, training, tree
+from fdqn.ops import exploration, losses, masking, schedules, td
 from fdqn.testing import examples
 from fdqn.training import off_policy
 
@@ -49,12 +50,12 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "training.noise", lambda keys: training.noise(program, keys, 0, 20), (state.key,)
     yield "network.apply, batch", vmap(apply), (params, batch.obs)
     yield "network.apply, acting", vmap(apply), (params, state.obs)
-    yield "actions.pick", actions.pick, (q, batch.action)
-    yield "actions.best", actions.best, (q_t, batch.next_legal)
-    yield "actions.count", vmap(actions.count), (step.terminated,)
-    yield "policies.uniform", policies.uniform, (state.legal, u[..., 0])
-    yield "actions.greedy", actions.greedy, (q_t, batch.next_legal)
-    yield "policies.epsilon_greedy", policies.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
+    yield "actions.pick", masking.pick, (q, batch.action)
+    yield "actions.best", masking.best, (q_t, batch.next_legal)
+    yield "actions.count", vmap(masking.count), (step.terminated,)
+    yield "policies.uniform", exploration.uniform, (state.legal, u[..., 0])
+    yield "actions.greedy", masking.greedy, (q_t, batch.next_legal)
+    yield "policies.epsilon_greedy", exploration.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
     yield "env.step", vmap(program.env.step), (state.env_state, action, noise.env[:, 0])
     yield "replay.ring.sample", sample, (state.buffer, words)
     yield "losses.squared", losses.squared, (batch.reward,)
@@ -64,8 +65,8 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "losses.smoothed", lambda p: losses.smoothed(p, 0.1), (probabilities,)
     yield "losses.cross_entropy", losses.cross_entropy, (q, probabilities)
     yield "losses.cross_entropy_of_labels", losses.cross_entropy_of_labels, (q, labels)
-    yield "losses.q_learning", losses.q_learning, (*errors, batch.next_legal)
-    yield "losses.double_q_learning", losses.double_q_learning, (*errors, q_t, batch.next_legal)
+    yield "losses.q_learning", td.q_learning, (*errors, batch.next_legal)
+    yield "losses.double_q_learning", td.double_q_learning, (*errors, q_t, batch.next_legal)
     yield "grad of the loss", vmap(_gradient(program)), (params, state.learner.target_params, batch, hyper)
     for name, make in OPTIMIZERS.items():
         yield (

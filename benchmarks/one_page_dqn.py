@@ -8,7 +8,8 @@ import sys
 import torch
 from torch.func import grad, vmap
 
-from fdqn import compile, envs, evaluate, losses, networks, optim, policies, random, replay, schedules, statistics, tree
+from fdqn import compile, envs, evaluate, networks, optim, random, replay, statistics, tree
+from fdqn.ops import exploration, losses, schedules, td
 
 SEEDS, ENVS, BATCH, PERIOD, WARMUP, GAMMA = 16, 10, 128, 20, 100, torch.tensor(0.99)
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000  # environment steps per seed
@@ -29,14 +30,14 @@ def init(key):  # of one seed, as are `loss` and `iteration`
 def loss(params, target, batch):
     q_tm1, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
     selector, discount_t = network.apply(params, batch.next_obs).detach(), GAMMA * batch.discount
-    delta = losses.double_q_learning(q_tm1, batch.action, batch.reward, discount_t, q_t, selector, batch.next_legal)
+    delta = td.double_q_learning(q_tm1, batch.action, batch.reward, discount_t, q_t, selector, batch.next_legal)
     return losses.squared(delta).mean()
 
 
 def iteration(state, noise):
     params, target, count = state["params"], state["target"], state["count"]
     q, epsilon = network.apply(params, state["obs"]), schedules.linear(count * ENVS, 1.0, 0.05, 0.2 * STEPS)
-    action = policies.epsilon_greedy(q, torch.ones_like(q, dtype=torch.bool), epsilon, noise["act"])
+    action = exploration.epsilon_greedy(q, torch.ones_like(q, dtype=torch.bool), epsilon, noise["act"])
     env_state, step = env.step(state["env"], action, noise["env"])
     row = replay.transition(state["obs"], action, step)
     rows, _ = buffer.add(state["rows"], row, step.terminated | step.truncated, None, GAMMA)

@@ -10,6 +10,7 @@ that `fdqn --help` does not import torch.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,14 +25,12 @@ _FROM = {"Run": "runs", "resume": "api", "train": "api"}
 __all__ = [
     "Run",
     "acting",
-    "actions",
     "agents",
     "api",
     "build",
     "check",
     "checkpoint",
     "compile",
-    "distributional",
     "dqn",
     "envs",
     "evaluate",
@@ -40,18 +39,15 @@ __all__ = [
     "export",
     "files",
     "history",
-    "losses",
     "networks",
+    "ops",
     "optim",
     "plots",
-    "policies",
     "progress",
     "random",
     "replay",
     "resume",
-    "returns",
     "runs",
-    "schedules",
     "session",
     "settings",
     "statistics",
@@ -63,10 +59,25 @@ __all__ = [
     "video",
 ]
 
+_MOVED = {
+    "actions": "fdqn.ops.masking",
+    "bits": "fdqn.replay.packing",
+    "frames": "fdqn.replay.frames",
+    "losses": "fdqn.ops.losses",
+    "n_step": "fdqn.replay.n_step",
+    "policies": "fdqn.ops.exploration",
+    "schedules": "fdqn.ops.schedules",
+    "worlds": "fdqn.training.host",
+}
+"""Modules of version 0.1 that are elsewhere now."""
+
 
 def __getattr__(name: str) -> Any:
     if name in _FROM:
         return getattr(importlib.import_module(f"fdqn.{_FROM[name]}"), name)
     if name in __all__:
         return importlib.import_module(f"fdqn.{name}")
+    if name in _MOVED:
+        warnings.warn(f"fdqn.{name} is now {_MOVED[name]}", DeprecationWarning, stacklevel=2)
+        return importlib.import_module(_MOVED[name])
     raise AttributeError(f"module 'fdqn' has no attribute {name!r}")

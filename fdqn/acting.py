@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from fdqn import actions
+from fdqn.ops import masking
 from fdqn.types import EnvSpec, Network, Params
 
 
@@ -23,7 +23,7 @@ def greedy(spec: EnvSpec, network: Network, params: Params) -> Callable[..., Any
         given = _obs(spec, np.asarray(obs))
         rows = given.reshape(-1, *spec.obs_shape)
         q = network.apply(params, rows)
-        chosen = actions.greedy(q, _legal(spec, given, legal).reshape(len(rows), spec.actions)).numpy()
+        chosen = masking.greedy(q, _legal(spec, given, legal).reshape(len(rows), spec.actions)).numpy()
         return int(chosen[0]) if given.ndim == len(spec.obs_shape) else chosen
 
     return policy

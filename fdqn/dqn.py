@@ -5,7 +5,8 @@ from functools import partial
 
 from torch import Tensor
 
-from fdqn import actions, check, losses, tree
+from fdqn import check, tree
+from fdqn.ops import losses, masking, td
 from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
 
 Apply = Callable[[Params, Tensor], Tensor]
@@ -41,7 +42,7 @@ def q_learning(
     hyper: Hyper,
     noise: Uniforms = (),
 ) -> LossOutput:
-    """Losses of Q-learning; see `losses.q_learning`.
+    """Losses of Q-learning; see `td.q_learning`.
 
     Args:
         apply: `apply(params, obs [B, *O]) -> q [B, A]`.
@@ -55,7 +56,7 @@ def q_learning(
     _check(apply, loss, hyper)
     q_tm1, q_t = apply(params, batch.obs), apply(target_params, batch.next_obs)
     discount_t = hyper.gamma * batch.discount
-    target = losses.q_learning_target(batch.reward, discount_t, q_t, batch.next_legal)
+    target = td.q_learning_target(batch.reward, discount_t, q_t, batch.next_legal)
     return loss_output(loss, target, q_tm1, batch.action)
 
 
@@ -68,13 +69,13 @@ def double_q_learning(
     hyper: Hyper,
     noise: Uniforms = (),
 ) -> LossOutput:
-    """Losses of double Q-learning; see `losses.double_q_learning` and `q_learning` for the arguments."""
+    """Losses of double Q-learning; see `td.double_q_learning` and `q_learning` for the arguments."""
     _check(apply, loss, hyper)
     q_tm1, q_t = apply(params, batch.obs), apply(target_params, batch.next_obs)
     # Only the argmax of these is used, so nothing flows back through them.
     q_t_selector = apply(tree.map(Tensor.detach, params), batch.next_obs)
     discount_t = hyper.gamma * batch.discount
-    target = losses.double_q_learning_target(batch.reward, discount_t, q_t, q_t_selector, batch.next_legal)
+    target = td.double_q_learning_target(batch.reward, discount_t, q_t, q_t_selector, batch.next_legal)
     return loss_output(loss, target, q_tm1, batch.action)
 
 
@@ -87,7 +88,7 @@ def loss_output(loss: Elementwise, target: Tensor, q_tm1: Tensor, action: Tensor
     """
     check.floating("q_tm1", q_tm1)
     check.shapes("q_tm1[... A] target[...]", q_tm1, target)
-    q = actions.pick(q_tm1, action)
+    q = masking.pick(q_tm1, action)
     delta = target.detach() - q
     return LossOutput(loss(delta), q, delta.detach().abs())
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import actions, check, envs, policies, random, transfer, tree
+from fdqn import check, envs, random, transfer, tree
+from fdqn.ops import exploration, masking
 from fdqn.types import Env, EnvSpec, HostEnv, HostVectorEnv, Network, Params
 
 # Steps of noise drawn at once. After each such block, `ended` is read from the device.
@@ -325,8 +326,8 @@ def _device(params: Params) -> torch.device:
 def _choose(q: Tensor, legal: Tensor, epsilon: float, u: Tensor) -> Tensor:
     """Choose epsilon-greedy actions [...]. An epsilon of 0, the usual case, uses no random numbers."""
     if epsilon == 0:
-        return actions.greedy(q, legal)
-    return policies.epsilon_greedy(q, legal, epsilon, u)
+        return masking.greedy(q, legal)
+    return exploration.epsilon_greedy(q, legal, epsilon, u)
 
 
 def _choices(keys: Tensor, number: int, shape: tuple[int, ...], epsilon: float) -> Tensor:

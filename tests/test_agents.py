@@ -6,8 +6,9 @@ import pytest
 import torch
 from plants import rejects
 
-from fdqn import actions, build, distributional, dqn, losses, networks, random, tree
+from fdqn import build, dqn, networks, random, tree
 from fdqn.agents import c51, check_agent, check_loss_output, each_pass, noise_shapes, noisy
+from fdqn.ops import distributional, losses, masking
 from fdqn.testing import agents, asserts, examples, laws
 from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition
 
@@ -73,16 +74,16 @@ def use_other_noise(f):
 
 def undetached(right, params, target, batch, hyper, noise):
     q, q_t = PLAIN.apply(params, batch.obs), PLAIN.apply(target, batch.next_obs)
-    goal = batch.reward + hyper.gamma * batch.discount * actions.best(q_t, batch.next_legal)
-    delta = goal - actions.pick(q, batch.action)
-    return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs())
+    goal = batch.reward + hyper.gamma * batch.discount * masking.best(q_t, batch.next_legal)
+    delta = goal - masking.pick(q, batch.action)
+    return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs())
 
 
 def expected_sarsa(right, params, target, batch, hyper, noise):
     q, q_t = PLAIN.apply(params, batch.obs), PLAIN.apply(target, batch.next_obs)
     value = torch.where(batch.next_legal, q_t, 0.0).sum(-1) / batch.next_legal.sum(-1).clamp_min(1)
-    delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
-    return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+    delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - masking.pick(q, batch.action)
+    return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs().detach())
 
 
 def values_with(f):
@@ -158,8 +159,8 @@ def masked_by_product(network):
     def loss(params, target, batch, hyper, noise):
         q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
         value = (q_t * batch.next_legal).amax(-1)
-        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
-        return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - masking.pick(q, batch.action)
+        return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs().detach())
 
     return noisy.agent(network, double=False)._replace(loss=loss)
 
@@ -171,8 +172,8 @@ def masked_by_a_large_number(network):
         q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
         value = q_t.masked_fill(~batch.next_legal, -1e9).amax(-1)
         value = torch.where(value == -1e9, network.apply(target, batch.next_obs).amax(-1), value)
-        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
-        return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - masking.pick(q, batch.action)
+        return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs().detach())
 
     return noisy.agent(network, double=False)._replace(loss=loss)
 
@@ -188,9 +189,9 @@ def unmasked_choice(network):
     def loss(params, target, batch, hyper, noise):
         q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
         chosen = network.apply(params, batch.next_obs).detach().argmax(-1)
-        value = actions.pick(torch.where(batch.next_legal, q_t, 0.0), chosen)
-        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - actions.pick(q, batch.action)
-        return LossOutput(delta**2, actions.pick(q, batch.action), delta.abs().detach())
+        value = masking.pick(torch.where(batch.next_legal, q_t, 0.0), chosen)
+        delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - masking.pick(q, batch.action)
+        return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs().detach())
 
     return noisy.agent(network)._replace(loss=loss)
 
@@ -290,9 +291,9 @@ def test_noise_of_the_loss_is_independent_in_each_pass():
     online, target = params(NOISY, 1), params(NOISY, 2)
     u = random.uniform(random.key(0), agent.noise(7).loss)
     q_t = NOISY.apply(target, rows.next_obs, u[1])
-    best = actions.greedy(NOISY.apply(online, rows.next_obs, u[2]), rows.next_legal)
-    value = torch.where(rows.next_legal.any(-1), actions.pick(q_t, best), 0.0)
-    q = actions.pick(NOISY.apply(online, rows.obs, u[0]), rows.action)
+    best = masking.greedy(NOISY.apply(online, rows.next_obs, u[2]), rows.next_legal)
+    value = torch.where(rows.next_legal.any(-1), masking.pick(q_t, best), 0.0)
+    q = masking.pick(NOISY.apply(online, rows.obs, u[0]), rows.action)
     delta = rows.reward + HYPER.gamma * rows.discount * value - q
     expected = LossOutput(delta**2, q, delta.abs())
     asserts.assert_trees_close(expected, agent.loss(online, target, rows, HYPER, u), 1e-12)

@@ -9,8 +9,9 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from fdqn import build, dqn, envs, losses, networks, replay, runs, training, tree
+from fdqn import build, dqn, envs, networks, replay, runs, training, tree
 from fdqn.envs.host import gymnasium as gym
+from fdqn.ops import losses
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import host, off_policy

@@ -11,10 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import build, envs, evaluate, networks, schedules, training, tree
+from fdqn import build, envs, evaluate, networks, training, tree
 from fdqn import compile as edge
 from fdqn.compile import graph, host_tensors
 from fdqn.envs import cartpole
+from fdqn.ops import schedules
 from fdqn.settings import Settings
 from fdqn.testing import examples
 from fdqn.training import host

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 
-from fdqn import distributional, random, tree
+from fdqn import random, tree
+from fdqn.ops import distributional
 from fdqn.testing import asserts, laws, strategies
 
 EVEN, UNEVEN = distributional.atoms((-2.0, 4.0, 7)), torch.tensor([-1.0, 0.0, 0.25, 3.0], dtype=torch.float64)

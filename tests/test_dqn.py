@@ -10,7 +10,8 @@ from hypothesis import given
 from torch import nn
 from torch.func import grad, vmap
 
-from fdqn import build, dqn, losses, networks, optim, policies, random, training, tree
+from fdqn import build, dqn, networks, optim, random, training, tree
+from fdqn.ops import exploration, losses
 from fdqn.testing import asserts, examples, laws, programs, strategies
 from fdqn.training import off_policy
 from fdqn.types import Transition
@@ -246,7 +247,7 @@ def test_act_is_greedy_without_epsilon_and_legal_with_it():
     mine = NETWORK.init(random.key(1))
     greedy = NETWORK.apply(mine, rows.obs).masked_fill(~legal, -torch.inf).argmax(-1)
     for epsilon in (torch.tensor(0.0), torch.tensor(0.5), torch.tensor(1.0)):
-        act = partial(policies.epsilon_greedy, dqn.agent(NETWORK).values(mine, rows.obs, ()))
+        act = partial(exploration.epsilon_greedy, dqn.agent(NETWORK).values(mine, rows.obs, ()))
         laws.legal_only(lambda q, legal, e=epsilon: act(legal, e, u), NETWORK.apply(mine, rows.obs), legal)
     asserts.assert_trees_equal(greedy, act(legal, torch.tensor(0.0), u))
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from fdqn import build, cli, losses, networks, runs, training, tree
+from fdqn import build, cli, networks, runs, training, tree
 from fdqn import compile as edge
 from fdqn.compile import aot, cpu_groups, dynamo, engines, graph, private, toolchain, verify
+from fdqn.ops import losses
 from fdqn.settings import Settings, from_json, to_json
 from fdqn.testing import asserts, examples, programs
 

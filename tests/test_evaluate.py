@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import actions, build, compile, envs, evaluate, networks, policies, random, tree
+from fdqn import build, compile, envs, evaluate, networks, random, tree
 from fdqn.envs import episode
 from fdqn.envs.host import gymnasium as gym
+from fdqn.ops import exploration, masking
 from fdqn.settings import Settings
 from fdqn.testing import probes
 from fdqn.types import Env, EnvSpec, HostEnv, Network, Step
@@ -371,7 +372,7 @@ def test_play_holds_what_has_ended():
     games = evaluate.Episodes(state, step.obs, step.legal, returns, ended, step.next_obs)
     after = evaluate.play(env, network, 0.0, own, games, torch.full((2, 4), 0.5))
     assert after.returns[0] == 3.0
-    assert after.returns[1] == 4.0 + 1.0 + 10.0 * actions.greedy(network.apply(own, step.obs), step.legal)[1]
+    assert after.returns[1] == 4.0 + 1.0 + 10.0 * masking.greedy(network.apply(own, step.obs), step.legal)[1]
     assert after.ended.tolist() == [True, False]
 
 
@@ -568,7 +569,7 @@ def test_evaluation_epsilon_as_number_equals_tensor():
     q, legal = torch.randn(500, 3), torch.ones(500, 3, dtype=torch.bool)
     u = torch.stack([torch.arange(500) * 2.0**-23, torch.rand(500)], -1)
     epsilon = 250 * 2.0**-23 * (1 + 1e-9)  # rounds to the number of a row
-    expected = policies.epsilon_greedy(q, legal, torch.tensor(epsilon), u)
+    expected = exploration.epsilon_greedy(q, legal, torch.tensor(epsilon), u)
     assert torch.equal(evaluate._choose(q, legal, epsilon, u), expected)
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, cli, history, losses, runs, training, tree
+from fdqn import build, cli, history, runs, training, tree
+from fdqn.ops import losses
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 from fdqn.types import Diagnostics

@@ -9,9 +9,10 @@ import torch
 from plants import branches, rejects
 from torch import Tensor
 
-from fdqn import actions, envs, losses, optim, policies, random, replay, schedules, tree
+from fdqn import envs, optim, random, replay, tree
 from fdqn.envs import episode
 from fdqn.envs.classic import cartpole, mountain_car
+from fdqn.ops import exploration, masking, schedules, td
 from fdqn.replay import n_step, packing, prioritized, ring
 from fdqn.testing import laws, probes
 from fdqn.types import Env, EnvSpec, Optimizer, Sample
@@ -108,7 +109,7 @@ def test_gradients_plants():
 
 
 def undetached_q_learning(q_tm1, a_tm1, r_t, discount_t, q_t, legal_t):
-    return r_t + discount_t * actions.best(q_t, legal_t) - actions.pick(q_tm1, a_tm1)
+    return r_t + discount_t * masking.best(q_t, legal_t) - masking.pick(q_tm1, a_tm1)
 
 
 def td_arguments(batch=4, count=3):
@@ -123,13 +124,13 @@ def td_arguments(batch=4, count=3):
 def test_semi_gradient_rejects_a_target_that_is_not_detached():
     q_tm1, a_tm1, r_t, discount_t, q_t, _, legal_t = td_arguments()
     arguments = (q_tm1, a_tm1, r_t, discount_t, q_t, legal_t)
-    laws.semi_gradient(losses.q_learning, *arguments, held=(2, 3, 4, 5))
+    laws.semi_gradient(td.q_learning, *arguments, held=(2, 3, 4, 5))
     with rejects("argument 4: expected gradient 0 on the target's side"):
         laws.semi_gradient(undetached_q_learning, *arguments, held=(4,))
     with rejects("expected it to depend on an argument"):
-        laws.semi_gradient(lambda *args: losses.q_learning(*args).detach(), *arguments, held=(4,))
+        laws.semi_gradient(lambda *args: td.q_learning(*args).detach(), *arguments, held=(4,))
     with rejects("expected a gradient, got 0"):
-        laws.semi_gradient(lambda *args: losses.q_learning(*args) * 0, *arguments, held=(4,))
+        laws.semi_gradient(lambda *args: td.q_learning(*args) * 0, *arguments, held=(4,))
 
 
 def test_semi_gradient_rejects_gradients_that_cancel():
@@ -282,10 +283,10 @@ def mask_arguments():
 
 def test_masked_rejects_multiplying_by_a_mask():
     q, legal = mask_arguments()
-    laws.masked(actions.best, q, legal)
+    laws.masked(masking.best, q, legal)
     one = torch.tensor([0, 1, 0])
     onehot = one.unsqueeze(-1) == torch.arange(3)
-    laws.masked(lambda q, legal: actions.pick(q, one), q, onehot)
+    laws.masked(lambda q, legal: masking.pick(q, one), q, onehot)
     with rejects("illegal values"):  # q * onehot lets NaN and infinities through
         laws.masked(lambda q, legal: (q * onehot).sum(-1), q, onehot)
     with rejects("illegal values"):
@@ -299,19 +300,19 @@ def test_masked_rejects_multiplying_by_a_mask():
 def test_legal_only_plants():
     q, legal = mask_arguments()
     u = torch.full((3, 2), 0.99)
-    laws.legal_only(partial(policies.epsilon_greedy, epsilon=0.5, u=u), q, legal)
+    laws.legal_only(partial(exploration.epsilon_greedy, epsilon=0.5, u=u), q, legal)
     with rejects(r"actions\[0\]: expected one of \[0, 1\], got 2"):
         laws.legal_only(lambda q, legal: q.argmax(-1), q, legal)
     with rejects(r"actions\[2\]: expected one of \[0\], got 2"):  # the greedy action is masked, the random one is not
         laws.legal_only(
-            lambda q, legal: torch.where(torch.arange(3) > 1, (u[:, 1] * 3).long(), actions.greedy(q, legal)), q, legal
+            lambda q, legal: torch.where(torch.arange(3) > 1, (u[:, 1] * 3).long(), masking.greedy(q, legal)), q, legal
         )
     with rejects("got 3"):  # rounding up, not down
         laws.legal_only(lambda q, legal: (u[:, 1] * 3).ceil().long(), q, torch.ones_like(legal))
-    laws.legal_only(lambda q, legal: actions.greedy(q, legal).int(), q, legal)
+    laws.legal_only(lambda q, legal: masking.greedy(q, legal).int(), q, legal)
     for dtype in (torch.float32, torch.bool):
         with rejects(f"actions: expected an integer dtype, got {dtype}"):
-            laws.legal_only(lambda q, legal, dtype=dtype: actions.greedy(q, legal).to(dtype), q, legal)
+            laws.legal_only(lambda q, legal, dtype=dtype: masking.greedy(q, legal).to(dtype), q, legal)
     with rejects("shape"):
         laws.legal_only(lambda q, legal: q.argmax(-1, keepdim=True), q, legal)
 

@@ -15,9 +15,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from plants import rejects
 from test_worlds import Told
 
-from fdqn import actions, build, cli, dqn, losses, networks, policies, random, replay, training, tree
+from fdqn import build, cli, dqn, networks, random, replay, training, tree
 from fdqn.envs import episode
 from fdqn.envs.host import gymnasium as gym
+from fdqn.ops import exploration, losses, masking
 from fdqn.testing import asserts, examples, laws
 from fdqn.training import host, off_policy
 from fdqn.types import Env, HostEnv
@@ -143,8 +144,8 @@ def stale(games):
 
 
 CHOICES = {
-    "the best of all": (actions, "greedy", lambda q, legal: q.argmax(-1), (0.0, 0.5)),
-    "any": (policies, "uniform", lambda legal, u: (u * legal.shape[-1]).long(), (0.5, 1.0)),
+    "the best of all": (masking, "greedy", lambda q, legal: q.argmax(-1), (0.0, 0.5)),
+    "any": (exploration, "uniform", lambda legal, u: (u * legal.shape[-1]).long(), (0.5, 1.0)),
 }
 
 
@@ -225,7 +226,7 @@ TARGETS = {
 def test_targets_that_ignore_the_mask_are_detected(monkeypatch, plant):
     name, wrong = TARGETS[plant]
     rows = batch("world")
-    monkeypatch.setattr(actions, name, wrong)
+    monkeypatch.setattr(masking, name, wrong)
     with rejects("illegal values"):
         assert_illegal_values_do_not_matter(dqn.double_q_learning if name == "greedy" else dqn.q_learning, rows)
 
@@ -271,7 +272,7 @@ def test_target_without_legal_actions_is_the_reward(where, loss):
 )
 def test_bootstrapping_after_the_end_is_detected(monkeypatch, name, wrong):
     rows = batch("world")
-    monkeypatch.setattr(actions, name, wrong)
+    monkeypatch.setattr(masking, name, wrong)
     end = ~rows.next_legal.any(-1)
     assert any(not torch.equal(targets(dqn.q_learning, rows, x)[end], rows.reward[end]) for x in (3.0, *POISONS))
 

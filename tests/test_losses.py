@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 
-from fdqn import losses, random, tree
+from fdqn import random, tree
+from fdqn.ops import losses, td
 from fdqn.testing import asserts, laws, strategies
 
 B, A = 5, 3
@@ -27,12 +28,12 @@ def example(seed=3, batch=(B,), dtype=torch.float64):
 
 def arguments(f, **changes):
     values = {**example(), **changes}
-    if f is losses.q_learning:
+    if f is td.q_learning:
         values.pop("q_t_selector")
     return tuple(values.values())
 
 
-BOTH = pytest.mark.parametrize("f", [losses.q_learning, losses.double_q_learning])
+BOTH = pytest.mark.parametrize("f", [td.q_learning, td.double_q_learning])
 
 
 def by_hand(q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector, legal_t):
@@ -50,8 +51,8 @@ def test_equal_to_a_loop(batch, data):
     q_tm1, selector = (data.draw(strategies.tensors(shape, dtype=torch.float64)) for _ in range(2))
     r_t, discount_t = (data.draw(strategies.tensors(shape[:1], -1, 1, torch.float64)) for _ in range(2))
     a_tm1 = random.randint(data.draw(strategies.keys()), shape[:1], 0, shape[1])
-    for choice, f in ((q_t, losses.q_learning), (selector, losses.double_q_learning)):
-        extra = () if f is losses.q_learning else (selector,)
+    for choice, f in ((q_t, td.q_learning), (selector, td.double_q_learning)):
+        extra = () if f is td.q_learning else (selector,)
         expected = torch.tensor(list(by_hand(q_tm1, a_tm1, r_t, discount_t, q_t, choice, legal_t)), dtype=torch.float64)
         got = f(q_tm1, a_tm1, r_t, discount_t, q_t, *extra, legal_t)
         asserts.assert_trees_close(expected, got, 1e-9, 1e-12)
@@ -79,7 +80,7 @@ def test_gradient_of_the_prediction(f):
 def test_values_of_illegal_actions_are_ignored(f):
     legal_t = example()["legal_t"]
     laws.masked(lambda q_t, legal: f(*arguments(f, q_t=q_t)), example()["q_t"], legal_t)
-    if f is losses.double_q_learning:
+    if f is td.double_q_learning:
         laws.masked(lambda selector, legal: f(*arguments(f, q_t_selector=selector)), example()["q_t_selector"], legal_t)
 
 
@@ -270,7 +271,7 @@ def test_actions_out_of_range_are_refused(f):
 
 @BOTH
 def test_integer_values_are_refused(f):
-    for name in ("q_tm1", "q_t", *(["q_t_selector"] if f is losses.double_q_learning else [])):
+    for name in ("q_tm1", "q_t", *(["q_t_selector"] if f is td.double_q_learning else [])):
         with pytest.raises(TypeError, match=f"^{name}: expected a floating-point dtype, got torch.int64"):
             f(*arguments(f, **{name: example()[name].long()}))
 

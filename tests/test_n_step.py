@@ -194,7 +194,7 @@ def test_a_program_learns_from_rows_over_n_steps():
 
 def test_the_target_is_the_n_step_return():
     """With one gamma of the loss on top, what is bootstrapped counts gamma**n."""
-    from fdqn import losses
+    from fdqn.ops import td
 
     batch = next(walk(1, 1, 0))[0]._replace(discount=torch.ones(1, dtype=torch.float64))
     recent = n_step.init(tree.index(batch, 0), 1, 3)
@@ -203,9 +203,7 @@ def test_the_target_is_the_n_step_return():
         recent, row, whole = n_step.add(recent, batch, never, valid, gamma)
     assert whole.all()
     q = torch.tensor([[2.0, 5.0]], dtype=torch.float64)
-    delta = losses.q_learning(
-        q * 0, row.action, row.reward, gamma * row.discount, q, torch.ones(1, 2, dtype=torch.bool)
-    )
+    delta = td.q_learning(q * 0, row.action, row.reward, gamma * row.discount, q, torch.ones(1, 2, dtype=torch.bool))
     r = batch.reward.item()
     assert delta.item() == pytest.approx(r + GAMMA * r + GAMMA**2 * r + GAMMA**3 * 5)
 

@@ -9,10 +9,11 @@ from plants import rejects
 from test_agents_train import greedy_returns
 from torch.func import vmap
 
-from fdqn import actions, networks, optim, random, returns, schedules, training, tree
 from fdqn import compile as edge
+from fdqn import networks, optim, random, training, tree
 from fdqn.agents import c51, pqn
 from fdqn.envs import cartpole
+from fdqn.ops import masking, returns, schedules
 from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.training import on_policy
 from fdqn.types import LossOutput, Transition
@@ -75,7 +76,7 @@ def observed(algorithm, given, learner=None, rollout=None):
 
 def returns_by_hand(given, lambda_):
     """Backwards in time: 0 instead of lambda where an episode ends."""
-    value = actions.best(NETWORK.apply(params(), given.batch.next_obs), given.batch.next_legal)
+    value = masking.best(NETWORK.apply(params(), given.batch.next_obs), given.batch.next_legal)
     mixing = torch.where(given.ended, 0.0, torch.tensor(lambda_, dtype=torch.float64))
     return returns.lambda_returns(given.batch.reward, HYPER.gamma * given.batch.discount, value, mixing)
 
@@ -156,7 +157,7 @@ def test_the_last_step_may_come_after_the_update():
     after, _, diagnostics = one.update(learner, rollout, torch.arange(10, 15), (), HYPER)
     asserts.assert_finite((after, diagnostics))
     kept = observed(one, tree.map(lambda x: x[4:], given), learner, rollout)[1]
-    value = actions.best(NETWORK.apply(params(), given.batch.next_obs[4]), given.batch.next_legal[4])
+    value = masking.best(NETWORK.apply(params(), given.batch.next_obs[4]), given.batch.next_legal[4])
     expected = given.batch.reward[4] + HYPER.gamma * given.batch.discount[4] * value
     asserts.assert_trees_close(expected, kept.returns[12:], 1e-12)
     following = observed(one, steps(1, count=4), learner, kept)[1]
@@ -180,7 +181,7 @@ def test_other_agents_regress_to_the_returns_too():
 
 def test_pqn_regresses_to_the_rewards_of_its_batch():
     agent, batch = pqn.agent(NETWORK), tree.index(steps().batch, 0)
-    q = actions.pick(NETWORK.apply(params(), batch.obs), batch.action)
+    q = masking.pick(NETWORK.apply(params(), batch.obs), batch.action)
     output = laws.pure(agent.loss, params(), {}, batch, HYPER, ())
     asserts.assert_trees_equal(LossOutput((batch.reward - q) ** 2, q, (batch.reward - q).abs()), output)
     laws.semi_gradient(

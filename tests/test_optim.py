@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import grad, vmap
 
-from fdqn import optim, schedules, tree
+from fdqn import optim, tree
+from fdqn.ops import schedules
 from fdqn.testing import asserts, examples, laws, programs, strategies
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import distributional, losses, optim, tree
+from fdqn import optim, tree
+from fdqn.ops import distributional, losses, td
 from fdqn.testing import examples
 
 jax = pytest.importorskip("jax")
@@ -57,7 +58,7 @@ def test_q_learning(dtype):
     theirs = jax.jit(jax.vmap(rlax.q_learning))
     agree(
         dtype,
-        lambda q, x, a, legal: losses.q_learning(q[0], a, x[0], x[1], q[1], legal),
+        lambda q, x, a, legal: td.q_learning(q[0], a, x[0], x[1], q[1], legal),
         lambda q, x, a, legal: theirs(q[0], a, x[0], x[1], no_illegal(q[1], legal)),
     )
 
@@ -67,7 +68,7 @@ def test_double_q_learning(dtype):
     theirs = jax.jit(jax.vmap(rlax.double_q_learning))
     agree(
         dtype,
-        lambda q, x, a, legal: losses.double_q_learning(q[0], a, x[0], x[1], q[1], q[2], legal),
+        lambda q, x, a, legal: td.double_q_learning(q[0], a, x[0], x[1], q[1], q[2], legal),
         lambda q, x, a, legal: theirs(q[0], a, x[0], x[1], q[1], no_illegal(q[2], legal)),
     )
 

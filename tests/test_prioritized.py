@@ -9,7 +9,8 @@ from scipy import stats
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import random, replay, schedules, tree
+from fdqn import random, replay, tree
+from fdqn.ops import schedules
 from fdqn.replay import prioritized
 from fdqn.testing import asserts, laws, programs
 from fdqn.types import Transition

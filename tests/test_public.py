@@ -14,22 +14,9 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 import fdqn
-from fdqn import (
-    actions,
-    distributional,
-    dqn,
-    losses,
-    networks,
-    optim,
-    policies,
-    random,
-    replay,
-    returns,
-    schedules,
-    training,
-    tree,
-)
+from fdqn import dqn, networks, optim, random, replay, training, tree
 from fdqn.agents import c51, noisy, pqn
+from fdqn.ops import distributional, exploration, losses, masking, returns, schedules, td
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
 from fdqn.training import off_policy, on_policy
@@ -148,10 +135,10 @@ FUNCTIONS = {
     ),
     "pqn.agent.loss": (partial(pqn.agent(NET).loss, noise=()), (NET.init(KEY), {}, BATCH, HYPER)),
     "noisy.agent.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
-    "actions.pick": (actions.pick, (Q, ACTION)),
-    "actions.best": (actions.best, (Q, LEGAL)),
-    "actions.greedy": (actions.greedy, (Q, LEGAL)),
-    "actions.count": (actions.count, (LEGAL,)),
+    "masking.pick": (masking.pick, (Q, ACTION)),
+    "masking.best": (masking.best, (Q, LEGAL)),
+    "masking.greedy": (masking.greedy, (Q, LEGAL)),
+    "masking.count": (masking.count, (LEGAL,)),
     "distributional.project": (distributional.project, (SUPPORT, RETURNS[:, 0], REWARD, DISCOUNT)),
     "distributional.mean": (distributional.mean, (SUPPORT, RETURNS)),
     "distributional.pick": (distributional.pick, (RETURNS, ACTION)),
@@ -178,10 +165,10 @@ FUNCTIONS = {
     ),
     "off_policy.soft_copy": (off_policy.soft_copy, (LEARNER, torch.tensor(0.1))),
     "off_policy.hard_copy": (off_policy.hard_copy, (LEARNER,)),
-    "losses.q_learning_target": (losses.q_learning_target, (REWARD, DISCOUNT, Q_T, LEGAL)),
-    "losses.double_q_learning_target": (losses.double_q_learning_target, (REWARD, DISCOUNT, Q_T, Q, LEGAL)),
-    "losses.q_learning": (losses.q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL)),
-    "losses.double_q_learning": (losses.double_q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q, LEGAL)),
+    "td.q_learning_target": (td.q_learning_target, (REWARD, DISCOUNT, Q_T, LEGAL)),
+    "td.double_q_learning_target": (td.double_q_learning_target, (REWARD, DISCOUNT, Q_T, Q, LEGAL)),
+    "td.q_learning": (td.q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL)),
+    "td.double_q_learning": (td.double_q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q, LEGAL)),
     "losses.squared": (losses.squared, (Q,)),
     "losses.huber": (losses.huber, (Q,)),
     "losses.smooth_l1": (losses.smooth_l1, (Q,)),
@@ -210,8 +197,8 @@ FUNCTIONS = {
     **{f"optim.{name}": (updates_of(make), (GRADS, PARAMS)) for name, make in OPTIMIZERS.items()},
     "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
     "on_policy.permutations": (lambda bits: on_policy.permutations(bits, 6), (random.bits(KEY, (4, 3)),)),
-    "policies.uniform": (policies.uniform, (LEGAL, U[:, 0])),
-    "policies.epsilon_greedy": (lambda q, *rest: policies.epsilon_greedy(q, LEGAL, 0.5, *rest), (Q, U)),
+    "exploration.uniform": (exploration.uniform, (LEGAL, U[:, 0])),
+    "exploration.epsilon_greedy": (lambda q, *rest: exploration.epsilon_greedy(q, LEGAL, 0.5, *rest), (Q, U)),
     "random.split": (random.split, (KEY,)),
     "random.fold_in": (lambda key: random.fold_in(key, 7), (KEY,)),
     "random.bits": (lambda key: random.bits(key, (5,)), (KEY,)),
@@ -323,7 +310,8 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
-    "actions", "distributional", "dqn", "losses", "networks", "optim", "policies", "random", "replay", "frames",
+    "td",
+    "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
     "n_step", "on_policy", "packing", "prioritized", "returns", "ring", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
@@ -388,4 +376,4 @@ def test_compile_of_vmap_of_grad(name):
 def test_most_are_differentiated():
     plain = [n for n, (f, args) in FUNCTIONS.items() if not any(map(is_float, tree.leaves(args[0])))]
     assert len(plain) < 25
-    assert not {"off_policy.update", "off_policy.soft_copy", "ring.add", "losses.q_learning"} & set(plain)
+    assert not {"off_policy.update", "off_policy.soft_copy", "ring.add", "td.q_learning"} & set(plain)

@@ -98,7 +98,7 @@ def missing(code):
 
 @pytest.mark.parametrize("page", [pytest.param("README.md", marks=moved), "fdqn/README.md", "benchmarks/README.md"])
 def test_functions_in_text_exist(page):
-    """`losses.huber` in a text or a table is a name of the module `fdqn.losses`, and so for every module."""
+    """`losses.huber` in a text or a table is a name of the module `fdqn.ops.losses`, and so for every module."""
     spans = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page].split("| 0.1 | 0.2 |")[0]))
     named = {f"fdqn.{module}.{name}" for module, name in re.findall(r"(?<![\w./])(\w+)\.((?!py\b)[a-z]\w*)", spans)}
     assert [name for name in sorted(named) if name.split(".")[1] in fdqn.__all__ and not exists(name)] == []

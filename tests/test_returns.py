@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fdqn import random, returns, tree
+from fdqn import random, tree
+from fdqn.ops import returns
 from fdqn.testing import asserts, laws
 
 

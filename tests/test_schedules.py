@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdqn import schedules
+from fdqn.ops import schedules
 from fdqn.testing import laws
 
 

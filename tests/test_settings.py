@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, dqn, envs, losses, networks, settings, training, tree
+from fdqn import build, dqn, envs, networks, settings, training, tree
 from fdqn.cli import parse
+from fdqn.ops import losses
 from fdqn.settings import Settings
 from fdqn.types import HostEnv, Hyper
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from fdqn import schedules, training, tree
+from fdqn import training, tree
+from fdqn.ops import schedules
 from fdqn.testing import asserts, examples, strategies
 from fdqn.types import Transition
 

@@ -31,7 +31,6 @@ from fdqn import (
     envs,
     evaluate,
     history,
-    policies,
     random,
     replay,
     runs,
@@ -42,6 +41,7 @@ from fdqn import (
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host import vector, watchdog
 from fdqn.envs.host.spaces import encoding
+from fdqn.ops import exploration
 from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import host
@@ -398,7 +398,7 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
             noise = tree.index(tree.index(training.noise(program, keys, number, 1), 0), lane)
             share = training.epsilon(own, torch.tensor(3 * number))
             state = state._replace(obs=torch.from_numpy(obs), legal=every, hyper=own)
-            chosen = policies.epsilon_greedy(
+            chosen = exploration.epsilon_greedy(
                 program.network.apply(state.learner.params, state.obs), every, share, noise.act[0]
             )
             if number >= 4:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import distributional, losses, tree
+from fdqn import tree
 from fdqn.agents.agent import each_pass, noise_shapes
 from fdqn.networks import NoisyNetwork, with_noise
+from fdqn.ops import distributional, losses
 from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
 
 

@@ -7,9 +7,10 @@ from functools import partial
 
 from torch import Tensor
 
-from fdqn import check, dqn, losses, tree
+from fdqn import check, dqn, tree
 from fdqn.agents.agent import each_pass, noise_shapes
 from fdqn.networks import NoisyNetwork, with_noise
+from fdqn.ops import losses, td
 from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
 
 
@@ -55,7 +56,7 @@ def _loss(
     if double:
         # Only the order of these values matters, so no gradient flows through them.
         selector = network.apply(tree.map(Tensor.detach, params), batch.next_obs, *selecting)
-        target = losses.double_q_learning_target(batch.reward, discount_t, q_t, selector, legal_t)
+        target = td.double_q_learning_target(batch.reward, discount_t, q_t, selector, legal_t)
     else:
-        target = losses.q_learning_target(batch.reward, discount_t, q_t, legal_t)
+        target = td.q_learning_target(batch.reward, discount_t, q_t, legal_t)
     return dqn.loss_output(elementwise, target, q_tm1, batch.action)

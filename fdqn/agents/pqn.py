@@ -9,9 +9,10 @@ from functools import partial
 
 from torch import Tensor
 
-from fdqn import actions, check, losses
+from fdqn import check
 from fdqn.agents.agent import each_pass, noise_shapes
 from fdqn.networks import NoisyNetwork, with_noise
+from fdqn.ops import losses, masking
 from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
 
 
@@ -47,6 +48,6 @@ def _loss(
     noise: Uniforms,
 ) -> LossOutput:
     (online,) = each_pass(noise, 1)
-    q = actions.pick(network.apply(params, batch.obs, online), batch.action)
+    q = masking.pick(network.apply(params, batch.obs, online), batch.action)
     delta = batch.reward.detach() - q
     return LossOutput(elementwise(delta), q, delta.detach().abs())

@@ -15,7 +15,8 @@ An example, in which your components replace those of fdqn:
     import torch
     from hypothesis import given, settings
 
-    from fdqn import envs, losses, optim
+    from fdqn import envs, optim
+    from fdqn.ops import losses
     from fdqn.testing import asserts, laws, strategies
     from fdqn.testing.variants import variants
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from fdqn import actions as acting
 from fdqn import agents, random, tree
+from fdqn.ops import masking as acting
 from fdqn.testing import laws
 from fdqn.testing.asserts import assert_finite, assert_trees_close, assert_trees_equal
 from fdqn.types import Agent, Hyper, LossOutput, Network, NoiseShapes, Params, Transition, Uniforms

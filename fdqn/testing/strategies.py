@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fdqn import check, random, training, tree
-from fdqn.schedules import (
+from fdqn.ops.schedules import (
     constant,
     cosine,
     cosine_restarts,
@@ -230,7 +230,7 @@ _SCHEDULES: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
 
 
 def schedules() -> st.SearchStrategy[Schedule]:
-    """Generate schedules of `fdqn.schedules` with their constants bound; their values are in [0, 1].
+    """Generate schedules of `fdqn.ops.schedules` with their constants bound; their values are in [0, 1].
 
     Schedules of a single step are frequent, and for `linear` of none.
     """

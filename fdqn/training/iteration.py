@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import check, envs, policies, random, replay, tree
+from fdqn import check, envs, random, replay, tree
+from fdqn.ops import exploration
 from fdqn.training import metrics
 from fdqn.training.draws import interactions, noise, updates
 from fdqn.training.state import (
@@ -128,7 +129,7 @@ def act(program: Program, state: TrainState, noise: Interaction) -> Tensor:
     taken = state.cycle * program.config.env_steps + noise.number * program.config.num_envs
     epsilon = metrics.epsilon(state.hyper, taken, metrics.random_steps(program, state))
     q = program.algorithm.agent.values(state.learner.params, state.obs, noise.values)
-    return policies.epsilon_greedy(q, state.legal, epsilon, noise.act)
+    return exploration.epsilon_greedy(q, state.legal, epsilon, noise.act)
 
 
 def observe(

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import actions, check, schedules, tree
+from fdqn import check, tree
+from fdqn.ops import masking, schedules
 from fdqn.training.state import CAUSES, Metrics, Program, TrainState, zero
 from fdqn.types import Diagnostics, Hyper, Step
 
@@ -51,7 +52,7 @@ def count_episodes(metrics: Metrics, step: Step) -> Metrics:
     ended = step.terminated | step.truncated
     running = metrics.running + step.reward
     kept = metrics.returns.shape[0] - 1
-    place = (metrics.episodes + actions.count(ended) - 1) % kept
+    place = (metrics.episodes + masking.count(ended) - 1) % kept
     return metrics._replace(
         running=torch.where(ended, 0.0, running),
         returns=metrics.returns.index_put((torch.where(ended, place, kept),), running),

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import actions, check
+from fdqn import check
+from fdqn.ops import masking
 from fdqn.training import off_policy
 from fdqn.training.config import Config
 from fdqn.types import (
@@ -157,7 +158,7 @@ def _observe(
     """
     envs = config.num_envs
     valid = torch.ones_like(ended) if valid is None else valid
-    value = actions.best(agent.values(learner.params, batch.next_obs, ()), batch.next_legal)
+    value = masking.best(agent.values(learner.params, batch.next_obs, ()), batch.next_legal)
     discount = hyper.gamma * batch.discount
     one_step = batch.reward + discount * value
     trace = torch.where(rollout.steps == 0, 0.0, rollout.trace)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from fdqn import actions, check
+from fdqn import check
+from fdqn.ops import masking
 from fdqn.types import Scalar
 
 
@@ -19,7 +20,7 @@ def uniform(legal: Tensor, u: Tensor) -> Tensor:
     _check_uniforms(u)
     check.some_legal("legal", legal)
     # Take the first action at which the running count of legal actions exceeds floor(u * count).
-    count = actions.count(legal)
+    count = masking.count(legal)
     chosen = (u * count[..., -1]).floor().to(torch.int64).clamp_min(0).minimum(count[..., -1] - 1)
     return (count > chosen.unsqueeze(-1)).to(torch.int8).argmax(-1)
 
@@ -38,7 +39,7 @@ def epsilon_greedy(q: Tensor, legal: Tensor, epsilon: Scalar, u: Tensor) -> Tens
         check.broadcasts("epsilon", epsilon, legal.shape[:-1])
     else:
         check.share("epsilon", epsilon)
-    return torch.where(u[..., 0] < epsilon, uniform(legal, u[..., 1]), actions.greedy(q, legal))
+    return torch.where(u[..., 0] < epsilon, uniform(legal, u[..., 1]), masking.greedy(q, legal))
 
 
 def _check_uniforms(u: Tensor) -> None:

@@ -10,95 +10,9 @@ times the transition's discount, so it is 0 after a terminal step. No gradient f
 import torch
 from torch import Tensor
 
-from fdqn import actions, check
+from fdqn import check
+from fdqn.ops import masking
 from fdqn.types import Scalar
-
-
-def q_learning(q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor) -> Tensor:
-    """Compute the TD error of Q-learning.
-
-        delta = q_learning_target(r_t, discount_t, q_t, legal_t) - q_tm1[a_tm1]
-
-    Args:
-        q_tm1: Q-values at time t-1, [..., A].
-        a_tm1: Action taken at t-1, integers [...].
-        r_t: Reward at t, [...].
-        discount_t: Discount at t, gamma included, [...].
-        q_t: Q-values of the target network at t, [..., A].
-        legal_t: Mask of legal actions at t, bool [..., A].
-
-    Shapes: the result is [...]. Raises ValueError, TypeError or IndexError for arguments of another shape, dtype or
-    range.
-    Watkins, Dayan 1992; Mnih et al. 2015, https://doi.org/10.1038/nature14236
-    """
-    check.shapes(
-        "q_tm1[... A] a_tm1[...] r_t[...] discount_t[...] q_t[... A] legal_t[... A]",
-        q_tm1, a_tm1, r_t, discount_t, q_t, legal_t,
-    )  # fmt: skip
-    _check_types(q_tm1, a_tm1, q_t, legal_t)
-    target = q_learning_target(r_t, discount_t, q_t, legal_t)
-    return target.detach() - actions.pick(q_tm1, a_tm1)
-
-
-def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Tensor) -> Tensor:
-    """Compute the target of Q-learning.
-
-        target = r_t + discount_t * max over legal_t of q_t
-
-    Shapes: q_t, legal_t [..., A]; r_t, discount_t and the result [...].
-    """
-    check.shapes("r_t[...] discount_t[...] q_t[... A] legal_t[... A]", r_t, discount_t, q_t, legal_t)
-    return r_t + discount_t * actions.best(q_t, legal_t)
-
-
-def double_q_learning(
-    q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
-) -> Tensor:
-    """TD error of double Q-learning.
-
-        delta = double_q_learning_target(r_t, discount_t, q_t, q_t_selector, legal_t) - q_tm1[a_tm1]
-
-    Args:
-        q_tm1: Q-values at time t-1, [..., A].
-        a_tm1: Action taken at t-1, integers [...].
-        r_t: Reward at t, [...].
-        discount_t: Discount at t, gamma included, [...].
-        q_t: Q-values of the target network at t, which evaluate the action, [..., A].
-        q_t_selector: Q-values of the online network at t, which select the action, [..., A].
-        legal_t: Mask of legal actions at t, bool [..., A].
-
-    Shapes: the result is [...]. Raises ValueError, TypeError or IndexError for arguments of another shape, dtype or
-    range.
-    van Hasselt, Guez, Silver 2016, https://arxiv.org/abs/1509.06461
-    """
-    check.shapes(
-        "q_tm1[... A] a_tm1[...] r_t[...] discount_t[...] q_t[... A] q_t_selector[... A] legal_t[... A]",
-        q_tm1, a_tm1, r_t, discount_t, q_t, q_t_selector, legal_t,
-    )  # fmt: skip
-    _check_types(q_tm1, a_tm1, q_t, legal_t)
-    target = double_q_learning_target(r_t, discount_t, q_t, q_t_selector, legal_t)
-    return target.detach() - actions.pick(q_tm1, a_tm1)
-
-
-def double_q_learning_target(
-    r_t: Tensor, discount_t: Tensor, q_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
-) -> Tensor:
-    """Target of double Q-learning: one network chooses the next action, another gives its value.
-
-        target = r_t + discount_t * q_t[argmax over legal_t of q_t_selector]
-
-    Shapes: q_*, legal_t [..., A]; r_t, discount_t and the result [...].
-    """
-    check.shapes(
-        "r_t[...] discount_t[...] q_t[... A] q_t_selector[... A] legal_t[... A]",
-        r_t, discount_t, q_t, q_t_selector, legal_t,
-    )  # fmt: skip
-    check.floating("q_t", q_t)
-    check.floating("q_t_selector", q_t_selector)
-    check.boolean("legal_t", legal_t)
-    # Without a legal action, the selected action is illegal too, and its value is masked to 0.
-    following = actions.pick(torch.where(legal_t, q_t, 0.0), actions.greedy(q_t_selector, legal_t))
-    return r_t + discount_t * following
 
 
 def squared(delta: Tensor) -> Tensor:
@@ -165,7 +79,7 @@ def cross_entropy_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
     check.floating("logits", logits)
     check.integer("labels", labels)
     check.within("labels", labels, logits.shape[-1])
-    return -actions.pick(logits.log_softmax(-1), labels)
+    return -masking.pick(logits.log_softmax(-1), labels)
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -193,14 +107,6 @@ def smoothed(probabilities: Tensor, share: Scalar) -> Tensor:
     check.floating("probabilities", probabilities)
     check.share("share", share)
     return (1 - share) * probabilities + share / probabilities.shape[-1]
-
-
-def _check_types(q_tm1: Tensor, a_tm1: Tensor, q_t: Tensor, legal_t: Tensor) -> None:
-    check.floating("q_tm1", q_tm1)
-    check.floating("q_t", q_t)
-    check.boolean("legal_t", legal_t)
-    check.integer("a_tm1", a_tm1)
-    check.within("a_tm1", a_tm1, q_tm1.shape[-1])
 
 
 def _check_positive(name: str, x: Scalar, advice: str) -> None:

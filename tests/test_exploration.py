@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.func import vmap
 
-from fdqn import actions, policies, random
+from fdqn import random
+from fdqn.ops import exploration, masking
 from fdqn.testing import asserts, laws, strategies
 
 # Keys are fixed, so tests of distributions are deterministic; their bounds would fail by chance once in 10,000.
@@ -20,40 +21,40 @@ CHANCE = 1e-4
 def test_actions_are_legal(batch, data, epsilon):
     q, legal = batch
     u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
-    laws.legal_only(partial(policies.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
-    laws.legal_only(lambda q, legal: policies.uniform(legal, u[:, 0]), q, legal)
-    laws.masked(partial(policies.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
+    laws.legal_only(partial(exploration.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
+    laws.legal_only(lambda q, legal: exploration.uniform(legal, u[:, 0]), q, legal)
+    laws.masked(partial(exploration.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
 
 
 @given(strategies.q_batches(), st.data())
 def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
     q, legal = batch
     u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
-    asserts.assert_trees_equal(actions.greedy(q, legal), policies.epsilon_greedy(q, legal, 0.0, u))
-    asserts.assert_trees_equal(policies.uniform(legal, u[:, 1]), policies.epsilon_greedy(q, legal, 1.0, u))
+    asserts.assert_trees_equal(masking.greedy(q, legal), exploration.epsilon_greedy(q, legal, 0.0, u))
+    asserts.assert_trees_equal(exploration.uniform(legal, u[:, 1]), exploration.epsilon_greedy(q, legal, 1.0, u))
 
 
 def test_epsilon_0_never_explores():
     """Even if the uniform is exactly 0."""
     u = torch.tensor([[0.0, 0.9]])
-    assert policies.epsilon_greedy(torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool), 0.0, u).tolist() == [
-        0
-    ]
+    assert exploration.epsilon_greedy(
+        torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool), 0.0, u
+    ).tolist() == [0]
 
 
 def test_no_legal_action_raises_or_gives_0():
     legal, u = torch.tensor([[True, False], [False, False]]), torch.full((2, 2), 0.9)
     with pytest.raises(ValueError, match=r"legal\[1\]: expected at least one legal action, got none"):
-        policies.uniform(legal, u[:, 0])
+        exploration.uniform(legal, u[:, 0])
     with pytest.raises(ValueError, match=r"legal\[1\]: expected at least one legal action, got none"):
-        policies.epsilon_greedy(torch.ones(2, 2), legal, 0.5, u)
-    assert vmap(policies.uniform)(legal, u[:, 0])[1] == 0
-    assert vmap(policies.epsilon_greedy, (0, 0, None, 0))(torch.ones(2, 2), legal, 0.5, u)[1] == 0
+        exploration.epsilon_greedy(torch.ones(2, 2), legal, 0.5, u)
+    assert vmap(exploration.uniform)(legal, u[:, 0])[1] == 0
+    assert vmap(exploration.epsilon_greedy, (0, 0, None, 0))(torch.ones(2, 2), legal, 0.5, u)[1] == 0
 
 
 def test_uniform_frequencies():
     legal = torch.tensor([True, False, True, True, False]).expand(30_000, 5)
-    chosen = policies.uniform(legal, random.uniform(random.key(2), (30_000,)))
+    chosen = exploration.uniform(legal, random.uniform(random.key(2), (30_000,)))
     counts = torch.bincount(chosen, minlength=5)
     assert counts[[1, 4]].tolist() == [0, 0]
     assert stats.chisquare(counts[[0, 2, 3]].numpy()).pvalue > CHANCE
@@ -62,7 +63,7 @@ def test_uniform_frequencies():
 def test_exploration_rate_is_epsilon():
     q, legal = torch.tensor([0.0, 1.0]).expand(30_000, 2), torch.ones(30_000, 2, dtype=torch.bool)
     u = random.uniform(random.key(4), (30_000, 2))
-    other = (policies.epsilon_greedy(q, legal, 0.3, u) == 0).sum()
+    other = (exploration.epsilon_greedy(q, legal, 0.3, u) == 0).sum()
     assert stats.binomtest(int(other), 30_000, 0.15).pvalue > CHANCE
 
 
@@ -71,8 +72,8 @@ def test_the_largest_uniform_selects_the_last_of_many_actions():
     for count in (1, 2, 3, 7, 1000, 4097):
         legal = torch.ones(1, count, dtype=torch.bool)
         u = torch.tensor([1 - 2.0**-23])
-        assert policies.uniform(legal, u).item() == count - 1
-        laws.legal_only(lambda q, legal: policies.uniform(legal, u), torch.zeros(1, count), legal)
+        assert exploration.uniform(legal, u).item() == count - 1
+        laws.legal_only(lambda q, legal: exploration.uniform(legal, u), torch.zeros(1, count), legal)
 
 
 @pytest.mark.parametrize("u", [-0.5, 1.0, 1.5, float("nan"), float("inf")])
@@ -80,9 +81,9 @@ def test_unreadable_uniforms_out_of_range_give_a_legal_action(u):
     legal = torch.tensor([[False, True, True, False]])
     one = torch.tensor([u])
     with pytest.raises(ValueError, match=r"^u\[0\]: expected numbers in \[0, 1\)"):
-        policies.uniform(legal, one)
-    assert vmap(policies.uniform)(legal, one).item() in (1, 2)
-    chosen = vmap(policies.epsilon_greedy, (0, 0, None, 0))(torch.zeros(1, 4), legal, 1.0, one.expand(1, 2))
+        exploration.uniform(legal, one)
+    assert vmap(exploration.uniform)(legal, one).item() in (1, 2)
+    chosen = vmap(exploration.epsilon_greedy, (0, 0, None, 0))(torch.zeros(1, 4), legal, 1.0, one.expand(1, 2))
     assert chosen.item() in (1, 2)
 
 
@@ -90,7 +91,7 @@ def test_uniforms_of_half_precision_are_refused():
     """In bfloat16 a third of 300 actions would be unreachable, and a uniform rounded up to 1 would select none."""
     legal = torch.ones(1, 300, dtype=torch.bool)
     for dtype in (torch.float16, torch.bfloat16):
-        for call in (policies.uniform, vmap(policies.uniform)):
+        for call in (exploration.uniform, vmap(exploration.uniform)):
             with pytest.raises(TypeError, match=f"^u: expected torch.float32 or torch.float64, got {dtype}"):
                 call(legal, torch.tensor([0.5], dtype=dtype))
 
@@ -102,27 +103,27 @@ U = torch.tensor([[[0.1, 0.7], [0.9, 0.2]]])
 
 def test_laws_of_a_function():
     epsilon = torch.tensor([[0.5, 0.3]])
-    laws.pure(policies.epsilon_greedy, Q, LEGAL, epsilon, U)
-    laws.ranked(policies.epsilon_greedy, Q, LEGAL, epsilon, U, leading=2)
-    laws.compiled(policies.epsilon_greedy, Q, LEGAL, epsilon, U)
-    laws.ranked(policies.uniform, LEGAL, U[..., 0], leading=2)
+    laws.pure(exploration.epsilon_greedy, Q, LEGAL, epsilon, U)
+    laws.ranked(exploration.epsilon_greedy, Q, LEGAL, epsilon, U, leading=2)
+    laws.compiled(exploration.epsilon_greedy, Q, LEGAL, epsilon, U)
+    laws.ranked(exploration.uniform, LEGAL, U[..., 0], leading=2)
 
 
 def test_epsilon_may_differ_between_seeds():
-    chosen = torch.func.vmap(policies.epsilon_greedy, in_dims=(None, None, 0, None))(
+    chosen = torch.func.vmap(exploration.epsilon_greedy, in_dims=(None, None, 0, None))(
         Q, LEGAL, torch.tensor([0.0, 1.0]), U
     )
-    asserts.assert_trees_equal(torch.stack([actions.greedy(Q, LEGAL), policies.uniform(LEGAL, U[..., 1])]), chosen)
+    asserts.assert_trees_equal(torch.stack([masking.greedy(Q, LEGAL), exploration.uniform(LEGAL, U[..., 1])]), chosen)
 
 
 def test_messages():
     with pytest.raises(ValueError, match=r"^q: expected shape \[... A\], got \[\]"):
-        policies.epsilon_greedy(torch.tensor(1.0), LEGAL, 0.1, U)
+        exploration.epsilon_greedy(torch.tensor(1.0), LEGAL, 0.1, U)
     with pytest.raises(ValueError, match=r"^legal: expected shape \[... A\], got \[\]"):
-        policies.uniform(torch.tensor(True), U[..., 0])
+        exploration.uniform(torch.tensor(True), U[..., 0])
     with pytest.raises(ValueError, match=r"u: expected shape \[... 2\]"):
-        policies.epsilon_greedy(Q, LEGAL, 0.1, U[..., :1])
+        exploration.epsilon_greedy(Q, LEGAL, 0.1, U[..., :1])
     with pytest.raises(TypeError, match=r"legal: expected torch.bool"):
-        policies.uniform(LEGAL.long(), U[..., 0])
+        exploration.uniform(LEGAL.long(), U[..., 0])
     with pytest.raises(ValueError, match=r"u: expected shape \[...\]"):
-        policies.uniform(LEGAL, U)
+        exploration.uniform(LEGAL, U)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fdqn import actions, check
+from fdqn import check
+from fdqn.ops import masking
 
 
 def project(support: Tensor, probabilities: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def q_learning_target(
     )  # fmt: skip
     check.boolean("legal_t", legal_t)
     check.floating("q_t_selector", q_t_selector)
-    following, goes_on = pick(p_t, actions.greedy(q_t_selector, legal_t)), legal_t.any(-1)
+    following, goes_on = pick(p_t, masking.greedy(q_t_selector, legal_t)), legal_t.any(-1)
     # Where nothing is legal the probabilities do not matter, but they must be some: those of an action may be NaN.
     following = torch.where(goes_on.unsqueeze(-1), following, 1 / following.shape[-1])
     return project(support, following, r_t, torch.where(goes_on, discount_t, 0.0)).detach()

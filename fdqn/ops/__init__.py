@@ -1,0 +1,1 @@
+"""Functions of tensors, one equation each: targets, losses, masks, exploration, schedules."""
