@@ -22,7 +22,8 @@ import torch
 from cadence import TARGET_PERIOD, cycles_a_report
 from torch import Tensor
 
-from fdqn import build, compile, dqn, networks, random, runs, training
+from fdqn import build, compile, networks, random, runs, training
+from fdqn.agents import dqn
 from fdqn.envs import episode
 from fdqn.envs.classic import cartpole
 from fdqn.training import off_policy

@@ -31,7 +31,6 @@ __all__ = [
     "check",
     "checkpoint",
     "compile",
-    "dqn",
     "envs",
     "evaluate",
     "evaluation",
@@ -62,6 +61,7 @@ __all__ = [
 _MOVED = {
     "actions": "fdqn.ops.masking",
     "bits": "fdqn.replay.packing",
+    "dqn": "fdqn.agents.dqn",
     "frames": "fdqn.replay.frames",
     "losses": "fdqn.ops.losses",
     "n_step": "fdqn.replay.n_step",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import check, dqn, envs, networks, optim, random, replay, training, tree
+from fdqn import check, envs, networks, optim, random, replay, training, tree
+from fdqn.agents import dqn
 from fdqn.ops import losses
 from fdqn.settings import Settings
 from fdqn.training import off_policy

@@ -6,8 +6,8 @@ import pytest
 import torch
 from plants import rejects
 
-from fdqn import build, dqn, networks, random, tree
-from fdqn.agents import c51, check_agent, check_loss_output, each_pass, noise_shapes, noisy
+from fdqn import build, networks, random, tree
+from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, noise_shapes, noisy
 from fdqn.ops import distributional, losses, masking
 from fdqn.testing import agents, asserts, examples, laws
 from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition

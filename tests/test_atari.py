@@ -9,7 +9,8 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from fdqn import build, dqn, envs, networks, replay, runs, training, tree
+from fdqn import build, envs, networks, replay, runs, training, tree
+from fdqn.agents import dqn
 from fdqn.envs.host import gymnasium as gym
 from fdqn.ops import losses
 from fdqn.settings import Settings

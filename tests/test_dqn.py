@@ -10,7 +10,8 @@ from hypothesis import given
 from torch import nn
 from torch.func import grad, vmap
 
-from fdqn import build, dqn, networks, optim, random, training, tree
+from fdqn import build, networks, optim, random, training, tree
+from fdqn.agents import dqn
 from fdqn.ops import exploration, losses
 from fdqn.testing import asserts, examples, laws, programs, strategies
 from fdqn.training import off_policy

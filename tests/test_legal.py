@@ -15,7 +15,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from plants import rejects
 from test_worlds import Told
 
-from fdqn import build, cli, dqn, networks, random, replay, training, tree
+from fdqn import build, cli, networks, random, replay, training, tree
+from fdqn.agents import dqn
 from fdqn.envs import episode
 from fdqn.envs.host import gymnasium as gym
 from fdqn.ops import exploration, losses, masking

@@ -14,7 +14,8 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from fdqn import build, dqn, networks, optim, random, training, tree, types
+from fdqn import build, networks, optim, random, training, tree, types
+from fdqn.agents import dqn
 from fdqn.ops import losses, schedules
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws

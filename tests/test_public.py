@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 import fdqn
-from fdqn import dqn, networks, optim, random, replay, training, tree
-from fdqn.agents import c51, noisy, pqn
+from fdqn import networks, optim, random, replay, training, tree
+from fdqn.agents import c51, dqn, noisy, pqn
 from fdqn.ops import distributional, exploration, losses, masking, returns, schedules, td
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes

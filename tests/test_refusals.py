@@ -33,7 +33,6 @@ from fdqn import (
     check,
     checkpoint,
     cli,
-    dqn,
     envs,
     networks,
     optim,
@@ -45,6 +44,7 @@ from fdqn import (
     tree,
     video,
 )
+from fdqn.agents import dqn
 from fdqn.ops import losses, schedules
 from fdqn.replay import frames, n_step
 from fdqn.settings import Settings, to_json

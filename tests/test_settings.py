@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, dqn, envs, networks, settings, training, tree
+from fdqn import build, envs, networks, settings, training, tree
+from fdqn.agents import dqn
 from fdqn.cli import parse
 from fdqn.ops import losses
 from fdqn.settings import Settings

@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import Tensor
 
-from fdqn import check, dqn, tree
+from fdqn import check, tree
+from fdqn.agents import dqn
 from fdqn.agents.agent import each_pass, noise_shapes
 from fdqn.networks import NoisyNetwork, with_noise
 from fdqn.ops import losses, td

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdqn import build, dqn, networks, random, training
+from fdqn import build, networks, random, training
+from fdqn.agents import dqn
 from fdqn.envs.classic import cartpole
 from fdqn.training import off_policy
 from fdqn.types import Agent, Env, Hyper, Network, Optimizer, Params, Sample, Transition
