@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import build, check, compile, envs, evaluate, events, runs, session, tree, video
+from fdqn import build, check, compile, envs, events, runs, session, tree, video
 from fdqn.events import OnEvent
 from fdqn.settings import Settings
+from fdqn.training import evaluate
 from fdqn.types import Network, Params
 
 

@@ -16,9 +16,6 @@ from torch import Tensor
 
 from fdqn import check
 
-# What a lane's key is folded with before it is used, one number a purpose, so that no two purposes share a number.
-NETWORK, RESET, CYCLES, EVALUATION, OUTSIDE, WORLD = range(6)
-
 # What a word is multiplied with must stay below, so that the product fits in int64.
 _SIZES = 2**31
 

@@ -43,7 +43,6 @@ from fdqn import (
     checkpoint,
     compile,
     envs,
-    evaluate,
     files,
     history,
     networks,
@@ -54,7 +53,7 @@ from fdqn import (
     tree,
 )
 from fdqn.settings import Settings, from_json, to_json, with_defaults
-from fdqn.training import host
+from fdqn.training import evaluate, host
 from fdqn.types import EnvSpec, Network, Params
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import build, check, compile, envs, evaluate, events, history, runs, training
+from fdqn import build, check, compile, envs, events, history, runs, training
 from fdqn.events import OnEvent
 from fdqn.settings import Settings
-from fdqn.training import host
+from fdqn.training import evaluate, host
 from fdqn.types import Env, HostEnv, HostVectorEnv, Network, Params
 
 Stop = Callable[[], bool]

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fdqn import check, envs, evaluate
+from fdqn import check, envs
 from fdqn.envs import render
 from fdqn.envs.render import Frame
+from fdqn.training import evaluate
 from fdqn.types import Env, HostEnv, Network, Params, RecordingEnv
 
 if TYPE_CHECKING:

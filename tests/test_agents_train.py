@@ -10,7 +10,7 @@ from fdqn.agents import c51, noisy
 from fdqn.envs import cartpole
 from fdqn.replay import n_step, prioritized
 from fdqn.testing import asserts, examples, programs
-from fdqn.training import off_policy
+from fdqn.training import off_policy, streams
 
 ATOMS = (0.0, 20.0, 11)
 AGENTS = {
@@ -30,7 +30,7 @@ def test_a_few_hundred_steps_are_finite_and_seeds_are_independent(make):
     assert (state.metrics.failed == -1).all()
     assert (state.learner.updates > 0).all()
     asserts.assert_finite(state.learner)
-    before = one.network.init(random.fold_in(keys, random.NETWORK))
+    before = one.network.init(random.fold_in(keys, streams.NETWORK))
     for name, x in state.learner.params.items():
         assert not torch.equal(x[0], x[1]), f"{name} of both seeds"
         assert not torch.equal(x, before[name]), f"{name} did not learn"

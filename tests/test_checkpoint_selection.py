@@ -12,9 +12,10 @@ import pytest
 import torch
 from test_checkpoint import reseal
 
-from fdqn import build, checkpoint, cli, evaluate, export, history, runs, training, tree, video
+from fdqn import build, checkpoint, cli, export, history, runs, training, tree, video
 from fdqn.settings import Settings
 from fdqn.testing import asserts
+from fdqn.training import evaluate
 
 SIZES = shlex.split(
     "--seeds 3 --seed 5 --steps 400 --learning-starts 100 --report-every 100 --checkpoint-every 100 --batch-size 8 "

@@ -847,7 +847,7 @@ def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
 
 def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys):
     """An interrupt after the training must not be taken for a wish to stop a cycle and then forgotten."""
-    from fdqn import evaluate
+    from fdqn.training import evaluate
 
     def slow(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)
@@ -864,7 +864,8 @@ def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys)
 
 def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, capsys):
     """Closing episodes may take minutes there: it says what plays them, and what goes on."""
-    from fdqn import evaluate, history
+    from fdqn import history
+    from fdqn.training import evaluate
 
     def stopping(*given):
         for i, report in enumerate(original(*given)):

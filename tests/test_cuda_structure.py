@@ -11,14 +11,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import build, envs, evaluate, networks, training, tree
+from fdqn import build, envs, networks, training, tree
 from fdqn import compile as edge
 from fdqn.compile import graph, host_tensors
 from fdqn.envs import cartpole
 from fdqn.ops import schedules
 from fdqn.settings import Settings
 from fdqn.testing import examples
-from fdqn.training import host
+from fdqn.training import evaluate, host
 from fdqn.types import EnvSpec, HostEnv, HostStep, Hyper, Step
 
 DEVICE = torch.device("meta")

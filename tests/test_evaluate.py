@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import build, compile, envs, evaluate, networks, random, tree
+from fdqn import build, compile, envs, networks, random, tree
 from fdqn.envs import episode
 from fdqn.envs.host import gymnasium as gym
 from fdqn.ops import exploration, masking
 from fdqn.settings import Settings
 from fdqn.testing import probes
+from fdqn.training import evaluate, streams
 from fdqn.types import Env, EnvSpec, HostEnv, Network, Step
 
 KEYS = random.fold_in(random.key(torch.arange(3)), 99)
@@ -76,7 +77,7 @@ def reference(env: Env, network: Network, params: dict, keys: Tensor, episodes: 
     """One lane and one episode at a time; the noise drawn as `native` promises, 64 steps from a key, choices beyond."""
     spec, returns = env.spec, np.zeros((len(keys), episodes))
     for lane, key in enumerate(keys):
-        stream = random.fold_in(key, random.EVALUATION)
+        stream = random.fold_in(key, streams.EVALUATION)
         first = random.uniform(random.fold_in(stream, 0), (episodes, spec.noise))
         own = {name: x[lane] for name, x in params.items()}
         for n in range(episodes):
@@ -238,7 +239,7 @@ def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
 def test_host_evaluation_equals_a_loop_over_gymnasium():
     network, params = balancing()
     returns = evaluate.greedy_on_host(gym.named("CartPole-v1"), network, params, KEYS, 3).returns
-    seeds = random.bits(random.fold_in(KEYS, random.OUTSIDE), (3,)).tolist()
+    seeds = random.bits(random.fold_in(KEYS, streams.OUTSIDE), (3,)).tolist()
     expected = np.zeros((3, 3))
     env = gymnasium.make("CartPole-v1")
     for lane in range(3):
@@ -535,7 +536,7 @@ def test_a_compiled_step_plays_the_same(monkeypatch):
     monkeypatch.setattr(evaluate, "_COMPILE_AFTER", 0)
     env = envs.make("minatar:breakout", time_limit=150)
     network = networks.minatar(env.spec.obs_shape, env.spec.actions)
-    params = network.init(random.fold_in(KEYS, random.NETWORK))
+    params = network.init(random.fold_in(KEYS, streams.NETWORK))
     games = [
         evaluate.device_steps(env, network, params, KEYS, 4, fast=fast) for fast in (None, compile.player(env, network))
     ]
@@ -556,7 +557,7 @@ def test_a_step_is_compiled_once(monkeypatch, name):
     monkeypatch.setattr(evaluate, "_COMPILE_AFTER", 0)
     monkeypatch.setattr(compile, "_graph", eager)
     program = build.program(Settings(env=name))
-    params = program.network.init(random.fold_in(KEYS, random.NETWORK))
+    params = program.network.init(random.fold_in(KEYS, streams.NETWORK))
     player = compile.player(program.env, program.network)
     games = evaluate.device_steps(program.env, program.network, params, KEYS, 4, fast=player)
     for _ in range(4):
@@ -592,14 +593,14 @@ def test_noise_of_evaluation_is_no_noise_of_training():
         return original(key, shape, dtype)
 
     env, network = cartpole_and_network()
-    params = network.init(random.fold_in(KEYS, random.NETWORK))
+    params = network.init(random.fold_in(KEYS, streams.NETWORK))
     random.uniform = spy
     try:
         evaluate.greedy_on_device(env, network, params, KEYS, episodes=2)
     finally:
         random.uniform = original
     used = {tuple(k) for keys in drawn for k in keys.tolist()}
-    for purpose in (random.NETWORK, random.RESET, random.CYCLES, random.OUTSIDE):
+    for purpose in (streams.NETWORK, streams.RESET, streams.CYCLES, streams.OUTSIDE):
         assert not used & {tuple(k) for k in random.fold_in(KEYS, purpose).tolist()}
     assert len(used) == len(drawn) * len(KEYS)
 

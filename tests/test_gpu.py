@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, compile, envs, evaluate, random, runs, training, transfer, tree
+from fdqn import build, cli, compile, envs, random, runs, training, tree
 from fdqn.compile import cuda_graphs
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
-from fdqn.training import host
+from fdqn.training import evaluate, host, streams, transfer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -191,7 +191,7 @@ def test_a_prepared_process_does_not_round_to_tf32_and_repeats(monkeypatch):
 def test_evaluation_on_the_gpu_is_that_on_the_cpu():
     """Compiled from its first step on; keys may be anywhere."""
     program, (_, keys) = examples.program(), examples.lanes(3)
-    params = program.network.init(random.fold_in(keys, random.NETWORK))
+    params = program.network.init(random.fold_in(keys, streams.NETWORK))
     player = compile.player(program.env, program.network, 0.1)
     returns = evaluate.greedy_on_device(
         program.env, program.network, on_gpu(params), keys, 5, fast=player, epsilon=0.1

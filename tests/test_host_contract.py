@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fdqn
-from fdqn import envs, evaluate, networks, random, video
+from fdqn import envs, networks, random, video
+from fdqn.training import evaluate
 from fdqn.types import EnvSpec, HostEnv, HostStep, Step
 
 SPEC = EnvSpec((4,), torch.float32, actions=2, noise=0, time_limit=3)

@@ -21,11 +21,11 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, compile, envs, evaluate, export, history, random, runs, training, tree
+from fdqn import build, compile, envs, export, history, random, runs, training, tree
 from fdqn.compile import cpu_groups
 from fdqn.settings import Settings
 from fdqn.testing import asserts
-from fdqn.training import off_policy
+from fdqn.training import evaluate, off_policy, streams
 
 COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
 KEYS = {
@@ -195,7 +195,7 @@ def test_final_return_follows_from_the_parameters_on_disk(made):
 
 
 def test_no_training_used_the_evaluation_s_keys(made):
-    assert len({random.NETWORK, random.RESET, random.CYCLES, random.EVALUATION, random.OUTSIDE}) == 5
+    assert len({streams.NETWORK, streams.RESET, streams.CYCLES, streams.EVALUATION, streams.OUTSIDE}) == 5
 
 
 def test_train_return_follows_from_the_table(made):

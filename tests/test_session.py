@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import fdqn
-from fdqn import build, checkpoint, cli, compile, envs, evaluate, events, history, process, progress, runs, session
+from fdqn import build, checkpoint, cli, compile, envs, events, history, process, progress, runs, session
 from fdqn.settings import PRESETS, Settings
+from fdqn.training import evaluate
 
 TINY = dict(
     env="catch", seeds=2, steps=300, learning_starts=100, report_every=100, checkpoint_every=200, batch_size=8,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, evaluate, events, history, process, runs, session, training
+from fdqn import cli, compile, events, history, process, runs, session, training
 from fdqn.compile import toolchain
-from fdqn.training import host
+from fdqn.training import evaluate, host
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"

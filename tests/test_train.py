@@ -15,7 +15,7 @@ from fdqn import compile as edge
 from fdqn.envs.classic import cartpole
 from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
-from fdqn.training import loop, metrics
+from fdqn.training import loop, metrics, streams
 from fdqn.types import Network
 
 
@@ -201,7 +201,7 @@ def test_purposes_use_keys_of_their_own():
     _, keys = examples.lanes(2)
     used = [random.fold_in(keys, purpose) for purpose in range(4)]
     assert len({tuple(k.flatten().tolist()) for k in used}) == 4
-    asserts.assert_trees_equal(program.network.init(random.fold_in(keys, random.NETWORK)), state.learner.params)
+    asserts.assert_trees_equal(program.network.init(random.fold_in(keys, streams.NETWORK)), state.learner.params)
 
 
 # Collecting

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdqn import transfer, tree
+from fdqn import tree
 from fdqn.testing import asserts
+from fdqn.training import transfer
 
 DTYPES = [torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool, torch.float16]
 

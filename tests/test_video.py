@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fdqn import envs, evaluate, networks, random, video
+from fdqn import envs, networks, random, video
 from fdqn.envs import render
 from fdqn.envs.host import gymnasium as gym
+from fdqn.training import evaluate, streams
 from fdqn.types import HostEnv
 
 KEYS = random.fold_in(random.key(torch.arange(4)), 99)
@@ -22,7 +23,7 @@ KEYS = random.fold_in(random.key(torch.arange(4)), 99)
 def lanes(name):
     env = envs.find(name)
     network = networks.mlp(env.spec.obs_shape, (8,), env.spec.actions)
-    return env, network, network.init(random.fold_in(KEYS, random.NETWORK))
+    return env, network, network.init(random.fold_in(KEYS, streams.NETWORK))
 
 
 def scene(frames, returns=(0.0,), ended=(False,)):
@@ -215,7 +216,7 @@ def test_a_failing_or_wrong_frame_is_refused_by_name():
 
 def small_network():
     network = networks.mlp((9,), (4,), 2)
-    return network, network.init(random.fold_in(KEYS, random.NETWORK))
+    return network, network.init(random.fold_in(KEYS, streams.NETWORK))
 
 
 def test_a_user_s_class_shows_every_step_and_its_end():

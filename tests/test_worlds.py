@@ -23,28 +23,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from fdqn import (
-    build,
-    checkpoint,
-    cli,
-    compile,
-    envs,
-    evaluate,
-    history,
-    random,
-    replay,
-    runs,
-    training,
-    transfer,
-    tree,
-)
+from fdqn import build, checkpoint, cli, compile, envs, history, random, replay, runs, training, tree
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host import vector, watchdog
 from fdqn.envs.host.spaces import encoding
 from fdqn.ops import exploration
 from fdqn.settings import Settings
 from fdqn.testing import asserts
-from fdqn.training import host
+from fdqn.training import evaluate, host, streams, transfer
 from fdqn.types import HostEnv, Transition
 
 MODES = list(AutoresetMode)
@@ -390,7 +376,7 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
     for lane in range(2):
         own, key = tree.index(hyper, lane), keys[lane]
         state = tree.index(training.init(program, hyper, keys), lane)
-        seeds = random.bits(random.fold_in(random.fold_in(key, random.WORLD), 0), (3,)).tolist()
+        seeds = random.bits(random.fold_in(random.fold_in(key, streams.WORLD), 0), (3,)).tolist()
         games = [gymnasium.make("CartPole-v1") for _ in seeds]
         obs = np.stack([g.reset(seed=s)[0] for g, s in zip(games, seeds, strict=True)])
         every = torch.ones((3, 2), dtype=torch.bool)
@@ -779,7 +765,7 @@ class Breaks(Told):
 
 def seed_of(settings, lane):
     keys = random.fold_in(
-        random.fold_in(build.keys(settings), random.WORLD), torch.zeros(settings.seeds, dtype=torch.int64)
+        random.fold_in(build.keys(settings), streams.WORLD), torch.zeros(settings.seeds, dtype=torch.int64)
     )
     return random.bits(keys, (settings.num_envs,))[lane, 0].item() % 1000
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import check, evaluate, random, training, tree
+from fdqn import check, random, training, tree
 from fdqn.compile import cpu_groups, engines, verify
 from fdqn.compile.cpu_groups import ThreadPartition
-from fdqn.training import host
+from fdqn.training import evaluate, host
 from fdqn.types import Env, Network
 
 # Most steps plus updates of a training iteration compiled as one graph; beyond, one step and one update are compiled.

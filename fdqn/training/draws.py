@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fdqn import check, random, tree
+from fdqn.training import streams
 from fdqn.training.state import Interaction, Noise, Program, UpdateNoise
 
 
@@ -37,7 +38,7 @@ def draw_numbered(program: Program, keys: Tensor, numbers: Tensor) -> Noise:
 
 
 def _numbered(keys: Tensor, numbers: Tensor) -> Tensor:
-    return random.fold_in(random.fold_in(keys, random.CYCLES), numbers.unsqueeze(-1))
+    return random.fold_in(random.fold_in(keys, streams.CYCLES), numbers.unsqueeze(-1))
 
 
 def draw(program: Program, cycle_keys: Tensor) -> Noise:

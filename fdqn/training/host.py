@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch.func import vmap
 
-from fdqn import random, transfer, tree
-from fdqn.training import iteration
+from fdqn import random, tree
+from fdqn.training import iteration, streams, transfer
 from fdqn.training.draws import noise as draw_noise
 from fdqn.training.loop import Stopped
 from fdqn.training.state import CAUSES, Functions, Interaction, Noise, Program, TrainState
@@ -85,7 +85,7 @@ def _learned(
 
 def start(program: Program, env: Any, state: TrainState) -> TrainState:
     """Start new episodes in all environments, seeded by the seeds' keys and training iterations."""
-    keys = random.fold_in(random.fold_in(state.key, random.WORLD), state.cycle)
+    keys = random.fold_in(random.fold_in(state.key, streams.WORLD), state.cycle)
     first = tree.to(env.reset(random.bits(keys, (state.obs.shape[1],)).tolist()), state.key.device)
     metrics = state.metrics._replace(running=torch.zeros_like(state.metrics.running))
     buffer = program.algorithm.cut(state.buffer)

@@ -17,7 +17,7 @@ from torch.func import vmap
 
 from fdqn import check, envs, random, replay, tree
 from fdqn.ops import exploration
-from fdqn.training import metrics
+from fdqn.training import metrics, streams
 from fdqn.training.draws import interactions, noise, updates
 from fdqn.training.state import (
     Functions,
@@ -49,7 +49,7 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
         if x.dtype != spec.obs_dtype:
             raise TypeError(f"env.reset.{name}: expected spec.obs_dtype = {spec.obs_dtype}, got {x.dtype}")
     check.shapes(f"env.reset.legal[S E {spec.actions}]", step.legal)
-    params = program.network.init(random.fold_in(keys, random.NETWORK))
+    params = program.network.init(random.fold_in(keys, streams.NETWORK))
     q = vmap(program.network.apply)(params, step.obs)
     check.shapes(f"network.apply[S E {spec.actions}]", q)
     seeds = vmap(partial(_init_seed, program))(params, hyper, keys, env_state, step)
@@ -63,7 +63,7 @@ def _first_step(program: Program, keys: Tensor) -> tuple[Any, Step]:
     if envs.on_host(program.env):
         actions = torch.zeros((keys.shape[0], config.num_envs), dtype=torch.int64, device=keys.device)
         return actions, _blank_step(spec, actions)
-    u = random.uniform(random.fold_in(keys, random.RESET), (config.num_envs, spec.noise))
+    u = random.uniform(random.fold_in(keys, streams.RESET), (config.num_envs, spec.noise))
     return vmap(program.env.reset)(u)
 
 

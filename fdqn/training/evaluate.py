@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import check, envs, random, transfer, tree
+from fdqn import check, envs, random, tree
 from fdqn.ops import exploration, masking
+from fdqn.training import streams, transfer
 from fdqn.types import Env, EnvSpec, HostEnv, HostVectorEnv, Network, Params
 
 # Steps of noise drawn at once. After each such block, `ended` is read from the device.
@@ -220,7 +221,7 @@ def device_steps(
     check.kind("env", env, Env)
     _check(network, params, keys, episodes, epsilon)
     last = min(_limit(env.spec, limit), env.spec.time_limit)
-    keys = random.fold_in(keys.to(_device(params)), random.EVALUATION)
+    keys = random.fold_in(keys.to(_device(params)), streams.EVALUATION)
     env_state, first = vmap(env.reset)(random.uniform(random.fold_in(keys, 0), (episodes, env.spec.noise)))
     ended = first.terminated | first.truncated
     now = Episodes(env_state, first.obs, first.legal, torch.zeros_like(first.reward), ended, first.next_obs)
@@ -239,7 +240,7 @@ def device_steps(
 
 def host_seeds(keys: Tensor, episodes: int) -> Tensor:
     """Seeds of the host environments' episodes [S, episodes], int64 in [0, 2**32), from keys [S, 2]."""
-    return random.bits(random.fold_in(keys, random.OUTSIDE), (episodes,))
+    return random.bits(random.fold_in(keys, streams.OUTSIDE), (episodes,))
 
 
 @torch.no_grad()
