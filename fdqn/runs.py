@@ -47,11 +47,11 @@ from fdqn import (
     history,
     networks,
     plots,
-    processor,
     statistics,
     training,
     tree,
 )
+from fdqn.compile import processor
 from fdqn.settings import Settings, from_json, to_json, with_defaults
 from fdqn.training import evaluate, host
 from fdqn.types import EnvSpec, Network, Params

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fdqn import processor
-from fdqn.compile import graph, private, toolchain
+from fdqn.compile import graph, private, processor, toolchain
 from fdqn.compile.lock import compiling
 from fdqn.compile.signature import tensors
 
