@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from fdqn import build, compile, envs, files, networks, runs, tree
+from fdqn import build, compile, envs, networks, runs, tree
 from fdqn.settings import Settings
+from fdqn.storage import files
 from fdqn.types import Params
 
 

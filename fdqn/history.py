@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fdqn import build, checkpoint, files, statistics, training, tree
+from fdqn import build, statistics, training, tree
 from fdqn.settings import Settings, to_json, with_defaults
+from fdqn.storage import checkpoint, files
 from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")

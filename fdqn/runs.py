@@ -36,23 +36,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import fdqn
-from fdqn import (
-    acting,
-    build,
-    check,
-    checkpoint,
-    compile,
-    envs,
-    files,
-    history,
-    networks,
-    plots,
-    statistics,
-    training,
-    tree,
-)
+from fdqn import acting, build, check, compile, envs, history, networks, plots, statistics, training, tree
 from fdqn.compile import processor
 from fdqn.settings import Settings, from_json, to_json, with_defaults
+from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate, host
 from fdqn.types import EnvSpec, Network, Params
 

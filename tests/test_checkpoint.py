@@ -29,8 +29,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fdqn import checkpoint, files, training, tree
-from fdqn.checkpoint import CheckpointError
+from fdqn import training, tree
+from fdqn.storage import checkpoint, files
+from fdqn.storage.checkpoint import CheckpointError
 from fdqn.testing import examples
 
 MANIFEST, STATE = "manifest.json", "state.safetensors"
@@ -921,7 +922,9 @@ def test_without_fcntl_it_saves_and_keeps_nobody_out(tmp_path, monkeypatch):
 
 
 def test_it_imports_without_fcntl():
-    code = "import sys; sys.modules['fcntl'] = None; from fdqn import checkpoint; assert checkpoint.fcntl is None"
+    code = (
+        "import sys; sys.modules['fcntl'] = None; from fdqn.storage import checkpoint; assert checkpoint.fcntl is None"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -933,7 +936,7 @@ def test_a_save_takes_the_memory_of_one_tensor():
     code = """
 import resource, tempfile, torch
 from pathlib import Path
-from fdqn import checkpoint
+from fdqn.storage import checkpoint
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 state = {str(i): torch.ones(2048, 2048) for i in range(12)} | {"t" + str(i): torch.ones(2048, 2048).T for i in range(4)}

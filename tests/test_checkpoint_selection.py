@@ -12,8 +12,9 @@ import pytest
 import torch
 from test_checkpoint import reseal
 
-from fdqn import build, checkpoint, cli, export, history, runs, training, tree, video
+from fdqn import build, cli, export, history, runs, training, tree, video
 from fdqn.settings import Settings
+from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import evaluate
 

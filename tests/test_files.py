@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fdqn import files
+from fdqn.storage import files
 
 CALLS = {
     "read": files.read,

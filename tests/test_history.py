@@ -13,8 +13,9 @@ import pytest
 from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
-from fdqn import build, checkpoint, cli, history, runs, statistics, training, tree
+from fdqn import build, cli, history, runs, statistics, training, tree
 from fdqn.settings import to_json
+from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
 

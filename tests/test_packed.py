@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, checkpoint, random, training, tree
+from fdqn import build, random, training, tree
 from fdqn import compile as edge
 from fdqn.compile import cpu_groups
 from fdqn.envs import catch
 from fdqn.replay import packing, ring
+from fdqn.storage import checkpoint
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.training import off_policy
 from fdqn.types import Env, Transition

@@ -31,7 +31,6 @@ from fdqn import (
     agents,
     build,
     check,
-    checkpoint,
     cli,
     envs,
     networks,
@@ -48,6 +47,7 @@ from fdqn.agents import dqn
 from fdqn.ops import losses, schedules
 from fdqn.replay import frames, n_step
 from fdqn.settings import Settings, to_json
+from fdqn.storage import checkpoint
 from fdqn.testing import asserts, examples
 from fdqn.training import off_policy
 from fdqn.types import HostEnv, LossOutput, Transition

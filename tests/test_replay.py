@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.func import vmap
 
-from fdqn import check, checkpoint, random, replay, tree
+from fdqn import check, random, replay, tree
 from fdqn import compile as edge
 from fdqn.replay import frames, packing, ring
+from fdqn.storage import checkpoint
 from fdqn.testing import asserts, laws, programs, strategies
 from fdqn.types import Step, Transition
 

@@ -14,8 +14,9 @@ import time
 import pytest
 import torch
 
-from fdqn import build, checkpoint, cli, compile, history, runs, training, tree
+from fdqn import build, cli, compile, history, runs, training, tree
 from fdqn.settings import Settings
+from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
 

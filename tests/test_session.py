@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import fdqn
-from fdqn import build, checkpoint, cli, compile, envs, events, history, process, progress, runs, session
+from fdqn import build, cli, compile, envs, events, history, process, progress, runs, session
 from fdqn.settings import PRESETS, Settings
+from fdqn.storage import checkpoint
 from fdqn.training import evaluate
 
 TINY = dict(

@@ -23,12 +23,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from fdqn import build, checkpoint, cli, compile, envs, history, random, replay, runs, training, tree
+from fdqn import build, cli, compile, envs, history, random, replay, runs, training, tree
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host import vector, watchdog
 from fdqn.envs.host.spaces import encoding
 from fdqn.ops import exploration
 from fdqn.settings import Settings
+from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import evaluate, host, streams, transfer
 from fdqn.types import HostEnv, Transition

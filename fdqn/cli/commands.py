@@ -238,7 +238,7 @@ def _check_video(file: Path) -> None:
 
 
 def _write_video(file: Path, content: bytes) -> None:
-    from fdqn import files
+    from fdqn.storage import files
 
     try:
         files.write(file, content)
@@ -247,7 +247,8 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn import files, runs
+    from fdqn import runs
+    from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 import fdqn
-from fdqn import files, tree
+from fdqn import tree
+from fdqn.storage import files
 
 try:
     import fcntl
