@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 from scipy.stats import norm, t
 
-from fdqn import statistics
+from fdqn.report import statistics
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2

@@ -18,8 +18,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fdqn import compile, networks, optim, random, statistics, tree
+from fdqn import compile, networks, optim, random, tree
 from fdqn.ops import losses, schedules
+from fdqn.report import statistics
 
 BATCH = 128
 

@@ -25,7 +25,8 @@ import torch
 from scipy.stats import bootstrap
 
 import fdqn
-from fdqn import envs, runs, statistics
+from fdqn import envs, runs
+from fdqn.report import statistics
 
 # Mean and standard deviation over 3 seeds after 500,000 steps, from CleanRL's documentation of dqn.py and dqn_jax.py.
 PUBLISHED = {

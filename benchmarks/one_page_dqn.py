@@ -8,8 +8,9 @@ import sys
 import torch
 from torch.func import grad, vmap
 
-from fdqn import compile, envs, networks, optim, random, replay, statistics, tree
+from fdqn import compile, envs, networks, optim, random, replay, tree
 from fdqn.ops import exploration, losses, schedules, td
+from fdqn.report import statistics
 from fdqn.training import evaluate
 
 SEEDS, ENVS, BATCH, PERIOD, WARMUP, GAMMA = 16, 10, 128, 20, 100, torch.tensor(0.99)

@@ -38,22 +38,20 @@ __all__ = [
     "networks",
     "ops",
     "optim",
-    "plots",
     "progress",
     "random",
     "replay",
+    "report",
     "resume",
     "runs",
     "session",
     "settings",
-    "statistics",
     "storage",
     "testing",
     "train",
     "training",
     "tree",
     "types",
-    "video",
 ]
 
 _MOVED = {
@@ -66,8 +64,11 @@ _MOVED = {
     "frames": "fdqn.replay.frames",
     "losses": "fdqn.ops.losses",
     "n_step": "fdqn.replay.n_step",
+    "plots": "fdqn.report.plots",
     "policies": "fdqn.ops.exploration",
     "schedules": "fdqn.ops.schedules",
+    "statistics": "fdqn.report.statistics",
+    "video": "fdqn.report.video",
     "worlds": "fdqn.training.host",
 }
 """Modules of version 0.1 that are elsewhere now."""

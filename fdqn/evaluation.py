@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import build, check, compile, envs, events, runs, session, tree, video
+from fdqn import build, check, compile, envs, events, runs, session, tree
 from fdqn.events import OnEvent
+from fdqn.report import video
 from fdqn.settings import Settings
 from fdqn.training import evaluate
 from fdqn.types import Network, Params

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fdqn import build, statistics, training, tree
+from fdqn import build, training, tree
+from fdqn.report import statistics
 from fdqn.settings import Settings, to_json, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.types import Params

@@ -133,7 +133,7 @@ def status_text(event: events.Reported, greedy: events.Evaluated | None = None) 
     """Sum up the metrics of the seeds that have not failed, with those of an evaluation at the same step."""
     import numpy as np
 
-    from fdqn import statistics
+    from fdqn.report import statistics
 
     alive = ~event.failed
     returns = event.returns[alive & np.isfinite(event.returns)]

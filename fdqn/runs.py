@@ -36,8 +36,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import fdqn
-from fdqn import acting, build, check, compile, envs, history, networks, plots, statistics, training, tree
+from fdqn import acting, build, check, compile, envs, history, networks, training, tree
 from fdqn.compile import processor
+from fdqn.report import plots, statistics
 from fdqn.settings import Settings, from_json, to_json, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate, host

@@ -14,10 +14,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_worlds import SETTINGS, trained
 
-from fdqn import build, envs, networks, random, video
+from fdqn import build, envs, networks, random
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host.checked import Checked
 from fdqn.envs.host.spaces import encoding
+from fdqn.report import video
 from fdqn.settings import Settings
 from fdqn.training import evaluate
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from test_checkpoint import reseal
 
-from fdqn import build, cli, export, history, runs, training, tree, video
+from fdqn import build, cli, export, history, runs, training, tree
+from fdqn.report import video
 from fdqn.settings import Settings
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts

@@ -24,8 +24,9 @@ from matplotlib.image import imread
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import cli, compile, envs, networks, process, progress, random, runs, video
+from fdqn import cli, compile, envs, networks, process, progress, random, runs
 from fdqn.cli import commands, parse
+from fdqn.report import video
 
 TINY = shlex.split(
     "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"

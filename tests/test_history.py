@@ -13,7 +13,8 @@ import pytest
 from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
-from fdqn import build, cli, history, runs, statistics, training, tree
+from fdqn import build, cli, history, runs, training, tree
+from fdqn.report import statistics
 from fdqn.settings import to_json
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fdqn
-from fdqn import envs, networks, random, video
+from fdqn import envs, networks, random
+from fdqn.report import video
 from fdqn.training import evaluate
 from fdqn.types import EnvSpec, HostEnv, HostStep, Step
 

@@ -8,8 +8,8 @@ import scipy.stats
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from fdqn import plots
-from fdqn.plots import Curve
+from fdqn.report import plots
+from fdqn.report.plots import Curve
 
 STEPS = np.arange(1, 21) * 1000
 

@@ -26,26 +26,11 @@ from test_public import NAMES
 from torch import nn
 
 import fdqn
-from fdqn import (
-    acting,
-    agents,
-    build,
-    check,
-    cli,
-    envs,
-    networks,
-    optim,
-    plots,
-    random,
-    replay,
-    runs,
-    training,
-    tree,
-    video,
-)
+from fdqn import acting, agents, build, check, cli, envs, networks, optim, random, replay, runs, training, tree
 from fdqn.agents import dqn
 from fdqn.ops import losses, schedules
 from fdqn.replay import frames, n_step
+from fdqn.report import plots, video
 from fdqn.settings import Settings, to_json
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts, examples

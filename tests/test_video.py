@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fdqn import envs, networks, random, video
+from fdqn import envs, networks, random
 from fdqn.envs import render
 from fdqn.envs.host import gymnasium as gym
+from fdqn.report import video
 from fdqn.training import evaluate, streams
 from fdqn.types import HostEnv
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fdqn import statistics
+from fdqn.report import statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
