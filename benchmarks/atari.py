@@ -16,8 +16,9 @@ import numpy as np
 import torch
 import work
 
-from fdqn import build, compile, envs, runs, training
-from fdqn.settings import PRESETS, Settings
+from fdqn import compile, envs, training
+from fdqn.experiment import assemble, run_folder
+from fdqn.experiment.settings import PRESETS, Settings
 from fdqn.training import host
 
 SECONDS = 5.0
@@ -58,10 +59,10 @@ def learning(game: str, seeds: int, num_envs: int):
     """Make a function that trains until the next report and returns the number of environment steps."""
     sizes = {"seeds": seeds, "num_envs": num_envs, "capacity": 5_000, "learning_starts": 400}
     settings = Settings(**{**PRESETS["nature"], **sizes, "env": f"ale:{game}"})
-    program = build.program(settings)
+    program = assemble.program(settings)
     games = envs.find(settings.env).open(seeds, num_envs)
-    state = training.init(program, build.hyper(settings), build.keys(settings))
-    functions = runs.functions(program, settings, games)
+    state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
+    functions = run_folder.functions(program, settings, games)
     every = 20 * num_envs
     reports = training.run(program, host.start(program, games, state), 10**9, functions, every, at_once=1)
     while not next(reports).learning_updates:

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 import work
 
-from fdqn import build, compile, training
-from fdqn.settings import Settings
+from fdqn import compile, training
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 
 ITERATIONS = 20
 """Iterations a call: as many as lie between two target copies."""
@@ -29,8 +30,8 @@ ITERATIONS = 20
 def prepared(engine: str, seeds: int, device: str) -> Callable[[], Any]:
     """Compile the program for an engine and return a call of ITERATIONS iterations, which has been made three times."""
     settings = Settings(seeds=seeds, device=device)  # type: ignore[arg-type]
-    program, there = build.program(settings), build.device(settings)
-    state = training.init(program, build.hyper(settings, there), build.keys(settings).to(there))
+    program, there = assemble.program(settings), assemble.device(settings)
+    state = training.init(program, assemble.hyper(settings, there), assemble.keys(settings).to(there))
     functions = compile.compiled(program, check_compile=False, engine=engine)
     warm = program.config.warmup_steps // program.config.env_steps
     state = functions.collect(state, training.noise(program, state.key, 0, warm))

@@ -16,7 +16,8 @@ import torch
 import work
 from torch.func import grad, vmap
 
-from fdqn import build, compile, optim, random, replay, training, tree
+from fdqn import compile, optim, random, replay, training, tree
+from fdqn.experiment import assemble
 from fdqn.ops import exploration, losses, masking, schedules, td
 from fdqn.testing import examples
 from fdqn.training import off_policy
@@ -94,7 +95,7 @@ def _gradient(program):
 def _learn(program):
     agent = program.algorithm.agent
     return lambda learner, batch, hyper: off_policy.update(
-        agent, build.adam(hyper), learner, examples.sample(batch), hyper
+        agent, assemble.adam(hyper), learner, examples.sample(batch), hyper
     )
 
 

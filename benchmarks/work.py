@@ -22,10 +22,11 @@ import torch
 from cadence import TARGET_PERIOD, cycles_a_report
 from torch import Tensor
 
-from fdqn import build, compile, networks, random, runs, training
+from fdqn import compile, networks, random, training
 from fdqn.agents import dqn
 from fdqn.envs import episode
 from fdqn.envs.classic import cartpole
+from fdqn.experiment import assemble, run_folder
 from fdqn.training import off_policy
 from fdqn.types import Env, EnvSpec, Step
 
@@ -64,8 +65,8 @@ def program(network: str, capacity: int = 10_000) -> training.Program:
     net = networks.mlp(env.spec.obs_shape, hidden, actions)
     sizes = {"num_envs": ENVS, "batch_size": BATCH, "capacity": capacity}
     config = training.Config(**sizes, learning_starts=1_000, target_period=TARGET_PERIOD)
-    agent, buffer = dqn.agent(net, double=False), build.buffer(config, env.spec)
-    return training.Program(env, off_policy.algorithm(config, agent, buffer, build.adam))
+    agent, buffer = dqn.agent(net, double=False), assemble.buffer(config, env.spec)
+    return training.Program(env, off_policy.algorithm(config, agent, buffer, assemble.adam))
 
 
 def lanes(program: training.Program, seeds: int, device: str) -> training.TrainState:
@@ -125,7 +126,7 @@ def machine(device: str) -> dict[str, Any]:
     """Describe machine, commit and versions."""
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": runs.git_commit(),
+        "commit": run_folder.git_commit(),
         "kind": device,
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),

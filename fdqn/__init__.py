@@ -3,7 +3,7 @@
     run = fdqn.train(env="cartpole", seeds=16, steps=100_000)
 
 Parameters are plain dicts and state is tensors; `vmap`, `compile` and device placement are applied at the edge.
-`fdqn.train`, `fdqn.resume` and `fdqn.Run` are those of `fdqn.api` and `fdqn.runs`. Submodules load on first use, so
+`fdqn.train`, `fdqn.resume` and `fdqn.Run` are those of `fdqn.experiment.api` and `fdqn.experiment.run_folder`. Submodules load on first use, so
 that `fdqn --help` does not import torch.
 
 .. include:: README.md
@@ -14,38 +14,28 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fdqn.api import resume, train
-    from fdqn.runs import Run
+    from fdqn.experiment.api import resume, train
+    from fdqn.experiment.run_folder import Run
 
 __version__ = "0.2.0.dev0"
 
-_FROM = {"Run": "runs", "resume": "api", "train": "api"}
+_FROM = {"Run": "experiment.run_folder", "resume": "experiment.api", "train": "experiment.api"}
 """Functions and classes that the package gives itself, and their modules."""
 
 __all__ = [
     "Run",
-    "acting",
     "agents",
-    "api",
-    "build",
     "check",
     "compile",
     "envs",
-    "evaluation",
-    "events",
-    "export",
-    "history",
+    "experiment",
     "networks",
     "ops",
     "optim",
-    "progress",
     "random",
     "replay",
     "report",
     "resume",
-    "runs",
-    "session",
-    "settings",
     "storage",
     "testing",
     "train",
@@ -57,16 +47,21 @@ __all__ = [
 _MOVED = {
     "actions": "fdqn.ops.masking",
     "bits": "fdqn.replay.packing",
+    "build": "fdqn.experiment.assemble",
     "checkpoint": "fdqn.storage.checkpoint",
     "dqn": "fdqn.agents.dqn",
     "evaluate": "fdqn.training.evaluate",
+    "export": "fdqn.experiment.export",
     "files": "fdqn.storage.files",
     "frames": "fdqn.replay.frames",
+    "history": "fdqn.experiment.history",
     "losses": "fdqn.ops.losses",
     "n_step": "fdqn.replay.n_step",
     "plots": "fdqn.report.plots",
     "policies": "fdqn.ops.exploration",
+    "runs": "fdqn.experiment.run_folder",
     "schedules": "fdqn.ops.schedules",
+    "settings": "fdqn.experiment.settings",
     "statistics": "fdqn.report.statistics",
     "video": "fdqn.report.video",
     "worlds": "fdqn.training.host",

@@ -9,11 +9,12 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from fdqn import build, envs, networks, replay, runs, training, tree
+from fdqn import envs, networks, replay, training, tree
 from fdqn.agents import dqn
 from fdqn.envs.host import gymnasium as gym
+from fdqn.experiment import assemble, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.ops import losses
-from fdqn.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import host, off_policy
 from fdqn.types import HostEnv
@@ -44,18 +45,18 @@ class Watched:
 
 def small(settings):
     """The program with a network that takes no time."""
-    program = build.program(settings)
+    program = assemble.program(settings)
     spec = program.env.spec
     network = networks.mlp(spec.obs_shape, (1,), spec.actions)
-    agent, buffer = dqn.agent(network, double=False, loss=losses.huber), build.buffer(program.config, spec)
-    return program._replace(algorithm=off_policy.algorithm(program.config, agent, buffer, build.optimizer(settings)))
+    agent, buffer = dqn.agent(network, double=False, loss=losses.huber), assemble.buffer(program.config, spec)
+    return program._replace(algorithm=off_policy.algorithm(program.config, agent, buffer, assemble.optimizer(settings)))
 
 
 def played(settings, world=None):
     """The lanes after a run in which nothing but the last cycle learns, and all that the world was asked and said."""
     world, seen = world or envs.find(settings.env), []
     program = small(settings)
-    state = training.init(program, build.hyper(settings), build.keys(settings))
+    state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
     games = Watched(world.open(settings.seeds, settings.num_envs), seen)
     state = host.start(program, games, state)
     functions = host.functions(program, games, host.vmapped(program))
@@ -66,8 +67,8 @@ def played(settings, world=None):
 
 def stored(state, lane, settings):
     memory = tree.index(state.buffer, lane)
-    program = build.program(settings)
-    buffer = build.buffer(program.config, program.env.spec)
+    program = assemble.program(settings)
+    buffer = assemble.buffer(program.config, program.env.spec)
     count = int(buffer.size(memory))
     return buffer.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1, 0).batch
 
@@ -130,11 +131,11 @@ def test_several_steps_end_at_a_lost_life():
 def test_frames_take_an_eighth_of_the_memory():
     pytest.importorskip("ale_py")
     settings = Settings(env="ale:Pong", capacity=10_000, seeds=1)
-    program = build.program(settings)
-    assert build.replay_bytes(program, 1) < 10_000 * 7_056 * 1.09
+    program = assemble.program(settings)
+    assert assemble.replay_bytes(program, 1) < 10_000 * 7_056 * 1.09
     agent, rows = program.algorithm.agent, replay.ring.buffer(10_000)
-    plain = program._replace(algorithm=off_policy.algorithm(program.config, agent, rows, build.adam))
-    assert build.replay_bytes(plain, 1) > 10_000 * 7_056 * 8
+    plain = program._replace(algorithm=off_policy.algorithm(program.config, agent, rows, assemble.adam))
+    assert assemble.replay_bytes(plain, 1) > 10_000 * 7_056 * 8
 
 
 class Shifts(VectorEnv):
@@ -188,7 +189,7 @@ def test_a_game_by_the_name_that_others_give_it_is_pointed_to(monkeypatch):
 def test_lives_end_nothing_where_none_are_counted(env):
     message = rf"^terminal_on_life_loss: expected an environment that counts lives, .* got {env}"
     with pytest.raises(ValueError, match=message):
-        build.program(Settings(env=env, terminal_on_life_loss=True))
+        assemble.program(Settings(env=env, terminal_on_life_loss=True))
 
 
 def test_a_resumed_run_spans_no_cut():
@@ -199,7 +200,7 @@ def test_a_resumed_run_spans_no_cut():
     state, _ = played(settings)
     games = Watched(envs.find(settings.env).open(2, 3), again := [])
     state = host.start(program, games, state)
-    functions = runs.functions(program, settings, games)
+    functions = run_folder.functions(program, settings, games)
     *_, last = training.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
     games.close()
     assert int(last.state.buffer.buffer.buffer.added[0]) == int(state.buffer.buffer.buffer.added[0]) + 3 * 2, (

@@ -14,12 +14,13 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from test_worlds import SETTINGS, trained
 
-from fdqn import build, envs, networks, random
+from fdqn import envs, networks, random
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host.checked import Checked
 from fdqn.envs.host.spaces import encoding
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 from fdqn.report import video
-from fdqn.settings import Settings
 from fdqn.training import evaluate
 
 KEYS = random.key([0, 1])
@@ -410,7 +411,7 @@ def test_a_space_of_any_size_is_refused_in_a_sentence_and_allocates_nothing(monk
     world = gym.from_factory("huge", Huge)
     monkeypatch.setattr(envs, "find", lambda name: world)
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31 weights, got .*make observations or layers smaller"):
-        build.program(Settings(env="huge"))
+        assemble.program(Settings(env="huge"))
 
 
 def test_a_space_too_large_for_memory_raises_the_memory_error(monkeypatch):
@@ -420,7 +421,7 @@ def test_a_space_too_large_for_memory_raises_the_memory_error(monkeypatch):
     world = gym.from_factory("large", Large)
     monkeypatch.setattr(envs, "find", lambda name: world)
     with pytest.raises(ValueError, match=r"^capacity: expected seeds that fit in .* GB of free memory"):
-        build.check_memory(build.program(Settings(env="large")), 16, torch.device("cpu"))
+        assemble.check_memory(assemble.program(Settings(env="large")), 16, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

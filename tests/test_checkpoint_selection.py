@@ -12,9 +12,10 @@ import pytest
 import torch
 from test_checkpoint import reseal
 
-from fdqn import build, cli, export, history, runs, training, tree
+from fdqn import cli, training, tree
+from fdqn.experiment import assemble, export, history, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.report import video
-from fdqn.settings import Settings
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import evaluate
@@ -39,7 +40,7 @@ def made(tmp_path_factory):
     original = history.record
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(history, "record", keeping)
-        patched.setattr(runs, "picture", lambda *given: None)
+        patched.setattr(run_folder, "picture", lambda *given: None)
         assert cli.main(["train", *SIZES, "--out", str(path)]) == 0
     return path, params
 
@@ -65,11 +66,11 @@ def printed(capsys, *words):
 
 def test_each_checkpoint_holds_its_own_parameters(made, run):
     for step in STEPS:
-        trained = runs.trained(run, str(step))
+        trained = run_folder.trained(run, str(step))
         assert trained.step == step
         asserts.assert_trees_equal(trained.params, made[1][step])
         assert list(trained.params) == list(made[1][step]), "in the network's order"
-    last = runs.trained(run)
+    last = run_folder.trained(run)
     asserts.assert_trees_equal(last.params, made[1][400])
     assert last.step == 400
     assert not tree.equal(made[1][100], made[1][400]), "they differ"
@@ -77,10 +78,10 @@ def test_each_checkpoint_holds_its_own_parameters(made, run):
 
 def test_the_state_without_memory_has_every_leaf(run):
     """A read follows our own layout, never that of the file."""
-    settings = runs.plan(run)[0]
-    program = build.program(settings)
-    lanes = build.fake_state(program, settings.seeds)
-    real = training.init(program, build.hyper(settings), build.keys(settings))
+    settings = run_folder.plan(run)[0]
+    program = assemble.program(settings)
+    lanes = assemble.fake_state(program, settings.seeds)
+    real = training.init(program, assemble.hyper(settings), assemble.keys(settings))
     assert tree.paths(lanes) == tree.paths(real)
     assert [(x.shape, x.dtype) for x in tree.leaves(lanes)] == [(x.shape, x.dtype) for x in tree.leaves(real)]
 
@@ -106,20 +107,20 @@ def test_best_is_that_of_the_best_training_return(made, run, capsys):
     for step in STEPS:
         score(step, 1.0)
     score(300, 2.0)
-    asserts.assert_trees_equal(runs.trained(run, "best").params, made[1][300])
+    asserts.assert_trees_equal(run_folder.trained(run, "best").params, made[1][300])
     assert history.best_step(run) == "300"
     best = printed(capsys, "eval", "run", "--checkpoint", "best")
     assert best == printed(capsys, "eval", "run", "--checkpoint", "300")
     assert best["checkpoint"] == 300
     score(300, None)
-    assert runs.trained(run, "best").step != 300
+    assert run_folder.trained(run, "best").step != 300
 
 
 def test_eval_plays_a_checkpoint(made, run, capsys):
     record = printed(capsys, "eval", "run", "--checkpoint", "100", "--episodes", "3")
-    settings = runs.plan(run)[0]
-    env, network = build.program(settings).env, build.network(settings)
-    returns = evaluate.greedy_on_device(env, network, made[1][100], build.keys(settings), 3).returns
+    settings = run_folder.plan(run)[0]
+    env, network = assemble.program(settings).env, assemble.network(settings)
+    returns = evaluate.greedy_on_device(env, network, made[1][100], assemble.keys(settings), 3).returns
     assert record["per_seed"] == returns.mean(1).tolist()
     last = printed(capsys, "eval", "run", "--checkpoint", "last")
     assert last == {**printed(capsys, "eval", "run"), "checkpoint": 400}
@@ -146,7 +147,7 @@ def test_export_writes_a_checkpoint(made, run, capsys, words):
     step = 200 if {"200", "best"} & {*words} else 400
     assert said.get("checkpoint") == (step if words else None)
     asserts.assert_trees_equal(torch.load("a.pt", weights_only=True), tree.index(made[1][step], 1))
-    written = export.write(runs.read(run), 6, Path("b.pt"), checkpoint=words[1] if words else None)
+    written = export.write(run_folder.read(run), 6, Path("b.pt"), checkpoint=words[1] if words else None)
     assert written["bytes"] == said["bytes"]
     assert Path("b.pt").read_bytes() != b""
 
@@ -228,19 +229,19 @@ def test_a_checkpoint_of_other_settings_is_refused(run, capsys):
 def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
     """A seed that breaks later has not failed before; one of a broken environment is sound."""
     settings = Settings(seeds=3, steps=400, learning_starts=100, batch_size=8, hidden=(8,), num_envs=2, compile=False)
-    program = build.program(settings)
-    state = training.init(program, build.hyper(settings), build.keys(settings))
-    path = runs.create(dataclasses.replace(settings, out=str(tmp_path / "run")))
+    program = assemble.program(settings)
+    state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
+    path = run_folder.create(dataclasses.replace(settings, out=str(tmp_path / "run")))
     for step, failed, cause in ((100, [-1, -1, -1], [0, 0, 0]), (200, [40, -1, 90], [1, 0, 4])):
         state.metrics.failed.copy_(torch.tensor(failed))
         state.metrics.cause.copy_(torch.tensor(cause))
-        at = history.Moment(runs.to_json(settings), step, 1.0, {}, 0, 1.0)
+        at = history.Moment(run_folder.to_json(settings), step, 1.0, {}, 0, 1.0)
         nothing = {"bytes": 0, "sha256": ""}
         at = at._replace(rows={name: nothing for name in history.ROWS})
         kept = history._kept(settings, state, training.snapshot(program, state))
         checkpoint.save(path / "checkpoints", str(step), kept, at._asdict())
-    assert [runs.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
-    assert runs.trained(path, "200").unsound == [0]
+    assert [run_folder.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
+    assert run_folder.trained(path, "200").unsound == [0]
     words = ["export", str(path), "--checkpoint", "200", "--out", str(tmp_path / "a.pt"), "--seed"]
     assert cli.main([*words, "0"]) == 1
     assert "seed: expected one that has not failed, got 0" in capsys.readouterr().err
@@ -278,7 +279,7 @@ def test_some_seeds_in_gymnasium(run, capsys):
 def asked(monkeypatch):
     """The devices that are asked for; all of them are the CPU."""
     devices = []
-    monkeypatch.setattr(build, "device", lambda settings: devices.append(settings.device) or torch.device("cpu"))
+    monkeypatch.setattr(assemble, "device", lambda settings: devices.append(settings.device) or torch.device("cpu"))
     return devices
 
 

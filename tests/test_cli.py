@@ -24,8 +24,9 @@ from matplotlib.image import imread
 from PIL import Image
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import cli, compile, envs, networks, process, progress, random, runs
+from fdqn import cli, compile, envs, networks, random
 from fdqn.cli import commands, parse
+from fdqn.experiment import process, progress, run_folder
 from fdqn.report import video
 
 TINY = shlex.split(
@@ -319,7 +320,7 @@ def test_report_of_several_runs(place, capsys):
 
 def of_seed(seed):
     """That seed's parameters in the place's run."""
-    return {name: x[seed - 5] for name, x in runs.read_params(Path("run")).items()}
+    return {name: x[seed - 5] for name, x in run_folder.read_params(Path("run")).items()}
 
 
 @pytest.mark.parametrize("seed", [5, 6])
@@ -412,7 +413,7 @@ def test_export_is_in_the_network_s_order(place):
     assert cli.main(["export", "wide", "--seed", "0", "--out", "wide.pt"]) == 0
     expected = list(networks.dueling_mlp(1, (4,), 2).init(random.key(0)))
     assert expected != sorted(expected)
-    assert list(torch.load("wide.pt", weights_only=True)) == list(runs.read_params(Path("wide"))) == expected
+    assert list(torch.load("wide.pt", weights_only=True)) == list(run_folder.read_params(Path("wide"))) == expected
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -453,14 +454,14 @@ def test_envs_lists_what_train_takes(capsys):
 
 def test_a_warning_of_ours_is_one_line(place, capsys, monkeypatch):
     """Such as of a CUDA graph that cannot be captured; what other packages warn of is shown as ever."""
-    functions = runs.functions
+    functions = run_folder.functions
 
     def warning(*given):
         warnings.warn_explicit("CUDA graph: expected to capture 3 steps", UserWarning, compile.__file__, 1)
         warnings.warn_explicit("something else", UserWarning, torch.__file__, 1)
         return functions(*given)
 
-    monkeypatch.setattr(runs, "functions", warning)
+    monkeypatch.setattr(run_folder, "functions", warning)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, category, *rest: print(f"shown: {message}", file=sys.stderr)
@@ -477,7 +478,7 @@ def test_a_tensor_on_another_device_is_one_line(place, capsys, monkeypatch):
         with FakeTensorMode():
             return torch.zeros(3, device="meta") + torch.zeros(3)
 
-    monkeypatch.setattr(runs, "functions", mixed)
+    monkeypatch.setattr(run_folder, "functions", mixed)
     assert cli.main(["train", *TINY, "--out", "mixed"]) == 1
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("fdqn: device: expected every tensor of a step on one device, got several; create constants")
@@ -506,13 +507,13 @@ def test_a_game_is_trained(place):
     assert cli.main(["train", *few]) == 0
     (run,) = Path("runs").iterdir()
     assert re.fullmatch(r"minatar-breakout-\d+-\d+", run.name)
-    assert "0.weight" in runs.read_params(run)
+    assert "0.weight" in run_folder.read_params(run)
 
 
 def test_no_hidden_layers_are_a_linear_network(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
     assert cli.main(["train", *few, "--out", "linear"]) == 0
-    assert {name: x.shape for name, x in runs.read_params(Path("linear")).items()} == {
+    assert {name: x.shape for name, x in run_folder.read_params(Path("linear")).items()} == {
         "0.weight": (2, 3, 50), "0.bias": (2, 3),
     }  # fmt: skip
 
@@ -689,7 +690,7 @@ def test_bad_input_is_one_line_that_names_it(place, capsys, monkeypatch, line, s
     words = line.split(" ")
     # What is not refused must not train for minutes.
     if words[0] == "train" and len(words) > 1:
-        monkeypatch.setattr(runs, "functions", lambda *given: pytest.fail(f"not refused: {line}"))
+        monkeypatch.setattr(run_folder, "functions", lambda *given: pytest.fail(f"not refused: {line}"))
     code = cli.main(words)
     out, err = capsys.readouterr()
     assert code in (1, 2)
@@ -838,7 +839,7 @@ def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
     summary = strict((path / "summary.json").read_text())
     assert summary["steps"] == int(table[-1][0]) < 100_000_000
     assert summary["seeds"] == [0, 1]
-    assert runs.read_params(path)["0.weight"].shape == (2, 8, 4)
+    assert run_folder.read_params(path)["0.weight"].shape == (2, 8, 4)
     assert f"stopped at {summary['steps']:,} of 100,000,000 steps" in err
     assert str(path) in err
     assert strict(out) == summary
@@ -865,7 +866,7 @@ def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys)
 
 def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, capsys):
     """Closing episodes may take minutes there: it says what plays them, and what goes on."""
-    from fdqn import history
+    from fdqn.experiment import history
     from fdqn.training import evaluate
 
     def stopping(*given):
@@ -894,7 +895,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path):
     # A cycle that lasts: the first Ctrl-C waits for its end, the second does not.
     code = (
         "import sys, time\n"
-        "from fdqn import cli, runs\n"
+        "from fdqn import cli; from fdqn.experiment import run_folder as runs\n"
         "original = runs.functions\n"
         "def slow(*given):\n"
         "    functions = original(*given)\n"
@@ -993,9 +994,9 @@ def test_denormals_are_flushed_and_that_is_written_down(tmp_path, capsys):
 )
 def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, capsys, tmp_path, error, sentence):
     """In the middle of a run: one line, an exit code, files that can be read."""
-    from fdqn import runs
+    from fdqn.experiment import run_folder
 
-    original = runs.functions
+    original = run_folder.functions
 
     def failing(*given):
         functions, calls = original(*given), []
@@ -1008,7 +1009,7 @@ def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, capsys, tmp_p
 
         return functions._replace(cycle=cycle)
 
-    monkeypatch.setattr(runs, "functions", failing)
+    monkeypatch.setattr(run_folder, "functions", failing)
     sizes = "--seeds 2 --steps 3000 --learning-starts 100 --report-every 100 --hidden 8 --no-compile"
     assert cli.main(["train", *shlex.split(sizes), "--out", str(tmp_path / "run")]) == 1
     out, err = capsys.readouterr()

@@ -14,10 +14,11 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, training, tree
 from fdqn import compile as edge
+from fdqn import training, tree
 from fdqn.compile import ThreadPartition, aot, cpu_groups, toolchain
-from fdqn.settings import Settings
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts, examples
 
 pytestmark = pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="lanes go all together here")
@@ -231,7 +232,7 @@ def test_a_step_that_fails_says_so():
     ],
 )
 def test_the_partition_follows_from_the_work(hidden, count, threads, expected):
-    program = build.program(Settings(hidden=hidden))
+    program = assemble.program(Settings(hidden=hidden))
     assert edge.partition(program, count, threads) == expected
 
 

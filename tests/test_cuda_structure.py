@@ -11,12 +11,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
-from fdqn import build, envs, networks, training, tree
 from fdqn import compile as edge
+from fdqn import envs, networks, training, tree
 from fdqn.compile import graph, host_tensors
 from fdqn.envs import cartpole
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 from fdqn.ops import schedules
-from fdqn.settings import Settings
 from fdqn.testing import examples
 from fdqn.training import evaluate, host
 from fdqn.types import EnvSpec, HostEnv, HostStep, Hyper, Step
@@ -66,7 +67,7 @@ def check_play(env, network, state, epsilon):
 
 @pytest.mark.parametrize("name", envs.names())
 def test_an_environment_of_ours_is_stepped_learned_and_played_on_the_device(name):
-    program = build.program(Settings(env=name))
+    program = assemble.program(Settings(env=name))
     state, noise = started(program)
     check_step(training.cycle, program, state, noise)
     check_play(program.env, program.network, state, 0.1)
@@ -82,13 +83,13 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_of_the_program(variant):
-    program = build.program(Settings(**VARIANTS[variant]))
+    program = assemble.program(Settings(**VARIANTS[variant]))
     state, noise = started(program)
     check_step(training.cycle, program, state, noise)
 
 
 def test_noise_with_its_keys():
-    program = build.program(Settings())
+    program = assemble.program(Settings())
     state, _ = started(program)
     numbers = training.cycle_numbers(state.key, 3, 5)
     traced, answer = check(partial(training.draw_numbered, program), state.key, numbers)
@@ -133,7 +134,7 @@ def test_schedules_make_their_numbers_on_the_device(name):
 
 def test_evaluation_is_compiled_from_its_first_step():
     """On a CPU 2,560 steps come before, in about the time of compiling; on a device these are a million launches."""
-    program = build.program(Settings())
+    program = assemble.program(Settings())
     state, _ = started(program)
     slow, calls = vmap(partial(evaluate.play, program.env, program.network, 0.0)), []
 
@@ -149,7 +150,7 @@ def test_evaluation_is_compiled_from_its_first_step():
 
 def test_keys_follow_the_parameters_that_are_played():
     """Whoever reads parameters and makes keys anew has these on the CPU."""
-    program = build.program(Settings())
+    program = assemble.program(Settings())
     state, _ = started(program)
     keys = torch.zeros((LANES, 2), dtype=torch.int64)
     games = next(evaluate.device_steps(program.env, program.network, state.learner.params, keys, 4))

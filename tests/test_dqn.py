@@ -10,8 +10,9 @@ from hypothesis import given
 from torch import nn
 from torch.func import grad, vmap
 
-from fdqn import build, networks, optim, random, training, tree
+from fdqn import networks, optim, random, training, tree
 from fdqn.agents import dqn
+from fdqn.experiment import assemble
 from fdqn.ops import exploration, losses
 from fdqn.testing import asserts, examples, laws, programs, strategies
 from fdqn.training import off_policy
@@ -186,7 +187,7 @@ def test_loss_is_finite_on_any_batch(rows):
 def test_learn_is_one_step_of_torch():
     """Loss, gradient, clipping and Adam together, twenty times, beside PyTorch's own."""
     hyper = tree.cast(lane(gamma=0.9, learning_rate=0.01, max_grad_norm=0.5), torch.float64)
-    optimizer = build.clipped(build.adam)(hyper)
+    optimizer = assemble.clipped(assemble.adam)(hyper)
     learner = off_policy.init(optimizer, params(1))
     reference = {n: x.clone().requires_grad_() for n, x in params(1).items()}
     oracle = torch.optim.Adam(reference.values(), lr=float(hyper.learning_rate))
@@ -208,11 +209,11 @@ def test_learn_is_one_step_of_torch():
 
 def test_laws_of_learn():
     hyper = tree.cast(lane(max_grad_norm=1.0), torch.float64)
-    optimizer = build.clipped(build.adam)(hyper)
+    optimizer = assemble.clipped(assemble.adam)(hyper)
     learner = off_policy.init(optimizer, params(1))
 
     def step(learner, rows, hyper):
-        return learn(dqn.agent(NETWORK), build.clipped(build.adam)(hyper), learner, rows, hyper)
+        return learn(dqn.agent(NETWORK), assemble.clipped(assemble.adam)(hyper), learner, rows, hyper)
 
     laws.pure(step, learner, batch(), hyper)
     laws.vmapped(step, tree.stack([learner] * 2), tree.stack([batch(1), batch(2)]), tree.stack([hyper, hyper]))

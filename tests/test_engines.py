@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from fdqn import build, cli, networks, runs, training, tree
+from fdqn import cli, networks, training, tree
 from fdqn import compile as edge
 from fdqn.compile import aot, cpu_groups, dynamo, engines, graph, private, toolchain, verify
+from fdqn.experiment import assemble, run_folder
+from fdqn.experiment.settings import Settings, from_json, to_json
 from fdqn.ops import losses
-from fdqn.settings import Settings, from_json, to_json
 from fdqn.testing import asserts, examples, programs
 
 CPU = torch.device("cpu")
@@ -312,21 +313,21 @@ def test_the_engine_that_a_device_has(monkeypatch, engine, device, linux, expect
 def test_no_compile_is_eager_and_allows_no_other():
     for engine in ("auto", "eager"):
         assert not Settings(compile=False, engine=engine).compiles
-        assert runs._engine_name(Settings(compile=False, engine=engine)) == "eager"
+        assert run_folder._engine_name(Settings(compile=False, engine=engine)) == "eager"
     assert not Settings(engine="eager").compiles
     assert Settings(engine="aot").compiles
     for engine in ("torch.compile", "inductor", "aot"):
         with pytest.raises(ValueError, match="engine: expected 'eager' or 'auto' with --no-compile"):
-            build.program(Settings(compile=False, engine=engine))
+            assemble.program(Settings(compile=False, engine=engine))
 
 
 def test_the_engine_of_a_run_is_recorded_and_another_is_said(tmp_path):
     """Also of runs from before there was a choice: they had what `auto` stands for, or were eager."""
     settings = Settings(seeds=2, device="cpu", engine="inductor", out=str(tmp_path / "run"))
-    path = runs.create(settings)
+    path = run_folder.create(settings)
     config = json.loads((path / "config.json").read_text())
     assert (config["settings"]["engine"], config["engine"]["engine"]) == ("inductor", "inductor")
-    assert runs.differences(path, settings) == []
+    assert run_folder.differences(path, settings) == []
     for before, now, said in (
         ({"compile": True, "lanes": {"lanes": 1, "workers": 1, "threads": 1}}, "aot", []),
         ({"compile": True, "lanes": None}, "inductor", []),
@@ -339,11 +340,11 @@ def test_the_engine_of_a_run_is_recorded_and_another_is_said(tmp_path):
     ):
         settings = Settings(seeds=2, device="cpu", engine=now)
         old = {key: x for key, x in config["settings"].items() if key != "engine"}
-        engine = {**{key: x for key, x in runs._engine(settings).items() if key != "engine"}, **before}
+        engine = {**{key: x for key, x in run_folder._engine(settings).items() if key != "engine"}, **before}
         if now == "aot":
-            engine["lanes"] = runs._partition(settings)
+            engine["lanes"] = run_folder._partition(settings)
         (path / "config.json").write_text(json.dumps(config | {"settings": old, "engine": engine}))
-        assert runs.differences(path, settings) == said
+        assert run_folder.differences(path, settings) == said
     assert from_json({key: x for key, x in to_json(Settings()).items() if key != "engine"}) == Settings()
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fdqn import build, compile, envs, networks, random, tree
+from fdqn import compile, envs, networks, random, tree
 from fdqn.envs import episode
 from fdqn.envs.host import gymnasium as gym
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 from fdqn.ops import exploration, masking
-from fdqn.settings import Settings
 from fdqn.testing import probes
 from fdqn.training import evaluate, streams
 from fdqn.types import Env, EnvSpec, HostEnv, Network, Step
@@ -556,7 +557,7 @@ def test_a_step_is_compiled_once(monkeypatch, name):
 
     monkeypatch.setattr(evaluate, "_COMPILE_AFTER", 0)
     monkeypatch.setattr(compile, "_graph", eager)
-    program = build.program(Settings(env=name))
+    program = assemble.program(Settings(env=name))
     params = program.network.init(random.fold_in(KEYS, streams.NETWORK))
     player = compile.player(program.env, program.network)
     games = evaluate.device_steps(program.env, program.network, params, KEYS, 4, fast=player)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, cli, compile, envs, random, runs, training, tree
+from fdqn import cli, compile, envs, random, training, tree
 from fdqn.compile import cuda_graphs
-from fdqn.settings import Settings
+from fdqn.experiment import assemble, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts, examples, programs
 from fdqn.training import evaluate, host, streams, transfer
 
@@ -112,8 +113,8 @@ def captured_lengths(monkeypatch):
 def test_many_cycles_are_captured_in_one_graph_at_a_thousand_seeds(monkeypatch):
     lengths = captured_lengths(monkeypatch)
     settings = Settings(seeds=1024, capacity=256, batch_size=32, hidden=(8,), steps=4_000, device="cuda")
-    program, device = build.program(settings), torch.device("cuda")
-    state = training.init(program, build.hyper(settings, device), build.keys(settings).to(device))
+    program, device = assemble.program(settings), torch.device("cuda")
+    state = training.init(program, assemble.hyper(settings, device), assemble.keys(settings).to(device))
     for _ in training.run(program, state, settings.steps, compile.compiled(program), report_every=2_000):
         pass
     assert max(lengths) >= 16
@@ -181,8 +182,8 @@ def test_a_prepared_process_does_not_round_to_tf32_and_repeats(monkeypatch):
     settings = Settings(env="minatar:breakout", seeds=2, capacity=200, batch_size=8, learning_starts=100, steps=1_000)
     ends = []
     for _ in range(2):
-        program = build.program(settings)
-        state = training.init(program, on_gpu(build.hyper(settings)), build.keys(settings).cuda())
+        program = assemble.program(settings)
+        state = training.init(program, on_gpu(assemble.hyper(settings)), assemble.keys(settings).cuda())
         *_, report = training.run(program, state, settings.steps, compile.compiled(program), report_every=1_000)
         ends.append(on_cpu(report.state.learner))
     asserts.assert_trees_equal(*ends)
@@ -229,10 +230,10 @@ def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
     )  # fmt: skip
     ends = []
     for device in ("cpu", "cuda"):
-        program = build.program(settings)
+        program = assemble.program(settings)
         games = envs.find(settings.env).open(settings.seeds, settings.num_envs)
-        state = training.init(program, tree.to(build.hyper(settings), device), build.keys(settings).to(device))
-        functions = runs.functions(program, settings, games)
+        state = training.init(program, tree.to(assemble.hyper(settings), device), assemble.keys(settings).to(device))
+        functions = run_folder.functions(program, settings, games)
         *_, report = training.run(program, host.start(program, games, state), 120, functions, 30, at_once=1)
         ends.append(on_cpu(report.state))
         games.close()
@@ -244,18 +245,18 @@ def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
 
 def test_the_memory_of_the_gpu_is_what_is_free():
     device = torch.device("cuda")
-    free, total = build.memory(device)
+    free, total = assemble.memory(device)
     held = torch.empty(2**28, dtype=torch.uint8, device=device)
-    assert build.memory(device)[0] <= free - 2**27
+    assert assemble.memory(device)[0] <= free - 2**27
     del held
-    assert abs(build.memory(device)[0] - free) < 2**27
+    assert abs(assemble.memory(device)[0] - free) < 2**27
     assert free <= total == torch.cuda.get_device_properties(device).total_memory
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):
-    from fdqn import build
+    from fdqn.experiment import assemble
 
-    monkeypatch.setattr(build, "check_memory", lambda *given: 0)
+    monkeypatch.setattr(assemble, "check_memory", lambda *given: 0)
     words = ["train", "--device=cuda", "--seeds=4096", "--capacity=10000000", "--steps=100000000"]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 1
     assert "fdqn: out of memory; lower --seeds or --capacity" in capsys.readouterr().err

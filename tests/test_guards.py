@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, cli, history, runs, training, tree
+from fdqn import cli, training, tree
+from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.ops import losses
-from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, programs
 from fdqn.types import Diagnostics
 
@@ -156,7 +157,7 @@ def test_no_parameter_that_is_not_finite_reaches_the_state(trained, leaf):
     """A step size that is infinite for one of them alone."""
 
     def optimizer(hyper):
-        whole = build.clipped(build.adam)(hyper)
+        whole = assemble.clipped(assemble.adam)(hyper)
 
         def update(grads, state, params):
             updates, state = whole.update(grads, state, params)
@@ -226,7 +227,7 @@ def test_on_nan_stop(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "fdqn: stopped: seed 0 failed at step" in said
     assert "fdqn resume" in said
-    steps = [int(place.name) for place in runs.checkpoint.newest(tmp_path / "run" / "checkpoints")]
+    steps = [int(place.name) for place in run_folder.checkpoint.newest(tmp_path / "run" / "checkpoints")]
     assert steps
     assert max(steps) < 1000
     # What is the same again fails again; seeds may be left behind, and a mended loss goes on.

@@ -18,10 +18,11 @@ from gymnasium.vector import AutoresetMode
 from plants import rejects
 from test_worlds import Told, told
 
-from fdqn import build, cli, envs, training, tree
+from fdqn import cli, envs, training, tree
 from fdqn import compile as edge
 from fdqn.envs.host import gymnasium as gym
-from fdqn.settings import Settings
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts
 from fdqn.types import HostEnv, HostStep
 
@@ -257,7 +258,7 @@ def test_the_check_of_host_environments_finds_mistakes(change, says):
 def test_the_state_of_a_host_environment_run_may_be_donated(name):
     """As a compiled run does, whatever the observations are."""
     settings = Settings(env=name, seeds=2, num_envs=3, steps=40, learning_starts=12, batch_size=4, hidden=(4,))
-    state = training.init(build.program(settings), build.hyper(settings), build.keys(settings))
+    state = training.init(assemble.program(settings), assemble.hyper(settings), assemble.keys(settings))
     assert edge.donate(lambda state: state)(state) is state
 
 

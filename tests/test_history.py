@@ -13,9 +13,10 @@ import pytest
 from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
-from fdqn import build, cli, history, runs, training, tree
+from fdqn import cli, training, tree
+from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment.settings import to_json
 from fdqn.report import statistics
-from fdqn.settings import to_json
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
@@ -29,7 +30,7 @@ def stopped(tmp_path_factory):
     path = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "CYCLES_PER_CALL", 1)
-        started(path, OFTEN, training.vmapped(build.program(OFTEN)), stop_after=20)
+        started(path, OFTEN, training.vmapped(assemble.program(OFTEN)), stop_after=20)
     assert len(checkpoint.newest(path / "checkpoints")) >= 3
     return path
 
@@ -104,7 +105,7 @@ def test_a_checkpoint_passed_over_is_out_of_the_way(run):
     assert where.passed == (damaged,)
     assert [p.name for p in (run / "checkpoints").glob("*.damaged")] == [f"{damaged.name}.damaged"]
     settings = dataclasses.replace(OFTEN, keep_checkpoints=1)
-    last = gone_on(run, settings, training.vmapped(build.program(OFTEN)), where)
+    last = gone_on(run, settings, training.vmapped(assemble.program(OFTEN)), where)
     assert newest(run).name == "90"
     assert last.step == 90
     with pytest.raises(checkpoint.CheckpointError, match="no such"):
@@ -191,7 +192,7 @@ def report(step, returns, failed):
 
 def test_the_best_checkpoint_stays_and_failed_seeds_do_not_count(tmp_path):
     settings = dataclasses.replace(OFTEN, keep_checkpoints=1, out=str(tmp_path / "run"))
-    runs.create(settings)
+    run_folder.create(settings)
     nan = np.nan
     course = [
         (15, [[nan], [nan]], [-1, -1], ["15"]),
@@ -213,7 +214,7 @@ def test_the_best_checkpoint_stays_and_failed_seeds_do_not_count(tmp_path):
 def test_seconds_go_on(run):
     where = restore(run)
     assert where.seconds == history.moment(newest(run)).seconds > 0
-    gone_on(run, OFTEN, training.vmapped(build.program(OFTEN)), where._replace(seconds=1000.0))
+    gone_on(run, OFTEN, training.vmapped(assemble.program(OFTEN)), where._replace(seconds=1000.0))
     assert float(rows_with_seconds(run)[-1]["seconds"]) > 1000
     assert history.moment(newest(run)).seconds > 1000
 
@@ -230,7 +231,7 @@ def test_rows_are_on_disk_before_a_checkpoint_counts_on_them(tmp_path, monkeypat
     inode = lambda: (tmp_path / "run" / "metrics.csv").stat().st_ino  # noqa: E731
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
     monkeypatch.setattr(checkpoint, "save", lambda *given: (order.append("save"), save(*given))[1])
-    started(tmp_path / "run", OFTEN, training.vmapped(build.program(OFTEN)), stop_after=1)
+    started(tmp_path / "run", OFTEN, training.vmapped(assemble.program(OFTEN)), stop_after=1)
     assert inode() in order[: order.index("save")]
 
 
@@ -268,7 +269,7 @@ def test_a_longer_run_that_was_stopped_goes_on_to_its_end(done, monkeypatch, cap
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600"]) == 130
     assert f"; continue with: fdqn resume {done}" in capsys.readouterr().err
-    assert runs.plan(done)[1] == 600
+    assert run_folder.plan(done)[1] == 600
     assert cli.main(["resume", str(done), "--steps", "450"]) == 1
     assert "expected at least the 600 that were planned, got 450" in capsys.readouterr().err
     assert cli.main(["resume", str(done)]) == 0
@@ -281,9 +282,9 @@ def test_what_to_do_about_nan_is_remembered(done, monkeypatch):
     with monkeypatch.context() as patched:
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600", "--on-nan", "stop"]) == 130
-    assert runs.plan(done)[0].on_nan == "stop"
-    runs.replan(done, 600, dataclasses.replace(runs.plan(done)[0], on_nan="freeze"))
-    assert runs.plan(done)[0].on_nan == "freeze"
+    assert run_folder.plan(done)[0].on_nan == "stop"
+    run_folder.replan(done, 600, dataclasses.replace(run_folder.plan(done)[0], on_nan="freeze"))
+    assert run_folder.plan(done)[0].on_nan == "freeze"
 
 
 def test_a_full_disk_after_ctrl_c_is_said(done, monkeypatch, capfd):
@@ -346,9 +347,9 @@ def test_more_steps_than_can_be_counted(done, capsys):
 
 def test_an_unreadable_summary_is_as_good_as_none(done):
     (done / "summary.json").write_text("[" * 200_000)
-    assert runs.finished(done) == 0
+    assert run_folder.finished(done) == 0
     assert cli.main(["resume", str(done)]) == 0
-    assert runs.finished(done) == 300
+    assert run_folder.finished(done) == 300
 
 
 @pytest.mark.parametrize("what", HOSTILE)

@@ -15,10 +15,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from plants import rejects
 from test_worlds import Told
 
-from fdqn import build, cli, networks, random, replay, training, tree
+from fdqn import cli, networks, random, replay, training, tree
 from fdqn.agents import dqn
 from fdqn.envs import episode
 from fdqn.envs.host import gymnasium as gym
+from fdqn.experiment import assemble
 from fdqn.ops import exploration, losses, masking
 from fdqn.testing import asserts, examples, laws
 from fdqn.training import host, off_policy
@@ -187,7 +188,7 @@ def updated(loss, rows, poison=None):
     """Return the learner after one update; all values of illegal actions are poisoned."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     apply = network.apply if poison is None else poisoned(network, poison)
-    optimizer = build.clipped(build.adam)(hyper := tree.index(training.hyper(1), 0))
+    optimizer = assemble.clipped(assemble.adam)(hyper := tree.index(training.hyper(1), 0))
     learner = off_policy.init(optimizer, network.init(random.key(3)))
     learner = learner._replace(target_params=network.init(random.key(4)))
     agent = dqn.agent(network._replace(apply=apply), double=loss is dqn.double_q_learning)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fdqn import build, history, runs, training
-from fdqn.settings import Settings
+from fdqn import training
+from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment.settings import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -33,10 +34,10 @@ def slope(points):
 
 
 def reports(path, settings):
-    program = build.program(settings)
-    runs.create(settings)
-    state = training.init(program, build.hyper(settings), build.keys(settings))
-    made = training.run(program, state, settings.steps, runs.functions(program, settings), settings.report_every)
+    program = assemble.program(settings)
+    run_folder.create(settings)
+    state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
+    made = training.run(program, state, settings.steps, run_folder.functions(program, settings), settings.report_every)
     return history.record(path, settings, made)
 
 

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fdqn import build, training, tree
+from fdqn import training, tree
+from fdqn.experiment import assemble
 from fdqn.replay import n_step, ring
 from fdqn.testing import asserts, examples, laws, programs
 from fdqn.types import Transition
@@ -209,11 +210,11 @@ def test_the_target_is_the_n_step_return():
 
 
 def test_the_flag_reaches_the_program():
-    from fdqn.settings import Settings
+    from fdqn.experiment.settings import Settings
 
-    assert build.program(Settings(n_step=4)).config.n_step == 4
+    assert assemble.program(Settings(n_step=4)).config.n_step == 4
     with pytest.raises(ValueError, match=r"^n_step: expected at least 1, got 0"):
-        build.program(Settings(n_step=0))
+        assemble.program(Settings(n_step=0))
 
 
 def test_chunks_and_lanes_with_steps_in_between():

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.func import vmap
 
-from fdqn import build, random, training, tree
 from fdqn import compile as edge
+from fdqn import random, training, tree
 from fdqn.compile import cpu_groups
 from fdqn.envs import catch
+from fdqn.experiment import assemble
 from fdqn.replay import packing, ring
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts, examples, laws, programs
@@ -52,7 +53,7 @@ def unpacked(state):
 def unpacking(program):
     """The same program with a buffer that holds booleans as they are."""
     agent, rows = program.algorithm.agent, ring.buffer(program.config.capacity)
-    optimizer = build.clipped(build.adam)
+    optimizer = assemble.clipped(assemble.adam)
     return program._replace(algorithm=off_policy.algorithm(program.config, agent, rows, optimizer))
 
 
@@ -184,9 +185,9 @@ def test_bytes_are_known_before_they_are_allocated():
     program, state = started(2)
     row = 2 * packing.size(COUNT) + catch.ACTIONS + 8 + 4 + 4
     counter = 8
-    assert build.replay_bytes(program, 1) == program.config.capacity * row + counter
+    assert assemble.replay_bytes(program, 1) == program.config.capacity * row + counter
     assert tree.nbytes(state.buffer.buffer.rows) == 2 * 40 * 33
-    assert build.replay_bytes(program, 2) == tree.nbytes(state.buffer) == 2 * (40 * 33 + counter)
+    assert assemble.replay_bytes(program, 2) == tree.nbytes(state.buffer) == 2 * (40 * 33 + counter)
     assert tree.nbytes(unpacked(state).buffer.rows) == 2 * 40 * (2 * COUNT + 19)
     floats = examples.program(catch.make())
-    assert build.replay_bytes(floats, 2) == 2 * (40 * (8 * COUNT + 19) + counter)
+    assert assemble.replay_bytes(floats, 2) == 2 * (40 * (8 * COUNT + 19) + counter)

@@ -14,10 +14,11 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
-from fdqn import build, networks, optim, random, training, tree, types
+from fdqn import networks, optim, random, training, tree, types
 from fdqn.agents import dqn
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 from fdqn.ops import losses, schedules
-from fdqn.settings import Settings
 from fdqn.testing import asserts, examples, laws
 from fdqn.training import off_policy
 from fdqn.types import Transition
@@ -307,7 +308,7 @@ DEVICES = [
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_device_management(name):
-    device = build.device(Settings(device=name))
+    device = assemble.device(Settings(device=name))
     module, obs = Page().to(device), observations(3)
     network = networks.mlp(468, (512, 256), ACTIONS)
     params = tree.to(networks.load(network, module.cpu().state_dict(), "linear_relu_stack."), device)
@@ -319,8 +320,8 @@ def test_device_management(name):
 def test_device_is_the_gpu_where_there_is_one(monkeypatch):
     for there, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        assert build.device(Settings()) == torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        assert build.device(Settings()).type == expected
+        assert assemble.device(Settings()) == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        assert assemble.device(Settings()).type == expected
 
 
 # Common operations

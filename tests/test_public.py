@@ -34,7 +34,7 @@ def rooms():
     for name in fdqn.__all__:
         room = getattr(fdqn, name)
         if not inspect.ismodule(room):
-            continue  # `fdqn.train` is `fdqn.api.train`
+            continue  # `fdqn.train` is `fdqn.experiment.api.train`
         yield name, room
         inner = [x.name for x in pkgutil.iter_modules(getattr(room, "__path__", []))]
         for module in getattr(room, "__all__", [] if any(public(room)) else inner):

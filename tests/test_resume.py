@@ -14,8 +14,9 @@ import time
 import pytest
 import torch
 
-from fdqn import build, cli, compile, history, runs, training, tree
-from fdqn.settings import Settings
+from fdqn import cli, compile, training, tree
+from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
@@ -31,13 +32,13 @@ BOUNDARIES = (1, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 16, 19, 20, 21, 25, 27, 2
 
 
 def begun(settings):
-    program = build.program(settings)
-    return program, training.init(program, build.hyper(settings), build.keys(settings))
+    program = assemble.program(settings)
+    return program, training.init(program, assemble.hyper(settings), assemble.keys(settings))
 
 
 def gone_on(path, settings, functions, where, stop_after=None):
     """The run from there, stopped after so many cycles; its last report."""
-    program, asked = build.program(settings), 0
+    program, asked = assemble.program(settings), 0
 
     def stop():
         nonlocal asked
@@ -54,7 +55,7 @@ def gone_on(path, settings, functions, where, stop_after=None):
 
 def started(path, settings, functions, stop_after=None):
     _, state = begun(settings)
-    runs.create(dataclasses.replace(settings, out=str(path)))
+    run_folder.create(dataclasses.replace(settings, out=str(path)))
     return gone_on(path, settings, functions, history.Restored(state, None, 0, settings.steps, 0.0), stop_after)
 
 
@@ -75,7 +76,7 @@ ENGINES = {"eager": training.vmapped, "compiled": compile.compiled}
 
 @pytest.fixture(scope="module", params=ENGINES)
 def functions(request):
-    return ENGINES[request.param](build.program(SETTINGS))
+    return ENGINES[request.param](assemble.program(SETTINGS))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_a_run_over_several_steps_goes_on(tmp_path, monkeypatch, stopped):
     """What was not complete is completed, and target copies come when they would have come."""
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, n_step=3)
-    functions = training.vmapped(build.program(settings))
+    functions = training.vmapped(assemble.program(settings))
     undisturbed = tree.clone(started(tmp_path / "undisturbed", settings, functions).state)
     started(tmp_path / "run", settings, functions, stop_after=stopped)
     where = history.restored(tmp_path / "run", settings, *begun(settings))
@@ -127,7 +128,7 @@ OTHERS = {
 def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, engine, other):
     """420 resumed runs in all."""
     settings = dataclasses.replace(SETTINGS, **OTHERS[other])
-    program = build.program(settings)
+    program = assemble.program(settings)
     functions = ENGINES[engine](program)
     expected = tree.clone(started(tmp_path / "whole", settings, functions).state)
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
@@ -176,7 +177,7 @@ def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path,
 
 def test_rows_that_a_checkpoint_does_not_count_on_are_taken_back(tmp_path):
     """As a process that was killed leaves them: half a line."""
-    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     for name in history.ROWS:
         with open(path / name, "a") as file:
@@ -187,7 +188,7 @@ def test_rows_that_a_checkpoint_does_not_count_on_are_taken_back(tmp_path):
 
 
 def test_rows_that_a_checkpoint_counts_on_and_are_not_there_are_named(tmp_path):
-    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     (path / "metrics.csv").write_text("step\n")
     with pytest.raises(checkpoint.CheckpointError, match=r"metrics\.csv: expected at least the \d+ bytes"):
@@ -198,9 +199,9 @@ def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
     settings = dataclasses.replace(SETTINGS, checkpoint_every=30, keep_checkpoints=1)
     path, seen = tmp_path / "run", []
     _, state = begun(settings)
-    runs.create(dataclasses.replace(settings, out=str(path)))
-    functions = training.vmapped(build.program(settings))
-    reports = training.run(build.program(settings), state, 90, functions, 15)
+    run_folder.create(dataclasses.replace(settings, out=str(path)))
+    functions = training.vmapped(assemble.program(settings))
+    reports = training.run(assemble.program(settings), state, 90, functions, 15)
     for report in history.record(path, settings, reports, history.Restored(state, None, 0, 90, 0.0)):
         there = [int(place.name) for place in checkpoint.newest(path / "checkpoints")]
         seen.append((report.step, there))
@@ -214,7 +215,7 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     """Stopped after 20 cycles, 16 of which learned; four are collected before the seventeenth."""
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, save_replay=False, report_every=3, evaluate_every=0)
-    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     stopped = started(path, settings, functions, stop_after=20).state
     (place,) = checkpoint.newest(path / "checkpoints")
     assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
@@ -240,7 +241,7 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     other = dataclasses.replace(SETTINGS, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"of config.json, got learning_rate = 0.002 and not 0.1"):
@@ -252,7 +253,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
     settings = dataclasses.replace(SETTINGS, checkpoint_every=30)
-    path, functions = tmp_path / "run", training.vmapped(build.program(SETTINGS))
+    path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     expected = started(path, settings, functions)
     newest, before = checkpoint.newest(path / "checkpoints")[:2]
     file = newest / "state.safetensors"
@@ -272,7 +273,7 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
 
 
 def flags(settings):
-    for name, value in runs.to_json(settings).items():
+    for name, value in run_folder.to_json(settings).items():
         if name == "out" or isinstance(value, bool):
             continue
         yield f"--{name.replace('_', '-')}"
@@ -304,7 +305,7 @@ def quietly(words):
 def processes():
     """Where new processes have torch loaded already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fdqn.cli", "fdqn.compile", "fdqn.runs"])
+    context.set_forkserver_preload(["fdqn.cli", "fdqn.compile", "fdqn.experiment.run_folder"])
     return context
 
 
@@ -335,7 +336,7 @@ def killed_and_resumed(processes, path, seed, kills=5):
 
 def assert_undisturbed(whole, path):
     assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
-    asserts.assert_trees_equal(runs.read_params(whole), runs.read_params(path))
+    asserts.assert_trees_equal(run_folder.read_params(whole), run_folder.read_params(path))
     summaries = [json.loads((place / "summary.json").read_text()) for place in (whole, path)]
     for name in ("final_return", "train_return", "gymnasium_return", "failed_seeds", "steps"):
         assert summaries[0][name] == summaries[1][name]
@@ -400,7 +401,7 @@ def test_resume_without_a_checkpoint_starts_over(whole, tmp_path, capsys):
 
 
 def test_two_writers_are_kept_apart(whole, capsys):
-    with runs.writing(whole):
+    with run_folder.writing(whole):
         process = command(
             "resume", whole, "--steps", "9000", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
@@ -428,8 +429,8 @@ def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path
 
 
 def test_the_plan_of_a_run_and_how_far_it_is(whole, tmp_path):
-    assert runs.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
-    assert runs.finished(whole) == 1_500
-    assert runs.finished(tmp_path) == 0
+    assert run_folder.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
+    assert run_folder.finished(whole) == 1_500
+    assert run_folder.finished(tmp_path) == 0
     compile.prepare_cpu()
-    assert runs.differences(whole, LONGER) == []
+    assert run_folder.differences(whole, LONGER) == []

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import fdqn
-from fdqn import build, cli, compile, envs, events, history, process, progress, runs, session
-from fdqn.settings import PRESETS, Settings
+from fdqn import cli, compile, envs
+from fdqn.experiment import assemble, events, history, process, progress, run_folder, session
+from fdqn.experiment.settings import PRESETS, Settings
 from fdqn.storage import checkpoint
 from fdqn.training import evaluate
 
@@ -30,11 +31,11 @@ FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "sum
 def here(request, tmp_path, monkeypatch):
     """A folder to stand in. Pictures, sizes and the commit have tests of their own and take most of a second."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(build, "check_memory", lambda *given: 36_900)
-    monkeypatch.setattr(build, "replay_bytes", lambda *given: 15_000)
-    monkeypatch.setattr(runs, "git_commit", lambda: None)
+    monkeypatch.setattr(assemble, "check_memory", lambda *given: 36_900)
+    monkeypatch.setattr(assemble, "replay_bytes", lambda *given: 15_000)
+    monkeypatch.setattr(run_folder, "git_commit", lambda: None)
     if "draws" not in request.node.name:
-        monkeypatch.setattr(runs, "picture", lambda file, *given: file.write(b"PNG"))
+        monkeypatch.setattr(run_folder, "picture", lambda file, *given: file.write(b"PNG"))
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def names(seen):
 
 
 def lawful(seen):
-    """Whether a sequence of events is one that `fdqn.events` documents."""
+    """Whether a sequence of events is one that `fdqn.experiment.events` documents."""
     one = "|".join(["Compiled", "Checkpointed", "SeedFailed", "Evaluated", "Reported", "Notice"])
     closing = "(Notice )*(EvaluationStarted ((EvaluationProgress|Notice) )*EvaluationEnded (Evaluated )?)?"
     grammar = f"Prepared (Notice )*Started (Notice )*Training (({one}) )*({closing})*(Finished )?(Stopped )?"
@@ -351,7 +352,7 @@ def test_a_policy_plays_as_the_closing_evaluation_did(made):
     """Step by step, and with the return that the summary has."""
     run = made[0]
     policy, seed = run.policy(1), slice(1, 2)
-    params, keys = {name: x[seed] for name, x in run.params.items()}, build.keys(run.settings)[seed]
+    params, keys = {name: x[seed] for name, x in run.params.items()}, assemble.keys(run.settings)[seed]
     *games, last = evaluate.device_steps(envs.find("catch"), run.network, params, keys, 2)
     for before in games:
         q = run.network.apply({name: x[0] for name, x in params.items()}, before.obs[0])

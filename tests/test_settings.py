@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from fdqn import build, envs, networks, settings, training, tree
+from fdqn import envs, networks, training, tree
 from fdqn.agents import dqn
 from fdqn.cli import parse
+from fdqn.experiment import assemble, settings
+from fdqn.experiment.settings import Settings
 from fdqn.ops import losses
-from fdqn.settings import Settings
 from fdqn.types import HostEnv, Hyper
 
 CONTRACT = shlex.split("""
@@ -128,11 +129,11 @@ def test_presets_are_all_that_the_flag_takes():
 def test_minatar_s_preset_is_the_paper_s():
     """Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
     given = Settings(**settings.PRESETS["minatar"])
-    program, hyper = build.program(dataclasses.replace(given, env="minatar:breakout")), build.hyper(given)
+    program, hyper = assemble.program(dataclasses.replace(given, env="minatar:breakout")), assemble.hyper(given)
     assert program.config == training.Config(
         num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000, random_warmup=True
     )
-    assert build.optimizer(given) is build.rmsprop
+    assert assemble.optimizer(given) is assemble.rmsprop
     assert program.algorithm.agent.loss.func is dqn.q_learning
     assert program.algorithm.agent.loss.args[1] is losses.huber
     expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e5}
@@ -146,13 +147,13 @@ def test_nature_s_preset_is_the_paper_s():
     """Mnih et al. 2015, extended data table 1, and the part on training: rewards are clipped, lost lives are ends."""
     pytest.importorskip("ale_py")
     given = Settings(**settings.PRESETS["nature"])
-    program, hyper = build.program(dataclasses.replace(given, env="ale:Pong")), build.hyper(given)
+    program, hyper = assemble.program(dataclasses.replace(given, env="ale:Pong")), assemble.hyper(given)
     assert program.config == training.Config(
         num_envs=4, batch_size=32, capacity=1_000_000, learning_starts=50_000, target_period=10_000,
         clip_rewards=True, terminal_on_life_loss=True, random_warmup=True,
     )  # fmt: skip
     assert program.config.env_steps == 4 * program.config.updates_per_cycle
-    assert build.optimizer(given) is build.nature_rmsprop
+    assert assemble.optimizer(given) is assemble.nature_rmsprop
     assert program.algorithm.agent.loss.func is dqn.q_learning
     assert program.algorithm.agent.loss.args[1] is losses.huber
     expected = {"learning_rate": 2.5e-4, "gamma": 0.99, "epsilon_start": 1.0, "epsilon_end": 0.1, "epsilon_steps": 1e6}
@@ -169,7 +170,7 @@ def test_nature_s_preset_is_the_paper_s():
 def test_a_preset_s_epsilon_is_the_authors(name, expected):
     """As their code has it: 1 until learning starts, then 1 - 0.9 t / T of the t steps since, and 0.1 after T."""
     given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
-    program, hyper = build.program(given), build.hyper(given)
+    program, hyper = assemble.program(given), assemble.hyper(given)
     steps = torch.tensor(list(expected))
     share = training.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
     assert share.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
@@ -179,7 +180,7 @@ def test_learning_starts_moves_a_preset_s_warmup_too():
     given = dataclasses.replace(
         Settings(**settings.PRESETS["nature"]), env="catch", learning_starts=2_001, steps=64_000
     )
-    assert build.program(dataclasses.replace(given, terminal_on_life_loss=False)).config.warmup_steps == 2_004
+    assert assemble.program(dataclasses.replace(given, terminal_on_life_loss=False)).config.warmup_steps == 2_004
 
 
 def test_settings_of_version_0_1_are_read_as_what_it_did():
@@ -209,7 +210,7 @@ def nature_s_root(g):
 def test_a_preset_s_first_step_is_the_paper_s(name, root):
     """The numbers, for gradients beside which 0.01 is large, alike and small."""
     given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
-    optimizer = build.optimizer(given)(Hyper(*(x[0].double() for x in build.hyper(given))))
+    optimizer = assemble.optimizer(given)(Hyper(*(x[0].double() for x in assemble.hyper(given))))
     grads = {"w": torch.tensor([-1e-4, 1e-3, -0.01, 0.1, 1.0], dtype=torch.float64)}
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     expected = -2.5e-4 * grads["w"] / root(grads["w"])
@@ -236,14 +237,14 @@ def test_every_size_reaches_the_program(name, monkeypatch):
     if name == "terminal_on_life_loss":
         world = HostEnv(None, envs.find("cartpole").spec, counts_lives=lambda: True)
         monkeypatch.setattr(envs, "find", lambda name: world)
-    config = build.program(dataclasses.replace(Settings(), **{name: OTHER[name], "batch_size": 32})).config
+    config = assemble.program(dataclasses.replace(Settings(), **{name: OTHER[name], "batch_size": 32})).config
     assert getattr(config, name) == OTHER[name]
 
 
 @pytest.mark.parametrize("name", [name for name in Hyper._fields if name != "epsilon_steps"])
 def test_every_number_reaches_the_lanes(name):
-    given = build.hyper(dataclasses.replace(Settings(), seeds=4, **{name: OTHER[name]}))
-    plain = build.hyper(dataclasses.replace(Settings(), seeds=4))
+    given = assemble.hyper(dataclasses.replace(Settings(), seeds=4, **{name: OTHER[name]}))
+    plain = assemble.hyper(dataclasses.replace(Settings(), seeds=4))
     for field in Hyper._fields:
         value = getattr(given, field)
         assert value.shape == (4,)
@@ -251,19 +252,19 @@ def test_every_number_reaches_the_lanes(name):
 
 
 def test_epsilon_s_share_of_the_run_becomes_steps():
-    hyper = build.hyper(Settings(steps=50_000, epsilon_fraction=0.3, seeds=2))
+    hyper = assemble.hyper(Settings(steps=50_000, epsilon_fraction=0.3, seeds=2))
     assert hyper.epsilon_steps.tolist() == pytest.approx([15_000] * 2)
 
 
 def test_soft_copies_replace_hard_ones():
-    assert build.program(Settings(tau=0.01)).config.target_period == 0
-    assert build.program(Settings(tau=1.0, target_period=20)).config.target_period == 20
+    assert assemble.program(Settings(tau=0.01)).config.target_period == 0
+    assert assemble.program(Settings(tau=1.0, target_period=20)).config.target_period == 20
 
 
 def test_replay_is_no_larger_than_the_run():
-    assert build.program(Settings(steps=2_000, capacity=10_000)).config.capacity == 2_000
-    assert build.program(Settings(steps=20_000, capacity=10_000)).config.capacity == 10_000
-    assert build.program(Settings(steps=50, learning_starts=0, capacity=10_000)).config.capacity == 128, (
+    assert assemble.program(Settings(steps=2_000, capacity=10_000)).config.capacity == 2_000
+    assert assemble.program(Settings(steps=20_000, capacity=10_000)).config.capacity == 10_000
+    assert assemble.program(Settings(steps=50, learning_starts=0, capacity=10_000)).config.capacity == 128, (
         "a batch must fit"
     )
 
@@ -271,14 +272,14 @@ def test_replay_is_no_larger_than_the_run():
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 @pytest.mark.parametrize("double", [True, False])
 def test_the_loss_asked_for_is_the_loss_used(loss, double):
-    bound = build.agent(Settings(loss=loss, double=double)).loss
+    bound = assemble.agent(Settings(loss=loss, double=double)).loss
     assert bound.func is (dqn.double_q_learning if double else dqn.q_learning)
     assert bound.args[1] is {"mse": losses.squared, "huber": losses.huber}[loss]
 
 
 def test_the_network_asked_for_is_the_network_used():
-    keys = build.keys(Settings(seeds=2))
-    plain = build.network(Settings(hidden=(7, 5))).init(keys)
+    keys = assemble.keys(Settings(seeds=2))
+    plain = assemble.network(Settings(hidden=(7, 5))).init(keys)
     assert {name: tuple(x.shape) for name, x in plain.items()} == {
         "0.weight": (2, 7, 4),
         "0.bias": (2, 7),
@@ -287,29 +288,29 @@ def test_the_network_asked_for_is_the_network_used():
         "4.weight": (2, 2, 5),
         "4.bias": (2, 2),
     }
-    dueling = build.network(Settings(hidden=(7, 5), dueling=True)).init(keys)
+    dueling = assemble.network(Settings(hidden=(7, 5), dueling=True)).init(keys)
     assert {"value.weight", "advantage.weight"} < set(dueling)
 
 
 @pytest.mark.parametrize(("shape", "network"), [((4, 10, 10), networks.minatar), ((4, 84, 84), networks.nature)])
 def test_frames_have_a_convolutional_network(monkeypatch, shape, network):
     made = envs.make("minatar:breakout")
-    monkeypatch.setattr(build.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
-    keys = build.keys(Settings(seeds=2))
-    ours, expected = (made.init(keys) for made in (build.network(Settings(env="frames")), network(shape, 6)))
+    monkeypatch.setattr(assemble.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
+    keys = assemble.keys(Settings(seeds=2))
+    ours, expected = (made.init(keys) for made in (assemble.network(Settings(env="frames")), network(shape, 6)))
     assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in expected.items()}
     for name, asked in (("hidden", Settings(hidden=(7, 5))), ("dueling", Settings(dueling=True))):
         with pytest.raises(ValueError, match=f"^{name}: expected the default, as .* shows frames"):
-            build.network(asked)
+            assemble.network(asked)
 
 
 @pytest.mark.parametrize("shape", [(7, 7, 3), (2, 3, 4), (84, 84, 9), (4, 35, 84), (1, 10, 11), (10, 10), (3, 2, 3, 4)])
 def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
     made = envs.make("minatar:breakout")
-    monkeypatch.setattr(build.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
-    key = build.keys(Settings(seeds=1))[0]
+    monkeypatch.setattr(assemble.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
+    key = assemble.keys(Settings(seeds=1))[0]
     for dueling, make in ((False, networks.mlp), (True, networks.dueling_mlp)):
-        ours, expected = build.network(Settings(hidden=(7, 5), dueling=dueling)), make(shape, (7, 5), 6)
+        ours, expected = assemble.network(Settings(hidden=(7, 5), dueling=dueling)), make(shape, (7, 5), 6)
         params, obs = ours.init(key), torch.linspace(0, 1, 2 * math.prod(shape)).reshape(2, *shape)
         assert torch.equal(ours.apply(params, obs), expected.apply(expected.init(key), obs))
 
@@ -317,16 +318,16 @@ def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
 def test_no_clip_without_a_norm():
     hyper = tree.index(training.hyper(1), 0)
     params = {"w": torch.zeros(2)}
-    clipped = build.optimizer(Settings(max_grad_norm=10.0))(hyper).init(params)
+    clipped = assemble.optimizer(Settings(max_grad_norm=10.0))(hyper).init(params)
     assert set(clipped) == {"clip", "rule"}
-    assert build.optimizer(Settings(max_grad_norm=math.inf)) is build.adam
+    assert assemble.optimizer(Settings(max_grad_norm=math.inf)) is assemble.adam
 
 
 def test_rmsprop_is_minatar_s():
     """With and without a norm, three steps are PyTorch's, centered, with that paper's numbers."""
-    clipped = build.optimizer(Settings(optimizer="rmsprop", max_grad_norm=0.5))
-    free = build.optimizer(Settings(optimizer="rmsprop", max_grad_norm=math.inf))
-    assert free is build.rmsprop
+    clipped = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=0.5))
+    free = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=math.inf))
+    assert free is assemble.rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):
         params, optimizer = {"w": torch.tensor([3.0, -4.0], dtype=torch.float64)}, make(hyper)
@@ -343,9 +344,9 @@ def test_rmsprop_is_minatar_s():
 
 def test_nature_s_rmsprop_is_the_authors():
     """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
-    clipped = build.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5))
-    free = build.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf))
-    assert free is build.nature_rmsprop
+    clipped = assemble.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5))
+    free = assemble.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf))
+    assert free is assemble.nature_rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):
         params, optimizer = {"w": torch.tensor([0.3, -0.4], dtype=torch.float64)}, make(hyper)
@@ -362,7 +363,7 @@ def test_nature_s_rmsprop_is_the_authors():
 def test_lane_i_has_seed_plus_i():
     from fdqn import random
 
-    keys = build.keys(Settings(seed=5, seeds=3))
+    keys = assemble.keys(Settings(seed=5, seeds=3))
     assert keys.tolist() == [random.key(5 + i).tolist() for i in range(3)]
     assert len({tuple(key) for key in keys.tolist()}) == 3
 
@@ -391,12 +392,12 @@ def test_lane_i_has_seed_plus_i():
 )
 def test_settings_that_cannot_work_are_refused(given, words):
     with pytest.raises(ValueError, match=words):
-        build.program(Settings(**given))
+        assemble.program(Settings(**given))
 
 
 def test_the_last_seed_there_is():
-    assert len(build.keys(Settings(seed=2**32 - 2, seeds=2))) == 2
-    build.program(Settings(seed=2**32 - 2, seeds=2))
+    assert len(assemble.keys(Settings(seed=2**32 - 2, seeds=2))) == 2
+    assemble.program(Settings(seed=2**32 - 2, seeds=2))
 
 
 @pytest.mark.parametrize(
@@ -406,13 +407,13 @@ def test_a_run_that_would_not_learn_is_refused(steps, learning_starts, refused):
     asked = Settings(steps=steps, learning_starts=learning_starts, num_envs=10)
     if refused:
         with pytest.raises(ValueError, match=r"learning_starts: .*no update"):
-            build.program(asked)
+            assemble.program(asked)
     else:
-        build.program(asked)
+        assemble.program(asked)
 
 
 def test_replay_holds_the_whole_cycles_of_a_run():
-    rows = build.program(Settings(steps=2_001, steps_per_cycle=20, num_envs=10)).config.capacity
+    rows = assemble.program(Settings(steps=2_001, steps_per_cycle=20, num_envs=10)).config.capacity
     assert rows == 2_200
 
 
@@ -426,7 +427,7 @@ def test_a_program_without_clipping_has_plain_adam():
     """An infinite norm clips nothing, so that the same gradients give the same updates."""
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, math.inf]))
     params = {"w": torch.tensor([3.0, -4.0])}
-    plain, clipped = build.adam(hyper), build.clipped(build.adam)(hyper)
+    plain, clipped = assemble.adam(hyper), assemble.clipped(assemble.adam)(hyper)
     updates, _ = plain.update(params, plain.init(params), params)
     also, _ = clipped.update(params, clipped.init(params), params)
     assert updates["w"].tolist() == also["w"].tolist() == pytest.approx([-0.1, 0.1])

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, compile, events, history, process, runs, session, training
+from fdqn import cli, compile, training
 from fdqn.compile import toolchain
+from fdqn.experiment import events, history, process, run_folder, session
 from fdqn.training import evaluate, host
 
 TINY = shlex.split(
@@ -29,7 +30,7 @@ CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138, "SIGUSR2"
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Pictures have tests of their own and take a second."""
-    monkeypatch.setattr(runs, "picture", lambda *given: None)
+    monkeypatch.setattr(run_folder, "picture", lambda *given: None)
 
 
 def send(name):
@@ -102,8 +103,8 @@ def test_a_second_signal_of_either_kind_stops_at_once(tmp_path, capsys, monkeypa
 
         return functions._replace(collect=collect)
 
-    original = runs.functions
-    monkeypatch.setattr(runs, "functions", slow)
+    original = run_folder.functions
+    monkeypatch.setattr(run_folder, "functions", slow)
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == CODES[second]
     err = capsys.readouterr().err
     assert "Traceback" not in err
@@ -133,8 +134,8 @@ def test_a_signal_while_the_picture_is_drawn_waits_for_the_files(tmp_path, capsy
         send("SIGTERM")
         return original(*given)
 
-    original = runs.picture
-    monkeypatch.setattr(runs, "picture", slow)
+    original = run_folder.picture
+    monkeypatch.setattr(run_folder, "picture", slow)
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 143
     assert {p.name for p in (tmp_path / "run").iterdir()} == FILES
     assert "stopped at 300 of 300 steps" in capsys.readouterr().err
@@ -225,9 +226,9 @@ def test_a_signal_while_compiling_keeps_what_was_collected(tmp_path, capsys, mon
 
         return functions._replace(cycle=cycle)
 
-    original, path = runs.functions, tmp_path / "run"
+    original, path = run_folder.functions, tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "functions", compiled)
+        patched.setattr(run_folder, "functions", compiled)
         assert cli.main(["train", *TINY, "--out", str(path)]) == 143
     assert f"stopped at 100 of 300 steps; the files in {path} are complete; continue with: fdqn resume {path}" in (
         capsys.readouterr().err
@@ -250,9 +251,9 @@ def test_a_signal_before_anything_was_trained(tmp_path, capsys, monkeypatch):
 
         return functions._replace(collect=collect)
 
-    original, path = runs.functions, tmp_path / "run"
+    original, path = run_folder.functions, tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(runs, "functions", compiled)
+        patched.setattr(run_folder, "functions", compiled)
         assert cli.main(["train", *TINY, "--json", "--out", str(path)]) == 129
     out, err = capsys.readouterr()
     assert out == ""

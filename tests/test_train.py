@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.func import vmap
 
-from fdqn import build, envs, networks, random, replay, training, tree
 from fdqn import compile as edge
+from fdqn import envs, networks, random, replay, training, tree
 from fdqn.envs.classic import cartpole
-from fdqn.settings import Settings
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.training import loop, metrics, streams
 from fdqn.types import Network
@@ -124,7 +125,7 @@ def test_noise_is_drawn_of_the_keys_of_its_cycles():
 def test_draws_on_a_device_are_long_enough_for_graphs_of_many_cycles(env):
     """At 1,024 seeds at least 16 cycles, whole periods of target copies; on a CPU few, which are small."""
     for settings in (Settings(env=env), Settings(env=env, target_period=30), Settings(env=env, tau=0.5)):
-        program = build.program(settings)
+        program = assemble.program(settings)
         keys = torch.empty((1024, 2), dtype=torch.int64, device="meta")
         cycles = loop._cycles_per_draw(program, keys)
         assert 16 <= cycles <= loop.CYCLES_PER_DRAW
@@ -138,8 +139,8 @@ def test_a_run_on_a_device_takes_many_cycles_in_a_call(monkeypatch):
     plain = loop._cycles_per_draw
     monkeypatch.setattr(loop, "_cycles_per_draw", lambda program, keys: plain(program, keys.to("meta")))
     settings = Settings(seeds=1024, capacity=128, hidden=(), steps=4_000)
-    program, lengths = build.program(settings), []
-    state = training.init(program, build.hyper(settings), build.keys(settings))
+    program, lengths = assemble.program(settings), []
+    state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
 
     def counted(state, noise):
         lengths.append(len(noise.act))
@@ -742,7 +743,7 @@ PICKLED = {
 def test_programs_can_be_pickled(name):
     """For a process of its own, whose lanes then do the same."""
     changes = {"hidden": (8,)} if name != "minatar" else {}
-    program = build.program(Settings(**{"seeds": 2, "batch_size": 8, **changes, **PICKLED[name]}))
+    program = assemble.program(Settings(**{"seeds": 2, "batch_size": 8, **changes, **PICKLED[name]}))
     again = pickle.loads(pickle.dumps(program))
     hyper, keys = training.hyper(2), random.key([0, 1])
     after = []

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fdqn import cli, envs, process
+from fdqn import cli, envs
 from fdqn.cli import parse
+from fdqn.experiment import process
 
 TINY = shlex.split(
     "--seeds 2 --steps 40 --learning-starts 20 --report-every 20 --batch-size 4 --hidden 4 --num-envs 2 --no-compile"

@@ -23,12 +23,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from fdqn import build, cli, compile, envs, history, random, replay, runs, training, tree
+from fdqn import cli, compile, envs, random, replay, training, tree
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host import vector, watchdog
 from fdqn.envs.host.spaces import encoding
+from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.ops import exploration
-from fdqn.settings import Settings
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import evaluate, host, streams, transfer
@@ -336,9 +337,9 @@ SETTINGS = Settings(
 
 def trained(settings, world=None, parts=None, cycles=None):
     """The lanes after a run."""
-    program = build.program(settings)
+    program = assemble.program(settings)
     games = (world or envs.find(settings.env)).open(settings.seeds, settings.num_envs)
-    state = host.start(program, games, training.init(program, build.hyper(settings), build.keys(settings)))
+    state = host.start(program, games, training.init(program, assemble.hyper(settings), assemble.keys(settings)))
     functions = host.functions(program, games, (parts or host.vmapped)(program))
     steps = settings.steps if cycles is None else cycles * program.config.env_steps
     *_, last = training.run(program, state, steps, functions, settings.report_every, at_once=1)
@@ -349,7 +350,7 @@ def trained(settings, world=None, parts=None, cycles=None):
 def test_a_warmup_in_a_world_is_uniformly_random():
     """Actions are the drawn ones until the first cycle that learns."""
     settings = dataclasses.replace(SETTINGS, random_warmup=True, epsilon_start=0.0, epsilon_end=0.0, capacity=120)
-    program, keys = build.program(settings), build.keys(settings)
+    program, keys = assemble.program(settings), assemble.keys(settings)
     actions = trained(settings).state.buffer.rows.action
     warm = math.ceil(settings.learning_starts / 3)
     drawn = [(training.noise(program, keys, i, 1).act[0, :, 0, :, 1] * 2).long() for i in range(warm + 3)]
@@ -372,7 +373,7 @@ def test_a_run_whose_steps_go_through_one_buffer_is_the_same(monkeypatch):
 def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
     """The whole of it, written down once more for one lane and plain environments."""
     settings = SETTINGS
-    program, hyper, keys = build.program(settings), build.hyper(settings), build.keys(settings)
+    program, hyper, keys = assemble.program(settings), assemble.hyper(settings), assemble.keys(settings)
     last = trained(settings)
     for lane in range(2):
         own, key = tree.index(hyper, lane), keys[lane]
@@ -440,7 +441,7 @@ def test_learning_beside_a_step_gives_the_same_numbers():
 
 def test_parts_of_a_cycle_are_functions_of_one_lane():
     """Of many they are the same for each, bit for bit, and nothing is written in place."""
-    program, parts = build.program(SETTINGS), host.vmapped(build.program(SETTINGS))
+    program, parts = assemble.program(SETTINGS), host.vmapped(assemble.program(SETTINGS))
     state = trained(SETTINGS, cycles=20).state
     before = tree.clone(state)
     u = host.interaction(training.noise(program, state.key, 20, 1), 0)
@@ -479,9 +480,9 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     kept = checkpoint.newest(tmp_path / "run" / "checkpoints")[0]
     assert cli.main(["resume", str(tmp_path / "run"), "--steps", "1300"]) == 0
     assert "not bit for bit: gym:CartPole-v1 starts new episodes" in capsys.readouterr().err
-    settings = runs.plan(tmp_path / "run")[0]
-    program = build.program(settings)
-    like = {name: training.init(program, build.hyper(settings), build.keys(settings)) for name in ("lanes",)}
+    settings = run_folder.plan(tmp_path / "run")[0]
+    program = assemble.program(settings)
+    like = {name: training.init(program, assemble.hyper(settings), assemble.keys(settings)) for name in ("lanes",)}
     since = tree.from_numpy(training.snapshot(program, like["lanes"]))
     read, _ = checkpoint.load(kept, like | {"since": since})
     games = envs.find(settings.env).open(2, settings.num_envs)
@@ -494,8 +495,8 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
 
 
 def test_greedy_chooses_the_loop_by_the_environment():
-    program = build.program(SETTINGS)
-    keys, params = build.keys(SETTINGS), program.network.init(build.keys(SETTINGS))
+    program = assemble.program(SETTINGS)
+    keys, params = assemble.keys(SETTINGS), program.network.init(assemble.keys(SETTINGS))
     pairs = (
         (envs.make("cartpole"), evaluate.greedy_on_device),
         (envs.find("gym:CartPole-v1"), evaluate.greedy_on_host),
@@ -598,7 +599,7 @@ def test_a_world_that_stands_still_between_episodes_goes_on_learning(monkeypatch
     settings = dataclasses.replace(SETTINGS, learning_starts=90, epsilon_end=1.0, capacity=200)
     before = trained(settings, world)
     assert before.state.buffer.added.max() < settings.steps - 10
-    program, games = build.program(settings), world.open(2, 3)
+    program, games = assemble.program(settings), world.open(2, 3)
     state = host.start(program, games, before.state)
     functions = host.functions(program, games, host.vmapped(program))
     *_, last = training.run(program, state, settings.steps + 30, functions, 30, at_once=1)
@@ -622,13 +623,13 @@ def test_updates_wait_for_rows():
     ):
         if least is not None:
             with pytest.raises(ValueError, match=f"^learning_starts: expected at least {least} "):
-                build.program(settings)
+                assemble.program(settings)
             continue
-        program = build.program(settings)
-        state = training.init(program, build.hyper(settings), build.keys(settings))
+        program = assemble.program(settings)
+        state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
         outside = settings.env != "cartpole"
         games = envs.find(settings.env).open(settings.seeds, settings.num_envs) if outside else None
-        functions = runs.functions(program, dataclasses.replace(settings, compile=False), games)
+        functions = run_folder.functions(program, dataclasses.replace(settings, compile=False), games)
         first = next(
             report
             for report in training.run(
@@ -678,10 +679,10 @@ def test_updates_wait_for_rows_where_every_second_step_begins_an_episode(monkeyp
         settings = Settings(seeds=2, num_envs=4, steps=400, hidden=(8,), batch_size=8, n_step=n_step)
         if least > 1:
             with pytest.raises(ValueError, match=f"^learning_starts: expected at least {least} in a host environment"):
-                build.program(dataclasses.replace(settings, learning_starts=least - 1))
-        program = build.program(dataclasses.replace(settings, learning_starts=least))
+                assemble.program(dataclasses.replace(settings, learning_starts=least - 1))
+        program = assemble.program(dataclasses.replace(settings, learning_starts=least))
         games = world.open(2, 4)
-        state = host.start(program, games, training.init(program, build.hyper(settings), build.keys(settings)))
+        state = host.start(program, games, training.init(program, assemble.hyper(settings), assemble.keys(settings)))
         functions = host.functions(program, games, host.vmapped(program))
         reports = training.run(program, state, 400, functions, 4, at_once=1)
         before = None
@@ -766,7 +767,7 @@ class Breaks(Told):
 
 def seed_of(settings, lane):
     keys = random.fold_in(
-        random.fold_in(build.keys(settings), streams.WORLD), torch.zeros(settings.seeds, dtype=torch.int64)
+        random.fold_in(assemble.keys(settings), streams.WORLD), torch.zeros(settings.seeds, dtype=torch.int64)
     )
     return random.bits(keys, (settings.num_envs,))[lane, 0].item() % 1000
 
@@ -790,7 +791,7 @@ def break_in(path, *more):
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
     words = [*words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30", "--out", str(path)]
     assert cli.main(["train", "--env", BREAKS, *words, *more]) == 0
-    return runs.read_params(path, BREAKS)
+    return run_folder.read_params(path, BREAKS)
 
 
 @pytest.fixture(scope="module")
@@ -854,9 +855,11 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     summary = json.loads((path / "summary.json").read_text())
     assert (summary["steps"], summary["failed_seeds"]) == (180, [0, 1])
     assert [x["step"] for x in summary["failures"]] == [177, 177]
-    program = build.program(runs.plan(path, BREAKS)[0])
-    first = training.init(program, build.hyper(runs.plan(path, BREAKS)[0]), build.keys(runs.plan(path, BREAKS)[0]))
-    learned = runs.read_params(path, BREAKS)
+    program = assemble.program(run_folder.plan(path, BREAKS)[0])
+    first = training.init(
+        program, assemble.hyper(run_folder.plan(path, BREAKS)[0]), assemble.keys(run_folder.plan(path, BREAKS)[0])
+    )
+    learned = run_folder.read_params(path, BREAKS)
     assert not any(torch.equal(learned[name], x) for name, x in first.learner.params.items())
     monkeypatch.setattr(Breaks, "seeds", ())  # there is nobody to go on, however sound the environments are now
     assert cli.main(["resume", str(path), "--env", BREAKS]) == 1

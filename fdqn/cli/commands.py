@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fdqn import events, process
 from fdqn.cli import parse, tables, terminal
 from fdqn.cli.parse import Command, Envs, Eval, Export, Report, Resume, Train
-from fdqn.progress import Display, bytes_text, stopped_text
+from fdqn.experiment import events, process
+from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +104,7 @@ def _run(command: Command, emit: Emit, started: float) -> None:
 
 def _train(command: Train, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn import session
+    from fdqn.experiment import session
 
     with _following(console, emit if command.json else None) as (on_event, stop):
         session.train(command.settings, on_event, stop, started)
@@ -112,7 +112,7 @@ def _train(command: Train, emit: Emit, started: float) -> None:
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn import session
+    from fdqn.experiment import session
 
     with _following(console, emit if command.json else None) as (on_event, stop):
         run = session.resume(
@@ -151,7 +151,7 @@ class _Follower:
         self.finished = False
 
     def __call__(self, event: events.Event) -> None:
-        from fdqn import api
+        from fdqn.experiment import api
 
         api.follow(self._stop, event)
         self._display(event)
@@ -173,7 +173,7 @@ class _Follower:
 @contextlib.contextmanager
 def _following(console: "Console", emit: Emit | None) -> Iterator[tuple[_Follower, process.Stop]]:
     """Show a run and let signals stop it."""
-    from fdqn import api
+    from fdqn.experiment import api
 
     follower: _Follower | None = None
     try:
@@ -195,7 +195,7 @@ def _following(console: "Console", emit: Emit | None) -> Iterator[tuple[_Followe
 
 def _eval(command: Eval, emit: Emit) -> None:
     console = _ready()
-    from fdqn import evaluation
+    from fdqn.experiment import evaluation
 
     if command.video is not None:
         _check_video(command.video)
@@ -247,20 +247,20 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn import runs
+    from fdqn.experiment import run_folder
     from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
-    read = [runs.read(path) for path in command.runs]
+    read = [run_folder.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
     read = [dataclasses.replace(run, path=Path(process.shown(run.path))) for run in read]
     picture, drawn = command.out or own, io.BytesIO()
     try:
         if len(read) == 1:
-            runs.picture(drawn, read[0].curve, read[0].summary)
+            run_folder.picture(drawn, read[0].curve, read[0].summary)
         else:
-            runs.comparison(drawn, read)
+            run_folder.comparison(drawn, read)
         files.write(picture, drawn.getvalue())
     except (OSError, ValueError) as error:
         raise ValueError(f"out: {error}") from None
@@ -273,7 +273,7 @@ def _report(command: Report, emit: Emit) -> None:
 
 
 def _export(command: Export, emit: Emit) -> None:
-    from fdqn import export
+    from fdqn.experiment import export
 
     written = export.write(command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint)
     written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, cast
 import tyro
 
 import fdqn
-from fdqn import process
-from fdqn.settings import PRESETS, Preset, Settings
+from fdqn.experiment import process
+from fdqn.experiment.settings import PRESETS, Preset, Settings
 
 
 @dataclass(frozen=True)

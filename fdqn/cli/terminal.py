@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fdqn
-from fdqn import process
+from fdqn.experiment import process
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fdqn import build, networks, random, training
+from fdqn import networks, random, training
 from fdqn.agents import dqn
 from fdqn.envs.classic import cartpole
+from fdqn.experiment import assemble
 from fdqn.training import off_policy
 from fdqn.types import Agent, Env, Hyper, Network, Optimizer, Params, Sample, Transition
 
@@ -40,7 +41,7 @@ def program(
     small = {"num_envs": 3, "batch_size": 8, "capacity": 40, "learning_starts": 12, "target_period": 4}
     sizes, agent = training.Config(**{**small, **config}), agent or dqn.agent(network, double)
     algorithm = off_policy.algorithm(
-        sizes, agent, build.buffer(sizes, world.spec), optimizer or build.clipped(build.adam)
+        sizes, agent, assemble.buffer(sizes, world.spec), optimizer or assemble.clipped(assemble.adam)
     )
     return training.Program(world, algorithm)
 

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fdqn import build, training, tree
+from fdqn import training, tree
+from fdqn.experiment import assemble
+from fdqn.experiment.settings import Settings, to_json, with_defaults
 from fdqn.report import statistics
-from fdqn.settings import Settings, to_json, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.types import Params
 
@@ -138,7 +139,7 @@ def trained(place: Path, settings: Settings, program: training.Program) -> tuple
     Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
     """
     _check_same(place, moment(place).settings, json.loads(json.dumps(to_json(settings))))
-    lanes = build.fake_state(program, settings.seeds)
+    lanes = assemble.fake_state(program, settings.seeds)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
     numbers: dict[str, Any] = {
         name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64)
@@ -291,7 +292,7 @@ def failed_seeds(settings: Settings, report: training.Report) -> dict[int, tuple
     steps = settings.num_envs * settings.steps_per_cycle
     return {
         seed: (int(cycle) * steps, training.CAUSES[cause])
-        for seed, cycle, cause in zip(build.seeds(settings), report.failed, report.cause, strict=True)
+        for seed, cycle, cause in zip(assemble.seeds(settings), report.failed, report.cause, strict=True)
         if cycle >= 0
     }
 
@@ -316,12 +317,12 @@ def _write_rows(path: Path, settings: Settings, report: training.Report, seconds
     columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
     rows = [
         (report.step, seed, report.updates[i], report.episodes[i], *(_number(x[i]) for x in columns), seconds)
-        for i, seed in enumerate(build.seeds(settings))
+        for i, seed in enumerate(assemble.seeds(settings))
     ]
     _append(path / "metrics.csv", COLUMNS, rows)
     if report.evaluation is not None:
         scores = [
-            (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(build.seeds(settings))
+            (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(assemble.seeds(settings))
         ]
         _append(path / "evaluations.csv", ("step", "seed", "return"), scores)
 

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import check, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
+from fdqn.experiment.settings import Settings
 from fdqn.ops import losses
-from fdqn.settings import Settings
 from fdqn.training import off_policy
 from fdqn.types import Agent, Buffer, EnvSpec, Hyper, Network, Optimizer
 

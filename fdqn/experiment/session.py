@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import build, check, compile, envs, events, history, runs, training
-from fdqn.events import OnEvent
-from fdqn.settings import Settings
+from fdqn import check, compile, envs, training
+from fdqn.experiment import assemble, events, history, run_folder
+from fdqn.experiment.events import OnEvent
+from fdqn.experiment.settings import Settings
 from fdqn.training import evaluate, host
 from fdqn.types import Env, HostEnv, HostVectorEnv, Network, Params
 
@@ -47,12 +48,12 @@ class Session(NamedTuple):
 
 def train(
     settings: Settings, on_event: OnEvent = events.ignore, stop: Stop = bool, began: float | None = None
-) -> runs.Run:
+) -> run_folder.Run:
     """Train the seeds of `settings` in a new run folder.
 
     Args:
         settings: all of the run. Its folder is `settings.out`, by default `runs/ENV-TIME`, in the current folder.
-        on_event: receives the events of `fdqn.events`. An exception that it raises ends the run.
+        on_event: receives the events of `fdqn.experiment.events`. An exception that it raises ends the run.
         stop: ends the run early, with complete files, once it returns True.
         began: `time.perf_counter()` from which the run counts its seconds, by default now.
 
@@ -67,10 +68,10 @@ def train(
     began = time.perf_counter() if began is None else began
     base = Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()  # an environment may change it
     compile.prepare_cpu()
-    runs.folder(settings, base)
+    run_folder.folder(settings, base)
     program, state = _prepare(settings, on_event)
-    path = runs.create(settings, base)
-    with runs.writing(path):
+    path = run_folder.create(settings, base)
+    with run_folder.writing(path):
         start = history.Restored(state, None, 0, settings.steps, 0.0)
         with _unmarked():
             return _run(_session(path, settings, program, start, on_event, stop, began))
@@ -89,7 +90,7 @@ def resume(
     on_event: OnEvent = events.ignore,
     stop: Stop = bool,
     began: float | None = None,
-) -> runs.Run:
+) -> run_folder.Run:
     """Continue the run of a folder from its newest checkpoint, as if it had not been interrupted.
 
     Args:
@@ -106,18 +107,18 @@ def resume(
     began = time.perf_counter() if began is None else began
     compile.prepare_cpu()
     _, planned = _plan(path, env, steps)
-    done, wanted = runs.finished(path), steps or planned
+    done, wanted = run_folder.finished(path), steps or planned
     if done >= wanted:
         on_event(events.Notice(f"{path} is finished: {done:,} steps; --steps with more goes on"))
-        return runs.read(path, env)
-    with runs.writing(path):
+        return run_folder.read(path, env)
+    with run_folder.writing(path):
         settings, planned = _plan(path, env, steps)  # again, now that no other process can change it
         changed: dict[str, Any] = dict(on_nan=on_nan, device=device)
         changed |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
         settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
         program, state = _prepare(settings, on_event)
         start = history.restored(path, settings, program, state, fallback)._replace(steps=max(wanted, planned))
-        runs.replan(path, start.steps, settings)
+        run_folder.replan(path, start.steps, settings)
         for line in _notes(path, settings, program, start):
             on_event(events.Notice(line))
         with _unmarked():
@@ -126,7 +127,7 @@ def resume(
 
 def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int]:
     """Read the settings and the planned steps of a run that is to take `steps`."""
-    settings, planned = runs.plan(path, env)
+    settings, planned = run_folder.plan(path, env)
     if steps is not None and steps > 2**53:
         raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
     if steps is not None and steps < planned:
@@ -136,19 +137,19 @@ def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int
 
 def _prepare(settings: Settings, emit: OnEvent) -> tuple[training.Program, training.TrainState]:
     """Build the program and its initial state, after a check that the memory suffices."""
-    program, device = build.program(settings), build.device(settings)
+    program, device = assemble.program(settings), assemble.device(settings)
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
-    size = build.check_memory(program, settings.seeds, device)
-    hyper = build.hyper(settings, device)
-    replay_bytes = build.replay_bytes(program, 1)
+    size = assemble.check_memory(program, settings.seeds, device)
+    hyper = assemble.hyper(settings, device)
+    replay_bytes = assemble.replay_bytes(program, 1)
     emit(events.Prepared(settings, str(device), size, program.config.capacity, replay_bytes))
-    return program, training.init(program, hyper, build.keys(settings).to(device))
+    return program, training.init(program, hyper, assemble.keys(settings).to(device))
 
 
 def _notes(path: Path, settings: Settings, program: training.Program, start: history.Restored) -> Iterator[str]:
     """Say where a resumed run continues and in what it will differ from an uninterrupted one."""
     yield from (f"passed over and set aside: {damaged}" for damaged in start.passed)
-    yield from (f"not bit for bit: {line}" for line in runs.differences(path, settings))
+    yield from (f"not bit for bit: {line}" for line in run_folder.differences(path, settings))
     yield f"going on at step {start.step:,} of {start.steps:,}" if start.step else "no checkpoint: starting over"
     if start.step and envs.on_host(envs.find(settings.env)):
         yield f"not bit for bit: {settings.env} starts new episodes"
@@ -181,7 +182,7 @@ def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, ep
     return compile.player(env, network, epsilon, settings.engine)
 
 
-def _run(session: Session) -> runs.Run:
+def _run(session: Session) -> run_folder.Run:
     """Train, play the closing episodes and write the results, until the end or until `session.stop`."""
     path, settings, start = session.path, session.settings, session.start
     session.emit(events.Started(path, settings, start.step, start.steps))
@@ -197,7 +198,7 @@ def _run(session: Session) -> runs.Run:
     elif report.step < start.steps:
         where = f"{report.step:,} of {start.steps:,} steps"
         raise ValueError(f"stopped at {where}, as all seeds have failed; the files in {path} are complete")
-    return runs.read(path, settings.env)
+    return run_folder.read(path, settings.env)
 
 
 def _complete(stopped: events.Stopped) -> str:
@@ -261,7 +262,7 @@ def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv 
 
 def _functions(session: Session, vector: HostVectorEnv | None) -> training.Functions:
     """Return the step functions of the run. Those that are compiled when they are first called are watched."""
-    functions = runs.functions(session.program, session.settings, vector)
+    functions = run_folder.functions(session.program, session.settings, vector)
     if not session.settings.compiles:
         return functions
     names = ("noise", "collect", "cycle")
@@ -332,10 +333,10 @@ def _evaluate(session: Session, state: training.TrainState) -> NDArray[np.float6
 def _finish(session: Session, report: training.Report) -> dict[str, Any]:
     """Play the closing episodes, write parameters, learning curve and summary, and return the summary."""
     path, settings = session.path, session.settings
-    runs.save_params(path, settings, report.state.learner.params)
+    run_folder.save_params(path, settings, report.state.learner.params)
     gymnasium = _gymnasium_episodes(session, report)
     final = _final_episodes(session, report)
-    return runs.finish(path, settings, report, session.began, final, gymnasium, session.start.seconds)
+    return run_folder.finish(path, settings, report, session.began, final, gymnasium, session.start.seconds)
 
 
 def _gymnasium_episodes(session: Session, report: training.Report) -> evaluate.Evaluation | None:
@@ -358,7 +359,7 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
     on_host = envs.on_host(env := envs.find(settings.env))
     if not (on_host and session.stop()):
         if on_host:
-            limit, count = runs.step_limit(path, settings, env.spec), settings.evaluate_episodes
+            limit, count = run_folder.step_limit(path, settings, env.spec), settings.evaluate_episodes
             text = f"playing {count} greedy episodes a seed in {settings.env}, of at most {limit:,} steps"
             session.emit(events.Notice(text))
         with contextlib.suppress(KeyboardInterrupt):
@@ -370,7 +371,7 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
 def _closing_episodes(session: Session, name: str, report: training.Report) -> evaluate.Evaluation:
     """Play the trained seeds with progress events. A stop that comes meanwhile raises KeyboardInterrupt."""
     env, settings, stopped = envs.find(name), session.settings, session.stop()
-    limit = runs.step_limit(session.path, settings, env.spec)
+    limit = run_folder.step_limit(session.path, settings, env.spec)
 
     def progress(ended: int, step: int) -> None:
         session.emit(events.EvaluationProgress(ended, step))
@@ -403,7 +404,7 @@ def _play(
             keys,
             settings.evaluate_episodes,
             epsilon=settings.evaluate_epsilon,
-            limit=runs.step_limit(session.path, settings, env.spec),
+            limit=run_folder.step_limit(session.path, settings, env.spec),
             fast=session.player,
             progress=progress,
         )

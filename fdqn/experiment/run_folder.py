@@ -36,10 +36,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 import fdqn
-from fdqn import acting, build, check, compile, envs, history, networks, training, tree
+from fdqn import check, compile, envs, networks, training, tree
 from fdqn.compile import processor
+from fdqn.experiment import acting, assemble, history
+from fdqn.experiment.settings import Settings, from_json, to_json, with_defaults
 from fdqn.report import plots, statistics
-from fdqn.settings import Settings, from_json, to_json, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate, host
 from fdqn.types import EnvSpec, Network, Params
@@ -104,7 +105,7 @@ class Run:
     @cached_property
     def network(self) -> Network:
         """Network of the settings: `network.apply(params of one seed, obs [..., *O]) -> q [..., A]`."""
-        return build.network(_named(self.path, self.env))
+        return assemble.network(_named(self.path, self.env))
 
     def policy(self, seed: int) -> Callable[..., Any]:
         """Return the greedy policy of one trained seed, `policy(obs, legal=None) -> action`, on NumPy arrays.
@@ -238,8 +239,8 @@ def _circumstances(settings: Settings) -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "git": git_commit(),
-        "device": str(build.device(settings)),
-        "processor": _processor(build.device(settings)),
+        "device": str(assemble.device(settings)),
+        "processor": _processor(assemble.device(settings)),
         "engine": _engine(settings),
     }
 
@@ -255,7 +256,7 @@ def _engine(settings: Settings) -> dict[str, Any]:
     return {
         "compile": settings.compiles,
         "engine": _engine_name(settings),
-        "cuda_graphs": settings.compiles and build.device(settings).type == "cuda",
+        "cuda_graphs": settings.compiles and assemble.device(settings).type == "cuda",
         "threads": torch.get_num_threads(),
         "lanes": _partition(settings),
         "flush_denormal": compile.flushes_denormals(),
@@ -265,7 +266,7 @@ def _engine(settings: Settings) -> dict[str, Any]:
 
 def _engine_name(settings: Settings) -> str:
     """The row of the table of engines that the settings stand for."""
-    return compile.resolve(settings.engine if settings.compile else "eager", build.device(settings))
+    return compile.resolve(settings.engine if settings.compile else "eager", assemble.device(settings))
 
 
 def _recorded_engine(engine: dict[str, Any]) -> str:
@@ -281,7 +282,7 @@ def _partition(settings: Settings) -> dict[str, int] | None:
     """How threads share the lanes; None where they go all together."""
     if _engine_name(settings) != "aot":
         return None
-    return compile.partition(build.program(settings), settings.seeds, torch.get_num_threads())._asdict()
+    return compile.partition(assemble.program(settings), settings.seeds, torch.get_num_threads())._asdict()
 
 
 def functions(program: training.Program, settings: Settings, games: Any = None) -> training.Functions:
@@ -295,7 +296,9 @@ def functions(program: training.Program, settings: Settings, games: Any = None) 
 def save_params(path: Path, settings: Settings, params: Params) -> None:
     """Write `params.safetensors`."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in params.items()}
-    files.write(path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(build.seeds(settings)))}))
+    files.write(
+        path / "params.safetensors", save(tensors, metadata={"seeds": json.dumps(list(assemble.seeds(settings)))})
+    )
 
 
 def finish(
@@ -318,7 +321,7 @@ def finish(
         gymnasium: those in Gymnasium's version of the environment, if there is one.
         before: seconds that earlier processes spent on the run.
     """
-    params, seeds = report.state.learner.params, build.seeds(settings)
+    params, seeds = report.state.learner.params, assemble.seeds(settings)
     save_params(path, settings, params)
     failures = history.failed_seeds(settings, report)
     failed, _ = failed_seeds(settings, {seed: cause for seed, (_, cause) in failures.items()}, _finite(params))
@@ -438,7 +441,7 @@ def finished(path: Path) -> int:
 def read(path: Path, env: str | None = None) -> Run:
     """Read the folder of a finished run. Raises ValueError, naming the file, if it is none; see `Run.load`."""
     settings = _read(path, "config.json", _read_settings)
-    seeds = list(build.seeds(settings))
+    seeds = list(assemble.seeds(settings))
     summary = _read(path, "summary.json", partial(_read_summary, seeds=seeds))
     return Run(path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))), env)
 
@@ -451,7 +454,7 @@ def read_params(path: Path, env: str | None = None) -> Params:
     """
     settings = _named(path, env)
     params = _read(path, "params.safetensors", lambda file: dict(load(files.read(file))))
-    expected = build.network(settings).init(build.keys(settings))
+    expected = assemble.network(settings).init(assemble.keys(settings))
     shapes, given = ({name: list(x.shape) for name, x in given.items()} for given in (expected, params))
     if shapes != given:
         others = [name for name in given if shapes.get(name) != given[name]]
@@ -492,8 +495,8 @@ def trained(path: Path, which: str | None = None, env: str | None = None) -> Tra
     else:
         settings = _named(path, env)
         place = _checkpoint(path, str(which))
-        params, cycles, why = history.trained(place, settings, build.program(settings))
-        lanes = zip(build.seeds(settings), cycles.tolist(), why.tolist(), strict=True)
+        params, cycles, why = history.trained(place, settings, assemble.program(settings))
+        lanes = zip(assemble.seeds(settings), cycles.tolist(), why.tolist(), strict=True)
         causes = {seed: training.CAUSES[cause] for seed, cycle, cause in lanes if cycle >= 0}
         step = history.moment(place).step
     return Trained(settings, step, params, *failed_seeds(settings, causes, _finite(params)))
@@ -514,14 +517,14 @@ def failed_seeds(
     `causes` gives the cause of each failure by seed, one of `training.CAUSES`; `finite` [S] tells which seeds have
     finite parameters.
     """
-    sound = dict(zip(build.seeds(settings), finite.tolist(), strict=True))
+    sound = dict(zip(assemble.seeds(settings), finite.tolist(), strict=True))
     failed = [seed for seed, ok in sound.items() if seed in causes or not ok]
     return failed, [seed for seed in failed if not sound[seed] or causes.get(seed) != "environment"]
 
 
 def lane(settings: Settings, unsound: Sequence[int], seed: int) -> int:
     """Return the index of a seed among the trained ones. Raises ValueError if it was not trained or is `unsound`."""
-    seeds = build.seeds(settings)
+    seeds = assemble.seeds(settings)
     if seed not in seeds:
         raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
     if seed in unsound:
@@ -648,7 +651,7 @@ def _read_settings(file: Path, env: str | None = None) -> Settings:
     config = _read_config(file)
     settings = _replanned(from_json(config["settings"]), config)
     if not envs.is_code(settings.env) or settings.env == env:
-        build.program(settings)
+        assemble.program(settings)
     return settings
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from fdqn import build, compile, envs, networks, runs, tree
-from fdqn.settings import Settings
+from fdqn import compile, envs, networks, tree
+from fdqn.experiment import assemble, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.storage import files
 from fdqn.types import Params
 
 
 def write(
-    run: runs.Run | Path,
+    run: run_folder.Run | Path,
     seed: int,
     out: Path,
     prefix: str = "",
@@ -25,13 +26,13 @@ def write(
     """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
     `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
 
-    It is of the end of the run, or of a `checkpoint` as `runs.trained` takes it. Raises ValueError for a seed that was
+    It is of the end of the run, or of a `checkpoint` as `run_folder.trained` takes it. Raises ValueError for a seed that was
     not trained or has failed, a prefix that cannot be, another ending, and a place where nothing can be written; no
     part of a file is left.
     """
-    path = run.path if isinstance(run, runs.Run) else run
-    trained = runs.trained(path, checkpoint, env)
-    lane = runs.lane(trained.settings, trained.unsound, seed)
+    path = run.path if isinstance(run, run_folder.Run) else run
+    trained = run_folder.trained(path, checkpoint, env)
+    lane = run_folder.lane(trained.settings, trained.unsound, seed)
     _check_free(out)
     ending = out.suffix.lower()
     if ending not in (".pt", ".pth", ".pt2"):
@@ -67,7 +68,7 @@ def _check_free(out: Path) -> None:
 def _policy(settings: Settings, params: Params) -> bytes:
     """The network with one lane's parameters, for any number of observations, in the format of `torch.export`."""
     spec = envs.find(settings.env).spec
-    module = networks.to_module(build.network(settings), params).requires_grad_(False)
+    module = networks.to_module(assemble.network(settings), params).requires_grad_(False)
     obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
     with compile.compiling():
         program = torch.export.export(module, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))

@@ -21,9 +21,10 @@ from PIL import Image
 from safetensors import safe_open
 
 import fdqn
-from fdqn import build, compile, envs, export, history, random, runs, training, tree
+from fdqn import compile, envs, random, training, tree
 from fdqn.compile import cpu_groups
-from fdqn.settings import Settings
+from fdqn.experiment import assemble, export, history, run_folder
+from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import evaluate, off_policy, streams
 
@@ -51,10 +52,14 @@ def finish(path, settings, report, started, twin=None):
     """End a run as `session.train` does: play the trained seeds and write the results."""
     cut, params = [], report.state.learner.params
     final = evaluate.greedy(
-        envs.find(settings.env), build.network(settings), params, report.state.key, cut=lambda *told: cut.append(told)
+        envs.find(settings.env),
+        assemble.network(settings),
+        params,
+        report.state.key,
+        cut=lambda *told: cut.append(told),
     )
-    twin = None if twin is None else runs.Episodes(twin, None)
-    return runs.finish(path, settings, report, started, runs.Episodes(final, cut[-1]), twin)
+    twin = None if twin is None else run_folder.Episodes(twin, None)
+    return run_folder.finish(path, settings, report, started, run_folder.Episodes(final, cut[-1]), twin)
 
 
 class Made:
@@ -66,10 +71,10 @@ class Made:
             updates_per_cycle=2, compile=False, out=str(path),
         )  # fmt: skip
         self.started = time.perf_counter()
-        self.program = build.program(self.settings)
-        state = training.init(self.program, build.hyper(self.settings), build.keys(self.settings))
-        self.path = runs.create(self.settings)
-        functions = runs.functions(self.program, self.settings)
+        self.program = assemble.program(self.settings)
+        state = training.init(self.program, assemble.hyper(self.settings), assemble.keys(self.settings))
+        self.path = run_folder.create(self.settings)
+        functions = run_folder.functions(self.program, self.settings)
         reports = training.run(self.program, state, self.settings.steps, functions, self.settings.report_every)
         self.reports = list(history.record(self.path, self.settings, reports))
         self.outside = np.arange(60.0).reshape(3, 20)
@@ -90,7 +95,7 @@ def copy(made, tmp_path):
 @pytest.fixture
 def no_picture(monkeypatch):
     """Pictures have tests of their own and take a second."""
-    monkeypatch.setattr(runs, "picture", lambda *given: None)
+    monkeypatch.setattr(run_folder, "picture", lambda *given: None)
 
 
 def strict(text):
@@ -155,7 +160,7 @@ def test_epsilon_goes_down_as_asked(made):
 
 def test_metrics_are_on_disk_before_the_next_report(tmp_path, made):
     settings = dataclasses.replace(made.settings, out=str(tmp_path / "live"))
-    path = runs.create(settings)
+    path = run_folder.create(settings)
     live = history.record(path, settings, iter(made.reports))
     for n in range(1, len(made.reports) + 1):
         next(live)
@@ -183,7 +188,7 @@ def test_without_an_outside_there_is_no_outside_return(made, copy):
 
 
 def test_final_return_follows_from_the_parameters_on_disk(made):
-    params = runs.read_params(made.path)
+    params = run_folder.read_params(made.path)
     keys = torch.stack([random.key(seed) for seed in SEEDS])
     returns = evaluate.greedy_on_device(made.program.env, made.program.network, params, keys, episodes=20).returns
     record = made.summary["final_return"]
@@ -259,7 +264,7 @@ def test_config_says_what_ran(made):
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
-    assert config["device"] == str(build.device(made.settings))
+    assert config["device"] == str(assemble.device(made.settings))
     assert config["engine"]["compile"] is False
     assert config["engine"]["threads"] == torch.get_num_threads()
     assert config["engine"]["lanes"] is None  # not compiled
@@ -267,19 +272,19 @@ def test_config_says_what_ran(made):
 
 
 def test_config_with_an_infinite_setting_is_still_json(tmp_path, made):
-    path = runs.create(dataclasses.replace(made.settings, max_grad_norm=math.inf, out=str(tmp_path / "inf")))
+    path = run_folder.create(dataclasses.replace(made.settings, max_grad_norm=math.inf, out=str(tmp_path / "inf")))
     strict((path / "config.json").read_text())
 
 
 def test_an_infinite_setting_is_read_back(tmp_path, made):
-    path = runs.create(dataclasses.replace(made.settings, max_grad_norm=math.inf, out=str(tmp_path / "inf")))
+    path = run_folder.create(dataclasses.replace(made.settings, max_grad_norm=math.inf, out=str(tmp_path / "inf")))
     for name in ("summary.json", "metrics.csv"):
         shutil.copy(made.path / name, path)
-    assert runs.read(path).settings.max_grad_norm == math.inf
+    assert run_folder.read(path).settings.max_grad_norm == math.inf
 
 
 def test_parameters_are_the_lanes_under_the_names_of_the_module(made):
-    params = runs.read_params(made.path)
+    params = run_folder.read_params(made.path)
     trained = made.reports[-1].state.learner.params
     module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     assert {name: (3, *x.shape) for name, x in module.state_dict().items()} == {
@@ -310,7 +315,7 @@ def test_a_failed_seed_is_named_and_left_out(made, copy, name, value):
         before, after = made.summary[key], summary[key]
         assert after["per_seed"] == [before["per_seed"][0], None, before["per_seed"][2]]
         assert after["iqm"] == pytest.approx(interquartile([before["per_seed"][0], before["per_seed"][2]]))
-    assert runs.read(copy).summary == summary
+    assert run_folder.read(copy).summary == summary
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -325,7 +330,7 @@ def test_all_seeds_failed(made, copy):
 
 
 def test_one_seed_has_no_interval():
-    record = runs.returns_record(np.array([[3.0, 5.0]]), [], range(4, 5))
+    record = run_folder.returns_record(np.array([[3.0, 5.0]]), [], range(4, 5))
     assert record == {"iqm": 4.0, "low": None, "high": None, "kind": None, "per_seed": [4.0]}
 
 
@@ -334,18 +339,18 @@ def test_one_seed_has_no_interval():
 ])  # fmt: skip
 def test_a_record_says_whether_it_has_an_interval_or_a_range(seeds, failed, kind):
     returns = np.random.default_rng(seeds).normal(size=(seeds, 4))
-    record = runs.returns_record(returns, failed, range(seeds))
+    record = run_folder.returns_record(returns, failed, range(seeds))
     assert record["kind"] == kind
     left = [x for x in record["per_seed"] if x is not None]
     if kind == "range":
         assert (record["low"], record["high"]) == (min(left), max(left))
-        assert runs.interval_text(record) == f"{record['iqm']:.1f} [range {min(left):.1f}, {max(left):.1f}]"
-    assert runs.interval_heading([record]) == {"interval": "IQM [95%]", "range": "IQM [range]", None: "IQM"}[kind]
+        assert run_folder.interval_text(record) == f"{record['iqm']:.1f} [range {min(left):.1f}, {max(left):.1f}]"
+    assert run_folder.interval_heading([record]) == {"interval": "IQM [95%]", "range": "IQM [range]", None: "IQM"}[kind]
 
 
 def test_a_table_of_both_names_both():
     kinds = [{"kind": kind} for kind in ("range", None, "interval")]
-    assert runs.interval_heading(kinds) == "IQM [95% or range]"
+    assert run_folder.interval_heading(kinds) == "IQM [95% or range]"
 
 
 def test_a_summary_from_before_there_were_ranges_is_read(copy):
@@ -353,7 +358,7 @@ def test_a_summary_from_before_there_were_ranges_is_read(copy):
     names = [name for name in summary if name.endswith("_return")]
     kinds = {name: summary[name].pop("kind") for name in names}
     (copy / "summary.json").write_text(json.dumps(summary))
-    assert {name: runs.read(copy).summary[name]["kind"] for name in names} == kinds
+    assert {name: run_folder.read(copy).summary[name]["kind"] for name in names} == kinds
     assert set(kinds.values()) == {"range"}
 
 
@@ -367,32 +372,34 @@ def test_a_summary_that_says_something_else_of_its_returns_is_refused(copy, name
     summary["final_return"][name] = value
     (copy / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ValueError, match=words):
-        runs.read(copy)
+        run_folder.read(copy)
 
 
 def test_cut_episodes_of_failed_seeds_do_not_count():
     cut = np.array([[True, False], [True, True], [False, False]])
-    record = runs.returns_record(np.ones((3, 2)), [5], range(4, 7), (cut, 40))
+    record = run_folder.returns_record(np.ones((3, 2)), [5], range(4, 7), (cut, 40))
     assert (record["unfinished"], record["step_limit"]) == (1, 40)
-    assert runs.unfinished_text(record) == "1 at 40 steps"
-    assert runs.unfinished_text({"unfinished": 0, "step_limit": 40}) == runs.unfinished_text({}) == ""
+    assert run_folder.unfinished_text(record) == "1 at 40 steps"
+    assert run_folder.unfinished_text({"unfinished": 0, "step_limit": 40}) == run_folder.unfinished_text({}) == ""
 
 
 def test_the_limit_of_a_run_follows_its_metrics(copy, made):
     endless = envs.find("gym:CliffWalking-v1").spec
-    assert runs.step_limit(copy, made.settings, envs.find("cartpole").spec) == 500
-    assert runs.step_limit(copy, made.settings, endless) == 1_000
-    assert runs.step_limit(copy, dataclasses.replace(made.settings, evaluate_steps=40_000), endless) == 40_000
+    assert run_folder.step_limit(copy, made.settings, envs.find("cartpole").spec) == 500
+    assert run_folder.step_limit(copy, made.settings, endless) == 1_000
+    assert run_folder.step_limit(copy, dataclasses.replace(made.settings, evaluate_steps=40_000), endless) == 40_000
     rows = [(step, seed, 0, episodes) for step, episodes in ((10_000, 10), (20_000, 20)) for seed in range(3)]
     lines = [",".join(map(str, [*row, *[""] * 6])) for row in rows]
     (copy / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines, ""]))
     settings = dataclasses.replace(made.settings, num_envs=4)
-    assert runs.step_limit(copy, settings, endless) == 5_000, "10 x 1,000, but no environment was followed so long"
-    assert runs.step_limit(copy, dataclasses.replace(settings, num_envs=1), endless) == 10_000
+    assert run_folder.step_limit(copy, settings, endless) == 5_000, (
+        "10 x 1,000, but no environment was followed so long"
+    )
+    assert run_folder.step_limit(copy, dataclasses.replace(settings, num_envs=1), endless) == 10_000
 
 
 def test_episodes_that_are_not_there_do_not_count():
-    record = runs.returns_record(np.array([[1.0, 3.0, np.nan], [np.nan] * 3, [5.0, 5.0, 5.0]]), [], range(3))
+    record = run_folder.returns_record(np.array([[1.0, 3.0, np.nan], [np.nan] * 3, [5.0, 5.0, 5.0]]), [], range(3))
     assert record["per_seed"] == [2.0, None, 5.0]
     assert record["iqm"] == pytest.approx(3.5)
 
@@ -404,7 +411,7 @@ def snapshot(path):
 def test_an_existing_folder_is_refused_and_untouched(made):
     before = snapshot(made.path)
     with pytest.raises(ValueError, match=r"out: expected a folder that does not exist yet, got .*run"):
-        runs.create(made.settings)
+        run_folder.create(made.settings)
     assert snapshot(made.path) == before
 
 
@@ -413,18 +420,18 @@ def test_whatever_is_there_is_refused(tmp_path, made, kind):
     target = tmp_path / "x"
     {"empty folder": target.mkdir, "file": target.touch, "dangling link": lambda: target.symlink_to("nowhere")}[kind]()
     with pytest.raises(ValueError, match="out: expected a folder that does not exist yet"):
-        runs.create(dataclasses.replace(made.settings, out=str(target)))
+        run_folder.create(dataclasses.replace(made.settings, out=str(target)))
     assert os.listdir(tmp_path) == ["x"]
 
 
 def test_a_parent_that_is_a_file_is_refused_by_name(tmp_path, made):
     (tmp_path / "file").touch()
     with pytest.raises((ValueError, OSError), match="out: "):
-        runs.create(dataclasses.replace(made.settings, out=str(tmp_path / "file" / "run")))
+        run_folder.create(dataclasses.replace(made.settings, out=str(tmp_path / "file" / "run")))
 
 
 def test_without_a_name_the_folder_is_named_after_environment_and_time():
-    name = runs.folder(Settings(env="catch"))
+    name = run_folder.folder(Settings(env="catch"))
     assert name.parts[0] == "runs"
     assert time.strptime(name.parts[1], "catch-%Y%m%d-%H%M%S")
 
@@ -432,25 +439,25 @@ def test_without_a_name_the_folder_is_named_after_environment_and_time():
 def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
     settings = Settings(env="catch")
-    assert runs.folder(settings, tmp_path).name == "catch-20260102-030405"
-    assert runs.folder(Settings(env="gym:Taxi-v4"), tmp_path).name == "gym-Taxi-v4-20260102-030405"
+    assert run_folder.folder(settings, tmp_path).name == "catch-20260102-030405"
+    assert run_folder.folder(Settings(env="gym:Taxi-v4"), tmp_path).name == "gym-Taxi-v4-20260102-030405"
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "catch-20260102-030405-3").symlink_to("nowhere")
-    made = [runs.create(settings, tmp_path) for _ in range(3)]
+    made = [run_folder.create(settings, tmp_path) for _ in range(3)]
     assert [path.name for path in made] == [f"catch-20260102-030405{end}" for end in ("", "-2", "-4")], "3 is taken"
     for path in made:
         out = json.loads((path / "config.json").read_text())["settings"]["out"]
         assert out == str(path.relative_to(tmp_path)), "as it would have been typed"
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"out: expected a folder that can be made, got .*file"):
-        runs.create(settings, tmp_path / "file")
+        run_folder.create(settings, tmp_path / "file")
 
 
 @pytest.mark.parametrize("given", [None, "run"])
 def test_concurrent_processes_get_distinct_run_folders(tmp_path, monkeypatch, given):
     """All look before the first makes it; of those that ask for a name, one gets it."""
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
-    monkeypatch.setattr(runs, "_circumstances", lambda settings: {})
+    monkeypatch.setattr(run_folder, "_circumstances", lambda settings: {})
     context, count = multiprocessing.get_context("fork"), 8
     barrier, results = context.Barrier(count), context.Queue()
     original = Path.mkdir
@@ -463,7 +470,7 @@ def test_concurrent_processes_get_distinct_run_folders(tmp_path, monkeypatch, gi
 
     def one():
         try:
-            results.put(runs.create(Settings(env="catch", out=given), tmp_path).name)
+            results.put(run_folder.create(Settings(env="catch", out=given), tmp_path).name)
         except ValueError:
             results.put("refused")
 
@@ -503,7 +510,7 @@ def test_files_are_replaced_whole_or_not_at_all(monkeypatch, made, copy, file):
 
 
 def test_a_run_is_read_as_it_was_written(made):
-    run = runs.read(made.path)
+    run = run_folder.read(made.path)
     assert run.path == made.path
     assert run.settings == made.settings
     assert run.summary == made.summary
@@ -514,7 +521,7 @@ def test_a_run_is_read_as_it_was_written(made):
 def test_rows_in_another_order_and_missing_ones_are_read(copy):
     lines = (copy / "metrics.csv").read_text().splitlines()
     (copy / "metrics.csv").write_text("\n".join([lines[0], *reversed(lines[2:])]) + "\n")
-    curve, whole = runs.read_curve(copy), [r["return"] for r in rows(copy)]
+    curve, whole = run_folder.read_curve(copy), [r["return"] for r in rows(copy)]
     assert curve.values.shape == (4, 3)
     assert np.isnan(curve.values[0, 0])
     assert np.isfinite(curve.values).sum() == sum(value != "" for value in whole)
@@ -524,7 +531,7 @@ def test_a_long_run_of_many_seeds_is_read_quickly(tmp_path):
     lines = [f"{step},{seed},0,1,2.0,,,,0.1,1.0" for step in range(100, 10_100, 100) for seed in range(1000)]
     (tmp_path / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
     began = time.perf_counter()
-    assert runs.read_curve(tmp_path).values.shape == (100, 1000)
+    assert run_folder.read_curve(tmp_path).values.shape == (100, 1000)
     assert time.perf_counter() - began < 3
 
 
@@ -586,7 +593,7 @@ def metrics_with(old, new):
 def test_a_broken_folder_is_refused_naming_the_file(copy, act, file):
     act(copy)
     with pytest.raises(ValueError, match="run: expected a finished run folder") as error:
-        runs.read(copy)
+        run_folder.read(copy)
     assert file in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -597,14 +604,14 @@ def test_broken_parameters_are_refused_naming_the_file(copy, content):
     if content is not None:
         (copy / "params.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"params\.safetensors"):
-        runs.read_params(copy)
+        run_folder.read_params(copy)
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
         with pytest.raises(ValueError, match=re.escape(f"run: expected a finished run folder, got {path}")):
-            runs.read(path)
+            run_folder.read(path)
 
 
 @pytest.mark.parametrize(
@@ -619,33 +626,33 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
     ],
 )
 def test_interval_text(record, text):
-    assert runs.interval_text(record) == text
+    assert run_folder.interval_text(record) == text
 
 
 def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert build.device(Settings(device="auto")) == torch.device("cpu")
+    assert assemble.device(Settings(device="auto")) == torch.device("cpu")
     with pytest.raises(ValueError, match=r"device: expected one that is there, got cuda"):
-        build.device(Settings(device="cuda"))
+        assemble.device(Settings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert build.device(Settings(device="auto")) == torch.device("cuda")
-    assert build.device(Settings(device="cpu")) == torch.device("cpu")
+    assert assemble.device(Settings(device="auto")) == torch.device("cuda")
+    assert assemble.device(Settings(device="cpu")) == torch.device("cpu")
 
 
 def test_replay_bytes_are_the_bytes_that_replay_takes(made):
-    state = training.init(made.program, build.hyper(made.settings), build.keys(made.settings))
-    lanes = len(build.seeds(made.settings))
-    assert build.replay_bytes(made.program, lanes) == tree.nbytes(state.buffer)
+    state = training.init(made.program, assemble.hyper(made.settings), assemble.keys(made.settings))
+    lanes = len(assemble.seeds(made.settings))
+    assert assemble.replay_bytes(made.program, lanes) == tree.nbytes(state.buffer)
 
 
 def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
     """State and gradient exactly; what a batch's activations add is less than what is allowed for it."""
-    state = training.init(made.program, build.hyper(made.settings), build.keys(made.settings))
-    lanes = len(build.seeds(made.settings))
+    state = training.init(made.program, assemble.hyper(made.settings), assemble.keys(made.settings))
+    lanes = len(assemble.seeds(made.settings))
     exact = tree.nbytes((state, state.learner.params))
     widths = sum(x.shape[-1] for x in state.learner.params.values() if x.ndim == 2)
-    assert build.state_bytes(made.program, lanes) == exact + lanes * 4 * made.program.config.batch_size * widths * 4
-    assert build.check_memory(made.program, lanes, torch.device("cpu")) == build.state_bytes(made.program, lanes)
+    assert assemble.state_bytes(made.program, lanes) == exact + lanes * 4 * made.program.config.batch_size * widths * 4
+    assert assemble.check_memory(made.program, lanes, torch.device("cpu")) == assemble.state_bytes(made.program, lanes)
 
 
 @pytest.mark.parametrize(
@@ -663,17 +670,17 @@ def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
 def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message):
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)
     config = dataclasses.replace(made.program.config, **change)
-    buffer = build.buffer(config, made.program.env.spec)
-    algorithm = off_policy.algorithm(config, made.program.algorithm.agent, buffer, build.adam)
+    buffer = assemble.buffer(config, made.program.env.spec)
+    algorithm = off_policy.algorithm(config, made.program.algorithm.agent, buffer, assemble.adam)
     with pytest.raises(ValueError, match=message):
-        build.check_memory(made.program._replace(algorithm=algorithm), lanes, torch.device("cpu"))
+        assemble.check_memory(made.program._replace(algorithm=algorithm), lanes, torch.device("cpu"))
 
 
 def a_system(monkeypatch, path, files):
     """Fake Linux's memory files in a folder; sizes in kB and bytes as there, 8 GiB in all."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**21, "SC_PAGE_SIZE": 2**12}.get)
-    monkeypatch.setattr(build, "_PROC", path / "proc")
-    monkeypatch.setattr(build, "_CGROUPS", path / "cgroup")
+    monkeypatch.setattr(assemble, "_PROC", path / "proc")
+    monkeypatch.setattr(assemble, "_CGROUPS", path / "cgroup")
     for name, text in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(text)
@@ -704,14 +711,14 @@ LIMITED = {
 @pytest.mark.parametrize("files", LIMITED.values(), ids=LIMITED)
 def test_the_memory_of_a_process_is_that_of_its_control_groups(monkeypatch, tmp_path, files):
     a_system(monkeypatch, tmp_path, MEMINFO | files)
-    assert build.memory(torch.device("cpu")) == (2 * GB, 4 * GB)
+    assert assemble.memory(torch.device("cpu")) == (2 * GB, 4 * GB)
 
 
 def test_the_memory_of_a_process_without_limits(monkeypatch, tmp_path):
     a_system(monkeypatch, tmp_path, MEMINFO | {"proc/self/cgroup": "0::/\n"})
-    assert build.memory(torch.device("cpu")) == (3 * GB, 8 * GB)
+    assert assemble.memory(torch.device("cpu")) == (3 * GB, 8 * GB)
     a_system(monkeypatch, tmp_path / "elsewhere", {})  # as on another system
-    assert build.memory(torch.device("cpu")) == (8 * GB, 8 * GB)
+    assert assemble.memory(torch.device("cpu")) == (8 * GB, 8 * GB)
 
 
 def a_gpu(monkeypatch, free, total, reserved=0, allocated=0):
@@ -724,40 +731,40 @@ def a_gpu(monkeypatch, free, total, reserved=0, allocated=0):
 def test_the_memory_of_a_gpu_that_others_use(monkeypatch):
     """Memory that torch has reserved but does not use counts as free."""
     device = a_gpu(monkeypatch, 3 * GB, 80 * GB, reserved=2 * GB, allocated=GB)
-    assert build.memory(device) == (4 * GB, 80 * GB)
+    assert assemble.memory(device) == (4 * GB, 80 * GB)
 
 
 def test_lanes_are_compared_with_what_is_free(monkeypatch, made):
     """On a GPU that another process has filled; not by a hair, as what is free changes."""
-    needed = build.state_bytes(made.program, 2**12)
-    assert build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed, 80 * GB)) == needed
-    build.check_memory(made.program, 2**12, a_gpu(monkeypatch, int(0.95 * needed), 80 * GB))
+    needed = assemble.state_bytes(made.program, 2**12)
+    assert assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed, 80 * GB)) == needed
+    assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, int(0.95 * needed), 80 * GB))
     free, needs = f"{needed / 2e9:,.1f} GB of free memory", f"got 4096 seeds that need {needed / 1e9:,.1f} GB"
     said = rf"expected seeds that fit in {free} \(85.9 GB in total\), {needs}"
     with pytest.raises(ValueError, match=said):
-        build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed // 2, 80 * GB))
+        assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed // 2, 80 * GB))
     with pytest.raises(ValueError, match="expected seeds that fit"):
-        build.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
+        assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
 
 
 def test_the_partition_of_a_compiled_run_is_recorded():
     settings = Settings(seeds=6, device="cpu")
-    expected = compile.partition(build.program(settings), 6, torch.get_num_threads())._asdict()
-    assert runs._partition(settings) == (expected if cpu_groups.supported(torch.device("cpu")) else None)
-    assert runs._partition(dataclasses.replace(settings, compile=False)) is None
+    expected = compile.partition(assemble.program(settings), 6, torch.get_num_threads())._asdict()
+    assert run_folder._partition(settings) == (expected if cpu_groups.supported(torch.device("cpu")) else None)
+    assert run_folder._partition(dataclasses.replace(settings, compile=False)) is None
 
 
 def test_parameters_are_read_as_they_were_saved(made, copy):
-    params = tree.map(lambda x: x + 1, runs.read_params(made.path))
-    runs.save_params(copy, made.settings, params)
-    asserts.assert_trees_equal(params, runs.read_params(copy))
+    params = tree.map(lambda x: x + 1, run_folder.read_params(made.path))
+    run_folder.save_params(copy, made.settings, params)
+    asserts.assert_trees_equal(params, run_folder.read_params(copy))
 
 
 def test_a_comparison_has_a_panel_an_environment(made, tmp_path):
-    run = runs.read(made.path)
+    run = run_folder.read(made.path)
     other = dataclasses.replace(run, path=tmp_path / "other", settings=dataclasses.replace(run.settings, env="acrobot"))
-    runs.comparison(tmp_path / "two.png", [run, dataclasses.replace(run, path=tmp_path / "same")])
-    runs.comparison(tmp_path / "panels.png", [run, other])
+    run_folder.comparison(tmp_path / "two.png", [run, dataclasses.replace(run, path=tmp_path / "same")])
+    run_folder.comparison(tmp_path / "panels.png", [run, other])
     areas = []
     for name in ("two.png", "panels.png"):
         with Image.open(tmp_path / name) as picture:
@@ -768,14 +775,14 @@ def test_a_comparison_has_a_panel_an_environment(made, tmp_path):
 def test_the_commit_is_that_of_the_checkout():
     checkout = Path(fdqn.__file__).parents[1]
     done = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    commit = runs.git_commit()
+    commit = run_folder.git_commit()
     assert commit is None if done.returncode else done.stdout.startswith(commit.rstrip("+"))
 
 
 def test_an_export_is_one_lane_of_what_was_trained(made, tmp_path):
-    written = export.write(runs.read(made.path), SEEDS[1], tmp_path / "one.pt")
+    written = export.write(run_folder.read(made.path), SEEDS[1], tmp_path / "one.pt")
     given = torch.load(tmp_path / "one.pt", weights_only=True)
-    asserts.assert_trees_equal(tree.index(runs.read_params(made.path), 1), given)
+    asserts.assert_trees_equal(tree.index(run_folder.read_params(made.path), 1), given)
     assert written["bytes"] == (tmp_path / "one.pt").stat().st_size
 
 
@@ -795,13 +802,13 @@ def test_a_network_that_read_bytes_undivided_is_refused(tmp_path, monkeypatch):
     gymnasium.register("Bytes-v0", entry_point=Bytes, max_episode_steps=5)
     try:
         settings = Settings(env="gym:Bytes-v0", out=str(tmp_path / "run"), seeds=1)
-        path = runs.create(settings)
-        runs.plan(path)
+        path = run_folder.create(settings)
+        run_folder.plan(path)
         config = json.loads((path / "config.json").read_text())
         config["versions"]["fdqn"] = "0.1.0"
         (path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=r"run: expected bytes divided by 255, .* of fdqn 0\.1\.0; train it again"):
-            runs.plan(path)
+            run_folder.plan(path)
     finally:
         gymnasium.registry.pop("Bytes-v0")
 
@@ -810,6 +817,6 @@ def test_the_limit_of_a_run_leaves_failed_seeds_out(tmp_path):
     """A seed whose environment broke at once ends no episode; with it the limit would be the longest there is."""
     rows = ["step,seed,updates,episodes", "5000,0,10,100", "5000,1,0,0", "10000,0,20,200", "10000,1,0,0"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
-    steps, episodes = runs._read_episodes(tmp_path / "metrics.csv")
+    steps, episodes = run_folder._read_episodes(tmp_path / "metrics.csv")
     assert steps.tolist() == [5000, 10000]
     assert episodes.tolist() == [[100], [200]]

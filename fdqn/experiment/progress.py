@@ -5,7 +5,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from fdqn import events
+from fdqn.experiment import events
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -14,11 +14,12 @@ from typing import Any, Literal, get_args
 import torch
 from rich.console import Console
 
-from fdqn import check, compile, events, process, session, training
-from fdqn.events import OnEvent
-from fdqn.progress import Display, stopped_text
-from fdqn.runs import Run, interval_text
-from fdqn.settings import PRESETS, Preset, Settings
+from fdqn import check, compile, training
+from fdqn.experiment import events, process, session
+from fdqn.experiment.events import OnEvent
+from fdqn.experiment.progress import Display, stopped_text
+from fdqn.experiment.run_folder import Run, interval_text
+from fdqn.experiment.settings import PRESETS, Preset, Settings
 
 EVERY = 5.0
 """Seconds between two lines of progress where there is neither a terminal nor a notebook."""
@@ -50,12 +51,12 @@ def train(
 
     Args:
         settings: all settings; or give those that differ from the defaults as keywords, with the names of the flags of
-            `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`; `fdqn.settings.Settings`
+            `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`; `fdqn.experiment.settings.Settings`
             documents them. The run folder `out` must not exist yet; by default it is a new one in `runs/`.
         preset: published settings that replace the defaults; needs `env`.
         progress: show progress: a bar on a terminal and in a notebook, elsewhere a line every few seconds on standard
             error.
-        on_event: receives the events of `fdqn.events`, in the thread of the run. An exception that it raises ends the
+        on_event: receives the events of `fdqn.experiment.events`, in the thread of the run. An exception that it raises ends the
             run and is raised here.
         stop: called between training iterations; the run ends early, with complete files, once it returns True.
 
@@ -118,7 +119,7 @@ def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[s
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in keywords.keys() - set(known):
         near = difflib.get_close_matches(name, [*known, "preset", "progress", "on_event", "stop"], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "see fdqn.settings.Settings"
+        hint = f"did you mean {near[0]!r}?" if near else "see fdqn.experiment.settings.Settings"
         raise TypeError(f"train: unknown setting {name!r}; {hint}")
     if preset is not None:
         if preset not in get_args(Preset):

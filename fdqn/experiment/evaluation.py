@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import build, check, compile, envs, events, runs, session, tree
-from fdqn.events import OnEvent
+from fdqn import check, compile, envs, tree
+from fdqn.experiment import assemble, events, run_folder, session
+from fdqn.experiment.events import OnEvent
+from fdqn.experiment.settings import Settings
 from fdqn.report import video
-from fdqn.settings import Settings
 from fdqn.training import evaluate
 from fdqn.types import Network, Params
 
@@ -82,29 +83,29 @@ def load(
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
-    run = runs.trained(path, checkpoint, env)
+    run = run_folder.trained(path, checkpoint, env)
     name, settings = env or run.settings.env, run.settings
-    network = build.network(settings)
+    network = assemble.network(settings)
     found = envs.find(name)
     _check_env(name, found.spec, settings)
     if renders:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
         video.check_renders(name, found)
-    chosen, epsilon = _chosen(seeds, build.seeds(settings)), settings.evaluate_epsilon
-    to = build.device(dataclasses.replace(settings, device=device or _own_device(settings)))
+    chosen, epsilon = _chosen(seeds, assemble.seeds(settings)), settings.evaluate_epsilon
+    to = assemble.device(dataclasses.replace(settings, device=device or _own_device(settings)))
     compile.prepare_cuda(tf32=settings.tf32 and to.type == "cuda")
-    lanes = [build.seeds(settings).index(seed) for seed in chosen]
+    lanes = [assemble.seeds(settings).index(seed) for seed in chosen]
     return Trained(
         name=name,
         env=found,
         network=network,
         params=tree.to(tree.index(run.params, lanes), to),
-        keys=build.keys(settings)[lanes],
+        keys=assemble.keys(settings)[lanes],
         seeds=chosen,
         failed=[seed for seed in run.failed if seed in chosen],
         step=run.step,
         episodes=settings.evaluate_episodes if episodes is None else episodes,
-        limit=evaluate_steps or runs.step_limit(path, settings, found.spec),
+        limit=evaluate_steps or run_folder.step_limit(path, settings, found.spec),
         epsilon=epsilon,
         fast=session.compiled_player(settings, found, network, epsilon) if compiling else None,
     )
@@ -156,7 +157,7 @@ def play(trained: Trained, on_event: OnEvent = events.ignore) -> Played:
         on_event(events.Notice(f"seed {trained.seeds[i]} was not played to the end: {error}"))
     on_event(events.Evaluated(trained.step, trained.name, played.returns.copy()))
     unfinished = (played.unfinished, played.limit)
-    return Played(played.returns, runs.returns_record(played.returns, trained.failed, trained.seeds, unfinished))
+    return Played(played.returns, run_folder.returns_record(played.returns, trained.failed, trained.seeds, unfinished))
 
 
 def film(trained: Trained, played: Played, on_event: OnEvent = events.ignore) -> tuple[bytes, video.Recording]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from fdqn.settings import Settings
+    from fdqn.experiment.settings import Settings
 
 
 class Prepared(NamedTuple):
