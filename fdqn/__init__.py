@@ -3,8 +3,8 @@
     run = fdqn.train(env="cartpole", seeds=16, steps=100_000)
 
 Parameters are plain dicts and state is tensors; `vmap`, `compile` and device placement are applied at the edge.
-`fdqn.train`, `fdqn.resume` and `fdqn.Run` are those of `fdqn.experiment.api` and `fdqn.experiment.run_folder`. Submodules load on first use, so
-that `fdqn --help` does not import torch.
+`fdqn.train`, `fdqn.resume` and `fdqn.Run` are those of `fdqn.experiment.api` and `fdqn.experiment.run_folder`.
+Submodules load on first use, so that `fdqn --help` does not import torch.
 
 .. include:: README.md
 """

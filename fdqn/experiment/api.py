@@ -51,13 +51,13 @@ def train(
 
     Args:
         settings: all settings; or give those that differ from the defaults as keywords, with the names of the flags of
-            `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`; `fdqn.experiment.settings.Settings`
-            documents them. The run folder `out` must not exist yet; by default it is a new one in `runs/`.
+            `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`;
+            `fdqn.experiment.settings.Settings` documents them. The run folder `out` must not exist yet; by default it is a new one in `runs/`.
         preset: published settings that replace the defaults; needs `env`.
         progress: show progress: a bar on a terminal and in a notebook, elsewhere a line every few seconds on standard
             error.
-        on_event: receives the events of `fdqn.experiment.events`, in the thread of the run. An exception that it raises ends the
-            run and is raised here.
+        on_event: receives the events of `fdqn.experiment.events`, in the thread of the run. An exception that it raises
+            ends the run and is raised here.
         stop: called between training iterations; the run ends early, with complete files, once it returns True.
 
     Raises:

@@ -26,9 +26,9 @@ def write(
     """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
     `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
 
-    It is of the end of the run, or of a `checkpoint` as `run_folder.trained` takes it. Raises ValueError for a seed that was
-    not trained or has failed, a prefix that cannot be, another ending, and a place where nothing can be written; no
-    part of a file is left.
+    The parameters are those of the end of the run, or of a `checkpoint` as in `run_folder.trained`. Raises ValueError
+    for a seed that was not trained or has failed, a prefix without its dot, another ending of `out`, and a file that
+    cannot be written; no partial file is left.
     """
     path = run.path if isinstance(run, run_folder.Run) else run
     trained = run_folder.trained(path, checkpoint, env)
