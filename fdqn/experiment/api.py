@@ -52,7 +52,8 @@ def train(
     Args:
         settings: all settings; or give those that differ from the defaults as keywords, with the names of the flags of
             `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`;
-            `fdqn.experiment.settings.Settings` documents them. The run folder `out` must not exist yet; by default it is a new one in `runs/`.
+            `fdqn.experiment.settings.Settings` documents them. The run folder `out` must not exist yet; by default it
+            is a new one in `runs/`.
         preset: published settings that replace the defaults; needs `env`.
         progress: show progress: a bar on a terminal and in a notebook, elsewhere a line every few seconds on standard
             error.
