@@ -130,7 +130,7 @@ def test_eval_plays_a_checkpoint(made, run, capsys):
 
 def test_a_video_is_of_the_checkpoint(made, run, monkeypatch):
     drawn = []
-    monkeypatch.setattr(video, "draw", lambda *given: drawn.append(given) or pytest.skip("drawn"))
+    monkeypatch.setattr(video, "draw", lambda *given, **how: drawn.append(given) or pytest.skip("drawn"))
     with pytest.raises(pytest.skip.Exception):
         cli.main(["eval", "run", "--checkpoint", "200", "--seed", "7", "5", "--episodes", "2", "--video", "a.gif"])
     _, _, _, params, _, seeds, returns, *_ = drawn[0]

@@ -15,7 +15,6 @@ from fdqn import compile as edge
 from fdqn.compile import aot, cpu_groups, dynamo, engines, graph, private, toolchain, verify
 from fdqn.experiment import assemble, run_folder
 from fdqn.experiment.settings import Settings, from_json, to_json
-from fdqn.ops import losses
 from fdqn.testing import asserts, examples, programs
 
 CPU = torch.device("cpu")
@@ -65,7 +64,6 @@ def test_an_engine_computes_what_eager_execution_does(engine, name, compiles, mo
     """Updates, or whole iterations: over lanes, in place, compiled once, also after hyper-parameters have changed."""
     monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
     program = examples.program(network=written((4,), (8,), 2))
-    program = program._replace(loss=partial(program.loss.func, program.network.apply, losses.squared))
     step = partial(getattr(training, name), program)
     state = programs.advance(program, training.init(program, *examples.lanes(2)), 4)
     fast, slow = edge.scan_vmapped(step, one_group, engine=engine), training.scan(vmap(step))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fdqn import compile, envs, networks, random, tree
+from fdqn.compile import graph
 from fdqn.envs import episode
 from fdqn.envs.host import gymnasium as gym
 from fdqn.experiment import assemble
@@ -551,12 +552,12 @@ def test_a_step_is_compiled_once(monkeypatch, name):
     made = []
 
     def eager(f, args):
-        traced, answer = compile._traced(f, args)
+        traced, answer = graph.trace(f, args)
         made.append(name)
-        return compile._Graph(lambda *tensors: traced(*tensors), answer)
+        return graph.Graph(lambda *tensors: traced(*tensors), answer)
 
     monkeypatch.setattr(evaluate, "_COMPILE_AFTER", 0)
-    monkeypatch.setattr(compile, "_graph", eager)
+    monkeypatch.setattr(graph, "compile_graph", eager)
     program = assemble.program(Settings(env=name))
     params = program.network.init(random.fold_in(KEYS, streams.NETWORK))
     player = compile.player(program.env, program.network)

@@ -117,7 +117,7 @@ LIES = {
     "metrics.failed": -9,
     "metrics.episodes": 10**9,
     "learner.updates": 10**9,
-    "replay.added": 2**63 - 2,
+    "buffer.added": 2**63 - 2,
     "cycle": 1,
     "emptied": 10**9,
     "key": 5,

@@ -176,7 +176,7 @@ def test_a_stale_mask_is_detected(monkeypatch):
 def batch(where):
     """Return rows of one seed's replay that include both kinds of ends."""
     rows = tree.index(collected(where, steps=3), 0)
-    rows = replay.sample(rows, random.bits(random.key(1), (256,)))
+    rows = replay.ring.sample(rows, random.bits(random.key(1), (256,))).batch
     ends = rows.discount == 0
     assert 20 < ends.sum() < 100
     assert torch.equal(rows.next_legal.any(-1), ~ends)

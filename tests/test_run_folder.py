@@ -50,16 +50,11 @@ SEEDS = (11, 12, 13)
 
 def finish(path, settings, report, started, twin=None):
     """End a run as `session.train` does: play the trained seeds and write the results."""
-    cut, params = [], report.state.learner.params
-    final = evaluate.greedy(
-        envs.find(settings.env),
-        assemble.network(settings),
-        params,
-        report.state.key,
-        cut=lambda *told: cut.append(told),
-    )
-    twin = None if twin is None else run_folder.Episodes(twin, None)
-    return run_folder.finish(path, settings, report, started, run_folder.Episodes(final, cut[-1]), twin)
+    network, params = assemble.network(settings), report.state.learner.params
+    final = evaluate.greedy(envs.find(settings.env), network, params, report.state.key)
+    if twin is not None:
+        twin = evaluate.not_played(*twin.shape)._replace(returns=twin)
+    return run_folder.finish(path, settings, report, started, final, twin)
 
 
 class Made:

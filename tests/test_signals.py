@@ -263,7 +263,6 @@ def test_a_signal_before_anything_was_trained(tmp_path, capsys, monkeypatch):
 
 def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monkeypatch):
     """In a world `learn` is compiled after all steps of a cycle but one: nothing could go on from there."""
-    from fdqn import worlds
 
     def compiled(*given):
         def learn(*state):
@@ -276,7 +275,7 @@ def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monke
     original, path = host.vmapped, tmp_path / "run"
     words = "--env gym:CartPole-v1 --steps-per-cycle 2 --num-envs 2"
     with monkeypatch.context() as patched:
-        patched.setattr(worlds, "vmapped", compiled)
+        patched.setattr(host, "vmapped", compiled)
         assert cli.main(["train", *TINY, *words.split(), "--out", str(path)]) == 143
     assert "Traceback" not in capsys.readouterr().err
     assert checkpoints(path) == []

@@ -16,7 +16,7 @@ from fdqn.envs.classic import cartpole
 from fdqn.experiment import assemble
 from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
-from fdqn.training import loop, metrics, streams
+from fdqn.training import host, loop, metrics, streams
 from fdqn.types import Network
 
 
@@ -748,9 +748,11 @@ def test_programs_can_be_pickled(name):
     hyper, keys = training.hyper(2), random.key([0, 1])
     after = []
     for each in (program, again):
-        functions = training.vmapped(each)
-        state = training.init(each, hyper, keys)
-        after.append(functions.cycle(state, functions.noise(keys, 0, 1)))
+        state, noise = training.init(each, hyper, keys), training.noise(each, keys, 0, 1)
+        if envs.on_host(each.env):
+            after.append(host.vmapped(each).choose(state, host.interaction(noise, 0)))
+        else:
+            after.append(training.vmapped(each).cycle(state, noise))
     asserts.assert_trees_equal(*after)
 
 
