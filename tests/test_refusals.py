@@ -343,7 +343,8 @@ ROWS = [
      "legal_t: expected torch.bool, got torch.float32"),
     ("td.q_learning_target", given(REWARD, DISCOUNT, Q_T, LEGAL[:, :2]), ValueError,
      "legal_t: expected shape [... A] with A = 3, got [4, 2]"),
-    ("td.q_learning_target", given(REWARD, DISCOUNT, Q_T, Q), TypeError, "legal: expected torch.bool, got torch.float32"),
+    ("td.q_learning_target", given(REWARD, DISCOUNT, Q_T, Q), TypeError,
+     "legal: expected torch.bool, got torch.float32"),
     ("td.double_q_learning_target", given(REWARD, DISCOUNT, Q_T, LEGAL, LEGAL), TypeError,
      "q_t_selector: expected a floating-point dtype, got torch.bool"),
     ("losses.squared", given(ACTION), TypeError, "delta: expected a floating-point dtype, got torch.int64"),
@@ -1242,7 +1243,6 @@ WITHOUT = {
     "ring.size": "counts",
     "ring.bounds": "reads a state",
     "replay.transition": "puts together; `replay.ring.add` refuses",
-    "ring.transition": "is `replay.transition`",
     "run_folder.differences": "reads what `plan` has checked",
     "history.failed_seeds": "reads a report of `training.run`",
     "settings.with_defaults": "is part of `from_json`, which refuses",
@@ -1463,7 +1463,18 @@ def assert_refused(call, args, words, error, says):
     assert torch.equal(generator, torch.get_rng_state()), "a number was drawn"
 
 
-WITH_FILES = ("checkpoint", "files", "history", "runs", "export", "plots", "api", "session", "evaluation")
+WITH_FILES = (
+    "checkpoint",
+    "files",
+    "history",
+    "results",
+    "run_folder",
+    "export",
+    "plots",
+    "api",
+    "session",
+    "evaluation",
+)
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
 
 

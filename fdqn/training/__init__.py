@@ -1,6 +1,6 @@
 """Training of many seeds: state, training iteration, metrics, the loop, and the algorithms that learn in it."""
 
-from fdqn.training import host, off_policy, on_policy
+from fdqn.training import evaluate, host, off_policy, on_policy
 from fdqn.training.config import Config, hyper
 from fdqn.training.draws import (
     bits_per_cycle,
@@ -53,7 +53,7 @@ __all__ = [
     "CAUSES", "Cadence", "Clock", "Config", "Functions", "Interaction", "Metrics", "MetricsSnapshot", "Noise",
     "Program", "Report", "Stopped", "TrainState", "UpdateNoise", "act", "bits_per_cycle", "cadence", "check_cycle",
     "check_program", "collect", "count_episodes", "count_update", "cycle", "cycle_keys", "cycle_numbers", "draw",
-    "draw_numbered", "epsilon", "example_update", "host", "hyper", "init", "interact", "interactions", "learn",
-    "noise", "observe", "off_policy", "on_policy", "policy", "random_steps", "run", "scan", "snapshot", "sync",
-    "update", "updates", "vmapped",
+    "draw_numbered", "epsilon", "evaluate", "example_update", "host", "hyper", "init", "interact", "interactions",
+    "learn", "noise", "observe", "off_policy", "on_policy", "policy", "random_steps", "run", "scan", "snapshot",
+    "sync", "update", "updates", "vmapped",
 ]  # fmt: skip
