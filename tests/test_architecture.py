@@ -318,7 +318,7 @@ def test_the_kit_says_what_it_offers(path):
     assert offered <= set(dir(importlib.import_module(f"fdqn.testing.{path.stem}")))
 
 
-@pytest.mark.parametrize("name", ["agents", "asserts", "laws", "programs", "variants"])
+@pytest.mark.parametrize("name", ["agents", "algorithms", "asserts", "laws", "programs", "variants"])
 def test_every_law_and_assertion_holds_for_something_and_rejects_a_planted_bug(name):
     offered, _ = public(parsed(ROOT / "testing" / f"{name}.py"))
     rejecting, holding = held(parsed(TESTS / f"test_{name}.py"))

@@ -39,7 +39,7 @@ An example, in which your components replace those of fdqn:
 import importlib
 from typing import Any
 
-__all__ = ["agents", "asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
+__all__ = ["agents", "algorithms", "asserts", "examples", "laws", "probes", "programs", "strategies", "variants"]
 
 
 def __getattr__(name: str) -> Any:
