@@ -10,10 +10,11 @@ Submodules load on first use, so that `fdqn --help` does not import torch.
 """
 
 import importlib
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or "pdoc" in sys.modules:  # pdoc documents what a module holds, and does not call `__getattr__`
     from fdqn.experiment.api import resume, train
     from fdqn.experiment.run_folder import Run
 

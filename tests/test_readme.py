@@ -99,9 +99,18 @@ def missing(code):
 @pytest.mark.parametrize("page", [pytest.param("README.md", marks=moved), "fdqn/README.md", "benchmarks/README.md"])
 def test_functions_in_text_exist(page):
     """`losses.huber` in a text or a table is a name of the module `fdqn.ops.losses`, and so for every module."""
-    spans = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page].split("| 0.1 | 0.2 |")[0]))
+    spans = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page].split("## Changes in 0.2")[0]))
     named = {f"fdqn.{module}.{name}" for module, name in re.findall(r"(?<![\w./])(\w+)\.((?!py\b)[a-z]\w*)", spans)}
     assert [name for name in sorted(named) if name.split(".")[1] in fdqn.__all__ and not exists(name)] == []
+
+
+def test_names_of_the_release_note_exist():
+    """In the tables of what moved and what was renamed, the names of 0.2 are relative to `fdqn`."""
+    changes = README.split("## Changes in 0.2")[1]
+    new = " ".join(row.split(" | ")[-1] for row in re.findall(r"^\| `.*", changes, re.M))
+    names = {f"fdqn.{name}" for name in re.findall(r"(?<![\w.])(?!fdqn\.|agent\.|losses\.)(\w+(?:\.\w+)+)", new)}
+    assert len(names) > 80
+    assert sorted(name for name in names if not exists(name)) == []
 
 
 @pytest.mark.parametrize("code", checked_blocks())

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from fdqn.experiment.settings import Settings
 
-    from fdqn.experiment.settings import Settings
+if TYPE_CHECKING:  # numpy is slow to import; pdoc finds it by its full name
+    import numpy
+    import numpy.typing
 
 
 class Prepared(NamedTuple):
     """The settings fit together and the memory of all seeds is allocated. Nothing is written yet."""
 
-    settings: "Settings"
+    settings: Settings
     device: str
     state_bytes: int
     """Bytes of all seeds: parameters, optimizer state, replay, and activations of an update."""
@@ -36,7 +36,7 @@ class Started(NamedTuple):
     """The run folder exists and is locked against other writers."""
 
     path: Path
-    settings: "Settings"
+    settings: Settings
     step: int
     """Environment steps per seed already taken: 0, or those of the checkpoint from which the run continues."""
     steps: int
@@ -84,7 +84,7 @@ class Evaluated(NamedTuple):
     step: int
     """Environment steps per seed that the evaluated parameters were trained for."""
     env: str
-    returns: "NDArray[np.float64]"
+    returns: "numpy.typing.NDArray[numpy.float64]"
     """[S, episodes], NaN where an environment failed."""
 
 
@@ -97,19 +97,19 @@ class Reported(NamedTuple):
     """Planned environment steps per seed."""
     seconds: float
     """Wall-clock seconds since the start of the run, earlier processes included."""
-    updates: "NDArray[np.int64]"
+    updates: "numpy.typing.NDArray[numpy.int64]"
     """Updates since the start."""
-    episodes: "NDArray[np.int64]"
+    episodes: "numpy.typing.NDArray[numpy.int64]"
     """Episodes that have ended since the start."""
-    returns: "NDArray[np.float64]"
+    returns: "numpy.typing.NDArray[numpy.float64]"
     """Mean return of the training episodes that ended."""
-    loss: "NDArray[np.float64]"
-    q: "NDArray[np.float64]"
+    loss: "numpy.typing.NDArray[numpy.float64]"
+    q: "numpy.typing.NDArray[numpy.float64]"
     """Mean value of the actions in the batches."""
-    grad_norm: "NDArray[np.float64]"
+    grad_norm: "numpy.typing.NDArray[numpy.float64]"
     """Mean gradient norm before clipping."""
-    epsilon: "NDArray[np.float64]"
-    failed: "NDArray[np.bool_]"
+    epsilon: "numpy.typing.NDArray[numpy.float64]"
+    failed: "numpy.typing.NDArray[numpy.bool_]"
     updates_per_second: float
     """Updates of all seeds per second of learning so far; NaN before the first."""
 
