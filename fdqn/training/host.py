@@ -22,7 +22,7 @@ from fdqn.training import iteration, streams, transfer
 from fdqn.training.draws import noise as draw_noise
 from fdqn.training.loop import Stopped
 from fdqn.training.state import CAUSES, Functions, Interaction, Noise, Program, TrainState
-from fdqn.types import Answer
+from fdqn.types import HostStep
 
 SWITCH = 1e-5  # s
 
@@ -32,8 +32,8 @@ class Parts(NamedTuple):
 
     noise: Callable[[Any, int, int], Noise]
     choose: Callable[[TrainState, Interaction], TrainState]
-    store: Callable[[TrainState, Answer], TrainState]
-    finish: Callable[[TrainState, Answer], TrainState]
+    store: Callable[[TrainState, HostStep], TrainState]
+    finish: Callable[[TrainState, HostStep], TrainState]
     learn: Callable[[TrainState, Noise], Callable[[], TrainState]]
     """Starts the updates; the function that it returns waits for the state, which nobody may write before."""
     sync: Callable[[TrainState], TrainState]
@@ -45,7 +45,7 @@ def choose(program: Program, state: TrainState, noise: Interaction) -> TrainStat
     return state._replace(env_state=iteration.act(program, state, noise._replace(number=0)))
 
 
-def store(program: Program, state: TrainState, answer: Answer) -> TrainState:
+def store(program: Program, state: TrainState, answer: HostStep) -> TrainState:
     """Store the result of the chosen actions. A seed whose environments are broken learns no more."""
     state = iteration.observe(program, state, state.env_state, answer.step, answer.valid, answer.life_lost)
     metrics = state.metrics
@@ -58,7 +58,7 @@ def store(program: Program, state: TrainState, answer: Answer) -> TrainState:
     )
 
 
-def finish(program: Program, state: TrainState, answer: Answer) -> TrainState:
+def finish(program: Program, state: TrainState, answer: HostStep) -> TrainState:
     """`store` the result of the last step of a training iteration."""
     return store(program, state, answer)._replace(cycle=state.cycle + 1)
 
@@ -100,7 +100,7 @@ def functions(program: Program, env: Any, parts: Parts) -> Functions:
         state = parts.choose(state, interaction(noise, i))
         return state, download(state.key.device)(state.env_state)
 
-    def answered(state: TrainState, actions: NDArray[Any]) -> Answer:
+    def answered(state: TrainState, actions: NDArray[Any]) -> HostStep:
         return tree.map(lambda x: x.unsqueeze(0), upload(state.key.device)(env.step(actions)))
 
     def steps(state: TrainState, noise: Noise) -> tuple[TrainState, NDArray[Any]]:
