@@ -157,7 +157,7 @@ def test_bits_of_another_dtype_are_refused_also_under_vmap(f, dtype):
     """int32 bits gave the indices -1 and 0 of 1000, uint8 bits only 0."""
     words = random.bits(random.key(0), (8,)).to(dtype)
     for call in (f, torch.func.vmap(f)):
-        with pytest.raises(TypeError, match=f"^words: expected torch.int64, got {dtype}"):
+        with pytest.raises(TypeError, match=f"^bits: expected torch.int64, got {dtype}"):
             call(words)
 
 

@@ -352,7 +352,7 @@ def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, action
 def _check(network: Network, params: Params, keys: Tensor, episodes: int, epsilon: float) -> None:
     check.kind("network", network, Network)
     check.count("episodes", episodes, 1)
-    check.share("epsilon", epsilon)
+    check.fraction("epsilon", epsilon)
     check.shapes("keys[S 2]", keys)
     check.integer("keys", keys)
     if (lanes := check.length("params", params)) != keys.shape[0]:

@@ -154,7 +154,7 @@ def soft_copy(learner: Learner, tau: Tensor) -> Learner:
     Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971. Raises ValueError for a tau outside [0, 1].
     """
     check.kind("learner", learner, Learner)
-    check.share("tau", tau)
+    check.fraction("tau", tau)
     return learner._replace(target_params=tree.lerp(learner.target_params, learner.params, tau))
 
 

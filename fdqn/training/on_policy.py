@@ -74,7 +74,7 @@ def algorithm(
     check.kind("config", config, Config)
     check.kind("agent", agent, Agent)
     check.function("optimizer", optimizer)
-    check.share("lambda_", lambda_)
+    check.fraction("lambda_", lambda_)
     _check_sizes(config)
     return Algorithm(
         config=config,
@@ -94,7 +94,7 @@ def permutations(bits: Tensor, rows: int) -> Tensor:
     Shapes: bits [..., n, B] int64, n * B a multiple of `rows`; result the same.
     """
     check.shapes("bits[... n B]", bits)
-    check.words("bits", bits)
+    check.bits("bits", bits)
     check.count("rows", rows, 1)
     if (count := bits.shape[-2] * bits.shape[-1]) % rows:
         raise ValueError(f"bits: expected a multiple of {rows} of them, got {count}")
