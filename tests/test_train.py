@@ -410,7 +410,7 @@ def test_soft_copies_come_at_every_update():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WORDS_PER_DRAW", w) for w in (1, 400, 10**9)]
+    [("BITS_PER_DRAW", w) for w in (1, 400, 10**9)]
     + [(n, v) for n in ("CYCLES_PER_DRAW", "CYCLES_PER_CALL") for v in (1, 3, 7)],
 )
 @pytest.mark.parametrize("done", [0, 5])
