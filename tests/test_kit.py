@@ -243,7 +243,7 @@ def test_a_program():
 def test_a_program_whose_seeds_are_initialized_alike():
     network = Network(lambda key: init_linear(torch.zeros_like(key)), apply_linear)
     started = partial(programs.trained, own_program(network), cycles=1, dtype=torch.float32)
-    with rejects(r"lane 1\['weight'\]: expected a change with its key, got none"):
+    with rejects(r"seed 1\['weight'\]: expected a change with its key, got none"):
         programs.lanes(started, *examples.lanes(3), lambda state: state.learner.params)
 
 

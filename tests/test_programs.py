@@ -43,11 +43,11 @@ def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
         lambda hyper, keys: training.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0
     )
     noise = shared_key(training.noise)
-    with rejects("lane 1 of 3"):
+    with rejects("seed 1 of 3"):
         programs.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
     monkeypatch.setattr(iteration, "noise", noise)
     monkeypatch.setattr(loop, "noise", noise)
-    with rejects("lane 1 of 3"):
+    with rejects("seed 1 of 3"):
         programs.lanes(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
 
 
@@ -55,21 +55,21 @@ def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
     program, (hyper, keys) = examples.program(), examples.lanes(3)
     network = program.network
     same_start = examples.program(network=network._replace(init=lambda key: network.init(key * 0)))
-    with rejects(r"lane 1\[.0.weight.\]: expected a change with its key"):
+    with rejects(r"seed 1\[.0.weight.\]: expected a change with its key"):
         programs.lanes(
             lambda hyper, keys: training.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
         )
     same = [0, 1, 0]
-    with rejects("lanes 0 and 2.*expected them to differ"):
+    with rejects("seeds 0 and 2.*expected them to differ"):
         programs.lanes(lambda hyper, keys: random.bits(keys, (4,)), tree.index(hyper, same), keys[same], atol=0, rtol=0)
-    with rejects("lane 1 of 3"):
+    with rejects("seed 1 of 3"):
         programs.lanes(lambda hyper, keys: random.normal(keys, (4,)).cumsum(0), hyper, keys)
 
     def mixed(hyper, keys):  # invisible alone, and in floats that tolerance forgives
         x = random.normal(keys, (4,), torch.float64)
         return x + 1e-13 * (x - x.mean(0)) * (len(x) > 1)
 
-    with rejects("lanes whose key did not change"):
+    with rejects("seeds whose key did not change"):
         programs.lanes(mixed, hyper, keys)
 
 
@@ -111,7 +111,7 @@ def test_metrics_plants(monkeypatch, change, match):
 def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
     right = training.count_episodes
     monkeypatch.setattr(metrics, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
-    with rejects("lane 0, running: "):
+    with rejects("seed 0, running: "):
         programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
 
 
