@@ -117,7 +117,7 @@ POLES, _ = CARTPOLE.reset(floats(12, 3, 4).sigmoid())
 BALLS, _ = CATCH.reset(floats(13, 3, 1).sigmoid())
 NOISE_4, PUSH = floats(14, 3, 4).sigmoid(), torch.tensor([0, 1, 0])
 PROGRAM, TWO_ENVS = examples.program(), examples.program(num_envs=2)
-HYPERS, KEYS = examples.lanes(2)
+HYPERS, KEYS = examples.seeds(2)
 STATE = training.init(PROGRAM, HYPERS, KEYS)
 LANE = tree.index(STATE, 0)
 NOISES = training.noise(PROGRAM, KEYS, 0, 1)
@@ -1166,7 +1166,7 @@ ROWS = [
     ("testing.asserts.assert_compiles_once", given(sames), AssertionError,
      "calls: expected a tuple of arguments for each, got none"),
     ("testing.laws.semi_gradient", given(sames, Q, held=[5]), AssertionError, "held: expected some of [0], got [5]"),
-    ("testing.examples.lanes", given(0), ValueError, "seeds: expected at least 1, got 0"),
+    ("testing.examples.seeds", given(0), ValueError, "seeds: expected at least 1, got 0"),
     ("testing.examples.program", given(batch_size=50), ValueError,
      "batch_size: expected at most capacity = 40, got 50"),
     ("testing.programs.trained", given(PROGRAM, HYPERS, KEYS, 0), ValueError, "steps: expected at least 1, got 0"),

@@ -16,7 +16,7 @@ from fdqn.experiment import assemble
 from fdqn.training import off_policy
 from fdqn.types import Agent, Env, Hyper, Network, Optimizer, Params, Sample, Transition
 
-__all__ = ["lanes", "params", "program", "sample"]
+__all__ = ["params", "program", "sample", "seeds"]
 
 
 def program(
@@ -49,7 +49,7 @@ def program(
     return training.Program(env, algorithm)
 
 
-def lanes(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
+def seeds(count: int, seed: int = 0) -> tuple[Hyper, Tensor]:
     """Make hyper-parameters and keys of `count` seeds that differ in every hyper-parameter."""
     spread = torch.linspace(0.0, 1.0, count).tolist()
     hyper = training.hyper(

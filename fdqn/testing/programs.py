@@ -17,7 +17,7 @@ from fdqn.testing.asserts import assert_trees_close, assert_trees_equal
 from fdqn.testing.leaves import copied
 from fdqn.types import Hyper, Step
 
-__all__ = ["advance", "chunks", "donated", "lanes", "metrics", "resumed", "trained"]
+__all__ = ["advance", "chunks", "donated", "metrics", "resumed", "seeds", "trained"]
 
 
 def advance(
@@ -34,13 +34,13 @@ def trained(
 ) -> training.TrainState:
     """Initialize seeds with floats in `dtype` and train them for `cycles` iterations.
 
-    This is the usual function to pass to `lanes`. If the state of the environment has a fixed floating-point dtype,
+    This is the usual function to pass to `seeds`. If the state of the environment has a fixed floating-point dtype,
     pass that dtype.
     """
     return advance(program, tree.cast(training.init(program, hyper, keys), dtype), cycles)
 
 
-def lanes(
+def seeds(
     f: Callable[[Hyper, Tensor], Any],
     hyper: Hyper,
     keys: Tensor,
@@ -53,7 +53,7 @@ def lanes(
     Seed i of many must equal seed i alone. A change of one key must change that seed and no other, bit for bit. No two
     seeds may be equal.
 
-        programs.lanes(partial(programs.trained, program), hyper, keys, distinct=lambda state: state.learner.params)
+        programs.seeds(partial(programs.trained, program), hyper, keys, distinct=lambda state: state.learner.params)
 
     Args:
         f: `f(hyper [S], keys [S, 2]) -> tree`, leaves [S, ...].
