@@ -1,7 +1,8 @@
-"""Static checks: shape, dtype and structure, one line each. They cost nothing in a compiled program.
+"""Argument checks: shapes, dtypes and structures. They cost nothing in a compiled program.
 
-Only `within`, `words`, `uniforms`, `some_legal` and `seen` read a tensor's values, and only outside of transforms and
-compilers, on a CPU. Inside, a step cannot stop for a number, and a GPU would be waited for.
+Only `within`, `bits`, `uniforms`, `some_legal` and `seen` read the values of a tensor, and only if values can be read:
+on a CPU, outside of transforms and compilers. A traced function cannot branch on values, and on a GPU it would
+have to wait for them.
 """
 
 from collections.abc import Sequence
@@ -16,16 +17,17 @@ STORED = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
 )  # fmt: skip
-"""The dtypes that replay and checkpoints take: PyTorch cannot write rows of the wider unsigned and of most others."""
+"""Dtypes that replay and checkpoints support. PyTorch cannot write rows of most others, such as uint32."""
 
 
 def shapes(spec: str, *tensors: Tensor) -> None:
-    """Hold tensors against a line such as `"q_tm1[... A] a_tm1[...] r_t[...]"`.
+    """Check the shapes of tensors against a specification such as `"q_tm1[... A] a_tm1[...] r_t[...]"`.
 
-    `...` stands for the same leading axes in every tensor, an integer for that size, a letter for one size throughout.
-    Nothing broadcasts, so a [B] beside a [B, 1] is caught. All tensors are on the device of the first.
+    `...` is any number of leading axes, equal in all tensors; the same letter is the same size everywhere; an
+    integer is that size. Nothing broadcasts, so [B] and [B, 1] do not match. All tensors must be on one device.
 
-    Raises TypeError for what is no tensor and ValueError for a shape or device that does not fit, naming the argument.
+    Raises TypeError for an argument that is not a tensor and ValueError for a wrong shape or device. The message names
+    the argument.
     """
     named = [entry.strip().split("[") for entry in spec.split("]")[:-1]]
     names, first = [name for name, _ in named], tensors[0]
@@ -36,7 +38,7 @@ def shapes(spec: str, *tensors: Tensor) -> None:
 
 
 def fit(names: Sequence[str], shapes: Sequence[str], tensors: Sequence[Tensor]) -> None:
-    """`shapes` of a line taken apart: the tensor called `names[i]` is `[shapes[i]]`."""
+    """Check shapes as `shapes` does, for a specification already split: `names[i]` has shape `[shapes[i]]`."""
     sizes: dict[str, int] = {}
     leading: tuple[int, ...] | None = None
     for name, dims, tensor in zip(names, shapes, tensors, strict=True):
@@ -84,18 +86,18 @@ def boolean(name: str, x: Tensor) -> None:
 def tensor(name: str, x: Any) -> None:
     """Raise TypeError unless `x` is a tensor."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {_called(x)}")
+        raise TypeError(f"{name}: expected a tensor, got {_type_name(x)}")
 
 
 def kind(name: str, x: Any, *expected: type) -> None:
     """Raise TypeError unless `x` is of one of these types."""
     if not isinstance(x, expected):
         names = ("None" if each is type(None) else each.__name__ for each in expected)
-        raise TypeError(f"{name}: expected {' or '.join(names)}, got {_called(x)}")
+        raise TypeError(f"{name}: expected {' or '.join(names)}, got {_type_name(x)}")
 
 
 def stored(name: str, x: Any) -> None:
-    """Raise TypeError, naming the leaf, unless all leaves are tensors of a dtype of `STORED`."""
+    """Raise TypeError, naming the leaf, unless all leaves are tensors with a dtype in `STORED`."""
     for path, leaf in zip(tree.paths(x), tree.leaves(x), strict=True):
         tensor(f"{name}{path}", leaf)
         if leaf.dtype not in STORED:
@@ -106,13 +108,13 @@ def stored(name: str, x: Any) -> None:
 
 
 def function(name: str, f: Any) -> None:
-    """Raise TypeError unless `f` can be called."""
+    """Raise TypeError unless `f` is callable."""
     if not callable(f):
-        raise TypeError(f"{name}: expected a function, got {_called(f)}")
+        raise TypeError(f"{name}: expected a function, got {_type_name(f)}")
 
 
 def count(name: str, x: Any, least: int = 0) -> None:
-    """Raise TypeError unless `x` is a Python integer, and ValueError for one below `least`."""
+    """Raise TypeError unless `x` is a Python integer, and ValueError if it is below `least`."""
     if isinstance(x, bool) or not isinstance(x, int):
         raise TypeError(f"{name}: expected an integer, got {x!r}")
     if x < least:
@@ -120,7 +122,7 @@ def count(name: str, x: Any, least: int = 0) -> None:
 
 
 def sizes(name: str, shape: Any, least: int = 0) -> None:
-    """Raise TypeError unless `shape` is a sequence of Python integers, and ValueError for one below `least`."""
+    """Raise TypeError unless `shape` is a sequence of Python integers, and ValueError if one is below `least`."""
     if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise TypeError(f"{name}: expected several integers, got {shape!r}")
     for size in shape:
@@ -128,7 +130,7 @@ def sizes(name: str, shape: Any, least: int = 0) -> None:
 
 
 def length(name: str, x: Any) -> int:
-    """The length of the first axis, which all leaves of `x` share. Raises ValueError where they share none."""
+    """Return the length of the first axis of all leaves of `x`. Raises ValueError if it is not the same for all."""
     leaves = tree.leaves(x)
     for leaf in leaves:
         tensor(name, leaf)
@@ -148,14 +150,16 @@ def broadcasts(name: str, x: Tensor, shape: Sequence[int]) -> None:
 
 
 def number(name: str, x: Any, below: float | None = None) -> None:
-    """Raise TypeError unless `x` is a Python number or a tensor [] of floats; ValueError for a tensor of another shape
-    and for a number that is negative, NaN or not `below`. A tensor's value is not read.
+    """Check that `x` is a Python number or a floating-point tensor [], at least 0 and less than `below`.
+
+    Raises TypeError for another type or dtype, and ValueError for a tensor of another shape or a number out of range or
+    NaN. The value of a tensor is not read.
     """
     if isinstance(x, Tensor):
         floating(name, x)
         if x.ndim:
             raise ValueError(
-                f"{name}: expected a number or a tensor [], got shape {list(x.shape)}; lanes go through vmap"
+                f"{name}: expected a number or a tensor [], got shape {list(x.shape)}; use vmap for several seeds"
             )
     elif isinstance(x, bool) or not isinstance(x, int | float):
         raise TypeError(f"{name}: expected a number or a tensor of floats, got {x!r}")
@@ -164,24 +168,24 @@ def number(name: str, x: Any, below: float | None = None) -> None:
         raise ValueError(f"{name}: expected {expected}, got {x}")
 
 
-def share(name: str, x: Any) -> None:
-    """Raise as `number` does, and ValueError for a number above 1."""
+def fraction(name: str, x: Any) -> None:
+    """Check that `x` is a number or tensor [] in [0, 1]. Raises as `number` does."""
     number(name, x)
     if not isinstance(x, Tensor) and x > 1:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {x}")
 
 
 def within(name: str, x: Tensor, size: int) -> None:
-    """Raise IndexError for an integer that is not in [0, size), where values lie open."""
-    # As int64: a size that the numbers' own dtype does not hold would wrap.
-    outside = _open((x.long() < 0) | (x.long() >= size)) if _may_be_open(x) else None
+    """Raise IndexError for an integer outside [0, size), if values can be read."""
+    # In int64, because a `size` that does not fit into the dtype of `x` would wrap.
+    outside = _readable((x.long() < 0) | (x.long() >= size)) if _is_readable(x) else None
     if outside is not None and outside.any():
         at = outside.nonzero()[0].tolist()
         raise IndexError(f"{name}{at or ''}: expected a number from 0 to {size - 1}, got {int(x[tuple(at)])}")
 
 
-def words(name: str, x: Tensor) -> None:
-    """Raise TypeError unless `x` is int64, and ValueError for a number outside [0, 2**32) that can be read."""
+def bits(name: str, x: Tensor) -> None:
+    """Raise TypeError unless `x` is int64, and ValueError for a value outside [0, 2**32), if it can be read."""
     integer(name, x)
     if x.dtype != torch.int64:
         raise TypeError(f"{name}: expected torch.int64, got {x.dtype}; draw random bits with random.bits")
@@ -189,22 +193,22 @@ def words(name: str, x: Tensor) -> None:
 
 
 def uniforms(name: str, u: Tensor) -> None:
-    """Raise TypeError unless `u` is floating, and ValueError for a number outside [0, 1) that can be read."""
+    """Raise TypeError unless `u` is floating-point, and ValueError for a value outside [0, 1), if it can be read."""
     floating(name, u)
     _inside(name, u, 1, "numbers in [0, 1)")
 
 
 def some_legal(name: str, legal: Tensor) -> None:
-    """Raise ValueError for a row [A] of flags without a true one, where values lie open."""
-    empty = _open(~legal.any(-1)) if _may_be_open(legal) else None
+    """Raise ValueError for a row of `legal` [..., A] without a legal action, if values can be read."""
+    empty = _readable(~legal.any(-1)) if _is_readable(legal) else None
     if empty is not None and empty.any():
         at = empty.nonzero()[0].tolist()
         raise ValueError(f"{name}{at or ''}: expected at least one legal action, got none")
 
 
 def seen(flags: Tensor) -> bool:
-    """Return whether any flag is true, where they can be read; False where they cannot."""
-    read = _open(flags) if _may_be_open(flags) else None
+    """Return True if values can be read and any flag is True."""
+    read = _readable(flags) if _is_readable(flags) else None
     return read is not None and bool(read.any())
 
 
@@ -224,7 +228,7 @@ def same(name: str, expected: Any, got: Any) -> None:
 
 
 def difference(expected: Any, got: Any) -> str:
-    """In what two trees of different structure differ: leaves, or else their order or what holds them."""
+    """Describe how two trees of different structure differ: by their leaves, or by the order and type of containers."""
     ours, theirs = tree.paths(expected), tree.paths(got)
     missing, extra = ([x for x in one if x not in other] for one, other in ((ours, theirs), (theirs, ours)))
     if missing or extra:
@@ -233,14 +237,14 @@ def difference(expected: Any, got: Any) -> str:
     return f"expected {nests[0]}, got {nests[1]}"
 
 
-def _called(x: Any) -> str:
-    """What a person would call `x`: a class by its own name, all else by its class's."""
+def _type_name(x: Any) -> str:
+    """Return the name of the type of `x`, or for a class 'the class' and its name."""
     return f"the class {x.__name__}" if isinstance(x, type) else type(x).__name__
 
 
 def _inside(name: str, x: Tensor, size: int, expected: str) -> None:
-    """Raise ValueError for a number outside [0, size) that can be read; NaN is outside."""
-    outside = _open(~((x >= 0) & (x < size))) if _may_be_open(x) else None
+    """Raise ValueError for a number outside [0, size) or NaN, if values can be read."""
+    outside = _readable(~((x >= 0) & (x < size))) if _is_readable(x) else None
     if outside is not None and outside.any():
         at = outside.nonzero()[0].tolist()
         raise ValueError(f"{name}{at or ''}: expected {expected}, got {x[tuple(at)].item()}")
@@ -251,12 +255,12 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling()
 
 
-def _may_be_open(x: Tensor) -> bool:
+def _is_readable(x: Tensor) -> bool:
     return not is_traced() and type(x) is Tensor and x.device.type == "cpu"
 
 
-def _open(flags: Tensor) -> Tensor | None:
-    """The flags, or nothing inside of a transform, which does not let them be read."""
+def _readable(flags: Tensor) -> Tensor | None:
+    """Return the flags, or None inside a transform, where their values cannot be read."""
     try:
         bool(flags.any())
     except RuntimeError:

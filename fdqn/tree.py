@@ -1,6 +1,6 @@
-"""Nested tensors: NamedTuples, dicts, lists and tuples whose leaves are tensors.
+"""Functions of trees: NamedTuples, dicts, lists and tuples, nested in any way, whose leaves are tensors.
 
-The only file that imports torch's pytree.
+No other module imports `torch.utils._pytree`.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,73 +17,76 @@ T = TypeVar("T")
 
 
 def map(f: Callable[..., Any], tree: T, *others: Any) -> T:
-    """`f` on every leaf; with several trees of one structure, on every group of leaves.
+    """Apply `f` to every leaf or, for several trees of one structure, to corresponding leaves; return a tree.
 
-    Raises ValueError where the structures differ.
+    Raises ValueError if the structures differ.
     """
     try:
         return pytree.tree_map(f, tree, *others)
     except ValueError:
         if all(structure(other) == structure(tree) for other in others):
-            raise  # of `f`
+            raise  # raised by `f`
     raise ValueError(f"trees: expected one structure, got {' and '.join(str(paths(x)) for x in (tree, *others))}")
 
 
 def leaves(tree: Any) -> list[Tensor]:
-    """The leaves from left to right."""
+    """Return the leaves in order."""
     return pytree.tree_leaves(tree)
 
 
 def structure(tree: Any) -> Any:
-    """What is left when the leaves are taken out; comparable with `==`."""
+    """Return the structure of a tree without its leaves, which can be compared with `==`."""
     return pytree.tree_structure(tree)
 
 
 def paths(tree: Any) -> list[str]:
-    """The name of every leaf in the order of `leaves`, such as `.learner.params['0.weight']`."""
+    """Return the path of every leaf, in the order of `leaves`, such as `.learner.params['0.weight']`."""
     return [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(tree)[0]]
 
 
 def stack(trees: Iterable[T], dim: int = 0) -> T:
-    """One tree whose leaves have a new axis `dim`. Raises ValueError for no trees and for leaves of several shapes."""
+    """Stack trees along a new axis `dim`. Raises ValueError for no trees or for leaves of different shapes."""
     if not (given := list(trees)):
         raise ValueError("trees: expected at least one, got none")
     return map(lambda *xs: _stacked(xs, dim), *given)
 
 
 def index(tree: T, i: Any) -> T:
-    """`leaf[i]` of every leaf."""
+    """Index every leaf: `leaf[i]`."""
     return map(lambda x: x[i], tree)
 
 
 def where(chosen: Tensor, new: T, old: T) -> T:
-    """The elements of `new` where `chosen` [...] holds along the first axes of its leaves, of `old` elsewhere."""
+    """Select from leaves of `new` where `chosen` is True and from `old` elsewhere.
+
+    Shapes: chosen [...]; leaves [..., *shape].
+    """
     return map(lambda a, b: torch.where(chosen.reshape(chosen.shape + (1,) * (b.ndim - chosen.ndim)), a, b), new, old)
 
 
 def cast(tree: T, dtype: torch.dtype) -> T:
-    """Floating leaves in `dtype`, itself floating; the others as they are."""
+    """Convert floating-point leaves to the floating-point `dtype`. Raises TypeError for another dtype."""
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype: expected a floating-point dtype, got {dtype!r}")
     return map(lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
 
 
 def to(tree: T, device: torch.device | str) -> T:
-    """The leaves on `device`, copied only where they are elsewhere."""
+    """Move all leaves to `device`; leaves already there are not copied."""
     return map(lambda x: x.to(device), tree)
 
 
 def from_numpy(tree: Any) -> Any:
-    """NumPy arrays as tensors on the CPU, over the same memory: what is written to one is seen in the other.
+    """Convert NumPy arrays to tensors on the CPU that share their memory.
 
-    Copied where PyTorch cannot share: arrays that are read-only, run backwards or have another byte order, and single
-    numbers. Raises TypeError for what is no array of numbers.
+    Copies arrays that PyTorch cannot share: read-only ones, those with negative strides or another byte order, and
+    scalars. Raises TypeError for leaves that are not arrays of numbers.
     """
     return map(_tensor, tree)
 
 
 def to_numpy(tree: Any) -> Any:
-    """Tensors as NumPy arrays, without gradients: over the same memory on the CPU, copied to the host from elsewhere.
+    """Convert tensors to NumPy arrays, detached. They share the memory of tensors on the CPU; others are copied.
 
     Raises TypeError for a dtype that NumPy does not have, such as bfloat16.
     """
@@ -91,12 +94,15 @@ def to_numpy(tree: Any) -> Any:
 
 
 def clone(tree: T) -> T:
-    """Fresh contiguous storage for every leaf."""
+    """Copy every leaf into new contiguous storage."""
     return map(lambda x: x.clone(memory_format=torch.contiguous_format), tree)
 
 
 def separate(tree: T, apart_from: Any = ()) -> T:
-    """Contiguous storage of its own for every leaf, copied only where it has none or shares it with `apart_from`."""
+    """Give every leaf separate contiguous storage, which it shares with no other leaf and no leaf of `apart_from`.
+
+    Leaves for which this already holds are not copied.
+    """
     taken = {x.untyped_storage()._cdata for x in leaves(apart_from)}
 
     def own(x: Tensor) -> Tensor:
@@ -109,25 +115,25 @@ def separate(tree: T, apart_from: Any = ()) -> T:
 
 
 def lerp(a: T, b: T, weight: float | Tensor) -> T:
-    """Linear interpolation of every leaf, in the leaf's dtype: exactly `a` at weight 0 and `b` at weight 1.
+    """Interpolate linearly between leaves, in their dtype: exactly `a` at weight 0 and `b` at weight 1.
 
         a + weight * (b - a)         where weight < 0.5
         b - (1 - weight) * (b - a)   elsewhere
 
-    `torch.lerp`. What is infinite or NaN at one end does not reach the other.
+    As `torch.lerp`, except that infinities and NaN of one end do not affect the result at the other end.
     """
     return map(partial(_lerp, weight), a, b)
 
 
 def norm(tree: Any) -> Tensor:
-    """The Euclidean norm [] of all leaves taken as one vector, in float32 or wider. Raises ValueError for no leaves."""
+    """Compute the norm [] of all leaves as one vector, in float32 or wider. Raises ValueError for no leaves."""
     if not (wide := [x.to(torch.promote_types(x.dtype, torch.float32)) for x in leaves(tree)]):
         raise ValueError("tree: expected at least one tensor, got none")
     return torch.stack([(x * x).sum() for x in wide]).sum().sqrt()
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Same structure, shapes, dtypes and numbers; NaN equals NaN."""
+    """Return True if structures, shapes, dtypes and values are equal; NaN equals NaN."""
     return structure(a) == structure(b) and all(
         x.dtype == y.dtype and x.shape == y.shape and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
         for x, y in zip(leaves(a), leaves(b), strict=True)
@@ -135,7 +141,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes that the leaves hold."""
+    """Return the number of bytes of all elements of all leaves."""
     return sum(x.numel() * x.element_size() for x in leaves(tree))
 
 
@@ -146,15 +152,15 @@ def _lerp(weight: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
         step = _difference(x, y)
         return (x + weight * step if weight < 0.5 else y - (1 - weight) * step).to(x.dtype)
     at_start, at_end, step = weight == 0, weight == 1, _difference(x, y)
-    if not x.is_floating_point():  # of integers the conversion rounds too
+    if not x.is_floating_point():  # integers must be exact at both ends
         return torch.where(at_end, y, torch.where(at_start, x, (x + weight * step).to(x.dtype)))
-    # 0 * inf is NaN. Finite differences stay, so that the derivative with respect to the weight does too.
+    # 0 * inf is NaN. Finite differences are kept, and with them the derivative with respect to the weight.
     step = torch.where((at_start | at_end) & ~step.isfinite(), 0.0, step)
     return torch.where(weight < 0.5, x + weight * step, y - (1 - weight) * step).to(x.dtype)
 
 
 def _difference(x: Tensor, y: Tensor) -> Tensor:
-    """`y - x`; that of integers and flags in float64, where it does not wrap."""
+    """Return `y - x`, for integers and booleans in float64, where it does not wrap."""
     return y - x if x.is_floating_point() or x.is_complex() else y.double() - x.double()
 
 

@@ -1,7 +1,12 @@
-"""The shared words. Read this first.
+"""Types of the library. This is the place to start reading: all other modules make, wrap or run these records.
 
-Shapes are written `[...]` for free leading axes (batch, environments or both), `*O` for the axes of one observation,
-`A` for actions. The lane axis `[S]` of independent learners is added outside, by one `vmap`, and appears nowhere here.
+An environment (`Env`, `HostEnv`) returns a `Step`; replay stores a `Transition`. A `Network` and an `Optimizer` make an
+`Agent`, and an agent and a `Buffer` make an `Algorithm`, which updates a `Learner`. All of them are plain records of
+pure functions for a single seed.
+
+Shapes: `[...]` are any leading axes (batch, environments or both), `*O` the axes of one observation, `A` the number of
+actions, `E` the number of environments and `B` the rows of a batch. One `vmap` around these functions adds the axis
+`[S]` of independent seeds, so it appears only in the records of host environments.
 """
 
 from collections.abc import Callable
@@ -13,40 +18,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Params = dict[str, Tensor]
-"""Parameters of a network: a plain dict with the names of the `nn.Module`'s `state_dict`."""
-
-Schedule = Callable[[Tensor], Tensor | float]
-"""A value as a function of a tensor step [...]; made with `functools.partial` from `schedules`."""
+"""Parameters of a network: a dict with the names of the `state_dict` of the corresponding `nn.Module`."""
 
 Scalar = float | Tensor
-"""A Python number or a [] tensor; a tensor may differ between lanes."""
+"""A Python number or a [] tensor. A tensor may differ between seeds."""
+
+Schedule = Callable[[Tensor], Tensor | float]
+"""Value at a step, a tensor [...]. Made by functions of `schedules` with `functools.partial`."""
+
+Uniforms = Tensor | tuple[()]
+"""Uniforms in [0, 1) of the shape that an agent requests, or `()` for none."""
 
 
 class Step(NamedTuple):
-    """What the world answers to `reset` and `step`.
+    """Result of `reset` and `step` of an environment.
 
-    After an end (`terminated` or `truncated`) `obs` starts the next episode while `next_obs` still shows how the last
-    one ended. After a reset `next_obs` is `obs`, `reward` is 0 and nothing has ended.
+    Environments restart automatically in the same step. When an episode ends (`terminated` or `truncated`), `obs` is
+    the first observation of the next episode and `next_obs` the last one of the old episode; otherwise they are equal.
+    After a reset, `next_obs` equals `obs`, `reward` is 0, and both flags are False.
     """
 
     obs: Tensor
-    """[..., *O] to act on next; after an end, the first of a new episode."""
+    """[..., *O] observation to act on next."""
     legal: Tensor
-    """[..., A] bool, what may be done at `obs`."""
+    """[..., A] bool, True for the legal actions at `obs`."""
     next_obs: Tensor
-    """[..., *O] what the action led to, never a reset observation."""
+    """[..., *O] observation that the action led to, never one of a reset."""
     next_legal: Tensor
-    """[..., A] bool, what may be done at `next_obs`."""
+    """[..., A] bool, True for the legal actions at `next_obs`."""
     reward: Tensor
     """[...] float."""
     terminated: Tensor
-    """[...] bool, the task ended: there is no value after this."""
+    """[...] bool, True if the task ended: the value of `next_obs` is 0."""
     truncated: Tensor
-    """[...] bool, we stopped looking: the value continues."""
+    """[...] bool, True if the episode was cut off: the value of `next_obs` still counts."""
 
 
 class Transition(NamedTuple):
-    """What replay stores. Gamma is applied in the loss, so replay does not know it."""
+    """Transition as replay stores it. The loss applies gamma, so `discount` does not include it."""
 
     obs: Tensor
     """[..., *O]."""
@@ -55,7 +64,7 @@ class Transition(NamedTuple):
     reward: Tensor
     """[...] float."""
     discount: Tensor
-    """[...] float, 0 if the task ended here, else 1 (also at a time limit). Other numbers multiply gamma too."""
+    """[...] float, factor of gamma: 0 if the task terminated, else 1, also at a time limit. Other values work too."""
     next_obs: Tensor
     """[..., *O]."""
     next_legal: Tensor
@@ -63,31 +72,31 @@ class Transition(NamedTuple):
 
 
 class EnvSpec(NamedTuple):
-    """What is constant for the life of an environment."""
+    """Sizes and limits of an environment."""
 
     obs_shape: tuple[int, ...]
     obs_dtype: torch.dtype
-    """Of torch.bool, replay packs eight to a byte."""
+    """With torch.bool, replay packs eight values into a byte."""
     actions: int
+    """Number of actions A."""
     noise: int
-    """K, the uniforms that each reset and each step take."""
+    """Number of uniforms K that `reset` and `step` take for each environment."""
     time_limit: int
     """Steps after which an episode is truncated."""
     stack: int = 1
-    """Above 1: an observation shows the last so many frames of its episode along its first axis, the oldest first and
-    zeros before the first. Replay stores each once."""
+    """Number of frames in an observation. If above 1, they are stacked along its first axis, oldest first, with zeros
+    before the first frame of the episode, and replay stores each frame once."""
     endless: bool = False
-    """True if episodes have no time limit; by default `time_limit` then bounds evaluation episodes only."""
+    """True if episodes have no time limit. `time_limit` then only bounds evaluation episodes."""
 
 
 class Env(NamedTuple):
-    """An environment as two pure functions; it restarts by itself after an end.
-
-    `reset(u [..., K]) -> (state, Step)` and `step(state, action [...], u [..., K]) -> (state, Step)`.
-    """
+    """Environment as two pure functions, which run on the device. An ended episode restarts in the same step."""
 
     reset: Callable[[Tensor], tuple[Any, Step]]
+    """`reset(u [..., K]) -> (state, step)`, with uniforms `u` in [0, 1)."""
     step: Callable[[Any, Tensor, Tensor], tuple[Any, Step]]
+    """`step(state, action [...], u [..., K]) -> (state, step)`."""
     spec: EnvSpec
 
 
@@ -95,194 +104,192 @@ class HostStep(NamedTuple):
     """One time step of every environment of an open `HostEnv`, as CPU tensors over seeds S and environments E."""
 
     step: Step
-    """With leading axes [S, E]."""
+    """Leaves [S, E, ...]."""
     valid: Tensor
     """[S, E] bool; False where the environment only started a new episode instead of taking the action."""
     alive: Tensor
-    """[S] bool; False for a seed whose environments have failed."""
+    """[S] bool; False for a seed with a failed environment."""
     life_lost: Tensor
-    """[S, E] bool; True where the episode lost a life and continues. All False if the environment counts no lives."""
+    """[S, E] bool; True where a life was lost and the episode continues. All False without reports of lives."""
 
 
 class HostVectorEnv(Protocol):
     """An open host environment: E environments for each of S seeds.
 
-    A seed whose environments raise an error or return an invalid value must not stop the other seeds: add it to
+    An environment that raises an error or returns an invalid value must not stop the other seeds: add its seed to
     `broken`, return zeros for it, and set `alive` to False. If no seed is left, raise ValueError.
     """
 
     @property
     def broken(self) -> dict[int, str]:
-        """Error message by seed position in [0, S), for each seed whose environments have failed; empty at first."""
+        """Error message by seed position in [0, S), for each failed seed; empty at first."""
 
     def reset(self, seeds: list[list[int]]) -> Step:
         """Start a new episode in every environment. Shapes: seeds [S][E], integers in [0, 2**32); result [S, E]."""
 
     def step(self, actions: NDArray[np.int64]) -> HostStep:
-        """Step every environment once; an ended episode restarts by itself. Shapes: actions [S, E]; result [S, E]."""
+        """Step every environment once; ended episodes restart automatically. Shapes: actions [S, E]; result [S, E]."""
 
     def close(self) -> None:
-        """Release all resources, also those of failed seeds."""
+        """Release all resources, including those of failed seeds."""
 
 
 class RecordingEnv(HostVectorEnv, Protocol):
-    """An open host environment with one environment for each seed that renders it."""
+    """An open host environment with one rendered environment for each seed."""
 
     def frames(self) -> list[Any]:
         """Render each seed's environment as it was after its last step, before any restart, or after its first reset.
 
-        Returns S pictures, uint8 [H, W, 3], or None for a failed seed.
+        Returns S images, uint8 [H, W, 3], with None for failed seeds.
         """
 
 
 class HostEnv(NamedTuple):
-    """Environments with state of their own that are stepped on the host, such as those of Gymnasium."""
+    """Environment with internal state that is stepped on the host, such as one of Gymnasium."""
 
     open: Callable[[int, int], HostVectorEnv]
     """`open(seeds, num_envs)` makes `num_envs` environments for each of `seeds` seeds."""
     spec: EnvSpec
     record: Callable[[int], RecordingEnv] | None = None
-    """`record(seeds)` is `open(seeds, 1)` with rendering, or None if the environment does not render."""
+    """`record(seeds)` is `open(seeds, 1)` with rendering; None if the environment does not render."""
     counts_lives: Callable[[], bool] = bool
-    """Return True if `HostStep.life_lost` is meaningful. The call may open an environment to find out."""
+    """Return True if the environment reports lost lives. The call may open an environment to find out."""
 
 
-World = HostEnv
-"""Former name of `HostEnv`."""
-Answer = HostStep
-"""Former name of `HostStep`."""
+class Network(NamedTuple):
+    """Network as two pure functions."""
+
+    init: Callable[[Tensor], Params]
+    """`init(key [..., 2]) -> params`, with leaves [..., *shape]."""
+    apply: Callable[[Params, Tensor], Tensor]
+    """`apply(params, obs [..., *O]) -> q [..., A]`, for the parameters of one seed."""
+
+
+class Optimizer(NamedTuple):
+    """Gradient transformation, as in optax."""
+
+    init: Callable[[Params], Any]
+    """`init(params) -> state`."""
+    update: Callable[[Params, Any, Params], tuple[Params, Any]]
+    """`update(grads, state, params) -> (updates, state)`. `optim.apply_updates` adds the updates to the parameters."""
+
+
+class Hyper(NamedTuple):
+    """Hyper-parameters that may differ between seeds, a [] float tensor each. Changing a value does not recompile."""
+
+    learning_rate: Tensor
+    gamma: Tensor
+    """Discount factor, in [0, 1]."""
+    epsilon_start: Tensor
+    epsilon_end: Tensor
+    epsilon_steps: Tensor
+    """Environment steps over which epsilon is annealed linearly from start to end."""
+    tau: Tensor
+    """Weight of the online parameters in a soft target update, in (0, 1]."""
+    max_grad_norm: Tensor
+    """Global norm to which gradients are clipped; infinity for no clipping."""
 
 
 class LossOutput(NamedTuple):
-    """Per-row results of an agent's loss, not reduced. The update takes the mean, weighted by the buffer's weights."""
+    """Loss of an agent for each row, not reduced. The update takes the mean, weighted by the buffer's weights."""
 
     loss: Tensor
     """[B]."""
     q: Tensor
-    """[B], values of the actions taken, for reports."""
+    """[B], Q-values of the actions taken, for metrics."""
     priority: Tensor
-    """[B], at least 0: how much there is to learn from each row, such as the size of its TD error."""
+    """[B], at least 0: priority for prioritized replay, such as the absolute TD error."""
 
 
 class NoiseShapes(NamedTuple):
-    """Shapes of the uniforms in [0, 1) that an agent takes; `()` where it takes none."""
+    """Shapes of the uniforms in [0, 1) that an agent takes; `()` for none."""
 
     values: tuple[int, ...] = ()
     loss: tuple[int, ...] = ()
 
 
-Uniforms = Tensor | tuple[()]
-"""Uniforms in [0, 1) of a shape that an agent states, or `()` for none."""
-
-
 def no_noise(rows: int) -> NoiseShapes:
-    """Noise of agents that take none, for any number of rows."""
+    """Return the shapes of an agent without noise, for any number of rows."""
     return NoiseShapes()
 
 
-class Hyper(NamedTuple):
-    """Hyper-parameters that may differ between seeds: one [] float tensor each. A new value recompiles nothing."""
-
-    learning_rate: Tensor
-    gamma: Tensor
-    """Discount per step, in [0, 1]."""
-    epsilon_start: Tensor
-    epsilon_end: Tensor
-    epsilon_steps: Tensor
-    """Environment steps over which epsilon goes from start to end."""
-    tau: Tensor
-    """Fraction of the online parameters in a soft target copy, in (0, 1]."""
-    max_grad_norm: Tensor
-    """Global gradient norm above which gradients are scaled down; infinity for never."""
-
-
 class Agent(NamedTuple):
-    """A value-based learning rule for one seed, bound to its network.
+    """Value-based learning rule for one seed, bound to its network.
 
-    Agents are made by functions such as `dqn.agent(network, double=True)`. For evaluation `values` is called with `()`
-    in place of noise and must then be deterministic.
+    Made by functions such as `dqn.agent(network, double=True)`. Evaluation calls `values` with `()` in place of noise,
+    for which it must be deterministic.
     """
 
     init: Callable[[Tensor], Params]
     """`init(key [..., 2]) -> params [...]`."""
     values: Callable[[Params, Tensor, Uniforms], Tensor]
-    """`values(params, obs [..., *O], noise) -> q [..., A]`, which acting and evaluation compare."""
+    """`values(params, obs [..., *O], noise) -> q [..., A]`, whose largest legal entry is the greedy action."""
     loss: Callable[[Params, Params, Transition, Hyper, Uniforms], LossOutput]
     """`loss(params, target_params, batch [B, ...], hyper, noise) -> LossOutput`."""
     noise: Callable[[int], NoiseShapes] = no_noise
-    """`noise(rows)`: shapes of the uniforms for `values` and `loss` of that many rows."""
+    """`noise(rows) -> NoiseShapes`: shapes of the uniforms that `values` and `loss` take for `rows` rows."""
 
 
 class Sample(NamedTuple):
-    """Rows drawn from a buffer."""
+    """Rows sampled from a buffer."""
 
     batch: Transition
     """Leaves [B, ...]."""
     indices: Tensor
-    """[B] int64, where the rows are, for `Buffer.update`."""
+    """[B] int64, positions of the rows, for `Buffer.update`."""
     weight: Tensor
-    """[B] float, importance weights of the rows; 1 where all rows are drawn with the same probability."""
+    """[B] float, importance-sampling weights; 1 if rows are sampled uniformly."""
 
 
 class Added(NamedTuple):
-    """Rows that `Buffer.add` wrote. A wrapper such as n-step returns may write others than it was given."""
+    """Rows that `Buffer.add` wrote. A wrapper such as `n_step` may write other rows than it was given."""
 
     batch: Transition
     """Leaves [E, ...]."""
     number: Tensor
-    """[E] int64: row i is the `number[i]`-th ever written, counted from 0."""
+    """[E] int64, serial number of each row, counted from 0 over all rows ever written."""
     valid: Tensor
     """[E] bool, False for rows that were not written."""
 
 
 class Buffer(NamedTuple):
-    """Storage of transitions of one seed, as functions of its state. `ring` and `prioritized` make one; `n_step`,
-    `frames` and `packing` wrap one."""
+    """Replay buffer of one seed, as pure functions of its state.
+
+    Made by `ring.buffer` and `prioritized.buffer`; wrapped by `n_step`, `frames` and `packing`.
+    """
 
     init: Callable[[Transition], Any]
-    """`init(example) -> state`, for rows like `example`, a transition without leading axes."""
+    """`init(example) -> state`; `example` is a transition without leading axes, with the shapes and dtypes of rows."""
     add: Callable[[Any, Transition, Tensor, Tensor | None, Tensor], tuple[Any, Added]]
-    """`add(state, batch [E, ...], ended [E], valid [E] or None, gamma []) -> (state, added)`, after one step of every
-    environment. `ended`: an episode ended with the step. `valid`: a step was taken at all; None means everywhere."""
+    """`add(state, batch [E, ...], ended [E], valid [E] or None, gamma []) -> (state, added)`, called after one step of
+    every environment. `ended` is True where the episode ended with this step, `valid` where a step was taken; None
+    means everywhere."""
     sample: Callable[[Any, Tensor, Tensor | int], Sample]
-    """`sample(state, bits [B], oldest) -> Sample` of rows with a number of at least `oldest`; 0 for all rows. `bits`:
-    int64 random integers in [0, 2**32)."""
+    """`sample(state, bits [B], oldest) -> Sample`, from the rows with serial number >= `oldest` (0: all rows). `bits`
+    are random integers in [0, 2**32), int64."""
     update: Callable[[Any, Tensor, Tensor], Any]
-    """`update(state, indices [B], priority [B]) -> state`; the identity where rows have no priorities."""
+    """`update(state, indices [B], priority [B]) -> state` sets priorities; the identity without priorities."""
     size: Callable[..., Tensor]
-    """`size(state, oldest=0) -> []` int64, rows with a number of at least `oldest`; 0 for all rows."""
+    """`size(state, oldest=0) -> []` int64, number of rows with serial number >= `oldest`."""
     cut: Callable[[Any], Any]
-    """`cut(state) -> state` where new episodes start in all environments although the last ones have not ended."""
+    """`cut(state) -> state`, called when all environments are reset in the middle of their episodes."""
     bounds: Callable[[Any, int], dict[str, tuple[Tensor, int]]]
-    """`bounds(state, steps)`: numbers of the state by name, and the largest value that each can have after `steps`
-    environment steps. The state may have leading axes. A checkpoint with a negative or larger one or NaN is refused."""
+    """`bounds(state, steps) -> {name: (values, largest)}`: entries of the state, and the largest value that each can
+    have after `steps` environment steps. Loading a checkpoint raises an error for values outside [0, largest] and NaN.
+    The state may have leading axes."""
     needs: tuple[str, ...] = ()
-    """What `add` must be given as the environments show it: "steps" (one transition per step and environment, not those
-    over n steps) and "observations" (not packed). A wrapper that would change it refuses the buffer."""
-
-
-class Network(NamedTuple):
-    """`init(key [..., 2]) -> Params [...]` and `apply(params, obs [..., *O]) -> q [..., A]`."""
-
-    init: Callable[[Tensor], Params]
-    apply: Callable[[Params, Tensor], Tensor]
-
-
-class Optimizer(NamedTuple):
-    """`init(params) -> state` and `update(grads, state, params) -> (updates, state)`; add updates to parameters."""
-
-    init: Callable[[Params], Any]
-    update: Callable[[Params, Any, Params], tuple[Params, Any]]
+    """Requirements on the input of `add`: "steps" (single-step transitions, not n-step) and "observations" (not
+    packed). A wrapper that would violate one raises ValueError."""
 
 
 class Learner(NamedTuple):
-    """The part of a seed's state that updates change."""
+    """State of one seed that an update changes."""
 
     params: Params
     target_params: Params
     opt_state: Any
     updates: Tensor
-    """[] int64."""
+    """[] int64, number of updates made."""
 
 
 class Diagnostics(NamedTuple):
@@ -290,32 +297,32 @@ class Diagnostics(NamedTuple):
 
     loss: Tensor
     q: Tensor
-    """Mean value of the actions taken."""
+    """Mean Q-value of the actions taken."""
     grad_norm: Tensor
-    """Before clipping."""
+    """Global norm before clipping."""
 
 
 class Algorithm(NamedTuple):
-    """How one seed learns from its transitions. `off_policy.algorithm` makes one, `on_policy.algorithm` another.
+    """Learning algorithm of one seed, made by `off_policy.algorithm` or `on_policy.algorithm`.
 
-    The training loop acts epsilon-greedily on `agent.values`, calls `observe` after every step of the environments and
-    `update` `config.updates_per_cycle` times per training iteration. It knows nothing of buffers.
+    The training loop acts epsilon-greedily with `agent.values`, calls `observe` after every environment step, and calls
+    `update` `config.updates_per_cycle` times per training iteration. It does not depend on the form of the buffer.
     """
 
     config: Any
     """`training.Config`: sizes of a training iteration."""
     agent: Agent
     init: Callable[[Params, Hyper, Transition], tuple[Learner, Any]]
-    """`init(params, hyper, example) -> (learner, buffer)`, for transitions like `example`, without leading axes."""
+    """`init(params, hyper, example) -> (learner, buffer)`; `example` as for `Buffer.init`."""
     observe: Callable[[Learner, Any, Transition, Tensor, Tensor | None, Hyper], Any]
-    """`observe(learner, buffer, batch [E, ...], ended [E], valid [E] or None, hyper) -> buffer`, after one step of
-    every environment; `ended` and `valid` as for `Buffer.add`."""
+    """`observe(learner, buffer, batch [E, ...], ended [E], valid [E] or None, hyper) -> buffer`, called after one step
+    of every environment; `ended` and `valid` as for `Buffer.add`."""
     update: Callable[[Learner, Any, Tensor, Uniforms, Hyper], tuple[Learner, Any, Diagnostics]]
     """`update(learner, buffer, sample [B], noise, hyper) -> (learner, buffer, diagnostics)`."""
     select: Callable[[Tensor], Tensor]
-    """`select(bits [..., n, B]) -> sample [..., n, B]`: turns random integers in [0, 2**32) into the `sample` of the n
-    updates of a training iteration, such as permutations of rows."""
+    """`select(bits [..., n, B]) -> sample [..., n, B]` maps random integers in [0, 2**32) to the `sample` arguments of
+    the n updates of a training iteration, for example to permutations of rows."""
     cut: Callable[[Any], Any]
-    """`cut(buffer) -> buffer` where new episodes start in all environments although the last ones have not ended."""
+    """As `Buffer.cut`."""
     bounds: Callable[[Any, int], dict[str, tuple[Tensor, int]]]
     """As `Buffer.bounds`."""

@@ -24,7 +24,7 @@ EACH = pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
 @EACH
 def test_a_few_hundred_steps_are_finite_and_seeds_are_independent(make):
     one = examples.program(agent=make(), n_step=2)
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     state = programs.advance(one, training.init(one, hyper, keys), 60)
     assert int(state.cycle[0]) * one.config.env_steps >= 180
     assert (state.metrics.failed == -1).all()
@@ -47,7 +47,7 @@ def rainbow():
 def test_rainbow_is_a_composition():
     """It trains, and the rows that were drawn have new priorities."""
     one = rainbow()
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     state = programs.advance(one, training.init(one, hyper, keys), 60)
     assert (state.metrics.failed == -1).all()
     asserts.assert_finite(state.learner)
@@ -59,7 +59,7 @@ def test_rainbow_is_a_composition():
 def test_laws_of_a_program_with_noise():
     """Lanes, chunks and resumption of a run whose agent takes noise."""
     one = examples.program(agent=AGENTS["double noisy c51"]())
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     programs.chunks(one, keys, cycles=3)
     programs.resumed(lambda s, n: programs.advance(one, s, n), training.init(one, hyper, keys), 6, 3)
 

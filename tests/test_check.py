@@ -153,7 +153,7 @@ def test_values_are_read_inside_a_gradient_of_another_argument():
 
 READS = {
     "within": lambda x: check.within("x", x, 3),
-    "words": lambda x: check.words("x", x - 1),
+    "bits": lambda x: check.bits("x", x - 1),
     "uniforms": lambda x: check.uniforms("x", x.double()),
     "seen": lambda x: fail() if check.seen(x == 7) else None,
 }
@@ -179,8 +179,8 @@ def test_each_check_of_values_reads_them_only_outside_of_transforms_and_compiler
 
 
 def test_ends_of_bits_and_uniforms():
-    check.words("x", torch.tensor([0, 2**32 - 1]))
-    check.words("x", torch.zeros(0, dtype=torch.int64))
+    check.bits("x", torch.tensor([0, 2**32 - 1]))
+    check.bits("x", torch.zeros(0, dtype=torch.int64))
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         below = torch.nextafter(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype))
         check.uniforms("u", torch.stack([below * 0, below]))
@@ -192,7 +192,7 @@ def test_ends_of_bits_and_uniforms():
 def test_numbers():
     for x in (0, 0.5, torch.tensor(-1.0)):
         check.number("x", x, below=1.0)
-    with pytest.raises(ValueError, match=r"x: .* or a tensor \[\], got shape \[2\]; lanes go through vmap"):
+    with pytest.raises(ValueError, match=r"x: .* or a tensor \[\], got shape \[2\]; use vmap for several seeds"):
         check.number("x", torch.ones(2))
     assert vmap(lambda x: check.number("x", x) or x)(torch.ones(2)).tolist() == [1, 1]
     for wrong in (True, None, "1", torch.tensor(1), 1j):

@@ -155,7 +155,7 @@ def test_round_trip_of_every_dtype(tmp_path, dtype):
 
 
 def lanes(cycles=6, count=3):
-    program, (hyper, keys) = examples.program(), examples.lanes(count)
+    program, (hyper, keys) = examples.program(), examples.seeds(count)
     state = training.init(program, hyper, keys)
     return training.vmapped(program).cycle(state, training.noise(program, keys, 0, cycles))
 

@@ -613,7 +613,7 @@ def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cyc
 
     monkeypatch.setattr(graph, "compile_graph", eager)
     monkeypatch.setattr(steps, "_compiles_keys", lambda keys: True)
-    program, (_, keys) = examples.program(), examples.lanes(2)
+    program, (_, keys) = examples.program(), examples.seeds(2)
     draw = edge.compiled(program).noise
     for first in (first_cycle, first_cycle + 1):
         asserts.assert_trees_equal(training.noise(program, keys, first, 5), draw(keys, first, 5))
@@ -625,7 +625,7 @@ def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cyc
 
 
 def started(lanes=2, **config):
-    program, (hyper, keys) = examples.program(**config), examples.lanes(lanes)
+    program, (hyper, keys) = examples.program(**config), examples.seeds(lanes)
     return program, training.init(program, hyper, keys)
 
 
@@ -677,7 +677,7 @@ def test_compiled_run_equals_eager_run(compiles, monkeypatch):
 
 
 def test_noise_compiles_to_the_same_bits():
-    program, (_, keys) = examples.program(), examples.lanes(2)
+    program, (_, keys) = examples.program(), examples.seeds(2)
     laws.compiled(
         partial(training.noise, program, first_cycle=3, cycles=2), keys, again=[(random.key([7, 8]),)], atol=0.0
     )

@@ -84,7 +84,7 @@ def test_lanes_started_beside_the_caller_are_the_same(parts):
 
 def test_a_lane_is_the_same_in_any_company():
     """Bit for bit: alone or among others, whatever the threads."""
-    program, (hyper, keys) = examples.program(), examples.lanes(4)
+    program, (hyper, keys) = examples.program(), examples.seeds(4)
     noises = training.noise(program, keys, 0, 6)
 
     def after(count, *parts):

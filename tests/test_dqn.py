@@ -63,13 +63,13 @@ HYPER = tree.cast(lane(gamma=0.9, learning_rate=0.01), torch.float64)
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"batch_size": 256, "capacity": 100}, ValueError, "batch_size 256 exceeds capacity 100"),
-        ({"num_envs": 200, "capacity": 150}, ValueError, "num_envs 200 exceeds capacity 150"),
+        ({"batch_size": 256, "capacity": 100}, ValueError, "batch_size: expected at most capacity = 100, got 256"),
+        ({"num_envs": 200, "capacity": 150}, ValueError, "num_envs: expected at most capacity = 150, got 200"),
         ({"num_envs": 0}, ValueError, "num_envs: expected at least 1, got 0"),
         ({"learning_starts": -1}, ValueError, "learning_starts: expected at least 0, got -1"),
         ({"batch_size": 32.0}, TypeError, "batch_size: expected an integer, got 32.0"),
         ({"batch_size": True}, TypeError, "batch_size: expected an integer, got True"),
-        ({"updates_per_cycle": 3, "target_period": 20}, ValueError, "target_period 20 is not a multiple"),
+        ({"updates_per_cycle": 3, "target_period": 20}, ValueError, "target_period: expected a multiple"),
     ],
 )
 def test_configurations_that_cannot_be(settings, error, message):
@@ -95,9 +95,9 @@ def test_configuration_is_frozen_and_counts_steps():
         (1, {"learning_rate": -1e-3}, "learning_rate: expected numbers in"),
         (1, {"max_grad_norm": -1}, "max_grad_norm: expected numbers in"),
         (1, {"tau": 1.1}, "tau: expected numbers in"),
-        (2, {"gamma": [0.9, 0.8, 0.7]}, r"gamma: expected a number or 2 of them, one a lane, got shape \[3\]"),
+        (2, {"gamma": [0.9, 0.8, 0.7]}, r"gamma: expected a number or 2 of them, one per seed, got shape \[3\]"),
         (2, {"gamma": [[0.9, 0.8]]}, "gamma: expected a number or 2 of them"),
-        (0, {}, "lanes: expected at least 1, got 0"),
+        (0, {}, "seeds: expected at least 1, got 0"),
     ],
 )
 def test_hyper_parameters_that_cannot_be(lanes, settings, message):

@@ -65,7 +65,7 @@ def test_an_engine_computes_what_eager_execution_does(engine, name, compiles, mo
     monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
     program = examples.program(network=written((4,), (8,), 2))
     step = partial(getattr(training, name), program)
-    state = programs.advance(program, training.init(program, *examples.lanes(2)), 4)
+    state = programs.advance(program, training.init(program, *examples.seeds(2)), 4)
     fast, slow = edge.scan_vmapped(step, one_group, engine=engine), training.scan(vmap(step))
     noise, mine, theirs = training.noise(program, state.key, 4, 6), tree.clone(state), state
     for first, last in ((0, 1), (1, 3), (3, 6)):
@@ -259,7 +259,7 @@ def test_what_lets_a_call_go_unchecked_may_be_missing(monkeypatch):
 
 def test_tensors_are_copied_one_by_one_without_the_call_for_all(monkeypatch):
     program = examples.program()
-    state = programs.advance(program, training.init(program, *examples.lanes(2)), 6)
+    state = programs.advance(program, training.init(program, *examples.seeds(2)), 6)
     expected = tree.clone(vmap(training.sync)(state))
     monkeypatch.delattr(torch, "_foreach_copy_")
     asserts.assert_trees_equal(expected, edge.compiled(program).sync(state))

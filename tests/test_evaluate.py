@@ -241,7 +241,7 @@ def numpy_apply(params: dict, lane: int, obs: np.ndarray) -> np.ndarray:
 def test_host_evaluation_equals_a_loop_over_gymnasium():
     network, params = balancing()
     returns = evaluate.greedy_on_host(gym.named("CartPole-v1"), network, params, KEYS, 3).returns
-    seeds = random.bits(random.fold_in(KEYS, streams.OUTSIDE), (3,)).tolist()
+    seeds = random.bits(random.fold_in(KEYS, streams.HOST_EVALUATION), (3,)).tolist()
     expected = np.zeros((3, 3))
     env = gymnasium.make("CartPole-v1")
     for lane in range(3):
@@ -355,7 +355,7 @@ def test_host_evaluation_refuses_other_observations(counter):
 def test_host_evaluation_refuses_another_number_of_actions(counter):
     network = networks.mlp((1,), (2,), 5)
     params = network.init(random.key(torch.arange(2)))
-    with pytest.raises(ValueError, match="env: expected 5 actions, as many as the network gives values, got 2"):
+    with pytest.raises(ValueError, match="env: expected 5 actions, the number of outputs of the network, got 2"):
         evaluate.greedy_on_host(gym.from_factory("counter", counter), network, params, KEYS[:2], 2)
     assert counter.made == counter.closed == 5
 
@@ -602,7 +602,7 @@ def test_noise_of_evaluation_is_no_noise_of_training():
     finally:
         random.uniform = original
     used = {tuple(k) for keys in drawn for k in keys.tolist()}
-    for purpose in (streams.NETWORK, streams.RESET, streams.CYCLES, streams.OUTSIDE):
+    for purpose in (streams.NETWORK, streams.RESET, streams.CYCLES, streams.HOST_EVALUATION):
         assert not used & {tuple(k) for k in random.fold_in(KEYS, purpose).tolist()}
     assert len(used) == len(drawn) * len(KEYS)
 

@@ -29,14 +29,14 @@ def on_cpu(nested):
 
 
 def test_noise_is_the_same_bit_for_bit():
-    program, (_, keys) = examples.program(), examples.lanes(3)
+    program, (_, keys) = examples.program(), examples.seeds(3)
     asserts.assert_trees_equal(training.noise(program, keys, 2, 5), on_cpu(training.noise(program, keys.cuda(), 2, 5)))
     asserts.assert_trees_equal(random.split(keys, 3), random.split(keys.cuda(), 3).cpu())
 
 
 def test_compiled_noise_is_the_same_bit_for_bit():
     """Its keys are compiled with it."""
-    program, (_, keys) = examples.program(), examples.lanes(3)
+    program, (_, keys) = examples.program(), examples.seeds(3)
     draw = compile.compiled(program).noise
     for first in (2, 7):
         asserts.assert_trees_equal(training.noise(program, keys, first, 5), on_cpu(draw(keys.cuda(), first, 5)))
@@ -44,7 +44,7 @@ def test_compiled_noise_is_the_same_bit_for_bit():
 
 @pytest.mark.parametrize("step", ["collect", "cycle"])
 def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
-    program, (hyper, keys) = examples.program(), examples.lanes(3)
+    program, (hyper, keys) = examples.program(), examples.seeds(3)
     state = training.init(program, on_gpu(hyper), keys.cuda())
     assert {x.device.type for x in tree.leaves(state)} == {"cuda"}
     expected = on_cpu(state)
@@ -58,7 +58,7 @@ def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
 
 def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
     """Bit for bit, with warm-up, hard copies, recurring and odd numbers of cycles."""
-    program, (hyper, keys) = examples.program(target_period=4), examples.lanes(3)
+    program, (hyper, keys) = examples.program(target_period=4), examples.seeds(3)
     recorded, original = [], cuda_graphs._captured
 
     def counted(*given):
@@ -81,7 +81,7 @@ def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
 
 def test_a_report_reads_the_host_and_nothing_else_does():
     """In a run whose graphs are captured, a report reads the device once."""
-    program, (hyper, keys) = examples.program(target_period=4), examples.lanes(2)
+    program, (hyper, keys) = examples.program(target_period=4), examples.seeds(2)
     state = training.init(program, on_gpu(hyper), keys.cuda())
     reports = training.run(program, state, 10**6, compile.compiled(program), report_every=8 * program.config.env_steps)
     for _ in range(30):
@@ -191,7 +191,7 @@ def test_a_prepared_process_does_not_round_to_tf32_and_repeats(monkeypatch):
 
 def test_evaluation_on_the_gpu_is_that_on_the_cpu():
     """Compiled from its first step on; keys may be anywhere."""
-    program, (_, keys) = examples.program(), examples.lanes(3)
+    program, (_, keys) = examples.program(), examples.seeds(3)
     params = program.network.init(random.fold_in(keys, streams.NETWORK))
     player = compile.player(program.env, program.network, 0.1)
     returns = evaluate.greedy_on_device(
@@ -296,7 +296,7 @@ def test_the_constants_of_a_module_are_where_its_parameters_are():
 
     network = networks.from_module(Shifted)
     program = examples.program(network=network, double=False)
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     state = training.init(program, on_gpu(hyper), keys.cuda())
     (*_, report) = training.run(program, state, 600, compile.compiled(program), report_every=120)
     assert report.updates.min() > 0

@@ -50,7 +50,7 @@ def advanced(state, cycles, program=None):
 @pytest.fixture(scope="module")
 def trained():
     """Lanes that have learned for a while."""
-    program, (hyper, keys) = examples.program(), examples.lanes(LANES)
+    program, (hyper, keys) = examples.program(), examples.seeds(LANES)
     return programs.advance(program, training.init(program, hyper, keys), 20)
 
 
@@ -113,7 +113,7 @@ class Steeper(torch.autograd.Function):
     ],
 )
 def test_losses_and_gradients_that_are_not_finite(spoil, cause):
-    program, (hyper, keys) = spoiled_program(spoil), examples.lanes(LANES)
+    program, (hyper, keys) = spoiled_program(spoil), examples.seeds(LANES)
     start = training.init(program, hyper, keys)
     after = programs.advance(program, tree.clone(start), 12)
     sound = programs.advance(examples.program(), tree.clone(start), 12)

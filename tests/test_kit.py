@@ -233,9 +233,9 @@ def own_program(network):
 
 
 def test_a_program():
-    program, (hyper, keys) = own_program(Network(init_linear, apply_linear)), examples.lanes(3)
+    program, (hyper, keys) = own_program(Network(init_linear, apply_linear)), examples.seeds(3)
     trained = partial(programs.trained, program, cycles=8, dtype=torch.float32)
-    programs.lanes(trained, hyper, keys, lambda state: state.learner.params["weight"], atol=1e-5, rtol=1e-5)
+    programs.seeds(trained, hyper, keys, lambda state: state.learner.params["weight"], atol=1e-5, rtol=1e-5)
     programs.metrics(program, hyper, keys)
     programs.resumed(partial(programs.advance, program), trained(hyper, keys), 4, 3)
 
@@ -243,8 +243,8 @@ def test_a_program():
 def test_a_program_whose_seeds_are_initialized_alike():
     network = Network(lambda key: init_linear(torch.zeros_like(key)), apply_linear)
     started = partial(programs.trained, own_program(network), cycles=1, dtype=torch.float32)
-    with rejects(r"lane 1\['weight'\]: expected a change with its key, got none"):
-        programs.lanes(started, *examples.lanes(3), lambda state: state.learner.params)
+    with rejects(r"seed 1\['weight'\]: expected a change with its key, got none"):
+        programs.seeds(started, *examples.seeds(3), lambda state: state.learner.params)
 
 
 # The example in the docstring of the package.

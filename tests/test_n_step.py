@@ -164,7 +164,7 @@ def test_laws():
 
 def test_a_program_learns_from_rows_over_n_steps():
     """What lies in replay after a run is what the definition makes of the single steps of the same run."""
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     one, three = (examples.program(capacity=400, n_step=n, learning_starts=400) for n in (1, 3))
     states = []
     for program in (one, three):
@@ -218,7 +218,7 @@ def test_the_flag_reaches_the_program():
 
 
 def test_chunks_and_lanes_with_steps_in_between():
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     program = examples.program(n_step=3)
     state = training.init(program, hyper, keys)
     functions = training.vmapped(program)

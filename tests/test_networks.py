@@ -470,7 +470,7 @@ def test_constants_in_a_program_that_trains():
 
     network = networks.from_module(Shifted)
     program = examples.program(network=network, double=False)
-    state = training.init(program, *examples.lanes(2))
+    state = training.init(program, *examples.seeds(2))
     (*_, report) = training.run(program, state, 45, training.vmapped(program), report_every=45)
     assert report.updates.min() > 0
 
@@ -923,7 +923,7 @@ def test_training_starts_from_loaded_parameters():
     module = untouched(lambda: sequential(4, (8,), 2))
     params = networks.load(program.network, module.state_dict())
     loaded = examples.program(network=networks.starting_from(program.network, params))
-    state = training.init(loaded, *examples.lanes(3))
+    state = training.init(loaded, *examples.seeds(3))
     for name, x in state.learner.params.items():
         assert torch.equal(x, module.state_dict()[name].expand_as(x))
     asserts.assert_trees_equal(state.learner.params, state.learner.target_params)

@@ -232,8 +232,8 @@ def small(**named):
 def test_laws_of_a_program():
     """Seeds that do not know of each other, chunks of noise, donated state, the same when stopped in between."""
     one = small()
-    hyper, keys = examples.lanes(3)
-    programs.lanes(partial(programs.trained, one, cycles=3), hyper, keys, distinct=lambda state: state.learner.params)
+    hyper, keys = examples.seeds(3)
+    programs.seeds(partial(programs.trained, one, cycles=3), hyper, keys, distinct=lambda state: state.learner.params)
     programs.chunks(one, keys, first=1, cycles=3)
     state = training.init(one, hyper, keys)
     programs.resumed(lambda s, cycles: programs.advance(one, s, cycles), state, 2, 1)

@@ -503,7 +503,7 @@ def test_state_of_another_optimizer_is_refused(name):
 
 def test_numbers_of_several_seeds_without_vmap_are_refused():
     for make in (optim.adam, optim.clip_by_global_norm, optim.clip_by_value, optim.add_decayed_weights):
-        with pytest.raises(ValueError, match=r"or a tensor \[\], got shape \[2\]; lanes go through vmap"):
+        with pytest.raises(ValueError, match=r"or a tensor \[\], got shape \[2\]; use vmap for several seeds"):
             make(torch.tensor([1.0, 2.0]))
     params, opt = examples.params(), optim.sgd(lambda count: torch.tensor([0.1, 0.2]))
     with pytest.raises(ValueError, match=r"^learning_rate\(count\): .* a tensor \[\], got shape \[2\]"):

@@ -37,7 +37,7 @@ def boolean_catch(shape=(catch.ROWS, catch.COLUMNS)):
 
 
 def started(count=3, shape=(catch.ROWS, catch.COLUMNS)):
-    program, (hyper, keys) = examples.program(boolean_catch(shape)), examples.lanes(count)
+    program, (hyper, keys) = examples.program(boolean_catch(shape)), examples.seeds(count)
     return program, training.init(program, hyper, keys)
 
 
@@ -101,7 +101,7 @@ def test_a_bit_in_another_place_is_seen(monkeypatch):
 
 def test_lanes_do_not_know_each_other():
     one_update = partial(programs.trained, examples.program(boolean_catch()), cycles=5, dtype=torch.float32)
-    programs.lanes(one_update, *examples.lanes(2), distinct=lambda state: state.learner.params, atol=1e-5, rtol=1e-5)
+    programs.seeds(one_update, *examples.seeds(2), distinct=lambda state: state.learner.params, atol=1e-5, rtol=1e-5)
 
 
 IN_GROUPS = pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="lanes go all together here")
@@ -169,7 +169,7 @@ def test_a_checkpoint_goes_on_as_if_undisturbed(tmp_path):
 
     def through(state):
         path = checkpoint.save(tmp_path, "20", state, {})
-        return checkpoint.load(path, training.init(program, *examples.lanes(3)))[0]
+        return checkpoint.load(path, training.init(program, *examples.seeds(3)))[0]
 
     programs.resumed(partial(programs.advance, program), state, 20, 8, through)
 

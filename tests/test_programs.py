@@ -38,43 +38,43 @@ def chunk_noise(program, keys, first, cycles):
 
 
 def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
-    program, (hyper, keys) = examples.program(), examples.lanes(3)
-    programs.lanes(
+    program, (hyper, keys) = examples.program(), examples.seeds(3)
+    programs.seeds(
         lambda hyper, keys: training.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0
     )
     noise = shared_key(training.noise)
-    with rejects("lane 1 of 3"):
-        programs.lanes(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
+    with rejects("seed 1 of 3"):
+        programs.seeds(lambda hyper, keys: noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0)
     monkeypatch.setattr(iteration, "noise", noise)
     monkeypatch.setattr(loop, "noise", noise)
-    with rejects("lane 1 of 3"):
-        programs.lanes(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
+    with rejects("seed 1 of 3"):
+        programs.seeds(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
 
 
 def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
-    program, (hyper, keys) = examples.program(), examples.lanes(3)
+    program, (hyper, keys) = examples.program(), examples.seeds(3)
     network = program.network
     same_start = examples.program(network=network._replace(init=lambda key: network.init(key * 0)))
-    with rejects(r"lane 1\[.0.weight.\]: expected a change with its key"):
-        programs.lanes(
+    with rejects(r"seed 1\[.0.weight.\]: expected a change with its key"):
+        programs.seeds(
             lambda hyper, keys: training.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
         )
     same = [0, 1, 0]
-    with rejects("lanes 0 and 2.*expected them to differ"):
-        programs.lanes(lambda hyper, keys: random.bits(keys, (4,)), tree.index(hyper, same), keys[same], atol=0, rtol=0)
-    with rejects("lane 1 of 3"):
-        programs.lanes(lambda hyper, keys: random.normal(keys, (4,)).cumsum(0), hyper, keys)
+    with rejects("seeds 0 and 2.*expected them to differ"):
+        programs.seeds(lambda hyper, keys: random.bits(keys, (4,)), tree.index(hyper, same), keys[same], atol=0, rtol=0)
+    with rejects("seed 1 of 3"):
+        programs.seeds(lambda hyper, keys: random.normal(keys, (4,)).cumsum(0), hyper, keys)
 
     def mixed(hyper, keys):  # invisible alone, and in floats that tolerance forgives
         x = random.normal(keys, (4,), torch.float64)
         return x + 1e-13 * (x - x.mean(0)) * (len(x) > 1)
 
-    with rejects("lanes whose key did not change"):
-        programs.lanes(mixed, hyper, keys)
+    with rejects("seeds whose key did not change"):
+        programs.seeds(mixed, hyper, keys)
 
 
 def test_chunks_rejects_noise_that_depends_on_the_chunk():
-    program, (_, keys) = examples.program(), examples.lanes(2)
+    program, (_, keys) = examples.program(), examples.seeds(2)
     programs.chunks(program, keys)
     with rejects("noise drawn at once"):
         programs.chunks(program, keys, noise=chunk_noise)
@@ -87,7 +87,7 @@ def test_chunks_rejects_noise_that_depends_on_the_chunk():
 
 
 def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
-    programs.metrics(examples.program(steps_per_cycle=2), *examples.lanes(2))
+    programs.metrics(examples.program(steps_per_cycle=2), *examples.seeds(2))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
     ],
 )
 def test_metrics_plants(monkeypatch, change, match):
-    program, (hyper, keys) = examples.program(steps_per_cycle=2), examples.lanes(2)
+    program, (hyper, keys) = examples.program(steps_per_cycle=2), examples.seeds(2)
     right = training.count_episodes
     monkeypatch.setattr(metrics, "count_episodes", lambda old, step: change(old, right(old, step), step))
     with rejects(match):
@@ -111,19 +111,19 @@ def test_metrics_plants(monkeypatch, change, match):
 def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
     right = training.count_episodes
     monkeypatch.setattr(metrics, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
-    with rejects("lane 0, running: "):
-        programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
+    with rejects("seed 0, running: "):
+        programs.metrics(examples.program(), *examples.seeds(2), cycles=2)
 
 
 def test_metrics_rejects_rewards_that_change_on_their_way_into_replay(monkeypatch):
     right = replay.transition
     monkeypatch.setattr(replay, "transition", lambda obs, a, step: right(obs, a, step._replace(reward=step.reward / 2)))
     with rejects(r"reward of stored rows from 0: \[0, 0\]: expected 1.0, got 0.5"):
-        programs.metrics(examples.program(), *examples.lanes(2), cycles=2)
+        programs.metrics(examples.program(), *examples.seeds(2), cycles=2)
 
 
 def test_resumed_rejects_a_checkpoint_that_forgets():
-    program, (hyper, keys) = examples.program(), examples.lanes(2)
+    program, (hyper, keys) = examples.program(), examples.seeds(2)
     start, run = training.init(program, hyper, keys), partial(programs.advance, program)
     programs.resumed(run, start, 6, 5)
     fresh = tree.clone(start)
@@ -163,6 +163,6 @@ def test_laws_need_neither_hypothesis_nor_pytest():
     code = (
         "import sys; sys.modules['hypothesis'] = sys.modules['pytest'] = None\n"
         "from fdqn.testing import examples, programs\n"
-        "programs.chunks(examples.program(), examples.lanes(2)[1])"
+        "programs.chunks(examples.program(), examples.seeds(2)[1])"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

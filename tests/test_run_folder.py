@@ -195,7 +195,7 @@ def test_final_return_follows_from_the_parameters_on_disk(made):
 
 
 def test_no_training_used_the_evaluation_s_keys(made):
-    assert len({streams.NETWORK, streams.RESET, streams.CYCLES, streams.EVALUATION, streams.OUTSIDE}) == 5
+    assert len({streams.NETWORK, streams.RESET, streams.CYCLES, streams.EVALUATION, streams.HOST_EVALUATION}) == 5
 
 
 def test_train_return_follows_from_the_table(made):

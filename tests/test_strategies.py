@@ -228,7 +228,7 @@ def test_configs_of_every_corner_are_drawn():
 @settings(max_examples=5)
 @given(strategies.configs())
 def test_configs_run(config):
-    program, (hyper, keys) = examples.program(**dataclasses.asdict(config)), examples.lanes(2)
+    program, (hyper, keys) = examples.program(**dataclasses.asdict(config)), examples.seeds(2)
     *_, last = training.run(
         program, training.init(program, hyper, keys), 5 * config.env_steps, training.vmapped(program), 10
     )

@@ -62,7 +62,7 @@ def test_one_folded_function_called_by_several_threads():
 @pytest.mark.slow
 def test_training_in_threads_equals_training_alone():
     def trained(i):
-        program, (hyper, keys) = examples.program(hidden=(8 + i,)), examples.lanes(3)
+        program, (hyper, keys) = examples.program(hidden=(8 + i,)), examples.seeds(3)
         state = training.init(program, hyper, keys)
         *_, report = training.run(program, state, 600, edge.compiled(program), report_every=200)
         return tree.clone(report.state)

@@ -21,7 +21,7 @@ from fdqn.types import Network
 
 
 def started(lanes=2, seed=0, **settings):
-    program, (hyper, keys) = examples.program(**settings), examples.lanes(lanes, seed)
+    program, (hyper, keys) = examples.program(**settings), examples.seeds(lanes, seed)
     return program, training.init(program, hyper, keys)
 
 
@@ -36,34 +36,34 @@ def moving_parts(state):
 def test_lanes_do_not_know_each_other(config):
     """Lane i of S is lane i alone, in float64 to 1e-10 after 50 cycles."""
     program = examples.program(cartpole.make(time_limit=20, dtype=torch.float64), **config)
-    programs.lanes(partial(programs.trained, program, cycles=50), *examples.lanes(3), distinct=moving_parts)
+    programs.seeds(partial(programs.trained, program, cycles=50), *examples.seeds(3), distinct=moving_parts)
 
 
 def test_lanes_do_not_know_each_other_in_float32():
     program = examples.program()
     one_update = partial(programs.trained, program, cycles=5, dtype=torch.float32)
-    programs.lanes(one_update, *examples.lanes(3), distinct=moving_parts, atol=1e-5, rtol=1e-5)
+    programs.seeds(one_update, *examples.seeds(3), distinct=moving_parts, atol=1e-5, rtol=1e-5)
 
 
 def test_noise_of_lanes():
-    program, (hyper, keys) = examples.program(), examples.lanes(4)
+    program, (hyper, keys) = examples.program(), examples.seeds(4)
 
     def noise(hyper, keys):
         return tree.map(lambda x: x.transpose(0, 1), training.noise(program, keys, 5, 3))
 
-    programs.lanes(noise, hyper, keys, atol=0.0, rtol=0.0)
+    programs.seeds(noise, hyper, keys, atol=0.0, rtol=0.0)
 
 
 @pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 3, "updates_per_cycle": 2}], ids=str)
 def test_noise_does_not_depend_on_chunks(config):
-    program, (_, keys) = examples.program(**config), examples.lanes(2)
+    program, (_, keys) = examples.program(**config), examples.seeds(2)
     programs.chunks(program, keys)
     programs.chunks(program, keys, first=0, cycles=3)
     programs.chunks(program, keys, first=2**31 - 2, cycles=4)
 
 
 def test_noise_is_what_it_says():
-    program, (_, keys) = examples.program(steps_per_cycle=2, updates_per_cycle=3, target_period=3), examples.lanes(2)
+    program, (_, keys) = examples.program(steps_per_cycle=2, updates_per_cycle=3, target_period=3), examples.seeds(2)
     noise = laws.pure(training.noise, program, keys, 3, 5)
     shapes = [tuple(x.shape) for x in noise[:3]]
     assert noise[3:] == ((), ()), "this agent takes none"
@@ -79,19 +79,19 @@ def test_noise_is_what_it_says():
 @pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 3, "num_envs": 2}], ids=str)
 def test_metrics_equal_a_loop_over_the_log(name, config):
     settings = {"time_limit": 20} if name == "cartpole" else {}
-    programs.metrics(examples.program(envs.make(name, **settings), **config), *examples.lanes(2))
+    programs.metrics(examples.program(envs.make(name, **settings), **config), *examples.seeds(2))
 
 
 def test_metrics_keep_the_last_hundred_episodes():
     """More ends than places: the ring holds the last ones."""
     program = examples.program(probes.reward_of_obs().env, num_envs=4)
-    programs.metrics(program, *examples.lanes(2), cycles=40)
+    programs.metrics(program, *examples.seeds(2), cycles=40)
 
 
 def test_metrics_of_more_environments_than_places():
     """All environments end in one step, so that a hundred places would be written twice at once."""
     program = examples.program(probes.reward_of_obs().env, num_envs=130, capacity=300)
-    programs.metrics(program, *examples.lanes(2), cycles=5)
+    programs.metrics(program, *examples.seeds(2), cycles=5)
 
 
 def test_a_stopped_run_goes_on_as_if_undisturbed():
@@ -194,12 +194,12 @@ def test_a_new_state():
     asserts.assert_trees_equal(state.learner.params, state.learner.target_params)
     leaves = [x for x in tree.leaves(state) if x.numel()]
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
-    laws.pure(training.init, program, *examples.lanes(2))
+    laws.pure(training.init, program, *examples.seeds(2))
 
 
 def test_purposes_use_keys_of_their_own():
     program, state = started()
-    _, keys = examples.lanes(2)
+    _, keys = examples.seeds(2)
     used = [random.fold_in(keys, purpose) for purpose in range(4)]
     assert len({tuple(k.flatten().tolist()) for k in used}) == 4
     asserts.assert_trees_equal(program.network.init(random.fold_in(keys, streams.NETWORK)), state.learner.params)
@@ -210,7 +210,7 @@ def test_purposes_use_keys_of_their_own():
 
 def test_collect_stores_what_happened():
     """The environments stepped by hand, with the actions that epsilon-greedy chooses by hand."""
-    program, (hyper, keys) = examples.program(num_envs=2, steps_per_cycle=2), examples.lanes(1)
+    program, (hyper, keys) = examples.program(num_envs=2, steps_per_cycle=2), examples.seeds(1)
     state = training.init(program, hyper, keys)
     lane = tree.index(state, 0)
     world, obs, legal = lane.env_state, lane.obs, lane.legal
@@ -257,7 +257,7 @@ def warming(learning_starts=21, steps_per_cycle=2, **hyper):
     program = examples.program(
         num_envs=2, steps_per_cycle=steps_per_cycle, learning_starts=learning_starts, random_warmup=True
     )
-    _, keys = examples.lanes(2)
+    _, keys = examples.seeds(2)
     return program, training.init(program, training.hyper(2, epsilon_steps=40, **hyper), keys)
 
 
@@ -410,7 +410,7 @@ def test_soft_copies_come_at_every_update():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("WORDS_PER_DRAW", w) for w in (1, 400, 10**9)]
+    [("BITS_PER_DRAW", w) for w in (1, 400, 10**9)]
     + [(n, v) for n in ("CYCLES_PER_DRAW", "CYCLES_PER_CALL") for v in (1, 3, 7)],
 )
 @pytest.mark.parametrize("done", [0, 5])
@@ -560,13 +560,13 @@ def test_cadences_that_cannot_be(steps, every, message):
 def test_a_network_for_another_number_of_actions():
     program = examples.program(network=networks.mlp(4, (8,), 3))
     with pytest.raises(ValueError, match=r"network.apply: expected shape \[S E 2\], got \[2, 3, 3\]"):
-        training.init(program, *examples.lanes(2))
+        training.init(program, *examples.seeds(2))
 
 
 def test_a_network_for_another_observation():
     program = examples.program(network=networks.mlp(5, (8,), 2))
     with pytest.raises(ValueError, match=r"obs: expected shape \[... 5\]"):
-        training.init(program, *examples.lanes(2))
+        training.init(program, *examples.seeds(2))
 
 
 @pytest.mark.parametrize(
@@ -585,11 +585,11 @@ def test_an_environment_that_is_not_as_it_says(change, error, message):
     program = examples.program()
     env = program.env._replace(spec=program.env.spec._replace(**change))
     with pytest.raises(error, match=message):
-        training.init(program._replace(env=env), *examples.lanes(2))
+        training.init(program._replace(env=env), *examples.seeds(2))
 
 
 def test_as_many_hyper_parameters_as_keys():
-    hyper, keys = examples.lanes(3)
+    hyper, keys = examples.seeds(3)
     with pytest.raises(ValueError, match=r"learning_rate: expected shape \[S\] with S = 2, got \[3\]"):
         training.init(examples.program(), hyper, keys[:2])
 
@@ -616,7 +616,7 @@ def breaks(change):
 )
 def test_what_does_not_fit_is_said_before_anything_runs(change, error, message):
     program = examples.program(breaks(change))
-    state = training.init(program, *examples.lanes(2))
+    state = training.init(program, *examples.seeds(2))
 
     def never(*args):
         raise AssertionError("a step function was called")
@@ -711,7 +711,7 @@ def test_learns_cartpole():
 
 def test_a_new_state_is_nobody_elses():
     program = examples.program()
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     before = tree.clone((hyper, keys))
     state = training.init(program, hyper, keys)
     storages = [x.untyped_storage().data_ptr() for x in tree.leaves((state, hyper, keys))]
@@ -723,7 +723,7 @@ def test_a_new_state_is_nobody_elses():
 
 def test_keys_and_hyper_parameters_that_do_not_fit():
     program = examples.program()
-    hyper, keys = examples.lanes(2)
+    hyper, keys = examples.seeds(2)
     with pytest.raises(TypeError, match="keys: expected an integer dtype"):
         training.init(program, hyper, keys.float())
     with pytest.raises(ValueError, match=r"^learning_rate: expected it on the device of keys, cpu, got meta"):
@@ -765,7 +765,7 @@ def test_a_program_of_a_module_can_be_pickled():
 def test_a_cycle_is_its_steps_and_then_its_updates():
     """In the order of `collect` and `learn`, with epsilon that changes within the cycle."""
     config = {"steps_per_cycle": 3, "updates_per_cycle": 2, "target_period": 4, "learning_starts": 18}
-    program, (hyper, keys) = examples.program(**config), examples.lanes(2)
+    program, (hyper, keys) = examples.program(**config), examples.seeds(2)
     state = programs.advance(program, training.init(program, hyper, keys), 4)
     noise = tree.index(training.noise(program, keys, 4, 1), 0)
     expected = vmap(partial(training.cycle, program))(state, noise)

@@ -114,7 +114,7 @@ def wrong_updates(monkeypatch):
 @pytest.mark.usefixtures("wrong_updates")
 @pytest.mark.parametrize("config", [{}, {"updates_per_cycle": 16, "target_period": 16}], ids=str)
 def test_a_program_that_is_compiled_wrongly_is_not_trained(config):
-    program, (hyper, keys) = examples.program(**config), examples.lanes(2)
+    program, (hyper, keys) = examples.program(**config), examples.seeds(2)
     state = training.init(program, hyper, keys)
     with pytest.raises(verify.MismatchError, match=r"\.metrics\.totals\.grad_norm"):
         programs.advance(program, tree.clone(state), 8, edge.compiled(program))

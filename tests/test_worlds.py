@@ -378,7 +378,7 @@ def test_a_run_in_a_world_is_a_plain_loop_over_gymnasium():
     for lane in range(2):
         own, key = tree.index(hyper, lane), keys[lane]
         state = tree.index(training.init(program, hyper, keys), lane)
-        seeds = random.bits(random.fold_in(random.fold_in(key, streams.WORLD), 0), (3,)).tolist()
+        seeds = random.bits(random.fold_in(random.fold_in(key, streams.HOST_RESET), 0), (3,)).tolist()
         games = [gymnasium.make("CartPole-v1") for _ in seeds]
         obs = np.stack([g.reset(seed=s)[0] for g, s in zip(games, seeds, strict=True)])
         every = torch.ones((3, 2), dtype=torch.bool)
@@ -774,7 +774,7 @@ class Breaks(Told):
 
 def seed_of(settings, lane):
     keys = random.fold_in(
-        random.fold_in(assemble.keys(settings), streams.WORLD), torch.zeros(settings.seeds, dtype=torch.int64)
+        random.fold_in(assemble.keys(settings), streams.HOST_RESET), torch.zeros(settings.seeds, dtype=torch.int64)
     )
     return random.bits(keys, (settings.num_envs,))[lane, 0].item() % 1000
 

@@ -287,7 +287,7 @@ def compile_for_sm_90(program):
 
 def interpret(program):
     """Of each step: how many leaves equal eager ones bit for bit. Raises AssertionError where one is off by 1e-4."""
-    state = training.init(program, *examples.lanes(LANES))
+    state = training.init(program, *examples.seeds(LANES))
     slow = training.vmapped(program)
     said = {}
     for step, ready in (("collect", 0), ("cycle", 8)):

@@ -1,7 +1,11 @@
 """Agents: value-based learning rules, each made by the function `agent` of its module.
 
-`dqn` is deep Q-learning; `c51` predicts distributions of returns, `noisy` takes networks with noise, `pqn` regresses
-to returns for `training.on_policy.algorithm`. `check_agent` checks an agent of your own.
+- `dqn`: Q-learning and double Q-learning.
+- `c51`: categorical DQN, which learns the distribution of returns.
+- `noisy`: DQN with noisy networks.
+- `pqn`: regression to returns, for `training.on_policy.algorithm`.
+
+`check_agent` checks the shapes of a custom agent.
 """
 
 from fdqn.agents import c51, dqn, noisy, pqn

@@ -1,4 +1,4 @@
-"""Parts that agents share: noise for several passes through a network, and checks of what an agent returns."""
+"""Functions shared by agents: noise for several passes through a network, and checks of an agent's results."""
 
 from typing import Any
 
@@ -11,8 +11,10 @@ from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Params, Transition
 
 
 def noise_shapes(network: NoisyNetwork, passes: int, rows: int) -> NoiseShapes:
-    """Shapes of the noise of an agent whose `values` take one pass through the network and whose `loss` takes `passes`,
-    each with noise of its own. Independent of the number of rows: a pass uses one sample of weights for all of them.
+    """Return the noise shapes of an agent with one network pass in `values` and `passes` passes in `loss`.
+
+    Every pass has independent noise. The shapes do not depend on `rows`, since a pass samples the weights once for all
+    of its rows.
     """
     if network.noise == 0:
         return NoiseShapes()
@@ -20,7 +22,7 @@ def noise_shapes(network: NoisyNetwork, passes: int, rows: int) -> NoiseShapes:
 
 
 def each_pass(noise: Uniforms, passes: int) -> tuple[Uniforms, ...]:
-    """The noise of each pass: the rows of `noise [passes, K]`, or `()` for each where it is `()`."""
+    """Split `noise [passes, K]` into the noise [K] of each pass; `()` gives `()` for each pass."""
     if not isinstance(noise, Tensor):
         return ((),) * passes
     check.shapes(f"noise[{passes} K]", noise)
@@ -28,16 +30,16 @@ def each_pass(noise: Uniforms, passes: int) -> tuple[Uniforms, ...]:
 
 
 def check_agent(agent: Agent, params: Params, batch: Transition, hyper: Hyper) -> None:
-    """Call the parts of an agent once on zeros of noise and check the shapes of what they return.
+    """Call each function of an agent once, with zeros as noise, and check the types and shapes of its results.
 
     Args:
         agent: the agent.
-        params: parameters of one seed, which also serve as the target's.
-        batch: transitions with leaves [B, ...]; `next_legal` says how many actions there are.
+        params: parameters of one seed, also used as target parameters.
+        batch: transitions, leaves [B, ...]; the number of actions is taken from `next_legal` [B, A].
         hyper: hyper-parameters of one seed.
 
-    Raises TypeError for a part of another type, and ValueError, naming the part, for values that are not [B, A] and for
-    a loss, q or priority that is not [B]. All of it works on fake tensors.
+    Raises TypeError for a field or result of the wrong type, and ValueError for values that are not [B, A] or a loss, q
+    or priority that is not [B]. Works on fake tensors.
     """
     check.kind("agent", agent, Agent)
     for name, part in agent._asdict().items():
@@ -53,8 +55,9 @@ def check_agent(agent: Agent, params: Params, batch: Transition, hyper: Hyper) -
 
 
 def check_loss_output(output: Any, rows: int) -> None:
-    """Raise TypeError for anything but a `LossOutput` of floating-point tensors, and ValueError where one is not
-    [rows].
+    """Check that `output` is a `LossOutput` of floating-point tensors [rows].
+
+    Raises TypeError for another type or dtype and ValueError for another shape.
     """
     check.kind("agent.loss", output, LossOutput)
     for name, x in output._asdict().items():

@@ -1,4 +1,4 @@
-"""Categorical DQN: the network predicts the distribution of the return instead of its mean.
+"""Categorical DQN (C51): the network predicts the distribution of the return instead of its mean.
 
 Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
 """
@@ -22,19 +22,21 @@ def agent(
 ) -> Agent:
     """Make a C51 agent for one seed.
 
-    The network has an output for every action and atom, such as `networks.mlp(obs_shape, hidden, actions * atoms)`;
-    outputs `i * atoms` to `(i + 1) * atoms` are the logits of action i. The loss of a row is the cross-entropy of the
-    taken action's distribution and the projected target distribution, its priority their Kullback-Leibler divergence.
+    The network has one output for each action and atom, such as `networks.mlp(obs_shape, hidden, actions * atoms)`;
+    outputs `i * atoms` to `(i + 1) * atoms` are the logits of action i. The loss of a row is the cross-entropy between
+    the projected target distribution and the distribution of the action taken; its priority is their Kullback-Leibler
+    divergence.
 
     Args:
-        network: logits [..., actions * atoms]; with a `NoisyNetwork`, every pass of the loss takes noise of its own.
-        support: the returns that the atoms stand for, a tensor [atoms] or (low, high, atoms). 51 atoms on [-10, 10]
-            suit clipped rewards; choose it to hold the returns of your environment.
-        double: choose the next action by the online network, as in double DQN. Rainbow does.
+        network: returns logits [..., actions * atoms]. With a `NoisyNetwork`, every pass of the loss has independent
+            noise.
+        support: returns of the atoms, a tensor [atoms] or (low, high, atoms). It must cover the returns of the
+            environment; the default suits clipped rewards.
+        double: select the next action with the online network, as in double DQN and Rainbow.
 
-    Raises TypeError for another kind of network or support, and ValueError for a support of fewer than two atoms, of
-    numbers that are not finite or do not increase. `values` and `loss` raise ValueError where the number of outputs
-    is not a multiple of the number of atoms.
+    Raises TypeError for a network or support of another type, and ValueError for a support with fewer than two atoms or
+    with atoms that are not finite and increasing. `values` and `loss` raise ValueError if the number of outputs is not
+    a multiple of the number of atoms.
     """
     noisy, atoms = with_noise(network), _atoms(distributional.atoms(support))
     passes = 3 if double else 2
@@ -47,7 +49,7 @@ def agent(
 
 
 class _Atoms(NamedTuple):
-    """A support as numbers."""
+    """Support as Python numbers, which make an agent independent of the device."""
 
     numbers: tuple[float, ...]
     evenly_spaced: bool
@@ -60,7 +62,7 @@ def _atoms(support: Tensor) -> _Atoms:
 
 
 def _support(atoms: _Atoms, like: Tensor) -> Tensor:
-    """The support [N] in the dtype of `like` and on its device, where it is made: the host would wait for a copy."""
+    """Create the support [N] on the device and in the dtype of `like`; copying it would synchronize with the device."""
     x = atoms.numbers
     if atoms.evenly_spaced:
         return torch.linspace(x[0], x[-1], len(x), dtype=like.dtype, device=like.device)
@@ -102,11 +104,11 @@ def _loss(
 
 
 def _logits(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
-    """Logits [..., A, atoms]."""
+    """Return the logits [..., A, atoms]."""
     outputs, count = network.apply(params, obs, noise), len(atoms.numbers)
     if outputs.shape[-1] % count:
         raise ValueError(
-            f"network: expected a multiple of {count} outputs, one for every action and atom, got "
+            f"network: expected a multiple of {count} outputs, one for each action and atom, got "
             f"{outputs.shape[-1]}; make it with actions * {count} outputs"
         )
     return outputs.unflatten(-1, (-1, count))

@@ -1,4 +1,4 @@
-"""Deep Q-networks: Q-learning and double Q-learning as agents. Mnih et al. 2015, https://doi.org/10.1038/nature14236"""
+"""Deep Q-networks with Q-learning or double Q-learning. Mnih et al. 2015, https://doi.org/10.1038/nature14236"""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,16 +11,18 @@ from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Un
 
 Apply = Callable[[Params, Tensor], Tensor]
 Elementwise = Callable[[Tensor], Tensor]
-"""A loss of each TD error, such as `losses.huber`."""
+"""Elementwise loss of TD errors, such as `losses.huber`."""
 
 
 def agent(network: Network, double: bool = True, loss: Elementwise = losses.squared) -> Agent:
-    """A deep Q-network.
+    """Make a DQN agent for one seed.
 
     Args:
-        network: gives the Q-values [..., A]. A dueling network makes it a dueling DQN.
-        double: double Q-learning: the online network chooses the next action, the target network values it.
-        loss: elementwise loss of the TD errors [B].
+        network: returns Q-values [..., A]. A dueling network makes a dueling DQN.
+        double: use double Q-learning: the online network selects the next action, the target network evaluates it.
+        loss: elementwise loss of the TD errors, [B] to [B].
+
+    Raises TypeError for arguments of another type.
     """
     check.kind("network", network, Network)
     check.kind("double", double, bool)
@@ -42,16 +44,16 @@ def q_learning(
     hyper: Hyper,
     noise: Uniforms = (),
 ) -> LossOutput:
-    """Losses of Q-learning; see `td.q_learning`.
+    """Compute the loss of Q-learning for each row; see `td.q_learning_target`.
 
     Args:
         apply: `apply(params, obs [B, *O]) -> q [B, A]`.
-        loss: elementwise loss of the TD errors [B].
+        loss: elementwise loss of the TD errors, [B] to [B].
         params: online parameters.
-        target_params: parameters that value the next observation.
-        batch: leaves [B, ...].
-        hyper: hyper-parameters of one seed; `gamma` [].
-        noise: none is taken.
+        target_params: parameters that evaluate the next observation.
+        batch: transitions, leaves [B, ...].
+        hyper: hyper-parameters of one seed; only `gamma` [] is used.
+        noise: not used.
     """
     _check(apply, loss, hyper)
     q_tm1, q_t = apply(params, batch.obs), apply(target_params, batch.next_obs)
@@ -69,10 +71,14 @@ def double_q_learning(
     hyper: Hyper,
     noise: Uniforms = (),
 ) -> LossOutput:
-    """Losses of double Q-learning; see `td.double_q_learning` and `q_learning` for the arguments."""
+    """Compute the loss of double Q-learning for each row; see `td.double_q_learning_target`.
+
+    Args:
+        apply, loss, params, target_params, batch, hyper, noise: as for `q_learning`.
+    """
     _check(apply, loss, hyper)
     q_tm1, q_t = apply(params, batch.obs), apply(target_params, batch.next_obs)
-    # Only the argmax of these is used, so nothing flows back through them.
+    # Only their argmax is used. Detaching the parameters avoids a useless backward pass.
     q_t_selector = apply(tree.map(Tensor.detach, params), batch.next_obs)
     discount_t = hyper.gamma * batch.discount
     target = td.double_q_learning_target(batch.reward, discount_t, q_t, q_t_selector, batch.next_legal)
@@ -80,7 +86,7 @@ def double_q_learning(
 
 
 def loss_output(loss: Elementwise, target: Tensor, q_tm1: Tensor, action: Tensor) -> LossOutput:
-    """Losses, values and priorities |target - q| of the actions taken. No gradient flows through the target.
+    """Return losses, Q-values and priorities |delta| of the actions taken, without gradient through the target.
 
         delta = target - q_tm1[action]
 
@@ -97,5 +103,5 @@ def _check(apply: Apply, loss: Elementwise, hyper: Hyper) -> None:
     check.function("apply", apply)
     check.function("loss", loss)
     check.kind("hyper", hyper, Hyper)
-    # Hyper-parameters of as many seeds as the batch has rows would broadcast.
+    # Hyper-parameters [S] would broadcast against a batch of S rows.
     check.shapes("hyper.gamma[]", hyper.gamma)

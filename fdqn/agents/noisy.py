@@ -1,5 +1,6 @@
-"""DQN with noisy networks, which explore by the noise of their weights. Fortunato et al. 2018,
-https://arxiv.org/abs/1706.10295
+"""DQN with noisy networks, which explore through noise in their weights.
+
+Fortunato et al. 2018, https://arxiv.org/abs/1706.10295
 """
 
 from collections.abc import Callable
@@ -18,17 +19,17 @@ from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Un
 def agent(
     network: Network | NoisyNetwork, double: bool = True, loss: Callable[[Tensor], Tensor] = losses.squared
 ) -> Agent:
-    """Make a DQN agent for one seed whose network may take noise, such as `networks.noisy_mlp`.
+    """Make a DQN agent for one seed from a noisy network such as `networks.noisy_mlp`.
 
-    Acting takes one sample of weights for all environments of a call. The loss takes independent samples for the
-    online values, the target values and, with `double`, the online choice of the next action. Set epsilon to 0.
+    `values` samples the weights once for all rows. `loss` uses independent samples for the online values, the target
+    values and, with `double`, the selection of the next action. Set epsilon to 0.
 
     Args:
-        network: values [..., A]. With a plain `Network` this is DQN.
-        double: choose the next action by the online network.
-        loss: elementwise loss of TD errors, [B] to [B].
+        network: returns Q-values [..., A]. With a plain `Network` the agent is a DQN.
+        double: select the next action with the online network.
+        loss: elementwise loss of the TD errors, [B] to [B].
 
-    Raises TypeError for another kind of network and for a loss that is not a function.
+    Raises TypeError for a network of another type or a loss that is not a function.
     """
     check.function("loss", loss)
     noisy = with_noise(network)
@@ -55,7 +56,7 @@ def _loss(
     q_t = network.apply(target_params, batch.next_obs, following)
     discount_t, legal_t = hyper.gamma * batch.discount, batch.next_legal
     if double:
-        # Only the order of these values matters, so no gradient flows through them.
+        # Only their argmax is used. Detaching the parameters avoids a useless backward pass.
         selector = network.apply(tree.map(Tensor.detach, params), batch.next_obs, *selecting)
         target = td.double_q_learning_target(batch.reward, discount_t, q_t, selector, legal_t)
     else:

@@ -1,7 +1,7 @@
-"""PQN: Q-learning on returns, without replay and target network. Gallici et al. 2024,
-https://arxiv.org/abs/2407.04811
+"""PQN: Q-learning on lambda-returns without replay and target network.
 
-The agent is a regression to returns; `training.on_policy.algorithm` computes them and makes the updates.
+The agent only regresses to returns; `training.on_policy.algorithm` computes the returns and makes the updates.
+Gallici et al. 2024, https://arxiv.org/abs/2407.04811
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Un
 
 
 def agent(network: Network | NoisyNetwork, loss: Callable[[Tensor], Tensor] = losses.squared) -> Agent:
-    """Make an agent for one seed that regresses the values of the actions taken to the rewards of its batch.
+    """Make a PQN agent for one seed, whose loss regresses Q-values of the actions taken to `batch.reward`.
 
-    `training.on_policy.algorithm` puts Q(lambda) returns in the place of the rewards; the agent does not bootstrap.
+    `training.on_policy.algorithm` passes Q(lambda) returns as `batch.reward`. The agent itself does not bootstrap.
 
     Args:
-        network: values [..., A], such as `networks.layer_norm_mlp`: without a target network the normalization is what
-            keeps learning stable.
-        loss: elementwise loss of the differences, [B] to [B].
+        network: returns Q-values [..., A]. Use one with normalization, such as `networks.layer_norm_mlp`, which keeps
+            learning stable without a target network.
+        loss: elementwise loss of the errors, [B] to [B].
 
-    Raises TypeError for another kind of network and for a loss that is not a function.
+    Raises TypeError for a network of another type or a loss that is not a function.
     """
     check.function("loss", loss)
     noisy = with_noise(network)

@@ -18,10 +18,11 @@ from fdqn.types import Network, Params
 def layer_norm_mlp(
     obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int, gain: float | None = None
 ) -> Network:
-    """An MLP that normalizes every hidden layer before its ReLU: `nn.Sequential(Linear, LayerNorm, ReLU, ..., Linear)`
-    in names, initial distribution and outputs. Observations of uint8 are divided by 255.
+    """Make an MLP with layer normalization before each ReLU.
 
-    With a `gain` the initial weights are orthogonal matrices times it and biases are 0; CleanRL's PQN has sqrt(2).
+    Parameter names, initial distribution and outputs are those of `nn.Sequential(Linear, LayerNorm, ReLU, ...,
+    Linear)`. With a `gain`, weights are initialized to orthogonal matrices times `gain` and biases to 0; CleanRL's PQN
+    uses sqrt(2). Observations of uint8 are divided by 255.
 
     Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises as `mlp` does, and ValueError for a negative
     gain. Ba et al. 2016, https://arxiv.org/abs/1607.06450; for Q-learning Gallici et al. 2024,
@@ -31,7 +32,7 @@ def layer_norm_mlp(
         check.number("gain", gain)
     event = _event(obs_shape)
     sizes = _sizes(math.prod(event), hidden, actions)
-    # nn.Sequential counts LayerNorm and ReLU too: linear layer i is at place 3 i, its LayerNorm at 3 i + 1.
+    # nn.Sequential counts LayerNorm and ReLU too: linear layer i has index 3 i, its LayerNorm 3 i + 1.
     linear = {f"{3 * i}": (n, m) for i, (m, n) in enumerate(pairwise(sizes))}
     check_weights(linear)
     norms = {f"{3 * i + 1}": (size,) for i, size in enumerate(hidden)}
@@ -51,7 +52,7 @@ def _apply(event: tuple[int, ...], linear: _Layers, norms: _Layers, params: Para
 
 
 def _init(linear: _Layers, norms: _Layers, gain: float | None, key: Tensor) -> Params:
-    """Linear layers as those of `mlp`, or orthogonal; scales 1 and shifts 0."""
+    """Initialize linear layers as `mlp` does or orthogonally, and layer norms to scale 1 and shift 0."""
     params = _init_layers(linear, key)
     if gain is not None:
         for i, (name, shape) in enumerate(linear.items()):
@@ -64,11 +65,11 @@ def _init(linear: _Layers, norms: _Layers, gain: float | None, key: Tensor) -> P
 
 
 def _orthogonal(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Random matrices [..., n, m] with orthonormal rows or, where n > m, columns; `torch.nn.init.orthogonal_`."""
+    """Sample matrices [..., n, m] with orthonormal rows or, if n > m, columns, as `torch.nn.init.orthogonal_` does."""
     tall = (max(shape), min(shape))
-    # In float64, so that what a library rounds differently is not seen in most results.
+    # In float64, so that differences in rounding between linear algebra libraries mostly vanish in float32.
     q, r = torch.linalg.qr(random.normal(key, tall, torch.float64))
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # else not uniform: QR fixes no signs
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # QR does not fix the signs; without this not uniform
     return (q if shape[0] >= shape[1] else q.mT).to(torch.float32).contiguous()
 
 

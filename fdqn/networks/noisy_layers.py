@@ -1,7 +1,7 @@
-"""Noisy networks: linear layers whose weights are a mean and a learned scale times Gaussian noise.
+"""Noisy networks: linear layers whose weights are a mean plus a learned scale times Gaussian noise.
 
-The noise is an argument, as uniforms in [0, 1); `()` in its place leaves the mean weights. Agents take a
-`NoisyNetwork`; `with_noise` makes one of a network without noise, so that both kinds go through one piece of code.
+Noise is passed as uniforms in [0, 1); `()` selects the mean weights. `with_noise` turns a plain `Network` into a
+`NoisyNetwork` without noise, so that agents handle only one type.
 """
 
 import math
@@ -21,29 +21,31 @@ from fdqn.types import Network, Params, Uniforms
 
 
 class NoisyNetwork(NamedTuple):
-    """`init(key [..., 2]) -> Params [...]` and `apply(params, obs [..., *O], noise=()) -> outputs [..., N]`."""
+    """Network whose `apply` takes noise: `apply(params, obs [..., *O], noise=()) -> outputs [..., N]`."""
 
     init: Callable[[Tensor], Params]
+    """`init(key [..., 2]) -> params`, with leaves [..., *shape]."""
     apply: Callable[..., Tensor]
-    """`apply(params, obs)` uses the mean weights, `apply(params, obs, noise [K])` one sample of weights for all
+    """`apply(params, obs)` uses the mean weights; `apply(params, obs, noise [K])` samples the weights once for all
     rows."""
     noise: int
-    """K, the uniforms in [0, 1) that `apply` takes; 0 for none."""
+    """Number of uniforms K that `apply` takes; 0 for a network without noise."""
 
 
 def noisy_mlp(
     obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int, sigma_zero: float = 0.5
 ) -> NoisyNetwork:
-    """An MLP of noisy linear layers with ReLU between, and factorized Gaussian noise.
+    """Make an MLP of noisy linear layers with factorized Gaussian noise and ReLU activations.
 
         y = (weight_mu + weight_sigma * outer(f(e_out), f(e_in))) x + bias_mu + bias_sigma * f(e_out)
         f(e) = sign(e) sqrt(|e|),    e_in and e_out standard normal
 
-    The means begin uniform in +-1 / sqrt(inputs), the scales at `sigma_zero / sqrt(inputs)`. Each call takes one sample
-    of weights for all of its rows. Observations of uint8 are divided by 255. Act without epsilon: the noise explores.
+    Means are initialized uniformly in +-1 / sqrt(inputs), scales to `sigma_zero / sqrt(inputs)`. Each call samples the
+    weights once for all of its rows. Observations of uint8 are divided by 255. The noise replaces epsilon-greedy
+    exploration.
 
     Shapes: obs [..., *obs_shape], flattened; noise [K] or (); outputs [..., actions]. Raises as `mlp` does; `apply`
-    raises ValueError for noise of another shape or outside [0, 1) where it can be read.
+    raises ValueError for noise of another shape or, if its values can be read, outside [0, 1).
     Fortunato et al. 2018, https://arxiv.org/abs/1706.10295
     """
     check.number("sigma_zero", sigma_zero)
@@ -56,9 +58,9 @@ def noisy_mlp(
 
 
 def with_noise(network: Network | NoisyNetwork) -> NoisyNetwork:
-    """The network as one that takes noise: a `NoisyNetwork` as it is, a `Network` as one whose noise is `()`.
+    """Convert a `Network` to a `NoisyNetwork` without noise; return a `NoisyNetwork` unchanged.
 
-    Raises TypeError for what is neither.
+    Raises TypeError for another type.
     """
     check.kind("network", network, Network, NoisyNetwork)
     if isinstance(network, NoisyNetwork):
@@ -97,7 +99,7 @@ def _noisy_linear(params: Params, name: str, x: Tensor, noise: tuple[Tensor, Ten
 
 
 def _split(layers: _Layers, noise: Uniforms, like: Tensor) -> dict[str, tuple[Tensor, Tensor] | None]:
-    """The factors of every layer's noise, f(e_out) [n] and f(e_in) [m]; None where there is no noise."""
+    """Return the noise factors f(e_out) [n] and f(e_in) [m] of each layer, or None without noise."""
     if not isinstance(noise, Tensor):
         if noise != ():
             raise TypeError(f"noise: expected uniforms [K] or (), got {type(noise).__name__}")
@@ -116,7 +118,7 @@ def _shapes(layers: _Layers) -> Shapes:
 
 
 def _init_layers(layers: _Layers, sigma_zero: float, key: Tensor) -> Params:
-    """Means uniform in +-1 / sqrt(inputs), scales sigma_zero / sqrt(inputs): section 3.2 of the paper."""
+    """Initialize means uniformly in +-1 / sqrt(inputs), scales to sigma_zero / sqrt(inputs); see section 3.2."""
     params: Params = {}
     for i, (name, shape) in enumerate(layers.items()):
         bound = 1 / math.sqrt(shape[1])

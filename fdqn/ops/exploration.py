@@ -38,7 +38,7 @@ def epsilon_greedy(q: Tensor, legal: Tensor, epsilon: Scalar, u: Tensor) -> Tens
         check.floating("epsilon", epsilon)
         check.broadcasts("epsilon", epsilon, legal.shape[:-1])
     else:
-        check.share("epsilon", epsilon)
+        check.fraction("epsilon", epsilon)
     return torch.where(u[..., 0] < epsilon, uniform(legal, u[..., 1]), masking.greedy(q, legal))
 
 

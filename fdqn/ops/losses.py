@@ -105,7 +105,7 @@ def smoothed(probabilities: Tensor, share: Scalar) -> Tensor:
     """
     check.shapes("probabilities[... K]", probabilities)
     check.floating("probabilities", probabilities)
-    check.share("share", share)
+    check.fraction("share", share)
     return (1 - share) * probabilities + share / probabilities.shape[-1]
 
 

@@ -26,7 +26,7 @@ def lambda_returns(r_t: Tensor, discount_t: Tensor, v_t: Tensor, lambda_: Scalar
     if isinstance(lambda_, Tensor) and lambda_.ndim:
         check.shapes("r_t[...] lambda_[...]", r_t, lambda_)
     else:
-        check.share("lambda_", lambda_)
+        check.fraction("lambda_", lambda_)
     mixing, following, found = torch.as_tensor(lambda_).to(r_t).expand_as(r_t), v_t[-1], []
     for r, discount, v, share in zip(*(x.flip(0) for x in (r_t, discount_t, v_t, mixing)), strict=True):
         following = r + discount * ((1 - share) * v + share * following)

@@ -149,7 +149,7 @@ def one_cycle(
     """
     _check(step, peak=peak, steps=steps, start_divisor=start_divisor, end_divisor=end_divisor)
     if not isinstance(warm, Tensor):
-        check.share("warm", warm)
+        check.fraction("warm", warm)
     for name, x in (("steps", steps), ("start_divisor", start_divisor), ("end_divisor", end_divisor)):
         _check_positive(name, x)
     start, last = _double(peak, step) / start_divisor, _double(steps, step) - 1.0

@@ -1,7 +1,8 @@
-"""Replay buffers, as `Buffer` records of functions of a state: `ring` draws uniformly, `prioritized` by priority.
+"""Replay buffers, as `Buffer` records of pure functions.
 
-`packing`, `n_step` and `frames` wrap a buffer and return a buffer: packed booleans, transitions over n steps, and each
-frame of stacked observations stored once. They compose in this order, each of them left out where it is not needed:
+`ring.buffer` samples uniformly, `prioritized.buffer` in proportion to priorities. Wrappers add features: `packing`
+packs boolean observations into bytes, `n_step` makes n-step transitions, and `frames` stores each frame of stacked
+observations once. Each wrapper is optional. They compose in this order:
 
     buffer = ring.buffer(capacity)
     buffer = packing.wrap(buffer)

@@ -1,8 +1,8 @@
 """Store each frame of stacked observations once.
 
-A stacked observation [K, *frame] shows the last K frames of its episode, oldest first, and zeros before the first one.
-It is represented by the place of its newest frame: the environment, and the frame's number in the ring of that
-environment.
+A stacked observation [K, *frame] holds the last K frames of its episode, oldest first, with zeros before the first one.
+It is stored as the place [2] of its newest frame: the index of the environment, and the serial number of the frame in
+the ring of that environment.
 """
 
 import math
@@ -17,26 +17,26 @@ from fdqn.types import Added, Buffer, Sample, Transition
 
 
 class Frames(NamedTuple):
-    """The last F frames of E environments, a ring each."""
+    """The last F frames of E environments, in one ring for each."""
 
     ring: Tensor
     """[E, F, *frame]."""
     age: Tensor
-    """[E, F] int64, number of frames before each one in its episode, at most K - 1."""
+    """[E, F] int64, number of earlier frames in the episode, at most K - 1."""
     written: Tensor
     """[E] int64, frames ever written; the next goes to position `written % F`."""
     row: Tensor
-    """[E, F] int64, number of the row whose `obs` has each as its newest frame; -1 for none."""
+    """[E, F] int64, serial number of the row whose `obs` has this frame as its newest; -1 for none."""
     oldest: Tensor
-    """[] int64, number of the oldest row whose frames are all still stored."""
+    """[] int64, serial number of the oldest row whose frames are all stored."""
     fresh: Tensor
-    """[E] bool, True if the first frame of an episode is to be written next."""
+    """[E] bool, True if the next step is the first of an episode."""
     stacked: Tensor
-    """[0, K, *frame], an empty tensor with the shape of a stacked observation."""
+    """[0, K, *frame], an empty tensor that records the shape of a stacked observation."""
 
 
 class Stacked(NamedTuple):
-    """State of a buffer of stacked observations. Its rows have places [2] in `frames` for observations."""
+    """State of a wrapped buffer, whose rows hold places [2] in `frames` instead of observations."""
 
     frames: Frames
     buffer: Any
@@ -44,20 +44,20 @@ class Stacked(NamedTuple):
 
 
 def wrap(buffer: Buffer, num_envs: int, stack: int, capacity: int, steps: int = 1) -> Buffer:
-    """Store each frame of stacked observations [stack, *frame] once; rows go to `buffer`.
+    """Wrap `buffer` so that each frame of stacked observations [stack, *frame] is stored once.
 
-    A row whose frames were overwritten is not drawn any more. That happens before it leaves `buffer` only if episodes
+    Rows whose frames were overwritten are no longer sampled. This happens before they leave `buffer` only if episodes
     are shorter than 16 steps on average.
 
     Args:
-        buffer: stores the rows, each with int64 places [2] for its observations.
-        num_envs: number of environments, whose steps are added in one batch.
+        buffer: stores the rows, with int64 places [2] as observations.
+        num_envs: number of environments E, the rows of each `add`.
         stack: frames per observation.
-        capacity: rows that `buffer` holds; it decides how many frames are kept.
-        steps: steps per row, if `buffer` is wrapped in `n_step`.
+        capacity: capacity of `buffer` in rows, which determines the number of frames to keep.
+        steps: steps per row if `buffer` is wrapped in `n_step`.
 
-    Raises ValueError for a buffer that needs observations as they are, such as one made by `frames`; ValueError and
-    TypeError for counts below 1 and what is no integer.
+    Raises ValueError for a count below 1 or a buffer that requires unchanged observations, such as one made by
+    `frames.wrap`, and TypeError for a count that is not an integer.
     """
     for name, count in (("num_envs", num_envs), ("stack", stack), ("capacity", capacity), ("steps", steps)):
         check.count(name, count, 1)
@@ -81,7 +81,7 @@ def wrap(buffer: Buffer, num_envs: int, stack: int, capacity: int, steps: int = 
 def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
     """Return empty rings of `capacity` frames for observations like `example` [K, *frame].
 
-    Raises ValueError where they hold less than two stacks, or for an example without axes; TypeError for a dtype that
+    Raises ValueError for a capacity of fewer than two stacks or an example without axes, and TypeError for a dtype that
     cannot be stored.
     """
     check.stored("example", example)
@@ -102,10 +102,10 @@ def init(example: Tensor, num_envs: int, capacity: int) -> Frames:
 
 
 def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Tensor) -> tuple[Frames, Tensor, Tensor]:
-    """Add one step of every environment. Return the frames, and places [E, 2] for `obs` and `next_obs` [E, K, *frame].
+    """Add one step of every environment; return the frames and the places [E, 2] of `obs` and of `next_obs`.
 
-    Nothing is written where `valid` [E] is False. Where an episode ended with the step, `ended` [E], the next
-    observation is the first of another episode.
+    Shapes: obs and next_obs [E, K, *frame]; ended [E] bool, True where the episode ended with this step; valid [E]
+    bool, False where nothing is to be written.
     """
     stacks, capacity = frames.stacked.shape[1:], frames.ring.shape[1]
     sizes = " ".join(map(str, stacks))
@@ -117,7 +117,7 @@ def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Ten
     check.boolean("valid", valid)
     env = torch.arange(frames.written.shape[0], device=frames.written.device)
     first = frames.fresh.long()
-    # Two slots, of which a running episode needs one; the other is rewritten with its old content.
+    # The first step of an episode writes two frames, any other step one and rewrites the other with its old content.
     at = (frames.written.unsqueeze(-1) + torch.arange(2, device=env.device)) % capacity
     before = frames.age[env, (frames.written - 1) % capacity]
     age = torch.where(frames.fresh, 0, before)
@@ -138,7 +138,7 @@ def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Ten
 
 
 def stack(frames: Frames, at: Tensor) -> Tensor:
-    """Return the observations [B, K, *frame] at places [B, 2], whose frames must still be stored."""
+    """Return the observations [B, K, *frame] at places [B, 2]; their frames must still be stored."""
     check.shapes("at[B 2]", at)
     depth, capacity = frames.stacked.shape[1], frames.ring.shape[1]
     env, place = at.unbind(-1)
@@ -149,25 +149,26 @@ def stack(frames: Frames, at: Tensor) -> Tensor:
 
 
 def number(frames: Frames, at: Tensor, numbers: Tensor, valid: Tensor) -> Frames:
-    """Write the numbers [B] of rows whose `obs` are at places [B, 2], where `valid` [B] is True."""
+    """Record the serial numbers [B] of rows whose `obs` are at places [B, 2], where `valid` [B] is True."""
     where = at[:, 0], at[:, 1] % frames.ring.shape[1]
     return frames._replace(row=frames.row.index_put(where, torch.where(valid, numbers, frames.row[where])))
 
 
 def lost(before: Frames, after: Frames) -> Tensor:
-    """Return the number [] of the newest row that lost a frame in one `add`; -1 for none."""
+    """Return the serial number [] of the newest row of which one `add` overwrote a frame; -1 for none."""
     depth, capacity = after.stacked.shape[1], after.ring.shape[1]
     env = torch.arange(after.written.shape[0], device=after.written.device).unsqueeze(-1)
-    # An observation is lost with the oldest of its frames; one `add` overwrites two frames at most.
+    # An observation is lost with its oldest frame; one `add` overwrites at most two frames.
     place = before.written.unsqueeze(-1) - capacity + depth - 1 + torch.arange(2, device=env.device)
     goes = (place >= 0) & (place < after.written.unsqueeze(-1) - capacity + depth - 1)
     return torch.where(goes, after.row[env, place % capacity], -1).amax()
 
 
 def capacity(rows: int, num_envs: int, stack: int, steps: int) -> int:
-    """Return the frames per environment that `rows` rows over `steps` steps need if episodes take 16 steps or more.
+    """Return the number of frames to keep per environment for `rows` rows of `steps` steps each.
 
-    Incomplete n-step transitions keep their frames however short episodes are, two per step.
+    It suffices for episodes of 16 steps or more on average. Incomplete n-step transitions keep their frames for
+    episodes of any length, since two frames per step are reserved for them.
     """
     each = math.ceil(rows / num_envs)
     return each + math.ceil(each / 16) + 2 * (steps + 1) + 2 * stack
@@ -223,18 +224,18 @@ def _bounds(buffer: Buffer, state: Stacked, steps: int) -> dict[str, tuple[Tenso
 
 
 def _places(state: Any) -> Tensor:
-    """Find all places [N, 2] in the state of a wrapped buffer: its observations, by their names."""
+    """Collect all places [N, 2] in the state of a wrapped buffer: its leaves named `obs` and `next_obs`."""
     found = zip(tree.paths(state), tree.leaves(state), strict=True)
     return torch.cat([x.flatten(0, -2) for path, x in found if path.endswith((".obs", ".next_obs"))])
 
 
 def _shown(frames: Frames, rows: Transition) -> Transition:
-    """Replace the places in rows [B, ...] by the observations [B, K, *frame]."""
+    """Replace the places in rows [B, ...] by observations [B, K, *frame]."""
     return rows._replace(obs=stack(frames, rows.obs), next_obs=stack(frames, rows.next_obs))
 
 
 def _oldest(state: Stacked, oldest: Tensor | int) -> Tensor:
-    """Return the number [] of the oldest row that has all of its frames and may be drawn."""
+    """Return the serial number [] of the oldest row that may be sampled and whose frames are all stored."""
     if isinstance(oldest, Tensor):
         return torch.maximum(state.frames.oldest, oldest)
     return state.frames.oldest.clamp_min(oldest) if oldest else state.frames.oldest

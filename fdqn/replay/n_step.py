@@ -1,11 +1,12 @@
-"""Make n-step transitions. Sutton 1988; Mnih et al. 2016, https://arxiv.org/abs/1602.01783.
+"""n-step transitions. Sutton 1988; Mnih et al. 2016, https://arxiv.org/abs/1602.01783.
 
     reward   = w_0 r_0 + w_1 r_1 + ... + w_(m-1) r_(m-1)
     discount = w_(m-1) discount_(m-1)                  the loss applies the last gamma
     w_i      = gamma^i discount_0 ... discount_(i-1)   gamma^i where discounts are 0 or 1
     m        = n, or fewer if the episode ends or a discount is 0
 
-Every step starts exactly one transition, which is complete n - 1 steps later; so do the last steps of an episode.
+Every step starts exactly one transition, which is complete n - 1 steps later. This includes the last steps of an
+episode, whose transitions are stored during the next episode.
 """
 
 from functools import partial
@@ -19,20 +20,20 @@ from fdqn.types import Added, Buffer, Sample, Transition
 
 
 class Recent(NamedTuple):
-    """The last n single-step transitions of E environments, a ring each."""
+    """The last n single-step transitions of E environments, in one ring for each."""
 
     rows: Transition
     """Leaves [E, n, ...]."""
     ended: Tensor
-    """[E, n] bool, True if the episode ended with it."""
+    """[E, n] bool, True if the episode ended with this transition."""
     taken: Tensor
     """[E] int64, transitions ever added; the next goes to position `taken % n`."""
     since: Tensor
-    """[E] int64, the value of `taken` at the last `cut`; no transition starts before it."""
+    """[E] int64, value of `taken` at the last `cut`; no n-step transition starts before it."""
 
 
 class NStep(NamedTuple):
-    """State of a buffer of transitions over n steps."""
+    """State of a buffer of n-step transitions."""
 
     recent: Recent
     buffer: Any
@@ -40,10 +41,12 @@ class NStep(NamedTuple):
 
 
 def wrap(buffer: Buffer, num_envs: int, steps: int) -> Buffer:
-    """Store transitions over `steps` steps of `num_envs` environments in `buffer`; with 1 step, return it as it is.
+    """Wrap `buffer` so that it stores transitions over `steps` steps; with `steps=1`, return it unchanged.
 
-    Raises ValueError for a buffer that needs the environments' single steps, such as one made by `n_step` or `frames`;
-    wrap in the order `frames.wrap(n_step.wrap(ring.buffer(...)))`.
+    `num_envs` is the number of environments, the rows of each `add`.
+
+    Raises ValueError for a buffer that requires single-step transitions, such as one made by `n_step.wrap` or
+    `frames.wrap`; wrap in the order `frames.wrap(n_step.wrap(ring.buffer(...)))`.
     """
     check.count("num_envs", num_envs, 1)
     check.count("steps", steps, 1)
@@ -82,10 +85,12 @@ def init(example: Transition, num_envs: int, steps: int) -> Recent:
 def add(
     recent: Recent, batch: Transition, ended: Tensor, valid: Tensor, gamma: Tensor
 ) -> tuple[Recent, Transition, Tensor]:
-    """Add one step of every environment. Return the rings, n-step transitions [E], and flags [E]: True if complete.
+    """Add one step of every environment; return the rings, n-step transitions and flags for complete ones.
 
-    `batch` [E, ...] are transitions of this step; it is ignored where `valid` [E] is False. A discount of 0 ends a
-    transition as `ended` [E] does, even if the episode continues. `gamma` [].
+    A discount of 0 ends a transition as `ended` does, even if the episode continues.
+
+    Shapes: batch [E, ...]; ended [E] bool, True where the episode ended with this step; valid [E] bool, False where no
+    step was taken; gamma []; transitions [E, ...]; flags [E] bool.
     """
     check.shapes("batch.reward[E] ended[E] valid[E] gamma[]", batch.reward, ended, valid, gamma)
     check.boolean("ended", ended)
@@ -100,7 +105,7 @@ def add(
     rows, taken = tree.map(write, recent.rows, batch), recent.taken + valid
     ends = write(recent.ended, ended | (batch.discount == 0))
     order = (taken.unsqueeze(-1) + torch.arange(steps, device=env.device)) % steps  # oldest first
-    before = ends[env.unsqueeze(-1), order[:, :-1]].cumsum(-1) == 0  # no end before each
+    before = ends[env.unsqueeze(-1), order[:, :-1]].cumsum(-1) == 0  # no end before this step
     weights = _weights(rows.discount[env.unsqueeze(-1), order], gamma)
     rewards = rows.reward[env.unsqueeze(-1), order] * weights
     last = before.sum(-1)
@@ -117,12 +122,12 @@ def add(
 
 
 def cut(recent: Recent) -> Recent:
-    """Start new episodes: no transition will contain steps from before and after."""
+    """Start new episodes: no transition will contain steps from both sides of the cut."""
     return recent._replace(since=recent.taken.clone())
 
 
 def _weights(discount: Tensor, gamma: Tensor) -> Tensor:
-    """Return `gamma**i` times the product of the discounts before i, [E, n], for discounts [E, n], oldest first."""
+    """Return the weights w_i [E, n] of the rewards for discounts [E, n], oldest first."""
     place = torch.arange(discount.shape[-1], device=discount.device)
     before = torch.where(place < place.unsqueeze(-1), discount.unsqueeze(-2), 1.0)
     return gamma**place * before.prod(-1)

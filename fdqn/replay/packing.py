@@ -1,6 +1,6 @@
-"""Booleans packed eight to a byte: flag `8 k + i` is bit `i` of byte `k`, NumPy's `bitorder="little"`.
+"""Pack boolean observations into bytes, eight flags to a byte.
 
-Unused bits of the last byte are 0.
+Flag `8 k + i` is bit `i` of byte `k`, as in `numpy.packbits(bitorder="little")`. Unused bits of the last byte are 0.
 """
 
 import functools
@@ -20,18 +20,19 @@ class Packed(NamedTuple):
     """State of a buffer whose boolean observations are packed."""
 
     unpacked: dict[str, Tensor]
-    """By field, an empty tensor with the shape of the unpacked observations, bool [0, *O].
+    """For each packed field, an empty tensor bool [0, *O] that records the shape of the observations.
 
-    It is part of the state so that a checkpoint of 465 booleans is not taken for one of 468, which are as many bytes.
+    It is part of the state so that a checkpoint of observations of another size is rejected even if both take the same
+    number of bytes, such as 465 and 468 booleans.
     """
     buffer: Any
     """State of the wrapped buffer."""
 
 
 def wrap(buffer: Buffer) -> Buffer:
-    """Store boolean observations [*O] in `buffer` as bytes [size(O)]; observations of other dtypes stay as they are.
+    """Wrap `buffer` so that it stores boolean observations [*O] as bytes [size(O)]; other dtypes are unchanged.
 
-    Raises ValueError for a buffer that needs the observations as they are, such as one made by `frames`.
+    Raises ValueError for a buffer that requires unpacked observations, such as one made by `frames.wrap`.
     """
     if "observations" in buffer.needs:
         raise ValueError(
@@ -62,7 +63,7 @@ def pack(flags: Tensor) -> Tensor:
     *leading, count = flags.shape
     filled = F.pad(flags.to(torch.uint8), (0, 8 * size(count) - count))
     eights = filled.reshape(*leading, size(count), 8)
-    # Eight ORs: on a CPU, a sum over an axis of eight takes 15 times as long, and `cat` instead of `pad` 3 times.
+    # Eight ORs, because on a CPU a sum over an axis of eight takes 15 times as long. `cat` instead of `pad`: 3 times.
     return functools.reduce(torch.bitwise_or, [eights[..., i] << i for i in range(8)])
 
 
@@ -130,7 +131,7 @@ def _bytes(flags: Tensor) -> Tensor:
 
 
 def _unpacked(shapes: dict[str, Tensor], rows: Transition) -> Transition:
-    """Unpack the observations of rows [B, ...] to the shapes of `shapes`."""
+    """Unpack the observations of rows [B, ...] to the recorded shapes."""
 
     def flags(name: str) -> Tensor:
         packed, shape = getattr(rows, name), shapes[name].shape[1:]

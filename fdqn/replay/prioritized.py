@@ -1,12 +1,12 @@
-"""Draw transitions in proportion to their priorities. Schaul et al. 2016, https://arxiv.org/abs/1511.05952.
+"""Prioritized experience replay. Schaul et al. 2016, https://arxiv.org/abs/1511.05952.
 
     P(i) = p_i**alpha / sum over j of p_j**alpha
     w_i  = (N P(i))**-beta / max over the batch of (N P(j))**-beta = (min over the batch of P(j) / P(i))**beta
 
-The masses p**alpha are the leaves of a tree of sums, of three levels with F = ceil(C**(1/3)) children a node, so that
-to add, update or draw a row takes O(F) operations: sums over 100 numbers where C is a million. All are float64 and
-multiples of a power of two that is large enough for every sum to be exact: sums do not depend on the order of
-additions, and no draw ends at a row of mass 0, not even at the very end.
+The masses p**alpha are the leaves of a sum tree of three levels with F = ceil(C**(1/3)) children per node, so adding,
+updating or sampling a row takes O(F) operations: sums over 100 numbers for a capacity C of a million. All masses are
+float64 multiples of one power of two that is large enough for every sum to be exact. Sums therefore do not depend on
+the order of additions, and rounding never selects a row of mass 0.
 """
 
 import itertools
@@ -24,46 +24,46 @@ from fdqn.replay.ring import Ring
 from fdqn.types import Added, Buffer, Sample, Schedule, Transition
 
 LARGEST = 2**16
-"""The largest mass, to which larger ones are clamped."""
+"""Largest mass; larger ones are clamped to it."""
 
 
 class Prioritized(NamedTuple):
-    """Rows and a tree of their masses, p**alpha, for F**3 >= C positions; 0 where there is no row."""
+    """Rows and the sum tree of their masses p**alpha, with F**3 >= C leaves; unused leaves are 0."""
 
     ring: Ring
     mass: Tensor
-    """[F * F * F] float64, of each position."""
+    """[F * F * F] float64, mass of the row at each position."""
     pages: Tensor
-    """[F * F] float64, sums over F positions each."""
+    """[F * F] float64, sums over groups of F positions."""
     books: Tensor
-    """[F] float64, sums over F pages each."""
+    """[F] float64, sums over groups of F pages."""
     highest: Tensor
-    """[] float64, the largest mass ever given, at least 1: that of new rows."""
+    """[] float64, largest mass so far, at least 1; new rows get this mass."""
     updates: Tensor
-    """[] int64, calls of `update`."""
+    """[] int64, number of calls of `update`."""
 
 
 def buffer(capacity: int, alpha: float = 0.5, beta: float | Schedule = 0.4, epsilon: float = 0.0) -> Buffer:
-    """Make a buffer of `capacity` rows that are drawn in proportion to `(priority + epsilon)**alpha`.
+    """Make a buffer of `capacity` rows that are sampled in proportion to `(priority + epsilon)**alpha`.
 
-    New rows get the largest priority seen, at least 1. Rows of priority 0 are never drawn while another row can be; if
-    all rows have priority 0, they are drawn uniformly.
+    New rows get the largest priority so far, at least 1. Rows of priority 0 are only sampled if all rows have priority
+    0, and then uniformly.
 
     Args:
         capacity: number of rows.
-        alpha: exponent of priorities, in [0, 1]; 0 draws uniformly.
-        beta: exponent of the importance weights, in [0, 1]; 1 corrects for the priorities completely. A schedule is
-            called with the number of updates.
-        epsilon: added to the priorities that `update` is given, above 0, every row can be drawn again.
+        alpha: exponent of priorities, in [0, 1]; 0 samples uniformly.
+        beta: exponent of the importance-sampling weights, in [0, 1]; 1 is the full correction. A schedule is called
+            with the number of updates.
+        epsilon: added to the priorities passed to `update`. Above 0, every row can be sampled again.
 
     Raises ValueError for a capacity below 1 or above 2**30 and for numbers out of range.
     """
     check.count("capacity", capacity, 1)
     if capacity > 2**30:
         raise ValueError(f"capacity: expected at most 2**30, got {capacity}")
-    check.share("alpha", alpha)
+    check.fraction("alpha", alpha)
     if not callable(beta):
-        check.share("beta", beta)
+        check.fraction("beta", beta)
     check.number("epsilon", epsilon, below=math.inf)
     return Buffer(
         init=partial(init, capacity=capacity),
@@ -91,7 +91,7 @@ def init(example: Transition, capacity: int) -> Prioritized:
 def add(
     state: Prioritized, batch: Transition, ended: Tensor, valid: Tensor | None, gamma: Tensor | None = None
 ) -> tuple[Prioritized, Added]:
-    """Write the rows of `batch` [E, ...] over the oldest ones, as `ring.add` does, with the largest priority seen."""
+    """Write the rows of `batch` [E, ...] over the oldest ones, as `ring.add` does, with the largest priority so far."""
     rows, added = ring.add(state.ring, batch, ended, valid, gamma)
     at = added.number % _capacity(state)
     mass = torch.where(added.valid, state.highest, state.mass[at])
@@ -99,13 +99,15 @@ def add(
 
 
 def sample(state: Prioritized, bits: Tensor, oldest: Tensor | int = 0, *, beta: float | Schedule = 0.4) -> Sample:
-    """Draw rows with a number of at least `oldest`, with replacement, in proportion to their masses.
+    """Sample rows with serial number >= `oldest`, with replacement, in proportion to their masses.
 
-    Each of `bits` [B], integers in [0, 2**32), is a fraction of the total mass, and the row is drawn whose interval it
-    falls into. Raises as `ring.sample` does.
+    `bits * 2**-32` is a fraction of the total mass and selects the row into whose interval of the cumulative mass it
+    falls.
+
+    Shapes: bits [B] int64, integers in [0, 2**32). Raises as `ring.sample` does.
     """
     check.shapes("bits[B]", bits)
-    check.words("bits", bits)
+    check.bits("bits", bits)
     count = size(state, oldest)
     if check.seen(count < 1):
         raise ValueError("buffer: expected at least one row to sample from, got none; add rows first")
@@ -124,11 +126,13 @@ def sample(state: Prioritized, bits: Tensor, oldest: Tensor | int = 0, *, beta: 
 def update(
     state: Prioritized, indices: Tensor, priority: Tensor, *, alpha: float = 0.5, epsilon: float = 0.0
 ) -> Prioritized:
-    """Give the rows at `indices` [B] the priorities [B]. The largest counts for a row that occurs several times.
+    """Set the priorities [B] of the rows at `indices` [B]. A row that occurs several times gets the largest of them.
 
     Masses are rounded to a multiple of 2**(ceil(log2(C)) - 36), about 1e-5 for a million rows, and clamped to
-    `LARGEST`; a priority above 0 stays above 0. Raises ValueError for priorities that are negative or NaN and
-    IndexError for indices that are not in [0, C), if values can be read; elsewhere these rows keep their priorities.
+    `LARGEST`; a priority above 0 never becomes 0.
+
+    Raises ValueError for priorities that are negative or NaN and IndexError for indices outside [0, C), if values can
+    be read; otherwise these rows keep their priorities.
     """
     check.shapes("indices[B] priority[B]", indices, priority)
     check.integer("indices", indices)
@@ -140,7 +144,7 @@ def update(
     is_given = (priority >= 0) & (indices >= 0) & (indices < size(state))
     given = torch.where(is_given, _mass(priority.double() + epsilon, alpha, _capacity(state)), -1.0)
     at = indices.clamp(0, _capacity(state) - 1)
-    # All that write to one position write the same, so that their order does not matter.
+    # Duplicate indices write the same value, so the order of writes does not matter.
     largest = torch.where(at.unsqueeze(-1) == at, given, -1.0).amax(-1)
     mass = torch.where(largest >= 0, largest, state.mass[at])
     highest = torch.maximum(state.highest, given.amax())
@@ -153,7 +157,7 @@ def size(state: Prioritized, oldest: Tensor | int = 0) -> Tensor:
 
 
 def bounds(state: Prioritized, steps: int) -> dict[str, tuple[Tensor, int]]:
-    """Return the numbers of the state with their largest values; sums must differ by 0 from those of their children."""
+    """Return entries of the state with their largest values. Sums must be exact: their errors have the bound 0."""
     width = state.books.shape[-1]
     filled = state.ring.added.clamp_max(state.ring.rows.reward.shape[-1]).unsqueeze(-1)
     is_empty = torch.arange(state.mass.shape[-1], device=filled.device) >= filled
@@ -175,7 +179,7 @@ def _unchanged(state: Prioritized) -> Prioritized:
 
 
 def _with_mass(state: Prioritized, at: Tensor, mass: Tensor) -> Prioritized:
-    """The state with these masses [B] at positions [B], and the sums that contain them."""
+    """Set the masses [B] at positions [B] and recompute the sums that contain them."""
     width = state.books.shape[0]
     masses = state.mass.index_put((at,), mass)
     page = at // width
@@ -186,7 +190,7 @@ def _with_mass(state: Prioritized, at: Tensor, mass: Tensor) -> Prioritized:
 
 
 def _find(state: Prioritized, point: Tensor) -> Tensor:
-    """The positions [B] into whose intervals of mass the points [B], below the total, fall."""
+    """Find the positions [B] whose intervals of cumulative mass contain the points [B], which are below the total."""
     width = state.books.shape[0]
     book, rest = _descend(state.books, point)
     page, rest = _descend(state.pages.unflatten(0, (width, width))[book], rest)
@@ -196,17 +200,20 @@ def _find(state: Prioritized, point: Tensor) -> Tensor:
 
 
 def _descend(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-    """The child [B] of masses [B, F] or [F] into whose interval each point [B] falls, and how far [B] into it."""
+    """Find the child [B] whose interval contains each point [B], and the offset [B] of the point in it.
+
+    Shapes: masses of the children [B, F] or [F].
+    """
     is_before = masses.cumsum(-1) <= point.unsqueeze(-1)
-    # Without any mass all are before.
+    # If all masses are 0, all children count as before.
     child = is_before.sum(-1).clamp_max(masses.shape[-1] - 1)
     return child, point - torch.where(is_before, masses, 0.0).sum(-1)
 
 
 def _range(state: Prioritized, count: Tensor, oldest: Tensor | int) -> tuple[Tensor | float, Tensor]:
-    """The mass [] of the positions before the oldest of the newest `count` rows, and the mass [] of these rows.
+    """Return the mass [] at positions before the oldest of the newest `count` rows, and the mass [] of these rows.
 
-    From the position of the oldest of them around the ring, they come first and rows that may not be drawn last.
+    Going around the ring from the position of the oldest of them, these rows come first and all others last.
     """
     total = state.books.sum()
     if not isinstance(oldest, Tensor) and oldest == 0:
@@ -214,14 +221,14 @@ def _range(state: Prioritized, count: Tensor, oldest: Tensor | int) -> tuple[Ten
     added, capacity = state.ring.added, _capacity(state)
     stored, drawn = first = torch.stack([(added - capacity).clamp_min(0), added - count]) % capacity
     before_stored, before_drawn = _mass_before(state, first)
-    # Around the end of the ring, the rows that may be drawn stand between the two positions, else the others do.
+    # If drawn < stored, the newest rows lie between the two positions, else the older rows do.
     between = before_stored - before_drawn
     drawable = torch.where(drawn < stored, between, total + between)
     return before_drawn, torch.where(count > 0, drawable, 0.0)
 
 
 def _mass_before(state: Prioritized, at: Tensor) -> Tensor:
-    """The mass [N] of all positions before each of `at` [N]."""
+    """Return the total mass [N] of the positions before each of `at` [N]."""
     width = state.books.shape[0]
     page = at // width
     book, child = page // width, torch.arange(width, device=at.device)
@@ -235,7 +242,7 @@ def _mass_before(state: Prioritized, at: Tensor) -> Tensor:
 
 
 def _mass(priority: Tensor, alpha: float, capacity: int) -> Tensor:
-    """The masses [B] of priorities [B]: p**alpha on the grid, and 0 only for 0."""
+    """Compute the masses [B] of priorities [B]: p**alpha rounded to the grid, and 0 only for priority 0."""
     mass = _round(torch.round, (priority**alpha).clamp_max(LARGEST), capacity).clamp_min(_grid(capacity))
     return torch.where(priority > 0, mass, 0.0)
 
@@ -245,7 +252,7 @@ def _round(rounded: Callable[[Tensor], Tensor], mass: Tensor, capacity: int) -> 
 
 
 def _grid(capacity: int) -> float:
-    """The power of two whose multiples masses are: sums of `capacity` masses of at most `LARGEST` have 52 bits."""
+    """Return the power of two that divides all masses, so that sums of `capacity` masses fit in 52 bits."""
     return LARGEST * 2.0 ** (math.ceil(math.log2(capacity)) - 52)
 
 
@@ -254,5 +261,5 @@ def _capacity(state: Prioritized) -> int:
 
 
 def _width(capacity: int) -> int:
-    """The smallest number whose cube is at least `capacity`."""
+    """Return the smallest integer whose cube is at least `capacity`."""
     return next(width for width in itertools.count(1) if width**3 >= capacity)

@@ -1,6 +1,6 @@
-"""Store the last `capacity` transitions in a ring and draw them uniformly.
+"""Uniform replay: a ring of the last `capacity` transitions.
 
-One counter is enough: the next row goes to position `added % capacity`, and `min(added, capacity)` rows are filled.
+The next row goes to position `added % capacity`; `min(added, capacity)` positions are filled.
 """
 
 from functools import partial
@@ -14,28 +14,30 @@ from fdqn.types import Added, Buffer, Sample, Step, Transition
 
 
 class Ring(NamedTuple):
-    """Rows and the number of rows ever added."""
+    """State of a ring buffer."""
 
     rows: Transition
     """Leaves [C, ...]."""
     added: Tensor
-    """[] int64."""
+    """[] int64, number of rows ever added."""
 
 
 def transition(obs: Tensor, action: Tensor, step: Step) -> Transition:
-    """Make the transition of `action`, taken at `obs`, and of the environment's answer.
+    """Make a transition from an observation, the action taken there, and the resulting step.
 
         discount = 0 if terminated else 1
 
-    A truncated episode keeps its discount of 1, since its value continues (Pardo et al. 2018,
-    https://arxiv.org/abs/1712.00378). Shapes: obs [..., *O], action [...], those of `Step`.
+    Truncation does not change the discount, so that the loss bootstraps from the last observation (Pardo et al. 2018,
+    https://arxiv.org/abs/1712.00378).
+
+    Shapes: obs [..., *O]; action [...]; step as in `Step`.
     """
     discount = torch.where(step.terminated, 0.0, 1.0).to(step.reward.dtype)
     return Transition(obs, action, step.reward, discount, step.next_obs, step.next_legal)
 
 
 def buffer(capacity: int) -> Buffer:
-    """Make a buffer of `capacity` rows that are drawn uniformly, with replacement.
+    """Make a buffer of `capacity` rows that samples uniformly with replacement.
 
     Raises ValueError for a capacity below 1.
     """
@@ -64,10 +66,12 @@ def init(example: Transition, capacity: int) -> Ring:
 def add(
     ring: Ring, batch: Transition, ended: Tensor, valid: Tensor | None, gamma: Tensor | None = None
 ) -> tuple[Ring, Added]:
-    """Write the rows of `batch` [E, ...] over the oldest ones: those for which `valid` [E] holds, or all for None.
+    """Write the rows of `batch` [E, ...] over the oldest ones, where `valid` [E] is True; None means everywhere.
 
-    `ended` and `gamma` are not used. Raises ValueError if the batch has more rows than the ring or rows of another
-    shape, TypeError for another dtype.
+    `ended` and `gamma` are not used.
+
+    Raises ValueError if the batch has more rows than the ring or rows of another shape, and TypeError for another
+    dtype.
     """
     if valid is not None:
         check.shapes("valid[E] batch.reward[E]", valid, batch.reward)
@@ -77,16 +81,17 @@ def add(
 
 
 def sample(ring: Ring, bits: Tensor, oldest: Tensor | int = 0) -> Sample:
-    """Draw rows uniformly, with replacement, from those with a number of at least `oldest`.
+    """Sample rows with serial number >= `oldest` uniformly with replacement. All weights are 1.
 
-        position = (bits * rows) >> 32          for each of the random integers `bits` [B] in [0, 2**32)
+        index = (bits * rows) >> 32          `rows` is the number of these rows
 
-    All weights are 1. Raises TypeError for bits of another dtype than int64, and ValueError for bits out of range and
-    for an empty buffer, if values can be read: on a CPU, outside of transforms and compilers. Elsewhere the rows of an
-    empty buffer are zeros.
+    Shapes: bits [B] int64, random integers in [0, 2**32).
+
+    Raises TypeError for bits of another dtype, and ValueError for bits out of range or an empty buffer if values can be
+    read: on a CPU, outside of transforms and compilers. Otherwise an empty buffer returns rows of zeros.
     """
     check.shapes("bits[B]", bits)
-    check.words("bits", bits)
+    check.bits("bits", bits)
     count = size(ring, oldest)
     if check.seen(count < 1):
         raise ValueError("buffer: expected at least one row to sample from, got none; add rows first")
@@ -98,12 +103,12 @@ def sample(ring: Ring, bits: Tensor, oldest: Tensor | int = 0) -> Sample:
 
 
 def size(ring: Ring, oldest: Tensor | int = 0) -> Tensor:
-    """Count the rows [] with a number of at least `oldest`."""
+    """Count the rows [] with serial number >= `oldest`."""
     return (ring.added if _is_zero(oldest) else ring.added - oldest).clamp_max(_capacity(ring))
 
 
 def bounds(ring: Ring, steps: int) -> dict[str, tuple[Tensor, int]]:
-    """Return the number of rows added, and `steps`, which it cannot exceed."""
+    """Return the number of rows added with its bound `steps`."""
     return {"added": (ring.added, steps)}
 
 
@@ -115,14 +120,14 @@ def _add_all(ring: Ring, batch: Transition) -> tuple[Ring, Added]:
     count = batch.reward.shape[0]
     number = ring.added + torch.arange(count, device=ring.added.device)
     at = number % _capacity(ring)
-    # Only index_put is done in place under donation; index_copy and scatter copy the whole ring.
+    # Only index_put runs in place on donated storage; index_copy and scatter copy the whole ring.
     rows = tree.map(lambda old, new: old.index_put((at,), new), ring.rows, batch)
     written = torch.ones(count, dtype=torch.bool, device=number.device)
     return Ring(rows, ring.added + count), Added(batch, number, written)
 
 
 def _add_valid(ring: Ring, batch: Transition, valid: Tensor) -> tuple[Ring, Added]:
-    # The rows that are not added come behind those that are, and are replaced by what the ring has there.
+    # Invalid rows are ordered after the valid ones and replaced by the current content of the ring.
     taken = valid.sum()
     place = torch.where(valid, valid.cumsum(0) - 1, taken + (~valid).cumsum(0) - 1)
     number = ring.added + place
@@ -145,5 +150,5 @@ def _capacity(ring: Ring) -> int:
 
 
 def _is_zero(oldest: Tensor | int) -> bool:
-    """Return True for the number 0, which adds nothing to a compiled graph."""
+    """Return True for the Python number 0, for which a compiled graph needs no extra operations."""
     return not isinstance(oldest, Tensor) and oldest == 0

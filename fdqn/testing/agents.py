@@ -1,8 +1,8 @@
-"""Laws of an agent. Each raises AssertionError with the part of the agent, what was expected and what came.
+"""Laws of an agent. Each raises AssertionError with the part of the agent, the expected value and the value found.
 
-`agent` is one law in parts, on parameters and a batch that it makes itself; `illegal_actions` puts a network of its own
-under the agent, so that it can give illegal actions any value. Both are written for agents whose target is the value of
-the greedy next action, such as DQN, double DQN, C51 and their noisy forms.
+`agent` checks an agent on parameters and a batch that it generates. `illegal_actions` makes the agent on a special
+network, with which it can set the values of illegal actions. Both laws apply to agents whose target is the value of the
+greedy next action, such as DQN, double DQN, C51 and their noisy variants.
 """
 
 import math
@@ -34,16 +34,16 @@ def agent(
     seed: int = 0,
     atol: float = 1e-10,
 ) -> None:
-    """Hold an agent to all laws but `illegal_actions`, for observations [*obs_shape] and so many actions.
+    """Check an agent against all laws but `illegal_actions`.
 
     Args:
         agent: the agent.
         obs_shape: shape of one observation.
         actions: number of actions.
-        dtype: of parameters and rewards.
-        obs_dtype: of observations; `dtype` by default.
-        seed: another one for other numbers.
-        atol: absolute tolerance where two computations are compared.
+        dtype: dtype of parameters and rewards.
+        obs_dtype: dtype of observations; `dtype` by default.
+        seed: seed of the parameters and the batch.
+        atol: absolute tolerance of comparisons.
     """
     params, target_params = (tree.cast(agent.init(random.key(2 * seed + i)), dtype) for i in range(2))
     batch, hyper = _example(obs_shape, actions, dtype, obs_dtype or dtype, seed), _hyper(dtype)
@@ -64,8 +64,9 @@ def _example(
     seed: int = 0,
     rows: int = ROWS,
 ) -> Transition:
-    """A batch of random transitions. In the first row all actions are legal, in every other one at least one is; none
-    has ended.
+    """Make a batch of random transitions that do not end an episode.
+
+    All actions are legal in the first row, and at least one in every other row.
     """
     key = random.key(seed)
     obs, next_obs = (2 * random.normal(random.fold_in(key, i), (rows, *obs_shape), torch.float64) for i in range(2))
@@ -87,30 +88,31 @@ def _example(
 
 
 def _check_shapes(agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper) -> None:
-    """`values` returns [B, A], `loss` a `LossOutput` of [B]s, finite, with priorities of at least 0. Both are pure.
+    """Check that `values` and `loss` are pure and finite, with the right shapes and priorities of at least 0.
 
-    Without noise `values` is deterministic. A row without a legal next action has a finite loss too.
+    With `()` as noise, `values` must be deterministic. The loss must be finite without a legal next action, too.
     """
     stuck = batch._replace(next_legal=torch.zeros_like(batch.next_legal))
-    for what, each in (("", batch), ("nothing legal, ", stuck)):
+    for case, each in (("", batch), ("nothing legal, ", stuck)):
         try:
             agents.check_agent(agent, params, each, hyper)
         except (TypeError, ValueError) as error:
-            raise AssertionError(f"{what}{error}") from None
+            raise AssertionError(f"{case}{error}") from None
         u_values, u_loss = _draw(agent.noise(_size(each)), 0)
         for name, given in (("noise", u_values), ("()", ())):
-            assert_finite(laws.pure(agent.values, params, each.obs, given), f"{what}values with {name}: ")
+            assert_finite(laws.pure(agent.values, params, each.obs, given), f"{case}values with {name}: ")
         output = laws.pure(agent.loss, params, target_params, each, hyper, u_loss)
-        assert_finite(output, f"{what}loss: ")
+        assert_finite(output, f"{case}loss: ")
         least = float(output.priority.min())
-        assert least >= 0, f"{what}loss.priority: expected at least 0, got {least}"
+        assert least >= 0, f"{case}loss.priority: expected at least 0, got {least}"
 
 
 def _check_noise(
     agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper, draws: int = 30
 ) -> None:
-    """Other noise gives other values and losses: each uniform of `values`, and each part [i] of the noise of `loss`, of
-    whatever shape they are stated, changes the result in some of `draws` draws.
+    """Check that all noise is used: in some of `draws` draws, the result must change with each uniform.
+
+    For `values` this holds for every single uniform, for `loss` for every slice along the first axis of its noise.
     """
     stated = agent.noise(_size(batch))
     for name, shape, f in (
@@ -135,7 +137,7 @@ def _check_noise(
 def _check_rows(
     agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper, atol: float
 ) -> None:
-    """Row i of `values` and of the loss depends on row i of the batch only, and on nothing beyond."""
+    """Check that row i of `values` and of the loss depends on row i of the batch and on no other row."""
     (u_values, u_loss), count = _draw(agent.noise(_size(batch)), 0), _size(batch)
     q, output = agent.values(params, batch.obs, u_values), agent.loss(params, target_params, batch, hyper, u_loss)
     for i in range(count):
@@ -151,8 +153,8 @@ def _check_rows(
 def _check_targets(
     agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper, atol: float
 ) -> None:
-    """A discount or gamma of 0 cuts off what comes after: next observation, legal actions and target parameters. With
-    both at 1 the target parameters count.
+    """Check that with a discount or gamma of 0 the loss does not depend on next observation, legal actions and target
+    parameters, and that otherwise it depends on the target parameters.
     """
     _, u = _draw(agent.noise(_size(batch)), 0)
     f = partial(_loss_rows, agent, params, hyper=hyper, noise=u)
@@ -163,15 +165,17 @@ def _check_targets(
     myopic = partial(_loss_rows, agent, params, hyper=hyper._replace(gamma=torch.zeros_like(hyper.gamma)), noise=u)
     assert_trees_close(f(target_params, ended), myopic(other, batch), atol, atol, "loss with gamma 0: ")
     same = (f(target_params, batch) == f(other, batch)).all()
-    assert not same, "loss: expected it to depend on the target parameters where an episode goes on, got the same"
+    assert not same, "loss: expected it to depend on the target parameters where an episode continues, got the same"
 
 
 def _check_greedy_target(
     agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper, atol: float
 ) -> None:
-    """`values` and `loss` agree: `loss.q` is the value of the action taken, and the next action is the greedy legal one
-    of `values`, of either the online or the target parameters in all rows. Where that action alone is legal, the loss
-    is the same; where another one alone is legal, it is not.
+    """Check that `values` and `loss` agree.
+
+    `loss.q` must be the value of the action taken, and the next action the greedy legal action of `values`, for either
+    the online or the target parameters in all rows: the loss must not change if this action is the only legal one, and
+    must change if the worst action is the only legal one.
     """
     _, u = _draw(agent.noise(_size(batch)), 0)
     noises = u.unbind(0) if isinstance(u, Tensor) else [()]
@@ -181,7 +185,7 @@ def _check_greedy_target(
     assert near <= atol, f"loss.q: expected the values of the actions taken, got numbers {near:g} away"
 
     def distance(chooser: Params, noise: Uniforms, sign: int) -> float:
-        """From the loss where only the best action of `sign * values` is legal."""
+        """Return the distance from the loss with only the best action of `sign * values` legal."""
         best = acting.greedy(sign * agent.values(chooser, batch.next_obs, noise), batch.next_legal)
         only = best.unsqueeze(-1) == torch.arange(batch.next_legal.shape[-1])
         alone = agent.loss(params, target_params, batch._replace(next_legal=only), hyper, u)
@@ -198,8 +202,8 @@ def _check_greedy_target(
 
 
 def _check_gradient(agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper) -> None:
-    """The loss has a gradient with respect to the online parameters only, and through `obs` only: none flows to the
-    target parameters, rewards, discounts, next observations or gamma.
+    """Check that the gradient of the loss flows to the online parameters, and not to the target parameters, rewards,
+    discounts, next observations or gamma.
     """
     _, u = _draw(agent.noise(_size(batch)), 0)
 
@@ -215,17 +219,21 @@ def _check_gradient(agent: Agent, params: Params, target_params: Params, batch: 
 def illegal_actions(
     make: Callable[[Network], Agent], actions: int = 3, outputs: int = 1, dtype: torch.dtype = torch.float64
 ) -> None:
-    """Values of illegal actions never matter: whatever they are, loss, priority and gradient stay the same, bit for
-    bit, and so do the values of legal actions.
+    """Check that values of illegal actions do not affect loss, priority, gradient and values of legal actions.
 
-    `make(network)` makes the agent on a network with `outputs` outputs for each of `actions` actions, those of one
-    action beside each other; C51 has as many as atoms.
+    The values of illegal actions are replaced by large numbers, infinities and NaN; results must be equal bit for bit.
+
+    Args:
+        make: makes the agent from a network with `actions * outputs` outputs, those of one action next to each other.
+        actions: number of actions.
+        outputs: number of outputs for each action; for C51 the number of atoms.
+        dtype: dtype of parameters and observations.
     """
     size = actions * outputs
     agent = make(_table_network(2 * ROWS, size))
     places = torch.arange(2 * ROWS, dtype=dtype).unsqueeze(-1)
     batch = _example((1,), actions, dtype)._replace(obs=places[:ROWS], next_obs=places[ROWS:])
-    # One row without a legal next action: nothing after it counts.
+    # One row has no legal next action: all values at its next observation are illegal.
     batch = batch._replace(next_legal=batch.next_legal & (torch.arange(ROWS) > 1).unsqueeze(-1) | _first(batch))
     taken = batch.action.unsqueeze(-1) == torch.arange(actions)
     counts = torch.cat([taken, batch.next_legal]).repeat_interleave(outputs, -1)
@@ -247,7 +255,7 @@ def illegal_actions(
 
 
 def _table_network(places: int, outputs: int) -> Network:
-    """A table: observation i [1] shows row i. Nothing of one row or output reaches another."""
+    """Make a table as a network: observation i [1] selects row i. Rows and outputs are independent of each other."""
 
     def apply(params: Params, obs: Tensor) -> Tensor:
         chosen = obs == torch.arange(places, dtype=obs.dtype)
@@ -257,7 +265,7 @@ def _table_network(places: int, outputs: int) -> Network:
 
 
 def _first(batch: Transition) -> Tensor:
-    """All actions of the first row."""
+    """Mark all actions of the first row."""
     return (torch.arange(_size(batch)) == 0).unsqueeze(-1) & torch.ones_like(batch.next_legal)
 
 
@@ -266,7 +274,7 @@ def _hyper(dtype: torch.dtype) -> Hyper:
 
 
 def _draw(shapes: NoiseShapes, seed: int) -> tuple[Uniforms, Uniforms]:
-    """Uniforms for `values` and for `loss`, of the shapes that the agent states."""
+    """Draw uniforms for `values` and for `loss` with the shapes that the agent requests."""
     keys = random.split(random.key(seed))
     values, loss = (random.uniform(key, shape) if shape else () for key, shape in zip(keys, shapes, strict=True))
     return values, loss

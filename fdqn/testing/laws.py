@@ -1,8 +1,7 @@
-"""Laws of functions and components, one function each.
+"""Laws of functions and components, one function for each.
 
-
-Each raises AssertionError with the leaf, the index in it, the expected value and the value found. Tolerances are
-arguments whose defaults are those of the law; integers and flags are always exact.
+Each raises AssertionError with the leaf, the index in it, the expected value and the value found. Tolerances apply to
+floats; integers and booleans must always be equal.
 
 Laws of any function: `pure, vmapped, ranked, compiled, gradients, semi_gradient`. Laws of components: `optimizer,
 chained, clipped, masked, legal_only, schedule, replay_like_deque, buffer, env, time_limit`. The laws of a whole program
@@ -41,7 +40,7 @@ __all__ = [
 def pure(f: Callable[..., Any], *args: Any) -> Any:
     """Check that `f` is pure, and return `f(*args)`.
 
-    Two calls give the same bits, inputs and random number generators stay unchanged, and nothing is printed.
+    Two calls must return the same bits, leave inputs and random number generators unchanged, and print nothing.
     """
     before, generators = copied(args), _generators()
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
@@ -85,8 +84,7 @@ def ranked(
     dtype: torch.dtype | None = torch.float64,
     atol: float = 1e-12,
 ) -> None:
-    """Check that `f` accepts leading axes: on `[..., *event]` it equals `vmap(f)` over each of the `leading` axes of
-    `args`.
+    """Check that `f` accepts leading axes: it must equal `vmap(f)` over the first 1 to `leading` axes of `args`.
 
     Floats are cast to `dtype`; None keeps their dtypes.
     """
@@ -109,32 +107,32 @@ def compiled(
     """Check that compiled `f` equals eager `f`, as one graph (`fullgraph=True`) that is compiled exactly once.
 
     Args:
-        f: Function under test.
-        args: Arguments of the first call.
-        again: Arguments of further calls, which must not recompile; by default `args` with halved floats.
-        backend: Backend of `torch.compile`.
-        transform: Compiler to use instead of `torch.compile`, such as `fdqn.compile.compile`; its compilations are not
+        f: function under test.
+        args: arguments of the first call.
+        again: arguments of further calls, which must not recompile; by default `args` with halved floats.
+        backend: backend of `torch.compile`.
+        transform: compiler to use instead of `torch.compile`, such as `fdqn.compile.compile`; its compilations are not
             counted.
-        atol: Absolute tolerance.
-        rtol: Relative tolerance.
+        atol: absolute tolerance.
+        rtol: relative tolerance.
     """
     halved = map_tensors(lambda x: x * 0.5 if x.is_floating_point() else x, args)
     calls = [args, *([halved] if again is None else again)]
     expected = [f(*call) for call in copied(calls)]
     if transform is None:
-        answers = assert_compiles_once(f, *copied(calls), backend=backend)
+        results = assert_compiles_once(f, *copied(calls), backend=backend)
     else:
         fast = transform(f)
-        answers = [fast(*call) for call in copied(calls)]
-    for i, (eager, answer) in enumerate(zip(expected, answers, strict=True)):
-        assert_trees_close(eager, answer, atol, rtol, f"call {i}: ")
+        results = [fast(*call) for call in copied(calls)]
+    for i, (eager, result) in enumerate(zip(expected, results, strict=True)):
+        assert_trees_close(eager, result, atol, rtol, f"call {i}: ")
 
 
 def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: float = 1e-7) -> None:
-    """Check the gradient of `f(*args) []` with respect to its first argument, a tree of floats, in float64.
+    """Check the gradient of the scalar `f(*args)` with respect to its first argument, a tree of floats, in float64.
 
-    `torch.func.grad` must equal `torch.autograd.grad` and central differences of `step`. Choose arguments away from
-    kinks.
+    `torch.func.grad` must equal `torch.autograd.grad` and central differences with step size `step`. Choose arguments
+    away from kinks.
     """
     first, *rest = _cast(args, torch.float64)
     by_func = grad(f)(first, *rest)
@@ -155,9 +153,9 @@ def gradients(f: Callable[..., Tensor], *args: Any, step: float = 1e-6, atol: fl
 
 
 def semi_gradient(f: Callable[..., Tensor], *args: Any, held: Sequence[int]) -> None:
-    """Check that the derivative with respect to every argument in `held` is exactly 0, and that some other one is not.
+    """Check that the gradient with respect to the arguments with indices `held` is exactly 0, and another one is not.
 
-    The results are summed with different weights in [1, 2), so that derivatives that cancel over a batch are detected.
+    The results are summed with different weights in [1, 2), so that gradients that cancel over a batch are detected.
     """
     assert all(0 <= i < len(args) for i in held), f"held: expected some of {list(range(len(args)))}, got {list(held)}"
     tracked = map_tensors(lambda x: x.detach().clone().requires_grad_(x.is_floating_point()), args)
@@ -192,17 +190,17 @@ def optimizer(
 ) -> None:
     """Check an optimizer against `torch.optim` at every step.
 
-    Runs `steps` random non-zero gradients in float64, six gradients of which four are 0 (the first two among them), and
+    Runs `steps` random non-zero gradients in float64, six gradients of which four are 0, including the first two, and
     ten gradients in float32. Updates must be pure and keep dtypes.
 
     Args:
-        ours: Optimizer under test.
-        theirs: Makes the `torch.optim` optimizer of a list of parameters.
-        scheduler: Makes the learning rate scheduler of that optimizer.
-        steps: Number of steps in float64.
-        atol: Absolute and relative tolerance in float64.
-        params: Parameters; by default `examples.params()`.
-        single: Absolute and relative tolerance in float32.
+        ours: optimizer under test.
+        theirs: makes the `torch.optim` optimizer of a list of parameters.
+        scheduler: makes the learning rate scheduler of that optimizer.
+        steps: number of steps in float64.
+        atol: absolute and relative tolerance in float64.
+        params: initial parameters; by default `examples.params()`.
+        single: absolute and relative tolerance in float32.
     """
     double = tree.cast(examples.params() if params is None else params, torch.float64)
     generator, zero = torch.Generator().manual_seed(0), tree.map(torch.zeros_like, double)
@@ -255,8 +253,10 @@ def chained(first: Optimizer, second: Optimizer, third: Optimizer, steps: int = 
 
 
 def clipped(clip: Callable[[float], Optimizer], max_norm: float = 1.5, atol: float = 1e-12) -> None:
-    """Check gradient clipping: the norm is at most `max_norm`, the direction stays, smaller gradients stay unchanged,
-    and the result equals that of `clip_grad_norm_`.
+    """Check gradient clipping by global norm.
+
+    The norm must be at most `max_norm`, the direction must be kept, smaller gradients must be unchanged, and the result
+    must equal that of `torch.nn.utils.clip_grad_norm_`.
     """
     generator = torch.Generator().manual_seed(0)
     for scale in (1e-3, 0.1, 1.0, 10.0, 1e6):
@@ -314,15 +314,15 @@ def schedule(
     constant_after: bool = True,
     rtol: float = 1e-6,
 ) -> None:
-    """Check a monotone schedule: `start` at step 0, `end` at `steps` but not before, and `end` afterwards.
+    """Check a monotone schedule: `start` at step 0, `end` from `steps` on but not earlier.
 
     Args:
-        f: Schedule, a function of an integer tensor.
-        start: Value at step 0.
-        end: Value at `steps`.
-        steps: Length of the schedule.
+        f: schedule, a function of an integer tensor.
+        start: value at step 0.
+        end: value at `steps`.
+        steps: length of the schedule.
         constant_after: False skips the check of the steps after `steps`.
-        rtol: Relative tolerance.
+        rtol: relative tolerance.
     """
     values = torch.as_tensor(f(torch.arange(steps + 1))).double().expand(steps + 1)
     bound = rtol * max(abs(start), abs(end), 1e-30)
@@ -352,16 +352,15 @@ def replay_like_deque(
     buffer: Buffer | None = None,
     obs_dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Check a buffer, by default a ring with packing, against `deque(maxlen=capacity)` for a sequence of adds and
-    samples. See also `buffer`.
+    """Check a uniform buffer against `deque(maxlen=capacity)` for a sequence of adds and samples. See also `buffer`.
 
-    Every sampled row is a stored row, with all leaves from one transition; evenly spaced bits sample every stored row
-    once. Observations of torch.bool, which may be stored packed, encode the row number in binary.
+    Every sampled row must be a stored row, with all leaves from one transition. Evenly spaced bits must sample every
+    stored row once. Observations of torch.bool encode the row number in binary, so that packing can be checked.
 
     Args:
-        operations: a number of rows to add, or random bits [B] to sample with.
-        capacity: rows that the buffer holds.
-        buffer: the buffer.
+        operations: for each operation, the number of rows to add or random bits [B] to sample with.
+        capacity: capacity of the buffer in rows.
+        buffer: buffer under test; by default a ring with packing.
         obs_dtype: dtype of observations.
     """
     numbered = partial(_numbered, obs_dtype=obs_dtype)
@@ -401,26 +400,27 @@ def buffer(
     seed: int = 0,
     atol: float = 1e-5,
 ) -> None:
-    """A buffer equals a Python list of its rows and their priorities, whatever is added, drawn, updated and cut.
+    """Check a buffer against a model in Python, a list of rows and their priorities.
 
-    `add` writes the rows over `steps` steps, computed from the definition, and numbers them in order. Steps that are
-    not valid leave no row, and no row goes across an end or a cut. Drawn rows are stored rows, whole, and not older
-    than `oldest`. They are drawn with the probabilities of the list (chi-squared, fixed bits) and have its weights. A
-    row of priority 0 is never drawn while another one can be. `update` changes the given rows and no others. `bounds`
-    hold; functions are pure and equal their vmap.
+    - `add` writes n-step transitions, as computed from their definition, with consecutive serial numbers. Invalid steps
+      write no row, and no row contains steps from both sides of an end or a cut.
+    - `sample` returns stored rows that are not older than `oldest`, with the probabilities of the model (a chi-squared
+      test with fixed bits) and its weights. Rows of priority 0 are only sampled if there are no others.
+    - `update` changes the given rows and no others.
+    - `bounds` hold, and all functions are pure and equal their vmap.
 
     Args:
-        buffer: the buffer, made for the arguments that follow.
-        capacity: rows that it holds.
-        num_envs: rows per step.
+        buffer: buffer under test, made for the following arguments.
+        capacity: capacity of the buffer in rows.
+        num_envs: number of environments, the rows of each `add`.
         steps: steps per row.
-        stack: frames per observation; above 1, fewer rows than `capacity` may be left.
+        stack: frames per observation. Above 1, fewer rows than `capacity` may be stored.
         obs_dtype: dtype of observations.
-        alpha: exponent of priorities, where new rows have the largest seen, at least 1; None: rows are drawn uniformly,
-            weights are 1 and `update` changes nothing.
+        alpha: exponent of priorities; new rows have the largest priority so far, at least 1. None for a uniform buffer,
+            whose weights are 1 and whose `update` is the identity.
         beta: exponent of the weights, `(min over the batch of P(j) / P(i))**beta`.
-        rounds: steps of every environment.
-        seed: of the data and of the bits.
+        rounds: number of steps of every environment.
+        seed: seed of the data and of the bits.
         atol: absolute tolerance of rewards, discounts and weights.
     """
     play = _Play(num_envs, stack, obs_dtype, seed)
@@ -456,7 +456,7 @@ def buffer(
             model.check_often(buffer.sample(state, bits, 0), len(rows) - size, f"round {i}, ")
             for limit in (oldest, torch.tensor(oldest)):
                 model.check_often(buffer.sample(state, bits, limit), oldest, f"round {i}, oldest {oldest}: ")
-        # The same for all draws of one row, 0 for every fourth.
+        # Equal for all draws of one row, and 0 for every fourth row.
         priority = (drawn.batch.action * 3 + i).remainder(4).to(drawn.weight.dtype)
         before, state = state, buffer.update(state, drawn.indices, priority)
         if alpha is None:
@@ -473,23 +473,23 @@ def buffer(
     pure(buffer.update, state, drawn.indices, priority)
     pure(buffer.cut, state)
     pure(buffer.sample, state, bits[:8], 0)
-    lanes = tree.stack([before, state])
-    vmapped(lambda state, bits: buffer.sample(state, bits, 0), lanes, bits[:16].reshape(2, 8), dtype=None)
-    vmapped(buffer.update, lanes, *(x.expand(2, -1) for x in (drawn.indices, priority)), dtype=None)
-    vmapped(lambda state: buffer.add(state, batch, ended, valid, gamma), lanes, dtype=None)
+    states = tree.stack([before, state])
+    vmapped(lambda state, bits: buffer.sample(state, bits, 0), states, bits[:16].reshape(2, 8), dtype=None)
+    vmapped(buffer.update, states, *(x.expand(2, -1) for x in (drawn.indices, priority)), dtype=None)
+    vmapped(lambda state: buffer.add(state, batch, ended, valid, gamma), states, dtype=None)
 
 
 def _is_complete(
     recent: list[tuple[Transition, bool]], batch: Transition, ended: Tensor, valid: Tensor, env: int, steps: int
 ) -> bool:
-    """Append a valid step of an environment to its others; return True if it completes a row over `steps`."""
+    """Append a valid step of an environment to its recent steps; return True if it completes a row of `steps` steps."""
     if valid[env]:
         recent.append((tree.index(batch, env), bool(ended[env])))
     return bool(valid[env]) and len(recent) >= steps
 
 
 def _over(singles: Sequence[tuple[Transition, bool]], gamma: Tensor) -> Transition:
-    """Return the transition over these steps of one environment, up to the first end."""
+    """Make the n-step transition of these steps of one environment, up to the first end."""
     reward, weight = torch.zeros(()), torch.ones(())
     for last, ended in singles:
         reward, discount = reward + weight * last.reward, weight * last.discount
@@ -501,8 +501,9 @@ def _over(singles: Sequence[tuple[Transition, bool]], gamma: Tensor) -> Transiti
 
 
 class _Play:
-    """Random steps of environments whose actions number them, with ends, steps that are not valid and, for `stack`
-    above 1, stacked frames.
+    """Random steps of environments, with ends, invalid steps and, for `stack` above 1, stacked frames.
+
+    Actions are consecutive numbers, which identify the steps.
     """
 
     def __init__(self, num_envs: int, stack: int, obs_dtype: torch.dtype, seed: int) -> None:
@@ -514,7 +515,7 @@ class _Play:
         self.obs = torch.stack([self._first() for _ in range(self.num_envs)])
 
     def step(self) -> tuple[Transition, Tensor, Tensor]:
-        """Transitions [E], whether an episode ended, whether a step was taken: everywhere in every other round."""
+        """Return transitions [E, ...], `ended` [E] and `valid` [E], which is True everywhere in every other round."""
         obs = self.obs
         shown = [torch.cat([x[1:], self._frame().unsqueeze(0)]) if self.stack > 1 else self._frame() for x in obs]
         next_obs = torch.stack(shown)
@@ -541,7 +542,7 @@ class _Play:
 
 
 class _Model(NamedTuple):
-    """Rows ever added and their masses, p**alpha, for `buffer`."""
+    """Model of a buffer: all rows ever added, and their masses p**alpha."""
 
     rows: list[Transition]
     masses: Tensor
@@ -551,12 +552,12 @@ class _Model(NamedTuple):
     atol: float
 
     def numbers(self, batch: Transition) -> list[int]:
-        """The numbers of drawn rows; -1 for a row that never was one."""
+        """Return the serial numbers of sampled rows; -1 for a row that was never added."""
         known = {int(row.action): number for number, row in enumerate(self.rows)}
         return [known.get(action, -1) for action in batch.action.tolist()]
 
     def check(self, drawn: Sample, oldest: int, name: str) -> Sample:
-        """Rows, indices and weights."""
+        """Check rows, indices and weights of a sample."""
         numbers = self.numbers(drawn.batch)
         expected = range(oldest, len(self.rows))
         bad = [number for number in numbers if number not in expected]
@@ -573,7 +574,7 @@ class _Model(NamedTuple):
         return drawn
 
     def check_often(self, drawn: Sample, oldest: int, name: str) -> None:
-        """How often each row is drawn. At six standard deviations, chance has no part in it."""
+        """Check the frequencies of rows by a chi-squared test, with a limit of six standard deviations."""
         numbers = torch.tensor(self.numbers(drawn.batch))
         assert (numbers >= oldest).all(), f"{name}rows: expected numbers of at least {oldest}, got {int(numbers.min())}"
         mass = self._masses(oldest)
@@ -597,8 +598,8 @@ def env(env: Env, envs: int = 8, steps: int = 200, seed: int = 0, restarts_as_re
     - Shapes and dtypes never change; flags and masks are bool; observations and rewards are finite.
     - `reset` and `step` are pure and equal their vmap.
     - At `obs` some action is legal.
-    - After an end, `obs` starts a new episode and `next_obs` shows the end of the old one; otherwise they are equal.
-      With `restarts_as_reset` the new episode is the one that `reset` makes from the same uniforms.
+    - At the end of an episode, `obs` is the first observation of the next one and `next_obs` the last of the old one;
+      otherwise they are equal. With `restarts_as_reset`, the new episode is that of `reset` with the same uniforms.
     - An episode is truncated at the time limit and never before.
     - Stacked observations are consistent with `spec.stack`.
 
@@ -648,7 +649,7 @@ def _check_reset(env: Env, envs: int, step: Step) -> None:
 
 
 def _check_step(env: Env, step: Step, time: Tensor, name: str) -> None:
-    """Check one step; `time` [E] counts the steps of the episode, this one included."""
+    """Check one step; `time` [E] is the number of steps of the episode, including this one."""
     late, on = time >= env.spec.time_limit, ~(step.terminated | step.truncated)
     _check_seen(step, name)
     assert bool((late <= step.truncated).all()), f"{name}truncated: expected true at the time limit, got false"
@@ -658,32 +659,28 @@ def _check_step(env: Env, step: Step, time: Tensor, name: str) -> None:
 
 
 def _check_stacked(env: Env, step: Step, before: Tensor | None, name: str) -> None:
-    """Check stacked frames: each observation shifts the previous one by a frame, and the first of an episode starts
-    with zeros.
-    """
+    """Check that each observation shifts the previous one by a frame and the first of an episode starts with zeros."""
     if env.spec.stack == 1:
         return
-    begins = step.terminated | step.truncated | (before is None)
+    starts = step.terminated | step.truncated | (before is None)
     if before is not None:
         assert_trees_equal(before[:, 1:], step.next_obs[:, :-1], f"{name}next_obs and obs of the previous step: ")
-    first = step.obs[begins][:, :-1]
+    first = step.obs[starts][:, :-1]
     assert_trees_equal(torch.zeros_like(first), first, f"{name}obs, frames before an episode's first: ")
 
 
 def _check_seen(step: Step, name: str) -> None:
-    """Check that numbers are finite and that some action is legal at `obs`. While an episode continues this covers
-    `next_obs`, which is equal to `obs`.
-    """
+    """Check that values are finite and that some action is legal at `obs`."""
     assert_finite(step, name)
     stuck = (~step.legal.any(-1)).nonzero().tolist()
     assert not stuck, f"{name}legal{stuck[0]}: expected a legal action, got none; {len(stuck)} environments are stuck"
 
 
 def time_limit(make: Callable[[int], Env], limit: int = 5, envs: int = 8, seed: int = 0) -> None:
-    """Check that a time limit only truncates: up to the limit, `make(limit)` has the rewards, observations and
-    terminations of `make(10 * limit)`.
+    """Check that a time limit truncates and does not terminate.
 
-    This detects an environment that terminates at its limit. Some episode must reach the limit.
+    Up to the limit, `make(limit)` must have the rewards, observations and terminations of `make(10 * limit)`. Some
+    episode must reach the limit.
     """
     pair = make(limit), make(10 * limit)
     u = _env_noise(pair[0], envs, seed, 0)

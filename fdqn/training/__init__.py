@@ -1,4 +1,9 @@
-"""Training of many seeds: state, training iteration, metrics, the loop, and the algorithms that learn in it."""
+"""Training of many seeds at once.
+
+`iteration` is one training iteration as a pure function of the state of one seed; `host` is its counterpart for
+environments that are stepped on the host. `loop` repeats it and yields reports. `off_policy` and `on_policy` make the
+algorithms, and `evaluate` plays greedy episodes.
+"""
 
 from fdqn.training import evaluate, host, off_policy, on_policy
 from fdqn.training.config import Config, hyper

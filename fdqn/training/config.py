@@ -1,4 +1,4 @@
-"""Sizes that shape a training program, and the hyper-parameters that may differ between seeds."""
+"""Configuration of a training program, and the hyper-parameters that may differ between seeds."""
 
 import dataclasses
 import math
@@ -15,30 +15,34 @@ from fdqn.types import Hyper
 
 @dataclass(frozen=True)
 class Config:
-    """What shapes the program: plain numbers, checked once. Raises ValueError for sizes that cannot work."""
+    """Sizes and options of a training program, the same for all seeds.
+
+    Raises TypeError for a value of another type and ValueError for one out of range or values that contradict each
+    other.
+    """
 
     num_envs: int = 10
-    """Environments a lane."""
+    """Environments per seed."""
     steps_per_cycle: int = 1
-    """Steps of each environment in a cycle."""
+    """Steps of each environment in a training iteration."""
     updates_per_cycle: int = 1
-    """Updates that follow them."""
+    """Updates in a training iteration, made after its steps."""
     batch_size: int = 128
-    """Rows an update."""
+    """Rows per update."""
     capacity: int = 10_000
-    """Rows of replay a lane."""
+    """Capacity of the replay buffer of each seed, in rows."""
     learning_starts: int = 1_000
-    """Environment steps a lane before the first update."""
+    """Environment steps per seed before the first update."""
     target_period: int = 20
-    """Updates between hard target copies; 0 for a soft copy of share `Hyper.tau` at every update."""
+    """Updates between hard copies of the target parameters; 0 for a soft update by `Hyper.tau` after every update."""
     n_step: int = 1
-    """Environment steps that a transition spans."""
+    """Environment steps per transition, for n-step returns."""
     clip_rewards: bool = False
-    """Learn from rewards clipped to [-1, 1]; what is reported is not."""
+    """Learn from rewards clipped to [-1, 1]. Reported returns are not clipped."""
     terminal_on_life_loss: bool = False
-    """Learn as if an episode ended where a life is lost; what is reported does not."""
+    """Treat a lost life as a termination in learning. Reported episodes continue."""
     random_warmup: bool = False
-    """Act uniformly at random until learning starts, and anneal epsilon from there instead of from the first step."""
+    """Act uniformly at random until learning starts, and anneal epsilon from then on instead of from the first step."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -48,9 +52,11 @@ class Config:
             least = 0 if field.name in ("learning_starts", "target_period") else 1
             check.count(field.name, getattr(self, field.name), least)
         if self.batch_size > self.capacity:
-            raise ValueError(f"batch_size {self.batch_size} exceeds capacity {self.capacity}")
+            raise ValueError(f"batch_size: expected at most capacity = {self.capacity}, got {self.batch_size}")
         if self.num_envs > self.capacity:
-            raise ValueError(f"num_envs {self.num_envs} exceeds capacity {self.capacity}: one step would not fit")
+            raise ValueError(
+                f"num_envs: expected at most capacity = {self.capacity}, got {self.num_envs}: one step would not fit"
+            )
         if (least := self.steps_before_rows(self.n_step)) > self.learning_starts:
             raise ValueError(
                 f"learning_starts: expected at least {least} with n_step = {self.n_step}, got {self.learning_starts}: "
@@ -58,28 +64,28 @@ class Config:
             )
         if self.target_period % self.updates_per_cycle:
             raise ValueError(
-                f"target_period {self.target_period} is not a multiple of updates_per_cycle {self.updates_per_cycle}: "
-                "hard copies happen between cycles"
+                f"target_period: expected a multiple of updates_per_cycle = {self.updates_per_cycle}, got "
+                f"{self.target_period}: hard copies are made between training iterations"
             )
 
     def steps_before_rows(self, steps: int) -> int:
-        """The least `learning_starts` with which each environment has taken so many steps before the first update."""
-        cycles = math.ceil(steps / self.steps_per_cycle) - 1  # the cycle of the first update takes steps too
+        """Return the smallest `learning_starts` for which every environment takes `steps` steps before any update."""
+        cycles = math.ceil(steps / self.steps_per_cycle) - 1  # the iteration of the first update takes steps too
         return (cycles - 1) * self.env_steps + 1 if cycles > 0 else 0
 
     @property
     def warmup_steps(self) -> int:
-        """Environment steps a lane before the cycle of the first update."""
+        """Environment steps per seed before the training iteration of the first update."""
         return math.ceil(self.learning_starts / self.env_steps) * self.env_steps
 
     @property
     def env_steps(self) -> int:
-        """Environment steps of one lane in a cycle, all of its environments together."""
+        """Environment steps per seed in a training iteration, over all of its environments."""
         return self.num_envs * self.steps_per_cycle
 
 
 def hyper(
-    lanes: int,
+    seeds: int,
     learning_rate: float | Sequence[float] = 2e-3,
     gamma: float | Sequence[float] = 0.99,
     epsilon_start: float | Sequence[float] = 1.0,
@@ -89,12 +95,24 @@ def hyper(
     max_grad_norm: float | Sequence[float] = 10.0,
     device: torch.device | str | None = None,
 ) -> Hyper:
-    """The hyper-parameters [S] of `lanes` lanes on `device`; each is a number for all or one number a lane.
+    """Make the hyper-parameters [S] of `seeds` seeds. Each is a number for all seeds or a sequence of S numbers.
 
-    Raises ValueError for a value out of range and TypeError for what is no number, naming it.
+    Args:
+        seeds: number of seeds S.
+        learning_rate: at least 0.
+        gamma: discount factor, in [0, 1].
+        epsilon_start: probability of a random action at the start, in [0, 1].
+        epsilon_end: probability of a random action after `epsilon_steps`, in [0, 1].
+        epsilon_steps: environment steps over which epsilon is annealed linearly.
+        tau: weight of the online parameters in a soft target update, in (0, 1].
+        max_grad_norm: global norm to which gradients are clipped; infinity for no clipping.
+        device: device of the tensors.
+
+    Raises ValueError for a value out of range and TypeError for a value that is not a number; the message names the
+    argument.
     """
     given = Hyper(learning_rate, gamma, epsilon_start, epsilon_end, epsilon_steps, tau, max_grad_norm)  # type: ignore[arg-type]
-    check.count("lanes", lanes, 1)
+    check.count("seeds", seeds, 1)
     for name, value in given._asdict().items():
         low, high = {
             "learning_rate": (0, math.inf),
@@ -102,9 +120,9 @@ def hyper(
             "max_grad_norm": (0, math.inf),
         }.get(name, (0, 1))
         values = _numbers(name, value)
-        if values.ndim > 1 or (values.ndim == 1 and len(values) != lanes):
+        if values.ndim > 1 or (values.ndim == 1 and len(values) != seeds):
             raise ValueError(
-                f"{name}: expected a number or {lanes} of them, one a lane, got shape {list(values.shape)}"
+                f"{name}: expected a number or {seeds} of them, one per seed, got shape {list(values.shape)}"
             )
         if not ((values >= low) & (values <= high)).all():
             raise ValueError(f"{name}: expected numbers in [{low}, {high}], got {value}")
@@ -112,7 +130,7 @@ def hyper(
             raise ValueError(f"tau: expected numbers above 0, got {value}: the target would never move")
         if name != "max_grad_norm" and not values.isfinite().all():
             raise ValueError(f"{name}: expected finite numbers, got {value}")
-    return Hyper(*(torch.as_tensor(value, dtype=torch.float32, device=device).expand(lanes).clone() for value in given))
+    return Hyper(*(torch.as_tensor(value, dtype=torch.float32, device=device).expand(seeds).clone() for value in given))
 
 
 def _numbers(name: str, value: Any) -> Tensor:
@@ -121,4 +139,4 @@ def _numbers(name: str, value: Any) -> Tensor:
             return torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         pass
-    raise TypeError(f"{name}: expected a number or several, one a lane, got {value!r}")
+    raise TypeError(f"{name}: expected a number or several, one per seed, got {value!r}")

@@ -1,4 +1,4 @@
-"""Random numbers of training: every number follows from a seed's key and the number of the training iteration."""
+"""Random numbers of training, which are functions of a seed's key and the number of the training iteration."""
 
 import math
 
@@ -11,20 +11,21 @@ from fdqn.training.state import Interaction, Noise, Program, UpdateNoise
 
 
 def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Noise:
-    """Noise of `cycles` training iterations from `first_cycle` on, leaves [cycles, S, ...], for keys [S, 2].
+    """Draw the noise of `cycles` training iterations from `first_cycle` on, for the keys [S, 2] of all seeds.
 
-    The numbers of an iteration do not depend on how many iterations are drawn at once.
+    The leaves of the result are [cycles, S, ...]. The numbers of an iteration do not depend on how many iterations are
+    drawn at once.
     """
     return draw(program, cycle_keys(keys, first_cycle, cycles))
 
 
 def cycle_keys(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
-    """Keys [cycles, S, 2] of `cycles` training iterations from `first_cycle` on, for the seeds' keys [S, 2]."""
+    """Derive the keys [cycles, S, 2] of `cycles` training iterations from `first_cycle` on from keys [S, 2]."""
     return _numbered(keys, cycle_numbers(keys, first_cycle, cycles))
 
 
 def cycle_numbers(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
-    """Numbers [cycles] int64 of `cycles` training iterations from `first_cycle` on, on the device of keys [S, 2]."""
+    """Return the numbers [cycles] int64 of training iterations from `first_cycle` on, on the device of the keys."""
     check.shapes("keys[S 2]", keys)
     check.count("first_cycle", first_cycle)
     check.count("cycles", cycles, 1)
@@ -32,8 +33,10 @@ def cycle_numbers(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
 
 
 def draw_numbered(program: Program, keys: Tensor, numbers: Tensor) -> Noise:
-    """Noise of the training iterations `numbers` [cycles]: `noise` with the numbers as a tensor, so that it compiles
-    once."""
+    """Draw the noise of the training iterations `numbers` [cycles].
+
+    Equal to `noise`, but with the numbers as a tensor, so that it compiles only once.
+    """
     return draw(program, _numbered(keys, numbers))
 
 
@@ -42,23 +45,23 @@ def _numbered(keys: Tensor, numbers: Tensor) -> Tensor:
 
 
 def draw(program: Program, cycle_keys: Tensor) -> Noise:
-    """Noise of the training iterations with `cycle_keys` [..., 2]."""
+    """Draw the noise of the training iterations with keys `cycle_keys` [..., 2]; leaves [..., *shape]."""
     shapes = {name: shape for name, shape in _shapes(program).items() if shape}
     sizes = [math.prod(shape) for shape in shapes.values()]
     bits = random.bits(cycle_keys, (sum(sizes),)).split(sizes, -1)
     drawn = {name: x.reshape(*x.shape[:-1], *shape) for (name, shape), x in zip(shapes.items(), bits, strict=True)}
-    # Contiguous, so that the bits behind it need not be kept and strides do not depend on who computed it.
+    # Contiguous, so that `bits` can be freed and the strides do not depend on `select`.
     sample = program.algorithm.select(drawn.pop("sample")).contiguous()
     return Noise(sample=sample, **{name: random.unit(x) for name, x in drawn.items()})
 
 
 def bits_per_cycle(program: Program) -> int:
-    """Random 32-bit integers that one seed needs for one training iteration."""
+    """Return the number of random 32-bit integers that one seed needs for one training iteration."""
     return sum(math.prod(shape) for shape in _shapes(program).values() if shape)
 
 
 def _shapes(program: Program) -> dict[str, tuple[int, ...]]:
-    """The shape of each field of `Noise` for one seed; () where there is none."""
+    """Return the shape of each field of `Noise` for one seed; () for an unused field."""
     config, agent = program.config, program.algorithm.agent
     steps, updates = config.steps_per_cycle, config.updates_per_cycle
     values, loss = agent.noise(config.num_envs).values, agent.noise(config.batch_size).loss
@@ -72,7 +75,7 @@ def _shapes(program: Program) -> dict[str, tuple[int, ...]]:
 
 
 def interactions(noise: Noise) -> Interaction:
-    """The k environment steps of one training iteration: from leaves [S, k, ...] of noise to leaves [k, S, ...]."""
+    """Return the random numbers of the k environment steps of an iteration: leaves [S, k, ...] become [k, S, ...]."""
     check.kind("noise", noise, Noise)
     check.shapes("noise.act[S k E 2] noise.env[S k E K]", noise.act, noise.env)
     seeds, steps = noise.act.shape[:2]
@@ -82,14 +85,14 @@ def interactions(noise: Noise) -> Interaction:
 
 
 def updates(noise: Noise) -> UpdateNoise:
-    """The n updates of one training iteration: from leaves [S, n, ...] of noise to leaves [n, S, ...]."""
+    """Return the random numbers of the n updates of an iteration: leaves [S, n, ...] become [n, S, ...]."""
     check.kind("noise", noise, Noise)
     check.shapes("noise.sample[S n B]", noise.sample)
     return tree.map(_swapped, UpdateNoise(noise.sample, noise.loss))
 
 
 def example_update(program: Program, seeds: int) -> UpdateNoise:
-    """Zeros of the shapes and dtypes of one update's random numbers, leaves [seeds, ...]: what it compiles for."""
+    """Return zeros with the shapes and dtypes of the random numbers of one update, leaves [seeds, ...]."""
     noises = draw(program, torch.zeros((seeds, 2), dtype=torch.int64))
     return tree.map(torch.zeros_like, tree.index(updates(noises), 0))
 

@@ -3,7 +3,8 @@
     greedy -> greedy_on_device -> device_steps
            -> greedy_on_host   -> host_steps
 
-`greedy` is the function to call. The two iterators yield all episodes after every step; videos are drawn of them.
+`greedy` is the function to call. `device_steps` and `host_steps` yield the running episodes after every step, from
+which videos are recorded.
 """
 
 import contextlib
@@ -26,10 +27,10 @@ from fdqn.types import Env, EnvSpec, HostEnv, HostVectorEnv, Network, Params
 # Steps of noise drawn at once. After each such block, `ended` is read from the device.
 _DRAW = 64
 
-# `fold_in` number of the first random action choices: larger than any step, whose number the environment's noise takes.
+# `fold_in` data of the first random actions: larger than the number of any step, which the noise of environments uses.
 _CHOICES = 2**31
 
-# On a CPU, the step at which a compiled step takes over: by then, stepping has taken about as long as compiling does.
+# On a CPU, the step from which a compiled function is used: by then, eager steps have taken about as long as compiling.
 _COMPILE_AFTER = 40 * _DRAW
 
 # Step limit for an environment without a time limit: a multiple of the mean training episode, and a minimum.
@@ -40,7 +41,7 @@ class Evaluation(NamedTuple):
     """Result of playing N greedy episodes with each of S seeds."""
 
     returns: NDArray[np.float64]
-    """[S, N] sum of rewards; NaN for a seed whose host environments failed before its episodes had ended."""
+    """[S, N], sum of rewards; NaN for a seed whose host environments failed before its episodes had ended."""
     unfinished: NDArray[np.bool_]
     """[S, N], True for episodes that reached the step limit without ending."""
     limit: int | None
@@ -56,19 +57,18 @@ class Episodes(NamedTuple):
     obs: Tensor
     legal: Tensor
     returns: Tensor
-    """[N] so far; constant after the episode's end."""
+    """[N], sum of rewards so far; constant after the end of the episode."""
     ended: Tensor
     """[N] bool."""
     next_obs: Tensor
-    """[N, *O] observation that the last action led to, never a reset observation, except that it equals `obs` at the
-    start."""
+    """[N, *O], observation that the last action led to, as `Step.next_obs`; equal to `obs` at the start."""
 
 
 class HostEpisodes(NamedTuple):
     """Running episodes of all seeds in a host environment."""
 
     returns: Tensor
-    """[S, N] so far; constant after the episode's end; NaN for a seed that failed before all of its episodes ended."""
+    """[S, N], sum of rewards so far; constant after the end of the episode; NaN for a seed that failed before that."""
     ended: Tensor
     """[S, N] bool."""
 
@@ -104,13 +104,13 @@ def greedy(
         keys: key of each seed [S, 2].
         episodes: number of episodes N of each seed, at least 1.
         epsilon: probability of a random legal action instead of the greedy one.
-        limit: steps after which an episode is cut, by default the environment's time limit.
-        fast: `play` over seeds, compiled; it takes over after the first steps. Ignored for a host environment.
-        progress: called with the number of ended episodes and of steps taken.
+        limit: steps after which an episode is cut off, by default the environment's time limit.
+        fast: compiled `play` over seeds, used after the first steps. Ignored for a host environment.
+        progress: called with the numbers of ended episodes and of steps taken.
 
     Raises:
-        ValueError: fewer than one episode, S keys for another number of parameters, a network that does not fit the
-            host environment's observations or actions, or host environments that failed for all seeds.
+        ValueError: fewer than one episode, different numbers of keys and parameters, a network that does not fit the
+            observations or actions of a host environment, or host environments that failed for all seeds.
         TypeError: an argument of the wrong type.
     """
     if envs.on_host(env):
@@ -134,7 +134,8 @@ def greedy_on_device(
 ) -> Evaluation:
     """Play greedy episodes in a pure environment, on the device of `params`.
 
-    Args and errors as in `greedy`.
+    Args:
+        env, network, params, keys, episodes, epsilon, limit, fast, progress: as for `greedy`, which also lists errors.
     """
     check.kind("env", env, Env)
     last = min(_limit(env.spec, limit), env.spec.time_limit)
@@ -158,9 +159,10 @@ def greedy_on_host(
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Play greedy episodes in a host environment; each is seeded by `host_seeds`.
+    """Play greedy episodes in a host environment, seeded by `host_seeds`.
 
-    Args and errors as in `greedy`.
+    Args:
+        env, network, params, keys, episodes, epsilon, limit, progress: as for `greedy`, which also lists errors.
     """
     check.kind("env", env, HostEnv)
     _check(network, params, keys, episodes, epsilon)
@@ -179,7 +181,7 @@ def greedy_on_host(
 
 
 def not_played(seeds: int, episodes: int) -> Evaluation:
-    """Make the result of an evaluation that did not take place: returns of NaN and no limit."""
+    """Make the result of an evaluation without episodes: returns of NaN and no limit."""
     check.count("seeds", seeds, 1)
     check.count("episodes", episodes, 1)
     shape = (seeds, episodes)
@@ -190,7 +192,7 @@ def play(env: Env, network: Network, epsilon: float, params: Params, episodes: E
     """Take one step in all episodes of one seed; rewards after an episode's end are not counted.
 
     Args:
-        env, network, epsilon, params: as in `greedy`, of one seed.
+        env, network, epsilon, params: as for `greedy`, of one seed.
         episodes: [N, ...].
         u: uniforms in [0, 1), [N, 2 + K]: two for the choice of the action and K for the environment.
     """
@@ -215,8 +217,10 @@ def device_steps(
 ) -> Iterator[Episodes]:
     """Yield the episodes [S, N] that `greedy_on_device` plays, at the start and after every step up to the limit.
 
-    After an episode's end its environment starts another, whose rewards are not counted. Args and errors as in
-    `greedy`.
+    After the end of an episode its environment starts another one, whose rewards are not counted.
+
+    Args:
+        env, network, params, keys, episodes, epsilon, limit, fast: as for `greedy`, which also lists errors.
     """
     check.kind("env", env, Env)
     _check(network, params, keys, episodes, epsilon)
@@ -239,8 +243,8 @@ def device_steps(
 
 
 def host_seeds(keys: Tensor, episodes: int) -> Tensor:
-    """Seeds of the host environments' episodes [S, episodes], int64 in [0, 2**32), from keys [S, 2]."""
-    return random.bits(random.fold_in(keys, streams.OUTSIDE), (episodes,))
+    """Draw seeds [S, episodes] of host environments, int64 in [0, 2**32), from keys [S, 2]."""
+    return random.bits(random.fold_in(keys, streams.HOST_EVALUATION), (episodes,))
 
 
 @torch.no_grad()
@@ -256,13 +260,13 @@ def host_steps(
 ) -> Iterator[HostEpisodes]:
     """Yield the episodes that `greedy_on_host` plays in an open environment, at the start and after every step.
 
-    Random actions are drawn from the episodes' seeds, too.
+    Random actions are drawn from the seeds of the episodes, too.
 
     Args:
-        vector: an open environment, such as of `envs.open_host`.
-        spec: of the environment.
-        network, params, epsilon, limit: as in `greedy`.
-        seeds: of the episodes [S, N], such as of `host_seeds`.
+        vector: an open environment, for example of `envs.open_host`.
+        spec: specification of the environment.
+        network, params, epsilon, limit: as for `greedy`.
+        seeds: seeds of the episodes [S, N], for example of `host_seeds`.
     """
     apply, device = vmap(network.apply), _device(params)
     upload, download = transfer.uploads(device), transfer.downloads(device)
@@ -284,15 +288,15 @@ def host_steps(
 def step_limit(spec: EnvSpec, num_envs: int, steps: NDArray[np.int64], episodes: NDArray[np.int64]) -> int:
     """Compute the step limit of evaluation episodes: the environment's time limit if it has one.
 
-    For an endless environment it is 10 times the mean length of a training episode, but at most the number of steps
-    that training took in each environment; at least 1,000 and at most `spec.time_limit`. The mean is taken over the
-    second half of training, of the seed with the longest episodes.
+    For an endless environment the limit is 10 times the mean length of a training episode, but at most the number of
+    steps that training took in each environment; at least 1,000 and at most `spec.time_limit`. The mean is that of the
+    seed with the longest episodes over the second half of training.
 
     Args:
-        spec: of the environment.
-        num_envs: environments of each seed in training.
-        steps: environment steps of a seed, over all of its environments, at each of P reports [P].
-        episodes: ended episodes of each seed at each report [P, S].
+        spec: specification of the environment.
+        num_envs: environments per seed in training.
+        steps: environment steps per seed, over all of its environments, at each of P reports, [P].
+        episodes: number of ended episodes of each seed at each report, [P, S].
     """
     if not spec.endless:
         return spec.time_limit
@@ -315,8 +319,7 @@ def _limit(spec: EnvSpec, limit: int | None) -> int:
 
 
 def _compile_after(device: torch.device) -> int:
-    """Step at which the compiled step takes over: at once on CUDA, where an uncompiled step launches up to 1,012
-    kernels."""
+    """Return the step from which `fast` is used: 0 on CUDA, where eager steps launch up to 1,012 kernels."""
     return _COMPILE_AFTER if device.type == "cpu" else 0
 
 
@@ -332,7 +335,7 @@ def _choose(q: Tensor, legal: Tensor, epsilon: float, u: Tensor) -> Tensor:
 
 
 def _choices(keys: Tensor, number: int, shape: tuple[int, ...], epsilon: float) -> Tensor:
-    """Draw the uniforms [..., *shape] that `_choose` takes, or zeros if it will not use them."""
+    """Draw the uniforms [..., *shape] for `_choose`; zeros for an epsilon of 0, which does not use them."""
     if epsilon == 0:
         return torch.zeros((*keys.shape[:-1], *shape), device=keys.device)
     return random.uniform(random.fold_in(keys, number), shape)
@@ -346,14 +349,14 @@ def _check_fit(apply: Callable[..., Tensor], params: Params, obs: Tensor, action
             f"env: expected observations that the network takes, got shape {list(obs.shape[2:])}: {error}"
         ) from None
     if q.shape[-1] != actions:
-        raise ValueError(f"env: expected {q.shape[-1]} actions, as many as the network gives values, got {actions}")
+        raise ValueError(f"env: expected {q.shape[-1]} actions, the number of outputs of the network, got {actions}")
 
 
 def _check(network: Network, params: Params, keys: Tensor, episodes: int, epsilon: float) -> None:
     check.kind("network", network, Network)
     check.count("episodes", episodes, 1)
-    check.share("epsilon", epsilon)
+    check.fraction("epsilon", epsilon)
     check.shapes("keys[S 2]", keys)
     check.integer("keys", keys)
-    if (lanes := check.length("params", params)) != keys.shape[0]:
-        raise ValueError(f"params: expected as many seeds as there are keys, {keys.shape[0]}, got {lanes}")
+    if (seeds := check.length("params", params)) != keys.shape[0]:
+        raise ValueError(f"params: expected as many seeds as there are keys, {keys.shape[0]}, got {seeds}")

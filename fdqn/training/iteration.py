@@ -1,9 +1,9 @@
-"""A training iteration of one seed as a pure function: the environments step, transitions are stored, updates follow.
+"""One training iteration as a pure function of the state of one seed.
 
-    cycle = learn after collect
+    cycle = collect, then learn
 
-All functions but `init` are written for one seed and become many by one `vmap`. Environments that are stepped on the
-host have their own iteration in `host`, made of the same parts.
+`collect` steps the environments and stores transitions; `learn` makes updates. `vmapped` maps all of these functions
+over seeds. Host environments have a separate iteration in `host`, made of the same parts.
 """
 
 from collections.abc import Callable
@@ -33,10 +33,10 @@ from fdqn.types import EnvSpec, Hyper, Params, Step
 
 
 def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
-    """The states [S] of the seeds with `keys` [S, 2] before their first step, on the keys' device.
+    """Make the states [S] of all seeds before their first step, on the device of `keys` [S, 2].
 
-    Raises ValueError or TypeError where hyper-parameters, network and environment do not fit each other, before a
-    buffer is allocated.
+    Raises ValueError or TypeError if hyper-parameters, network and environment do not fit together. This is checked
+    before a buffer is allocated.
     """
     check_program(program)
     check.kind("hyper", hyper, Hyper)
@@ -53,12 +53,12 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     q = vmap(program.network.apply)(params, step.obs)
     check.shapes(f"network.apply[S E {spec.actions}]", q)
     seeds = vmap(partial(_init_seed, program))(params, hyper, keys, env_state, step)
-    # A run writes over its state, so no leaf may be the caller's or, as vmap returns constants, a view of another.
+    # A run overwrites its state, so no leaf may share memory with an argument or, as vmap's constants do, another leaf.
     return tree.separate(seeds, (params, hyper, keys))
 
 
 def _first_step(program: Program, keys: Tensor) -> tuple[Any, Step]:
-    """States and first steps [S, E] of all environments. Those on the host start later; until then they show zeros."""
+    """Reset all environments; return states and steps [S, E]. For host environments, which start later, use zeros."""
     config, spec = program.config, program.env.spec
     if envs.on_host(program.env):
         actions = torch.zeros((keys.shape[0], config.num_envs), dtype=torch.int64, device=keys.device)
@@ -68,7 +68,7 @@ def _first_step(program: Program, keys: Tensor) -> tuple[Any, Step]:
 
 
 def _blank_step(spec: EnvSpec, action: Tensor) -> Step:
-    """A step of the shapes of a host environment, for actions [...]: zeros, with every action legal."""
+    """Make a step of zeros for actions [...] of a host environment, with all actions legal."""
     obs = torch.zeros((*action.shape, *spec.obs_shape), dtype=spec.obs_dtype, device=action.device)
     legal = torch.ones((*action.shape, spec.actions), dtype=torch.bool, device=action.device)
     ended = torch.zeros_like(action, dtype=torch.bool)
@@ -94,7 +94,7 @@ def _init_seed(program: Program, params: Params, hyper: Hyper, key: Tensor, env_
 
 
 def cycle(program: Program, state: TrainState, noise: Noise) -> TrainState:
-    """One training iteration: `learn` after `collect`."""
+    """Run one training iteration: `collect`, then `learn`."""
     return learn(program, collect(program, state, noise), noise)
 
 
@@ -112,7 +112,7 @@ def collect(program: Program, state: TrainState, noise: Noise) -> TrainState:
 def interact(program: Program, state: TrainState, noise: Interaction) -> TrainState:
     """Take one step in every environment and store the transitions.
 
-    Raises TypeError for environments on the host, which `host` steps.
+    Raises TypeError for host environments, which `host` steps.
     """
     check.kind("state", state, TrainState)
     if envs.on_host(program.env):
@@ -125,7 +125,7 @@ def interact(program: Program, state: TrainState, noise: Interaction) -> TrainSt
 
 
 def act(program: Program, state: TrainState, noise: Interaction) -> Tensor:
-    """Epsilon-greedy actions [E] at the current observations."""
+    """Choose epsilon-greedy actions [E] at the current observations."""
     taken = state.cycle * program.config.env_steps + noise.number * program.config.num_envs
     epsilon = metrics.epsilon(state.hyper, taken, metrics.random_steps(program, state))
     q = program.algorithm.agent.values(state.learner.params, state.obs, noise.values)
@@ -140,15 +140,15 @@ def observe(
     valid: Tensor | None = None,
     life_lost: Tensor | None = None,
 ) -> TrainState:
-    """The state after a step of the environments, with its transitions stored as the configuration wants them.
+    """Store the transitions of one step of the environments and update observations and metrics.
 
     Args:
-        program: supplies the algorithm and its configuration.
+        program: the algorithm and its configuration, which determines how rewards and lost lives are treated.
         state: state of one seed before the step.
-        action: [E] int64.
-        step: what the environments returned, leaves [E, ...].
-        valid: [E] bool, False where no step was taken; None for everywhere.
-        life_lost: [E] bool, for `Config.terminal_on_life_loss`.
+        action: actions taken, [E] int64.
+        step: result of the environments, leaves [E, ...].
+        valid: [E] bool, True where a step was taken; None means everywhere.
+        life_lost: [E] bool, used for `Config.terminal_on_life_loss`.
     """
     ended, learned = step.terminated | step.truncated, step
     if program.config.terminal_on_life_loss and life_lost is not None:
@@ -167,8 +167,7 @@ def observe(
 def learn(program: Program, state: TrainState, noise: Noise) -> TrainState:
     """Make `updates_per_cycle` updates.
 
-    An update whose loss, gradient or new parameters are not finite, and every update after it, is left out: the learner
-    stays as it was.
+    From the first update whose loss, gradient or new parameters are not finite, the learner stays unchanged.
     """
     check.kind("state", state, TrainState)
     check.shapes(f"noise.sample[{program.config.updates_per_cycle} {program.config.batch_size}]", noise.sample)
@@ -185,10 +184,10 @@ def update(program: Program, state: TrainState, noise: UpdateNoise) -> TrainStat
     updated, buffer, diagnostics = program.algorithm.update(
         state.learner, state.buffer, noise.sample, noise.loss, state.hyper
     )
-    # The largest, which may be NaN: compilers vectorise it, but not `isfinite().all()`.
+    # `amax` propagates NaN. Inductor vectorizes it, but not `isfinite().all()`.
     sound = torch.stack([x.abs().amax() for x in updated.params.values()]).amax() < torch.inf
     counted = metrics.count_update(state.metrics, diagnostics, sound, state.cycle)
-    # A leaf that did not change need not be selected, which would write it again.
+    # Leaves that the update returned unchanged are kept, because `where` would copy them.
     alive = counted.failed < 0
     learner = tree.map(lambda new, old: new if new is old else torch.where(alive, new, old), updated, state.learner)
     return state._replace(learner=learner, buffer=buffer, metrics=counted)
@@ -202,7 +201,7 @@ def sync(state: TrainState) -> TrainState:
 
 
 def vmapped(program: Program) -> Functions:
-    """The step functions over all seeds, run operation by operation: for a debugger and for laws."""
+    """Make the step functions over all seeds without compilation, for debugging and tests."""
     return Functions(
         noise=partial(noise, program),
         collect=scan(vmap(partial(collect, program))),
@@ -212,8 +211,7 @@ def vmapped(program: Program) -> Functions:
 
 
 def scan(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """`step(state, x) -> state` for each x of a tree with leaves [n, ...], in turn: `jax.lax.scan` without outputs."""
-
+    """Make a function that calls `step(state, x) -> state` for each x of leaves [n, ...], as `jax.lax.scan` does."""
     check.function("step", step)
 
     def scanned(state: Any, xs: Any) -> Any:
@@ -225,16 +223,16 @@ def scan(step: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def check_cycle(program: Program, state: TrainState, noises: Noise) -> None:
-    """Run one step and one update on tensors without memory: what does not fit raises here, not in a compiler."""
+    """Run one step and one update on fake tensors, so that errors are raised here and not in a compiler."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         before, noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, tree.index(noises, 0))
         after = vmap(partial(_step_without_host, program))(before, tree.index(interactions(noise), 0))
         after = vmap(partial(update, program))(after, tree.index(updates(noise), 0))
-        check.same("state after one cycle", before, after)
+        check.same("state after one training iteration", before, after)
 
 
 def _step_without_host(program: Program, state: TrainState, noise: Interaction) -> TrainState:
-    """`interact`; with a blank step in place of one on the host."""
+    """Call `interact`, or for a host environment use a blank step instead of stepping it."""
     if not envs.on_host(program.env):
         return interact(program, state, noise)
     action = act(program, state, noise)

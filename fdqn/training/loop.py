@@ -1,7 +1,7 @@
-"""The training loop on the host: it repeats training iterations of all seeds and reports on the way.
+"""Training loop on the host: repeat training iterations of all seeds and yield reports.
 
-Whatever recurs (warm-up, target copies, evaluation, reports) depends on the number of the training iteration alone,
-which all seeds share, so the host decides it. `Cadence` holds when things are due, `Clock` where the time went.
+The end of warm-up, target copies, evaluations and reports depend only on the number of the training iteration, which is
+the same for all seeds, so the host schedules them. `Cadence` computes when they are due; `Clock` measures time.
 """
 
 import math
@@ -20,11 +20,11 @@ from fdqn.training.draws import bits_per_cycle, noise
 from fdqn.training.metrics import MetricsSnapshot
 from fdqn.training.state import Functions, Noise, Program, TrainState, check_program
 
-# Random integers and training iterations drawn at once: enough to amortise the fixed cost of a draw, and small beside
-# the state.
-WORDS_PER_DRAW = 2**19
+# Random integers and training iterations drawn at once: enough to amortize the fixed cost of a draw, and small compared
+# to the state.
+BITS_PER_DRAW = 2**19
 # More on CUDA, so that a captured graph spans many iterations even with a thousand seeds; 134 MB.
-WORDS_PER_DRAW_ON_CUDA = 2**24
+BITS_PER_DRAW_ON_CUDA = 2**24
 CYCLES_PER_DRAW = 1024
 
 # Most training iterations per call of a step function; a run can be stopped between calls. WORK_PER_CALL bounds the
@@ -34,43 +34,42 @@ WORK_PER_CALL = 128
 
 
 class Report(NamedTuple):
-    """Progress of all seeds. Arrays are [S]; means are over the time since the last report."""
+    """Progress of all seeds. Arrays are [S]; means are taken since the last report."""
 
     step: int
     """Environment steps per seed."""
     updates: NDArray[np.int64]
-    """Updates since the start; a seed that has failed makes no more."""
+    """Updates since the start; a failed seed makes no more."""
     episodes: NDArray[np.int64]
     """Episodes ended since the start."""
     returns: NDArray[np.float64]
-    """Mean return of the episodes that ended since the last report, with exploration; NaN where none did."""
+    """Mean return, with exploration, of the episodes that ended since the last report; NaN if none did."""
     last_returns: NDArray[np.float32]
-    """[S, R], returns of the last R = max(100, E) episodes in no order, NaN where fewer have ended."""
+    """[S, R], returns of the last R = max(100, E) episodes, unordered; NaN if fewer have ended."""
     loss: NDArray[np.float64]
-    """Mean loss; it, `q` and `grad_norm` are NaN where no update was made."""
+    """Mean loss; NaN if no update was made, as are `q` and `grad_norm`."""
     q: NDArray[np.float64]
-    """Mean value of the actions in the batches."""
+    """Mean Q-value of the actions in the batches."""
     grad_norm: NDArray[np.float64]
     """Mean gradient norm before clipping."""
     epsilon: NDArray[np.float64]
     failed: NDArray[np.int64]
-    """Training iteration of the first update that was not finite, from which on the seed's learner stays as it was; -1
-    for none."""
+    """Training iteration in which the seed failed; -1 for none."""
     cause: NDArray[np.int64]
-    """Index in CAUSES of what was not finite."""
+    """Index of the cause of the failure in CAUSES."""
     evaluation: NDArray[np.float64] | None
-    """[S, episodes], greedy returns, where an evaluation was due."""
+    """[S, episodes], greedy returns; None if no evaluation was due."""
     state: TrainState
-    """The state of all seeds; under donation every report holds the same tensors."""
+    """State of all seeds. With donation, all reports hold the same tensors, which the run overwrites."""
     planned: bool
-    """False for a report that was made only because the run was stopped, or had no steps left."""
+    """False if the report was made only because the run was stopped or had no steps left."""
     since: MetricsSnapshot
-    """Start of the next report's means: this report or, if it was not planned, the one before, so that a resumed run
-    continues as if undisturbed."""
+    """Start of the means of the next report: this report or, if it was not planned, the previous one, so that a resumed
+    run yields the same reports as an uninterrupted one."""
     compile_seconds: float
-    """Seconds so far in iterations that called a step function for the first time."""
+    """Total seconds of the calls that compiled a step function."""
     learning_seconds: float
-    """Seconds so far in all other iterations with updates, without evaluation and reports."""
+    """Total seconds of all other calls with updates, without evaluation and reports."""
     learning_updates: int
     """Updates per seed in those seconds."""
     first_update: float | None
@@ -78,26 +77,27 @@ class Report(NamedTuple):
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised in a step function that is being compiled, to stop the run there: the state is unchanged."""
+    """Raised in a step function during its compilation to stop the run. The state is unchanged."""
 
 
 class Cadence(NamedTuple):
-    """When something is due, in training iterations; functions of the iteration number alone."""
+    """Schedule of a run in training iterations: when target copies, reports and evaluations are due."""
 
     env_steps: int
-    """Environment steps of a seed in one iteration."""
+    """Environment steps per seed in one iteration."""
     last: int
-    """Iterations of the whole run."""
+    """Number of iterations of the whole run."""
     warm: int
-    """First iteration with updates."""
+    """Number of iterations before the first one with updates."""
     period: int
     """Iterations between hard target copies; 0 for none."""
     report_every: int
-    """In environment steps, as is `evaluate_every`."""
+    """Environment steps between reports."""
     evaluate_every: int
+    """Environment steps between evaluations; 0 for none."""
 
     def next_due(self, number: int) -> int:
-        """The first iteration after `number` with something due behind it."""
+        """Return the first iteration count after `number` at which something is due or the run ends."""
         dues = [self.last]
         dues += [_next_multiple(number, self.env_steps, x) for x in (self.report_every, self.evaluate_every) if x]
         if number < self.warm:
@@ -105,7 +105,7 @@ class Cadence(NamedTuple):
         return min([*dues, number + self.period - (number - self.warm) % self.period] if self.period else dues)
 
     def collects_only(self, number: int) -> bool:
-        """Return True before the first update."""
+        """Return True if the next iteration makes no updates yet."""
         return number < self.warm
 
     def syncs(self, number: int) -> bool:
@@ -126,12 +126,12 @@ class Cadence(NamedTuple):
 
 
 def _next_multiple(number: int, env_steps: int, every: int) -> int:
-    """The first iteration after `number` behind which a seed has passed another multiple of `every` steps."""
+    """Return the first iteration count after `number` at which a seed has passed another multiple of `every` steps."""
     return math.ceil((number * env_steps // every + 1) * every / env_steps)
 
 
 def cadence(program: Program, state: TrainState, steps: int, report_every: int, evaluate_every: int = 0) -> Cadence:
-    """The cadence of a run of `steps` environment steps per seed, from `state` on."""
+    """Make the cadence of a run from `state` until each seed has taken `steps` environment steps."""
     config = program.config
     return Cadence(
         env_steps=config.env_steps,
@@ -144,21 +144,27 @@ def cadence(program: Program, state: TrainState, steps: int, report_every: int, 
 
 
 class Clock(NamedTuple):
-    """Where the time of a run went; see `Report`."""
+    """Time measurements of a run; see the fields of `Report`."""
 
     compile_seconds: float = 0.0
     learning_seconds: float = 0.0
     learning_updates: int = 0
     first_update: float | None = None
 
-    def after(self, began: float, now: float, compiled: bool, updates: int) -> "Clock":
-        """The clock after a call of step functions with that many updates per seed, compiled or not."""
+    def after(self, started: float, now: float, compiled: bool, updates: int) -> "Clock":
+        """Return the clock after a call of step functions.
+
+        Args:
+            started, now: `time.perf_counter()` before and after the call.
+            compiled: True if the call compiled a step function.
+            updates: updates per seed in the call.
+        """
         clock = self
         if compiled:
-            clock = clock._replace(compile_seconds=self.compile_seconds + now - began)
+            clock = clock._replace(compile_seconds=self.compile_seconds + now - started)
         elif updates:
             clock = clock._replace(
-                learning_seconds=self.learning_seconds + now - began,
+                learning_seconds=self.learning_seconds + now - started,
                 learning_updates=self.learning_updates + updates,
             )
         return clock._replace(first_update=now) if updates and self.first_update is None else clock
@@ -177,24 +183,24 @@ def run(
     since: MetricsSnapshot | None = None,
     at_once: int | None = None,
 ) -> Iterator[Report]:
-    """Train all seeds until each has taken `steps` environment steps; yield reports on the way and at the end.
+    """Train all seeds until each has taken `steps` environment steps; yield reports along the way and at the end.
 
-    Nothing happens before the first report is asked for. Then whatever one training iteration raises on fake tensors is
-    raised before anything runs. A run that was stopped continues from the `state` and `since` of its last report; one
-    with no steps left only reports.
+    This is a generator: nothing runs before the first report is requested. Then one iteration runs on fake tensors
+    first, so that its errors are raised early. To continue a stopped run, pass the `state` and `since` of its last
+    report. A run with no steps left only yields a report.
 
     Args:
-        program: fixed part of the run.
-        state: all seeds, leaves [S, ...]. It belongs to the run from here on: donated functions write over it.
-        steps: environment steps per seed; it and all cadences are rounded up to whole training iterations.
-        functions: step functions, compiled or not.
+        program: environment and algorithm.
+        state: state of all seeds, leaves [S, ...]. The run owns it: functions with donation overwrite it.
+        steps: environment steps per seed, rounded up to whole training iterations, as are the other numbers of steps.
+        functions: step functions, compiled or eager.
         report_every: environment steps per seed between reports.
-        evaluate: `evaluate(state) -> returns [S, episodes]`.
+        evaluate: `evaluate(state) -> returns [S, episodes]`; None for no evaluations.
         evaluate_every: environment steps per seed between evaluations; 0 for none.
-        stop: asked between calls of step functions; True ends the run early, with a report. So does `Stopped`, raised
-            while a step function is compiled.
-        since: start of the first report's means; by default `state`.
-        at_once: most training iterations per call of a step function; by default CYCLES_PER_CALL or fewer.
+        stop: called between calls of step functions. If it returns True, the run ends early with a report; so it
+            does if a step function raises `Stopped` during its compilation.
+        since: start of the means of the first report; by default `state`.
+        at_once: maximum of training iterations per call of a step function; by default at most CYCLES_PER_CALL.
     """
     check_program(program)
     check.kind("state", state, TrainState)
@@ -222,11 +228,11 @@ def run(
     if number >= due.last:
         yield report(None, planned=False)
     while number < due.last:
-        began, before = time.perf_counter(), number
+        started, before = time.perf_counter(), number
         step_function = functions.collect if due.collects_only(number) else functions.cycle
         calls = {"collect" if due.collects_only(number) else "cycle"} | ({"noise"} if draws.used_up(number) else set())
         try:
-            # One iteration where there is something to compile.
+            # A call that compiles a function runs a single iteration.
             end = min(due.next_due(number), draws.end(number), number + (most if calls <= called else 1))
             state = step_function(state, draws.take(number, end))
             number = end
@@ -242,8 +248,8 @@ def run(
         planned = due.reports(number, number - before)
         updates = (number - before) * program.config.updates_per_cycle if "cycle" in calls else 0
         if planned or stopping or compiled or (updates and clock.first_update is None):
-            _wait(state)  # a GPU returns before it is done
-        clock = clock.after(began, time.perf_counter(), compiled, updates)
+            _wait(state)  # CUDA calls return before their kernels are done
+        clock = clock.after(started, time.perf_counter(), compiled, updates)
         called |= calls
         if planned or stopping:
             evaluating = evaluate is not None and due.evaluates(number, number - before)
@@ -253,25 +259,25 @@ def run(
 
 
 class _Draws:
-    """The noise of a run, drawn for many training iterations at once."""
+    """Noise of a run, drawn for many training iterations at once."""
 
     def __init__(self, program: Program, state: TrainState, functions: Functions, number: int) -> None:
         self._draw, self._keys, self._start = functions.noise, state.key, number
         self._ahead = _cycles_per_draw(program, state.key)
-        # The first is drawn without `functions.noise`, so that one step function compiles beside another and `noise`.
+        # The first is drawn without `functions.noise`, so that `noise` and a step function can be compiled at once.
         self._first, self._drawn = number, number + 1
         self.noises = noise(program, state.key, number, 1)
 
     def used_up(self, number: int) -> bool:
-        """Return True if the noise of iteration `number` is still to be drawn."""
+        """Return True if the noise of iteration `number` has not been drawn yet."""
         return number == self._drawn
 
     def end(self, number: int) -> int:
-        """The iteration before which the draw that holds `number` ends."""
+        """Return the end of the draw that contains iteration `number`, exclusive."""
         return self._next_first(number) + self._ahead if self.used_up(number) else self._drawn
 
     def take(self, number: int, end: int) -> Noise:
-        """The noise of iterations `number` to `end`, the latter not included."""
+        """Return the noise of iterations `number` to `end`, exclusive; draw it if necessary."""
         if self.used_up(number):
             self._first = self._next_first(number)
             self.noises = self._draw(self._keys, self._first, self._ahead)
@@ -288,11 +294,11 @@ def _most_per_call(program: Program) -> int:
 
 
 def _cycles_per_draw(program: Program, keys: Tensor) -> int:
-    """Training iterations whose noise is drawn at once, for keys [S, 2]."""
-    words = WORDS_PER_DRAW if keys.device.type == "cpu" else WORDS_PER_DRAW_ON_CUDA
-    ahead = max(1, min(CYCLES_PER_DRAW, words // (bits_per_cycle(program) * keys.shape[0])))
+    """Return the number of training iterations whose noise is drawn at once, for keys [S, 2]."""
+    limit = BITS_PER_DRAW if keys.device.type == "cpu" else BITS_PER_DRAW_ON_CUDA
+    ahead = max(1, min(CYCLES_PER_DRAW, limit // (bits_per_cycle(program) * keys.shape[0])))
     period = program.config.target_period // program.config.updates_per_cycle
-    # Whole periods, so that there are few different lengths.
+    # Whole periods, so that calls have few different lengths.
     return ahead - ahead % period if period and ahead > period else ahead
 
 
@@ -333,5 +339,5 @@ def _report(
 
 
 def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`sums / counts`, NaN where nothing was counted."""
+    """Return `sums / counts`, NaN for counts of 0."""
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)

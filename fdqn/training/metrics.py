@@ -1,4 +1,4 @@
-"""Counters of one seed and their snapshots on the host."""
+"""Counters of one seed, and snapshots of them on the host."""
 
 from typing import NamedTuple
 
@@ -13,11 +13,11 @@ from fdqn.training.state import CAUSES, Metrics, Program, TrainState, zero
 from fdqn.types import Diagnostics, Hyper, Step
 
 EPISODES_KEPT = 100
-"""Training returns are reported over this many episodes, as in CleanRL."""
+"""Number of episodes over which training returns are reported, as in CleanRL."""
 
 
 class MetricsSnapshot(NamedTuple):
-    """Metrics of all seeds at one moment, [S] each, on the host."""
+    """Metrics of all seeds on the host, [S] each. See `Metrics` for the fields."""
 
     episodes: NDArray[np.int64]
     updates: NDArray[np.int64]
@@ -29,11 +29,11 @@ class MetricsSnapshot(NamedTuple):
     failed: NDArray[np.int64]
     cause: NDArray[np.int64]
     last_returns: NDArray[np.float32]
-    """[S, R], the ring without its scratch place."""
+    """[S, R], the ring of returns without its scratch element."""
 
 
 def init(reward: Tensor) -> Metrics:
-    """Metrics before the first step, for rewards [E]."""
+    """Make the metrics before the first step, for rewards [E]."""
     count = zero(reward.device)
     total = torch.zeros((), dtype=torch.float64, device=reward.device)
     return Metrics(
@@ -48,7 +48,7 @@ def init(reward: Tensor) -> Metrics:
 
 
 def count_episodes(metrics: Metrics, step: Step) -> Metrics:
-    """The metrics after one step of every environment, leaves [E]."""
+    """Update the metrics after one step of every environment, leaves [E, ...]."""
     ended = step.terminated | step.truncated
     running = metrics.running + step.reward
     kept = metrics.returns.shape[0] - 1
@@ -62,9 +62,9 @@ def count_episodes(metrics: Metrics, step: Step) -> Metrics:
 
 
 def count_update(metrics: Metrics, diagnostics: Diagnostics, sound: Tensor, cycle: Tensor) -> Metrics:
-    """The metrics after one update of that training iteration; it counts if it and all updates before it were finite.
+    """Update the metrics after one update. Sums stop at the first update that is not finite, which is recorded.
 
-    Shapes: sound [] bool, whether the new parameters are finite; cycle [].
+    Shapes: sound [] bool, True if the new parameters are finite; cycle [] int64, number of the training iteration.
     """
     loss, norm = diagnostics.loss.isfinite(), diagnostics.grad_norm.isfinite()
     fails = (metrics.failed < 0) & ~(loss & norm & sound)
@@ -79,10 +79,10 @@ def count_update(metrics: Metrics, diagnostics: Diagnostics, sound: Tensor, cycl
 
 
 def epsilon(hyper: Hyper, steps: Tensor, random_steps: int | Tensor = 0) -> Tensor:
-    """Fraction of random actions after `steps` environment steps of a seed. Shapes: all [...].
+    """Return the probability of a random action after `steps` environment steps of a seed. Shapes: all [...].
 
-    1                                                                            before random_steps
-    linear(steps - random_steps, epsilon_start, epsilon_end, epsilon_steps)      from then on
+    1                                                                          before `random_steps`
+    linear(steps - random_steps, epsilon_start, epsilon_end, epsilon_steps)    from then on
     """
     if isinstance(random_steps, int) and random_steps == 0:
         value = schedules.linear(steps, hyper.epsilon_start, hyper.epsilon_end, hyper.epsilon_steps)
@@ -94,9 +94,9 @@ def epsilon(hyper: Hyper, steps: Tensor, random_steps: int | Tensor = 0) -> Tens
 
 
 def random_steps(program: Program, state: TrainState) -> int | Tensor:
-    """Environment steps of a seed in which all actions are uniformly random. Shapes: as those of `state.cycle`.
+    """Return the number of environment steps of a seed with uniformly random actions. Shape: that of `state.cycle`.
 
-    A run that is resumed without its buffer before its first update starts to learn later, and acts at random until
+    A run that was resumed without its buffer before its first update starts to learn later and acts randomly until
     then.
     """
     config = program.config
@@ -106,7 +106,7 @@ def random_steps(program: Program, state: TrainState) -> int | Tensor:
 
 
 def snapshot(program: Program, state: TrainState) -> MetricsSnapshot:
-    """The metrics of all seeds now, in one transfer of numbers that are exact in float64: a GPU waits once a report."""
+    """Copy the metrics of all seeds to the host in one transfer, as float64, in which all of them are exact."""
     check.shapes("state.key[S 2]", state.key)
     metrics = state.metrics
     explored = epsilon(state.hyper, state.cycle * program.config.env_steps, random_steps(program, state))

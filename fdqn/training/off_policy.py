@@ -1,4 +1,4 @@
-"""Off-policy learning from a buffer, as in DQN: updates, target copies, and the `Algorithm` that they make up."""
+"""Off-policy learning from a replay buffer, as in DQN: updates, target copies, and the `Algorithm`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,11 +27,18 @@ from fdqn.types import (
 
 
 def algorithm(config: Config, agent: Agent, buffer: Buffer, optimizer: Callable[[Hyper], Optimizer]) -> Algorithm:
-    """Learn from a buffer: DQN, or another agent or buffer in its place.
+    """Make an algorithm that learns from a replay buffer, such as DQN.
 
-    Each update samples `config.batch_size` rows, takes one gradient step and gives the buffer the rows' new
-    priorities. `optimizer` makes the optimizer of one seed from its hyper-parameters. Mnih et al. 2015,
-    https://doi.org/10.1038/nature14236
+    Each update samples `config.batch_size` rows, takes one gradient step and updates the priorities of the rows. Mnih
+    et al. 2015, https://doi.org/10.1038/nature14236
+
+    Args:
+        config: sizes and options of training.
+        agent: values and losses, such as `dqn.agent(network)`.
+        buffer: replay buffer, such as `replay.ring.buffer(config.capacity)`.
+        optimizer: makes the optimizer of one seed from its hyper-parameters.
+
+    Raises TypeError for an argument of another type.
     """
     check.kind("config", config, Config)
     check.kind("agent", agent, Agent)
@@ -95,7 +102,7 @@ def _update(
 
 
 def init(optimizer: Optimizer, params: Params) -> Learner:
-    """A learner before its first update; its target parameters are a copy of `params`.
+    """Make a learner before its first update, whose target parameters are a copy of `params`.
 
     Raises TypeError for another type of optimizer or params, and ValueError for empty params.
     """
@@ -110,25 +117,25 @@ def init(optimizer: Optimizer, params: Params) -> Learner:
 def update(
     agent: Agent, optimizer: Optimizer, learner: Learner, sample: Sample, hyper: Hyper, noise: Uniforms = ()
 ) -> tuple[Learner, Diagnostics, Tensor]:
-    """One gradient step on the mean of the rows' losses, weighted by `sample.weight`; also the new priorities [B].
+    """Take one gradient step; return the learner, diagnostics and the new priorities [B].
 
         loss = mean over rows of weight * agent.loss
 
     Args:
-        agent: gives the loss of each row.
-        optimizer: turns the gradient into a step.
+        agent: computes the loss of each row.
+        optimizer: transforms the gradient to updates of the parameters.
         learner: parameters, target parameters and optimizer state.
-        sample: rows with leaves [B, ...].
+        sample: rows, leaves [B, ...], and their weights [B].
         hyper: hyper-parameters of one seed.
-        noise: uniforms of the shape `agent.noise(B).loss`.
+        noise: uniforms of shape `agent.noise(B).loss`.
 
-    Raises TypeError or ValueError, by name, for a loss or weights of another type or shape.
+    Raises TypeError or ValueError for losses or weights of the wrong type or shape.
     """
     check.kind("agent", agent, Agent)
     check.kind("optimizer", optimizer, Optimizer)
     check.kind("learner", learner, Learner)
     check.kind("sample", sample, Sample)
-    # Hyper-parameters of as many seeds as the batch has rows would broadcast.
+    # Hyper-parameters [S] would broadcast against a batch of S rows.
     check.shapes("hyper.gamma[]", hyper.gamma)
     check.shapes("sample.batch.reward[B] sample.weight[B]", sample.batch.reward, sample.weight)
     grads, (value, (q, priority)) = grad_and_value(partial(_weighted_mean, agent), has_aux=True)(
@@ -154,7 +161,7 @@ def soft_copy(learner: Learner, tau: Tensor) -> Learner:
     Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971. Raises ValueError for a tau outside [0, 1].
     """
     check.kind("learner", learner, Learner)
-    check.share("tau", tau)
+    check.fraction("tau", tau)
     return learner._replace(target_params=tree.lerp(learner.target_params, learner.params, tau))
 
 

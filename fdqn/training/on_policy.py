@@ -1,7 +1,7 @@
-"""On-policy learning from rollouts, as in PQN: no replay and no target network; and the `Algorithm` that it makes up.
+"""On-policy learning from rollouts, as in PQN, without replay and target network.
 
-In a training iteration every environment takes T steps. Their Q(lambda) returns are what the values are regressed to in
-several epochs of minibatches, after which the rollout is discarded.
+In a training iteration every environment takes T steps. The Q-values are regressed to the Q(lambda) returns of these
+steps in several epochs of minibatches; then the rollout is discarded.
 """
 
 from collections.abc import Callable
@@ -44,37 +44,36 @@ class Rollout(NamedTuple):
     valid: Tensor
     """[T * E] bool, False where no step was taken."""
     trace: Tensor
-    """[T * E], weight in each row's return of the TD error of the next step; 0 where another episode begins before."""
+    """[T * E], weight of the next TD error in the return of each row; 0 if the episode of the row has ended."""
     value: Tensor
-    """[E], largest legal value of the newest observation."""
+    """[E], largest Q-value of a legal action at the newest observation."""
     steps: Tensor
-    """[] int64, steps taken in this training iteration, from 0 to T - 1."""
+    """[] int64, number of steps taken in this training iteration, from 0 to T - 1."""
 
 
 def algorithm(
     config: Config, agent: Agent, optimizer: Callable[[Hyper], Optimizer], lambda_: float = 0.65
 ) -> Algorithm:
-    """Learn from the rollout of each training iteration alone, without replay and target network: PQN.
+    """Make an algorithm that learns only from the rollout of each training iteration: PQN.
 
     The `updates_per_cycle` updates are epochs of minibatches of `batch_size` rows, each epoch over a random permutation
-    of the `num_envs * steps_per_cycle` rows. With environments that are stepped on the host, the last step of an
-    iteration is learned from in the next, with its one-step return. Gallici et al. 2024,
-    https://arxiv.org/abs/2407.04811
+    of the `num_envs * steps_per_cycle` rows. With host environments, the last step of an iteration is used in the
+    updates of the next one, with its one-step return. Gallici et al. 2024, https://arxiv.org/abs/2407.04811
 
     Args:
-        config: sizes. Whole minibatches make an epoch and whole epochs an iteration. `learning_starts` and
-            `target_period` are 0, `n_step` is 1; `capacity` is not used.
-        agent: gives values and losses, such as `pqn.agent(network)`. For its loss the reward of a transition is the
-            return and the discount is 0.
+        config: sizes and options of training. An epoch consists of whole minibatches and an iteration of whole
+            epochs. `learning_starts` and `target_period` must be 0, `n_step` 1; `capacity` is not used.
+        agent: values and losses, such as `pqn.agent(network)`. Its loss gets transitions with the return as reward and
+            a discount of 0.
         optimizer: makes the optimizer of one seed from its hyper-parameters.
-        lambda_: mixes one-step (0) and Monte Carlo returns (1).
+        lambda_: interpolates between one-step (0) and Monte Carlo returns (1).
 
-    Raises TypeError or ValueError, by name, for what does not fit.
+    Raises TypeError for an argument of another type and ValueError for sizes that do not fit together.
     """
     check.kind("config", config, Config)
     check.kind("agent", agent, Agent)
     check.function("optimizer", optimizer)
-    check.share("lambda_", lambda_)
+    check.fraction("lambda_", lambda_)
     _check_sizes(config)
     return Algorithm(
         config=config,
@@ -89,16 +88,16 @@ def algorithm(
 
 
 def permutations(bits: Tensor, rows: int) -> Tensor:
-    """Turn random integers into the rows of every minibatch: each epoch is a random permutation of all rows.
+    """Convert random integers to the rows of all minibatches: each epoch is a random permutation of all rows.
 
-    Shapes: bits [..., n, B] int64, n * B a multiple of `rows`; result the same.
+    Shapes: bits and result [..., n, B] int64, where n * B is a multiple of `rows`. Raises ValueError otherwise.
     """
     check.shapes("bits[... n B]", bits)
-    check.words("bits", bits)
+    check.bits("bits", bits)
     check.count("rows", rows, 1)
     if (count := bits.shape[-2] * bits.shape[-1]) % rows:
         raise ValueError(f"bits: expected a multiple of {rows} of them, got {count}")
-    # Stable, so that equal integers have one order on every device.
+    # A stable sort, so that ties have the same order on all devices.
     return bits.reshape(*bits.shape[:-2], -1, rows).argsort(dim=-1, stable=True).reshape(bits.shape)
 
 
@@ -151,10 +150,10 @@ def _observe(
     valid: Tensor | None,
     hyper: Hyper,
 ) -> Rollout:
-    """Add one step of every environment and bring the returns of the rows before it up to date.
+    """Add one step of every environment and update the returns of the earlier rows.
 
-    A longer trajectory changes a lambda-return by the discounted TD errors of the new steps, each of which decays by
-    `gamma * lambda` a step. This equals `returns.lambda_returns` over the rollout, without a second pass over it.
+    A new step changes the lambda-return of an earlier row by its TD error, times `gamma * lambda` for each step in
+    between. The result equals `returns.lambda_returns` over the rollout, without a second pass over it.
     """
     envs = config.num_envs
     valid = torch.ones_like(ended) if valid is None else valid
@@ -162,7 +161,7 @@ def _observe(
     discount = hyper.gamma * batch.discount
     one_step = batch.reward + discount * value
     trace = torch.where(rollout.steps == 0, 0.0, rollout.trace)
-    # Where an episode goes on, `rollout.value` is the value at `obs`; elsewhere every trace is 0.
+    # If the episode continues, `rollout.value` is the value at `obs`; otherwise all traces are 0.
     delta = torch.where(valid, one_step - rollout.value, 0.0)
     decay = torch.where(ended | ~valid, 0.0, discount * lambda_)
     returns, trace = (
@@ -191,9 +190,9 @@ def _update(
     noise: Uniforms,
     hyper: Hyper,
 ) -> tuple[Learner, Rollout, Diagnostics]:
-    """One gradient step on the rows `sample` [B] of the rollout."""
+    """Take one gradient step on the rows `sample` [B] of the rollout."""
     obs, action, next_legal, returns, valid = (x[sample] for x in rollout[:5])
-    # At a discount of 0 nothing after the step counts, so any observation will do as the next.
+    # With a discount of 0 the next observation is not used, so `obs` can take its place.
     batch = Transition(obs, action, returns, torch.zeros_like(returns), obs, next_legal)
     weight = valid.to(returns.dtype) * (len(sample) / valid.sum().clamp_min(1)).to(returns.dtype)
     complete = learner._replace(target_params=learner.params)
@@ -204,7 +203,7 @@ def _update(
 
 
 def _cut(rollout: Rollout) -> Rollout:
-    """Where new episodes start, no return reaches over to them."""
+    """Reset the traces, so that no return includes rewards of the new episodes."""
     return rollout._replace(trace=torch.zeros_like(rollout.trace))
 
 

@@ -1,4 +1,4 @@
-"""Records of a training program and of the state of one seed."""
+"""Types of a training program, of the state of one seed, and of the random numbers of a training iteration."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from fdqn.types import Agent, Algorithm, Diagnostics, Env, HostEnv, Hyper, Learn
 
 
 class Program(NamedTuple):
-    """Everything that is fixed before training starts."""
+    """Environment and algorithm, which are fixed before training starts."""
 
     env: Env | HostEnv
     algorithm: Algorithm
@@ -25,12 +25,12 @@ class Program(NamedTuple):
 
     @property
     def network(self) -> Network:
-        """The agent's initial parameters and its values without noise, as evaluation uses them."""
+        """The agent's network without noise, as evaluation uses it."""
         return policy(self.algorithm.agent)
 
 
 def policy(agent: Agent) -> Network:
-    """The network behind an agent's greedy actions: its values with `()` in place of noise."""
+    """Return the network of an agent's greedy actions: its `values` with `()` as noise."""
     check.kind("agent", agent, Agent)
     return Network(agent.init, partial(_values_without_noise, agent.values))
 
@@ -40,46 +40,45 @@ def _values_without_noise(values: Callable[..., Tensor], params: Params, obs: Te
 
 
 CAUSES = ("nothing", "loss", "gradient", "parameter", "environment")
-"""Causes of a seed's failure: what is NaN or infinite in an update, or an environment on the host that broke."""
+"""Causes of the failure of a seed: a NaN or infinite loss, gradient or parameter, or a failed host environment."""
 
 
 class Metrics(NamedTuple):
-    """Counters of one seed. Sums run from the start; the difference of two snapshots gives the mean between them."""
+    """Counters of one seed. Sums run from the start, so differences of two snapshots give means between them."""
 
     running: Tensor
-    """[E], return of each environment's unfinished episode."""
+    """[E], return so far of the running episode of each environment."""
     returns: Tensor
-    """[R + 1], ring of the returns of the last R episodes, NaN where fewer have ended; the last place is scratch."""
+    """[R + 1], ring of the returns of the last R episodes, NaN if fewer have ended. The last element is scratch."""
     episodes: Tensor
-    """[] int64, episodes that have ended."""
+    """[] int64, number of ended episodes."""
     returned: Tensor
-    """[] float64, sum of their returns."""
+    """[] float64, sum of the returns of ended episodes."""
     totals: Diagnostics
     """Sums over all updates, [] float64 each."""
     failed: Tensor
-    """[] int64, training iteration of the first update that was not finite; -1 for none. From there on the learner
-    stays as it was."""
+    """[] int64, training iteration in which the seed failed; -1 for none. A failed seed makes no more updates."""
     cause: Tensor
-    """[] int64, index in CAUSES of what was not finite."""
+    """[] int64, index of the cause of the failure in CAUSES."""
 
 
 class TrainState(NamedTuple):
-    """The whole state of one seed: with the program it determines everything that follows."""
+    """Complete state of one seed. State and program determine the rest of the run."""
 
     learner: Learner
     buffer: Any
-    """Stored transitions, in the form of the algorithm's own."""
+    """Stored transitions, in a form defined by the algorithm."""
     env_state: Any
-    """State of the environments; for environments stepped on the host, the actions [E] that they are to take."""
+    """State of the environments; for host environments, their next actions [E]."""
     obs: Tensor
     legal: Tensor
     metrics: Metrics
     hyper: Hyper
     key: Tensor
     cycle: Tensor
-    """[] int64, training iterations done."""
+    """[] int64, number of training iterations done."""
     emptied: Tensor
-    """[] int64, training iteration at which the buffer was empty: 0, or where a run was resumed without its buffer."""
+    """[] int64, training iteration at which the buffer was empty: 0, or that at which the run resumed without it."""
 
 
 class Noise(NamedTuple):
@@ -92,13 +91,13 @@ class Noise(NamedTuple):
     sample: Tensor
     """[n, B] int64, made by `Algorithm.select`."""
     values: Uniforms = ()
-    """[k, *shape], of the shape that the agent states for E rows; () for none."""
+    """[k, *shape], with the shape that the agent requests for E rows; () for none."""
     loss: Uniforms = ()
-    """[n, *shape], of the shape that the agent states for B rows; () for none."""
+    """[n, *shape], with the shape that the agent requests for B rows; () for none."""
 
 
 class Interaction(NamedTuple):
-    """Random numbers of one step of every environment, and the step's position in its training iteration."""
+    """Random numbers of one step of every environment, and the index of the step in its training iteration."""
 
     act: Tensor
     """[E, 2] in [0, 1)."""
@@ -118,20 +117,23 @@ class UpdateNoise(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """Step functions over all seeds; `vmapped` gives eager ones, `fdqn.compile.compiled` compiled ones.
+    """Step functions over all seeds, made by `vmapped` (eager) or `fdqn.compile.compiled`.
 
-    `collect` and `cycle` run one training iteration for each of the n in their noise, leaves [n, S, ...].
+    `collect` and `cycle` run n training iterations for noise with leaves [n, S, ...].
     """
 
     noise: Callable[[Tensor, int, int], Noise]
-    """`noise(keys [S, 2], first_cycle, cycles)`, leaves [cycles, S, ...]."""
+    """`noise(keys [S, 2], first_cycle, cycles) -> noise`, leaves [cycles, S, ...]."""
     collect: Callable[[TrainState, Noise], TrainState]
+    """Step the environments and store transitions, without updates."""
     cycle: Callable[[TrainState, Noise], TrainState]
+    """Step the environments, store transitions and make updates."""
     sync: Callable[[TrainState], TrainState]
+    """Copy the parameters to the target parameters."""
 
 
 def check_program(program: Program) -> None:
-    """Raise TypeError, naming the field, for a program with a part of another type."""
+    """Raise TypeError, naming the field, for a program with a field of the wrong type."""
     check.kind("program", program, Program)
     if not envs.is_env(program.env):
         raise TypeError(f"program.env: expected Env or HostEnv, got {type(program.env).__name__}")
@@ -143,5 +145,5 @@ def check_program(program: Program) -> None:
 
 
 def zero(device: torch.device) -> Tensor:
-    """A counter [] int64 at 0."""
+    """Return a counter [] int64 of 0."""
     return torch.zeros((), dtype=torch.int64, device=device)

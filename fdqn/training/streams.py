@@ -1,4 +1,4 @@
-"""Random streams of a seed: its key is folded with one of these numbers, one for each purpose."""
+"""Numbers of the random streams of a seed, for `random.fold_in`: one for each purpose."""
 
-# What a lane's key is folded with before it is used, one number a purpose, so that no two purposes share a number.
-NETWORK, RESET, CYCLES, EVALUATION, OUTSIDE, WORLD = range(6)
+# HOST_EVALUATION seeds the host environments of an evaluation, HOST_RESET those of training.
+NETWORK, RESET, CYCLES, EVALUATION, HOST_EVALUATION, HOST_RESET = range(6)

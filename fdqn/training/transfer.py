@@ -1,7 +1,7 @@
-"""Copies of tensors between the host and a device that neither has to wait for.
+"""Asynchronous copies of trees of tensors between the host and a device.
 
-On a CPU nothing is copied. On CUDA, a whole nested tensor goes through one pinned buffer in one asynchronous copy on a
-separate stream. The copy overlaps with running kernels; a copy from pageable memory would wait for them.
+On a CPU nothing is copied. On CUDA, a whole tree is packed into one pinned buffer and copied at once on a separate
+stream. The copy overlaps with running kernels; a copy from pageable memory would wait for them.
 """
 
 import math
@@ -18,7 +18,7 @@ from fdqn import tree
 
 T = TypeVar("T")
 
-# Alignment of each leaf in bytes: the width of a kernel's loads.
+# Alignment of each leaf in bytes, at least the width of a vectorized load.
 ALIGNMENT = 64
 
 
@@ -36,7 +36,7 @@ class TensorSlot(NamedTuple):
 
 
 def layout(nested: Any) -> tuple[TensorSlot, ...]:
-    """Lay out the leaves of a nested tensor in a byte buffer, each starting at a multiple of ALIGNMENT."""
+    """Lay out the leaves of a tree in a byte buffer, each starting at a multiple of ALIGNMENT."""
     leaves = tree.leaves(nested)
     sizes = [math.ceil(x.nbytes / ALIGNMENT) * ALIGNMENT for x in leaves]
     starts = accumulate(sizes, initial=0)
@@ -49,7 +49,7 @@ def views(buffer: Tensor, slots: tuple[TensorSlot, ...]) -> list[Tensor]:
 
 
 def pack(nested: Any, buffer: Tensor) -> tuple[TensorSlot, ...]:
-    """Write the leaves of a nested tensor into a buffer of bytes [N] uint8, and return their positions."""
+    """Write the leaves of a tree into a buffer of bytes [N] uint8, and return their slots."""
     slots = layout(nested)
     for view, leaf in zip(views(buffer, slots), tree.leaves(nested), strict=True):
         view.copy_(leaf)
@@ -57,16 +57,16 @@ def pack(nested: Any, buffer: Tensor) -> tuple[TensorSlot, ...]:
 
 
 def unpack(buffer: Tensor, slots: tuple[TensorSlot, ...], like: T) -> T:
-    """View the packed leaves as a nested tensor with the structure of `like`; the views share the buffer's memory."""
+    """View the packed leaves as a tree with the structure of `like`; the views share the memory of the buffer."""
     leaves = iter(views(buffer, slots))
     return tree.map(lambda _: next(leaves), like)
 
 
 def uploads(device: torch.device) -> Callable[[T], T]:
-    """Make a function that copies nested tensors from the host to `device`.
+    """Make a function that copies trees of tensors from the host to `device`.
 
-    On a CPU it returns them unchanged. On CUDA, kernels launched afterwards wait for the copy; the host does not wait
-    and may change its tensors at once.
+    On a CPU it returns them unchanged. On CUDA, kernels launched later wait for the copy. The host does not wait and
+    can reuse its tensors immediately.
     """
     if device.type == "cpu":
         return lambda nested: nested
@@ -85,7 +85,7 @@ def _through_pinned_memory(device: torch.device) -> Callable[[T], T]:
     def upload(nested: T) -> T:
         nonlocal host, there
         compute, size = torch.cuda.current_stream(device), max((slot.end for slot in layout(nested)), default=0)
-        copied.synchronize()  # the last copy has to be done before its buffer is overwritten
+        copied.synchronize()  # the previous copy must be done before its buffer is overwritten
         if size > len(host):
             host, there = _pinned(size), torch.empty(size, dtype=torch.uint8, device=device)
             consumed.record(compute)  # earlier kernels may still use the new buffer's memory
@@ -95,7 +95,7 @@ def _through_pinned_memory(device: torch.device) -> Callable[[T], T]:
             there[:size].copy_(host[:size], non_blocking=True)
             copied.record(stream)
         compute.wait_event(copied)
-        # A copy, because the caller may keep the result, as an eager state keeps observations.
+        # A copy, because the caller can keep the result: an eager state keeps observations.
         own = there[:size].clone()
         consumed.record(compute)
         return unpack(own, slots, nested)
