@@ -358,7 +358,7 @@ ROWS = [
     ("losses.one_hot", given(ACTION, 0), ValueError, "classes: expected at least 1, got 0"),
     ("losses.one_hot", given(ACTION, True), TypeError, "classes: expected an integer, got True"),
     ("losses.one_hot", given(ACTION, 3, "float32"), TypeError, "dtype: expected dtype, got str"),
-    ("losses.smoothed", given(Q_T, 1.5), ValueError, "share: expected a number from 0 to 1, got 1.5"),
+    ("losses.smoothed", given(Q_T, 1.5), ValueError, "fraction: expected a number from 0 to 1, got 1.5"),
     ("losses.smoothed", given(ACTION, 0.1), TypeError,
      "probabilities: expected a floating-point dtype, got torch.int64"),
     # optim
