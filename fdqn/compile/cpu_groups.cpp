@@ -1,7 +1,7 @@
 // Run a compiled step repeatedly for groups of lanes, without the Python interpreter. A cycle is one call of the step.
 //
-// Only functions of torch's C interface (aoti_torch/c/shim.h and aoti_runtime/interface.h in torch/csrc/inductor) are used,
-// declared here since torch's headers compile slowly. They return 0 on success.
+// Only functions of torch's C interface are used (aoti_torch/c/shim.h and aoti_runtime/interface.h of
+// torch/csrc/inductor). They are declared here because torch's headers compile slowly. They return 0 on success.
 
 #include <algorithm>
 #include <atomic>
