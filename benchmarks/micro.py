@@ -168,7 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work.prepare()
     results = {}
-    print(f"{'us a call, ' + str(arguments.seeds) + ' seeds':32s} {'eager':>10s} {'compiled':>10s}")
+    print(f"{'us per call, ' + str(arguments.seeds) + ' seeds':32s} {'eager':>10s} {'compiled':>10s}")
     for name, f, args in cases(arguments.seeds, arguments.device):
         eager = time_of(partial(f, *args), arguments.repeats, arguments.device)
         compiled = time_of(partial(compile.compile(f), *args), arguments.repeats, arguments.device)

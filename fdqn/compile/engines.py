@@ -95,7 +95,7 @@ def scan_vmapped(
     Args:
         step: Step of one lane.
         partition: Maps the number of lanes to a partition of lanes and threads.
-        precompile: Step that will be called later on the same state; compiled by a background process meanwhile.
+        precompile: Step that will be called later on the same state; a background process compiles it.
         precompile_xs: Maps the xs of `step` to example xs of `precompile`.
         engine: Name of an engine, or `auto`.
     """
@@ -252,7 +252,7 @@ def _first_working(
 ) -> Callable[..., Any]:
     """Return a function that runs on `engine` or, if that fails, on the next of `ENGINES` that works, with a warning.
 
-    `cached` caches what an engine has prepared. The engines left are stored per device type.
+    `cached` caches the result of an engine's `prepare`. The engines left are stored per device type.
     """
     resolve(engine, torch.device("cpu"))
     left: dict[str, list[str]] = {}

@@ -17,7 +17,7 @@ _depth = threading.local()
 
 
 def is_compiling() -> bool:
-    """Return True while this thread compiles a step function. The state is not written meanwhile."""
+    """Return True while this thread compiles a step function. No state is written during that time."""
     return getattr(_depth, "value", 0) > 0
 
 
