@@ -40,16 +40,16 @@ def alone(game: str, envs: int):
     return play
 
 
-def world(game: str, seeds: int, num_envs: int):
+def stepping(game: str, seeds: int, num_envs: int):
     """Make a function that steps fdqn's host environments with random actions and returns the number of steps."""
-    opened = envs.find(f"ale:{game}")
-    games = opened.open(seeds, num_envs)
-    games.reset(np.arange(seeds * num_envs).reshape(seeds, num_envs).tolist())
-    actions = np.random.default_rng(0).integers(0, opened.spec.actions, (64, seeds, num_envs))
+    env = envs.find(f"ale:{game}")
+    vector = env.open(seeds, num_envs)
+    vector.reset(np.arange(seeds * num_envs).reshape(seeds, num_envs).tolist())
+    actions = np.random.default_rng(0).integers(0, env.spec.actions, (64, seeds, num_envs))
 
     def play() -> int:
         for row in actions:
-            games.step(row)
+            vector.step(row)
         return actions.size
 
     return play
@@ -60,11 +60,11 @@ def learning(game: str, seeds: int, num_envs: int):
     sizes = {"seeds": seeds, "num_envs": num_envs, "capacity": 5_000, "learning_starts": 400}
     settings = Settings(**{**PRESETS["nature"], **sizes, "env": f"ale:{game}"})
     program = assemble.program(settings)
-    games = envs.find(settings.env).open(seeds, num_envs)
+    vector = envs.find(settings.env).open(seeds, num_envs)
     state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
-    functions = run_folder.functions(program, settings, games)
+    functions = run_folder.functions(program, settings, vector)
     every = 20 * num_envs
-    reports = training.run(program, host.start(program, games, state), 10**9, functions, every, at_once=1)
+    reports = training.run(program, host.start(program, vector, state), 10**9, functions, every, at_once=1)
     while not next(reports).learning_updates:
         pass
 
@@ -77,10 +77,10 @@ def learning(game: str, seeds: int, num_envs: int):
 
 def rate(play) -> float:
     """Measure steps per second over SECONDS."""
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < SECONDS:
         steps += play()
-    return steps / (time.perf_counter() - began)
+    return steps / (time.perf_counter() - start)
 
 
 def main() -> None:
@@ -90,29 +90,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--envs", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     compile.prepare_cpu()
     work.say("compiling")
-    sizes = given.game, given.seeds, given.envs
+    sizes = arguments.game, arguments.seeds, arguments.envs
     plays = {
-        "ale-py": alone(given.game, given.seeds * given.envs),
-        "world": world(*sizes),
+        "ale-py": alone(arguments.game, arguments.seeds * arguments.envs),
+        "stepping": stepping(*sizes),
         "learning": learning(*sizes),
     }
     rates: dict[str, list[float]] = {name: [] for name in plays}
-    for i in range(given.repeats):
-        work.say(f"round {i + 1} of {given.repeats}")
+    for i in range(arguments.repeats):
+        work.say(f"round {i + 1} of {arguments.repeats}")
         for name, play in plays.items():
             rates[name].append(rate(play))
-    shares = [a / b for a, b in zip(rates["learning"], rates["ale-py"], strict=True)]
+    fractions = [a / b for a, b in zip(rates["learning"], rates["ale-py"], strict=True)]
     results = {name: work.spread(values) for name, values in rates.items()}
     for name, found in results.items():
         print(f"{name:9s} {found['median']:9,.0f} steps/s [range {found['low']:,.0f}, {found['high']:,.0f}]")
-    share = work.spread(shares)
-    print(f"fraction  {100 * share['median']:9.1f} % [range {100 * share['low']:.1f}, {100 * share['high']:.1f}]")
-    updates = math.floor(results["learning"]["median"] / given.envs)
+    fraction = work.spread(fractions)
+    low, high = 100 * fraction["low"], 100 * fraction["high"]
+    print(f"fraction  {100 * fraction['median']:9.1f} % [range {low:.1f}, {high:.1f}]")
+    updates = math.floor(results["learning"]["median"] / arguments.envs)
     print(f"updates   {updates:9,} seed-updates/s")
-    work.append("atari", {**work.machine("cpu"), **vars(given), "results": results, "share": share})
+    work.append("atari", {**work.machine("cpu"), **vars(arguments), "results": results, "fraction": fraction})
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ REPORT_SECONDS = 0.1
 """Seconds between reports. At a report the host waits for the GPU and its queue of work runs empty."""
 
 
-def cycles_a_report(seconds: float) -> int:
-    """Return a number of iterations, in whole target periods, that takes about REPORT_SECONDS, for an iteration of
-    `seconds`.
+def iterations_per_report(seconds: float) -> int:
+    """Return the number of iterations that take about REPORT_SECONDS, a multiple of TARGET_PERIOD.
+
+    `seconds` is the time of one iteration.
     """
     return TARGET_PERIOD * max(1, round(REPORT_SECONDS / TARGET_PERIOD / seconds))

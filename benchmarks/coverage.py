@@ -140,13 +140,13 @@ def main() -> None:
     parser.add_argument("--experiments", type=int, default=2_000)
     parser.add_argument("--resamples", type=int, default=1_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8, 16, 32])
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     assert iqm(np.arange(11.0)) == statistics.iqm(np.arange(11.0))
-    print(f"| covered, width | {' | '.join(f'{n} seeds' for n in asked.seeds)} |")
-    print("|---|" + "--:|" * len(asked.seeds))
+    print(f"| covered, width | {' | '.join(f'{n} seeds' for n in arguments.seeds)} |")
+    print("|---|" + "--:|" * len(arguments.seeds))
     cells: dict[str, list[str]] = {name: [] for name in METHODS}
-    for seeds in asked.seeds:
-        each = [measure(draw, seeds, asked.experiments, asked.resamples) for draw in DISTRIBUTIONS.values()]
+    for seeds in arguments.seeds:
+        each = [measure(draw, seeds, arguments.experiments, arguments.resamples) for draw in DISTRIBUTIONS.values()]
         for name, row in cells.items():
             covered, widths = zip(*(found[name] for found in each), strict=True)
             row.append(f"{100 * min(covered):.0f}-{100 * max(covered):.0f}%, {np.mean(widths):.2f}")

@@ -42,16 +42,16 @@ def accuracies(seeds: int, updates: int) -> Tensor:
     def loss(params, rows):
         return losses.cross_entropy_of_labels(network.apply(params, images[rows]), labels[rows]).mean()
 
-    def update(state, words):
+    def update(state, bits):
         params, opt_state = state
-        changes, opt_state = optimizer.update(grad(loss)(params, random.index(words, len(images))), opt_state, params)
+        changes, opt_state = optimizer.update(grad(loss)(params, random.index(bits, len(images))), opt_state, params)
         return optim.apply_updates(params, changes), opt_state
 
     keys = random.key(range(seeds))
     params = network.init(random.fold_in(keys, 0))
-    words = random.bits(random.fold_in(keys, 1), (updates, BATCH)).movedim(1, 0).contiguous()
+    bits = random.bits(random.fold_in(keys, 1), (updates, BATCH)).movedim(1, 0).contiguous()
     state = tree.clone((params, vmap(optimizer.init)(params)))  # separate memory, because donation overwrites it
-    params, _ = compile.scan(vmap(update))(state, words)
+    params, _ = compile.scan(vmap(update))(state, bits)
     logits = vmap(network.apply, (0, None))(params, held_out)
     return (logits.argmax(-1) == held_out_labels).double().mean(-1)
 
@@ -61,16 +61,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--updates", type=int, default=1000)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     compile.prepare_cpu()
-    print(f"training {asked.seeds} seeds; compiling takes about 10 s the first time", flush=True)
-    began = time.perf_counter()
-    shares = accuracies(asked.seeds, asked.updates)
-    result = statistics.interval(shares.numpy())
-    print(f"held-out accuracy, interquartile mean over {asked.seeds} seeds: ", end="")
+    print(f"training {arguments.seeds} seeds; compiling takes about 10 s the first time", flush=True)
+    start = time.perf_counter()
+    result = statistics.interval(accuracies(arguments.seeds, arguments.updates).numpy())
+    print(f"held-out accuracy, interquartile mean over {arguments.seeds} seeds: ", end="")
     kind = "range " if result.kind == "range" else ""
     print(f"{100 * result.iqm:.2f}% [{kind}{100 * result.low:.2f}, {100 * result.high:.2f}], ", end="")
-    print(f"{time.perf_counter() - began:.1f} s")
+    print(f"{time.perf_counter() - start:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""How long does a training iteration take on each engine?
+"""Measure the time of a training iteration on each engine.
 
     python benchmarks/engines.py [--seeds 1 8 32] [--engines aot inductor torch.compile eager] [--repeats 7]
 
 The work is that of `fdqn train` with its defaults: CartPole, 4-120-84-2, batch 128, an update after ten environment
-steps. The engines take turns, each a call after the other of 20 iterations for about a second. Prints microseconds an
-iteration, the median of the turns with the lowest and the highest, and appends one record to
-`benchmarks/records/engines.jsonl`.
+steps. The engines take turns; a turn is about a second of calls of 20 iterations each. Prints microseconds per
+iteration, the median and the range of the turns, and appends a record to `benchmarks/records/engines.jsonl`.
 """
 
 import argparse
@@ -24,11 +23,11 @@ from fdqn.experiment import assemble
 from fdqn.experiment.settings import Settings
 
 ITERATIONS = 20
-"""Iterations a call: as many as lie between two target copies."""
+"""Iterations per call: the number between two target copies."""
 
 
 def prepared(engine: str, seeds: int, device: str) -> Callable[[], Any]:
-    """Compile the program for an engine and return a call of ITERATIONS iterations, which has been made three times."""
+    """Compile the program for an engine; return a function that runs ITERATIONS iterations, called three times."""
     settings = Settings(seeds=seeds, device=device)  # type: ignore[arg-type]
     program, there = assemble.program(settings), assemble.device(settings)
     state = training.init(program, assemble.hyper(settings, there), assemble.keys(settings).to(there))
@@ -39,52 +38,52 @@ def prepared(engine: str, seeds: int, device: str) -> Callable[[], Any]:
     held = [state]
 
     def call() -> None:
-        held[0] = functions.cycle(held[0], noise)  # the engine eager makes a new state
+        held[0] = functions.cycle(held[0], noise)  # the engine eager returns a new state
 
     call(), call(), call()
     return call
 
 
 def microseconds(call: Callable[[], Any], seconds: float) -> float:
-    """Microseconds an iteration, over about that long."""
-    calls, began = 0, time.perf_counter()
+    """Measure microseconds per iteration, over about `seconds`."""
+    calls, start = 0, time.perf_counter()
     while True:
         call()
         calls += 1
-        if (now := time.perf_counter()) - began >= seconds:
+        if (now := time.perf_counter()) - start >= seconds:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
                 now = time.perf_counter()
-            return 1e6 * (now - began) / (calls * ITERATIONS)
+            return 1e6 * (now - start) / (calls * ITERATIONS)
 
 
 def measure(engines: list[str], seeds: int, device: str, repeats: int, seconds: float) -> dict[str, list[float]]:
-    """Microseconds an iteration for each engine that works here, one number a turn."""
+    """Measure microseconds per iteration of each engine that works on this machine, one number per turn."""
     calls = {}
     for engine in engines:
-        said(f"{seeds} seeds: compiling for {engine}")
-        with warnings.catch_warnings(record=True, action="always", category=UserWarning) as stepped:
+        show(f"{seeds} seeds: compiling for {engine}")
+        with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
             calls[engine] = prepared(engine, seeds, device)
-        for warning in stepped:
+        for warning in caught:
             if "falling back" in str(warning.message):
                 print(f"{engine} left out: {warning.message}", flush=True)
                 calls.pop(engine, None)
     turns: dict[str, list[float]] = {engine: [] for engine in calls}
     for turn in range(repeats):
         for engine, call in calls.items():
-            said(f"{seeds} seeds: turn {turn + 1} of {repeats}, {engine}")
+            show(f"{seeds} seeds: turn {turn + 1} of {repeats}, {engine}")
             turns[engine].append(microseconds(call, seconds))
     return turns
 
 
-def said(progress: str) -> None:
-    """Show what is being done."""
+def show(progress: str) -> None:
+    """Show progress on standard error, on one line of a terminal."""
     print(f"\r{progress:60s}" if sys.stderr.isatty() else progress, end="" if sys.stderr.isatty() else "\n",
           file=sys.stderr, flush=True)  # fmt: skip
 
 
 def main() -> None:
-    """Measure, print one table, and record."""
+    """Measure, print a table and append a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--engines", nargs="+", default=list(compile.ENGINES), choices=compile.ENGINES)
@@ -98,8 +97,8 @@ def main() -> None:
         seeds: measure(arguments.engines, seeds, arguments.device, arguments.repeats, arguments.seconds)
         for seeds in arguments.seeds
     }
-    said("")
-    print("us an iteration " + "".join(f"{f'{seeds} seeds':>24s}" for seeds in results))
+    show("")
+    print("us per iteration" + "".join(f"{f'{seeds} seeds':>24s}" for seeds in results))
     for engine in arguments.engines:
         columns = [results[seeds].get(engine) for seeds in results]
         print(f"{engine:16s}" + "".join(f"{text(turns) if turns else '-':>24s}" for turns in columns))
@@ -107,7 +106,7 @@ def main() -> None:
 
 
 def text(turns: list[float]) -> str:
-    """The median with its range, such as `205 [201, 219]`."""
+    """Format the median with its range, such as `205 [201, 219]`."""
     return f"{statistics.median(turns):,.0f} [{min(turns):,.0f}, {max(turns):,.0f}]"
 
 

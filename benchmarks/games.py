@@ -1,11 +1,13 @@
 """Compare the speed of the compiled MinAtar games with that of the `minatar` package in a Python loop.
 
-    python benchmarks/games.py [--lanes 32] [--envs 128] [--threads 1] [--repeats 5] [--games asterix ...]
+    python benchmarks/games.py [--seeds 32] [--envs 128] [--threads 1] [--repeats 5] [--games asterix ...]
 
 Each game runs in a separate process with empty compiler caches. Measures the seconds to compile `vmap(step)` and, in
-turn, env-steps per second with random actions of fdqn (all observations written) and of the package's loop (`act`,
-`state`, and `reset` at an end). Install the package with `pip install --no-deps minatar`. Prints a table and appends a
-record to `benchmarks/records/minatar.jsonl`.
+turn, environment steps per second with random actions: of fdqn, including all observations, and of the package (`act`,
+`state`, and `reset` after the last step of an episode).
+
+Install the package with `pip install --no-deps minatar`. Prints a table and appends a record to
+`benchmarks/records/minatar.jsonl`.
 """
 
 import argparse
@@ -20,7 +22,7 @@ GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 STEPS = 64  # steps per call; their noise is drawn in advance
 
 
-def measure(game: str, lanes: int, envs: int, threads: int, repeats: int) -> dict:
+def measure(game: str, seeds: int, envs: int, threads: int, repeats: int) -> dict:
     """Measure one game in this process."""
     import torch
     import work
@@ -32,30 +34,30 @@ def measure(game: str, lanes: int, envs: int, threads: int, repeats: int) -> dic
     torch.set_num_threads(threads)
     compile.prepare_cpu()
     env = make(f"minatar:{game}")
-    u = random.uniform(random.key(0), (STEPS, lanes, envs, env.spec.noise))
-    actions = random.randint(random.key(1), (STEPS, lanes, envs), 0, env.spec.actions)
+    u = random.uniform(random.key(0), (STEPS, seeds, envs, env.spec.noise))
+    actions = random.randint(random.key(1), (STEPS, seeds, envs), 0, env.spec.actions)
     state, _ = vmap(env.reset)(u[0])
-    began = time.perf_counter()
+    start = time.perf_counter()
     step = compile.compile(vmap(env.step))
     step(state, actions[0], u[0])
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
 
-    def ours() -> int:
+    def run_compiled() -> int:
         nonlocal state
         for i in range(STEPS):
             state, _ = step(state, actions[i], u[i])
-        return STEPS * lanes * envs
+        return STEPS * seeds * envs
 
-    theirs, mine, other = _package(game), [], []
+    run_package, compiled, package = _package(game), [], []
     for _ in range(repeats):
-        mine.append(_rate(ours))
-        other.append(_rate(theirs))
-    ratios = [a / b for a, b in zip(mine, other, strict=True)]
+        compiled.append(_rate(run_compiled))
+        package.append(_rate(run_package))
+    ratios = [a / b for a, b in zip(compiled, package, strict=True)]
     return {
         "game": game,
         "compile_seconds": seconds,
-        "env_steps_per_second": work.spread(mine),
-        "package": work.spread(other),
+        "env_steps_per_second": work.spread(compiled),
+        "package": work.spread(package),
         "ratio": work.spread(ratios),
     }
 
@@ -88,25 +90,25 @@ def _package(game: str):
 
 
 def _rate(play) -> float:
-    """Measure steps per second; the best of the runs within half a second."""
+    """Measure steps per second: the best of the calls within half a second."""
     best, until = 0.0, time.perf_counter() + 0.5
-    while (began := time.perf_counter()) < until:
+    while (start := time.perf_counter()) < until:
         steps = play()
-        best = max(best, steps / (time.perf_counter() - began))
+        best = max(best, steps / (time.perf_counter() - start))
     return best
 
 
 def main() -> None:
     """Measure, print and append a record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lanes", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--envs", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--games", nargs="+", choices=GAMES, default=GAMES)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sizes = arguments.lanes, arguments.envs, arguments.threads, arguments.repeats
+    sizes = arguments.seeds, arguments.envs, arguments.threads, arguments.repeats
     if arguments.one:
         print(json.dumps(measure(arguments.games[0], *sizes)))
         return
@@ -128,9 +130,9 @@ def main() -> None:
             flush=True,
         )
         results.append(result)
-    lanes, envs, threads, _ = sizes
+    seeds, envs, threads, _ = sizes
     work.append(
-        "minatar", {**work.machine("cpu"), "lanes": lanes, "envs": envs, "threads": threads, "results": results}
+        "minatar", {**work.machine("cpu"), "seeds": seeds, "envs": envs, "threads": threads, "results": results}
     )
 
 

@@ -30,7 +30,7 @@ class State(NamedTuple):
     env: jax.Array
     time: jax.Array
     key: jax.Array
-    cycle: jax.Array
+    iteration: jax.Array
     totals: jax.Array
 
 
@@ -113,7 +113,7 @@ def init(work: Work, key):
     )
 
 
-def cycle(work: Work, state: State, noise):
+def iterate(work: Work, state: State, noise):
     """Step every environment once, then update once."""
     explore, choice, env_u, sample_u = noise
     q = apply(state.params, state.env)
@@ -138,30 +138,30 @@ def cycle(work: Work, state: State, noise):
     (value, q_mean), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = optax.adam(work.learning_rate).update(grads, state.opt_state)
     params = optax.apply_updates(state.params, updates)
-    copy = (state.cycle + 1) % work.target_period == 0
+    copy = (state.iteration + 1) % work.target_period == 0
     target = jax.tree.map(lambda t, p: jnp.where(copy, p, t), state.target, params)
     totals = state.totals + jnp.stack([value, q_mean, optax.global_norm(grads)])
-    return State(params, target, opt_state, rows, added, env, time, state.key, state.cycle + 1, totals)
+    return State(params, target, opt_state, rows, added, env, time, state.key, state.iteration + 1, totals)
 
 
-def draw(work: Work, state: State, cycles: int):
+def draw(work: Work, state: State, iterations: int):
     """Draw the noise of a scan."""
-    keys = jax.random.split(jax.random.fold_in(state.key, state.cycle), 4)
+    keys = jax.random.split(jax.random.fold_in(state.key, state.iteration), 4)
     uniform = jax.random.uniform
     return (
-        uniform(keys[0], (cycles, work.envs)),
-        uniform(keys[1], (cycles, work.envs)),
-        uniform(keys[2], (cycles, work.envs, work.sizes[0])),
-        uniform(keys[3], (cycles, work.batch)),
+        uniform(keys[0], (iterations, work.envs)),
+        uniform(keys[1], (iterations, work.envs)),
+        uniform(keys[2], (iterations, work.envs, work.sizes[0])),
+        uniform(keys[3], (iterations, work.batch)),
     )
 
 
-def seeds_scan(work: Work, cycles: int, states):
+def seeds_scan(work: Work, iterations: int, states):
     """Scan the vmapped iteration. The vmap is inside, so that each operation covers all seeds."""
-    noise = jax.vmap(partial(draw, work, cycles=cycles), out_axes=1)(states)
+    noise = jax.vmap(partial(draw, work, iterations=iterations), out_axes=1)(states)
 
     def body(states, noise):
-        return jax.vmap(partial(cycle, work))(states, noise), None
+        return jax.vmap(partial(iterate, work))(states, noise), None
 
     return jax.lax.scan(body, states, noise)[0]
 
@@ -171,21 +171,21 @@ def states(work: Work, seeds: int):
     return jax.vmap(partial(init, work))(jax.vmap(jax.random.key)(jnp.arange(seeds)))
 
 
-def advance(work: Work, cycles: int):
-    """Make a function that runs `cycles` iterations in place."""
-    return jax.jit(partial(seeds_scan, work, cycles), donate_argnums=0)
+def advance(work: Work, iterations: int):
+    """Make a function that runs a number of iterations in place."""
+    return jax.jit(partial(seeds_scan, work, iterations), donate_argnums=0)
 
 
-def main(cycles: int = 500, repeats: int = 7) -> None:
+def main(iterations: int = 500, repeats: int = 7) -> None:
     """Print the median speed over repeats, without compilation."""
     for seeds in (1, 8, 32):
-        run, state = advance(Work(), cycles), states(Work(), seeds)
+        run, state = advance(Work(), iterations), states(Work(), seeds)
         state = jax.block_until_ready(run(state))
         rates = []
         for _ in range(repeats):
-            began = time.perf_counter()
+            start = time.perf_counter()
             state = jax.block_until_ready(run(state))
-            rates.append(seeds * cycles / (time.perf_counter() - began))
+            rates.append(seeds * iterations / (time.perf_counter() - start))
         print(f"{seeds} seeds: {statistics.median(rates):,.0f} seed-updates/s, {min(rates):,.0f} to {max(rates):,.0f}")
 
 

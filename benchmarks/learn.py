@@ -3,13 +3,13 @@
     python benchmarks/learn.py [--envs cartpole acrobot mountain_car] [--seeds 32] [--steps 500000]
 
 Trains with `fdqn.train`, prints the training returns next to CleanRL's and appends a JSON record to
-`benchmarks/records/learn.jsonl`. A finished run that `--out` already holds is read and not repeated. Both numbers are
+`benchmarks/records/learn.jsonl`. A finished run in `--out` is read and not repeated. Both numbers are
 means of the last 100 training episodes, with exploration.
 
 CleanRL steps one environment ten times between updates. On CartPole and Acrobot this benchmark steps ten environments
-once, which compiles in a fifth of the time. On MountainCar the two differ: with ten environments, ten times as many
-updates fall into one episode, and 2 of 32 seeds reach the goal in their last 100 episodes instead of 16. There the
-benchmark steps as CleanRL does.
+once, which compiles in a fifth of the time. On MountainCar this changes the result: with ten environments there are ten
+times as many updates in one episode, and 2 of 32 seeds reach the goal in their last 100 episodes instead of 16. There
+the benchmark steps as CleanRL does.
 """
 
 import argparse
@@ -73,10 +73,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=32)
     parser.add_argument("--steps", type=int, default=500_000)
     parser.add_argument("--out", type=Path, default=Path("runs") / f"learn-{time.strftime('%Y%m%d-%H%M%S')}")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
 
-    results = {env: train(env, asked.seeds, asked.steps, asked.out / env) for env in asked.envs}
-    print(table(results, asked.seeds, asked.steps))
+    results = {env: train(env, arguments.seeds, arguments.steps, arguments.out / env) for env in arguments.envs}
+    print(table(results, arguments.seeds, arguments.steps))
     RECORDS.parent.mkdir(exist_ok=True)
     with open(RECORDS, "a") as file:
         file.write(

@@ -26,13 +26,13 @@ from fdqn.training import off_policy
 def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
     """Yield name, function over seeds, and arguments."""
     program = work.program("small")
-    state = work.lanes(program, seeds, device)
+    state = work.initial_state(program, seeds, device)
     noise = tree.index(training.noise(program, state.key, 0, 1), 0)
     state = training.vmapped(program).collect(state, tree.map(lambda x: x.unsqueeze(0), noise))
     apply, params, hyper = program.network.apply, state.learner.params, state.hyper
-    words, u = noise.sample[:, 0], noise.act[:, 0]
+    bits, u = noise.sample[:, 0], noise.act[:, 0]
     sample = vmap(partial(replay.ring.sample, oldest=0))
-    batch = sample(state.buffer, words).batch
+    batch = sample(state.buffer, bits).batch
     q, q_t = vmap(apply)(params, batch.obs), vmap(apply)(params, batch.next_obs)
     q_acting, action = vmap(apply)(params, state.obs), torch.zeros_like(u[..., 0], dtype=torch.int64)
     step = vmap(program.env.step)(state.env_state, action, noise.env[:, 0])[1]
@@ -45,20 +45,20 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "random.fold_in", lambda keys: random.fold_in(keys, 7), (state.key,)
     yield "random.uniform", lambda keys: random.uniform(keys, (128,)), (state.key,)
     yield "random.randint", lambda keys: random.randint(keys, (128,), 0, 7), (state.key,)
-    yield "random.unit", random.unit, (words,)
-    yield "random.index", lambda words: random.index(words, 10_000), (words,)
+    yield "random.unit", random.unit, (bits,)
+    yield "random.index", lambda bits: random.index(bits, 10_000), (bits,)
     yield "random.normal", lambda keys: random.normal(keys, (128,)), (state.key,)
     yield "training.noise", lambda keys: training.noise(program, keys, 0, 20), (state.key,)
     yield "network.apply, batch", vmap(apply), (params, batch.obs)
     yield "network.apply, acting", vmap(apply), (params, state.obs)
-    yield "actions.pick", masking.pick, (q, batch.action)
-    yield "actions.best", masking.best, (q_t, batch.next_legal)
-    yield "actions.count", vmap(masking.count), (step.terminated,)
-    yield "policies.uniform", exploration.uniform, (state.legal, u[..., 0])
-    yield "actions.greedy", masking.greedy, (q_t, batch.next_legal)
-    yield "policies.epsilon_greedy", exploration.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
+    yield "masking.pick", masking.pick, (q, batch.action)
+    yield "masking.best", masking.best, (q_t, batch.next_legal)
+    yield "masking.count", vmap(masking.count), (step.terminated,)
+    yield "exploration.uniform", exploration.uniform, (state.legal, u[..., 0])
+    yield "masking.greedy", masking.greedy, (q_t, batch.next_legal)
+    yield "exploration.epsilon_greedy", exploration.epsilon_greedy, (q_acting, state.legal, torch.tensor(0.05), u)
     yield "env.step", vmap(program.env.step), (state.env_state, action, noise.env[:, 0])
-    yield "replay.ring.sample", sample, (state.buffer, words)
+    yield "replay.ring.sample", sample, (state.buffer, bits)
     yield "losses.squared", losses.squared, (batch.reward,)
     yield "losses.huber", losses.huber, (batch.reward,)
     yield "losses.smooth_l1", losses.smooth_l1, (batch.reward,)
@@ -66,8 +66,8 @@ def cases(seeds: int, device: str) -> Iterator[tuple[str, Callable[..., Any], tu
     yield "losses.smoothed", lambda p: losses.smoothed(p, 0.1), (probabilities,)
     yield "losses.cross_entropy", losses.cross_entropy, (q, probabilities)
     yield "losses.cross_entropy_of_labels", losses.cross_entropy_of_labels, (q, labels)
-    yield "losses.q_learning", td.q_learning, (*errors, batch.next_legal)
-    yield "losses.double_q_learning", td.double_q_learning, (*errors, q_t, batch.next_legal)
+    yield "td.q_learning", td.q_learning, (*errors, batch.next_legal)
+    yield "td.double_q_learning", td.double_q_learning, (*errors, q_t, batch.next_legal)
     yield "grad of the loss", vmap(_gradient(program)), (params, state.learner.target_params, batch, hyper)
     for name, make in OPTIMIZERS.items():
         yield (
@@ -148,13 +148,13 @@ def time_of(f: Callable[[], Any], repeats: int, device: str) -> float:
     f()
     times = []
     for _ in range(repeats):
-        calls, began = 0, time.perf_counter()
-        while time.perf_counter() - began < 0.05:
+        calls, start = 0, time.perf_counter()
+        while time.perf_counter() - start < 0.05:
             f()
             calls += 1
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append((time.perf_counter() - began) / calls * 1e6)
+        times.append((time.perf_counter() - start) / calls * 1e6)
     return work.spread(times)["median"]
 
 
@@ -168,7 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work.prepare()
     results = {}
-    print(f"{'us a call, ' + str(arguments.seeds) + ' seeds':32s} {'eager':>10s} {'compiled':>10s}")
+    print(f"{'us per call, ' + str(arguments.seeds) + ' seeds':32s} {'eager':>10s} {'compiled':>10s}")
     for name, f, args in cases(arguments.seeds, arguments.device):
         eager = time_of(partial(f, *args), arguments.repeats, arguments.device)
         compiled = time_of(partial(compile.compile(f), *args), arguments.repeats, arguments.device)

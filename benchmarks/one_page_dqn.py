@@ -1,4 +1,4 @@
-"""Double DQN for 16 seeds of CartPole on one page, of fdqn's parts: what `fdqn.train` does, without its run folder.
+"""Double DQN for 16 seeds of CartPole on one page, built from fdqn's functions: `fdqn.train` without the run folder.
 
 python benchmarks/one_page_dqn.py [STEPS]
 """
@@ -21,7 +21,8 @@ optimizer = optim.chain(clip=optim.clip_by_global_norm(10.0), adam=optim.adam(2e
 buffer = replay.ring.buffer(10_000)
 
 
-def init(key):  # of one seed, as are `loss` and `iteration`
+def init(key):
+    """Initialize the state of one seed."""
     params = network.init(random.fold_in(key, 0))
     env_state, step = env.reset(random.uniform(random.fold_in(key, 1), (ENVS, env.spec.noise)))
     rows = buffer.init(tree.index(replay.transition(step.obs, step.terminated.long(), step), 0))
@@ -30,6 +31,7 @@ def init(key):  # of one seed, as are `loss` and `iteration`
 
 
 def loss(params, target, batch):
+    """Compute the mean squared TD error of a batch for one seed."""
     q_tm1, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
     selector, discount_t = network.apply(params, batch.next_obs).detach(), GAMMA * batch.discount
     delta = td.double_q_learning(q_tm1, batch.action, batch.reward, discount_t, q_t, selector, batch.next_legal)
@@ -37,6 +39,7 @@ def loss(params, target, batch):
 
 
 def iteration(state, noise):
+    """Step the environments of one seed once, then make one update."""
     params, target, count = state["params"], state["target"], state["count"]
     q, epsilon = network.apply(params, state["obs"]), schedules.linear(count * ENVS, 1.0, 0.05, 0.2 * STEPS)
     action = exploration.epsilon_greedy(q, torch.ones_like(q, dtype=torch.bool), epsilon, noise["act"])
@@ -51,7 +54,8 @@ def iteration(state, noise):
     return state | new | {"target": target, "rows": rows, "env": env_state, "obs": step.obs, "count": count + 1}
 
 
-def draw(keys, first, count):  # leaves [count, S, ...]
+def draw(keys, first, count):
+    """Draw the noise of `count` iterations; leaves [count, S, ...]."""
     keys = random.fold_in(random.fold_in(keys, 2), first + torch.arange(count).unsqueeze(-1))
     act, chance = random.uniform(random.fold_in(keys, 0), (ENVS, 2 + env.spec.noise)).split([2, env.spec.noise], -1)
     return {"act": act, "env": chance, "sample": random.bits(random.fold_in(keys, 1), (BATCH,))}

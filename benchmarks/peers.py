@@ -17,7 +17,7 @@ skipped with a message. All compute in float32; with `--tf32` all may use TF32 o
     rejax         rejax's DQN, its `train_iteration` scanned, vmapped over seeds
     sb3           Stable-Baselines3's DQN, one seed
     torch         an imperative loop in PyTorch, as in CleanRL, one seed
-    one by one    fdqn's program of one seed, for one seed after the other
+    one by one    fdqn with a program of one seed, for each seed in turn
 """
 
 import argparse
@@ -52,28 +52,28 @@ VERSIONS = ("torch", "jax", "jaxlib", "optax", "rejax", "stable-baselines3", "gy
 
 
 def fdqn(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """fdqn, as its command runs it."""
+    """Run fdqn as `fdqn train` does."""
     import work
 
     from fdqn import compile
 
     program = work.program(network)
     work.prepare()
-    return _turns(program, work.lanes(program, seeds, device), compile.compiled(program))
+    return _turns(program, work.initial_state(program, seeds, device), compile.compiled(program))
 
 
 def fdqn_in_gymnasium(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """fdqn in Gymnasium's CartPole, stepped on the host while the device learns."""
+    """Run fdqn with Gymnasium's CartPole, which is stepped on the host while the device learns."""
     import work
 
     from fdqn import compile, envs
 
-    world = envs.find("gym:CartPole-v1")
-    program = work.program(network)._replace(env=world)
+    env = envs.find("gym:CartPole-v1")
+    program = work.program(network)._replace(env=env)
     work.prepare()
-    games = world.open(seeds, work.ENVS)
-    state = host.start(program, games, work.lanes(program, seeds, device))
-    functions = host.functions(program, games, compile.compiled_parts(program))
+    vector = env.open(seeds, work.ENVS)
+    state = host.start(program, vector, work.initial_state(program, seeds, device))
+    functions = host.functions(program, vector, compile.compiled_parts(program))
     return _turns(program, state, functions, at_once=1)
 
 
@@ -91,7 +91,7 @@ def _turns(program: Any, state: Any, functions: Any, **given: Any) -> Callable[[
 
 
 def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """A loop over seeds of a program of one seed, twenty iterations each in turn."""
+    """Run a program of one seed for each seed in turn, twenty iterations at a time."""
     import work
 
     from fdqn import compile, random, tree
@@ -100,7 +100,7 @@ def one_by_one(network: str, seeds: int, device: str) -> Callable[[int], int]:
     work.prepare()
     functions = compile.compiled(program)
     keys = [random.key([seed]).to(device) for seed in range(seeds)]
-    states = [tree.clone(work.lanes(program, 1, device)._replace(key=key)) for key in keys]
+    states = [tree.clone(work.initial_state(program, 1, device)._replace(key=key)) for key in keys]
     done = 0
 
     def turn(cycles: int) -> int:
@@ -123,14 +123,14 @@ def scans(advance_by: Callable[[int], Callable], state: object) -> Callable[[int
     `advance_by(cycles)` makes a scan; its length is static.
     """
     import jax
-    from cadence import TARGET_PERIOD, cycles_a_report
+    from cadence import TARGET_PERIOD, iterations_per_report
 
     seconds, advance = [], advance_by(TARGET_PERIOD)
     for _ in range(6):
-        began = time.perf_counter()
+        before = time.perf_counter()
         state = jax.block_until_ready(advance(state))
-        seconds.append(time.perf_counter() - began)
-    chunk = cycles_a_report(min(seconds[1:]) / TARGET_PERIOD)
+        seconds.append(time.perf_counter() - before)
+    chunk = iterations_per_report(min(seconds[1:]) / TARGET_PERIOD)
     advance = advance_by(chunk)
     state = jax.block_until_ready(advance(state))
 
@@ -145,7 +145,7 @@ def scans(advance_by: Callable[[int], Callable], state: object) -> Callable[[int
 
 
 def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """Plain JAX, `jax_dqn.py`."""
+    """Run plain JAX, `jax_dqn.py`."""
     import jax
     import jax_dqn
 
@@ -156,7 +156,7 @@ def jax(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 
 def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """DQN of rejax with the same sizes. It uses `l2_loss` and no gradient clipping."""
+    """Run rejax's DQN with the same sizes. It uses `l2_loss` and no gradient clipping."""
     import jax
     import rejax as library
     from flax import linen
@@ -182,7 +182,7 @@ def rejax(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 
 def sb3(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """Stable-Baselines3: ten environments in one process, one gradient step after each of their steps."""
+    """Run Stable-Baselines3 with ten environments in one process and one gradient step after each of their steps."""
     import torch
     from stable_baselines3 import DQN
     from stable_baselines3.common.env_util import make_vec_env
@@ -214,7 +214,7 @@ def sb3(network: str, seeds: int, device: str) -> Callable[[int], int]:
 
 
 def torch(network: str, seeds: int, device: str) -> Callable[[int], int]:
-    """A hand-written loop: a module, an optimizer, NumPy ring buffers and Gymnasium's vectorized CartPole."""
+    """Run a hand-written loop: a module, an optimizer, NumPy ring buffers and Gymnasium's vectorized CartPole."""
     import gymnasium
     import numpy as np
     import torch
@@ -287,26 +287,26 @@ def serve(name: str, network: str, seeds: int, device: str) -> None:
     """Run one peer: set up, then write a line of JSON for every line of standard input."""
     turn, cycles = MAKERS[name](network, seeds, device), 20
     while True:  # find the number of iterations that fills a turn
-        began = time.perf_counter()
+        before = time.perf_counter()
         done = turn(cycles)
-        if (seconds := time.perf_counter() - began) > TURN / 4:
+        if (seconds := time.perf_counter() - before) > TURN / 4:
             break
         cycles *= 2
     cycles = max(1, int(done * TURN / seconds))
     versions = {package: importlib.metadata.version(package) for package in VERSIONS if _installed(package)}
     print(json.dumps(versions), flush=True)
     for _ in sys.stdin:
-        began = time.perf_counter()
+        before = time.perf_counter()
         done = turn(cycles)
-        print(json.dumps(done * seeds / (time.perf_counter() - began)), flush=True)
+        print(json.dumps(done * seeds / (time.perf_counter() - before)), flush=True)
 
 
 def start(python: str, name: str, network: str, seeds: int, device: str) -> subprocess.Popen:
     """Start the process of a peer."""
-    words = [python, __file__, "--serve", name, "--networks", network, "--seeds", str(seeds), "--device", device]
+    command = [python, __file__, "--serve", name, "--networks", network, "--seeds", str(seeds), "--device", device]
     # The peers share the GPU's memory.
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def compare(network: str, seeds: int, device: str, repeats: int, jaxes: list[str], only: list[str]) -> dict[str, dict]:

@@ -36,16 +36,16 @@ def measure(network: str, seeds: int, device: str, capacity: int, repeats: int) 
     imported = _resident()
     program = work.program(network, capacity)
     work.prepare()
-    state = work.lanes(program, seeds, device)
+    state = work.initial_state(program, seeds, device)
     state_bytes = tree.nbytes(state)
     first, reports, chunk = work.steady(program, state, compile.compiled(program))
     rates = []
     for _ in range(repeats):
-        began, updates = time.perf_counter(), 0
-        while time.perf_counter() - began < 1.0:
+        start, updates = time.perf_counter(), 0
+        while time.perf_counter() - start < 1.0:
             next(reports)
             updates += chunk * seeds
-        rates.append(updates / (time.perf_counter() - began))
+        rates.append(updates / (time.perf_counter() - start))
     return {
         "rates": rates,
         "first_update_seconds": first.first_update - STARTED,
@@ -152,10 +152,10 @@ def main() -> None:
 
 
 def _process(network: str, seeds: int, device: str, capacity: int, repeats: int, caches: str | None) -> dict:
-    words = ["--networks", network, "--seeds", str(seeds), "--device", device, "--repeats", str(repeats)]
+    flags = ["--networks", network, "--seeds", str(seeds), "--device", device, "--repeats", str(repeats)]
     environment = os.environ | ({"TORCHINDUCTOR_CACHE_DIR": caches} if caches else {})
     done = subprocess.run(
-        [sys.executable, __file__, *words, "--capacity", str(capacity)],
+        [sys.executable, __file__, *flags, "--capacity", str(capacity)],
         env=environment, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""The work that the benchmarks time, and their records.
+"""The workload of the benchmarks, and their records.
 
 All benchmarks use the same work: 10 environments stepped once, then one update of Q-learning on a batch of 128 from a
 replay of 10,000 rows, Adam, a target copy every 20 updates, epsilon 0.05. There are two networks: CartPole's
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cadence import TARGET_PERIOD, cycles_a_report
+from cadence import TARGET_PERIOD, iterations_per_report
 from torch import Tensor
 
 from fdqn import compile, networks, random, training
@@ -59,7 +59,7 @@ def _step(state: Walk, action: Tensor, u: Tensor, spec: EnvSpec) -> tuple[Walk, 
 
 
 def program(network: str, capacity: int = 10_000) -> training.Program:
-    """Make the program of the work."""
+    """Make the program of the workload."""
     inputs, *hidden, actions = SIZES[network]
     env = cartpole.make() if network == "small" else walk(inputs, actions)
     net = networks.mlp(env.spec.obs_shape, hidden, actions)
@@ -69,8 +69,8 @@ def program(network: str, capacity: int = 10_000) -> training.Program:
     return training.Program(env, off_policy.algorithm(config, agent, buffer, assemble.adam))
 
 
-def lanes(program: training.Program, seeds: int, device: str) -> training.TrainState:
-    """Initialize its seeds."""
+def initial_state(program: training.Program, seeds: int, device: str) -> training.TrainState:
+    """Initialize `seeds` seeds of a program."""
     hyper = training.hyper(
         seeds, learning_rate=LEARNING_RATE, epsilon_start=0.05, max_grad_norm=math.inf, device=torch.device(device)
     )
@@ -89,10 +89,10 @@ def steady(
     first = next(report for report in reports if report.first_update is not None)
     seconds = []
     for _ in range(8):
-        began = time.perf_counter()
+        before = time.perf_counter()
         report = next(reports)
-        seconds.append(time.perf_counter() - began)
-    cycles = cycles_a_report(min(seconds[3:]) / TARGET_PERIOD)
+        seconds.append(time.perf_counter() - before)
+    cycles = iterations_per_report(min(seconds[3:]) / TARGET_PERIOD)
     rest = training.run(program, report.state, 10**12, functions, report_every=cycles * ENVS, **given)
     for _ in range(2):
         next(rest)  # each call length has been compiled and run
@@ -114,11 +114,11 @@ def peak(device: str) -> float:
     size = 2048 if device == "cpu" else 8192
     x, best = torch.rand(size, size, device=device), math.inf
     for _ in range(10):
-        began = time.perf_counter()
+        before = time.perf_counter()
         x @ x
         if device != "cpu":
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - before)
     return 2 * size**3 / best
 
 

@@ -19,11 +19,11 @@ def module(name):
 def test_reports_have_the_target_interval(seconds):
     """A report waits for the GPU, about 2 ms with refilling its queue: 2 % of a tenth of a second."""
     cadence = module("cadence")
-    cycles = cadence.cycles_a_report(seconds)
-    assert cycles % cadence.TARGET_PERIOD == 0
-    assert 0.06 <= cycles * seconds <= 0.14
+    iterations = cadence.iterations_per_report(seconds)
+    assert iterations % cadence.TARGET_PERIOD == 0
+    assert 0.06 <= iterations * seconds <= 0.14
 
 
 def test_slow_iterations_are_reported_every_target_period():
     cadence = module("cadence")
-    assert cadence.cycles_a_report(0.1) == cadence.TARGET_PERIOD
+    assert cadence.iterations_per_report(0.1) == cadence.TARGET_PERIOD

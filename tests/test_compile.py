@@ -115,14 +115,14 @@ def test_donation_refuses_what_copying_would_bend(f, error, message):
 def test_donation_refuses_leaves_that_share_storage():
     x = torch.zeros(4)
     for state in ({"a": x, "b": x}, {"a": x[:2], "b": x[2:]}, {"a": x, "b": x.view(2, 2)}):
-        with pytest.raises(ValueError, match="state: expected leaves with storage of their own"):
+        with pytest.raises(ValueError, match="state: expected leaves with separate storage"):
             edge.donate(same)(state)
 
 
 def test_donation_refuses_elements_that_share_memory():
-    """As vmap answers constants: a count that is 0 in all lanes."""
+    """vmap returns an expanded tensor for a count that is 0 in all lanes."""
     state = {"params": torch.zeros(3, 2), "count": vmap(lambda x: torch.zeros(()))(torch.zeros(3))}
-    message = r"state\['count'\]: expected memory of its own for every element, got shape \[3\] with strides \[0\]"
+    message = r"state\['count'\]: expected separate memory for every element, got shape \[3\] with strides \[0\]"
 
     def add(state, x):
         return tree.map(lambda leaf: leaf + x, state)
@@ -722,7 +722,7 @@ def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeyp
     state = programs.advance(program, state, 5)
     noise = training.noise(program, state.key, 5, 1)
     expected = training.scan(vmap(partial(training.learn, program)))(state, noise)
-    wait = steps._learn_beside(program, True, "auto")(state, noise)
+    wait = steps._learn_async(program, True, "auto")(state, noise)
     asserts.assert_trees_equal(expected, wait())
 
 

@@ -138,7 +138,7 @@ def test_what_comes_soon_is_made_by_another_process(monkeypatch, tmp_path, works
         monkeypatch.setattr(sys, "executable", shutil.which("false"))
     made, original = [], aot.build
     monkeypatch.setattr(aot, "build", lambda order: made.append(1) or original(order))
-    first = edge.scan_vmapped(step, lambda _: ThreadPartition(2, 2, 1), soon=later)
+    first = edge.scan_vmapped(step, lambda _: ThreadPartition(2, 2, 1), precompile=later)
     second = edge.scan_vmapped(later, lambda _: ThreadPartition(2, 2, 1))
     state, xs = started(4), noise(3, 4)
     expected = training.scan(vmap(later))(training.scan(vmap(step))(state, xs), xs)
@@ -212,7 +212,7 @@ def test_a_step_that_fails_says_so():
     folded = edge.scan_vmapped(lambda rows, i: rows + rows.index_select(0, i), lambda count: ThreadPartition(2, 2, 1))
     rows = torch.zeros(4, 5)
     folded(rows, torch.zeros(1, 4, 1, dtype=torch.int64))
-    with pytest.raises(RuntimeError, match=r"lanes: a compiled step failed: .*out of bounds"):
+    with pytest.raises(RuntimeError, match=r"aot: a compiled step failed: .*out of bounds"):
         folded(rows, torch.full((1, 4, 1), 7))
 
 

@@ -71,12 +71,13 @@ def test_an_environment_that_keeps_the_protocol_is_opened():
 def test_a_missing_member_is_named(member):
     kept = {name: x for name, x in vars(Opened).items() if name != member and name not in ("__dict__", "__weakref__")}
     env = host_env(type("Partial", (), kept))
-    with pytest.raises(ValueError, match=f"^env: expected record to give .*, got Partial without {member}"):
+    with pytest.raises(ValueError, match=f"^env: expected record to return .*, got Partial without {member}"):
         envs.record_host(env, SEEDS)
     if member == "frames":
         return
-    hint = re.escape("; set broken = {} if no seed of it can fail alone") if member == "broken" else ""
-    says = f"^env: expected open to give an object with reset, step, close, broken, got Partial without {member}{hint}$"
+    hint = re.escape("; set broken = {} if seeds cannot fail separately") if member == "broken" else ""
+    members = "reset, step, close, broken"
+    says = f"^env: expected open to return an object with {members}, got Partial without {member}{hint}$"
     network = networks.mlp((4,), (2,), 2)
     keys = random.key(torch.arange(SEEDS))
     for run in (

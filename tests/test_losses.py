@@ -323,7 +323,7 @@ def test_messages_of_classification_losses():
         losses.cross_entropy(logits.long(), probabilities)
     with pytest.raises(TypeError, match=r"logits: expected a floating-point dtype, got torch.int64"):
         losses.cross_entropy_of_labels(logits.long(), labels)
-    with pytest.raises(ValueError, match=r"share: expected a number from 0 to 1, got 1.5"):
+    with pytest.raises(ValueError, match=r"fraction: expected a number from 0 to 1, got 1.5"):
         losses.smoothed(probabilities, 1.5)
     for beta in (0.0, -1.0):
         with pytest.raises(ValueError, match=f"beta: expected .*, got {beta}"):

@@ -90,7 +90,7 @@ PAIRS = {
         lambda o: L.OneCycleLR(o, 0.1, 60, None, None, 0.1, "cos", False, div_factor=3.0, final_div_factor=10.0),
     ),
     "warm-up": (
-        f(schedules.warm_up, schedule=f(schedules.cosine, start=0.1, end=0.01, steps=30), steps=10, share=0.25),
+        f(schedules.warm_up, schedule=f(schedules.cosine, start=0.1, end=0.01, steps=30), steps=10, start_factor=0.25),
         lambda o: L.SequentialLR(o, [L.LinearLR(o, 0.25, 1.0, total_iters=10), L.CosineAnnealingLR(o, 30, 0.01)], [10]),
     ),
     "sequence": (

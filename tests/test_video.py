@@ -364,7 +364,7 @@ def test_check_renders_accepts_environments_that_render(name):
 @pytest.mark.parametrize("name", ["cartpole", "gym:CartPole-v1"])
 def test_a_missing_renderer_is_named(monkeypatch, name):
     monkeypatch.setitem(sys.modules, "pygame", None)
-    says = rf"video: expected what {name} is drawn with, got: pygame is not installed; pip install 'fdqn\[video\]'"
+    says = rf"expected the packages that render {name}, got: pygame is not installed; pip install 'fdqn\[video\]'"
     with pytest.raises(ValueError, match=says):
         video.check_renders(name, envs.find(name))
 
@@ -372,7 +372,7 @@ def test_a_missing_renderer_is_named(monkeypatch, name):
 NOT_SHOWN = {
     "no mode": (
         gym.from_factory("it", lambda: Shown()),
-        "an environment that renders, got it: render_mode is None and not",
+        "an environment that renders, got it: render_mode: expected 'rgb_array', got None",
     ),
     "no frame": (of_shown(frame=lambda t: None), r"pictures \[H, W, 3\] of uint8 of it, got \[\] of NoneType"),
     "floats": (of_shown(frame=lambda t: np.zeros((2, 2, 3))), r"got \[2, 2, 3\] of float64"),

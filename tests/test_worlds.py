@@ -729,7 +729,7 @@ def test_no_game_of_atari(name, says):
 
 def test_atari_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(ValueError, match=r"ale:Enduro needs ale-py, got none; pip install 'fdqn\[atari\]'"):
+    with pytest.raises(ValueError, match=r"expected ale-py for ale:Enduro, got none; pip install 'fdqn\[atari\]'"):
         envs.find("ale:Enduro")
 
 
@@ -781,7 +781,7 @@ def seed_of(settings, lane):
 
 SAID = {
     "raises": ("environment", "the key is gone"),
-    "hangs": ("environment", "no answer for"),
+    "hangs": ("environment", "no response for"),
     "leaves nothing to do": ("environment", "action_mask: expected a legal action before the end, got none"),
     "NaN": ("environment", "expected finite observations, got nan"),
     "pays no number": ("environment", "expected finite rewards, got inf"),
@@ -944,7 +944,7 @@ def stuck():
 
 
 def test_where_it_hangs_is_shown_also_where_it_cannot_be_interrupted(capfd):
-    with pytest.raises(TimeoutError, match="no answer for 0 s"), watchdog.timeout(0.1):
+    with pytest.raises(TimeoutError, match="no response for 0 s"), watchdog.timeout(0.1):
         stuck()
     assert re.search(rf'File "{__file__}", line \d+ in stuck$', capfd.readouterr().err, re.M)
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL

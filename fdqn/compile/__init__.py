@@ -1,11 +1,12 @@
-"""The edge where pure functions become fast ones: `scan(vmap(f))`, one compiled graph that writes over its state.
+"""Compile pure functions into fast ones: `scan(vmap(f))` becomes one graph that updates its state in place.
 
-`donate` is JAX's `donate_argnums`: the new state is written over the old one at the top level of the compiled graph.
-Inductor then computes results straight into the old storage, so that a pure `replay.add` costs one row, not one ring,
-and every leaf keeps its address for life. `compile` is `jax.jit`, and `scan` is `lax.scan`: a donated, compiled step
-for each of many inputs, with the loop on the host, or in one CUDA graph. `compiled` gives a program's step functions.
+`compile` corresponds to `jax.jit`, `scan` to `lax.scan` and `donate` to `donate_argnums`. `donate` copies the new state
+into the old one at the end of the graph. Inductor then computes results directly into the old storage: a pure
+`replay.add` writes one row instead of the whole buffer, and every leaf keeps its address. `scan` runs a donated,
+compiled step for each of n inputs, in a loop on the host or in one CUDA graph. `compiled` returns the step functions of
+a program.
 
-`engines` is the table of engines that compile, `dynamo`, `graph` and `aot` with `cpu_groups` its rows.
+`engines` holds the table of engines; `dynamo`, `graph` and `aot` (with `cpu_groups`) implement its rows.
 """
 
 from fdqn.compile.cpu_groups import ThreadPartition, flushes_denormals

@@ -1,4 +1,4 @@
-"""Compile a step ahead of time into a library that is kept on disk and needs no Python to be called."""
+"""Compile a step ahead of time into a shared library that is cached on disk and called without Python."""
 
 import atexit
 import contextlib
@@ -21,20 +21,21 @@ from fdqn.compile.signature import tensors
 
 
 class BuildSpec(NamedTuple):
-    """All that a library is built from."""
+    """Everything a library is built from."""
 
     traced: torch.fx.GraphModule
     inputs: list[tuple[torch.Size, tuple[int, ...], torch.dtype]]
     options: dict[str, Any]
     path: Path
-    """Where it is kept, named by all that it depends on."""
+    """Path of the library; its name is a hash of everything the library depends on."""
 
 
 def library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
-    """Return the library of `f` for `args`, all of them its state and noise; None where a call would need Python.
+    """Return the path of the library of `f` for `args`, (state, noise), and build it if it is missing.
 
-    A library saves the interpreter and the barriers of the graph `inductor` makes: 1.05 to 1.2 times the speed. Without
-    one of the private functions used here, UnavailableError: the engine `inductor` is next.
+    Returns None if the compiled step would have to call back into Python. A library avoids the interpreter and the
+    barriers of a graph of the engine `inductor` and is 1.05 to 1.2 times as fast. Raises UnavailableError if a private
+    function of torch that it needs is missing.
     """
     spec = _spec(f, args, threads)
     if builder := toolchain.background.get(spec.path):
@@ -46,10 +47,13 @@ def library(f: Callable[..., Any], args: Any, threads: int) -> Path | None:
 
 
 def build(spec: BuildSpec) -> None:
-    """Compile a library. What fails in a process of its own is built again, and fails, here."""
+    """Compile a library.
+
+    A failed background build leaves no library, so `library` builds it again and raises the error in this process.
+    """
     aot_compile = private.lookup("torch._inductor.aot_compile")
     for node in spec.traced.graph.nodes:
-        node.meta.clear()  # after unpickling, stand-ins that do not know each other
+        node.meta.clear()  # unpickled fake tensors no longer share one fake mode
     examples = [torch.empty_strided(*kind[:2], dtype=kind[2]) for kind in spec.inputs]
     with private.calling("torch._inductor.aot_compile"):
         made = aot_compile(spec.traced, tuple(examples), options=spec.options)
@@ -60,29 +64,29 @@ def build(spec: BuildSpec) -> None:
 
 
 def build_in_background(f: Callable[..., Any], args: Any, threads: int) -> None:
-    """Start a process that builds what `library` will be asked for."""
+    """Start a process that builds the library that `library` will return for the same arguments."""
     spec = _spec(f, args, threads)
     if spec.path.exists() or spec.path in toolchain.background:
         return
-    # `-P`: what is imported is what this process would import, not what lies in the working directory.
+    # `-P`: import the same modules as this process, not those of the working directory.
     command = [sys.executable, "-P", "-c", "from fdqn.compile import aot; aot._build_from_input()"]
     with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError, OSError):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         written = pickle.dumps(spec)
-        # In a session of its own, so that its compilers can be ended with it.
+        # A separate session, so that `toolchain.end` can kill its compilers too.
         builder = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
         atexit.register(toolchain.end, builder)
         toolchain.background[spec.path] = builder
-        assert builder.stdin is not None  # a pipe was asked for
+        assert builder.stdin is not None  # because of stdin=PIPE
         with builder.stdin:
             builder.stdin.write(written)
 
 
 def _build_from_input() -> None:
-    """Build the spec on standard input: the other process."""
+    """Build the pickled spec on standard input; this is the main function of the background process."""
     with compiling():
         build(pickle.load(sys.stdin.buffer))
 
@@ -90,7 +94,8 @@ def _build_from_input() -> None:
 def _spec(f: Callable[..., Any], args: Any, threads: int) -> BuildSpec:
     traced, _ = graph.trace(f, args)
     inputs = [(x.shape, x.stride(), x.dtype) for x in tensors(args)]
-    # A vector that is not full would be one of a group's few lanes, each array transposed for it: 0.88x at 32 lanes.
+    # Loop tails are not vectorized: inductor would vectorize over the few lanes of a group and transpose every array
+    # for it, 0.88x the speed at 32 lanes.
     options = graph.options(
         tensors(args), {"cpp.threads": threads, "cpp_wrapper": False, "cpp.enable_loop_tail_vec": False}
     )
@@ -103,8 +108,9 @@ def _spec(f: Callable[..., Any], args: Any, threads: int) -> BuildSpec:
 
 @functools.cache
 def _settings() -> str:
-    """Return inductor's own settings as this process found them; compiling changes some.
+    """Return inductor's settings as they were before the first compilation, which changes some.
 
-    A library is named by them, so that settings in the environment count; without them, UnavailableError.
+    They are part of a library's name, so that settings from environment variables count. Raises UnavailableError if
+    they cannot be read.
     """
     return repr(sorted(private.lookup("torch._inductor.config.save_config_portable")().items()))

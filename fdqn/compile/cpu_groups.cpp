@@ -1,7 +1,7 @@
-// Groups of lanes through their cycles: a compiled step, called again and again without the Python interpreter.
+// Run a compiled step repeatedly for groups of lanes, without the Python interpreter. A cycle is one call of the step.
 //
-// Only functions of torch's C interface are used (torch/csrc/inductor/aoti_torch/c/shim.h and aoti_runtime/interface.h),
-// declared here so that compiling takes a moment. All of them answer 0 when they worked.
+// Only functions of torch's C interface are used (aoti_torch/c/shim.h and aoti_runtime/interface.h of
+// torch/csrc/inductor). They are declared here because torch's headers compile slowly. They return 0 on success.
 
 #include <algorithm>
 #include <atomic>
@@ -21,7 +21,7 @@ int32_t aoti_torch_device_type_cpu();
 int32_t aoti_torch_new_tensor_handle(Handle, Handle*);
 int32_t aoti_torch_delete_tensor_object(Handle);
 
-// One group's part of an input, and how many bytes further the next group's and the next cycle's lie.
+// The first group's slice of an input, and the strides in bytes to the next group and to the next cycle.
 struct Input {
   char* data;
   int64_t dims;
@@ -32,14 +32,15 @@ struct Input {
   int64_t to_next_cycle;
 };
 
-// The groups of one call and how far each has come, shared by the threads that work on them.
+// The progress of every group of one call, shared by all threads.
 //
-// A thread takes whichever group is free, so a thread whose core is busy with something else does less of the work and
-// delays the others by one piece at most, as long as there are more groups than threads. A group is worked on by one thread at a time, through its cycles in order: its
-// results do not depend on who computes them.
+// A thread takes any free group, so a thread whose core is busy does less of the work and delays the others by at most
+// one piece, as long as there are more groups than threads. Only one thread works on a group at a time, and runs its
+// cycles in order, so results do not depend on the assignment of groups to threads.
 class Work {
  public:
-  // `shared` holds 1 + groups zeros: a lock, then for each group the cycles done, or -1 - that while it is worked on.
+  // `shared` holds 1 + groups values, initially 0: a spin lock, then for each group the number of cycles done, or
+  // -1 - cycles done while a thread works on it.
   Work(std::atomic<int64_t>* shared, int64_t groups, int64_t cycles, int64_t workers)
       : lock_(shared[0]), done_(shared + 1), groups_(groups), cycles_(cycles), workers_(workers) {}
 
@@ -47,9 +48,9 @@ class Work {
     int64_t group, begin, end;
   };
 
-  // Takes the least advanced group that no thread works on; returns false if every group is finished or taken.
-  // While many groups are left it is taken for all of its cycles, which keeps it in the core's cache; the last few are
-  // taken for some cycles at a time, so that all threads finish together.
+  // Take the free group with the fewest cycles done; return false if every group is finished or taken. While many
+  // groups have not started, a piece is all cycles of a group, which stays in the core's cache. The last groups are
+  // taken in eighths, so that all threads finish at about the same time.
   bool take(Piece* piece) {
     acquire();
     int64_t best = -1, started = 0;
@@ -90,8 +91,8 @@ class Work {
   const int64_t groups_, cycles_, workers_;
 };
 
-// One thread's part of a call: pieces of work until none is left. The inputs that stay are the state, which the step
-// writes over; those that change are each cycle's noise.
+// Work on pieces until none is left; every thread of a call runs this. The first `stay` inputs are the state, which the
+// step updates in place; the other `change` inputs are the noise, a different slice for each cycle.
 int32_t fdqn_groups(Step step, Handle model, const Input* inputs, void* shared, size_t stay, size_t change,
                     int64_t workers, int64_t groups, int64_t cycles) {
   const int32_t cpu = aoti_torch_device_type_cpu();
@@ -108,7 +109,7 @@ int32_t fdqn_groups(Step step, Handle model, const Input* inputs, void* shared, 
     for (int64_t cycle = piece.begin; cycle < piece.end && !failed; ++cycle) {
       for (size_t i = 0; i < stay; ++i) failed |= aoti_torch_new_tensor_handle(state[i], &given[i]);
       for (size_t i = stay; i < given.size(); ++i) tensor(inputs[i], piece.group, cycle, &given[i]);
-      // A step takes its inputs' handles for its own.
+      // The step takes ownership of its input handles.
       if (!failed) failed = step(model, given.data(), given.size(), nullptr, 0, nullptr, nullptr);
     }
     for (Handle x : state) aoti_torch_delete_tensor_object(x);

@@ -1,9 +1,10 @@
-"""Share a CPU among lanes: in groups of a few, each on one thread at a time, through all of its steps in turn.
+"""Run a compiled step on a CPU for groups of a few lanes, one thread per group.
 
-Lanes never meet, so a group waits for no other. A step compiled for a few lanes finds in its core's own cache what it
-wrote a moment ago, and threads that work on groups of their own need no barriers, which take a fifth of the time where
-two threads go through all lanes together. Threads take groups as they come, so that one whose core is busy with
-something else does less of the work. The loop is in C++ (`cpu_groups.cpp`), without the interpreter's lock.
+Lanes are independent, so a thread can run all n steps of one group before it takes the next. A step compiled for a few
+lanes finds the results of its previous step in the core's cache, and threads that work on different groups need no
+barriers, which take a fifth of the time where two threads share each step of all lanes. Threads take groups from a
+shared queue, so a thread whose core is busy does less of the work. The loop is in C++ (`cpu_groups.cpp`) and runs
+without the GIL.
 """
 
 import contextlib
@@ -26,52 +27,52 @@ from fdqn.compile import private, toolchain
 
 SOURCE = Path(__file__).with_name("cpu_groups.cpp")
 
-# Weights in a group: four lanes of a small network, one of a large one. What they take, five times for optimizer and
-# target, and a batch's activations, is then about the second-level cache of a core.
+# Most weights in a group: four lanes of a small network, one lane of a large one. With gradients, optimizer state,
+# target network and the activations of a batch, a group then about fills the second-level cache of a core.
 WEIGHTS_PER_GROUP = 50_000
 
-# Weights read, once for each row of a batch, below which threads that share a step only wait for each other.
-LITTLE_WORK = 2_000_000
+# Weights times rows of a batch below which a step is too small to be split among threads.
+SMALL_WORK = 2_000_000
 
 
 class ThreadPartition(NamedTuple):
-    """How threads share the lanes."""
+    """Partition of the lanes into groups and of the threads among groups."""
 
     lanes: int
-    """Lanes of a group."""
+    """Lanes in a group."""
     workers: int
-    """Groups that are worked on at once."""
+    """Groups computed at the same time."""
     threads: int
-    """Threads that share the work on a group."""
+    """Threads that compute one group together."""
 
 
 def partition(weights: int, batch_size: int, lanes: int, threads: int) -> ThreadPartition:
-    """Partition `lanes` over so many threads: the groups of one size that are done first.
+    """Choose the group size, a divisor of `lanes`, that is estimated to finish first on `threads` threads.
 
     Args:
-        weights: the number of weights of one lane's network.
-        batch_size: the rows of a batch.
-        lanes: the number of lanes.
-        threads: the number of threads.
+        weights: Number of weights of one lane's network.
+        batch_size: Rows of a batch.
+        lanes: Number of lanes.
+        threads: Number of threads.
 
-    Raises ValueError for numbers below 1.
+    Raises ValueError for a number below 1.
     """
     for name, value in (("weights", weights), ("batch_size", batch_size), ("lanes", lanes), ("threads", threads)):
         check.count(name, value, 1)
     sizes = [size for size in range(1, lanes + 1) if lanes % size == 0 and size <= max(1, WEIGHTS_PER_GROUP // weights)]
-    # A call of a step costs as much as a quarter of a lane.
+    # A call of a step has a fixed cost, about that of a quarter of a lane.
     size = min(sizes, key=lambda size: (math.ceil(lanes / size / threads) * (size + 0.25), -size))
     workers = min(threads, lanes // size)
-    return ThreadPartition(size, workers, 1 if is_little(weights, batch_size, size) else threads // workers)
+    return ThreadPartition(size, workers, 1 if is_small(weights, batch_size, size) else threads // workers)
 
 
-def is_little(weights: int, batch_size: int, lanes: int) -> bool:
-    """Return True if threads that shared an update of so many lanes would only wait for each other."""
-    return weights * lanes * batch_size < LITTLE_WORK
+def is_small(weights: int, batch_size: int, lanes: int) -> bool:
+    """Return True if an update of `lanes` lanes is too small to be split among threads."""
+    return weights * lanes * batch_size < SMALL_WORK
 
 
 class _Input(ctypes.Structure):
-    """`Input` of cpu_groups.cpp."""
+    """The struct `Input` of cpu_groups.cpp."""
 
     _fields_ = [
         ("data", ctypes.c_void_p),
@@ -85,16 +86,16 @@ class _Input(ctypes.Structure):
 
 
 def supported(device: torch.device) -> bool:
-    """Return True if there is such a loop for lanes on `device`: on CPUs under Linux."""
+    """Return True if `device` is a CPU under Linux, for which the C++ loop exists."""
     return device.type == "cpu" and sys.platform == "linux"
 
 
 @contextlib.contextmanager
 def sharing(threads: int) -> Iterator[None]:
-    """Share what this thread computes inside among so many threads.
+    """Set the number of threads that torch uses inside the block, on this thread.
 
-    By itself alone if it is one: threads of OpenMP go on spinning for up to ten milliseconds after their work, on the
-    cores that groups of lanes are computed on. A target copy that starts them costs a quarter of the speed at 8 lanes.
+    1 keeps OpenMP from starting other threads. These spin for up to 10 ms after their work, on the cores that compute
+    groups of lanes: a target copy that started them would cost a quarter of the speed at 8 lanes.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -105,7 +106,7 @@ def sharing(threads: int) -> Iterator[None]:
 
 
 def flushes_denormals() -> bool:
-    """Return True if this thread computes with denormal numbers as 0."""
+    """Return True if this thread treats denormal numbers as 0."""
     return bool(torch.tensor(1e-40) * 1 == 0)
 
 
@@ -113,11 +114,12 @@ Wait = Callable[[], None]
 
 
 def loop(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable[[list[Tensor]], None]:
-    """Return `run(noise)`, leaves [n, S, ...]: n steps for each group of lanes of `state`, leaves [S, ...], which is
-    written over.
+    """Return `run(noise)`, which runs n steps for each group of lanes and updates `state` in place.
 
-    `library` is such a step in torch's ahead-of-time format, compiled for state and noise of one group of this parts.
-    Raises RuntimeError where a step fails.
+    `library` is the step in torch's ahead-of-time format, compiled for the state and noise of one group of `parts`.
+    Raises RuntimeError if a step fails.
+
+    Shapes: leaves of `state` [S, ...], of `noise` [n, S, ...].
     """
     start = _start(library, state, parts)
 
@@ -127,14 +129,14 @@ def loop(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable
     return run
 
 
-def loop_beside(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable[[list[Tensor]], Wait]:
-    """`loop` on other threads than the caller's, who gets a function that waits until they are done."""
+def loop_async(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable[[list[Tensor]], Wait]:
+    """Like `loop`, but `run(noise)` starts the work on other threads and returns a function that waits for them."""
     start = _start(library, state, parts)
     return lambda noise: start(noise, False)
 
 
 def _start(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callable[[list[Tensor], bool], Wait]:
-    """Return what starts a loop. With True the caller's thread does a part of it, then gets the function that waits."""
+    """Return `start(noise, takes_part) -> wait`. With `takes_part` the calling thread computes groups too."""
     driver, model = _driver(library.parent), _model(library, parts.workers)
     flushes = flushes_denormals()
     groups = len(state[0]) // parts.lanes
@@ -147,17 +149,17 @@ def _start(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callab
         progress = (ctypes.c_int64 * (1 + groups))()
 
         def take_groups() -> None:
-            # It holds on to `state` and `noise`, whose memory it works on.
+            # The closure keeps `state` and `noise` alive, whose memory the C++ loop uses.
             counts = len(state), len(noise), parts.workers, groups, len(noise[0])
             if driver.fdqn_groups(model.step, model.handle, inputs, progress, *map(ctypes.c_int64, counts)):
-                raise RuntimeError(f"lanes: a compiled step failed: {model.reason()}")
+                raise RuntimeError(f"aot: a compiled step failed: {model.reason()}")
 
         def finish() -> None:
             try:
                 errors = [each.exception() for each in others]
             finally:
                 if not all(each.done() for each in others):
-                    wait(others)  # an interrupt must not leave some lanes behind the others
+                    wait(others)  # on an interrupt too, so that all lanes have done the same number of steps
             for error in filter(None, errors):
                 raise error
 
@@ -177,7 +179,7 @@ def _start(library: Path, state: list[Tensor], parts: ThreadPartition) -> Callab
 
 
 def _input(group: Tensor, to_next_group: int, to_next_cycle: int) -> _Input:
-    """The first group's part of an input; distances in elements."""
+    """Describe the first group's slice of an input; the strides to the next group and iteration are in elements."""
     numbers, size = ctypes.c_int64 * group.ndim, group.element_size()
     return _Input(
         group.data_ptr(),
@@ -191,17 +193,17 @@ def _input(group: Tensor, to_next_group: int, to_next_cycle: int) -> _Input:
 
 
 class _Model(NamedTuple):
-    """A library, loaded."""
+    """A loaded library."""
 
     step: ctypes.c_void_p
     handle: ctypes.c_void_p
     reason: Callable[[], str]
-    """Why the last step of this thread failed."""
+    """Returns the error message of this thread's last step."""
 
 
 @functools.cache
 def _model(library: Path, workers: int) -> _Model:
-    """The library for so many threads at once."""
+    """Load a library as a model that `workers` threads may call at the same time."""
     handle, error = ctypes.c_void_p(), None
     try:
         loaded = ctypes.CDLL(str(library))
@@ -210,20 +212,20 @@ def _model(library: Path, workers: int) -> _Model:
     except OSError as broken:
         error = broken
     if error:
-        raise RuntimeError(f"lanes: a compiled library does not load; delete {library} ({error})")
+        raise RuntimeError(f"aot: a compiled library does not load; delete {library} ({error})")
     last_error = getattr(loaded, "AOTInductorGetLastError", None)  # not in every version
 
     def reason() -> str:
-        words = ctypes.c_char_p()
+        message = ctypes.c_char_p()
         if last_error is not None:
-            last_error(ctypes.byref(words))
-        return (words.value or b"torch wrote why to standard error").decode(errors="replace")
+            last_error(ctypes.byref(message))
+        return (message.value or b"torch printed the reason to standard error").decode(errors="replace")
 
     return _Model(ctypes.cast(step, ctypes.c_void_p), handle, reason)
 
 
 def _function(library: ctypes.CDLL, name: str) -> Any:
-    """Return a C function of torch's ahead-of-time format, which `aot` is made of. Without it, UnavailableError."""
+    """Return a C function of torch's ahead-of-time interface. Raises UnavailableError if it is missing."""
     try:
         return getattr(library, name)
     except AttributeError:
@@ -232,9 +234,9 @@ def _function(library: ctypes.CDLL, name: str) -> Any:
 
 @functools.cache
 def _driver(folder: Path) -> ctypes.CDLL:
-    """Return cpu_groups.cpp, compiled and kept in `folder`.
+    """Compile cpu_groups.cpp, cache it in `folder` and load it.
 
-    Where torch lacks a function that it calls, UnavailableError: the engine `inductor` is next.
+    Raises UnavailableError if torch lacks a function that it calls.
     """
     digest = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()
     path = folder / f"cpu_groups-{digest}.so"
@@ -251,10 +253,10 @@ def _driver(folder: Path) -> ctypes.CDLL:
 
 @functools.cache
 def _helpers(count: int, threads: int, flush_denormal: bool) -> ThreadPoolExecutor:
-    """Threads beside the caller's own, which compute as it does, each sharing its work with so many."""
+    """Return a pool of `count` threads, each with `threads` threads for torch and the caller's denormal mode."""
 
     def start() -> None:
-        # A thread takes over the number of all the first time it looks at it, also when that is after its own was set.
+        # The first read of the number resets it to the global one, so read it before setting it.
         torch.get_num_threads()
         torch.set_num_threads(threads)
         torch.set_flush_denormal(flush_denormal)
@@ -262,14 +264,14 @@ def _helpers(count: int, threads: int, flush_denormal: bool) -> ThreadPoolExecut
     return ThreadPoolExecutor(count, "fdqn-lanes", start)
 
 
-# A fork copies the pool and none of its threads.
+# A forked process has the pool object but none of its threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)
 
 
 @functools.cache
 def _dtype(dtype: torch.dtype) -> int:
-    """Its number in torch's C interface."""
+    """Return the number of a dtype in torch's C interface."""
     name = str(dtype).removeprefix("torch.")
     return _function(ctypes.CDLL(str(_LIBRARIES / "libtorch_cpu.so")), f"aoti_torch_dtype_{name}")()
 

@@ -1,4 +1,4 @@
-"""Repeat a compiled step on the host, or in one CUDA graph."""
+"""Run a compiled step for each of n inputs, in a loop on the host or as one CUDA graph."""
 
 import warnings
 import weakref
@@ -10,44 +10,44 @@ from torch import Tensor
 
 from fdqn.compile.signature import kind
 
-# CUDA graphs kept per state; a run uses few chunk lengths more than once.
+# CUDA graphs kept per state. A run uses few different chunk lengths more than once.
 GRAPHS_KEPT = 8
 
 Step = Callable[..., Any]
-"""A compiled function of tensors that writes over the first of them."""
+"""A compiled function of tensors; it updates the first of them, the state, in place."""
 
 
 def in_turn(step: Step, leaves: list[Tensor], xs: list[Tensor]) -> None:
-    """`step` on `leaves` and each of `xs`, leaves [n, ...]."""
+    """Call `step(*leaves, *x)` for each x of `xs`, leaves [n, ...], in a loop on the host."""
     for x in zip(*(x.unbind() for x in xs), strict=True):
         step(*leaves, *x)
 
 
 def captures(xs: list[Tensor]) -> bool:
-    """Whether what is repeated is captured: where launching kernels one by one takes longer than they do."""
+    """Return True if repeated scans are captured in CUDA graphs: on CUDA, where launches cost more than the kernels."""
     return xs[0].is_cuda
 
 
 class _Captured(NamedTuple):
-    """A CUDA graph of so many steps of one state."""
+    """A CUDA graph of n steps of one state."""
 
     replay: Callable[[list[Tensor]], None]
     pool: Any
-    """The memory that it computes in, which graphs replayed one after the other share."""
+    """Memory pool of its temporaries. Graphs that are replayed one after the other share it."""
 
 
 class _StateGraphs(NamedTuple):
-    """The CUDA graphs of one state, which write to its memory."""
+    """The CUDA graphs of one state. They write to its addresses."""
 
     leaves: list[weakref.ref[Tensor]]
     captured: dict[Any, _Captured | None]
-    """By graph and number of steps, the latest last; None for what has come once."""
+    """Graphs by step function, number of steps and kinds of inputs, most recent last; None if seen once."""
 
 
 def replayed() -> Callable[[Step, list[Tensor], list[Tensor]], None]:
-    """`in_turn` that captures what comes a second time.
+    """Return `in_turn` that captures a CUDA graph when the same call comes a second time, and replays it from then on.
 
-    Of each state the last GRAPHS_KEPT graphs are kept, and those of states that are gone are dropped.
+    The last GRAPHS_KEPT graphs of each state are kept; graphs of freed states are dropped.
     """
     states: dict[Any, _StateGraphs] = {}
     works = True
@@ -73,7 +73,7 @@ def replayed() -> Callable[[Step, list[Tensor], list[Tensor]], None]:
 
 
 def _of_state(states: dict[Any, _StateGraphs], leaves: list[Tensor]) -> dict[Any, _Captured | None]:
-    """The graphs of the state with these leaves."""
+    """Return the graphs of the state with these leaves; drop those of freed states."""
     addresses = tuple(x.data_ptr() for x in leaves)
     if addresses not in states:
         for gone in [key for key, each in states.items() if any(leaf() is None for leaf in each.leaves)]:
@@ -83,12 +83,12 @@ def _of_state(states: dict[Any, _StateGraphs], leaves: list[Tensor]) -> dict[Any
 
 
 def _captured_or_warned(step: Step, leaves: list[Tensor], xs: list[Tensor], pool: Any) -> _Captured | None:
-    """`_captured`; where that fails, a warning and the stream as it was."""
+    """Return `_captured`; if it fails, restore the stream, warn and return None."""
     stream = torch.cuda.current_stream(leaves[0].device)
     try:
         return _Captured(_captured(step, leaves, xs, pool), pool)
     except RuntimeError as error:
-        # torch.cuda.graph leaves its own stream behind where the capture does not end well (2.13).
+        # After a failed capture torch.cuda.graph leaves its own stream as the current one (2.13).
         torch.cuda.set_stream(stream)
         first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
         reason = next(iter(str(first).splitlines()), type(first).__name__)
@@ -101,11 +101,11 @@ def _captured_or_warned(step: Step, leaves: list[Tensor], xs: list[Tensor], pool
 
 
 def _captured(step: Step, leaves: list[Tensor], xs: list[Tensor], pool: Any) -> Callable[[list[Tensor]], None]:
-    """`in_turn` as one CUDA graph, which reads from buffers of its own. Capturing runs nothing.
+    """Capture `in_turn` as one CUDA graph that reads `xs` from static buffers. Capturing executes no kernels.
 
-    What it computes with on the way comes from `pool`, for all graphs that are replayed one after the other.
+    Temporaries are allocated from `pool`.
     """
-    # The graph was compiled for these strides; `empty_like` would not keep them.
+    # The step was compiled for these strides; `empty_like` would not keep them.
     buffers = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device) for x in xs]
     recording = torch.cuda.CUDAGraph()
     with torch.cuda.graph(recording, pool=pool):

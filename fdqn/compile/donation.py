@@ -1,4 +1,4 @@
-"""Donation: write the new state over the old one, as JAX's `donate_argnums` does."""
+"""Donation: reuse the memory of the old state for the new one, as JAX's `donate_argnums` does."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,11 +12,11 @@ State = TypeVar("State")
 
 
 def donate(f: Callable[..., State]) -> Callable[..., State]:
-    """`f(state, *args) -> state`, writing each new leaf over the old one and returning the old, now new, state.
+    """Make `f(state, *args) -> state` update its state in place: copy each new leaf into the old one.
 
-    Equal to `f` also where a new leaf is, or is a view of, an old leaf of another place (`target <- params`, a swap).
-    Raises ValueError or TypeError where `f` changes structure, shape or dtype (copying would broadcast or truncate),
-    and ValueError where leaves of the state, or elements of one, share memory.
+    The result equals that of `f` even if a new leaf is, or is a view of, another old leaf (`target <- params`, a swap).
+    The donated function raises ValueError or TypeError if `f` changes structure, shape or dtype (a copy would broadcast
+    or truncate), and ValueError if leaves of the state, or elements of one leaf, share memory.
     """
 
     check.function("f", f)
@@ -26,8 +26,8 @@ def donate(f: Callable[..., State]) -> Callable[..., State]:
             check.tensor(f"state{path}", leaf)
             if leaf.numel() and overlaps(leaf):
                 raise ValueError(
-                    f"state{path}: expected memory of its own for every element, got shape {list(leaf.shape)} with "
-                    f"strides {list(leaf.stride())}, as vmap answers constants; give tree.clone(state)"
+                    f"state{path}: expected separate memory for every element, got shape {list(leaf.shape)} with "
+                    f"strides {list(leaf.stride())}, which vmap returns for constants; pass tree.clone(state)"
                 )
         new = f(state, *args)
         check.same("state", state, new)
@@ -44,17 +44,20 @@ def overlaps(x: Tensor) -> bool:
     return any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True))
 
 
-# Under torch.compile Dynamo cannot see which storages are shared, but runs a function that is allowed in the graph as
-# plain Python, on tensors that know.
+# Dynamo cannot see which tensors share storage. A function that is allowed in the graph runs as plain Python, on
+# tensors that have that information.
 @torch.compiler.allow_in_graph
 def _separate(*leaves: Tensor) -> tuple[Tensor, ...]:
-    """Of old leaves and then as many new ones: the new ones, those that share storage with another old leaf copied."""
+    """Return the new leaves, with copies of those that share storage with another old leaf.
+
+    `leaves` are the old leaves, followed by the same number of new ones.
+    """
     old, new = leaves[: len(leaves) // 2], leaves[len(leaves) // 2 :]
     owners: dict[int, int] = {}
     for i, leaf in enumerate(old):
         if leaf.numel() and owners.setdefault(storage(leaf), i) != i:
             raise ValueError(
-                f"state: expected leaves with storage of their own, got {owners[storage(leaf)]} and {i} sharing one"
+                f"state: expected leaves with separate storage, got {owners[storage(leaf)]} and {i} sharing one"
             )
     return tuple(
         _snapshot(value) if storage(value) in owners and not _is_same(old[i], value) else value
@@ -63,18 +66,18 @@ def _separate(*leaves: Tensor) -> tuple[Tensor, ...]:
 
 
 def _is_same(old: Tensor, new: Tensor) -> bool:
-    """Whether `new` is all of `old` in its own place."""
+    """Return True if `new` has the storage, offset and strides of `old`."""
     return (
         storage(old) == storage(new) and old.storage_offset() == new.storage_offset() and old.stride() == new.stride()
     )
 
 
 def storage(x: Tensor) -> int:
-    """Return a number that tells the memory of one tensor from that of others, also of tensors without memory."""
+    """Return a number that identifies the storage of a tensor; fake tensors, which have no memory, have one too."""
     return x.untyped_storage()._cdata
 
 
-# An operator of our own, since inductor takes a plain clone out and then reads what has been written over (2.13).
+# A custom operator, since inductor removes a plain clone and then reads memory that has been overwritten (2.13).
 @torch.library.custom_op("fdqn::snapshot", mutates_args=())
 def _snapshot(x: Tensor) -> Tensor:
     return x.clone()

@@ -1,4 +1,4 @@
-"""Compile with `torch.compile`: the engine for CUDA, and the one to step down to without private functions."""
+"""Compile with `torch.compile`: the engine for CUDA, and the fallback where private functions of torch are missing."""
 
 import contextlib
 from collections.abc import Callable
@@ -15,9 +15,10 @@ from fdqn.compile.signature import tensors
 
 
 def compile_function(f: Callable[..., Any], args: Any) -> Callable[..., Any]:
-    """Return `f`, compiled at its first call. It takes arguments of this signature only, and records no gradients.
+    """Return `f`, compiled at its first call. It accepts only arguments of the signature of `args` and records no
+    gradients.
 
-    Raises UnavailableError where this version would compute wrong gradients and cannot be kept from it.
+    Raises UnavailableError if this version of torch would compute wrong gradients and the workaround is unavailable.
     """
     _check_devices(f, args)
     run = torch.compile(_unseen(f), fullgraph=True, dynamic=False, options=_options(tensors(args)))
@@ -37,8 +38,8 @@ def compile_function(f: Callable[..., Any], args: Any) -> Callable[..., Any]:
 
 
 def compile_step(step: Callable[[Any, Any], Any], args: Any) -> Callable[..., None]:
-    """Return a donated `step(state, x)` as a function of the tensors of state and x, which writes over the first."""
-    structure = tree.map(lambda leaf: 0, args)  # of the tensors nothing is kept
+    """Compile a donated `step(state, x)` as a function of the leaves of state and x; it updates the state in place."""
+    structure = tree.map(lambda leaf: 0, args)  # does not keep the tensors alive
 
     def flat(*given: Tensor) -> None:
         left = iter(given)
@@ -48,12 +49,12 @@ def compile_step(step: Callable[[Any, Any], Any], args: Any) -> Callable[..., No
 
 
 def _options(inputs: list[Tensor]) -> dict[str, Any]:
-    """Return options of `torch.compile`: inductor's as far as they are known, the guard, and no checks before a call.
+    """Return options of `torch.compile`: inductor's settings, the pass `own_memory`, and no guards.
 
-    A compiled function is called with one signature only, and the checks cost 70 to 130 us a call.
+    A compiled function is called with one signature only, and guards cost 70 to 130 us a call.
     """
     options: dict[str, Any] = {}
-    with contextlib.suppress(private.UnavailableError):  # they save microseconds a call
+    with contextlib.suppress(private.UnavailableError):  # the settings only save microseconds per call
         options = graph.options(inputs)
     if (skip := getattr(torch.compiler, "skip_all_guards_unsafe", None)) is not None:
         options["guard_filter_fn"] = skip
@@ -66,9 +67,9 @@ def _options(inputs: list[Tensor]) -> dict[str, Any]:
 
 
 def _own_memory_pass() -> Any:
-    """Return `graph.own_memory` as a pass of inductor, which runs it on the graph that Dynamo has traced.
+    """Return `graph.own_memory` as a pass that inductor runs on the graph traced by Dynamo.
 
-    The hook is documented but not stable. Without it, UnavailableError.
+    The hook is documented but not stable. Raises UnavailableError if it is missing.
     """
     base = private.lookup("torch._inductor.custom_graph_pass.CustomGraphPass")
     private.lookup("torch._inductor.config.post_grad_custom_pre_pass")
@@ -78,14 +79,14 @@ def _own_memory_pass() -> Any:
             graph.own_memory(graph_)
 
         def uuid(self) -> str:
-            """Name the pass in the keys of inductor's caches; to be changed with it."""
+            """Return the pass's identifier in the keys of inductor's caches; change it whenever the pass changes."""
             return "fdqn.own_memory.1"
 
     return OwnMemory()
 
 
 def _check_devices(f: Callable[..., Any], args: Any) -> None:
-    """Refuse tensors on the host in a graph for a device by name, where they can be seen."""
+    """Raise ValueError for host tensors in a graph for another device; no check if the graph cannot be traced."""
     if all(x.device.type == "cpu" for x in tensors(args)):
         return
     with contextlib.suppress(private.UnavailableError):
@@ -94,7 +95,7 @@ def _check_devices(f: Callable[..., Any], args: Any) -> None:
 
 
 def _unseen(f: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `f` behind code that Dynamo has not met: it keeps what it compiled with the code object."""
+    """Wrap `f` in a new code object. Dynamo caches compiled code by code object, so it compiles this one afresh."""
 
     def unseen(*args: Any) -> Any:
         return f(*args)

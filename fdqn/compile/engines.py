@@ -1,14 +1,14 @@
-"""The table of engines, and what runs on one: a function, a scan of a step, a scan of a vmapped step.
+"""Engines that compile a function, a scan of a step, or a scan of a vmapped step.
 
-| engine          | what it is                                                    | default                |
+| engine          | implementation                                                | default for            |
 |-----------------|---------------------------------------------------------------|------------------------|
-| `eager`         | the functions as they are                                     |                        |
+| `eager`         | no compilation                                                |                        |
 | `torch.compile` | one graph, by public functions; captured in CUDA graphs       | CUDA                   |
 | `inductor`      | one graph, traced by `make_fx`, without guards                | other CPUs             |
-| `aot`           | the same ahead of time, groups of lanes in a loop in C++      | CPUs under Linux       |
+| `aot`           | the same, ahead of time; a C++ loop over groups of lanes      | CPUs under Linux       |
 
-An engine that does not work here steps down one row, with one UserWarning that gives the reason. Private functions of
-torch are used by the last two rows and looked up where they are used (`private.lookup`).
+If an engine does not work, the one in the row above it is used, with a UserWarning that gives the reason. The last two
+rows use private functions of torch, which are looked up when they are used (`private.lookup`).
 """
 
 import warnings
@@ -32,16 +32,16 @@ State = TypeVar("State")
 T = TypeVar("T")
 
 ENGINES = ("aot", "inductor", "torch.compile", "eager")
-"""Each steps down to the next."""
+"""Engines in the order of fallback."""
 
 Prepare = Callable[[Any, Any], Run]
-"""`prepare(state, xs) -> run`, which may compile and writes nothing."""
+"""`prepare(state, xs) -> run`. It may compile and does not write to the state."""
 
 
 def resolve(engine: str, device: torch.device) -> str:
-    """Return the engine that `auto` stands for on a device; another engine stands for itself.
+    """Return the default engine of a device for `auto`, and any other engine unchanged.
 
-    Raises ValueError for an engine that is not in the table.
+    Raises ValueError for an unknown engine.
     """
     check.kind("engine", engine, str)
     check.kind("device", device, torch.device)
@@ -55,10 +55,10 @@ def resolve(engine: str, device: torch.device) -> str:
 
 
 def compile(f: Callable[..., Any], engine: str = "auto") -> Callable[..., Any]:
-    """`f` as one compiled graph for each signature that it is called with: structure, shapes, dtypes, devices.
+    """Compile `f` into one graph per signature: structure, shapes, dtypes and devices of the arguments.
 
-    Arguments that are no tensors are constants of the graph. No gradients are recorded. Raises CompilerError where the
-    C++ compiler fails, and UnavailableError where this version of torch cannot compile it.
+    Arguments that are not tensors are constants of the graph. No gradients are recorded. A call raises CompilerError if
+    the C++ compiler fails, and UnavailableError if this version of torch cannot compile `f`.
     """
     check.function("f", f)
     if engine == "eager":
@@ -67,15 +67,16 @@ def compile(f: Callable[..., Any], engine: str = "auto") -> Callable[..., Any]:
 
 
 def compile_or_eager(f: Callable[..., Any], engine: str = "auto") -> Callable[..., Any]:
-    """`compile`, but `f` as it is where nothing can be compiled."""
+    """Like `compile`, but fall back to `f` itself if no engine can compile it."""
     return _first_working(engine, {"inductor": _inductor(f), "torch.compile": _torch_compile(f), "eager": f})
 
 
 def scan(step: Callable[[State, Any], State], engine: str = "auto") -> Callable[[State, Any], State]:
-    """`training.scan(step)`, donated and compiled: `step(state, x) -> state` for each x of a tree with leaves [n, ...].
+    """Return a compiled `training.scan(step)` that donates its state: `step(state, x) -> state` for each x of `xs`,
+    leaves [n, ...].
 
-    On a CUDA device, what comes a second time (n steps of this very state) is captured in one CUDA graph and replayed.
-    Where that fails, a UserWarning gives the reason and the steps are launched one by one.
+    On CUDA, a second call with the same state and n captures the n steps in one CUDA graph, which is replayed from then
+    on. If the capture fails, a UserWarning gives the reason and kernels are launched one by one.
     """
     return _first_working(engine, _scans(donate(step)), once_per_state)
 
@@ -83,39 +84,39 @@ def scan(step: Callable[[State, Any], State], engine: str = "auto") -> Callable[
 def scan_vmapped(
     step: Callable[[State, Any], State],
     partition: Callable[[int], ThreadPartition],
-    soon: Callable[[State, Any], State] | None = None,
-    soon_xs: Callable[[Any], Any] = lambda xs: xs,
+    precompile: Callable[[State, Any], State] | None = None,
+    precompile_xs: Callable[[Any], Any] = lambda xs: xs,
     engine: str = "auto",
 ) -> Callable[[State, Any], State]:
-    """`scan(vmap(step))`; with the engine `aot` in groups of lanes, each all of its n steps in turn.
+    """Return a compiled `scan(vmap(step))`. The engine `aot` runs all n steps of one group of lanes after another.
 
-    A step with an operator that only Python can call (one of the user's own) goes through the engine `inductor`.
+    A step with an operator that only Python can call, such as a custom one, runs on the engine `inductor` instead.
 
     Args:
-        step: a step of one lane.
-        partition: how threads share so many lanes.
-        soon: another step that will soon be called on the same state; it is compiled meanwhile in a process of its own.
-        soon_xs: for the xs of a group, those of `soon`.
-        engine: a row of the table.
+        step: Step of one lane.
+        partition: Maps the number of lanes to a partition of lanes and threads.
+        precompile: Step that will be called later on the same state; a background process compiles it.
+        precompile_xs: Maps the xs of `step` to example xs of `precompile`.
+        engine: Name of an engine, or `auto`.
     """
     scans = _scans(donate(vmap(step)))
-    rows = {"aot": _groups(step, partition, cpu_groups.loop, scans["inductor"], soon, soon_xs), **scans}
+    rows = {"aot": _groups(step, partition, cpu_groups.loop, scans["inductor"], precompile, precompile_xs), **scans}
     return _first_working(engine, rows, once_per_state)
 
 
 def scan_vmapped_async(
     step: Callable[[State, Any], State], partition: Callable[[int], ThreadPartition], engine: str = "auto"
 ) -> Callable[[State, Any], Callable[[], State]]:
-    """`scan_vmapped` on other threads than the caller's, who gets a function that waits for the state.
+    """Like `scan_vmapped`, but start the steps on other threads and return a function that waits for the new state.
 
-    Engines other than `aot` do all at once.
+    Engines other than `aot` run the steps before they return.
     """
-    scans = {name: _at_once(prepare) for name, prepare in _scans(donate(vmap(step))).items()}
-    rows = {"aot": _groups(step, partition, cpu_groups.loop_beside, scans["inductor"]), **scans}
+    scans = {name: _synchronous(prepare) for name, prepare in _scans(donate(vmap(step))).items()}
+    rows = {"aot": _groups(step, partition, cpu_groups.loop_async, scans["inductor"]), **scans}
     return _first_working(engine, rows, once_per_state)
 
 
-# Rows of functions
+# Engines for functions
 
 
 def _inductor(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,11 +136,11 @@ def _torch_compile(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: compiled_of(*args)(*args)
 
 
-# Rows of scans
+# Engines for scans
 
 
 def _scans(step: Callable[[State, Any], State]) -> dict[str, Prepare]:
-    """The rows of the table for a donated step, but for `aot`."""
+    """Return the engines except `aot` for a donated step."""
     loop = cuda_graphs.replayed()
 
     def prepare(step_of: Callable[..., Callable[..., Any]], state: State, xs: Any) -> Run:
@@ -166,20 +167,20 @@ def _groups(
     step: Callable[[State, Any], State],
     partition: Callable[[int], ThreadPartition],
     loop: Callable[[Path, list[Tensor], ThreadPartition], Callable[[list[Tensor]], Any]],
-    together: Prepare,
-    soon: Callable[[State, Any], State] | None = None,
-    soon_xs: Callable[[Any], Any] = lambda xs: xs,
+    fallback: Prepare,
+    precompile: Callable[[State, Any], State] | None = None,
+    precompile_xs: Callable[[Any], Any] = lambda xs: xs,
 ) -> Prepare:
-    """The row `aot`: a loop that returns None, or a function that waits for it."""
+    """Return the engine `aot`. `loop` is `cpu_groups.loop` or `loop_async`; `fallback` runs steps that need Python."""
     check.function("partition", partition)
 
-    def made(f: Callable[..., Any], args: Any) -> Path | None:
+    def build(f: Callable[..., Any], args: Any) -> Path | None:
         threads, state, xs = args
-        if soon is not None:
-            aot.build_in_background(donate(vmap(soon)), (state, soon_xs(xs)), threads)
+        if precompile is not None:
+            aot.build_in_background(donate(vmap(precompile)), (state, precompile_xs(xs)), threads)
         return aot.library(f, (state, xs), threads)
 
-    library_of = once_per_signature(made, donate(vmap(step)))
+    library_of = once_per_signature(build, donate(vmap(step)))
 
     def prepare(state: State, xs: Any) -> Run:
         leaves = tree.leaves(state)
@@ -191,8 +192,8 @@ def _groups(
         group = slice(parts.lanes)
         library = library_of(parts.threads, tree.index(state, group), tree.index(tree.index(xs, 0), group))
         if library is None:
-            return together(state, xs)
-        with compiling():  # loading compiles the loop itself when it is first needed
+            return fallback(state, xs)
+        with compiling():  # the first load compiles the C++ loop
             start = loop(library, leaves, parts)
 
         def run(xs: Any, each: list[Tensor]) -> Any:
@@ -209,8 +210,8 @@ def _waited(wait: Callable[[], None], state: State) -> State:
     return state
 
 
-def _at_once(prepare: Prepare) -> Prepare:
-    """The row with a function that waits for what is done already."""
+def _synchronous(prepare: Prepare) -> Prepare:
+    """Adapt an engine to `scan_vmapped_async`: run the steps, then return a function that returns the state."""
 
     def prepared(state: State, xs: Any) -> Run:
         run = prepare(state, xs)
@@ -224,11 +225,11 @@ def _at_once(prepare: Prepare) -> Prepare:
     return prepared
 
 
-# One row after the other
+# Fallback
 
 
 class _FailedError(Exception):
-    """An engine that does not work, and why; raised before anything is written."""
+    """An engine does not work. Raised before anything is written to the state."""
 
     def __init__(self, engine: str, reason: Exception) -> None:
         super().__init__(engine, reason)
@@ -249,9 +250,9 @@ def _first_working(
     rows: dict[str, Callable[..., Any]],
     cached: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda start: start,
 ) -> Callable[..., Any]:
-    """Return the function of the row `engine`, or of the first below it that works; a warning says why others do not.
+    """Return a function that runs on `engine` or, if that fails, on the next of `ENGINES` that works, with a warning.
 
-    `cached` keeps what a row has prepared. Which rows are left is known for each type of device.
+    `cached` caches the result of an engine's `prepare`. The engines left are stored per device type.
     """
     resolve(engine, torch.device("cpu"))
     left: dict[str, list[str]] = {}
@@ -268,7 +269,7 @@ def _first_working(
         made = _attempt(name, rows[name], *args)
         if name != "torch.compile" or cached is not once_per_state:
             return made
-        return partial(_attempt, name, made)  # it compiles when it first runs
+        return partial(_attempt, name, made)  # torch.compile compiles at the first run
 
     call = cached(start)
 
@@ -281,7 +282,7 @@ def _first_working(
                 break
             except _FailedError as failed:
                 reason = reason or failed.reason
-                with LOCK:  # another thread may have found out too
+                with LOCK:  # another thread may have had the same failure
                     _drop(names(args), failed)
                     call = cached(start)
         if reason is not None:
@@ -292,9 +293,9 @@ def _first_working(
 
 
 def _drop(names: list[str], failed: _FailedError) -> None:
-    """Strike the engine that failed off the list. Raises the reason where nothing is left.
+    """Remove the failed engine from the list. Raises its error if no engine is left.
 
-    What inductor cannot compile, it cannot compile for `torch.compile` either.
+    If the compiler fails for `inductor`, `torch.compile` is removed as well, since it uses the same compiler.
     """
     compiles = not isinstance(failed.reason, private.UnavailableError)
     gone = {failed.engine} | ({"torch.compile"} if compiles and failed.engine == "inductor" else set())
@@ -304,7 +305,7 @@ def _drop(names: list[str], failed: _FailedError) -> None:
 
 
 def _warn(reason: Exception, engine: str) -> None:
-    ours = isinstance(reason, toolchain.CompilerError | private.UnavailableError)
-    sentence = ("" if ours else "inductor failed: ") + str(reason).strip().splitlines()[0]
+    explained = isinstance(reason, toolchain.CompilerError | private.UnavailableError)
+    sentence = ("" if explained else "inductor failed: ") + str(reason).strip().splitlines()[0]
     slower = "eager execution, many times slower" if engine == "eager" else f"the engine {engine}"
     warnings.warn(f"{sentence}; falling back to {slower}", stacklevel=1)

@@ -1,8 +1,7 @@
 """Trace a pure function with `make_fx` and compile the graph with inductor.
 
-`torch.compile` would do the same after tracing the bytecode. Pure functions of fixed shapes need no more, and nothing
-has to be checked before every call: the guards and the wrapper of `torch.compile` cost 300 us a training iteration,
-twice the work of one seed.
+`torch.compile` traces bytecode first and checks guards before every call. Pure functions of fixed shapes need neither:
+the guards and the wrapper of `torch.compile` cost 300 us a training iteration, twice the work of one seed.
 """
 
 import contextlib
@@ -20,23 +19,23 @@ from fdqn.compile.signature import tensors
 
 
 class TensorSlot(int):
-    """The number of a tensor among a graph's inputs and then its outputs."""
+    """Index of a tensor in the list of a graph's inputs followed by its outputs."""
 
 
 class Graph(NamedTuple):
     """A compiled function of tensors."""
 
     run: Callable[..., Any]
-    """Tensors in, those tensors out that are not simply handed through."""
+    """Takes the input tensors and returns the output tensors that are not inputs."""
     result: Any = None
-    """What the function returned, with a TensorSlot for each tensor."""
+    """Return value of the traced function, with a TensorSlot in place of each tensor."""
 
 
 def compile_graph(f: Callable[..., Any], args: Any) -> Graph:
     """Trace `f` for `args` and compile it with inductor.
 
-    `torch._inductor.compile` takes a graph without guards: 205 instead of 493 us an iteration at one seed. Without it,
-    or without `make_fx`, UnavailableError: the engine `torch.compile` is next.
+    `torch._inductor.compile` takes a graph without guards: 205 instead of 493 us an iteration at one seed. Raises
+    UnavailableError if it or `make_fx` is missing.
     """
     compile = private.lookup("torch._inductor.compile")
     traced, result = trace(f, args)
@@ -48,10 +47,10 @@ def compile_graph(f: Callable[..., Any], args: Any) -> Graph:
 
 
 def trace(f: Callable[..., Any], args: Any) -> tuple[torch.fx.GraphModule, Any]:
-    """Trace `f` on stand-ins for the tensors of `args`, from tensors to those that are new; and what it returned.
+    """Trace `f` with fake tensors; return the graph and the return value of `f`, as in `Graph`.
 
-    `make_fx` sees through vmap and grad at the level of operators, and takes a tenth of the time of tracing bytecode
-    (0.4 s for a training iteration). Without it, UnavailableError.
+    `make_fx` traces through vmap and grad at the level of operators, in a tenth of the time of tracing bytecode (0.4 s
+    for a training iteration). Raises UnavailableError if it is missing.
     """
     inputs, result = tensors(args), None
     make_fx = private.lookup("torch.fx.experimental.proxy_tensor.make_fx")
@@ -79,10 +78,10 @@ def trace(f: Callable[..., Any], args: Any) -> tuple[torch.fx.GraphModule, Any]:
 
 
 def own_memory(graph: torch.fx.Graph) -> None:
-    """Insert a contiguous copy of each tensor that is written to and whose elements share memory.
+    """Insert a contiguous copy of each written tensor whose elements share memory.
 
-    Under vmap, the zeros that a gradient is accumulated into are one tensor expanded over the lanes. Inductor of torch
-    2.13 and older writes into it in place, so that every lane reads the sum over all lanes (pytorch issues 188084 and
+    Under vmap, the zeros that a gradient is accumulated into are one tensor, expanded over the lanes. Inductor of torch
+    2.13 and older writes into it in place, and every lane gets the sum over all lanes (pytorch issues 188084 and
     183986, fixed in 2.14.1).
     """
     for node in list(graph.nodes):
@@ -95,9 +94,9 @@ def own_memory(graph: torch.fx.Graph) -> None:
 
 
 FIXED_IN = "2.14.1"
-"""The version of torch that needs no `own_memory`."""
+"""First version of torch that does not need `own_memory`."""
 
-# Operators whose result is their first argument with some elements replaced: inductor may compute it in place.
+# Operators that return their first argument with some elements replaced; inductor may compute them in place.
 _WRITES = frozenset(
     getattr(torch.ops.aten, name)
     for name in (
@@ -110,15 +109,15 @@ _WRITES = frozenset(
 
 
 def options(inputs: list[Tensor], others: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Inductor's settings and `others`, as far as this version knows them.
+    """Return the settings for inductor, together with `others`, that exist in this version of torch.
 
-    What decides between kernels by timing them stays off, so that a run can be repeated. Without
-    `torch._inductor.list_options`, which says what this version knows, UnavailableError.
+    Autotuning, which selects kernels by timing them, stays off, so that runs are reproducible. Raises UnavailableError
+    if `torch._inductor.list_options`, which lists the settings, is missing.
     """
     wanted: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False, "triton.cudagraphs": False}
     wanted |= {"deterministic": True, "triton.autotune_pointwise": False}
     if not any(x.is_cuda for x in inputs):
-        # Whether the compiler knows what the processor can is tried with ten small programs, seven seconds; it does.
+        # vec_isa_ok skips inductor's test of the vector instructions: ten small programs, seven seconds to compile.
         wanted |= {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads(), "cpp.vec_isa_ok": True}
     known = private.lookup("torch._inductor.list_options")()
     return {name: value for name, value in (wanted | (others or {})).items() if name in known}
@@ -126,7 +125,7 @@ def options(inputs: list[Tensor], others: dict[str, Any] | None = None) -> dict[
 
 @contextlib.contextmanager
 def without_tf32_warning() -> Iterator[None]:
-    """Silence inductor's advice to allow TF32: the precision is the user's choice, made with `allow_tf32`."""
+    """Suppress inductor's advice to allow TF32, which is the user's choice (`allow_tf32`)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
         yield

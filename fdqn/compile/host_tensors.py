@@ -1,4 +1,4 @@
-"""Find tensors on the host in a graph for another device."""
+"""Find CPU tensors in a graph for another device."""
 
 import contextlib
 import os
@@ -15,11 +15,10 @@ from fdqn.compile.signature import tensors
 
 
 def check_on_device(traced: torch.fx.GraphModule, args: Any, again: Callable[[], Any]) -> None:
-    """Raise ValueError where a graph for a device holds a tensor on the CPU, or a copy from it or to it.
+    """Raise ValueError if a graph for another device contains a CPU tensor or a copy from or to the CPU.
 
-    `again` traces the graph once more, to find the line of code.
-
-    A CUDA graph cannot capture such a copy, and uncaptured it would make the host wait at every step.
+    A CUDA graph cannot capture such a copy, and without capture it would synchronize the host at every step. `again`
+    traces the graph once more, to find the line of code for the message.
     """
     away = [x.device for x in tensors(args) if x.device.type != "cpu"]
     for node in traced.graph.nodes if away else ():
@@ -33,9 +32,9 @@ def check_on_device(traced: torch.fx.GraphModule, args: Any, again: Callable[[],
 
 
 def _on_host(node: torch.fx.Node) -> Tensor | None:
-    """The tensor of a node that is on the CPU or copied from it or to it, if any.
+    """Return the tensor of a node that is on the CPU or copied from or to it, else None.
 
-    A number [] on the CPU is none: kernels take it by value.
+    A scalar tensor [] on the CPU does not count, since kernels take it by value.
     """
     if node.op == "output":
         return None
@@ -53,14 +52,14 @@ def _is_copy(node: torch.fx.Node) -> bool:
 
 
 def _source_line(trace: Callable[[], Any]) -> str:
-    """Return the line of code at which a tensor on the CPU first appears, in words; nothing where none is seen."""
+    """Describe the line of code at which a CPU tensor first appears; an empty string if none is found."""
     with contextlib.suppress(Exception), (seen := _HostTensors()):
         trace()
     return seen.line
 
 
 class _HostTensors(TorchFunctionMode):
-    """Notes the first call of a torch function that takes or returns a tensor on the CPU with axes."""
+    """Records the first call of a torch function that takes or returns a CPU tensor with at least one axis."""
 
     line = ""
 

@@ -1,4 +1,4 @@
-"""One thread traces and compiles at a time."""
+"""A lock that lets one thread at a time trace and compile."""
 
 import contextlib
 import threading
@@ -9,24 +9,24 @@ import torch
 
 from fdqn.compile import toolchain
 
-# Tracing and compiling replace functions and settings of the whole process, so one thread does it at a time.
+# Tracing and compiling patch functions and settings of the whole process.
 LOCK = threading.RLock()
 
-# How deep this thread is in `compiling`.
+# Nesting depth of `compiling` on this thread.
 _depth = threading.local()
 
 
 def is_compiling() -> bool:
-    """Return True while this thread compiles a step function; the state that it is for is not written then."""
+    """Return True while this thread compiles a step function. No state is written during that time."""
     return getattr(_depth, "value", 0) > 0
 
 
 @contextlib.contextmanager
 def compiling(writes: bool = False) -> Iterator[None]:
-    """Let only this thread trace and compile, record no gradients, hide torch's warnings about itself, and end the
-    compilers that were started if there is an interrupt.
+    """Hold the lock, record no gradients, ignore torch's FutureWarnings, and stop started compilers on an interrupt.
 
-    With `writes` the compiled function is also called inside: `is_compiling` stays False, so that nobody interrupts it.
+    Pass `writes=True` if the compiled function is also called inside, which must not be interrupted: `is_compiling`
+    then stays False.
     """
     with (
         LOCK,

@@ -1,4 +1,4 @@
-"""Access to names of torch that are not public and may be missing, or mean something else, in another version."""
+"""Access to private names of torch, which may be missing or changed in another version."""
 
 import contextlib
 import importlib
@@ -9,7 +9,7 @@ import torch
 
 
 class UnavailableError(RuntimeError):
-    """An engine cannot be used here: this version of torch lacks something, or the device is not one it supports."""
+    """An engine cannot be used: this version of torch lacks a function, or the device is not supported."""
 
 
 def lookup(name: str) -> Any:
@@ -28,7 +28,7 @@ def lookup(name: str) -> Any:
 
 @contextlib.contextmanager
 def calling(name: str) -> Iterator[None]:
-    """Raise UnavailableError where the call of a private function inside fails because its parameters have changed."""
+    """Raise UnavailableError if a call inside the block fails because the parameters of a private function changed."""
     try:
         yield
     except TypeError as error:

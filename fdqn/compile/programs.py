@@ -1,4 +1,4 @@
-"""The step functions of a program on an engine."""
+"""Compile the step functions of a program."""
 
 import functools
 from collections.abc import Callable
@@ -14,16 +14,23 @@ from fdqn.compile.cpu_groups import ThreadPartition
 from fdqn.training import evaluate, host
 from fdqn.types import Env, Network
 
-# Most steps plus updates of a training iteration compiled as one graph; beyond, one step and one update are compiled.
+# A training iteration with at most this many steps plus updates is compiled as one graph. For a longer one, one step
+# and one update are compiled.
 UNROLLED = 16
 
 
 def compiled(program: training.Program, check_compile: bool = True, engine: str = "auto") -> training.Functions:
-    """Return the step functions over lanes, which write over their state; all but `sync` run on an engine.
+    """Return the compiled step functions of a program, vmapped over seeds. They update their state in place.
 
-    On a CPU call `prepare_cpu` first, on CUDA `prepare_cuda`. Unless `check_compile` is False, the first training
-    iteration is compared with the same one run eagerly: it raises `verify.MismatchError` where they differ. With the
-    engine `eager` they are `training.vmapped`. Raises ValueError for an engine that is not in `ENGINES`.
+    Call `prepare_cpu` or `prepare_cuda` first. The engine `eager` returns `training.vmapped(program)`.
+
+    Args:
+        program: Program to compile.
+        check_compile: Compare the first training iteration with eager execution; it raises `verify.MismatchError` if
+            they differ.
+        engine: One of `ENGINES`, or `auto` for the default of the device.
+
+    Raises ValueError for an unknown engine.
     """
     check.kind("program", program, training.Program)
     if engine == "eager":
@@ -35,22 +42,22 @@ def compiled(program: training.Program, check_compile: bool = True, engine: str 
     fast = scan(cycle)
     return training.Functions(
         noise=_noise(program, engine),
-        collect=scan(collect, soon=cycle),
+        collect=scan(collect, precompile=cycle),
         cycle=verify.with_comparison(fast, cycle) if check_compile else fast,
         sync=_sync,
     )
 
 
 def _is_long(program: training.Program) -> bool:
-    """Return True if a training iteration has too many steps and updates for one graph: each adds to compile time."""
+    """Return True if a training iteration has too many steps and updates for one graph; each adds compile time."""
     return program.config.steps_per_cycle + program.config.updates_per_cycle > UNROLLED
 
 
 def _looped(program: training.Program, check_compile: bool, engine: str) -> training.Functions:
-    """`compiled` for long cycles: one compiled step and one compiled update, repeated by a loop on the host."""
+    """Return `compiled` for long training iterations: one compiled step and one compiled update, each in a scan."""
     step, update = partial(training.interact, program), partial(training.update, program)
     scan = partial(engines.scan_vmapped, partition=_partition(program), engine=engine)
-    interact = scan(step, soon=update, soon_xs=lambda xs: training.example_update(program, len(xs.act)))
+    interact = scan(step, precompile=update, precompile_xs=lambda xs: training.example_update(program, len(xs.act)))
     learn = scan(update)
     if check_compile:
         interact, learn = verify.with_comparison(interact, step), verify.with_comparison(learn, update)
@@ -67,10 +74,10 @@ def _looped(program: training.Program, check_compile: bool, engine: str) -> trai
 
 
 def compiled_parts(program: training.Program, check_compile: bool = True, engine: str = "auto") -> host.Parts:
-    """Return the parts of a training iteration with host environments, as `compiled`; the first updates are compared.
+    """Return the compiled parts of a training iteration with host environments.
 
-    What is little work is done by one thread, for all lanes; learning that is little leaves one thread to the host
-    environments.
+    Arguments and errors are those of `compiled`; only the updates are compared with eager execution. All parts but
+    `learn` run on one thread. If an update is small, `learn` leaves one thread to the host environments.
     """
     if engine == "eager":
         return host.vmapped(program)
@@ -84,27 +91,27 @@ def compiled_parts(program: training.Program, check_compile: bool = True, engine
         choose=scan(partial(host.choose, program)),
         store=scan(partial(host.store, program)),
         finish=scan(partial(host.finish, program)),
-        learn=_learn_beside(program, check_compile, engine),
+        learn=_learn_async(program, check_compile, engine),
         sync=_sync,
     )
 
 
-def _learn_beside(
+def _learn_async(
     program: training.Program, check_compile: bool, engine: str
 ) -> Callable[[training.TrainState, training.Noise], Callable[[], training.TrainState]]:
-    """Make a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
+    """Return a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
     compare = verify.comparison(partial(training.learn, program))
     is_long = _is_long(program)
     step = partial(training.update if is_long else training.learn, program)
-    start = engines.scan_vmapped_async(step, _partition(program, beside=True), engine)
+    start = engines.scan_vmapped_async(step, _partition(program, spare_thread=True), engine)
 
     def started(state: training.TrainState, noise: training.Noise) -> Callable[[], training.TrainState]:
-        expected = compare.begin(state, noise) if check_compile else None
+        expected = compare.start(state, noise) if check_compile else None
         wait = start(state, training.updates(tree.index(noise, 0)) if is_long else noise)
 
         def finished() -> training.TrainState:
             learned = wait()
-            compare.end(expected, learned)
+            compare.finish(expected, learned)
             return learned
 
         return finished
@@ -113,27 +120,30 @@ def _learn_beside(
 
 
 def player(env: Env, network: Network, epsilon: float = 0.0, engine: str = "auto") -> evaluate.Play:
-    """Return `evaluate.play` over lanes as one graph, compiled when it is first called."""
+    """Return `evaluate.play`, vmapped over seeds and compiled into one graph at its first call."""
     return engines.compile_or_eager(vmap(partial(evaluate.play, env, network, epsilon)), engine)
 
 
 def partition(program: training.Program, lanes: int, threads: int) -> ThreadPartition:
-    """Return how threads share the lanes of a program with the engine `aot`.
+    """Return the partition of lanes and threads that the engine `aot` uses for a program.
 
-    Raises ValueError for less than one lane or thread.
+    Raises ValueError for fewer than one lane or thread.
     """
     return cpu_groups.partition(_weights(program), program.config.batch_size, lanes, threads)
 
 
-def _partition(program: training.Program, beside: bool = False) -> Callable[[int], ThreadPartition]:
-    """`partition` by the number of lanes; `beside` others' work, one thread less where the work is little."""
+def _partition(program: training.Program, spare_thread: bool = False) -> Callable[[int], ThreadPartition]:
+    """Return `partition` as a function of the number of lanes.
+
+    With `spare_thread`, small work gets one thread less.
+    """
     known = functools.cache(partial(partition, program))
 
     def chosen(count: int) -> ThreadPartition:
         threads = torch.get_num_threads()
         fewer = known(count, max(1, threads - 1))
-        is_little = cpu_groups.is_little(_weights(program), program.config.batch_size, fewer.lanes)
-        return fewer if beside and is_little else known(count, threads)
+        is_small = cpu_groups.is_small(_weights(program), program.config.batch_size, fewer.lanes)
+        return fewer if spare_thread and is_small else known(count, threads)
 
     return chosen
 
@@ -150,7 +160,7 @@ def _noise(program: training.Program, engine: str) -> Callable[[Tensor, int, int
     def noise(keys: Tensor, first_cycle: int, cycles: int) -> training.Noise:
         if _compiles_keys(keys):
             return draw_numbered(keys, training.cycle_numbers(keys, first_cycle, cycles))
-        # The few keys are made outside: a compiler takes four seconds for each of these ciphers.
+        # Keys are few and are derived outside of the graph: each cipher would add four seconds of compile time.
         with cpu_groups.sharing(1):
             return draw(training.cycle_keys(keys, first_cycle, cycles))
 
@@ -158,12 +168,12 @@ def _noise(program: training.Program, engine: str) -> Callable[[Tensor, int, int
 
 
 def _compiles_keys(keys: Tensor) -> bool:
-    """Compile the ciphers of keys too: on CUDA they are 309 launches a draw."""
+    """Return True on CUDA, where deriving the keys outside of the graph would be 309 kernel launches a draw."""
     return keys.is_cuda
 
 
 def _sync(state: training.TrainState) -> training.TrainState:
-    # One call for all leaves: there is nothing to fuse, so a graph would only take its time to compile.
+    # Not compiled, since there is nothing to fuse in a copy.
     learner = state.learner
     with cpu_groups.sharing(1):
         _copy(tree.leaves(learner.target_params), tree.leaves(learner.params))
@@ -171,7 +181,7 @@ def _sync(state: training.TrainState) -> training.TrainState:
 
 
 def _copy(to: list[Tensor], given: list[Tensor]) -> None:
-    """Copy tensors in one call, as `torch._foreach_copy_` does: on CUDA in one launch; without it, one by one."""
+    """Copy tensors with `torch._foreach_copy_`, one launch on CUDA, or one by one if torch does not have it."""
     if hasattr(torch, "_foreach_copy_"):
         torch._foreach_copy_(to, given)
     else:

@@ -1,4 +1,4 @@
-"""Make something once for each kind of arguments."""
+"""Caches by the signature of arguments."""
 
 from collections.abc import Callable
 from operator import is_
@@ -15,16 +15,16 @@ T = TypeVar("T")
 
 
 def once_per_signature(make: Callable[..., T], f: Callable[..., Any]) -> Callable[..., T]:
-    """Return `make(f, args)` for the first arguments of each signature.
+    """Return a function that calls `make(f, args)` once per signature of its arguments and caches the result.
 
-    A signature is the structure of arguments, the shapes, strides, dtypes and devices of tensors, which of them share
-    memory, other arguments, and the number of threads.
+    A signature contains the structure of the arguments, the shapes, strides, dtypes and devices of tensors, which of
+    them share memory, the values of other arguments, and the number of threads.
     """
     known: dict[Any, T] = {}
 
     def made(*args: Any) -> T:
         leaves = tree.leaves(args)
-        # Which arguments are one tensor, or share memory, is part of what is compiled.
+        # The compiled code depends on which arguments share memory.
         owners: dict[int, int] = {}
         shared = (owners.setdefault(storage(x), i) for i, x in enumerate(tensors(args)))
         signature = (torch.get_num_threads(), tree.structure(args), *map(kind, leaves), *shared)
@@ -38,14 +38,14 @@ def once_per_signature(make: Callable[..., T], f: Callable[..., Any]) -> Callabl
 
 
 Run = Callable[[Any, list[Tensor]], Any]
-"""`run(xs, leaves of xs)`: steps of one state that is fixed."""
+"""`run(xs, leaves of xs)` runs steps on a state that is bound."""
 
 
 def once_per_state(make: Callable[[Any, Any], Run]) -> Callable[[Any, Any], Any]:
-    """Call `make(state, xs)(xs, leaves)`. `make` is called again only for a state that differs from the last one in any
-    leaf, or xs of another kind.
+    """Return a function that calls `make(state, xs)(xs, leaves of xs)` and reuses the result of `make` while the state
+    has the same leaves and `xs` the same structure, shapes and dtypes.
 
-    A signature costs half of a small network's training iteration; this costs a twentieth.
+    This check costs a twentieth of a small network's training iteration; a full signature would cost half of it.
     """
     recent: tuple[Any, list[Tensor], Any, Run] | None = None
 
@@ -53,7 +53,7 @@ def once_per_state(make: Callable[[Any, Any], Run]) -> Callable[[Any, Any], Any]
         nonlocal recent
         leaves, each = tree.leaves(state), tree.leaves(xs)
         check.length("xs", xs)
-        # A tensor's memory may be exchanged behind its back.
+        # `set_` or `.data` may have replaced the memory of a tensor.
         kinds = [tree.structure(xs), *(kind(x[0]) for x in each), *(x.data_ptr() for x in leaves)]
         last = recent  # another thread may replace it at any time
         if last is None or state is not last[0] or kinds != last[2] or not all(map(is_, leaves, last[1])):
@@ -64,12 +64,12 @@ def once_per_state(make: Callable[[Any, Any], Run]) -> Callable[[Any, Any], Any]
 
 
 def kind(leaf: Any) -> Any:
-    """Return what of an argument is part of a signature."""
+    """Return the entry of an argument in a signature."""
     if isinstance(leaf, Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     return type(leaf), repr(leaf)  # 1, 1.0 and True are equal and not the same constant
 
 
 def tensors(args: Any) -> list[Tensor]:
-    """The leaves that are tensors."""
+    """Return the leaves that are tensors."""
     return [leaf for leaf in tree.leaves(args) if isinstance(leaf, Tensor)]

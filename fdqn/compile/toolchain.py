@@ -1,4 +1,4 @@
-"""The C++ compiler that inductor runs: paths that need quoting, and failures as one sentence."""
+"""The C++ compiler that inductor runs: quoting of paths, and one-line messages for its failures."""
 
 import contextlib
 import getpass
@@ -26,15 +26,15 @@ class CompilerError(RuntimeError):
 
 
 class CompilerInterrupted(RuntimeError):
-    """The C++ compiler was stopped from outside, as by Ctrl-C, which reaches all processes of a terminal."""
+    """The C++ compiler was stopped by a signal, such as Ctrl-C, which reaches all processes of a terminal."""
 
 
 @contextlib.contextmanager
 def compiler_guard() -> Iterator[None]:
-    """Around code that runs the C++ compiler: paths may hold spaces.
+    """Guard code that runs the C++ compiler, and allow paths with spaces.
 
-    Raises CompilerError where the compiler is missing or fails, and CompilerInterrupted where it was stopped. An
-    interrupt of this process ends the compilers that it has started.
+    Raises CompilerError if the compiler is missing or fails, and CompilerInterrupted if it was stopped. On a
+    KeyboardInterrupt the compilers that were started inside the block are stopped.
     """
     before = _descendants()
     with _quoted_paths():
@@ -50,19 +50,19 @@ def compiler_guard() -> Iterator[None]:
 
 
 def find_compiler_error(error: BaseException) -> RuntimeError | None:
-    """The error of the C++ compiler if that is what failed, however deep it is nested; else None."""
+    """Return the C++ compiler's error among the causes of `error`, however deep, else None."""
     return next(filter(None, map(_failure, reversed([*_causes(error)]))), None)
 
 
 def compiler_error(reason: str) -> CompilerError:
-    """The error of a compiler, named with what is wrong with it."""
+    """Make the error for a compiler that does not work."""
     return CompilerError(
         f"compiler: expected a working C++ compiler, got {reason}; set CXX to another compiler, or use --no-compile"
     )
 
 
 def run(command: list[str]) -> None:
-    """Run a compiler. Raises CompilerError where it is missing or fails, CompilerInterrupted where it was stopped."""
+    """Run a compiler. Raises CompilerError if it is missing or fails, CompilerInterrupted if it was stopped."""
     try:
         subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -70,11 +70,11 @@ def run(command: list[str]) -> None:
 
 
 background: dict[Path, subprocess.Popen[bytes]] = {}
-"""Processes that build libraries, by the path of the library."""
+"""Background processes that build libraries, by the path of the library."""
 
 
 def end(builder: subprocess.Popen[bytes]) -> None:
-    """End a process that builds a library, and the compilers that it has started."""
+    """Kill a background process that builds a library, together with the compilers that it has started."""
     if builder.poll() is None:
         with contextlib.suppress(OSError):
             os.killpg(builder.pid, signal.SIGKILL)
@@ -82,15 +82,15 @@ def end(builder: subprocess.Popen[bytes]) -> None:
 
 
 def end_background() -> None:
-    """End all processes that build libraries."""
+    """Kill all background processes that build libraries."""
     while background:
         end(background.popitem()[1])
 
 
 def cache_dir() -> Path:
-    """Return inductor's folder of compiled code, beside which libraries are kept.
+    """Return inductor's cache folder, which also holds the libraries of `aot`.
 
-    `cache_dir` of inductor knows it. Without that function it is the folder that torch 2.13 takes.
+    Falls back to the default of torch 2.13 if inductor's `cache_dir` is missing.
     """
     try:
         return Path(private.lookup("torch._inductor.runtime.cache_dir_utils.cache_dir")())
@@ -100,10 +100,10 @@ def cache_dir() -> Path:
 
 
 def is_failure(error: Exception) -> bool:
-    """Return True for an exception after which another engine may work: of the C++ compiler, inductor or Dynamo, or for
-    want of a private function.
+    """Return True for an error after which another engine may work: one of the C++ compiler, inductor or Dynamo, or an
+    UnavailableError.
 
-    They are raised before anything is written to a state.
+    These are raised before anything is written to a state.
     """
     if isinstance(error, CompilerError | private.UnavailableError):
         return True
@@ -111,7 +111,7 @@ def is_failure(error: Exception) -> bool:
 
 
 class _Missing(Exception):
-    """In the place of an exception that this version of torch does not have: nobody raises it."""
+    """Placeholder for an exception class that this version of torch does not have. Never raised."""
 
 
 def _exception(name: str) -> Any:
@@ -122,7 +122,7 @@ def _exception(name: str) -> Any:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from or in place of."""
+    """Yield the error and, breadth first, its causes and contexts."""
     todo, seen = [error], set[int]()
     while todo:
         error = todo.pop(0)
@@ -134,7 +134,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _failure(error: Any) -> RuntimeError | None:
-    """The error of the C++ compiler if `error` itself is one of a compiler."""
+    """Convert `error` to a CompilerError or CompilerInterrupted if it comes from the C++ compiler, else return None."""
     compiler = os.environ.get("CXX", "g++")
     if isinstance(error, CompilerError | CompilerInterrupted):
         return error
@@ -150,14 +150,14 @@ def _failure(error: Any) -> RuntimeError | None:
 
 
 def _ended(compiler: str, output: str | bytes, ended: BaseException | None) -> RuntimeError:
-    """The error of a compiler that ran and printed `output`."""
+    """Make the error for a compiler that ran and printed `output`."""
     if getattr(ended, "returncode", None) in _INTERRUPTS:
         return CompilerInterrupted(f"compiler: {compiler} was interrupted")
     return compiler_error(f"{compiler}, which says: {_first_error(output, ended)}")
 
 
 def _first_error(output: str | bytes, ended: BaseException | None = None) -> str:
-    """The first line of a compiler's output that is an error; without one its first line, or how it ended."""
+    """Return the first line with an error in a compiler's output, else its first line, else its exit status."""
     text = output.decode(errors="replace") if isinstance(output, bytes) else output
     lines = [re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line).strip() for line in text.splitlines()]
     lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines if line]
@@ -172,14 +172,14 @@ def _first_error(output: str | bytes, ended: BaseException | None = None) -> str
 
 @contextlib.contextmanager
 def _quoted_paths() -> Iterator[None]:
-    """Inductor joins its command line from paths, of which it quotes some, and splits it as a shell would (2.13)."""
+    """Quote paths in inductor's command line, which it assembles as a string and splits like a shell (2.13)."""
     if not (roots := _roots()):
         yield
         return
     try:
         builder: Any = private.lookup("torch._inductor.cpp_builder.CppBuilder")
         original = private.lookup("torch._inductor.cpp_builder.CppBuilder.get_command_line")
-    except private.UnavailableError:  # paths with spaces then fail to compile, and the steps run without a compiler
+    except private.UnavailableError:  # paths with spaces then fail to compile, and the engine falls back to eager
         yield
         return
     builder.get_command_line = lambda self: quoted(original(self), roots)
@@ -190,9 +190,9 @@ def _quoted_paths() -> Iterator[None]:
 
 
 def quoted(command: str, roots: list[str]) -> str:
-    """The command line with backslashes before what a shell would split or drop in these paths.
+    """Escape in a command line the characters of the paths `roots` that a shell would interpret.
 
-    A path that begins after an apostrophe is quoted already.
+    A path after an apostrophe is already quoted.
     """
     for root in roots:
         command = re.sub(f"(?<!'){re.escape(root)}", lambda found: _escaped(found[0]), command)
@@ -200,7 +200,7 @@ def quoted(command: str, roots: list[str]) -> str:
 
 
 def _roots() -> list[str]:
-    """Folders whose paths a shell would split and from which the command line takes paths, the longest first."""
+    """Return the folders on the command line whose paths need escaping, longest first."""
     folders = {str(cache_dir()), tempfile.gettempdir(), os.environ.get("CXX", ""), str(Path(torch.__file__).parent)}
     folders |= {*sysconfig.get_paths().values(), sysconfig.get_config_var("LIBDIR") or ""}
     return sorted((folder for folder in folders if _escaped(folder) != folder), key=len, reverse=True)
@@ -211,8 +211,8 @@ def _escaped(path: str) -> str:
 
 
 def _end_compilers(before: set[int]) -> None:
-    """End the processes that were started since `before`, but for Python's, which torch keeps as a pool of its own."""
-    for number, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 0.5)):  # at the first, g++ removes half a library
+    """Stop the processes started since `before`, except Python processes, which are torch's worker pool."""
+    for number, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 0.5)):  # on SIGTERM, g++ removes its partial output
         until = time.monotonic() + seconds
         running = [pid for pid in _descendants() - before if not _is_python(pid)]
         for pid in running:
@@ -223,7 +223,7 @@ def _end_compilers(before: set[int]) -> None:
 
 
 def _descendants() -> set[int]:
-    """The processes that this one started, and those that they started in turn; none where there is no /proc."""
+    """Return the ids of this process's children and their descendants; an empty set without /proc."""
     children, found, todo = defaultdict[int, list[int]](list), set[int](), [os.getpid()]
     for file in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

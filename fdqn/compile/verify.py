@@ -1,7 +1,7 @@
-"""Comparing compiled steps with the same steps run operation by operation, once at the start of a run.
+"""Compare compiled steps with eager execution, once at the start of a run.
 
-A compiler may be wrong about a program that nobody has compiled before: inductor of torch 2.13 multiplied some
-gradients by the number of lanes. One step of two lanes shows it and takes a tenth of a second.
+A compiler may miscompile a new program: inductor of torch 2.13 multiplied some gradients by the number of lanes. One
+step of two lanes detects that and takes a tenth of a second.
 """
 
 import warnings
@@ -17,37 +17,37 @@ from fdqn import tree
 State = TypeVar("State")
 
 LANES = 2
-"""Lanes that are compared."""
+"""Number of lanes that are compared."""
 
 ATTEMPTS = 2
-"""Steps in a row that must differ. One may differ by chance: a tie between two actions that rounding breaks."""
+"""Consecutive steps that must differ. A single one may differ by chance, if rounding breaks a tie between actions."""
 
 MAX_BYTES = 2**30
-"""Bytes of the compared lanes above which nothing is compared, since one step copies them."""
+"""Largest size of the compared lanes, which are copied. Above it nothing is compared."""
 
 TOLERANCE = 1e-3
-"""Relative difference, by the root mean square of a leaf, that rounding in float32 stays far below."""
+"""Largest relative difference of a leaf's root mean square. Rounding in float32 stays far below it."""
 
 
 class MismatchError(ValueError):
-    """A compiled step does not compute what the same step computes uncompiled."""
+    """A compiled step and the same step in eager execution give different results."""
 
 
 class Comparison(NamedTuple):
-    """The comparison of one step: `begin` before the compiled step, which writes over its state, then `end`."""
+    """The comparison of one step: call `start` before the compiled step, which overwrites its state, then `finish`."""
 
-    begin: Callable[[Any, Any], Any]
-    """`begin(state [S, ...], xs [n, S, ...]) -> expected`, of the first x; None where nothing is compared any more."""
-    end: Callable[[Any, Any], None]
-    """`end(expected, state)` raises MismatchError, naming the leaf, if this step and the one before it differ."""
+    start: Callable[[Any, Any], Any]
+    """`start(state [S, ...], xs [n, S, ...]) -> expected` for the first x; None once the comparison is over."""
+    finish: Callable[[Any, Any], None]
+    """`finish(expected, state)` raises MismatchError, naming the leaf, if this step and the previous one differ."""
 
 
 def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
-    """Compare the first steps with `step(state, x) -> state`, a function of one lane, until one agrees."""
+    """Compare compiled steps with `step(state, x) -> state`, a function of one lane, until one agrees."""
     differing: list[str] = []
-    over = False  # asked at every call, so that a run pays nothing once it is settled
+    over = False  # later calls return at once
 
-    def begin(state: Any, xs: Any) -> Any:
+    def start(state: Any, xs: Any) -> Any:
         nonlocal over
         if over:
             return None
@@ -64,7 +64,7 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
         with torch.no_grad():
             return vmap(step)(compared, tree.index(xs, (0, few)))
 
-    def end(expected: Any, state: Any) -> None:
+    def finish(expected: Any, state: Any) -> None:
         nonlocal over
         if expected is None:
             return
@@ -78,50 +78,52 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
                 "--no-check-compile (check_compile=False)"
             )
 
-    return Comparison(begin, end)
+    return Comparison(start, finish)
 
 
 def with_comparison(
-    fold: Callable[[State, Any], State], step: Callable[[State, Any], State]
+    scan: Callable[[State, Any], State], step: Callable[[State, Any], State]
 ) -> Callable[[State, Any], State]:
-    """`fold(state, xs)`, a compiled step for each x of xs, whose first steps are compared with `step` of one lane.
+    """Return `scan(state, xs)`, a compiled scan, with its first steps compared with `step`, a function of one lane.
 
-    Raises MismatchError as `comparison` does.
+    The returned function raises MismatchError as `comparison` does.
     """
-    begin, end = comparison(step)
+    start, finish = comparison(step)
 
-    def folded(state: State, xs: Any) -> State:
-        expected = begin(state, xs)
+    def compared(state: State, xs: Any) -> State:
+        expected = start(state, xs)
         if expected is None:
-            return fold(state, xs)
-        state = fold(state, tree.index(xs, slice(1)))
-        end(expected, state)
+            return scan(state, xs)
+        state = scan(state, tree.index(xs, slice(1)))
+        finish(expected, state)
         rest = tree.index(xs, slice(1, None))
-        return fold(state, rest) if len(tree.leaves(rest)[0]) else state
+        return scan(state, rest) if len(tree.leaves(rest)[0]) else state
 
-    return folded
+    return compared
 
 
 def differences(expected: Any, got: Any) -> list[str]:
-    """The leaves that differ, by path, with their relative error. Integers and booleans must be equal, other leaves
+    """Return the paths of the leaves that differ, with their relative errors.
 
-        rms(expected - got) <= tolerance * (rms(expected) + 0.1 * the largest rms of the leaves beside it)
+    Integers and booleans must be equal. Floating-point leaves must satisfy
 
-    Leaves beside it are those of the same dict or tuple: a gradient that is 0 but for rounding is compared with theirs.
-    NaN equals NaN.
+        rms(expected - got) <= tolerance * (rms(expected) + 0.1 * largest rms of its siblings)
+
+    Siblings are the leaves of the same dict or tuple; they give a scale to a gradient that is 0 up to rounding. NaN
+    equals NaN.
     """
     paths, leaves, others = tree.paths(expected), tree.leaves(expected), tree.leaves(got)
     sizes = [_rms(torch.where(x.isfinite(), x, 0.0)) if x.is_floating_point() else 0.0 for x in leaves]
-    beside: dict[str, float] = {}
+    siblings: dict[str, float] = {}
     for path, size in zip(paths, sizes, strict=True):
-        beside[_parent(path)] = max(size, beside.get(_parent(path), 0.0))
+        siblings[_parent(path)] = max(size, siblings.get(_parent(path), 0.0))
     found = []
     for path, a, b, size in zip(paths, leaves, others, sizes, strict=True):
         if not a.is_floating_point():
             found += [] if torch.equal(a, b) else [path]
             continue
         error = _rms(torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, a - b))
-        scale = size + 0.1 * beside[_parent(path)]
+        scale = size + 0.1 * siblings[_parent(path)]
         if not error <= _tolerance(a) * scale:
             found.append(f"{path} (relative error {error / scale if scale else error:.2g})")
     return found
@@ -132,12 +134,12 @@ def _rms(x: Tensor) -> float:
 
 
 def _parent(path: str) -> str:
-    """The path of what holds a leaf: `.params` for `.params['0.weight']`, `.metrics` for `.metrics.running`."""
+    """Return the path of a leaf's container: `.params` for `.params['0.weight']`, `.metrics` for `.metrics.running`."""
     return path[: path.rfind("[" if path.endswith("]") else ".")]
 
 
 def _tolerance(x: Tensor) -> float:
-    """Wider where products round more: in half precisions, and with TF32 on a GPU."""
+    """Return TOLERANCE, or more where products round more: in half precision, and with TF32 on a GPU."""
     rounding = torch.finfo(x.dtype).eps
     if x.is_cuda and torch.get_float32_matmul_precision() != "highest":
         rounding = max(rounding, 2.0**-10)

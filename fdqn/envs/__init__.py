@@ -1,4 +1,4 @@
-"""Environments by name: pure ones, one a file, and host environments of Gymnasium and Atari."""
+"""Environments by name: pure ones, one module each, and host environments of Gymnasium and Atari."""
 
 import difflib
 import functools
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
 GYMNASIUM = {"acrobot": "Acrobot-v1", "cartpole": "CartPole-v1", "mountain_car": "MountainCar-v0"}
-"""Environments of Gymnasium with the same dynamics, step by step."""
+"""Environments of Gymnasium with exactly the dynamics of a pure one."""
 
 
 class _Entry(NamedTuple):
@@ -91,7 +91,7 @@ def is_code(name: str) -> bool:
 
 
 def _import_from_here() -> None:
-    """Put the current folder on the import path for good, as `python -m` does: an environment may import in `reset`."""
+    """Put the current folder on the import path, as `python -m` does, and leave it there: `reset` may import too."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.insert(0, here)
 
@@ -103,9 +103,9 @@ def _load(name: str) -> Env | HostEnv:
         found = getattr(importlib.import_module(module), attribute)
         given = found() if callable(found) and not is_env(found) else found
     except (Exception, SystemExit) as error:  # a user's code may raise anything
-        words = " ".join(str(error).split())
+        message = " ".join(str(error).split())
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-        raise ValueError(f"env: expected {name} to give an environment, got {kind}{words}") from error
+        raise ValueError(f"env: expected {name} to give an environment, got {kind}{message}") from error
     if is_env(given):
         return given
     import gymnasium
@@ -139,8 +139,8 @@ def describe(name: str) -> str:
     """Describe a pure environment in one line: task, observation, actions, time limit, equivalent in Gymnasium."""
     entry = _entry(name)
     spec = entry.make().spec
-    twin = f"; as {GYMNASIUM[name]}" if name in GYMNASIUM else ""
-    return f"{entry.task}; obs {list(spec.obs_shape)}, {spec.actions} actions, {spec.time_limit} steps{twin}"
+    same = f"; as {GYMNASIUM[name]}" if name in GYMNASIUM else ""
+    return f"{entry.task}; obs {list(spec.obs_shape)}, {spec.actions} actions, {spec.time_limit} steps{same}"
 
 
 def _entry(name: str) -> _Entry:
@@ -156,7 +156,7 @@ def _entry(name: str) -> _Entry:
 def _suggestions(name: str) -> Iterator[str]:
     """Yield valid names close to an unprefixed or misspelt one, the likeliest first."""
     if registered := _registered(name):
-        yield from (key for key, twin in GYMNASIUM.items() if f"gym:{twin}" == registered)
+        yield from (key for key, same in GYMNASIUM.items() if f"gym:{same}" == registered)
         yield registered
     game = re.fullmatch(r"(?:ALE/|MinAtar/)?(\w+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?", name)
     word = _snake(game[1]) if game else ""

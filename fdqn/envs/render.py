@@ -1,6 +1,6 @@
-"""Pictures of pure environments, drawn from their observations.
+"""Render pure environments from their observations.
 
-An environment with an equivalent in Gymnasium is drawn by that; a board gets one colour for each of its planes.
+An environment with an equivalent in Gymnasium is rendered by the latter; a board has one colour per plane.
 """
 
 import contextlib

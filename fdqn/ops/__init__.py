@@ -1,1 +1,1 @@
-"""Functions of tensors, one equation each: targets, losses, masks, exploration, schedules."""
+"""Functions of tensors, one equation each: TD errors, targets, losses, masks, exploration and schedules."""

@@ -1,7 +1,7 @@
-"""Equations of distributional value learning: returns as probabilities of fixed atoms.
+"""Equations of categorical distributional RL (C51): a return is a distribution over fixed atoms.
 
-The atoms are a support [N], increasing. A distribution over them is [..., N], one of every action [..., A, N].
-Letters and time are those of `losses`. Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
+A support [N] holds the atoms in increasing order. A distribution over them is [..., N]; one per action is [..., A, N].
+Names and time steps are those of `losses`. Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from fdqn.ops import masking
 def project(support: Tensor, probabilities: Tensor, reward: Tensor, discount: Tensor) -> Tensor:
     """Project the distribution of `reward + discount * z` back onto the atoms z of `support`.
 
-    Each shifted atom is clipped to the support, and its probability is divided between its two neighbors in proportion
-    to how near they are. The sum of the probabilities is kept, and so is the mean where nothing is clipped.
+    Each shifted atom is clipped to the support, and its probability is split between its two neighbors by linear
+    interpolation. The sum of the probabilities is preserved, and so is the mean unless an atom is clipped.
 
         sum over j of h_i(clip(reward + discount * z_j)) * p_j,    h_i the triangular kernel around atom i
 
@@ -29,13 +29,13 @@ def project(support: Tensor, probabilities: Tensor, reward: Tensor, discount: Te
     check.floating("probabilities", probabilities)
     shifted = reward.unsqueeze(-1) + discount.unsqueeze(-1) * support
     distance = shifted.clamp(support[0], support[-1]).unsqueeze(-2) - support.unsqueeze(-1)
-    # A sum over all pairs instead of a scatter to two neighbors: it fuses, and its result has one order of addition.
+    # A sum over all pairs instead of a scatter to two neighbors: it fuses, and its order of addition is fixed.
     spacing = torch.where(distance < 0, _before(support).unsqueeze(-1), _after(support).unsqueeze(-1))
     return ((1 - distance.abs() / spacing).clamp_min(0) * probabilities.unsqueeze(-2)).sum(-1)
 
 
 def mean(support: Tensor, probabilities: Tensor) -> Tensor:
-    """The mean of distributions over the atoms of `support`. Shapes: [N] and [..., N]; result [...]."""
+    """Compute the mean of distributions over the atoms of `support`. Shapes: [N] and [..., N]; result [...]."""
     check.shapes("support[N] probabilities[... N]", support, probabilities)
     check.floating("support", support)
     check.floating("probabilities", probabilities)
@@ -43,9 +43,10 @@ def mean(support: Tensor, probabilities: Tensor) -> Tensor:
 
 
 def pick(distributions: Tensor, action: Tensor) -> Tensor:
-    """The distribution, or its logits, of one action. Shapes: [..., A, N] and [...]; result [..., N].
+    """Return the distribution, or the logits, of one action.
 
-    Raises IndexError for an action that does not exist, where `check.within` can see it; elsewhere all numbers are 0.
+    Shapes: distributions [..., A, N]; action [...]; result [..., N]. Raises IndexError for an action out of range if
+    `check.within` can read it; otherwise the result is 0.
     """
     check.shapes("distributions[... A N] action[...]", distributions, action)
     check.integer("action", action)
@@ -57,14 +58,22 @@ def pick(distributions: Tensor, action: Tensor) -> Tensor:
 def q_learning_target(
     support: Tensor, r_t: Tensor, discount_t: Tensor, p_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
 ) -> Tensor:
-    """The distribution that categorical Q-learning regresses to, without gradient.
+    """Compute the target distribution of categorical Q-learning. No gradient flows through it.
 
-        project(p_t[argmax over legal_t of q_t_selector]),    all mass at r_t where nothing is legal
+        target = project(support, p_t[argmax over legal_t of q_t_selector], r_t, discount_t)
 
-    With the means of `p_t` as `q_t_selector` it is that of C51, with those of the online network of double C51.
+    If no action is legal, all probability is at `r_t`.
 
-    Shapes: support [N]; r_t and discount_t [...]; p_t [..., A, N]; q_t_selector and legal_t [..., A]; result [..., N].
-    `rlax.categorical_q_learning`, `rlax.categorical_double_q_learning`
+    Args:
+        support: Atoms, [N].
+        r_t: Reward at t, [...].
+        discount_t: Discount at t, gamma included, [...].
+        p_t: Probabilities of the target network at t, [..., A, N].
+        q_t_selector: Values that select the action, [..., A]: the means of `p_t` for C51, those of the online network
+            for double C51.
+        legal_t: Mask of legal actions at t, bool [..., A].
+
+    Shapes: the result is [..., N]. `rlax.categorical_q_learning`, `rlax.categorical_double_q_learning`.
     """
     check.shapes(
         "support[N] r_t[...] discount_t[...] p_t[... A N] q_t_selector[... A] legal_t[... A]",
@@ -73,16 +82,16 @@ def q_learning_target(
     check.boolean("legal_t", legal_t)
     check.floating("q_t_selector", q_t_selector)
     following, goes_on = pick(p_t, masking.greedy(q_t_selector, legal_t)), legal_t.any(-1)
-    # Where nothing is legal the probabilities do not matter, but they must be some: those of an action may be NaN.
+    # With a discount of 0 any distribution gives the same target, but those of illegal actions may be NaN.
     following = torch.where(goes_on.unsqueeze(-1), following, 1 / following.shape[-1])
     return project(support, following, r_t, torch.where(goes_on, discount_t, 0.0)).detach()
 
 
 def atoms(support: Tensor | Sequence[float]) -> Tensor:
-    """The atoms [N] of a support that is given as the tensor itself or as `(low, high, N)`, evenly spaced.
+    """Return the atoms [N] of a support: a tensor, or evenly spaced ones for `(low, high, N)`.
 
-    Raises TypeError unless they are floating-point numbers, and ValueError for fewer than two, for numbers that are not
-    finite, and for atoms that do not increase.
+    Raises TypeError unless the atoms are floating-point numbers, and ValueError unless there are at least two and they
+    are finite and increasing.
     """
     if not isinstance(support, Tensor):
         support = _evenly_spaced(support)
@@ -108,7 +117,7 @@ def _evenly_spaced(support: Sequence[float]) -> Tensor:
 
 
 def _before(support: Tensor) -> Tensor:
-    """The distance of each atom from the one before; 1 at the first, where nothing is nearer than the support."""
+    """Return the distance of each atom from the previous one; 1 for the first, where it is never used."""
     return torch.cat([torch.ones_like(support[:1]), support.diff()])
 
 

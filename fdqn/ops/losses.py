@@ -1,10 +1,11 @@
-"""Loss functions: TD errors, elementwise losses and the losses of a classifier.
+"""Loss functions: elementwise losses of TD errors, and the losses of a classifier.
 
-All functions are elementwise and return no reduction; the caller takes `.mean()` or `.sum()`.
+No function reduces over the batch; the caller takes `.mean()` or `.sum()`.
 
-Names carry their time step, as in rlax: `q_tm1` are the values at the observation that was acted on, `a_tm1` is the
-action, `r_t` and `discount_t` followed it, and `q_t` are the values at the next observation. `discount_t` is gamma
-times the transition's discount, so it is 0 after a terminal step. No gradient flows through the target.
+Names in `fdqn.ops` carry their time step, as in rlax: `q_tm1` are the values at the observation at t-1, `a_tm1` is the
+action taken there, `r_t` and `discount_t` are the reward and discount that follow, and `q_t` are the values at the next
+observation. `discount_t` is gamma times the transition's discount, so it is 0 after a terminal step. No gradient flows
+through a target.
 """
 
 import torch
@@ -95,18 +96,18 @@ def one_hot(labels: Tensor, classes: int, dtype: torch.dtype = torch.float32) ->
     return (labels.long().unsqueeze(-1) == torch.arange(classes, device=labels.device)).to(dtype)
 
 
-def smoothed(probabilities: Tensor, share: Scalar) -> Tensor:
-    """Smooth the labels: distribute the fraction `share` of the probability evenly over all classes.
+def smoothed(probabilities: Tensor, fraction: Scalar) -> Tensor:
+    """Smooth labels: distribute a fraction of the probability evenly over all classes.
 
-        (1 - share) * probabilities + share / K
+        (1 - fraction) * probabilities + fraction / K
 
-    Shapes: both [..., K]. Raises ValueError for a `share` outside [0, 1]. Szegedy et al. 2016,
+    Shapes: both [..., K]. Raises ValueError for a `fraction` outside [0, 1]. Szegedy et al. 2016,
     https://arxiv.org/abs/1512.00567; `label_smoothing` of `torch.nn.functional.cross_entropy`.
     """
     check.shapes("probabilities[... K]", probabilities)
     check.floating("probabilities", probabilities)
-    check.fraction("share", share)
-    return (1 - share) * probabilities + share / probabilities.shape[-1]
+    check.fraction("fraction", fraction)
+    return (1 - fraction) * probabilities + fraction / probabilities.shape[-1]
 
 
 def _check_positive(name: str, x: Scalar, advice: str) -> None:

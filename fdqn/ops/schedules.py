@@ -160,8 +160,8 @@ def one_cycle(
     )
 
 
-def warm_up(step: Tensor, schedule: Schedule, steps: int, share: Scalar = 0.0) -> Tensor:
-    """Increase linearly from `share` times the first value of `schedule` to that value at `steps`, then follow
+def warm_up(step: Tensor, schedule: Schedule, steps: int, start_factor: Scalar = 0.0) -> Tensor:
+    """Increase linearly from `start_factor` times the first value of `schedule` to that value at `steps`, then follow
     `schedule`.
 
     `schedule` counts from the end of the warm-up. `torch.optim.lr_scheduler.LinearLR`, followed by another scheduler in
@@ -169,9 +169,9 @@ def warm_up(step: Tensor, schedule: Schedule, steps: int, share: Scalar = 0.0) -
     """
     check.function("schedule", schedule)
     check.count("steps", steps)
-    _check(step, share=share)
+    _check(step, start_factor=start_factor)
     first = schedule(torch.zeros_like(step))
-    return sequence(step, [lambda s: linear(s, share * first, first, steps), schedule], [steps])
+    return sequence(step, [lambda s: linear(s, start_factor * first, first, steps), schedule], [steps])
 
 
 def sequence(step: Tensor, schedules: Sequence[Schedule], starts: Sequence[Scalar]) -> Tensor:

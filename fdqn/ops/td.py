@@ -1,4 +1,4 @@
-"""TD errors, one equation each. All are per element; a reduction is taken where the caller sees it."""
+"""TD errors and their targets, one equation each. All are elementwise; the caller takes the mean or sum."""
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor, legal_t: Ten
 def double_q_learning(
     q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
 ) -> Tensor:
-    """TD error of double Q-learning.
+    """Compute the TD error of double Q-learning.
 
         delta = double_q_learning_target(r_t, discount_t, q_t, q_t_selector, legal_t) - q_tm1[a_tm1]
 
@@ -76,7 +76,7 @@ def double_q_learning(
 def double_q_learning_target(
     r_t: Tensor, discount_t: Tensor, q_t: Tensor, q_t_selector: Tensor, legal_t: Tensor
 ) -> Tensor:
-    """Target of double Q-learning: one network chooses the next action, another gives its value.
+    """Compute the target of double Q-learning: one network selects the next action, the other evaluates it.
 
         target = r_t + discount_t * q_t[argmax over legal_t of q_t_selector]
 

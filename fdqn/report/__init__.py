@@ -1,1 +1,1 @@
-"""Statistics over seeds, and what people look at: curves, recordings."""
+"""Statistics over seeds, learning curves and videos."""

@@ -2,7 +2,8 @@
 
     returns -> representatives -> scenes, one a step -> thinned -> gif
 
-A video shows episodes that `evaluate` played: the same seeds and random numbers again, and so the same returns.
+A video shows episodes of the evaluation. They are played again with the same seeds and random numbers, so they have the
+same returns.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ def representatives(means: NDArray[Any]) -> dict[str, int]:
 
 
 def typical(returns: NDArray[Any]) -> int:
-    """Index of the first episode whose return is nearest to the mean. Shapes: returns [N]."""
+    """Return the index of the episode whose return is nearest to the mean, the first on a tie. Shapes: returns [N]."""
     return int(np.abs(returns - returns.mean()).argmin())
 
 
@@ -93,12 +94,12 @@ def scenes(
     the environment does not render.
 
     Args:
-        name: of the environment. A pure one is rendered by its counterpart in Gymnasium, found by this name.
-        env, network, epsilon, limit, fast: as in `evaluate.greedy`.
-        params: of the P seeds [P, ...].
-        keys: of the P seeds [P, 2].
-        episodes: number of episodes that were evaluated.
-        chosen: index in [0, episodes) of the episode to show, for each of the P seeds.
+        name: Name of the environment, by which the counterpart in Gymnasium is found that renders a pure one.
+        env, network, epsilon, limit, fast: As in `evaluate.greedy`.
+        params: Parameters of the P seeds, leaves [P, ...].
+        keys: Keys of the P seeds, [P, 2].
+        episodes: Number of episodes that were evaluated.
+        chosen: Index in [0, episodes) of the episode to show, for each of the P seeds.
     """
     if envs.on_host(env):
         return host_scenes(name, env, network, params, keys, episodes, chosen, epsilon=epsilon, limit=limit)
@@ -118,7 +119,11 @@ def device_scenes(
     limit: int | None = None,
     fast: evaluate.Play | None = None,
 ) -> Generator[Scene]:
-    """Yield the `scenes` of a pure environment, rendered from its observations. Args as there."""
+    """Yield the scenes of a pure environment, rendered from its observations.
+
+    Args:
+        name, env, network, params, keys, episodes, chosen, epsilon, limit, fast: as in `scenes`.
+    """
     shown = torch.arange(len(chosen)), torch.tensor(chosen)
     steps = evaluate.device_steps(env, network, params, keys, episodes, epsilon=epsilon, limit=limit, fast=fast)
     with render.renderer(name, env.spec, envs.GYMNASIUM.get(name)) as draw_obs:
@@ -139,7 +144,11 @@ def host_scenes(
     epsilon: float = 0.0,
     limit: int | None = None,
 ) -> Generator[Scene]:
-    """Yield the `scenes` of a host environment, as it renders itself. Args as there."""
+    """Yield the scenes of a host environment, rendered by itself.
+
+    Args:
+        name, env, network, params, keys, episodes, chosen, epsilon, limit: as in `scenes`.
+    """
     seeds = evaluate.host_seeds(keys, episodes)[torch.arange(len(chosen)), torch.tensor(chosen)].unsqueeze(-1)
     first = True
     with _recording(name, env, len(chosen)) as vector:
@@ -216,25 +225,25 @@ def draw(
     """Make a GIF of a typical episode of the best, the median and the worst seed.
 
     Args:
-        name: of the environment, as in `scenes`.
-        env, network, params, keys: as in `evaluate.greedy`, of all S seeds.
-        seeds: the S seeds, for titles.
-        returns: of the evaluation [S, N]; NaN for a seed that has failed.
-        epsilon, limit, fast, progress: as in `evaluate.greedy`.
+        name: Name of the environment, as in `scenes`.
+        env, network, params, keys: As in `evaluate.greedy`, for all S seeds.
+        seeds: Numbers of the S seeds, for titles.
+        returns: Returns of the evaluation, [S, N]; NaN for a failed seed.
+        epsilon, limit, fast, progress: As in `evaluate.greedy`.
 
     Raises:
         ValueError: the environment does not render, or all seeds have failed.
     """
     means = returns.mean(1)
     parts = representatives(means)
-    lanes = list(parts.values())
-    some, chosen = {name: x[lanes] for name, x in params.items()}, [typical(returns[lane]) for lane in lanes]
+    places = list(parts.values())
+    some, chosen = {name: x[places] for name, x in params.items()}, [typical(returns[i]) for i in places]
     made = scenes(
-        name, env, network, some, keys[lanes], returns.shape[1], chosen, epsilon=epsilon, limit=limit, fast=fast
+        name, env, network, some, keys[places], returns.shape[1], chosen, epsilon=epsilon, limit=limit, fast=fast
     )
     with contextlib.closing(made):
         recording = thinned(made if progress is None else _reporting(made, progress))
-    each = zip(parts, lanes, recording.scenes[-1].returns, strict=True)
+    each = zip(parts, places, recording.scenes[-1].returns, strict=True)
     titles = [f"{part}: seed {seeds[i]}, {shown:.1f} (mean {means[i]:.1f})" for part, i, shown in each]
     return gif(titles, recording), recording
 
@@ -254,7 +263,7 @@ def check_renders(name: str, env: Env | HostEnv) -> None:
         if isinstance(cause, missing):
             package = message.partition(", run ")[0]
             raise ValueError(
-                f"video: expected what {name} is drawn with, got: {package}; pip install 'fdqn[video]'"
+                f"video: expected the packages that render {name}, got: {package}; pip install 'fdqn[video]'"
             ) from error
         raise ValueError(f"video: expected an environment that renders, got {name}: {message}") from error
 

@@ -1,1 +1,1 @@
-"""Classic control tasks and catch as pure functions, one environment a file."""
+"""Classic control tasks and catch as pure functions, one module each."""

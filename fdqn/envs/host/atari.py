@@ -1,4 +1,4 @@
-"""Atari games of the Arcade Learning Environment, prepared as in the Nature paper.
+"""Atari games of the Arcade Learning Environment, with the preprocessing of the Nature paper.
 
 Mnih et al. 2015, https://doi.org/10.1038/nature14236
 """
@@ -24,16 +24,16 @@ EVALUATION_STEPS = 4_500
 def make(name: str) -> HostEnv:
     """Make the game called `name`, such as Breakout.
 
-    Observations are the last four grey frames of 84 x 84. An action is repeated for four frames, of which the last two
-    are merged by their maximum. An episode starts with up to 30 idle steps, and with the fire button in games that wait
-    for it; it lasts at most half an hour, in evaluation five minutes. Rewards are the game's own.
+    Observations are the last four grey frames of 84 x 84. An action is repeated for four frames; the maximum of the
+    last two is the observed frame. An episode starts with up to 30 no-op steps, and with the fire button in games that
+    wait for it. It lasts at most half an hour, in evaluation five minutes. Rewards are not clipped.
 
     Raises ValueError if ale-py is not installed or has no such game.
     """
     try:
         from ale_py import roms
     except ImportError:
-        raise ValueError(f"env: ale:{name} needs ale-py, got none; pip install 'fdqn[atari]'") from None
+        raise ValueError(f"env: expected ale-py for ale:{name}, got none; pip install 'fdqn[atari]'") from None
     game = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     if game not in (known := sorted(roms.get_all_rom_ids())):
         near = difflib.get_close_matches(game, known, n=1)

@@ -23,7 +23,7 @@ class SeedEnvs:
     """The E environments of one seed, made by `make(E)`.
 
     `reset` and `step` return tuples of arrays instead of records of tensors, because many small tensors would take
-    longer than the environments. Raises ValueError for wrong values, and any error of the environments.
+    longer than the environments. Raises ValueError for invalid values, and any error of the environments.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class SeedEnvs:
         assert isinstance(space, Discrete)  # checked by `gymnasium.from_vector`
         self._name, self._encoding, self._spec, self._num_envs = name, encoding, spec, num_envs
         self._first_action, self._action_dtype = int(space.start), np.dtype(space.dtype)
-        # Read now: ale-py's environments share one metadata record.
+        # Read once: ale-py's environments share one metadata dict, so a later one may change it.
         self._mode = self.vector.metadata["autoreset_mode"]
         self._restarts = np.zeros(num_envs, np.bool_)  # the next step only starts a new episode
         self._lives = np.zeros(num_envs, np.int64)  # 0 if not counted

@@ -17,12 +17,12 @@ LIVES = "lives"
 
 
 class Checked(gymnasium.Wrapper):
-    """Check every value that an environment returns; a wrong one raises ValueError with its name.
+    """Check every value that an environment returns. Raises ValueError with the name of an invalid one.
 
     A reward may be an array of one number. `lives` that are not a number and a mask of None are dropped from infos. If
-    neither observation nor info has a mask, it is read from the method `action_masks()` (the convention of sb3-contrib)
-    if there is one; the method is not called after termination. With `only_used`, all other infos are dropped, because
-    a vector environment may fail to stack infos whose types differ between environments.
+    neither observation nor info has a mask, it is read from a method `action_masks()` (the convention of sb3-contrib),
+    except after termination. With `only_used`, all other infos are dropped, because a vector environment may fail to
+    stack infos whose types differ between environments.
     """
 
     def __init__(self, env: gymnasium.Env, only_used: bool = False) -> None:
@@ -70,7 +70,7 @@ class Checked(gymnasium.Wrapper):
         )
 
     def _check_shape(self, method: str, obs: Any) -> None:
-        # An attribute where there is one: `np.shape` takes longer than some environments' step.
+        # Try the attribute first: `np.shape` takes longer than a step of some environments.
         if self._shape is None or getattr(obs, "shape", None) == self._shape or np.shape(obs) == self._shape:
             return
         raise ValueError(
@@ -94,7 +94,7 @@ def check_environments(vector: VectorEnv) -> VectorEnv:
     """Wrap the environments of a `SyncVectorEnv` in `Checked`; other vector environments are returned unchanged."""
     inner = vector.unwrapped
     if isinstance(inner, SyncVectorEnv):
-        # Vector wrappers may read any info.
+        # Keep all infos if there are vector wrappers, which may read any of them.
         inner.envs = [Checked(env, only_used=inner is vector) for env in inner.envs]
     return vector
 

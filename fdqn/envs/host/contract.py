@@ -1,4 +1,4 @@
-"""Opening a host environment: an object that does not keep the protocol is refused here, by name."""
+"""Open host environments and check that they follow the protocols `HostVectorEnv` and `RecordingEnv`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +45,7 @@ def record_host(env: HostEnv, seeds: int) -> RecordingEnv:
 
 
 class _FirstChecked:
-    """An open environment whose first reset and step are checked; later ones cost one more function call."""
+    """An open environment whose first reset and first step are checked; later ones are passed through."""
 
     def __init__(self, env: Any, spec: EnvSpec, shape: tuple[int, int]) -> None:
         self._env, self._spec, self._shape = env, spec, shape
@@ -79,9 +79,9 @@ class _FirstChecked:
 
 def _check_members(method: str, opened: Any, names: Sequence[str]) -> None:
     if missing := [name for name in names if not hasattr(opened, name)]:
-        hint = "; set broken = {} if no seed of it can fail alone" if missing == ["broken"] else ""
+        hint = "; set broken = {} if seeds cannot fail separately" if missing == ["broken"] else ""
         raise ValueError(
-            f"env: expected {method} to give an object with {', '.join(names)}, got {type(opened).__name__} without "
+            f"env: expected {method} to return an object with {', '.join(names)}, got {type(opened).__name__} without "
             f"{', '.join(missing)}{hint}"
         )
 

@@ -1,4 +1,4 @@
-"""Environments of Gymnasium as a `HostEnv`: registered ones, a class of your own, or any vector environment."""
+"""Make a `HostEnv` from Gymnasium: a registered environment, a user's class, or any vector environment."""
 
 import contextlib
 import inspect
@@ -26,16 +26,16 @@ EPISODE_STEPS = 27_000
 def named(name: str, **settings: Any) -> HostEnv:
     """Make the environment registered under `name`, such as CartPole-v1.
 
-    Raises ValueError if there is none, or if it does not suit (see `from_vector`).
+    Raises ValueError if there is none, and as `from_vector` does.
 
     Args:
-        name: of Gymnasium's registry.
-        settings: keyword arguments for the environment.
+        name: Name in Gymnasium's registry.
+        settings: Keyword arguments for the environment.
     """
     if name not in gymnasium.registry and (game := re.fullmatch(r"ALE/(\w+)-v\d+", name)):
         raise ValueError(
-            f"env: gym:{name} is registered by ale_py, which is not imported; ale:{game[1]} plays it prepared as in "
-            f"the Nature paper, gym:ale_py:{name} as it is"
+            f"env: gym:{name} is registered by ale_py, which is not imported; use ale:{game[1]} for the preprocessing "
+            f"of the Nature paper, or gym:ale_py:{name} for none"
         )
     make = partial(_registered, name, settings)
     record = partial(make, wrappers=[_collect_frames], render_mode="rgb_array", disable_env_checker=True)
@@ -45,8 +45,8 @@ def named(name: str, **settings: Any) -> HostEnv:
 def from_factory(name: str, make: Callable[[], gymnasium.Env]) -> HostEnv:
     """Make a `HostEnv` of single environments, each the result of `make()`.
 
-    A `make` that takes `render_mode` is called with "rgb_array" for videos. `name` is for messages. Raises as
-    `from_vector`.
+    For videos, a `make` that takes `render_mode` is called with "rgb_array". `name` is for messages. Raises ValueError
+    as `from_vector` does.
     """
     return from_vector(name, partial(_synchronous, make), partial(_synchronous, partial(_rendering, make)))
 
@@ -61,15 +61,15 @@ def from_vector(
     """Make a `HostEnv` of vector environments.
 
     Every environment of a `SyncVectorEnv` is wrapped in `Checked`, which also reads legal actions from a method
-    `action_masks()`. Other vector environments give them as `action_mask` in their observations or infos.
+    `action_masks()`. Other vector environments provide them as `action_mask` in their observations or infos.
 
     Args:
-        name: for messages.
-        make: `make(num_envs)` gives a vector environment in any autoreset mode.
-        record: `record(num_envs)` gives the same, whose `render()` returns a list of frames for each environment: those
-            since the last call. None if it does not render.
-        stack: frames in an observation, as `EnvSpec.stack`.
-        limit: time limit of evaluation episodes. By default the environment's own; without one, the spec is `endless`.
+        name: Name for messages.
+        make: `make(num_envs)` returns a vector environment in any autoreset mode.
+        record: `record(num_envs)` returns the same with rendering: `render()` returns, for each environment, the list
+            of frames since the last call. None if it does not render.
+        stack: Frames in an observation, as `EnvSpec.stack`.
+        limit: Time limit of evaluation episodes. By default the environment's own; without one, the spec is `endless`.
 
     Raises:
         ValueError: an environment cannot be made, its actions are not discrete, its observation space is not supported
@@ -87,7 +87,7 @@ def from_vector(
     if not isinstance(actions, Discrete):
         raise ValueError(f"env: expected discrete actions, got {actions} in {name!r}")
     if not isinstance(mode, AutoresetMode):
-        raise ValueError(f"env: expected {name!r} to say its autoreset_mode in its metadata, got {mode!r}")
+        raise ValueError(f"env: expected an AutoresetMode in metadata['autoreset_mode'] of {name!r}, got {mode!r}")
     encoded = encoding(observed)
     dtype = torch.from_numpy(np.zeros(0, encoded.dtype)).dtype
     spec = EnvSpec(encoded.shape, dtype, int(actions.n), 0, limit or EPISODE_STEPS, stack=stack, endless=not limit)
@@ -103,7 +103,7 @@ def _open_recording(
 
 
 def _counts_lives(open: Callable[[int, int], GymnasiumVector]) -> bool:
-    """Step one environment and see if its infos count lives."""
+    """Return True if the infos of a reset or step of one environment contain lives."""
     with contextlib.closing(open(1, 1)) as probe:
         first = probe.reset([[0]])
         probe.step(first.legal.long().argmax(-1).numpy())
@@ -112,7 +112,7 @@ def _counts_lives(open: Callable[[int, int], GymnasiumVector]) -> bool:
 
 def _registered(name: str, settings: dict[str, Any], num_envs: int, **more: Any) -> VectorEnv:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is a newer version
+        warnings.simplefilter("ignore")  # about newer versions of an environment
         mode = {"autoreset_mode": AutoresetMode.DISABLED, "copy": False}  # encoding copies
         return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, **settings, **more)
 
@@ -127,7 +127,7 @@ def _rendering(make: Callable[..., gymnasium.Env]) -> gymnasium.Env:
 
 
 def _collect_frames(env: gymnasium.Env) -> gymnasium.Env:
-    """Make `render` return one frame for every step and reset since its last call, also of an episode's end."""
+    """Make `render` return one frame for every step and reset since its last call, including the last of an episode."""
     if env.render_mode != "rgb_array":
-        raise ValueError(f"render_mode is {env.render_mode!r} and not 'rgb_array'")
+        raise ValueError(f"render_mode: expected 'rgb_array', got {env.render_mode!r}")
     return RenderCollection(env, reset_clean=False)

@@ -1,4 +1,4 @@
-"""An open host environment of Gymnasium: the environments of all seeds, each seed failing alone.
+"""Open environments of Gymnasium for all seeds. A seed that fails does not stop the others.
 
 Every seed has its own vector environment, so its results do not depend on the number of seeds.
 """
@@ -26,8 +26,8 @@ T = TypeVar("T")
 class GymnasiumVector:
     """A `HostVectorEnv` (and `RecordingEnv`) of `num_envs` environments of Gymnasium for each seed.
 
-    A seed fails if its environments raise, take longer than `watchdog.TIMEOUT`, or return a value that is wrong or not
-    finite; it is then added to `broken` and stepped no more. Raises ValueError if no seed's environments can be made.
+    A seed fails if its environments raise, take longer than `watchdog.TIMEOUT`, or return an invalid or non-finite
+    value. It is then added to `broken` and no longer stepped. Raises ValueError if no seed's environments can be made.
     """
 
     def __init__(
@@ -102,9 +102,9 @@ def close(env: gymnasium.Env | VectorEnv) -> None:
 
 def message(error: BaseException) -> str:
     """Put the error's message on one line, with the exception's name unless the message explains itself."""
-    words = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     plain = isinstance(error, gymnasium.error.Error | ImportError | ValueError | TimeoutError)
-    return words if words and plain else f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return text if text and plain else f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _reset(env: SeedEnvs, seeds: list[int]) -> tuple[Any, ...]:

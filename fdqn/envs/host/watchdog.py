@@ -1,4 +1,4 @@
-"""A time limit for calls into other people's code."""
+"""A time limit for calls into users' environments."""
 
 import contextlib
 import faulthandler
@@ -8,23 +8,23 @@ from collections.abc import Iterator
 from typing import Any
 
 TIMEOUT = 120.0
-"""Seconds that one step of a seed's environments may take, and making each of them."""
+"""Time limit, in seconds, of one step of a seed's environments, and of making one environment."""
 
 
 @contextlib.contextmanager
 def timeout(seconds: float) -> Iterator[None]:
     """Raise TimeoutError in the block after `seconds`, and print the stack to standard error.
 
-    Native code that does not return cannot be interrupted, but the printed stack shows it; the process then has to be
-    killed, and a run can be resumed from its last checkpoint. Outside of the main thread and on systems without
-    `setitimer` there is no limit.
+    Native code that does not return cannot be interrupted: kill the process, whose printed stack shows the call, and
+    resume the run from its last checkpoint. There is no limit outside of the main thread and on systems without
+    `setitimer`.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
     def late(signum: int, frame: Any) -> None:
-        raise TimeoutError(f"no answer for {seconds:.0f} s")
+        raise TimeoutError(f"no response for {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, late)
     # Unlike `late` this does not wait for the interpreter. File 2 is standard error even if Python has replaced it.

@@ -5,7 +5,7 @@ alien or a bullet reaches the cannon or if the aliens march beyond the last row.
 marching left, aliens marching right, own bullets and enemy bullets. Young and Tian 2019,
 https://arxiv.org/abs/1903.03176
 
-`u[..., 0]` decides about sticky actions; nothing else is random.
+`u[..., 0]` decides about sticky actions, the only source of randomness.
 """
 
 from functools import partial
