@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import cli, compile, envs, networks, random
 from fdqn.cli import commands, parse
-from fdqn.experiment import process, progress, run_folder
+from fdqn.experiment import process, progress, results, run_folder
 from fdqn.report import video
 
 TINY = shlex.split(
@@ -320,7 +320,7 @@ def test_report_of_several_runs(place, capsys):
 
 def of_seed(seed):
     """That seed's parameters in the place's run."""
-    return {name: x[seed - 5] for name, x in run_folder.read_params(Path("run")).items()}
+    return {name: x[seed - 5] for name, x in results.read_params(Path("run")).items()}
 
 
 @pytest.mark.parametrize("seed", [5, 6])
@@ -413,7 +413,7 @@ def test_export_is_in_the_network_s_order(place):
     assert cli.main(["export", "wide", "--seed", "0", "--out", "wide.pt"]) == 0
     expected = list(networks.dueling_mlp(1, (4,), 2).init(random.key(0)))
     assert expected != sorted(expected)
-    assert list(torch.load("wide.pt", weights_only=True)) == list(run_folder.read_params(Path("wide"))) == expected
+    assert list(torch.load("wide.pt", weights_only=True)) == list(results.read_params(Path("wide"))) == expected
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -507,13 +507,13 @@ def test_a_game_is_trained(place):
     assert cli.main(["train", *few]) == 0
     (run,) = Path("runs").iterdir()
     assert re.fullmatch(r"minatar-breakout-\d+-\d+", run.name)
-    assert "0.weight" in run_folder.read_params(run)
+    assert "0.weight" in results.read_params(run)
 
 
 def test_no_hidden_layers_are_a_linear_network(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
     assert cli.main(["train", *few, "--out", "linear"]) == 0
-    assert {name: x.shape for name, x in run_folder.read_params(Path("linear")).items()} == {
+    assert {name: x.shape for name, x in results.read_params(Path("linear")).items()} == {
         "0.weight": (2, 3, 50), "0.bias": (2, 3),
     }  # fmt: skip
 
@@ -839,7 +839,7 @@ def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
     summary = strict((path / "summary.json").read_text())
     assert summary["steps"] == int(table[-1][0]) < 100_000_000
     assert summary["seeds"] == [0, 1]
-    assert run_folder.read_params(path)["0.weight"].shape == (2, 8, 4)
+    assert results.read_params(path)["0.weight"].shape == (2, 8, 4)
     assert f"stopped at {summary['steps']:,} of 100,000,000 steps" in err
     assert str(path) in err
     assert strict(out) == summary

@@ -14,7 +14,7 @@ from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
 from fdqn import cli, training, tree
-from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment import assemble, history, results, run_folder
 from fdqn.experiment.settings import to_json
 from fdqn.report import statistics
 from fdqn.storage import checkpoint
@@ -269,7 +269,7 @@ def test_a_longer_run_that_was_stopped_goes_on_to_its_end(done, monkeypatch, cap
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600"]) == 130
     assert f"; continue with: fdqn resume {done}" in capsys.readouterr().err
-    assert run_folder.plan(done)[1] == 600
+    assert results.plan(done)[1] == 600
     assert cli.main(["resume", str(done), "--steps", "450"]) == 1
     assert "expected at least the 600 that were planned, got 450" in capsys.readouterr().err
     assert cli.main(["resume", str(done)]) == 0
@@ -282,9 +282,9 @@ def test_what_to_do_about_nan_is_remembered(done, monkeypatch):
     with monkeypatch.context() as patched:
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600", "--on-nan", "stop"]) == 130
-    assert run_folder.plan(done)[0].on_nan == "stop"
-    run_folder.replan(done, 600, dataclasses.replace(run_folder.plan(done)[0], on_nan="freeze"))
-    assert run_folder.plan(done)[0].on_nan == "freeze"
+    assert results.plan(done)[0].on_nan == "stop"
+    run_folder.replan(done, 600, dataclasses.replace(results.plan(done)[0], on_nan="freeze"))
+    assert results.plan(done)[0].on_nan == "freeze"
 
 
 def test_a_full_disk_after_ctrl_c_is_said(done, monkeypatch, capfd):
@@ -347,9 +347,9 @@ def test_more_steps_than_can_be_counted(done, capsys):
 
 def test_an_unreadable_summary_is_as_good_as_none(done):
     (done / "summary.json").write_text("[" * 200_000)
-    assert run_folder.finished(done) == 0
+    assert results.finished(done) == 0
     assert cli.main(["resume", str(done)]) == 0
-    assert run_folder.finished(done) == 300
+    assert results.finished(done) == 300
 
 
 @pytest.mark.parametrize("what", HOSTILE)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fdqn import cli, compile, training, tree
-from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment import assemble, history, results, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
@@ -336,7 +336,7 @@ def killed_and_resumed(processes, path, seed, kills=5):
 
 def assert_undisturbed(whole, path):
     assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
-    asserts.assert_trees_equal(run_folder.read_params(whole), run_folder.read_params(path))
+    asserts.assert_trees_equal(results.read_params(whole), results.read_params(path))
     summaries = [json.loads((place / "summary.json").read_text()) for place in (whole, path)]
     for name in ("final_return", "train_return", "gymnasium_return", "failed_seeds", "steps"):
         assert summaries[0][name] == summaries[1][name]
@@ -429,8 +429,8 @@ def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path
 
 
 def test_the_plan_of_a_run_and_how_far_it_is(whole, tmp_path):
-    assert run_folder.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
-    assert run_folder.finished(whole) == 1_500
-    assert run_folder.finished(tmp_path) == 0
+    assert results.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
+    assert results.finished(whole) == 1_500
+    assert results.finished(tmp_path) == 0
     compile.prepare_cpu()
     assert run_folder.differences(whole, LONGER) == []

@@ -15,7 +15,7 @@ import torch
 
 import fdqn
 from fdqn import cli, compile, envs
-from fdqn.experiment import assemble, events, history, process, progress, run_folder, session
+from fdqn.experiment import assemble, events, history, process, progress, results, run_folder, session
 from fdqn.experiment.settings import PRESETS, Settings
 from fdqn.storage import checkpoint
 from fdqn.training import evaluate
@@ -35,7 +35,7 @@ def here(request, tmp_path, monkeypatch):
     monkeypatch.setattr(assemble, "replay_bytes", lambda *given: 15_000)
     monkeypatch.setattr(run_folder, "git_commit", lambda: None)
     if "draws" not in request.node.name:
-        monkeypatch.setattr(run_folder, "picture", lambda file, *given: file.write(b"PNG"))
+        monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
     return tmp_path
 
 

@@ -27,7 +27,7 @@ from fdqn import cli, compile, envs, random, replay, training, tree
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host import vector, watchdog
 from fdqn.envs.host.spaces import encoding
-from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment import assemble, history, results, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.ops import exploration
 from fdqn.storage import checkpoint
@@ -480,7 +480,7 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     kept = checkpoint.newest(tmp_path / "run" / "checkpoints")[0]
     assert cli.main(["resume", str(tmp_path / "run"), "--steps", "1300"]) == 0
     assert "not bit for bit: gym:CartPole-v1 starts new episodes" in capsys.readouterr().err
-    settings = run_folder.plan(tmp_path / "run")[0]
+    settings = results.plan(tmp_path / "run")[0]
     program = assemble.program(settings)
     like = {name: training.init(program, assemble.hyper(settings), assemble.keys(settings)) for name in ("lanes",)}
     since = tree.from_numpy(training.snapshot(program, like["lanes"]))
@@ -798,7 +798,7 @@ def break_in(path, *more):
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
     words = [*words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30", "--out", str(path)]
     assert cli.main(["train", "--env", BREAKS, *words, *more]) == 0
-    return run_folder.read_params(path, BREAKS)
+    return results.read_params(path, BREAKS)
 
 
 @pytest.fixture(scope="module")
@@ -862,11 +862,11 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     summary = json.loads((path / "summary.json").read_text())
     assert (summary["steps"], summary["failed_seeds"]) == (180, [0, 1])
     assert [x["step"] for x in summary["failures"]] == [177, 177]
-    program = assemble.program(run_folder.plan(path, BREAKS)[0])
+    program = assemble.program(results.plan(path, BREAKS)[0])
     first = training.init(
-        program, assemble.hyper(run_folder.plan(path, BREAKS)[0]), assemble.keys(run_folder.plan(path, BREAKS)[0])
+        program, assemble.hyper(results.plan(path, BREAKS)[0]), assemble.keys(results.plan(path, BREAKS)[0])
     )
-    learned = run_folder.read_params(path, BREAKS)
+    learned = results.read_params(path, BREAKS)
     assert not any(torch.equal(learned[name], x) for name, x in first.learner.params.items())
     monkeypatch.setattr(Breaks, "seeds", ())  # there is nobody to go on, however sound the environments are now
     assert cli.main(["resume", str(path), "--env", BREAKS]) == 1

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
 from fdqn.cli.parse import Command, Envs, Eval, Export, Report, Resume, Train
-from fdqn.experiment import events, process
+from fdqn.experiment import events, process, results
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
 if TYPE_CHECKING:
@@ -247,20 +247,19 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn.experiment import run_folder
     from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
-    read = [run_folder.read(path) for path in command.runs]
+    read = [results.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
     read = [dataclasses.replace(run, path=Path(process.shown(run.path))) for run in read]
     picture, drawn = command.out or own, io.BytesIO()
     try:
         if len(read) == 1:
-            run_folder.picture(drawn, read[0].curve, read[0].summary)
+            results.picture(drawn, read[0].curve, read[0].summary)
         else:
-            run_folder.comparison(drawn, read)
+            results.comparison(drawn, read)
         files.write(picture, drawn.getvalue())
     except (OSError, ValueError) as error:
         raise ValueError(f"out: {error}") from None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from fdqn.cli import terminal
 
 if TYPE_CHECKING:
-    from fdqn.experiment import run_folder
+    from fdqn.experiment import results
 
 # Rows that a table of seeds shows before it sums up the rest.
 _ROWS = 32
@@ -35,10 +35,10 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[str, dict[str, Any]]) -> None:
-    """Print mean returns, a row per seed and a column per record of `run_folder.returns_record`, and their summary."""
+    """Print mean returns, a row per seed and a column per record of `results.returns_record`, and their summary."""
     from rich.table import Table
 
-    from fdqn.experiment import run_folder
+    from fdqn.experiment import results
 
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     table.add_column("seed", justify="right")
@@ -52,8 +52,8 @@ def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[s
         table.add_row("...", *(f"and {len(seeds) - _ROWS} more" for _ in columns))
     table.add_section()
     records = list(columns.values())
-    table.add_row(run_folder.interval_heading(records), *map(run_folder.interval_text, records), style="bold")
-    unfinished = [run_folder.unfinished_text(record) for record in records]
+    table.add_row(results.interval_heading(records), *map(results.interval_text, records), style="bold")
+    unfinished = [results.unfinished_text(record) for record in records]
     if any(unfinished):
         table.add_row("cut", *unfinished)
     out = terminal.results()
@@ -62,15 +62,15 @@ def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[s
         out.print("cut: episodes that had not ended at the step limit; raise it with --evaluate-steps", soft_wrap=True)
 
 
-def print_comparison(read: "list[run_folder.Run]", picture: Path) -> None:
+def print_comparison(read: "list[results.Run]", picture: Path) -> None:
     """Print the results of several runs, a row each."""
     from rich.table import Table
 
-    from fdqn.experiment import run_folder
+    from fdqn.experiment import results
 
     table = Table("run", "env", box=None, header_style="bold")
     headings = [
-        f"{name} {run_folder.interval_heading([run.summary[key] for run in read])}"
+        f"{name} {results.interval_heading([run.summary[key] for run in read])}"
         for name, key in (("greedy", "final_return"), ("training", "train_return"))
     ]
     for name in ("seeds", "failed", "steps", *headings, "seed-updates/s"):
@@ -84,8 +84,8 @@ def print_comparison(read: "list[run_folder.Run]", picture: Path) -> None:
             str(len(summary["seeds"])),
             str(len(summary["failed_seeds"])),
             f"{summary['steps']:,}",
-            run_folder.interval_text(summary["final_return"]),
-            run_folder.interval_text(summary["train_return"]),
+            results.interval_text(summary["final_return"]),
+            results.interval_text(summary["train_return"]),
             f"{rate:,.0f}" if rate is not None and math.isfinite(rate) else "",
         )
     out = terminal.results()

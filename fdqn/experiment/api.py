@@ -18,7 +18,7 @@ from fdqn import check, compile, training
 from fdqn.experiment import events, process, session
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.progress import Display, stopped_text
-from fdqn.experiment.run_folder import Run, interval_text
+from fdqn.experiment.results import Run, interval_text
 from fdqn.experiment.settings import PRESETS, Preset, Settings
 
 EVERY = 5.0

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, tree
-from fdqn.experiment import assemble, events, run_folder, session
+from fdqn.experiment import assemble, events, results, session
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings
 from fdqn.report import video
@@ -83,7 +83,7 @@ def load(
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
-    run = run_folder.trained(path, checkpoint, env)
+    run = results.trained(path, checkpoint, env)
     name, settings = env or run.settings.env, run.settings
     network = assemble.network(settings)
     found = envs.find(name)
@@ -105,7 +105,7 @@ def load(
         failed=[seed for seed in run.failed if seed in chosen],
         step=run.step,
         episodes=settings.evaluate_episodes if episodes is None else episodes,
-        limit=evaluate_steps or run_folder.step_limit(path, settings, found.spec),
+        limit=evaluate_steps or results.step_limit(path, settings, found.spec),
         epsilon=epsilon,
         fast=session.compiled_player(settings, found, network, epsilon) if compiling else None,
     )
@@ -157,7 +157,7 @@ def play(trained: Trained, on_event: OnEvent = events.ignore) -> Played:
         on_event(events.Notice(f"seed {trained.seeds[i]} was not played to the end: {error}"))
     on_event(events.Evaluated(trained.step, trained.name, played.returns.copy()))
     unfinished = (played.unfinished, played.limit)
-    return Played(played.returns, run_folder.returns_record(played.returns, trained.failed, trained.seeds, unfinished))
+    return Played(played.returns, results.returns_record(played.returns, trained.failed, trained.seeds, unfinished))
 
 
 def film(trained: Trained, played: Played, on_event: OnEvent = events.ignore) -> tuple[bytes, video.Recording]:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from fdqn import compile, envs, networks, tree
-from fdqn.experiment import assemble, run_folder
+from fdqn.experiment import assemble, results
 from fdqn.experiment.settings import Settings
 from fdqn.storage import files
 from fdqn.types import Params
 
 
 def write(
-    run: run_folder.Run | Path,
+    run: results.Run | Path,
     seed: int,
     out: Path,
     prefix: str = "",
@@ -26,13 +26,13 @@ def write(
     """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
     `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
 
-    The parameters are those of the end of the run, or of a `checkpoint` as in `run_folder.trained`. Raises ValueError
+    The parameters are those of the end of the run, or of a `checkpoint` as in `results.trained`. Raises ValueError
     for a seed that was not trained or has failed, a prefix without its dot, another ending of `out`, and a file that
     cannot be written; no partial file is left.
     """
-    path = run.path if isinstance(run, run_folder.Run) else run
-    trained = run_folder.trained(path, checkpoint, env)
-    lane = run_folder.lane(trained.settings, trained.unsound, seed)
+    path = run.path if isinstance(run, results.Run) else run
+    trained = results.trained(path, checkpoint, env)
+    lane = results.lane(trained.settings, trained.unsound, seed)
     _check_free(out)
     ending = out.suffix.lower()
     if ending not in (".pt", ".pth", ".pt2"):

@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from fdqn import training, tree
-from fdqn.experiment import assemble
+from fdqn.experiment import assemble, memory
 from fdqn.experiment.settings import Settings, to_json, with_defaults
 from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
@@ -139,7 +139,7 @@ def trained(place: Path, settings: Settings, program: training.Program) -> tuple
     Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
     """
     _check_same(place, moment(place).settings, json.loads(json.dumps(to_json(settings))))
-    lanes = assemble.fake_state(program, settings.seeds)
+    lanes = memory.fake_state(program, settings.seeds)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
     numbers: dict[str, Any] = {
         name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64)

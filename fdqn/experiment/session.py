@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, training
-from fdqn.experiment import assemble, events, history, run_folder
+from fdqn.experiment import assemble, events, history, memory, results, run_folder
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings
 from fdqn.training import evaluate, host
@@ -48,7 +48,7 @@ class Session(NamedTuple):
 
 def train(
     settings: Settings, on_event: OnEvent = events.ignore, stop: Stop = bool, began: float | None = None
-) -> run_folder.Run:
+) -> results.Run:
     """Train the seeds of `settings` in a new run folder.
 
     Args:
@@ -90,7 +90,7 @@ def resume(
     on_event: OnEvent = events.ignore,
     stop: Stop = bool,
     began: float | None = None,
-) -> run_folder.Run:
+) -> results.Run:
     """Continue the run of a folder from its newest checkpoint, as if it had not been interrupted.
 
     Args:
@@ -107,10 +107,10 @@ def resume(
     began = time.perf_counter() if began is None else began
     compile.prepare_cpu()
     _, planned = _plan(path, env, steps)
-    done, wanted = run_folder.finished(path), steps or planned
+    done, wanted = results.finished(path), steps or planned
     if done >= wanted:
         on_event(events.Notice(f"{path} is finished: {done:,} steps; --steps with more goes on"))
-        return run_folder.read(path, env)
+        return results.read(path, env)
     with run_folder.writing(path):
         settings, planned = _plan(path, env, steps)  # again, now that no other process can change it
         changed: dict[str, Any] = dict(on_nan=on_nan, device=device)
@@ -127,7 +127,7 @@ def resume(
 
 def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int]:
     """Read the settings and the planned steps of a run that is to take `steps`."""
-    settings, planned = run_folder.plan(path, env)
+    settings, planned = results.plan(path, env)
     if steps is not None and steps > 2**53:
         raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
     if steps is not None and steps < planned:
@@ -139,9 +139,9 @@ def _prepare(settings: Settings, emit: OnEvent) -> tuple[training.Program, train
     """Build the program and its initial state, after a check that the memory suffices."""
     program, device = assemble.program(settings), assemble.device(settings)
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
-    size = assemble.check_memory(program, settings.seeds, device)
+    size = memory.check_memory(program, settings.seeds, device)
     hyper = assemble.hyper(settings, device)
-    replay_bytes = assemble.replay_bytes(program, 1)
+    replay_bytes = memory.replay_bytes(program, 1)
     emit(events.Prepared(settings, str(device), size, program.config.capacity, replay_bytes))
     return program, training.init(program, hyper, assemble.keys(settings).to(device))
 
@@ -182,7 +182,7 @@ def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, ep
     return compile.player(env, network, epsilon, settings.engine)
 
 
-def _run(session: Session) -> run_folder.Run:
+def _run(session: Session) -> results.Run:
     """Train, play the closing episodes and write the results, until the end or until `session.stop`."""
     path, settings, start = session.path, session.settings, session.start
     session.emit(events.Started(path, settings, start.step, start.steps))
@@ -198,7 +198,7 @@ def _run(session: Session) -> run_folder.Run:
     elif report.step < start.steps:
         where = f"{report.step:,} of {start.steps:,} steps"
         raise ValueError(f"stopped at {where}, as all seeds have failed; the files in {path} are complete")
-    return run_folder.read(path, settings.env)
+    return results.read(path, settings.env)
 
 
 def _complete(stopped: events.Stopped) -> str:
@@ -359,7 +359,7 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
     on_host = envs.on_host(env := envs.find(settings.env))
     if not (on_host and session.stop()):
         if on_host:
-            limit, count = run_folder.step_limit(path, settings, env.spec), settings.evaluate_episodes
+            limit, count = results.step_limit(path, settings, env.spec), settings.evaluate_episodes
             text = f"playing {count} greedy episodes a seed in {settings.env}, of at most {limit:,} steps"
             session.emit(events.Notice(text))
         with contextlib.suppress(KeyboardInterrupt):
@@ -371,7 +371,7 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
 def _closing_episodes(session: Session, name: str, report: training.Report) -> evaluate.Evaluation:
     """Play the trained seeds with progress events. A stop that comes meanwhile raises KeyboardInterrupt."""
     env, settings, stopped = envs.find(name), session.settings, session.stop()
-    limit = run_folder.step_limit(session.path, settings, env.spec)
+    limit = results.step_limit(session.path, settings, env.spec)
 
     def progress(ended: int, step: int) -> None:
         session.emit(events.EvaluationProgress(ended, step))
@@ -404,7 +404,7 @@ def _play(
             keys,
             settings.evaluate_episodes,
             epsilon=settings.evaluate_epsilon,
-            limit=run_folder.step_limit(session.path, settings, env.spec),
+            limit=results.step_limit(session.path, settings, env.spec),
             fast=session.player,
             progress=progress,
         )
