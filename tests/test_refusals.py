@@ -1465,7 +1465,18 @@ def assert_refused(call, args, words, error, says):
     assert torch.equal(generator, torch.get_rng_state()), "a number was drawn"
 
 
-WITH_FILES = ("checkpoint", "files", "history", "runs", "export", "plots", "api", "session", "evaluation")
+WITH_FILES = (
+    "checkpoint",
+    "files",
+    "history",
+    "run_folder",
+    "results",
+    "export",
+    "plots",
+    "api",
+    "session",
+    "evaluation",
+)
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
 
 
