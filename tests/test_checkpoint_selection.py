@@ -125,7 +125,7 @@ def test_eval_plays_a_checkpoint(made, run, capsys):
     last = printed(capsys, "eval", "run", "--checkpoint", "last")
     assert last == {**printed(capsys, "eval", "run"), "checkpoint": 400}
     assert cli.main(["eval", "run", "--checkpoint", "100", "--episodes", "3"]) == 0
-    assert "3 greedy episodes a seed, checkpoint of step 100" in " ".join(capsys.readouterr().out.split())
+    assert "3 greedy episodes per seed, checkpoint of step 100" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_video_is_of_the_checkpoint(made, run, monkeypatch):
@@ -178,7 +178,7 @@ def test_a_run_that_died_has_its_checkpoints(made, run, capsys):
         ("eval nowhere --checkpoint best", "got nowhere without config.json"),
         ("eval run --seed 4", "seed: expected trained seeds, 5 to 7, got 4"),
         ("eval run --seed 5 8", "seed: expected trained seeds, .* got 8"),
-        ("eval run --seed 5 6 5", "seed: expected distinct seeds, got 5 2 times; name it once"),
+        ("eval run --seed 5 6 5", "seed: expected distinct seeds, got 5 2 times; give it once"),
         ("eval run --seed five", "--seed.*'five'"),
         ("eval run --device tpu", "'tpu'"),
         ("resume run --device tpu", "'tpu'"),
@@ -235,16 +235,16 @@ def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
     for step, failed, cause in ((100, [-1, -1, -1], [0, 0, 0]), (200, [40, -1, 90], [1, 0, 4])):
         state.metrics.failed.copy_(torch.tensor(failed))
         state.metrics.cause.copy_(torch.tensor(cause))
-        at = history.Moment(run_folder.to_json(settings), step, 1.0, {}, 0, 1.0)
+        at = history.CheckpointInfo(run_folder.to_json(settings), step, 1.0, {}, 0, 1.0)
         nothing = {"bytes": 0, "sha256": ""}
         at = at._replace(rows={name: nothing for name in history.ROWS})
         kept = history._kept(settings, state, training.snapshot(program, state))
         checkpoint.save(path / "checkpoints", str(step), kept, at._asdict())
     assert [results.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
-    assert results.trained(path, "200").unsound == [0]
+    assert results.trained(path, "200").unusable == [0]
     words = ["export", str(path), "--checkpoint", "200", "--out", str(tmp_path / "a.pt"), "--seed"]
     assert cli.main([*words, "0"]) == 1
-    assert "seed: expected one that has not failed, got 0" in capsys.readouterr().err
+    assert "seed: expected a seed that has not failed, got 0" in capsys.readouterr().err
     assert cli.main([*words, "2"]) == 0
     record = printed(capsys, "eval", str(path), "--checkpoint", "200", "--episodes", "1", "--seed", "0", "1")
     assert record["per_seed"][0] is None
@@ -316,7 +316,7 @@ def test_another_device_is_a_difference(run, capsys):
         assert cli.main(["resume", "run", "--steps", "500"]) == 1
         assert "got cuda, but torch sees no CUDA device; use --device cpu" in capsys.readouterr().err
     assert cli.main(["resume", "run", "--steps", "500", "--device", "cpu"]) == 0
-    assert "not bit for bit: device is cpu and was cuda" in capsys.readouterr().err
+    assert "results may differ from an uninterrupted run: device is cpu and was cuda" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("own", "given", "expected"), [
@@ -336,4 +336,4 @@ def test_a_plan_with_another_device_is_refused(run, capsys):
     config["plan"]["device"] = "tpu"
     Path("run/config.json").write_text(json.dumps(config))
     assert cli.main(["resume", "run", "--steps", "500"]) == 1
-    assert "config.json in which something is wrong" in capsys.readouterr().err
+    assert "config.json that is invalid" in capsys.readouterr().err

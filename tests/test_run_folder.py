@@ -442,7 +442,7 @@ def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatc
         out = json.loads((path / "config.json").read_text())["settings"]["out"]
         assert out == str(path.relative_to(tmp_path)), "as it would have been typed"
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"out: expected a folder that can be made, got .*file"):
+    with pytest.raises(ValueError, match=r"out: expected a folder that can be created, got .*file"):
         run_folder.create(settings, tmp_path / "file")
 
 
@@ -450,7 +450,7 @@ def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatc
 def test_concurrent_processes_get_distinct_run_folders(tmp_path, monkeypatch, given):
     """All look before the first makes it; of those that ask for a name, one gets it."""
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
-    monkeypatch.setattr(run_folder, "_circumstances", lambda settings: {})
+    monkeypatch.setattr(run_folder, "_provenance", lambda settings: {})
     context, count = multiprocessing.get_context("fork"), 8
     barrier, results = context.Barrier(count), context.Queue()
     original = Path.mkdir
@@ -625,7 +625,7 @@ def test_interval_text(record, text):
 def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert assemble.device(Settings(device="auto")) == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"device: expected one that is there, got cuda"):
+    with pytest.raises(ValueError, match=r"device: expected an available one, got cuda"):
         assemble.device(Settings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert assemble.device(Settings(device="auto")) == torch.device("cuda")

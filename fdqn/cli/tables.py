@@ -9,7 +9,7 @@ from fdqn.cli import terminal
 if TYPE_CHECKING:
     from fdqn.experiment import results
 
-# Rows that a table of seeds shows before it sums up the rest.
+# Number of seeds shown in a table.
 _ROWS = 32
 
 
@@ -17,20 +17,20 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
     """Print the results of a run: a row per seed, the interquartile means, speed and the folder."""
     columns = {"greedy": summary["final_return"], "training": summary["train_return"]}
     if "gymnasium_return" in summary:
-        columns[f"gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
+        columns[f"Gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
     print_seeds(
-        f"{summary['env']}, mean return a seed after {summary['steps']:,} steps",
+        f"{summary['env']}, mean return per seed after {summary['steps']:,} steps",
         summary["seeds"],
         summary["failed_seeds"],
         columns,
     )
     out = terminal.results()
     if summary["failed_seeds"]:
-        out.print(f"failed seeds, left out of the means: {summary['failed_seeds']}")
+        out.print(f"failed seeds, excluded from the means: {summary['failed_seeds']}")
     rates = (summary["seed_updates_per_second"], summary["env_steps_per_second"])
     if None not in rates:
         out.print(f"{rates[0]:,.0f} seed-updates/s, {rates[1]:,.0f} environment steps/s over all seeds")
-    out.print(f"{summary['wall_seconds']:.1f} s in all, {summary['compile_seconds']:.1f} s of it compiling")
+    out.print(f"{summary['wall_seconds']:.1f} s in total, {summary['compile_seconds']:.1f} s of it compiling")
     out.print(f"run folder {path}, picture {path / 'curve.png'}", soft_wrap=True)
 
 
@@ -59,7 +59,9 @@ def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[s
     out = terminal.results()
     out.print(table)
     if any(unfinished):
-        out.print("cut: episodes that had not ended at the step limit; raise it with --evaluate-steps", soft_wrap=True)
+        out.print(
+            "cut: episodes that did not end within the step limit; raise it with --evaluate-steps", soft_wrap=True
+        )
 
 
 def print_comparison(read: "list[results.Run]", picture: Path) -> None:

@@ -1,4 +1,4 @@
-"""From settings to what they ask for: program, hyper-parameters, keys, device. Settings that cannot work stop here."""
+"""Assemble the program, hyper-parameters, keys and device of a run from its settings, and reject invalid settings."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from fdqn.types import Agent, Buffer, EnvSpec, Hyper, Network, Optimizer
 
 
 def program(settings: Settings) -> training.Program:
-    """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
+    """Return the program of the settings. Raises ValueError or TypeError for invalid settings."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
     _checked(settings)
@@ -25,12 +25,13 @@ def program(settings: Settings) -> training.Program:
             "terminal_on_life_loss: expected an environment that counts lives, such as ale:Breakout, got "
             f"{settings.env}"
         )
-    # No lane fills more rows than it takes steps, whole cycles of them.
+    # A seed stores at most one row per step, rounded up to whole training iterations.
     cycle = settings.num_envs * settings.steps_per_cycle
     steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
     if settings.learning_starts > steps - cycle:
         raise ValueError(
-            f"learning_starts: expected fewer than steps = {settings.steps} in whole cycles of {cycle}, got "
+            f"learning_starts: expected fewer than steps = {settings.steps} in whole training iterations of "
+            f"{cycle}, got "
             f"{settings.learning_starts}: no update would be made"
         )
     rows = min(settings.capacity, max(steps, settings.batch_size))
@@ -47,15 +48,16 @@ def program(settings: Settings) -> training.Program:
         terminal_on_life_loss=settings.terminal_on_life_loss,
         random_warmup=settings.random_warmup,
     )
-    # A host environment's last step of a cycle is learned from in the next; every second may only start an episode.
+    # Host environments: the last step of an iteration is stored in the next one, and every second step may be a reset
+    # without a transition.
     if envs.on_host(found) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
         raise ValueError(
             f"learning_starts: expected at least {least} in a host environment, got {settings.learning_starts}: its "
-            "steps are learned from in the next cycle, and may only begin an episode"
+            "steps are stored one training iteration later, and some only start an episode"
         )
     if not envs.on_host(found) and found.spec.stack > 1 and not settings.save_replay:
         raise ValueError(
-            f"save_replay: expected to keep that of {settings.env}, got no: an episode that goes on needs its frames"
+            f"save_replay: expected True for {settings.env}, got False; resumed episodes need the stored frames"
         )
     return training.Program(
         found, off_policy.algorithm(config, agent(settings), buffer(config, found.spec), optimizer(settings))
@@ -63,21 +65,21 @@ def program(settings: Settings) -> training.Program:
 
 
 def agent(settings: Settings) -> Agent:
-    """The DQN of the settings. Raises ValueError as `network` does."""
+    """Return the DQN agent of the settings. Raises ValueError as `network` does."""
     check.kind("settings", settings, Settings)
     loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
     return dqn.agent(network(settings), settings.double, loss)
 
 
 def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
-    """The optimizer of the settings, as a function of a seed's hyper-parameters."""
+    """Return the optimizer of the settings as a function of a seed's hyper-parameters."""
     check.kind("settings", settings, Settings)
     rule = {"adam": adam, "rmsprop": rmsprop, "nature-rmsprop": nature_rmsprop}[settings.optimizer]
     return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
 
 
 def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
-    """The uniform replay buffer of a configuration, with the wrappers that the observations and `n_step` need."""
+    """Return a uniform replay buffer with the wrappers that the observations and `n_step` require."""
     check.kind("config", config, training.Config)
     rows = replay.ring.buffer(config.capacity)
     if spec.obs_dtype == torch.bool and spec.stack == 1:
@@ -89,18 +91,18 @@ def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
 
 
 def network(settings: Settings) -> Network:
-    """The network that the settings ask for: for boards of ten by ten cells MinAtar's, for frames that are large enough
-    Nature's, for all else an MLP over the numbers of an observation.
+    """Return the network of the settings: MinAtar's for observations [C, 10, 10], the Nature network for larger frames,
+    and an MLP over the flattened observation otherwise.
 
-    Raises ValueError for layers of one's own where the network is such a convolutional one.
+    Raises ValueError if `hidden` or `dueling` is set for a convolutional network, which supports neither.
     """
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
     if convolutional := _convolutional(spec.obs_shape):
         if settings.hidden != Settings.hidden or settings.dueling:
             raise ValueError(
-                f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} shows frames "
-                f"{list(spec.obs_shape)}, for which there is one convolutional network"
+                f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} has frames "
+                f"{list(spec.obs_shape)}, for which the convolutional network is fixed"
             )
         return convolutional(spec.obs_shape, spec.actions)
     mlp = networks.dueling_mlp if settings.dueling else networks.mlp
@@ -108,7 +110,7 @@ def network(settings: Settings) -> Network:
 
 
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
-    """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
+    """Return the hyper-parameters, tensors [S]. `epsilon_fraction` is converted to steps."""
     check.kind("settings", settings, Settings)
     return training.hyper(
         settings.seeds,
@@ -124,29 +126,29 @@ def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
 
 
 def seeds(settings: Settings) -> range:
-    """The lanes' seeds."""
+    """Return the seeds of the run."""
     check.kind("settings", settings, Settings)
     return range(settings.seed, settings.seed + settings.seeds)
 
 
 def keys(settings: Settings) -> Tensor:
-    """The lanes' keys [S, 2], on the CPU."""
+    """Return the random keys [S, 2] of the seeds, on the CPU."""
     return random.key(seeds(settings))
 
 
 def device(settings: Settings) -> torch.device:
-    """The device that the settings ask for. Raises ValueError for CUDA where there is none."""
+    """Return the device of the settings. Raises ValueError for CUDA if it is not available."""
     check.kind("settings", settings, Settings)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device: expected one that is there, got cuda, but torch sees no CUDA device; use --device cpu"
+            "device: expected an available one, got cuda, but torch finds no CUDA device; use --device cpu"
         )
     use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")
 
 
 def clipped(rule: Callable[[Hyper], Optimizer]) -> Callable[[Hyper], Optimizer]:
-    """`rule` on gradients clipped by their global norm."""
+    """Return `rule` preceded by clipping of the gradients by their global norm."""
     check.function("rule", rule)
     return partial(_clipped, rule)
 
@@ -168,13 +170,13 @@ def rmsprop(hyper: Hyper) -> Optimizer:
 def nature_rmsprop(hyper: Hyper) -> Optimizer:
     """RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
 
-    There 0.01 is added to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
+    The paper adds 0.01 to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
     """
     return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
 
 
 def _convolutional(obs_shape: tuple[int, ...]) -> Callable[[tuple[int, ...], int], Network] | None:
-    """The convolutional network that observations suit, if any: of three axes, the last two those of a picture."""
+    """Return the convolutional network for observations [C, H, W]; None if there is none for this shape."""
     if len(obs_shape) != 3:
         return None
     if obs_shape[1:] == (10, 10):
@@ -203,11 +205,11 @@ def _checked(settings: Settings) -> None:
     if not 0 < settings.tau <= 1:
         raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
     if settings.max_grad_norm == 0:
-        raise ValueError("max_grad_norm: expected a number above 0, got 0: no gradient would be left")
+        raise ValueError("max_grad_norm: expected a number above 0, got 0, which would clip every gradient to 0")
     if not settings.compile and settings.engine not in ("auto", "eager"):
         raise ValueError(
-            f"engine: expected 'eager' or 'auto' with --no-compile (compile=False), got {settings.engine!r}; leave one "
-            "of them out"
+            f"engine: expected 'eager' or 'auto' with --no-compile (compile=False), got {settings.engine!r}; omit one "
+            "of them"
         )
     if settings.tau == 1 and settings.target_period < 1:
         raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")

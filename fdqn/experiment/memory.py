@@ -11,24 +11,24 @@ from fdqn import check, training, tree
 from fdqn.types import Hyper
 
 
-def check_memory(program: training.Program, lanes: int, device: torch.device) -> int:
-    """Bytes that the lanes will hold. Raises ValueError where clearly less than that is free on the device."""
+def check_memory(program: training.Program, seeds: int, device: torch.device) -> int:
+    """Return the bytes that `seeds` seeds need. Raises ValueError if clearly less is available on the device."""
     check.kind("device", device, torch.device)
-    needed, (free, total) = state_bytes(program, lanes), available(device)
-    # What is free changes by the moment, and part of it can be had back from others.
+    needed, (free, total) = state_bytes(program, seeds), available(device)
+    # Allow 10% more: available memory fluctuates, and caches of other processes can be reclaimed.
     if needed > min(1.1 * free, total):
-        rows = replay_bytes(program, lanes)
+        rows = replay_bytes(program, seeds)
         name, flags = ("capacity", "--capacity or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
         raise ValueError(
             f"{name}: expected seeds that fit in {free / 1e9:,.1f} GB of free memory ({total / 1e9:,.1f} GB in total), "
-            f"got {lanes} seeds that need {needed / 1e9:,.1f} GB, of which {rows / 1e9:,.1f} GB is replay "
+            f"got {seeds} seeds that need {needed / 1e9:,.1f} GB, of which {rows / 1e9:,.1f} GB is replay "
             f"({program.config.capacity:,} rows per seed); lower {flags}"
         )
     return needed
 
 
 def available(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process can still have on the device, and bytes that it could have were it alone."""
+    """Return the bytes that this process can still allocate on the device, and the total that it could ever use."""
     check.kind("device", device, torch.device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
@@ -45,7 +45,7 @@ _PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def _limits() -> Iterator[tuple[int, int]]:
-    """The memory limit in bytes of each control group of this process, and what it uses, page cache left out."""
+    """Yield (limit, usage) in bytes of each control group of this process; page cache does not count as usage."""
     for line in _text(_PROC / "self" / "cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
@@ -63,39 +63,39 @@ def _limits() -> Iterator[tuple[int, int]]:
 
 
 def _counts(file: Path) -> dict[str, int]:
-    """The numbers of a file with a name and a number a line."""
+    """Read a file with lines of a name and a number into a dict."""
     lines = (line.split() for line in _text(file).splitlines())
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
+    return {fields[0]: int(fields[1]) for fields in lines if len(fields) > 1 and fields[1].isdigit()}
 
 
 def _text(file: Path) -> str:
-    """Read a file of the system; return an empty string if it cannot be read."""
+    """Read a system file; return an empty string if it cannot be read."""
     try:
         return file.read_text("utf-8", "replace")
     except OSError:
         return ""
 
 
-def state_bytes(program: training.Program, lanes: int) -> int:
-    """Bytes of the state of `lanes` lanes, a gradient and the activations of a batch, found without allocating them.
+def state_bytes(program: training.Program, seeds: int) -> int:
+    """Return the bytes of the training state, one gradient and the activations of a batch, without allocating them.
 
-    A layer has as many outputs as biases (a convolution has more); four such arrays are alive at once.
+    Activations are estimated as four arrays [batch, outputs] per layer, one output per bias (convolutions have more).
     """
     check.kind("program", program, training.Program)
-    check.count("lanes", lanes, 1)
-    state = fake_state(program, lanes)
+    check.count("seeds", seeds, 1)
+    state = fake_state(program, seeds)
     params = state.learner.params
     outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
     return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
 
 
-def replay_bytes(program: training.Program, lanes: int) -> int:
-    """Count the bytes of the buffers of `lanes` seeds, without allocating them."""
-    return tree.nbytes(fake_state(program, lanes).buffer)
+def replay_bytes(program: training.Program, seeds: int) -> int:
+    """Return the bytes of the replay buffers of `seeds` seeds, without allocating them."""
+    return tree.nbytes(fake_state(program, seeds).buffer)
 
 
-def fake_state(program: training.Program, lanes: int) -> training.TrainState:
-    """Return the state of `lanes` lanes without memory behind it."""
+def fake_state(program: training.Program, seeds: int) -> training.TrainState:
+    """Return the training state of `seeds` seeds as fake tensors, which allocate no memory."""
     with FakeTensorMode():
-        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
-        return training.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
+        hyper = Hyper(*(torch.zeros(seeds) for _ in Hyper._fields))
+        return training.init(program, hyper, torch.zeros((seeds, 2), dtype=torch.int64))

@@ -38,19 +38,19 @@ SUMMARY = {
     "train_return": dict, "env_steps_per_second": PERHAPS, "seed_updates_per_second": PERHAPS,
     "compile_seconds": NUMBER, "first_update_seconds": PERHAPS, "wall_seconds": NUMBER,
 }  # fmt: skip
-"""What a summary has, and of which types."""
+"""Fields of `summary.json` and their types."""
 
 
 REPLANNED = ("device", "evaluate_episodes", "evaluate_steps")
-"""Settings that `resume` may change for good, beside `on_nan`."""
+"""Settings that `resume` may change permanently, in addition to `on_nan`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """A run that has ended: its settings, results, trained parameters and policies.
 
-    `fdqn.train` and `fdqn.resume` return one; `Run.load` reads one from its folder. Parameters are read when they are
-    first asked for.
+    `fdqn.train` and `fdqn.resume` return one; `Run.load` reads one from its folder. Parameters are read on
+    first access.
     """
 
     path: Path
@@ -68,7 +68,7 @@ class Run:
         """Read the folder of a run that has ended, also one that was stopped early.
 
         An environment that is code of your own is imported only if `env` names it again. Raises ValueError, naming the
-        file, if the folder is none of a run, is damaged, or is of a run without results.
+        file, if it is not a run folder, is damaged, or the run has no results.
         """
         check.kind("path", path, str, os.PathLike)
         folder = Path(path)
@@ -98,8 +98,8 @@ class Run:
         precision are accepted for floats. Raises ValueError for a seed that was not trained or has failed, and, when
         called, ValueError or TypeError for arrays that do not fit.
         """
-        unsound = failed_seeds(self.settings, _causes(self.summary), finite(self.params))[1]
-        params = tree.index(self.params, lane(self.settings, unsound, seed))
+        unusable = failed_seeds(self.settings, _causes(self.summary), finite(self.params))[1]
+        params = tree.index(self.params, seed_index(self.settings, unusable, seed))
         return acting.greedy(envs.find(self.settings.env).spec, self.network, params)
 
     def plot(self, file: str | os.PathLike[str] | BinaryIO | None = None) -> "Figure":
@@ -131,13 +131,13 @@ def returns_record(
     seeds: Sequence[int],
     cut: tuple[NDArray[np.bool_], int | None] | None = None,
 ) -> dict[str, Any]:
-    """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null.
+    """Summarise returns [S, episodes] as in `summary.json`; failed seeds are kept as null.
 
-    `cut` is, of an evaluation, which episodes [S, episodes] were cut and after how many steps.
+    `cut` gives, for an evaluation, the episodes [S, episodes] that reached the step limit, and the limit.
     """
-    per_seed, lost = statistics.row_means(returns), [seeds.index(seed) for seed in failed]
-    per_seed[lost] = np.nan
-    unfinished = {} if cut is None else {"unfinished": int(np.delete(cut[0], lost, 0).sum()), "step_limit": cut[1]}
+    per_seed, excluded = statistics.row_means(returns), [seeds.index(seed) for seed in failed]
+    per_seed[excluded] = np.nan
+    unfinished = {} if cut is None else {"unfinished": int(np.delete(cut[0], excluded, 0).sum()), "step_limit": cut[1]}
     estimate = statistics.interval(per_seed)
     return {
         "iqm": _json_number(estimate.iqm),
@@ -150,7 +150,7 @@ def returns_record(
 
 
 def step_limit(path: Path, settings: Settings, spec: EnvSpec) -> int:
-    """Steps after which an evaluation of the run cuts an episode: by the settings, or by the training so far."""
+    """Return the step limit of evaluation episodes: from the settings, or from the episodes trained so far."""
     if settings.evaluate_steps or not spec.endless:
         return settings.evaluate_steps or spec.time_limit
     steps, episodes = _read(path, "metrics.csv", _read_episodes)
@@ -158,7 +158,7 @@ def step_limit(path: Path, settings: Settings, spec: EnvSpec) -> int:
 
 
 def _read_episodes(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Environment steps [P] and ended episodes [P, S] at the reports so far, of the seeds that have not failed."""
+    """Read the environment steps [P] and ended episodes [P, S] at the reports so far, of seeds that have not failed."""
     lines = csv.DictReader(io.StringIO(files.read(file).decode(), newline=""))
     rows: dict[int, list[tuple[int, int]]] = {}
     for row in lines:
@@ -166,21 +166,21 @@ def _read_episodes(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     if not rows:
         return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.int64)
     episodes, updates = np.array(list(rows.values()), dtype=np.int64).transpose(2, 0, 1)
-    # A seed that has failed makes no more updates, and may end no more episodes.
+    # A failed seed makes no more updates, and may not finish any more episodes.
     return np.array(list(rows), dtype=np.int64), episodes[:, updates[-1] == updates[-1].max()]
 
 
 def unfinished_text(record: dict[str, Any]) -> str:
-    """How many episodes were cut, such as `12 at 1,000 steps`; nothing where none was, or where that is not known."""
+    """Format the number of cut episodes, such as `12 at 1,000 steps`; empty if there are none or it is unknown."""
     if not record.get("unfinished"):
         return ""
     return f"{record['unfinished']:,} at {record['step_limit']:,} steps"
 
 
 def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
-    """The settings of a run folder, finished or not, and how many environment steps a seed it is to take.
+    """Return the settings of a run folder, finished or not, and its planned environment steps per seed.
 
-    Raises ValueError, naming the file, where it is none; and where its environment is somebody's code and not `env`.
+    Raises ValueError, naming the file, if it is not a run folder, or if its environment is user code other than `env`.
     """
     config = read_config(path)
     settings = _named(path, env)
@@ -188,14 +188,13 @@ def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
 
 
 def _replanned(settings: Settings, config: dict[str, Any]) -> Settings:
-    """The settings with what `resume` has changed of them since."""
+    """Return the settings with the changes made by `resume`."""
     changed = {name: x for name, x in config["plan"].items() if name in ("on_nan", *REPLANNED)}
     return dataclasses.replace(settings, **changed)
 
 
 def finished(path: Path) -> int:
-    """Environment steps a seed that the run of a folder had taken when it was last summed up, also when it was stopped
-    then; 0 where it never was, or where what it says cannot be read."""
+    """Return the environment steps per seed in `summary.json`, also of a stopped run; 0 if missing or unreadable."""
     try:
         return _read(path, "summary.json", _read_summary)["steps"]
     except ValueError:
@@ -203,7 +202,7 @@ def finished(path: Path) -> int:
 
 
 def read(path: Path, env: str | None = None) -> Run:
-    """Read the folder of a finished run. Raises ValueError, naming the file, if it is none; see `Run.load`."""
+    """Read the folder of a finished run. Raises ValueError, naming the file, if it is not one; see `Run.load`."""
     settings = _read(path, "config.json", _read_settings)
     seeds = list(assemble.seeds(settings))
     summary = _read(path, "summary.json", partial(_read_summary, seeds=seeds))
@@ -211,10 +210,9 @@ def read(path: Path, env: str | None = None) -> Run:
 
 
 def read_params(path: Path, env: str | None = None) -> Params:
-    """The trained lanes [S, ...] of a run folder, in the network's order: the file's is the alphabet's.
+    """Read the trained parameters [S, ...] of a run folder, in the order of the network (the file sorts by name).
 
-    Raises ValueError where they are not those of the run's settings, and where its environment is somebody's code and
-    not `env`.
+    Raises ValueError if they do not fit the settings, or if the environment is user code other than `env`.
     """
     settings = _named(path, env)
     params = _read(path, "params.safetensors", lambda file: dict(load(files.read(file))))
@@ -233,20 +231,20 @@ class Trained(NamedTuple):
 
     settings: Settings
     step: int
-    """Environment steps a seed."""
+    """Environment steps per seed."""
     params: Params
     """[S, ...]"""
     failed: list[int]
     """Seeds that had failed."""
-    unsound: list[int]
-    """Failed seeds whose parameters are unusable: all but those whose environment broke."""
+    unusable: list[int]
+    """Failed seeds without usable parameters: all except those of which only the environment failed."""
 
 
 def trained(path: Path, which: str | None = None, env: str | None = None) -> Trained:
-    """Read the trained seeds of a run: the last, or, where `which` is "best" or a step, those of that checkpoint.
+    """Read the trained parameters of a run: the final ones, or those of the checkpoint `which`, "best" or a step.
 
-    Raises ValueError where there is no such checkpoint, naming those that are kept; CheckpointError where it is
-    damaged; and what `read_params` does.
+    Raises ValueError, naming the existing checkpoints, if there is no such checkpoint; CheckpointError if it is
+    damaged; and the errors of `read_params`.
     """
     if which in (None, "last"):
         run = read(path)
@@ -259,15 +257,15 @@ def trained(path: Path, which: str | None = None, env: str | None = None) -> Tra
     else:
         settings = _named(path, env)
         place = _checkpoint(path, str(which))
-        params, cycles, why = history.trained(place, settings, assemble.program(settings))
-        lanes = zip(assemble.seeds(settings), cycles.tolist(), why.tolist(), strict=True)
-        causes = {seed: training.CAUSES[cause] for seed, cycle, cause in lanes if cycle >= 0}
-        step = history.moment(place).step
+        params, iterations, codes = history.trained(place, settings, assemble.program(settings))
+        failures = zip(assemble.seeds(settings), iterations.tolist(), codes.tolist(), strict=True)
+        causes = {seed: training.CAUSES[code] for seed, iteration, code in failures if iteration >= 0}
+        step = history.checkpoint_info(place).step
     return Trained(settings, step, params, *failed_seeds(settings, causes, finite(params)))
 
 
 def _causes(summary: dict[str, Any]) -> dict[int, str]:
-    """The failed seeds of a summary, each with its cause."""
+    """Return the causes of failure in a summary, by seed."""
     causes = {failure["seed"]: failure["cause"] for failure in summary["failures"]}
     return {**dict.fromkeys(summary["failed_seeds"], "parameter"), **causes}
 
@@ -275,29 +273,29 @@ def _causes(summary: dict[str, Any]) -> dict[int, str]:
 def failed_seeds(
     settings: Settings, causes: Mapping[int, str], finite: NDArray[np.bool_]
 ) -> tuple[list[int], list[int]]:
-    """Return the seeds that failed, and those of them whose parameters are unusable: all but those that are finite and
+    """Return the failed seeds, and those of them whose parameters are unusable: all except those with finite parameters
     of which only the environment failed.
 
-    `causes` gives the cause of each failure by seed, one of `training.CAUSES`; `finite` [S] tells which seeds have
+    `causes` gives the cause of each failure by seed, one of `training.CAUSES`; `finite`, bool [S], marks seeds with
     finite parameters.
     """
-    sound = dict(zip(assemble.seeds(settings), finite.tolist(), strict=True))
-    failed = [seed for seed, ok in sound.items() if seed in causes or not ok]
-    return failed, [seed for seed in failed if not sound[seed] or causes.get(seed) != "environment"]
+    ok = dict(zip(assemble.seeds(settings), finite.tolist(), strict=True))
+    failed = [seed for seed, is_finite in ok.items() if seed in causes or not is_finite]
+    return failed, [seed for seed in failed if not ok[seed] or causes.get(seed) != "environment"]
 
 
-def lane(settings: Settings, unsound: Sequence[int], seed: int) -> int:
-    """Return the index of a seed among the trained ones. Raises ValueError if it was not trained or is `unsound`."""
+def seed_index(settings: Settings, unusable: Sequence[int], seed: int) -> int:
+    """Return the index of a seed among the trained ones. Raises ValueError if it was not trained or is `unusable`."""
     seeds = assemble.seeds(settings)
     if seed not in seeds:
-        raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
-    if seed in unsound:
-        raise ValueError(f"seed: expected one that has not failed, got {seed}; see failures in summary.json")
+        raise ValueError(f"seed: expected a trained seed, {seeds[0]} to {seeds[-1]}, got {seed}")
+    if seed in unusable:
+        raise ValueError(f"seed: expected a seed that has not failed, got {seed}; see failures in summary.json")
     return seeds.index(seed)
 
 
 def _checkpoint(path: Path, which: str) -> Path:
-    """The folder of a checkpoint, by its step or as the best. Raises ValueError, naming those that are kept."""
+    """Return the folder of a checkpoint, "best" or a step. Raises ValueError, naming the existing ones, if missing."""
     kept = {place.name.removesuffix(".old"): place for place in reversed(checkpoint.newest(path / "checkpoints"))}
     step = history.best_step(path) if which == "best" else which
     if step in kept:
@@ -309,12 +307,12 @@ def _checkpoint(path: Path, which: str) -> Path:
 
 
 def read_curve(path: Path) -> plots.Curve:
-    """Training returns at every report, from `metrics.csv`."""
+    """Read the training returns [P, S] at all reports from `metrics.csv`. Raises ValueError if it is damaged."""
     lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
     try:
         rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
     except (KeyError, TypeError, ValueError, csv.Error):
-        raise ValueError("expected numbers under step, seed and return, got other columns or words") from None
+        raise ValueError("expected numbers under step, seed and return, got other columns or values") from None
     if not rows:
         raise ValueError("expected rows, got none")
     steps, seeds = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
@@ -333,16 +331,16 @@ def picture(file: Path | BinaryIO, curve: plots.Curve, summary: dict[str, Any]) 
 
 
 def _panels(curve: plots.Curve, summary: dict[str, Any]) -> tuple[dict[str, dict[str, plots.Curve]], str]:
-    """The learning curve of one run without failed seeds, and its result as the subtitle."""
+    """Return the learning curve of one run without failed seeds, and its result as subtitle."""
     failed, seeds = summary["failed_seeds"], summary["seeds"]
-    result = f"{len(seeds)} seeds; trained, played greedily: {interval_text(summary['final_return'])}"
+    result = f"{len(seeds)} seeds; greedy return after training: {interval_text(summary['final_return'])}"
     alive = curve._replace(values=curve.values[:, [seed not in failed for seed in seeds]])
-    left_out = f"; {len(failed)} failed seeds left out" if failed else ""
+    left_out = f"; {len(failed)} failed seeds excluded" if failed else ""
     return {summary["env"]: {"": alive}}, result + left_out
 
 
 def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
-    """The learning curves of several runs, a panel for each environment: returns of two do not share a scale."""
+    """Draw the learning curves of several runs as a PNG, one panel per environment. Raises ValueError for no runs."""
     panels: dict[str, dict[str, plots.Curve]] = {}
     for run in read:
         panels.setdefault(run.settings.env, {})[_drawable(run.path)] = run.curve
@@ -350,13 +348,13 @@ def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
 
 
 def _drawable(path: Path) -> str:
-    """A path as text; what is no Unicode in it as escapes."""
+    """Return a path as text; bytes that are not valid Unicode become escapes."""
     return str(path).encode(errors="backslashreplace").decode()
 
 
 def interval_text(record: dict[str, Any]) -> str:
-    """A record of returns as `496.1 [489.0, 500.0]`, `12.0 [range 10.0, 14.0]` where seeds are too few for an interval,
-    and without either where there is one seed.
+    """Format a record of returns as `496.1 [489.0, 500.0]`, as `12.0 [range 10.0, 14.0]` for too few seeds for an
+    interval, or as `12.0` for one seed.
     """
     if record["iqm"] is None:
         return "none"
@@ -366,7 +364,7 @@ def interval_text(record: dict[str, Any]) -> str:
 
 
 def interval_heading(records: Sequence[dict[str, Any]]) -> str:
-    """The heading of a table of `interval_text`."""
+    """Return the heading of a column of `interval_text`."""
     kinds = {record["kind"] for record in records if record.get("kind") is not None}
     ends = {"interval": "95%", "range": "range"}
     return f"IQM [{' or '.join(ends[kind] for kind in sorted(kinds))}]" if kinds else "IQM"
@@ -376,7 +374,7 @@ Read = TypeVar("Read")
 
 
 def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
-    """One file of a run folder; whatever is wrong with it becomes one sentence that names it."""
+    """Read one file of a run folder. Raises ValueError, naming the file, for every error of `reader`."""
     try:
         return reader(path / name)
     except FileNotFoundError:
@@ -386,7 +384,7 @@ def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
     except (OSError, UnicodeDecodeError, SafetensorError) as error:
         reason = f"which cannot be read: {getattr(error, 'strerror', None) or error}"
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"in which something is wrong: {error}"
+        reason = f"that is invalid: {error}"
     raise ValueError(f"run: expected a finished run folder, got {path} with a {name} {reason}")
 
 
@@ -416,7 +414,9 @@ def _parse_config(file: Path) -> dict[str, Any]:
 
 
 def _read_settings(file: Path, env: str | None = None) -> Settings:
-    """What names code is not looked up unless it is `env`: a folder from elsewhere must not say what is run here."""
+    """Read the settings, and import an environment that is user code only if it equals `env`: a folder from elsewhere
+    must not choose code to run.
+    """
     config = _parse_config(file)
     settings = _replanned(from_json(config["settings"]), config)
     if not envs.is_code(settings.env) or settings.env == env:
@@ -428,16 +428,16 @@ def _named(path: Path, env: str | None) -> Settings:
     settings = _read(path, "config.json", partial(_read_settings, env=env))
     if envs.is_code(settings.env) and settings.env != env:
         raise ValueError(
-            f"env: expected the name of the code that {path} was trained on, got {env}; --env {settings.env} runs it"
+            f"env: expected the environment of {path}, which is user code, got {env}; pass --env {settings.env}"
         )
     _check_bytes(path, settings)
     return settings
 
 
 def _check_bytes(path: Path, settings: Settings) -> None:
-    """Raise ValueError for a run whose network was trained on bytes that were not divided by 255, as they are now.
+    """Raise ValueError for a run of version 0.1 whose uint8 observations were not divided by 255, as they are now.
 
-    Version 0.1 divided them in the network for frames alone.
+    Version 0.1 divided only frames by 255.
     """
     version, spec = read_config(path)["versions"].get("fdqn"), envs.find(settings.env).spec
     frames = len(spec.obs_shape) == 3 and min(spec.obs_shape[1:]) >= networks.SMALLEST_FRAME
@@ -465,19 +465,19 @@ def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
     for name in ("final_return", "train_return", "gymnasium_return"):
         if name in summary:
             _check_returns(name, summary[name], len(summary["seeds"]))
-            summary[name].setdefault("kind", _kind(summary[name]))  # summaries before there were ranges
+            summary[name].setdefault("kind", _kind(summary[name]))  # missing in summaries of older versions
     return summary
 
 
 def _kind(record: dict[str, Any]) -> statistics.Kind | None:
-    """Of fewer than 5 seeds the ends were always those of the range, though they were called an interval's."""
+    """Return the kind of interval in a summary of an older version: for fewer than 5 seeds the range of the seeds."""
     if record["low"] is None:
         return None
     return "range" if sum(x is not None for x in record["per_seed"]) < statistics.MIN_SEEDS else "interval"
 
 
 def _check_returns(name: str, record: Any, seeds: int) -> None:
-    """Raise ValueError or TypeError unless it is what `returns_record` makes."""
+    """Raise ValueError or TypeError unless `record` has the fields of `returns_record`."""
     check.kind(name, record, dict)
     for part in ("iqm", "low", "high"):
         check.kind(f"{name}.{part}", record.get(part, "nothing"), *PERHAPS)
@@ -489,7 +489,7 @@ def _check_returns(name: str, record: Any, seeds: int) -> None:
     for value in record["per_seed"]:
         check.kind(f"{name}.per_seed", value, *PERHAPS)
     if len(record["per_seed"]) != seeds:
-        raise ValueError(f"{name}.per_seed: expected {seeds} numbers, one a seed, got {len(record['per_seed'])}")
+        raise ValueError(f"{name}.per_seed: expected {seeds} numbers, one per seed, got {len(record['per_seed'])}")
     if name == "gymnasium_return":
         check.kind(f"{name}.env", record.get("env"), str)
 
@@ -502,7 +502,7 @@ def _read_rows(file: Path, seeds: int) -> plots.Curve:
 
 
 def finite(params: Params) -> NDArray[np.bool_]:
-    """Which lanes [S] have only finite parameters."""
+    """Return bool [S], True for seeds whose parameters are all finite."""
     return torch.stack([x.isfinite().flatten(1).all(1) for x in params.values()]).all(0).cpu().numpy()
 
 

@@ -43,7 +43,7 @@ from fdqn.types import Params
 def folder(settings: Settings, base: Path = Path()) -> Path:
     """Return the path of the new run folder in `base`, by default a new name under `runs/`.
 
-    Raises ValueError where something is there already or no folder can be made.
+    Raises ValueError if the path exists already or the folder cannot be created.
     """
     if settings.out is not None:
         path = base / settings.out
@@ -56,22 +56,24 @@ def folder(settings: Settings, base: Path = Path()) -> Path:
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK):
         name = settings.out or str(path)
-        raise ValueError(f"out: expected a folder that can be made, got {name!r}, but {above} is not a writable folder")
+        raise ValueError(
+            f"out: expected a folder that can be created, got {name!r}, but {above} is not a writable folder"
+        )
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise ValueError("out: expected names of at most 255 bytes, got a longer one")
     return path
 
 
 def _names(settings: Settings, base: Path) -> Iterator[Path]:
-    """The names for a run without one: of environment and time, then with -2, -3, ... behind them."""
+    """Yield default names of a run folder: environment and time, then the same with -2, -3, ... appended."""
     env = re.sub("[^A-Za-z0-9_.-]+", "-", settings.env)
     name = base / "runs" / f"{env}-{time.strftime('%Y%m%d-%H%M%S')}"
     yield name
     yield from (name.with_name(f"{name.name}-{number}") for number in itertools.count(2))
 
 
-def _made(settings: Settings, base: Path) -> Path:
-    """Make the run folder; of several processes that want one name, one gets it and the others the next."""
+def _make_folder(settings: Settings, base: Path) -> Path:
+    """Create the run folder. If several processes choose the same default name, one gets it and the others the next."""
     first = folder(settings, base)
     for path in [first] if settings.out is not None else _names(settings, base):
         try:
@@ -81,18 +83,18 @@ def _made(settings: Settings, base: Path) -> Path:
             taken = isinstance(error, FileExistsError) and path.parent.is_dir()
             if not taken or settings.out is not None:
                 reason = f"got {str(path)!r}: {error.strerror}"
-                raise ValueError(f"out: expected a folder that can be made, {reason}") from None
-    raise AssertionError("there are always more names")
+                raise ValueError(f"out: expected a folder that can be created, {reason}") from None
+    raise AssertionError("unreachable: there are infinitely many names")
 
 
 def create(settings: Settings, base: Path = Path()) -> Path:
-    """Make the run folder in `base` with its `config.json`. Raises ValueError where that cannot be done."""
-    path = _made(settings, base)
+    """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created."""
+    path = _make_folder(settings, base)
     out = settings.out or str(path.relative_to(base))
     config = {
         "settings": to_json(dataclasses.replace(settings, out=out)),
         "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
-        **_circumstances(settings),
+        **_provenance(settings),
     }
     files.write(path / "config.json", _json(config))
     files.sync(path.parent)
@@ -100,7 +102,7 @@ def create(settings: Settings, base: Path = Path()) -> Path:
 
 
 def replan(path: Path, steps: int, settings: Settings) -> None:
-    """Write down how many steps a run is to take, and what else `resume` may change of its settings, for later ones."""
+    """Update the plan in `config.json`: the number of steps and the settings that `resume` may change."""
     config = results.read_config(path)
     before = with_defaults(config["settings"])
     changed = {
@@ -111,8 +113,8 @@ def replan(path: Path, steps: int, settings: Settings) -> None:
 
 
 def differences(path: Path, settings: Settings) -> list[str]:
-    """In what this process differs from the one that began the run, where that may change how results are rounded."""
-    then, now = results.read_config(path), _circumstances(settings)
+    """List differences from the process that started the run that may change the rounding of results."""
+    then, now = results.read_config(path), _provenance(settings)
     flat = [
         {
             **x["versions"],
@@ -129,8 +131,8 @@ def differences(path: Path, settings: Settings) -> list[str]:
     ]
 
 
-def _circumstances(settings: Settings) -> dict[str, Any]:
-    """What results depend on beside the settings."""
+def _provenance(settings: Settings) -> dict[str, Any]:
+    """Return everything other than the settings that results may depend on: versions, commit, device and engine."""
     return {
         "versions": {
             "fdqn": fdqn.__version__,
@@ -165,12 +167,12 @@ def _engine(settings: Settings) -> dict[str, Any]:
 
 
 def _engine_name(settings: Settings) -> str:
-    """The row of the table of engines that the settings stand for."""
+    """Return the name of the engine that the settings select."""
     return compile.resolve(settings.engine if settings.compile else "eager", assemble.device(settings))
 
 
 def _recorded_engine(engine: dict[str, Any]) -> str:
-    """The engine that a config.json tells of; before there was a choice, by what it says of compiling and lanes."""
+    """Return the engine recorded in `config.json`; in those of version 0.1, infer it from other fields."""
     if "engine" in engine:
         return engine["engine"]
     if not engine.get("compile", True):
@@ -179,18 +181,18 @@ def _recorded_engine(engine: dict[str, Any]) -> str:
 
 
 def _partition(settings: Settings) -> dict[str, int] | None:
-    """How threads share the lanes; None where they go all together."""
+    """Return the partition of the seeds over threads; None if all seeds run in one group."""
     if _engine_name(settings) != "aot":
         return None
     return compile.partition(assemble.program(settings), settings.seeds, torch.get_num_threads())._asdict()
 
 
-def functions(program: training.Program, settings: Settings, games: Any = None) -> training.Functions:
-    """The step functions on the engine of the settings; in a world that is open, those that step it."""
+def functions(program: training.Program, settings: Settings, vector: Any = None) -> training.Functions:
+    """Return the step functions on the engine of the settings, which step the host environments `vector`, if given."""
     engine = _engine_name(settings)
-    if games is None:
+    if vector is None:
         return compile.compiled(program, settings.check_compile, engine)
-    return host.functions(program, games, compile.compiled_parts(program, settings.check_compile, engine))
+    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine))
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:
@@ -214,12 +216,12 @@ def finish(
 
     Args:
         path: run folder.
-        settings: the run's.
-        report: the last one.
+        settings: of the run.
+        report: the last report.
         started: `time.perf_counter()` at the start of the run in this process.
-        final: episodes of the trained seeds in the environment trained on.
-        gymnasium: those in Gymnasium's version of the environment, if there is one.
-        before: seconds that earlier processes spent on the run.
+        final: evaluation of the trained seeds in the environment trained on.
+        gymnasium: evaluation in Gymnasium's version of the environment, if there is one.
+        before: seconds that earlier processes took for the run.
     """
     params, seeds = report.state.learner.params, assemble.seeds(settings)
     save_params(path, settings, params)
@@ -254,7 +256,7 @@ def finish(
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Keeps other writers out of a run folder. Raises CheckpointError where there is one."""
+    """Lock a run folder against other writers. Raises CheckpointError if there is one."""
     if (path / "checkpoints").is_symlink():
         raise checkpoint.CheckpointError(f"{path / 'checkpoints'}: expected a folder of this run, got a link")
     if path.is_dir():
@@ -267,11 +269,11 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, `+` where it was changed since; nothing where it is no checkout."""
+    """Return the Git commit of the running code, with `+` if files were changed; None outside of a checkout."""
     here = Path(__file__).resolve().parent
     try:
         git = partial(subprocess.run, cwd=here, capture_output=True, encoding="utf-8", errors="replace", check=True)
-        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails inside a checkout of something else
+        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails in a checkout of another project
         commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
