@@ -314,7 +314,7 @@ def test_another_device_is_a_difference(run, capsys):
     Path("run/config.json").write_text(json.dumps(config))
     if not torch.cuda.is_available():
         assert cli.main(["resume", "run", "--steps", "500"]) == 1
-        assert "got cuda, but torch sees no CUDA device; use --device cpu" in capsys.readouterr().err
+        assert "got cuda, but torch finds no CUDA device; use --device cpu" in capsys.readouterr().err
     assert cli.main(["resume", "run", "--steps", "500", "--device", "cpu"]) == 0
     assert "results may differ from an uninterrupted run: device is cpu and was cuda" in capsys.readouterr().err
 

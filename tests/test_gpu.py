@@ -254,9 +254,8 @@ def test_the_memory_of_the_gpu_is_what_is_free():
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):
-    from fdqn.experiment import assemble
 
-    monkeypatch.setattr(assemble, "check_memory", lambda *given: 0)
+    monkeypatch.setattr(memory, "check_memory", lambda *given: 0)
     words = ["train", "--device=cuda", "--seeds=4096", "--capacity=10000000", "--steps=100000000"]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 1
     assert "fdqn: out of memory; lower --seeds or --capacity" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import torch
 
 import fdqn
 from fdqn import cli, compile, envs
-from fdqn.experiment import assemble, events, history, process, progress, results, run_folder, session
+from fdqn.experiment import assemble, events, history, memory, process, progress, results, run_folder, session
 from fdqn.experiment.settings import PRESETS, Settings
 from fdqn.storage import checkpoint
 from fdqn.training import evaluate
@@ -31,8 +31,8 @@ FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "sum
 def here(request, tmp_path, monkeypatch):
     """A folder to stand in. Pictures, sizes and the commit have tests of their own and take most of a second."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(assemble, "check_memory", lambda *given: 36_900)
-    monkeypatch.setattr(assemble, "replay_bytes", lambda *given: 15_000)
+    monkeypatch.setattr(memory, "check_memory", lambda *given: 36_900)
+    monkeypatch.setattr(memory, "replay_bytes", lambda *given: 15_000)
     monkeypatch.setattr(run_folder, "git_commit", lambda: None)
     if "draws" not in request.node.name:
         monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
@@ -109,7 +109,7 @@ def test_a_host_environment_announces_its_closing_episodes():
     seen = []
     run = fdqn.train(**TINY | {"env": "gym:CartPole-v1"}, progress=False, on_event=seen.append)
     assert lawful(seen)
-    assert any("playing 2 greedy episodes" in event.text for event in seen if isinstance(event, events.Notice))
+    assert any("evaluating 2 greedy episodes" in event.text for event in seen if isinstance(event, events.Notice))
     assert run.summary["final_return"]["iqm"] > 0
 
 

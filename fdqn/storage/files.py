@@ -94,7 +94,7 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
     while rest:
         written = os.write(descriptor, rest)
         if not written:
-            raise OSError("wrote 0 bytes")
+            raise OSError("a write of 0 bytes")
         rest = rest[written:]
 
 
