@@ -26,7 +26,6 @@ from scipy.stats import bootstrap
 
 import fdqn
 from fdqn import envs
-from fdqn.experiment import run_folder
 from fdqn.report import statistics
 
 # Mean and standard deviation over 3 seeds after 500,000 steps, from CleanRL's documentation of dqn.py and dqn_jax.py.
@@ -129,7 +128,7 @@ def table(results: dict[str, dict[str, object]], seeds: int, steps: int) -> str:
         "|---|--:|--:|--:|--:|--:|---|",
     ]
     for env, result in results.items():
-        played = run_folder.interval_text(result["gymnasium_return"])  # type: ignore[arg-type]
+        played = results.interval_text(result["gymnasium_return"])  # type: ignore[arg-type]
         lines.append(
             f"| {envs.GYMNASIUM[env]} | {result['mean']:.2f} [{result['low']:.2f}, {result['high']:.2f}] "
             f"| {' | '.join(PUBLISHED[env])} | {played} | {result['stepping']} | {result['git']} |"

@@ -3,7 +3,7 @@
     run = fdqn.train(env="cartpole", seeds=16, steps=100_000)
 
 Parameters are plain dicts and state is tensors; `vmap`, `compile` and device placement are applied at the edge.
-`fdqn.train`, `fdqn.resume` and `fdqn.Run` are those of `fdqn.experiment.api` and `fdqn.experiment.run_folder`.
+`fdqn.train`, `fdqn.resume` and `fdqn.Run` are those of `fdqn.experiment.api` and `fdqn.experiment.results`.
 Submodules load on first use, so that `fdqn --help` does not import torch.
 
 .. include:: README.md
@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or "pdoc" in sys.modules:  # pdoc documents what a module holds, and does not call `__getattr__`
     from fdqn.experiment.api import resume, train
-    from fdqn.experiment.run_folder import Run
+    from fdqn.experiment.results import Run
 
 __version__ = "0.2.0.dev0"
 
-_FROM = {"Run": "experiment.run_folder", "resume": "experiment.api", "train": "experiment.api"}
+_FROM = {"Run": "experiment.results", "resume": "experiment.api", "train": "experiment.api"}
 """Functions and classes that the package gives itself, and their modules."""
 
 __all__ = [

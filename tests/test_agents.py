@@ -8,7 +8,7 @@ from plants import rejects
 
 from fdqn import networks, random, tree
 from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, noise_shapes, noisy
-from fdqn.experiment import assemble
+from fdqn.experiment import memory
 from fdqn.ops import distributional, losses, masking
 from fdqn.testing import agents, asserts, examples, laws
 from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition
@@ -259,7 +259,7 @@ def test_supports_of_any_spacing_and_programs_without_memory():
     asserts.assert_trees_close(expected, agent.values(params(agent, 0), batch().obs, ()), 1e-12)
     for support in (uneven, ATOMS):
         agent = c51.agent(networks.mlp(4, (8,), 2 * len(distributional.atoms(support))), support)
-        assert assemble.state_bytes(examples.program(agent=agent), 2) > 0
+        assert memory.state_bytes(examples.program(agent=agent), 2) > 0
 
 
 def test_priority_of_c51_is_0_where_the_prediction_is_the_target():

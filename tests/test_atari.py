@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from fdqn import envs, networks, replay, training, tree
 from fdqn.agents import dqn
 from fdqn.envs.host import gymnasium as gym
-from fdqn.experiment import assemble, run_folder
+from fdqn.experiment import assemble, memory, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.ops import losses
 from fdqn.testing import asserts
@@ -132,10 +132,10 @@ def test_frames_take_an_eighth_of_the_memory():
     pytest.importorskip("ale_py")
     settings = Settings(env="ale:Pong", capacity=10_000, seeds=1)
     program = assemble.program(settings)
-    assert assemble.replay_bytes(program, 1) < 10_000 * 7_056 * 1.09
+    assert memory.replay_bytes(program, 1) < 10_000 * 7_056 * 1.09
     agent, rows = program.algorithm.agent, replay.ring.buffer(10_000)
     plain = program._replace(algorithm=off_policy.algorithm(program.config, agent, rows, assemble.adam))
-    assert assemble.replay_bytes(plain, 1) > 10_000 * 7_056 * 8
+    assert memory.replay_bytes(plain, 1) > 10_000 * 7_056 * 8
 
 
 class Shifts(VectorEnv):

@@ -18,7 +18,7 @@ from fdqn import envs, networks, random
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host.checked import Checked
 from fdqn.envs.host.spaces import encoding
-from fdqn.experiment import assemble
+from fdqn.experiment import assemble, memory
 from fdqn.experiment.settings import Settings
 from fdqn.report import video
 from fdqn.training import evaluate
@@ -421,7 +421,7 @@ def test_a_space_too_large_for_memory_raises_the_memory_error(monkeypatch):
     world = gym.from_factory("large", Large)
     monkeypatch.setattr(envs, "find", lambda name: world)
     with pytest.raises(ValueError, match=r"^capacity: expected seeds that fit in .* GB of free memory"):
-        assemble.check_memory(assemble.program(Settings(env="large")), 16, torch.device("cpu"))
+        memory.check_memory(assemble.program(Settings(env="large")), 16, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -462,7 +462,7 @@ def test_a_write_of_nothing_ends(saved, monkeypatch):
     writer = Failing(-1)
     monkeypatch.setattr(writer, "write", lambda file, data: 0, raising=False)
     monkeypatch.setattr(files, "os", writer)
-    with pytest.raises(CheckpointError, match="got a write of nothing"):
+    with pytest.raises(CheckpointError, match="got a write of 0 bytes"):
         checkpoint.save(saved.parent, "8", small(2), RECORD)
     intact(saved.parent, small())
 
@@ -872,7 +872,10 @@ def test_a_lock_keeps_a_second_writer_out_and_dies_with_its_process(tmp_path):
     reader, writer = os.pipe()
     child = forked(lambda: hold_lock(tmp_path, writer))
     assert os.read(reader, 1) == b"!"
-    with pytest.raises(CheckpointError, match=f"run folder in use by process {child};"), checkpoint.lock(tmp_path):
+    with (
+        pytest.raises(CheckpointError, match=f"run folder, got one in use by process {child};"),
+        checkpoint.lock(tmp_path),
+    ):
         pass
     killed(child)
     (tmp_path / ".lock").write_text("9" * 20)

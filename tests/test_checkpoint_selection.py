@@ -13,7 +13,7 @@ import torch
 from test_checkpoint import reseal
 
 from fdqn import cli, training, tree
-from fdqn.experiment import assemble, export, history, run_folder
+from fdqn.experiment import assemble, export, history, memory, results, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.report import video
 from fdqn.storage import checkpoint
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
     original = history.record
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(history, "record", keeping)
-        patched.setattr(run_folder, "picture", lambda *given: None)
+        patched.setattr(results, "picture", lambda *given: None)
         assert cli.main(["train", *SIZES, "--out", str(path)]) == 0
     return path, params
 
@@ -66,11 +66,11 @@ def printed(capsys, *words):
 
 def test_each_checkpoint_holds_its_own_parameters(made, run):
     for step in STEPS:
-        trained = run_folder.trained(run, str(step))
+        trained = results.trained(run, str(step))
         assert trained.step == step
         asserts.assert_trees_equal(trained.params, made[1][step])
         assert list(trained.params) == list(made[1][step]), "in the network's order"
-    last = run_folder.trained(run)
+    last = results.trained(run)
     asserts.assert_trees_equal(last.params, made[1][400])
     assert last.step == 400
     assert not tree.equal(made[1][100], made[1][400]), "they differ"
@@ -78,9 +78,9 @@ def test_each_checkpoint_holds_its_own_parameters(made, run):
 
 def test_the_state_without_memory_has_every_leaf(run):
     """A read follows our own layout, never that of the file."""
-    settings = run_folder.plan(run)[0]
+    settings = results.plan(run)[0]
     program = assemble.program(settings)
-    lanes = assemble.fake_state(program, settings.seeds)
+    lanes = memory.fake_state(program, settings.seeds)
     real = training.init(program, assemble.hyper(settings), assemble.keys(settings))
     assert tree.paths(lanes) == tree.paths(real)
     assert [(x.shape, x.dtype) for x in tree.leaves(lanes)] == [(x.shape, x.dtype) for x in tree.leaves(real)]
@@ -107,25 +107,25 @@ def test_best_is_that_of_the_best_training_return(made, run, capsys):
     for step in STEPS:
         score(step, 1.0)
     score(300, 2.0)
-    asserts.assert_trees_equal(run_folder.trained(run, "best").params, made[1][300])
+    asserts.assert_trees_equal(results.trained(run, "best").params, made[1][300])
     assert history.best_step(run) == "300"
     best = printed(capsys, "eval", "run", "--checkpoint", "best")
     assert best == printed(capsys, "eval", "run", "--checkpoint", "300")
     assert best["checkpoint"] == 300
     score(300, None)
-    assert run_folder.trained(run, "best").step != 300
+    assert results.trained(run, "best").step != 300
 
 
 def test_eval_plays_a_checkpoint(made, run, capsys):
     record = printed(capsys, "eval", "run", "--checkpoint", "100", "--episodes", "3")
-    settings = run_folder.plan(run)[0]
+    settings = results.plan(run)[0]
     env, network = assemble.program(settings).env, assemble.network(settings)
     returns = evaluate.greedy_on_device(env, network, made[1][100], assemble.keys(settings), 3).returns
     assert record["per_seed"] == returns.mean(1).tolist()
     last = printed(capsys, "eval", "run", "--checkpoint", "last")
     assert last == {**printed(capsys, "eval", "run"), "checkpoint": 400}
     assert cli.main(["eval", "run", "--checkpoint", "100", "--episodes", "3"]) == 0
-    assert "3 greedy episodes a seed, checkpoint of step 100" in " ".join(capsys.readouterr().out.split())
+    assert "3 greedy episodes per seed, checkpoint of step 100" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_video_is_of_the_checkpoint(made, run, monkeypatch):
@@ -147,7 +147,7 @@ def test_export_writes_a_checkpoint(made, run, capsys, words):
     step = 200 if {"200", "best"} & {*words} else 400
     assert said.get("checkpoint") == (step if words else None)
     asserts.assert_trees_equal(torch.load("a.pt", weights_only=True), tree.index(made[1][step], 1))
-    written = export.write(run_folder.read(run), 6, Path("b.pt"), checkpoint=words[1] if words else None)
+    written = export.write(results.read(run), 6, Path("b.pt"), checkpoint=words[1] if words else None)
     assert written["bytes"] == said["bytes"]
     assert Path("b.pt").read_bytes() != b""
 
@@ -178,7 +178,7 @@ def test_a_run_that_died_has_its_checkpoints(made, run, capsys):
         ("eval nowhere --checkpoint best", "got nowhere without config.json"),
         ("eval run --seed 4", "seed: expected trained seeds, 5 to 7, got 4"),
         ("eval run --seed 5 8", "seed: expected trained seeds, .* got 8"),
-        ("eval run --seed 5 6 5", "seed: expected distinct seeds, got 5 2 times; name it once"),
+        ("eval run --seed 5 6 5", "seed: expected distinct seeds, got 5 2 times; give it once"),
         ("eval run --seed five", "--seed.*'five'"),
         ("eval run --device tpu", "'tpu'"),
         ("resume run --device tpu", "'tpu'"),
@@ -235,16 +235,16 @@ def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
     for step, failed, cause in ((100, [-1, -1, -1], [0, 0, 0]), (200, [40, -1, 90], [1, 0, 4])):
         state.metrics.failed.copy_(torch.tensor(failed))
         state.metrics.cause.copy_(torch.tensor(cause))
-        at = history.Moment(run_folder.to_json(settings), step, 1.0, {}, 0, 1.0)
+        at = history.CheckpointInfo(run_folder.to_json(settings), step, 1.0, {}, 0, 1.0)
         nothing = {"bytes": 0, "sha256": ""}
         at = at._replace(rows={name: nothing for name in history.ROWS})
         kept = history._kept(settings, state, training.snapshot(program, state))
         checkpoint.save(path / "checkpoints", str(step), kept, at._asdict())
-    assert [run_folder.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
-    assert run_folder.trained(path, "200").unsound == [0]
+    assert [results.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
+    assert results.trained(path, "200").unusable == [0]
     words = ["export", str(path), "--checkpoint", "200", "--out", str(tmp_path / "a.pt"), "--seed"]
     assert cli.main([*words, "0"]) == 1
-    assert "seed: expected one that has not failed, got 0" in capsys.readouterr().err
+    assert "seed: expected a seed that has not failed, got 0" in capsys.readouterr().err
     assert cli.main([*words, "2"]) == 0
     record = printed(capsys, "eval", str(path), "--checkpoint", "200", "--episodes", "1", "--seed", "0", "1")
     assert record["per_seed"][0] is None
@@ -314,9 +314,9 @@ def test_another_device_is_a_difference(run, capsys):
     Path("run/config.json").write_text(json.dumps(config))
     if not torch.cuda.is_available():
         assert cli.main(["resume", "run", "--steps", "500"]) == 1
-        assert "got cuda, but torch sees no CUDA device; use --device cpu" in capsys.readouterr().err
+        assert "got cuda, but torch finds no CUDA device; use --device cpu" in capsys.readouterr().err
     assert cli.main(["resume", "run", "--steps", "500", "--device", "cpu"]) == 0
-    assert "not bit for bit: device is cpu and was cuda" in capsys.readouterr().err
+    assert "results may differ from an uninterrupted run: device is cpu and was cuda" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("own", "given", "expected"), [
@@ -336,4 +336,4 @@ def test_a_plan_with_another_device_is_refused(run, capsys):
     config["plan"]["device"] = "tpu"
     Path("run/config.json").write_text(json.dumps(config))
     assert cli.main(["resume", "run", "--steps", "500"]) == 1
-    assert "config.json in which something is wrong" in capsys.readouterr().err
+    assert "config.json that is invalid" in capsys.readouterr().err

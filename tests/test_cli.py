@@ -26,7 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import cli, compile, envs, networks, random
 from fdqn.cli import commands, parse
-from fdqn.experiment import process, progress, run_folder
+from fdqn.experiment import process, progress, results, run_folder
 from fdqn.report import video
 
 TINY = shlex.split(
@@ -95,7 +95,7 @@ def test_train_says_what_it_will_take_before_it_starts(trained):
     """Of CartPole two observations of four floats, a mask of two, action, reward and discount: 50 bytes a row."""
     first = trained[2].splitlines()[0]
     said = r"cartpole: 2 seeds x 300 steps on \w+; [\d.,]+ \wB, replay 2 x 300 rows of 50 B: "
-    assert re.fullmatch(said + "15.0 kB a seed, 30.0 kB in all", first)
+    assert re.fullmatch(said + "15.0 kB per seed, 30.0 kB in total", first)
 
 
 def test_progress_in_a_pipe_is_a_plain_line_a_report(trained):
@@ -242,8 +242,8 @@ def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, caps
     final = strict((path / "summary.json").read_text())["final_return"]
     assert (final["unfinished"], final["step_limit"]) == (4, 1_000)
     assert -100_000 <= final["iqm"] <= -1_000
-    assert "playing 2 greedy episodes a seed in gym:CliffWalking-v1, of at most 1,000 steps" in err
-    assert re.search(r"0 of 4 episodes have ended, step [\d,]+ of at most 1,000, at most \d+:\d\d left", err)
+    assert "evaluating 2 greedy episodes per seed in gym:CliffWalking-v1, at most 1,000 steps each" in err
+    assert re.search(r"0 of 4 episodes finished, step [\d,]+ of at most 1,000, at most \d+:\d\d left", err)
     assert "cut" in out
     assert "4 at 1,000 steps" in out
     assert "raise it with --evaluate-steps" in out
@@ -320,7 +320,7 @@ def test_report_of_several_runs(place, capsys):
 
 def of_seed(seed):
     """That seed's parameters in the place's run."""
-    return {name: x[seed - 5] for name, x in run_folder.read_params(Path("run")).items()}
+    return {name: x[seed - 5] for name, x in results.read_params(Path("run")).items()}
 
 
 @pytest.mark.parametrize("seed", [5, 6])
@@ -413,7 +413,7 @@ def test_export_is_in_the_network_s_order(place):
     assert cli.main(["export", "wide", "--seed", "0", "--out", "wide.pt"]) == 0
     expected = list(networks.dueling_mlp(1, (4,), 2).init(random.key(0)))
     assert expected != sorted(expected)
-    assert list(torch.load("wide.pt", weights_only=True)) == list(run_folder.read_params(Path("wide"))) == expected
+    assert list(torch.load("wide.pt", weights_only=True)) == list(results.read_params(Path("wide"))) == expected
 
 
 @pytest.mark.parametrize("failing", [False, True])
@@ -507,13 +507,13 @@ def test_a_game_is_trained(place):
     assert cli.main(["train", *few]) == 0
     (run,) = Path("runs").iterdir()
     assert re.fullmatch(r"minatar-breakout-\d+-\d+", run.name)
-    assert "0.weight" in run_folder.read_params(run)
+    assert "0.weight" in results.read_params(run)
 
 
 def test_no_hidden_layers_are_a_linear_network(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
     assert cli.main(["train", *few, "--out", "linear"]) == 0
-    assert {name: x.shape for name, x in run_folder.read_params(Path("linear")).items()} == {
+    assert {name: x.shape for name, x in results.read_params(Path("linear")).items()} == {
         "0.weight": (2, 3, 50), "0.bias": (2, 3),
     }  # fmt: skip
 
@@ -664,7 +664,7 @@ BAD = [
     ("export run --seed 5", "--out"),
     ("export run --seed x --out a.pt", "--seed.*'x'"),
     ("export run --seed 5 --out a.pt --prefx s.", "'--prefx'.*'--prefix'"),
-    ("export run --seed 3 --out a.pt", "seed: expected one that was trained, 5 to 6, got 3"),
+    ("export run --seed 3 --out a.pt", "seed: expected a trained seed, 5 to 6, got 3"),
     ("export run --seed 7 --out a.pt", "seed: .*got 7"),
     ("export run --seed -1 --out a.pt", "seed: .*got -1"),
     ("export run --seed 5 --out file", "out: expected a file that does not exist yet, got 'file'"),
@@ -839,7 +839,7 @@ def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
     summary = strict((path / "summary.json").read_text())
     assert summary["steps"] == int(table[-1][0]) < 100_000_000
     assert summary["seeds"] == [0, 1]
-    assert run_folder.read_params(path)["0.weight"].shape == (2, 8, 4)
+    assert results.read_params(path)["0.weight"].shape == (2, 8, 4)
     assert f"stopped at {summary['steps']:,} of 100,000,000 steps" in err
     assert str(path) in err
     assert strict(out) == summary
@@ -882,7 +882,7 @@ def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, c
     words = ["--env", "gym:CartPole-v1", "--steps", "300", "--report-every", "40", "--learning-starts", "20"]
     assert cli.main(["train", *words, "--seeds", "2", "--hidden", "8", "--no-compile", "--out", str(path)]) == 130
     err = capsys.readouterr().err
-    assert f"not played; fdqn eval {path}" in err
+    assert f"evaluation skipped; run it with: fdqn eval {path}" in err
     assert f"; continue with: fdqn resume {path}" in err
     assert strict((path / "summary.json").read_text())["final_return"]["iqm"] is None
     monkeypatch.undo()

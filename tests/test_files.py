@@ -36,7 +36,7 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path, monkeypatc
     file = tmp_path / "file"
     files.write(file, b"before")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="file: expected to write it, got No space left on device; what was there stays"):
+    with pytest.raises(OSError, match="file: .*, got No space left on device; the old content is kept"):
         files.write(file, b"after")
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
     assert file.read_bytes() == b"before"
@@ -55,7 +55,7 @@ def test_write_all_writes_all_or_raises(tmp_path, monkeypatch):
     with files.opened(tmp_path / "file", os.O_WRONLY | os.O_CREAT) as descriptor:
         files.write_all(descriptor, b"all of it")
         monkeypatch.setattr(os, "write", lambda file, content: 0)
-        with pytest.raises(OSError, match="a write of nothing"):
+        with pytest.raises(OSError, match="a write of 0 bytes"):
             files.write_all(descriptor, b"more")
     assert (tmp_path / "file").read_bytes() == b"all of it"
 

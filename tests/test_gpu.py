@@ -12,7 +12,7 @@ import torch
 
 from fdqn import cli, compile, envs, random, training, tree
 from fdqn.compile import cuda_graphs
-from fdqn.experiment import assemble, run_folder
+from fdqn.experiment import assemble, memory, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts, examples, programs
 from fdqn.training import evaluate, host, streams, transfer
@@ -245,18 +245,17 @@ def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
 
 def test_the_memory_of_the_gpu_is_what_is_free():
     device = torch.device("cuda")
-    free, total = assemble.memory(device)
+    free, total = memory.available(device)
     held = torch.empty(2**28, dtype=torch.uint8, device=device)
-    assert assemble.memory(device)[0] <= free - 2**27
+    assert memory.available(device)[0] <= free - 2**27
     del held
-    assert abs(assemble.memory(device)[0] - free) < 2**27
+    assert abs(memory.available(device)[0] - free) < 2**27
     assert free <= total == torch.cuda.get_device_properties(device).total_memory
 
 
 def test_memory_that_runs_out_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):
-    from fdqn.experiment import assemble
 
-    monkeypatch.setattr(assemble, "check_memory", lambda *given: 0)
+    monkeypatch.setattr(memory, "check_memory", lambda *given: 0)
     words = ["train", "--device=cuda", "--seeds=4096", "--capacity=10000000", "--steps=100000000"]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 1
     assert "fdqn: out of memory; lower --seeds or --capacity" in capsys.readouterr().err

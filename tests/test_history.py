@@ -14,7 +14,7 @@ from test_checkpoint import reseal
 from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
 
 from fdqn import cli, training, tree
-from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment import assemble, history, results, run_folder
 from fdqn.experiment.settings import to_json
 from fdqn.report import statistics
 from fdqn.storage import checkpoint
@@ -59,7 +59,7 @@ def say(path, **changes):
 
 
 def test_what_a_checkpoint_says(run):
-    at = history.moment(newest(run))
+    at = history.checkpoint_info(newest(run))
     assert (at.step, at.failed) == (int(newest(run).name), 0)
     text = (run / "metrics.csv").read_bytes()[: at.rows["metrics.csv"]["bytes"]]
     assert at.rows["metrics.csv"]["sha256"] == hashlib.sha256(text).hexdigest()
@@ -67,7 +67,7 @@ def test_what_a_checkpoint_says(run):
 
 
 SAYS = {
-    "nothing": dict.fromkeys(history.Moment._fields),
+    "nothing": dict.fromkeys(history.CheckpointInfo._fields),
     "no score": {"score": None} | {"failed": None},
     "a word for a step": {"step": "x"},
     "another step": {"step": 7},
@@ -91,7 +91,7 @@ def test_a_checkpoint_that_says_something_else_is_refused(run, what):
     victim.write_text("not yours")
     say(run, **SAYS[what])
     before = content(run.parent)
-    with pytest.raises(checkpoint.CheckpointError, match="expected what a run says of a checkpoint"):
+    with pytest.raises(checkpoint.CheckpointError, match="expected the record of a run's checkpoint"):
         restore(run)
     assert content(run.parent) == before
 
@@ -102,14 +102,14 @@ def test_a_checkpoint_passed_over_is_out_of_the_way(run):
     (damaged / "manifest.json").write_text("{}")
     where = restore(run, fallback=True)
     assert where.step == int(before.name)
-    assert where.passed == (damaged,)
+    assert where.skipped == (damaged,)
     assert [p.name for p in (run / "checkpoints").glob("*.damaged")] == [f"{damaged.name}.damaged"]
     settings = dataclasses.replace(OFTEN, keep_checkpoints=1)
     last = gone_on(run, settings, training.vmapped(assemble.program(OFTEN)), where)
     assert newest(run).name == "90"
     assert last.step == 90
     with pytest.raises(checkpoint.CheckpointError, match="no such"):
-        checkpoint.set_aside(run / "checkpoints" / "no such")
+        checkpoint.mark_damaged(run / "checkpoints" / "no such")
 
 
 LIES = {
@@ -153,7 +153,7 @@ def test_lines_that_were_changed_are_refused(run):
     text = (run / "metrics.csv").read_bytes()
     (run / "metrics.csv").write_bytes(text.replace(b"0", b"1", 1))
     before = content(run)
-    with pytest.raises(checkpoint.CheckpointError, match="counts on them, got others; put the file back"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"bytes as at .* of step \d+, got others; restore the file"):
         restore(run)
     assert content(run) == before
 
@@ -172,7 +172,7 @@ def test_without_a_checkpoint_a_run_with_a_summary_is_not_started_over(run):
     shutil.rmtree(run / "checkpoints")
     (run / "summary.json").write_text("{}")
     before = content(run)
-    with pytest.raises(checkpoint.CheckpointError, match="expected a checkpoint to go on from, got a summary and none"):
+    with pytest.raises(checkpoint.CheckpointError, match="a checkpoint to continue from, got a summary but no"):
         restore(run)
     assert content(run) == before
 
@@ -207,16 +207,16 @@ def test_the_best_checkpoint_stays_and_failed_seeds_do_not_count(tmp_path):
     for (step, _, _, kept), _ in zip(course, reports, strict=True):
         there = [p.name for p in checkpoint.newest(tmp_path / "run" / "checkpoints")]
         assert there == kept, step
-        scores.append(history.moment(tmp_path / "run" / "checkpoints" / str(step)).score)
+        scores.append(history.checkpoint_info(tmp_path / "run" / "checkpoints" / str(step)).score)
     assert scores == [None, 1.0, 6.0, 2.5, 5.5, 6.5]
 
 
 def test_seconds_go_on(run):
     where = restore(run)
-    assert where.seconds == history.moment(newest(run)).seconds > 0
+    assert where.seconds == history.checkpoint_info(newest(run)).seconds > 0
     gone_on(run, OFTEN, training.vmapped(assemble.program(OFTEN)), where._replace(seconds=1000.0))
     assert float(rows_with_seconds(run)[-1]["seconds"]) > 1000
-    assert history.moment(newest(run)).seconds > 1000
+    assert history.checkpoint_info(newest(run)).seconds > 1000
 
 
 def rows_with_seconds(path):
@@ -269,9 +269,9 @@ def test_a_longer_run_that_was_stopped_goes_on_to_its_end(done, monkeypatch, cap
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600"]) == 130
     assert f"; continue with: fdqn resume {done}" in capsys.readouterr().err
-    assert run_folder.plan(done)[1] == 600
+    assert results.plan(done)[1] == 600
     assert cli.main(["resume", str(done), "--steps", "450"]) == 1
-    assert "expected at least the 600 that were planned, got 450" in capsys.readouterr().err
+    assert "expected at least the planned 600, got 450" in capsys.readouterr().err
     assert cli.main(["resume", str(done)]) == 0
     assert "of 600" in capsys.readouterr().err
     assert json.loads((done / "summary.json").read_text())["steps"] == 600
@@ -282,9 +282,9 @@ def test_what_to_do_about_nan_is_remembered(done, monkeypatch):
     with monkeypatch.context() as patched:
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600", "--on-nan", "stop"]) == 130
-    assert run_folder.plan(done)[0].on_nan == "stop"
-    run_folder.replan(done, 600, dataclasses.replace(run_folder.plan(done)[0], on_nan="freeze"))
-    assert run_folder.plan(done)[0].on_nan == "freeze"
+    assert results.plan(done)[0].on_nan == "stop"
+    run_folder.replan(done, 600, dataclasses.replace(results.plan(done)[0], on_nan="freeze"))
+    assert results.plan(done)[0].on_nan == "freeze"
 
 
 def test_a_full_disk_after_ctrl_c_is_said(done, monkeypatch, capfd):
@@ -301,7 +301,7 @@ def test_a_full_disk_after_ctrl_c_is_said(done, monkeypatch, capfd):
     assert newest(done).name == "300"
 
 
-def test_other_circumstances_are_said(done, capsys):
+def test_other_provenance_are_said(done, capsys):
     config = json.loads((done / "config.json").read_text())
     config["processor"], config["git"], config["versions"]["numpy"] = "an abacus", "c0ffee", "0.1"
     (done / "config.json").write_text(json.dumps(config))
@@ -347,9 +347,9 @@ def test_more_steps_than_can_be_counted(done, capsys):
 
 def test_an_unreadable_summary_is_as_good_as_none(done):
     (done / "summary.json").write_text("[" * 200_000)
-    assert run_folder.finished(done) == 0
+    assert results.finished(done) == 0
     assert cli.main(["resume", str(done)]) == 0
-    assert run_folder.finished(done) == 300
+    assert results.finished(done) == 300
 
 
 @pytest.mark.parametrize("what", HOSTILE)

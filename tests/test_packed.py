@@ -10,7 +10,7 @@ from fdqn import compile as edge
 from fdqn import random, training, tree
 from fdqn.compile import cpu_groups
 from fdqn.envs import catch
-from fdqn.experiment import assemble
+from fdqn.experiment import assemble, memory
 from fdqn.replay import packing, ring
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts, examples, laws, programs
@@ -185,9 +185,9 @@ def test_bytes_are_known_before_they_are_allocated():
     program, state = started(2)
     row = 2 * packing.size(COUNT) + catch.ACTIONS + 8 + 4 + 4
     counter = 8
-    assert assemble.replay_bytes(program, 1) == program.config.capacity * row + counter
+    assert memory.replay_bytes(program, 1) == program.config.capacity * row + counter
     assert tree.nbytes(state.buffer.buffer.rows) == 2 * 40 * 33
-    assert assemble.replay_bytes(program, 2) == tree.nbytes(state.buffer) == 2 * (40 * 33 + counter)
+    assert memory.replay_bytes(program, 2) == tree.nbytes(state.buffer) == 2 * (40 * 33 + counter)
     assert tree.nbytes(unpacked(state).buffer.rows) == 2 * 40 * (2 * COUNT + 19)
     floats = examples.program(catch.make())
-    assert assemble.replay_bytes(floats, 2) == 2 * (40 * (8 * COUNT + 19) + counter)
+    assert memory.replay_bytes(floats, 2) == 2 * (40 * (8 * COUNT + 19) + counter)

@@ -234,7 +234,7 @@ def test_long_names_do_not_push_the_axes_out(drawn):
 
 
 def test_the_subtitle_of_a_run_fits_the_picture(drawn):
-    from fdqn.experiment import run_folder
+    from fdqn.experiment import results
 
     drawn_with = []
     record = {"iqm": -112.34, "low": -113.45, "high": -111.23}
@@ -243,7 +243,7 @@ def test_the_subtitle_of_a_run_fits_the_picture(drawn):
     original = plots.learning_curves
     try:
         plots.learning_curves = lambda path, panels, subtitle: drawn_with.extend([panels, subtitle])
-        run_folder.picture(None, learning(128), summary)
+        results.picture(None, learning(128), summary)
     finally:
         plots.learning_curves = original
     panels, words = drawn_with

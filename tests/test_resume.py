@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from fdqn import cli, compile, training, tree
-from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment import assemble, history, results, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
@@ -191,7 +191,7 @@ def test_rows_that_a_checkpoint_counts_on_and_are_not_there_are_named(tmp_path):
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)
     (path / "metrics.csv").write_text("step\n")
-    with pytest.raises(checkpoint.CheckpointError, match=r"metrics\.csv: expected at least the \d+ bytes"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"metrics\.csv: expected at least \d+ bytes"):
         history.restored(path, SETTINGS, *begun(SETTINGS))
 
 
@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
     newest, before = checkpoint.newest(path / "checkpoints")[:2]
     file = newest / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(checkpoint.CheckpointError, match="--fallback goes on from the one before"):
+    with pytest.raises(checkpoint.CheckpointError, match="use --fallback to continue from an older checkpoint"):
         history.restored(path, settings, *begun(settings))
     where = history.restored(path, settings, *begun(settings), fallback=True)
     assert where.step == int(before.name)
@@ -336,7 +336,7 @@ def killed_and_resumed(processes, path, seed, kills=5):
 
 def assert_undisturbed(whole, path):
     assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
-    asserts.assert_trees_equal(run_folder.read_params(whole), run_folder.read_params(path))
+    asserts.assert_trees_equal(results.read_params(whole), results.read_params(path))
     summaries = [json.loads((place / "summary.json").read_text()) for place in (whole, path)]
     for name in ("final_return", "train_return", "gymnasium_return", "failed_seeds", "steps"):
         assert summaries[0][name] == summaries[1][name]
@@ -363,13 +363,13 @@ def test_resume_of_a_finished_run_says_so(whole, capsys):
     assert cli.main(["resume", str(whole), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((whole / "summary.json").read_text())
     assert cli.main(["resume", str(whole), "--steps", "100"]) == 1
-    assert "steps: expected at least the 1,500 that were planned, got 100" in capsys.readouterr().err
+    assert "steps: expected at least the planned 1,500, got 100" in capsys.readouterr().err
 
 
 def test_more_steps_than_planned(whole, tmp_path, capsys):
     path = shutil.copytree(whole, tmp_path / "run")
     assert cli.main(["resume", str(path), "--steps", "1800"]) == 0
-    assert "going on at step 1,500 of 1,800" in capsys.readouterr().err
+    assert "resuming at step 1,500 of 1,800" in capsys.readouterr().err
     longer, before = rows(path / "metrics.csv"), rows(whole / "metrics.csv")
     assert longer[: len(before)] == before
     assert [int(row["step"]) for row in longer[len(before) :: 2]] == [1575, 1650, 1725, 1800]
@@ -384,7 +384,8 @@ def test_resume_without_the_replay_says_that_it_is_not_exact(tmp_path, capsys):
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
     assert cli.main(["resume", str(tmp_path / "run"), "--steps", "450"]) == 0
     said = capsys.readouterr().err
-    assert "not bit for bit: the replay was not saved; it is filled anew with 12 steps a seed" in said
+    assert "results differ from an uninterrupted run: the replay buffer was not saved" in said
+    assert "learning continues after it is refilled with 12 steps per seed" in said
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 450
     spent = checkpoint.record(tmp_path / "run" / "checkpoints" / "450")["seconds"]
@@ -396,7 +397,7 @@ def test_resume_without_a_checkpoint_starts_over(whole, tmp_path, capsys):
     shutil.rmtree(path / "checkpoints")
     (path / "summary.json").unlink()
     assert cli.main(["resume", str(path)]) == 0
-    assert "no checkpoint: starting over" in capsys.readouterr().err
+    assert "no checkpoint found; restarting at step 0" in capsys.readouterr().err
     assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
 
 
@@ -416,7 +417,7 @@ def test_what_is_no_run_folder(tmp_path, capsys):
     assert "config.json" in capsys.readouterr().err
 
 
-def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path, capsys):
+def test_a_run_under_other_provenance_is_said_not_to_be_exact(whole, tmp_path, capsys):
     path = shutil.copytree(whole, tmp_path / "run")
     config = json.loads((path / "config.json").read_text())
     config["versions"]["torch"] = "1.0"
@@ -424,13 +425,13 @@ def test_a_run_under_other_circumstances_is_said_not_to_be_exact(whole, tmp_path
     (path / "config.json").write_text(json.dumps(config))
     assert cli.main(["resume", str(path), "--steps", "1575"]) == 0
     said = capsys.readouterr().err
-    assert f"not bit for bit: torch is {torch.__version__} and was 1.0" in said
-    assert f"not bit for bit: threads is {torch.get_num_threads()} and was 64" in said
+    assert f"results may differ from an uninterrupted run: torch is {torch.__version__} and was 1.0" in said
+    assert f"results may differ from an uninterrupted run: threads is {torch.get_num_threads()} and was 64" in said
 
 
 def test_the_plan_of_a_run_and_how_far_it_is(whole, tmp_path):
-    assert run_folder.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
-    assert run_folder.finished(whole) == 1_500
-    assert run_folder.finished(tmp_path) == 0
+    assert results.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
+    assert results.finished(whole) == 1_500
+    assert results.finished(tmp_path) == 0
     compile.prepare_cpu()
     assert run_folder.differences(whole, LONGER) == []

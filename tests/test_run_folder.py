@@ -23,7 +23,7 @@ from safetensors import safe_open
 import fdqn
 from fdqn import compile, envs, random, training, tree
 from fdqn.compile import cpu_groups
-from fdqn.experiment import assemble, export, history, run_folder
+from fdqn.experiment import assemble, export, history, memory, results, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import evaluate, off_policy, streams
@@ -90,7 +90,7 @@ def copy(made, tmp_path):
 @pytest.fixture
 def no_picture(monkeypatch):
     """Pictures have tests of their own and take a second."""
-    monkeypatch.setattr(run_folder, "picture", lambda *given: None)
+    monkeypatch.setattr(results, "picture", lambda *given: None)
 
 
 def strict(text):
@@ -183,7 +183,7 @@ def test_without_an_outside_there_is_no_outside_return(made, copy):
 
 
 def test_final_return_follows_from_the_parameters_on_disk(made):
-    params = run_folder.read_params(made.path)
+    params = results.read_params(made.path)
     keys = torch.stack([random.key(seed) for seed in SEEDS])
     returns = evaluate.greedy_on_device(made.program.env, made.program.network, params, keys, episodes=20).returns
     record = made.summary["final_return"]
@@ -275,11 +275,11 @@ def test_an_infinite_setting_is_read_back(tmp_path, made):
     path = run_folder.create(dataclasses.replace(made.settings, max_grad_norm=math.inf, out=str(tmp_path / "inf")))
     for name in ("summary.json", "metrics.csv"):
         shutil.copy(made.path / name, path)
-    assert run_folder.read(path).settings.max_grad_norm == math.inf
+    assert results.read(path).settings.max_grad_norm == math.inf
 
 
 def test_parameters_are_the_lanes_under_the_names_of_the_module(made):
-    params = run_folder.read_params(made.path)
+    params = results.read_params(made.path)
     trained = made.reports[-1].state.learner.params
     module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     assert {name: (3, *x.shape) for name, x in module.state_dict().items()} == {
@@ -310,7 +310,7 @@ def test_a_failed_seed_is_named_and_left_out(made, copy, name, value):
         before, after = made.summary[key], summary[key]
         assert after["per_seed"] == [before["per_seed"][0], None, before["per_seed"][2]]
         assert after["iqm"] == pytest.approx(interquartile([before["per_seed"][0], before["per_seed"][2]]))
-    assert run_folder.read(copy).summary == summary
+    assert results.read(copy).summary == summary
 
 
 @pytest.mark.usefixtures("no_picture")
@@ -325,7 +325,7 @@ def test_all_seeds_failed(made, copy):
 
 
 def test_one_seed_has_no_interval():
-    record = run_folder.returns_record(np.array([[3.0, 5.0]]), [], range(4, 5))
+    record = results.returns_record(np.array([[3.0, 5.0]]), [], range(4, 5))
     assert record == {"iqm": 4.0, "low": None, "high": None, "kind": None, "per_seed": [4.0]}
 
 
@@ -334,18 +334,18 @@ def test_one_seed_has_no_interval():
 ])  # fmt: skip
 def test_a_record_says_whether_it_has_an_interval_or_a_range(seeds, failed, kind):
     returns = np.random.default_rng(seeds).normal(size=(seeds, 4))
-    record = run_folder.returns_record(returns, failed, range(seeds))
+    record = results.returns_record(returns, failed, range(seeds))
     assert record["kind"] == kind
     left = [x for x in record["per_seed"] if x is not None]
     if kind == "range":
         assert (record["low"], record["high"]) == (min(left), max(left))
-        assert run_folder.interval_text(record) == f"{record['iqm']:.1f} [range {min(left):.1f}, {max(left):.1f}]"
-    assert run_folder.interval_heading([record]) == {"interval": "IQM [95%]", "range": "IQM [range]", None: "IQM"}[kind]
+        assert results.interval_text(record) == f"{record['iqm']:.1f} [range {min(left):.1f}, {max(left):.1f}]"
+    assert results.interval_heading([record]) == {"interval": "IQM [95%]", "range": "IQM [range]", None: "IQM"}[kind]
 
 
 def test_a_table_of_both_names_both():
     kinds = [{"kind": kind} for kind in ("range", None, "interval")]
-    assert run_folder.interval_heading(kinds) == "IQM [95% or range]"
+    assert results.interval_heading(kinds) == "IQM [95% or range]"
 
 
 def test_a_summary_from_before_there_were_ranges_is_read(copy):
@@ -353,7 +353,7 @@ def test_a_summary_from_before_there_were_ranges_is_read(copy):
     names = [name for name in summary if name.endswith("_return")]
     kinds = {name: summary[name].pop("kind") for name in names}
     (copy / "summary.json").write_text(json.dumps(summary))
-    assert {name: run_folder.read(copy).summary[name]["kind"] for name in names} == kinds
+    assert {name: results.read(copy).summary[name]["kind"] for name in names} == kinds
     assert set(kinds.values()) == {"range"}
 
 
@@ -367,34 +367,32 @@ def test_a_summary_that_says_something_else_of_its_returns_is_refused(copy, name
     summary["final_return"][name] = value
     (copy / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ValueError, match=words):
-        run_folder.read(copy)
+        results.read(copy)
 
 
 def test_cut_episodes_of_failed_seeds_do_not_count():
     cut = np.array([[True, False], [True, True], [False, False]])
-    record = run_folder.returns_record(np.ones((3, 2)), [5], range(4, 7), (cut, 40))
+    record = results.returns_record(np.ones((3, 2)), [5], range(4, 7), (cut, 40))
     assert (record["unfinished"], record["step_limit"]) == (1, 40)
-    assert run_folder.unfinished_text(record) == "1 at 40 steps"
-    assert run_folder.unfinished_text({"unfinished": 0, "step_limit": 40}) == run_folder.unfinished_text({}) == ""
+    assert results.unfinished_text(record) == "1 at 40 steps"
+    assert results.unfinished_text({"unfinished": 0, "step_limit": 40}) == results.unfinished_text({}) == ""
 
 
 def test_the_limit_of_a_run_follows_its_metrics(copy, made):
     endless = envs.find("gym:CliffWalking-v1").spec
-    assert run_folder.step_limit(copy, made.settings, envs.find("cartpole").spec) == 500
-    assert run_folder.step_limit(copy, made.settings, endless) == 1_000
-    assert run_folder.step_limit(copy, dataclasses.replace(made.settings, evaluate_steps=40_000), endless) == 40_000
+    assert results.step_limit(copy, made.settings, envs.find("cartpole").spec) == 500
+    assert results.step_limit(copy, made.settings, endless) == 1_000
+    assert results.step_limit(copy, dataclasses.replace(made.settings, evaluate_steps=40_000), endless) == 40_000
     rows = [(step, seed, 0, episodes) for step, episodes in ((10_000, 10), (20_000, 20)) for seed in range(3)]
     lines = [",".join(map(str, [*row, *[""] * 6])) for row in rows]
     (copy / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines, ""]))
     settings = dataclasses.replace(made.settings, num_envs=4)
-    assert run_folder.step_limit(copy, settings, endless) == 5_000, (
-        "10 x 1,000, but no environment was followed so long"
-    )
-    assert run_folder.step_limit(copy, dataclasses.replace(settings, num_envs=1), endless) == 10_000
+    assert results.step_limit(copy, settings, endless) == 5_000, "10 x 1,000, but no environment was followed so long"
+    assert results.step_limit(copy, dataclasses.replace(settings, num_envs=1), endless) == 10_000
 
 
 def test_episodes_that_are_not_there_do_not_count():
-    record = run_folder.returns_record(np.array([[1.0, 3.0, np.nan], [np.nan] * 3, [5.0, 5.0, 5.0]]), [], range(3))
+    record = results.returns_record(np.array([[1.0, 3.0, np.nan], [np.nan] * 3, [5.0, 5.0, 5.0]]), [], range(3))
     assert record["per_seed"] == [2.0, None, 5.0]
     assert record["iqm"] == pytest.approx(3.5)
 
@@ -444,7 +442,7 @@ def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatc
         out = json.loads((path / "config.json").read_text())["settings"]["out"]
         assert out == str(path.relative_to(tmp_path)), "as it would have been typed"
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"out: expected a folder that can be made, got .*file"):
+    with pytest.raises(ValueError, match=r"out: expected a folder that can be created, got .*file"):
         run_folder.create(settings, tmp_path / "file")
 
 
@@ -452,7 +450,7 @@ def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatc
 def test_concurrent_processes_get_distinct_run_folders(tmp_path, monkeypatch, given):
     """All look before the first makes it; of those that ask for a name, one gets it."""
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
-    monkeypatch.setattr(run_folder, "_circumstances", lambda settings: {})
+    monkeypatch.setattr(run_folder, "_provenance", lambda settings: {})
     context, count = multiprocessing.get_context("fork"), 8
     barrier, results = context.Barrier(count), context.Queue()
     original = Path.mkdir
@@ -505,7 +503,7 @@ def test_files_are_replaced_whole_or_not_at_all(monkeypatch, made, copy, file):
 
 
 def test_a_run_is_read_as_it_was_written(made):
-    run = run_folder.read(made.path)
+    run = results.read(made.path)
     assert run.path == made.path
     assert run.settings == made.settings
     assert run.summary == made.summary
@@ -516,7 +514,7 @@ def test_a_run_is_read_as_it_was_written(made):
 def test_rows_in_another_order_and_missing_ones_are_read(copy):
     lines = (copy / "metrics.csv").read_text().splitlines()
     (copy / "metrics.csv").write_text("\n".join([lines[0], *reversed(lines[2:])]) + "\n")
-    curve, whole = run_folder.read_curve(copy), [r["return"] for r in rows(copy)]
+    curve, whole = results.read_curve(copy), [r["return"] for r in rows(copy)]
     assert curve.values.shape == (4, 3)
     assert np.isnan(curve.values[0, 0])
     assert np.isfinite(curve.values).sum() == sum(value != "" for value in whole)
@@ -526,7 +524,7 @@ def test_a_long_run_of_many_seeds_is_read_quickly(tmp_path):
     lines = [f"{step},{seed},0,1,2.0,,,,0.1,1.0" for step in range(100, 10_100, 100) for seed in range(1000)]
     (tmp_path / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
     began = time.perf_counter()
-    assert run_folder.read_curve(tmp_path).values.shape == (100, 1000)
+    assert results.read_curve(tmp_path).values.shape == (100, 1000)
     assert time.perf_counter() - began < 3
 
 
@@ -588,7 +586,7 @@ def metrics_with(old, new):
 def test_a_broken_folder_is_refused_naming_the_file(copy, act, file):
     act(copy)
     with pytest.raises(ValueError, match="run: expected a finished run folder") as error:
-        run_folder.read(copy)
+        results.read(copy)
     assert file in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -599,14 +597,14 @@ def test_broken_parameters_are_refused_naming_the_file(copy, content):
     if content is not None:
         (copy / "params.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"params\.safetensors"):
-        run_folder.read_params(copy)
+        results.read_params(copy)
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for path in (tmp_path / "nowhere", tmp_path, tmp_path / "file"):
         with pytest.raises(ValueError, match=re.escape(f"run: expected a finished run folder, got {path}")):
-            run_folder.read(path)
+            results.read(path)
 
 
 @pytest.mark.parametrize(
@@ -621,13 +619,13 @@ def test_a_folder_that_is_none_is_refused(tmp_path):
     ],
 )
 def test_interval_text(record, text):
-    assert run_folder.interval_text(record) == text
+    assert results.interval_text(record) == text
 
 
 def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert assemble.device(Settings(device="auto")) == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"device: expected one that is there, got cuda"):
+    with pytest.raises(ValueError, match=r"device: expected an available one, got cuda"):
         assemble.device(Settings(device="cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert assemble.device(Settings(device="auto")) == torch.device("cuda")
@@ -637,7 +635,7 @@ def test_cuda_where_there_is_none(monkeypatch):
 def test_replay_bytes_are_the_bytes_that_replay_takes(made):
     state = training.init(made.program, assemble.hyper(made.settings), assemble.keys(made.settings))
     lanes = len(assemble.seeds(made.settings))
-    assert assemble.replay_bytes(made.program, lanes) == tree.nbytes(state.buffer)
+    assert memory.replay_bytes(made.program, lanes) == tree.nbytes(state.buffer)
 
 
 def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
@@ -646,8 +644,8 @@ def test_the_bytes_of_the_lanes_are_known_before_they_are_allocated(made):
     lanes = len(assemble.seeds(made.settings))
     exact = tree.nbytes((state, state.learner.params))
     widths = sum(x.shape[-1] for x in state.learner.params.values() if x.ndim == 2)
-    assert assemble.state_bytes(made.program, lanes) == exact + lanes * 4 * made.program.config.batch_size * widths * 4
-    assert assemble.check_memory(made.program, lanes, torch.device("cpu")) == assemble.state_bytes(made.program, lanes)
+    assert memory.state_bytes(made.program, lanes) == exact + lanes * 4 * made.program.config.batch_size * widths * 4
+    assert memory.check_memory(made.program, lanes, torch.device("cpu")) == memory.state_bytes(made.program, lanes)
 
 
 @pytest.mark.parametrize(
@@ -668,14 +666,14 @@ def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message)
     buffer = assemble.buffer(config, made.program.env.spec)
     algorithm = off_policy.algorithm(config, made.program.algorithm.agent, buffer, assemble.adam)
     with pytest.raises(ValueError, match=message):
-        assemble.check_memory(made.program._replace(algorithm=algorithm), lanes, torch.device("cpu"))
+        memory.check_memory(made.program._replace(algorithm=algorithm), lanes, torch.device("cpu"))
 
 
 def a_system(monkeypatch, path, files):
     """Fake Linux's memory files in a folder; sizes in kB and bytes as there, 8 GiB in all."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**21, "SC_PAGE_SIZE": 2**12}.get)
-    monkeypatch.setattr(assemble, "_PROC", path / "proc")
-    monkeypatch.setattr(assemble, "_CGROUPS", path / "cgroup")
+    monkeypatch.setattr(memory, "_PROC", path / "proc")
+    monkeypatch.setattr(memory, "_CGROUPS", path / "cgroup")
     for name, text in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_text(text)
@@ -706,14 +704,14 @@ LIMITED = {
 @pytest.mark.parametrize("files", LIMITED.values(), ids=LIMITED)
 def test_the_memory_of_a_process_is_that_of_its_control_groups(monkeypatch, tmp_path, files):
     a_system(monkeypatch, tmp_path, MEMINFO | files)
-    assert assemble.memory(torch.device("cpu")) == (2 * GB, 4 * GB)
+    assert memory.available(torch.device("cpu")) == (2 * GB, 4 * GB)
 
 
 def test_the_memory_of_a_process_without_limits(monkeypatch, tmp_path):
     a_system(monkeypatch, tmp_path, MEMINFO | {"proc/self/cgroup": "0::/\n"})
-    assert assemble.memory(torch.device("cpu")) == (3 * GB, 8 * GB)
+    assert memory.available(torch.device("cpu")) == (3 * GB, 8 * GB)
     a_system(monkeypatch, tmp_path / "elsewhere", {})  # as on another system
-    assert assemble.memory(torch.device("cpu")) == (8 * GB, 8 * GB)
+    assert memory.available(torch.device("cpu")) == (8 * GB, 8 * GB)
 
 
 def a_gpu(monkeypatch, free, total, reserved=0, allocated=0):
@@ -726,20 +724,20 @@ def a_gpu(monkeypatch, free, total, reserved=0, allocated=0):
 def test_the_memory_of_a_gpu_that_others_use(monkeypatch):
     """Memory that torch has reserved but does not use counts as free."""
     device = a_gpu(monkeypatch, 3 * GB, 80 * GB, reserved=2 * GB, allocated=GB)
-    assert assemble.memory(device) == (4 * GB, 80 * GB)
+    assert memory.available(device) == (4 * GB, 80 * GB)
 
 
 def test_lanes_are_compared_with_what_is_free(monkeypatch, made):
     """On a GPU that another process has filled; not by a hair, as what is free changes."""
-    needed = assemble.state_bytes(made.program, 2**12)
-    assert assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed, 80 * GB)) == needed
-    assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, int(0.95 * needed), 80 * GB))
+    needed = memory.state_bytes(made.program, 2**12)
+    assert memory.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed, 80 * GB)) == needed
+    memory.check_memory(made.program, 2**12, a_gpu(monkeypatch, int(0.95 * needed), 80 * GB))
     free, needs = f"{needed / 2e9:,.1f} GB of free memory", f"got 4096 seeds that need {needed / 1e9:,.1f} GB"
     said = rf"expected seeds that fit in {free} \(85.9 GB in total\), {needs}"
     with pytest.raises(ValueError, match=said):
-        assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed // 2, 80 * GB))
+        memory.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed // 2, 80 * GB))
     with pytest.raises(ValueError, match="expected seeds that fit"):
-        assemble.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
+        memory.check_memory(made.program, 2**12, a_gpu(monkeypatch, needed - 1, needed - 1))
 
 
 def test_the_partition_of_a_compiled_run_is_recorded():
@@ -750,16 +748,16 @@ def test_the_partition_of_a_compiled_run_is_recorded():
 
 
 def test_parameters_are_read_as_they_were_saved(made, copy):
-    params = tree.map(lambda x: x + 1, run_folder.read_params(made.path))
+    params = tree.map(lambda x: x + 1, results.read_params(made.path))
     run_folder.save_params(copy, made.settings, params)
-    asserts.assert_trees_equal(params, run_folder.read_params(copy))
+    asserts.assert_trees_equal(params, results.read_params(copy))
 
 
 def test_a_comparison_has_a_panel_an_environment(made, tmp_path):
-    run = run_folder.read(made.path)
+    run = results.read(made.path)
     other = dataclasses.replace(run, path=tmp_path / "other", settings=dataclasses.replace(run.settings, env="acrobot"))
-    run_folder.comparison(tmp_path / "two.png", [run, dataclasses.replace(run, path=tmp_path / "same")])
-    run_folder.comparison(tmp_path / "panels.png", [run, other])
+    results.comparison(tmp_path / "two.png", [run, dataclasses.replace(run, path=tmp_path / "same")])
+    results.comparison(tmp_path / "panels.png", [run, other])
     areas = []
     for name in ("two.png", "panels.png"):
         with Image.open(tmp_path / name) as picture:
@@ -775,9 +773,9 @@ def test_the_commit_is_that_of_the_checkout():
 
 
 def test_an_export_is_one_lane_of_what_was_trained(made, tmp_path):
-    written = export.write(run_folder.read(made.path), SEEDS[1], tmp_path / "one.pt")
+    written = export.write(results.read(made.path), SEEDS[1], tmp_path / "one.pt")
     given = torch.load(tmp_path / "one.pt", weights_only=True)
-    asserts.assert_trees_equal(tree.index(run_folder.read_params(made.path), 1), given)
+    asserts.assert_trees_equal(tree.index(results.read_params(made.path), 1), given)
     assert written["bytes"] == (tmp_path / "one.pt").stat().st_size
 
 
@@ -798,12 +796,12 @@ def test_a_network_that_read_bytes_undivided_is_refused(tmp_path, monkeypatch):
     try:
         settings = Settings(env="gym:Bytes-v0", out=str(tmp_path / "run"), seeds=1)
         path = run_folder.create(settings)
-        run_folder.plan(path)
+        results.plan(path)
         config = json.loads((path / "config.json").read_text())
         config["versions"]["fdqn"] = "0.1.0"
         (path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=r"run: expected bytes divided by 255, .* of fdqn 0\.1\.0; train it again"):
-            run_folder.plan(path)
+            results.plan(path)
     finally:
         gymnasium.registry.pop("Bytes-v0")
 
@@ -812,6 +810,6 @@ def test_the_limit_of_a_run_leaves_failed_seeds_out(tmp_path):
     """A seed whose environment broke at once ends no episode; with it the limit would be the longest there is."""
     rows = ["step,seed,updates,episodes", "5000,0,10,100", "5000,1,0,0", "10000,0,20,200", "10000,1,0,0"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows) + "\n")
-    steps, episodes = run_folder._read_episodes(tmp_path / "metrics.csv")
+    steps, episodes = results._read_episodes(tmp_path / "metrics.csv")
     assert steps.tolist() == [5000, 10000]
     assert episodes.tolist() == [[100], [200]]

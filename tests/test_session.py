@@ -15,7 +15,7 @@ import torch
 
 import fdqn
 from fdqn import cli, compile, envs
-from fdqn.experiment import assemble, events, history, process, progress, run_folder, session
+from fdqn.experiment import assemble, events, history, memory, process, progress, results, run_folder, session
 from fdqn.experiment.settings import PRESETS, Settings
 from fdqn.storage import checkpoint
 from fdqn.training import evaluate
@@ -31,11 +31,11 @@ FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "sum
 def here(request, tmp_path, monkeypatch):
     """A folder to stand in. Pictures, sizes and the commit have tests of their own and take most of a second."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(assemble, "check_memory", lambda *given: 36_900)
-    monkeypatch.setattr(assemble, "replay_bytes", lambda *given: 15_000)
+    monkeypatch.setattr(memory, "check_memory", lambda *given: 36_900)
+    monkeypatch.setattr(memory, "replay_bytes", lambda *given: 15_000)
     monkeypatch.setattr(run_folder, "git_commit", lambda: None)
     if "draws" not in request.node.name:
-        monkeypatch.setattr(run_folder, "picture", lambda file, *given: file.write(b"PNG"))
+        monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
     return tmp_path
 
 
@@ -109,7 +109,7 @@ def test_a_host_environment_announces_its_closing_episodes():
     seen = []
     run = fdqn.train(**TINY | {"env": "gym:CartPole-v1"}, progress=False, on_event=seen.append)
     assert lawful(seen)
-    assert any("playing 2 greedy episodes" in event.text for event in seen if isinstance(event, events.Notice))
+    assert any("evaluating 2 greedy episodes" in event.text for event in seen if isinstance(event, events.Notice))
     assert run.summary["final_return"]["iqm"] > 0
 
 
@@ -123,7 +123,7 @@ def test_a_failed_seed_is_an_event(monkeypatch):
     failed = [event for event in seen if isinstance(event, events.SeedFailed)]
     assert failed == [events.SeedFailed(1, 150, "loss", "its loss is not finite")], "once"
     assert lawful(seen)
-    with pytest.raises(ValueError, match="seed: expected one that has not failed, got 1"):
+    with pytest.raises(ValueError, match="seed: expected a seed that has not failed, got 1"):
         run.policy(1)
 
 
@@ -171,7 +171,7 @@ def test_stop_ends_a_run_early_and_resume_goes_on(made, here):
 
 def test_a_stop_before_the_first_iteration(here):
     """There is nothing to give back. Compiled functions are not even compiled."""
-    with pytest.raises(ValueError, match=r"stop: expected a training iteration first, .*: fdqn resume .*run"):
+    with pytest.raises(ValueError, match=r"stop: expected at least one training iteration, .*: fdqn resume .*run"):
         fdqn.train(**TINY | {"compile": True}, out="run", progress=False, stop=lambda: True)
 
 
@@ -380,7 +380,7 @@ def test_params_of_a_damaged_run(made, here):
         run.policy(0)
     config = json.loads((Path(path) / "config.json").read_text())
     (Path(path) / "config.json").write_text(json.dumps({**config, "settings": {}}))
-    with pytest.raises(ValueError, match=r"config\.json in which something is wrong"):
+    with pytest.raises(ValueError, match=r"config\.json that is invalid"):
         fdqn.Run.load(path)
 
 
@@ -397,13 +397,14 @@ TEXTS = [
     (progress.status_text(REPORTED), "return 1.0  loss 1  1,234 seed-updates/s"),
     (progress.status_text(REPORTED, GREEDY), "return 1.0  greedy 3.5  loss 1  1,234 seed-updates/s"),
     (progress.status_text(REPORTED._replace(returns=NUMBERS * np.nan, loss=NUMBERS * np.nan)),
-     "no episode has ended since  1,234 seed-updates/s"),
+     "no episode finished yet  1,234 seed-updates/s"),
     (progress.stopped_text(STOPPED),
      "stopped at 2,000 of 4,000 steps; the files in run are complete; continue with: fdqn resume run"),
     (progress.stopped_text(STOPPED._replace(step=4_000)),
      "stopped at 4,000 of 4,000 steps; the files in run are complete"),
     (progress.prepared_text(events.Prepared(Settings(seeds=2), "cpu", 36_900, 300, 15_000)),
-     "cartpole: 2 seeds x 100,000 steps on cpu; 36.9 kB, replay 2 x 300 rows of 50 B: 15.0 kB a seed, 30.0 kB in all"),
+     "cartpole: 2 seeds x 100,000 steps on cpu; 36.9 kB, replay 2 x 300 rows of 50 B: "
+     "15.0 kB per seed, 30.0 kB in total"),
 ]  # fmt: skip
 
 

@@ -300,7 +300,7 @@ def test_frames_have_a_convolutional_network(monkeypatch, shape, network):
     ours, expected = (made.init(keys) for made in (assemble.network(Settings(env="frames")), network(shape, 6)))
     assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in expected.items()}
     for name, asked in (("hidden", Settings(hidden=(7, 5))), ("dueling", Settings(dueling=True))):
-        with pytest.raises(ValueError, match=f"^{name}: expected the default, as .* shows frames"):
+        with pytest.raises(ValueError, match=f"^{name}: expected the default, as .* has frames"):
             assemble.network(asked)
 
 

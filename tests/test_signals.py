@@ -16,7 +16,7 @@ import pytest
 
 from fdqn import cli, compile, training
 from fdqn.compile import toolchain
-from fdqn.experiment import events, history, process, run_folder, session
+from fdqn.experiment import events, history, process, results, run_folder, session
 from fdqn.training import evaluate, host
 
 TINY = shlex.split(
@@ -30,7 +30,7 @@ CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138, "SIGUSR2"
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch):
     """Pictures have tests of their own and take a second."""
-    monkeypatch.setattr(run_folder, "picture", lambda *given: None)
+    monkeypatch.setattr(results, "picture", lambda *given: None)
 
 
 def send(name):
@@ -134,8 +134,8 @@ def test_a_signal_while_the_picture_is_drawn_waits_for_the_files(tmp_path, capsy
         send("SIGTERM")
         return original(*given)
 
-    original = run_folder.picture
-    monkeypatch.setattr(run_folder, "picture", slow)
+    original = results.picture
+    monkeypatch.setattr(results, "picture", slow)
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 143
     assert {p.name for p in (tmp_path / "run").iterdir()} == FILES
     assert "stopped at 300 of 300 steps" in capsys.readouterr().err

@@ -27,7 +27,7 @@ from fdqn import cli, compile, envs, random, replay, training, tree
 from fdqn.envs.host import gymnasium as gym
 from fdqn.envs.host import vector, watchdog
 from fdqn.envs.host.spaces import encoding
-from fdqn.experiment import assemble, history, run_folder
+from fdqn.experiment import assemble, history, results, run_folder
 from fdqn.experiment.settings import Settings
 from fdqn.ops import exploration
 from fdqn.storage import checkpoint
@@ -479,8 +479,8 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
     )
     kept = checkpoint.newest(tmp_path / "run" / "checkpoints")[0]
     assert cli.main(["resume", str(tmp_path / "run"), "--steps", "1300"]) == 0
-    assert "not bit for bit: gym:CartPole-v1 starts new episodes" in capsys.readouterr().err
-    settings = run_folder.plan(tmp_path / "run")[0]
+    assert "results differ from an uninterrupted run: gym:CartPole-v1 starts new episodes" in capsys.readouterr().err
+    settings = results.plan(tmp_path / "run")[0]
     program = assemble.program(settings)
     like = {name: training.init(program, assemble.hyper(settings), assemble.keys(settings)) for name in ("lanes",)}
     since = tree.from_numpy(training.snapshot(program, like["lanes"]))
@@ -508,7 +508,7 @@ def test_greedy_chooses_the_loop_by_the_environment():
 
 def test_names_of_code():
     assert [envs.is_code(name) for name in ("cartpole", "gym:X", "minatar:x", "ale:x", "a.b:c")] == [False] * 4 + [True]
-    assert history.why("environment") == "its environment broke"
+    assert history.why("environment") == "its environment failed"
     assert history.why("loss") == "its loss is not finite"
 
 
@@ -798,7 +798,7 @@ def break_in(path, *more):
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
     words = [*words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30", "--out", str(path)]
     assert cli.main(["train", "--env", BREAKS, *words, *more]) == 0
-    return run_folder.read_params(path, BREAKS)
+    return results.read_params(path, BREAKS)
 
 
 @pytest.fixture(scope="module")
@@ -845,7 +845,7 @@ def test_a_lane_whose_environment_does_not_begin_ends_alone(tmp_path, monkeypatc
         counted = []
         monkeypatch.setattr(vector, "SeedEnvs", fails)
     params = break_in(tmp_path / "run")
-    assert "seed 1 failed at step 0: its environment broke, OSError: the server is gone" in capsys.readouterr().err
+    assert "seed 1 failed at step 0: its environment failed, OSError: the server is gone" in capsys.readouterr().err
     asserts.assert_trees_equal(tree.index(whole, 0), tree.index(params, 0))
 
 
@@ -857,20 +857,20 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
     assert cli.main(["train", "--env", BREAKS, *words, "--learning-starts", "12", "--out", str(path)]) == 1
     said = capsys.readouterr().err
-    assert "stopped at 180 of 600 steps, as all seeds have failed" in said
-    assert "seed 1 failed at step 177: its environment broke, KeyError: 'the key is gone'" in said
+    assert "stopped at 180 of 600 steps, because all seeds have failed" in said
+    assert "seed 1 failed at step 177: its environment failed, KeyError: 'the key is gone'" in said
     summary = json.loads((path / "summary.json").read_text())
     assert (summary["steps"], summary["failed_seeds"]) == (180, [0, 1])
     assert [x["step"] for x in summary["failures"]] == [177, 177]
-    program = assemble.program(run_folder.plan(path, BREAKS)[0])
+    program = assemble.program(results.plan(path, BREAKS)[0])
     first = training.init(
-        program, assemble.hyper(run_folder.plan(path, BREAKS)[0]), assemble.keys(run_folder.plan(path, BREAKS)[0])
+        program, assemble.hyper(results.plan(path, BREAKS)[0]), assemble.keys(results.plan(path, BREAKS)[0])
     )
-    learned = run_folder.read_params(path, BREAKS)
+    learned = results.read_params(path, BREAKS)
     assert not any(torch.equal(learned[name], x) for name, x in first.learner.params.items())
     monkeypatch.setattr(Breaks, "seeds", ())  # there is nobody to go on, however sound the environments are now
     assert cli.main(["resume", str(path), "--env", BREAKS]) == 1
-    assert "run: expected a seed that can go on, got " in capsys.readouterr().err
+    assert "run: expected a seed that has not failed, got " in capsys.readouterr().err
 
 
 def test_seeds_that_fail_one_after_the_other_end_a_run(tmp_path, monkeypatch, capsys):
@@ -883,9 +883,9 @@ def test_seeds_that_fail_one_after_the_other_end_a_run(tmp_path, monkeypatch, ca
     monkeypatch.setattr(Breaks, "seeds", range(1000))
     assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "900"]) == 1
     said = capsys.readouterr().err
-    assert re.search(r"stopped at 66\d of 900 steps, as all seeds have failed", said)
-    assert re.search(r"seed 1 failed at step \d+: its environment broke; it learns no more", said)
-    assert re.search(r"seed 0 failed at step 6\d\d: its environment broke, KeyError: 'the key is gone'", said)
+    assert re.search(r"stopped at 66\d of 900 steps, because all seeds have failed", said)
+    assert re.search(r"seed 1 failed at step \d+: its environment failed; it stops learning", said)
+    assert re.search(r"seed 0 failed at step 6\d\d: its environment failed, KeyError: 'the key is gone'", said)
 
 
 class Leaves(Told):
@@ -910,7 +910,7 @@ def test_a_run_is_not_resumed_where_an_environment_does_not_begin(tmp_path, monk
     capsys.readouterr()
     assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "700"]) == 1
     said = capsys.readouterr().err
-    assert "to begin for all seeds that go on, got none for seed 1: OSError: the server is gone" in said
+    assert "to start for all remaining seeds, got an error for seed 1: OSError: the server is gone" in said
     assert (rows, saved) == ((path / "metrics.csv").read_bytes(), sorted((path / "checkpoints").iterdir()))
     monkeypatch.setattr(Breaks, "most", 10**9)
     assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "700"]) == 0
@@ -927,13 +927,13 @@ def test_what_was_trained_stays_where_it_cannot_be_played(tmp_path, monkeypatch,
     asserts.assert_trees_equal(whole, params)
     final = json.loads((path / "summary.json").read_text())["final_return"]
     if most == 9:
-        assert "not played to the end: env: expected" in said
+        assert "evaluation failed: env: expected" in said
         assert final["per_seed"] == [None, None]
     else:
-        assert "seed 1 was not played to the end: OSError: the server is gone" in said
+        assert "seed 1 did not finish its evaluation: OSError: the server is gone" in said
         Breaks.made = 9  # and again by the command that plays
         assert cli.main(["eval", str(path), "--env", BREAKS]) == 0
-        assert "seed 1 was not played to the end: OSError: the server is gone" in capsys.readouterr().err
+        assert "seed 1 did not finish its evaluation: OSError: the server is gone" in capsys.readouterr().err
         assert final["per_seed"][0] is not None
         assert final["per_seed"][1] is None
 

@@ -1,4 +1,4 @@
-"""The command `fdqn`: parse the arguments (`parse`), run the command (`commands`), print results (`tables`)."""
+"""Command `fdqn`: parse the arguments (`parse`), run the command (`commands`), print results (`tables`)."""
 
 from fdqn.cli.commands import main
 

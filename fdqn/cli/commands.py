@@ -1,4 +1,4 @@
-"""The command `fdqn`: run a command and print what comes of it. Results go to standard output, everything else to
+"""The command `fdqn`: run a command and print its results. Results go to standard output, everything else to
 standard error.
 
 torch is imported where a command needs it, so that `--help` is quick.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
 from fdqn.cli.parse import Command, Envs, Eval, Export, Report, Resume, Train
-from fdqn.experiment import events, process
+from fdqn.experiment import events, process, results
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STARTED = time.perf_counter()
 
 Emit = Callable[[Any], None]
-"""Print a value as JSON on standard output, where all else is kept from."""
+"""Print a value as JSON on standard output, from which all other output is redirected."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(end="", flush=True)
             return 0
         except SystemExit as end:
-            if isinstance(end.code, str):  # of somebody's code
+            if isinstance(end.code, str):  # raised by user code
                 print(f"fdqn: {end.code}", file=sys.stderr)
                 return 1
             return int(end.code or 0)
         except BrokenPipeError:
-            # The reader left, as `head` does. Python would complain again when it flushes at exit.
+            # The reader closed the pipe, as `head` does. Avoid a second error when Python flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except KeyboardInterrupt as error:
@@ -58,15 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"fdqn: {'interrupted' if number == signal.SIGINT else f'stopped by {number.name}'}", file=sys.stderr)
             return 128 + number
         except Exception as error:
-            sentence = _known(error)
-            if sentence is None and not isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
+            message = _known_error(error)
+            if message is None and not isinstance(error, ValueError | TypeError | OSError | FloatingPointError):
                 raise
-            print(f"fdqn: {process.shown(sentence or error)}", file=sys.stderr)
+            print(f"fdqn: {process.shown(message or error)}", file=sys.stderr)
             return 1
 
 
-def _known(error: Exception) -> str | None:
-    """Say what to do about an error of torch that depends on the machine; nothing for another one."""
+def _known_error(error: Exception) -> str | None:
+    """Return a message with advice for errors of torch that depend on the machine; None for other errors."""
     if "fdqn.compile.toolchain" in sys.modules:  # else nothing was compiled
         from fdqn.compile import toolchain
 
@@ -76,8 +76,8 @@ def _known(error: Exception) -> str | None:
         return None
     text = " ".join(str(error).split())
     lacks_memory = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    if type(error).__name__ == "OutOfMemoryError" or any(words in text for words in lacks_memory):
-        return f"out of memory; lower --seeds or --capacity; what was written is complete ({text[:120]})"
+    if type(error).__name__ == "OutOfMemoryError" or any(part in text for part in lacks_memory):
+        return f"out of memory; lower --seeds or --capacity; files written so far are complete ({text[:120]})"
     if "tensors to be on the same device" in text:
         hint = "create constants on the device of an argument, as in torch.zeros(3, device=x.device)"
         return f"device: expected every tensor of a step on one device, got several; {hint} ({text[:120]})"
@@ -126,9 +126,9 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
             device=command.device,
             on_event=on_event,
             stop=stop,
-            began=started,
+            started=started,
         )
-    if command.json and not on_event.finished:  # there was nothing to do
+    if command.json and not on_event.finished:  # the run was finished already
         emit(run.summary)
 
 
@@ -147,7 +147,7 @@ class _Follower:
     def __init__(self, console: "Console", display: Display, emit: Emit | None, stop: process.Stop) -> None:
         self._console, self._display, self._emit, self._stop = console, display, emit, stop
         self.path: Path | None = None
-        """Run folder, once it is there."""
+        """Run folder, once it exists."""
         self.finished = False
 
     def __call__(self, event: events.Event) -> None:
@@ -217,14 +217,14 @@ def _eval(command: Eval, emit: Emit) -> None:
         emit({**played.record, **({"seeds": trained.seeds} if command.seed else {}), **checkpoint_info})
     else:
         at = "" if command.checkpoint is None else f", checkpoint of step {trained.step:,}"
-        title = f"{trained.name}, {trained.episodes} greedy episodes a seed{at}"
+        title = f"{trained.name}, {trained.episodes} greedy episodes per seed{at}"
         tables.print_seeds(title, trained.seeds, trained.failed, {"return": played.record})
     if command.video is not None:
         with Display(console) as display:
-            drawn, film = evaluation.film(trained, played, display)
+            drawn, recording = evaluation.record_video(trained, played, display)
         _write_video(command.video, drawn)
-        steps = "step" if film.every == 1 else f"{film.every} steps"
-        frames = f"{len(film.scenes):,} frames, one every {steps}, {bytes_text(len(drawn))}"
+        steps = "step" if recording.every == 1 else f"{recording.every} steps"
+        frames = f"{len(recording.scenes):,} frames, one every {steps}, {bytes_text(len(drawn))}"
         console.print(f"video {command.video}: {frames}", soft_wrap=True)
 
 
@@ -232,9 +232,7 @@ def _check_video(file: Path) -> None:
     if file.suffix.lower() != ".gif":
         raise ValueError(f"video: expected a name that ends in .gif, got {str(file)!r}")
     if not file.parent.is_dir():
-        raise ValueError(
-            f"video: expected a file in a folder that is there, got {str(file)!r}; make {file.parent} first"
-        )
+        raise ValueError(f"video: expected a file in an existing folder, got {str(file)!r}; create {file.parent} first")
 
 
 def _write_video(file: Path, content: bytes) -> None:
@@ -247,20 +245,19 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn.experiment import run_folder
     from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
-    read = [run_folder.read(path) for path in command.runs]
+    read = [results.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
     read = [dataclasses.replace(run, path=Path(process.shown(run.path))) for run in read]
     picture, drawn = command.out or own, io.BytesIO()
     try:
         if len(read) == 1:
-            run_folder.picture(drawn, read[0].curve, read[0].summary)
+            results.picture(drawn, read[0].curve, read[0].summary)
         else:
-            run_folder.comparison(drawn, read)
+            results.comparison(drawn, read)
         files.write(picture, drawn.getvalue())
     except (OSError, ValueError) as error:
         raise ValueError(f"out: {error}") from None
@@ -287,7 +284,7 @@ def _export(command: Export, emit: Emit) -> None:
         f"{command.out}",
         soft_wrap=True,
     )
-    out.print(f"read it with {written['read']}", soft_wrap=True)
+    out.print(f"load it with {written['read']}", soft_wrap=True)
 
 
 def _envs(command: Envs, emit: Emit) -> None:
@@ -298,7 +295,7 @@ def _envs(command: Envs, emit: Emit) -> None:
         return
     from rich.table import Table
 
-    table = Table("environment", "what it is", box=None)
+    table = Table("environment", "description", box=None)
     for name in envs.names():
         table.add_row(name, envs.describe(name))
     table.add_section()

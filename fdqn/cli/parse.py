@@ -1,4 +1,4 @@
-"""Arguments of the command `fdqn`: a record for each command, and what is said of arguments that are wrong.
+"""Arguments of the command `fdqn`: a dataclass for each command, and messages for invalid arguments.
 
 Nothing here imports torch, so that `--help` is quick.
 """
@@ -94,7 +94,7 @@ class Report:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
     out: Path | None = None
-    """PNG file to write; by default curve.png in a single folder, comparison.png beside the first of several."""
+    """PNG file to write; by default curve.png in a single folder, comparison.png next to the first of several."""
     json: bool = False
     """Print only the summaries, as JSON."""
 
@@ -133,7 +133,7 @@ COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "e
 
 
 def parse(arguments: list[str]) -> Command:
-    """The command as a record; exits with one line on standard error where it cannot be read."""
+    """Parse the arguments into a command. Exits with one line on standard error if they are invalid."""
     first = arguments[0] if arguments else "--help"
     if first == "--version":
         print(f"fdqn {fdqn.__version__}")
@@ -143,17 +143,17 @@ def parse(arguments: list[str]) -> Command:
         _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
     flags = [_flag(word) for word in arguments if word.startswith("--")]
     if twice := [word for word in flags if flags.count(word) > 1]:
-        _refuse(f"flag --{twice[0]}: expected it once, got it {flags.count(twice[0])} times")
+        _refuse(f"flag --{twice[0]}: expected once, got {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
     if preset := _preset(arguments):
         if not {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}:
-            world = {"minatar": "minatar:breakout", "nature": "ale:Breakout"}[preset]
-            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {world}, got none")
+            env = {"minatar": "minatar:breakout", "nature": "ale:Breakout"}[preset]
+            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {env}, got none")
         default = Train(Settings(**PRESETS[preset]))
         choices[0] = Annotated[Train, tyro.conf.subcommand("train", default=default)]
-    complaint = io.StringIO()
+    message = io.StringIO()
     try:
-        with process.REDIRECTING, contextlib.redirect_stderr(complaint):
+        with process.REDIRECTING, contextlib.redirect_stderr(message):
             command, unknown = tyro.cli(
                 cast(Any, functools.reduce(operator.or_, choices)),
                 prog="fdqn",
@@ -163,7 +163,7 @@ def parse(arguments: list[str]) -> Command:
             )
     except SystemExit as end:
         if end.code:
-            _refuse(_sentence(complaint.getvalue()))
+            _refuse(_sentence(message.getvalue()))
         raise
     if unknown:
         word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
@@ -173,14 +173,14 @@ def parse(arguments: list[str]) -> Command:
 
 
 def _preset(arguments: list[str]) -> Preset | None:
-    """The preset that is asked for, where there is one of that name: its settings are the defaults of the others."""
+    """Return the preset among the arguments, if valid. Its settings become the defaults of the other flags."""
     words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
-    asked = words[words.index("--preset") + 1 :][:1] if "--preset" in words else []
-    return cast(Preset, asked[0]) if asked and asked[0] in PRESETS and words[0] == "train" else None
+    values = words[words.index("--preset") + 1 :][:1] if "--preset" in words else []
+    return cast(Preset, values[0]) if values and values[0] in PRESETS and words[0] == "train" else None
 
 
 def _flag(word: str) -> str:
-    """The name of a flag, however it is written."""
+    """Return the name of a flag without dashes, value and `no-`."""
     return word.split("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 
@@ -197,7 +197,7 @@ def _nearest(word: str, known: list[str], help: str) -> str:
 
 
 def _sentence(box: str) -> str:
-    """What tyro complains of, as one line: the paragraph after the title, whether it frames with lines or with -."""
+    """Extract the message of tyro as one line: the paragraph after the title of its box, drawn with lines or with -."""
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│╭╮╰╯ ")
@@ -206,14 +206,15 @@ def _sentence(box: str) -> str:
         elif text:
             paragraphs[-1].append(text)
     sentence = " ".join(paragraphs[1] if len(paragraphs) > 1 else paragraphs[0])
-    # A number that may be left out has two ways of not being one.
+    # tyro reports an invalid optional number as two failed alternatives.
     sentence = re.sub(
         r"no type matching .*INT could .* from \['(.*?)'\]\. .*", r"expected a whole number, got '\1'", sentence
     )
-    sentence = re.sub(r"(?<=\()'None', |, 'None'", "", sentence)  # for a choice that may be left out
+    sentence = re.sub(r"(?<=\()'None', |, 'None'", "", sentence)  # for an optional choice
     return sentence.replace("invalid literal for int() with base 10:", "expected a whole number, got")
 
 
 def _refuse(sentence: str) -> None:
+    """Print a usage error and exit with code 2."""
     print(f"fdqn: {sentence}", file=sys.stderr)
     raise SystemExit(2)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from fdqn.cli import terminal
 
 if TYPE_CHECKING:
-    from fdqn.experiment import run_folder
+    from fdqn.experiment import results
 
-# Rows that a table of seeds shows before it sums up the rest.
+# Number of seeds shown in a table.
 _ROWS = 32
 
 
@@ -17,28 +17,28 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
     """Print the results of a run: a row per seed, the interquartile means, speed and the folder."""
     columns = {"greedy": summary["final_return"], "training": summary["train_return"]}
     if "gymnasium_return" in summary:
-        columns[f"gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
+        columns[f"Gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
     print_seeds(
-        f"{summary['env']}, mean return a seed after {summary['steps']:,} steps",
+        f"{summary['env']}, mean return per seed after {summary['steps']:,} steps",
         summary["seeds"],
         summary["failed_seeds"],
         columns,
     )
     out = terminal.results()
     if summary["failed_seeds"]:
-        out.print(f"failed seeds, left out of the means: {summary['failed_seeds']}")
+        out.print(f"failed seeds, excluded from the means: {summary['failed_seeds']}")
     rates = (summary["seed_updates_per_second"], summary["env_steps_per_second"])
     if None not in rates:
         out.print(f"{rates[0]:,.0f} seed-updates/s, {rates[1]:,.0f} environment steps/s over all seeds")
-    out.print(f"{summary['wall_seconds']:.1f} s in all, {summary['compile_seconds']:.1f} s of it compiling")
+    out.print(f"{summary['wall_seconds']:.1f} s in total, {summary['compile_seconds']:.1f} s of it compiling")
     out.print(f"run folder {path}, picture {path / 'curve.png'}", soft_wrap=True)
 
 
 def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[str, dict[str, Any]]) -> None:
-    """Print mean returns, a row per seed and a column per record of `run_folder.returns_record`, and their summary."""
+    """Print mean returns, a row per seed and a column per record of `results.returns_record`, and their summary."""
     from rich.table import Table
 
-    from fdqn.experiment import run_folder
+    from fdqn.experiment import results
 
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     table.add_column("seed", justify="right")
@@ -52,25 +52,27 @@ def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[s
         table.add_row("...", *(f"and {len(seeds) - _ROWS} more" for _ in columns))
     table.add_section()
     records = list(columns.values())
-    table.add_row(run_folder.interval_heading(records), *map(run_folder.interval_text, records), style="bold")
-    unfinished = [run_folder.unfinished_text(record) for record in records]
+    table.add_row(results.interval_heading(records), *map(results.interval_text, records), style="bold")
+    unfinished = [results.unfinished_text(record) for record in records]
     if any(unfinished):
         table.add_row("cut", *unfinished)
     out = terminal.results()
     out.print(table)
     if any(unfinished):
-        out.print("cut: episodes that had not ended at the step limit; raise it with --evaluate-steps", soft_wrap=True)
+        out.print(
+            "cut: episodes that did not end within the step limit; raise it with --evaluate-steps", soft_wrap=True
+        )
 
 
-def print_comparison(read: "list[run_folder.Run]", picture: Path) -> None:
+def print_comparison(read: "list[results.Run]", picture: Path) -> None:
     """Print the results of several runs, a row each."""
     from rich.table import Table
 
-    from fdqn.experiment import run_folder
+    from fdqn.experiment import results
 
     table = Table("run", "env", box=None, header_style="bold")
     headings = [
-        f"{name} {run_folder.interval_heading([run.summary[key] for run in read])}"
+        f"{name} {results.interval_heading([run.summary[key] for run in read])}"
         for name, key in (("greedy", "final_return"), ("training", "train_return"))
     ]
     for name in ("seeds", "failed", "steps", *headings, "seed-updates/s"):
@@ -84,8 +86,8 @@ def print_comparison(read: "list[run_folder.Run]", picture: Path) -> None:
             str(len(summary["seeds"])),
             str(len(summary["failed_seeds"])),
             f"{summary['steps']:,}",
-            run_folder.interval_text(summary["final_return"]),
-            run_folder.interval_text(summary["train_return"]),
+            results.interval_text(summary["final_return"]),
+            results.interval_text(summary["train_return"]),
             f"{rate:,.0f}" if rate is not None and math.isfinite(rate) else "",
         )
     out = terminal.results()

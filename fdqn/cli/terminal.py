@@ -1,4 +1,4 @@
-"""Consoles of the command: standard error for what happens, standard output for results."""
+"""Consoles of the command: progress and messages on standard error, results on standard output."""
 
 import os
 import sys
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def console() -> "Console":
-    """Return a console for standard error that keeps silent when its reader has gone."""
+    """Return a console for standard error that stays silent after its pipe is closed."""
     from rich.console import Console
 
-    class Patient(Console):
-        """When whoever read what is said has gone, the run goes on in silence."""
+    class Silent(Console):
+        """Discard output after a broken pipe, so that the run continues."""
 
         def print(self, *objects: Any, **how: Any) -> None:
             super().print(*map(_as_typed, objects), **how)
@@ -28,7 +28,7 @@ def console() -> "Console":
         def on_broken_pipe(self) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
-    return Patient(stderr=True, highlight=False, markup=False, emoji=False)
+    return Silent(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def _as_typed(x: Any) -> Any:
@@ -37,12 +37,12 @@ def _as_typed(x: Any) -> Any:
 
 
 def results() -> "Console":
-    """Return a console for standard output that raises BrokenPipeError when its reader has gone."""
+    """Return a console for standard output that raises BrokenPipeError when its pipe is closed."""
     from rich.console import Console
 
-    # Elsewhere than on a terminal a table keeps its columns, however narrow rich would think the page is.
+    # Outside of a terminal, tables are 160 columns wide instead of the 80 that rich assumes.
     class Plain(Console):
-        """When whoever read the results has gone, it is as where anything else is printed."""
+        """Raise BrokenPipeError as `print` does."""
 
         def print(self, *objects: Any, **how: Any) -> None:
             super().print(*map(_as_typed, objects), **how)
@@ -56,7 +56,7 @@ def results() -> "Console":
 
 @contextmanager
 def warnings_as_lines(console: "Console") -> Iterator[None]:
-    """Print what fdqn warns of as one line, without the place in its code; other warnings as they are."""
+    """Print warnings of fdqn as one line without their source location; leave other warnings unchanged."""
     with warnings.catch_warnings():
         show, shown = warnings.showwarning, set[str]()
 

@@ -1,4 +1,4 @@
-"""Trained parameters as a policy on NumPy arrays, for code that knows nothing of tensors."""
+"""Greedy policy on NumPy arrays, for code that does not use torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +30,7 @@ def greedy(spec: EnvSpec, network: Network, params: Params) -> Callable[..., Any
 
 
 def _obs(spec: EnvSpec, obs: NDArray[Any]) -> Tensor:
-    """Return observations as a tensor. Raises ValueError or TypeError unless they are as the environment's."""
+    """Return observations as a tensor. Raises ValueError or TypeError if shape or dtype is not the environment's."""
     if obs.shape != spec.obs_shape and obs.shape[1:] != spec.obs_shape:
         one = ", ".join(map(str, spec.obs_shape))
         raise ValueError(
@@ -55,5 +55,7 @@ def _legal(spec: EnvSpec, obs: Tensor, legal: ArrayLike | None) -> Tensor:
             f"legal: expected shape {list(expected)}, got {list(mask.shape)}; give one mask per observation"
         )
     if not mask.any(-1).all():
-        raise ValueError("legal: expected a legal action for each observation, got none; do not act after an end")
+        raise ValueError(
+            "legal: expected a legal action for each observation, got none; do not act after the end of an episode"
+        )
     return torch.from_numpy(np.array(mask))

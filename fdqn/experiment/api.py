@@ -18,7 +18,7 @@ from fdqn import check, compile, training
 from fdqn.experiment import events, process, session
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.progress import Display, stopped_text
-from fdqn.experiment.run_folder import Run, interval_text
+from fdqn.experiment.results import Run, interval_text
 from fdqn.experiment.settings import PRESETS, Preset, Settings
 
 EVERY = 5.0
@@ -41,7 +41,7 @@ def train(
         run.summary["final_return"], run.plot("curve.png"), run.policy(seed=3)
 
     In the main thread Ctrl-C, or a notebook's interrupt, stops the run within a few training iterations. The folder is
-    then complete, and KeyboardInterrupt is raised, so that a script or the cells that follow do not go on; `Run.load`
+    then complete, and KeyboardInterrupt is raised, so that the script or the next cells do not run; `Run.load`
     reads the folder and `fdqn.resume` continues the run. A second Ctrl-C stops at once, and the run continues from its
     last checkpoint. In another thread no signal is handled; end the run with `stop` or an exception of `on_event`.
     Handlers of signals are restored at the end.
@@ -63,8 +63,8 @@ def train(
 
     Raises:
         TypeError: an unknown keyword, a value of another type, or `settings` and keywords together.
-        ValueError: settings that cannot work, before a file is written; a folder `out` that is there; or all seeds have
-            failed, or were stopped before their first training iteration.
+        ValueError: invalid settings, before a file is written; a folder `out` that exists; all seeds have
+            failed; or the run was stopped before their first training iteration.
         KeyboardInterrupt: Ctrl-C.
     """
     chosen = _settings(settings, preset, keywords)
@@ -98,7 +98,7 @@ def resume(
         progress, on_event, stop: as in `fdqn.train`.
 
     Raises ValueError for a folder that is no run, `checkpoint.CheckpointError` if another process or thread writes in
-    it or its checkpoint is damaged, and what `fdqn.train` raises.
+    it or its checkpoint is damaged, and the errors of `fdqn.train`.
     """
     check.kind("path", path, str, os.PathLike)
     more: dict[str, Any] = dict(env=env, fallback=fallback, on_nan=on_nan, device=device)
@@ -136,7 +136,7 @@ def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[s
 
 
 def _signature() -> inspect.Signature:
-    """The signature of `train` with all settings, which an editor or a notebook completes."""
+    """Return the signature of `train` with all settings, for completion in editors and notebooks."""
     own = [x for x in inspect.signature(train).parameters.values() if x.kind is not inspect.Parameter.VAR_KEYWORD]
     fields = [
         inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
@@ -200,14 +200,14 @@ def _display(shown: bool) -> Iterator[Display]:
 
 @contextlib.contextmanager
 def stopping(say: Callable[[str], None], signals: Sequence[int] = process.SIGNALS) -> Iterator[process.Stop]:
-    """Turn signals into a stop request of a run, as `process.stopping` does; `follow` has to be told of its events."""
+    """Turn signals into a stop request of a run, as `process.stopping` does; pass the events of the run to `follow`."""
     with process.stopping(say, compile.is_compiling, training.Stopped, signals) as stop:
         stop.at_once = True
         yield stop
 
 
 def follow(stop: process.Stop, event: events.Event) -> None:
-    """Let the first signal interrupt what leaves no state behind: the preparation of a run and closing episodes."""
+    """Let the first signal interrupt phases without state to save: preparation and the evaluation after training."""
     if isinstance(event, events.EvaluationStarted):
         stop.at_once = True
     elif isinstance(event, events.Started | events.EvaluationEnded):

@@ -1,16 +1,13 @@
-"""From settings to what they ask for: program, hyper-parameters, keys, device. Settings that cannot work stop here."""
+"""Assemble the program, hyper-parameters, keys and device of a run from its settings, and reject invalid settings."""
 
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fdqn import check, envs, networks, optim, random, replay, training, tree
+from fdqn import check, envs, networks, optim, random, replay, training
 from fdqn.agents import dqn
 from fdqn.experiment.settings import Settings
 from fdqn.ops import losses
@@ -19,7 +16,7 @@ from fdqn.types import Agent, Buffer, EnvSpec, Hyper, Network, Optimizer
 
 
 def program(settings: Settings) -> training.Program:
-    """The program that the settings ask for. Raises ValueError or TypeError for settings that cannot work."""
+    """Return the program of the settings. Raises ValueError or TypeError for invalid settings."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
     _checked(settings)
@@ -28,12 +25,13 @@ def program(settings: Settings) -> training.Program:
             "terminal_on_life_loss: expected an environment that counts lives, such as ale:Breakout, got "
             f"{settings.env}"
         )
-    # No lane fills more rows than it takes steps, whole cycles of them.
+    # A seed stores at most one row per step, rounded up to whole training iterations.
     cycle = settings.num_envs * settings.steps_per_cycle
     steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
     if settings.learning_starts > steps - cycle:
         raise ValueError(
-            f"learning_starts: expected fewer than steps = {settings.steps} in whole cycles of {cycle}, got "
+            f"learning_starts: expected fewer than steps = {settings.steps} in whole training iterations of "
+            f"{cycle}, got "
             f"{settings.learning_starts}: no update would be made"
         )
     rows = min(settings.capacity, max(steps, settings.batch_size))
@@ -50,15 +48,16 @@ def program(settings: Settings) -> training.Program:
         terminal_on_life_loss=settings.terminal_on_life_loss,
         random_warmup=settings.random_warmup,
     )
-    # A host environment's last step of a cycle is learned from in the next; every second may only start an episode.
+    # Host environments: the last step of an iteration is stored in the next one, and every second step may be a reset
+    # without a transition.
     if envs.on_host(found) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
         raise ValueError(
             f"learning_starts: expected at least {least} in a host environment, got {settings.learning_starts}: its "
-            "steps are learned from in the next cycle, and may only begin an episode"
+            "steps are stored one training iteration later, and some only start an episode"
         )
     if not envs.on_host(found) and found.spec.stack > 1 and not settings.save_replay:
         raise ValueError(
-            f"save_replay: expected to keep that of {settings.env}, got no: an episode that goes on needs its frames"
+            f"save_replay: expected True for {settings.env}, got False; resumed episodes need the stored frames"
         )
     return training.Program(
         found, off_policy.algorithm(config, agent(settings), buffer(config, found.spec), optimizer(settings))
@@ -66,21 +65,21 @@ def program(settings: Settings) -> training.Program:
 
 
 def agent(settings: Settings) -> Agent:
-    """The DQN of the settings. Raises ValueError as `network` does."""
+    """Return the DQN agent of the settings. Raises ValueError as `network` does."""
     check.kind("settings", settings, Settings)
     loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
     return dqn.agent(network(settings), settings.double, loss)
 
 
 def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
-    """The optimizer of the settings, as a function of a seed's hyper-parameters."""
+    """Return the optimizer of the settings as a function of a seed's hyper-parameters."""
     check.kind("settings", settings, Settings)
     rule = {"adam": adam, "rmsprop": rmsprop, "nature-rmsprop": nature_rmsprop}[settings.optimizer]
     return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
 
 
 def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
-    """The uniform replay buffer of a configuration, with the wrappers that the observations and `n_step` need."""
+    """Return a uniform replay buffer with the wrappers that the observations and `n_step` require."""
     check.kind("config", config, training.Config)
     rows = replay.ring.buffer(config.capacity)
     if spec.obs_dtype == torch.bool and spec.stack == 1:
@@ -92,18 +91,18 @@ def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
 
 
 def network(settings: Settings) -> Network:
-    """The network that the settings ask for: for boards of ten by ten cells MinAtar's, for frames that are large enough
-    Nature's, for all else an MLP over the numbers of an observation.
+    """Return the network of the settings: MinAtar's for observations [C, 10, 10], the Nature network for larger frames,
+    and an MLP over the flattened observation otherwise.
 
-    Raises ValueError for layers of one's own where the network is such a convolutional one.
+    Raises ValueError if `hidden` or `dueling` is set for a convolutional network, which supports neither.
     """
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
     if convolutional := _convolutional(spec.obs_shape):
         if settings.hidden != Settings.hidden or settings.dueling:
             raise ValueError(
-                f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} shows frames "
-                f"{list(spec.obs_shape)}, for which there is one convolutional network"
+                f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} has frames "
+                f"{list(spec.obs_shape)}, for which the convolutional network is fixed"
             )
         return convolutional(spec.obs_shape, spec.actions)
     mlp = networks.dueling_mlp if settings.dueling else networks.mlp
@@ -111,7 +110,7 @@ def network(settings: Settings) -> Network:
 
 
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
-    """The hyper-parameters [S]; epsilon's share of the run becomes steps here, once."""
+    """Return the hyper-parameters, tensors [S]. `epsilon_fraction` is converted to steps."""
     check.kind("settings", settings, Settings)
     return training.hyper(
         settings.seeds,
@@ -127,119 +126,29 @@ def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
 
 
 def seeds(settings: Settings) -> range:
-    """The lanes' seeds."""
+    """Return the seeds of the run."""
     check.kind("settings", settings, Settings)
     return range(settings.seed, settings.seed + settings.seeds)
 
 
 def keys(settings: Settings) -> Tensor:
-    """The lanes' keys [S, 2], on the CPU."""
+    """Return the random keys [S, 2] of the seeds, on the CPU."""
     return random.key(seeds(settings))
 
 
 def device(settings: Settings) -> torch.device:
-    """The device that the settings ask for. Raises ValueError for CUDA where there is none."""
+    """Return the device of the settings. Raises ValueError for CUDA if it is not available."""
     check.kind("settings", settings, Settings)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device: expected one that is there, got cuda, but torch sees no CUDA device; use --device cpu"
+            "device: expected an available one, got cuda, but torch finds no CUDA device; use --device cpu"
         )
     use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def check_memory(program: training.Program, lanes: int, device: torch.device) -> int:
-    """Bytes that the lanes will hold. Raises ValueError where clearly less than that is free on the device."""
-    check.kind("device", device, torch.device)
-    needed, (free, total) = state_bytes(program, lanes), memory(device)
-    # What is free changes by the moment, and part of it can be had back from others.
-    if needed > min(1.1 * free, total):
-        rows = replay_bytes(program, lanes)
-        name, flags = ("capacity", "--capacity or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
-        raise ValueError(
-            f"{name}: expected seeds that fit in {free / 1e9:,.1f} GB of free memory ({total / 1e9:,.1f} GB in total), "
-            f"got {lanes} seeds that need {needed / 1e9:,.1f} GB, of which {rows / 1e9:,.1f} GB is replay "
-            f"({program.config.capacity:,} rows per seed); lower {flags}"
-        )
-    return needed
-
-
-def memory(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process can still have on the device, and bytes that it could have were it alone."""
-    check.kind("device", device, torch.device)
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused, total
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    free = min(total, _counts(_PROC / "meminfo").get("MemAvailable:", total // 1024) * 1024)
-    for limit, used in _limits():
-        free, total = min(free, max(0, limit - used)), min(total, limit)
-    return free, total
-
-
-_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
-
-
-def _limits() -> Iterator[tuple[int, int]]:
-    """The memory limit in bytes of each control group of this process, and what it uses, page cache left out."""
-    for line in _text(_PROC / "self" / "cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        if number == "0":
-            root, most, now = _CGROUPS, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root, most, now = _CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        here = root / path.strip("/")
-        for group in (here, *here.parents):
-            limit, used = _text(group / most).strip(), _text(group / now).strip()
-            if group.is_relative_to(root) and limit.isdigit() and used.isdigit():
-                cache = _counts(group / "memory.stat")
-                yield int(limit), int(used) - cache.get("total_inactive_file", cache.get("inactive_file", 0))
-
-
-def _counts(file: Path) -> dict[str, int]:
-    """The numbers of a file with a name and a number a line."""
-    lines = (line.split() for line in _text(file).splitlines())
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
-
-
-def _text(file: Path) -> str:
-    """Read a file of the system; return an empty string if it cannot be read."""
-    try:
-        return file.read_text("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def state_bytes(program: training.Program, lanes: int) -> int:
-    """Bytes of the state of `lanes` lanes, a gradient and the activations of a batch, found without allocating them.
-
-    A layer has as many outputs as biases (a convolution has more); four such arrays are alive at once.
-    """
-    check.kind("program", program, training.Program)
-    check.count("lanes", lanes, 1)
-    state = fake_state(program, lanes)
-    params = state.learner.params
-    outputs = sum(x.nbytes for x in params.values() if x.ndim == 2)
-    return tree.nbytes((state, params)) + 4 * program.config.batch_size * outputs
-
-
-def replay_bytes(program: training.Program, lanes: int) -> int:
-    """Count the bytes of the buffers of `lanes` seeds, without allocating them."""
-    return tree.nbytes(fake_state(program, lanes).buffer)
-
-
-def fake_state(program: training.Program, lanes: int) -> training.TrainState:
-    """Return the state of `lanes` lanes without memory behind it."""
-    with FakeTensorMode():
-        hyper = Hyper(*(torch.zeros(lanes) for _ in Hyper._fields))
-        return training.init(program, hyper, torch.zeros((lanes, 2), dtype=torch.int64))
-
-
 def clipped(rule: Callable[[Hyper], Optimizer]) -> Callable[[Hyper], Optimizer]:
-    """`rule` on gradients clipped by their global norm."""
+    """Return `rule` preceded by clipping of the gradients by their global norm."""
     check.function("rule", rule)
     return partial(_clipped, rule)
 
@@ -261,13 +170,13 @@ def rmsprop(hyper: Hyper) -> Optimizer:
 def nature_rmsprop(hyper: Hyper) -> Optimizer:
     """RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
 
-    There 0.01 is added to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
+    The paper adds 0.01 to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
     """
     return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
 
 
 def _convolutional(obs_shape: tuple[int, ...]) -> Callable[[tuple[int, ...], int], Network] | None:
-    """The convolutional network that observations suit, if any: of three axes, the last two those of a picture."""
+    """Return the convolutional network for observations [C, H, W]; None if there is none for this shape."""
     if len(obs_shape) != 3:
         return None
     if obs_shape[1:] == (10, 10):
@@ -296,11 +205,11 @@ def _checked(settings: Settings) -> None:
     if not 0 < settings.tau <= 1:
         raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
     if settings.max_grad_norm == 0:
-        raise ValueError("max_grad_norm: expected a number above 0, got 0: no gradient would be left")
+        raise ValueError("max_grad_norm: expected a number above 0, got 0, which would clip every gradient to 0")
     if not settings.compile and settings.engine not in ("auto", "eager"):
         raise ValueError(
-            f"engine: expected 'eager' or 'auto' with --no-compile (compile=False), got {settings.engine!r}; leave one "
-            "of them out"
+            f"engine: expected 'eager' or 'auto' with --no-compile (compile=False), got {settings.engine!r}; omit one "
+            "of them"
         )
     if settings.tau == 1 and settings.target_period < 1:
         raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")

@@ -1,4 +1,4 @@
-"""Evaluate the trained seeds of a run folder: `load` what is to be played, `play` it, `film` some of it."""
+"""Evaluate the trained seeds of a run folder: `load` them, `play` episodes, `record_video` of some."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, tree
-from fdqn.experiment import assemble, events, run_folder, session
+from fdqn.experiment import assemble, events, results, session
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings
 from fdqn.report import video
@@ -22,10 +22,10 @@ from fdqn.types import Network, Params
 
 
 class Trained(NamedTuple):
-    """Trained seeds and the environment that they are to play in."""
+    """Trained seeds and the environment to evaluate them in."""
 
     name: str
-    """Of the environment."""
+    """Name of the environment."""
     env: Any
     network: Network
     params: Params
@@ -34,21 +34,21 @@ class Trained(NamedTuple):
     """[S, 2]"""
     seeds: list[int]
     failed: list[int]
-    """Those of the seeds that had failed."""
+    """Seeds among these that failed in training."""
     step: int
     """Environment steps per seed that they were trained for."""
     episodes: int
-    """To play, per seed."""
+    """Episodes per seed."""
     limit: int
-    """Steps after which an episode is cut."""
+    """Step limit of an episode."""
     epsilon: float
     """Fraction of random actions."""
     fast: evaluate.Play | None
-    """Compiled step of long episodes."""
+    """Compiled step for long episodes, or None."""
 
 
 class Played(NamedTuple):
-    """Returns of the seeds, and what `fdqn eval --json` prints of them."""
+    """Returns of the seeds, and the record that `fdqn eval --json` prints."""
 
     returns: NDArray[np.float64]
     """[S, episodes], NaN for a seed whose environment failed."""
@@ -83,29 +83,29 @@ def load(
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
-    run = run_folder.trained(path, checkpoint, env)
+    run = results.trained(path, checkpoint, env)
     name, settings = env or run.settings.env, run.settings
     network = assemble.network(settings)
     found = envs.find(name)
     _check_env(name, found.spec, settings)
     if renders:
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # nothing goes to a screen, which there may not be
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # render without a display
         video.check_renders(name, found)
     chosen, epsilon = _chosen(seeds, assemble.seeds(settings)), settings.evaluate_epsilon
     to = assemble.device(dataclasses.replace(settings, device=device or _own_device(settings)))
     compile.prepare_cuda(tf32=settings.tf32 and to.type == "cuda")
-    lanes = [assemble.seeds(settings).index(seed) for seed in chosen]
+    indices = [assemble.seeds(settings).index(seed) for seed in chosen]
     return Trained(
         name=name,
         env=found,
         network=network,
-        params=tree.to(tree.index(run.params, lanes), to),
-        keys=assemble.keys(settings)[lanes],
+        params=tree.to(tree.index(run.params, indices), to),
+        keys=assemble.keys(settings)[indices],
         seeds=chosen,
         failed=[seed for seed in run.failed if seed in chosen],
         step=run.step,
         episodes=settings.evaluate_episodes if episodes is None else episodes,
-        limit=evaluate_steps or run_folder.step_limit(path, settings, found.spec),
+        limit=evaluate_steps or results.step_limit(path, settings, found.spec),
         epsilon=epsilon,
         fast=session.compiled_player(settings, found, network, epsilon) if compiling else None,
     )
@@ -119,22 +119,22 @@ def _check_env(name: str, spec: Any, settings: Settings) -> None:
             f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "
             f"got {list(spec.obs_shape)} and {spec.actions} in {name}"
         )
-    if (spec.obs_dtype == torch.uint8) != (trained.obs_dtype == torch.uint8):  # which a network may scale
+    if (spec.obs_dtype == torch.uint8) != (trained.obs_dtype == torch.uint8):  # networks scale uint8
         raise ValueError(f"env: expected {trained.obs_dtype} as in training, got {spec.obs_dtype} in {name}")
 
 
-def _chosen(asked: Sequence[int], trained: range) -> list[int]:
+def _chosen(requested: Sequence[int], trained: range) -> list[int]:
     """Return the seeds to play."""
-    for seed in asked:
+    for seed in requested:
         if seed not in trained:
             raise ValueError(f"seed: expected trained seeds, {trained[0]} to {trained[-1]}, got {seed}")
-        if asked.count(seed) > 1:
-            raise ValueError(f"seed: expected distinct seeds, got {seed} {asked.count(seed)} times; name it once")
-    return list(asked or trained)
+        if requested.count(seed) > 1:
+            raise ValueError(f"seed: expected distinct seeds, got {seed} {requested.count(seed)} times; give it once")
+    return list(requested or trained)
 
 
 def _own_device(settings: Settings) -> Literal["auto", "cpu", "cuda"]:
-    """Return the device of the run, any in place of CUDA: a run from elsewhere may be played without."""
+    """Return the device of the run, with CUDA replaced by `auto`: this machine may have none."""
     return "auto" if settings.device == "cuda" else settings.device
 
 
@@ -154,14 +154,14 @@ def play(trained: Trained, on_event: OnEvent = events.ignore) -> Played:
     )
     on_event(events.EvaluationEnded())
     for i, error in played.failures.items():
-        on_event(events.Notice(f"seed {trained.seeds[i]} was not played to the end: {error}"))
+        on_event(events.Notice(f"seed {trained.seeds[i]} did not finish its evaluation: {error}"))
     on_event(events.Evaluated(trained.step, trained.name, played.returns.copy()))
     unfinished = (played.unfinished, played.limit)
-    return Played(played.returns, run_folder.returns_record(played.returns, trained.failed, trained.seeds, unfinished))
+    return Played(played.returns, results.returns_record(played.returns, trained.failed, trained.seeds, unfinished))
 
 
-def film(trained: Trained, played: Played, on_event: OnEvent = events.ignore) -> tuple[bytes, video.Recording]:
-    """Draw an episode of the best, the median and the worst seed side by side, as a GIF, and return it with its scenes.
+def record_video(trained: Trained, played: Played, on_event: OnEvent = events.ignore) -> tuple[bytes, video.Recording]:
+    """Draw an episode of the best, median and worst seed side by side as a GIF; return it with the recording.
 
     Raises ValueError if all seeds have failed.
     """

@@ -3,7 +3,7 @@
     Prepared, Started, Training, (Compiled | Checkpointed | SeedFailed | Evaluated | Reported)*,
     (EvaluationStarted, EvaluationProgress*, EvaluationEnded, Evaluated?)*, Finished?, Stopped?
 
-A `Notice` may come anywhere between them. The function that receives the events runs in the thread of the run, between
+A `Notice` may be emitted at any point. The function that receives the events runs in the thread of the run, between
 training iterations. If it raises, the run ends with that exception; the files in the run folder are complete, and
 `session.resume` continues from the last checkpoint. Arrays are NumPy copies, which a receiver may keep.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # numpy is slow to import; pdoc finds it by its full name
 
 
 class Prepared(NamedTuple):
-    """The settings fit together and the memory of all seeds is allocated. Nothing is written yet."""
+    """The settings are valid and the memory of all seeds is allocated. Nothing is written yet."""
 
     settings: Settings
     device: str
@@ -54,7 +54,7 @@ class Compiled(NamedTuple):
     """A step function was compiled and called for the first time."""
 
     function: str
-    """Its name in `train.Functions`."""
+    """Its name in `training.Functions`."""
     seconds: float
 
 
@@ -73,9 +73,9 @@ class SeedFailed(NamedTuple):
     step: int
     """Environment step of the failure."""
     cause: str
-    """One of `train.CAUSES`."""
+    """One of `training.CAUSES`."""
     reason: str
-    """The cause in words, with the error of the environment if it is known."""
+    """Description of the cause, with the error of the environment if it is known."""
 
 
 class Evaluated(NamedTuple):
@@ -89,7 +89,7 @@ class Evaluated(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """Metrics of all seeds, [S] each. Means are taken since the previous report, NaN where there was nothing."""
+    """Metrics of all seeds, [S] each. Means are over the steps since the previous report, NaN without any."""
 
     step: int
     """Environment steps per seed."""
@@ -115,7 +115,7 @@ class Reported(NamedTuple):
 
 
 class EvaluationStarted(NamedTuple):
-    """Closing episodes start."""
+    """The evaluation after training starts."""
 
     env: str
     episodes: int
@@ -125,7 +125,7 @@ class EvaluationStarted(NamedTuple):
 
 
 class EvaluationProgress(NamedTuple):
-    """Closing episodes advanced."""
+    """The evaluation after training advanced."""
 
     ended: int
     """Episodes that have ended, over all seeds."""
@@ -134,11 +134,11 @@ class EvaluationProgress(NamedTuple):
 
 
 class EvaluationEnded(NamedTuple):
-    """Closing episodes are over: played, failed or interrupted."""
+    """The evaluation after training is over: finished, failed or interrupted."""
 
 
 class Notice(NamedTuple):
-    """A line for a person, such as a difference to the process that started a resumed run."""
+    """A message to display, such as a difference from the process that started a resumed run."""
 
     text: str
 
@@ -152,7 +152,7 @@ class Finished(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """The run ended because it was asked to. Its files are complete."""
+    """The run was stopped by request. Its files are complete."""
 
     path: Path
     step: int

@@ -1,4 +1,4 @@
-"""One trained seed for others: a `state_dict` that PyTorch reads, or a policy that runs without fdqn."""
+"""Export one trained seed as a `state_dict` for PyTorch, or as a policy that runs without fdqn."""
 
 import io
 import os
@@ -9,44 +9,51 @@ from typing import Any
 import torch
 
 from fdqn import compile, envs, networks, tree
-from fdqn.experiment import assemble, run_folder
+from fdqn.experiment import assemble, results
 from fdqn.experiment.settings import Settings
 from fdqn.storage import files
 from fdqn.types import Params
 
 
 def write(
-    run: run_folder.Run | Path,
+    run: results.Run | Path,
     seed: int,
     out: Path,
     prefix: str = "",
     env: str | None = None,
     checkpoint: str | None = None,
 ) -> dict[str, Any]:
-    """Write one trained seed to `out` and say what was written: its `state_dict`, names beginning with `prefix`, where
-    `out` ends in .pt or .pth; where in .pt2, its policy, obs [B, *O] -> q [B, A], which runs without fdqn.
+    """Write one trained seed to a file and return a record of it, as `fdqn export --json` prints it.
 
-    The parameters are those of the end of the run, or of a `checkpoint` as in `run_folder.trained`. Raises ValueError
-    for a seed that was not trained or has failed, a prefix without its dot, another ending of `out`, and a file that
-    cannot be written; no partial file is left.
+    Args:
+        run: run, or its folder.
+        seed: a trained seed.
+        out: file to write. `.pt` and `.pth`: `state_dict`. `.pt2`: policy of `torch.export`, obs [B, *O] -> q [B, A],
+            which runs without fdqn.
+        prefix: prefix of the names in the `state_dict`, with its dot.
+        env: the environment trained on, required if it is code of your own.
+        checkpoint: checkpoint to export, as in `results.trained`; by default the final parameters.
+
+    Raises ValueError for a seed that was not trained or has failed, an invalid prefix or suffix of `out`, and a file
+    that cannot be written; no partial file is left.
     """
-    path = run.path if isinstance(run, run_folder.Run) else run
-    trained = run_folder.trained(path, checkpoint, env)
-    lane = run_folder.lane(trained.settings, trained.unsound, seed)
+    path = run.path if isinstance(run, results.Run) else run
+    trained = results.trained(path, checkpoint, env)
+    index = results.seed_index(trained.settings, trained.unusable, seed)
     _check_free(out)
     ending = out.suffix.lower()
     if ending not in (".pt", ".pth", ".pt2"):
         expected = "a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy"
         raise ValueError(f"out: expected {expected}, got {str(out)!r}")
-    params = tree.clone(tree.index(trained.params, lane))
+    params = tree.clone(tree.index(trained.params, index))
     if ending == ".pt2":
         if prefix:
-            raise ValueError(f"prefix: expected none for a policy, whose names nobody sees, got {prefix!r}")
+            raise ValueError(f"prefix: expected none for a policy, which has no parameter names, got {prefix!r}")
         what, read = "policy", f"torch.export.load({str(out)!r}).module()"
         content = _policy(trained.settings, params)
     else:
         if prefix and not prefix.endswith("."):
-            raise ValueError(f"prefix: expected it to end in a dot, got {prefix!r}; use {prefix + '.'!r}")
+            raise ValueError(f"prefix: expected a prefix that ends in a dot, got {prefix!r}; use {prefix + '.'!r}")
         what, read = "state_dict", f"torch.load({str(out)!r}, weights_only=True)"
         content = _saved(torch.save, {prefix + name: x for name, x in params.items()})
     try:
@@ -62,17 +69,17 @@ def _check_free(out: Path) -> None:
     if os.path.lexists(out):
         raise ValueError(f"out: expected a file that does not exist yet, got {str(out)!r}; choose another --out")
     if not out.parent.is_dir():
-        raise ValueError(f"out: expected a file in a folder that is there, got {str(out)!r}; make {out.parent} first")
+        raise ValueError(f"out: expected a file in an existing folder, got {str(out)!r}; create {out.parent} first")
 
 
 def _policy(settings: Settings, params: Params) -> bytes:
-    """The network with one lane's parameters, for any number of observations, in the format of `torch.export`."""
+    """Export the network with one seed's parameters by `torch.export`, for any batch size."""
     spec = envs.find(settings.env).spec
     module = networks.to_module(assemble.network(settings), params).requires_grad_(False)
     obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
     with compile.compiling():
         program = torch.export.export(module, (obs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    for node in program.graph.nodes:  # where fdqn is installed is nobody's business who is given the file
+    for node in program.graph.nodes:  # do not leak local paths into the file
         node.meta.pop("stack_trace", None)
     return _saved(torch.export.save, program)
 

@@ -1,8 +1,8 @@
-"""What a run writes down as it goes, and how it goes on from there: rows, and checkpoints that count on them.
+"""Write the rows and checkpoints of a run while it trains, and restore a run from its newest checkpoint.
 
 metrics.csv           a row per seed and report
-evaluations.csv       a row per seed and evaluation on the way, where they were asked for
-checkpoints/STEP/     everything at a step
+evaluations.csv       a row per seed and evaluation during training, if there are any
+checkpoints/STEP/     state at a step, and the sizes and hashes of both files at that step
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from fdqn import training, tree
-from fdqn.experiment import assemble
+from fdqn.experiment import assemble, memory
 from fdqn.experiment.settings import Settings, to_json, with_defaults
 from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
@@ -28,40 +28,40 @@ from fdqn.types import Params
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
 
 ROWS = ("metrics.csv", "evaluations.csv")
-"""Files that grow."""
+"""Files to which rows are appended."""
 
 
 class Restored(NamedTuple):
-    """Where a run goes on from."""
+    """Point from which a run continues."""
 
     state: training.TrainState
     since: training.MetricsSnapshot | None
-    """What the next report's means are counted from; nothing at the start."""
+    """Metrics at the previous report, from which the next means are computed; None at the start."""
     step: int
     steps: int
-    """Planned environment steps a seed."""
+    """Planned environment steps per seed."""
     seconds: float
-    """That the run took until here."""
-    passed: tuple[Path, ...] = ()
-    """Damaged checkpoints that were passed over."""
+    """Wall-clock seconds that the run has taken so far."""
+    skipped: tuple[Path, ...] = ()
+    """Damaged checkpoints that were skipped and renamed."""
 
 
-class Moment(NamedTuple):
-    """What a checkpoint says beside its tensors, as JSON has it."""
+class CheckpointInfo(NamedTuple):
+    """Record of a checkpoint, stored as JSON next to its tensors."""
 
     settings: dict[str, Any]
     step: int
     seconds: float
     rows: dict[str, Any]
-    """Of each of ROWS how many bytes count, and their SHA-256."""
+    """Size in bytes and SHA-256 of each file of `ROWS` at the checkpoint."""
     failed: int
     """Seeds that have failed."""
     score: float | None
-    """Training return of the others; nothing where no episode has ended."""
+    """IQM of the training returns of the other seeds; None if no episode has ended."""
 
 
-def moment(place: Path) -> Moment:
-    """What a checkpoint says. Raises CheckpointError where it is damaged or says something else."""
+def checkpoint_info(place: Path) -> CheckpointInfo:
+    """Read and validate the record of a checkpoint. Raises CheckpointError if it is damaged or has other fields."""
     record = checkpoint.record(place)
     types = {"settings": dict, "step": int, "seconds": float, "rows": dict, "failed": int, "score": float | None}
     if (
@@ -72,8 +72,8 @@ def moment(place: Path) -> Moment:
         or not all(math.isfinite(record[name] or 0) for name in ("seconds", "score"))
         or place.name.removesuffix(".old") != str(record["step"])
     ):
-        raise checkpoint.CheckpointError(f"{place}: expected what a run says of a checkpoint, got something else")
-    return Moment(**record)
+        raise checkpoint.CheckpointError(f"{place}: expected the record of a run's checkpoint, got other fields")
+    return CheckpointInfo(**record)
 
 
 def _counts(rows: Any) -> bool:
@@ -89,18 +89,26 @@ def _counts(rows: Any) -> bool:
 def restored(
     path: Path, settings: Settings, program: training.Program, start: training.TrainState, fallback: bool = False
 ) -> Restored:
-    """The run of a folder as its newest checkpoint has it, or, where there is none, `start`: the lanes before their
-    first step, which are written over. When all is checked, rows that were written after that moment are taken back.
+    """Restore the run of a folder from its newest checkpoint, or from `start` if there is none.
 
-    Raises CheckpointError for a damaged checkpoint, unless `fallback` and an older one is whole: then those passed over
-    are set aside; for rows that a checkpoint counts on and that are not as they were; and where there is a summary and
-    no checkpoint. Raises ValueError for a checkpoint of other settings, naming those.
+    The tensors of `start`, the state before the first step, are overwritten in place. After all checks have passed,
+    rows that were written later than the checkpoint are removed.
+
+    Args:
+        path: run folder.
+        settings: of the run.
+        program: of the settings.
+        start: initial state of all seeds.
+        fallback: if the newest checkpoint is damaged, use the newest intact one, and rename the damaged ones.
+
+    Raises CheckpointError if a checkpoint is damaged, if rows that it refers to were changed or removed, or if there is
+    a summary but no checkpoint; ValueError, naming the fields, if the checkpoint has other settings.
     """
     found = checkpoint.newest(path / "checkpoints")
     like, own = _kept(settings, start, training.snapshot(program, start)), tree.clone((start.key, start.hyper))
     for i, place in enumerate(found):
         try:
-            at = moment(place)
+            at = checkpoint_info(place)
             _check_same(place, at.settings, json.loads(json.dumps(to_json(settings))))
             _check_rows(path, at)
             read, _ = checkpoint.load(place, like)
@@ -108,10 +116,10 @@ def restored(
         except checkpoint.CheckpointError as error:
             if fallback and i + 1 < len(found):
                 continue
-            hint = "; --fallback goes on from the one before" if i + 1 < len(found) else ""
+            hint = "; use --fallback to continue from an older checkpoint" if i + 1 < len(found) else ""
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
         for damaged in found[:i]:
-            checkpoint.set_aside(damaged)
+            checkpoint.mark_damaged(damaged)
         for name in ROWS:
             files.cut(path / name, at.rows[name]["bytes"])
         since = training.MetricsSnapshot(*tree.to_numpy(read["since"]))
@@ -121,7 +129,8 @@ def restored(
         return Restored(lanes, since, at.step, settings.steps, at.seconds, tuple(found[:i]))
     if (path / "summary.json").exists():
         raise checkpoint.CheckpointError(
-            f"{path}: expected a checkpoint to go on from, got a summary and none; put its folder back or train anew"
+            f"{path}: expected a checkpoint to continue from, got a summary but no checkpoint; restore its folder "
+            "checkpoints or train in a new folder"
         )
     for name in ROWS:
         files.cut(path / name, 0)
@@ -134,12 +143,13 @@ def best_step(path: Path) -> str | None:
 
 
 def trained(place: Path, settings: Settings, program: training.Program) -> tuple[Params, Tensor, Tensor]:
-    """Read the parameters [S, ...] of a checkpoint, and in which cycle [S] each seed had failed, if any, and why.
+    """Read the parameters [S, ...] of a checkpoint, the training iteration [S] at which each seed failed (or -1)
+    and the cause [S].
 
     Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
     """
-    _check_same(place, moment(place).settings, json.loads(json.dumps(to_json(settings))))
-    lanes = assemble.fake_state(program, settings.seeds)
+    _check_same(place, checkpoint_info(place).settings, json.loads(json.dumps(to_json(settings))))
+    lanes = memory.fake_state(program, settings.seeds)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
     numbers: dict[str, Any] = {
         name: np.zeros(settings.seeds, np.int64 if name in counts else np.float64)
@@ -155,13 +165,13 @@ def trained(place: Path, settings: Settings, program: training.Program) -> tuple
 
 
 def _kept(settings: Settings, lanes: training.TrainState, since: training.MetricsSnapshot) -> dict[str, Any]:
-    """What a checkpoint holds."""
+    """Return the tree of tensors that a checkpoint stores."""
     kept = lanes if settings.save_replay else lanes._replace(buffer=())
     return {"lanes": kept, "since": tree.from_numpy(since)}
 
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """A program of other shapes, or another run, would go on from what it did not do."""
+    """Raise ValueError, naming the fields, unless a checkpoint has the settings of the run."""
     saved = with_defaults(saved)
     free = {"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"}
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
@@ -171,23 +181,25 @@ def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None
         raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
 
 
-def _check_rows(path: Path, at: Moment) -> None:
-    """Lines are neither lost nor changed without a word."""
+def _check_rows(path: Path, at: CheckpointInfo) -> None:
+    """Raise CheckpointError unless the files of rows still start with the bytes that they had at the checkpoint."""
     for name in ROWS:
         file, counted = path / name, at.rows[name]
         if not counted["bytes"]:
             continue
         if not file.exists() or file.stat().st_size < counted["bytes"]:
-            difference = f"at least the {counted['bytes']} bytes that the checkpoint of step {at.step} counts on"
+            difference = f"at least {counted['bytes']} bytes, as at the checkpoint of step {at.step}"
         elif files.digest(file, counted["bytes"]) != counted["sha256"]:
-            difference = f"its first {counted['bytes']} bytes as the checkpoint of step {at.step} counts on them"
+            difference = f"its first {counted['bytes']} bytes as at the checkpoint of step {at.step}"
         else:
             continue
-        raise checkpoint.CheckpointError(f"{file}: expected {difference}, got others; put the file back as it was")
+        raise checkpoint.CheckpointError(f"{file}: expected {difference}, got others; restore the file")
 
 
-def _check_counters(place: Path, program: training.Program, at: Moment, lanes: training.TrainState, own: Any) -> None:
-    """What numbers out of a file are used for places and ends; keys and hyper-parameters are the run's own."""
+def _check_counters(
+    place: Path, program: training.Program, at: CheckpointInfo, lanes: training.TrainState, own: Any
+) -> None:
+    """Raise CheckpointError unless counters are in range and keys and hyper-parameters are those of the run."""
     metrics, config = lanes.metrics, program.config
     cycles = at.step // config.env_steps
     highest = {
@@ -216,10 +228,10 @@ def record(
     `where` is the point from which the run was resumed. `on_checkpoint` is called with the folder and the step of each
     checkpoint after it is written.
 
-    Raises FloatingPointError at a report of a seed that has failed, where the settings say so.
+    Raises FloatingPointError when a report has a failed seed and the settings have `on_nan="stop"`.
     """
     step, steps, seconds = (where.step, where.steps, where.seconds) if where else (0, settings.steps, 0.0)
-    began, kept = time.perf_counter() - seconds, step
+    started, kept = time.perf_counter() - seconds, step
 
     def keep(report: training.Report, rows: dict[str, Any]) -> None:
         place = _keep(path, settings, report, seconds, rows)
@@ -231,8 +243,8 @@ def record(
     for report in reports:
         if settings.on_nan == "stop" and (failures := failed_seeds(settings, report)):
             raise FloatingPointError(_failures(path, failures))
-        seconds = round(time.perf_counter() - began, 3)
-        # What a stopped run says of its last moment is no line of the undisturbed one.
+        seconds = round(time.perf_counter() - started, 3)
+        # The last report of a stopped run is not part of the uninterrupted run, so the checkpoint excludes its rows.
         rows = None if report.planned else _rows(path)
         if report.step > step:
             _write_rows(path, settings, report, seconds)
@@ -242,7 +254,7 @@ def record(
             keep(report, rows or _rows(path))
             kept = report.step
         yield report
-    if report.step > kept:  # stopped where a report was due
+    if report.step > kept:  # stopped at a report
         keep(report, _rows(path))
 
 
@@ -251,7 +263,7 @@ def _keep(path: Path, settings: Settings, report: training.Report, seconds: floa
     alive = report.failed < 0
     means = statistics.row_means(report.last_returns[alive])
     ended = means[np.isfinite(means)]
-    at = Moment(
+    at = CheckpointInfo(
         settings=to_json(settings),
         step=report.step,
         seconds=seconds,
@@ -266,29 +278,29 @@ def _keep(path: Path, settings: Settings, report: training.Report, seconds: floa
 
 
 def _best(folder: Path) -> str | None:
-    """The step whose checkpoint has the highest score; one that cannot be read has none."""
+    """Return the step of the readable checkpoint with the highest score; None if there is none."""
     scores = {str(at.step): at.score for at in _readable(folder) if at.score is not None}
     return max(scores, key=lambda step: scores[step], default=None)
 
 
-def _readable(folder: Path) -> list[Moment]:
-    """What the checkpoints of a folder say, newest first, those that are damaged left out."""
+def _readable(folder: Path) -> list[CheckpointInfo]:
+    """Return the records of the undamaged checkpoints of a folder, newest first."""
     found = []
     for place in checkpoint.newest(folder):
         with contextlib.suppress(checkpoint.CheckpointError):
-            found.append(moment(place))
+            found.append(checkpoint_info(place))
     return found
 
 
 def _rows(path: Path) -> dict[str, Any]:
-    """Of each file of rows how many bytes are on disk, and their SHA-256."""
+    """Return the size in bytes and the SHA-256 of each file of rows."""
     sizes = {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in ROWS}
     digests = {name: files.digest(path / name, size) if size else "" for name, size in sizes.items()}
     return {name: {"bytes": sizes[name], "sha256": digests[name]} for name in ROWS}
 
 
 def failed_seeds(settings: Settings, report: training.Report) -> dict[int, tuple[int, str]]:
-    """The seeds whose learning has stopped because something was not finite: the environment step and what it was."""
+    """Return the environment step and the cause of each failure, by seed."""
     steps = settings.num_envs * settings.steps_per_cycle
     return {
         seed: (int(cycle) * steps, training.CAUSES[cause])
@@ -298,8 +310,8 @@ def failed_seeds(settings: Settings, report: training.Report) -> dict[int, tuple
 
 
 def why(cause: str) -> str:
-    """One of `training.CAUSES` in words."""
-    return "its environment broke" if cause == "environment" else f"its {cause} is not finite"
+    """Describe one of `training.CAUSES`."""
+    return "its environment failed" if cause == "environment" else f"its {cause} is not finite"
 
 
 def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
@@ -309,7 +321,7 @@ def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
     last = f"the last good checkpoint is at step {good[0]:,}" if good else "there is no good checkpoint"
     return (
         f"stopped: seed {seed} failed at step {step:,}, {why(cause)}{others}; {last}; "
-        f"fdqn resume {path} --on-nan freeze goes on without the seed"
+        f"continue without the seed: fdqn resume {path} --on-nan freeze"
     )
 
 
@@ -334,5 +346,5 @@ def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -
 
 
 def _number(x: Any) -> str:
-    """A number for a table; nothing for NaN, which stands for no number."""
+    """Format a number for a CSV file; NaN becomes an empty field."""
     return "" if math.isnan(x) else f"{x:.7g}"

@@ -1,4 +1,4 @@
-"""The process around a command: the signals that end it, its standard output, and the folder that it starts in."""
+"""Process state of a command: signals, standard output and the working directory."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ Command = TypeVar("Command")
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 ]
-"""Signals that end a command: Ctrl-C, `kill`, a closed terminal, and what batch systems can send ahead of the end."""
+"""Signals that end a command: Ctrl-C, `kill`, a closed terminal, and the warnings of batch systems."""
 
 
 def interrupt(number: int, frame: Any = None) -> None:
@@ -34,25 +34,25 @@ def interrupt(number: int, frame: Any = None) -> None:
 
 
 def signal_of(error: KeyboardInterrupt) -> signal.Signals:
-    """The signal that raised an interrupt."""
+    """Return the signal that raised an interrupt."""
     return error.args[0] if error.args and isinstance(error.args[0], signal.Signals) else signal.SIGINT
 
 
-# What handled each signal before `handling`.
+# Handlers of the signals before `handling`.
 _before: dict[int, Any] = {}
 
 
 @contextlib.contextmanager
 def handling(handler: Callable[[int, Any], None], signals: Sequence[int] = SIGNALS) -> Iterator[None]:
-    """Let `handler` handle `signals` in here, but for those that are ignored, as under nohup, or have another handler.
+    """Install `handler` for `signals` in this context, except those that are ignored (nohup) or have another handler.
 
-    In a thread that is not the main one no signal can be handled, and none is.
+    Does nothing outside of the main thread, where Python cannot handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ours = (signal.SIG_DFL, interrupt)
-    numbers = [x for x in signals if x == signal.SIGINT or signal.getsignal(x) in ours]
+    replaceable = (signal.SIG_DFL, interrupt)
+    numbers = [x for x in signals if x == signal.SIGINT or signal.getsignal(x) in replaceable]
     before = {x: signal.signal(x, handler) for x in numbers if signal.getsignal(x) is not None}
     outermost = not _before
     _before.update(before if outermost else {})
@@ -66,7 +66,7 @@ def handling(handler: Callable[[int, Any], None], signals: Sequence[int] = SIGNA
 
 
 def _as_before() -> None:
-    """Take our handlers out of a forked child, such as an environment's worker, which others end by these signals."""
+    """Restore the original handlers in a forked child, such as an environment's worker."""
     while _before:
         signal.signal(*_before.popitem())
 
@@ -81,7 +81,7 @@ class Stop:
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self.at_once = False
-        """True where the first signal is to raise KeyboardInterrupt too."""
+        """True if the first signal raises KeyboardInterrupt, too."""
 
     def __call__(self) -> bool:
         """Return True when a run is to stop."""
@@ -89,7 +89,7 @@ class Stop:
 
     @property
     def code(self) -> int:
-        """The exit code for it."""
+        """Return the exit code of the signal."""
         return 128 + (self.signal or signal.SIGINT)
 
 
@@ -109,7 +109,7 @@ def stopping(
     """
     stop = Stop()
 
-    def ask(number: int, frame: Any) -> None:
+    def request_stop(number: int, frame: Any) -> None:
         if stop():
             interrupt(number)
         stop.signal = signal.Signals(number)
@@ -122,7 +122,7 @@ def stopping(
         else:
             say(f"{stop.signal.name}: stopping within a few training iterations; a second signal stops immediately")
 
-    with handling(ask, signals):
+    with handling(request_stop, signals):
         try:
             yield stop
         except (RuntimeError, subprocess.SubprocessError):
@@ -132,19 +132,19 @@ def stopping(
 
 
 REDIRECTING = threading.RLock()
-"""Held while a thread redirects a standard stream, of which the process has one."""
+"""Held while a thread redirects a standard stream, which all threads share."""
 
 
 @contextlib.contextmanager
-def only_json(asked: bool, ends: bool) -> Iterator[Callable[[Any], None]]:
-    """Keep standard output for JSON where that is asked for, and give the function that prints a value there. In one
-    thread at a time: commands with --json in several threads run one after the other.
+def only_json(enabled: bool, ends: bool) -> Iterator[Callable[[Any], None]]:
+    """If `enabled`, reserve standard output for JSON; yield a function that prints a value there as JSON.
 
-    Everything else that is printed, by C code and by other processes too, goes to standard error. With `ends` that
-    stays so: the process is about to end, and may print on its way.
+    All other output, including that of C code and child processes, goes to standard error. With `ends` it stays
+    redirected, because the process is about to end and may still print. Commands with --json in several threads run one
+    after the other.
     """
     out = sys.stdout
-    if not asked or out is None:  # as under `>&-`
+    if not enabled or out is None:  # as under `>&-`
         yield lambda value: print(json.dumps(value), flush=True)
         return
     with REDIRECTING, _redirected(ends) as emit:
@@ -155,7 +155,7 @@ def only_json(asked: bool, ends: bool) -> Iterator[Callable[[Any], None]]:
 def _redirected(ends: bool) -> Iterator[Callable[[Any], None]]:
     global _output
     out = sys.stdout
-    if not _is_output(out):  # of a notebook, or in a test
+    if not _is_output(out):  # in a notebook or a test
         with contextlib.redirect_stdout(sys.stderr):
             yield lambda value: print(json.dumps(value), file=out, flush=True)
         return
@@ -176,7 +176,7 @@ def _redirected(ends: bool) -> Iterator[Callable[[Any], None]]:
                 os.close(copy)
 
 
-# Standard output, where a command of this process has ended that kept it for JSON.
+# Standard output, if an earlier command of this process left it redirected.
 _output: int | None = None
 
 
@@ -189,19 +189,19 @@ def _is_output(stream: Any) -> bool:
 
 
 def _copy(descriptor: int) -> int:
-    """A copy of a descriptor beyond the standard ones: a closed standard error must not become standard output."""
+    """Duplicate a descriptor to a number above 2: a closed standard error must not become standard output."""
     return os.dup(descriptor) if fcntl is None else fcntl.fcntl(descriptor, fcntl.F_DUPFD, 3)
 
 
 def _to_standard_error(number: int) -> None:
     try:
         os.dup2(2, number)
-    except OSError:  # there is none
+    except OSError:  # standard error is closed
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def _flush(stream: Any) -> None:
-    """Write out what Python's stream and those of C hold back."""
+    """Flush a Python stream and the streams of C."""
     with contextlib.suppress(OSError, ValueError):
         stream.flush()
     with contextlib.suppress(OSError, AttributeError, TypeError):
@@ -228,7 +228,7 @@ def printable() -> Iterator[None]:
                 stream.reconfigure(errors="strict")
 
 
-# Absolute paths and how they were typed, the longest first.
+# Absolute paths and the paths that the user typed, longest first.
 _typed: ContextVar[list[tuple[str, str]] | None] = ContextVar("typed", default=None)
 
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
@@ -243,7 +243,7 @@ def placed(command: Command) -> Command:
     fields: dict[str, Any] = {}
     settings = getattr(command, "settings", None)
     if settings is not None and not os.path.isabs(settings.out or ""):
-        typed[f"{Path.cwd()}/"] = ""  # of a folder that gets its name later
+        typed[f"{Path.cwd()}/"] = ""  # for a folder that is named later
     for field in dataclasses.fields(command):  # type: ignore[arg-type]
         value = getattr(command, field.name)
         if isinstance(value, Path):
@@ -263,7 +263,7 @@ def _absolute(path: Path, typed: dict[str, str]) -> Path:
 
 
 def shown(text: Any) -> str:
-    """A text with the paths in it as they were typed."""
+    """Return a text in which absolute paths are replaced by the paths that the user typed."""
     text = str(text)
     for absolute, typed in _typed.get() or ():
         text = re.sub(rf"(?<![\w/]){re.escape(absolute)}", typed.replace("\\", r"\\"), text)

@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-# Seconds before the first line of progress while episodes are played, and between lines, where there is no terminal.
+# Seconds before the first line of evaluation progress and between lines, if there is no terminal.
 _FIRST_LINE, _NEXT_LINE = 1.0, 10.0
 
 
 class Display:
-    """Receive the events of a run and show them; a context manager, which removes the bar at its end.
+    """Show the events of a run. A context manager, which removes the progress bar on exit.
 
     `every` is the least number of seconds between two lines of metrics where bars cannot be shown.
     """
@@ -29,7 +29,7 @@ class Display:
         self._greedy: events.Evaluated | None = None
         self._due = -math.inf
         self._total = self._limit = 0
-        self._began = 0.0
+        self._started = 0.0
 
     def __enter__(self) -> "Display":
         return self
@@ -47,9 +47,11 @@ class Display:
             case events.Started(_, _, _, steps):
                 self._total = steps
             case events.Training(compiling):
-                self._start_training("compiling, about 25 s the first time" if compiling else "first cycle")
+                self._start_training(
+                    "compiling, about 25 s the first time" if compiling else "running the first training iteration"
+                )
             case events.SeedFailed(seed, step, _, reason):
-                self.say(f"seed {seed} failed at step {step:,}: {reason}; it learns no more")
+                self.say(f"seed {seed} failed at step {step:,}: {reason}; it stops learning")
             case events.Evaluated():
                 self._greedy = event
             case events.Reported():
@@ -95,8 +97,8 @@ class Display:
 
     def _start_episodes(self, episodes: int, limit: int) -> None:
         self._close()
-        self._began = time.perf_counter()
-        self._total, self._limit, self._due = episodes, limit, self._began + _FIRST_LINE
+        self._started = time.perf_counter()
+        self._total, self._limit, self._due = episodes, limit, self._started + _FIRST_LINE
         if not self._live:
             return
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -109,23 +111,23 @@ class Display:
     def _advance_episodes(self, ended: int, step: int) -> None:
         """Show how many episodes have ended. The time left is an upper bound, that to the step limit."""
         now = time.perf_counter()
-        left = (now - self._began) * (self._limit - step) / max(step, 1)
+        left = (now - self._started) * (self._limit - step) / max(step, 1)
         at_most = f", at most {left // 60:.0f}:{left % 60:02.0f} left" if step else ""
         status = f"step {step:,} of at most {self._limit:,}{at_most}"
         if self._bar is not None:
             self._bar.update(self._task, completed=ended, description=f"episodes, {status}")
         elif step and now >= self._due:
             self._due = now + _NEXT_LINE
-            self.say(f"{ended:,} of {self._total:,} episodes have ended, {status}")
+            self.say(f"{ended:,} of {self._total:,} episodes finished, {status}")
 
 
 def prepared_text(event: events.Prepared) -> str:
     """Describe the size of a run in one line."""
-    settings, rows, lane = event.settings, event.capacity, event.replay_bytes
+    settings, rows, size = event.settings, event.capacity, event.replay_bytes
     return (
         f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
-        f"{bytes_text(event.state_bytes)}, replay {settings.seeds} x {rows:,} rows of {lane // rows:,} B: "
-        f"{bytes_text(lane)} a seed, {bytes_text(settings.seeds * lane)} in all"
+        f"{bytes_text(event.state_bytes)}, replay {settings.seeds} x {rows:,} rows of {size // rows:,} B: "
+        f"{bytes_text(size)} per seed, {bytes_text(settings.seeds * size)} in total"
     )
 
 
@@ -137,7 +139,7 @@ def status_text(event: events.Reported, greedy: events.Evaluated | None = None) 
 
     alive = ~event.failed
     returns = event.returns[alive & np.isfinite(event.returns)]
-    parts = [f"return {statistics.iqm(returns):.1f}" if len(returns) else "no episode has ended since"]
+    parts = [f"return {statistics.iqm(returns):.1f}" if len(returns) else "no episode finished yet"]
     if greedy is not None:
         means = greedy.returns[alive].mean(1)
         if len(means := means[np.isfinite(means)]):
@@ -150,12 +152,12 @@ def status_text(event: events.Reported, greedy: events.Evaluated | None = None) 
 
 
 def stopped_text(event: events.Stopped) -> str:
-    """Say where a run stopped, that its files are complete, and how it is continued."""
-    goes_on = f"; continue with: fdqn resume {event.path}" if event.step < event.steps else ""
+    """Describe where a run stopped and how to continue it."""
+    hint = f"; continue with: fdqn resume {event.path}" if event.step < event.steps else ""
     where = f"{event.step:,} of {event.steps:,} steps"
-    return f"stopped at {where}; the files in {event.path} are complete{goes_on}"
+    return f"stopped at {where}; the files in {event.path} are complete{hint}"
 
 
 def bytes_text(size: int) -> str:
-    """Write a number of bytes in MB or kB."""
+    """Format a number of bytes in MB or kB."""
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"

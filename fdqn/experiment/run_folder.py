@@ -1,151 +1,49 @@
-"""The run folder: settings in, reports consumed, files out, and read again.
+"""Run folder: record the settings and the circumstances of a run, and write its results.
 
 config.json           settings, versions, git, device, engine choices
-metrics.csv           a row per seed and report
-checkpoints/STEP/     everything at a step, to go on from
-evaluations.csv       a row per seed and evaluation on the way, where they were asked for
-params.safetensors    the trained lanes, [S, ...] under the names of the network
-summary.json          what came of it
-curve.png             the learning curve over seeds
+metrics.csv           a row per seed and report (`history`)
+evaluations.csv       a row per seed and evaluation during training, if there are any (`history`)
+checkpoints/STEP/     state at a step, from which a run is resumed (`history`)
+params.safetensors    trained parameters [S, ...] under the names of the network
+summary.json          results: returns, failures, speed
+curve.png             learning curve over seeds
+
+`results` reads these files.
 """
 
-import base64
 import contextlib
-import csv
 import dataclasses
-import html
 import io
 import itertools
 import json
-import math
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 import fdqn
-from fdqn import check, compile, envs, networks, training, tree
+from fdqn import compile, envs, training
 from fdqn.compile import processor
-from fdqn.experiment import acting, assemble, history
-from fdqn.experiment.settings import Settings, from_json, to_json, with_defaults
-from fdqn.report import plots, statistics
+from fdqn.experiment import assemble, history, results
+from fdqn.experiment.settings import Settings, to_json, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate, host
-from fdqn.types import EnvSpec, Network, Params
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-NUMBER = (int, float)
-PERHAPS = (int, float, type(None))
-SUMMARY = {
-    "env": str, "seeds": list, "steps": int, "failed_seeds": list, "failures": list, "final_return": dict,
-    "train_return": dict, "env_steps_per_second": PERHAPS, "seed_updates_per_second": PERHAPS,
-    "compile_seconds": NUMBER, "first_update_seconds": PERHAPS, "wall_seconds": NUMBER,
-}  # fmt: skip
-"""What a summary has, and of which types."""
-
-
-REPLANNED = ("device", "evaluate_episodes", "evaluate_steps")
-"""Settings that `resume` may change for good, beside `on_nan`."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A run that has ended: its settings, results, trained parameters and policies.
-
-    `fdqn.train` and `fdqn.resume` return one; `Run.load` reads one from its folder. Parameters are read when they are
-    first asked for.
-    """
-
-    path: Path
-    """Run folder."""
-    settings: Settings
-    summary: dict[str, Any]
-    """Content of `summary.json`."""
-    curve: plots.Curve
-    """Training returns [P, S] at the P reports."""
-    env: str | None = field(default=None, repr=False)
-    """Environment trained on, as given again for an environment that is code of your own."""
-
-    @staticmethod
-    def load(path: str | os.PathLike[str], env: str | None = None) -> "Run":
-        """Read the folder of a run that has ended, also one that was stopped early.
-
-        An environment that is code of your own is imported only if `env` names it again. Raises ValueError, naming the
-        file, if the folder is none of a run, is damaged, or is of a run without results.
-        """
-        check.kind("path", path, str, os.PathLike)
-        folder = Path(path)
-        if (folder / "config.json").is_file() and not (folder / "summary.json").exists():
-            expected = f"run: expected a finished run folder, got {folder} without summary.json"
-            raise ValueError(f"{expected}; fdqn.resume({str(folder)!r}) finishes it")
-        return read(folder, env)
-
-    @cached_property
-    def params(self) -> Params:
-        """Trained parameters of all seeds: tensors [S, ...] on the CPU under the names of the network.
-
-        Raises ValueError if they are missing, damaged or not those of the settings.
-        """
-        return read_params(self.path, self.env)
-
-    @cached_property
-    def network(self) -> Network:
-        """Network of the settings: `network.apply(params of one seed, obs [..., *O]) -> q [..., A]`."""
-        return assemble.network(_named(self.path, self.env))
-
-    def policy(self, seed: int) -> Callable[..., Any]:
-        """Return the greedy policy of one trained seed, `policy(obs, legal=None) -> action`, on NumPy arrays.
-
-        An observation [*O] gives an int, N observations [N, *O] give actions [N] of int64. `legal`, bool [A] or [N, A],
-        marks the actions to choose from. The arrays must have the shape and dtype of the environment; floats of any
-        precision are accepted for floats. Raises ValueError for a seed that was not trained or has failed, and, when
-        called, ValueError or TypeError for arrays that do not fit.
-        """
-        unsound = failed_seeds(self.settings, _causes(self.summary), _finite(self.params))[1]
-        params = tree.index(self.params, lane(self.settings, unsound, seed))
-        return acting.greedy(envs.find(self.settings.env).spec, self.network, params)
-
-    def plot(self, file: str | os.PathLike[str] | BinaryIO | None = None) -> "Figure":
-        """Draw the learning curve over the seeds as a matplotlib figure, and write it to `file` as a PNG if given."""
-        drawn = plots.figure(*_panels(self.curve, self.summary))
-        if file is not None:
-            drawn.savefig(file, format="png")
-        return drawn
-
-    def __repr__(self) -> str:
-        summary = self.summary
-        failed = f", {len(summary['failed_seeds'])} failed" if summary["failed_seeds"] else ""
-        return (
-            f"Run({str(self.path)!r}: {summary['env']}, {len(summary['seeds'])} seeds{failed}, {summary['steps']:,} "
-            f"steps, greedy return {interval_text(summary['final_return'])})"
-        )
-
-    def _repr_html_(self) -> str:
-        """Show the run in a notebook as one line and its learning curve."""
-        drawn = io.BytesIO()
-        self.plot(drawn)
-        picture = base64.b64encode(drawn.getvalue()).decode()
-        return f'<p>{html.escape(repr(self))}</p><img width="640" src="data:image/png;base64,{picture}">'
+from fdqn.types import Params
 
 
 def folder(settings: Settings, base: Path = Path()) -> Path:
     """Return the path of the new run folder in `base`, by default a new name under `runs/`.
 
-    Raises ValueError where something is there already or no folder can be made.
+    Raises ValueError if the path exists already or the folder cannot be created.
     """
     if settings.out is not None:
         path = base / settings.out
@@ -158,22 +56,24 @@ def folder(settings: Settings, base: Path = Path()) -> Path:
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir() or not os.access(above, os.W_OK):
         name = settings.out or str(path)
-        raise ValueError(f"out: expected a folder that can be made, got {name!r}, but {above} is not a writable folder")
+        raise ValueError(
+            f"out: expected a folder that can be created, got {name!r}, but {above} is not a writable folder"
+        )
     if any(len(os.fsencode(part)) > 255 for part in path.parts):
         raise ValueError("out: expected names of at most 255 bytes, got a longer one")
     return path
 
 
 def _names(settings: Settings, base: Path) -> Iterator[Path]:
-    """The names for a run without one: of environment and time, then with -2, -3, ... behind them."""
+    """Yield default names of a run folder: environment and time, then the same with -2, -3, ... appended."""
     env = re.sub("[^A-Za-z0-9_.-]+", "-", settings.env)
     name = base / "runs" / f"{env}-{time.strftime('%Y%m%d-%H%M%S')}"
     yield name
     yield from (name.with_name(f"{name.name}-{number}") for number in itertools.count(2))
 
 
-def _made(settings: Settings, base: Path) -> Path:
-    """Make the run folder; of several processes that want one name, one gets it and the others the next."""
+def _make_folder(settings: Settings, base: Path) -> Path:
+    """Create the run folder. If several processes choose the same default name, one gets it and the others the next."""
     first = folder(settings, base)
     for path in [first] if settings.out is not None else _names(settings, base):
         try:
@@ -183,18 +83,18 @@ def _made(settings: Settings, base: Path) -> Path:
             taken = isinstance(error, FileExistsError) and path.parent.is_dir()
             if not taken or settings.out is not None:
                 reason = f"got {str(path)!r}: {error.strerror}"
-                raise ValueError(f"out: expected a folder that can be made, {reason}") from None
-    raise AssertionError("there are always more names")
+                raise ValueError(f"out: expected a folder that can be created, {reason}") from None
+    raise AssertionError("unreachable: there are infinitely many names")
 
 
 def create(settings: Settings, base: Path = Path()) -> Path:
-    """Make the run folder in `base` with its `config.json`. Raises ValueError where that cannot be done."""
-    path = _made(settings, base)
+    """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created."""
+    path = _make_folder(settings, base)
     out = settings.out or str(path.relative_to(base))
     config = {
         "settings": to_json(dataclasses.replace(settings, out=out)),
         "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
-        **_circumstances(settings),
+        **_provenance(settings),
     }
     files.write(path / "config.json", _json(config))
     files.sync(path.parent)
@@ -202,17 +102,19 @@ def create(settings: Settings, base: Path = Path()) -> Path:
 
 
 def replan(path: Path, steps: int, settings: Settings) -> None:
-    """Write down how many steps a run is to take, and what else `resume` may change of its settings, for later ones."""
-    config = _read(path, "config.json", _read_config)
+    """Update the plan in `config.json`: the number of steps and the settings that `resume` may change."""
+    config = results.read_config(path)
     before = with_defaults(config["settings"])
-    changed = {name: getattr(settings, name) for name in REPLANNED if getattr(settings, name) != before.get(name)}
+    changed = {
+        name: getattr(settings, name) for name in results.REPLANNED if getattr(settings, name) != before.get(name)
+    }
     plan = {"steps": steps, "on_nan": settings.on_nan, **changed}
     files.write(path / "config.json", _json(config | {"plan": plan}))
 
 
 def differences(path: Path, settings: Settings) -> list[str]:
-    """In what this process differs from the one that began the run, where that may change how results are rounded."""
-    then, now = _read(path, "config.json", _read_config), _circumstances(settings)
+    """List differences from the process that started the run that may change the rounding of results."""
+    then, now = results.read_config(path), _provenance(settings)
     flat = [
         {
             **x["versions"],
@@ -229,8 +131,8 @@ def differences(path: Path, settings: Settings) -> list[str]:
     ]
 
 
-def _circumstances(settings: Settings) -> dict[str, Any]:
-    """What results depend on beside the settings."""
+def _provenance(settings: Settings) -> dict[str, Any]:
+    """Return everything other than the settings that results may depend on: versions, commit, device and engine."""
     return {
         "versions": {
             "fdqn": fdqn.__version__,
@@ -265,12 +167,12 @@ def _engine(settings: Settings) -> dict[str, Any]:
 
 
 def _engine_name(settings: Settings) -> str:
-    """The row of the table of engines that the settings stand for."""
+    """Return the name of the engine that the settings select."""
     return compile.resolve(settings.engine if settings.compile else "eager", assemble.device(settings))
 
 
 def _recorded_engine(engine: dict[str, Any]) -> str:
-    """The engine that a config.json tells of; before there was a choice, by what it says of compiling and lanes."""
+    """Return the engine recorded in `config.json`; in those of version 0.1, infer it from other fields."""
     if "engine" in engine:
         return engine["engine"]
     if not engine.get("compile", True):
@@ -279,18 +181,18 @@ def _recorded_engine(engine: dict[str, Any]) -> str:
 
 
 def _partition(settings: Settings) -> dict[str, int] | None:
-    """How threads share the lanes; None where they go all together."""
+    """Return the partition of the seeds over threads; None if all seeds run in one group."""
     if _engine_name(settings) != "aot":
         return None
     return compile.partition(assemble.program(settings), settings.seeds, torch.get_num_threads())._asdict()
 
 
-def functions(program: training.Program, settings: Settings, games: Any = None) -> training.Functions:
-    """The step functions on the engine of the settings; in a world that is open, those that step it."""
+def functions(program: training.Program, settings: Settings, vector: Any = None) -> training.Functions:
+    """Return the step functions on the engine of the settings, which step the host environments `vector`, if given."""
     engine = _engine_name(settings)
-    if games is None:
+    if vector is None:
         return compile.compiled(program, settings.check_compile, engine)
-    return host.functions(program, games, compile.compiled_parts(program, settings.check_compile, engine))
+    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine))
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:
@@ -314,18 +216,19 @@ def finish(
 
     Args:
         path: run folder.
-        settings: the run's.
-        report: the last one.
+        settings: of the run.
+        report: the last report.
         started: `time.perf_counter()` at the start of the run in this process.
-        final: episodes of the trained seeds in the environment trained on.
-        gymnasium: those in Gymnasium's version of the environment, if there is one.
-        before: seconds that earlier processes spent on the run.
+        final: evaluation of the trained seeds in the environment trained on.
+        gymnasium: evaluation in Gymnasium's version of the environment, if there is one.
+        before: seconds that earlier processes took for the run.
     """
     params, seeds = report.state.learner.params, assemble.seeds(settings)
     save_params(path, settings, params)
     failures = history.failed_seeds(settings, report)
-    failed, _ = failed_seeds(settings, {seed: cause for seed, (_, cause) in failures.items()}, _finite(params))
-    rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else math.nan
+    causes = {seed: cause for seed, (_, cause) in failures.items()}
+    failed, _ = results.failed_seeds(settings, causes, results.finite(params))
+    rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else None
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
         "env": settings.env,
@@ -333,79 +236,27 @@ def finish(
         "steps": report.step,
         "failed_seeds": failed,
         "failures": [{"seed": seed, "step": step, "cause": cause} for seed, (step, cause) in failures.items()],
-        "final_return": returns_record(final.returns, failed, seeds, (final.unfinished, final.limit)),
-        "train_return": returns_record(report.last_returns, failed, seeds),
-        "env_steps_per_second": _json_number(rate * steps_an_update),
-        "seed_updates_per_second": _json_number(rate),
+        "final_return": results.returns_record(final.returns, failed, seeds, (final.unfinished, final.limit)),
+        "train_return": results.returns_record(report.last_returns, failed, seeds),
+        "env_steps_per_second": None if rate is None else rate * steps_an_update,
+        "seed_updates_per_second": rate,
         "compile_seconds": round(report.compile_seconds, 3) if settings.compiles else 0.0,
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
     if gymnasium is not None:
         cut = None if gymnasium.limit is None else (gymnasium.unfinished, gymnasium.limit)
-        played = returns_record(gymnasium.returns, failed, seeds, cut)
+        played = results.returns_record(gymnasium.returns, failed, seeds, cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
     drawn = io.BytesIO()
-    picture(drawn, read_curve(path), summary)
+    results.picture(drawn, results.read_curve(path), summary)
     files.write(path / "curve.png", drawn.getvalue())
     summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
     files.write(path / "summary.json", _json(summary))
     return summary
 
 
-def returns_record(
-    returns: NDArray[Any],
-    failed: list[int],
-    seeds: Sequence[int],
-    cut: tuple[NDArray[np.bool_], int | None] | None = None,
-) -> dict[str, Any]:
-    """Mean returns of seeds [S, episodes] as the contract has them; failed seeds stay in sight as null.
-
-    `cut` is, of an evaluation, which episodes [S, episodes] were cut and after how many steps.
-    """
-    per_seed, lost = statistics.row_means(returns), [seeds.index(seed) for seed in failed]
-    per_seed[lost] = np.nan
-    unfinished = {} if cut is None else {"unfinished": int(np.delete(cut[0], lost, 0).sum()), "step_limit": cut[1]}
-    estimate = statistics.interval(per_seed)
-    return {
-        "iqm": _json_number(estimate.iqm),
-        "low": _json_number(estimate.low),
-        "high": _json_number(estimate.high),
-        "kind": estimate.kind,
-        "per_seed": [_json_number(x) for x in per_seed],
-        **unfinished,
-    }
-
-
-def step_limit(path: Path, settings: Settings, spec: EnvSpec) -> int:
-    """Steps after which an evaluation of the run cuts an episode: by the settings, or by the training so far."""
-    if settings.evaluate_steps or not spec.endless:
-        return settings.evaluate_steps or spec.time_limit
-    steps, episodes = _read(path, "metrics.csv", _read_episodes)
-    return evaluate.step_limit(spec, settings.num_envs, steps, episodes)
-
-
-def _read_episodes(file: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Environment steps [P] and ended episodes [P, S] at the reports so far, of the seeds that have not failed."""
-    lines = csv.DictReader(io.StringIO(files.read(file).decode(), newline=""))
-    rows: dict[int, list[tuple[int, int]]] = {}
-    for row in lines:
-        rows.setdefault(int(row["step"]), []).append((int(row["episodes"]), int(row["updates"])))
-    if not rows:
-        return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.int64)
-    episodes, updates = np.array(list(rows.values()), dtype=np.int64).transpose(2, 0, 1)
-    # A seed that has failed makes no more updates, and may end no more episodes.
-    return np.array(list(rows), dtype=np.int64), episodes[:, updates[-1] == updates[-1].max()]
-
-
-def unfinished_text(record: dict[str, Any]) -> str:
-    """How many episodes were cut, such as `12 at 1,000 steps`; nothing where none was, or where that is not known."""
-    if not record.get("unfinished"):
-        return ""
-    return f"{record['unfinished']:,} at {record['step_limit']:,} steps"
-
-
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Keeps other writers out of a run folder. Raises CheckpointError where there is one."""
+    """Lock a run folder against other writers. Raises CheckpointError if there is one."""
     if (path / "checkpoints").is_symlink():
         raise checkpoint.CheckpointError(f"{path / 'checkpoints'}: expected a folder of this run, got a link")
     if path.is_dir():
@@ -413,344 +264,16 @@ def writing(path: Path) -> contextlib.AbstractContextManager[None]:
     return checkpoint.lock(path / "checkpoints")
 
 
-def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
-    """The settings of a run folder, finished or not, and how many environment steps a seed it is to take.
-
-    Raises ValueError, naming the file, where it is none; and where its environment is somebody's code and not `env`.
-    """
-    config = _read(path, "config.json", _read_config)
-    settings = _named(path, env)
-    return settings, config["plan"]["steps"]
-
-
-def _replanned(settings: Settings, config: dict[str, Any]) -> Settings:
-    """The settings with what `resume` has changed of them since."""
-    changed = {name: x for name, x in config["plan"].items() if name in ("on_nan", *REPLANNED)}
-    return dataclasses.replace(settings, **changed)
-
-
-def finished(path: Path) -> int:
-    """Environment steps a seed that the run of a folder had taken when it was last summed up, also when it was stopped
-    then; 0 where it never was, or where what it says cannot be read."""
-    try:
-        return _read(path, "summary.json", _read_summary)["steps"]
-    except ValueError:
-        return 0
-
-
-def read(path: Path, env: str | None = None) -> Run:
-    """Read the folder of a finished run. Raises ValueError, naming the file, if it is none; see `Run.load`."""
-    settings = _read(path, "config.json", _read_settings)
-    seeds = list(assemble.seeds(settings))
-    summary = _read(path, "summary.json", partial(_read_summary, seeds=seeds))
-    return Run(path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))), env)
-
-
-def read_params(path: Path, env: str | None = None) -> Params:
-    """The trained lanes [S, ...] of a run folder, in the network's order: the file's is the alphabet's.
-
-    Raises ValueError where they are not those of the run's settings, and where its environment is somebody's code and
-    not `env`.
-    """
-    settings = _named(path, env)
-    params = _read(path, "params.safetensors", lambda file: dict(load(files.read(file))))
-    expected = assemble.network(settings).init(assemble.keys(settings))
-    shapes, given = ({name: list(x.shape) for name, x in given.items()} for given in (expected, params))
-    if shapes != given:
-        others = [name for name in given if shapes.get(name) != given[name]]
-        got = ", ".join(f"{name} {given[name]}" for name in others[:3]) or f"only {sorted(given)}"
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise ValueError(f"params.safetensors: expected {shapes}, got {got}{more}")
-    return {name: params[name] for name in expected}
-
-
-class Trained(NamedTuple):
-    """Trained parameters of a run's seeds, at its end or at a checkpoint."""
-
-    settings: Settings
-    step: int
-    """Environment steps a seed."""
-    params: Params
-    """[S, ...]"""
-    failed: list[int]
-    """Seeds that had failed."""
-    unsound: list[int]
-    """Failed seeds whose parameters are unusable: all but those whose environment broke."""
-
-
-def trained(path: Path, which: str | None = None, env: str | None = None) -> Trained:
-    """Read the trained seeds of a run: the last, or, where `which` is "best" or a step, those of that checkpoint.
-
-    Raises ValueError where there is no such checkpoint, naming those that are kept; CheckpointError where it is
-    damaged; and what `read_params` does.
-    """
-    if which in (None, "last"):
-        run = read(path)
-        params, step, settings, causes = (
-            read_params(path, env),
-            run.summary["steps"],
-            run.settings,
-            _causes(run.summary),
-        )
-    else:
-        settings = _named(path, env)
-        place = _checkpoint(path, str(which))
-        params, cycles, why = history.trained(place, settings, assemble.program(settings))
-        lanes = zip(assemble.seeds(settings), cycles.tolist(), why.tolist(), strict=True)
-        causes = {seed: training.CAUSES[cause] for seed, cycle, cause in lanes if cycle >= 0}
-        step = history.moment(place).step
-    return Trained(settings, step, params, *failed_seeds(settings, causes, _finite(params)))
-
-
-def _causes(summary: dict[str, Any]) -> dict[int, str]:
-    """The failed seeds of a summary, each with its cause."""
-    causes = {failure["seed"]: failure["cause"] for failure in summary["failures"]}
-    return {**dict.fromkeys(summary["failed_seeds"], "parameter"), **causes}
-
-
-def failed_seeds(
-    settings: Settings, causes: Mapping[int, str], finite: NDArray[np.bool_]
-) -> tuple[list[int], list[int]]:
-    """Return the seeds that failed, and those of them whose parameters are unusable: all but those that are finite and
-    of which only the environment failed.
-
-    `causes` gives the cause of each failure by seed, one of `training.CAUSES`; `finite` [S] tells which seeds have
-    finite parameters.
-    """
-    sound = dict(zip(assemble.seeds(settings), finite.tolist(), strict=True))
-    failed = [seed for seed, ok in sound.items() if seed in causes or not ok]
-    return failed, [seed for seed in failed if not sound[seed] or causes.get(seed) != "environment"]
-
-
-def lane(settings: Settings, unsound: Sequence[int], seed: int) -> int:
-    """Return the index of a seed among the trained ones. Raises ValueError if it was not trained or is `unsound`."""
-    seeds = assemble.seeds(settings)
-    if seed not in seeds:
-        raise ValueError(f"seed: expected one that was trained, {seeds[0]} to {seeds[-1]}, got {seed}")
-    if seed in unsound:
-        raise ValueError(f"seed: expected one that has not failed, got {seed}; see failures in summary.json")
-    return seeds.index(seed)
-
-
-def _checkpoint(path: Path, which: str) -> Path:
-    """The folder of a checkpoint, by its step or as the best. Raises ValueError, naming those that are kept."""
-    kept = {place.name.removesuffix(".old"): place for place in reversed(checkpoint.newest(path / "checkpoints"))}
-    step = history.best_step(path) if which == "best" else which
-    if step in kept:
-        return kept[step]
-    steps = [*kept] if len(kept) <= 8 else [*[*kept][:4], "...", *[*kept][-4:]]
-    wanted = "one with a finished training episode" if which == "best" else "best, last or the step of a checkpoint"
-    there = f"steps {', '.join(steps)}" if kept else "none"
-    raise ValueError(f"checkpoint: expected {wanted}, got {which!r}; {path / 'checkpoints'} has {there}")
-
-
-def read_curve(path: Path) -> plots.Curve:
-    """Training returns at every report, from `metrics.csv`."""
-    lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
-    try:
-        rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
-    except (KeyError, TypeError, ValueError, csv.Error):
-        raise ValueError("expected numbers under step, seed and return, got other columns or words") from None
-    if not rows:
-        raise ValueError("expected rows, got none")
-    steps, seeds = sorted({row[0] for row in rows}), sorted({row[1] for row in rows})
-    if len(steps) * len(seeds) > 2 * len(rows) + 1_000:
-        raise ValueError(f"expected a row for each of {len(steps)} steps and {len(seeds)} seeds, got {len(rows)}")
-    row_of, column_of = ({x: i for i, x in enumerate(axis)} for axis in (steps, seeds))
-    values = np.full((len(steps), len(seeds)), np.nan)
-    for step, seed, value in rows:
-        values[row_of[step], column_of[seed]] = value
-    return plots.Curve(np.asarray(steps, dtype=np.int64), values)
-
-
-def picture(file: Path | BinaryIO, curve: plots.Curve, summary: dict[str, Any]) -> None:
-    """Draw the learning curve of one run as a PNG."""
-    plots.learning_curves(file, *_panels(curve, summary))
-
-
-def _panels(curve: plots.Curve, summary: dict[str, Any]) -> tuple[dict[str, dict[str, plots.Curve]], str]:
-    """The learning curve of one run without failed seeds, and its result as the subtitle."""
-    failed, seeds = summary["failed_seeds"], summary["seeds"]
-    result = f"{len(seeds)} seeds; trained, played greedily: {interval_text(summary['final_return'])}"
-    alive = curve._replace(values=curve.values[:, [seed not in failed for seed in seeds]])
-    left_out = f"; {len(failed)} failed seeds left out" if failed else ""
-    return {summary["env"]: {"": alive}}, result + left_out
-
-
-def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
-    """The learning curves of several runs, a panel for each environment: returns of two do not share a scale."""
-    panels: dict[str, dict[str, plots.Curve]] = {}
-    for run in read:
-        panels.setdefault(run.settings.env, {})[_drawable(run.path)] = run.curve
-    plots.learning_curves(file, panels)
-
-
-def _drawable(path: Path) -> str:
-    """A path as text; what is no Unicode in it as escapes."""
-    return str(path).encode(errors="backslashreplace").decode()
-
-
-def interval_text(record: dict[str, Any]) -> str:
-    """A record of returns as `496.1 [489.0, 500.0]`, `12.0 [range 10.0, 14.0]` where seeds are too few for an interval,
-    and without either where there is one seed.
-    """
-    if record["iqm"] is None:
-        return "none"
-    kind = "range " if record.get("kind") == "range" else ""
-    ends = f" [{kind}{record['low']:.1f}, {record['high']:.1f}]" if record["low"] is not None else ""
-    return f"{record['iqm']:.1f}{ends}"
-
-
-def interval_heading(records: Sequence[dict[str, Any]]) -> str:
-    """The heading of a table of `interval_text`."""
-    kinds = {record["kind"] for record in records if record.get("kind") is not None}
-    ends = {"interval": "95%", "range": "range"}
-    return f"IQM [{' or '.join(ends[kind] for kind in sorted(kinds))}]" if kinds else "IQM"
-
-
-Read = TypeVar("Read")
-
-
-def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
-    """One file of a run folder; whatever is wrong with it becomes one sentence that names it."""
-    try:
-        return reader(path / name)
-    except FileNotFoundError:
-        raise ValueError(f"run: expected a finished run folder, got {path} without {name}") from None
-    except (json.JSONDecodeError, RecursionError):
-        reason = "which is not JSON"
-    except (OSError, UnicodeDecodeError, SafetensorError) as error:
-        reason = f"which cannot be read: {getattr(error, 'strerror', None) or error}"
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"in which something is wrong: {error}"
-    raise ValueError(f"run: expected a finished run folder, got {path} with a {name} {reason}")
-
-
-def _read_config(file: Path) -> dict[str, Any]:
-    config = json.loads(files.read(file, 2**24))
-    parts = {"settings": dict, "plan": dict, "versions": dict, "engine": dict}
-    if not isinstance(config, dict) or not all(isinstance(config.get(name), of) for name, of in parts.items()):
-        raise ValueError(f"expected records of {', '.join(parts)}")
-    plan = config["plan"]
-    if (
-        type(plan.get("steps")) is not int
-        or not 0 < plan["steps"] <= 2**53
-        or plan.get("on_nan") not in ("freeze", "stop")
-        or plan.get("device", "auto") not in ("auto", "cpu", "cuda")
-        or not all(
-            type(plan.get(name, 1)) is int and plan.get(name, 1) >= 0
-            for name in ("evaluate_episodes", "evaluate_steps")
-        )
-    ):
-        raise ValueError("expected a plan with steps and on_nan")
-    return config
-
-
-def _read_settings(file: Path, env: str | None = None) -> Settings:
-    """What names code is not looked up unless it is `env`: a folder from elsewhere must not say what is run here."""
-    config = _read_config(file)
-    settings = _replanned(from_json(config["settings"]), config)
-    if not envs.is_code(settings.env) or settings.env == env:
-        assemble.program(settings)
-    return settings
-
-
-def _named(path: Path, env: str | None) -> Settings:
-    settings = _read(path, "config.json", partial(_read_settings, env=env))
-    if envs.is_code(settings.env) and settings.env != env:
-        raise ValueError(
-            f"env: expected the name of the code that {path} was trained on, got {env}; --env {settings.env} runs it"
-        )
-    _check_bytes(path, settings)
-    return settings
-
-
-def _check_bytes(path: Path, settings: Settings) -> None:
-    """Raise ValueError for a run whose network was trained on bytes that were not divided by 255, as they are now.
-
-    Version 0.1 divided them in the network for frames alone.
-    """
-    version, spec = _read(path, "config.json", _read_config)["versions"].get("fdqn"), envs.find(settings.env).spec
-    frames = len(spec.obs_shape) == 3 and min(spec.obs_shape[1:]) >= networks.SMALLEST_FRAME
-    if version == "0.1.0" and spec.obs_dtype == torch.uint8 and not frames:
-        raise ValueError(
-            f"run: expected bytes divided by 255, as networks read them since fdqn 0.2, got {path} of fdqn {version}; "
-            "train it again, or read it with that version"
-        )
-
-
-def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
-    summary = json.loads(files.read(file, 2**24))
-    check.kind("summary", summary, dict)
-    if missing := set(SUMMARY) - set(summary):
-        raise ValueError(f"expected {', '.join(sorted(missing))} too")
-    for name, kind in SUMMARY.items():
-        check.kind(name, summary[name], *(kind if isinstance(kind, tuple) else (kind,)))
-    if seeds is not None and summary["seeds"] != seeds:
-        raise ValueError(f"seeds: expected those of config.json, {seeds[0]} to {seeds[-1]}, got {summary['seeds']}")
-    if others := [seed for seed in summary["failed_seeds"] if seed not in summary["seeds"]]:
-        raise ValueError(f"failed_seeds: expected some of the seeds, got {others}")
-    for failure in summary["failures"]:
-        if not isinstance(failure, dict) or failure.keys() != {"seed", "step", "cause"}:
-            raise ValueError(f"failures: expected seed, step and cause of each, got {failure}")
-    for name in ("final_return", "train_return", "gymnasium_return"):
-        if name in summary:
-            _check_returns(name, summary[name], len(summary["seeds"]))
-            summary[name].setdefault("kind", _kind(summary[name]))  # summaries before there were ranges
-    return summary
-
-
-def _kind(record: dict[str, Any]) -> statistics.Kind | None:
-    """Of fewer than 5 seeds the ends were always those of the range, though they were called an interval's."""
-    if record["low"] is None:
-        return None
-    return "range" if sum(x is not None for x in record["per_seed"]) < statistics.MIN_SEEDS else "interval"
-
-
-def _check_returns(name: str, record: Any, seeds: int) -> None:
-    """Raise ValueError or TypeError unless it is what `returns_record` makes."""
-    check.kind(name, record, dict)
-    for part in ("iqm", "low", "high"):
-        check.kind(f"{name}.{part}", record.get(part, "nothing"), *PERHAPS)
-    check.kind(f"{name}.unfinished", record.get("unfinished", 0), int)
-    check.kind(f"{name}.step_limit", record.get("step_limit"), int, *([] if record.get("unfinished") else [type(None)]))
-    if record.get("kind") not in (None, *get_args(statistics.Kind)):
-        raise ValueError(f"{name}.kind: expected 'interval', 'range' or null, got {record['kind']!r}")
-    check.kind(f"{name}.per_seed", record.get("per_seed"), list)
-    for value in record["per_seed"]:
-        check.kind(f"{name}.per_seed", value, *PERHAPS)
-    if len(record["per_seed"]) != seeds:
-        raise ValueError(f"{name}.per_seed: expected {seeds} numbers, one a seed, got {len(record['per_seed'])}")
-    if name == "gymnasium_return":
-        check.kind(f"{name}.env", record.get("env"), str)
-
-
-def _read_rows(file: Path, seeds: int) -> plots.Curve:
-    curve = read_curve(file.parent)
-    if curve.values.shape[1] != seeds:
-        raise ValueError(f"expected rows of {seeds} seeds, got {curve.values.shape[1]}")
-    return curve
-
-
-def _finite(params: Params) -> NDArray[np.bool_]:
-    """Which lanes [S] have only finite parameters."""
-    return torch.stack([x.isfinite().flatten(1).all(1) for x in params.values()]).all(0).cpu().numpy()
-
-
-def _json_number(x: Any) -> float | None:
-    return float(x) if math.isfinite(x) else None
-
-
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, `+` where it was changed since; nothing where it is no checkout."""
+    """Return the Git commit of the running code, with `+` if files were changed; None outside of a checkout."""
     here = Path(__file__).resolve().parent
     try:
         git = partial(subprocess.run, cwd=here, capture_output=True, encoding="utf-8", errors="replace", check=True)
-        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails inside a checkout of something else
+        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails in a checkout of another project
         commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changed = git(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

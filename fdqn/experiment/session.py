@@ -1,4 +1,4 @@
-"""A run as a function of its settings: train, evaluate, write the run folder, and emit events on the way.
+"""A run as a function of its settings: train, evaluate, write the run folder, and emit events.
 
     train, resume -> _run:  start -> _train (reports, checkpoints) -> _finish (closing episodes, summary) -> Run
 
@@ -21,18 +21,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, training
-from fdqn.experiment import assemble, events, history, run_folder
+from fdqn.experiment import assemble, events, history, memory, results, run_folder
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings
 from fdqn.training import evaluate, host
 from fdqn.types import Env, HostEnv, HostVectorEnv, Network, Params
 
 Stop = Callable[[], bool]
-"""Return True once a run is to end early. Called between training iterations; once True, it stays True."""
+"""Return True to end a run early. Called between training iterations; once True, it must stay True."""
 
 
 class Session(NamedTuple):
-    """One run under way."""
+    """State of a run in progress."""
 
     path: Path
     settings: Settings
@@ -42,22 +42,22 @@ class Session(NamedTuple):
     """Compiled step of evaluation."""
     emit: OnEvent
     stop: Stop
-    began: float
+    started: float
     """`time.perf_counter()` at the start of the call or the command."""
 
 
 def train(
-    settings: Settings, on_event: OnEvent = events.ignore, stop: Stop = bool, began: float | None = None
-) -> run_folder.Run:
+    settings: Settings, on_event: OnEvent = events.ignore, stop: Stop = bool, started: float | None = None
+) -> results.Run:
     """Train the seeds of `settings` in a new run folder.
 
     Args:
-        settings: all of the run. Its folder is `settings.out`, by default `runs/ENV-TIME`, in the current folder.
+        settings: of the run. Its folder is `settings.out`, by default `runs/ENV-TIME`, in the current folder.
         on_event: receives the events of `fdqn.experiment.events`. An exception that it raises ends the run.
         stop: ends the run early, with complete files, once it returns True.
-        began: `time.perf_counter()` from which the run counts its seconds, by default now.
+        started: `time.perf_counter()` from which the duration of the run is measured; by default now.
 
-    Raises ValueError or TypeError for settings that cannot work, before a file is written; ValueError if all seeds
+    Raises ValueError or TypeError for invalid settings, before a file is written; ValueError if all seeds
     failed before the end, or if the run was stopped before its first training iteration; FloatingPointError for a
     failed seed with `on_nan="stop"`.
 
@@ -65,8 +65,10 @@ def train(
     CUDA's precision is that of the settings.
     """
     check.kind("settings", settings, Settings)
-    began = time.perf_counter() if began is None else began
-    base = Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()  # an environment may change it
+    started = time.perf_counter() if started is None else started
+    base = (
+        Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()
+    )  # an environment may change the working directory
     compile.prepare_cpu()
     run_folder.folder(settings, base)
     program, state = _prepare(settings, on_event)
@@ -74,7 +76,7 @@ def train(
     with run_folder.writing(path):
         start = history.Restored(state, None, 0, settings.steps, 0.0)
         with _unmarked():
-            return _run(_session(path, settings, program, start, on_event, stop, began))
+            return _run(_session(path, settings, program, start, on_event, stop, started))
 
 
 def resume(
@@ -89,8 +91,8 @@ def resume(
     device: Literal["auto", "cpu", "cuda"] | None = None,
     on_event: OnEvent = events.ignore,
     stop: Stop = bool,
-    began: float | None = None,
-) -> run_folder.Run:
+    started: float | None = None,
+) -> results.Run:
     """Continue the run of a folder from its newest checkpoint, as if it had not been interrupted.
 
     Args:
@@ -99,18 +101,18 @@ def resume(
         env: the environment trained on, required again if it is code of your own.
         fallback: if the newest checkpoint is damaged, continue from the newest one that is not.
         on_nan, evaluate_episodes, evaluate_steps, device: replace the settings of that name from now on.
-        on_event, stop, began: as for `train`.
+        on_event, stop, started: as for `train`.
 
     Raises ValueError for a folder that is no run, CheckpointError if another process writes in it or no checkpoint can
     be read, and what `train` raises.
     """
-    began = time.perf_counter() if began is None else began
+    started = time.perf_counter() if started is None else started
     compile.prepare_cpu()
     _, planned = _plan(path, env, steps)
-    done, wanted = run_folder.finished(path), steps or planned
+    done, wanted = results.finished(path), steps or planned
     if done >= wanted:
-        on_event(events.Notice(f"{path} is finished: {done:,} steps; --steps with more goes on"))
-        return run_folder.read(path, env)
+        on_event(events.Notice(f"{path} is finished after {done:,} steps; to continue, pass a larger --steps"))
+        return results.read(path, env)
     with run_folder.writing(path):
         settings, planned = _plan(path, env, steps)  # again, now that no other process can change it
         changed: dict[str, Any] = dict(on_nan=on_nan, device=device)
@@ -122,43 +124,49 @@ def resume(
         for line in _notes(path, settings, program, start):
             on_event(events.Notice(line))
         with _unmarked():
-            return _run(_session(path, settings, program, start, on_event, stop, began))
+            return _run(_session(path, settings, program, start, on_event, stop, started))
 
 
 def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int]:
     """Read the settings and the planned steps of a run that is to take `steps`."""
-    settings, planned = run_folder.plan(path, env)
+    settings, planned = results.plan(path, env)
     if steps is not None and steps > 2**53:
         raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
     if steps is not None and steps < planned:
-        raise ValueError(f"steps: expected at least the {planned:,} that were planned, got {steps:,}")
+        raise ValueError(f"steps: expected at least the planned {planned:,}, got {steps:,}")
     return settings, planned
 
 
 def _prepare(settings: Settings, emit: OnEvent) -> tuple[training.Program, training.TrainState]:
-    """Build the program and its initial state, after a check that the memory suffices."""
+    """Assemble the program and its initial state after checking the available memory."""
     program, device = assemble.program(settings), assemble.device(settings)
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
-    size = assemble.check_memory(program, settings.seeds, device)
+    size = memory.check_memory(program, settings.seeds, device)
     hyper = assemble.hyper(settings, device)
-    replay_bytes = assemble.replay_bytes(program, 1)
+    replay_bytes = memory.replay_bytes(program, 1)
     emit(events.Prepared(settings, str(device), size, program.config.capacity, replay_bytes))
     return program, training.init(program, hyper, assemble.keys(settings).to(device))
 
 
 def _notes(path: Path, settings: Settings, program: training.Program, start: history.Restored) -> Iterator[str]:
-    """Say where a resumed run continues and in what it will differ from an uninterrupted one."""
-    yield from (f"passed over and set aside: {damaged}" for damaged in start.passed)
-    yield from (f"not bit for bit: {line}" for line in run_folder.differences(path, settings))
-    yield f"going on at step {start.step:,} of {start.steps:,}" if start.step else "no checkpoint: starting over"
+    """Describe where a resumed run continues and how it may differ from an uninterrupted one."""
+    yield from (f"skipped damaged checkpoint {damaged} and renamed it" for damaged in start.skipped)
+    yield from (
+        f"results may differ from an uninterrupted run: {line}" for line in run_folder.differences(path, settings)
+    )
+    yield (
+        f"resuming at step {start.step:,} of {start.steps:,}"
+        if start.step
+        else "no checkpoint found; restarting at step 0"
+    )
     if start.step and envs.on_host(envs.find(settings.env)):
-        yield f"not bit for bit: {settings.env} starts new episodes"
+        yield f"results differ from an uninterrupted run: {settings.env} starts new episodes"
     if start.step and not settings.save_replay:
-        filled = f"it is filled anew with {settings.learning_starts:,} steps a seed before learning goes on"
-        yield f"not bit for bit: the replay was not saved; {filled}"
+        refill = f"learning continues after it is refilled with {settings.learning_starts:,} steps per seed"
+        yield f"results differ from an uninterrupted run: the replay buffer was not saved; {refill}"
     if start.steps > settings.steps and program.config.capacity < settings.capacity:
-        rows = f"{program.config.capacity:,} rows, as many as the first {settings.steps:,} steps needed"
-        yield f"the replay keeps its {rows}"
+        rows = f"{program.config.capacity:,} rows, sized for the original {settings.steps:,} steps"
+        yield f"the capacity of the replay buffer stays at {rows}"
 
 
 def _session(
@@ -168,37 +176,37 @@ def _session(
     start: history.Restored,
     emit: OnEvent,
     stop: Stop,
-    began: float,
+    started: float,
 ) -> Session:
     env = envs.find(settings.env)
     player = compiled_player(settings, env, program.network, settings.evaluate_epsilon)
-    return Session(path, settings, program, start, player, _marked(emit), stop, began)
+    return Session(path, settings, program, start, player, _marked(emit), stop, started)
 
 
 def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, epsilon: float) -> evaluate.Play | None:
-    """Return the compiled step of long evaluation episodes; None without compiling and for host environments."""
+    """Return the compiled step of long evaluation episodes; None if not compiled or for host environments."""
     if envs.on_host(env) or not settings.compiles:
         return None
     return compile.player(env, network, epsilon, settings.engine)
 
 
-def _run(session: Session) -> run_folder.Run:
-    """Train, play the closing episodes and write the results, until the end or until `session.stop`."""
+def _run(session: Session) -> results.Run:
+    """Train to the end or until `session.stop`, evaluate and write the results."""
     path, settings, start = session.path, session.settings, session.start
     session.emit(events.Started(path, settings, start.step, start.steps))
     report = _train(session)
     stopped = events.Stopped(path, report.step, start.steps)
     if session.stop() and report.step == start.step:
         session.emit(stopped)
-        raise ValueError(f"stop: expected a training iteration first, got a stop before; {_complete(stopped)}")
+        raise ValueError(f"stop: expected at least one training iteration, got a stop before it; {_complete(stopped)}")
     summary = _finish(session, report)
     session.emit(events.Finished(path, summary))
     if session.stop():
         session.emit(stopped)
     elif report.step < start.steps:
         where = f"{report.step:,} of {start.steps:,} steps"
-        raise ValueError(f"stopped at {where}, as all seeds have failed; the files in {path} are complete")
-    return run_folder.read(path, settings.env)
+        raise ValueError(f"stopped at {where}, because all seeds have failed; the files in {path} are complete")
+    return results.read(path, settings.env)
 
 
 def _complete(stopped: events.Stopped) -> str:
@@ -226,42 +234,42 @@ def _train(session: Session) -> training.Report:
             since=start.since,
             at_once=None if vector is None else 1,
         )
-        told: set[int] = set()
+        reported: set[int] = set()
 
         def checkpointed(place: Path, step: int) -> None:
             session.emit(events.Checkpointed(place, step))
 
         for report in history.record(session.path, settings, reports, start, checkpointed):
-            for event in _report_events(session, report, vector, told):
+            for event in _report_events(session, report, vector, reported):
                 session.emit(event)
-            failed |= {seed - settings.seed for seed in told}
+            failed |= {seed - settings.seed for seed in reported}
     return report
 
 
 @contextlib.contextmanager
 def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv | None, training.TrainState]]:
-    """Open the host environments of the run and start their episodes; without any, give None and the state as it is.
+    """Open the host environments of the run and start their episodes; without any, yield None and the unchanged state.
 
-    Raises ValueError if a resumed seed, not one of the lanes in `failed`, has no environment that starts.
+    Raises ValueError if the environments of a resumed seed, other than those in `failed`, do not start.
     """
     env, settings, start = envs.find(session.settings.env), session.settings, session.start
     if not envs.on_host(env):
         yield None, start.state
         return
     if len(failed) == settings.seeds:
-        raise ValueError(f"run: expected a seed that can go on, got {session.path}, in which all have failed")
+        raise ValueError(f"run: expected a seed that has not failed, got {session.path}, in which all have")
     with contextlib.closing(envs.open_host(env, settings.seeds, settings.num_envs)) as vector:
         state = host.start(session.program, vector, start.state)
         if start.step and (unable := vector.broken.keys() - failed):
             raise ValueError(
-                f"env: expected {settings.env} to begin for all seeds that go on, got none for seed "
-                f"{settings.seed + min(unable)}: {vector.broken[min(unable)]}; resume again when it does"
+                f"env: expected {settings.env} to start for all remaining seeds, got an error for seed "
+                f"{settings.seed + min(unable)}: {vector.broken[min(unable)]}; fix the environment and resume again"
             )
         yield vector, state
 
 
 def _functions(session: Session, vector: HostVectorEnv | None) -> training.Functions:
-    """Return the step functions of the run. Those that are compiled when they are first called are watched."""
+    """Return the step functions of the run. The first call of compiled ones is reported."""
     functions = run_folder.functions(session.program, session.settings, vector)
     if not session.settings.compiles:
         return functions
@@ -271,7 +279,7 @@ def _functions(session: Session, vector: HostVectorEnv | None) -> training.Funct
 
 
 def _watched(name: str, f: Callable[..., Any], stop: Stop, emit: OnEvent) -> Callable[..., Any]:
-    """Wrap a step function: a run that is to stop ends before the first call, and `Compiled` is emitted after it."""
+    """Wrap a step function: raise `Stopped` instead of the first call if the run is to stop, else emit `Compiled`."""
     called = False
 
     def call(*given: Any) -> Any:
@@ -280,22 +288,22 @@ def _watched(name: str, f: Callable[..., Any], stop: Stop, emit: OnEvent) -> Cal
             return f(*given)
         if stop():
             raise training.Stopped
-        called, began = True, time.perf_counter()
+        called, before = True, time.perf_counter()
         result = f(*given)
-        emit(events.Compiled(name, time.perf_counter() - began))
+        emit(events.Compiled(name, time.perf_counter() - before))
         return result
 
     return call
 
 
 def _report_events(
-    session: Session, report: training.Report, vector: HostVectorEnv | None, told: set[int]
+    session: Session, report: training.Report, vector: HostVectorEnv | None, reported: set[int]
 ) -> Iterator[events.Event]:
-    """Turn a report into events: seeds that failed and are not in `told`, to which they are added, then the numbers."""
+    """Yield the events of a report: failed seeds that are not in `reported`, to which they are added, then metrics."""
     settings = session.settings
     for seed, (step, cause) in history.failed_seeds(settings, report).items():
-        if seed not in told:
-            told.add(seed)
+        if seed not in reported:
+            reported.add(seed)
             error = None if vector is None else vector.broken.get(seed - settings.seed)
             known = error and cause == "environment" and step >= session.start.step
             yield events.SeedFailed(seed, step, cause, history.why(cause) + (f", {error}" if known else ""))
@@ -309,7 +317,7 @@ def _reported(session: Session, report: training.Report) -> events.Reported:
     return events.Reported(
         step=report.step,
         steps=session.start.steps,
-        seconds=session.start.seconds + time.perf_counter() - session.began,
+        seconds=session.start.seconds + time.perf_counter() - session.started,
         updates=report.updates,
         episodes=report.episodes,
         returns=report.returns,
@@ -326,52 +334,50 @@ def _reported(session: Session, report: training.Report) -> events.Reported:
 
 
 def _evaluate(session: Session, state: training.TrainState) -> NDArray[np.float64]:
-    """Play an evaluation during training, to its end also if the run is to stop: a resumed run would not repeat it."""
+    """Evaluate during training. A stop does not interrupt it, because a resumed run would not repeat it."""
     return _play(session, envs.find(session.settings.env), state.learner.params, state.key).returns
 
 
 def _finish(session: Session, report: training.Report) -> dict[str, Any]:
-    """Play the closing episodes, write parameters, learning curve and summary, and return the summary."""
+    """Evaluate, write parameters, learning curve and summary, and return the summary."""
     path, settings = session.path, session.settings
     run_folder.save_params(path, settings, report.state.learner.params)
     gymnasium = _gymnasium_episodes(session, report)
     final = _final_episodes(session, report)
-    return run_folder.finish(path, settings, report, session.began, final, gymnasium, session.start.seconds)
+    return run_folder.finish(path, settings, report, session.started, final, gymnasium, session.start.seconds)
 
 
 def _gymnasium_episodes(session: Session, report: training.Report) -> evaluate.Evaluation | None:
-    """Play the trained seeds in Gymnasium's version of the environment, if there is one and the run goes on."""
+    """Evaluate in Gymnasium's version of the environment, if there is one and the run was not stopped."""
     if (name := envs.GYMNASIUM.get(session.settings.env)) is None or session.stop():
         return None
-    session.emit(events.Notice(f"playing the trained lanes in gymnasium's {name}"))
+    session.emit(events.Notice(f"evaluating the trained seeds in {name} of Gymnasium"))
     try:
-        return _closing_episodes(session, f"gym:{name}", report)
+        return _evaluate_with_progress(session, f"gym:{name}", report)
     except KeyboardInterrupt:
-        session.emit(events.Notice("not played to the end"))
+        session.emit(events.Notice("evaluation interrupted"))
         return None
 
 
 def _final_episodes(session: Session, report: training.Report) -> evaluate.Evaluation:
-    """Play the trained seeds in the environment trained on. A run that is stopped does not wait for host environments,
-    which may take minutes.
-    """
+    """Evaluate in the environment trained on. A stopped run skips host environments, which may take minutes."""
     settings, path = session.settings, session.path
     on_host = envs.on_host(env := envs.find(settings.env))
     if not (on_host and session.stop()):
         if on_host:
-            limit, count = run_folder.step_limit(path, settings, env.spec), settings.evaluate_episodes
-            text = f"playing {count} greedy episodes a seed in {settings.env}, of at most {limit:,} steps"
+            limit, count = results.step_limit(path, settings, env.spec), settings.evaluate_episodes
+            text = f"evaluating {count} greedy episodes per seed in {settings.env}, at most {limit:,} steps each"
             session.emit(events.Notice(text))
         with contextlib.suppress(KeyboardInterrupt):
-            return _closing_episodes(session, settings.env, report)
-    session.emit(events.Notice(f"not played; fdqn eval {path} plays the trained seeds"))
+            return _evaluate_with_progress(session, settings.env, report)
+    session.emit(events.Notice(f"evaluation skipped; run it with: fdqn eval {path}"))
     return evaluate.not_played(settings.seeds, settings.evaluate_episodes)
 
 
-def _closing_episodes(session: Session, name: str, report: training.Report) -> evaluate.Evaluation:
-    """Play the trained seeds with progress events. A stop that comes meanwhile raises KeyboardInterrupt."""
+def _evaluate_with_progress(session: Session, name: str, report: training.Report) -> evaluate.Evaluation:
+    """Evaluate the trained seeds with progress events. A stop during the evaluation raises KeyboardInterrupt."""
     env, settings, stopped = envs.find(name), session.settings, session.stop()
-    limit = run_folder.step_limit(session.path, settings, env.spec)
+    limit = results.step_limit(session.path, settings, env.spec)
 
     def progress(ended: int, step: int) -> None:
         session.emit(events.EvaluationProgress(ended, step))
@@ -394,7 +400,7 @@ def _play(
     keys: Tensor,
     progress: evaluate.Progress | None = None,
 ) -> evaluate.Evaluation:
-    """Play greedy episodes. If the environment fails there are no returns: the trained parameters are kept."""
+    """Play greedy episodes. If the environment fails, the returns are NaN, and the parameters are still saved."""
     settings, network = session.settings, session.program.network
     try:
         played = evaluate.greedy(
@@ -404,27 +410,27 @@ def _play(
             keys,
             settings.evaluate_episodes,
             epsilon=settings.evaluate_epsilon,
-            limit=run_folder.step_limit(session.path, settings, env.spec),
+            limit=results.step_limit(session.path, settings, env.spec),
             fast=session.player,
             progress=progress,
         )
     except ValueError as error:
-        session.emit(events.Notice(f"not played to the end: {error}"))
+        session.emit(events.Notice(f"evaluation failed: {error}"))
         return evaluate.not_played(settings.seeds, settings.evaluate_episodes)
     for i, message in played.failures.items():
-        session.emit(events.Notice(f"seed {settings.seed + i} was not played to the end: {message}"))
+        session.emit(events.Notice(f"seed {settings.seed + i} did not finish its evaluation: {message}"))
     return played
 
 
-# Exceptions of the receiver of events
+# Exceptions of on_event
 
 
 class _ReceiverError(BaseException):
-    """Carry an exception of `on_event` past the places that handle errors of environments."""
+    """Wrap an exception of `on_event`, so that handlers of environment errors do not catch it."""
 
 
 def _marked(on_event: OnEvent) -> OnEvent:
-    """Wrap `on_event` so that what it raises is told apart from errors of the run; `_unmarked` unwraps it."""
+    """Wrap `on_event` so that its exceptions can be distinguished from errors of the run; `_unmarked` unwraps them."""
 
     def emit(event: events.Event) -> None:
         try:
@@ -437,7 +443,7 @@ def _marked(on_event: OnEvent) -> OnEvent:
 
 @contextlib.contextmanager
 def _unmarked() -> Iterator[None]:
-    """Raise what `on_event` raised."""
+    """Raise the original exception of `on_event`."""
     error: Exception | None = None
     try:
         yield

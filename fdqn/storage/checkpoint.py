@@ -1,12 +1,11 @@
-"""Checkpoints: a tree of tensors and a record as files that are whole or not there, and that execute nothing.
+"""Checkpoints: save a tree of tensors and a JSON record atomically, and load them without executing code.
 
     folder/STEP/state.safetensors    the leaves, named by their paths
     folder/STEP/manifest.json        format, record, versions, the leaves' shapes and dtypes; size and SHA-256 of the
-                                     state, and at its end the SHA-256 of all that stands before
+                                     state, and at its end the SHA-256 of everything before it
 
-A checkpoint is written under a temporary name and gets its own by one rename, after everything in it is on disk. What
-is read is believed in nothing: the tree it is loaded into says what must be there, down to the header's bytes, so no
-size, offset or name out of a file is ever used.
+A checkpoint is written under a temporary name, synced to disk and then renamed. Files are not trusted: the tree to load
+into determines the expected content, including the bytes of the header, so no size, offset or name from a file is used.
 """
 
 import contextlib
@@ -40,36 +39,38 @@ State = TypeVar("State")
 FORMAT = 1
 MANIFEST, STATE = "manifest.json", "state.safetensors"
 
-# A manifest has some kilobytes. Of so many bytes JSON makes at most 32 MB, in a tenth of a second.
+# A manifest has some kilobytes. JSON of at most 1 MiB parses to at most 32 MB, in a tenth of a second.
 MANIFEST_BYTES = 2**20
 
-# What the safetensors format calls them.
+# Names of dtypes in the safetensors format.
 DTYPES = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32",
     torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
 }  # fmt: skip
 
-# A finished checkpoint, also one that was about to be replaced by another of its name; and what is not finished.
+# Names of finished checkpoints (`.old`: being replaced by one of the same step) and of unfinished ones.
 FINISHED = re.compile(r"(0|[1-9][0-9]{0,17})(\.old)?")
 UNFINISHED = re.compile(r"\.[0-9]+(\.old)?\.part")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, is not whole, or does not fit; a folder that another process writes in."""
+    """A checkpoint cannot be written, is damaged or does not fit, or another process writes in the folder."""
 
 
 def save(folder: Path, name: str, state: Any, record: dict[str, Any]) -> Path:
-    """Write a tree of tensors and a record that JSON can say to `folder/name`, a number of steps; it is on disk then.
+    """Write a tree of tensors and a JSON-serializable record to `folder/name`, and sync them to disk.
 
-    A checkpoint of that name is replaced, and not removed before the new one is there. Beside the state no more than
-    one tensor is in memory. Raises CheckpointError where something cannot be written; what was there stays as it was.
+    `name` is a number of steps. An existing checkpoint of that name is replaced, and is removed only after the new one
+    is complete. At most one tensor at a time is copied in memory. Raises CheckpointError if writing fails; existing
+    checkpoints stay unchanged.
     """
     final, part, replaced = folder / name, folder / f".{name}.part", folder / f"{name}.old"
     if not FINISHED.fullmatch(name) or name.endswith(".old"):
         raise CheckpointError(f"name: expected a number of steps, such as '2000', got {name!r}")
     leaves = _leaves(state)
-    with _in_words(
-        f"{final}: expected to write a checkpoint", "earlier ones are as they were; make room or choose another place"
+    with _os_errors(
+        f"{final}: expected to write a checkpoint",
+        "earlier ones are unchanged; free disk space or choose another folder",
     ):
         os.makedirs(folder, exist_ok=True)
         with _held(folder / ".saving"):
@@ -83,31 +84,31 @@ def save(folder: Path, name: str, state: Any, record: dict[str, Any]) -> Path:
                     os.rename(final, replaced)
                 os.rename(part, final)
                 files.sync(folder)
-                files.sync(folder.parent)  # where the folder may be new
+                files.sync(folder.parent)  # the folder may be new
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-            _remove_leftovers(folder)  # what was replaced
+            _remove_leftovers(folder)  # the replaced checkpoint
     return final
 
 
 @torch.no_grad()
 def load(path: Path, like: State) -> tuple[State, dict[str, Any]]:
-    """A checkpoint's leaves copied in place into those of `like`; answers with `like` and the record.
+    """Copy the leaves of a checkpoint in place into those of `like`, and return `like` and the record.
 
-    Nothing is copied before all is verified. Raises CheckpointError for files that are not as they were written, and
-    for leaves of other paths, shapes or dtypes than those of `like`.
+    Everything is verified before anything is copied. Raises CheckpointError if files were changed, or if paths, shapes
+    or dtypes of the leaves differ from those of `like`.
     """
     with _verified(path, like) as (file, leaves, record):
-        room = torch.empty(max((x.nbytes for x in leaves.values()), default=0), dtype=torch.uint8)
+        buffer = torch.empty(max((x.nbytes for x in leaves.values()), default=0), dtype=torch.uint8)
         for leaf in leaves.values():
-            leaf.copy_(_next(path, file, leaf, room))
+            leaf.copy_(_next(path, file, leaf, buffer))
     return like, record
 
 
 def load_part(path: Path, like: Any, part: State) -> State:
-    """Read `part`, a tree of some leaves of `like`; none of these need memory, and what is read has its own.
+    """Read `part`, a tree of some leaves of `like`, and return it as new tensors. `like` may have fake tensors.
 
-    All is verified as in `load`, which raises the same.
+    Everything is verified, and the same errors are raised, as in `load`.
     """
     chosen, read = {id(leaf) for leaf in tree.leaves(part)}, dict[int, Tensor]()
     with _verified(path, like) as (file, leaves, _):
@@ -120,16 +121,16 @@ def load_part(path: Path, like: Any, part: State) -> State:
 
 
 def record(path: Path) -> dict[str, Any]:
-    """The record of a checkpoint, its tensors left unread. Raises CheckpointError for a manifest that is not whole."""
+    """Return the record of a checkpoint, without its tensors. Raises CheckpointError if the manifest is damaged."""
     return _manifest(path)["record"]
 
 
 def newest(folder: Path) -> list[Path]:
-    """The finished checkpoints of a folder, newest first; none where there is no folder.
+    """Return the paths of the finished checkpoints of a folder, newest first; empty if there is no folder.
 
-    Raises CheckpointError where the folder cannot be read.
+    Raises CheckpointError if the folder cannot be read.
     """
-    with _in_words(f"{folder}: expected a folder of checkpoints", "make it readable"):
+    with _os_errors(f"{folder}: expected a folder of checkpoints", "make it readable"):
         try:
             entries = list(os.scandir(folder))
         except FileNotFoundError:
@@ -140,27 +141,27 @@ def newest(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int, also: Collection[str] = ()) -> None:
-    """Remove checkpoints but the newest `keep` and those named in `also`. Half a checkpoint is never in sight.
+    """Remove all checkpoints except the newest `keep` and those named in `also`. A partly removed one is never visible.
 
-    Raises CheckpointError where one cannot be removed, ValueError for a `keep` below 1.
+    Raises CheckpointError if one cannot be removed, ValueError for a `keep` below 1.
     """
     if keep < 1:
         raise ValueError(f"keep: expected at least 1, got {keep}")
-    with _in_words(f"{folder}: expected to remove old checkpoints", "make it writable"), _held(folder / ".saving"):
+    with _os_errors(f"{folder}: expected to remove old checkpoints", "make it writable"), _held(folder / ".saving"):
         _remove_leftovers(folder)
         for path in newest(folder)[keep:]:
             if _step(path.name) not in also:
                 _remove(path)
 
 
-def set_aside(path: Path) -> None:
-    """Take a finished checkpoint out of sight, under `STEP.damaged`, for somebody to look at.
+def mark_damaged(path: Path) -> None:
+    """Rename a finished checkpoint to `STEP.damaged`, where it is ignored but can be inspected.
 
-    Raises CheckpointError where it cannot be renamed.
+    Raises CheckpointError if it cannot be renamed.
     """
     aside = path.with_name(f"{_step(path.name)}.damaged")
     with (
-        _in_words(f"{path}: expected to set it aside", "make its folder writable"),
+        _os_errors(f"{path}: expected to rename it", "make its folder writable"),
         _held(path.parent / ".saving"),
     ):
         if os.path.lexists(aside):
@@ -171,9 +172,9 @@ def set_aside(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a run folder; the lock of a process that dies goes with it.
+    """Lock a run folder against other writers. The lock is released when the process ends.
 
-    Where the system has no `fcntl` nobody is kept out. Raises CheckpointError where another process holds the lock.
+    Has no effect on systems without `fcntl`. Raises CheckpointError if another process holds the lock.
     """
     with _held(folder / ".lock"):
         yield
@@ -181,7 +182,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _verified(path: Path, like: Any) -> Iterator[tuple[io.BufferedReader, dict[str, Tensor], dict[str, Any]]]:
-    """The open file of a checkpoint's leaves, at the first, those of `like` in its order, and the record."""
+    """Verify a checkpoint; yield its file at the first leaf, the leaves of `like` in file order, and the record."""
     leaves, manifest = _leaves(like), _manifest(path)
     _check_fit(path / MANIFEST, _layout(leaves), manifest["tree"])
     header = _header(leaves)
@@ -190,24 +191,24 @@ def _verified(path: Path, like: Any) -> Iterator[tuple[io.BufferedReader, dict[s
         if size != len(header) + tree.nbytes(like):
             raise _refusal(path / STATE, f"{len(header) + tree.nbytes(like)} bytes", f"{size}")
         if file.read(len(header)) != header:
-            raise _refusal(path / STATE, "the header that belongs to the manifest", "another")
+            raise _refusal(path / STATE, "the header of the manifest", "another")
         file.seek(0)
         if manifest["files"] != {STATE: {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}}:
-            raise _refusal(path / STATE, "the SHA-256 that its manifest says", "another")
+            raise _refusal(path / STATE, "the SHA-256 of its manifest", "another")
         file.seek(len(header))
         yield file, leaves, manifest["record"]
 
 
-def _next(path: Path, file: io.BufferedReader, leaf: Tensor, room: Tensor) -> Tensor:
-    """The next leaf of the file, in `room`."""
-    read = room[: leaf.nbytes]
+def _next(path: Path, file: io.BufferedReader, leaf: Tensor, buffer: Tensor) -> Tensor:
+    """Read the next leaf of the file into `buffer`."""
+    read = buffer[: leaf.nbytes]
     if file.readinto(_memory(read)) != leaf.nbytes:
-        raise _refusal(path / STATE, "a file that nobody writes to", "one that became shorter")
+        raise _refusal(path / STATE, "a file that does not change", "one that became shorter")
     return read.view(leaf.dtype).view(leaf.shape)
 
 
 def _leaves(state: Any) -> dict[str, Tensor]:
-    """The leaves under their paths, in the order of the file: wide dtypes first, so that each is aligned."""
+    """Return the leaves by path in the order of the file: wide dtypes first, so that each is aligned."""
     leaves = dict(zip(tree.paths(state), tree.leaves(state), strict=True))
     for path, leaf in leaves.items():
         dtype = leaf.dtype if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -221,7 +222,7 @@ def _layout(leaves: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
 
 
 def _header(leaves: dict[str, Tensor]) -> bytes:
-    """What a file of the safetensors format begins with: its own length, then where each tensor lies, as JSON."""
+    """Return the header of a safetensors file: its length, then dtype, shape and offsets of each tensor as JSON."""
     entries, end = _layout(leaves), 0
     for path, leaf in leaves.items():
         begin, end = end, end + leaf.nbytes
@@ -232,9 +233,9 @@ def _header(leaves: dict[str, Tensor]) -> bytes:
 
 
 def _memory(x: Tensor) -> memoryview:
-    """A tensor's bytes: its own where it lies in one piece on the CPU, else those of a copy."""
+    """Return the bytes of a tensor; of a copy unless it is contiguous and on the CPU."""
     here = x.contiguous().cpu()
-    # An axis of one counts as contiguous whatever its stride, which a view as bytes does not take.
+    # A tensor with an axis of size 1 is contiguous for any stride of that axis, but `view(dtype)` requires stride 1.
     return here.as_strided((here.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
@@ -249,7 +250,7 @@ def _manifest_of(leaves: dict[str, Tensor], record: dict[str, Any], state: dict[
     try:
         text = json.dumps(content, indent=1, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"record: expected what JSON can say, got something else: {error}") from None
+        raise CheckpointError(f"record: expected JSON values, got others: {error}") from None
     manifest = _sealed(text.removesuffix("\n}").encode())
     if not isinstance(record, dict) or len(manifest) > MANIFEST_BYTES:
         raise CheckpointError(f"record: expected a dict of at most {MANIFEST_BYTES} bytes, got {len(manifest)}")
@@ -257,12 +258,12 @@ def _manifest_of(leaves: dict[str, Tensor], record: dict[str, Any], state: dict[
 
 
 def _sealed(text: bytes) -> bytes:
-    """JSON that lacks its end, with its SHA-256 as the last entry. Later formats keep this."""
+    """Close JSON text with its own SHA-256 as the last entry. Later formats must keep this."""
     return text + b',\n "sha256": "%b"\n}\n' % hashlib.sha256(text).hexdigest().encode()
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """A manifest as it was written: its types right as far as they are used, its entries not yet compared."""
+    """Read a manifest and check its SHA-256, format and the types of its entries, but not yet their values."""
     with _opened(path / MANIFEST) as file:
         raw = file.read(MANIFEST_BYTES + 1)
     if raw != _sealed(raw[: -len(_sealed(b""))]) or len(raw) > MANIFEST_BYTES:
@@ -281,7 +282,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_fit(file: Path, expected: dict[str, Any], got: dict[str, Any]) -> None:
-    """Raise CheckpointError, naming the paths both ways, unless the two layouts are equal."""
+    """Raise CheckpointError, naming missing, extra and differing paths, unless the two layouts are equal."""
     differing = [
         f"{path} {got[path]} in place of {expected[path]}"
         for path in expected
@@ -296,14 +297,14 @@ def _check_fit(file: Path, expected: dict[str, Any], got: dict[str, Any]) -> Non
 
 
 def _some(things: list[str]) -> str:
-    """The first few, so that a sentence stays one; in words of a foreign file nothing that a terminal would obey."""
+    """Join the first few names; replace control characters, which a file from elsewhere may contain."""
     shown = ("".join(c if c.isprintable() else "?" for c in thing[:200]) for thing in things[:4])
     more = f" and {len(things) - 4} more" if len(things) > 4 else ""
     return ", ".join(shown) + more or "nothing"
 
 
 def _write(path: Path, content: Iterable[bytes | Tensor]) -> dict[str, Any]:
-    """Write a new file, piece by piece, until it is on disk; answer with its size and SHA-256."""
+    """Write a new file piece by piece, sync it, and return its size and SHA-256."""
     size, digest = 0, hashlib.sha256()
     with files.opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
         for piece in content:
@@ -313,15 +314,15 @@ def _write(path: Path, content: Iterable[bytes | Tensor]) -> dict[str, Any]:
 
 
 def _append(file: int, digest: Any, piece: memoryview) -> int:
-    """Write all of `piece`. A function, so that nothing holds one copied tensor while the next is copied."""
+    """Write all of `piece`. A separate function, so that a copied tensor is freed before the next is copied."""
     digest.update(piece)
     files.write_all(file, piece)
     return len(piece)
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What processes that died left behind, and what has been replaced. The folder is held: nobody works on them."""
-    for name in sorted(os.listdir(folder)):  # hidden ones first, to make room for what is removed by way of their names
+    """Remove unfinished checkpoints of dead processes and replaced checkpoints. The caller holds the lock."""
+    for name in sorted(os.listdir(folder)):  # hidden first: `_remove` renames to these names
         if UNFINISHED.fullmatch(name):
             shutil.rmtree(folder / name, ignore_errors=True)
         elif FINISHED.fullmatch(name) and name != _step(name) and os.path.lexists(folder / _step(name)):
@@ -329,7 +330,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a finished checkpoint, which is out of sight before it is no longer whole."""
+    """Remove a finished checkpoint; rename it first, so that a partly removed one is never visible."""
     part = path.with_name(f".{path.name}.part")
     os.rename(path, part)
     shutil.rmtree(part)
@@ -341,13 +342,13 @@ def _step(name: str) -> str:
 
 @contextlib.contextmanager
 def _held(file: Path) -> Iterator[None]:
-    """The kernel's lock on a file, with our number in it for whoever comes second."""
+    """Lock a file, and write the process id into it for error messages of other processes."""
     if fcntl is None:
         yield
         return
     with contextlib.ExitStack() as stack:
-        with _in_words(f"{file}: expected to lock it", "choose a folder that can be written and locked"):
-            # A link in a folder from elsewhere must not lead to a file that we then write our number over.
+        with _os_errors(f"{file}: expected to lock it", "choose a folder that allows writing and locking"):
+            # Do not follow a link: it could lead to a file that the process id would overwrite.
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             stack.callback(os.close, descriptor)
             try:
@@ -356,7 +357,7 @@ def _held(file: Path) -> Iterator[None]:
                 holder = os.read(descriptor, 20)
                 number = holder.decode() if holder.isdigit() else "unknown"
                 raise CheckpointError(
-                    f"{file.parent}: expected a folder that nobody writes in, got a run folder in use by process "
+                    f"{file.parent}: expected an unused run folder, got one in use by process "
                     f"{number}; wait until it is done or choose another"
                 ) from None
             os.ftruncate(descriptor, 0)
@@ -366,8 +367,8 @@ def _held(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[io.BufferedReader]:
-    """A file of a checkpoint, to read. Links, devices and pipes are nothing that was written here."""
-    with _in_words(f"{file}: expected a file of a checkpoint", "use another checkpoint"):
+    """Open a file of a checkpoint. Links, devices and pipes are rejected."""
+    with _os_errors(f"{file}: expected a file of a checkpoint", "use another checkpoint"):
         if not stat.S_ISDIR(os.lstat(file.parent).st_mode):
             raise _refusal(file, "a plain file in a folder", "something else")
         with contextlib.ExitStack() as stack:
@@ -379,12 +380,12 @@ def _opened(file: Path) -> Iterator[io.BufferedReader]:
 
 
 def _refusal(file: Path, expected: str, got: str) -> CheckpointError:
-    return CheckpointError(f"{file}: expected {expected}, got {got}; it was not saved so: use another checkpoint")
+    return CheckpointError(f"{file}: expected {expected}, got {got}; use another checkpoint")
 
 
 @contextlib.contextmanager
-def _in_words(expected: str, advice: str) -> Iterator[None]:
-    """What the system refuses, as one sentence."""
+def _os_errors(expected: str, advice: str) -> Iterator[None]:
+    """Turn an OSError into a CheckpointError."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""Files of a run folder: plain ones, written whole or not at all, and on disk then.
+"""Read and write plain files of a run folder; writes are atomic and synced to disk.
 
-A folder may come from anywhere, so nothing is read or written through a link, and no pipe is waited for.
+A folder may come from elsewhere, so links are not followed, and opening a pipe does not block.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def read(file: Path, most: int | None = None) -> bytes:
-    """Everything in a plain file. Raises ValueError where it is none or has more than `most` bytes, and OSError."""
+    """Read a plain file. Raises ValueError if it is not a plain file or has more than `most` bytes; OSError."""
     with opened(file, os.O_RDONLY) as descriptor:
         size = os.fstat(descriptor).st_size
         if most is not None and size > most:
@@ -24,13 +24,13 @@ def read(file: Path, most: int | None = None) -> bytes:
 
 
 def write(file: Path, content: bytes) -> None:
-    """All of it or nothing: under another name first, then renamed. Raises OSError, saying what to do."""
+    """Write a file atomically: under another name first, then renamed. Raises OSError with advice."""
     part = file.parent / f"{uuid.uuid4().hex}.part"
-    with _in_words(file):
+    with _os_errors(file):
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if os.path.lexists(file) and not file.is_symlink():
-            with opened(file, os.O_RDONLY):  # nor is a pipe or a device written over
+            with opened(file, os.O_RDONLY):  # do not overwrite a pipe or a device
                 pass
         try:
             with opened(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
@@ -45,19 +45,19 @@ def write(file: Path, content: bytes) -> None:
 
 
 def append(file: Path, content: bytes) -> None:
-    """Bytes at the end of a plain file, which may be new. Raises ValueError where it is none; OSError."""
-    with _in_words(file), opened(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
+    """Append bytes to a plain file, created if missing. Raises ValueError if it is not a plain file; OSError."""
+    with _os_errors(file), opened(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
         size = os.fstat(descriptor).st_size
         try:
             write_all(descriptor, content)
         except BaseException:
-            os.ftruncate(descriptor, size)  # all of it or nothing
+            os.ftruncate(descriptor, size)  # undo a partial write
             raise
 
 
 def cut(file: Path, size: int) -> None:
-    """Leave the first `size` bytes of a plain file, and none of it where that is 0."""
-    with _in_words(file):
+    """Truncate a plain file to its first `size` bytes; remove it if `size` is 0. Raises ValueError or OSError."""
+    with _os_errors(file):
         if size == 0:
             file.unlink(missing_ok=True)
             return
@@ -66,7 +66,7 @@ def cut(file: Path, size: int) -> None:
 
 
 def digest(file: Path, size: int) -> str:
-    """The SHA-256 of the first `size` bytes of a plain file, which are on disk then; they may not all be there."""
+    """Sync a plain file and return the SHA-256 of its first `size` bytes, or of all if it is shorter."""
     with opened(file, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
         hashed = hashlib.sha256()
@@ -78,7 +78,7 @@ def digest(file: Path, size: int) -> str:
 
 
 def sync(folder: Path) -> None:
-    """Until the names in a folder are on disk; only POSIX opens folders."""
+    """Sync the entries of a folder to disk. Does nothing except on POSIX."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -94,7 +94,7 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
     while rest:
         written = os.write(descriptor, rest)
         if not written:
-            raise OSError("a write of nothing")
+            raise OSError("a write of 0 bytes")
         rest = rest[written:]
 
 
@@ -117,11 +117,11 @@ def opened(file: Path, flags: int) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _in_words(file: Path) -> Iterator[None]:
+def _os_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"{file}: expected to write it, got {error.strerror or error}; what was there stays; make room or choose "
-            "another place"
+            f"{file}: expected to write it, got {error.strerror or error}; the old content is kept; free disk space "
+            "or choose another folder"
         ) from None
