@@ -205,7 +205,7 @@ def test_the_library_reads_the_same(tmp_path):
 
 def test_the_manifest_says_what_there_is(saved):
     content, raw = content_of(saved), (saved / STATE).read_bytes()
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["record"] == checkpoint.record(saved) == RECORD
     assert content["files"] == {STATE: {"bytes": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}}
     assert content["tree"][".params['0.weight']"] == {"dtype": "F32", "shape": [3, 4]}
@@ -557,8 +557,13 @@ def test_bytes_added_are_detected(saved):
 
 
 def test_a_newer_format_is_said_to_be_newer(saved):
-    reseal(saved, format=2)
-    refused(saved, zeros(small()), "expected format 1, got a newer one, 2; update fdqn")
+    reseal(saved, format=3)
+    refused(saved, zeros(small()), "expected format 2, got a newer one, 3; update fdqn")
+
+
+def test_an_earlier_format_is_said_to_be_earlier(saved):
+    reseal(saved, format=1)
+    refused(saved, zeros(small()), "expected format 2, got 1, of an earlier version of fdqn; finish the run with that")
 
 
 @pytest.mark.parametrize("name", [STATE, MANIFEST])

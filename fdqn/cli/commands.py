@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
 from fdqn.cli.parse import Command, Envs, Eval, Export, Report, Resume, Train
-from fdqn.experiment import events, process, results
+from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
 if TYPE_CHECKING:
@@ -245,6 +245,7 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
+    from fdqn.experiment import results
     from fdqn.storage import files
 
     if not command.runs:

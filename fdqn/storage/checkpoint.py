@@ -36,7 +36,7 @@ except ImportError:  # not a POSIX system
 
 State = TypeVar("State")
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, STATE = "manifest.json", "state.safetensors"
 
 # A manifest has some kilobytes. JSON of at most 1 MiB parses to at most 32 MB, in a tenth of a second.
@@ -276,6 +276,11 @@ def _manifest(path: Path) -> dict[str, Any]:
     if type(version) is int and version > FORMAT:
         newer = str(version)[:20]
         raise CheckpointError(f"{path / MANIFEST}: expected format {FORMAT}, got a newer one, {newer}; update fdqn")
+    if type(version) is int and 0 < version < FORMAT:
+        raise CheckpointError(
+            f"{path / MANIFEST}: expected format {FORMAT}, got {version}, of an earlier version of fdqn; finish the "
+            "run with that version, or train again"
+        )
     if version != FORMAT or not all(isinstance(content.get(name), dict) for name in ("record", "files", "tree")):
         raise _refusal(path / MANIFEST, f"format {FORMAT} with record, files and tree", "other entries")
     return content
