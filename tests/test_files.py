@@ -36,7 +36,7 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path, monkeypatc
     file = tmp_path / "file"
     files.write(file, b"before")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="file: .*, got No space left on device; the old content is kept"):
+    with pytest.raises(OSError, match=r"file: .*, got No space left on device; the old content is kept"):
         files.write(file, b"after")
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
     assert file.read_bytes() == b"before"
