@@ -201,6 +201,20 @@ CALLED = {
     "testing.variants.variants.decorated": fdqn.testing.variants.variants("eager"),
 }
 
+
+def with_agent(**parts):
+    """The program with other parts of its agent."""
+    return examples.program(agent=PROGRAM.algorithm.agent._replace(**parts))
+
+
+def with_fewer_rows():
+    """The program with a buffer that samples five rows, whatever it is asked for."""
+    config, rows = PROGRAM.config, replay.ring.buffer(40)
+    fewer = rows._replace(sample=lambda state, bits, oldest: rows.sample(state, bits[:5], oldest))
+    algorithm = off_policy.algorithm(config, PROGRAM.algorithm.agent, fewer, assemble.clipped(assemble.adam))
+    return PROGRAM._replace(algorithm=algorithm)
+
+
 ROWS = [
     # bits
     ("packing.pack", given(torch.zeros(3)), TypeError, "flags: expected …, got …"),
@@ -488,6 +502,10 @@ ROWS = [
      "sample: expected Sample, got Transition"),
     ("off_policy.update", given(AGENT, ADAM, LEARNER, SAMPLE._replace(weight=REWARD[:2]), HYPER), ValueError,
      "sample.weight: expected shape [B] with B = 4, got [2]"),
+    ("off_policy.update", given(AGENT, ADAM, LEARNER, SAMPLE._replace(indices=ACTION[:3]), HYPER), ValueError,
+     "sample.indices: expected shape [B] with B = 4, got [3]"),
+    ("off_policy.update", given(AGENT, ADAM, LEARNER, SAMPLE._replace(weight=ACTION), HYPER), TypeError,
+     "sample.weight: expected a floating-point dtype, got torch.int64"),
     ("off_policy.update", given(AGENT, ADAM, LEARNER, SAMPLE, LANES_OF_HYPER), ValueError,
      "hyper.gamma: expected shape [], got [4]"),
     ("off_policy.algorithm", given(SETTINGS, AGENT, BUFFER, assemble.adam), TypeError,
@@ -896,6 +914,12 @@ ROWS = [
     ("training.run", given(examples.program(hidden=(9,)), STATE, 100, FUNCTIONS, 10), ValueError,
      "params: expected the network's names and shapes, …; got …"),
     ("training.run", given(TWO_ENVS, STATE, 100, FUNCTIONS, 10), ValueError, "u: expected shape […] with …, got […]"),
+    ("training.run", given(with_agent(values=lambda params, obs, noise: obs[..., :3]), STATE, 100, FUNCTIONS, 10),
+     ValueError, "agent.values: expected shape [8 2], got [8, 3]"),
+    ("training.noise", given(with_agent(noise=lambda rows: ((), ())), KEYS, 0, 1), TypeError,
+     "agent.noise: expected NoiseShapes, got tuple"),
+    ("training.run", given(with_fewer_rows(), STATE, 100, FUNCTIONS, 10), ValueError,
+     "sample.batch.reward: expected shape [8], got [5]"),
     ("training.run", given(PROGRAM, STATE, 100, FUNCTIONS, 10, evaluate=np.zeros(2)), TypeError,
      "evaluate: expected a function, got ndarray"),
     ("training.snapshot", given(PROGRAM, LANE), ValueError, "state.key: expected shape [S 2], got [2]"),
@@ -1104,6 +1128,11 @@ ROWS = [
     ("api.train", given(stop=True), TypeError, "stop: expected …, got bool"),
     ("api.resume", given("nowhere", progress=False), ValueError,
      "run: expected a finished run folder, got …nowhere without config.json"),
+    ("api.resume", given("run", steps=1e3, progress=False), TypeError, "steps: expected an integer, got 1000.0"),
+    ("api.resume", given("run", env="cartpole", progress=False), ValueError,
+     "env: expected 'catch', the environment trained on, got 'cartpole'"),
+    ("api.resume", given("run", env=3, progress=False), TypeError, "env: expected str, got int"),
+    ("api.resume", given("run", fallback="yes", progress=False), TypeError, "fallback: expected bool, got str"),
     ("api.resume", given("run", steps=50, progress=False), ValueError,
      "steps: expected at least the planned 100, got 50"),
     ("api.resume", given(None), TypeError, "path: expected str or PathLike, got NoneType"),

@@ -4,9 +4,11 @@ import base64
 import contextlib
 import json
 import os
+import pickle
 import re
 import signal
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,43 @@ def test_compiled_functions_are_announced(monkeypatch):
     assert lawful(seen)
     compiled = {event.function for event in seen if isinstance(event, events.Compiled)}
     assert compiled == {"noise", "collect", "cycle"}
+
+
+def test_warnings_of_fdqn_are_notices_also_where_warnings_are_errors(monkeypatch):
+    """Each once, whatever the filters of the process."""
+
+    def warning(program, *how):
+        for _ in range(2):
+            warnings.warn_explicit("an engine is missing", UserWarning, compile.__file__, 1, "fdqn.compile.engines")
+        return fdqn.training.vmapped(program)
+
+    monkeypatch.setattr(compile, "compiled", warning)
+    monkeypatch.setattr(compile, "player", lambda *given: None)
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fdqn.train(**TINY | {"compile": True}, progress=False, on_event=seen.append)
+    assert [event.text for event in seen if isinstance(event, events.Notice)].count("an engine is missing") == 1
+
+
+def test_a_refused_resume_leaves_the_folder_as_it_was(made):
+    path = made[0].path
+    before = (path / "config.json").read_bytes()
+    with pytest.raises(TypeError, match=r"steps: expected an integer, got 1000\.0"):
+        fdqn.resume(path, steps=1e3, progress=False)
+    assert (path / "config.json").read_bytes() == before
+
+
+def test_a_policy_can_be_pickled(made):
+    obs = np.zeros((1, 10, 5), dtype=np.float32)
+    assert pickle.loads(pickle.dumps(made[0].policy(1)))(obs) == made[0].policy(1)(obs)
+
+
+def test_a_loaded_run_does_not_depend_on_the_current_folder(made, here, monkeypatch):
+    monkeypatch.chdir(made[0].path.parent)
+    run = fdqn.Run.load("run")
+    monkeypatch.chdir(here)
+    assert set(run.params) == set(made[0].params)
 
 
 def test_a_host_environment_announces_its_closing_episodes():

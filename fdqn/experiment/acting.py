@@ -1,6 +1,7 @@
 """Greedy policy on NumPy arrays, for code that does not use torch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,18 @@ def greedy(spec: EnvSpec, network: Network, params: Params) -> Callable[..., Any
     obs [*O] -> int, obs [N, *O] -> actions [N] of int64; legal, bool [A] or [N, A], marks the actions to choose from.
     """
 
-    @torch.no_grad()
-    def policy(obs: ArrayLike, legal: ArrayLike | None = None) -> int | NDArray[np.int64]:
-        given = _obs(spec, np.asarray(obs))
-        rows = given.reshape(-1, *spec.obs_shape)
-        q = network.apply(params, rows)
-        chosen = masking.greedy(q, _legal(spec, given, legal).reshape(len(rows), spec.actions)).numpy()
-        return int(chosen[0]) if given.ndim == len(spec.obs_shape) else chosen
+    return partial(_act, spec, network, params)
 
-    return policy
+
+@torch.no_grad()
+def _act(
+    spec: EnvSpec, network: Network, params: Params, obs: ArrayLike, legal: ArrayLike | None = None
+) -> int | NDArray[np.int64]:
+    given = _obs(spec, np.asarray(obs))
+    rows = given.reshape(-1, *spec.obs_shape)
+    q = network.apply(params, rows)
+    chosen = masking.greedy(q, _legal(spec, given, legal).reshape(len(rows), spec.actions)).numpy()
+    return int(chosen[0]) if given.ndim == len(spec.obs_shape) else chosen
 
 
 def _obs(spec: EnvSpec, obs: NDArray[Any]) -> Tensor:

@@ -71,7 +71,7 @@ class Run:
         file, if it is not a run folder, is damaged, or the run has no results.
         """
         check.kind("path", path, str, os.PathLike)
-        folder = Path(path)
+        folder = Path(path).absolute()
         if (folder / "config.json").is_file() and not (folder / "summary.json").exists():
             expected = f"run: expected a finished run folder, got {folder} without summary.json"
             raise ValueError(f"{expected}; fdqn.resume({str(folder)!r}) finishes it")
@@ -98,6 +98,7 @@ class Run:
         precision are accepted for floats. Raises ValueError for a seed that was not trained or has failed, and, when
         called, ValueError or TypeError for arrays that do not fit.
         """
+        check.count("seed", seed)
         unusable = failed_seeds(self.settings, _causes(self.summary), finite(self.params))[1]
         params = tree.index(self.params, seed_index(self.settings, unusable, seed))
         return acting.greedy(envs.find(self.settings.env).spec, self.network, params)

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -106,6 +107,7 @@ def resume(
     Raises ValueError for a folder that is no run, CheckpointError if another process writes in it or no checkpoint can
     be read, and what `train` raises.
     """
+    check.kind("fallback", fallback, bool)
     started = time.perf_counter() if started is None else started
     compile.prepare_cpu()
     _, planned = _plan(path, env, steps)
@@ -128,8 +130,14 @@ def resume(
 
 
 def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int]:
-    """Read the settings and the planned steps of a run that is to take `steps`."""
+    """Read the settings and the planned steps of a run that is to take `steps` in the environment `env`, if given."""
+    if env is not None:
+        check.kind("env", env, str)
+    if steps is not None:
+        check.count("steps", steps, 1)
     settings, planned = results.plan(path, env)
+    if env is not None and env != settings.env:
+        raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
     if steps is not None and steps > 2**53:
         raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
     if steps is not None and steps < planned:
@@ -191,6 +199,31 @@ def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, ep
 
 
 def _run(session: Session) -> results.Run:
+    """`_run_to_end`, with warnings of fdqn as notices."""
+    with _warnings_as_notices(session.emit):
+        return _run_to_end(session)
+
+
+@contextlib.contextmanager
+def _warnings_as_notices(emit: OnEvent) -> Iterator[None]:
+    """Emit each warning of fdqn once, as a notice, also if warnings are errors; leave other warnings unchanged."""
+    package, seen = Path(__file__).parents[1], set[str]()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def notice(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+            if package not in Path(filename).parents:
+                show(message, category, filename, *rest, **more)
+            elif str(message) not in seen:  # each compiled function may give the same reason
+                seen.add(str(message))
+                emit(events.Notice(str(message)))
+
+        warnings.filterwarnings("always", category=UserWarning, module=r"fdqn\.")
+        warnings.showwarning = notice
+        yield
+
+
+def _run_to_end(session: Session) -> results.Run:
     """Train to the end or until `session.stop`, evaluate and write the results."""
     path, settings, start = session.path, session.settings, session.start
     session.emit(events.Started(path, settings, start.step, start.steps))

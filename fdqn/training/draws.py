@@ -8,6 +8,7 @@ from torch import Tensor
 from fdqn import check, random, tree
 from fdqn.training import streams
 from fdqn.training.state import Interaction, Noise, Program, UpdateNoise
+from fdqn.types import NoiseShapes
 
 
 def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Noise:
@@ -64,7 +65,10 @@ def _shapes(program: Program) -> dict[str, tuple[int, ...]]:
     """Return the shape of each field of `Noise` for one seed; () for an unused field."""
     config, agent = program.config, program.algorithm.agent
     steps, updates = config.steps_per_cycle, config.updates_per_cycle
-    values, loss = agent.noise(config.num_envs).values, agent.noise(config.batch_size).loss
+    acting, learning = agent.noise(config.num_envs), agent.noise(config.batch_size)
+    for shapes in (acting, learning):
+        check.kind("agent.noise", shapes, NoiseShapes)
+    values, loss = acting.values, learning.loss
     return {
         "act": (steps, config.num_envs, 2),
         "env": (steps, config.num_envs, program.env.spec.noise),

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
 from fdqn import check, envs, random, replay, tree
+from fdqn.agents import check_agent
 from fdqn.ops import exploration
 from fdqn.training import metrics, streams
 from fdqn.training.draws import interactions, noise, updates
@@ -226,6 +227,7 @@ def check_cycle(program: Program, state: TrainState, noises: Noise) -> None:
     """Run one step and one update on fake tensors, so that errors are raised here and not in a compiler."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         before, noise = tree.map(mode.from_tensor, state), tree.map(mode.from_tensor, tree.index(noises, 0))
+        _check_agent(program, tree.index(before, 0))
         after = vmap(partial(_step_without_host, program))(before, tree.index(interactions(noise), 0))
         after = vmap(partial(update, program))(after, tree.index(updates(noise), 0))
         check.same("state after one training iteration", before, after)
@@ -237,3 +239,14 @@ def _step_without_host(program: Program, state: TrainState, noise: Interaction) 
         return interact(program, state, noise)
     action = act(program, state, noise)
     return observe(program, state, action, _blank_step(program.env.spec, action))._replace(env_state=action)
+
+
+def _check_agent(program: Program, state: TrainState) -> None:
+    """Check what the agent returns for a batch of the first observation of one seed."""
+    count, reward = program.config.batch_size, state.metrics.running[0]
+    step = _blank_step(program.env.spec, torch.zeros((count,), dtype=torch.int64, device=state.key.device))
+    obs = state.obs[:1].expand(count, *state.obs.shape[1:])
+    legal = state.legal[:1].expand(count, *state.legal.shape[1:])
+    step = step._replace(next_obs=obs, next_legal=legal, reward=step.reward.to(reward.dtype))
+    batch = replay.transition(obs, torch.zeros_like(step.terminated, dtype=torch.int64), step)
+    check_agent(program.algorithm.agent, state.learner.params, batch, state.hyper)

@@ -95,6 +95,8 @@ def _update(
     hyper: Hyper,
 ) -> tuple[Learner, Any, Diagnostics]:
     sample = buffer.sample(state, bits, 0)
+    check.kind("buffer.sample", sample, Sample)
+    check.shapes(f"sample.batch.reward[{config.batch_size}]", sample.batch.reward)
     learner, diagnostics, priority = update(agent, optimizer(hyper), learner, sample, hyper, noise)
     if config.target_period == 0:
         learner = soft_copy(learner, hyper.tau)
@@ -137,7 +139,9 @@ def update(
     check.kind("sample", sample, Sample)
     # Hyper-parameters [S] would broadcast against a batch of S rows.
     check.shapes("hyper.gamma[]", hyper.gamma)
-    check.shapes("sample.batch.reward[B] sample.weight[B]", sample.batch.reward, sample.weight)
+    rows, weight, indices = sample.batch.reward, sample.weight, sample.indices
+    check.shapes("sample.batch.reward[B] sample.weight[B] sample.indices[B]", rows, weight, indices)
+    check.floating("sample.weight", weight)
     grads, (value, (q, priority)) = grad_and_value(partial(_weighted_mean, agent), has_aux=True)(
         learner.params, learner.target_params, sample, hyper, noise
     )
