@@ -30,7 +30,7 @@ def rollouts():
 
 @pytest.mark.parametrize("make", [examples.program, ranked, rollouts])
 def test_algorithms_are_functions_of_their_keys(make):
-    algorithm(make(), *examples.lanes(2))
+    algorithm(make(), *examples.seeds(2))
 
 
 def planted(**changes):
@@ -41,7 +41,7 @@ def planted(**changes):
 def test_a_generator_of_the_process_is_detected():
     plant = planted(select=lambda bits: torch.randint(0, 2**32, bits.shape))
     with rejects("the same keys: "):
-        algorithm(plant, *examples.lanes(2))
+        algorithm(plant, *examples.seeds(2))
 
 
 def test_a_memory_outside_of_the_state_is_detected():
@@ -53,24 +53,24 @@ def test_a_memory_outside_of_the_state_is_detected():
         return updated._replace(updates=updated.updates + len(calls)), *rest
 
     with rejects("the same keys: "):
-        algorithm(planted(update=update), *examples.lanes(2))
+        algorithm(planted(update=update), *examples.seeds(2))
 
 
 def test_a_selection_that_sees_its_neighbours_is_detected():
     with rejects("select, one seed after the other: "):
-        algorithm(planted(select=lambda bits: bits.flip(0) if bits.ndim == 3 else bits), *examples.lanes(2))
+        algorithm(planted(select=lambda bits: bits.flip(0) if bits.ndim == 3 else bits), *examples.seeds(2))
 
 
 def test_a_cut_that_changes_the_buffer_s_shape_is_detected():
     with rejects("cut"):
-        algorithm(planted(cut=lambda buffer: buffer._replace(added=buffer.added.float())), *examples.lanes(2))
+        algorithm(planted(cut=lambda buffer: buffer._replace(added=buffer.added.float())), *examples.seeds(2))
 
 
 def test_bounds_that_are_too_low_are_detected():
     with rejects("bounds: expected added from 0 to 3"):
-        algorithm(planted(bounds=lambda buffer, steps: {"added": (buffer.added, 3)}), *examples.lanes(2))
+        algorithm(planted(bounds=lambda buffer, steps: {"added": (buffer.added, 3)}), *examples.seeds(2))
 
 
 def test_an_agent_of_one_s_own_is_held_to_the_law():
     program = examples.program(agent=dqn.agent(examples.program().network, double=False))
-    algorithm(program, *examples.lanes(2), cycles=5)
+    algorithm(program, *examples.seeds(2), cycles=5)

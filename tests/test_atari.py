@@ -181,7 +181,7 @@ def test_observations_that_are_not_stacked_as_said_break_their_lane():
 
 def test_a_game_by_the_name_that_others_give_it_is_pointed_to(monkeypatch):
     monkeypatch.setattr(gymnasium, "registry", {})
-    with pytest.raises(ValueError, match=r"^env: gym:ALE/Pong-v5 is registered by .*; ale:Pong plays it .*gym:ale_py:"):
+    with pytest.raises(ValueError, match=r"^env: gym:ALE/Pong-v5 is registered by .*; use ale:Pong .*gym:ale_py:"):
         envs.find("gym:ALE/Pong-v5")
 
 

@@ -72,7 +72,7 @@ def test_a_compiler_that_fails_is_one_sentence(monkeypatch, capsys, error, says,
 @pytest.mark.parametrize("error", [OSError(2, "No such file", "other"), subprocess.CalledProcessError(1, ["other"])])
 def test_other_errors_are_not_a_compiler_s(monkeypatch, error):
     monkeypatch.setenv("CXX", "mine")
-    assert commands._known(error) is None
+    assert commands._known_error(error) is None
 
 
 def fake(path, body):
@@ -99,7 +99,7 @@ def test_the_loop_s_compiler(tmp_path, monkeypatch):
         monkeypatch.setenv("CXX", compiler)
         with pytest.raises(RuntimeError) as raised:
             cpu_groups._driver(tmp_path / "cache")
-        assert commands._known(raised.value) == (
+        assert commands._known_error(raised.value) == (
             f"compiler: expected a working C++ compiler, got {compiler}, {says}{WAY_OUT}"
         )
 

@@ -167,11 +167,10 @@ def test_evaluation_and_video_close_what_they_open():
 
 def calls(path):
     """Yield (function, source) for every call in a file, with the function at module level that it is in."""
-    source = path.read_text()
-    for outer in ast.parse(source).body:
+    for outer in ast.parse(path.read_text()).body:
         for node in ast.walk(outer):
             if isinstance(node, ast.Call):
-                yield getattr(outer, "name", ""), ast.get_source_segment(source, node)
+                yield getattr(outer, "name", ""), ast.unparse(node)
 
 
 KIND = re.compile(r"isinstance\(.*\b(Env|HostEnv|World|RecordingEnv|HostVectorEnv)\b", re.S)

@@ -228,7 +228,7 @@ def test_every_field_says_what_it_is():
 def test_defaults_of_the_command_and_of_the_library_agree():
     hyper = {name: p.default for name, p in inspect.signature(training.hyper).parameters.items()}
     for name, value in {**dataclasses.asdict(training.Config()), **hyper}.items():
-        if name not in ("lanes", "epsilon_steps", "device"):
+        if name not in ("seeds", "epsilon_steps", "device"):
             assert getattr(Settings(), name) == value, name
 
 

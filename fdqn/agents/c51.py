@@ -28,7 +28,8 @@ def agent(
     divergence.
 
     Args:
-        network: returns logits [..., actions * atoms]. With a `NoisyNetwork`, every pass of the loss has independent
+        network: returns logits [..., actions * atoms], not from a dueling network: its value is one number for all
+            atoms. With a `NoisyNetwork`, every pass of the loss has independent
             noise.
         support: returns of the atoms, a tensor [atoms] or (low, high, atoms). It must cover the returns of the
             environment; the default suits clipped rewards.
