@@ -1,8 +1,8 @@
 """Types of the library. This is the place to start reading: all other modules make, wrap or run these records.
 
-An environment (`Env`, `HostEnv`) returns a `Step`; replay stores a `Transition`. A `Network` and an `Optimizer` make an
-`Agent`, and an agent and a `Buffer` make an `Algorithm`, which updates a `Learner`. All of them are plain records of
-pure functions for a single seed.
+An environment (`Env`, `HostEnv`) returns a `Step`; replay stores a `Transition`. An `Agent` is made from a `Network`.
+An `Algorithm`, which updates a `Learner`, is made from an agent, an `Optimizer` and, for learning from replay, a
+`Buffer`. Except for host environments, all of them are plain records of pure functions for a single seed.
 
 Shapes: `[...]` are any leading axes (batch, environments or both), `*O` the axes of one observation, `A` the number of
 actions, `E` the number of environments and `B` the rows of a batch. One `vmap` around these functions adds the axis
@@ -49,9 +49,9 @@ class Step(NamedTuple):
     reward: Tensor
     """[...] float."""
     terminated: Tensor
-    """[...] bool, True if the task ended: the value of `next_obs` is 0."""
+    """[...] bool, True if the task ended: targets take the value of `next_obs` as 0."""
     truncated: Tensor
-    """[...] bool, True if the episode was cut off: the value of `next_obs` still counts."""
+    """[...] bool, True if the episode was cut off: targets bootstrap from the value of `next_obs`."""
 
 
 class Transition(NamedTuple):

@@ -28,9 +28,8 @@ def agent(
     divergence.
 
     Args:
-        network: returns logits [..., actions * atoms], not from a dueling network: its value is one number for all
-            atoms. With a `NoisyNetwork`, every pass of the loss has independent
-            noise.
+        network: returns logits [..., actions * atoms]. It must not be a dueling network, whose state value is one
+            number for all atoms. With a `NoisyNetwork`, every pass of the loss has independent noise.
         support: returns of the atoms, a tensor [atoms] or (low, high, atoms). It must cover the returns of the
             environment; the default suits clipped rewards.
         double: select the next action with the online network, as in double DQN and Rainbow.

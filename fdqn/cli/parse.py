@@ -197,7 +197,7 @@ def _nearest(word: str, known: list[str], help: str) -> str:
 
 
 def _sentence(box: str) -> str:
-    """Extract the message of tyro as one line: the paragraph after the title of its box, drawn with lines or with -."""
+    """Extract the message of tyro as one line: the paragraph after the title of a box drawn in Unicode or -."""
     paragraphs: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│╭╮╰╯ ")

@@ -1,4 +1,4 @@
-"""Compile pure functions into fast ones: `scan(vmap(f))` becomes one graph that updates its state in place.
+"""Compile pure functions: `scan(vmap(f))` becomes one graph that updates its state in place.
 
 `compile` corresponds to `jax.jit`, `scan` to `lax.scan` and `donate` to `donate_argnums`. `donate` copies the new state
 into the old one at the end of the graph. Inductor then computes results directly into the old storage: a pure

@@ -1,4 +1,4 @@
-// Run a compiled step repeatedly for groups of lanes, without the Python interpreter. A cycle is one call of the step.
+// Run a compiled step repeatedly for groups of lanes, without the Python interpreter. `cycle` counts calls of the step.
 //
 // Only functions of torch's C interface are used (aoti_torch/c/shim.h and aoti_runtime/interface.h of
 // torch/csrc/inductor). They are declared here because torch's headers compile slowly. They return 0 on success.
@@ -21,7 +21,7 @@ int32_t aoti_torch_device_type_cpu();
 int32_t aoti_torch_new_tensor_handle(Handle, Handle*);
 int32_t aoti_torch_delete_tensor_object(Handle);
 
-// The first group's slice of an input, and the strides in bytes to the next group and to the next cycle.
+// The first group's slice of an input, and the strides in bytes to the next group and to the next call.
 struct Input {
   char* data;
   int64_t dims;
@@ -36,11 +36,11 @@ struct Input {
 //
 // A thread takes any free group, so a thread whose core is busy does less of the work and delays the others by at most
 // one piece, as long as there are more groups than threads. Only one thread works on a group at a time, and runs its
-// cycles in order, so results do not depend on the assignment of groups to threads.
+// calls in order, so results do not depend on the assignment of groups to threads.
 class Work {
  public:
-  // `shared` holds 1 + groups values, initially 0: a spin lock, then for each group the number of cycles done, or
-  // -1 - cycles done while a thread works on it.
+  // `shared` holds 1 + groups values, initially 0: a spin lock, then for each group the number of calls done, or
+  // -1 - (calls done) while a thread works on it.
   Work(std::atomic<int64_t>* shared, int64_t groups, int64_t cycles, int64_t workers)
       : lock_(shared[0]), done_(shared + 1), groups_(groups), cycles_(cycles), workers_(workers) {}
 
@@ -48,8 +48,8 @@ class Work {
     int64_t group, begin, end;
   };
 
-  // Take the free group with the fewest cycles done; return false if every group is finished or taken. While many
-  // groups have not started, a piece is all cycles of a group, which stays in the core's cache. The last groups are
+  // Take the free group with the fewest calls done; return false if every group is finished or taken. While many
+  // groups have not started, a piece is all calls of a group, which stays in the core's cache. The last groups are
   // taken in eighths, so that all threads finish at about the same time.
   bool take(Piece* piece) {
     acquire();
@@ -92,7 +92,7 @@ class Work {
 };
 
 // Work on pieces until none is left; every thread of a call runs this. The first `stay` inputs are the state, which the
-// step updates in place; the other `change` inputs are the noise, a different slice for each cycle.
+// step updates in place; the other `change` inputs are the noise, a different slice for each call.
 int32_t fdqn_groups(Step step, Handle model, const Input* inputs, void* shared, size_t stay, size_t change,
                     int64_t workers, int64_t groups, int64_t cycles) {
   const int32_t cpu = aoti_torch_device_type_cpu();

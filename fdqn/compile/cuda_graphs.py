@@ -45,7 +45,7 @@ class _StateGraphs(NamedTuple):
 
 
 def replayed() -> Callable[[Step, list[Tensor], list[Tensor]], None]:
-    """Return `in_turn` that captures a CUDA graph when the same call comes a second time, and replays it from then on.
+    """Return a form of `in_turn` that captures a CUDA graph at the second equal call and replays it from then on.
 
     The last GRAPHS_KEPT graphs of each state are kept; graphs of freed states are dropped.
     """

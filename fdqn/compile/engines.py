@@ -7,8 +7,9 @@
 | `inductor`      | one graph, traced by `make_fx`, without guards                | other CPUs             |
 | `aot`           | the same, ahead of time; a C++ loop over groups of lanes      | CPUs under Linux       |
 
-If an engine does not work, the one in the row above it is used, with a UserWarning that gives the reason. The last two
-rows use private functions of torch, which are looked up when they are used (`private.lookup`).
+If an engine does not work, the nearest row above it that works is used, with a UserWarning that gives the reason. The
+last two rows are built on private functions of torch; `torch.compile` uses a few for its settings and for a workaround.
+All are looked up when they are used (`private.lookup`).
 """
 
 import warnings
@@ -252,7 +253,7 @@ def _first_working(
 ) -> Callable[..., Any]:
     """Return a function that runs on `engine` or, if that fails, on the next of `ENGINES` that works, with a warning.
 
-    `cached` caches the result of an engine's `prepare`. The engines left are stored per device type.
+    `cached` caches the result of an engine's `prepare`. The remaining engines are stored per device type.
     """
     resolve(engine, torch.device("cpu"))
     left: dict[str, list[str]] = {}

@@ -38,7 +38,7 @@ def once_per_signature(make: Callable[..., T], f: Callable[..., Any]) -> Callabl
 
 
 Run = Callable[[Any, list[Tensor]], Any]
-"""`run(xs, leaves of xs)` runs steps on a state that is bound."""
+"""`run(xs, leaves of xs)` runs steps on the state for which it was made."""
 
 
 def once_per_state(make: Callable[[Any, Any], Run]) -> Callable[[Any, Any], Any]:

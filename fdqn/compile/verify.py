@@ -23,7 +23,7 @@ ATTEMPTS = 2
 """Consecutive steps that must differ. A single one may differ by chance, if rounding breaks a tie between actions."""
 
 MAX_BYTES = 2**30
-"""Largest size of the compared lanes, which are copied. Above it nothing is compared."""
+"""Largest size in bytes of the compared lanes, which are copied. If they are larger, nothing is compared."""
 
 TOLERANCE = 1e-3
 """Largest relative difference of a leaf's root mean square. Rounding in float32 stays far below it."""

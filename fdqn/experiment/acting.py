@@ -14,9 +14,10 @@ from fdqn.types import EnvSpec, Network, Params
 
 
 def greedy(spec: EnvSpec, network: Network, params: Params) -> Callable[..., Any]:
-    """Return `policy(obs, legal=None) -> action` of one seed's `params`, on arrays of one or of N observations.
+    """Return the greedy policy of one seed, `policy(obs, legal=None) -> action`, on NumPy arrays.
 
-    obs [*O] -> int, obs [N, *O] -> actions [N] of int64; legal, bool [A] or [N, A], marks the actions to choose from.
+    One observation [*O] gives an int, N observations [N, *O] give actions [N] of int64. `legal`, bool [A] or [N, A],
+    marks the actions to choose from.
     """
 
     return partial(_act, spec, network, params)
@@ -34,7 +35,7 @@ def _act(
 
 
 def _obs(spec: EnvSpec, obs: NDArray[Any]) -> Tensor:
-    """Return observations as a tensor. Raises ValueError or TypeError if shape or dtype is not the environment's."""
+    """Return observations as a tensor. Raises ValueError or TypeError unless shape and dtype fit the environment."""
     if obs.shape != spec.obs_shape and obs.shape[1:] != spec.obs_shape:
         one = ", ".join(map(str, spec.obs_shape))
         raise ValueError(

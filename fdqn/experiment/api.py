@@ -46,12 +46,12 @@ def train(
     last checkpoint. In another thread no signal is handled; end the run with `stop` or an exception of `on_event`.
     Handlers of signals are restored at the end.
 
-    While it trains, denormal numbers count as 0 in this thread and in threads that it starts, and CUDA's precision is
-    set for the whole process; both are restored at the end.
+    While it trains, denormal numbers count as 0 in this thread and in threads that it starts. For the whole process,
+    CUDA's precision is set and cuDNN is deterministic. All of these settings are restored at the end.
 
     Args:
-        settings: all settings; or give those that differ from the defaults as keywords, with the names of the flags of
-            `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`;
+        settings: all settings as one record. Alternatively, pass those that differ from the defaults as keywords with
+            the names of the flags of `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`;
             `fdqn.experiment.settings.Settings` documents them. The run folder `out` must not exist yet; by default it
             is a new one in `runs/`.
         preset: published settings that replace the defaults; needs `env`.
@@ -64,7 +64,8 @@ def train(
     Raises:
         TypeError: an unknown keyword, a value of another type, or `settings` and keywords together.
         ValueError: invalid settings, before a file is written; a folder `out` that exists; all seeds have
-            failed; or the run was stopped before their first training iteration.
+            failed; or the run was stopped before its first training iteration.
+        FloatingPointError: a seed failed, with the setting `on_nan="stop"`.
         KeyboardInterrupt: Ctrl-C.
     """
     chosen = _settings(settings, preset, keywords)
@@ -110,7 +111,7 @@ def resume(
 
 
 def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[str, Any]) -> Settings:
-    """Return the settings that are given as such or by keywords."""
+    """Return `settings`, or make them from the preset and the keywords."""
     if settings is not None:
         check.kind("settings", settings, Settings)
         if keywords or preset is not None:
@@ -200,7 +201,7 @@ def _display(shown: bool) -> Iterator[Display]:
 
 @contextlib.contextmanager
 def stopping(say: Callable[[str], None], signals: Sequence[int] = process.SIGNALS) -> Iterator[process.Stop]:
-    """Turn signals into a stop request of a run, as `process.stopping` does; pass the events of the run to `follow`."""
+    """Let signals request a stop, as `process.stopping` does. The caller passes the events of the run to `follow`."""
     with process.stopping(say, compile.is_compiling, training.Stopped, signals) as stop:
         stop.at_once = True
         yield stop

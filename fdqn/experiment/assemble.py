@@ -170,7 +170,8 @@ def rmsprop(hyper: Hyper) -> Optimizer:
 def nature_rmsprop(hyper: Hyper) -> Optimizer:
     """RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
 
-    The paper adds 0.01 to the variance of gradients summed over 32 rows; that of their mean is smaller by 32**2.
+    The paper adds 0.01 to the variance of gradients that are summed over 32 rows. Here gradients are means over the
+    rows, and their variance is smaller by a factor of 32**2.
     """
     return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
 

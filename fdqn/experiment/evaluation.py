@@ -79,7 +79,7 @@ def load(
         compiling: compile the step of long episodes, if the run was compiled.
         renders: raise ValueError unless the environment renders.
 
-    Raises ValueError for a folder, checkpoint, environment or seed that does not fit.
+    Raises ValueError for an invalid folder, and for a checkpoint, environment or seed that does not fit the run.
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
@@ -134,7 +134,7 @@ def _chosen(requested: Sequence[int], trained: range) -> list[int]:
 
 
 def _own_device(settings: Settings) -> Literal["auto", "cpu", "cuda"]:
-    """Return the device of the run, with CUDA replaced by `auto`: this machine may have none."""
+    """Return the device of the run, with CUDA replaced by `auto`, since this machine may not have it."""
     return "auto" if settings.device == "cuda" else settings.device
 
 

@@ -89,7 +89,7 @@ class Evaluated(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """Metrics of all seeds, [S] each. Means are over the steps since the previous report, NaN without any."""
+    """Metrics of all seeds, [S] each. Means are over the time since the previous report, NaN if it has no data."""
 
     step: int
     """Environment steps per seed."""

@@ -30,7 +30,7 @@ def write(
         seed: a trained seed.
         out: file to write. `.pt` and `.pth`: `state_dict`. `.pt2`: policy of `torch.export`, obs [B, *O] -> q [B, A],
             which runs without fdqn.
-        prefix: prefix of the names in the `state_dict`, with its dot.
+        prefix: prefix of the names in the `state_dict`, including the dot at its end.
         env: the environment trained on, required if it is code of your own.
         checkpoint: checkpoint to export, as in `results.trained`; by default the final parameters.
 

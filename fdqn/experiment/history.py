@@ -57,7 +57,7 @@ class CheckpointInfo(NamedTuple):
     failed: int
     """Seeds that have failed."""
     score: float | None
-    """IQM of the training returns of the other seeds; None if no episode has ended."""
+    """IQM of the training returns of the seeds that have not failed; None if no episode has ended."""
 
 
 def checkpoint_info(place: Path) -> CheckpointInfo:
@@ -96,8 +96,8 @@ def restored(
 
     Args:
         path: run folder.
-        settings: of the run.
-        program: of the settings.
+        settings: settings of the run.
+        program: program of these settings.
         start: initial state of all seeds.
         fallback: if the newest checkpoint is damaged, use the newest intact one, and rename the damaged ones.
 
@@ -223,7 +223,7 @@ def record(
     where: Restored | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
 ) -> Iterator[training.Report]:
-    """Write the reports of a run and pass them on: the rows of all seeds in one write, then a checkpoint if one is due.
+    """Write and yield each report of a run: the rows of all seeds in one write, then a checkpoint if one is due.
 
     `where` is the point from which the run was resumed. `on_checkpoint` is called with the folder and the step of each
     checkpoint after it is written.
@@ -259,7 +259,7 @@ def record(
 
 
 def _keep(path: Path, settings: Settings, report: training.Report, seconds: float, rows: dict[str, Any]) -> Path:
-    """Write a checkpoint and return its folder. Of the others, keep the newest and that of the best training return."""
+    """Write a checkpoint and return its folder. Keep the newest ones and the one with the best training return."""
     alive = report.failed < 0
     means = statistics.row_means(report.last_returns[alive])
     ended = means[np.isfinite(means)]

@@ -28,7 +28,7 @@ def check_memory(program: training.Program, seeds: int, device: torch.device) ->
 
 
 def available(device: torch.device) -> tuple[int, int]:
-    """Return the bytes that this process can still allocate on the device, and the total that it could ever use."""
+    """Return the bytes that this process can still allocate on the device, and those that it could use in total."""
     check.kind("device", device, torch.device)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

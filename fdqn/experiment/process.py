@@ -76,7 +76,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Stop:
-    """Stop request of a run, and the signal that made it."""
+    """Stop request of a run, and the signal that caused it."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None

@@ -109,7 +109,7 @@ class Display:
         self._bar.start()
 
     def _advance_episodes(self, ended: int, step: int) -> None:
-        """Show how many episodes have ended. The time left is an upper bound, that to the step limit."""
+        """Show how many episodes have ended. The time left is an upper bound: the time until the step limit."""
         now = time.perf_counter()
         left = (now - self._started) * (self._limit - step) / max(step, 1)
         at_most = f", at most {left // 60:.0f}:{left % 60:02.0f} left" if step else ""

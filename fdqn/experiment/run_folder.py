@@ -172,7 +172,7 @@ def _engine_name(settings: Settings) -> str:
 
 
 def _recorded_engine(engine: dict[str, Any]) -> str:
-    """Return the engine recorded in `config.json`; in those of version 0.1, infer it from other fields."""
+    """Return the engine recorded in `config.json`; for a file of version 0.1, infer it from other fields."""
     if "engine" in engine:
         return engine["engine"]
     if not engine.get("compile", True):
@@ -188,7 +188,7 @@ def _partition(settings: Settings) -> dict[str, int] | None:
 
 
 def functions(program: training.Program, settings: Settings, vector: Any = None) -> training.Functions:
-    """Return the step functions on the engine of the settings, which step the host environments `vector`, if given."""
+    """Return the step functions on the engine of the settings; they step the host environments `vector`, if given."""
     engine = _engine_name(settings)
     if vector is None:
         return compile.compiled(program, settings.check_compile, engine)
@@ -216,7 +216,7 @@ def finish(
 
     Args:
         path: run folder.
-        settings: of the run.
+        settings: settings of the run.
         report: the last report.
         started: `time.perf_counter()` at the start of the run in this process.
         final: evaluation of the trained seeds in the environment trained on.

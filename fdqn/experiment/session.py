@@ -53,7 +53,7 @@ def train(
     """Train the seeds of `settings` in a new run folder.
 
     Args:
-        settings: of the run. Its folder is `settings.out`, by default `runs/ENV-TIME`, in the current folder.
+        settings: settings of the run. Its folder is `settings.out`, by default `runs/ENV-TIME` in the current folder.
         on_event: receives the events of `fdqn.experiment.events`. An exception that it raises ends the run.
         stop: ends the run early, with complete files, once it returns True.
         started: `time.perf_counter()` from which the duration of the run is measured; by default now.
@@ -62,8 +62,8 @@ def train(
     failed before the end, or if the run was stopped before its first training iteration; FloatingPointError for a
     failed seed with `on_nan="stop"`.
 
-    Sets up this process for training: denormal numbers count as 0 in this thread and in threads that it starts, and
-    CUDA's precision is that of the settings.
+    Sets up this process for training: denormal numbers count as 0 in this thread and in threads that it starts,
+    CUDA's precision is that of the settings, and cuDNN is deterministic.
     """
     check.kind("settings", settings, Settings)
     started = time.perf_counter() if started is None else started
@@ -105,7 +105,7 @@ def resume(
         on_event, stop, started: as for `train`.
 
     Raises ValueError for a folder that is no run, CheckpointError if another process writes in it or no checkpoint can
-    be read, and what `train` raises.
+    be read, and the errors of `train`.
     """
     check.kind("fallback", fallback, bool)
     started = time.perf_counter() if started is None else started
@@ -130,7 +130,7 @@ def resume(
 
 
 def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int]:
-    """Read the settings and the planned steps of a run that is to take `steps` in the environment `env`, if given."""
+    """Read the settings and planned steps of a run. Raises ValueError unless `env` and `steps`, if given, fit."""
     if env is not None:
         check.kind("env", env, str)
     if steps is not None:
@@ -199,7 +199,7 @@ def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, ep
 
 
 def _run(session: Session) -> results.Run:
-    """`_run_to_end`, with warnings of fdqn as notices."""
+    """Call `_run_to_end`, and emit warnings of fdqn as notices."""
     with _warnings_as_notices(session.emit):
         return _run_to_end(session)
 
@@ -312,7 +312,7 @@ def _functions(session: Session, vector: HostVectorEnv | None) -> training.Funct
 
 
 def _watched(name: str, f: Callable[..., Any], stop: Stop, emit: OnEvent) -> Callable[..., Any]:
-    """Wrap a step function: raise `Stopped` instead of the first call if the run is to stop, else emit `Compiled`."""
+    """Wrap a step function: emit `Compiled` after its first call, or raise `Stopped` instead if the run is to stop."""
     called = False
 
     def call(*given: Any) -> Any:

@@ -117,7 +117,8 @@ def add(frames: Frames, obs: Tensor, next_obs: Tensor, ended: Tensor, valid: Ten
     check.boolean("valid", valid)
     env = torch.arange(frames.written.shape[0], device=frames.written.device)
     first = frames.fresh.long()
-    # The first step of an episode writes two frames, any other step one and rewrites the other with its old content.
+    # Two positions are written at every step. Only the first step of an episode has two new frames; any other step
+    # rewrites the second position with its old content.
     at = (frames.written.unsqueeze(-1) + torch.arange(2, device=env.device)) % capacity
     before = frames.age[env, (frames.written - 1) % capacity]
     age = torch.where(frames.fresh, 0, before)
@@ -155,7 +156,7 @@ def number(frames: Frames, at: Tensor, numbers: Tensor, valid: Tensor) -> Frames
 
 
 def lost(before: Frames, after: Frames) -> Tensor:
-    """Return the serial number [] of the newest row of which one `add` overwrote a frame; -1 for none."""
+    """Return the serial number [] of the newest row that lost a frame in the `add` from `before` to `after`, or -1."""
     depth, capacity = after.stacked.shape[1], after.ring.shape[1]
     env = torch.arange(after.written.shape[0], device=after.written.device).unsqueeze(-1)
     # An observation is lost with its oldest frame; one `add` overwrites at most two frames.

@@ -101,8 +101,8 @@ def add(
 def sample(state: Prioritized, bits: Tensor, oldest: Tensor | int = 0, *, beta: float | Schedule = 0.4) -> Sample:
     """Sample rows with serial number >= `oldest`, with replacement, in proportion to their masses.
 
-    `bits * 2**-32` is a fraction of the total mass and selects the row into whose interval of the cumulative mass it
-    falls.
+    `bits * 2**-32`, as a fraction of the total mass, is a point of the cumulative mass. It selects the row whose
+    interval contains it.
 
     Shapes: bits [B] int64, integers in [0, 2**32). Raises as `ring.sample` does.
     """
@@ -126,7 +126,8 @@ def sample(state: Prioritized, bits: Tensor, oldest: Tensor | int = 0, *, beta: 
 def update(
     state: Prioritized, indices: Tensor, priority: Tensor, *, alpha: float = 0.5, epsilon: float = 0.0
 ) -> Prioritized:
-    """Set the priorities [B] of the rows at `indices` [B]. A row that occurs several times gets the largest of them.
+    """Set the priorities [B] of the rows at `indices` [B]. A row that occurs several times gets the largest
+    of its priorities.
 
     Masses are rounded to a multiple of 2**(ceil(log2(C)) - 36), about 1e-5 for a million rows, and clamped to
     `LARGEST`; a priority above 0 never becomes 0.
@@ -152,7 +153,7 @@ def update(
 
 
 def size(state: Prioritized, oldest: Tensor | int = 0) -> Tensor:
-    """Count the rows [] with a number of at least `oldest`, including those of priority 0."""
+    """Count the rows [] with serial number >= `oldest`, including those of priority 0."""
     return ring.size(state.ring, oldest)
 
 
@@ -205,7 +206,7 @@ def _descend(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     Shapes: masses of the children [B, F] or [F].
     """
     is_before = masses.cumsum(-1) <= point.unsqueeze(-1)
-    # If all masses are 0, all children count as before.
+    # If all masses are 0, every child is before the point.
     child = is_before.sum(-1).clamp_max(masses.shape[-1] - 1)
     return child, point - torch.where(is_before, masses, 0.0).sum(-1)
 
@@ -213,7 +214,7 @@ def _descend(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
 def _range(state: Prioritized, count: Tensor, oldest: Tensor | int) -> tuple[Tensor | float, Tensor]:
     """Return the mass [] at positions before the oldest of the newest `count` rows, and the mass [] of these rows.
 
-    Going around the ring from the position of the oldest of them, these rows come first and all others last.
+    In the order of the ring that starts at the oldest of these rows, they come first and all others follow.
     """
     total = state.books.sum()
     if not isinstance(oldest, Tensor) and oldest == 0:
@@ -221,7 +222,7 @@ def _range(state: Prioritized, count: Tensor, oldest: Tensor | int) -> tuple[Ten
     added, capacity = state.ring.added, _capacity(state)
     stored, drawn = first = torch.stack([(added - capacity).clamp_min(0), added - count]) % capacity
     before_stored, before_drawn = _mass_before(state, first)
-    # If drawn < stored, the newest rows lie between the two positions, else the older rows do.
+    # If drawn < stored, the newest rows are those between the two positions, else the older rows are.
     between = before_stored - before_drawn
     drawable = torch.where(drawn < stored, between, total + between)
     return before_drawn, torch.where(count > 0, drawable, 0.0)

@@ -108,7 +108,7 @@ def size(ring: Ring, oldest: Tensor | int = 0) -> Tensor:
 
 
 def bounds(ring: Ring, steps: int) -> dict[str, tuple[Tensor, int]]:
-    """Return the number of rows added with its bound `steps`."""
+    """Return the number of rows added and its bound, `steps`."""
     return {"added": (ring.added, steps)}
 
 

@@ -21,7 +21,7 @@ def noise(program: Program, keys: Tensor, first_cycle: int, cycles: int) -> Nois
 
 
 def cycle_keys(keys: Tensor, first_cycle: int, cycles: int) -> Tensor:
-    """Derive the keys [cycles, S, 2] of `cycles` training iterations from `first_cycle` on from keys [S, 2]."""
+    """Derive keys [cycles, S, 2] from keys [S, 2]: one for each seed and training iteration, from `first_cycle` on."""
     return _numbered(keys, cycle_numbers(keys, first_cycle, cycles))
 
 

@@ -27,7 +27,7 @@ from fdqn.types import Env, EnvSpec, HostEnv, HostVectorEnv, Network, Params
 # Steps of noise drawn at once. After each such block, `ended` is read from the device.
 _DRAW = 64
 
-# `fold_in` data of the first random actions: larger than the number of any step, which the noise of environments uses.
+# `fold_in` number of the first random actions: above all step numbers, which are used for the noise of environments.
 _CHOICES = 2**31
 
 # On a CPU, the step from which a compiled function is used: by then, eager steps have taken about as long as compiling.

@@ -54,7 +54,8 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     q = vmap(program.network.apply)(params, step.obs)
     check.shapes(f"network.apply[S E {spec.actions}]", q)
     seeds = vmap(partial(_init_seed, program))(params, hyper, keys, env_state, step)
-    # A run overwrites its state, so no leaf may share memory with an argument or, as vmap's constants do, another leaf.
+    # A run overwrites its state, so no leaf may share memory with an argument or with another leaf, as constants under
+    # vmap do.
     return tree.separate(seeds, (params, hyper, keys))
 
 
@@ -242,7 +243,7 @@ def _step_without_host(program: Program, state: TrainState, noise: Interaction) 
 
 
 def _check_agent(program: Program, state: TrainState) -> None:
-    """Check what the agent returns for a batch of the first observation of one seed."""
+    """Check the agent's results for a batch made of the first observation of one seed."""
     count, reward = program.config.batch_size, state.metrics.running[0]
     step = _blank_step(program.env.spec, torch.zeros((count,), dtype=torch.int64, device=state.key.device))
     obs = state.obs[:1].expand(count, *state.obs.shape[1:])

@@ -113,15 +113,15 @@ class Cadence(NamedTuple):
         return number > self.warm and self.period > 0 and (number - self.warm) % self.period == 0
 
     def reports(self, number: int, cycles: int) -> bool:
-        """Return True if a report or an evaluation follows the last `cycles` of `number` iterations."""
+        """Return True if a report or an evaluation is due after `number` iterations, the last `cycles` of them new."""
         return self.evaluates(number, cycles) or self._is_due(number, cycles, self.report_every)
 
     def evaluates(self, number: int, cycles: int) -> bool:
-        """Return True if an evaluation follows the last `cycles` of `number` iterations."""
+        """Return True if an evaluation is due after `number` iterations, the last `cycles` of them new."""
         return self._is_due(number, cycles, self.evaluate_every)
 
     def _is_due(self, number: int, cycles: int, every: int) -> bool:
-        """Return True if those iterations ended the run or passed a multiple of `every` environment steps."""
+        """Return True if the new iterations ended the run or reached a multiple of `every` environment steps."""
         return every > 0 and (number == self.last or number >= _next_multiple(number - cycles, self.env_steps, every))
 
 
@@ -185,9 +185,9 @@ def run(
 ) -> Iterator[Report]:
     """Train all seeds until each has taken `steps` environment steps; yield reports along the way and at the end.
 
-    This is a generator: nothing runs before the first report is requested. Then one iteration runs on fake tensors
-    first, so that its errors are raised early. To continue a stopped run, pass the `state` and `since` of its last
-    report. A run with no steps left only yields a report.
+    This is a generator: nothing runs before the first report is requested. One iteration is then run on fake tensors,
+    so that its errors are raised before training starts. To continue a stopped run, pass the `state` and `since` of its
+    last report. A run with no steps left only yields a report.
 
     Args:
         program: environment and algorithm.
@@ -197,8 +197,8 @@ def run(
         report_every: environment steps per seed between reports.
         evaluate: `evaluate(state) -> returns [S, episodes]`; None for no evaluations.
         evaluate_every: environment steps per seed between evaluations; 0 for none.
-        stop: called between calls of step functions. If it returns True, the run ends early with a report; so it
-            does if a step function raises `Stopped` during its compilation.
+        stop: called between calls of step functions. If it returns True, the run ends early with a report. A step
+            function that raises `Stopped` during its compilation ends the run in the same way.
         since: start of the means of the first report; by default `state`.
         at_once: maximum of training iterations per call of a step function; by default at most CYCLES_PER_CALL.
     """

@@ -96,8 +96,8 @@ def epsilon(hyper: Hyper, steps: Tensor, random_steps: int | Tensor = 0) -> Tens
 def random_steps(program: Program, state: TrainState) -> int | Tensor:
     """Return the number of environment steps of a seed with uniformly random actions. Shape: that of `state.cycle`.
 
-    A run that was resumed without its buffer before its first update starts to learn later and acts randomly until
-    then.
+    If a run is resumed before its first update and without its buffer, learning starts later, and actions are random
+    until then.
     """
     config = program.config
     if not config.random_warmup:
