@@ -633,7 +633,7 @@ def started(lanes=2, **config):
     ("name", "config"),
     [
         ("sync", {}),
-        ("cycle", {"steps_per_cycle": 2, "updates_per_cycle": 2, "target_period": 0}),
+        ("cycle", {"target_period": 0}),
     ],
     ids=str,
 )

@@ -93,7 +93,7 @@ def test_gradients_are_those_of_each_lane(engine):
 
 
 @pytest.mark.skipif(torch.__version__ >= graph.FIXED_IN, reason="the compiler is right")
-@EACH
+@pytest.mark.parametrize("engine", ["aot", *(pytest.param(x, marks=pytest.mark.slow) for x in COMPILING if x != "aot")])
 def test_without_the_guard_the_first_steps_are_refused(engine, monkeypatch, tmp_path):
     """A planted bug, which is torch's own: gradients are multiplied by the number of lanes."""
     monkeypatch.setattr(graph, "own_memory", lambda traced: None)

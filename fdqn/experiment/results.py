@@ -71,11 +71,11 @@ class Run:
         file, if it is not a run folder, is damaged, or the run has no results.
         """
         check.kind("path", path, str, os.PathLike)
-        folder = Path(path).absolute()
+        folder = Path(path)
         if (folder / "config.json").is_file() and not (folder / "summary.json").exists():
             expected = f"run: expected a finished run folder, got {folder} without summary.json"
             raise ValueError(f"{expected}; fdqn.resume({str(folder)!r}) finishes it")
-        return read(folder, env)
+        return dataclasses.replace(read(folder, env), path=folder.absolute())
 
     @cached_property
     def params(self) -> Params:

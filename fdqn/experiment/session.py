@@ -133,8 +133,8 @@ def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int
     """Read the settings and planned steps of a run. Raises ValueError unless `env` and `steps`, if given, fit."""
     if env is not None:
         check.kind("env", env, str)
-    if steps is not None:
-        check.count("steps", steps, 1)
+    if steps is not None and type(steps) is not int:
+        raise TypeError(f"steps: expected an integer, got {steps!r}")
     settings, planned = results.plan(path, env)
     if env is not None and env != settings.env:
         raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
