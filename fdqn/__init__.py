@@ -60,7 +60,7 @@ _MOVED = {
     "n_step": "fdqn.replay.n_step",
     "plots": "fdqn.report.plots",
     "policies": "fdqn.ops.exploration",
-    "runs": "fdqn.experiment.run_folder",
+    "runs": "fdqn.experiment.results",
     "schedules": "fdqn.ops.schedules",
     "settings": "fdqn.experiment.settings",
     "statistics": "fdqn.report.statistics",
