@@ -1,7 +1,4 @@
-"""Double DQN for 16 seeds of CartPole on one page, built from fdqn's functions: `fdqn.train` without the run folder.
-
-python benchmarks/one_page_dqn.py [STEPS]
-"""
+"""Double DQN for 16 seeds of CartPole on one page, of fdqn's functions. Usage: one_page_dqn.py [STEPS]"""
 
 import sys
 
@@ -18,7 +15,7 @@ STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000  # environment steps 
 env, gymnasium = envs.make("cartpole"), envs.find("gym:CartPole-v1")
 network = networks.mlp(env.spec.obs_shape, (120, 84), env.spec.actions)
 optimizer = optim.chain(clip=optim.clip_by_global_norm(10.0), adam=optim.adam(2e-3))
-buffer = replay.ring.buffer(10_000)
+buffer = replay.ring.buffer(10_000)  # below, functions of one seed but for `draw`
 
 
 def init(key):
