@@ -61,7 +61,7 @@ def imported_levels(module):
 
 
 def unknown_imports(module):
-    """What a module imports from `fdqn` that is no level, such as a name that the package resolves when asked."""
+    """Return the names that a module imports from `fdqn` and that are not levels, such as lazily resolved ones."""
     return {name.split(".")[1] for name in imported(module)} - {level(p) for p in FILES} - {"__version__"}
 
 
@@ -219,7 +219,7 @@ ASKS = "torch.compiler.is_compiling"
 
 
 def allowed_in(path, by_name):
-    """What a table allows a file, by its own name or by that of a folder that it lies in."""
+    """Return what a table allows a file, by its own name or by the name of a folder that it is in."""
     return set().union(*(allowed for name, allowed in by_name.items() if belongs_to(path, name)))
 
 

@@ -108,7 +108,7 @@ def test_without_the_guard_the_first_steps_are_refused(engine, monkeypatch, tmp_
 
 @EACH
 def test_a_swap_is_donated(engine):
-    """Where new leaves are old ones of another place, also beside the caller's thread."""
+    """Swap leaves of the state, also on other threads than the caller's."""
 
     def swap(state, x):
         return {"a": state["b"] + x, "b": state["a"], "count": state["count"] + 1}
@@ -178,7 +178,7 @@ WITHOUT = {
     "torch._inductor.custom_graph_pass.CustomGraphPass": {"torch.compile": "eager"} if FAULTY else {},
     "torch._inductor.config.post_grad_custom_pre_pass": {"torch.compile": "eager"} if FAULTY else {},
 }
-"""What each engine steps down to without a private function."""
+"""Engine that runs if a private function is missing."""
 
 
 @pytest.fixture

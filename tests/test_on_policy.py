@@ -113,7 +113,7 @@ def test_the_comparison_sees_planted_bugs():
 
 
 def test_a_step_that_was_not_taken_counts_for_nothing():
-    """Where a host environment only starts a new episode: no row of it, and no return over it."""
+    """Leave out steps in which a host environment only starts a new episode: no row, and no return across them."""
     given = steps(3, count=5)
     ended = given.ended.clone()
     ended[1] = True

@@ -19,10 +19,6 @@ README = (ROOT / "README.md").read_text()
 PACKAGE = (ROOT / "fdqn/README.md").read_text()
 PAGES = {path: (ROOT / path).read_text() for path in ("README.md", "fdqn/README.md", "benchmarks/README.md")}
 
-# The map of the package and the names in code describe the final layout. Until it is there, what is missing is skipped.
-MOVED = (ROOT / "fdqn/experiment").is_dir()
-moved = pytest.mark.skipif(not MOVED, reason="the new layout is not there yet")
-
 PRIVATE_WORDS = r"lanes?|worlds?|cycles?|shares?|penalty|told|asked|said|stands|begun|rooms?"
 
 
@@ -56,7 +52,7 @@ def dotted_names(code):
 
 
 def exists(dotted):
-    """Whether a dotted name can be imported or read."""
+    """Return True if a dotted name can be imported or read."""
     first, *rest = dotted.split(".")
     value, path = importlib.import_module(first), first
     for name in rest:
@@ -91,12 +87,10 @@ def test_names_in_code_exist(code):
 
 def missing(code):
     names = [name for name in sorted(dotted_names(code)) if not exists(name)]
-    if names and not MOVED:
-        pytest.skip(f"not there yet: {', '.join(names)}")
     return names
 
 
-@pytest.mark.parametrize("page", [pytest.param("README.md", marks=moved), "fdqn/README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "fdqn/README.md", "benchmarks/README.md"])
 def test_functions_in_text_exist(page):
     """`losses.huber` in a text or a table is a name of the module `fdqn.ops.losses`, and so for every module."""
     spans = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page].split("## Changes in 0.2")[0]))
@@ -205,7 +199,6 @@ def test_every_section_of_the_table_names_a_test():
     assert all("`test_" in row or "::test_" in row for row in table)
 
 
-@moved
 def test_map_of_the_package_names_every_module_and_nothing_else():
     """Each row names a module, or a folder as a whole; bold rows head the modules of a folder."""
     entries, heads = set(), set()

@@ -54,7 +54,7 @@ def names(seen):
 
 
 def lawful(seen):
-    """Whether a sequence of events is one that `fdqn.experiment.events` documents."""
+    """Return True if the sequence of events is one that `fdqn.experiment.events` documents."""
     one = "|".join(["Compiled", "Checkpointed", "SeedFailed", "Evaluated", "Reported", "Notice"])
     closing = "(Notice )*(EvaluationStarted ((EvaluationProgress|Notice) )*EvaluationEnded (Evaluated )?)?"
     grammar = f"Prepared (Notice )*Started (Notice )*Training (({one}) )*({closing})*(Finished )?(Stopped )?"
@@ -233,7 +233,7 @@ def test_ctrl_c_completes_the_files_and_raises(here, capsys):
 
 
 def test_only_ctrl_c_is_handled():
-    """What else ends a process is for those whose process it is."""
+    """Leave other signals than SIGINT to the owner of the process."""
     others = [number for number in process.SIGNALS if number != signal.SIGINT]
     before, during = [signal.getsignal(number) for number in others], []
     fdqn.train(**TINY, progress=False, on_event=lambda event: during.append([signal.getsignal(n) for n in others]))

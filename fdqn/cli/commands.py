@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +179,7 @@ def _following(console: "Console", emit: Emit | None) -> Iterator[tuple[_Followe
     follower: _Follower | None = None
     try:
         with (
-            terminal.warnings_as_lines(console),
+            process.saying_warnings(partial(console.print, soft_wrap=True)),
             Display(console) as display,
             api.stopping(console.print) as stop,
         ):
@@ -210,7 +211,7 @@ def _eval(command: Eval, emit: Emit) -> None:
         compiling=command.compile,
         renders=command.video is not None,
     )
-    with terminal.warnings_as_lines(console), Display(console) as display:
+    with process.saying_warnings(partial(console.print, soft_wrap=True)), Display(console) as display:
         played = evaluation.play(trained, display)
     if command.json:
         checkpoint_info = {} if command.checkpoint is None else {"checkpoint": trained.step}

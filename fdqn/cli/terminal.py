@@ -2,13 +2,8 @@
 
 import os
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fdqn
 from fdqn.experiment import process
 
 if TYPE_CHECKING:
@@ -52,21 +47,3 @@ def results() -> "Console":
 
     plain = Plain(highlight=False, markup=False, emoji=False)
     return plain if plain.is_terminal else Plain(highlight=False, markup=False, width=160)
-
-
-@contextmanager
-def warnings_as_lines(console: "Console") -> Iterator[None]:
-    """Print warnings of fdqn as one line without their source location; leave other warnings unchanged."""
-    with warnings.catch_warnings():
-        show, shown = warnings.showwarning, set[str]()
-
-        def line(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
-            if Path(fdqn.__file__).parent in Path(filename).parents:
-                if str(message) not in shown:  # each compiled function may give the same reason
-                    console.print(str(message), soft_wrap=True)
-                shown.add(str(message))
-            else:
-                show(message, category, filename, *rest, **more)
-
-        warnings.showwarning = line
-        yield

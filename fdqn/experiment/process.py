@@ -1,4 +1,4 @@
-"""Process state of a command: signals, standard output and the working directory."""
+"""Process state of a command: signals, standard output, warnings and the working directory."""
 
 import contextlib
 import ctypes
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -211,6 +212,26 @@ def _flush(stream: Any) -> None:
 def _write(descriptor: int, content: bytes) -> None:
     while content:
         content = content[os.write(descriptor, content) :]
+
+
+@contextlib.contextmanager
+def saying_warnings(say: Callable[[str], None]) -> Iterator[None]:
+    """Pass each warning of fdqn to `say` once, as one line, also if warnings are errors; leave other warnings as they
+    are."""
+    package, seen = Path(__file__).parents[1], set[str]()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
+            if package not in Path(filename).parents:
+                show(message, category, filename, *rest, **more)
+            elif str(message) not in seen:  # each compiled function may give the same reason
+                seen.add(str(message))
+                say(str(message))
+
+        warnings.filterwarnings("always", category=UserWarning, module=r"fdqn\.")
+        warnings.showwarning = line
+        yield
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ import dataclasses
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, training
-from fdqn.experiment import assemble, events, history, memory, results, run_folder
+from fdqn.experiment import assemble, events, history, memory, process, results, run_folder
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings
 from fdqn.training import evaluate, host
@@ -67,9 +66,8 @@ def train(
     """
     check.kind("settings", settings, Settings)
     started = time.perf_counter() if started is None else started
-    base = (
-        Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()
-    )  # an environment may change the working directory
+    # An environment may change the working directory.
+    base = Path() if settings.out and os.path.isabs(settings.out) else Path.cwd()
     compile.prepare_cpu()
     run_folder.folder(settings, base)
     program, state = _prepare(settings, on_event)
@@ -200,27 +198,8 @@ def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, ep
 
 def _run(session: Session) -> results.Run:
     """Call `_run_to_end`, and emit warnings of fdqn as notices."""
-    with _warnings_as_notices(session.emit):
+    with process.saying_warnings(lambda text: session.emit(events.Notice(text))):
         return _run_to_end(session)
-
-
-@contextlib.contextmanager
-def _warnings_as_notices(emit: OnEvent) -> Iterator[None]:
-    """Emit each warning of fdqn once, as a notice, also if warnings are errors; leave other warnings unchanged."""
-    package, seen = Path(__file__).parents[1], set[str]()
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-
-        def notice(message: Any, category: type[Warning], filename: str, *rest: Any, **more: Any) -> None:
-            if package not in Path(filename).parents:
-                show(message, category, filename, *rest, **more)
-            elif str(message) not in seen:  # each compiled function may give the same reason
-                seen.add(str(message))
-                emit(events.Notice(str(message)))
-
-        warnings.filterwarnings("always", category=UserWarning, module=r"fdqn\.")
-        warnings.showwarning = notice
-        yield
 
 
 def _run_to_end(session: Session) -> results.Run:

@@ -18,7 +18,7 @@ from torch.func import vmap
 from fdqn import check, envs, random, replay, tree
 from fdqn.agents import check_agent
 from fdqn.ops import exploration
-from fdqn.training import metrics, streams
+from fdqn.training import metrics, off_policy, streams
 from fdqn.training.draws import interactions, noise, updates
 from fdqn.training.state import (
     Functions,
@@ -30,7 +30,7 @@ from fdqn.training.state import (
     check_program,
     zero,
 )
-from fdqn.types import EnvSpec, Hyper, Params, Step
+from fdqn.types import EnvSpec, Hyper, Params, Step, Transition
 
 
 def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
@@ -198,8 +198,7 @@ def update(program: Program, state: TrainState, noise: UpdateNoise) -> TrainStat
 def sync(state: TrainState) -> TrainState:
     """Copy the parameters to the target parameters."""
     check.kind("state", state, TrainState)
-    learner = state.learner._replace(target_params=tree.clone(state.learner.params))
-    return state._replace(learner=learner)
+    return state._replace(learner=off_policy.hard_copy(state.learner))
 
 
 def vmapped(program: Program) -> Functions:
@@ -244,10 +243,7 @@ def _step_without_host(program: Program, state: TrainState, noise: Interaction) 
 
 def _check_agent(program: Program, state: TrainState) -> None:
     """Check the agent's results for a batch made of the first observation of one seed."""
-    count, reward = program.config.batch_size, state.metrics.running[0]
-    step = _blank_step(program.env.spec, torch.zeros((count,), dtype=torch.int64, device=state.key.device))
-    obs = state.obs[:1].expand(count, *state.obs.shape[1:])
-    legal = state.legal[:1].expand(count, *state.legal.shape[1:])
-    step = step._replace(next_obs=obs, next_legal=legal, reward=step.reward.to(reward.dtype))
-    batch = replay.transition(obs, torch.zeros_like(step.terminated, dtype=torch.int64), step)
+    obs, legal, reward = state.obs[0], state.legal[0], state.metrics.running[0]
+    row = Transition(obs, torch.zeros_like(reward, dtype=torch.int64), reward, torch.ones_like(reward), obs, legal)
+    batch = tree.map(lambda x: x.expand(program.config.batch_size, *x.shape), row)
     check_agent(program.algorithm.agent, state.learner.params, batch, state.hyper)
