@@ -13,23 +13,42 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 import tyro
 
 import fdqn
 from fdqn.experiment import process
-from fdqn.experiment.settings import PRESETS, Preset, Settings
+from fdqn.experiment import settings as groups
+from fdqn.experiment.presets import EXAMPLES, PRESETS, Preset
+from fdqn.experiment.settings import Settings
 
 
 @dataclass(frozen=True)
 class Train:
+    """Settings of a run, and the form of its results."""
+
+    settings: Settings
+    preset: Preset | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class TrainFlags:
     """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
     with the range of the seeds if there are fewer than 5."""
 
-    settings: tyro.conf.OmitArgPrefixes[Settings]
+    run: tyro.conf.OmitArgPrefixes[groups.Run]
+    iteration: tyro.conf.OmitArgPrefixes[groups.Iteration]
+    replay: tyro.conf.OmitArgPrefixes[groups.Replay]
+    exploration: tyro.conf.OmitArgPrefixes[groups.Exploration]
+    network: tyro.conf.OmitArgPrefixes[groups.Architecture]
+    optimizer: tyro.conf.OmitArgPrefixes[groups.Optimization]
+    rule: tyro.conf.OmitArgPrefixes[groups.Rule]
+    evaluation: tyro.conf.OmitArgPrefixes[groups.Evaluation]
+    execution: tyro.conf.OmitArgPrefixes[groups.Execution]
     preset: Preset | None = None
-    """Published settings to use instead of the defaults. Other flags override them."""
+    """Published settings to use instead of the defaults; fdqn presets lists them. Other flags override them."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -129,7 +148,7 @@ class Envs:
 
 
 Command = Train | Resume | Eval | Report | Export | Envs
-COMMANDS = {"train": Train, "resume": Resume, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
+COMMANDS = {"train": TrainFlags, "resume": Resume, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
 
 
 def parse(arguments: list[str]) -> Command:
@@ -145,12 +164,8 @@ def parse(arguments: list[str]) -> Command:
     if twice := [word for word in flags if flags.count(word) > 1]:
         _refuse(f"flag --{twice[0]}: expected once, got {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
-    if preset := _preset(arguments):
-        if not {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}:
-            env = {"minatar": "minatar:breakout", "nature": "ale:Breakout"}[preset]
-            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {env}, got none")
-        default = Train(Settings(**PRESETS[preset]))
-        choices[0] = Annotated[Train, tyro.conf.subcommand("train", default=default)]
+    if first == "train":
+        choices[0] = Annotated[TrainFlags, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
     message = io.StringIO()
     try:
         with process.REDIRECTING, contextlib.redirect_stderr(message):
@@ -169,14 +184,47 @@ def parse(arguments: list[str]) -> Command:
         word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
-    return command
+    return _train(command, flags) if isinstance(command, TrainFlags) else command
 
 
-def _preset(arguments: list[str]) -> Preset | None:
-    """Return the preset among the arguments, if valid. Its settings become the defaults of the other flags."""
-    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--preset=") else [word])]
-    values = words[words.index("--preset") + 1 :][:1] if "--preset" in words else []
-    return cast(Preset, values[0]) if values and values[0] in PRESETS and words[0] == "train" else None
+def _train_defaults(arguments: list[str]) -> TrainFlags:
+    """Return the defaults of the flags of `fdqn train`, which depend on the preset and the algorithm."""
+    preset, algorithm = _value(arguments, "--preset"), _value(arguments, "--algorithm")
+    published = PRESETS.get(cast(Preset, preset), {})
+    if preset in PRESETS and "env" not in published:
+        if not {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}:
+            env = EXAMPLES[cast(Preset, preset)]
+            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {env}, got none")
+    known = {} if algorithm not in groups.ALGORITHMS else {"algorithm": algorithm}
+    return _grouped(groups.make(known, published))
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    """Return the value of a flag among the arguments, if it is given."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith(f"{flag}=") else [word])]
+    return next(iter(words[words.index(flag) + 1 :]), None) if flag in words else None
+
+
+def _grouped(settings: Settings) -> TrainFlags:
+    """Split settings into the groups of `fdqn train --help`."""
+    values = dataclasses.asdict(settings)
+    parts = [
+        group(**{field.name: values[field.name] for field in dataclasses.fields(group)}) for group in groups.GROUPS
+    ]
+    return TrainFlags(*parts)
+
+
+def _train(flags: TrainFlags, names: list[str]) -> Train:
+    """Return the command for parsed flags, of which those called `names` were given."""
+    parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in ("preset", "json")]
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    given = {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
+    try:
+        settings = groups.make(given, PRESETS[flags.preset] if flags.preset else None)
+    except ValueError as error:
+        name, sentence = str(error).split(": ", 1)
+        _refuse(f"flag --{name.replace('_', '-')}: {sentence.replace('_', '-')}")
+    return Train(settings, flags.preset, flags.json)
 
 
 def _flag(word: str) -> str:
@@ -184,10 +232,11 @@ def _flag(word: str) -> str:
     return word.split("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 
-def _flags(command: Command) -> list[str]:
-    fields = [field.name for field in dataclasses.fields(command) if field.name not in ("settings", "run", "runs")]
-    if isinstance(command, Train):
-        fields += [field.name for field in dataclasses.fields(Settings)]
+def _flags(command: Any) -> list[str]:
+    if isinstance(command, TrainFlags):
+        fields = ["preset", "json", *(field.name for field in dataclasses.fields(Settings))]
+    else:
+        fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs")]
     return [f"--{name.replace('_', '-')}" for name in fields]
 
 
@@ -214,7 +263,7 @@ def _sentence(box: str) -> str:
     return sentence.replace("invalid literal for int() with base 10:", "expected a whole number, got")
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str) -> NoReturn:
     """Print a usage error and exit with code 2."""
     print(f"fdqn: {sentence}", file=sys.stderr)
     raise SystemExit(2)

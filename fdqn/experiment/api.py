@@ -19,7 +19,8 @@ from fdqn.experiment import events, process, session
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.progress import Display, stopped_text
 from fdqn.experiment.results import Run, interval_text
-from fdqn.experiment.settings import PRESETS, Preset, Settings
+from fdqn.experiment.presets import EXAMPLES, PRESETS, Preset
+from fdqn.experiment.settings import Settings, make
 
 EVERY = 5.0
 """Seconds between two lines of progress where there is neither a terminal nor a notebook."""
@@ -126,14 +127,13 @@ def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[s
     if preset is not None:
         if preset not in get_args(Preset):
             raise ValueError(f"preset: expected one of {get_args(Preset)}, got {preset!r}")
-        if "env" not in keywords:
-            raise ValueError(f"env: expected one with preset {preset!r}, got none; give env='{_EXAMPLES[preset]}'")
-        keywords = {**PRESETS[preset], **keywords}
+        if "env" not in {**PRESETS[preset], **keywords}:
+            raise ValueError(f"env: expected one with preset {preset!r}, got none; give env='{EXAMPLES[preset]}'")
     if isinstance(keywords.get("out"), os.PathLike):
         keywords = {**keywords, "out": os.fspath(keywords["out"])}
     if isinstance(keywords.get("hidden"), list):
         keywords = {**keywords, "hidden": tuple(keywords["hidden"])}
-    return Settings(**keywords)
+    return make(keywords, None if preset is None else PRESETS[preset])
 
 
 def _signature() -> inspect.Signature:
@@ -147,8 +147,6 @@ def _signature() -> inspect.Signature:
 
 
 train.__signature__ = _signature()  # type: ignore[attr-defined]
-
-_EXAMPLES: dict[Preset, str] = {"minatar": "minatar:breakout", "nature": "ale:Breakout"}
 
 
 def _supervised(

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fdqn import check, envs, networks, optim, random, replay, training
-from fdqn.agents import dqn
-from fdqn.experiment.settings import Settings
-from fdqn.ops import losses
-from fdqn.training import off_policy
-from fdqn.types import Agent, Buffer, EnvSpec, Hyper, Network, Optimizer
+from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
+from fdqn.experiment.settings import Settings, check_read
+from fdqn.networks import Head, NoisyNetwork, Trunk, heads, trunks
+from fdqn.ops import losses, schedules
+from fdqn.training import off_policy, on_policy, streaming
+from fdqn.types import Agent, Algorithm, Buffer, EnvSpec, Hyper, Network, Optimizer, Scalar, Schedule
 
 
 def program(settings: Settings) -> training.Program:
@@ -25,63 +26,67 @@ def program(settings: Settings) -> training.Program:
             "terminal_on_life_loss: expected an environment that counts lives, such as ale:Breakout, got "
             f"{settings.env}"
         )
-    # A seed stores at most one row per step, rounded up to whole training iterations.
-    cycle = settings.num_envs * settings.steps_per_cycle
-    steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
-    if settings.learning_starts > steps - cycle:
-        raise ValueError(
-            f"learning_starts: expected fewer than steps = {settings.steps} in whole training iterations of "
-            f"{cycle}, got "
-            f"{settings.learning_starts}: no update would be made"
-        )
-    rows = min(settings.capacity, max(steps, settings.batch_size))
-    config = training.Config(
-        num_envs=settings.num_envs,
-        steps_per_cycle=settings.steps_per_cycle,
-        updates_per_cycle=settings.updates_per_cycle,
-        batch_size=settings.batch_size,
-        capacity=rows,
-        learning_starts=settings.learning_starts,
-        target_period=settings.target_period if settings.tau == 1 else 0,
-        n_step=settings.n_step,
-        clip_rewards=settings.clip_rewards,
-        terminal_on_life_loss=settings.terminal_on_life_loss,
-        random_warmup=settings.random_warmup,
-    )
-    # Host environments: the last step of an iteration is stored in the next one, and every second step may be a reset
-    # without a transition.
-    if envs.on_host(found) and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
-        raise ValueError(
-            f"learning_starts: expected at least {least} in a host environment, got {settings.learning_starts}: its "
-            "steps are stored one training iteration later, and some only start an episode"
-        )
+    check_read(settings)
+    config = _config(settings, envs.on_host(found))
     if not envs.on_host(found) and found.spec.stack > 1 and not settings.save_replay:
         raise ValueError(
             f"save_replay: expected True for {settings.env}, got False; resumed episodes need the stored frames"
         )
-    return training.Program(
-        found, off_policy.algorithm(config, agent(settings), buffer(config, found.spec), optimizer(settings))
-    )
+    return training.Program(found, algorithm(settings, config, found.spec))
+
+
+def algorithm(settings: Settings, config: training.Config, spec: EnvSpec) -> Algorithm:
+    """Return the algorithm of the settings. Raises ValueError as `agent` does."""
+    check.kind("settings", settings, Settings)
+    if settings.algorithm == "stream-q":
+        return streaming.algorithm(config, _streaming(settings, spec), settings.q_lambda, settings.stream_kappa)
+    if settings.algorithm == "pqn":
+        return on_policy.algorithm(config, agent(settings), optimizer(settings), settings.q_lambda)
+    rows = _prioritized(settings, config.capacity) if settings.prioritized else None
+    return off_policy.algorithm(config, agent(settings), buffer(config, spec, rows), optimizer(settings))
 
 
 def agent(settings: Settings) -> Agent:
-    """Return the DQN agent of the settings. Raises ValueError as `network` does."""
+    """Return the agent of the settings. Raises ValueError for settings out of range and as `body` does."""
     check.kind("settings", settings, Settings)
     loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
-    return dqn.agent(network(settings), settings.double, loss)
+    support = (settings.v_min, settings.v_max, settings.atoms)
+    match settings.algorithm:
+        case "dqn":
+            return dqn.agent(body(settings), settings.double, loss)
+        case "munchausen":
+            rule = (settings.munchausen_alpha, settings.munchausen_tau, settings.munchausen_clip)
+            return munchausen.agent(body(settings), *rule, loss)
+        case "c51" | "rainbow":
+            return c51.agent(body(settings, settings.atoms), support, settings.double)
+        case "qr-dqn":
+            return qr_dqn.agent(body(settings, settings.quantiles), settings.quantiles, settings.double, settings.kappa)
+        case "iqn":
+            network = networks.quantile(*parts(settings), settings.cosines)
+            return iqn.agent(network, settings.double, *[settings.fractions] * 3, settings.kappa)
+        case "pqn":
+            return pqn.agent(body(settings), loss)
+    raise ValueError(f"algorithm: expected one with an agent, got {settings.algorithm}")
 
 
-def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
-    """Return the optimizer of the settings as a function of a seed's hyper-parameters."""
+def network(settings: Settings) -> Network:
+    """Return the Q-network of the settings without noise, whose largest value is the greedy action."""
     check.kind("settings", settings, Settings)
-    rule = {"adam": adam, "rmsprop": rmsprop, "nature-rmsprop": nature_rmsprop}[settings.optimizer]
-    return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
+    if settings.algorithm == "stream-q":
+        return _streaming(settings, envs.find(settings.env).spec)
+    return training.policy(agent(settings))
 
 
-def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
-    """Return a uniform replay buffer with the wrappers that the observations and `n_step` require."""
+def buffer(config: training.Config, spec: EnvSpec, rows: Buffer | None = None) -> Buffer:
+    """Wrap a replay buffer as the observations and `n_step` require.
+
+    Args:
+        config: sizes of the program.
+        spec: sizes of the environment.
+        rows: buffer of `config.capacity` transitions; by default one that samples uniformly.
+    """
     check.kind("config", config, training.Config)
-    rows = replay.ring.buffer(config.capacity)
+    rows = replay.ring.buffer(config.capacity) if rows is None else rows
     if spec.obs_dtype == torch.bool and spec.stack == 1:
         rows = replay.packing.wrap(rows)
     rows = replay.n_step.wrap(rows, config.num_envs, config.n_step)
@@ -90,23 +95,109 @@ def buffer(config: training.Config, spec: EnvSpec) -> Buffer:
     return replay.frames.wrap(rows, config.num_envs, spec.stack, config.capacity, config.n_step)
 
 
-def network(settings: Settings) -> Network:
-    """Return the network of the settings: MinAtar's for observations [C, 10, 10], the Nature network for larger frames,
-    and an MLP over the flattened observation otherwise.
+def _prioritized(settings: Settings, capacity: int) -> Buffer:
+    """Return a prioritized buffer whose importance-sampling exponent is annealed to 1 over the run."""
+    beta = partial(schedules.linear, start=settings.priority_beta, end=1.0, steps=max(1, _updates(settings)))
+    return replay.prioritized.buffer(capacity, settings.priority_alpha, beta)
 
-    Raises ValueError if `hidden` or `dueling` is set for a convolutional network, which supports neither.
+
+def body(settings: Settings, atoms: int = 1) -> NoisyNetwork:
+    """Return the network of the settings with `atoms` outputs for each action.
+
+    Raises ValueError for settings that the network does not support, such as `hidden` for a convolutional one.
     """
+    trunk, head = parts(settings, atoms)
+    network = networks.join(trunk, head)
+    return networks.orthogonal(network, math.sqrt(2)) if settings.orthogonal else network
+
+
+def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
+    """Return the trunk and the head of the network of the settings; errors as in `body`."""
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
-    if convolutional := _convolutional(spec.obs_shape):
-        if settings.hidden != Settings.hidden or settings.dueling:
-            raise ValueError(
-                f"{'dueling' if settings.dueling else 'hidden'}: expected the default, as {settings.env} has frames "
-                f"{list(spec.obs_shape)}, for which the convolutional network is fixed"
-            )
-        return convolutional(spec.obs_shape, spec.actions)
-    mlp = networks.dueling_mlp if settings.dueling else networks.mlp
-    return mlp(spec.obs_shape, settings.hidden, spec.actions)
+    kind = _kind(settings, spec.obs_shape)
+    if not kind.endswith("mlp") and settings.hidden != Settings.hidden:
+        raise ValueError(
+            f"hidden: expected the default, as {settings.env} has frames {list(spec.obs_shape)}, for which the "
+            f"network {kind} is fixed"
+        )
+    if settings.noisy and kind not in _NOISY:
+        raise ValueError(f"noisy: expected network {', '.join(_NOISY)} with it, got {kind}; omit one of them")
+    sizes = (settings.hidden,) if kind.endswith("mlp") else ()
+    if settings.noisy:
+        trunk = _NOISY[kind](spec.obs_shape, *sizes, sigma_zero=settings.sigma_zero)
+        head = heads.noisy_dueling if settings.dueling else heads.noisy_linear
+        return trunk, head(spec.actions, atoms, settings.sigma_zero)
+    head = heads.dueling if settings.dueling else heads.linear
+    return _TRUNKS[kind](spec.obs_shape, *sizes), head(spec.actions, atoms)
+
+
+_TRUNKS: dict[str, Callable[..., Trunk]] = {
+    "mlp": trunks.mlp,
+    "layernorm-mlp": trunks.layer_norm_mlp,
+    "nature": trunks.nature,
+    "layernorm-nature": trunks.layer_norm_nature,
+    "minatar": trunks.minatar,
+    "layernorm-minatar": trunks.layer_norm_minatar,
+    "impala": trunks.impala,
+}
+
+_NOISY: dict[str, Callable[..., Trunk]] = {
+    "mlp": trunks.noisy_mlp,
+    "nature": trunks.noisy_nature,
+    "minatar": trunks.noisy_minatar,
+}
+
+
+def _kind(settings: Settings, obs_shape: tuple[int, ...]) -> str:
+    """Return the name of the network of the settings; `auto` is resolved by the shape of the observations."""
+    if settings.network != "auto":
+        return settings.network
+    kind = "mlp"
+    if len(obs_shape) == 3:
+        if obs_shape[1:] == (10, 10):
+            kind = "minatar"
+        elif min(obs_shape[1:]) >= networks.SMALLEST_FRAME:
+            kind = "nature"
+    return f"layernorm-{kind}" if settings.algorithm == "pqn" else kind
+
+
+def _streaming(settings: Settings, spec: EnvSpec) -> Network:
+    if len(spec.obs_shape) == 3 and spec.obs_shape[1:] == (10, 10):
+        return networks.stream_minatar(spec.obs_shape, spec.actions)
+    return networks.stream_mlp(spec.obs_shape, settings.hidden, spec.actions)
+
+
+def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
+    """Return the optimizer of the settings as a function of a seed's hyper-parameters."""
+    check.kind("settings", settings, Settings)
+    rule = _RULES[settings.optimizer]
+    if settings.adam_eps != Settings.adam_eps:
+        rule = partial(rule, eps=settings.adam_eps)
+    if settings.learning_rate_schedule != "constant":
+        rule = partial(_scheduled, settings, rule)
+    return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
+
+
+def _scheduled(settings: Settings, rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
+    """Return the optimizer of `rule` with a schedule in place of the learning rate."""
+    return rule(hyper._replace(learning_rate=_schedule(settings, hyper.learning_rate)))  # type: ignore[arg-type]
+
+
+def _schedule(settings: Settings, start: Scalar) -> Schedule:
+    end, updates = settings.learning_rate_end, max(1, _updates(settings))
+    match settings.learning_rate_schedule:
+        case "linear":
+            return partial(schedules.linear, start=start, end=end, steps=updates)
+        case "cosine":
+            return partial(_cosine, start=start, end=end, steps=updates)
+    decay, every = settings.learning_rate_decay, settings.learning_rate_decay_every
+    return partial(schedules.staircase, start=start, decay=decay, every=every)
+
+
+def _cosine(step: Tensor, start: Scalar, end: Scalar, steps: int) -> Tensor:
+    """Follow `schedules.cosine` to its end and stay there, as in a run that is extended."""
+    return schedules.cosine(step.clamp_max(steps), start, end, steps)
 
 
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
@@ -157,9 +248,9 @@ def _clipped(rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
     return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rule=rule(hyper))
 
 
-def adam(hyper: Hyper) -> Optimizer:
+def adam(hyper: Hyper, eps: float = 1e-8) -> Optimizer:
     """Adam. Kingma and Ba 2015, https://arxiv.org/abs/1412.6980"""
-    return optim.adam(hyper.learning_rate)
+    return optim.adam(hyper.learning_rate, eps=eps)
 
 
 def rmsprop(hyper: Hyper) -> Optimizer:
@@ -176,13 +267,70 @@ def nature_rmsprop(hyper: Hyper) -> Optimizer:
     return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
 
 
-def _convolutional(obs_shape: tuple[int, ...]) -> Callable[[tuple[int, ...], int], Network] | None:
-    """Return the convolutional network for observations [C, H, W]; None if there is none for this shape."""
-    if len(obs_shape) != 3:
-        return None
-    if obs_shape[1:] == (10, 10):
-        return networks.minatar
-    return networks.nature if min(obs_shape[1:]) >= networks.SMALLEST_FRAME else None
+def _with_rate(rule: Callable[..., Optimizer], hyper: Hyper, **numbers: float) -> Optimizer:
+    return rule(hyper.learning_rate, **numbers)
+
+
+_RULES: dict[str, Callable[..., Optimizer]] = {
+    "adam": adam,
+    "adamw": partial(_with_rate, optim.adamw),
+    "adamax": partial(_with_rate, optim.adamax),
+    "nadam": partial(_with_rate, optim.nadam),
+    "radam": partial(_with_rate, optim.radam),
+    "adagrad": partial(_with_rate, optim.adagrad),
+    "sgd": partial(_with_rate, optim.sgd),
+    "torch-rmsprop": partial(_with_rate, optim.rmsprop),
+    "rmsprop": rmsprop,
+    "nature-rmsprop": nature_rmsprop,
+}
+
+
+def _config(settings: Settings, on_host: bool) -> training.Config:
+    """Return the sizes of the program. Raises ValueError for sizes that do not fit together."""
+    common = dict(
+        num_envs=settings.num_envs,
+        steps_per_cycle=settings.steps_per_cycle,
+        updates_per_cycle=settings.updates_per_cycle,
+        batch_size=settings.batch_size,
+        clip_rewards=settings.clip_rewards,
+        terminal_on_life_loss=settings.terminal_on_life_loss,
+    )
+    if settings.algorithm in ("pqn", "stream-q"):
+        # Nothing is stored beyond a training iteration, and there is no target network.
+        rows = max(settings.num_envs * settings.steps_per_cycle, settings.batch_size, 1)
+        return training.Config(**common, capacity=rows, learning_starts=0, target_period=0)
+    # A seed stores at most one row per step, rounded up to whole training iterations.
+    cycle = settings.num_envs * settings.steps_per_cycle
+    steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
+    if settings.learning_starts > steps - cycle:
+        raise ValueError(
+            f"learning_starts: expected fewer than steps = {settings.steps} in whole training iterations of "
+            f"{cycle}, got "
+            f"{settings.learning_starts}: no update would be made"
+        )
+    config = training.Config(
+        **common,
+        capacity=min(settings.capacity, max(steps, settings.batch_size)),
+        learning_starts=settings.learning_starts,
+        target_period=settings.target_period if settings.tau == 1 else 0,
+        n_step=settings.n_step,
+        random_warmup=settings.random_warmup,
+    )
+    # Host environments: the last step of an iteration is stored in the next one, and every second step may be a reset
+    # without a transition.
+    if on_host and settings.learning_starts < (least := config.steps_before_rows(2 * config.n_step)):
+        raise ValueError(
+            f"learning_starts: expected at least {least} in a host environment, got {settings.learning_starts}: its "
+            "steps are stored one training iteration later, and some only start an episode"
+        )
+    return config
+
+
+def _updates(settings: Settings) -> int:
+    """Return the number of updates of a seed in the whole run."""
+    cycle = settings.num_envs * settings.steps_per_cycle
+    warmup = 0 if settings.algorithm in ("pqn", "stream-q") else math.ceil(settings.learning_starts / cycle)
+    return (math.ceil(settings.steps / cycle) - warmup) * settings.updates_per_cycle
 
 
 def _checked(settings: Settings) -> None:

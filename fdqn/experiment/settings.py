@@ -1,25 +1,57 @@
-"""Settings of a run: flags, units, defaults and presets. Does not import torch, so that `--help` is quick."""
+"""Settings of a run: flags, units and defaults, and the defaults of each algorithm. Does not import torch, so that
+`--help` is quick.
+
+`Settings` is the union of the groups above it, which are the groups of `fdqn train --help`.
+"""
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
+AlgorithmName = Literal["dqn", "munchausen", "c51", "qr-dqn", "iqn", "rainbow", "pqn", "stream-q"]
+OptimizerName = Literal[
+    "adam", "adamw", "adamax", "nadam", "radam", "adagrad", "sgd", "torch-rmsprop", "rmsprop", "nature-rmsprop"
+]
+NetworkName = Literal[
+    "auto", "mlp", "layernorm-mlp", "nature", "layernorm-nature", "minatar", "layernorm-minatar", "impala"
+]
+
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a run: flags of `fdqn train` with their units and defaults."""
+class Run:
+    """The run: environment, algorithm, seeds and length."""
 
     env: str = "cartpole"
     """Environment: a name that `fdqn envs` lists, gym:NAME, ale:GAME, or package.module:name for your own."""
+    algorithm: AlgorithmName = "dqn"
+    """Learning algorithm. It changes some defaults (fdqn train --algorithm NAME --help) and decides which flags are
+    read."""
     seeds: int = 16
     """Number of seeds (independent learners) to train at once."""
     seed: int = 0
     """First seed; the others are seed + 1, seed + 2, ..."""
     steps: int = 100_000
     """Environment steps per seed, summed over its environments, warm-up included."""
+    gamma: float = 0.99
+    """Discount factor per environment step, in [0, 1]."""
+    clip_rewards: bool = False
+    """Clip rewards to [-1, 1] for learning. Reported returns are not clipped."""
+    terminal_on_life_loss: bool = False
+    """End episodes at a lost life for learning, in environments that count lives.
+    Reported returns are of whole episodes."""
+    out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
+    """Run folder to create; by default runs/ENV-DATE-TIME."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """Training iteration: steps of the environments, then updates. All algorithms but stream-q, which learns from each
+    step once."""
+
     num_envs: int = 10
     """Environments per seed."""
     steps_per_cycle: int = 1
@@ -28,30 +60,37 @@ class Settings:
     """Updates per training iteration, after its steps."""
     batch_size: int = 128
     """Transitions per update."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Replay and target network: dqn, munchausen, c51, qr-dqn, iqn, rainbow."""
+
     capacity: int = 10_000
     """Transitions that the replay buffer of a seed holds."""
     learning_starts: int = 1_000
     """Environment steps per seed before the first update."""
+    n_step: int = 1
+    """Environment steps per transition; their rewards are discounted and summed."""
+    prioritized: bool = False
+    """Sample transitions in proportion to their priority instead of uniformly."""
+    priority_alpha: float = 0.6
+    """Exponent of the priorities, in [0, 1]; with --prioritized."""
+    priority_beta: float = 0.4
+    """Exponent of the importance-sampling weights at the start, in [0, 1], annealed to 1; with --prioritized."""
+    save_replay: bool = True
+    """Save the replay buffer in checkpoints. Without it checkpoints are small, but a resumed run differs.
+    It first refills its replay buffer for --learning-starts steps."""
     target_period: int = 20
     """Updates between hard copies of the parameters to the target network."""
     tau: float = 1.0
     """Fraction of the new parameters in a soft target update, made after every update. 1: hard copies instead."""
-    n_step: int = 1
-    """Environment steps per transition; their rewards are discounted and summed."""
-    clip_rewards: bool = False
-    """Clip rewards to [-1, 1] for learning. Reported returns are not clipped."""
-    terminal_on_life_loss: bool = False
-    """End episodes at a lost life for learning, in environments that count lives.
-    Reported returns are of whole episodes."""
-    optimizer: Literal["adam", "rmsprop", "nature-rmsprop"] = "adam"
-    """Optimizer. rmsprop is that of MinAtar's paper: centered, decay 0.95, eps 0.01.
-    nature-rmsprop is that of the Nature paper: eps inside the root, 0.01 / 32**2 for the mean over a batch of 32."""
-    learning_rate: float = 2e-3
-    """Learning rate of the optimizer."""
-    gamma: float = 0.99
-    """Discount factor per environment step, in [0, 1]."""
-    max_grad_norm: float = 10.0
-    """Global norm to which gradients are clipped; inf for no clipping."""
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Exploration: epsilon-greedy actions. Noisy networks explore by themselves (--noisy)."""
+
     epsilon_start: float = 1.0
     """Fraction of random actions at the start."""
     epsilon_end: float = 0.05
@@ -61,15 +100,91 @@ class Settings:
     random_warmup: bool = False
     """Take uniformly random actions until learning starts (--learning-starts) and anneal epsilon from there.
     Otherwise epsilon is annealed from the first step."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Network."""
+
+    network: NetworkName = "auto"
+    """Network. auto: minatar for boards of 10 x 10, nature for images of at least 36 x 36, an MLP for the rest; with
+    LayerNorm for pqn. impala: the residual network of IMPALA. stream-q has its own networks."""
     hidden: tuple[int, ...] = (120, 84)
-    """Sizes of the hidden layers; none for a linear network.
-    Images (10 x 10, or at least 36 x 36) use a convolutional network instead."""
+    """Sizes of the hidden layers of an MLP; none for a linear network."""
     dueling: bool = False
     """Use a dueling network: separate outputs for the value of the state and the advantages of the actions."""
-    double: bool = True
-    """Use double Q-learning: the online network selects the next action and the target network evaluates it."""
+    noisy: bool = False
+    """Use noisy linear layers, which explore through noise in their weights. Set the epsilon flags to 0 with it."""
+    sigma_zero: float = 0.5
+    """Initial scale of the noise, divided by the square root of a layer's inputs; with --noisy."""
+    orthogonal: bool = False
+    """Initialize weights to orthogonal matrices times sqrt(2), and biases to 0."""
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """Optimizer: all algorithms but stream-q, whose optimizer is ObGD."""
+
+    optimizer: OptimizerName = "adam"
+    """Optimizer, as in torch.optim with its defaults. torch-rmsprop: RMSprop. rmsprop: that of MinAtar's paper,
+    centered, decay 0.95, eps 0.01. nature-rmsprop: that of the Nature paper, eps inside the root, 0.01 / 32**2 for the
+    mean over a batch of 32."""
+    learning_rate: float = 2e-3
+    """Learning rate of the optimizer; for stream-q the largest step size."""
+    learning_rate_schedule: Literal["constant", "linear", "exponential", "cosine"] = "constant"
+    """Schedule of the learning rate. linear, cosine: from --learning-rate to --learning-rate-end over all updates of
+    the run. exponential: multiplied by --learning-rate-decay after every --learning-rate-decay-every updates."""
+    learning_rate_end: float = 0.0
+    """Learning rate at the end of the run; with the schedules linear and cosine."""
+    learning_rate_decay: float = 0.9
+    """Factor of the learning rate in the schedule exponential, as gamma of torch's ExponentialLR."""
+    learning_rate_decay_every: int = 1_000
+    """Updates between two multiplications in the schedule exponential."""
+    adam_eps: float = 1e-8
+    """Constant added to the denominator of adam, adamw, adamax, nadam and radam."""
+    max_grad_norm: float = 10.0
+    """Global norm to which gradients are clipped; inf for no clipping."""
     loss: Literal["mse", "huber"] = "mse"
-    """Loss of the TD errors: mse (mean squared error) or huber."""
+    """Loss of the TD errors of dqn, munchausen and pqn: mse (mean squared error) or huber."""
+    double: bool = True
+    """Use double Q-learning in dqn, c51, qr-dqn, iqn and rainbow: the online network selects the next action and the
+    target network evaluates it."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Numbers of single algorithms."""
+
+    v_min: float = -100.0
+    """Smallest return of the support of c51 and rainbow."""
+    v_max: float = 100.0
+    """Largest return of the support of c51 and rainbow."""
+    atoms: int = 101
+    """Number of atoms of the support of c51 and rainbow."""
+    quantiles: int = 200
+    """Number of quantiles of qr-dqn."""
+    kappa: float = 1.0
+    """Threshold of the quantile Huber loss of qr-dqn and iqn; 0 for the quantile loss."""
+    fractions: int = 64
+    """Number of sampled fractions of iqn, in the loss for the online and the target network and in acting."""
+    cosines: int = 64
+    """Number of cosines of the embedding of a fraction of iqn."""
+    munchausen_alpha: float = 0.9
+    """Weight of the log-policy in the reward of munchausen, in [0, 1]; 0 for none."""
+    munchausen_tau: float = 0.03
+    """Temperature of the softmax policy of munchausen, above 0."""
+    munchausen_clip: float = -1.0
+    """Lowest value of the scaled log-policy of munchausen, at most 0."""
+    q_lambda: float = 0.65
+    """Lambda of the returns of pqn and of the eligibility traces of stream-q, in [0, 1]."""
+    stream_kappa: float = 2.0
+    """Kappa of the overshooting bound (ObGD) of stream-q, above 0."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Reports, evaluation and checkpoints."""
+
     report_every: int = 2_000
     """Environment steps per seed between rows of metrics.csv."""
     evaluate_epsilon: float = 0.0
@@ -85,11 +200,14 @@ class Settings:
     """Environment steps per seed between checkpoints, rounded up to a report; 0 for one at the end only."""
     keep_checkpoints: int = 2
     """Number of checkpoints to keep, in addition to the one with the best training return."""
-    save_replay: bool = True
-    """Save the replay buffer in checkpoints. Without it checkpoints are small, but a resumed run differs.
-    It first refills its replay buffer for --learning-starts steps."""
     on_nan: Literal["freeze", "stop"] = "freeze"
     """Reaction to a NaN or infinity in a seed's loss, gradient or parameters: freeze that seed, or stop the run."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Device and compiler."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; auto uses CUDA if it is available."""
     tf32: bool = False
@@ -104,8 +222,15 @@ class Settings:
     auto on CUDA: torch.compile."""
     check_compile: bool = True
     """Compare the first compiled step and update with eager execution and stop the run if they differ."""
-    out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
-    """Run folder to create; by default runs/ENV-DATE-TIME."""
+
+
+GROUPS = (Run, Iteration, Replay, Exploration, Architecture, Optimization, Rule, Evaluation, Execution)
+"""Groups of settings, in the order of `fdqn train --help`."""
+
+
+@dataclass(frozen=True)
+class Settings(Execution, Evaluation, Rule, Optimization, Architecture, Exploration, Replay, Iteration, Run):
+    """Settings of a run: flags of `fdqn train` with their units and defaults. `make` applies an algorithm's defaults."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -121,66 +246,125 @@ class Settings:
         return self.compile and self.engine != "eager"
 
 
-_CLASSIC: dict[str, Any] = {
-    "batch_size": 32,
-    "optimizer": "rmsprop",
-    "learning_rate": 2.5e-4,
-    "max_grad_norm": math.inf,
-    "epsilon_end": 0.1,
-    "random_warmup": True,
-    "double": False,
-    "loss": "huber",
+_REPLAY = ("dqn", "munchausen", "c51", "qr-dqn", "iqn", "rainbow")
+_MINIBATCHES = (*_REPLAY, "pqn")
+_READ_BY: dict[str, tuple[str, ...]] = {
+    **{field.name: _REPLAY for field in dataclasses.fields(Replay)},
+    "random_warmup": _REPLAY,
+    **{field.name: _MINIBATCHES for field in (*dataclasses.fields(Iteration), *dataclasses.fields(Optimization))},
+    "learning_rate": (*_MINIBATCHES, "stream-q"),
+    "loss": ("dqn", "munchausen", "pqn"),
+    "double": ("dqn", "c51", "qr-dqn", "iqn", "rainbow"),
+    "network": _MINIBATCHES,
+    "dueling": _MINIBATCHES,
+    "noisy": _REPLAY,
+    "sigma_zero": _REPLAY,
+    "orthogonal": _MINIBATCHES,
+    **dict.fromkeys(("v_min", "v_max", "atoms"), ("c51", "rainbow")),
+    "quantiles": ("qr-dqn",),
+    "kappa": ("qr-dqn", "iqn"),
+    **dict.fromkeys(("fractions", "cosines"), ("iqn",)),
+    **dict.fromkeys(("munchausen_alpha", "munchausen_tau", "munchausen_clip"), ("munchausen",)),
+    "q_lambda": ("pqn", "stream-q"),
+    "stream_kappa": ("stream-q",),
 }
+"""Algorithms that read a setting; all of them, if it is not listed."""
 
-Preset = Literal["minatar", "nature"]
+_NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "priority_alpha": ("prioritized", (True,)),
+    "priority_beta": ("prioritized", (True,)),
+    "sigma_zero": ("noisy", (True,)),
+    "learning_rate_end": ("learning_rate_schedule", ("linear", "cosine")),
+    "learning_rate_decay": ("learning_rate_schedule", ("exponential",)),
+    "learning_rate_decay_every": ("learning_rate_schedule", ("exponential",)),
+    "adam_eps": ("optimizer", ("adam", "adamw", "adamax", "nadam", "radam")),
+    "hidden": ("network", ("auto", "mlp", "layernorm-mlp")),
+}
+"""Settings that are read only if another setting has one of these values."""
 
-PRESETS: dict[Preset, dict[str, Any]] = {
-    "minatar": {
-        **_CLASSIC,
-        "steps": 5_000_000,
-        "num_envs": 1,
-        "capacity": 100_000,
-        "learning_starts": 5_000,
-        "target_period": 1_000,
-        "epsilon_fraction": 0.02,
-        "report_every": 25_000,
-        "checkpoint_every": 100_000,
-    },
-    "nature": {
-        **_CLASSIC,
-        "optimizer": "nature-rmsprop",
-        "seeds": 1,
-        "steps": 10_000_000,
+ALGORITHMS: dict[AlgorithmName, dict[str, Any]] = {
+    "dqn": {},
+    "munchausen": {"loss": "huber"},
+    "c51": {},
+    "qr-dqn": {},
+    "iqn": {},
+    "rainbow": {"dueling": True, "noisy": True, "prioritized": True, "n_step": 3},
+    "pqn": {
         "num_envs": 4,
-        "capacity": 1_000_000,
-        "learning_starts": 50_000,
-        "target_period": 10_000,
-        "epsilon_fraction": 0.1,
-        "clip_rewards": True,
-        "terminal_on_life_loss": True,
-        "evaluate_epsilon": 0.05,
-        "evaluate_episodes": 30,
-        "report_every": 50_000,
-        "checkpoint_every": 1_000_000,
+        "steps_per_cycle": 128,
+        "updates_per_cycle": 16,
+        "optimizer": "radam",
+        "learning_rate": 2.5e-4,
+        "learning_rate_schedule": "linear",
+        "epsilon_fraction": 0.5,
+        "orthogonal": True,
+    },
+    "stream-q": {
+        "num_envs": 1,
+        "batch_size": 1,
+        "learning_rate": 1.0,
+        "q_lambda": 0.8,
+        "epsilon_end": 0.01,
     },
 }
-"""Settings published by papers, without the environment. Differences from the authors' code:
+"""Defaults of an algorithm that differ from those of `Settings`."""
 
-minatar (Young and Tian 2019, https://arxiv.org/abs/1903.03176; examples/dqn.py of kenjyoung/MinAtar)
-- Minibatches are sampled with replacement; theirs without.
-- Episodes are truncated after 10,000 steps, and training bootstraps there; theirs have no limit.
-- The first update follows step 5,001; theirs step 5,002.
-- RMSprop has no momentum, as in their code until December 2024; since then theirs has a momentum of 0.95.
 
-nature (Mnih et al. 2015, https://doi.org/10.1038/nature14236; google-deepmind/dqn)
-- Four environments take one step each between updates; theirs is one environment that takes four.
-- 10 million steps, the first fifth of their 50 million. One seed, because its replay takes 7.6 GB.
-- The target network is copied every 10,000 updates, as in the paper; their code copies it every 10,000 steps, which
-  are 2,500 updates.
-- If a game waits for the fire button, it is pressed at the start. Episodes are truncated after half an hour.
-- The final parameters are evaluated on whole episodes; theirs are evaluated every 250,000 steps, and the best are
-  reported.
-"""
+def defaults(algorithm: AlgorithmName, noisy: bool | None = None) -> Settings:
+    """Return the default settings of an algorithm. With noisy layers, the fraction of random actions is 0."""
+    chosen = {"algorithm": algorithm, **ALGORITHMS[algorithm]}
+    if chosen.get("noisy", False) if noisy is None else noisy:
+        chosen |= {"epsilon_start": 0.0, "epsilon_end": 0.0}
+    return Settings(**chosen)
+
+
+def make(given: Mapping[str, Any], published: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings with the given values, the defaults of their algorithm for the others.
+
+    Args:
+        given: values by field of `Settings`.
+        published: values of a preset, which replace defaults.
+
+    Raises TypeError and ValueError as `Settings` does, and ValueError for a given field that the algorithm does not
+    read.
+    """
+    values = {**(published or {}), **given}
+    algorithm = values.get("algorithm", "dqn")
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm: expected one of {get_args(AlgorithmName)}, got {algorithm!r}")
+    made = dataclasses.replace(defaults(algorithm, values.get("noisy")), **values)
+    check_read(made, given)
+    return made
+
+
+def check_read(settings: Settings, names: Iterable[str] | None = None) -> None:
+    """Raise ValueError for a setting that the algorithm, or the other settings, leave unread.
+
+    Args:
+        settings: all settings.
+        names: fields that were given; by default those that differ from the algorithm's defaults.
+    """
+    algorithm, usual = settings.algorithm, defaults(settings.algorithm, settings.noisy)
+    if names is None:
+        names = [field.name for field in dataclasses.fields(Settings)]
+        names = [name for name in names if getattr(settings, name) != getattr(usual, name)]
+    for name in names:
+        readers = _READ_BY.get(name, (algorithm,))
+        if algorithm not in readers:
+            raise ValueError(
+                f"{name}: expected algorithm {_either(readers)}, which read it, got {algorithm}; omit {name}"
+                if len(readers) > 1
+                else f"{name}: expected algorithm {readers[0]}, which reads it, got {algorithm}; omit {name}"
+            )
+        other, needed = _NEEDS.get(name, ("algorithm", (algorithm,)))
+        if (got := getattr(settings, other)) not in needed:
+            raise ValueError(f"{name}: expected {other} = {_either(map(str, needed))} with it, got {got}; omit {name}")
+
+
+def _either(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
 
 _KINDS = {
     str: "a word",
@@ -209,14 +393,29 @@ def to_json(settings: Settings) -> dict[str, Any]:
     }
 
 
-_ADDED = ("random_warmup", "evaluate_episodes", "evaluate_steps", "check_compile", "engine")
-"""Fields that settings written by version 0.1 lack. Their defaults are its behaviour."""
+_ADDED: dict[str, Any] = {
+    "random_warmup": False,
+    "evaluate_episodes": 20,
+    "evaluate_steps": 0,
+    "check_compile": True,
+    "engine": "auto",
+    **{
+        name: to_json(Settings())[name]
+        for name in (
+            "algorithm", "prioritized", "priority_alpha", "priority_beta", "network", "noisy", "sigma_zero",
+            "orthogonal", "learning_rate_schedule", "learning_rate_end", "learning_rate_decay",
+            "learning_rate_decay_every", "adam_eps", "v_min", "v_max", "atoms", "quantiles", "kappa", "fractions",
+            "cosines", "munchausen_alpha", "munchausen_tau", "munchausen_clip", "q_lambda", "stream_kappa",
+        )
+    },
+    "learning_rate_schedule": "constant",
+}  # fmt: skip
+"""Fields that settings written by earlier versions lack, with the values of their behaviour."""
 
 
 def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Add the defaults of fields that are newer than the given JSON values."""
-    defaults = to_json(Settings())
-    return {**{name: defaults[name] for name in _ADDED}, **given}
+    return {**_ADDED, **given}
 
 
 def from_json(given: dict[str, Any]) -> Settings:
@@ -224,13 +423,13 @@ def from_json(given: dict[str, Any]) -> Settings:
     missing or of another type."""
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
-    given, defaults = with_defaults(given), dataclasses.asdict(Settings())
-    if set(given) != set(defaults):
+    given, usual = with_defaults(given), dataclasses.asdict(Settings())
+    if set(given) != set(usual):
         raise ValueError(
-            f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(defaults))}"
+            f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(usual))}"
         )
     read = dict(given)
-    for name, default in defaults.items():
+    for name, default in usual.items():
         value = read[name]
         if isinstance(default, float) and (type(value) is int or value in ("inf", "-inf")):
             read[name] = float(value)
