@@ -18,7 +18,8 @@ import work
 
 from fdqn import compile, envs, training
 from fdqn.experiment import assemble, run_folder
-from fdqn.experiment.settings import PRESETS, Settings
+from fdqn.experiment.presets import PRESETS
+from fdqn.experiment.settings import Settings
 from fdqn.training import host
 
 SECONDS = 5.0

@@ -18,7 +18,8 @@ import torch
 import fdqn
 from fdqn import cli, compile, envs
 from fdqn.experiment import assemble, events, history, memory, process, progress, results, run_folder, session
-from fdqn.experiment.settings import PRESETS, Settings
+from fdqn.experiment.presets import PRESETS
+from fdqn.experiment.settings import Settings
 from fdqn.storage import checkpoint
 from fdqn.training import evaluate
 

@@ -15,18 +15,24 @@ import torch
 from fdqn import envs, networks, training, tree
 from fdqn.agents import dqn
 from fdqn.cli import parse
-from fdqn.experiment import assemble, settings
+from fdqn.experiment import assemble, presets, settings
 from fdqn.experiment.settings import Settings
 from fdqn.ops import losses
 from fdqn.types import HostEnv, Hyper
 
 CONTRACT = shlex.split("""
---env --seeds --seed --steps --num-envs --steps-per-cycle --updates-per-cycle --batch-size --capacity
---learning-starts --target-period --tau --n-step --clip-rewards --terminal-on-life-loss --optimizer --learning-rate
---gamma --max-grad-norm --epsilon-start --epsilon-end --epsilon-fraction --random-warmup --hidden --dueling --double
---loss --report-every --evaluate-epsilon --evaluate-episodes --evaluate-steps --evaluate-every --checkpoint-every
---keep-checkpoints --save-replay --on-nan
---device --tf32 --compile --engine --check-compile --out
+--env --algorithm --seeds --seed --steps --gamma --clip-rewards --terminal-on-life-loss --out
+--num-envs --steps-per-cycle --updates-per-cycle --batch-size
+--capacity --learning-starts --n-step --prioritized --priority-alpha --priority-beta --save-replay --target-period --tau
+--epsilon-start --epsilon-end --epsilon-fraction --random-warmup
+--network --hidden --dueling --noisy --sigma-zero --orthogonal
+--optimizer --learning-rate --learning-rate-schedule --learning-rate-end --learning-rate-decay
+--learning-rate-decay-every --adam-eps --max-grad-norm --loss --double
+--v-min --v-max --atoms --quantiles --kappa --fractions --cosines
+--munchausen-alpha --munchausen-tau --munchausen-clip --q-lambda --stream-kappa
+--report-every --evaluate-epsilon --evaluate-episodes --evaluate-steps --evaluate-every --checkpoint-every
+--keep-checkpoints --on-nan
+--device --tf32 --compile --engine --check-compile
 """)
 
 # Another value than the default for every field.
@@ -73,6 +79,45 @@ OTHER = {
     "engine": "eager",
     "check_compile": False,
     "out": "somewhere",
+    "algorithm": "c51",
+    "prioritized": True,
+    "priority_alpha": 0.7,
+    "priority_beta": 0.5,
+    "network": "layernorm-mlp",
+    "noisy": True,
+    "sigma_zero": 0.1,
+    "orthogonal": True,
+    "learning_rate_schedule": "cosine",
+    "learning_rate_end": 1e-5,
+    "learning_rate_decay": 0.8,
+    "learning_rate_decay_every": 77,
+    "adam_eps": 1e-4,
+    "v_min": -5.0,
+    "v_max": 5.0,
+    "atoms": 11,
+    "quantiles": 9,
+    "kappa": 0.5,
+    "fractions": 8,
+    "cosines": 16,
+    "munchausen_alpha": 0.8,
+    "munchausen_tau": 0.1,
+    "munchausen_clip": -2.0,
+    "q_lambda": 0.5,
+    "stream_kappa": 3.0,
+}
+
+# Settings without which a flag is not read.
+WITH = {
+    **dict.fromkeys(("priority_alpha", "priority_beta"), {"prioritized": True}),
+    "sigma_zero": {"noisy": True},
+    "learning_rate_end": {"learning_rate_schedule": "linear"},
+    **dict.fromkeys(("learning_rate_decay", "learning_rate_decay_every"), {"learning_rate_schedule": "exponential"}),
+    **dict.fromkeys(("v_min", "v_max", "atoms"), {"algorithm": "rainbow"}),
+    **dict.fromkeys(("quantiles", "kappa"), {"algorithm": "qr-dqn"}),
+    **dict.fromkeys(("fractions", "cosines"), {"algorithm": "iqn"}),
+    **dict.fromkeys(("munchausen_alpha", "munchausen_tau", "munchausen_clip"), {"algorithm": "munchausen"}),
+    "q_lambda": {"algorithm": "pqn"},
+    "stream_kappa": {"algorithm": "stream-q"},
 }
 
 
@@ -99,21 +144,46 @@ def test_fields_are_the_contract_s_flags():
 
 @pytest.mark.parametrize("name", OTHER)
 def test_a_flag_sets_its_field_and_no_other(name):
-    assert parsed(*arguments(name, OTHER[name])) == dataclasses.replace(Settings(), **{name: OTHER[name]})
+    needed = WITH.get(name, {})
+    words = [word for other, value in needed.items() for word in arguments(other, value)]
+    assert parsed(*words, *arguments(name, OTHER[name])) == settings.make({**needed, name: OTHER[name]})
+    usual = settings.defaults(OTHER[name] if name == "algorithm" else needed.get("algorithm", "dqn"))
+    changed = {**needed, name: OTHER[name]}
+    if changed.get("noisy"):
+        changed |= {"epsilon_start": 0.0, "epsilon_end": 0.0}
+    assert settings.make({**needed, name: OTHER[name]}) == dataclasses.replace(usual, **changed)
 
 
-def test_all_flags_at_once():
-    words = [word for name, value in OTHER.items() for word in arguments(name, value)]
-    assert parsed(*words) == Settings(**OTHER)
+@pytest.mark.parametrize("algorithm", get_args(settings.AlgorithmName))
+def test_all_flags_of_an_algorithm_at_once(algorithm):
+    # With the schedule and the optimizer of OTHER, these are not read.
+    unread = {"learning_rate_decay", "learning_rate_decay_every", "adam_eps"}
+    names = [name for name in OTHER if algorithm in settings._READ_BY.get(name, (algorithm,)) and name not in unread]
+    given = {**{name: OTHER[name] for name in names}, "algorithm": algorithm}
+    assert len(given) > 20
+    words = [word for name, value in given.items() for word in arguments(name, value)]
+    assert parsed(*words) == settings.make(given)
+
+
+@pytest.mark.parametrize("name", WITH)
+def test_a_flag_that_is_not_read_is_refused(name, capsys):
+    with pytest.raises(SystemExit):
+        parsed(*arguments(name, OTHER[name]))
+    flag = f"--{name.replace('_', '-')}"
+    assert re.fullmatch(rf"fdqn: flag {flag}: expected .*, got .*; omit {flag[2:]}\n", capsys.readouterr().err)
+    with pytest.raises(ValueError, match=f"^{name}: expected .*; omit {name}$"):
+        settings.make({name: OTHER[name]})
+    with pytest.raises(ValueError, match=f"^{name}: expected .*; omit {name}$"):
+        assemble.program(Settings(**{name: OTHER[name]}))
 
 
 def test_no_flag_is_all_defaults():
     assert parsed() == Settings()
 
 
-@pytest.mark.parametrize("name", settings.PRESETS)
+@pytest.mark.parametrize("name", presets.PRESETS)
 def test_a_preset_stands_in_place_of_the_defaults(name):
-    expected = Settings(**settings.PRESETS[name])
+    expected = Settings(**presets.PRESETS[name])
     catch = dataclasses.replace(expected, env="catch")
     given = parsed("--env", "catch", "--preset", name)
     assert given == parsed("--env=catch", f"--preset={name}") == catch != dataclasses.replace(Settings(), env="catch")
@@ -123,12 +193,12 @@ def test_a_preset_stands_in_place_of_the_defaults(name):
 
 
 def test_presets_are_all_that_the_flag_takes():
-    assert set(get_args(settings.Preset)) == set(settings.PRESETS)
+    assert set(get_args(presets.Preset)) == set(presets.PRESETS)
 
 
 def test_minatar_s_preset_is_the_paper_s():
     """Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
-    given = Settings(**settings.PRESETS["minatar"])
+    given = Settings(**presets.PRESETS["minatar"])
     program, hyper = assemble.program(dataclasses.replace(given, env="minatar:breakout")), assemble.hyper(given)
     assert program.config == training.Config(
         num_envs=1, batch_size=32, capacity=100_000, learning_starts=5_000, target_period=1_000, random_warmup=True
@@ -146,7 +216,7 @@ def test_minatar_s_preset_is_the_paper_s():
 def test_nature_s_preset_is_the_paper_s():
     """Mnih et al. 2015, extended data table 1, and the part on training: rewards are clipped, lost lives are ends."""
     pytest.importorskip("ale_py")
-    given = Settings(**settings.PRESETS["nature"])
+    given = Settings(**presets.PRESETS["nature"])
     program, hyper = assemble.program(dataclasses.replace(given, env="ale:Pong")), assemble.hyper(given)
     assert program.config == training.Config(
         num_envs=4, batch_size=32, capacity=1_000_000, learning_starts=50_000, target_period=10_000,
@@ -169,7 +239,7 @@ def test_nature_s_preset_is_the_paper_s():
 ])  # fmt: skip
 def test_a_preset_s_epsilon_is_the_authors(name, expected):
     """As their code has it: 1 until learning starts, then 1 - 0.9 t / T of the t steps since, and 0.1 after T."""
-    given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
+    given = Settings(**{**presets.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     program, hyper = assemble.program(given), assemble.hyper(given)
     steps = torch.tensor(list(expected))
     share = training.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
@@ -178,21 +248,20 @@ def test_a_preset_s_epsilon_is_the_authors(name, expected):
 
 def test_learning_starts_moves_a_preset_s_warmup_too():
     given = dataclasses.replace(
-        Settings(**settings.PRESETS["nature"]), env="catch", learning_starts=2_001, steps=64_000
+        Settings(**presets.PRESETS["nature"]), env="catch", learning_starts=2_001, steps=64_000
     )
     assert assemble.program(dataclasses.replace(given, terminal_on_life_loss=False)).config.warmup_steps == 2_004
 
 
 def test_settings_of_version_0_1_are_read_as_what_it_did():
     """A preset of it annealed epsilon from the first step."""
-    now = settings.to_json(Settings(**settings.PRESETS["minatar"]))
+    now = settings.to_json(Settings(**presets.PRESETS["minatar"]))
     before = {name: value for name, value in now.items() if name not in settings._ADDED}
     assert settings.with_defaults(before) == {**now, "random_warmup": False}
     read = settings.from_json(before)
-    assert {name: getattr(read, name) for name in settings._ADDED} == {
-        name: getattr(Settings(), name) for name in settings._ADDED
-    }
+    assert {name: getattr(read, name) for name in settings._ADDED} == settings._ADDED
     assert not read.random_warmup
+    assert (read.algorithm, read.network, read.learning_rate_schedule) == ("dqn", "auto", "constant")
 
 
 def minatar_s_root(g):
@@ -209,7 +278,7 @@ def nature_s_root(g):
 @pytest.mark.parametrize(("name", "root"), [("minatar", minatar_s_root), ("nature", nature_s_root)])
 def test_a_preset_s_first_step_is_the_paper_s(name, root):
     """The numbers, for gradients beside which 0.01 is large, alike and small."""
-    given = Settings(**{**settings.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
+    given = Settings(**{**presets.PRESETS[name], "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     optimizer = assemble.optimizer(given)(Hyper(*(x[0].double() for x in assemble.hyper(given))))
     grads = {"w": torch.tensor([-1e-4, 1e-3, -0.01, 0.1, 1.0], dtype=torch.float64)}
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
@@ -299,9 +368,9 @@ def test_frames_have_a_convolutional_network(monkeypatch, shape, network):
     keys = assemble.keys(Settings(seeds=2))
     ours, expected = (made.init(keys) for made in (assemble.network(Settings(env="frames")), network(shape, 6)))
     assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in expected.items()}
-    for name, asked in (("hidden", Settings(hidden=(7, 5))), ("dueling", Settings(dueling=True))):
-        with pytest.raises(ValueError, match=f"^{name}: expected the default, as .* has frames"):
-            assemble.network(asked)
+    with pytest.raises(ValueError, match=r"^hidden: expected the default, as .* has frames"):
+        assemble.network(Settings(hidden=(7, 5)))
+    assert {"value.weight", "advantage.weight"} < set(assemble.network(Settings(dueling=True)).init(keys))
 
 
 @pytest.mark.parametrize("shape", [(7, 7, 3), (2, 3, 4), (84, 84, 9), (4, 35, 84), (1, 10, 11), (10, 10), (3, 2, 3, 4)])
@@ -421,7 +490,7 @@ def test_replay_holds_the_whole_cycles_of_a_run():
 
 
 def test_settings_go_through_json_unchanged():
-    for given in (Settings(), Settings(**OTHER), Settings(max_grad_norm=math.inf)):
+    for given in (Settings(), Settings(**OTHER), Settings(max_grad_norm=math.inf), settings.defaults("rainbow")):
         text = json.dumps(settings.to_json(given), allow_nan=False)
         assert settings.from_json(json.loads(text)) == given
 

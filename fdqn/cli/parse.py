@@ -191,10 +191,10 @@ def _train_defaults(arguments: list[str]) -> TrainFlags:
     """Return the defaults of the flags of `fdqn train`, which depend on the preset and the algorithm."""
     preset, algorithm = _value(arguments, "--preset"), _value(arguments, "--algorithm")
     published = PRESETS.get(cast(Preset, preset), {})
-    if preset in PRESETS and "env" not in published:
-        if not {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}:
-            env = EXAMPLES[cast(Preset, preset)]
-            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {env}, got none")
+    free = {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}
+    if preset in PRESETS and "env" not in published and not free:
+        env = EXAMPLES[cast(Preset, preset)]
+        _refuse(f"flag --preset {preset}: expected --env with it, such as --env {env}, got none")
     known = {} if algorithm not in groups.ALGORITHMS else {"algorithm": algorithm}
     return _grouped(groups.make(known, published))
 

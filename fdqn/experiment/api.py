@@ -17,9 +17,9 @@ from rich.console import Console
 from fdqn import check, compile, training
 from fdqn.experiment import events, process, session
 from fdqn.experiment.events import OnEvent
+from fdqn.experiment.presets import EXAMPLES, PRESETS, Preset
 from fdqn.experiment.progress import Display, stopped_text
 from fdqn.experiment.results import Run, interval_text
-from fdqn.experiment.presets import EXAMPLES, PRESETS, Preset
 from fdqn.experiment.settings import Settings, make
 
 EVERY = 5.0

@@ -230,7 +230,7 @@ GROUPS = (Run, Iteration, Replay, Exploration, Architecture, Optimization, Rule,
 
 @dataclass(frozen=True)
 class Settings(Execution, Evaluation, Rule, Optimization, Architecture, Exploration, Replay, Iteration, Run):
-    """Settings of a run: flags of `fdqn train` with their units and defaults. `make` applies an algorithm's defaults."""
+    """Settings of a run: flags of `fdqn train` with their units and defaults; `make` applies those of an algorithm."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
