@@ -334,11 +334,13 @@ def _updates(settings: Settings) -> int:
 
 
 def _checked(settings: Settings) -> None:
-    lowest = dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints", "evaluate_episodes"), 1)
-    lowest |= dict.fromkeys(("seed", "evaluate_steps", "evaluate_every", "checkpoint_every"), 0)
-    for name, least in lowest.items():
+    for name, least in _LEAST.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
+    for name, (low, high, ends) in _RANGES.items():
+        value = getattr(settings, name)
+        if not low <= value <= high or (value == low and ends[0] == "(") or (value == high and ends[1] == ")"):
+            raise ValueError(f"{name}: expected a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value}")
     if settings.seeds > 2**20:
         raise ValueError(f"seeds: expected at most 2**20, got {settings.seeds}")
     if settings.steps > 2**53:
@@ -347,14 +349,13 @@ def _checked(settings: Settings) -> None:
         raise ValueError(
             f"seed: expected seeds below 2**32, got {settings.seed} to {settings.seed + settings.seeds - 1}"
         )
-    if not 0 <= settings.epsilon_fraction <= 1:
-        raise ValueError(f"epsilon_fraction: expected a number in [0, 1], got {settings.epsilon_fraction}")
-    if not 0 <= settings.evaluate_epsilon <= 1:
-        raise ValueError(f"evaluate_epsilon: expected a number in [0, 1], got {settings.evaluate_epsilon}")
-    if not 0 < settings.tau <= 1:
-        raise ValueError(f"tau: expected a number in (0, 1], got {settings.tau}")
     if settings.max_grad_norm == 0:
         raise ValueError("max_grad_norm: expected a number above 0, got 0, which would clip every gradient to 0")
+    if not -math.inf < settings.v_min < settings.v_max < math.inf:
+        raise ValueError(
+            f"v_min: expected a finite number below v_max = {settings.v_max}, got {settings.v_min}; the returns of "
+            "the environment must lie between them"
+        )
     if not settings.compile and settings.engine not in ("auto", "eager"):
         raise ValueError(
             f"engine: expected 'eager' or 'auto' with --no-compile (compile=False), got {settings.engine!r}; omit one "
@@ -362,3 +363,21 @@ def _checked(settings: Settings) -> None:
         )
     if settings.tau == 1 and settings.target_period < 1:
         raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")
+
+
+_LEAST = {
+    **dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints", "evaluate_episodes"), 1),
+    **dict.fromkeys(("seed", "evaluate_steps", "evaluate_every", "checkpoint_every"), 0),
+    **dict.fromkeys(("quantiles", "fractions", "cosines", "learning_rate_decay_every"), 1),
+    "atoms": 2,
+}
+
+_RANGES = {
+    **dict.fromkeys(("epsilon_fraction", "evaluate_epsilon"), (0, 1, "[]")),
+    **dict.fromkeys(("priority_alpha", "priority_beta", "munchausen_alpha", "q_lambda"), (0, 1, "[]")),
+    **dict.fromkeys(("tau", "learning_rate_decay"), (0, 1, "(]")),
+    **dict.fromkeys(("sigma_zero", "learning_rate_end", "adam_eps", "kappa"), (0, math.inf, "[)")),
+    **dict.fromkeys(("munchausen_tau", "stream_kappa"), (0, math.inf, "()")),
+    "munchausen_clip": (-math.inf, 0, "(]"),
+}
+"""Smallest and largest value of a setting, and whether they are included."""
