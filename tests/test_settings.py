@@ -108,14 +108,14 @@ OTHER = {
 
 # Settings without which a flag is not read.
 WITH = {
-    **dict.fromkeys(("priority_alpha", "priority_beta"), {"prioritized": True}),
+    **{key: {"prioritized": True} for key in ("priority_alpha", "priority_beta")},
     "sigma_zero": {"noisy": True},
     "learning_rate_end": {"learning_rate_schedule": "linear"},
-    **dict.fromkeys(("learning_rate_decay", "learning_rate_decay_every"), {"learning_rate_schedule": "exponential"}),
-    **dict.fromkeys(("v_min", "v_max", "atoms"), {"algorithm": "rainbow"}),
-    **dict.fromkeys(("quantiles", "kappa"), {"algorithm": "qr-dqn"}),
-    **dict.fromkeys(("fractions", "cosines"), {"algorithm": "iqn"}),
-    **dict.fromkeys(("munchausen_alpha", "munchausen_tau", "munchausen_clip"), {"algorithm": "munchausen"}),
+    **{key: {"learning_rate_schedule": "exponential"} for key in ("learning_rate_decay", "learning_rate_decay_every")},
+    **{key: {"algorithm": "rainbow"} for key in ("v_min", "v_max", "atoms")},
+    **{key: {"algorithm": "qr-dqn"} for key in ("quantiles", "kappa")},
+    **{key: {"algorithm": "iqn"} for key in ("fractions", "cosines")},
+    **{key: {"algorithm": "munchausen"} for key in ("munchausen_alpha", "munchausen_tau", "munchausen_clip")},
     "q_lambda": {"algorithm": "pqn"},
     "stream_kappa": {"algorithm": "stream-q"},
 }
@@ -247,9 +247,7 @@ def test_a_preset_s_epsilon_is_the_authors(name, expected):
 
 
 def test_learning_starts_moves_a_preset_s_warmup_too():
-    given = dataclasses.replace(
-        Settings(**presets.PRESETS["nature"]), env="catch", learning_starts=2_001, steps=64_000
-    )
+    given = dataclasses.replace(Settings(**presets.PRESETS["nature"]), env="catch", learning_starts=2_001, steps=64_000)
     assert assemble.program(dataclasses.replace(given, terminal_on_life_loss=False)).config.warmup_steps == 2_004
 
 
