@@ -29,7 +29,7 @@ import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
 from fdqn.experiment import acting, assemble, results, run_folder
-from fdqn.experiment.settings import Settings, to_json
+from fdqn.experiment.settings import Settings, make, to_json
 from fdqn.ops import losses, schedules
 from fdqn.replay import frames, n_step
 from fdqn.report import plots, video
@@ -972,8 +972,44 @@ ROWS = [
      "settings.hidden: expected whole numbers, got (8.5,)"),
     ("settings.from_json", given(saved(loss="l1")), ValueError,
      "settings.loss: expected one of ('mse', 'huber'), got 'l1'"),
+    ("settings.make", given({"algorithm": "dqx"}), ValueError, "algorithm: expected one of ('dqn', …), got 'dqx'"),
+    ("settings.make", given({"v_min": 0.0}), ValueError,
+     "v_min: expected algorithm c51 or rainbow, which read it, got dqn; omit v_min"),
+    ("settings.make", given({"algorithm": "pqn", "quantiles": 3}), ValueError,
+     "quantiles: expected algorithm qr-dqn, which reads it, got pqn; omit quantiles"),
+    ("settings.make", given({"algorithm": "stream-q", "n_step": 3}), ValueError,
+     "n_step: expected algorithm dqn, munchausen, …, iqn or rainbow, which read it, got stream-q; omit n_step"),
+    ("settings.make", given({"sigma_zero": 0.1}), ValueError,
+     "sigma_zero: expected noisy = True with it, got False; omit sigma_zero"),
+    ("settings.make", given({"adam_eps": 0.1, "optimizer": "sgd"}), ValueError,
+     "adam_eps: expected optimizer = adam, adamw, adamax, nadam or radam with it, got sgd; omit adam_eps"),
+    ("settings.check_read", given(Settings(fractions=3)), ValueError,
+     "fractions: expected algorithm iqn, which reads it, got dqn; omit fractions"),
     *[(f"assemble.{name}", given({"env": "cartpole"}), TypeError, "settings: expected Settings, got dict")
-      for name in ("program", "network", "hyper", "seeds", "keys", "device")],
+      for name in ("program", "network", "hyper", "seeds", "keys", "device", "body", "parts")],
+    ("assemble.algorithm", given({}, PROGRAM.config, PROGRAM.env.spec), TypeError,
+     "settings: expected Settings, got dict"),
+    *[("assemble.program", given(make(values)), ValueError, message) for values, message in (
+        ({"algorithm": "c51", "v_min": 5.0, "v_max": 5.0},
+         "v_min: expected a finite number below v_max = 5.0, got 5.0; the returns of the environment must lie between "
+         "them"),
+        ({"algorithm": "c51", "atoms": 1}, "atoms: expected at least 2, got 1"),
+        ({"algorithm": "qr-dqn", "quantiles": 0}, "quantiles: expected at least 1, got 0"),
+        ({"algorithm": "iqn", "fractions": 0}, "fractions: expected at least 1, got 0"),
+        ({"algorithm": "munchausen", "munchausen_alpha": 1.5},
+         "munchausen_alpha: expected a number in [0, 1], got 1.5"),
+        ({"algorithm": "munchausen", "munchausen_tau": 0.0},
+         "munchausen_tau: expected a number in (0, inf), got 0.0"),
+        ({"algorithm": "munchausen", "munchausen_clip": 1.0},
+         "munchausen_clip: expected a number in (-inf, 0], got 1.0"),
+        ({"prioritized": True, "priority_alpha": -0.1}, "priority_alpha: expected a number in [0, 1], got -0.1"),
+        ({"algorithm": "pqn", "q_lambda": 2.0}, "q_lambda: expected a number in [0, 1], got 2.0"),
+        ({"algorithm": "stream-q", "stream_kappa": 0.0}, "stream_kappa: expected a number in (0, inf), got 0.0"),
+        ({"noisy": True, "network": "layernorm-mlp"},
+         "noisy: expected network mlp, nature or minatar with it, got layernorm-mlp; omit one of them"),
+        ({"network": "minatar"}, "obs_shape: …"),
+        ({"network": "nature"}, "obs_shape: …"),
+    )],
     ("assemble.program", given(Settings(env="cartpol")), ValueError, "unknown environment 'cartpol'; did you mean …"),
     ("assemble.program", given(Settings(tau=float("nan"))), ValueError, "tau: expected a number in (0, 1], got nan"),
     ("assemble.program", given(Settings(learning_starts=10**6)), ValueError,
@@ -1307,6 +1343,7 @@ WITHOUT = {
     "statistics.row_means": "is for `runs` and `history`",
     "run_folder.writing": "is `checkpoint.lock`",
     "settings.to_json": "takes Settings alone",
+    "settings.defaults": "takes an algorithm that `make` has checked",
     "training.count_episodes": "is part of `collect`, which refuses",
     "training.random_steps": "is part of `collect`, which refuses",
     "training.count_update": "is part of `learn`, which refuses",

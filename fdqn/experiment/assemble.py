@@ -122,7 +122,7 @@ def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
             f"network {kind} is fixed"
         )
     if settings.noisy and kind not in _NOISY:
-        raise ValueError(f"noisy: expected network {', '.join(_NOISY)} with it, got {kind}; omit one of them")
+        raise ValueError(f"noisy: expected network mlp, nature or minatar with it, got {kind}; omit one of them")
     sizes = (settings.hidden,) if kind.endswith("mlp") else ()
     if settings.noisy:
         trunk = _NOISY[kind](spec.obs_shape, *sizes, sigma_zero=settings.sigma_zero)
