@@ -3,9 +3,11 @@
 `init` is batched over the leading axes of its key, so one call makes the parameters of all seeds. `apply` takes the
 parameters of one seed and observations with any leading axes.
 
-`layers` has the built-in networks, `modules` wraps any `nn.Module`, and `state_dict` loads and exports parameters.
+`layers` has the built-in networks, `initialization` changes their initial parameters, `modules` wraps any `nn.Module`,
+and `state_dict` loads and exports parameters.
 """
 
+from fdqn.networks.initialization import orthogonal, sparse
 from fdqn.networks.layer_norm import layer_norm_mlp
 from fdqn.networks.layers import SMALLEST_FRAME, dueling_mlp, minatar, mlp, nature
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
@@ -26,6 +28,8 @@ __all__ = [
     "mlp",
     "nature",
     "noisy_mlp",
+    "orthogonal",
+    "sparse",
     "starting_from",
     "to_module",
     "with_noise",

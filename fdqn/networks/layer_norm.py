@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdqn import check, random
+from fdqn import check
+from fdqn.networks.initialization import orthogonal
 from fdqn.networks.layers import _event, _flat, _init_layers, _linear, _sizes, check_weights, inputs
 from fdqn.networks.state_dict import Shapes
 from fdqn.types import Network, Params
@@ -36,7 +37,8 @@ def layer_norm_mlp(
     linear = {f"{3 * i}": (n, m) for i, (m, n) in enumerate(pairwise(sizes))}
     check_weights(linear)
     norms = {f"{3 * i + 1}": (size,) for i, size in enumerate(hidden)}
-    return Network(partial(_init, linear, norms, gain), partial(_apply, event, linear, norms))
+    network = Network(partial(_init, linear, norms), partial(_apply, event, linear, norms))
+    return network if gain is None else orthogonal(network, gain)
 
 
 _Layers = Mapping[str, tuple[int, ...]]
@@ -51,26 +53,13 @@ def _apply(event: tuple[int, ...], linear: _Layers, norms: _Layers, params: Para
     return _linear(params, last, x)
 
 
-def _init(linear: _Layers, norms: _Layers, gain: float | None, key: Tensor) -> Params:
-    """Initialize linear layers as `mlp` does or orthogonally, and layer norms to scale 1 and shift 0."""
+def _init(linear: _Layers, norms: _Layers, key: Tensor) -> Params:
+    """Initialize linear layers as `mlp` does, and layer norms to scale 1 and shift 0."""
     params = _init_layers(linear, key)
-    if gain is not None:
-        for i, (name, shape) in enumerate(linear.items()):
-            params[f"{name}.weight"] = gain * _orthogonal(random.fold_in(key, i), shape)
-            params[f"{name}.bias"] = torch.zeros_like(params[f"{name}.bias"])
     for name, shape in norms.items():
         params[f"{name}.weight"] = torch.ones((*key.shape[:-1], *shape), device=key.device)
         params[f"{name}.bias"] = torch.zeros((*key.shape[:-1], *shape), device=key.device)
     return {name: params[name] for name in _expected(linear, norms)}
-
-
-def _orthogonal(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Sample matrices [..., n, m] with orthonormal rows or, if n > m, columns, as `torch.nn.init.orthogonal_` does."""
-    tall = (max(shape), min(shape))
-    # In float64, so that differences in rounding between linear algebra libraries mostly vanish in float32.
-    q, r = torch.linalg.qr(random.normal(key, tall, torch.float64))
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # QR does not fix the signs; without this not uniform
-    return (q if shape[0] >= shape[1] else q.mT).to(torch.float32).contiguous()
 
 
 def _expected(linear: _Layers, norms: _Layers) -> Shapes:
