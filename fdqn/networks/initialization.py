@@ -1,7 +1,7 @@
 """Initializations of networks: functions that return a network with other initial parameters.
 
-They apply to each weight of a linear or convolutional layer, a parameter named `weight`, or `weight_mu` of a noisy
-layer, with at least two axes, and set the bias of the same layer to 0. Other parameters, such as those of layer
+They apply to each weight of a linear or convolutional layer: a parameter named `weight`, or `weight_mu` in a noisy
+layer, of at least two axes and more than the bias. They set that bias to 0. Other parameters, such as those of layer
 normalization and the scales of noise, keep their initial values.
 """
 
@@ -63,18 +63,24 @@ def _initialized(network: N, weight: _Weight) -> N:
 def _init(init: Callable[[Tensor], Params], weight: _Weight, key: Tensor) -> Params:
     """Replace the i-th weight of `init(key)` by one from `fold_in(key, i)`, as the layers number their keys."""
     params, leading = dict(init(key)), key.ndim - 1
-    names = [name for name, x in params.items() if _is_weight(name) and x.ndim >= leading + 2]
+    names = [name for name in params if _is_weight(params, name, leading)]
     for i, name in enumerate(names):
         own = params[name]
         params[name] = weight(random.fold_in(key, i), tuple(own.shape[leading:])).to(own.dtype)
-        start, _, end = name.rpartition("weight")
-        if (bias := f"{start}bias{end}") in params:
+        if (bias := _bias(name)) in params:
             params[bias] = torch.zeros_like(params[bias])
     return params
 
 
-def _is_weight(name: str) -> bool:
-    return name.split(".")[-1] in ("weight", "weight_mu")
+def _is_weight(params: Params, name: str, leading: int) -> bool:
+    x = params[name]
+    named = name.split(".")[-1] in ("weight", "weight_mu")
+    return named and x.ndim >= leading + 2 and x.shape != params.get(_bias(name), x[..., 0]).shape
+
+
+def _bias(name: str) -> str:
+    start, _, end = name.rpartition("weight")
+    return f"{start}bias{end}"
 
 
 def _orthogonal(gain: float, key: Tensor, shape: tuple[int, ...]) -> Tensor:
