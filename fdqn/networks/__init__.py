@@ -11,6 +11,7 @@ from fdqn.networks.layers import SMALLEST_FRAME, dueling_mlp, minatar, mlp, natu
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
 from fdqn.networks.noisy_layers import NoisyNetwork, noisy_mlp, with_noise
 from fdqn.networks.state_dict import load, starting_from, to_module
+from fdqn.networks.streaming import stream_minatar, stream_mlp, update_statistics
 
 __all__ = [
     "SMALLEST_FRAME",
@@ -27,6 +28,9 @@ __all__ = [
     "nature",
     "noisy_mlp",
     "starting_from",
+    "stream_minatar",
+    "stream_mlp",
     "to_module",
+    "update_statistics",
     "with_noise",
 ]
