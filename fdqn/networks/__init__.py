@@ -10,8 +10,8 @@ from fdqn.networks.layer_norm import layer_norm_mlp
 from fdqn.networks.layers import SMALLEST_FRAME, dueling_mlp, minatar, mlp, nature
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
 from fdqn.networks.noisy_layers import NoisyNetwork, noisy_mlp, with_noise
+from fdqn.networks.normalized import stream_minatar, stream_mlp, update_statistics
 from fdqn.networks.state_dict import load, starting_from, to_module
-from fdqn.networks.streaming import stream_minatar, stream_mlp, update_statistics
 
 __all__ = [
     "SMALLEST_FRAME",

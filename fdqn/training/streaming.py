@@ -48,9 +48,9 @@ class Newest(NamedTuple):
     """Newest transition of one seed."""
 
     row: Transition
-    """Leaves without an axis of environments; the reward is scaled."""
+    """Leaves [1, ...]; the reward is scaled."""
     legal: Tensor
-    """[A] bool, legal actions at `row.obs` if the row continues an episode."""
+    """[A] bool, legal actions at `row.obs`; all if the row starts an episode, where they are not known."""
     carried: Tensor
     """[], discount between the previous transition and this one; 0 if this one starts an episode."""
     carries: Tensor
@@ -142,7 +142,7 @@ def _init(params: Params, hyper: Hyper, example: Transition) -> tuple[Learner, N
     zero = torch.zeros_like(example.reward)
     learner = Learner(params, {}, tree.map(torch.zeros_like, params), torch.zeros_like(example.action))
     newest = Newest(
-        row=tree.map(torch.zeros_like, example),
+        row=tree.map(lambda x: torch.zeros_like(x).unsqueeze(0), example),
         legal=torch.ones_like(example.next_legal),
         carried=zero,
         carries=zero,
@@ -161,13 +161,15 @@ def _observe(
     hyper: Hyper,
 ) -> Newest:
     """Take the newest transition and scale its reward."""
-    row, over = tree.index(batch, 0), ended[0]
-    taken = torch.ones_like(over) if valid is None else valid[0]
-    carries = torch.where(over | ~taken, 0.0, row.discount)
-    scale = tree.where(taken, _scaled(newest.scale, row.reward, hyper.gamma * carries), newest.scale)
+    taken = torch.ones_like(ended[0]) if valid is None else valid[0]
+    carries = torch.where(ended[0] | ~taken, 0.0, batch.discount[0])
+    scale = tree.where(taken, _scaled(newest.scale, batch.reward[0], hyper.gamma * carries), newest.scale)
+    row = batch._replace(reward=batch.reward / (scale.var + EPSILON).sqrt())
+    # Written as a ring of one row is, not returned, so that the donated step need not copy the observation first.
+    at = torch.zeros_like(batch.action)
     return Newest(
-        row=row._replace(reward=row.reward / (scale.var + EPSILON).sqrt()),
-        legal=newest.row.next_legal,
+        row=tree.map(lambda old, new: old.index_put((at,), new), newest.row, row),
+        legal=newest.row.next_legal[0] | (newest.carries == 0),
         carried=newest.carries,
         carries=carries,
         valid=taken,
@@ -195,13 +197,12 @@ def _update(
     hyper: Hyper,
 ) -> tuple[Learner, Newest, Diagnostics]:
     """Take one step along the trace of the newest transition; change nothing if no step was taken."""
-    row = newest.row
+    row = tree.index(newest.row, 0)
     grads, (q_a, q) = grad_and_value(partial(_value, network), has_aux=True)(learner.params, row)
     known = _seen(learner.params, row.obs, newest.valid & (newest.carried == 0))
     known = _seen(known, row.next_obs, newest.valid)
     next_value = masking.best(network.apply(known, row.next_obs), row.next_legal)
     delta = torch.where(newest.valid, row.reward + hyper.gamma * row.discount * next_value - q_a, 0.0)
-    # The mask is unknown at the start of an episode, where the trace is empty.
     greedy = q_a >= masking.best(q, newest.legal)
     decay = torch.where(greedy, hyper.gamma * lambda_ * newest.carried, 0.0)
     trace = tree.map(lambda z, g: torch.where(newest.valid, decay * z + g, z), learner.opt_state, grads)
