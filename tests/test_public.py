@@ -279,6 +279,8 @@ ELSEWHERE = {
         "load": "looks at names, once",
         "starting_from": "makes a network of another",
         "to_module": "makes a module",
+        "orthogonal": "makes a network of another",
+        "sparse": "makes a network of another",
         "NetworkWithDropout": "",
         "NoisyNetwork": "",
         "with_noise": "makes a network of another",

@@ -8,7 +8,7 @@ Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 
@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fdqn import check, random
-from fdqn.networks.layers import _event, _flat, _init_layers, _linear, _shapes, _sizes, check_weights, inputs
+from fdqn import check
+from fdqn.networks import layers as parts
+from fdqn.networks.initialization import sparse
+from fdqn.networks.layers import Layer, Layers
 from fdqn.networks.state_dict import Shapes
 from fdqn.ops import running
 from fdqn.types import Network, Params
@@ -41,11 +43,12 @@ def stream_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: i
 
     Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises as `mlp` does.
     """
-    event = _event(obs_shape)
-    sizes = pairwise(_sizes(math.prod(event), hidden, actions))
-    layers = {f"{3 * i}": (n, m) for i, (m, n) in enumerate(sizes)}
-    check_weights(layers)
-    return Network(partial(_init, event, layers), partial(_apply_mlp, event, layers))
+    event = parts.event_shape(obs_shape)
+    check.sizes("hidden", hidden, 1)
+    check.count("actions", actions, 1)
+    *inner, last = pairwise((math.prod(event), *hidden, actions))
+    dense = [x for m, n in inner for x in (parts.linear(m, n), _layer_norm((n,)), _leaky_relu())]
+    return _network(event, [*dense, parts.linear(*last)], images=False)
 
 
 def stream_minatar(obs_shape: Sequence[int], actions: int) -> Network:
@@ -56,12 +59,16 @@ def stream_minatar(obs_shape: Sequence[int], actions: int) -> Network:
 
     Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for boards below 3 x 3.
     """
-    channels, height, width = event = _event(obs_shape, rank=3)
-    if min(height, width) < 3:
-        raise ValueError(f"obs_shape: expected boards of at least 3 x 3, got {height} x {width}")
+    event = parts.event_shape(obs_shape, rank=3)
+    if min(event[1:]) < 3:
+        raise ValueError(f"obs_shape: expected boards of at least 3 x 3, got {event[1]} x {event[2]}")
     check.count("actions", actions, 1)
-    layers = {"0": (16, channels, 3, 3), "4": (128, 16 * (height - 2) * (width - 2)), "7": (actions, 128)}
-    return Network(partial(_init, event, layers), partial(_apply_minatar, event, layers))
+    convolved = (16, *(n - 2 for n in event[1:]))
+    layers = [
+        parts.convolution(event[0], 16, 3), _layer_norm(convolved), _leaky_relu(), parts.flatten(),
+        parts.linear(math.prod(convolved), 128), _layer_norm((128,)), _leaky_relu(), parts.linear(128, actions),
+    ]  # fmt: skip
+    return _network(event, layers, images=True)
 
 
 def update_statistics(params: Params, obs: Tensor) -> Params:
@@ -78,60 +85,48 @@ def update_statistics(params: Params, obs: Tensor) -> Params:
     return {**params, **dict(zip(STATISTICS, running.moments(mean, var, count, _scaled(obs, mean.dtype)), strict=True))}
 
 
-_Layers = Mapping[str, tuple[int, ...]]
-
-
 def _scaled(obs: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert observations as `layers.inputs` does."""
+    """Convert an observation as `layers.inputs` does."""
     return obs.to(dtype) / 255.0 if obs.dtype == torch.uint8 else obs.to(dtype)
 
 
-def _normalized(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    x = inputs(event, _expected(event, layers), params, obs)
-    mean, var = params["norm.mean"].detach(), params["norm.var"].detach()
-    return (x - mean) / (var + EPSILON).sqrt()
+def _network(event: tuple[int, ...], sequence: Sequence[Layer], images: bool) -> Network:
+    layers = {f"{i}": layer for i, layer in enumerate(sequence)}
+    shapes = dict(zip(STATISTICS, (event, event, ()), strict=True)) | parts.shapes(layers)
+    return sparse(Network(partial(_init, event, layers), partial(_apply, event, images, layers, shapes)))
 
 
-def _apply_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    x = _flat(_normalized(event, layers, params, obs), len(event))
-    *hidden, last = layers
-    for name in hidden:
-        x = _linear(params, name, x)
-        x = F.leaky_relu(F.layer_norm(x, x.shape[-1:]))
-    return _linear(params, last, x)
+def _init(event: tuple[int, ...], layers: Layers, key: Tensor) -> Params:
+    """Initialize the statistics to mean 0, variance 1 and count 0, and the layers as PyTorch does."""
+    zeros = torch.zeros((*key.shape[:-1], *event), device=key.device)
+    start = (zeros, torch.ones_like(zeros), zeros.new_zeros(key.shape[:-1]))
+    return dict(zip(STATISTICS, start, strict=True)) | parts.init(layers, 0, key)
 
 
-def _apply_minatar(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    boards = _normalized(event, layers, params, obs)
-    x = F.conv2d(boards.reshape(-1, *event), params["0.weight"], params["0.bias"])
-    x = F.leaky_relu(F.layer_norm(x, x.shape[1:])).flatten(1)
-    x = _linear(params, "4", x)
-    x = _linear(params, "7", F.leaky_relu(F.layer_norm(x, x.shape[-1:])))
-    return x.reshape(*boards.shape[: boards.ndim - 3], x.shape[-1])
+def _apply(event: tuple[int, ...], images: bool, layers: Layers, shapes: Shapes, params: Params, obs: Tensor) -> Tensor:
+    x = parts.inputs(event, shapes, params, obs)
+    leading = x.shape[: x.ndim - len(event)]
+    x = (x - params["norm.mean"].detach()) / (params["norm.var"].detach() + EPSILON).sqrt()
+    return parts.restored(parts.forward(layers, params, parts.batched(x, event, images), {}), leading, images)
 
 
-def _expected(event: tuple[int, ...], layers: _Layers) -> Shapes:
-    statistics = dict(zip(STATISTICS, (event, event, ()), strict=True))
-    return statistics | dict(item for name, shape in layers.items() for item in _shapes(name, shape))
+def _layer_norm(shape: tuple[int, ...]) -> Layer:
+    """Make the counterpart of `nn.LayerNorm(shape, elementwise_affine=False)`."""
+    return Layer(partial(_apply_norm, shape), {}, _init_nothing, keys=0, noise=0)
 
 
-def _init(event: tuple[int, ...], layers: _Layers, key: Tensor) -> Params:
-    """Initialize the statistics to mean 0, variance 1 and count 0, and the layers sparsely."""
-    leading = key.shape[:-1]
-    zeros = torch.zeros((*leading, *event), device=key.device)
-    statistics = dict(zip(STATISTICS, (zeros, torch.ones_like(zeros), zeros.new_zeros(leading)), strict=True))
-    return statistics | _sparse(key, _init_layers(layers, key), len(leading))
+def _leaky_relu() -> Layer:
+    """Make the counterpart of `nn.LeakyReLU`, whose slope is 0.01 below 0."""
+    return Layer(_apply_leaky_relu, {}, _init_nothing, keys=0, noise=0)
 
 
-def _sparse(key: Tensor, params: Params, leading: int, sparsity: float = 0.9) -> Params:
-    """Set `ceil(sparsity * inputs)` weights of every unit, and all biases, to 0."""
-    found = {}
-    for i, (name, x) in enumerate(params.items()):
-        if name.endswith("bias"):
-            found[name] = torch.zeros_like(x)
-            continue
-        count = math.prod(x.shape[leading + 1 :])
-        bits = random.bits(random.fold_in(random.fold_in(key, 1000), i), (x.shape[leading], count))
-        rank = bits.argsort(dim=-1, stable=True).argsort(dim=-1)
-        found[name] = torch.where((rank < min(math.ceil(sparsity * count), count - 1)).reshape(x.shape), 0.0, x)
-    return found
+def _apply_norm(shape: tuple[int, ...], params: Params, name: str, x: Tensor, noise: Tensor | None) -> Tensor:
+    return F.layer_norm(x, shape)
+
+
+def _apply_leaky_relu(params: Params, name: str, x: Tensor, noise: Tensor | None) -> Tensor:
+    return F.leaky_relu(x)
+
+
+def _init_nothing(key: Tensor, first: int) -> Params:
+    return {}
