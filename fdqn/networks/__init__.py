@@ -14,6 +14,7 @@ from fdqn.networks.implicit_quantiles import QuantileNetwork, quantile
 from fdqn.networks.initialization import orthogonal, sparse
 from fdqn.networks.joined import NoisyNetwork, join, with_noise
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
+from fdqn.networks.normalized import stream_minatar, stream_mlp, update_statistics
 from fdqn.networks.standard import dueling_mlp, layer_norm_mlp, minatar, mlp, nature, noisy_mlp
 from fdqn.networks.state_dict import load, starting_from, to_module
 from fdqn.networks.trunks import SMALLEST_FRAME, Trunk
@@ -41,7 +42,10 @@ __all__ = [
     "quantile",
     "sparse",
     "starting_from",
+    "stream_minatar",
+    "stream_mlp",
     "to_module",
     "trunks",
+    "update_statistics",
     "with_noise",
 ]
