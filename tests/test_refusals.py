@@ -136,10 +136,13 @@ ADAM, SGD = optim.adam(), optim.sgd()
 
 SUPPORT, RETURNS = torch.linspace(-1.0, 1.0, 3), torch.full((4, 3, 3), 1 / 3)
 NOISY = networks.noisy_mlp(2, (3,), 3)
-NOISY_AGENT = agents.noisy.agent(NOISY)
+NOISY_AGENT = agents.dqn.agent(NOISY)
 ROLLOUTS = training.Config(3, 5, 6, 5, 15, learning_starts=0, target_period=0)
 C51_PARAMS = networks.mlp(2, (), 7).init(KEY)
 C51 = agents.c51.agent(networks.mlp(2, (), 7), (-1, 1, 3))
+QR_DQN = agents.qr_dqn.agent(networks.mlp(2, (), 7), 3)
+IMPLICIT = networks.QuantileNetwork(NETWORK.init, NETWORK.apply, 0)
+IQN = agents.iqn.agent(IMPLICIT, False, 1, 3, 2)
 
 
 def run_of(*args, **named):
@@ -173,7 +176,10 @@ CALLED = {
     "networks.with_noise.apply": networks.with_noise(NETWORK).apply,
     "c51.agent.values": C51.values,
     "c51.agent.loss": C51.loss,
-    "noisy.agent.loss": NOISY_AGENT.loss,
+    "qr_dqn.agent.values": QR_DQN.values,
+    "iqn.agent.values": IQN.values,
+    "iqn.agent.loss": IQN.loss,
+    "dqn.agent.loss": NOISY_AGENT.loss,
     "networks.from_module.init": MODULE.init,
     "networks.from_module.apply": MODULE.apply,
     "networks.from_module.drawing": network_of,
@@ -242,14 +248,20 @@ ROWS = [
      "support: expected a tensor [N] or (low, high, N), got (-1, 1)"),
     ("distributional.atoms", given(("low", 1, 3)), TypeError,
      "support: expected a tensor [N] or (low, high, N), got ('low', 1, 3)"),
-    ("distributional.atoms", given((-1, 1, 1)), ValueError, "support: expected at least 2, got 1"),
-    ("distributional.atoms", given((-1, 1, 3.0)), TypeError, "support: expected an integer, got 3.0"),
+    ("distributional.atoms", given((-1, 1, 1)), ValueError, "support: expected at least 2 atoms, got 1"),
+    ("distributional.atoms", given((-1, 1, True)), TypeError,
+     "support: expected a tensor [N] or (low, high, N), got (-1, 1, True)"),
+    ("c51.agent", given(NETWORK, [0.0, 1.0, 2.0]), TypeError,
+     "support: expected (low, high, N) with an integer N, got [0.0, 1.0, 2.0]; to list the atoms, pass a tensor"),
     ("distributional.atoms", given(torch.zeros(1)), ValueError, "support: expected at least 2 atoms, got 1"),
     ("distributional.atoms", given(torch.zeros(3, 1)), ValueError, "support: expected shape [N], got [3, 1]"),
     ("distributional.atoms", given(torch.arange(3)), TypeError,
      "support: expected a floating-point dtype, got torch.int64"),
     ("c51.agent", given(NETWORK, (1, -1, 3)), ValueError,
-     "support: expected increasing numbers, got [1.0, 0.0, -1.0]; sort them"),
+     "support: expected low below high, got 1 and -1"),
+    ("c51.agent", given(NETWORK, (2, 2, 3)), ValueError, "support: expected low below high, got 2 and 2"),
+    ("c51.agent", given(NETWORK, torch.tensor([1.0, 0.0])), ValueError,
+     "support: expected increasing numbers, got [1.0, 0.0]; sort them"),
     ("c51.agent", given(NETWORK, (-1, float("inf"), 3)), ValueError,
      "support: expected finite numbers, got […]"),
     ("c51.agent", given(NETWORK.apply), TypeError, "network: expected Network or NoisyNetwork, got partial"),
@@ -257,10 +269,34 @@ ROWS = [
      "network: expected a multiple of 3 outputs, one for each action and atom, got 7; make it with actions * 3 …"),
     ("c51.agent.loss", given(C51_PARAMS, C51_PARAMS, BATCH, HYPER, torch.zeros(2, 5)), TypeError,
      "noise: expected () for a network without noise, got Tensor"),
-    ("noisy.agent", given(NETWORK, loss=0.5), TypeError, "loss: expected a function, got float"),
-    ("noisy.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
-    ("noisy.agent.loss", given(NOISY.init(KEY), NOISY.init(KEY), BATCH, HYPER, torch.zeros(2, 11)), ValueError,
+    ("dqn.agent.loss", given(NOISY.init(KEY), NOISY.init(KEY), BATCH, HYPER, torch.zeros(2, 11)), ValueError,
      "noise: expected shape [3 K], got [2, 11]"),
+    ("quantile.midpoints", given(0), ValueError, "quantiles: expected at least 1, got 0"),
+    ("quantile.midpoints", given(3, torch.int64), TypeError,
+     "dtype: expected a floating-point dtype, got torch.int64"),
+    ("quantile.regression_loss", given(Q, Q[:, :2], RETURNS[:, 0]), ValueError,
+     "fractions: expected shape [... N] with N = 3, got [4, 2]"),
+    ("quantile.regression_loss", given(ACTION, REWARD, REWARD), TypeError,
+     "z_tm1: expected a floating-point dtype, got torch.int64"),
+    ("quantile.regression_loss", given(REWARD, REWARD, REWARD, -1), ValueError, "kappa: expected at least 0, got -1"),
+    ("quantile.q_learning_target", given(REWARD, DISCOUNT, RETURNS, Q, Q), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
+    ("quantile.q_learning_target", given(REWARD, DISCOUNT, Q, Q, LEGAL), ValueError,
+     "z_t: expected shape [... A M] with ... = [4], got [4, 3]"),
+    ("qr_dqn.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("qr_dqn.agent", given(NETWORK, 0), ValueError, "quantiles: expected at least 1, got 0"),
+    ("qr_dqn.agent", given(NETWORK, 2, kappa=-0.1), ValueError, "kappa: expected at least 0, got -0.1"),
+    ("qr_dqn.agent", given(NETWORK, 2, "yes"), TypeError, "double: expected bool, got str"),
+    ("qr_dqn.agent.values", given(C51_PARAMS, OBS, ()), ValueError,
+     "network: expected a multiple of 3 outputs, one for each action and quantile, got 7; make it with actions * 3 …"),
+    ("iqn.agent", given(NETWORK), TypeError, "network: expected QuantileNetwork, got Network"),
+    *[("iqn.agent", given(IMPLICIT, **{name: 0}), ValueError, f"{name}: expected at least 1, got 0")
+      for name in ("fractions", "target_fractions", "acting_fractions")],
+    ("iqn.agent", given(IMPLICIT, double=1), TypeError, "double: expected bool, got int"),
+    ("iqn.agent", given(IMPLICIT, kappa=-1), ValueError, "kappa: expected at least 0, got -1"),
+    ("iqn.agent.values", given(PARAMS, OBS, torch.zeros(3)), ValueError, "noise: expected shape [8], got [3]"),
+    ("iqn.agent.loss", given(PARAMS, PARAMS, BATCH, HYPER, torch.zeros(3, 8)), ValueError,
+     "noise: expected shape [3 12], got [3, 8]"),
     ("on_policy.algorithm", given(ROLLOUTS, NETWORK, assemble.adam), TypeError, "agent: expected Agent, got Network"),
     ("on_policy.algorithm", given({}, AGENT, assemble.adam), TypeError, "config: expected Config, got dict"),
     ("on_policy.algorithm", given(ROLLOUTS, AGENT, ADAM), TypeError, "optimizer: expected a function, got Optimizer"),
@@ -485,7 +521,7 @@ ROWS = [
         (given(NETWORK.apply, losses.squared, PARAMS, PARAMS, BATCH._replace(obs=OBS[:, :1]), HYPER), ValueError,
          "obs: expected shape [... 2], got [4, 1]"),
     )],
-    ("dqn.agent", given(nn.Linear(2, 2)), TypeError, "network: expected Network, got Linear"),
+    ("dqn.agent", given(nn.Linear(2, 2)), TypeError, "network: expected Network or NoisyNetwork, got Linear"),
     ("dqn.agent", given(NETWORK, "yes"), TypeError, "double: expected bool, got str"),
     ("dqn.agent", given(NETWORK, loss="mse"), TypeError, "loss: expected a function, got str"),
     ("off_policy.init", given(optim.adam, PARAMS), TypeError, "optimizer: expected Optimizer, got function"),

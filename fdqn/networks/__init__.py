@@ -10,12 +10,14 @@ from fdqn.networks.layer_norm import layer_norm_mlp
 from fdqn.networks.layers import SMALLEST_FRAME, dueling_mlp, minatar, mlp, nature
 from fdqn.networks.modules import NetworkWithDropout, dropout, from_module, from_module_with_dropout
 from fdqn.networks.noisy_layers import NoisyNetwork, noisy_mlp, with_noise
+from fdqn.networks.quantile import QuantileNetwork
 from fdqn.networks.state_dict import load, starting_from, to_module
 
 __all__ = [
     "SMALLEST_FRAME",
     "NetworkWithDropout",
     "NoisyNetwork",
+    "QuantileNetwork",
     "dropout",
     "dueling_mlp",
     "from_module",
