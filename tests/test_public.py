@@ -16,7 +16,7 @@ from torch.func import grad, vmap
 import fdqn
 from fdqn import networks, optim, random, replay, training, tree
 from fdqn.agents import c51, dqn, iqn, pqn, qr_dqn
-from fdqn.ops import distributional, exploration, losses, masking, quantile, returns, schedules, td
+from fdqn.ops import action_gap, distributional, exploration, losses, masking, quantile, returns, schedules, soft, td
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
 from fdqn.training import off_policy, on_policy
@@ -156,6 +156,8 @@ FUNCTIONS = {
     "masking.pick": (masking.pick, (Q, ACTION)),
     "masking.best": (masking.best, (Q, LEGAL)),
     "masking.greedy": (masking.greedy, (Q, LEGAL)),
+    "masking.selected": (masking.selected, (Q, Q_T, LEGAL)),
+    "masking.expected": (masking.expected, (Q, Q_T.softmax(-1), LEGAL)),
     "masking.count": (masking.count, (LEGAL,)),
     "distributional.project": (distributional.project, (SUPPORT, RETURNS[:, 0], REWARD, DISCOUNT)),
     "distributional.mean": (distributional.mean, (SUPPORT, RETURNS)),
@@ -187,6 +189,25 @@ FUNCTIONS = {
     "td.double_q_learning_target": (td.double_q_learning_target, (REWARD, DISCOUNT, Q_T, Q, LEGAL)),
     "td.q_learning": (td.q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL)),
     "td.double_q_learning": (td.double_q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q, LEGAL)),
+    "action_gap.action_gap": (action_gap.action_gap, (Q, ACTION, LEGAL)),
+    "action_gap.advantage_learning_target": (
+        partial(action_gap.advantage_learning_target, alpha=0.3),
+        (REWARD, DISCOUNT, Q, ACTION, Q_T, LEGAL, LEGAL),
+    ),
+    "action_gap.persistent_q_learning_target": (
+        partial(action_gap.persistent_q_learning_target, alpha=0.3),
+        (REWARD, DISCOUNT, ACTION, Q_T, LEGAL),
+    ),
+    "action_gap.persistent_advantage_learning_target": (
+        partial(action_gap.persistent_advantage_learning_target, alpha=0.3),
+        (REWARD, DISCOUNT, Q, ACTION, Q_T, LEGAL, LEGAL),
+    ),
+    "soft.value": (partial(soft.value, tau=0.3), (Q, LEGAL)),
+    "soft.policy": (partial(soft.policy, tau=0.3), (Q, LEGAL)),
+    "soft.log_policy": (lambda q, legal: torch.where(legal, soft.log_policy(q, legal, 0.3), 0.0), (Q, LEGAL)),
+    "soft.q_learning_target": (partial(soft.q_learning_target, tau=0.3), (REWARD, DISCOUNT, Q_T, LEGAL)),
+    "soft.munchausen_target": (soft.munchausen_target, (REWARD, DISCOUNT, Q, ACTION, Q_T, LEGAL, LEGAL)),
+    "soft.conservative_loss": (soft.conservative_loss, (Q, ACTION, LEGAL)),
     "losses.squared": (losses.squared, (Q,)),
     "losses.huber": (losses.huber, (Q,)),
     "losses.smooth_l1": (losses.smooth_l1, (Q,)),
@@ -330,6 +351,7 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
+    "action_gap", "soft",
     "td",
     "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
     "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "schedules", "tree", "training",
