@@ -7,7 +7,7 @@ import torch
 from plants import rejects
 
 from fdqn import networks, random, tree
-from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, iqn, noise_shapes, qr_dqn
+from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, iqn, munchausen, noise_shapes, qr_dqn
 from fdqn.experiment import memory
 from fdqn.ops import distributional, losses, masking
 from fdqn.testing import agents, asserts, examples, laws
@@ -65,6 +65,25 @@ def test_laws_hold_for_dqn(double):
     agents.illegal_actions(make)
     given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER, ()
     asserts.assert_trees_close(make(PLAIN).loss(*given), dqn.agent(PLAIN, double).loss(*given), 1e-12)
+
+
+SOFT = {"plain": {}, "warm": {"tau": 0.5, "clip": -3.0, "alpha": 0.5}, "alpha 0": {"tau": 1.0, "alpha": 0.0}}
+
+
+@pytest.mark.parametrize("options", SOFT.values(), ids=SOFT)
+def test_laws_hold_for_munchausen(options):
+    make = partial(munchausen.agent, **options)
+    agents.agent(make(PLAIN), (2,), 3, greedy_target=False)
+    if (
+        options.get("alpha") != 0
+    ):  # otherwise the values of the target network at `obs` are not used, nor is their noise
+        agents.agent(make(NOISY), (2,), 3, greedy_target=False)
+    agents.illegal_actions(lambda network, legal: make(network, legal=legal), masks_obs=True)
+
+
+def test_law_of_illegal_actions_rejects_a_policy_over_all_actions():
+    with rejects("illegal actions of target parameters at"):
+        agents.illegal_actions(lambda network, legal: munchausen.agent(network, tau=0.5), masks_obs=True)
 
 
 def test_laws_hold_for_dueling_and_layer_norm_and_other_dtypes():
@@ -299,7 +318,7 @@ def test_priority_of_c51_is_0_where_the_prediction_is_the_target():
 
 @pytest.mark.parametrize("name", ["double", "double c51"])
 def test_laws_of_a_function(name):
-    """Over lanes, and as one graph, with noise."""
+    """Over seeds, and as one graph, with noise."""
     make, outputs = MAKERS[name]
     network = networks.noisy_mlp(2, (4,), 3 * outputs)
     agent = make(network)

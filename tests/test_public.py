@@ -15,7 +15,7 @@ from torch.func import grad, vmap
 
 import fdqn
 from fdqn import networks, optim, random, replay, training, tree
-from fdqn.agents import c51, dqn, iqn, pqn, qr_dqn
+from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
 from fdqn.ops import action_gap, distributional, exploration, losses, masking, quantile, returns, schedules, soft, td
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
@@ -131,12 +131,14 @@ C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noi
 QR_LOSS = partial(qr_dqn.agent(networks.mlp(2, (3,), 3 * 4), 4).loss, noise=())
 IQN_LOSS = partial(
     iqn.agent(
-        networks.QuantileNetwork(NET.init, lambda p, obs, u: NET.apply(p, obs).unsqueeze(-1) * u.unsqueeze(-2), 0),
+        networks.QuantileNetwork(NET.init, lambda p, obs, u, _: NET.apply(p, obs).unsqueeze(-1) * u.unsqueeze(-2), 0),
         *(False, 2, 3, 2),
     ).loss,
     noise=random.uniform(KEY, (3, 12)),
 )
+MUNCHAUSEN_LOSS = partial(munchausen.agent(NET, tau=0.5).loss, noise=())
 FUNCTIONS = {
+    "munchausen.agent.loss": (MUNCHAUSEN_LOSS, (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER)),
     "qr_dqn.agent.loss": (
         QR_LOSS,
         (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),

@@ -283,6 +283,17 @@ ROWS = [
      "legal_t: expected torch.bool, got torch.float32"),
     ("quantile.q_learning_target", given(REWARD, DISCOUNT, Q, Q, LEGAL), ValueError,
      "z_t: expected shape [... A M] with ... = [4], got [4, 3]"),
+    ("munchausen.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("munchausen.agent", given(NETWORK, 1.5), ValueError, "alpha: expected a number from 0 to 1, got 1.5"),
+    ("munchausen.agent", given(NETWORK, -0.5), ValueError, "alpha: expected at least 0, got -0.5"),
+    ("munchausen.agent", given(NETWORK, tau=0), ValueError,
+     "tau: expected a number above 0, got 0; without a temperature use dqn.agent"),
+    ("munchausen.agent", given(NETWORK, tau="low"), TypeError,
+     "tau: expected a number or a tensor of floats, got 'low'"),
+    ("munchausen.agent", given(NETWORK, clip=1.0), ValueError, "clip: expected at most 0, got 1.0"),
+    ("munchausen.agent", given(NETWORK, clip=None), TypeError, "clip: expected a number, got None"),
+    ("munchausen.agent", given(NETWORK, loss="mse"), TypeError, "loss: expected a function, got str"),
+    ("munchausen.agent", given(NETWORK, legal=True), TypeError, "legal: expected a function, got bool"),
     ("qr_dqn.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
     ("qr_dqn.agent", given(NETWORK, 0), ValueError, "quantiles: expected at least 1, got 0"),
     ("qr_dqn.agent", given(NETWORK, 2, kappa=-0.1), ValueError, "kappa: expected at least 0, got -0.1"),
@@ -1427,6 +1438,7 @@ TYPED = (ValueError, TypeError, IndexError, checkpoint.CheckpointError)
 
 HOMES = {p.stem: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/**/*.py")}
 HOMES |= {p.stem: p.stem for p in ROOT.iterdir()}
+HOMES["quantile"] = "ops.quantile"  # and not `networks.quantile`
 """The dotted name below `fdqn` of each module, by its last part."""
 
 
