@@ -136,10 +136,13 @@ ADAM, SGD = optim.adam(), optim.sgd()
 
 SUPPORT, RETURNS = torch.linspace(-1.0, 1.0, 3), torch.full((4, 3, 3), 1 / 3)
 NOISY = networks.noisy_mlp(2, (3,), 3)
-NOISY_AGENT = agents.noisy.agent(NOISY)
+NOISY_AGENT = agents.dqn.agent(NOISY)
 ROLLOUTS = training.Config(3, 5, 6, 5, 15, learning_starts=0, target_period=0)
 C51_PARAMS = networks.mlp(2, (), 7).init(KEY)
 C51 = agents.c51.agent(networks.mlp(2, (), 7), (-1, 1, 3))
+QR_DQN = agents.qr_dqn.agent(networks.mlp(2, (), 7), 3)
+IMPLICIT = networks.QuantileNetwork(NETWORK.init, NETWORK.apply, 0)
+IQN = agents.iqn.agent(IMPLICIT, False, 1, 3, 2)
 
 
 def run_of(*args, **named):
@@ -173,7 +176,10 @@ CALLED = {
     "networks.with_noise.apply": networks.with_noise(NETWORK).apply,
     "c51.agent.values": C51.values,
     "c51.agent.loss": C51.loss,
-    "noisy.agent.loss": NOISY_AGENT.loss,
+    "qr_dqn.agent.values": QR_DQN.values,
+    "iqn.agent.values": IQN.values,
+    "iqn.agent.loss": IQN.loss,
+    "dqn.agent.loss": NOISY_AGENT.loss,
     "networks.from_module.init": MODULE.init,
     "networks.from_module.apply": MODULE.apply,
     "networks.from_module.drawing": network_of,
@@ -242,14 +248,20 @@ ROWS = [
      "support: expected a tensor [N] or (low, high, N), got (-1, 1)"),
     ("distributional.atoms", given(("low", 1, 3)), TypeError,
      "support: expected a tensor [N] or (low, high, N), got ('low', 1, 3)"),
-    ("distributional.atoms", given((-1, 1, 1)), ValueError, "support: expected at least 2, got 1"),
-    ("distributional.atoms", given((-1, 1, 3.0)), TypeError, "support: expected an integer, got 3.0"),
+    ("distributional.atoms", given((-1, 1, 1)), ValueError, "support: expected at least 2 atoms, got 1"),
+    ("distributional.atoms", given((-1, 1, True)), TypeError,
+     "support: expected a tensor [N] or (low, high, N), got (-1, 1, True)"),
+    ("c51.agent", given(NETWORK, [0.0, 1.0, 2.0]), TypeError,
+     "support: expected (low, high, N) with an integer N, got [0.0, 1.0, 2.0]; to list the atoms, pass a tensor"),
     ("distributional.atoms", given(torch.zeros(1)), ValueError, "support: expected at least 2 atoms, got 1"),
     ("distributional.atoms", given(torch.zeros(3, 1)), ValueError, "support: expected shape [N], got [3, 1]"),
     ("distributional.atoms", given(torch.arange(3)), TypeError,
      "support: expected a floating-point dtype, got torch.int64"),
     ("c51.agent", given(NETWORK, (1, -1, 3)), ValueError,
-     "support: expected increasing numbers, got [1.0, 0.0, -1.0]; sort them"),
+     "support: expected low below high, got 1 and -1"),
+    ("c51.agent", given(NETWORK, (2, 2, 3)), ValueError, "support: expected low below high, got 2 and 2"),
+    ("c51.agent", given(NETWORK, torch.tensor([1.0, 0.0])), ValueError,
+     "support: expected increasing numbers, got [1.0, 0.0]; sort them"),
     ("c51.agent", given(NETWORK, (-1, float("inf"), 3)), ValueError,
      "support: expected finite numbers, got […]"),
     ("c51.agent", given(NETWORK.apply), TypeError, "network: expected Network or NoisyNetwork, got partial"),
@@ -257,10 +269,45 @@ ROWS = [
      "network: expected a multiple of 3 outputs, one for each action and atom, got 7; make it with actions * 3 …"),
     ("c51.agent.loss", given(C51_PARAMS, C51_PARAMS, BATCH, HYPER, torch.zeros(2, 5)), TypeError,
      "noise: expected () for a network without noise, got Tensor"),
-    ("noisy.agent", given(NETWORK, loss=0.5), TypeError, "loss: expected a function, got float"),
-    ("noisy.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
-    ("noisy.agent.loss", given(NOISY.init(KEY), NOISY.init(KEY), BATCH, HYPER, torch.zeros(2, 11)), ValueError,
+    ("dqn.agent.loss", given(NOISY.init(KEY), NOISY.init(KEY), BATCH, HYPER, torch.zeros(2, 11)), ValueError,
      "noise: expected shape [3 K], got [2, 11]"),
+    ("quantile.midpoints", given(0), ValueError, "quantiles: expected at least 1, got 0"),
+    ("quantile.midpoints", given(3, torch.int64), TypeError,
+     "dtype: expected a floating-point dtype, got torch.int64"),
+    ("quantile.regression_loss", given(Q, Q[:, :2], RETURNS[:, 0]), ValueError,
+     "fractions: expected shape [... N] with N = 3, got [4, 2]"),
+    ("quantile.regression_loss", given(ACTION, REWARD, REWARD), TypeError,
+     "z_tm1: expected a floating-point dtype, got torch.int64"),
+    ("quantile.regression_loss", given(REWARD, REWARD, REWARD, -1), ValueError, "kappa: expected at least 0, got -1"),
+    ("quantile.q_learning_target", given(REWARD, DISCOUNT, RETURNS, Q, Q), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
+    ("quantile.q_learning_target", given(REWARD, DISCOUNT, Q, Q, LEGAL), ValueError,
+     "z_t: expected shape [... A M] with ... = [4], got [4, 3]"),
+    ("munchausen.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("munchausen.agent", given(NETWORK, 1.5), ValueError, "alpha: expected a number from 0 to 1, got 1.5"),
+    ("munchausen.agent", given(NETWORK, -0.5), ValueError, "alpha: expected at least 0, got -0.5"),
+    ("munchausen.agent", given(NETWORK, tau=0), ValueError,
+     "tau: expected a number above 0, got 0; without a temperature use dqn.agent"),
+    ("munchausen.agent", given(NETWORK, tau="low"), TypeError,
+     "tau: expected a number or a tensor of floats, got 'low'"),
+    ("munchausen.agent", given(NETWORK, clip=1.0), ValueError, "clip: expected at most 0, got 1.0"),
+    ("munchausen.agent", given(NETWORK, clip=None), TypeError, "clip: expected a number, got None"),
+    ("munchausen.agent", given(NETWORK, loss="mse"), TypeError, "loss: expected a function, got str"),
+    ("munchausen.agent", given(NETWORK, legal=True), TypeError, "legal: expected a function, got bool"),
+    ("qr_dqn.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("qr_dqn.agent", given(NETWORK, 0), ValueError, "quantiles: expected at least 1, got 0"),
+    ("qr_dqn.agent", given(NETWORK, 2, kappa=-0.1), ValueError, "kappa: expected at least 0, got -0.1"),
+    ("qr_dqn.agent", given(NETWORK, 2, "yes"), TypeError, "double: expected bool, got str"),
+    ("qr_dqn.agent.values", given(C51_PARAMS, OBS, ()), ValueError,
+     "network: expected a multiple of 3 outputs, one for each action and quantile, got 7; make it with actions * 3 …"),
+    ("iqn.agent", given(NETWORK), TypeError, "network: expected QuantileNetwork, got Network"),
+    *[("iqn.agent", given(IMPLICIT, **{name: 0}), ValueError, f"{name}: expected at least 1, got 0")
+      for name in ("fractions", "target_fractions", "acting_fractions")],
+    ("iqn.agent", given(IMPLICIT, double=1), TypeError, "double: expected bool, got int"),
+    ("iqn.agent", given(IMPLICIT, kappa=-1), ValueError, "kappa: expected at least 0, got -1"),
+    ("iqn.agent.values", given(PARAMS, OBS, torch.zeros(3)), ValueError, "noise: expected shape [8], got [3]"),
+    ("iqn.agent.loss", given(PARAMS, PARAMS, BATCH, HYPER, torch.zeros(3, 8)), ValueError,
+     "noise: expected shape [3 12], got [3, 8]"),
     ("on_policy.algorithm", given(ROLLOUTS, NETWORK, assemble.adam), TypeError, "agent: expected Agent, got Network"),
     ("on_policy.algorithm", given({}, AGENT, assemble.adam), TypeError, "config: expected Config, got dict"),
     ("on_policy.algorithm", given(ROLLOUTS, AGENT, ADAM), TypeError, "optimizer: expected a function, got Optimizer"),
@@ -361,6 +408,60 @@ ROWS = [
      "legal: expected torch.bool, got torch.float32"),
     ("td.double_q_learning_target", given(REWARD, DISCOUNT, Q_T, LEGAL, LEGAL), TypeError,
      "q_t_selector: expected a floating-point dtype, got torch.bool"),
+    # soft values and action gaps
+    *[("soft." + name, given(Q, LEGAL, tau), error, "tau: " + says)
+      for name in ("value", "policy", "log_policy") for tau, error, says in (
+          (0, ValueError, "expected a number above 0, got 0; use a maximum over the actions instead"),
+          (-0.1, ValueError, "expected at least 0, got -0.1"),
+          (float("nan"), ValueError, "expected at least 0, got nan"),
+          ("0.1", TypeError, "expected a number or a tensor of floats, got '0.1'"),
+          (torch.ones(4), ValueError, "expected a number or a tensor [], got shape [4]; use vmap for several seeds"))],
+    ("soft.value", given(Q, Q, 0.1), TypeError, "legal: expected torch.bool, got torch.float32"),
+    ("soft.value", given(Q.long(), LEGAL, 0.1), TypeError, "q: expected a floating-point dtype, got torch.int64"),
+    ("soft.policy", given(Q, LEGAL[:, :2], 0.1), ValueError, "legal: expected shape [... A] with A = 3, got [4, 2]"),
+    ("soft.q_learning_target", given(REWARD, DISCOUNT, Q_T, LEGAL, 0.0), ValueError,
+     "tau: expected a number above 0, got 0.0; …"),
+    ("soft.q_learning_target", given(REWARD, DISCOUNT, Q_T, Q, 0.1), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
+    *[("soft.munchausen_target", given(REWARD, DISCOUNT, Q, ACTION, Q_T, None, LEGAL, **changes), error, says)
+      for changes, error, says in (
+          ({"alpha": 1.1}, ValueError, "alpha: expected a number from 0 to 1, got 1.1"),
+          ({"alpha": -0.1}, ValueError, "alpha: expected at least 0, got -0.1"),
+          ({"alpha": None}, TypeError, "alpha: expected a number or a tensor of floats, got None"),
+          ({"tau": 0}, ValueError, "tau: expected a number above 0, got 0; …"),
+          ({"clip": 1}, ValueError, "clip: expected at most 0, got 1"),
+          ({"clip": float("nan")}, ValueError, "clip: expected at most 0, got nan"),
+          ({"clip": "-1"}, TypeError, "clip: expected a number or a tensor of floats, got '-1'"),
+          ({"clip": -torch.ones(4)}, ValueError, "clip: expected a number or a tensor [], got shape [4]; …"))],
+    ("soft.munchausen_target", given(REWARD, DISCOUNT, Q, ACTION, Q_T, LEGAL[:, :2], LEGAL), ValueError,
+     "legal_tm1: expected shape [... A] with A = 3, got [4, 2]"),
+    ("soft.munchausen_target", given(REWARD, DISCOUNT, Q, ACTION, Q_T, Q, LEGAL), TypeError,
+     "legal_tm1: expected torch.bool, got torch.float32"),
+    ("soft.munchausen_target", given(REWARD, DISCOUNT, None, ACTION, Q_T, None, LEGAL), TypeError,
+     "q_tm1_target: expected a tensor, got NoneType"),
+    ("soft.munchausen_target", given(REWARD, DISCOUNT, Q, ACTION + 1, Q_T, None, LEGAL), IndexError,
+     "a_tm1[3]: expected a number from 0 to 2, got 3"),
+    ("soft.conservative_loss", given(Q, ACTION.float(), LEGAL), TypeError,
+     "a_tm1: expected an integer dtype, got torch.float32"),
+    ("soft.conservative_loss", given(Q, ACTION, Q), TypeError, "legal_tm1: expected torch.bool, got torch.float32"),
+    ("action_gap.action_gap", given(Q, ACTION - 1, LEGAL), IndexError,
+     "action[0]: expected a number from 0 to 2, got -1"),
+    *[("action_gap." + name, given(REWARD, DISCOUNT, Q, ACTION, *rest), error, says)
+      for name in ("advantage_learning_target", "persistent_advantage_learning_target") for rest, error, says in (
+          ((Q_T, LEGAL, LEGAL, 1.5), ValueError, "alpha: expected a number from 0 to 1, got 1.5"),
+          ((Q_T, LEGAL, LEGAL, torch.ones(4)), ValueError, "alpha: expected a number or a tensor [], got shape [4]; …"),
+          ((Q_T[:, :2], LEGAL, LEGAL, 0.5), ValueError, "q_t: expected shape [... A] with A = 3, got [4, 2]"),
+          ((Q_T, Q, LEGAL, 0.5), TypeError, "legal_tm1: expected torch.bool, got torch.float32"))],
+    ("action_gap.persistent_q_learning_target", given(REWARD, DISCOUNT, ACTION, Q_T, LEGAL, -1), ValueError,
+     "alpha: expected at least 0, got -1"),
+    ("action_gap.persistent_q_learning_target", given(REWARD, DISCOUNT, ACTION, LEGAL, LEGAL, 0.5), TypeError,
+     "q_t: expected a floating-point dtype, got torch.bool"),
+    ("masking.selected", given(Q, LEGAL, LEGAL), TypeError,
+     "q_selector: expected a floating-point dtype, got torch.bool"),
+    ("masking.selected", given(LEGAL, Q, LEGAL), TypeError, "q: expected a floating-point dtype, got torch.bool"),
+    ("masking.expected", given(Q, ACTION, LEGAL), ValueError, "probabilities: expected shape […], got [4]"),
+    ("masking.expected", given(Q, LEGAL, LEGAL), TypeError,
+     "probabilities: expected a floating-point dtype, got torch.bool"),
     ("losses.squared", given(ACTION), TypeError, "delta: expected a floating-point dtype, got torch.int64"),
     ("losses.squared", given(0.5), TypeError, "delta: expected a tensor, got float"),
     ("losses.huber", given(Q.numpy()), TypeError, "delta: expected a tensor, got ndarray"),
@@ -485,7 +586,7 @@ ROWS = [
         (given(NETWORK.apply, losses.squared, PARAMS, PARAMS, BATCH._replace(obs=OBS[:, :1]), HYPER), ValueError,
          "obs: expected shape [... 2], got [4, 1]"),
     )],
-    ("dqn.agent", given(nn.Linear(2, 2)), TypeError, "network: expected Network, got Linear"),
+    ("dqn.agent", given(nn.Linear(2, 2)), TypeError, "network: expected Network or NoisyNetwork, got Linear"),
     ("dqn.agent", given(NETWORK, "yes"), TypeError, "double: expected bool, got str"),
     ("dqn.agent", given(NETWORK, loss="mse"), TypeError, "loss: expected a function, got str"),
     ("off_policy.init", given(optim.adam, PARAMS), TypeError, "optimizer: expected Optimizer, got function"),
@@ -1379,6 +1480,7 @@ TYPED = (ValueError, TypeError, IndexError, checkpoint.CheckpointError)
 
 HOMES = {p.stem: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/**/*.py")}
 HOMES |= {p.stem: p.stem for p in ROOT.iterdir()}
+HOMES["quantile"] = "ops.quantile"  # and not `networks.quantile`
 """The dotted name below `fdqn` of each module, by its last part."""
 
 
