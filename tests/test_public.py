@@ -126,6 +126,7 @@ DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 
 LEARNER = off_policy.init(optim.adam(), NET.init(KEY))
 SUPPORT, RETURNS = torch.linspace(-1.0, 2.0, 4), floats(15, 4, 3, 4).softmax(-1)
 NOISY = networks.noisy_mlp(2, (3,), 3)
+IMPLICIT = networks.quantile(networks.trunks.layer_norm_mlp(2, (4,)), networks.heads.dueling(3), 5)
 NOISY_LOSS = partial(noisy.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
 C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noise=())
 FUNCTIONS = {
@@ -182,6 +183,13 @@ FUNCTIONS = {
     "networks.noisy_mlp": (
         lambda params: NOISY.apply(params, BATCH.obs.to(params["0.bias_mu"]), U.new_full((NOISY.noise,), 0.3)),
         (NOISY.init(KEY),),
+    ),
+    "networks.join": with_network(
+        networks.join(networks.trunks.impala((2, 4, 3)), networks.heads.dueling(2, 3)), floats(12, 2, 2, 4, 3)
+    ),
+    "networks.quantile": (
+        lambda params: IMPLICIT.apply(params, BATCH.obs.to(params["embedding.bias"]), U.double()),
+        (IMPLICIT.init(KEY),),
     ),
     "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
     "networks.minatar": with_network(networks.minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
@@ -283,6 +291,9 @@ ELSEWHERE = {
         "sparse": "makes a network of another",
         "NetworkWithDropout": "",
         "NoisyNetwork": "",
+        "QuantileNetwork": "",
+        "Head": "",
+        "Trunk": "",
         "with_noise": "makes a network of another",
     },
     "distributional": {"atoms": "looks at numbers, once"},
