@@ -568,7 +568,7 @@ ROWS = [
     ("networks.join", given(NETWORK, networks.heads.linear(2)), TypeError, "trunk: expected Trunk, got Network"),
     ("networks.join", given(TRUNK, 2), TypeError, "head: expected Head, got int"),
     ("networks.join", given(TRUNK, networks.heads.dueling(10**5, 10**5)), ValueError,
-     "obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got 30,000,000,000 in layer advantage, …"),
+     "obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got 30,000,000,000 in …"),
     ("networks.join.apply", given(PARAMS, OBS), ValueError, "params: expected the network's names and shapes, …"),
     ("networks.join.apply", given(networks.join(TRUNK, NOISY_HEAD).init(KEY), OBS, torch.zeros(3)), ValueError,
      "noise: expected shape [14], got [3]"),
