@@ -1,5 +1,6 @@
 """Trunks, heads and their combinations against written-out `nn.Module`s, and laws that bugs planted here break."""
 
+import hashlib
 import math
 import pickle
 from functools import partial
@@ -371,6 +372,26 @@ def test_layer_norm_trunks_with_a_gain_start_orthogonally():
     for name in own:
         assert torch.equal(own[name], (plain.init(KEY) if name.startswith("6") else whole)[name])
     asserts.assert_trees_equal(whole, networks.orthogonal(network, 2.0).init(KEY))
+
+
+DIGESTS = {
+    "mlp": (networks.mlp(4, (6, 5), 3), "b5876f44803ae327"),
+    "dueling_mlp": (networks.dueling_mlp(4, (6, 5), 3), "5459891986c53b7e"),
+    "layer_norm_mlp": (networks.layer_norm_mlp(4, (6, 5), 3), "f56ef93e29bed5e7"),
+    "noisy_mlp": (networks.noisy_mlp(4, (6, 5), 3), "2146697922ebfcac"),
+    "nature": (networks.nature((1, 36, 36), 3), "9deb0f72235b1403"),
+    "minatar": (networks.minatar((2, 4, 3), 3), "f48b357fd51f2abf"),
+}
+"""Networks, and digests of their initial parameters in version 0.2. They depend on no rounding of a processor."""
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_usual_networks_start_with_the_same_bits_as_ever(name):
+    network, expected = DIGESTS[name]
+    digest = hashlib.sha256()
+    for leaf, x in network.init(KEY).items():
+        digest.update(leaf.encode() + x.numpy().tobytes())
+    assert digest.hexdigest()[:16] == expected
 
 
 # Networks of implicit quantiles
