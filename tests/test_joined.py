@@ -473,6 +473,22 @@ def test_each_quantile_depends_on_its_own_fraction():
     assert (z[..., 0] - z[..., 1]).abs().max() > 1e-3
 
 
+def test_the_network_of_the_iqn_paper():
+    """Multiply the features of the convolutions, before the hidden layer."""
+    network = networks.quantile(trunks.minatar(BOARD, hidden=()), heads.linear(ACTIONS, hidden=(8,)), 6)
+    params, obs, fractions = params_of(network), observations("minatar", 5), fractions_of(5, 4)
+    shapes = {"trunk.0": (16, 3, 3, 3), "embedding": (192, 6), "head.0": (8, 192), "head.2": (ACTIONS, 8)}
+    assert {n: tuple(x.shape) for n, x in params.items() if "weight" in n} == {
+        f"{name}.weight": shape for name, shape in shapes.items()
+    }
+    x = F.conv2d(obs, params["trunk.0.weight"], params["trunk.0.bias"]).relu().flatten(1).unsqueeze(1)
+    cosines = torch.cos(math.pi * fractions.unsqueeze(-1) * torch.arange(1, 7))
+    x = x * F.linear(cosines, params["embedding.weight"], params["embedding.bias"]).relu()
+    x = F.linear(x, params["head.0.weight"], params["head.0.bias"]).relu()
+    expected = F.linear(x, params["head.2.weight"], params["head.2.bias"]).mT
+    asserts.assert_trees_close(expected, network.apply(params, obs, fractions), 1e-10)
+
+
 def test_the_trunk_is_computed_once_for_each_observation():
     seen = []
 
