@@ -28,7 +28,7 @@ class QuantileNetwork(NamedTuple):
     """`init(key [..., 2]) -> params`, with leaves [..., *shape]."""
     apply: Callable[..., Tensor]
     """`apply(params, obs [..., *O], fractions [..., N], noise=()) -> z [..., A, N]`, the quantile of the return of each
-    action at each fraction; `noise [K]` samples the weights once for all rows."""
+    action at each fraction. Fractions [N] are used for all rows; `noise [K]` samples the weights once for all rows."""
     noise: int
     """Number of uniforms K that `apply` takes as noise; 0 for a network without noise."""
 
@@ -87,12 +87,15 @@ def _init(trunk: Callable[[Tensor], Params], ends: Layers, first: int, key: Tens
 
 def _apply(network: _Quantile, params: Params, obs: Tensor, fractions: Tensor, noise: Uniforms = ()) -> Tensor:
     event = network.obs_shape
-    check.shapes(f"obs[... {' '.join(map(str, event))}] fractions[... N]", obs, fractions)
+    check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
+    leading = obs.shape[: obs.ndim - len(event)]
+    # Fractions [N] are those of all rows; their embedding is computed once.
+    check.shapes(f"fractions[{'' if fractions.ndim == 1 else ' '.join(map(str, leading))} N]", fractions)
     check.floating("fractions", fractions)
     x = parts.inputs(event, network.shapes, params, obs)
     factors = parts.noise_factors(network.layers, noise, x)
     features = parts.forward(network.body, params, parts.batched(x, event, network.images), factors)
-    features = parts.restored(features, fractions.shape[:-1], network.images)
+    features = parts.restored(features, leading, network.images)
     embedded = parts.forward(network.embedding, params, _cosines(fractions.to(x.dtype), network.cosines), {}).relu()
     rows = features.unsqueeze(-2) * embedded
     outputs = network.combine(*(parts.forward(branch, params, rows, factors) for branch in network.branches))
