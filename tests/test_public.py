@@ -126,16 +126,11 @@ DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 
 LEARNER = off_policy.init(optim.adam(), NET.init(KEY))
 SUPPORT, RETURNS = torch.linspace(-1.0, 2.0, 4), floats(15, 4, 3, 4).softmax(-1)
 NOISY = networks.noisy_mlp(2, (3,), 3)
+IMPLICIT = networks.quantile(networks.trunks.layer_norm_mlp(2, (4,)), networks.heads.dueling(3), 5)
 NOISY_LOSS = partial(dqn.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
 C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noise=())
 QR_LOSS = partial(qr_dqn.agent(networks.mlp(2, (3,), 3 * 4), 4).loss, noise=())
-IQN_LOSS = partial(
-    iqn.agent(
-        networks.QuantileNetwork(NET.init, lambda p, obs, u, _: NET.apply(p, obs).unsqueeze(-1) * u.unsqueeze(-2), 0),
-        *(False, 2, 3, 2),
-    ).loss,
-    noise=random.uniform(KEY, (3, 12)),
-)
+IQN_LOSS = partial(iqn.agent(IMPLICIT, False, 2, 3, 2).loss, noise=random.uniform(KEY, (3, 12)))
 MUNCHAUSEN_LOSS = partial(munchausen.agent(NET, tau=0.5).loss, noise=())
 FUNCTIONS = {
     "munchausen.agent.loss": (MUNCHAUSEN_LOSS, (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER)),
@@ -143,7 +138,7 @@ FUNCTIONS = {
         QR_LOSS,
         (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
     ),
-    "iqn.agent.loss": (IQN_LOSS, (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER)),
+    "iqn.agent.loss": (IQN_LOSS, (IMPLICIT.init(KEY), IMPLICIT.init(random.key(4)), BATCH, HYPER)),
     "quantile.regression_loss": (quantile.regression_loss, (Q, Q_T.sigmoid(), RETURNS[:, 0])),
     "quantile.q_learning_target": (
         lambda z_t, *rest: quantile.q_learning_target(*rest[:2], z_t, *rest[2:]),
@@ -223,6 +218,13 @@ FUNCTIONS = {
     "networks.noisy_mlp": (
         lambda params: NOISY.apply(params, BATCH.obs.to(params["0.bias_mu"]), U.new_full((NOISY.noise,), 0.3)),
         (NOISY.init(KEY),),
+    ),
+    "networks.join": with_network(
+        networks.join(networks.trunks.impala((2, 4, 3)), networks.heads.dueling(2, 3)), floats(12, 2, 2, 4, 3)
+    ),
+    "networks.quantile": (
+        lambda params: IMPLICIT.apply(params, BATCH.obs.to(params["embedding.bias"]), U.double()),
+        (IMPLICIT.init(KEY),),
     ),
     "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
     "networks.minatar": with_network(networks.minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
@@ -321,8 +323,12 @@ ELSEWHERE = {
         "load": "looks at names, once",
         "starting_from": "makes a network of another",
         "to_module": "makes a module",
+        "orthogonal": "makes a network of another",
+        "sparse": "makes a network of another",
         "NetworkWithDropout": "",
         "NoisyNetwork": "",
+        "Head": "",
+        "Trunk": "",
         "with_noise": "makes a network of another",
     },
     "distributional": {"atoms": "looks at numbers, once"},

@@ -136,12 +136,13 @@ ADAM, SGD = optim.adam(), optim.sgd()
 
 SUPPORT, RETURNS = torch.linspace(-1.0, 1.0, 3), torch.full((4, 3, 3), 1 / 3)
 NOISY = networks.noisy_mlp(2, (3,), 3)
+TRUNK, NOISY_HEAD = networks.trunks.mlp(2, (3,)), networks.heads.noisy_dueling(3, 2)
+IMPLICIT = networks.quantile(TRUNK, networks.heads.linear(3))
 NOISY_AGENT = agents.dqn.agent(NOISY)
 ROLLOUTS = training.Config(3, 5, 6, 5, 15, learning_starts=0, target_period=0)
 C51_PARAMS = networks.mlp(2, (), 7).init(KEY)
 C51 = agents.c51.agent(networks.mlp(2, (), 7), (-1, 1, 3))
 QR_DQN = agents.qr_dqn.agent(networks.mlp(2, (), 7), 3)
-IMPLICIT = networks.QuantileNetwork(NETWORK.init, NETWORK.apply, 0)
 IQN = agents.iqn.agent(IMPLICIT, False, 1, 3, 2)
 
 
@@ -174,6 +175,9 @@ CALLED = {
     "networks.layer_norm_mlp.apply": networks.layer_norm_mlp(2, (3,), 3).apply,
     "networks.noisy_mlp.apply": NOISY.apply,
     "networks.with_noise.apply": networks.with_noise(NETWORK).apply,
+    "networks.join.apply": networks.join(TRUNK, NOISY_HEAD).apply,
+    "networks.quantile.apply": IMPLICIT.apply,
+    "trunks.mlp.apply": TRUNK.apply,
     "c51.agent.values": C51.values,
     "c51.agent.loss": C51.loss,
     "qr_dqn.agent.values": QR_DQN.values,
@@ -661,6 +665,49 @@ ROWS = [
      "u[0]: expected numbers in [0, 1), got 1.0"),
     ("networks.noisy_mlp.apply", given(NOISY.init(KEY), OBS, 3), TypeError,
      "noise: expected uniforms [K] or (), got int"),
+    ("networks.join", given(NETWORK, networks.heads.linear(2)), TypeError, "trunk: expected Trunk, got Network"),
+    ("networks.join", given(TRUNK, 2), TypeError, "head: expected Head, got int"),
+    ("networks.join", given(TRUNK, networks.heads.dueling(10**5, 10**5)), ValueError,
+     "obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got 30,000,000,000 in …"),
+    ("networks.join.apply", given(PARAMS, OBS), ValueError, "params: expected the network's names and shapes, …"),
+    ("networks.join.apply", given(networks.join(TRUNK, NOISY_HEAD).init(KEY), OBS, torch.zeros(3)), ValueError,
+     "noise: expected shape [14], got [3]"),
+    ("networks.quantile", given(TRUNK, networks.heads.linear(2, 51)), ValueError,
+     "head: expected one atom for each action, got 51; …"),
+    ("networks.quantile", given(TRUNK, networks.heads.linear(2), 0), ValueError, "cosines: expected at least 1, got 0"),
+    ("networks.quantile", given(networks.heads.linear(2), TRUNK), TypeError, "trunk: expected Trunk, got Head"),
+    ("networks.quantile.apply", given(IMPLICIT.init(KEY), OBS, floats(1, 3, 5)), ValueError,
+     "fractions: expected shape [... N] with ... = [4], got [3, 5]"),
+    ("networks.quantile.apply", given(IMPLICIT.init(KEY), OBS, ACTION.unsqueeze(-1)), TypeError,
+     "fractions: expected a floating-point dtype, got torch.int64"),
+    ("networks.quantile.apply", given(IMPLICIT.init(KEY), OBS, floats(1, 4, 5), torch.zeros(3)), TypeError,
+     "noise: expected () for a network without noise, got Tensor"),
+    ("trunks.mlp", given(4, 8), TypeError, "hidden: expected several integers, got 8"),
+    ("trunks.mlp", given("4", (8,)), TypeError, "obs_shape: expected whole numbers, got '4'"),
+    ("trunks.mlp", given(2**20, (2**12,)), ValueError,
+     "obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got 4,294,967,296 in layer 0, …"),
+    ("trunks.mlp.apply", given({}, OBS), ValueError, "params: expected the network's names and shapes, …; got …"),
+    ("trunks.layer_norm_mlp", given(4, (8,), -1.0), ValueError, "gain: expected at least 0, got -1.0"),
+    ("trunks.noisy_mlp", given(4, (8,), -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("trunks.nature", given((4, 20, 84)), ValueError,
+     "obs_shape: expected frames of at least 36 x 36, got 20 x 84"),
+    ("trunks.layer_norm_nature", given((84, 84)), ValueError,
+     "obs_shape: expected 3 sizes of at least 1, got (84, 84)"),
+    ("trunks.noisy_nature", given((4, 84, 84), -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("trunks.minatar", given((4, 2, 2)), ValueError, "obs_shape: expected boards of at least 3 x 3, got 2 x 2"),
+    ("trunks.layer_norm_minatar", given((4, 10, 10), (0,)), ValueError, "hidden: expected at least 1, got 0"),
+    ("trunks.noisy_minatar", given((4, 10, 10), -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("trunks.impala", given((10, 10)), ValueError, "obs_shape: expected 3 sizes of at least 1, got (10, 10)"),
+    ("heads.linear", given(0), ValueError, "actions: expected at least 1, got 0"),
+    ("heads.linear", given(2, 0), ValueError, "atoms: expected at least 1, got 0"),
+    ("heads.dueling", given(2.0), TypeError, "actions: expected an integer, got 2.0"),
+    ("heads.noisy_linear", given(2, 1, -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("heads.noisy_dueling", given(2, 1, 0.5, (0,)), ValueError, "hidden: expected at least 1, got 0"),
+    ("networks.orthogonal", given(NETWORK, -1.0), ValueError, "gain: expected at least 0, got -1.0"),
+    ("networks.orthogonal", given(PARAMS), TypeError, "network.init: expected a function, got NoneType"),
+    ("networks.sparse", given(NETWORK, 1.0), ValueError, "sparsity: expected at least 0 and below 1, got 1.0"),
+    ("networks.sparse", given(NETWORK, GAMMA), TypeError, "sparsity: expected a Python number, got Tensor"),
+    ("networks.sparse", given(None), TypeError, "network.init: expected a function, got NoneType"),
     ("networks.with_noise", given(NETWORK.init), TypeError, "network: expected Network or NoisyNetwork, got partial"),
     ("networks.with_noise.apply", given(PARAMS, OBS, torch.zeros(3)), TypeError,
      "noise: expected () for a network without noise, got Tensor"),
@@ -1438,7 +1485,6 @@ TYPED = (ValueError, TypeError, IndexError, checkpoint.CheckpointError)
 
 HOMES = {p.stem: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/**/*.py")}
 HOMES |= {p.stem: p.stem for p in ROOT.iterdir()}
-HOMES["quantile"] = "ops.quantile"  # and not `networks.quantile`
 """The dotted name below `fdqn` of each module, by its last part."""
 
 
