@@ -192,7 +192,7 @@ def test_every_trunk_with_every_head_equals_its_module(trunk, head):
 
 @EACH_HEAD
 def test_hidden_layers_of_heads(head):
-    """Each branch of a dueling head has hidden layers of its own, as in Rainbow."""
+    """Each branch of a dueling head has its own hidden layers, as in Rainbow."""
     network, module = network_of("mlp", head, 2, hidden=(6,)), module_of("mlp", head, 2, hidden=(6,))
     params, obs = params_of(network), observations("mlp", 5)
     assert list(params) == list(module.state_dict())
