@@ -82,6 +82,15 @@ def test_laws_hold_for_munchausen(options):
     agents.illegal_actions(lambda network, legal: make(network, legal=legal), masks_obs=True)
 
 
+def test_law_of_a_target_that_is_not_greedy_rejects():
+    right = munchausen.agent(PLAIN)
+    with rejects("loss of ended rows"):
+        goes_on = partial(change_batch(lambda b: b._replace(discount=torch.ones_like(b.discount))), right)
+        agents.agent(right._replace(loss=goes_on), (2,), 3, greedy_target=False)
+    with rejects("loss.q: expected the values of"):
+        agents.agent(values_with(lambda q: q.flip(-1))(right), (2,), 3, greedy_target=False)
+
+
 def test_law_of_illegal_actions_rejects_a_policy_over_all_actions():
     with rejects("illegal actions of target parameters at"):
         agents.illegal_actions(lambda network, legal: munchausen.agent(network, tau=0.5), masks_obs=True)
