@@ -86,6 +86,18 @@ def test_the_gap_grows_and_the_greedy_action_keeps_its_value():
     assert (target(action_gap.persistent_advantage_learning_target) >= target(f)).all()
 
 
+def test_advantage_learning_of_double_q_learning():
+    """Composed of its parts: the gap of the target network at t-1, and double Q-learning at t."""
+    e, selector = example(), random.normal(random.key(9), (B, A), torch.float64)
+    gap = action_gap.action_gap(e["q_tm1"], e["a_tm1"], e["legal_tm1"])
+    double = td.double_q_learning_target(e["r_t"], e["discount_t"], e["q_t"], selector, e["legal_t"])
+    steps = {
+        **e,
+        "q_t": torch.where(masking.greedy(selector, e["legal_t"]).unsqueeze(-1) == torch.arange(A), e["q_t"], -9.0),
+    }
+    asserts.assert_trees_close(target(action_gap.advantage_learning_target, steps=steps), double - 0.4 * gap, 1e-12)
+
+
 def test_all_legal_is_the_default_at_t_minus_1():
     everything = torch.ones(B, A, dtype=torch.bool)
     for f in (action_gap.advantage_learning_target, action_gap.persistent_advantage_learning_target):

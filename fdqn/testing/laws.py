@@ -330,13 +330,14 @@ def episodes(
     """
     assert ended_t[:-1].any(), "ended_t: expected an end before the last row, got none"
     returns, one_step = f(r_t, discount_t, v_t, ended_t), r_t + discount_t * v_t
-    at_ends = [torch.where(ended_t, x, 0.0) for x in (one_step, returns)]
-    assert_trees_close(*at_ends, atol, atol, "returns where an episode ended: ")
+    ends, at_ends = torch.where(ended_t, one_step, 0.0), torch.where(ended_t, returns, 0.0)
+    assert_trees_close(ends, at_ends, atol, atol, "returns where an episode ended: ")
+    step = torch.arange(len(r_t), device=r_t.device).view(-1, *[1] * (r_t.ndim - 1))
     for poison in (1e30, torch.inf, torch.nan):
         for t in range(len(r_t) - 1):
-            later = ended_t[t] & (torch.arange(len(r_t)) > t).view(-1, *[1] * (r_t.ndim - 1))
-            rows = (torch.where(later, poison, x) for x in (r_t, discount_t, v_t))
-            expected, got = (torch.where(ended_t[t], x[: t + 1], 0.0) for x in (returns, f(*rows, ended_t)))
+            r, discount, v = (torch.where(ended_t[t] & (step > t), poison, x) for x in (r_t, discount_t, v_t))
+            kept = (step <= t) & ended_t[t]
+            expected, got = (torch.where(kept, x, 0.0) for x in (returns, f(r, discount, v, ended_t)))
             assert_trees_equal(expected, got, f"rows after the end at step {t} are {poison}: ")
 
 
