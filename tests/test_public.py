@@ -16,7 +16,19 @@ from torch.func import grad, vmap
 import fdqn
 from fdqn import networks, optim, random, replay, training, tree
 from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
-from fdqn.ops import action_gap, distributional, exploration, losses, masking, quantile, returns, schedules, soft, td
+from fdqn.ops import (
+    action_gap,
+    distributional,
+    exploration,
+    losses,
+    masking,
+    quantile,
+    returns,
+    schedules,
+    soft,
+    td,
+    transforms,
+)
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
 from fdqn.training import off_policy, on_policy
@@ -291,6 +303,38 @@ FUNCTIONS = {
         ),
         (STEP,),
     ),
+    "td.expected_sarsa_target": (td.expected_sarsa_target, (REWARD, DISCOUNT, Q_T, Q.softmax(-1), LEGAL)),
+    "td.expected_sarsa": (td.expected_sarsa, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q.softmax(-1), LEGAL)),
+    "returns.lambda_returns_of_episodes": (
+        lambda v_t, *rest: returns.lambda_returns_of_episodes(*rest[:2], v_t, rest[2], 0.7),
+        (Q_T, Q, floats(16, 4, 3), LEGAL),
+    ),
+    "returns.n_step_returns": (
+        lambda v_t, *rest: returns.n_step_returns(*rest[:2], v_t, rest[2], 2),
+        (Q_T, Q, floats(16, 4, 3), LEGAL),
+    ),
+    "returns.peng_q_lambda": (
+        lambda *given: returns.peng_q_lambda(*given, 0.7),
+        (REWARD, DISCOUNT, Q, LEGAL, LEGAL[:, 1]),
+    ),
+    "returns.watkins_q_lambda": (
+        lambda *given: returns.watkins_q_lambda(*given, 0.7),
+        (REWARD, DISCOUNT, Q, ACTION, LEGAL, LEGAL[:, 1]),
+    ),
+    "returns.off_policy_returns": (
+        returns.off_policy_returns,
+        (REWARD, DISCOUNT, Q, ACTION, Q_T.softmax(-1), U[:, 0], LEGAL, LEGAL[:, 1]),
+    ),
+    "returns.retrace": (
+        lambda *given: returns.retrace(*given, 0.7),
+        (REWARD, DISCOUNT, Q, ACTION, Q_T.softmax(-1), U[:, 0], LEGAL, LEGAL[:, 1]),
+    ),
+    "transforms.signed_hyperbolic": (transforms.signed_hyperbolic, (Q,)),
+    "transforms.signed_parabolic": (transforms.signed_parabolic, (Q,)),
+    "transforms.n_step_q_learning_target": (
+        lambda *given: transforms.n_step_q_learning_target(*given, 2),
+        (REWARD, DISCOUNT, Q, Q_T, LEGAL, LEGAL[:, 1]),
+    ),
     "returns.lambda_returns": (returns.lambda_returns, (Q, Q_T, floats(16, 4, 3), torch.tensor(0.7))),
     "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
     "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),
@@ -333,6 +377,7 @@ ELSEWHERE = {
     },
     "distributional": {"atoms": "looks at numbers, once"},
     "quantile": {"midpoints": "takes no tensors"},
+    "transforms": {"transformed": "makes a function of another"},
     "random": {"key": "looks at its seeds"},
     "replay": {"Replay": ""},
     "tree": {
@@ -359,7 +404,7 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
-    "action_gap", "soft",
+    "action_gap", "soft", "transforms",
     "td",
     "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
     "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "schedules", "tree", "training",

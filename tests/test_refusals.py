@@ -30,7 +30,7 @@ from fdqn import agents, check, cli, envs, networks, optim, random, replay, trai
 from fdqn.agents import dqn
 from fdqn.experiment import acting, assemble, results, run_folder
 from fdqn.experiment.settings import Settings, make, to_json
-from fdqn.ops import losses, schedules
+from fdqn.ops import losses, schedules, transforms
 from fdqn.replay import frames, n_step
 from fdqn.report import plots, video
 from fdqn.storage import checkpoint
@@ -201,6 +201,7 @@ CALLED = {
     "optim.grouped.init": optim.grouped(lambda name: "all", weight=ADAM).init,
     "envs.make.reset": CARTPOLE.reset,
     "envs.make.step": CARTPOLE.step,
+    "transforms.transformed.of_transformed": transforms.transformed(sames, 2),
     "training.run": run_of,
     "training.scan.scanned": training.scan(sames),
     "training.vmapped.collect": FUNCTIONS.collect,
@@ -412,6 +413,68 @@ ROWS = [
      "legal: expected torch.bool, got torch.float32"),
     ("td.double_q_learning_target", given(REWARD, DISCOUNT, Q_T, LEGAL, LEGAL), TypeError,
      "q_t_selector: expected a floating-point dtype, got torch.bool"),
+    # multi-step returns and transformed targets
+    *[("returns." + name, given(REWARD, DISCOUNT, REWARD, *rest), error, says)
+      for name in ("lambda_returns_of_episodes", "n_step_returns") for rest, error, says in (
+          ((LEGAL[:, 0].float(), 1), TypeError, "ended_t: expected torch.bool, got torch.float32"),
+          ((LEGAL, 1), ValueError, "ended_t: expected shape [...] with ... = [4], got [4, 3]"))],
+    ("returns.lambda_returns_of_episodes", given(*(torch.zeros(0),) * 3, torch.zeros(0) > 0, 0.9), ValueError,
+     "r_t: expected at least one step, shape [T, ...], got [0]"),
+    ("returns.lambda_returns_of_episodes", given(REWARD, DISCOUNT, ACTION, LEGAL[:, 0], 0.9), TypeError,
+     "v_t: expected a floating-point dtype, got torch.int64"),
+    ("returns.n_step_returns", given(REWARD, DISCOUNT, REWARD, LEGAL[:, 0], 0), ValueError,
+     "n: expected at least 1, got 0"),
+    ("returns.n_step_returns", given(REWARD, DISCOUNT, REWARD, LEGAL[:, 0], 2.0), TypeError,
+     "n: expected an integer, got 2.0"),
+    ("returns.n_step_returns", given(*(torch.tensor(0.0),) * 3, torch.tensor(True), 2), ValueError,
+     "r_t: expected at least one step, shape [T, ...], got []"),
+    *[("returns." + name, given(REWARD, DISCOUNT, Q, *rest, LEGAL, LEGAL[:, 0], lambda_), error, says)
+      for name, rest in (("peng_q_lambda", ()), ("watkins_q_lambda", (ACTION,)),
+                         ("retrace", (ACTION, Q.softmax(-1), U[:, 0])))
+      for lambda_, error, says in (
+          (1.5, ValueError, "lambda_: expected a number from 0 to 1, got 1.5"),
+          (-0.5, ValueError, "lambda_: expected at least 0, got -0.5"),
+          ("0.5", TypeError, "lambda_: expected a number or a tensor of floats, got '0.5'"),
+          (torch.ones(3), ValueError, "lambda_: expected shape [...] with ... = [4], got [3]"))],
+    ("returns.peng_q_lambda", given(REWARD, DISCOUNT, Q, Q, LEGAL[:, 0], 0.9), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
+    ("returns.watkins_q_lambda", given(REWARD, DISCOUNT, Q, ACTION + 1, LEGAL, LEGAL[:, 0], 0.9), IndexError,
+     "a_t[3]: expected a number from 0 to 2, got 3"),
+    ("returns.watkins_q_lambda", given(REWARD, DISCOUNT, Q, REWARD, LEGAL, LEGAL[:, 0], 0.9), TypeError,
+     "a_t: expected an integer dtype, got torch.float32"),
+    ("returns.off_policy_returns", given(REWARD, DISCOUNT, Q, ACTION, Q, Q, LEGAL, LEGAL[:, 0]), ValueError,
+     "c_t: expected shape [...] with ... = [4], got [4, 3]"),
+    ("returns.off_policy_returns", given(REWARD, DISCOUNT, Q, ACTION, LEGAL, REWARD, LEGAL, LEGAL[:, 0]), TypeError,
+     "pi_t: expected a floating-point dtype, got torch.bool"),
+    ("returns.retrace", given(REWARD, DISCOUNT, Q, ACTION, REWARD, REWARD, LEGAL, LEGAL[:, 0], 0.9), ValueError,
+     "pi_t: expected shape […], got [4]"),
+    ("returns.retrace", given(REWARD, DISCOUNT, Q, ACTION, Q, Q, LEGAL, LEGAL[:, 0], 0.9), ValueError,
+     "mu_t: expected shape [...] with ... = [4], got [4, 3]"),
+    ("returns.retrace", given(REWARD, DISCOUNT, Q, ACTION, Q, ACTION, LEGAL, LEGAL[:, 0], 0.9), TypeError,
+     "mu_t: expected a floating-point dtype, got torch.int64"),
+    ("transforms.signed_hyperbolic", given(ACTION), TypeError, "x: expected a floating-point dtype, got torch.int64"),
+    ("transforms.signed_hyperbolic", given(Q, -0.1), ValueError, "eps: expected at least 0, got -0.1"),
+    ("transforms.signed_parabolic", given(0.5), TypeError, "y: expected a tensor, got float"),
+    ("transforms.signed_parabolic", given(Q, "small"), TypeError,
+     "eps: expected a number or a tensor of floats, got 'small'"),
+    ("transforms.transformed", given(None, 2), TypeError, "target: expected a function, got NoneType"),
+    ("transforms.transformed", given(sames, "q_t"), TypeError, "values: expected an integer, got 'q_t'"),
+    ("transforms.transformed", given(sames, -1), ValueError, "values: expected at least 0, got -1"),
+    ("transforms.transformed", given(sames, 0, eps=-1), ValueError, "eps: expected at least 0, got -1"),
+    ("transforms.transformed.of_transformed", given(Q), IndexError,
+     "values: expected positions below 1, the number of arguments, got 2"),
+    ("transforms.n_step_q_learning_target", given(REWARD, DISCOUNT, Q, Q, LEGAL, LEGAL[:, 0], 0), ValueError,
+     "n: expected at least 1, got 0"),
+    ("transforms.n_step_q_learning_target", given(REWARD, DISCOUNT, Q, Q[:, :2], LEGAL, LEGAL[:, 0], 1), ValueError,
+     "q_t_selector: expected shape [... A] with A = 3, got [4, 2]"),
+    ("td.expected_sarsa", given(Q, ACTION, REWARD, DISCOUNT, Q_T, REWARD, LEGAL), ValueError,
+     "pi_t: expected shape […], got [4]"),
+    ("td.expected_sarsa", given(Q, ACTION + 1, REWARD, DISCOUNT, Q_T, Q, LEGAL), IndexError,
+     "a_tm1[3]: expected a number from 0 to 2, got 3"),
+    ("td.expected_sarsa_target", given(REWARD, DISCOUNT, Q_T, LEGAL, LEGAL), TypeError,
+     "pi_t: expected a floating-point dtype, got torch.bool"),
+    ("td.expected_sarsa_target", given(REWARD, DISCOUNT, Q_T, Q, Q), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
     # soft values and action gaps
     *[("soft." + name, given(Q, LEGAL, tau), error, "tau: " + says)
       for name in ("value", "policy", "log_policy") for tau, error, says in (
