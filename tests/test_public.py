@@ -252,7 +252,7 @@ FUNCTIONS = {
         ),
         (STEP,),
     ),
-    "running.moments": (running.moments, (Q, DISCOUNT.abs().unsqueeze(-1).expand(4, 3), torch.tensor(5.0), Q_T)),
+    "running.welford": (running.welford, (Q, DISCOUNT.abs().unsqueeze(-1).expand(4, 3), torch.tensor(5.0), Q_T)),
     "returns.lambda_returns": (returns.lambda_returns, (Q, Q_T, floats(16, 4, 3), torch.tensor(0.7))),
     "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
     "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),

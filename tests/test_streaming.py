@@ -275,11 +275,11 @@ def test_obgd_is_the_authors_rule():
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
-def test_moments_are_numpys(shape):
+def test_welford_equals_numpy(shape):
     x = random.normal(random.key(0), (50, *shape), torch.float64) * 5 - 2
     mean, var, count = torch.zeros_like(x[0]), torch.ones_like(x[0]), torch.zeros((), dtype=torch.float64)
     for i, each in enumerate(x):
-        mean, var, count = running.moments(mean, var, count, each)
+        mean, var, count = running.welford(mean, var, count, each)
         asserts.assert_trees_close([x[: i + 1].mean(0), torch.from_numpy(np.array(spread(x[: i + 1].numpy())))],
                                    [mean, var], 1e-12, 1e-12)  # fmt: skip
     assert int(count) == 50
@@ -377,7 +377,7 @@ def test_the_agent_satisfies_the_laws():
 
 
 def test_laws_of_a_program():
-    """Seeds that do not know of each other, chunks of noise, donated state, the same when stopped in between."""
+    """Independent seeds, chunks of noise, donated state, exact resume."""
     one = small()
     hyper, keys = examples.seeds(3)
     programs.seeds(partial(programs.trained, one, cycles=6), hyper, keys, distinct=lambda state: state.buffer.row.obs)

@@ -171,7 +171,7 @@ def _scaled(scale: RewardScale, reward: Tensor, decay: Tensor) -> RewardScale:
     statistics.
     """
     total = decay * scale.total + reward
-    mean, var, _ = running.moments(scale.mean, scale.var, scale.steps.to(total.dtype), total)
+    mean, var, _ = running.welford(scale.mean, scale.var, scale.steps.to(total.dtype), total)
     return RewardScale(total, mean, var, scale.steps + 1)
 
 
