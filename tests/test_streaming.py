@@ -14,6 +14,7 @@ from torch.func import grad, vmap
 from fdqn import compile as edge
 from fdqn import envs, networks, optim, random, training, tree
 from fdqn.agents import dqn
+from fdqn.compile import graph
 from fdqn.envs import cartpole
 from fdqn.ops import masking, running, td
 from fdqn.testing import agents, asserts, examples, laws, programs
@@ -403,6 +404,15 @@ def test_compiled_steps_are_the_same():
         return one.update(learner, newest, ended, (), hyper)
 
     laws.compiled(vmap(step), learner, newest, *rest, hyper, again=[], atol=1e-12, rtol=1e-12)
+
+
+def test_a_donated_iteration_copies_no_leaf_first():
+    """The operator for such copies runs in Python, so the engine aot would do without its library."""
+    one = small()
+    hyper, keys = examples.seeds(2)
+    state, noise = training.init(one, hyper, keys), tree.index(training.noise(one, keys, 0, 1), 0)
+    traced, _ = graph.trace(edge.donate(vmap(partial(training.cycle, one))), (state, noise))
+    assert not [node for node in traced.graph.nodes if "snapshot" in str(node.target)]
 
 
 def test_an_environment_on_the_host_is_learned_from_one_iteration_later():

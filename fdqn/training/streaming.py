@@ -154,12 +154,13 @@ def _observe(
     carries = torch.where(ended[0] | ~taken, 0.0, batch.discount[0])
     scale = tree.where(taken, _scaled(newest.scale, batch.reward[0], hyper.gamma * carries), newest.scale)
     row = batch._replace(reward=batch.reward / (scale.var + EPSILON).sqrt())
-    # Written as a ring of one row is, not returned, so that the donated step need not copy the observation first.
+    # Written as a ring of one row is, and `legal` and `carried` computed, because a donated step copies leaves that it
+    # returns in another place first, which the engine aot cannot do.
     at = torch.zeros_like(batch.action)
     return Newest(
         row=tree.map(lambda old, new: old.index_put((at,), new), newest.row, row),
         legal=newest.row.next_legal[0] | (newest.carries == 0),
-        carried=newest.carries,
+        carried=torch.where(newest.valid, newest.carries, 0.0),
         carries=carries,
         valid=taken,
         scale=scale,
