@@ -24,6 +24,7 @@ from fdqn.ops import (
     masking,
     quantile,
     returns,
+    running,
     schedules,
     soft,
     td,
@@ -240,6 +241,9 @@ FUNCTIONS = {
     ),
     "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
     "networks.minatar": with_network(networks.minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
+    "networks.stream_mlp": with_network(networks.stream_mlp(2, (3,), 3), BATCH.obs),
+    "networks.stream_minatar": with_network(networks.stream_minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
+    "networks.update_statistics": (networks.update_statistics, (networks.stream_mlp(2, (), 3).init(KEY), BATCH.obs[0])),
     "networks.from_module": with_network(
         networks.from_module(lambda: nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Tanh(), nn.Dropout())),
         BATCH.obs,
@@ -250,6 +254,7 @@ FUNCTIONS = {
     ),
     "networks.dropout": (lambda x: networks.dropout(x, 0.3, random.uniform(KEY, (4, 3))), (Q,)),
     **{f"optim.{name}": (updates_of(make), (GRADS, PARAMS)) for name, make in OPTIMIZERS.items()},
+    "optim.obgd": (lambda trace, delta: optim.obgd(trace, delta, 0.5), (PARAMS, REWARD[0])),
     "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
     "on_policy.permutations": (lambda bits: on_policy.permutations(bits, 6), (random.bits(KEY, (4, 3)),)),
     "exploration.uniform": (exploration.uniform, (LEGAL, U[:, 0])),
@@ -335,6 +340,7 @@ FUNCTIONS = {
         lambda *given: transforms.n_step_q_learning_target(*given, 2),
         (REWARD, DISCOUNT, Q, Q_T, LEGAL, LEGAL[:, 1]),
     ),
+    "running.welford": (running.welford, (Q, DISCOUNT.abs().unsqueeze(-1).expand(4, 3), torch.tensor(5.0), Q_T)),
     "returns.lambda_returns": (returns.lambda_returns, (Q, Q_T, floats(16, 4, 3), torch.tensor(0.7))),
     "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
     "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),
@@ -362,6 +368,7 @@ ELSEWHERE = {
     "dqn": {"agent": "binds", "loss_output": "is part of the losses"},
     "off_policy": {"algorithm": "binds"},
     "on_policy": {"algorithm": "binds", "Rollout": ""},
+    "streaming": {"algorithm": "binds", "Newest": "", "RewardScale": ""},
     "networks": {
         "QuantileNetwork": "",
         "load": "looks at names, once",
@@ -407,7 +414,8 @@ ROOMS = (
     "action_gap", "soft", "transforms",
     "td",
     "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
-    "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "schedules", "tree", "training",
+    "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "running", "schedules",
+    "streaming", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -139,7 +139,9 @@ NOISY = networks.noisy_mlp(2, (3,), 3)
 TRUNK, NOISY_HEAD = networks.trunks.mlp(2, (3,)), networks.heads.noisy_dueling(3, 2)
 IMPLICIT = networks.quantile(TRUNK, networks.heads.linear(3))
 NOISY_AGENT = agents.dqn.agent(NOISY)
+STREAM = training.Config(1, 1, 1, 1, 10, learning_starts=0, target_period=0)
 ROLLOUTS = training.Config(3, 5, 6, 5, 15, learning_starts=0, target_period=0)
+STREAM_PARAMS = networks.stream_mlp(2, (3,), 3).init(KEY)
 C51_PARAMS = networks.mlp(2, (), 7).init(KEY)
 C51 = agents.c51.agent(networks.mlp(2, (), 7), (-1, 1, 3))
 QR_DQN = agents.qr_dqn.agent(networks.mlp(2, (), 7), 3)
@@ -174,6 +176,7 @@ CALLED = {
     "networks.dueling_mlp.apply": networks.dueling_mlp(2, (3,), 3).apply,
     "networks.layer_norm_mlp.apply": networks.layer_norm_mlp(2, (3,), 3).apply,
     "networks.noisy_mlp.apply": NOISY.apply,
+    "networks.stream_mlp.apply": networks.stream_mlp(2, (3,), 3).apply,
     "networks.with_noise.apply": networks.with_noise(NETWORK).apply,
     "networks.join.apply": networks.join(TRUNK, NOISY_HEAD).apply,
     "networks.quantile.apply": IMPLICIT.apply,
@@ -331,6 +334,32 @@ ROWS = [
     ("on_policy.permutations", given(torch.zeros(5, dtype=torch.int64), 5), ValueError,
      "bits: expected shape [... n B], got [5]"),
     ("on_policy.permutations", given(Q, 3), TypeError, "bits: expected an integer dtype, got torch.float32"),
+    ("streaming.algorithm", given(STREAM, AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("streaming.algorithm", given({}, NETWORK), TypeError, "config: expected Config, got dict"),
+    ("streaming.algorithm", given(STREAM, NOISY), ValueError,
+     "network: expected one without noise, got 11 uniforms; Stream Q explores by epsilon"),
+    ("streaming.algorithm", given(STREAM, NETWORK, -0.1), ValueError, "lambda_: expected at least 0, got -0.1"),
+    ("streaming.algorithm", given(STREAM, NETWORK, 0.8, "2"), TypeError,
+     "kappa: expected a number or a tensor of floats, got '2'"),
+    *[("streaming.algorithm", given(dataclasses.replace(STREAM, **{name: value, **more}), NETWORK), ValueError,
+       f"{name}: expected {expected}, got {value}")
+      for name, value, expected, more in (
+          ("num_envs", 2, "1 with Stream Q, as a trace follows one environment", {}),
+          ("steps_per_cycle", 2, "1 with Stream Q, as an update follows every step", {}),
+          ("updates_per_cycle", 2, "1 with Stream Q, as a transition is used once", {}),
+          ("batch_size", 2, "1 with Stream Q, as there is no replay", {}),
+          ("learning_starts", 9, "0 with Stream Q, as learning starts with the first step", {}),
+          ("target_period", 6, "0 with Stream Q, as there is no target network", {}),
+          ("n_step", 2, "1 with Stream Q, as eligibility traces span the episode", {"learning_starts": 1}))],
+    ("optim.obgd", given([GRADS], torch.tensor(1.0), 1.0), TypeError, "trace: expected dict, got list"),
+    ("optim.obgd", given(GRADS, torch.ones(1), 1.0), ValueError, "delta: expected shape [], got [1]"),
+    ("optim.obgd", given(GRADS, torch.tensor(1), 1.0), TypeError,
+     "delta: expected a floating-point dtype, got torch.int64"),
+    ("optim.obgd", given(GRADS, torch.tensor(1.0), -1.0), ValueError, "learning_rate: expected at least 0, got -1.0"),
+    ("running.welford", given(Q, Q, torch.tensor(1.0), Q[0]), ValueError,
+     "x: expected shape [...] with ... = [4, 3], got [3]"),
+    ("running.welford", given(Q, Q, torch.tensor(1), Q), TypeError,
+     "count: expected a floating-point dtype, got torch.int64"),
     ("pqn.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
     ("pqn.agent", given(NETWORK, loss="mse"), TypeError, "loss: expected a function, got str"),
     ("returns.lambda_returns", given(REWARD, DISCOUNT[:3], REWARD, 0.9), ValueError,
@@ -779,6 +808,16 @@ ROWS = [
      "u[1]: expected numbers in [0, 1), got 1.0"),
     ("networks.nature", given((4, 20, 84), 2), ValueError,
      "obs_shape: expected frames of at least 36 x 36, got 20 x 84"),
+    ("networks.stream_mlp", given(4, (0,), 2), ValueError, "hidden: expected at least 1, got 0"),
+    ("networks.stream_mlp", given(4, (8,), 0), ValueError, "actions: expected at least 1, got 0"),
+    ("networks.stream_mlp.apply", given(PARAMS, OBS), ValueError, "params: expected the network's names and shapes, …"),
+    ("networks.stream_minatar", given((4, 2, 10), 2), ValueError,
+     "obs_shape: expected boards of at least 3 x 3, got 2 x 10"),
+    ("networks.stream_minatar", given((4, 10, 10), True), TypeError, "actions: expected an integer, got True"),
+    ("networks.update_statistics", given([OBS], OBS[0]), TypeError, "params: expected dict, got list"),
+    ("networks.update_statistics", given(STREAM_PARAMS, [1.0, 2.0]), TypeError, "obs: expected a tensor, got list"),
+    ("networks.update_statistics", given(STREAM_PARAMS, OBS), ValueError,
+     "x: expected shape [...] with ... = [2], got [4, 2]"),
     ("networks.minatar", given((10, 10), 6), ValueError, "obs_shape: expected 3 sizes of at least 1, got (10, 10)"),
     ("networks.minatar", given((4, 2, 2), 6), ValueError, "obs_shape: expected boards of at least 3 x 3, got 2 x 2"),
     ("networks.nature", given(84, 2), ValueError, "obs_shape: expected 3 sizes of at least 1, got (84,)"),
