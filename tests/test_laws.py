@@ -566,7 +566,7 @@ def for_neighbours_too(state, indices, priority):
 
 
 def without_sums(state, indices, priority):
-    return PRIORITIZED.update(state, indices, priority)._replace(pages=state.pages)
+    return PRIORITIZED.update(state, indices, priority)._replace(sums=state.sums)
 
 
 BROKEN = {

@@ -886,6 +886,7 @@ ROWS = [
     ("prioritized.buffer", given(8, alpha=-0.5), ValueError, "alpha: expected at least 0, got -0.5"),
     ("prioritized.buffer", given(8, beta=1.5), ValueError, "beta: expected a number from 0 to 1, got 1.5"),
     ("prioritized.buffer", given(8, beta="0.4"), TypeError, "beta: expected a number …, got '0.4'"),
+    ("prioritized.buffer", given(8, uniform=1.5), ValueError, "uniform: expected a number from 0 to 1, got 1.5"),
     ("prioritized.buffer", given(8, epsilon=np.inf), ValueError,
      "epsilon: expected at least 0 and below inf, got inf"),
     ("prioritized.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
