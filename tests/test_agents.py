@@ -7,19 +7,44 @@ import torch
 from plants import rejects
 
 from fdqn import networks, random, tree
-from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, noise_shapes, noisy
+from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, iqn, munchausen, noise_shapes, qr_dqn
 from fdqn.experiment import memory
 from fdqn.ops import distributional, losses, masking
 from fdqn.testing import agents, asserts, examples, laws
 from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition
 
 ATOMS = (-3.0, 3.0, 7)
+
+
+def linear_quantiles(network):
+    """A network of quantiles that are linear in the fraction: a level and a slope for each action.
+
+    The slopes are so large that the greedy action depends on the fractions.
+    """
+    noisy = networks.with_noise(network)
+
+    def apply(params, obs, fractions, noise=()):
+        level, slope = noisy.apply(params, obs, noise).unflatten(-1, (-1, 2)).unbind(-1)
+        return level.unsqueeze(-1) + 8 * slope.unsqueeze(-1) * (fractions.unsqueeze(-2) - 0.5)
+
+    return networks.QuantileNetwork(noisy.init, apply, noisy.noise)
+
+
+def implicit(network, **changes):
+    few = {"fractions": 4, "target_fractions": 4, "acting_fractions": 4, **changes}
+    return iqn.agent(linear_quantiles(network), **few)
+
+
 MAKERS = {
-    "dqn": (partial(noisy.agent, double=False), 1),
-    "double": (noisy.agent, 1),
-    "huber": (partial(noisy.agent, loss=losses.huber), 1),
+    "dqn": (partial(dqn.agent, double=False), 1),
+    "double": (dqn.agent, 1),
+    "huber": (partial(dqn.agent, loss=losses.huber), 1),
     "c51": (partial(c51.agent, support=ATOMS), 7),
     "double c51": (partial(c51.agent, support=ATOMS, double=True), 7),
+    "qr": (partial(qr_dqn.agent, quantiles=4), 4),
+    "double qr": (partial(qr_dqn.agent, quantiles=4, double=True, kappa=0.0), 4),
+    "iqn": (implicit, 2),
+    "double iqn": (partial(implicit, double=True, kappa=0.3), 2),
 }
 EACH = pytest.mark.parametrize(("make", "outputs"), MAKERS.values(), ids=MAKERS)
 PLAIN, NOISY = networks.mlp(2, (5,), 3), networks.noisy_mlp(2, (5,), 3)
@@ -39,18 +64,37 @@ def test_laws_hold_for_dqn(double):
     agents.agent(make(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
     agents.illegal_actions(make)
     given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER, ()
-    asserts.assert_trees_close(make(PLAIN).loss(*given), noisy.agent(PLAIN, double).loss(*given), 1e-12)
+    asserts.assert_trees_close(make(PLAIN).loss(*given), dqn.agent(PLAIN, double).loss(*given), 1e-12)
+
+
+SOFT = {"plain": {}, "warm": {"tau": 0.5, "clip": -3.0, "alpha": 0.5}, "alpha 0": {"tau": 1.0, "alpha": 0.0}}
+
+
+@pytest.mark.parametrize("options", SOFT.values(), ids=SOFT)
+def test_laws_hold_for_munchausen(options):
+    make = partial(munchausen.agent, **options)
+    agents.agent(make(PLAIN), (2,), 3, greedy_target=False)
+    if (
+        options.get("alpha") != 0
+    ):  # otherwise the values of the target network at `obs` are not used, nor is their noise
+        agents.agent(make(NOISY), (2,), 3, greedy_target=False)
+    agents.illegal_actions(lambda network, legal: make(network, legal=legal), masks_obs=True)
+
+
+def test_law_of_illegal_actions_rejects_a_policy_over_all_actions():
+    with rejects("illegal actions of target parameters at"):
+        agents.illegal_actions(lambda network, legal: munchausen.agent(network, tau=0.5), masks_obs=True)
 
 
 def test_laws_hold_for_dueling_and_layer_norm_and_other_dtypes():
-    agents.agent(noisy.agent(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
-    agents.agent(noisy.agent(networks.layer_norm_mlp((2, 2), (5,), 4)), (2, 2), 4, obs_dtype=torch.uint8)
+    agents.agent(dqn.agent(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
+    agents.agent(dqn.agent(networks.layer_norm_mlp((2, 2), (5,), 4)), (2, 2), 4, obs_dtype=torch.uint8)
     agents.agent(c51.agent(networks.mlp(2, (5,), 3 * 7), ATOMS), (2,), 3, dtype=torch.float32, atol=1e-5)
 
 
 def planted(bug, network=PLAIN, double=False):
     """DQN whose loss is `bug(right, params, target_params, batch, hyper, noise)`, with `right` the agent's own."""
-    right = noisy.agent(network, double)
+    right = dqn.agent(network, double)
     return right._replace(loss=partial(bug, right))
 
 
@@ -102,10 +146,10 @@ def drawn(q):
 PLANTS = {
     "mean of the loss": (planted(with_output(loss=torch.mean)), r"agent.loss.loss: expected shape \[6\], got \[\]"),
     "no record": (planted(lambda right, *given: tuple(right.loss(*given))), "agent.loss: expected LossOutput, got tup"),
-    "other actions": (values_with(lambda q: q[..., :2])(noisy.agent(PLAIN)), r"agent.values: expected shape \[6 3\], "),
+    "other actions": (values_with(lambda q: q[..., :2])(dqn.agent(PLAIN)), r"agent.values: expected shape \[6 3\], "),
     "signed priority": (planted(with_output(priority=torch.neg)), "loss.priority: expected at least 0, got -"),
     "infinite priority": (planted(with_output(priority=lambda p: p / 0)), r"loss: .priority\[0\]: expected a finite"),
-    "drawn values": (values_with(drawn)(noisy.agent(PLAIN)), "second call|generator of torch"),
+    "drawn values": (values_with(drawn)(dqn.agent(PLAIN)), "second call|generator of torch"),
     "stuck rows": (
         planted(lambda right, p, t, b, h, u: right.loss(p, t, b._replace(
             reward=torch.where(b.next_legal.any(-1), b.reward, -torch.inf)), h, u)),
@@ -128,7 +172,7 @@ PLANTS = {
         "loss: expected it to depend on the target parameters",
     ),
     "lowest action": (values_with(torch.neg)(planted(with_output(q=torch.neg))), "the target uses another action"),
-    "q of another action": (values_with(lambda q: q.flip(-1))(noisy.agent(PLAIN)), "loss.q: expected the values of"),
+    "q of another action": (values_with(lambda q: q.flip(-1))(dqn.agent(PLAIN)), "loss.q: expected the values of"),
     "expected sarsa": (planted(expected_sarsa), "the target uses another action"),
     "mask ignored": (planted(change_batch(all_legal)), "got the same|the target uses another action"),
     "undetached": (planted(undetached), "argument 1: expected gradient 0 on the target's side"),
@@ -139,7 +183,7 @@ PLANTS = {
     ),
     "noise ignored": (planted(use_other_noise(lambda u: ()), NOISY), "noise of loss: .*, got part 0 unused"),
     "noise too long": (
-        noisy.agent(NOISY)._replace(
+        dqn.agent(NOISY)._replace(
             values=lambda p, obs, u: NOISY.apply(p, obs, u[:-1] if len(u) else u),
             noise=lambda rows: NoiseShapes((16,), (3, 15)),
         ),
@@ -163,7 +207,7 @@ def masked_by_product(network):
         delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - masking.pick(q, batch.action)
         return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs().detach())
 
-    return noisy.agent(network, double=False)._replace(loss=loss)
+    return dqn.agent(network, double=False)._replace(loss=loss)
 
 
 def masked_by_a_large_number(network):
@@ -176,11 +220,11 @@ def masked_by_a_large_number(network):
         delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - masking.pick(q, batch.action)
         return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs().detach())
 
-    return noisy.agent(network, double=False)._replace(loss=loss)
+    return dqn.agent(network, double=False)._replace(loss=loss)
 
 
 def unmasked(network):
-    right = noisy.agent(network)
+    right = dqn.agent(network)
     return right._replace(loss=lambda p, t, batch, *rest: right.loss(p, t, all_legal(batch), *rest))
 
 
@@ -194,7 +238,7 @@ def unmasked_choice(network):
         delta = (batch.reward + hyper.gamma * batch.discount * value).detach() - masking.pick(q, batch.action)
         return LossOutput(delta**2, masking.pick(q, batch.action), delta.abs().detach())
 
-    return noisy.agent(network)._replace(loss=loss)
+    return dqn.agent(network)._replace(loss=loss)
 
 
 @pytest.mark.parametrize("make", [masked_by_product, masked_by_a_large_number, unmasked, unmasked_choice])
@@ -274,7 +318,7 @@ def test_priority_of_c51_is_0_where_the_prediction_is_the_target():
 
 @pytest.mark.parametrize("name", ["double", "double c51"])
 def test_laws_of_a_function(name):
-    """Over lanes, and as one graph, with noise."""
+    """Over seeds, and as one graph, with noise."""
     make, outputs = MAKERS[name]
     network = networks.noisy_mlp(2, (4,), 3 * outputs)
     agent = make(network)
@@ -288,7 +332,7 @@ def test_laws_of_a_function(name):
 
 def test_noise_of_the_loss_is_independent_in_each_pass():
     """Rows of the noise: online, target, choice of the next action."""
-    agent, rows = noisy.agent(NOISY), batch(1)
+    agent, rows = dqn.agent(NOISY), batch(1)
     online, target = params(NOISY, 1), params(NOISY, 2)
     u = random.uniform(random.key(0), agent.noise(7).loss)
     q_t = NOISY.apply(target, rows.next_obs, u[1])
@@ -301,17 +345,17 @@ def test_noise_of_the_loss_is_independent_in_each_pass():
 
 
 def test_shapes_that_an_agent_states():
-    assert noisy.agent(PLAIN).noise(9) == NoiseShapes()
-    assert noisy.agent(NOISY).noise(9) == NoiseShapes((15,), (3, 15))
-    assert noisy.agent(NOISY, double=False).noise(9) == NoiseShapes((15,), (2, 15))
+    assert dqn.agent(PLAIN).noise(9) == NoiseShapes()
+    assert dqn.agent(NOISY).noise(9) == NoiseShapes((15,), (3, 15))
+    assert dqn.agent(NOISY, double=False).noise(9) == NoiseShapes((15,), (2, 15))
     assert noise_shapes(NOISY, 5, rows=2) == NoiseShapes((15,), (5, 15))
     assert each_pass((), 2) == ((), ())
     assert [x.shape for x in each_pass(torch.zeros(2, 15), 2)] == [(15,)] * 2
 
 
 def test_check_agent_works_on_fake_tensors_and_names_the_part():
-    check_agent(noisy.agent(NOISY), params(NOISY, 0), batch(), HYPER)
+    check_agent(dqn.agent(NOISY), params(NOISY, 0), batch(), HYPER)
     with pytest.raises(TypeError, match=r"agent.noise: expected NoiseShapes, got tuple"):
-        check_agent(Agent(PLAIN.init, noisy.agent(PLAIN).values, noisy.agent(PLAIN).loss, lambda rows: ()),
+        check_agent(Agent(PLAIN.init, dqn.agent(PLAIN).values, dqn.agent(PLAIN).loss, lambda rows: ()),
                          params(PLAIN, 0), batch(), HYPER)  # fmt: skip
     check_loss_output(LossOutput(*torch.zeros(3, 4)), 4)

@@ -6,7 +6,7 @@ from torch.func import vmap
 
 from fdqn import compile as edge
 from fdqn import networks, optim, random, training, tree
-from fdqn.agents import c51, noisy
+from fdqn.agents import c51, dqn
 from fdqn.envs import cartpole
 from fdqn.replay import n_step, prioritized
 from fdqn.testing import asserts, examples, programs
@@ -15,7 +15,7 @@ from fdqn.training import off_policy, streams
 ATOMS = (0.0, 20.0, 11)
 AGENTS = {
     "c51": lambda: c51.agent(networks.mlp(4, (8,), 2 * 11), ATOMS),
-    "noisy": lambda: noisy.agent(networks.noisy_mlp(4, (8,), 2)),
+    "noisy": lambda: dqn.agent(networks.noisy_mlp(4, (8,), 2)),
     "double noisy c51": lambda: c51.agent(networks.noisy_mlp(4, (8,), 2 * 11), ATOMS, double=True),
 }
 EACH = pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
@@ -66,7 +66,7 @@ def test_laws_of_a_program_with_noise():
 
 def test_noise_explores_without_epsilon():
     """Greedy actions at one observation differ from step to step; those of a plain network do not."""
-    one = examples.program(agent=noisy.agent(networks.noisy_mlp(4, (8,), 2)))
+    one = examples.program(agent=dqn.agent(networks.noisy_mlp(4, (8,), 2)))
     hyper, keys = training.hyper(1, epsilon_start=0.0, epsilon_end=0.0), random.key([0])
     state, noise = training.init(one, hyper, keys), training.noise(one, keys, 0, 40)
     state = state._replace(obs=torch.zeros_like(state.obs))
@@ -94,7 +94,7 @@ def greedy_returns(one, state, episodes=20):
     ("agent", "epsilon"),
     [
         (lambda: c51.agent(networks.mlp(4, (64, 64), 2 * 51), (0.0, 100.0, 51)), 1.0),
-        (lambda: noisy.agent(networks.noisy_mlp(4, (64, 64), 2)), 0.0),
+        (lambda: dqn.agent(networks.noisy_mlp(4, (64, 64), 2)), 0.0),
         (lambda: c51.agent(networks.noisy_mlp(4, (64, 64), 2 * 51), (0.0, 100.0, 51), double=True), 0.0),
     ],
     ids=["c51", "noisy", "double noisy c51"],

@@ -15,8 +15,8 @@ from torch.func import grad, vmap
 
 import fdqn
 from fdqn import networks, optim, random, replay, training, tree
-from fdqn.agents import c51, dqn, noisy, pqn
-from fdqn.ops import distributional, exploration, losses, masking, returns, schedules, td
+from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
+from fdqn.ops import action_gap, distributional, exploration, losses, masking, quantile, returns, schedules, soft, td
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
 from fdqn.training import off_policy, on_policy
@@ -126,18 +126,40 @@ DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 
 LEARNER = off_policy.init(optim.adam(), NET.init(KEY))
 SUPPORT, RETURNS = torch.linspace(-1.0, 2.0, 4), floats(15, 4, 3, 4).softmax(-1)
 NOISY = networks.noisy_mlp(2, (3,), 3)
-NOISY_LOSS = partial(noisy.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
+NOISY_LOSS = partial(dqn.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
 C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noise=())
+QR_LOSS = partial(qr_dqn.agent(networks.mlp(2, (3,), 3 * 4), 4).loss, noise=())
+IQN_LOSS = partial(
+    iqn.agent(
+        networks.QuantileNetwork(NET.init, lambda p, obs, u, _: NET.apply(p, obs).unsqueeze(-1) * u.unsqueeze(-2), 0),
+        *(False, 2, 3, 2),
+    ).loss,
+    noise=random.uniform(KEY, (3, 12)),
+)
+MUNCHAUSEN_LOSS = partial(munchausen.agent(NET, tau=0.5).loss, noise=())
 FUNCTIONS = {
+    "munchausen.agent.loss": (MUNCHAUSEN_LOSS, (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER)),
+    "qr_dqn.agent.loss": (
+        QR_LOSS,
+        (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
+    ),
+    "iqn.agent.loss": (IQN_LOSS, (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER)),
+    "quantile.regression_loss": (quantile.regression_loss, (Q, Q_T.sigmoid(), RETURNS[:, 0])),
+    "quantile.q_learning_target": (
+        lambda z_t, *rest: quantile.q_learning_target(*rest[:2], z_t, *rest[2:]),
+        (RETURNS, REWARD, DISCOUNT, Q, LEGAL),
+    ),
     "c51.agent.loss": (
         C51_LOSS,
         (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
     ),
     "pqn.agent.loss": (partial(pqn.agent(NET).loss, noise=()), (NET.init(KEY), {}, BATCH, HYPER)),
-    "noisy.agent.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
+    "agents.dqn.loss": (NOISY_LOSS, (NOISY.init(KEY), NOISY.init(random.key(4)), BATCH, HYPER)),
     "masking.pick": (masking.pick, (Q, ACTION)),
     "masking.best": (masking.best, (Q, LEGAL)),
     "masking.greedy": (masking.greedy, (Q, LEGAL)),
+    "masking.selected": (masking.selected, (Q, Q_T, LEGAL)),
+    "masking.expected": (masking.expected, (Q, Q_T.softmax(-1), LEGAL)),
     "masking.count": (masking.count, (LEGAL,)),
     "distributional.project": (distributional.project, (SUPPORT, RETURNS[:, 0], REWARD, DISCOUNT)),
     "distributional.mean": (distributional.mean, (SUPPORT, RETURNS)),
@@ -169,6 +191,25 @@ FUNCTIONS = {
     "td.double_q_learning_target": (td.double_q_learning_target, (REWARD, DISCOUNT, Q_T, Q, LEGAL)),
     "td.q_learning": (td.q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, LEGAL)),
     "td.double_q_learning": (td.double_q_learning, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q, LEGAL)),
+    "action_gap.action_gap": (action_gap.action_gap, (Q, ACTION, LEGAL)),
+    "action_gap.advantage_learning_target": (
+        partial(action_gap.advantage_learning_target, alpha=0.3),
+        (REWARD, DISCOUNT, Q, ACTION, Q_T, LEGAL, LEGAL),
+    ),
+    "action_gap.persistent_q_learning_target": (
+        partial(action_gap.persistent_q_learning_target, alpha=0.3),
+        (REWARD, DISCOUNT, ACTION, Q_T, LEGAL),
+    ),
+    "action_gap.persistent_advantage_learning_target": (
+        partial(action_gap.persistent_advantage_learning_target, alpha=0.3),
+        (REWARD, DISCOUNT, Q, ACTION, Q_T, LEGAL, LEGAL),
+    ),
+    "soft.value": (partial(soft.value, tau=0.3), (Q, LEGAL)),
+    "soft.policy": (partial(soft.policy, tau=0.3), (Q, LEGAL)),
+    "soft.log_policy": (lambda q, legal: torch.where(legal, soft.log_policy(q, legal, 0.3), 0.0), (Q, LEGAL)),
+    "soft.q_learning_target": (partial(soft.q_learning_target, tau=0.3), (REWARD, DISCOUNT, Q_T, LEGAL)),
+    "soft.munchausen_target": (soft.munchausen_target, (REWARD, DISCOUNT, Q, ACTION, Q_T, LEGAL, LEGAL)),
+    "soft.conservative_loss": (soft.conservative_loss, (Q, ACTION, LEGAL)),
     "losses.squared": (losses.squared, (Q,)),
     "losses.huber": (losses.huber, (Q,)),
     "losses.smooth_l1": (losses.smooth_l1, (Q,)),
@@ -276,14 +317,18 @@ ELSEWHERE = {
     "off_policy": {"algorithm": "binds"},
     "on_policy": {"algorithm": "binds", "Rollout": ""},
     "networks": {
+        "QuantileNetwork": "",
         "load": "looks at names, once",
         "starting_from": "makes a network of another",
         "to_module": "makes a module",
+        "orthogonal": "makes a network of another",
+        "sparse": "makes a network of another",
         "NetworkWithDropout": "",
         "NoisyNetwork": "",
         "with_noise": "makes a network of another",
     },
     "distributional": {"atoms": "looks at numbers, once"},
+    "quantile": {"midpoints": "takes no tensors"},
     "random": {"key": "looks at its seeds"},
     "replay": {"Replay": ""},
     "tree": {
@@ -310,9 +355,10 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
+    "action_gap", "soft",
     "td",
     "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
-    "n_step", "on_policy", "packing", "prioritized", "returns", "ring", "schedules", "tree", "training",
+    "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "schedules", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -29,6 +29,19 @@ def each_pass(noise: Uniforms, passes: int) -> tuple[Uniforms, ...]:
     return noise.unbind(0)
 
 
+def per_action(outputs: Tensor, count: int, part: str) -> Tensor:
+    """Split outputs [..., A * count] of a network into those of each action, [..., A, count].
+
+    Raises ValueError, naming the `part` that an output is for, if their number is not a multiple of `count`.
+    """
+    if outputs.shape[-1] % count:
+        raise ValueError(
+            f"network: expected a multiple of {count} outputs, one for each action and {part}, got "
+            f"{outputs.shape[-1]}; make it with actions * {count} outputs"
+        )
+    return outputs.unflatten(-1, (-1, count))
+
+
 def check_agent(agent: Agent, params: Params, batch: Transition, hyper: Hyper) -> None:
     """Call each function of an agent once, with zeros as noise, and check the types and shapes of its results.
 

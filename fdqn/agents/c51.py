@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fdqn import tree
-from fdqn.agents.agent import each_pass, noise_shapes
+from fdqn.agents.agent import each_pass, noise_shapes, per_action
 from fdqn.networks import NoisyNetwork, with_noise
 from fdqn.ops import distributional, losses
 from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
@@ -28,8 +28,10 @@ def agent(
     divergence.
 
     Args:
-        network: returns logits [..., actions * atoms]. It must not be a dueling network, whose state value is one
-            number for all atoms. With a `NoisyNetwork`, every pass of the loss has independent noise.
+        network: returns logits [..., actions * atoms]. A dueling network must combine values and advantages atom by
+            atom, as `networks.join(trunk, heads.dueling(actions, atoms))` does; `networks.dueling_mlp`, whose state
+            value is one number for all atoms, is not suitable. With a `NoisyNetwork`, every pass of the loss has
+            independent noise.
         support: returns of the atoms, a tensor [atoms] or (low, high, atoms). It must cover the returns of the
             environment; the default suits clipped rewards.
         double: select the next action with the online network, as in double DQN and Rainbow.
@@ -105,10 +107,4 @@ def _loss(
 
 def _logits(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
     """Return the logits [..., A, atoms]."""
-    outputs, count = network.apply(params, obs, noise), len(atoms.numbers)
-    if outputs.shape[-1] % count:
-        raise ValueError(
-            f"network: expected a multiple of {count} outputs, one for each action and atom, got "
-            f"{outputs.shape[-1]}; make it with actions * {count} outputs"
-        )
-    return outputs.unflatten(-1, (-1, count))
+    return per_action(network.apply(params, obs, noise), len(atoms.numbers), "atom")

@@ -1,4 +1,8 @@
-"""Deep Q-networks with Q-learning or double Q-learning. Mnih et al. 2015, https://doi.org/10.1038/nature14236"""
+"""Deep Q-networks with Q-learning or double Q-learning. Mnih et al. 2015, https://doi.org/10.1038/nature14236
+
+With a noisy network they explore through noise in their weights. Fortunato et al. 2018,
+https://arxiv.org/abs/1706.10295
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,16 +10,22 @@ from functools import partial
 from torch import Tensor
 
 from fdqn import check, tree
+from fdqn.agents.agent import each_pass, noise_shapes
+from fdqn.networks import NoisyNetwork, with_noise
 from fdqn.ops import losses, masking, td
 from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
 
-Apply = Callable[[Params, Tensor], Tensor]
+Apply = Callable[..., Tensor]
+"""`apply(params, obs [..., *O]) -> q [..., A]`; that of a `NoisyNetwork` takes noise as its third argument."""
 Elementwise = Callable[[Tensor], Tensor]
 """Elementwise loss of TD errors, such as `losses.huber`."""
 
 
-def agent(network: Network, double: bool = True, loss: Elementwise = losses.squared) -> Agent:
+def agent(network: Network | NoisyNetwork, double: bool = True, loss: Elementwise = losses.squared) -> Agent:
     """Make a DQN agent for one seed.
+
+    With a `NoisyNetwork`, `values` samples the weights once for all rows, and `loss` uses independent samples for the
+    online values, the target values and, with `double`, the selection of the next action. Set epsilon to 0 then.
 
     Args:
         network: returns Q-values [..., A]. A dueling network makes a dueling DQN.
@@ -24,15 +34,15 @@ def agent(network: Network, double: bool = True, loss: Elementwise = losses.squa
 
     Raises TypeError for arguments of another type.
     """
-    check.kind("network", network, Network)
+    noisy = with_noise(network)
     check.kind("double", double, bool)
     check.function("loss", loss)
-    learn = double_q_learning if double else q_learning
-    return Agent(network.init, partial(_values, network.apply), partial(learn, network.apply, loss))
-
-
-def _values(apply: Apply, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
-    return apply(params, obs)
+    return Agent(
+        init=noisy.init,
+        values=noisy.apply,
+        loss=partial(double_q_learning if double else q_learning, noisy.apply, loss),
+        noise=partial(noise_shapes, noisy, 3 if double else 2),
+    )
 
 
 def q_learning(
@@ -47,16 +57,18 @@ def q_learning(
     """Compute the loss of Q-learning for each row; see `td.q_learning_target`.
 
     Args:
-        apply: `apply(params, obs [B, *O]) -> q [B, A]`.
+        apply: `apply(params, obs [B, *O]) -> q [B, A]`; with noise, `apply(params, obs, noise [K])`.
         loss: elementwise loss of the TD errors, [B] to [B].
         params: online parameters.
         target_params: parameters that evaluate the next observation.
         batch: transitions, leaves [B, ...].
         hyper: hyper-parameters of one seed; only `gamma` [] is used.
-        noise: not used.
+        noise: uniforms [2, K] for the online and the target pass of a noisy network, or `()`.
     """
     _check(apply, loss, hyper)
-    q_tm1, q_t = apply(params, batch.obs), apply(target_params, batch.next_obs)
+    online, following = each_pass(noise, 2)
+    q_tm1 = _pass(apply, params, batch.obs, online)
+    q_t = _pass(apply, target_params, batch.next_obs, following)
     discount_t = hyper.gamma * batch.discount
     target = td.q_learning_target(batch.reward, discount_t, q_t, batch.next_legal)
     return loss_output(loss, target, q_tm1, batch.action)
@@ -74,12 +86,15 @@ def double_q_learning(
     """Compute the loss of double Q-learning for each row; see `td.double_q_learning_target`.
 
     Args:
-        apply, loss, params, target_params, batch, hyper, noise: as for `q_learning`.
+        apply, loss, params, target_params, batch, hyper: as for `q_learning`.
+        noise: uniforms [3, K] for the online, the target and the selecting pass of a noisy network, or `()`.
     """
     _check(apply, loss, hyper)
-    q_tm1, q_t = apply(params, batch.obs), apply(target_params, batch.next_obs)
+    online, following, selecting = each_pass(noise, 3)
+    q_tm1 = _pass(apply, params, batch.obs, online)
+    q_t = _pass(apply, target_params, batch.next_obs, following)
     # Only their argmax is used. Detaching the parameters avoids a useless backward pass.
-    q_t_selector = apply(tree.map(Tensor.detach, params), batch.next_obs)
+    q_t_selector = _pass(apply, tree.map(Tensor.detach, params), batch.next_obs, selecting)
     discount_t = hyper.gamma * batch.discount
     target = td.double_q_learning_target(batch.reward, discount_t, q_t, q_t_selector, batch.next_legal)
     return loss_output(loss, target, q_tm1, batch.action)
@@ -97,6 +112,11 @@ def loss_output(loss: Elementwise, target: Tensor, q_tm1: Tensor, action: Tensor
     q = masking.pick(q_tm1, action)
     delta = target.detach() - q
     return LossOutput(loss(delta), q, delta.detach().abs())
+
+
+def _pass(apply: Apply, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
+    """Call `apply` with noise, or without it, so that it may be that of a plain network."""
+    return apply(params, obs, noise) if isinstance(noise, Tensor) else apply(params, obs)
 
 
 def _check(apply: Apply, loss: Elementwise, hyper: Hyper) -> None:

@@ -62,7 +62,8 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
             )
             return None
         with torch.no_grad():
-            return vmap(step)(compared, tree.index(xs, (0, few)))
+            # Of a copy, as the result may hold leaves of the state, which the compiled step overwrites.
+            return vmap(step)(tree.clone(compared), tree.index(xs, (0, few)))
 
     def finish(expected: Any, state: Any) -> None:
         nonlocal over

@@ -1,13 +1,13 @@
-"""Networks of linear and convolutional layers, with the names, initial distribution and outputs of `nn.Sequential`.
+"""Layers of networks, with the parameter names, initial distribution and outputs of PyTorch's modules.
 
-All networks of this module divide uint8 observations by 255, because uint8 almost always means pixels or memory. Other
-dtypes are not scaled; cast small counts in uint8 to another dtype to keep their values.
+Trunks and heads are sequences of layers. The functions at the end make one network of layers by name: initialization,
+noise, forward pass and checks.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,160 +15,231 @@ from torch import Tensor
 
 from fdqn import check, random
 from fdqn.networks.state_dict import Shapes, fitting
-from fdqn.types import Network, Params
-
-SMALLEST_FRAME = 36
-"""Smallest height and width that `nature` accepts: its last convolution needs at least one position."""
+from fdqn.types import Params, Uniforms
 
 
-def mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
-    """Make an MLP of linear layers with ReLU between them. uint8 observations are divided by 255.
+class Layer(NamedTuple):
+    """Layer as pure functions of the parameters of the whole network, in which it has a name."""
 
-    It equals `nn.Sequential(Linear, ReLU, ..., Linear)` in names, initial distribution and outputs. Without hidden
-    layers it is one linear layer, named "0".
+    apply: Callable[[Params, str, Tensor, Tensor | None], Tensor]
+    """`apply(params, name, x, noise) -> y`, with noise factors [noise], or None for the mean weights."""
+    shapes: Shapes
+    """Shapes of the layer's parameters, by their names after the layer's name and a dot."""
+    init: Callable[[Tensor, int], Params]
+    """`init(key [..., 2], first) -> params`, from `fold_in(key, first)`, `fold_in(key, first + 1)`, ..."""
+    keys: int
+    """Number of keys that `init` takes."""
+    noise: int
+    """Number of noise factors that `apply` takes."""
 
-    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1 and for a layer of
-    2**31 weights or more. `apply` raises ValueError for parameters or observations of other names, shapes or devices,
-    and TypeError for parameters that are not floating-point. The networks below raise the same errors.
+
+Layers = Mapping[str, Layer]
+"""Layers by name, in the order of their parameters, keys and noise."""
+
+
+def linear(inputs: int, outputs: int) -> Layer:
+    """Make the counterpart of `nn.Linear`."""
+    weight = (outputs, inputs)
+    return Layer(_apply_linear, _with_bias(weight), partial(_init_uniform, weight), keys=1, noise=0)
+
+
+def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> Layer:
+    """Make the counterpart of `nn.Conv2d` with square filters, for a batch [rows, inputs, height, width]."""
+    weight = (outputs, inputs, size, size)
+    return Layer(partial(_apply_convolution, stride), _with_bias(weight), partial(_init_uniform, weight), 1, 0)
+
+
+def noisy_linear(inputs: int, outputs: int, sigma_zero: float) -> Layer:
+    """Make a linear layer with factorized Gaussian noise; see `trunks.noisy_mlp`."""
+    weight, bias = (outputs, inputs), (outputs,)
+    shapes = {"weight_mu": weight, "bias_mu": bias, "weight_sigma": weight, "bias_sigma": bias}
+    return Layer(_apply_noisy, shapes, partial(_init_noisy, weight, sigma_zero), keys=1, noise=outputs + inputs)
+
+
+def layer_norm(shape: tuple[int, ...]) -> Layer:
+    """Make the counterpart of `nn.LayerNorm(shape)`, which normalizes the last `len(shape)` axes together."""
+    return Layer(partial(_apply_norm, shape), {"weight": shape, "bias": shape}, partial(_init_norm, shape), 0, 0)
+
+
+def relu() -> Layer:
+    """Make the counterpart of `nn.ReLU`."""
+    return Layer(_apply_relu, {}, _init_nothing, keys=0, noise=0)
+
+
+def flatten() -> Layer:
+    """Make the counterpart of `nn.Flatten`, for a batch of rows."""
+    return Layer(_apply_flatten, {}, _init_nothing, keys=0, noise=0)
+
+
+def residual_stage(inputs: int, outputs: int) -> Layer:
+    """Make a convolution of 3 x 3, max-pooling of 3 x 3 with stride 2, and two residual blocks.
+
+    A residual block is x + convolution(relu(convolution(relu(x)))). Height and width are halved, rounded up.
     """
-    event = _event(obs_shape)
-    # nn.Sequential numbers the ReLUs too, so linear layer i has the name 2 i.
-    sizes = pairwise(_sizes(math.prod(event), hidden, actions))
-    layers = {f"{2 * i}": (n, m) for i, (m, n) in enumerate(sizes)}
-    return _network(layers, partial(_apply_mlp, event, layers))
-
-
-def dueling_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: int) -> Network:
-    """Make an MLP with a dueling head: its last layer gives the state's value and the advantage of each action.
-
-        q = value + advantage - mean of advantage
-
-    uint8 observations are divided by 255.
-
-    Shapes: obs [..., *obs_shape], flattened; q [..., actions]. Raises ValueError for a size below 1.
-    Wang et al. 2016, https://arxiv.org/abs/1511.06581
-    """
-    event = _event(obs_shape)
-    *trunk, actions = _sizes(math.prod(event), hidden, actions)
-    layers = {f"trunk.{2 * i}": (n, m) for i, (m, n) in enumerate(pairwise(trunk))}
-    layers |= {"value": (1, trunk[-1]), "advantage": (actions, trunk[-1])}
-    return _network(layers, partial(_apply_dueling_mlp, event, layers))
-
-
-def nature(obs_shape: Sequence[int], actions: int) -> Network:
-    """Make the convolutional network of the Nature DQN, for frames [channels, height, width].
-
-    uint8 frames are divided by 255; other dtypes are not scaled.
-
-    Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for frames below 36 x 36.
-    Mnih et al. 2015, https://doi.org/10.1038/nature14236
-    """
-    channels, height, width = _event(obs_shape, rank=3)
-    if min(height, width) < (least := SMALLEST_FRAME):
-        raise ValueError(f"obs_shape: expected frames of at least {least} x {least}, got {height} x {width}")
-    check.count("actions", actions, 1)
-    features = 64 * math.prod(((n - 8) // 4 - 3) // 2 - 1 for n in (height, width))
-    layers = {
-        "0": (32, channels, 8, 8),
-        "2": (64, 32, 4, 4),
-        "4": (64, 64, 3, 3),
-        "7": (512, features),
-        "9": (actions, 512),
-    }
-    return _network(layers, partial(_apply_nature, (channels, height, width), layers))
-
-
-def minatar(obs_shape: Sequence[int], actions: int) -> Network:
-    """Make the convolutional network of MinAtar's DQN, for boards [channels, height, width].
-
-    It has 16 filters of 3 x 3, 128 hidden units and a linear layer, with ReLU between them. uint8 boards are divided by
-    255.
-
-    Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for boards below 3 x 3.
-    Young and Tian 2019, https://arxiv.org/abs/1903.03176
-    """
-    channels, height, width = _event(obs_shape, rank=3)
-    if min(height, width) < 3:
-        raise ValueError(f"obs_shape: expected boards of at least 3 x 3, got {height} x {width}")
-    if actions < 1:
-        raise ValueError(f"actions: expected at least 1, got {actions}")
-    layers = {"0": (16, channels, 3, 3), "3": (128, 16 * (height - 2) * (width - 2)), "5": (actions, 128)}
-    return _network(layers, partial(_apply_minatar, (channels, height, width), layers))
+    weights: Shapes = {"conv": (outputs, inputs, 3, 3)}
+    weights |= {f"block{i}.conv{j}": (outputs, outputs, 3, 3) for i in (0, 1) for j in (0, 1)}
+    shapes = {f"{name}.{kind}": x for name, weight in weights.items() for kind, x in _with_bias(weight).items()}
+    return Layer(_apply_stage, shapes, partial(_init_stage, weights), keys=len(weights), noise=0)
 
 
 # These networks do not go through `functional_call(skeleton, params, (obs,))` as those `from_module` do. With the
 # reshapes and checks outside of the skeleton, `make_fx` of `vmap(grad(loss))` gives the same operations in the same
-# order (mlp 99 nodes, nature 161, minatar 105) and the same bits. But it exchanges the parameters of a module that all
-# threads share, so threads would wait for each other, and a call run operation by operation takes 0.27 ms without the
-# checks (mlp of 120 and 84 units, 10 rows) where this one takes 0.15 ms with them.
-
-# The shape of each layer's weight under the layer's name.
-_Layers = Mapping[str, tuple[int, ...]]
+# order and the same bits. But it exchanges the parameters of a module that all threads share, so threads would wait for
+# each other, and a call run operation by operation takes 0.27 ms without the checks (mlp of 120 and 84 units, 10 rows)
+# where this one takes 0.15 ms with them.
 
 
-def _network(layers: _Layers, apply: Callable[[Params, Tensor], Tensor]) -> Network:
-    """Pair `apply` with the initialization of its layers. Raises ValueError for a layer too large to sample at once."""
-    check_weights(layers)
-    return Network(partial(_init_layers, layers), apply)
-
-
-def check_weights(layers: _Layers) -> None:
-    """Raise ValueError for a layer too large to sample at once."""
-    for name, shape in layers.items():
-        if (weights := math.prod(shape)) >= 2**31:
-            raise ValueError(
-                f"obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got {weights:,} in layer "
-                f"{name}, {list(shape)}; make observations or layers smaller"
-            )
-
-
-def _apply_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    *hidden, last = layers
-    x = _flat(_checked(event, layers, params, obs), len(event))
-    for name in hidden:
-        x = _linear(params, name, x).relu()
-    return _linear(params, last, x)
-
-
-def _apply_dueling_mlp(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    *trunk, _, _ = layers
-    x = _flat(_checked(event, layers, params, obs), len(event))
-    for name in trunk:
-        x = _linear(params, name, x).relu()
-    value, advantage = _linear(params, "value", x), _linear(params, "advantage", x)
-    return value + advantage - advantage.mean(-1, keepdim=True)
-
-
-def _apply_nature(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    frames = _checked(event, layers, params, obs)
-    x = frames.reshape(-1, *event)
-    for name, stride in (("0", 4), ("2", 2), ("4", 1)):
-        x = F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride).relu()
-    x = _linear(params, "9", _linear(params, "7", x.flatten(1)).relu())
-    return x.reshape(*frames.shape[: frames.ndim - 3], x.shape[-1])
-
-
-def _apply_minatar(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    # Under vmap over seeds this is a grouped convolution. A matrix product over unfolded windows [64, 9 channels] took,
-    # for 8 seeds and 32 rows (compiled, one thread), 0.92 of its time with 4 channels and 1.11 with 10 for forward and
-    # gradient, and 1.08 and 1.24 for the forward pass alone.
-    boards = _checked(event, layers, params, obs)
-    x = F.conv2d(boards.reshape(-1, *event), params["0.weight"], params["0.bias"]).relu()
-    x = _linear(params, "5", _linear(params, "3", x.flatten(1)).relu())
-    return x.reshape(*boards.shape[: boards.ndim - 3], x.shape[-1])
-
-
-def _linear(params: Params, name: str, x: Tensor) -> Tensor:
+def _apply_linear(params: Params, name: str, x: Tensor, noise: Tensor | None = None) -> Tensor:
     return F.linear(x, params[f"{name}.weight"], params[f"{name}.bias"])
 
 
-def _flat(obs: Tensor, axes: int) -> Tensor:
-    return obs.reshape(*obs.shape[: obs.ndim - axes], math.prod(obs.shape[obs.ndim - axes :]))
+def _apply_convolution(stride: int, params: Params, name: str, x: Tensor, noise: Tensor | None = None) -> Tensor:
+    # Under vmap over seeds this is a grouped convolution. A matrix product over unfolded windows [64, 9 channels] took,
+    # for 8 seeds and 32 rows of MinAtar (compiled, one thread), 0.92 of its time with 4 channels and 1.11 with 10 for
+    # forward and gradient, and 1.08 and 1.24 for the forward pass alone.
+    return F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride)
 
 
-def _checked(event: tuple[int, ...], layers: _Layers, params: Params, obs: Tensor) -> Tensor:
-    """Check parameters and observations; return the observations in the parameters' dtype, uint8 divided by 255."""
-    return inputs(event, dict(item for name, shape in layers.items() for item in _shapes(name, shape)), params, obs)
+def _apply_noisy(params: Params, name: str, x: Tensor, noise: Tensor | None) -> Tensor:
+    weight, bias = params[f"{name}.weight_mu"], params[f"{name}.bias_mu"]
+    if noise is None:
+        return F.linear(x, weight, bias)
+    out, into = noise.split(list(weight.shape))
+    weight = weight + params[f"{name}.weight_sigma"] * (out.unsqueeze(-1) * into)
+    return F.linear(x, weight, bias + params[f"{name}.bias_sigma"] * out)
+
+
+def _apply_norm(shape: tuple[int, ...], params: Params, name: str, x: Tensor, noise: Tensor | None) -> Tensor:
+    return F.layer_norm(x, shape, params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def _apply_relu(params: Params, name: str, x: Tensor, noise: Tensor | None) -> Tensor:
+    return x.relu()
+
+
+def _apply_flatten(params: Params, name: str, x: Tensor, noise: Tensor | None) -> Tensor:
+    return x.flatten(1)
+
+
+def _apply_stage(params: Params, name: str, x: Tensor, noise: Tensor | None) -> Tensor:
+    def convolved(inner: str, x: Tensor) -> Tensor:
+        return F.conv2d(x, params[f"{name}.{inner}.weight"], params[f"{name}.{inner}.bias"], padding=1)
+
+    x = F.max_pool2d(convolved("conv", x), kernel_size=3, stride=2, padding=1)
+    for block in ("block0", "block1"):
+        x = x + convolved(f"{block}.conv1", convolved(f"{block}.conv0", x.relu()).relu())
+    return x
+
+
+def _with_bias(weight: tuple[int, ...]) -> Shapes:
+    return {"weight": weight, "bias": weight[:1]}
+
+
+def _init_uniform(shape: tuple[int, ...], key: Tensor, first: int) -> Params:
+    """Sample weights and biases uniformly from +-1 / sqrt(inputs), as `nn.Linear` and `nn.Conv2d` do."""
+    bound = 1 / math.sqrt(math.prod(shape[1:]))
+    weight, bias = random.split(random.fold_in(key, first)).unbind(-2)
+    return {
+        "weight": (2 * random.uniform(weight, shape) - 1) * bound,
+        "bias": (2 * random.uniform(bias, shape[:1]) - 1) * bound,
+    }
+
+
+def _init_noisy(shape: tuple[int, int], sigma_zero: float, key: Tensor, first: int) -> Params:
+    """Initialize means uniformly in +-1 / sqrt(inputs), scales to sigma_zero / sqrt(inputs); see section 3.2."""
+    bound = 1 / math.sqrt(shape[1])
+    means = _init_uniform(shape, key, first)
+    params = {f"{kind}_mu": x for kind, x in means.items()}
+    return params | {f"{kind}_sigma": torch.full_like(x, sigma_zero * bound) for kind, x in means.items()}
+
+
+def _init_norm(shape: tuple[int, ...], key: Tensor, first: int) -> Params:
+    """Initialize to scale 1 and shift 0."""
+    full = (*key.shape[:-1], *shape)
+    return {"weight": torch.ones(full, device=key.device), "bias": torch.zeros(full, device=key.device)}
+
+
+def _init_nothing(key: Tensor, first: int) -> Params:
+    return {}
+
+
+def _init_stage(weights: Shapes, key: Tensor, first: int) -> Params:
+    return {
+        f"{name}.{kind}": x
+        for i, (name, shape) in enumerate(weights.items(), first)
+        for kind, x in _init_uniform(shape, key, i).items()
+    }
+
+
+# Several layers.
+
+
+def shapes(layers: Layers) -> Shapes:
+    """Return the shapes of all parameters by name. Raises ValueError for one too large to sample at once."""
+    named = {f"{name}.{own}": shape for name, layer in layers.items() for own, shape in layer.shapes.items()}
+    for name, shape in named.items():
+        if (weights := math.prod(shape)) >= 2**31:
+            raise ValueError(
+                f"obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got {weights:,} in layer "
+                f"{name.rpartition('.')[0]}, {list(shape)}; make observations or layers smaller"
+            )
+    return named
+
+
+def keys(layers: Layers) -> int:
+    """Return the number of keys that `init` takes."""
+    return sum(layer.keys for layer in layers.values())
+
+
+def noise(layers: Layers) -> int:
+    """Return the number of noise factors of all layers."""
+    return sum(layer.noise for layer in layers.values())
+
+
+def init(layers: Layers, first: int, key: Tensor) -> Params:
+    """Initialize the parameters of all layers from a key [..., 2], numbering their keys from `first`."""
+    params: Params = {}
+    for name, layer in layers.items():
+        params |= {f"{name}.{own}": x for own, x in layer.init(key, first).items()}
+        first += layer.keys
+    return params
+
+
+def forward(layers: Layers, params: Params, x: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
+    """Apply layers one after the other, with the noise factors that they have in `factors`."""
+    for name, layer in layers.items():
+        x = layer.apply(params, name, x, factors.get(name))
+    return x
+
+
+def batched(x: Tensor, event: tuple[int, ...], images: bool) -> Tensor:
+    """Reshape observations [..., *event] to images [rows, *event] or to vectors [..., n]."""
+    return x.reshape(-1, *event) if images else x.reshape(*x.shape[: x.ndim - len(event)], math.prod(event))
+
+
+def restored(y: Tensor, leading: tuple[int, ...], images: bool) -> Tensor:
+    """Reshape the outputs [rows, n] of images to [..., n]; those of vectors have their leading axes."""
+    return y.reshape(*leading, y.shape[-1]) if images else y
+
+
+def noise_factors(layers: Layers, noise: Uniforms, like: Tensor) -> dict[str, Tensor]:
+    """Return the noise factors f(e) of each noisy layer, those of its outputs first; an empty dict without noise.
+
+        f(e) = sign(e) sqrt(|e|),    e standard normal
+
+    Shapes: noise, uniforms in [0, 1), [K]. Raises TypeError for noise that is not a tensor or (), or is given to layers
+    without noise, and ValueError for noise of another shape.
+    """
+    sizes = {name: layer.noise for name, layer in layers.items() if layer.noise}
+    if not isinstance(noise, Tensor):
+        if noise != ():
+            raise TypeError(f"noise: expected uniforms [K] or (), got {type(noise).__name__}")
+        return {}
+    if not sizes:
+        raise TypeError(f"noise: expected () for a network without noise, got {type(noise).__name__}")
+    check.shapes(f"noise[{sum(sizes.values())}]", noise)
+    e = random.normal_from_uniform(noise).to(like.dtype)
+    return dict(zip(sizes, (e.sign() * e.abs().sqrt()).split(list(sizes.values())), strict=True))
 
 
 def inputs(event: tuple[int, ...], expected: Shapes, params: Params, obs: Tensor) -> Tensor:
@@ -181,22 +252,11 @@ def inputs(event: tuple[int, ...], expected: Shapes, params: Params, obs: Tensor
     return x / 255.0 if obs.dtype == torch.uint8 else x
 
 
-def _shapes(layer: str, weight: tuple[int, ...]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return (f"{layer}.weight", weight), (f"{layer}.bias", weight[:1])
+def event_shape(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int, ...]:
+    """Return the shape of an observation as a tuple.
 
-
-def _init_layers(layers: _Layers, key: Tensor) -> Params:
-    """Sample weights and biases uniformly from +-1 / sqrt(inputs), as `nn.Linear` and `nn.Conv2d` do."""
-    params = {}
-    for i, (name, shape) in enumerate(layers.items()):
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
-        weight, bias = random.split(random.fold_in(key, i)).unbind(-2)
-        params[f"{name}.weight"] = (2 * random.uniform(weight, shape) - 1) * bound
-        params[f"{name}.bias"] = (2 * random.uniform(bias, shape[:1]) - 1) * bound
-    return params
-
-
-def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int, ...]:
+    Raises TypeError for sizes that are not integers, and ValueError for a size below 1 or another number of axes.
+    """
     event = (obs_shape,) if isinstance(obs_shape, int) else obs_shape
     if not isinstance(event, Sequence) or not all(isinstance(n, int) and not isinstance(n, bool) for n in event):
         raise TypeError(f"obs_shape: expected whole numbers, got {obs_shape!r}")
@@ -205,12 +265,3 @@ def _event(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int
         expected = "one or more" if rank is None else str(rank)
         raise ValueError(f"obs_shape: expected {expected} sizes of at least 1, got {event}")
     return event
-
-
-def _sizes(inputs: int, hidden: Sequence[int], actions: int) -> list[int]:
-    if not isinstance(hidden, Sequence) or not all(type(n) is int for n in (*hidden, actions)):
-        raise TypeError(f"hidden, actions: expected a sequence of integers and an integer, got {hidden!r}, {actions!r}")
-    sizes = [inputs, *hidden, actions]
-    if min(sizes) < 1:
-        raise ValueError(f"hidden, actions: expected sizes of at least 1, got {list(hidden)}, {actions}")
-    return sizes

@@ -90,8 +90,8 @@ def q_learning_target(
 def atoms(support: Tensor | Sequence[float]) -> Tensor:
     """Return the atoms [N] of a support: a tensor, or evenly spaced ones for `(low, high, N)`.
 
-    Raises TypeError unless the atoms are floating-point numbers, and ValueError unless there are at least two and they
-    are finite and increasing.
+    Raises TypeError unless the atoms are floating-point numbers and N an integer, and ValueError unless there are at
+    least two atoms and they are finite and increasing.
     """
     if not isinstance(support, Tensor):
         support = _evenly_spaced(support)
@@ -110,10 +110,17 @@ def _evenly_spaced(support: Sequence[float]) -> Tensor:
     if not isinstance(support, Sequence) or isinstance(support, str) or len(support) != 3:
         raise TypeError(f"support: expected a tensor [N] or (low, high, N), got {support!r}")
     low, high, count = support
-    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in (low, high)):
+    if any(isinstance(x, bool) or not isinstance(x, int | float) for x in support):
         raise TypeError(f"support: expected a tensor [N] or (low, high, N), got {support!r}")
-    check.count("support", count, 2)
-    return torch.linspace(low, high, count, dtype=torch.float64)  # type: ignore[call-overload]
+    if not isinstance(count, int):
+        raise TypeError(
+            f"support: expected (low, high, N) with an integer N, got {support!r}; to list the atoms, pass a tensor"
+        )
+    if count < 2:
+        raise ValueError(f"support: expected at least 2 atoms, got {count}")
+    if not low < high:
+        raise ValueError(f"support: expected low below high, got {low} and {high}")
+    return torch.linspace(low, high, count, dtype=torch.float64)
 
 
 def _before(support: Tensor) -> Tensor:

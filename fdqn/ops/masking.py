@@ -48,6 +48,33 @@ def best(q: Tensor, legal: Tensor) -> Tensor:
     return torch.where(legal.any(-1), highest, 0.0)
 
 
+def selected(q: Tensor, q_selector: Tensor, legal: Tensor) -> Tensor:
+    """Return `q[greedy(q_selector, legal)]`, the value of the action that other values select; 0 if none is legal.
+
+    With the target network as `q` and the online network as `q_selector` this is the value of double Q-learning.
+    Shapes: q, q_selector and legal [..., A]; result [...].
+    """
+    check.shapes("q[... A] q_selector[... A] legal[... A]", q, q_selector, legal)
+    check.floating("q", q)
+    check.floating("q_selector", q_selector)
+    # Without a legal action, the selected action is illegal too, and its value is masked to 0.
+    return pick(torch.where(legal, q, 0.0), greedy(q_selector, legal))
+
+
+def expected(q: Tensor, probabilities: Tensor, legal: Tensor) -> Tensor:
+    """Return the mean of the legal values under the probabilities of a policy; 0 if no action is legal.
+
+        sum over legal of probabilities * q
+
+    Shapes: q, probabilities and legal [..., A]; result [...]. The probabilities of illegal actions are taken as 0.
+    """
+    check.shapes("q[... A] probabilities[... A] legal[... A]", q, probabilities, legal)
+    check.floating("q", q)
+    check.floating("probabilities", probabilities)
+    check.boolean("legal", legal)
+    return (torch.where(legal, probabilities, 0.0) * torch.where(legal, q, 0.0)).sum(-1)
+
+
 def count(flags: Tensor) -> Tensor:
     """Count the true flags up to and including each position: `flags.cumsum(-1)`. Shapes: both [..., N]."""
     check.boolean("flags", flags)

@@ -10,11 +10,12 @@ gradient of exactly 0 is NaN where a square root is involved.
 
 `descent` has SGD, RMSprop and Adagrad, `moments` has Adam and its variants, and `transforms` changes gradients and
 combines optimizers. The coupled `weight_decay` of PyTorch is `add_decayed_weights` in front of an optimizer; its
-parameter groups are `grouped`.
+parameter groups are `grouped`. `traces` has `obgd`, a function of an eligibility trace in place of a gradient.
 """
 
 from fdqn.optim.descent import adagrad, centered_rmsprop, graves_rmsprop, rmsprop, sgd
 from fdqn.optim.moments import adam, adamax, adamw, nadam, radam
+from fdqn.optim.traces import obgd
 from fdqn.optim.transforms import (
     add_decayed_weights,
     apply_updates,
@@ -42,6 +43,7 @@ __all__ = [
     "grouped",
     "masked",
     "nadam",
+    "obgd",
     "radam",
     "rmsprop",
     "sgd",

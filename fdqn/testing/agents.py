@@ -2,7 +2,8 @@
 
 `agent` checks an agent on parameters and a batch that it generates. `illegal_actions` makes the agent on a special
 network, with which it can set the values of illegal actions. Both laws apply to agents whose target is the value of the
-greedy next action, such as DQN, double DQN, C51 and their noisy variants.
+greedy next action, such as DQN, double DQN, C51, QR-DQN, IQN and their noisy variants, and with `greedy_target=False`
+to others, such as Munchausen-DQN.
 """
 
 import math
@@ -33,6 +34,7 @@ def agent(
     obs_dtype: torch.dtype | None = None,
     seed: int = 0,
     atol: float = 1e-10,
+    greedy_target: bool = True,
 ) -> None:
     """Check an agent against all laws but `illegal_actions`.
 
@@ -44,6 +46,9 @@ def agent(
         obs_dtype: dtype of observations; `dtype` by default.
         seed: seed of the parameters and the batch.
         atol: absolute tolerance of comparisons.
+        greedy_target: True if the target is the reward and the discounted value of the greedy next action. False leaves
+            out the checks that hold for no other target: next actions that are not greedy do not matter, and target
+            parameters do not matter where an episode ended.
     """
     params, target_params = (tree.cast(agent.init(random.key(2 * seed + i)), dtype) for i in range(2))
     batch, hyper = _example(obs_shape, actions, dtype, obs_dtype or dtype, seed), _hyper(dtype)
@@ -51,8 +56,10 @@ def agent(
     _check_shapes(*given)
     _check_noise(*given)
     _check_rows(*given, atol=atol)
-    _check_targets(*given, atol=atol)
-    _check_greedy_target(*given, atol=atol)
+    _check_targets(*given, atol=atol, greedy_target=greedy_target)
+    _check_taken(*given, atol=atol)
+    if greedy_target:
+        _check_greedy_target(*given, atol=atol)
     _check_gradient(*given)
 
 
@@ -151,38 +158,51 @@ def _check_rows(
 
 
 def _check_targets(
-    agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper, atol: float
+    agent: Agent,
+    params: Params,
+    target_params: Params,
+    batch: Transition,
+    hyper: Hyper,
+    atol: float,
+    greedy_target: bool,
 ) -> None:
-    """Check that with a discount or gamma of 0 the loss does not depend on next observation, legal actions and target
-    parameters, and that otherwise it depends on the target parameters.
+    """Check that with a discount or gamma of 0 the loss does not depend on next observation, legal actions and, for a
+    greedy target, target parameters, and that otherwise it depends on the target parameters.
     """
     _, u = _draw(agent.noise(_size(batch)), 0)
     f = partial(_loss_rows, agent, params, hyper=hyper, noise=u)
     other = tree.map(lambda x: 2 * x + 0.5, target_params)
     ended = batch._replace(discount=torch.zeros_like(batch.discount))
     after = ended._replace(next_obs=ended.next_obs.flip(0), next_legal=torch.ones_like(ended.next_legal))
-    assert_trees_close(f(target_params, ended), f(other, after), atol, atol, "loss of ended rows: ")
+    held = other if greedy_target else target_params
+    assert_trees_close(f(target_params, ended), f(held, after), atol, atol, "loss of ended rows: ")
     myopic = partial(_loss_rows, agent, params, hyper=hyper._replace(gamma=torch.zeros_like(hyper.gamma)), noise=u)
-    assert_trees_close(f(target_params, ended), myopic(other, batch), atol, atol, "loss with gamma 0: ")
+    assert_trees_close(f(target_params, ended), myopic(held, batch), atol, atol, "loss with gamma 0: ")
     same = (f(target_params, batch) == f(other, batch)).all()
     assert not same, "loss: expected it to depend on the target parameters where an episode continues, got the same"
+
+
+def _check_taken(
+    agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper, atol: float
+) -> None:
+    """Check that `loss.q` is the value of the action taken, with the noise of one of the passes."""
+    _, u = _draw(agent.noise(_size(batch)), 0)
+    q = agent.loss(params, target_params, batch, hyper, u).q
+    taken = [acting.pick(agent.values(params, batch.obs, each), batch.action) for each in _passes(u)]
+    near = min(float((x - q).abs().max()) for x in taken)
+    assert near <= atol, f"loss.q: expected the values of the actions taken, got numbers {near:g} away"
 
 
 def _check_greedy_target(
     agent: Agent, params: Params, target_params: Params, batch: Transition, hyper: Hyper, atol: float
 ) -> None:
-    """Check that `values` and `loss` agree.
+    """Check that the target uses the value of the greedy next action.
 
-    `loss.q` must be the value of the action taken, and the next action the greedy legal action of `values`, for either
-    the online or the target parameters in all rows: the loss must not change if this action is the only legal one, and
-    must change if the worst action is the only legal one.
+    It is the greedy legal action of `values`, for either the online or the target parameters in all rows: the loss must
+    not change if this action is the only legal one, and must change if the worst action is the only legal one.
     """
     _, u = _draw(agent.noise(_size(batch)), 0)
-    noises = u.unbind(0) if isinstance(u, Tensor) else [()]
     output = agent.loss(params, target_params, batch, hyper, u)
-    taken = [acting.pick(agent.values(params, batch.obs, each), batch.action) for each in noises]
-    near = min(float((q - output.q).abs().max()) for q in taken)
-    assert near <= atol, f"loss.q: expected the values of the actions taken, got numbers {near:g} away"
 
     def distance(chooser: Params, noise: Uniforms, sign: int) -> float:
         """Return the distance from the loss with only the best action of `sign * values` legal."""
@@ -191,7 +211,7 @@ def _check_greedy_target(
         alone = agent.loss(params, target_params, batch._replace(next_legal=only), hyper, u)
         return float((alone.loss - output.loss).abs().max())
 
-    choosers = [(p, each) for p in (params, target_params) for each in noises]
+    choosers = [(p, each) for p in (params, target_params) for each in _passes(u)]
     distances = {distance(*chooser, sign=1): chooser for chooser in choosers}
     assert min(distances) <= atol, (
         "loss: expected the same where only the greedy action of `values` is legal, got numbers "
@@ -217,26 +237,35 @@ def _check_gradient(agent: Agent, params: Params, target_params: Params, batch: 
 
 
 def illegal_actions(
-    make: Callable[[Network], Agent], actions: int = 3, outputs: int = 1, dtype: torch.dtype = torch.float64
+    make: Callable[..., Agent],
+    actions: int = 3,
+    outputs: int = 1,
+    dtype: torch.dtype = torch.float64,
+    masks_obs: bool = False,
 ) -> None:
     """Check that values of illegal actions do not affect loss, priority, gradient and values of legal actions.
 
     The values of illegal actions are replaced by large numbers, infinities and NaN; results must be equal bit for bit.
 
     Args:
-        make: makes the agent from a network with `actions * outputs` outputs, those of one action next to each other.
+        make: makes the agent from a `Network` with `actions * outputs` outputs, those of one action next to each other.
         actions: number of actions.
         outputs: number of outputs for each action; for C51 the number of atoms.
         dtype: dtype of parameters and observations.
+        masks_obs: True if the agent uses values at `batch.obs` of other actions than the one taken, as Munchausen-DQN
+            does. `make` then takes a second argument, the function `legal(obs [B, 1]) -> mask [B, A]`.
     """
     size = actions * outputs
-    agent = make(_table_network(2 * ROWS, size))
     places = torch.arange(2 * ROWS, dtype=dtype).unsqueeze(-1)
     batch = _example((1,), actions, dtype)._replace(obs=places[:ROWS], next_obs=places[ROWS:])
     # One row has no legal next action: all values at its next observation are illegal.
     batch = batch._replace(next_legal=batch.next_legal & (torch.arange(ROWS) > 1).unsqueeze(-1) | _first(batch))
-    taken = batch.action.unsqueeze(-1) == torch.arange(actions)
-    counts = torch.cat([taken, batch.next_legal]).repeat_interleave(outputs, -1)
+    legal = batch.action.unsqueeze(-1) == torch.arange(actions)
+    if masks_obs:
+        legal = legal | (random.uniform(random.key(9), (ROWS, actions)) < 0.5)
+    network = _table_network(2 * ROWS, size)
+    agent = make(network, lambda obs: legal[obs.squeeze(-1).long()]) if masks_obs else make(network)
+    counts = torch.cat([legal, batch.next_legal]).repeat_interleave(outputs, -1)
     params, target_params = ({"table": random.normal(random.key(i), (2 * ROWS, size), dtype)} for i in range(2))
     hyper, (u_values, u_loss) = _hyper(dtype), _draw(agent.noise(ROWS), 0)
 
@@ -278,6 +307,11 @@ def _draw(shapes: NoiseShapes, seed: int) -> tuple[Uniforms, Uniforms]:
     keys = random.split(random.key(seed))
     values, loss = (random.uniform(key, shape) if shape else () for key, shape in zip(keys, shapes, strict=True))
     return values, loss
+
+
+def _passes(noise: Uniforms) -> Sequence[Uniforms]:
+    """Split the noise of the loss into that of each pass."""
+    return noise.unbind(0) if isinstance(noise, Tensor) else [()]
 
 
 def _size(batch: Transition) -> int:

@@ -1,11 +1,11 @@
 """Training of many seeds at once.
 
 `iteration` is one training iteration as a pure function of the state of one seed; `host` is its counterpart for
-environments that are stepped on the host. `loop` repeats it and yields reports. `off_policy` and `on_policy` make the
-algorithms, and `evaluate` plays greedy episodes.
+environments that are stepped on the host. `loop` repeats it and yields reports. `off_policy`, `on_policy` and
+`streaming` make the algorithms, and `evaluate` plays greedy episodes.
 """
 
-from fdqn.training import evaluate, host, off_policy, on_policy
+from fdqn.training import evaluate, host, off_policy, on_policy, streaming
 from fdqn.training.config import Config, hyper
 from fdqn.training.draws import (
     bits_per_cycle,
@@ -60,5 +60,5 @@ __all__ = [
     "check_program", "collect", "count_episodes", "count_update", "cycle", "cycle_keys", "cycle_numbers", "draw",
     "draw_numbered", "epsilon", "evaluate", "example_update", "host", "hyper", "init", "interact", "interactions",
     "learn", "noise", "observe", "off_policy", "on_policy", "policy", "random_steps", "run", "scan", "snapshot",
-    "sync", "update", "updates", "vmapped",
+    "streaming", "sync", "update", "updates", "vmapped",
 ]  # fmt: skip

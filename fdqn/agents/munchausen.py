@@ -1,0 +1,96 @@
+"""Munchausen-DQN: the scaled log-probability of the action taken is added to the reward.
+
+Vieillard, Pietquin, Geist 2020, https://arxiv.org/abs/2007.14430
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fdqn import check
+from fdqn.agents import dqn
+from fdqn.agents.agent import each_pass, noise_shapes
+from fdqn.networks import NoisyNetwork, with_noise
+from fdqn.ops import losses, soft
+from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
+
+
+def agent(
+    network: Network | NoisyNetwork,
+    alpha: float = 0.9,
+    tau: float = 0.03,
+    clip: float = -1.0,
+    loss: dqn.Elementwise = losses.huber,
+    legal: Callable[[Tensor], Tensor] | None = None,
+) -> Agent:
+    """Make a Munchausen-DQN agent for one seed.
+
+    The policy of the target is `softmax(q / tau)` of the target network, over legal actions. An `alpha` of 0 gives
+    soft Q-learning, and with `tau` towards 0 also Q-learning. With n-step transitions, the log-probability of the first
+    action alone is added.
+
+    Args:
+        network: returns Q-values [..., A]. With a `NoisyNetwork`, every pass of the loss has independent noise.
+        alpha: factor of the log-probability, in [0, 1].
+        tau: temperature of the policy, above 0, in units of the return. Not the weight of soft target updates.
+        clip: lower bound of `tau * log pi`, at most 0.
+        loss: elementwise loss of the TD errors, [B] to [B].
+        legal: computes the mask of legal actions [B, A] at `batch.obs`, because transitions store only that at
+            `batch.next_obs`. By default all actions count as legal there, and values of illegal actions would lower
+            the log-probability of the action taken, by at most `alpha * -clip`. Pass it if actions can be illegal and
+            the observation shows which, such as `lambda obs: obs[..., :actions] > 0`.
+
+    Raises TypeError for arguments of another type and ValueError for numbers out of range.
+    """
+    noisy = with_noise(network)
+    check.fraction("alpha", alpha)
+    check.number("tau", tau)
+    if tau == 0:
+        raise ValueError("tau: expected a number above 0, got 0; without a temperature use dqn.agent")
+    if isinstance(clip, bool) or not isinstance(clip, int | float):
+        raise TypeError(f"clip: expected a number, got {clip!r}")
+    if not clip <= 0:
+        raise ValueError(f"clip: expected at most 0, got {clip}")
+    check.function("loss", loss)
+    if legal is not None:
+        check.function("legal", legal)
+    return Agent(
+        init=noisy.init,
+        values=noisy.apply,
+        loss=partial(_loss, noisy, _Munchausen(alpha, tau, clip), loss, legal),
+        noise=partial(noise_shapes, noisy, 3),
+    )
+
+
+class _Munchausen(NamedTuple):
+    alpha: float
+    tau: float
+    clip: float
+
+
+def _loss(
+    network: NoisyNetwork,
+    constants: _Munchausen,
+    elementwise: dqn.Elementwise,
+    legal: Callable[[Tensor], Tensor] | None,
+    params: Params,
+    target_params: Params,
+    batch: Transition,
+    hyper: Hyper,
+    noise: Uniforms,
+) -> LossOutput:
+    online, taking, following = each_pass(noise, 3)
+    q_tm1 = network.apply(params, batch.obs, online)
+    target = soft.munchausen_target(
+        batch.reward,
+        hyper.gamma * batch.discount,
+        network.apply(target_params, batch.obs, taking),
+        batch.action,
+        network.apply(target_params, batch.next_obs, following),
+        None if legal is None else legal(batch.obs),
+        batch.next_legal,
+        **constants._asdict(),
+    )
+    return dqn.loss_output(elementwise, target, q_tm1, batch.action)
