@@ -119,8 +119,8 @@ def print_presets(rows: list[dict[str, Any]]) -> None:
     out = terminal.results()
     out.print(table)
     out.print(
-        "fdqn: mean over the seeds with its 95% interval; published: mean +- standard deviation. Both are of the last 100 "
-        "training episodes, for nature and zoo-* of greedy ones; fdqn presets --json names sources and protocols",
+        "fdqn: mean over the seeds with its 95% interval; published: mean +- standard deviation. Both are of the last "
+        "100 training episodes, for nature and zoo-* of greedy ones; fdqn presets --json names sources and protocols",
         soft_wrap=True,
     )
     out.print("run one with: fdqn train --preset PRESET --env ENVIRONMENT --seeds SEEDS", soft_wrap=True)
