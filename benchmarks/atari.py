@@ -59,7 +59,7 @@ def stepping(game: str, seeds: int, num_envs: int):
 def learning(game: str, seeds: int, num_envs: int):
     """Make a function that trains until the next report and returns the number of environment steps."""
     sizes = {"seeds": seeds, "num_envs": num_envs, "capacity": 5_000, "learning_starts": 400}
-    settings = Settings(**{**PRESETS["nature"], **sizes, "env": f"ale:{game}"})
+    settings = Settings(**{**PRESETS["nature"].settings, **sizes, "env": f"ale:{game}"})
     program = assemble.program(settings)
     vector = envs.find(settings.env).open(seeds, num_envs)
     state = training.init(program, assemble.hyper(settings), assemble.keys(settings))

@@ -307,7 +307,7 @@ def test_settings_or_keywords(monkeypatch):
     fdqn.train(Settings(env="acrobot", gamma=0.9, hidden=(8,), out="a"), progress=False)
     assert given[0] == given[1]
     fdqn.train(preset="minatar", env="minatar:breakout", seeds=3, progress=False)
-    assert given[2] == Settings(**PRESETS["minatar"] | {"env": "minatar:breakout", "seeds": 3})
+    assert given[2] == Settings(**PRESETS["minatar"].settings | {"env": "minatar:breakout", "seeds": 3})
 
 
 def test_the_signature_names_every_setting():

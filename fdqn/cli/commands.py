@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
-from fdqn.cli.parse import Command, Envs, Eval, Export, Report, Resume, Train
+from fdqn.cli.parse import Command, Envs, Eval, Export, Presets, Report, Resume, Train
 from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
@@ -101,6 +101,8 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _export(command, emit)
         case Envs():
             _envs(command, emit)
+        case Presets():
+            _presets(command, emit)
 
 
 def _train(command: Train, emit: Emit, started: float) -> None:
@@ -305,3 +307,13 @@ def _envs(command: Envs, emit: Emit) -> None:
     table.add_row("ale:GAME", "a game of Atari, such as ale:Breakout; pip install 'fdqn[atari]'")
     table.add_row("package.module:name", "your own: an Env, a HostEnv, or a gymnasium.Env class")
     terminal.results().print(table)
+
+
+def _presets(command: Presets, emit: Emit) -> None:
+    from fdqn.experiment import presets
+
+    rows = presets.rows()
+    if command.json:
+        emit(rows)
+    else:
+        tables.print_presets(rows)

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 import tyro
 
 import fdqn
-from fdqn.experiment import process
+from fdqn.experiment import presets, process
 from fdqn.experiment import settings as groups
-from fdqn.experiment.presets import EXAMPLES, PRESETS, Preset
+from fdqn.experiment.presets import PRESETS, PresetName
 from fdqn.experiment.settings import Settings
 
 
@@ -29,7 +29,7 @@ class Train:
     """Settings of a run, and the form of its results."""
 
     settings: Settings
-    preset: Preset | None = None
+    preset: PresetName | None = None
     json: bool = False
 
 
@@ -47,7 +47,7 @@ class TrainFlags:
     rule: tyro.conf.OmitArgPrefixes[groups.Rule]
     evaluation: tyro.conf.OmitArgPrefixes[groups.Evaluation]
     execution: tyro.conf.OmitArgPrefixes[groups.Execution]
-    preset: Preset | None = None
+    preset: PresetName | None = None
     """Published settings to use instead of the defaults; fdqn presets lists them. Other flags override them."""
     json: bool = False
     """Print only the summary, as JSON."""
@@ -147,8 +147,24 @@ class Envs:
     """Print only JSON."""
 
 
-Command = Train | Resume | Eval | Report | Export | Envs
-COMMANDS = {"train": TrainFlags, "resume": Resume, "eval": Eval, "report": Report, "export": Export, "envs": Envs}
+@dataclass(frozen=True)
+class Presets:
+    """List the presets: published settings, with the published return of each environment and ours."""
+
+    json: bool = False
+    """Print only JSON."""
+
+
+Command = Train | Resume | Eval | Report | Export | Envs | Presets
+COMMANDS = {
+    "train": TrainFlags,
+    "resume": Resume,
+    "eval": Eval,
+    "report": Report,
+    "export": Export,
+    "envs": Envs,
+    "presets": Presets,
+}
 
 
 def parse(arguments: list[str]) -> Command:
@@ -189,14 +205,26 @@ def parse(arguments: list[str]) -> Command:
 
 def _train_defaults(arguments: list[str]) -> TrainFlags:
     """Return the defaults of the flags of `fdqn train`, which depend on the preset and the algorithm."""
-    preset, algorithm = _value(arguments, "--preset"), _value(arguments, "--algorithm")
-    published = PRESETS.get(cast(Preset, preset), {})
-    free = {"--env", "--help", "-h"} & {word.split("=")[0] for word in arguments}
-    if preset in PRESETS and "env" not in published and not free:
-        env = EXAMPLES[cast(Preset, preset)]
-        _refuse(f"flag --preset {preset}: expected --env with it, such as --env {env}, got none")
-    known = {} if algorithm not in groups.ALGORITHMS else {"algorithm": algorithm}
-    return _grouped(groups.make(known, published))
+    preset, algorithm, env = (_value(arguments, flag) for flag in ("--preset", "--algorithm", "--env"))
+    known = {"algorithm": algorithm} if algorithm in groups.ALGORITHMS else {}
+    if preset is None:
+        return _grouped(groups.make(known))
+    if preset not in PRESETS:
+        _refuse(f"flag --preset: expected a preset, got {preset!r}{_nearest(preset, list(PRESETS), 'fdqn presets')}")
+    if env is None and {"--help", "-h"} & set(arguments):
+        env = presets.example(cast(PresetName, preset))
+    return _grouped(groups.make(known, _published(preset, env)))
+
+
+def _published(preset: str, env: str | None) -> dict[str, Any]:
+    """Return the settings of a preset. Exits with one line if it has none for the environment."""
+    try:
+        return presets.values(preset, env)
+    except ValueError as error:
+        if env is None:
+            suggested = presets.example(cast(PresetName, preset))
+            _refuse(f"flag --preset {preset}: expected --env with it, such as --env {suggested}, got none")
+        _refuse(f"flag --{error}")
 
 
 def _value(arguments: list[str], flag: str) -> str | None:
@@ -220,7 +248,7 @@ def _train(flags: TrainFlags, names: list[str]) -> Train:
     values = {name: value for part in parts for name, value in vars(part).items()}
     given = {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
     try:
-        settings = groups.make(given, PRESETS[flags.preset] if flags.preset else None)
+        settings = groups.make(given, _published(flags.preset, given.get("env")) if flags.preset else None)
     except ValueError as error:
         name, sentence = str(error).split(": ", 1)
         _refuse(f"flag --{name.replace('_', '-')}: {sentence.replace('_', '-')}")

@@ -93,3 +93,34 @@ def print_comparison(read: "list[results.Run]", picture: Path) -> None:
     out = terminal.results()
     out.print(table)
     out.print(f"picture {picture}", soft_wrap=True)
+
+
+def print_presets(rows: list[dict[str, Any]]) -> None:
+    """Print the rows of `presets.rows`, and the command that they have in common."""
+    from rich.table import Table
+
+    from fdqn.experiment import presets
+
+    table = Table("preset", "environment", "algorithm", box=None, header_style="bold")
+    for name in ("steps", "published", "fdqn", "seeds", "time"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ours = row["ours"]
+        table.add_row(
+            row["preset"],
+            row["env"],
+            row["algorithm"],
+            f"{row['steps']:,}",
+            presets.published_text(row),
+            presets.ours_text(row),
+            "-" if ours is None else str(ours["seeds"]),
+            presets.seconds_text(row),
+        )
+    out = terminal.results()
+    out.print(table)
+    out.print(
+        "fdqn: mean over the seeds with its 95% interval; published: mean +- standard deviation. Both are of the last "
+        "100 training episodes, for nature and zoo-* of greedy ones; fdqn presets --json names sources and protocols",
+        soft_wrap=True,
+    )
+    out.print("run one with: fdqn train --preset PRESET --env ENVIRONMENT --seeds SEEDS", soft_wrap=True)

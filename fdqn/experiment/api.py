@@ -9,15 +9,15 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
 from fdqn import check, compile, training
-from fdqn.experiment import events, process, session
+from fdqn.experiment import events, presets, process, session
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.presets import EXAMPLES, PRESETS, Preset
+from fdqn.experiment.presets import PresetName
 from fdqn.experiment.progress import Display, stopped_text
 from fdqn.experiment.results import Run, interval_text
 from fdqn.experiment.settings import Settings, make
@@ -30,7 +30,7 @@ def train(
     settings: Settings | None = None,
     /,
     *,
-    preset: Preset | None = None,
+    preset: PresetName | None = None,
     progress: bool = True,
     on_event: OnEvent | None = None,
     stop: Callable[[], bool] | None = None,
@@ -55,7 +55,7 @@ def train(
             the names of the flags of `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`;
             `fdqn.experiment.settings.Settings` documents them. The run folder `out` must not exist yet; by default it
             is a new one in `runs/`.
-        preset: published settings that replace the defaults; needs `env`.
+        preset: published settings that replace the defaults (`fdqn presets`); most need `env`.
         progress: show progress: a bar on a terminal and in a notebook, elsewhere a line every few seconds on standard
             error.
         on_event: receives the events of `fdqn.experiment.events`, in the thread of the run. An exception that it raises
@@ -111,7 +111,7 @@ def resume(
     )
 
 
-def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[str, Any]) -> Settings:
+def _settings(settings: Settings | None, preset: PresetName | None, keywords: dict[str, Any]) -> Settings:
     """Return `settings`, or make them from the preset and the keywords."""
     if settings is not None:
         check.kind("settings", settings, Settings)
@@ -124,16 +124,12 @@ def _settings(settings: Settings | None, preset: Preset | None, keywords: dict[s
         near = difflib.get_close_matches(name, [*known, "preset", "progress", "on_event", "stop"], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "see fdqn.experiment.settings.Settings"
         raise TypeError(f"train: unknown setting {name!r}; {hint}")
-    if preset is not None:
-        if preset not in get_args(Preset):
-            raise ValueError(f"preset: expected one of {get_args(Preset)}, got {preset!r}")
-        if "env" not in {**PRESETS[preset], **keywords}:
-            raise ValueError(f"env: expected one with preset {preset!r}, got none; give env='{EXAMPLES[preset]}'")
+    published = None if preset is None else presets.values(preset, keywords.get("env"))
     if isinstance(keywords.get("out"), os.PathLike):
         keywords = {**keywords, "out": os.fspath(keywords["out"])}
     if isinstance(keywords.get("hidden"), list):
         keywords = {**keywords, "hidden": tuple(keywords["hidden"])}
-    return make(keywords, None if preset is None else PRESETS[preset])
+    return make(keywords, published)
 
 
 def _signature() -> inspect.Signature:
