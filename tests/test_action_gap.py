@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from plants import rejects
+from torch.func import vmap
 
 from fdqn import random, tree
 from fdqn.ops import action_gap, masking, td
@@ -160,3 +161,11 @@ def test_laws_of_a_function(f):
     laws.vmapped(f, *lanes, torch.tensor([0.2, 0.7], dtype=torch.float64))
     tracked = [x.requires_grad_() if x.is_floating_point() else x for x in lanes]
     assert not f(*tracked, 0.4).requires_grad
+
+
+def test_compiled_for_several_seeds():
+    def f(given, alpha):
+        return [f(*args, alpha) for f, args in zip(NAMES, given, strict=True)]
+
+    given = tree.stack([[[example(seed)[name] for name in names] for names in NAMES.values()] for seed in range(2)])
+    laws.compiled(vmap(f), given, torch.tensor([0.2, 0.7], dtype=torch.float64), again=[], atol=1e-12)

@@ -305,14 +305,24 @@ def test_actions_and_traces_at_an_end_are_ignored(f):
     asserts.assert_trees_equal(f(*arguments(f, steps)), f(*arguments(f, steps, **changes)))
 
 
+def few(f, seed):
+    """Arguments of a short trajectory, without the last one, a number."""
+    return arguments(f, {name: x[:4, :2] for name, x in trajectory(seed).items()})[: len(NAMES[f])]
+
+
 @EACH
 def test_laws_of_a_function(f):
-    few = [{name: x[:4, :2] for name, x in trajectory(seed).items()} for seed in range(2)]
-    given, other = (arguments(f, steps)[: len(NAMES[f])] for steps in few)
-    g = lambda *args: f(*args, *LAST[f])  # noqa: E731
-    laws.pure(g, *given)
-    laws.vmapped(g, *tree.stack([given, other]))
-    laws.compiled(vmap(g), *tree.stack([given, other]), again=[], atol=1e-12)
+    laws.pure(f, *few(f, 0), *LAST[f])
+    laws.vmapped(lambda *args: f(*args, *LAST[f]), *tree.stack([few(f, 0), few(f, 1)]))
+
+
+def test_compiled_for_several_seeds():
+    """All in one graph, because compiling each takes longer."""
+
+    def f(given):
+        return [f(*args, *LAST[f]) for f, args in zip(NAMES, given, strict=True)]
+
+    laws.compiled(vmap(f), tree.stack([[few(f, seed) for f in NAMES] for seed in range(2)]), again=[], atol=1e-12)
 
 
 def test_gradients():

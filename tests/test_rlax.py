@@ -107,11 +107,11 @@ def test_lambda_returns(dtype):
 
 
 @EACH_DTYPE
-@pytest.mark.parametrize("n", [1, 3, T, T + 2])
+@pytest.mark.parametrize("n", [1, 3, T])
 def test_n_step_returns(dtype, n):
     x = Cases(dtype, T)
     ours = returns.n_step_returns(*x.tensors("r_t", "discount_t", "v_t", "ended_t"), n)
-    theirs = partial(rlax.n_step_bootstrapped_returns, n=min(n, T))
+    theirs = partial(rlax.n_step_bootstrapped_returns, n=n)
     one = np.ones_like(x.r_t)
     agree(dtype, ours, lambda r, d, v, goes_on: theirs(r, d, v, lambda_t=goes_on),
           x.r_t, x.discount_t, x.v_t, x.continuing(one))  # fmt: skip
