@@ -504,7 +504,7 @@ def _read_rows(file: Path, seeds: int) -> plots.Curve:
 
 def finite(params: Params) -> NDArray[np.bool_]:
     """Return bool [S], True for seeds whose parameters are all finite."""
-    return torch.stack([x.isfinite().flatten(1).all(1) for x in params.values()]).all(0).cpu().numpy()
+    return torch.stack([x.isfinite().reshape(len(x), -1).all(1) for x in params.values()]).all(0).cpu().numpy()
 
 
 def _json_number(x: Any) -> float | None:
