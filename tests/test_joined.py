@@ -1,5 +1,6 @@
 """Trunks, heads and their combinations against written-out `nn.Module`s, and laws that bugs planted here break."""
 
+import hashlib
 import math
 import pickle
 from functools import partial
@@ -373,6 +374,26 @@ def test_layer_norm_trunks_with_a_gain_start_orthogonally():
     asserts.assert_trees_equal(whole, networks.orthogonal(network, 2.0).init(KEY))
 
 
+DIGESTS = {
+    "mlp": (networks.mlp(4, (6, 5), 3), "b5876f44803ae327"),
+    "dueling_mlp": (networks.dueling_mlp(4, (6, 5), 3), "5459891986c53b7e"),
+    "layer_norm_mlp": (networks.layer_norm_mlp(4, (6, 5), 3), "f56ef93e29bed5e7"),
+    "noisy_mlp": (networks.noisy_mlp(4, (6, 5), 3), "2146697922ebfcac"),
+    "nature": (networks.nature((1, 36, 36), 3), "9deb0f72235b1403"),
+    "minatar": (networks.minatar((2, 4, 3), 3), "f48b357fd51f2abf"),
+}
+"""Networks, and digests of their initial parameters in version 0.2. They depend on no rounding of a processor."""
+
+
+@pytest.mark.parametrize("name", DIGESTS)
+def test_the_usual_networks_start_with_the_same_bits_as_ever(name):
+    network, expected = DIGESTS[name]
+    digest = hashlib.sha256()
+    for leaf, x in network.init(KEY).items():
+        digest.update(leaf.encode() + x.numpy().tobytes())
+    assert digest.hexdigest()[:16] == expected
+
+
 # Networks of implicit quantiles
 
 
@@ -450,6 +471,22 @@ def test_each_quantile_depends_on_its_own_fraction():
         asserts.assert_trees_close(z[..., i : i + 1], network.apply(params, obs, fractions[:, i : i + 1]), 1e-10)
     asserts.assert_trees_close(z.flip(-1), network.apply(params, obs, fractions.flip(-1)), 1e-12)
     assert (z[..., 0] - z[..., 1]).abs().max() > 1e-3
+
+
+def test_the_network_of_the_iqn_paper():
+    """Multiply the features of the convolutions, before the hidden layer."""
+    network = networks.quantile(trunks.minatar(BOARD, hidden=()), heads.linear(ACTIONS, hidden=(8,)), 6)
+    params, obs, fractions = params_of(network), observations("minatar", 5), fractions_of(5, 4)
+    shapes = {"trunk.0": (16, 3, 3, 3), "embedding": (192, 6), "head.0": (8, 192), "head.2": (ACTIONS, 8)}
+    assert {n: tuple(x.shape) for n, x in params.items() if "weight" in n} == {
+        f"{name}.weight": shape for name, shape in shapes.items()
+    }
+    x = F.conv2d(obs, params["trunk.0.weight"], params["trunk.0.bias"]).relu().flatten(1).unsqueeze(1)
+    cosines = torch.cos(math.pi * fractions.unsqueeze(-1) * torch.arange(1, 7))
+    x = x * F.linear(cosines, params["embedding.weight"], params["embedding.bias"]).relu()
+    x = F.linear(x, params["head.0.weight"], params["head.0.bias"]).relu()
+    expected = F.linear(x, params["head.2.weight"], params["head.2.bias"]).mT
+    asserts.assert_trees_close(expected, network.apply(params, obs, fractions), 1e-10)
 
 
 def test_the_trunk_is_computed_once_for_each_observation():
