@@ -11,6 +11,7 @@ from fdqn import networks, optim, random, training, tree
 from fdqn.agents import c51, check_agent, dqn, iqn, munchausen, qr_dqn
 from fdqn.envs import cartpole
 from fdqn.networks import heads, trunks
+from fdqn.ops import losses
 from fdqn.replay import n_step, prioritized, ring
 from fdqn.testing import algorithms, asserts, examples, programs
 from fdqn.training import off_policy, streams
@@ -151,7 +152,7 @@ def greedy_returns(one, state, episodes=20):
         (lambda: c51.agent(networks.mlp(4, (64, 64), 2 * 51), (0.0, 100.0, 51)), 1.0),
         (lambda: dqn.agent(networks.noisy_mlp(4, (64, 64), 2)), 0.0),
         (lambda: c51.agent(networks.noisy_mlp(4, (64, 64), 2 * 51), (0.0, 100.0, 51), double=True), 0.0),
-        (lambda: munchausen.agent(networks.mlp(4, (64, 64), 2)), 1.0),
+        (lambda: munchausen.agent(networks.mlp(4, (64, 64), 2), loss=losses.squared), 1.0),
         (lambda: qr_dqn.agent(networks.mlp(4, (64, 64), 2 * 51), 51), 1.0),
         (lambda: iqn.agent(networks.quantile(trunks.mlp(4, (64, 64)), heads.linear(2)), False, 8, 8, 8), 1.0),
     ],
