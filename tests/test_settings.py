@@ -291,7 +291,7 @@ def test_every_field_says_what_it_is():
     for field in dataclasses.fields(Settings):
         said = re.search(rf'^    {field.name}: .*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
         assert said, field.name
-        assert said[1].endswith("."), field.name
+        assert all(line.endswith(".") for line in said[1].splitlines()), field.name
 
 
 def test_defaults_of_the_command_and_of_the_library_agree():

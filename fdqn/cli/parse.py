@@ -38,15 +38,15 @@ class TrainFlags:
     """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
     with the range of the seeds if there are fewer than 5."""
 
-    run: tyro.conf.OmitArgPrefixes[groups.Run]
-    iteration: tyro.conf.OmitArgPrefixes[groups.Iteration]
-    replay: tyro.conf.OmitArgPrefixes[groups.Replay]
-    exploration: tyro.conf.OmitArgPrefixes[groups.Exploration]
-    network: tyro.conf.OmitArgPrefixes[groups.Architecture]
-    optimizer: tyro.conf.OmitArgPrefixes[groups.Optimization]
-    rule: tyro.conf.OmitArgPrefixes[groups.Rule]
-    evaluation: tyro.conf.OmitArgPrefixes[groups.Evaluation]
-    execution: tyro.conf.OmitArgPrefixes[groups.Execution]
+    run: tyro.conf.OmitArgPrefixes[groups.RunSettings]
+    iteration: tyro.conf.OmitArgPrefixes[groups.IterationSettings]
+    replay: tyro.conf.OmitArgPrefixes[groups.ReplaySettings]
+    exploration: tyro.conf.OmitArgPrefixes[groups.ExplorationSettings]
+    network: tyro.conf.OmitArgPrefixes[groups.NetworkSettings]
+    optimizer: tyro.conf.OmitArgPrefixes[groups.OptimizerSettings]
+    algorithm: tyro.conf.OmitArgPrefixes[groups.AlgorithmSettings]
+    evaluation: tyro.conf.OmitArgPrefixes[groups.EvaluationSettings]
+    execution: tyro.conf.OmitArgPrefixes[groups.ExecutionSettings]
     preset: PresetName | None = None
     """Published settings to use instead of the defaults; fdqn presets lists them. Other flags override them."""
     json: bool = False

@@ -22,14 +22,14 @@ NetworkName = Literal[
 
 
 @dataclass(frozen=True)
-class Run:
-    """The run: environment, algorithm, seeds and length."""
+class RunSettings:
+    """Environment, algorithm, seeds and length of the run."""
 
     env: str = "cartpole"
     """Environment: a name that `fdqn envs` lists, gym:NAME, ale:GAME, or package.module:name for your own."""
     algorithm: AlgorithmName = "dqn"
-    """Learning algorithm. It changes some defaults (fdqn train --algorithm NAME --help) and decides which flags are
-    read."""
+    """Learning algorithm, which decides which flags are read.
+    Some have defaults of their own: fdqn train --algorithm NAME --help."""
     seeds: int = 16
     """Number of seeds (independent learners) to train at once."""
     seed: int = 0
@@ -48,9 +48,9 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Iteration:
-    """Training iteration: steps of the environments, then updates. All algorithms but stream-q, which learns from each
-    step once."""
+class IterationSettings:
+    """Training iteration: steps of the environments, then updates. Not read by stream-q, which learns from each step
+    once."""
 
     num_envs: int = 10
     """Environments per seed."""
@@ -63,8 +63,8 @@ class Iteration:
 
 
 @dataclass(frozen=True)
-class Replay:
-    """Replay and target network: dqn, munchausen, c51, qr-dqn, iqn, rainbow."""
+class ReplaySettings:
+    """Replay buffer and target network. Not read by pqn and stream-q."""
 
     capacity: int = 10_000
     """Transitions that the replay buffer of a seed holds."""
@@ -88,8 +88,8 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class Exploration:
-    """Exploration: epsilon-greedy actions. Noisy networks explore by themselves (--noisy)."""
+class ExplorationSettings:
+    """Epsilon-greedy exploration. With --noisy its defaults are 0, because noisy networks explore by themselves."""
 
     epsilon_start: float = 1.0
     """Fraction of random actions at the start."""
@@ -103,18 +103,18 @@ class Exploration:
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """Network."""
+class NetworkSettings:
+    """Network. Of these flags stream-q only reads --hidden."""
 
     network: NetworkName = "auto"
-    """Network. auto: minatar for boards of 10 x 10, nature for images of at least 36 x 36, an MLP for the rest; with
-    LayerNorm for pqn. impala: the residual network of IMPALA. stream-q has its own networks."""
+    """Network. auto: minatar for boards of 10 x 10, nature for images of at least 36 x 36, mlp otherwise.
+    For pqn, auto is the same with LayerNorm. impala: residual network of the IMPALA paper."""
     hidden: tuple[int, ...] = (120, 84)
     """Sizes of the hidden layers of an MLP; none for a linear network."""
     dueling: bool = False
     """Use a dueling network: separate outputs for the value of the state and the advantages of the actions."""
     noisy: bool = False
-    """Use noisy linear layers, which explore through noise in their weights. Set the epsilon flags to 0 with it."""
+    """Use noisy linear layers, which explore through noise in their weights."""
     sigma_zero: float = 0.5
     """Initial scale of the noise, divided by the square root of a layer's inputs; with --noisy."""
     orthogonal: bool = False
@@ -122,18 +122,19 @@ class Architecture:
 
 
 @dataclass(frozen=True)
-class Optimization:
-    """Optimizer: all algorithms but stream-q, whose optimizer is ObGD."""
+class OptimizerSettings:
+    """Optimizer and loss. stream-q reads --learning-rate only, the largest step of its optimizer ObGD."""
 
     optimizer: OptimizerName = "adam"
-    """Optimizer, as in torch.optim with its defaults. torch-rmsprop: RMSprop. rmsprop: that of MinAtar's paper,
-    centered, decay 0.95, eps 0.01. nature-rmsprop: that of the Nature paper, eps inside the root, 0.01 / 32**2 for the
-    mean over a batch of 32."""
+    """Optimizer, as in torch.optim with its defaults; torch-rmsprop is its RMSprop.
+    rmsprop is that of MinAtar's paper: centered, decay 0.95, eps 0.01.
+    nature-rmsprop is that of the Nature paper: eps inside the root, 0.01 / 32**2 for the mean over a batch of 32."""
     learning_rate: float = 2e-3
-    """Learning rate of the optimizer; for stream-q the largest step size."""
+    """Learning rate of the optimizer."""
     learning_rate_schedule: Literal["constant", "linear", "exponential", "cosine"] = "constant"
-    """Schedule of the learning rate. linear, cosine: from --learning-rate to --learning-rate-end over all updates of
-    the run. exponential: multiplied by --learning-rate-decay after every --learning-rate-decay-every updates."""
+    """Schedule of the learning rate.
+    linear, cosine: from --learning-rate to --learning-rate-end over all updates of the run.
+    exponential: multiplied by --learning-rate-decay after every --learning-rate-decay-every updates."""
     learning_rate_end: float = 0.0
     """Learning rate at the end of the run; with the schedules linear and cosine."""
     learning_rate_decay: float = 0.9
@@ -147,13 +148,13 @@ class Optimization:
     loss: Literal["mse", "huber"] = "mse"
     """Loss of the TD errors of dqn, munchausen and pqn: mse (mean squared error) or huber."""
     double: bool = True
-    """Use double Q-learning in dqn, c51, qr-dqn, iqn and rainbow: the online network selects the next action and the
-    target network evaluates it."""
+    """Use double Q-learning: the online network selects the next action and the target network evaluates it.
+    Read by dqn, c51, qr-dqn, iqn and rainbow."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """Numbers of single algorithms."""
+class AlgorithmSettings:
+    """Constants of single algorithms."""
 
     v_min: float = -100.0
     """Smallest return of the support of c51 and rainbow."""
@@ -182,7 +183,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationSettings:
     """Reports, evaluation and checkpoints."""
 
     report_every: int = 2_000
@@ -205,7 +206,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Execution:
+class ExecutionSettings:
     """Device and compiler."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -224,12 +225,32 @@ class Execution:
     """Compare the first compiled step and update with eager execution and stop the run if they differ."""
 
 
-GROUPS = (Run, Iteration, Replay, Exploration, Architecture, Optimization, Rule, Evaluation, Execution)
+GROUPS = (
+    RunSettings,
+    IterationSettings,
+    ReplaySettings,
+    ExplorationSettings,
+    NetworkSettings,
+    OptimizerSettings,
+    AlgorithmSettings,
+    EvaluationSettings,
+    ExecutionSettings,
+)
 """Groups of settings, in the order of `fdqn train --help`."""
 
 
 @dataclass(frozen=True)
-class Settings(Execution, Evaluation, Rule, Optimization, Architecture, Exploration, Replay, Iteration, Run):
+class Settings(
+    ExecutionSettings,
+    EvaluationSettings,
+    AlgorithmSettings,
+    OptimizerSettings,
+    NetworkSettings,
+    ExplorationSettings,
+    ReplaySettings,
+    IterationSettings,
+    RunSettings,
+):
     """Settings of a run: flags of `fdqn train` with their units and defaults; `make` applies those of an algorithm."""
 
     def __post_init__(self) -> None:
@@ -249,9 +270,12 @@ class Settings(Execution, Evaluation, Rule, Optimization, Architecture, Explorat
 _REPLAY = ("dqn", "munchausen", "c51", "qr-dqn", "iqn", "rainbow")
 _MINIBATCHES = (*_REPLAY, "pqn")
 _READ_BY: dict[str, tuple[str, ...]] = {
-    **{field.name: _REPLAY for field in dataclasses.fields(Replay)},
+    **{field.name: _REPLAY for field in dataclasses.fields(ReplaySettings)},
     "random_warmup": _REPLAY,
-    **{field.name: _MINIBATCHES for field in (*dataclasses.fields(Iteration), *dataclasses.fields(Optimization))},
+    **{
+        field.name: _MINIBATCHES
+        for field in (*dataclasses.fields(IterationSettings), *dataclasses.fields(OptimizerSettings))
+    },
     "learning_rate": (*_MINIBATCHES, "stream-q"),
     "loss": ("dqn", "munchausen", "pqn"),
     "double": ("dqn", "c51", "qr-dqn", "iqn", "rainbow"),
