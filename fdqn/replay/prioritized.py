@@ -216,20 +216,20 @@ def _find(state: Prioritized, point: Tensor) -> Tensor:
     """Find the positions [B] whose intervals of cumulative mass contain the points [B], which are below the total."""
     at = torch.zeros_like(point)
     for level in reversed((state.mass, *state.sums[:-1])):
-        child, point = _descend(_children(level)[at], point)
+        child, point = _descend(level, at * CHILDREN, point)
         at = at * CHILDREN + child
     return at
 
 
-def _descend(masses: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+def _descend(level: Tensor, first: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Find the child [B] whose interval contains each point [B], and the offset [B] of the point in it.
 
-    Shapes: masses of the children [B, 8].
+    `first` [B] are the positions of the first children in their level.
     """
     child = before = end = torch.zeros_like(point)
-    # Unrolled, inductor fuses all levels into one kernel. Its cumsum on CPUs is a call, with a copy of the children.
-    for mass in masses.unbind(-1)[:-1]:
-        end = end + mass
+    # One load at a time, inductor fuses all levels into one kernel: cumsum, or a copy of the children, would split it.
+    for i in range(CHILDREN - 1):
+        end = end + level[first + i]
         is_before = end <= point
         child, before = child + is_before, torch.where(is_before, end, before)
     return child, point - before
