@@ -303,7 +303,7 @@ class Diagnostics(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-    """Learning algorithm of one seed, made by `off_policy.algorithm` or `on_policy.algorithm`.
+    """Learning algorithm of one seed, made by the function `algorithm` of `off_policy`, `on_policy` or `streaming`.
 
     The training loop acts epsilon-greedily with `agent.values`, calls `observe` after every environment step, and calls
     `update` `config.updates_per_cycle` times per training iteration. It does not depend on the form of the buffer.

@@ -9,7 +9,7 @@ from plants import rejects
 from fdqn import networks, random, tree
 from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, iqn, munchausen, noise_shapes, qr_dqn
 from fdqn.experiment import memory
-from fdqn.ops import distributional, losses, masking
+from fdqn.ops import distributional, losses, masking, quantile, td
 from fdqn.testing import agents, asserts, examples, laws
 from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Transition
 
@@ -48,6 +48,7 @@ MAKERS = {
 }
 EACH = pytest.mark.parametrize(("make", "outputs"), MAKERS.values(), ids=MAKERS)
 PLAIN, NOISY = networks.mlp(2, (5,), 3), networks.noisy_mlp(2, (5,), 3)
+NOISY_6 = networks.noisy_mlp(2, (5,), 3 * 2)
 
 
 @EACH
@@ -79,6 +80,15 @@ def test_laws_hold_for_munchausen(options):
     ):  # otherwise the values of the target network at `obs` are not used, nor is their noise
         agents.agent(make(NOISY), (2,), 3, greedy_target=False)
     agents.illegal_actions(lambda network, legal: make(network, legal=legal), masks_obs=True)
+
+
+def test_law_of_a_target_that_is_not_greedy_rejects():
+    right = munchausen.agent(PLAIN)
+    with rejects("loss of ended rows"):
+        goes_on = partial(change_batch(lambda b: b._replace(discount=torch.ones_like(b.discount))), right)
+        agents.agent(right._replace(loss=goes_on), (2,), 3, greedy_target=False)
+    with rejects("loss.q: expected the values of"):
+        agents.agent(values_with(lambda q: q.flip(-1))(right), (2,), 3, greedy_target=False)
 
 
 def test_law_of_illegal_actions_rejects_a_policy_over_all_actions():
@@ -342,6 +352,101 @@ def test_noise_of_the_loss_is_independent_in_each_pass():
     delta = rows.reward + HYPER.gamma * rows.discount * value - q
     expected = LossOutput(delta**2, q, delta.abs())
     asserts.assert_trees_close(expected, agent.loss(online, target, rows, HYPER, u), 1e-12)
+
+
+def test_laws_hold_for_joined_networks():
+    """Dueling heads whose atoms are combined one by one, noise in trunk and head, and networks of quantiles."""
+    trunks, heads = networks.trunks, networks.heads
+    agents.agent(c51.agent(networks.join(trunks.mlp(2, (5,)), heads.dueling(3, 7)), ATOMS, double=True), (2,), 3)
+    agents.agent(qr_dqn.agent(networks.join(trunks.noisy_mlp(2, (5,)), heads.noisy_dueling(3, 4)), 4), (2,), 3)
+    few = {"fractions": 4, "target_fractions": 4, "acting_fractions": 4}
+    agents.agent(iqn.agent(networks.quantile(trunks.mlp(2, (6,)), heads.dueling(3), 4), **few), (2,), 3, seed=3)
+    noisy = networks.quantile(trunks.noisy_mlp(2, (6,)), heads.noisy_linear(3), 4)
+    agents.agent(iqn.agent(noisy, double=True, **few), (2,), 3)
+
+
+def test_fractions_of_iqn():
+    """Each pass takes its own number of fractions for each row, after the noise of the network, and no others."""
+    network = linear_quantiles(NOISY_6)
+    agent, rows = iqn.agent(network, False, 2, 3, 5), batch(1)
+    assert agent.noise(4) == NoiseShapes((18 + 4 * 5,), (3, 18 + 4 * 5))
+    online, target = params(network, 1), params(network, 2)
+    u = random.uniform(random.key(0), agent.noise(7).loss).double()
+    few = [x.reshape(7, n) for x, n in ((u[0, 18:32], 2), (u[1, 18:39], 3), (u[2, 18:], 5))]
+    z = distributional.pick(network.apply(online, rows.obs, few[0], u[0, :18]), rows.action)
+    z_t = network.apply(target, rows.next_obs, few[1], u[1, :18])
+    q_t = network.apply(target, rows.next_obs, few[2], u[2, :18]).mean(-1)
+    goal = quantile.q_learning_target(rows.reward, HYPER.gamma * rows.discount, z_t, q_t, rows.next_legal)
+    loss = quantile.regression_loss(z, few[0], goal)
+    expected = LossOutput(loss, z.mean(-1), loss)
+    asserts.assert_trees_close(expected, agent.loss(online, target, rows, HYPER, u), 1e-12)
+    double = iqn.agent(network, True, 2, 3, 5).loss(online, target, rows, HYPER, u)
+    q_t = network.apply(online, rows.next_obs, few[2], u[2, :18]).mean(-1)
+    goal = quantile.q_learning_target(rows.reward, HYPER.gamma * rows.discount, z_t, q_t, rows.next_legal)
+    asserts.assert_trees_close(quantile.regression_loss(z, few[0], goal), double.loss, 1e-12)
+    means = network.apply(online, rows.obs, quantile.midpoints(5, torch.float64)).mean(-1)
+    asserts.assert_trees_close(means, agent.values(online, rows.obs, ()), 1e-12)
+    asserts.assert_trees_close(means.reshape(7, 1, 3), agent.values(online, rows.obs.unsqueeze(1), ()), 1e-12)
+
+
+def test_fractions_for_all_rows_equal_those_of_each_row():
+    network = networks.quantile(networks.trunks.mlp(2, (6,)), networks.heads.dueling(3), 4)
+    given, obs, u = params(network, 0), batch().obs, random.uniform(random.key(1), (5,), torch.float64)
+    asserts.assert_trees_close(network.apply(given, obs, u.expand(7, 5)), network.apply(given, obs, u), 1e-12)
+    alone = torch.stack([network.apply(given, x, u) for x in obs])
+    asserts.assert_trees_close(network.apply(given, obs, u), alone, 1e-12)
+
+
+# Special cases give the simpler agent
+
+
+def test_munchausen_without_temperature_is_q_learning():
+    """At temperature towards 0 with alpha 0 it is DQN; with alpha 1 and no clip, the target is advantage learning's."""
+    given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER, ()
+    cold = munchausen.agent(PLAIN, alpha=0.0, tau=1e-6, loss=losses.squared).loss(*given)
+    asserts.assert_trees_close(dqn.agent(PLAIN, double=False).loss(*given), cold, 1e-5)
+    exact = munchausen.agent(PLAIN, alpha=0.0, tau=1e-15, loss=losses.squared).loss(*given)
+    asserts.assert_trees_close(dqn.agent(PLAIN, double=False).loss(*given), exact, 1e-12)
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("name", ["dqn", "c51", "qr"])
+def test_scales_of_0_give_the_agent_without_noise(name, double):
+    make, outputs = {
+        "dqn": (dqn.agent, 1),
+        "c51": (partial(c51.agent, support=ATOMS), 7),
+        "qr": (partial(qr_dqn.agent, quantiles=4), 4),
+    }[name]
+    plain, noisy = networks.mlp(2, (5,), 3 * outputs), networks.noisy_mlp(2, (5,), 3 * outputs, sigma_zero=0.0)
+    lanes = [(params(plain, i), params(noisy, i)) for i in (1, 2)]
+    u = random.uniform(random.key(0), make(noisy, double=double).noise(7).loss)
+    expected = make(plain, double=double).loss(lanes[0][0], lanes[1][0], batch(), HYPER, ())
+    got = make(noisy, double=double).loss(lanes[0][1], lanes[1][1], batch(), HYPER, u)
+    asserts.assert_trees_close(expected, got, 1e-12)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_one_quantile_is_dqn_with_half_the_absolute_error(double):
+    given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER, ()
+    median = qr_dqn.agent(PLAIN, 1, double, kappa=0.0).loss(*given)
+    expected = dqn.agent(PLAIN, double, loss=lambda delta: delta.abs() / 2).loss(*given)
+    asserts.assert_trees_close(expected._replace(priority=expected.loss), median, 1e-12)
+    huber = qr_dqn.agent(PLAIN, 1, double, kappa=1.0).loss(*given)
+    asserts.assert_trees_close(dqn.agent(PLAIN, double, losses.huber).loss(*given).loss / 2, huber.loss, 1e-12)
+
+
+def test_c51_s_target_has_the_mean_of_dqn_s_target():
+    """Inside the support; with all probability on two neighboring atoms, C51 represents any value."""
+    network, support = networks.mlp(2, (5,), 3 * 41), distributional.atoms((-40.0, 40.0, 41))
+    target, rows = params(network, 2), batch()
+    p_t = network.apply(target, rows.next_obs).unflatten(-1, (3, 41)).softmax(-1)
+    q_t = distributional.mean(support, p_t)
+    discount_t = HYPER.gamma * rows.discount
+    got = distributional.q_learning_target(support, rows.reward, discount_t, p_t, q_t, rows.next_legal)
+    expected = td.q_learning_target(rows.reward, discount_t, q_t, rows.next_legal)
+    inside = rows.reward.abs() + 0.9 * 40 <= 40
+    assert inside.all()
+    asserts.assert_trees_close(expected, distributional.mean(support, got), 1e-12)
 
 
 def test_shapes_that_an_agent_states():

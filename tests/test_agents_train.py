@@ -1,22 +1,30 @@
 """Agents in training: C51, noisy nets and PQN through the loop, on their own and together."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.func import vmap
 
 from fdqn import compile as edge
 from fdqn import networks, optim, random, training, tree
-from fdqn.agents import c51, dqn
+from fdqn.agents import c51, check_agent, dqn, iqn, munchausen, qr_dqn
 from fdqn.envs import cartpole
-from fdqn.replay import n_step, prioritized
-from fdqn.testing import asserts, examples, programs
+from fdqn.networks import heads, trunks
+from fdqn.replay import n_step, prioritized, ring
+from fdqn.testing import algorithms, asserts, examples, programs
 from fdqn.training import off_policy, streams
+from fdqn.types import Transition
 
 ATOMS = (0.0, 20.0, 11)
 AGENTS = {
     "c51": lambda: c51.agent(networks.mlp(4, (8,), 2 * 11), ATOMS),
     "noisy": lambda: dqn.agent(networks.noisy_mlp(4, (8,), 2)),
     "double noisy c51": lambda: c51.agent(networks.noisy_mlp(4, (8,), 2 * 11), ATOMS, double=True),
+    "munchausen": lambda: munchausen.agent(networks.mlp(4, (8,), 2)),
+    "qr": lambda: qr_dqn.agent(networks.mlp(4, (8,), 2 * 5), 5),
+    "noisy dueling qr": lambda: qr_dqn.agent(networks.join(trunks.mlp(4, (8,)), heads.noisy_dueling(2, 5)), 5, True),
+    "iqn": lambda: iqn.agent(networks.quantile(trunks.mlp(4, (8,)), heads.linear(2), 4), False, 3, 4, 5),
 }
 EACH = pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
 
@@ -36,12 +44,67 @@ def test_a_few_hundred_steps_are_finite_and_seeds_are_independent(make):
         assert not torch.equal(x, before[name]), f"{name} did not learn"
 
 
+@pytest.mark.parametrize("name", ["munchausen", "qr", "iqn", "double noisy c51"])
+def test_training_is_a_function_of_the_keys_and_resumes_exactly(name):
+    """The law of algorithms, and chunks and resumption bit for bit, all with two seeds."""
+    one = examples.program(agent=AGENTS[name]())
+    hyper, keys = examples.seeds(2)
+    algorithms.algorithm(one, hyper, keys, cycles=6)
+    programs.chunks(one, keys, cycles=3)
+    programs.resumed(lambda s, n: programs.advance(one, s, n), training.init(one, hyper, keys), 6, 3)
+
+
+CONFIG = training.Config(3, batch_size=8, capacity=40, learning_starts=12, target_period=4)
+
+
+def composed(double, dueling, noisy, prioritize, multi_step, categorical, actions=2):
+    """Any combination of the ingredients of Rainbow, which is all of them."""
+    atoms = 11 if categorical else 1
+    trunk = trunks.noisy_mlp(4, (8,)) if noisy else trunks.mlp(4, (8,))
+    plain, noisy_heads = (heads.linear, heads.dueling), (heads.noisy_linear, heads.noisy_dueling)
+    network = networks.join(trunk, (noisy_heads if noisy else plain)[dueling](actions, atoms))
+    agent = c51.agent(network, ATOMS, double) if categorical else dqn.agent(network, double)
+    rows = prioritized.buffer(CONFIG.capacity) if prioritize else ring.buffer(CONFIG.capacity)
+    buffer = n_step.wrap(rows, CONFIG.num_envs, 2) if multi_step else rows
+    return off_policy.algorithm(CONFIG, agent, buffer, lambda h: optim.adam(h.learning_rate))
+
+
 def rainbow():
-    """Double C51 with noisy nets, two-step returns and prioritized replay: everything but a dueling network."""
-    config = training.Config(3, batch_size=8, capacity=40, learning_starts=12, target_period=4, n_step=2)
-    buffer = n_step.wrap(prioritized.buffer(config.capacity), config.num_envs, config.n_step)
-    learning = off_policy.algorithm(config, AGENTS["double noisy c51"](), buffer, lambda h: optim.adam(h.learning_rate))
-    return training.Program(cartpole.make(time_limit=20), learning)
+    return training.Program(cartpole.make(time_limit=20), composed(*(True,) * 6))
+
+
+def steps_of_rollout():
+    """Six steps of three environments, without an end."""
+    key = random.key(5)
+    obs = 3 * random.normal(key, (7, 3, 4))
+    for i in range(6):
+        action = random.randint(random.fold_in(key, i), (3,), 0, 5)
+        reward = random.normal(random.fold_in(key, i + 10), (3,))
+        yield Transition(obs[i], action, reward, torch.ones(3), obs[i + 1], torch.ones(3, 5, dtype=torch.bool))
+
+
+def test_every_combination_of_ingredients_learns():
+    """Three updates of all 64 on the same steps: finite, and each ingredient changes something in each combination."""
+    hyper, steps = tree.index(training.hyper(1, learning_rate=0.1), 0), list(steps_of_rollout())
+    losses = {}
+    for switches in product((False, True), repeat=6):
+        algorithm = composed(*switches, actions=5)
+        agent = algorithm.agent
+        params, other = agent.init(random.key(0)), agent.init(random.key(1))
+        check_agent(agent, params, steps[0], hyper)
+        learner, buffer = algorithm.init(params, hyper, tree.index(steps[0], 0))
+        learner = learner._replace(target_params=other)
+        for step in steps:
+            buffer = algorithm.observe(learner, buffer, step, torch.zeros(3, dtype=torch.bool), None, hyper)
+        shape, values = agent.noise(8).loss, []
+        for i in range(3):
+            bits, u = random.bits(random.key(i), (8,)), random.uniform(random.key(i), shape) if shape else ()
+            learner, buffer, diagnostics = algorithm.update(learner, buffer, algorithm.select(bits), u, hyper)
+            values.append(float(diagnostics.loss))
+        asserts.assert_finite((learner, diagnostics))
+        assert all(not torch.equal(x, params[name]) for name, x in learner.params.items())
+        losses[switches] = tuple(values)
+    assert len(set(losses.values())) == 64
 
 
 def test_rainbow_is_a_composition():
@@ -54,14 +117,6 @@ def test_rainbow_is_a_composition():
     leaves = dict(zip(tree.paths(state.buffer), tree.leaves(state.buffer), strict=True))
     (mass,) = (leaf for path, leaf in leaves.items() if path.endswith(".mass"))
     assert len(mass[0].unique()) > 10
-
-
-def test_laws_of_a_program_with_noise():
-    """Lanes, chunks and resumption of a run whose agent takes noise."""
-    one = examples.program(agent=AGENTS["double noisy c51"]())
-    hyper, keys = examples.seeds(2)
-    programs.chunks(one, keys, cycles=3)
-    programs.resumed(lambda s, n: programs.advance(one, s, n), training.init(one, hyper, keys), 6, 3)
 
 
 def test_noise_explores_without_epsilon():
@@ -96,8 +151,11 @@ def greedy_returns(one, state, episodes=20):
         (lambda: c51.agent(networks.mlp(4, (64, 64), 2 * 51), (0.0, 100.0, 51)), 1.0),
         (lambda: dqn.agent(networks.noisy_mlp(4, (64, 64), 2)), 0.0),
         (lambda: c51.agent(networks.noisy_mlp(4, (64, 64), 2 * 51), (0.0, 100.0, 51), double=True), 0.0),
+        (lambda: munchausen.agent(networks.mlp(4, (64, 64), 2)), 1.0),
+        (lambda: qr_dqn.agent(networks.mlp(4, (64, 64), 2 * 51), 51), 1.0),
+        (lambda: iqn.agent(networks.quantile(trunks.mlp(4, (64, 64)), heads.linear(2)), False, 8, 8, 8), 1.0),
     ],
-    ids=["c51", "noisy", "double noisy c51"],
+    ids=["c51", "noisy", "double noisy c51", "munchausen", "qr", "iqn"],
 )
 def test_learns_cartpole(agent, epsilon):
     """Two seeds, 20 k steps, with the settings of the default run; random actions get 22."""

@@ -4,12 +4,12 @@ import pytest
 import torch
 from plants import rejects
 
-from fdqn import replay, training
+from fdqn import networks, replay, training
 from fdqn.agents import dqn, pqn
 from fdqn.experiment import assemble
 from fdqn.testing import examples
 from fdqn.testing.algorithms import algorithm
-from fdqn.training import off_policy, on_policy
+from fdqn.training import off_policy, on_policy, streaming
 
 
 def ranked():
@@ -28,7 +28,14 @@ def rollouts():
     return program._replace(algorithm=on_policy.algorithm(config, pqn.agent(program.network), assemble.adam))
 
 
-@pytest.mark.parametrize("make", [examples.program, ranked, rollouts])
+def stream():
+    """Stream Q with statistics of observations and rewards."""
+    program = examples.program()
+    config = training.Config(1, 1, 1, 1, 1, learning_starts=0, target_period=0)
+    return program._replace(algorithm=streaming.algorithm(config, networks.stream_mlp(4, (5,), 2)))
+
+
+@pytest.mark.parametrize("make", [examples.program, ranked, rollouts, stream])
 def test_algorithms_are_functions_of_their_keys(make):
     algorithm(make(), *examples.seeds(2))
 

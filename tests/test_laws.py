@@ -317,6 +317,92 @@ def test_legal_only_plants():
         laws.legal_only(lambda q, legal: q.argmax(-1, keepdim=True), q, legal)
 
 
+GAMMA = 0.9
+
+
+def trajectory():
+    """Rewards, discounts, values and ends of steps [9, 4], with both kinds of ends in every environment."""
+    key = random.key(0)
+    r_t, v_t = random.normal(key, (2, 9, 4), torch.float64)
+    u = random.uniform(random.fold_in(key, 1), (9, 4))
+    return r_t, torch.where(u < 0.2, 0.0, torch.tensor(GAMMA, dtype=torch.float64)), v_t, u < 0.4
+
+
+def backward(step):
+    """Returns of a loop over the steps, last to first; `step(i, following)` gives one."""
+
+    def f(r_t, discount_t, v_t, ended_t):
+        following, found = v_t[-1], []
+        for i in reversed(range(len(r_t))):
+            following = step(i, following, r_t, discount_t, v_t, ended_t)
+            found.append(following)
+        return torch.stack(found[::-1])
+
+    return f
+
+
+def mixed(v, following):
+    return 0.3 * v + 0.7 * following
+
+
+def right(i, following, r_t, discount_t, v_t, ended_t):
+    return r_t[i] + discount_t[i] * torch.where(ended_t[i], v_t[i], mixed(v_t[i], following))
+
+
+def masks_the_value_only(i, following, r_t, discount_t, v_t, ended_t):
+    """CleanRL's issue 494: 408 instead of 495 in CartPole."""
+    return r_t[i] + GAMMA * (0.7 * following + 0.3 * v_t[i] * (discount_t[i] > 0))
+
+
+def mask_of_the_next_step(i, following, r_t, discount_t, v_t, ended_t):
+    at = min(i + 1, len(r_t) - 1)
+    return r_t[i] + discount_t[at] * torch.where(ended_t[at], v_t[i], mixed(v_t[i], following))
+
+
+def mask_of_the_step_before(i, following, r_t, discount_t, v_t, ended_t):
+    at = max(i - 1, 0)
+    return r_t[i] + discount_t[at] * torch.where(ended_t[at], v_t[i], mixed(v_t[i], following))
+
+
+def truncation_as_termination(i, following, r_t, discount_t, v_t, ended_t):
+    return r_t[i] + torch.where(ended_t[i], 0.0, discount_t[i]) * mixed(v_t[i], following)
+
+
+def termination_alone_ends(i, following, r_t, discount_t, v_t, ended_t):
+    return r_t[i] + discount_t[i] * mixed(v_t[i], following)
+
+
+def value_of_the_next_row(i, following, r_t, discount_t, v_t, ended_t):
+    """Bootstraps from the first observation of the next episode."""
+    v = v_t[min(i + 1, len(v_t) - 1)]
+    return r_t[i] + discount_t[i] * torch.where(ended_t[i], v, mixed(v, following))
+
+
+def multiplied_by_the_mask(i, following, r_t, discount_t, v_t, ended_t):
+    mixing = 0.7 * (~ended_t[i]).double()
+    return r_t[i] + discount_t[i] * ((1 - mixing) * v_t[i] + mixing * following)
+
+
+@pytest.mark.parametrize(
+    ("plant", "says"),
+    [
+        (masks_the_value_only, "returns where an episode ended"),
+        (mask_of_the_next_step, "returns where an episode ended"),
+        (mask_of_the_step_before, "returns where an episode ended"),
+        (truncation_as_termination, "returns where an episode ended"),
+        (termination_alone_ends, "returns where an episode ended"),
+        (value_of_the_next_row, "returns where an episode ended"),
+        (multiplied_by_the_mask, "rows after the end at step 0 are inf"),
+    ],
+)
+def test_the_law_of_episodes_rejects_planted_bugs(plant, says):
+    laws.episodes(backward(right), *trajectory())
+    with rejects(says):
+        laws.episodes(backward(plant), *trajectory())
+    with rejects("ended_t: expected an end before the last row, got none"):
+        laws.episodes(backward(right), *trajectory()[:3], trajectory()[3] & False)
+
+
 def test_schedule_rejects_epsilon_stuck_at_its_end():
     right = partial(schedules.linear, start=1.0, end=0.05, steps=100)
     laws.schedule(right, 1.0, 0.05, 100)
@@ -480,7 +566,7 @@ def for_neighbours_too(state, indices, priority):
 
 
 def without_sums(state, indices, priority):
-    return PRIORITIZED.update(state, indices, priority)._replace(pages=state.pages)
+    return PRIORITIZED.update(state, indices, priority)._replace(sums=state.sums)
 
 
 BROKEN = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.func import grad, vmap
 
 from fdqn import random, tree
-from fdqn.ops import losses, td
+from fdqn.ops import losses, masking, td
 from fdqn.testing import asserts, laws, strategies
 
 B, A = 5, 3
@@ -105,6 +105,34 @@ def test_a_terminal_step_does_not_bootstrap(f):
     q_t = example()["q_t"] * 1e6
     zero = torch.zeros(B, dtype=torch.float64)
     asserts.assert_trees_equal(f(*arguments(f, discount_t=zero)), f(*arguments(f, discount_t=zero, q_t=q_t)))
+
+
+def test_expected_sarsa_of_a_greedy_policy_is_q_learning():
+    legal_t = example()["legal_t"] | (torch.arange(A) == 0)
+    greedy = masking.greedy(example()["q_t"], legal_t)
+    one_hot = losses.one_hot(greedy, A, torch.float64)
+    asserts.assert_trees_equal(
+        td.q_learning(*arguments(td.q_learning, legal_t=legal_t)), sarsa(pi_t=one_hot, legal_t=legal_t)
+    )
+
+
+def sarsa(**changes):
+    values = {**example(), **changes}
+    pi_t = values.pop("pi_t", torch.where(values["legal_t"], values.pop("q_t_selector"), -1e9).softmax(-1))
+    return td.expected_sarsa(
+        *(values[n] for n in ("q_tm1", "a_tm1", "r_t", "discount_t", "q_t")), pi_t, values["legal_t"]
+    )
+
+
+def test_laws_of_expected_sarsa():
+    pi_t, legal_t = example()["q_t_selector"].softmax(-1), example()["legal_t"]
+    args = (*arguments(td.q_learning)[:5], pi_t, legal_t)
+    laws.vmapped(td.expected_sarsa, *args)
+    laws.ranked(td.expected_sarsa, *tree.map(lambda x: torch.stack([x, x.flip(0)]), args), leading=2)
+    laws.semi_gradient(td.expected_sarsa, *args, held=range(2, 7))
+    laws.gradients(lambda q: losses.squared(sarsa(q_tm1=q)).mean(), example()["q_tm1"])
+    laws.masked(lambda q_t, legal: sarsa(q_t=q_t) + 0 * torch.where(legal, q_t, 0.0).sum(), example()["q_t"], legal_t)
+    laws.masked(lambda p, legal: sarsa(pi_t=p) + 0 * torch.where(legal, p, 0.0).sum(), pi_t, legal_t)
 
 
 @BOTH

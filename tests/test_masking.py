@@ -1,8 +1,11 @@
 """Selection from Q-values under a mask."""
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given
+from plants import rejects
 from torch.func import vmap
 
 from fdqn import envs, random
@@ -35,6 +38,25 @@ def test_pick_equals_gather(batch):
     q, legal = batch
     a = masking.greedy(q, legal)
     asserts.assert_trees_equal(q.gather(-1, a.unsqueeze(-1)).squeeze(-1), masking.pick(q, a))
+
+
+@given(strategies.q_batches(at_least_one=False))
+def test_values_selected_by_others_and_means_equal_a_loop(batch):
+    q, legal = batch
+    selector = q.flip(0)
+    probabilities = torch.where(legal, selector, -1e9).softmax(-1)
+    for i, mask in enumerate(legal.tolist()):
+        allowed = [a for a, ok in enumerate(mask) if ok]
+        choice = max(allowed, key=lambda a: selector[i, a].item(), default=None)
+        assert masking.selected(q, selector, legal)[i] == (0.0 if choice is None else q[i, choice])
+        mean = sum((probabilities[i, a] * q[i, a] for a in allowed), torch.tensor(0.0))
+        torch.testing.assert_close(masking.expected(q, probabilities, legal)[i], mean, rtol=1e-5, atol=1e-5)
+    laws.masked(lambda q, legal: masking.selected(q, selector, legal), q, legal)
+    laws.masked(lambda x, legal: masking.selected(q, x, legal) + 0 * torch.where(legal, x, 0.0).sum(), selector, legal)
+    laws.masked(lambda q, legal: masking.expected(q, probabilities, legal), q, legal)
+    laws.masked(lambda p, legal: masking.expected(q, p, legal), probabilities, legal)
+    with rejects("illegal values") if not legal.all() else contextlib.nullcontext():
+        laws.masked(lambda q, legal: (probabilities * legal * q).sum(-1), q, legal)
 
 
 def test_pick_out_of_range_raises_or_gives_0():

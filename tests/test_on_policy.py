@@ -112,6 +112,105 @@ def test_the_comparison_sees_planted_bugs():
             asserts.assert_trees_close(returns_by_hand(given, 0.65).flatten(), rollout.returns, 1e-12)
 
 
+def returns_by_episode(given, lambda_):
+    """The forward view: from each step, the n-step returns of the rest of its episode, weighted by lambda.
+
+    G = sum over n < N of (1 - lambda) lambda^(n - 1) G_n + lambda^(N - 1) G_N, of which G_N ends with the episode or
+    the rollout.
+    """
+    value = masking.best(NETWORK.apply(params(), given.batch.next_obs), given.batch.next_legal)
+    gamma, (count, envs) = float(HYPER.gamma), given.ended.shape
+    found = torch.zeros_like(value)
+    for e in range(envs):
+        for t in range(count):
+            last = next((i for i in range(t, count) if given.ended[i, e]), count - 1)
+            rewards, total = 0.0, 0.0
+            for n, i in enumerate(range(t, last + 1)):
+                rewards += gamma**n * given.batch.reward[i, e]
+                n_step = rewards + gamma ** (n + 1) * given.batch.discount[i, e] * value[i, e]
+                total += lambda_**n * (1 - lambda_ if i < last else 1.0) * n_step
+            found[t, e] = total
+    return found
+
+
+def check_returns(one, lambda_, seed=4, count=12):
+    """Check the returns of a rollout with terminations and truncations in the middle of it."""
+    given = steps(seed, count)
+    ends = given.ended[:-1]
+    assert (ends & (given.batch.discount[:-1] == 0)).any()
+    assert (ends & (given.batch.discount[:-1] == 1)).any()
+    _, rollout = observed(one, given)
+    asserts.assert_trees_close(returns_by_episode(given, lambda_).flatten(), rollout.returns, 1e-12)
+
+
+LONG = training.Config(3, 12, 6, 6, 36, learning_starts=0, target_period=0)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.65, 1.0])
+def test_returns_are_those_of_each_episode_written_out(lambda_):
+    check_returns(algorithm(config=LONG, lambda_=lambda_), lambda_)
+
+
+def leaking(one, lambda_):
+    """An algorithm with the mask of CleanRL before its fix of issue 494, on the value instead of on the whole return.
+
+    G_t = r_t + gamma * (lambda * G_{t+1} + (1 - lambda) * discount_t * v_t)
+    """
+    given = []
+
+    def observe(learner, rollout, batch, ended, valid, hyper):
+        given.append((batch, ended))
+        rollout = one.observe(learner, rollout, batch, ended, valid, hyper)
+        if rollout.steps != 0:
+            return rollout
+        steps, _ = tree.stack([x for x, _ in given]), given.clear()
+        value = masking.best(NETWORK.apply(learner.params, steps.next_obs), steps.next_legal)
+        following, found = None, []
+        for r, d, v in zip(*(x.flip(0) for x in (steps.reward, steps.discount, value)), strict=True):
+            mixed = d * v if following is None else lambda_ * following + (1 - lambda_) * d * v
+            following = r + hyper.gamma * mixed
+            found.append(following)
+        return rollout._replace(returns=torch.cat(found[::-1]))
+
+    return one._replace(observe=observe)
+
+
+def endless(one):
+    """An algorithm to which ends of episodes are not reported, so that returns go on into the next one."""
+    return one._replace(observe=lambda *x: one.observe(*x[:3], torch.zeros_like(x[3]), *x[4:]))
+
+
+def cut_off(one):
+    """An algorithm that takes a truncation for a termination, as CleanRL's does."""
+
+    def observe(learner, rollout, batch, ended, valid, hyper):
+        batch = batch._replace(discount=torch.where(ended, 0.0, batch.discount))
+        return one.observe(learner, rollout, batch, ended, valid, hyper)
+
+    return one._replace(observe=observe)
+
+
+@pytest.mark.parametrize("plant", [lambda one: leaking(one, 0.65), endless, cut_off], ids=["494", "endless", "cut off"])
+def test_a_wrong_mask_in_the_recursion_is_detected(plant):
+    """CleanRL's cost 87 of 495 points on CartPole: 408.14 +- 128.42 instead of 495.13 +- 6.89."""
+    with rejects("expected"):
+        check_returns(plant(algorithm(config=LONG, lambda_=0.65)), 0.65)
+
+
+def test_the_plant_of_issue_494_is_right_without_ends():
+    """So it is the mask that the law detects."""
+    given = steps(4, 12)
+    given = given._replace(
+        ended=torch.zeros_like(given.ended),
+        batch=given.batch._replace(
+            discount=torch.ones_like(given.batch.discount),
+            next_obs=torch.cat([given.batch.obs[1:], given.batch.next_obs[-1:]]),
+        ),
+    )
+    _, rollout = observed(leaking(algorithm(config=LONG, lambda_=0.65), 0.65), given)
+    asserts.assert_trees_close(returns_by_episode(given, 0.65).flatten(), rollout.returns, 1e-12)
+
+
 def test_a_step_that_was_not_taken_counts_for_nothing():
     """Leave out steps in which a host environment only starts a new episode: no row, and no return across them."""
     given = steps(3, count=5)
@@ -230,7 +329,7 @@ def small(**named):
 
 
 def test_laws_of_a_program():
-    """Seeds that do not know of each other, chunks of noise, donated state, the same when stopped in between."""
+    """Independent seeds, chunks of noise, donated state, exact resume."""
     one = small()
     hyper, keys = examples.seeds(3)
     programs.seeds(partial(programs.trained, one, cycles=3), hyper, keys, distinct=lambda state: state.learner.params)

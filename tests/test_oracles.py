@@ -76,7 +76,7 @@ def test_double_q_learning(dtype):
 def categorical_cases(dtype):
     """Distributions over even and uneven supports, moved inside and outside of them."""
     rng = np.random.default_rng(1)
-    for case in range(CASES // 4):
+    for case in range(CASES):
         atoms, batch, size = 6, 4, 3
         support = np.cumsum(rng.random(atoms) + 0.1) if case % 2 else np.linspace(-2, 3, atoms)
         logits = rng.normal(size=(2, batch, size, atoms))

@@ -1,6 +1,8 @@
 """Prioritized replay: exact sums, draws in proportion to priorities, and the edges of both. See also `laws.buffer`."""
 
+import bisect
 import functools
+import itertools
 import math
 
 import pytest
@@ -9,7 +11,7 @@ from scipy import stats
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fdqn import random, replay, tree
+from fdqn import compile, random, replay, tree
 from fdqn.ops import schedules
 from fdqn.replay import prioritized
 from fdqn.testing import asserts, laws, programs
@@ -37,6 +39,11 @@ def filled(capacity, count, priorities=None, **settings):
     if priorities is not None:
         state = buffer.update(state, torch.arange(len(priorities)), torch.tensor(priorities))
     return buffer, state
+
+
+def masses(state):
+    """In units of priority 1."""
+    return state.mass / prioritized._unit(state.ring.rows.reward.shape[0])
 
 
 def sound(buffer, state, steps=10**6):
@@ -108,11 +115,11 @@ def test_priorities_of_very_different_sizes_keep_their_sums_exact():
         priority[0] = torch.inf
         state = buffer.update(state, indices, priority)
         assert all(sound(buffer, state).values())
-    assert state.mass.max() == prioritized.LARGEST
+    assert masses(state).max() == prioritized.LARGEST
     assert state.mass[:1000].min() > 0
     state = buffer.update(state, torch.arange(1000), torch.where(torch.arange(1000) == 500, 1e-9, 0.0))
     assert (buffer.sample(state, spread(100), 0).indices == 500).all()
-    assert state.books.sum() == state.mass[500] > 0
+    assert state.sums[-1] == state.mass[500] > 0
 
 
 def test_the_order_of_updates_leaves_no_trace():
@@ -128,13 +135,124 @@ def test_the_order_of_updates_leaves_no_trace():
         asserts.assert_trees_equal(together, other)
 
 
+def many(count):
+    """`count` rows, of which every other and the last thousand have priority 0."""
+    priority = 0.01 + 10 * random.uniform(random.key(7), (count,))
+    priority[::2] = priority[-1000:] = 0.0
+    return priority
+
+
+def test_a_row_of_priority_0_is_not_drawn_of_a_million():
+    buffer, state = filled(10**6, 10**6)
+    mass = prioritized._mass(many(10**6).double(), 0.5, 10**6)
+    levels = [mass]
+    for above in state.sums:
+        sums = levels[-1].unflatten(0, (-1, 8)).sum(-1)
+        levels.append(torch.cat([sums, sums.new_zeros(len(above) - len(sums))]))
+    state = state._replace(mass=mass, sums=tuple(levels[1:]))
+    for i, first in enumerate(range(0, 10**6, 10**5)):
+        indices = torch.arange(first, first + 10**5, 100)
+        state = buffer.update(state, indices, random.uniform(random.fold_in(random.key(8), i), (1_000,)) * (i % 3))
+    state = buffer.update(state, torch.arange(10**6 - 1000, 10**6), torch.zeros(1000))
+    drawn = buffer.sample(state, torch.cat([random.bits(random.key(9), (2**16,)), LAST]), 0).indices
+    assert (state.mass[drawn] > 0).all()
+    assert all(sound(buffer, state).values())
+
+
+def test_rounded_prefix_sums_draw_rows_of_priority_0():
+    """The planted bug of the test above: prefix sums in float32, and a total summed in another order."""
+    mass = many(10**6)
+    total, ends = mass.sum(), mass.cumsum(0, dtype=torch.float32)
+    one_by_one = torch.from_numpy(mass.numpy().cumsum(dtype="float32"))
+    assert total != one_by_one[-1]
+    u = torch.cat([spread(2**16), LAST]).double() * 2.0**-32
+    found = torch.searchsorted(one_by_one, (u * total).float(), right=True).clamp_max(10**6 - 1)
+    kept = torch.searchsorted(ends.double(), u * ends[-1].double(), right=True).clamp_max(10**6 - 1)
+    assert (mass[found] == 0).any()
+    assert not (mass[kept] == 0).any()
+
+
+@pytest.mark.slow
+def test_a_row_of_priority_0_is_not_drawn_after_a_million_updates():
+    """A million calls of update on a million rows: nothing drifts, and no row of priority 0 is drawn."""
+    buffer, state = filled(10**6, 10**6)
+    for indices in torch.arange(10**6).split(1000):
+        state = compile.donate(buffer.update)(state, indices, many(10**6)[indices])
+
+    def step(carried, bits):
+        state, zeros = carried
+        drawn = buffer.sample(state, bits[0], 0).indices
+        at = random.index(bits[1], 10**6)
+        priority = torch.where(at % 2 == 0, 0.0, random.unit(bits[2]) * 7)
+        return buffer.update(state, at, priority), zeros + (state.mass[drawn] == 0).sum()
+
+    carried, run = (state, torch.tensor(0)), compile.scan(step)
+    for i in range(1000):
+        carried = run(carried, random.bits(random.fold_in(random.key(10), i), (1000, 3, 16)))
+    state, zeros = carried
+    assert state.updates >= 10**6
+    assert zeros == 0
+    assert all(sound(buffer, state).values())
+
+
+# Uniform draws among them
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.25, 1.0])
+def test_a_fraction_of_the_draws_is_uniform(fraction):
+    """(1 - u) p**alpha / sum + u / N, in frequencies and weights."""
+    priority = torch.tensor([0.0, 1.0, 2.0, 4.0, 0.0, 3.0])
+    buffer, state = filled(8, 6, priority.tolist(), alpha=1.0, beta=0.5, uniform=fraction)
+    expected = (1 - fraction) * priority / 10 + fraction / 6
+    drawn = buffer.sample(state, spread(60_000), 0)
+    counts = torch.bincount(drawn.indices, minlength=6)
+    assert ((counts - 60_000 * expected).abs() <= 2).all()
+    weight = expected[drawn.indices] ** -0.5
+    torch.testing.assert_close(drawn.weight, weight / weight.max())
+    newest = buffer.sample(state, spread(60_000), torch.tensor(3)).indices
+    expected = (1 - fraction) * priority[3:] / 7 + fraction / 3
+    assert ((torch.bincount(newest, minlength=6)[3:] - 60_000 * expected).abs() <= 2).all()
+
+
+def test_no_uniform_draws_leave_the_bits_alone():
+    priority = (random.uniform(random.key(11), (100,)) * 9).tolist()
+    bits = torch.cat([random.bits(random.key(12), (500,)), LAST, LAST * 0])
+    plain, none = ((b.sample(s, bits, 0)) for b, s in (filled(100, 100, priority, uniform=u) for u in (0.0, 1e-12)))
+    asserts.assert_trees_equal(plain._replace(weight=()), none._replace(weight=()))
+    total = sum(masses := filled(100, 100, priority)[1].mass.tolist())
+    points = [b * total >> 32 for b in bits.tolist()]
+    ends = list(itertools.accumulate(masses))
+    assert plain.indices.tolist() == [bisect.bisect_right(ends, point) for point in points]
+
+
+@pytest.mark.parametrize("engine", ["aot_eager", "inductor"])
+def test_every_engine_draws_the_same_rows(engine):
+    """32 seeds, several steps after one another; every integer of the state stays equal too."""
+    buffer, state = filled(40, 40, alpha=0.6, uniform=0.05)
+    priority = 5 * random.uniform(random.split(random.key(13), 32), (40,))
+    lanes = vmap(buffer.update)(tree.stack([state] * 32), torch.arange(40).expand(32, 40), priority)
+
+    def step(state, bits):
+        drawn = buffer.sample(state, bits, 0)
+        return buffer.update(state, drawn.indices, drawn.batch.reward * random.unit(bits)), drawn.indices
+
+    f = vmap(step)
+    other = torch.compile(f, backend="aot_eager", fullgraph=True) if engine == "aot_eager" else compile.compile(f)
+    expected = got = lanes
+    for i in range(5):
+        bits = random.bits(random.fold_in(random.key(14), i), (32, 64))
+        (expected, rows), (got, others) = f(expected, bits), other(got, bits)
+        assert torch.equal(rows, others)
+        asserts.assert_trees_equal(expected, got)
+
+
 # Which rows
 
 
 def test_the_largest_priority_counts_for_a_row_drawn_twice():
     buffer, state = filled(8, 8, alpha=1.0)
     state = buffer.update(state, torch.tensor([3, 5, 3, 3]), torch.tensor([2.0, 0.5, 7.0, 4.0]))
-    assert state.mass[:8].tolist() == [1, 1, 1, 7, 1, 0.5, 1, 1]
+    assert masses(state)[:8].tolist() == [1, 1, 1, 7, 1, 0.5, 1, 1]
     assert all(sound(buffer, state).values())
 
 
@@ -143,7 +261,7 @@ def test_new_rows_have_the_largest_priority_seen():
     state = buffer.update(state, torch.tensor([1]), torch.tensor([0.3]))
     state, added = buffer.add(state, rows(4, 5), torch.zeros(2, dtype=torch.bool), torch.tensor([False, True]), GAMMA)
     assert added.number[1] == 4
-    assert state.mass[:4].tolist() == pytest.approx([9.0, 0.3, 0.1, 0.2])
+    assert masses(state)[:4].tolist() == pytest.approx([9.0, 0.3, 0.1, 0.2])
     assert state.ring.rows.action.tolist() == [5, 1, 2, 3]
 
 
@@ -239,11 +357,12 @@ def test_float64_rows_have_float64_weights():
 
 LIES = {
     "priorities": lambda s: s._replace(mass=s.mass - 3),
-    "priorities of others": lambda s: s._replace(mass=s.mass * torch.nan),
+    "priorities of others": lambda s: s._replace(mass=s.mass * 2**20),
     "priorities without rows": lambda s: s._replace(mass=torch.ones_like(s.mass)),
-    "sums of priorities": lambda s: s._replace(pages=s.pages.roll(1, -1)),
-    "sums of sums": lambda s: s._replace(books=s.books * 0),
-    "highest priority": lambda s: s._replace(highest=s.highest * torch.inf),
+    "sums of priorities": lambda s: s._replace(sums=(s.sums[0].roll(1, -1), *s.sums[1:])),
+    "the total": lambda s: s._replace(sums=(*s.sums[:-1], s.sums[-1] * 0)),
+    "sums off by one": lambda s: s._replace(sums=(s.sums[0] - 1, *s.sums[1:])),
+    "highest priority": lambda s: s._replace(highest=s.highest * 2**17),
     "updates": lambda s: s._replace(updates=s.updates - 9),
     "added": lambda s: s._replace(ring=s.ring._replace(added=s.ring.added + 10**7)),
 }
@@ -263,7 +382,7 @@ def test_frames_over_prioritized_rows_are_drawn_from_the_oldest_whole_row_on():
     obs = torch.zeros(1, 2, 3)
     batch = rows(0)._replace(obs=obs, next_obs=obs)
     state = buffer.init(tree.index(batch, 0))
-    for number in range(120):  # each step is an episode of its own, which takes two frames
+    for number in range(120):  # each step is a separate episode, which takes two frames
         batch = batch._replace(action=torch.tensor([number]))
         state, _ = buffer.add(state, batch, torch.tensor([True]), None, GAMMA)
     size = int(buffer.size(state))

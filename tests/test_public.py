@@ -16,7 +16,20 @@ from torch.func import grad, vmap
 import fdqn
 from fdqn import networks, optim, random, replay, training, tree
 from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
-from fdqn.ops import action_gap, distributional, exploration, losses, masking, quantile, returns, schedules, soft, td
+from fdqn.ops import (
+    action_gap,
+    distributional,
+    exploration,
+    losses,
+    masking,
+    quantile,
+    returns,
+    running,
+    schedules,
+    soft,
+    td,
+    transforms,
+)
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
 from fdqn.training import off_policy, on_policy
@@ -126,16 +139,11 @@ DROPPING = networks.from_module_with_dropout(lambda: nn.Sequential(nn.Linear(2, 
 LEARNER = off_policy.init(optim.adam(), NET.init(KEY))
 SUPPORT, RETURNS = torch.linspace(-1.0, 2.0, 4), floats(15, 4, 3, 4).softmax(-1)
 NOISY = networks.noisy_mlp(2, (3,), 3)
+IMPLICIT = networks.quantile(networks.trunks.layer_norm_mlp(2, (4,)), networks.heads.dueling(3), 5)
 NOISY_LOSS = partial(dqn.agent(NOISY).loss, noise=random.uniform(KEY, (3, NOISY.noise)))
 C51_LOSS = partial(c51.agent(networks.mlp(2, (3,), 3 * 4), (-1, 2, 4)).loss, noise=())
 QR_LOSS = partial(qr_dqn.agent(networks.mlp(2, (3,), 3 * 4), 4).loss, noise=())
-IQN_LOSS = partial(
-    iqn.agent(
-        networks.QuantileNetwork(NET.init, lambda p, obs, u, _: NET.apply(p, obs).unsqueeze(-1) * u.unsqueeze(-2), 0),
-        *(False, 2, 3, 2),
-    ).loss,
-    noise=random.uniform(KEY, (3, 12)),
-)
+IQN_LOSS = partial(iqn.agent(IMPLICIT, False, 2, 3, 2).loss, noise=random.uniform(KEY, (3, 12)))
 MUNCHAUSEN_LOSS = partial(munchausen.agent(NET, tau=0.5).loss, noise=())
 FUNCTIONS = {
     "munchausen.agent.loss": (MUNCHAUSEN_LOSS, (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER)),
@@ -143,7 +151,7 @@ FUNCTIONS = {
         QR_LOSS,
         (*(networks.mlp(2, (3,), 3 * 4).init(random.key(i)) for i in range(2)), BATCH, HYPER),
     ),
-    "iqn.agent.loss": (IQN_LOSS, (NET.init(KEY), NET.init(random.key(4)), BATCH, HYPER)),
+    "iqn.agent.loss": (IQN_LOSS, (IMPLICIT.init(KEY), IMPLICIT.init(random.key(4)), BATCH, HYPER)),
     "quantile.regression_loss": (quantile.regression_loss, (Q, Q_T.sigmoid(), RETURNS[:, 0])),
     "quantile.q_learning_target": (
         lambda z_t, *rest: quantile.q_learning_target(*rest[:2], z_t, *rest[2:]),
@@ -224,8 +232,18 @@ FUNCTIONS = {
         lambda params: NOISY.apply(params, BATCH.obs.to(params["0.bias_mu"]), U.new_full((NOISY.noise,), 0.3)),
         (NOISY.init(KEY),),
     ),
+    "networks.join": with_network(
+        networks.join(networks.trunks.impala((2, 4, 3)), networks.heads.dueling(2, 3)), floats(12, 2, 2, 4, 3)
+    ),
+    "networks.quantile": (
+        lambda params: IMPLICIT.apply(params, BATCH.obs.to(params["embedding.bias"]), U.double()),
+        (IMPLICIT.init(KEY),),
+    ),
     "networks.nature": with_network(networks.nature((1, 36, 36), 2), floats(12, 2, 1, 36, 36)),
     "networks.minatar": with_network(networks.minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
+    "networks.stream_mlp": with_network(networks.stream_mlp(2, (3,), 3), BATCH.obs),
+    "networks.stream_minatar": with_network(networks.stream_minatar((2, 4, 3), 2), floats(12, 2, 2, 4, 3)),
+    "networks.update_statistics": (networks.update_statistics, (networks.stream_mlp(2, (), 3).init(KEY), BATCH.obs[0])),
     "networks.from_module": with_network(
         networks.from_module(lambda: nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Tanh(), nn.Dropout())),
         BATCH.obs,
@@ -236,6 +254,7 @@ FUNCTIONS = {
     ),
     "networks.dropout": (lambda x: networks.dropout(x, 0.3, random.uniform(KEY, (4, 3))), (Q,)),
     **{f"optim.{name}": (updates_of(make), (GRADS, PARAMS)) for name, make in OPTIMIZERS.items()},
+    "optim.obgd": (lambda trace, delta: optim.obgd(trace, delta, 0.5), (PARAMS, REWARD[0])),
     "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
     "on_policy.permutations": (lambda bits: on_policy.permutations(bits, 6), (random.bits(KEY, (4, 3)),)),
     "exploration.uniform": (exploration.uniform, (LEGAL, U[:, 0])),
@@ -289,6 +308,39 @@ FUNCTIONS = {
         ),
         (STEP,),
     ),
+    "td.expected_sarsa_target": (td.expected_sarsa_target, (REWARD, DISCOUNT, Q_T, Q.softmax(-1), LEGAL)),
+    "td.expected_sarsa": (td.expected_sarsa, (Q, ACTION, REWARD, DISCOUNT, Q_T, Q.softmax(-1), LEGAL)),
+    "returns.lambda_returns_of_episodes": (
+        lambda v_t, *rest: returns.lambda_returns_of_episodes(*rest[:2], v_t, rest[2], 0.7),
+        (Q_T, Q, floats(16, 4, 3), LEGAL),
+    ),
+    "returns.n_step_returns": (
+        lambda v_t, *rest: returns.n_step_returns(*rest[:2], v_t, rest[2], 2),
+        (Q_T, Q, floats(16, 4, 3), LEGAL),
+    ),
+    "returns.peng_q_lambda": (
+        lambda *given: returns.peng_q_lambda(*given, 0.7),
+        (REWARD, DISCOUNT, Q, LEGAL, LEGAL[:, 1]),
+    ),
+    "returns.watkins_q_lambda": (
+        lambda *given: returns.watkins_q_lambda(*given, 0.7),
+        (REWARD, DISCOUNT, Q, ACTION, LEGAL, LEGAL[:, 1]),
+    ),
+    "returns.off_policy_returns": (
+        returns.off_policy_returns,
+        (REWARD, DISCOUNT, Q, ACTION, Q_T.softmax(-1), U[:, 0], LEGAL, LEGAL[:, 1]),
+    ),
+    "returns.retrace": (
+        lambda *given: returns.retrace(*given, 0.7),
+        (REWARD, DISCOUNT, Q, ACTION, Q_T.softmax(-1), U[:, 0], LEGAL, LEGAL[:, 1]),
+    ),
+    "transforms.signed_hyperbolic": (transforms.signed_hyperbolic, (Q,)),
+    "transforms.signed_parabolic": (transforms.signed_parabolic, (Q,)),
+    "transforms.n_step_q_learning_target": (
+        lambda *given: transforms.n_step_q_learning_target(*given, 2),
+        (REWARD, DISCOUNT, Q, Q_T, LEGAL, LEGAL[:, 1]),
+    ),
+    "running.welford": (running.welford, (Q, DISCOUNT.abs().unsqueeze(-1).expand(4, 3), torch.tensor(5.0), Q_T)),
     "returns.lambda_returns": (returns.lambda_returns, (Q, Q_T, floats(16, 4, 3), torch.tensor(0.7))),
     "tree.map": (lambda a: tree.map(torch.square, a), (PARAMS,)),
     "tree.stack": (lambda a, b: tree.stack([a, b]), (PARAMS, GRADS)),
@@ -316,6 +368,7 @@ ELSEWHERE = {
     "dqn": {"agent": "binds", "loss_output": "is part of the losses"},
     "off_policy": {"algorithm": "binds"},
     "on_policy": {"algorithm": "binds", "Rollout": ""},
+    "streaming": {"algorithm": "binds", "Newest": "", "RewardScale": ""},
     "networks": {
         "QuantileNetwork": "",
         "load": "looks at names, once",
@@ -325,10 +378,13 @@ ELSEWHERE = {
         "sparse": "makes a network of another",
         "NetworkWithDropout": "",
         "NoisyNetwork": "",
+        "Head": "",
+        "Trunk": "",
         "with_noise": "makes a network of another",
     },
     "distributional": {"atoms": "looks at numbers, once"},
     "quantile": {"midpoints": "takes no tensors"},
+    "transforms": {"transformed": "makes a function of another"},
     "random": {"key": "looks at its seeds"},
     "replay": {"Replay": ""},
     "tree": {
@@ -355,10 +411,11 @@ ELSEWHERE = {
     },
 }
 ROOMS = (
-    "action_gap", "soft",
+    "action_gap", "soft", "transforms",
     "td",
     "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
-    "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "schedules", "tree", "training",
+    "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "running", "schedules",
+    "streaming", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -30,7 +30,7 @@ from fdqn import agents, check, cli, envs, networks, optim, random, replay, trai
 from fdqn.agents import dqn
 from fdqn.experiment import acting, assemble, results, run_folder
 from fdqn.experiment.settings import Settings, make, to_json
-from fdqn.ops import losses, schedules
+from fdqn.ops import losses, schedules, transforms
 from fdqn.replay import frames, n_step
 from fdqn.report import plots, video
 from fdqn.storage import checkpoint
@@ -136,12 +136,15 @@ ADAM, SGD = optim.adam(), optim.sgd()
 
 SUPPORT, RETURNS = torch.linspace(-1.0, 1.0, 3), torch.full((4, 3, 3), 1 / 3)
 NOISY = networks.noisy_mlp(2, (3,), 3)
+TRUNK, NOISY_HEAD = networks.trunks.mlp(2, (3,)), networks.heads.noisy_dueling(3, 2)
+IMPLICIT = networks.quantile(TRUNK, networks.heads.linear(3))
 NOISY_AGENT = agents.dqn.agent(NOISY)
+STREAM = training.Config(1, 1, 1, 1, 10, learning_starts=0, target_period=0)
 ROLLOUTS = training.Config(3, 5, 6, 5, 15, learning_starts=0, target_period=0)
+STREAM_PARAMS = networks.stream_mlp(2, (3,), 3).init(KEY)
 C51_PARAMS = networks.mlp(2, (), 7).init(KEY)
 C51 = agents.c51.agent(networks.mlp(2, (), 7), (-1, 1, 3))
 QR_DQN = agents.qr_dqn.agent(networks.mlp(2, (), 7), 3)
-IMPLICIT = networks.QuantileNetwork(NETWORK.init, NETWORK.apply, 0)
 IQN = agents.iqn.agent(IMPLICIT, False, 1, 3, 2)
 
 
@@ -173,7 +176,11 @@ CALLED = {
     "networks.dueling_mlp.apply": networks.dueling_mlp(2, (3,), 3).apply,
     "networks.layer_norm_mlp.apply": networks.layer_norm_mlp(2, (3,), 3).apply,
     "networks.noisy_mlp.apply": NOISY.apply,
+    "networks.stream_mlp.apply": networks.stream_mlp(2, (3,), 3).apply,
     "networks.with_noise.apply": networks.with_noise(NETWORK).apply,
+    "networks.join.apply": networks.join(TRUNK, NOISY_HEAD).apply,
+    "networks.quantile.apply": IMPLICIT.apply,
+    "trunks.mlp.apply": TRUNK.apply,
     "c51.agent.values": C51.values,
     "c51.agent.loss": C51.loss,
     "qr_dqn.agent.values": QR_DQN.values,
@@ -197,6 +204,7 @@ CALLED = {
     "optim.grouped.init": optim.grouped(lambda name: "all", weight=ADAM).init,
     "envs.make.reset": CARTPOLE.reset,
     "envs.make.step": CARTPOLE.step,
+    "transforms.transformed.of_transformed": transforms.transformed(sames, 2),
     "training.run": run_of,
     "training.scan.scanned": training.scan(sames),
     "training.vmapped.collect": FUNCTIONS.collect,
@@ -326,6 +334,32 @@ ROWS = [
     ("on_policy.permutations", given(torch.zeros(5, dtype=torch.int64), 5), ValueError,
      "bits: expected shape [... n B], got [5]"),
     ("on_policy.permutations", given(Q, 3), TypeError, "bits: expected an integer dtype, got torch.float32"),
+    ("streaming.algorithm", given(STREAM, AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
+    ("streaming.algorithm", given({}, NETWORK), TypeError, "config: expected Config, got dict"),
+    ("streaming.algorithm", given(STREAM, NOISY), ValueError,
+     "network: expected one without noise, got 11 uniforms; Stream Q explores by epsilon"),
+    ("streaming.algorithm", given(STREAM, NETWORK, -0.1), ValueError, "lambda_: expected at least 0, got -0.1"),
+    ("streaming.algorithm", given(STREAM, NETWORK, 0.8, "2"), TypeError,
+     "kappa: expected a number or a tensor of floats, got '2'"),
+    *[("streaming.algorithm", given(dataclasses.replace(STREAM, **{name: value, **more}), NETWORK), ValueError,
+       f"{name}: expected {expected}, got {value}")
+      for name, value, expected, more in (
+          ("num_envs", 2, "1 with Stream Q, as a trace follows one environment", {}),
+          ("steps_per_cycle", 2, "1 with Stream Q, as an update follows every step", {}),
+          ("updates_per_cycle", 2, "1 with Stream Q, as a transition is used once", {}),
+          ("batch_size", 2, "1 with Stream Q, as there is no replay", {}),
+          ("learning_starts", 9, "0 with Stream Q, as learning starts with the first step", {}),
+          ("target_period", 6, "0 with Stream Q, as there is no target network", {}),
+          ("n_step", 2, "1 with Stream Q, as eligibility traces span the episode", {"learning_starts": 1}))],
+    ("optim.obgd", given([GRADS], torch.tensor(1.0), 1.0), TypeError, "trace: expected dict, got list"),
+    ("optim.obgd", given(GRADS, torch.ones(1), 1.0), ValueError, "delta: expected shape [], got [1]"),
+    ("optim.obgd", given(GRADS, torch.tensor(1), 1.0), TypeError,
+     "delta: expected a floating-point dtype, got torch.int64"),
+    ("optim.obgd", given(GRADS, torch.tensor(1.0), -1.0), ValueError, "learning_rate: expected at least 0, got -1.0"),
+    ("running.welford", given(Q, Q, torch.tensor(1.0), Q[0]), ValueError,
+     "x: expected shape [...] with ... = [4, 3], got [3]"),
+    ("running.welford", given(Q, Q, torch.tensor(1), Q), TypeError,
+     "count: expected a floating-point dtype, got torch.int64"),
     ("pqn.agent", given(AGENT), TypeError, "network: expected Network or NoisyNetwork, got Agent"),
     ("pqn.agent", given(NETWORK, loss="mse"), TypeError, "loss: expected a function, got str"),
     ("returns.lambda_returns", given(REWARD, DISCOUNT[:3], REWARD, 0.9), ValueError,
@@ -408,6 +442,68 @@ ROWS = [
      "legal: expected torch.bool, got torch.float32"),
     ("td.double_q_learning_target", given(REWARD, DISCOUNT, Q_T, LEGAL, LEGAL), TypeError,
      "q_t_selector: expected a floating-point dtype, got torch.bool"),
+    # multi-step returns and transformed targets
+    *[("returns." + name, given(REWARD, DISCOUNT, REWARD, *rest), error, says)
+      for name in ("lambda_returns_of_episodes", "n_step_returns") for rest, error, says in (
+          ((LEGAL[:, 0].float(), 1), TypeError, "ended_t: expected torch.bool, got torch.float32"),
+          ((LEGAL, 1), ValueError, "ended_t: expected shape [...] with ... = [4], got [4, 3]"))],
+    ("returns.lambda_returns_of_episodes", given(*(torch.zeros(0),) * 3, torch.zeros(0) > 0, 0.9), ValueError,
+     "r_t: expected at least one step, shape [T, ...], got [0]"),
+    ("returns.lambda_returns_of_episodes", given(REWARD, DISCOUNT, ACTION, LEGAL[:, 0], 0.9), TypeError,
+     "v_t: expected a floating-point dtype, got torch.int64"),
+    ("returns.n_step_returns", given(REWARD, DISCOUNT, REWARD, LEGAL[:, 0], 0), ValueError,
+     "n: expected at least 1, got 0"),
+    ("returns.n_step_returns", given(REWARD, DISCOUNT, REWARD, LEGAL[:, 0], 2.0), TypeError,
+     "n: expected an integer, got 2.0"),
+    ("returns.n_step_returns", given(*(torch.tensor(0.0),) * 3, torch.tensor(True), 2), ValueError,
+     "r_t: expected at least one step, shape [T, ...], got []"),
+    *[("returns." + name, given(REWARD, DISCOUNT, Q, *rest, LEGAL, LEGAL[:, 0], lambda_), error, says)
+      for name, rest in (("peng_q_lambda", ()), ("watkins_q_lambda", (ACTION,)),
+                         ("retrace", (ACTION, Q.softmax(-1), U[:, 0])))
+      for lambda_, error, says in (
+          (1.5, ValueError, "lambda_: expected a number from 0 to 1, got 1.5"),
+          (-0.5, ValueError, "lambda_: expected at least 0, got -0.5"),
+          ("0.5", TypeError, "lambda_: expected a number or a tensor of floats, got '0.5'"),
+          (torch.ones(3), ValueError, "lambda_: expected shape [...] with ... = [4], got [3]"))],
+    ("returns.peng_q_lambda", given(REWARD, DISCOUNT, Q, Q, LEGAL[:, 0], 0.9), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
+    ("returns.watkins_q_lambda", given(REWARD, DISCOUNT, Q, ACTION + 1, LEGAL, LEGAL[:, 0], 0.9), IndexError,
+     "a_t[3]: expected a number from 0 to 2, got 3"),
+    ("returns.watkins_q_lambda", given(REWARD, DISCOUNT, Q, REWARD, LEGAL, LEGAL[:, 0], 0.9), TypeError,
+     "a_t: expected an integer dtype, got torch.float32"),
+    ("returns.off_policy_returns", given(REWARD, DISCOUNT, Q, ACTION, Q, Q, LEGAL, LEGAL[:, 0]), ValueError,
+     "c_t: expected shape [...] with ... = [4], got [4, 3]"),
+    ("returns.off_policy_returns", given(REWARD, DISCOUNT, Q, ACTION, LEGAL, REWARD, LEGAL, LEGAL[:, 0]), TypeError,
+     "pi_t: expected a floating-point dtype, got torch.bool"),
+    ("returns.retrace", given(REWARD, DISCOUNT, Q, ACTION, REWARD, REWARD, LEGAL, LEGAL[:, 0], 0.9), ValueError,
+     "pi_t: expected shape […], got [4]"),
+    ("returns.retrace", given(REWARD, DISCOUNT, Q, ACTION, Q, Q, LEGAL, LEGAL[:, 0], 0.9), ValueError,
+     "mu_t: expected shape [...] with ... = [4], got [4, 3]"),
+    ("returns.retrace", given(REWARD, DISCOUNT, Q, ACTION, Q, ACTION, LEGAL, LEGAL[:, 0], 0.9), TypeError,
+     "mu_t: expected a floating-point dtype, got torch.int64"),
+    ("transforms.signed_hyperbolic", given(ACTION), TypeError, "x: expected a floating-point dtype, got torch.int64"),
+    ("transforms.signed_hyperbolic", given(Q, -0.1), ValueError, "eps: expected at least 0, got -0.1"),
+    ("transforms.signed_parabolic", given(0.5), TypeError, "y: expected a tensor, got float"),
+    ("transforms.signed_parabolic", given(Q, "small"), TypeError,
+     "eps: expected a number or a tensor of floats, got 'small'"),
+    ("transforms.transformed", given(None, 2), TypeError, "target: expected a function, got NoneType"),
+    ("transforms.transformed", given(sames, "q_t"), TypeError, "values: expected an integer, got 'q_t'"),
+    ("transforms.transformed", given(sames, -1), ValueError, "values: expected at least 0, got -1"),
+    ("transforms.transformed", given(sames, 0, eps=-1), ValueError, "eps: expected at least 0, got -1"),
+    ("transforms.transformed.of_transformed", given(Q), IndexError,
+     "values: expected positions below 1, the number of arguments, got 2"),
+    ("transforms.n_step_q_learning_target", given(REWARD, DISCOUNT, Q, Q, LEGAL, LEGAL[:, 0], 0), ValueError,
+     "n: expected at least 1, got 0"),
+    ("transforms.n_step_q_learning_target", given(REWARD, DISCOUNT, Q, Q[:, :2], LEGAL, LEGAL[:, 0], 1), ValueError,
+     "q_t_selector: expected shape [... A] with A = 3, got [4, 2]"),
+    ("td.expected_sarsa", given(Q, ACTION, REWARD, DISCOUNT, Q_T, REWARD, LEGAL), ValueError,
+     "pi_t: expected shape […], got [4]"),
+    ("td.expected_sarsa", given(Q, ACTION + 1, REWARD, DISCOUNT, Q_T, Q, LEGAL), IndexError,
+     "a_tm1[3]: expected a number from 0 to 2, got 3"),
+    ("td.expected_sarsa_target", given(REWARD, DISCOUNT, Q_T, LEGAL, LEGAL), TypeError,
+     "pi_t: expected a floating-point dtype, got torch.bool"),
+    ("td.expected_sarsa_target", given(REWARD, DISCOUNT, Q_T, Q, Q), TypeError,
+     "legal_t: expected torch.bool, got torch.float32"),
     # soft values and action gaps
     *[("soft." + name, given(Q, LEGAL, tau), error, "tau: " + says)
       for name in ("value", "policy", "log_policy") for tau, error, says in (
@@ -661,6 +757,44 @@ ROWS = [
      "u[0]: expected numbers in [0, 1), got 1.0"),
     ("networks.noisy_mlp.apply", given(NOISY.init(KEY), OBS, 3), TypeError,
      "noise: expected uniforms [K] or (), got int"),
+    ("networks.join", given(NETWORK, networks.heads.linear(2)), TypeError, "trunk: expected Trunk, got Network"),
+    ("networks.join", given(TRUNK, 2), TypeError, "head: expected Head, got int"),
+    ("networks.join", given(TRUNK, networks.heads.dueling(10**5, 10**5)), ValueError,
+     "obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got 30,000,000,000 in …"),
+    ("networks.join.apply", given(PARAMS, OBS), ValueError, "params: expected the network's names and shapes, …"),
+    ("networks.join.apply", given(networks.join(TRUNK, NOISY_HEAD).init(KEY), OBS, torch.zeros(3)), ValueError,
+     "noise: expected shape [14], got [3]"),
+    ("networks.quantile", given(TRUNK, networks.heads.linear(2, 51)), ValueError,
+     "head: expected one atom for each action, got 51; …"),
+    ("networks.quantile", given(TRUNK, networks.heads.linear(2), 0), ValueError, "cosines: expected at least 1, got 0"),
+    ("networks.quantile", given(networks.heads.linear(2), TRUNK), TypeError, "trunk: expected Trunk, got Head"),
+    ("networks.quantile.apply", given(IMPLICIT.init(KEY), OBS, floats(1, 3, 5)), ValueError,
+     "fractions: expected shape [... N] with ... = [4], got [3, 5]"),
+    ("networks.quantile.apply", given(IMPLICIT.init(KEY), OBS, ACTION.unsqueeze(-1)), TypeError,
+     "fractions: expected a floating-point dtype, got torch.int64"),
+    ("networks.quantile.apply", given(IMPLICIT.init(KEY), OBS, floats(1, 4, 5), torch.zeros(3)), TypeError,
+     "noise: expected () for a network without noise, got Tensor"),
+    ("trunks.mlp", given(4, 8), TypeError, "hidden: expected several integers, got 8"),
+    ("trunks.mlp", given("4", (8,)), TypeError, "obs_shape: expected whole numbers, got '4'"),
+    ("trunks.mlp", given(2**20, (2**12,)), ValueError,
+     "obs_shape, hidden, actions: expected layers of fewer than 2**31 weights, got 4,294,967,296 in layer 0, …"),
+    ("trunks.mlp.apply", given({}, OBS), ValueError, "params: expected the network's names and shapes, …; got …"),
+    ("trunks.layer_norm_mlp", given(4, (8,), -1.0), ValueError, "gain: expected at least 0, got -1.0"),
+    ("trunks.noisy_mlp", given(4, (8,), -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("trunks.nature", given((4, 20, 84)), ValueError,
+     "obs_shape: expected frames of at least 36 x 36, got 20 x 84"),
+    ("trunks.layer_norm_nature", given((84, 84)), ValueError,
+     "obs_shape: expected 3 sizes of at least 1, got (84, 84)"),
+    ("trunks.noisy_nature", given((4, 84, 84), -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("trunks.minatar", given((4, 2, 2)), ValueError, "obs_shape: expected boards of at least 3 x 3, got 2 x 2"),
+    ("trunks.layer_norm_minatar", given((4, 10, 10), (0,)), ValueError, "hidden: expected at least 1, got 0"),
+    ("trunks.noisy_minatar", given((4, 10, 10), -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("trunks.impala", given((10, 10)), ValueError, "obs_shape: expected 3 sizes of at least 1, got (10, 10)"),
+    ("heads.linear", given(0), ValueError, "actions: expected at least 1, got 0"),
+    ("heads.linear", given(2, 0), ValueError, "atoms: expected at least 1, got 0"),
+    ("heads.dueling", given(2.0), TypeError, "actions: expected an integer, got 2.0"),
+    ("heads.noisy_linear", given(2, 1, -0.5), ValueError, "sigma_zero: expected at least 0, got -0.5"),
+    ("heads.noisy_dueling", given(2, 1, 0.5, (0,)), ValueError, "hidden: expected at least 1, got 0"),
     ("networks.orthogonal", given(NETWORK, -1.0), ValueError, "gain: expected at least 0, got -1.0"),
     ("networks.orthogonal", given(PARAMS), TypeError, "network.init: expected a function, got NoneType"),
     ("networks.sparse", given(NETWORK, 1.0), ValueError, "sparsity: expected at least 0 and below 1, got 1.0"),
@@ -674,6 +808,16 @@ ROWS = [
      "u[1]: expected numbers in [0, 1), got 1.0"),
     ("networks.nature", given((4, 20, 84), 2), ValueError,
      "obs_shape: expected frames of at least 36 x 36, got 20 x 84"),
+    ("networks.stream_mlp", given(4, (0,), 2), ValueError, "hidden: expected at least 1, got 0"),
+    ("networks.stream_mlp", given(4, (8,), 0), ValueError, "actions: expected at least 1, got 0"),
+    ("networks.stream_mlp.apply", given(PARAMS, OBS), ValueError, "params: expected the network's names and shapes, …"),
+    ("networks.stream_minatar", given((4, 2, 10), 2), ValueError,
+     "obs_shape: expected boards of at least 3 x 3, got 2 x 10"),
+    ("networks.stream_minatar", given((4, 10, 10), True), TypeError, "actions: expected an integer, got True"),
+    ("networks.update_statistics", given([OBS], OBS[0]), TypeError, "params: expected dict, got list"),
+    ("networks.update_statistics", given(STREAM_PARAMS, [1.0, 2.0]), TypeError, "obs: expected a tensor, got list"),
+    ("networks.update_statistics", given(STREAM_PARAMS, OBS), ValueError,
+     "x: expected shape [...] with ... = [2], got [4, 2]"),
     ("networks.minatar", given((10, 10), 6), ValueError, "obs_shape: expected 3 sizes of at least 1, got (10, 10)"),
     ("networks.minatar", given((4, 2, 2), 6), ValueError, "obs_shape: expected boards of at least 3 x 3, got 2 x 2"),
     ("networks.nature", given(84, 2), ValueError, "obs_shape: expected 3 sizes of at least 1, got (84,)"),
@@ -742,6 +886,7 @@ ROWS = [
     ("prioritized.buffer", given(8, alpha=-0.5), ValueError, "alpha: expected at least 0, got -0.5"),
     ("prioritized.buffer", given(8, beta=1.5), ValueError, "beta: expected a number from 0 to 1, got 1.5"),
     ("prioritized.buffer", given(8, beta="0.4"), TypeError, "beta: expected a number …, got '0.4'"),
+    ("prioritized.buffer", given(8, uniform=1.5), ValueError, "uniform: expected a number from 0 to 1, got 1.5"),
     ("prioritized.buffer", given(8, epsilon=np.inf), ValueError,
      "epsilon: expected at least 0 and below inf, got inf"),
     ("prioritized.init", given(ROW._replace(obs=OBS[0].to(torch.complex64)), 9), TypeError,
@@ -1485,7 +1630,6 @@ TYPED = (ValueError, TypeError, IndexError, checkpoint.CheckpointError)
 
 HOMES = {p.stem: ".".join(p.relative_to(ROOT).with_suffix("").parts) for p in ROOT.glob("*/**/*.py")}
 HOMES |= {p.stem: p.stem for p in ROOT.iterdir()}
-HOMES["quantile"] = "ops.quantile"  # and not `networks.quantile`
 """The dotted name below `fdqn` of each module, by its last part."""
 
 

@@ -87,6 +87,23 @@ def test_all_steps_are_taken_when_the_first_is_compared():
     assert folded(torch.zeros(3), torch.ones(7, 3)).tolist() == [7.0] * 3
 
 
+def test_a_step_that_hands_leaves_on_agrees():
+    """The expected state holds an old leaf, which the compiled step overwrites."""
+
+    def shifted(state, x):
+        return {"newest": x * 1.0, "last": state["newest"]}
+
+    def fold(state, xs):
+        for x in xs:
+            state = edge.donate(vmap(shifted))(state, x)
+        return state
+
+    folded = verify.with_comparison(fold, shifted)
+    state = folded({"newest": torch.ones(3), "last": torch.zeros(3)}, torch.full((2, 3), 5.0))
+    folded(state, torch.full((1, 3), 7.0))
+    assert [x.tolist() for x in tree.leaves(state)] == [[7.0] * 3, [5.0] * 3]
+
+
 def test_a_large_state_is_not_copied(monkeypatch):
     monkeypatch.setattr(verify, "MAX_BYTES", 7)
     folded, asked = wrong_at(*range(10))

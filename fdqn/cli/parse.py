@@ -236,7 +236,7 @@ def _value(arguments: list[str], flag: str) -> str | None:
 def _grouped(settings: Settings) -> TrainFlags:
     """Split settings into the groups of `fdqn train --help`."""
     values = dataclasses.asdict(settings)
-    parts = [
+    parts: list[Any] = [
         group(**{field.name: values[field.name] for field in dataclasses.fields(group)}) for group in groups.GROUPS
     ]
     return TrainFlags(*parts)

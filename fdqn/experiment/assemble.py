@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from fdqn import check, envs, networks, optim, random, replay, training
 from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
 from fdqn.experiment.settings import Settings, check_read
-from fdqn.networks import Head, NoisyNetwork, Trunk, heads, trunks
+from fdqn.networks import Head, NoisyNetwork, QuantileNetwork, Trunk, heads, trunks
 from fdqn.ops import losses, schedules
 from fdqn.training import off_policy, on_policy, streaming
 from fdqn.types import Agent, Algorithm, Buffer, EnvSpec, Hyper, Network, Optimizer, Scalar, Schedule
@@ -55,15 +56,16 @@ def agent(settings: Settings) -> Agent:
         case "dqn":
             return dqn.agent(body(settings), settings.double, loss)
         case "munchausen":
-            rule = (settings.munchausen_alpha, settings.munchausen_tau, settings.munchausen_clip)
-            return munchausen.agent(body(settings), *rule, loss)
+            alpha, tau, clip = settings.munchausen_alpha, settings.munchausen_tau, settings.munchausen_clip
+            return munchausen.agent(body(settings), alpha, tau, clip, loss)
         case "c51" | "rainbow":
             return c51.agent(body(settings, settings.atoms), support, settings.double)
         case "qr-dqn":
             return qr_dqn.agent(body(settings, settings.quantiles), settings.quantiles, settings.double, settings.kappa)
         case "iqn":
-            network = networks.quantile(*parts(settings), settings.cosines)
-            return iqn.agent(network, settings.double, *[settings.fractions] * 3, settings.kappa)
+            network = _initialized(settings, networks.quantile(*parts(settings), settings.cosines))
+            count = settings.fractions
+            return iqn.agent(network, settings.double, count, count, count, settings.kappa)
         case "pqn":
             return pqn.agent(body(settings), loss)
     raise ValueError(f"algorithm: expected one with an agent, got {settings.algorithm}")
@@ -106,9 +108,14 @@ def body(settings: Settings, atoms: int = 1) -> NoisyNetwork:
 
     Raises ValueError for settings that the network does not support, such as `hidden` for a convolutional one.
     """
-    trunk, head = parts(settings, atoms)
-    network = networks.join(trunk, head)
-    return networks.orthogonal(network, math.sqrt(2)) if settings.orthogonal else network
+    return _initialized(settings, networks.join(*parts(settings, atoms)))
+
+
+N = TypeVar("N", NoisyNetwork, QuantileNetwork)
+
+
+def _initialized(settings: Settings, network: N) -> N:
+    return networks.orthogonal(network) if settings.orthogonal else network
 
 
 def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
@@ -124,12 +131,12 @@ def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
     if settings.noisy and kind not in _NOISY:
         raise ValueError(f"noisy: expected network mlp, nature or minatar with it, got {kind}; omit one of them")
     sizes = (settings.hidden,) if kind.endswith("mlp") else ()
-    if settings.noisy:
-        trunk = _NOISY[kind](spec.obs_shape, *sizes, sigma_zero=settings.sigma_zero)
-        head = heads.noisy_dueling if settings.dueling else heads.noisy_linear
-        return trunk, head(spec.actions, atoms, settings.sigma_zero)
-    head = heads.dueling if settings.dueling else heads.linear
-    return _TRUNKS[kind](spec.obs_shape, *sizes), head(spec.actions, atoms)
+    if not settings.noisy:
+        head = (heads.dueling if settings.dueling else heads.linear)(spec.actions, atoms)
+        return _TRUNKS[kind](spec.obs_shape, *sizes), head
+    noisy_head = heads.noisy_dueling if settings.dueling else heads.noisy_linear
+    trunk = _NOISY[kind](spec.obs_shape, *sizes, sigma_zero=settings.sigma_zero)
+    return trunk, noisy_head(spec.actions, atoms, settings.sigma_zero)
 
 
 _TRUNKS: dict[str, Callable[..., Trunk]] = {
@@ -287,7 +294,7 @@ _RULES: dict[str, Callable[..., Optimizer]] = {
 
 def _config(settings: Settings, on_host: bool) -> training.Config:
     """Return the sizes of the program. Raises ValueError for sizes that do not fit together."""
-    common = dict(
+    common: dict[str, Any] = dict(
         num_envs=settings.num_envs,
         steps_per_cycle=settings.steps_per_cycle,
         updates_per_cycle=settings.updates_per_cycle,

@@ -302,6 +302,7 @@ ALGORITHMS: dict[AlgorithmName, dict[str, Any]] = {
     "stream-q": {
         "num_envs": 1,
         "batch_size": 1,
+        "hidden": (32, 32),
         "learning_rate": 1.0,
         "q_lambda": 0.8,
         "epsilon_end": 0.01,

@@ -51,7 +51,7 @@ def dueling(actions: int, atoms: int = 1, hidden: Sequence[int] = ()) -> Head:
 
         output = value + advantage - mean of advantage over the actions
 
-    With several atoms each has a value and advantages, as in Rainbow. Each branch has hidden layers of its own, and the
+    With several atoms each has a value and advantages, as in Rainbow. Each branch has its own hidden layers, and the
     names of its parameters start with "value" or "advantage"; those of the trunk then start with "trunk".
 
     Shapes: features [..., F]; value [..., 1, atoms]; advantage [..., actions, atoms]; outputs [..., actions * atoms].

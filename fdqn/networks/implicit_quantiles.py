@@ -22,13 +22,16 @@ from fdqn.types import Params, Uniforms
 
 
 class QuantileNetwork(NamedTuple):
-    """Network whose `apply` takes fractions: `apply(params, obs [..., *O], fractions [..., N], noise=())`."""
+    """Network whose `apply` takes fractions: `apply(params, obs [..., *O], fractions [..., N], noise=())`.
+
+    Fractions [N] apply to all observations.
+    """
 
     init: Callable[[Tensor], Params]
     """`init(key [..., 2]) -> params`, with leaves [..., *shape]."""
     apply: Callable[..., Tensor]
     """`apply(params, obs [..., *O], fractions [..., N], noise=()) -> z [..., A, N]`, the quantile of the return of each
-    action at each fraction; `noise [K]` samples the weights once for all rows."""
+    action at each fraction. Fractions [N] are used for all rows; `noise [K]` samples the weights once for all rows."""
     noise: int
     """Number of uniforms K that `apply` takes as noise; 0 for a network without noise."""
 
@@ -45,9 +48,9 @@ def quantile(trunk: Trunk, head: Head, cosines: int = 64) -> QuantileNetwork:
     Parameters of the trunk are named "trunk.0", "trunk.1", ..., those of the linear layer "embedding", and those of the
     head "head", or "value" and "advantage" if it is dueling.
 
-    Shapes: obs [..., *obs_shape]; fractions [..., N] in [0, 1], with the leading axes of obs; noise [K] or ();
-    result [..., actions, N]. Raises TypeError for arguments of another type and ValueError for a head with several
-    atoms or `cosines` below 1; `apply` raises as that of `trunks.mlp`.
+    Shapes: obs [..., *obs_shape]; fractions in [0, 1], [..., N] with the leading axes of obs, or [N] for all
+    observations; noise [K] or (); result [..., actions, N]. Raises TypeError for arguments of another type and
+    ValueError for a head with several atoms or `cosines` below 1; `apply` raises as that of `trunks.mlp`.
     """
     check.kind("trunk", trunk, Trunk)
     check.kind("head", head, Head)
@@ -87,12 +90,14 @@ def _init(trunk: Callable[[Tensor], Params], ends: Layers, first: int, key: Tens
 
 def _apply(network: _Quantile, params: Params, obs: Tensor, fractions: Tensor, noise: Uniforms = ()) -> Tensor:
     event = network.obs_shape
-    check.shapes(f"obs[... {' '.join(map(str, event))}] fractions[... N]", obs, fractions)
+    # Fractions that are the same for all observations are embedded once.
+    leading = "" if isinstance(fractions, Tensor) and fractions.ndim == 1 else "... "
+    check.shapes(f"obs[... {' '.join(map(str, event))}] fractions[{leading}N]", obs, fractions)
     check.floating("fractions", fractions)
     x = parts.inputs(event, network.shapes, params, obs)
     factors = parts.noise_factors(network.layers, noise, x)
     features = parts.forward(network.body, params, parts.batched(x, event, network.images), factors)
-    features = parts.restored(features, fractions.shape[:-1], network.images)
+    features = parts.restored(features, obs.shape[: obs.ndim - len(event)], network.images)
     embedded = parts.forward(network.embedding, params, _cosines(fractions.to(x.dtype), network.cosines), {}).relu()
     rows = features.unsqueeze(-2) * embedded
     outputs = network.combine(*(parts.forward(branch, params, rows, factors) for branch in network.branches))

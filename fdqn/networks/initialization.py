@@ -73,9 +73,10 @@ def _init(init: Callable[[Tensor], Params], weight: _Weight, key: Tensor) -> Par
 
 
 def _is_weight(params: Params, name: str, leading: int) -> bool:
-    x = params[name]
-    named = name.split(".")[-1] in ("weight", "weight_mu")
-    return named and x.ndim >= leading + 2 and x.shape != params.get(_bias(name), x[..., 0]).shape
+    if name.split(".")[-1] not in ("weight", "weight_mu") or params[name].ndim < leading + 2:
+        return False
+    bias = params.get(_bias(name))
+    return bias is None or bias.shape != params[name].shape  # equal in layer normalization over several axes
 
 
 def _bias(name: str) -> str:

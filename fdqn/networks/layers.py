@@ -243,13 +243,22 @@ def noise_factors(layers: Layers, noise: Uniforms, like: Tensor) -> dict[str, Te
 
 
 def inputs(event: tuple[int, ...], expected: Shapes, params: Params, obs: Tensor) -> Tensor:
-    """Check parameters and observations; return the observations in the parameters' dtype, uint8 divided by 255."""
+    """Check parameters and observations; return the observations in the parameters' dtype, uint8 divided by 255.
+
+    Without parameters, floating-point observations keep their dtype.
+    """
     check.shapes(f"obs[... {' '.join(map(str, event))}]", obs)
     fitting(expected, params, obs)
     for name in expected:
         check.floating(f"params[{name!r}]", params[name])
-    x = obs.to(params[next(iter(expected))].dtype)
+    x = obs.to(_dtype(expected, params, obs))
     return x / 255.0 if obs.dtype == torch.uint8 else x
+
+
+def _dtype(expected: Shapes, params: Params, obs: Tensor) -> torch.dtype:
+    if expected:
+        return params[next(iter(expected))].dtype
+    return obs.dtype if obs.is_floating_point() else torch.get_default_dtype()
 
 
 def event_shape(obs_shape: int | Sequence[int], rank: int | None = None) -> tuple[int, ...]:

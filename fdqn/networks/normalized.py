@@ -82,7 +82,7 @@ def update_statistics(params: Params, obs: Tensor) -> Params:
     if not all(name in params for name in STATISTICS):
         return params
     mean, var, count = (params[name] for name in STATISTICS)
-    return {**params, **dict(zip(STATISTICS, running.moments(mean, var, count, _scaled(obs, mean.dtype)), strict=True))}
+    return {**params, **dict(zip(STATISTICS, running.welford(mean, var, count, _scaled(obs, mean.dtype)), strict=True))}
 
 
 def _scaled(obs: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,17 +2,37 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
 from fdqn import check, random
-from fdqn.types import Network, Params
+from fdqn.types import Params
 
 Shapes = dict[str, tuple[int, ...]]
 """Shapes of parameters by name."""
 
 
-def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -> Params:
+class Initialized(Protocol):
+    """Network of any kind: a `Network`, `NoisyNetwork`, `QuantileNetwork` or `Trunk`."""
+
+    @property
+    def init(self) -> Callable[[Tensor], Params]:
+        """`init(key [..., 2]) -> params`, with leaves [..., *shape]."""
+
+
+class Applied(Initialized, Protocol):
+    """Network of a kind that can be called with parameters and observations alone."""
+
+    @property
+    def apply(self) -> Callable[..., Tensor]:
+        """`apply(params, obs) -> outputs`."""
+
+
+N = TypeVar("N", bound=Initialized)
+
+
+def load(network: Initialized, state_dict: Mapping[str, Tensor], prefix: str = "") -> Params:
     """Return the parameters of one seed from a module's `state_dict`.
 
     Names in the `state_dict` are `prefix` followed by the network's. The result has the network's order and the dtypes
@@ -38,13 +58,15 @@ def load(network: Network, state_dict: Mapping[str, Tensor], prefix: str = "") -
     return {name: state_dict[prefix + name].detach().clone() for name in own}
 
 
-def starting_from(network: Network, params: Params) -> Network:
+def starting_from(network: N, params: Params) -> N:
     """Return `network` with every seed initialized to a copy of `params`, for any key. Raises as `load` does."""
-    return network._replace(init=partial(_init_as, network.init, load(network, params)))
+    return cast(N, cast(Any, network)._replace(init=partial(_init_as, network.init, load(network, params))))
 
 
-def to_module(network: Network, params: Params) -> nn.Module:
+def to_module(network: Applied, params: Params) -> nn.Module:
     """Return a module whose `state_dict` is a copy of one seed's `params` and whose forward is `network.apply`.
+
+    A network with noise uses its mean weights.
 
     Raises as `load` does.
     """
@@ -57,7 +79,7 @@ def _init_as(init: Callable[[Tensor], Params], params: Params, key: Tensor) -> P
 
 
 class _Module(nn.Module):
-    def __init__(self, network: Network, params: Params) -> None:
+    def __init__(self, network: Applied, params: Params) -> None:
         super().__init__()
         self._apply_pure = network.apply  # not a name of any parameter
         for name, x in params.items():

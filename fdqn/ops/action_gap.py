@@ -50,7 +50,7 @@ def advantage_learning_target(
 
     Shapes: the result is [...]. Raises ValueError, TypeError or IndexError for arguments of another shape, dtype or
     range.
-    Baird 1999; operator of section 3.2 of Bellemare et al. 2016
+    Baird 1999; Bellemare et al. 2016, https://arxiv.org/abs/1512.04860
     """
     check.tensor("q_tm1", q_tm1)
     legal_tm1 = torch.ones_like(q_tm1, dtype=torch.bool) if legal_tm1 is None else legal_tm1

@@ -6,7 +6,7 @@ from torch import Tensor
 from fdqn import check
 
 
-def moments(mean: Tensor, var: Tensor, count: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def welford(mean: Tensor, var: Tensor, count: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Update mean, sample variance and count of a stream with its next element `x`; return the new ones.
 
         n = count + 1

@@ -1,6 +1,5 @@
 """TD errors and their targets, one equation each. All are elementwise; the caller takes the mean or sum."""
 
-import torch
 from torch import Tensor
 
 from fdqn import check
@@ -89,9 +88,49 @@ def double_q_learning_target(
     check.floating("q_t", q_t)
     check.floating("q_t_selector", q_t_selector)
     check.boolean("legal_t", legal_t)
-    # Without a legal action, the selected action is illegal too, and its value is masked to 0.
-    following = masking.pick(torch.where(legal_t, q_t, 0.0), masking.greedy(q_t_selector, legal_t))
-    return r_t + discount_t * following
+    return r_t + discount_t * masking.selected(q_t, q_t_selector, legal_t)
+
+
+def expected_sarsa(
+    q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor, pi_t: Tensor, legal_t: Tensor
+) -> Tensor:
+    """Compute the TD error of expected SARSA.
+
+        delta = expected_sarsa_target(r_t, discount_t, q_t, pi_t, legal_t) - q_tm1[a_tm1]
+
+    Args:
+        q_tm1: Q-values at time t-1, [..., A].
+        a_tm1: Action taken at t-1, integers [...].
+        r_t: Reward at t, [...].
+        discount_t: Discount at t, gamma included, [...].
+        q_t: Q-values of the target network at t, [..., A].
+        pi_t: Probabilities of the actions at t, [..., A]; those of illegal actions are taken as 0.
+        legal_t: Mask of legal actions at t, bool [..., A].
+
+    Shapes: the result is [...]. Raises ValueError, TypeError or IndexError for arguments of another shape, dtype or
+    range.
+    van Seijen et al. 2009, https://doi.org/10.1109/ADPRL.2009.4927542; `rlax.expected_sarsa`
+    """
+    check.shapes(
+        "q_tm1[... A] a_tm1[...] r_t[...] discount_t[...] q_t[... A] pi_t[... A] legal_t[... A]",
+        q_tm1, a_tm1, r_t, discount_t, q_t, pi_t, legal_t,
+    )  # fmt: skip
+    _check_types(q_tm1, a_tm1, q_t, legal_t)
+    return expected_sarsa_target(r_t, discount_t, q_t, pi_t, legal_t).detach() - masking.pick(q_tm1, a_tm1)
+
+
+def expected_sarsa_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor, pi_t: Tensor, legal_t: Tensor) -> Tensor:
+    """Compute the target of expected SARSA. With a greedy policy it is the target of Q-learning.
+
+        target = r_t + discount_t * sum over legal_t of pi_t * q_t
+
+    Shapes: q_t, pi_t, legal_t [..., A]; r_t, discount_t and the result [...].
+    """
+    check.shapes("r_t[...] discount_t[...] q_t[... A] pi_t[... A] legal_t[... A]", r_t, discount_t, q_t, pi_t, legal_t)
+    check.floating("q_t", q_t)
+    check.floating("pi_t", pi_t)
+    check.boolean("legal_t", legal_t)
+    return r_t + discount_t * masking.expected(q_t, pi_t, legal_t)
 
 
 def _check_types(q_tm1: Tensor, a_tm1: Tensor, q_t: Tensor, legal_t: Tensor) -> None:

@@ -4,8 +4,8 @@ Each raises AssertionError with the leaf, the index in it, the expected value an
 floats; integers and booleans must always be equal.
 
 Laws of any function: `pure, vmapped, ranked, compiled, gradients, semi_gradient`. Laws of components: `optimizer,
-chained, clipped, masked, legal_only, schedule, replay_like_deque, buffer, env, time_limit`. The laws of a whole program
-are in `programs`.
+chained, clipped, masked, legal_only, episodes, schedule, replay_like_deque, buffer, env, time_limit`. The laws of a
+whole program are in `programs`.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from fdqn.testing.leaves import copied, map_tensors
 from fdqn.types import Buffer, Env, Optimizer, Params, Sample, Step, Transition
 
 __all__ = [
-    "buffer", "chained", "clipped", "compiled", "env", "gradients", "legal_only", "masked", "optimizer", "pure",
-    "ranked", "replay_like_deque", "schedule", "semi_gradient", "time_limit", "vmapped",
+    "buffer", "chained", "clipped", "compiled", "env", "episodes", "gradients", "legal_only", "masked", "optimizer",
+    "pure", "ranked", "replay_like_deque", "schedule", "semi_gradient", "time_limit", "vmapped",
 ]  # fmt: skip
 
 # Laws of any function
@@ -304,6 +304,41 @@ def legal_only(policy: Callable[[Tensor, Tensor], Tensor], q: Tensor, legal: Ten
         at = tuple(bad[0])
         options = legal[at].nonzero().flatten().tolist()
         raise AssertionError(f"actions{bad[0]}: expected one of {options}, got {chosen[at].item()}; {len(bad)} illegal")
+
+
+def episodes(
+    f: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    r_t: Tensor,
+    discount_t: Tensor,
+    v_t: Tensor,
+    ended_t: Tensor,
+    atol: float = 1e-12,
+) -> None:
+    """Check that multi-step returns `f(r_t, discount_t, v_t, ended_t)` do not cross the end of an episode.
+
+    Where an episode ended they must be `r_t + discount_t * v_t`: the reward alone after termination, and the value of
+    the last observation of the same episode after truncation. Up to there they must not depend on later rows, bit for
+    bit, which are replaced by large numbers, infinities and NaN.
+
+    Args:
+        f: returns under test.
+        r_t: rewards, [T, ...].
+        discount_t: discounts, gamma included, [T, ...].
+        v_t: values of the observation that each step led to, [T, ...].
+        ended_t: True where the step ended its episode, bool [T, ...]; some must be True before the last row.
+        atol: absolute and relative tolerance of the returns at an end.
+    """
+    assert ended_t[:-1].any(), "ended_t: expected an end before the last row, got none"
+    returns, one_step = f(r_t, discount_t, v_t, ended_t), r_t + discount_t * v_t
+    ends, at_ends = torch.where(ended_t, one_step, 0.0), torch.where(ended_t, returns, 0.0)
+    assert_trees_close(ends, at_ends, atol, atol, "returns where an episode ended: ")
+    step = torch.arange(len(r_t), device=r_t.device).view(-1, *[1] * (r_t.ndim - 1))
+    for poison in (1e30, torch.inf, torch.nan):
+        for t in range(len(r_t) - 1):
+            r, discount, v = (torch.where(ended_t[t] & (step > t), poison, x) for x in (r_t, discount_t, v_t))
+            kept = (step <= t) & ended_t[t]
+            expected, got = (torch.where(kept, x, 0.0) for x in (returns, f(r, discount, v, ended_t)))
+            assert_trees_equal(expected, got, f"rows after the end at step {t} are {poison}: ")
 
 
 def schedule(

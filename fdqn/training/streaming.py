@@ -12,16 +12,15 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from fdqn import check, optim, tree
+from fdqn.agents import dqn
 from fdqn.networks import NoisyNetwork, update_statistics, with_noise
-from fdqn.ops import masking, running, td
+from fdqn.ops import masking, running
 from fdqn.training.config import Config
 from fdqn.types import (
-    Agent,
     Algorithm,
     Diagnostics,
     Hyper,
     Learner,
-    LossOutput,
     Network,
     Params,
     Scalar,
@@ -100,7 +99,7 @@ def algorithm(config: Config, network: Network | NoisyNetwork, lambda_: Scalar =
     plain = Network(noisy.init, noisy.apply)
     return Algorithm(
         config=config,
-        agent=Agent(noisy.init, noisy.apply, partial(_loss, plain)),
+        agent=dqn.agent(plain, double=False),  # whose values act; its loss has no part in the updates
         init=_init,
         observe=_observe,
         update=partial(_update, plain, lambda_, kappa),
@@ -112,13 +111,13 @@ def algorithm(config: Config, network: Network | NoisyNetwork, lambda_: Scalar =
 
 def _check_sizes(config: Config) -> None:
     for name, expected, why in (
+        ("n_step", 1, "eligibility traces span the episode"),
         ("num_envs", 1, "a trace follows one environment"),
         ("steps_per_cycle", 1, "an update follows every step"),
         ("updates_per_cycle", 1, "a transition is used once"),
         ("batch_size", 1, "there is no replay"),
         ("learning_starts", 0, "learning starts with the first step"),
         ("target_period", 0, "there is no target network"),
-        ("n_step", 1, "eligibility traces span the episode"),
     ):
         if (got := getattr(config, name)) != expected:
             raise ValueError(f"{name}: expected {expected} with Stream Q, as {why}, got {got}")
@@ -126,16 +125,6 @@ def _check_sizes(config: Config) -> None:
 
 def _unchanged(bits: Tensor) -> Tensor:
     return bits
-
-
-def _loss(
-    network: Network, params: Params, target_params: Params, batch: Transition, hyper: Hyper, noise: Uniforms
-) -> LossOutput:
-    """Compute the squared one-step TD errors, which have no part in the updates."""
-    q = network.apply(params, batch.obs)
-    q_t = network.apply(params, batch.next_obs)
-    delta = td.q_learning(q, batch.action, batch.reward, hyper.gamma * batch.discount, q_t, batch.next_legal)
-    return LossOutput(delta.square(), masking.pick(q, batch.action), delta.detach().abs())
 
 
 def _init(params: Params, hyper: Hyper, example: Transition) -> tuple[Learner, Newest]:
@@ -165,12 +154,13 @@ def _observe(
     carries = torch.where(ended[0] | ~taken, 0.0, batch.discount[0])
     scale = tree.where(taken, _scaled(newest.scale, batch.reward[0], hyper.gamma * carries), newest.scale)
     row = batch._replace(reward=batch.reward / (scale.var + EPSILON).sqrt())
-    # Written as a ring of one row is, not returned, so that the donated step need not copy the observation first.
+    # Written as a ring of one row is, and `legal` and `carried` computed, because a donated step copies leaves that it
+    # returns in another place first, which the engine aot cannot do.
     at = torch.zeros_like(batch.action)
     return Newest(
         row=tree.map(lambda old, new: old.index_put((at,), new), newest.row, row),
         legal=newest.row.next_legal[0] | (newest.carries == 0),
-        carried=newest.carries,
+        carried=torch.where(newest.valid, newest.carries, 0.0),
         carries=carries,
         valid=taken,
         scale=scale,
@@ -182,7 +172,7 @@ def _scaled(scale: RewardScale, reward: Tensor, decay: Tensor) -> RewardScale:
     statistics.
     """
     total = decay * scale.total + reward
-    mean, var, _ = running.moments(scale.mean, scale.var, scale.steps.to(total.dtype), total)
+    mean, var, _ = running.welford(scale.mean, scale.var, scale.steps.to(total.dtype), total)
     return RewardScale(total, mean, var, scale.steps + 1)
 
 
