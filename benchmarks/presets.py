@@ -35,6 +35,8 @@ def train(name: presets.PresetName, env: str, seeds: int, out: Path) -> dict[str
     greedy = summary.get("gymnasium_return", summary["final_return"])
     record = greedy if presets.measure(name) == "greedy" else summary["train_return"]
     returns = np.array([x for x in record["per_seed"] if x is not None], dtype=float)
+    if not len(returns):
+        raise SystemExit(f"{out}: expected seeds with returns, got none; train for more steps")
     low, high = interval(returns)
     return {
         "preset": name,

@@ -85,7 +85,8 @@ def steady(
 
     With a report every 20 iterations, a GPU with few seeds would report every 2 ms, which would add to the time.
     """
-    reports = training.run(program, state, 10**12, functions, report_every=TARGET_PERIOD * ENVS, **given)
+    steps = program.config.env_steps
+    reports = training.run(program, state, 10**12, functions, report_every=TARGET_PERIOD * steps, **given)
     first = next(report for report in reports if report.first_update is not None)
     seconds = []
     for _ in range(8):
@@ -93,7 +94,7 @@ def steady(
         report = next(reports)
         seconds.append(time.perf_counter() - before)
     cycles = iterations_per_report(min(seconds[3:]) / TARGET_PERIOD)
-    rest = training.run(program, report.state, 10**12, functions, report_every=cycles * ENVS, **given)
+    rest = training.run(program, report.state, 10**12, functions, report_every=cycles * steps, **given)
     for _ in range(2):
         next(rest)  # each call length has been compiled and run
     return first, rest, cycles
