@@ -1600,6 +1600,11 @@ WITHOUT = {
     "run_folder.writing": "is `checkpoint.lock`",
     "settings.to_json": "takes Settings alone",
     "settings.defaults": "takes an algorithm that `make` has checked",
+    **{f"presets.{name}": "reads the table of presets"
+       for name in ("example", "measure", "ours_text", "published_text", "rows", "scores", "seconds_text")},
+    **{f"settings.{name}Settings": "is part of `Settings`, which refuses"
+       for name in ("Run", "Iteration", "Replay", "Exploration", "Network", "Optimizer", "Algorithm", "Evaluation",
+                    "Execution")},
     "training.count_episodes": "is part of `collect`, which refuses",
     "training.random_steps": "is part of `collect`, which refuses",
     "training.count_update": "is part of `learn`, which refuses",
@@ -1902,7 +1907,7 @@ LINES = [
     ("train --engine jit", 2, "invalid choice 'jit' for argument '--engine'. Expected one of (…)."),
     ("train --max-grad-norm 0", 1,
      "max_grad_norm: expected a number above 0, got 0, which would clip every gradient to 0"),
-    ("train --hidden 8 0", 1, "hidden, actions: expected sizes of at least 1, got [8, 0], 2"),
+    ("train --hidden 8 0", 1, "hidden: expected at least 1, got 0"),
     ("train --seeds 1000000000", 1,
      "seeds: expected at most 2**20, got 1000000000"),
     ("train --keep-checkpoints 0", 1, "keep_checkpoints: expected at least 1, got 0"),
