@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shlex
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -175,6 +176,21 @@ def test_a_flag_that_is_not_read_is_refused(name, capsys):
         settings.make({name: OTHER[name]})
     with pytest.raises(ValueError, match=f"^{name}: expected .*; omit {name}$"):
         assemble.program(Settings(**{name: OTHER[name]}))
+
+
+def test_the_table_of_algorithms_shows_what_each_reads():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    head, *rows = re.findall(r"^\| `(.+)\|$", readme.partition("## Algorithms")[2].partition("\n## ")[0], re.MULTILINE)
+    flags = [word.strip(" `-").replace("-", "_") for word in head.split("|")[2:]]
+    assert flags == ["double", "dueling", "noisy", "prioritized", "n_step"]
+    read = {
+        (name := row.split("`")[0], flag): cell.strip()
+        for row in rows
+        for flag, cell in zip(flags, row.split("|")[2:], strict=True)
+    }
+    assert len(read) == len(flags) * len(get_args(settings.AlgorithmName))
+    for (name, flag), cell in read.items():
+        assert cell == ("yes" if name in settings._READ_BY[flag] else ""), (name, flag)
 
 
 def test_no_flag_is_all_defaults():
