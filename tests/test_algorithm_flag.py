@@ -11,7 +11,7 @@ import fdqn
 from fdqn import cli
 from fdqn.experiment.settings import AlgorithmName
 
-SMALL = "--no-compile --seeds 2 --steps 60 --hidden 8 --report-every 20 --evaluate-episodes 1 --evaluate-steps 10 --json"
+SMALL = "--no-compile --seeds 2 --steps 60 --hidden 8 --report-every 20 --evaluate-episodes 1 --evaluate-steps 10"
 REPLAY = "--learning-starts 20 --batch-size 4 --num-envs 4"
 FLAGS = {
     "dqn": f"{REPLAY} --dueling --noisy --prioritized --n-step 2 --learning-rate-schedule cosine",
@@ -28,7 +28,7 @@ FLAGS = {
 @pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
 def test_every_algorithm_runs_from_start_to_export(tmp_path, capsys, algorithm):
     out = tmp_path / "run"
-    words = shlex.split(f"train --algorithm {algorithm} {SMALL} {FLAGS[algorithm]}")
+    words = shlex.split(f"train --algorithm {algorithm} {SMALL} {FLAGS[algorithm]} --json")
     assert cli.main([*words, "--out", str(out)]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["failed_seeds"] == []
