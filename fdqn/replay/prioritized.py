@@ -207,9 +207,17 @@ def _with_mass(state: Prioritized, at: Tensor, mass: Tensor) -> Prioritized:
     sums = []
     for level in state.sums:
         at = at // CHILDREN
-        below = level.index_put((at,), _children(below)[at].sum(-1))
+        below = level.index_put((at,), _sum_of_children(below, at))
         sums.append(below)
     return state._replace(mass=masses, sums=tuple(sums))
+
+
+def _sum_of_children(level: Tensor, node: Tensor) -> Tensor:
+    """Sum the entries of a level that are children of the nodes [B], unrolled: inductor's loop over eight is slow."""
+    total = level[node * CHILDREN]
+    for i in range(1, CHILDREN):
+        total = total + level[node * CHILDREN + i]
+    return total
 
 
 def _find(state: Prioritized, point: Tensor) -> Tensor:
