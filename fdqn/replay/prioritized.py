@@ -30,7 +30,7 @@ LARGEST = 2**16
 """Largest mass; larger ones are clamped to it."""
 
 CHILDREN = 8
-"""Children per node. For 10,000 rows, two take 2.5 times as long, four 1.3 and sixteen 1.1 times."""
+"""Children per node. For 10,000 rows, two take twice as long, four 1.3 and sixteen 1.1 times."""
 
 
 class Prioritized(NamedTuple):
