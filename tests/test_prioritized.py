@@ -176,8 +176,9 @@ def test_rounded_prefix_sums_draw_rows_of_priority_0():
 def test_a_row_of_priority_0_is_not_drawn_after_a_million_updates():
     """A million calls of update on a million rows: nothing drifts, and no row of priority 0 is drawn."""
     buffer, state = filled(10**6, 10**6)
+    priority = many(10**6)
     for indices in torch.arange(10**6).split(1000):
-        state = compile.donate(buffer.update)(state, indices, many(10**6)[indices])
+        state = compile.donate(buffer.update)(state, indices, priority[indices])
 
     def step(carried, bits):
         state, zeros = carried
