@@ -239,7 +239,11 @@ def noise_factors(layers: Layers, noise: Uniforms, like: Tensor) -> dict[str, Te
         raise TypeError(f"noise: expected () for a network without noise, got {type(noise).__name__}")
     check.shapes(f"noise[{sum(sizes.values())}]", noise)
     e = random.normal_from_uniform(noise).to(like.dtype)
-    return dict(zip(sizes, (e.sign() * e.abs().sqrt()).split(list(sizes.values())), strict=True))
+    factors = e.sign() * e.abs().sqrt()
+    # A view of itself, before which inductor stores the factors. Otherwise it computes two factors for every weight: a
+    # forward pass of a Rainbow network with 120 and 84 units takes 29 ms instead of 0.8 ms.
+    factors = factors.as_strided(factors.size(), factors.stride())
+    return dict(zip(sizes, factors.split(list(sizes.values())), strict=True))
 
 
 def inputs(event: tuple[int, ...], expected: Shapes, params: Params, obs: Tensor) -> Tensor:
