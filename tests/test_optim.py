@@ -608,7 +608,7 @@ def test_adamax_with_decay_0_uses_the_last_gradient():
     assert state.largest["w"].item() == 0.5
 
 
-@pytest.mark.parametrize("name", optim.__all__)
+@pytest.mark.parametrize("name", sorted({*optim.__all__} - {"obgd"}))
 def test_optimizers_can_be_pickled(name):
     make = {
         "apply_updates": lambda: optim.adam(partial(schedules.linear, start=0.1, end=0.0, steps=4)),

@@ -16,7 +16,7 @@ import torch
 
 from fdqn import cli, compile, training, tree
 from fdqn.experiment import assemble, history, results, run_folder
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, defaults
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
@@ -273,8 +273,9 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
 
 
 def flags(settings):
+    usual = run_folder.to_json(defaults(settings.algorithm))
     for name, value in run_folder.to_json(settings).items():
-        if name == "out" or isinstance(value, bool):
+        if name == "out" or isinstance(value, bool) or value == usual[name]:
             continue
         yield f"--{name.replace('_', '-')}"
         yield from map(str, value if isinstance(value, list | tuple) else [value])

@@ -305,7 +305,7 @@ def test_a_preset_s_first_step_is_the_paper_s(name, root):
 def test_every_field_says_what_it_is():
     source = inspect.getsource(settings)
     for field in dataclasses.fields(Settings):
-        said = re.search(rf'^    {field.name}: .*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
+        said = re.search(rf'^    {field.name}: [^\n]*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
         assert said, field.name
         assert all(line.endswith(".") for line in said[1].splitlines()), field.name
 
@@ -360,6 +360,17 @@ def test_the_loss_asked_for_is_the_loss_used(loss, double):
     bound = assemble.agent(Settings(loss=loss, double=double)).loss
     assert bound.func is (dqn.double_q_learning if double else dqn.q_learning)
     assert bound.args[1] is {"mse": losses.squared, "huber": losses.huber}[loss]
+
+
+def test_parts_of_a_network_join_to_its_body():
+    given = settings.defaults("rainbow")
+    trunk, head = assemble.parts(given, 3)
+    key = assemble.keys(given)[0]
+    body, joined = assemble.body(given, 3).init(key), networks.join(trunk, head).init(key)
+    assert body.keys() == joined.keys()
+    assert body["advantage.weight_mu"].shape == (2 * 3, 84)
+    orthogonal = assemble.body(dataclasses.replace(given, orthogonal=True), 3).init(key)
+    assert not torch.equal(orthogonal["advantage.weight_mu"], body["advantage.weight_mu"])
 
 
 def test_the_network_asked_for_is_the_network_used():
