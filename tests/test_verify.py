@@ -44,6 +44,16 @@ def test_wrong_numbers_are_named(name, wrong):
     assert first.startswith(name)
 
 
+def test_priorities_in_fixed_point_may_round_and_no_other_integers():
+    """One of 2**28 units differs in its last bits; 1% of it, a lost priority and a counter are differences."""
+    mass = torch.tensor([[2**28, 0, 3 * 2**26], [2**28, 2**27, 0]])
+    rounded = mass + torch.tensor([[9, 0, -5], [0, 1, 0]])
+    assert verify.differences({"mass": mass}, {"mass": rounded}) == []
+    for wrong in (mass + mass // 100, mass * torch.tensor([1, 1, 0]), mass + 2**26):
+        assert verify.differences({"mass": mass}, {"mass": wrong}) == ["['mass']"]
+    assert verify.differences({"at": torch.tensor([9_999])}, {"at": torch.tensor([9_998])}) == ["['at']"]
+
+
 def test_rounding_passes():
     """Also where a gradient is 0 but for rounding, beside others that are not."""
     rounded = tree.map(lambda x: x * (1 + 1e-5) if x.is_floating_point() else x, leaves())
