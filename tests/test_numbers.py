@@ -15,10 +15,13 @@ import torch
 from fdqn import cli
 from fdqn.compile import processor
 
-SMALL = "--no-compile --seeds 2 --batch-size 16 --hidden 8 --report-every 200 --evaluate-episodes 1"
+SMALL = (
+    "--no-compile --seeds 2 --batch-size 16 --hidden 8 --report-every 200 --evaluate-episodes 1"
+    " --learning-rate-schedule constant"
+)
 RUNS = {
     "cartpole": "--steps 600 --learning-starts 200 --n-step 2",
-    "gym": "--env gym:CartPole-v1 --steps 400 --learning-starts 100 --steps-per-cycle 2 --tau 0.1",
+    "gym": "--env gym:CartPole-v1 --steps 400 --n-step 1 --learning-starts 100 --steps-per-cycle 2 --tau 0.1",
     "minatar": "--env minatar:breakout --preset minatar --steps 300 --learning-starts 200 --evaluate-steps 20",
 }
 DIGESTS = {

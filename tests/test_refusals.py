@@ -1230,6 +1230,9 @@ ROWS = [
      "quantiles: expected algorithm qr-dqn, which reads it, got pqn; omit quantiles"),
     ("settings.make", given({"algorithm": "stream-q", "n_step": 3}), ValueError,
      "n_step: expected algorithm dqn, munchausen, …, iqn or rainbow, which read it, got stream-q; omit n_step"),
+    ("settings.make", given({"learning_rate_end": 0.1, "learning_rate_schedule": "constant"}), ValueError,
+     "learning_rate_end: expected learning_rate_schedule = linear or cosine with it, got constant; omit "
+     "learning_rate_end"),
     ("settings.make", given({"sigma_zero": 0.1}), ValueError,
      "sigma_zero: expected noisy = True with it, got False; omit sigma_zero"),
     ("settings.make", given({"adam_eps": 0.1, "optimizer": "sgd"}), ValueError,

@@ -98,7 +98,7 @@ OTHER = {
     "atoms": 11,
     "quantiles": 9,
     "kappa": 0.5,
-    "fractions": 8,
+    "fractions": 16,
     "cosines": 16,
     "munchausen_alpha": 0.8,
     "munchausen_tau": 0.1,
@@ -111,7 +111,6 @@ OTHER = {
 WITH = {
     **{key: {"prioritized": True} for key in ("priority_alpha", "priority_beta")},
     "sigma_zero": {"noisy": True},
-    "learning_rate_end": {"learning_rate_schedule": "linear"},
     **{key: {"learning_rate_schedule": "exponential"} for key in ("learning_rate_decay", "learning_rate_decay_every")},
     **{key: {"algorithm": "rainbow"} for key in ("v_min", "v_max", "atoms")},
     **{key: {"algorithm": "qr-dqn"} for key in ("quantiles", "kappa")},
@@ -313,7 +312,7 @@ def test_every_field_says_what_it_is():
 def test_defaults_of_the_command_and_of_the_library_agree():
     hyper = {name: p.default for name, p in inspect.signature(training.hyper).parameters.items()}
     for name, value in {**dataclasses.asdict(training.Config()), **hyper}.items():
-        if name not in ("seeds", "epsilon_steps", "device"):
+        if name not in ("seeds", "epsilon_steps", "device", "n_step"):
             assert getattr(Settings(), name) == value, name
 
 
@@ -349,7 +348,7 @@ def test_soft_copies_replace_hard_ones():
 def test_replay_is_no_larger_than_the_run():
     assert assemble.program(Settings(steps=2_000, capacity=10_000)).config.capacity == 2_000
     assert assemble.program(Settings(steps=20_000, capacity=10_000)).config.capacity == 10_000
-    assert assemble.program(Settings(steps=50, learning_starts=0, capacity=10_000)).config.capacity == 128, (
+    assert assemble.program(Settings(steps=50, learning_starts=0, n_step=1, capacity=10_000)).config.capacity == 128, (
         "a batch must fit"
     )
 
@@ -416,13 +415,13 @@ def test_no_clip_without_a_norm():
     params = {"w": torch.zeros(2)}
     clipped = assemble.optimizer(Settings(max_grad_norm=10.0))(hyper).init(params)
     assert set(clipped) == {"clip", "rule"}
-    assert assemble.optimizer(Settings(max_grad_norm=math.inf)) is assemble.adam
+    assert assemble.optimizer(Settings(max_grad_norm=math.inf, learning_rate_schedule="constant")) is assemble.adam
 
 
 def test_rmsprop_is_minatar_s():
     """With and without a norm, three steps are PyTorch's, centered, with that paper's numbers."""
-    clipped = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=0.5))
-    free = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=math.inf))
+    clipped = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=0.5, learning_rate_schedule="constant"))
+    free = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=math.inf, learning_rate_schedule="constant"))
     assert free is assemble.rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):
@@ -440,8 +439,12 @@ def test_rmsprop_is_minatar_s():
 
 def test_nature_s_rmsprop_is_the_authors():
     """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
-    clipped = assemble.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=0.5))
-    free = assemble.optimizer(Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf))
+    clipped = assemble.optimizer(
+        Settings(optimizer="nature-rmsprop", max_grad_norm=0.5, learning_rate_schedule="constant")
+    )
+    free = assemble.optimizer(
+        Settings(optimizer="nature-rmsprop", max_grad_norm=math.inf, learning_rate_schedule="constant")
+    )
     assert free is assemble.nature_rmsprop
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, 0.5], dtype=torch.float64))
     for make, norm in ((clipped, 0.5), (free, math.inf)):

@@ -70,7 +70,7 @@ class ReplaySettings:
     """Transitions that the replay buffer of a seed holds."""
     learning_starts: int = 1_000
     """Environment steps per seed before the first update."""
-    n_step: int = 1
+    n_step: int = 3
     """Environment steps per transition; their rewards are discounted and summed."""
     prioritized: bool = False
     """Sample transitions in proportion to their priority instead of uniformly."""
@@ -131,12 +131,12 @@ class OptimizerSettings:
     nature-rmsprop is that of the Nature paper: eps inside the root, 0.01 / 32**2 for the mean over a batch of 32."""
     learning_rate: float = 2e-3
     """Learning rate of the optimizer."""
-    learning_rate_schedule: Literal["constant", "linear", "exponential", "cosine"] = "constant"
+    learning_rate_schedule: Literal["constant", "linear", "exponential", "cosine"] = "linear"
     """Schedule of the learning rate.
     linear, cosine: from --learning-rate to --learning-rate-end over all updates of the run.
     exponential: multiplied by --learning-rate-decay after every --learning-rate-decay-every updates."""
-    learning_rate_end: float = 0.0
-    """Learning rate at the end of the run; with the schedules linear and cosine."""
+    learning_rate_end: float = 1e-4
+    """Learning rate at the end of the run, and after it in an extended run; with the schedules linear and cosine."""
     learning_rate_decay: float = 0.9
     """Factor of the learning rate in the schedule exponential, as gamma of torch's ExponentialLR."""
     learning_rate_decay_every: int = 1_000
@@ -162,12 +162,12 @@ class AlgorithmSettings:
     """Largest return of the support of c51 and rainbow."""
     atoms: int = 101
     """Number of atoms of the support of c51 and rainbow."""
-    quantiles: int = 200
-    """Number of quantiles of qr-dqn."""
+    quantiles: int = 51
+    """Number of quantiles of qr-dqn; 200 in the paper."""
     kappa: float = 1.0
     """Threshold of the quantile Huber loss of qr-dqn and iqn; 0 for the quantile loss."""
-    fractions: int = 64
-    """Number of sampled fractions of iqn, in the loss for the online and the target network and in acting."""
+    fractions: int = 8
+    """Number of sampled fractions of iqn, in acting and for each network of the loss; 64 in the paper."""
     cosines: int = 64
     """Number of cosines of the embedding of a fraction of iqn."""
     munchausen_alpha: float = 0.9
@@ -308,18 +308,18 @@ _NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
 
 ALGORITHMS: dict[AlgorithmName, dict[str, Any]] = {
     "dqn": {},
-    "munchausen": {"loss": "huber"},
+    "munchausen": {"n_step": 1},
     "c51": {},
     "qr-dqn": {},
     "iqn": {},
-    "rainbow": {"dueling": True, "noisy": True, "prioritized": True, "n_step": 3},
+    "rainbow": {"dueling": True, "noisy": True, "prioritized": True},
     "pqn": {
         "num_envs": 4,
         "steps_per_cycle": 128,
         "updates_per_cycle": 16,
         "optimizer": "radam",
         "learning_rate": 2.5e-4,
-        "learning_rate_schedule": "linear",
+        "learning_rate_end": 0.0,
         "epsilon_fraction": 0.5,
         "orthogonal": True,
     },
