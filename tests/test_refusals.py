@@ -1891,7 +1891,7 @@ LINES = [
     ("train --env ale:Pogn", 1, "env: expected a game of ale-py, got 'Pogn'; did you mean pong?"),
     ("train --env gym:CartPole-v7", 1, "env: expected an environment of Gymnasium, got 'gym:CartPole-v7': …"),
     ("train --env gym:Pendulum-v1", 1, "env: expected discrete actions, got …"),
-    ("train --env gym:CartPole-v1 --learning-starts 0", 1,
+    ("train --env gym:CartPole-v1 --n-step 1 --learning-starts 0", 1,
      "learning_starts: expected at least 1 in a host environment, got 0: …"),
     ("train --seeds 0", 1, "seeds: expected at least 1, got 0"),
     ("train --seed -1", 1, "seed: expected at least 0, got -1"),
