@@ -1,7 +1,7 @@
 """Targets that increase the action gap: the difference between the values of the best and the other actions.
 
-Bellemare et al. 2016, https://arxiv.org/abs/1512.04860. Names and time steps are those of `losses`. In all of them
-`alpha` weighs the gap; with alpha 0 they are `td.q_learning_target`. No gradient flows through a target.
+Bellemare et al. 2016, https://arxiv.org/abs/1512.04860. Names and time steps are those of `td`. With an `alpha` of 0
+every target is `td.q_learning_target`; a larger one increases the gap more. No gradient flows through a target.
 """
 
 import torch
@@ -17,8 +17,11 @@ def action_gap(q: Tensor, action: Tensor, legal: Tensor) -> Tensor:
 
         max over legal of q - q[action]
 
-    Shapes: q, legal [..., A]; action integers [...]; result [...], at least 0 if `action` is legal. Subtract `alpha`
-    times the gap at t-1 from another target, such as one of double Q-learning, for the advantage learning of that one.
+    Advantage learning subtracts `alpha` times the gap at t-1 from a target. `advantage_learning_target` does so for
+    Q-learning; use this function for other targets, such as that of double Q-learning.
+
+    Shapes: q, legal [..., A]; action integers [...]; result [...], at least 0 if `action` is legal. Raises ValueError,
+    TypeError or IndexError for arguments of another shape, dtype or range.
     """
     return masking.best(q, legal) - masking.pick(q, action)
 
@@ -67,7 +70,7 @@ def advantage_learning_target(
 def persistent_q_learning_target(
     r_t: Tensor, discount_t: Tensor, a_tm1: Tensor, q_t: Tensor, legal_t: Tensor, alpha: Scalar
 ) -> Tensor:
-    """Compute the target of persistent Q-learning, which values repeating the last action.
+    """Compute the target of persistent Q-learning: part of the value is that of repeating the last action.
 
         target = r_t + discount_t * ((1 - alpha) * max over legal_t of q_t + alpha * q_t[a_tm1])
 
@@ -83,7 +86,7 @@ def persistent_q_learning_target(
 
     Shapes: the result is [...]. Raises ValueError, TypeError or IndexError for arguments of another shape, dtype or
     range.
-    `rlax.persistent_q_learning`
+    Bellemare et al. 2016, https://arxiv.org/abs/1512.04860; `rlax.persistent_q_learning`
     """
     check.shapes("r_t[...] discount_t[...] a_tm1[...] q_t[... A] legal_t[... A]", r_t, discount_t, a_tm1, q_t, legal_t)
     _check_types(q_t, a_tm1, legal_t, q_t, legal_t)
@@ -103,12 +106,12 @@ def persistent_advantage_learning_target(
     legal_t: Tensor,
     alpha: Scalar,
 ) -> Tensor:
-    """Compute the target of persistent advantage learning: the larger of the two others.
+    """Compute the target of persistent advantage learning: the larger of the two other targets.
 
         target = max(advantage_learning_target, persistent_q_learning_target)
 
-    Where `a_tm1` is illegal at t, it is the target of advantage learning. The gap at t is discounted, so it is 0 after
-    a terminal step; the experiments of the paper do not discount it.
+    Where `a_tm1` is illegal at t, this is the target of advantage learning. The gap at t is discounted, so it is 0
+    after a terminal step; the experiments of the paper do not discount it.
 
     Args:
         r_t, discount_t, q_tm1, a_tm1, q_t, legal_tm1, legal_t, alpha: as for `advantage_learning_target`.
@@ -127,7 +130,7 @@ def _repeats(a_tm1: Tensor, legal_t: Tensor) -> Tensor:
 
 
 def _check_types(q_tm1: Tensor, a_tm1: Tensor, legal_tm1: Tensor, q_t: Tensor, legal_t: Tensor) -> None:
-    # Those at t first: without values at t-1 they are passed for them.
+    # First q_t and legal_t: persistent Q-learning has no values at t-1 and passes these in their place as well.
     check.floating("q_t", q_t)
     check.floating("q_tm1", q_tm1)
     check.boolean("legal_t", legal_t)

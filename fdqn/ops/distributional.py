@@ -1,7 +1,7 @@
 """Equations of categorical distributional RL (C51): a return is a distribution over fixed atoms.
 
 A support [N] holds the atoms in increasing order. A distribution over them is [..., N]; one per action is [..., A, N].
-Names and time steps are those of `losses`. Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
+Names and time steps are those of `td`. Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Equations of quantile regression (QR-DQN, IQN): a return is a distribution given by its values at some fractions.
+"""Equations of quantile regression (QR-DQN, IQN): the distribution of a return is given by its quantiles.
 
 A fraction is a cumulative probability in [0, 1]; the quantile value z_i is the return below which a fraction tau_i of
 the probability lies. Quantile values are [..., N], those of all actions [..., A, N], and their mean over N is the
-Q-value. Names and time steps are those of `losses`.
+Q-value. Names and time steps are those of `td`.
 Dabney, Rowland, Bellemare, Munos 2018, https://arxiv.org/abs/1710.10044; with sampled fractions Dabney, Ostrovski,
 Silver, Munos 2018, https://arxiv.org/abs/1806.06923
 """
@@ -16,11 +16,11 @@ from fdqn.types import Scalar
 
 
 def midpoints(quantiles: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None) -> Tensor:
-    """Return the midpoints of equal parts of [0, 1], [quantiles]: `(i + 1/2) / quantiles`.
+    """Return the midpoints of `quantiles` equal parts of [0, 1]: `(i + 1/2) / quantiles`, shape [quantiles].
 
-    The quantile values at the midpoints are the closest distribution of equally probable values in 1-Wasserstein
-    distance (lemma 2 of Dabney et al. 2018). Raises ValueError for `quantiles` below 1 and TypeError for a dtype that
-    is not floating-point.
+    The quantiles of a distribution at the midpoints are its best approximation by as many equally probable values, in
+    1-Wasserstein distance (lemma 2 of Dabney et al. 2018). Raises ValueError for `quantiles` below 1 and TypeError for
+    a dtype that is not floating-point.
     """
     check.count("quantiles", quantiles, 1)
     check.kind("dtype", dtype, torch.dtype)
@@ -53,7 +53,7 @@ def regression_loss(z_tm1: Tensor, fractions: Tensor, target: Tensor, kappa: Sca
     delta = target.detach().unsqueeze(-2) - z_tm1.unsqueeze(-1)
     is_pinball = not isinstance(kappa, Tensor) and kappa == 0
     size = delta.abs() if is_pinball else losses.huber(delta, kappa)
-    # A choice between two weights, and not |fraction - flag|, keeps the dtype and needs no conversion of the flags.
+    # `where` instead of |fraction - flag|: it keeps the dtype, and the flags need no conversion.
     weight = torch.where(delta < 0, 1 - fractions.unsqueeze(-1), fractions.unsqueeze(-1))
     return (weight * size).mean(-1).sum(-1)
 
@@ -73,7 +73,8 @@ def q_learning_target(r_t: Tensor, discount_t: Tensor, z_t: Tensor, q_t_selector
             online network for double Q-learning.
         legal_t: Mask of legal actions at t, bool [..., A].
 
-    Shapes: the result is [..., M]. `rlax.quantile_q_learning` without its loss.
+    Shapes: the result is [..., M]. Raises ValueError or TypeError for arguments of another shape or dtype.
+    Dabney et al. 2018; the target within `rlax.quantile_q_learning`.
     """
     check.shapes(
         "r_t[...] discount_t[...] z_t[... A M] q_t_selector[... A] legal_t[... A]",

@@ -1,4 +1,4 @@
-"""Multi-step returns of a trajectory. Time is the first axis; names are those of `losses`.
+"""Multi-step returns of a trajectory. Time is the first axis; names are those of `td`.
 
 Row t holds one step: its reward `r_t`, its `discount_t`, and the values `v_t` or `q_t` of the observation that it led
 to (`Step.next_obs`), which is the last one of the episode where the episode ended, never the first of the next. Flags
@@ -8,8 +8,8 @@ continues or is truncated, and 0 where it terminated:
     ended_t    = terminated | truncated
     discount_t = gamma * (1 - terminated)
 
-Then no return crosses the end of an episode, a terminated episode has no future, and a truncated one has the value of
-its own last observation, as has the last row of the trajectory.
+Then no return crosses the end of an episode. After termination nothing is added. After truncation, and after the last
+row of the trajectory, the return bootstraps from the value of the last observation.
 """
 
 import torch
@@ -52,11 +52,12 @@ def lambda_returns_of_episodes(
         G_t = r_t + discount_t * v_t                                             where ended_t, and at the last row
         G_t = r_t + discount_t * ((1 - lambda_t) * v_t + lambda_t * G_{t+1})     elsewhere
 
-    With the maximum over action values as `v_t` these are the returns of Peng's Q(lambda), with the value of the action
-    taken those of SARSA(lambda).
+    If `v_t` is the maximum over the action values, these are the returns of Peng's Q(lambda); if it is the value of the
+    action taken, those of SARSA(lambda).
 
-    Shapes: r_t, discount_t, v_t, ended_t and result [T, ...]; lambda_ a number, [] or [T, ...]. `rlax.lambda_returns`
-    with a lambda of 0 at the ends; Sutton and Barto 2018, section 12.3, http://incompleteideas.net/book/the-book.html
+    Shapes: r_t, discount_t, v_t, ended_t and result [T, ...]; lambda_ a number, [] or [T, ...]. Raises ValueError or
+    TypeError for arguments of another shape, dtype or range. `rlax.lambda_returns` with a lambda of 0 at the ends;
+    Sutton and Barto 2018, section 12.3, http://incompleteideas.net/book/the-book.html
     """
     check.shapes("r_t[...] discount_t[...] v_t[...] ended_t[...]", r_t, discount_t, v_t, ended_t)
     check.floating("v_t", v_t)
@@ -70,10 +71,11 @@ def n_step_returns(r_t: Tensor, discount_t: Tensor, v_t: Tensor, ended_t: Tensor
 
         G_t = r_t + discount_t * (r_{t+1} + discount_{t+1} * (... * (r_{t+m-1} + discount_{t+m-1} * v_{t+m-1})))
 
-    Here m is n, or less where the episode or the trajectory ends before.
+    The number of steps m is n, or less if the episode or the trajectory ends earlier.
 
-    Shapes: r_t, discount_t, v_t, ended_t and result [T, ...]. `rlax.n_step_bootstrapped_returns`; Sutton and Barto
-    2018, chapter 7, http://incompleteideas.net/book/the-book.html
+    Shapes: r_t, discount_t, v_t, ended_t and result [T, ...]. Raises ValueError or TypeError for arguments of another
+    shape or dtype, or an n below 1. `rlax.n_step_bootstrapped_returns`; Sutton and Barto 2018, chapter 7,
+    http://incompleteideas.net/book/the-book.html
     """
     check.shapes("r_t[...] discount_t[...] v_t[...] ended_t[...]", r_t, discount_t, v_t, ended_t)
     check.floating("v_t", v_t)
@@ -161,7 +163,7 @@ def off_policy_returns(
     legal_t: Tensor,
     ended_t: Tensor,
 ) -> Tensor:
-    """Compute the returns of a target policy from a trajectory of another, with traces `c_t`.
+    """Compute the returns of a target policy from a trajectory of another policy, with traces `c_t`.
 
         v_t = sum over legal_t of pi_t * q_t
         G_t = r_t + discount_t * v_t                                       where ended_t, and at the last row
@@ -179,8 +181,8 @@ def off_policy_returns(
         r_t: Rewards, [T, ...].
         discount_t: Discounts, gamma included, [T, ...].
         q_t: Q-values of the observation that each step led to, [T, ..., A].
-        a_t: Action taken there, which is the action of the next row, integers [T, ...]. As `c_t`, it is not used at the
-            last row and where the episode ended.
+        a_t: Action taken there, which is the action of the next row, integers [T, ...]. `a_t` and `c_t` are not used at
+            the last row and where the episode ended.
         pi_t: Probabilities of the target policy there, [T, ..., A]; those of illegal actions are taken as 0.
         c_t: Traces, [T, ...].
         legal_t: Mask of legal actions there, bool [T, ..., A].
@@ -236,7 +238,7 @@ def retrace(
     check.boolean("legal_t", legal_t)
     _check_action(a_t, q_t)
     pi_a = masking.pick(torch.where(legal_t, pi_t, 0.0), a_t)
-    # The ratio is at most 1 without a minimum, and is 0, not NaN, where both probabilities are 0.
+    # min(1, pi / mu) as pi / max(pi, mu), which is 0, not NaN, where both probabilities are 0.
     ratio = pi_a / pi_a.maximum(mu_t).clamp_min(torch.finfo(pi_a.dtype).tiny)
     c_t = _lambda_of_each_step(lambda_, r_t) * ratio
     return off_policy_returns(r_t, discount_t, q_t, a_t, pi_t, c_t, legal_t, ended_t).detach()
@@ -245,9 +247,9 @@ def retrace(
 def _backward(
     r_t: Tensor, discount_t: Tensor, v_t: Tensor, ended_t: Tensor, base_t: Tensor, weight_t: Tensor
 ) -> Tensor:
-    """Compute `G_t = r_t + discount_t * (base_t + weight_t * G_{t+1})`, with `v_t` in the parentheses at an end.
+    """Compute `G_t = r_t + discount_t * (base_t + weight_t * G_{t+1})`, or `r_t + discount_t * v_t` at an end.
 
-    Selection uses `where`, so nothing of the next episode, NaN included, passes the end.
+    `where` selects between them, so that not even NaN of the next episode passes the end.
     """
     cut_t = torch.cat([ended_t[:-1], torch.ones_like(ended_t[-1:])])
     rows = (x.flip(0) for x in (r_t, discount_t, v_t, cut_t, base_t, weight_t))

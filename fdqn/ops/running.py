@@ -13,10 +13,11 @@ def welford(mean: Tensor, var: Tensor, count: Tensor, x: Tensor) -> tuple[Tensor
         mean' = mean + (x - mean) / n
         var' = var + ((x - mean) * (x - mean') - var) / (n - 1)
 
-    Start with a mean of 0, a variance of 1 and a count of 0. The variance of a single element is 1. The variance is
-    kept in place of the sum of squares, which stops growing in float32 when it is large.
+    Start with a mean of 0, a variance of 1 and a count of 0. The variance of a single element is 1. The state holds the
+    variance instead of the sum of squares, because a large sum stops growing in float32.
 
-    Shapes: mean, var and x [...]; count [] float. Welford 1962, https://doi.org/10.2307/1266577
+    Shapes: mean, var and x [...]; count [] float. Raises ValueError for other shapes and TypeError for dtypes that are
+    not floating-point. Welford 1962, https://doi.org/10.2307/1266577
     """
     check.shapes("mean[...] var[...] x[...]", mean, var, x)
     check.shapes("count[]", count)

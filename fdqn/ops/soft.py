@@ -1,6 +1,6 @@
 """Soft values, policies and targets: the maximum over actions is replaced by a log-sum-exp at a temperature tau.
 
-With tau -> 0 the soft value is the maximum and the policy is greedy. Names and time steps are those of `losses`.
+With tau -> 0 the soft value is the maximum and the policy is greedy. Names and time steps are those of `td`.
 """
 
 import torch
@@ -12,7 +12,7 @@ from fdqn.types import Scalar
 
 
 def value(q: Tensor, legal: Tensor, tau: Scalar) -> Tensor:
-    """Return the soft value of the legal actions; 0 if no action is legal, because such a state has no future.
+    """Return the soft value of the legal actions; 0 if no action is legal, as after the end of an episode.
 
         tau * log(sum over legal of exp(q / tau))
 
@@ -121,8 +121,10 @@ def conservative_loss(q_tm1: Tensor, a_tm1: Tensor, legal_tm1: Tensor) -> Tensor
 
         log(sum over legal_tm1 of exp(q_tm1)) - q_tm1[a_tm1]
 
-    It lowers the values of legal actions that the data does not contain. Shapes: q_tm1, legal_tm1 [..., A]; a_tm1
-    integers [...]; result [...], inf for an illegal action.
+    It lowers the values of legal actions that the data does not contain.
+
+    Shapes: q_tm1, legal_tm1 [..., A]; a_tm1 integers [...]; result [...], inf for an illegal action. Raises ValueError,
+    TypeError or IndexError for arguments of another shape, dtype or range.
     Kumar et al. 2020, equation 4, https://arxiv.org/abs/2006.04779
     """
     check.shapes("q_tm1[... A] a_tm1[...] legal_tm1[... A]", q_tm1, a_tm1, legal_tm1)
@@ -135,13 +137,14 @@ def conservative_loss(q_tm1: Tensor, a_tm1: Tensor, legal_tm1: Tensor) -> Tensor
 def _exponentials(q: Tensor, legal: Tensor, tau: Scalar) -> tuple[Tensor, Tensor, Tensor]:
     """Return the highest legal value [...], `(q - highest) / tau` [..., A], and the sum of the exponentials [...].
 
-    The differences are taken before the division, so no digits are lost at large values and small temperatures.
+    Subtracting before dividing keeps all digits at large values and small temperatures.
     """
     check.shapes("q[... A] legal[... A]", q, legal)
     check.floating("q", q)
     check.boolean("legal", legal)
     _check_above_0("tau", tau)
-    # The result does not depend on what is subtracted. An infinity is not subtracted from itself.
+    # Any number may be subtracted, so `highest` needs no gradient, and 0 is subtracted in place of infinity, because
+    # inf - inf is NaN.
     highest = masking.best(q, legal).detach()
     highest = torch.where(highest.isfinite(), highest, 0.0)
     scaled = torch.where(legal, q - highest.unsqueeze(-1), 0.0) / tau

@@ -1,4 +1,10 @@
-"""TD errors and their targets, one equation each. All are elementwise; the caller takes the mean or sum."""
+"""TD errors and their targets, one equation each. All are elementwise; the caller takes the mean or sum.
+
+Names in `fdqn.ops` carry their time step, as in rlax: `q_tm1` are the values at the observation at t-1, `a_tm1` is the
+action taken there, `r_t` and `discount_t` are the reward and discount that follow, and `q_t` are the values at the next
+observation. `discount_t` is gamma times the transition's discount, so it is 0 after a terminal step. No gradient flows
+through a target.
+"""
 
 from torch import Tensor
 
@@ -124,7 +130,8 @@ def expected_sarsa_target(r_t: Tensor, discount_t: Tensor, q_t: Tensor, pi_t: Te
 
         target = r_t + discount_t * sum over legal_t of pi_t * q_t
 
-    Shapes: q_t, pi_t, legal_t [..., A]; r_t, discount_t and the result [...].
+    Shapes: q_t, pi_t, legal_t [..., A]; r_t, discount_t and the result [...]. Raises ValueError or TypeError for
+    arguments of another shape or dtype.
     """
     check.shapes("r_t[...] discount_t[...] q_t[... A] pi_t[... A] legal_t[... A]", r_t, discount_t, q_t, pi_t, legal_t)
     check.floating("q_t", q_t)

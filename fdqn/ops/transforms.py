@@ -1,9 +1,9 @@
-"""The transformed Bellman operator: the network learns h(Q), in which large returns are compressed.
+"""The transformed Bellman operator: the network learns h(Q), where h compresses large returns.
 
     target = h(r_t + discount_t * h^-1(q_t))
 
 Pohlen et al. 2018, https://arxiv.org/abs/1805.11593; used in R2D2, https://openreview.net/forum?id=r1lyTjAqYX. Names
-and time steps are those of `losses`.
+and time steps are those of `td`.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def signed_hyperbolic(x: Tensor, eps: Scalar = 1e-3) -> Tensor:
 
         h(x) = sign(x) * (sqrt(|x| + 1) - 1) + eps * x
 
-    It is computed as `x * (1 / (sqrt(|x| + 1) + 1) + eps)`, which has no difference of nearly equal numbers, so it is
-    exact to a few roundings in float32, also for small numbers.
+    It is computed as `x * (1 / (sqrt(|x| + 1) + 1) + eps)`. This subtracts no nearly equal numbers, so it is exact to a
+    few roundings, also for small numbers in float32.
 
     Shapes: [...]; eps a number or []. Raises ValueError for a negative `eps`. `rlax.signed_hyperbolic`
     """
@@ -36,8 +36,8 @@ def signed_parabolic(y: Tensor, eps: Scalar = 1e-3) -> Tensor:
 
         h^-1(y) = sign(y) * (((sqrt(1 + 4 * eps * (|y| + 1 + eps)) - 1) / (2 * eps))**2 - 1)
 
-    In this form float32 loses half of its digits. It is computed from the root u of `eps * u**2 + (1 + 2 * eps) * u =
-    y` as `u * (|u| + 2)`, which is exact to a few roundings and defined for an `eps` of 0.
+    This formula loses half of the digits in float32. The function computes `u * (|u| + 2)` instead, where u is the root
+    of `eps * u * |u| + (1 + 2 * eps) * u = y`; this is exact to a few roundings, and defined for an `eps` of 0.
 
     Shapes: [...]; eps a number or []. Raises ValueError for a negative `eps`. `rlax.signed_parabolic`
     """
@@ -96,8 +96,8 @@ def n_step_q_learning_target(
         r_t: Rewards, [T, ...].
         discount_t: Discounts, gamma included, [T, ...].
         q_t: Values h(Q) of the target network at the observation that each step led to, [T, ..., A].
-        q_t_selector: Those of the online network, which select the action; `q_t` for Q-learning without double,
-            [T, ..., A].
+        q_t_selector: Values of the online network, which select the action, [T, ..., A]; pass `q_t` again for
+            Q-learning instead of double Q-learning.
         legal_t: Mask of legal actions there, bool [T, ..., A].
         ended_t: True where the step ended its episode, bool [T, ...].
         n: Number of steps, at least 1.

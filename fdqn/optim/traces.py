@@ -20,9 +20,10 @@ def obgd(trace: Params, delta: Tensor, learning_rate: Scalar, kappa: Scalar = 2.
         trace: eligibility trace, leaves as those of the parameters.
         delta: TD error, [].
         learning_rate: step size without the bound; 1 in the paper.
-        kappa: factor of the bound; larger is more careful.
+        kappa: factor of the bound; a larger one gives smaller steps.
 
-    Raises ValueError for a delta of another shape. Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606
+    Raises TypeError for a trace that is not a dict or a delta that is not floating-point, and ValueError for a delta of
+    another shape or a negative number. Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606
     """
     check.kind("trace", trace, dict)
     check.shapes("delta[]", delta)
