@@ -3,8 +3,8 @@
 `init` is batched over the leading axes of its key, so one call makes the parameters of all seeds. `apply` takes the
 parameters of one seed and observations with any leading axes.
 
-`mlp`, `nature` and the other functions of this package make the usual networks. `trunks` and `heads` have their parts,
-for `join` and `quantile` to combine: any trunk with any head. `orthogonal` and `sparse` change initial parameters,
+`mlp`, `nature`, `minatar` and similar functions make the usual networks. For others, `join` (or `quantile`, for IQN)
+combines any trunk of `trunks` with any head of `heads`. `orthogonal` and `sparse` change initial parameters,
 `from_module` wraps any `nn.Module`, and `load` and `to_module` read and write a `state_dict`.
 """
 

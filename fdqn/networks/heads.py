@@ -22,15 +22,17 @@ class Head(NamedTuple):
     layers: Callable[[int], tuple[Sequence[Layer], ...]]
     """`layers(features)`: the layers of each branch, for this number of features."""
     names: tuple[str, ...]
-    """Names of the branches, none for a single branch, which continues the trunk's `nn.Sequential`."""
+    """Names of the branches. Empty for a single branch, whose layers `join` numbers after those of the trunk."""
     combine: Callable[..., Tensor]
     """`combine(*branches) -> outputs [..., actions * atoms]`."""
     actions: int
+    """Number of actions."""
     atoms: int
+    """Number of outputs for each action."""
 
 
 def linear(actions: int, atoms: int = 1, hidden: Sequence[int] = ()) -> Head:
-    """Make a linear layer, after hidden layers with ReLU if there are any.
+    """Make a head of a linear layer, with hidden layers and ReLU before it if `hidden` is given.
 
     Shapes: features [..., F]; outputs [..., actions * atoms]. Raises TypeError for sizes that are not integers and
     ValueError for a size below 1.
@@ -39,7 +41,7 @@ def linear(actions: int, atoms: int = 1, hidden: Sequence[int] = ()) -> Head:
 
 
 def noisy_linear(actions: int, atoms: int = 1, sigma_zero: float = 0.5, hidden: Sequence[int] = ()) -> Head:
-    """Make the head `linear` of noisy layers; see `trunks.noisy_mlp`.
+    """Make the head `linear` with noisy layers instead of linear ones; see `trunks.noisy_mlp`.
 
     Shapes and errors: as `linear`, and ValueError for a negative sigma_zero.
     """
@@ -51,8 +53,8 @@ def dueling(actions: int, atoms: int = 1, hidden: Sequence[int] = ()) -> Head:
 
         output = value + advantage - mean of advantage over the actions
 
-    With several atoms each has a value and advantages, as in Rainbow. Each branch has its own hidden layers, and the
-    names of its parameters start with "value" or "advantage"; those of the trunk then start with "trunk".
+    With several atoms, each atom has its own value and advantages, as in Rainbow. Each branch has its own hidden
+    layers. Its parameter names start with "value" or "advantage", and those of the trunk with "trunk".
 
     Shapes: features [..., F]; value [..., 1, atoms]; advantage [..., actions, atoms]; outputs [..., actions * atoms].
     Raises as `linear` does. Wang et al. 2016, https://arxiv.org/abs/1511.06581
@@ -61,7 +63,7 @@ def dueling(actions: int, atoms: int = 1, hidden: Sequence[int] = ()) -> Head:
 
 
 def noisy_dueling(actions: int, atoms: int = 1, sigma_zero: float = 0.5, hidden: Sequence[int] = ()) -> Head:
-    """Make the head `dueling` of noisy layers, as in Rainbow; see `trunks.noisy_mlp`.
+    """Make the head `dueling` with noisy layers, as in Rainbow; see `trunks.noisy_mlp`.
 
     Shapes and errors: as `dueling`, and ValueError for a negative sigma_zero. Hessel et al. 2018,
     https://arxiv.org/abs/1710.02298
@@ -80,13 +82,13 @@ def _noisy(sigma_zero: float) -> _Make:
 
 def _linear(actions: int, atoms: int, hidden: Sequence[int], make: _Make) -> Head:
     _check(actions, atoms, hidden)
-    return Head(partial(_branches, make, hidden, (actions * atoms,)), (), _only, actions, atoms)
+    return Head(partial(_branches, make, hidden, (actions * atoms,)), (), _single_branch, actions, atoms)
 
 
 def _dueling(actions: int, atoms: int, hidden: Sequence[int], make: _Make) -> Head:
     _check(actions, atoms, hidden)
     layers = partial(_branches, make, hidden, (atoms, actions * atoms))
-    return Head(layers, ("value", "advantage"), partial(_aggregated, actions), actions, atoms)
+    return Head(layers, ("value", "advantage"), partial(_value_and_advantage, actions), actions, atoms)
 
 
 def _check(actions: int, atoms: int, hidden: Sequence[int]) -> None:
@@ -108,10 +110,10 @@ def _branches(
     )
 
 
-def _only(outputs: Tensor) -> Tensor:
+def _single_branch(outputs: Tensor) -> Tensor:
     return outputs
 
 
-def _aggregated(actions: int, value: Tensor, advantage: Tensor) -> Tensor:
+def _value_and_advantage(actions: int, value: Tensor, advantage: Tensor) -> Tensor:
     advantages = advantage.unflatten(-1, (actions, -1))
     return (value.unsqueeze(-2) + advantages - advantages.mean(-2, keepdim=True)).flatten(-2)

@@ -22,16 +22,14 @@ from fdqn.types import Params, Uniforms
 
 
 class QuantileNetwork(NamedTuple):
-    """Network whose `apply` takes fractions: `apply(params, obs [..., *O], fractions [..., N], noise=())`.
-
-    Fractions [N] apply to all observations.
-    """
+    """Network whose `apply` also takes the fractions at which it returns quantiles."""
 
     init: Callable[[Tensor], Params]
     """`init(key [..., 2]) -> params`, with leaves [..., *shape]."""
     apply: Callable[..., Tensor]
     """`apply(params, obs [..., *O], fractions [..., N], noise=()) -> z [..., A, N]`, the quantile of the return of each
-    action at each fraction. Fractions [N] are used for all rows; `noise [K]` samples the weights once for all rows."""
+    action at each fraction. Fractions [N] are used for all observations; `noise [K]` samples the weights once for all
+    observations."""
     noise: int
     """Number of uniforms K that `apply` takes as noise; 0 for a network without noise."""
 
@@ -56,7 +54,7 @@ def quantile(trunk: Trunk, head: Head, cosines: int = 64) -> QuantileNetwork:
     check.kind("head", head, Head)
     check.count("cosines", cosines, 1)
     if head.atoms != 1:
-        raise ValueError(f"head: expected one atom for each action, got {head.atoms}; the fractions are the atoms")
+        raise ValueError(f"head: expected one atom for each action, got {head.atoms}; make it with atoms=1")
     body = {f"trunk.{name}": layer for name, layer in trunk.layers.items()}
     embedding = {"embedding": parts.linear(cosines, trunk.features)}
     branches = branches_of(head, trunk.features)
@@ -76,10 +74,10 @@ class _Quantile(NamedTuple):
     layers: Layers
     """All layers."""
     body: Layers
-    """Those of the trunk."""
+    """Layers of the trunk."""
     embedding: Layers
     branches: tuple[Layers, ...]
-    """Those of the head."""
+    """Layers of the head."""
     combine: Callable[..., Tensor]
     cosines: int
 

@@ -1,8 +1,8 @@
 """Initializations of networks: functions that return a network with other initial parameters.
 
-They apply to each weight of a linear or convolutional layer: a parameter named `weight`, or `weight_mu` in a noisy
-layer, of at least two axes and more than the bias. They set that bias to 0. Other parameters, such as those of layer
-normalization and the scales of noise, keep their initial values.
+They change the weight of each linear or convolutional layer: a parameter named `weight`, or `weight_mu` in a noisy
+layer, which has at least two axes and another shape than its bias. They set that bias to 0. Other parameters, such as
+those of layer normalization and the scales of noise, keep their initial values.
 """
 
 import math
@@ -23,8 +23,8 @@ N = TypeVar("N")
 def orthogonal(network: N, gain: float = math.sqrt(2)) -> N:
     """Initialize the weights of a network to orthogonal matrices times `gain`, and the biases to 0.
 
-    The weight of a convolution [n, channels, height, width] is a matrix of n rows. CleanRL's PQN initializes every
-    layer with a gain of sqrt(2).
+    The weight of a convolution [n, channels, height, width] is taken as a matrix of n rows. The default gain is that of
+    every layer of CleanRL's PQN.
 
     Raises TypeError for a network without a function `init`, and TypeError or ValueError for a gain that is not a
     number of at least 0. Saxe et al. 2014, https://arxiv.org/abs/1312.6120
@@ -34,15 +34,14 @@ def orthogonal(network: N, gain: float = math.sqrt(2)) -> N:
 
 
 def sparse(network: N, sparsity: float = 0.9) -> N:
-    """Initialize a fraction `sparsity` of the inputs of every unit to weight 0, and the biases to 0.
+    """Initialize a fraction `sparsity` of the weights of every unit to 0, and the biases to 0.
 
-    The other weights are uniform in +-1 / sqrt(inputs). Of `m` inputs, `ceil(sparsity * m)` weights, drawn for each
-    unit, are 0, but at least one is not. The weights that remain are those of the plain initialization with the same
-    key.
+    Of the m weights of a unit, a random choice of `ceil(sparsity * m)` is 0, but at least one is not. The other weights
+    are uniform in +-1 / sqrt(m) and equal those of the plain initialization with the same key.
 
     Raises TypeError for a network without a function `init`, and TypeError or ValueError for a sparsity that is not a
-    number in [0, 1). Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606, where small layers start with no
-    weight at all.
+    number in [0, 1). Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606; there, all weights of a unit with
+    few inputs are 0.
     """
     if isinstance(sparsity, Tensor):
         raise TypeError("sparsity: expected a Python number, got Tensor")
@@ -94,14 +93,14 @@ def _orthonormal(key: Tensor, shape: tuple[int, int]) -> Tensor:
     tall = (max(shape), min(shape))
     # In float64, so that differences in rounding between linear algebra libraries mostly vanish in float32.
     q, r = torch.linalg.qr(random.normal(key, tall, torch.float64))
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # QR does not fix the signs; without this not uniform
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # QR leaves signs open; uniform only if fixed
     return (q if shape[0] >= shape[1] else q.mT).to(torch.float32).contiguous()
 
 
 def _sparse(sparsity: float, key: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Sample weights [..., *shape], of which each unit, an index of the first axis of `shape`, keeps the same number.
 
-    Keys: the weights have that of the plain layer, the choice of zeros that of its bias, which is not drawn here.
+    The weights use the key of the plain layer's weight; the choice of zeros uses the key of its bias, which is 0 here.
     """
     inputs = math.prod(shape[1:])
     kept = max(1, inputs - math.ceil(sparsity * inputs))

@@ -30,8 +30,8 @@ class NoisyNetwork(NamedTuple):
 def join(trunk: Trunk, head: Head) -> NoisyNetwork:
     """Make a network of a trunk and a head.
 
-    Parameters have the names of `nn.Sequential` over the layers of both, 0, 1, 2, ...; with a dueling head those of the
-    trunk are "trunk.0", "trunk.1", ... The trunk's uniforms come first in the noise.
+    Layers are named 0, 1, 2, ..., as in one `nn.Sequential` of trunk and head. With a dueling head those of the trunk
+    are named "trunk.0", "trunk.1", ... instead. The first uniforms of the noise are those of the trunk.
 
     Shapes: obs [..., *obs_shape]; noise [K] or (); outputs [..., actions * atoms]. Raises TypeError for arguments of
     another type and ValueError for a layer of 2**31 weights or more; `apply` raises as that of `trunks.mlp`.
@@ -62,7 +62,7 @@ def with_noise(network: Network | NoisyNetwork) -> NoisyNetwork:
 def branches_of(head: Head, features: int, first: int | None = None) -> tuple[Layers, ...]:
     """Return the layers of each branch of a head by name.
 
-    A single branch is called "head" or, with `first`, its layers are numbered from there.
+    The layers of a single branch are named "head" or, with `first`, numbered from `first` on.
     """
     sequences = head.layers(features)
     if first is not None and not head.names:
@@ -80,9 +80,9 @@ class _Joined(NamedTuple):
     layers: Layers
     """All layers."""
     body: Layers
-    """Those of the trunk."""
+    """Layers of the trunk."""
     branches: tuple[Layers, ...]
-    """Those of the head."""
+    """Layers of the head."""
     combine: Callable[..., Tensor]
 
 

@@ -19,10 +19,10 @@ from fdqn.types import Params, Uniforms
 
 
 class Layer(NamedTuple):
-    """Layer as pure functions of the parameters of the whole network, in which it has a name."""
+    """Layer as pure functions, which take the parameters of the whole network and the layer's name in it."""
 
     apply: Callable[[Params, str, Tensor, Tensor | None], Tensor]
-    """`apply(params, name, x, noise) -> y`, with noise factors [noise], or None for the mean weights."""
+    """`apply(params, name, x, factors) -> y`, with noise factors [noise], or None for the mean weights."""
     shapes: Shapes
     """Shapes of the layer's parameters, by their names after the layer's name and a dot."""
     init: Callable[[Tensor, int], Params]
@@ -82,11 +82,10 @@ def residual_stage(inputs: int, outputs: int) -> Layer:
     return Layer(_apply_stage, shapes, partial(_init_stage, weights), keys=len(weights), noise=0)
 
 
-# These networks do not go through `functional_call(skeleton, params, (obs,))` as those `from_module` do. With the
-# reshapes and checks outside of the skeleton, `make_fx` of `vmap(grad(loss))` gives the same operations in the same
-# order and the same bits. But it exchanges the parameters of a module that all threads share, so threads would wait for
-# each other, and a call run operation by operation takes 0.27 ms without the checks (mlp of 120 and 84 units, 10 rows)
-# where this one takes 0.15 ms with them.
+# `functional_call` of an `nn.Module`, as `from_module` uses it, would give the same operations and bits. But it
+# replaces the parameters of a module that all threads share, so threads would wait for each other. It is also slower:
+# an eager call (mlp of 120 and 84 units, 10 rows) takes 0.27 ms without the checks of this module, against 0.15 ms with
+# them.
 
 
 def _apply_linear(params: Params, name: str, x: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -94,9 +93,9 @@ def _apply_linear(params: Params, name: str, x: Tensor, noise: Tensor | None = N
 
 
 def _apply_convolution(stride: int, params: Params, name: str, x: Tensor, noise: Tensor | None = None) -> Tensor:
-    # Under vmap over seeds this is a grouped convolution. A matrix product over unfolded windows [64, 9 channels] took,
-    # for 8 seeds and 32 rows of MinAtar (compiled, one thread), 0.92 of its time with 4 channels and 1.11 with 10 for
-    # forward and gradient, and 1.08 and 1.24 for the forward pass alone.
+    # Under vmap over seeds this is a grouped convolution. A matrix product over unfolded windows [64, 9 * channels] is
+    # not clearly faster: for 8 seeds and 32 rows of MinAtar (compiled, one thread), forward and backward took 0.92
+    # times as long with 4 channels and 1.11 with 10, the forward pass alone 1.08 and 1.24.
     return F.conv2d(x, params[f"{name}.weight"], params[f"{name}.bias"], stride)
 
 
@@ -146,7 +145,7 @@ def _init_uniform(shape: tuple[int, ...], key: Tensor, first: int) -> Params:
 
 
 def _init_noisy(shape: tuple[int, int], sigma_zero: float, key: Tensor, first: int) -> Params:
-    """Initialize means uniformly in +-1 / sqrt(inputs), scales to sigma_zero / sqrt(inputs); see section 3.2."""
+    """Initialize means uniformly in +-1 / sqrt(inputs), scales to sigma_zero / sqrt(inputs)."""
     bound = 1 / math.sqrt(shape[1])
     means = _init_uniform(shape, key, first)
     params = {f"{kind}_mu": x for kind, x in means.items()}
@@ -175,7 +174,7 @@ def _init_stage(weights: Shapes, key: Tensor, first: int) -> Params:
 
 
 def shapes(layers: Layers) -> Shapes:
-    """Return the shapes of all parameters by name. Raises ValueError for one too large to sample at once."""
+    """Return the shapes of all parameters by name. Raises ValueError for a layer of 2**31 weights or more."""
     named = {f"{name}.{own}": shape for name, layer in layers.items() for own, shape in layer.shapes.items()}
     for name, shape in named.items():
         if (weights := math.prod(shape)) >= 2**31:
@@ -206,7 +205,7 @@ def init(layers: Layers, first: int, key: Tensor) -> Params:
 
 
 def forward(layers: Layers, params: Params, x: Tensor, factors: Mapping[str, Tensor]) -> Tensor:
-    """Apply layers one after the other, with the noise factors that they have in `factors`."""
+    """Apply the layers one after another. `factors` holds the noise factors of noisy layers by name."""
     for name, layer in layers.items():
         x = layer.apply(params, name, x, factors.get(name))
     return x
@@ -218,7 +217,7 @@ def batched(x: Tensor, event: tuple[int, ...], images: bool) -> Tensor:
 
 
 def restored(y: Tensor, leading: tuple[int, ...], images: bool) -> Tensor:
-    """Reshape the outputs [rows, n] of images to [..., n]; those of vectors have their leading axes."""
+    """Reshape the outputs [rows, n] of images to [*leading, n]; return those of vectors, [*leading, n], unchanged."""
     return y.reshape(*leading, y.shape[-1]) if images else y
 
 
@@ -240,8 +239,8 @@ def noise_factors(layers: Layers, noise: Uniforms, like: Tensor) -> dict[str, Te
     check.shapes(f"noise[{sum(sizes.values())}]", noise)
     e = random.normal_from_uniform(noise).to(like.dtype)
     factors = e.sign() * e.abs().sqrt()
-    # A view of itself, before which inductor stores the factors. Otherwise it computes two factors for every weight: a
-    # forward pass of a Rainbow network with 120 and 84 units takes 29 ms instead of 0.8 ms.
+    # `as_strided` makes inductor store the factors. Otherwise it recomputes two factors for every weight: a forward
+    # pass of a Rainbow network with 120 and 84 units takes 29 ms instead of 0.8 ms.
     factors = factors.as_strided(factors.size(), factors.stride())
     return dict(zip(sizes, factors.split(list(sizes.values())), strict=True))
 

@@ -2,7 +2,7 @@
 
 The running mean and variance of the observations are parameters named `norm.mean`, `norm.var` and `norm.count`, as
 BatchNorm keeps its statistics in a `state_dict`, so acting, evaluation and exported networks use them. They have no
-gradient; `update_statistics` moves them.
+gradient; `update_statistics` updates them.
 
 Elsayed, Vasan, Mahmood 2024, https://arxiv.org/abs/2410.14606
 """
@@ -54,8 +54,9 @@ def stream_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], actions: i
 def stream_minatar(obs_shape: Sequence[int], actions: int) -> Network:
     """Make the convolutional network of Stream Q for MinAtar's boards [channels, height, width].
 
-    It has 16 filters of 3 x 3, 128 hidden units and a linear layer, each but the last followed by layer normalization
-    over the whole of its output and LeakyReLU. Observations are normalized and weights start as in `stream_mlp`.
+    It has a convolution of 16 filters of 3 x 3, a hidden layer of 128 units and a linear output layer. The first two
+    are followed by layer normalization over all of their outputs and LeakyReLU. Observations are normalized, and
+    weights initialized, as in `stream_mlp`.
 
     Shapes: obs [..., channels, height, width]; q [..., actions]. Raises ValueError for boards below 3 x 3.
     """
@@ -74,8 +75,8 @@ def stream_minatar(obs_shape: Sequence[int], actions: int) -> Network:
 def update_statistics(params: Params, obs: Tensor) -> Params:
     """Add one observation [*O] to the running mean and variance among the parameters of one seed.
 
-    Returns parameters without such statistics, as of other networks, unchanged. Raises ValueError for an observation of
-    another shape.
+    Parameters without such statistics, those of other networks, are returned unchanged. Raises ValueError for an
+    observation of another shape.
     """
     check.kind("params", params, dict)
     check.tensor("obs", obs)

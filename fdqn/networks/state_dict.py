@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 class Initialized(Protocol):
-    """Network of any kind: a `Network`, `NoisyNetwork`, `QuantileNetwork` or `Trunk`."""
+    """Record with a function `init`: a `Network`, `NoisyNetwork`, `QuantileNetwork` or `Trunk`."""
 
     @property
     def init(self) -> Callable[[Tensor], Params]:
@@ -22,7 +22,7 @@ class Initialized(Protocol):
 
 
 class Applied(Initialized, Protocol):
-    """Network of a kind that can be called with parameters and observations alone."""
+    """Network whose `apply` needs no arguments but parameters and observations."""
 
     @property
     def apply(self) -> Callable[..., Tensor]:

@@ -94,7 +94,7 @@ def noisy_mlp(obs_shape: int | Sequence[int], hidden: Sequence[int], sigma_zero:
 def nature(obs_shape: Sequence[int], hidden: Sequence[int] = (512,)) -> Trunk:
     """Make the convolutions and the hidden layers of the Nature DQN, for frames [channels, height, width].
 
-    With `hidden=()` the features are those of the last convolution, to which the heads of Rainbow and IQN attach.
+    With `hidden=()` the features are the outputs of the last convolution, as the heads of Rainbow and IQN need them.
 
     Shapes: obs [..., channels, height, width]; features [..., hidden[-1]]. Raises ValueError for frames below 36 x 36.
     Mnih et al. 2015, https://doi.org/10.1038/nature14236
@@ -129,7 +129,7 @@ def noisy_nature(obs_shape: Sequence[int], sigma_zero: float = 0.5, hidden: Sequ
 def minatar(obs_shape: Sequence[int], hidden: Sequence[int] = (128,)) -> Trunk:
     """Make the convolution and the hidden layers of MinAtar's DQN, for boards [channels, height, width].
 
-    It has 16 filters of 3 x 3 and 128 hidden units. With `hidden=()` the features are those of the convolution.
+    It has 16 filters of 3 x 3 and 128 hidden units. With `hidden=()` the features are the outputs of the convolution.
 
     Shapes: obs [..., channels, height, width]; features [..., hidden[-1]]. Raises ValueError for boards below 3 x 3.
     Young and Tian 2019, https://arxiv.org/abs/1903.03176
@@ -141,7 +141,7 @@ def minatar(obs_shape: Sequence[int], hidden: Sequence[int] = (128,)) -> Trunk:
 def layer_norm_minatar(obs_shape: Sequence[int], hidden: Sequence[int] = (128,)) -> Trunk:
     """Make the trunk `minatar` with layer normalization before each ReLU, as in PQN on MinAtar.
 
-    Normalization is that of `layer_norm_nature`.
+    Layers are normalized as in `layer_norm_nature`.
 
     Shapes and errors: as `minatar`. Gallici et al. 2024, https://arxiv.org/abs/2407.04811
     """
@@ -166,12 +166,12 @@ def impala(obs_shape: Sequence[int], hidden: Sequence[int] = (256,)) -> Trunk:
     It has three stages of 16, 32 and 32 channels, each a convolution of 3 x 3, max-pooling of 3 x 3 with stride 2 and
     two residual blocks of two convolutions, and 256 hidden units.
 
-    Shapes: obs [..., channels, height, width]; features [..., hidden[-1]]. Espeholt et al. 2018,
+    Shapes: obs [..., channels, height, width]; features [..., hidden[-1]]. Raises as `mlp` does. Espeholt et al. 2018,
     https://arxiv.org/abs/1802.01561
     """
     event = parts.event_shape(obs_shape, rank=3)
     stages = [parts.residual_stage(m, n) for m, n in pairwise((event[0], 16, 32, 32))]
-    sizes = [32 * math.prod(-(-n // 8) for n in event[1:]), *_hidden(hidden)]  # three times halved, rounded up
+    sizes = [32 * math.prod(-(-n // 8) for n in event[1:]), *_hidden(hidden)]  # halved three times, rounded up
     return _convolutional(event, stages, [parts.relu(), *_dense(sizes)], sizes[-1])
 
 
