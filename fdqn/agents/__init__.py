@@ -1,10 +1,10 @@
 """Agents: value-based learning rules, each made by the function `agent` of its module.
 
 - `dqn`: Q-learning and double Q-learning, also with noisy networks.
-- `munchausen`: DQN whose rewards include the log-probability of the action taken.
-- `c51`: categorical DQN, which learns the distribution of returns.
-- `qr_dqn`: DQN of quantiles, which learns the distribution of returns at fixed fractions.
-- `iqn`: the same at sampled fractions.
+- `munchausen`: DQN that adds the scaled log-probability of the action taken to the reward.
+- `c51`: categorical DQN, which learns the probabilities of fixed returns.
+- `qr_dqn`: DQN by quantile regression, which learns quantiles of the return at fixed fractions.
+- `iqn`: implicit quantile networks, which learn quantiles of the return at sampled fractions.
 - `pqn`: regression to returns, for `training.on_policy.algorithm`.
 
 Rainbow is `c51.agent(network, support, double=True)` with a noisy dueling network, `replay.prioritized.buffer` and

@@ -30,9 +30,9 @@ def each_pass(noise: Uniforms, passes: int) -> tuple[Uniforms, ...]:
 
 
 def per_action(outputs: Tensor, count: int, part: str) -> Tensor:
-    """Split outputs [..., A * count] of a network into those of each action, [..., A, count].
+    """Reshape the outputs [..., A * count] of a network to [..., A, count].
 
-    Raises ValueError, naming the `part` that an output is for, if their number is not a multiple of `count`.
+    Raises ValueError if the number of outputs is not a multiple of `count`; the message calls an output a `part`.
     """
     if outputs.shape[-1] % count:
         raise ValueError(

@@ -25,7 +25,7 @@ def agent(network: Network | NoisyNetwork, double: bool = True, loss: Elementwis
     """Make a DQN agent for one seed.
 
     With a `NoisyNetwork`, `values` samples the weights once for all rows, and `loss` uses independent samples for the
-    online values, the target values and, with `double`, the selection of the next action. Set epsilon to 0 then.
+    online values, the target values and, with `double`, the selection of the next action. Epsilon should then be 0.
 
     Args:
         network: returns Q-values [..., A]. A dueling network makes a dueling DQN.
@@ -64,6 +64,8 @@ def q_learning(
         batch: transitions, leaves [B, ...].
         hyper: hyper-parameters of one seed; only `gamma` [] is used.
         noise: uniforms [2, K] for the online and the target pass of a noisy network, or `()`.
+
+    Shapes: results [B]. Raises TypeError or ValueError for arguments of another type or shape.
     """
     _check(apply, loss, hyper)
     online, following = each_pass(noise, 2)
@@ -88,6 +90,9 @@ def double_q_learning(
     Args:
         apply, loss, params, target_params, batch, hyper: as for `q_learning`.
         noise: uniforms [3, K] for the online, the target and the selecting pass of a noisy network, or `()`.
+
+    Shapes: results [B]. Raises TypeError or ValueError for arguments of another type or shape.
+    van Hasselt, Guez, Silver 2016, https://arxiv.org/abs/1509.06461
     """
     _check(apply, loss, hyper)
     online, following, selecting = each_pass(noise, 3)
@@ -115,7 +120,7 @@ def loss_output(loss: Elementwise, target: Tensor, q_tm1: Tensor, action: Tensor
 
 
 def _pass(apply: Apply, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
-    """Call `apply` with noise, or without it, so that it may be that of a plain network."""
+    """Call `apply`, without the argument for noise if there is none, because that of a plain network lacks it."""
     return apply(params, obs, noise) if isinstance(noise, Tensor) else apply(params, obs)
 
 

@@ -66,9 +66,9 @@ class _Counts(NamedTuple):
 
 
 def _noise(network: QuantileNetwork, counts: _Counts, rows: int) -> NoiseShapes:
-    """Return the shapes of the uniforms: of each pass the noise of the network, then the fractions of all rows.
+    """Return the shapes of the uniforms: for each pass, the noise of the network and then the fractions of all rows.
 
-    All passes of the loss have as many uniforms as that with the most fractions.
+    Every pass of the loss gets as many uniforms as the pass with the most fractions takes.
     """
     return NoiseShapes((network.noise + rows * counts.acting,), (3, network.noise + rows * max(counts)))
 

@@ -27,9 +27,9 @@ def agent(
 ) -> Agent:
     """Make a Munchausen-DQN agent for one seed.
 
-    The policy of the target is `softmax(q / tau)` of the target network, over legal actions. An `alpha` of 0 gives
-    soft Q-learning, and with `tau` towards 0 also Q-learning. With n-step transitions, the log-probability of the first
-    action alone is added.
+    The target is `soft.munchausen_target`. Its policy is `softmax(q / tau)` of the target network over legal actions.
+    With an `alpha` of 0 this is soft Q-learning, which for tau -> 0 becomes Q-learning. With n-step transitions, only
+    the log-probability of the first action is added.
 
     Args:
         network: returns Q-values [..., A]. With a `NoisyNetwork`, every pass of the loss has independent noise.
@@ -37,10 +37,10 @@ def agent(
         tau: temperature of the policy, above 0, in units of the return. Not the weight of soft target updates.
         clip: lower bound of `tau * log pi`, at most 0.
         loss: elementwise loss of the TD errors, [B] to [B].
-        legal: computes the mask of legal actions [B, A] at `batch.obs`, because transitions store only that at
-            `batch.next_obs`. By default all actions count as legal there, and values of illegal actions would lower
-            the log-probability of the action taken, by at most `alpha * -clip`. Pass it if actions can be illegal and
-            the observation shows which, such as `lambda obs: obs[..., :actions] > 0`.
+        legal: function that computes the mask of legal actions [B, A] from `batch.obs`, such as
+            `lambda obs: obs[..., :actions] > 0`. Transitions store this mask only for `batch.next_obs`. Pass it if
+            actions can be illegal and the observation shows which. By default all actions are taken as legal, and the
+            values of illegal ones lower the target, by at most `alpha * -clip`.
 
     Raises TypeError for arguments of another type and ValueError for numbers out of range.
     """

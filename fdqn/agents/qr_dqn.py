@@ -20,8 +20,8 @@ def agent(network: Network | NoisyNetwork, quantiles: int = 200, double: bool = 
     The network has one output for each action and quantile, such as `networks.mlp(obs_shape, hidden, actions *
     quantiles)`; outputs `i * quantiles` to `(i + 1) * quantiles` are the quantile values of action i at
     `quantile.midpoints(quantiles)`, and their mean is its Q-value. The loss of a row is
-    `quantile.regression_loss(z, midpoints, target, kappa)`. Its priority is the loss, as dqn_zoo's Rainbow takes it;
-    with a priority exponent of 0.5 that is the square root which Dopamine's quantile agent takes.
+    `quantile.regression_loss(z, midpoints, target, kappa)`. Its priority is the loss, as in dqn_zoo's Rainbow. With
+    a priority exponent of 0.5, rows are sampled in proportion to the square root of the loss, as in Dopamine.
 
     Args:
         network: returns quantile values [..., actions * quantiles]. A dueling network must combine values and
