@@ -1,4 +1,4 @@
-"""Types of the library. This is the place to start reading: all other modules make, wrap or run these records.
+"""Types of the library. Start here: all other modules make, wrap or run these records.
 
 An environment (`Env`, `HostEnv`) returns a `Step`; replay stores a `Transition`. An `Agent` is made from a `Network`.
 An `Algorithm`, which updates a `Learner`, is made from an agent, an `Optimizer` and, for learning from replay, a

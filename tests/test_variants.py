@@ -67,7 +67,7 @@ def unused_in_examples(variant, u):
     ("test", "match"),
     [
         (unused, r"unused\[eager\]: expected a call of `variant`, got none"),
-        (uncalled, r"uncalled\[eager\]: expected a call of what `variant` returned, got none"),
+        (uncalled, r"uncalled\[eager\]: expected a call of the result of `variant`, got none"),
         (unused_in_examples, r"unused_in_examples\[eager\]: expected a call of `variant`, got none"),
     ],
 )

@@ -62,7 +62,7 @@ def comparison(step: Callable[[Any, Any], Any]) -> Comparison:
             )
             return None
         with torch.no_grad():
-            # Of a copy, as the result may hold leaves of the state, which the compiled step overwrites.
+            # A copy, because the result may hold leaves of the state, which the compiled step overwrites.
             return vmap(step)(tree.clone(compared), tree.index(xs, (0, few)))
 
     def finish(expected: Any, state: Any) -> None:
@@ -106,9 +106,9 @@ def with_comparison(
 def differences(expected: Any, got: Any) -> list[str]:
     """Return the paths of the leaves that differ, with their relative errors.
 
-    Integers and booleans must be equal, except 64-bit integers of 2**20 and more. These are priorities in fixed point,
-    which come from losses; the rms of their errors may be `TOLERANCE` times their rms. Floating-point leaves must
-    satisfy
+    Integers and booleans must be equal, except in int64 leaves that contain a number of at least 2**20. These are
+    priorities in fixed point, computed from losses; the rms of their errors may be `TOLERANCE` times their rms.
+    Floating-point leaves must satisfy
 
         rms(expected - got) <= tolerance * (rms(expected) + 0.1 * largest rms of its siblings)
 

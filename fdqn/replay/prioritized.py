@@ -30,7 +30,7 @@ LARGEST = 2**16
 """Largest mass; larger ones are clamped to it."""
 
 CHILDREN = 8
-"""Children per node. For 10,000 rows, two take twice as long, four 1.3 and sixteen 1.1 times."""
+"""Children per node. With 10,000 rows, two children take 2 times as long as eight, four 1.3 and sixteen 1.1 times."""
 
 
 class Prioritized(NamedTuple):
@@ -134,7 +134,7 @@ def sample(
     skipped, drawable = _range(state, count, oldest)
     total, threshold = state.sums[-1][0], round(uniform * 2**32)
     point = skipped + _fraction(_stretch(bits - threshold, 2**32 - threshold), drawable)
-    # With no mass, -1 leads to the first row.
+    # If the total mass is 0, the point -1 leads to the first row.
     found = _find(state, torch.where(drawable > 0, torch.where(point >= total, point - total, point), -1))
     is_by_mass = (bits >= threshold) & (drawable > 0)
     drawn = torch.where(bits >= threshold, bits, _stretch(bits, threshold))
@@ -150,11 +150,11 @@ def sample(
 def update(
     state: Prioritized, indices: Tensor, priority: Tensor, *, alpha: float = 0.5, epsilon: float = 0.0
 ) -> Prioritized:
-    """Set the priorities [B] of the rows at `indices` [B]. A row that occurs several times gets the largest
-    of its priorities.
+    """Set the priorities [B] of the rows at `indices` [B].
 
-    Masses are rounded to a multiple of 2**(ceil(log2(C)) - 42), about 2e-7 for a million rows, and clamped to
-    `LARGEST`; a priority above 0 never becomes 0.
+    A row that occurs several times gets the largest of its priorities. Masses are rounded to a multiple of
+    2**(ceil(log2(C)) - 42), about 2e-7 for a million rows, and clamped to `LARGEST`; a priority above 0 never becomes
+    0.
 
     Raises ValueError for priorities that are negative or NaN and IndexError for indices outside [0, C), if values can
     be read; otherwise these rows keep their priorities.
@@ -182,7 +182,10 @@ def size(state: Prioritized, oldest: Tensor | int = 0) -> Tensor:
 
 
 def bounds(state: Prioritized, steps: int) -> dict[str, tuple[Tensor, int]]:
-    """Return entries of the state with their largest values. Sums must be exact: their errors have the bound 0."""
+    """Return entries of the state with their largest permitted values.
+
+    Sums must be exact, so the largest error of a sum is 0.
+    """
     capacity = state.ring.rows.reward.shape[-1]
     filled = state.ring.added.clamp_max(capacity).unsqueeze(-1)
     is_empty = torch.arange(state.mass.shape[-1], device=filled.device) >= filled
@@ -213,7 +216,7 @@ def _with_mass(state: Prioritized, at: Tensor, mass: Tensor) -> Prioritized:
 
 
 def _sum_of_children(level: Tensor, node: Tensor) -> Tensor:
-    """Sum the entries of a level that are children of the nodes [B], unrolled: inductor's loop over eight is slow."""
+    """Sum the children of the nodes [B], entries of `level`. Unrolled, because inductor's loop over eight is slow."""
     total = level[node * CHILDREN]
     for i in range(1, CHILDREN):
         total = total + level[node * CHILDREN + i]
@@ -235,7 +238,8 @@ def _descend(level: Tensor, first: Tensor, point: Tensor) -> tuple[Tensor, Tenso
     `first` [B] are the positions of the first children in their level.
     """
     child = before = end = torch.zeros_like(point)
-    # One load at a time, inductor fuses all levels into one kernel: cumsum, or a copy of the children, would split it.
+    # If children are loaded one at a time, inductor fuses all levels into one kernel. cumsum, or a copy of the
+    # children, would split it.
     for i in range(CHILDREN - 1):
         end = end + level[first + i]
         is_before = end <= point
@@ -257,7 +261,8 @@ def _stored(x: Tensor) -> Tensor:
 def _range(state: Prioritized, count: Tensor, oldest: Tensor | int) -> tuple[Tensor | int, Tensor]:
     """Return the mass [] at positions before the oldest of the newest `count` rows, and the mass [] of these rows.
 
-    In the order of the ring that starts at the oldest of these rows, they come first and all others follow.
+    These rows are consecutive in the ring, so their masses are one interval of the cumulative mass, which may wrap
+    around.
     """
     total = state.sums[-1][0]
     if not isinstance(oldest, Tensor) and oldest == 0:
@@ -302,7 +307,7 @@ def _levels(capacity: int) -> list[int]:
 
 def _mass(priority: Tensor, alpha: float, capacity: int) -> Tensor:
     """Compute the masses [B] of priorities [B]: p**alpha in units, rounded, and 0 only for priority 0."""
-    # In float64, another engine's last bit of the power changes the rounded mass once in 1e9.
+    # Engines may differ in the last bit of the power. In float64 this changes the rounded mass once in 1e9.
     mass = ((priority**alpha).clamp_max(LARGEST) * _unit(capacity)).round().to(torch.int64).clamp_min(1)
     return torch.where(priority > 0, mass, 0)
 
@@ -314,7 +319,7 @@ def _fraction(bits: Tensor, total: Tensor) -> Tensor:
 
 
 def _stretch(bits: Tensor, count: int) -> Tensor:
-    """Scale bits in [0, count) to [0, 2**32); the identity for 2**32. Others are clamped."""
+    """Scale bits in [0, count) to [0, 2**32), after clamping them. A count of 2**32 leaves them unchanged."""
     count = max(count, 1)
     return (bits.clamp(0, count - 1) * (2**62 // count)) >> 30
 

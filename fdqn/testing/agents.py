@@ -2,8 +2,8 @@
 
 `agent` checks an agent on parameters and a batch that it generates. `illegal_actions` makes the agent on a special
 network, with which it can set the values of illegal actions. Both laws apply to agents whose target is the value of the
-greedy next action, such as DQN, double DQN, C51, QR-DQN, IQN and their noisy variants, and with `greedy_target=False`
-to others, such as Munchausen-DQN.
+greedy next action, such as DQN, double DQN, C51, QR-DQN, IQN and their noisy variants. For agents with other targets,
+such as Munchausen-DQN, pass `greedy_target=False` to `agent`.
 """
 
 import math
@@ -46,9 +46,9 @@ def agent(
         obs_dtype: dtype of observations; `dtype` by default.
         seed: seed of the parameters and the batch.
         atol: absolute tolerance of comparisons.
-        greedy_target: True if the target is the reward and the discounted value of the greedy next action. False leaves
-            out the checks that hold for no other target: next actions that are not greedy do not matter, and target
-            parameters do not matter where an episode ended.
+        greedy_target: True if the target is the reward plus the discounted value of the greedy next action. False omits
+            two checks that only hold for this target: other next actions do not matter, and target parameters do not
+            matter where an episode ended.
     """
     params, target_params = (tree.cast(agent.init(random.key(2 * seed + i)), dtype) for i in range(2))
     batch, hyper = _example(obs_shape, actions, dtype, obs_dtype or dtype, seed), _hyper(dtype)
@@ -166,8 +166,10 @@ def _check_targets(
     atol: float,
     greedy_target: bool,
 ) -> None:
-    """Check that with a discount or gamma of 0 the loss does not depend on next observation, legal actions and, for a
-    greedy target, target parameters, and that otherwise it depends on the target parameters.
+    """Check what the loss depends on, with a discount or gamma of 0 and otherwise.
+
+    With 0, it must not depend on the next observation and its legal actions and, for a greedy target, on the target
+    parameters. Otherwise it must depend on the target parameters.
     """
     _, u = _draw(agent.noise(_size(batch)), 0)
     f = partial(_loss_rows, agent, params, hyper=hyper, noise=u)
@@ -198,8 +200,9 @@ def _check_greedy_target(
 ) -> None:
     """Check that the target uses the value of the greedy next action.
 
-    It is the greedy legal action of `values`, for either the online or the target parameters in all rows: the loss must
-    not change if this action is the only legal one, and must change if the worst action is the only legal one.
+    The greedy next action is the legal one with the highest `values`, of the online or of the target parameters, the
+    same ones in all rows. The loss must not change if this action is the only legal one, and must change if the worst
+    action is.
     """
     _, u = _draw(agent.noise(_size(batch)), 0)
     output = agent.loss(params, target_params, batch, hyper, u)

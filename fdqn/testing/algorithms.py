@@ -26,8 +26,8 @@ def algorithm(
 ) -> None:
     """Check that training is a function of the keys, and that the parts of the algorithm fit together.
 
-    Equal keys give equal bits, whatever global generators hold; seeds in another order give the same states in that
-    order; `select` is pure and independent of leading axes; updates that are done again give the same result;
+    Equal keys give equal bits in any state of the global generators; seeds in another order give the same states in
+    that order; `select` is pure and independent of leading axes; updates that are done again give the same result;
     `observe` and `cut` keep the structure of the buffer; no counter exceeds `bounds`.
 
     Args:

@@ -316,9 +316,9 @@ def episodes(
 ) -> None:
     """Check that multi-step returns `f(r_t, discount_t, v_t, ended_t)` do not cross the end of an episode.
 
-    Where an episode ended they must be `r_t + discount_t * v_t`: the reward alone after termination, and the value of
-    the last observation of the same episode after truncation. Up to there they must not depend on later rows, bit for
-    bit, which are replaced by large numbers, infinities and NaN.
+    Where an episode ended they must be `r_t + discount_t * v_t`: the reward alone at termination, and with the value of
+    the last observation of the same episode at truncation. If the rows after an end are replaced by large numbers,
+    infinities or NaN, the returns up to the end must stay equal bit for bit.
 
     Args:
         f: returns under test.

@@ -74,7 +74,7 @@ def variants(*names: str) -> Callable[[Function], Function]:
 
             test(*args, variant=make, **kwargs)
             assert made, f"{test.__name__}[{variant}]: expected a call of `variant`, got none: it tests no variant"
-            assert called, f"{test.__name__}[{variant}]: expected a call of what `variant` returned, got none"
+            assert called, f"{test.__name__}[{variant}]: expected a call of the result of `variant`, got none"
 
         return pytest.mark.parametrize("variant", parameters)(watched)
 

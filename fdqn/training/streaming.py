@@ -66,14 +66,14 @@ def algorithm(config: Config, network: Network | NoisyNetwork, lambda_: Scalar =
         z = gamma * lambda * z + gradient of q(s, a)
         params = params + obgd(z, delta)
 
-    Before it is added to, the trace `z` is reset at the start of an episode and if `a` is not greedy, as in Watkins's
-    Q(lambda): later TD errors belong to the greedy policy only as long as the actions do. Rewards are divided by the
-    running standard deviation of their discounted sum. A network with running statistics of its observations, such as
-    `networks.stream_mlp`, has them updated at every step.
+    At the start of an episode, and if `a` is not greedy, the trace `z` is set to 0 before the gradient is added, as in
+    Watkins's Q(lambda): the TD errors from there on do not follow the greedy policy from the earlier states. Rewards
+    are divided by the running standard deviation of their discounted sum. If the network has running statistics of its
+    observations, as `networks.stream_mlp` does, they are updated at every step.
 
-    Two details differ from the authors' program: an episode that is cut off bootstraps from its last observation, and
-    the trace is reset before the update with an action that is not greedy, as the paper writes, not after it. The first
-    observation of an episode joins the statistics after it was acted on.
+    Three details differ from the authors' code. A truncated episode bootstraps from its last observation. If an action
+    is not greedy, the trace is reset before its update, as in the paper; the code resets it afterwards. The first
+    observation of an episode is added to the statistics after the first action.
 
     With host environments, each update uses the step of the previous training iteration.
 
@@ -91,7 +91,8 @@ def algorithm(config: Config, network: Network | NoisyNetwork, lambda_: Scalar =
     noisy = with_noise(network)
     if noisy.noise:
         raise ValueError(
-            f"network: expected one without noise, got {noisy.noise} uniforms; Stream Q explores by epsilon"
+            f"network: expected one without noise, got one that takes {noisy.noise} uniforms; Stream Q explores with "
+            "epsilon"
         )
     check.fraction("lambda_", lambda_)
     check.number("kappa", kappa)
@@ -99,7 +100,7 @@ def algorithm(config: Config, network: Network | NoisyNetwork, lambda_: Scalar =
     plain = Network(noisy.init, noisy.apply)
     return Algorithm(
         config=config,
-        agent=dqn.agent(plain, double=False),  # whose values act; its loss has no part in the updates
+        agent=dqn.agent(plain, double=False),  # for its values, which select actions; its loss is not used
         init=_init,
         observe=_observe,
         update=partial(_update, plain, lambda_, kappa),
@@ -149,13 +150,13 @@ def _observe(
     valid: Tensor | None,
     hyper: Hyper,
 ) -> Newest:
-    """Take the newest transition and scale its reward."""
+    """Store the newest transition with its reward scaled."""
     taken = torch.ones_like(ended[0]) if valid is None else valid[0]
     carries = torch.where(ended[0] | ~taken, 0.0, batch.discount[0])
-    scale = tree.where(taken, _scaled(newest.scale, batch.reward[0], hyper.gamma * carries), newest.scale)
+    scale = tree.where(taken, _with_reward(newest.scale, batch.reward[0], hyper.gamma * carries), newest.scale)
     row = batch._replace(reward=batch.reward / (scale.var + EPSILON).sqrt())
-    # Written as a ring of one row is, and `legal` and `carried` computed, because a donated step copies leaves that it
-    # returns in another place first, which the engine aot cannot do.
+    # If a donated step returns a leaf in another place, it first copies that leaf, which the engine aot cannot do. So
+    # the row is written into the old one, and `legal` and `carried` are computed instead of moved.
     at = torch.zeros_like(batch.action)
     return Newest(
         row=tree.map(lambda old, new: old.index_put((at,), new), newest.row, row),
@@ -167,9 +168,10 @@ def _observe(
     )
 
 
-def _scaled(scale: RewardScale, reward: Tensor, decay: Tensor) -> RewardScale:
-    """Add a reward to the discounted sum, which keeps only the last reward of an ended episode, and the sum to the
-    statistics.
+def _with_reward(scale: RewardScale, reward: Tensor, decay: Tensor) -> RewardScale:
+    """Add a reward to the discounted sum, and the sum to its statistics.
+
+    At the end of an episode `decay` is 0, and the sum keeps only the last reward.
     """
     total = decay * scale.total + reward
     mean, var, _ = running.welford(scale.mean, scale.var, scale.steps.to(total.dtype), total)
@@ -189,8 +191,8 @@ def _update(
     """Take one step along the trace of the newest transition; change nothing if no step was taken."""
     row = tree.index(newest.row, 0)
     grads, (q_a, q) = grad_and_value(partial(_value, network), has_aux=True)(learner.params, row)
-    known = _seen(learner.params, row.obs, newest.valid & (newest.carried == 0))
-    known = _seen(known, row.next_obs, newest.valid)
+    known = _with_observation(learner.params, row.obs, newest.valid & (newest.carried == 0))
+    known = _with_observation(known, row.next_obs, newest.valid)
     next_value = masking.best(network.apply(known, row.next_obs), row.next_legal)
     delta = torch.where(newest.valid, row.reward + hyper.gamma * row.discount * next_value - q_a, 0.0)
     greedy = q_a >= masking.best(q, newest.legal)
@@ -207,9 +209,9 @@ def _value(network: Network, params: Params, row: Transition) -> tuple[Tensor, T
     return masking.pick(q, row.action), q
 
 
-def _seen(params: Params, obs: Tensor, counts: Tensor) -> Params:
+def _with_observation(params: Params, obs: Tensor, counts: Tensor) -> Params:
     """Add an observation to the statistics among the parameters if `counts`."""
-    # Leaves that stay are kept, because `where` would copy them.
+    # Without `where` for leaves that do not change, because it would copy them.
     new = update_statistics(params, obs)
     return tree.map(lambda a, b: b if a is b else torch.where(counts, a, b), new, params)
 
