@@ -48,7 +48,7 @@ class TrainFlags:
     evaluation: tyro.conf.OmitArgPrefixes[groups.EvaluationSettings]
     execution: tyro.conf.OmitArgPrefixes[groups.ExecutionSettings]
     preset: PresetName | None = None
-    """Published settings to use instead of the defaults; fdqn presets lists them. Other flags override them."""
+    """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -149,7 +149,7 @@ class Envs:
 
 @dataclass(frozen=True)
 class Presets:
-    """List the presets: published settings, with the published return of each environment and ours."""
+    """List the presets: published settings, with the returns that were published and those that fdqn reaches."""
 
     json: bool = False
     """Print only JSON."""
@@ -217,7 +217,7 @@ def _train_defaults(arguments: list[str]) -> TrainFlags:
 
 
 def _published(preset: str, env: str | None) -> dict[str, Any]:
-    """Return the settings of a preset. Exits with one line if it has none for the environment."""
+    """Return the settings of a preset. Exits with a usage error if it has none for the environment."""
     try:
         return presets.values(preset, env)
     except ValueError as error:
@@ -243,7 +243,7 @@ def _grouped(settings: Settings) -> TrainFlags:
 
 
 def _train(flags: TrainFlags, names: list[str]) -> Train:
-    """Return the command for parsed flags, of which those called `names` were given."""
+    """Return the command for parsed flags. `names` are those that were given, as opposed to defaults."""
     parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in ("preset", "json")]
     values = {name: value for part in parts for name, value in vars(part).items()}
     given = {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
@@ -256,7 +256,7 @@ def _train(flags: TrainFlags, names: list[str]) -> Train:
 
 
 def _flag(word: str) -> str:
-    """Return the name of a flag without dashes, value and `no-`."""
+    """Return the name of a flag without leading dashes, `no-` and the value."""
     return word.split("=")[0].removeprefix("--").replace("_", "-").removeprefix("no-")
 
 

@@ -96,7 +96,7 @@ def print_comparison(read: "list[results.Run]", picture: Path) -> None:
 
 
 def print_presets(rows: list[dict[str, Any]]) -> None:
-    """Print the rows of `presets.rows`, and the command that they have in common."""
+    """Print the rows of `presets.rows`, and the command that trains a preset."""
     from rich.table import Table
 
     from fdqn.experiment import presets
@@ -119,8 +119,9 @@ def print_presets(rows: list[dict[str, Any]]) -> None:
     out = terminal.results()
     out.print(table)
     out.print(
-        "fdqn: mean over the seeds with its 95% interval; published: mean +- standard deviation. Both are of the last "
-        "100 training episodes, for nature and zoo-* of greedy ones; fdqn presets --json names sources and protocols",
+        "published: mean +- standard deviation; fdqn: mean over the seeds with its 95% interval. Returns are those of "
+        "the last 100 training episodes; for nature and zoo-*, of greedy episodes. fdqn presets --json adds sources "
+        "and protocols.",
         soft_wrap=True,
     )
-    out.print("run one with: fdqn train --preset PRESET --env ENVIRONMENT --seeds SEEDS", soft_wrap=True)
+    out.print("train with: fdqn train --preset PRESET --env ENVIRONMENT --seeds SEEDS", soft_wrap=True)

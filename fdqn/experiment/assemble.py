@@ -18,10 +18,10 @@ from fdqn.types import Agent, Algorithm, Buffer, EnvSpec, Hyper, Network, Optimi
 
 
 def program(settings: Settings) -> training.Program:
-    """Return the program of the settings. Raises ValueError or TypeError for invalid settings."""
+    """Assemble the training program of the settings. Raises ValueError or TypeError for invalid settings."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
-    _checked(settings)
+    _check_ranges(settings)
     if settings.terminal_on_life_loss and not (envs.on_host(found) and found.counts_lives()):
         raise ValueError(
             "terminal_on_life_loss: expected an environment that counts lives, such as ale:Breakout, got "
@@ -37,10 +37,10 @@ def program(settings: Settings) -> training.Program:
 
 
 def algorithm(settings: Settings, config: training.Config, spec: EnvSpec) -> Algorithm:
-    """Return the algorithm of the settings. Raises ValueError as `agent` does."""
+    """Assemble the algorithm of the settings. Raises ValueError as `agent` does."""
     check.kind("settings", settings, Settings)
     if settings.algorithm == "stream-q":
-        return streaming.algorithm(config, _streaming(settings, spec), settings.q_lambda, settings.stream_kappa)
+        return streaming.algorithm(config, _stream_network(settings, spec), settings.q_lambda, settings.stream_kappa)
     if settings.algorithm == "pqn":
         return on_policy.algorithm(config, agent(settings), optimizer(settings), settings.q_lambda)
     rows = _prioritized(settings, config.capacity) if settings.prioritized else None
@@ -48,7 +48,7 @@ def algorithm(settings: Settings, config: training.Config, spec: EnvSpec) -> Alg
 
 
 def agent(settings: Settings) -> Agent:
-    """Return the agent of the settings. Raises ValueError for settings out of range and as `body` does."""
+    """Assemble the agent of the settings. Raises ValueError for settings out of range, and as `body` does."""
     check.kind("settings", settings, Settings)
     loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
     support = (settings.v_min, settings.v_max, settings.atoms)
@@ -72,10 +72,10 @@ def agent(settings: Settings) -> Agent:
 
 
 def network(settings: Settings) -> Network:
-    """Return the Q-network of the settings without noise, whose largest value is the greedy action."""
+    """Return the network, without noise, from observations to Q-values, whose maximum is the greedy action."""
     check.kind("settings", settings, Settings)
     if settings.algorithm == "stream-q":
-        return _streaming(settings, envs.find(settings.env).spec)
+        return _stream_network(settings, envs.find(settings.env).spec)
     return training.policy(agent(settings))
 
 
@@ -104,7 +104,7 @@ def _prioritized(settings: Settings, capacity: int) -> Buffer:
 
 
 def body(settings: Settings, atoms: int = 1) -> NoisyNetwork:
-    """Return the network of the settings with `atoms` outputs for each action.
+    """Assemble the network of the settings, a trunk and a head, with `atoms` outputs for each action.
 
     Raises ValueError for settings that the network does not support, such as `hidden` for a convolutional one.
     """
@@ -119,7 +119,7 @@ def _initialized(settings: Settings, network: N) -> N:
 
 
 def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
-    """Return the trunk and the head of the network of the settings; errors as in `body`."""
+    """Return the trunk and the head of the network of the settings. Raises ValueError as `body` does."""
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
     kind = _kind(settings, spec.obs_shape)
@@ -157,7 +157,7 @@ _NOISY: dict[str, Callable[..., Trunk]] = {
 
 
 def _kind(settings: Settings, obs_shape: tuple[int, ...]) -> str:
-    """Return the name of the network of the settings; `auto` is resolved by the shape of the observations."""
+    """Return the setting `network`, with `auto` replaced by the network for this shape of observations."""
     if settings.network != "auto":
         return settings.network
     kind = "mlp"
@@ -169,7 +169,7 @@ def _kind(settings: Settings, obs_shape: tuple[int, ...]) -> str:
     return f"layernorm-{kind}" if settings.algorithm == "pqn" else kind
 
 
-def _streaming(settings: Settings, spec: EnvSpec) -> Network:
+def _stream_network(settings: Settings, spec: EnvSpec) -> Network:
     if len(spec.obs_shape) == 3 and spec.obs_shape[1:] == (10, 10):
         return networks.stream_minatar(spec.obs_shape, spec.actions)
     return networks.stream_mlp(spec.obs_shape, settings.hidden, spec.actions)
@@ -203,7 +203,7 @@ def _schedule(settings: Settings, start: Scalar) -> Schedule:
 
 
 def _cosine(step: Tensor, start: Scalar, end: Scalar, steps: int) -> Tensor:
-    """Follow `schedules.cosine` to its end and stay there, as in a run that is extended."""
+    """Follow `schedules.cosine` to its end and stay there, because a run may be extended."""
     return schedules.cosine(step.clamp_max(steps), start, end, steps)
 
 
@@ -256,17 +256,17 @@ def _clipped(rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
 
 
 def adam(hyper: Hyper, eps: float = 1e-8) -> Optimizer:
-    """Adam. Kingma and Ba 2015, https://arxiv.org/abs/1412.6980"""
+    """Make Adam. Kingma and Ba 2015, https://arxiv.org/abs/1412.6980"""
     return optim.adam(hyper.learning_rate, eps=eps)
 
 
 def rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop of MinAtar's DQN. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
+    """Make the RMSprop of MinAtar's DQN. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
     return optim.centered_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01)
 
 
 def nature_rmsprop(hyper: Hyper) -> Optimizer:
-    """RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
+    """Make the RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
 
     The paper adds 0.01 to the variance of gradients that are summed over 32 rows. Here gradients are means over the
     rows, and their variance is smaller by a factor of 32**2.
@@ -311,9 +311,8 @@ def _config(settings: Settings, on_host: bool) -> training.Config:
     steps = math.ceil(settings.steps / cycle) * cycle if cycle > 0 else settings.steps
     if settings.learning_starts > steps - cycle:
         raise ValueError(
-            f"learning_starts: expected fewer than steps = {settings.steps} in whole training iterations of "
-            f"{cycle}, got "
-            f"{settings.learning_starts}: no update would be made"
+            f"learning_starts: expected fewer than steps = {settings.steps} in whole training iterations of {cycle}, "
+            f"got {settings.learning_starts}: no update would be made"
         )
     config = training.Config(
         **common,
@@ -340,7 +339,8 @@ def _updates(settings: Settings) -> int:
     return (math.ceil(settings.steps / cycle) - warmup) * settings.updates_per_cycle
 
 
-def _checked(settings: Settings) -> None:
+def _check_ranges(settings: Settings) -> None:
+    """Raise ValueError for settings out of range, alone or in combination."""
     for name, least in _LEAST.items():
         if getattr(settings, name) < least:
             raise ValueError(f"{name}: expected at least {least}, got {getattr(settings, name)}")
@@ -372,6 +372,7 @@ def _checked(settings: Settings) -> None:
         raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")
 
 
+# Smallest value of a setting.
 _LEAST = {
     **dict.fromkeys(("seeds", "steps", "report_every", "keep_checkpoints", "evaluate_episodes"), 1),
     **dict.fromkeys(("seed", "evaluate_steps", "evaluate_every", "checkpoint_every"), 0),
@@ -387,4 +388,4 @@ _RANGES = {
     **dict.fromkeys(("munchausen_tau", "stream_kappa"), (0, math.inf, "()")),
     "munchausen_clip": (-math.inf, 0, "(]"),
 }
-"""Smallest and largest value of a setting, and whether they are included."""
+"""Smallest and largest value of a setting, and brackets that show which of them are included."""

@@ -1,4 +1,7 @@
-"""Presets: published settings of one algorithm, with the published returns and ours. Does not import torch."""
+"""Presets: published settings, with the returns that were published and those that fdqn reaches.
+
+This module does not import torch, so that `fdqn presets` is quick.
+"""
 
 import json
 import math
@@ -13,9 +16,10 @@ PresetName = Literal[
 
 
 class Published(NamedTuple):
-    """Published return of an environment."""
+    """Published return in an environment."""
 
     mean: float
+    """Mean return, as `Preset.protocol` describes."""
     deviation: float | None = None
     """Standard deviation; None if it is not given."""
 
@@ -27,27 +31,27 @@ class Preset(NamedTuple):
     """Published settings of one algorithm."""
 
     settings: dict[str, Any]
-    """Settings of all environments, by field of `Settings`."""
+    """Settings for all environments, by field of `Settings`."""
     envs: dict[str, dict[str, Any]]
-    """Environments, each with the settings that only it has. The first is the one to suggest."""
+    """Environments, each with its additional settings. Messages suggest the first."""
     source: str
-    """Address of the settings and the published returns."""
+    """Address of the published settings and returns."""
     protocol: str
     """Protocol of the published returns: number of seeds, and which episodes."""
     published: dict[str, Published] = {}
-    """Published returns by environment; none where they were published as figures only."""
+    """Published returns by environment; none if they were published as figures only."""
     greedy: bool = False
     """Compare the returns of greedy episodes after training; otherwise of the last 100 training episodes."""
     any_env: bool = False
-    """Accept other environments too."""
+    """Accept environments that are not in `envs` as well."""
 
 
 def _training(steps: int, reports: int = 50) -> dict[str, Any]:
-    """Return the length of a run, and the cadence of its reports and checkpoints."""
+    """Return the settings for the length of a run, and the intervals of its reports and checkpoints."""
     return {"steps": steps, "report_every": steps // reports, "checkpoint_every": steps // 5}
 
 
-_ONE_STEP: dict[str, Any] = {
+_REPLAY: dict[str, Any] = {
     "num_envs": 1,
     "steps_per_cycle": 1,
     "updates_per_cycle": 1,
@@ -65,12 +69,12 @@ _ONE_STEP: dict[str, Any] = {
     "orthogonal": False,
     "learning_rate_schedule": "constant",
 }
-"""Settings of algorithms with a replay buffer. Presets do not rely on the defaults of `Settings`."""
+"""Settings of all presets with a replay buffer. Written out, so that they do not change with the defaults."""
 
-# Young and Tian 2019; Mnih et al. 2015.
+# MinAtar (Young and Tian 2019) and the Nature DQN (Mnih et al. 2015), and the settings that they share.
 
-_PAPER: dict[str, Any] = {
-    **_ONE_STEP,
+_PAPERS: dict[str, Any] = {
+    **_REPLAY,
     "algorithm": "dqn",
     "batch_size": 32,
     "optimizer": "rmsprop",
@@ -84,7 +88,7 @@ _PAPER: dict[str, Any] = {
 
 _MINATAR = Preset(
     settings={
-        **_PAPER,
+        **_PAPERS,
         "steps": 5_000_000,
         "num_envs": 1,
         "capacity": 100_000,
@@ -109,7 +113,7 @@ _MINATAR = Preset(
 
 _NATURE = Preset(
     settings={
-        **_PAPER,
+        **_PAPERS,
         "optimizer": "nature-rmsprop",
         "seeds": 1,
         "steps": 10_000_000,
@@ -155,7 +159,7 @@ _CLEANRL: dict[str, Any] = {
     "terminal_on_life_loss": False,
 }
 _CLEANRL_REPLAY: dict[str, Any] = {
-    **_ONE_STEP,
+    **_REPLAY,
     **_CLEANRL,
     "capacity": 10_000,
     "learning_starts": 10_000,
@@ -164,8 +168,8 @@ _CLEANRL_REPLAY: dict[str, Any] = {
     "max_grad_norm": math.inf,
     "double": False,
 }
-# Environments x steps of each between two updates.
-_STEPPED = {
+# Environments, and steps of each between two updates.
+_CLEANRL_ENVS = {
     "cartpole": {"num_envs": 10, "steps_per_cycle": 1},
     "acrobot": {"num_envs": 10, "steps_per_cycle": 1},
     "mountain_car": {"num_envs": 1, "steps_per_cycle": 10},
@@ -174,7 +178,7 @@ _CLEANRL_PROTOCOL = "mean and standard deviation over 3 seeds of the last 100 tr
 
 _CLEANRL_DQN = Preset(
     settings={**_CLEANRL_REPLAY, "algorithm": "dqn", "loss": "mse", "adam_eps": 1e-8},
-    envs=_STEPPED,
+    envs=_CLEANRL_ENVS,
     source="https://docs.cleanrl.dev/rl-algorithms/dqn/#dqnpy",
     protocol=_CLEANRL_PROTOCOL,
     published={
@@ -188,7 +192,7 @@ _CLEANRL_C51 = Preset(
     settings={
         **_CLEANRL_REPLAY, "algorithm": "c51", "v_min": -100.0, "v_max": 100.0, "atoms": 101, "adam_eps": 0.01 / 128,
     },
-    envs=_STEPPED,
+    envs=_CLEANRL_ENVS,
     source="https://docs.cleanrl.dev/rl-algorithms/c51/#c51py",
     protocol=_CLEANRL_PROTOCOL,
     published={
@@ -243,9 +247,9 @@ def _zoo(
 ) -> dict[str, Any]:
     """Convert settings of Stable-Baselines3, which counts environment steps where `Settings` counts updates.
 
-    It makes `gradient_steps` updates (-1: `train_freq`) after every `train_freq` steps, first after more than
-    `learning_starts` steps. It copies the target network between such bursts. Epsilon is annealed from the first step,
-    but actions are random until `learning_starts`.
+    Stable-Baselines3 makes a burst of `gradient_steps` updates (-1: `train_freq`) after every `train_freq` steps, from
+    the first burst after more than `learning_starts` steps on. It copies the target network between bursts. It anneals
+    epsilon from the first step, but acts randomly until `learning_starts`.
     """
     updates = train_freq if gradient_steps == -1 else gradient_steps
     bursts = max(1, round(target_update_interval / train_freq))
@@ -268,12 +272,12 @@ def _zoo(
     }
 
 
-def _qr(quantiles: int, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the quantiles, and the Adam of sb3-contrib's QR-DQN."""
+def _with_quantiles(quantiles: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Add the number of quantiles, and the eps that Adam has in sb3-contrib's QR-DQN."""
     return {**settings, "quantiles": quantiles, "adam_eps": 0.01 / settings["batch_size"]}
 
 
-_ZOO: dict[str, Any] = {**_ONE_STEP, "hidden": (256, 256), "optimizer": "adam", "double": False}
+_ZOO: dict[str, Any] = {**_REPLAY, "hidden": (256, 256), "optimizer": "adam", "double": False}
 _ZOO_CARTPOLE = _zoo(50_000, 2.3e-3, 64, 100_000, 1_000, 10, 256, 128, 0.16, 0.04)
 _ZOO_MOUNTAIN_CAR = _zoo(120_000, 4e-3, 128, 10_000, 1_000, 600, 16, 8, 0.2, 0.07, gamma=0.98)
 _ZOO_LUNAR_LANDER = _ZOO_ACROBOT = _zoo(100_000, 6.3e-4, 128, 50_000, 0, 250, 4, -1, 0.12, 0.1)
@@ -305,10 +309,10 @@ _ZOO_DQN = Preset(
 _ZOO_QR_DQN = Preset(
     settings={**_ZOO, "algorithm": "qr-dqn", "kappa": 1.0, "max_grad_norm": math.inf},
     envs={
-        "cartpole": _qr(10, _ZOO_CARTPOLE),
-        "acrobot": _qr(25, _ZOO_ACROBOT),
-        "mountain_car": _qr(25, _ZOO_MOUNTAIN_CAR),
-        "gym:LunarLander-v3": _qr(170, _ZOO_QR_LUNAR_LANDER),
+        "cartpole": _with_quantiles(10, _ZOO_CARTPOLE),
+        "acrobot": _with_quantiles(25, _ZOO_ACROBOT),
+        "mountain_car": _with_quantiles(25, _ZOO_MOUNTAIN_CAR),
+        "gym:LunarLander-v3": _with_quantiles(170, _ZOO_QR_LUNAR_LANDER),
     },
     source="https://github.com/DLR-RM/rl-baselines3-zoo",
     protocol=f"{_ZOO_PROTOCOL}; LunarLander-v2",
@@ -357,7 +361,7 @@ _PQN_MINATAR = Preset(
 # Revisiting Rainbow (Obando-Ceron and Castro 2021).
 
 _REVISITING: dict[str, Any] = {
-    **_ONE_STEP,
+    **_REPLAY,
     **_training(30_000, reports=30),
     "batch_size": 128,
     "capacity": 50_000,
@@ -371,7 +375,7 @@ _REVISITING: dict[str, Any] = {
     "epsilon_fraction": 0.0,
     "double": False,
 }
-_LONG = _training(120_000, reports=30)
+_LUNAR_LANDER_LENGTH = _training(120_000, reports=30)
 _REVISITING_SOURCE = "https://github.com/JohanSamir/revisiting_rainbow"
 _REVISITING_PROTOCOL = "figures only: training returns of 100 seeds"
 
@@ -392,7 +396,7 @@ _REVISITING_DQN = Preset(
         "cartpole": _dopamine(4, 100, 1e-3),
         "acrobot": _dopamine(4, 100, 1e-3),
         "mountain_car": _dopamine(4, 100, 1e-2),
-        "gym:LunarLander-v3": _dopamine(4, 300, 1e-3, **_LONG),
+        "gym:LunarLander-v3": _dopamine(4, 300, 1e-3, **_LUNAR_LANDER_LENGTH),
     },
     source=_REVISITING_SOURCE,
     protocol=_REVISITING_PROTOCOL,
@@ -404,7 +408,7 @@ _REVISITING_QR_DQN = Preset(
         "cartpole": _dopamine(2, 100, 1e-4),
         "acrobot": _dopamine(2, 100, 1e-4),
         "mountain_car": _dopamine(2, 100, 1e-4),
-        "gym:LunarLander-v3": _dopamine(4, 300, 1e-3, **_LONG),
+        "gym:LunarLander-v3": _dopamine(4, 300, 1e-3, **_LUNAR_LANDER_LENGTH),
     },
     source=_REVISITING_SOURCE,
     protocol=_REVISITING_PROTOCOL,
@@ -416,7 +420,7 @@ _REVISITING_IQN = Preset(
         "cartpole": _dopamine(2, 100, 1e-4),
         "acrobot": _dopamine(2, 100, 1e-4),
         "mountain_car": _dopamine(2, 100, 1e-4),
-        "gym:LunarLander-v3": _dopamine(2, 100, 1e-3, **_LONG),
+        "gym:LunarLander-v3": _dopamine(2, 100, 1e-3, **_LUNAR_LANDER_LENGTH),
     },
     source=_REVISITING_SOURCE,
     protocol=_REVISITING_PROTOCOL,
@@ -440,7 +444,7 @@ _REVISITING_RAINBOW = Preset(
         "cartpole": _dopamine(2, 100, 1e-4, v_min=-200.0, v_max=200.0),
         "acrobot": _dopamine(2, 100, 1e-4, v_min=-200.0, v_max=200.0),
         "mountain_car": _dopamine(2, 100, 1e-4, v_min=-100.0, v_max=100.0),
-        "gym:LunarLander-v3": _dopamine(4, 300, 1e-3, v_min=-300.0, v_max=300.0, **_LONG),
+        "gym:LunarLander-v3": _dopamine(4, 300, 1e-3, v_min=-300.0, v_max=300.0, **_LUNAR_LANDER_LENGTH),
     },
     source=_REVISITING_SOURCE,
     protocol=_REVISITING_PROTOCOL,
@@ -460,7 +464,7 @@ PRESETS: dict[PresetName, Preset] = {
     "revisiting-iqn": _REVISITING_IQN,
     "revisiting-rainbow": _REVISITING_RAINBOW,
 }
-"""Settings published by papers and repositories. Differences from the authors' code:
+"""Presets by name. Differences from the authors' code:
 
 minatar (Young and Tian 2019, https://arxiv.org/abs/1903.03176; examples/dqn.py of kenjyoung/MinAtar)
 - Minibatches are sampled with replacement; theirs without.
@@ -473,7 +477,8 @@ nature (Mnih et al. 2015, https://doi.org/10.1038/nature14236; google-deepmind/d
 - 10 million steps, the first fifth of their 50 million. One seed, because its replay takes 7.6 GB.
 - The target network is copied every 10,000 updates, as in the paper; their code copies it every 10,000 steps, which
   are 2,500 updates.
-- If a game waits for the fire button, it is pressed at the start. Episodes are truncated after half an hour.
+- In games that wait for the fire button, it is pressed at the start of an episode. Episodes are truncated after half
+  an hour.
 - The final parameters are evaluated on whole episodes; theirs are evaluated every 250,000 steps, and the best are
   reported.
 
@@ -486,8 +491,8 @@ cleanrl-dqn, cleanrl-c51 (vwxyzjn/cleanrl; dqn.py, c51.py)
 cleanrl-pqn (vwxyzjn/cleanrl; pqn.py)
 - Training bootstraps where an episode is truncated; pqn.py treats truncation as termination.
 - The learning rate is annealed after every update; theirs after every 16.
-- Epsilon is that of the steps before the action; theirs counts the four steps of that time step too.
-- 977 training iterations, the last of which passes 500,000 steps; theirs are 976.
+- Epsilon depends on the number of steps before the action; theirs includes the four steps of the action itself.
+- There are 977 training iterations, the last of which goes beyond 500,000 steps; theirs are 976.
 
 zoo-dqn, zoo-qr-dqn (DLR-RM/rl-baselines3-zoo, hyperparams/dqn.yml and qrdqn.yml with the defaults of
 Stable-Baselines3 and sb3-contrib; benchmark.md)
@@ -498,15 +503,15 @@ Stable-Baselines3 and sb3-contrib; benchmark.md)
   LunarLander with QR-DQN); theirs until 1,000, 1,000 and 10,000 steps. Epsilon is the same from then on.
 - LunarLander with QR-DQN: the learning rate is annealed after every update; theirs after every 256.
 - LunarLander-v3; their published numbers are of version 2.
-- One policy each was published; ours are means over seeds.
+- The published returns are those of a single policy; fdqn's are means over seeds.
 
 pqn-minatar (Gallici et al. 2024, https://arxiv.org/abs/2407.04811; mttga/purejaxql, config/alg/pqn_minatar.yaml)
 - The environments are those of the `minatar` package, with sticky actions, six actions and at most 10,000 steps.
   Theirs are those of gymnax, without sticky actions, with fewer actions and at most 1,000 steps.
-- Observations are 0 or 1; theirs are divided by 255. LayerNorm makes them alike but for its small constant.
-- Weights are orthogonal times sqrt(2); theirs are He normal, in the last layer LeCun normal.
-- The loss is the mean squared error; theirs is half of it, so that gradients are clipped later.
-- The Q(lambda) return of the step before the last takes the value of its next observation; theirs that of the last one.
+- Observations are 0 or 1; theirs are divided by 255. LayerNorm removes this factor, except for the effect of its eps.
+- Initial weights are orthogonal times sqrt(2); theirs are He normal, in the last layer LeCun normal.
+- The loss is the mean squared error; theirs is half of it, so their gradients reach the clipping norm later.
+- The return of the last but one step of a rollout bootstraps from its own next observation; theirs from the last one.
 
 revisiting-* (Obando-Ceron and Castro 2021, https://arxiv.org/abs/2011.14826; JohanSamir/revisiting_rainbow, Configs)
 - Observations are not scaled to [-1, 1]; theirs are, except in LunarLander.
@@ -520,11 +525,11 @@ revisiting-* (Obando-Ceron and Castro 2021, https://arxiv.org/abs/2011.14826; Jo
 """
 
 SCORES = Path(__file__).with_name("scores.jsonl")
-"""Our returns: one JSON object per line, written by `benchmarks/presets.py`."""
+"""Returns that fdqn reaches: one JSON object per line, written by `benchmarks/presets.py`."""
 
 
 def example(name: PresetName) -> str:
-    """Return the environment to suggest for a preset."""
+    """Return the environment that messages suggest for a preset."""
     return next(iter(PRESETS[name].envs))
 
 
@@ -535,8 +540,8 @@ def values(name: str, env: str | None = None) -> dict[str, Any]:
         name: preset.
         env: environment; needed unless the preset has only one.
 
-    Raises ValueError for an unknown preset, for a missing environment and for one that the preset has no settings for,
-    and TypeError for an environment that is not a name.
+    Raises ValueError for an unknown preset, a missing environment, and an environment without settings in the preset,
+    and TypeError for an environment that is not a string.
     """
     if env is not None and not isinstance(env, str):
         raise TypeError(f"env: expected a word, got {env!r}")
@@ -548,21 +553,21 @@ def values(name: str, env: str | None = None) -> dict[str, Any]:
             raise ValueError(f"env: expected one with preset {name!r}, got none; give env='{next(iter(preset.envs))}'")
         (env,) = preset.envs
     if env not in preset.envs and not preset.any_env:
-        raise ValueError(f"env: expected one of {', '.join(preset.envs)}, which preset {name!r} has, got {env}")
+        raise ValueError(f"env: expected an environment of preset {name!r} ({', '.join(preset.envs)}), got {env}")
     return {**preset.settings, **preset.envs.get(env, {}), "env": env}
 
 
 def scores() -> dict[tuple[str, str], dict[str, Any]]:
-    """Return our newest record of each preset and environment, by both names."""
+    """Return the newest record of `SCORES` for each pair of preset and environment."""
     lines = SCORES.read_text(encoding="utf-8").splitlines() if SCORES.exists() else []
     records = [json.loads(line) for line in lines]
     return {(record["preset"], record["env"]): record for record in records}
 
 
 def rows() -> list[dict[str, Any]]:
-    """Return a row per preset and environment: settings in brief, the published return and ours.
+    """Return a row per preset and environment: algorithm, steps, the published return, and that of fdqn as `ours`.
 
-    `published` and `ours` are None where there is no number.
+    `published` and `ours` are None if there is no number.
     """
     ours = scores()
     return [_row(name, env, ours.get((name, env))) for name, preset in PRESETS.items() for env in preset.envs]
@@ -586,7 +591,7 @@ def _row(name: PresetName, env: str, ours: dict[str, Any] | None) -> dict[str, A
 
 
 def measure(name: PresetName) -> str:
-    """Return the returns that a preset compares: "greedy" or "training"."""
+    """Return which returns a preset compares: "greedy" or "training"."""
     return "greedy" if PRESETS[name].greedy else "training"
 
 
@@ -596,13 +601,13 @@ def published_text(row: Mapping[str, Any]) -> str:
 
 
 def ours_text(row: Mapping[str, Any]) -> str:
-    """Format our return of a row: the mean over the seeds and its 95% interval, or -."""
+    """Format fdqn's return of a row: the mean over the seeds and its 95% interval, or -."""
     ours = row["ours"]
     return "-" if ours is None else f"{ours['mean']:.2f} [{ours['low']:.2f}, {ours['high']:.2f}]"
 
 
 def seconds_text(row: Mapping[str, Any]) -> str:
-    """Format the wall-clock time of our runs of a row, or -."""
+    """Format the wall-clock time of fdqn's run of a row, or -."""
     if row["ours"] is None:
         return "-"
     seconds = row["ours"]["seconds"]

@@ -275,7 +275,7 @@ def git_commit() -> str | None:
         git = partial(subprocess.run, cwd=here, capture_output=True, encoding="utf-8", errors="replace", check=True)
         git(["git", "ls-files", "--error-unmatch", Path(__file__).name])  # fails in a checkout of another project
         commit = git(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-        code = (".", ":(exclude)scores.jsonl")  # scores are no code, and a benchmark appends to them between runs
+        code = (".", ":(exclude)scores.jsonl")  # not code; a benchmark appends to it between runs
         changed = git(["git", "status", "--porcelain", "--untracked-files=no", *code]).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

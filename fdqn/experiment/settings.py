@@ -1,7 +1,7 @@
-"""Settings of a run: flags, units and defaults, and the defaults of each algorithm. Does not import torch, so that
-`--help` is quick.
+"""Settings of a run: the flags of `fdqn train` with their units, and the defaults of each algorithm.
 
-`Settings` is the union of the groups above it, which are the groups of `fdqn train --help`.
+`Settings` has the fields of all classes above it, which are the groups of `fdqn train --help`. This module does not
+import torch, so that `--help` is quick.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class RunSettings:
     """Environment: a name that `fdqn envs` lists, gym:NAME, ale:GAME, or package.module:name for your own."""
     algorithm: AlgorithmName = "dqn"
     """Learning algorithm, which decides which flags are read.
-    Some have defaults of their own: fdqn train --algorithm NAME --help."""
+    fdqn train --algorithm NAME --help shows its defaults."""
     seeds: int = 16
     """Number of seeds (independent learners) to train at once."""
     seed: int = 0
@@ -89,7 +89,7 @@ class ReplaySettings:
 
 @dataclass(frozen=True)
 class ExplorationSettings:
-    """Epsilon-greedy exploration. With --noisy its defaults are 0, because noisy networks explore by themselves."""
+    """Epsilon-greedy exploration. With --noisy, both defaults of epsilon are 0, because the noise explores."""
 
     epsilon_start: float = 1.0
     """Fraction of random actions at the start."""
@@ -104,11 +104,11 @@ class ExplorationSettings:
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """Network. Of these flags stream-q only reads --hidden."""
+    """Network. stream-q only reads --hidden."""
 
     network: NetworkName = "auto"
     """Network. auto: minatar for boards of 10 x 10, nature for images of at least 36 x 36, mlp otherwise.
-    For pqn, auto is the same with LayerNorm. impala: residual network of the IMPALA paper."""
+    With pqn, auto selects the same with LayerNorm. impala: residual network of the IMPALA paper."""
     hidden: tuple[int, ...] = (120, 84)
     """Sizes of the hidden layers of an MLP; none for a linear network."""
     dueling: bool = False
@@ -123,12 +123,12 @@ class NetworkSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Optimizer and loss. stream-q reads --learning-rate only, the largest step of its optimizer ObGD."""
+    """Optimizer and loss. stream-q only reads --learning-rate, the largest step size of its optimizer ObGD."""
 
     optimizer: OptimizerName = "adam"
-    """Optimizer, as in torch.optim with its defaults; torch-rmsprop is its RMSprop.
-    rmsprop is that of MinAtar's paper: centered, decay 0.95, eps 0.01.
-    nature-rmsprop is that of the Nature paper: eps inside the root, 0.01 / 32**2 for the mean over a batch of 32."""
+    """Optimizer, as in torch.optim with its defaults; torch-rmsprop is torch.optim.RMSprop.
+    rmsprop: RMSprop of MinAtar's paper, centered, with decay 0.95 and eps 0.01.
+    nature-rmsprop: RMSprop of the Nature paper, with eps inside the root: 0.01 / 32**2 for means over a batch of 32."""
     learning_rate: float = 2e-3
     """Learning rate of the optimizer."""
     learning_rate_schedule: Literal["constant", "linear", "exponential", "cosine"] = "linear"
@@ -154,7 +154,7 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class AlgorithmSettings:
-    """Constants of single algorithms."""
+    """Constants that only some algorithms read."""
 
     v_min: float = -100.0
     """Smallest return of the support of c51 and rainbow."""
@@ -165,21 +165,22 @@ class AlgorithmSettings:
     quantiles: int = 51
     """Number of quantiles of qr-dqn; 200 in the paper."""
     kappa: float = 1.0
-    """Threshold of the quantile Huber loss of qr-dqn and iqn; 0 for the quantile loss."""
+    """Threshold of the quantile Huber loss of qr-dqn and iqn; 0 for the absolute value."""
     fractions: int = 8
-    """Number of sampled fractions of iqn, in acting and for each network of the loss; 64 in the paper."""
+    """Number of fractions that iqn samples: for online values, for target values, and to select actions.
+    64 in the paper."""
     cosines: int = 64
-    """Number of cosines of the embedding of a fraction of iqn."""
+    """Number of cosines in iqn's embedding of a fraction."""
     munchausen_alpha: float = 0.9
-    """Weight of the log-policy in the reward of munchausen, in [0, 1]; 0 for none."""
+    """Weight of the scaled log-policy that munchausen adds to the reward, in [0, 1]; 0 for none."""
     munchausen_tau: float = 0.03
     """Temperature of the softmax policy of munchausen, above 0."""
     munchausen_clip: float = -1.0
-    """Lowest value of the scaled log-policy of munchausen, at most 0."""
+    """Lower bound of the scaled log-policy (tau times log pi) of munchausen, at most 0."""
     q_lambda: float = 0.65
     """Lambda of the returns of pqn and of the eligibility traces of stream-q, in [0, 1]."""
     stream_kappa: float = 2.0
-    """Kappa of the overshooting bound (ObGD) of stream-q, above 0."""
+    """Factor of the bound on the steps of stream-q (kappa of ObGD), above 0; a larger one gives smaller steps."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ class Settings(
     IterationSettings,
     RunSettings,
 ):
-    """Settings of a run: flags of `fdqn train` with their units and defaults; `make` applies those of an algorithm."""
+    """Settings of a run: flags of `fdqn train` with their units. The defaults are DQN's; `make` has those of others."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -292,7 +293,7 @@ _READ_BY: dict[str, tuple[str, ...]] = {
     "q_lambda": ("pqn", "stream-q"),
     "stream_kappa": ("stream-q",),
 }
-"""Algorithms that read a setting; all of them, if it is not listed."""
+"""Algorithms that read a setting. All algorithms read a setting that is not listed."""
 
 _NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "priority_alpha": ("prioritized", (True,)),
@@ -332,7 +333,7 @@ ALGORITHMS: dict[AlgorithmName, dict[str, Any]] = {
         "epsilon_end": 0.01,
     },
 }
-"""Defaults of an algorithm that differ from those of `Settings`."""
+"""Defaults of each algorithm that differ from those of `Settings`."""
 
 
 def defaults(algorithm: AlgorithmName, noisy: bool | None = None) -> Settings:
@@ -344,14 +345,14 @@ def defaults(algorithm: AlgorithmName, noisy: bool | None = None) -> Settings:
 
 
 def make(given: Mapping[str, Any], published: Mapping[str, Any] | None = None) -> Settings:
-    """Return the settings with the given values, the defaults of their algorithm for the others.
+    """Make settings from some values; the others are the defaults of the algorithm.
 
     Args:
         given: values by field of `Settings`.
-        published: values of a preset, which replace defaults.
+        published: values of a preset, by field; they replace defaults, and `given` replaces them.
 
-    Raises TypeError and ValueError as `Settings` does, and ValueError for a given field that the algorithm does not
-    read.
+    Raises TypeError and ValueError as `Settings` does, and ValueError for a given field that is not read with the other
+    settings.
     """
     values = {**(published or {}), **given}
     algorithm = values.get("algorithm", "dqn")
@@ -363,11 +364,11 @@ def make(given: Mapping[str, Any], published: Mapping[str, Any] | None = None) -
 
 
 def check_read(settings: Settings, names: Iterable[str] | None = None) -> None:
-    """Raise ValueError for a setting that the algorithm, or the other settings, leave unread.
+    """Raise ValueError for a field that is not read by the algorithm or with the other settings.
 
     Args:
         settings: all settings.
-        names: fields that were given; by default those that differ from the algorithm's defaults.
+        names: fields to check; by default those that differ from the algorithm's defaults.
     """
     algorithm, usual = settings.algorithm, defaults(settings.algorithm, settings.noisy)
     if names is None:
@@ -435,7 +436,7 @@ _ADDED: dict[str, Any] = {
     },
     "learning_rate_schedule": "constant",
 }  # fmt: skip
-"""Fields that settings written by earlier versions lack, with the values of their behaviour."""
+"""Fields that settings written by earlier versions lack, with the values that those versions used."""
 
 
 def with_defaults(given: dict[str, Any]) -> dict[str, Any]:
