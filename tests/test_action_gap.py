@@ -1,4 +1,4 @@
-"""Targets that increase the action gap: loops, limits, masks, laws of a function."""
+"""Targets that increase the action gap: compared with loops, special cases, masks, laws of a function."""
 
 from functools import partial
 
@@ -43,7 +43,7 @@ def target(f, alpha=0.4, steps=None, **changes):
     return f(*(given[name] for name in NAMES[f]), alpha)
 
 
-def by_hand(f, alpha, r_t, discount_t, q_tm1, a_tm1, q_t, legal_tm1, legal_t):
+def loop_over_rows(f, alpha, r_t, discount_t, q_tm1, a_tm1, q_t, legal_tm1, legal_t):
     rows = zip(*(x.tolist() for x in (r_t, discount_t, q_tm1, a_tm1, q_t, legal_tm1, legal_t)), strict=True)
     for r, discount, q, a, following, now, then in rows:
         best = max((x for x, ok in zip(following, then, strict=True) if ok), default=0.0)
@@ -60,7 +60,7 @@ def by_hand(f, alpha, r_t, discount_t, q_tm1, a_tm1, q_t, legal_tm1, legal_t):
 @EACH
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
 def test_equal_to_a_loop(f, alpha):
-    expected = torch.tensor(list(by_hand(f, alpha, **example())), dtype=torch.float64)
+    expected = torch.tensor(list(loop_over_rows(f, alpha, **example())), dtype=torch.float64)
     asserts.assert_trees_close(expected, target(f, alpha), 1e-12)
 
 
@@ -74,7 +74,7 @@ def test_alpha_0_is_q_learning(f):
 
 
 def test_the_gap_grows_and_the_greedy_action_keeps_its_value():
-    """Gaps at t-1 are subtracted, except that of the best action, which is 0."""
+    """Check that alpha times the gap at t-1 is subtracted, which is 0 for the best action."""
     e = example()
     gap = action_gap.action_gap(e["q_tm1"], e["a_tm1"], e["legal_tm1"])
     assert (gap >= 0).all()
@@ -88,7 +88,7 @@ def test_the_gap_grows_and_the_greedy_action_keeps_its_value():
 
 
 def test_advantage_learning_of_double_q_learning():
-    """Composed of its parts: the gap of the target network at t-1, and double Q-learning at t."""
+    """Compose it of the gap of the target network at t-1 and the target of double Q-learning."""
     e, selector = example(), random.normal(random.key(9), (B, A), torch.float64)
     gap = action_gap.action_gap(e["q_tm1"], e["a_tm1"], e["legal_tm1"])
     double = td.double_q_learning_target(e["r_t"], e["discount_t"], e["q_t"], selector, e["legal_t"])
@@ -99,7 +99,7 @@ def test_advantage_learning_of_double_q_learning():
     asserts.assert_trees_close(target(action_gap.advantage_learning_target, steps=steps), double - 0.4 * gap, 1e-12)
 
 
-def test_all_legal_is_the_default_at_t_minus_1():
+def test_without_a_mask_at_t_minus_1_all_actions_are_legal():
     everything = torch.ones(B, A, dtype=torch.bool)
     for f in (action_gap.advantage_learning_target, action_gap.persistent_advantage_learning_target):
         asserts.assert_trees_equal(target(f, legal_tm1=everything), target(f, legal_tm1=None))
@@ -115,30 +115,32 @@ def test_an_action_that_is_illegal_at_t_is_not_repeated():
     asserts.assert_trees_close(expected[~repeats], target(f)[~repeats], 1e-12)
 
 
-def held(x):
-    """Zero, with a gradient of zeros, because no gradient flows through a target."""
+def zero_with_gradient(x):
+    """Return 0 with a gradient of zeros in x, because no gradient flows through a target."""
     return 0 * x.nan_to_num(0.0, 0.0, 0.0).sum()
 
 
 @EACH
 def test_values_of_illegal_actions_are_ignored(f):
     e = example()
-    laws.masked(lambda q, legal: target(f, q_t=q) + held(q), e["q_t"], e["legal_t"])
+    laws.masked(lambda q, legal: target(f, q_t=q) + zero_with_gradient(q), e["q_t"], e["legal_t"])
     if "q_tm1" in NAMES[f]:
-        laws.masked(lambda q, legal: target(f, q_tm1=q) + held(q), e["q_tm1"], e["legal_tm1"])
+        laws.masked(lambda q, legal: target(f, q_tm1=q) + zero_with_gradient(q), e["q_tm1"], e["legal_tm1"])
         with rejects("illegal values 1e"):
-            laws.masked(lambda q, legal: target(f, q_tm1=q, legal_tm1=None) + held(q), e["q_tm1"], e["legal_tm1"])
+            laws.masked(
+                lambda q, legal: target(f, q_tm1=q, legal_tm1=None) + zero_with_gradient(q), e["q_tm1"], e["legal_tm1"]
+            )
     with rejects("illegal values"):
-        laws.masked(lambda q, legal: unmasked_repetition(e, q) + held(q), e["q_t"], e["legal_t"])
+        laws.masked(lambda q, legal: repeats_illegal_actions(e, q) + zero_with_gradient(q), e["q_t"], e["legal_t"])
 
 
-def unmasked_repetition(e, q_t):
-    """Repeats an action that is illegal at t."""
+def repeats_illegal_actions(e, q_t):
+    """Compute the target with a planted bug: it repeats an action that is illegal at t."""
     best = masking.best(q_t, e["legal_t"])
     return e["r_t"] + e["discount_t"] * (0.6 * best + 0.4 * masking.pick(q_t, e["a_tm1"]))
 
 
-def test_mask_of_the_gap():
+def test_illegal_actions_do_not_count_for_the_gap():
     e = example()
     laws.masked(lambda q, legal: action_gap.action_gap(q, e["a_tm1"], legal), e["q_tm1"], e["legal_tm1"])
 

@@ -17,7 +17,7 @@ ATOMS = (-3.0, 3.0, 7)
 
 
 def linear_quantiles(network):
-    """A network of quantiles that are linear in the fraction: a level and a slope for each action.
+    """Make a network of quantiles that are linear in the fraction, with a level and a slope for each action.
 
     The slopes are so large that the greedy action depends on the fractions.
     """
@@ -75,14 +75,13 @@ SOFT = {"plain": {}, "warm": {"tau": 0.5, "clip": -3.0, "alpha": 0.5}, "alpha 0"
 def test_laws_hold_for_munchausen(options):
     make = partial(munchausen.agent, **options)
     agents.agent(make(PLAIN), (2,), 3, greedy_target=False)
-    if (
-        options.get("alpha") != 0
-    ):  # otherwise the values of the target network at `obs` are not used, nor is their noise
+    # With an alpha of 0, the pass of the target network at `obs` and its noise are not used.
+    if options.get("alpha") != 0:
         agents.agent(make(NOISY), (2,), 3, greedy_target=False)
     agents.illegal_actions(lambda network, legal: make(network, legal=legal), masks_obs=True)
 
 
-def test_law_of_a_target_that_is_not_greedy_rejects():
+def test_agent_laws_without_a_greedy_target_reject_planted_bugs():
     right = munchausen.agent(PLAIN)
     with rejects("loss of ended rows"):
         goes_on = partial(change_batch(lambda b: b._replace(discount=torch.ones_like(b.discount))), right)
@@ -328,7 +327,7 @@ def test_priority_of_c51_is_0_where_the_prediction_is_the_target():
 
 @pytest.mark.parametrize("name", ["double", "double c51"])
 def test_laws_of_a_function(name):
-    """Over seeds, and as one graph, with noise."""
+    """Check purity, vmap over seeds and compilation to one graph, with noise."""
     make, outputs = MAKERS[name]
     network = networks.noisy_mlp(2, (4,), 3 * outputs)
     agent = make(network)
@@ -355,7 +354,7 @@ def test_noise_of_the_loss_is_independent_in_each_pass():
 
 
 def test_laws_hold_for_joined_networks():
-    """Dueling heads whose atoms are combined one by one, noise in trunk and head, and networks of quantiles."""
+    """Use dueling heads with several atoms, noise in trunk and head, and networks of quantiles."""
     trunks, heads = networks.trunks, networks.heads
     agents.agent(c51.agent(networks.join(trunks.mlp(2, (5,)), heads.dueling(3, 7)), ATOMS, double=True), (2,), 3)
     agents.agent(qr_dqn.agent(networks.join(trunks.noisy_mlp(2, (5,)), heads.noisy_dueling(3, 4)), 4), (2,), 3)
@@ -366,7 +365,7 @@ def test_laws_hold_for_joined_networks():
 
 
 def test_fractions_of_iqn():
-    """Each pass takes its own number of fractions for each row, after the noise of the network, and no others."""
+    """Check that each pass takes the uniforms after the noise of the network, its own number for each row."""
     network = linear_quantiles(NOISY_6)
     agent, rows = iqn.agent(network, False, 2, 3, 5), batch(1)
     assert agent.noise(4) == NoiseShapes((18 + 4 * 5,), (3, 18 + 4 * 5))
@@ -400,8 +399,8 @@ def test_fractions_for_all_rows_equal_those_of_each_row():
 # Special cases give the simpler agent
 
 
-def test_munchausen_without_temperature_is_q_learning():
-    """At temperature towards 0 with alpha 0 it is DQN; with alpha 1 and no clip, the target is advantage learning's."""
+def test_munchausen_at_temperature_0_and_alpha_0_is_q_learning():
+    """Compare with DQN at an alpha of 0 and temperatures close to 0."""
     given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER, ()
     cold = munchausen.agent(PLAIN, alpha=0.0, tau=1e-6, loss=losses.squared).loss(*given)
     asserts.assert_trees_close(dqn.agent(PLAIN, double=False).loss(*given), cold, 1e-5)
@@ -411,7 +410,7 @@ def test_munchausen_without_temperature_is_q_learning():
 
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("name", ["dqn", "c51", "qr"])
-def test_scales_of_0_give_the_agent_without_noise(name, double):
+def test_noise_of_scale_0_gives_the_agent_without_noise(name, double):
     make, outputs = {
         "dqn": (dqn.agent, 1),
         "c51": (partial(c51.agent, support=ATOMS), 7),
@@ -435,8 +434,8 @@ def test_one_quantile_is_dqn_with_half_the_absolute_error(double):
     asserts.assert_trees_close(dqn.agent(PLAIN, double, losses.huber).loss(*given).loss / 2, huber.loss, 1e-12)
 
 
-def test_c51_s_target_has_the_mean_of_dqn_s_target():
-    """Inside the support; with all probability on two neighboring atoms, C51 represents any value."""
+def test_the_mean_of_the_c51_target_is_the_dqn_target():
+    """Compare the means of the targets, if all targets are inside the support: projection keeps the mean."""
     network, support = networks.mlp(2, (5,), 3 * 41), distributional.atoms((-40.0, 40.0, 41))
     target, rows = params(network, 2), batch()
     p_t = network.apply(target, rows.next_obs).unflatten(-1, (3, 41)).softmax(-1)

@@ -47,7 +47,7 @@ def test_a_few_hundred_steps_are_finite_and_seeds_are_independent(make):
 
 @pytest.mark.parametrize("name", ["munchausen", "qr", "iqn", "double noisy c51"])
 def test_training_is_a_function_of_the_keys_and_resumes_exactly(name):
-    """The law of algorithms, and chunks and resumption bit for bit, all with two seeds."""
+    """Check the law of algorithms, chunks of noise and exact resumption, with two seeds."""
     one = examples.program(agent=AGENTS[name]())
     hyper, keys = examples.seeds(2)
     algorithms.algorithm(one, hyper, keys, cycles=6)
@@ -59,7 +59,7 @@ CONFIG = training.Config(3, batch_size=8, capacity=40, learning_starts=12, targe
 
 
 def composed(double, dueling, noisy, prioritize, multi_step, categorical, actions=2):
-    """Any combination of the ingredients of Rainbow, which is all of them."""
+    """Make the algorithm with any combination of the extensions of DQN; Rainbow has all of them."""
     atoms = 11 if categorical else 1
     trunk = trunks.noisy_mlp(4, (8,)) if noisy else trunks.mlp(4, (8,))
     plain, noisy_heads = (heads.linear, heads.dueling), (heads.noisy_linear, heads.noisy_dueling)
@@ -75,7 +75,7 @@ def rainbow():
 
 
 def steps_of_rollout():
-    """Six steps of three environments, without an end."""
+    """Yield six steps of three environments, in which no episode ends."""
     key = random.key(5)
     obs = 3 * random.normal(key, (7, 3, 4))
     for i in range(6):
@@ -84,8 +84,8 @@ def steps_of_rollout():
         yield Transition(obs[i], action, reward, torch.ones(3), obs[i + 1], torch.ones(3, 5, dtype=torch.bool))
 
 
-def test_every_combination_of_ingredients_learns():
-    """Three updates of all 64 on the same steps: finite, and each ingredient changes something in each combination."""
+def test_every_combination_of_extensions_learns():
+    """Make three updates of all 64 combinations on the same steps: losses are finite and all different."""
     hyper, steps = tree.index(training.hyper(1, learning_rate=0.1), 0), list(steps_of_rollout())
     losses = {}
     for switches in product((False, True), repeat=6):

@@ -29,7 +29,7 @@ def rollouts():
 
 
 def stream():
-    """Stream Q with statistics of observations and rewards."""
+    """Make a program of Stream Q with statistics of observations and rewards."""
     program = examples.program()
     config = training.Config(1, 1, 1, 1, 1, learning_starts=0, target_period=0)
     return program._replace(algorithm=streaming.algorithm(config, networks.stream_mlp(4, (5,), 2)))

@@ -1,4 +1,4 @@
-"""Orthogonal and sparse initialization of networks, and bugs that these tests detect."""
+"""Orthogonal and sparse initialization of networks: values, distributions, independence of seeds."""
 
 import math
 
@@ -32,7 +32,7 @@ def weights(params):
 
 
 def is_sparse(matrix, sparsity):
-    """Return whether every unit has exactly the number of zeros of the paper's code, or one weight left."""
+    """Return True if every unit has the number of zeros of the authors' code, or one less than all."""
     inputs = matrix.shape[-1]
     zeros = min(math.ceil(sparsity * inputs), inputs - 1)
     return bool(((matrix == 0).sum(-1) == zeros).all())
@@ -40,7 +40,7 @@ def is_sparse(matrix, sparsity):
 
 @EACH
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
-def test_units_keep_the_same_number_of_weights(name, sparsity):
+def test_sparse_units_have_the_right_number_of_zeros(name, sparsity):
     params = networks.sparse(NETWORKS[name], sparsity).init(KEYS)
     for layer, matrix in weights(params).items():
         assert is_sparse(matrix, sparsity), layer
@@ -51,7 +51,7 @@ def test_units_keep_the_same_number_of_weights(name, sparsity):
 
 
 @EACH
-def test_sparse_weights_are_those_of_the_plain_network(name):
+def test_other_weights_of_sparse_networks_are_those_of_the_plain_network(name):
     plain, sparse = NETWORKS[name].init(KEYS), networks.sparse(NETWORKS[name]).init(KEYS)
     assert list(plain) == list(sparse)
     for layer, matrix in weights(sparse).items():
@@ -84,7 +84,7 @@ def test_orthogonal_weights_have_orthonormal_rows_or_columns(name):
 
 
 def test_orthogonal_convolutions_are_distributed_as_in_pytorch():
-    """Compare two entries, whose distribution is far from normal in so small a matrix."""
+    """Compare the distributions of two entries. The matrix is small, so they are far from normal."""
     ours = networks.orthogonal(networks.minatar((1, 4, 4), 2), 1.0).init(random.key(list(range(200))))["0.weight"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

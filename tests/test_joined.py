@@ -1,4 +1,4 @@
-"""Trunks, heads and their combinations against written-out `nn.Module`s, and laws that bugs planted here break."""
+"""Trunks, heads and their combinations: compared with `nn.Module`s, laws with planted bugs, initial values."""
 
 import hashlib
 import math
@@ -51,7 +51,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A part of IMPALA's network, figure 3 of Espeholt et al."""
+    """Stage of IMPALA's network, figure 3 of Espeholt et al."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
@@ -143,7 +143,7 @@ def network_of(trunk, head, atoms=1, **named):
 
 
 def params_of(network, seed=1):
-    """Parameters in float64, away from their initial values, which are equal in places."""
+    """Return parameters in float64 that are all different, unlike initial values such as zeros and scales."""
     params = tree.cast(network.init(KEY), torch.float64)
     return {
         name: x + 0.02 * random.normal(random.fold_in(random.key(seed), i), x.shape, torch.float64)
@@ -160,7 +160,7 @@ def noise_of(network, seed=3):
 
 
 def give_noise(module, noise):
-    """Give each noisy layer its factors, in the order of the parameters."""
+    """Set the noise factors of each noisy layer, in the order of the parameters."""
     e = random.normal_from_uniform(noise)
     factors = e.sign() * e.abs().sqrt()
     for layer in (x for x in module.modules() if isinstance(x, Noisy)):
@@ -193,7 +193,7 @@ def test_every_trunk_with_every_head_equals_its_module(trunk, head):
 
 @EACH_HEAD
 def test_hidden_layers_of_heads(head):
-    """Each branch of a dueling head has its own hidden layers, as in Rainbow."""
+    """Check that each branch of a dueling head has its own hidden layers, as in Rainbow."""
     network, module = network_of("mlp", head, 2, hidden=(6,)), module_of("mlp", head, 2, hidden=(6,))
     params, obs = params_of(network), observations("mlp", 5)
     assert list(params) == list(module.state_dict())
@@ -223,7 +223,7 @@ def test_a_trunk_alone_gives_the_features(trunk):
 
 @EACH_TRUNK
 def test_initial_values(trunk):
-    """Uniform in +-1 / sqrt(inputs), scales of noise sigma_zero / sqrt(inputs), layer normalization the identity."""
+    """Check weights in +-1 / sqrt(inputs), scales of noise and the identity of layer normalization."""
     params = network_of(trunk, "noisy_dueling", 4, sigma_zero=0.5).init(random.key([0, 1]))
     drawn = []
     for name, layer in module_of(trunk, "noisy_dueling", 4).named_modules():
@@ -248,7 +248,7 @@ PLAIN = {"noisy_mlp": "mlp", "noisy_nature": "nature", "noisy_minatar": "minatar
 
 @pytest.mark.parametrize("head", ["linear", "dueling"])
 @pytest.mark.parametrize("trunk", PLAIN)
-def test_without_noise_or_with_scale_zero_a_noisy_network_is_the_plain_one(trunk, head):
+def test_without_noise_or_with_scale_0_a_noisy_network_equals_the_plain_one(trunk, head):
     plain, noisy = network_of(PLAIN[trunk], head, 2), network_of(trunk, f"noisy_{head}", 2)
     params, obs = noisy.init(KEY), observations(trunk, 4).float()
     mean = {name.removesuffix("_mu"): x for name, x in params.items() if not name.endswith("_sigma")}
@@ -281,7 +281,7 @@ def test_dueling_heads_separate_value_and_advantages_of_each_atom(head, atoms):
         asserts.assert_trees_close(value, q.mean(-2), 1e-12)
 
 
-def test_one_mean_for_all_atoms_would_be_noticed():
+def test_a_common_mean_of_all_atoms_is_detected():
     def wrong(value, advantage):
         x = advantage.unflatten(-1, (ACTIONS, -1))
         return (value.unsqueeze(-2) + x - x.mean((-1, -2), keepdim=True)).flatten(-2)
@@ -355,7 +355,7 @@ def test_joined_networks_are_loaded_exported_and_pickled(trunk):
 
 
 def test_layer_normalization_of_images_is_over_channels_and_positions():
-    """A shift or scale of the whole image disappears; one of a single channel does not."""
+    """Check that a shift and scale of the whole image cancel, but not those of a single channel."""
     trunk = trunks.layer_norm_minatar(BOARD, hidden=())
     layer = trunk.layers["1"]
     params, x = params_of(trunk), random.normal(KEY, (4, 16, 4, 3), torch.float64)
@@ -382,11 +382,11 @@ DIGESTS = {
     "nature": (networks.nature((1, 36, 36), 3), "9deb0f72235b1403"),
     "minatar": (networks.minatar((2, 4, 3), 3), "f48b357fd51f2abf"),
 }
-"""Networks, and digests of their initial parameters in version 0.2. They depend on no rounding of a processor."""
+"""Networks, and digests of their initial parameters in version 0.2, which are equal on all processors."""
 
 
 @pytest.mark.parametrize("name", DIGESTS)
-def test_the_usual_networks_start_with_the_same_bits_as_ever(name):
+def test_initial_parameters_of_the_usual_networks_equal_those_of_version_0_2(name):
     network, expected = DIGESTS[name]
     digest = hashlib.sha256()
     for leaf, x in network.init(KEY).items():
@@ -474,7 +474,7 @@ def test_each_quantile_depends_on_its_own_fraction():
 
 
 def test_the_network_of_the_iqn_paper():
-    """Multiply the features of the convolutions, before the hidden layer."""
+    """Check that fractions multiply the features of the convolutions, before the hidden layer."""
     network = networks.quantile(trunks.minatar(BOARD, hidden=()), heads.linear(ACTIONS, hidden=(8,)), 6)
     params, obs, fractions = params_of(network), observations("minatar", 5), fractions_of(5, 4)
     shapes = {"trunk.0": (16, 3, 3, 3), "embedding": (192, 6), "head.0": (8, 192), "head.2": (ACTIONS, 8)}
@@ -515,8 +515,8 @@ def test_orthogonal_and_sparse_start_of_joined_networks():
     torch.testing.assert_close(embedding @ embedding.mT, 2 * torch.eye(5))
 
 
-def test_layers_by_name_are_numbered_as_one_network():
-    """Keys continue from the trunk to the head, so that no two layers start with equal numbers."""
+def test_keys_of_the_layers_are_numbered_through_trunk_and_head():
+    """Check that no two layers of trunk and head use the same key."""
     named = {"a": layers.linear(3, 3), "b": layers.relu(), "c": layers.linear(3, 3)}
     params = layers.init(named, 0, KEY)
     assert list(params) == ["a.weight", "a.bias", "c.weight", "c.bias"]

@@ -321,7 +321,7 @@ GAMMA = 0.9
 
 
 def trajectory():
-    """Rewards, discounts, values and ends of steps [9, 4], with both kinds of ends in every environment."""
+    """Return rewards, discounts, values and ends of steps [9, 4], with terminations and truncations."""
     key = random.key(0)
     r_t, v_t = random.normal(key, (2, 9, 4), torch.float64)
     u = random.uniform(random.fold_in(key, 1), (9, 4))
@@ -329,7 +329,7 @@ def trajectory():
 
 
 def backward(step):
-    """Returns of a loop over the steps, last to first; `step(i, following)` gives one."""
+    """Make a function that computes returns with `step(i, following, ...)`, from the last step to the first."""
 
     def f(r_t, discount_t, v_t, ended_t):
         following, found = v_t[-1], []
@@ -350,7 +350,7 @@ def right(i, following, r_t, discount_t, v_t, ended_t):
 
 
 def masks_the_value_only(i, following, r_t, discount_t, v_t, ended_t):
-    """CleanRL's issue 494: 408 instead of 495 in CartPole."""
+    """Mask only the value, as in CleanRL's issue 494: returns of 408 instead of 495 in CartPole."""
     return r_t[i] + GAMMA * (0.7 * following + 0.3 * v_t[i] * (discount_t[i] > 0))
 
 
@@ -373,7 +373,7 @@ def termination_alone_ends(i, following, r_t, discount_t, v_t, ended_t):
 
 
 def value_of_the_next_row(i, following, r_t, discount_t, v_t, ended_t):
-    """Bootstraps from the first observation of the next episode."""
+    """Bootstrap from the first observation of the next episode."""
     v = v_t[min(i + 1, len(v_t) - 1)]
     return r_t[i] + discount_t[i] * torch.where(ended_t[i], v, mixed(v, following))
 

@@ -113,10 +113,10 @@ def test_the_comparison_sees_planted_bugs():
 
 
 def returns_by_episode(given, lambda_):
-    """The forward view: from each step, the n-step returns of the rest of its episode, weighted by lambda.
+    """Compute lambda-returns by the forward view: weighted sums of the n-step returns within each episode.
 
-    G = sum over n < N of (1 - lambda) lambda^(n - 1) G_n + lambda^(N - 1) G_N, of which G_N ends with the episode or
-    the rollout.
+    G = sum over n < N of (1 - lambda) lambda^(n - 1) G_n + lambda^(N - 1) G_N, where G_N reaches the end of the episode
+    or of the rollout.
     """
     value = masking.best(NETWORK.apply(params(), given.batch.next_obs), given.batch.next_legal)
     gamma, (count, envs) = float(HYPER.gamma), given.ended.shape
@@ -151,8 +151,8 @@ def test_returns_are_those_of_each_episode_written_out(lambda_):
     check_returns(algorithm(config=LONG, lambda_=lambda_), lambda_)
 
 
-def leaking(one, lambda_):
-    """An algorithm with the mask of CleanRL before its fix of issue 494, on the value instead of on the whole return.
+def mask_on_the_value(one, lambda_):
+    """Plant the bug of CleanRL before its fix of issue 494: the mask is on the value instead of on the whole return.
 
     G_t = r_t + gamma * (lambda * G_{t+1} + (1 - lambda) * discount_t * v_t)
     """
@@ -175,13 +175,13 @@ def leaking(one, lambda_):
     return one._replace(observe=observe)
 
 
-def endless(one):
-    """An algorithm to which ends of episodes are not reported, so that returns go on into the next one."""
+def no_ends(one):
+    """Plant a bug: ends of episodes are not reported, so returns continue into the next episode."""
     return one._replace(observe=lambda *x: one.observe(*x[:3], torch.zeros_like(x[3]), *x[4:]))
 
 
-def cut_off(one):
-    """An algorithm that takes a truncation for a termination, as CleanRL's does."""
+def truncation_as_termination(one):
+    """Plant a bug: truncation is treated as termination, as in CleanRL."""
 
     def observe(learner, rollout, batch, ended, valid, hyper):
         batch = batch._replace(discount=torch.where(ended, 0.0, batch.discount))
@@ -190,15 +190,19 @@ def cut_off(one):
     return one._replace(observe=observe)
 
 
-@pytest.mark.parametrize("plant", [lambda one: leaking(one, 0.65), endless, cut_off], ids=["494", "endless", "cut off"])
+@pytest.mark.parametrize(
+    "plant",
+    [lambda one: mask_on_the_value(one, 0.65), no_ends, truncation_as_termination],
+    ids=["494", "no ends", "truncation"],
+)
 def test_a_wrong_mask_in_the_recursion_is_detected(plant):
-    """CleanRL's cost 87 of 495 points on CartPole: 408.14 +- 128.42 instead of 495.13 +- 6.89."""
+    """Plant wrong masks. CleanRL's bug gave 408.14 +- 128.42 instead of 495.13 +- 6.89 on CartPole."""
     with rejects("expected"):
         check_returns(plant(algorithm(config=LONG, lambda_=0.65)), 0.65)
 
 
-def test_the_plant_of_issue_494_is_right_without_ends():
-    """So it is the mask that the law detects."""
+def test_the_mask_of_issue_494_is_right_without_ends():
+    """Check that without ends the planted bug makes no difference, so that the mask alone is detected."""
     given = steps(4, 12)
     given = given._replace(
         ended=torch.zeros_like(given.ended),
@@ -207,7 +211,7 @@ def test_the_plant_of_issue_494_is_right_without_ends():
             next_obs=torch.cat([given.batch.obs[1:], given.batch.next_obs[-1:]]),
         ),
     )
-    _, rollout = observed(leaking(algorithm(config=LONG, lambda_=0.65), 0.65), given)
+    _, rollout = observed(mask_on_the_value(algorithm(config=LONG, lambda_=0.65), 0.65), given)
     asserts.assert_trees_close(returns_by_episode(given, 0.65).flatten(), rollout.returns, 1e-12)
 
 
@@ -329,7 +333,7 @@ def small(**named):
 
 
 def test_laws_of_a_program():
-    """Independent seeds, chunks of noise, donated state, exact resume."""
+    """Check independence of seeds, chunks of noise, donation and exact resume."""
     one = small()
     hyper, keys = examples.seeds(3)
     programs.seeds(partial(programs.trained, one, cycles=3), hyper, keys, distinct=lambda state: state.learner.params)

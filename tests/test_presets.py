@@ -17,7 +17,7 @@ from fdqn.experiment import assemble, presets, settings
 ROOT = Path(fdqn.__file__).parents[1]
 CASES = [(name, env) for name, preset in presets.PRESETS.items() for env in preset.envs]
 
-# Published values by the names of their files, written down again from the sources of each preset, not from ours.
+# Published values under the names of the authors' files, copied from these files independently of `presets.py`.
 
 CLEANRL = {
     "total_timesteps": 500_000, "gamma": 0.99, "learning_rate": 2.5e-4, "start_e": 1, "end_e": 0.05,
@@ -68,7 +68,7 @@ def env_steps(given):
 
 @pytest.mark.parametrize(("name", "env"), CASES)
 def test_a_preset_makes_valid_settings_and_does_not_rely_on_defaults(name, env):
-    """Defaults may change; a published setting must not change with them."""
+    """Check that a preset sets every field that it reads, so that it does not change with the defaults."""
     values, given = presets.values(name, env), made(name, env)
     settings.check_read(given)
     assert given.env == env
@@ -83,7 +83,7 @@ def test_a_preset_makes_valid_settings_and_does_not_rely_on_defaults(name, env):
 
 @pytest.mark.parametrize(("name", "env"), CASES)
 def test_a_preset_makes_a_program(name, env):
-    """In full size; nothing is allocated."""
+    """Assemble every preset in full size, which allocates nothing."""
     if env.startswith("ale:"):
         pytest.importorskip("ale_py")
     if env.startswith("gym:LunarLander"):
@@ -96,7 +96,7 @@ def test_a_preset_makes_a_program(name, env):
 
 @pytest.mark.parametrize("name", [name for name in presets.PRESETS if name != "nature"])
 def test_a_preset_learns(name):
-    """A few training iterations with few rows, short iterations and a narrow network."""
+    """Train a few short iterations with a small buffer and a narrow network."""
     env = presets.example(name)
     small = {
         "steps_per_cycle": 2, "updates_per_cycle": 1, "num_envs": 2, "batch_size": 4, "capacity": 16,
@@ -115,7 +115,7 @@ def test_a_preset_learns(name):
 
 
 @pytest.mark.parametrize(("name", "env"), [case for case in CASES if case[0] in ("cleanrl-dqn", "cleanrl-c51")])
-def test_cleanrl_s_values_are_published(name, env):
+def test_cleanrl_presets_have_the_published_values(name, env):
     given = made(name, env)
     assert env_steps(given) == 10 * given.updates_per_cycle
     assert {
@@ -134,7 +134,7 @@ def test_cleanrl_s_values_are_published(name, env):
 
 
 @pytest.mark.parametrize("env", presets.PRESETS["cleanrl-pqn"].envs)
-def test_cleanrl_s_values_of_pqn_are_published(env):
+def test_the_cleanrl_pqn_preset_has_the_published_values(env):
     given = made("cleanrl-pqn", env)
     assert {
         "total_timesteps": given.steps, "gamma": given.gamma, "learning_rate": given.learning_rate,
@@ -149,7 +149,7 @@ def test_cleanrl_s_values_of_pqn_are_published(env):
 
 
 @pytest.mark.parametrize("env", presets.PRESETS["pqn-minatar"].envs)
-def test_purejaxql_s_values_are_published(env):
+def test_the_pqn_minatar_preset_has_the_published_values(env):
     given = made("pqn-minatar", env)
     assert (given.steps, given.num_envs, given.steps_per_cycle, given.batch_size) == (10**7, 128, 32, 128 * 32 // 32)
     assert (given.updates_per_cycle, given.gamma, given.q_lambda) == (32 * 2, 0.99, 0.65)
@@ -159,7 +159,7 @@ def test_purejaxql_s_values_are_published(env):
 
 
 @pytest.mark.parametrize(("name", "env"), [case for case in CASES if case[0] in ("zoo-dqn", "zoo-qr-dqn")])
-def test_rl_zoo_s_values_are_published(name, env):
+def test_rl_zoo_presets_have_the_published_values(name, env):
     given = made(name, env)
     steps, rate, batch, buffer, starts, gamma, target, every, updates, fraction, end = (
         ZOO if name == "zoo-dqn" else ZOO_QR
@@ -167,13 +167,13 @@ def test_rl_zoo_s_values_are_published(name, env):
     assert (given.steps, given.batch_size, given.capacity, given.gamma) == (steps, batch, buffer, gamma)
     assert (given.num_envs, given.steps_per_cycle, given.updates_per_cycle) == (1, every, updates)
     assert (given.hidden, given.optimizer, given.double, given.tau) == ((256, 256), "adam", False, 1.0)
-    # The target network is copied after the burst that is nearest to the interval, or after each one.
+    # The target network is copied after the burst nearest to the interval, or after every burst if that is shorter.
     assert given.target_period % updates == 0
     assert abs(given.target_period // updates * every - max(target, every)) <= every / 2
-    # The first burst is that after the first whole rollout beyond `learning_starts`.
+    # The first burst of updates follows the first whole rollout that ends after `learning_starts`.
     first_burst = next(step for step in range(every, 20_000, every) if step > starts)
     assert math.ceil(given.learning_starts / every) * every + every == first_burst
-    # Epsilon is that of a linear schedule from the first step, once actions are not random.
+    # After the random actions, epsilon is that of a linear schedule from the first step on.
     assert given.random_warmup
     for step in range(given.learning_starts, int(steps), 997):
         annealed = min(1.0, (step - given.learning_starts) / (given.epsilon_fraction * steps))
@@ -191,7 +191,7 @@ def test_rl_zoo_s_values_are_published(name, env):
 
 
 @pytest.mark.parametrize(("name", "env"), [case for case in CASES if case[0].startswith("revisiting")])
-def test_revisiting_rainbow_s_values_are_published(name, env):
+def test_revisiting_presets_have_the_published_values(name, env):
     given, long = made(name, env), env == "gym:LunarLander-v3"
     period, target, rate = LUNAR_LANDER.get(name, (4, 300, 1e-3)) if long else DOPAMINE[name][env]
     assert (env_steps(given), given.updates_per_cycle, given.target_period * period) == (period, 1, target)
@@ -252,7 +252,7 @@ def test_the_command_lists_the_committed_scores(capsys):
         assert line.keys() >= {"seeds", "steps", "seconds", "commit", "torch", "processor", "date"}
 
 
-def test_the_table_shows_scores_and_gaps(capsys):
+def test_the_table_shows_scores_and_a_dash_for_missing_ones(capsys):
     assert cli.main(["presets"]) == 0
     printed = capsys.readouterr().out
     for row in presets.rows():
@@ -272,7 +272,7 @@ def test_a_record_is_formatted():
     assert {f(nothing) for f in (presets.published_text, presets.ours_text, presets.seconds_text)} == {"-"}
 
 
-def test_the_newest_score_of_a_preset_counts(tmp_path, monkeypatch):
+def test_the_newest_score_of_a_preset_is_used(tmp_path, monkeypatch):
     lines = [{"preset": "zoo-dqn", "env": "cartpole", "mean": x} for x in (1.0, 2.0)]
     (tmp_path / "scores.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     monkeypatch.setattr(presets, "SCORES", tmp_path / "scores.jsonl")

@@ -42,7 +42,7 @@ def filled(capacity, count, priorities=None, **settings):
 
 
 def masses(state):
-    """In units of priority 1."""
+    """Return the masses in units of priority 1."""
     return state.mass / prioritized._unit(state.ring.rows.reward.shape[0])
 
 
@@ -135,16 +135,16 @@ def test_the_order_of_updates_leaves_no_trace():
         asserts.assert_trees_equal(together, other)
 
 
-def many(count):
-    """`count` rows, of which every other and the last thousand have priority 0."""
+def priorities_with_zeros(count):
+    """Return `count` priorities, of which every other and the last thousand are 0."""
     priority = 0.01 + 10 * random.uniform(random.key(7), (count,))
     priority[::2] = priority[-1000:] = 0.0
     return priority
 
 
-def test_a_row_of_priority_0_is_not_drawn_of_a_million():
+def test_no_row_of_priority_0_is_drawn_among_a_million():
     buffer, state = filled(10**6, 10**6)
-    mass = prioritized._mass(many(10**6).double(), 0.5, 10**6)
+    mass = prioritized._mass(priorities_with_zeros(10**6).double(), 0.5, 10**6)
     levels = [mass]
     for above in state.sums:
         sums = levels[-1].unflatten(0, (-1, 8)).sum(-1)
@@ -160,8 +160,8 @@ def test_a_row_of_priority_0_is_not_drawn_of_a_million():
 
 
 def test_rounded_prefix_sums_draw_rows_of_priority_0():
-    """The planted bug of the test above: prefix sums in float32, and a total summed in another order."""
-    mass = many(10**6)
+    """Plant the bug that the test above guards against: float32 prefix sums, and a total in another order."""
+    mass = priorities_with_zeros(10**6)
     total, ends = mass.sum(), mass.cumsum(0, dtype=torch.float32)
     one_by_one = torch.from_numpy(mass.numpy().cumsum(dtype="float32"))
     assert total != one_by_one[-1]
@@ -173,10 +173,10 @@ def test_rounded_prefix_sums_draw_rows_of_priority_0():
 
 
 @pytest.mark.slow
-def test_a_row_of_priority_0_is_not_drawn_after_a_million_updates():
-    """A million calls of update on a million rows: nothing drifts, and no row of priority 0 is drawn."""
+def test_no_row_of_priority_0_is_drawn_after_a_million_updates():
+    """Call update a million times on a million rows: sums stay exact, and no row of priority 0 is drawn."""
     buffer, state = filled(10**6, 10**6)
-    priority = many(10**6)
+    priority = priorities_with_zeros(10**6)
     for indices in torch.arange(10**6).split(1000):
         state = compile.donate(buffer.update)(state, indices, priority[indices])
 
@@ -196,12 +196,12 @@ def test_a_row_of_priority_0_is_not_drawn_after_a_million_updates():
     assert all(sound(buffer, state).values())
 
 
-# Uniform draws among them
+# A fraction of uniform draws
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.25, 1.0])
 def test_a_fraction_of_the_draws_is_uniform(fraction):
-    """(1 - u) p**alpha / sum + u / N, in frequencies and weights."""
+    """Check frequencies and weights against (1 - u) p**alpha / sum + u / N."""
     priority = torch.tensor([0.0, 1.0, 2.0, 4.0, 0.0, 3.0])
     buffer, state = filled(8, 6, priority.tolist(), alpha=1.0, beta=0.5, uniform=fraction)
     expected = (1 - fraction) * priority / 10 + fraction / 6
@@ -215,7 +215,7 @@ def test_a_fraction_of_the_draws_is_uniform(fraction):
     assert ((torch.bincount(newest, minlength=6)[3:] - 60_000 * expected).abs() <= 2).all()
 
 
-def test_no_uniform_draws_leave_the_bits_alone():
+def test_without_uniform_draws_all_bits_select_by_mass():
     priority = (random.uniform(random.key(11), (100,)) * 9).tolist()
     bits = torch.cat([random.bits(random.key(12), (500,)), LAST, LAST * 0])
     plain, none = ((b.sample(s, bits, 0)) for b, s in (filled(100, 100, priority, uniform=u) for u in (0.0, 1e-12)))
@@ -228,7 +228,7 @@ def test_no_uniform_draws_leave_the_bits_alone():
 
 @pytest.mark.parametrize("engine", ["aot_eager", "inductor"])
 def test_every_engine_draws_the_same_rows(engine):
-    """32 seeds, several steps after one another; every integer of the state stays equal too."""
+    """Run 32 seeds for several steps and compare the rows drawn and every integer of the state."""
     buffer, state = filled(40, 40, alpha=0.6, uniform=0.05)
     priority = 5 * random.uniform(random.split(random.key(13), 32), (40,))
     lanes = vmap(buffer.update)(tree.stack([state] * 32), torch.arange(40).expand(32, 40), priority)

@@ -1,4 +1,4 @@
-"""Equations of quantile regression: rlax as oracle, metamorphic laws with planted bugs, laws of a function."""
+"""Equations of quantile regression: compared with rlax, metamorphic laws with planted bugs, laws of a function."""
 
 import contextlib
 from functools import partial
@@ -25,7 +25,7 @@ def normal(number, *shape):
 
 
 def cases(dtype, count=200, actions=3, quantiles=5, targets=4):
-    """Two hundred rows, half of them with rounded values, so with differences of 0, and with an illegal action."""
+    """Return 200 rows with an illegal action each. Half of them have rounded values, so some differences are 0."""
     rng = np.random.default_rng(2)
     z = rng.normal(size=(2, count, actions, quantiles)), rng.normal(size=(count, actions, targets))
     z = [np.where(np.arange(count)[:, None, None] % 2, np.round(x), x).astype(dtype) for x in (*z[0], z[1])]
@@ -38,7 +38,7 @@ def cases(dtype, count=200, actions=3, quantiles=5, targets=4):
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", EXACT)
 def test_quantile_q_learning_equals_rlax(dtype, kappa):
-    """With sampled fractions, and a selector that is another distribution than that of the target."""
+    """Use sampled fractions, and a selector other than the target network."""
     jax, rlax = pytest.importorskip("jax"), pytest.importorskip("rlax")
     (now, selector, following), (r, d), fractions, a, legal = cases(dtype)
     z, q_t, z_t, r_t, d_t, u, action, mask = map(
@@ -64,7 +64,7 @@ def test_midpoints():
     assert quantile.midpoints(1).tolist() == [0.5]
 
 
-# Metamorphic laws. Each takes the functions, so that planted bugs can take their place.
+# Metamorphic laws. Each takes the functions as arguments, so that functions with planted bugs can be passed.
 
 
 def law_of_the_median(regression_loss):
@@ -132,7 +132,7 @@ def test_metamorphic_laws():
 
 
 def pairwise(f):
-    """A regression loss whose terms [..., N, M] are `f(delta, fractions)`."""
+    """Make a regression loss whose terms [..., N, M] are `f(delta, fractions)`."""
 
     def loss(z, fractions, target, kappa):
         return f(target.unsqueeze(-2) - z.unsqueeze(-1), fractions.unsqueeze(-1)).mean(-1).sum(-1)
@@ -145,14 +145,14 @@ def test_laws_of_median_and_quantiles_reject():
         law_of_the_median(pairwise(lambda delta, u: delta.abs()))
     with rejects("median"):
         law_of_the_median(pairwise(lambda delta, u: delta**2 / 2))
-    with rejects("expected a (falling|rising) loss"):  # the weights exchanged
+    with rejects("expected a (falling|rising) loss"):  # exchanged weights
         law_of_quantiles(pairwise(lambda delta, u: torch.where(delta < 0, u, 1 - u) * delta.abs()))
-    with rejects("expected a (falling|rising) loss"):  # the mean in place of quantiles
+    with rejects("expected a (falling|rising) loss"):  # mean instead of quantiles
         law_of_quantiles(pairwise(lambda delta, u: u * delta**2))
 
 
 def zipped(z, fractions, target, kappa):
-    """Each quantile against the sample in the same place, as in a regression on sorted values."""
+    """Plant a bug: compare each quantile only with the sample at the same index."""
     return quantile.regression_loss(z.unsqueeze(-1), fractions.unsqueeze(-1), target[..., :4].unsqueeze(-1)).sum(-1)
 
 

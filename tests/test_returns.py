@@ -1,4 +1,4 @@
-"""Multi-step returns: their limits, loops, ends of episodes with planted bugs, masks, laws of a function."""
+"""Multi-step returns: special cases, loops, ends of episodes, masks, laws of a function."""
 
 from functools import partial
 
@@ -57,7 +57,7 @@ def test_laws_of_lambda_returns():
 
 
 def test_lambda_as_a_python_number_keeps_its_digits():
-    """Not rounded to float32 where the rewards are float64."""
+    """Check that it is not rounded to float32 if the rewards are float64."""
     rows, lambda_ = example(), torch.tensor(0.7, dtype=torch.float64)
     asserts.assert_trees_equal(returns.lambda_returns(*rows, lambda_), returns.lambda_returns(*rows, 0.7))
     ended = torch.zeros(6, 3, dtype=torch.bool)
@@ -71,7 +71,7 @@ GAMMA, T, E, A = 0.9, 9, 4, 3
 
 
 def trajectory(seed=0):
-    """Steps [9, 4] of episodes that terminate or are truncated, with masks of legal actions."""
+    """Return steps [9, 4] of episodes that terminate or are truncated, with masks of legal actions."""
     key, shape = random.key(seed), (T, E)
     u = random.uniform(random.fold_in(key, 0), shape)
     ended_t, terminated = u < 0.4, u < 0.2
@@ -118,8 +118,8 @@ def arguments(f, steps=None, **changes):
 
 
 @EACH
-def test_whole_equals_each_episode_alone(f):
-    """Bit for bit, in every environment, independent of the rows after its end."""
+def test_returns_equal_those_of_each_episode_alone(f):
+    """Compare bit for bit the returns of the whole trajectory with those of each episode alone."""
     for seed in range(3):
         steps = trajectory(seed)
         whole = f(*arguments(f, steps))
@@ -132,7 +132,7 @@ def test_whole_equals_each_episode_alone(f):
 
 
 def of_values(f):
-    """The returns as a function of rewards, discounts, values and ends: of an environment with a single action."""
+    """Make a function of rewards, discounts, values and ends of `f`, for an environment with a single action."""
 
     def g(r_t, discount_t, v_t, ended_t):
         q_t, a_t = v_t.unsqueeze(-1), torch.zeros_like(v_t, dtype=torch.int64)
@@ -171,7 +171,7 @@ def test_lambda_returns_of_episodes_equal_a_loop_and_their_ends():
 
 
 def forward_view(r, discount, v, n):
-    """The reward of up to n steps and the value after them, of one episode."""
+    """Compute the discounted rewards of up to n steps of one episode plus the value after them."""
     m = min(n, len(r))
     total, factor = 0.0, 1.0
     for i in range(m):
@@ -195,7 +195,7 @@ def test_n_step_returns_equal_a_loop(n):
 
 
 def test_n_step_returns_are_those_of_replay():
-    """Of `replay.n_step`, which stores rewards and discounts of n steps instead of returns."""
+    """Compare with `replay.n_step`, which stores the rewards and discounts of n steps instead of returns."""
     steps, n, gamma = trajectory(), 3, torch.tensor(GAMMA, dtype=torch.float64)
     number = torch.arange(T * E).reshape(T, E, 1).double()
     rows = Transition(number, steps["a_t"], steps["r_t"], (steps["discount_t"] > 0).double(), number, steps["legal_t"])
@@ -220,7 +220,7 @@ def one_step(steps, policy=None):
     return td.expected_sarsa_target(*given, policy, steps["legal_t"])
 
 
-def test_ends_of_lambda_give_the_targets_of_one_step():
+def test_lambda_0_gives_the_targets_of_one_step():
     steps = trajectory()
     for f in (returns.peng_q_lambda, returns.watkins_q_lambda):
         asserts.assert_trees_equal(one_step(steps), f(*arguments(f, steps)[:-1], 0.0))
@@ -250,7 +250,7 @@ def test_watkins_is_pengs_where_all_actions_are_greedy_and_one_step_where_none_i
 
 
 def test_retrace_on_policy_and_far_from_it():
-    """With pi = mu the trace is lambda; with mu far above pi it is cut; 0 / 0 is 0."""
+    """Check that the trace is lambda for pi = mu, 0 for mu far above pi, and 0 for 0 / 0."""
     steps, f, general = trajectory(), returns.retrace, returns.off_policy_returns
     on_policy = masking.pick(steps["pi_t"], steps["a_t"])
     c_t = torch.full((T, E), 0.7, dtype=torch.float64)
@@ -274,22 +274,24 @@ def test_permuted_actions(f):
             asserts.assert_trees_close(f(*arguments(f, steps)), f(*arguments(f, wrong)), 1e-12)
 
 
-def held(x):
-    """Zero, with a gradient of zeros for returns through which none flows."""
+def zero_with_gradient(x):
+    """Return 0 with a gradient of zeros in x, for returns through which no gradient flows."""
     return 0 * x.nan_to_num(0.0, 0.0, 0.0).sum()
 
 
 @OF_Q
 def test_values_of_illegal_actions_are_ignored(f):
     steps = trajectory()
-    laws.masked(lambda q, legal: f(*arguments(f, steps, q_t=q)) + held(q), steps["q_t"], steps["legal_t"])
+    laws.masked(lambda q, legal: f(*arguments(f, steps, q_t=q)) + zero_with_gradient(q), steps["q_t"], steps["legal_t"])
     if "pi_t" in NAMES[f]:
-        laws.masked(lambda pi, legal: f(*arguments(f, steps, pi_t=pi)) + held(pi), steps["pi_t"], steps["legal_t"])
+        laws.masked(
+            lambda pi, legal: f(*arguments(f, steps, pi_t=pi)) + zero_with_gradient(pi), steps["pi_t"], steps["legal_t"]
+        )
     with rejects("illegal values 1e"):
         everything = torch.ones_like(steps["legal_t"])
         g = returns.peng_q_lambda
         laws.masked(
-            lambda q, legal: g(*arguments(g, steps, q_t=q, legal_t=everything)) + held(q),
+            lambda q, legal: g(*arguments(g, steps, q_t=q, legal_t=everything)) + zero_with_gradient(q),
             steps["q_t"],
             steps["legal_t"],
         )
@@ -297,7 +299,7 @@ def test_values_of_illegal_actions_are_ignored(f):
 
 @EACH
 def test_actions_and_traces_at_an_end_are_ignored(f):
-    """The action of the row after an end is of the next episode, that of the last row is not known."""
+    """Change actions and traces at ends, where the next action belongs to another episode or is not known."""
     steps = trajectory()
     unused = torch.cat([steps["ended_t"][:-1], torch.ones(1, E, dtype=torch.bool)])
     changes = {"a_t": torch.where(unused, (steps["a_t"] + 1) % A, steps["a_t"])}
@@ -306,7 +308,7 @@ def test_actions_and_traces_at_an_end_are_ignored(f):
 
 
 def few(f, seed):
-    """Arguments of a short trajectory, without the last one, a number."""
+    """Return the tensor arguments for a short trajectory, without the last argument, a number."""
     return arguments(f, {name: x[:4, :2] for name, x in trajectory(seed).items()})[: len(NAMES[f])]
 
 
@@ -317,7 +319,7 @@ def test_laws_of_a_function(f):
 
 
 def test_compiled_for_several_seeds():
-    """All in one graph, because compiling each takes longer."""
+    """Compile all functions in one graph, which takes less time than one by one."""
 
     def f(given):
         return [f(*args, *LAST[f]) for f, args in zip(NAMES, given, strict=True)]
@@ -326,7 +328,7 @@ def test_compiled_for_several_seeds():
 
 
 def test_gradients():
-    """General returns are differentiable; those of control let no gradient through."""
+    """Check that the general returns are differentiable and that no gradient flows through those of control."""
     steps = {name: x[:4, :2] for name, x in trajectory().items()}
     for f in (returns.lambda_returns_of_episodes, returns.n_step_returns):
         laws.gradients(lambda v, f=f: f(*arguments(f, steps, v_t=v)).square().sum(), steps["v_t"])
@@ -338,7 +340,7 @@ def test_gradients():
 
 
 def test_lambda_of_each_seed():
-    """As a tensor on the axis of seeds, and one for each step."""
+    """Pass lambda as a tensor with one value per seed, and with one per step."""
     lanes = tree.stack([rows(0), rows(1)])
     lambda_ = torch.tensor([0.2, 0.9], dtype=torch.float64)
     got = vmap(returns.lambda_returns_of_episodes)(*lanes, lambda_)

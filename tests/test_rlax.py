@@ -1,4 +1,4 @@
-"""Targets and returns against rlax, in one call of it over 200 random cases."""
+"""Targets and returns compared with rlax, vmapped over 200 random cases."""
 
 from functools import partial
 
@@ -42,16 +42,16 @@ class Cases:
         return [torch.from_numpy(getattr(self, name)) for name in names]
 
     def masked(self, illegal):
-        """Values at t for rlax, which has no masks."""
+        """Return the values at t with `illegal` for illegal actions, because rlax has no masks."""
         return np.where(self.legal_t, self.q_t, np.array(illegal, self.q_t.dtype))
 
     def continuing(self, x):
-        """`x` where the episode goes on, 0 at its end."""
+        """Return `x` where the episode continues, 0 where it ended."""
         return np.where(self.ended_t, np.zeros_like(x), x)
 
 
 def agree(dtype, ours, theirs, *arrays):
-    """Compare with `theirs`, a function of one case, of arrays whose last or only axis of cases has its name."""
+    """Compare `ours` with `theirs`, a function of one case, over the cases in the last axis of the arrays."""
     steps = ours.ndim - 1
     axes = [min(steps, x.ndim) if x.ndim else None for x in arrays]
     with wide(dtype):
@@ -82,7 +82,7 @@ def logs_of(q, legal, tau):
 
 @EACH_DTYPE
 def test_munchausen(dtype):
-    """Of the policy and log-sum-exp of jax, as rlax does not have it."""
+    """Compare with the target written with jax, because rlax does not have it."""
     x, alpha, tau, clip = Cases(dtype), 0.9, 0.3, -1.0
 
     def theirs(r_t, discount_t, q_tm1, a_tm1, q_t, legal_tm1, legal_t):
@@ -119,7 +119,7 @@ def test_n_step_returns(dtype, n):
 
 @EACH_DTYPE
 def test_q_lambda(dtype):
-    """Watkins' is rlax's with a lambda of 0 at actions that are not greedy."""
+    """Compare Watkins' version with rlax's, with a lambda of 0 at actions that are not greedy."""
     x = Cases(dtype, T)
     taken = masking.pick(*x.tensors("q_tm1", "a_tm1"))
     steps = x.tensors("r_t", "discount_t", "q_t")
@@ -145,7 +145,7 @@ def test_off_policy_returns(dtype):
 
 @EACH_DTYPE
 def test_retrace(dtype):
-    """An infinite `mu_t` makes the ratio 0, which cuts the trace at the ends of episodes."""
+    """Cut the trace of rlax at ends of episodes by an infinite `mu_t`, which makes the ratio 0."""
     x, lambda_ = Cases(dtype, T), 0.7
     names = ("r_t", "discount_t", "q_t", "a_t", "pi_t", "mu_t", "legal_t", "ended_t")
     ours = returns.retrace(*x.tensors(*names), lambda_) - masking.pick(*x.tensors("q_tm1", "a_tm1"))
@@ -155,7 +155,7 @@ def test_retrace(dtype):
 
 
 def large_and_small(dtype):
-    """Numbers from 1e-6 to 1e6 of both signs."""
+    """Return numbers from 1e-6 to 1e6 of both signs."""
     size = np.logspace(-6, 6, CASES // 2)
     return np.concatenate([-size, size]).astype(dtype)
 
@@ -170,7 +170,7 @@ def test_signed_hyperbolic_and_its_inverse():
 
 
 def exact_in_float32(f, theirs):
-    """`f` of float32 equals rlax in float64, to a relative 1e-6."""
+    """Check that `f` in float32 equals rlax in float64 to a relative 1e-6."""
     x = large_and_small("float32")
     with jax.enable_x64(True):
         expected = np.asarray(theirs(x.astype("float64")))
@@ -178,7 +178,7 @@ def exact_in_float32(f, theirs):
 
 
 def test_signed_hyperbolic_and_its_inverse_in_float32():
-    """The textbook formulas, as in rlax, lose digits of small numbers."""
+    """Compare in float32, where the formulas of the paper, as in rlax, lose digits of small numbers."""
     for ours, theirs in (
         (transforms.signed_hyperbolic, rlax.signed_hyperbolic),
         (transforms.signed_parabolic, rlax.signed_parabolic),

@@ -166,7 +166,7 @@ def test_all_flags_of_an_algorithm_at_once(algorithm):
 
 
 @pytest.mark.parametrize("name", WITH)
-def test_a_flag_that_is_not_read_is_refused(name, capsys):
+def test_a_flag_that_is_not_read_is_rejected(name, capsys):
     with pytest.raises(SystemExit):
         parsed(*arguments(name, OTHER[name]))
     flag = f"--{name.replace('_', '-')}"

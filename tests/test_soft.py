@@ -1,4 +1,4 @@
-"""Soft values and policies, the Munchausen target and the conservative term: a loop, limits, masks, laws."""
+"""Soft values and policies, the Munchausen target, the loss of CQL: loops, special cases, masks, laws."""
 
 import math
 from functools import partial
@@ -56,7 +56,7 @@ def test_values_and_policies_equal_a_loop(batch, tau):
     asserts.assert_trees_close(legal.any(-1).double(), soft.policy(q, legal, tau).sum(-1), 1e-12)
 
 
-def by_hand(alpha, tau, clip, r_t, discount_t, q_tm1_target, a_tm1, q_t_target, legal_tm1, legal_t):
+def loop_over_rows(alpha, tau, clip, r_t, discount_t, q_tm1_target, a_tm1, q_t_target, legal_tm1, legal_t):
     now, following = options(q_tm1_target, legal_tm1), options(q_t_target, legal_t)
     for i, a in enumerate(a_tm1.tolist()):
         bonus = q_tm1_target[i, a].item() - log_sum_exp(now[i], tau)
@@ -66,17 +66,17 @@ def by_hand(alpha, tau, clip, r_t, discount_t, q_tm1_target, a_tm1, q_t_target, 
 @pytest.mark.parametrize(("alpha", "tau", "clip"), [(0.9, 0.7, -1.0), (0.5, 0.3, -0.2), (1.0, 2.0, -math.inf)])
 def test_munchausen_target_equals_a_loop(alpha, tau, clip):
     for seed in range(5):
-        expected = torch.stack(list(by_hand(alpha, tau, clip, **example(seed))))
+        expected = torch.stack(list(loop_over_rows(alpha, tau, clip, **example(seed))))
         got = munchausen(alpha, tau, clip, **example(seed))
         asserts.assert_trees_close(expected, got, 1e-12, 1e-12)
         everything = {**example(seed), "legal_tm1": torch.ones(B, A, dtype=torch.bool)}
-        expected = torch.stack(list(by_hand(alpha, tau, clip, **everything)))
+        expected = torch.stack(list(loop_over_rows(alpha, tau, clip, **everything)))
         asserts.assert_trees_close(
             expected, munchausen(alpha, tau, clip, **{**example(seed), "legal_tm1": None}), 1e-12
         )
 
 
-def test_ends_of_alpha_and_tau():
+def test_munchausen_with_alpha_0_or_tau_near_0_is_another_target():
     e = example()
     one_step = e["r_t"], e["discount_t"], e["q_t_target"], e["legal_t"]
     asserts.assert_trees_equal(soft.q_learning_target(*one_step, TAU), munchausen(alpha=0))
@@ -92,7 +92,7 @@ def test_ends_of_alpha_and_tau():
 
 
 def naive_value(q, legal, tau):
-    """Overflows, or loses the digits of `q / tau`."""
+    """Compute the soft value with a planted bug: it overflows, or loses the digits of `q / tau`."""
     return tau * torch.where(legal, q / tau, -torch.inf).exp().sum(-1).log()
 
 
@@ -101,7 +101,7 @@ def divided_first(q, legal, tau):
 
 
 def stable(value, log_policy):
-    """Values of a million in float32, at the temperature of the paper."""
+    """Check values of a million in float32, at the temperature of the paper."""
     q, legal = 1e6 + torch.tensor([[0.0, 0.0625, -0.0625]]), torch.tensor([[True, True, True]])
     expected = soft.value(q.double() - 1e6, legal, 0.03) + 1e6
     asserts.assert_trees_close(expected, value(q, legal, 0.03).double(), 0.0625)
@@ -143,7 +143,7 @@ def test_masks(batch):
 
 
 def multiplied(q, legal, tau):
-    """Multiplies by the mask, so that NaN and infinity pass."""
+    """Compute the soft value with a planted bug: it multiplies by the mask, so NaN and infinity pass."""
     return tau * ((q / tau).exp() * legal).sum(-1).log()
 
 
@@ -154,18 +154,20 @@ def test_masks_reject_a_multiplied_mask():
         )
 
 
-def held(x):
-    """Zero, with a gradient of zeros, because no gradient flows through a target."""
+def zero_with_gradient(x):
+    """Return 0 with a gradient of zeros in x, because no gradient flows through a target."""
     return 0 * x.nan_to_num(0.0, 0.0, 0.0).sum()
 
 
 def test_values_of_illegal_actions_are_ignored():
     e = example()
-    laws.masked(lambda q, legal: munchausen(q_t_target=q) + held(q), e["q_t_target"], e["legal_t"])
-    laws.masked(lambda q, legal: munchausen(q_tm1_target=q) + held(q), e["q_tm1_target"], e["legal_tm1"])
+    laws.masked(lambda q, legal: munchausen(q_t_target=q) + zero_with_gradient(q), e["q_t_target"], e["legal_t"])
+    laws.masked(lambda q, legal: munchausen(q_tm1_target=q) + zero_with_gradient(q), e["q_tm1_target"], e["legal_tm1"])
     with rejects("illegal values 1e"):
         laws.masked(
-            lambda q, legal: munchausen(q_tm1_target=q, legal_tm1=None) + held(q), e["q_tm1_target"], e["legal_tm1"]
+            lambda q, legal: munchausen(q_tm1_target=q, legal_tm1=None) + zero_with_gradient(q),
+            e["q_tm1_target"],
+            e["legal_tm1"],
         )
 
 

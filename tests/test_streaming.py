@@ -1,4 +1,4 @@
-"""Stream Q: equal to the paper's algorithm written out, its networks, running statistics, laws, CartPole."""
+"""Stream Q: the algorithm compared with a loop over steps, networks, running statistics, laws, CartPole."""
 
 from functools import partial
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class Steps(NamedTuple):
 
 
 def steps(seed=0, count=300):
-    """Episodes that terminate, are truncated, or go on. An observation starts with its mask of legal actions."""
+    """Make episodes that terminate or are truncated. An observation starts with its mask of legal actions."""
     key = random.key(seed)
     uniform = random.uniform(random.fold_in(key, 0), (count, 4))
     ended, terminated = uniform[:, 0] < 0.15, uniform[:, 0] < 0.07
@@ -63,7 +63,7 @@ def steps(seed=0, count=300):
 
 
 def params(network=NETWORK):
-    """Start values with a weight of every kind, as sparse ones leave much of a small network at 0."""
+    """Return random parameters, because sparse initialization leaves most of a small network at 0."""
     start = tree.cast(network.init(random.key(1)), torch.float64)
     return {
         name: x if name.startswith("norm") else random.normal(random.fold_in(random.key(2), i), x.shape, x.dtype)
@@ -72,7 +72,7 @@ def params(network=NETWORK):
 
 
 def learned(given, one=None, start=None):
-    """The learner after each of these steps."""
+    """Return the learners after each of the steps."""
     one = one or algorithm()
     learner, newest = one.init(start or params(), HYPER, tree.index(given.batch, 0))
     found = []
@@ -84,7 +84,7 @@ def learned(given, one=None, start=None):
     return found
 
 
-# The paper's algorithm with its means and variances taken over lists
+# The paper's algorithm in a loop over steps, with means and variances computed from lists
 
 
 def spread(seen):
@@ -104,8 +104,8 @@ def q_of(weights, x):
     return F.linear(x, weights["6.weight"], weights["6.bias"])
 
 
-def written_out(given, lambda_=0.8, kappa=2.0, plant=None):
-    """The weights after each step. `plant` names the bug that it has."""
+def loop_over_steps(given, lambda_=0.8, kappa=2.0, plant=None):
+    """Return the weights after each step of the loop. `plant` names a planted bug."""
     gamma, rate = float(HYPER.gamma), float(HYPER.learning_rate)
     weights = {name: x.clone() for name, x in params().items() if not name.startswith("norm")}
     traces = {name: torch.zeros_like(x) for name, x in weights.items()}
@@ -163,12 +163,12 @@ def compare(expected, learners, atol=1e-10):
         asserts.assert_trees_close(weights, got, atol, atol, f"step {i}: ")
 
 
-def test_every_step_is_the_papers(ours):
-    """300 steps with both kinds of ends, masks, and actions that are greedy or not."""
+def test_every_step_equals_that_of_the_loop(ours):
+    """Compare 300 steps with terminations, truncations, masks, and greedy and other actions."""
     given = steps()
     assert given.ended.any()
     assert (given.ended & (given.batch.discount == 1)).any()
-    compare(written_out(given), ours)
+    compare(loop_over_steps(given), ours)
     seen = torch.cat([given.batch.next_obs, given.batch.obs[torch.cat([torch.tensor([True]), given.ended[:-1]])]])
     statistics = [ours[-1].params[name] for name in ("norm.mean", "norm.var", "norm.count")]
     asserts.assert_trees_close([seen.mean(0), seen.var(0), torch.tensor(len(seen)).double()], statistics, 1e-10, 1e-10)
@@ -177,7 +177,7 @@ def test_every_step_is_the_papers(ours):
 @pytest.mark.parametrize(("lambda_", "kappa"), [(0.0, 2.0), (1.0, 3.0)])
 def test_other_lambdas_and_bounds(lambda_, kappa):
     given = steps(1, 60)
-    compare(written_out(given, lambda_, kappa), learned(given, algorithm(lambda_=lambda_, kappa=kappa)))
+    compare(loop_over_steps(given, lambda_, kappa), learned(given, algorithm(lambda_=lambda_, kappa=kappa)))
 
 
 @pytest.mark.parametrize(
@@ -191,13 +191,13 @@ def test_other_lambdas_and_bounds(lambda_, kappa):
         "statistics without the last observation",
     ],
 )
-def test_the_comparison_sees_planted_bugs(ours, plant):
+def test_the_comparison_detects_planted_bugs(ours, plant):
     with rejects("expected"):
-        compare(written_out(steps(), plant=plant), ours)
+        compare(loop_over_steps(steps(), plant=plant), ours)
 
 
 def test_lambda_0_is_one_step_q_learning_with_bounded_steps():
-    """With a network without statistics, whose rewards alone are scaled."""
+    """Use a network without statistics, so that only rewards are scaled."""
     network, given = networks.mlp(ACTIONS + 2, (4,), ACTIONS), steps(2, 40)
     one = algorithm(network, lambda_=0.0)
     learners, totals, total = learned(given, one, params(network)), [], 0.0
@@ -215,7 +215,7 @@ def test_lambda_0_is_one_step_q_learning_with_bounded_steps():
 
 
 def test_illegal_values_change_nothing():
-    """In acting's greedy action and in targets; at the start of an episode the mask is not even known."""
+    """Poison them in the values that decide if an action is greedy, and in targets."""
     given, results = steps(3, 60), []
     for poison in (0.0, 1e30, -1e30, torch.inf, torch.nan):
         own = NETWORK._replace(
@@ -228,8 +228,8 @@ def test_illegal_values_change_nothing():
         asserts.assert_trees_equal(results[0], other)
 
 
-def test_a_step_that_was_not_taken_counts_for_nothing():
-    """A host environment only started an episode: nothing is learned, and no trace leads across."""
+def test_a_step_that_was_not_taken_changes_nothing():
+    """Check that nothing is learned, and the trace is reset, if a host environment only started an episode."""
     one, given = algorithm(), steps(4, 30)
     learner, newest = one.init(params(), HYPER, tree.index(given.batch, 0))
     bits = torch.zeros(1, dtype=torch.int64)
@@ -266,7 +266,7 @@ def test_cut_starts_an_episode():
 # Equations
 
 
-def test_obgd_is_the_authors_rule():
+def test_obgd_equals_the_rule_of_the_authors_code():
     trace = {"a": torch.tensor([[1.0, -2.0]]), "b": torch.tensor([0.5])}
     for delta, rate, kappa in [(0.3, 1.0, 2.0), (-5.0, 1.0, 2.0), (0.3, 0.01, 2.0), (-0.5, 0.1, 1.5)]:
         product = max(abs(delta), 1.0) * 3.5 * rate * kappa
@@ -290,7 +290,7 @@ def test_welford_equals_numpy(shape):
 
 
 class Module(nn.Module):
-    """The authors' networks, in the form of a module."""
+    """Networks of the authors as a module."""
 
     def __init__(self, network, params):
         super().__init__()
@@ -318,7 +318,7 @@ NETWORKS = [(networks.stream_mlp(5, (7, 6), 3), (5,)), (networks.stream_minatar(
 
 
 @pytest.mark.parametrize(("network", "shape"), NETWORKS, ids=["mlp", "minatar"])
-def test_networks_are_the_modules(network, shape):
+def test_networks_equal_modules(network, shape):
     own = {name: x.float() for name, x in params(network).items()}
     own |= {"norm.mean": random.normal(random.key(5), shape), "norm.var": random.uniform(random.key(6), shape) + 0.1}
     obs = random.normal(random.key(7), (4, *shape))
@@ -348,7 +348,7 @@ def test_nine_of_ten_weights_start_at_0(network, shape):
 
 
 def test_statistics_have_no_gradient():
-    """As parameters of a DQN they stay; a step of statistics moves nothing else."""
+    """Check that gradient steps leave them unchanged, and that `update_statistics` changes nothing else."""
     own = params()
     slope = grad(lambda w: NETWORK.apply(w, torch.ones(5).double()).sum())(own)
     assert not any(slope[name].any() for name in slope if name.startswith("norm"))
@@ -378,7 +378,7 @@ def test_the_agent_satisfies_the_laws():
 
 
 def test_laws_of_a_program():
-    """Independent seeds, chunks of noise, donated state, exact resume."""
+    """Check independence of seeds, chunks of noise, donation and exact resume."""
     one = small()
     hyper, keys = examples.seeds(3)
     programs.seeds(partial(programs.trained, one, cycles=6), hyper, keys, distinct=lambda state: state.buffer.row.obs)
@@ -389,7 +389,7 @@ def test_laws_of_a_program():
 
 
 def test_compiled_steps_are_the_same():
-    """Over two seeds, as one graph."""
+    """Compile the steps of two seeds as one graph."""
     one, given = algorithm(), [steps(seed, 3) for seed in range(2)]
     states = []
     for own in given:
@@ -407,7 +407,7 @@ def test_compiled_steps_are_the_same():
 
 
 def test_a_donated_iteration_copies_no_leaf_first():
-    """The operator for such copies runs in Python, so the engine aot would do without its library."""
+    """Check that the graph has no operator for such copies, because it runs in Python and the engine aot cannot."""
     one = small()
     hyper, keys = examples.seeds(2)
     state, noise = training.init(one, hyper, keys), tree.index(training.noise(one, keys, 0, 1), 0)
@@ -437,7 +437,7 @@ def test_an_environment_on_the_host_is_learned_from_one_iteration_later():
 
 @pytest.mark.slow
 def test_solves_cartpole():
-    """The paper's settings, 16 seeds, 100 k steps; epsilon reaches 0.01 after a fifth of them."""
+    """Train 16 seeds for 100,000 steps with the paper's settings; epsilon reaches 0.01 after 20,000."""
     env = cartpole.make()
     one = training.Program(env, algorithm(networks.stream_mlp(4, (32, 32), 2)))
     hyper = training.hyper(16, learning_rate=1.0, epsilon_end=0.01, epsilon_steps=20_000)

@@ -1,4 +1,4 @@
-"""The transformed Bellman operator: the function and its inverse, targets, laws of a function."""
+"""The transformed Bellman operator: the transform and its inverse, targets, laws of a function."""
 
 from decimal import Decimal, localcontext
 
@@ -28,7 +28,7 @@ def decimal_parabolic(y, eps):
 
 
 def exact(f, oracle, dtype, rtol, eps=EPS):
-    """`f` equals `oracle`, computed with 60 digits, at numbers from 1e-30 to 1e30."""
+    """Check that `f` equals `oracle`, computed with 60 digits, at numbers from 1e-30 to 1e30."""
     size = torch.logspace(-30, 30, 121, dtype=torch.float64)
     x = torch.cat([size, -size, torch.zeros(1)]).to(dtype)
     with localcontext() as context:
@@ -63,8 +63,8 @@ def test_inverse(x, eps):
     torch.testing.assert_close(transforms.signed_parabolic(y, eps), x, rtol=1e-13, atol=0)
 
 
-def test_slopes():
-    """Those of the equation, also at 0, where it has a kink in its second derivative only."""
+def test_derivatives():
+    """Check the derivatives, also at 0, where only the second derivative jumps."""
     x = torch.tensor([0.0, 1e-9, -2.0, 3.0], dtype=torch.float64)
     slope = grad(lambda x: transforms.signed_hyperbolic(x).sum())(x)
     asserts.assert_trees_close(1 / (2 * (x.abs() + 1).sqrt()) + EPS, slope, 1e-12)
@@ -97,7 +97,7 @@ def test_transformed_is_the_target_between_the_inverse_and_the_function():
 
 
 def test_a_fixed_point_is_that_of_the_plain_operator():
-    """A reward of 10 forever, discounted by 0.99, is worth 1000: the network learns h(1000)."""
+    """Check that the fixed point for a reward of 10 at every step and a discount of 0.99 is h(1000)."""
     value = transforms.signed_hyperbolic(torch.tensor([[1000.0]], dtype=torch.float64))
     target = transforms.transformed(td.q_learning_target, 2)
     r_t, discount_t = torch.tensor([[10.0], [0.99]], dtype=torch.float64)

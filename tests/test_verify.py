@@ -45,7 +45,7 @@ def test_wrong_numbers_are_named(name, wrong):
 
 
 def test_priorities_in_fixed_point_may_round_and_no_other_integers():
-    """One of 2**28 units differs in its last bits; 1% of it, a lost priority and a counter are differences."""
+    """Accept differences in the last bits of large numbers, but no 1%, no lost priority and no small integer."""
     mass = torch.tensor([[2**28, 0, 3 * 2**26], [2**28, 2**27, 0]])
     rounded = mass + torch.tensor([[9, 0, -5], [0, 1, 0]])
     assert verify.differences({"mass": mass}, {"mass": rounded}) == []
@@ -97,8 +97,8 @@ def test_all_steps_are_taken_when_the_first_is_compared():
     assert folded(torch.zeros(3), torch.ones(7, 3)).tolist() == [7.0] * 3
 
 
-def test_a_step_that_hands_leaves_on_agrees():
-    """The expected state holds an old leaf, which the compiled step overwrites."""
+def test_a_step_that_returns_a_leaf_in_another_place_agrees():
+    """Compare a step whose result holds a leaf of the old state, which the compiled step overwrites."""
 
     def shifted(state, x):
         return {"newest": x * 1.0, "last": state["newest"]}
