@@ -1,22 +1,24 @@
-"""Compare the algorithms: speed, paired returns on MinAtar, and PQN's returns on MinAtar.
+"""Measure the algorithms: their speed, their returns on MinAtar from equal seeds, and PQN's returns on MinAtar.
 
     python benchmarks/family.py speed [--algorithms dqn c51 ...] [--seeds 8 32] [--turns 7]
     python benchmarks/family.py paired [--games breakout asterix] [--steps 1000000] [--seeds 8]
     python benchmarks/family.py pqn [--games asterix ...] [--seeds 8]
     python benchmarks/family.py table
 
-speed: the default settings of `fdqn train --algorithm NAME` on CartPole, by turns of a second in one process: updates
-per second over all seeds, and the time of an update relative to DQN's, next to the relative arithmetic. The arithmetic
-of an update is counted in one training iteration of one seed, executed eagerly: floating-point operations of matrix
-products and convolutions, and elements that all other operations write.
+speed measures the default settings of `fdqn train --algorithm NAME` on CartPole. The algorithms take turns of a second
+in one process. Results are the updates per second over all seeds, the time of an update relative to DQN's, and its
+arithmetic relative to DQN's. The arithmetic of an update is counted in one training iteration of one seed, executed
+eagerly: floating-point operations of matrix products and convolutions, and elements that all other operations write.
 
-paired: DQN and the algorithms that change its learning rule, from the same seeds, with one set of settings on MinAtar.
-Difference to DQN, per seed, of the mean of the last 100 training episodes; mean and 95% bootstrap interval.
+paired trains DQN and the algorithms that change its learning rule from the same seeds, with common settings on MinAtar.
+Results are the differences from DQN, per seed, of the mean of the last 100 training episodes: mean and 95% bootstrap
+interval.
 
-pqn: the preset pqn-minatar; its scores are also appended to those of `fdqn presets`.
+pqn trains the preset pqn-minatar. Its scores are also appended to those of `fdqn presets`.
 
-Runs are in `--out`; a finished run is read and not repeated, and a stopped one is continued. Every part prints its
-table, draws its picture and appends a record to `records/family.jsonl`; table prints the tables of the newest records.
+Runs are stored in `--out`. A finished run is read and not repeated, and a stopped one is continued. Every part prints
+its table and appends a record to `records/family.jsonl`; paired and pqn also draw a picture. table prints the tables of
+the newest records.
 """
 
 import argparse
@@ -90,7 +92,7 @@ class Arithmetic(TorchDispatchMode):
         name = func._overloadpacket
         if name in flop_registry:
             self.products += flop_registry[name](*args, **(kwargs or {}), out_val=out)
-        elif name in WRITES:  # in place when compiled: only what is written counts
+        elif name in WRITES:  # compiled, these work in place and write only their source
             self.elements += args[WRITES[name]].numel()
         elif not func.is_view and isinstance(out, torch.Tensor) and name not in COPIES:
             self.elements += out.numel()
@@ -110,14 +112,14 @@ def program(algorithm: AlgorithmName, seeds: int) -> tuple[training.Program, tra
 
 
 def arithmetic(algorithm: AlgorithmName) -> tuple[float, float]:
-    """Count an update of one seed with the steps that belong to it: products, and elements of other operations."""
+    """Count the arithmetic of one update and its share of environment steps: products, elements of other operations."""
     made, state = program(algorithm, 1)
     work.say(f"{algorithm}: counting")
     config, one = made.config, tree.index(state, 0)
     noise = training.vmapped(made).noise(state.key, 0, config.n_step)
     *first, last = (tree.index(tree.index(noise, i), 0) for i in range(config.n_step))
     with torch.no_grad():
-        for draws in first:  # until there is a row to sample
+        for draws in first:  # fill the buffer until there is a row to sample
             one = training.collect(made, one, draws)
         with Arithmetic() as counted:
             training.cycle(made, one, last)
@@ -125,7 +127,7 @@ def arithmetic(algorithm: AlgorithmName) -> tuple[float, float]:
 
 
 def prepared(algorithm: AlgorithmName, seeds: int) -> Callable[[], float]:
-    """Compile an algorithm and return a function that measures seed-updates/s for a second."""
+    """Compile an algorithm and return a function that trains for a second and returns seed-updates per second."""
     start, (made, state) = time.perf_counter(), program(algorithm, seeds)
     _, reports, iterations = work.steady(made, state, compile.compiled(made))
     work.say(f"{algorithm}, {seeds} seeds: prepared in {time.perf_counter() - start:.0f} s")
@@ -142,7 +144,7 @@ def prepared(algorithm: AlgorithmName, seeds: int) -> Callable[[], float]:
 
 
 def speed(algorithms: list[AlgorithmName], seeds: list[int], turns: int) -> dict[str, Any]:
-    """Count the arithmetic of the algorithms, and measure them by turns."""
+    """Count the arithmetic of the algorithms, and measure their speed in turns."""
     work.prepare()
     names = list(dict.fromkeys(["dqn", *algorithms]))
     counts, results = {name: arithmetic(name) for name in names}, []
@@ -192,12 +194,12 @@ def speed_table(record: dict[str, Any]) -> str:
 
 
 def trained(out: Path, **given: Any) -> fdqn.Run:
-    """Train in a new folder, continue a stopped run, or read a finished one."""
+    """Return a run: train in a new folder, continue a stopped run, or read a finished one."""
     return fdqn.resume(out) if (out / "config.json").exists() else fdqn.train(out=out, **given)
 
 
 def paired_settings(algorithm: AlgorithmName, steps: int) -> dict[str, Any]:
-    """Return the settings of an algorithm in the paired comparison, by keyword of `fdqn.train`."""
+    """Return the settings of an algorithm in the comparison with DQN, as keywords of `fdqn.train`."""
     cadence = {"steps": steps, "report_every": max(steps // 50, 1), "checkpoint_every": steps // 4}
     support = SUPPORT if algorithm in ("c51", "rainbow") else {}
     exploration = {} if algorithm == "rainbow" else EXPLORATION  # its noisy layers explore
@@ -205,7 +207,7 @@ def paired_settings(algorithm: AlgorithmName, steps: int) -> dict[str, Any]:
 
 
 def paired(games: list[str], seeds: int, steps: int, out: Path) -> dict[str, Any]:
-    """Train every algorithm on every game from the same seeds, draw the curves and compare the returns with DQN's."""
+    """Train every algorithm on every game from the same seeds, draw the curves and compare returns with DQN's."""
     results, panels = [], {}
     for game in games:
         runs = {

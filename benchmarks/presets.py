@@ -3,11 +3,12 @@
     python benchmarks/presets.py --presets cleanrl-dqn cleanrl-c51 [--envs cartpole] [--seeds 32] [--out runs/presets]
     python benchmarks/presets.py --table
 
-Trains with `fdqn.train` and the settings of each preset, by default in all of its environments. A finished run in
-`--out` is read and not repeated, and a stopped one is continued. The score is the mean over seeds of the last 100
-training episodes or, for presets whose authors evaluate after training, of greedy episodes, in Gymnasium's own
-environment where there is one; with its 95% percentile bootstrap interval, or with the range of fewer than 5 seeds. It
-is appended to `fdqn/experiment/scores.jsonl`. Prints the Markdown table of README.md; `--table` prints only this.
+The script trains with the settings of each preset, by default in all of its environments. A finished run in `--out` is
+read and not repeated, and a stopped one is continued. The score is a mean over seeds with its 95% percentile bootstrap
+interval, or with the range of fewer than 5 seeds. It is that of the last 100 training episodes or, for presets whose
+authors evaluate after training, of greedy episodes, in Gymnasium's own environment where there is one. Scores are
+appended to `fdqn/experiment/scores.jsonl`. The script prints the Markdown table of README.md; with `--table` it only
+prints this table.
 """
 
 import argparse

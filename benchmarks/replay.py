@@ -1,10 +1,10 @@
-"""Measure the time that prioritized replay adds to an environment step and to an update, for each size of the buffer.
+"""Measure the time that prioritized replay takes per environment step and per update, by size of the buffer.
 
     python benchmarks/replay.py [--seeds 32 4] [--capacities 10000 1000000] [--repeats 200] [--threads 1]
 
 `add` writes 10 rows; `sample + update` draws a batch of 128 and sets its priorities. Both run vmapped, donated and
-compiled on the default engine, on full buffers of CartPole's rows. The sizes take turns, a turn being four steps.
-Prints microseconds of processor time per seed and step, median and lowest of the turns, and appends a record to
+compiled on the default engine, on full buffers of CartPole's rows. The sizes take turns of four steps. The script prints
+microseconds of processor time per seed and step, median and lowest of the turns, and appends a record to
 `benchmarks/records/replay.jsonl`.
 """
 
@@ -46,7 +46,7 @@ def full(seeds: int, capacity: int, key: Tensor) -> Any:
 
 
 def turns(seeds: int, capacity: int) -> dict[str, Callable[[], float]]:
-    """Compile both functions; return functions that run a turn and return its microseconds per seed and step."""
+    """Compile both functions. Return functions that run a turn and return its microseconds per seed and step."""
     buffer, key = replay.prioritized.buffer(capacity, uniform=1e-3), random.key(0)
 
     def add(carried: Any, batch: Transition) -> Any:
