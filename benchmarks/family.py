@@ -112,7 +112,7 @@ def program(algorithm: AlgorithmName, seeds: int) -> tuple[training.Program, tra
 
 
 def arithmetic(algorithm: AlgorithmName) -> tuple[float, float]:
-    """Count the arithmetic of one update and its share of environment steps: products, elements of other operations."""
+    """Count the arithmetic per update, environment steps included: products, and elements of other operations."""
     made, state = program(algorithm, 1)
     work.say(f"{algorithm}: counting")
     config, one = made.config, tree.index(state, 0)

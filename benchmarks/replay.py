@@ -3,8 +3,8 @@
     python benchmarks/replay.py [--seeds 32 4] [--capacities 10000 1000000] [--repeats 200] [--threads 1]
 
 `add` writes 10 rows; `sample + update` draws a batch of 128 and sets its priorities. Both run vmapped, donated and
-compiled on the default engine, on full buffers of CartPole's rows. The sizes take turns of four steps. The script prints
-microseconds of processor time per seed and step, median and lowest of the turns, and appends a record to
+compiled on the default engine, on full buffers of CartPole's rows. The sizes take turns of four steps. The script
+prints microseconds of processor time per seed and step, median and lowest of the turns, and appends a record to
 `benchmarks/records/replay.jsonl`.
 """
 
