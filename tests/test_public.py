@@ -1,4 +1,4 @@
-"""What holds for every public function: documented, tested, pure, faithful to float64, and good for any composition."""
+"""Every public function is documented, tested and pure, keeps float64, and composes with vmap, grad and compilation."""
 
 import importlib
 import inspect
@@ -39,55 +39,55 @@ TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).par
 
 
 INTERNAL = {"process"}
-"""Modules of such packages that users have no use for."""
+"""Modules of public packages that are not for users."""
 
 
-def rooms():
-    """Every module that a user may import, with the name that tests call it by: its own, without its package's."""
+def modules():
+    """Yield every public module with its name in tests, which lacks the name of its package."""
     for name in fdqn.__all__:
-        room = getattr(fdqn, name)
-        if not inspect.ismodule(room):
+        outer = getattr(fdqn, name)
+        if not inspect.ismodule(outer):
             continue  # `fdqn.train` is `fdqn.experiment.api.train`
-        yield name, room
-        inner = [x.name for x in pkgutil.iter_modules(getattr(room, "__path__", []))]
-        for module in getattr(room, "__all__", [] if any(public(room)) else inner):
+        yield name, outer
+        inner = [x.name for x in pkgutil.iter_modules(getattr(outer, "__path__", []))]
+        for module in getattr(outer, "__all__", [] if any(public(outer)) else inner):
             if module not in inner or module in INTERNAL:
                 continue
-            if inspect.ismodule(x := importlib.import_module(f"{room.__name__}.{module}")):
+            if inspect.ismodule(x := importlib.import_module(f"{outer.__name__}.{module}")):
                 yield f"testing.{module}" if name == "testing" else module, x
 
 
-def public(room):
-    """The functions and classes that a module gives: those of its `__all__`, or those it defines without underscore.
+def public(module):
+    """Yield the public functions and classes of a module: those in its `__all__`, or those without underscore.
 
-    Those of a package's modules are the package's where it gives them.
+    Names that its package exports as well are left out; they belong to the package.
     """
-    names = getattr(room, "__all__", [name for name in vars(room) if not name.startswith("_")])
-    package = sys.modules[room.__name__.rpartition(".")[0]]
+    names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+    package = sys.modules[module.__name__.rpartition(".")[0]]
     given = set(getattr(package, "__all__", [])) if package is not fdqn else set()
     for name in names:
-        x = getattr(room, name)
-        if not (inspect.isfunction(x) or inspect.isclass(x)) or not x.__module__.startswith(room.__name__):
+        x = getattr(module, name)
+        if not (inspect.isfunction(x) or inspect.isclass(x)) or not x.__module__.startswith(module.__name__):
             continue
         if name not in given or getattr(package, name) is not x:
             yield name, x
 
 
-NAMES = [(room, name, x) for room, module in rooms() for name, x in public(module)]
+NAMES = [(named, name, x) for named, module in modules() for name, x in public(module)]
 
 
-@pytest.mark.parametrize(("room", "name", "x"), NAMES, ids=lambda x: x if isinstance(x, str) else "")
-def test_every_public_name_is_documented_and_used_in_a_test(room, name, x):
+@pytest.mark.parametrize(("module", "name", "x"), NAMES, ids=lambda x: x if isinstance(x, str) else "")
+def test_every_public_name_is_documented_and_used_in_a_test(module, name, x):
     text = inspect.getdoc(x) or ""
     assert len(text.split()) >= 2
     assert not (inspect.isclass(x) and text.startswith(f"{name}(")), "a generated docstring says nothing"
     if inspect.isclass(x) or name in probes.ALL:
-        return  # a record is used where a function answers with one, the probes by their table
-    short = room.split(".")[-1]
-    assert re.search(rf"\b({short}|edge)\.{name}\b|import .*\b{name}\b", TESTS), f"{room}.{name} is in no test"
+        return  # records are used where functions return them, probes through their table
+    short = module.split(".")[-1]
+    assert re.search(rf"\b({short}|edge)\.{name}\b|import .*\b{name}\b", TESTS), f"{module}.{name} is in no test"
 
 
-# One lane's arguments for every public function of tensors, float32, far from kinks.
+# Arguments of one seed for every public function of tensors: float32, and far from points without a derivative.
 
 KEY = random.key(3)
 
@@ -353,7 +353,7 @@ FUNCTIONS = {
     "training.epsilon": (partial(training.epsilon, random_steps=20), (HYPER, torch.tensor(70))),
     "training.cycle_keys": (lambda keys: training.cycle_keys(keys, 2, 3), (random.key([1, 2]),)),
 }
-"""What is not in the table, with the reason."""
+"""Names that are not in the table, with the reason."""
 ELSEWHERE = {
     "prioritized": {"buffer": "makes functions", "bounds": "compares", "Prioritized": ""},
     "packing": {"size": "counts", "wrap": "makes functions", "Packed": ""},
@@ -388,7 +388,7 @@ ELSEWHERE = {
     "random": {"key": "looks at its seeds"},
     "replay": {"Replay": ""},
     "tree": {
-        **dict.fromkeys(("leaves", "structure", "paths", "equal", "nbytes"), "answers with no tensors"),
+        **dict.fromkeys(("leaves", "structure", "paths", "equal", "nbytes"), "returns no tensors"),
         **dict.fromkeys(("from_numpy", "to_numpy"), "share memory, so that there is nothing to compute"),
         "separate": "looks at memory",
         "to": "does not compute",
@@ -410,7 +410,7 @@ ELSEWHERE = {
         "hyper": "makes tensors of numbers",
     },
 }
-ROOMS = (
+MODULES = (
     "action_gap", "soft", "transforms",
     "td",
     "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
@@ -420,10 +420,10 @@ ROOMS = (
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_the_table_is_complete(room):
-    expected = {name for name, _ in public(dict(rooms())[room])} - set(ELSEWHERE.get(room, {}))
-    assert {name.split(".")[1] for name in FUNCTIONS if name.startswith(room + ".")} == expected
+@pytest.mark.parametrize("module", MODULES)
+def test_the_table_is_complete(module):
+    expected = {name for name, _ in public(dict(modules())[module])} - set(ELSEWHERE.get(module, {}))
+    assert {name.split(".")[1] for name in FUNCTIONS if name.startswith(module + ".")} == expected
 
 
 def tensors(x):
@@ -435,20 +435,21 @@ def is_float(x):
 
 
 def total(f):
-    """A number to differentiate, as a function of the floats of the first argument, which are given apart: the sum of
-    all floats of the answer, each with a weight of its own.
+    """Make a scalar function to differentiate with respect to the floats of the first argument of `f`.
+
+    It is a weighted sum of all floats that `f` returns.
     """
 
     def summed(floats, first, *rest):
         given = iter(floats)
-        answer = f(tree.map(lambda x: next(given) if is_float(x) else x, first), *rest)
-        return sum((x * (1 + i)).sum() for i, x in enumerate(filter(is_float, tree.leaves(answer)))) + 0.0
+        result = f(tree.map(lambda x: next(given) if is_float(x) else x, first), *rest)
+        return sum((x * (1 + i)).sum() for i, x in enumerate(filter(is_float, tree.leaves(result)))) + 0.0
 
     return summed
 
 
 @EACH
-def test_no_argument_is_changed_and_no_chance_is_taken(name):
+def test_functions_are_pure(name):
     f, args = FUNCTIONS[name]
     laws.pure(f, *args)
 
@@ -456,13 +457,13 @@ def test_no_argument_is_changed_and_no_chance_is_taken(name):
 @EACH
 def test_float64_stays_float64(name):
     f, args = FUNCTIONS[name]
-    answer = f(*tree.map(lambda x: x.double() if x.is_floating_point() else x, args))
-    assert {x.dtype for x in tensors(answer) if x.is_floating_point()} <= {torch.float64}
+    result = f(*tree.map(lambda x: x.double() if x.is_floating_point() else x, args))
+    assert {x.dtype for x in tensors(result) if x.is_floating_point()} <= {torch.float64}
 
 
 @EACH
 def test_compile_of_vmap_of_grad(name):
-    """Over two lanes that differ, as one graph, equal to lane after lane; without grad where there is no slope."""
+    """Compile one graph over two different seeds and compare it with each seed alone; without grad if not smooth."""
     f, args = FUNCTIONS[name]
     args = tree.map(lambda x: x.double() if is_float(x) else x, args)
     other = tree.map(lambda x: x * 0.875 if is_float(x) else x, args)

@@ -1,8 +1,8 @@
-"""One table of bad input over all that a user can call: what is said, and that nothing has changed.
+"""Bad input for every public function: the error that it raises, and that nothing has changed.
 
-A row is a function, what it is given, the exception and its sentence, which names the argument, what was expected and
-what came; `…` stands for any words. Every public function has a row or stands in WITHOUT with the reason. The command
-line has a table of its own below.
+A row has the function, its arguments, the type of the exception and its message, which names the argument, what was
+expected and what was received; `…` is any text. Every public function has a row, or a reason in WITHOUT. Bad input on
+the command line has a separate table below.
 """
 
 import dataclasses
@@ -163,11 +163,11 @@ def network_of(factory):
 
 
 def saved(**changes):
-    """Settings as a file has them, with changes."""
+    """Return the values of a settings file, with changes."""
     return {**to_json(Settings()), **changes}
 
 
-# A part of a function's answer that is called in its place.
+# Functions that are parts of what a public function returns, which rows call by these names.
 CALLED = {
     "acting.greedy": acting.greedy(CARTPOLE.spec, PROGRAM.network, tree.index(TRAINED, 0)),
     "networks.mlp.init": NETWORK.init,
@@ -217,12 +217,12 @@ CALLED = {
 
 
 def with_agent(**parts):
-    """The program with other parts of its agent."""
+    """Return the program with other parts of its agent."""
     return examples.program(agent=PROGRAM.algorithm.agent._replace(**parts))
 
 
 def with_fewer_rows():
-    """The program with a buffer that samples five rows, whatever it is asked for."""
+    """Return the program with a buffer that samples five rows for any batch size."""
     config, rows = PROGRAM.config, replay.ring.buffer(40)
     fewer = rows._replace(sample=lambda state, bits, oldest: rows.sample(state, bits[:5], oldest))
     algorithm = off_policy.algorithm(config, PROGRAM.algorithm.agent, fewer, assemble.clipped(assemble.adam))
@@ -1526,11 +1526,11 @@ WITHOUT = {
     "training.cadence": "is a part of `run`, which refuses",
     "training.check_cycle": "is a part of `run`, which refuses",
     "training.example_update": "gives zeros",
-    "types.no_noise": "gives the same for whatever it is given",
-    "compile.compiled_parts": "is `compiled` for a world",
-    "envs.is_code": "answers of any name",
+    "types.no_noise": "returns the same for all arguments",
+    "compile.compiled_parts": "is `compiled` for host environments",
+    "envs.is_code": "takes any name",
     "history.why": "puts into words",
-    "host.start": "begins what `training.init` has checked",
+    "host.start": "starts from a state that `training.init` has checked",
     "host.choose": "is a part of `functions`",
     "host.finish": "is a part of `functions`",
     "host.functions": "binds",
@@ -1538,10 +1538,10 @@ WITHOUT = {
     "host.store": "is a part of `functions`",
     "host.vmapped": "binds",
     "memory.fake_state": "is `training.init` without memory",
-    "history.best_step": "answers None where there is none",
+    "history.best_step": "returns None if there is none",
     "memory.replay_bytes": "multiplies what `check_memory` has checked",
-    "check.difference": "answers in words",
-    "check.seen": "answers whether, of any flags",
+    "check.difference": "returns a text",
+    "check.seen": "takes any flags",
     "checkpoint.CheckpointError": "is what is raised",
     "compile.player": "binds",
     "compile.CompilerError": "is what is raised",
@@ -1573,7 +1573,7 @@ WITHOUT = {
     "run_folder.differences": "reads what `plan` has checked",
     "history.failed_seeds": "reads a report of `training.run`",
     "settings.with_defaults": "is part of `from_json`, which refuses",
-    "results.failed_seeds": "computes of what `trained` has read",
+    "results.failed_seeds": "takes results that `trained` has read",
     "run_folder.finish": "writes a report of `training.run`",
     "api.follow": "takes events of `session`",
     "api.stopping": "is `process.stopping`",
@@ -1593,11 +1593,11 @@ WITHOUT = {
     "results.picture": "draws what `read` has checked",
     "history.record": "writes reports of `training.run`",
     "history.restored": "tests/test_history.py has its refusals",
-    "results.returns_record": "computes of arrays that `evaluate` made",
+    "results.returns_record": "takes arrays that `evaluate` made",
     "run_folder.save_params": "writes parameters of a state",
     "results.read_config": "is part of `read`, which refuses",
     "results.finite": "takes parameters of a state",
-    "results.finished": "answers 0 where there is nothing to read",
+    "results.finished": "returns 0 if there is nothing to read",
     "run_folder.replan": "writes what `plan` has checked",
     "statistics.row_means": "is for `runs` and `history`",
     "run_folder.writing": "is `checkpoint.lock`",
@@ -1622,9 +1622,9 @@ WITHOUT = {
     "testing.asserts.one_graph": "raises what it is for",
     "testing.examples.params": "takes nothing",
 }  # fmt: skip
-"""Public functions without a row, with the reason; whole rooms in ROOMS_WITHOUT."""
+"""Public functions without a row, with the reason; whole modules are in MODULES_WITHOUT."""
 
-ROOMS_WITHOUT = {
+MODULES_WITHOUT = {
     "testing.algorithms": "holds programs to a law; tests/test_algorithms.py has what it rejects",
     "testing.agents": "hold agents to laws; tests/test_agents.py has what each rejects",
     "testing.laws": "hold functions to laws; tests/test_laws.py has what each rejects",
@@ -1642,26 +1642,26 @@ HOMES |= {p.stem: p.stem for p in ROOT.iterdir()}
 
 
 def named(name):
-    """What a row calls."""
-    room, *rest = name.split(".")
-    x = importlib.import_module(f"fdqn.{HOMES.get(room, room)}")
+    """Return the function that a row names."""
+    module, *rest = name.split(".")
+    x = importlib.import_module(f"fdqn.{HOMES.get(module, module)}")
     for part in rest:
         x = getattr(x, part)
     return x
 
 
 def fits(sentence, says):
-    """Whether the sentence is what the row says, `…` being any words."""
+    """Return a match if the message is that of the row, in which `…` is any text."""
     return re.fullmatch(".+".join(map(re.escape, says.split("…"))).replace(r"\ ", " "), sentence)
 
 
 def plain(leaf):
-    """An array of words as words."""
+    """Convert an array of strings to a list; return other leaves unchanged."""
     return leaf.tolist() if isinstance(leaf, np.ndarray) and leaf.dtype.kind not in "biufc" else leaf
 
 
 def described(x):
-    """All that may not change in an argument: tensors as they are, and for those without memory what is known."""
+    """Copy everything in an argument that must not change: values of CPU tensors, shape and dtype of other tensors."""
     leaves = [leaf if not isinstance(leaf, torch.Tensor) or leaf.device.type == "cpu" else (leaf.shape, leaf.dtype)
               for leaf in tree.leaves(x)]  # fmt: skip
     return tree.structure(x), [leaf.clone() if isinstance(leaf, torch.Tensor) else plain(leaf) for leaf in leaves]
@@ -1774,7 +1774,7 @@ def stage(trained, tmp_path_factory):
 
 @pytest.fixture
 def place(stage, monkeypatch):
-    """To stand in that folder; nothing in it may change."""
+    """Change to that folder, and check afterwards that nothing in it has changed."""
     path, before = stage
     monkeypatch.chdir(path)
     monkeypatch.setenv("COLUMNS", "100")
@@ -1783,7 +1783,7 @@ def place(stage, monkeypatch):
 
 
 def assert_refused(call, args, words, error, says):
-    """The call raises that very type, in that sentence of our own, and leaves its arguments and the generator alone."""
+    """Check that a call raises this type and message in fdqn, and changes neither arguments nor the generator."""
     before, generator = described((args, words)), torch.get_rng_state()
     with pytest.raises(error) as caught:
         call(*args, **words)
@@ -1848,7 +1848,7 @@ def test_every_public_function_has_a_row():
         f"{room}.{name}" for room, name, x in NAMES
         if inspect.isfunction(x) or dataclasses.is_dataclass(x) or issubclass(x, Exception)
     }  # fmt: skip
-    left = {name for name in callable_names - rows if name.rpartition(".")[0] not in ROOMS_WITHOUT}
+    left = {name for name in callable_names - rows if name.rpartition(".")[0] not in MODULES_WITHOUT}
     assert left == set(WITHOUT) & left, sorted(left - set(WITHOUT))
     assert not set(WITHOUT) - callable_names, "of what is no more"
     assert not set(WITHOUT) & rows - {"optim.frozen", "training.vmapped"}, "it has a row"

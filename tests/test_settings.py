@@ -1,4 +1,4 @@
-"""Every flag of the contract is there, says what it means, and reaches the program that trains."""
+"""Every flag of the contract exists, is documented, and reaches the program that trains."""
 
 import dataclasses
 import inspect
@@ -212,7 +212,7 @@ def test_presets_are_all_that_the_flag_takes():
 
 
 def test_minatar_s_preset_is_the_paper_s():
-    """Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
+    """Compare with Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
     given = Settings(**presets.PRESETS["minatar"].settings)
     program, hyper = assemble.program(dataclasses.replace(given, env="minatar:breakout")), assemble.hyper(given)
     assert program.config == training.Config(
@@ -229,7 +229,7 @@ def test_minatar_s_preset_is_the_paper_s():
 
 
 def test_nature_s_preset_is_the_paper_s():
-    """Mnih et al. 2015, extended data table 1, and the part on training: rewards are clipped, lost lives are ends."""
+    """Compare with Mnih et al. 2015, extended data table 1, and its text: rewards are clipped, lost lives are ends."""
     pytest.importorskip("ale_py")
     given = Settings(**presets.PRESETS["nature"].settings)
     program, hyper = assemble.program(dataclasses.replace(given, env="ale:Pong")), assemble.hyper(given)
@@ -253,12 +253,12 @@ def test_nature_s_preset_is_the_paper_s():
     ("nature", {0: 1.0, 49_999: 1.0, 50_000: 1.0, 550_000: 0.55, 1_000_000: 0.145, 1_050_000: 0.1, 9_000_000: 0.1}),
 ])  # fmt: skip
 def test_a_preset_s_epsilon_is_the_authors(name, expected):
-    """As their code has it: 1 until learning starts, then 1 - 0.9 t / T of the t steps since, and 0.1 after T."""
+    """Compare with their code: 1 until learning starts, then 1 - 0.9 t / T after t more steps, and 0.1 after T."""
     given = Settings(**{**presets.PRESETS[name].settings, "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     program, hyper = assemble.program(given), assemble.hyper(given)
     steps = torch.tensor(list(expected))
-    share = training.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
-    assert share.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
+    epsilon = training.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
+    assert epsilon.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
 
 
 def test_learning_starts_moves_a_preset_s_warmup_too():
@@ -268,8 +268,8 @@ def test_learning_starts_moves_a_preset_s_warmup_too():
     assert assemble.program(dataclasses.replace(given, terminal_on_life_loss=False)).config.warmup_steps == 2_004
 
 
-def test_settings_of_version_0_1_are_read_as_what_it_did():
-    """A preset of it annealed epsilon from the first step."""
+def test_settings_of_version_0_1_keep_their_behaviour():
+    """Read settings of a preset of version 0.1, which annealed epsilon from the first step."""
     now = settings.to_json(Settings(**presets.PRESETS["minatar"].settings))
     before = {name: value for name, value in now.items() if name not in settings._ADDED}
     assert settings.with_defaults(before) == {**now, "random_warmup": False}
@@ -280,19 +280,19 @@ def test_settings_of_version_0_1_are_read_as_what_it_did():
 
 
 def minatar_s_root(g):
-    """Of the variance after one gradient, with 0.01 beside it: the loss is a mean, as in the package's dqn.py."""
+    """Return the root of the variance after one gradient, plus 0.01, for the mean loss of the package's dqn.py."""
     return (0.05 * g**2 - (0.05 * g) ** 2).sqrt() + 0.01
 
 
 def nature_s_root(g):
-    """The authors sum gradients over the 32 rows and add 0.01 to their variance; a step of `32 * g / this`."""
+    """Return the root for gradients that are summed over 32 rows, with 0.01 added to their variance."""
     summed = 32 * g
     return (0.05 * summed**2 - (0.05 * summed) ** 2 + 0.01).sqrt() / 32
 
 
 @pytest.mark.parametrize(("name", "root"), [("minatar", minatar_s_root), ("nature", nature_s_root)])
 def test_a_preset_s_first_step_is_the_paper_s(name, root):
-    """The numbers, for gradients beside which 0.01 is large, alike and small."""
+    """Compare the first steps, for gradients much smaller than, similar to and much larger than 0.01."""
     given = Settings(**{**presets.PRESETS[name].settings, "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     optimizer = assemble.optimizer(given)(Hyper(*(x[0].double() for x in assemble.hyper(given))))
     grads = {"w": torch.tensor([-1e-4, 1e-3, -0.01, 0.1, 1.0], dtype=torch.float64)}
@@ -301,7 +301,7 @@ def test_a_preset_s_first_step_is_the_paper_s(name, root):
     torch.testing.assert_close(updates["w"], expected, rtol=1e-6, atol=0)
 
 
-def test_every_field_says_what_it_is():
+def test_every_field_is_documented():
     source = inspect.getsource(settings)
     for field in dataclasses.fields(Settings):
         said = re.search(rf'^    {field.name}: [^\n]*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
@@ -326,7 +326,7 @@ def test_every_size_reaches_the_program(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in Hyper._fields if name != "epsilon_steps"])
-def test_every_number_reaches_the_lanes(name):
+def test_every_hyper_parameter_reaches_all_seeds(name):
     given = assemble.hyper(dataclasses.replace(Settings(), seeds=4, **{name: OTHER[name]}))
     plain = assemble.hyper(dataclasses.replace(Settings(), seeds=4))
     for field in Hyper._fields:
@@ -335,7 +335,7 @@ def test_every_number_reaches_the_lanes(name):
         assert value.tolist() == pytest.approx([OTHER[name]] * 4 if field == name else getattr(plain, field).tolist())
 
 
-def test_epsilon_s_share_of_the_run_becomes_steps():
+def test_epsilon_s_fraction_of_the_run_becomes_steps():
     hyper = assemble.hyper(Settings(steps=50_000, epsilon_fraction=0.3, seeds=2))
     assert hyper.epsilon_steps.tolist() == pytest.approx([15_000] * 2)
 
@@ -355,7 +355,7 @@ def test_replay_is_no_larger_than_the_run():
 
 @pytest.mark.parametrize("loss", ["mse", "huber"])
 @pytest.mark.parametrize("double", [True, False])
-def test_the_loss_asked_for_is_the_loss_used(loss, double):
+def test_the_given_loss_is_used(loss, double):
     bound = assemble.agent(Settings(loss=loss, double=double)).loss
     assert bound.func is (dqn.double_q_learning if double else dqn.q_learning)
     assert bound.args[1] is {"mse": losses.squared, "huber": losses.huber}[loss]
@@ -372,7 +372,7 @@ def test_parts_of_a_network_join_to_its_body():
     assert not torch.equal(orthogonal["advantage.weight_mu"], body["advantage.weight_mu"])
 
 
-def test_the_network_asked_for_is_the_network_used():
+def test_the_given_network_is_used():
     keys = assemble.keys(Settings(seeds=2))
     plain = assemble.network(Settings(hidden=(7, 5))).init(keys)
     assert {name: tuple(x.shape) for name, x in plain.items()} == {
@@ -459,7 +459,7 @@ def test_nature_s_rmsprop_is_the_authors():
             np.testing.assert_allclose(params["w"].numpy(), theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_lane_i_has_seed_plus_i():
+def test_index_i_has_seed_plus_i():
     from fdqn import random
 
     keys = assemble.keys(Settings(seed=5, seeds=3))
@@ -514,7 +514,7 @@ def test_a_run_that_would_not_learn_is_refused(steps, learning_starts, refused):
         assemble.program(asked)
 
 
-def test_replay_holds_the_whole_cycles_of_a_run():
+def test_replay_holds_whole_training_iterations_of_a_run():
     rows = assemble.program(Settings(steps=2_001, steps_per_cycle=20, num_envs=10)).config.capacity
     assert rows == 2_200
 

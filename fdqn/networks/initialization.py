@@ -93,7 +93,8 @@ def _orthonormal(key: Tensor, shape: tuple[int, int]) -> Tensor:
     tall = (max(shape), min(shape))
     # In float64, so that differences in rounding between linear algebra libraries mostly vanish in float32.
     q, r = torch.linalg.qr(random.normal(key, tall, torch.float64))
-    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # QR leaves signs open; uniform only if fixed
+    # QR may give each column either sign. Only with these signs are the matrices uniformly distributed.
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return (q if shape[0] >= shape[1] else q.mT).to(torch.float32).contiguous()
 
 
