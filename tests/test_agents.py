@@ -1,4 +1,4 @@
-"""Agents: laws of an agent hold for ours and reject planted bugs; C51 and noisy DQN do what their papers say."""
+"""Agents: laws hold for all agents and reject planted bugs; agents compute the losses of their papers."""
 
 from functools import partial
 
@@ -108,7 +108,7 @@ def planted(bug, network=PLAIN, double=False):
 
 
 def with_output(**changes):
-    """A loss whose output is changed."""
+    """Make a bug that changes the output of the loss."""
 
     def bug(right, *given):
         output = right.loss(*given)
@@ -118,7 +118,7 @@ def with_output(**changes):
 
 
 def change_batch(f):
-    """A loss of a changed batch."""
+    """Make a bug that changes the batch of the loss."""
     return lambda right, params, target, batch, *rest: right.loss(params, target, f(batch), *rest)
 
 
@@ -208,7 +208,7 @@ def test_law_of_an_agent_rejects(agent, says):
 
 
 def masked_by_product(network):
-    """The mask as a factor: what is illegal counts as 0, and NaN stays NaN."""
+    """Plant a bug: multiply by the mask, so that illegal values count as 0 and NaN stays NaN."""
 
     def loss(params, target, batch, hyper, noise):
         q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
@@ -238,7 +238,7 @@ def unmasked(network):
 
 
 def unmasked_choice(network):
-    """The online network chooses among all actions; the target's value of an illegal one is left out."""
+    """Plant a bug: the online network selects among all actions, and an illegal one counts as 0."""
 
     def loss(params, target, batch, hyper, noise):
         q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)

@@ -109,7 +109,7 @@ def test_every_combination_of_extensions_learns():
 
 
 def test_rainbow_is_a_composition():
-    """It trains, and the rows that were drawn have new priorities."""
+    """Train it, and check that the rows that were drawn have new priorities."""
     one = rainbow()
     hyper, keys = examples.seeds(2)
     state = programs.advance(one, training.init(one, hyper, keys), 60)

@@ -452,7 +452,7 @@ def sliced_add(state, batch, ended, valid, gamma):
 
 
 def with_batches(buffer, change):
-    """The buffer with `change(batch, bits)` in the place of what it samples."""
+    """Return the buffer with `change(batch, bits)` applied to the batches that it samples."""
 
     def sample(state, bits, oldest):
         drawn = buffer.sample(state, bits, oldest)
@@ -532,14 +532,14 @@ def taken_for_valid(state, batch, ended, valid, gamma):
 
 
 def as_unimportant(*args):
-    """New rows get priority 1, whatever the largest is."""
+    """Plant a bug: new rows get priority 1 instead of the largest one."""
     state, added = PRIORITIZED.add(*args)
     at = added.number[added.valid] % 20
     return (PRIORITIZED.update(state, at, torch.ones(len(at))) if len(at) else state), added
 
 
 def beside(state, bits, oldest):
-    """Draws the next row, whatever its priority."""
+    """Plant a bug: draw the row after the right one."""
     at = (PRIORITIZED.sample(state, bits, oldest).indices + 1) % state.ring.added.clamp_max(20)
     mass = state.mass[at]
     return Sample(tree.index(state.ring.rows, at), at, ((mass[mass > 0].amin() / mass) ** 0.6).float())

@@ -35,7 +35,7 @@ DIGESTS = {
 
 
 def digests(path):
-    """Of the rows without their seconds, and of the parameters."""
+    """Return digests of the rows without their seconds, and of the parameters."""
     with open(path / "metrics.csv", newline="") as lines:
         rows = [row[:-1] for row in csv.reader(lines)]
     contents = repr(rows).encode(), (path / "params.safetensors").read_bytes()
@@ -44,7 +44,7 @@ def digests(path):
 
 @pytest.fixture
 def known():
-    """The digests for this torch on this processor."""
+    """Return the recorded digests for this torch on this processor."""
     vendor = processor.line("vendor_id").partition(":")[2].strip()
     here = torch.__version__.partition("+")[0], torch.backends.cpu.get_cpu_capability(), vendor
     if here not in DIGESTS:

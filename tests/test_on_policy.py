@@ -1,4 +1,4 @@
-"""On-policy learning: returns of the rollout, permutations, what an update learns from, probes, CartPole."""
+"""On-policy learning: returns of the rollout, permutations, rows of an update, probes, CartPole."""
 
 from functools import partial
 from typing import NamedTuple
@@ -42,7 +42,7 @@ class Steps(NamedTuple):
 
 
 def steps(seed=0, count=5, envs=3):
-    """Episodes that terminate, are truncated, or go on: then `next_obs` is what the next step starts from."""
+    """Make episodes that terminate, are truncated or continue; then `next_obs` is the next observation."""
     key, shape = random.key(seed), (count, envs)
     obs = random.normal(random.fold_in(key, 0), (count + 1, envs, 2), torch.float64)
     u, legal = random.uniform(random.fold_in(key, 1), shape), random.uniform(random.fold_in(key, 2), (*shape, 3)) < 0.6
@@ -64,7 +64,7 @@ def params(seed=0):
 
 
 def observed(algorithm, given, learner=None, rollout=None):
-    """The learner and the rollout after these steps."""
+    """Return the learner and the rollout after these steps."""
     if rollout is None:
         example = tree.index(given.batch, (0, 0))
         learner, rollout = algorithm.init(params(), HYPER, example)

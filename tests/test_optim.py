@@ -512,7 +512,7 @@ def test_numbers_of_several_seeds_without_vmap_are_refused():
 
 @EACH
 def test_leaves_keep_their_dtypes_in_any_order(name):
-    """A bfloat16 leaf in front does not change float32 leaves."""
+    """Check that a bfloat16 leaf in front does not change float32 leaves."""
     wide, opt = {"b": torch.tensor([0.5, -0.25])}, PAIRS[name][0](0.01)
     mixed = {"a": torch.ones(2, dtype=torch.bfloat16), **wide}
     states, generator = [opt.init(wide), opt.init(mixed)], torch.Generator().manual_seed(0)

@@ -118,7 +118,7 @@ def test_categorical_q_learning(dtype, double):
 
 @EACH_DTYPE
 def test_elementwise_losses(dtype):
-    """The l2_loss of rlax is half of `squared`."""
+    """Compare elementwise losses; the l2_loss of rlax is half of `squared`."""
     pairs = [
         (lambda delta: losses.squared(delta) / 2, jax.jit(rlax.l2_loss)),
         (partial(losses.huber, threshold=0.7), jax.jit(partial(rlax.huber_loss, delta=0.7))),

@@ -30,7 +30,7 @@ def rows(*numbers):
 
 
 def filled(capacity, count, priorities=None, **settings):
-    """A buffer of rows 0 to count - 1, and its state; with `priorities` for the first positions."""
+    """Make a buffer and its state with rows 0 to count - 1, and `priorities` of the first positions."""
     buffer = prioritized.buffer(capacity, **settings)
     state = buffer.init(EXAMPLE)
     for first in range(0, count, capacity):
@@ -312,7 +312,7 @@ def test_what_cannot_be_refused_changes_nothing():
 
 
 def steps(buffer):
-    """One step and update, as in a training iteration."""
+    """Make one step and update, as in a training iteration."""
 
     def step(state, batch, bits):
         state, _ = buffer.add(state, batch, batch.discount == 0, batch.action % 2 == 0, GAMMA)

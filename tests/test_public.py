@@ -117,7 +117,7 @@ RECENT = n_step.init(tree.index(BATCH, 0), 4, 3)
 
 
 def updates_of(make):
-    """The optimizer's update, on the state of a fresh start."""
+    """Make a function of gradients and parameters: the optimizer's update from its initial state."""
     return lambda grads, params: make().update(grads, make().init(params), params)
 
 

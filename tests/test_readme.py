@@ -168,7 +168,7 @@ def test_linked_files_exist(page, path):
 
 
 def named_tests():
-    """The tests that the tables name, with their files."""
+    """Return the tests that the tables name, with their files."""
     for row in (row for text in PAGES.values() for row in re.findall(r"^\| .* \|$", text, re.M)):
         file = "tests/test_page.py"
         for path, name in re.findall(r"`(tests/\w+\.py)?(?:::)?(test_\w+)`", row):
@@ -189,7 +189,7 @@ def test_test_files_exist(path):
 
 
 def rows(title):
-    """The rows of the table with this first line."""
+    """Return the rows of the table with this first line."""
     return PACKAGE[PACKAGE.index(title) :].split("\n\n")[0].splitlines()[2:]
 
 

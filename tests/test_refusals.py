@@ -103,7 +103,7 @@ BUFFER = replay.ring.buffer(8)
 
 
 def with_loss(output):
-    """An agent whose loss returns `output`."""
+    """Return an agent whose loss returns `output`."""
     return AGENT._replace(loss=lambda *given: output)
 
 
@@ -149,7 +149,7 @@ IQN = agents.iqn.agent(IMPLICIT, False, 1, 3, 2)
 
 
 def run_of(*args, **named):
-    """The first report of a run."""
+    """Return the first report of a run."""
     return next(training.run(*args, **named))
 
 
@@ -1673,7 +1673,7 @@ def files(path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small run of seeds 5 and 6, made by the command itself."""
+    """Make a small run of seeds 5 and 6 with the command."""
     path = tmp_path_factory.mktemp("refusals") / "run"
     sizes = "--seeds 2 --seed 5 --steps 100 --learning-starts 20 --report-every 50 --batch-size 8 --hidden 4"
     words = shlex.split(f"train --env catch --capacity 30 --no-compile {sizes}")
@@ -1682,7 +1682,7 @@ def trained(tmp_path_factory):
 
 
 def edited(name, change):
-    """A JSON file of a run folder after `change`."""
+    """Make a function that applies `change` to a JSON file of a run folder."""
 
     def edit(path):
         content = json.loads((path / name).read_text())

@@ -44,7 +44,7 @@ def here(request, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run, and the events that it emitted."""
+    """Make a run, and return it with the events that it emitted."""
     seen, path = [], tmp_path_factory.mktemp("session") / "run"
     run = fdqn.train(**TINY, evaluate_every=200, out=path, progress=False, on_event=seen.append)
     return run, seen
@@ -98,7 +98,7 @@ def test_events_say_what_the_files_say(made):
 
 
 def test_compiled_functions_are_announced(monkeypatch):
-    """As the engine names them; the functions here are not compiled."""
+    """Check the names of the engine; the functions here are not compiled."""
     monkeypatch.setattr(compile, "compiled", lambda program, *how: fdqn.training.vmapped(program))
     monkeypatch.setattr(compile, "player", lambda *given: None)
     seen = []
@@ -109,7 +109,7 @@ def test_compiled_functions_are_announced(monkeypatch):
 
 
 def test_warnings_of_fdqn_are_notices_also_where_warnings_are_errors(monkeypatch):
-    """Each once, whatever the filters of the process."""
+    """Check that each is emitted once, with any filters of the process."""
 
     def warning(program, *how):
         for _ in range(2):

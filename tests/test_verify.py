@@ -62,7 +62,7 @@ def test_rounding_passes():
 
 
 def wrong_at(*calls):
-    """A fold of `state + x` that is wrong in these calls, and the steps of the right one that were asked for."""
+    """Make a scan of `state + x` that is wrong in these calls, and a list of the steps compared with it."""
     asked, called = [], []
 
     def step(state, x):
