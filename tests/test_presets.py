@@ -40,7 +40,7 @@ QUANTILES = {"cartpole": 10, "mountain_car": 25, "acrobot": 25, "gym:LunarLander
 DOPAMINE = {
     "revisiting-dqn": {"cartpole": (4, 100, 1e-3), "acrobot": (4, 100, 1e-3), "mountain_car": (4, 100, 1e-2)},
     "revisiting-qr-dqn": dict.fromkeys(("cartpole", "acrobot", "mountain_car"), (2, 100, 1e-4)),
-    "revisiting-iqn": dict.fromkeys(("cartpole", "acrobot", "mountain_car"), (2, 100, 1e-4)),
+    "revisiting-iqn": dict.fromkeys(("acrobot", "mountain_car"), (2, 100, 1e-4)),
     "revisiting-rainbow": dict.fromkeys(("cartpole", "acrobot", "mountain_car"), (2, 100, 1e-4)),
 }
 LUNAR_LANDER = {"revisiting-iqn": (2, 100, 1e-3)}
@@ -296,3 +296,17 @@ def test_the_table_of_the_benchmarks_is_that_of_the_records(monkeypatch):
 
 def test_keys_of_the_seeds_do_not_depend_on_the_preset():
     assert (assemble.keys(made("zoo-dqn", "cartpole")) == random.key(range(16))).all()
+
+
+@pytest.mark.parametrize("changed", [
+    {"noisy": False}, {"prioritized": False}, {"double": False}, {"optimizer": "sgd"}, {"tau": 0.01},
+], ids=str)  # fmt: skip
+def test_an_ingredient_of_a_preset_can_be_switched_off(changed):
+    """Values of the preset that are then unread become the defaults."""
+    made = settings.make({**changed, "seeds": 2}, presets.values("revisiting-rainbow", "cartpole"))
+    assemble.program(made)
+    assert all(getattr(made, name) == value for name, value in changed.items())
+    if not made.noisy:
+        assert (made.sigma_zero, made.epsilon_start) == (settings.Settings.sigma_zero, settings.Settings.epsilon_start)
+    if not made.prioritized:
+        assert made.priority_alpha == settings.Settings.priority_alpha

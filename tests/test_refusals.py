@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import re
 import shlex
 import shutil
@@ -1224,6 +1225,11 @@ ROWS = [
     ("settings.from_json", given(saved(loss="l1")), ValueError,
      "settings.loss: expected one of ('mse', 'huber'), got 'l1'"),
     ("settings.make", given({"algorithm": "dqx"}), ValueError, "algorithm: expected one of ('dqn', …), got 'dqx'"),
+    ("settings.make", given({"algorithm": ["dqn"]}), ValueError, "algorithm: expected one of ('dqn', …), got ['dqn']"),
+    ("settings.make", given({"algorithm": "dqn"}, {"algorithm": "c51"}), ValueError,
+     "algorithm: expected c51, the algorithm of the preset, got dqn; omit algorithm"),
+    ("settings.make", given({"tau": 0.5, "target_period": 7}), ValueError,
+     "target_period: expected tau = 1 with it, got 0.5; omit target_period"),
     ("settings.make", given({"v_min": 0.0}), ValueError,
      "v_min: expected algorithm c51 or rainbow, which read it, got dqn; omit v_min"),
     ("settings.make", given({"algorithm": "pqn", "quantiles": 3}), ValueError,
@@ -1245,8 +1251,10 @@ ROWS = [
      "settings: expected Settings, got dict"),
     *[("assemble.program", given(make(values)), ValueError, message) for values, message in (
         ({"algorithm": "c51", "v_min": 5.0, "v_max": 5.0},
-         "v_min: expected a finite number below v_max = 5.0, got 5.0; the returns of the environment must lie between "
-         "them"),
+         "v_min: expected a number below v_max = 5.0, got 5.0; the returns of the environment must lie between them"),
+        ({"algorithm": "c51", "v_max": math.inf}, "v_max: expected a finite number, got inf"),
+        ({"algorithm": "stream-q", "env": "minatar:breakout", "hidden": (64,)},
+         "hidden: expected the default, as minatar:breakout has boards [4, 10, 10], …"),
         ({"algorithm": "c51", "atoms": 1}, "atoms: expected at least 2, got 1"),
         ({"algorithm": "qr-dqn", "quantiles": 0}, "quantiles: expected at least 1, got 0"),
         ({"algorithm": "iqn", "fractions": 0}, "fractions: expected at least 1, got 0"),
@@ -1261,8 +1269,12 @@ ROWS = [
         ({"algorithm": "stream-q", "stream_kappa": 0.0}, "stream_kappa: expected a number in (0, inf), got 0.0"),
         ({"noisy": True, "network": "layernorm-mlp"},
          "noisy: expected network mlp, nature or minatar with it, got layernorm-mlp; omit one of them"),
-        ({"network": "minatar"}, "obs_shape: …"),
-        ({"network": "nature"}, "obs_shape: …"),
+        ({"network": "minatar"},
+         "network: expected auto or one for the observations [4] of cartpole, got minatar, which needs images of at "
+         "least 3 x 3"),
+        ({"network": "nature", "env": "minatar:breakout"},
+         "network: expected auto or one for the observations [4, 10, 10] of minatar:breakout, got nature, which needs "
+         "images of at least 36 x 36"),
     )],
     ("assemble.program", given(Settings(env="cartpol")), ValueError, "unknown environment 'cartpol'; did you mean …"),
     ("assemble.program", given(Settings(tau=float("nan"))), ValueError, "tau: expected a number in (0, 1], got nan"),

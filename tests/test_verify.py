@@ -8,7 +8,9 @@ from fdqn import compile as edge
 from fdqn import training, tree
 from fdqn.compile import engines, verify
 from fdqn.compile import programs as steps
+from fdqn.replay import prioritized
 from fdqn.testing import examples, programs
+from fdqn.types import Transition
 
 
 def leaves(**changed):
@@ -44,14 +46,27 @@ def test_wrong_numbers_are_named(name, wrong):
     assert first.startswith(name)
 
 
+def empty_buffer():
+    """Make an empty prioritized buffer of six rows."""
+    flag, number = torch.tensor([True]), torch.tensor(0.0)
+    row = Transition(torch.zeros(2), torch.tensor(0), number, number, torch.zeros(2), flag)
+    return prioritized.init(row, 6)
+
+
 def test_priorities_in_fixed_point_may_round_and_no_other_integers():
-    """Accept differences in the last bits of large numbers, but no 1%, no lost priority and no small integer."""
-    mass = torch.tensor([[2**28, 0, 3 * 2**26], [2**28, 2**27, 0]])
-    rounded = mass + torch.tensor([[9, 0, -5], [0, 1, 0]])
-    assert verify.differences({"mass": mass}, {"mass": rounded}) == []
-    for wrong in (mass + mass // 100, mass * torch.tensor([1, 1, 0]), mass + 2**26):
-        assert verify.differences({"mass": mass}, {"mass": wrong}) == ["['mass']"]
-    assert verify.differences({"at": torch.tensor([9_999])}, {"at": torch.tensor([9_998])}) == ["['at']"]
+    """Accept differences in the last bits of priorities, but no 1%, no lost priority and no other integer."""
+    state = empty_buffer()
+    mass = torch.tensor([2**28, 0, 3 * 2**26, 2**28, 2**27, 0, 0, 0])
+    state = state._replace(mass=mass, sums=(mass.reshape(1, 8).sum(-1),), highest=mass.amax())
+    rounded = mass + torch.tensor([9, 0, -5, 0, 1, 0, 0, 0])
+    close = state._replace(mass=rounded, sums=(rounded.reshape(1, 8).sum(-1),), highest=rounded.amax())
+    assert verify.differences(state, close) == []
+    for wrong in (mass + mass // 100, mass * (mass < 2**28), mass + 2**26):
+        assert verify.differences(state, state._replace(mass=wrong)) == [".mass"]
+    assert verify.differences(state, state._replace(updates=state.updates + 1)) == [".updates"]
+    counts = {"updates": torch.full((4,), 2_000_000), "keys": torch.full((4, 2), 2**31)}
+    for name in counts:
+        assert verify.differences(counts, {**counts, name: counts[name] + 1}) == [f"['{name}']"]
 
 
 def test_rounding_passes():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fdqn import check, envs, networks, optim, random, replay, training
 from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
-from fdqn.experiment.settings import Settings, check_read
+from fdqn.experiment.settings import Settings, check_read, defaults
 from fdqn.networks import Head, NoisyNetwork, QuantileNetwork, Trunk, heads, trunks
 from fdqn.ops import losses, schedules
 from fdqn.training import off_policy, on_policy, streaming
@@ -97,10 +97,15 @@ def buffer(config: training.Config, spec: EnvSpec, rows: Buffer | None = None) -
     return replay.frames.wrap(rows, config.num_envs, spec.stack, config.capacity, config.n_step)
 
 
+_UNIFORM = 1e-3
+"""Fraction of the rows that prioritized replay samples uniformly, as in dqn_zoo. Otherwise a row whose priority was
+once 0, such as one that C51 predicts exactly, would not be sampled again."""
+
+
 def _prioritized(settings: Settings, capacity: int) -> Buffer:
     """Return a prioritized buffer whose importance-sampling exponent is annealed to 1 over the run."""
     beta = partial(schedules.linear, start=settings.priority_beta, end=1.0, steps=max(1, _updates(settings)))
-    return replay.prioritized.buffer(capacity, settings.priority_alpha, beta)
+    return replay.prioritized.buffer(capacity, settings.priority_alpha, beta, uniform=_UNIFORM)
 
 
 def body(settings: Settings, atoms: int = 1) -> NoisyNetwork:
@@ -123,6 +128,11 @@ def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
     check.kind("settings", settings, Settings)
     spec = envs.find(settings.env).spec
     kind = _kind(settings, spec.obs_shape)
+    if not kind.endswith("mlp") and (len(spec.obs_shape) != 3 or min(spec.obs_shape[1:]) < _smallest(kind)):
+        raise ValueError(
+            f"network: expected auto or one for the observations {list(spec.obs_shape)} of {settings.env}, got {kind}, "
+            f"which needs images of at least {_smallest(kind)} x {_smallest(kind)}"
+        )
     if not kind.endswith("mlp") and settings.hidden != Settings.hidden:
         raise ValueError(
             f"hidden: expected the default, as {settings.env} has frames {list(spec.obs_shape)}, for which the "
@@ -137,6 +147,11 @@ def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
     noisy_head = heads.noisy_dueling if settings.dueling else heads.noisy_linear
     trunk = _NOISY[kind](spec.obs_shape, *sizes, sigma_zero=settings.sigma_zero)
     return trunk, noisy_head(spec.actions, atoms, settings.sigma_zero)
+
+
+def _smallest(kind: str) -> int:
+    """Return the smallest height and width of images that a convolutional network takes."""
+    return networks.SMALLEST_FRAME if kind.endswith("nature") else 3
 
 
 _TRUNKS: dict[str, Callable[..., Trunk]] = {
@@ -170,9 +185,20 @@ def _kind(settings: Settings, obs_shape: tuple[int, ...]) -> str:
 
 
 def _stream_network(settings: Settings, spec: EnvSpec) -> Network:
-    if len(spec.obs_shape) == 3 and spec.obs_shape[1:] == (10, 10):
-        return networks.stream_minatar(spec.obs_shape, spec.actions)
-    return networks.stream_mlp(spec.obs_shape, settings.hidden, spec.actions)
+    """Return the network of Stream Q: convolutional for boards of 10 x 10, otherwise an MLP."""
+    if len(spec.obs_shape) != 3 or min(spec.obs_shape[1:]) < 10:
+        return networks.stream_mlp(spec.obs_shape, settings.hidden, spec.actions)
+    if spec.obs_shape[1:] != (10, 10):
+        raise ValueError(
+            f"algorithm: expected another one for images {list(spec.obs_shape)} of {settings.env}, got stream-q, which "
+            "has networks for vectors and for boards of 10 x 10"
+        )
+    if settings.hidden != defaults("stream-q").hidden:
+        raise ValueError(
+            f"hidden: expected the default, as {settings.env} has boards {list(spec.obs_shape)}, for which the network "
+            "of stream-q is fixed"
+        )
+    return networks.stream_minatar(spec.obs_shape, spec.actions)
 
 
 def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
@@ -358,10 +384,13 @@ def _check_ranges(settings: Settings) -> None:
         )
     if settings.max_grad_norm == 0:
         raise ValueError("max_grad_norm: expected a number above 0, got 0, which would clip every gradient to 0")
-    if not -math.inf < settings.v_min < settings.v_max < math.inf:
+    for name in ("v_min", "v_max"):
+        if not math.isfinite(getattr(settings, name)):
+            raise ValueError(f"{name}: expected a finite number, got {getattr(settings, name)}")
+    if settings.v_min >= settings.v_max:
         raise ValueError(
-            f"v_min: expected a finite number below v_max = {settings.v_max}, got {settings.v_min}; the returns of "
-            "the environment must lie between them"
+            f"v_min: expected a number below v_max = {settings.v_max}, got {settings.v_min}; the returns of the "
+            "environment must lie between them"
         )
     if not settings.compile and settings.engine not in ("auto", "eager"):
         raise ValueError(

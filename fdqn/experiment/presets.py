@@ -417,7 +417,6 @@ _REVISITING_QR_DQN = Preset(
 _REVISITING_IQN = Preset(
     settings={**_REVISITING, "algorithm": "iqn", "fractions": 32, "cosines": 64, "kappa": 1.0},
     envs={
-        "cartpole": _dopamine(2, 100, 1e-4),
         "acrobot": _dopamine(2, 100, 1e-4),
         "mountain_car": _dopamine(2, 100, 1e-4),
         "gym:LunarLander-v3": _dopamine(2, 100, 1e-3, **_LUNAR_LANDER_LENGTH),
@@ -520,6 +519,8 @@ revisiting-* (Obando-Ceron and Castro 2021, https://arxiv.org/abs/2011.14826; Jo
 - Linear layers have the initial weights of PyTorch; theirs are Glorot uniform with biases of 0.
 - Rainbow: the exponent of the importance-sampling weights is annealed from 0.5 to 1; theirs stays at 0.5.
 - Rainbow: noise is drawn for every step and every update; their code draws it once.
+- Rainbow: priorities are divergences from the target distribution; theirs are square roots of the cross-entropy.
+- IQN has no preset for CartPole, where their configuration is Munchausen-IQN.
 - LunarLander-v3; theirs is version 2.
 - Their repository has no configuration of C51 alone.
 """

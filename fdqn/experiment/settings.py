@@ -354,13 +354,23 @@ def make(given: Mapping[str, Any], published: Mapping[str, Any] | None = None) -
     Raises TypeError and ValueError as `Settings` does, and ValueError for a given field that is not read with the other
     settings.
     """
-    values = {**(published or {}), **given}
-    algorithm = values.get("algorithm", "dqn")
-    if algorithm not in ALGORITHMS:
+    published = dict(published or {})
+    algorithm = given.get("algorithm", published.get("algorithm", "dqn"))
+    if algorithm not in get_args(AlgorithmName):
         raise ValueError(f"algorithm: expected one of {get_args(AlgorithmName)}, got {algorithm!r}")
+    if algorithm != (usual := published.get("algorithm", algorithm)):
+        raise ValueError(f"algorithm: expected {usual}, the algorithm of the preset, got {algorithm}; omit algorithm")
+    if published.get("noisy") and not given.get("noisy", True):
+        # Without noise in the weights, the preset's fraction of random actions would not explore.
+        published = {name: value for name, value in published.items() if not name.startswith("epsilon_")}
+    values = {**published, **given}
     made = dataclasses.replace(defaults(algorithm, values.get("noisy")), **values)
     check_read(made, given)
-    return made
+    if "target_period" in given and made.tau != 1:
+        raise ValueError(f"target_period: expected tau = 1 with it, got {made.tau}; omit target_period")
+    # A given value may leave values of the preset unread.
+    unread = {name for name in published.keys() - given.keys() if _reason_unread(made, name)}
+    return dataclasses.replace(defaults(algorithm, made.noisy), **{k: v for k, v in values.items() if k not in unread})
 
 
 def check_read(settings: Settings, names: Iterable[str] | None = None) -> None:
@@ -370,21 +380,26 @@ def check_read(settings: Settings, names: Iterable[str] | None = None) -> None:
         settings: all settings.
         names: fields to check; by default those that differ from the algorithm's defaults.
     """
-    algorithm, usual = settings.algorithm, defaults(settings.algorithm, settings.noisy)
+    usual = defaults(settings.algorithm, settings.noisy)
     if names is None:
         names = [field.name for field in dataclasses.fields(Settings)]
         names = [name for name in names if getattr(settings, name) != getattr(usual, name)]
     for name in names:
-        readers = _READ_BY.get(name, (algorithm,))
-        if algorithm not in readers:
-            raise ValueError(
-                f"{name}: expected algorithm {_either(readers)}, which read it, got {algorithm}; omit {name}"
-                if len(readers) > 1
-                else f"{name}: expected algorithm {readers[0]}, which reads it, got {algorithm}; omit {name}"
-            )
-        other, needed = _NEEDS.get(name, ("algorithm", (algorithm,)))
-        if (got := getattr(settings, other)) not in needed:
-            raise ValueError(f"{name}: expected {other} = {_either(map(str, needed))} with it, got {got}; omit {name}")
+        if reason := _reason_unread(settings, name):
+            raise ValueError(f"{name}: {reason}; omit {name}")
+
+
+def _reason_unread(settings: Settings, name: str) -> str | None:
+    """Return the part of a message that says why a field is not read; None if it is read."""
+    algorithm = settings.algorithm
+    readers = _READ_BY.get(name, (algorithm,))
+    if algorithm not in readers:
+        verb = "read" if len(readers) > 1 else "reads"
+        return f"expected algorithm {_either(readers)}, which {verb} it, got {algorithm}"
+    other, needed = _NEEDS.get(name, ("algorithm", (algorithm,)))
+    if (got := getattr(settings, other)) not in needed:
+        return f"expected {other} = {_either(map(str, needed))} with it, got {got}"
+    return None
 
 
 def _either(words: Iterable[str]) -> str:
