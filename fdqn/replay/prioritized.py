@@ -64,7 +64,7 @@ def buffer(
 
     Args:
         capacity: number of rows.
-        alpha: exponent of priorities, in [0, 1]; 0 samples uniformly.
+        alpha: exponent of priorities, in [0, 1]; with 0, all rows of a priority above 0 are equally likely.
         beta: exponent of the importance-sampling weights, in [0, 1]; 1 is the full correction. A schedule is called
             with the number of updates.
         epsilon: added to the priorities passed to `update`. Above 0, every row can be sampled again.
