@@ -36,7 +36,7 @@ def compiles(monkeypatch):
         monkeypatch.setattr(module, name, lambda *given, **named: called.append(name) or original(*given, **named))
 
     counted(graph, "compile_graph")
-    counted(aot, "build")
+    counted(aot, "library")  # which keeps what it has built, also for the next run of the tests
     counted(torch, "compile")
     return called
 
@@ -60,9 +60,8 @@ def written(obs_shape, hidden, actions):
 
 @EACH
 @pytest.mark.parametrize("name", ["learn", pytest.param("cycle", marks=pytest.mark.slow)])
-def test_an_engine_computes_what_eager_execution_does(engine, name, compiles, monkeypatch, tmp_path):
+def test_an_engine_computes_what_eager_execution_does(engine, name, compiles):
     """Updates, or whole iterations: over lanes, in place, compiled once, also after hyper-parameters have changed."""
-    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
     program = examples.program(network=written((4,), (8,), 2))
     step = partial(getattr(training, name), program)
     state = programs.advance(program, training.init(program, *examples.seeds(2)), 4)
@@ -94,11 +93,10 @@ def test_gradients_are_those_of_each_lane(engine):
 
 @pytest.mark.skipif(torch.__version__ >= graph.FIXED_IN, reason="the compiler is right")
 @pytest.mark.parametrize("engine", ["aot", *(pytest.param(x, marks=pytest.mark.slow) for x in COMPILING if x != "aot")])
-def test_without_the_guard_the_first_steps_are_refused(engine, monkeypatch, tmp_path):
+def test_without_the_guard_the_first_steps_are_refused(engine, monkeypatch):
     """A planted bug, which is torch's own: gradients are multiplied by the number of lanes."""
     monkeypatch.setattr(graph, "own_memory", lambda traced: None)
     monkeypatch.setattr(dynamo, "_own_memory_pass", lambda: None)
-    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
     scan = verify.with_comparison(edge.scan_vmapped(follow, one_group, engine=engine), follow)
     state, xs = torch.ones(8, 3), torch.ones(1, 8, 3)
     scan(state, xs)

@@ -1,7 +1,6 @@
 """The environments: the same path as gymnasium's and as a model of catch, and the laws of every environment."""
 
 import copy
-import itertools
 import math
 import pickle
 import re
@@ -542,7 +541,8 @@ def test_compiled_equals_eager(name):
 def test_environments_compile_one_after_another():
     # Sizes that reach a second compiled call as changed integers would become symbols.
     torch._dynamo.reset()
-    for name, time_limit in itertools.product(NAMES, (5, 6)):
+    again = [name for name in NAMES if not name.startswith("minatar:") or name == "minatar:breakout"]
+    for name, time_limit in [*((name, 5) for name in NAMES), *((name, 6) for name in again)]:
         env = envs.make(name, time_limit=time_limit)
         args = played(env, 3), random_actions(env, 3), uniforms(env, 3)
         step = torch.compile(torch.func.vmap(env.step), backend="eager", fullgraph=True)

@@ -266,16 +266,16 @@ def our_loop(network, params, batches, gamma, every):
 
 
 def test_training_loop():
-    """Both loops have equal parameters after 400 updates on the same batches, at full size."""
+    """Both loops have equal parameters after 160 updates on the same batches, at full size."""
     module, network = Page().double(), networks.mlp(468, (512, 256), ACTIONS)
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     stored = transitions(2048)
-    batches = [tree.index(stored, rows) for rows in random.randint(KEY, (400, 8), 0, 2048)]
-    page_loop(module, batches, 0.99, every=100)
-    learner = our_loop(network, params, batches, 0.99, every=100)
+    batches = [tree.index(stored, rows) for rows in random.randint(KEY, (160, 8), 0, 2048)]
+    page_loop(module, batches, 0.99, every=40)
+    learner = our_loop(network, params, batches, 0.99, every=40)
     theirs = {name: p.detach() for name, p in module.linear_relu_stack.named_parameters()}
     asserts.assert_trees_close(theirs, learner.params, 1e-9)
-    assert learner.updates == 400
+    assert learner.updates == 160
     assert max(float((params[name] - x).abs().max()) for name, x in theirs.items()) > 1e-3, "it learned something"
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import pathlib
 import pkgutil
 import re
@@ -434,18 +435,41 @@ def is_float(x):
     return isinstance(x, Tensor) and x.is_floating_point()
 
 
-def total(f):
-    """Make a scalar function to differentiate with respect to the floats of the first argument of `f`.
+def filled(x, leaves):
+    """Replace each None in a tree by the next leaf of an iterator."""
+    if x is None:
+        return next(leaves)
+    if isinstance(x, dict):
+        return {name: filled(child, leaves) for name, child in x.items()}
+    children = [filled(child, leaves) for child in x]
+    return type(x)(*children) if hasattr(x, "_fields") else type(x)(children)
 
-    It is a weighted sum of all floats that `f` returns.
+
+def vectors(args):
+    """Make functions `pack(args) -> vectors` and `unpack(*vectors) -> args`.
+
+    The floats of the first argument become one vector, and all other leaves of each dtype one vector each.
+
+    Dynamo traces torch's bookkeeping of every single argument of vmap and grad, which would take half of its time.
     """
+    leaves, first, empty = tree.leaves(args), len(tree.leaves(args[0])), tree.map(lambda _: None, args)
+    groups = {}
+    for i, x in enumerate(leaves):
+        groups.setdefault((not (i < first and is_float(x)), str(x.dtype)), []).append(i)
+    groups = [groups[kind] for kind in sorted(groups)]
+    sizes = [[leaves[i].numel() for i in group] for group in groups]
+    order = sorted((i, j) for j, i in enumerate(itertools.chain(*groups)))
+    shapes = [(j, leaves[i].shape) for i, j in order]
 
-    def summed(floats, first, *rest):
-        given = iter(floats)
-        result = f(tree.map(lambda x: next(given) if is_float(x) else x, first), *rest)
-        return sum((x * (1 + i)).sum() for i, x in enumerate(filter(is_float, tree.leaves(result)))) + 0.0
+    def pack(args):
+        leaves = tree.leaves(args)
+        return [torch.cat([leaves[i].flatten() for i in group]) for group in groups]
 
-    return summed
+    def unpack(*vectors):
+        parts = [part for x, size in zip(vectors, sizes, strict=True) for part in x.split(size)]
+        return filled(empty, iter([parts[j].view(shape) for j, shape in shapes]))
+
+    return pack, unpack
 
 
 @EACH
@@ -467,11 +491,18 @@ def test_compile_of_vmap_of_grad(name):
     f, args = FUNCTIONS[name]
     args = tree.map(lambda x: x.double() if is_float(x) else x, args)
     other = tree.map(lambda x: x * 0.875 if is_float(x) else x, args)
-    floats = [[x for x in tree.leaves(lane[0]) if is_float(x)] for lane in (args, other)]
-    smooth = floats[0] and any(map(is_float, tree.leaves(f(*args))))
-    g, calls = f, [args, other]
-    if smooth:
-        g, calls = grad(total(f)), [(x, *lane) for x, lane in zip(floats, (args, other), strict=True)]
+    smooth = any(map(is_float, tree.leaves(args[0]))) and any(map(is_float, tree.leaves(f(*args))))
+    pack, unpack = vectors(args)
+
+    def answer(*given):
+        return f(*unpack(*given))
+
+    def total(*given):
+        """Return a weighted sum of all floats that the function returns."""
+        floats = [x for x in tree.leaves(answer(*given)) if is_float(x)]
+        return sum((x * (1 + i)).sum() for i, x in enumerate(floats)) + 0.0
+
+    g, calls = grad(total) if smooth else answer, [pack(args), pack(other)]
     lanes = tree.stack(calls)
     laws.compiled(vmap(g), *lanes, again=[], atol=1e-12, rtol=1e-12)
     asserts.assert_trees_close(tree.stack([g(*call) for call in calls]), vmap(g)(*lanes), 1e-12, 1e-12)
