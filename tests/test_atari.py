@@ -21,7 +21,7 @@ from fdqn.types import HostEnv
 
 SETTINGS = Settings(
     env="ale:Breakout", seeds=2, num_envs=3, steps=3 * 160, learning_starts=3 * 160 - 3, capacity=500, batch_size=2,
-    report_every=3_000, terminal_on_life_loss=True, clip_rewards=True, compile=False, epsilon_end=1.0,
+    n_step=1, report_every=3_000, terminal_on_life_loss=True, clip_rewards=True, compile=False, epsilon_end=1.0,
 )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ from fdqn.experiment import process, progress, results, run_folder
 from fdqn.report import video
 
 TINY = shlex.split(
-    "--seeds 2 --steps 300 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
+    "--seeds 2 --steps 300 --n-step 1 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile"
 )
 FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
 ROOT = Path(cli.__file__).resolve().parents[2]
@@ -890,7 +890,7 @@ def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, c
     monkeypatch.setattr(history, "record", stopping)
     monkeypatch.setattr(evaluate, "greedy_on_host", lambda *given, **more: pytest.fail("it plays"))
     path = tmp_path / "run"
-    words = ["--env", "gym:CartPole-v1", "--steps", "300", "--report-every", "40", "--learning-starts", "20"]
+    words = ["--env", "gym:CartPole-v1", "--steps", "300", "--report-every", "40", "--learning-starts", "60"]
     assert cli.main(["train", *words, "--seeds", "2", "--hidden", "8", "--no-compile", "--out", str(path)]) == 130
     err = capsys.readouterr().err
     assert f"evaluation skipped; run it with: fdqn eval {path}" in err

@@ -188,8 +188,8 @@ def test_reports_name_the_lane_the_cycle_and_the_cause(trained):
 def test_a_failed_seed_is_said_and_kept_out(tmp_path, capsys, monkeypatch):
     """An infinite penalty wherever a TD error is above 1.5, which one of these seeds meets."""
     monkeypatch.setattr(losses, "squared", lambda delta: delta * delta * torch.where(delta > 1.5, torch.inf, 1.0))
-    words = shlex.split("train --steps 600 --seeds 3 --no-compile --learning-starts 100 --report-every 200 --out")
-    assert cli.main([*words, str(tmp_path / "run")]) == 0
+    words = shlex.split("train --steps 600 --seeds 3 --n-step 1 --no-compile --learning-starts 100 --report-every 200")
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     failed = summary["failed_seeds"]

@@ -257,7 +257,9 @@ def test_the_check_of_host_environments_finds_mistakes(change, says):
 @pytest.mark.parametrize("name", ["gym:CartPole-v1", "gym:FrozenLake-v1", "gym:Blackjack-v1"])
 def test_the_state_of_a_host_environment_run_may_be_donated(name):
     """As a compiled run does, whatever the observations are."""
-    settings = Settings(env=name, seeds=2, num_envs=3, steps=40, learning_starts=12, batch_size=4, hidden=(4,))
+    settings = Settings(
+        env=name, seeds=2, num_envs=3, steps=40, learning_starts=12, n_step=1, batch_size=4, hidden=(4,)
+    )
     state = training.init(assemble.program(settings), assemble.hyper(settings), assemble.keys(settings))
     assert edge.donate(lambda state: state)(state) is state
 

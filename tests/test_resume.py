@@ -25,7 +25,7 @@ from fdqn.training import loop
 # every 5 cycles and evaluations every 10.
 SETTINGS = Settings(
     env="cartpole", seeds=2, steps=90, num_envs=3, batch_size=8, capacity=40, learning_starts=12, target_period=4,
-    hidden=(8,), report_every=15, evaluate_every=30, checkpoint_every=0, compile=False,
+    n_step=1, hidden=(8,), report_every=15, evaluate_every=30, checkpoint_every=0, compile=False,
 )  # fmt: skip
 CYCLES = 30
 BOUNDARIES = (1, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 16, 19, 20, 21, 25, 27, 29, 30)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import signal
+import shlex
 import sys
 import time
 from collections import Counter
@@ -330,7 +331,7 @@ def test_other_spaces_are_refused(space):
 
 
 SETTINGS = Settings(
-    env="gym:CartPole-v1", seeds=2, steps=120, num_envs=3, batch_size=8, capacity=40, learning_starts=12,
+    env="gym:CartPole-v1", seeds=2, steps=120, num_envs=3, batch_size=8, capacity=40, learning_starts=12, n_step=1,
     target_period=4, hidden=(8,), report_every=30, checkpoint_every=0, compile=False,
 )  # fmt: skip
 
@@ -473,10 +474,9 @@ def test_compiled_and_beside_equals_eager():
 
 
 def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
-    words = ["--env", "gym:CartPole-v1", "--no-compile", "--seeds", "2", "--hidden", "8", "--report-every", "100"]
-    assert (
-        cli.main(["train", *words, "--steps", "1200", "--learning-starts", "600", "--out", str(tmp_path / "run")]) == 0
-    )
+    words = shlex.split("--env gym:CartPole-v1 --no-compile --seeds 2 --hidden 8 --report-every 100 --n-step 1")
+    words += ["--steps", "1200", "--learning-starts", "600", "--out", str(tmp_path / "run")]
+    assert cli.main(["train", *words]) == 0
     kept = checkpoint.newest(tmp_path / "run" / "checkpoints")[0]
     assert cli.main(["resume", str(tmp_path / "run"), "--steps", "1300"]) == 0
     assert "results differ from an uninterrupted run: gym:CartPole-v1 starts new episodes" in capsys.readouterr().err
@@ -796,7 +796,19 @@ def break_in(path, *more):
     """Train two lanes in environments that may break, into a run folder."""
     Breaks.made = 0
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
-    words = [*words, "--learning-starts", "12", "--capacity", "400", "--report-every", "30", "--out", str(path)]
+    words = [
+        *words,
+        "--n-step",
+        "1",
+        "--learning-starts",
+        "12",
+        "--capacity",
+        "400",
+        "--report-every",
+        "30",
+        "--out",
+        str(path),
+    ]
     assert cli.main(["train", "--env", BREAKS, *words, *more]) == 0
     return results.read_params(path, BREAKS)
 
@@ -855,7 +867,10 @@ def test_a_run_whose_lanes_all_break_keeps_what_they_learned(tmp_path, monkeypat
     monkeypatch.setattr(Breaks, "at", 60)
     path = tmp_path / "run"
     words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
-    assert cli.main(["train", "--env", BREAKS, *words, "--learning-starts", "12", "--out", str(path)]) == 1
+    assert (
+        cli.main(["train", "--env", BREAKS, *words, "--n-step", "1", "--learning-starts", "12", "--out", str(path)])
+        == 1
+    )
     said = capsys.readouterr().err
     assert "stopped at 180 of 600 steps, because all seeds have failed" in said
     assert "seed 1 failed at step 177: its environment failed, KeyError: 'the key is gone'" in said
@@ -896,7 +911,7 @@ class Leaves(Told):
 
 
 def test_what_an_environment_says_at_its_end_is_of_no_use(tmp_path):
-    path, words = tmp_path / "run", ["--no-compile", "--seeds", "1", "--steps", "60", "--learning-starts", "20"]
+    path, words = tmp_path / "run", ["--no-compile", "--seeds", "1", "--steps", "90", "--learning-starts", "60"]
     assert cli.main(["train", "--env", f"{__name__}:Leaves", *words, "--batch-size", "8", "--out", str(path)]) == 0
     assert (path / "curve.png").exists()
 
