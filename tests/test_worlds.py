@@ -5,8 +5,8 @@ import itertools
 import json
 import math
 import re
-import signal
 import shlex
+import signal
 import sys
 import time
 from collections import Counter
