@@ -160,7 +160,7 @@ def test_arguments_are_not_donated():
 
 @pytest.fixture
 def compiles(monkeypatch):
-    """What was given to the compiler, or asked for as a library that an earlier run may have kept."""
+    """Record what is given to the compiler, or requested as a library that an earlier run may have kept."""
     given = []
 
     def counted(original):

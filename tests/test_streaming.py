@@ -147,7 +147,6 @@ def loop_over_steps(given, lambda_=0.8, kappa=2.0, plant=None):
         starts = bool(ended)
         if plant == "kept at a truncation" and ended and discount == 1:
             starts = False
-            seen = seen[:]
         found.append(weights)
     return found
 

@@ -104,7 +104,7 @@ once 0, such as one that C51 predicts exactly, would not be sampled again."""
 
 def _prioritized(settings: Settings, capacity: int) -> Buffer:
     """Return a prioritized buffer whose importance-sampling exponent is annealed to 1 over the run."""
-    beta = partial(schedules.linear, start=settings.priority_beta, end=1.0, steps=max(1, _updates(settings)))
+    beta = partial(schedules.linear, start=settings.priority_beta, end=1.0, steps=_updates(settings))
     return replay.prioritized.buffer(capacity, settings.priority_alpha, beta, uniform=_UNIFORM)
 
 
@@ -208,17 +208,18 @@ def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
     if settings.adam_eps != Settings.adam_eps:
         rule = partial(rule, eps=settings.adam_eps)
     if settings.learning_rate_schedule != "constant":
-        rule = partial(_scheduled, settings, rule)
+        rule = partial(_scheduled, settings, _updates(settings), rule)
     return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
 
 
-def _scheduled(settings: Settings, rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
-    """Return the optimizer of `rule` with a schedule in place of the learning rate."""
-    return rule(hyper._replace(learning_rate=_schedule(settings, hyper.learning_rate)))  # type: ignore[arg-type]
+def _scheduled(settings: Settings, updates: int, rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
+    """Return the optimizer of `rule` with the schedule over `updates` updates in place of the learning rate."""
+    rate = _schedule(settings, updates, hyper.learning_rate)
+    return rule(hyper._replace(learning_rate=rate))  # type: ignore[arg-type]
 
 
-def _schedule(settings: Settings, start: Scalar) -> Schedule:
-    end, updates = settings.learning_rate_end, max(1, _updates(settings))
+def _schedule(settings: Settings, updates: int, start: Scalar) -> Schedule:
+    end = settings.learning_rate_end
     match settings.learning_rate_schedule:
         case "linear":
             return partial(schedules.linear, start=start, end=end, steps=updates)
@@ -360,9 +361,9 @@ def _config(settings: Settings, on_host: bool) -> training.Config:
 
 def _updates(settings: Settings) -> int:
     """Return the number of updates of a seed in the whole run."""
-    cycle = settings.num_envs * settings.steps_per_cycle
-    warmup = 0 if settings.algorithm in ("pqn", "stream-q") else math.ceil(settings.learning_starts / cycle)
-    return (math.ceil(settings.steps / cycle) - warmup) * settings.updates_per_cycle
+    config = _config(settings, on_host=False)
+    learning = settings.steps - config.warmup_steps
+    return math.ceil(learning / config.env_steps) * config.updates_per_cycle
 
 
 def _check_ranges(settings: Settings) -> None:

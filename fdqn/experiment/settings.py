@@ -444,8 +444,8 @@ _ADDED: dict[str, Any] = {
         name: to_json(Settings())[name]
         for name in (
             "algorithm", "prioritized", "priority_alpha", "priority_beta", "network", "noisy", "sigma_zero",
-            "orthogonal", "learning_rate_schedule", "learning_rate_end", "learning_rate_decay",
-            "learning_rate_decay_every", "adam_eps", "v_min", "v_max", "atoms", "quantiles", "kappa", "fractions",
+            "orthogonal", "learning_rate_end", "learning_rate_decay", "learning_rate_decay_every",
+            "adam_eps", "v_min", "v_max", "atoms", "quantiles", "kappa", "fractions",
             "cosines", "munchausen_alpha", "munchausen_tau", "munchausen_clip", "q_lambda", "stream_kappa",
         )
     },
