@@ -22,7 +22,7 @@ from fdqn.ops import losses
 from fdqn.types import HostEnv, Hyper
 
 CONTRACT = shlex.split("""
---env --algorithm --seeds --seed --steps --gamma --clip-rewards --terminal-on-life-loss --out
+--env --algorithm --seeds --seed --steps --gamma --clip-rewards --terminal-on-life-loss --terminal-on-truncation --out
 --num-envs --steps-per-cycle --updates-per-cycle --batch-size
 --capacity --learning-starts --n-step --prioritized --priority-alpha --priority-beta --save-replay --target-period --tau
 --epsilon-start --epsilon-end --epsilon-fraction --random-warmup
@@ -53,6 +53,7 @@ OTHER = {
     "n_step": 2,
     "clip_rewards": True,
     "terminal_on_life_loss": True,
+    "terminal_on_truncation": True,
     "optimizer": "rmsprop",
     "learning_rate": 3e-4,
     "gamma": 0.9,

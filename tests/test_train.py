@@ -243,6 +243,17 @@ def test_truncation_keeps_its_discount():
     assert (state.buffer.rows.discount[:, :24] == 1).all()
 
 
+def test_truncation_is_termination_on_request():
+    """Episodes are truncated every five steps; three environments write a row each at every step."""
+    env = probes.endless_reward().env
+    program, state = started(env=env)
+    asked = examples.program(env, terminal_on_truncation=True)
+    plain, ended = (programs.advance(each, tree.clone(state), 12).buffer.rows for each in (program, asked))
+    step = torch.arange(36) // 3
+    assert torch.equal(ended.discount[:, :36] == 0, (step % 5 == 4).expand(2, 36))
+    assert plain.discount[:, :36].unique().tolist() == [1.0]
+
+
 def test_illegal_actions_are_never_taken():
     probe = probes.masked_reward()
     program, state = started(env=probe.env)

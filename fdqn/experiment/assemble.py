@@ -328,6 +328,7 @@ def _config(settings: Settings, on_host: bool) -> training.Config:
         batch_size=settings.batch_size,
         clip_rewards=settings.clip_rewards,
         terminal_on_life_loss=settings.terminal_on_life_loss,
+        terminal_on_truncation=settings.terminal_on_truncation,
     )
     if settings.algorithm in ("pqn", "stream-q"):
         # Nothing is stored beyond a training iteration, and there is no target network.

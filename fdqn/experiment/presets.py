@@ -206,6 +206,7 @@ _CLEANRL_PQN = Preset(
     settings={
         **_CLEANRL,
         "algorithm": "pqn",
+        "terminal_on_truncation": True,
         "num_envs": 4,
         "steps_per_cycle": 128,
         "updates_per_cycle": 16,
@@ -488,7 +489,6 @@ cleanrl-dqn, cleanrl-c51 (vwxyzjn/cleanrl; dqn.py, c51.py)
 - c51.py limits probabilities to [1e-5, 1 - 1e-5] in the loss; here their logarithm is computed from the logits.
 
 cleanrl-pqn (vwxyzjn/cleanrl; pqn.py)
-- Training bootstraps where an episode is truncated; pqn.py treats truncation as termination.
 - The learning rate is annealed after every update; theirs after every 16.
 - Epsilon depends on the number of steps before the action; theirs includes the four steps of the action itself.
 - There are 977 training iterations, the last of which goes beyond 500,000 steps; theirs are 976.

@@ -43,6 +43,9 @@ class RunSettings:
     terminal_on_life_loss: bool = False
     """End episodes at a lost life for learning, in environments that count lives.
     Reported returns are of whole episodes."""
+    terminal_on_truncation: bool = False
+    """Treat episodes that a time limit cuts off as terminated in learning, as CleanRL's pqn.py does.
+    Otherwise targets bootstrap from the last observation."""
     out: Annotated[str | None, tyro.conf.arg(metavar="RUN")] = None
     """Run folder to create; by default runs/ENV-DATE-TIME."""
 
@@ -443,8 +446,8 @@ _ADDED: dict[str, Any] = {
     **{
         name: to_json(Settings())[name]
         for name in (
-            "algorithm", "prioritized", "priority_alpha", "priority_beta", "network", "noisy", "sigma_zero",
-            "orthogonal", "learning_rate_end", "learning_rate_decay", "learning_rate_decay_every",
+            "algorithm", "terminal_on_truncation", "prioritized", "priority_alpha", "priority_beta", "network", "noisy",
+            "sigma_zero", "orthogonal", "learning_rate_end", "learning_rate_decay", "learning_rate_decay_every",
             "adam_eps", "v_min", "v_max", "atoms", "quantiles", "kappa", "fractions",
             "cosines", "munchausen_alpha", "munchausen_tau", "munchausen_clip", "q_lambda", "stream_kappa",
         )

@@ -41,6 +41,8 @@ class Config:
     """Learn from rewards clipped to [-1, 1]. Reported returns are not clipped."""
     terminal_on_life_loss: bool = False
     """Treat a lost life as a termination in learning. Reported episodes continue."""
+    terminal_on_truncation: bool = False
+    """Treat truncation, such as at a time limit, as termination in learning instead of bootstrapping."""
     random_warmup: bool = False
     """Act uniformly at random until learning starts, and anneal epsilon from then on instead of from the first step."""
 

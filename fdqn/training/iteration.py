@@ -145,7 +145,8 @@ def observe(
     """Store the transitions of one step of the environments and update observations and metrics.
 
     Args:
-        program: the algorithm and its configuration, which determines how rewards and lost lives are treated.
+        program: the algorithm and its configuration, which determines how rewards, truncation and lost lives are
+            treated.
         state: state of one seed before the step.
         action: actions taken, [E] int64.
         step: result of the environments, leaves [E, ...].
@@ -153,6 +154,8 @@ def observe(
         life_lost: [E] bool, used for `Config.terminal_on_life_loss`.
     """
     ended, learned = step.terminated | step.truncated, step
+    if program.config.terminal_on_truncation:
+        learned = learned._replace(terminated=ended)
     if program.config.terminal_on_life_loss and life_lost is not None:
         learned = learned._replace(terminated=learned.terminated | life_lost)
     if program.config.clip_rewards:

@@ -60,10 +60,10 @@ def algorithm(
     of the `num_envs * steps_per_cycle` rows. With host environments, the last step of an iteration is used in the
     updates of the next one, with its one-step return. Gallici et al. 2024, https://arxiv.org/abs/2407.04811
 
-    Returns use the values of the parameters that acted. A truncated episode bootstraps from its last observation;
-    CleanRL's pqn.py and purejaxql treat truncation as termination. A schedule of the learning rate counts updates, as
-    in purejaxql; CleanRL's rate is constant within a training iteration. The loss of `pqn.agent` is that of CleanRL,
-    twice that of purejaxql.
+    Returns use the values of the parameters that acted. A truncated episode bootstraps from its last observation,
+    unless `config.terminal_on_truncation`, as in CleanRL's pqn.py and purejaxql. A schedule of the learning rate counts
+    updates, as in purejaxql; CleanRL's rate is constant within a training iteration. The loss of `pqn.agent` is that of
+    CleanRL, twice that of purejaxql.
 
     Args:
         config: sizes and options of training. An epoch consists of whole minibatches and an iteration of whole
