@@ -259,6 +259,11 @@ def _is_readable(x: Tensor) -> bool:
     return not is_traced() and type(x) is Tensor and x.device.type == "cpu"
 
 
+def is_symbolic(x: Tensor) -> bool:
+    """Return True if the values of `x` cannot be read, because it is traced, fake or inside a transform."""
+    return is_traced() or type(x) is not Tensor or _readable(x != x) is None
+
+
 def _readable(flags: Tensor) -> Tensor | None:
     """Return the flags, or None inside a transform, where their values cannot be read."""
     try:

@@ -175,7 +175,7 @@ class Optimizer(NamedTuple):
 
 
 class Hyper(NamedTuple):
-    """Hyper-parameters that may differ between seeds, a [] float tensor each. Changing a value does not recompile."""
+    """Hyper-parameters that may differ between seeds, [] float tensors. Changing a value does not recompile."""
 
     learning_rate: Tensor
     gamma: Tensor
@@ -188,6 +188,8 @@ class Hyper(NamedTuple):
     """Weight of the online parameters in a soft target update, in (0, 1]."""
     max_grad_norm: Tensor
     """Global norm to which gradients are clipped; infinity for no clipping."""
+    numbers: dict[str, Tensor] = {}
+    """Further numbers by name, of any shape; see `training.parametrized`."""
 
 
 class LossOutput(NamedTuple):
@@ -326,3 +328,6 @@ class Algorithm(NamedTuple):
     """As `Buffer.cut`."""
     bounds: Callable[[Any, int], dict[str, tuple[Tensor, int]]]
     """As `Buffer.bounds`."""
+    values: Callable[[Params, Tensor, Uniforms, Hyper], Tensor] | None = None
+    """`values(params, obs [..., *O], noise, hyper) -> q [..., A]`, in place of `agent.values` in training; None for
+    `agent.values`."""

@@ -35,7 +35,7 @@ def memoryless():
 
 def started(program):
     """Lanes on the device and the noise of one cycle."""
-    hyper = Hyper(*(torch.ones(LANES, device=DEVICE) for _ in Hyper._fields))
+    hyper = Hyper(*(torch.ones(LANES, device=DEVICE) for _ in Hyper._fields[:-1]))
     state = training.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device=DEVICE))
     return state, tree.index(training.noise(program, state.key, 0, 1), 0)
 

@@ -28,7 +28,8 @@ CONTRACT = shlex.split("""
 --epsilon-start --epsilon-end --epsilon-fraction --random-warmup
 --network --hidden --dueling --noisy --sigma-zero --orthogonal
 --optimizer --learning-rate --learning-rate-schedule --learning-rate-end --learning-rate-decay
---learning-rate-decay-every --adam-eps --max-grad-norm --loss --double
+--learning-rate-decay-every --adam-beta1 --adam-beta2 --adam-eps --rmsprop-decay --max-grad-norm --loss --huber-delta
+--double
 --v-min --v-max --atoms --quantiles --kappa --fractions --cosines
 --munchausen-alpha --munchausen-tau --munchausen-clip --q-lambda --stream-kappa
 --report-every --evaluate-epsilon --evaluate-episodes --evaluate-steps --evaluate-every --checkpoint-every
@@ -93,7 +94,11 @@ OTHER = {
     "learning_rate_end": 1e-5,
     "learning_rate_decay": 0.8,
     "learning_rate_decay_every": 77,
+    "adam_beta1": 0.8,
+    "adam_beta2": 0.99,
     "adam_eps": 1e-4,
+    "rmsprop_decay": 0.9,
+    "huber_delta": 2.0,
     "v_min": -5.0,
     "v_max": 5.0,
     "atoms": 11,
@@ -113,6 +118,8 @@ WITH = {
     **{key: {"prioritized": True} for key in ("priority_alpha", "priority_beta")},
     "sigma_zero": {"noisy": True},
     **{key: {"learning_rate_schedule": "exponential"} for key in ("learning_rate_decay", "learning_rate_decay_every")},
+    "rmsprop_decay": {"optimizer": "rmsprop"},
+    "huber_delta": {"loss": "huber"},
     **{key: {"algorithm": "rainbow"} for key in ("v_min", "v_max", "atoms")},
     **{key: {"algorithm": "qr-dqn"} for key in ("quantiles", "kappa")},
     **{key: {"algorithm": "iqn"} for key in ("fractions", "cosines")},
@@ -158,7 +165,8 @@ def test_a_flag_sets_its_field_and_no_other(name):
 @pytest.mark.parametrize("algorithm", get_args(settings.AlgorithmName))
 def test_all_flags_of_an_algorithm_at_once(algorithm):
     # With the schedule, the optimizer and the soft target of OTHER, these are not read.
-    unread = {"learning_rate_decay", "learning_rate_decay_every", "adam_eps", "target_period"}
+    unread = {"learning_rate_decay", "learning_rate_decay_every", "target_period"}
+    unread |= {"adam_beta1", "adam_beta2", "adam_eps"}
     names = [name for name in OTHER if algorithm in settings._READ_BY.get(name, (algorithm,)) and name not in unread]
     given = {**{name: OTHER[name] for name in names}, "algorithm": algorithm}
     assert len(given) > 20
@@ -258,7 +266,7 @@ def test_a_preset_s_epsilon_is_the_authors(name, expected):
     given = Settings(**{**presets.PRESETS[name].settings, "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     program, hyper = assemble.program(given), assemble.hyper(given)
     steps = torch.tensor(list(expected))
-    epsilon = training.epsilon(Hyper(*(x[0] for x in hyper)), steps, program.config.warmup_steps)
+    epsilon = training.epsilon(tree.index(hyper, 0), steps, program.config.warmup_steps)
     assert epsilon.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
 
 
@@ -295,7 +303,7 @@ def nature_s_root(g):
 def test_a_preset_s_first_step_is_the_paper_s(name, root):
     """Compare the first steps, for gradients much smaller than, similar to and much larger than 0.01."""
     given = Settings(**{**presets.PRESETS[name].settings, "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
-    optimizer = assemble.optimizer(given)(Hyper(*(x[0].double() for x in assemble.hyper(given))))
+    optimizer = assemble.optimizer(given)(tree.cast(tree.index(assemble.hyper(given), 0), torch.float64))
     grads = {"w": torch.tensor([-1e-4, 1e-3, -0.01, 0.1, 1.0], dtype=torch.float64)}
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     expected = -2.5e-4 * grads["w"] / root(grads["w"])
@@ -313,7 +321,7 @@ def test_every_field_is_documented():
 def test_defaults_of_the_command_and_of_the_library_agree():
     hyper = {name: p.default for name, p in inspect.signature(training.hyper).parameters.items()}
     for name, value in {**dataclasses.asdict(training.Config()), **hyper}.items():
-        if name not in ("seeds", "epsilon_steps", "device", "n_step"):
+        if name not in ("seeds", "epsilon_steps", "numbers", "device", "n_step"):
             assert getattr(Settings(), name) == value, name
 
 
@@ -326,11 +334,12 @@ def test_every_size_reaches_the_program(name, monkeypatch):
     assert getattr(config, name) == OTHER[name]
 
 
-@pytest.mark.parametrize("name", [name for name in Hyper._fields if name != "epsilon_steps"])
+@pytest.mark.parametrize("name", [name for name in Hyper._fields[:-1] if name != "epsilon_steps"])
 def test_every_hyper_parameter_reaches_all_seeds(name):
     given = assemble.hyper(dataclasses.replace(Settings(), seeds=4, **{name: OTHER[name]}))
     plain = assemble.hyper(dataclasses.replace(Settings(), seeds=4))
-    for field in Hyper._fields:
+    assert given.numbers == {}
+    for field in Hyper._fields[:-1]:
         value = getattr(given, field)
         assert value.shape == (4,)
         assert value.tolist() == pytest.approx([OTHER[name]] * 4 if field == name else getattr(plain, field).tolist())

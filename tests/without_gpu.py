@@ -256,7 +256,7 @@ def launched(module, inputs, kernel):
 def memoryless(program):
     """Lanes on `meta` and the noise of a cycle."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        hyper = Hyper(*(torch.ones(LANES, device="meta") for _ in Hyper._fields))
+        hyper = Hyper(*(torch.ones(LANES, device="meta") for _ in Hyper._fields[:-1]))
         state = training.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device="meta"))
         return state, tree.index(training.noise(program, state.key, 0, 1), 0)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fdqn import tree
+from fdqn import check, tree
 from fdqn.agents.agent import each_pass, noise_shapes, per_action
 from fdqn.networks import NoisyNetwork, with_noise
 from fdqn.ops import distributional, losses
@@ -40,7 +40,7 @@ def agent(
     with atoms that are not finite and increasing. `values` and `loss` raise ValueError if the number of outputs is not
     a multiple of the number of atoms.
     """
-    noisy, atoms = with_noise(network), _atoms(distributional.atoms(support))
+    noisy, atoms = with_noise(network), _atoms(support)
     passes = 3 if double else 2
     return Agent(
         init=noisy.init,
@@ -57,28 +57,35 @@ class _Atoms(NamedTuple):
     evenly_spaced: bool
 
 
-def _atoms(support: Tensor) -> _Atoms:
-    wide = support.double().cpu()
+def _atoms(support: Tensor | Sequence[float]) -> _Atoms | Tensor:
+    """Check a support. A tensor under a transform or a compiler stays one, because its values cannot be read."""
+    if isinstance(support, Tensor) and check.is_symbolic(support):
+        check.shapes("support[N]", support)
+        check.floating("support", support)
+        return support
+    wide = distributional.atoms(support).double().cpu()
     even = torch.linspace(float(wide[0]), float(wide[-1]), len(wide), dtype=torch.float64)
     return _Atoms(tuple(wide.tolist()), torch.equal(wide, even))
 
 
-def _support(atoms: _Atoms, like: Tensor) -> Tensor:
+def _support(atoms: _Atoms | Tensor, like: Tensor) -> Tensor:
     """Create the support [N] on the device and in the dtype of `like`; copying it would synchronize with the device."""
+    if isinstance(atoms, Tensor):
+        return atoms.to(like.dtype)
     x = atoms.numbers
     if atoms.evenly_spaced:
         return torch.linspace(x[0], x[-1], len(x), dtype=like.dtype, device=like.device)
     return torch.stack([torch.full((), number, dtype=like.dtype, device=like.device) for number in x])
 
 
-def _values(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
+def _values(network: NoisyNetwork, atoms: _Atoms | Tensor, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
     logits = _logits(network, atoms, params, obs, noise)
     return distributional.mean(_support(atoms, logits), logits.softmax(-1))
 
 
 def _loss(
     network: NoisyNetwork,
-    atoms: _Atoms,
+    atoms: _Atoms | Tensor,
     double: bool,
     params: Params,
     target_params: Params,
@@ -105,6 +112,10 @@ def _loss(
     )
 
 
-def _logits(network: NoisyNetwork, atoms: _Atoms, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
+def _logits(network: NoisyNetwork, atoms: _Atoms | Tensor, params: Params, obs: Tensor, noise: Uniforms) -> Tensor:
     """Return the logits [..., A, atoms]."""
-    return per_action(network.apply(params, obs, noise), len(atoms.numbers), "atom")
+    return per_action(network.apply(params, obs, noise), _count(atoms), "atom")
+
+
+def _count(atoms: _Atoms | Tensor) -> int:
+    return len(atoms) if isinstance(atoms, Tensor) else len(atoms.numbers)

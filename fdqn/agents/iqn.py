@@ -12,7 +12,7 @@ from fdqn import check, tree
 from fdqn.agents.agent import each_pass
 from fdqn.networks import QuantileNetwork
 from fdqn.ops import distributional, quantile
-from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Params, Transition, Uniforms
+from fdqn.types import Agent, Hyper, LossOutput, NoiseShapes, Params, Scalar, Transition, Uniforms
 
 
 def agent(
@@ -21,7 +21,7 @@ def agent(
     fractions: int = 64,
     target_fractions: int = 64,
     acting_fractions: int = 64,
-    kappa: float = 1.0,
+    kappa: Scalar = 1.0,
 ) -> Agent:
     """Make an IQN agent for one seed.
 
@@ -83,7 +83,7 @@ def _loss(
     network: QuantileNetwork,
     counts: _Counts,
     double: bool,
-    kappa: float,
+    kappa: Scalar,
     params: Params,
     target_params: Params,
     batch: Transition,

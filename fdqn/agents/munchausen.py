@@ -14,14 +14,14 @@ from fdqn.agents import dqn
 from fdqn.agents.agent import each_pass, noise_shapes
 from fdqn.networks import NoisyNetwork, with_noise
 from fdqn.ops import losses, soft
-from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
+from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Scalar, Transition, Uniforms
 
 
 def agent(
     network: Network | NoisyNetwork,
-    alpha: float = 0.9,
-    tau: float = 0.03,
-    clip: float = -1.0,
+    alpha: Scalar = 0.9,
+    tau: Scalar = 0.03,
+    clip: Scalar = -1.0,
     loss: dqn.Elementwise = losses.huber,
     legal: Callable[[Tensor], Tensor] | None = None,
 ) -> Agent:
@@ -47,11 +47,11 @@ def agent(
     noisy = with_noise(network)
     check.fraction("alpha", alpha)
     check.number("tau", tau)
-    if tau == 0:
+    if not isinstance(tau, Tensor) and tau == 0:
         raise ValueError("tau: expected a number above 0, got 0; without a temperature use dqn.agent")
-    if isinstance(clip, bool) or not isinstance(clip, int | float):
+    if isinstance(clip, bool) or not isinstance(clip, int | float | Tensor):
         raise TypeError(f"clip: expected a number, got {clip!r}")
-    if not clip <= 0:
+    if not isinstance(clip, Tensor) and not clip <= 0:
         raise ValueError(f"clip: expected at most 0, got {clip}")
     check.function("loss", loss)
     if legal is not None:
@@ -65,9 +65,9 @@ def agent(
 
 
 class _Munchausen(NamedTuple):
-    alpha: float
-    tau: float
-    clip: float
+    alpha: Scalar
+    tau: Scalar
+    clip: Scalar
 
 
 def _loss(

@@ -11,10 +11,10 @@ from fdqn import check, tree
 from fdqn.agents.agent import each_pass, noise_shapes, per_action
 from fdqn.networks import NoisyNetwork, with_noise
 from fdqn.ops import distributional, quantile
-from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Transition, Uniforms
+from fdqn.types import Agent, Hyper, LossOutput, Network, Params, Scalar, Transition, Uniforms
 
 
-def agent(network: Network | NoisyNetwork, quantiles: int = 200, double: bool = False, kappa: float = 1.0) -> Agent:
+def agent(network: Network | NoisyNetwork, quantiles: int = 200, double: bool = False, kappa: Scalar = 1.0) -> Agent:
     """Make a QR-DQN agent for one seed.
 
     The network has one output for each action and quantile, such as `networks.mlp(obs_shape, hidden, actions *
@@ -54,7 +54,7 @@ def _loss(
     network: NoisyNetwork,
     quantiles: int,
     double: bool,
-    kappa: float,
+    kappa: Scalar,
     params: Params,
     target_params: Params,
     batch: Transition,

@@ -1,8 +1,10 @@
 """Assemble the program, hyper-parameters, keys and device of a run from its settings, and reject invalid settings."""
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from fdqn import check, envs, networks, optim, random, replay, training
 from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
-from fdqn.experiment.settings import Settings, check_read, defaults
+from fdqn.experiment.settings import OPTIMIZERS, Settings, Sweep, check_read, defaults, each
 from fdqn.networks import Head, NoisyNetwork, QuantileNetwork, Trunk, heads, trunks
 from fdqn.ops import losses, schedules
 from fdqn.training import off_policy, on_policy, streaming
@@ -21,13 +23,12 @@ def program(settings: Settings) -> training.Program:
     """Assemble the training program of the settings. Raises ValueError or TypeError for invalid settings."""
     check.kind("settings", settings, Settings)
     found = envs.find(settings.env)
-    _check_ranges(settings)
+    _check_settings(settings)
     if settings.terminal_on_life_loss and not (envs.on_host(found) and found.counts_lives()):
         raise ValueError(
             "terminal_on_life_loss: expected an environment that counts lives, such as ale:Breakout, got "
             f"{settings.env}"
         )
-    check_read(settings)
     config = _config(settings, envs.on_host(found))
     if not envs.on_host(found) and found.spec.stack > 1 and not settings.save_replay:
         raise ValueError(
@@ -37,38 +38,85 @@ def program(settings: Settings) -> training.Program:
 
 
 def algorithm(settings: Settings, config: training.Config, spec: EnvSpec) -> Algorithm:
-    """Assemble the algorithm of the settings. Raises ValueError as `agent` does."""
+    """Assemble the algorithm of the settings. Raises ValueError as `agent` does.
+
+    Numbers that a sweep varies are taken from `Hyper.numbers` of each seed.
+    """
     check.kind("settings", settings, Settings)
+    streams = settings.algorithm == "stream-q"
+    make = partial(_algorithm, settings, config, spec, _stream_network(settings, spec) if streams else _body(settings))
+    if numbers := {name: values[0] for name, values in _varied_numbers(settings).items()}:
+        return training.parametrized(make, numbers)
+    return make({})
+
+
+def _algorithm(
+    settings: Settings, config: training.Config, spec: EnvSpec, network: Any, numbers: Mapping[str, Any]
+) -> Algorithm:
+    """Assemble the algorithm around a network, with some numbers in place of the settings of that name."""
+    given = _with(settings, numbers)
     if settings.algorithm == "stream-q":
-        return streaming.algorithm(config, _stream_network(settings, spec), settings.q_lambda, settings.stream_kappa)
+        return streaming.algorithm(config, network, given.q_lambda, given.stream_kappa)
     if settings.algorithm == "pqn":
-        return on_policy.algorithm(config, agent(settings), optimizer(settings), settings.q_lambda)
-    rows = _prioritized(settings, config.capacity) if settings.prioritized else None
-    return off_policy.algorithm(config, agent(settings), buffer(config, spec, rows), optimizer(settings))
+        return on_policy.algorithm(config, _agent(given, network), _optimizer(given), given.q_lambda)
+    rows = _prioritized(given, config.capacity) if settings.prioritized else None
+    period = torch.as_tensor(numbers["target_period"]) if "target_period" in numbers else None
+    return off_policy.algorithm(config, _agent(given, network), buffer(config, spec, rows), _optimizer(given), period)
+
+
+def _with(settings: Settings, numbers: Mapping[str, Any]) -> Any:
+    """Return a record with the fields of the settings and the support of C51, some replaced by `numbers`."""
+    own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
+    support = (settings.v_min, settings.v_max, settings.atoms)
+    return SimpleNamespace(**{**own, "support": support, "updates": partial(_updates, settings), **numbers})
 
 
 def agent(settings: Settings) -> Agent:
     """Assemble the agent of the settings. Raises ValueError for settings out of range, and as `body` does."""
     check.kind("settings", settings, Settings)
-    loss = {"mse": losses.squared, "huber": losses.huber}[settings.loss]
-    support = (settings.v_min, settings.v_max, settings.atoms)
+    return _agent(_with(settings, {}), _body(settings))
+
+
+def _body(settings: Settings) -> Any:
+    """Assemble the network of the agent."""
     match settings.algorithm:
-        case "dqn":
-            return dqn.agent(body(settings), settings.double, loss)
-        case "munchausen":
-            alpha, tau, clip = settings.munchausen_alpha, settings.munchausen_tau, settings.munchausen_clip
-            return munchausen.agent(body(settings), alpha, tau, clip, loss)
         case "c51" | "rainbow":
-            return c51.agent(body(settings, settings.atoms), support, settings.double)
+            return body(settings, settings.atoms)
         case "qr-dqn":
-            return qr_dqn.agent(body(settings, settings.quantiles), settings.quantiles, settings.double, settings.kappa)
+            return body(settings, settings.quantiles)
         case "iqn":
-            network = _initialized(settings, networks.quantile(*parts(settings), settings.cosines))
-            count = settings.fractions
-            return iqn.agent(network, settings.double, count, count, count, settings.kappa)
+            return _initialized(settings, networks.quantile(*parts(settings), settings.cosines))
+    return body(settings)
+
+
+def _agent(given: Any, network: Any) -> Agent:
+    loss: Callable[[Tensor], Tensor] = losses.squared
+    if given.loss == "huber":
+        loss = partial(losses.huber, threshold=given.huber_delta)
+        if not _differs(given, "huber_delta"):
+            loss = losses.huber
+    match given.algorithm:
+        case "dqn":
+            return dqn.agent(network, given.double, loss)
+        case "munchausen":
+            numbers = given.munchausen_alpha, given.munchausen_tau, given.munchausen_clip
+            return munchausen.agent(network, *numbers, loss)
+        case "c51" | "rainbow":
+            return c51.agent(network, given.support, given.double)
+        case "qr-dqn":
+            return qr_dqn.agent(network, given.quantiles, given.double, given.kappa)
+        case "iqn":
+            count = given.fractions
+            return iqn.agent(network, given.double, count, count, count, given.kappa)
         case "pqn":
-            return pqn.agent(body(settings), loss)
-    raise ValueError(f"algorithm: expected one with an agent, got {settings.algorithm}")
+            return pqn.agent(network, loss)
+    raise ValueError(f"algorithm: expected one with an agent, got {given.algorithm}")
+
+
+def _differs(given: Any, name: str) -> bool:
+    """Return True for a number that is a tensor or not the default."""
+    x = getattr(given, name)
+    return isinstance(x, Tensor) or x != getattr(Settings, name)
 
 
 def network(settings: Settings) -> Network:
@@ -102,10 +150,10 @@ _UNIFORM = 1e-3
 once 0, such as one that C51 predicts exactly, would not be sampled again."""
 
 
-def _prioritized(settings: Settings, capacity: int) -> Buffer:
+def _prioritized(given: Any, capacity: int) -> Buffer:
     """Return a prioritized buffer whose importance-sampling exponent is annealed to 1 over the run."""
-    beta = partial(schedules.linear, start=settings.priority_beta, end=1.0, steps=_updates(settings))
-    return replay.prioritized.buffer(capacity, settings.priority_alpha, beta, uniform=_UNIFORM)
+    beta = partial(schedules.linear, start=given.priority_beta, end=1.0, steps=given.updates())
+    return replay.prioritized.buffer(capacity, given.priority_alpha, beta, uniform=_UNIFORM)
 
 
 def body(settings: Settings, atoms: int = 1) -> NoisyNetwork:
@@ -204,28 +252,33 @@ def _stream_network(settings: Settings, spec: EnvSpec) -> Network:
 def optimizer(settings: Settings) -> Callable[[Hyper], Optimizer]:
     """Return the optimizer of the settings as a function of a seed's hyper-parameters."""
     check.kind("settings", settings, Settings)
-    rule = _RULES[settings.optimizer]
-    if settings.adam_eps != Settings.adam_eps:
-        rule = partial(rule, eps=settings.adam_eps)
-    if settings.learning_rate_schedule != "constant":
-        rule = partial(_scheduled, settings, _updates(settings), rule)
-    return clipped(rule) if math.isfinite(settings.max_grad_norm) else rule
+    return _optimizer(_with(settings, {}))
 
 
-def _scheduled(settings: Settings, updates: int, rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
-    """Return the optimizer of `rule` with the schedule over `updates` updates in place of the learning rate."""
-    rate = _schedule(settings, updates, hyper.learning_rate)
+def _optimizer(given: Any) -> Callable[[Hyper], Optimizer]:
+    rule = _RULES[given.optimizer]
+    chosen = {word: name for name, word in _ARGUMENTS.items() if given.optimizer in OPTIMIZERS[name]}
+    if numbers := {word: getattr(given, name) for word, name in chosen.items() if _differs(given, name)}:
+        rule = partial(rule, **numbers)
+    if given.learning_rate_schedule != "constant":
+        rule = partial(_scheduled, given, rule)
+    return clipped(rule) if math.isfinite(given.max_grad_norm) else rule
+
+
+def _scheduled(given: Any, rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
+    """Return the optimizer of `rule` with the schedule over all updates in place of the learning rate."""
+    rate = _schedule(given, hyper.learning_rate)
     return rule(hyper._replace(learning_rate=rate))  # type: ignore[arg-type]
 
 
-def _schedule(settings: Settings, updates: int, start: Scalar) -> Schedule:
-    end = settings.learning_rate_end
-    match settings.learning_rate_schedule:
+def _schedule(given: Any, start: Scalar) -> Schedule:
+    end = given.learning_rate_end
+    match given.learning_rate_schedule:
         case "linear":
-            return partial(schedules.linear, start=start, end=end, steps=updates)
+            return partial(schedules.linear, start=start, end=end, steps=given.updates())
         case "cosine":
-            return partial(_cosine, start=start, end=end, steps=updates)
-    decay, every = settings.learning_rate_decay, settings.learning_rate_decay_every
+            return partial(_cosine, start=start, end=end, steps=given.updates())
+    decay, every = given.learning_rate_decay, given.learning_rate_decay_every
     return partial(schedules.staircase, start=start, decay=decay, every=every)
 
 
@@ -235,30 +288,68 @@ def _cosine(step: Tensor, start: Scalar, end: Scalar, steps: int) -> Tensor:
 
 
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
-    """Return the hyper-parameters, tensors [S]. `epsilon_fraction` is converted to steps."""
+    """Return the hyper-parameters, tensors [S, ...], S = `settings.lanes`. `epsilon_fraction` is converted to steps."""
     check.kind("settings", settings, Settings)
+    names = ("learning_rate", "gamma", "epsilon_start", "epsilon_end", "tau", "max_grad_norm")
+    numbers = {
+        name: torch.stack([torch.as_tensor(x, dtype=_NUMBERS[name]) for x in values])
+        for name, values in _varied_numbers(settings).items()
+    }
     return training.hyper(
-        settings.seeds,
-        learning_rate=settings.learning_rate,
-        gamma=settings.gamma,
-        epsilon_start=settings.epsilon_start,
-        epsilon_end=settings.epsilon_end,
-        epsilon_steps=settings.epsilon_fraction * settings.steps,
-        tau=settings.tau,
-        max_grad_norm=settings.max_grad_norm,
+        settings.lanes,
+        **{name: _over_lanes(settings, [getattr(one, name) for one in each(settings)]) for name in names},
+        epsilon_steps=_over_lanes(settings, [one.epsilon_fraction * one.steps for one in each(settings)]),
+        numbers={name: x.repeat_interleave(settings.seeds, 0) for name, x in numbers.items()},
         device=device,
     )
 
 
+def _over_lanes(settings: Settings, values: list[float]) -> float | list[float]:
+    return [value for value in values for _ in range(settings.seeds)] if isinstance(settings, Sweep) else values[0]
+
+
+_NUMBERS: dict[str, torch.dtype] = {
+    **dict.fromkeys(("learning_rate_end", "learning_rate_decay", "learning_rate_decay_every"), torch.float64),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "rmsprop_decay"), torch.float64),
+    **dict.fromkeys(("priority_alpha", "priority_beta"), torch.float64),
+    **dict.fromkeys(("adam_eps", "huber_delta", "kappa", "q_lambda", "stream_kappa", "support"), torch.float32),
+    **dict.fromkeys(("munchausen_alpha", "munchausen_tau", "munchausen_clip"), torch.float32),
+    "target_period": torch.int64,
+}
+"""Numbers in `Hyper.numbers` that a sweep may vary in one program, with the dtype in which their Python numbers
+compute."""
+
+
+def _varied_numbers(settings: Settings) -> dict[str, list[Any]]:
+    """Return the values of each number that a sweep varies, other than the fields of `Hyper`; none without a sweep."""
+    if not isinstance(settings, Sweep):
+        return {}
+    varied = {name: [one[name] for one in settings.varied] for name in settings.varied[0] if name in _NUMBERS}
+    if {"v_min", "v_max"} & settings.varied[0].keys():
+        varied["support"] = [torch.linspace(one.v_min, one.v_max, one.atoms) for one in each(settings)]
+    return varied
+
+
+def in_one_program(settings: Settings) -> tuple[Any, ...]:
+    """Return a key that is equal for settings that differ only in numbers that one program reads per seed."""
+    free = {"v_min", "v_max", "epsilon_fraction", *_NUMBERS, *Hyper._fields} - {"support", "numbers"}
+    shared = [getattr(settings, field.name) for field in dataclasses.fields(Settings) if field.name not in free]
+    # Soft updates, clipping and the absolute value are other programs than hard copies, no clipping and the Huber loss.
+    return (*shared, settings.tau == 1, math.isfinite(settings.max_grad_norm), settings.kappa == 0)
+
+
 def seeds(settings: Settings) -> range:
-    """Return the seeds of the run."""
+    """Return the seeds of the run; for a sweep, the numbers of its lanes."""
     check.kind("settings", settings, Settings)
-    return range(settings.seed, settings.seed + settings.seeds)
+    return (
+        range(settings.lanes) if isinstance(settings, Sweep) else range(settings.seed, settings.seed + settings.seeds)
+    )
 
 
 def keys(settings: Settings) -> Tensor:
-    """Return the random keys [S, 2] of the seeds, on the CPU."""
-    return random.key(seeds(settings))
+    """Return the random keys [S, 2] of the seeds, on the CPU. All settings of a sweep have the same keys."""
+    first = range(settings.seed, settings.seed + settings.seeds)
+    return random.key([*first] * len(each(settings)))
 
 
 def device(settings: Settings) -> torch.device:
@@ -282,26 +373,30 @@ def _clipped(rule: Callable[[Hyper], Optimizer], hyper: Hyper) -> Optimizer:
     return optim.chain(clip=optim.clip_by_global_norm(hyper.max_grad_norm), rule=rule(hyper))
 
 
-def adam(hyper: Hyper, eps: float = 1e-8) -> Optimizer:
+def adam(hyper: Hyper, beta1: Scalar = 0.9, beta2: Scalar = 0.999, eps: Scalar = 1e-8) -> Optimizer:
     """Make Adam. Kingma and Ba 2015, https://arxiv.org/abs/1412.6980"""
-    return optim.adam(hyper.learning_rate, eps=eps)
+    return optim.adam(hyper.learning_rate, beta1, beta2, eps)
 
 
-def rmsprop(hyper: Hyper) -> Optimizer:
+def rmsprop(hyper: Hyper, decay: Scalar = 0.95) -> Optimizer:
     """Make the RMSprop of MinAtar's DQN. Young and Tian 2019, https://arxiv.org/abs/1903.03176"""
-    return optim.centered_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01)
+    return optim.centered_rmsprop(hyper.learning_rate, decay=decay, eps=0.01)
 
 
-def nature_rmsprop(hyper: Hyper) -> Optimizer:
+def nature_rmsprop(hyper: Hyper, decay: Scalar = 0.95) -> Optimizer:
     """Make the RMSprop of the Nature DQN. Mnih et al. 2015, https://doi.org/10.1038/nature14236
 
     The paper adds 0.01 to the variance of gradients that are summed over 32 rows. Here gradients are means over the
     rows, and their variance is smaller by a factor of 32**2.
     """
-    return optim.graves_rmsprop(hyper.learning_rate, decay=0.95, eps=0.01 / 32**2)
+    return optim.graves_rmsprop(hyper.learning_rate, decay=decay, eps=0.01 / 32**2)
 
 
-def _with_rate(rule: Callable[..., Optimizer], hyper: Hyper, **numbers: float) -> Optimizer:
+_ARGUMENTS = {"adam_beta1": "beta1", "adam_beta2": "beta2", "adam_eps": "eps", "rmsprop_decay": "decay"}
+"""Arguments of optimizers by the setting that gives them."""
+
+
+def _with_rate(rule: Callable[..., Optimizer], hyper: Hyper, **numbers: Scalar) -> Optimizer:
     return rule(hyper.learning_rate, **numbers)
 
 
@@ -342,11 +437,12 @@ def _config(settings: Settings, on_host: bool) -> training.Config:
             f"learning_starts: expected fewer than steps = {settings.steps} in whole training iterations of {cycle}, "
             f"got {settings.learning_starts}: no update would be made"
         )
+    copies = settings.tau == 1 and "target_period" not in _varied_numbers(settings)  # else the update makes them
     config = training.Config(
         **common,
         capacity=min(settings.capacity, max(steps, settings.batch_size)),
         learning_starts=settings.learning_starts,
-        target_period=settings.target_period if settings.tau == 1 else 0,
+        target_period=settings.target_period if copies else 0,
         n_step=settings.n_step,
         random_warmup=settings.random_warmup,
     )
@@ -365,6 +461,20 @@ def _updates(settings: Settings) -> int:
     config = _config(settings, on_host=False)
     learning = settings.steps - config.warmup_steps
     return math.ceil(learning / config.env_steps) * config.updates_per_cycle
+
+
+def _check_settings(settings: Settings) -> None:
+    """Raise ValueError for settings out of range or not read, and for a sweep that one program cannot train."""
+    for number, one in enumerate(each(settings)):
+        try:
+            _check_ranges(one)
+            check_read(one)
+            hyper(one)
+        except ValueError as error:
+            where = f" (setting {number} of the sweep)" if isinstance(settings, Sweep) else ""
+            raise ValueError(f"{error}{where}") from None
+    if len({in_one_program(one) for one in each(settings)}) > 1:
+        raise ValueError("varied: expected settings that one program can train, got others; use sweep.plan")
 
 
 def _check_ranges(settings: Settings) -> None:
@@ -416,7 +526,8 @@ _RANGES = {
     **dict.fromkeys(("priority_alpha", "priority_beta", "munchausen_alpha", "q_lambda"), (0, 1, "[]")),
     **dict.fromkeys(("tau", "learning_rate_decay"), (0, 1, "(]")),
     **dict.fromkeys(("sigma_zero", "learning_rate_end", "adam_eps", "kappa"), (0, math.inf, "[)")),
-    **dict.fromkeys(("munchausen_tau", "stream_kappa"), (0, math.inf, "()")),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "rmsprop_decay"), (0, 1, "[)")),
+    **dict.fromkeys(("munchausen_tau", "stream_kappa", "huber_delta"), (0, math.inf, "()")),
     "munchausen_clip": (-math.inf, 0, "(]"),
 }
 """Smallest and largest value of a setting, and brackets that show which of them are included."""

@@ -8,7 +8,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import check, training, tree
-from fdqn.types import Hyper
 
 
 def check_memory(program: training.Program, seeds: int, device: torch.device) -> int:
@@ -97,5 +96,5 @@ def replay_bytes(program: training.Program, seeds: int) -> int:
 def fake_state(program: training.Program, seeds: int) -> training.TrainState:
     """Return the training state of `seeds` seeds as fake tensors, which allocate no memory."""
     with FakeTensorMode():
-        hyper = Hyper(*(torch.zeros(seeds) for _ in Hyper._fields))
+        hyper = training.hyper(seeds)
         return training.init(program, hyper, torch.zeros((seeds, 2), dtype=torch.int64))

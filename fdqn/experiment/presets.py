@@ -51,6 +51,8 @@ def _training(steps: int, reports: int = 50) -> dict[str, Any]:
     return {"steps": steps, "report_every": steps // reports, "checkpoint_every": steps // 5}
 
 
+_BETAS: dict[str, Any] = {"adam_beta1": 0.9, "adam_beta2": 0.999}
+
 _REPLAY: dict[str, Any] = {
     "num_envs": 1,
     "steps_per_cycle": 1,
@@ -78,12 +80,14 @@ _PAPERS: dict[str, Any] = {
     "algorithm": "dqn",
     "batch_size": 32,
     "optimizer": "rmsprop",
+    "rmsprop_decay": 0.95,
     "learning_rate": 2.5e-4,
     "max_grad_norm": math.inf,
     "epsilon_end": 0.1,
     "random_warmup": True,
     "double": False,
     "loss": "huber",
+    "huber_delta": 1.0,
 }
 
 _MINATAR = Preset(
@@ -115,6 +119,7 @@ _NATURE = Preset(
     settings={
         **_PAPERS,
         "optimizer": "nature-rmsprop",
+        "rmsprop_decay": 0.95,
         "seeds": 1,
         "steps": 10_000_000,
         "num_envs": 4,
@@ -165,6 +170,7 @@ _CLEANRL_REPLAY: dict[str, Any] = {
     "learning_starts": 10_000,
     "target_period": 50,
     "optimizer": "adam",
+    **_BETAS,
     "max_grad_norm": math.inf,
     "double": False,
 }
@@ -212,6 +218,7 @@ _CLEANRL_PQN = Preset(
         "updates_per_cycle": 16,
         "q_lambda": 0.65,
         "optimizer": "radam",
+        **_BETAS,
         "adam_eps": 1e-8,
         "learning_rate_schedule": "linear",
         "learning_rate_end": 0.0,
@@ -278,7 +285,7 @@ def _with_quantiles(quantiles: int, settings: Mapping[str, Any]) -> dict[str, An
     return {**settings, "quantiles": quantiles, "adam_eps": 0.01 / settings["batch_size"]}
 
 
-_ZOO: dict[str, Any] = {**_REPLAY, "hidden": (256, 256), "optimizer": "adam", "double": False}
+_ZOO: dict[str, Any] = {**_REPLAY, "hidden": (256, 256), "optimizer": "adam", **_BETAS, "double": False}
 _ZOO_CARTPOLE = _zoo(50_000, 2.3e-3, 64, 100_000, 1_000, 10, 256, 128, 0.16, 0.04)
 _ZOO_MOUNTAIN_CAR = _zoo(120_000, 4e-3, 128, 10_000, 1_000, 600, 16, 8, 0.2, 0.07, gamma=0.98)
 _ZOO_LUNAR_LANDER = _ZOO_ACROBOT = _zoo(100_000, 6.3e-4, 128, 50_000, 0, 250, 4, -1, 0.12, 0.1)
@@ -289,7 +296,7 @@ _ZOO_QR_LUNAR_LANDER = _zoo(
 _ZOO_PROTOCOL = "mean and standard deviation of the greedy episodes of one policy in 150,000 steps"
 
 _ZOO_DQN = Preset(
-    settings={**_ZOO, "algorithm": "dqn", "loss": "huber", "adam_eps": 1e-8, "max_grad_norm": 10.0},
+    settings={**_ZOO, "algorithm": "dqn", "loss": "huber", "huber_delta": 1.0, "adam_eps": 1e-8, "max_grad_norm": 10.0},
     envs={
         "cartpole": _ZOO_CARTPOLE,
         "acrobot": _ZOO_ACROBOT,
@@ -347,6 +354,7 @@ _PQN_MINATAR = Preset(
         "dueling": False,
         "orthogonal": True,
         "optimizer": "radam",
+        **_BETAS,
         "adam_eps": 1e-8,
         "learning_rate": 5e-4,
         "learning_rate_schedule": "linear",
@@ -369,6 +377,7 @@ _REVISITING: dict[str, Any] = {
     "learning_starts": 500,
     "hidden": (512, 512),
     "optimizer": "adam",
+    **_BETAS,
     "adam_eps": 3.125e-4,
     "max_grad_norm": math.inf,
     "epsilon_start": 0.01,

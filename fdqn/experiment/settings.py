@@ -144,12 +144,20 @@ class OptimizerSettings:
     """Factor of the learning rate in the schedule exponential, as gamma of torch's ExponentialLR."""
     learning_rate_decay_every: int = 1_000
     """Updates between two multiplications in the schedule exponential."""
+    adam_beta1: float = 0.9
+    """Decay of the mean gradient of adam, adamw, adamax, nadam and radam, in [0, 1)."""
+    adam_beta2: float = 0.999
+    """Decay of the mean squared gradient of adam, adamw, nadam and radam, and of adamax's largest one, in [0, 1)."""
     adam_eps: float = 1e-8
     """Constant added to the denominator of adam, adamw, adamax, nadam and radam."""
+    rmsprop_decay: float = 0.95
+    """Decay of the means of rmsprop and nature-rmsprop, in [0, 1)."""
     max_grad_norm: float = 10.0
     """Global norm to which gradients are clipped; inf for no clipping."""
     loss: Literal["mse", "huber"] = "mse"
     """Loss of the TD errors of dqn, munchausen and pqn: mse (mean squared error) or huber."""
+    huber_delta: float = 1.0
+    """TD error up to which the Huber loss is quadratic, above 0; with --loss huber."""
     double: bool = True
     """Use double Q-learning: the online network selects the next action and the target network evaluates it.
     Read by dqn, c51, qr-dqn, iqn and rainbow."""
@@ -266,9 +274,57 @@ class Settings(
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
 
     @property
+    def lanes(self) -> int:
+        """Number of independent learners that are trained at once."""
+        return self.seeds
+
+    @property
     def compiles(self) -> bool:
         """Return True if the step functions are compiled."""
         return self.compile and self.engine != "eager"
+
+
+@dataclass(frozen=True)
+class Sweep(Settings):
+    """Several settings that are trained at once in one program, each with the same seeds.
+
+    Learner number i ("lane") has setting `i // seeds` and seed `seed + i % seeds`.
+    """
+
+    varied: tuple[dict[str, Any], ...] = ({},)
+    """Values of the fields that differ between settings, one dict with the same keys for each setting. The fields
+    themselves have the values of the first setting."""
+
+    def __post_init__(self) -> None:
+        """Raise TypeError or ValueError unless every setting is valid on its own."""
+        if not isinstance(self.varied, tuple) or not self.varied:
+            raise TypeError(f"varied: expected a tuple of at least one dict, got {self.varied!r}")
+        for values in self.varied:
+            if not isinstance(values, dict) or values.keys() != self.varied[0].keys():
+                raise TypeError(f"varied: expected dicts with the keys {list(self.varied[0])}, got {values!r}")
+        if unknown := self.varied[0].keys() - {field.name for field in dataclasses.fields(Settings)}:
+            raise ValueError(f"varied: expected names of settings, got {min(unknown)!r}")
+        for name, value in self.varied[0].items():
+            object.__setattr__(self, name, value)
+        for number in range(len(self.varied)):
+            self.at(number)
+
+    @property
+    def lanes(self) -> int:
+        """Number of independent learners that are trained at once: seeds times settings."""
+        return self.seeds * len(self.varied)
+
+    def at(self, number: int) -> Settings:
+        """Return the settings number `number`, counted from 0."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        return Settings(**{**own, **self.varied[number]})
+
+
+def each(settings: Settings) -> list[Settings]:
+    """Return the settings of a sweep, or the only setting of another run."""
+    return (
+        [settings.at(number) for number in range(len(settings.varied))] if isinstance(settings, Sweep) else [settings]
+    )
 
 
 _REPLAY = ("dqn", "munchausen", "c51", "qr-dqn", "iqn", "rainbow")
@@ -281,7 +337,7 @@ _READ_BY: dict[str, tuple[str, ...]] = {
         for field in (*dataclasses.fields(IterationSettings), *dataclasses.fields(OptimizerSettings))
     },
     "learning_rate": (*_MINIBATCHES, "stream-q"),
-    "loss": ("dqn", "munchausen", "pqn"),
+    **dict.fromkeys(("loss", "huber_delta"), ("dqn", "munchausen", "pqn")),
     "double": ("dqn", "c51", "qr-dqn", "iqn", "rainbow"),
     "network": _MINIBATCHES,
     "dueling": _MINIBATCHES,
@@ -298,6 +354,13 @@ _READ_BY: dict[str, tuple[str, ...]] = {
 }
 """Algorithms that read a setting. All algorithms read a setting that is not listed."""
 
+_ADAM = ("adam", "adamw", "adamax", "nadam", "radam")
+OPTIMIZERS = {
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_eps"), _ADAM),
+    "rmsprop_decay": ("rmsprop", "nature-rmsprop"),
+}
+"""Optimizers that read a setting."""
+
 _NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "priority_alpha": ("prioritized", (True,)),
     "priority_beta": ("prioritized", (True,)),
@@ -305,7 +368,8 @@ _NEEDS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "learning_rate_end": ("learning_rate_schedule", ("linear", "cosine")),
     "learning_rate_decay": ("learning_rate_schedule", ("exponential",)),
     "learning_rate_decay_every": ("learning_rate_schedule", ("exponential",)),
-    "adam_eps": ("optimizer", ("adam", "adamw", "adamax", "nadam", "radam")),
+    **{name: ("optimizer", readers) for name, readers in OPTIMIZERS.items()},
+    "huber_delta": ("loss", ("huber",)),
     "hidden": ("network", ("auto", "mlp", "layernorm-mlp")),
 }
 """Settings that are read only if another setting has one of these values."""
@@ -431,9 +495,13 @@ def _is_like(default: Any, value: Any) -> bool:
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """Return the settings as values of strict JSON: infinities become strings."""
+    values = _strict(dataclasses.asdict(settings))
+    return {**values, "varied": [_strict(each) for each in settings.varied]} if isinstance(settings, Sweep) else values
+
+
+def _strict(values: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: str(value) if isinstance(value, float) and math.isinf(value) else value
-        for name, value in dataclasses.asdict(settings).items()
+        name: str(value) if isinstance(value, float) and math.isinf(value) else value for name, value in values.items()
     }
 
 
@@ -448,8 +516,9 @@ _ADDED: dict[str, Any] = {
         for name in (
             "algorithm", "terminal_on_truncation", "prioritized", "priority_alpha", "priority_beta", "network", "noisy",
             "sigma_zero", "orthogonal", "learning_rate_end", "learning_rate_decay", "learning_rate_decay_every",
-            "adam_eps", "v_min", "v_max", "atoms", "quantiles", "kappa", "fractions",
-            "cosines", "munchausen_alpha", "munchausen_tau", "munchausen_clip", "q_lambda", "stream_kappa",
+            "adam_beta1", "adam_beta2", "adam_eps", "rmsprop_decay", "huber_delta", "v_min", "v_max", "atoms",
+            "quantiles", "kappa", "fractions", "cosines", "munchausen_alpha", "munchausen_tau", "munchausen_clip",
+            "q_lambda", "stream_kappa",
         )
     },
     "learning_rate_schedule": "constant",
@@ -468,18 +537,28 @@ def from_json(given: dict[str, Any]) -> Settings:
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     given, usual = with_defaults(given), dataclasses.asdict(Settings())
-    if set(given) != set(usual):
+    if set(given) - {"varied"} != set(usual):
         raise ValueError(
             f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(usual))}"
         )
-    read = dict(given)
-    for name, default in usual.items():
-        value = read[name]
+    varied = given.pop("varied", None)
+    if varied is not None and not (isinstance(varied, list) and all(isinstance(values, dict) for values in varied)):
+        raise ValueError(f"settings.varied: expected a list of records, got {varied!r}")
+    try:
+        if varied is None:
+            return Settings(**_typed(given))
+        return Sweep(**_typed(given), varied=tuple(map(_typed, varied)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings.{error}") from None
+
+
+def _typed(given: dict[str, Any]) -> dict[str, Any]:
+    """Convert JSON values to the types of the settings: numbers to floats where the default is one, lists to tuples."""
+    read, usual = dict(given), dataclasses.asdict(Settings())
+    for name, value in given.items():
+        default = usual.get(name)
         if isinstance(default, float) and (type(value) is int or value in ("inf", "-inf")):
             read[name] = float(value)
         elif isinstance(default, tuple) and isinstance(value, list):
             read[name] = tuple(value)
-    try:
-        return Settings(**read)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"settings.{error}") from None
+    return read

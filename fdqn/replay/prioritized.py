@@ -24,7 +24,7 @@ from torch import Tensor
 from fdqn import check, random, tree
 from fdqn.replay import ring
 from fdqn.replay.ring import Ring
-from fdqn.types import Added, Buffer, Sample, Schedule, Transition
+from fdqn.types import Added, Buffer, Sample, Scalar, Schedule, Transition
 
 LARGEST = 2**16
 """Largest mass; larger ones are clamped to it."""
@@ -52,8 +52,8 @@ class Prioritized(NamedTuple):
 
 def buffer(
     capacity: int,
-    alpha: float = 0.5,
-    beta: float | Schedule = 0.4,
+    alpha: Scalar = 0.5,
+    beta: Scalar | Schedule = 0.4,
     epsilon: float = 0.0,
     uniform: float = 0.0,
 ) -> Buffer:
@@ -116,7 +116,7 @@ def sample(
     bits: Tensor,
     oldest: Tensor | int = 0,
     *,
-    beta: float | Schedule = 0.4,
+    beta: Scalar | Schedule = 0.4,
     uniform: float = 0.0,
 ) -> Sample:
     """Sample rows with serial number >= `oldest`, with replacement, in proportion to their masses.
@@ -148,7 +148,7 @@ def sample(
 
 
 def update(
-    state: Prioritized, indices: Tensor, priority: Tensor, *, alpha: float = 0.5, epsilon: float = 0.0
+    state: Prioritized, indices: Tensor, priority: Tensor, *, alpha: Scalar = 0.5, epsilon: float = 0.0
 ) -> Prioritized:
     """Set the priorities [B] of the rows at `indices` [B].
 
@@ -305,7 +305,7 @@ def _levels(capacity: int) -> list[int]:
     return [*(-(-count // CHILDREN) * CHILDREN for count in entries[:-1]), 1]
 
 
-def _mass(priority: Tensor, alpha: float, capacity: int) -> Tensor:
+def _mass(priority: Tensor, alpha: Scalar, capacity: int) -> Tensor:
     """Compute the masses [B] of priorities [B]: p**alpha in units, rounded, and 0 only for priority 0."""
     # Engines may differ in the last bit of the power. In float64 this changes the rounded mass once in 1e9.
     mass = ((priority**alpha).clamp_max(LARGEST) * _unit(capacity)).round().to(torch.int64).clamp_min(1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from fdqn import agents, random, tree
+from fdqn import agents, random, training, tree
 from fdqn.ops import masking as acting
 from fdqn.testing import laws
 from fdqn.testing.asserts import assert_finite, assert_trees_close, assert_trees_equal
@@ -302,7 +302,7 @@ def _first(batch: Transition) -> Tensor:
 
 
 def _hyper(dtype: torch.dtype) -> Hyper:
-    return tree.cast(Hyper(*(torch.tensor(x) for x in (1e-3, 0.9, 1.0, 0.1, 100.0, 0.5, 10.0))), dtype)
+    return tree.cast(tree.index(training.hyper(1, 1e-3, 0.9, 1.0, 0.1, 100.0, 0.5, 10.0), 0), dtype)
 
 
 def _draw(shapes: NoiseShapes, seed: int) -> tuple[Uniforms, Uniforms]:

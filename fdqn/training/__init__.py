@@ -41,6 +41,7 @@ from fdqn.training.metrics import (
     random_steps,
     snapshot,
 )
+from fdqn.training.parametrized import parametrized
 from fdqn.training.state import (
     CAUSES,
     Functions,
@@ -59,6 +60,6 @@ __all__ = [
     "Program", "Report", "Stopped", "TrainState", "UpdateNoise", "act", "bits_per_cycle", "cadence", "check_cycle",
     "check_program", "collect", "count_episodes", "count_update", "cycle", "cycle_keys", "cycle_numbers", "draw",
     "draw_numbered", "epsilon", "evaluate", "example_update", "host", "hyper", "init", "interact", "interactions",
-    "learn", "noise", "observe", "off_policy", "on_policy", "policy", "random_steps", "run", "scan", "snapshot",
-    "streaming", "sync", "update", "updates", "vmapped",
+    "learn", "noise", "observe", "off_policy", "on_policy", "parametrized", "policy", "random_steps", "run", "scan",
+    "snapshot", "streaming", "sync", "update", "updates", "vmapped",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +95,7 @@ def hyper(
     epsilon_steps: float | Sequence[float] = 10_000,
     tau: float | Sequence[float] = 1.0,
     max_grad_norm: float | Sequence[float] = 10.0,
+    numbers: Mapping[str, Tensor] | None = None,
     device: torch.device | str | None = None,
 ) -> Hyper:
     """Make the hyper-parameters [S] of `seeds` seeds. Each is a number for all seeds or a sequence of S numbers.
@@ -108,14 +109,18 @@ def hyper(
         epsilon_steps: environment steps over which epsilon is annealed linearly.
         tau: weight of the online parameters in a soft target update, in (0, 1].
         max_grad_norm: global norm to which gradients are clipped; infinity for no clipping.
+        numbers: further numbers by name, tensors [S, ...]; see `training.parametrized`.
         device: device of the tensors.
 
     Raises ValueError for a value out of range and TypeError for a value that is not a number; the message names the
     argument.
     """
-    given = Hyper(learning_rate, gamma, epsilon_start, epsilon_end, epsilon_steps, tau, max_grad_norm)  # type: ignore[arg-type]
     check.count("seeds", seeds, 1)
-    for name, value in given._asdict().items():
+    given: dict[str, Any] = {
+        "learning_rate": learning_rate, "gamma": gamma, "epsilon_start": epsilon_start, "epsilon_end": epsilon_end,
+        "epsilon_steps": epsilon_steps, "tau": tau, "max_grad_norm": max_grad_norm,
+    }  # fmt: skip
+    for name, value in given.items():
         low, high = {
             "learning_rate": (0, math.inf),
             "epsilon_steps": (0, math.inf),
@@ -132,7 +137,15 @@ def hyper(
             raise ValueError(f"tau: expected numbers above 0, got {value}: the target would never move")
         if name != "max_grad_norm" and not values.isfinite().all():
             raise ValueError(f"{name}: expected finite numbers, got {value}")
-    return Hyper(*(torch.as_tensor(value, dtype=torch.float32, device=device).expand(seeds).clone() for value in given))
+    for name, x in (numbers or {}).items():
+        check.tensor(f"numbers.{name}", x)
+        if x.shape[:1] != (seeds,):
+            raise ValueError(f"numbers.{name}: expected a tensor [{seeds}, ...], got shape {list(x.shape)}")
+    given = {
+        name: torch.as_tensor(value, dtype=torch.float32, device=device).expand(seeds).clone()
+        for name, value in given.items()
+    }
+    return Hyper(**given, numbers={name: value.to(device, copy=True) for name, value in (numbers or {}).items()})
 
 
 def _numbers(name: str, value: Any) -> Tensor:

@@ -41,7 +41,11 @@ def init(program: Program, hyper: Hyper, keys: Tensor) -> TrainState:
     """
     check_program(program)
     check.kind("hyper", hyper, Hyper)
-    check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields)}", keys, *hyper)
+    *plain, numbers = hyper
+    check.shapes(f"keys[S 2] {' '.join(f'{name}[S]' for name in Hyper._fields[:-1])}", keys, *plain)
+    for name, x in numbers.items():
+        check.tensor(f"numbers.{name}", x)
+        check.shapes(f"keys[S 2] numbers.{name}[S{' _' * (x.ndim - 1)}]", keys, x)
     check.integer("keys", keys)
     spec = program.env.spec
     env_state, step = _first_step(program, keys)
@@ -130,7 +134,11 @@ def act(program: Program, state: TrainState, noise: Interaction) -> Tensor:
     """Choose epsilon-greedy actions [E] at the current observations."""
     taken = state.cycle * program.config.env_steps + noise.number * program.config.num_envs
     epsilon = metrics.epsilon(state.hyper, taken, metrics.random_steps(program, state))
-    q = program.algorithm.agent.values(state.learner.params, state.obs, noise.values)
+    algorithm, params = program.algorithm, state.learner.params
+    if algorithm.values is None:
+        q = algorithm.agent.values(params, state.obs, noise.values)
+    else:
+        q = algorithm.values(params, state.obs, noise.values, state.hyper)
     return exploration.epsilon_greedy(q, state.legal, epsilon, noise.act)
 
 

@@ -26,7 +26,13 @@ from fdqn.types import (
 )
 
 
-def algorithm(config: Config, agent: Agent, buffer: Buffer, optimizer: Callable[[Hyper], Optimizer]) -> Algorithm:
+def algorithm(
+    config: Config,
+    agent: Agent,
+    buffer: Buffer,
+    optimizer: Callable[[Hyper], Optimizer],
+    target_period: Tensor | None = None,
+) -> Algorithm:
     """Make an algorithm that learns from a replay buffer, such as DQN.
 
     Each update samples `config.batch_size` rows, takes one gradient step and updates the priorities of the rows. Mnih
@@ -37,19 +43,27 @@ def algorithm(config: Config, agent: Agent, buffer: Buffer, optimizer: Callable[
         agent: values and losses, such as `dqn.agent(network)`.
         buffer: replay buffer, such as `replay.ring.buffer(config.capacity)`.
         optimizer: makes the optimizer of one seed from its hyper-parameters.
+        target_period: updates between hard copies of the target parameters, [] int64, if it differs between seeds. Then
+            `config.target_period` must be 0 and is not a soft update. The update itself makes the copies, which takes
+            longer than `config.target_period`, for which the training loop makes them.
 
-    Raises TypeError for an argument of another type.
+    Raises TypeError for an argument of another type, and ValueError for two target periods.
     """
     check.kind("config", config, Config)
     check.kind("agent", agent, Agent)
     check.kind("buffer", buffer, Buffer)
     check.function("optimizer", optimizer)
+    if target_period is not None:
+        check.shapes("target_period[]", target_period)
+        check.integer("target_period", target_period)
+        if config.target_period:
+            raise ValueError(f"config.target_period: expected 0 with target_period, got {config.target_period}")
     return Algorithm(
         config=config,
         agent=agent,
         init=partial(_init, agent, buffer, optimizer),
         observe=partial(_observe, buffer),
-        update=partial(_update, config, agent, buffer, optimizer),
+        update=partial(_update, config, agent, buffer, optimizer, target_period),
         select=_unchanged,
         cut=buffer.cut,
         bounds=buffer.bounds,
@@ -88,6 +102,7 @@ def _update(
     agent: Agent,
     buffer: Buffer,
     optimizer: Callable[[Hyper], Optimizer],
+    target_period: Tensor | None,
     learner: Learner,
     state: Any,
     bits: Tensor,
@@ -98,7 +113,9 @@ def _update(
     check.kind("buffer.sample", sample, Sample)
     check.shapes(f"sample.batch.reward[{config.batch_size}]", sample.batch.reward)
     learner, diagnostics, priority = update(agent, optimizer(hyper), learner, sample, hyper, noise)
-    if config.target_period == 0:
+    if target_period is not None:
+        learner = soft_copy(learner, torch.where(learner.updates % target_period == 0, 1.0, 0.0))
+    elif config.target_period == 0:
         learner = soft_copy(learner, hyper.tau)
     return learner, buffer.update(state, sample.indices, priority), diagnostics
 

@@ -52,7 +52,7 @@ class Rollout(NamedTuple):
 
 
 def algorithm(
-    config: Config, agent: Agent, optimizer: Callable[[Hyper], Optimizer], lambda_: float = 0.65
+    config: Config, agent: Agent, optimizer: Callable[[Hyper], Optimizer], lambda_: Scalar = 0.65
 ) -> Algorithm:
     """Make an algorithm that learns only from the rollout of each training iteration: PQN.
 
