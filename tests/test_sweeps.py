@@ -27,7 +27,7 @@ def returns(settings=12, seeds=16, seed=0):
     drawn = rng.normal(rng.uniform(100, 400, (settings, 1)), 30, (settings, seeds)) - rng.exponential(
         60, (settings, seeds)
     )
-    drawn[1, 3] = drawn[4, :9] = np.nan
+    drawn[1, seeds // 5] = drawn[4, : seeds // 2 + 1] = np.nan
     drawn[settings // 2 + 1] = np.nan
     return drawn.round()
 
@@ -152,11 +152,18 @@ def test_laws_reject_planted_bugs(plant):
         law(ranking)
 
 
-def test_ties_share_a_rank_and_are_ordered_by_failures_and_values():
+def test_ties_have_one_rank_and_are_ordered_by_failures_and_values():
     table = [[500, 500, np.nan], [500, 500, 500], [9, 9, 9], [500, 500, 500]]
     rows = sweeps.ranking(("hidden",), [((64, 64),), ((256,),), ((8,),), ((120, 84),)], table)
     assert [(row.rank, row.values[0]) for row in rows] == [(1, (120, 84)), (1, (256,)), (1, (64, 64)), (4, (8,))]
     assert {row.member for row in rows} == {None}
+
+
+def test_estimates_are_those_of_each_row_alone():
+    table = returns()
+    for row, estimate in zip(table, sweeps.estimates(table), strict=True):
+        alone = statistics.interval(row[np.isfinite(row)])
+        np.testing.assert_array_equal(np.array(estimate[:3], float), np.array(alone[:3], float))
 
 
 def test_membership_and_frequency_are_those_of_the_selection():
@@ -355,7 +362,7 @@ def test_explanation_in_every_case():
         chosen = None if members is None else Selection(np.ones(len(table)), np.array(members))
         return sweeps.explanation(sweeps.ranking(("gamma",), [(0.1 * i,) for i in range(len(table))], table, chosen))
 
-    assert explained([[np.nan], [np.nan]]) == "Every seed of every setting failed, so there is no best setting."
+    assert explained([[np.nan], [np.nan]]) == "Every seed of every setting failed, so none is the best."
     assert explained([[1.0, 2.0], [3.0, 4.0]], [False, True]).startswith("The best of 2 settings can be told from all")
     assert explained([[1.0, 2.0], [3.0, 4.0]], [True, True]).startswith("2 of 2 settings cannot be told from the best")
     assert explained([[1.0, 2.0]], [True]) == "", "a single setting was not selected"

@@ -49,7 +49,7 @@ class _Axis(NamedTuple):
         """Return coordinates as fractions of the axis, from the lowest value at 0 to the highest at 1."""
         ends = self.places([self.values[0], self.values[-1]])
         each, (low, high) = (np.log(x) if self.scale == "log" else np.asarray(x) for x in (places, ends))
-        return np.asarray((each - low) / (high - low))
+        return np.asarray((each - low) / ((high - low) or 1.0))
 
     def limits(self) -> tuple[float, float]:
         """Return the ends of an axis with a margin around the values."""
@@ -67,10 +67,12 @@ class _Axis(NamedTuple):
         from matplotlib.ticker import LogLocator, MaxNLocator
 
         if self.scale == "category" or len(self.values) <= _TICKS:
-            return self.places(self.values), [_words(value) for value in self.values]
+            return self.places(self.values), [_label(value) for value in self.values]
         low, high = self.places([self.values[0], self.values[-1]])
         locator = MaxNLocator(5) if self.scale == "linear" else LogLocator(subs=(1, 3) if high / low < 1e4 else (1,))
         ticks = np.array([tick for tick in locator.tick_values(low, high) if low <= tick <= high])
+        if len(ticks) < 2:  # a logarithmic axis of less than a decade
+            ticks = np.array([tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high])
         return ticks, [sweeps.text(float(f"{tick:.6g}")) for tick in ticks]
 
 
@@ -230,7 +232,7 @@ def _draw_sensitivity(panel: "Axes", view: _View, axis: _Axis, levels: Sequence[
         look: dict[str, Any] = {"linestyle": "--"} if ordered else {"linestyle": "", "marker": "_", "markersize": 16}
         panel.plot(x, best, color=BLUE, linewidth=1, alpha=0.7, label="best", **look)
     panel.plot(x, middle, "o", linestyle="-" if ordered else "", color=BLUE, linewidth=1.5, markersize=5, label="IQM")
-    panel.set_xlabel(_words(axis.name))
+    panel.set_xlabel(_label(axis.name))
     panel.grid(alpha=0.2)
     panel.spines[["top", "right"]].set_visible(False)
 
@@ -277,7 +279,7 @@ def _heat_map(part: "SubFigure", view: _View) -> None:
             axes.add_patch(_rectangle(column - 0.47, row - 0.46, 0.94, 0.92, ACCENT, fill=False, linewidth=2.5))
     for of, which in ((horizontal, "x"), (vertical, "y")):
         _set_axis(axes, of, which, inches=_WIDTH - 2.5)
-    axes.set(xlabel=_words(horizontal.name), ylabel=_words(vertical.name))
+    axes.set(xlabel=_label(horizontal.name), ylabel=_label(vertical.name))
     axes.set_xlim(-0.5, len(horizontal.values) - 0.5)
     axes.set_ylim(-0.5, len(vertical.values) - 0.5)
     axes.tick_params(length=0)
@@ -332,7 +334,7 @@ def _scatter(part: "SubFigure", view: _View) -> None:
     axes.scatter(x[failed], y[failed], s=40, marker="x", color=GREY)
     for of, which in zip(view.axes, "xy", strict=True):
         _set_axis(axes, of, which, inches=_WIDTH - 2.5)
-    axes.set(xlabel=_words(view.axes[0].name), ylabel=_words(view.axes[1].name))
+    axes.set(xlabel=_label(view.axes[0].name), ylabel=_label(view.axes[1].name))
     axes.grid(alpha=0.2)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -382,7 +384,7 @@ def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
         _tick(axes, last, float(_end(view, np.array(tick))), sweeps.text(float(f"{tick:.6g}")), right=True)
     axes.set_xlim(-0.3, last + 0.3)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xticks(range(last + 1), [*(_words(axis.name) for axis in view.axes), view.measure], fontweight="bold")
+    axes.set_xticks(range(last + 1), [*(_label(axis.name) for axis in view.axes), view.measure], fontweight="bold")
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_visible(False)
@@ -412,7 +414,7 @@ def _band(axis: _Axis) -> float:
 
 
 def _inset(axis: _Axis, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return fractions of an axis as heights that leave room for the band of the outer values."""
+    """Return fractions of an axis as heights, inside by the half band of the outer values."""
     return _band(axis) + (1 - 2 * _band(axis)) * fractions
 
 
@@ -444,11 +446,11 @@ def _learning_curves(part: "SubFigure", view: _View) -> None:
     for i in chosen:
         setting = alive[i].setting
         curve = (view.data.curves or ())[setting]
-        words = ", ".join(_words(axis.column[setting]) for axis in view.axes)
+        words = ", ".join(_label(axis.column[setting]) for axis in view.axes)
         kept = np.isfinite(view.data.returns[setting])
         curves[f"{alive[i].rank}: {words}"] = curve._replace(values=curve.values[:, kept])
     kinds = plots.draw(axes, curves)
-    heading = "rank: " + ", ".join(_words(axis.name) for axis in view.axes)
+    heading = "rank: " + ", ".join(_label(axis.name) for axis in view.axes)
     axes.legend(title=heading, title_fontsize=8, fontsize=8, framealpha=0.9, edgecolor="none", alignment="left")
     notes = ("line: interquartile mean of the seeds" + plots.BANDS[frozenset(kinds)],)
     _caption(part, "Learning curves of the best settings, the median and the worst", notes, view.subtitle)
@@ -502,12 +504,12 @@ def _caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str)
 
     words = textwrap.wrap(", ".join(note for note in notes if note), 175)
     lines = [subtitle, *words] if subtitle else words
-    # The title reserves the room of the caption, because the layout ignores other text of a figure.
+    # The title reserves the height of the caption, because the layout ignores other text of a figure.
     part.suptitle(title + "\n" * len(lines), x=0.01, ha="left", fontsize=10, fontweight="bold")
     below = part.transSubfigure + ScaledTranslation(0, -21 / 72, part.dpi_scale_trans)
     part.text(0.01, 1, "\n".join(lines), va="top", fontsize=8, color="#555555", transform=below)
 
 
-def _words(value: Any) -> str:
+def _label(value: Any) -> str:
     """Format a name or value without the dollar signs that start mathematics."""
     return sweeps.text(value).replace("$", r"\$")

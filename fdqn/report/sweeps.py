@@ -26,7 +26,7 @@ MIN_LOG_RATIO = 4
 """Least ratio of the largest to the smallest value for a logarithmic axis of three or more values."""
 
 MIN_LOG_RATIO_OF_TWO = 30
-"""The same ratio for two values, whose spacing says nothing."""
+"""The same ratio for two values, which have no spacing to compare."""
 
 # Tick labels of neighbours that are closer than this fraction of the axis would overlap.
 _CROWDED = 0.12
@@ -311,7 +311,7 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
     """Explain a ranking: how many settings cannot be told from the best, and why the winner needs fresh seeds."""
     finished, members = sum(row.rank is not None for row in rows), sum(bool(row.member) for row in rows)
     if not finished:
-        return "Every seed of every setting failed, so there is no best setting."
+        return "Every seed of every setting failed, so none is the best."
     words = []
     if members > 1:
         words += [f"{members} of {len(rows)} settings cannot be told from the best with these seeds."]
