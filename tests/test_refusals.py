@@ -1493,6 +1493,8 @@ ROWS = [
      "gamma: expected the scale 'log', 'linear' or 'category', got 'logit'"),
     ("sweeps.sweep", given(("gamma",), [(0.9,)], [[1.0]], curves=[]), ValueError,
      "curves: expected 1, one for each setting, got 0"),
+    ("sweeps.sweep", given(("gamma",), [(0.9,)], [[1.0]], curves=[POINTS]), ValueError,
+     "curves: expected values [3, 1], got [2, 2] in curve 0"),
     ("sweeps.ranking", given(("gamma",), [(0.9,)], [[1.0]], SELECTED), ValueError,
      "selection: expected frequency and members [1], got [(2,), (2,)]"),
     ("sweeps.marginal", given(("gamma",), [(0.9,)], [[1.0]], "tau"), ValueError,

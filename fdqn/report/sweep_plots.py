@@ -217,7 +217,13 @@ def _draw_sensitivity(panel: "Axes", view: _View, axis: _Axis, levels: Sequence[
     shift = 7 if len(levels) == len(axis.values) else 0
     if len(view.axes) == 1:
         _points(panel, np.repeat(at, view.data.returns.shape[1]), view.data.returns.ravel(), BLUE, shift)
-        ring: dict[str, Any] = {"s": 130, "facecolor": "none", "edgecolor": ACCENT, "linewidth": 2.5, "zorder": 5}
+        ring: dict[str, Any] = {
+            "s": 130 if shift else 40,
+            "facecolor": "none",
+            "edgecolor": ACCENT,
+            "linewidth": 2,
+            "zorder": 5,
+        }
         panel.scatter(at[view.members], view.means[view.members], **ring)
     else:
         _points(panel, at[~view.members], view.means[~view.members], BLUE, shift)
@@ -325,7 +331,7 @@ def _scatter(part: "SubFigure", view: _View) -> None:
     colours, norm = _colours(view)
     x, y = (axis.places(axis.column) for axis in view.axes)
     failed = np.isnan(view.means)
-    order = np.argsort(view.means, kind="stable")[: (~failed).sum()]
+    order = np.lexsort((view.means, view.members, failed))[: (~failed).sum()]  # the best set on top
     points = axes.scatter(
         x[order], y[order], c=view.means[order], cmap=colours, norm=norm, s=70,
         edgecolors=[ACCENT if view.members[i] else GREY for i in order],
@@ -384,7 +390,9 @@ def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
         _tick(axes, last, float(_end(view, np.array(tick))), sweeps.text(float(f"{tick:.6g}")), right=True)
     axes.set_xlim(-0.3, last + 0.3)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xticks(range(last + 1), [*(_label(axis.name) for axis in view.axes), view.measure], fontweight="bold")
+    width = int(_WIDTH / (last + 0.6) / 0.1)  # in letters
+    names = [_broken(_label(name), width) for name in (*(axis.name for axis in view.axes), view.measure)]
+    axes.set_xticks(range(last + 1), names, fontweight="bold")
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
     axes.yaxis.set_visible(False)
@@ -397,6 +405,13 @@ def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
         view.clipped and f"some means are below {sweeps.text(float(f'{view.low:.3g}'))}",
     )
     _caption(part, "All settings", notes, view.subtitle)
+
+
+def _broken(name: str, width: int) -> str:
+    """Break a name longer than a width in letters into lines, at its underscores and spaces."""
+    if len(name) <= width:
+        return name
+    return "\n".join(textwrap.wrap(name.replace("_", "_ "), width, break_long_words=False)).replace("_ ", "_")
 
 
 def _end(view: _View, means: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -495,7 +510,8 @@ def _set_axis(axes: "Axes", of: _Axis, which: str, inches: float) -> None:
     gaps = np.diff(of.fractions(ticks)) / (high - low) * inches
     lengths = np.array(list(map(len, labels)))
     if which == "x" and (gaps < 0.07 * (lengths[1:] + lengths[:-1]) / 2 + 0.06).any():
-        axis.set_tick_params(labelrotation=35)
+        for label in axis.get_ticklabels():
+            label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
 
 
 def _caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str) -> None:

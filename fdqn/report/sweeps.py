@@ -129,6 +129,10 @@ def sweep(
         raise ValueError(f"selection: expected frequency and members [{len(rows)}], got {shapes}")
     if curves is not None and len(curves) != len(rows):
         raise ValueError(f"curves: expected {len(rows)}, one for each setting, got {len(curves)}")
+    for i, curve in enumerate(curves or ()):
+        if np.shape(curve.values) != (len(curve.steps), table.shape[1]):
+            expected = [len(curve.steps), table.shape[1]]
+            raise ValueError(f"curves: expected values {expected}, got {list(np.shape(curve.values))} in curve {i}")
     if unknown := set(scales) - set(names):
         raise ValueError(f"scales: expected names of the sweep, {', '.join(names)}, got {min(unknown)!r}")
     chosen = tuple(
