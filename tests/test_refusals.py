@@ -1628,8 +1628,8 @@ WITHOUT = {
     "plots.draw": "is part of `figure`, which refuses",
     **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
     **{f"sweeps.{name}": "takes what `sweep` has checked"
-       for name in ("decimals", "distinct", "estimates", "explanation", "groups", "interval_text", "overview", "text",
-                    "varied")},
+       for name in ("decimals", "distinct", "estimates", "explanation", "few_seeds", "groups", "interval_text",
+                    "overview", "text", "varied")},
     **{f"progress.{name}": "shows events of `session`"
        for name in ("bytes_text", "prepared_text", "status_text", "stopped_text")},
     "run_folder.functions": "hands on to `compile.compiled` and `training.vmapped`",

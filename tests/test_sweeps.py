@@ -363,6 +363,9 @@ def test_explanation_in_every_case():
         return sweeps.explanation(sweeps.ranking(("gamma",), [(0.1 * i,) for i in range(len(table))], table, chosen))
 
     assert explained([[np.nan], [np.nan]]) == "Every seed of every setting failed, so none is the best."
-    assert explained([[1.0, 2.0], [3.0, 4.0]], [False, True]).startswith("The best of 2 settings can be told from all")
-    assert explained([[1.0, 2.0], [3.0, 4.0]], [True, True]).startswith("2 of 2 settings cannot be told from the best")
+    five = np.arange(10.0).reshape(2, 5)
+    assert explained(five, [False, True]).startswith("The best of 2 settings can be told from all others")
+    assert explained(five, [True, True]).startswith("2 of 2 settings cannot be told from the best")
+    assert explained(five[:, :4], [False, True]).startswith("The best set has 1 of 2 settings, which is too few")
+    assert not sweeps.few_seeds(sweeps.ranking(NAMES, GRID, returns(seeds=5)))
     assert explained([[1.0, 2.0]], [True]) == "", "a single setting was not selected"

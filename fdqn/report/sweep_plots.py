@@ -96,6 +96,11 @@ class _View(NamedTuple):
         """True if the mean of a setting is below `low`."""
         return bool((self.means < self.low).any())
 
+    def best_set(self, mark: str) -> str:
+        """Explain the mark of the best set; nothing without a best set."""
+        few = f" (too few, from fewer than {statistics.MIN_SEEDS} seeds)" if sweeps.few_seeds(self.ranking) else ""
+        return f"{mark}: cannot be told from the best{few}" if self.members.any() else ""
+
 
 def write(
     file: Path | BinaryIO, data: sweeps.Sweep, title: str = "", subtitle: str = "", measure: str = "return"
@@ -201,7 +206,7 @@ def _sensitivity(part: "SubFigure", view: _View) -> None:
         "range" in kinds and "thin bar: range of the seeds",
         "points: single seeds" if alone else "points: single settings",
         not alone and "dashes: best setting with the value",
-        view.members.any() and "orange: cannot be told from the best",
+        view.best_set("orange"),
         (shown < low).any() and "triangles: below the axis",
         np.isnan(view.means).all() and "every seed failed",
     )
@@ -217,14 +222,8 @@ def _draw_sensitivity(panel: "Axes", view: _View, axis: _Axis, levels: Sequence[
     shift = 7 if len(levels) == len(axis.values) else 0
     if len(view.axes) == 1:
         _points(panel, np.repeat(at, view.data.returns.shape[1]), view.data.returns.ravel(), BLUE, shift)
-        ring: dict[str, Any] = {
-            "s": 130 if shift else 40,
-            "facecolor": "none",
-            "edgecolor": ACCENT,
-            "linewidth": 2,
-            "zorder": 5,
-        }
-        panel.scatter(at[view.members], view.means[view.members], **ring)
+        ring: dict[str, Any] = {"facecolor": "none", "edgecolor": ACCENT, "linewidth": 2, "zorder": 5}
+        panel.scatter(at[view.members], view.means[view.members], s=130 if shift else 40, **ring)
     else:
         _points(panel, at[~view.members], view.means[~view.members], BLUE, shift)
         _points(panel, at[view.members], view.means[view.members], ACCENT, shift)
@@ -298,7 +297,7 @@ def _heat_map(part: "SubFigure", view: _View) -> None:
         large and "interval" in kinds and "small: its 95% bootstrap interval",
         large and "range" in kinds and "range: of fewer than 5 seeds",
         not large and kinds - {None} and f"bar: width of its interval or range, up to {widest:.{digits}f}",
-        view.members.any() and "orange frame: cannot be told from the best",
+        view.best_set("orange frame"),
     )
     _caption(part, "All settings", notes, view.subtitle)
 
@@ -347,7 +346,7 @@ def _scatter(part: "SubFigure", view: _View) -> None:
     _colour_bar(part, axes, points, view)
     notes = (
         "one point per setting",
-        view.members.any() and "orange ring: cannot be told from the best",
+        view.best_set("orange ring"),
         failed.any() and "cross: every seed failed",
     )
     _caption(part, "All settings", notes, view.subtitle)
@@ -400,7 +399,7 @@ def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
     notes = (
         "one line per setting, coloured by the interquartile mean of its seeds",
         any(map(_band, view.axes)) and "lines at equal values are spread out",
-        view.members.any() and "orange outline: cannot be told from the best",
+        view.best_set("orange outline"),
         failed.any() and "dotted: every seed failed",
         view.clipped and f"some means are below {sweeps.text(float(f'{view.low:.3g}'))}",
     )

@@ -317,7 +317,12 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
     if not finished:
         return "Every seed of every setting failed, so none is the best."
     words = []
-    if members > 1:
+    if members and len(rows) > 1 and few_seeds(rows):
+        words += [
+            f"The best set has {members} of {len(rows)} settings, which is too few: the bootstrap of fewer than "
+            f"{statistics.MIN_SEEDS} seeds underestimates their spread."
+        ]
+    elif members > 1:
         words += [f"{members} of {len(rows)} settings cannot be told from the best with these seeds."]
     elif members and len(rows) > 1:
         words += [f"The best of {len(rows)} settings can be told from all others with these seeds."]
@@ -327,6 +332,11 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
             f"seeds with: fdqn train --best-of {path}"
         ]
     return " ".join(words)
+
+
+def few_seeds(rows: Sequence[Row]) -> bool:
+    """Return True if every setting has fewer than 5 seeds that finished, too few for a bootstrap."""
+    return max((row.seeds - row.failed for row in rows), default=0) < statistics.MIN_SEEDS
 
 
 def decimals(numbers: ArrayLike) -> int:
