@@ -1625,7 +1625,7 @@ WITHOUT = {
     "events.ignore": "takes anything",
     "session.compiled_player": "binds",
     "plots.figure": "is `learning_curves` without a file",
-    "plots.draw": "is part of `figure`, which refuses",
+    "plots.draw_curves": "is part of `figure`, which refuses",
     **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
     **{f"sweeps.{name}": "takes what `sweep` has checked"
        for name in ("decimals", "distinct", "estimates", "explanation", "few_seeds", "groups", "interval_text",

@@ -252,6 +252,7 @@ def test_names_of_many_axes_are_broken():
     figure = drawn(names, values, returns(20))
     (axes,) = figure.subfigs[0].axes
     assert labels(axes.xaxis)[4] == "huber_\nthreshold"
+    figure.subfigs[1].set_visible(False)
     figure.draw_without_rendering()
     shown = [tick.label2.get_window_extent() for tick in axes.xaxis.get_major_ticks()]
     assert len(shown) == 10
@@ -273,7 +274,7 @@ def test_learning_curves_of_the_best_the_median_and_the_worst():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == expected
     ends = [x.get_ydata()[-1] for x in axes.lines]
     np.testing.assert_allclose(ends, [float(row.estimate.iqm) for row in chosen])
-    assert axes.get_ylabel() == "training return", "drawn by plots.draw"
+    assert axes.get_ylabel() == "training return", "drawn by plots.draw_curves"
 
 
 def test_far_lower_returns_are_clipped_and_marked():
@@ -344,14 +345,11 @@ def test_texts_do_not_overlap_and_stay_on_the_page(picture):
     for part in figure.subfigs:
         low = min(x.get_window_extent().y0 for x in captions(part))
         assert low >= max(axes.bbox.y1 for axes in part.axes) - 1, "the caption is above the axes"
-
-
-def test_the_check_of_overlaps_sees_large_labels():
-    hidden = [*itertools.product(HIDDEN, [True, False], [1, 3, 5])]
-    figure = drawn(("hidden", "double", "n_step"), hidden, returns(24, 5))
-    figure.subfigs[1].axes[0].tick_params(labelrotation=0, labelsize=14)
-    figure.draw_without_rendering()
-    assert any(one.overlaps(other) for group in boxes(figure) for one, other in itertools.combinations(group, 2))
+    if picture == "hidden":
+        figure.subfigs[1].axes[0].tick_params(labelrotation=0, labelsize=14)
+        figure.draw_without_rendering()
+        pairs = [pair for group in boxes(figure) for pair in itertools.combinations(group, 2)]
+        assert any(one.overlaps(other) for one, other in pairs), "the check can fail"
 
 
 def test_picture_of_256_settings_is_fast(tmp_path):

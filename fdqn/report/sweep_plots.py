@@ -463,7 +463,7 @@ def _learning_curves(part: "SubFigure", view: _View) -> None:
         words = ", ".join(_label(axis.column[setting]) for axis in view.axes)
         kept = np.isfinite(view.data.returns[setting])
         curves[f"{alive[i].rank}: {words}"] = curve._replace(values=curve.values[:, kept])
-    kinds = plots.draw(axes, curves)
+    kinds = plots.draw_curves(axes, curves)
     heading = "rank: " + ", ".join(_label(axis.name) for axis in view.axes)
     axes.legend(title=heading, title_fontsize=8, fontsize=8, framealpha=0.9, edgecolor="none", alignment="left")
     notes = ("line: interquartile mean of the seeds" + plots.BANDS[frozenset(kinds)],)
