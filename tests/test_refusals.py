@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -129,6 +130,7 @@ TRAINED = STATE.learner.params
 SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
+SELECTED = SimpleNamespace(frequency=np.ones(2), members=np.ones(2, bool))
 SCENE = video.Scene([np.zeros((2, 2, 3), np.uint8)], np.zeros(1), np.ones(1, bool))
 FILM = video.Recording([SCENE], 1)
 GRADS = {name: torch.ones_like(x) for name, x in PARAMS.items()}
@@ -1472,6 +1474,35 @@ ROWS = [
      "panels: expected at least one curve in each, got none"),
     ("plots.learning_curves", given(Path("x.png"), {"cartpole": {"a": POINTS}}), ValueError,
      "panels: expected curves of steps [P] and values [P, S], got [3] and [2, 2] in 'a'"),
+    # sweeps
+    ("sweeps.sweep", given((), [], []), ValueError,
+     "values: expected at least one setting of at least one name, got 0 of 0"),
+    ("sweeps.sweep", given(("gamma", "gamma"), [(0.9, 0.9)], [[1.0]]), ValueError,
+     "names: expected each name once, got 'gamma' at 0 and 1"),
+    ("sweeps.sweep", given(("gamma", "tau"), [(0.9, 0.1), (0.9,)], [[1.0], [1.0]]), ValueError,
+     "values: expected 2 values in each row, got 1 in row 1"),
+    ("sweeps.sweep", given(("gamma", "tau"), [(0.9, 0.1), (0.9, 0.1)], [[1.0], [1.0]]), ValueError,
+     "values: expected each setting once, got 0.9, 0.1 at 0 and 1"),
+    ("sweeps.sweep", given(("gamma",), [(0.9,)], [["high"]]), TypeError,
+     "returns: expected an array of numbers, got [['high']]"),
+    ("sweeps.sweep", given(("gamma",), [(0.9,)], [[1.0], [1.0]]), ValueError,
+     "returns: expected shape [1, seeds], got [2, 1]"),
+    ("sweeps.sweep", given(("gamma",), [(0.9,)], [[1.0]], scales={"gamme": "log"}), ValueError,
+     "scales: expected names of the sweep, gamma, got 'gamme'"),
+    ("sweeps.sweep", given(("gamma",), [(0.9,)], [[1.0]], scales={"gamma": "logit"}), ValueError,
+     "gamma: expected the scale 'log', 'linear' or 'category', got 'logit'"),
+    ("sweeps.sweep", given(("gamma",), [(0.9,)], [[1.0]], curves=[]), ValueError,
+     "curves: expected 1, one for each setting, got 0"),
+    ("sweeps.sweep", given(("gamma",), [(0.9,)], [[1.0]], curves=[POINTS]), ValueError,
+     "curves: expected values [3, 1], got [2, 2] in curve 0"),
+    ("sweeps.ranking", given(("gamma",), [(0.9,)], [[1.0]], SELECTED), ValueError,
+     "selection: expected frequency and members [1], got [(2,), (2,)]"),
+    ("sweeps.marginal", given(("gamma",), [(0.9,)], [[1.0]], "tau"), ValueError,
+     "name: expected one of gamma, got 'tau'"),
+    ("sweeps.scale", given([0.0, 1e-3], "log", "tau"), ValueError,
+     "tau: expected positive numbers for the scale 'log', got 0; use 'linear'"),
+    ("sweeps.scale", given([True, False], "linear", "double"), ValueError,
+     "double: expected numbers for the scale 'linear', got on; use 'category'"),
     # video
     ("video.representatives", given(np.array([np.nan])), ValueError,
      "video: expected a seed that has not failed, got none"),
@@ -1594,6 +1625,11 @@ WITHOUT = {
     "events.ignore": "takes anything",
     "session.compiled_player": "binds",
     "plots.figure": "is `learning_curves` without a file",
+    "plots.draw_curves": "is part of `figure`, which refuses",
+    **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
+    **{f"sweeps.{name}": "takes what `sweep` has checked"
+       for name in ("decimals", "distinct", "estimates", "explanation", "few_seeds", "groups", "interval_text",
+                    "overview", "text", "varied")},
     **{f"progress.{name}": "shows events of `session`"
        for name in ("bytes_text", "prepared_text", "status_text", "stopped_text")},
     "run_folder.functions": "hands on to `compile.compiled` and `training.vmapped`",

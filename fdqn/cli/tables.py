@@ -1,6 +1,7 @@
 """Results of the command as tables on standard output."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,9 +9,13 @@ from fdqn.cli import terminal
 
 if TYPE_CHECKING:
     from fdqn.experiment import results
+    from fdqn.report import sweeps
 
 # Number of seeds shown in a table.
 _ROWS = 32
+
+# Number of settings shown in the ranking of a sweep.
+_SETTINGS = 20
 
 
 def print_summary(path: Path, summary: dict[str, Any]) -> None:
@@ -93,6 +98,40 @@ def print_comparison(read: "list[results.Run]", picture: Path) -> None:
     out = terminal.results()
     out.print(table)
     out.print(f"picture {picture}", soft_wrap=True)
+
+
+def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]", measure: str = "return") -> None:
+    """Print the settings of a sweep from `sweeps.ranking`, the best first, and explain how far to trust the order."""
+    from rich.table import Table
+
+    from fdqn.experiment import results
+    from fdqn.report import sweeps
+
+    table = Table(title=f"settings by {measure}", title_justify="left", box=None, header_style="bold")
+    heading = results.interval_heading([row.estimate._asdict() for row in rows])
+    marked = any(row.member is not None for row in rows)
+    for name in ("rank", *names, "seeds", "failed", heading, *["in best set"] * marked):
+        table.add_column(name, justify="right", overflow="fold")
+    digits = sweeps.decimals([float(row.estimate.iqm) for row in rows])
+    for row in rows[:_SETTINGS]:
+        mean = f"{float(row.estimate.iqm):.{digits}f} {sweeps.interval_text(row.estimate, digits)}".strip()
+        table.add_row(
+            "-" if row.rank is None else str(row.rank),
+            *map(sweeps.text, row.values),
+            str(row.seeds),
+            str(row.failed),
+            "failed" if row.rank is None else mean,
+            *["yes" if row.member else ""] * marked,
+        )
+    out = terminal.results()
+    out.print(table)
+    if hidden := rows[_SETTINGS:]:
+        members = sum(bool(row.member) for row in hidden)
+        of_them = f", {members} of them in the best set" if members else ""
+        out.print(f"... and {len(hidden)} more{of_them} (settings.csv)")
+    if any(0 < row.failed < row.seeds for row in rows):
+        out.print("Failed seeds are excluded from the means, which favours settings with failed seeds.", soft_wrap=True)
+    out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
 
 
 def print_presets(rows: list[dict[str, Any]]) -> None:

@@ -70,14 +70,14 @@ def figure(panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> "Fi
     parts = drawn.subfigures(rows, columns, squeeze=False).flat
     for part, (title, curves) in zip(parts, panels.items(), strict=False):
         axes = part.subplots()
-        note = "line: interquartile mean of the seeds" + BANDS[frozenset(_draw(axes, curves))]
+        note = "line: interquartile mean of the seeds" + BANDS[frozenset(draw_curves(axes, curves))]
         thin = ", thin: single seeds" if _shows_seeds(curves) else ""
         axes.set_title("\n".join(filter(None, (subtitle, note + thin))), loc="left", fontsize=8, color="#555555")
         part.suptitle(title, x=0.01, ha="left", fontweight="bold")
     return drawn
 
 
-def _draw(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
+def draw_curves(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
     """Draw the curves and return the kinds of bands drawn."""
     from matplotlib.ticker import EngFormatter
 
