@@ -346,6 +346,16 @@ def seeds(settings: Settings) -> range:
     )
 
 
+def name(settings: Settings, lane: int) -> str:
+    """Return the name of lane number `lane` for messages, such as `seed 3` or `setting 2, seed 3`."""
+    setting, seed = divmod(lane, settings.seeds)
+    return (
+        f"setting {setting}, seed {settings.seed + seed}"
+        if isinstance(settings, Sweep)
+        else f"seed {settings.seed + seed}"
+    )
+
+
 def keys(settings: Settings) -> Tensor:
     """Return the random keys [S, 2] of the seeds, on the CPU. All settings of a sweep have the same keys."""
     first = range(settings.seed, settings.seed + settings.seeds)

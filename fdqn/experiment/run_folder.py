@@ -184,7 +184,7 @@ def _partition(settings: Settings) -> dict[str, int] | None:
     """Return the partition of the seeds over threads; None if all seeds run in one group."""
     if _engine_name(settings) != "aot":
         return None
-    return compile.partition(assemble.program(settings), settings.seeds, torch.get_num_threads())._asdict()
+    return compile.partition(assemble.program(settings), settings.lanes, torch.get_num_threads())._asdict()
 
 
 def functions(program: training.Program, settings: Settings, vector: Any = None) -> training.Functions:
@@ -228,7 +228,7 @@ def finish(
     failures = history.failed_seeds(settings, report)
     causes = {seed: cause for seed, (_, cause) in failures.items()}
     failed, _ = results.failed_seeds(settings, causes, results.finite(params))
-    rate = report.learning_updates * settings.seeds / report.learning_seconds if report.learning_seconds else None
+    rate = report.learning_updates * settings.lanes / report.learning_seconds if report.learning_seconds else None
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
         "env": settings.env,

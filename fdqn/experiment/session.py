@@ -147,7 +147,7 @@ def _prepare(settings: Settings, emit: OnEvent) -> tuple[training.Program, train
     """Assemble the program and its initial state after checking the available memory."""
     program, device = assemble.program(settings), assemble.device(settings)
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
-    size = memory.check_memory(program, settings.seeds, device)
+    size = memory.check_memory(program, settings.lanes, device)
     hyper = assemble.hyper(settings, device)
     replay_bytes = memory.replay_bytes(program, 1)
     emit(events.Prepared(settings, str(device), size, program.config.capacity, replay_bytes))
@@ -242,7 +242,7 @@ def _train(session: Session) -> training.Report:
             settings.report_every,
             evaluate=partial(_evaluate, session) if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
-            stop=lambda: session.stop() or (vector is not None and len(failed | {*vector.broken}) == settings.seeds),
+            stop=lambda: session.stop() or (vector is not None and len(failed | {*vector.broken}) == settings.lanes),
             since=start.since,
             at_once=None if vector is None else 1,
         )
@@ -254,7 +254,7 @@ def _train(session: Session) -> training.Report:
         for report in history.record(session.path, settings, reports, start, checkpointed):
             for event in _report_events(session, report, vector, reported):
                 session.emit(event)
-            failed |= {seed - settings.seed for seed in reported}
+            failed |= {assemble.seeds(settings).index(seed) for seed in reported}
     return report
 
 
@@ -268,14 +268,15 @@ def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv 
     if not envs.on_host(env):
         yield None, start.state
         return
-    if len(failed) == settings.seeds:
+    if len(failed) == settings.lanes:
         raise ValueError(f"run: expected a seed that has not failed, got {session.path}, in which all have")
-    with contextlib.closing(envs.open_host(env, settings.seeds, settings.num_envs)) as vector:
+    with contextlib.closing(envs.open_host(env, settings.lanes, settings.num_envs)) as vector:
         state = host.start(session.program, vector, start.state)
         if start.step and (unable := vector.broken.keys() - failed):
             raise ValueError(
-                f"env: expected {settings.env} to start for all remaining seeds, got an error for seed "
-                f"{settings.seed + min(unable)}: {vector.broken[min(unable)]}; fix the environment and resume again"
+                f"env: expected {settings.env} to start for all remaining seeds, got an error for "
+                f"{assemble.name(settings, min(unable))}: {vector.broken[min(unable)]}; fix the environment and resume "
+                "again"
             )
         yield vector, state
 
@@ -316,7 +317,7 @@ def _report_events(
     for seed, (step, cause) in history.failed_seeds(settings, report).items():
         if seed not in reported:
             reported.add(seed)
-            error = None if vector is None else vector.broken.get(seed - settings.seed)
+            error = None if vector is None else vector.broken.get(assemble.seeds(settings).index(seed))
             known = error and cause == "environment" and step >= session.start.step
             yield events.SeedFailed(seed, step, cause, history.why(cause) + (f", {error}" if known else ""))
     if report.evaluation is not None:
@@ -325,7 +326,7 @@ def _report_events(
 
 
 def _reported(session: Session, report: training.Report) -> events.Reported:
-    rate = report.learning_updates * session.settings.seeds
+    rate = report.learning_updates * session.settings.lanes
     return events.Reported(
         step=report.step,
         steps=session.start.steps,
@@ -383,7 +384,7 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
         with contextlib.suppress(KeyboardInterrupt):
             return _evaluate_with_progress(session, settings.env, report)
     session.emit(events.Notice(f"evaluation skipped; run it with: fdqn eval {path}"))
-    return evaluate.not_played(settings.seeds, settings.evaluate_episodes)
+    return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
 
 
 def _evaluate_with_progress(session: Session, name: str, report: training.Report) -> evaluate.Evaluation:
@@ -396,7 +397,7 @@ def _evaluate_with_progress(session: Session, name: str, report: training.Report
         if session.stop() and not stopped:
             raise KeyboardInterrupt
 
-    session.emit(events.EvaluationStarted(name, settings.seeds * settings.evaluate_episodes, limit))
+    session.emit(events.EvaluationStarted(name, settings.lanes * settings.evaluate_episodes, limit))
     try:
         played = _play(session, env, report.state.learner.params, report.state.key, progress)
     finally:
@@ -428,9 +429,9 @@ def _play(
         )
     except ValueError as error:
         session.emit(events.Notice(f"evaluation failed: {error}"))
-        return evaluate.not_played(settings.seeds, settings.evaluate_episodes)
+        return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
     for i, message in played.failures.items():
-        session.emit(events.Notice(f"seed {settings.seed + i} did not finish its evaluation: {message}"))
+        session.emit(events.Notice(f"{assemble.name(settings, i)} did not finish its evaluation: {message}"))
     return played
 
 
