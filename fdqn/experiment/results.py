@@ -139,14 +139,19 @@ def returns_record(
     per_seed, excluded = statistics.row_means(returns), [seeds.index(seed) for seed in failed]
     per_seed[excluded] = np.nan
     unfinished = {} if cut is None else {"unfinished": int(np.delete(cut[0], excluded, 0).sum()), "step_limit": cut[1]}
-    estimate = statistics.interval(per_seed)
+    return {**seeds_record(per_seed), **unfinished}
+
+
+def seeds_record(per_seed: Sequence[float | None] | NDArray[np.float64]) -> dict[str, Any]:
+    """Summarise one return per seed as in `summary.json`; NaN and None are those of failed seeds."""
+    returns = np.array([math.nan if x is None else x for x in per_seed], dtype=np.float64)
+    estimate = statistics.interval(returns)
     return {
         "iqm": _json_number(estimate.iqm),
         "low": _json_number(estimate.low),
         "high": _json_number(estimate.high),
         "kind": estimate.kind,
-        "per_seed": [_json_number(x) for x in per_seed],
-        **unfinished,
+        "per_seed": [_json_number(x) for x in returns],
     }
 
 
@@ -311,7 +316,10 @@ def read_curve(path: Path) -> plots.Curve:
     """Read the training returns [P, S] at all reports from `metrics.csv`. Raises ValueError if it is damaged."""
     lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
     try:
-        rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
+        rows = [
+            (int(row["step"]), int(row["lane" if "lane" in row else "seed"]), float(row["return"] or "nan"))
+            for row in csv.DictReader(lines)
+        ]
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError("expected numbers under step, seed and return, got other columns or values") from None
     if not rows:
