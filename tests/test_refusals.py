@@ -29,7 +29,7 @@ from torch import nn
 import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
-from fdqn.experiment import acting, assemble, results, run_folder
+from fdqn.experiment import acting, arms, assemble, results, run_folder
 from fdqn.experiment.settings import Settings, make, to_json
 from fdqn.ops import losses, schedules, transforms
 from fdqn.replay import frames, n_step
@@ -128,6 +128,7 @@ FUNCTIONS = training.vmapped(PROGRAM)
 TRAINED = STATE.learner.params
 SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
+ARM = arms.Arm("a", np.arange(2.0), None, "return", "cartpole", 100)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
 SCENE = video.Scene([np.zeros((2, 2, 3), np.uint8)], np.zeros(1), np.ones(1, bool))
 FILM = video.Recording([SCENE], 1)
@@ -1517,6 +1518,25 @@ ROWS = [
      "panels: expected at least one curve in each, got none"),
     ("plots.learning_curves", given(Path("x.png"), {"cartpole": {"a": POINTS}}), ValueError,
      "panels: expected curves of steps [P] and values [P, S], got [3] and [2, 2] in 'a'"),
+    # arms of a comparison
+    ("arms.read", given([Path("run")]), ValueError,
+     "arms: expected at least two, got 1; fdqn report summarises one run"),
+    ("arms.read", given([Path("run"), Path("run")]), ValueError, "arms: expected each arm once, got run twice"),
+    ("arms.read", given([Path("run"), Path("bad-summary")]), ValueError,
+     "arms: expected a finished run or sweep, got bad-summary with a summary.json without env, …"),
+    ("arms.read", given([], "best"), ValueError, "measure: expected one of greedy, training, gymnasium, got 'best'"),
+    ("arms.check_comparable", given([ARM, ARM._replace(name="b", env="catch")]), ValueError,
+     "arms: expected one environment, got cartpole in a and catch in b; pass --anyway to compare them"),
+    ("arms.check_comparable", given([ARM, ARM._replace(name="b", steps=200)]), ValueError,
+     "arms: expected one number of steps per seed, got 100 in a and 200 in b; pass --anyway to compare them"),
+    ("returns_csv.read", given(Path("file")), ValueError,
+     "file: expected a column return, score, episodic_return, got mine"),
+    ("returns_csv.table", given(Path("nowhere")), ValueError,
+     "arms: expected a run folder, a sweep's SWEEP:K or a CSV file, got nowhere"),
+    ("comparing.compare", given([ARM]), ValueError, "arms: expected at least two, got 1"),
+    ("comparing.compare", given([ARM, ARM._replace(name="b", returns=np.ones(3))], True), ValueError,
+     "paired: expected 2 seeds as in a, got 3 in b; pass --unpaired"),
+    ("comparison_plots.comparison", given(Path("x.png"), []), ValueError, "arms: expected at least two, got 0"),
     # video
     ("video.representatives", given(np.array([np.nan])), ValueError,
      "video: expected a seed that has not failed, got none"),
@@ -1639,6 +1659,18 @@ WITHOUT = {
     "events.ignore": "takes anything",
     "session.compiled_player": "binds",
     "plots.figure": "is `learning_curves` without a file",
+    "plots.draw_curves": "draws what `figure` has checked",
+    "plots.look": "takes any number",
+    "comparison_plots.figure": "is `comparison` without a file",
+    "comparison_plots.short_names": "takes any names",
+    "arms.are_paired": "returns a bool",
+    "arms.mismatch": "returns a text",
+    "returns_csv.seed_name": "takes any text",
+    "comparing.picture": "draws what `compare` has made",
+    "comparing.with_short_names": "takes any names",
+    **{f"comparison_text.{name}": "describes what `comparing.compare` has made"
+       for name in ("conclusions", "decimals", "estimate_text", "notes", "number_text", "p_text", "percent_text",
+                    "range_text")},
     **{f"progress.{name}": "shows events of `session`"
        for name in ("bytes_text", "prepared_text", "status_text", "stopped_text")},
     "run_folder.functions": "hands on to `compile.compiled` and `training.vmapped`",
@@ -1860,6 +1892,10 @@ def assert_refused(call, args, words, error, says):
 
 
 WITH_FILES = (
+    "arms",
+    "returns_csv",
+    "comparing",
+    "comparison_plots",
     "checkpoint",
     "files",
     "history",
