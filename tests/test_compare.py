@@ -326,9 +326,11 @@ def test_arms_of_a_csv_file(place, capsys):
     rows = [f"{name},{x}" for name, values in (("dqn", LOW), (":rainbow:", HIGH)) for x in values]
     Path("paper.csv").write_text("algorithm,score\n" + "\n".join(rows) + "\n")
     found = compared(capsys, "paper.csv")
-    assert [arm["name"] for arm in found["arms"]] == ["paper.csv:dqn", "paper.csv::rainbow:"]
-    assert "paper.csv::rainbow:" in printed(capsys, "paper.csv"), "names are printed as they are"
-    assert compared(capsys, "low.csv", "paper.csv:dqn")["arms"][1]["per_seed"] == LOW
+    assert [arm["name"] for arm in found["arms"]] == ["dqn", ":rainbow:"]
+    assert ":rainbow:" in printed(capsys, "paper.csv"), "names are printed as they are"
+    found = compared(capsys, "low.csv", "paper.csv:dqn")
+    assert [arm["name"] for arm in found["arms"]] == ["low.csv", "paper.csv:dqn"]
+    assert found["arms"][1]["per_seed"] == LOW
 
 
 def test_optimality_gap_and_confidence(place, capsys):
@@ -465,7 +467,7 @@ def panels(figure):
 
 def test_the_picture_has_a_row_per_arm_curves_and_profiles():
     given = [drawn_arm("runs/a", 0, first=True), drawn_arm("runs/b", 1)]
-    figure = comparison_plots.figure(given, "greedy return", "cartpole")
+    figure = comparison_plots.figure(given, "greedy return", "training return", "cartpole")
     found = panels(figure)
     assert list(found) == [
         "greedy return", "difference of greedy return", "environment steps a seed", "greedy return r"

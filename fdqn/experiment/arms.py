@@ -69,7 +69,7 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
     for (path, part), name in zip(parts, names, strict=True):
         name = name if part is None else name.rsplit(":", 1)[0]
         if path not in summaries:
-            arms += _csv(path, part, name)
+            arms += _csv(path, part, name, alone=len(parts) == 1)
         elif (path / "settings.csv").exists():
             arms += _sweep(path, part, name, summaries[path], chosen)
         elif part is None:
@@ -118,14 +118,22 @@ def _located(path: Path) -> tuple[Path, str | None]:
     return (path, None) if path.exists() or not text or not Path(text).exists() else (Path(text), part)
 
 
-def _csv(file: Path, part: str | None, name: str) -> list[Arm]:
-    """Read all arms of a CSV file, or the one that is named."""
+def _csv(file: Path, part: str | None, name: str, alone: bool) -> list[Arm]:
+    """Read all arms of a CSV file, or the one that is named. Those of the only file are called by their own names."""
     read = returns_csv.read(file)
     if part is not None and part not in [found.arm for found in read]:
         known = ", ".join(found.arm for found in read)[:100] or "which has one arm"
         raise ValueError(f"arms: expected an arm of {name} ({known}), got {part!r}")
     return [
-        Arm(f"{name}:{x.arm}" if x.arm else name, x.values, x.seeds, x.column, None, x.steps, x.curve)
+        Arm(
+            (x.arm if alone else f"{name}:{x.arm}") if x.arm else name,
+            x.values,
+            x.seeds,
+            x.column,
+            None,
+            x.steps,
+            x.curve,
+        )
         for x in read
         if part in (None, x.arm)
     ]

@@ -72,12 +72,14 @@ def picture(file: Path | BinaryIO, arms: Sequence[Arm], record: dict[str, Any]) 
         for arm, summary, found in zip(arms, record["arms"], compared, strict=True)
     ]
     envs, measures = ({getattr(arm, key): None for arm in arms} for key in ("env", "measure"))
-    label = arms[0].measure if len(measures) == 1 and arms[0].env is not None else "return"
+    from_runs = all(arm.env is not None for arm in arms)
+    label = arms[0].measure if len(measures) == 1 and from_runs else "return"
     known = ", ".join(env for env in envs if env is not None)
     count = range_text([summary["seeds"] for summary in record["arms"]])
     how = "paired" if record["paired"] else "unpaired"
-    subtitle = f"{known}{': ' if known else ''}{len(arms)} arms of {count}, {how}"
-    comparison_plots.comparison(file, drawn, label, subtitle, percent_text(record["confidence"]))
+    title = f"{known}{': ' if known else ''}{len(arms)} arms of {count}, {how}"
+    curve_label = "training return" if from_runs else "return"
+    comparison_plots.comparison(file, drawn, label, curve_label, title, percent_text(record["confidence"]))
 
 
 def _aligned(arms: Sequence[Arm]) -> list[Array]:

@@ -53,13 +53,31 @@ class DrawnArm(NamedTuple):
 
 
 def comparison(
-    file: Path | BinaryIO, arms: Sequence[DrawnArm], label: str = "return", subtitle: str = "", percent: str = "95%"
+    file: Path | BinaryIO,
+    arms: Sequence[DrawnArm],
+    label: str = "return",
+    curve_label: str = "training return",
+    title: str = "",
+    percent: str = "95%",
 ) -> None:
-    """Write a PNG of `figure`. Raises ValueError as it does."""
-    figure(arms, label, subtitle, percent).savefig(file, format="png")
+    """Write a PNG of `figure`.
+
+    Args:
+        file: file to write.
+        arms, label, curve_label, title, percent: as in `figure`.
+
+    Raises ValueError as `figure` does.
+    """
+    figure(arms, label, curve_label, title, percent).savefig(file, format="png")
 
 
-def figure(arms: Sequence[DrawnArm], label: str = "return", subtitle: str = "", percent: str = "95%") -> "Figure":
+def figure(
+    arms: Sequence[DrawnArm],
+    label: str = "return",
+    curve_label: str = "training return",
+    title: str = "",
+    percent: str = "95%",
+) -> "Figure":
     """Draw the arms of a comparison, each in one colour.
 
     The upper panels have a row per arm: on the left its interquartile mean and mean with their intervals and its single
@@ -69,7 +87,8 @@ def figure(arms: Sequence[DrawnArm], label: str = "return", subtitle: str = "", 
     Args:
         arms: the arms; at most 40 are drawn.
         label: name of the returns, on the axes.
-        subtitle: line above the panels.
+        curve_label: name of the returns of the learning curves.
+        title: line above the panels.
         percent: nominal coverage of the intervals, in the captions.
 
     Raises ValueError for fewer than two arms.
@@ -86,7 +105,7 @@ def figure(arms: Sequence[DrawnArm], label: str = "return", subtitle: str = "", 
     drawn = Figure(figsize=(12, height + 4.2 * bool(lower)), dpi=150, layout="constrained")
     FigureCanvasAgg(drawn)
     left_out = "" if len(shown) == len(arms) else f"the first and the best {len(shown) - 1} of {len(arms)} arms"
-    drawn.suptitle(", ".join(filter(None, (subtitle, left_out))), x=0.01, ha="left", fontweight="bold")
+    drawn.suptitle(", ".join(filter(None, (title, left_out))), x=0.01, ha="left", fontweight="bold")
     rows = drawn.subfigures(2, 1, height_ratios=(height, 4.2), squeeze=False)[:, 0] if lower else [drawn]
     own, difference = rows[0].subplots(1, 2, width_ratios=(1.35, 1), sharey=True)
     _draw_arms(own, shown, names, label, percent)
@@ -94,7 +113,7 @@ def figure(arms: Sequence[DrawnArm], label: str = "return", subtitle: str = "", 
     if lower:
         for axes, panel in zip(rows[1].subplots(1, len(lower), squeeze=False)[0], lower, strict=True):
             if panel == "curves":
-                _draw_curves(axes, shown, names)
+                _draw_curves(axes, shown, names, curve_label)
             else:
                 _draw_profiles(axes, shown, names, label, percent)
     return drawn
@@ -171,10 +190,10 @@ def _draw_estimates(axes: "Axes", row: int, colour: str, iqm: Ends, mean: Ends) 
         )
 
 
-def _draw_curves(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str]) -> None:
+def _draw_curves(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str], label: str) -> None:
     """Draw the learning curves."""
     curves = {name: arm.curve for name, arm in zip(names, arms, strict=True) if arm.curve is not None}
-    note = plots.BANDS[frozenset(plots.draw_curves(axes, curves))]
+    note = plots.BANDS[frozenset(plots.draw_curves(axes, curves, label))]
     _caption(axes, f"learning curves, line: interquartile mean{note}")
 
 
