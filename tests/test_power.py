@@ -80,8 +80,16 @@ def test_without_spread_or_seeds():
     assert seeds_needed(0.0, 0.1) == 2
 
 
+def is_unbiased(spread):
+    """Check that the squared spread of few seeds has the variance of the returns as its mean."""
+    arms = np.random.default_rng(0).normal(size=(3_000, 2, 3))
+    assert np.mean([spread(a, b) ** 2 for a, b in arms]) == pytest.approx(1, abs=0.05)
+
+
 def test_spread_is_the_pooled_deviation():
-    assert spread([0.0, 2.0], [0.0, 2.0]) == pytest.approx(math.sqrt(2)), "divided by n - 1"
+    is_unbiased(spread)
+    with pytest.raises(AssertionError):
+        is_unbiased(lambda a, b: math.sqrt((a.var() + b.var()) / 2))  # divided by n
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=9), rng.normal(size=9) * 3
     assert spread(a, b) == pytest.approx(math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2))
