@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
-from fdqn.cli.parse import Command, Envs, Eval, Export, Presets, Report, Resume, Train
+from fdqn.cli.parse import Command, Compare, Envs, Eval, Export, Presets, Report, Resume, Train
 from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
@@ -97,6 +97,8 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _eval(command, emit)
         case Report():
             _report(command, emit)
+        case Compare():
+            _compare(command, emit)
         case Export():
             _export(command, emit)
         case Envs():
@@ -271,6 +273,33 @@ def _report(command: Report, emit: Emit) -> None:
         tables.print_summary(read[0].path, read[0].summary)
     else:
         tables.print_comparison(read, picture)
+
+
+def _compare(command: Compare, emit: Emit) -> None:
+    from fdqn.experiment import arms, comparing, comparison_text
+    from fdqn.storage import files
+
+    if not command.arms:
+        raise ValueError("arms: expected at least two, got none")
+    if command.paired and command.unpaired:
+        raise ValueError("paired: expected --paired or --unpaired, got both")
+    read = arms.read(command.arms, command.measure, [process.shown(path) for path in command.arms])
+    if not command.anyway:
+        arms.check_comparable(read)
+    if not command.json:
+        read = comparing.with_short_names(read)
+    paired = command.paired if command.paired or command.unpaired else None
+    record = comparing.compare(read, paired, command.confidence, command.optimum)
+    picture, drawn = command.out or command.arms[0].resolve().parent / "compare.png", io.BytesIO()
+    try:
+        comparing.picture(drawn, read, record)
+        files.write(picture, drawn.getvalue())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"out: {error}") from None
+    if command.json:
+        emit({**record, "notes": comparison_text.notes(read, record), "picture": process.shown(picture)})
+    else:
+        tables.print_arms(record, comparison_text.notes(read, record), picture)
 
 
 def _export(command: Export, emit: Emit) -> None:

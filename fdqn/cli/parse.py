@@ -108,7 +108,8 @@ class Eval:
 
 @dataclass(frozen=True)
 class Report:
-    """Summarise one run, or compare several in a table and one picture."""
+    """Summarise one run, or several in a table and one picture of their learning curves.
+    To test whether runs differ, use fdqn compare."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
@@ -116,6 +117,34 @@ class Report:
     """PNG file to write; by default curve.png in a single folder, comparison.png next to the first of several."""
     json: bool = False
     """Print only the summaries, as JSON."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare returns: differences with intervals, probability of improvement, permutation tests and power.
+    Each arm is compared with the first. To see learning curves alone, use fdqn report."""
+
+    arms: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ARM [ARM ...]")]
+    """Run folders, SWEEP:K for setting K of a sweep, a sweep's folder for all of its settings, or CSV files.
+    A CSV file has a column return, score or episodic_return, or is one column or row of numbers.
+    Its columns seed, step, and name, algorithm or exp_name are optional; FILE:NAME is one arm of several."""
+    measure: Literal["greedy", "training", "gymnasium"] | None = None
+    """Returns of runs to compare: of greedy episodes, of the last training episodes, or in Gymnasium's environment.
+    By default greedy, or training if a run has no greedy episodes."""
+    paired: bool = False
+    """Compare seed by seed; the default if all arms have the same seeds."""
+    unpaired: bool = False
+    """Compare as independent samples; the default if the seeds are different or unknown."""
+    anyway: bool = False
+    """Compare runs of different environments or different numbers of steps, which are refused otherwise."""
+    confidence: float = 0.95
+    """Nominal coverage of the intervals."""
+    optimum: float | None = None
+    """Return that counts as optimal; adds the optimality gap, the mean distance below it."""
+    out: Path | None = None
+    """PNG file to write; by default compare.png next to the first arm."""
+    json: bool = False
+    """Print only the comparison, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +184,13 @@ class Presets:
     """Print only JSON."""
 
 
-Command = Train | Resume | Eval | Report | Export | Envs | Presets
+Command = Train | Resume | Eval | Report | Compare | Export | Envs | Presets
 COMMANDS = {
     "train": TrainFlags,
     "resume": Resume,
     "eval": Eval,
     "report": Report,
+    "compare": Compare,
     "export": Export,
     "envs": Envs,
     "presets": Presets,
@@ -264,7 +294,7 @@ def _flags(command: Any) -> list[str]:
     if isinstance(command, TrainFlags):
         fields = ["preset", "json", *(field.name for field in dataclasses.fields(Settings))]
     else:
-        fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs")]
+        fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs", "arms")]
     return [f"--{name.replace('_', '-')}" for name in fields]
 
 

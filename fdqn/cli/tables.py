@@ -134,6 +134,45 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
 
 
+def print_arms(record: dict[str, Any], notes: list[str], picture: Path) -> None:
+    """Print a comparison of `comparing.compare`: a row per arm, and sentences."""
+    from rich.table import Table
+
+    from fdqn.experiment import comparison_text
+
+    optimum = "optimality_gap" in record["arms"][0]
+    table = Table("arm", box=None, header_style="bold")
+    p = "p" if len(record["comparisons"]) == 1 else "p (Holm)"
+    gap = ["optimality gap"] if optimum else []
+    for name in ("seeds", "failed", "IQM", "mean", *gap, "IQM difference", "mean difference", "P(better)", p):
+        table.add_column(name, justify="right")
+    digits = comparison_text.decimals([x for arm in record["arms"] for x in arm["per_seed"] if x is not None])
+    for arm, compared in zip(record["arms"], [None, *record["comparisons"]], strict=True):
+        own = [arm["iqm"], arm["mean"], *([arm["optimality_gap"]] if optimum else [])]
+        cells = [comparison_text.estimate_text(x, digits) for x in own]
+        if compared is None:
+            cells += ["baseline", "", "", ""]
+        else:
+            cells += [comparison_text.estimate_text(compared[x], digits, signed=True) for x in ("iqm", "mean")]
+            cells += [
+                comparison_text.estimate_text(compared["improvement"], 2),
+                comparison_text.p_text(compared["p_adjusted"]),
+            ]
+        table.add_row(arm["name"], str(arm["seeds"]), str(arm["failed"]), *cells)
+    out = terminal.results()
+    out.print(table)
+    percent = comparison_text.percent_text(record["confidence"])
+    out.print(
+        f"IQM: interquartile mean; [low, high]: {percent} intervals, from 5 seeds on; differences from the first arm; "
+        "P(better): probability that a seed of the arm has a higher return than one of the first; p: permutation test "
+        f"of the difference of the means{'' if p == 'p' else ', adjusted by Holm'}",
+        soft_wrap=True,
+    )
+    for sentence in (*notes, *comparison_text.conclusions(record)):
+        out.print(sentence, soft_wrap=True)
+    out.print(f"picture {picture}", soft_wrap=True)
+
+
 def print_presets(rows: list[dict[str, Any]]) -> None:
     """Print the rows of `presets.rows`, and the command that trains a preset."""
     from rich.table import Table
