@@ -128,6 +128,8 @@ def test_many_steps_are_thinned_to_the_last_values(tmp_path):
 REFUSED_FILES = [
     ("return\n1\n\nx\n", "bad.csv: expected a number in line 4, column return, got 'x'"),
     ("seed,return\n1,2\n2,\n", "bad.csv: expected a number in line 3, column return, got nothing; write nan for a …"),
+    ("return\n1\n-1e200\n", "bad.csv: expected at most 1e+100 in line 3, column return, got -1e200"),
+    ('"a\nb",c\n1,2\n', "bad.csv: expected a column return, score, episodic_return, got a b, c"),
     ("1\nx\n3\n", "bad.csv: expected a number in line 2, column 1, got 'x'"),
     ("1,2,,4\n", "bad.csv: expected a number in line 1, column 3, got nothing; write nan for a failed seed"),
     ("1,2\n3,4\n", "bad.csv: expected one column or one row of numbers without a header, got 2 rows and 2 columns; …"),

@@ -18,6 +18,9 @@ RETURN_COLUMNS = ("return", "score", "episodic_return")
 ARM_COLUMNS = ("name", "algorithm", "exp_name")
 """Columns that may divide a file into arms; the first of these that is there."""
 
+LARGEST = 1e100
+"""Largest absolute value; squares of larger ones overflow."""
+
 # Steps of the curve of seeds that were recorded at different steps.
 _CURVE_STEPS = 200
 
@@ -131,7 +134,7 @@ def table(file: Path) -> list[tuple[int, list[str]]]:
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        lines = [(reader.line_num, [" ".join(cell.split()) for cell in cells]) for cells in reader]
     except csv.Error as error:
         raise ValueError(f"{file}: expected a CSV file, got an error in line {reader.line_num}: {error}") from None
     lines = [(line, cells) for line, cells in lines if any(cells) or len(cells) > 1]
@@ -160,8 +163,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _number(file: Path, line: int, column: str | None, cell: str) -> float:
-    """Read a cell. Raises ValueError, naming line and column, for one that is empty or not a number."""
+    """Read a cell. Raises ValueError, naming line and column, for one that is empty, not a number, or too large."""
     if _is_number(cell):
+        if math.isfinite(float(cell)) and abs(float(cell)) > LARGEST:
+            raise ValueError(f"{file}: expected at most {LARGEST:g} in line {line}, column {column}, got {cell[:40]}")
         return float(cell)
     got = repr(cell[:40]) if cell else "nothing; write nan for a failed seed"
     raise ValueError(f"{file}: expected a number in line {line}, column {column}, got {got}")
