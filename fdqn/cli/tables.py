@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fdqn.cli import terminal
 
 if TYPE_CHECKING:
-    from fdqn.experiment import results
+    from fdqn.experiment import results, sweep
     from fdqn.report import sweeps
 
 # Number of seeds shown in a table.
@@ -132,6 +132,18 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     if any(0 < row.failed < row.seeds for row in rows):
         out.print("Failed seeds are excluded from the means, which favours settings with failed seeds.", soft_wrap=True)
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
+
+
+def plan_text(plan: "sweep.Plan") -> str:
+    """Describe the programs of a sweep, a line each after the first if there are several."""
+    from fdqn.experiment.sweep import described
+
+    seeds = plan.programs[0].settings.seeds
+    several = f" in {len(plan.programs)} programs, one after the other" if len(plan.programs) > 1 else " in one program"
+    lines = [f"sweep of {len(plan.values)} settings x {seeds} seeds = {plan.lanes:,} lanes{several}"]
+    if len(plan.programs) > 1:
+        lines += [f"  {i + 1}: {described(program.settings)}" for i, program in enumerate(plan.programs)]
+    return "\n".join(lines)
 
 
 def print_arms(record: dict[str, Any], notes: list[str], picture: Path) -> None:
