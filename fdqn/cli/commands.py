@@ -266,6 +266,7 @@ def _eval(command: Eval, emit: Emit) -> None:
         device=command.device,
         compiling=command.compile,
         renders=command.video is not None,
+        setting=command.setting,
     )
     with process.saying_warnings(partial(console.print, soft_wrap=True)), Display(console) as display:
         played = evaluation.play(trained, display)
@@ -375,7 +376,9 @@ def _compare(command: Compare, emit: Emit) -> None:
 def _export(command: Export, emit: Emit) -> None:
     from fdqn.experiment import export
 
-    written = export.write(command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint)
+    written = export.write(
+        command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint, command.setting
+    )
     written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
     if command.json:
         emit(written)

@@ -103,6 +103,8 @@ class Eval:
     """Environment to play, built in or gym:NAME; by default the one trained on."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to play: best (highest training return), last (end of the run) or a step; by default last."""
+    setting: int | None = None
+    """Setting of a sweep to play, as numbered in its settings.csv."""
     seed: tuple[int, ...] = ()
     """Trained seeds to play; by default all."""
     episodes: int | None = None
@@ -174,6 +176,8 @@ class Export:
     out: Path
     """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export.
     The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
+    setting: int | None = None
+    """Setting of a sweep to export, as numbered in its settings.csv."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to export: best (highest training return), last (end of the run) or a step; by default last."""
     prefix: str = ""

@@ -22,7 +22,7 @@ from safetensors.torch import load
 
 from fdqn import check, envs, networks, training, tree
 from fdqn.experiment import acting, assemble, history
-from fdqn.experiment.settings import Settings, from_json
+from fdqn.experiment.settings import Settings, Sweep, from_json
 from fdqn.report import plots, statistics
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate
@@ -268,6 +268,19 @@ def trained(path: Path, which: str | None = None, env: str | None = None) -> Tra
         causes = {seed: training.CAUSES[code] for seed, iteration, code in failures if iteration >= 0}
         step = history.checkpoint_info(place).step
     return Trained(settings, step, params, *failed_seeds(settings, causes, finite(params)))
+
+
+def of_setting(found: Trained, number: int) -> Trained:
+    """Return the trained parameters of one setting of a sweep, under its seeds."""
+    settings = found.settings
+    if not isinstance(settings, Sweep):
+        raise TypeError(f"found.settings: expected a Sweep, got {type(settings).__name__}")
+    check.count("number", number)
+    lanes, one = range(number * settings.seeds, (number + 1) * settings.seeds), settings.at(number)
+    failed, unusable = (
+        [one.seed + lane - lanes.start for lane in lanes if lane in group] for group in (found.failed, found.unusable)
+    )
+    return Trained(one, found.step, tree.index(found.params, slice(lanes.start, lanes.stop)), failed, unusable)
 
 
 def _causes(summary: dict[str, Any]) -> dict[int, str]:

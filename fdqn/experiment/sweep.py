@@ -274,7 +274,14 @@ class Results(NamedTuple):
         """Return the ranking as a record for JSON, the best setting first."""
         rows = self.ranking()
         settings = [
-            {**self.records[row.setting], "rank": row.rank, "in_best_set": row.member, "selected": row.frequency}
+            {
+                **self.records[row.setting],
+                "setting": row.setting,
+                "values": dict(zip(self.names, row.values, strict=True)),
+                "rank": row.rank,
+                "in_best_set": row.member,
+                "selected": row.frequency,
+            }
             for row in rows
         ]
         return {"sweep": str(self.path), "measure": self.measure, "settings": settings}
@@ -353,6 +360,32 @@ def _read_plan(path: Path) -> Plan:
         Program(_in_folder(program.settings, path, i), program.numbers) for i, program in enumerate(plan.programs)
     )
     return plan._replace(programs=here)
+
+
+def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
+    """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is.
+
+    Raises ValueError for a setting that does not exist, for none in a sweep, and for one in another run.
+    """
+    if not is_sweep(path):
+        if setting is not None:
+            raise ValueError(f"setting: expected none for a run of one setting, got {setting}")
+        return path, None
+    several = (path / "sweep.json").exists()
+    programs = _read_plan(path).programs if several else (_only_program(path),)
+    for i, program in enumerate(programs):
+        if setting in program.numbers:
+            return (path / str(i) if several else path), program.numbers.index(setting)
+    last = sum(len(program.numbers) for program in programs) - 1
+    got = "none" if setting is None else setting
+    raise ValueError(f"setting: expected one from 0 to {last}, as settings.csv lists them, got {got}; pass --setting")
+
+
+def _only_program(path: Path) -> Program:
+    settings, _ = results.plan(path)
+    if not isinstance(settings, Sweep):
+        raise ValueError(f"sweep: expected the folder of a sweep, got {path}, a run of one setting")
+    return Program(settings, tuple(range(len(settings.varied))))
 
 
 def write_picture(path: Path) -> Path:
