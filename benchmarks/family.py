@@ -7,8 +7,8 @@
 
 speed measures the default settings of `fdqn train --algorithm NAME` on CartPole. The algorithms take turns of a second
 in one process. Results are the updates per second over all seeds, the time of an update relative to DQN's, and its
-arithmetic relative to DQN's. The arithmetic of an update is counted in one training iteration of one seed, executed
-eagerly: floating-point operations of matrix products and convolutions, and elements that all other operations write.
+arithmetic relative to DQN's. The arithmetic of an update is counted on fake tensors for one seed: floating-point
+operations of matrix products and convolutions, and elements that all other operations write.
 
 paired trains DQN and the algorithms that change its learning rule from the same seeds, with common settings on MinAtar.
 Results are the differences from DQN, per seed, of the mean of the last 100 training episodes: mean and 95% bootstrap
@@ -33,14 +33,11 @@ from typing import Any, get_args
 
 import numpy as np
 import presets
-import torch
 import work
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import fdqn
-from fdqn import compile, training, tree
-from fdqn.experiment import assemble
+from fdqn import compile, training
+from fdqn.experiment import assemble, cost
 from fdqn.experiment.settings import AlgorithmName, make
 from fdqn.report import plots
 
@@ -79,31 +76,6 @@ MINATAR = {
 # Arithmetic and speed.
 
 
-class Arithmetic(TorchDispatchMode):
-    """Count the floating-point operations of products and the elements that all other operations write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.products, self.elements = 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Execute an operation and count it."""
-        out = func(*args, **(kwargs or {}))
-        name = func._overloadpacket
-        if name in flop_registry:
-            self.products += flop_registry[name](*args, **(kwargs or {}), out_val=out)
-        elif name in WRITES:  # compiled, these work in place and write only their source
-            self.elements += args[WRITES[name]].numel()
-        elif not func.is_view and isinstance(out, torch.Tensor) and name not in COPIES:
-            self.elements += out.numel()
-        return out
-
-
-aten = torch.ops.aten
-WRITES = {aten.index_put: 2, aten.scatter: 3, aten.index_add: 3, aten.scatter_add: 3}
-COPIES = {aten.clone, aten._to_copy, aten.detach, aten.copy, aten.alias}
-
-
 def program(algorithm: AlgorithmName, seeds: int) -> tuple[training.Program, training.TrainState]:
     """Make the program of an algorithm and its initial state."""
     settings = make({"algorithm": algorithm, "env": "cartpole", "seeds": seeds, "steps": 10**8})
@@ -111,19 +83,10 @@ def program(algorithm: AlgorithmName, seeds: int) -> tuple[training.Program, tra
     return made, training.init(made, assemble.hyper(settings), assemble.keys(settings))
 
 
-def arithmetic(algorithm: AlgorithmName) -> tuple[float, float]:
-    """Count the arithmetic per update, environment steps included: products, and elements of other operations."""
-    made, state = program(algorithm, 1)
+def arithmetic(algorithm: AlgorithmName) -> cost.Cost:
+    """Count the arithmetic per update, environment steps included."""
     work.say(f"{algorithm}: counting")
-    config, one = made.config, tree.index(state, 0)
-    noise = training.vmapped(made).noise(state.key, 0, config.n_step)
-    *first, last = (tree.index(tree.index(noise, i), 0) for i in range(config.n_step))
-    with torch.no_grad():
-        for draws in first:  # fill the buffer until there is a row to sample
-            one = training.collect(made, one, draws)
-        with Arithmetic() as counted:
-            training.cycle(made, one, last)
-    return counted.products / config.updates_per_cycle, counted.elements / config.updates_per_cycle
+    return cost.count(program(algorithm, 1)[0])
 
 
 def prepared(algorithm: AlgorithmName, seeds: int) -> Callable[[], float]:
@@ -161,10 +124,9 @@ def speed(algorithms: list[AlgorithmName], seeds: list[int], turns: int) -> dict
                     "seeds": count,
                     "rates": rates[name],
                     "time_ratio": work.spread(slower),
-                    "products": counts[name][0],
-                    "elements": counts[name][1],
-                    "products_ratio": counts[name][0] / counts["dqn"][0],
-                    "elements_ratio": counts[name][1] / counts["dqn"][1],
+                    **counts[name]._asdict(),
+                    "products_ratio": counts[name].products / counts["dqn"].products,
+                    "elements_ratio": counts[name].elements / counts["dqn"].elements,
                 }
             )
     return {"part": "speed", **work.machine("cpu"), "turns": turns, "results": results}

@@ -68,7 +68,7 @@ def _with(settings: Settings, numbers: Mapping[str, Any]) -> Any:
     """Return a record with the fields of the settings and the support of C51, some replaced by `numbers`."""
     own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(Settings)}
     support = (settings.v_min, settings.v_max, settings.atoms)
-    return SimpleNamespace(**{**own, "support": support, "updates": partial(_updates, settings), **numbers})
+    return SimpleNamespace(**{**own, "support": support, "updates": partial(updates, settings), **numbers})
 
 
 def agent(settings: Settings) -> Agent:
@@ -472,7 +472,7 @@ def _config(settings: Settings, on_host: bool) -> training.Config:
     return config
 
 
-def _updates(settings: Settings) -> int:
+def updates(settings: Settings) -> int:
     """Return the number of updates of a seed in the whole run."""
     config = _config(settings, on_host=False)
     learning = settings.steps - config.warmup_steps
