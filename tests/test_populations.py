@@ -395,11 +395,11 @@ def noise_of(state, number, groups=SEEDS):
     return populations.noise(state.key, number, len(BOUNDS), groups)
 
 
-def run(state, cycles, since=None, every=8, groups=SEEDS, noise=noise_of):
+def run(state, iterations, since=None, every=8, groups=SEEDS, noise=noise_of):
     """Train with a step of population based training after every 8 iterations; return the state and its metrics at
     the last step."""
     since, number = since or training.snapshot(PROGRAM, state), int(state.cycle[0])
-    last = number + cycles
+    last = number + iterations
     while number < last:
         then = min(last, (number // every + 1) * every)
         state, number = advance(state, then - number), then

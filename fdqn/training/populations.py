@@ -35,7 +35,9 @@ def keep(state: T, members: Tensor) -> T:
     Raises ValueError for no members or a member that occurs twice, IndexError for one outside [0, M), if values can be
     read, and TypeError for members that are not integers.
     """
-    _check_members(members, check.length("state", state))
+    check.shapes("members[N]", members)
+    check.integer("members", members)
+    check.within("members", members, check.length("state", state))
     ordered = members.sort().values
     if not len(members) or check.seen(ordered[1:] == ordered[:-1]):
         raise ValueError(f"members: expected at least one, each once, got {members.tolist()}")
@@ -93,7 +95,10 @@ def rungs(settings: int, steps: int, eta: int) -> list[Rung]:
     inverse = [1 / size for size in sizes]
     ends = [round(steps * math.fsum(inverse[: i + 1]) / math.fsum(inverse)) for i in range(len(sizes))]
     if any(end <= start for start, end in zip([0, *ends], ends, strict=False)):
-        raise ValueError(f"steps: expected enough for {len(sizes)} rungs of {settings} settings, got {steps}")
+        raise ValueError(
+            f"steps: expected enough for {len(sizes)} rungs of {settings} settings, got {steps}; use more steps "
+            "or fewer settings"
+        )
     return [Rung(size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
@@ -199,14 +204,14 @@ def copy(state: TrainState, source: Tensor) -> TrainState:
     outside [0, M), if values can be read.
     """
     check.kind("state", state, TrainState)
-    count, metrics = check.length("state", state), state.metrics
-    _check_members(source, count, "source")
-    if len(source) != count:
-        raise ValueError(f"source: expected shape [{count}], one member for each, got {list(source.shape)}")
+    check.shapes("state.key[M 2] source[M]", state.key, source)
+    check.integer("source", source)
+    check.within("source", source, len(source))
+    metrics = state.metrics
     learner, hyper, failed, cause = tree.map(
         lambda x: x.index_select(0, source), (state.learner, state.hyper, metrics.failed, metrics.cause)
     )
-    copies = source != torch.arange(count, device=source.device)
+    copies = source != torch.arange(len(source), device=source.device)
     cleared = copies & (metrics.cause != CAUSES.index("environment"))
     metrics = metrics._replace(
         failed=torch.where(cleared, failed, metrics.failed), cause=torch.where(cleared, cause, metrics.cause)
@@ -313,12 +318,6 @@ def _chosen(u: Tensor, factors: Sequence[float]) -> Tensor:
     for i, factor in enumerate(factors):
         chosen = torch.where(index == i, factor, chosen)
     return chosen
-
-
-def _check_members(members: Tensor, count: int, name: str = "members") -> None:
-    check.shapes(f"{name}[N]", members)
-    check.integer(name, members)
-    check.within(name, members, count)
 
 
 def _check_groups(members: int, groups: int) -> None:
