@@ -15,15 +15,23 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or "pdoc" in sys.modules:  # pdoc documents what a module holds, and does not call `__getattr__`
-    from fdqn.experiment.api import resume, train
+    from fdqn.experiment.api import resume, sweep, train
     from fdqn.experiment.results import Run
+    from fdqn.experiment.sweep import Draw
 
 __version__ = "0.2.0.dev0"
 
-_FROM = {"Run": "experiment.results", "resume": "experiment.api", "train": "experiment.api"}
+_FROM = {
+    "Draw": "experiment.sweep",
+    "Run": "experiment.results",
+    "resume": "experiment.api",
+    "sweep": "experiment.api",
+    "train": "experiment.api",
+}
 """Functions and classes that the package gives itself, and their modules."""
 
 __all__ = [
+    "Draw",
     "Run",
     "agents",
     "check",
@@ -38,6 +46,7 @@ __all__ = [
     "report",
     "resume",
     "storage",
+    "sweep",
     "testing",
     "train",
     "training",

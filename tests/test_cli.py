@@ -318,6 +318,21 @@ def test_report_of_several_runs(place, capsys):
     assert Path("comparison.png").exists()
 
 
+def test_compare_of_two_runs(place, capsys):
+    shutil.copytree("run", "other")
+    assert cli.main(["compare", "run", "other", "--json"]) == 0
+    found = strict(capsys.readouterr().out)
+    summary = strict(Path("run/summary.json").read_text())
+    assert [arm["per_seed"] for arm in found["arms"]] == [summary["final_return"]["per_seed"]] * 2
+    assert found["comparisons"][0]["mean"] == {"value": 0.0, "low": None, "high": None}
+    assert cli.main(["compare", "run", "other", "--measure", "gymnasium", "--out", "both.png"]) == 0
+    out = capsys.readouterr().out
+    assert "returns: gymnasium return" in out
+    assert "other against run: power is not available, because the differences do not vary over seeds" in out
+    assert imread("both.png").shape[1] > 500
+    assert Path("compare.png").exists()
+
+
 def of_seed(seed):
     """That seed's parameters in the place's run."""
     return {name: x[seed - 5] for name, x in results.read_params(Path("run")).items()}
@@ -670,6 +685,13 @@ BAD = [
     ("report run --out missing/x.png", "out: .*missing"),
     ("report run --out .", "out: "),
     ("report run --out file/x.png", "out: .*file"),
+    ("compare", "arms: expected at least two, got none"),
+    ("compare run", "arms: expected at least two, got 1"),
+    ("compare run nowhere", "nowhere"),
+    ("compare run file", "file: expected a column return"),
+    ("compare run run", "arms: .*got run twice"),
+    ("compare run file --measur greedy", "'--measur'.*'--measure'"),
+    ("compare run file --measure best", "'best'.*--measure.*greedy"),
     ("export", "[Rr]un|run"),
     ("export run --out a.pt", "--seed"),
     ("export run --seed 5", "--out"),

@@ -30,7 +30,7 @@ from torch import nn
 import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
-from fdqn.experiment import acting, assemble, results, run_folder
+from fdqn.experiment import acting, arms, assemble, results, run_folder
 from fdqn.experiment.settings import Settings, make, to_json
 from fdqn.ops import losses, schedules, transforms
 from fdqn.replay import frames, n_step
@@ -129,6 +129,7 @@ FUNCTIONS = training.vmapped(PROGRAM)
 TRAINED = STATE.learner.params
 SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
+ARM = arms.Arm("a", np.arange(2.0), None, "return", "cartpole", 100)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
 SELECTED = SimpleNamespace(frequency=np.ones(2), members=np.ones(2, bool))
 SCENE = video.Scene([np.zeros((2, 2, 3), np.uint8)], np.zeros(1), np.ones(1, bool))
@@ -1017,6 +1018,51 @@ ROWS = [
      "confidence: expected a number in (0, 1), got '95%'"),
     ("statistics.interval", given([1.0, 2.0], resamples=0), ValueError,
      "resamples: expected a whole number of at least 1, got 0"),
+    # comparisons
+    ("comparisons.compare", given([1.0, 2.0], [1.0], True), ValueError,
+     "second: expected 2 seeds to pair with those of first, got 1"),
+    ("comparisons.difference", given([1.0], [[1.0, 2.0]]), ValueError,
+     "second: expected one return per seed, [S], got shape [1, 2]"),
+    ("comparisons.difference", given([1.0], ["high"]), TypeError, "second: expected an array of numbers, got ['high']"),
+    ("comparisons.difference", given([1.0], [2.0], "median"), ValueError,
+     "statistic: expected 'iqm' or 'mean', got 'median'"),
+    ("comparisons.difference", given([1.0], [2.0], confidence=95), ValueError,
+     "confidence: expected a number in (0, 1), got 95"),
+    ("comparisons.difference", given([1.0], [2.0], resamples=0), ValueError,
+     "resamples: expected a whole number of at least 1, got 0"),
+    ("comparisons.mean_interval", given(3.0), ValueError, "values: expected one return per seed, [S], got shape []"),
+    ("comparisons.improvement", given(1.0, [1.0]), ValueError,
+     "first: expected one return per seed, [S], got shape []"),
+    ("comparisons.selection", given([1.0, 2.0]), ValueError,
+     "returns: expected shape [settings, seeds], each at least 1, got [2]"),
+    ("comparisons.selection", given([[1.0]], resamples=2.5), ValueError,
+     "resamples: expected a whole number of at least 1, got 2.5"),
+    ("permutation.permutation_test", given([1.0], [1.0, 2.0], True), ValueError,
+     "second: expected 1 seeds to pair with those of first, got 2"),
+    ("samples.numbers", given("x", [[1], [1, 2]]), TypeError, "x: expected an array of numbers, got [[1], [1, 2]]"),
+    ("samples.finite", given("x", 1.0), ValueError, "x: expected one return per seed, [S], got shape []"),
+    ("samples.pair", given([1.0], [], True), ValueError, "second: expected 1 seeds to pair with those of first, got 0"),
+    ("samples.statistic", given("median"), ValueError, "statistic: expected 'iqm' or 'mean', got 'median'"),
+    ("samples.check_confidence", given("95%"), ValueError, "confidence: expected a number in (0, 1), got '95%'"),
+    ("samples.check_resamples", given(True), ValueError, "resamples: expected a whole number of at least 1, got True"),
+    ("power.t_test_power", given(-1.0, 5), ValueError, "effect: expected a number of at least 0, got -1.0"),
+    ("power.t_test_power", given(1.0, 5, 0), ValueError, "others: expected a number of at least 1, got 0"),
+    ("power.detectable", given(math.nan, 5), ValueError, "spread: expected a number of at least 0, got nan"),
+    ("power.detectable", given(1.0, 0), ValueError, "seeds: expected a number of at least 1, got 0"),
+    ("power.detectable", given(1.0, 5, power=80), ValueError, "power: expected a number in (0, 1), got 80"),
+    ("power.seeds_needed", given(1.0, 0.0), ValueError, "difference: expected a number above 0, got 0.0"),
+    ("power.seeds_needed", given(1.0, 1.0, level=5), ValueError, "level: expected a number in (0, 1), got 5"),
+    ("power.tolerance_fraction", given(0), ValueError, "seeds: expected a number of at least 1, got 0"),
+    ("power.tolerance_seeds", given(90), ValueError, "fraction: expected a number in (0, 1), got 90"),
+    ("power.tolerance", given([[1.0]]), ValueError, "values: expected one return per seed, [S], got shape [1, 1]"),
+    ("power.spread", given([1.0], [1.0, 2.0], True), ValueError,
+     "second: expected 1 seeds to pair with those of first, got 2"),
+    ("aggregates.stratified", given([1.0, 2.0]), ValueError,
+     "values: expected shape [tasks, seeds] with at least one task, got [2]"),
+    ("aggregates.optimality_gap", given([1.0], math.inf), ValueError, "optimum: expected a finite number, got inf"),
+    ("aggregates.profile", given([[[1.0]]], [0.0]), ValueError,
+     "values: expected shape [seeds] or [tasks, seeds], got [1, 1, 1]"),
+    ("aggregates.profile", given([1.0], [math.nan]), ValueError, "thresholds: expected finite numbers [T], got [nan]"),
     # tree
     ("tree.map", given(torch.add, PARAMS, {"0.weight": Q}), ValueError,
      "trees: expected one structure, got […] and […]"),
@@ -1556,6 +1602,25 @@ ROWS = [
      "tau: expected positive numbers for the scale 'log', got 0; use 'linear'"),
     ("sweeps.scale", given([True, False], "linear", "double"), ValueError,
      "double: expected numbers for the scale 'linear', got on; use 'category'"),
+    # arms of a comparison
+    ("arms.read", given([Path("run")]), ValueError,
+     "arms: expected at least two, got 1; fdqn report summarises one run"),
+    ("arms.read", given([Path("run"), Path("run")]), ValueError, "arms: expected each arm once, got run twice"),
+    ("arms.read", given([Path("run"), Path("bad-summary")]), ValueError,
+     "arms: expected a finished run or sweep, got bad-summary with a summary.json without env, …"),
+    ("arms.read", given([], "best"), ValueError, "measure: expected one of greedy, training, gymnasium, got 'best'"),
+    ("arms.check_comparable", given([ARM, ARM._replace(name="b", env="catch")]), ValueError,
+     "arms: expected one environment, got cartpole in a and catch in b; pass --anyway to compare them"),
+    ("arms.check_comparable", given([ARM, ARM._replace(name="b", steps=200)]), ValueError,
+     "arms: expected one number of steps per seed, got 100 in a and 200 in b; pass --anyway to compare them"),
+    ("returns_csv.read", given(Path("file")), ValueError,
+     "file: expected a column return, score, episodic_return, got mine"),
+    ("returns_csv.table", given(Path("nowhere")), ValueError,
+     "arms: expected a run folder, a sweep's SWEEP:K or a CSV file, got nowhere"),
+    ("comparing.compare", given([ARM]), ValueError, "arms: expected at least two, got 1"),
+    ("comparing.compare", given([ARM, ARM._replace(name="b", returns=np.ones(3))], True), ValueError,
+     "paired: expected 2 seeds as in a, got 3 in b; pass --unpaired"),
+    ("comparison_plots.comparison", given(Path("x.png"), []), ValueError, "arms: expected at least two, got 0"),
     # video
     ("video.representatives", given(np.array([np.nan])), ValueError,
      "video: expected a seed that has not failed, got none"),
@@ -1678,11 +1743,22 @@ WITHOUT = {
     "events.ignore": "takes anything",
     "session.compiled_player": "binds",
     "plots.figure": "is `learning_curves` without a file",
-    "plots.draw_curves": "is part of `figure`, which refuses",
     **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
     **{f"sweeps.{name}": "takes what `sweep` has checked"
        for name in ("decimals", "distinct", "estimates", "explanation", "few_seeds", "groups", "interval_text",
                     "overview", "text", "varied")},
+    "plots.draw_curves": "draws what `figure` has checked",
+    "plots.look": "takes any number",
+    "comparison_plots.figure": "is `comparison` without a file",
+    "comparison_plots.short_names": "takes any names",
+    "arms.are_paired": "returns a bool",
+    "arms.mismatch": "returns a text",
+    "returns_csv.seed_name": "takes any text",
+    "comparing.picture": "draws what `compare` has made",
+    "comparing.with_short_names": "takes any names",
+    **{f"comparison_text.{name}": "describes what `comparing.compare` has made"
+       for name in ("conclusions", "decimals", "estimate_text", "notes", "number_text", "p_text", "percent_text",
+                    "range_text")},
     **{f"progress.{name}": "shows events of `session`"
        for name in ("bytes_text", "prepared_text", "status_text", "stopped_text")},
     "run_folder.functions": "hands on to `compile.compiled` and `training.vmapped`",
@@ -1701,6 +1777,9 @@ WITHOUT = {
     "results.finished": "returns 0 if there is nothing to read",
     "run_folder.replan": "writes what `plan` has checked",
     "statistics.row_means": "is for `runs` and `history`",
+    "samples.iqm": "takes what `numbers` has checked",
+    "samples.mean": "takes what `numbers` has checked",
+    "permutation.holm": "takes what `permutation_test` returned",
     "run_folder.writing": "is `checkpoint.lock`",
     "settings.to_json": "takes Settings alone",
     "settings.defaults": "takes an algorithm that `make` has checked",
@@ -1901,6 +1980,10 @@ def assert_refused(call, args, words, error, says):
 
 
 WITH_FILES = (
+    "arms",
+    "returns_csv",
+    "comparing",
+    "comparison_plots",
     "checkpoint",
     "files",
     "history",

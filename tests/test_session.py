@@ -161,7 +161,7 @@ def test_a_failed_seed_is_an_event(monkeypatch):
     seen = []
     run = fdqn.train(**TINY, progress=False, on_event=seen.append)
     failed = [event for event in seen if isinstance(event, events.SeedFailed)]
-    assert failed == [events.SeedFailed(1, 150, "loss", "its loss is not finite")], "once"
+    assert failed == [events.SeedFailed(1, 150, "loss", "its loss is not finite", "seed 1")], "once"
     assert lawful(seen)
     with pytest.raises(ValueError, match="seed: expected a seed that has not failed, got 1"):
         run.policy(1)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
-from fdqn.cli.parse import Command, Envs, Eval, Export, Presets, Report, Resume, Train
+from fdqn.cli.parse import Command, Compare, Envs, Eval, Export, Presets, Report, Resume, Train
 from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
@@ -97,6 +97,8 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _eval(command, emit)
         case Report():
             _report(command, emit)
+        case Compare():
+            _compare(command, emit)
         case Export():
             _export(command, emit)
         case Envs():
@@ -107,16 +109,48 @@ def _run(command: Command, emit: Emit, started: float) -> None:
 
 def _train(command: Train, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session
+    from fdqn.experiment import session, sweep
 
+    if command.sweep is not None:
+        return _sweep(command, console, emit, started)
+    settings = command.settings
+    if settings is None:
+        assert command.best_of is not None
+        settings = sweep.on_fresh_seeds(command.best_of, command.given)
     with _following(console, emit if command.json else None) as (on_event, stop):
-        session.train(command.settings, on_event, stop, started)
+        session.train(settings, on_event, stop, started)
+
+
+def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:
+    """Train a sweep, print the plan before and the ranking after it."""
+    from fdqn.experiment import sweep
+
+    given = {**(command.sweep or {})}
+    draws = {name: sweep.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
+    plan = sweep.plan(**given, draws=draws)
+    console.print(tables.plan_text(plan), soft_wrap=True)
+    with _following(console, None, prints=False) as (on_event, stop):
+        path = sweep.train(plan, on_event, stop, started)
+    _print_sweep(path, emit if command.json else None)
+
+
+def _print_sweep(path: Path, emit: Emit | None) -> None:
+    from fdqn.experiment import sweep
+
+    found, picture = sweep.read(path), sweep.write_picture(path)
+    if emit is not None:
+        emit(found.record())
+    else:
+        tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
+        terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
 
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session
+    from fdqn.experiment import session, sweep
 
+    if sweep.is_sweep(command.run):
+        return _resume_sweep(command, console, emit, started)
     with _following(console, emit if command.json else None) as (on_event, stop):
         run = session.resume(
             command.run,
@@ -135,6 +169,22 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
         emit(run.summary)
 
 
+def _resume_sweep(command: Resume, console: "Console", emit: Emit, started: float) -> None:
+    from fdqn.experiment import session, sweep
+
+    with _following(console, None, prints=False) as (on_event, stop):
+        if (command.run / "sweep.json").exists():
+            if command.steps is not None:
+                raise ValueError("steps: expected none for a sweep of several programs, whose lengths may differ")
+            sweep.resume(command.run, on_event, stop, started)
+        else:
+            session.resume(
+                command.run, command.steps, fallback=command.fallback, on_nan=command.on_nan, device=command.device,
+                on_event=on_event, stop=stop, started=started,
+            )  # fmt: skip
+    _print_sweep(command.run, emit if command.json else None)
+
+
 def _ready() -> "Console":
     """Load torch and return a console for standard error."""
     console = terminal.console()
@@ -147,8 +197,10 @@ def _ready() -> "Console":
 class _Follower:
     """Receive the events of a run: show them, print the summary, and exit with the code of a signal that stopped it."""
 
-    def __init__(self, console: "Console", display: Display, emit: Emit | None, stop: process.Stop) -> None:
-        self._console, self._display, self._emit, self._stop = console, display, emit, stop
+    def __init__(
+        self, console: "Console", display: Display, emit: Emit | None, stop: process.Stop, prints: bool
+    ) -> None:
+        self._console, self._display, self._emit, self._stop, self._prints = console, display, emit, stop, prints
         self.path: Path | None = None
         """Run folder, once it exists."""
         self.finished = False
@@ -163,6 +215,8 @@ class _Follower:
                 self.path = path
             case events.Finished(path, summary):
                 self.finished = True
+                if not self._prints:
+                    return
                 if self._emit is None:
                     tables.print_summary(path, summary)
                 else:
@@ -174,8 +228,8 @@ class _Follower:
 
 
 @contextlib.contextmanager
-def _following(console: "Console", emit: Emit | None) -> Iterator[tuple[_Follower, process.Stop]]:
-    """Show a run and let signals stop it."""
+def _following(console: "Console", emit: Emit | None, prints: bool = True) -> Iterator[tuple[_Follower, process.Stop]]:
+    """Show a run and let signals stop it. Its summary is printed if `prints`."""
     from fdqn.experiment import api
 
     follower: _Follower | None = None
@@ -185,7 +239,7 @@ def _following(console: "Console", emit: Emit | None) -> Iterator[tuple[_Followe
             Display(console) as display,
             api.stopping(console.print) as stop,
         ):
-            follower = _Follower(console, display, emit, stop)
+            follower = _Follower(console, display, emit, stop, prints)
             yield follower, stop
     except KeyboardInterrupt:
         if follower is not None and (path := follower.path) is not None:
@@ -212,6 +266,7 @@ def _eval(command: Eval, emit: Emit) -> None:
         device=command.device,
         compiling=command.compile,
         renders=command.video is not None,
+        setting=command.setting,
     )
     with process.saying_warnings(partial(console.print, soft_wrap=True)), Display(console) as display:
         played = evaluation.play(trained, display)
@@ -247,12 +302,30 @@ def _write_video(file: Path, content: bytes) -> None:
         raise ValueError(f"video: {error}") from None
 
 
+def _report_sweep(path: Path, out: Path | None, emit: Emit | None) -> None:
+    from fdqn.experiment import sweep
+    from fdqn.storage import files
+
+    if out is None:
+        return _print_sweep(path, emit)
+    found = sweep.read(path)
+    try:
+        files.write(out, found.picture())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"out: {error}") from None
+    if emit is not None:
+        return emit(found.record())
+    tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
+
+
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn.experiment import results
+    from fdqn.experiment import results, sweep
     from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
+    if len(command.runs) == 1 and sweep.is_sweep(command.runs[0]):
+        return _report_sweep(command.runs[0], command.out, emit if command.json else None)
     read = [results.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
     read = [dataclasses.replace(run, path=Path(process.shown(run.path))) for run in read]
@@ -273,10 +346,39 @@ def _report(command: Report, emit: Emit) -> None:
         tables.print_comparison(read, picture)
 
 
+def _compare(command: Compare, emit: Emit) -> None:
+    from fdqn.experiment import arms, comparing, comparison_text
+    from fdqn.storage import files
+
+    if not command.arms:
+        raise ValueError("arms: expected at least two, got none")
+    if command.paired and command.unpaired:
+        raise ValueError("paired: expected --paired or --unpaired, got both")
+    read = arms.read(command.arms, command.measure, [process.shown(path) for path in command.arms])
+    if not command.anyway:
+        arms.check_comparable(read)
+    if not command.json:
+        read = comparing.with_short_names(read)
+    paired = command.paired if command.paired or command.unpaired else None
+    record = comparing.compare(read, paired, command.confidence, command.optimum)
+    picture, drawn = command.out or command.arms[0].resolve().parent / "compare.png", io.BytesIO()
+    try:
+        comparing.picture(drawn, read, record)
+        files.write(picture, drawn.getvalue())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"out: {error}") from None
+    if command.json:
+        emit({**record, "notes": comparison_text.notes(read, record), "picture": process.shown(picture)})
+    else:
+        tables.print_arms(record, comparison_text.notes(read, record), picture)
+
+
 def _export(command: Export, emit: Emit) -> None:
     from fdqn.experiment import export
 
-    written = export.write(command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint)
+    written = export.write(
+        command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint, command.setting
+    )
     written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
     if command.json:
         emit(written)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 import tyro
 
 import fdqn
+from fdqn.cli import several
 from fdqn.experiment import presets, process
 from fdqn.experiment import settings as groups
 from fdqn.experiment.presets import PRESETS, PresetName
@@ -28,15 +29,25 @@ from fdqn.experiment.settings import Settings
 class Train:
     """Settings of a run, and the form of its results."""
 
-    settings: Settings
+    settings: Settings | None
+    """Settings of a single run; None for a sweep and for the winner of one."""
     preset: PresetName | None = None
     json: bool = False
+    sweep: dict[str, Any] | None = None
+    """Arguments of `sweep.plan`; None without several values of a flag."""
+    best_of: Path | None = None
+    given: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings that were given as flags."""
 
 
 @dataclass(frozen=True)
 class TrainFlags:
     """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
-    with the range of the seeds if there are fewer than 5."""
+    with the range of the seeds if there are fewer than 5.
+
+    Several values of flags make a sweep, which trains all of their combinations: --learning-rate 1e-4 1e-3 --gamma 0.97
+    0.99. A range is drawn from: --learning-rate log:1e-5:1e-2 --samples 64. Networks are written --hidden 64,64 120,84,
+    switches --double true false."""
 
     run: tyro.conf.OmitArgPrefixes[groups.RunSettings]
     iteration: tyro.conf.OmitArgPrefixes[groups.IterationSettings]
@@ -49,6 +60,11 @@ class TrainFlags:
     execution: tyro.conf.OmitArgPrefixes[groups.ExecutionSettings]
     preset: PresetName | None = None
     """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
+    samples: int = 16
+    """Number of settings to draw if a flag has a range such as log:1e-5:1e-2 or lin:0.9:0.999."""
+    best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
+    """Train the best setting of a finished sweep on seeds that the sweep did not use.
+    The only other flags are --seeds, --seed, --out and --json."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -87,6 +103,8 @@ class Eval:
     """Environment to play, built in or gym:NAME; by default the one trained on."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to play: best (highest training return), last (end of the run) or a step; by default last."""
+    setting: int | None = None
+    """Setting of a sweep to play, as numbered in its settings.csv."""
     seed: tuple[int, ...] = ()
     """Trained seeds to play; by default all."""
     episodes: int | None = None
@@ -108,7 +126,8 @@ class Eval:
 
 @dataclass(frozen=True)
 class Report:
-    """Summarise one run, or compare several in a table and one picture."""
+    """Summarise one run, or several in a table and one picture of their learning curves.
+    To test whether runs differ, use fdqn compare."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
@@ -116,6 +135,34 @@ class Report:
     """PNG file to write; by default curve.png in a single folder, comparison.png next to the first of several."""
     json: bool = False
     """Print only the summaries, as JSON."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare returns: differences with intervals, probability of improvement, permutation tests and power.
+    Each arm is compared with the first. To see learning curves alone, use fdqn report."""
+
+    arms: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ARM [ARM ...]")]
+    """Run folders, SWEEP:K for setting K of a sweep, a sweep's folder for all of its settings, or CSV files.
+    A CSV file has a column return, score or episodic_return, or is one column or row of numbers.
+    Its columns seed, step, and name, algorithm or exp_name are optional; FILE:NAME is one arm of several."""
+    measure: Literal["greedy", "training", "gymnasium"] | None = None
+    """Returns of runs to compare: of greedy episodes, of the last training episodes, or in Gymnasium's environment.
+    By default greedy, or training if a run has no greedy episodes."""
+    paired: bool = False
+    """Compare seed by seed; the default if all arms have the same seeds."""
+    unpaired: bool = False
+    """Compare as independent samples; the default if the seeds are different or unknown."""
+    anyway: bool = False
+    """Compare runs of different environments or different numbers of steps, which are refused otherwise."""
+    confidence: float = 0.95
+    """Nominal coverage of the intervals."""
+    optimum: float | None = None
+    """Return that counts as optimal; adds the optimality gap, the mean distance below it."""
+    out: Path | None = None
+    """PNG file to write; by default compare.png next to the first arm."""
+    json: bool = False
+    """Print only the comparison, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +176,8 @@ class Export:
     out: Path
     """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export.
     The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
+    setting: int | None = None
+    """Setting of a sweep to export, as numbered in its settings.csv."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to export: best (highest training return), last (end of the run) or a step; by default last."""
     prefix: str = ""
@@ -155,12 +204,13 @@ class Presets:
     """Print only JSON."""
 
 
-Command = Train | Resume | Eval | Report | Export | Envs | Presets
+Command = Train | Resume | Eval | Report | Compare | Export | Envs | Presets
 COMMANDS = {
     "train": TrainFlags,
     "resume": Resume,
     "eval": Eval,
     "report": Report,
+    "compare": Compare,
     "export": Export,
     "envs": Envs,
     "presets": Presets,
@@ -177,6 +227,13 @@ def parse(arguments: list[str]) -> Command:
         what = "flag" if first.startswith("-") else "command"
         _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
     flags = [_flag(word) for word in arguments if word.startswith("--")]
+    found = several.Several(arguments, {}, {})
+    if first == "train":
+        try:
+            found = several.split(arguments)
+        except ValueError as error:
+            _refuse(f"flag --{_dashed(error)}")
+        arguments = found.arguments
     if twice := [word for word in flags if flags.count(word) > 1]:
         _refuse(f"flag --{twice[0]}: expected once, got {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
@@ -200,7 +257,13 @@ def parse(arguments: list[str]) -> Command:
         word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
-    return _train(command, flags) if isinstance(command, TrainFlags) else command
+    return _train(command, flags, found) if isinstance(command, TrainFlags) else command
+
+
+def _dashed(error: ValueError) -> str:
+    """Return a message about a setting as one about its flag."""
+    name, sentence = str(error).split(": ", 1)
+    return f"{name.replace('_', '-')}: {sentence.replace('_', '-')}"
 
 
 def _train_defaults(arguments: list[str]) -> TrainFlags:
@@ -242,17 +305,29 @@ def _grouped(settings: Settings) -> TrainFlags:
     return TrainFlags(*parts)
 
 
-def _train(flags: TrainFlags, names: list[str]) -> Train:
+def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train:
     """Return the command for parsed flags. `names` are those that were given, as opposed to defaults."""
-    parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in ("preset", "json")]
+    own = ("preset", "json", "samples", "best_of")
+    parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in own]
     values = {name: value for part in parts for name, value in vars(part).items()}
+    swept = {**found.values, **found.draws}
     given = {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
+    given = {name: value for name, value in given.items() if name not in swept}
+    command = Train(None, flags.preset, flags.json, given=given)
+    if flags.best_of is not None:
+        if others := [name for name in names if name not in ("best-of", "seeds", "seed", "out", "json")]:
+            _refuse(f"flag --{others[0]}: expected none but --seeds, --seed, --out and --json with --best-of; omit it")
+        return dataclasses.replace(command, best_of=flags.best_of)
+    if "samples" in names and not found.draws:
+        _refuse("flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none")
+    published = _published(flags.preset, given.get("env")) if flags.preset else None
+    if swept:
+        plan = dict(given=given, values=found.values, draws=found.draws, samples=flags.samples, published=published)
+        return dataclasses.replace(command, sweep=plan)
     try:
-        settings = groups.make(given, _published(flags.preset, given.get("env")) if flags.preset else None)
+        return dataclasses.replace(command, settings=groups.make(given, published))
     except ValueError as error:
-        name, sentence = str(error).split(": ", 1)
-        _refuse(f"flag --{name.replace('_', '-')}: {sentence.replace('_', '-')}")
-    return Train(settings, flags.preset, flags.json)
+        _refuse(f"flag --{_dashed(error)}")
 
 
 def _flag(word: str) -> str:
@@ -262,9 +337,9 @@ def _flag(word: str) -> str:
 
 def _flags(command: Any) -> list[str]:
     if isinstance(command, TrainFlags):
-        fields = ["preset", "json", *(field.name for field in dataclasses.fields(Settings))]
+        fields = ["preset", "json", "samples", "best_of", *(field.name for field in dataclasses.fields(Settings))]
     else:
-        fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs")]
+        fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs", "arms")]
     return [f"--{name.replace('_', '-')}" for name in fields]
 
 

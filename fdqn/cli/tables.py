@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fdqn.cli import terminal
 
 if TYPE_CHECKING:
-    from fdqn.experiment import results
+    from fdqn.experiment import results, sweep
     from fdqn.report import sweeps
 
 # Number of seeds shown in a table.
@@ -132,6 +132,57 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     if any(0 < row.failed < row.seeds for row in rows):
         out.print("Failed seeds are excluded from the means, which favours settings with failed seeds.", soft_wrap=True)
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
+
+
+def plan_text(plan: "sweep.Plan") -> str:
+    """Describe the programs of a sweep, a line each after the first if there are several."""
+    from fdqn.experiment.sweep import described
+
+    seeds = plan.programs[0].settings.seeds
+    several = f" in {len(plan.programs)} programs, one after the other" if len(plan.programs) > 1 else " in one program"
+    lines = [f"sweep of {len(plan.values)} settings x {seeds} seeds = {plan.lanes:,} lanes{several}"]
+    if len(plan.programs) > 1:
+        lines += [f"  {i + 1}: {described(program.settings)}" for i, program in enumerate(plan.programs)]
+    return "\n".join(lines)
+
+
+def print_arms(record: dict[str, Any], notes: list[str], picture: Path) -> None:
+    """Print a comparison of `comparing.compare`: a row per arm, and sentences."""
+    from rich.table import Table
+
+    from fdqn.experiment import comparison_text
+
+    optimum = "optimality_gap" in record["arms"][0]
+    table = Table("arm", box=None, header_style="bold")
+    p = "p" if len(record["comparisons"]) == 1 else "p (Holm)"
+    gap = ["optimality gap"] if optimum else []
+    for name in ("seeds", "failed", "IQM", "mean", *gap, "IQM difference", "mean difference", "P(better)", p):
+        table.add_column(name, justify="right")
+    digits = comparison_text.decimals([x for arm in record["arms"] for x in arm["per_seed"] if x is not None])
+    for arm, compared in zip(record["arms"], [None, *record["comparisons"]], strict=True):
+        own = [arm["iqm"], arm["mean"], *([arm["optimality_gap"]] if optimum else [])]
+        cells = [comparison_text.estimate_text(x, digits) for x in own]
+        if compared is None:
+            cells += ["baseline", "", "", ""]
+        else:
+            cells += [comparison_text.estimate_text(compared[x], digits, signed=True) for x in ("iqm", "mean")]
+            cells += [
+                comparison_text.estimate_text(compared["improvement"], 2),
+                comparison_text.p_text(compared["p_adjusted"]),
+            ]
+        table.add_row(arm["name"], str(arm["seeds"]), str(arm["failed"]), *cells)
+    out = terminal.results()
+    out.print(table)
+    percent = comparison_text.percent_text(record["confidence"])
+    out.print(
+        f"IQM: interquartile mean; [low, high]: {percent} intervals, from 5 seeds on; differences from the first arm; "
+        "P(better): probability that a seed of the arm has a higher return than one of the first; p: permutation test "
+        f"of the difference of the means{'' if p == 'p' else ', adjusted by Holm'}",
+        soft_wrap=True,
+    )
+    for sentence in (*notes, *comparison_text.conclusions(record)):
+        out.print(sentence, soft_wrap=True)
+    out.print(f"picture {picture}", soft_wrap=True)
 
 
 def print_presets(rows: list[dict[str, Any]]) -> None:

@@ -46,4 +46,4 @@ def results() -> "Console":
             raise BrokenPipeError
 
     plain = Plain(highlight=False, markup=False, emoji=False)
-    return plain if plain.is_terminal else Plain(highlight=False, markup=False, width=160)
+    return plain if plain.is_terminal else Plain(highlight=False, markup=False, emoji=False, width=160)

@@ -7,20 +7,22 @@ import inspect
 import io
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from rich.console import Console
 
 from fdqn import check, compile, training
 from fdqn.experiment import events, presets, process, session
+from fdqn.experiment import sweep as sweeping
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.presets import PresetName
 from fdqn.experiment.progress import Display, stopped_text
 from fdqn.experiment.results import Run, interval_text
 from fdqn.experiment.settings import Settings, make
+from fdqn.experiment.sweep import Draw, Results
 
 EVERY = 5.0
 """Seconds between two lines of progress where there is neither a terminal nor a notebook."""
@@ -73,6 +75,39 @@ def train(
     return _supervised(progress, on_event, stop, lambda emit, over: session.train(chosen, emit, over))
 
 
+def sweep(
+    varied: Mapping[str, Sequence[Any] | Draw],
+    *,
+    samples: int = 16,
+    preset: PresetName | None = None,
+    progress: bool = True,
+    on_event: OnEvent | None = None,
+    stop: Callable[[], bool] | None = None,
+    **keywords: Any,
+) -> Results:
+    """Train all combinations of several values of settings, and return their results.
+
+        found = fdqn.sweep({"learning_rate": [1e-4, 1e-3], "gamma": [0.97, 0.99]}, env="cartpole", seeds=8)
+        found = fdqn.sweep({"learning_rate": fdqn.Draw(1e-5, 1e-2, "log")}, samples=64)
+        best = found.ranking()[0]
+
+    Args:
+        varied: values by setting, or a range from which `samples` settings are drawn.
+        samples: number of drawn settings.
+        preset, progress, on_event, stop: as in `fdqn.train`.
+        **keywords: settings that all have in common.
+
+    Raises ValueError for invalid settings before a file is written, and the errors of `fdqn.train`.
+    """
+    _check_names([*varied, *keywords])
+    values = {name: x for name, x in varied.items() if not isinstance(x, Draw)}
+    draws = {name: x for name, x in varied.items() if isinstance(x, Draw)}
+    published = None if preset is None else presets.values(preset, keywords.get("env"))
+    planned = sweeping.plan(_plain(keywords), values, draws, samples, published)
+    path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over))
+    return sweeping.read(path)
+
+
 def resume(
     path: str | os.PathLike[str],
     *,
@@ -119,17 +154,28 @@ def _settings(settings: Settings | None, preset: PresetName | None, keywords: di
             name = "preset" if preset is not None else next(iter(keywords))
             raise TypeError(f"train: expected settings or keywords, got both; use dataclasses.replace for {name!r}")
         return settings
-    known = [field.name for field in dataclasses.fields(Settings)]
-    for name in keywords.keys() - set(known):
-        near = difflib.get_close_matches(name, [*known, "preset", "progress", "on_event", "stop"], n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else "see fdqn.experiment.settings.Settings"
-        raise TypeError(f"train: unknown setting {name!r}; {hint}")
+    _check_names(keywords)
     published = None if preset is None else presets.values(preset, keywords.get("env"))
+    return make(_plain(keywords), published)
+
+
+def _check_names(names: Iterable[str]) -> None:
+    """Raise TypeError, with the nearest name, for a name that is not one of a setting."""
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, "preset", "progress", "on_event", "stop"], n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else "see fdqn.experiment.settings.Settings"
+            raise TypeError(f"train: unknown setting {name!r}; {hint}")
+
+
+def _plain(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Convert a path to a string and a list of sizes to a tuple."""
     if isinstance(keywords.get("out"), os.PathLike):
         keywords = {**keywords, "out": os.fspath(keywords["out"])}
     if isinstance(keywords.get("hidden"), list):
         keywords = {**keywords, "hidden": tuple(keywords["hidden"])}
-    return make(keywords, published)
+    return keywords
 
 
 def _signature() -> inspect.Signature:
@@ -145,12 +191,15 @@ def _signature() -> inspect.Signature:
 train.__signature__ = _signature()  # type: ignore[attr-defined]
 
 
+T = TypeVar("T")
+
+
 def _supervised(
     progress: bool,
     on_event: OnEvent | None,
     stop: Callable[[], bool] | None,
-    run: Callable[[OnEvent, session.Stop], Run],
-) -> Run:
+    run: Callable[[OnEvent, session.Stop], T],
+) -> T:
     """Run with a progress display and Ctrl-C, then restore the state of the process."""
     check.kind("progress", progress, bool)
     for name, f in (("on_event", on_event), ("stop", stop)):

@@ -330,9 +330,14 @@ def _varied_numbers(settings: Settings) -> dict[str, list[Any]]:
     return varied
 
 
+def free_names() -> set[str]:
+    """Return the names of the settings that may differ between the lanes of one program."""
+    return {"v_min", "v_max", "epsilon_fraction", *_NUMBERS, *Hyper._fields} - {"support", "numbers", "epsilon_steps"}
+
+
 def in_one_program(settings: Settings) -> tuple[Any, ...]:
     """Return a key that is equal for settings that differ only in numbers that one program reads per seed."""
-    free = {"v_min", "v_max", "epsilon_fraction", *_NUMBERS, *Hyper._fields} - {"support", "numbers"}
+    free = free_names()
     shared = [getattr(settings, field.name) for field in dataclasses.fields(Settings) if field.name not in free]
     # Soft updates, clipping and the absolute value are other programs than hard copies, no clipping and the Huber loss.
     return (*shared, settings.tau == 1, math.isfinite(settings.max_grad_norm), settings.kappa == 0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, tree
-from fdqn.experiment import assemble, events, results, session
+from fdqn.experiment import assemble, events, results, session, sweep
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings
 from fdqn.report import video
@@ -66,6 +66,7 @@ def load(
     device: Literal["auto", "cpu", "cuda"] | None = None,
     compiling: bool = True,
     renders: bool = False,
+    setting: int | None = None,
 ) -> Trained:
     """Read trained seeds of a run folder to play them.
 
@@ -78,12 +79,15 @@ def load(
         device: by default that of the run, or the CPU if CUDA is not available.
         compiling: compile the step of long episodes, if the run was compiled.
         renders: raise ValueError unless the environment renders.
+        setting: number of a setting, needed for a sweep.
 
     Raises ValueError for an invalid folder, and for a checkpoint, environment or seed that does not fit the run.
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
+    path, number = sweep.locate(path, setting)
     run = results.trained(path, checkpoint, env)
+    run = run if number is None else results.of_setting(run, number)
     name, settings = env or run.settings.env, run.settings
     network = assemble.network(settings)
     found = envs.find(name)

@@ -70,12 +70,15 @@ class SeedFailed(NamedTuple):
     """A seed stopped learning: a loss, gradient or parameter was not finite, or its environment failed."""
 
     seed: int
+    """Seed, or number of the lane of a sweep."""
     step: int
     """Environment step of the failure."""
     cause: str
     """One of `training.CAUSES`."""
     reason: str
     """Description of the cause, with the error of the environment if it is known."""
+    name: str
+    """Name of the seed, such as `seed 3` or, in a sweep, `setting 2, seed 3`."""
 
 
 class Evaluated(NamedTuple):

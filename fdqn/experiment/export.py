@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fdqn import compile, envs, networks, tree
-from fdqn.experiment import assemble, results
+from fdqn.experiment import assemble, results, sweep
 from fdqn.experiment.settings import Settings
 from fdqn.storage import files
 from fdqn.types import Params
@@ -22,6 +22,7 @@ def write(
     prefix: str = "",
     env: str | None = None,
     checkpoint: str | None = None,
+    setting: int | None = None,
 ) -> dict[str, Any]:
     """Write one trained seed to a file and return a record of it, as `fdqn export --json` prints it.
 
@@ -33,12 +34,14 @@ def write(
         prefix: prefix of the names in the `state_dict`, including the dot at its end.
         env: the environment trained on, required if it is code of your own.
         checkpoint: checkpoint to export, as in `results.trained`; by default the final parameters.
+        setting: number of a setting, needed for a sweep.
 
     Raises ValueError for a seed that was not trained or has failed, an invalid prefix or suffix of `out`, and a file
     that cannot be written; no partial file is left.
     """
-    path = run.path if isinstance(run, results.Run) else run
+    path, number = sweep.locate(run.path if isinstance(run, results.Run) else run, setting)
     trained = results.trained(path, checkpoint, env)
+    trained = trained if number is None else results.of_setting(trained, number)
     index = results.seed_index(trained.settings, trained.unusable, seed)
     _check_free(out)
     ending = out.suffix.lower()

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from fdqn import training, tree
 from fdqn.experiment import assemble, memory
-from fdqn.experiment.settings import Settings, to_json, with_defaults
+from fdqn.experiment.settings import Settings, Sweep, to_json, with_defaults
 from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
 from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
+"""Columns of metrics.csv. A sweep has the number of a lane in place of the seed; its settings.csv has both."""
 
 ROWS = ("metrics.csv", "evaluations.csv")
 """Files to which rows are appended."""
@@ -239,10 +240,10 @@ def record(
             on_checkpoint(place, report.step)
 
     if not (path / "metrics.csv").exists():
-        _append(path / "metrics.csv", COLUMNS, [])
+        _append(path / "metrics.csv", _columns(settings), [])
     for report in reports:
         if settings.on_nan == "stop" and (failures := failed_seeds(settings, report)):
-            raise FloatingPointError(_failures(path, failures))
+            raise FloatingPointError(_failures(path, settings, failures))
         seconds = round(time.perf_counter() - started, 3)
         # The last report of a stopped run is not part of the uninterrupted run, so the checkpoint excludes its rows.
         rows = None if report.planned else _rows(path)
@@ -314,13 +315,14 @@ def why(cause: str) -> str:
     return "its environment failed" if cause == "environment" else f"its {cause} is not finite"
 
 
-def _failures(path: Path, failures: dict[int, tuple[int, str]]) -> str:
+def _failures(path: Path, settings: Settings, failures: dict[int, tuple[int, str]]) -> str:
     seed, (step, cause) = next(iter(failures.items()))
+    name = assemble.name(settings, assemble.seeds(settings).index(seed))
     others = f", and {len(failures) - 1} other seeds" if len(failures) > 1 else ""
     good = [at.step for at in _readable(path / "checkpoints") if not at.failed]
     last = f"the last good checkpoint is at step {good[0]:,}" if good else "there is no good checkpoint"
     return (
-        f"stopped: seed {seed} failed at step {step:,}, {why(cause)}{others}; {last}; "
+        f"stopped: {name} failed at step {step:,}, {why(cause)}{others}; {last}; "
         f"continue without the seed: fdqn resume {path} --on-nan freeze"
     )
 
@@ -331,12 +333,16 @@ def _write_rows(path: Path, settings: Settings, report: training.Report, seconds
         (report.step, seed, report.updates[i], report.episodes[i], *(_number(x[i]) for x in columns), seconds)
         for i, seed in enumerate(assemble.seeds(settings))
     ]
-    _append(path / "metrics.csv", COLUMNS, rows)
+    _append(path / "metrics.csv", _columns(settings), rows)
     if report.evaluation is not None:
         scores = [
             (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(assemble.seeds(settings))
         ]
-        _append(path / "evaluations.csv", ("step", "seed", "return"), scores)
+        _append(path / "evaluations.csv", ("step", _columns(settings)[1], "return"), scores)
+
+
+def _columns(settings: Settings) -> tuple[str, ...]:
+    return tuple("lane" if isinstance(settings, Sweep) and name == "seed" else name for name in COLUMNS)
 
 
 def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

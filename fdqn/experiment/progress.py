@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fdqn.experiment import events
+from fdqn.experiment.settings import Sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,8 +51,8 @@ class Display:
                 self._start_training(
                     "compiling, about 25 s the first time" if compiling else "running the first training iteration"
                 )
-            case events.SeedFailed(seed, step, _, reason):
-                self.say(f"seed {seed} failed at step {step:,}: {reason}; it stops learning")
+            case events.SeedFailed(_, step, _, reason, name):
+                self.say(f"{name} failed at step {step:,}: {reason}; it stops learning")
             case events.Evaluated():
                 self._greedy = event
             case events.Reported():
@@ -124,10 +125,11 @@ class Display:
 def prepared_text(event: events.Prepared) -> str:
     """Describe the size of a run in one line."""
     settings, rows, size = event.settings, event.capacity, event.replay_bytes
+    lanes = f"{len(settings.varied)} settings x " if isinstance(settings, Sweep) else ""
     return (
-        f"{settings.env}: {settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
-        f"{bytes_text(event.state_bytes)}, replay {settings.seeds} x {rows:,} rows of {size // rows:,} B: "
-        f"{bytes_text(size)} per seed, {bytes_text(settings.seeds * size)} in total"
+        f"{settings.env}: {lanes}{settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
+        f"{bytes_text(event.state_bytes)}, replay {settings.lanes} x {rows:,} rows of {size // rows:,} B: "
+        f"{bytes_text(size)} per seed, {bytes_text(settings.lanes * size)} in total"
     )
 
 

@@ -22,7 +22,7 @@ from safetensors.torch import load
 
 from fdqn import check, envs, networks, training, tree
 from fdqn.experiment import acting, assemble, history
-from fdqn.experiment.settings import Settings, from_json
+from fdqn.experiment.settings import Settings, Sweep, from_json
 from fdqn.report import plots, statistics
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate
@@ -139,14 +139,19 @@ def returns_record(
     per_seed, excluded = statistics.row_means(returns), [seeds.index(seed) for seed in failed]
     per_seed[excluded] = np.nan
     unfinished = {} if cut is None else {"unfinished": int(np.delete(cut[0], excluded, 0).sum()), "step_limit": cut[1]}
-    estimate = statistics.interval(per_seed)
+    return {**seeds_record(per_seed), **unfinished}
+
+
+def seeds_record(per_seed: Sequence[float | None] | NDArray[np.float64]) -> dict[str, Any]:
+    """Summarise one return per seed as in `summary.json`; NaN and None are those of failed seeds."""
+    returns = np.array([math.nan if x is None else x for x in per_seed], dtype=np.float64)
+    estimate = statistics.interval(returns)
     return {
         "iqm": _json_number(estimate.iqm),
         "low": _json_number(estimate.low),
         "high": _json_number(estimate.high),
         "kind": estimate.kind,
-        "per_seed": [_json_number(x) for x in per_seed],
-        **unfinished,
+        "per_seed": [_json_number(x) for x in returns],
     }
 
 
@@ -265,6 +270,19 @@ def trained(path: Path, which: str | None = None, env: str | None = None) -> Tra
     return Trained(settings, step, params, *failed_seeds(settings, causes, finite(params)))
 
 
+def of_setting(found: Trained, number: int) -> Trained:
+    """Return the trained parameters of one setting of a sweep, under its seeds."""
+    settings = found.settings
+    if not isinstance(settings, Sweep):
+        raise TypeError(f"found.settings: expected a Sweep, got {type(settings).__name__}")
+    check.count("number", number)
+    lanes, one = range(number * settings.seeds, (number + 1) * settings.seeds), settings.at(number)
+    failed, unusable = (
+        [one.seed + lane - lanes.start for lane in lanes if lane in group] for group in (found.failed, found.unusable)
+    )
+    return Trained(one, found.step, tree.index(found.params, slice(lanes.start, lanes.stop)), failed, unusable)
+
+
 def _causes(summary: dict[str, Any]) -> dict[int, str]:
     """Return the causes of failure in a summary, by seed."""
     causes = {failure["seed"]: failure["cause"] for failure in summary["failures"]}
@@ -311,7 +329,10 @@ def read_curve(path: Path) -> plots.Curve:
     """Read the training returns [P, S] at all reports from `metrics.csv`. Raises ValueError if it is damaged."""
     lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
     try:
-        rows = [(int(row["step"]), int(row["seed"]), float(row["return"] or "nan")) for row in csv.DictReader(lines)]
+        rows = [
+            (int(row["step"]), int(row["lane" if "lane" in row else "seed"]), float(row["return"] or "nan"))
+            for row in csv.DictReader(lines)
+        ]
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError("expected numbers under step, seed and return, got other columns or values") from None
     if not rows:

@@ -1,6 +1,7 @@
 """Run folder: record the settings and the circumstances of a run, and write its results.
 
 config.json           settings, versions, git, device, engine choices
+settings.csv          only of a sweep: a row per lane, with its setting, seed and the values that differ
 metrics.csv           a row per seed and report (`history`)
 evaluations.csv       a row per seed and evaluation during training, if there are any (`history`)
 checkpoints/STEP/     state at a step, from which a run is resumed (`history`)
@@ -12,6 +13,7 @@ curve.png             learning curve over seeds
 """
 
 import contextlib
+import csv
 import dataclasses
 import io
 import itertools
@@ -34,7 +36,7 @@ import fdqn
 from fdqn import compile, envs, training
 from fdqn.compile import processor
 from fdqn.experiment import assemble, history, results
-from fdqn.experiment.settings import Settings, to_json, with_defaults
+from fdqn.experiment.settings import Settings, Sweep, to_json, to_json_values, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate, host
 from fdqn.types import Params
@@ -96,9 +98,27 @@ def create(settings: Settings, base: Path = Path()) -> Path:
         "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
         **_provenance(settings),
     }
+    if isinstance(settings, Sweep):
+        files.write(path / "settings.csv", settings_table(settings).encode())
     files.write(path / "config.json", _json(config))
     files.sync(path.parent)
     return path
+
+
+def settings_table(settings: Sweep) -> str:
+    """Format `settings.csv`: a row for each lane, with its setting, its seed and the values that differ."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("lane", "setting", "seed", *settings.varied[0]))
+    for lane in range(settings.lanes):
+        setting, seed = divmod(lane, settings.seeds)
+        writer.writerow((lane, setting, settings.seed + seed, *map(cell, settings.varied[setting].values())))
+    return text.getvalue()
+
+
+def cell(value: Any) -> str:
+    """Format a value of a setting for `settings.csv`: the sizes of layers as words, numbers without loss."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def replan(path: Path, steps: int, settings: Settings) -> None:
@@ -247,12 +267,33 @@ def finish(
         cut = None if gymnasium.limit is None else (gymnasium.unfinished, gymnasium.limit)
         played = results.returns_record(gymnasium.returns, failed, seeds, cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
+    if isinstance(settings, Sweep):
+        summary["settings"] = _per_setting(settings, summary)
     drawn = io.BytesIO()
     results.picture(drawn, results.read_curve(path), summary)
     files.write(path / "curve.png", drawn.getvalue())
     summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
     files.write(path / "summary.json", _json(summary))
     return summary
+
+
+def _per_setting(settings: Sweep, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the varied values, the seeds and the returns of each setting of a sweep."""
+    seeds = list(range(settings.seed, settings.seed + settings.seeds))
+    found = []
+    for number, values in enumerate(settings.varied):
+        part = slice(number * settings.seeds, (number + 1) * settings.seeds)
+        lanes = range(*part.indices(settings.lanes))
+        failed = [settings.seed + lane - part.start for lane in lanes if lane in summary["failed_seeds"]]
+        returns = {
+            name: results.seeds_record([record["per_seed"][lane] for lane in lanes])
+            for name, record in summary.items()
+            if name in ("final_return", "train_return", "gymnasium_return")
+        }
+        found.append(
+            {"setting": number, "values": to_json_values(values), "seeds": seeds, "failed_seeds": failed, **returns}
+        )
+    return found
 
 
 def writing(path: Path) -> contextlib.AbstractContextManager[None]:

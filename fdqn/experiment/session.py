@@ -317,9 +317,11 @@ def _report_events(
     for seed, (step, cause) in history.failed_seeds(settings, report).items():
         if seed not in reported:
             reported.add(seed)
-            error = None if vector is None else vector.broken.get(assemble.seeds(settings).index(seed))
+            lane = assemble.seeds(settings).index(seed)
+            error = None if vector is None else vector.broken.get(lane)
             known = error and cause == "environment" and step >= session.start.step
-            yield events.SeedFailed(seed, step, cause, history.why(cause) + (f", {error}" if known else ""))
+            reason = history.why(cause) + (f", {error}" if known else "")
+            yield events.SeedFailed(seed, step, cause, reason, assemble.name(settings, lane))
     if report.evaluation is not None:
         yield events.Evaluated(report.step, settings.env, report.evaluation.copy())
     yield _reported(session, report)

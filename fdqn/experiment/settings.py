@@ -495,11 +495,16 @@ def _is_like(default: Any, value: Any) -> bool:
 
 def to_json(settings: Settings) -> dict[str, Any]:
     """Return the settings as values of strict JSON: infinities become strings."""
-    values = _strict(dataclasses.asdict(settings))
-    return {**values, "varied": [_strict(each) for each in settings.varied]} if isinstance(settings, Sweep) else values
+    values = to_json_values(dataclasses.asdict(settings))
+    return (
+        {**values, "varied": [to_json_values(each) for each in settings.varied]}
+        if isinstance(settings, Sweep)
+        else values
+    )
 
 
-def _strict(values: dict[str, Any]) -> dict[str, Any]:
+def to_json_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values of settings as values of strict JSON: infinities become strings."""
     return {
         name: str(value) if isinstance(value, float) and math.isinf(value) else value for name, value in values.items()
     }

@@ -77,13 +77,13 @@ def figure(panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> "Fi
     return drawn
 
 
-def draw_curves(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
-    """Draw the curves and return the kinds of bands drawn."""
+def draw_curves(axes: "Axes", curves: Mapping[str, Curve], label: str = "training return") -> set[str]:
+    """Draw the curves with their bands, on an axis with this label. Return the kinds of bands drawn."""
     from matplotlib.ticker import EngFormatter
 
     kinds: set[str] = set()
-    for i, (label, curve) in enumerate(curves.items()):
-        colour, style = COLOURS[i % len(COLOURS)], STYLES[i // len(COLOURS) % len(STYLES)]
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, style = look(i)
         values = _filled(curve.values)
         seen = np.isfinite(values).any(axis=1)
         steps, values = curve.steps[seen], values[seen]
@@ -95,9 +95,9 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
             axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3, marker=marker, markersize=2)
         kinds |= _draw_band(axes, steps, estimates, colour)
         middle = [float(e.iqm) for e in estimates]
-        axes.plot(steps, middle, color=colour, linestyle=style, linewidth=2, marker=marker, label=label)
+        axes.plot(steps, middle, color=colour, linestyle=style, linewidth=2, marker=marker, label=name)
     axes.set_xlabel("environment steps a seed")
-    axes.set_ylabel("training return")
+    axes.set_ylabel(label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
     axes.grid(alpha=0.2)
@@ -105,6 +105,11 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Curve]) -> set[str]:
     if set(curves) != {""}:
         axes.legend(frameon=False, loc="best", fontsize=8)
     return kinds
+
+
+def look(number: int) -> tuple[str, str]:
+    """Return the colour and the line style of a curve by its number."""
+    return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
 
 
 def _draw_band(axes: "Axes", steps: NDArray[np.int64], estimates: list[statistics.Interval], colour: str) -> set[str]:

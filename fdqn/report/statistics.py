@@ -73,10 +73,10 @@ def interval(
     (`benchmarks/coverage.py`, 2,000 experiments each):
 
         seeds               2          3          4          5          6          8         16         32
-        percentile       range      range      range   90% 1.7  89-91 1.5  91-94 1.4  93-94 1.1  94-95 0.8
-        expanded         range      range      range 93-94 2.1  93-96 2.0  96-97 1.8     96 1.2  95-96 0.8
-        t           85-95 10.5  84-95 4.0  87-95 2.6 92-96 2.2  91-95 1.9  93-95 1.5          -          -
-        the range    48-51 0.8  73-75 1.5  85-87 1.8 93-94 2.1          -          -          -          -
+        percentile       range      range      range 89-91 1.7  89-90 1.5  92-93 1.4     93 1.1  94-95 0.8
+        expanded         range      range      range 91-94 2.0  94-95 1.9  96-97 1.8  95-96 1.2  95-96 0.8
+        t           85-95 10.3  85-95 4.0  87-95 2.6 90-96 2.2  92-95 1.9  93-95 1.5          -          -
+        the range    47-51 0.8  74-75 1.5  84-87 1.8 92-94 2.1          -          -          -          -
 
     The bootstrap is seeded, so equal values give equal intervals. Seeds with a NaN anywhere (failed seeds) are left out
     and not counted; with fewer than two seeds left the ends are NaN, with none the mean is NaN too.

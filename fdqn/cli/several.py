@@ -1,0 +1,93 @@
+"""Several values of a flag of `fdqn train`: a list, or a range from which values are drawn."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fdqn.experiment.settings import Settings
+
+RANGES = ("log", "lin")
+"""Words before a range: `log:1e-5:1e-2` and `lin:0.9:0.999`."""
+
+
+class Several(NamedTuple):
+    """Arguments with the first value of each flag, and all values of the flags that have several."""
+
+    arguments: list[str]
+    values: dict[str, list[Any]]
+    draws: dict[str, tuple[str, float, float]]
+    """Scale, low and high of each range."""
+
+
+def split(arguments: Sequence[str]) -> Several:
+    """Separate flags of `fdqn train` with several values from the others.
+
+    The sizes of hidden layers are several numbers already, so several networks are written with commas:
+    `--hidden 64,64 120,84`. Raises ValueError, naming the flag, for a value or a range that is not a number where one
+    is needed.
+    """
+    kinds = {field.name: field.default for field in dataclasses.fields(Settings)}
+    plain: list[str] = []
+    values: dict[str, list[Any]] = {}
+    draws: dict[str, tuple[str, float, float]] = {}
+    for words in _groups(arguments):
+        name = words[0].removeprefix("--").replace("-", "_")
+        own = words[1:]
+        if not words[0].startswith("--") or name not in kinds or not own:
+            plain += words
+        elif len(own) == 1 and own[0].startswith(tuple(f"{word}:" for word in RANGES)):
+            draws[name] = _range(name, own[0])
+        elif name == "hidden" and any("," in word for word in own):
+            values[name] = [_sizes(word) for word in own]
+        elif name != "hidden" and (len(own) > 1 or isinstance(kinds[name], bool)):
+            values[name] = [_value(name, kinds[name], word) for word in own]
+        else:
+            plain += words
+    return Several(plain, values, draws)
+
+
+def _groups(arguments: Sequence[str]) -> list[list[str]]:
+    """Split arguments before each flag; `--flag=value` becomes two words."""
+    groups: list[list[str]] = [[]]
+    for word in arguments:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            groups.append([flag, value] if equals else [flag])
+        else:
+            groups[-1].append(word)
+    return [group for group in groups if group]
+
+
+def _range(name: str, word: str) -> tuple[str, float, float]:
+    parts = word.split(":")
+    try:
+        scale, low, high = parts
+        return ("log" if scale == "log" else "linear"), float(low), float(high)
+    except ValueError:
+        raise ValueError(f"{name}: expected a range such as log:1e-5:1e-2, got {word!r}") from None
+
+
+def _sizes(word: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in word.split(",") if size)
+    except ValueError:
+        raise ValueError(f"hidden: expected sizes of layers such as 120,84, got {word!r}") from None
+
+
+def _value(name: str, default: Any, word: str) -> Any:
+    """Convert a word to the type of a setting."""
+    if isinstance(default, bool):
+        if word.lower() not in ("true", "false"):
+            raise ValueError(f"{name}: expected true or false, got {word!r}")
+        return word.lower() == "true"
+    if not isinstance(default, int | float):
+        return word
+    kind = "whole number" if isinstance(default, int) else "number"
+    try:
+        value = int(word) if isinstance(default, int) else float(word)
+    except ValueError:
+        raise ValueError(f"{name}: expected a {kind}, got {word!r}") from None
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{name}: expected a number, got {word!r}")
+    return value

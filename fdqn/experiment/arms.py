@@ -1,0 +1,215 @@
+"""Arms of a comparison: a return per seed from run folders, settings of sweeps and CSV files.
+
+CSV files are read without torch.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fdqn.experiment import returns_csv
+from fdqn.report.plots import Curve
+from fdqn.report.samples import Array
+from fdqn.storage import files
+
+Measure = Literal["greedy", "training", "gymnasium"]
+
+RECORDS = {"greedy": "final_return", "training": "train_return", "gymnasium": "gymnasium_return"}
+"""Records of `summary.json` by the names of the returns that they hold."""
+
+STEP_TOLERANCE = 0.01
+"""Largest relative difference in steps between arms that are compared; runs end with a whole training iteration."""
+
+
+class Arm(NamedTuple):
+    """Returns of the seeds of one arm."""
+
+    name: str
+    returns: Array
+    """[S]; NaN for a failed seed."""
+    seeds: tuple[int | str, ...] | None
+    """Names of the seeds; None if they are not known."""
+    measure: str
+    """Returns compared, such as "greedy return" or "column score"."""
+    env: str | None = None
+    steps: int | None = None
+    """Environment steps per seed."""
+    curve: Curve | None = None
+    settings: int = 1
+    """Settings of the sweep that the arm is one of."""
+
+
+def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[str] | None = None) -> list[Arm]:
+    """Read the arms of a comparison, in the given order.
+
+    A path is a run folder; `SWEEP:K` for setting K of a sweep, or the sweep's folder for all of its settings; or a CSV
+    file, of which `FILE:NAME` is one arm of several.
+
+    Args:
+        paths: paths of the arms.
+        measure: returns of runs: of greedy evaluation episodes, of the last training episodes, or in Gymnasium's
+            environment. By default greedy ones, or those of training if a run has none.
+        names: names of the paths in the names of the arms; by default the paths.
+
+    Raises ValueError for fewer than two arms, an arm that is given twice, a path that is none of these, a measure that
+    a run lacks, and a file that is damaged.
+    """
+    if measure is not None and measure not in RECORDS:
+        raise ValueError(f"measure: expected one of {', '.join(RECORDS)}, got {measure!r}")
+    names = [str(path) for path in paths] if names is None else names
+    parts = [_located(path) for path in paths]
+    summaries = {path: _read_summary(path) for path, _ in parts if path.is_dir()}
+    greedy = all(any(x is not None for x in _record(summary, "greedy")) for summary in summaries.values())
+    chosen = measure or ("greedy" if greedy else "training")
+    arms: list[Arm] = []
+    for (path, part), name in zip(parts, names, strict=True):
+        name = name if part is None else name.rsplit(":", 1)[0]
+        if path not in summaries:
+            arms += _csv(path, part, name, alone=len(parts) == 1)
+        elif (path / "settings.csv").exists():
+            arms += _sweep(path, part, name, summaries[path], chosen)
+        elif part is None:
+            arms.append(_run(path, name, summaries[path], chosen))
+        else:
+            raise ValueError(f"arms: expected a sweep or a CSV file before :{part}, got the run {name}")
+    for arm in arms:
+        if sum(other.name == arm.name for other in arms) > 1:
+            raise ValueError(f"arms: expected each arm once, got {arm.name} twice")
+    if len(arms) < 2:
+        raise ValueError(f"arms: expected at least two, got {len(arms)}; fdqn report summarises one run")
+    return arms
+
+
+def check_comparable(arms: Sequence[Arm]) -> None:
+    """Raise ValueError, naming two arms, for arms of different environments or of different numbers of steps."""
+    if text := mismatch(arms):
+        raise ValueError(f"arms: expected {text}; pass --anyway to compare them")
+
+
+def mismatch(arms: Sequence[Arm]) -> str:
+    """Describe different environments or different numbers of steps of two arms; empty if all agree.
+
+    The numbers of steps may differ by 1%, because a run ends with a whole training iteration.
+    """
+    envs = [(arm.name, arm.env) for arm in arms if arm.env is not None]
+    for name, env in envs:
+        if env != envs[0][1]:
+            return f"one environment, got {envs[0][1]} in {envs[0][0]} and {env} in {name}"
+    known = [(arm.name, arm.steps) for arm in arms if arm.steps is not None]
+    for name, steps in known:
+        if abs(steps - known[0][1]) > STEP_TOLERANCE * max(steps, known[0][1]):
+            return f"one number of steps per seed, got {known[0][1]:,} in {known[0][0]} and {steps:,} in {name}"
+    return ""
+
+
+def are_paired(arms: Sequence[Arm]) -> bool:
+    """Return True if all arms have the same seeds, known by name."""
+    first = arms[0].seeds
+    return first is not None and all(arm.seeds is not None and set(arm.seeds) == set(first) for arm in arms)
+
+
+def _located(path: Path) -> tuple[Path, str | None]:
+    """Divide `PATH:PART`, unless a file has this name."""
+    text, _, part = str(path).rpartition(":")
+    return (path, None) if path.exists() or not text or not Path(text).exists() else (Path(text), part)
+
+
+def _csv(file: Path, part: str | None, name: str, alone: bool) -> list[Arm]:
+    """Read all arms of a CSV file, or the one that is named. Those of the only file are called by their own names."""
+    read = returns_csv.read(file)
+    if part is not None and part not in [found.arm for found in read]:
+        known = ", ".join(found.arm for found in read)[:100] or "which has one arm"
+        raise ValueError(f"arms: expected an arm of {name} ({known}), got {part!r}")
+    return [
+        Arm(
+            (x.arm if alone else f"{name}:{x.arm}") if x.arm else name,
+            x.values,
+            x.seeds,
+            x.column,
+            None,
+            x.steps,
+            x.curve,
+        )
+        for x in read
+        if part in (None, x.arm)
+    ]
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    """Read the summary of a run or a sweep, of any version. Raises ValueError, naming the file."""
+    expected = f"arms: expected a finished run or sweep, got {path}"
+    try:
+        summary = json.loads(files.read(path / "summary.json", 2**28))
+    except FileNotFoundError:
+        raise ValueError(f"{expected} without summary.json") from None
+    except (OSError, ValueError, RecursionError):
+        raise ValueError(f"{expected} with a summary.json that cannot be read") from None
+    kinds = {"env": str, "steps": int, "seeds": list, "failed_seeds": list, "final_return": dict}
+    wrong = [x for x, kind in kinds.items() if not isinstance(summary, dict) or type(summary.get(x)) is not kind]
+    if wrong:
+        raise ValueError(f"{expected} with a summary.json without {', '.join(wrong)}")
+    return summary
+
+
+def _record(summary: dict[str, Any], measure: str) -> list[Any]:
+    """Return the returns per seed in a summary; none if it lacks the measure."""
+    record = summary.get(RECORDS[measure])
+    values = record.get("per_seed") if isinstance(record, dict) else None
+    return values if isinstance(values, list) else []
+
+
+def _per_seed(path: Path, summary: dict[str, Any], measure: str, count: int) -> Array:
+    """Return the returns of all seeds in a summary; NaN for a failed one."""
+    values = _record(summary, measure)
+    if not values:
+        raise ValueError(f"measure: expected {measure} returns in every run, got none in {path}")
+    if len(values) != count or not all(x is None or (type(x) in (int, float) and math.isfinite(x)) for x in values):
+        raise ValueError(f"arms: expected {count} numbers under {RECORDS[measure]}.per_seed of {path}, got others")
+    return np.array([math.nan if x is None else x for x in values], dtype=np.float64)
+
+
+def _run(path: Path, name: str, summary: dict[str, Any], measure: str) -> Arm:
+    """Return the arm of a run folder. Failed seeds have no curve."""
+    from fdqn.experiment import results
+
+    seeds = tuple(summary["seeds"])
+    returns = _per_seed(path, summary, measure, len(seeds))
+    try:
+        curve = results.read_curve(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"arms: expected a finished run, got {path} with a metrics.csv that is invalid: {error}"
+        ) from None
+    if curve.values.shape[1] != len(seeds):
+        raise ValueError(f"arms: expected {len(seeds)} seeds in metrics.csv of {path}, got {curve.values.shape[1]}")
+    alive = curve._replace(values=curve.values[:, [seed not in summary["failed_seeds"] for seed in seeds]])
+    return Arm(name, returns, seeds, f"{measure} return", summary["env"], summary["steps"], alive)
+
+
+def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> list[Arm]:
+    """Read the arms of one setting of a sweep, or of all."""
+    file = path / "settings.csv"
+    (_, header), *rows = returns_csv.table(file)
+    if header[:2] != ["setting", "seed"] or not rows:
+        raise ValueError(f"arms: expected rows under setting and seed in {file}, got {', '.join(header)[:100]}")
+    returns = _per_seed(path, summary, measure, len(rows))
+    rows_of: dict[str, list[int]] = {}
+    for i, (line, cells) in enumerate(rows):
+        if len(cells) != len(header):
+            raise ValueError(f"{file}: expected {len(header)} columns in line {line}, got {len(cells)}")
+        rows_of.setdefault(cells[0], []).append(i)
+    if part is not None and part not in rows_of:
+        raise ValueError(f"arms: expected a setting of {name}, {rows[0][1][0]} to {rows[-1][1][0]}, got {part!r}")
+    varied = [i for i in range(2, len(header)) if len({cells[i] for _, cells in rows}) > 1]
+    arms = []
+    for setting in rows_of if part is None else [part]:
+        chosen = [rows[i][1] for i in rows_of[setting]]
+        values = "".join(f" {header[i]}={chosen[0][i]}" for i in varied)
+        seeds = tuple(returns_csv.seed_name(cells[1]) for cells in chosen)
+        arm = Arm(f"{name}:{setting}{values}", returns[rows_of[setting]], seeds, f"{measure} return")
+        arms.append(arm._replace(env=summary["env"], steps=summary["steps"], settings=len(rows_of)))
+    return arms

@@ -1,0 +1,419 @@
+"""Sweeps: plan the programs of several settings, train them, and read their results.
+
+A sweep is a folder with `settings.csv`, a row for each lane. Settings that one program can train are one run, in which
+each of them has its own lanes; see `settings.Sweep`. If they need several programs, each is a run in a folder of
+its own, `0`, `1`, ..., and `sweep.json` lists them.
+"""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fdqn import random
+from fdqn.experiment import assemble, events, results, run_folder, session
+from fdqn.experiment.events import OnEvent
+from fdqn.experiment.settings import Settings, Sweep, from_json, make, to_json
+from fdqn.report import comparisons, plots, sweeps
+from fdqn.storage import files
+
+STREAM = 0x5357
+"""Folded into the key of the first seed for the values that are drawn."""
+
+MOST_LANES = 2**20
+"""Most lanes of a sweep."""
+
+
+class Draw(NamedTuple):
+    """A range from which values are drawn uniformly, or uniformly in their logarithm."""
+
+    low: float
+    high: float
+    scale: Literal["log", "linear"]
+
+
+class Program(NamedTuple):
+    """Settings that one program trains."""
+
+    settings: Sweep
+    numbers: tuple[int, ...]
+    """Number of each of its settings in the whole sweep."""
+
+
+class Plan(NamedTuple):
+    """Settings of a sweep, and the programs that train them."""
+
+    names: tuple[str, ...]
+    """Names of the settings that differ."""
+    values: tuple[tuple[Any, ...], ...]
+    """Values of these names, a row for each setting."""
+    scales: dict[str, Literal["log", "linear"]]
+    """Scales of the names whose values were drawn."""
+    programs: tuple[Program, ...]
+
+    @property
+    def lanes(self) -> int:
+        """Number of independent learners."""
+        return sum(program.settings.lanes for program in self.programs)
+
+
+def plan(
+    given: Mapping[str, Any],
+    values: Mapping[str, Sequence[Any]],
+    draws: Mapping[str, Draw] | None = None,
+    samples: int = 1,
+    published: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plan a sweep over the product of values and over drawn ones.
+
+    Args:
+        given: settings that all have in common, by field of `Settings`, as for `settings.make`.
+        values: several values by field; the settings are their product, in which the last name changes fastest.
+        draws: ranges by field, from which `samples` settings are drawn; each is combined with each of the product.
+        samples: number of drawn settings.
+        published: values of a preset.
+
+    Raises ValueError for a value out of range, naming it, a value that occurs twice, settings that differ in what all
+    must have in common, such as the seeds, and more than `MOST_LANES` lanes.
+    """
+    draws = dict(draws or {})
+    for name, options in values.items():
+        _check_varies(name)
+        for option in options:
+            if (count := list(options).count(option)) > 1:
+                raise ValueError(f"{name}: expected each value once, got {run_folder.cell(option)} {count} times")
+    seeds = int(given.get("seeds", Settings.seeds))
+    count = math.prod(len(options) for options in values.values()) * (samples if draws else 1)
+    if count * seeds > MOST_LANES:
+        raise ValueError(f"seeds: expected at most 2**20 lanes, got {count:,} settings x {seeds:,} seeds")
+    names = (*values, *draws)
+    drawn = _drawn(draws, samples, int(given.get("seed", Settings.seed)))
+    rows = [(*row, *own) for own in drawn for row in itertools.product(*values.values())]
+    made = [_make(given, dict(zip(names, row, strict=True)), published) for row in rows]
+    groups: dict[Any, list[int]] = {}
+    for number, one in enumerate(made):
+        groups.setdefault(assemble.in_one_program(one), []).append(number)
+    programs = [_program(names, rows, made, numbers) for numbers in groups.values()]
+    return Plan(names, tuple(rows), {name: draw.scale for name, draw in draws.items()}, tuple(programs))
+
+
+_SHARED = ("seeds", "seed", "out", "on_nan", "device", "tf32", "compile", "engine", "check_compile", "save_replay")
+
+
+def _check_varies(name: str) -> None:
+    if name in _SHARED or name.startswith(("report_", "evaluate_", "checkpoint_", "keep_")):
+        raise ValueError(f"{name}: expected one value for all settings of a sweep, got several")
+
+
+def _make(given: Mapping[str, Any], own: Mapping[str, Any], published: Mapping[str, Any] | None) -> Settings:
+    made = make({**given, **own}, published)
+    try:
+        assemble.program(made)
+    except ValueError as error:
+        shown = ", ".join(f"{name} = {run_folder.cell(value)}" for name, value in own.items())
+        raise ValueError(f"{error} (in the setting {shown})") from None
+    return made
+
+
+def _drawn(draws: Mapping[str, Draw], samples: int, seed: int) -> list[tuple[Any, ...]]:
+    """Draw `samples` rows of values, whole numbers for settings that are whole numbers."""
+    if not draws:
+        return [()]
+    for name, draw in draws.items():
+        _check_varies(name)
+        if not draw.low < draw.high or not math.isfinite(draw.low) or not math.isfinite(draw.high):
+            raise ValueError(
+                f"{name}: expected a range from a lower to a higher number, got {draw.low:g}:{draw.high:g}"
+            )
+        if draw.scale == "log" and draw.low <= 0:
+            raise ValueError(f"{name}: expected a range above 0 for log:, got {draw.low:g}:{draw.high:g}; use lin:")
+        if not isinstance(getattr(Settings, name), int | float) or isinstance(getattr(Settings, name), bool):
+            raise ValueError(f"{name}: expected values, got a range, from which only numbers can be drawn")
+    u = random.uniform(random.fold_in(random.key(seed), STREAM), (samples, len(draws))).double().numpy()
+    columns = [_scaled(name, draw, u[:, i]) for i, (name, draw) in enumerate(draws.items())]
+    return list(zip(*columns, strict=True))
+
+
+def _scaled(name: str, draw: Draw, u: Any) -> list[Any]:
+    if draw.scale == "log":
+        drawn = np.exp(math.log(draw.low) + (math.log(draw.high) - math.log(draw.low)) * u)
+    else:
+        drawn = draw.low + (draw.high - draw.low) * u
+    if isinstance(getattr(Settings, name), int):
+        return [round(x) for x in drawn.tolist()]
+    return [float(f"{x:.6g}") for x in drawn.tolist()]  # digits that a table can show
+
+
+def _program(
+    names: Sequence[str], rows: Sequence[tuple[Any, ...]], made: Sequence[Settings], numbers: list[int]
+) -> Program:
+    """Return the sweep of the settings `numbers`, whose varied values are those that one program reads per lane."""
+    free = assemble.free_names()
+    varied = tuple(
+        {name: value for name, value in zip(names, rows[number], strict=True) if name in free} for number in numbers
+    )
+    first = {field.name: getattr(made[numbers[0]], field.name) for field in dataclasses.fields(Settings)}
+    return Program(Sweep(**first, varied=varied), tuple(numbers))
+
+
+# Training
+
+
+def train(
+    plan: Plan, on_event: OnEvent = events.ignore, stop: session.Stop = bool, started: float | None = None
+) -> Path:
+    """Train the programs of a plan one after the other, and return the folder of the sweep.
+
+    Raises the errors of `session.train`. A sweep that was stopped is continued by `resume`.
+    """
+    shared = plan.programs[0].settings
+    if len(plan.programs) == 1:
+        return session.train(shared, on_event, stop, started).path
+    path = run_folder.folder(shared).absolute()  # an environment may change the current folder
+    path.mkdir(parents=True)
+    files.write(path / "settings.csv", _table(plan).encode())
+    listed = [
+        {"numbers": program.numbers, "settings": to_json(_in_folder(program.settings, path, i))}
+        for i, program in enumerate(plan.programs)
+    ]
+    record = {"names": plan.names, "values": plan.values, "scales": plan.scales, "programs": listed}
+    files.write(path / "sweep.json", (json.dumps(record, indent=1) + "\n").encode())
+    return _continue(path, on_event, stop, started)
+
+
+def resume(
+    path: Path, on_event: OnEvent = events.ignore, stop: session.Stop = bool, started: float | None = None
+) -> Path:
+    """Continue a sweep of several programs that was stopped. Raises the errors of `session.resume`."""
+    return _continue(path, on_event, stop, started)
+
+
+def _continue(path: Path, on_event: OnEvent, stop: session.Stop, started: float | None) -> Path:
+    """Train or resume every program that has not finished."""
+    programs = _read_plan(path).programs
+
+    def emit(event: events.Event) -> None:
+        # A stopped program is continued through the folder of the sweep.
+        on_event(event._replace(path=path) if isinstance(event, events.Stopped) else event)
+
+    for i, program in enumerate(programs):
+        on_event(events.Notice(f"program {i + 1} of {len(programs)}: {described(program.settings)}"))
+        begun = (path / str(i) / "config.json").exists()
+        if begun and results.finished(path / str(i)) >= program.settings.steps:
+            continue
+        if begun:
+            session.resume(path / str(i), on_event=emit, stop=stop, started=started)
+        else:
+            session.train(program.settings, emit, stop, started)
+        started = time.perf_counter()
+    return path
+
+
+def described(settings: Sweep) -> str:
+    """Describe the size of a program: its settings, seeds and lanes."""
+    settings_text = f"{len(settings.varied)} settings" if len(settings.varied) > 1 else "1 setting"
+    return f"{settings_text} x {settings.seeds} seeds = {settings.lanes:,} lanes"
+
+
+def _in_folder(settings: Sweep, path: Path, number: int) -> Sweep:
+    return dataclasses.replace(settings, out=str(path / str(number)))
+
+
+def _table(plan: Plan) -> str:
+    """Format `settings.csv` of a sweep of several programs."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(("lane", "setting", "seed", *plan.names))
+    shared, lane = plan.programs[0].settings, itertools.count()
+    for setting, values in enumerate(plan.values):
+        for seed in range(shared.seed, shared.seed + shared.seeds):
+            writer.writerow((next(lane), setting, seed, *map(run_folder.cell, values)))
+    return text.getvalue()
+
+
+# Results
+
+
+class Results(NamedTuple):
+    """Results of a sweep, a row for each of its K settings."""
+
+    path: Path
+    names: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+    scales: dict[str, Literal["log", "linear"]]
+    settings: tuple[Settings, ...]
+    measure: str
+    """Returns that rank the settings: "greedy", or "Gymnasium's NAME"."""
+    records: tuple[dict[str, Any], ...]
+    """Returns of each setting, as in `settings` of `summary.json`."""
+    curves: tuple[plots.Curve, ...]
+
+    @property
+    def returns(self) -> Any:
+        """Returns [K, S]; NaN for failed seeds."""
+        rows = [record[_key(record)]["per_seed"] for record in self.records]
+        return np.array([[math.nan if x is None else x for x in row] for row in rows], dtype=np.float64)
+
+    def ranking(self) -> tuple[sweeps.Row, ...]:
+        """Return the settings, the best first."""
+        return sweeps.ranking(self.names, self.values, self.returns, self.selection())
+
+    def selection(self) -> comparisons.Selection:
+        """Return the set of settings that cannot be told from the best."""
+        return comparisons.selection(self.returns)
+
+    def record(self) -> dict[str, Any]:
+        """Return the ranking as a record for JSON, the best setting first."""
+        rows = self.ranking()
+        settings = [
+            {
+                **self.records[row.setting],
+                "setting": row.setting,
+                "values": dict(zip(self.names, row.values, strict=True)),
+                "rank": row.rank,
+                "in_best_set": row.member,
+                "selected": row.frequency,
+            }
+            for row in rows
+        ]
+        return {"sweep": str(self.path), "measure": self.measure, "settings": settings}
+
+    def picture(self) -> bytes:
+        """Draw the sweep as a PNG."""
+        from fdqn.report import sweep_plots
+
+        given = sweeps.sweep(self.names, self.values, self.returns, self.selection(), self.scales, self.curves)
+        drawn = io.BytesIO()
+        first = self.settings[0]
+        subtitle = f"{len(self.values)} settings x {first.seeds} seeds, {first.steps:,} steps"
+        sweep_plots.write(drawn, given, first.env, subtitle, f"{self.measure} return")
+        return drawn.getvalue()
+
+
+def _key(record: Mapping[str, Any]) -> str:
+    return "gymnasium_return" if "gymnasium_return" in record else "final_return"
+
+
+def is_sweep(path: Path) -> bool:
+    """Return True if a folder is a sweep."""
+    return (path / "settings.csv").is_file()
+
+
+def read(path: Path) -> Results:
+    """Read the results of a sweep. Raises ValueError, naming the file, if it is not one or has not finished."""
+    if not (path / "sweep.json").exists():
+        return _read_program(path)
+    plan = _read_plan(path)
+    parts = {i: _read_program(path / str(i)) for i in range(len(plan.programs))}
+    at = {number: (i, k) for i, program in enumerate(plan.programs) for k, number in enumerate(program.numbers)}
+    places = [at[number] for number in range(len(plan.values))]
+    return Results(
+        path,
+        plan.names,
+        plan.values,
+        plan.scales,
+        tuple(parts[i].settings[k] for i, k in places),
+        parts[0].measure,
+        tuple({**parts[i].records[k], "setting": number} for number, (i, k) in enumerate(places)),
+        tuple(parts[i].curves[k] for i, k in places),
+    )
+
+
+def _read_program(path: Path) -> Results:
+    run = results.read(path)
+    if not isinstance(run.settings, Sweep):
+        raise ValueError(f"sweep: expected the folder of a sweep, got {path}, a run of one setting")
+    given, seeds = run.settings, run.settings.seeds
+    records = tuple(run.summary["settings"])
+    curves = [run.curve._replace(values=run.curve.values[:, k * seeds : (k + 1) * seeds]) for k in range(len(records))]
+    gymnasium = run.summary.get("gymnasium_return")
+    return Results(
+        path,
+        tuple(given.varied[0]),
+        tuple(tuple(values.values()) for values in given.varied),
+        {},
+        tuple(given.at(k) for k in range(len(records))),
+        "greedy" if gymnasium is None else f"Gymnasium's {gymnasium['env']}",
+        records,
+        tuple(curves),
+    )
+
+
+def _read_plan(path: Path) -> Plan:
+    """Read `sweep.json`. Raises ValueError if it is damaged."""
+    try:
+        record = json.loads(files.read(path / "sweep.json", 2**26))
+        programs = [Program(from_json(one["settings"]), tuple(one["numbers"])) for one in record["programs"]]  # type: ignore[arg-type]
+        values = tuple(tuple(tuple(x) if isinstance(x, list) else x for x in row) for row in record["values"])
+        plan = Plan(tuple(record["names"]), values, record["scales"], tuple(programs))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"sweep: expected a sweep, got {path} with a sweep.json that is invalid: {error}") from None
+    here = tuple(
+        Program(_in_folder(program.settings, path, i), program.numbers) for i, program in enumerate(plan.programs)
+    )
+    return plan._replace(programs=here)
+
+
+def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
+    """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is.
+
+    Raises ValueError for a setting that does not exist, for none in a sweep, and for one in another run.
+    """
+    if not is_sweep(path):
+        if setting is not None:
+            raise ValueError(f"setting: expected none for a run of one setting, got {setting}")
+        return path, None
+    several = (path / "sweep.json").exists()
+    programs = _read_plan(path).programs if several else (_only_program(path),)
+    for i, program in enumerate(programs):
+        if setting in program.numbers:
+            return (path / str(i) if several else path), program.numbers.index(setting)
+    last = sum(len(program.numbers) for program in programs) - 1
+    got = "none" if setting is None else setting
+    raise ValueError(f"setting: expected one from 0 to {last}, as settings.csv lists them, got {got}; pass --setting")
+
+
+def _only_program(path: Path) -> Program:
+    settings, _ = results.plan(path)
+    if not isinstance(settings, Sweep):
+        raise ValueError(f"sweep: expected the folder of a sweep, got {path}, a run of one setting")
+    return Program(settings, tuple(range(len(settings.varied))))
+
+
+def write_picture(path: Path) -> Path:
+    """Draw the picture of a finished sweep in its folder and return its file."""
+    files.write(path / "sweep.png", read(path).picture())
+    return path / "sweep.png"
+
+
+def winner(path: Path) -> tuple[int, Settings]:
+    """Return the number and the settings of the best setting of a sweep. Raises ValueError if all settings failed."""
+    found = read(path)
+    best = found.ranking()[0]
+    if best.rank is None:
+        raise ValueError(f"best_of: expected a setting whose seeds did not all fail, got {path}")
+    return best.setting, found.settings[best.setting]
+
+
+def on_fresh_seeds(path: Path, given: Mapping[str, Any]) -> Settings:
+    """Return the settings of the winner of a sweep with seeds that the sweep did not use.
+
+    `given` replaces fields, such as `seeds` or `out`. Raises ValueError if its seeds overlap with those of the sweep.
+    """
+    _, best = winner(path)
+    used = range(best.seed, best.seed + best.seeds)
+    made = dataclasses.replace(best, **{"seed": used.stop, "out": None, **given})
+    if made.seed < used.stop and used.start < made.seed + made.seeds:
+        raise ValueError(
+            f"seed: expected seeds that the sweep did not use, {used.stop} or higher, got {made.seed} to "
+            f"{made.seed + made.seeds - 1}"
+        )
+    return made
