@@ -1776,6 +1776,7 @@ WITHOUT = {
     "results.finite": "takes parameters of a state",
     "results.finished": "returns 0 if there is nothing to read",
     "run_folder.replan": "writes what `plan` has checked",
+    "studies.optimize": "needs Optuna; tests/test_studies.py has its refusals",
     "statistics.row_means": "is for `runs` and `history`",
     "samples.iqm": "takes what `numbers` has checked",
     "samples.mean": "takes what `numbers` has checked",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fdqn import check
-from fdqn.experiment import assemble, session
+from fdqn.experiment import assemble, session, sweep
 from fdqn.experiment.results import Run
-from fdqn.experiment.settings import Settings, Sweep, make
+from fdqn.experiment.settings import Settings, Sweep
 from fdqn.report import statistics
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """Trials that one program trains."""
 
-    trials: list["Trial"]
+    trials: tuple["Trial", ...]
     sweep: Sweep
     """Its settings are those of the trials, in order."""
 
@@ -87,42 +87,35 @@ def optimize(
     if not space:
         raise ValueError("space: expected at least one setting to search, got none")
     for name in space:
-        if name in settings or name not in {field.name for field in dataclasses.fields(Settings)} - {"out"}:
-            reason = "which is also given as a keyword" if name in settings else "which is not a setting"
-            raise ValueError(f"space: expected names of other settings, got {name!r}, {reason}")
+        if name in settings:
+            raise ValueError(
+                f"space: expected settings without a keyword, got {name!r}, which has one; omit one of them"
+            )
+        if name not in {field.name for field in dataclasses.fields(Settings)}:
+            raise ValueError(f"space: expected names of settings, got {name!r}")
     for first in range(0, trials, batch):
         asked = [study.ask(dict(space)) for _ in range(min(batch, trials - first))]
         try:
-            for part in batches(asked, settings):
+            for part in _batches(asked, settings):
                 _tell(study, part, train(part.sweep))
         except BaseException:
             _fail(study, asked)
             raise
 
 
-def batches(trials: list["Trial"], settings: Mapping[str, Any]) -> list[Batch]:
-    """Return the sweeps of some trials: one for each program, as settings such as `hidden` need different ones.
-
-    Args:
-        trials: trials with suggested values.
-        settings: all other settings, as for `optimize`.
-
-    Raises ValueError or TypeError for settings out of range.
-    """
-    programs: dict[Any, list[Trial]] = {}
+def _batches(trials: list["Trial"], settings: Mapping[str, Any]) -> list[Batch]:
+    """Return the sweeps of some trials: one for each program, as settings such as `hidden` need different ones."""
+    programs: dict[Any, list[tuple[Trial, Sweep]]] = {}
     for trial in trials:
-        one = make({**settings, **trial.params})
-        programs.setdefault(assemble.in_one_program(one), []).append(trial)
-    return [Batch(each, _sweep(each, settings)) for each in programs.values()]
+        one = sweep.plan(settings, {name: (value,) for name, value in trial.params.items()}).programs[0].settings
+        programs.setdefault(assemble.in_one_program(one.at(0)), []).append((trial, one))
+    return [_batch(*zip(*each, strict=True)) for each in programs.values()]
 
 
-def _sweep(trials: list["Trial"], settings: Mapping[str, Any]) -> Sweep:
-    """Return the sweep of trials that one program can train."""
-    first = make({**settings, **trials[0].params})
-    own = {field.name: getattr(first, field.name) for field in dataclasses.fields(Settings)}
-    if own["out"] is not None:
-        own["out"] = f"{own['out']}/trial-{trials[0].number}"
-    return Sweep(**own, varied=tuple(trial.params for trial in trials))
+def _batch(trials: tuple["Trial", ...], sweeps: tuple[Sweep, ...]) -> Batch:
+    """Join sweeps of one setting each that one program can train."""
+    out = sweeps[0].out and f"{sweeps[0].out}/trial-{trials[0].number}"
+    return Batch(trials, dataclasses.replace(sweeps[0], out=out, varied=tuple(one.varied[0] for one in sweeps)))
 
 
 def _tell(study: "Study", batch: Batch, run: Run) -> None:
