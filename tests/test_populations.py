@@ -11,6 +11,7 @@ from plants import rejects
 
 from fdqn import compile as edge
 from fdqn import random, training, tree
+from fdqn.compile import aot, cpu_groups
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts, examples, programs
 from fdqn.training import populations
@@ -54,6 +55,31 @@ def compaction(keep, before, after, members):
 @pytest.mark.parametrize("members", [[0, 2, 5], [4, 1], [5, 4, 3, 2, 1, 0], [3]])
 def test_kept_members_learn_as_if_all_were_still_trained(trained, later, members):
     compaction(populations.keep, trained, later, torch.tensor(members))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="the engine aot needs Linux")
+def test_kept_members_keep_their_bits_on_the_default_engine(monkeypatch):
+    """Without a fixed partition, groups of another size are compiled, whose sums may be rounded in another order."""
+    edge.prepare_cpu()
+    fixed, built = edge.partition(PROGRAM, 6, 2, unit=SEEDS), []
+    monkeypatch.setattr(aot, "library", counted(aot.library, built))
+    functions = edge.compiled(PROGRAM, check_compile=False, engine="aot", fixed=fixed)
+    state = advance(started(), 10, functions)
+    saved, compiled = tree.clone(state), len(built)
+    after = advance(state, 10, functions)
+    for members in ([2, 3], [4, 5, 0, 1]):
+        kept = populations.keep(saved, torch.tensor(members))
+        asserts.assert_trees_equal(tree.index(after, members), advance(kept, 10, functions), f"{members}: ")
+    assert compiled == len(built) == 2, "collect and cycle, once each"
+
+
+def counted(f, calls):
+    def call(*args):
+        calls.append(1)
+        return f(*args)
+
+    return call
 
 
 def buffer_of_others(state, members):

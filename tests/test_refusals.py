@@ -1646,6 +1646,8 @@ ROWS = [
     # testing
     ("compile.partition", given(PROGRAM, 0, 1), ValueError, "lanes: expected at least 1, got 0"),
     ("compile.partition", given(PROGRAM, 2, 0), ValueError, "threads: expected at least 1, got 0"),
+    ("compile.partition", given(PROGRAM, 6, 2, 4), ValueError,
+     "unit: expected a divisor of the number of lanes, 6, got 4"),
     ("testing.asserts.assert_trees_equal", given(PARAMS, OTHERS), AssertionError,
      "['0.weight']: expected shape [3, 2], got [5, 2]"),
     ("testing.asserts.assert_trees_close", given(Q, Q + 1, 0.5), AssertionError,
