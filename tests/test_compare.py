@@ -41,10 +41,11 @@ def write_run(path, greedy, training=None, env="cartpole", steps=1_000, failed=(
     (path / "metrics.csv").write_text("step,seed,return\n" + "\n".join(rows) + "\n")
 
 
-def write_sweep(path, returns, header="setting,seed,learning_rate,hidden"):
+def write_sweep(path, returns, header="lane,setting,seed,learning_rate,hidden"):
     """Write the files of a sweep of returns [settings, seeds] that a comparison reads."""
     path.mkdir()
-    rows = [f"{k},{seed},{10.0**-k},8" for k in range(len(returns)) for seed in range(len(returns[0]))]
+    seeds = len(returns[0])
+    rows = [f"{k * seeds + s},{k},{s},{10.0**-k},8" for k in range(len(returns)) for s in range(seeds)]
     (path / "settings.csv").write_text("\n".join([header, *rows]) + "\n")
     per_seed = [x for row in returns for x in row]
     summary = {"env": "cartpole", "steps": 1_000, "seeds": [0, 1], "failed_seeds": []}
@@ -212,9 +213,10 @@ def test_arms_that_cannot_be_compared_are_refused(spoiled, capsys, line, says):
 
 
 @pytest.mark.parametrize(("setting", "says"), [
-    ("sweep,seed,lr\n0,0,1\n", "arms: expected rows under setting and seed in sweep/settings.csv, got sweep, seed, lr"),
-    ("setting,seed,lr\n0,0,1\n0,1\n", "sweep/settings.csv: expected 3 columns in line 3, got 2"),
-    ("setting,seed\n0,0\n", "arms: expected 1 numbers under final_return.per_seed of sweep, got others"),
+    ("sweep,seed,lr\n0,0,1\n",
+     "arms: expected rows under lane, setting and seed in sweep/settings.csv, got sweep, seed, lr"),
+    ("lane,setting,seed,lr\n0,0,0,1\n1,0,1\n", "sweep/settings.csv: expected 4 columns in line 3, got 3"),
+    ("lane,setting,seed\n0,0,0\n", "arms: expected 1 numbers under final_return.per_seed of sweep, got others"),
 ])  # fmt: skip
 def test_damaged_settings_of_a_sweep_are_refused(place, capsys, setting, says):
     Path("sweep/settings.csv").write_text(setting)

@@ -141,6 +141,8 @@ def _csv(file: Path, part: str | None, name: str, alone: bool) -> list[Arm]:
 
 def _read_summary(path: Path) -> dict[str, Any]:
     """Read the summary of a run or a sweep, of any version. Raises ValueError, naming the file."""
+    if (path / "sweep.json").exists():
+        return _merged(path)
     expected = f"arms: expected a finished run or sweep, got {path}"
     try:
         summary = json.loads(files.read(path / "summary.json", 2**28))
@@ -194,22 +196,59 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
     """Read the arms of one setting of a sweep, or of all."""
     file = path / "settings.csv"
     (_, header), *rows = returns_csv.table(file)
-    if header[:2] != ["setting", "seed"] or not rows:
-        raise ValueError(f"arms: expected rows under setting and seed in {file}, got {', '.join(header)[:100]}")
-    returns = _per_seed(path, summary, measure, len(rows))
+    if header[:3] != ["lane", "setting", "seed"] or not rows:
+        raise ValueError(f"arms: expected rows under lane, setting and seed in {file}, got {', '.join(header)[:100]}")
+    returns, curve = _per_seed(path, summary, measure, len(rows)), _curve(path, len(rows))
     rows_of: dict[str, list[int]] = {}
     for i, (line, cells) in enumerate(rows):
         if len(cells) != len(header):
             raise ValueError(f"{file}: expected {len(header)} columns in line {line}, got {len(cells)}")
-        rows_of.setdefault(cells[0], []).append(i)
+        rows_of.setdefault(cells[1], []).append(i)
     if part is not None and part not in rows_of:
-        raise ValueError(f"arms: expected a setting of {name}, {rows[0][1][0]} to {rows[-1][1][0]}, got {part!r}")
-    varied = [i for i in range(2, len(header)) if len({cells[i] for _, cells in rows}) > 1]
+        raise ValueError(f"arms: expected a setting of {name}, {rows[0][1][1]} to {rows[-1][1][1]}, got {part!r}")
+    varied = [i for i in range(3, len(header)) if len({cells[i] for _, cells in rows}) > 1]
     arms = []
     for setting in rows_of if part is None else [part]:
-        chosen = [rows[i][1] for i in rows_of[setting]]
+        lanes = rows_of[setting]
+        chosen = [rows[i][1] for i in lanes]
         values = "".join(f" {header[i]}={chosen[0][i]}" for i in varied)
-        seeds = tuple(returns_csv.seed_name(cells[1]) for cells in chosen)
-        arm = Arm(f"{name}:{setting}{values}", returns[rows_of[setting]], seeds, f"{measure} return")
-        arms.append(arm._replace(env=summary["env"], steps=summary["steps"], settings=len(rows_of)))
+        seeds = tuple(returns_csv.seed_name(cells[2]) for cells in chosen)
+        arm = Arm(f"{name}:{setting}{values}", returns[lanes], seeds, f"{measure} return")
+        alive = None if curve is None else curve._replace(values=curve.values[:, lanes][:, np.isfinite(returns[lanes])])
+        arms.append(arm._replace(env=summary["env"], steps=summary["steps"], curve=alive, settings=len(rows_of)))
     return arms
+
+
+def _curve(path: Path, lanes: int) -> Curve | None:
+    """Return the learning curves of all lanes of a sweep; None for a sweep of several programs."""
+    from fdqn.experiment import results
+
+    if not (path / "metrics.csv").exists():
+        return None
+    try:
+        curve = results.read_curve(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"arms: expected a finished sweep, got {path} with a metrics.csv that is invalid: {error}"
+        ) from None
+    return curve if curve.values.shape[1] == lanes else None
+
+
+def _merged(path: Path) -> dict[str, Any]:
+    """Return the summaries of the programs of a sweep as one, with one return for each lane of the whole sweep."""
+    try:
+        programs = json.loads(files.read(path / "sweep.json", 2**28))["programs"]
+        numbers = [program["numbers"] for program in programs]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"arms: expected a sweep, got {path} with a sweep.json that is invalid: {error}") from None
+    parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
+    merged: dict[str, Any] = {"env": parts[0]["env"], "steps": parts[0]["steps"], "seeds": [], "failed_seeds": []}
+    for measure, name in RECORDS.items():
+        if all(_record(part, measure) for part in parts):
+            rows = {
+                setting: values
+                for part, own in zip(parts, numbers, strict=True)
+                for setting, values in zip(own, np.array_split(_record(part, measure), len(own)), strict=True)
+            }
+            merged[name] = {"per_seed": [x for setting in sorted(rows) for x in rows[setting].tolist()]}
+    return merged
