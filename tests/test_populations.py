@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import pytest
+import test_algorithms
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +95,18 @@ def shared(state, members):
 def test_wrong_compaction_is_detected(trained, later, keep, match):
     with rejects(match):
         compaction(keep, trained, later, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("make", [test_algorithms.ranked, test_algorithms.rollouts, test_algorithms.stream])
+def test_members_of_other_algorithms_are_kept_and_copied(make):
+    program = make()
+    state = programs.advance(program, training.init(program, *examples.seeds(3)), 8)
+    copied = populations.copy(state, torch.tensor([2, 1, 2]))
+    asserts.assert_trees_equal(state, populations.copy(state, torch.arange(3)))
+    after = programs.advance(program, tree.clone(state), 4), programs.advance(program, copied, 4)
+    asserts.assert_trees_equal(*(tree.index(each, slice(1, 3)) for each in after))
+    kept = populations.keep(state, torch.tensor([2, 0]))
+    asserts.assert_trees_equal(tree.index(after[0], [2, 0]), programs.advance(program, kept, 4))
 
 
 def test_halving_of_a_run_keeps_the_best_setting_and_its_bits(trained, later):

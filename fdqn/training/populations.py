@@ -193,9 +193,10 @@ def copy(state: TrainState, source: Tensor) -> TrainState:
     - the key: two members with one key would take the same random numbers from then on;
     - environments, observations and episode returns so far, which continue in the middle of their episodes;
     - the replay buffer: it is most of the memory of a member, its transitions stay valid for any learner, and different
-      data keep the members of a population apart; in prioritized replay old priorities last until a row is drawn again;
+      data keep the members of a population apart. In prioritized replay old priorities last until a row is drawn again;
+      in Stream Q the scale of rewards is part of the buffer, while the eligibility trace is copied, and soon decays;
     - metrics: they count what a member did. Only a failure is cleared, since the copy is finite, unless the host
-      environment of the member failed.
+      environment of the member failed. Take the snapshot from which the next means are computed after the copy.
 
     A member that is its own source keeps every bit. The leaves that are not copied are those of `state`.
     `compile.donate(copy)` writes into the memory of `state` instead.
