@@ -363,6 +363,7 @@ def name(settings: Settings, lane: int) -> str:
 
 def keys(settings: Settings) -> Tensor:
     """Return the random keys [S, 2] of the seeds, on the CPU. All settings of a sweep have the same keys."""
+    check.kind("settings", settings, Settings)
     first = range(settings.seed, settings.seed + settings.seeds)
     return random.key([*first] * len(each(settings)))
 
