@@ -253,6 +253,20 @@ def test_the_partition_follows_from_the_work(hidden, count, threads, expected):
     assert edge.partition(program, count, threads) == expected
 
 
+@pytest.mark.parametrize(
+    ("hidden", "count", "threads", "expected"),
+    [
+        ((120, 84), 96, 2, ThreadPartition(3, 2, 1)),
+        ((120, 84), 48, 2, ThreadPartition(3, 2, 1)),
+        ((120, 84), 6, 2, ThreadPartition(3, 2, 1)),
+        ((512, 512), 96, 2, ThreadPartition(1, 2, 1)),
+    ],
+)
+def test_groups_divide_a_unit(hidden, count, threads, expected):
+    program = assemble.program(Settings(hidden=hidden))
+    assert edge.partition(program, count, threads, unit=6) == expected
+
+
 def test_helpers_keep_the_number_of_threads_that_they_were_given():
     """Also one that first computes when the caller's own is back: torch has a thread take over whatever is set by then,
     and three threads on two cores take twice as long."""

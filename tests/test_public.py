@@ -33,7 +33,7 @@ from fdqn.ops import (
 )
 from fdqn.replay import frames, n_step, packing
 from fdqn.testing import asserts, examples, laws, probes
-from fdqn.training import off_policy, on_policy
+from fdqn.training import off_policy, on_policy, populations
 from fdqn.types import Step, Transition
 
 TESTS = "\n".join(path.read_text() for path in sorted(pathlib.Path(__file__).parent.glob("test_*.py")))
@@ -258,6 +258,9 @@ FUNCTIONS = {
     "optim.obgd": (lambda trace, delta: optim.obgd(trace, delta, 0.5), (PARAMS, REWARD[0])),
     "optim.apply_updates": (optim.apply_updates, (PARAMS, GRADS)),
     "on_policy.permutations": (lambda bits: on_policy.permutations(bits, 6), (random.bits(KEY, (4, 3)),)),
+    "populations.successive_halving": (lambda scores: populations.successive_halving(scores, 3), (REWARD,)),
+    "populations.exploit": (lambda scores, u: populations.exploit(scores, u, 0.4), (REWARD, U[:, 0])),
+    "populations.members_of": (lambda settings: populations.members_of(settings, 3), (ACTION,)),
     "exploration.uniform": (exploration.uniform, (LEGAL, U[:, 0])),
     "exploration.epsilon_greedy": (lambda q, *rest: exploration.epsilon_greedy(q, LEGAL, 0.5, *rest), (Q, U)),
     "random.split": (random.split, (KEY,)),
@@ -369,6 +372,11 @@ ELSEWHERE = {
     "dqn": {"agent": "binds", "loss_output": "is part of the losses"},
     "off_policy": {"algorithm": "binds"},
     "on_policy": {"algorithm": "binds", "Rollout": ""},
+    "populations": {
+        **dict.fromkeys(("PopulationNoise", "Rung"), ""),
+        **dict.fromkeys(("keep", "noise", "scores", "copy", "explore", "evolve"), "take all members at once"),
+        "rungs": "counts",
+    },
     "streaming": {"algorithm": "binds", "Newest": "", "RewardScale": ""},
     "networks": {
         "QuantileNetwork": "",
@@ -415,8 +423,8 @@ MODULES = (
     "action_gap", "soft", "transforms",
     "td",
     "masking", "distributional", "dqn", "losses", "networks", "optim", "exploration", "random", "replay", "frames",
-    "n_step", "on_policy", "packing", "prioritized", "quantile", "returns", "ring", "running", "schedules",
-    "streaming", "tree", "training",
+    "n_step", "on_policy", "packing", "populations", "prioritized", "quantile", "returns", "ring", "running",
+    "schedules", "streaming", "tree", "training",
 )  # fmt: skip
 EACH = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -46,7 +46,7 @@ class ThreadPartition(NamedTuple):
     """Threads that compute one group together."""
 
 
-def partition(weights: int, batch_size: int, lanes: int, threads: int) -> ThreadPartition:
+def partition(weights: int, batch_size: int, lanes: int, threads: int, unit: int | None = None) -> ThreadPartition:
     """Choose the group size, a divisor of `lanes`, that is estimated to finish first on `threads` threads.
 
     Args:
@@ -54,12 +54,17 @@ def partition(weights: int, batch_size: int, lanes: int, threads: int) -> Thread
         batch_size: Rows of a batch.
         lanes: Number of lanes.
         threads: Number of threads.
+        unit: Number that the group size must divide, a divisor of `lanes`; by default `lanes`.
 
-    Raises ValueError for a number below 1.
+    Raises ValueError for a number below 1, and for a unit that does not divide `lanes`.
     """
-    for name, value in (("weights", weights), ("batch_size", batch_size), ("lanes", lanes), ("threads", threads)):
+    unit = lanes if unit is None else unit
+    given = (("weights", weights), ("batch_size", batch_size), ("lanes", lanes), ("threads", threads), ("unit", unit))
+    for name, value in given:
         check.count(name, value, 1)
-    sizes = [size for size in range(1, lanes + 1) if lanes % size == 0 and size <= max(1, WEIGHTS_PER_GROUP // weights)]
+    if lanes % unit:
+        raise ValueError(f"unit: expected a divisor of the number of lanes, {lanes}, got {unit}")
+    sizes = [size for size in range(1, unit + 1) if unit % size == 0 and size <= max(1, WEIGHTS_PER_GROUP // weights)]
     # A call of a step has a fixed cost, about that of a quarter of a lane.
     size = min(sizes, key=lambda size: (math.ceil(lanes / size / threads) * (size + 0.25), -size))
     workers = min(threads, lanes // size)

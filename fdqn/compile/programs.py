@@ -19,7 +19,12 @@ from fdqn.types import Env, Network
 UNROLLED = 16
 
 
-def compiled(program: training.Program, check_compile: bool = True, engine: str = "auto") -> training.Functions:
+def compiled(
+    program: training.Program,
+    check_compile: bool = True,
+    engine: str = "auto",
+    fixed: ThreadPartition | None = None,
+) -> training.Functions:
     """Return the compiled step functions of a program, vmapped over seeds. They update their state in place.
 
     Call `prepare_cpu` or `prepare_cuda` first. The engine `eager` returns `training.vmapped(program)`.
@@ -29,6 +34,9 @@ def compiled(program: training.Program, check_compile: bool = True, engine: str 
         check_compile: Compare the first training iteration with eager execution; it raises `verify.MismatchError` if
             they differ.
         engine: One of `ENGINES`, or `auto` for the default of the device.
+        fixed: Partition for all states, whose lanes must be a multiple of its group; by default that of `partition` for
+            each number of lanes. If a run drops lanes, `partition(program, lanes, threads, unit=seeds)` of its first
+            state lets the engine `aot` compile once, and the other lanes keep the bits that they would have had.
 
     Raises ValueError for an unknown engine.
     """
@@ -36,8 +44,8 @@ def compiled(program: training.Program, check_compile: bool = True, engine: str 
     if engine == "eager":
         return training.vmapped(program)
     if _is_long(program):
-        return _looped(program, check_compile, engine)
-    scan = partial(engines.scan_vmapped, partition=_partition(program), engine=engine)
+        return _looped(program, check_compile, engine, fixed)
+    scan = partial(engines.scan_vmapped, partition=_partition(program, fixed), engine=engine)
     collect, cycle = partial(training.collect, program), partial(training.cycle, program)
     fast = scan(cycle)
     return training.Functions(
@@ -53,10 +61,12 @@ def _is_long(program: training.Program) -> bool:
     return program.config.steps_per_cycle + program.config.updates_per_cycle > UNROLLED
 
 
-def _looped(program: training.Program, check_compile: bool, engine: str) -> training.Functions:
+def _looped(
+    program: training.Program, check_compile: bool, engine: str, fixed: ThreadPartition | None
+) -> training.Functions:
     """Return `compiled` for long training iterations: one compiled step and one compiled update, each in a scan."""
     step, update = partial(training.interact, program), partial(training.update, program)
-    scan = partial(engines.scan_vmapped, partition=_partition(program), engine=engine)
+    scan = partial(engines.scan_vmapped, partition=_partition(program, fixed), engine=engine)
     interact = scan(step, precompile=update, precompile_xs=lambda xs: training.example_update(program, len(xs.act)))
     learn = scan(update)
     if check_compile:
@@ -73,7 +83,12 @@ def _looped(program: training.Program, check_compile: bool, engine: str) -> trai
     return training.Functions(_noise(program, engine), training.scan(collect), training.scan(cycle), _sync)
 
 
-def compiled_parts(program: training.Program, check_compile: bool = True, engine: str = "auto") -> host.Parts:
+def compiled_parts(
+    program: training.Program,
+    check_compile: bool = True,
+    engine: str = "auto",
+    fixed: ThreadPartition | None = None,
+) -> host.Parts:
     """Return the compiled parts of a training iteration with host environments.
 
     Arguments and errors are those of `compiled`; only the updates are compared with eager execution. All parts but
@@ -83,7 +98,7 @@ def compiled_parts(program: training.Program, check_compile: bool = True, engine
         return host.vmapped(program)
 
     def alone(count: int) -> ThreadPartition:
-        return ThreadPartition(count, 1, 1)
+        return ThreadPartition(count if fixed is None else fixed.lanes, 1, 1)
 
     scan = partial(engines.scan_vmapped, partition=alone, engine=engine)
     return host.Parts(
@@ -91,19 +106,19 @@ def compiled_parts(program: training.Program, check_compile: bool = True, engine
         choose=scan(partial(host.choose, program)),
         store=scan(partial(host.store, program)),
         finish=scan(partial(host.finish, program)),
-        learn=_learn_async(program, check_compile, engine),
+        learn=_learn_async(program, check_compile, engine, fixed),
         sync=_sync,
     )
 
 
 def _learn_async(
-    program: training.Program, check_compile: bool, engine: str
+    program: training.Program, check_compile: bool, engine: str, fixed: ThreadPartition | None
 ) -> Callable[[training.TrainState, training.Noise], Callable[[], training.TrainState]]:
     """Return a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
     compare = verify.comparison(partial(training.learn, program))
     is_long = _is_long(program)
     step = partial(training.update if is_long else training.learn, program)
-    start = engines.scan_vmapped_async(step, _partition(program, spare_thread=True), engine)
+    start = engines.scan_vmapped_async(step, _partition(program, fixed, spare_thread=True), engine)
 
     def started(state: training.TrainState, noise: training.Noise) -> Callable[[], training.TrainState]:
         expected = compare.start(state, noise) if check_compile else None
@@ -124,16 +139,20 @@ def player(env: Env, network: Network, epsilon: float = 0.0, engine: str = "auto
     return engines.compile_or_eager(vmap(partial(evaluate.play, env, network, epsilon)), engine)
 
 
-def partition(program: training.Program, lanes: int, threads: int) -> ThreadPartition:
+def partition(program: training.Program, lanes: int, threads: int, unit: int | None = None) -> ThreadPartition:
     """Return the partition of lanes and threads that the engine `aot` uses for a program.
 
-    Raises ValueError for fewer than one lane or thread.
+    With `unit`, a divisor of `lanes`, the lanes of a group divide it.
+
+    Raises ValueError for fewer than one lane or thread, and for a unit that does not divide `lanes`.
     """
-    return cpu_groups.partition(_weights(program), program.config.batch_size, lanes, threads)
+    return cpu_groups.partition(_weights(program), program.config.batch_size, lanes, threads, unit)
 
 
-def _partition(program: training.Program, spare_thread: bool = False) -> Callable[[int], ThreadPartition]:
-    """Return `partition` as a function of the number of lanes.
+def _partition(
+    program: training.Program, fixed: ThreadPartition | None, spare_thread: bool = False
+) -> Callable[[int], ThreadPartition]:
+    """Return `partition`, or the fixed one with fewer workers, as a function of the number of lanes.
 
     With `spare_thread`, small work gets one thread less.
     """
@@ -141,11 +160,18 @@ def _partition(program: training.Program, spare_thread: bool = False) -> Callabl
 
     def chosen(count: int) -> ThreadPartition:
         threads = torch.get_num_threads()
-        fewer = known(count, max(1, threads - 1))
+        fewer = known(count, max(1, threads - 1)) if fixed is None else _with_workers(fixed, count, threads - 1)
         is_small = cpu_groups.is_small(_weights(program), program.config.batch_size, fewer.lanes)
-        return fewer if spare_thread and is_small else known(count, threads)
+        if spare_thread and is_small:
+            return fewer
+        return known(count, threads) if fixed is None else _with_workers(fixed, count, threads)
 
     return chosen
+
+
+def _with_workers(fixed: ThreadPartition, count: int, threads: int) -> ThreadPartition:
+    """Return a partition with as many workers as its threads and the groups of `count` lanes allow."""
+    return fixed._replace(workers=max(1, min(fixed.workers, count // fixed.lanes, threads // fixed.threads)))
 
 
 def _weights(program: training.Program) -> int:

@@ -2,10 +2,11 @@
 
 `iteration` is one training iteration as a pure function of the state of one seed; `host` is its counterpart for
 environments that are stepped on the host. `loop` repeats it and yields reports. `off_policy`, `on_policy` and
-`streaming` make the algorithms, and `evaluate` plays greedy episodes.
+`streaming` make the algorithms, and `evaluate` plays greedy episodes. `populations` drops, copies and perturbs members
+of a state between training iterations.
 """
 
-from fdqn.training import evaluate, host, off_policy, on_policy, streaming
+from fdqn.training import evaluate, host, off_policy, on_policy, populations, streaming
 from fdqn.training.config import Config, hyper
 from fdqn.training.draws import (
     bits_per_cycle,
@@ -60,6 +61,6 @@ __all__ = [
     "Program", "Report", "Stopped", "TrainState", "UpdateNoise", "act", "bits_per_cycle", "cadence", "check_cycle",
     "check_program", "collect", "count_episodes", "count_update", "cycle", "cycle_keys", "cycle_numbers", "draw",
     "draw_numbered", "epsilon", "evaluate", "example_update", "host", "hyper", "init", "interact", "interactions",
-    "learn", "noise", "observe", "off_policy", "on_policy", "parametrized", "policy", "random_steps", "run", "scan",
-    "snapshot", "streaming", "sync", "update", "updates", "vmapped",
+    "learn", "noise", "observe", "off_policy", "on_policy", "parametrized", "policy", "populations", "random_steps",
+    "run", "scan", "snapshot", "streaming", "sync", "update", "updates", "vmapped",
 ]  # fmt: skip
