@@ -721,7 +721,7 @@ def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeyp
     state = programs.advance(program, state, 5)
     noise = training.noise(program, state.key, 5, 1)
     expected = training.scan(vmap(partial(training.learn, program)))(state, noise)
-    wait = steps._learn_async(program, True, "auto")(state, noise)
+    wait = steps._learn_async(program, True, "auto", None)(state, noise)
     asserts.assert_trees_equal(expected, wait())
 
 

@@ -107,10 +107,10 @@ def test_hyper_parameters_that_cannot_be(lanes, settings, message):
 
 def test_hyper_parameters_of_lanes():
     hyper = training.hyper(3, gamma=[0.9, 0.8, 0.7], tau=0.5)
-    assert {tuple(x.shape) for x in hyper} == {(3,)}
+    assert {tuple(x.shape) for x in hyper[:-1]} == {(3,)}
     assert hyper.gamma.tolist() == torch.tensor([0.9, 0.8, 0.7]).tolist()
     assert hyper.tau.tolist() == [0.5] * 3
-    assert len({x.untyped_storage().data_ptr() for x in hyper}) == len(hyper)
+    assert len({x.untyped_storage().data_ptr() for x in hyper[:-1]}) == len(hyper[:-1])
 
 
 def reference_loss(f, mine, target, rows):
