@@ -1,13 +1,21 @@
 """Sweeps: several settings in one program."""
 
+import csv
 import dataclasses
+import itertools
+import json
+import math
 
+import numpy as np
 import pytest
+import torch
+from plants import rejects
 
-from fdqn import training, tree
-from fdqn.experiment import assemble, settings
+from fdqn import random, training, tree
+from fdqn.experiment import assemble, evaluation, events, presets, results, session, settings, sweep
 from fdqn.experiment.settings import Sweep
 from fdqn.testing import asserts, programs
+from fdqn.training import off_policy
 
 SMALL = {"seeds": 2, "steps": 400, "hidden": (8,), "num_envs": 2, "batch_size": 8, "compile": False}
 REPLAY = {**SMALL, "capacity": 64, "learning_starts": 16, "updates_per_cycle": 2, "target_period": 4}
@@ -70,17 +78,415 @@ def without_hyper(state):
     return state._replace(hyper=None)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_lane_equals_its_setting_trained_alone(case):
+def assert_lanes_equal_alone(case):
     """Compare every bit of the state of each setting with a run of that setting, operation by operation."""
-    sweep = made(case)
-    together = advanced(sweep)
+    given = made(case)
+    together = advanced(given)
     states = []
     for number in range(2):
-        alone = advanced(sweep.at(number))
+        alone = advanced(given.at(number))
         assert (alone.learner.updates > 10).all()
         lanes = tree.index(together, slice(2 * number, 2 * number + 2))
         asserts.assert_trees_equal(without_hyper(lanes), without_hyper(alone))
         states.append(alone)
     first, second = (state.learner.params for state in states)
     assert not tree.equal(first, second), "the settings should not learn the same"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_lane_equals_its_setting_trained_alone(case):
+    assert_lanes_equal_alone(case)
+
+
+def of_the_first_setting(monkeypatch):
+    """Give all lanes the values of the first setting."""
+    hyper = assemble.hyper
+
+    def first(given, *device):
+        return (
+            hyper(dataclasses.replace(given, varied=given.varied[:1] * len(given.varied)), *device)
+            if isinstance(given, Sweep)
+            else hyper(given, *device)
+        )
+
+    monkeypatch.setattr(assemble, "hyper", first)
+
+
+def in_the_order_of_seeds(monkeypatch):
+    """Let the settings change fastest from lane to lane, instead of the seeds."""
+    hyper = assemble.hyper
+
+    def swapped(given, *device):
+        order = torch.arange(given.lanes).view(-1, given.seeds).T.flatten()
+        return tree.index(hyper(given, *device), order)
+
+    monkeypatch.setattr(assemble, "hyper", swapped)
+
+
+def with_float32_betas(monkeypatch):
+    monkeypatch.setitem(assemble._NUMBERS, "adam_beta1", torch.float32)
+    monkeypatch.setitem(assemble._NUMBERS, "adam_beta2", torch.float32)
+
+
+def with_late_target_copies(monkeypatch):
+    """Count the updates between target copies from another update."""
+    update = off_policy._update
+
+    def late(*given):
+        config, agent, buffer, optimizer, period, learner, *rest = given
+        if period is None:
+            return update(*given)
+        moved = learner._replace(updates=learner.updates + 1)
+        learner, *others = update(config, agent, buffer, optimizer, period, moved, *rest)
+        return learner._replace(updates=learner.updates - 1), *others
+
+    monkeypatch.setattr(off_policy, "_update", late)
+
+
+@pytest.mark.parametrize(
+    ("plant", "case"),
+    [
+        (of_the_first_setting, "rate and gamma"),
+        (of_the_first_setting, "munchausen"),
+        (in_the_order_of_seeds, "rate and gamma"),
+        (in_the_order_of_seeds, "adam"),
+        (with_float32_betas, "adam"),
+        (with_late_target_copies, "target period"),
+    ],
+)
+def test_the_law_rejects_planted_bugs(monkeypatch, plant, case):
+    plant(monkeypatch)
+    with rejects("expected"):
+        assert_lanes_equal_alone(case)
+
+
+def test_permuting_settings_permutes_results_and_nothing_else():
+    base = settings.make({**REPLAY, "gamma": 0.9})
+    varied = ({"gamma": 0.9}, {"gamma": 0.5}, {"gamma": 0.99})
+    given = Sweep(**dataclasses.asdict(base), varied=varied)
+    state, other = advanced(given), advanced(dataclasses.replace(given, varied=(varied[2], varied[0], varied[1])))
+    asserts.assert_trees_equal(tree.index(state, torch.tensor([4, 5, 0, 1, 2, 3])), other)
+
+
+# Plans
+
+
+def planned(values=None, draws=None, samples=1, **given):
+    return sweep.plan({**REPLAY, **given}, values or {}, draws, samples)
+
+
+def test_the_last_name_changes_fastest():
+    plan = planned({"gamma": [0.9, 0.99], "learning_rate": [1e-3, 1e-2, 1e-1]})
+    assert plan.names == ("gamma", "learning_rate")
+    assert plan.values == tuple(itertools.product((0.9, 0.99), (1e-3, 1e-2, 1e-1)))
+    assert [program.numbers for program in plan.programs] == [tuple(range(6))]
+    assert plan.lanes == 12
+
+
+def test_draws_are_a_function_of_the_seed():
+    draws = {"learning_rate": sweep.Draw(1e-5, 1e-2, "log"), "target_period": sweep.Draw(2, 50, "linear")}
+    plan, again, other = (planned({}, draws, 8, seed=seed, updates_per_cycle=1) for seed in (0, 0, 1))
+    assert plan == again
+    assert plan.scales == {"learning_rate": "log", "target_period": "linear"}
+    assert not {rate for rate, _ in plan.values} & {rate for rate, _ in other.values}
+    assert all(type(period) is int and 2 <= period <= 50 for _, period in plan.values)
+
+
+def test_every_drawn_setting_is_combined_with_every_value():
+    plan = planned({"gamma": [0.9, 0.99]}, {"learning_rate": sweep.Draw(1e-5, 1e-2, "log")}, 3)
+    assert [gamma for gamma, _ in plan.values] == [0.9, 0.99] * 3
+    assert len({rate for _, rate in plan.values}) == 3
+
+
+@pytest.mark.parametrize(
+    ("draw", "quantile"),
+    [
+        (sweep.Draw(1e-6, 1e-2, "log"), lambda p: 10 ** (-6 + 4 * p)),
+        (sweep.Draw(0.5, 2.5, "linear"), lambda p: 0.5 + 2 * p),
+    ],
+    ids=["log", "linear"],
+)
+def test_draws_have_the_quantiles_of_their_scale(draw, quantile):
+    """Compare with the quantiles of the distribution; a range of four standard errors has 1,000 draws."""
+    drawn = np.sort([x for (x,) in sweep._drawn({"learning_rate": draw}, 1000, 3)])
+    assert draw.low <= drawn[0]
+    assert drawn[-1] <= draw.high
+    for p in (0.1, 0.25, 0.5, 0.75, 0.9):
+        below = np.mean(drawn <= quantile(p))
+        assert abs(below - p) < 4 * math.sqrt(p * (1 - p) / 1000)
+
+
+def test_draws_stay_in_their_range_after_rounding():
+    low, high = 0.99999990, 0.99999999  # six digits would be 1
+    assert all(low <= x <= high for (x,) in sweep._drawn({"adam_beta2": sweep.Draw(low, high, "linear")}, 20, 0))
+    drawn = sweep._drawn({"target_period": sweep.Draw(0.6, 3.4, "linear")}, 200, 0)
+    assert sorted(drawn) == [(1,), (2,), (3,)], "equal draws are one setting"
+
+
+SHAPING = {
+    "hidden": [(8,), (12, 4)],
+    "batch_size": [8, 16],
+    "n_step": [1, 3],
+    "algorithm": ["dqn", "munchausen"],
+    "optimizer": ["adam", "sgd"],
+    "double": [True, False],
+    "tau": [0.5, 1.0],
+    "max_grad_norm": [10.0, math.inf],
+}
+
+
+@pytest.mark.parametrize("name", SHAPING)
+def test_values_that_shape_the_program_need_several(name):
+    given = {key: value for key, value in REPLAY.items() if key != "target_period"}
+    plan = sweep.plan(given, {"gamma": [0.9, 0.99], name: SHAPING[name]})
+    assert [program.numbers for program in plan.programs] == [(0, 2), (1, 3)]
+    for program in plan.programs:
+        assemble.program(program.settings)
+        for number, one in zip(program.numbers, settings.each(program.settings), strict=True):
+            assert (one.gamma, getattr(one, name)) == plan.values[number]
+
+
+def test_kappa_0_needs_a_program_of_its_own():
+    plan = planned({"kappa": [0.0, 0.5, 1.0]}, algorithm="qr-dqn")
+    assert [program.numbers for program in plan.programs] == [(0,), (1, 2)]
+
+
+def test_each_algorithm_has_its_own_defaults():
+    plan = sweep.plan({"steps": 20_000, "compile": False}, {"algorithm": ["dqn", "pqn"]})
+    first, second = (program.settings for program in plan.programs)
+    assert dataclasses.asdict(first.at(0)) == dataclasses.asdict(settings.make({"steps": 20_000, "compile": False}))
+    assert (second.optimizer, second.num_envs) == ("radam", 4)
+
+
+def test_numbers_alone_need_one_program():
+    for case, (base, numbers) in CASES.items():
+        plan = sweep.plan(base, {name: list(values) for name, values in numbers.items()})
+        assert len(plan.programs) == 1, case
+
+
+def test_a_preset_gives_the_values_that_are_not_given():
+    published = presets.values("cleanrl-dqn", "cartpole")
+    plan = sweep.plan({"gamma": 0.5}, {"learning_rate": [1e-3, 1e-2]}, published=published)
+    (program,) = plan.programs
+    assert program.settings.batch_size == published["batch_size"]
+    assert [one.learning_rate for one in settings.each(program.settings)] == [1e-3, 1e-2]
+
+
+def test_a_sweep_survives_json():
+    plan = planned({"max_grad_norm": [math.inf], "double": [True], "hidden": [[12, 4]], "gamma": [0.9, 1.0]})
+    given = plan.programs[0].settings
+    assert given.varied[0]["hidden"] == (12, 4)
+    text = json.dumps(settings.to_json(given), allow_nan=False)
+    assert settings.from_json(json.loads(text)) == given
+
+
+# Folders of sweeps
+
+
+def trained_alone(found, path):
+    """Train a setting alone and return its parameters."""
+    run = session.train(dataclasses.replace(found, out=str(path)))
+    return results.trained(run.path).params
+
+
+FEW = {**REPLAY, "steps": 200, "report_every": 50, "checkpoint_every": 50, "evaluate_episodes": 2}
+FEW |= {"evaluate_steps": 30, "env": "catch", "seed": 5}
+RATES = {"learning_rate": [1e-3, 1e-2], "max_grad_norm": [1.0, 10.0]}
+SHAPES = {"hidden": [(8,), (4, 4)], "learning_rate": [1e-3, 1e-2]}
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A sweep of one program."""
+    return sweep.train(sweep.plan({**FEW, "out": str(tmp_path_factory.mktemp("one") / "sweep")}, RATES))
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A sweep of two programs."""
+    return sweep.train(sweep.plan({**FEW, "out": str(tmp_path_factory.mktemp("several") / "sweep")}, SHAPES))
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_has_the_values_of_every_lane(one):
+    given, _ = results.plan(one)
+    hyper, keys = assemble.hyper(given), assemble.keys(given)
+    assert len(rows(one / "settings.csv")) == given.lanes == 8
+    for lane, row in enumerate(rows(one / "settings.csv")):
+        assert int(row["lane"]) == lane
+        for name in RATES:
+            assert getattr(hyper, name)[lane] == torch.tensor(float(row[name]))
+        assert torch.equal(random.key(int(row["seed"])), keys[lane])
+        assert assemble.name(given, lane) == f"setting {row['setting']}, seed {row['seed']}"
+
+
+def test_tables_of_one_and_of_several_programs_are_alike(one, several):
+    plan = sweep.plan(FEW, SHAPES)
+    table = rows(several / "settings.csv")
+    assert [row["lane"] for row in table] == [str(lane) for lane in range(8)]
+    for row in table:
+        hidden, rate = plan.values[int(row["setting"])]
+        assert (row["hidden"], float(row["learning_rate"])) == (" ".join(map(str, hidden)), rate)
+    for i, program in enumerate(sweep._read_plan(several).programs):
+        own = rows(several / str(i) / "settings.csv")
+        kept = [row for row in table if int(row["setting"]) in program.numbers]
+        assert [list(row.values())[2:] for row in own] == [list(row.values())[2:] for row in kept]
+
+
+@pytest.mark.parametrize("which", ["one", "several"])
+def test_results_are_those_of_the_summaries(request, which):
+    path = request.getfixturevalue(which)
+    found = sweep.read(path)
+    assert found.returns.shape == (len(found.values), 2)
+    for number, (values, made) in enumerate(zip(found.values, found.settings, strict=True)):
+        assert values == tuple(getattr(made, name) for name in found.names)
+        folder, local = sweep.locate(path, number)
+        summary = results.read(folder).summary
+        lanes = slice(2 * local, 2 * local + 2)
+        assert found.returns[number].tolist() == summary["final_return"]["per_seed"][lanes]
+        assert found.records[number]["setting"] == number
+        assert found.records[number]["seeds"] == [5, 6]
+        curve = results.read_curve(folder)
+        np.testing.assert_array_equal(found.curves[number].values, curve.values[:, lanes])
+    assert {row.setting for row in found.ranking()} == set(range(len(found.values)))
+    json.dumps(found.record(), allow_nan=False)
+    assert found.picture().startswith(b"\x89PNG")
+
+
+def test_parameters_of_a_setting_are_those_trained_alone(several, tmp_path):
+    for number in (0, 3):
+        path, local = sweep.locate(several, number)
+        trained = results.of_setting(results.trained(path), local)
+        expected = trained_alone(sweep.read(several).settings[number], tmp_path / str(number))
+        asserts.assert_trees_equal(trained.params, expected)
+
+
+def test_evaluation_of_a_setting_plays_its_parameters(one):
+    """Repeat the evaluation at the end of the training, which has the same keys."""
+    played = evaluation.play(evaluation.load(one, setting=2))
+    assert played.returns.mean(1).tolist() == sweep.read(one).returns[2].tolist()
+
+
+def test_a_setting_is_located(one, several):
+    assert sweep.locate(one, 3) == (one, 3)
+    plan = sweep._read_plan(several)
+    for i, program in enumerate(plan.programs):
+        for local, number in enumerate(program.numbers):
+            assert sweep.locate(several, number) == (several / str(i), local)
+
+
+def test_the_winner_is_trained_on_fresh_seeds(one, several):
+    for path in (one, several):
+        number, best = sweep.winner(path)
+        assert number == sweep.read(path).ranking()[0].setting
+        fresh = sweep.on_fresh_seeds(path, {"seeds": 3})
+        assert (fresh.seed, fresh.seeds, fresh.out) == (7, 3, None)
+        assert not isinstance(fresh, Sweep)
+        assert dataclasses.replace(fresh, seed=5, seeds=2, out=best.out) == best
+        assert sweep.on_fresh_seeds(path, {"seed": 3, "seeds": 2}).seed == 3
+        for seed in (4, 5, 6):
+            with pytest.raises(ValueError, match="seed: expected seeds that the sweep did not use, 7 or higher, got"):
+                sweep.on_fresh_seeds(path, {"seed": seed, "seeds": 2})
+
+
+# Interruptions
+
+
+def contents(path):
+    """Return the results of a folder, without the seconds in them."""
+    found = {}
+    for file in sorted(path.rglob("*")):
+        if file.name in ("params.safetensors", "settings.csv"):
+            found[str(file.relative_to(path))] = file.read_bytes()
+        elif file.name == "metrics.csv":
+            seconds = ("seconds", "updates_per_second")
+            found[str(file.relative_to(path))] = [
+                {name: x for name, x in row.items() if not name.endswith(seconds)} for row in rows(file)
+            ]
+    return found
+
+
+class StopAt:
+    """Ask to stop once a number of reports have been made."""
+
+    def __init__(self, count):
+        self.left = count
+
+    def __call__(self, event):
+        self.left -= isinstance(event, events.Reported)
+
+    def stop(self):
+        return self.left <= 0
+
+
+def stopped(plan, reports):
+    """Train a sweep until a number of reports; return its folder and the event of its end."""
+    at, seen = StopAt(reports), []
+    path = sweep.train(plan, lambda event: (at(event), seen.append(event)), at.stop)
+    (end,) = [event for event in seen if isinstance(event, events.Stopped)]
+    return path, end
+
+
+def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
+    path, end = stopped(sweep.plan({**FEW, "out": str(tmp_path / "sweep")}, RATES), 2)
+    assert end == events.Stopped(path, end.step, 200)
+    assert 100 <= end.step <= 108
+    assert contents(path) != contents(one)
+    assert sweep.resume(path) == path
+    assert contents(path) == contents(one)
+
+
+@pytest.mark.parametrize(("reports", "steps"), [(2, 100), (6, 300), (4, 200)], ids=["first", "second", "between"])
+def test_a_stopped_sweep_of_several_programs_continues(several, tmp_path, reports, steps):
+    """Stop in the first and in the second program, and after the last report of the first."""
+    path, end = stopped(sweep.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), reports)
+    assert end == events.Stopped(path, end.step, 400)
+    assert steps <= end.step <= steps + 8
+    with pytest.raises(ValueError, match=rf"has not finished; continue with: fdqn resume {path}"):
+        sweep.read(path)
+    moved = path.rename(tmp_path / "moved")
+    assert sweep.resume(moved) == moved
+    assert contents(moved) == contents(several)
+    assert sweep.resume(moved) == moved, "a finished sweep is only read"
+
+
+def test_a_program_that_was_killed_before_it_started_is_trained(several, tmp_path):
+    path, _ = stopped(sweep.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), 1)
+    (path / "1").mkdir()
+    (path / "1" / "settings.csv").write_text("lane,setting\n")
+    sweep.resume(path)
+    assert contents(path) == contents(several)
+
+
+# Failed seeds
+
+DIVERGING = {**FEW, "optimizer": "sgd", "learning_rate_schedule": "constant", "max_grad_norm": math.inf}
+
+
+def test_a_setting_whose_seeds_all_fail_has_no_rank(tmp_path):
+    plan = sweep.plan({**DIVERGING, "out": str(tmp_path / "sweep")}, {"learning_rate": [1e30, 1e-3]})
+    seen = []
+    found = sweep.read(sweep.train(plan, seen.append))
+    names = [event.name for event in seen if isinstance(event, events.SeedFailed)]
+    assert names == ["setting 0, seed 5", "setting 0, seed 6"]
+    assert [(row.setting, row.rank, row.failed) for row in found.ranking()] == [(1, 1, 0), (0, None, 2)]
+    assert sweep.winner(found.path)[0] == 1
+    json.dumps(found.record(), allow_nan=False)
+    assert found.picture()
+
+
+def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path):
+    plan = sweep.plan({**DIVERGING, "out": str(tmp_path / "sweep")}, {"hidden": [(8,), (4,)], "learning_rate": [1e30]})
+    seen = []
+    with pytest.raises(session.AllFailedError, match="all seeds of all settings have failed"):
+        sweep.train(plan, seen.append)
+    assert sum(isinstance(event, events.Finished) for event in seen) == 2
+    found = sweep.read(tmp_path / "sweep")
+    assert [row.rank for row in found.ranking()] == [None, None]
+    json.dumps(found.record(), allow_nan=False)
+    with pytest.raises(ValueError, match="best_of: expected a setting whose seeds did not all fail"):
+        sweep.winner(found.path)

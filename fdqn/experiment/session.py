@@ -31,6 +31,10 @@ Stop = Callable[[], bool]
 """Return True to end a run early. Called between training iterations; once True, it must stay True."""
 
 
+class AllFailedError(ValueError):
+    """Error of a run whose seeds have all failed. Its files are complete."""
+
+
 class Session(NamedTuple):
     """State of a run in progress."""
 
@@ -217,7 +221,7 @@ def _run_to_end(session: Session) -> results.Run:
         session.emit(stopped)
     elif report.step < start.steps:
         where = f"{report.step:,} of {start.steps:,} steps"
-        raise ValueError(f"stopped at {where}, because all seeds have failed; the files in {path} are complete")
+        raise AllFailedError(f"stopped at {where}, because all seeds have failed; the files in {path} are complete")
     return results.read(path, settings.env)
 
 
