@@ -5,14 +5,20 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+import shlex
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from plants import rejects
 
-from fdqn import random, training, tree
-from fdqn.experiment import assemble, evaluation, events, presets, results, session, settings, sweep
+import fdqn
+from fdqn import cli, compile, random, training, tree
+from fdqn.compile import cpu_groups
+from fdqn.experiment import assemble, evaluation, events, presets, results, run_folder, session, settings, sweep
 from fdqn.experiment.settings import Sweep
 from fdqn.testing import asserts, programs
 from fdqn.training import off_policy
@@ -60,9 +66,12 @@ CASES = {
 }
 
 
+COMPILED = ({**REPLAY, "seeds": 4}, {"learning_rate": (1e-3, 5e-3), "gamma": (0.9, 0.99), "adam_eps": (1e-8, 1e-3)})
+
+
 def made(case):
     """Return the sweep of a case: each setting has one value of every number."""
-    base, numbers = CASES[case]
+    base, numbers = COMPILED if case == "compiled" else CASES[case]
     each = [dict(zip(numbers, values, strict=True)) for values in zip(*numbers.values(), strict=True)]
     first = settings.make({**base, **each[0]})
     return Sweep(**dataclasses.asdict(first), varied=tuple(each))
@@ -96,6 +105,22 @@ def assert_lanes_equal_alone(case):
 @pytest.mark.parametrize("case", CASES)
 def test_a_lane_equals_its_setting_trained_alone(case):
     assert_lanes_equal_alone(case)
+
+
+@pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="seeds are not grouped here")
+def test_a_compiled_lane_equals_its_setting_trained_alone(monkeypatch):
+    """Compare every bit of the second of two settings x 4 seeds with that setting alone, in groups of 4 seeds."""
+    compile.prepare_cpu()
+    monkeypatch.setattr(cpu_groups, "partition", lambda *sizes: compile.ThreadPartition(4, 1, 1))
+    given = made("compiled")
+    states = []
+    for each in (given, given.at(1)):
+        program = assemble.program(each)
+        state = training.init(program, assemble.hyper(each), assemble.keys(each))
+        states.append(programs.advance(program, state, 50, compile.compiled(program, False, "aot")))
+    together, alone = states
+    assert (alone.learner.updates > 50).all()
+    asserts.assert_trees_equal(without_hyper(tree.index(together, slice(4, 8))), without_hyper(alone))
 
 
 def of_the_first_setting(monkeypatch):
@@ -490,3 +515,195 @@ def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path):
     json.dumps(found.record(), allow_nan=False)
     with pytest.raises(ValueError, match="best_of: expected a setting whose seeds did not all fail"):
         sweep.winner(found.path)
+
+
+# The command, and Python
+
+LINE = shlex.split(
+    "train --env catch --seeds 2 --seed 5 --steps 200 --hidden 8 --num-envs 2 --batch-size 8 --capacity 64 "
+    "--learning-starts 16 --updates-per-cycle 2 --target-period 4 --report-every 50 --checkpoint-every 50 "
+    "--evaluate-episodes 2 --evaluate-steps 30 --no-compile"
+)
+ONE = ["--learning-rate", "1e-3", "1e-2", "--max-grad-norm", "1", "10"]
+
+
+def replaced(line, flag, *values):
+    """Return a line with other values of a flag."""
+    i = line.index(flag)
+    return [*line[:i], flag, *values, *line[i + 2 :]]
+
+
+SEVERAL = [*replaced(LINE, "--hidden", "8,", "4,4"), "--learning-rate", "1e-3", "1e-2"]
+
+
+def printed(capsys, *words, code=0):
+    """Run a command; return what it printed on standard output and on standard error."""
+    got = cli.main(list(words))
+    out, err = capsys.readouterr()
+    assert got == code, err
+    return out, err
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tmp_path
+
+
+def test_train_prints_the_plan_then_the_ranking(place, capsys, one):
+    out, err = printed(capsys, *LINE, *ONE, "--out", "sweep")
+    assert err.splitlines()[0] == "sweep of 4 settings x 2 seeds = 8 lanes in one program"
+    assert out.splitlines()[0].strip() == "settings by greedy return"
+    assert out.splitlines()[-1] == "sweep sweep, picture sweep/sweep.png"
+    assert len(re.findall(r"^ +[1-4] ", out, re.M)) == 4
+    assert "fdqn train --best-of sweep" in " ".join(out.split())
+    assert contents(place / "sweep") == contents(one)
+
+
+def test_train_of_several_programs_prints_json(place, capsys, several):
+    out, err = printed(capsys, *SEVERAL, "--out", "sweep", "--json")
+    assert err.splitlines()[:4] == [
+        "sweep of 4 settings x 2 seeds = 8 lanes in 2 programs, one after the other",
+        "  1: 2 settings x 2 seeds = 4 lanes",
+        "  2: 2 settings x 2 seeds = 4 lanes",
+        "program 1 of 2: 2 settings x 2 seeds = 4 lanes",
+    ]
+    record = json.loads(out)
+    assert record["sweep"] == "sweep"
+    assert record["measure"] == "greedy"
+    assert sorted(x["setting"] for x in record["settings"]) == [0, 1, 2, 3]
+    assert {tuple(x["values"]["hidden"]) for x in record["settings"]} == {(8,), (4, 4)}
+    assert contents(place / "sweep") == contents(several)
+
+
+def test_drawn_settings_of_the_command(place, capsys):
+    line = replaced(LINE, "--seeds", "1")
+    out, _ = printed(capsys, *line, "--learning-rate", "log:1e-4:1e-2", "--samples", "3", "--out", "sweep", "--json")
+    expected = sweep._drawn({"learning_rate": sweep.Draw(1e-4, 1e-2, "log")}, 3, 5)
+    rates = {x["setting"]: x["values"]["learning_rate"] for x in json.loads(out)["settings"]}
+    assert [rates[i] for i in range(3)] == [rate for (rate,) in expected]
+
+
+@pytest.mark.parametrize("which", ["one", "several"])
+def test_other_commands_know_sweeps(request, place, capsys, which):
+    path = str(request.getfixturevalue(which))
+    found = sweep.read(Path(path))
+    out, _ = printed(capsys, "report", path, "--out", "drawn.png")
+    assert out.splitlines()[0].strip() == "settings by greedy return"
+    assert (place / "drawn.png").read_bytes() == found.picture()
+    out, _ = printed(capsys, "report", path, "--out", "drawn.png", "--json")
+    assert [x["setting"] for x in json.loads(out)["settings"]] == [row.setting for row in found.ranking()]
+    out, _ = printed(capsys, "eval", path, "--setting", "3", "--json")
+    assert json.loads(out)["per_seed"] == found.returns[3].tolist()
+    out, _ = printed(capsys, "eval", path, "--setting", "3", "--seed", "6", "--json")
+    assert json.loads(out)["per_seed"] == [found.returns[3, 1]]
+    printed(capsys, "export", path, "--setting", "3", "--seed", "6", "--out", "a.pt")
+    folder, local = sweep.locate(Path(path), 3)
+    trained = results.of_setting(results.trained(folder), local)
+    asserts.assert_trees_equal(torch.load("a.pt", weights_only=True), tree.index(trained.params, 1))
+    out, _ = printed(capsys, "compare", f"{path}:0", f"{path}:3", "--out", "drawn.png", "--json")
+    record = json.loads(out)
+    assert [arm["per_seed"] for arm in record["arms"]] == found.returns[[0, 3]].tolist()
+    assert record["paired"] is True
+    out, _ = printed(capsys, "compare", path, "--out", "drawn.png", "--json")
+    assert [arm["per_seed"] for arm in json.loads(out)["arms"]] == found.returns.tolist()
+    _, err = printed(capsys, "resume", path)
+    assert which == "several" or "is finished after 200 steps" in err
+
+
+def test_best_of_trains_the_winner_on_fresh_seeds(place, capsys, one):
+    out, _ = printed(capsys, "train", "--best-of", str(one), "--seeds", "3", "--out", "best", "--json")
+    assert json.loads(out)["seeds"] == [7, 8, 9]
+    trained, _ = results.plan(Path("best"))
+    assert trained == dataclasses.replace(sweep.winner(one)[1], seed=7, seeds=3, out="best")
+    printed(capsys, "compare", f"{one}:0", "best", "--out", "drawn.png", "--json")
+
+
+@pytest.mark.parametrize("which", ["one", "several"])
+def test_ctrl_c_names_the_folder_of_the_sweep(request, place, capsys, monkeypatch, which):
+    """Interrupt after the second report, which saves a checkpoint; the resumed sweep equals an uninterrupted one."""
+    expected, functions, calls = contents(request.getfixturevalue(which)), run_folder.functions, itertools.count()
+
+    def interrupting(*given):
+        made = functions(*given)
+
+        def cycle(*state):
+            if next(calls) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return made.cycle(*state)
+
+        return made._replace(cycle=cycle)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, "functions", interrupting)
+        line = [*LINE, *ONE] if which == "one" else SEVERAL
+        out, err = printed(capsys, *line, "--out", "sweep", code=130)
+    assert out == ""
+    total = 200 if which == "one" else 400
+    said = rf"stopped at \d+ of {total} steps; the files in sweep are complete; continue with: fdqn resume sweep"
+    assert re.fullmatch(said, err.splitlines()[-1]), err
+    printed(capsys, "resume", "sweep")
+    assert contents(place / "sweep") == expected
+
+
+def test_settings_of_different_lengths_are_compared_as_such(place, capsys):
+    line = replaced(LINE, "--steps", "100", "200")
+    printed(capsys, *line, "--out", "sweep")
+    _, err = printed(capsys, "compare", "sweep", "--out", "drawn.png", code=1)
+    assert "expected one number of steps per seed, got 100 in sweep:0 steps=100 and 200 in sweep:1" in err
+
+
+def test_host_environments_are_swept(place, capsys):
+    line = replaced(LINE, "--env", "gym:CartPole-v1")
+    out, _ = printed(capsys, *line, "--gamma", "0.9", "0.99", "--out", "sweep", "--json")
+    found = json.loads(out)["settings"]
+    assert sorted(x["setting"] for x in found) == [0, 1]
+    assert all(np.isfinite(x["final_return"]["per_seed"]).all() for x in found)
+
+
+def test_sweep_in_python(place, one, capsys):
+    given = {name: value for name, value in FEW.items() if name != "out"}
+    found = fdqn.sweep(RATES, progress=False, out=place / "sweep", **given)
+    assert contents(found.path) == contents(one)
+    assert found.returns.tolist() == sweep.read(one).returns.tolist()
+    drawn = fdqn.sweep({"gamma": fdqn.Draw(0.9, 0.99, "linear")}, samples=2, progress=True, out="drawn", **given)
+    assert len(drawn.values) == 2
+    assert "greedy return" not in capsys.readouterr().err, "a mean over settings says nothing"
+
+
+def test_a_stop_in_python_leaves_a_sweep_to_continue(place, several):
+    given = {name: value for name, value in FEW.items() if name != "hidden"}
+    at = StopAt(2)
+    with pytest.raises(ValueError, match="whose program 1 of 2 has not finished; continue with: fdqn resume"):
+        fdqn.sweep(SHAPES, progress=False, out="sweep", on_event=at, stop=at.stop, **given)
+    sweep.resume(place / "sweep")
+    assert contents(place / "sweep") == contents(several)
+
+
+def test_environments_of_user_code_are_named_again(place, monkeypatch, capsys):
+    (place / "my_games.py").write_text("from fdqn import envs\ncatch = envs.make('catch')\n")
+    monkeypatch.syspath_prepend(str(place))
+    line = replaced(SEVERAL, "--env", "my_games:catch")
+    printed(capsys, *line, "--out", "sweep")
+    assert "pass --env my_games:catch" in printed(capsys, "resume", "sweep", code=1)[1]
+    printed(capsys, "resume", "sweep", "--env", "my_games:catch")
+    printed(capsys, "report", "sweep")
+
+
+def test_small_functions():
+    given = made("rate and gamma")
+    assert sweep.described(given) == "2 settings x 2 seeds = 4 lanes"
+    assert run_folder.settings_table(given).splitlines()[1] == "0,0,0,0.001,0.9"
+    assert run_folder.cell((8, 4)) == "8 4"
+    assert settings.to_json_values({"a": math.inf, "b": 1.5, "c": "x"}) == {"a": "inf", "b": 1.5, "c": "x"}
+    assert {"gamma", "tau", "v_min", "target_period"} < assemble.free_names()
+    assert assemble.in_one_program(given.at(0)) == assemble.in_one_program(given.at(1))
+    assert results.seeds_record([1.0, None])["per_seed"] == [1.0, None]
+
+
+def test_folders_of_sweeps(one, several, tmp_path):
+    assert sweep.is_sweep(one)
+    assert sweep.is_sweep(several)
+    assert not sweep.is_sweep(several / "checkpoints")
+    assert sweep.write_picture(one).read_bytes() == sweep.read(one).picture()
