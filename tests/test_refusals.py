@@ -1742,6 +1742,7 @@ WITHOUT = {
     "settings.to_json_values": "takes any values",
     "sweep.described": "describes checked settings",
     "sweep.is_sweep": "takes any path",
+    "sweep.sizes": "hands on to `memory.check_memory`",
     "agents.noise_shapes": "multiplies sizes",
     "packing.size": "rounds up a number",
     "frames.capacity": "counts",

@@ -461,6 +461,8 @@ def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
     assert end == events.Stopped(path, end.step, 200)
     assert 100 <= end.step <= 108
     assert contents(path) != contents(one)
+    with pytest.raises(ValueError, match=rf"best_of: expected a finished sweep, got {path}, which has trained 10\d of"):
+        sweep.winner(path)
     assert sweep.resume(path) == path
     assert contents(path) == contents(one)
 
@@ -487,6 +489,16 @@ def test_a_program_that_was_killed_before_it_started_is_trained(several, tmp_pat
     assert contents(path) == contents(several)
 
 
+def test_a_sweep_that_does_not_fit_in_memory_is_refused_before_it_starts(tmp_path):
+    given = {**FEW, "out": str(tmp_path / "sweep"), "steps": 10**12}
+    plan = sweep.plan(given, {"capacity": [64, 10**12]})
+    with pytest.raises(ValueError, match="capacity: expected seeds that fit in"):
+        sweep.sizes(plan)
+    with pytest.raises(ValueError, match="capacity: expected seeds that fit in"):
+        sweep.train(plan)
+    assert not (tmp_path / "sweep").exists()
+
+
 # Failed seeds
 
 DIVERGING = {**FEW, "optimizer": "sgd", "learning_rate_schedule": "constant", "max_grad_norm": math.inf}
@@ -504,9 +516,15 @@ def test_a_setting_whose_seeds_all_fail_has_no_rank(tmp_path):
     assert found.picture()
 
 
-def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path):
+def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path, monkeypatch):
+    """Raise the error of a run whose environments have all failed after each program, as `session.train` does."""
+    train, seen = session.train, []
+
+    def failing(*given):
+        raise session.AllFailedError(f"stopped at step {train(*given).summary['steps']}")
+
+    monkeypatch.setattr(session, "train", failing)
     plan = sweep.plan({**DIVERGING, "out": str(tmp_path / "sweep")}, {"hidden": [(8,), (4,)], "learning_rate": [1e30]})
-    seen = []
     with pytest.raises(session.AllFailedError, match="all seeds of all settings have failed"):
         sweep.train(plan, seen.append)
     assert sum(isinstance(event, events.Finished) for event in seen) == 2
@@ -553,7 +571,8 @@ def place(tmp_path, monkeypatch):
 
 def test_train_prints_the_plan_then_the_ranking(place, capsys, one):
     out, err = printed(capsys, *LINE, *ONE, "--out", "sweep")
-    assert err.splitlines()[0] == "sweep of 4 settings x 2 seeds = 8 lanes in one program"
+    first = err.splitlines()[0]
+    assert re.fullmatch(r"sweep of 4 settings x 2 seeds = 8 lanes in one program; [\d.]+ kB", first)
     assert out.splitlines()[0].strip() == "settings by greedy return"
     assert out.splitlines()[-1] == "sweep sweep, picture sweep/sweep.png"
     assert len(re.findall(r"^ +[1-4] ", out, re.M)) == 4
@@ -563,11 +582,13 @@ def test_train_prints_the_plan_then_the_ranking(place, capsys, one):
 
 def test_train_of_several_programs_prints_json(place, capsys, several):
     out, err = printed(capsys, *SEVERAL, "--out", "sweep", "--json")
-    assert err.splitlines()[:4] == [
-        "sweep of 4 settings x 2 seeds = 8 lanes in 2 programs, one after the other",
-        "  1: 2 settings x 2 seeds = 4 lanes",
-        "  2: 2 settings x 2 seeds = 4 lanes",
-        "program 1 of 2: 2 settings x 2 seeds = 4 lanes",
+    first, *others = err.splitlines()
+    said = r"sweep of 4 settings x 2 seeds = 8 lanes in 2 programs, one after the other; at most [\d.]+ kB"
+    assert re.fullmatch(said, first)
+    assert others[:3] == [
+        "  1: hidden = 8: 2 settings x 2 seeds = 4 lanes",
+        "  2: hidden = 4 4: 2 settings x 2 seeds = 4 lanes",
+        "program 1 of 2: hidden = 8: 2 settings x 2 seeds = 4 lanes",
     ]
     record = json.loads(out)
     assert record["sweep"] == "sweep"
@@ -694,6 +715,8 @@ def test_environments_of_user_code_are_named_again(place, monkeypatch, capsys):
 def test_small_functions():
     given = made("rate and gamma")
     assert sweep.described(given) == "2 settings x 2 seeds = 4 lanes"
+    single = dataclasses.replace(given, seeds=1, varied=given.varied[:1])
+    assert sweep.described(single) == "learning_rate = 0.001, gamma = 0.9: 1 setting x 1 seed = 1 lane"
     assert run_folder.settings_table(given).splitlines()[1] == "0,0,0,0.001,0.9"
     assert run_folder.cell((8, 4)) == "8 4"
     assert settings.to_json_values({"a": math.inf, "b": 1.5, "c": "x"}) == {"a": "inf", "b": 1.5, "c": "x"}

@@ -23,7 +23,7 @@ from torch import Tensor
 from fdqn import check, compile, envs, training
 from fdqn.experiment import assemble, events, history, memory, process, results, run_folder
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, Sweep
 from fdqn.training import evaluate, host
 from fdqn.types import Env, HostEnv, HostVectorEnv, Network, Params
 
@@ -389,7 +389,11 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
             session.emit(events.Notice(text))
         with contextlib.suppress(KeyboardInterrupt):
             return _evaluate_with_progress(session, settings.env, report)
-    session.emit(events.Notice(f"evaluation skipped; run it with: fdqn eval {path}"))
+    session.emit(
+        events.Notice(
+            f"evaluation skipped; run it with: fdqn eval {path}{' --setting K' * isinstance(settings, Sweep)}"
+        )
+    )
     return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fdqn import check, envs, random
-from fdqn.experiment import assemble, events, results, run_folder, session
+from fdqn.experiment import assemble, events, memory, results, run_folder, session
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import (
     EvaluationSettings,
@@ -216,6 +216,7 @@ def train(
     shared = plan.programs[0].settings
     if len(plan.programs) == 1:
         return session.train(shared, on_event, stop, started).path
+    sizes(plan)  # before the first one starts
     path = run_folder.folder(shared).absolute()  # an environment may change the current folder
     path.mkdir(parents=True)
     files.write(path / "settings.csv", _table(plan).encode())
@@ -259,7 +260,7 @@ def _continue(
 ) -> Path:
     """Train or resume every program that has not finished. A program whose seeds all fail does not end the sweep."""
     programs = _read_plan(path).programs
-    lengths = [program.settings.steps for program in programs]
+    lengths, failed = [program.settings.steps for program in programs], 0
     if changes.get("steps") is not None:
         raise ValueError("steps: expected none for a sweep of several programs, got a number; omit it")
     if not new:
@@ -272,12 +273,15 @@ def _continue(
         try:
             _continue_program(path / str(i), program.settings, emit, stop, started, changes)
         except session.AllFailedError as error:
+            failed += 1
             on_event(events.Notice(str(error)))
         if stop():
             return path
         started = time.perf_counter()
-    if all(_all_failed(path / str(i)) for i in range(len(programs))):
-        raise session.AllFailedError(f"stopped, because all seeds of all settings have failed; see {path}")
+    if failed == len(programs):
+        raise session.AllFailedError(
+            f"stopped, because all seeds of all settings have failed; the files in {path} are complete"
+        )
     return path
 
 
@@ -326,10 +330,24 @@ def _all_failed(path: Path) -> bool:
     return len(summary["failed_seeds"]) == len(summary["seeds"])
 
 
+def sizes(plan: Plan) -> tuple[int, ...]:
+    """Return the bytes that each program needs. Raises ValueError if clearly less is available."""
+    return tuple(
+        memory.check_memory(assemble.program(one.settings), one.settings.lanes, assemble.device(one.settings))
+        for one in plan.programs
+    )
+
+
 def described(settings: Sweep) -> str:
-    """Describe the size of a program: its settings, seeds and lanes."""
-    settings_text = f"{len(settings.varied)} settings" if len(settings.varied) > 1 else "1 setting"
-    return f"{settings_text} x {settings.seeds} seeds = {settings.lanes:,} lanes"
+    """Describe a program: the values that all of its settings share, and its numbers of settings, seeds and lanes."""
+    first, *others = settings.varied
+    shared = [f"{name} = {run_folder.cell(x)}" for name, x in first.items() if all(own[name] == x for own in others)]
+    count = f"{_counted(len(settings.varied), 'setting')} x {_counted(settings.seeds, 'seed')}"
+    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {_counted(settings.lanes, 'lane')}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'s' * (count != 1)}"
 
 
 def _in_folder(settings: Sweep, path: Path, number: int) -> Sweep:
@@ -528,8 +546,18 @@ def write_picture(path: Path) -> Path:
 
 
 def winner(path: Path) -> tuple[int, Settings]:
-    """Return the number and the settings of the best setting of a sweep. Raises ValueError if all settings failed."""
+    """Return the number and the settings of the best setting of a sweep.
+
+    Raises ValueError if it has not finished, or all seeds of all settings have failed.
+    """
     found = read(path)
+    if not (path / "sweep.json").exists():
+        _, planned = results.plan(path, found.settings[0].env)
+        if (done := results.finished(path)) < planned and not _all_failed(path):
+            raise ValueError(
+                f"best_of: expected a finished sweep, got {path}, which has trained {done:,} of {planned:,} steps; "
+                f"continue with: fdqn resume {path}"
+            )
     best = found.ranking()[0]
     if best.rank is None:
         raise ValueError(f"best_of: expected a setting whose seeds did not all fail, got {path}")
