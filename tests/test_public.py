@@ -414,7 +414,7 @@ ELSEWHERE = {
             "a whole program's laws",
         ),
         **dict.fromkeys(("bits_per_cycle", "cadence", "cycle_numbers"), "counts"),
-        **dict.fromkeys(("policy", "scan", "vmapped"), "make functions"),
+        **dict.fromkeys(("policy", "scan", "vmapped", "parametrized"), "make functions"),
         "check_program": "checks",
         "hyper": "makes tensors of numbers",
     },

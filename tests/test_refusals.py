@@ -30,8 +30,9 @@ from torch import nn
 import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
-from fdqn.experiment import acting, arms, assemble, results, run_folder
-from fdqn.experiment.settings import Settings, make, to_json
+from fdqn.experiment import acting, arms, assemble, results, run_folder, sweep
+from fdqn.experiment.settings import Settings, Sweep, make, to_json
+from fdqn.experiment.sweep import Draw
 from fdqn.ops import losses, schedules, transforms
 from fdqn.replay import frames, n_step
 from fdqn.report import plots, video
@@ -1344,6 +1345,115 @@ ROWS = [
      "sigma_zero: expected noisy = True with it, got False; omit sigma_zero"),
     ("settings.make", given({"adam_eps": 0.1, "optimizer": "sgd"}), ValueError,
      "adam_eps: expected optimizer = adam, adamw, adamax, nadam or radam with it, got sgd; omit adam_eps"),
+    ("settings.Sweep", given(varied=()), TypeError, "varied: expected a tuple of at least one dict, got ()"),
+    ("settings.Sweep", given(varied=[{}]), TypeError, "varied: expected a tuple of at least one dict, got [{}]"),
+    ("settings.Sweep", given(varied=({"gamma": 0.9}, {"tau": 0.9})), TypeError,
+     "varied: expected dicts with the keys ['gamma'], got {'tau': 0.9}"),
+    ("settings.Sweep", given(varied=({"colour": 1},)), ValueError, "varied: expected names of settings, got 'colour'"),
+    ("settings.Sweep", given(varied=({"gamma": 0.9}, {"gamma": "much"})), TypeError,
+     "gamma: expected a number, got 'much'"),
+    ("settings.from_json", given(saved(varied={})), ValueError, "settings.varied: expected a list of records, got {}"),
+    ("settings.from_json", given(saved(varied=[])), ValueError,
+     "settings.varied: expected a tuple of at least one dict, got ()"),
+    ("settings.from_json", given(saved(varied=[{"gamma": "x"}])), ValueError,
+     "settings.gamma: expected a number, got 'x'"),
+    ("assemble.program", given(Sweep(varied=({"gamma": 0.9}, {"gamma": 1.5}))), ValueError,
+     "gamma: expected numbers in [0, 1], got 1.5 (setting 1 of the sweep)"),
+    ("assemble.program", given(Sweep(varied=({"batch_size": 8}, {"batch_size": 16}))), ValueError,
+     "varied: expected settings that one program can train, got others; use sweep.plan"),
+    *[("sweep.plan", given(*arguments), error, message) for arguments, error, message in (
+        (({}, {}), ValueError, "values: expected at least one setting with several values or a range, got none"),
+        (({}, {"gamma": []}), ValueError, "gamma: expected at least one value, got none"),
+        (({}, {"gamma": 0.9}), TypeError, "gamma: expected a list of values or a range, got 0.9"),
+        (({}, {"algorithm": "dqn"}), TypeError, "algorithm: expected a list of values or a range, got 'dqn'"),
+        (({}, {"gamma": [0.9, 0.99, 0.9]}), ValueError, "gamma: expected each value once, got 0.9 2 times"),
+        (({}, {"hidden": [[8], (8,)]}), ValueError, "hidden: expected each value once, got 8 2 times"),
+        (({}, {"gama": [0.9]}), ValueError,
+         "gama: expected the name of a setting; see fdqn.experiment.settings.Settings"),
+        (({}, {"gamma": [0.9, 1.5], "tau": [0.1, 0.2]}), ValueError,
+         "gamma: expected numbers in [0, 1], got 1.5 (in the setting gamma = 1.5, tau = 0.1)"),
+        (({}, {"gamma": ["much"]}), TypeError, "gamma: expected a number, got 'much'"),
+        (({}, {"v_min": [0.0], "algorithm": ["c51", "dqn"]}), ValueError,
+         "v_min: expected algorithm c51 or rainbow, which read it, got dqn; omit v_min (in the setting v_min = 0.0, "
+         "algorithm = dqn)"),
+        (({"seeds": 2**19}, {"gamma": [0.9, 0.99, 1.0]}), ValueError,
+         "seeds: expected at most 2**20 lanes, got 3 settings x 524,288 seeds"),
+        (({"seeds": 2}, {}, {"gamma": Draw(0.9, 1.0, "linear")}, 2**20), ValueError,
+         "seeds: expected at most 2**20 lanes, got 1,048,576 settings x 2 seeds"),
+        (({}, {"env": ["cartpole", "catch"]}), ValueError,
+         "env: expected one environment for all settings of a sweep, got several; returns in different environments "
+         "cannot be ranked"),
+        *(
+            (({}, {name: [1, 2]}), ValueError, f"{name}: expected one value for all settings of a sweep, got several")
+            for name in ("seeds", "seed", "out", "report_every", "evaluate_every", "checkpoint_every", "on_nan",
+                         "keep_checkpoints", "device", "engine", "compile", "tf32", "save_replay")
+        ),
+        (({}, {}, {"gamma": Draw(0.9, 1.0, "linear")}, 0), ValueError, "samples: expected at least 1, got 0"),
+        (({}, {}, {"gamma": Draw(0.9, 1.0, "exp")}), ValueError,
+         "gamma: expected the scale 'log' or 'linear', got 'exp'"),
+        (({}, {}, {"adam_eps": Draw(0.0, 1.0, "log")}), ValueError,
+         "adam_eps: expected a range above 0 for log:, got 0:1; use lin:"),
+        (({}, {}, {"gamma": Draw(0.99, 0.9, "linear")}), ValueError,
+         "gamma: expected a range from a lower to a higher number, got 0.99:0.9"),
+        (({}, {}, {"gamma": Draw(0.9, math.inf, "linear")}), ValueError,
+         "gamma: expected a range from a lower to a higher number, got 0.9:inf"),
+        (({}, {}, {"gamma": Draw(math.nan, 1.0, "linear")}), ValueError,
+         "gamma: expected a range from a lower to a higher number, got nan:1"),
+        (({}, {}, {"double": Draw(0, 1, "linear")}), ValueError,
+         "double: expected values, got a range, from which only numbers can be drawn"),
+        (({}, {}, {"target_period": Draw(1.2, 1.8, "linear")}), ValueError,
+         "target_period: expected a range with a whole number, got 1.2:1.8"),
+        (({}, {}, {"seed": Draw(0, 9, "linear")}), ValueError,
+         "seed: expected one value for all settings of a sweep, got several"),
+        (({}, {}, {"gamma": Draw(0.9, 1.5, "linear")}, 16), ValueError,
+         "gamma: expected numbers in [0, 1], got … (in the setting gamma = …)"),
+    )],
+    ("sweep.train", given(sweep.plan({"out": "run"}, {"gamma": [0.9, 0.99]})), ValueError,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("sweep.train", given(sweep.plan({"out": "run"}, {"hidden": [(8,), (4,)]})), ValueError,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("sweep.resume", given(Path("run")), ValueError, "sweep: expected the folder of a sweep, got run"),
+    ("sweep.resume", given(Path("two-programs"), env="catch"), ValueError,
+     "env: expected 'cartpole', the environment trained on, got 'catch'"),
+    ("sweep.resume", given(Path("two-programs"), steps=10**6), ValueError,
+     "steps: expected none for a sweep of several programs, got a number; omit it"),
+    ("sweep.resume", given(Path("code-programs")), ValueError,
+     "env: expected the environment of code-programs, which is user code, got none; pass --env my.games:chess"),
+    ("sweep.read", given(Path("run")), ValueError,
+     "sweep: expected the folder of a sweep, got run, a run of one setting"),
+    ("sweep.read", given(Path("two-programs")), ValueError,
+     "sweep: expected a finished sweep, got two-programs, whose program 1 of 2 has not finished; continue with: fdqn "
+     "resume two-programs"),
+    *[("sweep.read", given(Path(name)), ValueError,
+       f"sweep: expected a sweep, got {name} with a sweep.json that is invalid: {says}")
+      for name, says in (
+          ("bad-programs", "Expecting …"), ("no-programs", "expected 0 settings, got 0"),
+          ("half-programs", "expected 2 settings, got 1"), ("no-names", "no 'names'"),
+          ("twice-programs", "expected each setting from 0 to 1 once, got 0 with ['hidden']"),
+          ("plain-programs", "expected programs with a number for each of their settings, got [0]"),
+      )],
+    ("sweep.winner", given(Path("hollow")), ValueError, "run: expected a finished run folder, got hollow without …"),
+    ("sweep.write_picture", given(Path("run")), ValueError,
+     "sweep: expected the folder of a sweep, got run, a run of one setting"),
+    ("sweep.on_fresh_seeds", given(Path("run"), {}), ValueError,
+     "sweep: expected the folder of a sweep, got run, a run of one setting"),
+    ("sweep.locate", given(Path("run"), 0), ValueError, "setting: expected none for a run of one setting, got 0"),
+    ("sweep.locate", given(Path("two-programs"), None), ValueError,
+     "setting: expected one from 0 to 1, as settings.csv lists them, got none; pass --setting"),
+    ("sweep.locate", given(Path("two-programs"), 2), ValueError,
+     "setting: expected one from 0 to 1, as settings.csv lists them, got 2; pass --setting"),
+    ("sweep.locate", given(Path("sweep"), -1), ValueError,
+     "setting: expected one from 0 to 1, as settings.csv lists them, got -1; pass --setting"),
+    ("results.of_setting", given(results.Trained(SETTINGS, 1, {}, [], []), 0), TypeError,
+     "found.settings: expected a Sweep, got Settings"),
+    ("api.sweep", given({"gama": [0.9, 0.99]}), TypeError, "train: unknown setting 'gama'; did you mean 'gamma'?"),
+    ("api.sweep", given({"gamma": [0.9, 1.5]}, env="catch", progress=False), ValueError,
+     "gamma: expected numbers in [0, 1], got 1.5 (in the setting gamma = 1.5)"),
+    ("api.resume", given("two-programs"), ValueError,
+     "path: expected a run or a sweep of one program, got two-programs; continue it with …"),
+    ("training.parametrized", given(None, {}), TypeError, "make: expected a function, got NoneType"),
+    ("training.parametrized", given(lambda numbers: AGENT, {}), TypeError,
+     "make(numbers): expected Algorithm, got Agent"),
     ("settings.check_read", given(Settings(fractions=3)), ValueError,
      "fractions: expected algorithm iqn, which reads it, got dqn; omit fractions"),
     *[(f"assemble.{name}", given({"env": "cartpole"}), TypeError, "settings: expected Settings, got dict")
@@ -1675,6 +1785,19 @@ ROWS = [
 ]  # fmt: skip
 
 WITHOUT = {
+    "assemble.free_names": "takes nothing",
+    "assemble.in_one_program": "makes a key of settings",
+    "assemble.name": "formats numbers",
+    "check.is_symbolic": "takes any tensor",
+    "results.seeds_record": "takes numbers that `returns_record` has made",
+    "run_folder.cell": "formats any value",
+    "run_folder.settings_table": "formats checked settings",
+    "session.AllFailedError": "is what is raised",
+    "settings.each": "takes checked settings",
+    "settings.to_json_values": "takes any values",
+    "sweep.described": "describes checked settings",
+    "sweep.is_sweep": "takes any path",
+    "sweep.sizes": "hands on to `memory.check_memory`",
     "agents.noise_shapes": "multiplies sizes",
     "packing.size": "rounds up a number",
     "frames.capacity": "counts",
@@ -1942,6 +2065,37 @@ HALF_SPOILED = {
 """Those that some commands can do without."""
 
 
+def programs_json(*lists, values=((8,), (4,)), env="cartpole", **changes):
+    """Return the text of `sweep.json` of a sweep over `hidden`, with a program for each list of numbers."""
+    programs = []
+    for numbers in lists:
+        varied = [{"hidden": list(values[number])} for number in numbers]
+        programs.append({"numbers": numbers, "settings": {**to_json(Settings(env=env)), "varied": varied}})
+    record = {"names": ["hidden"], "values": [[list(x)] for x in values], "scales": {}, "programs": programs, **changes}
+    return json.dumps({name: x for name, x in record.items() if x is not None})
+
+
+SWEEPS = {
+    "two-programs": programs_json([0], [1]),
+    "code-programs": programs_json([0], [1], env="my.games:chess"),
+    "bad-programs": "{",
+    "no-programs": programs_json(values=()),
+    "half-programs": programs_json([1]),
+    "no-names": programs_json([0], [1], names=None),
+    "twice-programs": programs_json([0], [0]),
+    "plain-programs": programs_json([0], programs=[{"numbers": [0], "settings": to_json(Settings())}]),
+}
+"""Files `sweep.json` of sweeps that were never started, and damaged ones."""
+
+
+def as_sweep(path):
+    """Turn a run into a sweep of which only the settings can be read."""
+    edited("config.json", lambda x: {**x, "settings": {**x["settings"], "varied": [{"gamma": 0.9}, {"gamma": 1.0}]}})(
+        path
+    )
+    (path / "settings.csv").write_text("lane,setting,seed,gamma\n")
+
+
 @pytest.fixture(scope="module")
 def stage(trained, tmp_path_factory):
     """A folder with `run`, a file, and runs that are spoiled; and all of its files."""
@@ -1952,6 +2106,12 @@ def stage(trained, tmp_path_factory):
     for name, act in spoil.items():
         shutil.copytree(trained, path / name)
         act(path / name)
+    shutil.copytree(trained, path / "sweep")
+    as_sweep(path / "sweep")
+    for name, text in SWEEPS.items():
+        (path / name).mkdir()
+        (path / name / "settings.csv").write_text("lane,setting,seed,hidden\n")
+        (path / name / "sweep.json").write_text(text)
     return path, files(path)
 
 
@@ -1996,6 +2156,7 @@ WITH_FILES = (
     "plots",
     "api",
     "session",
+    "sweep",
     "evaluation",
 )
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
@@ -2059,10 +2220,53 @@ LINES = [
     ("train --seeds=2 --seeds=3", 2, "flag --seeds: expected once, got 2 times"),
     ("train --json --json", 2, "flag --json: expected once, got 2 times"),
     ("train --json=yes", 2, "unknown flag '--json=yes'; did you mean '--json'?"),
-    ("train --double maybe", 2, "unknown argument 'maybe'; see `fdqn train --help`"),
+    ("train --double maybe", 2, "flag --double: expected true or false, got 'maybe'"),
+    ("train --gamma 0.9 much", 2, "flag --gamma: expected a number, got 'much'"),
+    ("train --hidden 8, 4,x", 2, "flag --hidden: expected sizes of layers such as 120,84, got '4,x'"),
+    ("train --gamma log:0.9", 2, "flag --gamma: expected a range such as log:1e-5:1e-2, got 'log:0.9'"),
+    ("train --samples 4", 2,
+     "flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none"),
+    ("train --gamma 0.9 0.99 --samples 4", 2, "flag --samples: expected a flag with a range such as …, got none"),
+    ("train --gamma 0.9 0.99 --gamma 0.5", 2, "flag --gamma: expected once, got 2 times"),
+    ("train --best-of sweep --gamma 0.9", 2,
+     "flag --gamma: expected none but --seeds, --seed, --out and --json with --best-of; omit it"),
+    ("train --best-of sweep --seeds 2 4", 2, "flag --seeds: expected one value with --best-of, got several"),
+    ("train --best-of sweep --samples 4", 2, "flag --samples: expected none but --seeds, …"),
+    ("train --best-of run", 1, "sweep: expected the folder of a sweep, got run, a run of one setting"),
+    ("train --best-of hollow", 1, "run: expected a finished run folder, got hollow without config.json"),
+    ("train --best-of two-programs", 1, "sweep: expected a finished sweep, got two-programs, whose program 1 of 2 …"),
+    ("train --gamma 0.9 0.99 1.5", 1,
+     "gamma: expected numbers in [0, 1], got 1.5 (in the setting gamma = 1.5)"),
+    ("train --gamma 0.9 0.90", 1, "gamma: expected each value once, got 0.9 2 times"),
+    ("train --seeds 2 4", 1, "seeds: expected one value for all settings of a sweep, got several"),
+    ("train --out a b", 1, "out: expected one value for all settings of a sweep, got several"),
+    ("train --report-every 10 20", 1, "report_every: expected one value for all settings of a sweep, got several"),
+    ("train --env cartpole catch", 1, "env: expected one environment for all settings of a sweep, got several; …"),
+    ("train --adam-eps log:0:1", 1, "adam_eps: expected a range above 0 for log:, got 0:1; use lin:"),
+    ("train --gamma lin:1:0.9", 1, "gamma: expected a range from a lower to a higher number, got 1:0.9"),
+    ("train --gamma lin:0.9:1 --samples 0", 1, "samples: expected at least 1, got 0"),
+    ("train --gamma lin:0.9:1 --samples 1048576", 1, "seeds: expected at most 2**20 lanes, got …"),
+    ("train --gamma 0.9 0.99 --out run", 1,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("train --hidden 8, 4, --out run", 1,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    *[(f"{command} sweep{setting}", 1,
+       f"setting: expected one from 0 to 1, as settings.csv lists them, got {got}; pass --setting")
+      for command in ("eval", "export --seed 5 --out a.pt")
+      for setting, got in (("", "none"), (" --setting 2", "2"), (" --setting -1", "-1"))],
+    ("eval run --setting 0", 1, "setting: expected none for a run of one setting, got 0"),
+    ("eval two-programs --setting two", 2, "Error parsing --setting: expected a whole number, got 'two'"),
+    ("eval two-programs --setting 1", 1, "run: expected a finished run folder, got two-programs/1 without …"),
+    ("report two-programs", 1, "sweep: expected a finished sweep, got two-programs, whose program 1 of 2 …"),
+    ("report run sweep", 1,
+     "runs: expected runs of one setting, or one sweep alone, got several with the sweep sweep; use fdqn compare"),
+    ("resume two-programs --steps 10", 1, "steps: expected none for a sweep of several programs, got a number; …"),
+    *[(f"{command} bad-programs{rest}", 1,
+       "sweep: expected a sweep, got bad-programs with a sweep.json that is invalid: …")
+      for command, rest in (("eval", " --setting 0"), ("resume", ""), ("report", ""), ("train --best-of", ""))],
     ("train --compile --no-compile", 2, "flag --compile: expected once, got 2 times"),
     ("train --loss l1", 2, "invalid choice 'l1' for argument '--loss'. Expected one of ('mse', 'huber')."),
-    ("train --hidden 8,4", 2, "Error parsing --hidden: … ['8,4']"),
+    ("train --hidden 8 4.5", 2, "Error parsing --hidden: … ['8', '4.5']"),
     ("train --steps 100_000.5", 2, "Error parsing --steps: expected a whole number, got '100_000.5'"),
     ("train --gamma", 2, "Missing value for argument '--gamma'. …"),
     ("resume", 2, "Missing from fdqn resume: PATH Run folder. (required)"),
@@ -2181,7 +2385,9 @@ def test_a_bad_line_is_one_sentence_and_leaves_no_trace(place, capsys, monkeypat
     assert got == code, err
     assert out == ""
     *before, sentence = err.splitlines()
-    assert all(re.match(r"(cartpole|catch): \d+ seeds x ", line) for line in before), "what is said before it starts"
+    assert all(re.match(r"(cartpole|catch): \d+ seeds x |sweep of |  \d+: ", line) for line in before), (
+        "what is said before it starts"
+    )
     assert sentence.startswith("fdqn: ")
     assert fits(sentence.removeprefix("fdqn: "), says), err
 

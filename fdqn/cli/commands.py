@@ -128,7 +128,7 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
     given = {**(command.sweep or {})}
     draws = {name: sweep.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
     plan = sweep.plan(**given, draws=draws)
-    console.print(tables.plan_text(plan), soft_wrap=True)
+    console.print(tables.plan_text(plan, sweep.sizes(plan)), soft_wrap=True)
     with _following(console, None, prints=False) as (on_event, stop):
         path = sweep.train(plan, on_event, stop, started)
     _print_sweep(path, emit if command.json else None)
@@ -139,7 +139,7 @@ def _print_sweep(path: Path, emit: Emit | None) -> None:
 
     found, picture = sweep.read(path), sweep.write_picture(path)
     if emit is not None:
-        emit(found.record())
+        emit({**found.record(), "sweep": process.shown(path)})
     else:
         tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
         terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
@@ -170,18 +170,12 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
 
 
 def _resume_sweep(command: Resume, console: "Console", emit: Emit, started: float) -> None:
-    from fdqn.experiment import session, sweep
+    from fdqn.experiment import sweep
 
+    names = ("steps", "env", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
+    changes: dict[str, Any] = {name: getattr(command, name) for name in names}
     with _following(console, None, prints=False) as (on_event, stop):
-        if (command.run / "sweep.json").exists():
-            if command.steps is not None:
-                raise ValueError("steps: expected none for a sweep of several programs, whose lengths may differ")
-            sweep.resume(command.run, on_event, stop, started)
-        else:
-            session.resume(
-                command.run, command.steps, fallback=command.fallback, on_nan=command.on_nan, device=command.device,
-                on_event=on_event, stop=stop, started=started,
-            )  # fmt: skip
+        sweep.resume(command.run, on_event, stop, started, **changes)
     _print_sweep(command.run, emit if command.json else None)
 
 
@@ -314,7 +308,7 @@ def _report_sweep(path: Path, out: Path | None, emit: Emit | None) -> None:
     except (OSError, ValueError) as error:
         raise ValueError(f"out: {error}") from None
     if emit is not None:
-        return emit(found.record())
+        return emit({**found.record(), "sweep": process.shown(path)})
     tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
 
 
@@ -326,6 +320,12 @@ def _report(command: Report, emit: Emit) -> None:
         raise ValueError("runs: expected at least one run folder, got none")
     if len(command.runs) == 1 and sweep.is_sweep(command.runs[0]):
         return _report_sweep(command.runs[0], command.out, emit if command.json else None)
+    for path in command.runs:
+        if sweep.is_sweep(path):
+            raise ValueError(
+                f"runs: expected runs of one setting, or one sweep alone, got several with the sweep {path}; use fdqn "
+                "compare"
+            )
     read = [results.read(path) for path in command.runs]
     own = read[0].path / "curve.png" if len(read) == 1 else read[0].path.resolve().parent / "comparison.png"
     read = [dataclasses.replace(run, path=Path(process.shown(run.path))) for run in read]

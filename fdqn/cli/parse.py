@@ -45,9 +45,9 @@ class TrainFlags:
     """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
     with the range of the seeds if there are fewer than 5.
 
-    Several values of flags make a sweep, which trains all of their combinations: --learning-rate 1e-4 1e-3 --gamma 0.97
-    0.99. A range is drawn from: --learning-rate log:1e-5:1e-2 --samples 64. Networks are written --hidden 64,64 120,84,
-    switches --double true false."""
+    Several values of a flag make a sweep, which trains every combination: --learning-rate 1e-4 1e-3 --gamma 0.9 0.99.
+    Settings are drawn from a range, on a scale log: or lin:, with --learning-rate log:1e-5:1e-2 --samples 64.
+    Commas join the sizes of a network, --hidden 64,64 120,84, and switches are written --double true false."""
 
     run: tyro.conf.OmitArgPrefixes[groups.RunSettings]
     iteration: tyro.conf.OmitArgPrefixes[groups.IterationSettings]
@@ -317,6 +317,8 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
     if flags.best_of is not None:
         if others := [name for name in names if name not in ("best-of", "seeds", "seed", "out", "json")]:
             _refuse(f"flag --{others[0]}: expected none but --seeds, --seed, --out and --json with --best-of; omit it")
+        if swept:
+            _refuse(f"flag --{next(iter(swept))}: expected one value with --best-of, got several")
         return dataclasses.replace(command, best_of=flags.best_of)
     if "samples" in names and not found.draws:
         _refuse("flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none")

@@ -32,15 +32,26 @@ def split(arguments: Sequence[str]) -> Several:
     values: dict[str, list[Any]] = {}
     draws: dict[str, tuple[str, float, float]] = {}
     for words in _groups(arguments):
-        name = words[0].removeprefix("--").replace("-", "_")
-        own = words[1:]
-        if not words[0].startswith("--") or name not in kinds or not own:
+        flag, equals, first = words[0].partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        own = [first, *words[1:]] if equals else words[1:]
+        if not flag.startswith("--") or name not in kinds or not own:
             plain += words
         elif len(own) == 1 and own[0].startswith(tuple(f"{word}:" for word in RANGES)):
             draws[name] = _range(name, own[0])
         elif name == "hidden" and any("," in word for word in own):
-            values[name] = [_sizes(word) for word in own]
-        elif name != "hidden" and (len(own) > 1 or isinstance(kinds[name], bool)):
+            sizes = [_sizes(word) for word in own]
+            if len(sizes) > 1:
+                values[name] = sizes
+            else:
+                plain += [flag, *map(str, sizes[0])]
+        elif isinstance(kinds[name], bool):
+            switches = [_value(name, True, word) for word in own]
+            if len(switches) > 1:
+                values[name] = switches
+            else:
+                plain.append(flag if switches[0] else f"--no-{flag.removeprefix('--')}")
+        elif name != "hidden" and len(own) > 1:
             values[name] = [_value(name, kinds[name], word) for word in own]
         else:
             plain += words
@@ -48,12 +59,11 @@ def split(arguments: Sequence[str]) -> Several:
 
 
 def _groups(arguments: Sequence[str]) -> list[list[str]]:
-    """Split arguments before each flag; `--flag=value` becomes two words."""
+    """Split arguments before each flag."""
     groups: list[list[str]] = [[]]
     for word in arguments:
         if word.startswith("--"):
-            flag, equals, value = word.partition("=")
-            groups.append([flag, value] if equals else [flag])
+            groups.append([word])
         else:
             groups[-1].append(word)
     return [group for group in groups if group]
@@ -84,6 +94,8 @@ def _value(name: str, default: Any, word: str) -> Any:
     if not isinstance(default, int | float):
         return word
     kind = "whole number" if isinstance(default, int) else "number"
+    if word.startswith(tuple(f"{word}:" for word in RANGES)):
+        raise ValueError(f"{name}: expected several values or one range, got {word!r} among several")
     try:
         value = int(word) if isinstance(default, int) else float(word)
     except ValueError:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import terminal
+from fdqn.experiment.progress import bytes_text
 
 if TYPE_CHECKING:
     from fdqn.experiment import results, sweep
@@ -134,14 +135,18 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
 
 
-def plan_text(plan: "sweep.Plan") -> str:
-    """Describe the programs of a sweep, a line each after the first if there are several."""
+def plan_text(plan: "sweep.Plan", sizes: Sequence[int]) -> str:
+    """Describe the programs of a sweep and their sizes in bytes, a line each after the first if there are several."""
     from fdqn.experiment.sweep import described
 
-    seeds = plan.programs[0].settings.seeds
-    several = f" in {len(plan.programs)} programs, one after the other" if len(plan.programs) > 1 else " in one program"
-    lines = [f"sweep of {len(plan.values)} settings x {seeds} seeds = {plan.lanes:,} lanes{several}"]
-    if len(plan.programs) > 1:
+    seeds, count = plan.programs[0].settings.seeds, len(plan.programs)
+    several = f"in {count} programs, one after the other" if count > 1 else "in one program"
+    size = bytes_text(max(sizes))
+    lines = [
+        f"sweep of {len(plan.values):,} settings x {seeds:,} seeds = {plan.lanes:,} lanes {several}; "
+        f"{'at most ' * (count > 1)}{size}"
+    ]
+    if count > 1:
         lines += [f"  {i + 1}: {described(program.settings)}" for i, program in enumerate(plan.programs)]
     return "\n".join(lines)
 

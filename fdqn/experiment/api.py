@@ -141,6 +141,10 @@ def resume(
     more: dict[str, Any] = dict(env=env, fallback=fallback, on_nan=on_nan, device=device)
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
     where = Path(path).absolute()  # an environment may change the current folder
+    if (where / "sweep.json").exists():
+        raise ValueError(
+            f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.experiment.sweep.resume"
+        )
     return _supervised(
         progress, on_event, stop, lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over)
     )
@@ -210,7 +214,7 @@ def _supervised(
         def emit(event: events.Event) -> None:
             follow(interrupted, event)
             display(event)
-            if isinstance(event, events.Finished):
+            if isinstance(event, events.Finished) and "settings" not in event.summary:
                 display.say(f"{event.path}: greedy return {interval_text(event.summary['final_return'])}")
             if on_event is not None:
                 on_event(event)

@@ -215,7 +215,8 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
         seeds = tuple(returns_csv.seed_name(cells[2]) for cells in chosen)
         arm = Arm(f"{name}:{setting}{values}", returns[lanes], seeds, f"{measure} return")
         alive = None if curve is None else curve._replace(values=curve.values[:, lanes][:, np.isfinite(returns[lanes])])
-        arms.append(arm._replace(env=summary["env"], steps=summary["steps"], curve=alive, settings=len(rows_of)))
+        steps = summary["setting_steps"][int(setting)] if "setting_steps" in summary else summary["steps"]
+        arms.append(arm._replace(env=summary["env"], steps=steps, curve=alive, settings=len(rows_of)))
     return arms
 
 
@@ -243,6 +244,8 @@ def _merged(path: Path) -> dict[str, Any]:
         raise ValueError(f"arms: expected a sweep, got {path} with a sweep.json that is invalid: {error}") from None
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
     merged: dict[str, Any] = {"env": parts[0]["env"], "steps": parts[0]["steps"], "seeds": [], "failed_seeds": []}
+    steps = {setting: part["steps"] for part, own in zip(parts, numbers, strict=True) for setting in own}
+    merged["setting_steps"] = [steps[setting] for setting in sorted(steps)]
     for measure, name in RECORDS.items():
         if all(_record(part, measure) for part in parts):
             rows = {

@@ -262,8 +262,9 @@ def placed(command: Command) -> Command:
             os.environ[name] = os.path.abspath(os.environ[name])
     typed: dict[str, str] = {}
     fields: dict[str, Any] = {}
-    settings = getattr(command, "settings", None)
-    if settings is not None and not os.path.isabs(settings.out or ""):
+    settings, sweep = getattr(command, "settings", None), getattr(command, "sweep", None)
+    out = settings.out if settings is not None else sweep["given"].get("out") if sweep is not None else "/"
+    if not os.path.isabs(out or ""):
         typed[f"{Path.cwd()}/"] = ""  # for a folder that is named later
     for field in dataclasses.fields(command):  # type: ignore[arg-type]
         value = getattr(command, field.name)

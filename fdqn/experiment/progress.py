@@ -46,7 +46,7 @@ class Display:
             case events.Notice(text):
                 self.say(text)
             case events.Started(_, _, _, steps):
-                self._total = steps
+                self._total, self._greedy = steps, None
             case events.Training(compiling):
                 self._start_training(
                     "compiling, about 25 s the first time" if compiling else "running the first training iteration"
@@ -125,7 +125,7 @@ class Display:
 def prepared_text(event: events.Prepared) -> str:
     """Describe the size of a run in one line."""
     settings, rows, size = event.settings, event.capacity, event.replay_bytes
-    lanes = f"{len(settings.varied)} settings x " if isinstance(settings, Sweep) else ""
+    lanes = f"{len(settings.varied)} settings x " if isinstance(settings, Sweep) and len(settings.varied) > 1 else ""
     return (
         f"{settings.env}: {lanes}{settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
         f"{bytes_text(event.state_bytes)}, replay {settings.lanes} x {rows:,} rows of {size // rows:,} B: "

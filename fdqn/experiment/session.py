@@ -23,12 +23,16 @@ from torch import Tensor
 from fdqn import check, compile, envs, training
 from fdqn.experiment import assemble, events, history, memory, process, results, run_folder
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, Sweep
 from fdqn.training import evaluate, host
 from fdqn.types import Env, HostEnv, HostVectorEnv, Network, Params
 
 Stop = Callable[[], bool]
 """Return True to end a run early. Called between training iterations; once True, it must stay True."""
+
+
+class AllFailedError(ValueError):
+    """Error of a run whose seeds have all failed. Its files are complete."""
 
 
 class Session(NamedTuple):
@@ -217,7 +221,7 @@ def _run_to_end(session: Session) -> results.Run:
         session.emit(stopped)
     elif report.step < start.steps:
         where = f"{report.step:,} of {start.steps:,} steps"
-        raise ValueError(f"stopped at {where}, because all seeds have failed; the files in {path} are complete")
+        raise AllFailedError(f"stopped at {where}, because all seeds have failed; the files in {path} are complete")
     return results.read(path, settings.env)
 
 
@@ -385,7 +389,11 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
             session.emit(events.Notice(text))
         with contextlib.suppress(KeyboardInterrupt):
             return _evaluate_with_progress(session, settings.env, report)
-    session.emit(events.Notice(f"evaluation skipped; run it with: fdqn eval {path}"))
+    session.emit(
+        events.Notice(
+            f"evaluation skipped; run it with: fdqn eval {path}{' --setting K' * isinstance(settings, Sweep)}"
+        )
+    )
     return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
 
 
