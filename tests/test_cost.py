@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fdqn.experiment import assemble, cost, settings
+from fdqn.cli import tables
+from fdqn.experiment import assemble, cost, settings, sweep
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "records" / "family.jsonl"
 
@@ -42,6 +43,21 @@ def test_a_longer_run_of_more_lanes_takes_longer():
     more = cost.seconds(dataclasses.replace(short, seeds=6), 1) - cost.COMPILE_SECONDS
     assert more == pytest.approx(3 * once)
     assert cost.seconds(short, 2) - cost.COMPILE_SECONDS == pytest.approx(once / 2)
+
+
+def test_a_plan_is_as_long_as_its_programs():
+    plan = sweep.plan({"seeds": 2, "device": "cpu"}, {"gamma": [0.9, 0.99], "hidden": [(8,), (120, 84)]})
+    found = sweep.seconds(plan)
+    assert found == tuple(cost.seconds(program.settings) for program in plan.programs)
+    assert tables.plan_text(plan, [1, 2], found).splitlines()[1].endswith(tables.about_text(found[0]))
+    assert sweep.seconds(sweep.plan({"seeds": 2, "compile": False}, {"gamma": [0.9, 0.99]})) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3, "10 s"), (44, "40 s"), (100, "2 min"), (3600, "60 min"), (7200, "2.0 h")]
+)
+def test_times_are_rounded(seconds, text):
+    assert tables.about_text(seconds) == f"about {text}"
 
 
 def test_host_environments_are_counted_without_their_steps():

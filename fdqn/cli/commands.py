@@ -128,7 +128,9 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
     given = {**(command.sweep or {})}
     draws = {name: sweep.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
     plan = sweep.plan(**given, draws=draws)
-    console.print(tables.plan_text(plan, sweep.sizes(plan)), soft_wrap=True)
+    with console.status("planning") if console.is_terminal else contextlib.nullcontext():
+        text = tables.plan_text(plan, sweep.sizes(plan), sweep.seconds(plan))
+    console.print(text, soft_wrap=True)
     with _following(console, None, prints=False) as (on_event, stop):
         path = sweep.train(plan, on_event, stop, started)
     _print_sweep(path, emit if command.json else None)

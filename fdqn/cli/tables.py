@@ -135,8 +135,11 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
 
 
-def plan_text(plan: "sweep.Plan", sizes: Sequence[int]) -> str:
-    """Describe the programs of a sweep and their sizes in bytes, a line each after the first if there are several."""
+def plan_text(plan: "sweep.Plan", sizes: Sequence[int], seconds: Sequence[float] | None = None) -> str:
+    """Describe the programs of a sweep, a line each after the first if there are several.
+
+    `sizes` are their bytes, `seconds` their estimated times.
+    """
     from fdqn.experiment.sweep import described
 
     seeds, count = plan.programs[0].settings.seeds, len(plan.programs)
@@ -144,11 +147,19 @@ def plan_text(plan: "sweep.Plan", sizes: Sequence[int]) -> str:
     size = bytes_text(max(sizes))
     lines = [
         f"sweep of {len(plan.values):,} settings x {seeds:,} seeds = {plan.lanes:,} lanes {several}; "
-        f"{'at most ' * (count > 1)}{size}"
+        f"{'at most ' * (count > 1)}{size}{'' if seconds is None else f', {about_text(sum(seconds))}'}"
     ]
     if count > 1:
-        lines += [f"  {i + 1}: {described(program.settings)}" for i, program in enumerate(plan.programs)]
+        times = [""] * count if seconds is None else [f", {about_text(time)}" for time in seconds]
+        lines += [f"  {i + 1}: {described(one.settings)}{times[i]}" for i, one in enumerate(plan.programs)]
     return "\n".join(lines)
+
+
+def about_text(seconds: float) -> str:
+    """Format an estimate of a time, such as `about 3 min`."""
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
 
 
 def print_arms(record: dict[str, Any], notes: list[str], picture: Path) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fdqn import check, envs, random
-from fdqn.experiment import assemble, events, memory, results, run_folder, session
+from fdqn.experiment import assemble, cost, events, memory, results, run_folder, session
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import (
     EvaluationSettings,
@@ -336,6 +336,14 @@ def sizes(plan: Plan) -> tuple[int, ...]:
         memory.check_memory(assemble.program(one.settings), one.settings.lanes, assemble.device(one.settings))
         for one in plan.programs
     )
+
+
+def seconds(plan: Plan) -> tuple[float, ...] | None:
+    """Estimate the seconds of each program on a CPU, as `cost.seconds` does; None if they are not compiled for one."""
+    shared = plan.programs[0].settings
+    if not shared.compiles or assemble.device(shared).type != "cpu":
+        return None
+    return tuple(cost.seconds(program.settings) for program in plan.programs)
 
 
 def described(settings: Sweep) -> str:
