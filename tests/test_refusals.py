@@ -1494,6 +1494,7 @@ ROWS = [
      "would be made"),
     ("assemble.hyper", given(Settings(learning_rate=-1.0)), ValueError,
      "learning_rate: expected numbers in [0, inf], got -1.0"),
+    ("assemble.updates", given({"env": "cartpole"}), TypeError, "settings: expected Settings, got dict"),
     ("assemble.keys", given(Settings(seed=-1)), ValueError, "seed: expected integers in [0, 2**32), got -1 to 14"),
     ("memory.check_memory", given(assemble.program(HUGE), 2, torch.device("cpu")), ValueError,
      "capacity: expected seeds that fit in … GB of free memory …, got 2 seeds that need … GB, of which … GB is …; "

@@ -77,7 +77,7 @@ def made(case):
     return Sweep(**dataclasses.asdict(first), varied=tuple(each))
 
 
-def advanced(given, cycles=20):
+def advanced(given, cycles=14):
     program = assemble.program(given)
     state = training.init(program, assemble.hyper(given), assemble.keys(given))
     return programs.advance(program, state, cycles)
@@ -467,7 +467,14 @@ def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
     assert contents(path) == contents(one)
 
 
-@pytest.mark.parametrize(("reports", "steps"), [(2, 100), (6, 300), (4, 200)], ids=["first", "second", "between"])
+@pytest.mark.parametrize(
+    ("reports", "steps"),
+    [
+        pytest.param(2, 100, id="first", marks=pytest.mark.slow),
+        pytest.param(6, 300, id="second"),
+        pytest.param(4, 200, id="between", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_sweep_of_several_programs_continues(several, tmp_path, reports, steps):
     """Stop in the first and in the second program, and after the last report of the first."""
     path, end = stopped(sweep.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), reports)
@@ -641,7 +648,7 @@ def test_best_of_trains_the_winner_on_fresh_seeds(place, capsys, one):
     printed(capsys, "compare", f"{one}:0", "best", "--out", "drawn.png", "--json")
 
 
-@pytest.mark.parametrize("which", ["one", "several"])
+@pytest.mark.parametrize("which", ["one", pytest.param("several", marks=pytest.mark.slow)])
 def test_ctrl_c_names_the_folder_of_the_sweep(request, place, capsys, monkeypatch, which):
     """Interrupt after the second report, which saves a checkpoint; the resumed sweep equals an uninterrupted one."""
     expected, functions, calls = contents(request.getfixturevalue(which)), run_folder.functions, itertools.count()
@@ -693,6 +700,7 @@ def test_sweep_in_python(place, one, capsys):
     assert "greedy return" not in capsys.readouterr().err, "a mean over settings says nothing"
 
 
+@pytest.mark.slow
 def test_a_stop_in_python_leaves_a_sweep_to_continue(place, several):
     given = {name: value for name, value in FEW.items() if name != "hidden"}
     at = StopAt(2)

@@ -474,6 +474,7 @@ def _config(settings: Settings, on_host: bool) -> training.Config:
 
 def updates(settings: Settings) -> int:
     """Return the number of updates of a seed in the whole run."""
+    check.kind("settings", settings, Settings)
     config = _config(settings, on_host=False)
     learning = settings.steps - config.warmup_steps
     return math.ceil(learning / config.env_steps) * config.updates_per_cycle
