@@ -116,7 +116,7 @@ def run(seeds: int, out: Path) -> dict[str, Any]:
 def run_table(record: dict[str, Any]) -> str:
     """Format a record of a whole sweep as a Markdown table."""
     return (
-        "| settings | lanes | time | settings that cannot be told from the best |\n|--:|--:|--:|--:|\n"
+        "| settings | learners | time | settings that are indistinguishable from the best |\n|--:|--:|--:|--:|\n"
         f"| {record['settings']} | {record['lanes']} | {record['seconds']:.0f} s | {record['best_set']} |"
     )
 

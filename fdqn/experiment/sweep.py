@@ -386,7 +386,7 @@ class Results(NamedTuple):
     scales: dict[str, Literal["log", "linear"]]
     settings: tuple[Settings, ...]
     measure: str
-    """Returns that rank the settings: "greedy", or "Gymnasium's NAME"."""
+    """Returns that rank the settings: "greedy", or the name of Gymnasium's environment in which they were evaluated."""
     records: tuple[dict[str, Any], ...]
     """Returns of each setting, as in `settings` of `summary.json`."""
     curves: tuple[plots.Curve, ...]
@@ -482,7 +482,7 @@ def _read_program(path: Path) -> Results:
         tuple(tuple(values.values()) for values in given.varied),
         {},
         tuple(given.at(k) for k in range(len(records))),
-        "greedy" if gymnasium is None else f"Gymnasium's {gymnasium['env']}",
+        "greedy" if gymnasium is None else gymnasium["env"],
         records,
         tuple(curves),
     )
