@@ -26,7 +26,6 @@ import itertools
 import json
 import math
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -36,7 +35,7 @@ import presets
 import work
 
 import fdqn
-from fdqn import compile, training
+from fdqn import training
 from fdqn.experiment import assemble, cost
 from fdqn.experiment.settings import AlgorithmName, make
 from fdqn.report import plots
@@ -91,19 +90,7 @@ def arithmetic(algorithm: AlgorithmName) -> cost.Cost:
 
 def prepared(algorithm: AlgorithmName, seeds: int) -> Callable[[], float]:
     """Compile an algorithm and return a function that trains for a second and returns seed-updates per second."""
-    start, (made, state) = time.perf_counter(), program(algorithm, seeds)
-    _, reports, iterations = work.steady(made, state, compile.compiled(made))
-    work.say(f"{algorithm}, {seeds} seeds: prepared in {time.perf_counter() - start:.0f} s")
-    updates = iterations * made.config.updates_per_cycle * seeds
-
-    def measure() -> float:
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < 1.0:
-            next(reports)
-            done += updates
-        return done / (time.perf_counter() - start)
-
-    return measure
+    return work.prepared(f"{algorithm}, {seeds} seeds", *program(algorithm, seeds))
 
 
 def speed(algorithms: list[AlgorithmName], seeds: list[int], turns: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from typing import Any
 import work
 
 import fdqn
-from fdqn import compile, training
+from fdqn import training
 from fdqn.experiment import assemble
 from fdqn.experiment.settings import Settings, Sweep, make
 
@@ -51,21 +51,8 @@ def sweep(base: Settings, values: dict[str, tuple[Any, ...]]) -> Sweep:
 
 def prepared(name: str, settings: Settings) -> Callable[[], float]:
     """Compile a program and return a function that trains for a second and returns lane-updates per second."""
-    start = time.perf_counter()
     program = assemble.program(settings)
-    state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
-    _, reports, iterations = work.steady(program, state, compile.compiled(program))
-    work.say(f"{name}: prepared in {time.perf_counter() - start:.0f} s")
-    updates = iterations * program.config.updates_per_cycle * settings.lanes
-
-    def measure() -> float:
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < 1.0:
-            next(reports)
-            done += updates
-        return done / (time.perf_counter() - start)
-
-    return measure
+    return work.prepared(name, program, training.init(program, assemble.hyper(settings), assemble.keys(settings)))
 
 
 def speed(turns: int, algorithms: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +98,26 @@ def steady(
     for _ in range(2):
         next(rest)  # each call length has been compiled and run
     return first, rest, cycles
+
+
+def prepared(name: str, program: training.Program, state: training.TrainState) -> Callable[[], float]:
+    """Compile a program and return a function that trains for a second and returns the updates per second of all seeds.
+
+    Compilation is part of this call. It is reported under `name`.
+    """
+    start, seeds = time.perf_counter(), len(state.key)
+    _, reports, iterations = steady(program, state, compile.compiled(program))
+    say(f"{name}: prepared in {time.perf_counter() - start:.0f} s")
+    updates = iterations * program.config.updates_per_cycle * seeds
+
+    def measure() -> float:
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < 1.0:
+            next(reports)
+            done += updates
+        return done / (time.perf_counter() - start)
+
+    return measure
 
 
 def flop(network: str) -> int:

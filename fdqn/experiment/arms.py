@@ -176,16 +176,9 @@ def _per_seed(path: Path, summary: dict[str, Any], measure: str, count: int) -> 
 
 def _run(path: Path, name: str, summary: dict[str, Any], measure: str) -> Arm:
     """Return the arm of a run folder. Failed seeds have no curve."""
-    from fdqn.experiment import results
-
     seeds = tuple(summary["seeds"])
     returns = _per_seed(path, summary, measure, len(seeds))
-    try:
-        curve = results.read_curve(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"arms: expected a finished run, got {path} with a metrics.csv that is invalid: {error}"
-        ) from None
+    curve = _curve(path, "run")
     if curve.values.shape[1] != len(seeds):
         raise ValueError(f"arms: expected {len(seeds)} seeds in metrics.csv of {path}, got {curve.values.shape[1]}")
     alive = curve._replace(values=curve.values[:, [seed not in summary["failed_seeds"] for seed in seeds]])
@@ -198,7 +191,7 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
     (_, header), *rows = returns_csv.table(file)
     if header[:3] != ["lane", "setting", "seed"] or not rows:
         raise ValueError(f"arms: expected rows under lane, setting and seed in {file}, got {', '.join(header)[:100]}")
-    returns, curve = _per_seed(path, summary, measure, len(rows)), _curve(path, len(rows))
+    returns, curve = _per_seed(path, summary, measure, len(rows)), _curves(path, len(rows))
     rows_of: dict[str, list[int]] = {}
     for i, (line, cells) in enumerate(rows):
         if len(cells) != len(header):
@@ -220,18 +213,23 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
     return arms
 
 
-def _curve(path: Path, lanes: int) -> Curve | None:
-    """Return the learning curves of all lanes of a sweep; None for a sweep of several programs."""
+def _curve(path: Path, what: str) -> Curve:
+    """Read the learning curves of a run or a sweep."""
     from fdqn.experiment import results
 
-    if not (path / "metrics.csv").exists():
-        return None
     try:
-        curve = results.read_curve(path)
+        return results.read_curve(path)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"arms: expected a finished sweep, got {path} with a metrics.csv that is invalid: {error}"
+            f"arms: expected a finished {what}, got {path} with a metrics.csv that is invalid: {error}"
         ) from None
+
+
+def _curves(path: Path, lanes: int) -> Curve | None:
+    """Return the learning curves of all lanes of a sweep; None for a sweep of several programs."""
+    if not (path / "metrics.csv").exists():
+        return None
+    curve = _curve(path, "sweep")
     return curve if curve.values.shape[1] == lanes else None
 
 

@@ -6,7 +6,6 @@ its own, `0`, `1`, ..., and `sweep.json` lists them.
 """
 
 import contextlib
-import csv
 import dataclasses
 import io
 import itertools
@@ -219,7 +218,9 @@ def train(
     sizes(plan)  # before the first one starts
     path = run_folder.folder(shared).absolute()  # an environment may change the current folder
     path.mkdir(parents=True)
-    files.write(path / "settings.csv", _table(plan).encode())
+    whole = tuple(dict(zip(plan.names, row, strict=True)) for row in plan.values)
+    table = run_folder.settings_table(dataclasses.replace(shared, varied=whole))
+    files.write(path / "settings.csv", table.encode())
     listed = [
         {"numbers": program.numbers, "settings": to_json(_in_folder(program.settings, path, i))}
         for i, program in enumerate(plan.programs)
@@ -360,18 +361,6 @@ def _counted(count: int, word: str) -> str:
 
 def _in_folder(settings: Sweep, path: Path, number: int) -> Sweep:
     return dataclasses.replace(settings, out=str(path / str(number)))
-
-
-def _table(plan: Plan) -> str:
-    """Format `settings.csv` of a sweep of several programs."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("lane", "setting", "seed", *plan.names))
-    shared, lane = plan.programs[0].settings, itertools.count()
-    for setting, values in enumerate(plan.values):
-        for seed in range(shared.seed, shared.seed + shared.seeds):
-            writer.writerow((next(lane), setting, seed, *map(run_folder.cell, values)))
-    return text.getvalue()
 
 
 # Results
