@@ -103,7 +103,7 @@ def _aligned(arms: Sequence[Arm]) -> list[Array]:
 
 def _summary(arm: Arm, confidence: float, optimum: float | None) -> dict[str, Any]:
     alive = arm.returns[np.isfinite(arm.returns)]
-    middle = statistics.interval(alive, confidence, method="expanded")
+    middle = statistics.interval(alive, confidence)
     range_ = power.tolerance(alive)
     gap = None if optimum is None else aggregates.optimality_gap(alive, optimum, confidence)
     return {
