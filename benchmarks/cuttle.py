@@ -183,7 +183,8 @@ def play(state: State, action: Tensor) -> State:
     scuttles = among(action, SCUTTLE, POINTS)
     played, on_target = numbers == card, state.host == target
     taken = (numbers == target) | on_target
-    top = torch.where(state.place == DECK, state.order, CARDS)
+    # In floats: inductor of torch 2.13 computes a wrong minimum of int8 on CPUs.
+    top = torch.where(state.place == DECK, state.order.float(), CARDS)
     drawn = (action == DRAW) & (top < CARDS) & (top == top.amin(-1, keepdim=True))
 
     place = torch.where(taken, torch.where(scuttles, SCRAP, TABLE), state.place)
