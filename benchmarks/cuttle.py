@@ -162,7 +162,11 @@ def cards(action: Tensor) -> tuple[Tensor, Tensor]:
     below = pair - above * (above - 1) // 2
     jack = action - JACK
     starts = ((SCUTTLE, above), (POINTS, action - POINTS), (JACK, JACK_CARD + jack // NUMBERS))
-    royals = ((KING, action - KING + KING_CARD), (QUEEN, action - QUEEN + QUEEN_CARD), (GLASSES, action - GLASSES + EIGHT))
+    royals = (
+        (KING, action - KING + KING_CARD),
+        (QUEEN, action - QUEEN + QUEEN_CARD),
+        (GLASSES, action - GLASSES + EIGHT),
+    )
     card = torch.full_like(action, -2)
     for start, played in (*starts, *royals):
         card = torch.where(action >= start, played, card)

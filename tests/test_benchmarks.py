@@ -40,6 +40,8 @@ def test_slow_iterations_are_reported_every_target_period():
 # Cuttle: a reference in plain Python. A card is (rank 0 to 12, suit 0 to 3); tuples compare as scuttles do.
 
 SUITS = "cdhs"
+NAMES = [*map(str, range(11)), "J", "Q", "K"][1:]
+NAMES[0] = "A"
 CARDS = [(rank, suit) for rank in range(13) for suit in range(4)]
 NUMBERS = CARDS[:40]
 JACKS, QUEENS, KINGS, EIGHTS = ([(rank, suit) for suit in range(4)] for rank in (10, 11, 12, 7))
@@ -53,7 +55,7 @@ MOVES = [
 
 def card(name):
     """Return the card of a name such as "10s" or "Ad"."""
-    return "A 2 3 4 5 6 7 8 9 10 J Q K".split().index(name[:-1]), SUITS.index(name[-1])
+    return NAMES.index(name[:-1]), SUITS.index(name[-1])
 
 
 class Table:
@@ -192,8 +194,7 @@ def move(kind, *names):
 
 
 def names_at(state, place):
-    ranks = "A 2 3 4 5 6 7 8 9 10 J Q K".split()
-    return {ranks[CARDS[i][0]] + SUITS[CARDS[i][1]] for i in (state.place == place).nonzero().flatten().tolist()}
+    return {NAMES[CARDS[i][0]] + SUITS[CARDS[i][1]] for i in (state.place == place).nonzero().flatten().tolist()}
 
 
 WINS = [
