@@ -233,7 +233,7 @@ def goal(kings: Tensor) -> Tensor:
 
 
 def greedy(state: State) -> Tensor:
-    """Return the move of the fixed player: the first that wins, else one with the largest difference of points after it.
+    """Return the move of the fixed player: the first that wins, else one with the largest lead in points after it.
 
     A scuttle gains the points of its target, a jack twice that. On a tie the first action of the table is taken, so
     the player prefers scuttles to points, and draws if no move gains points.
