@@ -187,7 +187,7 @@ def play(state: State, action: Tensor) -> State:
     scuttles = among(action, SCUTTLE, POINTS)
     played, on_target = numbers == card, state.host == target
     taken = (numbers == target) | on_target
-    # In floats: inductor of torch 2.13 computes a wrong minimum of int8 on CPUs.
+    # In floats: with int8 here, the program compiled by inductor of torch 2.13 for CPUs never drew a card.
     top = torch.where(state.place == DECK, state.order.float(), CARDS)
     drawn = (action == DRAW) & (top < CARDS) & (top == top.amin(-1, keepdim=True))
 
