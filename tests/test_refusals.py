@@ -1377,9 +1377,9 @@ ROWS = [
          "v_min: expected algorithm c51 or rainbow, which read it, got dqn; omit v_min (in the setting v_min = 0.0, "
          "algorithm = dqn)"),
         (({"seeds": 2**19}, {"gamma": [0.9, 0.99, 1.0]}), ValueError,
-         "seeds: expected at most 2**20 lanes, got 3 settings x 524,288 seeds"),
+         "seeds: expected at most 2**20 learners, got 3 settings x 524,288 seeds"),
         (({"seeds": 2}, {}, {"gamma": Draw(0.9, 1.0, "linear")}, 2**20), ValueError,
-         "seeds: expected at most 2**20 lanes, got 1,048,576 settings x 2 seeds"),
+         "seeds: expected at most 2**20 learners, got 1,048,576 settings x 2 seeds"),
         (({}, {"env": ["cartpole", "catch"]}), ValueError,
          "env: expected one environment for all settings of a sweep, got several; returns in different environments "
          "cannot be ranked"),
@@ -2103,7 +2103,7 @@ def as_sweep(path):
     edited("config.json", lambda x: {**x, "settings": {**x["settings"], "varied": [{"gamma": 0.9}, {"gamma": 1.0}]}})(
         path
     )
-    (path / "settings.csv").write_text("lane,setting,seed,gamma\n")
+    (path / "settings.csv").write_text("learner,setting,seed,gamma\n")
 
 
 @pytest.fixture(scope="module")
@@ -2120,7 +2120,7 @@ def stage(trained, tmp_path_factory):
     as_sweep(path / "sweep")
     for name, text in SWEEPS.items():
         (path / name).mkdir()
-        (path / name / "settings.csv").write_text("lane,setting,seed,hidden\n")
+        (path / name / "settings.csv").write_text("learner,setting,seed,hidden\n")
         (path / name / "sweep.json").write_text(text)
     return path, files(path)
 
@@ -2167,6 +2167,8 @@ WITH_FILES = (
     "api",
     "session",
     "sweep",
+    "sweep_plan",
+    "sweep_results",
     "evaluation",
 )
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
@@ -2255,7 +2257,7 @@ LINES = [
     ("train --adam-eps log:0:1", 1, "adam_eps: expected a range above 0 for log:, got 0:1; use lin:"),
     ("train --gamma lin:1:0.9", 1, "gamma: expected a range from a lower to a higher number, got 1:0.9"),
     ("train --gamma lin:0.9:1 --samples 0", 1, "samples: expected at least 1, got 0"),
-    ("train --gamma lin:0.9:1 --samples 1048576", 1, "seeds: expected at most 2**20 lanes, got …"),
+    ("train --gamma lin:0.9:1 --samples 1048576", 1, "seeds: expected at most 2**20 learners, got …"),
     ("train --gamma 0.9 0.99 --out run", 1,
      "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
     ("train --hidden 8, 4, --out run", 1,

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import fdqn
 from fdqn import cli, compile, random, training, tree
 from fdqn.compile import cpu_groups
 from fdqn.experiment import (
+    arms,
     assemble,
     evaluation,
     events,
@@ -217,7 +219,7 @@ def test_the_last_name_changes_fastest():
     assert plan.names == ("gamma", "learning_rate")
     assert plan.values == tuple(itertools.product((0.9, 0.99), (1e-3, 1e-2, 1e-1)))
     assert [program.numbers for program in plan.programs] == [tuple(range(6))]
-    assert plan.lanes == 12
+    assert plan.learners == 12
 
 
 def test_draws_are_a_function_of_the_seed():
@@ -356,7 +358,7 @@ def test_the_table_has_the_values_of_every_lane(one):
     hyper, keys = assemble.hyper(given), assemble.keys(given)
     assert len(rows(one / "settings.csv")) == given.lanes == 8
     for lane, row in enumerate(rows(one / "settings.csv")):
-        assert int(row["lane"]) == lane
+        assert int(row["learner"]) == lane
         for name in RATES:
             assert getattr(hyper, name)[lane] == torch.tensor(float(row[name]))
         assert torch.equal(random.key(int(row["seed"])), keys[lane])
@@ -366,7 +368,7 @@ def test_the_table_has_the_values_of_every_lane(one):
 def test_tables_of_one_and_of_several_programs_are_alike(one, several):
     plan = sweep_plan.plan(FEW, SHAPES)
     table = rows(several / "settings.csv")
-    assert [row["lane"] for row in table] == [str(lane) for lane in range(8)]
+    assert [row["learner"] for row in table] == [str(lane) for lane in range(8)]
     for row in table:
         hidden, rate = plan.values[int(row["setting"])]
         assert (row["hidden"], float(row["learning_rate"])) == (" ".join(map(str, hidden)), rate)
@@ -505,7 +507,7 @@ def test_a_stopped_sweep_of_several_programs_continues(several, tmp_path, report
 def test_a_program_that_was_killed_before_it_started_is_trained(several, tmp_path):
     path, _ = stopped(sweep_plan.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), 1)
     (path / "1").mkdir()
-    (path / "1" / "settings.csv").write_text("lane,setting\n")
+    (path / "1" / "settings.csv").write_text("learner,setting\n")
     sweep.resume(path)
     assert contents(path) == contents(several)
 
@@ -595,7 +597,7 @@ def place(tmp_path, monkeypatch):
 def test_train_prints_the_plan_then_the_ranking(place, capsys, one):
     out, err = printed(capsys, *LINE, *ONE, "--out", "sweep")
     first = err.splitlines()[0]
-    assert re.fullmatch(r"sweep of 4 settings x 2 seeds = 8 lanes in one program; [\d.]+ kB", first)
+    assert re.fullmatch(r"sweep of 4 settings x 2 seeds = 8 learners in one program; [\d.]+ kB", first)
     assert out.splitlines()[0].strip() == "settings by greedy return"
     assert out.splitlines()[-1] == "sweep sweep, picture sweep/sweep.png"
     assert len(re.findall(r"^ +[1-4] ", out, re.M)) == 4
@@ -606,12 +608,12 @@ def test_train_prints_the_plan_then_the_ranking(place, capsys, one):
 def test_train_of_several_programs_prints_json(place, capsys, several):
     out, err = printed(capsys, *SEVERAL, "--out", "sweep", "--json")
     first, *others = err.splitlines()
-    said = r"sweep of 4 settings x 2 seeds = 8 lanes in 2 programs, one after the other; at most [\d.]+ kB"
+    said = r"sweep of 4 settings x 2 seeds = 8 learners in 2 programs, one after the other; at most [\d.]+ kB"
     assert re.fullmatch(said, first)
     assert others[:3] == [
-        "  1: hidden = 8: 2 settings x 2 seeds = 4 lanes",
-        "  2: hidden = 4 4: 2 settings x 2 seeds = 4 lanes",
-        "program 1 of 2: hidden = 8: 2 settings x 2 seeds = 4 lanes",
+        "  1: hidden = 8: 2 settings x 2 seeds = 4 learners",
+        "  2: hidden = 4 4: 2 settings x 2 seeds = 4 learners",
+        "program 1 of 2: hidden = 8: 2 settings x 2 seeds = 4 learners",
     ]
     record = json.loads(out)
     assert record["sweep"] == "sweep"
@@ -738,15 +740,30 @@ def test_environments_of_user_code_are_named_again(place, monkeypatch, capsys):
 
 def test_small_functions():
     given = made("rate and gamma")
-    assert sweep_plan.described(given) == "2 settings x 2 seeds = 4 lanes"
+    assert sweep_plan.described(given) == "2 settings x 2 seeds = 4 learners"
     single = dataclasses.replace(given, seeds=1, varied=given.varied[:1])
-    assert sweep_plan.described(single) == "learning_rate = 0.001, gamma = 0.9: 1 setting x 1 seed = 1 lane"
+    assert sweep_plan.described(single) == "learning_rate = 0.001, gamma = 0.9: 1 setting x 1 seed = 1 learner"
     assert run_folder.settings_table(given).splitlines()[1] == "0,0,0,0.001,0.9"
     assert run_folder.cell((8, 4)) == "8 4"
     assert settings.to_json_values({"a": math.inf, "b": 1.5, "c": "x"}) == {"a": "inf", "b": 1.5, "c": "x"}
     assert {"gamma", "tau", "v_min", "target_period"} < assemble.free_names()
     assert assemble.in_one_program(given.at(0)) == assemble.in_one_program(given.at(1))
     assert results.seeds_record([1.0, None])["per_seed"] == [1.0, None]
+
+
+def test_a_sweep_of_an_older_version_is_read(one, tmp_path):
+    """Read a folder whose tables have the column `lane` in place of `learner`."""
+    old = shutil.copytree(one, tmp_path / "old")
+    for name in ("settings.csv", "metrics.csv"):
+        table = (old / name).read_text()
+        assert table.count("learner") == 1
+        (old / name).write_text(table.replace("learner", "lane"))
+    for now, then in zip(sweep_results.read(one).curves, sweep_results.read(old).curves, strict=True):
+        np.testing.assert_array_equal(now.values, then.values)
+    for now, then in zip(arms.read([one]), arms.read([old]), strict=True):
+        assert now.seeds == then.seeds
+        np.testing.assert_array_equal(now.returns, then.returns)
+        np.testing.assert_array_equal(now.curve.values, then.curve.values)
 
 
 def test_folders_of_sweeps(one, several, tmp_path):

@@ -146,7 +146,7 @@ def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[f
     several = f"in {count} programs, one after the other" if count > 1 else "in one program"
     size = bytes_text(max(sizes))
     lines = [
-        f"sweep of {len(plan.values):,} settings x {seeds:,} seeds = {plan.lanes:,} lanes {several}; "
+        f"sweep of {len(plan.values):,} settings x {seeds:,} seeds = {plan.learners:,} learners {several}; "
         f"{'at most ' * (count > 1)}{size}{'' if seconds is None else f', {about_text(sum(seconds))}'}"
     ]
     if count > 1:

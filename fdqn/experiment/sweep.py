@@ -1,8 +1,8 @@
 """Train and continue sweeps.
 
-A sweep is a folder with `settings.csv`, a row for each lane. Settings that one program can train are one run; if they
-need several programs, each is a run in a folder of its own, `0`, `1`, ..., and `sweep.json` lists them. `sweep_plan`
-chooses the programs, `sweep_results` reads the folder.
+A sweep is a folder with `settings.csv`, a row for each learner, which is one seed of one setting. Settings that one
+program can train are one run; if they need several programs, each is a run in a folder of its own, `0`, `1`, ..., and
+`sweep.json` lists them. `sweep_plan` chooses the programs, `sweep_results` reads the folder.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Plans of sweeps: the settings to train, drawn from ranges or combined from values, and the programs that train them.
 
-Settings that one program can train are one run, in which each of them has its own lanes; see `settings.Sweep`. If they
-need several programs, `sweep.json` lists them.
+Settings that one program can train are one run, in which each of them has its own learners; see `settings.Sweep`. If
+they need several programs, `sweep.json` lists them.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from fdqn.storage import files
 STREAM = 0x5357
 """Folded into the key of the first seed for the values that are drawn."""
 
-MOST_LANES = 2**20
-"""Most lanes of a sweep."""
+MOST_LEARNERS = 2**20
+"""Most learners of a sweep: settings times seeds."""
 
 
 class Draw(NamedTuple):
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
     programs: tuple[Program, ...]
 
     @property
-    def lanes(self) -> int:
+    def learners(self) -> int:
         """Number of independent learners."""
         return sum(program.settings.lanes for program in self.programs)
 
@@ -87,8 +87,8 @@ def plan(
     Drawn settings that are equal, as whole numbers may be, are trained once.
 
     Raises ValueError for a value out of range, naming it, a value that occurs twice, settings that differ in what all
-    must have in common, such as the seeds and the environment, and more than `MOST_LANES` lanes; TypeError for values
-    that are no list.
+    must have in common, such as the seeds and the environment, and more than `MOST_LEARNERS` learners; TypeError for
+    values that are no list.
     """
     values, draws = {name: _options(name, options) for name, options in values.items()}, dict(draws or {})
     names = (*values, *draws)
@@ -97,8 +97,8 @@ def plan(
     check.count("samples", samples, 1)
     seeds = given.get("seeds", Settings.seeds)
     count = math.prod(map(len, values.values())) * (samples if draws else 1)
-    if isinstance(seeds, int) and count * seeds > MOST_LANES:
-        raise ValueError(f"seeds: expected at most 2**20 lanes, got {count:,} settings x {seeds:,} seeds")
+    if isinstance(seeds, int) and count * seeds > MOST_LEARNERS:
+        raise ValueError(f"seeds: expected at most 2**20 learners, got {count:,} settings x {seeds:,} seeds")
     drawn = _drawn(draws, samples, given.get("seed", Settings.seed))
     rows = [(*row, *own) for own in drawn for row in itertools.product(*values.values())]
     made = [_make(given, dict(zip(names, row, strict=True)), published) for row in rows]
@@ -196,11 +196,11 @@ def _program(
 
 
 def described(settings: Sweep) -> str:
-    """Describe a program: the values that all of its settings share, and its numbers of settings, seeds and lanes."""
+    """Describe a program: the values that all of its settings share, and the settings, seeds and learners."""
     first, *others = settings.varied
     shared = [f"{name} = {run_folder.cell(x)}" for name, x in first.items() if all(own[name] == x for own in others)]
     count = f"{_counted(len(settings.varied), 'setting')} x {_counted(settings.seeds, 'seed')}"
-    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {_counted(settings.lanes, 'lane')}"
+    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {_counted(settings.lanes, 'learner')}"
 
 
 def _counted(count: int, word: str) -> str:
