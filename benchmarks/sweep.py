@@ -4,10 +4,10 @@
     python benchmarks/sweep.py run [--seeds 16] [--out runs/sweep]
     python benchmarks/sweep.py table
 
-speed trains 96 lanes of CartPole, 12 settings of 8 seeds or 96 seeds of one setting, in turns of a second in one
+speed trains 96 learners of CartPole, 12 settings of 8 seeds or 96 seeds of one setting, in turns of a second in one
 process. Results are the time of an update of the sweep over that of the seeds: median and range.
 
-run trains a sweep of 16 settings with the default run's length, 256 lanes with 16 seeds, and measures the whole run,
+run trains a sweep of 16 settings with the default run's length, 256 learners with 16 seeds, and measures the whole run,
 compilation and evaluation included. Set TORCHINDUCTOR_CACHE_DIR to an empty folder for a cold cache.
 
 Every part prints its table and appends a record to `records/sweep.jsonl`. table prints the newest records.

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING or "pdoc" in sys.modules:  # pdoc documents what a module holds, and does not call `__getattr__`
     from fdqn.experiment.api import resume, sweep, train
     from fdqn.experiment.results import Run
-    from fdqn.experiment.sweep import Draw
+    from fdqn.experiment.sweep_plan import Draw
 
 __version__ = "0.2.0.dev0"
 
 _FROM = {
-    "Draw": "experiment.sweep",
+    "Draw": "experiment.sweep_plan",
     "Run": "experiment.results",
     "resume": "experiment.api",
     "sweep": "experiment.api",

@@ -41,7 +41,7 @@ def write_run(path, greedy, training=None, env="cartpole", steps=1_000, failed=(
     (path / "metrics.csv").write_text("step,seed,return\n" + "\n".join(rows) + "\n")
 
 
-def write_sweep(path, returns, header="lane,setting,seed,learning_rate,hidden"):
+def write_sweep(path, returns, header="learner,setting,seed,learning_rate,hidden"):
     """Write the files of a sweep of returns [settings, seeds] that a comparison reads."""
     path.mkdir()
     seeds = len(returns[0])
@@ -214,8 +214,8 @@ def test_arms_that_cannot_be_compared_are_refused(spoiled, capsys, line, says):
 
 @pytest.mark.parametrize(("setting", "says"), [
     ("sweep,seed,lr\n0,0,1\n",
-     "arms: expected rows under lane, setting and seed in sweep/settings.csv, got sweep, seed, lr"),
-    ("lane,setting,seed,lr\n0,0,0,1\n1,0,1\n", "sweep/settings.csv: expected 4 columns in line 3, got 3"),
+     "arms: expected rows under learner, setting and seed in sweep/settings.csv, got sweep, seed, lr"),
+    ("learner,setting,seed,lr\n0,0,0,1\n1,0,1\n", "sweep/settings.csv: expected 4 columns in line 3, got 3"),
     ("lane,setting,seed\n0,0,0\n", "arms: expected 1 numbers under final_return.per_seed of sweep, got others"),
 ])  # fmt: skip
 def test_damaged_settings_of_a_sweep_are_refused(place, capsys, setting, says):

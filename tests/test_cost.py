@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fdqn.cli import tables
-from fdqn.experiment import assemble, cost, settings, sweep
+from fdqn.experiment import assemble, cost, settings, sweep, sweep_plan
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "records" / "family.jsonl"
 
@@ -46,11 +46,11 @@ def test_a_longer_run_of_more_lanes_takes_longer():
 
 
 def test_a_plan_is_as_long_as_its_programs():
-    plan = sweep.plan({"seeds": 2, "device": "cpu"}, {"gamma": [0.9, 0.99], "hidden": [(8,), (120, 84)]})
+    plan = sweep_plan.plan({"seeds": 2, "device": "cpu"}, {"gamma": [0.9, 0.99], "hidden": [(8,), (120, 84)]})
     found = sweep.seconds(plan)
     assert found == tuple(cost.seconds(program.settings) for program in plan.programs)
     assert tables.plan_text(plan, [1, 2], found).splitlines()[1].endswith(tables.about_text(found[0]))
-    assert sweep.seconds(sweep.plan({"seeds": 2, "compile": False}, {"gamma": [0.9, 0.99]})) is None
+    assert sweep.seconds(sweep_plan.plan({"seeds": 2, "compile": False}, {"gamma": [0.9, 0.99]})) is None
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ from torch import nn
 import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
-from fdqn.experiment import acting, arms, assemble, results, run_folder, sweep
+from fdqn.experiment import acting, arms, assemble, results, run_folder, sweep_plan
 from fdqn.experiment.settings import Settings, Sweep, make, to_json
-from fdqn.experiment.sweep import Draw
+from fdqn.experiment.sweep_plan import Draw
 from fdqn.ops import losses, schedules, transforms
 from fdqn.replay import frames, n_step
 from fdqn.report import plots, video
@@ -1360,8 +1360,8 @@ ROWS = [
     ("assemble.program", given(Sweep(varied=({"gamma": 0.9}, {"gamma": 1.5}))), ValueError,
      "gamma: expected numbers in [0, 1], got 1.5 (setting 1 of the sweep)"),
     ("assemble.program", given(Sweep(varied=({"batch_size": 8}, {"batch_size": 16}))), ValueError,
-     "varied: expected settings that one program can train, got others; use sweep.plan"),
-    *[("sweep.plan", given(*arguments), error, message) for arguments, error, message in (
+     "varied: expected settings that one program can train, got others; use sweep_plan.plan"),
+    *[("sweep_plan.plan", given(*arguments), error, message) for arguments, error, message in (
         (({}, {}), ValueError, "values: expected at least one setting with several values or a range, got none"),
         (({}, {"gamma": []}), ValueError, "gamma: expected at least one value, got none"),
         (({}, {"gamma": 0.9}), TypeError, "gamma: expected a list of values or a range, got 0.9"),
@@ -1377,9 +1377,9 @@ ROWS = [
          "v_min: expected algorithm c51 or rainbow, which read it, got dqn; omit v_min (in the setting v_min = 0.0, "
          "algorithm = dqn)"),
         (({"seeds": 2**19}, {"gamma": [0.9, 0.99, 1.0]}), ValueError,
-         "seeds: expected at most 2**20 lanes, got 3 settings x 524,288 seeds"),
+         "seeds: expected at most 2**20 learners, got 3 settings x 524,288 seeds"),
         (({"seeds": 2}, {}, {"gamma": Draw(0.9, 1.0, "linear")}, 2**20), ValueError,
-         "seeds: expected at most 2**20 lanes, got 1,048,576 settings x 2 seeds"),
+         "seeds: expected at most 2**20 learners, got 1,048,576 settings x 2 seeds"),
         (({}, {"env": ["cartpole", "catch"]}), ValueError,
          "env: expected one environment for all settings of a sweep, got several; returns in different environments "
          "cannot be ranked"),
@@ -1408,9 +1408,9 @@ ROWS = [
         (({}, {}, {"gamma": Draw(0.9, 1.5, "linear")}, 16), ValueError,
          "gamma: expected numbers in [0, 1], got … (in the setting gamma = …)"),
     )],
-    ("sweep.train", given(sweep.plan({"out": "run"}, {"gamma": [0.9, 0.99]})), ValueError,
+    ("sweep.train", given(sweep_plan.plan({"out": "run"}, {"gamma": [0.9, 0.99]})), ValueError,
      "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
-    ("sweep.train", given(sweep.plan({"out": "run"}, {"hidden": [(8,), (4,)]})), ValueError,
+    ("sweep.train", given(sweep_plan.plan({"out": "run"}, {"hidden": [(8,), (4,)]})), ValueError,
      "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
     ("sweep.resume", given(Path("run")), ValueError, "sweep: expected the folder of a sweep, got run"),
     ("sweep.resume", given(Path("two-programs"), env="catch"), ValueError,
@@ -1419,12 +1419,12 @@ ROWS = [
      "steps: expected none for a sweep of several programs, got a number; omit it"),
     ("sweep.resume", given(Path("code-programs")), ValueError,
      "env: expected the environment of code-programs, which is user code, got none; pass --env my.games:chess"),
-    ("sweep.read", given(Path("run")), ValueError,
+    ("sweep_results.read", given(Path("run")), ValueError,
      "sweep: expected the folder of a sweep, got run, a run of one setting"),
-    ("sweep.read", given(Path("two-programs")), ValueError,
+    ("sweep_results.read", given(Path("two-programs")), ValueError,
      "sweep: expected a finished sweep, got two-programs, whose program 1 of 2 has not finished; continue with: fdqn "
      "resume two-programs"),
-    *[("sweep.read", given(Path(name)), ValueError,
+    *[("sweep_results.read", given(Path(name)), ValueError,
        f"sweep: expected a sweep, got {name} with a sweep.json that is invalid: {says}")
       for name, says in (
           ("bad-programs", "Expecting …"), ("no-programs", "expected 0 settings, got 0"),
@@ -1432,17 +1432,21 @@ ROWS = [
           ("twice-programs", "expected each setting from 0 to 1 once, got 0 with ['hidden']"),
           ("plain-programs", "expected programs with a number for each of their settings, got [0]"),
       )],
-    ("sweep.winner", given(Path("hollow")), ValueError, "run: expected a finished run folder, got hollow without …"),
-    ("sweep.write_picture", given(Path("run")), ValueError,
+    ("sweep_plan.read", given(Path("bad-programs")), ValueError,
+     "sweep: expected a sweep, got bad-programs with a sweep.json that is invalid: …"),
+    ("sweep_results.winner", given(Path("hollow")), ValueError,
+     "run: expected a finished run folder, got hollow without …"),
+    ("sweep_results.write_picture", given(Path("run")), ValueError,
      "sweep: expected the folder of a sweep, got run, a run of one setting"),
-    ("sweep.on_fresh_seeds", given(Path("run"), {}), ValueError,
+    ("sweep_results.on_fresh_seeds", given(Path("run"), {}), ValueError,
      "sweep: expected the folder of a sweep, got run, a run of one setting"),
-    ("sweep.locate", given(Path("run"), 0), ValueError, "setting: expected none for a run of one setting, got 0"),
-    ("sweep.locate", given(Path("two-programs"), None), ValueError,
+    ("sweep_results.locate", given(Path("run"), 0), ValueError,
+     "setting: expected none for a run of one setting, got 0"),
+    ("sweep_results.locate", given(Path("two-programs"), None), ValueError,
      "setting: expected one from 0 to 1, as settings.csv lists them, got none; pass --setting"),
-    ("sweep.locate", given(Path("two-programs"), 2), ValueError,
+    ("sweep_results.locate", given(Path("two-programs"), 2), ValueError,
      "setting: expected one from 0 to 1, as settings.csv lists them, got 2; pass --setting"),
-    ("sweep.locate", given(Path("sweep"), -1), ValueError,
+    ("sweep_results.locate", given(Path("sweep"), -1), ValueError,
      "setting: expected one from 0 to 1, as settings.csv lists them, got -1; pass --setting"),
     ("results.of_setting", given(results.Trained(SETTINGS, 1, {}, [], []), 0), TypeError,
      "found.settings: expected a Sweep, got Settings"),
@@ -1796,8 +1800,10 @@ WITHOUT = {
     "session.AllFailedError": "is what is raised",
     "settings.each": "takes checked settings",
     "settings.to_json_values": "takes any values",
-    "sweep.described": "describes checked settings",
-    "sweep.is_sweep": "takes any path",
+    "sweep_plan.described": "describes checked settings",
+    "sweep_plan.write": "writes a plan that `plan` has checked",
+    "sweep_results.is_over": "takes any path",
+    "sweep_results.is_sweep": "takes any path",
     "sweep.sizes": "hands on to `memory.check_memory`",
     "sweep.seconds": "takes a plan that `plan` has checked",
     "cost.count": "takes a program that `assemble.program` has checked",
@@ -2097,7 +2103,7 @@ def as_sweep(path):
     edited("config.json", lambda x: {**x, "settings": {**x["settings"], "varied": [{"gamma": 0.9}, {"gamma": 1.0}]}})(
         path
     )
-    (path / "settings.csv").write_text("lane,setting,seed,gamma\n")
+    (path / "settings.csv").write_text("learner,setting,seed,gamma\n")
 
 
 @pytest.fixture(scope="module")
@@ -2114,7 +2120,7 @@ def stage(trained, tmp_path_factory):
     as_sweep(path / "sweep")
     for name, text in SWEEPS.items():
         (path / name).mkdir()
-        (path / name / "settings.csv").write_text("lane,setting,seed,hidden\n")
+        (path / name / "settings.csv").write_text("learner,setting,seed,hidden\n")
         (path / name / "sweep.json").write_text(text)
     return path, files(path)
 
@@ -2161,6 +2167,8 @@ WITH_FILES = (
     "api",
     "session",
     "sweep",
+    "sweep_plan",
+    "sweep_results",
     "evaluation",
 )
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
@@ -2249,7 +2257,7 @@ LINES = [
     ("train --adam-eps log:0:1", 1, "adam_eps: expected a range above 0 for log:, got 0:1; use lin:"),
     ("train --gamma lin:1:0.9", 1, "gamma: expected a range from a lower to a higher number, got 1:0.9"),
     ("train --gamma lin:0.9:1 --samples 0", 1, "samples: expected at least 1, got 0"),
-    ("train --gamma lin:0.9:1 --samples 1048576", 1, "seeds: expected at most 2**20 lanes, got …"),
+    ("train --gamma lin:0.9:1 --samples 1048576", 1, "seeds: expected at most 2**20 learners, got …"),
     ("train --gamma 0.9 0.99 --out run", 1,
      "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
     ("train --hidden 8, 4, --out run", 1,

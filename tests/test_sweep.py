@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -18,7 +19,20 @@ from plants import rejects
 import fdqn
 from fdqn import cli, compile, random, training, tree
 from fdqn.compile import cpu_groups
-from fdqn.experiment import assemble, evaluation, events, presets, results, run_folder, session, settings, sweep
+from fdqn.experiment import (
+    arms,
+    assemble,
+    evaluation,
+    events,
+    presets,
+    results,
+    run_folder,
+    session,
+    settings,
+    sweep,
+    sweep_plan,
+    sweep_results,
+)
 from fdqn.experiment.settings import Sweep
 from fdqn.testing import asserts, programs
 from fdqn.training import off_policy
@@ -197,7 +211,7 @@ def test_permuting_settings_permutes_results_and_nothing_else():
 
 
 def planned(values=None, draws=None, samples=1, **given):
-    return sweep.plan({**REPLAY, **given}, values or {}, draws, samples)
+    return sweep_plan.plan({**REPLAY, **given}, values or {}, draws, samples)
 
 
 def test_the_last_name_changes_fastest():
@@ -205,11 +219,11 @@ def test_the_last_name_changes_fastest():
     assert plan.names == ("gamma", "learning_rate")
     assert plan.values == tuple(itertools.product((0.9, 0.99), (1e-3, 1e-2, 1e-1)))
     assert [program.numbers for program in plan.programs] == [tuple(range(6))]
-    assert plan.lanes == 12
+    assert plan.learners == 12
 
 
 def test_draws_are_a_function_of_the_seed():
-    draws = {"learning_rate": sweep.Draw(1e-5, 1e-2, "log"), "target_period": sweep.Draw(2, 50, "linear")}
+    draws = {"learning_rate": sweep_plan.Draw(1e-5, 1e-2, "log"), "target_period": sweep_plan.Draw(2, 50, "linear")}
     plan, again, other = (planned({}, draws, 8, seed=seed, updates_per_cycle=1) for seed in (0, 0, 1))
     assert plan == again
     assert plan.scales == {"learning_rate": "log", "target_period": "linear"}
@@ -218,7 +232,7 @@ def test_draws_are_a_function_of_the_seed():
 
 
 def test_every_drawn_setting_is_combined_with_every_value():
-    plan = planned({"gamma": [0.9, 0.99]}, {"learning_rate": sweep.Draw(1e-5, 1e-2, "log")}, 3)
+    plan = planned({"gamma": [0.9, 0.99]}, {"learning_rate": sweep_plan.Draw(1e-5, 1e-2, "log")}, 3)
     assert [gamma for gamma, _ in plan.values] == [0.9, 0.99] * 3
     assert len({rate for _, rate in plan.values}) == 3
 
@@ -226,14 +240,14 @@ def test_every_drawn_setting_is_combined_with_every_value():
 @pytest.mark.parametrize(
     ("draw", "quantile"),
     [
-        (sweep.Draw(1e-6, 1e-2, "log"), lambda p: 10 ** (-6 + 4 * p)),
-        (sweep.Draw(0.5, 2.5, "linear"), lambda p: 0.5 + 2 * p),
+        (sweep_plan.Draw(1e-6, 1e-2, "log"), lambda p: 10 ** (-6 + 4 * p)),
+        (sweep_plan.Draw(0.5, 2.5, "linear"), lambda p: 0.5 + 2 * p),
     ],
     ids=["log", "linear"],
 )
 def test_draws_have_the_quantiles_of_their_scale(draw, quantile):
     """Compare with the quantiles of the distribution; a range of four standard errors has 1,000 draws."""
-    drawn = np.sort([x for (x,) in sweep._drawn({"learning_rate": draw}, 1000, 3)])
+    drawn = np.sort([x for (x,) in sweep_plan._drawn({"learning_rate": draw}, 1000, 3)])
     assert draw.low <= drawn[0]
     assert drawn[-1] <= draw.high
     for p in (0.1, 0.25, 0.5, 0.75, 0.9):
@@ -243,8 +257,10 @@ def test_draws_have_the_quantiles_of_their_scale(draw, quantile):
 
 def test_draws_stay_in_their_range_after_rounding():
     low, high = 0.99999990, 0.99999999  # six digits would be 1
-    assert all(low <= x <= high for (x,) in sweep._drawn({"adam_beta2": sweep.Draw(low, high, "linear")}, 20, 0))
-    drawn = sweep._drawn({"target_period": sweep.Draw(0.6, 3.4, "linear")}, 200, 0)
+    assert all(
+        low <= x <= high for (x,) in sweep_plan._drawn({"adam_beta2": sweep_plan.Draw(low, high, "linear")}, 20, 0)
+    )
+    drawn = sweep_plan._drawn({"target_period": sweep_plan.Draw(0.6, 3.4, "linear")}, 200, 0)
     assert sorted(drawn) == [(1,), (2,), (3,)], "equal draws are one setting"
 
 
@@ -263,7 +279,7 @@ SHAPING = {
 @pytest.mark.parametrize("name", SHAPING)
 def test_values_that_shape_the_program_need_several(name):
     given = {key: value for key, value in REPLAY.items() if key != "target_period"}
-    plan = sweep.plan(given, {"gamma": [0.9, 0.99], name: SHAPING[name]})
+    plan = sweep_plan.plan(given, {"gamma": [0.9, 0.99], name: SHAPING[name]})
     assert [program.numbers for program in plan.programs] == [(0, 2), (1, 3)]
     for program in plan.programs:
         assemble.program(program.settings)
@@ -277,7 +293,7 @@ def test_kappa_0_needs_a_program_of_its_own():
 
 
 def test_each_algorithm_has_its_own_defaults():
-    plan = sweep.plan({"steps": 20_000, "compile": False}, {"algorithm": ["dqn", "pqn"]})
+    plan = sweep_plan.plan({"steps": 20_000, "compile": False}, {"algorithm": ["dqn", "pqn"]})
     first, second = (program.settings for program in plan.programs)
     assert dataclasses.asdict(first.at(0)) == dataclasses.asdict(settings.make({"steps": 20_000, "compile": False}))
     assert (second.optimizer, second.num_envs) == ("radam", 4)
@@ -285,13 +301,13 @@ def test_each_algorithm_has_its_own_defaults():
 
 def test_numbers_alone_need_one_program():
     for case, (base, numbers) in CASES.items():
-        plan = sweep.plan(base, {name: list(values) for name, values in numbers.items()})
+        plan = sweep_plan.plan(base, {name: list(values) for name, values in numbers.items()})
         assert len(plan.programs) == 1, case
 
 
 def test_a_preset_gives_the_values_that_are_not_given():
     published = presets.values("cleanrl-dqn", "cartpole")
-    plan = sweep.plan({"gamma": 0.5}, {"learning_rate": [1e-3, 1e-2]}, published=published)
+    plan = sweep_plan.plan({"gamma": 0.5}, {"learning_rate": [1e-3, 1e-2]}, published=published)
     (program,) = plan.programs
     assert program.settings.batch_size == published["batch_size"]
     assert [one.learning_rate for one in settings.each(program.settings)] == [1e-3, 1e-2]
@@ -323,13 +339,13 @@ SHAPES = {"hidden": [(8,), (4, 4)], "learning_rate": [1e-3, 1e-2]}
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """A sweep of one program."""
-    return sweep.train(sweep.plan({**FEW, "out": str(tmp_path_factory.mktemp("one") / "sweep")}, RATES))
+    return sweep.train(sweep_plan.plan({**FEW, "out": str(tmp_path_factory.mktemp("one") / "sweep")}, RATES))
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory):
     """A sweep of two programs."""
-    return sweep.train(sweep.plan({**FEW, "out": str(tmp_path_factory.mktemp("several") / "sweep")}, SHAPES))
+    return sweep.train(sweep_plan.plan({**FEW, "out": str(tmp_path_factory.mktemp("several") / "sweep")}, SHAPES))
 
 
 def rows(path):
@@ -342,7 +358,7 @@ def test_the_table_has_the_values_of_every_lane(one):
     hyper, keys = assemble.hyper(given), assemble.keys(given)
     assert len(rows(one / "settings.csv")) == given.lanes == 8
     for lane, row in enumerate(rows(one / "settings.csv")):
-        assert int(row["lane"]) == lane
+        assert int(row["learner"]) == lane
         for name in RATES:
             assert getattr(hyper, name)[lane] == torch.tensor(float(row[name]))
         assert torch.equal(random.key(int(row["seed"])), keys[lane])
@@ -350,13 +366,13 @@ def test_the_table_has_the_values_of_every_lane(one):
 
 
 def test_tables_of_one_and_of_several_programs_are_alike(one, several):
-    plan = sweep.plan(FEW, SHAPES)
+    plan = sweep_plan.plan(FEW, SHAPES)
     table = rows(several / "settings.csv")
-    assert [row["lane"] for row in table] == [str(lane) for lane in range(8)]
+    assert [row["learner"] for row in table] == [str(lane) for lane in range(8)]
     for row in table:
         hidden, rate = plan.values[int(row["setting"])]
         assert (row["hidden"], float(row["learning_rate"])) == (" ".join(map(str, hidden)), rate)
-    for i, program in enumerate(sweep._read_plan(several).programs):
+    for i, program in enumerate(sweep_plan.read(several).programs):
         own = rows(several / str(i) / "settings.csv")
         kept = [row for row in table if int(row["setting"]) in program.numbers]
         assert [list(row.values())[2:] for row in own] == [list(row.values())[2:] for row in kept]
@@ -365,11 +381,11 @@ def test_tables_of_one_and_of_several_programs_are_alike(one, several):
 @pytest.mark.parametrize("which", ["one", "several"])
 def test_results_are_those_of_the_summaries(request, which):
     path = request.getfixturevalue(which)
-    found = sweep.read(path)
+    found = sweep_results.read(path)
     assert found.returns.shape == (len(found.values), 2)
     for number, (values, made) in enumerate(zip(found.values, found.settings, strict=True)):
         assert values == tuple(getattr(made, name) for name in found.names)
-        folder, local = sweep.locate(path, number)
+        folder, local = sweep_results.locate(path, number)
         summary = results.read(folder).summary
         lanes = slice(2 * local, 2 * local + 2)
         assert found.returns[number].tolist() == summary["final_return"]["per_seed"][lanes]
@@ -384,38 +400,38 @@ def test_results_are_those_of_the_summaries(request, which):
 
 def test_parameters_of_a_setting_are_those_trained_alone(several, tmp_path):
     for number in (0, 3):
-        path, local = sweep.locate(several, number)
+        path, local = sweep_results.locate(several, number)
         trained = results.of_setting(results.trained(path), local)
-        expected = trained_alone(sweep.read(several).settings[number], tmp_path / str(number))
+        expected = trained_alone(sweep_results.read(several).settings[number], tmp_path / str(number))
         asserts.assert_trees_equal(trained.params, expected)
 
 
 def test_evaluation_of_a_setting_plays_its_parameters(one):
     """Repeat the evaluation at the end of the training, which has the same keys."""
     played = evaluation.play(evaluation.load(one, setting=2))
-    assert played.returns.mean(1).tolist() == sweep.read(one).returns[2].tolist()
+    assert played.returns.mean(1).tolist() == sweep_results.read(one).returns[2].tolist()
 
 
 def test_a_setting_is_located(one, several):
-    assert sweep.locate(one, 3) == (one, 3)
-    plan = sweep._read_plan(several)
+    assert sweep_results.locate(one, 3) == (one, 3)
+    plan = sweep_plan.read(several)
     for i, program in enumerate(plan.programs):
         for local, number in enumerate(program.numbers):
-            assert sweep.locate(several, number) == (several / str(i), local)
+            assert sweep_results.locate(several, number) == (several / str(i), local)
 
 
 def test_the_winner_is_trained_on_fresh_seeds(one, several):
     for path in (one, several):
-        number, best = sweep.winner(path)
-        assert number == sweep.read(path).ranking()[0].setting
-        fresh = sweep.on_fresh_seeds(path, {"seeds": 3})
+        number, best = sweep_results.winner(path)
+        assert number == sweep_results.read(path).ranking()[0].setting
+        fresh = sweep_results.on_fresh_seeds(path, {"seeds": 3})
         assert (fresh.seed, fresh.seeds, fresh.out) == (7, 3, None)
         assert not isinstance(fresh, Sweep)
         assert dataclasses.replace(fresh, seed=5, seeds=2, out=best.out) == best
-        assert sweep.on_fresh_seeds(path, {"seed": 3, "seeds": 2}).seed == 3
+        assert sweep_results.on_fresh_seeds(path, {"seed": 3, "seeds": 2}).seed == 3
         for seed in (4, 5, 6):
             with pytest.raises(ValueError, match="seed: expected seeds that the sweep did not use, 7 or higher, got"):
-                sweep.on_fresh_seeds(path, {"seed": seed, "seeds": 2})
+                sweep_results.on_fresh_seeds(path, {"seed": seed, "seeds": 2})
 
 
 # Interruptions
@@ -457,12 +473,12 @@ def stopped(plan, reports):
 
 
 def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
-    path, end = stopped(sweep.plan({**FEW, "out": str(tmp_path / "sweep")}, RATES), 2)
+    path, end = stopped(sweep_plan.plan({**FEW, "out": str(tmp_path / "sweep")}, RATES), 2)
     assert end == events.Stopped(path, end.step, 200)
     assert 100 <= end.step <= 108
     assert contents(path) != contents(one)
     with pytest.raises(ValueError, match=rf"best_of: expected a finished sweep, got {path}, which has trained 10\d of"):
-        sweep.winner(path)
+        sweep_results.winner(path)
     assert sweep.resume(path) == path
     assert contents(path) == contents(one)
 
@@ -477,11 +493,11 @@ def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
 )
 def test_a_stopped_sweep_of_several_programs_continues(several, tmp_path, reports, steps):
     """Stop in the first and in the second program, and after the last report of the first."""
-    path, end = stopped(sweep.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), reports)
+    path, end = stopped(sweep_plan.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), reports)
     assert end == events.Stopped(path, end.step, 400)
     assert steps <= end.step <= steps + 8
     with pytest.raises(ValueError, match=rf"has not finished; continue with: fdqn resume {path}"):
-        sweep.read(path)
+        sweep_results.read(path)
     moved = path.rename(tmp_path / "moved")
     assert sweep.resume(moved) == moved
     assert contents(moved) == contents(several)
@@ -489,16 +505,16 @@ def test_a_stopped_sweep_of_several_programs_continues(several, tmp_path, report
 
 
 def test_a_program_that_was_killed_before_it_started_is_trained(several, tmp_path):
-    path, _ = stopped(sweep.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), 1)
+    path, _ = stopped(sweep_plan.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), 1)
     (path / "1").mkdir()
-    (path / "1" / "settings.csv").write_text("lane,setting\n")
+    (path / "1" / "settings.csv").write_text("learner,setting\n")
     sweep.resume(path)
     assert contents(path) == contents(several)
 
 
 def test_a_sweep_that_does_not_fit_in_memory_is_refused_before_it_starts(tmp_path):
     given = {**FEW, "out": str(tmp_path / "sweep"), "steps": 10**12}
-    plan = sweep.plan(given, {"capacity": [64, 10**12]})
+    plan = sweep_plan.plan(given, {"capacity": [64, 10**12]})
     with pytest.raises(ValueError, match="capacity: expected seeds that fit in"):
         sweep.sizes(plan)
     with pytest.raises(ValueError, match="capacity: expected seeds that fit in"):
@@ -512,13 +528,13 @@ DIVERGING = {**FEW, "optimizer": "sgd", "learning_rate_schedule": "constant", "m
 
 
 def test_a_setting_whose_seeds_all_fail_has_no_rank(tmp_path):
-    plan = sweep.plan({**DIVERGING, "out": str(tmp_path / "sweep")}, {"learning_rate": [1e30, 1e-3]})
+    plan = sweep_plan.plan({**DIVERGING, "out": str(tmp_path / "sweep")}, {"learning_rate": [1e30, 1e-3]})
     seen = []
-    found = sweep.read(sweep.train(plan, seen.append))
+    found = sweep_results.read(sweep.train(plan, seen.append))
     names = [event.name for event in seen if isinstance(event, events.SeedFailed)]
     assert names == ["setting 0, seed 5", "setting 0, seed 6"]
     assert [(row.setting, row.rank, row.failed) for row in found.ranking()] == [(1, 1, 0), (0, None, 2)]
-    assert sweep.winner(found.path)[0] == 1
+    assert sweep_results.winner(found.path)[0] == 1
     json.dumps(found.record(), allow_nan=False)
     assert found.picture()
 
@@ -531,15 +547,17 @@ def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path, monkeyp
         raise session.AllFailedError(f"stopped at step {train(*given).summary['steps']}")
 
     monkeypatch.setattr(session, "train", failing)
-    plan = sweep.plan({**DIVERGING, "out": str(tmp_path / "sweep")}, {"hidden": [(8,), (4,)], "learning_rate": [1e30]})
+    plan = sweep_plan.plan(
+        {**DIVERGING, "out": str(tmp_path / "sweep")}, {"hidden": [(8,), (4,)], "learning_rate": [1e30]}
+    )
     with pytest.raises(session.AllFailedError, match="all seeds of all settings have failed"):
         sweep.train(plan, seen.append)
     assert sum(isinstance(event, events.Finished) for event in seen) == 2
-    found = sweep.read(tmp_path / "sweep")
+    found = sweep_results.read(tmp_path / "sweep")
     assert [row.rank for row in found.ranking()] == [None, None]
     json.dumps(found.record(), allow_nan=False)
     with pytest.raises(ValueError, match="best_of: expected a setting whose seeds did not all fail"):
-        sweep.winner(found.path)
+        sweep_results.winner(found.path)
 
 
 # The command, and Python
@@ -579,7 +597,7 @@ def place(tmp_path, monkeypatch):
 def test_train_prints_the_plan_then_the_ranking(place, capsys, one):
     out, err = printed(capsys, *LINE, *ONE, "--out", "sweep")
     first = err.splitlines()[0]
-    assert re.fullmatch(r"sweep of 4 settings x 2 seeds = 8 lanes in one program; [\d.]+ kB", first)
+    assert re.fullmatch(r"sweep of 4 settings x 2 seeds = 8 learners in one program; [\d.]+ kB", first)
     assert out.splitlines()[0].strip() == "settings by greedy return"
     assert out.splitlines()[-1] == "sweep sweep, picture sweep/sweep.png"
     assert len(re.findall(r"^ +[1-4] ", out, re.M)) == 4
@@ -590,12 +608,12 @@ def test_train_prints_the_plan_then_the_ranking(place, capsys, one):
 def test_train_of_several_programs_prints_json(place, capsys, several):
     out, err = printed(capsys, *SEVERAL, "--out", "sweep", "--json")
     first, *others = err.splitlines()
-    said = r"sweep of 4 settings x 2 seeds = 8 lanes in 2 programs, one after the other; at most [\d.]+ kB"
+    said = r"sweep of 4 settings x 2 seeds = 8 learners in 2 programs, one after the other; at most [\d.]+ kB"
     assert re.fullmatch(said, first)
     assert others[:3] == [
-        "  1: hidden = 8: 2 settings x 2 seeds = 4 lanes",
-        "  2: hidden = 4 4: 2 settings x 2 seeds = 4 lanes",
-        "program 1 of 2: hidden = 8: 2 settings x 2 seeds = 4 lanes",
+        "  1: hidden = 8: 2 settings x 2 seeds = 4 learners",
+        "  2: hidden = 4 4: 2 settings x 2 seeds = 4 learners",
+        "program 1 of 2: hidden = 8: 2 settings x 2 seeds = 4 learners",
     ]
     record = json.loads(out)
     assert record["sweep"] == "sweep"
@@ -608,7 +626,7 @@ def test_train_of_several_programs_prints_json(place, capsys, several):
 def test_drawn_settings_of_the_command(place, capsys):
     line = replaced(LINE, "--seeds", "1")
     out, _ = printed(capsys, *line, "--learning-rate", "log:1e-4:1e-2", "--samples", "3", "--out", "sweep", "--json")
-    expected = sweep._drawn({"learning_rate": sweep.Draw(1e-4, 1e-2, "log")}, 3, 5)
+    expected = sweep_plan._drawn({"learning_rate": sweep_plan.Draw(1e-4, 1e-2, "log")}, 3, 5)
     rates = {x["setting"]: x["values"]["learning_rate"] for x in json.loads(out)["settings"]}
     assert [rates[i] for i in range(3)] == [rate for (rate,) in expected]
 
@@ -616,7 +634,7 @@ def test_drawn_settings_of_the_command(place, capsys):
 @pytest.mark.parametrize("which", ["one", "several"])
 def test_other_commands_know_sweeps(request, place, capsys, which):
     path = str(request.getfixturevalue(which))
-    found = sweep.read(Path(path))
+    found = sweep_results.read(Path(path))
     out, _ = printed(capsys, "report", path, "--out", "drawn.png")
     assert out.splitlines()[0].strip() == "settings by greedy return"
     assert (place / "drawn.png").read_bytes() == found.picture()
@@ -627,7 +645,7 @@ def test_other_commands_know_sweeps(request, place, capsys, which):
     out, _ = printed(capsys, "eval", path, "--setting", "3", "--seed", "6", "--json")
     assert json.loads(out)["per_seed"] == [found.returns[3, 1]]
     printed(capsys, "export", path, "--setting", "3", "--seed", "6", "--out", "a.pt")
-    folder, local = sweep.locate(Path(path), 3)
+    folder, local = sweep_results.locate(Path(path), 3)
     trained = results.of_setting(results.trained(folder), local)
     asserts.assert_trees_equal(torch.load("a.pt", weights_only=True), tree.index(trained.params, 1))
     out, _ = printed(capsys, "compare", f"{path}:0", f"{path}:3", "--out", "drawn.png", "--json")
@@ -644,7 +662,7 @@ def test_best_of_trains_the_winner_on_fresh_seeds(place, capsys, one):
     out, _ = printed(capsys, "train", "--best-of", str(one), "--seeds", "3", "--out", "best", "--json")
     assert json.loads(out)["seeds"] == [7, 8, 9]
     trained, _ = results.plan(Path("best"))
-    assert trained == dataclasses.replace(sweep.winner(one)[1], seed=7, seeds=3, out="best")
+    assert trained == dataclasses.replace(sweep_results.winner(one)[1], seed=7, seeds=3, out="best")
     printed(capsys, "compare", f"{one}:0", "best", "--out", "drawn.png", "--json")
 
 
@@ -694,7 +712,7 @@ def test_sweep_in_python(place, one, capsys):
     given = {name: value for name, value in FEW.items() if name != "out"}
     found = fdqn.sweep(RATES, progress=False, out=place / "sweep", **given)
     assert contents(found.path) == contents(one)
-    assert found.returns.tolist() == sweep.read(one).returns.tolist()
+    assert found.returns.tolist() == sweep_results.read(one).returns.tolist()
     drawn = fdqn.sweep({"gamma": fdqn.Draw(0.9, 0.99, "linear")}, samples=2, progress=True, out="drawn", **given)
     assert len(drawn.values) == 2
     assert "greedy return" not in capsys.readouterr().err, "a mean over settings says nothing"
@@ -722,9 +740,9 @@ def test_environments_of_user_code_are_named_again(place, monkeypatch, capsys):
 
 def test_small_functions():
     given = made("rate and gamma")
-    assert sweep.described(given) == "2 settings x 2 seeds = 4 lanes"
+    assert sweep_plan.described(given) == "2 settings x 2 seeds = 4 learners"
     single = dataclasses.replace(given, seeds=1, varied=given.varied[:1])
-    assert sweep.described(single) == "learning_rate = 0.001, gamma = 0.9: 1 setting x 1 seed = 1 lane"
+    assert sweep_plan.described(single) == "learning_rate = 0.001, gamma = 0.9: 1 setting x 1 seed = 1 learner"
     assert run_folder.settings_table(given).splitlines()[1] == "0,0,0,0.001,0.9"
     assert run_folder.cell((8, 4)) == "8 4"
     assert settings.to_json_values({"a": math.inf, "b": 1.5, "c": "x"}) == {"a": "inf", "b": 1.5, "c": "x"}
@@ -733,8 +751,23 @@ def test_small_functions():
     assert results.seeds_record([1.0, None])["per_seed"] == [1.0, None]
 
 
+def test_a_sweep_of_an_older_version_is_read(one, tmp_path):
+    """Read a folder whose tables have the column `lane` in place of `learner`."""
+    old = shutil.copytree(one, tmp_path / "old")
+    for name in ("settings.csv", "metrics.csv"):
+        table = (old / name).read_text()
+        assert table.count("learner") == 1
+        (old / name).write_text(table.replace("learner", "lane"))
+    for now, then in zip(sweep_results.read(one).curves, sweep_results.read(old).curves, strict=True):
+        np.testing.assert_array_equal(now.values, then.values)
+    for now, then in zip(arms.read([one]), arms.read([old]), strict=True):
+        assert now.seeds == then.seeds
+        np.testing.assert_array_equal(now.returns, then.returns)
+        np.testing.assert_array_equal(now.curve.values, then.curve.values)
+
+
 def test_folders_of_sweeps(one, several, tmp_path):
-    assert sweep.is_sweep(one)
-    assert sweep.is_sweep(several)
-    assert not sweep.is_sweep(several / "checkpoints")
-    assert sweep.write_picture(one).read_bytes() == sweep.read(one).picture()
+    assert sweep_results.is_sweep(one)
+    assert sweep_results.is_sweep(several)
+    assert not sweep_results.is_sweep(several / "checkpoints")
+    assert sweep_results.write_picture(one).read_bytes() == sweep_results.read(one).picture()

@@ -109,25 +109,25 @@ def _run(command: Command, emit: Emit, started: float) -> None:
 
 def _train(command: Train, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session, sweep
+    from fdqn.experiment import session, sweep_results
 
     if command.sweep is not None:
         return _sweep(command, console, emit, started)
     settings = command.settings
     if settings is None:
         assert command.best_of is not None
-        settings = sweep.on_fresh_seeds(command.best_of, command.given)
+        settings = sweep_results.on_fresh_seeds(command.best_of, command.given)
     with _following(console, emit if command.json else None) as (on_event, stop):
         session.train(settings, on_event, stop, started)
 
 
 def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:
     """Train a sweep, print the plan before and the ranking after it."""
-    from fdqn.experiment import sweep
+    from fdqn.experiment import sweep, sweep_plan
 
     given = {**(command.sweep or {})}
-    draws = {name: sweep.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
-    plan = sweep.plan(**given, draws=draws)
+    draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
+    plan = sweep_plan.plan(**given, draws=draws)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
         text = tables.plan_text(plan, sweep.sizes(plan), sweep.seconds(plan))
     console.print(text, soft_wrap=True)
@@ -137,9 +137,9 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
 
 
 def _print_sweep(path: Path, emit: Emit | None) -> None:
-    from fdqn.experiment import sweep
+    from fdqn.experiment import sweep_results
 
-    found, picture = sweep.read(path), sweep.write_picture(path)
+    found, picture = sweep_results.read(path), sweep_results.write_picture(path)
     if emit is not None:
         emit({**found.record(), "sweep": process.shown(path)})
     else:
@@ -149,9 +149,9 @@ def _print_sweep(path: Path, emit: Emit | None) -> None:
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session, sweep
+    from fdqn.experiment import session, sweep_results
 
-    if sweep.is_sweep(command.run):
+    if sweep_results.is_sweep(command.run):
         return _resume_sweep(command, console, emit, started)
     with _following(console, emit if command.json else None) as (on_event, stop):
         run = session.resume(
@@ -299,12 +299,12 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report_sweep(path: Path, out: Path | None, emit: Emit | None) -> None:
-    from fdqn.experiment import sweep
+    from fdqn.experiment import sweep_results
     from fdqn.storage import files
 
     if out is None:
         return _print_sweep(path, emit)
-    found = sweep.read(path)
+    found = sweep_results.read(path)
     try:
         files.write(out, found.picture())
     except (OSError, ValueError) as error:
@@ -315,15 +315,15 @@ def _report_sweep(path: Path, out: Path | None, emit: Emit | None) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn.experiment import results, sweep
+    from fdqn.experiment import results, sweep_results
     from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
-    if len(command.runs) == 1 and sweep.is_sweep(command.runs[0]):
+    if len(command.runs) == 1 and sweep_results.is_sweep(command.runs[0]):
         return _report_sweep(command.runs[0], command.out, emit if command.json else None)
     for path in command.runs:
-        if sweep.is_sweep(path):
+        if sweep_results.is_sweep(path):
             raise ValueError(
                 f"runs: expected runs of one setting, or one sweep alone, got several with the sweep {path}; use fdqn "
                 "compare"

@@ -9,7 +9,7 @@ from fdqn.cli import terminal
 from fdqn.experiment.progress import bytes_text
 
 if TYPE_CHECKING:
-    from fdqn.experiment import results, sweep
+    from fdqn.experiment import results, sweep_plan
     from fdqn.report import sweeps
 
 # Number of seeds shown in a table.
@@ -135,18 +135,18 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
 
 
-def plan_text(plan: "sweep.Plan", sizes: Sequence[int], seconds: Sequence[float] | None = None) -> str:
+def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[float] | None = None) -> str:
     """Describe the programs of a sweep, a line each after the first if there are several.
 
     `sizes` are their bytes, `seconds` their estimated times.
     """
-    from fdqn.experiment.sweep import described
+    from fdqn.experiment.sweep_plan import described
 
     seeds, count = plan.programs[0].settings.seeds, len(plan.programs)
     several = f"in {count} programs, one after the other" if count > 1 else "in one program"
     size = bytes_text(max(sizes))
     lines = [
-        f"sweep of {len(plan.values):,} settings x {seeds:,} seeds = {plan.lanes:,} lanes {several}; "
+        f"sweep of {len(plan.values):,} settings x {seeds:,} seeds = {plan.learners:,} learners {several}; "
         f"{'at most ' * (count > 1)}{size}{'' if seconds is None else f', {about_text(sum(seconds))}'}"
     ]
     if count > 1:

@@ -15,14 +15,15 @@ import torch
 from rich.console import Console
 
 from fdqn import check, compile, training
-from fdqn.experiment import events, presets, process, session
+from fdqn.experiment import events, presets, process, session, sweep_plan, sweep_results
 from fdqn.experiment import sweep as sweeping
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.presets import PresetName
 from fdqn.experiment.progress import Display, stopped_text
 from fdqn.experiment.results import Run, interval_text
 from fdqn.experiment.settings import Settings, make
-from fdqn.experiment.sweep import Draw, Results
+from fdqn.experiment.sweep_plan import Draw
+from fdqn.experiment.sweep_results import Results
 
 EVERY = 5.0
 """Seconds between two lines of progress where there is neither a terminal nor a notebook."""
@@ -103,9 +104,9 @@ def sweep(
     values = {name: x for name, x in varied.items() if not isinstance(x, Draw)}
     draws = {name: x for name, x in varied.items() if isinstance(x, Draw)}
     published = None if preset is None else presets.values(preset, keywords.get("env"))
-    planned = sweeping.plan(_plain(keywords), values, draws, samples, published)
+    planned = sweep_plan.plan(_plain(keywords), values, draws, samples, published)
     path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over))
-    return sweeping.read(path)
+    return sweep_results.read(path)
 
 
 def resume(

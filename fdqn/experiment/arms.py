@@ -25,6 +25,10 @@ STEP_TOLERANCE = 0.01
 """Largest relative difference in steps between arms that are compared; runs end with a whole training iteration."""
 
 
+_COLUMNS = (["learner", "setting", "seed"], ["lane", "setting", "seed"])
+"""First columns of `settings.csv`, and those of older versions."""
+
+
 class Arm(NamedTuple):
     """Returns of the seeds of one arm."""
 
@@ -189,8 +193,10 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
     """Read the arms of one setting of a sweep, or of all."""
     file = path / "settings.csv"
     (_, header), *rows = returns_csv.table(file)
-    if header[:3] != ["lane", "setting", "seed"] or not rows:
-        raise ValueError(f"arms: expected rows under lane, setting and seed in {file}, got {', '.join(header)[:100]}")
+    if header[:3] not in _COLUMNS or not rows:
+        raise ValueError(
+            f"arms: expected rows under learner, setting and seed in {file}, got {', '.join(header)[:100]}"
+        )
     returns, curve = _per_seed(path, summary, measure, len(rows)), _curves(path, len(rows))
     rows_of: dict[str, list[int]] = {}
     for i, (line, cells) in enumerate(rows):
@@ -202,12 +208,12 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
     varied = [i for i in range(3, len(header)) if len({cells[i] for _, cells in rows}) > 1]
     arms = []
     for setting in rows_of if part is None else [part]:
-        lanes = rows_of[setting]
-        chosen = [rows[i][1] for i in lanes]
+        own = rows_of[setting]
+        chosen = [rows[i][1] for i in own]
         values = "".join(f" {header[i]}={chosen[0][i]}" for i in varied)
         seeds = tuple(returns_csv.seed_name(cells[2]) for cells in chosen)
-        arm = Arm(f"{name}:{setting}{values}", returns[lanes], seeds, f"{measure} return")
-        alive = None if curve is None else curve._replace(values=curve.values[:, lanes][:, np.isfinite(returns[lanes])])
+        arm = Arm(f"{name}:{setting}{values}", returns[own], seeds, f"{measure} return")
+        alive = None if curve is None else curve._replace(values=curve.values[:, own][:, np.isfinite(returns[own])])
         steps = summary["setting_steps"][int(setting)] if "setting_steps" in summary else summary["steps"]
         arms.append(arm._replace(env=summary["env"], steps=steps, curve=alive, settings=len(rows_of)))
     return arms
@@ -225,16 +231,16 @@ def _curve(path: Path, what: str) -> Curve:
         ) from None
 
 
-def _curves(path: Path, lanes: int) -> Curve | None:
-    """Return the learning curves of all lanes of a sweep; None for a sweep of several programs."""
+def _curves(path: Path, learners: int) -> Curve | None:
+    """Return the learning curves of all learners of a sweep; None for a sweep of several programs."""
     if not (path / "metrics.csv").exists():
         return None
     curve = _curve(path, "sweep")
-    return curve if curve.values.shape[1] == lanes else None
+    return curve if curve.values.shape[1] == learners else None
 
 
 def _merged(path: Path) -> dict[str, Any]:
-    """Return the summaries of the programs of a sweep as one, with one return for each lane of the whole sweep."""
+    """Return the summaries of the programs of a sweep as one, with one return for each learner of the whole sweep."""
     try:
         programs = json.loads(files.read(path / "sweep.json", 2**28))["programs"]
         numbers = [program["numbers"] for program in programs]

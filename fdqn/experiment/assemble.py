@@ -491,7 +491,7 @@ def _check_settings(settings: Settings) -> None:
             where = f" (setting {number} of the sweep)" if isinstance(settings, Sweep) else ""
             raise ValueError(f"{error}{where}") from None
     if len({in_one_program(one) for one in each(settings)}) > 1:
-        raise ValueError("varied: expected settings that one program can train, got others; use sweep.plan")
+        raise ValueError("varied: expected settings that one program can train, got others; use sweep_plan.plan")
 
 
 def _check_ranges(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, tree
-from fdqn.experiment import assemble, events, results, session, sweep
+from fdqn.experiment import assemble, events, results, session, sweep_results
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings
 from fdqn.report import video
@@ -85,7 +85,7 @@ def load(
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
-    path, number = sweep.locate(path, setting)
+    path, number = sweep_results.locate(path, setting)
     run = results.trained(path, checkpoint, env)
     run = run if number is None else results.of_setting(run, number)
     name, settings = env or run.settings.env, run.settings

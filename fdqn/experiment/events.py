@@ -70,7 +70,7 @@ class SeedFailed(NamedTuple):
     """A seed stopped learning: a loss, gradient or parameter was not finite, or its environment failed."""
 
     seed: int
-    """Seed, or number of the lane of a sweep."""
+    """Seed, or number of the learner of a sweep."""
     step: int
     """Environment step of the failure."""
     cause: str

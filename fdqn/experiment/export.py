@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fdqn import compile, envs, networks, tree
-from fdqn.experiment import assemble, results, sweep
+from fdqn.experiment import assemble, results, sweep_results
 from fdqn.experiment.settings import Settings
 from fdqn.storage import files
 from fdqn.types import Params
@@ -39,7 +39,7 @@ def write(
     Raises ValueError for a seed that was not trained or has failed, an invalid prefix or suffix of `out`, and a file
     that cannot be written; no partial file is left.
     """
-    path, number = sweep.locate(run.path if isinstance(run, results.Run) else run, setting)
+    path, number = sweep_results.locate(run.path if isinstance(run, results.Run) else run, setting)
     trained = results.trained(path, checkpoint, env)
     trained = trained if number is None else results.of_setting(trained, number)
     index = results.seed_index(trained.settings, trained.unusable, seed)

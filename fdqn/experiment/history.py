@@ -26,7 +26,7 @@ from fdqn.storage import checkpoint, files
 from fdqn.types import Params
 
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
-"""Columns of metrics.csv. A sweep has the number of a lane in place of the seed; its settings.csv has both."""
+"""Columns of metrics.csv. A sweep has the number of a learner in place of the seed; its settings.csv has both."""
 
 ROWS = ("metrics.csv", "evaluations.csv")
 """Files to which rows are appended."""
@@ -342,7 +342,7 @@ def _write_rows(path: Path, settings: Settings, report: training.Report, seconds
 
 
 def _columns(settings: Settings) -> tuple[str, ...]:
-    return tuple("lane" if isinstance(settings, Sweep) and name == "seed" else name for name in COLUMNS)
+    return tuple("learner" if isinstance(settings, Sweep) and name == "seed" else name for name in COLUMNS)
 
 
 def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

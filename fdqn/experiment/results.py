@@ -330,8 +330,7 @@ def read_curve(path: Path) -> plots.Curve:
     lines = io.StringIO(files.read(path / "metrics.csv").decode(), newline="")
     try:
         rows = [
-            (int(row["step"]), int(row["lane" if "lane" in row else "seed"]), float(row["return"] or "nan"))
-            for row in csv.DictReader(lines)
+            (int(row["step"]), int(row[_learner(row)]), float(row["return"] or "nan")) for row in csv.DictReader(lines)
         ]
     except (KeyError, TypeError, ValueError, csv.Error):
         raise ValueError("expected numbers under step, seed and return, got other columns or values") from None
@@ -345,6 +344,11 @@ def read_curve(path: Path) -> plots.Curve:
     for step, seed, value in rows:
         values[row_of[step], column_of[seed]] = value
     return plots.Curve(np.asarray(steps, dtype=np.int64), values)
+
+
+def _learner(row: Mapping[str, str]) -> str:
+    """Return the column that numbers the learners: for a sweep `learner`, or `lane` in files of older versions."""
+    return next(name for name in ("learner", "lane", "seed") if name in row or name == "seed")
 
 
 def picture(file: Path | BinaryIO, curve: plots.Curve, summary: dict[str, Any]) -> None:

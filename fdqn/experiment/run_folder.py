@@ -1,7 +1,7 @@
 """Run folder: record the settings and the circumstances of a run, and write its results.
 
 config.json           settings, versions, git, device, engine choices
-settings.csv          only of a sweep: a row per lane, with its setting, seed and the values that differ
+settings.csv          only of a sweep: a row per learner, with its setting, seed and the values that differ
 metrics.csv           a row per seed and report (`history`)
 evaluations.csv       a row per seed and evaluation during training, if there are any (`history`)
 checkpoints/STEP/     state at a step, from which a run is resumed (`history`)
@@ -106,10 +106,10 @@ def create(settings: Settings, base: Path = Path()) -> Path:
 
 
 def settings_table(settings: Sweep) -> str:
-    """Format `settings.csv`: a row for each lane, with its setting, its seed and the values that differ."""
+    """Format `settings.csv`: a row for each learner, with its setting, its seed and the values that differ."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(("lane", "setting", "seed", *settings.varied[0]))
+    writer.writerow(("learner", "setting", "seed", *settings.varied[0]))
     for lane in range(settings.lanes):
         setting, seed = divmod(lane, settings.seeds)
         writer.writerow((lane, setting, settings.seed + seed, *map(cell, settings.varied[setting].values())))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fdqn import check
-from fdqn.experiment import assemble, session, sweep
+from fdqn.experiment import assemble, session, sweep_plan
 from fdqn.experiment.results import Run
 from fdqn.experiment.settings import Settings, Sweep
 from fdqn.report import statistics
@@ -107,7 +107,7 @@ def _batches(trials: list["Trial"], settings: Mapping[str, Any]) -> list[Batch]:
     """Return the sweeps of some trials: one for each program, as settings such as `hidden` need different ones."""
     programs: dict[Any, list[tuple[Trial, Sweep]]] = {}
     for trial in trials:
-        one = sweep.plan(settings, {name: (value,) for name, value in trial.params.items()}).programs[0].settings
+        one = sweep_plan.plan(settings, {name: (value,) for name, value in trial.params.items()}).programs[0].settings
         programs.setdefault(assemble.in_one_program(one.at(0)), []).append((trial, one))
     return [_batch(*zip(*each, strict=True)) for each in programs.values()]
 

@@ -1,0 +1,258 @@
+"""Plans of sweeps: the settings to train, drawn from ranges or combined from values, and the programs that train them.
+
+Settings that one program can train are one run, in which each of them has its own learners; see `settings.Sweep`. If
+they need several programs, `sweep.json` lists them.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from fdqn import check, random
+from fdqn.experiment import assemble, run_folder
+from fdqn.experiment.settings import (
+    EvaluationSettings,
+    ExecutionSettings,
+    Settings,
+    Sweep,
+    from_json,
+    make,
+    to_json,
+    to_json_values,
+)
+from fdqn.storage import files
+
+STREAM = 0x5357
+"""Folded into the key of the first seed for the values that are drawn."""
+
+MOST_LEARNERS = 2**20
+"""Most learners of a sweep: settings times seeds."""
+
+
+class Draw(NamedTuple):
+    """A range from which values are drawn uniformly, or uniformly in their logarithm."""
+
+    low: float
+    high: float
+    scale: Literal["log", "linear"]
+
+
+class Program(NamedTuple):
+    """Settings that one program trains."""
+
+    settings: Sweep
+    numbers: tuple[int, ...]
+    """Number of each of its settings in the whole sweep."""
+
+
+class Plan(NamedTuple):
+    """Settings of a sweep, and the programs that train them."""
+
+    names: tuple[str, ...]
+    """Names of the settings that differ."""
+    values: tuple[tuple[Any, ...], ...]
+    """Values of these names, a row for each setting."""
+    scales: dict[str, Literal["log", "linear"]]
+    """Scales of the names whose values were drawn."""
+    programs: tuple[Program, ...]
+
+    @property
+    def learners(self) -> int:
+        """Number of independent learners."""
+        return sum(program.settings.lanes for program in self.programs)
+
+
+def plan(
+    given: Mapping[str, Any],
+    values: Mapping[str, Sequence[Any]],
+    draws: Mapping[str, Draw] | None = None,
+    samples: int = 1,
+    published: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plan a sweep over the product of values and over drawn ones.
+
+    Args:
+        given: settings that all have in common, by field of `Settings`, as for `settings.make`.
+        values: several values by field; the settings are their product, in which the last name changes fastest.
+        draws: ranges by field, from which `samples` settings are drawn; each is combined with each of the product.
+        samples: number of drawn settings.
+        published: values of a preset.
+
+    Drawn settings that are equal, as whole numbers may be, are trained once.
+
+    Raises ValueError for a value out of range, naming it, a value that occurs twice, settings that differ in what all
+    must have in common, such as the seeds and the environment, and more than `MOST_LEARNERS` learners; TypeError for
+    values that are no list.
+    """
+    values, draws = {name: _options(name, options) for name, options in values.items()}, dict(draws or {})
+    names = (*values, *draws)
+    if not names:
+        raise ValueError("values: expected at least one setting with several values or a range, got none")
+    check.count("samples", samples, 1)
+    seeds = given.get("seeds", Settings.seeds)
+    count = math.prod(map(len, values.values())) * (samples if draws else 1)
+    if isinstance(seeds, int) and count * seeds > MOST_LEARNERS:
+        raise ValueError(f"seeds: expected at most 2**20 learners, got {count:,} settings x {seeds:,} seeds")
+    drawn = _drawn(draws, samples, given.get("seed", Settings.seed))
+    rows = [(*row, *own) for own in drawn for row in itertools.product(*values.values())]
+    made = [_make(given, dict(zip(names, row, strict=True)), published) for row in rows]
+    groups: dict[Any, list[int]] = {}
+    for number, one in enumerate(made):
+        groups.setdefault(assemble.in_one_program(one), []).append(number)
+    programs = [_program(names, rows, made, numbers) for numbers in groups.values()]
+    return Plan(names, tuple(rows), {name: draw.scale for name, draw in draws.items()}, tuple(programs))
+
+
+_SHARED = (
+    *("env", "seeds", "seed", "out", "save_replay"),
+    *(field.name for group in (EvaluationSettings, ExecutionSettings) for field in dataclasses.fields(group)),
+)
+"""Settings that all have in common: returns in different environments have no common scale, and neither the results nor
+the way to compute them should differ. Returns are neither discounted nor clipped, so that `gamma` may differ."""
+
+
+def _options(name: str, options: Sequence[Any]) -> list[Any]:
+    """Return the values of a setting. Raises TypeError or ValueError if it may not have these."""
+    _check_varies(name)
+    if isinstance(options, str) or not isinstance(options, Iterable):
+        raise TypeError(f"{name}: expected a list of values or a range, got {options!r}")
+    found = [tuple(option) if isinstance(option, list) else option for option in options]
+    if not found:
+        raise ValueError(f"{name}: expected at least one value, got none")
+    for option in found:
+        if (count := found.count(option)) > 1:
+            raise ValueError(f"{name}: expected each value once, got {run_folder.cell(option)} {count} times")
+    return found
+
+
+def _check_varies(name: str) -> None:
+    if name not in {field.name for field in dataclasses.fields(Settings)}:
+        raise ValueError(f"{name}: expected the name of a setting; see fdqn.experiment.settings.Settings")
+    if name == "env":
+        raise ValueError(
+            "env: expected one environment for all settings of a sweep, got several; returns in different "
+            "environments cannot be ranked"
+        )
+    if name in _SHARED:
+        raise ValueError(f"{name}: expected one value for all settings of a sweep, got several")
+
+
+def _make(given: Mapping[str, Any], own: Mapping[str, Any], published: Mapping[str, Any] | None) -> Settings:
+    try:
+        made = make({**given, **own}, published)
+        assemble.program(made)
+    except ValueError as error:
+        shown = ", ".join(f"{name} = {run_folder.cell(value)}" for name, value in own.items())
+        raise ValueError(f"{error} (in the setting {shown})") from None
+    return made
+
+
+def _drawn(draws: Mapping[str, Draw], samples: int, seed: int) -> list[tuple[Any, ...]]:
+    """Draw `samples` rows of values, whole numbers for settings that are whole numbers."""
+    if not draws:
+        return [()]
+    for name, draw in draws.items():
+        _check_varies(name)
+        if draw.scale not in ("log", "linear"):
+            raise ValueError(f"{name}: expected the scale 'log' or 'linear', got {draw.scale!r}")
+        if not draw.low < draw.high or not math.isfinite(draw.low) or not math.isfinite(draw.high):
+            raise ValueError(
+                f"{name}: expected a range from a lower to a higher number, got {draw.low:g}:{draw.high:g}"
+            )
+        if draw.scale == "log" and draw.low <= 0:
+            raise ValueError(f"{name}: expected a range above 0 for log:, got {draw.low:g}:{draw.high:g}; use lin:")
+        if not isinstance(getattr(Settings, name), int | float) or isinstance(getattr(Settings, name), bool):
+            raise ValueError(f"{name}: expected values, got a range, from which only numbers can be drawn")
+        if isinstance(getattr(Settings, name), int) and math.ceil(draw.low) > math.floor(draw.high):
+            raise ValueError(f"{name}: expected a range with a whole number, got {draw.low:g}:{draw.high:g}")
+    u = random.uniform(random.fold_in(random.key(seed), STREAM), (samples, len(draws))).double().numpy()
+    columns = [_scaled(name, draw, u[:, i]) for i, (name, draw) in enumerate(draws.items())]
+    return list(dict.fromkeys(zip(*columns, strict=True)))
+
+
+def _scaled(name: str, draw: Draw, u: Any) -> list[Any]:
+    if draw.scale == "log":
+        drawn = np.exp(math.log(draw.low) + (math.log(draw.high) - math.log(draw.low)) * u)
+    else:
+        drawn = draw.low + (draw.high - draw.low) * u
+    if isinstance(getattr(Settings, name), int):
+        return [min(max(round(x), math.ceil(draw.low)), math.floor(draw.high)) for x in drawn.tolist()]
+    return [min(max(float(f"{x:.6g}"), draw.low), draw.high) for x in drawn.tolist()]  # digits that a table can show
+
+
+def _program(
+    names: Sequence[str], rows: Sequence[tuple[Any, ...]], made: Sequence[Settings], numbers: list[int]
+) -> Program:
+    """Return the sweep of the settings `numbers`. The values that shape the program are equal in all of them."""
+    varied = tuple(dict(zip(names, rows[number], strict=True)) for number in numbers)
+    first = {field.name: getattr(made[numbers[0]], field.name) for field in dataclasses.fields(Settings)}
+    return Program(Sweep(**first, varied=varied), tuple(numbers))
+
+
+def described(settings: Sweep) -> str:
+    """Describe a program: the values that all of its settings share, and the settings, seeds and learners."""
+    first, *others = settings.varied
+    shared = [f"{name} = {run_folder.cell(x)}" for name, x in first.items() if all(own[name] == x for own in others)]
+    count = f"{_counted(len(settings.varied), 'setting')} x {_counted(settings.seeds, 'seed')}"
+    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {_counted(settings.lanes, 'learner')}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}{'s' * (count != 1)}"
+
+
+# The file of a plan
+
+
+def write(plan: Plan, path: Path) -> None:
+    """Write `sweep.json` of a plan of several programs, each in a folder of its own."""
+    listed = [
+        {"numbers": program.numbers, "settings": to_json(_in_folder(program.settings, path, i))}
+        for i, program in enumerate(plan.programs)
+    ]
+    values = [list(to_json_values(dict(zip(plan.names, row, strict=True))).values()) for row in plan.values]
+    record = {"names": plan.names, "values": values, "scales": plan.scales, "programs": listed}
+    files.write(path / "sweep.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read(path: Path) -> Plan:
+    """Read `sweep.json` of the folder of a sweep. Raises ValueError if it is damaged."""
+    try:
+        record = json.loads(files.read(path / "sweep.json", 2**26))
+        plan = _parse(record)
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"sweep: expected a sweep, got {path} with a sweep.json that is invalid: {reason}") from None
+    here = tuple(
+        Program(_in_folder(program.settings, path, i), program.numbers) for i, program in enumerate(plan.programs)
+    )
+    return plan._replace(programs=here)
+
+
+def _parse(record: Mapping[str, Any]) -> Plan:
+    """Return the plan from its record. Raises ValueError for settings that do not fit the programs."""
+    programs = [(from_json(one["settings"]), tuple(one["numbers"])) for one in record["programs"]]
+    names, count = tuple(record["names"]), len(record["values"])
+    rows: list[tuple[Any, ...]] = [()] * count
+    for settings, numbers in programs:
+        if not isinstance(settings, Sweep) or len(numbers) != len(settings.varied):
+            raise ValueError(f"expected programs with a number for each of their settings, got {list(numbers)}")
+        for number, own in zip(numbers, settings.varied, strict=True):
+            if type(number) is not int or not 0 <= number < count or rows[number] or tuple(own) != names:
+                raise ValueError(f"expected each setting from 0 to {count - 1} once, got {number!r} with {list(own)}")
+            rows[number] = tuple(own.values())
+    if not programs or not all(rows):
+        raise ValueError(f"expected {count} settings, got {sum(map(bool, rows))}")
+    if not isinstance(record["scales"], dict):
+        raise ValueError(f"expected the scales of drawn values, got {record['scales']!r}")
+    return Plan(names, tuple(rows), record["scales"], tuple(Program(x, own) for x, own in programs))  # type: ignore[arg-type]
+
+
+def _in_folder(settings: Sweep, path: Path, number: int) -> Sweep:
+    return dataclasses.replace(settings, out=str(path / str(number)))
