@@ -179,7 +179,10 @@ def test_without_a_checkpoint_a_run_with_a_summary_is_not_started_over(run):
 
 def report(step, returns, failed):
     count = len(failed)
-    blank = {name: np.zeros(count) for name in ("episodes", "returns", "loss", "q", "grad_norm", "epsilon", "updates")}
+    blank = {
+        name: np.zeros(count)
+        for name in ("episodes", "returns", "lengths", "loss", "q", "grad_norm", "epsilon", "updates")
+    }
     program, state = begun(OFTEN)
     state = state._replace(cycle=state.cycle + step // 3)
     return training.Report(

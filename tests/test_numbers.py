@@ -24,6 +24,8 @@ RUNS = {
     "gym": "--env gym:CartPole-v1 --steps 400 --n-step 1 --learning-starts 100 --steps-per-cycle 2 --tau 0.1",
     "minatar": "--env minatar:breakout --preset minatar --steps 300 --learning-starts 200 --evaluate-steps 20",
 }
+COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon")
+"""Columns in the digests; later ones and the seconds are not."""
 DIGESTS = {
     ("2.13.0", "AVX512", "AuthenticAMD"): {
         "cartpole": ("5168f0c36b4a6268", "961ff54ac02d2eb4"),
@@ -35,9 +37,9 @@ DIGESTS = {
 
 
 def digests(path):
-    """Return digests of the rows without their seconds, and of the parameters."""
+    """Return digests of the rows of `COLUMNS`, and of the parameters."""
     with open(path / "metrics.csv", newline="") as lines:
-        rows = [row[:-1] for row in csv.reader(lines)]
+        rows = [list(COLUMNS), *([row[name] for name in COLUMNS] for row in csv.DictReader(lines))]
     contents = repr(rows).encode(), (path / "params.safetensors").read_bytes()
     return tuple(hashlib.sha256(content).hexdigest()[:16] for content in contents)
 

@@ -98,6 +98,8 @@ def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
         (lambda old, new, step: new._replace(returned=new.returned + 1), "returned"),
         (lambda old, new, step: new._replace(running=old.running + step.reward), "last returns|returned"),
         (lambda old, new, step: new._replace(returns=old.returns), "last returns"),
+        (lambda old, new, step: new._replace(lengths=new.lengths + step.terminated.sum()), "lengths"),
+        (lambda old, new, step: new._replace(elapsed=old.elapsed + 1), "lengths|elapsed"),
     ],
 )
 def test_metrics_plants(monkeypatch, change, match):

@@ -28,7 +28,10 @@ from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts
 from fdqn.training import evaluate, off_policy, streams
 
-COLUMNS = ["step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds"]
+COLUMNS = [
+    "step", "seed", "updates", "episodes", "return", "length", "loss", "q", "grad_norm", "epsilon", "learning_rate",
+    "seconds",
+]  # fmt: skip
 KEYS = {
     "env",
     "seeds",
@@ -135,6 +138,7 @@ def test_metrics_say_what_the_reports_said(made):
             assert int(row["episodes"]) == report.episodes[i]
             columns = {
                 "return": report.returns,
+                "length": report.lengths,
                 "loss": report.loss,
                 "q": report.q,
                 "grad_norm": report.grad_norm,
@@ -151,6 +155,15 @@ def test_epsilon_goes_down_as_asked(made):
     for row in rows(made.path):
         share = min(1.0, int(row["step"]) / (0.2 * 600))
         assert float(row["epsilon"]) == pytest.approx(1 - 0.95 * share, rel=1e-5)
+
+
+def test_learning_rate_is_that_of_the_next_update(made):
+    assert made.settings.learning_rate_schedule == "linear"
+    first, last = made.settings.learning_rate, made.settings.learning_rate_end
+    for row in rows(made.path):
+        expected = first + (last - first) * int(row["updates"]) / 80
+        assert float(row["learning_rate"]) == pytest.approx(expected, rel=1e-6)
+    assert float(row["learning_rate"]) == pytest.approx(last)
 
 
 def test_metrics_are_on_disk_before_the_next_report(tmp_path, made):
@@ -384,7 +397,7 @@ def test_the_limit_of_a_run_follows_its_metrics(copy, made):
     assert results.step_limit(copy, made.settings, endless) == 1_000
     assert results.step_limit(copy, dataclasses.replace(made.settings, evaluate_steps=40_000), endless) == 40_000
     rows = [(step, seed, 0, episodes) for step, episodes in ((10_000, 10), (20_000, 20)) for seed in range(3)]
-    lines = [",".join(map(str, [*row, *[""] * 6])) for row in rows]
+    lines = [",".join(map(str, [*row, *[""] * 8])) for row in rows]
     (copy / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines, ""]))
     settings = dataclasses.replace(made.settings, num_envs=4)
     assert results.step_limit(copy, settings, endless) == 5_000, "10 x 1,000, but no environment was followed so long"
@@ -521,7 +534,7 @@ def test_rows_in_another_order_and_missing_ones_are_read(copy):
 
 
 def test_a_long_run_of_many_seeds_is_read_quickly(tmp_path):
-    lines = [f"{step},{seed},0,1,2.0,,,,0.1,1.0" for step in range(100, 10_100, 100) for seed in range(1000)]
+    lines = [f"{step},{seed},0,1,2.0,9.0,,,,0.1,0.001,1.0" for step in range(100, 10_100, 100) for seed in range(1000)]
     (tmp_path / "metrics.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
     began = time.perf_counter()
     assert results.read_curve(tmp_path).values.shape == (100, 1000)

@@ -426,8 +426,9 @@ def test_params_of_a_damaged_run(made, here):
 
 NUMBERS = np.array([1.0, 2.0, np.nan])
 REPORTED = events.Reported(
-    step=2_000, steps=4_000, seconds=1.5, updates=np.arange(3), episodes=np.arange(3), returns=NUMBERS, loss=NUMBERS,
-    q=NUMBERS, grad_norm=NUMBERS, epsilon=NUMBERS, failed=np.array([False, True, False]), updates_per_second=1234.5,
+    step=2_000, steps=4_000, seconds=1.5, updates=np.arange(3), episodes=np.arange(3), returns=NUMBERS,
+    lengths=NUMBERS, loss=NUMBERS, q=NUMBERS, grad_norm=NUMBERS, epsilon=NUMBERS, learning_rate=NUMBERS,
+    failed=np.array([False, True, False]), updates_per_second=1234.5,
 )  # fmt: skip
 GREEDY = events.Evaluated(2_000, "catch", np.array([[3.0, 4.0], [9.0, 9.0], [np.nan, np.nan]]))
 STOPPED = events.Stopped(Path("run"), 2_000, 4_000)

@@ -474,6 +474,9 @@ def test_reports_say_what_the_lanes_did():
         expected = (now[1] - then[1]) / (now[0] - then[0])
         np.testing.assert_allclose(report.returns, expected.numpy(), rtol=1e-9)
         assert report.episodes.tolist() == now[0].tolist()
+        lengths = report.state.metrics.lengths
+        expected = (lengths - (0 if before is None else before.state.metrics.lengths)).double() / (now[0] - then[0])
+        np.testing.assert_allclose(report.lengths, expected.numpy(), rtol=1e-9)
         np.testing.assert_allclose(
             report.epsilon, training.epsilon(report.state.hyper, torch.tensor(report.step)).numpy()
         )

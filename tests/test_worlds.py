@@ -492,6 +492,7 @@ def test_a_run_that_is_resumed_starts_new_episodes(tmp_path, capsys):
         asserts.assert_trees_equal(getattr(read["lanes"], name), getattr(begun, name))
     assert begun.obs.abs().max() <= 0.05, "first observations"
     assert begun.metrics.running.eq(0).all()
+    assert begun.metrics.elapsed.eq(0).all()
 
 
 def test_greedy_chooses_the_loop_by_the_environment():

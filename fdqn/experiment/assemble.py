@@ -282,6 +282,13 @@ def _schedule(given: Any, start: Scalar) -> Schedule:
     return partial(schedules.staircase, start=start, decay=decay, every=every)
 
 
+def learning_rates(settings: Settings, hyper: Hyper, updates: Tensor) -> Tensor:
+    """Return the learning rates [S] after `updates` [S] int64 updates with the hyper-parameters of the seeds."""
+    if settings.learning_rate_schedule == "constant":
+        return hyper.learning_rate
+    return torch.as_tensor(_schedule(_with(settings, hyper.numbers), hyper.learning_rate)(updates))
+
+
 def _cosine(step: Tensor, start: Scalar, end: Scalar, steps: int) -> Tensor:
     """Follow `schedules.cosine` to its end and stay there, because a run may be extended."""
     return schedules.cosine(step.clamp_max(steps), start, end, steps)

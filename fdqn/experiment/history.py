@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import training, tree
@@ -25,7 +26,10 @@ from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
 from fdqn.types import Params
 
-COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon", "seconds")
+COLUMNS = (
+    *("step", "seed", "updates", "episodes", "return", "length", "loss", "q", "grad_norm", "epsilon"),
+    *("learning_rate", "seconds"),
+)
 """Columns of metrics.csv. A sweep has the number of a learner in place of the seed; its settings.csv has both."""
 
 ROWS = ("metrics.csv", "evaluations.csv")
@@ -328,7 +332,8 @@ def _failures(path: Path, settings: Settings, failures: dict[int, tuple[int, str
 
 
 def _write_rows(path: Path, settings: Settings, report: training.Report, seconds: float) -> None:
-    columns = (report.returns, report.loss, report.q, report.grad_norm, report.epsilon)
+    rates = learning_rates(settings, report)
+    columns = (report.returns, report.lengths, report.loss, report.q, report.grad_norm, report.epsilon, rates)
     rows = [
         (report.step, seed, report.updates[i], report.episodes[i], *(_number(x[i]) for x in columns), seconds)
         for i, seed in enumerate(assemble.seeds(settings))
@@ -339,6 +344,12 @@ def _write_rows(path: Path, settings: Settings, report: training.Report, seconds
             (report.step, seed, _number(report.evaluation[i].mean())) for i, seed in enumerate(assemble.seeds(settings))
         ]
         _append(path / "evaluations.csv", ("step", _columns(settings)[1], "return"), scores)
+
+
+def learning_rates(settings: Settings, report: training.Report) -> NDArray[np.float64]:
+    """Return the learning rate [S] of the next update of each seed."""
+    state = report.state
+    return assemble.learning_rates(settings, state.hyper, state.learner.updates).double().cpu().numpy()
 
 
 def _columns(settings: Settings) -> tuple[str, ...]:

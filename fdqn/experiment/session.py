@@ -340,10 +340,12 @@ def _reported(session: Session, report: training.Report) -> events.Reported:
         updates=report.updates,
         episodes=report.episodes,
         returns=report.returns,
+        lengths=report.lengths,
         loss=report.loss,
         q=report.q,
         grad_norm=report.grad_norm,
         epsilon=report.epsilon,
+        learning_rate=history.learning_rates(session.settings, report),
         failed=report.failed >= 0,
         updates_per_second=rate / report.learning_seconds if report.learning_seconds else math.nan,
     )

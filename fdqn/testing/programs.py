@@ -105,13 +105,15 @@ def chunks(
 
 
 def metrics(program: training.Program, hyper: Hyper, keys: Tensor, cycles: int = 50) -> None:
-    """Check the metrics of episodes against a Python loop that steps the environment and sums rewards.
+    """Check the metrics of episodes against a Python loop that steps the environment, sums rewards and counts steps.
 
     The capacity of the buffer must be at least the number of transitions of one iteration.
     """
     functions, state = training.vmapped(program), training.init(program, hyper, keys)
     running = [[0.0] * program.config.num_envs for _ in range(keys.shape[0])]
+    elapsed = [[0] * program.config.num_envs for _ in running]
     ended: list[list[float]] = [[] for _ in running]
+    lengths = [0 for _ in running]
     for number in range(cycles):
         noises = training.noise(program, keys, number, 1)
         before, state = state, functions.collect(state, noises)
@@ -120,9 +122,11 @@ def metrics(program: training.Program, hyper: Hyper, keys: Tensor, cycles: int =
             for seed, rewards in enumerate(step.reward.tolist()):
                 for e, reward in enumerate(rewards):
                     running[seed][e] += reward
+                    elapsed[seed][e] += 1
                     if ends[seed][e]:
                         ended[seed].append(running[seed][e])
-                        running[seed][e] = 0.0
+                        lengths[seed] += elapsed[seed][e]
+                        running[seed][e], elapsed[seed][e] = 0.0, 0
     for seed, log in enumerate(ended):
         counted, name = tree.index(state.metrics, seed), f"seed {seed}, "
         ring = counted.returns[:-1][~counted.returns[:-1].isnan()].double().sort().values
@@ -131,6 +135,8 @@ def metrics(program: training.Program, hyper: Hyper, keys: Tensor, cycles: int =
         assert_trees_close(last, ring, 1e-6, 1e-6, f"{name}last returns: ")
         assert_trees_close(torch.tensor(sum(log)).double(), counted.returned.double(), 1e-6, 1e-6, f"{name}returned: ")
         assert_trees_close(torch.tensor(running[seed]), counted.running.float(), 1e-6, 1e-6, f"{name}running: ")
+        assert_trees_equal(torch.tensor(lengths[seed]), counted.lengths, f"{name}lengths: ")
+        assert_trees_equal(torch.tensor(elapsed[seed]), counted.elapsed, f"{name}elapsed: ")
 
 
 def _played_by_hand(

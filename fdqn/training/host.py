@@ -89,7 +89,8 @@ def start(program: Program, env: Any, state: TrainState) -> TrainState:
     """Reset all environments, with seeds derived from the key and training iteration of each seed."""
     keys = random.fold_in(random.fold_in(state.key, streams.HOST_RESET), state.cycle)
     first = tree.to(env.reset(random.bits(keys, (state.obs.shape[1],)).tolist()), state.key.device)
-    metrics = state.metrics._replace(running=torch.zeros_like(state.metrics.running))
+    metrics = state.metrics
+    metrics = metrics._replace(running=torch.zeros_like(metrics.running), elapsed=torch.zeros_like(metrics.elapsed))
     buffer = program.algorithm.cut(state.buffer)
     return state._replace(obs=first.obs, legal=first.legal, metrics=metrics, buffer=buffer)
 

@@ -44,6 +44,8 @@ class Report(NamedTuple):
     """Episodes ended since the start."""
     returns: NDArray[np.float64]
     """Mean return, with exploration, of the episodes that ended since the last report; NaN if none did."""
+    lengths: NDArray[np.float64]
+    """Mean length of these episodes in environment steps."""
     last_returns: NDArray[np.float32]
     """[S, R], returns of the last R = max(100, E) episodes, unordered; NaN if fewer have ended."""
     loss: NDArray[np.float64]
@@ -317,12 +319,13 @@ def _report(
     planned: bool,
     clock: Clock,
 ) -> Report:
-    updates = now.updates - before.updates
+    updates, episodes = now.updates - before.updates, now.episodes - before.episodes
     return Report(
         step=step,
         updates=now.updates,
         episodes=now.episodes,
-        returns=_means(now.returned - before.returned, now.episodes - before.episodes),
+        returns=_means(now.returned - before.returned, episodes),
+        lengths=_means(now.lengths - before.lengths, episodes),
         last_returns=now.last_returns,
         loss=_means(now.loss - before.loss, updates),
         q=_means(now.q - before.q, updates),

@@ -22,6 +22,7 @@ class MetricsSnapshot(NamedTuple):
     episodes: NDArray[np.int64]
     updates: NDArray[np.int64]
     returned: NDArray[np.float64]
+    lengths: NDArray[np.float64]
     loss: NDArray[np.float64]
     q: NDArray[np.float64]
     grad_norm: NDArray[np.float64]
@@ -38,9 +39,11 @@ def init(reward: Tensor) -> Metrics:
     total = torch.zeros((), dtype=torch.float64, device=reward.device)
     return Metrics(
         running=torch.zeros_like(reward),
+        elapsed=torch.zeros_like(reward, dtype=torch.int64),
         returns=reward.new_full((max(EPISODES_KEPT, len(reward)) + 1,), torch.nan),
         episodes=count,
         returned=total,
+        lengths=count,
         totals=Diagnostics(total, total, total),
         failed=count - 1,
         cause=count,
@@ -50,14 +53,16 @@ def init(reward: Tensor) -> Metrics:
 def count_episodes(metrics: Metrics, step: Step) -> Metrics:
     """Update the metrics after one step of every environment, leaves [E, ...]."""
     ended = step.terminated | step.truncated
-    running = metrics.running + step.reward
+    running, elapsed = metrics.running + step.reward, metrics.elapsed + 1
     kept = metrics.returns.shape[0] - 1
     place = (metrics.episodes + masking.count(ended) - 1) % kept
     return metrics._replace(
         running=torch.where(ended, 0.0, running),
+        elapsed=torch.where(ended, 0, elapsed),
         returns=metrics.returns.index_put((torch.where(ended, place, kept),), running),
         episodes=metrics.episodes + ended.sum(),
         returned=metrics.returned + torch.where(ended, running, 0.0).sum(),
+        lengths=metrics.lengths + torch.where(ended, elapsed, 0).sum(),
     )
 
 
@@ -111,16 +116,17 @@ def snapshot(program: Program, state: TrainState) -> MetricsSnapshot:
     metrics = state.metrics
     explored = epsilon(state.hyper, state.cycle * program.config.env_steps, random_steps(program, state))
     counts = metrics.episodes, state.learner.updates, metrics.failed, metrics.cause
-    columns = (*counts, metrics.returned, *metrics.totals, explored)
+    columns = (*counts, metrics.returned, metrics.lengths, *metrics.totals, explored)
     table = (
         torch.cat([*(x.double().unsqueeze(-1) for x in columns), metrics.returns[:, :-1].double()], -1).cpu().numpy()
     )
     episodes, updates, failed, cause = table[:, : len(counts)].T.astype(np.int64, order="C")
-    returned, loss, q, grad_norm, exploration = table[:, len(counts) : len(columns)].T.copy()
+    returned, lengths, loss, q, grad_norm, exploration = table[:, len(counts) : len(columns)].T.copy()
     return MetricsSnapshot(
         episodes=episodes,
         updates=updates,
         returned=returned,
+        lengths=lengths,
         loss=loss,
         q=q,
         grad_norm=grad_norm,

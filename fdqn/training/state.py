@@ -48,12 +48,16 @@ class Metrics(NamedTuple):
 
     running: Tensor
     """[E], return so far of the running episode of each environment."""
+    elapsed: Tensor
+    """[E] int64, steps so far of the running episode of each environment."""
     returns: Tensor
     """[R + 1], ring of the returns of the last R episodes, NaN if fewer have ended. The last element is scratch."""
     episodes: Tensor
     """[] int64, number of ended episodes."""
     returned: Tensor
     """[] float64, sum of the returns of ended episodes."""
+    lengths: Tensor
+    """[] int64, sum of the lengths of ended episodes."""
     totals: Diagnostics
     """Sums over all updates, [] float64 each."""
     failed: Tensor
