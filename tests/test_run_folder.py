@@ -164,6 +164,7 @@ def test_learning_rate_is_that_of_the_next_update(made):
         expected = first + (last - first) * int(row["updates"]) / 80
         assert float(row["learning_rate"]) == pytest.approx(expected, rel=1e-6)
     assert float(row["learning_rate"]) == pytest.approx(last)
+    np.testing.assert_allclose(history.learning_rates(made.settings, made.reports[-1]), [last] * 3, rtol=1e-6)
 
 
 def test_metrics_are_on_disk_before_the_next_report(tmp_path, made):

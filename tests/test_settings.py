@@ -447,6 +447,25 @@ def test_rmsprop_is_minatar_s():
             torch.testing.assert_close(params["w"], theirs.detach(), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "exponential", "cosine"])
+def test_learning_rates_are_those_of_the_optimizer(schedule):
+    """Compare the rate after each number of updates with the step that SGD takes next on a gradient of 1."""
+    given = Settings(
+        steps=60, learning_starts=10, num_envs=5, updates_per_cycle=1, optimizer="sgd", max_grad_norm=math.inf,
+        learning_rate_schedule=schedule, learning_rate=0.5, learning_rate_end=0.1, learning_rate_decay=0.5,
+        learning_rate_decay_every=3,
+    )  # fmt: skip
+    hyper, params = assemble.hyper(dataclasses.replace(given, seeds=1)), {"w": torch.tensor(3.0)}
+    optimizer = assemble.optimizer(given)(tree.index(hyper, 0))
+    state, steps = optimizer.init(params), []
+    for _ in range(12):
+        updates, state = optimizer.update({"w": torch.tensor(1.0)}, state, params)
+        steps.append(-updates["w"].item())
+    many = assemble.hyper(dataclasses.replace(given, seeds=12))
+    np.testing.assert_allclose(assemble.learning_rates(given, many, torch.arange(12)).numpy(), steps, rtol=1e-6)
+    assert len(set(steps)) == {"constant": 1, "linear": 11, "exponential": 4, "cosine": 11}[schedule]
+
+
 def test_nature_s_rmsprop_is_the_authors():
     """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
     clipped = assemble.optimizer(
