@@ -27,6 +27,17 @@ def pytest_collection_finish(session):
     gc.set_threshold(20_000, 20, 20)
 
 
+@pytest.fixture
+def light_runs(monkeypatch):
+    """Leave out what takes most of a second of a small run and has tests of its own: size, picture and commit."""
+    from fdqn.experiment import memory, results, run_folder
+
+    monkeypatch.setattr(memory, "check_memory", lambda *given: 36_900)
+    monkeypatch.setattr(memory, "replay_bytes", lambda *given: 15_000)
+    monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
+    monkeypatch.setattr(run_folder, "git_commit", lambda: None)
+
+
 @pytest.fixture(autouse=True)
 def fresh_process():
     """What one test compiled or asked of the processor must not count in the next."""

@@ -857,7 +857,7 @@ def assert_whole_rows(path):
     text = (path / "metrics.csv").read_text()
     assert text.endswith("\n")
     table = list(csv.reader(text.splitlines()))
-    assert all(len(row) == 10 for row in table)
+    assert all(len(row) == 12 for row in table)
     assert len(table) % 2 == 1, "a row for each of the two seeds, or none"
     assert len(table) >= 5
     return table

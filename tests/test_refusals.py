@@ -1826,6 +1826,8 @@ WITHOUT = {
     "compile.compiled_parts": "is `compiled` for host environments",
     "envs.is_code": "takes any name",
     "history.why": "puts into words",
+    "history.learning_rates": "reads a report of `training.run`",
+    "assemble.learning_rates": "takes the settings and hyper-parameters of a program",
     "host.start": "starts from a state that `training.init` has checked",
     "host.choose": "is a part of `functions`",
     "host.finish": "is a part of `functions`",

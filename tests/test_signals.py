@@ -33,6 +33,14 @@ def no_picture(monkeypatch):
     monkeypatch.setattr(results, "picture", lambda *given: None)
 
 
+@pytest.fixture(autouse=True)
+def default_hangup():
+    """Handle SIGHUP as in a terminal, also if the tests were started by nohup, under which runs ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def send(name):
     os.kill(os.getpid(), getattr(signal, name))
 

@@ -319,6 +319,10 @@ def test_a_sweep_survives_json():
     assert given.varied[0]["hidden"] == (12, 4)
     text = json.dumps(settings.to_json(given), allow_nan=False)
     assert settings.from_json(json.loads(text)) == given
+    assert "scales" not in json.loads(text), "versions without scales read it"
+    drawn = planned({}, {"gamma": sweep_plan.Draw(0.9, 0.99, "linear")}, 2).programs[0].settings
+    assert drawn.scales == {"gamma": "linear"}
+    assert settings.from_json(json.loads(json.dumps(settings.to_json(drawn)))) == drawn
 
 
 # Folders of sweeps
@@ -330,7 +334,7 @@ def trained_alone(found, path):
     return results.trained(run.path).params
 
 
-FEW = {**REPLAY, "steps": 200, "report_every": 50, "checkpoint_every": 50, "evaluate_episodes": 2}
+FEW = {**REPLAY, "steps": 100, "report_every": 25, "checkpoint_every": 25, "evaluate_episodes": 2}
 FEW |= {"evaluate_steps": 30, "env": "catch", "seed": 5}
 RATES = {"learning_rate": [1e-3, 1e-2], "max_grad_norm": [1.0, 10.0]}
 SHAPES = {"hidden": [(8,), (4, 4)], "learning_rate": [1e-3, 1e-2]}
@@ -398,6 +402,7 @@ def test_results_are_those_of_the_summaries(request, which):
     assert found.picture().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_parameters_of_a_setting_are_those_trained_alone(several, tmp_path):
     for number in (0, 3):
         path, local = sweep_results.locate(several, number)
@@ -472,12 +477,13 @@ def stopped(plan, reports):
     return path, end
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
     path, end = stopped(sweep_plan.plan({**FEW, "out": str(tmp_path / "sweep")}, RATES), 2)
-    assert end == events.Stopped(path, end.step, 200)
-    assert 100 <= end.step <= 108
+    assert end == events.Stopped(path, end.step, 100)
+    assert 50 <= end.step <= 58
     assert contents(path) != contents(one)
-    with pytest.raises(ValueError, match=rf"best_of: expected a finished sweep, got {path}, which has trained 10\d of"):
+    with pytest.raises(ValueError, match=rf"best_of: expected a finished sweep, got {path}, which has trained 5\d of"):
         sweep_results.winner(path)
     assert sweep.resume(path) == path
     assert contents(path) == contents(one)
@@ -486,15 +492,15 @@ def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
 @pytest.mark.parametrize(
     ("reports", "steps"),
     [
-        pytest.param(2, 100, id="first", marks=pytest.mark.slow),
-        pytest.param(6, 300, id="second"),
-        pytest.param(4, 200, id="between", marks=pytest.mark.slow),
+        pytest.param(2, 50, id="first", marks=pytest.mark.slow),
+        pytest.param(6, 150, id="second"),
+        pytest.param(4, 100, id="between", marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_sweep_of_several_programs_continues(several, tmp_path, reports, steps):
+def test_a_stopped_sweep_of_several_programs_continues(light_runs, several, tmp_path, reports, steps):
     """Stop in the first and in the second program, and after the last report of the first."""
     path, end = stopped(sweep_plan.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), reports)
-    assert end == events.Stopped(path, end.step, 400)
+    assert end == events.Stopped(path, end.step, 200)
     assert steps <= end.step <= steps + 8
     with pytest.raises(ValueError, match=rf"has not finished; continue with: fdqn resume {path}"):
         sweep_results.read(path)
@@ -504,6 +510,7 @@ def test_a_stopped_sweep_of_several_programs_continues(several, tmp_path, report
     assert sweep.resume(moved) == moved, "a finished sweep is only read"
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_program_that_was_killed_before_it_started_is_trained(several, tmp_path):
     path, _ = stopped(sweep_plan.plan({**FEW, "out": str(tmp_path / "sweep")}, SHAPES), 1)
     (path / "1").mkdir()
@@ -527,6 +534,7 @@ def test_a_sweep_that_does_not_fit_in_memory_is_refused_before_it_starts(tmp_pat
 DIVERGING = {**FEW, "optimizer": "sgd", "learning_rate_schedule": "constant", "max_grad_norm": math.inf}
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_setting_whose_seeds_all_fail_has_no_rank(tmp_path):
     plan = sweep_plan.plan({**DIVERGING, "out": str(tmp_path / "sweep")}, {"learning_rate": [1e30, 1e-3]})
     seen = []
@@ -539,7 +547,7 @@ def test_a_setting_whose_seeds_all_fail_has_no_rank(tmp_path):
     assert found.picture()
 
 
-def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path, monkeypatch):
+def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path, monkeypatch, light_runs):
     """Raise the error of a run whose environments have all failed after each program, as `session.train` does."""
     train, seen = session.train, []
 
@@ -563,8 +571,8 @@ def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path, monkeyp
 # The command, and Python
 
 LINE = shlex.split(
-    "train --env catch --seeds 2 --seed 5 --steps 200 --hidden 8 --num-envs 2 --batch-size 8 --capacity 64 "
-    "--learning-starts 16 --updates-per-cycle 2 --target-period 4 --report-every 50 --checkpoint-every 50 "
+    "train --env catch --seeds 2 --seed 5 --steps 100 --hidden 8 --num-envs 2 --batch-size 8 --capacity 64 "
+    "--learning-starts 16 --updates-per-cycle 2 --target-period 4 --report-every 25 --checkpoint-every 25 "
     "--evaluate-episodes 2 --evaluate-steps 30 --no-compile"
 )
 ONE = ["--learning-rate", "1e-3", "1e-2", "--max-grad-norm", "1", "10"]
@@ -588,7 +596,7 @@ def printed(capsys, *words, code=0):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, light_runs):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     return tmp_path
@@ -655,7 +663,7 @@ def test_other_commands_know_sweeps(request, place, capsys, which):
     out, _ = printed(capsys, "compare", path, "--out", "drawn.png", "--json")
     assert [arm["per_seed"] for arm in json.loads(out)["arms"]] == found.returns.tolist()
     _, err = printed(capsys, "resume", path)
-    assert which == "several" or "is finished after 200 steps" in err
+    assert which == "several" or "is finished after 100 steps" in err
 
 
 def test_best_of_trains_the_winner_on_fresh_seeds(place, capsys, one):
@@ -686,7 +694,7 @@ def test_ctrl_c_names_the_folder_of_the_sweep(request, place, capsys, monkeypatc
         line = [*LINE, *ONE] if which == "one" else SEVERAL
         out, err = printed(capsys, *line, "--out", "sweep", code=130)
     assert out == ""
-    total = 200 if which == "one" else 400
+    total = 100 if which == "one" else 200
     said = rf"stopped at \d+ of {total} steps; the files in sweep are complete; continue with: fdqn resume sweep"
     assert re.fullmatch(said, err.splitlines()[-1]), err
     printed(capsys, "resume", "sweep")
@@ -694,10 +702,10 @@ def test_ctrl_c_names_the_folder_of_the_sweep(request, place, capsys, monkeypatc
 
 
 def test_settings_of_different_lengths_are_compared_as_such(place, capsys):
-    line = replaced(LINE, "--steps", "100", "200")
+    line = replaced(LINE, "--steps", "50", "100")
     printed(capsys, *line, "--out", "sweep")
     _, err = printed(capsys, "compare", "sweep", "--out", "drawn.png", code=1)
-    assert "expected one number of steps per seed, got 100 in sweep:0 steps=100 and 200 in sweep:1" in err
+    assert "expected one number of steps per seed, got 50 in sweep:0 steps=50 and 100 in sweep:1" in err
 
 
 def test_host_environments_are_swept(place, capsys):
@@ -715,6 +723,7 @@ def test_sweep_in_python(place, one, capsys):
     assert found.returns.tolist() == sweep_results.read(one).returns.tolist()
     drawn = fdqn.sweep({"gamma": fdqn.Draw(0.9, 0.99, "linear")}, samples=2, progress=True, out="drawn", **given)
     assert len(drawn.values) == 2
+    assert drawn.scales == sweep_results.read(drawn.path).scales == {"gamma": "linear"}
     assert "greedy return" not in capsys.readouterr().err, "a mean over settings says nothing"
 
 

@@ -294,6 +294,8 @@ class Sweep(Settings):
     varied: tuple[dict[str, Any], ...] = ({},)
     """Values of the fields that differ between settings, one dict with the same keys for each setting. The fields
     themselves have the values of the first setting."""
+    scales: dict[str, Literal["log", "linear"]] = dataclasses.field(default_factory=dict)
+    """Scales on which the values of these fields were drawn."""
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError unless every setting is valid on its own."""
@@ -308,6 +310,11 @@ class Sweep(Settings):
             object.__setattr__(self, name, value)
         for number in range(len(self.varied)):
             self.at(number)
+        if not isinstance(self.scales, dict):
+            raise TypeError(f"scales: expected a dict, got {self.scales!r}")
+        for name, scale in self.scales.items():
+            if name not in self.varied[0] or scale not in ("log", "linear"):
+                raise ValueError(f"scales: expected 'log' or 'linear' for a varied name, got {scale!r} for {name!r}")
 
     @property
     def lanes(self) -> int:
@@ -496,11 +503,11 @@ def _is_like(default: Any, value: Any) -> bool:
 def to_json(settings: Settings) -> dict[str, Any]:
     """Return the settings as values of strict JSON: infinities become strings."""
     values = to_json_values(dataclasses.asdict(settings))
-    return (
-        {**values, "varied": [to_json_values(each) for each in settings.varied]}
-        if isinstance(settings, Sweep)
-        else values
-    )
+    if not isinstance(settings, Sweep):
+        return values
+    if not settings.scales:  # as in files of versions without them
+        del values["scales"]
+    return {**values, "varied": [to_json_values(each) for each in settings.varied]}
 
 
 def to_json_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -542,17 +549,17 @@ def from_json(given: dict[str, Any]) -> Settings:
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     given, usual = with_defaults(given), dataclasses.asdict(Settings())
-    if set(given) - {"varied"} != set(usual):
+    if set(given) - {"varied", "scales"} != set(usual):
         raise ValueError(
             f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(usual))}"
         )
-    varied = given.pop("varied", None)
+    varied, scales = given.pop("varied", None), given.pop("scales", {})
     if varied is not None and not (isinstance(varied, list) and all(isinstance(values, dict) for values in varied)):
         raise ValueError(f"settings.varied: expected a list of records, got {varied!r}")
     try:
         if varied is None:
             return Settings(**_typed(given))
-        return Sweep(**_typed(given), varied=tuple(map(_typed, varied)))
+        return Sweep(**_typed(given), varied=tuple(map(_typed, varied)), scales=scales)
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings.{error}") from None
 

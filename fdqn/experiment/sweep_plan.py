@@ -105,8 +105,9 @@ def plan(
     groups: dict[Any, list[int]] = {}
     for number, one in enumerate(made):
         groups.setdefault(assemble.in_one_program(one), []).append(number)
-    programs = [_program(names, rows, made, numbers) for numbers in groups.values()]
-    return Plan(names, tuple(rows), {name: draw.scale for name, draw in draws.items()}, tuple(programs))
+    scales = {name: draw.scale for name, draw in draws.items()}
+    programs = [_program(names, rows, made, numbers, scales) for numbers in groups.values()]
+    return Plan(names, tuple(rows), scales, tuple(programs))
 
 
 _SHARED = (
@@ -187,12 +188,16 @@ def _scaled(name: str, draw: Draw, u: Any) -> list[Any]:
 
 
 def _program(
-    names: Sequence[str], rows: Sequence[tuple[Any, ...]], made: Sequence[Settings], numbers: list[int]
+    names: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+    made: Sequence[Settings],
+    numbers: list[int],
+    scales: dict[str, Literal["log", "linear"]],
 ) -> Program:
     """Return the sweep of the settings `numbers`. The values that shape the program are equal in all of them."""
     varied = tuple(dict(zip(names, rows[number], strict=True)) for number in numbers)
     first = {field.name: getattr(made[numbers[0]], field.name) for field in dataclasses.fields(Settings)}
-    return Program(Sweep(**first, varied=varied), tuple(numbers))
+    return Program(Sweep(**first, varied=varied, scales=scales), tuple(numbers))
 
 
 def described(settings: Sweep) -> str:

@@ -119,7 +119,7 @@ def _read_program(path: Path) -> Results:
         path,
         tuple(given.varied[0]),
         tuple(tuple(values.values()) for values in given.varied),
-        {},
+        given.scales,
         tuple(given.at(k) for k in range(len(records))),
         "greedy" if gymnasium is None else gymnasium["env"],
         records,
