@@ -549,7 +549,7 @@ def from_json(given: dict[str, Any]) -> Settings:
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     given, usual = with_defaults(given), dataclasses.asdict(Settings())
-    if set(given) - {"varied", "scales"} != set(usual):
+    if set(given) - ({"varied", "scales"} if "varied" in given else set()) != set(usual):
         raise ValueError(
             f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(usual))}"
         )
