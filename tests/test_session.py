@@ -17,7 +17,7 @@ import torch
 
 import fdqn
 from fdqn import cli, compile, envs
-from fdqn.experiment import assemble, events, history, memory, process, progress, results, run_folder, session
+from fdqn.experiment import assemble, events, history, process, progress, results, session
 from fdqn.experiment.presets import PRESETS
 from fdqn.experiment.settings import Settings
 from fdqn.storage import checkpoint
@@ -30,15 +30,15 @@ TINY = dict(
 FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
 
 
+PICTURE = results.picture
+
+
 @pytest.fixture(autouse=True)
-def here(request, tmp_path, monkeypatch):
-    """A folder to stand in. Pictures, sizes and the commit have tests of their own and take most of a second."""
+def here(request, tmp_path, monkeypatch, light_runs):
+    """A folder to stand in."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(memory, "check_memory", lambda *given: 36_900)
-    monkeypatch.setattr(memory, "replay_bytes", lambda *given: 15_000)
-    monkeypatch.setattr(run_folder, "git_commit", lambda: None)
-    if "draws" not in request.node.name:
-        monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
+    if "draws" in request.node.name:
+        monkeypatch.setattr(results, "picture", PICTURE)
     return tmp_path
 
 

@@ -136,14 +136,19 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
     _print_sweep(path, emit if command.json else None)
 
 
-def _print_sweep(path: Path, emit: Emit | None) -> None:
+def _print_sweep(path: Path, emit: Emit | None, out: Path | None = None) -> None:
+    """Write the picture of a sweep, by default into its folder, and print the ranking."""
     from fdqn.experiment import sweep_results
 
-    found, picture = sweep_results.read(path), sweep_results.write_picture(path)
+    found = sweep_results.read(path)
+    try:
+        picture = sweep_results.write_picture(found, out)
+    except (OSError, ValueError) as error:
+        raise error if out is None else ValueError(f"out: {error}") from None
     if emit is not None:
-        emit({**found.record(), "sweep": process.shown(path)})
-    else:
-        tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
+        return emit({**found.record(), "sweep": process.shown(path)})
+    tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
+    if out is None:
         terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
 
 
@@ -298,22 +303,6 @@ def _write_video(file: Path, content: bytes) -> None:
         raise ValueError(f"video: {error}") from None
 
 
-def _report_sweep(path: Path, out: Path | None, emit: Emit | None) -> None:
-    from fdqn.experiment import sweep_results
-    from fdqn.storage import files
-
-    if out is None:
-        return _print_sweep(path, emit)
-    found = sweep_results.read(path)
-    try:
-        files.write(out, found.picture())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"out: {error}") from None
-    if emit is not None:
-        return emit({**found.record(), "sweep": process.shown(path)})
-    tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
-
-
 def _report(command: Report, emit: Emit) -> None:
     from fdqn.experiment import results, sweep_results
     from fdqn.storage import files
@@ -321,7 +310,7 @@ def _report(command: Report, emit: Emit) -> None:
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
     if len(command.runs) == 1 and sweep_results.is_sweep(command.runs[0]):
-        return _report_sweep(command.runs[0], command.out, emit if command.json else None)
+        return _print_sweep(command.runs[0], emit if command.json else None, command.out)
     for path in command.runs:
         if sweep_results.is_sweep(path):
             raise ValueError(

@@ -153,10 +153,11 @@ def _only_program(path: Path) -> Program:
     return Program(settings, tuple(range(len(settings.varied))))
 
 
-def write_picture(path: Path) -> Path:
-    """Draw the picture of a finished sweep in its folder and return its file."""
-    files.write(path / "sweep.png", read(path).picture())
-    return path / "sweep.png"
+def write_picture(found: Results, file: Path | None = None) -> Path:
+    """Write the picture of a sweep, by default into its folder, and return its file."""
+    file = found.path / "sweep.png" if file is None else file
+    files.write(file, found.picture())
+    return file
 
 
 def winner(path: Path) -> tuple[int, Settings]:
