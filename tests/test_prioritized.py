@@ -172,6 +172,25 @@ def test_rounded_prefix_sums_draw_rows_of_priority_0():
     assert not (mass[kept] == 0).any()
 
 
+def test_a_total_updated_by_differences_drifts_and_draws_a_row_of_priority_0():
+    """Plant the bug that the next test guards against: a float32 total to which each update adds new - old."""
+    rows, rounds = 1000, 200
+    priority = 7 * random.uniform(random.key(15), (rounds, rows))
+    priority[:, ::2] = priority[:, -1] = 0.0
+    buffer, state = filled(rows, rows, [0.0] * rows, alpha=1.0)
+    for own in priority:
+        state = buffer.update(state, torch.arange(rows), own)
+    assert all(sound(buffer, state).values())
+    assert (state.mass[buffer.sample(state, torch.cat([spread(2**16), LAST]), 0).indices] > 0).all()
+
+    differences = priority.diff(dim=0, prepend=torch.zeros(1, rows))
+    total = differences.flatten().numpy().cumsum(dtype="float32")[-1]
+    ends = priority[-1].double().cumsum(0)
+    assert total > ends[-1]
+    drawn = torch.searchsorted(ends, LAST.double() * 2.0**-32 * float(total), right=True).clamp_max(rows - 1)
+    assert priority[-1][drawn] == 0
+
+
 @pytest.mark.slow
 def test_no_row_of_priority_0_is_drawn_after_a_million_updates():
     """Call update a million times on a million rows: sums stay exact, and no row of priority 0 is drawn."""
