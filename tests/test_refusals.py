@@ -1914,6 +1914,7 @@ WITHOUT = {
     "run_folder.replan": "writes what `plan` has checked",
     "studies.optimize": "needs Optuna; tests/test_studies.py has its refusals",
     "statistics.row_means": "is for `runs` and `history`",
+    "samples.expanded_tail": "takes a confidence and numbers that its callers have checked",
     "samples.iqm": "takes what `numbers` has checked",
     "samples.mean": "takes what `numbers` has checked",
     "permutation.holm": "takes what `permutation_test` returned",

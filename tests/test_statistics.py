@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fdqn.report import statistics
+from fdqn.report import samples, statistics
 
 NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
@@ -82,6 +82,7 @@ def test_interval_by_default_is_expanded(seeds):
     values = np.random.default_rng(3).normal(100, 10, size=seeds)
     reach = np.sqrt(seeds / (seeds - 1)) * scipy.stats.t.ppf(0.975, seeds - 1)
     low, high = bootstrapped(values, 1 - 2 * scipy.stats.norm.cdf(-reach), 4_000, seed=11)
+    assert samples.expanded_tail(0.95, seeds, seeds - 1) == pytest.approx(scipy.stats.norm.cdf(-reach))
     estimate = statistics.interval(values, resamples=4_000)
     assert estimate.low == pytest.approx(low, abs=0.1 * (high - low))
     assert estimate.high == pytest.approx(high, abs=0.1 * (high - low))
@@ -244,7 +245,7 @@ def test_each_row_equals_the_row_alone():
 def test_interval_does_not_depend_on_the_batch_size(monkeypatch, at_once):
     values = np.random.default_rng(5).normal(size=(4, 13))
     whole = statistics.interval(values, resamples=301)
-    monkeypatch.setattr(statistics, "_VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr(samples, "VALUES_AT_ONCE", at_once)
     for a, b in zip(whole, statistics.interval(values, resamples=301), strict=True):
         np.testing.assert_array_equal(a, b)
 

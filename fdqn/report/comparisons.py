@@ -253,14 +253,8 @@ def _one_way(a: Array, b: Array, paired: bool, resamples: int) -> Array:
 
 
 def _quantiles(draws: Array, confidence: float, a: Array, b: Array, paired: bool) -> tuple[float, float]:
-    """Compute the ends of the expanded percentile interval.
-
-    The bootstrap's variance lacks the factor `n / (n - 1)`, and its quantiles are those of a known variance.
-    """
-    from scipy.stats import norm, t
-
-    n = min(len(a), len(b))
-    tail = float(norm.sf(math.sqrt(n / (n - 1)) * t.isf((1 - confidence) / 2, _freedom(a, b, paired)[1])))
+    """Compute the ends of the expanded percentile interval."""
+    tail = samples.expanded_tail(confidence, min(len(a), len(b)), _freedom(a, b, paired)[1])
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 

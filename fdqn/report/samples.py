@@ -1,5 +1,6 @@
 """Returns of seeds as arrays: checks of arguments, failed seeds, and the statistics that comparisons resample."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -70,6 +71,18 @@ def mean(values: Array) -> Array:
     there = ~np.isnan(values)
     counts = there.sum(-1)
     return np.where(counts > 0, np.where(there, values, 0.0).sum(-1) / np.maximum(counts, 1), np.nan)
+
+
+def expanded_tail(confidence: float, seeds: int, freedom: float) -> float:
+    """Return the probability of each tail of bootstrap means outside an interval with the given confidence.
+
+    The bootstrap's variance lacks the factor `n / (n - 1)`, and its quantiles are those of a known variance. At this
+    level a normal interval is as wide as the t interval with `freedom` degrees of freedom.
+    Hesterberg 2015, https://arxiv.org/abs/1411.5279
+    """
+    from scipy.stats import norm, t
+
+    return float(norm.sf(math.sqrt(seeds / (seeds - 1)) * t.isf((1 - confidence) / 2, freedom)))
 
 
 def check_confidence(confidence: float) -> None:

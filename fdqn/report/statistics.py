@@ -9,15 +9,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fdqn.report import samples
+
 MIN_SEEDS = 5
 """Fewest seeds for a bootstrap interval; for fewer seeds the range is given."""
 
 Kind = Literal["interval", "range"]
 
 _Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-# Resampled values held in memory at once; bounds memory for thousands of seeds.
-_VALUES_AT_ONCE = 5_000_000
 
 
 class Interval(NamedTuple):
@@ -37,7 +36,7 @@ def iqm(values: ArrayLike, axis: int = -1) -> NDArray[np.float64]:
     """
     from scipy.stats import trim_mean
 
-    numbers = _numbers(values)
+    numbers = samples.numbers("values", values)
     if not -numbers.ndim <= axis < numbers.ndim or not numbers.shape[axis]:
         raise ValueError(f"values: expected at least one number along axis {axis}, got shape {list(numbers.shape)}")
     return np.asarray(trim_mean(numbers, 0.25, axis=axis))
@@ -84,13 +83,11 @@ def interval(
     Raises ValueError for a confidence outside (0, 1), for fewer than one resample and for an unknown method, and
     TypeError for values that are not numbers.
     """
-    if not isinstance(confidence, float | int) or not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number in (0, 1), got {confidence!r}")
-    if not isinstance(resamples, int) or resamples < 1:
-        raise ValueError(f"resamples: expected a whole number of at least 1, got {resamples!r}")
+    samples.check_confidence(confidence)
+    samples.check_resamples(resamples)
     if method not in ("expanded", "percentile", "t"):
         raise ValueError(f"method: expected 'expanded', 'percentile' or 't', got {method!r}")
-    values = _numbers(values)
+    values = samples.numbers("values", values)
     if not values.ndim:
         raise ValueError(f"values: expected an axis of seeds, got the single number {values}")
     values = values[..., np.isfinite(values).all(axis=tuple(range(values.ndim - 1)))]
@@ -101,7 +98,7 @@ def interval(
         return Interval(iqm(values), *_student(values, confidence), "interval")
     if seeds < MIN_SEEDS:
         return Interval(iqm(values), values.min(-1), values.max(-1), "range")
-    level = confidence if method == "percentile" else _expanded(confidence, seeds)
+    level = confidence if method == "percentile" else 1 - 2 * samples.expanded_tail(confidence, seeds, seeds - 1)
     return Interval(iqm(values), *_bootstrapped(values, level, resamples), "interval")
 
 
@@ -115,18 +112,11 @@ def _bootstrapped(values: NDArray[np.float64], confidence: float, resamples: int
         axis=-1,
         confidence_level=confidence,
         n_resamples=resamples,
-        batch=max(1, _VALUES_AT_ONCE // values.size),
+        batch=max(1, samples.VALUES_AT_ONCE // values.size),
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
     return np.asarray(ends.low), np.asarray(ends.high)
-
-
-def _expanded(confidence: float, seeds: int) -> float:
-    """Compute the level at which a normal interval with the biased deviation is as wide as the t interval."""
-    from scipy.stats import norm, t
-
-    return float(1 - 2 * norm.sf(np.sqrt(seeds / (seeds - 1)) * t.isf((1 - confidence) / 2, seeds - 1)))
 
 
 def _student(values: NDArray[np.float64], confidence: float) -> _Ends:
@@ -136,10 +126,3 @@ def _student(values: NDArray[np.float64], confidence: float) -> _Ends:
     seeds, mean = values.shape[-1], values.mean(-1)
     half = t.isf((1 - confidence) / 2, seeds - 1) * values.std(-1, ddof=1) / np.sqrt(seeds)
     return mean - half, mean + half
-
-
-def _numbers(values: ArrayLike) -> NDArray[np.float64]:
-    try:
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise TypeError(f"values: expected an array of numbers, got {str(values)[:60]}") from None

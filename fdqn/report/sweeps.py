@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fdqn.report import plots, statistics
+from fdqn.report import plots, samples, statistics
 
 Value = float | int | str | bool | tuple[Any, ...] | None
 """A value of a setting; a tuple for sizes of hidden layers."""
@@ -381,12 +381,7 @@ def _whole_settings(rows: NDArray[np.float64]) -> NDArray[np.float64] | None:
 
 def _iqms(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Compute the interquartile means [R] of the finite numbers of rows [R, N]; NaN for a row without any."""
-    ordered = np.sort(np.where(np.isfinite(values), values, np.nan), axis=1)  # NaNs last
-    counts = np.isfinite(ordered).sum(axis=1, keepdims=True)
-    at = np.arange(values.shape[1])
-    inner = (at >= counts // 4) & (at < counts - counts // 4)
-    sums, numbers = np.where(inner, ordered, 0).sum(axis=1), inner.sum(axis=1)
-    return np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)
+    return samples.iqm(np.where(np.isfinite(values), values, np.nan))
 
 
 def _plain(value: Any) -> Value:
