@@ -263,3 +263,15 @@ def test_cuttle_conformance():
     assert bool(step.terminated), "the opponent makes the third pass"
     _, step = env.step(position(cuttle, hand="2c", their_hand="Jd", passes=2), torch.tensor(move("points", "2c")), u)
     assert not bool(step.terminated)
+
+
+def test_lunar_chooses_for_each_seed_the_checkpoint_with_its_best_training_return(tmp_path, monkeypatch):
+    """A report without a checkpoint, a missing return and a later, lower return are not chosen; the first of equals is."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    for step in (20, 40, 60):
+        (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "best").mkdir()
+    rows = {20: (1.5, -3.0), 40: ("", 7.0), 50: (9.0, 9.0), 60: (1.0, 7.0)}
+    lines = [f"{step},{seed},{x}" for step, row in rows.items() for seed, x in zip((3, 5), row, strict=True)]
+    (tmp_path / "metrics.csv").write_text("step,seed,return\n" + "\n".join(lines) + "\n")
+    assert module("lunar").best_steps(tmp_path) == {3: 20, 5: 40}
