@@ -266,7 +266,7 @@ def test_cuttle_conformance():
 
 
 def test_lunar_chooses_for_each_seed_the_checkpoint_with_its_best_training_return(tmp_path, monkeypatch):
-    """A report without a checkpoint, a missing return and a later, lower return are not chosen; the first of equals is."""
+    """Choose the first of equal returns, no missing one, and none of a report without a checkpoint."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
     for step in (20, 40, 60):
         (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
