@@ -33,7 +33,6 @@ def light_runs(monkeypatch):
     from fdqn.experiment import memory, results, run_folder
 
     monkeypatch.setattr(memory, "check_memory", lambda *given: 36_900)
-    monkeypatch.setattr(memory, "replay_bytes", lambda *given: 15_000)
     monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
     monkeypatch.setattr(run_folder, "git_commit", lambda: None)
 

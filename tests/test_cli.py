@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 import zipfile
 from pathlib import Path
@@ -923,39 +924,44 @@ def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, c
     assert strict(capsys.readouterr().out)["iqm"] > 0
 
 
-def test_ctrl_c_twice_stops_at_once(tmp_path):
+def test_ctrl_c_twice_stops_at_once(tmp_path, monkeypatch):
     words = shlex.split("train --seeds 2 --steps 100000000 --report-every 100 --hidden 8 --no-compile --out")
-    # A cycle that lasts: the first Ctrl-C waits for its end, the second does not.
-    code = (
-        "import sys, time\n"
-        "from fdqn import cli; from fdqn.experiment import run_folder as runs\n"
-        "original = runs.functions\n"
-        "def slow(*given):\n"
-        "    functions = original(*given)\n"
-        "    def collect(*state):\n"
-        "        print('sleeping', file=sys.stderr, flush=True)\n"
-        "        for _ in range(100): time.sleep(0.1)\n"
-        "        return functions.collect(*state)\n"
-        "    return functions._replace(collect=collect)\n"
-        "runs.functions = slow\n"
-        "sys.exit(cli.main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *words, str(tmp_path / "run")],
-        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        while "sleeping" not in process.stderr.readline():
-            pass
-        process.send_signal(signal.SIGINT)
-        assert "Ctrl-C again" in process.stderr.readline()
-        began = time.perf_counter()
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
+    original = run_folder.functions
+
+    def slow(*given):
+        """A cycle that lasts: the first Ctrl-C waits for its end, the second does not."""
+        functions = original(*given)
+
+        def collect(*state):
+            print("sleeping", file=sys.stderr, flush=True)
+            for _ in range(100):
+                time.sleep(0.1)
+            return functions.collect(*state)
+
+        return functions._replace(collect=collect)
+
+    monkeypatch.setattr(run_folder, "functions", slow)
+    reader, writer = os.pipe()
+    if not (pid := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(writer, 2)
+        os.close(writer)
+        main_of_a_fork([*words, str(tmp_path / "run")], {})
+    os.close(writer)
+    with open(reader) as stderr:
+        try:
+            while "sleeping" not in (line := stderr.readline()):
+                assert line
+            os.kill(pid, signal.SIGINT)
+            assert "Ctrl-C again" in stderr.readline()
+            began = time.perf_counter()
+            os.kill(pid, signal.SIGINT)
+            err = stderr.read()
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert time.perf_counter() - began < 5
-    assert process.returncode == 130
+    assert code == 130
     assert "Traceback" not in err
     assert "interrupted" in err
     assert not list((tmp_path / "run").glob("*.part"))
@@ -963,23 +969,32 @@ def test_ctrl_c_twice_stops_at_once(tmp_path):
 
 
 def on_a_terminal(words, columns, **more):
-    """What the command prints on a terminal of that width."""
-    master, slave = pty.openpty()
-    command, given = fdqn(*words, COLUMNS=str(columns), LINES="40", TERM="xterm-256color", **more)
-    process = subprocess.Popen(command, env=given["env"], stdin=slave, stdout=slave, stderr=slave, close_fds=True)
-    os.close(slave)
+    """Return what the command prints on a terminal of that width, in a process that has torch loaded already."""
+    pid, master = pty.fork()
+    if not pid:
+        main_of_a_fork(words, {"COLUMNS": str(columns), "LINES": "40", "TERM": "xterm-256color", **more})
     text = b""
-    while True:
-        if select.select([master], [], [], 0.1)[0]:
-            try:
-                text += os.read(master, 65536)
-            except OSError:
-                break
-        elif process.poll() is not None:
-            break
+    with contextlib.suppress(OSError):  # its end, once nobody has the terminal open any more
+        while select.select([master], [], [], 60)[0] and (read := os.read(master, 65536)):
+            text += read
     os.close(master)
-    assert process.wait(timeout=30) == 0
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, text.decode()
     return text.decode()
+
+
+def main_of_a_fork(words, variables):
+    """Call the command in a forked process whose descriptors are its streams, and end the process."""
+    code = 1
+    try:
+        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
+        os.environ.update(variables)
+        code = cli.main(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
 
 
 def test_numbers_survive_a_narrow_terminal(trained):

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fdqn import check, compile, envs, training
+from fdqn import check, compile, envs, training, tree
 from fdqn.experiment import assemble, events, history, memory, process, results, run_folder
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings, Sweep
@@ -152,10 +152,10 @@ def _prepare(settings: Settings, emit: OnEvent) -> tuple[training.Program, train
     program, device = assemble.program(settings), assemble.device(settings)
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
     size = memory.check_memory(program, settings.lanes, device)
-    hyper = assemble.hyper(settings, device)
-    replay_bytes = memory.replay_bytes(program, 1)
+    state = training.init(program, assemble.hyper(settings, device), assemble.keys(settings).to(device))
+    replay_bytes = tree.nbytes(state.buffer) // settings.lanes
     emit(events.Prepared(settings, str(device), size, program.config.capacity, replay_bytes))
-    return program, training.init(program, hyper, assemble.keys(settings).to(device))
+    return program, state
 
 
 def _notes(path: Path, settings: Settings, program: training.Program, start: history.Restored) -> Iterator[str]:
