@@ -1,6 +1,7 @@
 """Atari: what replay holds is what was played; rewards are clipped and lives lost are ends for learning alone."""
 
 import dataclasses
+import functools
 
 import gymnasium
 import numpy as np
@@ -52,9 +53,10 @@ def small(settings):
     return program._replace(algorithm=off_policy.algorithm(program.config, agent, buffer, assemble.optimizer(settings)))
 
 
-def played(settings, world=None):
+@functools.cache
+def played(settings):
     """The lanes after a run in which nothing but the last cycle learns, and all that the world was asked and said."""
-    world, seen = world or envs.find(settings.env), []
+    world, seen = envs.find(settings.env), []
     program = small(settings)
     state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
     games = Watched(world.open(settings.seeds, settings.num_envs), seen)
@@ -199,7 +201,7 @@ def test_a_resumed_run_spans_no_cut():
     program = small(settings)
     state, _ = played(settings)
     games = Watched(envs.find(settings.env).open(2, 3), again := [])
-    state = host.start(program, games, state)
+    state = host.start(program, games, tree.clone(state))
     functions = run_folder.functions(program, settings, games)
     *_, last = training.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
     games.close()
