@@ -25,6 +25,7 @@ FLAGS = {
 }
 
 
+@pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize("algorithm", get_args(AlgorithmName))
 def test_every_algorithm_runs_from_start_to_export(tmp_path, capsys, algorithm):
     out = tmp_path / "run"

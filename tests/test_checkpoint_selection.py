@@ -25,6 +25,7 @@ SIZES = shlex.split(
     "--hidden 8 --keep-checkpoints 9 --no-compile --num-envs 2"
 )
 STEPS = [100, 200, 300, 400]
+pytestmark = pytest.mark.usefixtures("light_runs")
 
 
 @pytest.fixture(scope="module")

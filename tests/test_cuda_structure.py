@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 
 from fdqn import compile as edge
-from fdqn import envs, networks, training, tree
+from fdqn import envs, networks, random, training, tree
 from fdqn.compile import graph, host_tensors
 from fdqn.envs import cartpole
 from fdqn.experiment import assemble
@@ -36,8 +36,11 @@ def memoryless():
 def started(program):
     """Lanes on the device and the noise of one cycle."""
     hyper = Hyper(*(torch.ones(LANES, device=DEVICE) for _ in Hyper._fields[:-1]))
-    state = training.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device=DEVICE))
-    return state, tree.index(training.noise(program, state.key, 0, 1), 0)
+    with pytest.MonkeyPatch.context() as patched:
+        # The hundred operations of Threefry take most of the time here; `test_noise_with_its_keys` traces them.
+        patched.setattr(random, "_threefry", lambda k0, k1, x0, x1: (x0 + k0 + x1, x1 + k1 + x0))
+        state = training.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device=DEVICE))
+        return state, tree.index(training.noise(program, state.key, 0, 1), 0)
 
 
 def check(f, *args):

@@ -1,5 +1,6 @@
 """The loop: when things happen, what is counted, and that it learns."""
 
+import functools
 import math
 import pickle
 from functools import partial
@@ -426,11 +427,17 @@ def test_soft_copies_come_at_every_update():
 )
 @pytest.mark.parametrize("done", [0, 5])
 def test_chunks_of_noise_do_not_change_a_run(monkeypatch, name, value, done):
+    program, state, expected = ran_on(done)
+    monkeypatch.setattr(loop, name, value)
+    asserts.assert_trees_equal(expected, programs.advance(program, tree.clone(state), 30))
+
+
+@functools.cache
+def ran_on(done):
+    """Return a program, its state after `done` iterations, and that of 30 more."""
     program, state = started()
     state = programs.advance(program, state, done) if done else state
-    expected = programs.advance(program, tree.clone(state), 30)
-    monkeypatch.setattr(loop, name, value)
-    asserts.assert_trees_equal(expected, programs.advance(program, state, 30))
+    return program, state, programs.advance(program, tree.clone(state), 30)
 
 
 def test_reports_do_not_change_a_run():
@@ -521,13 +528,19 @@ def assert_same_reports(expected, got):
             np.testing.assert_array_equal(numbers(b)[name], x, err_msg=f"{name} at step {a.step}", strict=x is not None)
 
 
+@functools.cache
+def undisturbed():
+    """Return the reports of 24 iterations."""
+    program, state = started()
+    return list(training.run(program, state, 3 * 24, training.vmapped(program), 12))
+
+
 # Warm-up ends with cycle 4, replay wraps in cycle 14, the target is copied at 8, 12, 16.
 @pytest.mark.parametrize("stopped", [1, 3, 4, 5, 7, 8, 9, 12, 13, 14, 15, 20, 23, 24])
 def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
     """Every leaf and every report, those on the way to the next report included."""
     program, state = started()
-    functions, ends = training.vmapped(program), []
-    expected = list(training.run(program, tree.clone(state), 3 * 24, functions, 12))
+    functions, ends, expected = training.vmapped(program), [], undisturbed()
 
     class Stop:
         """Asked after each cycle, since eager functions have been called before."""

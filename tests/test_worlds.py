@@ -36,6 +36,7 @@ from fdqn.testing import asserts
 from fdqn.training import evaluate, host, streams, transfer
 from fdqn.types import HostEnv, Transition
 
+pytestmark = pytest.mark.usefixtures("light_runs")
 MODES = list(AutoresetMode)
 
 
@@ -796,7 +797,7 @@ BREAKS = f"{__name__}:Breaks"
 def break_in(path, *more):
     """Train two lanes in environments that may break, into a run folder."""
     Breaks.made = 0
-    words = ["--no-compile", "--seeds", "2", "--steps", "600", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
+    words = ["--no-compile", "--seeds", "2", "--steps", "300", "--num-envs", "3", "--batch-size", "8", "--hidden", "8"]
     words = [
         *words,
         "--n-step",
@@ -897,11 +898,11 @@ def test_seeds_that_fail_one_after_the_other_end_a_run(tmp_path, monkeypatch, ca
     assert json.loads((path / "summary.json").read_text())["failed_seeds"] == [1]
     capsys.readouterr()
     monkeypatch.setattr(Breaks, "seeds", range(1000))
-    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "900"]) == 1
+    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "600"]) == 1
     said = capsys.readouterr().err
-    assert re.search(r"stopped at 66\d of 900 steps, because all seeds have failed", said)
+    assert re.search(r"stopped at 36\d of 600 steps, because all seeds have failed", said)
     assert re.search(r"seed 1 failed at step \d+: its environment failed; it stops learning", said)
-    assert re.search(r"seed 0 failed at step 6\d\d: its environment failed, KeyError: 'the key is gone'", said)
+    assert re.search(r"seed 0 failed at step 3\d\d: its environment failed, KeyError: 'the key is gone'", said)
 
 
 class Leaves(Told):
@@ -924,16 +925,16 @@ def test_a_run_is_not_resumed_where_an_environment_does_not_begin(tmp_path, monk
     rows, saved = (path / "metrics.csv").read_bytes(), sorted((path / "checkpoints").iterdir())
     monkeypatch.setattr(Breaks, "most", Breaks.made + 4)
     capsys.readouterr()
-    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "700"]) == 1
+    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "400"]) == 1
     said = capsys.readouterr().err
     assert "to start for all remaining seeds, got an error for seed 1: OSError: the server is gone" in said
     assert (rows, saved) == ((path / "metrics.csv").read_bytes(), sorted((path / "checkpoints").iterdir()))
     monkeypatch.setattr(Breaks, "most", 10**9)
-    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "700"]) == 0
+    assert cli.main(["resume", str(path), "--env", BREAKS, "--steps", "400"]) == 0
     assert json.loads((path / "summary.json").read_text())["failed_seeds"] == []
 
 
-@pytest.mark.parametrize(("most", "words"), [(9, []), (29, []), (9, ["--evaluate-every", "300"])])
+@pytest.mark.parametrize(("most", "words"), [(9, []), (29, []), (9, ["--evaluate-every", "150"])])
 def test_what_was_trained_stays_where_it_cannot_be_played(tmp_path, monkeypatch, capsys, whole, most, words):
     """Of the closing episodes, or those on the way, none can begin, or those of one lane."""
     monkeypatch.setattr(Breaks, "most", most)
