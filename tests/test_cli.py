@@ -14,11 +14,11 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 import warnings
 import zipfile
 from pathlib import Path
 
+import forks
 import pytest
 import torch
 from matplotlib.image import imread
@@ -146,6 +146,7 @@ def test_train_without_a_place_makes_one(place, capsys):
     assert str(path) in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_the_same_command_gives_the_same_run(place, trained):
     assert cli.main(["train", *TINY, "--seed", "5", "--evaluate-every", "150", "--out", "again"]) == 0
     assert (place / "again/params.safetensors").read_bytes() == (place / "run/params.safetensors").read_bytes()
@@ -235,6 +236,7 @@ CLIFF = shlex.split(
 """Nothing but its goal ends an episode there."""
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "_FIRST_LINE", 0.0)
     path = tmp_path / "run"
@@ -258,6 +260,7 @@ def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, caps
     assert "4 at 1,000 steps" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_the_limit_that_was_asked_for_holds_in_evaluations_on_the_way_and_is_changed_by_resume(tmp_path, capsys):
     path, asked = tmp_path / "run", ["--evaluate-every", "100", "--evaluate-steps", "7", "--evaluate-episodes", "2"]
     assert cli.main(["train", *CLIFF, *asked, "--json", "--out", str(path)]) == 0
@@ -423,6 +426,7 @@ def test_export_leaves_no_part_of_a_file(place, capsys, monkeypatch, where):
     assert tree(place) == before
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_export_is_in_the_network_s_order(place):
     wide = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --dueling --env catch")
     assert cli.main(["train", *wide, "--no-compile", "--out", "wide"]) == 0
@@ -468,6 +472,7 @@ def test_envs_lists_what_train_takes(capsys):
     assert set(strict(capsys.readouterr().out)) == set(envs.names())
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_warning_of_ours_is_one_line(place, capsys, monkeypatch):
     """Such as of a CUDA graph that cannot be captured; what other packages warn of is shown as ever."""
     functions = run_folder.functions
@@ -500,6 +505,7 @@ def test_a_tensor_on_another_device_is_one_line(place, capsys, monkeypatch):
     assert err.startswith("fdqn: device: expected every tensor of a step on one device, got several; create constants")
 
 
+@pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize("flags", [[], ["--tf32"]])
 def test_tf32_is_for_cuda_alone(place, monkeypatch, flags):
     """And off it is off for convolutions too, which torch allows it by default."""
@@ -511,6 +517,7 @@ def test_tf32_is_for_cuda_alone(place, monkeypatch, flags):
     assert torch.backends.cudnn.deterministic is True
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env mountain_car")
     assert cli.main(["train", *few, "--no-compile", "--out", "short"]) == 0
@@ -518,6 +525,7 @@ def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):
     assert "failed" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_game_is_trained(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env minatar:breakout --no-compile")
     assert cli.main(["train", *few]) == 0
@@ -526,6 +534,7 @@ def test_a_game_is_trained(place):
     assert "0.weight" in results.read_params(run)
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_no_hidden_layers_are_a_linear_network(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
     assert cli.main(["train", *few, "--out", "linear"]) == 0
@@ -534,6 +543,7 @@ def test_no_hidden_layers_are_a_linear_network(place):
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_many_seeds_are_summed_up(place, capsys):
     few = shlex.split("--seeds 40 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env catch --no-compile")
     assert cli.main(["train", *few, "--out", "many"]) == 0
@@ -827,10 +837,10 @@ def test_the_reader_may_leave_early():
     assert done.stdout.count("\n") == 1
 
 
-def test_a_closed_pipe_is_no_error(trained):
+def test_a_closed_pipe_is_no_error():
     reader, writer = os.pipe()
     os.close(reader)
-    command, given = fdqn("report", str(trained[0]), "--json")
+    command, given = fdqn("envs", "--json")
     done = subprocess.run(command, **given, stdout=writer, stderr=subprocess.PIPE, check=False)
     os.close(writer)
     assert "Traceback" not in done.stderr
@@ -881,6 +891,7 @@ def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
     assert strict(capsys.readouterr().out) == summary["final_return"]
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys):
     """An interrupt after the training must not be taken for a wish to stop a cycle and then forgotten."""
     from fdqn.training import evaluate
@@ -898,6 +909,7 @@ def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys)
     assert "Traceback" not in err
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, capsys):
     """Closing episodes may take minutes there: it says what plays them, and what goes on."""
     from fdqn.experiment import history
@@ -942,11 +954,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_folder, "functions", slow)
     reader, writer = os.pipe()
-    if not (pid := os.fork()):
-        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-        os.dup2(writer, 2)
-        os.close(writer)
-        main_of_a_fork([*words, str(tmp_path / "run")], {})
+    pid = forks.start([*words, str(tmp_path / "run")], stdout=writer, stderr=writer)
     os.close(writer)
     with open(reader) as stderr:
         try:
@@ -959,7 +967,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, monkeypatch):
             err = stderr.read()
         finally:
             os.kill(pid, signal.SIGKILL)
-            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            code = forks.exit_code(pid)
     assert time.perf_counter() - began < 5
     assert code == 130
     assert "Traceback" not in err
@@ -972,29 +980,14 @@ def on_a_terminal(words, columns, **more):
     """Return what the command prints on a terminal of that width, in a process that has torch loaded already."""
     pid, master = pty.fork()
     if not pid:
-        main_of_a_fork(words, {"COLUMNS": str(columns), "LINES": "40", "TERM": "xterm-256color", **more})
+        forks.main(words, COLUMNS=str(columns), LINES="40", TERM="xterm-256color", **more)
     text = b""
     with contextlib.suppress(OSError):  # its end, once nobody has the terminal open any more
         while select.select([master], [], [], 60)[0] and (read := os.read(master, 65536)):
             text += read
     os.close(master)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, text.decode()
+    assert forks.exit_code(pid) == 0, text.decode()
     return text.decode()
-
-
-def main_of_a_fork(words, variables):
-    """Call the command in a forked process whose descriptors are its streams, and end the process."""
-    code = 1
-    try:
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        os.environ.update(variables)
-        code = cli.main(words)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-    finally:
-        os._exit(code)
 
 
 def test_numbers_survive_a_narrow_terminal(trained):
@@ -1025,6 +1018,7 @@ def test_episodes_are_counted_on_a_terminal(trained, words):
     assert "Traceback" not in text
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_denormals_are_flushed_and_that_is_written_down(tmp_path, capsys):
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["engine"]["flush_denormal"] is True
@@ -1033,6 +1027,7 @@ def test_denormals_are_flushed_and_that_is_written_down(tmp_path, capsys):
     assert torch.tensor(1e-40) * 1 != 0, "the check can fail"
 
 
+@pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [

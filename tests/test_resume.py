@@ -7,10 +7,10 @@ import multiprocessing
 import os
 import random as chance
 import shutil
-import subprocess
-import sys
+import tempfile
 import time
 
+import forks
 import pytest
 import torch
 
@@ -97,17 +97,23 @@ def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, mo
     assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
 
 
-@pytest.mark.parametrize("stopped", [1, 3, 5, 8, 14, 19])
-def test_a_run_over_several_steps_goes_on(tmp_path, monkeypatch, stopped):
-    """What was not complete is completed, and target copies come when they would have come."""
-    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
-    settings = dataclasses.replace(SETTINGS, n_step=3)
+@pytest.fixture(scope="module")
+def over_several_steps(tmp_path_factory):
+    """Settings of a run over several steps, its functions, and the undisturbed run."""
+    path, settings = tmp_path_factory.mktemp("undisturbed") / "run", dataclasses.replace(SETTINGS, n_step=3)
     functions = training.vmapped(assemble.program(settings))
-    undisturbed = tree.clone(started(tmp_path / "undisturbed", settings, functions).state)
+    return settings, functions, path, tree.clone(started(path, settings, functions).state)
+
+
+@pytest.mark.parametrize("stopped", [1, 3, 5, 8, 14, 19])
+def test_a_run_over_several_steps_goes_on(over_several_steps, tmp_path, monkeypatch, stopped):
+    """What was not complete is completed, and target copies come when they would have come."""
+    settings, functions, path, undisturbed = over_several_steps
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     started(tmp_path / "run", settings, functions, stop_after=stopped)
     where = history.restored(tmp_path / "run", settings, *begun(settings))
     last = gone_on(tmp_path / "run", settings, functions, where)
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "run", (undisturbed, last.state))
+    assert_same_run(path, tmp_path / "run", (undisturbed, last.state))
 
 
 OTHERS = {
@@ -140,6 +146,16 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
         assert_same_run(tmp_path / "whole", path, (expected, last.state))
 
 
+@pytest.fixture(scope="module")
+def healthy(functions):
+    """The states after 60 steps and after 90."""
+    program, start = begun(SETTINGS)
+    *_, last = training.run(program, start, 60, functions, 60)
+    before = tree.clone(last.state)
+    *_, after = training.run(program, last.state, 90, functions, 90)
+    return before, tree.clone(after.state)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "cause"),
     [
@@ -149,17 +165,14 @@ def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, e
         ("bias", -torch.inf, "parameter"),  # behind a ReLU no loss shows it
     ],
 )
-def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, place, value, cause):
-    program, start = begun(SETTINGS)
-    *_, last = training.run(program, start, 60, functions, 60)
-    healthy, spoiled = tree.clone(last.state), tree.clone(last.state)
+def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, healthy, place, value, cause):
+    program, spoiled = assemble.program(SETTINGS), tree.clone(healthy[0])
     {"reward": spoiled.buffer.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
     before = tree.clone(spoiled)
-    *_, expected = training.run(program, healthy, 90, functions, 90)
     *_, got = training.run(program, spoiled, 90, functions, 90)
     assert got.failed.tolist() == [-1, 21]
     assert [training.CAUSES[i] for i in got.cause] == ["nothing", cause]
-    asserts.assert_trees_equal(tree.index(expected.state, 0), tree.index(got.state, 0))
+    asserts.assert_trees_equal(tree.index(healthy[1], 0), tree.index(got.state, 0))
     kept, given = tree.index(got.state.learner.params, 1), tree.index(before.learner.params, 1)
     asserts.assert_trees_equal(tree.map(torch.nan_to_num, given), tree.map(torch.nan_to_num, kept))
     assert not tree.equal(before.learner.params["0.weight"][0], got.state.learner.params["0.weight"][0])
@@ -281,10 +294,6 @@ def flags(settings):
         yield from map(str, value if isinstance(value, list | tuple) else [value])
 
 
-def command(*words, **options):
-    return subprocess.Popen([sys.executable, "-m", "fdqn", *map(str, words)], **options)
-
-
 LONGER = dataclasses.replace(SETTINGS, steps=1_500, checkpoint_every=75, report_every=75, evaluate_every=0)
 
 
@@ -380,6 +389,7 @@ def test_more_steps_than_planned(whole, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_resume_without_the_replay_says_that_it_is_not_exact(tmp_path, capsys):
     words = ["train", *flags(dataclasses.replace(LONGER, steps=300)), "--no-compile", "--no-save-replay"]
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
@@ -393,22 +403,25 @@ def test_resume_without_the_replay_says_that_it_is_not_exact(tmp_path, capsys):
     assert summary["wall_seconds"] > spent, "of both processes"
 
 
-def test_resume_without_a_checkpoint_starts_over(whole, tmp_path, capsys):
-    path = shutil.copytree(whole, tmp_path / "run")
+@pytest.mark.usefixtures("light_runs")
+def test_resume_without_a_checkpoint_starts_over(tmp_path, capsys):
+    path, words = tmp_path / "run", flags(dataclasses.replace(LONGER, steps=300))
+    assert cli.main(["train", *words, "--no-compile", "--out", str(path)]) == 0
+    before = rows(path / "metrics.csv")
     shutil.rmtree(path / "checkpoints")
     (path / "summary.json").unlink()
     assert cli.main(["resume", str(path)]) == 0
     assert "no checkpoint found; restarting at step 0" in capsys.readouterr().err
-    assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
+    assert rows(path / "metrics.csv") == before
 
 
-def test_two_writers_are_kept_apart(whole, capsys):
-    with run_folder.writing(whole):
-        process = command(
-            "resume", whole, "--steps", "9000", stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
+def test_two_writers_are_kept_apart(whole):
+    with run_folder.writing(whole), tempfile.TemporaryFile("w+") as stderr, open(os.devnull, "w") as nowhere:
+        pid = forks.start(["resume", str(whole), "--steps", "9000"], nowhere.fileno(), stderr.fileno())
+        code = forks.exit_code(pid)
+        stderr.seek(0)
+        said = stderr.read()
+    assert code == 1
     assert "in use" in said
     assert "Traceback" not in said
 

@@ -85,6 +85,7 @@ def test_standard_output_of_a_process_is_json_alone(place):
     assert done.stderr.endswith("exit\n")
 
 
+@pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize("command", ["eval run --episodes 1 --video a.gif", "resume run --steps 60", "report run"])
 def test_every_command_keeps_it_so(place, capfd, command):
     """Called in this process, twice, whose own output is as before."""
@@ -102,6 +103,7 @@ def test_every_command_keeps_it_so(place, capfd, command):
         assert capfd.readouterr().out == "mine\nmine too\n"
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_a_stream_that_is_no_file_gets_the_json(place):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -150,6 +152,7 @@ def test_a_folder_that_the_locale_cannot_encode(tmp_path):
     assert json.loads((tmp_path / "läuft" / "config.json").read_text("utf-8"))["settings"]["out"]
 
 
+@pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize(
     ("name", "encoding", "shows"),
     [("läuft", "ascii", rb"l\xe4uft"), (os.fsdecode(b"l\xe4uft"), "utf-8", rb"l\udce4uft")],
@@ -167,6 +170,7 @@ def test_a_folder_that_cannot_be_printed(tmp_path, monkeypatch, name, encoding, 
     assert json.loads((tmp_path / name / "config.json").read_text("utf-8"))["settings"]["out"] == name
 
 
+@pytest.mark.usefixtures("light_runs")
 def test_pictures_of_folders_that_are_no_unicode(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["a", os.fsdecode(b"l\xe4uft")]
