@@ -12,7 +12,6 @@ import threading
 import time
 from pathlib import Path
 
-import forks
 import pytest
 
 from fdqn import cli, compile, training
@@ -361,24 +360,17 @@ def said_until(running, words):
 
 
 def test_sigterm_to_a_process(tmp_path):
-    path, pipes = tmp_path / "run", [os.pipe(), os.pipe()]
-    words = ["train", *TINY[:2], *TINY[4:], "--steps", "100000000", "--json", "--out", str(path)]
-    pid = forks.start(words, *(writer for _, writer in pipes))
-    for _, writer in pipes:
-        os.close(writer)
-    with open(pipes[0][0]) as stdout, open(pipes[1][0]) as stderr:
-        try:
-            while not (line := stderr.readline()).startswith("step 200 "):
-                assert line
-            os.kill(pid, signal.SIGTERM)
-            err, out = stderr.read(), stdout.read()
-        finally:
-            os.kill(pid, signal.SIGKILL)
-            code = forks.exit_code(pid)
-    assert code == 143
+    running = started(tmp_path / "run", *TINY[:2], *TINY[4:])
+    try:
+        said_until(running, "step 200 ")
+        running.terminate()
+        out, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
+    assert running.returncode == 143
     assert "Traceback" not in err
-    assert f"; continue with: fdqn resume {path}" in err
-    assert checkpoints(path) == [json.loads(out)["steps"]]
+    assert f"; continue with: fdqn resume {tmp_path / 'run'}" in err
+    assert checkpoints(tmp_path / "run") == [json.loads(out)["steps"]]
 
 
 def of_folder(path):
