@@ -7,23 +7,23 @@ import traceback
 from fdqn import cli
 
 
-def start(words, stdout, stderr):
+def start(args, stdout, stderr):
     """Start the command with these descriptors for its output and nothing to read; return the process id."""
     if pid := os.fork():
         return pid
     for given, stream in ((os.open(os.devnull, os.O_RDWR), 0), (stdout, 1), (stderr, 2)):
         os.dup2(given, stream)
-    main(words)
+    main(args)
     raise AssertionError("never reached")
 
 
-def main(words, **variables):
+def main(args, **variables):
     """Call the command in a forked process, with the descriptors 0 to 2 as its streams, and end the process."""
     code = 1
     try:
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
         os.environ.update(variables)
-        code = cli.main(words)
+        code = cli.main(args)
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
