@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shlex
@@ -16,7 +17,7 @@ import pytest
 
 from fdqn import cli, compile, training
 from fdqn.compile import toolchain
-from fdqn.experiment import events, history, process, results, run_folder, session
+from fdqn.experiment import events, history, process, progress, results, run_folder, session
 from fdqn.training import evaluate, host
 
 TINY = shlex.split(
@@ -171,6 +172,7 @@ def test_an_evaluation_on_the_way_is_played_to_its_end(tmp_path, capsys, monkeyp
 def test_sigterm_in_eval_leaves_no_part_of_a_file(tmp_path, capsys, monkeypatch, more):
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(progress, "_FIRST_LINE", math.inf)  # a slow machine shows progress
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     capsys.readouterr()
     original = evaluate.greedy if not more else os.fsync
