@@ -163,6 +163,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
             command.run,
             command.steps,
             env=command.env,
+            wrappers=command.wrappers,
             fallback=command.fallback,
             on_nan=command.on_nan,
             evaluate_episodes=command.evaluate_episodes,
@@ -179,7 +180,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
 def _resume_sweep(command: Resume, console: "Console", emit: Emit, started: float) -> None:
     from fdqn.experiment import sweep
 
-    names = ("steps", "env", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
+    names = ("steps", "env", "wrappers", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
     changes: dict[str, Any] = {name: getattr(command, name) for name in names}
     with _following(console, None, prints=False) as (on_event, stop):
         sweep.resume(command.run, on_event, stop, started, **changes)
@@ -260,6 +261,7 @@ def _eval(command: Eval, emit: Emit) -> None:
     trained = evaluation.load(
         command.run,
         command.env,
+        wrappers=command.wrappers,
         checkpoint=command.checkpoint,
         seeds=command.seed,
         episodes=command.episodes,
@@ -368,7 +370,14 @@ def _export(command: Export, emit: Emit) -> None:
     from fdqn.experiment import export
 
     written = export.write(
-        command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint, command.setting
+        command.run,
+        command.seed,
+        command.out,
+        command.prefix,
+        command.env,
+        command.checkpoint,
+        command.setting,
+        command.wrappers,
     )
     written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
     if command.json:

@@ -24,6 +24,8 @@ from fdqn.experiment import settings as groups
 from fdqn.experiment.presets import PRESETS, PresetName
 from fdqn.experiment.settings import Settings
 
+Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="package.module:WRAPPER [...]")]
+
 
 @dataclass(frozen=True)
 class Train:
@@ -83,6 +85,8 @@ class Resume:
     """Reaction to a NaN or infinity in a seed: freeze that seed, or stop the run; by default unchanged."""
     env: str | None = None
     """Environment of the run; required if it is your own code."""
+    wrappers: Wrappers = ()
+    """Wrappers of the run; required if they are your own code."""
     evaluate_episodes: int | None = None
     """Evaluation episodes per seed from now on; by default unchanged."""
     evaluate_steps: int | None = None
@@ -100,7 +104,9 @@ class Eval:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     env: str | None = None
-    """Environment to play, built in or gym:NAME; by default the one trained on."""
+    """Environment to play, built in or gym:NAME; by default the one trained on, with its arguments and wrappers."""
+    wrappers: Wrappers = ()
+    """Wrappers of the run; required if they are your own code."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to play: best (highest training return), last (end of the run) or a step; by default last."""
     setting: int | None = None
@@ -184,6 +190,8 @@ class Export:
     """Prefix of the names in the state_dict, with its dot, such as linear_relu_stack. (none by default)."""
     env: str | None = None
     """Environment of the run; required if it is your own code."""
+    wrappers: Wrappers = ()
+    """Wrappers of the run; required if they are your own code."""
     json: bool = False
     """Print only the result, as JSON."""
 
@@ -226,6 +234,7 @@ def parse(arguments: list[str]) -> Command:
     if first not in (*COMMANDS, "-h", "--help"):
         what = "flag" if first.startswith("-") else "command"
         _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
+    arguments = _joined_wrappers(arguments)
     flags = [_flag(word) for word in arguments if word.startswith("--")]
     found = several.Several(arguments, {}, {})
     if first == "train":
@@ -262,8 +271,23 @@ def parse(arguments: list[str]) -> Command:
 
 def _dashed(error: ValueError) -> str:
     """Return a message about a setting as one about its flag."""
-    name, sentence = str(error).split(": ", 1)
-    return f"{name.replace('_', '-')}: {sentence.replace('_', '-')}"
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return re.sub(r"\w+", lambda word: word[0].replace("_", "-") if word[0] in names else word[0], str(error))
+
+
+def _joined_wrappers(arguments: list[str]) -> list[str]:
+    """Replace flags `--wrapper NAME`, which may be repeated, by one flag `--wrappers`."""
+    others, wrappers = [], []
+    rest = iter(arguments)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag != "--wrapper":
+            others.append(word)
+            continue
+        wrappers.append(value if equals else next(rest, "--"))
+        if wrappers[-1].startswith("--"):
+            _refuse("flag --wrapper: expected a name such as package.module:Wrapper, got none")
+    return [*others, "--wrappers", *wrappers] if wrappers else others
 
 
 def _train_defaults(arguments: list[str]) -> TrainFlags:

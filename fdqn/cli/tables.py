@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import terminal
 from fdqn.experiment.progress import bytes_text
+from fdqn.experiment.settings import task
 
 if TYPE_CHECKING:
     from fdqn.experiment import results, sweep_plan
@@ -25,7 +26,7 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
     if "gymnasium_return" in summary:
         columns[f"Gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
     print_seeds(
-        f"{summary['env']}, mean return per seed after {summary['steps']:,} steps",
+        f"{task(summary)}, mean return per seed after {summary['steps']:,} steps",
         summary["seeds"],
         summary["failed_seeds"],
         columns,
@@ -88,7 +89,7 @@ def print_comparison(read: "list[results.Run]", picture: Path) -> None:
         rate = summary["seed_updates_per_second"]
         table.add_row(
             str(run.path),
-            summary["env"],
+            task(summary),
             str(len(summary["seeds"])),
             str(len(summary["failed_seeds"])),
             f"{summary['steps']:,}",

@@ -114,6 +114,7 @@ def resume(
     *,
     steps: int | None = None,
     env: str | None = None,
+    wrappers: Sequence[str] = (),
     fallback: bool = False,
     on_nan: Literal["freeze", "stop"] | None = None,
     evaluate_episodes: int | None = None,
@@ -131,6 +132,7 @@ def resume(
         path: run folder.
         steps: planned environment steps per seed, at least as many as before.
         env: the environment trained on, required again if it is code of your own.
+        wrappers: its wrappers, required again if they are code of your own.
         fallback: if the newest checkpoint is damaged, continue from the newest one that is not.
         on_nan, evaluate_episodes, evaluate_steps, device: replace the settings of that name from now on.
         progress, on_event, stop: as in `fdqn.train`.
@@ -139,7 +141,7 @@ def resume(
     it or its checkpoint is damaged, and the errors of `fdqn.train`.
     """
     check.kind("path", path, str, os.PathLike)
-    more: dict[str, Any] = dict(env=env, fallback=fallback, on_nan=on_nan, device=device)
+    more: dict[str, Any] = dict(env=env, wrappers=wrappers, fallback=fallback, on_nan=on_nan, device=device)
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
     where = Path(path).absolute()  # an environment may change the current folder
     if (where / "sweep.json").exists():

@@ -59,6 +59,7 @@ def load(
     path: Path,
     env: str | None = None,
     *,
+    wrappers: Sequence[str] = (),
     checkpoint: str | None = None,
     seeds: Sequence[int] = (),
     episodes: int | None = None,
@@ -72,7 +73,9 @@ def load(
 
     Args:
         path: run folder.
-        env: environment to play in, by default the one trained on.
+        env: environment to play in, by default the one trained on, with its arguments and wrappers. Another one has
+            none of them.
+        wrappers: wrappers of the environment trained on, required again if they are code of your own.
         checkpoint: best, last (the default) or the step of a checkpoint.
         seeds: those to play, by default all.
         episodes, evaluate_steps: episodes per seed and their step limit, by default as in the run's settings.
@@ -86,11 +89,11 @@ def load(
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
     path, number = sweep_results.locate(path, setting)
-    run = results.trained(path, checkpoint, env)
+    run = results.trained(path, checkpoint, env, wrappers)
     run = run if number is None else results.of_setting(run, number)
     name, settings = env or run.settings.env, run.settings
     network = assemble.network(settings)
-    found = envs.find(name)
+    found = assemble.env(settings) if name == settings.env else envs.find(name)
     _check_env(name, found.spec, settings)
     if renders:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # render without a display
@@ -117,7 +120,7 @@ def load(
 
 def _check_env(name: str, spec: Any, settings: Settings) -> None:
     """Raise ValueError unless the network takes the observations of an environment and has values for its actions."""
-    trained = envs.find(settings.env).spec
+    trained = assemble.env(settings).spec
     if (spec.obs_shape, spec.actions) != (trained.obs_shape, trained.actions):
         raise ValueError(
             f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "

@@ -2,13 +2,13 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fdqn import compile, envs, networks, tree
+from fdqn import compile, networks, tree
 from fdqn.experiment import assemble, results, sweep_results
 from fdqn.experiment.settings import Settings
 from fdqn.storage import files
@@ -23,6 +23,7 @@ def write(
     env: str | None = None,
     checkpoint: str | None = None,
     setting: int | None = None,
+    wrappers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write one trained seed to a file and return a record of it, as `fdqn export --json` prints it.
 
@@ -35,12 +36,13 @@ def write(
         env: the environment trained on, required if it is code of your own.
         checkpoint: checkpoint to export, as in `results.trained`; by default the final parameters.
         setting: number of a setting, needed for a sweep.
+        wrappers: wrappers of the environment, required if they are code of your own.
 
     Raises ValueError for a seed that was not trained or has failed, an invalid prefix or suffix of `out`, and a file
     that cannot be written; no partial file is left.
     """
     path, number = sweep_results.locate(run.path if isinstance(run, results.Run) else run, setting)
-    trained = results.trained(path, checkpoint, env)
+    trained = results.trained(path, checkpoint, env, wrappers)
     trained = trained if number is None else results.of_setting(trained, number)
     index = results.seed_index(trained.settings, trained.unusable, seed)
     _check_free(out)
@@ -77,7 +79,7 @@ def _check_free(out: Path) -> None:
 
 def _policy(settings: Settings, params: Params) -> bytes:
     """Export the network with one seed's parameters by `torch.export`, for any batch size."""
-    spec = envs.find(settings.env).spec
+    spec = assemble.env(settings).spec
     module = networks.to_module(assemble.network(settings), params).requires_grad_(False)
     obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
     with compile.compiling():

@@ -252,6 +252,7 @@ def finish(
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
         "env": settings.env,
+        **{name: list(x) for name in ("env_kwargs", "wrappers") if (x := getattr(settings, name))},
         "seeds": list(seeds),
         "steps": report.step,
         "failed_seeds": failed,

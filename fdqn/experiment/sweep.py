@@ -8,15 +8,14 @@ program can train are one run; if they need several programs, each is a run in a
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fdqn import envs
-from fdqn.experiment import assemble, cost, events, memory, run_folder, session, sweep_plan, sweep_results
+from fdqn.experiment import assemble, cost, events, memory, results, run_folder, session, sweep_plan, sweep_results
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Sweep
+from fdqn.experiment.settings import Settings, Sweep
 from fdqn.experiment.sweep_plan import Plan
 from fdqn.storage import files
 
@@ -75,7 +74,7 @@ def _continue(
     if changes.get("steps") is not None:
         raise ValueError("steps: expected none for a sweep of several programs, got a number; omit it")
     if not new:
-        _check_env(path, programs[0].settings.env, changes.get("env"))
+        _check_code(path, programs[0].settings, changes.get("env"), changes.get("wrappers", ()))
     for i, program in enumerate(programs):
         if sweep_results.is_over(path, i, program.settings):
             continue
@@ -96,12 +95,12 @@ def _continue(
     return path
 
 
-def _check_env(path: Path, trained: str, env: str | None) -> None:
+def _check_code(path: Path, settings: Settings, env: str | None, wrappers: Sequence[str]) -> None:
     """Raise ValueError for another environment than the one trained on, and for user code that was not named."""
-    if env is not None and env != trained:
-        raise ValueError(f"env: expected {trained!r}, the environment trained on, got {env!r}")
-    if env is None and envs.is_code(trained):
-        raise ValueError(f"env: expected the environment of {path}, which is user code, got none; pass --env {trained}")
+    if env is not None and env != settings.env:
+        raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
+    if message := results.unnamed_code(path, settings, env, wrappers):
+        raise ValueError(message)
 
 
 def _continue_program(

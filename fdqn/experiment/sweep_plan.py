@@ -111,7 +111,7 @@ def plan(
 
 
 _SHARED = (
-    *("env", "seeds", "seed", "out", "save_replay"),
+    *("env", "env_kwargs", "wrappers", "seeds", "seed", "out", "save_replay"),
     *(field.name for group in (EvaluationSettings, ExecutionSettings) for field in dataclasses.fields(group)),
 )
 """Settings that all have in common: returns in different environments have no common scale, and neither the results nor

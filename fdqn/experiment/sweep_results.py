@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fdqn.experiment import results, sweep_plan
-from fdqn.experiment.settings import Settings, Sweep, to_json_values
+from fdqn.experiment.settings import Settings, Sweep, task, to_json_values
 from fdqn.experiment.sweep_plan import Program
 from fdqn.report import comparisons, plots, sweeps
 from fdqn.storage import files
@@ -68,7 +68,7 @@ class Results(NamedTuple):
         drawn = io.BytesIO()
         first = self.settings[0]
         subtitle = f"{len(self.values)} settings x {first.seeds} seeds, {first.steps:,} steps"
-        sweep_plots.write(drawn, given, first.env, subtitle, f"{self.measure} return")
+        sweep_plots.write(drawn, given, task(first), subtitle, f"{self.measure} return")
         return drawn.getvalue()
 
 
@@ -147,7 +147,7 @@ def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
 
 
 def _only_program(path: Path) -> Program:
-    settings, _ = results.plan(path)
+    settings = results.read_settings(path)
     if not isinstance(settings, Sweep):
         raise ValueError(f"sweep: expected the folder of a sweep, got {path}, a run of one setting")
     return Program(settings, tuple(range(len(settings.varied))))
@@ -167,7 +167,7 @@ def winner(path: Path) -> tuple[int, Settings]:
     """
     found = read(path)
     if not (path / "sweep.json").exists():
-        _, planned = results.plan(path, found.settings[0].env)
+        _, planned = results.plan(path, found.settings[0].env, found.settings[0].wrappers)
         if (done := results.finished(path)) < planned and not _all_failed(path):
             raise ValueError(
                 f"best_of: expected a finished sweep, got {path}, which has trained {done:,} of {planned:,} steps; "
