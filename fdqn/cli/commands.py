@@ -278,7 +278,7 @@ def _eval(command: Eval, emit: Emit) -> None:
         emit({**played.record, **({"seeds": trained.seeds} if command.seed else {}), **checkpoint_info})
     else:
         at = "" if command.checkpoint is None else f", checkpoint of step {trained.step:,}"
-        title = f"{trained.name}, {trained.episodes} greedy episodes per seed{at}"
+        title = f"{trained.title}, {trained.episodes} greedy episodes per seed{at}"
         tables.print_seeds(title, trained.seeds, trained.failed, {"return": played.record})
     if command.video is not None:
         with Display(console) as display:

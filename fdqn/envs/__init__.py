@@ -75,8 +75,8 @@ def find(name: str, env_kwargs: tuple[str, ...] = (), wrappers: tuple[str, ...] 
             called with `env_kwargs`.
         env_kwargs: keyword arguments of the environment as words such as `is_slippery=False`; see `arguments.parse`.
         wrappers: wrappers as `package.module:name`, the innermost first. Around a `gymnasium.Env`, registered or your
-            own: functions from it to another, such as Gymnasium's wrappers; around an `Env` or `HostEnv`: functions from
-            it to another of its kind.
+            own: functions from it to another, such as Gymnasium's wrappers; around an `Env` or a `HostEnv`: functions
+            from it to another of its kind.
     """
     kwargs = arguments.parse(env_kwargs)
     loaded = [(wrapper, _wrapper(wrapper)) for wrapper in wrappers]
@@ -88,7 +88,7 @@ def find(name: str, env_kwargs: tuple[str, ...] = (), wrappers: tuple[str, ...] 
         from fdqn.envs.host import atari
 
         if kwargs:
-            raise ValueError(f"env_kwargs: expected none for {name}, got {' '.join(env_kwargs)}")
+            raise ValueError(f"env_kwargs: expected none for {name}, got {_text(kwargs)}")
         return _wrapped(atari.make(name.removeprefix("ale:")), loaded)
     return _load(name, kwargs, loaded)
 
@@ -153,11 +153,11 @@ def _reason(error: BaseException) -> str:
 
 
 def _made(name: str, kwargs: dict[str, Any]) -> Env:
-    """Make a pure environment, for which only keyword arguments of its own `make` are accepted."""
+    """Make a pure environment, for which only keyword arguments of its `make` are accepted."""
     takes = inspect.signature(_entry(name).make).parameters
-    if others := [f"{key}={value!r}" for key, value in kwargs.items() if key not in takes or key == "dtype"]:
+    if others := {key: value for key, value in kwargs.items() if key not in takes or key == "dtype"}:
         known = ", ".join(key for key in takes if key != "dtype")
-        raise ValueError(f"env_kwargs: expected arguments of {name}, which are {known}, got {' '.join(others)}")
+        raise ValueError(f"env_kwargs: expected arguments of {name} ({known}), got {_text(others)}")
     return make(name, **kwargs)
 
 
@@ -169,17 +169,19 @@ def _registered_env(name: str, kwargs: dict[str, Any], wrappers: Sequence[tuple[
         _import_from_here()  # the module that registers it
     try:
         return gymnasium.named(name.removeprefix("gym:"), wrappers, **kwargs)
-    except gymnasium.WrapperError:
-        raise
     except ValueError as error:
         raise _about_kwargs(error, name, kwargs) from error.__cause__
 
 
+def _text(kwargs: dict[str, Any]) -> str:
+    return " ".join(arguments.words(kwargs))
+
+
 def _about_kwargs(error: ValueError, name: str, kwargs: dict[str, Any]) -> ValueError:
     """Return the error of an environment that was made with keyword arguments as one about these."""
-    if not kwargs:
+    if not kwargs or not str(error).startswith("env: "):
         return error
-    given = " ".join(f"{key}={value!r}" for key, value in kwargs.items())
+    given = _text(kwargs)
     if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
         return ValueError(f"env_kwargs: expected arguments that {name} accepts, got {given}: {error.__cause__}")
     return ValueError(f"{error} (with the env_kwargs {given})")
@@ -194,7 +196,7 @@ def _load(name: str, kwargs: dict[str, Any], wrappers: Sequence[tuple[str, Calla
         reason.__cause__ = error
         raise _about_kwargs(reason, name, kwargs) from error
     if kwargs and given is found:
-        raise ValueError(f"env_kwargs: expected none for {name}, which is not a function, got {' '.join(kwargs)}")
+        raise ValueError(f"env_kwargs: expected none for {name}, which is not a function, got {_text(kwargs)}")
     if is_env(given):
         return _wrapped(given, wrappers)
     import gymnasium

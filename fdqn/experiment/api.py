@@ -56,6 +56,7 @@ def train(
     Args:
         settings: all settings as one record. Alternatively, pass those that differ from the defaults as keywords with
             the names of the flags of `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`;
+            `env_kwargs` is a dict or a list of words such as `is_slippery=False`;
             `fdqn.experiment.settings.Settings` documents them. The run folder `out` must not exist yet; by default it
             is a new one in `runs/`.
         preset: published settings that replace the defaults (`fdqn presets`); most need `env`.

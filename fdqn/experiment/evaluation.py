@@ -15,7 +15,7 @@ from torch import Tensor
 from fdqn import check, compile, envs, tree
 from fdqn.experiment import assemble, events, results, session, sweep_results
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, task
 from fdqn.report import video
 from fdqn.training import evaluate
 from fdqn.types import Network, Params
@@ -26,6 +26,8 @@ class Trained(NamedTuple):
 
     name: str
     """Name of the environment."""
+    title: str
+    """The same with the arguments and wrappers that it was trained with."""
     env: Any
     network: Network
     params: Params
@@ -104,6 +106,7 @@ def load(
     indices = [assemble.seeds(settings).index(seed) for seed in chosen]
     return Trained(
         name=name,
+        title=task(settings) if name == settings.env else name,
         env=found,
         network=network,
         params=tree.to(tree.index(run.params, indices), to),

@@ -28,8 +28,8 @@ Wrappers = Sequence[tuple[str, Callable[[Any], Any]]]
 first."""
 
 
-class WrapperError(ValueError):
-    """Error of a wrapper, which `wrapped` raises."""
+class _WrapperError(ValueError):
+    """Error of a wrapper, which is not one of its environment."""
 
 
 def named(name: str, wrappers: Wrappers = (), /, **settings: Any) -> HostEnv:
@@ -65,17 +65,17 @@ def from_factory(name: str, make: Callable[[], gymnasium.Env], wrappers: Wrapper
 
 
 def wrapped(env: gymnasium.Env, wrappers: Wrappers) -> gymnasium.Env:
-    """Apply wrappers to an environment. Raises `WrapperError`, naming the wrapper, for one that does not fit."""
+    """Apply wrappers to an environment. Raises ValueError, naming the wrapper, for one that does not fit."""
     for name, wrapper in wrappers:
         try:
             env = wrapper(env)
         except (Exception, SystemExit) as error:  # a user's wrapper may raise anything
-            raise WrapperError(
+            raise _WrapperError(
                 f"wrappers: expected {name} to take the environment as its only argument, got "
                 f"{type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
         if not isinstance(env, gymnasium.Env):
-            raise WrapperError(f"wrappers: expected {name} to return a gymnasium.Env, got {type(env).__name__}")
+            raise _WrapperError(f"wrappers: expected {name} to return a gymnasium.Env, got {type(env).__name__}")
     return env
 
 
@@ -111,8 +111,8 @@ def from_vector(
             spec_of = probe.envs[0] if isinstance(probe, SyncVectorEnv) else probe  # with time limits of arguments
             limit = limit or (spec_of.spec.max_episode_steps if spec_of.spec is not None else None)
             mode = probe.metadata.get("autoreset_mode")
-    except WrapperError:
-        raise
+    except _WrapperError as error:
+        raise ValueError(str(error)) from error.__cause__
     except (Exception, SystemExit) as error:  # a user's environment may raise anything
         raise ValueError(f"env: expected an environment of Gymnasium, got {name!r}: {message(error)}") from error
     if not isinstance(actions, Discrete):
