@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
-from fdqn.cli.parse import Command, Compare, Envs, Eval, Export, Presets, Report, Resume, Train
+from fdqn.cli.parse import Command, Compare, Envs, Eval, Export, Presets, Report, Resume, Summary, Train
 from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
@@ -101,6 +101,8 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _compare(command, emit)
         case Export():
             _export(command, emit)
+        case Summary():
+            _summary(command, emit)
         case Envs():
             _envs(command, emit)
         case Presets():
@@ -391,6 +393,21 @@ def _export(command: Export, emit: Emit) -> None:
         soft_wrap=True,
     )
     out.print(f"load it with {written['read']}", soft_wrap=True)
+
+
+def _summary(command: Summary, emit: Emit) -> None:
+    _ready()
+    from fdqn.experiment import sizes
+
+    if command.folder is not None:
+        record = sizes.of_run(command.folder, command.env, command.wrappers)
+    else:
+        assert command.settings is not None
+        record = sizes.describe(command.settings)
+    if command.json:
+        emit(record)
+    else:
+        tables.print_sizes(record)
 
 
 def _envs(command: Envs, emit: Emit) -> None:

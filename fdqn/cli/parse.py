@@ -43,13 +43,8 @@ class Train:
 
 
 @dataclass(frozen=True)
-class TrainFlags:
-    """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
-    with the range of the seeds if there are fewer than 5.
-
-    Several values of a flag make a sweep, which trains every combination: --learning-rate 1e-4 1e-3 --gamma 0.9 0.99.
-    Settings are drawn from a range, on a scale log: or lin:, with --learning-rate log:1e-5:1e-2 --samples 64.
-    Commas join the sizes of a network, --hidden 64,64 120,84, and switches are written --double true false."""
+class SettingsFlags:
+    """Settings of a run, in groups."""
 
     run: tyro.conf.OmitArgPrefixes[groups.RunSettings]
     iteration: tyro.conf.OmitArgPrefixes[groups.IterationSettings]
@@ -60,6 +55,17 @@ class TrainFlags:
     algorithm: tyro.conf.OmitArgPrefixes[groups.AlgorithmSettings]
     evaluation: tyro.conf.OmitArgPrefixes[groups.EvaluationSettings]
     execution: tyro.conf.OmitArgPrefixes[groups.ExecutionSettings]
+
+
+@dataclass(frozen=True)
+class TrainFlags(SettingsFlags):
+    """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
+    with the range of the seeds if there are fewer than 5.
+
+    Several values of a flag make a sweep, which trains every combination: --learning-rate 1e-4 1e-3 --gamma 0.9 0.99.
+    Settings are drawn from a range, on a scale log: or lin:, with --learning-rate log:1e-5:1e-2 --samples 64.
+    Commas join the sizes of a network, --hidden 64,64 120,84, and switches are written --double true false."""
+
     preset: PresetName | None = None
     """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
     samples: int = 16
@@ -197,6 +203,30 @@ class Export:
 
 
 @dataclass(frozen=True)
+class SummaryFlags(SettingsFlags):
+    """Print the layers of a network, its parameters, its memory and the arithmetic of an update; nothing is trained.
+
+    fdqn summary RUN is that of a run folder; the only flags with it are --json, and --env and --wrapper if they are
+    your own code. Otherwise it is that of a run with these flags of fdqn train."""
+
+    preset: PresetName | None = None
+    """Published settings to use instead of the defaults. Other flags override them."""
+    json: bool = False
+    """Print only JSON."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sizes of a run folder, or of a run with these settings."""
+
+    folder: Path | None
+    settings: Settings | None = None
+    env: str | None = None
+    wrappers: tuple[str, ...] = ()
+    json: bool = False
+
+
+@dataclass(frozen=True)
 class Envs:
     """List the environments."""
 
@@ -212,7 +242,7 @@ class Presets:
     """Print only JSON."""
 
 
-Command = Train | Resume | Eval | Report | Compare | Export | Envs | Presets
+Command = Train | Resume | Eval | Report | Compare | Export | Summary | Envs | Presets
 COMMANDS = {
     "train": TrainFlags,
     "resume": Resume,
@@ -220,6 +250,7 @@ COMMANDS = {
     "report": Report,
     "compare": Compare,
     "export": Export,
+    "summary": SummaryFlags,
     "envs": Envs,
     "presets": Presets,
 }
@@ -237,7 +268,7 @@ def parse(arguments: list[str]) -> Command:
     arguments = _joined_wrappers(arguments)
     flags = [_flag(word) for word in arguments if word.startswith("--")]
     found = several.Several(arguments, {}, {})
-    if first == "train":
+    if first in ("train", "summary"):
         try:
             found = several.split(arguments)
         except ValueError as error:
@@ -246,8 +277,9 @@ def parse(arguments: list[str]) -> Command:
     if twice := [word for word in flags if flags.count(word) > 1]:
         _refuse(f"flag --{twice[0]}: expected once, got {flags.count(twice[0])} times")
     choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
-    if first == "train":
-        choices[0] = Annotated[TrainFlags, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
+    if first in ("train", "summary"):
+        flag_type, at = COMMANDS[first], [*COMMANDS].index(first)
+        choices[at] = Annotated[flag_type, tyro.conf.subcommand(first, default=_defaults(flag_type, arguments))]
     message = io.StringIO()
     try:
         with process.REDIRECTING, contextlib.redirect_stderr(message):
@@ -262,10 +294,13 @@ def parse(arguments: list[str]) -> Command:
         if end.code:
             _refuse(_sentence(message.getvalue()))
         raise
+    folder = Path(unknown.pop(0)) if first == "summary" and unknown and not unknown[0].startswith("-") else None
     if unknown:
         word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
+    if isinstance(command, SummaryFlags):
+        return _summary(command, folder, flags, found)
     return _train(command, flags, found) if isinstance(command, TrainFlags) else command
 
 
@@ -290,17 +325,17 @@ def _joined_wrappers(arguments: list[str]) -> list[str]:
     return [*others, "--wrappers", *wrappers] if wrappers else others
 
 
-def _train_defaults(arguments: list[str]) -> TrainFlags:
-    """Return the defaults of the flags of `fdqn train`, which depend on the preset and the algorithm."""
+def _defaults(kind: Any, arguments: list[str]) -> Any:
+    """Return the defaults of the flags of settings, which depend on the preset and the algorithm."""
     preset, algorithm, env = (_value(arguments, flag) for flag in ("--preset", "--algorithm", "--env"))
     known = {"algorithm": algorithm} if algorithm in groups.ALGORITHMS else {}
     if preset is None:
-        return _grouped(groups.make(known))
+        return _grouped(kind, groups.make(known))
     if preset not in PRESETS:
         _refuse(f"flag --preset: expected a preset, got {preset!r}{_nearest(preset, list(PRESETS), 'fdqn presets')}")
     if env is None and {"--help", "-h"} & set(arguments):
         env = presets.example(cast(PresetName, preset))
-    return _grouped(groups.make(known, _published(preset, env)))
+    return _grouped(kind, groups.make(known, _published(preset, env)))
 
 
 def _published(preset: str, env: str | None) -> dict[str, Any]:
@@ -320,22 +355,19 @@ def _value(arguments: list[str], flag: str) -> str | None:
     return next(iter(words[words.index(flag) + 1 :]), None) if flag in words else None
 
 
-def _grouped(settings: Settings) -> TrainFlags:
-    """Split settings into the groups of `fdqn train --help`."""
+def _grouped(kind: Any, settings: Settings) -> Any:
+    """Split settings into the groups of `fdqn train --help`, the fields of `SettingsFlags`."""
     values = dataclasses.asdict(settings)
     parts: list[Any] = [
         group(**{field.name: values[field.name] for field in dataclasses.fields(group)}) for group in groups.GROUPS
     ]
-    return TrainFlags(*parts)
+    return kind(*parts)
 
 
 def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train:
     """Return the command for parsed flags. `names` are those that were given, as opposed to defaults."""
-    own = ("preset", "json", "samples", "best_of")
-    parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in own]
-    values = {name: value for part in parts for name, value in vars(part).items()}
     swept = {**found.values, **found.draws}
-    given = {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
+    given = _given(flags, names)
     given = {name: value for name, value in given.items() if name not in swept}
     command = Train(None, flags.preset, flags.json, given=given)
     if flags.best_of is not None:
@@ -350,10 +382,35 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
     if swept:
         plan = dict(given=given, values=found.values, draws=found.draws, samples=flags.samples, published=published)
         return dataclasses.replace(command, sweep=plan)
+    return dataclasses.replace(command, settings=_made(given, published))
+
+
+def _given(flags: SettingsFlags, names: list[str]) -> dict[str, Any]:
+    """Return the settings that were given as flags."""
+    parts = [getattr(flags, field.name) for field in dataclasses.fields(SettingsFlags)]
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    return {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
+
+
+def _made(given: dict[str, Any], published: dict[str, Any] | None) -> Settings:
+    """Make settings. Exits with a usage error if they are invalid."""
     try:
-        return dataclasses.replace(command, settings=groups.make(given, published))
+        return groups.make(given, published)
     except ValueError as error:
         _refuse(f"flag --{_dashed(error)}")
+
+
+def _summary(flags: SummaryFlags, folder: Path | None, names: list[str], found: several.Several) -> Summary:
+    """Return the command for a run folder or for parsed flags, as `_train` does."""
+    if swept := [*found.values, *found.draws]:
+        _refuse(f"flag --{swept[0].replace('_', '-')}: expected one value with summary, got several")
+    given = _given(flags, names)
+    if folder is None:
+        published = _published(flags.preset, given.get("env")) if flags.preset else None
+        return Summary(None, _made(given, published), json=flags.json)
+    if others := [name for name in names if name not in ("env", "wrappers", "json")]:
+        _refuse(f"flag --{others[0]}: expected none but --env, --wrapper and --json with a run; omit it")
+    return Summary(folder, None, given.get("env"), given.get("wrappers", ()), flags.json)
 
 
 def _flag(word: str) -> str:
@@ -362,8 +419,10 @@ def _flag(word: str) -> str:
 
 
 def _flags(command: Any) -> list[str]:
-    if isinstance(command, TrainFlags):
-        fields = ["preset", "json", "samples", "best_of", *(field.name for field in dataclasses.fields(Settings))]
+    if isinstance(command, SettingsFlags):
+        own = {field.name for field in dataclasses.fields(command)}
+        own -= {field.name for field in dataclasses.fields(SettingsFlags)}
+        fields = [*sorted(own), *(field.name for field in dataclasses.fields(Settings))]
     else:
         fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs", "arms")]
     return [f"--{name.replace('_', '-')}" for name in fields]

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from fdqn import check, compile, training
-from fdqn.experiment import events, presets, process, session, sweep_plan, sweep_results
+from fdqn.experiment import events, presets, process, session, sizes, sweep_plan, sweep_results
 from fdqn.experiment import sweep as sweeping
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.presets import PresetName
@@ -152,6 +152,36 @@ def resume(
     return _supervised(
         progress, on_event, stop, lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over)
     )
+
+
+def summary(
+    run: Settings | Run | str | os.PathLike[str] | None = None,
+    /,
+    *,
+    preset: PresetName | None = None,
+    **keywords: Any,
+) -> dict[str, Any]:
+    """Return the layers of a network, its parameters, its memory and the arithmetic of an update; nothing is trained.
+
+        fdqn.summary("runs/a")["parameters"]
+        fdqn.summary(env="minatar:breakout", algorithm="rainbow")["layers"]
+
+    Args:
+        run: a run, its folder, or settings. Alternatively, pass settings as keywords as to `fdqn.train`. With a folder,
+            the only keywords are `env` and `wrappers`, which are required if they are code of your own.
+        preset: published settings that replace the defaults.
+
+    Returns the record of `experiment.sizes.describe`. Raises TypeError for settings together with keywords, ValueError
+    for invalid settings and for a folder that is no run, and for a sweep of several programs.
+    """
+    if isinstance(run, Run):
+        return sizes.describe(run.settings)
+    if run is None or isinstance(run, Settings):
+        return sizes.describe(_settings(run, preset, keywords))
+    check.kind("run", run, str, os.PathLike)
+    if others := [*(["preset"] if preset is not None else []), *(keywords.keys() - {"env", "wrappers"})]:
+        raise TypeError(f"summary: expected only env and wrappers with a run, got {min(others)}; omit it")
+    return sizes.of_run(Path(run), **keywords)
 
 
 def _settings(settings: Settings | None, preset: PresetName | None, keywords: dict[str, Any]) -> Settings:
