@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
-from fdqn.cli.parse import Command, Compare, Envs, Eval, Export, Presets, Report, Resume, Summary, Train
+from fdqn.cli.parse import (
+    Command,
+    Compare,
+    Envs,
+    Eval,
+    Export,
+    Presets,
+    Report,
+    Resume,
+    Summary,
+    Train,
+    Version,
+)
 from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
@@ -103,6 +115,8 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _export(command, emit)
         case Summary():
             _summary(command, emit)
+        case Version():
+            _version(emit if command.json else None)
         case Envs():
             _envs(command, emit)
         case Presets():
@@ -408,6 +422,35 @@ def _summary(command: Summary, emit: Emit) -> None:
         emit(record)
     else:
         tables.print_sizes(record)
+
+
+def _version(emit: Emit | None) -> None:
+    """Print the versions of what computes, and the engine and the device that `auto` selects here."""
+    import platform
+
+    import torch
+
+    import fdqn
+    from fdqn import compile
+    from fdqn.compile import toolchain
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        compiler: str | None = toolchain.version()
+    except RuntimeError:
+        compiler = None
+    record = {
+        "fdqn": fdqn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "engine": compile.resolve("auto", device),
+        "compiler": compiler,
+    }
+    if emit is not None:
+        return emit(record)
+    for name, value in record.items():
+        print(name, "none that works" if value is None else value)
 
 
 def _envs(command: Envs, emit: Emit) -> None:

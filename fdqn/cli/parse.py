@@ -17,8 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 
 import tyro
 
-import fdqn
-from fdqn.cli import several
+from fdqn.cli import completion, several
 from fdqn.experiment import presets, process
 from fdqn.experiment import settings as groups
 from fdqn.experiment.presets import PRESETS, PresetName
@@ -242,7 +241,14 @@ class Presets:
     """Print only JSON."""
 
 
-Command = Train | Resume | Eval | Report | Compare | Export | Summary | Envs | Presets
+@dataclass(frozen=True)
+class Version:
+    """Versions of fdqn, Python, torch and the C++ compiler, and the engine that is chosen here."""
+
+    json: bool = False
+
+
+Command = Version | Train | Resume | Eval | Report | Compare | Export | Summary | Envs | Presets
 COMMANDS = {
     "train": TrainFlags,
     "resume": Resume,
@@ -259,8 +265,12 @@ COMMANDS = {
 def parse(arguments: list[str]) -> Command:
     """Parse the arguments into a command. Exits with one line on standard error if they are invalid."""
     first = arguments[0] if arguments else "--help"
+    if first.startswith("--completion="):
+        first, arguments = "--completion", [*first.split("=", 1), *arguments[1:]]
     if first == "--version":
-        print(f"fdqn {fdqn.__version__}")
+        return _version(arguments)
+    if first == "--completion":
+        print(completion.script(_shell(arguments), _union(_subcommands())))
         raise SystemExit(0)
     if first not in (*COMMANDS, "-h", "--help"):
         what = "flag" if first.startswith("-") else "command"
@@ -276,7 +286,7 @@ def parse(arguments: list[str]) -> Command:
         arguments = found.arguments
     if twice := [word for word in flags if flags.count(word) > 1]:
         _refuse(f"flag --{twice[0]}: expected once, got {flags.count(twice[0])} times")
-    choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
+    choices = _subcommands()
     if first in ("train", "summary"):
         flag_type, at = COMMANDS[first], [*COMMANDS].index(first)
         choices[at] = Annotated[flag_type, tyro.conf.subcommand(first, default=_defaults(flag_type, arguments))]
@@ -284,9 +294,10 @@ def parse(arguments: list[str]) -> Command:
     try:
         with process.REDIRECTING, contextlib.redirect_stderr(message):
             command, unknown = tyro.cli(
-                cast(Any, functools.reduce(operator.or_, choices)),
+                _union(choices),
                 prog="fdqn",
-                description="Deep Q-learning as pure functions: many seeds at once.",
+                description="Deep Q-learning as pure functions: many seeds at once.\n\nfdqn --version prints versions, "
+                "and fdqn --completion {bash,zsh,fish} a script that completes flags.",
                 args=arguments or ["--help"],
                 return_unknown_args=True,
             )
@@ -302,6 +313,28 @@ def parse(arguments: list[str]) -> Command:
     if isinstance(command, SummaryFlags):
         return _summary(command, folder, flags, found)
     return _train(command, flags, found) if isinstance(command, TrainFlags) else command
+
+
+def _subcommands() -> list[Any]:
+    return [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
+
+
+def _union(choices: list[Any]) -> Any:
+    return functools.reduce(operator.or_, choices)
+
+
+def _version(arguments: list[str]) -> Version:
+    if others := [word for word in arguments[1:] if word != "--json"]:
+        _refuse(f"argument {others[0]!r}: expected none with --version but --json; omit it")
+    return Version("--json" in arguments)
+
+
+def _shell(arguments: list[str]) -> completion.Shell:
+    """Return the shell of `--completion SHELL` or `--completion=SHELL`."""
+    words = arguments[1:]
+    if len(words) != 1 or words[0] not in completion.SHELLS:
+        _refuse(f"flag --completion: expected {' or '.join(completion.SHELLS)}, got {' '.join(words) or 'none'}")
+    return cast(completion.Shell, words[0])
 
 
 def _dashed(error: ValueError) -> str:
