@@ -270,7 +270,7 @@ def parse(arguments: list[str]) -> Command:
     if first == "--version":
         return _version(arguments)
     if first == "--completion":
-        print(completion.script(_shell(arguments), _union(_subcommands())))
+        print(completion.script(_shell(arguments), union(subcommands())))
         raise SystemExit(0)
     if first not in (*COMMANDS, "-h", "--help"):
         what = "flag" if first.startswith("-") else "command"
@@ -286,7 +286,7 @@ def parse(arguments: list[str]) -> Command:
         arguments = found.arguments
     if twice := [word for word in flags if flags.count(word) > 1]:
         _refuse(f"flag --{twice[0]}: expected once, got {flags.count(twice[0])} times")
-    choices = _subcommands()
+    choices = subcommands()
     if first in ("train", "summary"):
         flag_type, at = COMMANDS[first], [*COMMANDS].index(first)
         choices[at] = Annotated[flag_type, tyro.conf.subcommand(first, default=_defaults(flag_type, arguments))]
@@ -294,7 +294,7 @@ def parse(arguments: list[str]) -> Command:
     try:
         with process.REDIRECTING, contextlib.redirect_stderr(message):
             command, unknown = tyro.cli(
-                _union(choices),
+                union(choices),
                 prog="fdqn",
                 description="Deep Q-learning as pure functions: many seeds at once.\n\nfdqn --version prints versions, "
                 "and fdqn --completion {bash,zsh,fish} a script that completes flags.",
@@ -315,11 +315,13 @@ def parse(arguments: list[str]) -> Command:
     return _train(command, flags, found) if isinstance(command, TrainFlags) else command
 
 
-def _subcommands() -> list[Any]:
+def subcommands() -> list[Any]:
+    """Return the commands with their names."""
     return [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
 
 
-def _union(choices: list[Any]) -> Any:
+def union(choices: list[Any]) -> Any:
+    """Return the union of several types, for `tyro.cli`."""
     return functools.reduce(operator.or_, choices)
 
 

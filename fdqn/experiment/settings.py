@@ -579,8 +579,8 @@ _ADDED: dict[str, Any] = {
         )
     },
     "learning_rate_schedule": "constant",
-    "env_kwargs": [],
-    "wrappers": [],
+    "env_kwargs": (),
+    "wrappers": (),
 }  # fmt: skip
 """Fields that settings written by earlier versions lack, with the values that those versions used."""
 
