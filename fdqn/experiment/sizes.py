@@ -22,7 +22,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     """Return the sizes of a run as a record, as `fdqn summary --json` prints it. Allocates the network of one seed.
 
     Bytes of a seed are those of its training state. `flop` are the floating-point operations of the products and
-    convolutions of one update of one seed, with its share of the environment steps; see `cost.count`.
+    convolutions of one update of one seed, and of the environment steps before it; see `cost.count`.
 
     Raises ValueError for invalid settings.
     """
