@@ -46,6 +46,11 @@ def lake(size=4, render_mode=None):
     return gymnasium.make("FrozenLake-v1", map_name=f"{size}x{size}", is_slippery=False, render_mode=render_mode)
 
 
+def eaten(desc):
+    assert desc.pop() == "rest", "another environment took it"
+    return gymnasium.make("FrozenLake-v1", desc=desc)
+
+
 def catch(rows):
     return envs.make("catch", time_limit=rows)
 
@@ -191,6 +196,11 @@ def test_arguments_reach_a_function_of_ones_own(place):
     assert envs.find("places_own:lake", ("size=8",)).spec.obs_shape == (64,)
     assert envs.find("places_own:catch", ("rows=4",)).spec.time_limit == 4
     assert envs.find("places_own:lake", ("size=8",), ("places_own:short",)).spec.time_limit == 3
+
+
+def test_no_environment_changes_the_arguments_of_another(place):
+    env = envs.find("places_own:eaten", ("desc=['SF', 'FG', 'rest']",))
+    assert len(env.open(2, 2).reset([[0, 1], [2, 3]]).obs) == 2
 
 
 def test_recordings_show_the_wrapped_environment(place):

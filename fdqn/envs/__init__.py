@@ -1,5 +1,6 @@
 """Environments by name: pure ones, one module each, and host environments of Gymnasium and Atari."""
 
+import copy
 import difflib
 import functools
 import importlib
@@ -190,7 +191,7 @@ def _about_kwargs(error: ValueError, name: str, kwargs: dict[str, Any]) -> Value
 def _load(name: str, kwargs: dict[str, Any], wrappers: Sequence[tuple[str, Callable[[Any], Any]]]) -> Env | HostEnv:
     try:
         found = _attribute(name)
-        given = found(**kwargs) if callable(found) and not is_env(found) else found
+        given = found(**copy.deepcopy(kwargs)) if callable(found) and not is_env(found) else found
     except (Exception, SystemExit) as error:  # a user's code may raise anything
         reason = ValueError(f"env: expected {name} to give an environment, got {_reason(error)}")
         reason.__cause__ = error
@@ -207,7 +208,7 @@ def _load(name: str, kwargs: dict[str, Any], wrappers: Sequence[tuple[str, Calla
     single = isinstance(given, gymnasium.Env)
     if single and callable(found):
         close(given)
-        return from_factory(name, functools.partial(found, **kwargs) if kwargs else found, wrappers)
+        return from_factory(name, found, wrappers, **kwargs)
     hint = "; give the class itself, so that each seed has its own" if single else ""
     raise ValueError(
         f"env: expected {name} to give an Env, a HostEnv or a gymnasium environment, got {type(given).__name__}{hint}"

@@ -1,6 +1,7 @@
 """Make a `HostEnv` from Gymnasium: a registered environment, a user's class, or any vector environment."""
 
 import contextlib
+import copy
 import inspect
 import re
 import warnings
@@ -54,14 +55,16 @@ def named(name: str, wrappers: Wrappers = (), /, **settings: Any) -> HostEnv:
     return from_vector(f"gym:{name}", make, record)
 
 
-def from_factory(name: str, make: Callable[[], gymnasium.Env], wrappers: Wrappers = ()) -> HostEnv:
-    """Make a `HostEnv` of single environments, each the result of `make()` in the wrappers.
+def from_factory(name: str, make: Callable[..., gymnasium.Env], wrappers: Wrappers = (), /, **settings: Any) -> HostEnv:
+    """Make a `HostEnv` of single environments, each the result of `make(**settings)` in the wrappers.
+
+    Every call gets a copy of the settings, because an environment might change a list among them.
 
     For videos, a `make` that takes `render_mode` is called with "rgb_array". `name` is for messages. Raises ValueError
     as `from_vector` does.
     """
-    record = partial(_synchronous, partial(_rendering, make, wrappers))
-    return from_vector(name, partial(_synchronous, partial(_made, make, wrappers)), record)
+    record = partial(_synchronous, partial(_rendering, make, wrappers, settings))
+    return from_vector(name, partial(_synchronous, partial(_made, make, wrappers, settings)), record)
 
 
 def wrapped(env: gymnasium.Env, wrappers: Wrappers) -> gymnasium.Env:
@@ -145,20 +148,22 @@ def _registered(name: str, settings: dict[str, Any], num_envs: int, *, wrappers:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about newer versions of an environment
         mode = {"autoreset_mode": AutoresetMode.DISABLED, "copy": False}  # encoding copies
-        return gymnasium.make_vec(name, num_envs, "sync", vector_kwargs=mode, wrappers=wrappers, **settings)
+        return gymnasium.make_vec(
+            name, num_envs, "sync", vector_kwargs=mode, wrappers=wrappers, **copy.deepcopy(settings)
+        )
 
 
 def _synchronous(make: Callable[[], gymnasium.Env], num_envs: int) -> VectorEnv:
     return SyncVectorEnv([make] * num_envs, copy=False, autoreset_mode=AutoresetMode.DISABLED)
 
 
-def _made(make: Callable[[], gymnasium.Env], wrappers: Wrappers) -> gymnasium.Env:
-    return wrapped(make(), wrappers)
+def _made(make: Callable[..., gymnasium.Env], wrappers: Wrappers, settings: dict[str, Any]) -> gymnasium.Env:
+    return wrapped(make(**copy.deepcopy(settings)), wrappers)
 
 
-def _rendering(make: Callable[..., gymnasium.Env], wrappers: Wrappers) -> gymnasium.Env:
-    settings = {"render_mode": "rgb_array"} if "render_mode" in inspect.signature(make).parameters else {}
-    return _collect_frames(wrapped(make(**settings), wrappers))
+def _rendering(make: Callable[..., gymnasium.Env], wrappers: Wrappers, settings: dict[str, Any]) -> gymnasium.Env:
+    renders = {"render_mode": "rgb_array"} if "render_mode" in inspect.signature(make).parameters else {}
+    return _collect_frames(_made(make, wrappers, {**settings, **renders}))
 
 
 def _collect_frames(env: gymnasium.Env) -> gymnasium.Env:
