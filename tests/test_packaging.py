@@ -63,14 +63,10 @@ def test_scripts_are_correct(scripts, shell, tmp_path):
 
 CANDIDATES = [
     ("fdqn tr", ["train"]),
-    ("fdqn ex", ["export"]),
     ("fdqn train --seeds 3 --learning-rate-", ["--learning-rate-decay", "--learning-rate-decay-every",
                                               "--learning-rate-end", "--learning-rate-schedule"]),
     ("fdqn train --algorithm ", ["c51", "dqn", "iqn", "munchausen", "pqn", "qr-dqn", "rainbow", "stream-q"]),
-    ("fdqn train --algorithm ra", ["rainbow"]),
-    ("fdqn train --env-", ["--env-kwargs"]),
     ("fdqn train --alg", ["--algorithm"]),
-    ("fdqn eval runs/a --che", ["--checkpoint"]),
     ("fdqn summary --wra", ["--wrappers"]),
     ("fdqn eval ru", []),
     ("fdqn report --out pic", ["picture.png"]),
