@@ -51,7 +51,7 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
     """Read the arms of a comparison, in the given order.
 
     A path is a run folder; `SWEEP:K` for setting K of a sweep, or the sweep's folder for all of its settings; or a CSV
-    file, of which `FILE:NAME` is one arm of several.
+    file, of which `FILE:NAME` is one arm of several. Of population based training the best members are one arm.
 
     Args:
         paths: paths of the arms.
@@ -74,6 +74,8 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
         name = name if part is None else name.rsplit(":", 1)[0]
         if path not in summaries:
             arms += _csv(path, part, name, alone=len(parts) == 1)
+        elif "population" in summaries[path]:
+            arms.append(_population(path, part, name, summaries[path], chosen))
         elif (path / "settings.csv").exists():
             arms += _sweep(path, part, name, summaries[path], chosen)
         elif part is None:
@@ -187,6 +189,26 @@ def _run(path: Path, name: str, summary: dict[str, Any], measure: str) -> Arm:
         raise ValueError(f"arms: expected {len(seeds)} seeds in metrics.csv of {path}, got {curve.values.shape[1]}")
     alive = curve._replace(values=curve.values[:, [seed not in summary["failed_seeds"] for seed in seeds]])
     return Arm(name, returns, seeds, f"{measure} return", summary["env"], summary["steps"], alive)
+
+
+def _population(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> Arm:
+    """Return the best member of each seed of population based training as an arm. Training returns selected it."""
+    if part is not None:
+        raise ValueError(
+            f"arms: expected {name} without a setting, got {part!r}; population based training changes its settings "
+            "while they train, and the best member of each seed is compared"
+        )
+    if measure == "training":
+        raise ValueError(
+            f"measure: expected greedy or gymnasium for {name} with population based training, got training, by which "
+            "its best members were selected"
+        )
+    found = summary["population"]
+    best = found.get("best") if isinstance(found, dict) else None
+    if not isinstance(best, list) or not all(isinstance(x, dict) and type(x.get("seed")) is int for x in best):
+        raise ValueError(f"arms: expected the best member of each seed in summary.json of {path}, got others")
+    returns = _per_seed(path, found, measure, len(best))
+    return Arm(name, returns, tuple(x["seed"] for x in best), f"{measure} return", summary["env"], summary["steps"])
 
 
 def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> list[Arm]:

@@ -34,14 +34,13 @@ def write(
         prefix: prefix of the names in the `state_dict`, including the dot at its end.
         env: the environment trained on, required if it is code of your own.
         checkpoint: checkpoint to export, as in `results.trained`; by default the final parameters.
-        setting: number of a setting, needed for a sweep.
+        setting: number of a setting, needed for a sweep. Of population based training the best member of the seed is
+            exported.
 
     Raises ValueError for a seed that was not trained or has failed, an invalid prefix or suffix of `out`, and a file
     that cannot be written; no partial file is left.
     """
-    path, number = sweep_results.locate(run.path if isinstance(run, results.Run) else run, setting)
-    trained = results.trained(path, checkpoint, env)
-    trained = trained if number is None else results.of_setting(trained, number)
+    path, trained = sweep_results.trained(run.path if isinstance(run, results.Run) else run, setting, checkpoint, env)
     index = results.seed_index(trained.settings, trained.unusable, seed)
     _check_free(out)
     ending = out.suffix.lower()

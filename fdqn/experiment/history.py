@@ -2,7 +2,8 @@
 
 metrics.csv           a row per seed and report
 evaluations.csv       a row per seed and evaluation during training, if there are any
-checkpoints/STEP/     state at a step, and the sizes and hashes of both files at that step
+population.csv        a row per learner and step of population based training, if there are any
+checkpoints/STEP/     state at a step, and the sizes and hashes of these files at that step
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from fdqn.experiment import assemble, memory
 from fdqn.experiment.settings import Settings, Sweep, to_json, with_defaults
 from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
-from fdqn.types import Params
+from fdqn.types import Hyper, Params
 
 COLUMNS = (
     *("step", "seed", "updates", "episodes", "return", "length", "loss", "q", "grad_norm", "epsilon"),
@@ -34,6 +36,9 @@ COLUMNS = (
 
 ROWS = ("metrics.csv", "evaluations.csv")
 """Files to which rows are appended."""
+
+POPULATION = "population.csv"
+"""File to which rows are appended in population based training; a checkpoint records it if it exists."""
 
 
 class Restored(NamedTuple):
@@ -72,7 +77,7 @@ def checkpoint_info(place: Path) -> CheckpointInfo:
     if (
         set(record) != set(types)
         or any(not isinstance(record[name], of) or isinstance(record[name], bool) for name, of in types.items())
-        or set(record["rows"]) != set(ROWS)
+        or set(record["rows"]) - {POPULATION} != set(ROWS)
         or not all(_counts(rows) for rows in record["rows"].values())
         or not all(math.isfinite(record[name] or 0) for name in ("seconds", "score"))
         or place.name.removesuffix(".old") != str(record["step"])
@@ -117,7 +122,7 @@ def restored(
             _check_same(place, at.settings, json.loads(json.dumps(to_json(settings))))
             _check_rows(path, at)
             read, _ = checkpoint.load(place, like)
-            _check_counters(place, program, at, read["lanes"], own)
+            _check_counters(place, program, at, read["lanes"], own, settings)
         except checkpoint.CheckpointError as error:
             if fallback and i + 1 < len(found):
                 continue
@@ -125,8 +130,8 @@ def restored(
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
         for damaged in found[:i]:
             checkpoint.mark_damaged(damaged)
-        for name in ROWS:
-            files.cut(path / name, at.rows[name]["bytes"])
+        for name in (*ROWS, POPULATION):
+            files.cut(path / name, at.rows[name]["bytes"] if name in at.rows else 0)
         since = training.MetricsSnapshot(*tree.to_numpy(read["since"]))
         lanes = read["lanes"]
         if not settings.save_replay:
@@ -137,7 +142,7 @@ def restored(
             f"{path}: expected a checkpoint to continue from, got a summary but no checkpoint; restore its folder "
             "checkpoints or train in a new folder"
         )
-    for name in ROWS:
+    for name in (*ROWS, POPULATION):
         files.cut(path / name, 0)
     return Restored(start, None, 0, settings.steps, 0.0)
 
@@ -188,8 +193,8 @@ def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None
 
 def _check_rows(path: Path, at: CheckpointInfo) -> None:
     """Raise CheckpointError unless the files of rows still start with the bytes that they had at the checkpoint."""
-    for name in ROWS:
-        file, counted = path / name, at.rows[name]
+    for name, counted in at.rows.items():
+        file = path / name
         if not counted["bytes"]:
             continue
         if not file.exists() or file.stat().st_size < counted["bytes"]:
@@ -202,7 +207,12 @@ def _check_rows(path: Path, at: CheckpointInfo) -> None:
 
 
 def _check_counters(
-    place: Path, program: training.Program, at: CheckpointInfo, lanes: training.TrainState, own: Any
+    place: Path,
+    program: training.Program,
+    at: CheckpointInfo,
+    lanes: training.TrainState,
+    own: tuple[Tensor, Hyper],
+    settings: Settings,
 ) -> None:
     """Raise CheckpointError unless counters are in range and keys and hyper-parameters are those of the run."""
     metrics, config = lanes.metrics, program.config
@@ -216,9 +226,35 @@ def _check_counters(
         **(program.algorithm.bounds(lanes.buffer, at.step) if lanes.buffer else {}),
     }
     sound = all(bool(((x >= 0) & (x <= most)).all()) for x, most in highest.values())
-    sound = sound and tree.equal((lanes.key, lanes.hyper), own)
+    bounds = settings.bounds if isinstance(settings, Sweep) else {}
+    sound = sound and tree.equal(lanes.key, own[0]) and _are_own(lanes.hyper, own[1], bounds)
     if not (sound and (lanes.cycle * config.env_steps == at.step).all()):
         raise checkpoint.CheckpointError(f"{place}: expected counters of step {at.step}, got others; use another one")
+
+
+def _are_own(hyper: Hyper, own: Hyper, bounds: dict[str, tuple[float, float]]) -> bool:
+    """Return True if all hyper-parameters are those of the settings, or within bounds that population based training
+    has for them."""
+    given, expected = ({**x._asdict(), **x.numbers, "numbers": ()} for x in (hyper, own))
+
+    def is_own(name: str) -> bool:
+        if name not in bounds:
+            return tree.equal(given[name], expected[name])
+        low, high = torch.tensor(bounds[name], dtype=given[name].dtype, device=given[name].device)
+        return bool(((given[name] >= low) & (given[name] <= high)).all())
+
+    return all(map(is_own, given))
+
+
+def add_evolution(path: Path, settings: Settings, step: int, source: Tensor, columns: dict[str, Tensor]) -> None:
+    """Append a step of population based training to population.csv: for each learner, the one whose parameters it
+    continues with, and its numbers from then on, `columns` [S]."""
+    values = zip(*(x.tolist() for x in columns.values()), strict=True)
+    rows = [
+        (step, learner, came, *map(_number, own))
+        for learner, came, own in zip(assemble.seeds(settings), source.tolist(), values, strict=True)
+    ]
+    _append(path / POPULATION, ("step", "learner", "source", *columns), rows)
 
 
 def record(
@@ -299,9 +335,9 @@ def _readable(folder: Path) -> list[CheckpointInfo]:
 
 def _rows(path: Path) -> dict[str, Any]:
     """Return the size in bytes and the SHA-256 of each file of rows."""
-    sizes = {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in ROWS}
+    sizes = {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in (*ROWS, POPULATION)}
     digests = {name: files.digest(path / name, size) if size else "" for name, size in sizes.items()}
-    return {name: {"bytes": sizes[name], "sha256": digests[name]} for name in ROWS}
+    return {name: {"bytes": size, "sha256": digests[name]} for name, size in sizes.items() if size or name in ROWS}
 
 
 def failed_seeds(settings: Settings, report: training.Report) -> dict[int, tuple[int, str]]:

@@ -3,6 +3,7 @@
 config.json           settings, versions, git, device, engine choices
 settings.csv          only of a sweep: a row per learner, with its setting, seed and the values that differ
 metrics.csv           a row per seed and report (`history`)
+population.csv        only of population based training: a row per learner and step of it (`population`)
 evaluations.csv       a row per seed and evaluation during training, if there are any (`history`)
 checkpoints/STEP/     state at a step, from which a run is resumed (`history`)
 params.safetensors    trained parameters [S, ...] under the names of the network
@@ -35,7 +36,7 @@ from safetensors.torch import save
 import fdqn
 from fdqn import compile, envs, training
 from fdqn.compile import processor
-from fdqn.experiment import assemble, history, results
+from fdqn.experiment import assemble, history, population, results
 from fdqn.experiment.settings import Settings, Sweep, to_json, to_json_values, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate, host
@@ -267,10 +268,15 @@ def finish(
         cut = None if gymnasium.limit is None else (gymnasium.unfinished, gymnasium.limit)
         played = results.returns_record(gymnasium.returns, failed, seeds, cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
-    if isinstance(settings, Sweep):
+    if isinstance(settings, Sweep) and settings.pbt_every:
+        summary["population"] = population.record(settings, report.state.hyper, summary)
+    elif isinstance(settings, Sweep):
         summary["settings"] = _per_setting(settings, summary)
     drawn = io.BytesIO()
-    results.picture(drawn, results.read_curve(path), summary)
+    if isinstance(settings, Sweep) and settings.pbt_every:
+        population.draw_curve(drawn, path, settings, summary)
+    else:
+        results.picture(drawn, results.read_curve(path), summary)
     files.write(path / "curve.png", drawn.getvalue())
     summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
     files.write(path / "summary.json", _json(summary))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, training, tree
-from fdqn.experiment import assemble, events, history, memory, process, results, run_folder
+from fdqn.experiment import assemble, events, history, memory, population, process, results, run_folder
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings, Sweep
 from fdqn.training import evaluate, host
@@ -236,6 +236,7 @@ def _train(session: Session) -> training.Report:
     """Train until the last step, or until the run is stopped, and return the last report."""
     settings, start = session.settings, session.start
     failed = {i for i, cycle in enumerate(start.state.metrics.failed.tolist()) if cycle >= 0}
+    reported: set[int] = set()
     with _opened(session, failed) as (vector, state):
         session.emit(events.Training(settings.compiles))
         reports = training.run(
@@ -249,8 +250,8 @@ def _train(session: Session) -> training.Report:
             stop=lambda: session.stop() or (vector is not None and len(failed | {*vector.broken}) == settings.lanes),
             since=start.since,
             at_once=None if vector is None else 1,
+            between=_between(session, failed, reported),
         )
-        reported: set[int] = set()
 
         def checkpointed(place: Path, step: int) -> None:
             session.emit(events.Checkpointed(place, step))
@@ -260,6 +261,28 @@ def _train(session: Session) -> training.Report:
                 session.emit(event)
             failed |= {assemble.seeds(settings).index(seed) for seed in reported}
     return report
+
+
+def _between(
+    session: Session, failed: set[int], reported: set[int]
+) -> Callable[[training.TrainState, int], training.TrainState] | None:
+    """Return the steps of population based training; None for other runs.
+
+    Learners that continue with a copy after a failure are removed from both sets.
+    """
+    settings = session.settings
+    if not isinstance(settings, Sweep) or not settings.pbt_every:
+        return None
+    evolved = population.between(session.path, settings, session.program)
+
+    def step(state: training.TrainState, at: int) -> training.TrainState:
+        state = evolved(state, at)
+        now = {i for i, cycle in enumerate(state.metrics.failed.tolist()) if cycle >= 0}
+        failed.intersection_update(now)
+        reported.intersection_update(now)
+        return state
+
+    return step
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fdqn.experiment import results, sweep_plan
+from fdqn.experiment import population, results, sweep_plan
 from fdqn.experiment.settings import Settings, Sweep, to_json_values
 from fdqn.experiment.sweep_plan import Program
 from fdqn.report import comparisons, plots, sweeps
@@ -82,7 +82,13 @@ def is_sweep(path: Path) -> bool:
 
 
 def read(path: Path) -> Results:
-    """Read the results of a sweep. Raises ValueError, naming the file, if it is not one or has not finished."""
+    """Read the results of a sweep. Raises ValueError, naming the file, if it is not one or has not finished, and for
+    population based training, which leaves no settings to rank."""
+    if population.is_population(path):
+        raise ValueError(
+            f"sweep: expected a sweep of fixed settings, got {path} with population based training, which changes the "
+            f"settings while they train; see its best members with: fdqn report {path}"
+        )
     if not (path / "sweep.json").exists():
         return _read_program(path)
     plan = sweep_plan.read(path)
@@ -128,10 +134,18 @@ def _read_program(path: Path) -> Results:
 
 
 def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
-    """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is.
+    """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is,
+    and so is one with population based training.
 
     Raises ValueError for a setting that does not exist, for none in a sweep, and for one in another run.
     """
+    if population.is_population(path):
+        if setting is not None:
+            raise ValueError(
+                f"setting: expected none for {path} with population based training, got {setting}; omit it to use the "
+                "best member of each seed"
+            )
+        return path, None
     if not is_sweep(path):
         if setting is not None:
             raise ValueError(f"setting: expected none for a run of one setting, got {setting}")
@@ -144,6 +158,28 @@ def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
     last = sum(len(program.numbers) for program in programs) - 1
     got = "none" if setting is None else setting
     raise ValueError(f"setting: expected one from 0 to {last}, as settings.csv lists them, got {got}; pass --setting")
+
+
+def trained(
+    path: Path, setting: int | None = None, checkpoint: str | None = None, env: str | None = None
+) -> tuple[Path, results.Trained]:
+    """Return the run folder and the trained seeds of a run, of a setting of a sweep, or of the best member of each seed
+    of population based training.
+
+    Raises the errors of `locate` and `results.trained`, and ValueError for a checkpoint of population based training,
+    whose best members are those at the end.
+    """
+    own, number = locate(path, setting)
+    evolves = population.is_population(path)
+    if evolves and checkpoint not in (None, "last"):
+        raise ValueError(
+            f"checkpoint: expected last for {path} with population based training, whose best members are those at the "
+            f"end, got {checkpoint!r}; omit it"
+        )
+    found = results.trained(own, checkpoint, env)
+    if evolves:
+        return own, population.best_members(found, population.read(path))
+    return own, found if number is None else results.of_setting(found, number)
 
 
 def _only_program(path: Path) -> Program:
@@ -165,6 +201,11 @@ def winner(path: Path) -> tuple[int, Settings]:
 
     Raises ValueError if it has not finished, or all seeds of all settings have failed.
     """
+    if population.is_population(path):
+        raise ValueError(
+            f"best_of: expected a sweep of fixed settings, got {path} with population based training, which changes "
+            "the settings while they train; to repeat it on fresh seeds, train it again with another --seed"
+        )
     found = read(path)
     if not (path / "sweep.json").exists():
         _, planned = results.plan(path, found.settings[0].env)
