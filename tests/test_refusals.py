@@ -130,6 +130,7 @@ FUNCTIONS = training.vmapped(PROGRAM)
 TRAINED = STATE.learner.params
 SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
+EVOLVING = {"varied": ({"gamma": 0.9}, {"gamma": 1.0}), "bounds": {"gamma": (0.9, 1.0)}, "pbt_every": 2000}
 ARM = arms.Arm("a", np.arange(2.0), None, "return", "cartpole", 100)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
 SELECTED = SimpleNamespace(frequency=np.ones(2), members=np.ones(2, bool))
@@ -1361,6 +1362,41 @@ ROWS = [
      "gamma: expected numbers in [0, 1], got 1.5 (setting 1 of the sweep)"),
     ("assemble.program", given(Sweep(varied=({"batch_size": 8}, {"batch_size": 16}))), ValueError,
      "varied: expected settings that one program can train, got others; use sweep_plan.plan"),
+    ("settings.Sweep", given(pbt_every=2.5), TypeError, "pbt_every: expected a whole number, got 2.5"),
+    ("settings.Sweep", given(bounds={"gamma": 0.9}), TypeError,
+     "bounds: expected two numbers for each name, got {'gamma': 0.9}"),
+    ("settings.from_json", given(saved(pbt_every=2000)), ValueError,
+     "settings: expected the fields of this version, got others: ['pbt_every']"),
+    *[("assemble.program", given(Sweep(**{**EVOLVING, **changes})), ValueError, message) for changes, message in (
+        ({"varied": ({"gamma": 0.9},)}, "pbt_every: expected at least 2 settings, got 1; use more values"),
+        ({"pbt_every": -1}, "pbt_every: expected a multiple of report_every = 2000, got -1; use 2000"),
+        ({"pbt_every": 500}, "pbt_every: expected a multiple of report_every = 2000, got 500; use 2000"),
+        ({"bounds": {}}, "bounds: expected a range for gamma, got none"),
+        ({"bounds": {"gamma": (0.5, 0.9)}},
+         "bounds: expected the range of a varied number, got gamma from 0.5 to 0.9"),
+        ({"bounds": {"gamma": (0.9, 1.0), "tau": (0.1, 0.2)}},
+         "bounds: expected the range of a varied number, got tau from 0.1 to 0.2"),
+    )],
+    ("assemble.check_evolves", given(["gamma", "double"]), ValueError,
+     "double: expected one value with pbt_every, got several; population based training cannot change it while a "
+     "learner trains"),
+    *[("sweep_plan.plan", given(settings, values, pbt_every=every), error, message)
+      for settings, values, every, error, message in (
+        ({}, {"gamma": [0.9, 0.99]}, 2.5, TypeError, "pbt_every: expected an integer, got 2.5"),
+        ({}, {"gamma": [0.9, 0.99]}, 3000, ValueError,
+         "pbt_every: expected a multiple of report_every = 2000, got 3000; use 2000 or 4000"),
+        ({"steps": 10**4}, {"gamma": [0.9, 0.99]}, 10**4, ValueError,
+         "pbt_every: expected more than the 1000 steps before the first update and fewer than steps = 10000, got "
+         "10000"),
+        ({}, {"gamma": [0.9, 0.99], "hidden": [(8,), (4,)]}, 2000, ValueError,
+         "hidden: expected one value with pbt_every, got several; …"),
+        ({}, {"epsilon_fraction": [0.1, 0.2]}, 2000, ValueError,
+         "epsilon_fraction: expected one value with pbt_every, got several; …"),
+        ({}, {"gamma": [0.9, 0.99], "tau": [0.1, 1.0]}, 2000, ValueError,
+         "tau: expected values of one program with pbt_every, got 0.1 and 1.0, which need two; omit one of them"),
+        ({"algorithm": "stream-q"}, {"gamma": [0.9, 0.99]}, 2000, ValueError,
+         "pbt_every: expected another algorithm, got stream-q, whose scale of rewards …"),
+    )],
     *[("sweep_plan.plan", given(*arguments), error, message) for arguments, error, message in (
         (({}, {}), ValueError, "values: expected at least one setting with several values or a range, got none"),
         (({}, {"gamma": []}), ValueError, "gamma: expected at least one value, got none"),
@@ -1438,6 +1474,26 @@ ROWS = [
      "run: expected a finished run folder, got hollow without …"),
     ("sweep_results.on_fresh_seeds", given(Path("run"), {}), ValueError,
      "sweep: expected the folder of a sweep, got run, a run of one setting"),
+    ("sweep_results.read", given(Path("population")), ValueError,
+     "sweep: expected a sweep of fixed settings, got population with population based training, which changes the "
+     "settings while they train; see its best members with: fdqn report population"),
+    ("sweep_results.winner", given(Path("population")), ValueError,
+     "best_of: expected a sweep of fixed settings, got population with population based training, which changes the "
+     "settings while they train; to repeat it on fresh seeds, train it again with another --seed"),
+    ("sweep_results.locate", given(Path("population"), 1), ValueError,
+     "setting: expected none for population with population based training, got 1; omit it to use the best member of "
+     "each seed"),
+    ("sweep_results.trained", given(Path("population"), None, "100"), ValueError,
+     "checkpoint: expected last for population with population based training, whose best members are those at the "
+     "end, got '100'; omit it"),
+    ("population.read", given(Path("run")), ValueError,
+     "population: expected a run with population based training, got run"),
+    ("population.read", given(Path("bad-population")), ValueError,
+     "population: expected a learner for each of 1 seeds in summary.json of bad-population, got others"),
+    ("population.read", given(Path("bad-table")), ValueError,
+     "population: expected 4 numbers in rows of 2 learners in bad-table/population.csv, got others"),
+    ("population.read", given(Path("bad-source")), ValueError,
+     "population: expected sources among the learners of the same seed in bad-source/population.csv, got others"),
     ("sweep_results.locate", given(Path("run"), 0), ValueError,
      "setting: expected none for a run of one setting, got 0"),
     ("sweep_results.locate", given(Path("two-programs"), None), ValueError,
@@ -1451,6 +1507,8 @@ ROWS = [
     ("api.sweep", given({"gama": [0.9, 0.99]}), TypeError, "train: unknown setting 'gama'; did you mean 'gamma'?"),
     ("api.sweep", given({"gamma": [0.9, 1.5]}, env="catch", progress=False), ValueError,
      "gamma: expected numbers in [0, 1], got 1.5 (in the setting gamma = 1.5)"),
+    ("api.sweep", given({"gamma": [0.9, 0.99]}, pbt_every=0, progress=False), ValueError,
+     "pbt_every: expected at least 1, got 0"),
     ("api.resume", given("two-programs"), ValueError,
      "path: expected a run or a sweep of one program, got two-programs; continue it with …"),
     ("training.parametrized", given(None, {}), TypeError, "make: expected a function, got NoneType"),
@@ -1721,6 +1779,14 @@ ROWS = [
     ("arms.read", given([Path("run"), Path("run")]), ValueError, "arms: expected each arm once, got run twice"),
     ("arms.read", given([Path("run"), Path("bad-summary")]), ValueError,
      "arms: expected a finished run or sweep, got bad-summary with a summary.json without env, …"),
+    ("arms.read", given([Path("population:1"), Path("run")]), ValueError,
+     "arms: expected population without a setting, got '1'; population based training changes its settings while they "
+     "train, and the best member of each seed is compared"),
+    ("arms.read", given([Path("population"), Path("run")], "training"), ValueError,
+     "measure: expected greedy or gymnasium for population with population based training, got training, by which its "
+     "best members were selected"),
+    ("arms.read", given([Path("bad-population"), Path("run")]), ValueError,
+     "arms: expected the best member of each seed in summary.json of bad-population, got others"),
     ("arms.read", given([], "best"), ValueError, "measure: expected one of greedy, training, gymnasium, got 'best'"),
     ("arms.check_comparable", given([ARM, ARM._replace(name="b", env="catch")]), ValueError,
      "arms: expected one environment, got cartpole in a and catch in b; pass --anyway to compare them"),
@@ -1798,6 +1864,13 @@ WITHOUT = {
     "session.AllFailedError": "is what is raised",
     "settings.each": "takes checked settings",
     "settings.to_json_values": "takes any values",
+    **{f"population.{name}": "is a part of a run" for name in ("between", "is_due", "record", "draw_curve")},
+    **{f"population.{name}": "takes what `read` has checked" for name in ("best_members", "write_picture")},
+    "population.is_population": "takes any path",
+    **{f"population_plots.{name}": "takes what `population.read` has checked"
+       for name in ("ancestors", "figure", "write")},
+    "history.add_evolution": "writes a step of `population.between`",
+    "plots.filled": "is a part of `figure`, which refuses",
     "sweep_plan.described": "describes checked settings",
     "sweep_plan.write": "writes a plan that `plan` has checked",
     "sweep_results.is_over": "takes any path",
@@ -2108,6 +2181,31 @@ def as_sweep(path):
     (path / "settings.csv").write_text("learner,setting,seed,gamma\n")
 
 
+BEST = {"best": [{"seed": 5, "learner": 0, "setting": 0, "values": {"gamma": 0.9}}]}
+
+
+def as_population(found, table):
+    """Make a function that turns a run into one with population based training of two settings of one seed."""
+    varied = [{"gamma": 0.9}, {"gamma": 1.0}]
+    means = {"iqm": 0.0, "low": None, "high": None, "kind": None, "per_seed": [0.0]}
+    record = {**found, **dict.fromkeys(("final_return", "train_return"), means)}
+    return both(
+        with_settings(seeds=1, varied=varied, pbt_every=50, bounds={"gamma": [0.9, 1.0]}),
+        with_summary(seeds=[0, 1], failed_seeds=[], failures=[], population=record),
+        written("settings.csv", b"learner,setting,seed,gamma\n"),
+        written("population.csv", f"step,learner,source,gamma\n{table}".encode()),
+    )
+
+
+POPULATIONS = {
+    "population": as_population(BEST, "50,0,0,0.9\n50,1,0,0.92\n"),
+    "bad-population": as_population({"best": [5]}, ""),
+    "bad-table": as_population(BEST, "50,0,0\n50,1,0\n"),
+    "bad-source": as_population(BEST, "50,0,2,0.9\n50,1,0,0.92\n"),
+}
+"""Runs with population based training, most of them damaged."""
+
+
 @pytest.fixture(scope="module")
 def stage(trained, tmp_path_factory):
     """A folder with `run`, a file, and runs that are spoiled; and all of its files."""
@@ -2115,6 +2213,7 @@ def stage(trained, tmp_path_factory):
     (path / "file").write_text("mine\n")
     (path / "hollow").mkdir()
     spoil = {"run": lambda path: None, **{name: act for name, (act, _) in SPOILED.items()}, **HALF_SPOILED}
+    spoil |= POPULATIONS
     for name, act in spoil.items():
         shutil.copytree(trained, path / name)
         act(path / name)
@@ -2155,6 +2254,7 @@ def assert_refused(call, args, words, error, says):
 
 
 WITH_FILES = (
+    "population",
     "arms",
     "returns_csv",
     "comparing",
@@ -2248,6 +2348,20 @@ LINES = [
     ("train --best-of sweep --samples 4", 2, "flag --samples: expected none but --seeds, …"),
     ("train --best-of run", 1, "sweep: expected the folder of a sweep, got run, a run of one setting"),
     ("train --best-of hollow", 1, "run: expected a finished run folder, got hollow without config.json"),
+    ("train --best-of population", 1, "best_of: expected a sweep of fixed settings, got population with …"),
+    ("train --pbt-every 2000", 2,
+     "flag --pbt-every: expected a flag with several values such as --learning-rate 1e-4 1e-3, got none"),
+    ("train --gamma 0.9 0.99 --pbt-every 0", 2, "flag --pbt-every: expected at least 1, got 0"),
+    ("train --gamma 0.9 0.99 --pbt-every 1e4", 2, "Error parsing --pbt-every: expected a whole number, got '1e4'"),
+    ("train --gamma 0.9 0.99 --pbt-every 2000 4000", 2, "unknown argument '4000'; …"),
+    ("train --gamma 0.9 0.99 --pbt-every 3000", 1, "pbt_every: expected a multiple of report_every = 2000, got 3000…"),
+    ("train --hidden 8, 4, --pbt-every 2000", 1, "hidden: expected one value with pbt_every, got several; …"),
+    ("train --best-of sweep --pbt-every 2000", 2, "flag --pbt-every: expected none but --seeds, …"),
+    ("report run population", 1, "runs: expected runs of one setting, or one sweep alone, got several …"),
+    ("eval population --setting 1", 1, "setting: expected none for population with population based training, …"),
+    ("eval population --checkpoint best", 1, "checkpoint: expected last for population with …, got 'best'; omit it"),
+    ("export population --seed 4 --out a.pt", 1, "seed: expected a trained seed, 5 to 5, got 4"),
+    ("compare population:1 run", 1, "arms: expected population without a setting, got '1'; …"),
     ("train --best-of two-programs", 1, "sweep: expected a finished sweep, got two-programs, whose program 1 of 2 …"),
     ("train --gamma 0.9 0.99 1.5", 1,
      "gamma: expected numbers in [0, 1], got 1.5 (in the setting gamma = 1.5)"),

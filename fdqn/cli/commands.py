@@ -138,8 +138,10 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
 
 def _print_sweep(path: Path, emit: Emit | None, out: Path | None = None) -> None:
     """Write the picture of a sweep, by default into its folder, and print the ranking."""
-    from fdqn.experiment import sweep_results
+    from fdqn.experiment import population, sweep_results
 
+    if population.is_population(path):
+        return _print_population(path, emit, out)
     found = sweep_results.read(path)
     try:
         picture = sweep_results.write_picture(found, out)
@@ -150,6 +152,21 @@ def _print_sweep(path: Path, emit: Emit | None, out: Path | None = None) -> None
     tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
     if out is None:
         terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
+
+
+def _print_population(path: Path, emit: Emit | None, out: Path | None = None) -> None:
+    """Write the picture of population based training, by default into its folder, and print its best members."""
+    from fdqn.experiment import population
+
+    found = population.read(path)
+    try:
+        picture = population.write_picture(found, out)
+    except (OSError, ValueError) as error:
+        raise error if out is None else ValueError(f"out: {error}") from None
+    if emit is not None:
+        return emit({**found.record(), "sweep": process.shown(path)})
+    tables.print_population(found)
+    terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
 
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:

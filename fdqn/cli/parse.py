@@ -62,6 +62,12 @@ class TrainFlags:
     """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
     samples: int = 16
     """Number of settings to draw if a flag has a range such as log:1e-5:1e-2 or lin:0.9:0.999."""
+    pbt_every: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Train the settings of a sweep by population based training. The settings of each seed are a population.
+    Every STEPS environment steps per seed, a multiple of --report-every, the worst 20% of a population
+    continue with the parameters and numbers of one of the best 20%, and multiply their numbers by 0.8 or 1.2
+    (of gamma and decays, the distance to 1). A number stays between the lowest and the highest of its values,
+    or in the range from which it is drawn. The result is the best member of each seed."""
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out and --json."""
@@ -307,7 +313,7 @@ def _grouped(settings: Settings) -> TrainFlags:
 
 def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train:
     """Return the command for parsed flags. `names` are those that were given, as opposed to defaults."""
-    own = ("preset", "json", "samples", "best_of")
+    own = ("preset", "json", "samples", "pbt_every", "best_of")
     parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in own]
     values = {name: value for part in parts for name, value in vars(part).items()}
     swept = {**found.values, **found.draws}
@@ -322,9 +328,15 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
         return dataclasses.replace(command, best_of=flags.best_of)
     if "samples" in names and not found.draws:
         _refuse("flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none")
+    if flags.pbt_every is not None and (not swept or flags.pbt_every < 1):
+        got = flags.pbt_every if swept else "none"
+        expected = "at least 1" if swept else "a flag with several values such as --learning-rate 1e-4 1e-3"
+        _refuse(f"flag --pbt-every: expected {expected}, got {got}")
     published = _published(flags.preset, given.get("env")) if flags.preset else None
     if swept:
         plan = dict(given=given, values=found.values, draws=found.draws, samples=flags.samples, published=published)
+        if flags.pbt_every is not None:
+            plan["pbt_every"] = flags.pbt_every
         return dataclasses.replace(command, sweep=plan)
     try:
         return dataclasses.replace(command, settings=groups.make(given, published))
@@ -339,7 +351,14 @@ def _flag(word: str) -> str:
 
 def _flags(command: Any) -> list[str]:
     if isinstance(command, TrainFlags):
-        fields = ["preset", "json", "samples", "best_of", *(field.name for field in dataclasses.fields(Settings))]
+        fields = [
+            "preset",
+            "json",
+            "samples",
+            "pbt_every",
+            "best_of",
+            *(field.name for field in dataclasses.fields(Settings)),
+        ]
     else:
         fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs", "arms")]
     return [f"--{name.replace('_', '-')}" for name in fields]

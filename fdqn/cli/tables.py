@@ -9,7 +9,8 @@ from fdqn.cli import terminal
 from fdqn.experiment.progress import bytes_text
 
 if TYPE_CHECKING:
-    from fdqn.experiment import results, sweep_plan
+    from fdqn.experiment import population, results, sweep_plan
+    from fdqn.experiment.settings import Sweep
     from fdqn.report import sweeps
 
 # Number of seeds shown in a table.
@@ -135,6 +136,40 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
 
 
+def print_population(found: "population.Population") -> None:
+    """Print the best member of each seed of population based training: its numbers at the end and its returns."""
+    from rich.table import Table
+
+    from fdqn.experiment import results
+    from fdqn.report import sweeps
+
+    names, best, estimate = found.settings.varied[0], found.best(), found.estimate()
+    title = f"{found.settings.env}, best member of each seed after {found.summary['steps']:,} steps"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for name in ("seed", "learner", *names, "training", found.measure):
+        table.add_column(name, justify="right", overflow="fold")
+    for member in best[:_ROWS]:
+        values = [sweeps.text(member["values"][name]) if member["values"] else "-" for name in names]
+        returns = ["-" if x is None else f"{x:.1f}" for x in (member["train_return"], member["return"])]
+        table.add_row(
+            str(member["seed"]), "failed" if member["learner"] is None else str(member["learner"]), *values, *returns
+        )
+    if len(best) > _ROWS:
+        table.add_row("...", f"and {len(best) - _ROWS} more")
+    table.add_section()
+    table.add_row(
+        results.interval_heading([estimate]), "", *[""] * len(names), "", results.interval_text(estimate), style="bold"
+    )
+    out = terminal.results()
+    out.print(table)
+    out.print(
+        f"{found.copies} copies in {len(found.steps)} steps of population based training (population.csv). The best "
+        "member of a seed has the highest training return, which is too high for that reason; its "
+        f"{found.measure} return is not. Its numbers are those at the end of training and differed before.",
+        soft_wrap=True,
+    )
+
+
 def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[float] | None = None) -> str:
     """Describe the programs of a sweep, a line each after the first if there are several.
 
@@ -152,7 +187,17 @@ def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[f
     if count > 1:
         times = [""] * count if seconds is None else [f", {about_text(time)}" for time in seconds]
         lines += [f"  {i + 1}: {described(one.settings)}{times[i]}" for i, one in enumerate(plan.programs)]
+    lines += [evolution_text(one.settings) for one in plan.programs if one.settings.pbt_every]
     return "\n".join(lines)
+
+
+def evolution_text(settings: "Sweep") -> str:
+    """Describe the population based training of a sweep: its period and its bounds."""
+    ranges = ", ".join(f"{name} in [{low:g}, {high:g}]" for name, (low, high) in settings.bounds.items())
+    return (
+        f"population based training every {settings.pbt_every:,} steps, each seed a population of "
+        f"{len(settings.varied)} members: {ranges}"
+    )
 
 
 def about_text(seconds: float) -> str:
