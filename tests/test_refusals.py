@@ -1734,8 +1734,9 @@ ROWS = [
     # export and plots
     ("export.write", given(Later(lambda: results.read(Path("run"))), 3, Path("a.pt")), ValueError,
      "seed: expected a trained seed, 5 to 6, got 3"),
-    ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("a.onnx")), ValueError,
-     "out: expected a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy, got 'a.onnx'"),
+    ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("a.npz")), ValueError,
+     "out: expected a name that ends in .pt or .pth for the state_dict, or in .pt2 or .onnx for the policy, got "
+     "'a.npz'"),
     ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("file")), ValueError,
      "out: expected a file that does not exist yet, got 'file'; choose another --out"),
     ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("a.pt"), "stack"), ValueError,
@@ -2450,7 +2451,8 @@ LINES = [
     ("eval run --env gym:CartPole-v1", 1,
      "env: expected observations [10, 5] and 3 actions as in training, got [4] and 2 in gym:CartPole-v1"),
     ("export run --seed 3 --out a.pt", 1, "seed: expected a trained seed, 5 to 6, got 3"),
-    ("export run --seed 5 --out a.onnx", 1, "out: expected a name that ends in .pt or .pth …, got 'a.onnx'"),
+    ("export run --seed 5 --out a.npz", 1, "out: expected a name that ends in .pt or .pth …, got 'a.npz'"),
+    ("export run --seed 5 --out a.onnx --prefix stack.", 1, "prefix: expected none for a policy, …, got 'stack.'"),
     ("resume run --steps 1", 1, "steps: expected at least the planned 100, got 1"),
     ("resume run --steps 0", 1, "steps: expected at least the planned 100, got 0"),
     ("resume run --steps -5", 1, "steps: expected at least the planned 100, got -5"),

@@ -180,7 +180,7 @@ class Export:
     seed: int
     """Seed to export, one of those trained."""
     out: Path
-    """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export.
+    """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export, .onnx for the policy as ONNX.
     The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
     setting: int | None = None
     """Setting of a sweep to export, as numbered in its settings.csv."""
