@@ -384,6 +384,10 @@ def _compare(command: Compare, emit: Emit) -> None:
 def _export(command: Export, emit: Emit) -> None:
     from fdqn.experiment import export
 
+    if command.hub is not None:
+        return _export_to_hub(command, command.hub, emit)
+    assert command.seed is not None
+    assert command.out is not None
     written = export.write(
         command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint, command.setting
     )
@@ -398,6 +402,26 @@ def _export(command: Export, emit: Emit) -> None:
         f"{command.out}",
         soft_wrap=True,
     )
+    out.print(f"load it with {written['read']}", soft_wrap=True)
+
+
+def _export_to_hub(command: Export, folder: Path, emit: Emit) -> None:
+    """Write a model repository and upload it if requested; the name and the token are checked first."""
+    from fdqn.experiment import hub
+
+    if command.push is not None:
+        hub.check_push(command.push)
+    written = hub.write(command.run, folder, command.seed, command.env, command.video, command.push)
+    written |= {name: process.shown(written[name]) for name in ("run", "hub", "read")}
+    if command.push is not None:
+        written["url"] = hub.push(folder, command.push)
+    if command.json:
+        emit(written)
+        return
+    out = terminal.results()
+    out.print(f"model repository of {command.run}: {bytes_text(written['bytes'])} in {folder}", soft_wrap=True)
+    if command.push is not None:
+        out.print(f"uploaded to {written['url']}", soft_wrap=True)
     out.print(f"load it with {written['read']}", soft_wrap=True)
 
 

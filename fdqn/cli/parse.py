@@ -173,13 +173,14 @@ class Compare:
 
 @dataclass(frozen=True)
 class Export:
-    """Write one trained seed of a run to a file that PyTorch reads."""
+    """Write one trained seed of a run to a file that PyTorch or onnxruntime reads, with --seed and --out.
+    Write the whole run as a model repository of the Hugging Face Hub with --hub."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
-    seed: int
-    """Seed to export, one of those trained."""
-    out: Path
+    seed: int | None = None
+    """Seed to export, one of those trained. With --hub, seed of policy.pt2, by default that with the median return."""
+    out: Path | None = None
     """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export, .onnx for the policy as ONNX.
     The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
     setting: int | None = None
@@ -190,6 +191,13 @@ class Export:
     """Prefix of the names in the state_dict, with its dot, such as linear_relu_stack. (none by default)."""
     env: str | None = None
     """Environment of the run; required if it is your own code."""
+    hub: Path | None = None
+    """Folder to create with the parameters of all seeds, a model card with the results, and the policy of one seed."""
+    video: Path | None = None
+    """With --hub, .mp4 or .gif file to show in the model card; by default one in the run folder."""
+    push: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
+    """With --hub, repository of the Hugging Face Hub to upload the folder to (pip install 'fdqn[hub]').
+    It is created as a public one if it does not exist. Needs a token: hf auth login, or HF_TOKEN."""
     json: bool = False
     """Print only the result, as JSON."""
 
@@ -263,7 +271,24 @@ def parse(arguments: list[str]) -> Command:
         word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
+    if isinstance(command, Export):
+        _check_export(command)
     return _train(command, flags, found) if isinstance(command, TrainFlags) else command
+
+
+def _check_export(command: Export) -> None:
+    """Exit with a usage error unless the flags are those of a file or those of a model repository."""
+    if command.hub is not None:
+        for name in ("out", "setting", "checkpoint", "prefix"):
+            if (value := getattr(command, name)) not in (None, ""):
+                _refuse(f"flag --{name}: expected none with --hub, got {str(value)!r}; omit one of them")
+        return
+    for name, kind in (("seed", "INT"), ("out", "PATH")):
+        if getattr(command, name) is None:
+            _refuse(f"Missing from fdqn export: --{name} {kind}, or --hub PATH for a model repository")
+    for name in ("push", "video"):
+        if getattr(command, name) is not None:
+            _refuse(f"flag --{name}: expected --hub with it, got none")
 
 
 def _dashed(error: ValueError) -> str:
