@@ -239,7 +239,7 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(place, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("flags", "says"),
     [
         ("--hub run", "hub: expected a folder that does not exist yet, got 'run'; choose another --hub"),
         ("--hub no/repo", "hub: expected a folder in an existing folder, got 'no/repo'; create no first"),
@@ -249,15 +249,15 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(place, monkeypatc
         ("--hub repo --push poles", "push: expected a repository OWNER/NAME, got 'poles'"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(place, api, capsys, words, says):
-    assert cli.main(["export", "run", *shlex.split(words)]) == 1
+def test_bad_input_is_refused_in_one_sentence(place, api, capsys, flags, says):
+    assert cli.main(["export", "run", *shlex.split(flags)]) == 1
     assert capsys.readouterr().err == f"fdqn: {says}\n"
     assert [path.name for path in place.iterdir()] == ["run"]
     assert api.calls == []
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("flags", "says"),
     [
         ("", "Missing from fdqn export: --seed INT, or --hub PATH for a model repository"),
         ("--hub repo --out a.pt", "flag --out: expected none with --hub, got 'a.pt'; omit one of them"),
@@ -266,8 +266,8 @@ def test_bad_input_is_refused_in_one_sentence(place, api, capsys, words, says):
         ("--seed 5 --out a.pt --video a.gif", "flag --video: expected --hub with it, got none"),
     ],
 )
-def test_flags_that_do_not_fit_are_usage_errors(place, capsys, words, says):
-    assert cli.main(["export", "run", *shlex.split(words)]) == 2
+def test_flags_that_do_not_fit_are_usage_errors(place, capsys, flags, says):
+    assert cli.main(["export", "run", *shlex.split(flags)]) == 2
     assert capsys.readouterr().err == f"fdqn: {says}\n"
     assert [path.name for path in place.iterdir()] == ["run"]
 
