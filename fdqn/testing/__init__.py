@@ -34,8 +34,6 @@ An example, in which your components replace those of fdqn:
     @given(strategies.tensors((4,)))
     def test_loss(variant, delta):
         asserts.assert_finite(variant(losses.huber)(delta))
-
-.. include:: ../docs/debugging.md
 """
 
 import importlib
