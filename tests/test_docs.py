@@ -170,6 +170,13 @@ def test_values_out_of_bounds_stop_the_run_of_the_page(small):
         exec(code.replace("bound = 1 / (1 - 0.99)", "bound = -100"), {})
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_code_and_equations_fit_the_width_of_pdoc_s_pages(page):
+    text = PAGES[page].read_text()
+    code = [*"".join(blocks("python", text)).splitlines(), *re.findall(r"^    \S.*", text, re.M)]
+    assert [line for line in code if len(line) > 104] == []
+
+
 @pytest.mark.parametrize("code", all_blocks("sh"))
 def test_commands_parse(code):
     for line in code.splitlines():

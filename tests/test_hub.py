@@ -1,11 +1,14 @@
 """Runs as model repositories of the Hugging Face Hub: the folder, its model card, loading and uploading it."""
 
+import base64
+import http.server
 import inspect
 import json
 import re
 import shlex
 import shutil
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -171,6 +174,59 @@ def test_calls_fit_the_package():
     inspect.signature(api.create_repo).bind("a/b", repo_type="model", exist_ok=True)
     inspect.signature(api.upload_folder).bind(repo_id="a/b", folder_path="x", commit_message="y")
     assert package.get_token() is None or isinstance(package.get_token(), str)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Fake of the Hub on this machine: creates a repository and takes a commit of small files."""
+
+    def do_GET(self):
+        self.reply({})
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])) if "Content-Length" in self.headers else b""
+        while "chunked" in self.headers.get("Transfer-Encoding", "") and (size := int(self.rfile.readline(), 16)):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        address = f"http://127.0.0.1:{self.server.server_port}/me/poles"
+        if self.path.endswith("/preupload/main"):
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            self.reply({"files": [{"path": file["path"], **mode} for file in json.loads(body)["files"]]})
+        elif self.path.endswith("/commit/main"):
+            self.server.commit = [json.loads(line)["value"] for line in body.decode().splitlines()]
+            self.reply({"commitUrl": f"{address}/commit/1", "commitOid": "1" * 40, "success": True})
+        elif self.path.endswith("/repos/create"):
+            self.server.created = json.loads(body), self.headers["Authorization"]
+            self.reply({"url": address})
+        else:
+            self.reply({"errors": [], "warnings": []})
+
+    def reply(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *given):
+        pass
+
+
+def test_the_package_uploads_the_folder_to_a_server(repository, monkeypatch):
+    """With huggingface_hub itself and a server on this machine, every file arrives as it is."""
+    package = pytest.importorskip("huggingface_hub")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(package.constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("HF_TOKEN", "hf_token")
+        url = hub.push(repository, "me/poles")
+        server.shutdown()
+    assert url.endswith("/me/poles")
+    assert server.created == ({"name": "poles", "organization": "me", "type": "model"}, "Bearer hf_token")
+    header, *files = server.commit
+    assert header["summary"] == "Upload a run of fdqn"
+    sent = {file["path"]: base64.b64decode(file["content"]) for file in files}
+    assert sent == {file.name: file.read_bytes() for file in repository.iterdir()}
 
 
 def test_push_creates_the_repository_and_uploads_the_folder(place, api, capsys):
