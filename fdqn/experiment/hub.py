@@ -81,7 +81,7 @@ def write(
         "seed": chosen,
         "bytes": size,
         "video": shown,
-        "read": f"fdqn.Run.load({str(folder)!r})",
+        "read": f"fdqn.Run.load({str(folder)!r}{'' if env is None else f', env={env!r}'})",
     }
 
 

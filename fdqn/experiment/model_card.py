@@ -161,8 +161,8 @@ def _number(x: float | None) -> str:
 def _loading(run: Run, repository: str, seed: int) -> str:
     own = envs.is_code(run.settings.env)
     folder, spec = repository.split("/")[-1], envs.find(run.settings.env if not own else run.env or "").spec
-    env = f", env={run.settings.env!r}" if own else ""
-    note = f"\n`{run.settings.env}` is code of its author, which has to be importable.\n" if own else ""
+    env = f", env={_quoted(run.settings.env)}" if own else ""
+    note = f"\n`{run.settings.env}` is code of the author of this run, and has to be importable.\n" if own else ""
     first, last = run.summary["seeds"][0], run.summary["seeds"][-1]
     shape, dtype = ", ".join(map(str, (1, *spec.obs_shape))), str(spec.obs_dtype)
     given = f"{shape}" if dtype == "torch.float32" else f"{shape}, dtype={dtype}"
