@@ -30,7 +30,7 @@ from torch import nn
 import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
-from fdqn.experiment import acting, arms, assemble, results, run_folder, sweep_plan
+from fdqn.experiment import acting, arms, assemble, halving_plan, results, run_folder, sweep_plan
 from fdqn.experiment.settings import Settings, Sweep, make, to_json
 from fdqn.experiment.sweep_plan import Draw
 from fdqn.ops import losses, schedules, transforms
@@ -131,6 +131,7 @@ TRAINED = STATE.learner.params
 SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
 EVOLVING = {"varied": ({"gamma": 0.9}, {"gamma": 1.0}), "bounds": {"gamma": (0.9, 1.0)}, "pbt_every": 2000}
+GAMMAS = {"gamma": [0.9, 0.95, 0.99, 1.0]}
 ARM = arms.Arm("a", np.arange(2.0), None, "return", "cartpole", 100)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
 SELECTED = SimpleNamespace(frequency=np.ones(2), members=np.ones(2, bool))
@@ -1353,6 +1354,8 @@ ROWS = [
     ("settings.Sweep", given(varied=({"colour": 1},)), ValueError, "varied: expected names of settings, got 'colour'"),
     ("settings.Sweep", given(varied=({"gamma": 0.9}, {"gamma": "much"})), TypeError,
      "gamma: expected a number, got 'much'"),
+    ("settings.Sweep", given(varied=({"gamma": 0.9}, {"gamma": 0.8}), rung_of=1), ValueError,
+     "rung_of: expected 0 or at least the number of settings, got 1"),
     ("settings.from_json", given(saved(varied={})), ValueError, "settings.varied: expected a list of records, got {}"),
     ("settings.from_json", given(saved(varied=[])), ValueError,
      "settings.varied: expected a tuple of at least one dict, got ()"),
@@ -1470,6 +1473,55 @@ ROWS = [
       )],
     ("sweep_plan.read", given(Path("bad-programs")), ValueError,
      "sweep: expected a sweep, got bad-programs with a sweep.json that is invalid: …"),
+    ("sweep_plan.check_env", given(Path("x"), "cartpole", "catch"), ValueError,
+     "env: expected 'cartpole', the environment trained on, got 'catch'"),
+    # successive halving
+    *[("halving_plan.plan", given(sweep_plan.plan(own, values), eta), ValueError, message)
+      for own, values, eta, message in (
+          ({}, GAMMAS, 1, "halving: expected at least 2, got 1"),
+          ({}, GAMMAS, 4, "halving: expected at least 5 settings with 4, got 4; use more values"),
+          ({}, {**GAMMAS, "hidden": [(8,), (4,)]}, 2,
+           "halving: expected settings that one program can train, got 2 programs for the values of hidden; choose one "
+           "value"),
+          ({}, {"kappa": [0.0, 1.0], "algorithm": ["qr-dqn"]}, 2,
+           "halving: expected settings that one program can train, got 2 programs for the values of kappa; choose …"),
+          ({"save_replay": False}, GAMMAS, 2,
+           "save_replay: expected True with halving, whose rungs start from checkpoints, got False"),
+          ({"steps": 2_000}, GAMMAS, 2,
+           "steps: expected enough for 2 rungs that end at reports, every 2,000 steps, got 2,000; use more steps or a "
+           "lower report_every"),
+          ({"steps": 4_000, "learning_starts": 2_500}, GAMMAS, 2,
+           "steps: expected enough for a first rung of more than the 2,500 steps before the first update, got 4,000 "
+           "with a first rung of 2,000; use more steps or fewer settings"),
+      )],
+    ("halving_plan.survivors", given([{"train_return": {"iqm": None}, "failed_seeds": []}], 2), ValueError,
+     "steps: expected a finished episode before the end of a rung, got none; train for more steps"),
+    *[("halving_plan.read", given(Path(name)), ValueError,
+       f"sweep: expected a sweep, got {name} with a halving.json that is invalid: {says}")
+      for name, says in (
+          ("bad-rungs", "Expecting …"), ("no-eta", "no 'eta'"),
+          ("other-rungs", "expected rungs of [4, 2] settings with their ends, got …"),
+          ("other-ends", "expected ends up to 100000, got [50000, 90000]"),
+          ("other-numbers", "expected 4 settings of the rung before, got [0, 1, 2, 2]"),
+          ("plain-rungs", "expected the settings of a first rung, got others"),
+      )],
+    ("halving.train", given(halving_plan.plan(sweep_plan.plan({"out": "run"}, GAMMAS), 2)), ValueError,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("halving.resume", given(Path("rungs"), steps=10**6), ValueError,
+     "steps: expected none for a sweep with halving, got a number; omit it"),
+    ("halving.resume", given(Path("rungs"), env="catch"), ValueError,
+     "env: expected 'cartpole', the environment trained on, got 'catch'"),
+    ("halving.resume", given(Path("code-rungs")), ValueError,
+     "env: expected the environment of code-rungs, which is user code, got none; pass --env my.games:chess"),
+    ("sweep_results.read", given(Path("rungs")), ValueError,
+     "sweep: expected a finished sweep, got rungs, whose rung 1 of 2 has not finished; continue with: fdqn resume …"),
+    ("sweep_results.locate", given(Path("rungs"), 4), ValueError,
+     "setting: expected one from 0 to 3, as settings.csv lists them, got 4; pass --setting"),
+    ("arms.read", given([Path("bad-rungs")]), ValueError,
+     "arms: expected a sweep, got bad-rungs with a halving.json that is invalid: …"),
+    ("api.resume", given("rungs"), ValueError, "path: expected a run or a sweep of one program, got rungs; …"),
+    ("api.sweep", given({"gamma": [0.9, 0.99]}, halving=2, progress=False), ValueError,
+     "halving: expected at least 3 settings with 2, got 2; use more values"),
     ("sweep_results.winner", given(Path("hollow")), ValueError,
      "run: expected a finished run folder, got hollow without …"),
     ("sweep_results.on_fresh_seeds", given(Path("run"), {}), ValueError,
@@ -1884,6 +1936,16 @@ WITHOUT = {
        for name in ("ancestors", "figure", "write")},
     "history.add_evolution": "writes a step of `population.between`",
     "plots.filled": "is a part of `figure`, which refuses",
+    "halving_plan.described": "describes a plan that `plan` has checked",
+    "halving_plan.ranking": "takes records of a summary that was checked",
+    "halving_plan.record": "returns a part of a plan",
+    "halving_plan.write": "writes a plan that `plan` has checked",
+    "halving.seconds": "takes a plan that `plan` has checked",
+    "halving.size": "hands on to `memory.check_memory`",
+    "history.copy": "takes what `restored` has checked",
+    **{f"halving_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
+    **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked"
+       for name in ("axes_of", "caption", "plain_text", "set_axis")},
     "sweep_plan.described": "describes checked settings",
     "sweep_plan.write": "writes a plan that `plan` has checked",
     "sweep_results.is_over": "takes any path",
@@ -1967,8 +2029,8 @@ WITHOUT = {
     "plots.figure": "is `learning_curves` without a file",
     **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
     **{f"sweeps.{name}": "takes what `sweep` has checked"
-       for name in ("decimals", "distinct", "estimates", "explanation", "few_seeds", "groups", "interval_text",
-                    "overview", "text", "varied")},
+       for name in ("decimals", "distinct", "dropped", "estimates", "explanation", "few_seeds", "groups",
+                    "interval_text", "overview", "text", "varied")},
     "plots.draw_curves": "draws what `figure` has checked",
     "plots.look": "takes any number",
     "comparison_plots.figure": "is `comparison` without a file",
@@ -2186,6 +2248,30 @@ SWEEPS = {
 """Files `sweep.json` of sweeps that were never started, and damaged ones."""
 
 
+def halving_json(ends=(50_000, 100_000), numbers=((0, 1, 2, 3), None), sizes=(4, 2), rung_of=4, env="cartpole", eta=2):
+    """Return the text of `halving.json` of a sweep of four settings."""
+    varied = [{"gamma": gamma} for gamma in GAMMAS["gamma"]]
+    rungs = [
+        {"settings": size, "end": end, "numbers": own} for size, end, own in zip(sizes, ends, numbers, strict=True)
+    ]
+    settings = {**to_json(Settings(env=env)), "varied": varied, "rung_of": rung_of}
+    record = {"eta": eta, "rungs": rungs, "settings": settings}
+    return json.dumps({name: x for name, x in record.items() if x is not None})
+
+
+HALVED = {
+    "rungs": halving_json(),
+    "code-rungs": halving_json(env="my.games:chess"),
+    "bad-rungs": "{",
+    "no-eta": halving_json(eta=None),
+    "other-rungs": halving_json(sizes=(4, 3)),
+    "other-ends": halving_json(ends=(50_000, 90_000)),
+    "other-numbers": halving_json(numbers=((0, 1, 2, 2), None)),
+    "plain-rungs": halving_json(rung_of=0),
+}
+"""Files `halving.json` of sweeps that were never started, and damaged ones."""
+
+
 def as_sweep(path):
     """Turn a run into a sweep of which only the settings can be read."""
     edited("config.json", lambda x: {**x, "settings": {**x["settings"], "varied": [{"gamma": 0.9}, {"gamma": 1.0}]}})(
@@ -2236,6 +2322,10 @@ def stage(trained, tmp_path_factory):
         (path / name).mkdir()
         (path / name / "settings.csv").write_text("learner,setting,seed,hidden\n")
         (path / name / "sweep.json").write_text(text)
+    for name, text in HALVED.items():
+        (path / name).mkdir()
+        (path / name / "settings.csv").write_text("learner,setting,seed,gamma\n")
+        (path / name / "halving.json").write_text(text)
     return path, files(path)
 
 
@@ -2282,6 +2372,8 @@ WITH_FILES = (
     "plots",
     "api",
     "session",
+    "halving",
+    "halving_plan",
     "sweep",
     "sweep_plan",
     "sweep_results",
@@ -2355,6 +2447,20 @@ LINES = [
     ("train --samples 4", 2,
      "flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none"),
     ("train --gamma 0.9 0.99 --samples 4", 2, "flag --samples: expected a flag with a range such as …, got none"),
+    ("train --halving 3", 2, "flag --halving: expected a flag with several values or a range, got none; omit it"),
+    ("train --gamma 0.9 0.99 --halving 2", 1, "halving: expected at least 3 settings with 2, got 2; use more values"),
+    ("train --gamma 0.9 0.95 0.99 --halving 1", 1, "halving: expected at least 2, got 1"),
+    ("train --gamma 0.9 0.95 0.99 --halving two", 2, "Error parsing --halving: …"),
+    ("train --gamma 0.9 0.99 --hidden 8, 4, --halving 2", 1,
+     "halving: expected settings that one program can train, got 2 programs for the values of hidden; choose …"),
+    ("train --gamma 0.9 0.95 0.99 --halving 2 --pbt-every 2000", 1,
+     "halving: expected it without pbt_every, which copies settings, got both; omit one of them"),
+    ("train --best-of sweep --halving 2", 2, "flag --halving: expected none but --seeds, …"),
+    ("resume rungs --steps 10", 1, "steps: expected none for a sweep with halving, got a number; omit it"),
+    ("report rungs", 1, "sweep: expected a finished sweep, got rungs, whose rung 1 of 2 has not finished; …"),
+    *[(f"{command} bad-rungs{rest}", 1,
+       "sweep: expected a sweep, got bad-rungs with a halving.json that is invalid: …")
+      for command, rest in (("eval", " --setting 0"), ("resume", ""), ("report", ""), ("train --best-of", ""))],
     ("train --gamma 0.9 0.99 --gamma 0.5", 2, "flag --gamma: expected once, got 2 times"),
     ("train --best-of sweep --gamma 0.9", 2,
      "flag --gamma: expected none but --seeds, --seed, --out and --json with --best-of; omit it"),

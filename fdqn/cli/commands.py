@@ -123,16 +123,23 @@ def _train(command: Train, emit: Emit, started: float) -> None:
 
 def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:
     """Train a sweep, print the plan before and the ranking after it."""
-    from fdqn.experiment import sweep, sweep_plan
+    from fdqn.experiment import halving, halving_plan, sweep, sweep_plan
 
     given = {**(command.sweep or {})}
     draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
     plan = sweep_plan.plan(**given, draws=draws)
+    rungs = None if command.halving is None else halving_plan.plan(plan, command.halving)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
-        text = tables.plan_text(plan, sweep.sizes(plan), sweep.seconds(plan))
+        if rungs is None:
+            text = tables.plan_text(plan, sweep.sizes(plan), sweep.seconds(plan))
+        else:
+            text = tables.halving_text(rungs, halving.size(rungs), halving.seconds(rungs))
     console.print(text, soft_wrap=True)
     with _following(console, None, prints=False) as (on_event, stop):
-        path = sweep.train(plan, on_event, stop, started)
+        if rungs is None:
+            path = sweep.train(plan, on_event, stop, started)
+        else:
+            path = halving.train(rungs, on_event, stop, started)
     _print_sweep(path, emit if command.json else None)
 
 

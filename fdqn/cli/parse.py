@@ -35,6 +35,7 @@ class Train:
     json: bool = False
     sweep: dict[str, Any] | None = None
     """Arguments of `sweep.plan`; None without several values of a flag."""
+    halving: int | None = None
     best_of: Path | None = None
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings that were given as flags."""
@@ -68,6 +69,9 @@ class TrainFlags:
     continue with the parameters and numbers of one of the best 20%, and multiply their numbers by 0.8 or 1.2
     (of gamma and decays, the distance to 1). A number stays between the lowest and the highest of its values,
     or in the range from which it is drawn. The result is the best member of each seed."""
+    halving: Annotated[int | None, tyro.conf.arg(metavar="ETA")] = None
+    """Successive halving of a sweep: several times train on only the best 1/ETA of the settings, such as 3.
+    Settings are dropped by their training returns. The last 2 to ETA settings are trained to the end."""
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out and --json."""
@@ -338,7 +342,7 @@ def _grouped(settings: Settings) -> TrainFlags:
 
 def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train:
     """Return the command for parsed flags. `names` are those that were given, as opposed to defaults."""
-    own = ("preset", "json", "samples", "pbt_every", "best_of")
+    own = ("preset", "json", "samples", "halving", "pbt_every", "best_of")
     parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in own]
     values = {name: value for part in parts for name, value in vars(part).items()}
     swept = {**found.values, **found.draws}
@@ -357,12 +361,14 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
         got = flags.pbt_every if swept else "none"
         expected = "at least 1" if swept else "a flag with several values such as --learning-rate 1e-4 1e-3"
         _refuse(f"flag --pbt-every: expected {expected}, got {got}")
+    if flags.halving is not None and not swept:
+        _refuse("flag --halving: expected a flag with several values or a range, got none; omit it")
     published = _published(flags.preset, given.get("env")) if flags.preset else None
     if swept:
         plan = dict(given=given, values=found.values, draws=found.draws, samples=flags.samples, published=published)
         if flags.pbt_every is not None:
             plan["pbt_every"] = flags.pbt_every
-        return dataclasses.replace(command, sweep=plan)
+        return dataclasses.replace(command, sweep=plan, halving=flags.halving)
     try:
         return dataclasses.replace(command, settings=groups.make(given, published))
     except ValueError as error:
@@ -380,6 +386,7 @@ def _flags(command: Any) -> list[str]:
             "preset",
             "json",
             "samples",
+            "halving",
             "pbt_every",
             "best_of",
             *(field.name for field in dataclasses.fields(Settings)),

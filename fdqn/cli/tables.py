@@ -9,7 +9,7 @@ from fdqn.cli import terminal
 from fdqn.experiment.progress import bytes_text
 
 if TYPE_CHECKING:
-    from fdqn.experiment import population, results, sweep_plan
+    from fdqn.experiment import halving_plan, population, results, sweep_plan
     from fdqn.experiment.settings import Sweep
     from fdqn.report import sweeps
 
@@ -112,7 +112,8 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     table = Table(title=f"settings by {measure}", title_justify="left", box=None, header_style="bold")
     heading = results.interval_heading([row.estimate._asdict() for row in rows])
     marked = any(row.member is not None for row in rows)
-    for name in ("rank", *names, "seeds", "failed", heading, *["in best set"] * marked):
+    halved = any(row.dropped is not None for row in rows)
+    for name in ("rank", *names, "seeds", "failed", heading, *["in best set"] * marked, *["dropped"] * halved):
         table.add_column(name, justify="right", overflow="fold")
     digits = sweeps.decimals([float(row.estimate.iqm) for row in rows])
     for row in rows[:_SETTINGS]:
@@ -124,6 +125,7 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
             str(row.failed),
             "failed" if row.rank is None else mean,
             *["yes" if row.member else ""] * marked,
+            *["" if row.dropped is None else f"at {row.dropped:,}"] * halved,
         )
     out = terminal.results()
     out.print(table)
@@ -131,6 +133,8 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
         members = sum(bool(row.member) for row in hidden)
         of_them = f", {members} of them in the best set" if members else ""
         out.print(f"... and {len(hidden)} more{of_them} (settings.csv)")
+    if halved:
+        out.print("Settings that were dropped have their training returns until then.", soft_wrap=True)
     if any(0 < row.failed < row.seeds for row in rows):
         out.print("Failed seeds are excluded from the means, which favours settings with failed seeds.", soft_wrap=True)
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
@@ -198,6 +202,23 @@ def evolution_text(settings: "Sweep") -> str:
         f"population based training every {settings.pbt_every:,} steps, each seed a population of "
         f"{len(settings.varied)} members: {ranges}"
     )
+
+
+def halving_text(planned: "halving_plan.Halving", size: int, seconds: Sequence[float] | None = None) -> str:
+    """Describe the rungs of a sweep with halving, a line each after the first.
+
+    `size` are its bytes, `seconds` the estimated times of the rungs.
+    """
+    from fdqn.experiment.halving_plan import described
+
+    time = "" if seconds is None else f", {about_text(sum(seconds))}"
+    lines = [
+        f"successive halving with eta = {planned.eta} in {len(planned.rungs)} rungs; "
+        f"{planned.fraction:.0%} of the steps of the whole sweep; {bytes_text(size)}{time}"
+    ]
+    times = [""] * len(planned.rungs) if seconds is None else [f", {about_text(time)}" for time in seconds]
+    lines += [f"  {i + 1}: {described(planned, i)}{time}" for i, time in enumerate(times)]
+    return "\n".join(lines)
 
 
 def about_text(seconds: float) -> str:

@@ -15,7 +15,17 @@ import torch
 from rich.console import Console
 
 from fdqn import check, compile, training
-from fdqn.experiment import events, population, presets, process, session, sweep_plan, sweep_results
+from fdqn.experiment import (
+    events,
+    halving_plan,
+    population,
+    presets,
+    process,
+    session,
+    sweep_plan,
+    sweep_results,
+)
+from fdqn.experiment import halving as successive
 from fdqn.experiment import sweep as sweeping
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.population import Population
@@ -110,6 +120,7 @@ def sweep(
     *,
     samples: int = 16,
     pbt_every: int | None = None,
+    halving: int | None = None,
     preset: PresetName | None = None,
     progress: bool = True,
     on_event: OnEvent | None = None,
@@ -134,6 +145,7 @@ def sweep(
         samples: number of drawn settings.
         pbt_every: environment steps per seed between steps of population based training, a multiple of `report_every`.
             Numbers stay between the lowest and the highest of their values, or in their range.
+        halving: eta of successive halving: several times, only the best 1/eta of the settings are trained on.
         preset, progress, on_event, stop: as in `fdqn.train`.
         **keywords: settings that all have in common.
 
@@ -146,7 +158,11 @@ def sweep(
     if pbt_every is not None:
         check.count("pbt_every", pbt_every, 1)
     planned = sweep_plan.plan(_plain(keywords), values, draws, samples, published, pbt_every or 0)
-    path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over))
+    if halving is None:
+        path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over))
+    else:
+        rungs = halving_plan.plan(planned, halving)
+        path = _supervised(progress, on_event, stop, lambda emit, over: successive.train(rungs, emit, over))
     return sweep_results.read(path) if pbt_every is None else population.read(path)
 
 
@@ -183,7 +199,7 @@ def resume(
     more: dict[str, Any] = dict(env=env, fallback=fallback, on_nan=on_nan, device=device)
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
     where = Path(path).absolute()  # an environment may change the current folder
-    if (where / "sweep.json").exists():
+    if (where / "sweep.json").exists() or (where / halving_plan.FILE).exists():
         raise ValueError(
             f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.experiment.sweep.resume"
         )

@@ -26,6 +26,7 @@ from fdqn.experiment import assemble, memory
 from fdqn.experiment.settings import Settings, Sweep, to_json, with_defaults
 from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
+from fdqn.training import populations
 from fdqn.types import Hyper, Params
 
 COLUMNS = (
@@ -301,21 +302,58 @@ def record(
 
 def _keep(path: Path, settings: Settings, report: training.Report, seconds: float, rows: dict[str, Any]) -> Path:
     """Write a checkpoint and return its folder. Keep the newest ones and the one with the best training return."""
-    alive = report.failed < 0
-    means = statistics.row_means(report.last_returns[alive])
+    point = Restored(report.state, report.since, report.step, settings.steps, seconds)
+    _save(path, settings, point, report, rows)
+    folder = path / "checkpoints"
+    checkpoint.prune(folder, settings.keep_checkpoints, also=[best] if (best := _best(folder)) else [])
+    return folder / str(report.step)
+
+
+def _save(
+    path: Path,
+    settings: Settings,
+    point: Restored,
+    now: training.Report | training.MetricsSnapshot,
+    rows: dict[str, Any],
+) -> None:
+    """Write the checkpoint of a point of a run, with the failures and the last returns in `now`."""
+    alive = now.failed < 0
+    means = statistics.row_means(now.last_returns[alive])
     ended = means[np.isfinite(means)]
     at = CheckpointInfo(
         settings=to_json(settings),
-        step=report.step,
-        seconds=seconds,
+        step=point.step,
+        seconds=point.seconds,
         rows=rows,
         failed=int((~alive).sum()),
         score=float(statistics.iqm(ended)) if len(ended) else None,
     )
-    folder = path / "checkpoints"
-    checkpoint.save(folder, str(report.step), _kept(settings, report.state, report.since), at._asdict())
-    checkpoint.prune(folder, settings.keep_checkpoints, also=[best] if (best := _best(folder)) else [])
-    return folder / str(report.step)
+    assert point.since is not None
+    checkpoint.save(path / "checkpoints", str(point.step), _kept(settings, point.state, point.since), at._asdict())
+
+
+def copy(source: Path, at: Restored, path: Path, settings: Settings, learners: Sequence[int]) -> None:
+    """Write the rows and the checkpoint from which a run of some learners of another run starts.
+
+    Args:
+        source: folder of the other run.
+        at: point of the other run, after a planned report.
+        path: folder of the new run, without rows and checkpoints.
+        settings: settings of the new run.
+        learners: numbers of its learners in the other run, in increasing order.
+    """
+    numbers = {str(learner): number for number, learner in enumerate(learners)}
+    for name in ROWS:
+        if (source / name).exists():
+            with io.StringIO(files.read(source / name).decode(), newline="") as text:
+                header, *rows = csv.reader(text)
+            kept = [[step, numbers[learner], *rest] for step, learner, *rest in rows if learner in numbers]
+            _append(path / name, header, kept)
+    assert at.since is not None
+    members = torch.tensor(learners)
+    since = training.MetricsSnapshot._make(x[learners] for x in at.since)
+    point = at._replace(state=populations.keep(at.state, members.to(at.state.key.device)), since=since)
+    _save(path, settings, point, since, _rows(path))
 
 
 def _best(folder: Path) -> str | None:

@@ -90,13 +90,16 @@ def _make_folder(settings: Settings, base: Path) -> Path:
     raise AssertionError("unreachable: there are infinitely many names")
 
 
-def create(settings: Settings, base: Path = Path()) -> Path:
-    """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created."""
+def create(settings: Settings, base: Path = Path(), until: int | None = None) -> Path:
+    """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created.
+
+    `until` is the planned number of environment steps per seed, by default that of the settings.
+    """
     path = _make_folder(settings, base)
     out = settings.out or str(path.relative_to(base))
     config = {
         "settings": to_json(dataclasses.replace(settings, out=out)),
-        "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
+        "plan": {"steps": until or settings.steps, "on_nan": settings.on_nan},
         **_provenance(settings),
     }
     if isinstance(settings, Sweep):
@@ -205,15 +208,25 @@ def _partition(settings: Settings) -> dict[str, int] | None:
     """Return the partition of the seeds over threads; None if all seeds run in one group."""
     if _engine_name(settings) != "aot":
         return None
-    return compile.partition(assemble.program(settings), settings.lanes, torch.get_num_threads())._asdict()
+    program = assemble.program(settings)
+    fixed = _fixed(program, settings)
+    return (fixed or compile.partition(program, settings.lanes, torch.get_num_threads()))._asdict()
+
+
+def _fixed(program: training.Program, settings: Settings) -> compile.ThreadPartition | None:
+    """Return the partition with which successive halving started, for all of its rungs; None for other runs."""
+    if not isinstance(settings, Sweep) or not settings.rung_of:
+        return None
+    first = settings.rung_of * settings.seeds
+    return compile.partition(program, first, torch.get_num_threads(), unit=settings.seeds)
 
 
 def functions(program: training.Program, settings: Settings, vector: Any = None) -> training.Functions:
     """Return the step functions on the engine of the settings; they step the host environments `vector`, if given."""
-    engine = _engine_name(settings)
+    engine, fixed = _engine_name(settings), _fixed(program, settings)
     if vector is None:
-        return compile.compiled(program, settings.check_compile, engine)
-    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine))
+        return compile.compiled(program, settings.check_compile, engine, fixed)
+    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine, fixed))
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:

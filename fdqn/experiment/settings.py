@@ -300,6 +300,9 @@ class Sweep(Settings):
     """Environment steps per seed between steps of population based training; 0 for none."""
     bounds: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     """Lowest and highest value of each varied number in population based training."""
+    rung_of: int = 0
+    """Number of settings with which successive halving started, if this is one of its rungs; otherwise 0. All rungs
+    divide their learners into groups as the first one does, so that compiled functions round alike in all of them."""
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError unless every setting is valid on its own."""
@@ -323,6 +326,8 @@ class Sweep(Settings):
             raise TypeError(f"pbt_every: expected a whole number, got {self.pbt_every!r}")
         if not _are_bounds(self.bounds):
             raise TypeError(f"bounds: expected two numbers for each name, got {self.bounds!r}")
+        if type(self.rung_of) is not int or (self.rung_of and self.rung_of < len(self.varied)):
+            raise ValueError(f"rung_of: expected 0 or at least the number of settings, got {self.rung_of!r}")
 
     @property
     def lanes(self) -> int:
@@ -527,7 +532,7 @@ def to_json(settings: Settings) -> dict[str, Any]:
     }
 
 
-_OF_SWEEPS = ("scales", "pbt_every", "bounds")
+_OF_SWEEPS = ("scales", "rung_of", "pbt_every", "bounds")
 """Fields of `Sweep` that are only written if they are used."""
 
 

@@ -13,8 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fdqn import envs
-from fdqn.experiment import assemble, cost, events, memory, run_folder, session, sweep_plan, sweep_results
+from fdqn.experiment import (
+    assemble,
+    cost,
+    events,
+    halving,
+    halving_plan,
+    memory,
+    run_folder,
+    session,
+    sweep_plan,
+    sweep_results,
+)
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Sweep
 from fdqn.experiment.sweep_plan import Plan
@@ -60,6 +70,8 @@ def resume(
     """
     if not sweep_results.is_sweep(path):
         raise ValueError(f"sweep: expected the folder of a sweep, got {path}")
+    if (path / halving_plan.FILE).exists():
+        return halving.resume(path, on_event, stop, started, **changes)
     if (path / "sweep.json").exists():
         return _continue(path, on_event, stop, started, **changes)
     session.resume(path, on_event=on_event, stop=stop, started=started, **changes)
@@ -75,7 +87,7 @@ def _continue(
     if changes.get("steps") is not None:
         raise ValueError("steps: expected none for a sweep of several programs, got a number; omit it")
     if not new:
-        _check_env(path, programs[0].settings.env, changes.get("env"))
+        sweep_plan.check_env(path, programs[0].settings.env, changes.get("env"))
     for i, program in enumerate(programs):
         if sweep_results.is_over(path, i, program.settings):
             continue
@@ -94,14 +106,6 @@ def _continue(
             f"stopped, because all seeds of all settings have failed; the files in {path} are complete"
         )
     return path
-
-
-def _check_env(path: Path, trained: str, env: str | None) -> None:
-    """Raise ValueError for another environment than the one trained on, and for user code that was not named."""
-    if env is not None and env != trained:
-        raise ValueError(f"env: expected {trained!r}, the environment trained on, got {env!r}")
-    if env is None and envs.is_code(trained):
-        raise ValueError(f"env: expected the environment of {path}, which is user code, got none; pass --env {trained}")
 
 
 def _continue_program(

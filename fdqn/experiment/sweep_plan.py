@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fdqn import check, random
+from fdqn import check, envs, random
 from fdqn.experiment import assemble, run_folder
 from fdqn.experiment.settings import (
     EvaluationSettings,
@@ -239,6 +239,14 @@ def described(settings: Sweep) -> str:
 
 def _counted(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
+
+
+def check_env(path: Path, trained: str, env: str | None) -> None:
+    """Raise ValueError for another environment than the one trained on, and for user code that was not named."""
+    if env is not None and env != trained:
+        raise ValueError(f"env: expected {trained!r}, the environment trained on, got {env!r}")
+    if env is None and envs.is_code(trained):
+        raise ValueError(f"env: expected the environment of {path}, which is user code, got none; pass --env {trained}")
 
 
 # The file of a plan

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fdqn.experiment import population, results, sweep_plan
+from fdqn.experiment import halving_plan, population, results, sweep_plan
+from fdqn.experiment.halving_plan import Halving
 from fdqn.experiment.settings import Settings, Sweep, to_json_values
 from fdqn.experiment.sweep_plan import Program
 from fdqn.report import comparisons, plots, sweeps
@@ -29,20 +30,31 @@ class Results(NamedTuple):
     records: tuple[dict[str, Any], ...]
     """Returns of each setting, as in `settings` of `summary.json`."""
     curves: tuple[plots.Curve, ...]
+    halving: Halving | None = None
+    """Rungs of successive halving; None without halving."""
 
     @property
     def returns(self) -> Any:
-        """Returns [K, S]; NaN for failed seeds."""
+        """Returns [K, S]; NaN for failed seeds, and for settings that successive halving dropped."""
         rows = [record[_key(record)]["per_seed"] for record in self.records]
         return np.array([[math.nan if x is None else x for x in row] for row in rows], dtype=np.float64)
 
     def ranking(self) -> tuple[sweeps.Row, ...]:
-        """Return the settings, the best first."""
-        return sweeps.ranking(self.names, self.values, self.returns, self.selection())
+        """Return the settings, the best first; after halving, those of the last rung, then the dropped ones.
+
+        Dropped settings are in the order of their rungs, the last first, and of their training returns.
+        """
+        if self.halving is None:
+            return sweeps.ranking(self.names, self.values, self.returns, self.selection())
+        last = list(self.halving.numbers[-1])
+        found = sweeps.ranking(self.names, [self.values[k] for k in last], self.returns[last], self.selection())
+        rows = [row._replace(setting=last[row.setting]) for row in found]
+        return (*rows, *_dropped_rows(self, self.halving))
 
     def selection(self) -> comparisons.Selection:
-        """Return the set of settings that cannot be told from the best."""
-        return comparisons.selection(self.returns)
+        """Return the set of settings that cannot be told from the best; after halving, of those of the last rung."""
+        last = slice(None) if self.halving is None else list(self.halving.numbers[-1])
+        return comparisons.selection(self.returns[last])
 
     def record(self) -> dict[str, Any]:
         """Return the ranking as a record for JSON, the best setting first."""
@@ -55,13 +67,17 @@ class Results(NamedTuple):
                 "rank": row.rank,
                 "in_best_set": row.member,
                 "selected": None if row.frequency is None or math.isnan(row.frequency) else row.frequency,
+                **({} if self.halving is None else {"dropped": row.dropped}),
             }
             for row in rows
         ]
-        return {"sweep": str(self.path), "measure": self.measure, "settings": settings}
+        rungs = {} if self.halving is None else {"halving": halving_plan.record(self.halving)}
+        return {"sweep": str(self.path), "measure": self.measure, **rungs, "settings": settings}
 
     def picture(self) -> bytes:
         """Draw the sweep as a PNG."""
+        if self.halving is not None:
+            return _halving_picture(self, self.halving)
         from fdqn.report import sweep_plots
 
         given = sweeps.sweep(self.names, self.values, self.returns, self.selection(), self.scales, self.curves)
@@ -74,6 +90,39 @@ class Results(NamedTuple):
 
 def _key(record: Mapping[str, Any]) -> str:
     return "gymnasium_return" if "gymnasium_return" in record else "final_return"
+
+
+def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
+    """Return the rows of the settings that were dropped, by rung and training return."""
+    rows: list[sweeps.Row] = []
+    for i in reversed(range(len(halving.numbers) - 1)):
+        numbers = [k for k in halving.numbers[i] if halving.rung_of(k)[0] == i]
+        for at in halving_plan.ranking([found.records[k] for k in numbers]):
+            record = found.records[numbers[at]]
+            returns = [math.nan if x is None else x for x in record["train_return"]["per_seed"]]
+            rank = len(halving.numbers[-1]) + len(rows) + 1
+            row = sweeps.dropped(numbers[at], found.values[numbers[at]], returns, rank, halving.rungs[i].end)
+            rows.append(row._replace(failed=len(record["failed_seeds"])))
+    return rows
+
+
+def _halving_picture(found: Results, halving: Halving) -> bytes:
+    """Draw the learning curves of all settings until they were dropped."""
+    from fdqn.report import halving_plots
+
+    drawn, first = io.BytesIO(), found.settings[0]
+    scores = [record["train_return"]["iqm"] for record in _read_program(found.path / "0").records]
+    given = halving_plots.Halving(
+        sweeps.sweep(found.names, found.values, found.returns, None, found.scales, found.curves),
+        tuple(halving.dropped(k) for k in range(len(found.values))),
+        found.ranking(),
+        tuple(math.nan if score is None else score for score in scores),
+    )
+    sizes = ", then ".join(f"{rung.settings} settings to step {rung.end:,}" for rung in halving.rungs)
+    halving_plots.write(
+        drawn, given, first.env, f"successive halving, {first.seeds} seeds: {sizes}", f"{found.measure} return"
+    )
+    return drawn.getvalue()
 
 
 def is_sweep(path: Path) -> bool:
@@ -89,6 +138,8 @@ def read(path: Path) -> Results:
             f"sweep: expected a sweep of fixed settings, got {path} with population based training, which changes the "
             f"settings while they train; see its best members with: fdqn report {path}"
         )
+    if (path / halving_plan.FILE).exists():
+        return _read_halving(path)
     if not (path / "sweep.json").exists():
         return _read_program(path)
     plan = sweep_plan.read(path)
@@ -133,6 +184,30 @@ def _read_program(path: Path) -> Results:
     )
 
 
+def _read_halving(path: Path) -> Results:
+    """Read the results of a sweep with halving: of each setting those of the last rung in which it was trained."""
+    found = halving_plan.read(path)
+    current, count = len(found.numbers) - 1, len(found.rungs)
+    if not (is_over(path, current, found.settings) if current + 1 == count else _all_failed(path / str(current))):
+        raise ValueError(
+            f"sweep: expected a finished sweep, got {path}, whose rung {current + 1} of {count} has not finished; "
+            f"continue with: fdqn resume {path}"
+        )
+    parts = [_read_program(path / str(i)) for i in range(current + 1)]
+    places = [found.rung_of(k) for k in range(len(found.settings.varied))]
+    return Results(
+        path,
+        found.names,
+        tuple(tuple(values.values()) for values in found.settings.varied),
+        found.settings.scales,
+        tuple(found.settings.at(k) for k in range(len(places))),
+        parts[-1].measure,
+        tuple({**parts[i].records[local], "setting": k} for k, (i, local) in enumerate(places)),
+        tuple(parts[i].curves[local] for i, local in places),
+        found,
+    )
+
+
 def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
     """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is,
     and so is one with population based training.
@@ -150,14 +225,30 @@ def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
         if setting is not None:
             raise ValueError(f"setting: expected none for a run of one setting, got {setting}")
         return path, None
+    if (path / halving_plan.FILE).exists():
+        return _locate_in_rungs(path, setting)
     several = (path / "sweep.json").exists()
     programs = sweep_plan.read(path).programs if several else (_only_program(path),)
     for i, program in enumerate(programs):
         if setting in program.numbers:
             return (path / str(i) if several else path), program.numbers.index(setting)
-    last = sum(len(program.numbers) for program in programs) - 1
+    raise _unknown_setting(setting, sum(len(program.numbers) for program in programs))
+
+
+def _unknown_setting(setting: int | None, count: int) -> ValueError:
     got = "none" if setting is None else setting
-    raise ValueError(f"setting: expected one from 0 to {last}, as settings.csv lists them, got {got}; pass --setting")
+    return ValueError(
+        f"setting: expected one from 0 to {count - 1}, as settings.csv lists them, got {got}; pass --setting"
+    )
+
+
+def _locate_in_rungs(path: Path, setting: int | None) -> tuple[Path, int]:
+    """Return the folder of the last rung in which a setting was trained, and its number there."""
+    found = halving_plan.read(path)
+    if setting not in found.numbers[0]:
+        raise _unknown_setting(setting, len(found.numbers[0]))
+    i, number = found.rung_of(setting)
+    return path / str(i), number
 
 
 def trained(
@@ -207,7 +298,7 @@ def winner(path: Path) -> tuple[int, Settings]:
             "the settings while they train; to repeat it on fresh seeds, train it again with another --seed"
         )
     found = read(path)
-    if not (path / "sweep.json").exists():
+    if found.halving is None and not (path / "sweep.json").exists():
         _, planned = results.plan(path, found.settings[0].env)
         if (done := results.finished(path)) < planned and not _all_failed(path):
             raise ValueError(
