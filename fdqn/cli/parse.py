@@ -71,7 +71,8 @@ class TrainFlags:
     or in the range from which it is drawn. The result is the best member of each seed."""
     halving: Annotated[int | None, tyro.conf.arg(metavar="ETA")] = None
     """Successive halving of a sweep: several times train on only the best 1/ETA of the settings, such as 3.
-    Settings are dropped by their training returns. The last 2 to ETA settings are trained to the end."""
+    Settings are dropped by their training returns, which favours those that learn early and explore briefly.
+    The last 2 to ETA settings are trained to the end."""
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out and --json."""

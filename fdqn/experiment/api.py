@@ -145,7 +145,8 @@ def sweep(
         samples: number of drawn settings.
         pbt_every: environment steps per seed between steps of population based training, a multiple of `report_every`.
             Numbers stay between the lowest and the highest of their values, or in their range.
-        halving: eta of successive halving: several times, only the best 1/eta of the settings are trained on.
+        halving: eta of successive halving: several times, only the best 1/eta of the settings are trained on. They are
+            chosen by training returns, which favours settings that learn early and explore briefly.
         preset, progress, on_event, stop: as in `fdqn.train`.
         **keywords: settings that all have in common.
 

@@ -3,6 +3,9 @@
 All settings are trained until the end of the first rung; the best 1/eta of them are trained on until the end of the
 second, and so on. Rung number i is a run in the folder `i` of the sweep.
 
+Settings are chosen by their training returns, which include exploration. So settings that explore longer, or that
+learn slowly at first, may be dropped although they would be the best at the end.
+
 Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943
 """
 
