@@ -1494,7 +1494,7 @@ ROWS = [
            "steps: expected enough for a first rung of more than the 2,500 steps before the first update, got 4,000 "
            "with a first rung of 2,000; use more steps or fewer settings"),
       )],
-    ("halving_plan.survivors", given([{"train_return": {"iqm": None}, "failed_seeds": []}], 2), ValueError,
+    ("halving_plan.survivors", given(np.full((3, 2), np.nan), [False] * 3, 2), ValueError,
      "steps: expected a finished episode before the end of a rung, got none; train for more steps"),
     *[("halving_plan.read", given(Path(name)), ValueError,
        f"sweep: expected a sweep, got {name} with a halving.json that is invalid: {says}")

@@ -134,7 +134,7 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
         of_them = f", {members} of them in the best set" if members else ""
         out.print(f"... and {len(hidden)} more{of_them} (settings.csv)")
     if halved:
-        out.print("Settings that were dropped have their training returns until then.", soft_wrap=True)
+        out.print("Dropped settings have the training returns of their last report.", soft_wrap=True)
     if any(0 < row.failed < row.seeds for row in rows):
         out.print("Failed seeds are excluded from the means, which favours settings with failed seeds.", soft_wrap=True)
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)

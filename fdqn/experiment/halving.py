@@ -37,6 +37,7 @@ from fdqn.experiment import (
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.halving_plan import Halving
 from fdqn.experiment.settings import Sweep
+from fdqn.report import plots
 from fdqn.storage import files
 from fdqn.training import populations
 
@@ -125,7 +126,9 @@ def _start_rung(path: Path, number: int, env: str | None) -> None:
                 f"stopped at {run.summary['steps']:,} of {planned.settings.steps:,} steps, because all seeds of all "
                 f"settings have failed; the files in {path} are complete"
             )
-        kept = halving_plan.survivors(run.summary["settings"], planned.eta)
+        returns = plots.filled(run.curve.values)[-1].reshape(-1, planned.settings.seeds)
+        failed = [bool(record["failed_seeds"]) for record in run.summary["settings"]]
+        kept = halving_plan.survivors(returns, failed, planned.eta)
         _copy(own, new, kept, planned.rungs[number + 1].end, env)
         chosen = tuple(planned.numbers[number][i] for i in kept)
         halving_plan.write(planned._replace(numbers=(*planned.numbers, chosen)), path)

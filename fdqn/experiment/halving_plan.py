@@ -17,11 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fdqn import check
 from fdqn.experiment import assemble, sweep_plan
 from fdqn.experiment.settings import Sweep, from_json, to_json
+from fdqn.report import sweeps
 from fdqn.storage import files
 from fdqn.training import populations
 from fdqn.training.populations import Rung
@@ -110,30 +113,31 @@ def _rungs(settings: Sweep, eta: int) -> tuple[Rung, ...]:
     return found
 
 
-def ranking(records: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Sort the settings of a rung, the best first, by `settings` in its `summary.json`.
+def ranking(returns: NDArray[np.float64], failed: Sequence[bool]) -> list[int]:
+    """Sort the settings of a rung, the best first, by their training returns [K, S] at its last report.
 
-    The best settings have the highest interquartile mean, over seeds, of the training return. Settings with a failed
-    seed come after all others, because the mean of their other seeds would be too good; settings without a finished
-    episode come last among both. Ties keep their order.
+    The best settings have the highest interquartile mean of the seeds with a return. Settings with a failed seed, as
+    `failed` [K] says, come after all others, because the mean of their other seeds would be too good; settings without
+    a return come last among both. Ties keep their order.
     """
+    means = [float(estimate.iqm) for estimate in sweeps.estimates(returns)]
 
     def order(number: int) -> tuple[bool, bool, float]:
-        mean = records[number]["train_return"]["iqm"]
-        return bool(records[number]["failed_seeds"]), mean is None, -(mean or 0.0)
+        mean = means[number]
+        return bool(failed[number]), math.isnan(mean), 0.0 if math.isnan(mean) else -mean
 
-    return sorted(range(len(records)), key=order)
+    return sorted(range(len(means)), key=order)
 
 
-def survivors(records: Sequence[Mapping[str, Any]], eta: int) -> list[int]:
+def survivors(returns: NDArray[np.float64], failed: Sequence[bool], eta: int) -> list[int]:
     """Return the best 1/eta of the settings of a rung, by their number in the rung, in increasing order.
 
-    `records` are those of `ranking`. Raises ValueError if no seed has finished an episode.
+    Arguments are those of `ranking`. Raises ValueError if no seed has finished an episode.
     """
-    if all(record["train_return"]["iqm"] is None for record in records):
+    if not np.isfinite(returns).any():
         raise ValueError("steps: expected a finished episode before the end of a rung, got none; train for more steps")
-    scores = torch.empty(len(records), dtype=torch.float64)
-    scores[torch.tensor(ranking(records))] = torch.arange(len(records), 0, -1, dtype=torch.float64)
+    scores = torch.empty(len(returns), dtype=torch.float64)
+    scores[torch.tensor(ranking(returns, failed))] = torch.arange(len(returns), 0, -1, dtype=torch.float64)
     return populations.successive_halving(scores, eta).tolist()
 
 

@@ -97,13 +97,18 @@ def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
     rows: list[sweeps.Row] = []
     for i in reversed(range(len(halving.numbers) - 1)):
         numbers = [k for k in halving.numbers[i] if halving.rung_of(k)[0] == i]
-        for at in halving_plan.ranking([found.records[k] for k in numbers]):
-            record = found.records[numbers[at]]
-            returns = [math.nan if x is None else x for x in record["train_return"]["per_seed"]]
-            rank = len(halving.numbers[-1]) + len(rows) + 1
-            row = sweeps.dropped(numbers[at], found.values[numbers[at]], returns, rank, halving.rungs[i].end)
-            rows.append(row._replace(failed=len(record["failed_seeds"])))
+        returns = np.array([_last_returns(found.curves[k]) for k in numbers])
+        failed = [len(found.records[k]["failed_seeds"]) for k in numbers]
+        for at in halving_plan.ranking(returns, [count > 0 for count in failed]):
+            rank, k = len(halving.numbers[-1]) + len(rows) + 1, numbers[at]
+            row = sweeps.dropped(k, found.values[k], returns[at].tolist(), rank, halving.rungs[i].end)
+            rows.append(row._replace(failed=failed[at]))
     return rows
+
+
+def _last_returns(curve: plots.Curve) -> Any:
+    """Return the training returns [S] at the last report; those of an earlier one for seeds without an episode."""
+    return plots.filled(curve.values)[-1]
 
 
 def _halving_picture(found: Results, halving: Halving) -> bytes:
@@ -111,12 +116,13 @@ def _halving_picture(found: Results, halving: Halving) -> bytes:
     from fdqn.report import halving_plots
 
     drawn, first = io.BytesIO(), found.settings[0]
-    scores = [record["train_return"]["iqm"] for record in _read_program(found.path / "0").records]
+    first_rung = np.array([_last_returns(curve) for curve in _read_program(found.path / "0").curves])
+    scores = [float(estimate.iqm) for estimate in sweeps.estimates(first_rung)]
     given = halving_plots.Halving(
         sweeps.sweep(found.names, found.values, found.returns, None, found.scales, found.curves),
         tuple(halving.dropped(k) for k in range(len(found.values))),
         found.ranking(),
-        tuple(math.nan if score is None else score for score in scores),
+        tuple(scores),
     )
     sizes = ", then ".join(f"{rung.settings} settings to step {rung.end:,}" for rung in halving.rungs)
     halving_plots.write(

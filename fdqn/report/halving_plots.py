@@ -161,7 +161,7 @@ def _draw_values(part: "SubFigure", given: Halving, names: Sequence[sweep_plots.
         f"All settings after {given.ends[0]:,} steps, at the end of the first rung" if given.ends else "All settings"
     )
     notes = (
-        "point: interquartile mean of the seeds over their last episodes, by which settings are dropped",
+        "point: interquartile mean of the seeds, by which settings are dropped",
         "colours: as above",
     )
     sweep_plots.caption(part, title, notes, "")
