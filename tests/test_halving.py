@@ -370,7 +370,7 @@ def test_host_environments_are_halved(light, tmp_path):
         {"gamma": [0.9, 0.95, 0.99]},
         halving=2,
         progress=False,
-        **{**SMALL, "env": "gym:CartPole-v1"},
+        **{**SMALL, "env": "gym:CartPole-v1", "learning_starts": 20},
         out=tmp_path / "x",
     )
     assert [row.dropped for row in found.ranking()] == [None, None, found.halving.rungs[0].end]
