@@ -7,6 +7,7 @@ Parameters are plain dicts and state is tensors; `vmap`, `compile` and device pl
 Submodules load on first use, so that `fdqn --help` does not import torch.
 
 .. include:: README.md
+.. include:: docs/changelog.md
 """
 
 import importlib

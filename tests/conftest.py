@@ -30,11 +30,28 @@ def pytest_collection_finish(session):
 @pytest.fixture
 def light_runs(monkeypatch):
     """Leave out what takes most of a second of a small run and has tests of its own: size, picture and commit."""
+    lighten(monkeypatch)
+
+
+def lighten(monkeypatch):
     from fdqn.experiment import memory, results, run_folder
 
     monkeypatch.setattr(memory, "check_memory", lambda *given: 36_900)
     monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
     monkeypatch.setattr(run_folder, "git_commit", lambda: None)
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A folder of a small finished run: seeds 5 and 6 in CartPole. Tests only read it."""
+    import fdqn
+
+    path = tmp_path_factory.mktemp("small") / "run"
+    sizes = dict(num_envs=4, batch_size=4, hidden=(8,), learning_starts=20, report_every=50, evaluate_episodes=2)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        lighten(monkeypatch)
+        fdqn.train(seeds=2, seed=5, steps=100, **sizes, engine="eager", progress=False, out=str(path))
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -168,8 +168,10 @@ def test_rungs_of_the_paper():
 def copying(copy, state, source):
     """Check that members take the learner and hyper-parameters of their source, and keep everything else."""
     old, new = tree.clone(state), copy(tree.clone(state), source)
+    copies = (source != torch.arange(len(source))).unsqueeze(-1)
     mine = dict(learner=None, hyper=None, metrics=new.metrics._replace(failed=None, cause=None))
-    theirs = {**mine, "metrics": old.metrics._replace(failed=None, cause=None)}
+    expected = old.metrics._replace(returns=torch.where(copies, torch.nan, old.metrics.returns))
+    theirs = {**mine, "metrics": expected._replace(failed=None, cause=None)}
     asserts.assert_trees_equal(tree.index(old.learner, source), new.learner, "learner: ")
     asserts.assert_trees_equal(tree.index(old.hyper, source), new.hyper, "hyper: ")
     asserts.assert_trees_equal(old._replace(**theirs), new._replace(**mine), "own: ")
@@ -207,6 +209,10 @@ COPIES = {
     "with the key": (
         lambda state, source: populations.copy(state, source)._replace(key=state.key[source]),
         "own: .key",
+    ),
+    "with the returns of other episodes": (
+        lambda state, source: populations.copy(state, source)._replace(metrics=state.metrics),
+        "own: .metrics.returns",
     ),
     "with the buffer": (
         lambda state, source: populations.copy(state, source)._replace(buffer=tree.index(state.buffer, source)),

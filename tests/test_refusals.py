@@ -30,7 +30,7 @@ from torch import nn
 import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
-from fdqn.experiment import acting, arms, assemble, results, run_folder, sweep_plan
+from fdqn.experiment import acting, arms, assemble, halving_plan, results, run_folder, sweep_plan
 from fdqn.experiment.settings import Settings, Sweep, make, to_json
 from fdqn.experiment.sweep_plan import Draw
 from fdqn.ops import losses, schedules, transforms
@@ -130,6 +130,8 @@ FUNCTIONS = training.vmapped(PROGRAM)
 TRAINED = STATE.learner.params
 SETTINGS = Settings(seeds=2, steps=300, learning_starts=100, batch_size=8, hidden=(8,), compile=False)
 HUGE = dataclasses.replace(SETTINGS, steps=10**15, capacity=10**15)
+EVOLVING = {"varied": ({"gamma": 0.9}, {"gamma": 1.0}), "bounds": {"gamma": (0.9, 1.0)}, "pbt_every": 2000}
+GAMMAS = {"gamma": [0.9, 0.95, 0.99, 1.0]}
 ARM = arms.Arm("a", np.arange(2.0), None, "return", "cartpole", 100)
 POINTS = plots.Curve(np.arange(3), np.zeros((2, 2)))
 SELECTED = SimpleNamespace(frequency=np.ones(2), members=np.ones(2, bool))
@@ -1402,6 +1404,8 @@ ROWS = [
     ("settings.Sweep", given(varied=({"colour": 1},)), ValueError, "varied: expected names of settings, got 'colour'"),
     ("settings.Sweep", given(varied=({"gamma": 0.9}, {"gamma": "much"})), TypeError,
      "gamma: expected a number, got 'much'"),
+    ("settings.Sweep", given(varied=({"gamma": 0.9}, {"gamma": 0.8}), rung_of=1), ValueError,
+     "rung_of: expected 0 or at least the number of settings, got 1"),
     ("settings.from_json", given(saved(varied={})), ValueError, "settings.varied: expected a list of records, got {}"),
     ("settings.from_json", given(saved(varied=[])), ValueError,
      "settings.varied: expected a tuple of at least one dict, got ()"),
@@ -1411,6 +1415,41 @@ ROWS = [
      "gamma: expected numbers in [0, 1], got 1.5 (setting 1 of the sweep)"),
     ("assemble.program", given(Sweep(varied=({"batch_size": 8}, {"batch_size": 16}))), ValueError,
      "varied: expected settings that one program can train, got others; use sweep_plan.plan"),
+    ("settings.Sweep", given(pbt_every=2.5), TypeError, "pbt_every: expected a whole number, got 2.5"),
+    ("settings.Sweep", given(bounds={"gamma": 0.9}), TypeError,
+     "bounds: expected two numbers for each name, got {'gamma': 0.9}"),
+    ("settings.from_json", given(saved(pbt_every=2000)), ValueError,
+     "settings: expected the fields of this version, got others: ['pbt_every']"),
+    *[("assemble.program", given(Sweep(**{**EVOLVING, **changes})), ValueError, message) for changes, message in (
+        ({"varied": ({"gamma": 0.9},)}, "pbt_every: expected at least 2 settings, got 1; use more values"),
+        ({"pbt_every": -1}, "pbt_every: expected a multiple of report_every = 2000, got -1; use 2000"),
+        ({"pbt_every": 500}, "pbt_every: expected a multiple of report_every = 2000, got 500; use 2000"),
+        ({"bounds": {}}, "bounds: expected a range for gamma, got none"),
+        ({"bounds": {"gamma": (0.5, 0.9)}},
+         "bounds: expected the range of a varied number, got gamma from 0.5 to 0.9"),
+        ({"bounds": {"gamma": (0.9, 1.0), "tau": (0.1, 0.2)}},
+         "bounds: expected the range of a varied number, got tau from 0.1 to 0.2"),
+    )],
+    ("assemble.check_evolves", given(["gamma", "double"]), ValueError,
+     "double: expected one value with pbt_every, got several; population based training cannot change it while a "
+     "learner trains"),
+    *[("sweep_plan.plan", given(settings, values, pbt_every=every), error, message)
+      for settings, values, every, error, message in (
+        ({}, {"gamma": [0.9, 0.99]}, 2.5, TypeError, "pbt_every: expected an integer, got 2.5"),
+        ({}, {"gamma": [0.9, 0.99]}, 3000, ValueError,
+         "pbt_every: expected a multiple of report_every = 2000, got 3000; use 2000 or 4000"),
+        ({"steps": 10**4}, {"gamma": [0.9, 0.99]}, 10**4, ValueError,
+         "pbt_every: expected more than the 1000 steps before the first update and fewer than steps = 10000, got "
+         "10000"),
+        ({}, {"gamma": [0.9, 0.99], "hidden": [(8,), (4,)]}, 2000, ValueError,
+         "hidden: expected one value with pbt_every, got several; …"),
+        ({}, {"epsilon_fraction": [0.1, 0.2]}, 2000, ValueError,
+         "epsilon_fraction: expected one value with pbt_every, got several; …"),
+        ({}, {"gamma": [0.9, 0.99], "tau": [0.1, 1.0]}, 2000, ValueError,
+         "tau: expected values of one program with pbt_every, got 0.1 and 1.0, which need two; omit one of them"),
+        ({"algorithm": "stream-q"}, {"gamma": [0.9, 0.99]}, 2000, ValueError,
+         "pbt_every: expected another algorithm, got stream-q, whose scale of rewards …"),
+    )],
     *[("sweep_plan.plan", given(*arguments), error, message) for arguments, error, message in (
         (({}, {}), ValueError, "values: expected at least one setting with several values or a range, got none"),
         (({}, {"gamma": []}), ValueError, "gamma: expected at least one value, got none"),
@@ -1484,10 +1523,79 @@ ROWS = [
       )],
     ("sweep_plan.read", given(Path("bad-programs")), ValueError,
      "sweep: expected a sweep, got bad-programs with a sweep.json that is invalid: …"),
+    ("sweep_plan.check_env", given(Path("x"), "cartpole", "catch"), ValueError,
+     "env: expected 'cartpole', the environment trained on, got 'catch'"),
+    # successive halving
+    *[("halving_plan.plan", given(sweep_plan.plan(own, values), eta), ValueError, message)
+      for own, values, eta, message in (
+          ({}, GAMMAS, 1, "halving: expected at least 2, got 1"),
+          ({}, GAMMAS, 4, "halving: expected at least 5 settings with 4, got 4; use more values"),
+          ({}, {**GAMMAS, "hidden": [(8,), (4,)]}, 2,
+           "halving: expected settings that one program can train, got 2 programs for the values of hidden; choose one "
+           "value"),
+          ({}, {"kappa": [0.0, 1.0], "algorithm": ["qr-dqn"]}, 2,
+           "halving: expected settings that one program can train, got 2 programs for the values of kappa; choose …"),
+          ({"save_replay": False}, GAMMAS, 2,
+           "save_replay: expected True with halving, whose rungs start from checkpoints, got False"),
+          ({"steps": 2_000}, GAMMAS, 2,
+           "steps: expected enough for 2 rungs that end at reports, every 2,000 steps, got 2,000; use more steps or a "
+           "lower report_every"),
+          ({"steps": 4_000, "learning_starts": 2_500}, GAMMAS, 2,
+           "steps: expected enough for a first rung of more than the 2,500 steps before the first update, got 4,000 "
+           "with a first rung of 2,000; use more steps or fewer settings"),
+      )],
+    ("halving_plan.survivors", given(np.full((3, 2), np.nan), [False] * 3, 2), ValueError,
+     "steps: expected a finished episode before the end of a rung, got none; train for more steps"),
+    *[("halving_plan.read", given(Path(name)), ValueError,
+       f"sweep: expected a sweep, got {name} with a halving.json that is invalid: {says}")
+      for name, says in (
+          ("bad-rungs", "Expecting …"), ("no-eta", "no 'eta'"),
+          ("other-rungs", "expected rungs of [4, 2] settings with their ends, got …"),
+          ("other-ends", "expected ends up to 100000, got [50000, 90000]"),
+          ("other-numbers", "expected 4 settings of the rung before, got [0, 1, 2, 2]"),
+          ("plain-rungs", "expected the settings of a first rung, got others"),
+      )],
+    ("halving.train", given(halving_plan.plan(sweep_plan.plan({"out": "run"}, GAMMAS), 2)), ValueError,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("halving.resume", given(Path("rungs"), steps=10**6), ValueError,
+     "steps: expected none for a sweep with halving, got a number; omit it"),
+    ("halving.resume", given(Path("rungs"), env="catch"), ValueError,
+     "env: expected 'cartpole', the environment trained on, got 'catch'"),
+    ("halving.resume", given(Path("code-rungs")), ValueError,
+     "env: expected the environment of code-rungs, which is user code, got none; pass --env my.games:chess"),
+    ("sweep_results.read", given(Path("rungs")), ValueError,
+     "sweep: expected a finished sweep, got rungs, whose rung 1 of 2 has not finished; continue with: fdqn resume …"),
+    ("sweep_results.locate", given(Path("rungs"), 4), ValueError,
+     "setting: expected one from 0 to 3, as settings.csv lists them, got 4; pass --setting"),
+    ("arms.read", given([Path("bad-rungs")]), ValueError,
+     "arms: expected a sweep, got bad-rungs with a halving.json that is invalid: …"),
+    ("api.resume", given("rungs"), ValueError, "path: expected a run or a sweep of one program, got rungs; …"),
+    ("api.sweep", given({"gamma": [0.9, 0.99]}, halving=2, progress=False), ValueError,
+     "halving: expected at least 3 settings with 2, got 2; use more values"),
     ("sweep_results.winner", given(Path("hollow")), ValueError,
      "run: expected a finished run folder, got hollow without …"),
     ("sweep_results.on_fresh_seeds", given(Path("run"), {}), ValueError,
      "sweep: expected the folder of a sweep, got run, a run of one setting"),
+    ("sweep_results.read", given(Path("population")), ValueError,
+     "sweep: expected a sweep of fixed settings, got population with population based training, which changes the "
+     "settings while they train; see its best members with: fdqn report population"),
+    ("sweep_results.winner", given(Path("population")), ValueError,
+     "best_of: expected a sweep of fixed settings, got population with population based training, which changes the "
+     "settings while they train; to repeat it on fresh seeds, train it again with another --seed"),
+    ("sweep_results.locate", given(Path("population"), 1), ValueError,
+     "setting: expected none for population with population based training, got 1; omit it to use the best member of "
+     "each seed"),
+    ("sweep_results.trained", given(Path("population"), None, "100"), ValueError,
+     "checkpoint: expected last for population with population based training, whose best members are those at the "
+     "end, got '100'; omit it"),
+    ("population.read", given(Path("run")), ValueError,
+     "population: expected a run with population based training, got run"),
+    ("population.read", given(Path("bad-population")), ValueError,
+     "population: expected a learner for each of 1 seeds in summary.json of bad-population, got others"),
+    ("population.read", given(Path("bad-table")), ValueError,
+     "population: expected 4 numbers in rows of 2 learners in bad-table/population.csv, got others"),
+    ("population.read", given(Path("bad-source")), ValueError,
+     "population: expected sources among the learners of the same seed in bad-source/population.csv, got others"),
     ("sweep_results.locate", given(Path("run"), 0), ValueError,
      "setting: expected none for a run of one setting, got 0"),
     ("sweep_results.locate", given(Path("two-programs"), None), ValueError,
@@ -1501,6 +1609,8 @@ ROWS = [
     ("api.sweep", given({"gama": [0.9, 0.99]}), TypeError, "train: unknown setting 'gama'; did you mean 'gamma'?"),
     ("api.sweep", given({"gamma": [0.9, 1.5]}, env="catch", progress=False), ValueError,
      "gamma: expected numbers in [0, 1], got 1.5 (in the setting gamma = 1.5)"),
+    ("api.sweep", given({"gamma": [0.9, 0.99]}, pbt_every=0, progress=False), ValueError,
+     "pbt_every: expected at least 1, got 0"),
     ("api.resume", given("two-programs"), ValueError,
      "path: expected a run or a sweep of one program, got two-programs; continue it with …"),
     ("training.parametrized", given(None, {}), TypeError, "make: expected a function, got NoneType"),
@@ -1737,12 +1847,19 @@ ROWS = [
     # export and plots
     ("export.write", given(Later(lambda: results.read(Path("run"))), 3, Path("a.pt")), ValueError,
      "seed: expected a trained seed, 5 to 6, got 3"),
-    ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("a.onnx")), ValueError,
-     "out: expected a name that ends in .pt or .pth for the state_dict, or in .pt2 for the policy, got 'a.onnx'"),
+    ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("a.npz")), ValueError,
+     "out: expected a name that ends in .pt or .pth for the state_dict, or in .pt2 or .onnx for the policy, got "
+     "'a.npz'"),
     ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("file")), ValueError,
      "out: expected a file that does not exist yet, got 'file'; choose another --out"),
     ("export.write", given(Later(lambda: results.read(Path("run"))), 5, Path("a.pt"), "stack"), ValueError,
      "prefix: expected a prefix that ends in a dot, got 'stack'; use 'stack.'"),
+    ("hub.write", given(Path("sweep"), Path("repo")), ValueError,
+     "run: expected a run of one setting, got the sweep sweep; train its best setting on fresh seeds with …"),
+    ("hub.write", given(Path("run"), Path("file")), ValueError,
+     "hub: expected a folder that does not exist yet, got 'file'; choose another --hub"),
+    ("hub.check_push", given("poles"), ValueError, "push: expected a repository OWNER/NAME, got 'poles'"),
+    ("hub.push", given(Path("run"), "a/b/c"), ValueError, "push: expected a repository OWNER/NAME, got 'a/b/c'"),
     ("plots.learning_curves", given(Path("x.png"), {}), ValueError,
      "panels: expected at least one curve in each, got none"),
     ("plots.learning_curves", given(Path("x.png"), {"cartpole": {"a": POINTS}}), ValueError,
@@ -1782,6 +1899,14 @@ ROWS = [
     ("arms.read", given([Path("run"), Path("run")]), ValueError, "arms: expected each arm once, got run twice"),
     ("arms.read", given([Path("run"), Path("bad-summary")]), ValueError,
      "arms: expected a finished run or sweep, got bad-summary with a summary.json without env, …"),
+    ("arms.read", given([Path("population:1"), Path("run")]), ValueError,
+     "arms: expected population without a setting, got '1'; population based training changes its settings while they "
+     "train, and the best member of each seed is compared"),
+    ("arms.read", given([Path("population"), Path("run")], "training"), ValueError,
+     "measure: expected greedy or gymnasium for population with population based training, got training, by which its "
+     "best members were selected"),
+    ("arms.read", given([Path("bad-population"), Path("run")]), ValueError,
+     "arms: expected the best member of each seed in summary.json of bad-population, got others"),
     ("arms.read", given([], "best"), ValueError, "measure: expected one of greedy, training, gymnasium, got 'best'"),
     ("arms.check_comparable", given([ARM, ARM._replace(name="b", env="catch")]), ValueError,
      "arms: expected one environment, got cartpole in a and catch in b; pass --anyway to compare them"),
@@ -1849,6 +1974,12 @@ ROWS = [
 ]  # fmt: skip
 
 WITHOUT = {
+    "export.policy": "takes checked settings and parameters",
+    "export.onnx_policy": "the same",
+    "model_card.text": "formats a run that `results` has read",
+    "model_card.front_matter": "the same",
+    "model_card.mean_text": "the same",
+    "repeat.command": "takes checked settings",
     "assemble.free_names": "takes nothing",
     "assemble.in_one_program": "makes a key of settings",
     "assemble.name": "formats numbers",
@@ -1859,6 +1990,23 @@ WITHOUT = {
     "session.AllFailedError": "is what is raised",
     "settings.each": "takes checked settings",
     "settings.to_json_values": "takes any values",
+    **{f"population.{name}": "is a part of a run" for name in ("between", "is_due", "record", "draw_curve")},
+    **{f"population.{name}": "takes what `read` has checked" for name in ("best_members", "write_picture")},
+    "population.is_population": "takes any path",
+    **{f"population_plots.{name}": "takes what `population.read` has checked"
+       for name in ("ancestors", "figure", "write")},
+    "history.add_evolution": "writes a step of `population.between`",
+    "plots.filled": "is a part of `figure`, which refuses",
+    "halving_plan.described": "describes a plan that `plan` has checked",
+    "halving_plan.ranking": "takes records of a summary that was checked",
+    "halving_plan.record": "returns a part of a plan",
+    "halving_plan.write": "writes a plan that `plan` has checked",
+    "halving.seconds": "takes a plan that `plan` has checked",
+    "halving.size": "hands on to `memory.check_memory`",
+    "history.copy": "takes what `restored` has checked",
+    **{f"halving_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
+    **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked"
+       for name in ("axes_of", "caption", "plain_text", "set_axis")},
     "sweep_plan.described": "describes checked settings",
     "sweep_plan.write": "writes a plan that `plan` has checked",
     "sweep_results.is_over": "takes any path",
@@ -1942,8 +2090,8 @@ WITHOUT = {
     "plots.figure": "is `learning_curves` without a file",
     **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},
     **{f"sweeps.{name}": "takes what `sweep` has checked"
-       for name in ("decimals", "distinct", "estimates", "explanation", "few_seeds", "groups", "interval_text",
-                    "overview", "text", "varied")},
+       for name in ("decimals", "distinct", "dropped", "estimates", "explanation", "few_seeds", "groups",
+                    "interval_text", "overview", "text", "varied")},
     "plots.draw_curves": "draws what `figure` has checked",
     "plots.look": "takes any number",
     "comparison_plots.figure": "is `comparison` without a file",
@@ -2166,12 +2314,61 @@ SWEEPS = {
 """Files `sweep.json` of sweeps that were never started, and damaged ones."""
 
 
+def halving_json(ends=(50_000, 100_000), numbers=((0, 1, 2, 3), None), sizes=(4, 2), rung_of=4, env="cartpole", eta=2):
+    """Return the text of `halving.json` of a sweep of four settings."""
+    varied = [{"gamma": gamma} for gamma in GAMMAS["gamma"]]
+    rungs = [
+        {"settings": size, "end": end, "numbers": own} for size, end, own in zip(sizes, ends, numbers, strict=True)
+    ]
+    settings = {**to_json(Settings(env=env)), "varied": varied, "rung_of": rung_of}
+    record = {"eta": eta, "rungs": rungs, "settings": settings}
+    return json.dumps({name: x for name, x in record.items() if x is not None})
+
+
+HALVED = {
+    "rungs": halving_json(),
+    "code-rungs": halving_json(env="my.games:chess"),
+    "bad-rungs": "{",
+    "no-eta": halving_json(eta=None),
+    "other-rungs": halving_json(sizes=(4, 3)),
+    "other-ends": halving_json(ends=(50_000, 90_000)),
+    "other-numbers": halving_json(numbers=((0, 1, 2, 2), None)),
+    "plain-rungs": halving_json(rung_of=0),
+}
+"""Files `halving.json` of sweeps that were never started, and damaged ones."""
+
+
 def as_sweep(path):
     """Turn a run into a sweep of which only the settings can be read."""
     edited("config.json", lambda x: {**x, "settings": {**x["settings"], "varied": [{"gamma": 0.9}, {"gamma": 1.0}]}})(
         path
     )
     (path / "settings.csv").write_text("learner,setting,seed,gamma\n")
+
+
+BEST = {"best": [{"seed": 5, "learner": 0, "setting": 0, "values": {"gamma": 0.9}}]}
+
+
+def as_population(found, table):
+    """Make a function that turns a run into one with population based training of two settings of one seed."""
+    varied = [{"gamma": 0.9}, {"gamma": 1.0}]
+    means = {"iqm": 0.0, "low": None, "high": None, "kind": None, "per_seed": [0.0]}
+    record = {**found, **dict.fromkeys(("final_return", "train_return"), means)}
+    return both(
+        with_settings(seeds=1, varied=varied, pbt_every=50, bounds={"gamma": [0.9, 1.0]}),
+        with_summary(seeds=[0, 1], failed_seeds=[], failures=[], population=record),
+        written("settings.csv", b"learner,setting,seed,gamma\n"),
+        written("population.csv", f"step,learner,source,gamma\n{table}".encode()),
+    )
+
+
+POPULATIONS = {
+    "population": as_population(BEST, "50,0,0,0.9\n50,1,0,0.92\n"),
+    "bad-population": as_population({"best": [5]}, ""),
+    "bad-table": as_population(BEST, "50,0,0\n50,1,0\n"),
+    "bad-source": as_population(BEST, "50,0,2,0.9\n50,1,0,0.92\n"),
+}
+"""Runs with population based training, most of them damaged."""
 
 
 @pytest.fixture(scope="module")
@@ -2181,6 +2378,7 @@ def stage(trained, tmp_path_factory):
     (path / "file").write_text("mine\n")
     (path / "hollow").mkdir()
     spoil = {"run": lambda path: None, **{name: act for name, (act, _) in SPOILED.items()}, **HALF_SPOILED}
+    spoil |= POPULATIONS
     for name, act in spoil.items():
         shutil.copytree(trained, path / name)
         act(path / name)
@@ -2190,6 +2388,10 @@ def stage(trained, tmp_path_factory):
         (path / name).mkdir()
         (path / name / "settings.csv").write_text("learner,setting,seed,hidden\n")
         (path / name / "sweep.json").write_text(text)
+    for name, text in HALVED.items():
+        (path / name).mkdir()
+        (path / name / "settings.csv").write_text("learner,setting,seed,gamma\n")
+        (path / name / "halving.json").write_text(text)
     return path, files(path)
 
 
@@ -2221,6 +2423,7 @@ def assert_refused(call, args, words, error, says):
 
 
 WITH_FILES = (
+    "population",
     "arms",
     "returns_csv",
     "comparing",
@@ -2231,9 +2434,12 @@ WITH_FILES = (
     "results",
     "run_folder",
     "export",
+    "hub",
     "plots",
     "api",
     "session",
+    "halving",
+    "halving_plan",
     "sweep",
     "sweep_plan",
     "sweep_results",
@@ -2307,6 +2513,20 @@ LINES = [
     ("train --samples 4", 2,
      "flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none"),
     ("train --gamma 0.9 0.99 --samples 4", 2, "flag --samples: expected a flag with a range such as …, got none"),
+    ("train --halving 3", 2, "flag --halving: expected a flag with several values or a range, got none; omit it"),
+    ("train --gamma 0.9 0.99 --halving 2", 1, "halving: expected at least 3 settings with 2, got 2; use more values"),
+    ("train --gamma 0.9 0.95 0.99 --halving 1", 1, "halving: expected at least 2, got 1"),
+    ("train --gamma 0.9 0.95 0.99 --halving two", 2, "Error parsing --halving: …"),
+    ("train --gamma 0.9 0.99 --hidden 8, 4, --halving 2", 1,
+     "halving: expected settings that one program can train, got 2 programs for the values of hidden; choose …"),
+    ("train --gamma 0.9 0.95 0.99 --halving 2 --pbt-every 2000", 1,
+     "halving: expected it without pbt_every, which copies settings, got both; omit one of them"),
+    ("train --best-of sweep --halving 2", 2, "flag --halving: expected none but --seeds, …"),
+    ("resume rungs --steps 10", 1, "steps: expected none for a sweep with halving, got a number; omit it"),
+    ("report rungs", 1, "sweep: expected a finished sweep, got rungs, whose rung 1 of 2 has not finished; …"),
+    *[(f"{command} bad-rungs{rest}", 1,
+       "sweep: expected a sweep, got bad-rungs with a halving.json that is invalid: …")
+      for command, rest in (("eval", " --setting 0"), ("resume", ""), ("report", ""), ("train --best-of", ""))],
     ("train --gamma 0.9 0.99 --gamma 0.5", 2, "flag --gamma: expected once, got 2 times"),
     ("train --best-of sweep --gamma 0.9", 2,
      "flag --gamma: expected none but --seeds, --seed, --out and --json with --best-of; omit it"),
@@ -2314,6 +2534,20 @@ LINES = [
     ("train --best-of sweep --samples 4", 2, "flag --samples: expected none but --seeds, …"),
     ("train --best-of run", 1, "sweep: expected the folder of a sweep, got run, a run of one setting"),
     ("train --best-of hollow", 1, "run: expected a finished run folder, got hollow without config.json"),
+    ("train --best-of population", 1, "best_of: expected a sweep of fixed settings, got population with …"),
+    ("train --pbt-every 2000", 2,
+     "flag --pbt-every: expected a flag with several values such as --learning-rate 1e-4 1e-3, got none"),
+    ("train --gamma 0.9 0.99 --pbt-every 0", 2, "flag --pbt-every: expected at least 1, got 0"),
+    ("train --gamma 0.9 0.99 --pbt-every 1e4", 2, "Error parsing --pbt-every: expected a whole number, got '1e4'"),
+    ("train --gamma 0.9 0.99 --pbt-every 2000 4000", 2, "unknown argument '4000'; …"),
+    ("train --gamma 0.9 0.99 --pbt-every 3000", 1, "pbt_every: expected a multiple of report_every = 2000, got 3000…"),
+    ("train --hidden 8, 4, --pbt-every 2000", 1, "hidden: expected one value with pbt_every, got several; …"),
+    ("train --best-of sweep --pbt-every 2000", 2, "flag --pbt-every: expected none but --seeds, …"),
+    ("report run population", 1, "runs: expected runs of one setting, or one sweep alone, got several …"),
+    ("eval population --setting 1", 1, "setting: expected none for population with population based training, …"),
+    ("eval population --checkpoint best", 1, "checkpoint: expected last for population with …, got 'best'; omit it"),
+    ("export population --seed 4 --out a.pt", 1, "seed: expected a trained seed, 5 to 5, got 4"),
+    ("compare population:1 run", 1, "arms: expected population without a setting, got '1'; …"),
     ("train --best-of two-programs", 1, "sweep: expected a finished sweep, got two-programs, whose program 1 of 2 …"),
     ("train --gamma 0.9 0.99 1.5", 1,
      "gamma: expected numbers in [0, 1], got 1.5 (in the setting gamma = 1.5)"),
@@ -2352,8 +2586,11 @@ LINES = [
     ("resume", 2, "Missing from fdqn resume: PATH Run folder. (required)"),
     ("resume run --steps many", 2, "Error parsing --steps: expected a whole number, got 'many'"),
     ("resume run --on-nan ignore", 2, "invalid choice 'ignore' for argument '--on-nan'. Expected one of (…)."),
-    ("export run --seed 5", 2, "Missing from fdqn export: --out PATH …"),
-    ("export run --out a.pt", 2, "Missing from fdqn export: --seed INT …"),
+    ("export run --seed 5", 2, "Missing from fdqn export: --out PATH, or --hub PATH for a model repository"),
+    ("export run --out a.pt", 2, "Missing from fdqn export: --seed INT, or --hub PATH for a model repository"),
+    ("export run --hub repo --out a.pt", 2, "flag --out: expected none with --hub, got 'a.pt'; omit one of them"),
+    ("export run --seed 5 --out a.pt --push me/a", 2, "flag --push: expected --hub with it, got none"),
+    ("export sweep --hub repo", 1, "run: expected a run of one setting, got the sweep sweep; train …"),
     ("export run --seed five --out a.pt", 2, "Error parsing --seed: expected a whole number, got 'five'"),
     ("envs catch", 2, "unknown argument 'catch'; see `fdqn envs --help`"),
     ("report run --out", 2, "Missing value for argument '--out'. …"),
@@ -2433,7 +2670,8 @@ LINES = [
     ("eval run --env gym:CartPole-v1", 1,
      "env: expected observations [10, 5] and 3 actions as in training, got [4] and 2 in gym:CartPole-v1"),
     ("export run --seed 3 --out a.pt", 1, "seed: expected a trained seed, 5 to 6, got 3"),
-    ("export run --seed 5 --out a.onnx", 1, "out: expected a name that ends in .pt or .pth …, got 'a.onnx'"),
+    ("export run --seed 5 --out a.npz", 1, "out: expected a name that ends in .pt or .pth …, got 'a.npz'"),
+    ("export run --seed 5 --out a.onnx --prefix stack.", 1, "prefix: expected none for a policy, …, got 'stack.'"),
     ("resume run --steps 1", 1, "steps: expected at least the planned 100, got 1"),
     ("resume run --steps 0", 1, "steps: expected at least the planned 100, got 0"),
     ("resume run --steps -5", 1, "steps: expected at least the planned 100, got -5"),

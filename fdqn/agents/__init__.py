@@ -11,6 +11,8 @@ Rainbow is `c51.agent(network, support, double=True)` with a noisy dueling netwo
 `replay.n_step.wrap`.
 
 `check_agent` checks the shapes of a custom agent.
+
+.. include:: ../docs/rainbow.md
 """
 
 from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn

@@ -1,6 +1,8 @@
 """Categorical DQN (C51): the network predicts the distribution of the return instead of its mean.
 
 Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
+
+.. include:: ../docs/c51.md
 """
 
 from collections.abc import Sequence

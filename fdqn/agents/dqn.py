@@ -2,6 +2,8 @@
 
 With a noisy network they explore through noise in their weights. Fortunato et al. 2018,
 https://arxiv.org/abs/1706.10295
+
+.. include:: ../docs/dqn.md
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
 """IQN: the network predicts the quantile of the return at any fraction that it is given.
 
 Dabney, Ostrovski, Silver, Munos 2018, https://arxiv.org/abs/1806.06923
+
+.. include:: ../docs/iqn.md
 """
 
 from functools import partial

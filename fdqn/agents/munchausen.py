@@ -1,6 +1,8 @@
 """Munchausen-DQN: the scaled log-probability of the action taken is added to the reward.
 
 Vieillard, Pietquin, Geist 2020, https://arxiv.org/abs/2007.14430
+
+.. include:: ../docs/munchausen.md
 """
 
 from collections.abc import Callable

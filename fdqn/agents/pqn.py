@@ -2,6 +2,8 @@
 
 The agent only regresses to returns; `training.on_policy.algorithm` computes the returns and makes the updates.
 Gallici et al. 2024, https://arxiv.org/abs/2407.04811
+
+.. include:: ../docs/pqn.md
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
 """QR-DQN: the network predicts quantiles of the distribution of the return.
 
 Dabney, Rowland, Bellemare, Munos 2018, https://arxiv.org/abs/1710.10044
+
+.. include:: ../docs/qr_dqn.md
 """
 
 from functools import partial

@@ -139,23 +139,32 @@ def _train(command: Train, emit: Emit, started: float) -> None:
 
 def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:
     """Train a sweep, print the plan before and the ranking after it."""
-    from fdqn.experiment import sweep, sweep_plan
+    from fdqn.experiment import halving, halving_plan, sweep, sweep_plan
 
     given = {**(command.sweep or {})}
     draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
     plan = sweep_plan.plan(**given, draws=draws)
+    rungs = None if command.halving is None else halving_plan.plan(plan, command.halving)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
-        text = tables.plan_text(plan, sweep.sizes(plan), sweep.seconds(plan))
+        if rungs is None:
+            text = tables.plan_text(plan, sweep.sizes(plan), sweep.seconds(plan))
+        else:
+            text = tables.halving_text(rungs, halving.size(rungs), halving.seconds(rungs))
     console.print(text, soft_wrap=True)
     with _following(console, None, prints=False) as (on_event, stop):
-        path = sweep.train(plan, on_event, stop, started)
+        if rungs is None:
+            path = sweep.train(plan, on_event, stop, started)
+        else:
+            path = halving.train(rungs, on_event, stop, started)
     _print_sweep(path, emit if command.json else None)
 
 
 def _print_sweep(path: Path, emit: Emit | None, out: Path | None = None) -> None:
     """Write the picture of a sweep, by default into its folder, and print the ranking."""
-    from fdqn.experiment import sweep_results
+    from fdqn.experiment import population, sweep_results
 
+    if population.is_population(path):
+        return _print_population(path, emit, out)
     found = sweep_results.read(path)
     try:
         picture = sweep_results.write_picture(found, out)
@@ -166,6 +175,21 @@ def _print_sweep(path: Path, emit: Emit | None, out: Path | None = None) -> None
     tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
     if out is None:
         terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
+
+
+def _print_population(path: Path, emit: Emit | None, out: Path | None = None) -> None:
+    """Write the picture of population based training, by default into its folder, and print its best members."""
+    from fdqn.experiment import population
+
+    found = population.read(path)
+    try:
+        picture = population.write_picture(found, out)
+    except (OSError, ValueError) as error:
+        raise error if out is None else ValueError(f"out: {error}") from None
+    if emit is not None:
+        return emit({**found.record(), "sweep": process.shown(path)})
+    tables.print_population(found)
+    terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
 
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
@@ -385,6 +409,10 @@ def _compare(command: Compare, emit: Emit) -> None:
 def _export(command: Export, emit: Emit) -> None:
     from fdqn.experiment import export
 
+    if command.hub is not None:
+        return _export_to_hub(command, command.hub, emit)
+    assert command.seed is not None
+    assert command.out is not None
     written = export.write(
         command.run,
         command.seed,
@@ -451,6 +479,26 @@ def _version(emit: Emit | None) -> None:
         return emit(record)
     for name, value in record.items():
         print(name, "none that works" if value is None else value)
+
+
+def _export_to_hub(command: Export, folder: Path, emit: Emit) -> None:
+    """Write a model repository and upload it if requested; the name and the token are checked first."""
+    from fdqn.experiment import hub
+
+    if command.push is not None:
+        hub.check_push(command.push)
+    written = hub.write(command.run, folder, command.seed, command.env, command.video, command.push, command.wrappers)
+    written |= {name: process.shown(written[name]) for name in ("run", "hub", "read")}
+    if command.push is not None:
+        written["url"] = hub.push(folder, command.push)
+    if command.json:
+        emit(written)
+        return
+    out = terminal.results()
+    out.print(f"model repository of {command.run}: {bytes_text(written['bytes'])} in {folder}", soft_wrap=True)
+    if command.push is not None:
+        out.print(f"uploaded to {written['url']}", soft_wrap=True)
+    out.print(f"load it with {written['read']}", soft_wrap=True)
 
 
 def _envs(command: Envs, emit: Emit) -> None:

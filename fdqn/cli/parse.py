@@ -36,6 +36,7 @@ class Train:
     json: bool = False
     sweep: dict[str, Any] | None = None
     """Arguments of `sweep.plan`; None without several values of a flag."""
+    halving: int | None = None
     best_of: Path | None = None
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings that were given as flags."""
@@ -69,6 +70,16 @@ class TrainFlags(SettingsFlags):
     """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
     samples: int = 16
     """Number of settings to draw if a flag has a range such as log:1e-5:1e-2 or lin:0.9:0.999."""
+    pbt_every: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
+    """Train the settings of a sweep by population based training. The settings of each seed are a population.
+    Every STEPS environment steps per seed, a multiple of --report-every, the worst 20% of a population
+    continue with the parameters and numbers of one of the best 20%, and multiply their numbers by 0.8 or 1.2
+    (of gamma and decays, the distance to 1). A number stays between the lowest and the highest of its values,
+    or in the range from which it is drawn. The result is the best member of each seed."""
+    halving: Annotated[int | None, tyro.conf.arg(metavar="ETA")] = None
+    """Successive halving of a sweep: several times train on only the best 1/ETA of the settings, such as 3.
+    Settings are dropped by their training returns, which favours those that learn early and explore briefly.
+    The last 2 to ETA settings are trained to the end."""
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out and --json."""
@@ -178,14 +189,15 @@ class Compare:
 
 @dataclass(frozen=True)
 class Export:
-    """Write one trained seed of a run to a file that PyTorch reads."""
+    """Write one trained seed of a run to a file that PyTorch or onnxruntime reads, with --seed and --out.
+    Write the whole run as a model repository of the Hugging Face Hub with --hub."""
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
-    seed: int
-    """Seed to export, one of those trained."""
-    out: Path
-    """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export.
+    seed: int | None = None
+    """Seed to export, one of those trained. With --hub, seed of policy.pt2, by default that with the median return."""
+    out: Path | None = None
+    """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export, .onnx for the policy as ONNX.
     The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
     setting: int | None = None
     """Setting of a sweep to export, as numbered in its settings.csv."""
@@ -197,6 +209,13 @@ class Export:
     """Environment of the run; required if it is your own code."""
     wrappers: Wrappers = ()
     """Wrappers of the run; required if they are your own code."""
+    hub: Path | None = None
+    """Folder to create with the parameters of all seeds, a model card with the results, and the policy of one seed."""
+    video: Path | None = None
+    """With --hub, .mp4 or .gif file to show in the model card; by default one in the run folder."""
+    push: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
+    """With --hub, repository of the Hugging Face Hub to upload the folder to (pip install 'fdqn[hub]').
+    It is created as a public one if it does not exist. Needs a token: hf auth login, or HF_TOKEN."""
     json: bool = False
     """Print only the result, as JSON."""
 
@@ -310,9 +329,26 @@ def parse(arguments: list[str]) -> Command:
         word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
+    if isinstance(command, Export):
+        _check_export(command)
     if isinstance(command, SummaryFlags):
         return _summary(command, folder, flags, found)
     return _train(command, flags, found) if isinstance(command, TrainFlags) else command
+
+
+def _check_export(command: Export) -> None:
+    """Exit with a usage error unless the flags are those of a file or those of a model repository."""
+    if command.hub is not None:
+        for name in ("out", "setting", "checkpoint", "prefix"):
+            if (value := getattr(command, name)) not in (None, ""):
+                _refuse(f"flag --{name}: expected none with --hub, got {str(value)!r}; omit one of them")
+        return
+    for name, kind in (("seed", "INT"), ("out", "PATH")):
+        if getattr(command, name) is None:
+            _refuse(f"Missing from fdqn export: --{name} {kind}, or --hub PATH for a model repository")
+    for name in ("push", "video"):
+        if getattr(command, name) is not None:
+            _refuse(f"flag --{name}: expected --hub with it, got none")
 
 
 def subcommands() -> list[Any]:
@@ -413,10 +449,18 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
         return dataclasses.replace(command, best_of=flags.best_of)
     if "samples" in names and not found.draws:
         _refuse("flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none")
+    if flags.pbt_every is not None and (not swept or flags.pbt_every < 1):
+        got = flags.pbt_every if swept else "none"
+        expected = "at least 1" if swept else "a flag with several values such as --learning-rate 1e-4 1e-3"
+        _refuse(f"flag --pbt-every: expected {expected}, got {got}")
+    if flags.halving is not None and not swept:
+        _refuse("flag --halving: expected a flag with several values or a range, got none; omit it")
     published = _published(flags.preset, given.get("env")) if flags.preset else None
     if swept:
         plan = dict(given=given, values=found.values, draws=found.draws, samples=flags.samples, published=published)
-        return dataclasses.replace(command, sweep=plan)
+        if flags.pbt_every is not None:
+            plan["pbt_every"] = flags.pbt_every
+        return dataclasses.replace(command, sweep=plan, halving=flags.halving)
     return dataclasses.replace(command, settings=_made(given, published))
 
 

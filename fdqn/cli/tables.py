@@ -10,7 +10,8 @@ from fdqn.experiment.progress import bytes_text
 from fdqn.experiment.settings import task
 
 if TYPE_CHECKING:
-    from fdqn.experiment import results, sweep_plan
+    from fdqn.experiment import halving_plan, population, results, sweep_plan
+    from fdqn.experiment.settings import Sweep
     from fdqn.report import sweeps
 
 # Number of seeds shown in a table.
@@ -162,7 +163,8 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
     table = Table(title=f"settings by {measure}", title_justify="left", box=None, header_style="bold")
     heading = results.interval_heading([row.estimate._asdict() for row in rows])
     marked = any(row.member is not None for row in rows)
-    for name in ("rank", *names, "seeds", "failed", heading, *["in best set"] * marked):
+    halved = any(row.dropped is not None for row in rows)
+    for name in ("rank", *names, "seeds", "failed", heading, *["in best set"] * marked, *["dropped"] * halved):
         table.add_column(name, justify="right", overflow="fold")
     digits = sweeps.decimals([float(row.estimate.iqm) for row in rows])
     for row in rows[:_SETTINGS]:
@@ -174,6 +176,7 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
             str(row.failed),
             "failed" if row.rank is None else mean,
             *["yes" if row.member else ""] * marked,
+            *["" if row.dropped is None else f"at {row.dropped:,}"] * halved,
         )
     out = terminal.results()
     out.print(table)
@@ -181,9 +184,45 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
         members = sum(bool(row.member) for row in hidden)
         of_them = f", {members} of them in the best set" if members else ""
         out.print(f"... and {len(hidden)} more{of_them} (settings.csv)")
+    if halved:
+        out.print("Dropped settings have the training returns of their last report.", soft_wrap=True)
     if any(0 < row.failed < row.seeds for row in rows):
         out.print("Failed seeds are excluded from the means, which favours settings with failed seeds.", soft_wrap=True)
     out.print(sweeps.explanation(rows, str(path)), soft_wrap=True)
+
+
+def print_population(found: "population.Population") -> None:
+    """Print the best member of each seed of population based training: its numbers at the end and its returns."""
+    from rich.table import Table
+
+    from fdqn.experiment import results
+    from fdqn.report import sweeps
+
+    names, best, estimate = found.settings.varied[0], found.best(), found.estimate()
+    title = f"{found.settings.env}, best member of each seed after {found.summary['steps']:,} steps"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    for name in ("seed", "learner", *names, "training", found.measure):
+        table.add_column(name, justify="right", overflow="fold")
+    for member in best[:_ROWS]:
+        values = [sweeps.text(member["values"][name]) if member["values"] else "-" for name in names]
+        returns = ["-" if x is None else f"{x:.1f}" for x in (member["train_return"], member["return"])]
+        table.add_row(
+            str(member["seed"]), "failed" if member["learner"] is None else str(member["learner"]), *values, *returns
+        )
+    if len(best) > _ROWS:
+        table.add_row("...", f"and {len(best) - _ROWS} more")
+    table.add_section()
+    table.add_row(
+        results.interval_heading([estimate]), "", *[""] * len(names), "", results.interval_text(estimate), style="bold"
+    )
+    out = terminal.results()
+    out.print(table)
+    out.print(
+        f"{found.copies} copies in {len(found.steps)} steps of population based training (population.csv). The best "
+        "member of a seed has the highest training return, which is too high for that reason; its "
+        f"{found.measure} return is not. Its numbers are those at the end of training and differed before.",
+        soft_wrap=True,
+    )
 
 
 def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[float] | None = None) -> str:
@@ -203,6 +242,33 @@ def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[f
     if count > 1:
         times = [""] * count if seconds is None else [f", {about_text(time)}" for time in seconds]
         lines += [f"  {i + 1}: {described(one.settings)}{times[i]}" for i, one in enumerate(plan.programs)]
+    lines += [evolution_text(one.settings) for one in plan.programs if one.settings.pbt_every]
+    return "\n".join(lines)
+
+
+def evolution_text(settings: "Sweep") -> str:
+    """Describe the population based training of a sweep: its period and its bounds."""
+    ranges = ", ".join(f"{name} in [{low:g}, {high:g}]" for name, (low, high) in settings.bounds.items())
+    return (
+        f"population based training every {settings.pbt_every:,} steps, each seed a population of "
+        f"{len(settings.varied)} members: {ranges}"
+    )
+
+
+def halving_text(planned: "halving_plan.Halving", size: int, seconds: Sequence[float] | None = None) -> str:
+    """Describe the rungs of a sweep with halving, a line each after the first.
+
+    `size` are its bytes, `seconds` the estimated times of the rungs.
+    """
+    from fdqn.experiment.halving_plan import described
+
+    time = "" if seconds is None else f", {about_text(sum(seconds))}"
+    lines = [
+        f"successive halving with eta = {planned.eta} in {len(planned.rungs)} rungs; "
+        f"{planned.fraction:.0%} of the steps of the whole sweep; {bytes_text(size)}{time}"
+    ]
+    times = [""] * len(planned.rungs) if seconds is None else [f", {about_text(time)}" for time in seconds]
+    lines += [f"  {i + 1}: {described(planned, i)}{time}" for i, time in enumerate(times)]
     return "\n".join(lines)
 
 

@@ -1,1 +1,4 @@
-"""A run from its settings to its results: program, session, run folder, export."""
+"""A run from its settings to its results: program, session, run folder, export.
+
+.. include:: ../docs/migration.md
+"""

@@ -9,15 +9,27 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from rich.console import Console
 
 from fdqn import check, compile, training
-from fdqn.experiment import events, presets, process, session, sizes, sweep_plan, sweep_results
+from fdqn.experiment import (
+    events,
+    halving_plan,
+    population,
+    presets,
+    process,
+    session,
+    sizes,
+    sweep_plan,
+    sweep_results,
+)
+from fdqn.experiment import halving as successive
 from fdqn.experiment import sweep as sweeping
 from fdqn.experiment.events import OnEvent
+from fdqn.experiment.population import Population
 from fdqn.experiment.presets import PresetName
 from fdqn.experiment.progress import Display, stopped_text
 from fdqn.experiment.results import Run, interval_text
@@ -77,25 +89,66 @@ def train(
     return _supervised(progress, on_event, stop, lambda emit, over: session.train(chosen, emit, over))
 
 
+@overload
+def sweep(
+    varied: Mapping[str, Sequence[Any] | Draw],
+    *,
+    samples: int = ...,
+    pbt_every: None = ...,
+    preset: PresetName | None = ...,
+    progress: bool = ...,
+    on_event: OnEvent | None = ...,
+    stop: Callable[[], bool] | None = ...,
+    **keywords: Any,
+) -> Results: ...
+
+
+@overload
+def sweep(
+    varied: Mapping[str, Sequence[Any] | Draw],
+    *,
+    samples: int = ...,
+    pbt_every: int,
+    preset: PresetName | None = ...,
+    progress: bool = ...,
+    on_event: OnEvent | None = ...,
+    stop: Callable[[], bool] | None = ...,
+    **keywords: Any,
+) -> Population: ...
+
+
 def sweep(
     varied: Mapping[str, Sequence[Any] | Draw],
     *,
     samples: int = 16,
+    pbt_every: int | None = None,
+    halving: int | None = None,
     preset: PresetName | None = None,
     progress: bool = True,
     on_event: OnEvent | None = None,
     stop: Callable[[], bool] | None = None,
     **keywords: Any,
-) -> Results:
+) -> Results | Population:
     """Train all combinations of several values of settings, and return their results.
 
         found = fdqn.sweep({"learning_rate": [1e-4, 1e-3], "gamma": [0.97, 0.99]}, env="cartpole", seeds=8)
         found = fdqn.sweep({"learning_rate": fdqn.Draw(1e-5, 1e-2, "log")}, samples=64)
         best = found.ranking()[0]
 
+    With `pbt_every` the settings of each seed are a population, whose worst members continue, at intervals, with the
+    parameters and numbers of one of the best, and their numbers are perturbed (population based training, Jaderberg et
+    al. 2017, https://arxiv.org/abs/1711.09846). The result is the best member of each seed:
+
+        found = fdqn.sweep({"learning_rate": fdqn.Draw(1e-5, 1e-2, "log")}, env="acrobot", seeds=8, pbt_every=20_000)
+        found.estimate(), found.best()
+
     Args:
         varied: values by setting, or a range from which `samples` settings are drawn.
         samples: number of drawn settings.
+        pbt_every: environment steps per seed between steps of population based training, a multiple of `report_every`.
+            Numbers stay between the lowest and the highest of their values, or in their range.
+        halving: eta of successive halving: several times, only the best 1/eta of the settings are trained on. They are
+            chosen by training returns, which favours settings that learn early and explore briefly.
         preset, progress, on_event, stop: as in `fdqn.train`.
         **keywords: settings that all have in common.
 
@@ -105,9 +158,15 @@ def sweep(
     values = {name: x for name, x in varied.items() if not isinstance(x, Draw)}
     draws = {name: x for name, x in varied.items() if isinstance(x, Draw)}
     published = None if preset is None else presets.values(preset, keywords.get("env"))
-    planned = sweep_plan.plan(_plain(keywords), values, draws, samples, published)
-    path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over))
-    return sweep_results.read(path)
+    if pbt_every is not None:
+        check.count("pbt_every", pbt_every, 1)
+    planned = sweep_plan.plan(_plain(keywords), values, draws, samples, published, pbt_every or 0)
+    if halving is None:
+        path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over))
+    else:
+        rungs = halving_plan.plan(planned, halving)
+        path = _supervised(progress, on_event, stop, lambda emit, over: successive.train(rungs, emit, over))
+    return sweep_results.read(path) if pbt_every is None else population.read(path)
 
 
 def resume(
@@ -145,7 +204,7 @@ def resume(
     more: dict[str, Any] = dict(env=env, wrappers=wrappers, fallback=fallback, on_nan=on_nan, device=device)
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
     where = Path(path).absolute()  # an environment may change the current folder
-    if (where / "sweep.json").exists():
+    if (where / "sweep.json").exists() or (where / halving_plan.FILE).exists():
         raise ValueError(
             f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.experiment.sweep.resume"
         )
@@ -248,7 +307,7 @@ def _supervised(
         def emit(event: events.Event) -> None:
             follow(interrupted, event)
             display(event)
-            if isinstance(event, events.Finished) and "settings" not in event.summary:
+            if isinstance(event, events.Finished) and not {"settings", "population"} & event.summary.keys():
                 display.say(f"{event.path}: greedy return {interval_text(event.summary['final_return'])}")
             if on_event is not None:
                 on_event(event)

@@ -52,7 +52,7 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
     """Read the arms of a comparison, in the given order.
 
     A path is a run folder; `SWEEP:K` for setting K of a sweep, or the sweep's folder for all of its settings; or a CSV
-    file, of which `FILE:NAME` is one arm of several.
+    file, of which `FILE:NAME` is one arm of several. Of population based training the best members are one arm.
 
     Args:
         paths: paths of the arms.
@@ -75,6 +75,8 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
         name = name if part is None else name.rsplit(":", 1)[0]
         if path not in summaries:
             arms += _csv(path, part, name, alone=len(parts) == 1)
+        elif "population" in summaries[path]:
+            arms.append(_population(path, part, name, summaries[path], chosen))
         elif (path / "settings.csv").exists():
             arms += _sweep(path, part, name, summaries[path], chosen)
         elif part is None:
@@ -146,6 +148,8 @@ def _csv(file: Path, part: str | None, name: str, alone: bool) -> list[Arm]:
 
 def _read_summary(path: Path) -> dict[str, Any]:
     """Read the summary of a run or a sweep, of any version. Raises ValueError, naming the file."""
+    if (path / "halving.json").exists():
+        return _merged_rungs(path)
     if (path / "sweep.json").exists():
         return _merged(path)
     expected = f"arms: expected a finished run or sweep, got {path}"
@@ -195,6 +199,26 @@ def _run(path: Path, name: str, summary: dict[str, Any], measure: str) -> Arm:
     return Arm(name, returns, seeds, f"{measure} return", task(summary), summary["steps"], alive)
 
 
+def _population(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> Arm:
+    """Return the best member of each seed of population based training as an arm. Training returns selected it."""
+    if part is not None:
+        raise ValueError(
+            f"arms: expected {name} without a setting, got {part!r}; population based training changes its settings "
+            "while they train, and the best member of each seed is compared"
+        )
+    if measure == "training":
+        raise ValueError(
+            f"measure: expected greedy or gymnasium for {name} with population based training, got training, by which "
+            "its best members were selected"
+        )
+    found = summary["population"]
+    best = found.get("best") if isinstance(found, dict) else None
+    if not isinstance(best, list) or not all(isinstance(x, dict) and type(x.get("seed")) is int for x in best):
+        raise ValueError(f"arms: expected the best member of each seed in summary.json of {path}, got others")
+    returns = _per_seed(path, found, measure, len(best))
+    return Arm(name, returns, tuple(x["seed"] for x in best), f"{measure} return", summary["env"], summary["steps"])
+
+
 def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> list[Arm]:
     """Read the arms of one setting of a sweep, or of all."""
     file = path / "settings.csv"
@@ -203,6 +227,7 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
         raise ValueError(
             f"arms: expected rows under learner, setting and seed in {file}, got {', '.join(header)[:100]}"
         )
+    dropped: dict[str, int] = summary.get("dropped", {})
     returns, curve = _per_seed(path, summary, measure, len(rows)), _curves(path, len(rows))
     rows_of: dict[str, list[int]] = {}
     for i, (line, cells) in enumerate(rows):
@@ -211,9 +236,14 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
         rows_of.setdefault(cells[1], []).append(i)
     if part is not None and part not in rows_of:
         raise ValueError(f"arms: expected a setting of {name}, {rows[0][1][1]} to {rows[-1][1][1]}, got {part!r}")
+    if part in dropped and measure != "training":
+        raise ValueError(
+            f"arms: expected a setting of the last rung, got {name}:{part}, which was dropped at step "
+            f"{dropped[part]:,}; compare its training returns with --measure training --anyway"
+        )
     varied = [i for i in range(3, len(header)) if len({cells[i] for _, cells in rows}) > 1]
     arms = []
-    for setting in rows_of if part is None else [part]:
+    for setting in [x for x in rows_of if x not in dropped] if part is None else [part]:
         own = rows_of[setting]
         chosen = [rows[i][1] for i in own]
         values = "".join(f" {header[i]}={chosen[0][i]}" for i in varied)
@@ -268,3 +298,33 @@ def _merged(path: Path) -> dict[str, Any]:
             }
             merged[name] = {"per_seed": [x for setting in sorted(rows) for x in rows[setting].tolist()]}
     return merged
+
+
+def _merged_rungs(path: Path) -> dict[str, Any]:
+    """Return the summaries of the rungs of a sweep with halving as one, and the steps at which settings were dropped.
+
+    Each setting has the returns of the last rung in which it was trained.
+    """
+    try:
+        rungs = json.loads(files.read(path / "halving.json", 2**28))["rungs"]
+        numbers = [rung["numbers"] for rung in rungs if rung["numbers"] is not None]
+        ends, settings = [rung["end"] for rung in rungs], range(rungs[0]["settings"])
+        last = {setting: max(i for i, own in enumerate(numbers) if setting in own) for setting in settings}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"arms: expected a sweep, got {path} with a halving.json that is invalid: {error}") from None
+    parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
+    merged: dict[str, Any] = {"env": parts[-1]["env"], "steps": parts[-1]["steps"], "seeds": [], "failed_seeds": []}
+    merged["setting_steps"] = [parts[i]["steps"] for i in last.values()]
+    merged["dropped"] = {str(setting): ends[i] for setting, i in last.items() if i + 1 < len(numbers)}
+    for measure, name in RECORDS.items():
+        if _record(parts[-1], measure):
+            values = [_of_settings(part, measure, len(own)) for part, own in zip(parts, numbers, strict=True)]
+            of_setting = [values[i][numbers[i].index(setting)] for setting, i in last.items()]
+            merged[name] = {"per_seed": [x for own in of_setting for x in own]}
+    return merged
+
+
+def _of_settings(part: dict[str, Any], measure: str, count: int) -> list[list[Any]]:
+    """Return the returns of each of `count` settings; those of a rung without the measure are None."""
+    values = _record(part, measure) or [None] * len(_record(part, "greedy"))
+    return [own.tolist() for own in np.array_split(np.array(values, dtype=object), count)]

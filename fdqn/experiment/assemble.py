@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -510,6 +510,53 @@ def _check_settings(settings: Settings) -> None:
             raise ValueError(f"{error}{where}") from None
     if len({in_one_program(one) for one in each(settings)}) > 1:
         raise ValueError("varied: expected settings that one program can train, got others; use sweep_plan.plan")
+    if isinstance(settings, Sweep) and settings.pbt_every:
+        _check_population(settings)
+
+
+EVOLVING = (set(Hyper._fields) | set(_NUMBERS)) - {"epsilon_steps", "numbers", "support"}
+"""Settings that population based training changes: numbers that each learner has under the same name."""
+
+
+def check_evolves(names: Iterable[str]) -> None:
+    """Raise ValueError for a varied setting that population based training cannot change."""
+    for name in names:
+        if name not in EVOLVING:
+            raise ValueError(
+                f"{name}: expected one value with pbt_every, got several; population based training cannot change it "
+                "while a learner trains"
+            )
+
+
+def _check_population(settings: Sweep) -> None:
+    """Raise ValueError for population based training that is not defined, or too early or late for an effect."""
+    every, names = settings.pbt_every, settings.varied[0].keys()
+    if len(settings.varied) < 2:
+        raise ValueError(f"pbt_every: expected at least 2 settings, got {len(settings.varied)}; use more values")
+    if settings.algorithm == "stream-q":
+        raise ValueError(
+            "pbt_every: expected another algorithm, got stream-q, whose scale of rewards depends on what a learner has "
+            "seen and cannot be copied to another"
+        )
+    check_evolves(names)
+    if every < 1 or every % settings.report_every:
+        whole = max(every, 0) // settings.report_every
+        near = dict.fromkeys(str(number * settings.report_every) for number in (max(whole, 1), whole + 1))
+        raise ValueError(
+            f"pbt_every: expected a multiple of report_every = {settings.report_every}, got {every}; use "
+            f"{' or '.join(near)}"
+        )
+    starts = _config(settings, on_host=False).warmup_steps
+    if not starts < every < settings.steps:
+        raise ValueError(
+            f"pbt_every: expected more than the {starts} steps before the first update and fewer than steps = "
+            f"{settings.steps}, got {every}"
+        )
+    for name, (low, high) in settings.bounds.items():
+        if name not in names or not all(low <= one[name] <= high for one in settings.varied):
+            raise ValueError(f"bounds: expected the range of a varied number, got {name} from {low} to {high}")
+    if missing := names - settings.bounds.keys():
+        raise ValueError(f"bounds: expected a range for {min(missing)}, got none")
 
 
 def _check_ranges(settings: Settings) -> None:

@@ -84,15 +84,14 @@ def load(
         device: by default that of the run, or the CPU if CUDA is not available.
         compiling: compile the step of long episodes, if the run was compiled.
         renders: raise ValueError unless the environment renders.
-        setting: number of a setting, needed for a sweep.
+        setting: number of a setting, needed for a sweep. Of population based training the best member of each seed is
+            played.
 
     Raises ValueError for an invalid folder, and for a checkpoint, environment or seed that does not fit the run.
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
-    path, number = sweep_results.locate(path, setting)
-    run = results.trained(path, checkpoint, env, wrappers)
-    run = run if number is None else results.of_setting(run, number)
+    path, run = sweep_results.trained(path, setting, checkpoint, env, wrappers)
     name, settings = env or run.settings.env, run.settings
     network = assemble.network(settings)
     found = assemble.env(settings) if name == settings.env else envs.find(name)

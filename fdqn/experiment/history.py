@@ -2,7 +2,8 @@
 
 metrics.csv           a row per seed and report
 evaluations.csv       a row per seed and evaluation during training, if there are any
-checkpoints/STEP/     state at a step, and the sizes and hashes of both files at that step
+population.csv        a row per learner and step of population based training, if there are any
+checkpoints/STEP/     state at a step, and the sizes and hashes of these files at that step
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,7 +26,8 @@ from fdqn.experiment import assemble, memory
 from fdqn.experiment.settings import Settings, Sweep, to_json, with_defaults
 from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
-from fdqn.types import Params
+from fdqn.training import populations
+from fdqn.types import Hyper, Params
 
 COLUMNS = (
     *("step", "seed", "updates", "episodes", "return", "length", "loss", "q", "grad_norm", "epsilon"),
@@ -34,6 +37,9 @@ COLUMNS = (
 
 ROWS = ("metrics.csv", "evaluations.csv")
 """Files to which rows are appended."""
+
+POPULATION = "population.csv"
+"""File to which rows are appended in population based training; a checkpoint records it if it exists."""
 
 
 class Restored(NamedTuple):
@@ -72,7 +78,7 @@ def checkpoint_info(place: Path) -> CheckpointInfo:
     if (
         set(record) != set(types)
         or any(not isinstance(record[name], of) or isinstance(record[name], bool) for name, of in types.items())
-        or set(record["rows"]) != set(ROWS)
+        or set(record["rows"]) - {POPULATION} != set(ROWS)
         or not all(_counts(rows) for rows in record["rows"].values())
         or not all(math.isfinite(record[name] or 0) for name in ("seconds", "score"))
         or place.name.removesuffix(".old") != str(record["step"])
@@ -117,7 +123,7 @@ def restored(
             _check_same(place, at.settings, json.loads(json.dumps(to_json(settings))))
             _check_rows(path, at)
             read, _ = checkpoint.load(place, like)
-            _check_counters(place, program, at, read["lanes"], own)
+            _check_counters(place, program, at, read["lanes"], own, settings)
         except checkpoint.CheckpointError as error:
             if fallback and i + 1 < len(found):
                 continue
@@ -125,8 +131,8 @@ def restored(
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
         for damaged in found[:i]:
             checkpoint.mark_damaged(damaged)
-        for name in ROWS:
-            files.cut(path / name, at.rows[name]["bytes"])
+        for name in (*ROWS, POPULATION):
+            files.cut(path / name, at.rows[name]["bytes"] if name in at.rows else 0)
         since = training.MetricsSnapshot(*tree.to_numpy(read["since"]))
         lanes = read["lanes"]
         if not settings.save_replay:
@@ -137,7 +143,7 @@ def restored(
             f"{path}: expected a checkpoint to continue from, got a summary but no checkpoint; restore its folder "
             "checkpoints or train in a new folder"
         )
-    for name in ROWS:
+    for name in (*ROWS, POPULATION):
         files.cut(path / name, 0)
     return Restored(start, None, 0, settings.steps, 0.0)
 
@@ -188,8 +194,8 @@ def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None
 
 def _check_rows(path: Path, at: CheckpointInfo) -> None:
     """Raise CheckpointError unless the files of rows still start with the bytes that they had at the checkpoint."""
-    for name in ROWS:
-        file, counted = path / name, at.rows[name]
+    for name, counted in at.rows.items():
+        file = path / name
         if not counted["bytes"]:
             continue
         if not file.exists() or file.stat().st_size < counted["bytes"]:
@@ -202,7 +208,12 @@ def _check_rows(path: Path, at: CheckpointInfo) -> None:
 
 
 def _check_counters(
-    place: Path, program: training.Program, at: CheckpointInfo, lanes: training.TrainState, own: Any
+    place: Path,
+    program: training.Program,
+    at: CheckpointInfo,
+    lanes: training.TrainState,
+    own: tuple[Tensor, Hyper],
+    settings: Settings,
 ) -> None:
     """Raise CheckpointError unless counters are in range and keys and hyper-parameters are those of the run."""
     metrics, config = lanes.metrics, program.config
@@ -216,9 +227,35 @@ def _check_counters(
         **(program.algorithm.bounds(lanes.buffer, at.step) if lanes.buffer else {}),
     }
     sound = all(bool(((x >= 0) & (x <= most)).all()) for x, most in highest.values())
-    sound = sound and tree.equal((lanes.key, lanes.hyper), own)
+    bounds = settings.bounds if isinstance(settings, Sweep) else {}
+    sound = sound and tree.equal(lanes.key, own[0]) and _are_own(lanes.hyper, own[1], bounds)
     if not (sound and (lanes.cycle * config.env_steps == at.step).all()):
         raise checkpoint.CheckpointError(f"{place}: expected counters of step {at.step}, got others; use another one")
+
+
+def _are_own(hyper: Hyper, own: Hyper, bounds: dict[str, tuple[float, float]]) -> bool:
+    """Return True if all hyper-parameters are those of the settings, or within bounds that population based training
+    has for them."""
+    given, expected = ({**x._asdict(), **x.numbers, "numbers": ()} for x in (hyper, own))
+
+    def is_own(name: str) -> bool:
+        if name not in bounds:
+            return tree.equal(given[name], expected[name])
+        low, high = torch.tensor(bounds[name], dtype=given[name].dtype, device=given[name].device)
+        return bool(((given[name] >= low) & (given[name] <= high)).all())
+
+    return all(map(is_own, given))
+
+
+def add_evolution(path: Path, settings: Settings, step: int, source: Tensor, columns: dict[str, Tensor]) -> None:
+    """Append a step of population based training to population.csv: for each learner, the one whose parameters it
+    continues with, and its numbers from then on, `columns` [S]."""
+    values = zip(*(x.tolist() for x in columns.values()), strict=True)
+    rows = [
+        (step, learner, came, *map(_number, own))
+        for learner, came, own in zip(assemble.seeds(settings), source.tolist(), values, strict=True)
+    ]
+    _append(path / POPULATION, ("step", "learner", "source", *columns), rows)
 
 
 def record(
@@ -265,21 +302,58 @@ def record(
 
 def _keep(path: Path, settings: Settings, report: training.Report, seconds: float, rows: dict[str, Any]) -> Path:
     """Write a checkpoint and return its folder. Keep the newest ones and the one with the best training return."""
-    alive = report.failed < 0
-    means = statistics.row_means(report.last_returns[alive])
+    point = Restored(report.state, report.since, report.step, settings.steps, seconds)
+    _save(path, settings, point, report, rows)
+    folder = path / "checkpoints"
+    checkpoint.prune(folder, settings.keep_checkpoints, also=[best] if (best := _best(folder)) else [])
+    return folder / str(report.step)
+
+
+def _save(
+    path: Path,
+    settings: Settings,
+    point: Restored,
+    now: training.Report | training.MetricsSnapshot,
+    rows: dict[str, Any],
+) -> None:
+    """Write the checkpoint of a point of a run, with the failures and the last returns in `now`."""
+    alive = now.failed < 0
+    means = statistics.row_means(now.last_returns[alive])
     ended = means[np.isfinite(means)]
     at = CheckpointInfo(
         settings=to_json(settings),
-        step=report.step,
-        seconds=seconds,
+        step=point.step,
+        seconds=point.seconds,
         rows=rows,
         failed=int((~alive).sum()),
         score=float(statistics.iqm(ended)) if len(ended) else None,
     )
-    folder = path / "checkpoints"
-    checkpoint.save(folder, str(report.step), _kept(settings, report.state, report.since), at._asdict())
-    checkpoint.prune(folder, settings.keep_checkpoints, also=[best] if (best := _best(folder)) else [])
-    return folder / str(report.step)
+    assert point.since is not None
+    checkpoint.save(path / "checkpoints", str(point.step), _kept(settings, point.state, point.since), at._asdict())
+
+
+def copy(source: Path, at: Restored, path: Path, settings: Settings, learners: Sequence[int]) -> None:
+    """Write the rows and the checkpoint from which a run of some learners of another run starts.
+
+    Args:
+        source: folder of the other run.
+        at: point of the other run, after a planned report.
+        path: folder of the new run, without rows and checkpoints.
+        settings: settings of the new run.
+        learners: numbers of its learners in the other run, in increasing order.
+    """
+    numbers = {str(learner): number for number, learner in enumerate(learners)}
+    for name in ROWS:
+        if (source / name).exists():
+            with io.StringIO(files.read(source / name).decode(), newline="") as text:
+                header, *rows = csv.reader(text)
+            kept = [[step, numbers[learner], *rest] for step, learner, *rest in rows if learner in numbers]
+            _append(path / name, header, kept)
+    assert at.since is not None
+    members = torch.tensor(learners)
+    since = training.MetricsSnapshot._make(x[learners] for x in at.since)
+    point = at._replace(state=populations.keep(at.state, members.to(at.state.key.device)), since=since)
+    _save(path, settings, point, since, _rows(path))
 
 
 def _best(folder: Path) -> str | None:
@@ -299,9 +373,9 @@ def _readable(folder: Path) -> list[CheckpointInfo]:
 
 def _rows(path: Path) -> dict[str, Any]:
     """Return the size in bytes and the SHA-256 of each file of rows."""
-    sizes = {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in ROWS}
+    sizes = {name: (path / name).stat().st_size if (path / name).exists() else 0 for name in (*ROWS, POPULATION)}
     digests = {name: files.digest(path / name, size) if size else "" for name, size in sizes.items()}
-    return {name: {"bytes": sizes[name], "sha256": digests[name]} for name in ROWS}
+    return {name: {"bytes": size, "sha256": digests[name]} for name, size in sizes.items() if size or name in ROWS}
 
 
 def failed_seeds(settings: Settings, report: training.Report) -> dict[int, tuple[int, str]]:

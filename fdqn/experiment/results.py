@@ -232,18 +232,23 @@ def read(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> Ru
 def read_params(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> Params:
     """Read the trained parameters [S, ...] of a run folder, in the order of the network (the file sorts by name).
 
+    In a folder of the Hugging Face Hub the file is `model.safetensors`.
+
     Raises ValueError if they do not fit the settings, or if the environment is user code other than `env`
     or its wrappers are user code other than `wrappers`.
     """
     settings = _named(path, env, wrappers)
-    params = _read(path, "params.safetensors", lambda file: dict(load(files.read(file))))
+    name = "params.safetensors"
+    if not os.path.lexists(path / name) and (path / "model.safetensors").is_file():
+        name = "model.safetensors"
+    params = _read(path, name, lambda file: dict(load(files.read(file))))
     expected = assemble.network(settings).init(assemble.keys(settings))
     shapes, given = ({name: list(x.shape) for name, x in given.items()} for given in (expected, params))
     if shapes != given:
         others = [name for name in given if shapes.get(name) != given[name]]
         got = ", ".join(f"{name} {given[name]}" for name in others[:3]) or f"only {sorted(given)}"
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        raise ValueError(f"params.safetensors: expected {shapes}, got {got}{more}")
+        raise ValueError(f"{name}: expected {shapes}, got {got}{more}")
     return {name: params[name] for name in expected}
 
 

@@ -3,6 +3,7 @@
 config.json           settings, versions, git, device, engine choices
 settings.csv          only of a sweep: a row per learner, with its setting, seed and the values that differ
 metrics.csv           a row per seed and report (`history`)
+population.csv        only of population based training: a row per learner and step of it (`population`)
 evaluations.csv       a row per seed and evaluation during training, if there are any (`history`)
 checkpoints/STEP/     state at a step, from which a run is resumed (`history`)
 params.safetensors    trained parameters [S, ...] under the names of the network
@@ -35,7 +36,7 @@ from safetensors.torch import save
 import fdqn
 from fdqn import compile, envs, training
 from fdqn.compile import processor
-from fdqn.experiment import assemble, history, results
+from fdqn.experiment import assemble, history, population, results
 from fdqn.experiment.settings import Settings, Sweep, to_json, to_json_values, with_defaults
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate, host
@@ -89,13 +90,16 @@ def _make_folder(settings: Settings, base: Path) -> Path:
     raise AssertionError("unreachable: there are infinitely many names")
 
 
-def create(settings: Settings, base: Path = Path()) -> Path:
-    """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created."""
+def create(settings: Settings, base: Path = Path(), until: int | None = None) -> Path:
+    """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created.
+
+    `until` is the planned number of environment steps per seed, by default that of the settings.
+    """
     path = _make_folder(settings, base)
     out = settings.out or str(path.relative_to(base))
     config = {
         "settings": to_json(dataclasses.replace(settings, out=out)),
-        "plan": {"steps": settings.steps, "on_nan": settings.on_nan},
+        "plan": {"steps": until or settings.steps, "on_nan": settings.on_nan},
         **_provenance(settings),
     }
     if isinstance(settings, Sweep):
@@ -204,15 +208,25 @@ def _partition(settings: Settings) -> dict[str, int] | None:
     """Return the partition of the seeds over threads; None if all seeds run in one group."""
     if _engine_name(settings) != "aot":
         return None
-    return compile.partition(assemble.program(settings), settings.lanes, torch.get_num_threads())._asdict()
+    program = assemble.program(settings)
+    fixed = _fixed(program, settings)
+    return (fixed or compile.partition(program, settings.lanes, torch.get_num_threads()))._asdict()
+
+
+def _fixed(program: training.Program, settings: Settings) -> compile.ThreadPartition | None:
+    """Return the partition with which successive halving started, for all of its rungs; None for other runs."""
+    if not isinstance(settings, Sweep) or not settings.rung_of:
+        return None
+    first = settings.rung_of * settings.seeds
+    return compile.partition(program, first, torch.get_num_threads(), unit=settings.seeds)
 
 
 def functions(program: training.Program, settings: Settings, vector: Any = None) -> training.Functions:
     """Return the step functions on the engine of the settings; they step the host environments `vector`, if given."""
-    engine = _engine_name(settings)
+    engine, fixed = _engine_name(settings), _fixed(program, settings)
     if vector is None:
-        return compile.compiled(program, settings.check_compile, engine)
-    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine))
+        return compile.compiled(program, settings.check_compile, engine, fixed)
+    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine, fixed))
 
 
 def save_params(path: Path, settings: Settings, params: Params) -> None:
@@ -268,10 +282,15 @@ def finish(
         cut = None if gymnasium.limit is None else (gymnasium.unfinished, gymnasium.limit)
         played = results.returns_record(gymnasium.returns, failed, seeds, cut)
         summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
-    if isinstance(settings, Sweep):
+    if isinstance(settings, Sweep) and settings.pbt_every:
+        summary["population"] = population.record(settings, report.state.hyper, summary)
+    elif isinstance(settings, Sweep):
         summary["settings"] = _per_setting(settings, summary)
     drawn = io.BytesIO()
-    results.picture(drawn, results.read_curve(path), summary)
+    if isinstance(settings, Sweep) and settings.pbt_every:
+        population.draw_curve(drawn, path, settings, summary)
+    else:
+        results.picture(drawn, results.read_curve(path), summary)
     files.write(path / "curve.png", drawn.getvalue())
     summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
     files.write(path / "summary.json", _json(summary))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fdqn import check, compile, envs, training, tree
-from fdqn.experiment import assemble, events, history, memory, process, results, run_folder
+from fdqn.experiment import assemble, events, history, memory, population, process, results, run_folder
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Settings, Sweep
 from fdqn.training import evaluate, host
@@ -51,7 +51,11 @@ class Session(NamedTuple):
 
 
 def train(
-    settings: Settings, on_event: OnEvent = events.ignore, stop: Stop = bool, started: float | None = None
+    settings: Settings,
+    on_event: OnEvent = events.ignore,
+    stop: Stop = bool,
+    started: float | None = None,
+    until: int | None = None,
 ) -> results.Run:
     """Train the seeds of `settings` in a new run folder.
 
@@ -60,6 +64,8 @@ def train(
         on_event: receives the events of `fdqn.experiment.events`. An exception that it raises ends the run.
         stop: ends the run early, with complete files, once it returns True.
         started: `time.perf_counter()` from which the duration of the run is measured; by default now.
+        until: environment steps per seed at which the run ends, at most those of the settings, which are the default. A
+            run that ends earlier is a rung of successive halving, and is not evaluated at its end.
 
     Raises ValueError or TypeError for invalid settings, before a file is written; ValueError if all seeds
     failed before the end, or if the run was stopped before its first training iteration; FloatingPointError for a
@@ -75,9 +81,9 @@ def train(
     compile.prepare_cpu()
     run_folder.folder(settings, base)
     program, state = _prepare(settings, on_event)
-    path = run_folder.create(settings, base)
+    path = run_folder.create(settings, base, until)
     with run_folder.writing(path):
-        start = history.Restored(state, None, 0, settings.steps, 0.0)
+        start = history.Restored(state, None, 0, until or settings.steps, 0.0)
         with _unmarked():
             return _run(_session(path, settings, program, start, on_event, stop, started))
 
@@ -151,6 +157,8 @@ def _plan(path: Path, env: str | None, wrappers: Sequence[str], steps: int | Non
         raise ValueError(f"wrappers: expected those trained with, {trained}, got {' '.join(wrappers)}")
     if steps is not None and steps > 2**53:
         raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
+    if steps is not None and isinstance(settings, Sweep) and settings.rung_of:
+        raise ValueError(f"steps: expected none with halving, got {steps:,}; train its best setting for more steps")
     if steps is not None and steps < planned:
         raise ValueError(f"steps: expected at least the planned {planned:,}, got {steps:,}")
     return settings, planned
@@ -245,6 +253,7 @@ def _train(session: Session) -> training.Report:
     """Train until the last step, or until the run is stopped, and return the last report."""
     settings, start = session.settings, session.start
     failed = {i for i, cycle in enumerate(start.state.metrics.failed.tolist()) if cycle >= 0}
+    reported: set[int] = set()
     with _opened(session, failed) as (vector, state):
         session.emit(events.Training(settings.compiles))
         reports = training.run(
@@ -258,8 +267,8 @@ def _train(session: Session) -> training.Report:
             stop=lambda: session.stop() or (vector is not None and len(failed | {*vector.broken}) == settings.lanes),
             since=start.since,
             at_once=None if vector is None else 1,
+            between=_between(session, failed, reported),
         )
-        reported: set[int] = set()
 
         def checkpointed(place: Path, step: int) -> None:
             session.emit(events.Checkpointed(place, step))
@@ -269,6 +278,28 @@ def _train(session: Session) -> training.Report:
                 session.emit(event)
             failed |= {assemble.seeds(settings).index(seed) for seed in reported}
     return report
+
+
+def _between(
+    session: Session, failed: set[int], reported: set[int]
+) -> Callable[[training.TrainState, int], training.TrainState] | None:
+    """Return the steps of population based training; None for other runs.
+
+    Learners that continue with a copy after a failure are removed from both sets.
+    """
+    settings = session.settings
+    if not isinstance(settings, Sweep) or not settings.pbt_every:
+        return None
+    evolved = population.between(session.path, settings, session.program)
+
+    def step(state: training.TrainState, at: int) -> training.TrainState:
+        state = evolved(state, at)
+        now = {i for i, cycle in enumerate(state.metrics.failed.tolist()) if cycle >= 0}
+        failed.intersection_update(now)
+        reported.intersection_update(now)
+        return state
+
+    return step
 
 
 @contextlib.contextmanager
@@ -372,8 +403,11 @@ def _finish(session: Session, report: training.Report) -> dict[str, Any]:
     """Evaluate, write parameters, learning curve and summary, and return the summary."""
     path, settings = session.path, session.settings
     run_folder.save_params(path, settings, report.state.learner.params)
-    gymnasium = _gymnasium_episodes(session, report)
-    final = _final_episodes(session, report)
+    if session.start.steps < settings.steps:  # a rung of successive halving other than the last
+        gymnasium, final = None, evaluate.not_played(settings.lanes, settings.evaluate_episodes)
+    else:
+        gymnasium = _gymnasium_episodes(session, report)
+        final = _final_episodes(session, report)
     return run_folder.finish(path, settings, report, session.started, final, gymnasium, session.start.seconds)
 
 

@@ -306,6 +306,13 @@ class Sweep(Settings):
     themselves have the values of the first setting."""
     scales: dict[str, Literal["log", "linear"]] = dataclasses.field(default_factory=dict)
     """Scales on which the values of these fields were drawn."""
+    pbt_every: int = 0
+    """Environment steps per seed between steps of population based training; 0 for none."""
+    bounds: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    """Lowest and highest value of each varied number in population based training."""
+    rung_of: int = 0
+    """Number of settings with which successive halving started, if this is one of its rungs; otherwise 0. All rungs
+    divide their learners into groups as the first one does, so that compiled functions round alike in all of them."""
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError unless every setting is valid on its own."""
@@ -326,6 +333,12 @@ class Sweep(Settings):
         for name, scale in self.scales.items():
             if name not in self.varied[0] or scale not in ("log", "linear"):
                 raise ValueError(f"scales: expected 'log' or 'linear' for a varied name, got {scale!r} for {name!r}")
+        if type(self.pbt_every) is not int:
+            raise TypeError(f"pbt_every: expected a whole number, got {self.pbt_every!r}")
+        if not _are_bounds(self.bounds):
+            raise TypeError(f"bounds: expected two numbers for each name, got {self.bounds!r}")
+        if type(self.rung_of) is not int or (self.rung_of and self.rung_of < len(self.varied)):
+            raise ValueError(f"rung_of: expected 0 or at least the number of settings, got {self.rung_of!r}")
 
     @property
     def lanes(self) -> int:
@@ -364,6 +377,13 @@ def task(settings: Settings | Mapping[str, Any]) -> str:
     else:
         env, more = settings["env"], (*settings.get("env_kwargs", ()), *settings.get("wrappers", ()))
     return f"{env} ({', '.join(more)})" if more else env
+
+
+def _are_bounds(bounds: Any) -> bool:
+    return isinstance(bounds, dict) and all(
+        isinstance(limits, tuple) and len(limits) == 2 and all(_is_like(0.0, x) for x in limits)
+        for limits in bounds.values()
+    )
 
 
 def each(settings: Settings) -> list[Settings]:
@@ -550,9 +570,15 @@ def to_json(settings: Settings) -> dict[str, Any]:
     values = to_json_values(dataclasses.asdict(settings))
     if not isinstance(settings, Sweep):
         return values
-    if not settings.scales:  # as in files of versions without them
-        del values["scales"]
-    return {**values, "varied": [to_json_values(each) for each in settings.varied]}
+    unused = [name for name in _OF_SWEEPS if not values[name]]  # as in files of versions without them
+    return {
+        **{name: value for name, value in values.items() if name not in unused},
+        "varied": [to_json_values(each) for each in settings.varied],
+    }
+
+
+_OF_SWEEPS = ("scales", "rung_of", "pbt_every", "bounds")
+"""Fields of `Sweep` that are only written if they are used."""
 
 
 def to_json_values(values: dict[str, Any]) -> dict[str, Any]:
@@ -596,17 +622,20 @@ def from_json(given: dict[str, Any]) -> Settings:
     if not isinstance(given, dict):
         raise ValueError(f"settings: expected a record, got {type(given).__name__}")
     given, usual = with_defaults(given), dataclasses.asdict(Settings())
-    if set(given) - ({"varied", "scales"} if "varied" in given else set()) != set(usual):
+    if set(given) - ({"varied", *_OF_SWEEPS} if "varied" in given else set()) != set(usual):
         raise ValueError(
             f"settings: expected the fields of this version, got others: {sorted(set(given) ^ set(usual))}"
         )
-    varied, scales = given.pop("varied", None), given.pop("scales", {})
+    varied = given.pop("varied", None)
+    own = {name: given.pop(name) for name in _OF_SWEEPS if name in given}
+    if isinstance(bounds := own.get("bounds"), dict):
+        own["bounds"] = {name: tuple(x) if isinstance(x, list) else x for name, x in bounds.items()}
     if varied is not None and not (isinstance(varied, list) and all(isinstance(values, dict) for values in varied)):
         raise ValueError(f"settings.varied: expected a list of records, got {varied!r}")
     try:
         if varied is None:
             return Settings(**_typed(given))
-        return Sweep(**_typed(given), varied=tuple(map(_typed, varied)), scales=scales)
+        return Sweep(**_typed(given), varied=tuple(map(_typed, varied)), **own)
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings.{error}") from None
 

@@ -8,14 +8,25 @@ program can train are one run; if they need several programs, each is a run in a
 import contextlib
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fdqn.experiment import assemble, cost, events, memory, results, run_folder, session, sweep_plan, sweep_results
+from fdqn.experiment import (
+    assemble,
+    cost,
+    events,
+    halving,
+    halving_plan,
+    memory,
+    run_folder,
+    session,
+    sweep_plan,
+    sweep_results,
+)
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Settings, Sweep
+from fdqn.experiment.settings import Sweep
 from fdqn.experiment.sweep_plan import Plan
 from fdqn.storage import files
 
@@ -59,6 +70,8 @@ def resume(
     """
     if not sweep_results.is_sweep(path):
         raise ValueError(f"sweep: expected the folder of a sweep, got {path}")
+    if (path / halving_plan.FILE).exists():
+        return halving.resume(path, on_event, stop, started, **changes)
     if (path / "sweep.json").exists():
         return _continue(path, on_event, stop, started, **changes)
     session.resume(path, on_event=on_event, stop=stop, started=started, **changes)
@@ -74,7 +87,7 @@ def _continue(
     if changes.get("steps") is not None:
         raise ValueError("steps: expected none for a sweep of several programs, got a number; omit it")
     if not new:
-        _check_code(path, programs[0].settings, changes.get("env"), changes.get("wrappers", ()))
+        sweep_plan.check_code(path, programs[0].settings, changes.get("env"), changes.get("wrappers", ()))
     for i, program in enumerate(programs):
         if sweep_results.is_over(path, i, program.settings):
             continue
@@ -93,14 +106,6 @@ def _continue(
             f"stopped, because all seeds of all settings have failed; the files in {path} are complete"
         )
     return path
-
-
-def _check_code(path: Path, settings: Settings, env: str | None, wrappers: Sequence[str]) -> None:
-    """Raise ValueError for another environment than the one trained on, and for user code that was not named."""
-    if env is not None and env != settings.env:
-        raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
-    if message := results.unnamed_code(path, settings, env, wrappers):
-        raise ValueError(message)
 
 
 def _continue_program(

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fdqn import check, random
-from fdqn.experiment import assemble, run_folder
+from fdqn.experiment import assemble, results, run_folder
 from fdqn.experiment.settings import (
     EvaluationSettings,
     ExecutionSettings,
@@ -74,6 +74,7 @@ def plan(
     draws: Mapping[str, Draw] | None = None,
     samples: int = 1,
     published: Mapping[str, Any] | None = None,
+    pbt_every: int = 0,
 ) -> Plan:
     """Plan a sweep over the product of values and over drawn ones.
 
@@ -83,6 +84,8 @@ def plan(
         draws: ranges by field, from which `samples` settings are drawn; each is combined with each of the product.
         samples: number of drawn settings.
         published: values of a preset.
+        pbt_every: environment steps per seed between steps of population based training; 0 for none. Its bounds are the
+            lowest and the highest value of each name, or the range from which they are drawn.
 
     Drawn settings that are equal, as whole numbers may be, are trained once.
 
@@ -95,6 +98,9 @@ def plan(
     if not names:
         raise ValueError("values: expected at least one setting with several values or a range, got none")
     check.count("samples", samples, 1)
+    check.count("pbt_every", pbt_every)
+    if pbt_every:
+        assemble.check_evolves(names)
     seeds = given.get("seeds", Settings.seeds)
     count = math.prod(map(len, values.values())) * (samples if draws else 1)
     if isinstance(seeds, int) and count * seeds > MOST_LEARNERS:
@@ -107,7 +113,30 @@ def plan(
         groups.setdefault(assemble.in_one_program(one), []).append(number)
     scales = {name: draw.scale for name, draw in draws.items()}
     programs = [_program(names, rows, made, numbers, scales) for numbers in groups.values()]
+    if pbt_every:
+        bounds = {name: (min(options), max(options)) for name, options in values.items()}
+        bounds |= {name: (draw.low, draw.high) for name, draw in draws.items()}
+        programs = [_evolving(programs, pbt_every, bounds)]
     return Plan(names, tuple(rows), scales, tuple(programs))
+
+
+def _evolving(programs: list[Program], pbt_every: int, bounds: dict[str, tuple[float, float]]) -> Program:
+    """Return the only program, with population based training. Raises ValueError unless it can be used."""
+    first, *others = programs
+    if others:
+        one, two = first.settings.varied[0], others[0].settings.varied[0]
+        name = next(x for x in one if assemble.in_one_program(first.settings) != _key_with(first.settings, x, two[x]))
+        raise ValueError(
+            f"{name}: expected values of one program with pbt_every, got {run_folder.cell(one[name])} and "
+            f"{run_folder.cell(two[name])}, which need two; omit one of them"
+        )
+    made = dataclasses.replace(first.settings, pbt_every=pbt_every, bounds=bounds)
+    assemble.program(made)
+    return Program(made, first.numbers)
+
+
+def _key_with(settings: Sweep, name: str, value: Any) -> tuple[Any, ...]:
+    return assemble.in_one_program(dataclasses.replace(settings.at(0), **{name: value}))
 
 
 _SHARED = (
@@ -210,6 +239,14 @@ def described(settings: Sweep) -> str:
 
 def _counted(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
+
+
+def check_code(path: Path, settings: Settings, env: str | None, wrappers: Sequence[str] = ()) -> None:
+    """Raise ValueError for another environment than the one trained on, and for user code that was not named."""
+    if env is not None and env != settings.env:
+        raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
+    if message := results.unnamed_code(path, settings, env, wrappers):
+        raise ValueError(message)
 
 
 # The file of a plan

@@ -3,13 +3,14 @@
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fdqn.experiment import results, sweep_plan
+from fdqn.experiment import halving_plan, population, results, sweep_plan
+from fdqn.experiment.halving_plan import Halving
 from fdqn.experiment.settings import Settings, Sweep, task, to_json_values
 from fdqn.experiment.sweep_plan import Program
 from fdqn.report import comparisons, plots, sweeps
@@ -29,20 +30,31 @@ class Results(NamedTuple):
     records: tuple[dict[str, Any], ...]
     """Returns of each setting, as in `settings` of `summary.json`."""
     curves: tuple[plots.Curve, ...]
+    halving: Halving | None = None
+    """Rungs of successive halving; None without halving."""
 
     @property
     def returns(self) -> Any:
-        """Returns [K, S]; NaN for failed seeds."""
+        """Returns [K, S]; NaN for failed seeds, and for settings that successive halving dropped."""
         rows = [record[_key(record)]["per_seed"] for record in self.records]
         return np.array([[math.nan if x is None else x for x in row] for row in rows], dtype=np.float64)
 
     def ranking(self) -> tuple[sweeps.Row, ...]:
-        """Return the settings, the best first."""
-        return sweeps.ranking(self.names, self.values, self.returns, self.selection())
+        """Return the settings, the best first; after halving, those of the last rung, then the dropped ones.
+
+        Dropped settings are in the order of their rungs, the last first, and of their training returns.
+        """
+        if self.halving is None:
+            return sweeps.ranking(self.names, self.values, self.returns, self.selection())
+        last = list(self.halving.numbers[-1])
+        found = sweeps.ranking(self.names, [self.values[k] for k in last], self.returns[last], self.selection())
+        rows = [row._replace(setting=last[row.setting]) for row in found]
+        return (*rows, *_dropped_rows(self, self.halving))
 
     def selection(self) -> comparisons.Selection:
-        """Return the set of settings that cannot be told from the best."""
-        return comparisons.selection(self.returns)
+        """Return the set of settings that cannot be told from the best; after halving, of those of the last rung."""
+        last = slice(None) if self.halving is None else list(self.halving.numbers[-1])
+        return comparisons.selection(self.returns[last])
 
     def record(self) -> dict[str, Any]:
         """Return the ranking as a record for JSON, the best setting first."""
@@ -55,13 +67,17 @@ class Results(NamedTuple):
                 "rank": row.rank,
                 "in_best_set": row.member,
                 "selected": None if row.frequency is None or math.isnan(row.frequency) else row.frequency,
+                **({} if self.halving is None else {"dropped": row.dropped}),
             }
             for row in rows
         ]
-        return {"sweep": str(self.path), "measure": self.measure, "settings": settings}
+        rungs = {} if self.halving is None else {"halving": halving_plan.record(self.halving)}
+        return {"sweep": str(self.path), "measure": self.measure, **rungs, "settings": settings}
 
     def picture(self) -> bytes:
         """Draw the sweep as a PNG."""
+        if self.halving is not None:
+            return _halving_picture(self, self.halving)
         from fdqn.report import sweep_plots
 
         given = sweeps.sweep(self.names, self.values, self.returns, self.selection(), self.scales, self.curves)
@@ -76,13 +92,60 @@ def _key(record: Mapping[str, Any]) -> str:
     return "gymnasium_return" if "gymnasium_return" in record else "final_return"
 
 
+def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
+    """Return the rows of the settings that were dropped, by rung and training return."""
+    rows: list[sweeps.Row] = []
+    for i in reversed(range(len(halving.numbers) - 1)):
+        numbers = [k for k in halving.numbers[i] if halving.rung_of(k)[0] == i]
+        returns = np.array([_last_returns(found.curves[k]) for k in numbers])
+        failed = [len(found.records[k]["failed_seeds"]) for k in numbers]
+        for at in halving_plan.ranking(returns, [count > 0 for count in failed]):
+            rank, k = len(halving.numbers[-1]) + len(rows) + 1, numbers[at]
+            row = sweeps.dropped(k, found.values[k], returns[at].tolist(), rank, halving.rungs[i].end)
+            rows.append(row._replace(failed=failed[at]))
+    return rows
+
+
+def _last_returns(curve: plots.Curve) -> Any:
+    """Return the training returns [S] at the last report; those of an earlier one for seeds without an episode."""
+    return plots.filled(curve.values)[-1]
+
+
+def _halving_picture(found: Results, halving: Halving) -> bytes:
+    """Draw the learning curves of all settings until they were dropped."""
+    from fdqn.report import halving_plots
+
+    drawn, first = io.BytesIO(), found.settings[0]
+    first_rung = np.array([_last_returns(curve) for curve in _read_program(found.path / "0").curves])
+    scores = [float(estimate.iqm) for estimate in sweeps.estimates(first_rung)]
+    given = halving_plots.Halving(
+        sweeps.sweep(found.names, found.values, found.returns, None, found.scales, found.curves),
+        tuple(halving.dropped(k) for k in range(len(found.values))),
+        found.ranking(),
+        tuple(scores),
+    )
+    sizes = ", then ".join(f"{rung.settings} settings to step {rung.end:,}" for rung in halving.rungs)
+    halving_plots.write(
+        drawn, given, first.env, f"successive halving, {first.seeds} seeds: {sizes}", f"{found.measure} return"
+    )
+    return drawn.getvalue()
+
+
 def is_sweep(path: Path) -> bool:
     """Return True if a folder is a sweep."""
     return (path / "settings.csv").is_file()
 
 
 def read(path: Path) -> Results:
-    """Read the results of a sweep. Raises ValueError, naming the file, if it is not one or has not finished."""
+    """Read the results of a sweep. Raises ValueError, naming the file, if it is not one or has not finished, and for
+    population based training, which leaves no settings to rank."""
+    if population.is_population(path):
+        raise ValueError(
+            f"sweep: expected a sweep of fixed settings, got {path} with population based training, which changes the "
+            f"settings while they train; see its best members with: fdqn report {path}"
+        )
+    if (path / halving_plan.FILE).exists():
+        return _read_halving(path)
     if not (path / "sweep.json").exists():
         return _read_program(path)
     plan = sweep_plan.read(path)
@@ -127,23 +190,97 @@ def _read_program(path: Path) -> Results:
     )
 
 
+def _read_halving(path: Path) -> Results:
+    """Read the results of a sweep with halving: of each setting those of the last rung in which it was trained."""
+    found = halving_plan.read(path)
+    current, count = len(found.numbers) - 1, len(found.rungs)
+    if not (is_over(path, current, found.settings) if current + 1 == count else _all_failed(path / str(current))):
+        raise ValueError(
+            f"sweep: expected a finished sweep, got {path}, whose rung {current + 1} of {count} has not finished; "
+            f"continue with: fdqn resume {path}"
+        )
+    parts = [_read_program(path / str(i)) for i in range(current + 1)]
+    places = [found.rung_of(k) for k in range(len(found.settings.varied))]
+    return Results(
+        path,
+        found.names,
+        tuple(tuple(values.values()) for values in found.settings.varied),
+        found.settings.scales,
+        tuple(found.settings.at(k) for k in range(len(places))),
+        parts[-1].measure,
+        tuple({**parts[i].records[local], "setting": k} for k, (i, local) in enumerate(places)),
+        tuple(parts[i].curves[local] for i, local in places),
+        found,
+    )
+
+
 def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
-    """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is.
+    """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is,
+    and so is one with population based training.
 
     Raises ValueError for a setting that does not exist, for none in a sweep, and for one in another run.
     """
+    if population.is_population(path):
+        if setting is not None:
+            raise ValueError(
+                f"setting: expected none for {path} with population based training, got {setting}; omit it to use the "
+                "best member of each seed"
+            )
+        return path, None
     if not is_sweep(path):
         if setting is not None:
             raise ValueError(f"setting: expected none for a run of one setting, got {setting}")
         return path, None
+    if (path / halving_plan.FILE).exists():
+        return _locate_in_rungs(path, setting)
     several = (path / "sweep.json").exists()
     programs = sweep_plan.read(path).programs if several else (_only_program(path),)
     for i, program in enumerate(programs):
         if setting in program.numbers:
             return (path / str(i) if several else path), program.numbers.index(setting)
-    last = sum(len(program.numbers) for program in programs) - 1
+    raise _unknown_setting(setting, sum(len(program.numbers) for program in programs))
+
+
+def _unknown_setting(setting: int | None, count: int) -> ValueError:
     got = "none" if setting is None else setting
-    raise ValueError(f"setting: expected one from 0 to {last}, as settings.csv lists them, got {got}; pass --setting")
+    return ValueError(
+        f"setting: expected one from 0 to {count - 1}, as settings.csv lists them, got {got}; pass --setting"
+    )
+
+
+def _locate_in_rungs(path: Path, setting: int | None) -> tuple[Path, int]:
+    """Return the folder of the last rung in which a setting was trained, and its number there."""
+    found = halving_plan.read(path)
+    if setting not in found.numbers[0]:
+        raise _unknown_setting(setting, len(found.numbers[0]))
+    i, number = found.rung_of(setting)
+    return path / str(i), number
+
+
+def trained(
+    path: Path,
+    setting: int | None = None,
+    checkpoint: str | None = None,
+    env: str | None = None,
+    wrappers: Sequence[str] = (),
+) -> tuple[Path, results.Trained]:
+    """Return the run folder and the trained seeds of a run, of a setting of a sweep, or of the best member of each seed
+    of population based training.
+
+    Raises the errors of `locate` and `results.trained`, and ValueError for a checkpoint of population based training,
+    whose best members are those at the end.
+    """
+    own, number = locate(path, setting)
+    evolves = population.is_population(path)
+    if evolves and checkpoint not in (None, "last"):
+        raise ValueError(
+            f"checkpoint: expected last for {path} with population based training, whose best members are those at the "
+            f"end, got {checkpoint!r}; omit it"
+        )
+    found = results.trained(own, checkpoint, env, wrappers)
+    if evolves:
+        return own, population.best_members(found, population.read(path))
+    return own, found if number is None else results.of_setting(found, number)
 
 
 def _only_program(path: Path) -> Program:
@@ -165,8 +302,13 @@ def winner(path: Path) -> tuple[int, Settings]:
 
     Raises ValueError if it has not finished, or all seeds of all settings have failed.
     """
+    if population.is_population(path):
+        raise ValueError(
+            f"best_of: expected a sweep of fixed settings, got {path} with population based training, which changes "
+            "the settings while they train; to repeat it on fresh seeds, train it again with another --seed"
+        )
     found = read(path)
-    if not (path / "sweep.json").exists():
+    if found.halving is None and not (path / "sweep.json").exists():
         _, planned = results.plan(path, found.settings[0].env, found.settings[0].wrappers)
         if (done := results.finished(path)) < planned and not _all_failed(path):
             raise ValueError(

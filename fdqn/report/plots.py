@@ -84,7 +84,7 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Curve], label: str = "trainin
     kinds: set[str] = set()
     for i, (name, curve) in enumerate(curves.items()):
         colour, style = look(i)
-        values = _filled(curve.values)
+        values = filled(curve.values)
         seen = np.isfinite(values).any(axis=1)
         steps, values = curve.steps[seen], values[seen]
         if not len(steps):
@@ -133,7 +133,7 @@ def _shows_seeds(curves: Mapping[str, Curve]) -> bool:
     return len(curves) == 1 and all(curve.values.shape[1] <= SINGLE_CURVES for curve in curves.values())
 
 
-def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Replace each NaN by the previous value of its column; leading NaNs remain."""
     row = np.where(np.isfinite(values), np.arange(len(values))[:, None], 0)
     return np.take_along_axis(values, np.maximum.accumulate(row, axis=0), axis=0)

@@ -30,7 +30,7 @@ _TICKS = 8  # an axis with more numbers has round ones as ticks
 _LARGE_CELLS = 7  # cells of heat maps with more columns have smaller text
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
     """A varied name on an axis."""
 
     name: str
@@ -67,7 +67,7 @@ class _Axis(NamedTuple):
         from matplotlib.ticker import LogLocator, MaxNLocator
 
         if self.scale == "category" or len(self.values) <= _TICKS:
-            return self.places(self.values), [_label(value) for value in self.values]
+            return self.places(self.values), [plain_text(value) for value in self.values]
         low, high = self.places([self.values[0], self.values[-1]])
         locator = MaxNLocator(5) if self.scale == "linear" else LogLocator(subs=(1, 3) if high / low < 1e4 else (1,))
         ticks = np.array([tick for tick in locator.tick_values(low, high) if low <= tick <= high])
@@ -82,7 +82,7 @@ class _View(NamedTuple):
     data: sweeps.Sweep
     subtitle: str
     measure: str
-    axes: tuple[_Axis, ...]
+    axes: tuple[Axis, ...]
     ranking: tuple[sweeps.Row, ...]
     estimates: tuple[statistics.Interval, ...]
     means: NDArray[np.float64]
@@ -138,15 +138,20 @@ def figure(data: sweeps.Sweep, title: str = "", subtitle: str = "", measure: str
 def _view(data: sweeps.Sweep, subtitle: str, measure: str) -> _View:
     ranking = sweeps.ranking(data.names, data.values, data.returns, data.selection)
     rows = sorted(ranking, key=lambda row: row.setting)
-    used = sweeps.varied(data.names, data.values) or data.names[:1]
-    columns = zip(data.names, zip(*data.values, strict=True), data.scales, strict=True)
-    axes = tuple(
-        _Axis(name, list(column), sweeps.distinct(column), scale) for name, column, scale in columns if name in used
-    )
+    axes = axes_of(data)
     means = np.array([float(row.estimate.iqm) for row in rows])
     members = np.array([bool(row.member) for row in rows])
     estimates = tuple(row.estimate for row in rows)
     return _View(data, subtitle, measure, axes, ranking, estimates, means, members, *_ends(means))
+
+
+def axes_of(data: sweeps.Sweep) -> tuple[Axis, ...]:
+    """Return the axes of the names that differ, or of the first name if none does."""
+    used = sweeps.varied(data.names, data.values) or data.names[:1]
+    columns = zip(data.names, zip(*data.values, strict=True), data.scales, strict=True)
+    return tuple(
+        Axis(name, list(column), sweeps.distinct(column), scale) for name, column, scale in columns if name in used
+    )
 
 
 def _ends(means: NDArray[np.float64]) -> tuple[float, float]:
@@ -193,7 +198,7 @@ def _sensitivity(part: "SubFigure", view: _View) -> None:
     panels[0, 0].set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     for panel, axis, levels in zip(panels.flat, view.axes, groups, strict=False):
         _draw_sensitivity(panel, view, axis, levels)
-        _set_axis(panel, axis, "x", inches=_WIDTH / columns - 0.8)
+        set_axis(panel, axis, "x", inches=_WIDTH / columns - 0.8)
     for panel in panels.flat[len(view.axes) :]:
         panel.set_visible(False)
     for panel in panels[:, 0]:
@@ -210,10 +215,10 @@ def _sensitivity(part: "SubFigure", view: _View) -> None:
         (shown < low).any() and "triangles: below the axis",
         np.isnan(view.means).all() and "every seed failed",
     )
-    _caption(part, "Sensitivity", notes, view.subtitle)
+    caption(part, "Sensitivity", notes, view.subtitle)
 
 
-def _draw_sensitivity(panel: "Axes", view: _View, axis: _Axis, levels: Sequence[sweeps.Level]) -> None:
+def _draw_sensitivity(panel: "Axes", view: _View, axis: Axis, levels: Sequence[sweeps.Level]) -> None:
     """Draw the panel of one name."""
     at = axis.places(axis.column)
     x = axis.places([level.value for level in levels])
@@ -237,7 +242,7 @@ def _draw_sensitivity(panel: "Axes", view: _View, axis: _Axis, levels: Sequence[
         look: dict[str, Any] = {"linestyle": "--"} if ordered else {"linestyle": "", "marker": "_", "markersize": 16}
         panel.plot(x, best, color=BLUE, linewidth=1, alpha=0.7, label="best", **look)
     panel.plot(x, middle, "o", linestyle="-" if ordered else "", color=BLUE, linewidth=1.5, markersize=5, label="IQM")
-    panel.set_xlabel(_label(axis.name))
+    panel.set_xlabel(plain_text(axis.name))
     panel.grid(alpha=0.2)
     panel.spines[["top", "right"]].set_visible(False)
 
@@ -283,8 +288,8 @@ def _heat_map(part: "SubFigure", view: _View) -> None:
         if view.members[i]:
             axes.add_patch(_rectangle(column - 0.47, row - 0.46, 0.94, 0.92, ACCENT, fill=False, linewidth=2.5))
     for of, which in ((horizontal, "x"), (vertical, "y")):
-        _set_axis(axes, of, which, inches=_WIDTH - 2.5)
-    axes.set(xlabel=_label(horizontal.name), ylabel=_label(vertical.name))
+        set_axis(axes, of, which, inches=_WIDTH - 2.5)
+    axes.set(xlabel=plain_text(horizontal.name), ylabel=plain_text(vertical.name))
     axes.set_xlim(-0.5, len(horizontal.values) - 0.5)
     axes.set_ylim(-0.5, len(vertical.values) - 0.5)
     axes.tick_params(length=0)
@@ -299,7 +304,7 @@ def _heat_map(part: "SubFigure", view: _View) -> None:
         not large and kinds - {None} and f"bar: width of its interval or range, up to {widest:.{digits}f}",
         view.best_set("orange frame"),
     )
-    _caption(part, "All settings", notes, view.subtitle)
+    caption(part, "All settings", notes, view.subtitle)
 
 
 def _draw_cell(
@@ -338,8 +343,8 @@ def _scatter(part: "SubFigure", view: _View) -> None:
     )  # fmt: skip
     axes.scatter(x[failed], y[failed], s=40, marker="x", color=GREY)
     for of, which in zip(view.axes, "xy", strict=True):
-        _set_axis(axes, of, which, inches=_WIDTH - 2.5)
-    axes.set(xlabel=_label(view.axes[0].name), ylabel=_label(view.axes[1].name))
+        set_axis(axes, of, which, inches=_WIDTH - 2.5)
+    axes.set(xlabel=plain_text(view.axes[0].name), ylabel=plain_text(view.axes[1].name))
     axes.grid(alpha=0.2)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -349,7 +354,7 @@ def _scatter(part: "SubFigure", view: _View) -> None:
         view.best_set("orange ring"),
         failed.any() and "cross: every seed failed",
     )
-    _caption(part, "All settings", notes, view.subtitle)
+    caption(part, "All settings", notes, view.subtitle)
 
 
 def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
@@ -390,7 +395,7 @@ def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
     axes.set_xlim(-0.3, last + 0.3)
     axes.set_ylim(-0.03, 1.03)
     width = int(_WIDTH / (last + 0.6) / 0.1)  # in letters
-    names = [_broken(_label(name), width) for name in (*(axis.name for axis in view.axes), view.measure)]
+    names = [_broken(plain_text(name), width) for name in (*(axis.name for axis in view.axes), view.measure)]
     axes.set_xticks(range(last + 1), names, fontweight="bold")
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
@@ -403,7 +408,7 @@ def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
         failed.any() and "dotted: every seed failed",
         view.clipped and f"some means are below {sweeps.text(float(f'{view.low:.3g}'))}",
     )
-    _caption(part, "All settings", notes, view.subtitle)
+    caption(part, "All settings", notes, view.subtitle)
 
 
 def _broken(name: str, width: int) -> str:
@@ -418,7 +423,7 @@ def _end(view: _View, means: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.clip((means - view.low) / (view.high - view.low), 0, 1))
 
 
-def _band(axis: _Axis) -> float:
+def _band(axis: Axis) -> float:
     """Return half of the height over which the lines at one value are spread; 0 for an axis of drawn numbers."""
     few = axis.scale == "category" or len(axis.values) <= sweeps.LEVELS
     if not few or len(axis.values) == len(axis.column):
@@ -427,12 +432,12 @@ def _band(axis: _Axis) -> float:
     return float(min(0.08, 0.35 * gap))
 
 
-def _inset(axis: _Axis, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
+def _inset(axis: Axis, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return fractions of an axis as heights, inside by the half band of the outer values."""
     return _band(axis) + (1 - 2 * _band(axis)) * fractions
 
 
-def _spread(axis: _Axis, order: NDArray[np.int64]) -> NDArray[np.float64]:
+def _spread(axis: Axis, order: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the heights [K] of the settings, in the given order from bottom to top within the band of a value."""
     heights = _inset(axis, axis.fractions(axis.places(axis.column)))
     for value in np.unique(heights):
@@ -460,14 +465,14 @@ def _learning_curves(part: "SubFigure", view: _View) -> None:
     for i in chosen:
         setting = alive[i].setting
         curve = (view.data.curves or ())[setting]
-        words = ", ".join(_label(axis.column[setting]) for axis in view.axes)
+        words = ", ".join(plain_text(axis.column[setting]) for axis in view.axes)
         kept = np.isfinite(view.data.returns[setting])
         curves[f"{alive[i].rank}: {words}"] = curve._replace(values=curve.values[:, kept])
     kinds = plots.draw_curves(axes, curves)
-    heading = "rank: " + ", ".join(_label(axis.name) for axis in view.axes)
+    heading = "rank: " + ", ".join(plain_text(axis.name) for axis in view.axes)
     axes.legend(title=heading, title_fontsize=8, fontsize=8, framealpha=0.9, edgecolor="none", alignment="left")
     notes = ("line: interquartile mean of the seeds" + plots.BANDS[frozenset(kinds)],)
-    _caption(part, "Learning curves of the best settings, the median and the worst", notes, view.subtitle)
+    caption(part, "Learning curves of the best settings, the median and the worst", notes, view.subtitle)
 
 
 def _colours(view: _View) -> tuple["Colormap", "Normalize"]:
@@ -495,7 +500,7 @@ def _colour_bar(part: "SubFigure", axes: "Axes", drawn: "ScalarMappable", view: 
     bar.outline.set_visible(False)
 
 
-def _set_axis(axes: "Axes", of: _Axis, which: str, inches: float) -> None:
+def set_axis(axes: "Axes", of: Axis, which: str, inches: float) -> None:
     """Set scale, ticks and limits of the x- or y-axis; labels too long for a width in inches are slanted."""
     if of.scale == "log":
         getattr(axes, f"set_{which}scale")("log")
@@ -513,7 +518,7 @@ def _set_axis(axes: "Axes", of: _Axis, which: str, inches: float) -> None:
             label.set(rotation=35, horizontalalignment="right", rotation_mode="anchor")
 
 
-def _caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str) -> None:
+def caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str) -> None:
     """Write the title of a picture and, below it, the subtitle and the notes that apply."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -525,6 +530,6 @@ def _caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str)
     part.text(0.01, 1, "\n".join(lines), va="top", fontsize=8, color="#555555", transform=below)
 
 
-def _label(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """Format a name or value without the dollar signs that start mathematics."""
     return sweeps.text(value).replace("$", r"\$")

@@ -74,6 +74,9 @@ class Row(NamedTuple):
     """True if the setting cannot be told from the best; None without a selection."""
     frequency: float | None
     """Fraction of the resamples in which the setting is the best; None without a selection."""
+    dropped: int | None = None
+    """Environment step at which successive halving dropped the setting, whose returns are those of training; None for
+    all others."""
 
 
 class Level(NamedTuple):
@@ -165,6 +168,16 @@ def ranking(
         return Row(rank, i, data.values[i], seeds, int(failed[i]), found[i], member, frequency)
 
     return tuple(row(i) for i in sorted(range(len(means)), key=order))
+
+
+def dropped(setting: int, values: Sequence[Value], returns: Sequence[float], rank: int, step: int) -> Row:
+    """Return the row of a setting that successive halving dropped at a step.
+
+    `returns` [S] are its training returns until then, NaN for seeds without one. Without any, it has no rank.
+    """
+    (estimate,) = estimates(np.asarray(returns, dtype=np.float64)[None])
+    found = None if np.isnan(estimate.iqm) else rank
+    return Row(found, setting, tuple(values), len(returns), 0, estimate, None, None, step)
 
 
 def estimates(returns: NDArray[np.float64]) -> list[statistics.Interval]:
@@ -313,6 +326,8 @@ def interval_text(estimate: statistics.Interval, digits: int) -> str:
 
 def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
     """Explain a ranking: how many settings cannot be told from the best, and why the winner needs fresh seeds."""
+    if dropped := [row for row in rows if row.dropped is not None]:
+        return _explained_halving([row for row in rows if row.dropped is None], dropped, path)
     finished, members = sum(row.rank is not None for row in rows), sum(bool(row.member) for row in rows)
     if not finished:
         return "Every seed of every setting failed, so none is the best."
@@ -332,6 +347,16 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
             f"seeds with: fdqn train --best-of {path}"
         ]
     return " ".join(words)
+
+
+def _explained_halving(last: Sequence[Row], dropped: Sequence[Row], path: str) -> str:
+    """Explain a ranking after successive halving: the best set is one of the settings of the last rung."""
+    *first, end = [f"{step:,}" for step in sorted({row.dropped or 0 for row in dropped})]
+    when = f"steps {', '.join(first)} and {end}" if first else f"step {end}"
+    return (
+        f"{len(dropped)} settings were dropped at {when} for lower training returns, so the best set is one of the "
+        f"{len(last)} settings of the last rung. " + explanation(last, path)
+    )
 
 
 def few_seeds(rows: Sequence[Row]) -> bool:

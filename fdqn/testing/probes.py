@@ -5,6 +5,8 @@ those of the optimal policy, exact: `q(gamma)` [N, A] at the N observations `obs
 a value that leaks through the mask is detected.
 
 Jones 2021, "Debugging RL, without the agonizing pain", https://andyljones.com/posts/rl-debugging.html
+
+.. include:: ../docs/debugging.md
 """
 
 from collections.abc import Callable

@@ -184,6 +184,7 @@ def run(
     stop: Callable[[], bool] = bool,
     since: MetricsSnapshot | None = None,
     at_once: int | None = None,
+    between: Callable[[TrainState, int], TrainState] | None = None,
 ) -> Iterator[Report]:
     """Train all seeds until each has taken `steps` environment steps; yield reports along the way and at the end.
 
@@ -203,6 +204,10 @@ def run(
             function that raises `Stopped` during its compilation ends the run in the same way.
         since: start of the means of the first report; by default `state`.
         at_once: maximum of training iterations per call of a step function; by default at most CYCLES_PER_CALL.
+        between: `between(state, step) -> state` returns the state from which training goes on, at `step` environment
+            steps per seed: at the start, and after each planned report but the last. A run that is resumed at a report
+            calls it again, since the report holds the state before the call. It may change learners and
+            hyper-parameters; the means of the next report do not count updates that a copied learner has made before.
     """
     check_program(program)
     check.kind("state", state, TrainState)
@@ -211,8 +216,9 @@ def run(
     for name, value in (("steps", steps), ("report_every", report_every)):
         check.count(name, value, 1)
     check.count("evaluate_every", evaluate_every)
-    if evaluate is not None:
-        check.function("evaluate", evaluate)
+    for name, function in (("evaluate", evaluate), ("between", between)):
+        if function is not None:
+            check.function(name, function)
     due = cadence(program, state, steps, report_every, evaluate_every if evaluate is not None else 0)
     number, most = int(state.cycle.max()), at_once or _most_per_call(program)
     draws = _Draws(program, state, functions, number)
@@ -227,8 +233,19 @@ def run(
         counted = now if planned else before
         return _report(number * due.env_steps, before, now, counted, evaluation, state, planned, clock)
 
+    def continued(state: TrainState) -> TrainState:
+        nonlocal counted
+        if between is None:
+            return state
+        before = state.learner.updates.cpu().numpy().copy()
+        state = between(state, number * due.env_steps)
+        counted = counted._replace(updates=counted.updates + state.learner.updates.cpu().numpy() - before)
+        return state
+
     if number >= due.last:
         yield report(None, planned=False)
+    else:
+        state = continued(state)
     while number < due.last:
         started, before = time.perf_counter(), number
         step_function = functions.collect if due.collects_only(number) else functions.cycle
@@ -258,6 +275,8 @@ def run(
             yield report(evaluate(state) if evaluating and evaluate is not None else None, planned)
         if stopping:
             return
+        if planned and number < due.last:
+            state = continued(state)
 
 
 class _Draws:

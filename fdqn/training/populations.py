@@ -195,8 +195,9 @@ def copy(state: TrainState, source: Tensor) -> TrainState:
     - the replay buffer: it is most of the memory of a member, its transitions stay valid for any learner, and different
       data keep the members of a population apart. In prioritized replay old priorities last until a row is drawn again;
       in Stream Q the scale of rewards is part of the buffer, while the eligibility trace is copied, and soon decays;
-    - metrics: they count what a member did. Only a failure is cleared, since the copy is finite, unless the host
-      environment of the member failed. Take the snapshot from which the next means are computed after the copy.
+    - metrics: they count what a member did. Two of them are cleared: the returns of the last episodes, which were not
+      those of the copy, and a failure, since the copy is finite, unless the host environment of the member failed.
+      Take the number of updates from which the next means are computed after the copy.
 
     A member that is its own source keeps every bit. The leaves that are not copied are those of `state`.
     `compile.donate(copy)` writes into the memory of `state` instead.
@@ -215,7 +216,9 @@ def copy(state: TrainState, source: Tensor) -> TrainState:
     copies = source != torch.arange(len(source), device=source.device)
     cleared = copies & (metrics.cause != CAUSES.index("environment"))
     metrics = metrics._replace(
-        failed=torch.where(cleared, failed, metrics.failed), cause=torch.where(cleared, cause, metrics.cause)
+        failed=torch.where(cleared, failed, metrics.failed),
+        cause=torch.where(cleared, cause, metrics.cause),
+        returns=torch.where(copies.unsqueeze(-1), torch.nan, metrics.returns),
     )
     return state._replace(learner=learner, hyper=hyper, metrics=metrics)
 

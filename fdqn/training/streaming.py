@@ -2,6 +2,8 @@
 
 There is no replay, no target network and no batch. A seed holds its newest transition, an eligibility trace of the size
 of its parameters, and the running statistics of observations and rewards.
+
+.. include:: ../docs/stream_q.md
 """
 
 from functools import partial

@@ -1,0 +1,186 @@
+"""Train and continue sweeps with successive halving.
+
+    RUN/settings.csv    a row for each learner of all settings
+    RUN/halving.json    the rungs and their settings (`halving_plan`)
+    RUN/0, RUN/1, ...   a run for each rung
+
+A rung starts from the last checkpoint of the one before, without the learners of the dropped settings, and with copies
+of the rows of the others. So the last rung is a complete run of the settings that were not dropped, and equals one
+without halving. A rung counts as started once `halving.json` lists its settings; until then it is made anew, from files
+that do not change any more, so that a sweep that is killed at any time continues exactly.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdqn import training
+from fdqn.experiment import (
+    assemble,
+    cost,
+    events,
+    halving_plan,
+    history,
+    memory,
+    results,
+    run_folder,
+    session,
+    sweep_plan,
+)
+from fdqn.experiment.events import OnEvent
+from fdqn.experiment.halving_plan import Halving
+from fdqn.experiment.settings import Sweep
+from fdqn.report import plots
+from fdqn.storage import files
+from fdqn.training import populations
+
+
+def train(
+    planned: Halving, on_event: OnEvent = events.ignore, stop: session.Stop = bool, started: float | None = None
+) -> Path:
+    """Train the rungs of a plan one after the other, and return the folder of the sweep.
+
+    Raises the errors of `session.train`, and ValueError if no episode has ended at the end of a rung. A sweep that was
+    stopped is continued by `resume`.
+    """
+    settings = planned.settings
+    size(planned)  # before a file is written
+    path = run_folder.folder(settings).absolute()  # an environment may change the current folder
+    path.mkdir(parents=True)
+    files.write(path / "settings.csv", run_folder.settings_table(settings).encode())
+    halving_plan.write(planned, path)
+    return _continue(path, on_event, stop, started, {"env": settings.env, "wrappers": settings.wrappers})
+
+
+def resume(
+    path: Path,
+    on_event: OnEvent = events.ignore,
+    stop: session.Stop = bool,
+    started: float | None = None,
+    **changes: Any,
+) -> Path:
+    """Continue a sweep with halving that was stopped, and return its folder.
+
+    Arguments and errors are those of `sweep.resume`; `steps` cannot be changed.
+    """
+    if changes.get("steps") is not None:
+        raise ValueError("steps: expected none for a sweep with halving, got a number; omit it")
+    sweep_plan.check_code(path, halving_plan.read(path).settings, changes.get("env"), changes.get("wrappers", ()))
+    return _continue(path, on_event, stop, started, changes)
+
+
+def _continue(
+    path: Path, on_event: OnEvent, stop: session.Stop, started: float | None, changes: Mapping[str, Any]
+) -> Path:
+    """Train the rung that has started last and those after it."""
+    while True:
+        planned = halving_plan.read(path)
+        number = len(planned.numbers) - 1
+        if results.finished(path / str(number)) < planned.rungs[number].end:
+            rung = f"rung {number + 1} of {len(planned.rungs)}: {halving_plan.described(planned, number)}"
+            on_event(events.Notice(rung))
+            _train_rung(path, planned, partial(_as_sweep, on_event, path, planned), stop, started, changes)
+            started = None
+        if stop() or number + 1 == len(planned.rungs):
+            return path
+        _start_rung(path, number, changes.get("env"), changes.get("wrappers", ()))
+
+
+def _train_rung(
+    path: Path, planned: Halving, emit: OnEvent, stop: session.Stop, started: float | None, changes: Mapping[str, Any]
+) -> None:
+    """Train the rung that has started last to its end."""
+    number = len(planned.numbers) - 1
+    own = path / str(number)
+    if (own / "config.json").exists():
+        session.resume(own, on_event=emit, stop=stop, started=started, **changes)
+        return
+    if number:
+        raise ValueError(f"sweep: expected the rung {own}, which {halving_plan.FILE} lists, got none; restore it")
+    with contextlib.suppress(OSError):  # left by a process that was killed before it wrote config.json
+        (own / "settings.csv").unlink(missing_ok=True)
+        own.rmdir()
+    names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
+    kept = {name: changes[name] for name in names if changes.get(name) is not None}
+    first = dataclasses.replace(planned.settings, out=str(own), **kept)
+    session.train(first, emit, stop, started, planned.rungs[0].end)
+
+
+def _start_rung(path: Path, number: int, env: str | None, wrappers: Sequence[str]) -> None:
+    """Make the folder of the rung after `number`, and list its settings in `halving.json`."""
+    own, new = path / str(number), path / str(number + 1)
+    with run_folder.writing(own):
+        planned = halving_plan.read(path)  # again, now that no other process can change it
+        if len(planned.numbers) > number + 1:
+            return
+        run = results.read(own)
+        if len(run.summary["failed_seeds"]) == run.settings.lanes:
+            raise session.AllFailedError(
+                f"stopped at {run.summary['steps']:,} of {planned.settings.steps:,} steps, because all seeds of all "
+                f"settings have failed; the files in {path} are complete"
+            )
+        returns = plots.filled(run.curve.values)[-1].reshape(-1, planned.settings.seeds)
+        failed = [bool(record["failed_seeds"]) for record in run.summary["settings"]]
+        kept = halving_plan.survivors(returns, failed, planned.eta)
+        _copy(own, new, kept, planned.rungs[number + 1].end, env, wrappers)
+        chosen = tuple(planned.numbers[number][i] for i in kept)
+        halving_plan.write(planned._replace(numbers=(*planned.numbers, chosen)), path)
+
+
+def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None, wrappers: Sequence[str]) -> None:
+    """Make the folder of a rung with the settings `kept` of the one before: its settings, rows and first checkpoint."""
+    if path.is_dir():  # left by a process that was killed
+        shutil.rmtree(path)
+    given, _ = results.plan(source, env, wrappers)
+    assert isinstance(given, Sweep)
+    program = assemble.program(given)
+    state = training.init(program, assemble.hyper(given), assemble.keys(given))
+    at = history.restored(source, given, program, state)
+    settings = dataclasses.replace(given, varied=tuple(given.varied[i] for i in kept), out=str(path))
+    run_folder.create(settings, until=until)
+    learners = populations.members_of(torch.tensor(kept), given.seeds).tolist()
+    history.copy(source, at, path, settings, learners)
+
+
+def _as_sweep(on_event: OnEvent, path: Path, planned: Halving, event: events.Event) -> None:
+    """Emit an event of a rung with the folder and the steps of the sweep, and with the numbers of its settings."""
+    if isinstance(event, events.Stopped):
+        event = event._replace(path=path, steps=planned.settings.steps)
+    elif isinstance(event, events.Started):
+        event = event._replace(path=path)
+    elif isinstance(event, events.SeedFailed):
+        setting, seed = divmod(event.seed, planned.settings.seeds)
+        name = f"setting {planned.numbers[-1][setting]}, seed {planned.settings.seed + seed}"
+        event = event._replace(name=name)
+    on_event(event)
+
+
+def size(planned: Halving) -> int:
+    """Return the bytes that the learners need. Raises ValueError if clearly less is available.
+
+    Between two rungs the state of both is in memory, on a CPU.
+    """
+    settings, device = planned.settings, assemble.device(planned.settings)
+    settings_at_once = planned.rungs[0].settings + planned.rungs[1].settings * (device.type == "cpu")
+    return memory.check_memory(assemble.program(settings), settings_at_once * settings.seeds, device)
+
+
+def seconds(planned: Halving) -> tuple[float, ...] | None:
+    """Estimate the seconds of each rung on a CPU, as `cost.seconds` does; None if they are not compiled for one."""
+    settings = planned.settings
+    if not settings.compiles or assemble.device(settings).type != "cpu":
+        return None
+    whole, warmup = cost.seconds(settings) - cost.COMPILE_SECONDS, assemble.program(settings).config.warmup_steps
+    bounds = [warmup, *(rung.end for rung in planned.rungs)]
+    shares = [
+        (end - start) / (settings.steps - warmup) * rung.settings / planned.rungs[0].settings
+        for (start, end), rung in zip(itertools.pairwise(bounds), planned.rungs, strict=True)
+    ]
+    return tuple(whole * share + cost.COMPILE_SECONDS * (i == 0) for i, share in enumerate(shares))

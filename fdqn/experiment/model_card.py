@@ -1,0 +1,219 @@
+"""The model card of a run: the README of its repository on the Hugging Face Hub."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+
+from fdqn import envs
+from fdqn.experiment import assemble, repeat, results, settings
+from fdqn.experiment.results import Run
+from fdqn.experiment.settings import Settings
+
+NAMES = {
+    "dqn": "DQN", "munchausen": "Munchausen-DQN", "c51": "C51", "qr-dqn": "QR-DQN", "iqn": "IQN", "rainbow": "Rainbow",
+    "pqn": "PQN", "stream-q": "Stream Q",
+}  # fmt: skip
+"""Algorithms as their papers call them."""
+
+
+def text(run: Run, repository: str, seed: int, video: str | None = None) -> str:
+    """Return the model card: YAML front matter that the Hub reads, then Markdown.
+
+    Args:
+        run: run of one setting.
+        repository: OWNER/NAME on the Hub, for the code that loads it.
+        seed: seed of the file policy.pt2.
+        video: name of a video in the folder.
+    """
+    parts = (
+        front_matter(run),
+        _heading(run),
+        _shown(video),
+        _results(run),
+        _loading(run, repository, seed),
+        _repeating(run),
+        _settings_table(run.settings),
+    )
+    return "\n".join(part for part in parts if part)
+
+
+def front_matter(run: Run) -> str:
+    """Return the YAML front matter: library, tags, and the `model-index` with the mean return over the seeds."""
+    name, env, record = NAMES[run.settings.algorithm], _env(run), _record(run)
+    tags = [env, "deep-reinforcement-learning", "reinforcement-learning", "fdqn", run.settings.algorithm]
+    heading = results.interval_heading([record])
+    metrics = {"mean_reward": mean_text(record), "iqm_reward": f"{results.interval_text(record)}"}
+    lines = [
+        "---",
+        "library_name: fdqn",
+        "pipeline_tag: reinforcement-learning",
+        "tags:",
+        *[f"- {_quoted(tag)}" for tag in tags],
+        "model-index:",
+        f"- name: {_quoted(name)}",
+        "  results:",
+        "  - task:",
+        "      type: reinforcement-learning",
+        "      name: reinforcement-learning",
+        "    dataset:",
+        f"      name: {_quoted(env)}",
+        f"      type: {_quoted(env)}",
+        "    metrics:",
+    ]
+    for kind, value in metrics.items():
+        shown = kind if kind == "mean_reward" else heading
+        lines += [f"    - type: {kind}", f"      value: {_quoted(value)}", f"      name: {_quoted(shown)}"]
+        lines += ["      verified: false"]
+    return "\n".join([*lines, "---", ""])
+
+
+def mean_text(record: dict[str, Any]) -> str:
+    """Format the mean and standard deviation over the seeds that have not failed, as `491.07 +/- 12.25`.
+
+    A single seed has no deviation: `491.07`.
+    """
+    returns = np.array([x for x in record["per_seed"] if x is not None])
+    deviation = f" +/- {returns.std(ddof=1):.2f}" if len(returns) > 1 else ""
+    return f"{returns.mean():.2f}{deviation}" if len(returns) else "none"
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """Return the returns that count: in Gymnasium's environment if there are some, else in the one trained on."""
+    return run.summary.get("gymnasium_return", run.summary["final_return"])
+
+
+def _env(run: Run) -> str:
+    """Return the name of the environment in which `_record` was evaluated, without the prefix `gym:`."""
+    return _record(run).get("env", run.settings.env).removeprefix("gym:")
+
+
+def _quoted(text: str) -> str:
+    """Return a YAML scalar; a JSON string is one."""
+    return json.dumps(text)
+
+
+def _heading(run: Run) -> str:
+    chosen, config = run.settings, results.read_config(run.path)
+    seeds = "one seed" if chosen.seeds == 1 else f"{chosen.seeds} seeds, trained at once"
+    made = f"fdqn {config['versions'].get('fdqn')} and PyTorch {config['versions'].get('torch')}"
+    commit = f", commit {config['git']}" if config.get("git") else ""
+    return (
+        f"# {NAMES[chosen.algorithm]} on {_env(run)}\n\n"
+        f"{run.summary['steps']:,} environment steps of `{chosen.env}` for each seed; {seeds}. "
+        f"Made with {made}{commit}, on {config.get('processor') or config.get('device')}.\n\n"
+        "![Learning curve over the seeds](curve.png)\n"
+    )
+
+
+def _shown(video: str | None) -> str:
+    if video is None:
+        return ""
+    if video.endswith(".gif"):
+        return f"![Episodes]({video})\n"
+    return f'<video controls autoplay loop muted src="{video}"></video>\n'
+
+
+def _results(run: Run) -> str:
+    summary = run.summary
+    records = {f"greedy, `{run.settings.env}`": summary["final_return"]}
+    if "gymnasium_return" in summary:
+        records[f"greedy, Gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
+    records["last training episodes"] = summary["train_return"]
+    failed, episodes = summary["failed_seeds"], run.settings.evaluate_episodes
+    without = f" Failed seeds are left out: {', '.join(map(str, failed))}." if failed else ""
+    rows = [
+        f"| {name} | {results.interval_text(x)} | {mean_text(x).replace('+/-', '±')} |" for name, x in records.items()
+    ]
+    each = [
+        f"| {seed} | " + " | ".join(_number(x["per_seed"][i]) for x in records.values()) + " |"
+        for i, seed in enumerate(summary["seeds"])
+    ]
+    return "\n".join(
+        [
+            "## Results",
+            "",
+            f"The return of a seed is the mean of {episodes} greedy episodes. IQM is the interquartile mean over the "
+            "seeds with its 95% bootstrap interval (the range of the seeds if there are fewer than 5). The standard "
+            f"deviation is over the seeds too.{without}",
+            "",
+            f"| returns | {results.interval_heading(list(records.values()))} | mean ± standard deviation |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "<details><summary>Return of each seed</summary>",
+            "",
+            f"| seed | {' | '.join(records)} |",
+            "|--:|" + "--:|" * len(records),
+            *each,
+            "",
+            "</details>",
+            "",
+        ]
+    )
+
+
+def _number(x: float | None) -> str:
+    return "failed" if x is None else f"{x:.2f}"
+
+
+def _loading(run: Run, repository: str, seed: int) -> str:
+    own = envs.is_code(run.settings.env)
+    folder, spec = repository.split("/")[-1], assemble.env(run.settings).spec
+    env = f", env={_quoted(run.settings.env)}" if own else ""
+    if any(map(envs.is_wrapper_code, run.settings.wrappers)):
+        env += f", wrappers=[{', '.join(map(_quoted, run.settings.wrappers))}]"
+    note = f"\n`{run.settings.env}` is code of the author of this run, and has to be importable.\n" if own else ""
+    first, last = run.summary["seeds"][0], run.summary["seeds"][-1]
+    shape, dtype = ", ".join(map(str, (1, *spec.obs_shape))), str(spec.obs_dtype)
+    given = f"{shape}" if dtype == "torch.float32" else f"{shape}, dtype={dtype}"
+    return f"""## Use
+
+With fdqn, every seed as a policy on NumPy arrays. `fdqn eval {folder}` plays its episodes.
+
+```python
+from huggingface_hub import snapshot_download
+
+import fdqn
+
+run = fdqn.Run.load(snapshot_download("{repository}", local_dir="{folder}"){env})
+policy = run.policy(seed={seed})  # greedy: observation -> action
+```
+{note}
+Without fdqn, the policy of seed {seed} as PyTorch's `torch.export` writes it:
+
+```python
+import torch
+from huggingface_hub import hf_hub_download
+
+policy = torch.export.load(hf_hub_download("{repository}", "policy.pt2")).module()
+q = policy(torch.zeros({given}))  # observations [B, ...] to Q-values [B, {spec.actions}]
+action = q.argmax(-1)
+```
+
+`model.safetensors` holds the parameters of the seeds {first} to {last}, one array `[seeds, ...]` each. There is no
+checkpoint, so the run cannot be resumed.
+"""
+
+
+def _repeating(run: Run) -> str:
+    command = repeat.command(run.settings)
+    return f"## Train it again\n\n```sh\n{command}\n```\n"
+
+
+def _settings_table(chosen: Settings) -> str:
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "out"]
+    rows = [f"| `{name}` | `{getattr(chosen, name)}` |" for name in sorted(names) if _is_read(chosen, name)]
+    return "\n".join(
+        ["## Settings", "", "<details><summary>All settings that this algorithm reads</summary>", "",
+         "| setting | value |", "|---|---|", *rows, "", "</details>", ""]
+    )  # fmt: skip
+
+
+def _is_read(chosen: Settings, name: str) -> bool:
+    try:
+        settings.check_read(chosen, [name])
+    except ValueError:
+        return False
+    return True
