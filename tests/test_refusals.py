@@ -1523,7 +1523,7 @@ ROWS = [
       )],
     ("sweep_plan.read", given(Path("bad-programs")), ValueError,
      "sweep: expected a sweep, got bad-programs with a sweep.json that is invalid: …"),
-    ("sweep_plan.check_env", given(Path("x"), "cartpole", "catch"), ValueError,
+    ("sweep_plan.check_code", given(Path("x"), Settings(), "catch"), ValueError,
      "env: expected 'cartpole', the environment trained on, got 'catch'"),
     # successive halving
     *[("halving_plan.plan", given(sweep_plan.plan(own, values), eta), ValueError, message)
