@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fdqn.experiment import page_data, population, results, sweep_plan, sweep_results
+from fdqn.experiment import halving_plan, page_data, population, results, sweep_plan, sweep_results
 from fdqn.experiment.page_data import RunData, SweepData, Video
 from fdqn.experiment.settings import Sweep, from_json
 from fdqn.report import page, plots, sweeps
@@ -88,6 +88,8 @@ def check_run(path: Path) -> None:
     """Raise ValueError unless a folder is that of a run or a sweep, finished or not."""
     if (path / "sweep.json").exists():
         sweep_plan.read(path)
+    elif (path / halving_plan.FILE).exists():
+        halving_plan.read(path)
     elif not program_folders(path):
         raise ValueError(f"run: expected a run folder, got {path} without config.json")
     elif (path / "config.json").exists():
@@ -190,7 +192,8 @@ def _with_videos(run: RunData, path: Path) -> RunData:
 def _finished_sweep(path: Path, name: str) -> SweepData:
     found = sweep_results.read(path)
     programs = tuple(_read_run(folder, folder.name if folder != path else name) for folder in program_folders(path))
-    done = all(run.steps[0] >= run.steps[1] or len(run.failed) == len(run.seeds) for run in programs)
+    eta = 0 if found.halving is None else found.halving.eta
+    done = eta > 0 or all(run.steps[0] >= run.steps[1] or len(run.failed) == len(run.seeds) for run in programs)
     return SweepData(
         name,
         programs,
@@ -202,6 +205,7 @@ def _finished_sweep(path: Path, name: str) -> SweepData:
         found.ranking(),
         found.curves,
         done,
+        eta,
     )
 
 
@@ -220,7 +224,8 @@ def _unfinished_sweep(path: Path, name: str) -> SweepData:
     found = [curves.get(row) for row in values]
     returns = np.array([_last(curve, first.seeds) for curve in found])
     rows = sweeps.ranking(names, values, returns)
-    return SweepData(name, programs, names, values, scales, "training", returns, rows, tuple(found), False)
+    eta = halving_plan.read(path).eta if (path / halving_plan.FILE).exists() else 0
+    return SweepData(name, programs, names, values, scales, "training", returns, rows, tuple(found), False, eta)
 
 
 def _curves_by_values(programs: Sequence[RunData]) -> dict[tuple[Any, ...], plots.Curve | None]:

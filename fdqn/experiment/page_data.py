@@ -111,6 +111,8 @@ class SweepData(NamedTuple):
     curves: tuple[plots.Curve | None, ...]
     """Learning curve of each setting; None before the first report."""
     finished: bool
+    eta: int = 0
+    """Of each rung of successive halving but the last, the best 1/eta of the settings are trained on; 0 without."""
 
 
 # Pages
@@ -141,7 +143,8 @@ def of_sweep(found: SweepData) -> Page:
         "facts": _sweep_facts(found),
         "curves": [_setting_curves(found)] if any(curve is not None for curve in found.curves) else [],
         "diagnostics": None,
-        "sweep": None if _evolves(found) else _effects(found),  # members change their values
+        # Members of populations change their values, and returns of dropped settings are those of shorter training.
+        "sweep": None if found.eta or _evolves(found) else _effects(found),
         "results": _ranking(found),
         "seeds": [],
         **_records(found.programs),
@@ -254,7 +257,8 @@ def _last(run: RunData) -> float:
 
 
 def _evolves(found: SweepData) -> bool:
-    return bool(getattr(found.programs[0].settings, "pbt_every", 0))
+    settings = found.programs[0].settings
+    return isinstance(settings, Sweep) and settings.pbt_every > 0
 
 
 def _sweep_facts(found: SweepData) -> list[tuple[str, str]]:
@@ -263,7 +267,8 @@ def _sweep_facts(found: SweepData) -> list[tuple[str, str]]:
         ("sweep", found.name),
         ("settings", f"{len(found.values):,}"),
         ("seeds per setting", f"{settings.seeds:,}"),
-        ("steps per seed", _progress(found.programs)),
+        ("steps per seed", _progress(found.programs[-1:] if found.eta else found.programs)),
+        *([("successive halving", f"the best 1/{found.eta} of the settings of each rung")] if found.eta else []),
     ]
     if found.finished:
         facts.append(("result", sweeps.explanation(found.rows, found.name)))
@@ -345,7 +350,7 @@ def _setting_curves(found: SweepData) -> dict[str, Any]:
     for row in (known[i] for i in chosen):
         curve = found.curves[row.setting]
         assert curve is not None
-        kept = np.isfinite(found.returns[row.setting])
+        kept = np.isfinite(found.returns[row.setting]) | (row.dropped is not None)
         curves.append(
             _estimates(f"{row.rank}: {_values_text(row.values)}", curve._replace(values=curve.values[:, kept]))
         )
@@ -431,6 +436,7 @@ def _ranking(found: SweepData) -> dict[str, Any]:
     """Return the table of the settings, the best first."""
     heading = results.interval_heading([row.estimate._asdict() for row in found.rows])
     digits = sweeps.decimals([float(row.estimate.iqm) for row in found.rows])
+    halved = any(row.dropped is not None for row in found.rows)
     marked = any(row.member for row in found.rows)
     rows = [
         [
@@ -441,10 +447,20 @@ def _ranking(found: SweepData) -> dict[str, Any]:
             row.failed,
             "failed" if row.rank is None else _estimate_text(row, digits),
             *["yes" if row.member else ""] * marked,
+            *["" if row.dropped is None else f"at {row.dropped:,}"] * halved,
         ]
         for row in found.rows[:SEEDS]
     ]
-    columns = ["rank", "setting", *found.names, "seeds", "failed", heading, *["in best set"] * marked]
+    columns = [
+        "rank",
+        "setting",
+        *found.names,
+        "seeds",
+        "failed",
+        heading,
+        *["in best set"] * marked,
+        *["dropped"] * halved,
+    ]
     what = "Members, with their values at the start," if _evolves(found) else "Settings"
     return _table(f"{what} by {found.measure} return", columns, rows, len(found.rows), "settings.csv")
 
@@ -628,6 +644,8 @@ def _sweep_commands(found: SweepData) -> list[str]:
     """Return the command that repeats a sweep; nothing if its settings were drawn, as their ranges are not recorded."""
     merged = _merged(found)
     command = None if found.scales else repeat.command(merged)
+    if command is not None and found.eta:
+        command += f" --halving {found.eta}"
     best = (
         [f"fdqn train --best-of {shlex.quote(found.name)}"] if found.finished and found.rows[0].rank is not None else []
     )
@@ -639,4 +657,4 @@ def _merged(found: SweepData) -> Sweep:
     first = found.programs[0].settings
     varied = tuple(dict(zip(found.names, row, strict=True)) for row in found.values)
     own: Mapping[str, Any] = {name: getattr(first, name) for name in groups.to_json(groups.Settings())}
-    return Sweep(**own, varied=varied)
+    return Sweep(**own, varied=varied, pbt_every=first.pbt_every if isinstance(first, Sweep) else 0)
