@@ -167,7 +167,7 @@ def test_the_files_are_read_again_only_after_a_change(served, run, monkeypatch):
     assert ask(served, "/update")[0] == ask(served)[0] == 200
 
 
-def test_reading_takes_a_small_fraction_of_the_time(served, run, monkeypatch):
+def test_updates_take_a_small_fraction_of_the_time(served, run, monkeypatch):
     assert "300 of 1,000" in ask(served, "/update")[2]
     monkeypatch.setattr(watching, "REST", 1e6)
     rows = "".join(f"400,{seed},400,44,40,9,1,2,3,0.1,0.001,2\n" for seed in range(5, 11))

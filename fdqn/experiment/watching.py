@@ -25,7 +25,7 @@ SECONDS = 3.0
 """Seconds between updates of the page in the browser."""
 
 REST = 10.0
-"""Times as long as reading and drawing took that no file is read again, so that a run keeps the processor."""
+"""Pause before files are read again, as a multiple of the time of the last update: the run needs the processor."""
 
 NAMES = ("127.0.0.1", "localhost", "::1")
 """Names of this machine that a request may have as its host."""
