@@ -1860,6 +1860,17 @@ ROWS = [
      "hub: expected a folder that does not exist yet, got 'file'; choose another --hub"),
     ("hub.check_push", given("poles"), ValueError, "push: expected a repository OWNER/NAME, got 'poles'"),
     ("hub.push", given(Path("run"), "a/b/c"), ValueError, "push: expected a repository OWNER/NAME, got 'a/b/c'"),
+    ("page_data.of_runs", given([]), ValueError, "runs: expected at least one, got none"),
+    ("html_report.write", given([Path("run")], Path("page.png")), ValueError,
+     "html: expected a name that ends in .html, got 'page.png'"),
+    ("html_report.write", given([Path("run")], Path("page.html")), ValueError,
+     "html: expected a file that does not exist yet, got 'page.html'; choose another --html"),
+    ("html_report.check_run", given(Path("hollow")), ValueError,
+     "run: expected a run folder, got hollow without config.json"),
+    ("watching.server", given(Path("run"), "6060"), TypeError, "port: expected an integer, got '6060'"),
+    ("watching.server", given(Path("run"), 65536), ValueError, "port: expected at most 65535, got 65536"),
+    ("watching.server", given(Path("hollow"), 0), ValueError,
+     "run: expected a run folder, got hollow without config.json"),
     ("plots.learning_curves", given(Path("x.png"), {}), ValueError,
      "panels: expected at least one curve in each, got none"),
     ("plots.learning_curves", given(Path("x.png"), {"cartpole": {"a": POINTS}}), ValueError,
@@ -1980,6 +1991,21 @@ WITHOUT = {
     "model_card.front_matter": "the same",
     "model_card.mean_text": "the same",
     "repeat.command": "takes checked settings",
+    "html_report.page_of": "hands on to `results.read`",
+    "html_report.current": "hands on to `results.read_config`",
+    "html_report.program_folders": "takes any path",
+    "page_data.of_population": "takes what `population.read` has checked",
+    "page_data.of_sweep": "takes what `sweep_results.read` has checked",
+    "page.body": "formats what `page_data` has made",
+    "page.encoded": "takes any text",
+    "page.html": "formats what `page_data` has made",
+    "page.check_plotly": "takes nothing",
+    **{
+        f"page_figures.{name}": "draws what `page_data` has made"
+        for name in ("curves", "diagnostics", "sensitivity", "parallel_coordinates")
+    },
+    "watching.address": "takes a server",
+    "watching.is_own_name": "takes any text",
     "assemble.free_names": "takes nothing",
     "assemble.in_one_program": "makes a key of settings",
     "assemble.name": "formats numbers",
@@ -2094,6 +2120,7 @@ WITHOUT = {
                     "interval_text", "overview", "text", "varied")},
     "plots.draw_curves": "draws what `figure` has checked",
     "plots.look": "takes any number",
+    "plots.summarised": "is a part of `figure`, which refuses",
     "comparison_plots.figure": "is `comparison` without a file",
     "comparison_plots.short_names": "takes any names",
     "arms.are_paired": "returns a bool",
@@ -2376,6 +2403,7 @@ def stage(trained, tmp_path_factory):
     """A folder with `run`, a file, and runs that are spoiled; and all of its files."""
     path = tmp_path_factory.mktemp("place")
     (path / "file").write_text("mine\n")
+    (path / "page.html").write_text("mine\n")
     (path / "hollow").mkdir()
     spoil = {"run": lambda path: None, **{name: act for name, (act, _) in SPOILED.items()}, **HALF_SPOILED}
     spoil |= POPULATIONS
@@ -2444,6 +2472,8 @@ WITH_FILES = (
     "sweep_plan",
     "sweep_results",
     "evaluation",
+    "html_report",
+    "watching",
 )
 IDS = [f"{name}-{i}" for i, (name, *_) in enumerate(ROWS)]
 
@@ -2699,6 +2729,24 @@ LINES = [
     ("report run run --out file/x.png", 1,
      "out: file/x.png: expected to write it, got Not a directory; the old content is kept; …"),
     ("report nowhere --json", 1, "run: expected a finished run folder, got nowhere without config.json"),
+    ("report --html a.html", 1, "runs: expected at least one run folder, got none"),
+    ("report run --html run", 1, "html: expected a name that ends in .html, got 'run'"),
+    ("report run --html=", 1, "html: expected a name that ends in .html, got '.'"),
+    ("report run --html page.html", 1,
+     "html: expected a file that does not exist yet, got 'page.html'; choose another --html"),
+    ("report run --html nowhere/a.html", 1,
+     "html: expected a file in an existing folder, got 'nowhere/a.html'; create nowhere first"),
+    ("report run --html a.html --out a.png", 1,
+     "out: expected none with --html, which is written instead of the PNG; omit --out"),
+    ("report run sweep --html a.html", 1,
+     "runs: expected runs of one setting, or one sweep alone, got several with the sweep sweep; use fdqn compare"),
+    ("watch", 2, "Missing from fdqn watch: PATH Run folder. …"),
+    ("watch run --port", 2, "Missing value for argument '--port'. …"),
+    ("watch run --port web", 2, "Error parsing --port: expected a whole number, got 'web'"),
+    ("watch run --port -1", 1, "port: expected at least 0, got -1"),
+    ("watch run --port 65536", 1, "port: expected at most 65535, got 65536"),
+    *[(f"watch {name}", 1, f"run: expected a run folder, got {name} without config.json")
+      for name in ("nowhere", "hollow", "file")],
     ("export run --seed 5 --out run", 1,
      "out: expected a file that does not exist yet, got 'run'; choose another --out"),
     ("export run --seed 5 --out=", 1, "out: expected a file that does not exist yet, got '.'; choose another --out"),

@@ -29,6 +29,7 @@ from fdqn.cli.parse import (
     Summary,
     Train,
     Version,
+    Watch,
 )
 from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
@@ -109,6 +110,8 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _eval(command, emit)
         case Report():
             _report(command, emit)
+        case Watch():
+            _watch(command, emit)
         case Compare():
             _compare(command, emit)
         case Export():
@@ -351,6 +354,8 @@ def _report(command: Report, emit: Emit) -> None:
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
+    if command.html is not None:
+        return _write_page(command, command.html, emit)
     if len(command.runs) == 1 and sweep_results.is_sweep(command.runs[0]):
         return _print_sweep(command.runs[0], emit if command.json else None, command.out)
     for path in command.runs:
@@ -377,6 +382,36 @@ def _report(command: Report, emit: Emit) -> None:
         tables.print_summary(read[0].path, read[0].summary)
     else:
         tables.print_comparison(read, picture)
+
+
+def _write_page(command: Report, file: Path, emit: Emit) -> None:
+    """Write the page of `fdqn report --html` and print its name."""
+    from fdqn.experiment import html_report
+
+    if command.out is not None:
+        raise ValueError("out: expected none with --html, which is written instead of the PNG; omit --out")
+    size = html_report.write(command.runs, file, [process.shown(path) for path in command.runs])
+    if command.json:
+        return emit({"html": process.shown(file), "bytes": size})
+    terminal.results().print(f"page {file}, {bytes_text(size)}; open it in a browser", soft_wrap=True)
+
+
+def _watch(command: Watch, emit: Emit) -> None:
+    """Serve the page of a run until Ctrl-C."""
+    from fdqn.experiment import watching
+
+    with watching.server(command.run, command.port, process.shown(command.run)) as served:
+        address = watching.address(served)
+        if command.json:
+            emit({"address": address})
+        else:
+            terminal.results().print(f"{address} shows {command.run}; Ctrl-C ends it", soft_wrap=True)
+            print(end="", flush=True)
+        try:
+            served.serve_forever()
+        except KeyboardInterrupt as error:
+            if process.signal_of(error) != signal.SIGINT:
+                raise
 
 
 def _compare(command: Compare, emit: Emit) -> None:

@@ -155,8 +155,24 @@ class Report:
     """Run folders."""
     out: Path | None = None
     """PNG file to write; by default curve.png in a single folder, comparison.png next to the first of several."""
+    html: Path | None = None
+    """HTML file to write instead of the PNG: one interactive page that needs no network.
+    Needs pip install 'fdqn[html]'."""
     json: bool = False
     """Print only the summaries, as JSON."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Serve the page of a run on this machine and update it while the run goes on, until Ctrl-C.
+    The run may train, have finished, or be a sweep. Needs pip install 'fdqn[html]'."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    port: int = 6060
+    """TCP port on 127.0.0.1; 0 for a free one."""
+    json: bool = False
+    """Print only the address, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -267,12 +283,13 @@ class Version:
     json: bool = False
 
 
-Command = Version | Train | Resume | Eval | Report | Compare | Export | Summary | Envs | Presets
+Command = Version | Train | Resume | Eval | Report | Watch | Compare | Export | Summary | Envs | Presets
 COMMANDS = {
     "train": TrainFlags,
     "resume": Resume,
     "eval": Eval,
     "report": Report,
+    "watch": Watch,
     "compare": Compare,
     "export": Export,
     "summary": SummaryFlags,
