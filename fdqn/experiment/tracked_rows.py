@@ -48,7 +48,7 @@ ENDS = ("return", "evaluation")
 """Columns whose aggregate has the ends of its interval, as `TAG_low` and `TAG_high`."""
 
 MOST_SEEDS = 32
-"""Most seeds with a curve of their own. W&B takes about 0.3 s to open each curve, a browser shows them all at once, and
+"""Most seeds that have a curve each. W&B takes about 0.3 s to open each curve, a browser shows them all at once, and
 beyond this number single curves hide the interval."""
 
 _RESAMPLES = 500
@@ -60,7 +60,7 @@ class Curve(NamedTuple):
 
     name: str
     """Such as `seed-3`, `aggregate` or, in a sweep, `setting-2`."""
-    lanes: tuple[int, ...]
+    learners: tuple[int, ...]
     """Learners whose interquartile mean it is."""
     aggregate: bool
     """True if its returns have an interval."""
@@ -96,16 +96,16 @@ def curves(settings: Settings, numbers: Sequence[int] | None = None) -> tuple[Cu
     if isinstance(settings, Sweep):
         numbers = range(len(settings.varied)) if numbers is None else numbers
         return tuple(
-            Curve(f"setting-{number}", tuple(_lanes(settings, k)), True, to_json(settings.at(k)))
+            Curve(f"setting-{number}", tuple(_learners(settings, k)), True, to_json(settings.at(k)))
             for k, number in enumerate(numbers)
         )
-    config, lanes = to_json(settings), range(settings.seeds)
-    each = [Curve(f"seed-{settings.seed + i}", (i,), False, {**config, "seed": settings.seed + i}) for i in lanes]
-    whole = Curve("aggregate", tuple(lanes), True, config)
+    config, learners = to_json(settings), range(settings.seeds)
+    each = [Curve(f"seed-{settings.seed + i}", (i,), False, {**config, "seed": settings.seed + i}) for i in learners]
+    whole = Curve("aggregate", tuple(learners), True, config)
     return (*(each if settings.seeds <= MOST_SEEDS else ()), *((whole,) if settings.seeds > 1 else ()))
 
 
-def _lanes(settings: Sweep, number: int) -> range:
+def _learners(settings: Sweep, number: int) -> range:
     return range(number * settings.seeds, (number + 1) * settings.seeds)
 
 
@@ -124,7 +124,7 @@ def points(
     values = {
         curve.name: _aggregate(curve, filled, tags)
         if curve.aggregate
-        else {tags[name]: float(x[curve.lanes[0]]) for name, x in given.items()}
+        else {tags[name]: float(x[curve.learners[0]]) for name, x in given.items()}
         for curve in curves
     }
     finite = {name: {tag: x for tag, x in each.items() if math.isfinite(x)} for name, each in values.items()}
@@ -141,7 +141,7 @@ def _aggregate(curve: Curve, given: dict[str, NDArray[np.float64]], tags: Mappin
     """Return the interquartile mean of each column, and the ends of the intervals of returns."""
     values = {}
     for name, column in given.items():
-        own = column[list(curve.lanes)]
+        own = column[list(curve.learners)]
         own = own[np.isfinite(own)]
         if not len(own):
             continue

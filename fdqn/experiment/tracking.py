@@ -3,7 +3,7 @@
 Each tracker has a thread, which reads the rows that the run has written and hands them on. So a tracker that fails or
 blocks costs the run nothing, and one that was interrupted catches up when the run is resumed.
 
-tracking.json         in the run folder: the trackers of the run, and the name under which they know it
+tracking.json         in the run folder: the trackers of the run, and its name in them
 """
 
 import collections
@@ -101,7 +101,13 @@ def resumed(path: Path, track: str | Sequence[str] | None = None, tags: str | No
     """
     record = _read(path)
     before = Choice() if record is None else Choice(tuple(record["trackers"]), record["tags"])
-    return choose(before.trackers if track is None else track, before.tags if tags is None else tags)
+    tags = before.tags if tags is None else tags
+    if track is not None:
+        return choose(track, tags)
+    try:
+        return choose(before.trackers, tags)
+    except ValueError as error:
+        raise ValueError(f"{error}; or resume without trackers, with --track none") from None
 
 
 def _import(name: str) -> None:
@@ -119,7 +125,7 @@ def _import(name: str) -> None:
 
 
 def _check_login() -> None:
-    """Raise ValueError unless W&B has an API key or is offline: it would ask for one in the middle of the output."""
+    """Raise ValueError unless W&B has an API key or is offline: it prompts for one in the middle of the output."""
     import wandb
 
     if wandb.setup().settings.mode in ("offline", "disabled") or wandb.login(prompt=False, verify=False):
@@ -208,7 +214,7 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
 
     settings, folder, numbers = event.settings, event.path, None
     try:
-        if (event.path / "sweep.json").exists():  # of several programs, each in a folder of its own
+        if (event.path / "sweep.json").exists():  # of several programs, each in its own folder
             from fdqn.experiment import sweep_plan
 
             program = int(Path(settings.out or "").name)
@@ -306,7 +312,7 @@ class _Feed:
             )
 
     def _write(self, sink: "Sink") -> None:
-        """Write the points of all rows, those from before the run was resumed included, unless the tracker holds them."""
+        """Write the points of all rows, those before a resume included, unless the tracker holds them."""
         from fdqn.experiment import tracked_rows
 
         read, tags = tracked_rows.reader(self._tail.folder, self._tail.learners), tracked_rows.TAGS[self._tail.tags]
