@@ -48,8 +48,8 @@ ENDS = ("return", "evaluation")
 """Columns whose aggregate has the ends of its interval, as `TAG_low` and `TAG_high`."""
 
 MOST_SEEDS = 32
-"""Most seeds that have a curve each. W&B takes about 0.3 s to open each curve, a browser shows them all at once, and
-beyond this number single curves hide the interval."""
+"""Most seeds that have a curve each. Every curve is a run of W&B or MLflow, a browser shows all at once, and single
+curves hide the interval if there are more."""
 
 _RESAMPLES = 500
 """Bootstrap resamples of an interval, as in `curve.png`."""

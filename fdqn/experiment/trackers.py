@@ -45,8 +45,6 @@ class Sink(NamedTuple):
     """Last step of each curve that the tracker holds from before."""
     where: str = ""
     """Description of where to look."""
-    every: float = 0.0
-    """Seconds between two calls of `write`, where one takes long."""
 
 
 def tensorboard(run: TrackedRun) -> Sink:
@@ -100,8 +98,9 @@ def wandb(run: TrackedRun) -> Sink:
     import wandb
 
     quiet = wandb.Settings(
-        console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True, finish_timeout=60
-    )
+        console="off", silent=True, disable_git=True, disable_code=True, finish_timeout=60,
+        x_disable_stats=True, x_save_requirements=False,
+    )  # fmt: skip
     opened = {
         curve.name: wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -195,7 +194,7 @@ def trackio(run: TrackedRun) -> Sink:
                 run_id=f"{run.id}-{curve.name}",
             )
 
-    return Sink(write, lambda finished: None, where=f"trackio show --project {project}", every=15.0)
+    return Sink(write, lambda finished: None, where=f"trackio show --project {project}")
 
 
 def _iso(seconds: float) -> str:
@@ -240,7 +239,7 @@ def mlflow(run: TrackedRun) -> Sink:
 
     held = {curve.name: _last_step(client, ids[curve.name]) for curve in run.curves if curve.name in before}
     shown = f"in {uri}" if uri.startswith("sqlite") else "in MLFLOW_TRACKING_URI"  # which may contain a password
-    return Sink(write, close, held, f"experiment {experiment} {shown}", every=15.0)
+    return Sink(write, close, held, f"experiment {experiment} {shown}")
 
 
 def _experiment(client: Any, name: str) -> str:

@@ -45,6 +45,10 @@ _MODULES = {
 }
 """Modules that each tracker needs."""
 
+_FRACTION = 0.01
+"""Most of the CPU time of the process that the thread of a tracker uses while the run trains: it writes less often to
+one that takes long, such as MLflow, which needs 0.4 s for the points of 32 seeds."""
+
 _AT_ONCE = 100
 """Reports that are written to a tracker in one call."""
 
@@ -317,9 +321,10 @@ class _Feed:
 
         read, tags = tracked_rows.reader(self._tail.folder, self._tail.learners), tracked_rows.TAGS[self._tail.tags]
         last: dict[str, Any] = {}
-        seen, every = -1, 0.0
+        seen, due = -1, 0.0
         while True:
-            step, finished = self._next(seen, every)
+            step, finished = self._next(seen, due)
+            started = time.thread_time()
             batch: list[Points] = []
             for report in read(step):
                 last, points = tracked_rows.points(last, report, self._run.curves, tags)
@@ -328,16 +333,17 @@ class _Feed:
                     self._hand_on(sink, batch)
                     batch = []
             self._hand_on(sink, batch)
-            seen, every = step, sink.every
+            seen, due = step, time.process_time() + (time.thread_time() - started) / _FRACTION
             if finished is not None:
                 sink.close(finished)
                 return
 
-    def _next(self, seen: int, every: float) -> tuple[int, bool | None]:
-        """Wait for rows later than step `seen`, at least `every` seconds, or for the end; return the step, and at the
-        end if the run has finished."""
+    def _next(self, seen: int, due: float) -> tuple[int, bool | None]:
+        """Wait until the process has used `due` seconds of CPU time and there are rows later than step `seen`, or until
+        the end; return the step, and at the end if the run has finished."""
         with self._changed:
-            self._changed.wait_for(lambda: self._finished is not None, every)
+            while self._finished is None and time.process_time() < due:
+                self._changed.wait(0.5)
             self._changed.wait_for(lambda: self._finished is not None or self._step > seen)
             return self._step, self._finished
 
