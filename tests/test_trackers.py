@@ -557,21 +557,30 @@ def event_files(path):
 
 
 def wandb_files(path):
-    """Read the histories of all files of each W&B run."""
+    """Read the histories of all files of each W&B run, once its process has written the end of the last one."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    found = {}
-    for file in sorted((path / "wandb").glob("offline-run-*/run-*.wandb")):
-        curve = file.stem.split("-", 2)[2]
-        for content in trackers._records(file.read_bytes()):
-            record = Record.FromString(content)
+    found, places = {}, sorted((path / "wandb").glob("offline-run-*/run-*.wandb"))
+    newest = {file.stem: file for file in places}
+    for file in places:
+        deadline = time.monotonic() + 60
+        while True:
+            records = [Record.FromString(content) for content in trackers._records(file.read_bytes())]
+            if (
+                file != newest[file.stem]
+                or any(record.HasField("exit") for record in records)
+                or time.monotonic() > deadline
+            ):
+                break
+            time.sleep(0.05)
+        for record in records:
             if not record.HasField("history"):
                 continue
             values = {(x.key or "/".join(x.nested_key)): json.loads(x.value_json) for x in record.history.item}
             assert values.pop("global_step") == record.history.step.num
             for tag, value in values.items():
                 if not tag.startswith("_"):
-                    found.setdefault((curve, tag), []).append((record.history.step.num, value))
+                    found.setdefault((file.stem.split("-", 2)[2], tag), []).append((record.history.step.num, value))
     return found
 
 
@@ -613,9 +622,21 @@ def mlflow_store(path):
 READERS = {"tensorboard": event_files, "wandb": wandb_files, "trackio": trackio_store, "mlflow": mlflow_store}
 
 
+def interrupted(names, path):
+    """Train until an exception 50 steps after a checkpoint, with time for the trackers to write everything."""
+
+    def fail(event):
+        if isinstance(event, events.Reported) and event.step == 250:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        fdqn.train(**TINY, out=path, track=names, progress=False, on_event=fail)
+
+
 @pytest.mark.filterwarnings("ignore")  # of the packages
+@pytest.mark.parametrize("end", [killed, interrupted])
 @pytest.mark.parametrize("name", READERS)
-def test_a_killed_run_goes_on_in_the_same_tracker_without_a_doubled_or_missing_point(here, name):
+def test_a_run_goes_on_in_the_same_tracker_without_a_doubled_or_missing_point(here, name, end):
     pytest.importorskip(name)
     if name == "mlflow":
         pytest.importorskip("alembic")
@@ -623,7 +644,7 @@ def test_a_killed_run_goes_on_in_the_same_tracker_without_a_doubled_or_missing_p
         importlib.import_module(module)  # once, and not in the child
     if name == "trackio":
         importlib.import_module("trackio.utils").TRACKIO_DIR = here / "trackio"
-    killed([name], "run")
+    end([name], "run")
     run = fdqn.resume("run", progress=False)
     read = READERS[name](run.path)
     float32 = name == "tensorboard"

@@ -92,8 +92,11 @@ def named(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
     return Choice(tuple(names), tags)  # type: ignore[arg-type]
 
 
-def check_settings(choice: Choice, count: int) -> None:
-    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, each of which has a curve."""
+def check_settings(choice: Choice, count: int, halving: bool = False) -> None:
+    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, each of which has a curve, and for one
+    of successive halving, whose settings change from run to run."""
+    if choice.trackers and halving:
+        raise ValueError("track: expected a sweep without halving, got one with it; omit track")
     if choice.trackers and count > MOST_SETTINGS:
         raise ValueError(f"track: expected a sweep of at most {MOST_SETTINGS} settings, got {count:,}; omit track")
 
@@ -217,6 +220,9 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
     from fdqn.experiment.settings import Sweep
 
     settings, folder, numbers = event.settings, event.path, None
+    if (event.path / "halving.json").exists():
+        on_event(events.Notice("the sweep is not tracked, because its settings change from run to run"))
+        return []
     try:
         if (event.path / "sweep.json").exists():  # of several programs, each in its own folder
             from fdqn.experiment import sweep_plan
