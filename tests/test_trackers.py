@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -617,6 +618,13 @@ def mlflow_store(path):
         for run in found
         for tag in run.data.metrics
     }
+
+
+def test_each_name_has_its_tracker():
+    opened = (trackers.tensorboard, trackers.wandb, trackers.trackio, trackers.mlflow)
+    assert {name: adapter for name, adapter in zip(READERS, opened, strict=True)} == trackers.ADAPTERS
+    assert tuple(READERS) == get_args(tracking.TrackerName)
+    assert set(tracked_rows.TAGS) == set(get_args(tracking.TagSet))
 
 
 READERS = {"tensorboard": event_files, "wandb": wandb_files, "trackio": trackio_store, "mlflow": mlflow_store}

@@ -108,13 +108,12 @@ def resumed(path: Path, track: str | Sequence[str] | None = None, tags: str | No
     """
     record = _read(path)
     before = Choice() if record is None else Choice(tuple(record["trackers"]), record["tags"])
-    tags = before.tags if tags is None else tags
-    if track is not None:
-        return choose(track, tags)
+    found = named(before.trackers if track is None else track, before.tags if tags is None else tags)
     try:
-        return choose(before.trackers, tags)
+        return choose(*found)
     except ValueError as error:
-        raise ValueError(f"{error}; or resume without trackers, with --track none") from None
+        without = "; or resume without trackers, with --track none" if track is None else ""
+        raise ValueError(f"{error}{without}") from None
 
 
 def _import(name: str) -> None:
