@@ -38,7 +38,7 @@ IMPORT = tracking._import
 def here(tmp_path, monkeypatch, light_runs):
     """Change to an empty folder, in which the trackers keep everything."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(iteration, "check_cycle", lambda *given: None)  # has tests of its own
+    monkeypatch.setattr(iteration, "check_cycle", lambda *given: None)  # which other tests call
     for name, value in {
         "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true", "TRACKIO_DIR": str(tmp_path / "trackio"),
@@ -77,7 +77,7 @@ def expected(path, tags="cleanrl"):
         x = found[name]
         for seed in range(x.shape[1]):
             points[f"seed-{seed}", tag] = list(zip(steps, x[:, seed], strict=True))
-        filled = plots._filled(x)
+        filled = plots.filled(x)
         for at, step in enumerate(steps):
             if name == "evaluation" and np.isnan(x[at]).all():
                 continue
@@ -211,7 +211,7 @@ def test_many_seeds_show_their_aggregate(using):
     run, said = train(seeds=tracked_rows.MOST_SEEDS + 1, evaluate_every=0, steps=150)
     assert {curve for curve, _ in memory.points} == {"aggregate"}
     assert "trackers show the aggregate of 33 seeds, and each of at most 32" in said
-    estimate = statistics.interval(plots._filled(run.curve.values)[-1], resamples=500)
+    estimate = statistics.interval(plots.filled(run.curve.values)[-1], resamples=500)
     assert memory.points["aggregate", "charts/episodic_return_low"][-1][1] == pytest.approx(float(estimate.low))
     curves = tracked_rows.curves(Settings(seeds=tracked_rows.MOST_SEEDS))
     assert len(curves) == tracked_rows.MOST_SEEDS + 1
@@ -279,7 +279,7 @@ def test_a_slow_tracker_is_waited_for(using):
 
 @pytest.mark.parametrize("kind", ["rewritten", "continued", "planted"])
 def test_a_run_that_was_interrupted_after_a_checkpoint_goes_on(using, monkeypatch, kind):
-    """Check for doubled points, which a tracker that cannot delete has if it does not say what it holds."""
+    """Check for doubled points, which a tracker that cannot delete has if it does not report what it holds."""
     memory = using(deletes=kind == "rewritten")
     monkeypatch.setattr(tracking, "_FRACTION", math.inf)
 
@@ -366,7 +366,7 @@ def test_a_sweep_shows_the_aggregate_of_each_setting(using):
     assert {curve for curve, _ in memory.points} == {f"setting-{k}" for k in range(4)}
     assert [curve.config["gamma"] for curve in memory.runs[0].curves] == [0.9, 0.99, 0.9, 0.99]
     found = np.array([row["return"] for row in rows("sweep/metrics.csv")]).reshape(3, 12)
-    returns = plots._filled(found)[-1, 3:6]
+    returns = plots.filled(found)[-1, 3:6]
     assert memory.points["setting-1", "charts/episodic_return"][-1][1] == float(statistics.iqm(returns))
 
 
@@ -384,7 +384,7 @@ def test_a_sweep_of_several_programs(using):
             assert tuple(curve.config["hidden"]) == found.settings[number].hidden
             assert curve.config["gamma"] == found.settings[number].gamma
             assert memory.points[curve.name, "charts/episodic_return"][-1][1] == pytest.approx(
-                float(statistics.iqm(plots._filled(found.curves[number].values)[-1]))
+                float(statistics.iqm(plots.filled(found.curves[number].values)[-1]))
             )
     assert said.count("tensorboard: in memory") == 1
     assert sweep_results.is_sweep(Path("sweep"))
@@ -446,7 +446,7 @@ def test_names_are_checked():
     tracking.check_settings(tracking.Choice(), 10**6)
 
 
-# Reading rows
+# Rows of files
 
 
 def test_rows_are_read_once_they_are_complete(tmp_path):

@@ -202,11 +202,11 @@ def tracked(choice: Choice, on_event: OnEvent, patience: float = PATIENCE) -> It
 
     try:
         yield receive
-    except BaseException:
+    except BaseException as error:
         for feed in feeds:
             feed.close(False)
         with contextlib.suppress(Exception):
-            _wait(feeds, on_event, patience)
+            _wait(feeds, on_event, min(patience, 5.0) if isinstance(error, KeyboardInterrupt) else patience)
         raise
     for feed in feeds:
         feed.close(True)
