@@ -93,8 +93,8 @@ def named(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
 
 
 def check_settings(choice: Choice, count: int, halving: bool = False) -> None:
-    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, each of which has a curve, and for one
-    of successive halving, whose settings change from run to run."""
+    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, each of which has a curve, and for
+    successive halving, whose settings change from run to run."""
     if choice.trackers and halving:
         raise ValueError("track: expected a sweep without halving, got one with it; omit track")
     if choice.trackers and count > MOST_SETTINGS:
