@@ -33,6 +33,7 @@ from fdqn.agents import dqn
 from fdqn.experiment import acting, arms, assemble, halving_plan, results, run_folder, sweep_plan
 from fdqn.experiment.settings import Settings, Sweep, make, to_json
 from fdqn.experiment.sweep_plan import Draw
+from fdqn.experiment.tracking import Choice
 from fdqn.ops import losses, schedules, transforms
 from fdqn.replay import frames, n_step
 from fdqn.report import plots, video
@@ -1828,6 +1829,23 @@ ROWS = [
     ("api.resume", given("run", steps=50, progress=False), ValueError,
      "steps: expected at least the planned 100, got 50"),
     ("api.resume", given(None), TypeError, "path: expected str or PathLike, got NoneType"),
+    *[(name, given(*arguments, **more), ValueError, message) for name, more in (
+        ("tracking.choose", {}), ("tracking.named", {})) for arguments, message in (
+        (("tensorbord",), "track: expected one of tensorboard, …, got 'tensorbord'; did you mean 'tensorboard'?"),
+        ((["wandb", "wandb"],), "track: expected each tracker once, got wandb 2 times"),
+        (("wandb", "tianshou"), "tags: expected one of cleanrl, sb3, got 'tianshou'"))],
+    ("tracking.choose", given(3), TypeError, "track: expected names of trackers, got 3 with the tags 'cleanrl'"),
+    ("tracking.check_settings", given(Choice(("wandb",)), 129), ValueError,
+     "track: expected a sweep of at most 128 settings, got 129; omit track"),
+    ("tracking.check_settings", given(Choice(("wandb",)), 9, True), ValueError,
+     "track: expected a sweep without halving, got one with it; omit track"),
+    ("tracking.resumed", given(Path("run"), "excel"), ValueError, "track: expected one of tensorboard, …, got 'excel'"),
+    ("tracking.resumed", given(Path("bad-trackers")), ValueError,
+     "bad-trackers/tracking.json: expected the record of trackers, got another; delete it to resume without them (…)"),
+    ("api.train", given(track="excel"), ValueError, "track: expected one of tensorboard, …, got 'excel'"),
+    ("api.sweep", given({"gamma": [0.9, 0.99]}, track=["wandb", "wandb"]), ValueError,
+     "track: expected each tracker once, got wandb 2 times"),
+    ("api.resume", given("run", tags="rllib"), ValueError, "tags: expected one of cleanrl, sb3, got 'rllib'"),
     ("session.train", given(dataclasses.replace(SETTINGS, out="run")), ValueError,
      "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
     ("session.train", given("cartpole"), TypeError, "settings: expected Settings, got str"),
@@ -2006,6 +2024,11 @@ WITHOUT = {
     },
     "watching.address": "takes a server",
     "watching.is_own_name": "takes any text",
+    "tracking.tracked": "takes a checked choice",
+    **{f"tracked_rows.{name}": "reads files that `history` has written"
+       for name in ("curves", "points", "reader", "without")},
+    **{f"trackers.{name}": "opens a tracker for a run; its errors are notices"
+       for name in ("mlflow", "tensorboard", "trackio", "wandb")},
     "assemble.free_names": "takes nothing",
     "assemble.in_one_program": "makes a key of settings",
     "assemble.name": "formats numbers",
@@ -2314,6 +2337,7 @@ HALF_SPOILED = {
     "other-params": lambda path: shutil.copy(path / "checkpoints/100/state.safetensors", path / "params.safetensors"),
     "bad-checkpoint": both(without("summary.json"), written("checkpoints/100/state.safetensors", b"")),
     "more-seeds": with_settings(seeds=3),
+    "bad-trackers": written("tracking.json", b"{}"),
 }
 """Those that some commands can do without."""
 
@@ -2471,6 +2495,7 @@ WITH_FILES = (
     "sweep",
     "sweep_plan",
     "sweep_results",
+    "tracking",
     "evaluation",
     "html_report",
     "watching",
@@ -2559,9 +2584,17 @@ LINES = [
       for command, rest in (("eval", " --setting 0"), ("resume", ""), ("report", ""), ("train --best-of", ""))],
     ("train --gamma 0.9 0.99 --gamma 0.5", 2, "flag --gamma: expected once, got 2 times"),
     ("train --best-of sweep --gamma 0.9", 2,
-     "flag --gamma: expected none but --seeds, --seed, --out and --json with --best-of; omit it"),
+     "flag --gamma: expected none but --seeds, --seed, --out, --track, --tags and --json with --best-of; …"),
     ("train --best-of sweep --seeds 2 4", 2, "flag --seeds: expected one value with --best-of, got several"),
     ("train --best-of sweep --samples 4", 2, "flag --samples: expected none but --seeds, …"),
+    ("train --track", 2, "flag --track: expected a tracker, such as tensorboard, got none"),
+    ("train --track tensorbord", 2, "invalid choice 'tensorbord' for argument '--track'. Expected one of (…)."),
+    ("train --track wandb wandb", 2, "flag --track: expected each tracker once, got wandb 2 times"),
+    ("train --track wandb --tags rllib", 2, "invalid choice 'rllib' for argument '--tags'. Expected one of (…)."),
+    ("train --tags sb3", 2, "flag --tags: expected a tracker with it, such as --track tensorboard, got none"),
+    ("resume run --track excel", 2, "invalid choice 'excel' for argument '--track'. Expected one of (…)."),
+    ("resume run --track none wandb", 1, "track: expected one of tensorboard, wandb, trackio, mlflow, got 'none'"),
+    ("resume bad-trackers", 1, "bad-trackers/tracking.json: expected the record of trackers, got another; delete …"),
     ("train --best-of run", 1, "sweep: expected the folder of a sweep, got run, a run of one setting"),
     ("train --best-of hollow", 1, "run: expected a finished run folder, got hollow without config.json"),
     ("train --best-of population", 1, "best_of: expected a sweep of fixed settings, got population with …"),

@@ -37,6 +37,8 @@ from fdqn.experiment.progress import Display, bytes_text, stopped_text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fdqn.experiment.tracking import Choice
+
 STARTED = time.perf_counter()
 
 Emit = Callable[[Any], None]
@@ -128,7 +130,7 @@ def _run(command: Command, emit: Emit, started: float) -> None:
 
 def _train(command: Train, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session, sweep_results
+    from fdqn.experiment import session, sweep_results, tracking
 
     if command.sweep is not None:
         return _sweep(command, console, emit, started)
@@ -136,17 +138,22 @@ def _train(command: Train, emit: Emit, started: float) -> None:
     if settings is None:
         assert command.best_of is not None
         settings = sweep_results.on_fresh_seeds(command.best_of, command.given)
-    with _following(console, emit if command.json else None) as (on_event, stop):
-        session.train(settings, on_event, stop, started)
+    shown = tracking.choose(command.track, command.tags)
+    with (
+        _following(console, emit if command.json else None) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
+        session.train(settings, receive, stop, started)
 
 
 def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:
     """Train a sweep, print the plan before and the ranking after it."""
-    from fdqn.experiment import halving, halving_plan, sweep, sweep_plan
+    from fdqn.experiment import halving, halving_plan, sweep, sweep_plan, tracking
 
     given = {**(command.sweep or {})}
     draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
-    plan = sweep_plan.plan(**given, draws=draws)
+    plan, shown = sweep_plan.plan(**given, draws=draws), tracking.choose(command.track, command.tags)
+    tracking.check_settings(shown, len(plan.values), command.halving is not None)
     rungs = None if command.halving is None else halving_plan.plan(plan, command.halving)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
         if rungs is None:
@@ -154,11 +161,14 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
         else:
             text = tables.halving_text(rungs, halving.size(rungs), halving.seconds(rungs))
     console.print(text, soft_wrap=True)
-    with _following(console, None, prints=False) as (on_event, stop):
+    with (
+        _following(console, None, prints=False) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
         if rungs is None:
-            path = sweep.train(plan, on_event, stop, started)
+            path = sweep.train(plan, receive, stop, started)
         else:
-            path = halving.train(rungs, on_event, stop, started)
+            path = halving.train(rungs, receive, stop, started)
     _print_sweep(path, emit if command.json else None)
 
 
@@ -197,11 +207,15 @@ def _print_population(path: Path, emit: Emit | None, out: Path | None = None) ->
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session, sweep_results
+    from fdqn.experiment import session, sweep_results, tracking
 
+    shown = tracking.resumed(command.run, _track(command), command.tags)
     if sweep_results.is_sweep(command.run):
-        return _resume_sweep(command, console, emit, started)
-    with _following(console, emit if command.json else None) as (on_event, stop):
+        return _resume_sweep(command, shown, console, emit, started)
+    with (
+        _following(console, emit if command.json else None) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
         run = session.resume(
             command.run,
             command.steps,
@@ -212,7 +226,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
             evaluate_episodes=command.evaluate_episodes,
             evaluate_steps=command.evaluate_steps,
             device=command.device,
-            on_event=on_event,
+            on_event=receive,
             stop=stop,
             started=started,
         )
@@ -220,13 +234,21 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
         emit(run.summary)
 
 
-def _resume_sweep(command: Resume, console: "Console", emit: Emit, started: float) -> None:
-    from fdqn.experiment import sweep
+def _track(command: Resume) -> tuple[str, ...] | None:
+    """Return the trackers to continue with: () for --track none, None for those of the run."""
+    return () if command.track == ("none",) else command.track
+
+
+def _resume_sweep(command: Resume, shown: "Choice", console: "Console", emit: Emit, started: float) -> None:
+    from fdqn.experiment import sweep, tracking
 
     names = ("steps", "env", "wrappers", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
     changes: dict[str, Any] = {name: getattr(command, name) for name in names}
-    with _following(console, None, prints=False) as (on_event, stop):
-        sweep.resume(command.run, on_event, stop, started, **changes)
+    with (
+        _following(console, None, prints=False) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
+        sweep.resume(command.run, receive, stop, started, **changes)
     _print_sweep(command.run, emit if command.json else None)
 
 

@@ -18,10 +18,11 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 import tyro
 
 from fdqn.cli import completion, several
-from fdqn.experiment import presets, process
+from fdqn.experiment import presets, process, tracking
 from fdqn.experiment import settings as groups
 from fdqn.experiment.presets import PRESETS, PresetName
 from fdqn.experiment.settings import Settings
+from fdqn.experiment.tracking import TagSet, TrackerName
 
 Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="package.module:WRAPPER [...]")]
 
@@ -40,6 +41,8 @@ class Train:
     best_of: Path | None = None
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings that were given as flags."""
+    track: tuple[TrackerName, ...] = ()
+    tags: TagSet = "cleanrl"
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,12 @@ class TrainFlags(SettingsFlags):
     The last 2 to ETA settings are trained to the end."""
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
-    The only other flags are --seeds, --seed, --out and --json."""
+    The only other flags are --seeds, --seed, --out, --track, --tags and --json."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that show the run while it trains; each needs pip install 'fdqn[NAME]'.
+    TensorBoard's files are in RUN/tensorboard. WANDB_MODE=offline and the other variables of each are respected."""
+    tags: TagSet = "cleanrl"
+    """Names of the metrics in trackers: those of CleanRL or of Stable-Baselines3."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -109,6 +117,10 @@ class Resume:
     """Step limit of an evaluation episode from now on; by default unchanged."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Device to continue on, also when the run is resumed again; by default unchanged."""
+    track: tuple[Literal[TrackerName, "none"], ...] | None = None
+    """Trackers from now on, or none; by default those of the run. A new one shows the run from its start."""
+    tags: TagSet | None = None
+    """Names of the metrics in trackers from now on; by default unchanged."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -452,15 +464,32 @@ def _grouped(kind: Any, settings: Settings) -> Any:
     return kind(*parts)
 
 
+_WITH_BEST_OF = ("best-of", "seeds", "seed", "out", "track", "tags", "json")
+
+
+def _check_trackers(track: tuple[str, ...], names: list[str]) -> None:
+    """Exit with a usage error for a tracker that is given twice, and for tags without a tracker."""
+    try:
+        tracking.named(track)
+    except ValueError as error:
+        _refuse(f"flag --{error}")
+    if "track" in names and not track:
+        _refuse("flag --track: expected a tracker, such as tensorboard, got none")
+    if "tags" in names and not track:
+        _refuse("flag --tags: expected a tracker with it, such as --track tensorboard, got none")
+
+
 def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train:
     """Return the command for parsed flags. `names` are those that were given, as opposed to defaults."""
     swept = {**found.values, **found.draws}
     given = _given(flags, names)
     given = {name: value for name, value in given.items() if name not in swept}
-    command = Train(None, flags.preset, flags.json, given=given)
+    command = Train(None, flags.preset, flags.json, given=given, track=flags.track, tags=flags.tags)
+    _check_trackers(flags.track, names)
     if flags.best_of is not None:
-        if others := [name for name in names if name not in ("best-of", "seeds", "seed", "out", "json")]:
-            _refuse(f"flag --{others[0]}: expected none but --seeds, --seed, --out and --json with --best-of; omit it")
+        if others := [name for name in names if name not in _WITH_BEST_OF]:
+            known = "--seeds, --seed, --out, --track, --tags and --json"
+            _refuse(f"flag --{others[0]}: expected none but {known} with --best-of; omit it")
         if swept:
             _refuse(f"flag --{next(iter(swept))}: expected one value with --best-of, got several")
         return dataclasses.replace(command, best_of=flags.best_of)

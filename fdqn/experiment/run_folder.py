@@ -9,6 +9,7 @@ checkpoints/STEP/     state at a step, from which a run is resumed (`history`)
 params.safetensors    trained parameters [S, ...] under the names of the network
 summary.json          results: returns, failures, speed
 curve.png             learning curve over seeds
+tracking.json         only of a tracked run: its trackers (`tracking`)
 
 `results` reads these files.
 """

@@ -388,6 +388,7 @@ def _reported(session: Session, report: training.Report) -> events.Reported:
         learning_rate=history.learning_rates(session.settings, report),
         failed=report.failed >= 0,
         updates_per_second=rate / report.learning_seconds if report.learning_seconds else math.nan,
+        planned=report.planned,
     )
 
 
