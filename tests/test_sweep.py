@@ -734,7 +734,8 @@ def test_sweep_in_python(place, one, capsys):
     given = {name: value for name, value in FEW.items() if name != "out"}
     found = fdqn.sweep(RATES, progress=False, out=place / "sweep", **given)
     assert contents(found.path) == contents(one)
-    assert found.returns.tolist() == sweep_results.read(one).returns.tolist()
+    again = fdqn.resume_sweep(found.path, progress=False)
+    assert found.returns.tolist() == again.returns.tolist() == sweep_results.read(one).returns.tolist()
     drawn = fdqn.sweep({"gamma": fdqn.Draw(0.9, 0.99, "linear")}, samples=2, progress=True, out="drawn", **given)
     assert len(drawn.values) == 2
     assert drawn.scales == sweep_results.read(drawn.path).scales == {"gamma": "linear"}
@@ -747,8 +748,9 @@ def test_a_stop_in_python_leaves_a_sweep_to_continue(place, several):
     at = StopAt(2)
     with pytest.raises(ValueError, match="whose program 1 of 2 has not finished; continue with: fdqn resume"):
         fdqn.sweep(SHAPES, progress=False, out="sweep", on_event=at, stop=at.stop, **given)
-    sweep.resume(place / "sweep")
+    found = fdqn.resume_sweep("sweep", progress=False)
     assert contents(place / "sweep") == contents(several)
+    assert found.returns.tolist() == sweep_results.read(several).returns.tolist()
 
 
 def test_environments_of_user_code_are_named_again(place, monkeypatch, capsys):

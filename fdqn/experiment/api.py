@@ -1,4 +1,4 @@
-"""`fdqn.train` and `fdqn.resume`: a run from a script or a notebook, with progress and Ctrl-C."""
+"""`fdqn.train`, `fdqn.sweep` and their continuation: a run from a script or a notebook, with progress and Ctrl-C."""
 
 import contextlib
 import dataclasses
@@ -226,7 +226,7 @@ def resume(
     where = Path(path).absolute()  # an environment may change the current folder
     if (where / "sweep.json").exists() or (where / halving_plan.FILE).exists():
         raise ValueError(
-            f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.experiment.sweep.resume"
+            f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.resume_sweep"
         )
     return _supervised(
         progress,
@@ -235,6 +235,38 @@ def resume(
         lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over),
         tracking.resumed(where, track, tags),
     )
+
+
+def resume_sweep(
+    path: str | os.PathLike[str],
+    *,
+    progress: bool = True,
+    on_event: OnEvent | None = None,
+    stop: Callable[[], bool] | None = None,
+    track: TrackerName | Sequence[TrackerName] | None = None,
+    tags: TagSet | None = None,
+    **changes: Any,
+) -> Results | Population:
+    """Continue a sweep that was stopped as if it had not been, and return what `fdqn.sweep` would have returned.
+
+    `fdqn.experiment.sweep_results.read` reads a finished sweep.
+
+    Args:
+        path: folder of the sweep.
+        progress, on_event, stop, track, tags: as in `fdqn.resume`.
+        **changes: other arguments of `fdqn.resume`, such as `env` and `device`. `steps` only for a sweep of one program
+            without successive halving.
+
+    Raises ValueError for a folder that is no sweep, and the errors of `fdqn.resume`.
+    """
+    check.kind("path", path, str, os.PathLike)
+    for name in changes:
+        if name not in inspect.signature(resume).parameters:
+            raise TypeError(f"resume_sweep: unknown argument {name!r}; see fdqn.resume")
+    where = Path(path).absolute()  # an environment may change the current folder
+    shown = tracking.resumed(where, track, tags)
+    _supervised(progress, on_event, stop, lambda emit, over: sweeping.resume(where, emit, over, **changes), shown)
+    return population.read(where) if population.is_population(where) else sweep_results.read(where)
 
 
 def summary(
