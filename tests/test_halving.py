@@ -320,7 +320,7 @@ def test_other_commands_know_halving(whole, tmp_path, monkeypatch, capsys):
     (best, *_), (*_, worst) = found.ranking(), found.ranking()
     assert cli.main(["report", str(whole), "--out", "drawn.png"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "so the best set is one of the 2 settings of the last rung" in text
+    assert "the others are the 2 settings of the last rung" in text
     assert "at 150" in text
     played = evaluation.play(evaluation.load(whole, setting=best.setting))
     assert played.returns.mean(1).tolist() == found.returns[best.setting].tolist()
