@@ -5,8 +5,8 @@
 Draws the seeds of arms from four distributions of returns and computes the interval of each method in every experiment.
 Prints the percentage of intervals that contain the true value, and their median width in standard deviations (averaged
 over the distributions), for the interquartile mean and the mean of one arm, for differences between two arms, and for
-the probability of improvement. Also prints the percentage of sets of `comparisons.selection` that contain the best of 12
-settings.
+the probability of improvement. Also prints the percentage of sets of `comparisons.selection` that contain the best of
+12 settings.
 
 For one arm, or two arms of the same distribution, a cell has the lowest and the highest percentage over the four
 distributions; rows of "other shapes" have those over the six pairs of different distributions. In paired arms the
