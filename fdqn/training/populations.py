@@ -4,7 +4,7 @@ A member is one index of the first axis [M] of a state, which is setting-major: 
 functions are called between training iterations, on any device. Random numbers are arguments, made by `noise`.
 
 In population based training, single members are copied, not settings with all of their seeds, because a network belongs
-to one seed. With `groups = seeds`, each seed has a population of its own: seeds stay independent repetitions of the
+to one seed. With `groups = seeds`, each seed has a separate population: seeds stay independent repetitions of the
 search, and intervals over seeds keep their meaning. With `groups = 1`, all members are one population and make one
 larger search.
 """
