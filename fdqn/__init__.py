@@ -16,7 +16,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or "pdoc" in sys.modules:  # pdoc documents what a module holds, and does not call `__getattr__`
-    from fdqn.experiment.api import resume, sweep, train
+    from fdqn.experiment.api import resume, summary, sweep, train
     from fdqn.experiment.results import Run
     from fdqn.experiment.sweep_plan import Draw
 
@@ -26,6 +26,7 @@ _FROM = {
     "Draw": "experiment.sweep_plan",
     "Run": "experiment.results",
     "resume": "experiment.api",
+    "summary": "experiment.api",
     "sweep": "experiment.api",
     "train": "experiment.api",
 }
@@ -47,6 +48,7 @@ __all__ = [
     "report",
     "resume",
     "storage",
+    "summary",
     "sweep",
     "testing",
     "train",

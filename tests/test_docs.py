@@ -211,7 +211,7 @@ def test_flags_and_names_exist(page):
     spans = re.findall(r"`([^`\n]+)`", ours)
     named = {flag for span in spans for flag in re.findall(r"--([a-z][a-z-]*)", span)}
     assert sorted(name for name in named if name.removeprefix("no-") not in known) == []
-    dotted = {f"fdqn.{a}.{b}" for span in spans for a, b in re.findall(r"^(\w+)\.((?!py\b|md\b)\w[\w.]*)", span)}
+    dotted = {f"fdqn.{a}.{b}" for span in spans for a, b in re.findall(r"^(\w+)\.((?!(?:py|md|json)\b)\w[\w.]*)", span)}
     inside = {name for name in dotted if name.split(".")[1] in fdqn.__all__ or page in ALGORITHM_PAGES.values()}
     assert sorted(name for name in inside if not exists(name)) == []
 

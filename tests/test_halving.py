@@ -22,6 +22,7 @@ from fdqn.experiment import (
     halving,
     halving_plan,
     history,
+    html_report,
     memory,
     results,
     run_folder,
@@ -428,3 +429,28 @@ def test_small_functions(whole):
     row = sweeps.dropped(3, (0.9,), [1.0, float("nan")], 4, 50)
     assert (row.rank, row.setting, row.dropped, float(row.estimate.iqm)) == (4, 3, 50, 1.0)
     assert sweeps.dropped(3, (0.9,), [float("nan")], 4, 50).rank is None
+
+
+def test_the_page_says_when_settings_were_dropped(whole, tmp_path):
+    page = html_report.page_of([whole], ["runs/sweep"])
+    found = sweep_results.read(whole)
+    column = page["results"]["columns"].index("dropped")
+    dropped = [row.dropped for row in found.ranking()]
+    assert [row[column] for row in page["results"]["rows"]] == ["" if x is None else f"at {x:,}" for x in dropped]
+    ends = {curve["name"].split(": ")[1]: int(curve["steps"][-1]) for curve in page["curves"][0]["curves"]}
+    for row in found.ranking():
+        if (name := sweeps.text(row.values[0])) in ends:
+            assert 0 <= ends[name] - (row.dropped or 200) < SMALL["num_envs"]
+    assert page["sweep"] is None, "the returns of dropped settings are those of shorter training"
+    assert page["commands"][0][1][0].endswith("--learning-rate 0.0001 0.03 0.001 0.01 0.003 --halving 2")
+
+
+def test_the_page_of_a_sweep_whose_last_rung_is_training(whole, tmp_path):
+    path = tmp_path / "sweep"
+    shutil.copytree(whole, path)
+    (last := max(path.glob("[0-9]"))).joinpath("summary.json").unlink()
+    page = html_report.current(path, "sweep")
+    assert len(page["results"]["rows"]) == len(RATES["learning_rate"])
+    assert dict(page["facts"])["steps per seed"] == "200"
+    assert "training" in page["results"]["title"]
+    assert last.name == "2"

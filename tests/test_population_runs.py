@@ -20,6 +20,8 @@ from fdqn.experiment import (
     evaluation,
     events,
     history,
+    html_report,
+    page_data,
     population,
     results,
     settings,
@@ -351,6 +353,21 @@ def test_the_lineage_follows_the_copies(run):
             np.testing.assert_array_equal(found.lineage().values[i, seed], curve.values[i, held])
             if i and curve.steps[i - 1] in found.steps:
                 held = found.sources[found.steps.tolist().index(curve.steps[i - 1]), held]
+
+
+def test_the_page_shows_the_ancestors_and_their_numbers(run):
+    found = population.read(run)
+    page = html_report.page_of([run], ["run"])
+    assert page["title"] == page_data.of_population(html_report._read_run(run, "run"), found)["title"]
+    assert [panel["label"] for panel in page["curves"]] == ["training return", "learning_rate", "gamma"]
+    (returns,), (rates,), _ = (panel["curves"] for panel in page["curves"])
+    np.testing.assert_array_equal(returns["seed_values"], found.lineage().values.T)
+    assert rates["seeds"] == [5, 6]
+    last = [member["values"]["learning_rate"] for member in found.best()]
+    np.testing.assert_allclose(rates["seed_values"][:, -1], last, rtol=1e-6)
+    assert set(rates["seed_values"][:, 0]) <= set(VALUES["learning_rate"]), "as the settings are at the start"
+    assert page["sweep"] is None
+    assert page["commands"][0][1][0].endswith(f"--gamma 0.9 0.99 --pbt-every {EVERY}")
 
 
 def test_best_members_are_played_exported_and_compared(run, capsys):

@@ -266,7 +266,7 @@ def test_config_says_what_ran(made):
     assert set(config) == {"settings", "plan", "versions", "git", "device", "processor", "engine"}
     assert config["plan"] == {"steps": 600, "on_nan": "freeze"}
     assert config["processor"]
-    assert config["settings"] == {**dataclasses.asdict(made.settings), "hidden": [8]}
+    assert config["settings"] == {**dataclasses.asdict(made.settings), "hidden": [8], "env_kwargs": [], "wrappers": []}
     assert config["versions"] == {
         "fdqn": fdqn.__version__,
         "torch": torch.__version__,

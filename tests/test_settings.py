@@ -22,7 +22,8 @@ from fdqn.ops import losses
 from fdqn.types import HostEnv, Hyper
 
 CONTRACT = shlex.split("""
---env --algorithm --seeds --seed --steps --gamma --clip-rewards --terminal-on-life-loss --terminal-on-truncation --out
+--env --env-kwargs --wrappers --algorithm --seeds --seed --steps --gamma --clip-rewards --terminal-on-life-loss
+--terminal-on-truncation --out
 --num-envs --steps-per-cycle --updates-per-cycle --batch-size
 --capacity --learning-starts --n-step --prioritized --priority-alpha --priority-beta --save-replay --target-period --tau
 --epsilon-start --epsilon-end --epsilon-fraction --random-warmup
@@ -40,6 +41,8 @@ CONTRACT = shlex.split("""
 # Another value than the default for every field.
 OTHER = {
     "env": "acrobot",
+    "env_kwargs": ("is_slippery=False", "map_name='8x8'"),
+    "wrappers": ("gymnasium.wrappers:NormalizeReward", "mine:Wrapper"),
     "seeds": 5,
     "seed": 7,
     "steps": 4321,

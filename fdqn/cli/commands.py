@@ -17,12 +17,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import parse, tables, terminal
-from fdqn.cli.parse import Command, Compare, Envs, Eval, Export, Presets, Report, Resume, Train
+from fdqn.cli.parse import (
+    Command,
+    Compare,
+    Envs,
+    Eval,
+    Export,
+    Presets,
+    Report,
+    Resume,
+    Summary,
+    Train,
+    Version,
+    Watch,
+)
 from fdqn.experiment import events, process
 from fdqn.experiment.progress import Display, bytes_text, stopped_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from fdqn.experiment.tracking import Choice
 
 STARTED = time.perf_counter()
 
@@ -97,10 +112,16 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _eval(command, emit)
         case Report():
             _report(command, emit)
+        case Watch():
+            _watch(command, emit)
         case Compare():
             _compare(command, emit)
         case Export():
             _export(command, emit)
+        case Summary():
+            _summary(command, emit)
+        case Version():
+            _version(emit if command.json else None)
         case Envs():
             _envs(command, emit)
         case Presets():
@@ -109,7 +130,7 @@ def _run(command: Command, emit: Emit, started: float) -> None:
 
 def _train(command: Train, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session, sweep_results
+    from fdqn.experiment import session, sweep_results, tracking
 
     if command.sweep is not None:
         return _sweep(command, console, emit, started)
@@ -117,17 +138,22 @@ def _train(command: Train, emit: Emit, started: float) -> None:
     if settings is None:
         assert command.best_of is not None
         settings = sweep_results.on_fresh_seeds(command.best_of, command.given)
-    with _following(console, emit if command.json else None) as (on_event, stop):
-        session.train(settings, on_event, stop, started)
+    shown = tracking.choose(command.track, command.tags)
+    with (
+        _following(console, emit if command.json else None) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
+        session.train(settings, receive, stop, started)
 
 
 def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:
     """Train a sweep, print the plan before and the ranking after it."""
-    from fdqn.experiment import halving, halving_plan, sweep, sweep_plan
+    from fdqn.experiment import halving, halving_plan, sweep, sweep_plan, tracking
 
     given = {**(command.sweep or {})}
     draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
-    plan = sweep_plan.plan(**given, draws=draws)
+    plan, shown = sweep_plan.plan(**given, draws=draws), tracking.choose(command.track, command.tags)
+    tracking.check_settings(shown, len(plan.values), command.halving is not None)
     rungs = None if command.halving is None else halving_plan.plan(plan, command.halving)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
         if rungs is None:
@@ -135,11 +161,14 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
         else:
             text = tables.halving_text(rungs, halving.size(rungs), halving.seconds(rungs))
     console.print(text, soft_wrap=True)
-    with _following(console, None, prints=False) as (on_event, stop):
+    with (
+        _following(console, None, prints=False) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
         if rungs is None:
-            path = sweep.train(plan, on_event, stop, started)
+            path = sweep.train(plan, receive, stop, started)
         else:
-            path = halving.train(rungs, on_event, stop, started)
+            path = halving.train(rungs, receive, stop, started)
     _print_sweep(path, emit if command.json else None)
 
 
@@ -178,21 +207,26 @@ def _print_population(path: Path, emit: Emit | None, out: Path | None = None) ->
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session, sweep_results
+    from fdqn.experiment import session, sweep_results, tracking
 
+    shown = tracking.resumed(command.run, _track(command), command.tags)
     if sweep_results.is_sweep(command.run):
-        return _resume_sweep(command, console, emit, started)
-    with _following(console, emit if command.json else None) as (on_event, stop):
+        return _resume_sweep(command, shown, console, emit, started)
+    with (
+        _following(console, emit if command.json else None) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
         run = session.resume(
             command.run,
             command.steps,
             env=command.env,
+            wrappers=command.wrappers,
             fallback=command.fallback,
             on_nan=command.on_nan,
             evaluate_episodes=command.evaluate_episodes,
             evaluate_steps=command.evaluate_steps,
             device=command.device,
-            on_event=on_event,
+            on_event=receive,
             stop=stop,
             started=started,
         )
@@ -200,13 +234,21 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
         emit(run.summary)
 
 
-def _resume_sweep(command: Resume, console: "Console", emit: Emit, started: float) -> None:
-    from fdqn.experiment import sweep
+def _track(command: Resume) -> tuple[str, ...] | None:
+    """Return the trackers to continue with: () for --track none, None for those of the run."""
+    return () if command.track == ("none",) else command.track
 
-    names = ("steps", "env", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
+
+def _resume_sweep(command: Resume, shown: "Choice", console: "Console", emit: Emit, started: float) -> None:
+    from fdqn.experiment import sweep, tracking
+
+    names = ("steps", "env", "wrappers", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
     changes: dict[str, Any] = {name: getattr(command, name) for name in names}
-    with _following(console, None, prints=False) as (on_event, stop):
-        sweep.resume(command.run, on_event, stop, started, **changes)
+    with (
+        _following(console, None, prints=False) as (on_event, stop),
+        tracking.tracked(shown, on_event) as receive,
+    ):
+        sweep.resume(command.run, receive, stop, started, **changes)
     _print_sweep(command.run, emit if command.json else None)
 
 
@@ -284,6 +326,7 @@ def _eval(command: Eval, emit: Emit) -> None:
     trained = evaluation.load(
         command.run,
         command.env,
+        wrappers=command.wrappers,
         checkpoint=command.checkpoint,
         seeds=command.seed,
         episodes=command.episodes,
@@ -300,7 +343,7 @@ def _eval(command: Eval, emit: Emit) -> None:
         emit({**played.record, **({"seeds": trained.seeds} if command.seed else {}), **checkpoint_info})
     else:
         at = "" if command.checkpoint is None else f", checkpoint of step {trained.step:,}"
-        title = f"{trained.name}, {trained.episodes} greedy episodes per seed{at}"
+        title = f"{trained.title}, {trained.episodes} greedy episodes per seed{at}"
         tables.print_seeds(title, trained.seeds, trained.failed, {"return": played.record})
     if command.video is not None:
         with Display(console) as display:
@@ -333,6 +376,8 @@ def _report(command: Report, emit: Emit) -> None:
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
+    if command.html is not None:
+        return _write_page(command, command.html, emit)
     if len(command.runs) == 1 and sweep_results.is_sweep(command.runs[0]):
         return _print_sweep(command.runs[0], emit if command.json else None, command.out)
     for path in command.runs:
@@ -359,6 +404,36 @@ def _report(command: Report, emit: Emit) -> None:
         tables.print_summary(read[0].path, read[0].summary)
     else:
         tables.print_comparison(read, picture)
+
+
+def _write_page(command: Report, file: Path, emit: Emit) -> None:
+    """Write the page of `fdqn report --html` and print its name."""
+    from fdqn.experiment import html_report
+
+    if command.out is not None:
+        raise ValueError("out: expected none with --html, which is written instead of the PNG; omit --out")
+    size = html_report.write(command.runs, file, [process.shown(path) for path in command.runs])
+    if command.json:
+        return emit({"html": process.shown(file), "bytes": size})
+    terminal.results().print(f"page {file}, {bytes_text(size)}; open it in a browser", soft_wrap=True)
+
+
+def _watch(command: Watch, emit: Emit) -> None:
+    """Serve the page of a run until Ctrl-C."""
+    from fdqn.experiment import watching
+
+    with watching.server(command.run, command.port, process.shown(command.run)) as served:
+        address = watching.address(served)
+        if command.json:
+            emit({"address": address})
+        else:
+            terminal.results().print(f"{address} shows {command.run}; Ctrl-C ends it", soft_wrap=True)
+            print(end="", flush=True)
+        try:
+            served.serve_forever()
+        except KeyboardInterrupt as error:
+            if process.signal_of(error) != signal.SIGINT:
+                raise
 
 
 def _compare(command: Compare, emit: Emit) -> None:
@@ -396,7 +471,14 @@ def _export(command: Export, emit: Emit) -> None:
     assert command.seed is not None
     assert command.out is not None
     written = export.write(
-        command.run, command.seed, command.out, command.prefix, command.env, command.checkpoint, command.setting
+        command.run,
+        command.seed,
+        command.out,
+        command.prefix,
+        command.env,
+        command.checkpoint,
+        command.setting,
+        command.wrappers,
     )
     written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
     if command.json:
@@ -412,13 +494,57 @@ def _export(command: Export, emit: Emit) -> None:
     out.print(f"load it with {written['read']}", soft_wrap=True)
 
 
+def _summary(command: Summary, emit: Emit) -> None:
+    _ready()
+    from fdqn.experiment import sizes
+
+    if command.folder is not None:
+        record = sizes.of_run(command.folder, command.env, command.wrappers)
+    else:
+        assert command.settings is not None
+        record = sizes.describe(command.settings)
+    if command.json:
+        emit(record)
+    else:
+        tables.print_sizes(record)
+
+
+def _version(emit: Emit | None) -> None:
+    """Print the versions of what computes, and the engine and the device that `auto` selects here."""
+    import platform
+
+    import torch
+
+    import fdqn
+    from fdqn import compile
+    from fdqn.compile import toolchain
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        compiler: str | None = toolchain.version()
+    except RuntimeError:
+        compiler = None
+    record = {
+        "fdqn": fdqn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "engine": compile.resolve("auto", device),
+        "compiler": compiler,
+    }
+    if emit is not None:
+        return emit(record)
+    for name, value in record.items():
+        print(name, "none that works" if value is None else value)
+
+
 def _export_to_hub(command: Export, folder: Path, emit: Emit) -> None:
     """Write a model repository and upload it if requested; the name and the token are checked first."""
     from fdqn.experiment import hub
 
     if command.push is not None:
         hub.check_push(command.push)
-    written = hub.write(command.run, folder, command.seed, command.env, command.video, command.push)
+    written = hub.write(command.run, folder, command.seed, command.env, command.video, command.push, command.wrappers)
     written |= {name: process.shown(written[name]) for name in ("run", "hub", "read")}
     if command.push is not None:
         written["url"] = hub.push(folder, command.push)

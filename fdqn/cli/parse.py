@@ -17,12 +17,14 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 
 import tyro
 
-import fdqn
-from fdqn.cli import several
-from fdqn.experiment import presets, process
+from fdqn.cli import completion, several
+from fdqn.experiment import presets, process, tracking
 from fdqn.experiment import settings as groups
 from fdqn.experiment.presets import PRESETS, PresetName
 from fdqn.experiment.settings import Settings
+from fdqn.experiment.tracking import TagSet, TrackerName
+
+Wrappers = Annotated[tuple[str, ...], tyro.conf.arg(metavar="package.module:WRAPPER [...]")]
 
 
 @dataclass(frozen=True)
@@ -39,17 +41,13 @@ class Train:
     best_of: Path | None = None
     given: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Settings that were given as flags."""
+    track: tuple[TrackerName, ...] = ()
+    tags: TagSet = "cleanrl"
 
 
 @dataclass(frozen=True)
-class TrainFlags:
-    """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
-    with the range of the seeds if there are fewer than 5.
-
-    Several values of a flag make a sweep, in which each combination of values is a setting: --learning-rate 1e-4 1e-3
-    --gamma 0.9 0.99. Settings are drawn at random from a range, on a log: or lin: scale: --learning-rate log:1e-5:1e-2
-    --samples 64. Commas join the layer sizes of a network, --hidden 64,64 120,84. Switches take values, --double true
-    false."""
+class SettingsFlags:
+    """Settings of a run, in groups."""
 
     run: tyro.conf.OmitArgPrefixes[groups.RunSettings]
     iteration: tyro.conf.OmitArgPrefixes[groups.IterationSettings]
@@ -60,6 +58,18 @@ class TrainFlags:
     algorithm: tyro.conf.OmitArgPrefixes[groups.AlgorithmSettings]
     evaluation: tyro.conf.OmitArgPrefixes[groups.EvaluationSettings]
     execution: tyro.conf.OmitArgPrefixes[groups.ExecutionSettings]
+
+
+@dataclass(frozen=True)
+class TrainFlags(SettingsFlags):
+    """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
+    with the range of the seeds if there are fewer than 5.
+
+    Several values of a flag make a sweep, in which each combination of values is a setting: --learning-rate 1e-4 1e-3
+    --gamma 0.9 0.99. Settings are drawn at random from a range, on a log: or lin: scale: --learning-rate log:1e-5:1e-2
+    --samples 64. Commas join the layer sizes of a network, --hidden 64,64 120,84. Switches take values, --double true
+    false."""
+
     preset: PresetName | None = None
     """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
     samples: int = 16
@@ -77,7 +87,12 @@ class TrainFlags:
     The last 2 to ETA settings are trained to the end. A common ETA is 3."""
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
-    The only other flags are --seeds, --seed, --out and --json."""
+    The only other flags are --seeds, --seed, --out, --track, --tags and --json."""
+    track: tuple[TrackerName, ...] = ()
+    """Trackers that show the run while it trains; each needs pip install 'fdqn[NAME]'.
+    TensorBoard's files are in RUN/tensorboard. WANDB_MODE=offline and the other variables of each are respected."""
+    tags: TagSet = "cleanrl"
+    """Names of the metrics in trackers: those of CleanRL or of Stable-Baselines3."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -96,12 +111,18 @@ class Resume:
     """Reaction to a NaN or infinity in a seed: freeze that seed, or stop the run; by default unchanged."""
     env: str | None = None
     """Environment of the run; required if it is your own code."""
+    wrappers: Wrappers = ()
+    """Wrappers of the run; required if they are your own code."""
     evaluate_episodes: int | None = None
     """Evaluation episodes per seed from now on; by default unchanged."""
     evaluate_steps: int | None = None
     """Step limit of an evaluation episode from now on; by default unchanged."""
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Device to continue on, also when the run is resumed again; by default unchanged."""
+    track: tuple[Literal[TrackerName, "none"], ...] | None = None
+    """Trackers from now on, or none; by default those of the run. A new one shows the run from its start."""
+    tags: TagSet | None = None
+    """Names of the metrics in trackers from now on; by default unchanged."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -113,7 +134,9 @@ class Eval:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     env: str | None = None
-    """Environment to play, built in or gym:NAME; by default the one trained on."""
+    """Environment to play, built in or gym:NAME; by default the one trained on, with its arguments and wrappers."""
+    wrappers: Wrappers = ()
+    """Wrappers of the run; required if they are your own code."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to play: best (highest training return), last (end of the run) or a step; by default last."""
     setting: int | None = None
@@ -146,8 +169,24 @@ class Report:
     """Run folders."""
     out: Path | None = None
     """PNG file to write; by default curve.png in a single folder, comparison.png next to the first of several."""
+    html: Path | None = None
+    """HTML file to write instead of the PNG: one interactive page that needs no network.
+    Needs pip install 'fdqn[html]'."""
     json: bool = False
     """Print only the summaries, as JSON."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Serve the page of a run on this machine and update it while the run goes on, until Ctrl-C.
+    The run may train, have finished, or be a sweep. Needs pip install 'fdqn[html]'."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    port: int = 6060
+    """TCP port on 127.0.0.1; 0 for a free one."""
+    json: bool = False
+    """Print only the address, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -200,6 +239,8 @@ class Export:
     """Prefix of the names in the state_dict, including its dot, such as 'linear_relu_stack.'; none by default."""
     env: str | None = None
     """Environment of the run; required if it is your own code."""
+    wrappers: Wrappers = ()
+    """Wrappers of the run; required if they are your own code."""
     hub: Path | None = None
     """Folder to create with the parameters of all seeds, a model card with the results, and the policy of one seed."""
     video: Path | None = None
@@ -209,6 +250,30 @@ class Export:
     A repository that does not exist is created as a public one. Needs a token: hf auth login, or HF_TOKEN."""
     json: bool = False
     """Print only the result, as JSON."""
+
+
+@dataclass(frozen=True)
+class SummaryFlags(SettingsFlags):
+    """Print the layers of a network, its parameters, its memory and the arithmetic of an update; nothing is trained.
+
+    fdqn summary RUN is that of a run folder; the only flags with it are --json, and --env and --wrapper if they are
+    your own code. Otherwise it is that of a run with these flags of fdqn train."""
+
+    preset: PresetName | None = None
+    """Published settings to use instead of the defaults. Other flags override them."""
+    json: bool = False
+    """Print only JSON."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sizes of a run folder, or of a run with these settings."""
+
+    folder: Path | None
+    settings: Settings | None = None
+    env: str | None = None
+    wrappers: tuple[str, ...] = ()
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,14 +292,23 @@ class Presets:
     """Print only JSON."""
 
 
-Command = Train | Resume | Eval | Report | Compare | Export | Envs | Presets
+@dataclass(frozen=True)
+class Version:
+    """Versions of fdqn, Python, torch and the C++ compiler, and the engine that is chosen here."""
+
+    json: bool = False
+
+
+Command = Version | Train | Resume | Eval | Report | Watch | Compare | Export | Summary | Envs | Presets
 COMMANDS = {
     "train": TrainFlags,
     "resume": Resume,
     "eval": Eval,
     "report": Report,
+    "watch": Watch,
     "compare": Compare,
     "export": Export,
+    "summary": SummaryFlags,
     "envs": Envs,
     "presets": Presets,
 }
@@ -243,15 +317,20 @@ COMMANDS = {
 def parse(arguments: list[str]) -> Command:
     """Parse the arguments into a command. Exits with one line on standard error if they are invalid."""
     first = arguments[0] if arguments else "--help"
+    if first.startswith("--completion="):
+        first, arguments = "--completion", [*first.split("=", 1), *arguments[1:]]
     if first == "--version":
-        print(f"fdqn {fdqn.__version__}")
+        return _version(arguments)
+    if first == "--completion":
+        print(completion.script(_shell(arguments), union(subcommands())))
         raise SystemExit(0)
     if first not in (*COMMANDS, "-h", "--help"):
         what = "flag" if first.startswith("-") else "command"
         _refuse(f"unknown {what} {first!r}{_nearest(first, list(COMMANDS), 'fdqn --help')}")
+    arguments = _joined_wrappers(arguments)
     flags = [_flag(word) for word in arguments if word.startswith("--")]
     found = several.Several(arguments, {}, {})
-    if first == "train":
+    if first in ("train", "summary"):
         try:
             found = several.split(arguments)
         except ValueError as error:
@@ -259,16 +338,18 @@ def parse(arguments: list[str]) -> Command:
         arguments = found.arguments
     if twice := [word for word in flags if flags.count(word) > 1]:
         _refuse(f"flag --{twice[0]}: expected once, got {flags.count(twice[0])} times")
-    choices = [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
-    if first == "train":
-        choices[0] = Annotated[TrainFlags, tyro.conf.subcommand("train", default=_train_defaults(arguments))]
+    choices = subcommands()
+    if first in ("train", "summary"):
+        flag_type, at = COMMANDS[first], [*COMMANDS].index(first)
+        choices[at] = Annotated[flag_type, tyro.conf.subcommand(first, default=_defaults(flag_type, arguments))]
     message = io.StringIO()
     try:
         with process.REDIRECTING, contextlib.redirect_stderr(message):
             command, unknown = tyro.cli(
-                cast(Any, functools.reduce(operator.or_, choices)),
+                union(choices),
                 prog="fdqn",
-                description="Deep Q-learning as pure functions: many seeds at once.",
+                description="Deep Q-learning as pure functions: many seeds at once.\n\nfdqn --version prints versions, "
+                "and fdqn --completion {bash,zsh,fish} a script that completes flags.",
                 args=arguments or ["--help"],
                 return_unknown_args=True,
             )
@@ -276,12 +357,15 @@ def parse(arguments: list[str]) -> Command:
         if end.code:
             _refuse(_sentence(message.getvalue()))
         raise
+    folder = Path(unknown.pop(0)) if first == "summary" and unknown and not unknown[0].startswith("-") else None
     if unknown:
         word = next((given for given in arguments if given.endswith(f"={unknown[0]}")), unknown[0])
         what = "flag" if word.startswith("-") else "argument"
         _refuse(f"unknown {what} {word!r}{_nearest(word, _flags(command), f'fdqn {first} --help')}")
     if isinstance(command, Export):
         _check_export(command)
+    if isinstance(command, SummaryFlags):
+        return _summary(command, folder, flags, found)
     return _train(command, flags, found) if isinstance(command, TrainFlags) else command
 
 
@@ -300,23 +384,62 @@ def _check_export(command: Export) -> None:
             _refuse(f"flag --{name}: expected --hub with it, got none")
 
 
+def subcommands() -> list[Any]:
+    """Return the commands with their names."""
+    return [Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items()]
+
+
+def union(choices: list[Any]) -> Any:
+    """Return the union of several types, for `tyro.cli`."""
+    return functools.reduce(operator.or_, choices)
+
+
+def _version(arguments: list[str]) -> Version:
+    if others := [word for word in arguments[1:] if word != "--json"]:
+        _refuse(f"argument {others[0]!r}: expected none with --version but --json; omit it")
+    return Version("--json" in arguments)
+
+
+def _shell(arguments: list[str]) -> completion.Shell:
+    """Return the shell of `--completion SHELL` or `--completion=SHELL`."""
+    words = arguments[1:]
+    if len(words) != 1 or words[0] not in completion.SHELLS:
+        _refuse(f"flag --completion: expected {' or '.join(completion.SHELLS)}, got {' '.join(words) or 'none'}")
+    return cast(completion.Shell, words[0])
+
+
 def _dashed(error: ValueError) -> str:
     """Return a message about a setting as one about its flag."""
-    name, sentence = str(error).split(": ", 1)
-    return f"{name.replace('_', '-')}: {sentence.replace('_', '-')}"
+    names = {field.name for field in dataclasses.fields(Settings)}
+    return re.sub(r"\w+", lambda word: word[0].replace("_", "-") if word[0] in names else word[0], str(error))
 
 
-def _train_defaults(arguments: list[str]) -> TrainFlags:
-    """Return the defaults of the flags of `fdqn train`, which depend on the preset and the algorithm."""
+def _joined_wrappers(arguments: list[str]) -> list[str]:
+    """Replace flags `--wrapper NAME`, which may be repeated, by one flag `--wrappers`."""
+    others, wrappers = [], []
+    rest = iter(arguments)
+    for word in rest:
+        flag, equals, value = word.partition("=")
+        if flag != "--wrapper":
+            others.append(word)
+            continue
+        wrappers.append(value if equals else next(rest, "--"))
+        if wrappers[-1].startswith("--"):
+            _refuse("flag --wrapper: expected a name such as package.module:Wrapper, got none")
+    return [*others, "--wrappers", *wrappers] if wrappers else others
+
+
+def _defaults(kind: Any, arguments: list[str]) -> Any:
+    """Return the defaults of the flags of settings, which depend on the preset and the algorithm."""
     preset, algorithm, env = (_value(arguments, flag) for flag in ("--preset", "--algorithm", "--env"))
     known = {"algorithm": algorithm} if algorithm in groups.ALGORITHMS else {}
     if preset is None:
-        return _grouped(groups.make(known))
+        return _grouped(kind, groups.make(known))
     if preset not in PRESETS:
         _refuse(f"flag --preset: expected a preset, got {preset!r}{_nearest(preset, list(PRESETS), 'fdqn presets')}")
     if env is None and {"--help", "-h"} & set(arguments):
         env = presets.example(cast(PresetName, preset))
-    return _grouped(groups.make(known, _published(preset, env)))
+    return _grouped(kind, groups.make(known, _published(preset, env)))
 
 
 def _published(preset: str, env: str | None) -> dict[str, Any]:
@@ -336,27 +459,41 @@ def _value(arguments: list[str], flag: str) -> str | None:
     return next(iter(words[words.index(flag) + 1 :]), None) if flag in words else None
 
 
-def _grouped(settings: Settings) -> TrainFlags:
-    """Split settings into the groups of `fdqn train --help`."""
+def _grouped(kind: Any, settings: Settings) -> Any:
+    """Split settings into the groups of `fdqn train --help`, the fields of `SettingsFlags`."""
     values = dataclasses.asdict(settings)
     parts: list[Any] = [
         group(**{field.name: values[field.name] for field in dataclasses.fields(group)}) for group in groups.GROUPS
     ]
-    return TrainFlags(*parts)
+    return kind(*parts)
+
+
+_WITH_BEST_OF = ("best-of", "seeds", "seed", "out", "track", "tags", "json")
+
+
+def _check_trackers(track: tuple[str, ...], names: list[str]) -> None:
+    """Exit with a usage error for a tracker that is given twice, and for tags without a tracker."""
+    try:
+        tracking.named(track)
+    except ValueError as error:
+        _refuse(f"flag --{error}")
+    if "track" in names and not track:
+        _refuse("flag --track: expected a tracker, such as tensorboard, got none")
+    if "tags" in names and not track:
+        _refuse("flag --tags: expected a tracker with it, such as --track tensorboard, got none")
 
 
 def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train:
     """Return the command for parsed flags. `names` are those that were given, as opposed to defaults."""
-    own = ("preset", "json", "samples", "halving", "pbt_every", "best_of")
-    parts = [getattr(flags, field.name) for field in dataclasses.fields(flags) if field.name not in own]
-    values = {name: value for part in parts for name, value in vars(part).items()}
     swept = {**found.values, **found.draws}
-    given = {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
+    given = _given(flags, names)
     given = {name: value for name, value in given.items() if name not in swept}
-    command = Train(None, flags.preset, flags.json, given=given)
+    command = Train(None, flags.preset, flags.json, given=given, track=flags.track, tags=flags.tags)
+    _check_trackers(flags.track, names)
     if flags.best_of is not None:
-        if others := [name for name in names if name not in ("best-of", "seeds", "seed", "out", "json")]:
-            _refuse(f"flag --{others[0]}: expected none but --seeds, --seed, --out and --json with --best-of; omit it")
+        if others := [name for name in names if name not in _WITH_BEST_OF]:
+            known = "--seeds, --seed, --out, --track, --tags and --json"
+            _refuse(f"flag --{others[0]}: expected none but {known} with --best-of; omit it")
         if swept:
             _refuse(f"flag --{next(iter(swept))}: expected one value with --best-of, got several")
         return dataclasses.replace(command, best_of=flags.best_of)
@@ -374,10 +511,35 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
         if flags.pbt_every is not None:
             plan["pbt_every"] = flags.pbt_every
         return dataclasses.replace(command, sweep=plan, halving=flags.halving)
+    return dataclasses.replace(command, settings=_made(given, published))
+
+
+def _given(flags: SettingsFlags, names: list[str]) -> dict[str, Any]:
+    """Return the settings that were given as flags."""
+    parts = [getattr(flags, field.name) for field in dataclasses.fields(SettingsFlags)]
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    return {name: values[name] for name in (word.replace("-", "_") for word in names) if name in values}
+
+
+def _made(given: dict[str, Any], published: dict[str, Any] | None) -> Settings:
+    """Make settings. Exits with a usage error if they are invalid."""
     try:
-        return dataclasses.replace(command, settings=groups.make(given, published))
+        return groups.make(given, published)
     except ValueError as error:
         _refuse(f"flag --{_dashed(error)}")
+
+
+def _summary(flags: SummaryFlags, folder: Path | None, names: list[str], found: several.Several) -> Summary:
+    """Return the command for a run folder or for parsed flags, as `_train` does."""
+    if swept := [*found.values, *found.draws]:
+        _refuse(f"flag --{swept[0].replace('_', '-')}: expected one value with summary, got several")
+    given = _given(flags, names)
+    if folder is None:
+        published = _published(flags.preset, given.get("env")) if flags.preset else None
+        return Summary(None, _made(given, published), json=flags.json)
+    if others := [name for name in names if name not in ("env", "wrappers", "json")]:
+        _refuse(f"flag --{others[0]}: expected none but --env, --wrapper and --json with a run; omit it")
+    return Summary(folder, None, given.get("env"), given.get("wrappers", ()), flags.json)
 
 
 def _flag(word: str) -> str:
@@ -386,16 +548,10 @@ def _flag(word: str) -> str:
 
 
 def _flags(command: Any) -> list[str]:
-    if isinstance(command, TrainFlags):
-        fields = [
-            "preset",
-            "json",
-            "samples",
-            "halving",
-            "pbt_every",
-            "best_of",
-            *(field.name for field in dataclasses.fields(Settings)),
-        ]
+    if isinstance(command, SettingsFlags):
+        own = {field.name for field in dataclasses.fields(command)}
+        own -= {field.name for field in dataclasses.fields(SettingsFlags)}
+        fields = [*sorted(own), *(field.name for field in dataclasses.fields(Settings))]
     else:
         fields = [field.name for field in dataclasses.fields(command) if field.name not in ("run", "runs", "arms")]
     return [f"--{name.replace('_', '-')}" for name in fields]

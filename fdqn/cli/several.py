@@ -35,7 +35,7 @@ def split(arguments: Sequence[str]) -> Several:
         flag, equals, first = words[0].partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         own = [first, *words[1:]] if equals else words[1:]
-        if not flag.startswith("--") or name not in kinds or not own:
+        if not flag.startswith("--") or name not in kinds or kinds[name] == () or not own:
             plain += words
         elif len(own) == 1 and own[0].startswith(tuple(f"{word}:" for word in RANGES)):
             draws[name] = _range(name, own[0])

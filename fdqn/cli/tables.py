@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import terminal
 from fdqn.experiment.progress import bytes_text
+from fdqn.experiment.settings import task
 
 if TYPE_CHECKING:
     from fdqn.experiment import halving_plan, population, results, sweep_plan
@@ -26,7 +27,7 @@ def print_summary(path: Path, summary: dict[str, Any]) -> None:
     if "gymnasium_return" in summary:
         columns[f"Gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
     print_seeds(
-        f"{summary['env']}, mean return per seed after {summary['steps']:,} steps",
+        f"{task(summary)}, mean return per seed after {summary['steps']:,} steps",
         summary["seeds"],
         summary["failed_seeds"],
         columns,
@@ -71,6 +72,56 @@ def print_seeds(title: str, seeds: list[int], failed: list[int], columns: dict[s
         )
 
 
+def print_sizes(record: dict[str, Any]) -> None:
+    """Print the layers of a network, a row each, and the sizes of `sizes.describe`."""
+    from rich.table import Table
+
+    shape = ", ".join(map(str, record["observations"]))
+    title = f"{record['algorithm']} on {task(record)}: {record['dtype']} [{shape}], {record['actions']} actions"
+    table = Table("layer", "kind", title=title, title_justify="left", box=None, header_style="bold")
+    for name in ("output", "parameters", "bytes"):
+        table.add_column(name, justify="right")
+    table.add_column("shapes", overflow="fold")
+    for layer in record["layers"]:
+        shapes = " ".join(f"{name}{shape}" for name, shape in layer["shapes"].items())
+        size = f"{layer['bytes']:,}"
+        table.add_row(layer["name"], layer["kind"], str(layer["output"]), f"{layer['parameters']:,}", size, shapes)
+    table.add_section()
+    table.add_row("total", "", "", f"{record['parameters']:,}", f"{record['bytes']['parameters']:,}", style="bold")
+    out = terminal.results()
+    out.print(table)
+    size, learners = record["bytes"], record["learners"]
+    sizes = Table("memory", box=None, header_style="bold")
+    sizes.add_column("one seed", justify="right")
+    sizes.add_column(f"all {learners:,}", justify="right")
+    rows = {**_MEMORY, "replay": f"replay, {record['replay_rows']:,} rows"}
+    for name, text in rows.items():
+        sizes.add_row(text, bytes_text(size[name]), bytes_text(learners * size[name]))
+    sizes.add_section()
+    sizes.add_row("total", bytes_text(size["seed"]), bytes_text(size["all"]), style="bold")
+    out.print(sizes)
+    updates = f"{record['updates']:,} updates of each seed"
+    out.print(f"{_flop(record['flop'])} an update, {_flop(record['flop'] * record['updates'] * learners)} in {updates}")
+
+
+_MEMORY = {
+    "parameters": "parameters",
+    "target": "target network",
+    "optimizer": "optimizer state",
+    "replay": "replay",
+    "other": "environments and metrics",
+}
+
+
+def _flop(count: float) -> str:
+    """Format a number of floating-point operations."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if count < 1000 or unit == "P":
+            return f"{count:,.1f} {unit}FLOP" if unit else f"{count:,.0f} FLOP"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
 def print_comparison(read: "list[results.Run]", picture: Path) -> None:
     """Print the results of several runs, a row each."""
     from rich.table import Table
@@ -89,7 +140,7 @@ def print_comparison(read: "list[results.Run]", picture: Path) -> None:
         rate = summary["seed_updates_per_second"]
         table.add_row(
             str(run.path),
-            summary["env"],
+            task(summary),
             str(len(summary["seeds"])),
             str(len(summary["failed_seeds"])),
             f"{summary['steps']:,}",

@@ -61,6 +61,21 @@ def compiler_error(reason: str) -> CompilerError:
     )
 
 
+def version() -> str:
+    """Return the first line of the version of the C++ compiler, such as `g++ (Debian 12.2.0-14) 12.2.0`.
+
+    Raises CompilerError if it is missing or fails.
+    """
+    find = private.lookup("torch._inductor.cpp_builder.get_cpp_compiler")
+    with compiler_guard():
+        name = str(find())
+    try:
+        said = subprocess.run([name, "--version"], capture_output=True, text=True, errors="replace", check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise compiler_error(f"{name}: {error}") from error
+    return next(iter(said.splitlines()), name)
+
+
 def run(command: list[str]) -> None:
     """Run a compiler. Raises CompilerError if it is missing or fails, CompilerInterrupted if it was stopped."""
     try:

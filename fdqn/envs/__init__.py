@@ -1,16 +1,18 @@
 """Environments by name: pure ones, one module each, and host environments of Gymnasium and Atari."""
 
+import copy
 import difflib
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fdqn import check
+from fdqn import arguments, check
 from fdqn.envs.classic import acrobot, cartpole, catch, mountain_car
 from fdqn.envs.host.contract import open_host as open_host
 from fdqn.envs.host.contract import record_host as record_host
@@ -62,32 +64,44 @@ def is_env(x: Any) -> "TypeIs[Env | HostEnv]":
 
 
 @functools.cache
-def find(name: str) -> Env | HostEnv:
+def find(name: str, env_kwargs: tuple[str, ...] = (), wrappers: tuple[str, ...] = ()) -> Env | HostEnv:
     """Find an environment by name.
 
-    Raises ValueError if there is none or it cannot be made, TypeError if the name is not a string.
+    Raises ValueError if there is none or it cannot be made, or a wrapper does not fit; TypeError if the name is not a
+    string.
 
     Args:
         name: a name of `names`, `gym:NAME` for Gymnasium's registry, `ale:GAME` for Atari, or `package.module:name` for
             your own: an `Env`, a `HostEnv`, or a function or class that gives one of these or a `gymnasium.Env` when
-            called without arguments.
+            called with `env_kwargs`.
+        env_kwargs: keyword arguments of the environment as words such as `is_slippery=False`; see `arguments.parse`.
+        wrappers: wrappers as `package.module:name`, the innermost first. Around a `gymnasium.Env`, registered or your
+            own: functions from it to another, such as Gymnasium's wrappers; around an `Env` or a `HostEnv`: functions
+            from it to another of its kind.
     """
-    if isinstance(name, str) and name.startswith("gym:"):
-        from fdqn.envs.host import gymnasium
-
-        if name.count(":") > 1:
-            _import_from_here()  # the module that registers it
-        return gymnasium.named(name.removeprefix("gym:"))
-    if isinstance(name, str) and name.startswith("ale:"):
+    kwargs = arguments.parse(env_kwargs)
+    loaded = [(wrapper, _wrapper(wrapper)) for wrapper in wrappers]
+    if not isinstance(name, str) or (not is_code(name) and not name.startswith(("gym:", "ale:"))):
+        return _wrapped(_made(name, kwargs), loaded)
+    if name.startswith("gym:"):
+        return _registered_env(name, kwargs, loaded)
+    if name.startswith("ale:"):
         from fdqn.envs.host import atari
 
-        return atari.make(name.removeprefix("ale:"))
-    return _load(name) if isinstance(name, str) and is_code(name) else make(name)
+        if kwargs:
+            raise ValueError(f"env_kwargs: expected none for {name}, got {_text(kwargs)}")
+        return _wrapped(atari.make(name.removeprefix("ale:")), loaded)
+    return _load(name, kwargs, loaded)
 
 
 def is_code(name: str) -> bool:
-    """Return True if finding this name imports a user's code, as for `gym:module:Name`."""
+    """Return True if finding this environment imports a user's code, as for `gym:module:Name`."""
     return name.count(":") > 1 or (":" in name and name.partition(":")[0] not in ("gym", "minatar", "ale"))
+
+
+def is_wrapper_code(name: str) -> bool:
+    """Return True if loading this wrapper imports a user's code, not one of Gymnasium's wrappers."""
+    return name.partition(":")[0] != "gymnasium.wrappers"
 
 
 def _import_from_here() -> None:
@@ -96,18 +110,96 @@ def _import_from_here() -> None:
         sys.path.insert(0, here)
 
 
-def _load(name: str) -> Env | HostEnv:
+def _attribute(name: str) -> Any:
+    """Import `package.module:name`."""
     module, _, attribute = name.partition(":")
+    _import_from_here()
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _wrapper(name: str) -> Callable[[Any], Any]:
+    """Load a wrapper. Raises ValueError if it does not import or is not a function."""
     try:
-        _import_from_here()
-        found = getattr(importlib.import_module(module), attribute)
-        given = found() if callable(found) and not is_env(found) else found
+        found = _attribute(name)
     except (Exception, SystemExit) as error:  # a user's code may raise anything
-        message = " ".join(str(error).split())
-        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
-        raise ValueError(f"env: expected {name} to give an environment, got {kind}{message}") from error
+        raise ValueError(f"wrappers: expected {name} to import, got {_reason(error)}") from error
+    if not callable(found):
+        raise ValueError(f"wrappers: expected {name} to be a class or a function, got {type(found).__name__}")
+    return found
+
+
+def _wrapped(env: Env | HostEnv, wrappers: Sequence[tuple[str, Callable[[Any], Any]]]) -> Env | HostEnv:
+    """Apply functions from `Env` to `Env`, or from `HostEnv` to `HostEnv`, the innermost first."""
+    kind = type(env)
+    for name, wrapper in wrappers:
+        try:
+            env = wrapper(env)
+        except (Exception, SystemExit) as error:
+            raise ValueError(
+                f"wrappers: expected {name} to be a function of one {kind.__name__}, got {_reason(error)}"
+            ) from error
+        if not isinstance(env, kind):
+            raise ValueError(f"wrappers: expected {name} to return {_a(kind)}, got {_a(type(env))}")
+    return env
+
+
+def _a(kind: type) -> str:
+    return f"an {kind.__name__}" if kind in (Env, HostEnv) else kind.__name__
+
+
+def _reason(error: BaseException) -> str:
+    """Return the message of an error of a user's code on one line."""
+    kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
+
+
+def _made(name: str, kwargs: dict[str, Any]) -> Env:
+    """Make a pure environment, for which only keyword arguments of its `make` are accepted."""
+    takes = inspect.signature(_entry(name).make).parameters
+    if others := {key: value for key, value in kwargs.items() if key not in takes or key == "dtype"}:
+        known = ", ".join(key for key in takes if key != "dtype")
+        raise ValueError(f"env_kwargs: expected arguments of {name} ({known}), got {_text(others)}")
+    return make(name, **kwargs)
+
+
+def _registered_env(name: str, kwargs: dict[str, Any], wrappers: Sequence[tuple[str, Callable[[Any], Any]]]) -> HostEnv:
+    """Make an environment of Gymnasium's registry."""
+    from fdqn.envs.host import gymnasium
+
+    if name.count(":") > 1:
+        _import_from_here()  # the module that registers it
+    try:
+        return gymnasium.named(name.removeprefix("gym:"), wrappers, **kwargs)
+    except ValueError as error:
+        raise _about_kwargs(error, name, kwargs) from error.__cause__
+
+
+def _text(kwargs: dict[str, Any]) -> str:
+    return " ".join(arguments.words(kwargs))
+
+
+def _about_kwargs(error: ValueError, name: str, kwargs: dict[str, Any]) -> ValueError:
+    """Return the error of an environment that was made with keyword arguments as one about these."""
+    if not kwargs or not str(error).startswith("env: "):
+        return error
+    given = _text(kwargs)
+    if isinstance(error.__cause__, TypeError) and "argument" in str(error.__cause__):
+        return ValueError(f"env_kwargs: expected arguments that {name} accepts, got {given}: {error.__cause__}")
+    return ValueError(f"{error} (with the env_kwargs {given})")
+
+
+def _load(name: str, kwargs: dict[str, Any], wrappers: Sequence[tuple[str, Callable[[Any], Any]]]) -> Env | HostEnv:
+    try:
+        found = _attribute(name)
+        given = found(**copy.deepcopy(kwargs)) if callable(found) and not is_env(found) else found
+    except (Exception, SystemExit) as error:  # a user's code may raise anything
+        reason = ValueError(f"env: expected {name} to give an environment, got {_reason(error)}")
+        reason.__cause__ = error
+        raise _about_kwargs(reason, name, kwargs) from error
+    if kwargs and given is found:
+        raise ValueError(f"env_kwargs: expected none for {name}, which is not a function, got {_text(kwargs)}")
     if is_env(given):
-        return given
+        return _wrapped(given, wrappers)
     import gymnasium
 
     from fdqn.envs.host.gymnasium import from_factory
@@ -116,7 +208,7 @@ def _load(name: str) -> Env | HostEnv:
     single = isinstance(given, gymnasium.Env)
     if single and callable(found):
         close(given)
-        return from_factory(name, found)
+        return from_factory(name, found, wrappers, **kwargs)
     hint = "; give the class itself, so that each seed has its own" if single else ""
     raise ValueError(
         f"env: expected {name} to give an Env, a HostEnv or a gymnasium environment, got {type(given).__name__}{hint}"

@@ -22,8 +22,10 @@ from fdqn.experiment import (
     presets,
     process,
     session,
+    sizes,
     sweep_plan,
     sweep_results,
+    tracking,
 )
 from fdqn.experiment import halving as successive
 from fdqn.experiment import sweep as sweeping
@@ -35,6 +37,7 @@ from fdqn.experiment.results import Run, interval_text
 from fdqn.experiment.settings import Settings, make
 from fdqn.experiment.sweep_plan import Draw
 from fdqn.experiment.sweep_results import Results
+from fdqn.experiment.tracking import TagSet, TrackerName
 
 EVERY = 5.0
 """Seconds between two lines of progress where there is neither a terminal nor a notebook."""
@@ -48,6 +51,8 @@ def train(
     progress: bool = True,
     on_event: OnEvent | None = None,
     stop: Callable[[], bool] | None = None,
+    track: TrackerName | Sequence[TrackerName] = (),
+    tags: TagSet = "cleanrl",
     **keywords: Any,
 ) -> Run:
     """Train many seeds at once in a new run folder and return the run.
@@ -67,6 +72,7 @@ def train(
     Args:
         settings: all settings as one record. Alternatively, pass those that differ from the defaults as keywords with
             the names of the flags of `fdqn train`, such as `env`, `seeds`, `steps`, `gamma`, `hidden` and `out`;
+            `env_kwargs` is a dict or a list of words such as `is_slippery=False`;
             `fdqn.experiment.settings.Settings` documents them. The run folder `out` must not exist yet; by default it
             is a new one in `runs/`.
         preset: published settings that replace the defaults (`fdqn presets`); most need `env`.
@@ -75,6 +81,9 @@ def train(
         on_event: receives the events of `fdqn.experiment.events`, in the thread of the run. An exception that it raises
             ends the run and is raised here.
         stop: called between training iterations; the run ends early, with complete files, once it returns True.
+        track: trackers that show the run while it trains: "tensorboard", "wandb", "trackio", "mlflow", or several. Each
+            needs `pip install 'fdqn[NAME]'`. One that fails is reported once, and the run continues without it.
+        tags: names of the metrics in trackers: those of CleanRL, or "sb3" for those of Stable-Baselines3.
 
     Raises:
         TypeError: an unknown keyword, a value of another type, or `settings` and keywords together.
@@ -83,8 +92,8 @@ def train(
         FloatingPointError: a seed failed, with the setting `on_nan="stop"`.
         KeyboardInterrupt: Ctrl-C.
     """
-    chosen = _settings(settings, preset, keywords)
-    return _supervised(progress, on_event, stop, lambda emit, over: session.train(chosen, emit, over))
+    chosen, shown = _settings(settings, preset, keywords), tracking.choose(track, tags)
+    return _supervised(progress, on_event, stop, lambda emit, over: session.train(chosen, emit, over), shown)
 
 
 @overload
@@ -97,6 +106,8 @@ def sweep(
     progress: bool = ...,
     on_event: OnEvent | None = ...,
     stop: Callable[[], bool] | None = ...,
+    track: TrackerName | Sequence[TrackerName] = ...,
+    tags: TagSet = ...,
     **keywords: Any,
 ) -> Results: ...
 
@@ -111,6 +122,8 @@ def sweep(
     progress: bool = ...,
     on_event: OnEvent | None = ...,
     stop: Callable[[], bool] | None = ...,
+    track: TrackerName | Sequence[TrackerName] = ...,
+    tags: TagSet = ...,
     **keywords: Any,
 ) -> Population: ...
 
@@ -125,6 +138,8 @@ def sweep(
     progress: bool = True,
     on_event: OnEvent | None = None,
     stop: Callable[[], bool] | None = None,
+    track: TrackerName | Sequence[TrackerName] = (),
+    tags: TagSet = "cleanrl",
     **keywords: Any,
 ) -> Results | Population:
     """Train a sweep, all combinations of several values, and return its results.
@@ -148,7 +163,8 @@ def sweep(
             Hyper-parameters stay between the lowest and the highest of their values, or in their range.
         halving: eta of successive halving: several times, only the best 1/eta of the settings are kept. They are chosen
             by training returns, which favours settings that learn early and explore briefly.
-        preset, progress, on_event, stop: as in `fdqn.train`.
+        preset, progress, on_event, stop, tags: as in `fdqn.train`.
+        track: as in `fdqn.train`; trackers show the aggregate of each setting, of at most 128; not with `halving`.
         **keywords: keywords of `fdqn.train` that all settings have in common.
 
     Raises ValueError for invalid settings before a file is written, and the errors of `fdqn.train`.
@@ -160,11 +176,13 @@ def sweep(
     if pbt_every is not None:
         check.count("pbt_every", pbt_every, 1)
     planned = sweep_plan.plan(_plain(keywords), values, draws, samples, published, pbt_every or 0)
+    shown = tracking.choose(track, tags)
+    tracking.check_settings(shown, len(planned.values), halving is not None)
     if halving is None:
-        path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over))
+        path = _supervised(progress, on_event, stop, lambda emit, over: sweeping.train(planned, emit, over), shown)
     else:
         rungs = halving_plan.plan(planned, halving)
-        path = _supervised(progress, on_event, stop, lambda emit, over: successive.train(rungs, emit, over))
+        path = _supervised(progress, on_event, stop, lambda emit, over: successive.train(rungs, emit, over), shown)
     return sweep_results.read(path) if pbt_every is None else population.read(path)
 
 
@@ -173,6 +191,7 @@ def resume(
     *,
     steps: int | None = None,
     env: str | None = None,
+    wrappers: Sequence[str] = (),
     fallback: bool = False,
     on_nan: Literal["freeze", "stop"] | None = None,
     evaluate_episodes: int | None = None,
@@ -181,6 +200,8 @@ def resume(
     progress: bool = True,
     on_event: OnEvent | None = None,
     stop: Callable[[], bool] | None = None,
+    track: TrackerName | Sequence[TrackerName] | None = None,
+    tags: TagSet | None = None,
 ) -> Run:
     """Continue a run that was interrupted as if it had not been, or train a finished one for more steps.
 
@@ -190,15 +211,18 @@ def resume(
         path: run folder.
         steps: planned environment steps per seed, at least as many as before.
         env: the environment trained on, required again if it is code of your own.
+        wrappers: its wrappers, required again if they are code of your own.
         fallback: if the newest checkpoint is damaged, continue from the newest one that is not.
         on_nan, evaluate_episodes, evaluate_steps, device: replace the settings of that name from now on.
         progress, on_event, stop: as in `fdqn.train`.
+        track: trackers from now on, () for none; by default those of the run. A new one shows the run from its start.
+        tags: names of the metrics in trackers from now on; by default unchanged.
 
     Raises ValueError for a folder that is no run, `checkpoint.CheckpointError` if another process or thread writes in
     it or its checkpoint is damaged, and the errors of `fdqn.train`.
     """
     check.kind("path", path, str, os.PathLike)
-    more: dict[str, Any] = dict(env=env, fallback=fallback, on_nan=on_nan, device=device)
+    more: dict[str, Any] = dict(env=env, wrappers=wrappers, fallback=fallback, on_nan=on_nan, device=device)
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
     where = Path(path).absolute()  # an environment may change the current folder
     if (where / "sweep.json").exists() or (where / halving_plan.FILE).exists():
@@ -206,8 +230,42 @@ def resume(
             f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.experiment.sweep.resume"
         )
     return _supervised(
-        progress, on_event, stop, lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over)
+        progress,
+        on_event,
+        stop,
+        lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over),
+        tracking.resumed(where, track, tags),
     )
+
+
+def summary(
+    run: Settings | Run | str | os.PathLike[str] | None = None,
+    /,
+    *,
+    preset: PresetName | None = None,
+    **keywords: Any,
+) -> dict[str, Any]:
+    """Return the layers of a network, its parameters, its memory and the arithmetic of an update; nothing is trained.
+
+        fdqn.summary("runs/a")["parameters"]
+        fdqn.summary(env="minatar:breakout", algorithm="rainbow")["layers"]
+
+    Args:
+        run: a run, its folder, or settings. Alternatively, pass settings as keywords as to `fdqn.train`. With a folder,
+            the only keywords are `env` and `wrappers`, which are required if they are code of your own.
+        preset: published settings that replace the defaults.
+
+    Returns the record of `experiment.sizes.describe`. Raises TypeError for settings together with keywords, ValueError
+    for invalid settings and for a folder that is no run, and for a sweep of several programs.
+    """
+    if isinstance(run, Run):
+        return sizes.describe(run.settings)
+    if run is None or isinstance(run, Settings):
+        return sizes.describe(_settings(run, preset, keywords))
+    check.kind("run", run, str, os.PathLike)
+    if others := [*(["preset"] if preset is not None else []), *(keywords.keys() - {"env", "wrappers"})]:
+        raise TypeError(f"summary: expected only env and wrappers with a run, got {min(others)}; omit it")
+    return sizes.of_run(Path(run), **keywords)
 
 
 def _settings(settings: Settings | None, preset: PresetName | None, keywords: dict[str, Any]) -> Settings:
@@ -228,7 +286,9 @@ def _check_names(names: Iterable[str]) -> None:
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, "preset", "progress", "on_event", "stop"], n=1, cutoff=0.5)
+            near = difflib.get_close_matches(
+                name, [*known, "preset", "progress", "on_event", "stop", "track", "tags"], n=1, cutoff=0.5
+            )
             hint = f"did you mean {near[0]!r}?" if near else "see fdqn.experiment.settings.Settings"
             raise TypeError(f"train: unknown setting {name!r}; {hint}")
 
@@ -263,6 +323,7 @@ def _supervised(
     on_event: OnEvent | None,
     stop: Callable[[], bool] | None,
     run: Callable[[OnEvent, session.Stop], T],
+    shown: tracking.Choice,
 ) -> T:
     """Run with a progress display and Ctrl-C, then restore the state of the process."""
     check.kind("progress", progress, bool)
@@ -281,7 +342,8 @@ def _supervised(
             if isinstance(event, events.Stopped) and interrupted():
                 raise KeyboardInterrupt(stopped_text(event))
 
-        return run(emit, lambda: interrupted() or (stop is not None and bool(stop())))
+        with tracking.tracked(shown, emit) as receive:
+            return run(receive, lambda: interrupted() or (stop is not None and bool(stop())))
 
 
 @contextlib.contextmanager

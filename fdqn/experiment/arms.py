@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fdqn.experiment import returns_csv
+from fdqn.experiment.settings import task
 from fdqn.report.plots import Curve
 from fdqn.report.samples import Array
 from fdqn.storage import files
@@ -160,9 +161,14 @@ def _read_summary(path: Path) -> dict[str, Any]:
         raise ValueError(f"{expected} with a summary.json that cannot be read") from None
     kinds = {"env": str, "steps": int, "seeds": list, "failed_seeds": list, "final_return": dict}
     wrong = [x for x, kind in kinds.items() if not isinstance(summary, dict) or type(summary.get(x)) is not kind]
+    wrong = wrong or [x for x in ("env_kwargs", "wrappers") if not _are_strings(summary.get(x, []))]
     if wrong:
         raise ValueError(f"{expected} with a summary.json without {', '.join(wrong)}")
     return summary
+
+
+def _are_strings(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(x, str) for x in values)
 
 
 def _record(summary: dict[str, Any], measure: str) -> list[Any]:
@@ -190,7 +196,7 @@ def _run(path: Path, name: str, summary: dict[str, Any], measure: str) -> Arm:
     if curve.values.shape[1] != len(seeds):
         raise ValueError(f"arms: expected {len(seeds)} seeds in metrics.csv of {path}, got {curve.values.shape[1]}")
     alive = curve._replace(values=curve.values[:, [seed not in summary["failed_seeds"] for seed in seeds]])
-    return Arm(name, returns, seeds, f"{measure} return", summary["env"], summary["steps"], alive)
+    return Arm(name, returns, seeds, f"{measure} return", task(summary), summary["steps"], alive)
 
 
 def _population(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> Arm:
@@ -245,7 +251,7 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
         arm = Arm(f"{name}:{setting}{values}", returns[own], seeds, f"{measure} return")
         alive = None if curve is None else curve._replace(values=curve.values[:, own][:, np.isfinite(returns[own])])
         steps = summary["setting_steps"][int(setting)] if "setting_steps" in summary else summary["steps"]
-        arms.append(arm._replace(env=summary["env"], steps=steps, curve=alive, settings=len(rows_of)))
+        arms.append(arm._replace(env=task(summary), steps=steps, curve=alive, settings=len(rows_of)))
     return arms
 
 
@@ -277,7 +283,10 @@ def _merged(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"arms: expected a sweep, got {path} with a sweep.json that is invalid: {error}") from None
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
-    merged: dict[str, Any] = {"env": parts[0]["env"], "steps": parts[0]["steps"], "seeds": [], "failed_seeds": []}
+    shared: dict[str, Any] = {
+        name: parts[0][name] for name in ("env", "env_kwargs", "wrappers", "steps") if name in parts[0]
+    }
+    merged: dict[str, Any] = {**shared, "seeds": [], "failed_seeds": []}
     steps = {setting: part["steps"] for part, own in zip(parts, numbers, strict=True) for setting in own}
     merged["setting_steps"] = [steps[setting] for setting in sorted(steps)]
     for measure, name in RECORDS.items():

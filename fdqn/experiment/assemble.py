@@ -16,13 +16,13 @@ from fdqn.experiment.settings import OPTIMIZERS, Settings, Sweep, check_read, de
 from fdqn.networks import Head, NoisyNetwork, QuantileNetwork, Trunk, heads, trunks
 from fdqn.ops import losses, schedules
 from fdqn.training import off_policy, on_policy, streaming
-from fdqn.types import Agent, Algorithm, Buffer, EnvSpec, Hyper, Network, Optimizer, Scalar, Schedule
+from fdqn.types import Agent, Algorithm, Buffer, Env, EnvSpec, HostEnv, Hyper, Network, Optimizer, Scalar, Schedule
 
 
 def program(settings: Settings) -> training.Program:
     """Assemble the training program of the settings. Raises ValueError or TypeError for invalid settings."""
     check.kind("settings", settings, Settings)
-    found = envs.find(settings.env)
+    found = env(settings)
     _check_settings(settings)
     if settings.terminal_on_life_loss and not (envs.on_host(found) and found.counts_lives()):
         raise ValueError(
@@ -35,6 +35,17 @@ def program(settings: Settings) -> training.Program:
             f"save_replay: expected True for {settings.env}, got False; resumed episodes need the stored frames"
         )
     return training.Program(found, algorithm(settings, config, found.spec))
+
+
+def env(settings: Settings) -> Env | HostEnv:
+    """Return the environment of the settings, with its arguments and wrappers.
+
+    Raises ValueError as `envs.find` does.
+    """
+    check.kind("settings", settings, Settings)
+    if settings.env_kwargs or settings.wrappers:
+        return envs.find(settings.env, settings.env_kwargs, settings.wrappers)
+    return envs.find(settings.env)
 
 
 def algorithm(settings: Settings, config: training.Config, spec: EnvSpec) -> Algorithm:
@@ -123,7 +134,7 @@ def network(settings: Settings) -> Network:
     """Return the network, without noise, from observations to Q-values, whose maximum is the greedy action."""
     check.kind("settings", settings, Settings)
     if settings.algorithm == "stream-q":
-        return _stream_network(settings, envs.find(settings.env).spec)
+        return _stream_network(settings, env(settings).spec)
     return training.policy(agent(settings))
 
 
@@ -174,7 +185,7 @@ def _initialized(settings: Settings, network: N) -> N:
 def parts(settings: Settings, atoms: int = 1) -> tuple[Trunk, Head]:
     """Return the trunk and the head of the network of the settings. Raises ValueError as `body` does."""
     check.kind("settings", settings, Settings)
-    spec = envs.find(settings.env).spec
+    spec = env(settings).spec
     kind = _kind(settings, spec.obs_shape)
     if not kind.endswith("mlp") and (len(spec.obs_shape) != 3 or min(spec.obs_shape[1:]) < _smallest(kind)):
         raise ValueError(

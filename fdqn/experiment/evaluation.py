@@ -15,7 +15,7 @@ from torch import Tensor
 from fdqn import check, compile, envs, tree
 from fdqn.experiment import assemble, events, results, session, sweep_results
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, task
 from fdqn.report import video
 from fdqn.training import evaluate
 from fdqn.types import Network, Params
@@ -26,6 +26,8 @@ class Trained(NamedTuple):
 
     name: str
     """Name of the environment."""
+    title: str
+    """The same with the arguments and wrappers that it was trained with."""
     env: Any
     network: Network
     params: Params
@@ -59,6 +61,7 @@ def load(
     path: Path,
     env: str | None = None,
     *,
+    wrappers: Sequence[str] = (),
     checkpoint: str | None = None,
     seeds: Sequence[int] = (),
     episodes: int | None = None,
@@ -72,7 +75,9 @@ def load(
 
     Args:
         path: run folder.
-        env: environment to play in, by default the one trained on.
+        env: environment to play in, by default the one trained on, with its arguments and wrappers. Another one has
+            none of them.
+        wrappers: wrappers of the environment trained on, required again if they are code of your own.
         checkpoint: best, last (the default) or the step of a checkpoint.
         seeds: those to play, by default all.
         episodes, evaluate_steps: episodes per seed and their step limit, by default as in the run's settings.
@@ -86,10 +91,10 @@ def load(
     """
     if evaluate_steps:  # 0 is the default
         check.count("evaluate_steps", evaluate_steps, 1)
-    path, run = sweep_results.trained(path, setting, checkpoint, env)
+    path, run = sweep_results.trained(path, setting, checkpoint, env, wrappers)
     name, settings = env or run.settings.env, run.settings
     network = assemble.network(settings)
-    found = envs.find(name)
+    found = assemble.env(settings) if name == settings.env else envs.find(name)
     _check_env(name, found.spec, settings)
     if renders:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # render without a display
@@ -100,6 +105,7 @@ def load(
     indices = [assemble.seeds(settings).index(seed) for seed in chosen]
     return Trained(
         name=name,
+        title=task(settings) if name == settings.env else name,
         env=found,
         network=network,
         params=tree.to(tree.index(run.params, indices), to),
@@ -116,7 +122,7 @@ def load(
 
 def _check_env(name: str, spec: Any, settings: Settings) -> None:
     """Raise ValueError unless the network takes the observations of an environment and has values for its actions."""
-    trained = envs.find(settings.env).spec
+    trained = assemble.env(settings).spec
     if (spec.obs_shape, spec.actions) != (trained.obs_shape, trained.actions):
         raise ValueError(
             f"env: expected observations {list(trained.obs_shape)} and {trained.actions} actions as in training, "

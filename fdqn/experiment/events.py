@@ -119,6 +119,8 @@ class Reported(NamedTuple):
     failed: "numpy.typing.NDArray[numpy.bool_]"
     updates_per_second: float
     """Updates of all seeds per second of learning so far; NaN before the first."""
+    planned: bool = True
+    """False for a report of a stopped run between two planned ones; the rows of an uninterrupted run do not have it."""
 
 
 class EvaluationStarted(NamedTuple):

@@ -4,13 +4,13 @@ import contextlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fdqn import compile, envs, networks, tree
+from fdqn import compile, networks, tree
 from fdqn.experiment import assemble, results, sweep_results
 from fdqn.experiment.settings import Settings
 from fdqn.storage import files
@@ -25,6 +25,7 @@ def write(
     env: str | None = None,
     checkpoint: str | None = None,
     setting: int | None = None,
+    wrappers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write one trained seed to a file and return a record of it, as `fdqn export --json` prints it.
 
@@ -38,11 +39,13 @@ def write(
         checkpoint: checkpoint to export, as in `results.trained`; by default the final parameters.
         setting: number of a setting, needed for a sweep. Of population based training the best member of the seed is
             exported.
+        wrappers: wrappers of the environment, required if they are code of your own.
 
     Raises ValueError for a seed that was not trained or has failed, an invalid prefix or suffix of `out`, a file that
     cannot be written, and packages missing for ONNX; no partial file is left.
     """
-    path, trained = sweep_results.trained(run.path if isinstance(run, results.Run) else run, setting, checkpoint, env)
+    where = run.path if isinstance(run, results.Run) else run
+    path, trained = sweep_results.trained(where, setting, checkpoint, env, wrappers)
     index = results.seed_index(trained.settings, trained.unusable, seed)
     _check_free(out)
     ending = out.suffix.lower()
@@ -127,7 +130,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 def _program(settings: Settings, params: Params) -> torch.export.ExportedProgram:
     """Trace the network with one seed's parameters."""
-    spec = envs.find(settings.env).spec
+    spec = assemble.env(settings).spec
     module = networks.to_module(assemble.network(settings), params).requires_grad_(False)
     obs = torch.zeros((2, *spec.obs_shape), dtype=spec.obs_dtype)
     with compile.compiling():

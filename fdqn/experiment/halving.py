@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import itertools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def train(
     path.mkdir(parents=True)
     files.write(path / "settings.csv", run_folder.settings_table(settings).encode())
     halving_plan.write(planned, path)
-    return _continue(path, on_event, stop, started, {"env": settings.env})
+    return _continue(path, on_event, stop, started, {"env": settings.env, "wrappers": settings.wrappers})
 
 
 def resume(
@@ -73,7 +73,7 @@ def resume(
     """
     if changes.get("steps") is not None:
         raise ValueError("steps: expected none for a sweep with halving, got a number; omit it")
-    sweep_plan.check_env(path, halving_plan.read(path).settings.env, changes.get("env"))
+    sweep_plan.check_code(path, halving_plan.read(path).settings, changes.get("env"), changes.get("wrappers", ()))
     return _continue(path, on_event, stop, started, changes)
 
 
@@ -91,7 +91,7 @@ def _continue(
             started = None
         if stop() or number + 1 == len(planned.rungs):
             return path
-        _start_rung(path, number, changes.get("env"))
+        _start_rung(path, number, changes.get("env"), changes.get("wrappers", ()))
 
 
 def _train_rung(
@@ -114,7 +114,7 @@ def _train_rung(
     session.train(first, emit, stop, started, planned.rungs[0].end)
 
 
-def _start_rung(path: Path, number: int, env: str | None) -> None:
+def _start_rung(path: Path, number: int, env: str | None, wrappers: Sequence[str]) -> None:
     """Make the folder of the rung after `number`, and list its settings in `halving.json`."""
     own, new = path / str(number), path / str(number + 1)
     with run_folder.writing(own):
@@ -130,16 +130,16 @@ def _start_rung(path: Path, number: int, env: str | None) -> None:
         returns = plots.filled(run.curve.values)[-1].reshape(-1, planned.settings.seeds)
         failed = [bool(record["failed_seeds"]) for record in run.summary["settings"]]
         kept = halving_plan.survivors(returns, failed, planned.eta)
-        _copy(own, new, kept, planned.rungs[number + 1].end, env)
+        _copy(own, new, kept, planned.rungs[number + 1].end, env, wrappers)
         chosen = tuple(planned.numbers[number][i] for i in kept)
         halving_plan.write(planned._replace(numbers=(*planned.numbers, chosen)), path)
 
 
-def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None) -> None:
+def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None, wrappers: Sequence[str]) -> None:
     """Make the folder of a rung from the one before: the settings `kept`, their rows, and the first checkpoint."""
     if path.is_dir():  # left by a process that was killed
         shutil.rmtree(path)
-    given, _ = results.plan(source, env)
+    given, _ = results.plan(source, env, wrappers)
     assert isinstance(given, Sweep)
     program = assemble.program(given)
     state = training.init(program, assemble.hyper(given), assemble.keys(given))

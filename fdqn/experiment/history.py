@@ -183,7 +183,7 @@ def _kept(settings: Settings, lanes: training.TrainState, since: training.Metric
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ValueError, naming the fields, unless a checkpoint has the settings of the run."""
-    saved = with_defaults(saved)
+    saved, now = (json.loads(json.dumps(settings)) for settings in (with_defaults(saved), now))  # tuples become lists
     free = {"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"}
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
     if others:

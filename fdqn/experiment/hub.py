@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def write(
     env: str | None = None,
     video: Path | None = None,
     repository: str | None = None,
+    wrappers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a run as a model repository. Return the record that `fdqn export --json` prints.
 
@@ -49,15 +50,16 @@ def write(
         env: the environment trained on, required if it is code of your own.
         video: `.mp4` or `.gif` file to show; by default one in the run folder.
         repository: OWNER/NAME on the Hub that the model card names; by default OWNER and the name of the folder.
+        wrappers: wrappers of the environment, required if they are code of your own.
 
     Raises ValueError for a run without usable seeds, a sweep, a folder that exists, another kind of video, and files
     that cannot be written; a folder that is not complete is removed.
     """
     check.kind("path", path, str, os.PathLike)
-    run = _read(Path(path), env)
+    run = _read(Path(path), env, wrappers)
     _check_free(folder)
     own = _video(run.path) if video is None else _checked_video(video)
-    trained = results.trained(run.path, None, env)
+    trained = results.trained(run.path, None, env, wrappers)
     chosen = _median(run, trained.unusable) if seed is None else seed
     index = results.seed_index(run.settings, trained.unusable, chosen)
     shown = f"replay{own.suffix.lower()}" if own is not None else None
@@ -81,8 +83,13 @@ def write(
         "seed": chosen,
         "bytes": size,
         "video": shown,
-        "read": f"fdqn.Run.load({str(folder)!r}{'' if env is None else f', env={env!r}'})",
+        "read": f"fdqn.Run.load({str(folder)!r}{_code_arguments(env, wrappers)})",
     }
+
+
+def _code_arguments(env: str | None, wrappers: Sequence[str]) -> str:
+    """Return the arguments of `Run.load` that name user code again."""
+    return ("" if env is None else f", env={env!r}") + (f", wrappers={[*wrappers]!r}" if wrappers else "")
 
 
 def check_push(repository: str) -> None:
@@ -127,13 +134,13 @@ def _hub(repository: str) -> Any:
     return huggingface_hub
 
 
-def _read(path: Path, env: str | None) -> Run:
+def _read(path: Path, env: str | None, wrappers: Sequence[str]) -> Run:
     if sweep_results.is_sweep(path):
         raise ValueError(
             f"run: expected a run of one setting, got the sweep {path}; train its best setting on fresh seeds with "
             f"fdqn train --best-of {path}"
         )
-    return Run.load(path, env)
+    return Run.load(path, env, wrappers)
 
 
 def _check_free(folder: Path) -> None:

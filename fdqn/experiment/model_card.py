@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fdqn import envs
-from fdqn.experiment import repeat, results, settings
+from fdqn.experiment import assemble, repeat, results, settings
 from fdqn.experiment.results import Run
 from fdqn.experiment.settings import Settings
 
@@ -160,8 +160,10 @@ def _number(x: float | None) -> str:
 
 def _loading(run: Run, repository: str, seed: int) -> str:
     own = envs.is_code(run.settings.env)
-    folder, spec = repository.split("/")[-1], envs.find(run.settings.env if not own else run.env or "").spec
+    folder, spec = repository.split("/")[-1], assemble.env(run.settings).spec
     env = f", env={_quoted(run.settings.env)}" if own else ""
+    if any(map(envs.is_wrapper_code, run.settings.wrappers)):
+        env += f", wrappers=[{', '.join(map(_quoted, run.settings.wrappers))}]"
     note = f"\n`{run.settings.env}` is code of the author of this run, which must be importable.\n" if own else ""
     first, last = run.summary["seeds"][0], run.summary["seeds"][-1]
     shape, dtype = ", ".join(map(str, (1, *spec.obs_shape))), str(spec.obs_dtype)

@@ -167,6 +167,12 @@ class Population(NamedTuple):
         """
         return _lineage(self.curve, self.steps, self.sources, self.summary["population"])
 
+    def schedules(self) -> dict[str, plots.Curve]:
+        """Return by name the numbers [P, S] of these ancestors in the time before each report."""
+        before = np.searchsorted(self.steps, self.curve.steps, side="left")
+        own = {name: self.curve._replace(values=values[before]) for name, values in self.values.items()}
+        return {name: _lineage(x, self.steps, self.sources, self.summary["population"]) for name, x in own.items()}
+
     def picture(self) -> bytes:
         """Draw the hyper-parameters of all learners over time, and which learner copied which, as a PNG."""
         from fdqn.report import population_plots

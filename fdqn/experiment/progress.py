@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fdqn.experiment import events
-from fdqn.experiment.settings import Sweep
+from fdqn.experiment.settings import Sweep, task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,7 +127,7 @@ def prepared_text(event: events.Prepared) -> str:
     settings, rows, size = event.settings, event.capacity, event.replay_bytes
     lanes = f"{len(settings.varied)} settings x " if isinstance(settings, Sweep) and len(settings.varied) > 1 else ""
     return (
-        f"{settings.env}: {lanes}{settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
+        f"{task(settings)}: {lanes}{settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
         f"{bytes_text(event.state_bytes)}, replay {settings.lanes} x {rows:,} rows of {size // rows:,} B: "
         f"{bytes_text(size)} per seed, {bytes_text(settings.lanes * size)} in total"
     )

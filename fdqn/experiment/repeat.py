@@ -24,7 +24,8 @@ def command(settings: Settings) -> str | None:
     always = {name: own[name] for name in ("env", "algorithm", "seeds", "seed", "steps") if name not in varied}
     words = [word for name, x in {**always, **changed}.items() for word in _flag(name, x)]
     words += [word for name, options in varied.items() for word in (_dashed(name), *map(_word, options))]
-    return shlex.join(["fdqn", "train", *words])
+    every = settings.pbt_every if isinstance(settings, Sweep) else 0
+    return shlex.join(["fdqn", "train", *words, *(["--pbt-every", str(every)] if every else [])])
 
 
 def _options(settings: Sweep) -> dict[str, list[Any]] | None:

@@ -22,7 +22,7 @@ from safetensors.torch import load
 
 from fdqn import check, envs, networks, training, tree
 from fdqn.experiment import acting, assemble, history
-from fdqn.experiment.settings import Settings, Sweep, from_json
+from fdqn.experiment.settings import Settings, Sweep, from_json, task
 from fdqn.report import plots, statistics
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate
@@ -62,20 +62,23 @@ class Run:
     """Training returns [P, S] at the P reports."""
     env: str | None = field(default=None, repr=False)
     """Environment trained on, as given again for an environment that is code of your own."""
+    wrappers: Sequence[str] = field(default=(), repr=False)
+    """Wrappers of the environment, as given again for wrappers that are code of your own."""
 
     @staticmethod
-    def load(path: str | os.PathLike[str], env: str | None = None) -> "Run":
+    def load(path: str | os.PathLike[str], env: str | None = None, wrappers: Sequence[str] = ()) -> "Run":
         """Read the folder of a run that has ended, also one that was stopped early.
 
-        An environment that is code of your own is imported only if `env` names it again. Raises ValueError, naming the
-        file, if it is not a run folder, is damaged, or the run has no results.
+        An environment that is code of your own is imported only if `env` names it again, and wrappers only if
+        `wrappers` names them. Raises ValueError, naming the file, if it is not a run folder, is damaged, or the run has
+        no results.
         """
         check.kind("path", path, str, os.PathLike)
         folder = Path(path)
         if (folder / "config.json").is_file() and not (folder / "summary.json").exists():
             expected = f"run: expected a finished run folder, got {folder} without summary.json"
             raise ValueError(f"{expected}; fdqn.resume({str(folder)!r}) finishes it")
-        return dataclasses.replace(read(folder, env), path=folder.absolute())
+        return dataclasses.replace(read(folder, env, wrappers), path=folder.absolute())
 
     @cached_property
     def params(self) -> Params:
@@ -83,12 +86,12 @@ class Run:
 
         Raises ValueError if they are missing, damaged or not those of the settings.
         """
-        return read_params(self.path, self.env)
+        return read_params(self.path, self.env, self.wrappers)
 
     @cached_property
     def network(self) -> Network:
         """Network of the settings: `network.apply(params of one seed, obs [..., *O]) -> q [..., A]`."""
-        return assemble.network(_named(self.path, self.env))
+        return assemble.network(_named(self.path, self.env, self.wrappers))
 
     def policy(self, seed: int) -> Callable[..., Any]:
         """Return the greedy policy of one trained seed, `policy(obs, legal=None) -> action`, on NumPy arrays.
@@ -101,7 +104,7 @@ class Run:
         check.count("seed", seed)
         unusable = failed_seeds(self.settings, _causes(self.summary), finite(self.params))[1]
         params = tree.index(self.params, seed_index(self.settings, unusable, seed))
-        return acting.greedy(envs.find(self.settings.env).spec, self.network, params)
+        return acting.greedy(assemble.env(self.settings).spec, self.network, params)
 
     def plot(self, file: str | os.PathLike[str] | BinaryIO | None = None) -> "Figure":
         """Draw the learning curve over the seeds as a matplotlib figure, and write it to `file` as a PNG if given."""
@@ -114,7 +117,7 @@ class Run:
         summary = self.summary
         failed = f", {len(summary['failed_seeds'])} failed" if summary["failed_seeds"] else ""
         return (
-            f"Run({str(self.path)!r}: {summary['env']}, {len(summary['seeds'])} seeds{failed}, {summary['steps']:,} "
+            f"Run({str(self.path)!r}: {task(summary)}, {len(summary['seeds'])} seeds{failed}, {summary['steps']:,} "
             f"steps, greedy return {interval_text(summary['final_return'])})"
         )
 
@@ -183,14 +186,23 @@ def unfinished_text(record: dict[str, Any]) -> str:
     return f"{record['unfinished']:,} at {record['step_limit']:,} steps"
 
 
-def plan(path: Path, env: str | None = None) -> tuple[Settings, int]:
+def plan(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> tuple[Settings, int]:
     """Return the settings of a run folder, finished or not, and its planned environment steps per seed.
 
-    Raises ValueError, naming the file, if it is not a run folder, or if its environment is user code other than `env`.
+    Raises ValueError, naming the file, if it is not a run folder, or if its environment is user code other than `env`
+    or its wrappers are user code other than `wrappers`.
     """
     config = read_config(path)
-    settings = _named(path, env)
+    settings = _named(path, env, wrappers)
     return settings, config["plan"]["steps"]
+
+
+def read_settings(path: Path) -> Settings:
+    """Return the settings of a run folder, finished or not, without importing user code.
+
+    Raises ValueError, naming the file, if it is not a run folder.
+    """
+    return _read(path, "config.json", _read_settings)
 
 
 def _replanned(settings: Settings, config: dict[str, Any]) -> Settings:
@@ -207,22 +219,25 @@ def finished(path: Path) -> int:
         return 0
 
 
-def read(path: Path, env: str | None = None) -> Run:
+def read(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> Run:
     """Read the folder of a finished run. Raises ValueError, naming the file, if it is not one; see `Run.load`."""
-    settings = _read(path, "config.json", _read_settings)
+    settings = read_settings(path)
     seeds = list(assemble.seeds(settings))
     summary = _read(path, "summary.json", partial(_read_summary, seeds=seeds))
-    return Run(path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))), env)
+    return Run(
+        path, settings, summary, _read(path, "metrics.csv", partial(_read_rows, seeds=len(seeds))), env, wrappers
+    )
 
 
-def read_params(path: Path, env: str | None = None) -> Params:
+def read_params(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> Params:
     """Read the trained parameters [S, ...] of a run folder, in the order of the network (the file sorts by name).
 
     In a folder of the Hugging Face Hub the file is `model.safetensors`.
 
-    Raises ValueError if they do not fit the settings, or if the environment is user code other than `env`.
+    Raises ValueError if they do not fit the settings, or if the environment is user code other than `env`
+    or its wrappers are user code other than `wrappers`.
     """
-    settings = _named(path, env)
+    settings = _named(path, env, wrappers)
     name = "params.safetensors"
     if not os.path.lexists(path / name) and (path / "model.safetensors").is_file():
         name = "model.safetensors"
@@ -251,7 +266,7 @@ class Trained(NamedTuple):
     """Failed seeds without usable parameters: all except those of which only the environment failed."""
 
 
-def trained(path: Path, which: str | None = None, env: str | None = None) -> Trained:
+def trained(path: Path, which: str | None = None, env: str | None = None, wrappers: Sequence[str] = ()) -> Trained:
     """Read the trained parameters of a run: the final ones, or those of the checkpoint `which`, "best" or a step.
 
     Raises ValueError, naming the existing checkpoints, if there is no such checkpoint; CheckpointError if it is
@@ -260,13 +275,13 @@ def trained(path: Path, which: str | None = None, env: str | None = None) -> Tra
     if which in (None, "last"):
         run = read(path)
         params, step, settings, causes = (
-            read_params(path, env),
+            read_params(path, env, wrappers),
             run.summary["steps"],
             run.settings,
             _causes(run.summary),
         )
     else:
-        settings = _named(path, env)
+        settings = _named(path, env, wrappers)
         place = _checkpoint(path, str(which))
         params, iterations, codes = history.trained(place, settings, assemble.program(settings))
         failures = zip(assemble.seeds(settings), iterations.tolist(), codes.tolist(), strict=True)
@@ -367,14 +382,14 @@ def _panels(curve: plots.Curve, summary: dict[str, Any]) -> tuple[dict[str, dict
     result = f"{len(seeds)} seeds; greedy return after training: {interval_text(summary['final_return'])}"
     alive = curve._replace(values=curve.values[:, [seed not in failed for seed in seeds]])
     left_out = f"; {len(failed)} failed seeds excluded" if failed else ""
-    return {summary["env"]: {"": alive}}, result + left_out
+    return {task(summary): {"": alive}}, result + left_out
 
 
 def comparison(file: Path | BinaryIO, read: Sequence[Run]) -> None:
     """Draw the learning curves of several runs as a PNG, one panel per environment. Raises ValueError for no runs."""
     panels: dict[str, dict[str, plots.Curve]] = {}
     for run in read:
-        panels.setdefault(run.settings.env, {})[_drawable(run.path)] = run.curve
+        panels.setdefault(task(run.settings), {})[_drawable(run.path)] = run.curve
     plots.learning_curves(file, panels)
 
 
@@ -444,23 +459,33 @@ def _parse_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _read_settings(file: Path, env: str | None = None) -> Settings:
-    """Read the settings, and import an environment that is user code only if it equals `env`: a folder from elsewhere
-    must not choose code to run.
+def _read_settings(file: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> Settings:
+    """Read the settings, and import an environment or wrappers that are user code only if they equal `env` and
+    `wrappers`: a folder from elsewhere must not choose code to run.
     """
     config = _parse_config(file)
     settings = _replanned(from_json(config["settings"]), config)
-    if not envs.is_code(settings.env) or settings.env == env:
+    if not unnamed_code(path=file.parent, settings=settings, env=env, wrappers=wrappers):
         assemble.program(settings)
     return settings
 
 
-def _named(path: Path, env: str | None) -> Settings:
-    settings = _read(path, "config.json", partial(_read_settings, env=env))
+def unnamed_code(path: Path, settings: Settings, env: str | None, wrappers: Sequence[str]) -> str:
+    """Return the message about an environment or wrappers that are user code and that `env` and `wrappers` do not name;
+    empty if there are none."""
     if envs.is_code(settings.env) and settings.env != env:
-        raise ValueError(
-            f"env: expected the environment of {path}, which is user code, got {env}; pass --env {settings.env}"
-        )
+        got, flag = env or "none", f"--env {settings.env}"
+        return f"env: expected the environment of {path}, which is user code, got {got}; pass {flag}"
+    if any(map(envs.is_wrapper_code, settings.wrappers)) and tuple(wrappers) != settings.wrappers:
+        got, flag = " ".join(wrappers) or "none", f"--wrappers {' '.join(settings.wrappers)}"
+        return f"wrappers: expected the wrappers of {path}, which are user code, got {got}; pass {flag}"
+    return ""
+
+
+def _named(path: Path, env: str | None, wrappers: Sequence[str]) -> Settings:
+    settings = _read(path, "config.json", partial(_read_settings, env=env, wrappers=wrappers))
+    if message := unnamed_code(path, settings, env, wrappers):
+        raise ValueError(message)
     _check_bytes(path, settings)
     return settings
 
@@ -470,7 +495,7 @@ def _check_bytes(path: Path, settings: Settings) -> None:
 
     Version 0.1 divided only frames by 255.
     """
-    version, spec = read_config(path)["versions"].get("fdqn"), envs.find(settings.env).spec
+    version, spec = read_config(path)["versions"].get("fdqn"), assemble.env(settings).spec
     frames = len(spec.obs_shape) == 3 and min(spec.obs_shape[1:]) >= networks.SMALLEST_FRAME
     if version == "0.1.0" and spec.obs_dtype == torch.uint8 and not frames:
         raise ValueError(
@@ -488,6 +513,9 @@ def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
         check.kind(name, summary[name], *(kind if isinstance(kind, tuple) else (kind,)))
     if seeds is not None and summary["seeds"] != seeds:
         raise ValueError(f"seeds: expected those of config.json, {seeds[0]} to {seeds[-1]}, got {summary['seeds']}")
+    for name in ("env_kwargs", "wrappers"):
+        if not all(isinstance(x, str) for x in _list(name, summary.get(name, []))):
+            raise ValueError(f"{name}: expected strings, got {summary[name]}")
     if others := [seed for seed in summary["failed_seeds"] if seed not in summary["seeds"]]:
         raise ValueError(f"failed_seeds: expected some of the seeds, got {others}")
     for failure in summary["failures"]:
@@ -498,6 +526,11 @@ def _read_summary(file: Path, seeds: list[int] | None = None) -> dict[str, Any]:
             _check_returns(name, summary[name], len(summary["seeds"]))
             summary[name].setdefault("kind", _kind(summary[name]))  # missing in summaries of older versions
     return summary
+
+
+def _list(name: str, value: Any) -> list[Any]:
+    check.kind(name, value, list)
+    return value
 
 
 def _kind(record: dict[str, Any]) -> statistics.Kind | None:

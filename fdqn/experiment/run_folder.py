@@ -9,6 +9,7 @@ checkpoints/STEP/     state at a step, from which a run is resumed (`history`)
 params.safetensors    trained parameters [S, ...] under the names of the network
 summary.json          results: returns, failures, speed
 curve.png             learning curve over seeds
+tracking.json         only of a tracked run: its trackers (`tracking`)
 
 `results` reads these files.
 """
@@ -266,6 +267,7 @@ def finish(
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
         "env": settings.env,
+        **{name: list(x) for name in ("env_kwargs", "wrappers") if (x := getattr(settings, name))},
         "seeds": list(seeds),
         "steps": report.step,
         "failed_seeds": failed,

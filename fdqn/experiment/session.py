@@ -11,7 +11,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -93,6 +93,7 @@ def resume(
     steps: int | None = None,
     *,
     env: str | None = None,
+    wrappers: Sequence[str] = (),
     fallback: bool = False,
     on_nan: Literal["freeze", "stop"] | None = None,
     evaluate_episodes: int | None = None,
@@ -108,6 +109,7 @@ def resume(
         path: run folder. If the run is finished, it is only read.
         steps: planned environment steps per seed, at least as many as before; schedules keep their lengths.
         env: the environment trained on, required again if it is code of your own.
+        wrappers: its wrappers, required again if they are code of your own.
         fallback: if the newest checkpoint is damaged, continue from the newest one that is not.
         on_nan, evaluate_episodes, evaluate_steps, device: replace the settings of that name from now on.
         on_event, stop, started: as for `train`.
@@ -118,13 +120,13 @@ def resume(
     check.kind("fallback", fallback, bool)
     started = time.perf_counter() if started is None else started
     compile.prepare_cpu()
-    _, planned = _plan(path, env, steps)
+    _, planned = _plan(path, env, wrappers, steps)
     done, wanted = results.finished(path), steps or planned
     if done >= wanted:
         on_event(events.Notice(f"{path} is finished after {done:,} steps; to continue, pass a larger --steps"))
-        return results.read(path, env)
+        return results.read(path, env, wrappers)
     with run_folder.writing(path):
-        settings, planned = _plan(path, env, steps)  # again, now that no other process can change it
+        settings, planned = _plan(path, env, wrappers, steps)  # again, now that no other process can change it
         changed: dict[str, Any] = dict(on_nan=on_nan, device=device)
         changed |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
         settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
@@ -137,15 +139,22 @@ def resume(
             return _run(_session(path, settings, program, start, on_event, stop, started))
 
 
-def _plan(path: Path, env: str | None, steps: int | None) -> tuple[Settings, int]:
-    """Read the settings and planned steps of a run. Raises ValueError unless `env` and `steps`, if given, fit."""
+def _plan(path: Path, env: str | None, wrappers: Sequence[str], steps: int | None) -> tuple[Settings, int]:
+    """Read the settings and planned steps of a run. Raises ValueError unless `env`, `wrappers` and `steps`, if given,
+    fit.
+    """
+    if isinstance(wrappers, str):
+        raise TypeError(f"wrappers: expected a list of strings, got {wrappers!r}")
     if env is not None:
         check.kind("env", env, str)
     if steps is not None and type(steps) is not int:
         raise TypeError(f"steps: expected an integer, got {steps!r}")
-    settings, planned = results.plan(path, env)
+    settings, planned = results.plan(path, env, wrappers)
     if env is not None and env != settings.env:
         raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
+    if wrappers and tuple(wrappers) != settings.wrappers:
+        trained = " ".join(settings.wrappers) or "none"
+        raise ValueError(f"wrappers: expected those trained with, {trained}, got {' '.join(wrappers)}")
     if steps is not None and steps > 2**53:
         raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
     if steps is not None and isinstance(settings, Sweep) and settings.rung_of:
@@ -177,7 +186,7 @@ def _notes(path: Path, settings: Settings, program: training.Program, start: his
         if start.step
         else "no checkpoint found; restarting at step 0"
     )
-    if start.step and envs.on_host(envs.find(settings.env)):
+    if start.step and envs.on_host(assemble.env(settings)):
         yield f"results differ from an uninterrupted run: {settings.env} starts new episodes"
     if start.step and not settings.save_replay:
         refill = f"learning continues after it is refilled with {settings.learning_starts:,} steps per seed"
@@ -196,7 +205,7 @@ def _session(
     stop: Stop,
     started: float,
 ) -> Session:
-    env = envs.find(settings.env)
+    env = assemble.env(settings)
     player = compiled_player(settings, env, program.network, settings.evaluate_epsilon)
     return Session(path, settings, program, start, player, _marked(emit), stop, started)
 
@@ -230,7 +239,7 @@ def _run_to_end(session: Session) -> results.Run:
     elif report.step < start.steps:
         where = f"{report.step:,} of {start.steps:,} steps"
         raise AllFailedError(f"stopped at {where}, because all seeds have failed; the files in {path} are complete")
-    return results.read(path, settings.env)
+    return results.read(path, settings.env, settings.wrappers)
 
 
 def _complete(stopped: events.Stopped) -> str:
@@ -299,7 +308,7 @@ def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv 
 
     Raises ValueError if the environments of a resumed seed, other than those in `failed`, do not start.
     """
-    env, settings, start = envs.find(session.settings.env), session.settings, session.start
+    env, settings, start = assemble.env(session.settings), session.settings, session.start
     if not envs.on_host(env):
         yield None, start.state
         return
@@ -379,6 +388,7 @@ def _reported(session: Session, report: training.Report) -> events.Reported:
         learning_rate=history.learning_rates(session.settings, report),
         failed=report.failed >= 0,
         updates_per_second=rate / report.learning_seconds if report.learning_seconds else math.nan,
+        planned=report.planned,
     )
 
 
@@ -387,7 +397,7 @@ def _reported(session: Session, report: training.Report) -> events.Reported:
 
 def _evaluate(session: Session, state: training.TrainState) -> NDArray[np.float64]:
     """Evaluate during training. A stop does not interrupt it, because a resumed run would not repeat it."""
-    return _play(session, envs.find(session.settings.env), state.learner.params, state.key).returns
+    return _play(session, assemble.env(session.settings), state.learner.params, state.key).returns
 
 
 def _finish(session: Session, report: training.Report) -> dict[str, Any]:
@@ -404,11 +414,14 @@ def _finish(session: Session, report: training.Report) -> dict[str, Any]:
 
 def _gymnasium_episodes(session: Session, report: training.Report) -> evaluate.Evaluation | None:
     """Evaluate in Gymnasium's version of the environment, if there is one and the run was not stopped."""
-    if (name := envs.GYMNASIUM.get(session.settings.env)) is None or session.stop():
+    settings = session.settings
+    if (name := envs.GYMNASIUM.get(settings.env)) is None or session.stop():
+        return None
+    if settings.env_kwargs or settings.wrappers:  # then it may be another task
         return None
     session.emit(events.Notice(f"evaluating the trained seeds in {name} of Gymnasium"))
     try:
-        return _evaluate_with_progress(session, f"gym:{name}", report)
+        return _evaluate_with_progress(session, f"gym:{name}", envs.find(f"gym:{name}"), report)
     except KeyboardInterrupt:
         session.emit(events.Notice("evaluation interrupted"))
         return None
@@ -417,14 +430,14 @@ def _gymnasium_episodes(session: Session, report: training.Report) -> evaluate.E
 def _final_episodes(session: Session, report: training.Report) -> evaluate.Evaluation:
     """Evaluate in the environment trained on. A stopped run skips host environments, which may take minutes."""
     settings, path = session.settings, session.path
-    on_host = envs.on_host(env := envs.find(settings.env))
+    on_host = envs.on_host(env := assemble.env(settings))
     if not (on_host and session.stop()):
         if on_host:
             limit, count = results.step_limit(path, settings, env.spec), settings.evaluate_episodes
             text = f"evaluating {count} greedy episodes per seed in {settings.env}, at most {limit:,} steps each"
             session.emit(events.Notice(text))
         with contextlib.suppress(KeyboardInterrupt):
-            return _evaluate_with_progress(session, settings.env, report)
+            return _evaluate_with_progress(session, settings.env, env, report)
     session.emit(
         events.Notice(
             f"evaluation skipped; run it with: fdqn eval {path}{' --setting K' * isinstance(settings, Sweep)}"
@@ -433,9 +446,11 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
     return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
 
 
-def _evaluate_with_progress(session: Session, name: str, report: training.Report) -> evaluate.Evaluation:
+def _evaluate_with_progress(
+    session: Session, name: str, env: Env | HostEnv, report: training.Report
+) -> evaluate.Evaluation:
     """Evaluate the trained seeds with progress events. A stop during the evaluation raises KeyboardInterrupt."""
-    env, settings, stopped = envs.find(name), session.settings, session.stop()
+    settings, stopped = session.settings, session.stop()
     limit = results.step_limit(session.path, settings, env.spec)
 
     def progress(ended: int, step: int) -> None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import tyro
 
+from fdqn import arguments
+
 AlgorithmName = Literal["dqn", "munchausen", "c51", "qr-dqn", "iqn", "rainbow", "pqn", "stream-q"]
 OptimizerName = Literal[
     "adam", "adamw", "adamax", "nadam", "radam", "adagrad", "sgd", "torch-rmsprop", "rmsprop", "nature-rmsprop"
@@ -27,6 +29,13 @@ class RunSettings:
 
     env: str = "cartpole"
     """Environment: a name that `fdqn envs` lists, gym:NAME, ale:GAME, or package.module:name for your own."""
+    env_kwargs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [NAME=VALUE ...]")] = ()
+    """Keyword arguments of the environment, such as is_slippery=False map_name=8x8.
+    Values are Python literals; any other text is a string."""
+    wrappers: Annotated[tuple[str, ...], tyro.conf.arg(metavar="package.module:WRAPPER [...]")] = ()
+    """Wrappers around each environment, the innermost first, such as gymnasium.wrappers:FlattenObservation.
+    For gym:NAME and your own gymnasium.Env: gymnasium wrappers; for others: functions from Env to Env.
+    --wrapper A --wrapper B is the same as --wrappers A B."""
     algorithm: AlgorithmName = "dqn"
     """Learning algorithm, which decides which flags are read.
     fdqn train --algorithm NAME --help shows its defaults."""
@@ -266,10 +275,11 @@ class Settings(
     """Settings of a run: flags of `fdqn train` with their units. The defaults are DQN's; `make` has those of others."""
 
     def __post_init__(self) -> None:
+        _make_canonical(self)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not _is_like(field.default, value):
-                raise TypeError(f"{field.name}: expected {_KINDS[type(field.default)]}, got {value!r}")
+                raise TypeError(f"{field.name}: expected {_kind(field.default)}, got {value!r}")
             if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
 
@@ -313,6 +323,7 @@ class Sweep(Settings):
                 raise TypeError(f"varied: expected dicts with the keys {list(self.varied[0])}, got {values!r}")
         if unknown := self.varied[0].keys() - {field.name for field in dataclasses.fields(Settings)}:
             raise ValueError(f"varied: expected names of settings, got {min(unknown)!r}")
+        _make_canonical(self)
         for name, value in self.varied[0].items():
             object.__setattr__(self, name, value)
         for number in range(len(self.varied)):
@@ -338,6 +349,34 @@ class Sweep(Settings):
         """Return the settings number `number`, counted from 0."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         return Settings(**{**own, **self.varied[number]})
+
+
+def _make_canonical(settings: Settings) -> None:
+    """Write the arguments of the environment as `arguments.words`, so that equal ones are equal settings, and check the
+    names of wrappers. Fields of another type are left to the check of types."""
+    given, wrappers = settings.env_kwargs, settings.wrappers
+    if isinstance(given, Mapping):
+        object.__setattr__(settings, "env_kwargs", arguments.words(given))
+    elif _is_like((), given):
+        object.__setattr__(settings, "env_kwargs", arguments.words(arguments.parse(given)))
+    if not _is_like((), wrappers):
+        return
+    object.__setattr__(settings, "wrappers", tuple(wrappers))
+    for name in wrappers:
+        module, _, attribute = name.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            dotted = module.rpartition(".") if not attribute else ("", "", "")
+            hint = f"; write {dotted[0]}:{dotted[2]}" if dotted[0] else ""
+            raise ValueError(f"wrappers: expected a name such as package.module:Wrapper, got {name!r}{hint}")
+
+
+def task(settings: Settings | Mapping[str, Any]) -> str:
+    """Return the name of the environment with its arguments and wrappers, if any, from settings or a `summary.json`."""
+    if isinstance(settings, Settings):
+        env, more = settings.env, (*settings.env_kwargs, *settings.wrappers)
+    else:
+        env, more = settings["env"], (*settings.get("env_kwargs", ()), *settings.get("wrappers", ()))
+    return f"{env} ({', '.join(more)})" if more else env
 
 
 def _are_bounds(bounds: Any) -> bool:
@@ -511,10 +550,16 @@ _KINDS = {
 }
 
 
+def _kind(default: Any) -> str:
+    """Describe the type of a setting with this default."""
+    return "a list of strings" if default == () else _KINDS[type(default)]
+
+
 def _is_like(default: Any, value: Any) -> bool:
-    """Return True if a value has the type of its setting's default."""
+    """Return True if a value has the type of its setting's default; with the default (), its elements are strings."""
     if isinstance(default, tuple):
-        return isinstance(value, tuple | list) and all(type(x) is int for x in value)
+        kind = int if default else str
+        return isinstance(value, tuple | list) and all(type(x) is kind for x in value)
     if isinstance(default, float):
         return isinstance(value, float | int) and not isinstance(value, bool)
     return type(value) is type(default) or (default is None and isinstance(value, str))
@@ -560,6 +605,8 @@ _ADDED: dict[str, Any] = {
         )
     },
     "learning_rate_schedule": "constant",
+    "env_kwargs": (),
+    "wrappers": (),
 }  # fmt: skip
 """Fields that settings written by earlier versions lack, with the values that those versions used."""
 

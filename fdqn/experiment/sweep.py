@@ -87,7 +87,7 @@ def _continue(
     if changes.get("steps") is not None:
         raise ValueError("steps: expected none for a sweep of several programs, got a number; omit it")
     if not new:
-        sweep_plan.check_env(path, programs[0].settings.env, changes.get("env"))
+        sweep_plan.check_code(path, programs[0].settings, changes.get("env"), changes.get("wrappers", ()))
     for i, program in enumerate(programs):
         if sweep_results.is_over(path, i, program.settings):
             continue

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fdqn import check, envs, random
-from fdqn.experiment import assemble, run_folder
+from fdqn import check, random
+from fdqn.experiment import assemble, results, run_folder
 from fdqn.experiment.settings import (
     EvaluationSettings,
     ExecutionSettings,
@@ -141,7 +141,7 @@ def _key_with(settings: Sweep, name: str, value: Any) -> tuple[Any, ...]:
 
 
 _SHARED = (
-    *("env", "seeds", "seed", "out", "save_replay"),
+    *("env", "env_kwargs", "wrappers", "seeds", "seed", "out", "save_replay"),
     *(field.name for group in (EvaluationSettings, ExecutionSettings) for field in dataclasses.fields(group)),
 )
 """Fields that cannot vary in a sweep: returns in different environments have no common scale, and all settings are
@@ -242,12 +242,12 @@ def _counted(count: int, word: str) -> str:
     return f"{count:,} {word}{'s' * (count != 1)}"
 
 
-def check_env(path: Path, trained: str, env: str | None) -> None:
-    """Raise ValueError for another environment than the one trained on, and for user code that `env` does not name."""
-    if env is not None and env != trained:
-        raise ValueError(f"env: expected {trained!r}, the environment trained on, got {env!r}")
-    if env is None and envs.is_code(trained):
-        raise ValueError(f"env: expected the environment of {path}, which is user code, got none; pass --env {trained}")
+def check_code(path: Path, settings: Settings, env: str | None, wrappers: Sequence[str] = ()) -> None:
+    """Raise ValueError for another environment than the one trained on, and for user code that is not passed."""
+    if env is not None and env != settings.env:
+        raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
+    if message := results.unnamed_code(path, settings, env, wrappers):
+        raise ValueError(message)
 
 
 # The file of a plan

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from fdqn.experiment import halving_plan, population, results, sweep_plan
 from fdqn.experiment.halving_plan import Halving
-from fdqn.experiment.settings import Settings, Sweep, to_json_values
+from fdqn.experiment.settings import Settings, Sweep, task, to_json_values
 from fdqn.experiment.sweep_plan import Program
 from fdqn.report import comparisons, plots, sweeps
 from fdqn.storage import files
@@ -84,7 +84,7 @@ class Results(NamedTuple):
         drawn = io.BytesIO()
         first = self.settings[0]
         subtitle = f"{len(self.values)} settings x {first.seeds} seeds, {first.steps:,} steps"
-        sweep_plots.write(drawn, given, first.env, subtitle, f"{self.measure} return")
+        sweep_plots.write(drawn, given, task(first), subtitle, f"{self.measure} return")
         return drawn.getvalue()
 
 
@@ -261,7 +261,11 @@ def _locate_in_rungs(path: Path, setting: int | None) -> tuple[Path, int]:
 
 
 def trained(
-    path: Path, setting: int | None = None, checkpoint: str | None = None, env: str | None = None
+    path: Path,
+    setting: int | None = None,
+    checkpoint: str | None = None,
+    env: str | None = None,
+    wrappers: Sequence[str] = (),
 ) -> tuple[Path, results.Trained]:
     """Return the run folder and the trained parameters of a run or of a setting of a sweep.
 
@@ -275,14 +279,14 @@ def trained(
             f"checkpoint: expected last for {path} with population based training, whose best members are those at the "
             f"end, got {checkpoint!r}; omit it"
         )
-    found = results.trained(own, checkpoint, env)
+    found = results.trained(own, checkpoint, env, wrappers)
     if evolves:
         return own, population.best_members(found, population.read(path))
     return own, found if number is None else results.of_setting(found, number)
 
 
 def _only_program(path: Path) -> Program:
-    settings, _ = results.plan(path)
+    settings = results.read_settings(path)
     if not isinstance(settings, Sweep):
         raise ValueError(f"sweep: expected the folder of a sweep, got {path}, a run of one setting")
     return Program(settings, tuple(range(len(settings.varied))))
@@ -307,7 +311,7 @@ def winner(path: Path) -> tuple[int, Settings]:
         )
     found = read(path)
     if found.halving is None and not (path / "sweep.json").exists():
-        _, planned = results.plan(path, found.settings[0].env)
+        _, planned = results.plan(path, found.settings[0].env, found.settings[0].wrappers)
         if (done := results.finished(path)) < planned and not _all_failed(path):
             raise ValueError(
                 f"best_of: expected a finished sweep, got {path}, which has trained {done:,} of {planned:,} steps; "

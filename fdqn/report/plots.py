@@ -84,12 +84,9 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Curve], label: str = "trainin
     kinds: set[str] = set()
     for i, (name, curve) in enumerate(curves.items()):
         colour, style = look(i)
-        values = filled(curve.values)
-        seen = np.isfinite(values).any(axis=1)
-        steps, values = curve.steps[seen], values[seen]
+        (steps, values), estimates = summarised(curve)
         if not len(steps):
             continue
-        estimates = [statistics.interval(row, resamples=500) for row in values]
         marker = "o" if len(steps) == 1 else None
         if _shows_seeds(curves):
             axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3, marker=marker, markersize=2)
@@ -105,6 +102,17 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Curve], label: str = "trainin
     if set(curves) != {""}:
         axes.legend(frameon=False, loc="best", fontsize=8)
     return kinds
+
+
+def summarised(curve: Curve) -> tuple[Curve, list[statistics.Interval]]:
+    """Return the part of a curve that is drawn, and the interquartile mean over the seeds at each of its steps.
+
+    A seed without a value at a step keeps its previous value. Steps before the first value are left out.
+    """
+    values = filled(curve.values)
+    seen = np.isfinite(values).any(axis=1)
+    drawn = Curve(curve.steps[seen], values[seen])
+    return drawn, [statistics.interval(row, resamples=500) for row in drawn.values]
 
 
 def look(number: int) -> tuple[str, str]:

@@ -1,0 +1,52 @@
+"""Keyword arguments of environments as words `name=value`, for flags and settings. Does not import torch."""
+
+import ast
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def parse(words: Iterable[str]) -> dict[str, Any]:
+    """Parse words such as `is_slippery=False` and `map_name=8x8` into a dict.
+
+    A value is a Python literal (a number, string, True, False, None, or a tuple, list, set or dict of them), as for
+    `ast.literal_eval`; any other text is a string. Raises ValueError for a word without a name and `=`, and for a name
+    that occurs twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"env_kwargs: expected name=value, such as is_slippery=False, got {word!r}")
+        if name in values:
+            raise ValueError(f"env_kwargs: expected each name once, got {name} twice")
+        values[name] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # the errors that its documentation lists
+        return text
+
+
+def words(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the words of some values, sorted by name, which `parse` turns back into values of the same types.
+
+    Raises TypeError for a name that is not an identifier, and for a value that is not a Python literal.
+    """
+    for name, value in values.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise TypeError(f"env_kwargs: expected names of arguments, got {name!r}")
+        if not _is_literal(value):
+            raise TypeError(
+                f"env_kwargs: expected a Python literal, such as a number, a string or a list, got {name}={value!r}"
+            )
+    return tuple(f"{name}={values[name]!r}" for name in sorted(values))
+
+
+def _is_literal(value: Any) -> bool:
+    """Return True if the representation of a value is a literal of an equal value of the same type."""
+    text = repr(value)
+    read = _literal(text)
+    return type(read) is type(value) and read == value and repr(read) == text

@@ -1,0 +1,358 @@
+"""Track runs: the choice of trackers, and a receiver of events that keeps them up to date.
+
+Each tracker has a thread, which reads the rows that the run has written and hands them on. So a tracker that fails or
+blocks costs the run nothing, and one that was interrupted catches up when the run is resumed.
+
+tracking.json         in the run folder: the trackers of the run, and its name in them
+"""
+
+import collections
+import contextlib
+import difflib
+import importlib
+import json
+import math
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+from fdqn.experiment import events
+from fdqn.experiment.events import OnEvent
+from fdqn.storage import files
+
+if TYPE_CHECKING:
+    from fdqn.experiment.tracked_rows import Points
+    from fdqn.experiment.trackers import Sink, TrackedRun
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+TagSet = Literal["cleanrl", "sb3"]
+
+MOST_SETTINGS = 128
+"""Most settings of a sweep that is tracked."""
+
+PATIENCE = 60.0
+"""Seconds without progress after which a run does not wait any longer for a tracker at its end."""
+
+_MODULES = {
+    "tensorboard": ("torch.utils.tensorboard",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
+"""Modules that each tracker needs."""
+
+_FRACTION = 0.01
+"""Most of the CPU time of the process that the thread of a tracker uses while the run trains: it writes less often to
+one that takes long, such as MLflow, which needs 0.4 s for the points of 32 seeds."""
+
+_AT_ONCE = 100
+"""Reports that are written to a tracker in one call."""
+
+
+class Choice(NamedTuple):
+    """Trackers of a run, and the set of tags that they show."""
+
+    trackers: tuple[TrackerName, ...] = ()
+    tags: TagSet = "cleanrl"
+
+
+# The choice
+
+
+def choose(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
+    """Check names of trackers and of a set of tags, and import the packages that they need.
+
+    Raises TypeError for values that are not names, and ValueError for an unknown name, a tracker that occurs twice, a
+    missing package, and W&B without a login.
+    """
+    found = named(track, tags)
+    for name in found.trackers:
+        _import(name)
+    return found
+
+
+def named(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
+    """Check names as `choose` does, without importing a package."""
+    if not isinstance(track, Iterable) or not isinstance(tags, str):
+        raise TypeError(f"track: expected names of trackers, got {track!r} with the tags {tags!r}")
+    names = [track] if isinstance(track, str) else [*track]
+    for name in names:
+        if name not in get_args(TrackerName):
+            near = difflib.get_close_matches(name, get_args(TrackerName), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"track: expected one of {', '.join(get_args(TrackerName))}, got {name!r}{hint}")
+        if names.count(name) > 1:
+            raise ValueError(f"track: expected each tracker once, got {name} {names.count(name)} times")
+    if tags not in get_args(TagSet):
+        raise ValueError(f"tags: expected one of {', '.join(get_args(TagSet))}, got {tags!r}")
+    return Choice(tuple(names), tags)  # type: ignore[arg-type]
+
+
+def check_settings(choice: Choice, count: int, halving: bool = False) -> None:
+    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, each of which has a curve, and for
+    successive halving, whose settings change from run to run."""
+    if choice.trackers and halving:
+        raise ValueError("track: expected a sweep without halving, got one with it; omit track")
+    if choice.trackers and count > MOST_SETTINGS:
+        raise ValueError(f"track: expected a sweep of at most {MOST_SETTINGS} settings, got {count:,}; omit track")
+
+
+def resumed(path: Path, track: str | Sequence[str] | None = None, tags: str | None = None) -> Choice:
+    """Return the trackers with which the run of a folder goes on: its own, or those that are given.
+
+    Raises ValueError for a damaged `tracking.json`, and the errors of `choose`.
+    """
+    record = _read(path)
+    before = Choice() if record is None else Choice(tuple(record["trackers"]), record["tags"])
+    found = named(before.trackers if track is None else track, before.tags if tags is None else tags)
+    try:
+        return choose(*found)
+    except ValueError as error:
+        without = "; or resume without trackers, with --track none" if track is None else ""
+        raise ValueError(f"{error}{without}") from None
+
+
+def _import(name: str) -> None:
+    for module in _MODULES[name]:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " ")
+            reason = "none" if missing else f"the error {error}"
+            raise ValueError(
+                f"track: expected the packages of {name}, got {reason}; pip install 'fdqn[{name}]'"
+            ) from None
+    if name == "wandb":
+        _check_login()
+
+
+def _check_login() -> None:
+    """Raise ValueError unless W&B has an API key or is offline: it prompts for one in the middle of the output."""
+    import wandb
+
+    if wandb.setup().settings.mode in ("offline", "disabled") or wandb.login(prompt=False, verify=False):
+        return
+    raise ValueError("track: expected a login to W&B, got none; run wandb login, or set WANDB_MODE=offline")
+
+
+# The record in the run folder
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the record of the trackers of a run folder; None if it has none. Raises ValueError if it is damaged."""
+    file = path / "tracking.json"
+    if not file.exists():
+        return None
+    try:
+        record = json.loads(files.read(file, 2**16))
+        named(record["trackers"], record["tags"])
+        known = isinstance(record["id"], str) and re.fullmatch("[0-9a-f]{8}", record["id"])
+        if not known or type(record["started"]) is not float or not math.isfinite(record["started"]):
+            raise ValueError("expected an id and a time")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file}: expected the record of trackers, got another; delete it to resume without them ({error})"
+        ) from None
+    return record
+
+
+def _recorded(path: Path, choice: Choice, started: Callable[[], float]) -> dict[str, Any]:
+    """Write the choice to the run folder and return the record, whose id and start remain those of the first."""
+    before = _read(path)
+    record = {"id": uuid.uuid4().hex[:8], "started": started()} if before is None else before
+    record = {**record, "trackers": list(choice.trackers), "tags": choice.tags}
+    if record != before:
+        files.write(path / "tracking.json", (json.dumps(record, indent=2) + "\n").encode())
+    return record
+
+
+# The receiver of events
+
+
+@contextlib.contextmanager
+def tracked(choice: Choice, on_event: OnEvent, patience: float = PATIENCE) -> Iterator[OnEvent]:
+    """Yield a receiver that passes events on to `on_event` and keeps trackers up to date; close them at the end.
+
+    An error of a tracker becomes one `Notice`. At the end a run waits for a tracker that is still busy, but not longer
+    than `patience` seconds without progress.
+    """
+    if not choice.trackers:
+        yield on_event
+        return
+    feeds: list[_Feed] = []
+
+    def receive(event: events.Event) -> None:
+        if isinstance(event, events.Started):
+            for feed in feeds:  # of the previous program of a sweep
+                feed.close(True)
+            feeds.extend(_feeds(choice, event, on_event, first=not feeds))
+        elif isinstance(event, events.Reported) and event.planned:
+            for feed in feeds:
+                feed.reported(event.step)
+        elif isinstance(event, events.Stopped):
+            for feed in feeds:
+                feed.close(False)
+        for feed in feeds:
+            feed.say(on_event)
+        on_event(event)
+
+    try:
+        yield receive
+    except BaseException as error:
+        for feed in feeds:
+            feed.close(False)
+        with contextlib.suppress(Exception):
+            _wait(feeds, on_event, min(patience, 5.0) if isinstance(error, KeyboardInterrupt) else patience)
+        raise
+    for feed in feeds:
+        feed.close(True)
+    _wait(feeds, on_event, patience)
+
+
+def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool) -> "list[_Feed]":
+    """Start a thread for each tracker of a run, or of a program of a sweep, that starts or continues."""
+    from fdqn.experiment import tracked_rows, trackers
+    from fdqn.experiment.settings import Sweep
+
+    settings, folder, numbers = event.settings, event.path, None
+    if (event.path / "halving.json").exists():
+        on_event(events.Notice("the sweep is not tracked, because its settings change from run to run"))
+        return []
+    try:
+        if (event.path / "sweep.json").exists():  # of several programs, each in its own folder
+            from fdqn.experiment import sweep_plan
+
+            program = int(Path(settings.out or "").name)
+            folder, numbers = event.path / str(program), sweep_plan.read(event.path).programs[program].numbers
+        before = tracked_rows.reader(folder, settings.lanes)
+        record = _recorded(
+            event.path,
+            choice,
+            lambda: time.time() - max([report.seconds for report in before(event.step)], default=0.0),
+        )
+    except (OSError, ValueError) as error:
+        on_event(events.Notice(f"the run is not tracked: {error}"))
+        return []
+    if not isinstance(settings, Sweep) and settings.seeds > (most := tracked_rows.MOST_SEEDS):
+        on_event(events.Notice(f"trackers show the aggregate of {settings.seeds:,} seeds, and each of at most {most}"))
+    returns = tuple(tracked_rows.TAGS[choice.tags][name] for name in tracked_rows.ENDS)
+    curves = tracked_rows.curves(settings, numbers)
+    run = trackers.TrackedRun(event.path, record["id"], record["started"], curves, returns)
+    tail = _Tail(folder, settings.lanes, event.step, choice.tags)
+    return [_Feed(name, trackers.ADAPTERS[name], run, tail, first) for name in choice.trackers]
+
+
+class _Tail(NamedTuple):
+    """Rows that a tracker reads."""
+
+    folder: Path
+    learners: int
+    step: int
+    """Step up to which they are complete at the start."""
+    tags: str
+
+
+def _wait(feeds: "list[_Feed]", on_event: OnEvent, patience: float) -> None:
+    """Wait until the trackers have written everything, or have made no progress for `patience` seconds."""
+    for feed in feeds:
+        feed.wait(patience)
+        feed.say(on_event)
+
+
+class _Feed:
+    """A thread that hands the rows of a run to a tracker."""
+
+    def __init__(
+        self, name: str, adapter: "Callable[[TrackedRun], Sink]", run: "TrackedRun", tail: _Tail, introduces: bool
+    ) -> None:
+        self._name, self._adapter, self._run, self._tail, self._introduces = name, adapter, run, tail, introduces
+        self._changed = threading.Condition()
+        self._step = tail.step
+        self._finished: bool | None = None
+        self._progress = 0
+        self._said = collections.deque[str]()
+        self._thread = threading.Thread(target=self._work, name=f"fdqn {name}", daemon=True)
+        self._thread.start()
+
+    def reported(self, step: int) -> None:
+        """Let the tracker read the rows up to a step."""
+        with self._changed:
+            self._step = step
+            self._changed.notify()
+
+    def close(self, finished: bool) -> None:
+        """Let the tracker write what is left and close."""
+        with self._changed:
+            self._finished = finished if self._finished is None else self._finished
+            self._changed.notify()
+
+    def say(self, on_event: OnEvent) -> None:
+        """Emit what the tracker has to say as notices, in the thread of the run."""
+        while self._said:
+            on_event(events.Notice(self._said.popleft()))
+
+    def wait(self, patience: float) -> None:
+        """Wait for the end of the thread, but not longer than `patience` seconds without progress."""
+        progress = -1
+        while self._thread.is_alive() and self._progress != progress:
+            progress = self._progress
+            self._thread.join(patience)
+        if self._thread.is_alive():
+            self._said.append(
+                f"{self._name} has not responded for {patience:g} s; fdqn does not wait for it any longer"
+            )
+
+    def _work(self) -> None:
+        """Open the tracker, write rows until the run ends, and close it."""
+        try:
+            sink = self._adapter(self._run)
+            if self._introduces:
+                self._said.append(f"{self._name}: {sink.where}")
+            self._progress += 1
+            self._write(sink)
+        except BaseException as error:  # SystemExit too; the thread has no one to raise it to
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self._said.append(
+                f"{self._name} failed, and the run continues without it: {reason}; fdqn resume writes what is missing"
+            )
+
+    def _write(self, sink: "Sink") -> None:
+        """Write the points of all rows, those before a resume included, unless the tracker holds them."""
+        from fdqn.experiment import tracked_rows
+
+        read, tags = tracked_rows.reader(self._tail.folder, self._tail.learners), tracked_rows.TAGS[self._tail.tags]
+        last: dict[str, Any] = {}
+        seen, due = -1, 0.0
+        while True:
+            step, finished = self._next(seen, due)
+            started = time.thread_time()
+            batch: list[Points] = []
+            for report in read(step):
+                last, points = tracked_rows.points(last, report, self._run.curves, tags)
+                batch.append(tracked_rows.without(points, sink.held))
+                if len(batch) == _AT_ONCE:
+                    self._hand_on(sink, batch)
+                    batch = []
+            self._hand_on(sink, batch)
+            seen, due = step, time.process_time() + (time.thread_time() - started) / _FRACTION
+            if finished is not None:
+                sink.close(finished)
+                return
+
+    def _next(self, seen: int, due: float) -> tuple[int, bool | None]:
+        """Wait until the process has used `due` seconds of CPU time and there are rows later than step `seen`, or until
+        the end; return the step, and at the end if the run has finished."""
+        with self._changed:
+            while self._finished is None and time.process_time() < due:
+                self._changed.wait(0.5)
+            self._changed.wait_for(lambda: self._finished is not None or self._step > seen)
+            return self._step, self._finished
+
+    def _hand_on(self, sink: "Sink", batch: "list[Points]") -> None:
+        if batch:
+            sink.write(batch)
+        self._progress += 1
