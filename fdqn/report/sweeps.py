@@ -61,7 +61,7 @@ class Row(NamedTuple):
     """One setting of a ranking."""
 
     rank: int | None
-    """1 for the highest interquartile mean; equal means have equal ranks; None if every seed failed."""
+    """1 for the highest interquartile mean; equal means have equal ranks; None if all seeds failed."""
     setting: int
     """Index of the setting in the sweep."""
     values: tuple[Value, ...]
@@ -88,7 +88,7 @@ class Level(NamedTuple):
     estimate: statistics.Interval
     """Interquartile mean [] over all seeds of these settings, with its interval."""
     best: int | None
-    """The setting with the highest interquartile mean; None if every seed failed."""
+    """The setting with the highest interquartile mean; None if all seeds failed."""
 
 
 def sweep(
