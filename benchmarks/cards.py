@@ -1,11 +1,12 @@
-"""Compare two networks on Cuttle (`cuttle.py`) with 16 seeds each, by two commands, and measure how long they take.
+"""Compare two networks on the card game Cuttle (`cuttle.py`), with 16 seeds each, and measure the time that it takes.
 
     python benchmarks/cards.py [--seeds 16] [--steps 100000] [--out runs/cuttle]
     python benchmarks/cards.py --table
 
 The networks have hidden layers 512 and 256, or 256 and 128. `fdqn train` trains and evaluates both, one after the
-other; `fdqn compare` compares them. Baselines are a random player and the opponent's own strategy in the learner's
-place. Results are games per learner, minutes, mean score of a greedy game (from -1 to 1), and the comparison.
+other; `fdqn compare` compares them. Baselines are a random player and the strategy of the opponent, in the place of the
+learner. Results are training games per learner, minutes, the mean score of a greedy game (from -1 to 1), and the
+comparison.
 
 Prints its table and appends a record to `records/cards.jsonl`; --table prints the newest one.
 """
@@ -45,7 +46,7 @@ def command(*arguments: str) -> str:
 
 
 def baseline(player: Callable[[cuttle.State, Tensor, Tensor], Tensor], games: int = 2_000) -> float:
-    """Return the mean score of a player in the learner's place: `player(state, legal, u) -> action`."""
+    """Return the mean score of `player(state, legal, u) -> action` in the place of the learner."""
     env, key = cuttle.make(), random.key(1)
 
     def uniforms(number: int) -> Tensor:
@@ -76,7 +77,7 @@ def games(folder: Path) -> dict[str, float]:
 
 
 def run(seeds: int, steps: int, out: Path) -> dict[str, Any]:
-    """Train and compare, and measure the time of both commands."""
+    """Train and compare the networks, and measure the time of both commands."""
     players = {
         "random": lambda state, legal, u: exploration.uniform(legal, u),
         "opponent": lambda state, legal, u: cuttle.greedy(state),
@@ -106,7 +107,8 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + (
         f"\n\n{record['seeds']} seeds of each network: {minutes:.1f} minutes of training and evaluation, "
         f"{record['compare_seconds']:.0f} s to compare. Difference of the means {mean:+.3f} [{low:+.3f}, {high:+.3f}], "
-        f"P(better) {found['improvement']['value']:.2f}, p = {found['p']:.3f}; detectable: {found['detectable']:.3f}."
+        f"P(better) {found['improvement']['value']:.2f}, p = {found['p']:.3f}; detectable difference: "
+        f"{found['detectable']:.3f}."
     )
 
 

@@ -3,13 +3,14 @@
     python benchmarks/coverage.py [--experiments 2000] [--resamples 1000] [--seeds 2 3 4 5 6 8 16 32]
 
 Draws the seeds of arms from four distributions of returns and computes the interval of each method in every experiment.
-Prints the percentage of intervals that contain the true value and their median width in standard deviations (mean of
-the distributions), for the interquartile mean and the mean of one arm, for differences between two arms, and for the
-probability of improvement; and the percentage of selected sets that contain the best of 12 settings.
+Prints the percentage of intervals that contain the true value, and their median width in standard deviations (averaged
+over the distributions), for the interquartile mean and the mean of one arm, for differences between two arms, and for
+the probability of improvement. Also prints the percentage of sets of `comparisons.selection` that contain the best of
+12 settings.
 
-A cell of one arm, or of two arms of one distribution, gives the lowest and the highest of the four distributions;
-"other shapes" gives those of the six pairs of different distributions. In paired arms the latent normal variables of a
-seed have a correlation of one half. Takes two minutes on one core.
+For one arm, or two arms of the same distribution, a cell has the lowest and the highest percentage over the four
+distributions; rows of "other shapes" have those over the six pairs of different distributions. In paired arms the
+latent normal variables of a seed have a correlation of one half. Takes two minutes on one core.
 """
 
 import argparse
@@ -83,7 +84,7 @@ def plain_t(x, means, rng):
 
 
 def bootstrap_t(x, means, rng):
-    """Bootstrap-t of the trimmed mean; draws of equal values are left out."""
+    """Bootstrap-t of the trimmed mean; resamples of equal values are left out."""
     middle, error, _ = trimmed(x)
     ratios = []
     for index in rng.integers(0, x.shape[-1], (len(means), x.shape[-1])):
@@ -257,8 +258,8 @@ def measure(seeds, experiments, resamples, tables, large):
 def select(seeds, experiments, settings=12, better=0.5):
     """Measure the selection of the best of several settings, of which one is better by half a standard deviation.
 
-    Returns how often the set of `comparisons.selection` contains that one, how often the setting that was selected most
-    often is that one, and the mean size of the set.
+    Returns the fraction of experiments in which the set of `comparisons.selection` contains the better setting, the
+    fraction in which the better setting is selected most often, and the mean size of the set.
     """
     rng, found = np.random.default_rng(seeds), []
     for _ in range(experiments):
@@ -270,7 +271,7 @@ def select(seeds, experiments, settings=12, better=0.5):
 
 
 def check_methods():
-    """Check that the methods are those of the package."""
+    """Check that the methods equal those of the package."""
     rng = np.random.default_rng(0)
     assert iqm(np.arange(11.0)) == statistics.iqm(np.arange(11.0))
     a, b = rng.normal(size=(2, 1, 9))

@@ -1,4 +1,4 @@
-"""Measure the algorithms: their speed, their returns on MinAtar from equal seeds, and PQN's returns on MinAtar.
+"""Measure the algorithms: their speed, their returns on MinAtar from the same seeds, and those of PQN on MinAtar.
 
     python benchmarks/family.py speed [--algorithms dqn c51 ...] [--seeds 8 32] [--turns 7]
     python benchmarks/family.py paired [--games breakout asterix] [--steps 1000000] [--seeds 8]
@@ -10,13 +10,13 @@ in one process. Results are the updates per second over all seeds, the time of a
 arithmetic relative to DQN's. The arithmetic of an update is counted on fake tensors for one seed: floating-point
 operations of matrix products and convolutions, and elements that all other operations write.
 
-paired trains DQN and the algorithms that change its learning rule from the same seeds, with common settings on MinAtar.
-Results are the differences from DQN, per seed, of the mean of the last 100 training episodes: mean and 95% bootstrap
-interval.
+paired trains DQN and the algorithms that change its learning rule on MinAtar, from the same seeds and with common
+settings. Results are the differences from DQN, seed by seed, in the mean return of the last 100 training episodes: mean
+and 95% bootstrap interval.
 
-pqn trains the preset pqn-minatar. Its scores are also appended to those of `fdqn presets`.
+pqn trains the preset pqn-minatar. Its scores are also added to those that `fdqn presets` lists.
 
-Runs are stored in `--out`. A finished run is read and not repeated, and a stopped one is continued. Every part prints
+Runs are stored in `--out`. A finished run is read instead of trained, and a stopped one is continued. Every part prints
 its table and appends a record to `records/family.jsonl`; paired and pqn also draw a picture. table prints the tables of
 the newest records.
 """

@@ -3,8 +3,8 @@
     python benchmarks/lunar.py [--seeds 16] [--seed 7000] [--steps 600000] [--out runs/lunar]
     python benchmarks/lunar.py --table
 
-The best parameters of a seed are those of the checkpoint before which its mean training return was highest. Checkpoints
-are 20,000 steps apart. Both are evaluated in the same 100 greedy episodes, which training did not use. A mean return of
+The best parameters of a seed are those of the checkpoint with the highest mean training return. Checkpoints are 20,000
+steps apart. Both are evaluated in the same 100 greedy episodes, which training did not use. A mean return of
 200 counts as solved.
 
 A stopped run is continued, and a finished one only evaluated. Prints its table and appends a record to
@@ -43,13 +43,13 @@ SETTINGS: dict[str, Any] = {
     "save_replay": False,
     "evaluate_episodes": 1,
 }
-"""Double DQN with three-step returns, the default, and a learning rate that falls further."""
+"""Double DQN with three-step returns, as by default, and a learning rate that is annealed further."""
 
 SOLVED, EPISODES = 200.0, 100
 
 
 def best_steps(folder: Path) -> dict[int, int]:
-    """Return for each seed the step of the checkpoint before which its mean training return was highest."""
+    """Return the step of the checkpoint with the highest mean training return, by seed."""
     kept = {int(place.name) for place in (folder / "checkpoints").iterdir() if place.name.isdigit()}
     found: dict[int, tuple[float, int]] = {}
     with (folder / "metrics.csv").open() as file:
@@ -61,13 +61,13 @@ def best_steps(folder: Path) -> dict[int, int]:
 
 
 def played(folder: Path, checkpoint: str, seeds: list[int]) -> dict[int, float]:
-    """Return the mean return of each seed in greedy episodes."""
+    """Play greedy episodes and return the mean return of each seed."""
     trained = evaluation.load(folder, checkpoint=checkpoint, seeds=seeds, episodes=EPISODES)
     return dict(zip(trained.seeds, evaluation.play(trained).returns.mean(1).tolist(), strict=True))
 
 
 def run(seeds: int, seed: int, steps: int, out: Path) -> dict[str, Any]:
-    """Train, or continue, and evaluate."""
+    """Train or continue a run, and evaluate it."""
     start = time.perf_counter()
     if not (out / "config.json").exists():
         fdqn.train(out=out, seeds=seeds, seed=seed, steps=steps, **SETTINGS)

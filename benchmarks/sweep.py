@@ -1,14 +1,15 @@
-"""Measure sweeps: their speed beside the same number of seeds of one setting, and the time of a whole sweep.
+"""Measure sweeps: their speed relative to as many seeds of one setting, and the time of a whole sweep.
 
     python benchmarks/sweep.py speed [--turns 9] [--algorithms dqn c51]
     python benchmarks/sweep.py run [--seeds 16] [--out runs/sweep]
     python benchmarks/sweep.py table
 
-speed trains 96 learners of CartPole, 12 settings of 8 seeds or 96 seeds of one setting, in turns of a second in one
-process. Results are the time of an update of the sweep over that of the seeds: median and range.
+speed trains 96 learners on CartPole, as 12 settings with 8 seeds each and as 96 seeds of one setting, which take turns
+of a second in one process. The result is the time of an update of the sweep divided by that of the seeds: median and
+range.
 
-run trains a sweep of 16 settings with the default run's length, 256 learners with 16 seeds, and measures the whole run,
-compilation and evaluation included. Set TORCHINDUCTOR_CACHE_DIR to an empty folder for a cold cache.
+run trains a sweep of 16 settings with 16 seeds each, 256 learners, for the default number of steps, and measures the
+whole run, compilation and evaluation included. Set TORCHINDUCTOR_CACHE_DIR to an empty folder for a cold cache.
 
 Every part prints its table and appends a record to `records/sweep.jsonl`. table prints the newest records.
 """
@@ -50,13 +51,13 @@ def sweep(base: Settings, values: dict[str, tuple[Any, ...]]) -> Sweep:
 
 
 def prepared(name: str, settings: Settings) -> Callable[[], float]:
-    """Compile a program and return a function that trains for a second and returns lane-updates per second."""
+    """Compile a program. Return a function that trains for a second and returns updates per second of all learners."""
     program = assemble.program(settings)
     return work.prepared(name, program, training.init(program, assemble.hyper(settings), assemble.keys(settings)))
 
 
 def speed(turns: int, algorithms: list[str]) -> dict[str, Any]:
-    """Measure the sweeps of `VARIED` and as many seeds of one setting in turns."""
+    """Measure in turns the sweeps of `VARIED` and as many seeds of one setting."""
     work.prepare()
     results = []
     for name, (algorithm, values) in VARIED.items():

@@ -359,7 +359,7 @@ def test_few_seeds(place, capsys):
     assert found["arms"][1]["iqm"]["kind"] == "range"
     assert third["detectable"] == 0
     text = printed(capsys, "one.csv", "two.csv", "none.csv", "same.csv")
-    needs = "it needs 8 for 50%, 18 for 75%, 22 for 80%, 46 for 90%, 93 for 95% of further seeds"
+    needs = "it needs 8 to cover 50%, 18 to cover 75%, 22 to cover 80%, 46 to cover 90%, 93 to cover 95% of further"
     assert f"not available with 0 to 6 seeds (one.csv, two.csv, none.csv, same.csv); {needs}" in text
     assert "none.csv against one.csv: power is not available with fewer than two seeds in an arm" in text
     assert "same.csv against one.csv: power is not available, because the returns do not vary" in text
@@ -474,7 +474,7 @@ def test_the_picture_has_a_row_per_arm_curves_and_profiles():
     figure = comparison_plots.figure(given, "greedy return", "training return", "cartpole")
     found = panels(figure)
     assert list(found) == [
-        "greedy return", "difference of greedy return", "environment steps a seed", "greedy return r"
+        "greedy return", "difference of greedy return", "environment steps per seed", "greedy return r"
     ]  # fmt: skip
     own, difference, curves, profiles = found.values()
     assert [label.get_text() for label in own.get_yticklabels()] == ["a", "b"]

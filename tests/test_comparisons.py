@@ -359,7 +359,7 @@ def test_selection_counts_failed_seeds_and_never_selects_a_failed_setting():
     assert selection([[1.0]]).members.tolist() == [True]
 
 
-def test_the_set_contains_the_best_setting_more_often_than_the_winner_is_it():
+def test_the_set_contains_the_best_setting_more_often_than_it_is_selected():
     """As in the docstring, for one of 6 settings that is better by half a standard deviation, and 16 seeds."""
     rng, contained, won = np.random.default_rng(4), [], []
     for _ in range(120):

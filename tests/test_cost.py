@@ -37,7 +37,7 @@ def test_arithmetic_of_a_network_by_hand():
     assert cost.count(assemble.program(given)).products == expected
 
 
-def test_a_longer_run_of_more_lanes_takes_longer():
+def test_a_longer_run_of_more_learners_takes_longer():
     short = settings.make({"seeds": 2, "steps": 20_000})
     once = cost.seconds(short, 1) - cost.COMPILE_SECONDS
     more = cost.seconds(dataclasses.replace(short, seeds=6), 1) - cost.COMPILE_SECONDS

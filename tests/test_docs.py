@@ -219,7 +219,10 @@ def test_flags_and_names_exist(page):
 def flags(command):
     if command is parse.TrainFlags:
         own = [field.name for group in settings.GROUPS for field in dataclasses.fields(group)]
-        return {name.replace("_", "-") for name in [*own, "preset", "best_of", "samples", "json", "help"]}
+        return {
+            name.replace("_", "-")
+            for name in [*own, "preset", "best_of", "samples", "halving", "pbt_every", "json", "help"]
+        }
     return {field.name.replace("_", "-") for field in dataclasses.fields(command)}
 
 

@@ -321,7 +321,7 @@ def test_other_commands_know_halving(whole, tmp_path, monkeypatch, capsys):
     (best, *_), (*_, worst) = found.ranking(), found.ranking()
     assert cli.main(["report", str(whole), "--out", "drawn.png"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "so the best set is one of the 2 settings of the last rung" in text
+    assert "the others are the 2 settings of the last rung" in text
     assert "at 150" in text
     played = evaluation.play(evaluation.load(whole, setting=best.setting))
     assert played.returns.mean(1).tolist() == found.returns[best.setting].tolist()
@@ -338,7 +338,7 @@ def test_other_commands_know_halving(whole, tmp_path, monkeypatch, capsys):
     (dropped, kept) = arms.read([one, Path(f"{whole}:{best.setting}")], "training")
     assert (dropped.steps, kept.steps) == (52, 200)
     assert np.isfinite(dropped.returns).all()
-    with pytest.raises(ValueError, match=r"setting: expected one from 0 to 4, as settings\.csv lists them, got 5"):
+    with pytest.raises(ValueError, match=r"setting: expected a number from 0 to 4, as listed in settings\.csv, got 5"):
         sweep_results.locate(whole, 5)
     with pytest.raises(ValueError, match="steps: expected none with halving, got 500"):
         session.resume(whole / "1", 500)

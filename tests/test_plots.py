@@ -140,7 +140,7 @@ def test_caption_of_each_panel_names_its_bands(tmp_path, monkeypatch):
 
 def test_axes_are_named_with_their_units(drawn):
     axes, _ = drawn({"": learning(4)}, "cartpole", "4 seeds")
-    assert axes.get_xlabel() == "environment steps a seed"
+    assert axes.get_xlabel() == "environment steps per seed"
     assert axes.get_ylabel() == "training return"
     assert axes.figure.get_suptitle() == "cartpole"
     assert "4 seeds" in axes.get_title(loc="left")

@@ -118,12 +118,12 @@ def assert_lanes_equal_alone(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_lane_equals_its_setting_trained_alone(case):
+def test_a_learner_equals_its_setting_trained_alone(case):
     assert_lanes_equal_alone(case)
 
 
 @pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="seeds are not grouped here")
-def test_a_compiled_lane_equals_its_setting_trained_alone(monkeypatch):
+def test_a_compiled_learner_equals_its_setting_trained_alone(monkeypatch):
     """Compare every bit of the second of two settings x 4 seeds with that setting alone, in groups of 4 seeds."""
     compile.prepare_cpu()
     monkeypatch.setattr(cpu_groups, "partition", lambda *sizes: compile.ThreadPartition(4, 1, 1))
@@ -360,7 +360,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_the_table_has_the_values_of_every_lane(one):
+def test_the_table_has_the_values_of_every_learner(one):
     given, _ = results.plan(one)
     hyper, keys = assemble.hyper(given), assemble.keys(given)
     assert len(rows(one / "settings.csv")) == given.lanes == 8
@@ -428,7 +428,7 @@ def test_a_setting_is_located(one, several):
             assert sweep_results.locate(several, number) == (several / str(i), local)
 
 
-def test_the_winner_is_trained_on_fresh_seeds(one, several):
+def test_the_best_setting_is_trained_on_fresh_seeds(one, several):
     for path in (one, several):
         number, best = sweep_results.winner(path)
         assert number == sweep_results.read(path).ranking()[0].setting
@@ -680,7 +680,7 @@ def test_other_commands_know_sweeps(request, place, capsys, which):
     assert which == "several" or "is finished after 100 steps" in err
 
 
-def test_best_of_trains_the_winner_on_fresh_seeds(place, capsys, one):
+def test_best_of_trains_the_best_setting_on_fresh_seeds(place, capsys, one):
     out, _ = printed(capsys, "train", "--best-of", str(one), "--seeds", "3", "--out", "best", "--json")
     assert json.loads(out)["seeds"] == [7, 8, 9]
     trained, _ = results.plan(Path("best"))

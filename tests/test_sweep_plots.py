@@ -100,7 +100,7 @@ def test_heat_map_of_a_grid():
     assert written[2, 1] == "failed"
     assert sorted({(round(x.get_x()), round(x.get_y())) for x in axes.patches}) == [(i, 0) for i in range(4)], "members"
     assert bar.get_ylabel() == "interquartile mean of the greedy return"
-    assert "orange frame: cannot be told from the best" in caption(figure)
+    assert "orange frame: indistinguishable from the best" in caption(figure)
     dark = [image.cmap(image.norm(means[~np.isnan(means)].max())) for image in axes.collections[:1]]
     light = [image.cmap(image.norm(means[~np.isnan(means)].min())) for image in axes.collections[:1]]
     assert sum(dark[0][:3]) < sum(light[0][:3]), "the best is the darkest"
@@ -303,7 +303,7 @@ def test_equal_returns_and_failed_sweeps_are_drawn():
     failed = drawn(NAMES, GRID, np.full((12, 5), np.nan), curves=curves_of(np.zeros((12, 5))))
     assert titles(failed) == ["All settings"]
     assert {text.get_text() for text in failed.subfigs[0].axes[0].texts} == {"failed", ""} - {""}
-    assert "every seed failed" in caption(drawn(("gamma",), [(0.9,), (0.95,)], np.full((2, 3), np.nan)))
+    assert "all seeds failed" in caption(drawn(("gamma",), [(0.9,), (0.95,)], np.full((2, 3), np.nan)))
 
 
 def boxes(figure):

@@ -340,8 +340,9 @@ def test_table_of_the_ranking(printed):
     assert rows[-1][5] == "failed"
     assert "Failed seeds are excluded" in lines[14]
     assert lines[15] == (
-        "4 of 12 settings cannot be told from the best with these seeds. The return of the winner is biased upwards, "
-        "because it was selected on these seeds; rerun it on fresh seeds with: fdqn train --best-of runs/lr"
+        "4 of 12 settings are indistinguishable from the best with these seeds (the best set). The return of the best "
+        "setting is biased upwards, because it was selected on these seeds; train it again on fresh seeds with: fdqn "
+        "train --best-of runs/lr"
     )
 
 
@@ -351,7 +352,7 @@ def test_table_of_many_settings_is_cut(printed):
     assert len(lines) == 2 + 20 + 2
     assert lines[-2] == "... and 10 more (settings.csv)"
     assert lines[1].split() == ["rank", "n_step", "seeds", "failed", "IQM", "[range]"], "no column of the best set"
-    assert "cannot be told" not in lines[-1]
+    assert "indistinguishable" not in lines[-1]
     assert "biased upwards" in lines[-1]
     last = Selection(np.full(30, 1 / 30), np.arange(30) < 2)
     assert "... and 10 more, 2 of them in the best set (settings.csv)" in printed(("n_step",), values, table, last)
@@ -362,10 +363,10 @@ def test_explanation_in_every_case():
         chosen = None if members is None else Selection(np.ones(len(table)), np.array(members))
         return sweeps.explanation(sweeps.ranking(("gamma",), [(0.1 * i,) for i in range(len(table))], table, chosen))
 
-    assert explained([[np.nan], [np.nan]]) == "Every seed of every setting failed, so none is the best."
+    assert explained([[np.nan], [np.nan]]) == "All seeds of all settings failed, so no setting is the best."
     five = np.arange(10.0).reshape(2, 5)
-    assert explained(five, [False, True]).startswith("The best of 2 settings can be told from all others")
-    assert explained(five, [True, True]).startswith("2 of 2 settings cannot be told from the best")
-    assert explained(five[:, :4], [False, True]).startswith("The best set has 1 of 2 settings, which is too few")
+    assert explained(five, [False, True]).startswith("The best of 2 settings is distinguishable from all others")
+    assert explained(five, [True, True]).startswith("2 of 2 settings are indistinguishable from the best")
+    assert explained(five[:, :4], [False, True]).startswith("The best set has 1 of 2 settings, which may be too few")
     assert not sweeps.few_seeds(sweeps.ranking(NAMES, GRID, returns(seeds=5)))
     assert explained([[1.0, 2.0]], [True]) == "", "a single setting was not selected"

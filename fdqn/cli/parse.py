@@ -32,7 +32,7 @@ class Train:
     """Settings of a run, and the form of its results."""
 
     settings: Settings | None
-    """Settings of a single run; None for a sweep and for the winner of one."""
+    """Settings of a single run; None for a sweep, and with --best-of."""
     preset: PresetName | None = None
     json: bool = False
     sweep: dict[str, Any] | None = None
@@ -65,24 +65,26 @@ class TrainFlags(SettingsFlags):
     """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
     with the range of the seeds if there are fewer than 5.
 
-    Several values of a flag make a sweep, which trains every combination: --learning-rate 1e-4 1e-3 --gamma 0.9 0.99.
-    Settings are drawn from a range, on a scale log: or lin:, with --learning-rate log:1e-5:1e-2 --samples 64.
-    Commas join the sizes of a network, --hidden 64,64 120,84, and switches are written --double true false."""
+    Several values of a flag make a sweep, in which each combination of values is a setting: --learning-rate 1e-4 1e-3
+    --gamma 0.9 0.99. Settings are drawn at random from a range, on a log: or lin: scale: --learning-rate log:1e-5:1e-2
+    --samples 64. Commas join the layer sizes of a network, --hidden 64,64 120,84. Switches take values, --double true
+    false."""
 
     preset: PresetName | None = None
     """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
     samples: int = 16
     """Number of settings to draw if a flag has a range such as log:1e-5:1e-2 or lin:0.9:0.999."""
     pbt_every: Annotated[int | None, tyro.conf.arg(metavar="STEPS")] = None
-    """Train the settings of a sweep by population based training. The settings of each seed are a population.
-    Every STEPS environment steps per seed, a multiple of --report-every, the worst 20% of a population
-    continue with the parameters and numbers of one of the best 20%, and multiply their numbers by 0.8 or 1.2
-    (of gamma and decays, the distance to 1). A number stays between the lowest and the highest of its values,
-    or in the range from which it is drawn. The result is the best member of each seed."""
+    """Population based training. Each seed has a population, whose initial members are the settings of the sweep.
+    Every STEPS environment steps per seed, the worst 20% of the members of a population copy members of the best 20%.
+    They copy parameters and hyper-parameters, and multiply the copied hyper-parameters by 0.8 or 1.2.
+    For gamma, betas and decays, the distance to 1 is multiplied.
+    A hyper-parameter stays between the lowest and the highest of its values, or in its range.
+    STEPS is a multiple of --report-every. The result is the best member of each seed."""
     halving: Annotated[int | None, tyro.conf.arg(metavar="ETA")] = None
-    """Successive halving of a sweep: several times train on only the best 1/ETA of the settings, such as 3.
+    """Successive halving: train all settings of a sweep briefly, train the best 1/ETA of them longer, and so on.
     Settings are dropped by their training returns, which favours those that learn early and explore briefly.
-    The last 2 to ETA settings are trained to the end."""
+    The last 2 to ETA settings are trained to the end. A common ETA is 3."""
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out, --track, --tags and --json."""
@@ -138,7 +140,7 @@ class Eval:
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to play: best (highest training return), last (end of the run) or a step; by default last."""
     setting: int | None = None
-    """Setting of a sweep to play, as numbered in its settings.csv."""
+    """Setting of a sweep to play, by its number in settings.csv."""
     seed: tuple[int, ...] = ()
     """Trained seeds to play; by default all."""
     episodes: int | None = None
@@ -190,25 +192,27 @@ class Watch:
 @dataclass(frozen=True)
 class Compare:
     """Compare returns: differences with intervals, probability of improvement, permutation tests and power.
-    Each arm is compared with the first. To see learning curves alone, use fdqn report."""
+    An arm is a run, a setting of a sweep or a CSV file of returns. Each arm is compared with the first.
+    To see learning curves alone, use fdqn report."""
 
     arms: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ARM [ARM ...]")]
     """Run folders, SWEEP:K for setting K of a sweep, a sweep's folder for all of its settings, or CSV files.
     A CSV file has a column return, score or episodic_return, or is one column or row of numbers.
-    Its columns seed, step, and name, algorithm or exp_name are optional; FILE:NAME is one arm of several."""
+    The columns seed, step, and one of name, algorithm or exp_name are optional.
+    FILE:NAME is one of several arms in a file."""
     measure: Literal["greedy", "training", "gymnasium"] | None = None
     """Returns of runs to compare: of greedy episodes, of the last training episodes, or in Gymnasium's environment.
     By default greedy, or training if a run has no greedy episodes."""
     paired: bool = False
-    """Compare seed by seed; the default if all arms have the same seeds."""
+    """Compare seed by seed. The default if all arms have the same seeds."""
     unpaired: bool = False
-    """Compare as independent samples; the default if the seeds are different or unknown."""
+    """Compare as independent samples. The default if the seeds are different or unknown."""
     anyway: bool = False
     """Compare runs of different environments or different numbers of steps, which are refused otherwise."""
     confidence: float = 0.95
     """Nominal coverage of the intervals."""
     optimum: float | None = None
-    """Return that counts as optimal; adds the optimality gap, the mean distance below it."""
+    """Return that counts as optimal. Adds the optimality gap, the mean of max(0, optimum - return)."""
     out: Path | None = None
     """PNG file to write; by default compare.png next to the first arm."""
     json: bool = False
@@ -223,16 +227,16 @@ class Export:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     seed: int | None = None
-    """Seed to export, one of those trained. With --hub, seed of policy.pt2, by default that with the median return."""
+    """Seed to export, one of those trained. With --hub, seed of policy.pt2, by default the one of median return."""
     out: Path | None = None
     """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export, .onnx for the policy as ONNX.
     The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
     setting: int | None = None
-    """Setting of a sweep to export, as numbered in its settings.csv."""
+    """Setting of a sweep to export, by its number in settings.csv."""
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="{best,last,STEP}")] = None
     """Checkpoint to export: best (highest training return), last (end of the run) or a step; by default last."""
     prefix: str = ""
-    """Prefix of the names in the state_dict, with its dot, such as linear_relu_stack. (none by default)."""
+    """Prefix of the names in the state_dict, including its dot, such as 'linear_relu_stack.'; none by default."""
     env: str | None = None
     """Environment of the run; required if it is your own code."""
     wrappers: Wrappers = ()
@@ -240,10 +244,10 @@ class Export:
     hub: Path | None = None
     """Folder to create with the parameters of all seeds, a model card with the results, and the policy of one seed."""
     video: Path | None = None
-    """With --hub, .mp4 or .gif file to show in the model card; by default one in the run folder."""
+    """With --hub, the .mp4 or .gif file to show in the model card; by default one in the run folder."""
     push: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
-    """With --hub, repository of the Hugging Face Hub to upload the folder to (pip install 'fdqn[hub]').
-    It is created as a public one if it does not exist. Needs a token: hf auth login, or HF_TOKEN."""
+    """With --hub, the repository of the Hugging Face Hub to upload the folder to (pip install 'fdqn[hub]').
+    A repository that does not exist is created as a public one. Needs a token: hf auth login, or HF_TOKEN."""
     json: bool = False
     """Print only the result, as JSON."""
 

@@ -154,7 +154,7 @@ def print_comparison(read: "list[results.Run]", picture: Path) -> None:
 
 
 def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]", measure: str = "return") -> None:
-    """Print the settings of a sweep from `sweeps.ranking`, the best first, and explain how far to trust the order."""
+    """Print the settings of a sweep from `sweeps.ranking`, the best first, and explain how reliable the order is."""
     from rich.table import Table
 
     from fdqn.experiment import results
@@ -192,7 +192,7 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
 
 
 def print_population(found: "population.Population") -> None:
-    """Print the best member of each seed of population based training: its numbers at the end and its returns."""
+    """Print the best member of each seed of population based training: its final hyper-parameters and its returns."""
     from rich.table import Table
 
     from fdqn.experiment import results
@@ -219,8 +219,8 @@ def print_population(found: "population.Population") -> None:
     out.print(table)
     out.print(
         f"{found.copies} copies in {len(found.steps)} steps of population based training (population.csv). The best "
-        "member of a seed has the highest training return, which is too high for that reason; its "
-        f"{found.measure} return is not. Its numbers are those at the end of training and differed before.",
+        "member of a seed is the one with the highest training return, which is therefore biased upwards; its "
+        f"{found.measure} return is not. Hyper-parameters are those at the end of training and were different before.",
         soft_wrap=True,
     )
 

@@ -142,29 +142,30 @@ def sweep(
     tags: TagSet = "cleanrl",
     **keywords: Any,
 ) -> Results | Population:
-    """Train all combinations of several values of settings, and return their results.
+    """Train a sweep, all combinations of several values, and return its results.
 
         found = fdqn.sweep({"learning_rate": [1e-4, 1e-3], "gamma": [0.97, 0.99]}, env="cartpole", seeds=8)
         found = fdqn.sweep({"learning_rate": fdqn.Draw(1e-5, 1e-2, "log")}, samples=64)
         best = found.ranking()[0]
 
-    With `pbt_every` the settings of each seed are a population, whose worst members continue, at intervals, with the
-    parameters and numbers of one of the best, and their numbers are perturbed (population based training, Jaderberg et
-    al. 2017, https://arxiv.org/abs/1711.09846). The result is the best member of each seed:
+    With `pbt_every` the settings of each seed are the initial members of a population. At intervals, its worst members
+    copy the parameters and hyper-parameters of one of the best, and the copied hyper-parameters are perturbed
+    (population based training, Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846). The result is the best member
+    of each seed:
 
         found = fdqn.sweep({"learning_rate": fdqn.Draw(1e-5, 1e-2, "log")}, env="acrobot", seeds=8, pbt_every=20_000)
         found.estimate(), found.best()
 
     Args:
-        varied: values by setting, or a range from which `samples` settings are drawn.
+        varied: several values by keyword of `fdqn.train`, or a range from which `samples` settings are drawn.
         samples: number of drawn settings.
         pbt_every: environment steps per seed between steps of population based training, a multiple of `report_every`.
-            Numbers stay between the lowest and the highest of their values, or in their range.
-        halving: eta of successive halving: several times, only the best 1/eta of the settings are trained on. They are
-            chosen by training returns, which favours settings that learn early and explore briefly.
+            Hyper-parameters stay between the lowest and the highest of their values, or in their range.
+        halving: eta of successive halving: several times, only the best 1/eta of the settings are kept. They are chosen
+            by training returns, which favours settings that learn early and explore briefly.
         preset, progress, on_event, stop, tags: as in `fdqn.train`.
         track: as in `fdqn.train`; trackers show the aggregate of each setting, of at most 128; not with `halving`.
-        **keywords: settings that all have in common.
+        **keywords: keywords of `fdqn.train` that all settings have in common.
 
     Raises ValueError for invalid settings before a file is written, and the errors of `fdqn.train`.
     """

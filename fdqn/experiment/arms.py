@@ -1,4 +1,4 @@
-"""Arms of a comparison: a return per seed from run folders, settings of sweeps and CSV files.
+"""Arms of a comparison: the returns of the seeds of a run, of a setting of a sweep, or of a CSV file.
 
 CSV files are read without torch.
 """
@@ -20,10 +20,10 @@ from fdqn.storage import files
 Measure = Literal["greedy", "training", "gymnasium"]
 
 RECORDS = {"greedy": "final_return", "training": "train_return", "gymnasium": "gymnasium_return"}
-"""Records of `summary.json` by the names of the returns that they hold."""
+"""Keys of `summary.json` by measure."""
 
 STEP_TOLERANCE = 0.01
-"""Largest relative difference in steps between arms that are compared; runs end with a whole training iteration."""
+"""Largest relative difference between the numbers of steps of two arms; runs end with a whole training iteration."""
 
 
 _COLUMNS = (["learner", "setting", "seed"], ["lane", "setting", "seed"])
@@ -37,31 +37,31 @@ class Arm(NamedTuple):
     returns: Array
     """[S]; NaN for a failed seed."""
     seeds: tuple[int | str, ...] | None
-    """Names of the seeds; None if they are not known."""
+    """Names of the seeds; None if unknown."""
     measure: str
-    """Returns compared, such as "greedy return" or "column score"."""
+    """Name of the returns, such as "greedy return" or "column score"."""
     env: str | None = None
     steps: int | None = None
     """Environment steps per seed."""
     curve: Curve | None = None
     settings: int = 1
-    """Settings of the sweep that the arm is one of."""
+    """Number of settings of the sweep that the arm belongs to; 1 for other arms."""
 
 
 def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[str] | None = None) -> list[Arm]:
     """Read the arms of a comparison, in the given order.
 
     A path is a run folder; `SWEEP:K` for setting K of a sweep, or the sweep's folder for all of its settings; or a CSV
-    file, of which `FILE:NAME` is one arm of several. Of population based training the best members are one arm.
+    file, or `FILE:NAME` for one of its arms. For population based training, the best members of all seeds are one arm.
 
     Args:
         paths: paths of the arms.
         measure: returns of runs: of greedy evaluation episodes, of the last training episodes, or in Gymnasium's
-            environment. By default greedy ones, or those of training if a run has none.
-        names: names of the paths in the names of the arms; by default the paths.
+            environment. By default greedy returns, or training returns if a run has no greedy ones.
+        names: prefixes of the names of the arms, one for each path; by default the paths.
 
-    Raises ValueError for fewer than two arms, an arm that is given twice, a path that is none of these, a measure that
-    a run lacks, and a file that is damaged.
+    Raises ValueError for fewer than two arms, an arm that is given twice, a path of another kind, a measure that a run
+    does not have, and a damaged file.
     """
     if measure is not None and measure not in RECORDS:
         raise ValueError(f"measure: expected one of {', '.join(RECORDS)}, got {measure!r}")
@@ -92,13 +92,13 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
 
 
 def check_comparable(arms: Sequence[Arm]) -> None:
-    """Raise ValueError, naming two arms, for arms of different environments or of different numbers of steps."""
+    """Raise ValueError, naming two arms, if arms differ in their environment or number of steps."""
     if text := mismatch(arms):
         raise ValueError(f"arms: expected {text}; pass --anyway to compare them")
 
 
 def mismatch(arms: Sequence[Arm]) -> str:
-    """Describe different environments or different numbers of steps of two arms; empty if all agree.
+    """Describe a difference in environment or number of steps between two arms; empty if there is none.
 
     The numbers of steps may differ by 1%, because a run ends with a whole training iteration.
     """
@@ -114,19 +114,19 @@ def mismatch(arms: Sequence[Arm]) -> str:
 
 
 def are_paired(arms: Sequence[Arm]) -> bool:
-    """Return True if all arms have the same seeds, known by name."""
+    """Return True if all arms have seeds of the same names."""
     first = arms[0].seeds
     return first is not None and all(arm.seeds is not None and set(arm.seeds) == set(first) for arm in arms)
 
 
 def _located(path: Path) -> tuple[Path, str | None]:
-    """Divide `PATH:PART`, unless a file has this name."""
+    """Split `PATH:PART`, unless a file has this whole name."""
     text, _, part = str(path).rpartition(":")
     return (path, None) if path.exists() or not text or not Path(text).exists() else (Path(text), part)
 
 
 def _csv(file: Path, part: str | None, name: str, alone: bool) -> list[Arm]:
-    """Read all arms of a CSV file, or the one that is named. Those of the only file are called by their own names."""
+    """Read all arms of a CSV file, or the one named `part`. If the file is `alone`, names of arms omit its name."""
     read = returns_csv.read(file)
     if part is not None and part not in [found.arm for found in read]:
         known = ", ".join(found.arm for found in read)[:100] or "which has one arm"
@@ -172,7 +172,7 @@ def _are_strings(values: Any) -> bool:
 
 
 def _record(summary: dict[str, Any], measure: str) -> list[Any]:
-    """Return the returns per seed in a summary; none if it lacks the measure."""
+    """Return the returns per seed in a summary; an empty list if it does not have the measure."""
     record = summary.get(RECORDS[measure])
     values = record.get("per_seed") if isinstance(record, dict) else None
     return values if isinstance(values, list) else []
@@ -200,7 +200,7 @@ def _run(path: Path, name: str, summary: dict[str, Any], measure: str) -> Arm:
 
 
 def _population(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> Arm:
-    """Return the best member of each seed of population based training as an arm. Training returns selected it."""
+    """Return the best members of population based training as an arm. They were selected by their training returns."""
     if part is not None:
         raise ValueError(
             f"arms: expected {name} without a setting, got {part!r}; population based training changes its settings "
@@ -276,7 +276,7 @@ def _curves(path: Path, learners: int) -> Curve | None:
 
 
 def _merged(path: Path) -> dict[str, Any]:
-    """Return the summaries of the programs of a sweep as one, with one return for each learner of the whole sweep."""
+    """Merge the summaries of the programs of a sweep into one, with a return for each learner of the whole sweep."""
     try:
         programs = json.loads(files.read(path / "sweep.json", 2**28))["programs"]
         numbers = [program["numbers"] for program in programs]
@@ -301,7 +301,7 @@ def _merged(path: Path) -> dict[str, Any]:
 
 
 def _merged_rungs(path: Path) -> dict[str, Any]:
-    """Return the summaries of the rungs of a sweep with halving as one, and the steps at which settings were dropped.
+    """Merge the summaries of the rungs of a sweep with halving into one, with the steps at which settings were dropped.
 
     Each setting has the returns of the last rung in which it was trained.
     """
@@ -325,6 +325,6 @@ def _merged_rungs(path: Path) -> dict[str, Any]:
 
 
 def _of_settings(part: dict[str, Any], measure: str, count: int) -> list[list[Any]]:
-    """Return the returns of each of `count` settings; those of a rung without the measure are None."""
+    """Return the returns of each of `count` settings; None for each seed of a rung without the measure."""
     values = _record(part, measure) or [None] * len(_record(part, "greedy"))
     return [own.tolist() for own in np.array_split(np.array(values, dtype=object), count)]

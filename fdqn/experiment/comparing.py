@@ -1,4 +1,4 @@
-"""Compare arms with the first of them, as a record for JSON and as a picture."""
+"""Compare arms with the first one, as a record for JSON and as a picture."""
 
 import math
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ def compare(
 
     Args:
         arms: at least two arms.
-        paired: compare seed by seed; by default if all arms have the same seeds.
+        paired: compare seed by seed; by default True if all arms have the same seeds.
         confidence: nominal coverage of the intervals.
-        optimum: return from which on a seed counts as optimal; adds the optimality gap of each arm.
+        optimum: lowest return that counts as optimal; adds the optimality gap of each arm.
 
-    Returns a record for JSON with "arms", a summary of each, and "comparisons", those of each later arm with the first:
-    see `comparisons.Comparison`. p-values of several comparisons are adjusted by Holm's method. Missing numbers are
-    None.
+    Returns a record for JSON: "arms" has a summary of each arm, "comparisons" a comparison of each other arm with the
+    first (see `comparisons.Comparison`). p-values of several comparisons are adjusted by Holm's method. Missing numbers
+    are None.
 
-    Raises ValueError for fewer than two arms, for paired arms with other seeds, and for an invalid confidence or
+    Raises ValueError for fewer than two arms, for paired arms with different seeds, and for an invalid confidence or
     optimum.
     """
     if len(arms) < 2:
@@ -51,7 +51,7 @@ def compare(
 
 
 def with_short_names(arms: Sequence[Arm]) -> list[Arm]:
-    """Return the arms under names without the folders that all of them have in common."""
+    """Return the arms with names that omit the folders common to all of them."""
     names = comparison_plots.short_names([arm.name for arm in arms])
     return [arm._replace(name=name) for arm, name in zip(arms, names, strict=True)]
 
@@ -124,7 +124,7 @@ def _summary(arm: Arm, confidence: float, optimum: float | None) -> dict[str, An
 
 def _comparison(found: Comparison, first: Array, second: Array, adjusted: float) -> dict[str, Any]:
     spread = power.spread(first, second, found.paired)
-    # Rounding, in the mean of equal returns.
+    # Equal returns have a small spread, because their mean is rounded.
     if spread < 1e-12 * max(np.abs(x[np.isfinite(x)]).max(initial=0.0) for x in (first, second)):
         spread = 0.0
     usable = math.isfinite(spread)

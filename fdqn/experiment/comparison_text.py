@@ -1,4 +1,4 @@
-"""Sentences and numbers that describe a comparison of `comparing.compare`."""
+"""Sentences and numbers that describe the record of `comparing.compare`."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from fdqn.experiment.arms import Arm, are_paired, mismatch
 from fdqn.report import power
 
 FRACTIONS = (0.5, 0.75, 0.8, 0.9, 0.95)
-"""Fractions of further seeds for which the number of seeds of a tolerance interval is listed."""
+"""Fractions of further seeds for which the seeds that a tolerance interval needs are listed."""
 
 
 MOST_SENTENCES = 6
-"""Most arms that are described in a sentence each."""
+"""Maximum number of arms that are described in a sentence each."""
 
 
 def notes(arms: Sequence[Arm], record: dict[str, Any]) -> list[str]:
-    """Describe in sentences the data of a comparison: pairing, returns, failed seeds, settings of sweeps."""
+    """Describe the data of a comparison in sentences: pairing, returns, failed seeds, settings of sweeps."""
     found = []
     if record["paired"]:
         how = "all arms have the same seeds" if are_paired(arms) else "seeds are paired in their order"
@@ -39,24 +39,23 @@ def notes(arms: Sequence[Arm], record: dict[str, Any]) -> list[str]:
         found.append(f"failed seeds, excluded from all numbers{pairs}: {', '.join(failed)}")
     if any(arm.settings > 1 for arm in arms):
         found.append(
-            "settings of a sweep: a setting that was chosen for these returns is overestimated by them; train it again "
-            "on other seeds"
+            "settings of a sweep: the returns that selected a setting are biased upwards; train it again on fresh seeds"
         )
     return found
 
 
 def conclusions(record: dict[str, Any]) -> list[str]:
-    """Describe in sentences the tolerance intervals of the arms, and the power of the comparisons."""
+    """Describe the tolerance intervals of the arms and the power of the comparisons in sentences."""
     return [*_tolerance_texts(record["arms"]), *_power_texts(record["comparisons"])]
 
 
 def _tolerance_texts(arms: list[dict[str, Any]]) -> list[str]:
-    """Describe the fraction of further seeds within the range of each arm's returns, or the seeds that this needs."""
+    """Describe the tolerance interval of each arm, or the number of seeds that it needs."""
     texts = [_tolerance_text(arm) for arm in arms if arm["tolerance"] is not None]
     if len(texts) > MOST_SENTENCES:
         texts = [f"tolerance intervals of {len(texts)} arms: see --json"]
     if few := [arm for arm in arms if arm["tolerance"] is None]:
-        needs = ", ".join(f"{power.tolerance_seeds(x)} for {x:.0%}" for x in FRACTIONS)
+        needs = ", ".join(f"{power.tolerance_seeds(x)} to cover {x:.0%}" for x in FRACTIONS)
         names = ", ".join(arm["name"] for arm in few) if len(few) <= MOST_SENTENCES else f"{len(few)} arms"
         count = range_text([arm["seeds"] for arm in few])
         texts.append(f"tolerance interval: not available with {count} ({names}); it needs {needs} of further seeds")
@@ -72,7 +71,7 @@ def _tolerance_text(arm: dict[str, Any]) -> str:
 
 
 def _power_texts(compared: list[dict[str, Any]]) -> list[str]:
-    """Describe the differences that the numbers of seeds can show, and the seeds that half of them need."""
+    """Describe the differences that the numbers of seeds can show, and the seeds that half of each needs."""
     if len(compared) <= MOST_SENTENCES:
         return [_power_text(found) for found in compared]
     known = [found for found in compared if found["detectable"]]
@@ -119,7 +118,7 @@ def percent_text(confidence: float) -> str:
 
 
 def decimals(values: Sequence[float], significant: int = 2) -> int:
-    """Return the number of decimals with which values are distinguished: one or, for a small spread, more."""
+    """Return the number of decimals that distinguishes the values: one, or more for a small spread."""
     spread = float(np.ptp(values)) if len(values) > 1 else abs(float(values[0])) if values else 0.0
     return 1 if not spread > 0 else min(6, max(1, significant - 1 - math.floor(math.log10(spread))))
 
@@ -133,7 +132,7 @@ def number_text(x: float | None, digits: int) -> str:
 
 
 def estimate_text(x: dict[str, Any], digits: int, signed: bool = False) -> str:
-    """Format an estimate as `12.0 [10.0, 14.0]`, with `range` before the ends of a range of few seeds."""
+    """Format an estimate as `12.0 [10.0, 14.0]`, with `range` before the ends for fewer than 5 seeds."""
     value, low, high = (number_text(x[key], digits) for key in ("value", "low", "high"))
     sign = "+" if signed and x["value"] is not None and x["value"] > 0 and float(value) else ""
     ends = "" if x["low"] is None else f" [{'range ' if x.get('kind') == 'range' else ''}{low}, {high}]"

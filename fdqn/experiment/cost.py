@@ -1,4 +1,4 @@
-"""Arithmetic of an update, and the time that a run is expected to take on a CPU."""
+"""Arithmetic of an update, and an estimate of the time of a run on a CPU."""
 
 from typing import Any, NamedTuple
 
@@ -12,16 +12,16 @@ from fdqn import envs, training, tree
 from fdqn.experiment import assemble
 from fdqn.experiment.settings import Settings
 
-# Seconds of one core per update, floating-point operation of a product, and written element, fitted to the algorithms'
-# measured speed on CartPole (`benchmarks/family.py speed`); for these the estimate is within 25%.
+# Seconds of one core per update, per floating-point operation of a product, and per written element, fitted to the
+# measured speed of the algorithms on CartPole (`benchmarks/family.py speed`). Estimates of these speeds are within 25%.
 _SECONDS = (3e-5, 1.35e-11, 3.4e-11)
 
 COMPILE_SECONDS = 25
-"""Seconds that compiling a program takes the first time."""
+"""Seconds that the first compilation of a program takes."""
 
 
 class Cost(NamedTuple):
-    """Arithmetic per update of one seed, with its share of the environment steps."""
+    """Arithmetic per update of one seed, including the environment steps per update."""
 
     products: float
     """Floating-point operations of matrix products and convolutions."""
@@ -42,7 +42,7 @@ class Arithmetic(TorchDispatchMode):
         name = func._overloadpacket
         if name in flop_registry:
             self.products += flop_registry[name](*args, **(kwargs or {}), out_val=out)
-        elif name in _WRITES:  # compiled, these work in place and write only their source
+        elif name in _WRITES:  # when compiled, these are in place and write only the elements of their source
             self.elements += args[_WRITES[name]].numel()
         elif not func.is_view and isinstance(out, Tensor) and name not in _COPIES:
             self.elements += out.numel()
@@ -55,9 +55,9 @@ _COPIES = {_aten.clone, _aten._to_copy, _aten.detach, _aten.copy, _aten.alias}
 
 
 def count(program: training.Program) -> Cost:
-    """Count the arithmetic of one step and one update of one seed on fake tensors, per update.
+    """Count the arithmetic per update of one seed on fake tensors: the update, and the steps per update.
 
-    The steps of a host environment are not counted, only the choice of actions.
+    Of a host environment, only the selection of actions is counted.
     """
     with FakeTensorMode(), torch.no_grad():
         state = training.init(program, training.hyper(1), torch.zeros((1, 2), dtype=torch.int64))
@@ -69,8 +69,8 @@ def count(program: training.Program) -> Cost:
             state = _after_step(program, state, step)
         with Arithmetic() as learning:
             training.update(program, state, draws)
-    share = program.config.steps_per_cycle / program.config.updates_per_cycle
-    return Cost(steps.products * share + learning.products, steps.elements * share + learning.elements)
+    ratio = program.config.steps_per_cycle / program.config.updates_per_cycle
+    return Cost(steps.products * ratio + learning.products, steps.elements * ratio + learning.elements)
 
 
 def _after_step(
@@ -83,7 +83,7 @@ def _after_step(
 
 
 def seconds(settings: Settings, cores: int | None = None) -> float:
-    """Estimate the seconds of a compiled run on a CPU, without the steps of a host environment and its evaluation.
+    """Estimate the seconds of a compiled run on a CPU, excluding evaluation and the steps of a host environment.
 
     Args:
         settings: settings of the run.

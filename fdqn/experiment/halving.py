@@ -4,10 +4,11 @@
     RUN/halving.json    the rungs and their settings (`halving_plan`)
     RUN/0, RUN/1, ...   a run for each rung
 
-A rung starts from the last checkpoint of the one before, without the learners of the dropped settings, and with copies
-of the rows of the others. So the last rung is a complete run of the settings that were not dropped, and equals one
-without halving. A rung counts as started once `halving.json` lists its settings; until then it is made anew, from files
-that do not change any more, so that a sweep that is killed at any time continues exactly.
+A rung starts from the last checkpoint of the one before it, without the learners of the dropped settings. Rows of
+`metrics.csv` and other tables are copied for the learners that are kept. So the last rung is a complete run of its
+settings, equal to one without halving. A rung has started once `halving.json` lists its settings. If a sweep is killed
+before that, the folder of the rung is made again from the previous rung, whose files no longer change, so the sweep
+continues exactly.
 """
 
 import contextlib
@@ -47,11 +48,11 @@ def train(
 ) -> Path:
     """Train the rungs of a plan one after the other, and return the folder of the sweep.
 
-    Raises the errors of `session.train`, and ValueError if no episode has ended at the end of a rung. A sweep that was
-    stopped is continued by `resume`.
+    Raises the errors of `session.train`, and ValueError if no episode has finished by the end of a rung. A sweep that
+    was stopped is continued by `resume`.
     """
     settings = planned.settings
-    size(planned)  # before a file is written
+    size(planned)  # raises before a file is written
     path = run_folder.folder(settings).absolute()  # an environment may change the current folder
     path.mkdir(parents=True)
     files.write(path / "settings.csv", run_folder.settings_table(settings).encode())
@@ -79,7 +80,7 @@ def resume(
 def _continue(
     path: Path, on_event: OnEvent, stop: session.Stop, started: float | None, changes: Mapping[str, Any]
 ) -> Path:
-    """Train the rung that has started last and those after it."""
+    """Train the current rung, the last one that has started, and those after it."""
     while True:
         planned = halving_plan.read(path)
         number = len(planned.numbers) - 1
@@ -96,7 +97,7 @@ def _continue(
 def _train_rung(
     path: Path, planned: Halving, emit: OnEvent, stop: session.Stop, started: float | None, changes: Mapping[str, Any]
 ) -> None:
-    """Train the rung that has started last to its end."""
+    """Train the current rung to its end."""
     number = len(planned.numbers) - 1
     own = path / str(number)
     if (own / "config.json").exists():
@@ -117,7 +118,7 @@ def _start_rung(path: Path, number: int, env: str | None, wrappers: Sequence[str
     """Make the folder of the rung after `number`, and list its settings in `halving.json`."""
     own, new = path / str(number), path / str(number + 1)
     with run_folder.writing(own):
-        planned = halving_plan.read(path)  # again, now that no other process can change it
+        planned = halving_plan.read(path)  # read again: under the lock, no other process changes it
         if len(planned.numbers) > number + 1:
             return
         run = results.read(own)
@@ -135,7 +136,7 @@ def _start_rung(path: Path, number: int, env: str | None, wrappers: Sequence[str
 
 
 def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None, wrappers: Sequence[str]) -> None:
-    """Make the folder of a rung with the settings `kept` of the one before: its settings, rows and first checkpoint."""
+    """Make the folder of a rung from the one before: the settings `kept`, their rows, and the first checkpoint."""
     if path.is_dir():  # left by a process that was killed
         shutil.rmtree(path)
     given, _ = results.plan(source, env, wrappers)
@@ -150,7 +151,7 @@ def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None
 
 
 def _as_sweep(on_event: OnEvent, path: Path, planned: Halving, event: events.Event) -> None:
-    """Emit an event of a rung with the folder and the steps of the sweep, and with the numbers of its settings."""
+    """Emit an event of a rung with the folder, the steps and the numbers of settings of the whole sweep."""
     if isinstance(event, events.Stopped):
         event = event._replace(path=path, steps=planned.settings.steps)
     elif isinstance(event, events.Started):
@@ -163,9 +164,9 @@ def _as_sweep(on_event: OnEvent, path: Path, planned: Halving, event: events.Eve
 
 
 def size(planned: Halving) -> int:
-    """Return the bytes that the learners need. Raises ValueError if clearly less is available.
+    """Return the bytes that the learners need. Raises ValueError if clearly less memory is available.
 
-    Between two rungs the state of both is in memory, on a CPU.
+    On a CPU, the states of two rungs are in memory at the same time between these rungs.
     """
     settings, device = planned.settings, assemble.device(planned.settings)
     settings_at_once = planned.rungs[0].settings + planned.rungs[1].settings * (device.type == "cpu")
@@ -173,14 +174,14 @@ def size(planned: Halving) -> int:
 
 
 def seconds(planned: Halving) -> tuple[float, ...] | None:
-    """Estimate the seconds of each rung on a CPU, as `cost.seconds` does; None if they are not compiled for one."""
+    """Estimate the seconds that each rung takes, as `cost.seconds` does; None unless compiled for a CPU."""
     settings = planned.settings
     if not settings.compiles or assemble.device(settings).type != "cpu":
         return None
     whole, warmup = cost.seconds(settings) - cost.COMPILE_SECONDS, assemble.program(settings).config.warmup_steps
     bounds = [warmup, *(rung.end for rung in planned.rungs)]
-    shares = [
+    fractions = [
         (end - start) / (settings.steps - warmup) * rung.settings / planned.rungs[0].settings
         for (start, end), rung in zip(itertools.pairwise(bounds), planned.rungs, strict=True)
     ]
-    return tuple(whole * share + cost.COMPILE_SECONDS * (i == 0) for i, share in enumerate(shares))
+    return tuple(whole * fraction + cost.COMPILE_SECONDS * (i == 0) for i, fraction in enumerate(fractions))

@@ -1,10 +1,10 @@
 """Plans of successive halving: the rungs of a sweep, and `halving.json`, which lists them with their settings.
 
-All settings are trained until the end of the first rung; the best 1/eta of them are trained on until the end of the
-second, and so on. Rung number i is a run in the folder `i` of the sweep.
+A rung is a part of training in which the same settings are trained. All settings are trained in the first rung, the
+best 1/eta of them in the second, and so on. Rung i, counted from 0, is a run in the folder `i` of the sweep.
 
-Settings are chosen by their training returns, which include exploration. So settings that explore longer, or that
-learn slowly at first, may be dropped although they would be the best at the end.
+Settings are chosen by their training returns, which include exploration. Settings that explore longer, or that learn
+slowly at first, may be dropped even if they would be the best at the end.
 
 Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943
 """
@@ -36,21 +36,21 @@ class Halving(NamedTuple):
     """Successive halving of the settings of a sweep."""
 
     settings: Sweep
-    """Those of the first rung, with all settings."""
+    """Settings of the first rung, which are those of the whole sweep."""
     eta: int
-    """Of each rung but the last, the best 1/eta of the settings are trained on."""
+    """The best 1/eta of the settings of a rung are trained in the next one."""
     rungs: tuple[Rung, ...]
     numbers: tuple[tuple[int, ...], ...]
-    """Settings of the rungs that have started, by number."""
+    """Numbers of the settings of each rung that has started."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the settings that differ."""
+        """Fields of `Settings` that vary."""
         return tuple(self.settings.varied[0])
 
     @property
     def fraction(self) -> float:
-        """Environment steps of all learners, as a fraction of those of the whole sweep without halving."""
+        """Environment steps of all learners, as a fraction of those of the same sweep without halving."""
         sizes, ends = [rung.settings for rung in self.rungs], [0, *(rung.end for rung in self.rungs)]
         taken = sum(size * (ends[i + 1] - ends[i]) for i, size in enumerate(sizes))
         return taken / (sizes[0] * ends[-1])
@@ -72,7 +72,7 @@ def plan(whole: sweep_plan.Plan, eta: int) -> Halving:
     The ends of the rungs are those of `populations.rungs`, rounded up to reports.
 
     Raises ValueError for `eta` below 2, settings that one program cannot train, fewer than eta + 1 settings, which
-    would have one rung, fewer steps than the rungs need, and checkpoints without replay buffers.
+    would need only one rung, fewer steps than the rungs need, and checkpoints without replay buffers.
     """
     check.count("halving", eta, 2)
     settings, count = whole.programs[0].settings, len(whole.values)
@@ -85,9 +85,11 @@ def plan(whole: sweep_plan.Plan, eta: int) -> Halving:
             f"of {', '.join(shaping)}; choose one value"
         )
     if count <= eta:
-        raise ValueError(f"halving: expected at least {eta + 1} settings with {eta}, got {count}; use more values")
+        raise ValueError(
+            f"halving: expected at least {eta + 1} settings with eta = {eta}, got {count}; use more values"
+        )
     if settings.pbt_every:
-        raise ValueError("halving: expected it without pbt_every, which copies settings, got both; omit one of them")
+        raise ValueError("halving: expected none with pbt_every, got both; omit one of them")
     if not settings.save_replay:
         raise ValueError("save_replay: expected True with halving, whose rungs start from checkpoints, got False")
     made = dataclasses.replace(settings, rung_of=count)
@@ -95,7 +97,7 @@ def plan(whole: sweep_plan.Plan, eta: int) -> Halving:
 
 
 def _rungs(settings: Sweep, eta: int) -> tuple[Rung, ...]:
-    """Return the rungs. They end at reports after the first update, at different training iterations."""
+    """Return the rungs, which end at reports, after the first update and at different training iterations."""
     config, every = assemble.program(settings).config, settings.report_every
     *rungs, last = populations.rungs(len(settings.varied), settings.steps, eta)
     found = (*(rung._replace(end=math.ceil(rung.end / every) * every) for rung in rungs), last)
@@ -116,9 +118,9 @@ def _rungs(settings: Sweep, eta: int) -> tuple[Rung, ...]:
 def ranking(returns: NDArray[np.float64], failed: Sequence[bool]) -> list[int]:
     """Sort the settings of a rung, the best first, by their training returns [K, S] at its last report.
 
-    The best settings have the highest interquartile mean of the seeds with a return. Settings with a failed seed, as
-    `failed` [K] says, come after all others, because the mean of their other seeds would be too good; settings without
-    a return come last among both. Ties keep their order.
+    The key is the interquartile mean of the seeds with a return. Settings with a failed seed, for which `failed` [K] is
+    True, come after all others, because the mean of their other seeds is biased upwards. In both groups, settings
+    without a return come last. Ties keep their order.
     """
     means = [float(estimate.iqm) for estimate in sweeps.estimates(returns)]
 
@@ -130,7 +132,7 @@ def ranking(returns: NDArray[np.float64], failed: Sequence[bool]) -> list[int]:
 
 
 def survivors(returns: NDArray[np.float64], failed: Sequence[bool], eta: int) -> list[int]:
-    """Return the best 1/eta of the settings of a rung, by their number in the rung, in increasing order.
+    """Return the numbers in the rung of its best 1/eta settings, in increasing order.
 
     Arguments are those of `ranking`. Raises ValueError if no seed has finished an episode.
     """
@@ -142,7 +144,7 @@ def survivors(returns: NDArray[np.float64], failed: Sequence[bool], eta: int) ->
 
 
 def described(planned: Halving, number: int) -> str:
-    """Describe a rung: its settings, seeds and learners, and its end."""
+    """Describe a rung: the numbers of settings, seeds and learners, and the step at which it ends."""
     rung, seeds = planned.rungs[number], planned.settings.seeds
     learners = f"{rung.settings:,} settings x {seeds:,} seed{'s' * (seeds != 1)} = {rung.settings * seeds:,} learners"
     return f"{learners}, to step {rung.end:,}"

@@ -19,7 +19,7 @@ from fdqn.experiment.results import Run
 from fdqn.storage import files
 
 COPIED = ("summary.json", "metrics.csv", "evaluations.csv", "curve.png")
-"""Files of a run folder that are copied if they are there."""
+"""Files of a run folder that are copied if they exist."""
 VIDEOS = (".mp4", ".gif")
 
 
@@ -32,7 +32,7 @@ def write(
     repository: str | None = None,
     wrappers: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write a run as a model repository and return a record of it, as `fdqn export --json` prints it.
+    """Write a run as a model repository. Return the record that `fdqn export --json` prints.
 
         README.md           model card with results, settings and how to load the run
         model.safetensors   parameters of all seeds, [S, ...] each
@@ -41,7 +41,7 @@ def write(
         summary.json, metrics.csv, evaluations.csv, curve.png: as in the run folder
         replay.mp4 or replay.gif    the video, if there is one
 
-    `Run.load(folder)` reads it, as do `fdqn eval`, `export` and `report`. It has no checkpoints.
+    `Run.load(folder)` and `fdqn eval`, `export` and `report` read the folder. It has no checkpoints.
 
     Args:
         path: folder of a finished run of one setting.
@@ -53,7 +53,7 @@ def write(
         wrappers: wrappers of the environment, required if they are code of your own.
 
     Raises ValueError for a run without usable seeds, a sweep, a folder that exists, another kind of video, and files
-    that cannot be written; no partial folder is left.
+    that cannot be written; a folder that is not complete is removed.
     """
     check.kind("path", path, str, os.PathLike)
     run = _read(Path(path), env, wrappers)
@@ -93,15 +93,15 @@ def _code_arguments(env: str | None, wrappers: Sequence[str]) -> str:
 
 
 def check_push(repository: str) -> None:
-    """Raise ValueError unless a repository OWNER/NAME can be uploaded: the name, the package and a token."""
+    """Raise ValueError unless uploads are possible: a name of the form OWNER/NAME, the package and a token."""
     _hub(repository)
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a folder that `write` made to the Hub, as a commit of the repository OWNER/NAME, and return its address.
+    """Upload a folder made by `write` to the repository OWNER/NAME of the Hub, as one commit, and return its URL.
 
-    The repository is created if it does not exist. Raises ValueError for another form of `repository`, without the
-    package huggingface_hub or a token, and for an upload that fails.
+    A repository that does not exist is created. Raises ValueError for another form of `repository`, if the package
+    huggingface_hub or a token is missing, and if the upload fails.
     """
     check.kind("folder", folder, str, os.PathLike)
     hub = _hub(repository)
@@ -121,7 +121,7 @@ def push(folder: Path, repository: str) -> str:
 
 
 def _hub(repository: str) -> Any:
-    """Return the package huggingface_hub, after checking that it can be used."""
+    """Return the package huggingface_hub, after checking the name of the repository and the token."""
     check.kind("repository", repository, str)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
         raise ValueError(f"push: expected a repository OWNER/NAME, got {repository!r}")
@@ -154,7 +154,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _video(path: Path) -> Path | None:
-    """Return a video of a run folder, `.mp4` before `.gif`, the first by name; None if there is none."""
+    """Return the first video of a run folder by name, an `.mp4` before a `.gif`; None if there is none."""
     found = [file for kind in VIDEOS for file in sorted(path.glob(f"*{kind}"))]
     return found[0] if found else None
 
@@ -167,7 +167,7 @@ def _checked_video(video: Path) -> Path:
 
 
 def _median(run: Run, unusable: list[int]) -> int:
-    """Return the usable seed with the median return, the lower one of two."""
+    """Return the usable seed with the median return; of the two middle ones, that with the lower return."""
     returns = dict(zip(run.summary["seeds"], run.summary["final_return"]["per_seed"], strict=True))
     usable = sorted((x, seed) for seed, x in returns.items() if x is not None and seed not in unusable)
     if not usable:
@@ -196,7 +196,7 @@ def _metadata(run: Run) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write to, which becomes `folder` at the end, or is removed after an error."""
+    """Yield a temporary folder, which is renamed to `folder` at the end, or removed after an error."""
     part = folder.parent / f"{uuid.uuid4().hex}.part"
     try:
         try:

@@ -15,7 +15,7 @@ NAMES = {
     "dqn": "DQN", "munchausen": "Munchausen-DQN", "c51": "C51", "qr-dqn": "QR-DQN", "iqn": "IQN", "rainbow": "Rainbow",
     "pqn": "PQN", "stream-q": "Stream Q",
 }  # fmt: skip
-"""Algorithms as their papers call them."""
+"""Names of the algorithms in their papers."""
 
 
 def text(run: Run, repository: str, seed: int, video: str | None = None) -> str:
@@ -23,8 +23,8 @@ def text(run: Run, repository: str, seed: int, video: str | None = None) -> str:
 
     Args:
         run: run of one setting.
-        repository: OWNER/NAME on the Hub, for the code that loads it.
-        seed: seed of the file policy.pt2.
+        repository: OWNER/NAME on the Hub, as used in the code of the card.
+        seed: seed of policy.pt2.
         video: name of a video in the folder.
     """
     parts = (
@@ -40,7 +40,7 @@ def text(run: Run, repository: str, seed: int, video: str | None = None) -> str:
 
 
 def front_matter(run: Run) -> str:
-    """Return the YAML front matter: library, tags, and the `model-index` with the mean return over the seeds."""
+    """Return the YAML front matter: library, tags, and the `model-index` with the mean and the IQM of the returns."""
     name, env, record = NAMES[run.settings.algorithm], _env(run), _record(run)
     tags = [env, "deep-reinforcement-learning", "reinforcement-learning", "fdqn", run.settings.algorithm]
     heading = results.interval_heading([record])
@@ -80,7 +80,7 @@ def mean_text(record: dict[str, Any]) -> str:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """Return the returns that count: in Gymnasium's environment if there are some, else in the one trained on."""
+    """Return the reported returns: those in Gymnasium's environment if available, else in the one trained on."""
     return run.summary.get("gymnasium_return", run.summary["final_return"])
 
 
@@ -134,9 +134,9 @@ def _results(run: Run) -> str:
         [
             "## Results",
             "",
-            f"The return of a seed is the mean of {episodes} greedy episodes. IQM is the interquartile mean over the "
+            f"The greedy return of a seed is the mean of {episodes} episodes. IQM is the interquartile mean over the "
             "seeds with its 95% bootstrap interval (the range of the seeds if there are fewer than 5). The standard "
-            f"deviation is over the seeds too.{without}",
+            f"deviation is also over the seeds.{without}",
             "",
             f"| returns | {results.interval_heading(list(records.values()))} | mean ± standard deviation |",
             "|---|---|---|",
@@ -164,13 +164,13 @@ def _loading(run: Run, repository: str, seed: int) -> str:
     env = f", env={_quoted(run.settings.env)}" if own else ""
     if any(map(envs.is_wrapper_code, run.settings.wrappers)):
         env += f", wrappers=[{', '.join(map(_quoted, run.settings.wrappers))}]"
-    note = f"\n`{run.settings.env}` is code of the author of this run, and has to be importable.\n" if own else ""
+    note = f"\n`{run.settings.env}` is code of the author of this run, which must be importable.\n" if own else ""
     first, last = run.summary["seeds"][0], run.summary["seeds"][-1]
     shape, dtype = ", ".join(map(str, (1, *spec.obs_shape))), str(spec.obs_dtype)
     given = f"{shape}" if dtype == "torch.float32" else f"{shape}, dtype={dtype}"
     return f"""## Use
 
-With fdqn, every seed as a policy on NumPy arrays. `fdqn eval {folder}` plays its episodes.
+Load the run with fdqn, which gives the policy of any seed on NumPy arrays. `fdqn eval {folder}` evaluates all seeds.
 
 ```python
 from huggingface_hub import snapshot_download
@@ -181,7 +181,7 @@ run = fdqn.Run.load(snapshot_download("{repository}", local_dir="{folder}"){env}
 policy = run.policy(seed={seed})  # greedy: observation -> action
 ```
 {note}
-Without fdqn, the policy of seed {seed} as PyTorch's `torch.export` writes it:
+Load the policy of seed {seed} without fdqn, with `torch.export`:
 
 ```python
 import torch

@@ -1,12 +1,12 @@
-"""Population based training of the settings of a sweep: its step in a run, and its results.
+"""Population based training of the settings of a sweep: its steps during a run, and its results.
 
-The settings of each seed are one population, so that seeds stay independent. Each member starts with one of the
-settings. Every `pbt_every` environment steps the worst members of a population continue with the parameters and
-numbers of one of the best, and their numbers are perturbed; see `training.populations`. population.csv has a row for
-each member and step.
+Each seed has its own population, so that seeds stay independent. A member is a learner of the run, and each member of a
+population starts with one of the settings. Every `pbt_every` environment steps the worst members of a population copy
+the parameters and hyper-parameters of one of the best, and the copied hyper-parameters are perturbed; see
+`training.populations`. population.csv has a row for each member and step.
 
-The numbers of a member are a schedule that was found in training. So settings are not ranked; the result is the best
-member of each seed.
+The hyper-parameters of a member over time are a schedule that was found during training. So settings are not ranked:
+the result is the best member of each seed.
 """
 
 import csv
@@ -29,7 +29,7 @@ from fdqn.training import populations
 from fdqn.types import Hyper
 
 FROM_ONE = ("gamma", "adam_beta1", "adam_beta2", "rmsprop_decay", "learning_rate_decay")
-"""Numbers close to 1, of which the distance to 1 is perturbed."""
+"""Hyper-parameters close to 1, whose distance to 1 is perturbed."""
 
 
 def between(
@@ -38,8 +38,8 @@ def between(
     """Return the function `between` of `training.run` that takes the steps of population based training.
 
     A step is due at the first report after each multiple of `pbt_every` environment steps. Members are ranked by the
-    mean return of their last 100 episodes, or of all since their last copy. All of it depends only on the state, so a
-    resumed run repeats it.
+    mean return of their last 100 episodes, or of all since their last copy. A step depends only on the state, so a
+    resumed run repeats it exactly.
     """
 
     def evolved(state: training.TrainState, step: int) -> training.TrainState:
@@ -66,16 +66,16 @@ def is_due(step: int, every: int, env_steps: int) -> bool:
 
 
 def _numbers(settings: Sweep, hyper: Hyper) -> dict[str, Tensor]:
-    """Return the varied numbers [S] of all members by name, in the order of the sweep."""
+    """Return the varied hyper-parameters [M] of all members by name, in the order of the sweep."""
     known = {**hyper._asdict(), **hyper.numbers}
     return {name: known[name] for name in settings.varied[0]}
 
 
 def record(settings: Sweep, hyper: Hyper, summary: dict[str, Any]) -> dict[str, Any]:
-    """Return `population` of summary.json: the best member of each seed with its numbers at the end, and their returns.
+    """Return `population` of summary.json: the best member of each seed, its final hyper-parameters, and its returns.
 
     The best member has the highest mean return of its last 100 episodes, or of all since its last copy. Its greedy
-    returns are of fresh episodes, by which no member was selected. `learner` is None if all members of a seed failed.
+    returns come from other episodes, which did not select it. `learner` is None if all members of a seed have failed.
     """
     columns = {name: x.tolist() for name, x in _numbers(settings, hyper).items()}
     learners = [_best(settings, seed, summary) for seed in range(settings.seeds)]
@@ -104,13 +104,15 @@ def _best(settings: Sweep, seed: int, summary: dict[str, Any]) -> int | None:
 
 
 def _rounded(x: float) -> float:
-    """Return a number with the digits that single precision has."""
+    """Round a number to the digits of single precision."""
     return x if isinstance(x, int) else float(f"{x:.7g}")
 
 
 class Population(NamedTuple):
-    """Results of population based training. The learners of one seed are its members: learner `k * seeds + s` of seed
-    number s starts with setting k, and may copy other members of its seed."""
+    """Results of population based training.
+
+    Learner `k * seeds + s` is a member of the population of seed s, counted from 0. It starts with setting k.
+    """
 
     path: Path
     settings: Sweep
@@ -119,15 +121,15 @@ class Population(NamedTuple):
     curve: plots.Curve
     """Training returns [P, M] of the M learners at the P reports."""
     steps: NDArray[np.int64]
-    """[N], environment steps per seed at the steps of population based training."""
+    """[N], environment steps per seed at which the steps of population based training were taken."""
     sources: NDArray[np.int64]
-    """[N, M], learner whose parameters and numbers each learner continued with, or itself."""
+    """[N, M], the learner that each learner copied; itself if it did not copy."""
     values: dict[str, NDArray[np.float64]]
-    """[N + 1, M] by name: the numbers of the learners at the start and after each step."""
+    """[N + 1, M] by name, the hyper-parameters of the learners at the start and after each step."""
 
     @property
     def measure(self) -> str:
-        """Name of the returns that are reported: "greedy", or that of Gymnasium's environment."""
+        """Name of the reported returns: "greedy", or the name of the Gymnasium environment of the evaluation."""
         return self.summary["gymnasium_return"]["env"] if "gymnasium_return" in self.summary else "greedy"
 
     @property
@@ -136,7 +138,7 @@ class Population(NamedTuple):
         return int((self.sources != np.arange(self.settings.lanes)).sum())
 
     def best(self) -> list[dict[str, Any]]:
-        """Return the best member of each seed by its training return: its numbers at the end and its returns.
+        """Return the best member of each seed by training return, with its final hyper-parameters and its returns.
 
         `learner` is its position in `Run.params`, so that `fdqn.Run.load(path).policy(learner)` is its policy.
         """
@@ -160,8 +162,8 @@ class Population(NamedTuple):
     def lineage(self) -> plots.Curve:
         """Return the training returns [P, S] of the ancestors of the best member of each seed.
 
-        The ancestor at a report is the learner whose parameters the best member continued with. Seeds whose members
-        have all failed are left out.
+        The ancestor at a report is the learner that held the parameters from which those of the best member were
+        trained. Seeds whose members have all failed are left out.
         """
         return _lineage(self.curve, self.steps, self.sources, self.summary["population"])
 
@@ -172,7 +174,7 @@ class Population(NamedTuple):
         return {name: _lineage(x, self.steps, self.sources, self.summary["population"]) for name, x in own.items()}
 
     def picture(self) -> bytes:
-        """Draw the numbers of all learners over time, and which of them copied which, as a PNG."""
+        """Draw the hyper-parameters of all learners over time, and which learner copied which, as a PNG."""
         from fdqn.report import population_plots
 
         drawn, given = io.BytesIO(), self.settings
@@ -207,7 +209,7 @@ def draw_curve(file: BinaryIO, path: Path, settings: Sweep, summary: dict[str, A
     steps, sources = _steps_and_sources(table)
     text = (
         f"{settings.seeds} seeds: ancestors of the best of {len(settings.varied)} members by training return; greedy "
-        f"return of the best: {results.interval_text(found['final_return'])}"
+        f"return of the best members: {results.interval_text(found['final_return'])}"
     )
     curve = _lineage(results.read_curve(path), steps, sources, found)
     plots.learning_curves(file, {settings.env: {"": curve}}, text)
@@ -241,7 +243,7 @@ def _steps_and_sources(table: NDArray[np.float64]) -> tuple[NDArray[np.int64], N
 
 
 def _table(path: Path, settings: Sweep) -> NDArray[np.float64]:
-    """Read population.csv as [N, M, 3 + names]: step, learner, source and numbers. It is missing without a step."""
+    """Read population.csv as [N, M, 3 + names]: step, learner, source, hyper-parameters. No file means no steps."""
     file, columns = path / history.POPULATION, 3 + len(settings.varied[0])
     if not file.exists():
         return np.zeros((0, settings.lanes, columns))
@@ -260,7 +262,7 @@ def _table(path: Path, settings: Sweep) -> NDArray[np.float64]:
 
 
 def _check_summary(path: Path, summary: dict[str, Any], settings: Sweep) -> None:
-    """Raise ValueError unless a summary names a learner of each seed, or none."""
+    """Raise ValueError unless a summary has a learner or None for each seed."""
     found = summary.get("population")
     best = found.get("best") if isinstance(found, dict) else None
     learners = [x.get("learner", -1) if isinstance(x, dict) else -1 for x in best] if isinstance(best, list) else []
@@ -276,7 +278,7 @@ def _at_start(settings: Sweep, name: str) -> NDArray[np.float64]:
 
 
 def best_members(found: results.Trained, population: Population) -> results.Trained:
-    """Return the trained parameters of the best member of each seed, under its seed."""
+    """Return the trained parameters of the best members, one for each seed."""
     given = population.settings
     learners = [x["learner"] for x in population.best()]
     failed = [given.seed + seed for seed, learner in enumerate(learners) if learner is None]

@@ -10,10 +10,10 @@ from fdqn.report import sweeps
 
 
 def command(settings: Settings) -> str | None:
-    """Return the command line that trains with these settings, which names what differs from the algorithm's defaults.
+    """Return the command line that trains with these settings. It omits the defaults of the algorithm.
 
-    The folder is left out, so that a new one is made. For a sweep, the values that vary follow their flags. Returns
-    None for a sweep whose settings are not the product of such values, because they were drawn from ranges.
+    The folder is omitted too, so that a new one is made. For a sweep, varied flags are followed by their values.
+    Returns None for a sweep whose settings are not all combinations of such values, such as one drawn from ranges.
     """
     varied = _options(settings) if isinstance(settings, Sweep) else {}
     if varied is None:
@@ -29,7 +29,7 @@ def command(settings: Settings) -> str | None:
 
 
 def _options(settings: Sweep) -> dict[str, list[Any]] | None:
-    """Return the values of each varied name, if their product, the last name fastest, gives the settings."""
+    """Return the values of each varied name; None unless their product, the last name fastest, gives the settings."""
     names, rows = list(settings.varied[0]), [tuple(values.values()) for values in settings.varied]
     options = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
     if rows != list(itertools.product(*options)) or max(map(len, options)) > sweeps.LEVELS:

@@ -298,18 +298,18 @@ class Settings(
 class Sweep(Settings):
     """Several settings that are trained at once in one program, each with the same seeds.
 
-    Learner number i ("lane") has setting `i // seeds` and seed `seed + i % seeds`.
+    Learner i, counted from 0, is seed `seed + i % seeds` of setting `i // seeds`.
     """
 
     varied: tuple[dict[str, Any], ...] = ({},)
     """Values of the fields that differ between settings, one dict with the same keys for each setting. The fields
     themselves have the values of the first setting."""
     scales: dict[str, Literal["log", "linear"]] = dataclasses.field(default_factory=dict)
-    """Scales on which the values of these fields were drawn."""
+    """Scales of the fields whose values were drawn from a range."""
     pbt_every: int = 0
     """Environment steps per seed between steps of population based training; 0 for none."""
     bounds: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    """Lowest and highest value of each varied number in population based training."""
+    """Lowest and highest value of each varied hyper-parameter in population based training."""
     rung_of: int = 0
     """Number of settings with which successive halving started, if this is one of its rungs; otherwise 0. All rungs
     divide their learners into groups as the first one does, so that compiled functions round alike in all of them."""

@@ -1,4 +1,4 @@
-"""Optuna studies whose trials are trained at once, as the settings of a sweep. Needs `pip install fdqn[optuna]`."""
+"""Optuna studies that train several trials at once as the settings of a sweep. Needs `pip install fdqn[optuna]`."""
 
 import dataclasses
 import math
@@ -33,11 +33,11 @@ def optimize(
     train: Callable[[Sweep], Run] = session.train,
     **settings: Any,
 ) -> None:
-    """Search for settings of a high training return with Optuna, `batch` trials at a time.
+    """Search for settings with a high training return with Optuna, `batch` trials at a time.
 
-    Until `trials` trials have ended, request `batch` trials of the study, train them as the settings of one sweep, and
-    tell it the interquartile mean over seeds of their training returns. A trial with a failed seed, or a seed without
-    an ended episode, fails: the mean of its other seeds would be too good.
+    Until `trials` trials have finished, ask the study for `batch` trials, train them as the settings of one sweep, and
+    tell the study the interquartile mean over seeds of each trial's training returns. A trial fails if one of its seeds
+    has failed or has not finished an episode, because the mean of the other seeds would be biased upwards.
 
         import optuna
         from optuna.distributions import FloatDistribution
@@ -57,21 +57,22 @@ def optimize(
         optimize(study, space, trials=64, batch=16, env="cartpole", seeds=8, steps=100_000)
         study.best_params
 
-    The file continues an interrupted study, and other processes may take part in it. Samplers learn nothing between the
-    trials of a batch; `TPESampler(constant_liar=True)` spreads them. The return of the best trial is too high, because
-    it was selected on its seeds: train the best settings again on fresh seeds, with another `seed`.
+    With the journal file, an interrupted study continues, and several processes can share a study. A sampler chooses
+    the trials of a batch without results of one another; `TPESampler(constant_liar=True)` keeps them apart. The return
+    of the best trial is biased upwards, because it was selected on its seeds: train the best settings again on fresh
+    seeds, with another `seed`.
 
     Args:
         study: a study of one objective with direction "maximize".
-        space: distribution of each setting that is searched.
+        space: distributions to search, by keyword of `fdqn.train`.
         trials: number of trials to train.
         batch: number of trials to train at once.
         train: trains a sweep and returns its run, such as `fdqn.train`, which shows progress.
-        settings: all other settings, as for `fdqn.train`. The run folder of a batch is `out/trial-N`, with the number N
+        settings: all other keywords of `fdqn.train`. The run folder of a batch is `out/trial-N`, where N is the number
             of its first trial.
 
     Raises ValueError for another direction, settings out of range, or names that are both in `space` and in `settings`;
-    ImportError without Optuna. If training raises an exception, the trials of the batch are told as failed.
+    ImportError without Optuna. If training raises an exception, the trials of the batch fail.
     Akiba et al. 2019, https://arxiv.org/abs/1907.10902
     """
     import optuna
@@ -104,7 +105,7 @@ def optimize(
 
 
 def _batches(trials: list["Trial"], settings: Mapping[str, Any]) -> list[Batch]:
-    """Return the sweeps of some trials: one for each program, as settings such as `hidden` need different ones."""
+    """Return the sweeps of the trials, one for each program that they need; values such as `hidden` need several."""
     programs: dict[Any, list[tuple[Trial, Sweep]]] = {}
     for trial in trials:
         one = sweep_plan.plan(settings, {name: (value,) for name, value in trial.params.items()}).programs[0].settings
@@ -119,7 +120,7 @@ def _batch(trials: tuple["Trial", ...], sweeps: tuple[Sweep, ...]) -> Batch:
 
 
 def _tell(study: "Study", batch: Batch, run: Run) -> None:
-    """Tell the study the scores of trained trials."""
+    """Tell the study the returns of trained trials."""
     from optuna.trial import TrialState
 
     returns, seeds = run.summary["train_return"]["per_seed"], batch.sweep.seeds
@@ -134,7 +135,7 @@ def _tell(study: "Study", batch: Batch, run: Run) -> None:
 
 
 def _fail(study: "Study", trials: list["Trial"]) -> None:
-    """Tell the study that trials failed; those with a result keep it."""
+    """Tell the study that trials have failed, except those that already have a result."""
     from optuna.trial import TrialState
 
     for trial in trials:

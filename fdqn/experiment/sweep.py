@@ -1,8 +1,9 @@
 """Train and continue sweeps.
 
-A sweep is a folder with `settings.csv`, a row for each learner, which is one seed of one setting. Settings that one
-program can train are one run; if they need several programs, each is a run in a folder of its own, `0`, `1`, ..., and
-`sweep.json` lists them. `sweep_plan` chooses the programs, `sweep_results` reads the folder.
+A setting is one combination of the values of a sweep; a learner is one seed of one setting. The folder of a sweep has
+`settings.csv` with a row for each learner. If one program can train all settings, the folder is a run. Otherwise each
+program is a run in a folder of its own, `0`, `1`, ..., and `sweep.json` lists them. `sweep_plan` chooses the programs,
+`sweep_results` reads the folder.
 """
 
 import contextlib
@@ -63,10 +64,9 @@ def resume(
     Args:
         path: folder of the sweep.
         on_event, stop, started: as for `session.train`.
-        **changes: arguments of `session.resume`, such as `env` and `on_nan`. `steps` only if one program trains the
-            sweep.
+        **changes: arguments of `session.resume`, such as `env` and `on_nan`; `steps` only for a sweep of one program.
 
-    Raises ValueError for a folder that is no sweep, and the errors of `session.resume`.
+    Raises ValueError for a folder that is not a sweep, and the errors of `session.resume`.
     """
     if not sweep_results.is_sweep(path):
         raise ValueError(f"sweep: expected the folder of a sweep, got {path}")
@@ -81,7 +81,7 @@ def resume(
 def _continue(
     path: Path, on_event: OnEvent, stop: session.Stop, started: float | None, new: bool = False, **changes: Any
 ) -> Path:
-    """Train or resume every program that has not finished. A program whose seeds all fail does not end the sweep."""
+    """Train or resume every program that has not finished, also after one in which all seeds have failed."""
     programs = sweep_plan.read(path).programs
     lengths, failed = [program.settings.steps for program in programs], 0
     if changes.get("steps") is not None:
@@ -123,7 +123,7 @@ def _continue_program(
 
 
 def _as_sweep(on_event: OnEvent, path: Path, before: int, steps: int, event: events.Event) -> None:
-    """Emit an event of a program; where it names what to continue, that is the sweep."""
+    """Emit an event of a program. Events that name a folder to continue name that of the sweep."""
     if isinstance(event, events.Stopped):
         event = event._replace(path=path, step=before + event.step, steps=steps)
     elif isinstance(event, events.Started):
@@ -132,7 +132,7 @@ def _as_sweep(on_event: OnEvent, path: Path, before: int, steps: int, event: eve
 
 
 def sizes(plan: Plan) -> tuple[int, ...]:
-    """Return the bytes that each program needs. Raises ValueError if clearly less is available."""
+    """Return the bytes that each program needs. Raises ValueError if clearly less memory is available."""
     return tuple(
         memory.check_memory(assemble.program(one.settings), one.settings.lanes, assemble.device(one.settings))
         for one in plan.programs
@@ -140,7 +140,7 @@ def sizes(plan: Plan) -> tuple[int, ...]:
 
 
 def seconds(plan: Plan) -> tuple[float, ...] | None:
-    """Estimate the seconds of each program on a CPU, as `cost.seconds` does; None if they are not compiled for one."""
+    """Estimate the seconds that each program takes, as `cost.seconds` does; None unless compiled for a CPU."""
     shared = plan.programs[0].settings
     if not shared.compiles or assemble.device(shared).type != "cpu":
         return None

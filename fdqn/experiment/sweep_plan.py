@@ -1,7 +1,7 @@
-"""Plans of sweeps: the settings to train, drawn from ranges or combined from values, and the programs that train them.
+"""Plans of sweeps: the settings to train, combined from values or drawn from ranges, and the programs that train them.
 
-Settings that one program can train are one run, in which each of them has its own learners; see `settings.Sweep`. If
-they need several programs, `sweep.json` lists them.
+The settings that one program trains are one run, a `settings.Sweep`. A sweep of several programs lists them in
+`sweep.json`.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from fdqn.experiment.settings import (
 from fdqn.storage import files
 
 STREAM = 0x5357
-"""Folded into the key of the first seed for the values that are drawn."""
+"""Folded into the key of the first seed to draw values."""
 
 MOST_LEARNERS = 2**20
-"""Most learners of a sweep: settings times seeds."""
+"""Maximum number of learners of a sweep, settings times seeds."""
 
 
 class Draw(NamedTuple):
-    """A range from which values are drawn uniformly, or uniformly in their logarithm."""
+    """A range from which values are drawn uniformly, on a linear or a logarithmic scale."""
 
     low: float
     high: float
@@ -44,22 +44,22 @@ class Draw(NamedTuple):
 
 
 class Program(NamedTuple):
-    """Settings that one program trains."""
+    """The settings that one program trains."""
 
     settings: Sweep
     numbers: tuple[int, ...]
-    """Number of each of its settings in the whole sweep."""
+    """Numbers of these settings in the whole sweep."""
 
 
 class Plan(NamedTuple):
     """Settings of a sweep, and the programs that train them."""
 
     names: tuple[str, ...]
-    """Names of the settings that differ."""
+    """Fields of `Settings` that vary."""
     values: tuple[tuple[Any, ...], ...]
-    """Values of these names, a row for each setting."""
+    """Values of these fields, one row per setting."""
     scales: dict[str, Literal["log", "linear"]]
-    """Scales of the names whose values were drawn."""
+    """Scales of the fields whose values were drawn."""
     programs: tuple[Program, ...]
 
     @property
@@ -76,22 +76,23 @@ def plan(
     published: Mapping[str, Any] | None = None,
     pbt_every: int = 0,
 ) -> Plan:
-    """Plan a sweep over the product of values and over drawn ones.
+    """Plan a sweep over all combinations of values, and over values that are drawn from ranges.
 
     Args:
-        given: settings that all have in common, by field of `Settings`, as for `settings.make`.
-        values: several values by field; the settings are their product, in which the last name changes fastest.
-        draws: ranges by field, from which `samples` settings are drawn; each is combined with each of the product.
-        samples: number of drawn settings.
+        given: values that all settings have in common, by field of `Settings`, as for `settings.make`.
+        values: several values by field; the settings are their product, in which the last field changes fastest.
+        draws: ranges by field, from which `samples` rows of values are drawn. Each row is combined with each
+            combination of `values`.
+        samples: number of rows to draw.
         published: values of a preset.
         pbt_every: environment steps per seed between steps of population based training; 0 for none. Its bounds are the
-            lowest and the highest value of each name, or the range from which they are drawn.
+            lowest and the highest value of each field, or the range from which values are drawn.
 
-    Drawn settings that are equal, as whole numbers may be, are trained once.
+    Drawn rows that are equal, which can happen with whole numbers, are trained once.
 
-    Raises ValueError for a value out of range, naming it, a value that occurs twice, settings that differ in what all
-    must have in common, such as the seeds and the environment, and more than `MOST_LEARNERS` learners; TypeError for
-    values that are no list.
+    Raises ValueError for a value that is out of range or occurs twice, several values of a field that all settings must
+    have in common, such as the seeds and the environment, and more than `MOST_LEARNERS` learners; TypeError for values
+    that are not a list.
     """
     values, draws = {name: _options(name, options) for name, options in values.items()}, dict(draws or {})
     names = (*values, *draws)
@@ -121,7 +122,7 @@ def plan(
 
 
 def _evolving(programs: list[Program], pbt_every: int, bounds: dict[str, tuple[float, float]]) -> Program:
-    """Return the only program, with population based training. Raises ValueError unless it can be used."""
+    """Return the only program with population based training. Raises ValueError if there are others."""
     first, *others = programs
     if others:
         one, two = first.settings.varied[0], others[0].settings.varied[0]
@@ -143,12 +144,12 @@ _SHARED = (
     *("env", "env_kwargs", "wrappers", "seeds", "seed", "out", "save_replay"),
     *(field.name for group in (EvaluationSettings, ExecutionSettings) for field in dataclasses.fields(group)),
 )
-"""Settings that all have in common: returns in different environments have no common scale, and neither the results nor
-the way to compute them should differ. Returns are neither discounted nor clipped, so that `gamma` may differ."""
+"""Fields that cannot vary in a sweep: returns in different environments have no common scale, and all settings are
+evaluated and executed in the same way. Reported returns are neither discounted nor clipped, so `gamma` may vary."""
 
 
 def _options(name: str, options: Sequence[Any]) -> list[Any]:
-    """Return the values of a setting. Raises TypeError or ValueError if it may not have these."""
+    """Return the values of a field. Raises TypeError or ValueError if it cannot have these in a sweep."""
     _check_varies(name)
     if isinstance(options, str) or not isinstance(options, Iterable):
         raise TypeError(f"{name}: expected a list of values or a range, got {options!r}")
@@ -184,7 +185,7 @@ def _make(given: Mapping[str, Any], own: Mapping[str, Any], published: Mapping[s
 
 
 def _drawn(draws: Mapping[str, Draw], samples: int, seed: int) -> list[tuple[Any, ...]]:
-    """Draw `samples` rows of values, whole numbers for settings that are whole numbers."""
+    """Draw `samples` rows of values, whole numbers for fields that are whole numbers."""
     if not draws:
         return [()]
     for name, draw in draws.items():
@@ -198,7 +199,7 @@ def _drawn(draws: Mapping[str, Draw], samples: int, seed: int) -> list[tuple[Any
         if draw.scale == "log" and draw.low <= 0:
             raise ValueError(f"{name}: expected a range above 0 for log:, got {draw.low:g}:{draw.high:g}; use lin:")
         if not isinstance(getattr(Settings, name), int | float) or isinstance(getattr(Settings, name), bool):
-            raise ValueError(f"{name}: expected values, got a range, from which only numbers can be drawn")
+            raise ValueError(f"{name}: expected a list of values, got a range; only numbers can be drawn from one")
         if isinstance(getattr(Settings, name), int) and math.ceil(draw.low) > math.floor(draw.high):
             raise ValueError(f"{name}: expected a range with a whole number, got {draw.low:g}:{draw.high:g}")
     u = random.uniform(random.fold_in(random.key(seed), STREAM), (samples, len(draws))).double().numpy()
@@ -223,14 +224,14 @@ def _program(
     numbers: list[int],
     scales: dict[str, Literal["log", "linear"]],
 ) -> Program:
-    """Return the sweep of the settings `numbers`. The values that shape the program are equal in all of them."""
+    """Return the program of the settings `numbers`, which are equal in all values that change the program."""
     varied = tuple(dict(zip(names, rows[number], strict=True)) for number in numbers)
     first = {field.name: getattr(made[numbers[0]], field.name) for field in dataclasses.fields(Settings)}
     return Program(Sweep(**first, varied=varied, scales=scales), tuple(numbers))
 
 
 def described(settings: Sweep) -> str:
-    """Describe a program: the values that all of its settings share, and the settings, seeds and learners."""
+    """Describe a program: values that all of its settings share, and the numbers of settings, seeds and learners."""
     first, *others = settings.varied
     shared = [f"{name} = {run_folder.cell(x)}" for name, x in first.items() if all(own[name] == x for own in others)]
     count = f"{_counted(len(settings.varied), 'setting')} x {_counted(settings.seeds, 'seed')}"
@@ -242,7 +243,7 @@ def _counted(count: int, word: str) -> str:
 
 
 def check_code(path: Path, settings: Settings, env: str | None, wrappers: Sequence[str] = ()) -> None:
-    """Raise ValueError for another environment than the one trained on, and for user code that was not named."""
+    """Raise ValueError for another environment than the one trained on, and for user code that is not passed."""
     if env is not None and env != settings.env:
         raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
     if message := results.unnamed_code(path, settings, env, wrappers):

@@ -1,4 +1,4 @@
-"""Results of sweeps: read the folder of a sweep, rank its settings, draw them, and choose the best for fresh seeds."""
+"""Results of sweeps: read the folder of a sweep, rank and draw its settings, and select the best to train again."""
 
 import dataclasses
 import io
@@ -18,7 +18,7 @@ from fdqn.storage import files
 
 
 class Results(NamedTuple):
-    """Results of a sweep, a row for each of its K settings."""
+    """Results of a sweep of K settings with S seeds each."""
 
     path: Path
     names: tuple[str, ...]
@@ -26,7 +26,7 @@ class Results(NamedTuple):
     scales: dict[str, Literal["log", "linear"]]
     settings: tuple[Settings, ...]
     measure: str
-    """Returns that rank the settings: "greedy", or the name of Gymnasium's environment in which they were evaluated."""
+    """Returns by which settings are ranked: "greedy", or the name of the Gymnasium environment of the evaluation."""
     records: tuple[dict[str, Any], ...]
     """Returns of each setting, as in `settings` of `summary.json`."""
     curves: tuple[plots.Curve, ...]
@@ -42,7 +42,7 @@ class Results(NamedTuple):
     def ranking(self) -> tuple[sweeps.Row, ...]:
         """Return the settings, the best first; after halving, those of the last rung, then the dropped ones.
 
-        Dropped settings are in the order of their rungs, the last first, and of their training returns.
+        Dropped settings are sorted by the rung in which they were dropped, the last first, then by training return.
         """
         if self.halving is None:
             return sweeps.ranking(self.names, self.values, self.returns, self.selection())
@@ -52,7 +52,7 @@ class Results(NamedTuple):
         return (*rows, *_dropped_rows(self, self.halving))
 
     def selection(self) -> comparisons.Selection:
-        """Return the set of settings that cannot be told from the best; after halving, of those of the last rung."""
+        """Return the settings that are indistinguishable from the best; after halving, among those of the last rung."""
         last = slice(None) if self.halving is None else list(self.halving.numbers[-1])
         return comparisons.selection(self.returns[last])
 
@@ -93,7 +93,7 @@ def _key(record: Mapping[str, Any]) -> str:
 
 
 def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
-    """Return the rows of the settings that were dropped, by rung and training return."""
+    """Return the rows of the dropped settings, sorted by rung and training return."""
     rows: list[sweeps.Row] = []
     for i in reversed(range(len(halving.numbers) - 1)):
         numbers = [k for k in halving.numbers[i] if halving.rung_of(k)[0] == i]
@@ -107,12 +107,12 @@ def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
 
 
 def _last_returns(curve: plots.Curve) -> Any:
-    """Return the training returns [S] at the last report; those of an earlier one for seeds without an episode."""
+    """Return the training returns [S] at the last report; a seed without one there has its most recent one."""
     return plots.filled(curve.values)[-1]
 
 
 def _halving_picture(found: Results, halving: Halving) -> bytes:
-    """Draw the learning curves of all settings until they were dropped."""
+    """Draw the learning curves of all settings up to the steps at which they were dropped."""
     from fdqn.report import halving_plots
 
     drawn, first = io.BytesIO(), found.settings[0]
@@ -137,8 +137,11 @@ def is_sweep(path: Path) -> bool:
 
 
 def read(path: Path) -> Results:
-    """Read the results of a sweep. Raises ValueError, naming the file, if it is not one or has not finished, and for
-    population based training, which leaves no settings to rank."""
+    """Read the results of a sweep.
+
+    Raises ValueError, naming the file, for a folder that is not a sweep, a sweep that has not finished, and population
+    based training, which does not keep settings to rank.
+    """
     if population.is_population(path):
         raise ValueError(
             f"sweep: expected a sweep of fixed settings, got {path} with population based training, which changes the "
@@ -191,7 +194,7 @@ def _read_program(path: Path) -> Results:
 
 
 def _read_halving(path: Path) -> Results:
-    """Read the results of a sweep with halving: of each setting those of the last rung in which it was trained."""
+    """Read the results of a sweep with halving. Each setting has those of the last rung in which it was trained."""
     found = halving_plan.read(path)
     current, count = len(found.numbers) - 1, len(found.rungs)
     if not (is_over(path, current, found.settings) if current + 1 == count else _all_failed(path / str(current))):
@@ -215,10 +218,10 @@ def _read_halving(path: Path) -> Results:
 
 
 def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
-    """Return the run folder of a setting of a sweep and its number there; a run of one setting is returned as it is,
-    and so is one with population based training.
+    """Return the run folder that has a setting of a sweep, and the number of the setting in it.
 
-    Raises ValueError for a setting that does not exist, for none in a sweep, and for one in another run.
+    The number is None for a run of one setting and for population based training. Raises ValueError for a sweep
+    without `setting`, for a setting that it does not have, and for `setting` with any other run.
     """
     if population.is_population(path):
         if setting is not None:
@@ -244,7 +247,7 @@ def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
 def _unknown_setting(setting: int | None, count: int) -> ValueError:
     got = "none" if setting is None else setting
     return ValueError(
-        f"setting: expected one from 0 to {count - 1}, as settings.csv lists them, got {got}; pass --setting"
+        f"setting: expected a number from 0 to {count - 1}, as listed in settings.csv, got {got}; pass --setting"
     )
 
 
@@ -264,11 +267,10 @@ def trained(
     env: str | None = None,
     wrappers: Sequence[str] = (),
 ) -> tuple[Path, results.Trained]:
-    """Return the run folder and the trained seeds of a run, of a setting of a sweep, or of the best member of each seed
-    of population based training.
+    """Return the run folder and the trained parameters of a run or of a setting of a sweep.
 
-    Raises the errors of `locate` and `results.trained`, and ValueError for a checkpoint of population based training,
-    whose best members are those at the end.
+    Of population based training these are the best member of each seed, which is known only at the end. Raises the
+    errors of `locate` and `results.trained`, and ValueError for an earlier checkpoint of population based training.
     """
     own, number = locate(path, setting)
     evolves = population.is_population(path)
@@ -300,7 +302,7 @@ def write_picture(found: Results, file: Path | None = None) -> Path:
 def winner(path: Path) -> tuple[int, Settings]:
     """Return the number and the settings of the best setting of a sweep.
 
-    Raises ValueError if it has not finished, or all seeds of all settings have failed.
+    Raises ValueError if the sweep has not finished, or if all seeds of all settings have failed.
     """
     if population.is_population(path):
         raise ValueError(
@@ -322,9 +324,9 @@ def winner(path: Path) -> tuple[int, Settings]:
 
 
 def on_fresh_seeds(path: Path, given: Mapping[str, Any]) -> Settings:
-    """Return the settings of the winner of a sweep with seeds that the sweep did not use.
+    """Return the best setting of a sweep with seeds that the sweep did not use.
 
-    `given` replaces fields, such as `seeds` or `out`. Raises ValueError if its seeds overlap with those of the sweep.
+    `given` replaces fields, such as `seeds` or `out`. Raises ValueError if the seeds overlap with those of the sweep.
     """
     _, best = winner(path)
     used = range(best.seed, best.seed + best.seeds)

@@ -1,7 +1,7 @@
 """Returns aggregated over tasks: stratified bootstrap intervals, performance profiles and the optimality gap.
 
-Returns of several tasks must be on one scale, such as human-normalized scores. Seeds whose return is NaN or infinite
-have failed; they are left out of their task and counted. Agarwal et al. 2021, "Deep reinforcement learning at the edge
+Returns of several tasks must be on one scale, such as human-normalized scores. A seed whose return is NaN or infinite
+has failed; it is left out of its task and counted. Agarwal et al. 2021, "Deep reinforcement learning at the edge
 of the statistical precipice", https://arxiv.org/abs/2108.13264.
 """
 
@@ -27,7 +27,7 @@ class Profile(NamedTuple):
     low: Array
     high: Array
     seeds: int
-    """Runs used."""
+    """Number of runs used."""
     failed: int
     """Failed runs."""
 
@@ -65,8 +65,8 @@ def profile(values: ArrayLike, thresholds: ArrayLike, confidence: float = 0.95) 
     """Compute the fraction of runs with a return above each threshold [T], with pointwise intervals.
 
     `values` are the returns [S] of one task, or normalized returns [tasks, S]. The intervals are Wilson's for a
-    binomial fraction. They have a width also where the fraction is 0 or 1, unlike those of a bootstrap; for several
-    tasks they are at least as wide as necessary, because the variance within tasks is at most that of all runs.
+    binomial proportion. Unlike bootstrap intervals, they have a positive width where the fraction is 0 or 1. For
+    several tasks they are conservative, because the variance within tasks is at most that of all runs.
 
     Raises ValueError for another shape, thresholds that are not finite or not 1-D, and an invalid confidence; TypeError
     for values that are not numbers.

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PROFILE_SEEDS = 8
-"""Fewest seeds per arm for which performance profiles are drawn."""
+"""Minimum number of seeds per arm for performance profiles."""
 
 MOST_ROWS = 40
-"""Most arms that are drawn: the first and those with the highest interquartile means."""
+"""Maximum number of arms that are drawn: the first one and those with the highest interquartile means."""
 
 MOST_CURVES = 7
-"""Most arms for which curves and profiles are drawn, one per colour."""
+"""Maximum number of arms for which curves and profiles are drawn, one for each colour."""
 
 
 NAME_WIDTH = 40
-"""Characters of a line of an arm's name."""
+"""Maximum number of characters in a line of an arm's name."""
 
 
 class Ends(NamedTuple):
-    """An estimate and the ends of its interval, or of the range of the seeds; None where they are missing."""
+    """An estimate and the ends of its interval, or of the range of the seeds; None for missing numbers."""
 
     value: float | None
     low: float | None
@@ -80,16 +80,16 @@ def figure(
 ) -> "Figure":
     """Draw the arms of a comparison, each in one colour.
 
-    The upper panels have a row per arm: on the left its interquartile mean and mean with their intervals and its single
-    seeds, on the right their differences from the first arm. Below are the learning curves, if every arm has one, and
-    the performance profiles, if every arm has at least 8 seeds; both for at most 7 arms.
+    The upper panels have a row per arm. The left one shows its seeds, its interquartile mean and its mean with their
+    intervals; the right one shows the differences of both means from the first arm. Below are the learning curves, if
+    every arm has one, and the performance profiles, if every arm has at least 8 seeds; both for at most 7 arms.
 
     Args:
         arms: the arms; at most 40 are drawn.
         label: name of the returns, on the axes.
         curve_label: name of the returns of the learning curves.
-        title: line above the panels.
-        percent: nominal coverage of the intervals, in the captions.
+        title: title of the picture.
+        percent: nominal coverage of the intervals of means and differences, for the captions.
 
     Raises ValueError for fewer than two arms.
     """
@@ -115,12 +115,12 @@ def figure(
             if panel == "curves":
                 _draw_curves(axes, shown, names, curve_label)
             else:
-                _draw_profiles(axes, shown, names, label, percent)
+                _draw_profiles(axes, shown, names, label)
     return drawn
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the names without the folders that all of them have in common."""
+    """Return the names without the folders common to all of them."""
     parts = [name.encode(errors="backslashreplace").decode().split("/") for name in names]
     common = 0
     while all(len(part) > common + 1 and part[: common + 1] == parts[0][: common + 1] for part in parts):
@@ -144,7 +144,7 @@ def _lower_panels(arms: Sequence[DrawnArm]) -> list[str]:
 
 
 def _draw_arms(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str], label: str, percent: str) -> None:
-    """Draw the estimates and the single seeds of each arm in a row."""
+    """Draw a row for each arm, with its estimates and its seeds."""
     for row, arm in enumerate(arms):
         colour = plots.look(row)[0]
         seeds = arm.returns[np.isfinite(arm.returns)]
@@ -197,7 +197,7 @@ def _draw_curves(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str], l
     _caption(axes, f"learning curves, line: interquartile mean{note}")
 
 
-def _draw_profiles(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str], label: str, percent: str) -> None:
+def _draw_profiles(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str], label: str) -> None:
     """Draw the fraction of seeds of each arm above each return."""
     everything = np.concatenate([arm.returns[np.isfinite(arm.returns)] for arm in arms])
     margin = 0.03 * float(np.ptp(everything)) or 1.0
@@ -214,7 +214,7 @@ def _draw_profiles(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str],
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.legend(frameon=False, loc="lower left", fontsize=8)
-    _caption(axes, f"performance profiles, band: pointwise {percent} intervals")
+    _caption(axes, "performance profiles, band: pointwise 95% intervals")
 
 
 def _caption(axes: "Axes", text: str) -> None:

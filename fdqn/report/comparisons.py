@@ -1,10 +1,10 @@
-"""Comparisons of arms, each a return per seed: differences with intervals, the probability of improvement, and the
-settings that are indistinguishable from the best.
+"""Comparisons of arms: differences with intervals, the probability of improvement, and the settings that are
+indistinguishable from the best.
 
-All functions take arrays of returns. A seed whose return is NaN or infinite has failed: it is left out and counted, in
-paired comparisons together with its counterpart in the other arm. Equal inputs give equal results, which depend neither
-on the order of the seeds nor on a global generator; exchanging the arms negates differences exactly. Intervals are
-given from `statistics.MIN_SEEDS` seeds in each arm on; for fewer their ends are NaN.
+An arm is an array of returns, one for each seed. A seed whose return is NaN or infinite has failed: it is left out and
+counted, and in paired comparisons the same seed of the other arm is left out too. Results are deterministic and depend
+neither on the order of the seeds nor on a global generator; exchanging the arms negates differences exactly. Intervals
+need `statistics.MIN_SEEDS` seeds in each arm; for fewer, their ends are NaN.
 
 Measured coverage of the 95% intervals (`benchmarks/coverage.py`) is in the docstrings of `difference`, `improvement`
 and `mean_interval`.
@@ -29,9 +29,9 @@ class Estimate(NamedTuple):
     low: float
     high: float
     seeds: tuple[int, ...]
-    """Seeds used of each arm."""
+    """Number of seeds used of each arm."""
     failed: tuple[int, ...]
-    """Failed seeds of each arm."""
+    """Number of failed seeds of each arm."""
 
 
 class Comparison(NamedTuple):
@@ -47,28 +47,28 @@ class Comparison(NamedTuple):
     """p-value of the permutation test of the difference of the means."""
     paired: bool
     seeds: tuple[int, int]
-    """Seeds used of each arm."""
+    """Number of seeds used of each arm."""
     failed: tuple[int, int]
-    """Failed seeds of each arm."""
+    """Number of failed seeds of each arm."""
 
 
 class Selection(NamedTuple):
-    """Frequencies with which the bootstrap of `selection` selects each of K settings."""
+    """Frequencies with which a bootstrap selects each of K settings as the best; see `selection`."""
 
     frequency: Array
     """Fraction of the resamples [K] in which the setting has the highest statistic."""
     members: NDArray[np.bool_]
     """Bool [K], True for the settings of the smallest set that contains 95% of the selections."""
     failed: NDArray[np.int64]
-    """Failed seeds [K] of each setting."""
+    """Number of failed seeds of each setting, [K]."""
 
 
 def compare(
     first: ArrayLike, second: ArrayLike, paired: bool = False, confidence: float = 0.95, resamples: int = 10_000
 ) -> Comparison:
-    """Compare the returns of a second arm with those of a first, by all statistics of this module.
+    """Compare a second arm with a first: differences, probability of improvement and permutation test.
 
-    Shapes: first [S1], second [S2]; with `paired`, seed i of one arm belongs to seed i of the other, and S1 = S2.
+    Shapes: first [S1], second [S2]; with `paired`, seed i of one arm is paired with seed i of the other, and S1 = S2.
     Raises as `difference` does.
     """
     iqm, mean = (difference(first, second, name, paired, confidence, resamples) for name in ("iqm", "mean"))
@@ -90,8 +90,8 @@ def difference(
     "iqm": bootstrap interval of the difference of interquartile means. Seeds are resampled in each arm separately,
     or jointly with `paired`. The quantiles are expanded by the ratio of a t interval to a normal one (Hesterberg 2015,
     https://arxiv.org/abs/1411.5279), because a plain percentile interval is too narrow for few seeds.
-    "mean": Welch's t interval, or Student's of the differences with `paired`. For few seeds it covers better than a
-    bootstrap interval.
+    "mean": Welch's t interval, or Student's t interval of the differences with `paired`. With few seeds its coverage is
+    better than that of a bootstrap interval.
 
     Measured coverage of 95% intervals in percent (`benchmarks/coverage.py`, 2,000 experiments each): lowest and highest
     for arms of one shape (normal, skewed, bimodal or bounded), and in parentheses for arms of different shapes:
@@ -106,7 +106,7 @@ def difference(
         first: returns [S1] of the baseline.
         second: returns [S2] of the arm compared with it.
         statistic: "iqm" for the interquartile mean, or "mean".
-        paired: seed i of one arm belongs to seed i of the other, as when both runs used the same seeds.
+        paired: seed i of one arm is paired with seed i of the other, because both runs used the same seeds.
         confidence: nominal coverage, in (0, 1).
         resamples: number of bootstrap resamples.
 
@@ -178,18 +178,18 @@ def selection(
 
     Each resample of the seeds selects the setting with the highest interquartile mean; a tie is divided equally. The
     settings of the smallest set that contains 95% of the selections are indistinguishable from the best (Patterson
-    et al. 2023, "Empirical design in reinforcement learning", https://arxiv.org/abs/2304.01315). Settings that are
-    selected equally often are in the set together. With `paired`, all settings used the same seeds, and seeds are
-    resampled jointly.
+    et al. 2023, "Empirical design in reinforcement learning", https://arxiv.org/abs/2304.01315). If settings are
+    selected equally often, either all or none of them are in the set. With `paired`, all settings used the same seeds,
+    and seeds are resampled jointly.
 
     The set is not a 95% confidence set for the best setting. In simulations with normal returns where one of 12
     settings is better by half a standard deviation, it contained that setting in 81, 89, 96 and 100% of the experiments
-    with 5, 8, 16 and 32 seeds. The setting that was selected most often was that setting in 28, 39, 59 and 81%
+    with 5, 8, 16 and 32 seeds. The better setting was the one selected most often in 28, 39, 59 and 81%
     (`benchmarks/coverage.py`).
 
     Failed seeds do not contribute to the statistic of their setting, and a resample in which all seeds of a setting
-    failed does not select it. `failed` counts them: do not prefer a setting whose seeds often fail for the returns of
-    the others. If no setting has a finite return, the frequencies are NaN and the set is empty.
+    have failed does not select it. `failed` counts them: the returns of the other seeds are not a reason to prefer a
+    setting whose seeds often fail. If no setting has a finite return, the frequencies are NaN and the set is empty.
 
     Shapes: returns [K, S]. Raises ValueError for another shape, no settings, no seeds, or an invalid `resamples` or
     `statistic`; TypeError for values that are not numbers.
@@ -233,7 +233,7 @@ def _selected(values: Array, paired: bool, resamples: int, of: Callable[[Array],
 def _resampled_differences(a: Array, b: Array, paired: bool, resamples: int) -> Array:
     """Compute differences of interquartile means of resampled arms, half of them with the arms exchanged.
 
-    So exchanging the arms negates the differences exactly, although both arms are not drawn alike.
+    Both arms use different random numbers; with both orders, exchanging the arms negates the differences exactly.
     """
     half = (resamples + 1) // 2
     return np.concatenate([_one_way(a, b, paired, half), -_one_way(b, a, paired, half)])

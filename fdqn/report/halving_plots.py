@@ -1,4 +1,4 @@
-"""Picture of successive halving: learning curves until settings were dropped, and the values that were kept."""
+"""Picture of successive halving: learning curves until settings were dropped, and returns against their values."""
 
 import math
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
 LEGEND = 10
-"""Most settings of the last rung that are named in the legend."""
+"""Maximum number of settings of the last rung in the legend."""
 
 _WIDTH = 10.0  # inches
 _PANELS = 3  # in a row
 _DROPPED = ("#b8b8b8", "#888888", "#5c5c5c")
-"""Greys of dropped settings, the lightest for those of the first rung; the last of these for all later ones."""
+"""Greys of dropped settings by rung, from light to dark; the last grey is that of all later rungs."""
 
 
 class Halving(NamedTuple):
@@ -32,7 +32,7 @@ class Halving(NamedTuple):
     ranking: tuple[sweeps.Row, ...]
     """All settings, the best first."""
     scores: tuple[float, ...]
-    """Training returns [K] at the end of the first rung; NaN without a finished episode."""
+    """Interquartile means [K] of the training returns at the end of the first rung; NaN without a finished episode."""
 
     @property
     def ends(self) -> list[int]:
@@ -53,8 +53,8 @@ def write(file: Path | BinaryIO, given: Halving, title: str = "", subtitle: str 
 def figure(given: Halving, title: str = "", subtitle: str = "", measure: str = "return") -> "Figure":
     """Draw the learning curves of all settings, and below them a panel for each varied name.
 
-    The panels show the scores at the end of the first rung, where all settings can be compared, against the value.
-    `measure` names the returns by which the settings of the last rung are ranked.
+    The panels show the scores at the end of the first rung, the last at which all settings were trained, against the
+    value. `measure` is the name of the returns by which the settings of the last rung are ranked.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def _draw_curves(
             f"{kept} kept", place, (3, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", fontsize=8
         )
     axes.set_xlim(0, last)
-    axes.set_xlabel("environment steps a seed")
+    axes.set_xlabel("environment steps per seed")
     axes.set_ylabel("training return")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.2)
@@ -100,8 +100,8 @@ def _draw_curves(
     axes.legend(handles[::-1], labels[::-1], framealpha=0.9, edgecolor="none", **legend)
     notes = (
         "line: interquartile mean of the seeds of a setting",
-        "grey: dropped at the cross, the lightest first" if len(given.ends) > 1 else "grey: dropped at the cross",
-        "dotted: ends of rungs",
+        "grey: dropped at the cross, lighter if earlier" if len(given.ends) > 1 else "grey: dropped at the cross",
+        "dotted: end of a rung",
     )
     sweep_plots.caption(part, "Learning curves", notes, subtitle)
 
@@ -161,7 +161,7 @@ def _draw_values(part: "SubFigure", given: Halving, names: Sequence[sweep_plots.
         f"All settings after {given.ends[0]:,} steps, at the end of the first rung" if given.ends else "All settings"
     )
     notes = (
-        "point: interquartile mean of the seeds, by which settings are dropped",
-        "colours: as above",
+        "point: interquartile mean of the seeds of a setting, by which settings are dropped",
+        "colours as above",
     )
     sweep_plots.caption(part, title, notes, "")

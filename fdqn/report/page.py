@@ -189,14 +189,14 @@ def _sweep_sections(sweep: Mapping[str, Any] | None) -> Iterator[str]:
         return
     axes = sweep["axes"]
     if len(axes) > 1:
-        thick = ", thick if it cannot be told from the best" if any(sweep["members"]) else ""
+        thick = ", thick if it is indistinguishable from the best" if any(sweep["members"]) else ""
         note = f"one line per setting, dark for a high mean{thick}; lines at equal values are spread"
         drawn = page_figures.parallel_coordinates(sweep)
         yield _figure("parallel", "All settings", note, drawn, width=90 * (len(axes) + 1) + 60)
     yield '<div class="grid">'
     for i, axis in enumerate(axes):
         note = "line: all settings with a value, with the interval or range of their seeds; points: settings"
-        marked = ", orange: cannot be told from the best" if any(sweep["members"]) else ""
+        marked = ", orange: indistinguishable from the best" if any(sweep["members"]) else ""
         yield _figure(f"effect-{i}", f"Effect of {axis['name']}", note + marked, page_figures.sensitivity(sweep, i))
     yield "</div>"
 

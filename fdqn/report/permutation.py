@@ -10,16 +10,16 @@ from numpy.typing import ArrayLike
 from fdqn.report import samples
 from fdqn.report.samples import Array
 
-# With at most this number of splits of the seeds into two arms, the permutation test takes all of them; otherwise this
-# number of random ones. It is enough for 8 seeds per arm, or 14 pairs.
+# The permutation test enumerates the splits of the seeds into two arms if there are at most this many, as for 8 seeds
+# per arm or 14 pairs. Otherwise it draws this number of random splits.
 _SPLITS = 20_000
 
 
 def permutation_test(first: ArrayLike, second: ArrayLike, paired: bool = False) -> float:
-    """Compute the two-sided p-value of the difference of the means, if the arms were exchangeable.
+    """Compute the two-sided p-value of the difference of the means under the hypothesis that the arms are exchangeable.
 
     It is the fraction of the splits of all seeds into two arms whose difference is at least as large in absolute value
-    as the observed one; with `paired`, of the exchanges within pairs. All splits are taken if there are at most 20,000.
+    as the observed one; with `paired`, of the exchanges within pairs. All splits are used if there are at most 20,000.
     Otherwise as many random ones are drawn, and the p-value is `(1 + count) / (1 + 20,000)`, which is never too small
     (Phipson and Smyth 2010, https://arxiv.org/abs/1603.05766).
 
@@ -30,7 +30,7 @@ def permutation_test(first: ArrayLike, second: ArrayLike, paired: bool = False) 
         return math.nan
     permuted, exact = _sign_flips(np.sort(np.abs(b - a))) if paired else _splits(a, b)
     observed = abs((b - a).mean() if paired else b.mean() - a.mean())
-    # Sums of the same numbers in another order differ by rounding.
+    # Sums of the same numbers in a different order differ by rounding.
     rounding = 1e-12 * float(np.abs(np.concatenate([a, b])).max())
     count = int((np.abs(permuted) >= observed - rounding).sum())
     return count / len(permuted) if exact else (1 + count) / (1 + len(permuted))
@@ -39,7 +39,7 @@ def permutation_test(first: ArrayLike, second: ArrayLike, paired: bool = False) 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust the p-values of several comparisons by Holm's method; NaN stays NaN and is not counted.
 
-    The k-th smallest of m is multiplied by `m - k + 1`, limited to 1, and at least as large as the one before.
+    The k-th smallest of m is multiplied by `m - k + 1`, raised to the adjusted one before it, and limited to 1.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p)[: np.isfinite(p).sum()]
@@ -49,9 +49,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _sign_flips(differences: Array) -> tuple[Array, bool]:
-    """Compute the means of the differences [S] under exchanges within pairs, and whether these are all exchanges.
+    """Compute the means of the differences [S] under exchanges within pairs, and True if these are all exchanges.
 
-    Takes absolute differences in ascending order, so that the result is the same with the arms exchanged.
+    The absolute differences are in ascending order, so that exchanging the arms does not change the result.
     """
     n = len(differences)
     if 2**n <= _SPLITS:
@@ -65,7 +65,7 @@ def _sign_flips(differences: Array) -> tuple[Array, bool]:
 
 
 def _splits(a: Array, b: Array) -> tuple[Array, bool]:
-    """Compute differences of means of splits of all seeds into two arms, and whether these are all splits."""
+    """Compute differences of means of splits of all seeds into two arms, and True if these are all splits."""
     pooled = np.sort(np.concatenate([a, b]))
     n, size = len(pooled), min(len(a), len(b))
     if math.comb(n, size) <= _SPLITS:

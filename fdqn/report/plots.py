@@ -93,7 +93,7 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Curve], label: str = "trainin
         kinds |= _draw_band(axes, steps, estimates, colour)
         middle = [float(e.iqm) for e in estimates]
         axes.plot(steps, middle, color=colour, linestyle=style, linewidth=2, marker=marker, label=name)
-    axes.set_xlabel("environment steps a seed")
+    axes.set_xlabel("environment steps per seed")
     axes.set_ylabel(label)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)

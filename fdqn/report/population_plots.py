@@ -15,28 +15,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEEDS = 4
-"""Seeds whose copies are drawn."""
+"""Maximum number of seeds whose copies are drawn."""
 
 _WIDTH = 10.0  # inches
 _PANELS = 3  # in a row
 _MAP = "viridis"
 _GREY = "#bbbbbb"
-_STEPS = "environment steps a seed"
+_STEPS = "environment steps per seed"
 
 
 class History(NamedTuple):
-    """Members of population based training over time; member k of seed s is column `k * seeds + s` of M columns."""
+    """Members of population based training over time. Of M columns, `k * seeds + s` is member k of seed s."""
 
     curve: plots.Curve
     """Training returns [P, M] at P reports."""
     steps: NDArray[np.int64]
-    """[N], environment steps at which members copied others."""
+    """[N], environment steps at which the steps of population based training were taken."""
     sources: NDArray[np.int64]
-    """[N, M], column that each member copied, or its own."""
+    """[N, M], the column that each member copied; its own if it did not copy."""
     values: Mapping[str, NDArray[np.float64]]
-    """[N + 1, M] by name, the numbers of the members at the start and after each step."""
+    """[N + 1, M] by name, the hyper-parameters of the members at the start and after each step."""
     best: Sequence[int | None]
-    """Column of the best member of each seed at the end; None if all have failed."""
+    """Column of the best member of each seed at the end; None if all members have failed."""
     seeds: Sequence[int]
     """[S], names of the seeds."""
 
@@ -44,7 +44,7 @@ class History(NamedTuple):
 def ancestors(
     reports: NDArray[np.int64], steps: NDArray[np.int64], sources: NDArray[np.int64], column: int
 ) -> NDArray[np.int64]:
-    """Return the columns [P] that held the ancestor of a final member before each report, at `reports` steps [P]."""
+    """Return the column [P] that held the ancestor of a final member before each report, at the steps `reports` [P]."""
     held = [column]
     for source in sources[::-1]:
         held.append(int(source[held[-1]]))
@@ -57,10 +57,10 @@ def write(file: Path | BinaryIO, given: History, title: str = "", subtitle: str 
 
 
 def figure(given: History, title: str = "", subtitle: str = "") -> "Figure":
-    """Draw training returns and numbers over time, with the ancestors of the best member of each seed, and the copies.
+    """Draw training returns and hyper-parameters over time, and below them which member copied which.
 
-    The members of the first `SEEDS` seeds have a row each, coloured by their training returns. A member without a
-    return at a report keeps its previous one.
+    The ancestors of the best member of each seed are highlighted. In the lower panel, each member of the first `SEEDS`
+    seeds has a row, coloured by its training return. A member without a return at a report keeps its previous one.
     """
     panels, seeds = 1 + len(given.values), min(len(given.seeds), SEEDS)
     given = given._replace(curve=given.curve._replace(values=plots.filled(given.curve.values)))
@@ -113,7 +113,7 @@ def _draw_values(axes: "Axes", given: History, name: str, values: NDArray[np.flo
 def _lineages(given: History) -> list[tuple[str, str, NDArray[np.int64]]]:
     """Return the label, the colour and the columns [P] of the ancestors of the best member of each seed.
 
-    More seeds than colours share one colour and a label.
+    If there are more seeds than colours, all share one colour and one label.
     """
     many = _are_many(given)
     found: list[tuple[str, str, NDArray[np.int64]]] = []
@@ -136,7 +136,7 @@ def _are_many(given: History) -> bool:
 
 
 def _draw_copies(part: Any, given: History, seeds: int) -> None:
-    """Draw a row for each member, seed by seed, and an arrow from the source to the member for each copy."""
+    """Draw a row for each member, grouped by seed, and for each copy an arrow from the source to the member."""
     from matplotlib.collections import LineCollection
 
     axes, members, end = part.subplots(), given.sources.shape[1] // len(given.seeds), given.curve.steps
@@ -175,7 +175,7 @@ def _draw_copies(part: Any, given: History, seeds: int) -> None:
     axes.spines["left"].set_visible(False)
     shown = f" of the first {seeds} of {len(given.seeds)} seeds" if seeds < len(given.seeds) else ""
     axes.set_title(
-        f"rows: members{shown}, from setting 0 at the top; thick: ancestors of the best one; arrows: copies",
+        f"rows: members{shown}, setting 0 at the top; thick: ancestors of the best member; arrows: copies",
         loc="left",
         fontsize=8,
         color="#555555",

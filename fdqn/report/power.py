@@ -1,9 +1,9 @@
 """Power: the differences between two arms that a number of seeds can show, and the seeds that a difference needs; and
-the fraction of further seeds within the range of those seen.
+tolerance intervals, which contain a fraction of further seeds.
 
 Power is that of the two-sided t test of two means with equal variances, by the noncentral t distribution (Cohen 1988,
 "Statistical power analysis for the behavioral sciences"; for reinforcement learning, Colas et al. 2018,
-https://arxiv.org/abs/1806.08295). It is a plan for normal returns: for skewed or bounded ones it is approximate.
+https://arxiv.org/abs/1806.08295). It is exact for normal returns, and approximate for skewed or bounded ones.
 """
 
 import math
@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike
 from fdqn.report import samples
 
 LEVEL = 0.05
-"""Level of the two-sided test."""
+"""Significance level of the two-sided test."""
 
 POWER = 0.8
-"""Probability with which a difference is found that `detectable` and `seeds_needed` plan for."""
+"""Probability of finding a difference for which `detectable` and `seeds_needed` plan, by default."""
 
 SMALLEST_FRACTION = 0.5
-"""Fraction of further seeds for which `tolerance` gives an interval; with less it would mean little."""
+"""Smallest fraction of further seeds for which `tolerance` returns an interval."""
 
 
 class Tolerance(NamedTuple):
@@ -49,8 +49,8 @@ def t_test_power(
         paired: both arms use the same seeds.
         level: level of the test.
 
-    Returns NaN where no variance can be estimated, for one seed per arm. Raises ValueError for a negative effect, fewer
-    than one seed, or a level outside (0, 1).
+    Returns NaN for one seed per arm, where the variance cannot be estimated. Raises ValueError for a negative effect,
+    fewer than one seed, or a level outside (0, 1).
     """
     from scipy.stats import nct, t
 
@@ -88,7 +88,7 @@ def detectable(
         level: level of the test.
         power: probability with which the difference is found.
 
-    Returns 0 without spread, and NaN for one seed per arm. Raises ValueError for a negative spread, fewer than one
+    Returns 0 if the spread is 0, and NaN for one seed per arm. Raises ValueError for a negative spread, fewer than one
     seed, or a level or power outside (0, 1).
     """
     from scipy.optimize import brentq
@@ -126,7 +126,7 @@ def seeds_needed(
     if spread == 0:
         return 2
     effect = difference / spread
-    # The number for a known variance, from below.
+    # Start from the number for a known variance, which is a lower bound.
     least = (1 if paired else 2) * ((norm.isf(level / 2) + norm.ppf(power)) / effect) ** 2
     n = max(2, math.floor(least) - 1)
     while n > 2 and t_test_power(effect, n - 1, None, paired, level) >= power:
@@ -137,7 +137,7 @@ def seeds_needed(
 
 
 def tolerance_fraction(seeds: int, confidence: float = 0.95) -> float:
-    """Compute the fraction of further seeds within the range of `seeds` seeds, at least, with the given confidence.
+    """Compute the least fraction of further seeds within the range of `seeds` seeds, with a given confidence.
 
     The fraction of any continuous distribution between the lowest and the highest of n values has the distribution
     Beta(n - 1, 2), so that `P(fraction < p) = n p**(n - 1) - (n - 1) p**n`; the result is the p at which this is
@@ -155,8 +155,8 @@ def tolerance_fraction(seeds: int, confidence: float = 0.95) -> float:
 def tolerance_seeds(fraction: float, confidence: float = 0.95) -> int:
     """Compute the fewest seeds whose range contains a fraction of further seeds with the given confidence.
 
-    At 95% confidence these are 8, 18, 22, 46 and 93 seeds for 50, 75, 80, 90 and 95%. Raises ValueError for a fraction
-    or a confidence outside (0, 1).
+    With 95% confidence, fractions of 50, 75, 80, 90 and 95% need 8, 18, 22, 46 and 93 seeds. Raises ValueError for a
+    fraction or a confidence outside (0, 1).
     """
     _check_level("fraction", fraction)
     samples.check_confidence(confidence)
@@ -167,7 +167,7 @@ def tolerance_seeds(fraction: float, confidence: float = 0.95) -> int:
     high = 2
     while missed(high) > 1 - confidence:
         high *= 2
-    low = high // 2  # too few, or 1
+    low = high // 2  # too few seeds, or 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if missed(middle) > 1 - confidence else (low, middle)
@@ -177,8 +177,8 @@ def tolerance_seeds(fraction: float, confidence: float = 0.95) -> int:
 def tolerance(values: ArrayLike, confidence: float = 0.95) -> Tolerance | None:
     """Return the range of the returns [S] and the fraction of further seeds within it, as `tolerance_fraction` does.
 
-    Returns None if the fraction is below one half, for fewer than 8 seeds at 95% confidence. Failed seeds are left out.
-    Raises ValueError for returns that are not 1-D and for an invalid confidence; TypeError for values that are not
+    Returns None if the fraction is below one half: at 95% confidence, for fewer than 8 seeds. Failed seeds are left
+    out. Raises ValueError for returns that are not 1-D and for an invalid confidence; TypeError for values that are not
     numbers.
     """
     samples.check_confidence(confidence)

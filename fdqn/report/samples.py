@@ -1,4 +1,4 @@
-"""Returns of seeds as arrays: checks of arguments, failed seeds, and the statistics that comparisons resample."""
+"""Returns of seeds as arrays: checks of arguments, failed seeds, and the statistics that are bootstrapped."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 Statistic = Literal["iqm", "mean"]
 
 VALUES_AT_ONCE = 5_000_000
-"""Resampled values held in memory at once."""
+"""Maximum number of resampled values in memory at once."""
 
 
 def numbers(name: str, values: ArrayLike) -> Array:
@@ -56,7 +56,7 @@ def statistic(name: Statistic) -> Callable[[Array], Array]:
 def iqm(values: Array) -> Array:
     """Compute the interquartile mean [...] of the values [..., S] that are not NaN; NaN if there are none.
 
-    It equals `statistics.iqm`, and is fast for many rows.
+    The result equals that of `statistics.iqm`, and is fast for many rows.
     """
     ordered = np.sort(values, axis=-1)  # NaN at the end
     counts = (~np.isnan(ordered)).sum(-1, keepdims=True)
@@ -76,8 +76,8 @@ def mean(values: Array) -> Array:
 def expanded_tail(confidence: float, seeds: int, freedom: float) -> float:
     """Return the probability of each tail of bootstrap means outside an interval with the given confidence.
 
-    The bootstrap's variance lacks the factor `n / (n - 1)`, and its quantiles are those of a known variance. At this
-    level a normal interval is as wide as the t interval with `freedom` degrees of freedom.
+    The variance of the bootstrap lacks the factor `n / (n - 1)`, and its quantiles are those of a known variance. With
+    this tail probability, a normal interval is as wide as the t interval with `freedom` degrees of freedom.
     Hesterberg 2015, https://arxiv.org/abs/1411.5279
     """
     from scipy.stats import norm, t

@@ -1,4 +1,4 @@
-"""Statistics over seeds: the interquartile mean with its bootstrap interval, or the range for few seeds.
+"""Statistics over seeds: the interquartile mean with its bootstrap interval, or the range of fewer than 5 seeds.
 
 Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice",
 https://arxiv.org/abs/2108.13264
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from fdqn.report import samples
 
 MIN_SEEDS = 5
-"""Fewest seeds for a bootstrap interval; for fewer seeds the range is given."""
+"""Minimum number of seeds for a bootstrap interval; for fewer, the range of the seeds is returned."""
 
 Kind = Literal["interval", "range"]
 
@@ -61,11 +61,11 @@ def interval(
     Methods:
 
     - "expanded" is the percentile bootstrap with quantiles further out, by the ratio of a t interval to a normal one
-      (Hesterberg 2015, https://arxiv.org/abs/1411.5279). For fewer than 5 seeds it is too narrow as well; then the ends
-      are the lowest and the highest seed, and `kind` is "range".
-    - "percentile" is the percentile bootstrap of rliable. It also needs 5 seeds, and is too narrow for up to 6.
-    - "t" is Student's interval of the mean, the only method with nearly its nominal coverage for 2 to 4 seeds. Do not
-      use it for more than 8 seeds, where the mean of skewed returns differs from their interquartile mean.
+      (Hesterberg 2015, https://arxiv.org/abs/1411.5279). For fewer than 5 seeds it would still be too narrow; then the
+      ends are the lowest and the highest return, and `kind` is "range".
+    - "percentile" is the percentile bootstrap of rliable. It also needs 5 seeds, and is too narrow for 5 and 6.
+    - "t" is Student's t interval of the mean, the only method with nearly nominal coverage for 2 to 4 seeds. Do not
+      use it for more than 8 seeds: it is centred at the mean, which for skewed returns is not the interquartile mean.
 
     Measured coverage of 95% intervals (percent of intervals that contain the true interquartile mean; lowest and
     highest of normal, skewed, bimodal and bounded returns) and their width in standard deviations
@@ -78,7 +78,7 @@ def interval(
         the range    47-51 0.8  74-75 1.5  84-87 1.8 92-94 2.1          -          -          -          -
 
     The bootstrap is seeded, so equal values give equal intervals. Seeds with a NaN anywhere (failed seeds) are left out
-    and not counted; with fewer than two seeds left the ends are NaN, with none the mean is NaN too.
+    and not counted. With fewer than two seeds left, the ends are NaN; with none, the interquartile mean is NaN too.
 
     Raises ValueError for a confidence outside (0, 1), for fewer than one resample and for an unknown method, and
     TypeError for values that are not numbers.

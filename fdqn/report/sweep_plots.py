@@ -1,4 +1,4 @@
-"""Pictures of a sweep: all settings, the effect of each varied value, learning curves of a few settings."""
+"""Pictures of a sweep: all settings, the sensitivity to each varied name, and learning curves of a few settings."""
 
 import math
 import textwrap
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from matplotlib.patches import Rectangle
 
 BLUE, ACCENT, GREY = plots.COLOURS[0], plots.COLOURS[1], "#777777"
-"""Colours of estimates, of the settings that cannot be told from the best, and of failed settings."""
+"""Colours of estimates, of settings that are indistinguishable from the best, and of failed settings."""
 
 CURVES = 3
-"""Learning curves from the top of the ranking; the median and the worst setting are added."""
+"""Number of best settings whose learning curves are drawn, in addition to the median and the worst."""
 
 _WIDTH = 10.0  # inches
 _PANELS = 3  # in a row
-_TICKS = 8  # an axis with more numbers has round ones as ticks
+_TICKS = 8  # an axis with more values has ticks at round numbers
 _LARGE_CELLS = 7  # cells of heat maps with more columns have smaller text
 
 
@@ -36,7 +36,7 @@ class Axis(NamedTuple):
     name: str
     column: list[sweeps.Value]
     values: list[sweeps.Value]
-    """The different values in ascending order."""
+    """The distinct values in ascending order."""
     scale: sweeps.Scale
 
     def places(self, values: Sequence[sweeps.Value]) -> NDArray[np.float64]:
@@ -63,7 +63,7 @@ class Axis(NamedTuple):
         return low - room, high + room
 
     def ticks(self) -> tuple[NDArray[np.float64], list[str]]:
-        """Return coordinates and labels: each value if there are few, else round numbers between the ends."""
+        """Return coordinates and labels of ticks: each value if there are few, else round numbers between the ends."""
         from matplotlib.ticker import LogLocator, MaxNLocator
 
         if self.scale == "category" or len(self.values) <= _TICKS:
@@ -88,7 +88,7 @@ class _View(NamedTuple):
     means: NDArray[np.float64]
     members: NDArray[np.bool_]
     low: float
-    """Least mean on axes and colour bars; some lower means are clipped."""
+    """Lowest mean on axes and colour bars; lower means are clipped to it."""
     high: float
 
     @property
@@ -97,9 +97,9 @@ class _View(NamedTuple):
         return bool((self.means < self.low).any())
 
     def best_set(self, mark: str) -> str:
-        """Explain the mark of the best set; nothing without a best set."""
-        few = f" (too few, from fewer than {statistics.MIN_SEEDS} seeds)" if sweeps.few_seeds(self.ranking) else ""
-        return f"{mark}: cannot be told from the best{few}" if self.members.any() else ""
+        """Explain the mark of the best set; empty without a best set."""
+        few = f" (may be too few: under {statistics.MIN_SEEDS} seeds)" if sweeps.few_seeds(self.ranking) else ""
+        return f"{mark}: indistinguishable from the best{few}" if self.members.any() else ""
 
 
 def write(
@@ -110,15 +110,15 @@ def write(
 
 
 def figure(data: sweeps.Sweep, title: str = "", subtitle: str = "", measure: str = "return") -> "Figure":
-    """Draw the pictures that fit a sweep, from top to bottom.
+    """Draw the pictures that apply to a sweep, from top to bottom.
 
     - All settings: a heat map of two varied names on a grid, a scatter plot of two that were drawn, parallel
       coordinates of three or more, as `sweeps.overview` selects.
     - Sensitivity: one panel for each varied name, with the interquartile mean and its interval against the value.
     - Learning curves of the best settings, the median and the worst, if the sweep has curves.
 
-    Settings that cannot be told from the best are marked in orange. `measure` names the returns. Returns far below
-    those of nine tenths of the settings are clipped.
+    Settings that are indistinguishable from the best are marked in orange. `measure` is the name of the returns. Means
+    far below those of nine tenths of the settings are clipped.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -155,7 +155,7 @@ def axes_of(data: sweeps.Sweep) -> tuple[Axis, ...]:
 
 
 def _ends(means: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the lowest and the highest mean, without means that are far below those of nine tenths of the settings."""
+    """Return the lowest and the highest mean, excluding means far below those of nine tenths of the settings."""
     finite = means[np.isfinite(means)]
     if not len(finite):
         return 0.0, 1.0
@@ -210,10 +210,10 @@ def _sensitivity(part: "SubFigure", view: _View) -> None:
         "interval" in kinds and "thick bar: its 95% bootstrap interval",
         "range" in kinds and "thin bar: range of the seeds",
         "points: single seeds" if alone else "points: single settings",
-        not alone and "dashes: best setting with the value",
+        not alone and "dashed: best setting with this value",
         view.best_set("orange"),
         (shown < low).any() and "triangles: below the axis",
-        np.isnan(view.means).all() and "every seed failed",
+        np.isnan(view.means).all() and "all seeds failed",
     )
     caption(part, "Sensitivity", notes, view.subtitle)
 
@@ -248,7 +248,7 @@ def _draw_sensitivity(panel: "Axes", view: _View, axis: Axis, levels: Sequence[s
 
 
 def _points(panel: "Axes", x: NDArray[np.float64], y: NDArray[np.float64], colour: str, shift: float) -> None:
-    """Draw points, moved to the right by points of 1/72 inch; those below the axis are triangles at its lower end."""
+    """Draw points, shifted right by `shift` / 72 inch; those below the axis are triangles at its lower end."""
     from matplotlib.transforms import ScaledTranslation
 
     moved = ScaledTranslation(shift / 72, 0, panel.figure.dpi_scale_trans)
@@ -300,7 +300,7 @@ def _heat_map(part: "SubFigure", view: _View) -> None:
     notes = (
         "number: interquartile mean of the seeds",
         large and "interval" in kinds and "small: its 95% bootstrap interval",
-        large and "range" in kinds and "range: of fewer than 5 seeds",
+        large and "range" in kinds and "range: lowest and highest of fewer than 5 seeds",
         not large and kinds - {None} and f"bar: width of its interval or range, up to {widest:.{digits}f}",
         view.best_set("orange frame"),
     )
@@ -330,7 +330,7 @@ def _rectangle(x: float, y: float, width: float, height: float, colour: str, **l
 
 
 def _scatter(part: "SubFigure", view: _View) -> None:
-    """Draw settings of two names as points in the colour of their interquartile mean."""
+    """Draw each setting of two varied names as a point, coloured by its interquartile mean."""
     axes = part.subplots()
     colours, norm = _colours(view)
     x, y = (axis.places(axis.column) for axis in view.axes)
@@ -352,13 +352,13 @@ def _scatter(part: "SubFigure", view: _View) -> None:
     notes = (
         "one point per setting",
         view.best_set("orange ring"),
-        failed.any() and "cross: every seed failed",
+        failed.any() and "cross: all seeds failed",
     )
     caption(part, "All settings", notes, view.subtitle)
 
 
 def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
-    """Draw each setting as a line through its values and its interquartile mean, on one vertical axis each."""
+    """Draw each setting as a line through its values and its interquartile mean, each on a vertical axis."""
     from matplotlib.collections import LineCollection
     from matplotlib.ticker import MaxNLocator
 
@@ -403,9 +403,9 @@ def _parallel_coordinates(part: "SubFigure", view: _View) -> None:
     axes.spines[:].set_visible(False)
     notes = (
         "one line per setting, coloured by the interquartile mean of its seeds",
-        any(map(_band, view.axes)) and "lines at equal values are spread out",
+        any(map(_band, view.axes)) and "lines at equal values are spread",
         view.best_set("orange outline"),
-        failed.any() and "dotted: every seed failed",
+        failed.any() and "dotted: all seeds failed",
         view.clipped and f"some means are below {sweeps.text(float(f'{view.low:.3g}'))}",
     )
     caption(part, "All settings", notes, view.subtitle)
@@ -433,7 +433,7 @@ def _band(axis: Axis) -> float:
 
 
 def _inset(axis: Axis, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return fractions of an axis as heights, inside by the half band of the outer values."""
+    """Return fractions of an axis as heights, with room for the bands of the outer values."""
     return _band(axis) + (1 - 2 * _band(axis)) * fractions
 
 
@@ -476,7 +476,7 @@ def _learning_curves(part: "SubFigure", view: _View) -> None:
 
 
 def _colours(view: _View) -> tuple["Colormap", "Normalize"]:
-    """Return colours from light for the lowest to dark for the highest mean, so that good settings stand out."""
+    """Return a colour map from light for the lowest to dark for the highest mean, so that good settings stand out."""
     from matplotlib import colormaps
     from matplotlib.colors import LinearSegmentedColormap, Normalize
 
@@ -490,7 +490,7 @@ def _is_dark(rgba: Sequence[float]) -> bool:
 
 
 def _colour_bar(part: "SubFigure", axes: "Axes", drawn: "ScalarMappable", view: _View) -> None:
-    """Draw a colour bar, with an arrow where some means are below its end; none if every seed failed."""
+    """Draw a colour bar, with an arrow if some means are below its end; none if all seeds failed."""
     if np.isnan(view.means).all():
         return
     inches = part.bbox.height / part.get_dpi()
@@ -501,7 +501,7 @@ def _colour_bar(part: "SubFigure", axes: "Axes", drawn: "ScalarMappable", view: 
 
 
 def set_axis(axes: "Axes", of: Axis, which: str, inches: float) -> None:
-    """Set scale, ticks and limits of the x- or y-axis; labels too long for a width in inches are slanted."""
+    """Set scale, ticks and limits of the x- or y-axis; labels that do not fit a width in inches are rotated."""
     if of.scale == "log":
         getattr(axes, f"set_{which}scale")("log")
     ticks, labels = of.ticks()
@@ -531,5 +531,5 @@ def caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str) 
 
 
 def plain_text(value: Any) -> str:
-    """Format a name or value without the dollar signs that start mathematics."""
+    """Format a name or value, with dollar signs escaped so that they do not start mathematics."""
     return sweeps.text(value).replace("$", r"\$")

@@ -1,8 +1,8 @@
-"""Results of a sweep as data: the ranking of its settings, the effect of single values, the picture that fits.
+"""Results of a sweep as data: the ranking of its settings, the effect of each varied value, the picture to draw.
 
-A sweep has K settings and S seeds for each. `names` are the N names that were varied, such as
-`("learning_rate", "gamma")`, `values` has one row of N values for each setting, and `returns` [K, S] has one return for
-each seed. A return that is not finite belongs to a failed seed, which is excluded from all means.
+A sweep has K settings with S seeds each. A setting is one combination of values. `names` are the N varied names, such
+as `("learning_rate", "gamma")`, `values` has a row of N values for each setting, and `returns` [K, S] a return for each
+seed. A return that is not finite belongs to a failed seed, which is excluded from all means.
 """
 
 import math
@@ -15,25 +15,25 @@ from numpy.typing import ArrayLike, NDArray
 from fdqn.report import plots, samples, statistics
 
 Value = float | int | str | bool | tuple[Any, ...] | None
-"""A value of a setting; a tuple for sizes of hidden layers."""
+"""A value of a varied name; a tuple for sizes of hidden layers."""
 
 Scale = Literal["log", "linear", "category"]
 
 LEVELS = 16
-"""Most values of a name that are reported one by one; more are grouped into bins."""
+"""Maximum number of values of a name that are reported one by one; more are grouped into bins."""
 
 MIN_LOG_RATIO = 4
-"""Least ratio of the largest to the smallest value for a logarithmic axis of three or more values."""
+"""Minimum ratio of the largest to the smallest of three or more values for a logarithmic axis."""
 
 MIN_LOG_RATIO_OF_TWO = 30
-"""The same ratio for two values, which have no spacing to compare."""
+"""The same ratio for two values, which have no spacing to compare with that of a linear axis."""
 
 # Tick labels of neighbours that are closer than this fraction of the axis would overlap.
 _CROWDED = 0.12
 
 
 class BestSet(Protocol):
-    """Settings that cannot be told from the best, as the bootstrap of the selection returns them."""
+    """Settings that are indistinguishable from the best, as `comparisons.selection` returns them."""
 
     @property
     def frequency(self) -> NDArray[np.float64]:
@@ -41,7 +41,7 @@ class BestSet(Protocol):
 
     @property
     def members(self) -> NDArray[np.bool_]:
-        """Membership [K] in the set."""
+        """True [K] for the settings in the set."""
 
 
 class Sweep(NamedTuple):
@@ -61,22 +61,22 @@ class Row(NamedTuple):
     """One setting of a ranking."""
 
     rank: int | None
-    """1 for the highest interquartile mean; equal means have equal ranks; None if every seed failed."""
+    """1 for the highest interquartile mean; equal means have equal ranks; None if all seeds failed."""
     setting: int
     """Index of the setting in the sweep."""
     values: tuple[Value, ...]
     seeds: int
-    """Number of seeds, with the failed ones."""
+    """Number of seeds, including failed ones."""
     failed: int
     estimate: statistics.Interval
     """Interquartile mean [] of the seeds that did not fail, with its interval."""
     member: bool | None
-    """True if the setting cannot be told from the best; None without a selection."""
+    """True if the setting is indistinguishable from the best; None without a selection."""
     frequency: float | None
     """Fraction of the resamples in which the setting is the best; None without a selection."""
     dropped: int | None = None
-    """Environment step at which successive halving dropped the setting, whose returns are those of training; None for
-    all others."""
+    """Environment step at which successive halving dropped the setting; None if it did not. The estimate of a dropped
+    setting is that of its training returns."""
 
 
 class Level(NamedTuple):
@@ -88,7 +88,7 @@ class Level(NamedTuple):
     estimate: statistics.Interval
     """Interquartile mean [] over all seeds of these settings, with its interval."""
     best: int | None
-    """The setting with the highest interquartile mean; None if every seed failed."""
+    """The setting with the highest interquartile mean; None if all seeds failed."""
 
 
 def sweep(
@@ -103,10 +103,11 @@ def sweep(
 
     Args:
         names: the N names that were varied.
-        values: K rows of N values; lists become tuples, and NumPy's scalars become Python's.
+        values: K rows of N values; lists become tuples, and NumPy scalars become Python scalars.
         returns: returns [K, S]; NaN for a failed seed.
-        selection: the set of settings that cannot be told from the best.
-        scales: scales of axes by name, such as "log" for values drawn so; the others are chosen by `scale`.
+        selection: the settings that are indistinguishable from the best.
+        scales: scales of axes by name, such as "log" for values drawn on a logarithmic scale. Others are chosen by
+            `scale`.
         curves: K learning curves.
 
     Raises ValueError for shapes that do not fit, a name or a setting that occurs twice, an unknown name in `scales`,
@@ -150,7 +151,7 @@ def ranking(
     """Sort the settings by the interquartile mean of their seeds, the highest first.
 
     Settings with equal means have the same rank; among them those with fewer failed seeds come first, then those with
-    lower values. Settings without a seed that finished come last and have no rank. Raises as `sweep` does.
+    lower values. Settings whose seeds have all failed come last and have no rank. Raises as `sweep` does.
     """
     data = sweep(names, values, returns, selection)
     failed = (~np.isfinite(data.returns)).sum(axis=1)
@@ -173,7 +174,8 @@ def ranking(
 def dropped(setting: int, values: Sequence[Value], returns: Sequence[float], rank: int, step: int) -> Row:
     """Return the row of a setting that successive halving dropped at a step.
 
-    `returns` [S] are its training returns until then, NaN for seeds without one. Without any, it has no rank.
+    `returns` [S] are its training returns at that step, NaN for seeds without one. A setting without returns
+    has no rank.
     """
     (estimate,) = estimates(np.asarray(returns, dtype=np.float64)[None])
     found = None if np.isnan(estimate.iqm) else rank
@@ -181,9 +183,10 @@ def dropped(setting: int, values: Sequence[Value], returns: Sequence[float], ran
 
 
 def estimates(returns: NDArray[np.float64]) -> list[statistics.Interval]:
-    """Compute `statistics.interval` of the finite returns in each row [K, S], each as if it were computed alone.
+    """Compute `statistics.interval` of the finite returns in each row [K, S].
 
-    Rows with the same number of finite returns are computed together, because all use the same resamples.
+    Rows with the same number of finite returns use the same resamples and are computed together. The result for a row
+    does not depend on the others.
     """
     alive = np.isfinite(returns)
     counts, found = alive.sum(axis=1), {}
@@ -201,10 +204,10 @@ def marginal(names: Sequence[str], values: Sequence[Sequence[Any]], returns: Arr
     The interquartile mean of a group is that of all its seeds together. A name with more than 16 different numbers,
     such as one drawn at random, is grouped into up to 8 bins with about equal numbers of values.
 
-    The bootstrap of the interval depends on the sweep. On a full grid, the groups differ in nothing but their value, so
-    seeds are resampled within each setting, as rliable does within each task. Otherwise the settings of a group are a
-    sample themselves, so whole settings are resampled with their seeds. Where a setting has fewer than 5 seeds, or a
-    group fewer than 5 settings in the second case, the ends are the range of the seeds.
+    The bootstrap of the interval depends on the sweep. On a full grid, groups differ only in their value, so seeds are
+    resampled within each setting, as rliable does within each task. Otherwise the settings of a group are themselves a
+    sample, so whole settings are resampled with their seeds. If a setting has fewer than 5 seeds (on a grid), or a
+    group has fewer than 5 settings (otherwise), the ends are the range of the seeds.
 
     Raises ValueError for a name that is not in `names`, and as `sweep` does.
     """
@@ -247,14 +250,14 @@ def _median(numbers: Sequence[Any]) -> float:
 
 
 def distinct(column: Iterable[Value]) -> list[Value]:
-    """Return the different values in ascending order: none, booleans, numbers, words, tuples."""
+    """Return the distinct values in ascending order: None, booleans, numbers, strings, tuples."""
     return [value for _, value in sorted({_key(value): value for value in map(_plain, column)}.items())]
 
 
 def scale(values: Sequence[Value], given: Scale | None = None, name: str = "scale") -> Scale:
     """Return the scale of the axis for the values of a name, or check the given one.
 
-    Words, tuples and booleans are categories, and so is a single number. Positive numbers are placed on a logarithmic
+    Strings, tuples and booleans are categories, and so is a single number. Positive numbers are placed on a logarithmic
     axis if this spaces them more evenly than a linear one and the largest is at least 4 times the smallest (30 times
     for two numbers). A few numbers that would lie too close together on the axis, such as 0.9, 0.99 and 0.999, are
     categories, which are evenly spaced.
@@ -274,7 +277,7 @@ def scale(values: Sequence[Value], given: Scale | None = None, name: str = "scal
 
 
 def varied(names: Sequence[str], values: Sequence[Sequence[Any]]) -> tuple[str, ...]:
-    """Return the names with at least two different values."""
+    """Return the names with at least two distinct values."""
     columns = zip(*values, strict=True)
     return tuple(name for name, column in zip(names, columns, strict=True) if len(distinct(column)) > 1)
 
@@ -282,10 +285,11 @@ def varied(names: Sequence[str], values: Sequence[Sequence[Any]]) -> tuple[str, 
 def overview(
     names: Sequence[str], values: Sequence[Sequence[Any]]
 ) -> Literal["sensitivity", "heat map", "scatter", "parallel coordinates"]:
-    """Return the picture of all settings that fits a sweep.
+    """Return the kind of picture that shows all settings of a sweep.
 
-    One varied name needs no more than its sensitivity. Two are drawn as a heat map, or as a scatter plot if more than
-    half of the cells would be empty or one has more than 16 values. Three or more are drawn as parallel coordinates.
+    For one varied name, the picture of its sensitivity shows all settings. Two are drawn as a heat map, or as a scatter
+    plot if more than half of the cells would be empty or one has more than 16 values. Three or more are drawn as
+    parallel coordinates.
     """
     used = [i for i, name in enumerate(names) if name in varied(names, values)]
     if len(used) < 2:
@@ -297,9 +301,9 @@ def overview(
 
 
 def text(value: Any) -> str:
-    """Format a value of a setting: `3e-4`, `0.99`, `120-84` for hidden sizes, `on` or `off`.
+    """Format a value: `3e-4`, `0.99`, `120-84` for hidden sizes, `on` or `off`.
 
-    Numbers with more than six digits, such as drawn ones, are rounded to four.
+    Numbers with more than six digits, such as those drawn from a range, are rounded to four.
     """
     value = _plain(value)
     if value is None or isinstance(value, bool):
@@ -325,42 +329,44 @@ def interval_text(estimate: statistics.Interval, digits: int) -> str:
 
 
 def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
-    """Explain a ranking: how many settings cannot be told from the best, and why the winner needs fresh seeds."""
+    """Explain a ranking: the settings indistinguishable from the best, and why the best needs fresh seeds."""
     if dropped := [row for row in rows if row.dropped is not None]:
         return _explained_halving([row for row in rows if row.dropped is None], dropped, path)
     finished, members = sum(row.rank is not None for row in rows), sum(bool(row.member) for row in rows)
     if not finished:
-        return "Every seed of every setting failed, so none is the best."
+        return "All seeds of all settings failed, so no setting is the best."
     words = []
     if members and len(rows) > 1 and few_seeds(rows):
         words += [
-            f"The best set has {members} of {len(rows)} settings, which is too few: the bootstrap of fewer than "
-            f"{statistics.MIN_SEEDS} seeds underestimates their spread."
+            f"The best set has {members} of {len(rows)} settings, which may be too few, because the bootstrap of fewer "
+            f"than {statistics.MIN_SEEDS} seeds underestimates the spread of returns."
         ]
     elif members > 1:
-        words += [f"{members} of {len(rows)} settings cannot be told from the best with these seeds."]
+        words += [
+            f"{members} of {len(rows)} settings are indistinguishable from the best with these seeds (the best set)."
+        ]
     elif members and len(rows) > 1:
-        words += [f"The best of {len(rows)} settings can be told from all others with these seeds."]
+        words += [f"The best of {len(rows)} settings is distinguishable from all others with these seeds."]
     if finished > 1:
         words += [
-            "The return of the winner is biased upwards, because it was selected on these seeds; rerun it on fresh "
-            f"seeds with: fdqn train --best-of {path}"
+            "The return of the best setting is biased upwards, because it was selected on these seeds; train it again "
+            f"on fresh seeds with: fdqn train --best-of {path}"
         ]
     return " ".join(words)
 
 
 def _explained_halving(last: Sequence[Row], dropped: Sequence[Row], path: str) -> str:
-    """Explain a ranking after successive halving: the best set is one of the settings of the last rung."""
+    """Explain a ranking after successive halving, where the best set is a subset of the last rung."""
     *first, end = [f"{step:,}" for step in sorted({row.dropped or 0 for row in dropped})]
     when = f"steps {', '.join(first)} and {end}" if first else f"step {end}"
     return (
-        f"{len(dropped)} settings were dropped at {when} for lower training returns, so the best set is one of the "
-        f"{len(last)} settings of the last rung. " + explanation(last, path)
+        f"{len(dropped)} settings were dropped at {when} for lower training returns; the others are the {len(last)} "
+        "settings of the last rung. " + explanation(last, path)
     )
 
 
 def few_seeds(rows: Sequence[Row]) -> bool:
-    """Return True if every setting has fewer than 5 seeds that finished, too few for a bootstrap."""
+    """Return True if every setting has fewer than 5 seeds that did not fail, too few for a bootstrap."""
     return max((row.seeds - row.failed for row in rows), default=0) < statistics.MIN_SEEDS
 
 
@@ -410,14 +416,14 @@ def _iqms(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _plain(value: Any) -> Value:
-    """Return NumPy's scalars as Python's, and lists as tuples."""
+    """Convert NumPy scalars to Python scalars, and lists to tuples."""
     if isinstance(value, np.generic):
         value = value.item()
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
 def _key(value: Value) -> tuple[Any, ...]:
-    """Return a key that sorts values of any type: none, booleans, numbers, words, tuples."""
+    """Return a key that sorts values of any type: None, booleans, numbers, strings, tuples."""
     if value is None:
         return (0,)
     if isinstance(value, bool):

@@ -1,12 +1,12 @@
 """Populations: successive halving and population based training of the members of one stacked state.
 
 A member is one index of the first axis [M] of a state, which is setting-major: member `setting * seeds + seed`. These
-functions run between training iterations, at the pace of reports, on any device. They draw no random numbers.
+functions are called between training iterations, on any device. Random numbers are arguments, made by `noise`.
 
-In population based training members copy members, not settings with all of their seeds, because a network belongs to
-one seed. With `groups = seeds`, the settings of each seed are a separate population: seeds stay independent, each
-repeats the search, and intervals over seeds keep their meaning. With `groups = 1`, all members are one population: a
-larger search, made once.
+In population based training, single members are copied, not settings with all of their seeds, because a network belongs
+to one seed. With `groups = seeds`, each seed has a separate population: seeds stay independent repetitions of the
+search, and intervals over seeds keep their meaning. With `groups = 1`, all members are one population and make one
+larger search.
 """
 
 import math
@@ -27,13 +27,13 @@ T = TypeVar("T")
 def keep(state: T, members: Tensor) -> T:
     """Return the state of some members, in the given order, in memory that it shares with no other tensor.
 
-    The kept members are unchanged bit for bit, and train on as if the others were still there. While this function
-    runs, both states are in memory. Compiled step functions accept the smaller state and compile once more for it.
+    The kept members are unchanged bit for bit, and continue to train as if the others were still there. While this
+    function runs, both states are in memory. Compiled step functions accept the smaller state and are compiled again.
 
     Shapes: members [N] int64, distinct; leaves of `state` [M, ...], of the result [N, ...].
 
-    Raises ValueError for no members or a member that occurs twice, IndexError for one outside [0, M), if values can be
-    read, and TypeError for members that are not integers.
+    Raises ValueError for no members or a member that occurs twice, and IndexError for one outside [0, M), if values can
+    be read; TypeError for members that are not integers.
     """
     check.shapes("members[N]", members)
     check.integer("members", members)
@@ -55,7 +55,7 @@ def members_of(settings: Tensor, seeds: int) -> Tensor:
 def successive_halving(scores: Tensor, eta: int) -> Tensor:
     """Return the best ceil(K / eta) of K settings by their scores [K], int64 in increasing order.
 
-    Of equal scores the first is the best; NaN is the worst.
+    Ties are resolved by position, the first being the best; NaN is the worst.
 
     Raises ValueError for `eta` below 2, and TypeError for scores that are not floating-point.
     Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943
@@ -80,8 +80,8 @@ def rungs(settings: int, steps: int, eta: int) -> list[Rung]:
 
         K_0 = settings,    K_i+1 = ceil(K_i / eta),    steps of rung i = steps (1 / K_i) / (sum over j of 1 / K_j)
 
-    All rungs take the same number of steps in total. As in the paper, halving stops before a single setting would be
-    left: the last rung has 2 to `eta` settings, whose best one is chosen when the run has ended.
+    All rungs take the same number of steps, summed over their settings. As in the paper, halving stops before a single
+    setting is left: the last rung has 2 to `eta` settings, and the best of them is chosen at the end of the run.
 
     Raises ValueError for `eta` below 2, for no settings, and for fewer steps than the rungs need.
     Jamieson and Talwalkar 2016, https://arxiv.org/abs/1502.07943
@@ -115,7 +115,7 @@ def noise(keys: Tensor, number: int, names: int, groups: int = 1) -> PopulationN
     """Draw the random numbers of step `number` of population based training from the keys [M, 2] of the members.
 
     They depend on the keys of the first `groups` members, one for each population, on `number`, and on the position of
-    a member in its population. So they are the same if a run is resumed, and if other populations are trained with it.
+    a member in its population. So they do not change when a run is resumed or other populations are trained with it.
 
     Args:
         keys: keys [M, 2] of the members.
@@ -138,7 +138,7 @@ def scores(state: TrainState, returns: Tensor) -> Tensor:
     """Return the scores [M] of the members for `exploit`: their returns [M], such as `Report.returns`.
 
     -inf       if the member has failed with a loss, gradient or parameter that is not finite
-    NaN        if its host environment has failed, which no copy can repair, or no episode has ended
+    NaN        if its host environment has failed, which a copy cannot repair, or no episode has ended
     returns    otherwise
     """
     check.kind("state", state, TrainState)
@@ -149,18 +149,18 @@ def scores(state: TrainState, returns: Tensor) -> Tensor:
 
 
 def exploit(scores: Tensor, u: Tensor, fraction: float = 0.2, groups: int = 1) -> Tensor:
-    """Return for each member the member [M] whose learner it continues with, by truncation selection.
+    """Return the source [M] of each member, the member whose learner it continues with, by truncation selection.
 
-    Each of the worst members of a population draws one of the best, uniformly, and copies it if its score is higher.
-    All others keep their own learner. The worst and the best are `fraction` of the members, rounded up, but at most
+    Each of the worst members of a population draws one of the best, uniformly, and copies it if that one has the higher
+    score. All others are their own source. The worst and the best are `fraction` of the members, rounded up, at most
     half of them. A member with score NaN neither copies nor is copied.
 
     Args:
         scores: [M], higher is better; see `scores`.
         u: uniforms [M] in [0, 1).
         fraction: fraction of the members that are replaced, in [0, 0.5].
-        groups: number of populations G. Member i belongs to population i % G: 1 for one population of all members, the
-            number of seeds for one population of all settings for each seed.
+        groups: number of populations G; member i belongs to population i % G. 1 makes one population of all members,
+            the number of seeds makes a population of each seed, with a member for each setting.
 
     Raises ValueError or TypeError for numbers out of range, a number of members that is not a multiple of `groups`, and
     tensors of other shapes.
@@ -190,14 +190,15 @@ def copy(state: TrainState, source: Tensor) -> TrainState:
     Copied are parameters, target parameters, optimizer state, the number of updates, on which schedules depend, and all
     hyper-parameters. Not copied are
 
-    - the key: two members with one key would take the same random numbers from then on;
-    - environments, observations and episode returns so far, which continue in the middle of their episodes;
+    - the key: two members with the same key would use the same random numbers from then on;
+    - environments, observations and the returns of unfinished episodes, which continue;
     - the replay buffer: it is most of the memory of a member, its transitions stay valid for any learner, and different
-      data keep the members of a population apart. In prioritized replay old priorities last until a row is drawn again;
-      in Stream Q the scale of rewards is part of the buffer, while the eligibility trace is copied, and soon decays;
-    - metrics: they count what a member did. Two of them are cleared: the returns of the last episodes, which were not
-      those of the copy, and a failure, since the copy is finite, unless the host environment of the member failed.
-      Take the number of updates from which the next means are computed after the copy.
+      data keep the members of a population different. In prioritized replay, old priorities remain until a row is
+      sampled again. In Stream Q, the scale of rewards is part of the buffer; the eligibility trace is copied;
+    - metrics, except two that are cleared: the returns of the last episodes, which another learner achieved, and a
+      failure, since the copied learner is finite, unless the host environment of the member has failed.
+
+    The number of updates changes with a copy, so compute means per update from the number after the copy on.
 
     A member that is its own source keeps every bit. The leaves that are not copied are those of `state`.
     `compile.donate(copy)` writes into the memory of `state` instead.
@@ -231,13 +232,13 @@ def explore(
     factors: Sequence[float] = (0.8, 1.2),
     from_one: Collection[str] = ("gamma",),
 ) -> Hyper:
-    """Perturb the hyper-parameters of some members.
+    """Perturb the hyper-parameters of the changed members.
 
         x        clamp(x * factor, low, high)
         gamma    clamp(1 - (1 - gamma) * factor, low, high)
 
-    `factor` is one of `factors`, drawn for each member and name. All other members, and numbers without bounds, keep
-    every bit. Integers are rounded.
+    `factor` is one of `factors`, drawn for each member and name. All other members, and hyper-parameters without
+    bounds, keep every bit. Integers are rounded.
 
     Args:
         hyper: hyper-parameters, leaves [M, ...].
@@ -245,7 +246,7 @@ def explore(
         u: uniforms [M, N] in [0, 1), in the order of the N names in `bounds`.
         bounds: (low, high) by name, of a field of `Hyper` or one of its `numbers`.
         factors: factors to draw from, above 0.
-        from_one: names of numbers close to 1, of which the distance to 1 is multiplied.
+        from_one: names of hyper-parameters close to 1, whose distance to 1 is multiplied.
 
     Raises ValueError or TypeError for a name that `hyper` does not have, bounds or factors out of range, and tensors of
     other shapes.
@@ -301,7 +302,7 @@ def evolve(
 
 
 def _ranking(scores: Tensor) -> Tensor:
-    """Return the positions [..., K] of the scores [..., K], the best first, ties in order, NaN last."""
+    """Return the indices that sort the scores [..., K], the best first; ties keep their order, NaN comes last."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     return order.gather(-1, scores.gather(-1, order).isnan().to(torch.int64).argsort(dim=-1, stable=True))
 
