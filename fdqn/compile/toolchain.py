@@ -70,10 +70,10 @@ def version() -> str:
     with compiler_guard():
         name = str(find())
     try:
-        said = subprocess.run([name, "--version"], capture_output=True, text=True, errors="replace", check=True).stdout
+        done = subprocess.run([name, "--version"], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise compiler_error(f"{name}: {error}") from error
-    return next(iter(said.splitlines()), name)
+    return next(iter(done.stdout.decode("utf-8", "replace").splitlines()), name)
 
 
 def run(command: list[str]) -> None:
