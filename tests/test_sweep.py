@@ -532,6 +532,26 @@ def test_a_sweep_that_does_not_fit_in_memory_is_refused_before_it_starts(tmp_pat
     assert not (tmp_path / "sweep").exists()
 
 
+def test_programs_are_ranked_by_one_measure(several, tmp_path):
+    """Leave out the Gymnasium evaluation of the second program: all settings are ranked by their greedy returns."""
+    path = shutil.copytree(several, tmp_path / "sweep")
+    expected = sweep_results.read(several)
+    for i, played in ((0, True), (1, True), (1, False)):
+        summary = json.loads((path / str(i) / "summary.json").read_text())
+        for record in (summary, *summary["settings"]):
+            record.pop("gymnasium_return", None)
+            if played:
+                returns = [1000.0 + lane for lane in range(len(record["seeds"]))]
+                record["gymnasium_return"] = {"env": "Catch-v1", **results.seeds_record(returns)}
+        (path / str(i) / "summary.json").write_text(json.dumps(summary))
+        found = sweep_results.read(path)
+        if i == 1 and played:
+            assert found.measure == "Catch-v1"
+            assert found.returns.tolist() == [[1000.0, 1001.0]] * 4
+    assert found.measure == "greedy"
+    assert found.returns.tolist() == expected.returns.tolist()
+
+
 # Failed seeds
 
 DIVERGING = {**FEW, "optimizer": "sgd", "learning_rate_schedule": "constant", "max_grad_norm": math.inf}

@@ -36,7 +36,8 @@ class Results(NamedTuple):
     @property
     def returns(self) -> Any:
         """Returns [K, S]; NaN for failed seeds, and for settings that successive halving dropped."""
-        rows = [record[_key(record)]["per_seed"] for record in self.records]
+        key = "final_return" if self.measure == "greedy" else "gymnasium_return"
+        rows = [record[key]["per_seed"] if key in record else [None] * len(record["seeds"]) for record in self.records]
         return np.array([[math.nan if x is None else x for x in row] for row in rows], dtype=np.float64)
 
     def ranking(self) -> tuple[sweeps.Row, ...]:
@@ -88,8 +89,9 @@ class Results(NamedTuple):
         return drawn.getvalue()
 
 
-def _key(record: Mapping[str, Any]) -> str:
-    return "gymnasium_return" if "gymnasium_return" in record else "final_return"
+def _common_measure(measures: Sequence[str]) -> str:
+    """Return the measure of all programs; "greedy", which all have, if they differ."""
+    return measures[0] if len(set(measures)) == 1 else "greedy"
 
 
 def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
@@ -167,7 +169,7 @@ def read(path: Path) -> Results:
         plan.values,
         plan.scales,
         tuple(parts[i].settings[k] for i, k in places),
-        parts[0].measure,
+        _common_measure([part.measure for part in parts.values()]),
         tuple({**parts[i].records[k], "setting": number} for number, (i, k) in enumerate(places)),
         tuple(parts[i].curves[k] for i, k in places),
     )
