@@ -239,6 +239,17 @@ def test_a_stopped_sweep_continues(whole, tmp_path):
     assert halving.resume(path) == path, "a finished sweep is only read"
 
 
+def test_an_interrupted_evaluation_of_the_last_rung_is_repeated(whole, tmp_path):
+    path = shutil.copytree(whole, tmp_path / "sweep")
+    summary = json.loads((path / "2" / "summary.json").read_text())
+    summary["final_return"]["per_seed"] = [None] * 4
+    (path / "2" / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match="whose rung 3 of 3 has not finished; continue with: fdqn resume"):
+        sweep_results.read(path)
+    halving.resume(path)
+    np.testing.assert_array_equal(sweep_results.read(path).returns, sweep_results.read(whole).returns)
+
+
 # Plans
 
 

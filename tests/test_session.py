@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import threading
 import warnings
@@ -207,6 +208,36 @@ def test_stop_ends_a_run_early_and_resume_goes_on(made, here):
     run = fdqn.resume("run", progress=False)
     assert run.summary["steps"] == 300
     assert_trained_as(made[0], run)
+
+
+@pytest.mark.parametrize("lost", [("final_return",), ("gymnasium_return",), ("final_return", "gymnasium_return")])
+def test_an_interrupted_evaluation_is_repeated(small_run, here, lost):
+    """Compare with the run whose evaluation was not interrupted."""
+    path = shutil.copytree(small_run, here / "run")
+    expected = json.loads((path / "summary.json").read_text())
+    given = json.loads((path / "summary.json").read_text())
+    given["final_return"] |= {"per_seed": [None, None], "iqm": None} if "final_return" in lost else {}
+    if "gymnasium_return" in lost:
+        del given["gymnasium_return"]
+    (path / "summary.json").write_text(json.dumps(given))
+    seen = []
+    run = fdqn.resume(path, progress=False, on_event=seen.append)
+    assert {**run.summary, "wall_seconds": 0} == {**expected, "wall_seconds": 0}
+    assert names(seen).count("EvaluationStarted") == len(lost)
+    assert seen[-1] == events.Finished(path, run.summary)
+    seen.clear()
+    fdqn.resume(path, progress=False, on_event=seen.append)
+    assert names(seen) == ["Notice"], "it is finished"
+
+
+def test_a_run_whose_seeds_all_failed_is_not_evaluated_again(small_run, here):
+    path = shutil.copytree(small_run, here / "run")
+    given = json.loads((path / "summary.json").read_text())
+    assert results.is_evaluated(given)
+    given["final_return"] |= {"per_seed": [None, None]}
+    assert not results.is_evaluated(given)
+    assert results.is_evaluated(given | {"failed_seeds": [5, 6]})
+    assert not results.is_evaluated(given | {"failed_seeds": [5]})
 
 
 def test_a_stop_before_the_first_iteration(here):

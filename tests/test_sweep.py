@@ -35,6 +35,7 @@ from fdqn.experiment import (
     sweep_results,
 )
 from fdqn.experiment.settings import Sweep
+from fdqn.report import sweeps
 from fdqn.testing import asserts, programs
 from fdqn.training import off_policy
 
@@ -530,6 +531,35 @@ def test_a_sweep_that_does_not_fit_in_memory_is_refused_before_it_starts(tmp_pat
     with pytest.raises(ValueError, match="capacity: expected seeds that fit in"):
         sweep.train(plan)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.usefixtures("light_runs")
+def test_an_interrupted_evaluation_of_a_sweep_is_repeated(tmp_path):
+    """Interrupt the evaluation in a host environment, and compare with `evaluation.play`, which has the same keys."""
+    given = {**FEW, "env": "gym:CartPole-v1", "out": str(tmp_path / "sweep")}
+    seen = []
+    plan = sweep_plan.plan(given, {"gamma": [0.9, 0.99]})
+    path = sweep.train(plan, seen.append, lambda: any(isinstance(x, events.EvaluationStarted) for x in seen))
+    assert isinstance(seen[-1], events.Stopped)
+    assert results.read(path).summary["final_return"]["per_seed"] == [None] * 4
+    with pytest.raises(ValueError, match=rf"was not evaluated; continue with: fdqn resume {path}, or evaluate one"):
+        sweep_results.read(path)
+    assert not sweep_results.is_over(path.parent, path.name, plan.programs[0].settings)
+    found = sweep_results.read(sweep.resume(path))
+    played = [evaluation.play(evaluation.load(path, setting=k)).returns.mean(1) for k in (0, 1)]
+    assert found.returns.tolist() == np.stack(played).tolist()
+    assert sweep_results.is_over(path.parent, path.name, plan.programs[0].settings)
+
+
+def test_missing_returns_are_not_failures(one, tmp_path):
+    path = shutil.copytree(one, tmp_path / "sweep")
+    summary = json.loads((path / "summary.json").read_text())
+    summary["settings"][1]["final_return"] |= {"per_seed": [None, None]}
+    (path / "summary.json").write_text(json.dumps(summary))
+    rows = sweep_results.read(path).ranking()
+    assert [(row.setting, row.rank, row.failed) for row in rows if row.rank is None] == [(1, None, 0)]
+    text = "No setting has a return, so none is the best; continue with: fdqn resume a"
+    assert sweeps.explanation(rows[-1:], "a") == text
 
 
 def test_programs_are_ranked_by_one_measure(several, tmp_path):

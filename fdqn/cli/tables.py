@@ -174,7 +174,7 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
             *map(sweeps.text, row.values),
             str(row.seeds),
             str(row.failed),
-            "failed" if row.rank is None else mean,
+            mean if row.rank is not None else "failed" if row.failed == row.seeds else "no return",
             *["yes" if row.member else ""] * marked,
             *["" if row.dropped is None else f"at {row.dropped:,}"] * halved,
         )

@@ -3,6 +3,7 @@
     Prepared, Started, Training, (Compiled | Checkpointed | SeedFailed | Evaluated | Reported)*,
     (EvaluationStarted, EvaluationProgress*, EvaluationEnded, Evaluated?)*, Finished?, Stopped?
 
+`Training` and the events on its line are left out where only an interrupted evaluation is repeated.
 A `Notice` may be emitted at any point. The function that receives the events runs in the thread of the run, between
 training iterations. If it raises, the run ends with that exception; the files in the run folder are complete, and
 `session.resume` continues from the last checkpoint. Arrays are NumPy copies, which a receiver may keep.

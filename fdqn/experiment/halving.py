@@ -84,7 +84,7 @@ def _continue(
     while True:
         planned = halving_plan.read(path)
         number = len(planned.numbers) - 1
-        if results.finished(path / str(number)) < planned.rungs[number].end:
+        if not _is_complete(path / str(number), planned.rungs[number].end):
             rung = f"rung {number + 1} of {len(planned.rungs)}: {halving_plan.described(planned, number)}"
             on_event(events.Notice(rung))
             _train_rung(path, planned, partial(_as_sweep, on_event, path, planned), stop, started, changes)
@@ -92,6 +92,11 @@ def _continue(
         if stop() or number + 1 == len(planned.rungs):
             return path
         _start_rung(path, number, changes.get("env"), changes.get("wrappers", ()))
+
+
+def _is_complete(path: Path, end: int) -> bool:
+    """Return True if a rung was trained to its end and, if it is the last one, evaluated."""
+    return results.finished(path) >= end and not results.lacks_evaluation(path)
 
 
 def _train_rung(

@@ -88,6 +88,12 @@ def record(settings: Sweep, hyper: Hyper, summary: dict[str, Any]) -> dict[str, 
         }
         for seed, learner in enumerate(learners)
     ]
+    return with_returns(best, summary)
+
+
+def with_returns(best: list[dict[str, Any]], summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the best members together with their returns in the summary, as in `record`."""
+    learners = [member["learner"] for member in best]
     returns: dict[str, Any] = {
         name: results.seeds_record([None if i is None else summary[name]["per_seed"][i] for i in learners])
         for name in ("final_return", "train_return", "gymnasium_return")

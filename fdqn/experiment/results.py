@@ -219,6 +219,34 @@ def finished(path: Path) -> int:
         return 0
 
 
+def is_evaluated(summary: Mapping[str, Any]) -> bool:
+    """Return True if a run was evaluated after training: a seed that did not fail has a return, or all have failed."""
+    returns = zip(summary["seeds"], summary["final_return"]["per_seed"], strict=True)
+    remaining = [x for seed, x in returns if seed not in summary["failed_seeds"]]
+    return not remaining or any(x is not None for x in remaining)
+
+
+def gymnasium_name(settings: Settings) -> str | None:
+    """Return the name of Gymnasium's version of the environment trained on; None if there is none.
+
+    With arguments or wrappers, the environment may be another task.
+    """
+    return None if settings.env_kwargs or settings.wrappers else envs.GYMNASIUM.get(settings.env)
+
+
+def lacks_evaluation(path: Path) -> bool:
+    """Return True if an evaluation after training is missing, because it was interrupted.
+
+    Rungs of successive halving other than the last are not evaluated, and lack none. Raises ValueError, naming the
+    file, for a folder that is not a finished run.
+    """
+    run = read(path)
+    if read_config(path)["plan"]["steps"] < run.settings.steps:
+        return False
+    in_gymnasium = gymnasium_name(run.settings) is not None
+    return not is_evaluated(run.summary) or (in_gymnasium and "gymnasium_return" not in run.summary)
+
+
 def read(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> Run:
     """Read the folder of a finished run. Raises ValueError, naming the file, if it is not one; see `Run.load`."""
     settings = read_settings(path)

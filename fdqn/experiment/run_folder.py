@@ -280,22 +280,58 @@ def finish(
         "first_update_seconds": None if report.first_update is None else round(report.first_update - started, 3),
     }
     if gymnasium is not None:
-        cut = None if gymnasium.limit is None else (gymnasium.unfinished, gymnasium.limit)
-        played = results.returns_record(gymnasium.returns, failed, seeds, cut)
-        summary["gymnasium_return"] = {"env": envs.GYMNASIUM[settings.env], **played}
+        summary["gymnasium_return"] = _gymnasium_record(settings, gymnasium, summary)
     if isinstance(settings, Sweep) and settings.pbt_every:
         summary["population"] = population.record(settings, report.state.hyper, summary)
     elif isinstance(settings, Sweep):
         summary["settings"] = _per_setting(settings, summary)
+    _draw_curve(path, settings, summary)
+    summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
+    files.write(path / "summary.json", _json(summary))
+    return summary
+
+
+def add_evaluation(
+    path: Path,
+    settings: Settings,
+    final: evaluate.Evaluation | None,
+    gymnasium: evaluate.Evaluation | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Add evaluations to the `summary.json` of a trained run, draw `curve.png` again, and return the summary.
+
+    An evaluation that is None stays as it is. `seconds` is the time that the evaluations took.
+    """
+    summary = dict(results.read(path).summary)
+    if final is not None:
+        cut = (final.unfinished, final.limit)
+        summary["final_return"] = results.returns_record(final.returns, summary["failed_seeds"], summary["seeds"], cut)
+    if gymnasium is not None:
+        summary["gymnasium_return"] = _gymnasium_record(settings, gymnasium, summary)
+    if isinstance(settings, Sweep) and settings.pbt_every:
+        summary["population"] = population.with_returns(summary["population"]["best"], summary)
+    elif isinstance(settings, Sweep):
+        summary["settings"] = _per_setting(settings, summary)
+    _draw_curve(path, settings, summary)
+    summary["wall_seconds"] = round(summary["wall_seconds"] + seconds, 3)
+    files.write(path / "summary.json", _json(summary))
+    return summary
+
+
+def _gymnasium_record(settings: Settings, played: evaluate.Evaluation, summary: dict[str, Any]) -> dict[str, Any]:
+    cut = None if played.limit is None else (played.unfinished, played.limit)
+    record = results.returns_record(played.returns, summary["failed_seeds"], summary["seeds"], cut)
+    return {"env": envs.GYMNASIUM[settings.env], **record}
+
+
+def _draw_curve(path: Path, settings: Settings, summary: dict[str, Any]) -> None:
+    """Write `curve.png`."""
     drawn = io.BytesIO()
     if isinstance(settings, Sweep) and settings.pbt_every:
         population.draw_curve(drawn, path, settings, summary)
     else:
         results.picture(drawn, results.read_curve(path), summary)
     files.write(path / "curve.png", drawn.getvalue())
-    summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
-    files.write(path / "summary.json", _json(summary))
-    return summary
 
 
 def _per_setting(settings: Sweep, summary: dict[str, Any]) -> list[dict[str, Any]]:

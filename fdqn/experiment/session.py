@@ -106,7 +106,8 @@ def resume(
     """Continue the run of a folder from its newest checkpoint, as if it had not been interrupted.
 
     Args:
-        path: run folder. If the run is finished, it is only read.
+        path: run folder. If the run is finished, it is only read. If only its evaluation after training was
+            interrupted, it is evaluated again.
         steps: planned environment steps per seed, at least as many as before; schedules keep their lengths.
         env: the environment trained on, required again if it is code of your own.
         wrappers: its wrappers, required again if they are code of your own.
@@ -122,12 +123,16 @@ def resume(
     compile.prepare_cpu()
     _, planned = _plan(path, env, wrappers, steps)
     done, wanted = results.finished(path), steps or planned
+    changed: dict[str, Any]
+    if done >= wanted and results.lacks_evaluation(path):
+        changed = dict(device=device, evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
+        return _evaluate_again(path, env, wrappers, changed, on_event, stop, started)
     if done >= wanted:
         on_event(events.Notice(f"{path} is finished after {done:,} steps; to continue, pass a larger --steps"))
         return results.read(path, env, wrappers)
     with run_folder.writing(path):
         settings, planned = _plan(path, env, wrappers, steps)  # again, now that no other process can change it
-        changed: dict[str, Any] = dict(on_nan=on_nan, device=device)
+        changed = dict(on_nan=on_nan, device=device)
         changed |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
         settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
         program, state = _prepare(settings, on_event)
@@ -137,6 +142,43 @@ def resume(
             on_event(events.Notice(line))
         with _unmarked():
             return _run(_session(path, settings, program, start, on_event, stop, started))
+
+
+def _evaluate_again(
+    path: Path,
+    env: str | None,
+    wrappers: Sequence[str],
+    changed: dict[str, Any],
+    on_event: OnEvent,
+    stop: Stop,
+    started: float,
+) -> results.Run:
+    """Evaluate a run whose evaluation after training is missing, and add the returns to its summary."""
+    with run_folder.writing(path):
+        settings, planned = _plan(path, env, wrappers, None)
+        settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
+        program, state = _prepare(settings, on_event)
+        run_folder.replan(path, planned, settings)
+        start = history.Restored(state, None, results.finished(path), planned, 0.0)
+        with _unmarked():
+            session = _session(path, settings, program, start, on_event, stop, started)
+            with process.saying_warnings(lambda text: session.emit(events.Notice(text))):
+                return _add_evaluation(session)
+
+
+def _add_evaluation(session: Session) -> results.Run:
+    path, settings, start, summary = session.path, session.settings, session.start, results.read(session.path).summary
+    session.emit(events.Started(path, settings, start.step, start.steps))
+    session.emit(events.Notice("training is complete; repeating the evaluation that was interrupted"))
+    params = tree.to(results.read_params(path, settings.env, settings.wrappers), assemble.device(settings))
+    trained = _Trained(params, start.state.key, start.step)
+    gymnasium = None if "gymnasium_return" in summary else _gymnasium_episodes(session, trained)
+    final = None if results.is_evaluated(summary) else _final_episodes(session, trained)
+    seconds = time.perf_counter() - session.started
+    session.emit(events.Finished(path, run_folder.add_evaluation(path, settings, final, gymnasium, seconds)))
+    if session.stop():
+        session.emit(events.Stopped(path, start.step, start.steps))
+    return results.read(path, settings.env, settings.wrappers)
 
 
 def _plan(path: Path, env: str | None, wrappers: Sequence[str], steps: int | None) -> tuple[Settings, int]:
@@ -407,27 +449,34 @@ def _finish(session: Session, report: training.Report) -> dict[str, Any]:
     if session.start.steps < settings.steps:  # a rung of successive halving other than the last
         gymnasium, final = None, evaluate.not_played(settings.lanes, settings.evaluate_episodes)
     else:
-        gymnasium = _gymnasium_episodes(session, report)
-        final = _final_episodes(session, report)
+        trained = _Trained(report.state.learner.params, report.state.key, report.step)
+        gymnasium = _gymnasium_episodes(session, trained)
+        final = _final_episodes(session, trained)
     return run_folder.finish(path, settings, report, session.started, final, gymnasium, session.start.seconds)
 
 
-def _gymnasium_episodes(session: Session, report: training.Report) -> evaluate.Evaluation | None:
+class _Trained(NamedTuple):
+    """Parameters and keys of the seeds that are evaluated after training, and their environment steps."""
+
+    params: Params
+    keys: Tensor
+    step: int
+
+
+def _gymnasium_episodes(session: Session, trained: _Trained) -> evaluate.Evaluation | None:
     """Evaluate in Gymnasium's version of the environment, if there is one and the run was not stopped."""
     settings = session.settings
-    if (name := envs.GYMNASIUM.get(settings.env)) is None or session.stop():
-        return None
-    if settings.env_kwargs or settings.wrappers:  # then it may be another task
+    if (name := results.gymnasium_name(settings)) is None or session.stop():
         return None
     session.emit(events.Notice(f"evaluating the trained seeds in {name} of Gymnasium"))
     try:
-        return _evaluate_with_progress(session, f"gym:{name}", envs.find(f"gym:{name}"), report)
+        return _evaluate_with_progress(session, f"gym:{name}", envs.find(f"gym:{name}"), trained)
     except KeyboardInterrupt:
         session.emit(events.Notice("evaluation interrupted"))
         return None
 
 
-def _final_episodes(session: Session, report: training.Report) -> evaluate.Evaluation:
+def _final_episodes(session: Session, trained: _Trained) -> evaluate.Evaluation:
     """Evaluate in the environment trained on. A stopped run skips host environments, which may take minutes."""
     settings, path = session.settings, session.path
     on_host = envs.on_host(env := assemble.env(settings))
@@ -437,7 +486,7 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
             text = f"evaluating {count} greedy episodes per seed in {settings.env}, at most {limit:,} steps each"
             session.emit(events.Notice(text))
         with contextlib.suppress(KeyboardInterrupt):
-            return _evaluate_with_progress(session, settings.env, env, report)
+            return _evaluate_with_progress(session, settings.env, env, trained)
     session.emit(
         events.Notice(
             f"evaluation skipped; run it with: fdqn eval {path}{' --setting K' * isinstance(settings, Sweep)}"
@@ -446,9 +495,7 @@ def _final_episodes(session: Session, report: training.Report) -> evaluate.Evalu
     return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
 
 
-def _evaluate_with_progress(
-    session: Session, name: str, env: Env | HostEnv, report: training.Report
-) -> evaluate.Evaluation:
+def _evaluate_with_progress(session: Session, name: str, env: Env | HostEnv, trained: _Trained) -> evaluate.Evaluation:
     """Evaluate the trained seeds with progress events. A stop during the evaluation raises KeyboardInterrupt."""
     settings, stopped = session.settings, session.stop()
     limit = results.step_limit(session.path, settings, env.spec)
@@ -460,10 +507,10 @@ def _evaluate_with_progress(
 
     session.emit(events.EvaluationStarted(name, settings.lanes * settings.evaluate_episodes, limit))
     try:
-        played = _play(session, env, report.state.learner.params, report.state.key, progress)
+        played = _play(session, env, trained.params, trained.keys, progress)
     finally:
         session.emit(events.EvaluationEnded())
-    session.emit(events.Evaluated(report.step, name, played.returns.copy()))
+    session.emit(events.Evaluated(trained.step, name, played.returns.copy()))
     return played
 
 

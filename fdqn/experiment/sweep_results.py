@@ -35,7 +35,7 @@ class Results(NamedTuple):
 
     @property
     def returns(self) -> Any:
-        """Returns [K, S]; NaN for failed seeds, and for settings that successive halving dropped."""
+        """Returns [K, S]; NaN for seeds that failed or have no evaluation, and for settings that halving dropped."""
         key = "final_return" if self.measure == "greedy" else "gymnasium_return"
         rows = [record[key]["per_seed"] if key in record else [None] * len(record["seeds"]) for record in self.records]
         return np.array([[math.nan if x is None else x for x in row] for row in rows], dtype=np.float64)
@@ -45,11 +45,14 @@ class Results(NamedTuple):
 
         Dropped settings are sorted by the rung in which they were dropped, the last first, then by training return.
         """
-        if self.halving is None:
-            return sweeps.ranking(self.names, self.values, self.returns, self.selection())
-        last = list(self.halving.numbers[-1])
+        last = list(range(len(self.values)) if self.halving is None else self.halving.numbers[-1])
         found = sweeps.ranking(self.names, [self.values[k] for k in last], self.returns[last], self.selection())
-        rows = [row._replace(setting=last[row.setting]) for row in found]
+        rows = [
+            row._replace(setting=last[row.setting], failed=len(self.records[last[row.setting]]["failed_seeds"]))
+            for row in found
+        ]
+        if self.halving is None:
+            return tuple(rows)
         return (*rows, *_dropped_rows(self, self.halving))
 
     def selection(self) -> comparisons.Selection:
@@ -152,7 +155,7 @@ def read(path: Path) -> Results:
     if (path / halving_plan.FILE).exists():
         return _read_halving(path)
     if not (path / "sweep.json").exists():
-        return _read_program(path)
+        return _read_evaluated(path)
     plan = sweep_plan.read(path)
     for i, program in enumerate(plan.programs):
         if not is_over(path, i, program.settings):
@@ -173,6 +176,16 @@ def read(path: Path) -> Results:
         tuple({**parts[i].records[k], "setting": number} for number, (i, k) in enumerate(places)),
         tuple(parts[i].curves[k] for i, k in places),
     )
+
+
+def _read_evaluated(path: Path) -> Results:
+    found = _read_program(path)
+    if not results.is_evaluated(results.read(path).summary):
+        raise ValueError(
+            f"sweep: expected returns after training, got {path}, which was not evaluated; continue with: fdqn resume "
+            f"{path}, or evaluate one setting with: fdqn eval {path} --setting K"
+        )
+    return found
 
 
 def _read_program(path: Path) -> Results:
@@ -342,9 +355,9 @@ def on_fresh_seeds(path: Path, given: Mapping[str, Any]) -> Settings:
 
 
 def is_over(path: Path, number: int, settings: Settings) -> bool:
-    """Return True if a program was trained to its last step, or all of its seeds have failed."""
+    """Return True if a program was trained to its last step and evaluated, or all of its seeds have failed."""
     own = path / str(number)
-    return results.finished(own) >= settings.steps or _all_failed(own)
+    return (results.finished(own) >= settings.steps and not results.lacks_evaluation(own)) or _all_failed(own)
 
 
 def _all_failed(path: Path) -> bool:

@@ -333,6 +333,8 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
     if dropped := [row for row in rows if row.dropped is not None]:
         return _explained_halving([row for row in rows if row.dropped is None], dropped, path)
     finished, members = sum(row.rank is not None for row in rows), sum(bool(row.member) for row in rows)
+    if not finished and any(row.failed < row.seeds for row in rows):
+        return f"No setting has a return, so none is the best; continue with: fdqn resume {path}"
     if not finished:
         return "All seeds of all settings failed, so no setting is the best."
     words = []
