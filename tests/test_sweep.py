@@ -443,6 +443,28 @@ def test_the_best_setting_is_trained_on_fresh_seeds(one, several):
                 sweep_results.on_fresh_seeds(path, {"seed": seed, "seeds": 2})
 
 
+@pytest.mark.usefixtures("light_runs")
+def test_an_extended_sweep_has_its_steps_everywhere(one, several, tmp_path, monkeypatch):
+    path = shutil.copytree(one, tmp_path / "sweep")
+    sweep.resume(path, steps=150)
+    found = sweep_results.read(path)
+    assert results.read(path).summary["steps"] == 150
+    assert sweep_results._steps_text(found.curves) == ", 150 steps"
+    short = found.curves[0]._replace(steps=found.curves[0].steps[:-1])
+    assert sweep_results._steps_text([short, *found.curves]) == f", {short.steps[-1]} to 150 steps"
+    assert sweep_results._steps_text([short._replace(steps=short.steps[:0])]) == ""
+    assert sweep_results.extended_to(path) == 150
+    assert sweep_results.extended_to(one) is sweep_results.extended_to(several) is None
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--best-of", "sweep", "--out", "best"]) == 0
+    alone = session.train(dataclasses.replace(sweep_results.on_fresh_seeds(path, {}), out="alone"))
+    extended = session.resume(alone.path, 150)
+    assert extended.summary["steps"] == results.read(Path("best")).summary["steps"] == 150
+    asserts.assert_trees_equal(results.read_params(Path("best")), extended.params)
+    with pytest.raises(ValueError, match="steps: expected none for a program of a sweep"):
+        session.resume(several / "0", 150)
+
+
 # Interruptions
 
 

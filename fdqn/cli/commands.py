@@ -134,16 +134,17 @@ def _train(command: Train, emit: Emit, started: float) -> None:
 
     if command.sweep is not None:
         return _sweep(command, console, emit, started)
-    settings = command.settings
+    settings, until = command.settings, None
     if settings is None:
         assert command.best_of is not None
         settings = sweep_results.on_fresh_seeds(command.best_of, command.given)
+        until = sweep_results.extended_to(command.best_of)
     shown = tracking.choose(command.track, command.tags)
     with (
         _following(console, emit if command.json else None) as (on_event, stop),
         tracking.tracked(shown, on_event) as receive,
     ):
-        session.train(settings, receive, stop, started)
+        session.train(settings, receive, stop, started, until)
 
 
 def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:

@@ -64,8 +64,9 @@ def train(
         on_event: receives the events of `fdqn.experiment.events`. An exception that it raises ends the run.
         stop: ends the run early, with complete files, once it returns True.
         started: `time.perf_counter()` from which the duration of the run is measured; by default now.
-        until: environment steps per seed at which the run ends, at most those of the settings, which are the default. A
-            run that ends earlier is a rung of successive halving, and is not evaluated at its end.
+        until: environment steps per seed at which the run ends, by default those of the settings, which always
+            determine the lengths of schedules. A run that ends earlier is a rung of successive halving, and is not
+            evaluated at its end. One that ends later equals a run that `resume` extends to these steps.
 
     Raises ValueError or TypeError for invalid settings, before a file is written; ValueError if all seeds
     failed before the end, or if the run was stopped before its first training iteration; FloatingPointError for a
@@ -201,6 +202,11 @@ def _plan(path: Path, env: str | None, wrappers: Sequence[str], steps: int | Non
         raise ValueError(f"steps: expected at most 2**53, got a number of {len(str(steps))} digits")
     if steps is not None and isinstance(settings, Sweep) and settings.rung_of:
         raise ValueError(f"steps: expected none with halving, got {steps:,}; train its best setting for more steps")
+    if steps is not None and (path.absolute().parent / "sweep.json").exists():
+        raise ValueError(
+            "steps: expected none for a program of a sweep, whose settings would no longer be comparable, got "
+            f"{steps:,}; omit it"
+        )
     if steps is not None and steps < planned:
         raise ValueError(f"steps: expected at least the planned {planned:,}, got {steps:,}")
     return settings, planned

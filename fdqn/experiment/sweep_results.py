@@ -87,9 +87,17 @@ class Results(NamedTuple):
         given = sweeps.sweep(self.names, self.values, self.returns, self.selection(), self.scales, self.curves)
         drawn = io.BytesIO()
         first = self.settings[0]
-        subtitle = f"{len(self.values)} settings x {first.seeds} seeds, {first.steps:,} steps"
+        subtitle = f"{len(self.values)} settings x {first.seeds} seeds{_steps_text(self.curves)}"
         sweep_plots.write(drawn, given, task(first), subtitle, f"{self.measure} return")
         return drawn.getvalue()
+
+
+def _steps_text(curves: Sequence[plots.Curve]) -> str:
+    """Format the environment steps per seed of the settings, or their range; empty without reports."""
+    steps = sorted({int(curve.steps[-1]) for curve in curves if len(curve.steps)})
+    if not steps:
+        return ""
+    return f", {steps[0]:,} steps" if len(steps) == 1 else f", {steps[0]:,} to {steps[-1]:,} steps"
 
 
 def _common_measure(measures: Sequence[str]) -> str:
@@ -342,6 +350,7 @@ def on_fresh_seeds(path: Path, given: Mapping[str, Any]) -> Settings:
     """Return the best setting of a sweep with seeds that the sweep did not use.
 
     `given` replaces fields, such as `seeds` or `out`. Raises ValueError if the seeds overlap with those of the sweep.
+    The settings of a sweep that was extended keep the steps before, which determine its schedules; see `extended_to`.
     """
     _, best = winner(path)
     used = range(best.seed, best.seed + best.seeds)
@@ -352,6 +361,14 @@ def on_fresh_seeds(path: Path, given: Mapping[str, Any]) -> Settings:
             f"{made.seed + made.seeds - 1}"
         )
     return made
+
+
+def extended_to(path: Path) -> int | None:
+    """Return the environment steps per seed to which a finished sweep was extended; None if it was not."""
+    if not (path / "config.json").exists():  # a sweep of several programs, or with halving, which cannot be extended
+        return None
+    planned = results.read_config(path)["plan"]["steps"]
+    return planned if planned > results.read_settings(path).steps else None
 
 
 def is_over(path: Path, number: int, settings: Settings) -> bool:
