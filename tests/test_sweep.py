@@ -636,6 +636,8 @@ def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path, monkeyp
     with pytest.raises(session.AllFailedError, match="all seeds of all settings have failed"):
         sweep.train(plan, seen.append)
     assert sum(isinstance(event, events.Finished) for event in seen) == 2
+    named = [event.name for event in seen if isinstance(event, events.SeedFailed)]
+    assert named == [f"setting {k}, seed {seed}" for k in (0, 1) for seed in (5, 6)]
     found = sweep_results.read(tmp_path / "sweep")
     assert [row.rank for row in found.ranking()] == [None, None]
     json.dumps(found.record(), allow_nan=False)

@@ -92,7 +92,7 @@ def _continue(
         if sweep_results.is_over(path, i, program.settings):
             continue
         on_event(events.Notice(f"program {i + 1} of {len(programs)}: {sweep_plan.described(program.settings)}"))
-        emit = partial(_as_sweep, on_event, path, sum(lengths[:i]), sum(lengths))
+        emit = partial(_as_sweep, on_event, path, program, sum(lengths[:i]), sum(lengths))
         try:
             _continue_program(path / str(i), program.settings, emit, stop, started, changes)
         except session.AllFailedError as error:
@@ -122,12 +122,17 @@ def _continue_program(
     session.train(dataclasses.replace(settings, **kept), emit, stop, started)
 
 
-def _as_sweep(on_event: OnEvent, path: Path, before: int, steps: int, event: events.Event) -> None:
-    """Emit an event of a program. Events that name a folder to continue name that of the sweep."""
+def _as_sweep(
+    on_event: OnEvent, path: Path, program: sweep_plan.Program, before: int, steps: int, event: events.Event
+) -> None:
+    """Emit an event of a program with the folder, the steps and the numbers of settings of the whole sweep."""
     if isinstance(event, events.Stopped):
         event = event._replace(path=path, step=before + event.step, steps=steps)
     elif isinstance(event, events.Started):
         event = event._replace(path=path)
+    elif isinstance(event, events.SeedFailed):
+        setting, seed = divmod(event.seed, program.settings.seeds)
+        event = event._replace(name=f"setting {program.numbers[setting]}, seed {program.settings.seed + seed}")
     on_event(event)
 
 
