@@ -13,6 +13,7 @@ from plants import rejects
 
 import fdqn
 from fdqn import cli, tree
+from fdqn.cli import tables
 from fdqn.compile import cpu_groups
 from fdqn.experiment import (
     arms,
@@ -323,6 +324,29 @@ def test_ranking_has_survivors_then_dropped_settings(whole, full):
     assert [x["dropped"] for x in made["settings"]] == [None, None, 150, 50, 50]
     json.dumps(made, allow_nan=False)
     assert found.picture().startswith(b"\x89PNG")
+
+
+def test_dropped_settings_whose_seeds_all_failed_have_no_rank(whole, tmp_path, capsys):
+    """Let the best of the settings that the first rung dropped fail."""
+    path = shutil.copytree(whole, tmp_path / "sweep")
+    *_, best, other = sweep_results.read(path).ranking()
+    summary = json.loads((path / "0" / "summary.json").read_text())
+    summary["settings"][best.setting]["failed_seeds"] = [5, 6]
+    (path / "0" / "summary.json").write_text(json.dumps(summary))
+    rows = sweep_results.read(path).ranking()
+    assert [(row.setting, row.rank, row.failed) for row in rows[3:]] == [(other.setting, 4, 0), (best.setting, None, 2)]
+    assert "were dropped at steps 50 and 150 for lower training returns or failed seeds; the" in sweeps.explanation(
+        rows
+    )
+    tables.print_ranking(path, ("learning_rate",), rows)
+    assert capsys.readouterr().out.count("failed") == 3, "heading, row and reason"
+
+
+def test_a_rung_is_not_a_sweep(whole):
+    said = f"sweep: expected the folder of a whole sweep, got {whole / '0'}, a rung of successive halving; use {whole}"
+    with pytest.raises(ValueError, match=said):
+        sweep_results.read(whole / "0")
+    assert len(sweep_results.read(whole / "2").values) == 2
 
 
 def test_other_commands_know_halving(whole, tmp_path, monkeypatch, capsys):

@@ -106,14 +106,20 @@ def _common_measure(measures: Sequence[str]) -> str:
 
 
 def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
-    """Return the rows of the dropped settings, sorted by rung and training return."""
+    """Return the rows of the dropped settings, sorted by rung and training return.
+
+    In each rung, settings whose seeds have all failed come last, without a rank.
+    """
     rows: list[sweeps.Row] = []
     for i in reversed(range(len(halving.numbers) - 1)):
         numbers = [k for k in halving.numbers[i] if halving.rung_of(k)[0] == i]
         returns = np.array([_last_returns(found.curves[k]) for k in numbers])
         failed = [len(found.records[k]["failed_seeds"]) for k in numbers]
+        lost = [count == len(found.records[k]["seeds"]) for k, count in zip(numbers, failed, strict=True)]
+        returns[lost] = math.nan  # those before the failure
         for at in halving_plan.ranking(returns, [count > 0 for count in failed]):
-            rank, k = len(halving.numbers[-1]) + len(rows) + 1, numbers[at]
+            ranked = sum(row.rank is not None for row in rows)
+            rank, k = len(halving.numbers[-1]) + ranked + 1, numbers[at]
             row = sweeps.dropped(k, found.values[k], returns[at].tolist(), rank, halving.rungs[i].end)
             rows.append(row._replace(failed=failed[at]))
     return rows
@@ -188,12 +194,21 @@ def read(path: Path) -> Results:
 
 def _read_evaluated(path: Path) -> Results:
     found = _read_program(path)
+    if (above := path.absolute().parent / halving_plan.FILE).exists() and _is_early_rung(path):
+        raise ValueError(
+            f"sweep: expected the folder of a whole sweep, got {path}, a rung of successive halving; use {above.parent}"
+        )
     if not results.is_evaluated(results.read(path).summary):
         raise ValueError(
             f"sweep: expected returns after training, got {path}, which was not evaluated; continue with: fdqn resume "
             f"{path}, or evaluate one setting with: fdqn eval {path} --setting K"
         )
     return found
+
+
+def _is_early_rung(path: Path) -> bool:
+    """Return True for a rung of successive halving other than the last."""
+    return bool(results.read_config(path)["plan"]["steps"] < results.read_settings(path).steps)
 
 
 def _read_program(path: Path) -> Results:

@@ -174,8 +174,8 @@ def ranking(
 def dropped(setting: int, values: Sequence[Value], returns: Sequence[float], rank: int, step: int) -> Row:
     """Return the row of a setting that successive halving dropped at a step.
 
-    `returns` [S] are its training returns at that step, NaN for seeds without one. A setting without returns
-    has no rank.
+    `returns` [S] are its training returns at that step, NaN for seeds without one. A setting without returns, such as
+    one whose seeds have all failed, has no rank.
     """
     (estimate,) = estimates(np.asarray(returns, dtype=np.float64)[None])
     found = None if np.isnan(estimate.iqm) else rank
@@ -361,9 +361,10 @@ def _explained_halving(last: Sequence[Row], dropped: Sequence[Row], path: str) -
     """Explain a ranking after successive halving, where the best set is a subset of the last rung."""
     *first, end = [f"{step:,}" for step in sorted({row.dropped or 0 for row in dropped})]
     when = f"steps {', '.join(first)} and {end}" if first else f"step {end}"
+    why = "lower training returns or failed seeds" if any(row.failed for row in dropped) else "lower training returns"
     return (
-        f"{len(dropped)} settings were dropped at {when} for lower training returns; the others are the {len(last)} "
-        "settings of the last rung. " + explanation(last, path)
+        f"{len(dropped)} settings were dropped at {when} for {why}; the others are the {len(last)} settings of "
+        "the last rung. " + explanation(last, path)
     )
 
 
