@@ -465,6 +465,29 @@ def test_an_extended_sweep_has_its_steps_everywhere(one, several, tmp_path, monk
         session.resume(several / "0", 150)
 
 
+def test_the_best_setting_is_marked_as_selected(place, capsys, one):
+    """Check JSON, both commands for one setting and the picture; other settings have no mark."""
+    found = sweep_results.read(one)
+    best, *_, worst = (row.setting for row in found.ranking())
+    assert found.record()["selected_on_these_seeds"] is True
+    assert sweep_results._mark(found.ranking()) == f"\n{sweeps.SELECTED}"
+    assert sweep_results._mark(found.ranking()[:1]) == ""
+    values = dict(zip(found.names, found.values[best], strict=True))
+    for k, selected in ((best, True), (worst, False)):
+        assert sweep_results.described(one, k)["selected_on_these_seeds"] is selected
+        out, _ = printed(capsys, "eval", str(one), "--setting", str(k))
+        assert f"setting {k}: learning_rate = " in out
+        assert ("selected on these seeds" in out) is selected
+    out, _ = printed(capsys, "eval", str(one), "--setting", str(best), "--json")
+    expected = {"setting": best, "values": values, "selected_on_these_seeds": True}
+    assert {name: json.loads(out)[name] for name in expected} == expected
+    line = ["export", str(one), "--setting", str(best), "--seed", "5", "--out"]
+    assert "selected on these seeds" in printed(capsys, *line, "a.pt")[0]
+    out, _ = printed(capsys, *line, "b.pt", "--json")
+    assert {name: json.loads(out)[name] for name in expected} == expected
+    assert sweep_results.described(one, None) == {}
+
+
 # Interruptions
 
 

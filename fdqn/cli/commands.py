@@ -320,7 +320,7 @@ def _following(console: "Console", emit: Emit | None, prints: bool = True) -> It
 
 def _eval(command: Eval, emit: Emit) -> None:
     console = _ready()
-    from fdqn.experiment import evaluation
+    from fdqn.experiment import evaluation, sweep_results
 
     if command.video is not None:
         _check_video(command.video)
@@ -339,13 +339,16 @@ def _eval(command: Eval, emit: Emit) -> None:
     )
     with process.saying_warnings(partial(console.print, soft_wrap=True)), Display(console) as display:
         played = evaluation.play(trained, display)
+    setting = sweep_results.described(command.run, command.setting)
     if command.json:
         checkpoint_info = {} if command.checkpoint is None else {"checkpoint": trained.step}
-        emit({**played.record, **({"seeds": trained.seeds} if command.seed else {}), **checkpoint_info})
+        emit({**setting, **played.record, **({"seeds": trained.seeds} if command.seed else {}), **checkpoint_info})
     else:
         at = "" if command.checkpoint is None else f", checkpoint of step {trained.step:,}"
         title = f"{trained.title}, {trained.episodes} greedy episodes per seed{at}"
         tables.print_seeds(title, trained.seeds, trained.failed, {"return": played.record})
+        if setting:
+            terminal.results().print(sweep_results.described_text(setting), soft_wrap=True)
     if command.video is not None:
         with Display(console) as display:
             drawn, recording = evaluation.record_video(trained, played, display)
@@ -465,7 +468,7 @@ def _compare(command: Compare, emit: Emit) -> None:
 
 
 def _export(command: Export, emit: Emit) -> None:
-    from fdqn.experiment import export
+    from fdqn.experiment import export, sweep_results
 
     if command.hub is not None:
         return _export_to_hub(command, command.hub, emit)
@@ -482,8 +485,9 @@ def _export(command: Export, emit: Emit) -> None:
         command.wrappers,
     )
     written |= {name: process.shown(written[name]) for name in ("run", "out", "read")}
+    setting = sweep_results.described(command.run, command.setting)
     if command.json:
-        emit(written)
+        emit({**written, **setting})
         return
     out = terminal.results()
     checkpoint_info = "" if command.checkpoint is None else f" at step {written['checkpoint']:,}"
@@ -492,6 +496,8 @@ def _export(command: Export, emit: Emit) -> None:
         f"{command.out}",
         soft_wrap=True,
     )
+    if setting:
+        out.print(sweep_results.described_text(setting), soft_wrap=True)
     out.print(f"load it with {written['read']}", soft_wrap=True)
 
 

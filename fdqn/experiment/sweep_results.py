@@ -76,7 +76,8 @@ class Results(NamedTuple):
             for row in rows
         ]
         rungs = {} if self.halving is None else {"halving": halving_plan.record(self.halving)}
-        return {"sweep": str(self.path), "measure": self.measure, **rungs, "settings": settings}
+        mark = {"selected_on_these_seeds": sweeps.is_selected(rows)}
+        return {"sweep": str(self.path), "measure": self.measure, **mark, **rungs, "settings": settings}
 
     def picture(self) -> bytes:
         """Draw the sweep as a PNG."""
@@ -88,8 +89,13 @@ class Results(NamedTuple):
         drawn = io.BytesIO()
         first = self.settings[0]
         subtitle = f"{len(self.values)} settings x {first.seeds} seeds{_steps_text(self.curves)}"
-        sweep_plots.write(drawn, given, task(first), subtitle, f"{self.measure} return")
+        sweep_plots.write(drawn, given, task(first), subtitle + _mark(self.ranking()), f"{self.measure} return")
         return drawn.getvalue()
+
+
+def _mark(rows: Sequence[sweeps.Row]) -> str:
+    """Return a line of a caption that marks a return as biased by selection; empty if it is not."""
+    return f"\n{sweeps.SELECTED}" if sweeps.is_selected(rows) else ""
 
 
 def _steps_text(curves: Sequence[plots.Curve]) -> str:
@@ -144,9 +150,8 @@ def _halving_picture(found: Results, halving: Halving) -> bytes:
         tuple(scores),
     )
     sizes = ", then ".join(f"{rung.settings} settings to step {rung.end:,}" for rung in halving.rungs)
-    halving_plots.write(
-        drawn, given, first.env, f"successive halving, {first.seeds} seeds: {sizes}", f"{found.measure} return"
-    )
+    subtitle = f"successive halving, {first.seeds} seeds: {sizes}{_mark(given.ranking)}"
+    halving_plots.write(drawn, given, first.env, subtitle, f"{found.measure} return")
     return drawn.getvalue()
 
 
@@ -280,6 +285,34 @@ def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
         if setting in program.numbers:
             return (path / str(i) if several else path), program.numbers.index(setting)
     raise _unknown_setting(setting, sum(len(program.numbers) for program in programs))
+
+
+def described(path: Path, setting: int | None) -> dict[str, Any]:
+    """Return the number and the values of a setting of a sweep as a record for JSON; empty without a setting.
+
+    `selected_on_these_seeds` is True for the best of several settings, whose return on the seeds of the sweep is biased
+    upwards, and None for a sweep that has not finished.
+    """
+    if setting is None:
+        return {}
+    own, number = locate(path, setting)
+    given = results.read_settings(own)
+    assert isinstance(given, Sweep)
+    assert number is not None
+    try:
+        rows = read(path).ranking()
+        selected: bool | None = sweeps.is_selected(rows) and rows[0].setting == setting
+    except ValueError:
+        selected = None
+    values = to_json_values(given.varied[number])
+    return {"setting": setting, "values": values, "selected_on_these_seeds": selected}
+
+
+def described_text(record: Mapping[str, Any]) -> str:
+    """Format a record of `described`, such as `setting 3: gamma = 0.99`, with a second line for the best setting."""
+    values = ", ".join(f"{name} = {sweeps.text(value)}" for name, value in record["values"].items())
+    mark = "\nit is the best setting of the sweep, selected on these seeds, so its return is biased upwards"
+    return f"setting {record['setting']}: {values}{mark if record['selected_on_these_seeds'] else ''}"
 
 
 def _unknown_setting(setting: int | None, count: int) -> ValueError:

@@ -523,7 +523,7 @@ def caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str) 
     from matplotlib.transforms import ScaledTranslation
 
     words = textwrap.wrap(", ".join(note for note in notes if note), 175)
-    lines = [subtitle, *words] if subtitle else words
+    lines = [*subtitle.splitlines(), *words]
     # The title reserves the height of the caption, because the layout ignores other text of a figure.
     part.suptitle(title + "\n" * len(lines), x=0.01, ha="left", fontsize=10, fontweight="bold")
     below = part.transSubfigure + ScaledTranslation(0, -21 / 72, part.dpi_scale_trans)

@@ -32,6 +32,10 @@ MIN_LOG_RATIO_OF_TWO = 30
 _CROWDED = 0.12
 
 
+SELECTED = "the best setting was selected on these seeds, so its return is biased upwards"
+"""Caption of pictures of a ranking; see `is_selected`."""
+
+
 class BestSet(Protocol):
     """Settings that are indistinguishable from the best, as `comparisons.selection` returns them."""
 
@@ -349,7 +353,7 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
         ]
     elif members and len(rows) > 1:
         words += [f"The best of {len(rows)} settings is distinguishable from all others with these seeds."]
-    if finished > 1:
+    if is_selected(rows):
         words += [
             "The return of the best setting is biased upwards, because it was selected on these seeds; train it again "
             f"on fresh seeds with: fdqn train --best-of {path}"
@@ -366,6 +370,11 @@ def _explained_halving(last: Sequence[Row], dropped: Sequence[Row], path: str) -
         f"{len(dropped)} settings were dropped at {when} for {why}; the others are the {len(last)} settings of "
         "the last rung. " + explanation(last, path)
     )
+
+
+def is_selected(rows: Sequence[Row]) -> bool:
+    """Return True if the best setting was selected among several, which biases its return on these seeds upwards."""
+    return sum(row.rank is not None for row in rows) > 1
 
 
 def few_seeds(rows: Sequence[Row]) -> bool:
