@@ -18,7 +18,7 @@ import torch
 
 import fdqn
 from fdqn import cli, compile, envs
-from fdqn.experiment import assemble, events, history, process, progress, results, session
+from fdqn.experiment import assemble, events, history, population, process, progress, results, run_folder, session
 from fdqn.experiment.presets import PRESETS
 from fdqn.experiment.settings import Settings
 from fdqn.storage import checkpoint
@@ -220,6 +220,8 @@ def test_an_interrupted_evaluation_is_repeated(small_run, here, lost):
     if "gymnasium_return" in lost:
         del given["gymnasium_return"]
     (path / "summary.json").write_text(json.dumps(given))
+    assert results.lacks_evaluation(path)
+    assert not results.lacks_evaluation(small_run)
     seen = []
     run = fdqn.resume(path, progress=False, on_event=seen.append)
     assert {**run.summary, "wall_seconds": 0} == {**expected, "wall_seconds": 0}
@@ -238,6 +240,20 @@ def test_a_run_whose_seeds_all_failed_is_not_evaluated_again(small_run, here):
     assert not results.is_evaluated(given)
     assert results.is_evaluated(given | {"failed_seeds": [5, 6]})
     assert not results.is_evaluated(given | {"failed_seeds": [5]})
+    assert results.gymnasium_name(Settings(env="cartpole")) == "CartPole-v1"
+    assert results.gymnasium_name(Settings(env="catch")) is None
+
+
+def test_evaluations_are_added_to_a_summary(small_run, here):
+    path = shutil.copytree(small_run, here / "run")
+    given, before = results.read_settings(path), results.read(path).summary
+    played = evaluate.not_played(2, 1)._replace(returns=np.array([[3.0], [5.0]]), limit=9)
+    added = run_folder.add_evaluation(path, given, played, None, 1.0)
+    assert added["final_return"]["per_seed"] == [3.0, 5.0]
+    assert added["gymnasium_return"] == before["gymnasium_return"]
+    assert results.read(path).summary == added
+    best = [{"seed": 5, "learner": 1}, {"seed": 6, "learner": None}]
+    assert population.with_returns(best, added)["final_return"]["per_seed"] == [5.0, None]
 
 
 def test_a_stop_before_the_first_iteration(here):

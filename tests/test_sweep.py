@@ -486,6 +486,11 @@ def test_the_best_setting_is_marked_as_selected(place, capsys, one):
     out, _ = printed(capsys, *line, "b.pt", "--json")
     assert {name: json.loads(out)[name] for name in expected} == expected
     assert sweep_results.described(one, None) == {}
+    assert sweep_results.described_text({**expected, "values": {"gamma": 0.9}}).startswith(
+        f"setting {best}: gamma = 0.9"
+    )
+    assert sweeps.is_selected(found.ranking())
+    assert not sweeps.is_selected(found.ranking()[:1])
 
 
 # Interruptions
