@@ -89,7 +89,7 @@ def printed(capsys, *words):
         ("episodic_return;seed\r\n3;a\r\n4;b\r\n", [3, 4], ("a", "b"), "column episodic_return"),
         ("score\treturn\n3\t5\n4\t6\n", [5, 6], None, "column return"),
         ("\ufeffseed,return\n7,1\n8.0,2\n", [1, 2], (7, 8), "column return"),
-        ("1\n2\n\n-3e1\n", [1, 2, -30], None, "numbers without a header"),
+        ("1\n2\n-3e1\n\n \n", [1, 2, -30], None, "numbers without a header"),
         ("1, 2, NaN,4", [1, 2, np.nan, 4], None, "numbers without a header"),
         ("5", [5], None, "numbers without a header"),
         ('return,comment\n3,"a, b"\n', [3], None, "column return"),
@@ -127,7 +127,22 @@ def test_many_steps_are_thinned_to_the_last_values(tmp_path):
 
 
 REFUSED_FILES = [
-    ("return\n1\n\nx\n", "bad.csv: expected a number in line 4, column return, got 'x'"),
+    ("\nreturn\n1\nx\n", "bad.csv: expected a number in line 4, column return, got 'x'"),
+    (
+        'return\n1\n""\n3\n',
+        "bad.csv: expected a number in line 3, column return, got nothing; write nan for a failed seed",
+    ),
+    (
+        'return\n1\n""\n',
+        "bad.csv: expected a number in line 3, column return, got nothing; write nan for a failed seed",
+    ),
+    (
+        "return\n1\n\n3\n",
+        "bad.csv: expected a number in line 3, column return, got nothing; write nan for a failed seed",
+    ),
+    ("seed,return\n1,2\n \n2,3\n", "bad.csv: expected a number in line 3, column return, got nothing; write nan for …"),
+    ("1\n\n3\n", "bad.csv: expected a number in line 2, column 1, got nothing; write nan for a failed seed"),
+    ('""\n2\n3\n', "bad.csv: expected a number in line 1, column 1, got nothing; write nan for a failed seed"),
     ("seed,return\n1,2\n2,\n", "bad.csv: expected a number in line 3, column return, got nothing; write nan for a …"),
     ("return\n1\n-1e200\n", "bad.csv: expected at most 1e+100 in line 3, column return, got -1e200"),
     ('"a\nb",c\n1,2\n', "bad.csv: expected a column return, score, episodic_return, got a b, c"),

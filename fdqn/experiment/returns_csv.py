@@ -54,7 +54,7 @@ def read(file: Path) -> list[Returns]:
     be read, without such a column, with rows of other lengths, or with a seed that is there twice.
     """
     lines = table(file)
-    if all(_is_number(cell) or not cell for cell in lines[0][1]):
+    if _are_numbers(lines[0][1]):
         return [Returns("", _headless(file, lines), None, "numbers without a header", None, None)]
     header, rows = [cell.lower() for cell in lines[0][1]], lines[1:]
     value, arm, seed, step = (
@@ -68,6 +68,8 @@ def read(file: Path) -> list[Returns]:
     if step and not seed:
         raise ValueError(f"{file}: expected a column seed with the column step, got none")
     for line, cells in rows:
+        if cells in ([], [""]):
+            _number(file, line, value, "")
         if len(cells) != len(header):
             raise ValueError(f"{file}: expected {len(header)} columns in line {line}, got {len(cells)}")
     groups: dict[str, dict[Any, dict[float, float]]] = {}
@@ -118,7 +120,9 @@ def _curve(points: dict[Any, dict[float, float]]) -> Curve:
 
 
 def table(file: Path) -> list[tuple[int, list[str]]]:
-    """Read the rows of a CSV file that are not blank, with their line numbers.
+    """Read the rows of a CSV file with their line numbers. Blank lines at the end and before a header are dropped.
+
+    Another blank line is a row without cells, because a writer may leave a missing number empty in a single column.
 
     Raises ValueError, naming the file, if it cannot be read or is empty.
     """
@@ -134,13 +138,25 @@ def table(file: Path) -> list[tuple[int, list[str]]]:
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        lines = [(reader.line_num, [" ".join(cell.split()) for cell in cells]) for cells in reader]
+        lines = [(reader.line_num, [" ".join(cell.split()) for cell in _cells(cells)]) for cells in reader]
     except csv.Error as error:
         raise ValueError(f"{file}: expected a CSV file, got an error in line {reader.line_num}: {error}") from None
-    lines = [(line, cells) for line, cells in lines if any(cells) or len(cells) > 1]
+    while lines and not lines[-1][1]:
+        lines.pop()
     if not lines:
         raise ValueError(f"{file}: expected returns, got an empty file")
-    return lines
+    start = next(i for i, (_, cells) in enumerate(lines) if cells)
+    return lines if _are_numbers(lines[start][1]) else lines[start:]
+
+
+def _cells(cells: list[str]) -> list[str]:
+    """Return the cells of a line; none for a line of white space. The quoted empty text `""` is a cell."""
+    return [] if len(cells) == 1 and cells[0].isspace() else cells
+
+
+def _are_numbers(cells: list[str]) -> bool:
+    """Return True if no cell is a text, as in a file without a header."""
+    return all(_is_number(cell) or not cell for cell in cells)
 
 
 def _headless(file: Path, lines: list[tuple[int, list[str]]]) -> Array:
@@ -151,7 +167,7 @@ def _headless(file: Path, lines: list[tuple[int, list[str]]]) -> Array:
             f"{file}: expected one column or one row of numbers without a header, got {len(lines)} rows and {widest} "
             f"columns; add a header with a column {RETURN_COLUMNS[0]}"
         )
-    return np.array([_number(file, line, str(i + 1), x) for line, row in lines for i, x in enumerate(row)])
+    return np.array([_number(file, line, str(i + 1), x) for line, row in lines for i, x in enumerate(row or [""])])
 
 
 def _is_number(cell: str) -> bool:
