@@ -527,6 +527,16 @@ def test_many_arms_are_cut_to_the_best():
     assert "the first and the best 39 of 60 arms" in figure.get_suptitle()
 
 
+def test_names_with_dollar_signs_are_drawn_as_they_are():
+    names = ["a$_{b", "c/a$b_{$c", "plain"]
+    arms_ = [drawn_arm(name, seed=i, first=not i) for i, name in enumerate(names)]
+    figure = comparison_plots.figure(arms_, "r$_{1$", "t$_{2$", "env$_{3$")
+    figure.draw_without_rendering()
+    curves = panels(figure)["environment steps per seed"]
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == [r"a\$_{b", r"c/a\$b_{\$c", "plain"]
+    assert plots.plain_text("a$b") == r"a\$b"
+
+
 def test_everything_lies_within_the_picture(tmp_path):
     name = "somebody/shared/experiments/learning-rates/runs/mountain_car-20260101-1200"
     given = [drawn_arm(f"{name}{i} gamma=0.9{i}", i, 4, i == 0) for i in range(3)]

@@ -450,7 +450,7 @@ def made_history(seeds, members=3, steps=2, best=0):
     ids=["many seeds", "all failed before a step"],
 )
 def test_pictures(given, tmp_path):
-    population_plots.write(tmp_path / "a.png", given, "catch", "3 members")
+    population_plots.write(tmp_path / "a.png", given, "a$_{b", "$_{3 members")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -2156,6 +2156,7 @@ WITHOUT = {
                     "interval_text", "overview", "text", "varied")},
     "plots.draw_curves": "draws what `figure` has checked",
     "plots.look": "takes any number",
+    "plots.plain_text": "takes any text",
     "plots.summarised": "is a part of `figure`, which refuses",
     "comparison_plots.figure": "is `comparison` without a file",
     "comparison_plots.short_names": "takes any names",

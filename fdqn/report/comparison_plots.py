@@ -105,7 +105,7 @@ def figure(
     drawn = Figure(figsize=(12, height + 4.2 * bool(lower)), dpi=150, layout="constrained")
     FigureCanvasAgg(drawn)
     left_out = "" if len(shown) == len(arms) else f"the first and the best {len(shown) - 1} of {len(arms)} arms"
-    drawn.suptitle(", ".join(filter(None, (title, left_out))), x=0.01, ha="left", fontweight="bold")
+    drawn.suptitle(plots.plain_text(", ".join(filter(None, (title, left_out)))), x=0.01, ha="left", fontweight="bold")
     rows = drawn.subfigures(2, 1, height_ratios=(height, 4.2), squeeze=False)[:, 0] if lower else [drawn]
     own, difference = rows[0].subplots(1, 2, width_ratios=(1.35, 1), sharey=True)
     _draw_arms(own, shown, names, label, percent)
@@ -150,11 +150,12 @@ def _draw_arms(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str], lab
         seeds = arm.returns[np.isfinite(arm.returns)]
         axes.plot(seeds, np.full(len(seeds), row + 0.32), "|", color=colour, alpha=0.45, markersize=6, zorder=1)
         _draw_estimates(axes, row, colour, arm.iqm, arm.mean)
-    rows = [textwrap.fill(name.replace(" ", "\n", 1), NAME_WIDTH, replace_whitespace=False) for name in names]
+    lines = [textwrap.fill(name.replace(" ", "\n", 1), NAME_WIDTH, replace_whitespace=False) for name in names]
+    rows = [plots.plain_text(line) for line in lines]
     for row, text in enumerate(axes.set_yticks(range(len(arms)), rows, fontsize=9)):
         text.label1.set_color(plots.look(row)[0])
     axes.set_ylim(len(arms) - 0.4, -0.6)
-    axes.set_xlabel(label)
+    axes.set_xlabel(plots.plain_text(label))
     ranges = "\ndashed: range of fewer than 5 seeds; ticks: seeds" if any(arm.iqm.is_range for arm in arms) else ""
     bars = "" if all(arm.iqm.is_range for arm in arms) else f"; bars: {percent} intervals"
     _caption(axes, f"dot: interquartile mean, diamond: mean{bars}{ranges or '; ticks: seeds'}")
@@ -168,7 +169,7 @@ def _draw_differences(axes: "Axes", arms: Sequence[DrawnArm], label: str, percen
             axes.text(0, row, "  baseline", va="center", ha="left", fontsize=8, color="#555555")
         else:
             _draw_estimates(axes, row, plots.look(row)[0], arm.iqm_difference, arm.mean_difference)
-    axes.set_xlabel(f"difference of {label}")
+    axes.set_xlabel(plots.plain_text(f"difference of {label}"))
     axes.tick_params(axis="y", labelleft=False)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, -0.05 * (high - low)), max(high, 0.25 * (high - low)))
@@ -207,9 +208,15 @@ def _draw_profiles(axes: "Axes", arms: Sequence[DrawnArm], names: Sequence[str],
         found = aggregates.profile(arm.returns, thresholds)
         axes.fill_between(thresholds, found.low, found.high, color=colour, alpha=0.15, linewidth=0, step="post")
         axes.plot(
-            thresholds, found.fraction, color=colour, linestyle=style, linewidth=2, label=name, drawstyle="steps-post"
+            thresholds,
+            found.fraction,
+            color=colour,
+            linestyle=style,
+            linewidth=2,
+            label=plots.plain_text(name),
+            drawstyle="steps-post",
         )
-    axes.set_xlabel(f"{label} r")
+    axes.set_xlabel(plots.plain_text(f"{label} r"))
     axes.set_ylabel("fraction of seeds above r")
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(thresholds[0], thresholds[-1])

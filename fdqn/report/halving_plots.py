@@ -63,7 +63,7 @@ def figure(given: Halving, title: str = "", subtitle: str = "", measure: str = "
     heights = [4.8, 0.7 + 2.7 * math.ceil(len(axes) / _PANELS)]
     drawn = Figure(figsize=(_WIDTH, sum(heights) + 0.3), dpi=150, layout="constrained")
     FigureCanvasAgg(drawn)
-    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    drawn.suptitle(sweep_plots.plain_text(title), x=0.01, ha="left", fontweight="bold")
     top, bottom = drawn.subfigures(2, 1, squeeze=False, height_ratios=heights, hspace=0.03).flat
     _draw_curves(top, given, axes, subtitle, measure)
     _draw_values(bottom, given, axes)
@@ -94,7 +94,9 @@ def _draw_curves(
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.2)
     axes.spines[["top", "right"]].set_visible(False)
-    heading = f"rank by {measure}: " + ", ".join(sweep_plots.plain_text(axis.name) for axis in names)
+    heading = f"rank by {sweep_plots.plain_text(measure)}: " + ", ".join(
+        sweep_plots.plain_text(axis.name) for axis in names
+    )
     handles, labels = axes.get_legend_handles_labels()
     legend: dict[str, Any] = {"title": heading, "title_fontsize": 8, "fontsize": 8, "alignment": "left"}
     axes.legend(handles[::-1], labels[::-1], framealpha=0.9, edgecolor="none", **legend)

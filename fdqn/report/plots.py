@@ -72,8 +72,10 @@ def figure(panels: Mapping[str, Mapping[str, Curve]], subtitle: str = "") -> "Fi
         axes = part.subplots()
         note = "line: interquartile mean of the seeds" + BANDS[frozenset(draw_curves(axes, curves))]
         thin = ", thin: single seeds" if _shows_seeds(curves) else ""
-        axes.set_title("\n".join(filter(None, (subtitle, note + thin))), loc="left", fontsize=8, color="#555555")
-        part.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        axes.set_title(
+            "\n".join(filter(None, (plain_text(subtitle), note + thin))), loc="left", fontsize=8, color="#555555"
+        )
+        part.suptitle(plain_text(title), x=0.01, ha="left", fontweight="bold")
     return drawn
 
 
@@ -92,9 +94,9 @@ def draw_curves(axes: "Axes", curves: Mapping[str, Curve], label: str = "trainin
             axes.plot(steps, values, color=colour, linewidth=0.5, alpha=0.3, marker=marker, markersize=2)
         kinds |= _draw_band(axes, steps, estimates, colour)
         middle = [float(e.iqm) for e in estimates]
-        axes.plot(steps, middle, color=colour, linestyle=style, linewidth=2, marker=marker, label=name)
+        axes.plot(steps, middle, color=colour, linestyle=style, linewidth=2, marker=marker, label=plain_text(name))
     axes.set_xlabel("environment steps per seed")
-    axes.set_ylabel(label)
+    axes.set_ylabel(plain_text(label))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
     axes.grid(alpha=0.2)
@@ -113,6 +115,11 @@ def summarised(curve: Curve) -> tuple[Curve, list[statistics.Interval]]:
     seen = np.isfinite(values).any(axis=1)
     drawn = Curve(curve.steps[seen], values[seen])
     return drawn, [statistics.interval(row, resamples=500) for row in drawn.values]
+
+
+def plain_text(text: str) -> str:
+    """Escape the dollar signs of a name, so that they do not start mathematics."""
+    return text.replace("$", r"\$")
 
 
 def look(number: int) -> tuple[str, str]:

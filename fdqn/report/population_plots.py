@@ -78,9 +78,9 @@ def figure(given: History, title: str = "", subtitle: str = "") -> "Figure":
     handles, labels = axes[0].get_legend_handles_labels()
     if labels:
         top.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
-    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    drawn.suptitle(plots.plain_text(title), x=0.01, ha="left", fontweight="bold")
     note = "coloured: ancestors of the best member of each seed; grey: all members"
-    top.suptitle(f"{subtitle}\n{note}", x=0.01, ha="left", fontsize=8, color="#555555")
+    top.suptitle(plots.plain_text(f"{subtitle}\n{note}"), x=0.01, ha="left", fontsize=8, color="#555555")
     _draw_copies(bottom, given, seeds)
     return drawn
 
@@ -203,7 +203,7 @@ def _finish(axes: "Axes", given: History, label: str) -> None:
     from matplotlib.ticker import EngFormatter
 
     axes.set_xlabel(_STEPS, fontsize=8)
-    axes.set_ylabel(label, fontsize=8)
+    axes.set_ylabel(plots.plain_text(label), fontsize=8)
     axes.tick_params(labelsize=8)
     axes.set_xlim(0, max(given.curve.steps[-1], 1))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

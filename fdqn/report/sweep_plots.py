@@ -128,7 +128,7 @@ def figure(data: sweeps.Sweep, title: str = "", subtitle: str = "", measure: str
     heights = [height for height, _ in parts]
     drawn = Figure(figsize=(_WIDTH, sum(heights) + 0.3), dpi=150, layout="constrained")
     FigureCanvasAgg(drawn)
-    drawn.suptitle(title, x=0.01, ha="left", fontweight="bold")
+    drawn.suptitle(plain_text(title), x=0.01, ha="left", fontweight="bold")
     subfigures = drawn.subfigures(len(parts), 1, squeeze=False, height_ratios=heights, hspace=0.03)
     for i, (part, (_, draw)) in enumerate(zip(subfigures.flat, parts, strict=True)):
         draw(part, view if i == 0 else view._replace(subtitle=""))
@@ -202,7 +202,7 @@ def _sensitivity(part: "SubFigure", view: _View) -> None:
     for panel in panels.flat[len(view.axes) :]:
         panel.set_visible(False)
     for panel in panels[:, 0]:
-        panel.set_ylabel(view.measure)
+        panel.set_ylabel(plain_text(view.measure))
     kinds = {level.estimate.kind for levels in groups for level in levels}
     binned = any(len(levels) < len(axis.values) for axis, levels in zip(view.axes, groups, strict=True))
     notes = (
@@ -465,7 +465,7 @@ def _learning_curves(part: "SubFigure", view: _View) -> None:
     for i in chosen:
         setting = alive[i].setting
         curve = (view.data.curves or ())[setting]
-        words = ", ".join(plain_text(axis.column[setting]) for axis in view.axes)
+        words = ", ".join(sweeps.text(axis.column[setting]) for axis in view.axes)
         kept = np.isfinite(view.data.returns[setting])
         curves[f"{alive[i].rank}: {words}"] = curve._replace(values=curve.values[:, kept])
     kinds = plots.draw_curves(axes, curves)
@@ -495,7 +495,7 @@ def _colour_bar(part: "SubFigure", axes: "Axes", drawn: "ScalarMappable", view: 
         return
     inches = part.bbox.height / part.get_dpi()
     bar = part.colorbar(drawn, ax=axes, extend="min" if view.clipped else "neither", pad=0.02, aspect=inches / 0.15)
-    bar.set_label(f"interquartile mean of the {view.measure}", fontsize=8)
+    bar.set_label(f"interquartile mean of the {plain_text(view.measure)}", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
 
@@ -523,7 +523,7 @@ def caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str) 
     from matplotlib.transforms import ScaledTranslation
 
     words = textwrap.wrap(", ".join(note for note in notes if note), 175)
-    lines = [*subtitle.splitlines(), *words]
+    lines = [plain_text(line) for line in (*subtitle.splitlines(), *words)]
     # The title reserves the height of the caption, because the layout ignores other text of a figure.
     part.suptitle(title + "\n" * len(lines), x=0.01, ha="left", fontsize=10, fontweight="bold")
     below = part.transSubfigure + ScaledTranslation(0, -21 / 72, part.dpi_scale_trans)
@@ -531,5 +531,5 @@ def caption(part: "SubFigure", title: str, notes: Sequence[Any], subtitle: str) 
 
 
 def plain_text(value: Any) -> str:
-    """Format a name or value, with dollar signs escaped so that they do not start mathematics."""
-    return sweeps.text(value).replace("$", r"\$")
+    """Format a name or value as text that matplotlib draws as it is; see `plots.plain_text`."""
+    return plots.plain_text(sweeps.text(value))
