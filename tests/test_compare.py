@@ -144,7 +144,7 @@ REFUSED_FILES = [
     ("1\n\n3\n", "bad.csv: expected a number in line 2, column 1, got nothing; write nan for a failed seed"),
     ('""\n2\n3\n', "bad.csv: expected a number in line 1, column 1, got nothing; write nan for a failed seed"),
     ("seed,return\n1,2\n2,\n", "bad.csv: expected a number in line 3, column return, got nothing; write nan for a …"),
-    ("return\n1\n-1e200\n", "bad.csv: expected at most 1e+100 in line 3, column return, got -1e200"),
+    ("return\n1\n-1e200\n", "bad.csv: expected at most 1e+70 in line 3, column return, got -1e200"),
     ('"a\nb",c\n1,2\n', "bad.csv: expected a column return, score, episodic_return, got a b, c"),
     ("1\nx\n3\n", "bad.csv: expected a number in line 2, column 1, got 'x'"),
     ("1,2,,4\n", "bad.csv: expected a number in line 1, column 3, got nothing; write nan for a failed seed"),
@@ -155,7 +155,8 @@ REFUSED_FILES = [
     ("step,return\n1,2\n", "bad.csv: expected a column seed with the column step, got none"),
     ("seed,return\n1,2\n1,3\n", "bad.csv: expected each seed once, got seed 1 again in line 3"),
     ("seed,step,return\n1,5,2\n1,5,3\n", "bad.csv: expected each seed once at step 5, got seed 1 again in line 3"),
-    ("seed,step,return\n1,nan,2\n", "bad.csv: expected a step in line 2, column step, got 'nan'"),
+    ("seed,step,return\n1,nan,2\n", "bad.csv: expected a step from 0 to 1e+15 in line 2, column step, got 'nan'"),
+    ("seed,step,return\n1,-5,2\n", "bad.csv: expected a step from 0 to 1e+15 in line 2, column step, got '-5'"),
     ("seed,return\n1,2,3\n", "bad.csv: expected 2 columns in line 2, got 3"),
     ("seed,return\n,2\n", "bad.csv: expected a seed in line 2, column seed, got nothing"),
     (b"return\n\xff\n", "bad.csv: expected a CSV file, got bytes that are not UTF-8"),
@@ -189,6 +190,7 @@ REFUSED = [
     ("a b --paired --unpaired", "paired: expected --paired or --unpaired, got both"),
     ("a low.csv --confidence 95", "confidence: expected a number in (0, 1), got 95.0"),
     ("a low.csv --optimum inf", "optimum: expected a finite number, got inf"),
+    ("a low.csv --optimum 1e308", "optimum: expected a number up to 1e+70, got 1e+308"),
     ("a short.csv --paired", "paired: expected 9 seeds as in a, got 2 in short.csv; pass --unpaired"),
     ("a sweep:0 --paired", "paired: expected the seeds of a, got others in sweep:0…; pass --unpaired"),
     (
@@ -362,6 +364,15 @@ def test_optimality_gap_and_confidence(place, capsys):
     out = printed(capsys, "low.csv", "high.csv", "--optimum", "500", "--confidence", "0.5")
     assert "optimality gap" in out
     assert "50% intervals" in out
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("paired", ["--paired", "--unpaired"])
+def test_the_largest_values_are_compared(place, capsys, paired):
+    Path("low.csv").write_text(column([-1e70, 1e70] * 5))
+    Path("high.csv").write_text(column([1e70, -1e70, -1e70] * 3 + [0]))
+    found = compared(capsys, "low.csv", "high.csv", paired, "--optimum", "1e70")
+    assert all(np.isfinite(list(found["comparisons"][0]["mean"].values())))
 
 
 def test_few_seeds(place, capsys):

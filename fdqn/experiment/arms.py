@@ -183,7 +183,8 @@ def _per_seed(path: Path, summary: dict[str, Any], measure: str, count: int) -> 
     values = _record(summary, measure)
     if not values:
         raise ValueError(f"measure: expected {measure} returns in every run, got none in {path}")
-    if len(values) != count or not all(x is None or (type(x) in (int, float) and math.isfinite(x)) for x in values):
+    largest = returns_csv.LARGEST
+    if len(values) != count or not all(x is None or (type(x) in (int, float) and abs(x) <= largest) for x in values):
         raise ValueError(f"arms: expected {count} numbers under {RECORDS[measure]}.per_seed of {path}, got others")
     return np.array([math.nan if x is None else x for x in values], dtype=np.float64)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from fdqn.experiment.arms import Arm, are_paired
 from fdqn.experiment.comparison_text import percent_text, range_text
+from fdqn.experiment.returns_csv import LARGEST
 from fdqn.report import aggregates, comparison_plots, comparisons, permutation, power, statistics
 from fdqn.report.comparison_plots import DrawnArm, Ends
 from fdqn.report.comparisons import Comparison, Estimate
@@ -35,6 +36,8 @@ def compare(
     """
     if len(arms) < 2:
         raise ValueError(f"arms: expected at least two, got {len(arms)}")
+    if optimum is not None and math.isfinite(optimum) and abs(optimum) > LARGEST:
+        raise ValueError(f"optimum: expected a number up to {LARGEST:g}, got {optimum!r}")
     paired = are_paired(arms) if paired is None else paired
     aligned = _aligned(arms) if paired else [arm.returns for arm in arms]
     compared = [comparisons.compare(aligned[0], x, paired, confidence) for x in aligned[1:]]

@@ -18,8 +18,11 @@ RETURN_COLUMNS = ("return", "score", "episodic_return")
 ARM_COLUMNS = ("name", "algorithm", "exp_name")
 """Columns that may divide a file into arms; the first of these that is there."""
 
-LARGEST = 1e100
-"""Largest absolute value; squares of larger ones overflow."""
+LARGEST = 1e70
+"""Largest absolute value; fourth powers of larger ones, the squares of variances, overflow."""
+
+LARGEST_STEP = 10**15
+"""Largest step."""
 
 # Steps of the curve of seeds that were recorded at different steps.
 _CURVE_STEPS = 200
@@ -81,8 +84,10 @@ def read(file: Path) -> list[Returns]:
             raise ValueError(f"{file}: expected a seed in line {line}, column seed, got nothing")
         points = group.setdefault(this, {})
         at = _number(file, line, step, row[step]) if step else 0.0
-        if not math.isfinite(at):
-            raise ValueError(f"{file}: expected a step in line {line}, column step, got {row['step']!r}")
+        if step and not 0 <= at <= LARGEST_STEP:
+            raise ValueError(
+                f"{file}: expected a step from 0 to {LARGEST_STEP:g} in line {line}, column {step}, got {row[step][:40]!r}"
+            )
         if at in points:
             where = f" at step {row[step]}" if step else ""
             raise ValueError(f"{file}: expected each seed once{where}, got seed {row[seed or '']} again in line {line}")
