@@ -103,6 +103,19 @@ def test_csv_files(tmp_path, text, values, seeds, column):
     assert (found.seeds, found.column, found.arm) == (seeds, column, "")
 
 
+def test_exports_of_other_libraries_with_seeds(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("Name,exp_name,seed,global_step,charts/episodic_return\na__1,a,1,99,5\na__2,a,2,98,6\n")
+    (found,) = returns_csv.read(file)
+    assert (found.arm, found.seeds, found.values.tolist(), found.steps) == ("a", (1, 2), [5, 6], 99)
+    file.write_text("Wall time,Step,Value,seed\n1e9,10,2,1\n1e9,20,3,1\n1e9,20,7,2\n")
+    (found,) = returns_csv.read(file)
+    assert (found.seeds, found.values.tolist(), found.curve.steps.tolist()) == ((1, 2), [3, 7], [10, 20])
+    file.write_text("#{}\nr,seed\n4,1\nx,2\n")
+    with pytest.raises(ValueError, match="in line 4, column r, got 'x'"):
+        returns_csv.read(file)
+
+
 def test_a_column_of_names_makes_arms_and_one_of_steps_curves(tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("exp_name,seed,step,return\nq,1,10,1\nz,1,10,2\nq,1,30,3\nz,1,20,4\nq,2,20,5\n")
@@ -145,14 +158,26 @@ REFUSED_FILES = [
     ('""\n2\n3\n', "bad.csv: expected a number in line 1, column 1, got nothing; write nan for a failed seed"),
     ("seed,return\n1,2\n2,\n", "bad.csv: expected a number in line 3, column return, got nothing; write nan for a …"),
     ("return\n1\n-1e200\n", "bad.csv: expected at most 1e+70 in line 3, column return, got -1e200"),
-    ('"a\nb",c\n1,2\n', "bad.csv: expected a column return, score, episodic_return, got a b, c"),
+    ('"a\nb",c\n1,2\n', "bad.csv: expected a column return, score, episodic_return, …, got a b, c; …"),
     ("1\nx\n3\n", "bad.csv: expected a number in line 2, column 1, got 'x'"),
     ("1,2,,4\n", "bad.csv: expected a number in line 1, column 3, got nothing; write nan for a failed seed"),
     ("1,2\n3,4\n", "bad.csv: expected one column or one row of numbers without a header, got 2 rows and 2 columns; …"),
-    ("reward\n1\n2\n", "bad.csv: expected a column return, score, episodic_return, got reward"),
+    (
+        "reward\n1\n2\n",
+        "bad.csv: expected a column return, score, episodic_return, …, got reward; rename the column of the returns to return",
+    ),
     ("return\n", "bad.csv: expected rows, got only a header"),
     ("\n\n", "bad.csv: expected returns, got an empty file"),
-    ("step,return\n1,2\n", "bad.csv: expected a column seed with the column step, got none"),
+    ("step,return\n1,2\n", "bad.csv: expected a column seed with the column step, got none; the learning curve of …"),
+    ("Wall time,Step,Value\n1e9,1,2\n1e9,2,3\n", "bad.csv: expected a column seed with the column step, got none; …"),
+    (
+        "global_step,charts/episodic_return\n1,2\n2,3\n",
+        "bad.csv: expected a column seed with the column global_step, …",
+    ),
+    (
+        '#{"t_start": 1.5, "env_id": "CartPole-v1"}\nr,l,t\n9.0,9,0.1\n8.0,8,0.2\n',
+        "bad.csv: expected a column seed with the columns r, l, t, got none; the learning curve of one seed cannot be …",
+    ),
     ("seed,return\n1,2\n1,3\n", "bad.csv: expected each seed once, got seed 1 again in line 3"),
     ("seed,step,return\n1,5,2\n1,5,3\n", "bad.csv: expected each seed once at step 5, got seed 1 again in line 3"),
     ("seed,step,return\n1,nan,2\n", "bad.csv: expected a step from 0 to 1e+15 in line 2, column step, got 'nan'"),

@@ -1946,7 +1946,8 @@ ROWS = [
     ("arms.check_comparable", given([ARM, ARM._replace(name="b", steps=200)]), ValueError,
      "arms: expected one number of steps per seed, got 100 in a and 200 in b; pass --anyway to compare them"),
     ("returns_csv.read", given(Path("file")), ValueError,
-     "file: expected a column return, score, episodic_return, got mine"),
+     "file: expected a column return, score, episodic_return, charts/episodic_return, r, value, got mine; rename the "
+     "column of the returns to return"),
     ("returns_csv.table", given(Path("nowhere")), ValueError,
      "arms: expected a run folder, a sweep's SWEEP:K or a CSV file, got nowhere"),
     ("comparing.compare", given([ARM]), ValueError, "arms: expected at least two, got 1"),

@@ -12,11 +12,16 @@ from fdqn.report.plots import Curve
 from fdqn.report.samples import Array
 from fdqn.storage import files
 
-RETURN_COLUMNS = ("return", "score", "episodic_return")
-"""Columns that may hold the returns; the first of these that is there."""
+RETURN_COLUMNS = ("return", "score", "episodic_return", "charts/episodic_return", "r", "value")
+"""Columns that may hold the returns; the first of these that is there. The last three are those of CleanRL,
+Stable-Baselines3 and TensorBoard."""
 
-ARM_COLUMNS = ("name", "algorithm", "exp_name")
-"""Columns that may divide a file into arms; the first of these that is there."""
+ARM_COLUMNS = ("exp_name", "name", "algorithm")
+"""Columns that may divide a file into arms; the first of these that is there. In exports of CleanRL's runs, `name` is
+different for each seed."""
+
+STEP_COLUMNS = ("step", "global_step")
+"""Columns that may hold environment steps; the first of these that is there."""
 
 LARGEST = 1e70
 """Largest absolute value; fourth powers of larger ones, the squares of variances, overflow."""
@@ -48,13 +53,14 @@ class Returns(NamedTuple):
 def read(file: Path) -> list[Returns]:
     """Read the returns of the arms of a CSV file.
 
-    With a header, `return` (or `score` or `episodic_return`) holds the returns. Optional columns: `seed`; `name` (or
-    `algorithm` or `exp_name`), which divides the file into arms; and `step`, which makes learning curves, of which the
-    last step of each seed is compared. Without a header, the file is one column or one row of returns. `nan` is the
+    With a header, one of `RETURN_COLUMNS` holds the returns, in any case of letters. Optional columns: `seed`; one of
+    `ARM_COLUMNS`, which divides the file into arms; and one of `STEP_COLUMNS`, which makes learning curves, of which
+    the last step of each seed is compared. Without a header, the file is one column or one row of returns. `nan` is the
     return of a failed seed. The separator is a comma, a semicolon or a tab.
 
-    Raises ValueError, naming line and column, for a value that is missing or not a number; and for a file that cannot
-    be read, without such a column, with rows of other lengths, or with a seed that is there twice.
+    Raises ValueError, naming line and column, for a value that is missing or not a number; for a file that cannot be
+    read, without such a column, with rows of other lengths, or with a seed that is there twice; and for the learning
+    curve of one seed: steps without a column of seeds, or the episodes in a `monitor.csv` of Stable-Baselines3.
     """
     lines = table(file)
     if _are_numbers(lines[0][1]):
@@ -62,14 +68,20 @@ def read(file: Path) -> list[Returns]:
     header, rows = [cell.lower() for cell in lines[0][1]], lines[1:]
     value, arm, seed, step = (
         next((x for x in columns if x in header), None)
-        for columns in (RETURN_COLUMNS, ARM_COLUMNS, ("seed",), ("step",))
+        for columns in (RETURN_COLUMNS, ARM_COLUMNS, ("seed",), STEP_COLUMNS)
     )
     if value is None:
-        raise ValueError(f"{file}: expected a column {', '.join(RETURN_COLUMNS)}, got {', '.join(header)}"[:200])
+        raise ValueError(
+            f"{file}: expected a column {', '.join(RETURN_COLUMNS)}, got {', '.join(header)[:100]}; rename the column "
+            f"of the returns to {RETURN_COLUMNS[0]}"
+        )
     if not rows:
         raise ValueError(f"{file}: expected rows, got only a header")
-    if step and not seed:
-        raise ValueError(f"{file}: expected a column seed with the column step, got none")
+    if not seed and (step or {"r", "l", "t"} <= set(header)):
+        raise ValueError(
+            f"{file}: expected a column seed with the column{f' {step}' if step else 's r, l, t'}, got none; the "
+            "learning curve of one seed cannot be compared, so join the files of all seeds and add their seeds"
+        )
     for line, cells in rows:
         if cells in ([], [""]):
             _number(file, line, value, "")
@@ -139,6 +151,8 @@ def table(file: Path) -> list[tuple[int, list[str]]]:
         raise ValueError(f"{file}: expected a CSV file, got bytes that are not UTF-8") from None
     except OSError as error:
         raise ValueError(f"{file}: expected a CSV file, got one that cannot be read: {error.strerror}") from None
+    if text.startswith("#{"):  # the first line of a monitor.csv of Stable-Baselines3; line numbers stay
+        text = "\n" + text.partition("\n")[2]
     first = text.lstrip().split("\n", 1)[0]
     separator = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
