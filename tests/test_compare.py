@@ -164,7 +164,7 @@ REFUSED_FILES = [
     ("1,2\n3,4\n", "bad.csv: expected one column or one row of numbers without a header, got 2 rows and 2 columns; …"),
     (
         "reward\n1\n2\n",
-        "bad.csv: expected a column return, score, episodic_return, …, got reward; rename the column of the returns to return",
+        "bad.csv: expected a column return, score, episodic_return, …, got reward; rename …",
     ),
     ("return\n", "bad.csv: expected rows, got only a header"),
     ("\n\n", "bad.csv: expected returns, got an empty file"),
@@ -176,7 +176,7 @@ REFUSED_FILES = [
     ),
     (
         '#{"t_start": 1.5, "env_id": "CartPole-v1"}\nr,l,t\n9.0,9,0.1\n8.0,8,0.2\n',
-        "bad.csv: expected a column seed with the columns r, l, t, got none; the learning curve of one seed cannot be …",
+        "bad.csv: expected a column seed with the columns r, l, t, got none; the learning curve of one …",
     ),
     ("seed,return\n1,2\n1,3\n", "bad.csv: expected each seed once, got seed 1 again in line 3"),
     ("seed,step,return\n1,5,2\n1,5,3\n", "bad.csv: expected each seed once at step 5, got seed 1 again in line 3"),

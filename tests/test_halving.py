@@ -370,6 +370,19 @@ def test_other_commands_know_halving(whole, tmp_path, monkeypatch, capsys):
     one = Path(f"{whole}:{worst.setting}")
     with pytest.raises(ValueError, match=r"expected a setting of the last rung, got .*, which was dropped at step 50"):
         arms.read([one, Path(f"{whole}:{best.setting}")])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(whole, damaged)
+    table = (damaged / "settings.csv").read_text()
+    for wrong in ("\n0,99,", "\n0,foo,"):
+        (damaged / "settings.csv").write_text(table.replace("\n0,0,", wrong))
+        with pytest.raises(ValueError, match=r"expected the settings and the seeds .* in .*settings\.csv, got others"):
+            arms.read([damaged], "training")
+    (damaged / "settings.csv").write_text(table)
+    plan = json.loads((damaged / "halving.json").read_text())
+    plan["rungs"][-1]["numbers"] = None
+    (damaged / "halving.json").write_text(json.dumps(plan))
+    with pytest.raises(ValueError, match=r"expected a finished sweep, got .*, whose rung 2 of 3 is the last one"):
+        arms.read([damaged], "training")
     (dropped, kept) = arms.read([one, Path(f"{whole}:{best.setting}")], "training")
     assert (dropped.steps, kept.steps) == (52, 200)
     assert np.isfinite(dropped.returns).all()

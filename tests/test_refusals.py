@@ -1568,8 +1568,15 @@ ROWS = [
      "sweep: expected a finished sweep, got rungs, whose rung 1 of 2 has not finished; continue with: fdqn resume …"),
     ("sweep_results.locate", given(Path("rungs"), 4), ValueError,
      "setting: expected a number from 0 to 3, as listed in settings.csv, got 4; pass --setting"),
-    ("arms.read", given([Path("bad-rungs")]), ValueError,
-     "arms: expected a sweep, got bad-rungs with a halving.json that is invalid: …"),
+    *[("arms.read", given([Path(name)]), ValueError,
+       f"arms: expected a sweep, got {name} with a {file} that is invalid: …")
+      for name, file in (
+          ("bad-rungs", "halving.json"), ("other-numbers", "halving.json"), ("nested-rungs", "halving.json"),
+          ("empty-programs", "sweep.json"), ("one-number", "sweep.json"), ("nested-programs", "sweep.json"),
+          ("twice-programs", "sweep.json"), ("other-scales", "sweep.json"),
+      )],
+    ("sweep_results.read", given(Path("other-scales")), ValueError,
+     "sweep: expected a sweep, got other-scales with a sweep.json that is invalid: expected the scales 'log' or …"),
     ("api.resume", given("rungs"), ValueError, "path: expected a run or a sweep of one program, got rungs; …"),
     ("api.sweep", given({"gamma": [0.9, 0.99]}, halving=2, progress=False), ValueError,
      "halving: expected at least 3 settings with eta = 2, got 2; use more values"),
@@ -1595,6 +1602,18 @@ ROWS = [
      "population: expected a learner for each of 1 seeds in summary.json of bad-population, got others"),
     ("population.read", given(Path("bad-table")), ValueError,
      "population: expected 4 numbers in rows of 2 learners in bad-table/population.csv, got others"),
+    *[("population.read", given(Path(name)), ValueError,
+       f"population: expected 4 numbers in rows of 2 learners in {name}/population.csv, got others")
+      for name in ("nan-step", "infinite")],
+    *[("population.read", given(Path(name)), ValueError,
+       f"population: expected the steps 50, 100 in {name}/population.csv, got {got}")
+      for name, got in (
+          ("no-steps", "none"), ("no-table", "none"), ("other-step", "60"), ("huge-step", f"{1e30:.0f}"),
+      )],
+    ("population.read", given(Path("no-returns")), ValueError,
+     "population.final_return: expected 1 returns in summary.json of no-returns, got {}"),
+    ("population.read", given(Path("no-values")), ValueError,
+     "population: expected seed and values of each best member in summary.json of no-values, got others"),
     ("population.read", given(Path("bad-source")), ValueError,
      "population: expected sources among the learners of the same seed in bad-source/population.csv, got others"),
     ("sweep_results.locate", given(Path("run"), 0), ValueError,
@@ -2376,6 +2395,10 @@ SWEEPS = {
     "no-names": programs_json([0], [1], names=None),
     "twice-programs": programs_json([0], [0]),
     "plain-programs": programs_json([0], programs=[{"numbers": [0], "settings": to_json(Settings())}]),
+    "empty-programs": programs_json(programs=[]),
+    "one-number": programs_json([0], programs=[{"numbers": 5, "settings": to_json(Settings())}]),
+    "nested-programs": "[" * 100_000,
+    "other-scales": programs_json([0], [1], scales={"double": "log"}),
 }
 """Files `sweep.json` of sweeps that were never started, and damaged ones."""
 
@@ -2400,6 +2423,7 @@ HALVED = {
     "other-ends": halving_json(ends=(50_000, 90_000)),
     "other-numbers": halving_json(numbers=((0, 1, 2, 2), None)),
     "plain-rungs": halving_json(rung_of=0),
+    "nested-rungs": "[" * 100_000,
 }
 """Files `halving.json` of sweeps that were never started, and damaged ones."""
 
@@ -2432,6 +2456,17 @@ POPULATIONS = {
     "population": as_population(BEST, "50,0,0,0.9\n50,1,0,0.92\n"),
     "bad-population": as_population({"best": [5]}, ""),
     "bad-table": as_population(BEST, "50,0,0\n50,1,0\n"),
+    "no-returns": both(
+        as_population(BEST, "50,0,0,0.9\n50,1,0,0.92\n"),
+        edited("summary.json", lambda x: {**x, "population": {**x["population"], "final_return": {}}}),
+    ),
+    "no-values": as_population({"best": [{"seed": 5, "learner": 0}]}, "50,0,0,0.9\n50,1,0,0.92\n"),
+    "no-steps": as_population(BEST, ""),
+    "no-table": both(as_population(BEST, ""), lambda path: (path / "population.csv").unlink()),
+    "nan-step": as_population(BEST, "nan,0,0,0.9\nnan,1,0,0.92\n"),
+    "other-step": as_population(BEST, "60,0,0,0.9\n60,1,0,0.92\n"),
+    "huge-step": as_population(BEST, "1e30,0,0,0.9\n1e30,1,0,0.92\n"),
+    "infinite": as_population(BEST, "50,0,0,inf\n50,1,0,0.92\n"),
     "bad-source": as_population(BEST, "50,0,2,0.9\n50,1,0,0.92\n"),
 }
 """Runs with population based training, most of them damaged."""

@@ -5,14 +5,14 @@ CSV files are read without torch.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from fdqn.experiment import returns_csv
-from fdqn.experiment.settings import task
+from fdqn.experiment.settings import Sweep, task
 from fdqn.report.plots import Curve
 from fdqn.report.samples import Array
 from fdqn.storage import files
@@ -235,6 +235,10 @@ def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], mea
         if len(cells) != len(header):
             raise ValueError(f"{file}: expected {len(header)} columns in line {line}, got {len(cells)}")
         rows_of.setdefault(cells[1], []).append(i)
+    if "learners" in summary and [cells[1:3] for _, cells in rows] != summary["learners"]:
+        raise ValueError(
+            f"arms: expected the settings and the seeds of the programs of the sweep in {file}, got others"
+        )
     if part is not None and part not in rows_of:
         raise ValueError(f"arms: expected a setting of {name}, {rows[0][1][1]} to {rows[-1][1][1]}, got {part!r}")
     if part in dropped and measure != "training":
@@ -278,16 +282,16 @@ def _curves(path: Path, learners: int) -> Curve | None:
 
 def _merged(path: Path) -> dict[str, Any]:
     """Merge the summaries of the programs of a sweep into one, with a return for each learner of the whole sweep."""
-    try:
-        programs = json.loads(files.read(path / "sweep.json", 2**28))["programs"]
-        numbers = [program["numbers"] for program in programs]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"arms: expected a sweep, got {path} with a sweep.json that is invalid: {error}") from None
+    from fdqn.experiment import sweep_plan
+
+    plan = _plan(sweep_plan.read, path)
+    numbers = [program.numbers for program in plan.programs]
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
     shared: dict[str, Any] = {
         name: parts[0][name] for name in ("env", "env_kwargs", "wrappers", "steps") if name in parts[0]
     }
     merged: dict[str, Any] = {**shared, "seeds": [], "failed_seeds": []}
+    merged["learners"] = _learners(len(plan.values), plan.programs[0].settings)
     steps = {setting: part["steps"] for part, own in zip(parts, numbers, strict=True) for setting in own}
     merged["setting_steps"] = [steps[setting] for setting in sorted(steps)]
     for measure, name in RECORDS.items():
@@ -306,23 +310,41 @@ def _merged_rungs(path: Path) -> dict[str, Any]:
 
     Each setting has the returns of the last rung in which it was trained.
     """
-    try:
-        rungs = json.loads(files.read(path / "halving.json", 2**28))["rungs"]
-        numbers = [rung["numbers"] for rung in rungs if rung["numbers"] is not None]
-        ends, settings = [rung["end"] for rung in rungs], range(rungs[0]["settings"])
-        last = {setting: max(i for i, own in enumerate(numbers) if setting in own) for setting in settings}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"arms: expected a sweep, got {path} with a halving.json that is invalid: {error}") from None
+    from fdqn.experiment import halving_plan
+
+    plan = _plan(halving_plan.read, path)
+    numbers, settings = plan.numbers, range(len(plan.settings.varied))
+    last = {setting: plan.rung_of(setting)[0] for setting in settings}
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
     merged: dict[str, Any] = {"env": parts[-1]["env"], "steps": parts[-1]["steps"], "seeds": [], "failed_seeds": []}
+    if len(numbers) < len(plan.rungs) and len(parts[-1]["failed_seeds"]) < len(parts[-1]["seeds"]):
+        raise ValueError(
+            f"arms: expected a finished sweep, got {path}, whose rung {len(numbers)} of {len(plan.rungs)} is the last one "
+            f"that was trained; continue with: fdqn resume {path}"
+        )
+    merged["learners"] = _learners(len(settings), plan.settings)
     merged["setting_steps"] = [parts[i]["steps"] for i in last.values()]
-    merged["dropped"] = {str(setting): ends[i] for setting, i in last.items() if i + 1 < len(numbers)}
+    merged["dropped"] = {str(k): plan.dropped(k) for k in settings if plan.dropped(k) is not None}
     for measure, name in RECORDS.items():
         if _record(parts[-1], measure):
             values = [_of_settings(part, measure, len(own)) for part, own in zip(parts, numbers, strict=True)]
             of_setting = [values[i][numbers[i].index(setting)] for setting, i in last.items()]
             merged[name] = {"per_seed": [x for own in of_setting for x in own]}
     return merged
+
+
+def _plan(read: Callable[[Path], Any], path: Path) -> Any:
+    """Read the plan of a sweep. Raises ValueError, naming the file, if it is damaged."""
+    try:
+        return read(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace("sweep:", "arms:", 1)) from None
+
+
+def _learners(settings: int, shared: Sweep) -> list[list[str]]:
+    """Return the setting and the seed of each learner, as in `settings.csv`."""
+    seeds = range(shared.seed, shared.seed + shared.seeds)
+    return [[str(setting), str(seed)] for setting in range(settings) for seed in seeds]
 
 
 def _of_settings(part: dict[str, Any], measure: str, count: int) -> list[list[Any]]:

@@ -11,8 +11,9 @@ the result is the best member of each seed.
 
 import csv
 import io
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -211,14 +212,13 @@ def _lineage(
 
 def draw_curve(file: BinaryIO, path: Path, settings: Sweep, summary: dict[str, Any]) -> None:
     """Draw the training returns of the ancestors of the best member of each seed as a PNG."""
-    table, found = _table(path, settings), summary["population"]
-    steps, sources = _steps_and_sources(table)
+    curve, found = results.read_curve(path), summary["population"]
+    steps, sources = _steps_and_sources(_table(path, settings))
     text = (
         f"{settings.seeds} seeds: ancestors of the best of {len(settings.varied)} members by training return; greedy "
         f"return of the best members: {results.interval_text(found['final_return'])}"
     )
-    curve = _lineage(results.read_curve(path), steps, sources, found)
-    plots.learning_curves(file, {settings.env: {"": curve}}, text)
+    plots.learning_curves(file, {settings.env: {"": _lineage(curve, steps, sources, found)}}, text)
 
 
 def is_population(path: Path) -> bool:
@@ -237,6 +237,7 @@ def read(path: Path) -> Population:
         raise ValueError(f"population: expected a run with population based training, got {path}")
     _check_summary(path, run.summary, given)
     table = _table(path, given)
+    _check_steps(path, table[:, :, 0], run.curve.steps, given.pbt_every)
     values = {
         name: np.concatenate([_at_start(given, name)[None], table[:, :, 3 + i]])
         for i, name in enumerate(given.varied[0])
@@ -249,13 +250,17 @@ def _steps_and_sources(table: NDArray[np.float64]) -> tuple[NDArray[np.int64], N
 
 
 def _table(path: Path, settings: Sweep) -> NDArray[np.float64]:
-    """Read population.csv as [N, M, 3 + names]: step, learner, source, hyper-parameters. No file means no steps."""
+    """Read population.csv as [N, M, 3 + names]: step, learner, source, hyper-parameters. No file means no steps.
+
+    Raises ValueError for numbers that are not finite, and for sources that are not among the learners of a seed.
+    """
     file, columns = path / history.POPULATION, 3 + len(settings.varied[0])
-    if not file.exists():
-        return np.zeros((0, settings.lanes, columns))
     try:
-        rows = list(csv.reader(io.StringIO(files.read(file).decode(), newline="")))[1:]
+        text = files.read(file).decode() if file.exists() else ""
+        rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
         table = np.array(rows, dtype=np.float64).reshape(-1, settings.lanes, columns)
+        if not np.isfinite(table).all():
+            raise ValueError("expected finite numbers")
     except (OSError, ValueError, csv.Error):
         raise ValueError(
             f"population: expected {columns} numbers in rows of {settings.lanes} learners in {file}, got others"
@@ -265,6 +270,27 @@ def _table(path: Path, settings: Sweep) -> NDArray[np.float64]:
     if not (inside & (table[:, :, 2] % settings.seeds == seeds)).all():
         raise ValueError(f"population: expected sources among the learners of the same seed in {file}, got others")
     return table
+
+
+def _check_steps(path: Path, steps: NDArray[np.float64], reports: NDArray[np.int64], every: int) -> None:
+    """Raise ValueError unless the steps [N, M] of population.csv are those due at the reports [P].
+
+    A run that was stopped at its last report may have taken the step that was due there.
+    """
+    found, due = steps[:, 0].tolist(), _due(reports, every)
+    if (steps != steps[:, :1]).any() or found not in (due, [step for step in due if step < reports[-1]]):
+        file = path / history.POPULATION
+        raise ValueError(f"population: expected the steps {_listed(due)} in {file}, got {_listed(found)}")
+
+
+def _due(reports: NDArray[np.int64], every: int) -> list[int]:
+    """Return the reports at which a step of population based training is due: the first after each multiple."""
+    before = [0, *reports.tolist()]
+    return [step for last, step in itertools.pairwise(before) if step // every > last // every]
+
+
+def _listed(steps: Sequence[float]) -> str:
+    return ", ".join(f"{step:.0f}" for step in steps)[:60] or "none"
 
 
 def _check_summary(path: Path, summary: dict[str, Any], settings: Sweep) -> None:
@@ -277,6 +303,34 @@ def _check_summary(path: Path, summary: dict[str, Any], settings: Sweep) -> None
         raise ValueError(
             f"population: expected a learner for each of {settings.seeds} seeds in summary.json of {path}, got others"
         )
+    names = set(settings.varied[0])
+    if not all(_is_member(member, names) for member in best or ()):
+        raise ValueError(
+            f"population: expected seed and values of each best member in summary.json of {path}, got others"
+        )
+    for name in ("train_return", "gymnasium_return" if "gymnasium_return" in summary else "final_return"):
+        if not _are_returns(record := summary["population"].get(name), settings.seeds):
+            raise ValueError(
+                f"population.{name}: expected {settings.seeds} returns in summary.json of {path}, got {record!r:.60}"
+            )
+
+
+def _is_member(member: dict[str, Any], names: set[str]) -> bool:
+    """Return True if a best member has a seed and, unless all members have failed, the values of the varied names."""
+    values = member.get("values")
+    known = values is None if member["learner"] is None else isinstance(values, dict) and set(values) == names
+    return type(member.get("seed")) is int and known
+
+
+def _are_returns(record: Any, seeds: int) -> bool:
+    """Return True if a record has the fields of `results.seeds_record`."""
+    if not isinstance(record, dict) or not {"iqm", "low", "high", "per_seed"} <= record.keys():
+        return False
+    values = record["per_seed"]
+    if not isinstance(values, list) or len(values) != seeds:
+        return False
+    numbers = [record["iqm"], record["low"], record["high"], *values]
+    return all(x is None or (type(x) in (int, float) and math.isfinite(x)) for x in numbers)
 
 
 def _at_start(settings: Sweep, name: str) -> NDArray[np.float64]:

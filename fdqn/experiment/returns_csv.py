@@ -97,8 +97,9 @@ def read(file: Path) -> list[Returns]:
         points = group.setdefault(this, {})
         at = _number(file, line, step, row[step]) if step else 0.0
         if step and not 0 <= at <= LARGEST_STEP:
+            got = repr(row[step][:40])
             raise ValueError(
-                f"{file}: expected a step from 0 to {LARGEST_STEP:g} in line {line}, column {step}, got {row[step][:40]!r}"
+                f"{file}: expected a step from 0 to {LARGEST_STEP:g} in line {line}, column {step}, got {got}"
             )
         if at in points:
             where = f" at step {row[step]}" if step else ""

@@ -292,8 +292,9 @@ def _parse(record: Mapping[str, Any]) -> Plan:
             rows[number] = tuple(own.values())
     if not programs or not all(rows):
         raise ValueError(f"expected {count} settings, got {sum(map(bool, rows))}")
-    if not isinstance(record["scales"], dict):
-        raise ValueError(f"expected the scales of drawn values, got {record['scales']!r}")
+    scales = record["scales"]
+    if not isinstance(scales, dict) or any(x not in names or scales[x] not in ("log", "linear") for x in scales):
+        raise ValueError(f"expected the scales 'log' or 'linear' of drawn values, got {scales!r:.80}")
     return Plan(names, tuple(rows), record["scales"], tuple(Program(x, own) for x, own in programs))  # type: ignore[arg-type]
 
 
