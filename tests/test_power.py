@@ -12,6 +12,18 @@ from fdqn.report.power import detectable, seeds_needed, spread, t_test_power, to
 PUBLISHED = [(0.5, 64), (0.75, 29), (1.0, 17), (1.25, 12), (1.5, 9), (2.0, 6)]
 
 
+def test_small_differences_need_many_seeds(monkeypatch):
+    assert 1.5e11 < seeds_needed(1.0, 1e-5) < 1.6e11
+    assert seeds_needed(1.0, 1e-5, power=0.01) == 2
+    for paired in (False, True):
+        expected = [seeds_needed(1.0, effect, paired) for effect in (0.05, 0.01)]
+        with monkeypatch.context() as patched:
+            patched.setattr("fdqn.report.power._MANY_SEEDS", 100)
+            assert [seeds_needed(1.0, effect, paired) for effect in (0.05, 0.01)] == expected
+    with pytest.raises(ValueError, match="difference: expected at least 1e-100 of the spread, got 1e-200"):
+        seeds_needed(1.0, 1e-200)
+
+
 def test_seeds_needed_equal_published_numbers():
     assert [seeds_needed(1.0, d) for d, _ in PUBLISHED] == [n for _, n in PUBLISHED]
     assert [seeds_needed(7.0, 7.0 * d) for d, _ in PUBLISHED] == [n for _, n in PUBLISHED]

@@ -319,8 +319,8 @@ def _merged_rungs(path: Path) -> dict[str, Any]:
     merged: dict[str, Any] = {"env": parts[-1]["env"], "steps": parts[-1]["steps"], "seeds": [], "failed_seeds": []}
     if len(numbers) < len(plan.rungs) and len(parts[-1]["failed_seeds"]) < len(parts[-1]["seeds"]):
         raise ValueError(
-            f"arms: expected a finished sweep, got {path}, whose rung {len(numbers)} of {len(plan.rungs)} is the last one "
-            f"that was trained; continue with: fdqn resume {path}"
+            f"arms: expected a finished sweep, got {path}, whose rung {len(numbers)} of {len(plan.rungs)} is the last "
+            f"one that was trained; continue with: fdqn resume {path}"
         )
     merged["learners"] = _learners(len(settings), plan.settings)
     merged["setting_steps"] = [parts[i]["steps"] for i in last.values()]

@@ -19,6 +19,12 @@ LEVEL = 0.05
 POWER = 0.8
 """Probability of finding a difference for which `detectable` and `seeds_needed` plan, by default."""
 
+_MANY_SEEDS = 1_000_000
+"""Above this number, `seeds_needed` uses the normal distribution instead of the noncentral t distribution, with which
+it agrees there."""
+
+_SMALLEST_EFFECT = 1e-100
+
 SMALLEST_FRACTION = 0.5
 """Smallest fraction of further seeds for which `tolerance` returns an interval."""
 
@@ -114,7 +120,10 @@ def seeds_needed(
     `spread` is the standard deviation of the returns of an arm over seeds; with `paired`, of the differences between
     the arms, and the number is that of pairs. For differences of 0.5, 1 and 2 standard deviations it is 64, 17 and 6.
 
-    Raises ValueError for a negative spread, a difference that is not above 0, or a level or power outside (0, 1).
+    Above 1,000,000 the number is that of the normal distribution, corrected for the unknown variance.
+
+    Raises ValueError for a negative spread, a difference that is not above 0 or negligible, or a level or power outside
+    (0, 1).
     """
     from scipy.stats import norm
 
@@ -126,8 +135,14 @@ def seeds_needed(
     if spread == 0:
         return 2
     effect = difference / spread
+    if effect < _SMALLEST_EFFECT:
+        raise ValueError(f"difference: expected at least {_SMALLEST_EFFECT:g} of the spread, got {difference!r}")
     # Start from the number for a known variance, which is a lower bound.
-    least = (1 if paired else 2) * ((norm.isf(level / 2) + norm.ppf(power)) / effect) ** 2
+    z = float(norm.isf(level / 2))
+    arms = 1 if paired else 2
+    least = arms * (max(0.0, z + float(norm.ppf(power))) / effect) ** 2
+    if least > _MANY_SEEDS:
+        return math.ceil(least + z**2 / (2 * arms))
     n = max(2, math.floor(least) - 1)
     while n > 2 and t_test_power(effect, n - 1, None, paired, level) >= power:
         n -= 1
