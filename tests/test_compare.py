@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rich.console
 from matplotlib.image import imread
 
 from fdqn import cli
@@ -207,6 +208,9 @@ REFUSED = [
     ("low.csv", "arms: expected at least two, got 1; fdqn report summarises one run"),
     ("", "arms: expected at least two, got none"),
     ("a a", "arms: expected each arm once, got a twice"),
+    ("a ./a", "arms: expected each arm once, got a twice"),
+    ("sweep:0 ../{here}/sweep:0", "arms: expected each arm once, got ../{here}/sweep:0… twice"),
+    ("sweep other/../sweep:1", "arms: expected each arm once, got other/../sweep:1… twice"),
     ("a nowhere", "arms: expected a run folder, a sweep's SWEEP:K or a CSV file, got nowhere"),
     ("a a:3", "arms: expected a sweep or a CSV file before :3, got the run a"),
     ("a sweep:7", "arms: expected a setting of sweep, 0 to 2, got '7'"),
@@ -250,7 +254,7 @@ def spoiled(place):
 
 @pytest.mark.parametrize(("line", "says"), REFUSED)
 def test_arms_that_cannot_be_compared_are_refused(spoiled, capsys, line, says):
-    refused(capsys, line.split(), says)
+    refused(capsys, line.format(here=spoiled.name).split(), says.format(here=spoiled.name))
     assert not list(spoiled.glob("*.png"))
 
 
@@ -433,6 +437,17 @@ def test_the_table_and_the_sentences(place, capsys):
     assert out.splitlines()[-1] == f"picture {place / 'compare.png'}"
 
 
+def test_names_of_arms_are_folded_in_narrow_terminals(place, monkeypatch):
+    name = "a_rather_long_name_of_a_file_of_returns_" * 3
+    Path(f"{name}.csv").write_text(column(HIGH))
+    screen = rich.console.Console(width=120, file=io.StringIO())
+    monkeypatch.setattr(cli.terminal, "results", lambda: screen)
+    assert cli.main(["compare", "low.csv", f"{name}.csv"]) == 0
+    table = screen.file.getvalue().split("IQM: ")[0]
+    words = [line.split()[0] for line in table.splitlines()]
+    assert f"{name}.csv" in "".join(word for word in words if word[0] in f"{name}.csv")
+
+
 def test_many_arms_are_summarised(place, capsys):
     rows = [f"arm{i},{x + i}" for i in range(9) for x in LOW]
     Path("many.csv").write_text("name,return\n" + "\n".join(rows) + "\n")
@@ -477,6 +492,9 @@ def test_numbers_as_text():
     assert comparison_text.p_text(None) == "-"
     assert comparison_text.percent_text(0.99) == "99%"
     assert comparison_text.percent_text(0.999) == "99.9%"
+    assert comparison_text.percent_text(1 - 1e-9) == "99.9999999%"
+    assert comparison_text.percent_text(1 - 2**-52) == "99.99999999999997%"
+    assert comparison_text.percent_text(0.9999999999999999) == "99.99999999999999%"
     assert comparison_text.range_text([1, 1]) == "1 seed"
     assert comparison_text.range_text([3, 2_000]) == "3 to 2,000 seeds"
     estimate = {"value": 1.0, "low": 0.5, "high": 2.0}

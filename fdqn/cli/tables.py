@@ -286,7 +286,8 @@ def print_arms(record: dict[str, Any], notes: list[str], picture: Path) -> None:
     from fdqn.experiment import comparison_text
 
     optimum = "optimality_gap" in record["arms"][0]
-    table = Table("arm", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    table.add_column("arm", overflow="fold")
     p = "p" if len(record["comparisons"]) == 1 else "p (Holm)"
     gap = ["optimality gap"] if optimum else []
     for name in ("seeds", "failed", "IQM", "mean", *gap, "IQM difference", "mean difference", "P(better)", p):

@@ -71,6 +71,7 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
     greedy = all(any(x is not None for x in _record(summary, "greedy")) for summary in summaries.values())
     chosen = measure or ("greedy" if greedy else "training")
     arms: list[Arm] = []
+    where: list[str] = []  # of each arm: its name, with the resolved path
     for (path, part), name in zip(parts, names, strict=True):
         name = name if part is None else name.rsplit(":", 1)[0]
         if path not in summaries:
@@ -83,8 +84,9 @@ def read(paths: Sequence[Path], measure: Measure | None = None, names: Sequence[
             arms.append(_run(path, name, summaries[path], chosen))
         else:
             raise ValueError(f"arms: expected a sweep or a CSV file before :{part}, got the run {name}")
-    for arm in arms:
-        if sum(other.name == arm.name for other in arms) > 1:
+        where += [f"{path.resolve()}:{arm.name.removeprefix(name)}" for arm in arms[len(where) :]]
+    for i, arm in enumerate(arms):
+        if any(where[i] == other or arm.name == arms[j].name for j, other in enumerate(where[:i])):
             raise ValueError(f"arms: expected each arm once, got {arm.name} twice")
     if len(arms) < 2:
         raise ValueError(f"arms: expected at least two, got {len(arms)}; fdqn report summarises one run")

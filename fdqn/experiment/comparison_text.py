@@ -113,8 +113,9 @@ def range_text(seeds: Sequence[int]) -> str:
 
 
 def percent_text(confidence: float) -> str:
-    """Format a confidence such as 95%."""
-    return f"{100 * confidence:.10g}%"
+    """Format a confidence such as 95%. One below 1 is never 100%."""
+    text = f"{100 * confidence:.10g}%"
+    return f"{100 * confidence:.16g}%" if text == "100%" else text
 
 
 def decimals(values: Sequence[float], significant: int = 2) -> int:
