@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fdqn.report import aggregates, comparisons, permutation, samples, statistics
+from fdqn.report import aggregates, comparisons, permutation, power, samples, statistics
 from fdqn.report.comparisons import compare, difference, improvement, mean_interval, selection
 from fdqn.report.permutation import holm, permutation_test
 
@@ -431,3 +431,21 @@ def test_statistics_of_samples_equal_those_of_the_package():
         kept = row[np.isfinite(row)]
         expected = (statistics.iqm(kept), kept.mean()) if len(kept) else (np.nan, np.nan)
         np.testing.assert_allclose([middle, mean], expected)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_order_of_seeds_changes_no_digit(paired):
+    rng = np.random.default_rng(3)
+    for seeds in range(5, 13):
+        a, b = rng.normal(300, 100, seeds), rng.normal(330, 100, seeds)
+        order = rng.permutation(seeds)
+        other = order if paired else rng.permutation(seeds)
+        found, shuffled = (comparisons.compare(*x, paired, resamples=50) for x in ((a, b), (a[order], b[other])))
+        assert found == shuffled
+        assert comparisons.mean_interval(a) == comparisons.mean_interval(a[order])
+        assert power.spread(a, b, paired) == power.spread(a[order], b[other], paired)
+        exchanged = comparisons.compare(b, a, paired, resamples=50)
+        for one, two in ((found.iqm, exchanged.iqm), (found.mean, exchanged.mean)):
+            assert (two.value, two.low, two.high) == pytest.approx(
+                (-one.value, -one.high, -one.low), rel=1e-12, abs=1e-9
+            )

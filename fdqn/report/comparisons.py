@@ -3,8 +3,8 @@ indistinguishable from the best.
 
 An arm is an array of returns, one for each seed. A seed whose return is NaN or infinite has failed: it is left out and
 counted, and in paired comparisons the same seed of the other arm is left out too. Results are deterministic and depend
-neither on the order of the seeds nor on a global generator; exchanging the arms negates differences exactly. Intervals
-need `statistics.MIN_SEEDS` seeds in each arm; for fewer, their ends are NaN.
+neither on the order of the seeds nor on a global generator; exchanging the arms negates differences up to rounding.
+Intervals need `statistics.MIN_SEEDS` seeds in each arm; for fewer, their ends are NaN.
 
 Measured coverage of the 95% intervals (`benchmarks/coverage.py`) is in the docstrings of `difference`, `improvement`
 and `mean_interval`.
@@ -233,7 +233,7 @@ def _selected(values: Array, paired: bool, resamples: int, of: Callable[[Array],
 def _resampled_differences(a: Array, b: Array, paired: bool, resamples: int) -> Array:
     """Compute differences of interquartile means of resampled arms, half of them with the arms exchanged.
 
-    Both arms use different random numbers; with both orders, exchanging the arms negates the differences exactly.
+    Both arms use different random numbers; with both orders, exchanging the arms negates the set of differences.
     """
     half = (resamples + 1) // 2
     return np.concatenate([_one_way(a, b, paired, half), -_one_way(b, a, paired, half)])

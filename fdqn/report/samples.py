@@ -24,26 +24,33 @@ def numbers(name: str, values: ArrayLike) -> Array:
 
 
 def finite(name: str, values: ArrayLike) -> tuple[Array, int]:
-    """Return the finite returns [S], and the number of failed seeds: those that are NaN or infinite.
+    """Return the finite returns [S] in ascending order, and the number of failed seeds: those that are NaN or infinite.
+
+    Sums of the same numbers in another order differ by rounding; sorted, they do not depend on the order of the seeds.
 
     Raises ValueError for returns that are not 1-D; TypeError for values that are not numbers.
     """
     x = _row(name, values)
-    return x[np.isfinite(x)], int((~np.isfinite(x)).sum())
+    return np.sort(x[np.isfinite(x)]), int((~np.isfinite(x)).sum())
 
 
 def pair(first: ArrayLike, second: ArrayLike, paired: bool) -> tuple[Array, Array, tuple[int, int]]:
-    """Return both arms without failed seeds, and the number of failed seeds of each.
+    """Return both arms without failed seeds and sorted as in `finite`, and the number of failed seeds of each.
 
-    With `paired`, seeds that failed in either arm are left out of both. Raises ValueError for returns that are not 1-D
-    and for paired arms of different lengths; TypeError for values that are not numbers.
+    With `paired`, seeds that failed in either arm are left out of both, and pairs are sorted by the first arm. Raises
+    ValueError for returns that are not 1-D and for paired arms of different lengths; TypeError for values that are not
+    numbers.
     """
     a, b = _row("first", first), _row("second", second)
     if paired and len(a) != len(b):
         raise ValueError(f"second: expected {len(a)} seeds to pair with those of first, got {len(b)}")
     here, there = np.isfinite(a), np.isfinite(b)
     failed = (int((~here).sum()), int((~there).sum()))
-    return (a[here & there], b[here & there], failed) if paired else (a[here], b[there], failed)
+    if not paired:
+        return np.sort(a[here]), np.sort(b[there]), failed
+    a, b = a[here & there], b[here & there]
+    order = np.lexsort((b, a))
+    return a[order], b[order], failed
 
 
 def statistic(name: Statistic) -> Callable[[Array], Array]:
