@@ -265,7 +265,7 @@ def is_symbolic(x: Tensor) -> bool:
 
 
 def _readable(flags: Tensor) -> Tensor | None:
-    """Return the flags, or None inside a transform, where their values cannot be read."""
+    """Return the flags, or None inside a transform or for fake tensors, where their values cannot be read."""
     try:
         bool(flags.any())
     except RuntimeError:

@@ -393,7 +393,7 @@ ELSEWHERE = {
         "Trunk": "",
         "with_noise": "makes a network of another",
     },
-    "distributional": {"atoms": "looks at numbers, once"},
+    "distributional": {"atoms": "looks at numbers, once", "evenly_spaced": "looks at numbers"},
     "quantile": {"midpoints": "takes no tensors"},
     "transforms": {"transformed": "makes a function of another"},
     "random": {"key": "looks at its seeds"},

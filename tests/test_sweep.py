@@ -302,9 +302,12 @@ def test_each_algorithm_has_its_own_defaults():
 
 
 def test_numbers_alone_need_one_program():
-    for case, (base, numbers) in CASES.items():
+    alone = {"rainbow's priorities": (CASES["rainbow"][0], {"priority_alpha": (0.6, 0.3)})}  # with a fixed support
+    for case, (base, numbers) in {**CASES, **alone}.items():
         plan = sweep_plan.plan(base, {name: list(values) for name, values in numbers.items()})
         assert len(plan.programs) == 1, case
+        (size,) = sweep.sizes(plan)  # although fake tensors cannot be read
+        assert size > 0, case
 
 
 def test_a_preset_gives_the_values_that_are_not_given():
@@ -745,6 +748,13 @@ def test_train_of_several_programs_prints_json(place, capsys, several):
     assert sorted(x["setting"] for x in record["settings"]) == [0, 1, 2, 3]
     assert {tuple(x["values"]["hidden"]) for x in record["settings"]} == {(8,), (4, 4)}
     assert contents(place / "sweep") == contents(several)
+
+
+@pytest.mark.usefixtures("sizes")
+def test_supports_of_the_command(place, capsys):
+    line = replaced(replaced(LINE, "--seeds", "1"), "--steps", "50")
+    out, _ = printed(capsys, *line, *["--algorithm", "c51", "--v-min", "-5", "--v-max", "10", "20", "--atoms", "5", "--out", "sweep", "--json"])
+    assert sorted(x["values"]["v_max"] for x in json.loads(out)["settings"]) == [10, 20]
 
 
 def test_drawn_settings_of_the_command(place, capsys):

@@ -56,6 +56,8 @@ class _Atoms(NamedTuple):
     """Support as Python numbers, which make an agent independent of the device."""
 
     numbers: tuple[float, ...]
+    """All atoms, or the first and the last of evenly spaced ones."""
+    size: int
     evenly_spaced: bool
 
 
@@ -65,9 +67,12 @@ def _atoms(support: Tensor | Sequence[float]) -> _Atoms | Tensor:
         check.shapes("support[N]", support)
         check.floating("support", support)
         return support
+    if not isinstance(support, Tensor):  # no tensor to read, because a sweep makes its agents while they are traced
+        low, high, count = distributional.evenly_spaced(support)
+        return _Atoms((float(low), float(high)), count, True)
     wide = distributional.atoms(support).double().cpu()
     even = torch.linspace(float(wide[0]), float(wide[-1]), len(wide), dtype=torch.float64)
-    return _Atoms(tuple(wide.tolist()), torch.equal(wide, even))
+    return _Atoms(tuple(wide.tolist()), len(wide), torch.equal(wide, even))
 
 
 def _support(atoms: _Atoms | Tensor, like: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ def _support(atoms: _Atoms | Tensor, like: Tensor) -> Tensor:
         return atoms.to(like.dtype)
     x = atoms.numbers
     if atoms.evenly_spaced:
-        return torch.linspace(x[0], x[-1], len(x), dtype=like.dtype, device=like.device)
+        return torch.linspace(x[0], x[-1], atoms.size, dtype=like.dtype, device=like.device)
     return torch.stack([torch.full((), number, dtype=like.dtype, device=like.device) for number in x])
 
 
@@ -120,4 +125,4 @@ def _logits(network: NoisyNetwork, atoms: _Atoms | Tensor, params: Params, obs: 
 
 
 def _count(atoms: _Atoms | Tensor) -> int:
-    return len(atoms) if isinstance(atoms, Tensor) else len(atoms.numbers)
+    return len(atoms) if isinstance(atoms, Tensor) else atoms.size

@@ -95,6 +95,6 @@ def replay_bytes(program: training.Program, seeds: int) -> int:
 
 def fake_state(program: training.Program, seeds: int) -> training.TrainState:
     """Return the training state of `seeds` seeds as fake tensors, which allocate no memory."""
-    with FakeTensorMode():
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a sweep has tensors of its numbers
         hyper = training.hyper(seeds)
         return training.init(program, hyper, torch.zeros((seeds, 2), dtype=torch.int64))

@@ -4,8 +4,10 @@ A support [N] holds the atoms in increasing order. A distribution over them is [
 Names and time steps are those of `td`. Bellemare, Dabney, Munos 2017, https://arxiv.org/abs/1707.06887
 """
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,7 +96,7 @@ def atoms(support: Tensor | Sequence[float]) -> Tensor:
     least two atoms and they are finite and increasing.
     """
     if not isinstance(support, Tensor):
-        support = _evenly_spaced(support)
+        return torch.linspace(*evenly_spaced(support), dtype=torch.float64)
     check.shapes("support[N]", support)
     check.floating("support", support)
     if support.numel() < 2:
@@ -106,7 +108,11 @@ def atoms(support: Tensor | Sequence[float]) -> Tensor:
     return support.detach().clone()
 
 
-def _evenly_spaced(support: Sequence[float]) -> Tensor:
+def evenly_spaced(support: Sequence[float]) -> tuple[float, float, int]:
+    """Return the checked (low, high, N) of a support, without tensors, so that it can be called while tracing.
+
+    Raises as `atoms` does.
+    """
     if not isinstance(support, Sequence) or isinstance(support, str) or len(support) != 3:
         raise TypeError(f"support: expected a tensor [N] or (low, high, N), got {support!r}")
     low, high, count = support
@@ -120,7 +126,11 @@ def _evenly_spaced(support: Sequence[float]) -> Tensor:
         raise ValueError(f"support: expected at least 2 atoms, got {count}")
     if not low < high:
         raise ValueError(f"support: expected low below high, got {low} and {high}")
-    return torch.linspace(low, high, count, dtype=torch.float64)
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError(f"support: expected finite numbers, got {[low, high]}")
+    if not (np.diff(np.linspace(low, high, count)) > 0).all():
+        raise ValueError(f"support: expected increasing numbers, got {count} from {low} to {high}; use fewer")
+    return low, high, count
 
 
 def _before(support: Tensor) -> Tensor:
