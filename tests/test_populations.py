@@ -408,6 +408,15 @@ def test_explore_draws_every_factor_for_every_member_and_name(trained):
     assert new.numbers["period"].tolist() == [5, 5, 7, 7, 8, 7]  # 4.8, 7.2 and 7.2
 
 
+def test_small_integers_move_within_their_bounds(trained):
+    period, u = torch.tensor([0, 1, 2, 1, 2, 3]), torch.tensor([[0.0], [0.9], [0.9], [0.0], [0.0], [0.9]])
+    hyper = trained.hyper._replace(numbers={**trained.hyper.numbers, "period": period})
+    new = populations.explore(hyper, torch.ones(6, dtype=torch.bool), u, {"period": (0, 9)})
+    assert new.numbers["period"].tolist() == [0, 2, 3, 0, 1, 4], "0 times a factor is 0"
+    new = populations.explore(hyper, torch.ones(6, dtype=torch.bool), u, {"period": (0.6, 2.4)})
+    assert new.numbers["period"].tolist() == [1, 2, 2, 1, 1, 2]
+
+
 EXPLORES = {
     "everybody": (lambda hyper, changed, *given: populations.explore(hyper, changed | True, *given), "another member"),
     "no bounds": (

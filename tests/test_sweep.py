@@ -753,7 +753,8 @@ def test_train_of_several_programs_prints_json(place, capsys, several):
 @pytest.mark.usefixtures("sizes")
 def test_supports_of_the_command(place, capsys):
     line = replaced(replaced(LINE, "--seeds", "1"), "--steps", "50")
-    out, _ = printed(capsys, *line, *["--algorithm", "c51", "--v-min", "-5", "--v-max", "10", "20", "--atoms", "5", "--out", "sweep", "--json"])
+    own = shlex.split("--algorithm c51 --v-min -5 --v-max 10 20 --atoms 5 --out sweep --json")
+    out, _ = printed(capsys, *line, *own)
     assert sorted(x["values"]["v_max"] for x in json.loads(out)["settings"]) == [10, 20]
 
 

@@ -238,7 +238,8 @@ def explore(
         gamma    clamp(1 - (1 - gamma) * factor, low, high)
 
     `factor` is one of `factors`, drawn for each member and name. All other members, and hyper-parameters without
-    bounds, keep every bit. Integers are rounded.
+    bounds, keep every bit. Integers are rounded, and changed by at least 1 within their bounds, unless the product is
+    equal to the number, as for 0.
 
     Args:
         hyper: hyper-parameters, leaves [M, ...].
@@ -313,7 +314,12 @@ def _perturbed(x: Tensor, changed: Tensor, factor: Tensor, limits: tuple[float, 
     wide = x if x.is_floating_point() else x.double()
     factor = factor.to(wide.dtype).reshape(shape)
     new = 1 - (1 - wide) * factor if from_one else wide * factor
-    new = (new if x.is_floating_point() else new.round()).clamp(*limits)
+    low, high = limits
+    if not x.is_floating_point():
+        # 0.8 and 1.2 times 2 round to 2, from which a member would never move.
+        new = torch.where(new.round() == wide, wide + (new - wide).sign(), new.round())
+        low, high = math.ceil(low), math.floor(high)
+    new = new.clamp(low, high)
     return torch.where(changed.reshape(shape), new.to(x.dtype), x)
 
 
