@@ -454,6 +454,16 @@ def test_pictures(given, tmp_path):
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_logarithmic_axis_of_a_decade_has_several_labels():
+    given = made_history(2, members=2)
+    figure = population_plots.figure(given._replace(values={"target_period": np.geomspace(5, 50, 12).reshape(3, 4)}))
+    axes = figure.subfigs[0].axes[1]
+    figure.draw_without_rendering()
+    (low, high), ticks = axes.get_ylim(), axes.yaxis.get_major_ticks()
+    shown = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+    assert shown == ["5", "10", "20", "50"]
+
+
 def test_ancestors():
     given = made_history(2)
     reports = given.curve.steps

@@ -323,7 +323,13 @@ def boxes(figure):
         yield level(captions(part))
 
 
-@pytest.mark.parametrize("picture", ["grid", "hidden", "drawn"])
+FEW_DRAWN = [
+    (6.65127e-4, 0.957, 2.1e-7), (6.98e-4, 0.9601, 3e-5), (2.1e-3, 0.91, 4.4e-8), (2.2e-3, 0.99, 5e-8),
+    (2.3e-4, 0.98, 1e-6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("picture", ["grid", "hidden", "drawn", "few drawn"])
 def test_texts_do_not_overlap_and_stay_on_the_page(picture):
     table = returns()
     hidden = [*itertools.product(HIDDEN, [True, False], [1, 3, 5])]
@@ -331,9 +337,11 @@ def test_texts_do_not_overlap_and_stay_on_the_page(picture):
         "grid": (NAMES, GRID, table),
         "hidden": (("hidden", "double", "n_step"), hidden, returns(24, 5)),
         "drawn": three_drawn(24),
+        "few drawn": (("learning_rate", "gamma", "adam_eps"), FEW_DRAWN, returns(5, 5)),
     }[picture]
     curves = curves_of(table) if picture == "grid" else None
-    figure = drawn(*given, selection=selection_of(given[2]), curves=curves)
+    scales = {"learning_rate": "log", "gamma": "linear", "adam_eps": "log"} if picture == "few drawn" else None
+    figure = drawn(*given, selection=selection_of(given[2]), curves=curves, scales=scales)
     figure.draw_without_rendering()
     page = figure.bbox
     for group in boxes(figure):
@@ -350,6 +358,13 @@ def test_texts_do_not_overlap_and_stay_on_the_page(picture):
         figure.draw_without_rendering()
         pairs = [pair for group in boxes(figure) for pair in itertools.combinations(group, 2)]
         assert any(one.overlaps(other) for one, other in pairs), "the check can fail"
+
+
+def test_one_drawn_value_has_an_axis_around_it():
+    figure = drawn(("learning_rate",), [(1e-4,)], np.arange(5.0)[None], scales={"learning_rate": "log"})
+    figure.draw_without_rendering()  # warnings are errors
+    low, high = figure.subfigs[0].axes[0].get_xlim()
+    assert 0 < low < 1e-4 < high
 
 
 def test_picture_of_256_settings_is_fast(tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fdqn.report import plots
+from fdqn.report import plots, sweeps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def _draw_returns(axes: "Axes", given: History) -> None:
 
 
 def _draw_values(axes: "Axes", given: History, name: str, values: NDArray[np.float64]) -> None:
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     before = _interval(given.curve.steps, given.steps)
     steps = [0, *given.curve.steps]
@@ -105,7 +105,11 @@ def _draw_values(axes: "Axes", given: History, name: str, values: NDArray[np.flo
         axes.step(steps, [path[0], *path], where="pre", color=colour, **_line(given))
     if values.min() > 0 and values.max() >= 10 * values.min():
         axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        decades = np.log10(values.max() / values.min())
+        subs = (1, 2, 5) if decades < 2 else (1, 3) if decades < 4 else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: sweeps.text(float(f"{tick:.6g}"))))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.margins(y=0.08)
     _finish(axes, given, name.replace("_", " "))
 

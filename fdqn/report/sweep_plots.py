@@ -27,6 +27,7 @@ CURVES = 3
 _WIDTH = 10.0  # inches
 _PANELS = 3  # in a row
 _TICKS = 8  # an axis with more values has ticks at round numbers
+_CROWDED = 0.12  # and so has one with values that are closer than this fraction of it, whose labels would overlap
 _LARGE_CELLS = 7  # cells of heat maps with more columns have smaller text
 
 
@@ -55,7 +56,7 @@ class Axis(NamedTuple):
         """Return the ends of an axis with a margin around the values."""
         low, high = self.places([self.values[0], self.values[-1]])
         if low == high:
-            return low - 0.5, high + 0.5
+            return (low / 2, high * 2) if self.scale == "log" else (low - 0.5, high + 0.5)
         if self.scale == "log":
             room = (high / low) ** 0.07
             return low / room, high * room
@@ -63,10 +64,12 @@ class Axis(NamedTuple):
         return low - room, high + room
 
     def ticks(self) -> tuple[NDArray[np.float64], list[str]]:
-        """Return coordinates and labels of ticks: each value if there are few, else round numbers between the ends."""
+        """Return coordinates and labels of ticks: each value if few are far apart, else round numbers."""
         from matplotlib.ticker import LogLocator, MaxNLocator
 
-        if self.scale == "category" or len(self.values) <= _TICKS:
+        gaps = np.diff(self.fractions(self.places(self.values)))
+        few = len(self.values) <= _TICKS and gaps.min(initial=1.0) >= _CROWDED
+        if self.scale == "category" or few:
             return self.places(self.values), [plain_text(value) for value in self.values]
         low, high = self.places([self.values[0], self.values[-1]])
         locator = MaxNLocator(5) if self.scale == "linear" else LogLocator(subs=(1, 3) if high / low < 1e4 else (1,))
