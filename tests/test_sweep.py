@@ -18,6 +18,7 @@ from plants import rejects
 
 import fdqn
 from fdqn import cli, compile, random, training, tree
+from fdqn.cli import tables
 from fdqn.compile import cpu_groups
 from fdqn.experiment import (
     arms,
@@ -264,6 +265,30 @@ def test_draws_stay_in_their_range_after_rounding():
     )
     drawn = sweep_plan._drawn({"target_period": sweep_plan.Draw(0.6, 3.4, "linear")}, 200, 0)
     assert sorted(drawn) == [(1,), (2,), (3,)], "equal draws are one setting"
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [
+        (sweep_plan.Draw(0.6, 3.4, "linear"), [1 / 3, 1 / 3, 1 / 3]),
+        (sweep_plan.Draw(1, 3, "log"), [math.log(k + 1, 4) - math.log(k, 4) for k in (1, 2, 3)]),
+    ],
+    ids=["linear", "log"],
+)
+def test_drawn_integers_include_the_ends(draw, expected):
+    drawn = sweep_plan._scaled("target_period", draw, (np.arange(3000) + 0.5) / 3000)
+    np.testing.assert_allclose(np.bincount(drawn)[1:] / 3000, expected, atol=1e-3)
+
+
+def test_the_plan_counts_equal_draws():
+    plan = planned(
+        {"gamma": [0.9]}, {"target_period": sweep_plan.Draw(1, 3, "linear")}, 8, updates_per_cycle=1, seeds=1, seed=1
+    )
+    assert plan.drawn == (8, len(plan.values))
+    text = tables.plan_text(plan, [1000])
+    assert "sweep of 3 settings (8 drawn, 3 different) x 1 seed = 3 learners in one program" in text
+    alone = planned({"gamma": [0.9]}, seeds=1)
+    assert tables.plan_text(alone, [1000]).startswith("sweep of 1 setting x 1 seed = 1 learner in one program")
 
 
 SHAPING = {

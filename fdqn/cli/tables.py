@@ -230,13 +230,15 @@ def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[f
 
     `sizes` are their bytes, `seconds` their estimated times.
     """
-    from fdqn.experiment.sweep_plan import described
+    from fdqn.experiment.sweep_plan import counted, described
 
     seeds, count = plan.programs[0].settings.seeds, len(plan.programs)
     several = f"in {count} programs, one after the other" if count > 1 else "in one program"
-    size = bytes_text(max(sizes))
+    size, (drawn, different) = bytes_text(max(sizes)), plan.drawn
+    fewer = f" ({drawn:,} drawn, {different:,} different)" if different < drawn else ""
     lines = [
-        f"sweep of {len(plan.values):,} settings x {seeds:,} seeds = {plan.learners:,} learners {several}; "
+        f"sweep of {counted(len(plan.values), 'setting')}{fewer} x {counted(seeds, 'seed')} = "
+        f"{counted(plan.learners, 'learner')} {several}; "
         f"{'at most ' * (count > 1)}{size}{'' if seconds is None else f', {about_text(sum(seconds))}'}"
     ]
     if count > 1:

@@ -61,6 +61,8 @@ class Plan(NamedTuple):
     scales: dict[str, Literal["log", "linear"]]
     """Scales of the fields whose values were drawn."""
     programs: tuple[Program, ...]
+    drawn: tuple[int, int] = (0, 0)
+    """Numbers of rows of values that were drawn, and of different ones among them."""
 
     @property
     def learners(self) -> int:
@@ -118,7 +120,7 @@ def plan(
         bounds = {name: (min(options), max(options)) for name, options in values.items()}
         bounds |= {name: (draw.low, draw.high) for name, draw in draws.items()}
         programs = [_evolving(programs, pbt_every, bounds)]
-    return Plan(names, tuple(rows), scales, tuple(programs))
+    return Plan(names, tuple(rows), scales, tuple(programs), (samples, len(drawn)) if draws else (0, 0))
 
 
 def _evolving(programs: list[Program], pbt_every: int, bounds: dict[str, tuple[float, float]]) -> Program:
@@ -208,12 +210,16 @@ def _drawn(draws: Mapping[str, Draw], samples: int, seed: int) -> list[tuple[Any
 
 
 def _scaled(name: str, draw: Draw, u: Any) -> list[Any]:
+    whole = isinstance(getattr(Settings, name), int)
+    if whole:  # up to the number after the last, so that rounding down makes the ends as likely as others
+        first, last = math.ceil(draw.low), math.floor(draw.high)
+        draw = Draw(first, last + 1, draw.scale)
     if draw.scale == "log":
         drawn = np.exp(math.log(draw.low) + (math.log(draw.high) - math.log(draw.low)) * u)
     else:
         drawn = draw.low + (draw.high - draw.low) * u
-    if isinstance(getattr(Settings, name), int):
-        return [min(max(round(x), math.ceil(draw.low)), math.floor(draw.high)) for x in drawn.tolist()]
+    if whole:
+        return [min(max(math.floor(x), first), last) for x in drawn.tolist()]
     return [min(max(float(f"{x:.6g}"), draw.low), draw.high) for x in drawn.tolist()]  # digits that a table can show
 
 
@@ -234,11 +240,12 @@ def described(settings: Sweep) -> str:
     """Describe a program: values that all of its settings share, and the numbers of settings, seeds and learners."""
     first, *others = settings.varied
     shared = [f"{name} = {run_folder.cell(x)}" for name, x in first.items() if all(own[name] == x for own in others)]
-    count = f"{_counted(len(settings.varied), 'setting')} x {_counted(settings.seeds, 'seed')}"
-    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {_counted(settings.lanes, 'learner')}"
+    count = f"{counted(len(settings.varied), 'setting')} x {counted(settings.seeds, 'seed')}"
+    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {counted(settings.lanes, 'learner')}"
 
 
-def _counted(count: int, word: str) -> str:
+def counted(count: int, word: str) -> str:
+    """Return a number of things, such as `1 seed` or `2 seeds`."""
     return f"{count:,} {word}{'s' * (count != 1)}"
 
 

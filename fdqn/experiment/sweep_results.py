@@ -88,8 +88,11 @@ class Results(NamedTuple):
         given = sweeps.sweep(self.names, self.values, self.returns, self.selection(), self.scales, self.curves)
         drawn = io.BytesIO()
         first = self.settings[0]
-        subtitle = f"{len(self.values)} settings x {first.seeds} seeds{_steps_text(self.curves)}"
-        sweep_plots.write(drawn, given, task(first), subtitle + _mark(self.ranking()), f"{self.measure} return")
+        sizes = (
+            f"{sweep_plan.counted(len(self.values), 'setting')} x {sweep_plan.counted(first.seeds, 'seed')}"
+            f"{_steps_text(self.curves)}"
+        )
+        sweep_plots.write(drawn, given, task(first), sizes + _mark(self.ranking()), f"{self.measure} return")
         return drawn.getvalue()
 
 
