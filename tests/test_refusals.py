@@ -1456,6 +1456,9 @@ ROWS = [
          "pbt_every: expected another algorithm, got stream-q, whose scale of rewards …"),
     )],
     *[("sweep_plan.plan", given(*arguments), error, message) for arguments, error, message in (
+        (({}, {}, {"gamma": Draw("a", 1, "log")}), TypeError, "gamma: expected a range of two numbers, got 'a'"),
+        (({}, {}, {"double": Draw(0, 1, "log")}), ValueError,
+         "double: expected a list of values, got a range; only numbers can be drawn from one"),
         (({}, {}), ValueError, "values: expected at least one setting with several values or a range, got none"),
         (({}, {"gamma": []}), ValueError, "gamma: expected at least one value, got none"),
         (({}, {"gamma": 0.9}), TypeError, "gamma: expected a list of values or a range, got 0.9"),
@@ -2089,6 +2092,7 @@ WITHOUT = {
     "sweep_results.is_over": "takes any path",
     "sweep_results.is_sweep": "takes any path",
     "sweep_results.write_picture": "draws what `read` has checked",
+    "sweep_plan.counted": "formats a number",
     "sweep.sizes": "hands on to `memory.check_memory`",
     "sweep.seconds": "takes a plan that `plan` has checked",
     "cost.count": "takes a program that `assemble.program` has checked",

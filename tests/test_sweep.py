@@ -18,6 +18,7 @@ from plants import rejects
 
 import fdqn
 from fdqn import cli, compile, random, training, tree
+from fdqn.cli import several as ranges
 from fdqn.cli import tables
 from fdqn.compile import cpu_groups
 from fdqn.experiment import (
@@ -278,6 +279,17 @@ def test_draws_stay_in_their_range_after_rounding():
 def test_drawn_integers_include_the_ends(draw, expected):
     drawn = sweep_plan._scaled("target_period", draw, (np.arange(3000) + 0.5) / 3000)
     np.testing.assert_allclose(np.bincount(drawn)[1:] / 3000, expected, atol=1e-3)
+
+
+def test_a_varied_name_is_no_keyword():
+    with pytest.raises(
+        ValueError, match="gamma: expected it once, got it in varied and as a keyword; omit one of them"
+    ):
+        fdqn.sweep({"gamma": [0.9, 0.99]}, gamma=0.5)
+
+
+def test_the_scale_of_a_range_has_any_case():
+    assert ranges.split(["--gamma", "LIN:0.9:0.99"]).draws == {"gamma": ("linear", 0.9, 0.99)}
 
 
 def test_the_plan_counts_equal_draws():

@@ -37,7 +37,7 @@ def split(arguments: Sequence[str]) -> Several:
         own = [first, *words[1:]] if equals else words[1:]
         if not flag.startswith("--") or name not in kinds or kinds[name] == () or not own:
             plain += words
-        elif len(own) == 1 and own[0].startswith(tuple(f"{word}:" for word in RANGES)):
+        elif len(own) == 1 and own[0].lower().startswith(tuple(f"{word}:" for word in RANGES)):
             draws[name] = _range(name, own[0])
         elif name == "hidden" and any("," in word for word in own):
             sizes = [_sizes(word) for word in own]
@@ -73,7 +73,7 @@ def _range(name: str, word: str) -> tuple[str, float, float]:
     parts = word.split(":")
     try:
         scale, low, high = parts
-        return ("log" if scale == "log" else "linear"), float(low), float(high)
+        return ("log" if scale.lower() == "log" else "linear"), float(low), float(high)
     except ValueError:
         raise ValueError(f"{name}: expected a range such as log:1e-5:1e-2, got {word!r}") from None
 

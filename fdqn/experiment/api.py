@@ -170,6 +170,8 @@ def sweep(
     Raises ValueError for invalid settings before a file is written, and the errors of `fdqn.train`.
     """
     _check_names([*varied, *keywords])
+    if twice := [name for name in varied if name in keywords]:
+        raise ValueError(f"{twice[0]}: expected it once, got it in varied and as a keyword; omit one of them")
     values = {name: x for name, x in varied.items() if not isinstance(x, Draw)}
     draws = {name: x for name, x in varied.items() if isinstance(x, Draw)}
     published = None if preset is None else presets.values(preset, keywords.get("env"))

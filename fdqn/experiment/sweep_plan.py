@@ -192,6 +192,11 @@ def _drawn(draws: Mapping[str, Draw], samples: int, seed: int) -> list[tuple[Any
         return [()]
     for name, draw in draws.items():
         _check_varies(name)
+        if not isinstance(getattr(Settings, name), int | float) or isinstance(getattr(Settings, name), bool):
+            raise ValueError(f"{name}: expected a list of values, got a range; only numbers can be drawn from one")
+        for end in (draw.low, draw.high):
+            if isinstance(end, bool) or not isinstance(end, int | float):
+                raise TypeError(f"{name}: expected a range of two numbers, got {end!r}")
         if draw.scale not in ("log", "linear"):
             raise ValueError(f"{name}: expected the scale 'log' or 'linear', got {draw.scale!r}")
         if not draw.low < draw.high or not math.isfinite(draw.low) or not math.isfinite(draw.high):
@@ -200,8 +205,6 @@ def _drawn(draws: Mapping[str, Draw], samples: int, seed: int) -> list[tuple[Any
             )
         if draw.scale == "log" and draw.low <= 0:
             raise ValueError(f"{name}: expected a range above 0 for log:, got {draw.low:g}:{draw.high:g}; use lin:")
-        if not isinstance(getattr(Settings, name), int | float) or isinstance(getattr(Settings, name), bool):
-            raise ValueError(f"{name}: expected a list of values, got a range; only numbers can be drawn from one")
         if isinstance(getattr(Settings, name), int) and math.ceil(draw.low) > math.floor(draw.high):
             raise ValueError(f"{name}: expected a range with a whole number, got {draw.low:g}:{draw.high:g}")
     u = random.uniform(random.fold_in(random.key(seed), STREAM), (samples, len(draws))).double().numpy()
