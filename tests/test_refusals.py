@@ -1464,6 +1464,8 @@ ROWS = [
         (({}, {"gamma": 0.9}), TypeError, "gamma: expected a list of values or a range, got 0.9"),
         (({}, {"algorithm": "dqn"}), TypeError, "algorithm: expected a list of values or a range, got 'dqn'"),
         (({}, {"gamma": [0.9, 0.99, 0.9]}), ValueError, "gamma: expected each value once, got 0.9 2 times"),
+        (({}, {"learning_rate": [1e-3, 1.00000000001e-3]}), ValueError,
+         "learning_rate: expected each value once, got 0.001 2 times"),
         (({}, {"hidden": [[8], (8,)]}), ValueError, "hidden: expected each value once, got 8 2 times"),
         (({}, {"gama": [0.9]}), ValueError,
          "gama: expected the name of a setting; see fdqn.experiment.settings.Settings"),

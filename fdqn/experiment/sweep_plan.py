@@ -158,8 +158,9 @@ def _options(name: str, options: Sequence[Any]) -> list[Any]:
     found = [tuple(option) if isinstance(option, list) else option for option in options]
     if not found:
         raise ValueError(f"{name}: expected at least one value, got none")
-    for option in found:
-        if (count := found.count(option)) > 1:
+    trained = [np.float32(option) if isinstance(option, float) else option for option in found]  # as learners hold them
+    for option, value in zip(found, trained, strict=True):
+        if (count := trained.count(value)) > 1:
             raise ValueError(f"{name}: expected each value once, got {run_folder.cell(option)} {count} times")
     return found
 
