@@ -198,10 +198,10 @@ class Compare:
     arms: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="ARM [ARM ...]")]
     """Run folders, SWEEP:K for setting K of a sweep, a sweep's folder for all of its settings, or CSV files.
     A CSV file has one return per seed, or, with the columns seed and step, a learning curve per seed.
-    Returns are in a column return, score, episodic_return, charts/episodic_return, r or value, or in one column or
-    row of numbers. The columns seed, step or global_step, and one of exp_name, name or algorithm are optional.
-    FILE:NAME is one of several arms in a file. Files of one seed, such as monitor.csv or an export of TensorBoard,
-    must be joined first, with a column seed."""
+    Returns are one row or column of numbers, or a column named return, score, episodic_return or as in CleanRL's files.
+    The columns seed, step or global_step, and one of exp_name, name or algorithm are optional.
+    FILE:NAME is one of several arms in a file.
+    Join files of one seed, such as monitor.csv or an export of TensorBoard, into one with a column seed."""
     measure: Literal["greedy", "training", "gymnasium"] | None = None
     """Returns of runs to compare: of greedy episodes, of the last training episodes, or in Gymnasium's environment.
     By default greedy, or training if a run has no greedy episodes."""
