@@ -100,8 +100,9 @@ def print_sizes(record: dict[str, Any]) -> None:
     sizes.add_section()
     sizes.add_row("total", bytes_text(size["seed"]), bytes_text(size["all"]), style="bold")
     out.print(sizes)
-    updates = f"{record['updates']:,} updates of each seed"
-    out.print(f"{_flop(record['flop'])} an update, {_flop(record['flop'] * record['updates'] * learners)} in {updates}")
+    updates = f"{record['updates']:,} updates of each of {learners:,} learners"
+    total = _flop(record["flop"] * record["updates"] * learners)
+    out.print(f"{_flop(record['flop'])} per update, {total} for {updates}")
 
 
 _MEMORY = {
