@@ -126,8 +126,9 @@ def prepared_text(event: events.Prepared) -> str:
     """Describe the size of a run in one line."""
     settings, rows, size = event.settings, event.capacity, event.replay_bytes
     lanes = f"{len(settings.varied)} settings x " if isinstance(settings, Sweep) and len(settings.varied) > 1 else ""
+    seeds = f"{settings.seeds} seed{'s' * (settings.seeds != 1)}"
     return (
-        f"{task(settings)}: {lanes}{settings.seeds} seeds x {settings.steps:,} steps on {event.device}; "
+        f"{task(settings)}: {lanes}{seeds} x {settings.steps:,} steps on {event.device}; "
         f"{bytes_text(event.state_bytes)}, replay {settings.lanes} x {rows:,} rows of {size // rows:,} B: "
         f"{bytes_text(size)} per seed, {bytes_text(settings.lanes * size)} in total"
     )
