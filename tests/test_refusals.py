@@ -2178,6 +2178,7 @@ WITHOUT = {
     "evaluation.record_video": "takes what `load` has checked; `video.draw` refuses",
     "evaluation.play": "takes what `load` has checked; `evaluate.greedy` refuses",
     "events.ignore": "takes anything",
+    "settings.is_read": "takes the name of a field",
     "session.compiled_player": "binds",
     "plots.figure": "is `learning_curves` without a file",
     **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},

@@ -565,3 +565,8 @@ def test_a_program_without_clipping_has_plain_adam():
     updates, _ = plain.update(params, plain.init(params), params)
     also, _ = clipped.update(params, clipped.init(params), params)
     assert updates["w"].tolist() == also["w"].tolist() == pytest.approx([-0.1, 0.1])
+
+
+def test_a_field_is_read_by_its_algorithms():
+    assert settings.is_read(Settings(algorithm="c51"), "v_min")
+    assert not settings.is_read(Settings(algorithm="dqn"), "v_min")

@@ -204,16 +204,8 @@ def _repeating(run: Run) -> str:
 
 def _settings_table(chosen: Settings) -> str:
     names = [field.name for field in dataclasses.fields(Settings) if field.name != "out"]
-    rows = [f"| `{name}` | `{getattr(chosen, name)}` |" for name in sorted(names) if _is_read(chosen, name)]
+    rows = [f"| `{name}` | `{getattr(chosen, name)}` |" for name in sorted(names) if settings.is_read(chosen, name)]
     return "\n".join(
         ["## Settings", "", "<details><summary>All settings that this algorithm reads</summary>", "",
          "| setting | value |", "|---|---|", *rows, "", "</details>", ""]
     )  # fmt: skip
-
-
-def _is_read(chosen: Settings, name: str) -> bool:
-    try:
-        settings.check_read(chosen, [name])
-    except ValueError:
-        return False
-    return True

@@ -575,17 +575,9 @@ def _setting_values(settings: Settings) -> dict[str, str]:
     for name in (name for name in groups.to_json(groups.Settings()) if name != "out"):
         value = getattr(settings, name) if name not in varied else None
         words[name] = "varied" if name in varied else run_folder.cell(value) or "none"
-        if name in own and name not in varied and not _is_read(settings, name):
+        if name in own and name not in varied and not groups.is_read(settings, name):
             words[name] = ""
     return words
-
-
-def _is_read(settings: Settings, name: str) -> bool:
-    try:
-        groups.check_read(settings, [name])
-    except ValueError:
-        return False
-    return True
 
 
 def _machine(runs: Sequence[RunData]) -> dict[str, Any]:

@@ -522,6 +522,11 @@ def check_read(settings: Settings, names: Iterable[str] | None = None) -> None:
             raise ValueError(f"{name}: {reason}; omit {name}")
 
 
+def is_read(settings: Settings, name: str) -> bool:
+    """Return True if a field is read by the algorithm and with the other settings."""
+    return _reason_unread(settings, name) is None
+
+
 def _reason_unread(settings: Settings, name: str) -> str | None:
     """Return the part of a message that says why a field is not read; None if it is read."""
     algorithm = settings.algorithm
