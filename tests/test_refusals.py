@@ -2179,6 +2179,7 @@ WITHOUT = {
     "evaluation.play": "takes what `load` has checked; `evaluate.greedy` refuses",
     "events.ignore": "takes anything",
     "settings.is_read": "takes the name of a field",
+    "sweep_plan.of_sweep": "takes an event of a run",
     "session.compiled_player": "binds",
     "plots.figure": "is `learning_curves` without a file",
     **{f"sweep_plots.{name}": "draws what `sweeps.sweep` has checked" for name in ("figure", "write")},

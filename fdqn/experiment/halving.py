@@ -156,16 +156,8 @@ def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None
 
 
 def _as_sweep(on_event: OnEvent, path: Path, planned: Halving, event: events.Event) -> None:
-    """Emit an event of a rung with the folder, the steps and the numbers of settings of the whole sweep."""
-    if isinstance(event, events.Stopped):
-        event = event._replace(path=path, steps=planned.settings.steps)
-    elif isinstance(event, events.Started):
-        event = event._replace(path=path)
-    elif isinstance(event, events.SeedFailed):
-        setting, seed = divmod(event.seed, planned.settings.seeds)
-        name = f"setting {planned.numbers[-1][setting]}, seed {planned.settings.seed + seed}"
-        event = event._replace(name=name)
-    on_event(event)
+    rung = sweep_plan.Program(planned.settings, planned.numbers[-1])
+    on_event(sweep_plan.of_sweep(event, path, rung, 0, planned.settings.steps))
 
 
 def size(planned: Halving) -> int:

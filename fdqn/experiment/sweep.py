@@ -125,15 +125,7 @@ def _continue_program(
 def _as_sweep(
     on_event: OnEvent, path: Path, program: sweep_plan.Program, before: int, steps: int, event: events.Event
 ) -> None:
-    """Emit an event of a program with the folder, the steps and the numbers of settings of the whole sweep."""
-    if isinstance(event, events.Stopped):
-        event = event._replace(path=path, step=before + event.step, steps=steps)
-    elif isinstance(event, events.Started):
-        event = event._replace(path=path)
-    elif isinstance(event, events.SeedFailed):
-        setting, seed = divmod(event.seed, program.settings.seeds)
-        event = event._replace(name=f"setting {program.numbers[setting]}, seed {program.settings.seed + seed}")
-    on_event(event)
+    on_event(sweep_plan.of_sweep(event, path, program, before, steps))
 
 
 def sizes(plan: Plan) -> tuple[int, ...]:

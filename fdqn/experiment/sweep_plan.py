@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fdqn import check, random
-from fdqn.experiment import assemble, results, run_folder
+from fdqn.experiment import assemble, events, results, run_folder
 from fdqn.experiment.settings import (
     EvaluationSettings,
     ExecutionSettings,
@@ -259,6 +259,22 @@ def check_code(path: Path, settings: Settings, env: str | None, wrappers: Sequen
         raise ValueError(f"env: expected {settings.env!r}, the environment trained on, got {env!r}")
     if message := results.unnamed_code(path, settings, env, wrappers):
         raise ValueError(message)
+
+
+def of_sweep(event: events.Event, path: Path, program: Program, before: int, steps: int) -> events.Event:
+    """Return an event of a program with the folder, the steps and the numbers of settings of the whole sweep.
+
+    `before` are the steps of the programs before, `steps` those of all.
+    """
+    match event:
+        case events.Stopped():
+            return event._replace(path=path, step=before + event.step, steps=steps)
+        case events.Started():
+            return event._replace(path=path)
+        case events.SeedFailed():
+            setting, seed = divmod(event.seed, program.settings.seeds)
+            return event._replace(name=f"setting {program.numbers[setting]}, seed {program.settings.seed + seed}")
+    return event
 
 
 # The file of a plan
