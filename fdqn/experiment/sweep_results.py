@@ -201,12 +201,13 @@ def read(path: Path) -> Results:
 
 
 def _read_evaluated(path: Path) -> Results:
-    found = _read_program(path)
+    run = results.read(path)
+    found = _of_run(path, run)
     if (above := path.absolute().parent / halving_plan.FILE).exists() and _is_early_rung(path):
         raise ValueError(
             f"sweep: expected the folder of a whole sweep, got {path}, a rung of successive halving; use {above.parent}"
         )
-    if not results.is_evaluated(results.read(path).summary):
+    if not results.is_evaluated(run.summary):
         raise ValueError(
             f"sweep: expected returns after training, got {path}, which was not evaluated; continue with: fdqn resume "
             f"{path}, or evaluate one setting with: fdqn eval {path} --setting K"
@@ -220,7 +221,10 @@ def _is_early_rung(path: Path) -> bool:
 
 
 def _read_program(path: Path) -> Results:
-    run = results.read(path)
+    return _of_run(path, results.read(path))
+
+
+def _of_run(path: Path, run: results.Run) -> Results:
     if not isinstance(run.settings, Sweep):
         raise ValueError(f"sweep: expected the folder of a sweep, got {path}, a run of one setting")
     given, seeds = run.settings, run.settings.seeds
