@@ -180,10 +180,7 @@ def _print_sweep(path: Path, emit: Emit | None, out: Path | None = None) -> None
     if population.is_population(path):
         return _print_population(path, emit, out)
     found = sweep_results.read(path)
-    try:
-        picture = sweep_results.write_picture(found, out)
-    except (OSError, ValueError) as error:
-        raise error if out is None else ValueError(f"out: {error}") from None
+    picture = _written(partial(sweep_results.write_picture, found), out)
     if emit is not None:
         return emit({**found.record(), "sweep": process.shown(path)})
     tables.print_ranking(path, found.names, found.ranking(), f"{found.measure} return")
@@ -196,14 +193,19 @@ def _print_population(path: Path, emit: Emit | None, out: Path | None = None) ->
     from fdqn.experiment import population
 
     found = population.read(path)
-    try:
-        picture = population.write_picture(found, out)
-    except (OSError, ValueError) as error:
-        raise error if out is None else ValueError(f"out: {error}") from None
+    picture = _written(partial(population.write_picture, found), out)
     if emit is not None:
         return emit({**found.record(), "sweep": process.shown(path)})
     tables.print_population(found)
     terminal.results().print(f"sweep {path}, picture {picture}", soft_wrap=True)
+
+
+def _written(write: Callable[[Path | None], Path], out: Path | None) -> Path:
+    """Write a picture and return its file. An error that concerns `--out` names it."""
+    try:
+        return write(out)
+    except (OSError, ValueError) as error:
+        raise error if out is None else ValueError(f"out: {error}") from None
 
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
