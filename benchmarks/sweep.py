@@ -94,7 +94,7 @@ def run(seeds: int, out: Path) -> dict[str, Any]:
     best = [
         {"values": dict(zip(found.names, row.values, strict=True)), "iqm": float(row.estimate.iqm)} for row in ranking
     ]
-    members = sum(bool(row.member) for row in ranking)
+    members = sum(bool(row.in_best_set) for row in ranking)
     return {
         "part": "run", **work.machine("cpu"), "lanes": len(ranking) * seeds, "settings": len(ranking),
         "seconds": round(seconds, 1), "best_set": members, "ranking": best,

@@ -90,7 +90,7 @@ def contents(path):
             found[name] = file.read_bytes()
         elif file.name == "metrics.csv":
             found[name] = [{**row, "seconds": None} for row in rows(file.parent)]
-    return {**found, "numbers": halving_plan.read(path).numbers}
+    return {**found, "numbers": halving_plan.read(path).setting_numbers}
 
 
 # Bits
@@ -113,7 +113,7 @@ def law_survivors(path, full):
 
 def test_survivors_are_as_if_nothing_was_dropped(whole, full, tmp_path):
     law_survivors(whole, full)
-    best, given = sweep_results.winner(whole)
+    best, given = sweep_results.best_setting(whole)
     alone = session.train(dataclasses.replace(given, out=str(tmp_path / "alone")))
     folder, number = sweep_results.locate(whole, best)
     asserts.assert_trees_equal(results.of_setting(results.trained(folder), number).params, alone.params)
@@ -129,7 +129,7 @@ def test_compiled_survivors_are_as_if_nothing_was_dropped(light, tmp_path):
 
 def test_rungs_drop_the_settings_with_the_lowest_training_returns(whole):
     found = halving_plan.read(whole)
-    assert [rung.settings for rung in found.rungs] == [5, 3, 2] == [len(numbers) for numbers in found.numbers]
+    assert [rung.settings for rung in found.rungs] == [5, 3, 2] == [len(numbers) for numbers in found.setting_numbers]
     assert [rung.end for rung in found.rungs] == [50, 150, 200]
     assert found.fraction == pytest.approx((5 * 50 + 3 * 100 + 2 * 50) / (5 * 200))
     for i in range(2):
@@ -139,7 +139,7 @@ def test_rungs_drop_the_settings_with_the_lowest_training_returns(whole):
         assert all(record["final_return"]["iqm"] is None for record in records), "no evaluation of rungs"
         order = sorted(range(len(means)), key=lambda k: (-means[k], k))
         kept = sorted(order[: found.rungs[i + 1].settings])
-        assert found.numbers[i + 1] == tuple(found.numbers[i][k] for k in kept)
+        assert found.setting_numbers[i + 1] == tuple(found.setting_numbers[i][k] for k in kept)
 
 
 def rewound(whole, path, rungs, numbers):
@@ -148,7 +148,7 @@ def rewound(whole, path, rungs, numbers):
     for i in range(rungs):
         shutil.copytree(whole / str(i), path / str(i))
     found = halving_plan.read(path)
-    halving_plan.write(found._replace(numbers=found.numbers[:numbers]), path)
+    halving_plan.write(found._replace(setting_numbers=found.setting_numbers[:numbers]), path)
     return path
 
 
@@ -198,7 +198,7 @@ def test_a_sweep_killed_inside_a_rung_continues(whole, tmp_path, rungs, kind, co
     path = rewound(whole, tmp_path / "sweep", rungs, rungs)
     with pytest.raises(KilledError):
         halving.resume(path, kill_at(kind, count))
-    assert len(halving_plan.read(path).numbers) == rungs + 1
+    assert len(halving_plan.read(path).setting_numbers) == rungs + 1
     assert halving.resume(path) == path
     assert contents(path) == contents(whole)
     with pytest.raises(ValueError, match="steps: expected none for a sweep with halving"):
@@ -218,7 +218,7 @@ def test_a_sweep_killed_while_a_rung_is_made_continues(monkeypatch, whole, tmp_p
         with pytest.raises(KilledError):
             halving.resume(path)
     assert (path / "2" / "config.json").exists()
-    assert len(halving_plan.read(path).numbers) == 2
+    assert len(halving_plan.read(path).setting_numbers) == 2
     with pytest.raises(ValueError, match="whose rung 2 of 3 has not finished; continue with: fdqn resume"):
         sweep_results.read(path)
     sweep.resume(path)
@@ -309,13 +309,12 @@ def test_a_sweep_whose_seeds_all_fail_is_stopped(light, tmp_path):
 def test_ranking_has_survivors_then_dropped_settings(whole, full):
     found = sweep_results.read(whole)
     listed = found.ranking()
-    last = set(found.halving.numbers[-1])
+    last = set(found.halving.setting_numbers[-1])
     assert {row.setting for row in listed[:2]} == last
     assert [row.dropped for row in listed] == [None, None, 150, 50, 50]
-    assert [row.rank for row in listed[2:]] == [3, 4, 5]
     assert listed[3].estimate.iqm >= listed[4].estimate.iqm
     assert all(np.isfinite(found.returns[k]).all() == (k in last) for k in range(5))
-    assert [row.member is None for row in listed] == [False, False, True, True, True]
+    assert [row.in_best_set is None for row in listed] == [False, False, True, True, True]
     kept = sorted(last)
     expected = sweep_results.read(full).returns[kept]
     assert found.returns[kept].tolist() == expected.tolist()
@@ -324,6 +323,16 @@ def test_ranking_has_survivors_then_dropped_settings(whole, full):
     assert [x["dropped"] for x in made["settings"]] == [None, None, 150, 50, 50]
     json.dumps(made, allow_nan=False)
     assert found.picture().startswith(b"\x89PNG")
+
+
+def test_dropped_settings_with_equal_returns_have_equal_ranks(whole):
+    found = sweep_results.read(whole)
+    _, _, _, fourth, fifth = (row.setting for row in found.ranking())
+    for change, ranks in ((0.0, [4, 4]), (-1.0, [4, 5])):
+        curves = list(found.curves)
+        curves[fifth] = curves[fourth]._replace(values=curves[fourth].values + change)
+        rows = found._replace(curves=tuple(curves)).ranking()
+        assert [row.rank for row in rows[3:]] == ranks
 
 
 def test_dropped_settings_whose_seeds_all_failed_have_no_rank(whole, tmp_path, capsys):
@@ -365,7 +374,9 @@ def test_other_commands_know_halving(whole, tmp_path, monkeypatch, capsys):
     assert (fresh.seed, fresh.learning_rate) == (7, found.values[best.setting][0])
     assert not isinstance(fresh, settings.Sweep)
     read = arms.read([whole])
-    assert [arm.returns.tolist() for arm in read] == [found.returns[k].tolist() for k in found.halving.numbers[-1]]
+    assert [arm.returns.tolist() for arm in read] == [
+        found.returns[k].tolist() for k in found.halving.setting_numbers[-1]
+    ]
     assert {arm.settings for arm in read} == {5}
     one = Path(f"{whole}:{worst.setting}")
     with pytest.raises(ValueError, match=r"expected a setting of the last rung, got .*, which was dropped at step 50"):
@@ -472,7 +483,7 @@ def test_small_functions(whole):
     given, _ = results.plan(whole / "0")
     program = assemble.program(given)
     assert program.config.env_steps == 4
-    assert halving.size(planned("x")) > 0
+    assert halving.state_bytes(planned("x")) > 0
     assert tree.leaves(assemble.hyper(given))[0].shape[0] == 10
     row = sweeps.dropped(3, (0.9,), [1.0, float("nan")], 4, 50)
     assert (row.rank, row.setting, row.dropped, float(row.estimate.iqm)) == (4, 3, 50, 1.0)

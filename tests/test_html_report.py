@@ -45,7 +45,7 @@ def rows_of(settings, steps, rng, stops=()):
     first = 0 if isinstance(settings, Sweep) else settings.seed
     yield [*run_folder.history.COLUMNS[:1], column, *run_folder.history.COLUMNS[2:]]
     for step in steps:
-        for seed in range(first, first + settings.lanes):
+        for seed in range(first, first + settings.learners):
             dead = seed in stops and step > steps[len(steps) // 2]
             updates = steps[len(steps) // 2] if dead else step
             value = "" if dead else round(step / 10 + rng.normal(0, 5), 3)
@@ -63,7 +63,7 @@ def written(path, settings=None, reports=10, stops=(), done=True):
         csv.writer(file).writerows(rows)
     if done:
         first = 0 if isinstance(settings, Sweep) else settings.seed
-        seeds = list(range(first, first + settings.lanes))
+        seeds = list(range(first, first + settings.learners))
         returns = results.seeds_record([None if seed in stops else seed / 2 for seed in seeds])
         summary = {
             "env": settings.env, "seeds": seeds, "steps": settings.steps, "failed_seeds": list(stops),

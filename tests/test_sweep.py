@@ -160,7 +160,7 @@ def in_the_order_of_seeds(monkeypatch):
     hyper = assemble.hyper
 
     def swapped(given, *device):
-        order = torch.arange(given.lanes).view(-1, given.seeds).T.flatten()
+        order = torch.arange(given.learners).view(-1, given.seeds).T.flatten()
         return tree.index(hyper(given, *device), order)
 
     monkeypatch.setattr(assemble, "hyper", swapped)
@@ -222,7 +222,7 @@ def test_the_last_name_changes_fastest():
     plan = planned({"gamma": [0.9, 0.99], "learning_rate": [1e-3, 1e-2, 1e-1]})
     assert plan.names == ("gamma", "learning_rate")
     assert plan.values == tuple(itertools.product((0.9, 0.99), (1e-3, 1e-2, 1e-1)))
-    assert [program.numbers for program in plan.programs] == [tuple(range(6))]
+    assert [program.setting_numbers for program in plan.programs] == [tuple(range(6))]
     assert plan.learners == 12
 
 
@@ -319,16 +319,16 @@ SHAPING = {
 def test_values_that_shape_the_program_need_several(name):
     given = {key: value for key, value in REPLAY.items() if key != "target_period"}
     plan = sweep_plan.plan(given, {"gamma": [0.9, 0.99], name: SHAPING[name]})
-    assert [program.numbers for program in plan.programs] == [(0, 2), (1, 3)]
+    assert [program.setting_numbers for program in plan.programs] == [(0, 2), (1, 3)]
     for program in plan.programs:
         assemble.program(program.settings)
-        for number, one in zip(program.numbers, settings.each(program.settings), strict=True):
+        for number, one in zip(program.setting_numbers, settings.each(program.settings), strict=True):
             assert (one.gamma, getattr(one, name)) == plan.values[number]
 
 
 def test_kappa_0_needs_a_program_of_its_own():
     plan = planned({"kappa": [0.0, 0.5, 1.0]}, algorithm="qr-dqn")
-    assert [program.numbers for program in plan.programs] == [(0,), (1, 2)]
+    assert [program.setting_numbers for program in plan.programs] == [(0,), (1, 2)]
 
 
 def test_each_algorithm_has_its_own_defaults():
@@ -343,7 +343,7 @@ def test_numbers_alone_need_one_program():
     for case, (base, numbers) in {**CASES, **alone}.items():
         plan = sweep_plan.plan(base, {name: list(values) for name, values in numbers.items()})
         assert len(plan.programs) == 1, case
-        (size,) = sweep.sizes(plan)  # although fake tensors cannot be read
+        (size,) = sweep.state_bytes(plan)  # although fake tensors cannot be read
         assert size > 0, case
 
 
@@ -404,7 +404,7 @@ def rows(path):
 def test_the_table_has_the_values_of_every_learner(one):
     given, _ = results.plan(one)
     hyper, keys = assemble.hyper(given), assemble.keys(given)
-    assert len(rows(one / "settings.csv")) == given.lanes == 8
+    assert len(rows(one / "settings.csv")) == given.learners == 8
     for lane, row in enumerate(rows(one / "settings.csv")):
         assert int(row["learner"]) == lane
         for name in RATES:
@@ -422,7 +422,7 @@ def test_tables_of_one_and_of_several_programs_are_alike(one, several):
         assert (row["hidden"], float(row["learning_rate"])) == (" ".join(map(str, hidden)), rate)
     for i, program in enumerate(sweep_plan.read(several).programs):
         own = rows(several / str(i) / "settings.csv")
-        kept = [row for row in table if int(row["setting"]) in program.numbers]
+        kept = [row for row in table if int(row["setting"]) in program.setting_numbers]
         assert [list(row.values())[2:] for row in own] == [list(row.values())[2:] for row in kept]
 
 
@@ -465,13 +465,13 @@ def test_a_setting_is_located(one, several):
     assert sweep_results.locate(one, 3) == (one, 3)
     plan = sweep_plan.read(several)
     for i, program in enumerate(plan.programs):
-        for local, number in enumerate(program.numbers):
+        for local, number in enumerate(program.setting_numbers):
             assert sweep_results.locate(several, number) == (several / str(i), local)
 
 
 def test_the_best_setting_is_trained_on_fresh_seeds(one, several):
     for path in (one, several):
-        number, best = sweep_results.winner(path)
+        number, best = sweep_results.best_setting(path)
         assert number == sweep_results.read(path).ranking()[0].setting
         fresh = sweep_results.on_fresh_seeds(path, {"seeds": 3})
         assert (fresh.seed, fresh.seeds, fresh.out) == (7, 3, None)
@@ -578,7 +578,7 @@ def test_a_stopped_sweep_of_one_program_continues(one, tmp_path):
     assert 50 <= end.step <= 58
     assert contents(path) != contents(one)
     with pytest.raises(ValueError, match=rf"best_of: expected a finished sweep, got {path}, which has trained 5\d of"):
-        sweep_results.winner(path)
+        sweep_results.best_setting(path)
     assert sweep.resume(path) == path
     assert contents(path) == contents(one)
 
@@ -617,7 +617,7 @@ def test_a_sweep_that_does_not_fit_in_memory_is_refused_before_it_starts(tmp_pat
     given = {**FEW, "out": str(tmp_path / "sweep"), "steps": 10**12}
     plan = sweep_plan.plan(given, {"capacity": [64, 10**12]})
     with pytest.raises(ValueError, match="capacity: expected seeds that fit in"):
-        sweep.sizes(plan)
+        sweep.state_bytes(plan)
     with pytest.raises(ValueError, match="capacity: expected seeds that fit in"):
         sweep.train(plan)
     assert not (tmp_path / "sweep").exists()
@@ -685,7 +685,7 @@ def test_a_setting_whose_seeds_all_fail_has_no_rank(tmp_path):
     names = [event.name for event in seen if isinstance(event, events.SeedFailed)]
     assert names == ["setting 0, seed 5", "setting 0, seed 6"]
     assert [(row.setting, row.rank, row.failed) for row in found.ranking()] == [(1, 1, 0), (0, None, 2)]
-    assert sweep_results.winner(found.path)[0] == 1
+    assert sweep_results.best_setting(found.path)[0] == 1
     json.dumps(found.record(), allow_nan=False)
     assert found.picture()
 
@@ -710,7 +710,7 @@ def test_a_program_whose_seeds_all_fail_does_not_end_the_sweep(tmp_path, monkeyp
     assert [row.rank for row in found.ranking()] == [None, None]
     json.dumps(found.record(), allow_nan=False)
     with pytest.raises(ValueError, match="best_of: expected a setting whose seeds did not all fail"):
-        sweep_results.winner(found.path)
+        sweep_results.best_setting(found.path)
 
 
 # The command, and Python
@@ -834,7 +834,7 @@ def test_best_of_trains_the_best_setting_on_fresh_seeds(place, capsys, one):
     out, _ = printed(capsys, "train", "--best-of", str(one), "--seeds", "3", "--out", "best", "--json")
     assert json.loads(out)["seeds"] == [7, 8, 9]
     trained, _ = results.plan(Path("best"))
-    assert trained == dataclasses.replace(sweep_results.winner(one)[1], seed=7, seeds=3, out="best")
+    assert trained == dataclasses.replace(sweep_results.best_setting(one)[1], seed=7, seeds=3, out="best")
     printed(capsys, "compare", f"{one}:0", "best", "--out", "drawn.png", "--json")
 
 

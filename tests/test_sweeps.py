@@ -40,7 +40,7 @@ def selection_of(table):
 def content(row):
     """Return everything in a row but the index of its setting, with NaN equal to itself."""
     estimate = tuple(str(np.asarray(x).item()) for x in row.estimate[:3])
-    return (row.rank, row.values, row.seeds, row.failed, estimate, row.estimate.kind, row.member, row.frequency)
+    return (row.rank, row.values, row.seeds, row.failed, estimate, row.estimate.kind, row.in_best_set, row.frequency)
 
 
 def law_permutation(ranking):
@@ -134,7 +134,7 @@ PLANTS = {
     "members by rank": (
         law_permutation,
         lambda *given: tuple(
-            row._replace(member=bool(given[3].members[i])) for i, row in enumerate(sweeps.ranking(*given))
+            row._replace(in_best_set=bool(given[3].members[i])) for i, row in enumerate(sweeps.ranking(*given))
         ),
     ),
 }
@@ -156,7 +156,7 @@ def test_ties_have_one_rank_and_are_ordered_by_failures_and_values():
     table = [[500, 500, np.nan], [500, 500, 500], [9, 9, 9], [500, 500, 500]]
     rows = sweeps.ranking(("hidden",), [((64, 64),), ((256,),), ((8,),), ((120, 84),)], table)
     assert [(row.rank, row.values[0]) for row in rows] == [(1, (120, 84)), (1, (256,)), (1, (64, 64)), (4, (8,))]
-    assert {row.member for row in rows} == {None}
+    assert {row.in_best_set for row in rows} == {None}
 
 
 def test_estimates_are_those_of_each_row_alone():
@@ -169,8 +169,8 @@ def test_estimates_are_those_of_each_row_alone():
 def test_membership_and_frequency_are_those_of_the_selection():
     table = returns()
     rows = sweeps.ranking(NAMES, GRID, table, selection_of(table))
-    assert {row.setting for row in rows if row.member} == {0, 3, 6, 9}
-    assert {row.frequency for row in rows if row.member} == {0.25}
+    assert {row.setting for row in rows if row.in_best_set} == {0, 3, 6, 9}
+    assert {row.frequency for row in rows if row.in_best_set} == {0.25}
 
 
 def test_marginal_of_one_name_is_the_interval_of_each_setting():

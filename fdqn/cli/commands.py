@@ -158,9 +158,9 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
     rungs = None if command.halving is None else halving_plan.plan(plan, command.halving)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
         if rungs is None:
-            text = tables.plan_text(plan, sweep.sizes(plan), sweep.seconds(plan))
+            text = tables.plan_text(plan, sweep.state_bytes(plan), sweep.seconds(plan))
         else:
-            text = tables.halving_text(rungs, halving.size(rungs), halving.seconds(rungs))
+            text = tables.halving_text(rungs, halving.state_bytes(rungs), halving.seconds(rungs))
     console.print(text, soft_wrap=True)
     with (
         _following(console, None, prints=False) as (on_event, stop),

@@ -163,7 +163,7 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
 
     table = Table(title=f"settings by {measure}", title_justify="left", box=None, header_style="bold")
     heading = results.interval_heading([row.estimate._asdict() for row in rows])
-    marked = any(row.member is not None for row in rows)
+    marked = any(row.in_best_set is not None for row in rows)
     halved = any(row.dropped is not None for row in rows)
     for name in ("rank", *names, "seeds", "failed", heading, *["in best set"] * marked, *["dropped"] * halved):
         table.add_column(name, justify="right", overflow="fold")
@@ -176,13 +176,13 @@ def print_ranking(path: Path, names: Sequence[str], rows: "Sequence[sweeps.Row]"
             str(row.seeds),
             str(row.failed),
             mean if row.rank is not None else "failed" if row.failed == row.seeds else "no return",
-            *["yes" if row.member else ""] * marked,
+            *["yes" if row.in_best_set else ""] * marked,
             *["" if row.dropped is None else f"at {row.dropped:,}"] * halved,
         )
     out = terminal.results()
     out.print(table)
     if hidden := rows[_SETTINGS:]:
-        members = sum(bool(row.member) for row in hidden)
+        members = sum(bool(row.in_best_set) for row in hidden)
         of_them = f", {members} of them in the best set" if members else ""
         out.print(f"... and {len(hidden)} more{of_them} (settings.csv)")
     if halved:

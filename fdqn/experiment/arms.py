@@ -287,7 +287,7 @@ def _merged(path: Path) -> dict[str, Any]:
     from fdqn.experiment import sweep_plan
 
     plan = _plan(sweep_plan.read, path)
-    numbers = [program.numbers for program in plan.programs]
+    numbers = [program.setting_numbers for program in plan.programs]
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
     shared: dict[str, Any] = {
         name: parts[0][name] for name in ("env", "env_kwargs", "wrappers", "steps") if name in parts[0]
@@ -315,7 +315,7 @@ def _merged_rungs(path: Path) -> dict[str, Any]:
     from fdqn.experiment import halving_plan
 
     plan = _plan(halving_plan.read, path)
-    numbers, settings = plan.numbers, range(len(plan.settings.varied))
+    numbers, settings = plan.setting_numbers, range(len(plan.settings.varied))
     last = {setting: plan.rung_of(setting)[0] for setting in settings}
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
     merged: dict[str, Any] = {"env": parts[-1]["env"], "steps": parts[-1]["steps"], "seeds": [], "failed_seeds": []}

@@ -306,7 +306,7 @@ def _cosine(step: Tensor, start: Scalar, end: Scalar, steps: int) -> Tensor:
 
 
 def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
-    """Return the hyper-parameters, tensors [S, ...], S = `settings.lanes`. `epsilon_fraction` is converted to steps."""
+    """Return the hyper-parameters, tensors [S, ...] of all learners. `epsilon_fraction` is converted to steps."""
     check.kind("settings", settings, Settings)
     names = ("learning_rate", "gamma", "epsilon_start", "epsilon_end", "tau", "max_grad_norm")
     numbers = {
@@ -314,7 +314,7 @@ def hyper(settings: Settings, device: torch.device | None = None) -> Hyper:
         for name, values in _varied_numbers(settings).items()
     }
     return training.hyper(
-        settings.lanes,
+        settings.learners,
         **{name: _over_lanes(settings, [getattr(one, name) for one in each(settings)]) for name in names},
         epsilon_steps=_over_lanes(settings, [one.epsilon_fraction * one.steps for one in each(settings)]),
         numbers={name: x.repeat_interleave(settings.seeds, 0) for name, x in numbers.items()},
@@ -365,7 +365,9 @@ def seeds(settings: Settings) -> range:
     """Return the seeds of the run; for a sweep, the numbers of its lanes."""
     check.kind("settings", settings, Settings)
     return (
-        range(settings.lanes) if isinstance(settings, Sweep) else range(settings.seed, settings.seed + settings.seeds)
+        range(settings.learners)
+        if isinstance(settings, Sweep)
+        else range(settings.seed, settings.seed + settings.seeds)
     )
 
 

@@ -92,4 +92,4 @@ def seconds(settings: Settings, cores: int | None = None) -> float:
     cost, updates = count(assemble.program(settings)), assemble.updates(settings)
     fixed, product, element = _SECONDS
     each = fixed + product * cost.products + element * cost.elements
-    return COMPILE_SECONDS + updates * settings.lanes * each / (cores or torch.get_num_threads())
+    return COMPILE_SECONDS + updates * settings.learners * each / (cores or torch.get_num_threads())

@@ -39,7 +39,6 @@ from fdqn.experiment.events import OnEvent
 from fdqn.experiment.halving_plan import Halving
 from fdqn.experiment.settings import Sweep
 from fdqn.report import plots
-from fdqn.storage import files
 from fdqn.training import populations
 
 
@@ -52,10 +51,8 @@ def train(
     was stopped is continued by `resume`.
     """
     settings = planned.settings
-    size(planned)  # raises before a file is written
-    path = run_folder.folder(settings).absolute()  # an environment may change the current folder
-    path.mkdir(parents=True)
-    files.write(path / "settings.csv", run_folder.settings_table(settings).encode())
+    state_bytes(planned)  # raises before a file is written
+    path = run_folder.create_sweep(settings)
     halving_plan.write(planned, path)
     return _continue(path, on_event, stop, started, {"env": settings.env, "wrappers": settings.wrappers})
 
@@ -83,7 +80,7 @@ def _continue(
     """Train the current rung, the last one that has started, and those after it."""
     while True:
         planned = halving_plan.read(path)
-        number = len(planned.numbers) - 1
+        number = len(planned.setting_numbers) - 1
         if not _is_complete(path / str(number), planned.rungs[number].end):
             rung = f"rung {number + 1} of {len(planned.rungs)}: {halving_plan.described(planned, number)}"
             on_event(events.Notice(rung))
@@ -103,7 +100,7 @@ def _train_rung(
     path: Path, planned: Halving, emit: OnEvent, stop: session.Stop, started: float | None, changes: Mapping[str, Any]
 ) -> None:
     """Train the current rung to its end."""
-    number = len(planned.numbers) - 1
+    number = len(planned.setting_numbers) - 1
     own = path / str(number)
     if (own / "config.json").exists():
         session.resume(own, on_event=emit, stop=stop, started=started, **changes)
@@ -124,10 +121,10 @@ def _start_rung(path: Path, number: int, env: str | None, wrappers: Sequence[str
     own, new = path / str(number), path / str(number + 1)
     with run_folder.writing(own):
         planned = halving_plan.read(path)  # read again: under the lock, no other process changes it
-        if len(planned.numbers) > number + 1:
+        if len(planned.setting_numbers) > number + 1:
             return
         run = results.read(own)
-        if len(run.summary["failed_seeds"]) == run.settings.lanes:
+        if len(run.summary["failed_seeds"]) == run.settings.learners:
             raise session.AllFailedError(
                 f"stopped at {run.summary['steps']:,} of {planned.settings.steps:,} steps, because all seeds of all "
                 f"settings have failed; the files in {path} are complete"
@@ -136,8 +133,8 @@ def _start_rung(path: Path, number: int, env: str | None, wrappers: Sequence[str
         failed = [bool(record["failed_seeds"]) for record in run.summary["settings"]]
         kept = halving_plan.survivors(returns, failed, planned.eta)
         _copy(own, new, kept, planned.rungs[number + 1].end, env, wrappers)
-        chosen = tuple(planned.numbers[number][i] for i in kept)
-        halving_plan.write(planned._replace(numbers=(*planned.numbers, chosen)), path)
+        chosen = tuple(planned.setting_numbers[number][i] for i in kept)
+        halving_plan.write(planned._replace(setting_numbers=(*planned.setting_numbers, chosen)), path)
 
 
 def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None, wrappers: Sequence[str]) -> None:
@@ -156,11 +153,11 @@ def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None
 
 
 def _as_sweep(on_event: OnEvent, path: Path, planned: Halving, event: events.Event) -> None:
-    rung = sweep_plan.Program(planned.settings, planned.numbers[-1])
+    rung = sweep_plan.Program(planned.settings, planned.setting_numbers[-1])
     on_event(sweep_plan.of_sweep(event, path, rung, 0, planned.settings.steps))
 
 
-def size(planned: Halving) -> int:
+def state_bytes(planned: Halving) -> int:
     """Return the bytes that the learners need. Raises ValueError if clearly less memory is available.
 
     On a CPU, the states of two rungs are in memory at the same time between these rungs.

@@ -40,7 +40,7 @@ class Halving(NamedTuple):
     eta: int
     """The best 1/eta of the settings of a rung are trained in the next one."""
     rungs: tuple[Rung, ...]
-    numbers: tuple[tuple[int, ...], ...]
+    setting_numbers: tuple[tuple[int, ...], ...]
     """Numbers of the settings of each rung that has started."""
 
     @property
@@ -57,13 +57,13 @@ class Halving(NamedTuple):
 
     def rung_of(self, setting: int) -> tuple[int, int]:
         """Return the last rung in which a setting is trained, and the number of the setting in it."""
-        i = max(i for i, numbers in enumerate(self.numbers) if setting in numbers)
-        return i, self.numbers[i].index(setting)
+        i = max(i for i, numbers in enumerate(self.setting_numbers) if setting in numbers)
+        return i, self.setting_numbers[i].index(setting)
 
     def dropped(self, setting: int) -> int | None:
         """Return the environment step at which a setting was dropped; None if it has not been."""
         i, _ = self.rung_of(setting)
-        return self.rungs[i].end if i + 1 < len(self.numbers) else None
+        return self.rungs[i].end if i + 1 < len(self.setting_numbers) else None
 
 
 def plan(whole: sweep_plan.Plan, eta: int) -> Halving:
@@ -159,7 +159,7 @@ def write(planned: Halving, path: Path) -> None:
         "eta": planned.eta,
         "rungs": [
             {"settings": rung.settings, "end": rung.end, "numbers": numbers}
-            for rung, numbers in itertools.zip_longest(planned.rungs, planned.numbers)
+            for rung, numbers in itertools.zip_longest(planned.rungs, planned.setting_numbers)
         ],
         "settings": to_json(planned.settings),
     }

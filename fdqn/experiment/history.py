@@ -160,13 +160,13 @@ def trained(place: Path, settings: Settings, program: training.Program) -> tuple
     Raises CheckpointError for a damaged checkpoint, ValueError for one of other settings.
     """
     _check_same(place, checkpoint_info(place).settings, json.loads(json.dumps(to_json(settings))))
-    lanes = memory.fake_state(program, settings.lanes)
+    lanes = memory.fake_state(program, settings.learners)
     counts, kept = ("episodes", "updates", "failed", "cause"), lanes.metrics.returns.shape[-1] - 1
     numbers: dict[str, Any] = {
-        name: np.zeros(settings.lanes, np.int64 if name in counts else np.float64)
+        name: np.zeros(settings.learners, np.int64 if name in counts else np.float64)
         for name in training.MetricsSnapshot._fields
     }
-    numbers["last_returns"] = np.zeros((settings.lanes, kept), np.float32)
+    numbers["last_returns"] = np.zeros((settings.learners, kept), np.float32)
     since = training.MetricsSnapshot(**numbers)
     part = lanes.learner.params, lanes.metrics.failed, lanes.metrics.cause
     params, failed, cause = checkpoint.load_part(place, _kept(settings, lanes, since), part)

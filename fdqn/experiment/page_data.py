@@ -78,7 +78,7 @@ class RunData(NamedTuple):
     def seeds(self) -> list[int]:
         """Seeds, or numbers of the learners of a sweep."""
         return (
-            list(range(self.settings.lanes))
+            list(range(self.settings.learners))
             if isinstance(self.settings, Sweep)
             else [*range(self.settings.seed, self.settings.seed + self.settings.seeds)]
         )
@@ -410,7 +410,7 @@ def _effects(found: SweepData) -> dict[str, Any] | None:
         "measure": f"{found.measure} return",
         "axes": axes,
         "means": means,
-        "members": [bool(row.member) for row in rows],
+        "members": [bool(row.in_best_set) for row in rows],
         "labels": [_setting_text(data.names, row.values) for row in rows],
         "note": f"{len(rows):,} settings x {found.returns.shape[1]:,} seeds",
     }
@@ -437,7 +437,7 @@ def _ranking(found: SweepData) -> dict[str, Any]:
     heading = results.interval_heading([row.estimate._asdict() for row in found.rows])
     digits = sweeps.decimals([float(row.estimate.iqm) for row in found.rows])
     halved = any(row.dropped is not None for row in found.rows)
-    marked = any(row.member for row in found.rows)
+    marked = any(row.in_best_set for row in found.rows)
     rows = [
         [
             "" if row.rank is None else row.rank,
@@ -446,7 +446,7 @@ def _ranking(found: SweepData) -> dict[str, Any]:
             row.seeds,
             row.failed,
             "failed" if row.rank is None else _estimate_text(row, digits),
-            *["yes" if row.member else ""] * marked,
+            *["yes" if row.in_best_set else ""] * marked,
             *["" if row.dropped is None else f"at {row.dropped:,}"] * halved,
         ]
         for row in found.rows[:SEEDS]

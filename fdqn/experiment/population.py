@@ -33,10 +33,10 @@ FROM_ONE = ("gamma", "adam_beta1", "adam_beta2", "rmsprop_decay", "learning_rate
 """Hyper-parameters close to 1, whose distance to 1 is perturbed."""
 
 
-def between(
+def evolution(
     path: Path, settings: Sweep, program: training.Program
 ) -> Callable[[training.TrainState, int], training.TrainState]:
-    """Return the function `between` of `training.run` that takes the steps of population based training.
+    """Return the argument `between` of `training.run` that takes the steps of population based training.
 
     A step is due at the first report after each multiple of `pbt_every` environment steps. Members are ranked by the
     mean return of their last 100 episodes, or of all since their last copy. A step depends only on the state, so a
@@ -106,7 +106,7 @@ def with_returns(best: list[dict[str, Any]], summary: dict[str, Any]) -> dict[st
 def _best(settings: Sweep, seed: int, summary: dict[str, Any]) -> int | None:
     """Return the learner of one seed with the highest training return; None if all have failed."""
     returns, failed = summary["train_return"]["per_seed"], summary["failed_seeds"]
-    known = [i for i in range(seed, settings.lanes, settings.seeds) if i not in failed]
+    known = [i for i in range(seed, settings.learners, settings.seeds) if i not in failed]
     return max(known, key=lambda i: -math.inf if returns[i] is None else returns[i], default=None)
 
 
@@ -142,7 +142,7 @@ class Population(NamedTuple):
     @property
     def copies(self) -> int:
         """Number of copies that were made."""
-        return int((self.sources != np.arange(self.settings.lanes)).sum())
+        return int((self.sources != np.arange(self.settings.learners)).sum())
 
     def best(self) -> list[dict[str, Any]]:
         """Return the best member of each seed by training return, with its final hyper-parameters and its returns.
@@ -258,15 +258,15 @@ def _table(path: Path, settings: Sweep) -> NDArray[np.float64]:
     try:
         text = files.read(file).decode() if file.exists() else ""
         rows = list(csv.reader(io.StringIO(text, newline="")))[1:]
-        table = np.array(rows, dtype=np.float64).reshape(-1, settings.lanes, columns)
+        table = np.array(rows, dtype=np.float64).reshape(-1, settings.learners, columns)
         if not np.isfinite(table).all():
             raise ValueError("expected finite numbers")
     except (OSError, ValueError, csv.Error):
         raise ValueError(
-            f"population: expected {columns} numbers in rows of {settings.lanes} learners in {file}, got others"
+            f"population: expected {columns} numbers in rows of {settings.learners} learners in {file}, got others"
         ) from None
-    seeds = np.arange(settings.lanes) % settings.seeds
-    inside = (table[:, :, 2] >= 0) & (table[:, :, 2] < settings.lanes)
+    seeds = np.arange(settings.learners) % settings.seeds
+    inside = (table[:, :, 2] >= 0) & (table[:, :, 2] < settings.learners)
     if not (inside & (table[:, :, 2] % settings.seeds == seeds)).all():
         raise ValueError(f"population: expected sources among the learners of the same seed in {file}, got others")
     return table
@@ -298,7 +298,7 @@ def _check_summary(path: Path, summary: dict[str, Any], settings: Sweep) -> None
     found = summary.get("population")
     best = found.get("best") if isinstance(found, dict) else None
     learners = [x.get("learner", -1) if isinstance(x, dict) else -1 for x in best] if isinstance(best, list) else []
-    own = [i is None or (type(i) is int and 0 <= i < settings.lanes) for i in learners]
+    own = [i is None or (type(i) is int and 0 <= i < settings.learners) for i in learners]
     if len(own) != settings.seeds or not all(own):
         raise ValueError(
             f"population: expected a learner for each of {settings.seeds} seeds in summary.json of {path}, got others"

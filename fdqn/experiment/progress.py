@@ -129,8 +129,8 @@ def prepared_text(event: events.Prepared) -> str:
     seeds = f"{settings.seeds} seed{'s' * (settings.seeds != 1)}"
     return (
         f"{task(settings)}: {lanes}{seeds} x {settings.steps:,} steps on {event.device}; "
-        f"{bytes_text(event.state_bytes)}, replay {settings.lanes} x {rows:,} rows of {size // rows:,} B: "
-        f"{bytes_text(size)} per seed, {bytes_text(settings.lanes * size)} in total"
+        f"{bytes_text(event.state_bytes)}, replay {settings.learners} x {rows:,} rows of {size // rows:,} B: "
+        f"{bytes_text(size)} per seed, {bytes_text(settings.learners * size)} in total"
     )
 
 

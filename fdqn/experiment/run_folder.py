@@ -110,12 +110,23 @@ def create(settings: Settings, base: Path = Path(), until: int | None = None) ->
     return path
 
 
+def create_sweep(settings: Sweep) -> Path:
+    """Create the folder of a sweep of several runs with its `settings.csv`, and return its absolute path.
+
+    Raises ValueError if the path exists already or the folder cannot be created.
+    """
+    path = folder(settings).absolute()  # an environment may change the current folder
+    path.mkdir(parents=True)
+    files.write(path / "settings.csv", settings_table(settings).encode())
+    return path
+
+
 def settings_table(settings: Sweep) -> str:
     """Format `settings.csv`: a row for each learner, with its setting, its seed and the values that differ."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(("learner", "setting", "seed", *settings.varied[0]))
-    for lane in range(settings.lanes):
+    for lane in range(settings.learners):
         setting, seed = divmod(lane, settings.seeds)
         writer.writerow((lane, setting, settings.seed + seed, *map(cell, settings.varied[setting].values())))
     return text.getvalue()
@@ -211,7 +222,7 @@ def _partition(settings: Settings) -> dict[str, int] | None:
         return None
     program = assemble.program(settings)
     fixed = _fixed(program, settings)
-    return (fixed or compile.partition(program, settings.lanes, torch.get_num_threads()))._asdict()
+    return (fixed or compile.partition(program, settings.learners, torch.get_num_threads()))._asdict()
 
 
 def _fixed(program: training.Program, settings: Settings) -> compile.ThreadPartition | None:
@@ -263,7 +274,7 @@ def finish(
     failures = history.failed_seeds(settings, report)
     causes = {seed: cause for seed, (_, cause) in failures.items()}
     failed, _ = results.failed_seeds(settings, causes, results.finite(params))
-    rate = report.learning_updates * settings.lanes / report.learning_seconds if report.learning_seconds else None
+    rate = report.learning_updates * settings.learners / report.learning_seconds if report.learning_seconds else None
     steps_an_update = settings.num_envs * settings.steps_per_cycle / settings.updates_per_cycle
     summary: dict[str, Any] = {
         "env": settings.env,
@@ -340,7 +351,7 @@ def _per_setting(settings: Sweep, summary: dict[str, Any]) -> list[dict[str, Any
     found = []
     for number, values in enumerate(settings.varied):
         part = slice(number * settings.seeds, (number + 1) * settings.seeds)
-        lanes = range(*part.indices(settings.lanes))
+        lanes = range(*part.indices(settings.learners))
         failed = [settings.seed + lane - part.start for lane in lanes if lane in summary["failed_seeds"]]
         returns = {
             name: results.seeds_record([record["per_seed"][lane] for lane in lanes])

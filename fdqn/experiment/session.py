@@ -216,9 +216,9 @@ def _prepare(settings: Settings, emit: OnEvent) -> tuple[training.Program, train
     """Assemble the program and its initial state after checking the available memory."""
     program, device = assemble.program(settings), assemble.device(settings)
     compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
-    size = memory.check_memory(program, settings.lanes, device)
+    size = memory.check_memory(program, settings.learners, device)
     state = training.init(program, assemble.hyper(settings, device), assemble.keys(settings).to(device))
-    replay_bytes = tree.nbytes(state.buffer) // settings.lanes
+    replay_bytes = tree.nbytes(state.buffer) // settings.learners
     emit(events.Prepared(settings, str(device), size, program.config.capacity, replay_bytes))
     return program, state
 
@@ -312,7 +312,7 @@ def _train(session: Session) -> training.Report:
             settings.report_every,
             evaluate=partial(_evaluate, session) if settings.evaluate_every else None,
             evaluate_every=settings.evaluate_every,
-            stop=lambda: session.stop() or (vector is not None and len(failed | {*vector.broken}) == settings.lanes),
+            stop=lambda: session.stop() or (vector is not None and len(failed | {*vector.broken}) == settings.learners),
             since=start.since,
             at_once=None if vector is None else 1,
             between=_between(session, failed, reported),
@@ -338,7 +338,7 @@ def _between(
     settings = session.settings
     if not isinstance(settings, Sweep) or not settings.pbt_every:
         return None
-    evolved = population.between(session.path, settings, session.program)
+    evolved = population.evolution(session.path, settings, session.program)
 
     def step(state: training.TrainState, at: int) -> training.TrainState:
         state = evolved(state, at)
@@ -360,9 +360,9 @@ def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv 
     if not envs.on_host(env):
         yield None, start.state
         return
-    if len(failed) == settings.lanes:
+    if len(failed) == settings.learners:
         raise ValueError(f"run: expected a seed that has not failed, got {session.path}, in which all have")
-    with contextlib.closing(envs.open_host(env, settings.lanes, settings.num_envs)) as vector:
+    with contextlib.closing(envs.open_host(env, settings.learners, settings.num_envs)) as vector:
         state = host.start(session.program, vector, start.state)
         if start.step and (unable := vector.broken.keys() - failed):
             raise ValueError(
@@ -420,7 +420,7 @@ def _report_events(
 
 
 def _reported(session: Session, report: training.Report) -> events.Reported:
-    rate = report.learning_updates * session.settings.lanes
+    rate = report.learning_updates * session.settings.learners
     return events.Reported(
         step=report.step,
         steps=session.start.steps,
@@ -453,7 +453,7 @@ def _finish(session: Session, report: training.Report) -> dict[str, Any]:
     path, settings = session.path, session.settings
     run_folder.save_params(path, settings, report.state.learner.params)
     if session.start.steps < settings.steps:  # a rung of successive halving other than the last
-        gymnasium, final = None, evaluate.not_played(settings.lanes, settings.evaluate_episodes)
+        gymnasium, final = None, evaluate.not_played(settings.learners, settings.evaluate_episodes)
     else:
         trained = _Trained(report.state.learner.params, report.state.key, report.step)
         gymnasium = _gymnasium_episodes(session, trained)
@@ -498,7 +498,7 @@ def _final_episodes(session: Session, trained: _Trained) -> evaluate.Evaluation:
             f"evaluation skipped; run it with: fdqn eval {path}{' --setting K' * isinstance(settings, Sweep)}"
         )
     )
-    return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
+    return evaluate.not_played(settings.learners, settings.evaluate_episodes)
 
 
 def _evaluate_with_progress(session: Session, name: str, env: Env | HostEnv, trained: _Trained) -> evaluate.Evaluation:
@@ -511,7 +511,7 @@ def _evaluate_with_progress(session: Session, name: str, env: Env | HostEnv, tra
         if session.stop() and not stopped:
             raise KeyboardInterrupt
 
-    session.emit(events.EvaluationStarted(name, settings.lanes * settings.evaluate_episodes, limit))
+    session.emit(events.EvaluationStarted(name, settings.learners * settings.evaluate_episodes, limit))
     try:
         played = _play(session, env, trained.params, trained.keys, progress)
     finally:
@@ -543,7 +543,7 @@ def _play(
         )
     except ValueError as error:
         session.emit(events.Notice(f"evaluation failed: {error}"))
-        return evaluate.not_played(settings.lanes, settings.evaluate_episodes)
+        return evaluate.not_played(settings.learners, settings.evaluate_episodes)
     for i, message in played.failures.items():
         session.emit(events.Notice(f"{assemble.name(settings, i)} did not finish its evaluation: {message}"))
     return played

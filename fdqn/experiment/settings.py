@@ -284,7 +284,7 @@ class Settings(
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
 
     @property
-    def lanes(self) -> int:
+    def learners(self) -> int:
         """Number of independent learners that are trained at once."""
         return self.seeds
 
@@ -341,7 +341,7 @@ class Sweep(Settings):
             raise ValueError(f"rung_of: expected 0 or at least the number of settings, got {self.rung_of!r}")
 
     @property
-    def lanes(self) -> int:
+    def learners(self) -> int:
         """Number of independent learners that are trained at once: seeds times settings."""
         return self.seeds * len(self.varied)
 

@@ -29,7 +29,6 @@ from fdqn.experiment import (
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Sweep
 from fdqn.experiment.sweep_plan import Plan
-from fdqn.storage import files
 
 
 def train(
@@ -42,12 +41,9 @@ def train(
     shared = plan.programs[0].settings
     if len(plan.programs) == 1:
         return session.train(shared, on_event, stop, started).path
-    sizes(plan)  # before the first one starts
-    path = run_folder.folder(shared).absolute()  # an environment may change the current folder
-    path.mkdir(parents=True)
+    state_bytes(plan)  # before the first one starts
     whole = tuple(dict(zip(plan.names, row, strict=True)) for row in plan.values)
-    table = run_folder.settings_table(dataclasses.replace(shared, varied=whole))
-    files.write(path / "settings.csv", table.encode())
+    path = run_folder.create_sweep(dataclasses.replace(shared, varied=whole))
     sweep_plan.write(plan, path)
     return _continue(path, on_event, stop, started, new=True)
 
@@ -128,10 +124,10 @@ def _as_sweep(
     on_event(sweep_plan.of_sweep(event, path, program, before, steps))
 
 
-def sizes(plan: Plan) -> tuple[int, ...]:
+def state_bytes(plan: Plan) -> tuple[int, ...]:
     """Return the bytes that each program needs. Raises ValueError if clearly less memory is available."""
     return tuple(
-        memory.check_memory(assemble.program(one.settings), one.settings.lanes, assemble.device(one.settings))
+        memory.check_memory(assemble.program(one.settings), one.settings.learners, assemble.device(one.settings))
         for one in plan.programs
     )
 

@@ -47,7 +47,7 @@ class Program(NamedTuple):
     """The settings that one program trains."""
 
     settings: Sweep
-    numbers: tuple[int, ...]
+    setting_numbers: tuple[int, ...]
     """Numbers of these settings in the whole sweep."""
 
 
@@ -67,7 +67,7 @@ class Plan(NamedTuple):
     @property
     def learners(self) -> int:
         """Number of independent learners."""
-        return sum(program.settings.lanes for program in self.programs)
+        return sum(program.settings.learners for program in self.programs)
 
 
 def plan(
@@ -135,7 +135,7 @@ def _evolving(programs: list[Program], pbt_every: int, bounds: dict[str, tuple[f
         )
     made = dataclasses.replace(first.settings, pbt_every=pbt_every, bounds=bounds)
     assemble.program(made)
-    return Program(made, first.numbers)
+    return Program(made, first.setting_numbers)
 
 
 def _key_with(settings: Sweep, name: str, value: Any) -> tuple[Any, ...]:
@@ -245,7 +245,7 @@ def described(settings: Sweep) -> str:
     first, *others = settings.varied
     shared = [f"{name} = {run_folder.cell(x)}" for name, x in first.items() if all(own[name] == x for own in others)]
     count = f"{counted(len(settings.varied), 'setting')} x {counted(settings.seeds, 'seed')}"
-    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {counted(settings.lanes, 'learner')}"
+    return f"{', '.join(shared)}{': ' * bool(shared)}{count} = {counted(settings.learners, 'learner')}"
 
 
 def counted(count: int, word: str) -> str:
@@ -273,7 +273,9 @@ def of_sweep(event: events.Event, path: Path, program: Program, before: int, ste
             return event._replace(path=path)
         case events.SeedFailed():
             setting, seed = divmod(event.seed, program.settings.seeds)
-            return event._replace(name=f"setting {program.numbers[setting]}, seed {program.settings.seed + seed}")
+            return event._replace(
+                name=f"setting {program.setting_numbers[setting]}, seed {program.settings.seed + seed}"
+            )
     return event
 
 
@@ -283,7 +285,7 @@ def of_sweep(event: events.Event, path: Path, program: Program, before: int, ste
 def write(plan: Plan, path: Path) -> None:
     """Write `sweep.json` of a plan of several programs, each in a folder of its own."""
     listed = [
-        {"numbers": program.numbers, "settings": to_json(_in_folder(program.settings, path, i))}
+        {"numbers": program.setting_numbers, "settings": to_json(_in_folder(program.settings, path, i))}
         for i, program in enumerate(plan.programs)
     ]
     values = [list(to_json_values(dict(zip(plan.names, row, strict=True))).values()) for row in plan.values]
@@ -300,7 +302,8 @@ def read(path: Path) -> Plan:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"sweep: expected a sweep, got {path} with a sweep.json that is invalid: {reason}") from None
     here = tuple(
-        Program(_in_folder(program.settings, path, i), program.numbers) for i, program in enumerate(plan.programs)
+        Program(_in_folder(program.settings, path, i), program.setting_numbers)
+        for i, program in enumerate(plan.programs)
     )
     return plan._replace(programs=here)
 

@@ -45,7 +45,7 @@ class Results(NamedTuple):
 
         Dropped settings are sorted by the rung in which they were dropped, the last first, then by training return.
         """
-        last = list(range(len(self.values)) if self.halving is None else self.halving.numbers[-1])
+        last = list(range(len(self.values)) if self.halving is None else self.halving.setting_numbers[-1])
         found = sweeps.ranking(self.names, [self.values[k] for k in last], self.returns[last], self.selection())
         rows = [
             row._replace(setting=last[row.setting], failed=len(self.records[last[row.setting]]["failed_seeds"]))
@@ -57,7 +57,7 @@ class Results(NamedTuple):
 
     def selection(self) -> comparisons.Selection:
         """Return the settings that are indistinguishable from the best; after halving, among those of the last rung."""
-        last = slice(None) if self.halving is None else list(self.halving.numbers[-1])
+        last = slice(None) if self.halving is None else list(self.halving.setting_numbers[-1])
         return comparisons.selection(self.returns[last])
 
     def record(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Results(NamedTuple):
                 "setting": row.setting,
                 "values": to_json_values(dict(zip(self.names, row.values, strict=True))),
                 "rank": row.rank,
-                "in_best_set": row.member,
+                "in_best_set": row.in_best_set,
                 "selected": None if row.frequency is None or math.isnan(row.frequency) else row.frequency,
                 **({} if self.halving is None else {"dropped": row.dropped}),
             }
@@ -120,18 +120,31 @@ def _dropped_rows(found: Results, halving: Halving) -> list[sweeps.Row]:
     In each rung, settings whose seeds have all failed come last, without a rank.
     """
     rows: list[sweeps.Row] = []
-    for i in reversed(range(len(halving.numbers) - 1)):
-        numbers = [k for k in halving.numbers[i] if halving.rung_of(k)[0] == i]
+    for i in reversed(range(len(halving.setting_numbers) - 1)):
+        numbers = [k for k in halving.setting_numbers[i] if halving.rung_of(k)[0] == i]
         returns = np.array([_last_returns(found.curves[k]) for k in numbers])
         failed = [len(found.records[k]["failed_seeds"]) for k in numbers]
         lost = [count == len(found.records[k]["seeds"]) for k, count in zip(numbers, failed, strict=True)]
         returns[lost] = math.nan  # those before the failure
+        rung: list[sweeps.Row] = []
         for at in halving_plan.ranking(returns, [count > 0 for count in failed]):
-            ranked = sum(row.rank is not None for row in rows)
-            rank, k = len(halving.numbers[-1]) + ranked + 1, numbers[at]
+            rank, k = (
+                len(halving.setting_numbers[-1]) + sum(row.rank is not None for row in [*rows, *rung]) + 1,
+                numbers[at],
+            )
             row = sweeps.dropped(k, found.values[k], returns[at].tolist(), rank, halving.rungs[i].end)
-            rows.append(row._replace(failed=failed[at]))
+            rung.append(_tied(row._replace(failed=failed[at]), rung))
+        rows += rung
     return rows
+
+
+def _tied(row: sweeps.Row, before: Sequence[sweeps.Row]) -> sweeps.Row:
+    """Return a row with the rank of the row before it if their returns are equal."""
+    if not before or row.rank is None:
+        return row
+    last = before[-1]
+    equal = bool(last.estimate.iqm == row.estimate.iqm) and bool(last.failed) == bool(row.failed)
+    return row._replace(rank=last.rank) if equal else row
 
 
 def _last_returns(curve: plots.Curve) -> Any:
@@ -186,7 +199,7 @@ def read(path: Path) -> Results:
                 f"finished; continue with: fdqn resume {path}"
             )
     parts = {i: _read_program(path / str(i)) for i in range(len(plan.programs))}
-    at = {number: (i, k) for i, program in enumerate(plan.programs) for k, number in enumerate(program.numbers)}
+    at = {number: (i, k) for i, program in enumerate(plan.programs) for k, number in enumerate(program.setting_numbers)}
     places = [at[number] for number in range(len(plan.values))]
     return Results(
         path,
@@ -246,7 +259,7 @@ def _of_run(path: Path, run: results.Run) -> Results:
 def _read_halving(path: Path) -> Results:
     """Read the results of a sweep with halving. Each setting has those of the last rung in which it was trained."""
     found = halving_plan.read(path)
-    current, count = len(found.numbers) - 1, len(found.rungs)
+    current, count = len(found.setting_numbers) - 1, len(found.rungs)
     if not (is_over(path, current, found.settings) if current + 1 == count else _all_failed(path / str(current))):
         raise ValueError(
             f"sweep: expected a finished sweep, got {path}, whose rung {current + 1} of {count} has not finished; "
@@ -289,9 +302,9 @@ def locate(path: Path, setting: int | None) -> tuple[Path, int | None]:
     several = (path / "sweep.json").exists()
     programs = sweep_plan.read(path).programs if several else (_only_program(path),)
     for i, program in enumerate(programs):
-        if setting in program.numbers:
-            return (path / str(i) if several else path), program.numbers.index(setting)
-    raise _unknown_setting(setting, sum(len(program.numbers) for program in programs))
+        if setting in program.setting_numbers:
+            return (path / str(i) if several else path), program.setting_numbers.index(setting)
+    raise _unknown_setting(setting, sum(len(program.setting_numbers) for program in programs))
 
 
 def described(path: Path, setting: int | None) -> dict[str, Any]:
@@ -332,8 +345,8 @@ def _unknown_setting(setting: int | None, count: int) -> ValueError:
 def _locate_in_rungs(path: Path, setting: int | None) -> tuple[Path, int]:
     """Return the folder of the last rung in which a setting was trained, and its number there."""
     found = halving_plan.read(path)
-    if setting not in found.numbers[0]:
-        raise _unknown_setting(setting, len(found.numbers[0]))
+    if setting not in found.setting_numbers[0]:
+        raise _unknown_setting(setting, len(found.setting_numbers[0]))
     i, number = found.rung_of(setting)
     return path / str(i), number
 
@@ -377,7 +390,7 @@ def write_picture(found: Results, file: Path | None = None) -> Path:
     return file
 
 
-def winner(path: Path) -> tuple[int, Settings]:
+def best_setting(path: Path) -> tuple[int, Settings]:
     """Return the number and the settings of the best setting of a sweep.
 
     Raises ValueError if the sweep has not finished, or if all seeds of all settings have failed.
@@ -407,7 +420,7 @@ def on_fresh_seeds(path: Path, given: Mapping[str, Any]) -> Settings:
     `given` replaces fields, such as `seeds` or `out`. Raises ValueError if the seeds overlap with those of the sweep.
     The settings of a sweep that was extended keep the steps before, which determine its schedules; see `extended_to`.
     """
-    _, best = winner(path)
+    _, best = best_setting(path)
     used = range(best.seed, best.seed + best.seeds)
     made = dataclasses.replace(best, **{"seed": used.stop, "out": None, **given})
     if made.seed < used.stop and used.start < made.seed + made.seeds:

@@ -227,8 +227,8 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
             from fdqn.experiment import sweep_plan
 
             program = int(Path(settings.out or "").name)
-            folder, numbers = event.path / str(program), sweep_plan.read(event.path).programs[program].numbers
-        before = tracked_rows.reader(folder, settings.lanes)
+            folder, numbers = event.path / str(program), sweep_plan.read(event.path).programs[program].setting_numbers
+        before = tracked_rows.reader(folder, settings.learners)
         record = _recorded(
             event.path,
             choice,
@@ -242,7 +242,7 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
     returns = tuple(tracked_rows.TAGS[choice.tags][name] for name in tracked_rows.ENDS)
     curves = tracked_rows.curves(settings, numbers)
     run = trackers.TrackedRun(event.path, record["id"], record["started"], curves, returns)
-    tail = _Tail(folder, settings.lanes, event.step, choice.tags)
+    tail = _Tail(folder, settings.learners, event.step, choice.tags)
     return [_Feed(name, trackers.ADAPTERS[name], run, tail, first) for name in choice.trackers]
 
 

@@ -143,7 +143,7 @@ def _view(data: sweeps.Sweep, subtitle: str, measure: str) -> _View:
     rows = sorted(ranking, key=lambda row: row.setting)
     axes = axes_of(data)
     means = np.array([float(row.estimate.iqm) for row in rows])
-    members = np.array([bool(row.member) for row in rows])
+    members = np.array([bool(row.in_best_set) for row in rows])
     estimates = tuple(row.estimate for row in rows)
     return _View(data, subtitle, measure, axes, ranking, estimates, means, members, *_ends(means))
 

@@ -74,7 +74,7 @@ class Row(NamedTuple):
     failed: int
     estimate: statistics.Interval
     """Interquartile mean [] of the seeds that did not fail, with its interval."""
-    member: bool | None
+    in_best_set: bool | None
     """True if the setting is indistinguishable from the best; None without a selection."""
     frequency: float | None
     """Fraction of the resamples in which the setting is the best; None without a selection."""
@@ -167,10 +167,10 @@ def ranking(
 
     def row(i: int) -> Row:
         rank = None if np.isnan(means[i]) else 1 + int((means > means[i]).sum())
-        member = None if selection is None else bool(selection.members[i])
+        in_best = None if selection is None else bool(selection.members[i])
         frequency = None if selection is None else float(selection.frequency[i])
         seeds = data.returns.shape[1]
-        return Row(rank, i, data.values[i], seeds, int(failed[i]), found[i], member, frequency)
+        return Row(rank, i, data.values[i], seeds, int(failed[i]), found[i], in_best, frequency)
 
     return tuple(row(i) for i in sorted(range(len(means)), key=order))
 
@@ -336,7 +336,7 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
     """Explain a ranking: the settings indistinguishable from the best, and why the best needs fresh seeds."""
     if dropped := [row for row in rows if row.dropped is not None]:
         return _explained_halving([row for row in rows if row.dropped is None], dropped, path)
-    finished, members = sum(row.rank is not None for row in rows), sum(bool(row.member) for row in rows)
+    finished, members = sum(row.rank is not None for row in rows), sum(bool(row.in_best_set) for row in rows)
     if not finished and any(row.failed < row.seeds for row in rows):
         return f"No setting has a return, so none is the best; continue with: fdqn resume {path}"
     if not finished:
