@@ -2074,7 +2074,7 @@ WITHOUT = {
     "session.AllFailedError": "is what is raised",
     "settings.each": "takes checked settings",
     "settings.to_json_values": "takes any values",
-    **{f"population.{name}": "is a part of a run" for name in ("between", "is_due", "record", "draw_curve")},
+    **{f"population.{name}": "is a part of a run" for name in ("evolution", "is_due", "record", "draw_curve")},
     **{f"population.{name}": "takes what `read` has checked" for name in ("best_members", "write_picture")},
     "population.is_population": "takes any path",
     **{f"population_plots.{name}": "takes what `population.read` has checked"
