@@ -115,14 +115,20 @@ def _learn_async(
     program: training.Program, check_compile: bool, engine: str, fixed: ThreadPartition | None
 ) -> Callable[[training.TrainState, training.Noise], Callable[[], training.TrainState]]:
     """Return a function that starts the updates of one training iteration on other threads, for noise [1, S, ...]."""
-    compare = verify.comparison(partial(training.learn, program))
     is_long = _is_long(program)
     step = partial(training.update if is_long else training.learn, program)
+    compare = verify.comparison(step)
     start = engines.scan_vmapped_async(step, _partition(program, fixed, spare_thread=True), engine)
 
     def started(state: training.TrainState, noise: training.Noise) -> Callable[[], training.TrainState]:
-        expected = compare.start(state, noise) if check_compile else None
-        wait = start(state, training.updates(tree.index(noise, 0)) if is_long else noise)
+        xs = training.updates(tree.index(noise, 0)) if is_long else noise
+        expected = compare.start(state, xs) if check_compile else None
+        if is_long and expected is not None:
+            # Only the first update is compared: Adam amplifies differences in rounding from update to update.
+            state = start(state, tree.index(xs, slice(1)))()
+            compare.finish(expected, state)
+            expected, xs = None, tree.index(xs, slice(1, None))
+        wait = start(state, xs)
 
         def finished() -> training.TrainState:
             learned = wait()
