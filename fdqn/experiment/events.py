@@ -7,6 +7,8 @@
 A `Notice` may be emitted at any point. The function that receives the events runs in the thread of the run, between
 training iterations. If it raises, the run ends with that exception; the files in the run folder are complete, and
 `session.resume` continues from the last checkpoint. Arrays are NumPy copies, which a receiver may keep.
+
+.. include:: ../docs/callbacks.md
 """
 
 from collections.abc import Callable
