@@ -1,4 +1,4 @@
-"""Trackers show the rows of a run, each point once, also after a kill. One that fails costs the run nothing."""
+"""Check that trackers show the rows of a run, each point once, also after a kill, and that failing ones stop no run."""
 
 import contextlib
 import csv
@@ -36,7 +36,7 @@ IMPORT = tracking._import
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch, light_runs):
-    """Change to an empty folder, in which the trackers keep everything."""
+    """Change to an empty folder, in which the trackers keep their files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(iteration, "check_cycle", lambda *given: None)  # which other tests call
     for name, value in {
@@ -50,7 +50,7 @@ def here(tmp_path, monkeypatch, light_runs):
 
 
 def rows(path):
-    """Rows of a CSV file as numbers, NaN where a field is empty."""
+    """Read the rows of a CSV file as numbers, NaN where a field is empty."""
     with open(path, newline="") as file:
         return [{name: float(x or "nan") for name, x in row.items()} for row in csv.DictReader(file)]
 
@@ -92,7 +92,7 @@ def expected(path, tags="cleanrl"):
 
 
 def assert_shows(path, held, speed=True, rtol=1e-12):
-    """Check that a tracker holds the points of the files, each once. `speed`: wall-clock times are the files', too."""
+    """Check that a tracker holds the points of the files, each once. `speed`: also compare steps per second."""
     wanted = expected(path)
     assert set(held) == set(wanted)
     for key, points in wanted.items():
@@ -105,7 +105,7 @@ def assert_shows(path, held, speed=True, rtol=1e-12):
 
 
 class Memory:
-    """A tracker that keeps points, and raises or waits where it is told to."""
+    """A tracker that keeps its points, and raises an error in `fails` or waits in `blocks`."""
 
     def __init__(self, fails="", blocks="", deletes=True):
         self.fails, self.blocks, self.deletes = fails, blocks, deletes
@@ -142,7 +142,7 @@ class Memory:
 
 @pytest.fixture
 def using(monkeypatch):
-    """Make a function that puts a tracker in memory in the place of one, by default of TensorBoard."""
+    """Return a function that replaces a tracker, by default TensorBoard, by one in memory."""
     made = []
 
     def use(name="tensorboard", **how):
@@ -210,7 +210,7 @@ def test_many_seeds_show_their_aggregate(using):
     memory = using()
     run, said = train(seeds=tracked_rows.MOST_SEEDS + 1, evaluate_every=0, steps=150)
     assert {curve for curve, _ in memory.points} == {"aggregate"}
-    assert "trackers show the aggregate of 33 seeds, and each of at most 32" in said
+    assert "trackers show only the aggregate of the seeds, as there are more than 32" in said
     estimate = statistics.interval(plots.filled(run.curve.values)[-1], resamples=500)
     assert memory.points["aggregate", "charts/episodic_return_low"][-1][1] == pytest.approx(float(estimate.low))
     curves = tracked_rows.curves(Settings(seeds=tracked_rows.MOST_SEEDS))
@@ -237,10 +237,10 @@ def assert_same_run(run, alone):
 PLACES = {"tensorboard": "open", "wandb": "write", "trackio": "close"}
 
 
-def test_trackers_that_fail_are_reported_once_and_cost_nothing(using, alone):
+def test_trackers_that_fail_are_reported_once_and_do_not_change_the_run(using, alone):
     memories = {name: using(name, fails=place) for name, place in PLACES.items()}
     run, said = train(track=[*PLACES])
-    reason = "OSError: [Errno 28] No space left on device; fdqn resume writes what is missing"
+    reason = "OSError: [Errno 28] No space left on device; fdqn resume adds the missing points"
     assert sorted(text for text in said if "failed" in text) == sorted(
         f"{name} failed, and the run continues without it: {reason}" for name in PLACES
     )
@@ -279,9 +279,9 @@ def test_a_slow_tracker_is_waited_for(using):
 
 @pytest.mark.parametrize("kind", ["rewritten", "continued", "planted"])
 def test_a_run_that_was_interrupted_after_a_checkpoint_goes_on(using, monkeypatch, kind):
-    """Check for doubled points, which a tracker that cannot delete has if it does not report what it holds."""
+    """Resume without doubled points; without `held`, a tracker that cannot delete points would have them."""
     memory = using(deletes=kind == "rewritten")
-    monkeypatch.setattr(tracking, "_FRACTION", math.inf)
+    monkeypatch.setattr(tracking, "_CPU_FRACTION", math.inf)
 
     def fail(event):
         if isinstance(event, events.Reported) and event.step == 250:
@@ -465,7 +465,7 @@ def test_rows_are_read_once_they_are_complete(tmp_path):
 
 
 def test_points_are_a_function_of_rows():
-    """A seed without a value keeps its previous one in the aggregate, and has no point."""
+    """Count a seed without a value with its previous one in the aggregate, and give it no point."""
     curves = tracked_rows.curves(Settings(seeds=2))
     tags = {"return": "return"}
     last, points = tracked_rows.points(
@@ -483,7 +483,7 @@ def test_points_are_a_function_of_rows():
 
 
 def test_records_of_a_wandb_file():
-    """Records that span blocks are joined; one that was cut off by a kill ends the file."""
+    """Join records that span blocks, and end at a record that a kill has cut off."""
     contents = [b"a" * 10, b"b" * 70_000, b"c" * (2**15 - 20), b"d"]
     log = b":W&B\x00\x00\x00"
     for content in contents:
@@ -501,7 +501,7 @@ def test_records_of_a_wandb_file():
     assert list(trackers._records(b"")) == []
 
 
-# The trackers themselves, after a kill
+# The packages of the trackers, after a kill
 
 
 def kill_after(step, names, path):
@@ -517,7 +517,7 @@ def kill_after(step, names, path):
 
         return sink._replace(write=write)
 
-    tracking._FRACTION = math.inf
+    tracking._CPU_FRACTION = math.inf
     for name in names:
         trackers.ADAPTERS[name] = functools.partial(noted, name, trackers.ADAPTERS[name])
 

@@ -1,7 +1,7 @@
-"""Rows of a run folder as points of a tracker: a curve for each seed and one for all, under the names of CleanRL or of
-Stable-Baselines3.
+"""Convert rows of a run folder to points of a tracker: a curve for each seed and one for their aggregate.
 
-A tracker shows what `metrics.csv` and `evaluations.csv` have, and nothing else: a point is a function of their rows.
+Points depend only on the rows of `metrics.csv` and `evaluations.csv`. Their tags are those of CleanRL
+(https://docs.cleanrl.dev) or of Stable-Baselines3 (https://stable-baselines3.readthedocs.io/en/master/common/logger.html).
 """
 
 import math
@@ -38,18 +38,18 @@ TAGS: dict[str, dict[str, str]] = {
         "evaluation": "eval/mean_reward",
     },
 }
-"""Names of the columns of `metrics.csv` in each set of tags. Stable-Baselines3 has none for the mean Q-value.
+"""Tags of the columns of `metrics.csv`, by set of tags. Stable-Baselines3 has no tag for the mean Q-value.
 
-"speed" is environment steps of a seed per second since the start of the run, "evaluation" the mean return of greedy
-episodes in `evaluations.csv`.
+"speed" is the number of environment steps per seed and second since the start of the run. "evaluation" is the mean
+return of the greedy episodes in `evaluations.csv`.
 """
 
 ENDS = ("return", "evaluation")
-"""Columns whose aggregate has the ends of its interval, as `TAG_low` and `TAG_high`."""
+"""Columns of returns, whose aggregate also has the ends of its interval: `TAG_low` and `TAG_high`."""
 
 MOST_SEEDS = 32
-"""Most seeds that have a curve each. Every curve is a run of W&B or MLflow, a browser shows all at once, and single
-curves hide the interval if there are more."""
+"""Maximum number of seeds with a curve for each. A curve is a run in W&B or MLflow, and the curves of more seeds would
+hide the interval."""
 
 _RESAMPLES = 500
 """Bootstrap resamples of an interval, as in `curve.png`."""
@@ -59,13 +59,13 @@ class Curve(NamedTuple):
     """A curve of a tracker."""
 
     name: str
-    """Such as `seed-3`, `aggregate` or, in a sweep, `setting-2`."""
+    """`seed-3`, `aggregate` or, in a sweep, `setting-2`."""
     learners: tuple[int, ...]
-    """Learners whose interquartile mean it is."""
+    """Learners of which the curve is the interquartile mean."""
     aggregate: bool
     """True if its returns have an interval."""
     config: dict[str, Any]
-    """Settings, and the seed of a single one."""
+    """Settings; those of the curve of one seed name this seed."""
 
 
 class Report(NamedTuple):
@@ -85,13 +85,13 @@ class Points(NamedTuple):
     step: int
     seconds: float
     values: dict[str, dict[str, float]]
-    """Finite values by tag, by name of the curve."""
+    """Finite values, by name of the curve and by tag."""
 
 
 def curves(settings: Settings, numbers: Sequence[int] | None = None) -> tuple[Curve, ...]:
-    """Return the curves of a run: each seed, up to `MOST_SEEDS` of them, and the aggregate of all.
+    """Return the curves of a run: one for each seed, unless there are more than `MOST_SEEDS`, and their aggregate.
 
-    A sweep has one aggregate for each setting instead; `numbers` are those of its settings in the whole sweep.
+    A sweep has one aggregate for each setting instead; `numbers` are the numbers of these settings in the whole sweep.
     """
     if isinstance(settings, Sweep):
         numbers = range(len(settings.varied)) if numbers is None else numbers
@@ -112,10 +112,16 @@ def _learners(settings: Sweep, number: int) -> range:
 def points(
     last: Mapping[str, NDArray[np.float64]], report: Report, curves: Sequence[Curve], tags: Mapping[str, str]
 ) -> tuple[dict[str, NDArray[np.float64]], Points]:
-    """Return the points of a report, and the last values of all columns, which are those to pass with the next report.
+    """Return the last values of all columns, to be passed with the next report, and the points of this report.
 
-    The point of a seed is its value in the report. The point of an aggregate is the interquartile mean; where a seed
-    has no value, its previous one counts, as in `curve.png`. Values that are not finite are left out.
+    The point of a seed is its value in the report. The point of an aggregate is the interquartile mean over its seeds,
+    where a seed without a value counts with its previous one, as in `curve.png`. NaN and infinite values are omitted.
+
+    Args:
+        last: last values of the previous reports, [S] by column; {} for the first report.
+        report: rows of all learners at one step.
+        curves: curves of the run.
+        tags: one of the sets in `TAGS`.
     """
     speed = report.step / report.seconds if report.seconds else math.nan
     given = {"speed": np.full_like(report.columns["return"], speed), **report.columns}
@@ -132,7 +138,7 @@ def points(
 
 
 def without(points: Points, held: Mapping[str, int]) -> Points:
-    """Leave out the curves whose last step, in `held`, is not earlier than the points."""
+    """Remove the curves of which the tracker holds this step. `held` has the last step of each curve in the tracker."""
     values = {name: x for name, x in points.values.items() if x and points.step > held.get(name, -1)}
     return points._replace(values=values)
 
@@ -153,9 +159,9 @@ def _aggregate(curve: Curve, given: dict[str, NDArray[np.float64]], tags: Mappin
 
 
 def reader(path: Path, learners: int) -> Callable[[int], Iterator[Report]]:
-    """Make a function `read(step)` that yields the reports up to a step which it has not yielded before.
+    """Return a function `read(step)` that yields the reports up to `step` that it has not yielded before.
 
-    The rows up to that step must be written completely; later ones may still be written meanwhile.
+    The rows up to `step` must be complete. Later rows may be incomplete.
     """
     metrics, evaluations = _blocks(path / "metrics.csv", learners), _blocks(path / "evaluations.csv", learners)
 
@@ -170,8 +176,7 @@ def reader(path: Path, learners: int) -> Callable[[int], Iterator[Report]]:
 
 
 def _blocks(file: Path, learners: int) -> Callable[[int], list[tuple[int, dict[str, NDArray[np.float64]]]]]:
-    """Make a function of a step that returns the rows of a CSV file up to that step, by step, without those that it has
-    returned before."""
+    """Return a function `read(step)` that returns the new rows of a CSV file up to `step`, as pairs (step, columns)."""
     offset, names = 0, list[str]()
 
     def read(step: int) -> list[tuple[int, dict[str, NDArray[np.float64]]]]:
@@ -196,7 +201,7 @@ def _blocks(file: Path, learners: int) -> Callable[[int], list[tuple[int, dict[s
 
 
 def _lines(file: Path, offset: int) -> list[bytes]:
-    """Return the complete lines of a file from an offset on, with their ends; none if there is no file."""
+    """Return the complete lines of a file after an offset, with their line breaks; [] if the file does not exist."""
     try:
         with files.opened(file, os.O_RDONLY) as descriptor, open(descriptor, "rb", closefd=False) as lines:
             lines.seek(offset)

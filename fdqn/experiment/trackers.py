@@ -1,8 +1,7 @@
-"""TensorBoard, W&B, Trackio and MLflow: a function for each, which opens the curves of a run and returns how to write
-points to them.
+"""Open a run in TensorBoard, W&B, Trackio or MLflow: one function for each, which returns a `Sink`.
 
-Each imports its package when it is called. What a tracker holds already, from before a run was interrupted, it says in
-`Sink.held`, so that no step is written twice.
+A function imports the package of its tracker when it is called. For a resumed run, `Sink.held` has the steps that the
+tracker already holds, so that none is written twice.
 """
 
 import logging
@@ -17,21 +16,21 @@ from typing import Any, NamedTuple
 from fdqn.experiment.tracked_rows import Curve, Points
 
 PROJECT = "fdqn"
-"""Name of the project, or experiment, in which runs are found; variables of the environment replace it."""
+"""Default name of the project or experiment; the environment variables of a tracker override it."""
 
 
 class TrackedRun(NamedTuple):
-    """A run that is tracked."""
+    """A tracked run."""
 
     path: Path
     """Run folder."""
     id: str
-    """Random name of the run, from which the names in trackers are derived."""
+    """Random id, from which the ids of the curves in trackers are derived."""
     started: float
-    """Time of the start of the run, in seconds since 1970."""
+    """Start of the run, in seconds since 1970."""
     curves: tuple[Curve, ...]
     returns: tuple[str, ...]
-    """Tags whose aggregate has an interval."""
+    """Tags of returns, whose aggregate has an interval."""
 
 
 class Sink(NamedTuple):
@@ -40,18 +39,18 @@ class Sink(NamedTuple):
     write: Callable[[Sequence[Points]], None]
     """Write points, in the order of their steps."""
     close: Callable[[bool], None]
-    """Close it; the argument is True if the run has finished."""
+    """Close the tracker; the argument is True if the run has finished."""
     held: Mapping[str, int] = {}
-    """Last step of each curve that the tracker holds from before."""
+    """Last step that the tracker already holds, by name of the curve."""
     where: str = ""
-    """Description of where to look."""
+    """Command or address that shows the run."""
 
 
 def tensorboard(run: TrackedRun) -> Sink:
     """Open event files in `RUN/tensorboard/`, a folder for each curve.
 
-    They are written anew from the start of the run: a new file tells TensorBoard to discard what it has read from the
-    old one, which is removed.
+    Each call writes new files for the whole run and deletes the old ones. A new file starts with a `SessionLog.START`,
+    at which TensorBoard discards the points that it has read so far.
     """
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -92,8 +91,9 @@ def tensorboard(run: TrackedRun) -> Sink:
 def wandb(run: TrackedRun) -> Sink:
     """Open a W&B run for each curve, in one group; files are in `RUN/wandb/`.
 
-    `WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE` and `WANDB_DIR` have their usual meaning. The step of W&B is the
-    environment step, which is also logged as `global_step`, as openrlbenchmark expects it.
+    `WANDB_PROJECT`, `WANDB_ENTITY`, `WANDB_MODE` and `WANDB_DIR` have their usual meaning
+    (https://docs.wandb.ai/guides/track/environment-variables). The step of W&B is the environment step, also logged as
+    `global_step`, which openrlbenchmark reads.
     """
     import wandb
 
@@ -135,7 +135,7 @@ def wandb(run: TrackedRun) -> Sink:
 
 
 def _last_offline_step(folder: Path, name: str) -> int:
-    """Return the highest step in the files of a W&B run that were written offline; -1 if there is none."""
+    """Return the highest step in the offline files of a W&B run; -1 if there is none."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     last = -1
@@ -148,11 +148,11 @@ def _last_offline_step(folder: Path, name: str) -> int:
 
 
 def _records(log: bytes) -> Iterator[bytes]:
-    """Yield the records of a W&B file, up to the first that is incomplete.
+    """Yield the records of a W&B file, up to the first incomplete one.
 
-    After a header of 7 bytes it is a log of LevelDB: blocks of 32 KiB with parts of records, each with a checksum of 4
-    bytes, its length, 2 bytes, and its type: 1 a whole record, 2 to 4 the first, a middle or the last part of one.
-    https://github.com/google/leveldb/blob/main/doc/log_format.md
+    The file is a LevelDB log after a header of 7 bytes: blocks of 32 KiB with fragments of records. A fragment has a
+    checksum (4 bytes), its length (2 bytes) and its type (1 byte): 1 for a whole record, 2, 3 and 4 for the first, a
+    middle and the last fragment of a record. https://github.com/google/leveldb/blob/main/doc/log_format.md
     """
     at, parts = 7, b""
     while at + 7 <= len(log):
@@ -171,8 +171,8 @@ def _records(log: bytes) -> Iterator[bytes]:
 def trackio(run: TrackedRun) -> Sink:
     """Open a Trackio run for each curve, in one group of the local store; `trackio sync` copies it to a Space.
 
-    `TRACKIO_DIR` and `TRACKIO_PROJECT` choose the store and the project. Rows are written directly to the store, which
-    ignores one that it has, because the logger of Trackio hides its errors and prints to standard output.
+    `TRACKIO_DIR` and `TRACKIO_PROJECT` choose the store and the project. Rows are written to the store itself, because
+    the logger of Trackio hides errors and prints to standard output. The store ignores rows that it already holds.
     """
     from trackio.sqlite_storage import SQLiteStorage
 
@@ -202,7 +202,7 @@ def _iso(seconds: float) -> str:
 
 
 def mlflow(run: TrackedRun) -> Sink:
-    """Open an MLflow run, the aggregate, with a nested run for each seed, or for each setting of a sweep.
+    """Open an MLflow run for the aggregate, with a nested run for each seed, or for each setting of a sweep.
 
     `MLFLOW_TRACKING_URI` and `MLFLOW_EXPERIMENT_NAME` choose the store and the experiment. By default the store is
     `mlflow.db` next to the run folder.
@@ -238,12 +238,12 @@ def mlflow(run: TrackedRun) -> Sink:
             client.set_terminated(one, "FINISHED" if finished else "KILLED")
 
     held = {curve.name: _last_step(client, ids[curve.name]) for curve in run.curves if curve.name in before}
-    shown = f"in {uri}" if uri.startswith("sqlite") else "in MLFLOW_TRACKING_URI"  # which may contain a password
+    shown = f"in {uri}" if uri.startswith("sqlite") else "in MLFLOW_TRACKING_URI"  # it may contain a password
     return Sink(write, close, held, f"experiment {experiment} {shown}")
 
 
 def _experiment(client: Any, name: str) -> str:
-    """Return the id of the experiment of this name, which is created if it is missing."""
+    """Return the id of the experiment with this name. Create it if it does not exist."""
     found = client.get_experiment_by_name(name)
     return client.create_experiment(name) if found is None else found.experiment_id
 
@@ -257,16 +257,16 @@ def _create_run(
     config: Mapping[str, Any],
     tags: Mapping[str, str],
 ) -> str:
-    """Return the id of the MLflow run of a curve, which is created with its settings and added to `ids` if missing.
+    """Return the id of the MLflow run of a curve. If it is not in `ids`, create it with its settings and add it.
 
     Args:
         client: MLflow's client.
         experiment: id of the experiment.
         run: the tracked run.
-        ids: ids by name of the curve.
+        ids: ids of the runs, by name of the curve.
         name: name of the curve.
         config: settings, which become parameters.
-        tags: more tags, such as that of the parent.
+        tags: further tags, such as the id of the parent.
     """
     from mlflow.entities import Param
 
@@ -293,4 +293,4 @@ ADAPTERS: dict[str, Callable[[TrackedRun], Sink]] = {
     "trackio": trackio,
     "mlflow": mlflow,
 }
-"""Function that opens each tracker."""
+"""Functions that open a tracker, by its name."""

@@ -1,9 +1,9 @@
-"""Track runs: the choice of trackers, and a receiver of events that keeps them up to date.
+"""Select trackers, and send the metrics of a run to them while it trains.
 
-Each tracker has a thread, which reads the rows that the run has written and hands them on. So a tracker that fails or
-blocks costs the run nothing, and one that was interrupted catches up when the run is resumed.
+Each tracker has a thread, which reads the rows of the run folder and writes them to the tracker. A tracker that fails
+or blocks does not stop the run, and one that was interrupted catches up when the run is resumed.
 
-tracking.json         in the run folder: the trackers of the run, and its name in them
+tracking.json         in the run folder: trackers, tags, and the id and the start time of the run in the trackers
 """
 
 import collections
@@ -32,10 +32,10 @@ TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 TagSet = Literal["cleanrl", "sb3"]
 
 MOST_SETTINGS = 128
-"""Most settings of a sweep that is tracked."""
+"""Maximum number of settings of a tracked sweep."""
 
 PATIENCE = 60.0
-"""Seconds without progress after which a run does not wait any longer for a tracker at its end."""
+"""Seconds that a finished run waits for a tracker that makes no progress."""
 
 _MODULES = {
     "tensorboard": ("torch.utils.tensorboard",),
@@ -43,18 +43,18 @@ _MODULES = {
     "trackio": ("trackio",),
     "mlflow": ("mlflow", "sqlalchemy", "alembic"),
 }
-"""Modules that each tracker needs."""
+"""Modules that each tracker imports."""
 
-_FRACTION = 0.01
-"""Most of the CPU time of the process that the thread of a tracker uses while the run trains: it writes less often to
-one that takes long, such as MLflow, which needs 0.4 s for the points of 32 seeds."""
+_CPU_FRACTION = 0.01
+"""Maximum fraction of the CPU time of the process that the thread of a tracker uses while the run trains. It writes
+less often to a slow tracker, such as MLflow, which needs 0.4 s for the points of 32 seeds."""
 
-_AT_ONCE = 100
-"""Reports that are written to a tracker in one call."""
+_BATCH = 100
+"""Maximum number of reports that are written to a tracker in one call."""
 
 
 class Choice(NamedTuple):
-    """Trackers of a run, and the set of tags that they show."""
+    """Trackers of a run, and the set of tags that names its metrics in them."""
 
     trackers: tuple[TrackerName, ...] = ()
     tags: TagSet = "cleanrl"
@@ -64,7 +64,11 @@ class Choice(NamedTuple):
 
 
 def choose(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
-    """Check names of trackers and of a set of tags, and import the packages that they need.
+    """Check the names of trackers and tags, and import the packages of the trackers.
+
+    Args:
+        track: name of a tracker, or several names: "tensorboard", "wandb", "trackio", "mlflow".
+        tags: names of the metrics, "cleanrl" or "sb3".
 
     Raises TypeError for values that are not names, and ValueError for an unknown name, a tracker that occurs twice, a
     missing package, and W&B without a login.
@@ -76,7 +80,7 @@ def choose(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
 
 
 def named(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
-    """Check names as `choose` does, without importing a package."""
+    """Check the names as `choose` does, without importing packages."""
     if not isinstance(track, Iterable) or not isinstance(tags, str):
         raise TypeError(f"track: expected names of trackers, got {track!r} with the tags {tags!r}")
     names = [track] if isinstance(track, str) else [*track]
@@ -93,8 +97,8 @@ def named(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
 
 
 def check_settings(choice: Choice, count: int, halving: bool = False) -> None:
-    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, each of which has a curve, and for
-    successive halving, whose settings change from run to run."""
+    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, as each has a curve, or with
+    successive halving, as it changes the settings from rung to rung."""
     if choice.trackers and halving:
         raise ValueError("track: expected a sweep without halving, got one with it; omit track")
     if choice.trackers and count > MOST_SETTINGS:
@@ -102,9 +106,9 @@ def check_settings(choice: Choice, count: int, halving: bool = False) -> None:
 
 
 def resumed(path: Path, track: str | Sequence[str] | None = None, tags: str | None = None) -> Choice:
-    """Return the trackers with which the run of a folder goes on: its own, or those that are given.
+    """Return the trackers of a resumed run: `track` and `tags` if given, else those of its `tracking.json`.
 
-    Raises ValueError for a damaged `tracking.json`, and the errors of `choose`.
+    Imports their packages. Raises ValueError for a damaged `tracking.json`, and the errors of `choose`.
     """
     record = _read(path)
     before = Choice() if record is None else Choice(tuple(record["trackers"]), record["tags"])
@@ -143,7 +147,7 @@ def _check_login() -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the record of the trackers of a run folder; None if it has none. Raises ValueError if it is damaged."""
+    """Read `tracking.json` of a run folder; None if there is none. Raises ValueError if it is damaged."""
     file = path / "tracking.json"
     if not file.exists():
         return None
@@ -161,7 +165,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _recorded(path: Path, choice: Choice, started: Callable[[], float]) -> dict[str, Any]:
-    """Write the choice to the run folder and return the record, whose id and start remain those of the first."""
+    """Write a choice of trackers to `tracking.json` and return the record. An earlier id and start time are kept."""
     before = _read(path)
     record = {"id": uuid.uuid4().hex[:8], "started": started()} if before is None else before
     record = {**record, "trackers": list(choice.trackers), "tags": choice.tags}
@@ -170,15 +174,15 @@ def _recorded(path: Path, choice: Choice, started: Callable[[], float]) -> dict[
     return record
 
 
-# The receiver of events
+# The event callback
 
 
 @contextlib.contextmanager
 def tracked(choice: Choice, on_event: OnEvent, patience: float = PATIENCE) -> Iterator[OnEvent]:
-    """Yield a receiver that passes events on to `on_event` and keeps trackers up to date; close them at the end.
+    """Yield an event callback that updates the trackers and then calls `on_event`. Close the trackers at the end.
 
-    An error of a tracker becomes one `Notice`. At the end a run waits for a tracker that is still busy, but not longer
-    than `patience` seconds without progress.
+    An error of a tracker becomes one `Notice`. At the end, wait for trackers that still write, but for no more than
+    `patience` seconds without progress.
     """
     if not choice.trackers:
         yield on_event
@@ -197,7 +201,7 @@ def tracked(choice: Choice, on_event: OnEvent, patience: float = PATIENCE) -> It
             for feed in feeds:
                 feed.close(False)
         for feed in feeds:
-            feed.say(on_event)
+            feed.emit_notices(on_event)
         on_event(event)
 
     try:
@@ -220,7 +224,7 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
 
     settings, folder, numbers = event.settings, event.path, None
     if (event.path / "halving.json").exists():
-        on_event(events.Notice("the sweep is not tracked, because its settings change from run to run"))
+        on_event(events.Notice("the sweep is not tracked: successive halving changes its settings from rung to rung"))
         return []
     try:
         if (event.path / "sweep.json").exists():  # of several programs, each in its own folder
@@ -238,7 +242,7 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
         on_event(events.Notice(f"the run is not tracked: {error}"))
         return []
     if not isinstance(settings, Sweep) and settings.seeds > (most := tracked_rows.MOST_SEEDS):
-        on_event(events.Notice(f"trackers show the aggregate of {settings.seeds:,} seeds, and each of at most {most}"))
+        on_event(events.Notice(f"trackers show only the aggregate of the seeds, as there are more than {most}"))
     returns = tuple(tracked_rows.TAGS[choice.tags][name] for name in tracked_rows.ENDS)
     curves = tracked_rows.curves(settings, numbers)
     run = trackers.TrackedRun(event.path, record["id"], record["started"], curves, returns)
@@ -247,62 +251,62 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
 
 
 class _Tail(NamedTuple):
-    """Rows that a tracker reads."""
+    """Rows of a run folder that are sent to a tracker."""
 
     folder: Path
     learners: int
     step: int
-    """Step up to which they are complete at the start."""
+    """Step up to which the rows are complete when the thread starts."""
     tags: str
 
 
 def _wait(feeds: "list[_Feed]", on_event: OnEvent, patience: float) -> None:
-    """Wait until the trackers have written everything, or have made no progress for `patience` seconds."""
+    """Wait until all trackers have written everything or made no progress for `patience` seconds."""
     for feed in feeds:
         feed.wait(patience)
-        feed.say(on_event)
+        feed.emit_notices(on_event)
 
 
 class _Feed:
-    """A thread that hands the rows of a run to a tracker."""
+    """A thread that writes the rows of a run to a tracker."""
 
     def __init__(
-        self, name: str, adapter: "Callable[[TrackedRun], Sink]", run: "TrackedRun", tail: _Tail, introduces: bool
+        self, name: str, adapter: "Callable[[TrackedRun], Sink]", run: "TrackedRun", tail: _Tail, announces: bool
     ) -> None:
-        self._name, self._adapter, self._run, self._tail, self._introduces = name, adapter, run, tail, introduces
+        self._name, self._adapter, self._run, self._tail, self._announces = name, adapter, run, tail, announces
         self._changed = threading.Condition()
         self._step = tail.step
         self._finished: bool | None = None
         self._progress = 0
-        self._said = collections.deque[str]()
+        self._notices = collections.deque[str]()
         self._thread = threading.Thread(target=self._work, name=f"fdqn {name}", daemon=True)
         self._thread.start()
 
     def reported(self, step: int) -> None:
-        """Let the tracker read the rows up to a step."""
+        """Let the thread write the rows up to a step."""
         with self._changed:
             self._step = step
             self._changed.notify()
 
     def close(self, finished: bool) -> None:
-        """Let the tracker write what is left and close."""
+        """Let the thread write the remaining rows and close the tracker."""
         with self._changed:
             self._finished = finished if self._finished is None else self._finished
             self._changed.notify()
 
-    def say(self, on_event: OnEvent) -> None:
-        """Emit what the tracker has to say as notices, in the thread of the run."""
-        while self._said:
-            on_event(events.Notice(self._said.popleft()))
+    def emit_notices(self, on_event: OnEvent) -> None:
+        """Emit the notices of the tracker, in the thread of the run."""
+        while self._notices:
+            on_event(events.Notice(self._notices.popleft()))
 
     def wait(self, patience: float) -> None:
-        """Wait for the end of the thread, but not longer than `patience` seconds without progress."""
+        """Wait for the end of the thread, but for no more than `patience` seconds without progress."""
         progress = -1
         while self._thread.is_alive() and self._progress != progress:
             progress = self._progress
             self._thread.join(patience)
         if self._thread.is_alive():
-            self._said.append(
+            self._notices.append(
                 f"{self._name} has not responded for {patience:g} s; fdqn does not wait for it any longer"
             )
 
@@ -310,18 +314,18 @@ class _Feed:
         """Open the tracker, write rows until the run ends, and close it."""
         try:
             sink = self._adapter(self._run)
-            if self._introduces:
-                self._said.append(f"{self._name}: {sink.where}")
+            if self._announces:
+                self._notices.append(f"{self._name}: {sink.where}")
             self._progress += 1
             self._write(sink)
-        except BaseException as error:  # SystemExit too; the thread has no one to raise it to
+        except BaseException as error:  # SystemExit too, as no error of this thread reaches the run
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._said.append(
-                f"{self._name} failed, and the run continues without it: {reason}; fdqn resume writes what is missing"
+            self._notices.append(
+                f"{self._name} failed, and the run continues without it: {reason}; fdqn resume adds the missing points"
             )
 
     def _write(self, sink: "Sink") -> None:
-        """Write the points of all rows, those before a resume included, unless the tracker holds them."""
+        """Write the points of all rows, also of those before a resume, that the tracker does not hold."""
         from fdqn.experiment import tracked_rows
 
         read, tags = tracked_rows.reader(self._tail.folder, self._tail.learners), tracked_rows.TAGS[self._tail.tags]
@@ -334,25 +338,27 @@ class _Feed:
             for report in read(step):
                 last, points = tracked_rows.points(last, report, self._run.curves, tags)
                 batch.append(tracked_rows.without(points, sink.held))
-                if len(batch) == _AT_ONCE:
-                    self._hand_on(sink, batch)
+                if len(batch) == _BATCH:
+                    self._write_batch(sink, batch)
                     batch = []
-            self._hand_on(sink, batch)
-            seen, due = step, time.process_time() + (time.thread_time() - started) / _FRACTION
+            self._write_batch(sink, batch)
+            seen, due = step, time.process_time() + (time.thread_time() - started) / _CPU_FRACTION
             if finished is not None:
                 sink.close(finished)
                 return
 
     def _next(self, seen: int, due: float) -> tuple[int, bool | None]:
-        """Wait until the process has used `due` seconds of CPU time and there are rows later than step `seen`, or until
-        the end; return the step, and at the end if the run has finished."""
+        """Wait for rows after step `seen` and until the process has used `due` seconds of CPU time, or for the end.
+
+        Returns the step up to which rows are complete, and at the end True or False for a finished or a stopped run.
+        """
         with self._changed:
             while self._finished is None and time.process_time() < due:
                 self._changed.wait(0.5)
             self._changed.wait_for(lambda: self._finished is not None or self._step > seen)
             return self._step, self._finished
 
-    def _hand_on(self, sink: "Sink", batch: "list[Points]") -> None:
+    def _write_batch(self, sink: "Sink", batch: "list[Points]") -> None:
         if batch:
             sink.write(batch)
         self._progress += 1
