@@ -1,6 +1,6 @@
-"""Pages of runs: their numbers equal the statistics, their text is escaped, and the command in them repeats the run.
+"""Check pages of runs: numbers equal the statistics, text is escaped, and the printed command trains the run again.
 
-Figures are plain records here, not checked by plotly; `test_page_browser` opens real pages.
+Here figures are plain records, not checked by plotly; `test_page_browser` opens real pages.
 """
 
 import csv
@@ -24,7 +24,7 @@ EVIL = "<script>alert('x')</script>&\"%{y}"
 
 
 def plain(traces, layout):
-    """Replace the check of a figure by plotly: a record of JSON."""
+    """Replace plotly's check of a figure by a plain JSON record."""
     return json.loads(
         json.dumps({"data": list(traces), "layout": dict(layout)}, default=lambda x: np.asarray(x).tolist())
     )
@@ -32,7 +32,7 @@ def plain(traces, layout):
 
 @pytest.fixture
 def without_plotly(monkeypatch):
-    """Make pages with a library of one line."""
+    """Replace plotly.js by a library of one line."""
     monkeypatch.setattr(page, "library", lambda: "/**\n* plotly.js v0.0.0\n*/")
     monkeypatch.setattr(page, "check_plotly", lambda: None)
     monkeypatch.setattr(page_figures, "_figure", plain)
@@ -40,7 +40,7 @@ def without_plotly(monkeypatch):
 
 
 def rows_of(settings, steps, rng, stops=()):
-    """Make rows of metrics.csv, with returns that rise; seeds in `stops` make no update after half of the steps."""
+    """Make rows of metrics.csv with rising returns; seeds in `stops` make no updates after half of the steps."""
     column = "learner" if isinstance(settings, Sweep) else "seed"
     first = 0 if isinstance(settings, Sweep) else settings.seed
     yield [*run_folder.history.COLUMNS[:1], column, *run_folder.history.COLUMNS[2:]]
@@ -205,7 +205,7 @@ def test_a_run_in_progress(tmp_path):
     facts = dict(found["facts"])
     assert facts["steps per seed"] == "400 of 1,000"
     assert facts["failed seeds"].startswith("1 of 6"), "a seed without updates"
-    assert found["failures"]["rows"] == [["run", 6, "", "makes no updates"]]
+    assert found["failures"]["rows"] == [["run", 6, "", "no more updates"]]
     with open(path / "metrics.csv", "a") as file:
         file.write("500,5,500,55,50.1,9,1.5,2.5,0.5,0.1,0.001,1.0\n500,6,5")  # in the middle of a write
     torn = html_report.current(path, "run")
@@ -432,7 +432,7 @@ def test_a_sweep_of_which_all_failed_has_no_effects(sweep, without_plotly):
     assert "effect-0" not in page.html(found)
 
 
-# The command and what it refuses
+# The command and its errors
 
 
 def test_the_command_writes_the_page_and_nothing_else(tmp_path, without_plotly, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The server of `fdqn watch`: it listens on this machine, refuses other names, and serves nothing but the page."""
+"""Check the server of `fdqn watch`: it listens on this machine, refuses other names, and serves only the page."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""Pages of run folders and sweeps: read their files, also while they are written, and write one HTML file."""
+"""Write the page of run folders or a sweep as one HTML file. Reads folders of runs that still train, too."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ from fdqn.report import page, plots, sweeps
 from fdqn.storage import files
 
 VIDEO_BYTES = 1_000_000
-"""Most bytes of all recordings on a page, which stays below 8 MB with them."""
+"""Maximum size of all recordings on a page in bytes, which keeps the page below 8 MB."""
 
 
 def write(paths: Sequence[Path], file: Path, names: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def write(paths: Sequence[Path], file: Path, names: Sequence[str] | None = None)
 
     Args:
         paths: run folders of one setting each, or the folder of one sweep.
-        file: HTML file to write, which must not exist.
+        file: HTML file to create; it must not exist.
         names: names of the folders on the page; by default the paths.
 
     Raises ValueError if plotly is missing, if the file exists or cannot be written, and for a folder that is not a
@@ -54,7 +54,10 @@ def _check_target(file: Path) -> None:
 
 
 def page_of(paths: Sequence[Path], names: Sequence[str]) -> page_data.Page:
-    """Return the data of the page of finished runs, or of one finished sweep."""
+    """Return the data of the page of finished runs, or of one finished sweep.
+
+    Raises ValueError for folders that are not finished runs, and for a sweep among several folders.
+    """
     if len(paths) == 1 and population.is_population(paths[0]):
         return page_data.of_population(_read_run(paths[0], names[0]), population.read(paths[0]))
     if len(paths) == 1 and sweep_results.is_sweep(paths[0]):
@@ -72,7 +75,7 @@ def page_of(paths: Sequence[Path], names: Sequence[str]) -> page_data.Page:
 def current(path: Path, name: str) -> page_data.Page:
     """Return the data of the page of a run or a sweep as it is now, finished or not.
 
-    Raises ValueError if it is neither, or if a file is damaged or in the middle of a write.
+    Raises ValueError if the folder is neither, or if a file is damaged or in the middle of a write.
     """
     if not _is_sweep(path):
         return page_data.of_runs([_with_videos(_read_run(path, name), path)])
@@ -85,7 +88,7 @@ def current(path: Path, name: str) -> page_data.Page:
 
 
 def check_run(path: Path) -> None:
-    """Raise ValueError unless a folder is that of a run or a sweep, finished or not."""
+    """Raise ValueError unless a folder is a run or a sweep, finished or not."""
     if (path / "sweep.json").exists():
         sweep_plan.read(path)
     elif (path / halving_plan.FILE).exists():
@@ -97,7 +100,7 @@ def check_run(path: Path) -> None:
 
 
 def _is_sweep(path: Path) -> bool:
-    """Return True if a folder is a sweep, also one whose first program has not started."""
+    """Return True if a folder is a sweep, also before its first program has started."""
     return sweep_results.is_sweep(path) or (path / "sweep.json").exists() or not (path / "config.json").exists()
 
 
@@ -113,7 +116,7 @@ def program_folders(path: Path) -> list[Path]:
 
 
 def _read_run(path: Path, name: str) -> RunData:
-    """Read a run folder, finished or not. Raises ValueError, naming the file, if it is not one or is damaged."""
+    """Read a run folder, finished or not. Raises ValueError if it is not a run folder or a file is damaged."""
     config, settings = _read_settings(path)
     found = RunData(name, settings, config, {}, None, _summary(path))
     metrics = _columns(path / "metrics.csv", len(found.seeds))
@@ -146,7 +149,7 @@ def _summary(path: Path) -> dict[str, Any] | None:
 
 
 def _columns(file: Path, seeds: int) -> dict[str, plots.Curve]:
-    """Read the columns [P, S] of a file of rows, without a line that is being written; empty if there is no file."""
+    """Read the columns [P, S] of a CSV file, without an incomplete last report; {} if the file does not exist."""
     try:
         content = files.read(file).decode()
     except FileNotFoundError:
@@ -173,15 +176,15 @@ def _columns(file: Path, seeds: int) -> dict[str, plots.Curve]:
 
 
 def _with_videos(run: RunData, path: Path) -> RunData:
-    """Add the recordings in a run folder. Those that would make the page too large are named only."""
-    videos, room = [], VIDEO_BYTES
+    """Add the recordings in a run folder, without the content of those that would make the page too large."""
+    videos, remaining = [], VIDEO_BYTES
     for file in sorted(path.glob("*.gif")):
         try:
             size = file.stat().st_size
-            content = files.read(file, room) if size <= room else None
+            content = files.read(file, remaining) if size <= remaining else None
         except (OSError, ValueError):  # removed, or not a plain file
             continue
-        room -= size if content is not None else 0
+        remaining -= size if content is not None else 0
         videos.append(Video(file.name, size, content))
     return run._replace(videos=tuple(videos))
 

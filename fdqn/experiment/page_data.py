@@ -1,15 +1,15 @@
-"""Results of runs as the data of a page: plain dicts of text, numbers, lists and arrays, without layout.
+"""Collect the results of runs as the data of a page: dicts of text, numbers, lists and arrays, without layout.
 
 A page has:
 
     title, facts            the top of the page, the facts as pairs of a name and a value
-    curves                  learning curves, a dict for each environment (`_panel`)
-    diagnostics             medians of loss, Q-values and gradient norm
-    sweep                   ranking and effects of the varied settings; None for runs of one setting
-    results, seeds          tables: columns, and rows of text or numbers
-    failures, settings      tables, with None for an empty one
-    machine                 table
-    videos, commands        recordings of episodes, and the commands that repeat the runs
+    curves                  panels of learning curves, at most two for each environment (`_curves`)
+    diagnostics             medians of loss, Q-values and gradient norm (`_diagnostics`)
+    sweep                   effects of the varied settings (`_effects`); None for runs of one setting
+    results, seeds          tables (`_table`): results of each run or setting, and a table of seeds for each run
+    failures, settings      tables, None if empty
+    machine                 table of versions, device and times
+    videos, commands        recordings of episodes, and the commands that train the runs again
 """
 
 import itertools
@@ -28,16 +28,16 @@ from fdqn.experiment.settings import Settings, Sweep
 from fdqn.report import plots, sweeps
 
 POINTS = 300
-"""Most points of a learning curve."""
+"""Maximum number of points of a learning curve."""
 
 SEED_VALUES = 80_000
-"""Most values of all curves of single seeds, once for training and once for evaluations."""
+"""Maximum number of values in all curves of single seeds, separately for training and evaluations."""
 
 SEEDS = 256
-"""Most seeds of a run that are drawn as curves or listed in a table."""
+"""Maximum number of seeds of a run that are drawn as curves or listed in a table."""
 
 DIAGNOSTICS = {"loss": "loss", "q": "mean Q-value", "grad_norm": "gradient norm"}
-"""Columns of `metrics.csv` and their names."""
+"""Columns of `metrics.csv` and their labels."""
 
 Page = dict[str, Any]
 
@@ -49,14 +49,14 @@ class Video(NamedTuple):
     size: int
     """Bytes."""
     content: bytes | None
-    """GIF; None for one that is too large for a page."""
+    """Content of the GIF; None if it is too large for a page."""
 
 
 class RunData(NamedTuple):
     """A run folder, finished or not."""
 
     name: str
-    """Folder, as it is shown."""
+    """Name of the folder on the page."""
     settings: Settings
     config: dict[str, Any]
     """Content of `config.json`."""
@@ -70,7 +70,7 @@ class RunData(NamedTuple):
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Environment steps per seed so far, and the planned ones."""
+        """Environment steps per seed, trained and planned."""
         done = int(self.metrics["return"].steps[-1]) if self.metrics else 0
         return max(done, self.summary["steps"] if self.summary else 0), self.config["plan"]["steps"]
 
@@ -85,7 +85,7 @@ class RunData(NamedTuple):
 
     @property
     def failed(self) -> list[int]:
-        """Failed seeds; without a summary those that make no more updates."""
+        """Failed seeds; before the summary is written, those with fewer updates than the others."""
         if self.summary is not None and self.summary["steps"] >= self.steps[0]:
             return self.summary["failed_seeds"]
         if not self.metrics:
@@ -103,16 +103,16 @@ class SweepData(NamedTuple):
     values: tuple[tuple[Any, ...], ...]
     scales: dict[str, Any]
     measure: str
-    """Returns that rank the settings."""
+    """Kind of the returns that rank the settings: "greedy" or "training"."""
     returns: NDArray[np.float64]
     """[K, S]; NaN for a failed seed."""
     rows: tuple[sweeps.Row, ...]
-    """Ranking."""
+    """Settings, the best first."""
     curves: tuple[plots.Curve | None, ...]
     """Learning curve of each setting; None before the first report."""
     finished: bool
     eta: int = 0
-    """Of each rung of successive halving but the last, the best 1/eta of the settings are trained on; 0 without."""
+    """Successive halving keeps the best 1/eta of the settings of a rung; 0 without halving."""
 
 
 # Pages
@@ -201,7 +201,7 @@ def _ancestors(name: str, found: Population, curve: plots.Curve) -> dict[str, An
 
 
 def _best_members(found: Population) -> dict[str, Any]:
-    """Return the table of the best member of each seed: its numbers at the end and its returns."""
+    """Return the table of the best member of each seed: its final hyper-parameters and its returns."""
     names, best = list(found.values), found.best()
     rows = [
         [
@@ -218,6 +218,7 @@ def _best_members(found: Population) -> dict[str, Any]:
 
 
 def _records(runs: Sequence[RunData]) -> Page:
+    """Return the parts of a page that all kinds of runs have."""
     return {
         "failures": _failures(runs),
         "settings": _settings(runs),
@@ -243,7 +244,7 @@ def _run_facts(run: RunData) -> list[tuple[str, str]]:
         for key, name in names.items():
             facts.append((f"{name}, {results.interval_heading([summary[key]])}", results.interval_text(summary[key])))
         if unfinished := results.unfinished_text(summary["final_return"]):
-            facts.append(("episodes cut off", unfinished))
+            facts.append(("unfinished episodes", unfinished))
     elif run.metrics:
         facts.append(("training return so far, IQM", _number(_last(run))))
     if failed := run.failed:
@@ -252,7 +253,7 @@ def _run_facts(run: RunData) -> list[tuple[str, str]]:
 
 
 def _last(run: RunData) -> float:
-    _, estimates = plots.summarised(_thinned(_alive(run, run.metrics["return"]), 1))
+    _, estimates = plots.summarised(_thinned(_usable(run, run.metrics["return"]), 1))
     return float(estimates[-1].iqm) if estimates else math.nan
 
 
@@ -276,7 +277,7 @@ def _sweep_facts(found: SweepData) -> list[tuple[str, str]]:
 
 
 def _progress(runs: Sequence[RunData]) -> str:
-    """Format the steps so far and the planned ones, summed over the programs of a sweep as a fraction."""
+    """Format the steps per seed, trained and planned. Of several programs, format the trained fraction of all steps."""
     if len(runs) > 1:
         done, planned = (sum(x) for x in zip(*(run.steps for run in runs), strict=True))
         return f"{runs[0].steps[1]:,}" if done >= planned else f"{runs[0].steps[1]:,} ({done / planned:.0%} trained)"
@@ -288,8 +289,8 @@ def _progress(runs: Sequence[RunData]) -> str:
 
 
 def _curves(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """Return a panel of training returns for each environment, then one of evaluations for each that has some."""
-    most = SEED_VALUES // len(runs)
+    """Return panels of learning curves: training returns for each environment, and evaluations if there are any."""
+    values = SEED_VALUES // len(runs)
     panels = []
     for env in dict.fromkeys(run.settings.env for run in runs):
         here = [run for run in runs if run.settings.env == env]
@@ -297,18 +298,18 @@ def _curves(runs: Sequence[RunData]) -> list[dict[str, Any]]:
             (f"{env}: training returns", "training return", [run.metrics.get("return") for run in here]),
             (f"{env}: greedy evaluations during training", "greedy return", [run.evaluations for run in here]),
         ):
-            drawn = [_curve(run, curve, most) for run, curve in zip(here, curves, strict=True) if curve is not None]
+            drawn = [_curve(run, curve, values) for run, curve in zip(here, curves, strict=True) if curve is not None]
             if drawn := [curve for curve in drawn if len(curve["steps"])]:
                 panels.append({"title": title, "label": label, "curves": drawn})
     return panels
 
 
-def _curve(run: RunData, curve: plots.Curve, most: int) -> dict[str, Any]:
-    """Return a learning curve without failed seeds, and the curves of at most `SEEDS` single seeds."""
+def _curve(run: RunData, curve: plots.Curve, values: int) -> dict[str, Any]:
+    """Return a learning curve without failed seeds, and up to `values` values of the curves of up to `SEEDS` seeds."""
     drawn = run.seeds[:SEEDS]
-    single = _thinned(curve, max(2, most // len(drawn)))
+    single = _thinned(curve, max(2, values // len(drawn)))
     return {
-        **_estimates(run.name, _alive(run, curve)),
+        **_estimates(run.name, _usable(run, curve)),
         "seeds": drawn,
         "failed": [seed in run.failed for seed in drawn],
         "seed_steps": single.steps,
@@ -329,13 +330,14 @@ def _estimates(name: str, curve: plots.Curve) -> dict[str, Any]:
     }
 
 
-def _alive(run: RunData, curve: plots.Curve) -> plots.Curve:
+def _usable(run: RunData, curve: plots.Curve) -> plots.Curve:
+    """Return a curve without failed seeds."""
     failed = set(run.failed)
     return curve._replace(values=curve.values[:, [seed not in failed for seed in run.seeds]])
 
 
 def _thinned(curve: plots.Curve, points: int) -> plots.Curve:
-    """Return at most `points` evenly spaced steps of a curve, with the last one."""
+    """Return at most `points` evenly spaced steps of a curve, including the last."""
     if len(curve.steps) <= points:
         return curve
     kept = np.unique(np.linspace(len(curve.steps) - 1, 0, points).round().astype(np.int64))
@@ -368,7 +370,7 @@ def _diagnostics(runs: Sequence[RunData]) -> dict[str, Any] | None:
     """Return the median over the seeds, with quartiles, of the columns in `DIAGNOSTICS`."""
     panels = []
     for column, label in DIAGNOSTICS.items():
-        curves = [_quartiles(run.name, _alive(run, run.metrics[column])) for run in runs if column in run.metrics]
+        curves = [_quartiles(run.name, _usable(run, run.metrics[column])) for run in runs if column in run.metrics]
         if curves := [curve for curve in curves if len(curve["steps"])]:
             panels.append({"label": label, "curves": curves})
     return {"title": "Loss, Q-values and gradients", "panels": panels} if panels else None
@@ -385,7 +387,7 @@ def _quartiles(name: str, curve: plots.Curve) -> dict[str, Any]:
 
 
 def _effects(found: SweepData) -> dict[str, Any] | None:
-    """Return the effect of each varied name, and the settings for parallel coordinates."""
+    """Return the effect of each varied setting, and all settings for parallel coordinates; None if all failed."""
     data = sweeps.sweep(found.names, found.values, found.returns, None, found.scales)
     used = sweeps.varied(found.names, found.values) or found.names[:1]
     rows = sorted(found.rows, key=lambda row: row.setting)
@@ -461,8 +463,10 @@ def _ranking(found: SweepData) -> dict[str, Any]:
         *["in best set"] * marked,
         *["dropped"] * halved,
     ]
-    what = "Members, with their values at the start," if _evolves(found) else "Settings"
-    return _table(f"{what} by {found.measure} return", columns, rows, len(found.rows), "settings.csv")
+    title = f"Settings by {found.measure} return"
+    if _evolves(found):
+        title = f"Members by {found.measure} return, with their initial values"
+    return _table(title, columns, rows, len(found.rows), "settings.csv")
 
 
 def _estimate_text(row: sweeps.Row, digits: int) -> str:
@@ -534,7 +538,7 @@ def _failures(runs: Sequence[RunData]) -> dict[str, Any] | None:
     ]
     known = {(row[0], row[1]) for row in rows}
     rows += [
-        [run.name, seed, "", "makes no updates"] for run in runs for seed in run.failed if (run.name, seed) not in known
+        [run.name, seed, "", "no more updates"] for run in runs for seed in run.failed if (run.name, seed) not in known
     ]
     seed = "learner" if any(isinstance(run.settings, Sweep) for run in runs) else "seed"
     shown = rows[:SEEDS]
@@ -542,8 +546,9 @@ def _failures(runs: Sequence[RunData]) -> dict[str, Any] | None:
 
 
 def _settings(runs: Sequence[RunData]) -> dict[str, Any]:
-    """Return the settings, a column for each run: those that differ between the runs or, of one run, from the defaults
-    of its algorithm, and the others that are read.
+    """Return two tables with a column for each run: settings that differ, and the other settings that are read.
+
+    Several runs are compared with each other, a single run with the defaults of its algorithm.
     """
     columns = [_setting_values(run.settings) for run in runs]
     usual = _setting_values(groups.defaults(runs[0].settings.algorithm, runs[0].settings.noisy))
@@ -568,27 +573,27 @@ def _settings(runs: Sequence[RunData]) -> dict[str, Any]:
 
 
 def _setting_values(settings: Settings) -> dict[str, str]:
-    """Return the settings as text without the folder; empty for those that the algorithm does not read."""
+    """Format the settings, except the run folder; settings that the algorithm does not read become empty."""
     own = groups.to_json(settings)
     varied = set(settings.varied[0]) if isinstance(settings, Sweep) else set()
-    words = {}
+    texts = {}
     for name in (name for name in groups.to_json(groups.Settings()) if name != "out"):
         value = getattr(settings, name) if name not in varied else None
-        words[name] = "varied" if name in varied else run_folder.cell(value) or "none"
+        texts[name] = "varied" if name in varied else run_folder.cell(value) or "none"
         if name in own and name not in varied and not groups.is_read(settings, name):
-            words[name] = ""
-    return words
+            texts[name] = ""
+    return texts
 
 
 def _machine(runs: Sequence[RunData]) -> dict[str, Any]:
     """Return versions, device and times, a column for each run."""
-    columns = [_circumstances(run) for run in runs]
+    columns = [_machine_facts(run) for run in runs]
     names = list(dict.fromkeys(itertools.chain.from_iterable(columns)))
     rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
     return _table("Machine and versions", ["", *(run.name for run in runs)], rows, len(rows), "")
 
 
-def _circumstances(run: RunData) -> dict[str, str]:
+def _machine_facts(run: RunData) -> dict[str, str]:
     config, summary = run.config, run.summary or {}
     found = {
         **config["versions"],
@@ -615,7 +620,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def _number(x: float | None, digits: int | None = None) -> str:
-    """Format a number; empty for none and NaN."""
+    """Format a number; empty for None, NaN and infinity."""
     if x is None or not math.isfinite(x):
         return ""
     return f"{x:,.{1 if digits is None else digits}f}"
@@ -625,7 +630,7 @@ def _number(x: float | None, digits: int | None = None) -> str:
 
 
 def _commands(run: RunData) -> list[str]:
-    """Return the commands that repeat a run, and extend it as it was extended."""
+    """Return the commands that train a run again, and extend it if it was extended."""
     command = repeat.command(run.settings)
     assert command is not None
     planned = run.config["plan"]["steps"]
@@ -633,7 +638,10 @@ def _commands(run: RunData) -> list[str]:
 
 
 def _sweep_commands(found: SweepData) -> list[str]:
-    """Return the command that repeats a sweep; nothing if its settings were drawn, as their ranges are not recorded."""
+    """Return the commands that train a sweep again and its best setting on fresh seeds.
+
+    The first is omitted if the settings were drawn at random, because their ranges are not recorded.
+    """
     merged = _merged(found)
     command = None if found.scales else repeat.command(merged)
     if command is not None and found.eta:
@@ -645,7 +653,7 @@ def _sweep_commands(found: SweepData) -> list[str]:
 
 
 def _merged(found: SweepData) -> Sweep:
-    """Return the settings of all programs of a sweep as those of one."""
+    """Return the settings of all programs of a sweep as one `Sweep`."""
     first = found.programs[0].settings
     varied = tuple(dict(zip(found.names, row, strict=True)) for row in found.values)
     own: Mapping[str, Any] = {name: getattr(first, name) for name in groups.to_json(groups.Settings())}

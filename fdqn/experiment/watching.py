@@ -1,8 +1,7 @@
-"""A server on this machine for the page of a run while it trains.
+"""Serve the page of a run on this machine while it trains.
 
-It responds to GET and HEAD of two paths, `/` for the page and `/update` for its sections, and serves nothing else.
-Requests whose Host is another name are refused, so that a web site cannot read the page by pointing its own name to
-this machine (DNS rebinding).
+The server responds to GET and HEAD of two paths: `/` is the page, and `/update` its sections. It refuses requests whose
+Host header does not name this machine, so that a web site cannot read the page by DNS rebinding.
 """
 
 import errno
@@ -25,14 +24,14 @@ SECONDS = 3.0
 """Seconds between updates of the page in the browser."""
 
 REST = 10.0
-"""Pause before files are read again, as a multiple of the time of the last update: the run needs the processor."""
+"""Pause before files are read again, as a multiple of the duration of the last update. It leaves the CPU to the run."""
 
 NAMES = ("127.0.0.1", "localhost", "::1")
-"""Names of this machine that a request may have as its host."""
+"""Names of this machine that are accepted in the Host header of a request."""
 
 
 class Source:
-    """Sections of the page of a run, read again after its files have changed. Safe to call from several threads."""
+    """The page of a run, read again when its files have changed. Methods may be called from several threads."""
 
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name, self._lock = path, name, threading.Lock()
@@ -42,7 +41,7 @@ class Source:
         self._due = 0.0
 
     def page(self) -> page_data.Page:
-        """Return the data of the page. Raises ValueError if no intact state of the run was read so far."""
+        """Return the data of the page. Raises ValueError if no intact state of the run has been read yet."""
         with self._lock:
             self._refresh()
             assert self._found is not None
@@ -75,7 +74,7 @@ class Source:
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    """Return names, times and sizes of the files from which the page is made."""
+    """Return names, modification times and sizes of the files that the page shows."""
     folders = [path, *html_report.program_folders(path)]
     patterns = ("*.json", "*.csv", "*.gif")
     found = []
@@ -89,11 +88,11 @@ def _state(path: Path) -> list[tuple[str, int, int]]:
 
 
 def server(path: Path, port: int, name: str | None = None) -> ThreadingHTTPServer:
-    """Return a server of the page of a run or sweep, finished or not, that listens on 127.0.0.1.
+    """Return a server on 127.0.0.1 for the page of a run or sweep, finished or not.
 
     Args:
         path: run folder, or folder of a sweep.
-        port: TCP port; 0 for one that is free.
+        port: TCP port; 0 for a free port.
         name: name of the folder on the page; by default the path.
 
     Call `serve_forever` to handle requests, and `server_close` at the end. Raises ValueError if the folder is not a
@@ -115,7 +114,7 @@ def server(path: Path, port: int, name: str | None = None) -> ThreadingHTTPServe
 
 
 def address(served: ThreadingHTTPServer) -> str:
-    """Return the address of a server."""
+    """Return the URL of a server."""
     return f"http://{HOST}:{served.server_address[1]}/"
 
 
@@ -123,7 +122,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a browser that closed its connection."""
+        """Ignore the error of a connection, such as one that the browser closed."""
 
 
 def _handler(source: Source) -> type[BaseHTTPRequestHandler]:
@@ -135,7 +134,7 @@ def _handler(source: Source) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         """Respond to GET and HEAD of the paths in `contents`."""
 
-        timeout = 10  # seconds that a connection may wait
+        timeout = 10  # seconds after which an idle connection is closed
 
         def do_GET(self) -> None:
             self._respond(with_content=True)
@@ -182,7 +181,7 @@ def _handler(source: Source) -> type[BaseHTTPRequestHandler]:
 
 
 def is_own_name(host: str) -> bool:
-    """Return True if a Host header names this machine, with any port, as a forwarded connection has another one."""
+    """Return True if a Host header names this machine. Any port is accepted, as port forwarding may change it."""
     try:
         parts = urlsplit(f"//{host}")
         port = parts.port
