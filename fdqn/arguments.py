@@ -1,22 +1,21 @@
-"""Keyword arguments of environments as words `name=value`, for flags and settings. Does not import torch."""
+"""Parse and format keyword arguments of environments, `name=value`, for flags and settings. Does not import torch."""
 
 import ast
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
-def parse(words: Iterable[str]) -> dict[str, Any]:
-    """Parse words such as `is_slippery=False` and `map_name=8x8` into a dict.
+def parse(pairs: Iterable[str]) -> dict[str, Any]:
+    """Parse pairs such as `is_slippery=False` and `map_name=8x8` into a dict.
 
-    A value is a Python literal (a number, string, True, False, None, or a tuple, list, set or dict of them), as for
-    `ast.literal_eval`; any other text is a string. Raises ValueError for a word without a name and `=`, and for a name
-    that occurs twice.
+    `ast.literal_eval` parses the values: numbers, strings, True, False, None, and tuples, lists, sets or dicts of them.
+    Any other text is a string. Raises ValueError for a pair without a name or `=`, and for a name that occurs twice.
     """
     values: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"env_kwargs: expected name=value, such as is_slippery=False, got {word!r}")
+            raise ValueError(f"env_kwargs: expected name=value, such as is_slippery=False, got {pair!r}")
         if name in values:
             raise ValueError(f"env_kwargs: expected each name once, got {name} twice")
         values[name] = _literal(text)
@@ -31,7 +30,7 @@ def _literal(text: str) -> Any:
 
 
 def words(values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the words of some values, sorted by name, which `parse` turns back into values of the same types.
+    """Format keyword arguments as pairs `name=value`, sorted by name. The inverse of `parse`.
 
     Raises TypeError for a name that is not an identifier, and for a value that is not a Python literal.
     """
@@ -46,7 +45,7 @@ def words(values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _is_literal(value: Any) -> bool:
-    """Return True if the representation of a value is a literal of an equal value of the same type."""
+    """Return True if the `repr` of a value is a literal that evaluates to an equal value of the same type."""
     text = repr(value)
     read = _literal(text)
     return type(read) is type(value) and read == value and repr(read) == text

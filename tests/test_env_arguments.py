@@ -1,5 +1,4 @@
-"""Keyword arguments and wrappers of environments: the words that name them, the environments that they make, and the
-runs that keep them."""
+"""Check keyword arguments and wrappers of environments: how they are parsed, applied, and kept by runs."""
 
 import json
 import re
@@ -87,7 +86,7 @@ def place(tmp_path, monkeypatch):
     envs.find.cache_clear()
 
 
-WORDS = [
+PAIRS = [
     ("is_slippery=False", False),
     ("map_name=8x8", "8x8"),
     ("map_name='8x8'", "8x8"),
@@ -96,7 +95,7 @@ WORDS = [
     ("size=True", True),
     ("desc=['SF', 'FG']", ["SF", "FG"]),
     ("at=(1, 2)", (1, 2)),
-    ("config={'lanes': {1, 2}}", {"lanes": {1, 2}}),
+    ("config={'sizes': {1, 2}}", {"sizes": {1, 2}}),
     ("seed=None", None),
     ("path=a=b", "a=b"),
     ("empty=", ""),
@@ -105,22 +104,22 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize(("word", "value"), WORDS, ids=[word for word, _ in WORDS])
-def test_words_become_literals_and_return_as_words(word, value):
-    (read,) = arguments.parse([word]).values()
+@pytest.mark.parametrize(("pair", "value"), PAIRS, ids=[pair for pair, _ in PAIRS])
+def test_pairs_become_literals_and_are_formatted_again(pair, value):
+    (read,) = arguments.parse([pair]).values()
     assert read == value
     assert type(read) is type(value)
-    again = arguments.words(arguments.parse([word]))
-    assert arguments.parse(again) == arguments.parse([word])
+    again = arguments.words(arguments.parse([pair]))
+    assert arguments.parse(again) == arguments.parse([pair])
     assert arguments.words(arguments.parse(again)) == again
 
 
 def test_settings_of_equal_arguments_are_equal():
-    words = Settings(env_kwargs=("map_name=8x8", "is_slippery=False"))
-    assert words == Settings(env_kwargs={"is_slippery": False, "map_name": "8x8"})
-    assert words.env_kwargs == ("is_slippery=False", "map_name='8x8'")
-    assert words != Settings(env_kwargs={"is_slippery": 0, "map_name": "8x8"})
-    assert hash(words) == hash(Settings(env_kwargs=list(words.env_kwargs)))
+    made = Settings(env_kwargs=("map_name=8x8", "is_slippery=False"))
+    assert made == Settings(env_kwargs={"is_slippery": False, "map_name": "8x8"})
+    assert made.env_kwargs == ("is_slippery=False", "map_name='8x8'")
+    assert made != Settings(env_kwargs={"is_slippery": 0, "map_name": "8x8"})
+    assert hash(made) == hash(Settings(env_kwargs=list(made.env_kwargs)))
 
 
 def test_an_environment_with_its_arguments_has_a_name_of_its_own():
@@ -142,7 +141,7 @@ def steps(env, actions):
 
 
 def test_arguments_reach_an_environment_of_gymnasium():
-    """On ice that is not slippery, three steps to the right lead to the upper right corner of a map of 4 x 4."""
+    """Reach the upper right corner of a 4 x 4 map by three steps to the right on ice that is not slippery."""
     safe = envs.find(LAKE, ("is_slippery=False",))
     obs, _ = steps(safe, [RIGHT] * 3)
     assert obs.int().argmax(-1).tolist() == [1, 2, 3]
@@ -154,7 +153,7 @@ def test_arguments_reach_an_environment_of_gymnasium():
 
 
 def test_environments_are_kept_by_their_arguments():
-    """`False` and `0` are equal in Python, but other arguments."""
+    """Distinguish `False` and `0`, which are equal in Python."""
     safe = envs.find(LAKE, ("is_slippery=False",))
     assert envs.find(LAKE, ("is_slippery=False",)) is safe
     others = [
@@ -287,7 +286,7 @@ def test_wrappers_of_gymnasium_need_no_permission():
 
 
 def test_runs_of_earlier_versions_are_read_and_resumed(place, monkeypatch):
-    """Their files lack the settings."""
+    """Read run folders without these settings."""
 
     def without(made):
         return {name: x for name, x in to_json(made).items() if name not in ("env_kwargs", "wrappers")}
@@ -302,8 +301,8 @@ def test_runs_of_earlier_versions_are_read_and_resumed(place, monkeypatch):
 
 
 def test_keywords_are_the_flags(place):
-    words = ["--env", LAKE, *shlex.split(f"{KWARGS} {WRAPPERS}")]
-    flags = cli.parse.parse(["train", *words]).settings
+    line = ["--env", LAKE, *shlex.split(f"{KWARGS} {WRAPPERS}")]
+    flags = cli.parse.parse(["train", *line]).settings
     wrappers = ["places_own:short", "gymnasium.wrappers:NormalizeReward"]
     assert flags == cli.parse.parse(["train", "--env", LAKE, *KWARGS.split(), "--wrappers", *wrappers]).settings
     keywords = dict(env_kwargs={"is_slippery": False, "map_name": "8x8"}, wrappers=wrappers)

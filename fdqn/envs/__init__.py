@@ -74,7 +74,7 @@ def find(name: str, env_kwargs: tuple[str, ...] = (), wrappers: tuple[str, ...] 
         name: a name of `names`, `gym:NAME` for Gymnasium's registry, `ale:GAME` for Atari, or `package.module:name` for
             your own: an `Env`, a `HostEnv`, or a function or class that gives one of these or a `gymnasium.Env` when
             called with `env_kwargs`.
-        env_kwargs: keyword arguments of the environment as words such as `is_slippery=False`; see `arguments.parse`.
+        env_kwargs: keyword arguments of the environment, such as `is_slippery=False`; see `arguments.parse`.
         wrappers: wrappers as `package.module:name`, the innermost first. Around a `gymnasium.Env`, registered or your
             own: functions from it to another, such as Gymnasium's wrappers; around an `Env` or a `HostEnv`: functions
             from it to another of its kind.
