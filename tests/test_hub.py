@@ -1,4 +1,4 @@
-"""Runs as model repositories of the Hugging Face Hub: the folder, its model card, loading and uploading it."""
+"""Write runs as model repositories of the Hugging Face Hub: the folder, its model card, loading and uploading."""
 
 import base64
 import http.server
@@ -40,7 +40,7 @@ def repository(place):
 
 
 class Api:
-    """Fake of `huggingface_hub.HfApi` that records its calls."""
+    """A fake `huggingface_hub.HfApi` that records its calls."""
 
     calls: list
 
@@ -64,7 +64,7 @@ def api(monkeypatch):
 
 
 def test_folder_reads_as_the_run(repository):
-    """The folder is a run folder to `Run.load`, `eval`, `report` and `export`."""
+    """Read the folder with `Run.load`, `eval`, `report` and `export` as a run folder."""
     run, shared = fdqn.Run.load("run"), fdqn.Run.load("repo")
     assert_trees_close(shared.params, run.params, 0, 0)
     assert (shared.summary, shared.settings.out) == (run.summary, "repo")
@@ -108,7 +108,7 @@ def card(folder):
 
 
 def test_the_command_of_the_card_gives_the_settings(repository):
-    """Parsing the printed command gives the settings of the run, except its folder."""
+    """Parse the printed command to the settings of the run, except its folder."""
     (command,) = re.findall(r"```sh\n(.*?)\n```", card(repository))
     parsed = parse.parse(shlex.split(command)[1:])
     ours = fdqn.Run.load("run").settings
@@ -154,7 +154,7 @@ def test_means_and_deviations_are_those_of_the_seeds():
 
 
 def test_hub_s_parser_reads_the_card(repository):
-    """`ModelCard` of huggingface_hub finds the library, the tags and the results."""
+    """Find the library, the tags and the results with `ModelCard` of huggingface_hub."""
     package = pytest.importorskip("huggingface_hub")
     run = fdqn.Run.load("run")
     data = package.ModelCard.load(repository / "README.md").data
@@ -168,7 +168,7 @@ def test_hub_s_parser_reads_the_card(repository):
 
 
 def test_calls_fit_the_package():
-    """The calls that the fake records have the signatures of huggingface_hub."""
+    """Bind the calls that the fake records to the signatures of huggingface_hub."""
     package = pytest.importorskip("huggingface_hub")
     api = package.HfApi(library_name="fdqn", library_version="0")
     inspect.signature(api.create_repo).bind("a/b", repo_type="model", exist_ok=True)
@@ -177,7 +177,7 @@ def test_calls_fit_the_package():
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Fake of the Hub on this machine: creates a repository and takes a commit of small files."""
+    """A fake Hub on this machine, which creates a repository and accepts a commit of small files."""
 
     def do_GET(self):
         self.reply({})
@@ -213,7 +213,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 def test_the_package_uploads_the_folder_to_a_server(repository, monkeypatch):
-    """With huggingface_hub itself and a server on this machine, every file arrives as it is."""
+    """Upload with huggingface_hub to a server on this machine; every file arrives unchanged."""
     package = pytest.importorskip("huggingface_hub")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -278,7 +278,7 @@ def test_failed_seeds_are_named_and_not_chosen(place):
         summary[name]["per_seed"][0] = None
     path.write_text(json.dumps(summary))
     assert hub.write(place / "run", place / "repo")["seed"] == 6
-    assert "Failed seeds are left out: 5." in card(Path("repo"))
+    assert "Failed seeds are excluded: 5." in card(Path("repo"))
     assert "| 5 | failed | failed | failed |" in card(Path("repo"))
     with pytest.raises(ValueError, match="seed: expected a seed that has not failed, got 5"):
         hub.write(place / "run", place / "other", seed=5)

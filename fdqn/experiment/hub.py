@@ -47,23 +47,22 @@ def write(
         path: folder of a finished run of one setting.
         folder: folder to create.
         seed: seed of policy.pt2; by default the one with the median return.
-        env: the environment trained on, required if it is code of your own.
+        env: environment of the run, required if it is your own code.
         video: `.mp4` or `.gif` file to show; by default one in the run folder.
         repository: OWNER/NAME on the Hub that the model card names; by default OWNER and the name of the folder.
-        wrappers: wrappers of the environment, required if they are code of your own.
+        wrappers: wrappers of the run, required if they are your own code.
 
-    Raises ValueError for a run without usable seeds, a sweep, a folder that exists, another kind of video, and files
-    that cannot be written; a folder that is not complete is removed.
+    Raises ValueError for a sweep, a run whose seeds have all failed, a folder that exists, a video of another format,
+    and files that cannot be written. An incomplete folder is removed.
     """
     check.kind("path", path, str, os.PathLike)
     run = _read(Path(path), env, wrappers)
     _check_free(folder)
-    own = _video(run.path) if video is None else _checked_video(video)
+    video_file = _video(run.path) if video is None else _checked_video(video)
     trained = results.trained(run.path, None, env, wrappers)
     chosen = _median(run, trained.unusable) if seed is None else seed
     index = results.seed_index(run.settings, trained.unusable, chosen)
-    shown = f"replay{own.suffix.lower()}" if own is not None else None
-    named = repository or f"OWNER/{folder.name}"
+    video_name = f"replay{video_file.suffix.lower()}" if video_file is not None else None
     policy = export.policy(run.settings, tree.clone(tree.index(trained.params, index)))
     with _new_folder(folder) as part:
         for name in COPIED:
@@ -72,9 +71,10 @@ def write(
         files.write(part / "config.json", _config(run, folder))
         files.write(part / "policy.pt2", policy)
         files.write(part / "model.safetensors", save(trained.params, metadata=_metadata(run)))
-        if own is not None:
-            files.write(part / str(shown), files.read(own))
-        files.write(part / "README.md", model_card.text(run, named, chosen, shown).encode())
+        if video_file is not None:
+            files.write(part / str(video_name), files.read(video_file))
+        card = model_card.text(run, repository or f"OWNER/{folder.name}", chosen, video_name)
+        files.write(part / "README.md", card.encode())
         size = sum(file.stat().st_size for file in part.iterdir())
     return {
         "run": str(path),
@@ -82,26 +82,26 @@ def write(
         "what": "model repository",
         "seed": chosen,
         "bytes": size,
-        "video": shown,
+        "video": video_name,
         "read": f"fdqn.Run.load({str(folder)!r}{_code_arguments(env, wrappers)})",
     }
 
 
 def _code_arguments(env: str | None, wrappers: Sequence[str]) -> str:
-    """Return the arguments of `Run.load` that name user code again."""
+    """Return the further arguments of `Run.load`, which name user code."""
     return ("" if env is None else f", env={env!r}") + (f", wrappers={[*wrappers]!r}" if wrappers else "")
 
 
 def check_push(repository: str) -> None:
-    """Raise ValueError unless uploads are possible: a name of the form OWNER/NAME, the package and a token."""
+    """Raise ValueError unless `repository` has the form OWNER/NAME and huggingface_hub and a token are available."""
     _hub(repository)
 
 
 def push(folder: Path, repository: str) -> str:
     """Upload a folder made by `write` to the repository OWNER/NAME of the Hub, as one commit, and return its URL.
 
-    A repository that does not exist is created. Raises ValueError for another form of `repository`, if the package
-    huggingface_hub or a token is missing, and if the upload fails.
+    A repository that does not exist is created. Raises ValueError for another form of `repository`, a folder without
+    README.md, a missing package or token, and a failed upload.
     """
     check.kind("folder", folder, str, os.PathLike)
     hub = _hub(repository)
@@ -111,7 +111,7 @@ def push(folder: Path, repository: str) -> str:
         api = hub.HfApi(library_name="fdqn", library_version=fdqn.__version__)
         url = api.create_repo(repository, repo_type="model", exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a run of fdqn")
-    except Exception as error:  # of the network, the Hub or a file
+    except Exception as error:  # an error of the network, the Hub or a file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"push: expected to upload to {repository}, got {reason}; {folder} is complete, and "
@@ -121,7 +121,7 @@ def push(folder: Path, repository: str) -> str:
 
 
 def _hub(repository: str) -> Any:
-    """Return the package huggingface_hub, after checking the name of the repository and the token."""
+    """Check the name of the repository and the token, and return the package huggingface_hub."""
     check.kind("repository", repository, str)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository, re.ASCII):
         raise ValueError(f"push: expected a repository OWNER/NAME, got {repository!r}")
@@ -154,7 +154,7 @@ def _check_free(folder: Path) -> None:
 
 
 def _video(path: Path) -> Path | None:
-    """Return the first video of a run folder by name, an `.mp4` before a `.gif`; None if there is none."""
+    """Return the first video of a run folder in alphabetical order, `.mp4` before `.gif`; None if there is none."""
     found = [file for kind in VIDEOS for file in sorted(path.glob(f"*{kind}"))]
     return found[0] if found else None
 
@@ -167,7 +167,7 @@ def _checked_video(video: Path) -> Path:
 
 
 def _median(run: Run, unusable: list[int]) -> int:
-    """Return the usable seed with the median return; of the two middle ones, that with the lower return."""
+    """Return the usable seed with the median return, or the lower of the two middle ones."""
     returns = dict(zip(run.summary["seeds"], run.summary["final_return"]["per_seed"], strict=True))
     usable = sorted((x, seed) for seed, x in returns.items() if x is not None and seed not in unusable)
     if not usable:
@@ -196,7 +196,7 @@ def _metadata(run: Run) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which is renamed to `folder` at the end, or removed after an error."""
+    """Yield a temporary folder. Rename it to `folder` at the end, or remove it after an error."""
     part = folder.parent / f"{uuid.uuid4().hex}.part"
     try:
         try:

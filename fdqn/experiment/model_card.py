@@ -1,4 +1,4 @@
-"""The model card of a run: the README of its repository on the Hugging Face Hub."""
+"""Write the model card of a run, the README.md of its repository on the Hugging Face Hub."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ NAMES = {
     "dqn": "DQN", "munchausen": "Munchausen-DQN", "c51": "C51", "qr-dqn": "QR-DQN", "iqn": "IQN", "rainbow": "Rainbow",
     "pqn": "PQN", "stream-q": "Stream Q",
 }  # fmt: skip
-"""Names of the algorithms in their papers."""
+"""Names of the algorithms, as in their papers."""
 
 
 def text(run: Run, repository: str, seed: int, video: str | None = None) -> str:
@@ -23,9 +23,9 @@ def text(run: Run, repository: str, seed: int, video: str | None = None) -> str:
 
     Args:
         run: run of one setting.
-        repository: OWNER/NAME on the Hub, as used in the code of the card.
+        repository: OWNER/NAME on the Hub, for the code in the card.
         seed: seed of policy.pt2.
-        video: name of a video in the folder.
+        video: name of a video in the folder; None for none.
     """
     parts = (
         front_matter(run),
@@ -40,7 +40,10 @@ def text(run: Run, repository: str, seed: int, video: str | None = None) -> str:
 
 
 def front_matter(run: Run) -> str:
-    """Return the YAML front matter: library, tags, and the `model-index` with the mean and the IQM of the returns."""
+    """Return the YAML front matter: library, tags, and a `model-index` with the mean and the IQM of the returns.
+
+    The fields are those of https://huggingface.co/docs/hub/model-cards.
+    """
     name, env, record = NAMES[run.settings.algorithm], _env(run), _record(run)
     tags = [env, "deep-reinforcement-learning", "reinforcement-learning", "fdqn", run.settings.algorithm]
     heading = results.interval_heading([record])
@@ -72,7 +75,7 @@ def front_matter(run: Run) -> str:
 def mean_text(record: dict[str, Any]) -> str:
     """Format the mean and standard deviation over the seeds that have not failed, as `491.07 +/- 12.25`.
 
-    A single seed has no deviation: `491.07`.
+    The deviation is omitted for a single seed, and "none" is returned if all seeds have failed.
     """
     returns = np.array([x for x in record["per_seed"] if x is not None])
     deviation = f" +/- {returns.std(ddof=1):.2f}" if len(returns) > 1 else ""
@@ -80,29 +83,29 @@ def mean_text(record: dict[str, Any]) -> str:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """Return the reported returns: those in Gymnasium's environment if available, else in the one trained on."""
+    """Return the greedy returns in Gymnasium's version of the environment if available, else in the one trained on."""
     return run.summary.get("gymnasium_return", run.summary["final_return"])
 
 
 def _env(run: Run) -> str:
-    """Return the name of the environment in which `_record` was evaluated, without the prefix `gym:`."""
+    """Return the name of the environment of `_record`, without the prefix `gym:`."""
     return _record(run).get("env", run.settings.env).removeprefix("gym:")
 
 
 def _quoted(text: str) -> str:
-    """Return a YAML scalar; a JSON string is one."""
+    """Return text as a YAML scalar. JSON strings are valid YAML."""
     return json.dumps(text)
 
 
 def _heading(run: Run) -> str:
     chosen, config = run.settings, results.read_config(run.path)
-    seeds = "one seed" if chosen.seeds == 1 else f"{chosen.seeds} seeds, trained at once"
+    seeds = "One seed" if chosen.seeds == 1 else f"{chosen.seeds} seeds, trained together"
     made = f"fdqn {config['versions'].get('fdqn')} and PyTorch {config['versions'].get('torch')}"
     commit = f", commit {config['git']}" if config.get("git") else ""
     return (
         f"# {NAMES[chosen.algorithm]} on {_env(run)}\n\n"
-        f"{run.summary['steps']:,} environment steps of `{chosen.env}` for each seed; {seeds}. "
-        f"Made with {made}{commit}, on {config.get('processor') or config.get('device')}.\n\n"
+        f"{seeds}; {run.summary['steps']:,} environment steps per seed in `{chosen.env}`. "
+        f"Trained with {made}{commit}, on {config.get('processor') or config.get('device')}.\n\n"
         "![Learning curve over the seeds](curve.png)\n"
     )
 
@@ -122,7 +125,7 @@ def _results(run: Run) -> str:
         records[f"greedy, Gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
     records["last training episodes"] = summary["train_return"]
     failed, episodes = summary["failed_seeds"], run.settings.evaluate_episodes
-    without = f" Failed seeds are left out: {', '.join(map(str, failed))}." if failed else ""
+    without = f" Failed seeds are excluded: {', '.join(map(str, failed))}." if failed else ""
     rows = [
         f"| {name} | {results.interval_text(x)} | {mean_text(x).replace('+/-', '±')} |" for name, x in records.items()
     ]
@@ -134,9 +137,9 @@ def _results(run: Run) -> str:
         [
             "## Results",
             "",
-            f"The greedy return of a seed is the mean of {episodes} episodes. IQM is the interquartile mean over the "
-            "seeds with its 95% bootstrap interval (the range of the seeds if there are fewer than 5). The standard "
-            f"deviation is also over the seeds.{without}",
+            f"The greedy return of a seed is its mean over {episodes} episodes. IQM is the interquartile mean over the "
+            "seeds, with its 95% bootstrap interval, or with the range of the seeds if there are fewer than 5. Mean "
+            f"and standard deviation are over the seeds.{without}",
             "",
             f"| returns | {results.interval_heading(list(records.values()))} | mean ± standard deviation |",
             "|---|---|---|",
@@ -164,13 +167,14 @@ def _loading(run: Run, repository: str, seed: int) -> str:
     env = f", env={_quoted(run.settings.env)}" if own else ""
     if any(map(envs.is_wrapper_code, run.settings.wrappers)):
         env += f", wrappers=[{', '.join(map(_quoted, run.settings.wrappers))}]"
-    note = f"\n`{run.settings.env}` is code of the author of this run, which must be importable.\n" if own else ""
+    note = f"\n`{run.settings.env}` is code by the author of this run and must be importable.\n" if own else ""
     first, last = run.summary["seeds"][0], run.summary["seeds"][-1]
     shape, dtype = ", ".join(map(str, (1, *spec.obs_shape))), str(spec.obs_dtype)
     given = f"{shape}" if dtype == "torch.float32" else f"{shape}, dtype={dtype}"
-    return f"""## Use
+    return f"""## Usage
 
-Load the run with fdqn, which gives the policy of any seed on NumPy arrays. `fdqn eval {folder}` evaluates all seeds.
+Load the run with fdqn. `run.policy` maps NumPy observations to actions, with the parameters of any seed.
+`fdqn eval {folder}` evaluates all seeds.
 
 ```python
 from huggingface_hub import snapshot_download
@@ -181,7 +185,7 @@ run = fdqn.Run.load(snapshot_download("{repository}", local_dir="{folder}"){env}
 policy = run.policy(seed={seed})  # greedy: observation -> action
 ```
 {note}
-Load the policy of seed {seed} without fdqn, with `torch.export`:
+Load the policy of seed {seed} with `torch.export`, without fdqn:
 
 ```python
 import torch
@@ -192,14 +196,14 @@ q = policy(torch.zeros({given}))  # observations [B, ...] to Q-values [B, {spec.
 action = q.argmax(-1)
 ```
 
-`model.safetensors` holds the parameters of the seeds {first} to {last}, one array `[seeds, ...]` each. There is no
-checkpoint, so the run cannot be resumed.
+`model.safetensors` holds the parameters of the seeds {first} to {last}, one array `[seeds, ...]` for each parameter.
+There is no checkpoint, so the run cannot be resumed.
 """
 
 
 def _repeating(run: Run) -> str:
     command = repeat.command(run.settings)
-    return f"## Train it again\n\n```sh\n{command}\n```\n"
+    return f"## Command to reproduce the training\n\n```sh\n{command}\n```\n"
 
 
 def _settings_table(chosen: Settings) -> str:
