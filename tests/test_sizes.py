@@ -1,4 +1,4 @@
-"""Layers, parameters, memory and arithmetic of a run before it is trained."""
+"""Check layers, parameters, memory and floating-point operations of a run before it is trained."""
 
 import json
 import shlex
@@ -83,7 +83,7 @@ def test_outputs_of_layers_are_those_for_one_observation(values, outputs):
 
 
 def test_outputs_are_not_those_of_transformed_weights():
-    """A result without the axis of the observations counts only where there is no other."""
+    """Ignore results without a batch axis if there are others."""
     inner = networks.mlp(2, (), 3)
     spec = EnvSpec((2,), torch.float32, 3, 0, 1)
 

@@ -1,4 +1,4 @@
-"""Export one trained seed as a `state_dict` for PyTorch, or as a policy that runs without fdqn."""
+"""Export one trained seed as a `state_dict` or as a policy that runs without fdqn."""
 
 import contextlib
 import io
@@ -30,19 +30,19 @@ def write(
     """Write one trained seed to a file and return a record of it, as `fdqn export --json` prints it.
 
     Args:
-        run: run, or its folder.
+        run: finished run, or its folder.
         seed: a trained seed.
         out: file to write. `.pt` and `.pth`: `state_dict`. `.pt2`: policy of `torch.export`, obs [B, *O] -> q [B, A],
             which runs without fdqn. `.onnx`: the same policy, input "obs" and output "q", which runs in onnxruntime.
         prefix: prefix of the names in the `state_dict`, including the dot at its end.
-        env: the environment trained on, required if it is code of your own.
+        env: environment of the run, required if it is your own code.
         checkpoint: checkpoint to export, as in `results.trained`; by default the final parameters.
-        setting: number of a setting, needed for a sweep. Of population based training the best member of the seed is
-            exported.
-        wrappers: wrappers of the environment, required if they are code of your own.
+        setting: number of a setting, required for a sweep. For population based training, the best member of the seed
+            is exported.
+        wrappers: wrappers of the run, required if they are your own code.
 
     Raises ValueError for a seed that was not trained or has failed, an invalid prefix or suffix of `out`, a file that
-    cannot be written, and packages missing for ONNX; no partial file is left.
+    exists or cannot be written, and missing packages for ONNX; no partial file is left.
     """
     where = run.path if isinstance(run, results.Run) else run
     path, trained = sweep_results.trained(where, setting, checkpoint, env, wrappers)
@@ -94,7 +94,7 @@ def onnx_policy(settings: Settings, params: Params) -> bytes:
     """Export the network with one seed's parameters as an ONNX model, for any batch size.
 
     Returns the content of an `.onnx` file. Its input "obs" [batch, *O] has the dtype of the environment's observations,
-    and its output "q" [batch, A] is float32. Raises ValueError without the packages onnx and onnxscript.
+    and its output "q" [batch, A] is float32. Raises ValueError if the packages onnx and onnxscript are missing.
     """
     try:
         import onnxscript  # noqa: F401
@@ -118,7 +118,7 @@ def onnx_policy(settings: Settings, params: Params) -> bytes:
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Drop the warnings that a package of torch logs, such as that torchvision is missing."""
+    """Hide the warnings of a logger of torch, such as that torchvision is missing."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -103,7 +103,7 @@ class SweepData(NamedTuple):
     values: tuple[tuple[Any, ...], ...]
     scales: dict[str, Any]
     measure: str
-    """Kind of the returns that rank the settings: "greedy" or "training"."""
+    """Returns that rank the settings: "greedy", "training" or the name of a Gymnasium environment."""
     returns: NDArray[np.float64]
     """[K, S]; NaN for a failed seed."""
     rows: tuple[sweeps.Row, ...]

@@ -1,4 +1,4 @@
-"""The command that trains a run again, from its settings."""
+"""Write the command that trains a run again, from its settings."""
 
 import dataclasses
 import itertools
@@ -12,8 +12,8 @@ from fdqn.report import sweeps
 def command(settings: Settings) -> str | None:
     """Return the command line that trains with these settings. It omits the defaults of the algorithm.
 
-    The folder is omitted too, so that a new one is made. For a sweep, varied flags are followed by their values.
-    Returns None for a sweep whose settings are not all combinations of such values, such as one drawn from ranges.
+    The run folder is omitted, too, so that a new one is created. For a sweep, each varied flag has all of its values.
+    Returns None for a sweep whose settings are not the combinations of such values, such as one drawn from ranges.
     """
     varied = _options(settings) if isinstance(settings, Sweep) else {}
     if varied is None:
@@ -29,7 +29,7 @@ def command(settings: Settings) -> str | None:
 
 
 def _options(settings: Sweep) -> dict[str, list[Any]] | None:
-    """Return the values of each varied name; None unless their product, the last name fastest, gives the settings."""
+    """Return the values of each varied setting; None unless their product, the last varying fastest, is the sweep."""
     names, rows = list(settings.varied[0]), [tuple(values.values()) for values in settings.varied]
     options = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
     if rows != list(itertools.product(*options)) or max(map(len, options)) > sweeps.LEVELS:
@@ -44,7 +44,7 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """Format one of several values of a flag: commas join the sizes of a network, and switches are in lower case."""
+    """Format one of several values of a flag: layer sizes are joined by commas, and booleans are in lower case."""
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)

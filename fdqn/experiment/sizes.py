@@ -1,4 +1,4 @@
-"""Sizes of a run: the layers of its network, its parameters, its memory and the arithmetic of an update."""
+"""Compute the sizes of a run: layers, parameters, memory, and the floating-point operations of an update."""
 
 import math
 from collections.abc import Sequence
@@ -15,14 +15,15 @@ from fdqn.experiment.settings import Settings
 from fdqn.types import EnvSpec, Network, Params
 
 _ROWS = 37
-"""Number of observations by which the axis of the observations is recognized."""
+"""Batch size of the forward pass that finds the shapes of outputs: a prime, by which the batch axis is recognized."""
 
 
 def describe(settings: Settings) -> dict[str, Any]:
     """Return the sizes of a run as a record, as `fdqn summary --json` prints it. Allocates the network of one seed.
 
-    Bytes of a seed are those of its training state. `flop` are the floating-point operations of the products and
-    convolutions of one update of one seed, and of the environment steps before it; see `cost.count`.
+    `bytes` are those of the training state: by part and in total for one seed, and "all" for all learners. `flop` is
+    the number of floating-point operations in matrix products and convolutions for one update of one seed and for the
+    environment steps before it; see `cost.count`.
 
     Raises ValueError for invalid settings.
     """
@@ -57,10 +58,10 @@ def describe(settings: Settings) -> dict[str, Any]:
 
 
 def of_run(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the sizes of the run of a folder, finished or not.
+    """Return the sizes of the run in a folder, finished or not, as `describe` does.
 
-    Raises ValueError for a folder that is no run, for a sweep of several programs, and for user code other than `env`
-    and `wrappers`.
+    Raises ValueError for a folder that is not a run, a sweep of several programs, and user code other than `env` and
+    `wrappers`.
     """
     if (path / "sweep.json").exists():
         raise ValueError(f"run: expected a run or a sweep of one program, got {path}; give one of its folders")
@@ -69,11 +70,11 @@ def of_run(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> 
 
 
 def layers(network: Network, params: Params, spec: EnvSpec) -> list[dict[str, Any]]:
-    """Return the layers of a network in the order of their parameters: name, kind, shape of the output for one
-    observation, shapes, number and bytes of the parameters.
+    """Return the layers of a network in the order of their parameters.
 
-    A layer is what the names of its parameters have in common before the last dot; its output is the result of the last
-    operation that reads one of them.
+    A record has the name and kind of a layer, the shape of its output for one observation, and the shapes, number and
+    bytes of its parameters. Parameters whose names differ only after the last dot form a layer. The output of a layer
+    is the result of the last operation that reads one of its parameters.
 
     Args:
         network: network without noise.
@@ -101,7 +102,7 @@ def layers(network: Network, params: Params, spec: EnvSpec) -> list[dict[str, An
 
 
 def _kind(shapes: dict[str, list[int]]) -> str:
-    """Return the name of a layer in PyTorch by the shapes of its parameters; running statistics are not trained."""
+    """Return PyTorch's name of a layer, from the names and shapes of its parameters."""
     if "mean" in shapes and "var" in shapes:
         return "running statistics"
     noisy = "weight_mu" in shapes
@@ -116,7 +117,7 @@ def _kind(shapes: dict[str, list[int]]) -> str:
 
 
 class _Outputs(TorchDispatchMode):
-    """Record the shape of the last result that is computed from the parameters of each layer."""
+    """Record the shape of the last result of an operation that reads the parameters of each layer."""
 
     def __init__(self, params: Params, outputs: dict[str, list[int]]) -> None:
         super().__init__()
@@ -134,7 +135,7 @@ class _Outputs(TorchDispatchMode):
         return out
 
     def _record(self, layer: str, shape: list[int]) -> None:
-        """Record a shape without its axis of observations; one without this axis only if there is no other."""
+        """Record a shape without its batch axis, or a shape that has no batch axis if no other was recorded."""
         if shape and shape[0] > 0 and shape[0] % _ROWS == 0:  # several rows for each observation: IQN's fractions
             each = shape[0] // _ROWS
             self._outputs[layer] = [*([each] if each > 1 else []), *shape[1:]]
@@ -143,5 +144,5 @@ class _Outputs(TorchDispatchMode):
 
 
 def _storage(x: Tensor) -> int:
-    """Return the address of a tensor's memory, which its views have in common."""
+    """Return the address of a tensor's storage, which its views share."""
     return x.untyped_storage().data_ptr()
