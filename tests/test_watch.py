@@ -96,7 +96,7 @@ def test_the_page_and_its_update(served):
         ("", False),
     ],
 )
-def test_only_names_of_this_machine_are_answered(host, own):
+def test_only_names_of_this_machine_are_accepted(host, own):
     assert watching.is_own_name(host) is own
 
 
@@ -178,7 +178,7 @@ def test_updates_take_a_small_fraction_of_the_time(served, run, monkeypatch):
     assert "400 of 1,000" in ask(served, "/update")[2]
 
 
-def test_a_run_that_cannot_be_read_is_said(served, run):
+def test_a_run_that_cannot_be_read_is_reported(served, run):
     (run / "metrics.csv").write_text("step,seed\n1,x\n")
     status, _, text = ask(served)
     assert status == 503

@@ -1,7 +1,7 @@
-"""The HTML of a page of results: one file that needs no network. Needs `pip install fdqn[html]`.
+"""Write a page of results as one HTML file that needs no network. Needs `pip install fdqn[html]`.
 
-All text of runs is escaped. A content security policy allows only the scripts of this module, by their hashes, and
-plotly.js, which the package plotly brings along; so nothing else could run or be loaded.
+All text of runs is escaped. A content security policy allows the scripts of this module and plotly.js from the package
+plotly, by their hashes. The browser runs and loads nothing else.
 """
 
 import base64
@@ -62,7 +62,7 @@ const update = async () => {
       }
     }
   } catch (error) {
-    state.textContent = 'not updated: ' + error.message;
+    state.textContent = 'update failed: ' + error.message;
   }
 };
 const again = () => setTimeout(() => update().then(again), 1000 * document.body.dataset.seconds);
@@ -118,7 +118,7 @@ def check_plotly() -> None:
 
 @functools.cache
 def library() -> str:
-    """Return the text of plotly.js, the complete bundle of the installed package plotly."""
+    """Return the source of plotly.js, the complete bundle in the installed package plotly."""
     check_plotly()
     from plotly.offline import get_plotlyjs
 
@@ -126,7 +126,14 @@ def library() -> str:
 
 
 def html(page: Mapping[str, Any], seconds: float | None = None) -> str:
-    """Return the HTML of a page of `experiment.page_data`, updated every `seconds` from its server if given."""
+    """Return the HTML of a page.
+
+    Args:
+        page: data of the page, from `experiment.page_data`.
+        seconds: interval at which the page requests updates from its server; None for a page without a server.
+
+    Raises ValueError if plotly is missing.
+    """
     scripts = [library(), _DRAW, *([] if seconds is None else [_UPDATE])]
     hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
     connect = "" if seconds is None else " connect-src 'self';"
@@ -135,7 +142,7 @@ def html(page: Mapping[str, Any], seconds: float | None = None) -> str:
         "base-uri 'none'; form-action 'none'"
     )
     data = "" if seconds is None else f' data-seconds="{seconds:g}"'
-    state = "" if seconds is None else '<p id="state" role="status">waiting for an update</p>'
+    state = "" if seconds is None else '<p id="state" role="status">waiting for the first update</p>'
     tags = "\n".join(f"<script>{script}</script>" for script in scripts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -149,12 +156,12 @@ def html(page: Mapping[str, Any], seconds: float | None = None) -> str:
 
 
 def encoded(text: str) -> bytes:
-    """Return a text as UTF-8; bytes of paths that are not valid Unicode become escapes."""
+    """Encode text as UTF-8. Bytes of paths that are not valid Unicode become backslash escapes."""
     return text.encode(errors="backslashreplace")
 
 
 def body(page: Mapping[str, Any]) -> str:
-    """Return the sections of a page, each with an id."""
+    """Return the HTML of the sections of a page, each with an id."""
     return "\n".join(_sections(page))
 
 
@@ -175,12 +182,12 @@ def _sections(page: Mapping[str, Any]) -> Iterator[str]:
         closed = len(page["seeds"]) > 1
         yield _section("seeds", "", "".join(_details(table, closed) for table in page["seeds"]))
     if page["diagnostics"]:
-        note = "line: median of the seeds; band: quartiles; gradients before clipping"
+        note = "line: median of the seeds; band: quartiles; gradient norm before clipping"
         yield _figure("diagnostics", page["diagnostics"]["title"], note, page_figures.diagnostics(page["diagnostics"]))
     differing, others = page["settings"]["differing"], page["settings"]["others"]
     first = "" if differing is None else f"<h2>{escape(differing['title'])}</h2>{_table(differing)}"
     yield _section("settings", "", first + _details(others, closed=True))
-    yield _section("repeat", "Repeat", _commands(page["commands"]))
+    yield _section("repeat", "Commands to reproduce", _commands(page["commands"]))
     yield _section("machine", page["machine"]["title"], _table(page["machine"]))
 
 
@@ -189,13 +196,13 @@ def _sweep_sections(sweep: Mapping[str, Any] | None) -> Iterator[str]:
         return
     axes = sweep["axes"]
     if len(axes) > 1:
-        thick = ", thick if it is indistinguishable from the best" if any(sweep["members"]) else ""
-        note = f"one line per setting, dark for a high mean{thick}; lines at equal values are spread"
+        thick = ", thick if indistinguishable from the best" if any(sweep["members"]) else ""
+        note = f"one line per setting: dark for a high return{thick}; lines at equal values are spread out"
         drawn = page_figures.parallel_coordinates(sweep)
         yield _figure("parallel", "All settings", note, drawn, width=90 * (len(axes) + 1) + 60)
     yield '<div class="grid">'
     for i, axis in enumerate(axes):
-        note = "line: all settings with a value, with the interval or range of their seeds; points: settings"
+        note = "line: mean of all settings with this value, with its interval or range; points: single settings"
         marked = ", orange: indistinguishable from the best" if any(sweep["members"]) else ""
         yield _figure(f"effect-{i}", f"Effect of {axis['name']}", note + marked, page_figures.sensitivity(sweep, i))
     yield "</div>"
@@ -210,7 +217,7 @@ def _section(name: str, title: str, content: str) -> str:
 
 
 def _figure(name: str, title: str, note: str, figure: Mapping[str, Any], width: int = 0) -> str:
-    """Return a figure with its data as JSON, in which no character ends the script element."""
+    """Return a section with a figure. Its data is JSON, escaped so that it cannot end the script element."""
     data = (
         json.dumps(figure, separators=(",", ":"))
         .replace("<", "\\u003c")
@@ -240,12 +247,12 @@ def _curves_note(panel: Mapping[str, Any]) -> str:
     bands = {"interval": "its 95% bootstrap interval", "range": "the range of fewer than 5 seeds"}
     band = f"; band: {' or '.join(bands[kind] for kind in sorted(kinds))}" if kinds else ""
     seeds = [run for run in runs if "seeds" in run]
-    alone = "; click a seed in the legend to hide it, double-click to see it alone" if len(runs) == 1 and seeds else ""
+    alone = "; click a seed in the legend to hide it, double-click to show it alone" if len(runs) == 1 and seeds else ""
     return f"line: interquartile mean of the seeds{band}{alone}"
 
 
 def _table(table: Mapping[str, Any], tall: bool = False) -> str:
-    """Return a table. A column of numbers is aligned to the right."""
+    """Return a table. Columns of numbers are aligned to the right."""
     columns = list(zip(*table["rows"], strict=True)) or [()] * len(table["columns"])
     looks = [' class="number"' if _is_numeric(column) else "" for column in columns]
     head = "".join(f"<th{look}>{escape(str(name))}</th>" for look, name in zip(looks, table["columns"], strict=True))
@@ -290,7 +297,7 @@ def _commands(commands: Sequence[tuple[str, Sequence[str]]]) -> str:
     parts = []
     for name, lines in commands:
         label = f'<p class="note">{escape(name)}</p>' if several else ""
-        text = "\n".join(lines) or "The settings were drawn from ranges, which the folder does not record."
+        text = "\n".join(lines) or "No command: the settings were drawn from ranges, which the folder does not record."
         parts.append(f"{label}<pre>{escape(text)}</pre>")
     return "".join(parts)
 

@@ -1,7 +1,7 @@
-"""Interactive figures of a page, as records of plotly.js: data, layout and config. Needs `pip install fdqn[html]`.
+"""Draw interactive figures as records of plotly.js: data, layout and config. Needs `pip install fdqn[html]`.
 
-Lines are interquartile means over the seeds, bands their 95% bootstrap intervals, or the range of the seeds where fewer
-than 5 have a value. Names are escaped, because plotly reads a part of HTML in its texts.
+Lines are interquartile means over the seeds. Bands are their 95% bootstrap intervals, or the range of the seeds where
+fewer than 5 have a value. Text is escaped, because plotly interprets some HTML tags.
 """
 
 import html
@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 INK = "#1f2937"
 
 LINES = 512
-"""Most settings that parallel coordinates show."""
+"""Maximum number of settings in parallel coordinates."""
 
 _FONT = {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", "size": 12, "color": INK}
 
@@ -37,12 +37,12 @@ _CONFIG = {
 def curves(panel: Mapping[str, Any]) -> Figure:
     """Draw learning curves: a line and a band for each run, and its single seeds.
 
-    Buttons switch the seeds, the bands and logarithmic axes. The legend switches single entries: of one run each seed,
-    of several the seeds of each run.
+    Buttons toggle the seeds, the bands and logarithmic axes. The legend toggles each seed of a single run, or all seeds
+    of each of several runs.
     """
     runs, traces = panel["curves"], []
     alone = len(runs) == 1
-    for i, run in enumerate(runs):  # single seeds first, below the lines
+    for i, run in enumerate(runs):  # single seeds first, so that they are drawn below the lines
         if "seeds" in run:
             traces += _each_seed(run, panel["label"]) if alone else [_all_seeds(run, _look(i)[0])]
     for i, run in enumerate(runs):
@@ -80,7 +80,7 @@ def curves(panel: Mapping[str, Any]) -> Figure:
 
 
 def diagnostics(found: Mapping[str, Any]) -> Figure:
-    """Draw the medians over the seeds, with quartiles, in a panel each below one another."""
+    """Draw medians over the seeds, with quartiles, in one panel for each metric."""
     panels, traces = found["panels"], []
     layout: dict[str, Any] = {}
     for k, panel in enumerate(panels):
@@ -116,7 +116,7 @@ def diagnostics(found: Mapping[str, Any]) -> Figure:
 
 
 def sensitivity(sweep: Mapping[str, Any], number: int) -> Figure:
-    """Draw the interquartile mean against the values of one varied name: a point for each setting, a line for all."""
+    """Draw the interquartile mean against the values of axis `number`: a point for each setting, a line for all."""
     axis = sweep["axes"][number]
     column, means, levels = axis["column"], sweep["means"], axis["levels"]
     kept = np.flatnonzero(np.isfinite(means))
@@ -166,9 +166,10 @@ def sensitivity(sweep: Mapping[str, Any], number: int) -> Figure:
 
 
 def parallel_coordinates(sweep: Mapping[str, Any]) -> Figure:
-    """Draw each setting as a line through its values and its interquartile mean. A menu selects those with one value.
+    """Draw each setting as a line through its values and its interquartile mean.
 
-    At most `LINES` of the best settings are drawn. Lines at equal values of an axis are spread out.
+    A menu highlights the settings with one value. At most `LINES` of the best settings are drawn. Lines at equal values
+    of an axis are spread out.
     """
     means, axes = sweep["means"], sweep["axes"]
     known = np.flatnonzero(np.isfinite(means))
@@ -279,7 +280,7 @@ def _line(run: Mapping[str, Any], colour: str, dash: str, label: str, alone: boo
 
 
 def _band(run: Mapping[str, Any], colour: str, alone: bool) -> list[dict[str, Any]]:
-    """Fill between the ends of the intervals, with a separate legend entry for one run."""
+    """Fill the area between the ends of the intervals, with a legend entry if there is one run."""
     known = np.isfinite(run["low"])
     if known.sum() < 2:
         return []
@@ -312,7 +313,7 @@ def _band(run: Mapping[str, Any], colour: str, alone: bool) -> list[dict[str, An
 
 
 def _each_seed(run: Mapping[str, Any], label: str) -> list[dict[str, Any]]:
-    """Draw each seed as a line with an entry in the legend of the seeds; failed ones are dotted."""
+    """Draw each seed as a line with an entry in the legend of seeds. Failed seeds are dotted."""
     many = len(run["seeds"]) > plots.SINGLE_CURVES
     return [
         {
@@ -338,7 +339,7 @@ def _seed_hover(seed: int, failed: bool, label: str) -> str:
 
 
 def _all_seeds(run: Mapping[str, Any], colour: str) -> dict[str, Any]:
-    """Draw the seeds of one run as one trace with gaps, hidden at first."""
+    """Draw all seeds of a run as one trace with gaps, hidden at first."""
     count, steps = len(run["seeds"]), run["seed_steps"]
     x = np.tile(np.append(steps, steps[-1]), count)
     y = np.concatenate([np.append(values, np.nan) for values in run["seed_values"]])
@@ -395,7 +396,7 @@ def _quartile_traces(curve: Mapping[str, Any], i: int, place: Mapping[str, Any])
 
 
 def _heights(axis: Mapping[str, Any], order: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the heights of settings on an axis, those of equal values spread in their given order."""
+    """Return the heights of settings on an axis. Equal values are spread out in the given order."""
     heights = np.array([_fraction(axis, axis["column"][i]) for i in order])
     for height in np.unique(heights):
         here = np.flatnonzero(heights == height)
@@ -404,7 +405,7 @@ def _heights(axis: Mapping[str, Any], order: NDArray[np.int64]) -> NDArray[np.fl
 
 
 def _fraction(axis: Mapping[str, Any], value: Any) -> float:
-    """Return the place of a value between the lowest, 0, and the highest one, 1."""
+    """Return the position of a value on an axis: 0 for the lowest value, 1 for the highest."""
     distinct, scale = axis["distinct"], axis["scale"]
     if scale == "category":
         return distinct.index(value) / max(1, len(distinct) - 1)
@@ -413,7 +414,7 @@ def _fraction(axis: Mapping[str, Any], value: Any) -> float:
 
 
 def _ticks(axis: Mapping[str, Any]) -> tuple[list[float], list[str]]:
-    """Return heights and labels of values, of a part of them if there are many."""
+    """Return heights and labels of the ticks: all values, or at most 5 if there are more than 8."""
     distinct = axis["distinct"]
     if len(distinct) > 8:
         wanted = np.linspace(0, 1, 5)
@@ -423,16 +424,14 @@ def _ticks(axis: Mapping[str, Any]) -> tuple[list[float], list[str]]:
 
 
 def _selections(axes: Sequence[Mapping[str, Any]], order: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Return the entries of a menu that fades the settings outside of one value or bin of a name."""
+    """Return the entries of a menu that fades the settings outside of one value or bin of an axis."""
     entries = [("all settings", np.ones(len(order), dtype=bool))]
     for axis in axes:
         for value, members in sweeps.groups(axis["column"]):
             inside = [axis["column"][i] for i in members]
             exact = len(set(map(str, inside))) == 1
-            words = sweeps.text(value) if exact else f"{sweeps.text(min(inside))} to {sweeps.text(max(inside))}"
-            entries.append(
-                (f"{axis['name']} = {words}" if exact else f"{axis['name']} {words}", np.isin(order, members))
-            )
+            text = sweeps.text(value) if exact else f"{sweeps.text(min(inside))} to {sweeps.text(max(inside))}"
+            entries.append((f"{axis['name']} = {text}" if exact else f"{axis['name']} {text}", np.isin(order, members)))
     return [
         {"label": _safe(label), "method": "restyle", "args": [{"opacity": [1 if x else 0.06 for x in chosen]}]}
         for label, chosen in entries
@@ -489,7 +488,7 @@ def _axis_type(axis: str) -> tuple[list[Any], list[Any], str]:
 
 
 def _in_a_row(toggles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a menu of one button for each toggle, because only one button of a menu can be active."""
+    """Return a menu for each toggle, because only one button of a menu can be active."""
     menus, left = [], 0
     for toggle in toggles:
         button = {name: x for name, x in toggle.items() if name != "active"}
@@ -556,11 +555,11 @@ def _places(axis: Mapping[str, Any], values: Sequence[Any]) -> list[Any]:
     return [axis["distinct"].index(x) for x in values] if axis["scale"] == "category" else list(values)
 
 
-# Words and numbers
+# Text and numbers
 
 
 def _safe(text: Any) -> str:
-    """Escape a text for plotly, which reads tags and, in templates of hovering, `%{`."""
+    """Escape text for plotly, which interprets tags and, in hover templates, `%{`."""
     return html.escape(str(text), quote=False).replace("%{", "%&#123;")
 
 
