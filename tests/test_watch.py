@@ -194,7 +194,7 @@ def test_ctrl_c_ends_the_command(run, monkeypatch, capsys, number, code):
     assert cli.main(["watch", "run", "--port", "0"]) == code
     out, err = capsys.readouterr()
     assert out.startswith("http://127.0.0.1:")
-    assert out.endswith("/ shows run; Ctrl-C ends it\n")
+    assert out.endswith("/ shows run; press Ctrl-C to stop\n")
     assert out.count("\n") == 1
     assert err == ("" if code == 0 else "fdqn: stopped by SIGTERM\n")
     assert closed == [None]

@@ -238,7 +238,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
 
 
 def _track(command: Resume) -> tuple[str, ...] | None:
-    """Return the trackers to continue with: () for --track none, None for those of the run."""
+    """Return the trackers to continue with: () for --track none, None to keep those of the run."""
     return () if command.track == ("none",) else command.track
 
 
@@ -413,11 +413,11 @@ def _report(command: Report, emit: Emit) -> None:
 
 
 def _write_page(command: Report, file: Path, emit: Emit) -> None:
-    """Write the page of `fdqn report --html` and print its name."""
+    """Write the page of `fdqn report --html`, and print its name and size."""
     from fdqn.experiment import html_report
 
     if command.out is not None:
-        raise ValueError("out: expected none with --html, which is written instead of the PNG; omit --out")
+        raise ValueError("out: expected none with --html, which replaces the PNG; omit --out")
     size = html_report.write(command.runs, file, [process.shown(path) for path in command.runs])
     if command.json:
         return emit({"html": process.shown(file), "bytes": size})
@@ -433,7 +433,7 @@ def _watch(command: Watch, emit: Emit) -> None:
         if command.json:
             emit({"address": address})
         else:
-            terminal.results().print(f"{address} shows {command.run}; Ctrl-C ends it", soft_wrap=True)
+            terminal.results().print(f"{address} shows {command.run}; press Ctrl-C to stop", soft_wrap=True)
             print(end="", flush=True)
         try:
             served.serve_forever()
@@ -519,7 +519,7 @@ def _summary(command: Summary, emit: Emit) -> None:
 
 
 def _version(emit: Emit | None) -> None:
-    """Print the versions of what computes, and the engine and the device that `auto` selects here."""
+    """Print the versions of fdqn, Python, torch and the C++ compiler, and the engine and device that `auto` selects."""
     import platform
 
     import torch
@@ -548,7 +548,7 @@ def _version(emit: Emit | None) -> None:
 
 
 def _export_to_hub(command: Export, folder: Path, emit: Emit) -> None:
-    """Write a model repository and upload it if requested; the name and the token are checked first."""
+    """Write a model repository, and upload it with --push, whose name and token are checked first."""
     from fdqn.experiment import hub
 
     if command.push is not None:

@@ -1,6 +1,6 @@
-"""Arguments of the command `fdqn`: a dataclass for each command, and messages for invalid arguments.
+"""Parse the arguments of the command `fdqn`: a dataclass for each command, and messages for invalid arguments.
 
-Nothing here imports torch, so that `--help` is quick.
+This module does not import torch, so that `--help` is quick.
 """
 
 import contextlib
@@ -65,10 +65,9 @@ class TrainFlags(SettingsFlags):
     """Train many seeds at once. Report the interquartile mean of their returns with its 95% bootstrap interval, or
     with the range of the seeds if there are fewer than 5.
 
-    Several values of a flag make a sweep, in which each combination of values is a setting: --learning-rate 1e-4 1e-3
-    --gamma 0.9 0.99. Settings are drawn at random from a range, on a log: or lin: scale: --learning-rate log:1e-5:1e-2
-    --samples 64. Commas join the layer sizes of a network, --hidden 64,64 120,84. Switches take values, --double true
-    false."""
+    Several values of a flag make a sweep, one setting per combination: --gamma 0.9 0.99 --learning-rate 1e-4 1e-3.
+    Settings are drawn at random from a range, on a log: or lin: scale: --learning-rate log:1e-5:1e-2 --samples 64.
+    Commas join the layer sizes of a network: --hidden 64,64 120,84. Switches take values: --double true false."""
 
     preset: PresetName | None = None
     """Published settings to use instead of the defaults, as listed by fdqn presets. Other flags override them."""
@@ -89,8 +88,8 @@ class TrainFlags(SettingsFlags):
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out, --track, --tags and --json."""
     track: tuple[TrackerName, ...] = ()
-    """Trackers that show the run while it trains; each needs pip install 'fdqn[NAME]'.
-    TensorBoard's files are in RUN/tensorboard. WANDB_MODE=offline and the other variables of each are respected."""
+    """Trackers to send metrics to while the run trains. Each needs pip install 'fdqn[NAME]'.
+    TensorBoard files are in RUN/tensorboard. Environment variables such as WANDB_MODE and MLFLOW_TRACKING_URI apply."""
     tags: TagSet = "cleanrl"
     """Names of the metrics in trackers: those of CleanRL or of Stable-Baselines3."""
     json: bool = False
@@ -120,7 +119,7 @@ class Resume:
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Device to continue on, also when the run is resumed again; by default unchanged."""
     track: tuple[Literal[TrackerName, "none"], ...] | None = None
-    """Trackers from now on, or none; by default those of the run. A new one shows the run from its start."""
+    """Trackers from now on, or none; by default unchanged. A new tracker shows the run from its start."""
     tags: TagSet | None = None
     """Names of the metrics in trackers from now on; by default unchanged."""
     json: bool = False
@@ -170,7 +169,7 @@ class Report:
     out: Path | None = None
     """PNG file to write; by default curve.png in a single folder, comparison.png next to the first of several."""
     html: Path | None = None
-    """HTML file to write instead of the PNG: one interactive page that needs no network.
+    """HTML file to write instead of the PNG: an interactive page that needs no network.
     Needs pip install 'fdqn[html]'."""
     json: bool = False
     """Print only the summaries, as JSON."""
@@ -178,15 +177,15 @@ class Report:
 
 @dataclass(frozen=True)
 class Watch:
-    """Serve the page of a run on this machine and update it while the run goes on, until Ctrl-C.
-    The run may train, have finished, or be a sweep. Needs pip install 'fdqn[html]'."""
+    """Serve an interactive page of a run or sweep on this machine, and update it while the run trains, until Ctrl-C.
+    Needs pip install 'fdqn[html]'."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder."""
+    """Run folder, or folder of a sweep."""
     port: int = 6060
-    """TCP port on 127.0.0.1; 0 for a free one."""
+    """TCP port on 127.0.0.1; 0 for a free port."""
     json: bool = False
-    """Print only the address, as JSON."""
+    """Print only the URL, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +228,7 @@ class Export:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     seed: int | None = None
-    """Seed to export, one of those trained. With --hub, seed of policy.pt2, by default the one of median return."""
+    """Trained seed to export. With --hub, the seed of policy.pt2; by default the seed with the median return."""
     out: Path | None = None
     """File to write: .pt or .pth for a state_dict, .pt2 for the policy by torch.export, .onnx for the policy as ONNX.
     The policy maps obs [B, ...] to Q-values [B, actions] and runs without fdqn."""
@@ -248,18 +247,18 @@ class Export:
     video: Path | None = None
     """With --hub, the .mp4 or .gif file to show in the model card; by default one in the run folder."""
     push: Annotated[str | None, tyro.conf.arg(metavar="OWNER/NAME")] = None
-    """With --hub, the repository of the Hugging Face Hub to upload the folder to (pip install 'fdqn[hub]').
-    A repository that does not exist is created as a public one. Needs a token: hf auth login, or HF_TOKEN."""
+    """With --hub, repository on the Hugging Face Hub to upload the folder to; it is created if it does not exist.
+    Needs pip install 'fdqn[hub]', and a token from hf auth login or in HF_TOKEN."""
     json: bool = False
     """Print only the result, as JSON."""
 
 
 @dataclass(frozen=True)
 class SummaryFlags(SettingsFlags):
-    """Print the layers of a network, its parameters, its memory and the arithmetic of an update; nothing is trained.
+    """Print the layers of the network, parameters, memory and floating-point operations of a run, without training.
 
-    fdqn summary RUN is that of a run folder; the only flags with it are --json, and --env and --wrapper if they are
-    your own code. Otherwise it is that of a run with these flags of fdqn train."""
+    fdqn summary RUN describes a run folder. It takes only --json, and --env and --wrapper for your own code.
+    Without RUN, the flags are those of fdqn train."""
 
     preset: PresetName | None = None
     """Published settings to use instead of the defaults. Other flags override them."""
@@ -269,7 +268,7 @@ class SummaryFlags(SettingsFlags):
 
 @dataclass(frozen=True)
 class Summary:
-    """Sizes of a run folder, or of a run with these settings."""
+    """Print the sizes of a run folder, or of a run with these settings."""
 
     folder: Path | None
     settings: Settings | None = None
@@ -296,7 +295,7 @@ class Presets:
 
 @dataclass(frozen=True)
 class Version:
-    """Versions of fdqn, Python, torch and the C++ compiler, and the engine that is chosen here."""
+    """Print the versions of fdqn, Python, torch and the C++ compiler, and the engine selected on this machine."""
 
     json: bool = False
 
@@ -350,8 +349,8 @@ def parse(arguments: list[str]) -> Command:
             command, unknown = tyro.cli(
                 union(choices),
                 prog="fdqn",
-                description="Deep Q-learning as pure functions: many seeds at once.\n\nfdqn --version prints versions, "
-                "and fdqn --completion {bash,zsh,fish} a script that completes flags.",
+                description="Deep Q-learning as pure functions: many seeds at once.\n\nfdqn --version prints versions. "
+                "fdqn --completion {bash,zsh,fish} prints a completion script for the shell.",
                 args=arguments or ["--help"],
                 return_unknown_args=True,
             )
@@ -372,7 +371,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 def _check_export(command: Export) -> None:
-    """Exit with a usage error unless the flags are those of a file or those of a model repository."""
+    """Exit with a usage error unless the flags are those for a file, or those for a model repository."""
     if command.hub is not None:
         for name in ("out", "setting", "checkpoint", "prefix"):
             if (value := getattr(command, name)) not in (None, ""):
@@ -417,7 +416,7 @@ def _dashed(error: ValueError) -> str:
 
 
 def _joined_wrappers(arguments: list[str]) -> list[str]:
-    """Replace flags `--wrapper NAME`, which may be repeated, by one flag `--wrappers`."""
+    """Replace repeated flags `--wrapper NAME` by one flag `--wrappers NAME ...`."""
     others, wrappers = [], []
     rest = iter(arguments)
     for word in rest:
@@ -474,7 +473,7 @@ _WITH_BEST_OF = ("best-of", "seeds", "seed", "out", "track", "tags", "json")
 
 
 def _check_trackers(track: tuple[str, ...], names: list[str]) -> None:
-    """Exit with a usage error for a tracker that is given twice, and for tags without a tracker."""
+    """Exit with a usage error for a tracker that occurs twice, and for --tags without a tracker."""
     try:
         tracking.named(track)
     except ValueError as error:
@@ -532,7 +531,7 @@ def _made(given: dict[str, Any], published: dict[str, Any] | None) -> Settings:
 
 
 def _summary(flags: SummaryFlags, folder: Path | None, names: list[str], found: several.Several) -> Summary:
-    """Return the command for a run folder or for parsed flags, as `_train` does."""
+    """Return the command for a run folder or for parsed flags. `names` are those that were given."""
     if swept := [*found.values, *found.draws]:
         _refuse(f"flag --{swept[0].replace('_', '-')}: expected one value with summary, got several")
     given = _given(flags, names)
