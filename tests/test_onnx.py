@@ -1,4 +1,4 @@
-"""Policies exported as ONNX run in onnxruntime with the outputs of the network."""
+"""Run policies exported as ONNX in onnxruntime and compare them with the network."""
 
 import logging
 import sys
@@ -41,7 +41,7 @@ def observations(spec, rows):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_onnxruntime_computes_the_same_values(name):
-    """Outputs agree for several, one and no observations, and no path of this machine is in the file."""
+    """Compare outputs for several, one and no observations; the file contains no path of this machine."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     case = {**CASES, **MORE}[name]
@@ -67,7 +67,7 @@ def test_onnxruntime_computes_the_same_values(name):
 
 
 def test_another_seed_s_values_are_noticed():
-    """Reject values of other parameters, as the test above would if the exporter mixed up the seeds."""
+    """Reject values of another seed, so that the test above would notice an exporter that mixes up seeds."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     given = settings.make({"seeds": 2, "hidden": (4,)})

@@ -1,5 +1,4 @@
-"""Pages in a real browser: headless Chromium shows them without errors, with values where the pointer is, and with
-switches that work; on a wide screen and on a phone.
+"""Open pages in headless Chromium, in wide and narrow windows: no errors, values under the pointer, working switches.
 
 Needs `pip install plotly playwright` and a Chromium on the path; skipped without them.
 """
@@ -38,7 +37,7 @@ def browser():
 
 @pytest.fixture
 def show(browser):
-    """Open an address in a window of a width; the test fails if the page logs an error or loads anything else."""
+    """Open a URL in a window of a given width. The test fails if the page logs an error or loads another URL."""
     contexts, problems, requests = [], [], []
 
     def open_page(address, width=1280):
