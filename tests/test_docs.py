@@ -1,4 +1,4 @@
-"""The pages in `fdqn/docs`: code runs, commands parse, names exist, tables agree with settings and recorded returns.
+"""Check the pages in `fdqn/docs`: code runs, commands parse, names exist, tables agree with settings and returns.
 
 `python tests/test_docs.py` rewrites the tables between the markers.
 """
@@ -35,8 +35,8 @@ def tables(kind, algorithm):
 
 
 def settings_table(algorithm):
-    """Return the settings that few algorithms read or whose default is that of the algorithm, with the first sentence
-    of their help."""
+    """Return the table of settings that few algorithms read or whose default differs from that of `dqn`, with the first
+    sentence of their help."""
     usual, own = settings.Settings(), settings.defaults(algorithm)
     rows = ["| flag | default | |", "|---|---|---|"]
     for name, text in help_texts().items():
@@ -52,7 +52,7 @@ def is_read(own, name):
 
 
 def help_texts():
-    """Return the first line of the help of each setting."""
+    """Return the first sentence of the help of each setting."""
     found = {}
     for group in settings.GROUPS:
         body = ast.parse(inspect.getsource(group)).body[0].body
@@ -65,10 +65,10 @@ def help_texts():
 
 
 def returns_table(algorithm):
-    """Return the published returns and those of fdqn, as `fdqn presets` prints them."""
+    """Return the table of published returns and those of fdqn, as `fdqn presets` prints them."""
     rows = [row for row in presets.rows() if row["algorithm"] == algorithm]
     if not rows:
-        return "No settings are published as a preset."
+        return "There is no preset for this algorithm."
     lines = ["| `--preset` | `--env` | steps | published | fdqn | seeds |", "|---|---|--:|--:|--:|--:|"]
     for row in rows:
         seeds = row["ours"]["seeds"] if row["ours"] else "-"
@@ -77,12 +77,12 @@ def returns_table(algorithm):
     protocols = dict.fromkeys((row["preset"], row["source"], row["protocol"]) for row in rows)
     notes = [f"- Published, [{name}]({source}): {protocol}." for name, source, protocol in protocols]
     if any(row["ours"] for row in rows):
-        notes.append("- fdqn: mean over the seeds and its 95% interval, of the returns that the publication compares.")
+        notes.append("- fdqn: mean over the seeds and its 95% interval, of the same kind of returns as published.")
     return "\n".join([*lines, "", *notes])
 
 
 def rewritten(text):
-    """Return a page with its tables as they should be."""
+    """Return a page with up-to-date tables."""
     pattern = rf"<!-- ({'|'.join(KINDS)}) ([\w-]+) -->\n.*?<!-- end -->"
     return re.sub(
         pattern, lambda m: f"<!-- {m[1]} {m[2]} -->\n{tables(m[1], m[2])}\n<!-- end -->", text, flags=re.DOTALL
@@ -113,7 +113,7 @@ def test_a_wrong_number_in_a_table_is_noticed():
 
 
 def test_every_page_is_included_once():
-    """pdoc renders a page where a docstring includes it."""
+    """Find each page in one docstring, where pdoc renders it."""
     included = []
     for path in ROOT.rglob("*.py"):
         found = re.findall(r"^\.\. include:: (.*docs/.*)$", path.read_text(), re.M)
@@ -138,7 +138,7 @@ def all_blocks(language):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path, light_runs):
-    """Train briefly and eagerly, in an empty folder, with the settings otherwise as given; they are returned."""
+    """Shorten training, run it eagerly and in an empty folder, and return the settings that were given."""
     given, train = [], session.train
 
     def shortened(chosen, *rest):
@@ -154,7 +154,7 @@ def small(monkeypatch, tmp_path, light_runs):
 
 @pytest.mark.parametrize("code", all_blocks("python"))
 def test_code_runs(small, code):
-    """Each block runs; that of the migration page has the settings of the preset, but for epsilon."""
+    """Run each block. The one of the migration page has the settings of the preset, except for epsilon."""
     with contextlib.redirect_stdout(io.StringIO()):
         exec(code, names := {})
     if "target_period" in code and small:
@@ -200,7 +200,7 @@ def unlike(ours, preset):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_and_names_exist(page):
-    """Each `--flag` in a column of fdqn is one; each `module.name` in a text is one of fdqn."""
+    """Look up each `--flag` in a column of fdqn, and each `module.name` in a text."""
     from test_readme import exists
 
     text = re.sub(r"```.*?```", "", PAGES[page].read_text(), flags=re.S)
@@ -208,6 +208,7 @@ def test_flags_and_names_exist(page):
     if page == "migration":  # the first column is the other library's
         ours = re.sub(r"^\| .*? \| ", "| ", text, flags=re.M)
     known = {name for command in parse.COMMANDS.values() for name in flags(command)}
+    known |= {"wrapper", "version", "completion"}
     spans = re.findall(r"`([^`\n]+)`", ours)
     named = {flag for span in spans for flag in re.findall(r"--([a-z][a-z-]*)", span)}
     assert sorted(name for name in named if name.removeprefix("no-") not in known) == []
@@ -221,7 +222,7 @@ def flags(command):
         own = [field.name for group in settings.GROUPS for field in dataclasses.fields(group)]
         return {
             name.replace("_", "-")
-            for name in [*own, "preset", "best_of", "samples", "halving", "pbt_every", "json", "help"]
+            for name in [*own, "preset", "best_of", "samples", "halving", "pbt_every", "track", "tags", "json", "help"]
         }
     return {field.name.replace("_", "-") for field in dataclasses.fields(command)}
 
