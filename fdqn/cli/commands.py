@@ -139,10 +139,10 @@ def _train(command: Train, emit: Emit, started: float) -> None:
         assert command.best_of is not None
         settings = sweep_results.on_fresh_seeds(command.best_of, command.given)
         until = sweep_results.extended_to(command.best_of)
-    shown = tracking.choose(command.track, command.tags)
+    choice = tracking.choose(command.track, command.tags)
     with (
         _following(console, emit if command.json else None) as (on_event, stop),
-        tracking.tracked(shown, on_event) as receive,
+        tracking.tracked(choice, on_event) as receive,
     ):
         session.train(settings, receive, stop, started, until)
 
@@ -153,8 +153,8 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
 
     given = {**(command.sweep or {})}
     draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
-    plan, shown = sweep_plan.plan(**given, draws=draws), tracking.choose(command.track, command.tags)
-    tracking.check_settings(shown, len(plan.values), command.halving is not None)
+    plan, choice = sweep_plan.plan(**given, draws=draws), tracking.choose(command.track, command.tags)
+    tracking.check_settings(choice, len(plan.values), command.halving is not None)
     rungs = None if command.halving is None else halving_plan.plan(plan, command.halving)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
         if rungs is None:
@@ -164,7 +164,7 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
     console.print(text, soft_wrap=True)
     with (
         _following(console, None, prints=False) as (on_event, stop),
-        tracking.tracked(shown, on_event) as receive,
+        tracking.tracked(choice, on_event) as receive,
     ):
         if rungs is None:
             path = sweep.train(plan, receive, stop, started)
@@ -212,12 +212,12 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
     from fdqn.experiment import session, sweep_results, tracking
 
-    shown = tracking.resumed(command.run, _track(command), command.tags)
+    choice = tracking.resumed(command.run, _track(command), command.tags)
     if sweep_results.is_sweep(command.run):
-        return _resume_sweep(command, shown, console, emit, started)
+        return _resume_sweep(command, choice, console, emit, started)
     with (
         _following(console, emit if command.json else None) as (on_event, stop),
-        tracking.tracked(shown, on_event) as receive,
+        tracking.tracked(choice, on_event) as receive,
     ):
         run = session.resume(
             command.run,
@@ -242,14 +242,14 @@ def _track(command: Resume) -> tuple[str, ...] | None:
     return () if command.track == ("none",) else command.track
 
 
-def _resume_sweep(command: Resume, shown: "Choice", console: "Console", emit: Emit, started: float) -> None:
+def _resume_sweep(command: Resume, choice: "Choice", console: "Console", emit: Emit, started: float) -> None:
     from fdqn.experiment import sweep, tracking
 
     names = ("steps", "env", "wrappers", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
     changes: dict[str, Any] = {name: getattr(command, name) for name in names}
     with (
         _following(console, None, prints=False) as (on_event, stop),
-        tracking.tracked(shown, on_event) as receive,
+        tracking.tracked(choice, on_event) as receive,
     ):
         sweep.resume(command.run, receive, stop, started, **changes)
     _print_sweep(command.run, emit if command.json else None)
