@@ -588,6 +588,7 @@ def _check_ranges(settings: Settings) -> None:
             f"v_min: expected a number below v_max = {settings.v_max}, got {settings.v_min}; the returns of the "
             "environment must lie between them"
         )
+    _check_single_precision(settings)
     if not settings.compile and settings.engine not in ("auto", "eager"):
         raise ValueError(
             f"engine: expected 'eager' or 'auto' with --no-compile (compile=False), got {settings.engine!r}; omit one "
@@ -596,6 +597,25 @@ def _check_ranges(settings: Settings) -> None:
     if settings.tau == 1 and settings.target_period < 1:
         raise ValueError(f"target_period: expected at least 1 with tau 1, got {settings.target_period}")
 
+
+def _check_single_precision(settings: Settings) -> None:
+    """Raise ValueError for numbers that are 0, infinite or equal to each other in float32, which learners use."""
+    for name, value in dataclasses.asdict(settings).items():
+        if isinstance(getattr(Settings, name), float) and _LARGEST < abs(value) < math.inf:
+            raise ValueError(f"{name}: expected a number from {-_LARGEST:g} to {_LARGEST:g}, got {value}")
+    for name in ("tau", "munchausen_tau", "huber_delta", "kappa", "stream_kappa"):
+        if 0 < (value := getattr(settings, name)) < _SMALLEST:
+            raise ValueError(f"{name}: expected at least {_SMALLEST:.2g}, the smallest number of float32, got {value}")
+    low, high, atoms = settings.v_min, settings.v_max, settings.atoms
+    if (high - low) / (atoms - 1) < max(abs(low) * 2**-22, abs(high) * 2**-22, _SMALLEST):
+        raise ValueError(
+            f"atoms: expected atoms that differ in float32, got {atoms} from {low} to {high}; use fewer or a "
+            "wider support"
+        )
+
+
+_SMALLEST, _LARGEST = 2.0**-126, 1e38
+"""Smallest normal number of float32, and a bound so that sums of a few numbers are finite in it."""
 
 # Smallest value of a setting.
 _LEAST = {
