@@ -253,6 +253,21 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     ]  # fmt: skip
 
 
+def test_without_its_replay_a_run_goes_on_annealing_importance_weights(tmp_path, monkeypatch):
+    """Stop after 20 cycles, 16 of which learned, and compare the numbers of updates of the buffers."""
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
+    settings = dataclasses.replace(SETTINGS, save_replay=False, prioritized=True, n_step=2)
+    path, functions = tmp_path / "run", training.vmapped(assemble.program(settings))
+    stopped = started(path, settings, functions, stop_after=20).state
+    assert stopped.buffer.buffer.updates.tolist() == [16, 16]
+    where = history.restored(path, settings, *begun(settings))
+    buffer = where.state.buffer.buffer
+    assert buffer.updates.tolist() == [16, 16]
+    assert buffer.ring.added.tolist() == [0, 0]
+    last = gone_on(path, settings, functions, where)
+    assert last.state.buffer.buffer.updates.tolist() == last.state.learner.updates.tolist() == [22, 22]
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     started(path, SETTINGS, functions, stop_after=15)

@@ -24,6 +24,7 @@ from torch import Tensor
 from fdqn import training, tree
 from fdqn.experiment import assemble, memory
 from fdqn.experiment.settings import Settings, Sweep, to_json, with_defaults
+from fdqn.replay import prioritized
 from fdqn.report import statistics
 from fdqn.storage import checkpoint, files
 from fdqn.training import populations
@@ -136,7 +137,8 @@ def restored(
         since = training.MetricsSnapshot(*tree.to_numpy(read["since"]))
         lanes = read["lanes"]
         if not settings.save_replay:
-            lanes = lanes._replace(buffer=start.buffer, emptied=lanes.cycle.clone())
+            buffer = _with_updates(start.buffer, lanes.learner.updates)
+            lanes = lanes._replace(buffer=buffer, emptied=lanes.cycle.clone())
         return Restored(lanes, since, at.step, settings.steps, at.seconds, tuple(found[:i]))
     if (path / "summary.json").exists():
         raise checkpoint.CheckpointError(
@@ -173,6 +175,15 @@ def trained(place: Path, settings: Settings, program: training.Program) -> tuple
     if not ((failed >= -1) & (cause >= 0) & (cause < len(training.CAUSES))).all():
         raise checkpoint.CheckpointError(f"{place}: expected known failure causes, got others; use another checkpoint")
     return params, failed, cause
+
+
+def _with_updates(buffer: Any, updates: Tensor) -> Any:
+    """Set the number of updates in an empty buffer, on which the exponent of importance-sampling weights depends."""
+    if isinstance(buffer, prioritized.Prioritized):
+        return buffer._replace(updates=updates.clone())
+    if isinstance(buffer, tuple) and hasattr(buffer, "_fields"):  # the state of a wrapper
+        return type(buffer)(*(_with_updates(part, updates) for part in buffer))
+    return buffer
 
 
 def _kept(settings: Settings, lanes: training.TrainState, since: training.MetricsSnapshot) -> dict[str, Any]:
