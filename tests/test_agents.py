@@ -7,7 +7,18 @@ import torch
 from plants import rejects
 
 from fdqn import networks, random, tree
-from fdqn.agents import c51, check_agent, check_loss_output, dqn, each_pass, iqn, munchausen, noise_shapes, qr_dqn
+from fdqn.agents import (
+    c51,
+    check_agent,
+    check_loss_output,
+    dqn,
+    each_pass,
+    iqn,
+    munchausen,
+    noise_shapes,
+    pqn,
+    qr_dqn,
+)
 from fdqn.experiment import memory
 from fdqn.ops import distributional, losses, masking, quantile, td
 from fdqn.testing import agents, asserts, examples, laws
@@ -396,6 +407,47 @@ def test_fractions_for_all_rows_equal_those_of_each_row():
     asserts.assert_trees_close(network.apply(given, obs, u), alone, 1e-12)
 
 
+# Order of the actions
+
+ORDER = torch.tensor([2, 0, 1])
+
+
+def reordered(network, outputs):
+    """Return the network with its actions in another order."""
+    noisy = networks.with_noise(network)
+
+    def apply(params, obs, noise=()):
+        return noisy.apply(params, obs, noise).unflatten(-1, (3, outputs))[..., ORDER, :].flatten(-2)
+
+    return networks.NoisyNetwork(noisy.init, apply, noisy.noise)
+
+
+def law_of_the_order(make, outputs, move=lambda action: ORDER.argsort()[action]):
+    """Assert that the order of the actions does not matter, where `move` gives the new numbers of actions."""
+    for network in (networks.mlp(2, (5,), 3 * outputs), networks.noisy_mlp(2, (5,), 3 * outputs)):
+        agent, moved, rows = make(network), make(reordered(network, outputs)), batch(3)
+        u_values, u_loss = (random.uniform(random.key(4), shape) if shape else () for shape in agent.noise(7))
+        given = params(network, 1), params(network, 2)
+        others = rows._replace(action=move(rows.action), next_legal=rows.next_legal[:, ORDER])
+        expected = agent.loss(*given, rows, HYPER, u_loss), agent.values(given[0], rows.obs, u_values)[:, ORDER]
+        got = moved.loss(*given, others, HYPER, u_loss), moved.values(given[0], rows.obs, u_values)
+        asserts.assert_trees_close(expected, got, 1e-12, 1e-12, "another order of actions: ")
+
+
+@pytest.mark.parametrize(
+    ("make", "outputs"), [*MAKERS.values(), (munchausen.agent, 1), (pqn.agent, 1)], ids=[*MAKERS, "munchausen", "pqn"]
+)
+def test_the_order_of_actions_does_not_matter(make, outputs):
+    law_of_the_order(make, outputs)
+
+
+def test_the_law_of_the_order_rejects():
+    with rejects("another order of actions"):
+        law_of_the_order(dqn.agent, 1, move=lambda action: action)
+    with rejects("another order of actions"):
+        law_of_the_order(lambda network: values_with(lambda q: q - q[..., :1])(dqn.agent(network)), 1)
+
+
 # Special cases give the simpler agent
 
 
@@ -422,6 +474,21 @@ def test_noise_of_scale_0_gives_the_agent_without_noise(name, double):
     expected = make(plain, double=double).loss(lanes[0][0], lanes[1][0], batch(), HYPER, ())
     got = make(noisy, double=double).loss(lanes[0][1], lanes[1][1], batch(), HYPER, u)
     asserts.assert_trees_close(expected, got, 1e-12)
+
+
+def test_noise_of_scale_0_gives_munchausen_and_iqn_without_noise():
+    plain, silent = PLAIN, networks.noisy_mlp(2, (5,), 3, sigma_zero=0.0)
+    u = random.uniform(random.key(0), munchausen.agent(silent).noise(7).loss)
+    expected = munchausen.agent(plain).loss(params(plain, 1), params(plain, 2), batch(), HYPER, ())
+    got = munchausen.agent(silent).loss(params(silent, 1), params(silent, 2), batch(), HYPER, u)
+    asserts.assert_trees_close(expected, got, 1e-12)
+    plain, silent = networks.mlp(2, (5,), 6), networks.noisy_mlp(2, (5,), 6, sigma_zero=0.0)
+    u = random.uniform(random.key(0), implicit(silent).noise(7).loss).double()
+    fractions = u[:, linear_quantiles(silent).noise :]
+    expected = implicit(plain).loss(params(plain, 1), params(plain, 2), batch(), HYPER, fractions)
+    asserts.assert_trees_close(
+        expected, implicit(silent).loss(params(silent, 1), params(silent, 2), batch(), HYPER, u), 1e-12
+    )
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -68,6 +68,14 @@ def test_frequencies_are_those_of_the_paper(capacity, alpha):
     assert capacity == 1 or stats.chisquare(counts.numpy(), 10_000 * expected.numpy()).pvalue > CHANCE
 
 
+@pytest.mark.parametrize("oldest", [0, torch.tensor(80)])
+def test_alpha_0_draws_the_rows_of_uniform_replay(oldest):
+    buffer, state = filled(96, 150, (0.1 + 9 * random.uniform(random.key(0), (96,))).tolist(), alpha=0.0)
+    bits = torch.cat([random.bits(random.key(1), (500,)), LAST, LAST * 0])
+    drawn, expected = buffer.sample(state, bits, oldest), replay.ring.sample(state.ring, bits, oldest)
+    asserts.assert_trees_equal(expected, drawn)
+
+
 def test_weights_are_those_of_the_paper():
     buffer, state = filled(10, 10, [1.0, 2, 3, 4, 5, 6, 7, 8, 9, 10], alpha=1.0, beta=0.5)
     drawn = buffer.sample(state, spread(20), 0)

@@ -529,6 +529,7 @@ revisiting-* (Obando-Ceron and Castro 2021, https://arxiv.org/abs/2011.14826; Jo
 - Rainbow: the exponent of the importance-sampling weights is annealed from 0.5 to 1; theirs stays at 0.5.
 - Rainbow: noise is drawn for every step and every update; their code draws it once.
 - Rainbow: priorities are divergences from the target distribution; theirs are square roots of the cross-entropy.
+- Rainbow: one draw in a thousand is uniform over all rows; theirs all follow the priorities.
 - IQN has no preset for CartPole, where their configuration is Munchausen-IQN.
 - LunarLander-v3; theirs is version 2.
 - Their repository has no configuration of C51 alone.

@@ -3,7 +3,7 @@
 Names in `fdqn.ops` carry their time step, as in rlax: `q_tm1` are the values at the observation at t-1, `a_tm1` is the
 action taken there, `r_t` and `discount_t` are the reward and discount that follow, and `q_t` are the values at the next
 observation. `discount_t` is gamma times the transition's discount, so it is 0 after a terminal step. No gradient flows
-through a target.
+through the target of a TD error. The functions of this module whose names end in `_target` do not detach their result.
 """
 
 from torch import Tensor
