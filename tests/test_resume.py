@@ -16,7 +16,7 @@ import torch
 
 from fdqn import cli, compile, training, tree
 from fdqn.experiment import assemble, history, results, run_folder
-from fdqn.experiment.settings import Settings, defaults
+from fdqn.experiment.settings import Settings, defaults, make
 from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
@@ -114,6 +114,41 @@ def test_a_run_over_several_steps_goes_on(over_several_steps, tmp_path, monkeypa
     where = history.restored(tmp_path / "run", settings, *begun(settings))
     last = gone_on(tmp_path / "run", settings, functions, where)
     assert_same_run(path, tmp_path / "run", (undisturbed, last.state))
+
+
+ROWS_OF_REPLAY = {"num_envs": 3, "batch_size": 4, "learning_starts": 6, "capacity": 12, "target_period": 2}
+ALGORITHMS = {
+    "munchausen": {"prioritized": True, **ROWS_OF_REPLAY},
+    "c51": {"atoms": 5, **ROWS_OF_REPLAY},
+    "qr-dqn": {"quantiles": 3, **ROWS_OF_REPLAY},
+    "iqn": {"fractions": 3, "cosines": 4, "noisy": True, **ROWS_OF_REPLAY},
+    "rainbow": {"atoms": 5, "n_step": 2, **ROWS_OF_REPLAY},
+    "pqn": {"num_envs": 2, "steps_per_cycle": 3, "updates_per_cycle": 2, "batch_size": 3},
+    "stream-q": {},
+}
+
+
+ALIKE = ("munchausen", "c51", "qr-dqn")
+"""Algorithms whose states have the same parts as those of `rainbow` and `iqn`."""
+
+
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in ALGORITHMS]
+)
+def test_a_run_of_every_algorithm_goes_on(tmp_path, monkeypatch, algorithm):
+    """Stop a run in the middle, and compare its state and rows with those of an undisturbed one."""
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
+    given = {"algorithm": algorithm, "seeds": 2, "hidden": (6,), "steps": 24, "report_every": 6, "evaluate_every": 12}
+    settings = make({**given, "compile": False, **ALGORITHMS[algorithm]})
+    program = assemble.program(settings)
+    functions, cycles = training.vmapped(program), settings.steps // program.config.env_steps
+    undisturbed = tree.clone(started(tmp_path / "whole", settings, functions).state)
+    assert (undisturbed.learner.updates > 1).all()
+    started(tmp_path / "run", settings, functions, stop_after=cycles // 2 + 1)
+    where = history.restored(tmp_path / "run", settings, *begun(settings))
+    assert where.step == (cycles // 2 + 1) * program.config.env_steps
+    last = gone_on(tmp_path / "run", settings, functions, where)
+    assert_same_run(tmp_path / "whole", tmp_path / "run", (undisturbed, last.state))
 
 
 OTHERS = {
