@@ -74,7 +74,8 @@ def test_a_preset_makes_valid_settings_and_does_not_rely_on_defaults(name, env):
     assert given.env == env
     others = (settings.RunSettings, settings.EvaluationSettings, settings.ExecutionSettings)
     numbers = {f.name for group in settings.GROUPS if group not in others for f in dataclasses.fields(group)}
-    for field in {*numbers, "algorithm", "steps", "gamma", "clip_rewards", "terminal_on_life_loss"} - set(values):
+    learning = ("algorithm", "steps", "gamma", "clip_rewards", "terminal_on_life_loss", "terminal_on_truncation")
+    for field in {*numbers, *learning} - set(values):
         if field not in ("save_replay", "hidden"):
             with pytest.raises(ValueError, match=f"^{field}: expected .* omit {field}$"):
                 settings.check_read(given, [field])

@@ -63,6 +63,7 @@ _REPLAY: dict[str, Any] = {
     "gamma": 0.99,
     "clip_rewards": False,
     "terminal_on_life_loss": False,
+    "terminal_on_truncation": False,
     "epsilon_start": 1.0,
     "random_warmup": False,
     "network": "auto",
@@ -347,6 +348,7 @@ _PQN_MINATAR = Preset(
         "q_lambda": 0.65,
         "clip_rewards": False,
         "terminal_on_life_loss": False,
+        "terminal_on_truncation": False,
         "epsilon_start": 1.0,
         "epsilon_end": 0.05,
         "epsilon_fraction": 0.1,
@@ -517,7 +519,12 @@ pqn-minatar (Gallici et al. 2024, https://arxiv.org/abs/2407.04811; mttga/pureja
 - The environments are those of the `minatar` package, with sticky actions, six actions and at most 10,000 steps.
   Theirs are those of gymnax, without sticky actions, with fewer actions and at most 1,000 steps.
 - Observations are 0 or 1; theirs are divided by 255. LayerNorm removes this factor, except for the effect of its eps.
+- Training bootstraps at the step limit; theirs treats it as termination.
+- LayerNorm normalizes the output of the convolution over channels, height and width together; theirs over the channels
+  of each position. The constant in it is 1e-5; theirs is 1e-6.
 - Initial weights are orthogonal times sqrt(2); theirs are He normal, in the last layer LeCun normal.
+- Epsilon is annealed at every step; theirs is constant within a rollout.
+- There are 2,442 training iterations, the last of which goes beyond 10 million steps; theirs are 2,441.
 - The loss is the mean squared error; theirs is half of it, so their gradients reach the clipping norm later.
 - The return of the last but one step of a rollout bootstraps from its own next observation; theirs from the last one.
 
