@@ -75,8 +75,12 @@ def test_laws_hold_for_dqn(double):
     agents.agent(make(PLAIN), (2,), 3)
     agents.agent(make(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
     agents.illegal_actions(make)
-    given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER, ()
-    asserts.assert_trees_close(make(PLAIN).loss(*given), dqn.agent(PLAIN, double).loss(*given), 1e-12)
+    given = params(PLAIN, 1), params(PLAIN, 2), batch(), HYPER
+    right, other = (dqn.double_q_learning, dqn.q_learning)[:: 1 if double else -1]
+    expected = right(PLAIN.apply, losses.squared, *given)
+    asserts.assert_trees_close(expected, make(PLAIN).loss(*given, ()), 1e-12)
+    with rejects("expected"):
+        asserts.assert_trees_close(other(PLAIN.apply, losses.squared, *given), make(PLAIN).loss(*given, ()), 1e-12)
 
 
 SOFT = {"plain": {}, "warm": {"tau": 0.5, "clip": -3.0, "alpha": 0.5}, "alpha 0": {"tau": 1.0, "alpha": 0.0}}

@@ -284,6 +284,7 @@ ROWS = [
      "support: expected increasing numbers, got [1.0, 0.0]; sort them"),
     ("c51.agent", given(NETWORK, (-1, float("inf"), 3)), ValueError,
      "support: expected finite numbers, got […]"),
+    ("c51.agent", given(NETWORK, double="no"), TypeError, "double: expected bool, got str"),
     ("c51.agent", given(NETWORK.apply), TypeError, "network: expected Network or NoisyNetwork, got partial"),
     ("c51.agent.values", given(C51_PARAMS, OBS, ()), ValueError,
      "network: expected a multiple of 3 outputs, one for each action and atom, got 7; make it with actions * 3 …"),

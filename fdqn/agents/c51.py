@@ -38,11 +38,12 @@ def agent(
             environment; the default suits clipped rewards.
         double: select the next action with the online network, as in double DQN and Rainbow.
 
-    Raises TypeError for a network or support of another type, and ValueError for a support with fewer than two atoms or
-    with atoms that are not finite and increasing. `values` and `loss` raise ValueError if the number of outputs is not
+    Raises TypeError for arguments of another type, and ValueError for a support with fewer than two atoms or with atoms
+    that are not finite and increasing. `values` and `loss` raise ValueError if the number of outputs is not
     a multiple of the number of atoms.
     """
     noisy, atoms = with_noise(network), _atoms(support)
+    check.kind("double", double, bool)
     passes = 3 if double else 2
     return Agent(
         init=noisy.init,
