@@ -75,7 +75,8 @@ def algorithm(config: Config, network: Network | NoisyNetwork, lambda_: Scalar =
 
     Three details differ from the authors' code. A truncated episode bootstraps from its last observation. If an action
     is not greedy, the trace is reset before its update, as in the paper; the code resets it afterwards. The first
-    observation of an episode is added to the statistics after the first action.
+    observation of an episode is added to the statistics after the first action. Their environments with vectors as
+    observations also append the time since the start of the episode, which is not done here.
 
     With host environments, each update uses the step of the previous training iteration.
 
