@@ -469,6 +469,14 @@ def test_learning_rates_are_those_of_the_optimizer(schedule):
     assert len(set(steps)) == {"constant": 1, "linear": 11, "exponential": 4, "cosine": 11}[schedule]
 
 
+def test_stream_q_reports_the_learning_rate_that_it_uses():
+    """Its updates take `Hyper.learning_rate`, whatever the schedules of other algorithms are."""
+    given = settings.make({"algorithm": "stream-q", "seeds": 2, "steps": 100, "learning_rate": 0.5})
+    assert given.learning_rate_schedule != "constant"
+    rates = assemble.learning_rates(given, assemble.hyper(given), torch.tensor([0, 90]))
+    assert rates.tolist() == [0.5, 0.5]
+
+
 def test_nature_s_rmsprop_is_the_authors():
     """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
     clipped = assemble.optimizer(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fdqn import check, envs, networks, optim, random, replay, training
 from fdqn.agents import c51, dqn, iqn, munchausen, pqn, qr_dqn
-from fdqn.experiment.settings import OPTIMIZERS, Settings, Sweep, check_read, defaults, each
+from fdqn.experiment.settings import OPTIMIZERS, Settings, Sweep, check_read, defaults, each, is_read
 from fdqn.networks import Head, NoisyNetwork, QuantileNetwork, Trunk, heads, trunks
 from fdqn.ops import losses, schedules
 from fdqn.training import off_policy, on_policy, streaming
@@ -295,7 +295,7 @@ def _schedule(given: Any, start: Scalar) -> Schedule:
 
 def learning_rates(settings: Settings, hyper: Hyper, updates: Tensor) -> Tensor:
     """Return the learning rates [S] after `updates` [S] int64 updates with the hyper-parameters of the seeds."""
-    if settings.learning_rate_schedule == "constant":
+    if settings.learning_rate_schedule == "constant" or not is_read(settings, "learning_rate_schedule"):
         return hyper.learning_rate
     return torch.as_tensor(_schedule(_with(settings, hyper.numbers), hyper.learning_rate)(updates))
 
