@@ -48,4 +48,8 @@ def test_every_algorithm_runs_from_start_to_export(tmp_path, capsys, algorithm):
     torch.testing.assert_close(exported, expected)
 
     assert cli.main(["resume", str(out), "--steps", "80", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps"] == 80
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["steps"] == 80
+    # The capacity is that of the 60 steps, but only if there is a replay buffer.
+    kept = "the capacity of the replay buffer stays at 60 rows" in printed.err
+    assert kept == ("replay buffer" in printed.err) == (algorithm not in ("pqn", "stream-q"))

@@ -2192,6 +2192,7 @@ WITHOUT = {
     "evaluation.play": "takes what `load` has checked; `evaluate.greedy` refuses",
     "events.ignore": "takes anything",
     "settings.is_read": "takes the name of a field",
+    "settings.storage": "takes the name of an algorithm that `Settings` has checked",
     "sweep_plan.of_sweep": "takes an event of a run",
     "session.compiled_player": "binds",
     "plots.figure": "is `learning_curves` without a file",

@@ -24,7 +24,7 @@ import fdqn
 from fdqn import compile, envs, random, training, tree
 from fdqn.compile import cpu_groups
 from fdqn.experiment import assemble, export, history, memory, results, run_folder
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, make
 from fdqn.testing import asserts
 from fdqn.training import evaluate, off_policy, streams
 
@@ -681,6 +681,15 @@ def test_more_lanes_than_memory_holds(monkeypatch, made, lanes, change, message)
     algorithm = off_policy.algorithm(config, made.program.algorithm.agent, buffer, assemble.adam)
     with pytest.raises(ValueError, match=message):
         memory.check_memory(made.program._replace(algorithm=algorithm), lanes, torch.device("cpu"))
+
+
+def test_a_rollout_that_memory_does_not_hold(monkeypatch):
+    """Name a flag that PQN reads."""
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 2**12}.get)
+    sizes = {"num_envs": 2**10, "steps_per_cycle": 2**5, "batch_size": 2**10, "updates_per_cycle": 2**5}
+    settings = make({"algorithm": "pqn", "env": "minatar:breakout", **sizes})
+    with pytest.raises(ValueError, match=r"num_envs: .* GB is rollout .*; lower --num-envs or --seeds"):
+        memory.check_memory(assemble.program(settings), 512, torch.device("cpu"))
 
 
 def a_system(monkeypatch, path, files):

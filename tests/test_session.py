@@ -20,7 +20,7 @@ import fdqn
 from fdqn import cli, compile, envs
 from fdqn.experiment import assemble, events, history, population, process, progress, results, run_folder, session
 from fdqn.experiment.presets import PRESETS
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, make
 from fdqn.storage import checkpoint
 from fdqn.training import evaluate
 
@@ -493,6 +493,9 @@ TEXTS = [
     (progress.prepared_text(events.Prepared(Settings(seeds=2), "cpu", 36_900, 300, 15_000)),
      "cartpole: 2 seeds x 100,000 steps on cpu; 36.9 kB, replay 2 x 300 rows of 50 B: "
      "15.0 kB per seed, 30.0 kB in total"),
+    (progress.prepared_text(events.Prepared(make({"algorithm": "pqn", "seeds": 2}), "cpu", 36_900, 512, 15_360)),
+     "cartpole: 2 seeds x 100,000 steps on cpu; 36.9 kB, rollout 2 x 512 rows of 30 B: "
+     "15.4 kB per seed, 30.7 kB in total"),
 ]  # fmt: skip
 
 

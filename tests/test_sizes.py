@@ -120,6 +120,15 @@ def test_the_command_prints_what_the_function_returns(tmp_path, monkeypatch, cap
     assert "total" in text
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "stored"),
+    [("dqn", "replay, 10,000 rows"), ("pqn", "rollout, 512 rows"), ("stream-q", "rollout, 1 row ")],
+)
+def test_the_command_names_what_an_algorithm_stores(capsys, algorithm, stored):
+    tables.print_sizes(sizes.describe(make({"algorithm": algorithm})))
+    assert stored in capsys.readouterr().out
+
+
 def test_the_command_takes_a_run_or_the_flags_of_train():
     assert parse.parse(["summary", "run", "--json"]) == parse.parse(["summary", "--json", "run"])
     assert parse.parse(["summary", "run", "--env", "a:b", "--wrapper", "c:d"]) == parse.Summary(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fdqn.cli import terminal
 from fdqn.experiment.progress import bytes_text
-from fdqn.experiment.settings import task
+from fdqn.experiment.settings import storage, task
 
 if TYPE_CHECKING:
     from fdqn.experiment import halving_plan, population, results, sweep_plan
@@ -94,7 +94,8 @@ def print_sizes(record: dict[str, Any]) -> None:
     sizes = Table("memory", box=None, header_style="bold")
     sizes.add_column("one seed", justify="right")
     sizes.add_column(f"all {learners:,}", justify="right")
-    rows = {**_MEMORY, "replay": f"replay, {record['replay_rows']:,} rows"}
+    stored = f"{record['replay_rows']:,} row{'s' * (record['replay_rows'] != 1)}"
+    rows = {**_MEMORY, "replay": f"{storage(record['algorithm'])}, {stored}"}
     for name, text in rows.items():
         sizes.add_row(text, bytes_text(size[name]), bytes_text(learners * size[name]))
     sizes.add_section()

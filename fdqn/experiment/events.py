@@ -30,9 +30,9 @@ class Prepared(NamedTuple):
     state_bytes: int
     """Bytes of all seeds: parameters, optimizer state, replay, and activations of an update."""
     capacity: int
-    """Replay rows per seed."""
+    """Rows per seed: those of the replay, or of the rollout of an algorithm without replay."""
     replay_bytes: int
-    """Bytes of the replay of one seed."""
+    """Bytes of the replay or rollout of one seed."""
 
 
 class Started(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fdqn import check, training, tree
+from fdqn.training import on_policy, streaming
 
 
 def check_memory(program: training.Program, seeds: int, device: torch.device) -> int:
@@ -16,11 +17,15 @@ def check_memory(program: training.Program, seeds: int, device: torch.device) ->
     needed, (free, total) = state_bytes(program, seeds), available(device)
     # Allow 10% more: available memory fluctuates, and caches of other processes can be reclaimed.
     if needed > min(1.1 * free, total):
-        rows = replay_bytes(program, seeds)
-        name, flags = ("capacity", "--capacity or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
+        buffer = fake_state(program, seeds).buffer
+        rows, is_rollout = tree.nbytes(buffer), isinstance(buffer, on_policy.Rollout | streaming.Newest)
+        stored, name, flag = (
+            ("rollout", "num_envs", "--num-envs") if is_rollout else ("replay", "capacity", "--capacity")
+        )
+        name, flags = (name, f"{flag} or --seeds") if rows > needed / 2 else ("seeds", "--seeds or --hidden")
         raise ValueError(
             f"{name}: expected seeds that fit in {free / 1e9:,.1f} GB of free memory ({total / 1e9:,.1f} GB in total), "
-            f"got {seeds} seeds that need {needed / 1e9:,.1f} GB, of which {rows / 1e9:,.1f} GB is replay "
+            f"got {seeds} seeds that need {needed / 1e9:,.1f} GB, of which {rows / 1e9:,.1f} GB is {stored} "
             f"({program.config.capacity:,} rows per seed); lower {flags}"
         )
     return needed

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fdqn.experiment import events
-from fdqn.experiment.settings import Sweep, task
+from fdqn.experiment.settings import Sweep, storage, task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -127,9 +127,10 @@ def prepared_text(event: events.Prepared) -> str:
     settings, rows, size = event.settings, event.capacity, event.replay_bytes
     lanes = f"{len(settings.varied)} settings x " if isinstance(settings, Sweep) and len(settings.varied) > 1 else ""
     seeds = f"{settings.seeds} seed{'s' * (settings.seeds != 1)}"
+    stored = f"{storage(settings.algorithm)} {settings.learners} x {rows:,} row{'s' * (rows != 1)}"
     return (
         f"{task(settings)}: {lanes}{seeds} x {settings.steps:,} steps on {event.device}; "
-        f"{bytes_text(event.state_bytes)}, replay {settings.learners} x {rows:,} rows of {size // rows:,} B: "
+        f"{bytes_text(event.state_bytes)}, {stored} of {size // rows:,} B: "
         f"{bytes_text(size)} per seed, {bytes_text(settings.learners * size)} in total"
     )
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from fdqn import check, compile, envs, training, tree
 from fdqn.experiment import assemble, events, history, memory, population, process, results, run_folder
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Settings, Sweep
+from fdqn.experiment.settings import Settings, Sweep, is_read
 from fdqn.training import evaluate, host
 from fdqn.types import Env, HostEnv, HostVectorEnv, Network, Params
 
@@ -239,7 +239,8 @@ def _notes(path: Path, settings: Settings, program: training.Program, start: his
     if start.step and not settings.save_replay:
         refill = f"learning continues after it is refilled with {settings.learning_starts:,} steps per seed"
         yield f"results differ from an uninterrupted run: the replay buffer was not saved; {refill}"
-    if start.steps > settings.steps and program.config.capacity < settings.capacity:
+    shortened = is_read(settings, "capacity") and program.config.capacity < settings.capacity
+    if start.steps > settings.steps and shortened:
         rows = f"{program.config.capacity:,} rows, sized for the original {settings.steps:,} steps"
         yield f"the capacity of the replay buffer stays at {rows}"
 

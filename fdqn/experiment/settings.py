@@ -477,6 +477,11 @@ def defaults(algorithm: AlgorithmName, noisy: bool | None = None) -> Settings:
     return Settings(**chosen)
 
 
+def storage(algorithm: AlgorithmName) -> Literal["replay", "rollout"]:
+    """Return where an algorithm stores transitions: in a replay buffer, or only in that of a training iteration."""
+    return "replay" if algorithm in _REPLAY else "rollout"
+
+
 def make(given: Mapping[str, Any], published: Mapping[str, Any] | None = None) -> Settings:
     """Make settings from some values; the others are the defaults of the algorithm.
 
