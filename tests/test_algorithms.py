@@ -1,13 +1,17 @@
-"""The law of algorithms holds for off-policy and on-policy learning and rejects planted bugs."""
+"""The law of algorithms holds for off-policy and on-policy learning and rejects planted bugs; every setting that an
+algorithm reads has an effect."""
+
+import functools
 
 import pytest
 import torch
 from plants import rejects
 
-from fdqn import networks, replay, training
-from fdqn.agents import dqn, pqn
+from fdqn import networks, replay, training, tree
+from fdqn.agents import dqn, pqn, qr_dqn
 from fdqn.experiment import assemble
-from fdqn.testing import examples
+from fdqn.experiment.settings import make
+from fdqn.testing import examples, programs
 from fdqn.testing.algorithms import algorithm
 from fdqn.training import off_policy, on_policy, streaming
 
@@ -81,3 +85,89 @@ def test_bounds_that_are_too_low_are_detected():
 def test_an_agent_of_one_s_own_is_held_to_the_law():
     program = examples.program(agent=dqn.agent(examples.program().network, double=False))
     algorithm(program, *examples.seeds(2), cycles=5)
+
+
+# Settings of an algorithm have an effect
+
+REPLAYED = {"num_envs": 4, "batch_size": 8, "learning_starts": 24, "capacity": 40, "target_period": 9, "n_step": 2}
+SMALL = {
+    "dqn": REPLAYED,
+    "munchausen": REPLAYED,
+    "c51": {"atoms": 7, "v_min": -5.0, "v_max": 5.0, **REPLAYED},
+    "qr-dqn": {"quantiles": 4, **REPLAYED},
+    "iqn": {"fractions": 3, "cosines": 4, **REPLAYED},
+    "rainbow": {"atoms": 7, "v_min": -5.0, "v_max": 5.0, **REPLAYED},
+    "pqn": {"num_envs": 4, "steps_per_cycle": 6, "updates_per_cycle": 6, "batch_size": 4},
+    "stream-q": {},
+}
+SWITCHES = ("dueling", "noisy", "prioritized", "orthogonal")
+NUMBERS = {"learning_rate": 0.2, "gamma": 0.5, "epsilon_start": 0.3}
+REPLAY_NUMBERS = {"target_period": 1, "tau": 0.3, "n_step": 1, "max_grad_norm": 1e-3, "adam_eps": 0.1, **NUMBERS}
+EFFECTS = {
+    "dqn": {"double": False, "loss": "huber", **REPLAY_NUMBERS},
+    "munchausen": {
+        "munchausen_alpha": 0.1, "munchausen_tau": 0.5, "munchausen_clip": -0.01, "loss": "huber", **REPLAY_NUMBERS,
+    },
+    "c51": {"double": False, "v_min": -9.0, "v_max": 9.0, "atoms": 5, **REPLAY_NUMBERS},
+    "qr-dqn": {"double": False, "kappa": 0.1, "quantiles": 3, **REPLAY_NUMBERS},
+    "iqn": {"double": False, "kappa": 0.1, "fractions": 2, "cosines": 3, **REPLAY_NUMBERS},
+    "rainbow": {
+        "double": False, "v_min": -9.0, "v_max": 9.0, "priority_alpha": 0.1, "priority_beta": 1.0, "sigma_zero": 0.1,
+        **REPLAY_NUMBERS,
+    },
+    "pqn": {"q_lambda": 0.1, "loss": "huber", "network": "mlp", "max_grad_norm": 1e-3, "adam_eps": 0.1, **NUMBERS},
+    "stream-q": {"q_lambda": 0.1, "stream_kappa": 9.0, **NUMBERS},
+}  # fmt: skip
+"""Other values of settings, by algorithm."""
+
+
+@functools.cache
+def learned(kind, name="", value=None):
+    """Return names and values of the parameters after a few updates, with another value of one setting."""
+    given = {
+        "algorithm": kind,
+        "env": "acrobot",
+        "seeds": 1,
+        "steps": 96,
+        "hidden": (6,),
+        "learning_rate": 0.1,
+        "compile": False,
+    }
+    given |= {**SMALL[kind], **({name: value} if name else {})}
+    if name == "tau":
+        given.pop("target_period")
+    settings = make(given)
+    program = assemble.program(settings)
+    state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
+    state = programs.advance(program, state, settings.steps // program.config.env_steps)
+    assert int(state.learner.updates) > 5
+    assert int(state.metrics.failed) < 0
+    return tuple(state.learner.params), tree.leaves(state.learner.params)
+
+
+def changes():
+    """Yield algorithms with a setting that they read and another value of it."""
+    for kind, others in EFFECTS.items():
+        usual = make({"algorithm": kind, **SMALL[kind]})
+        read = [name for name in SWITCHES if name in ("dueling", "orthogonal") or kind != "pqn"]
+        switches = {name: not getattr(usual, name) for name in read if kind != "stream-q"}
+        yield from ((kind, name, value) for name, value in {**switches, **others}.items())
+
+
+def assert_effect(kind, name, before, after):
+    same = before[0] == after[0] and all(map(torch.equal, before[1], after[1]))
+    assert not same, f"{name} of {kind} changes nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name", "value"), list(changes()))
+def test_a_setting_that_an_algorithm_reads_has_an_effect(kind, name, value):
+    assert_effect(kind, name, learned(kind), learned(kind, name, value))
+
+
+@pytest.mark.slow
+def test_a_setting_that_is_ignored_is_detected(monkeypatch):
+    right = qr_dqn.agent
+    monkeypatch.setattr(qr_dqn, "agent", lambda network, quantiles, double, kappa: right(network, quantiles, double))
+    with rejects("kappa of qr-dqn changes nothing"):
+        assert_effect("qr-dqn", "kappa", learned("qr-dqn"), learned.__wrapped__("qr-dqn", "kappa", 0.1))

@@ -268,6 +268,19 @@ def test_the_last_step_may_come_after_the_update():
     assert following.valid.all()
 
 
+def test_no_return_crosses_a_cut():
+    """Cut after three of five steps, between which no episode ended: the returns of these steps stay as they are."""
+    one, given = algorithm(), steps()
+    given = given._replace(ended=torch.zeros_like(given.ended))
+    learner, rollout = observed(one, tree.map(lambda x: x[:3], given))
+    kept = observed(one, tree.map(lambda x: x[3:], given), learner, one.cut(rollout))[1]
+    asserts.assert_trees_equal(rollout.returns[:9], kept.returns[:9])
+    crossing = observed(one, tree.map(lambda x: x[3:], given), learner, rollout)[1]
+    with rejects("expected"):
+        asserts.assert_trees_equal(rollout.returns[:9], crossing.returns[:9])
+    asserts.assert_trees_close(crossing.returns[9:], kept.returns[9:], 1e-12)
+
+
 def test_other_agents_regress_to_the_returns_too():
     """C51 with all of its target at the return."""
     agent = c51.agent(networks.layer_norm_mlp(2, (6,), 3 * 5), (-2, 2, 5))
