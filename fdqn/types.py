@@ -69,6 +69,8 @@ class Transition(NamedTuple):
     """[..., *O]."""
     next_legal: Tensor
     """[..., A] bool."""
+    legal: Tensor | tuple[()] = ()
+    """[..., A] bool, the legal actions at `obs`; stored only for agents with `needs_legal`."""
 
 
 class EnvSpec(NamedTuple):
@@ -230,6 +232,8 @@ class Agent(NamedTuple):
     """`loss(params, target_params, batch [B, ...], hyper, noise) -> LossOutput`."""
     noise: Callable[[int], NoiseShapes] = no_noise
     """`noise(rows) -> NoiseShapes`: shapes of the uniforms that `values` and `loss` take for `rows` rows."""
+    needs_legal: bool = False
+    """True if the loss uses values at `batch.obs` of other actions than the one taken, and so reads `batch.legal`."""
 
 
 class Sample(NamedTuple):

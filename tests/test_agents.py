@@ -93,7 +93,7 @@ def test_laws_hold_for_munchausen(options):
     # With an alpha of 0, the pass of the target network at `obs` and its noise are not used.
     if options.get("alpha") != 0:
         agents.agent(make(NOISY), (2,), 3, greedy_target=False)
-    agents.illegal_actions(lambda network, legal: make(network, legal=legal), masks_obs=True)
+    agents.illegal_actions(make)
 
 
 def test_agent_laws_without_a_greedy_target_reject_planted_bugs():
@@ -106,8 +106,12 @@ def test_agent_laws_without_a_greedy_target_reject_planted_bugs():
 
 
 def test_law_of_illegal_actions_rejects_a_policy_over_all_actions():
+    def careless(network):
+        right = munchausen.agent(network, tau=0.5)
+        return right._replace(loss=partial(change_batch(lambda batch: batch._replace(legal=())), right))
+
     with rejects("illegal actions of target parameters at"):
-        agents.illegal_actions(lambda network, legal: munchausen.agent(network, tau=0.5), masks_obs=True)
+        agents.illegal_actions(careless)
 
 
 def test_laws_hold_for_dueling_and_layer_norm_and_other_dtypes():

@@ -97,12 +97,14 @@ def poisoned(network, value):
     return lambda params, obs: torch.where(obs[..., :DOORS] > 0, network.apply(params, obs), value)
 
 
-def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS):
+def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS, needs_legal=False):
     """Collect a replay [S] with a network to which illegal actions look best."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     network = network._replace(apply=poisoned(network, poison))
     env = ENV if where == "native" else world
     program = examples.program(env, network=network, num_envs=ENVS, capacity=ENVS * steps)
+    agent = program.algorithm.agent._replace(needs_legal=needs_legal)
+    program = program._replace(algorithm=program.algorithm._replace(agent=agent))
     hyper = training.hyper(LANES, epsilon_start=epsilon, epsilon_end=epsilon)
     state = training.init(program, hyper, random.key(range(LANES)))
     noise = training.noise(program, state.key, 0, steps)
@@ -231,6 +233,14 @@ def test_targets_that_ignore_the_mask_are_detected(monkeypatch, plant):
     monkeypatch.setattr(masking, name, wrong)
     with rejects("illegal values"):
         assert_illegal_values_do_not_matter(dqn.double_q_learning if name == "greedy" else dqn.q_learning, rows)
+
+
+@pytest.mark.parametrize("where", ["native", "world"])
+def test_legal_actions_at_the_observation_are_stored_for_agents_that_need_them(where):
+    rows = collected(where, steps=20, needs_legal=True).rows
+    assert torch.equal(rows.legal, rows.obs[..., :DOORS] != 0)
+    assert not torch.equal(rows.legal, rows.next_legal)
+    assert collected(where, steps=2).rows.legal == ()
 
 
 @LOSSES

@@ -28,7 +28,7 @@ def walk(num_envs, steps, seed, stands=0.0, going_on=(1.0,)):
         reward = torch.randn(num_envs, generator=made, dtype=torch.float64)
         legal = torch.rand((num_envs, 2), generator=made) < 0.5
         valid = torch.rand(num_envs, generator=made) >= stands
-        yield Transition(obs, torch.arange(num_envs), reward, discount, obs + 0.5, legal), ended, valid
+        yield Transition(obs, torch.arange(num_envs), reward, discount, obs + 0.5, legal, legal.flip(-1)), ended, valid
 
 
 def expected(singles, n):
@@ -44,7 +44,9 @@ def expected(singles, n):
         known = start + n <= len(singles)  # it comes out n - 1 steps after it began
         if complete and known:
             first = singles[start][0]
-            found.append(Transition(first.obs, first.action, reward, discount, row.next_obs, row.next_legal))
+            found.append(
+                row._replace(obs=first.obs, action=first.action, reward=reward, discount=discount, legal=first.legal)
+            )
     return found
 
 

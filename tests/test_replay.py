@@ -194,7 +194,7 @@ def test_what_is_not_boolean_lies_as_it_is():
         assert memory.unpacked == {}
         assert (memory.buffer.rows.obs.shape, memory.buffer.rows.obs.dtype) == ((5, 2), dtype)
         assert memory.buffer.rows.next_legal.dtype == torch.bool
-        assert len(tree.leaves(memory)) == len(EXAMPLE) + 1
+        assert len(tree.leaves(memory)) == len(tree.leaves(EXAMPLE)) + 1
 
 
 def test_laws_of_a_function_of_booleans():

@@ -55,8 +55,9 @@ def check_agent(agent: Agent, params: Params, batch: Transition, hyper: Hyper) -
     or priority that is not [B]. Works on fake tensors.
     """
     check.kind("agent", agent, Agent)
-    for name, part in agent._asdict().items():
-        check.function(f"agent.{name}", part)
+    for name in ("init", "values", "loss", "noise"):
+        check.function(f"agent.{name}", getattr(agent, name))
+    check.kind("agent.needs_legal", agent.needs_legal, bool)
     check.shapes("batch.action[B] batch.next_legal[B A]", batch.action, batch.next_legal)
     rows, actions = batch.next_legal.shape
     shapes = agent.noise(rows)

@@ -5,7 +5,6 @@ Vieillard, Pietquin, Geist 2020, https://arxiv.org/abs/2007.14430
 .. include:: ../docs/munchausen.md
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ def agent(
     tau: Scalar = 0.03,
     clip: Scalar = -1.0,
     loss: dqn.Elementwise = losses.huber,
-    legal: Callable[[Tensor], Tensor] | None = None,
 ) -> Agent:
     """Make a Munchausen-DQN agent for one seed.
 
@@ -39,10 +37,8 @@ def agent(
         tau: temperature of the policy, above 0, in units of the return. Not the weight of soft target updates.
         clip: lower bound of `tau * log pi`, at most 0.
         loss: elementwise loss of the TD errors, [B] to [B].
-        legal: function that computes the mask of legal actions [B, A] from `batch.obs`, such as
-            `lambda obs: obs[..., :actions] > 0`. Transitions store this mask only for `batch.next_obs`. Pass it if
-            actions can be illegal and the observation shows which. By default all actions are taken as legal, and the
-            values of illegal ones lower the target, by at most `alpha * -clip`.
+
+    The loss reads `batch.legal`, the legal actions at `batch.obs`; without it, (), all actions are legal.
 
     Raises TypeError for arguments of another type and ValueError for numbers out of range.
     """
@@ -56,13 +52,12 @@ def agent(
     if not isinstance(clip, Tensor) and not clip <= 0:
         raise ValueError(f"clip: expected at most 0, got {clip}")
     check.function("loss", loss)
-    if legal is not None:
-        check.function("legal", legal)
     return Agent(
         init=noisy.init,
         values=noisy.apply,
-        loss=partial(_loss, noisy, _Munchausen(alpha, tau, clip), loss, legal),
+        loss=partial(_loss, noisy, _Munchausen(alpha, tau, clip), loss),
         noise=partial(noise_shapes, noisy, 3),
+        needs_legal=True,
     )
 
 
@@ -76,7 +71,6 @@ def _loss(
     network: NoisyNetwork,
     constants: _Munchausen,
     elementwise: dqn.Elementwise,
-    legal: Callable[[Tensor], Tensor] | None,
     params: Params,
     target_params: Params,
     batch: Transition,
@@ -91,7 +85,7 @@ def _loss(
         network.apply(target_params, batch.obs, taking),
         batch.action,
         network.apply(target_params, batch.next_obs, following),
-        None if legal is None else legal(batch.obs),
+        batch.legal if isinstance(batch.legal, Tensor) else None,
         batch.next_legal,
         **constants._asdict(),
     )

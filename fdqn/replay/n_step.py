@@ -117,6 +117,7 @@ def add(
         discount=(final.discount * weights.gather(-1, last.unsqueeze(-1))[:, 0]).to(batch.discount.dtype),
         next_obs=final.next_obs,
         next_legal=final.next_legal,
+        legal=completed.legal,
     )
     return Recent(rows, ends, taken, recent.since), row, valid & (taken - recent.since >= steps)
 

@@ -22,7 +22,7 @@ class Ring(NamedTuple):
     """[] int64, number of rows ever added."""
 
 
-def transition(obs: Tensor, action: Tensor, step: Step) -> Transition:
+def transition(obs: Tensor, action: Tensor, step: Step, legal: Tensor | tuple[()] = ()) -> Transition:
     """Make a transition from an observation, the action taken there, and the resulting step.
 
         discount = 0 if terminated else 1
@@ -30,10 +30,11 @@ def transition(obs: Tensor, action: Tensor, step: Step) -> Transition:
     Truncation does not change the discount, so that the loss bootstraps from the last observation (Pardo et al. 2018,
     https://arxiv.org/abs/1712.00378).
 
-    Shapes: obs [..., *O]; action [...]; step as in `Step`.
+    Shapes: obs [..., *O]; action [...]; step as in `Step`; legal [..., A] bool, the legal actions at `obs`, for agents
+    with `needs_legal`.
     """
     discount = torch.where(step.terminated, 0.0, 1.0).to(step.reward.dtype)
-    return Transition(obs, action, step.reward, discount, step.next_obs, step.next_legal)
+    return Transition(obs, action, step.reward, discount, step.next_obs, step.next_legal, legal)
 
 
 def buffer(capacity: int) -> Buffer:

@@ -52,6 +52,8 @@ def agent(
     """
     params, target_params = (tree.cast(agent.init(random.key(2 * seed + i)), dtype) for i in range(2))
     batch, hyper = _example(obs_shape, actions, dtype, obs_dtype or dtype, seed), _hyper(dtype)
+    if agent.needs_legal:
+        batch = batch._replace(legal=_legal(batch))
     given = (agent, params, target_params, batch, hyper)
     _check_shapes(*given)
     _check_noise(*given)
@@ -244,7 +246,6 @@ def illegal_actions(
     actions: int = 3,
     outputs: int = 1,
     dtype: torch.dtype = torch.float64,
-    masks_obs: bool = False,
 ) -> None:
     """Check that values of illegal actions do not affect loss, priority, gradient and values of legal actions.
 
@@ -255,19 +256,15 @@ def illegal_actions(
         actions: number of actions.
         outputs: number of outputs for each action; for C51 the number of atoms.
         dtype: dtype of parameters and observations.
-        masks_obs: True if the agent uses values at `batch.obs` of other actions than the one taken, as Munchausen-DQN
-            does. `make` then takes a second argument, the function `legal(obs [B, 1]) -> mask [B, A]`.
     """
     size = actions * outputs
     places = torch.arange(2 * ROWS, dtype=dtype).unsqueeze(-1)
     batch = _example((1,), actions, dtype)._replace(obs=places[:ROWS], next_obs=places[ROWS:])
     # One row has no legal next action: all values at its next observation are illegal.
     batch = batch._replace(next_legal=batch.next_legal & (torch.arange(ROWS) > 1).unsqueeze(-1) | _first(batch))
-    legal = batch.action.unsqueeze(-1) == torch.arange(actions)
-    if masks_obs:
-        legal = legal | (random.uniform(random.key(9), (ROWS, actions)) < 0.5)
-    network = _table_network(2 * ROWS, size)
-    agent = make(network, lambda obs: legal[obs.squeeze(-1).long()]) if masks_obs else make(network)
+    agent = make(_table_network(2 * ROWS, size))
+    legal = _legal(batch) if agent.needs_legal else batch.action.unsqueeze(-1) == torch.arange(actions)
+    batch = batch._replace(legal=legal if agent.needs_legal else ())
     counts = torch.cat([legal, batch.next_legal]).repeat_interleave(outputs, -1)
     params, target_params = ({"table": random.normal(random.key(i), (2 * ROWS, size), dtype)} for i in range(2))
     hyper, (u_values, u_loss) = _hyper(dtype), _draw(agent.noise(ROWS), 0)
@@ -294,6 +291,12 @@ def _table_network(places: int, outputs: int) -> Network:
         return torch.where(chosen.unsqueeze(-1), params["table"], 0.0).sum(-2)
 
     return Network(lambda key: {"table": random.normal(key, (places, outputs))}, apply)
+
+
+def _legal(batch: Transition) -> Tensor:
+    """Return a mask of legal actions at `batch.obs`, among them those taken."""
+    taken = batch.action.unsqueeze(-1) == torch.arange(batch.next_legal.shape[-1])
+    return taken | (random.uniform(random.key(9), batch.next_legal.shape) < 0.5)
 
 
 def _first(batch: Transition) -> Tensor:

@@ -83,7 +83,7 @@ def _blank_step(spec: EnvSpec, action: Tensor) -> Step:
 
 def _init_seed(program: Program, params: Params, hyper: Hyper, key: Tensor, env_state: Any, step: Step) -> TrainState:
     action = torch.zeros_like(step.reward[0], dtype=torch.int64)
-    example = replay.transition(step.obs[0], action, tree.index(step, 0))
+    example = replay.transition(step.obs[0], action, tree.index(step, 0), _legal(program, step.legal[0]))
     learner, buffer = program.algorithm.init(params, hyper, example)
     return TrainState(
         learner=learner,
@@ -97,6 +97,11 @@ def _init_seed(program: Program, params: Params, hyper: Hyper, key: Tensor, env_
         cycle=zero(key.device),
         emptied=zero(key.device),
     )
+
+
+def _legal(program: Program, legal: Tensor) -> Tensor | tuple[()]:
+    """Return the mask to store in a transition: () if the agent does not need it."""
+    return legal if program.algorithm.agent.needs_legal else ()
 
 
 def cycle(program: Program, state: TrainState, noise: Noise) -> TrainState:
@@ -168,7 +173,7 @@ def observe(
         learned = learned._replace(terminated=learned.terminated | life_lost)
     if program.config.clip_rewards:
         learned = learned._replace(reward=learned.reward.clamp(-1.0, 1.0))
-    batch = replay.transition(state.obs, action, learned)
+    batch = replay.transition(state.obs, action, learned, _legal(program, state.legal))
     return state._replace(
         buffer=program.algorithm.observe(state.learner, state.buffer, batch, ended, valid, state.hyper),
         obs=step.obs,
@@ -255,6 +260,7 @@ def _step_without_host(program: Program, state: TrainState, noise: Interaction) 
 def _check_agent(program: Program, state: TrainState) -> None:
     """Check the agent's results for a batch made of the first observation of one seed."""
     obs, legal, reward = state.obs[0], state.legal[0], state.metrics.running[0]
-    row = Transition(obs, torch.zeros_like(reward, dtype=torch.int64), reward, torch.ones_like(reward), obs, legal)
+    action, discount = torch.zeros_like(reward, dtype=torch.int64), torch.ones_like(reward)
+    row = Transition(obs, action, reward, discount, obs, legal, _legal(program, legal))
     batch = tree.map(lambda x: x.expand(program.config.batch_size, *x.shape), row)
     check_agent(program.algorithm.agent, state.learner.params, batch, state.hyper)
