@@ -405,6 +405,14 @@ def test_other_commands_know_halving(whole, tmp_path, monkeypatch, capsys):
         fdqn.resume(whole)
 
 
+def test_arms_have_the_arguments_of_the_environment(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "sweep")
+    for file in (tmp_path / "sweep").glob("*/summary.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "env_kwargs": ["time_limit=9"]}))
+    (before, *_), (after, *_) = arms.read([whole]), arms.read([tmp_path / "sweep"])
+    assert after.env == f"{before.env} (time_limit=9)"
+
+
 def test_train_prints_the_rungs_before_it_starts(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = [x for name, x in SMALL.items() for x in (f"--{name.replace('_', '-')}", x)]

@@ -145,6 +145,25 @@ def test_the_tables_of_several_runs_show_how_they_differ(tmp_path):
     assert [row[:5] for row in found["results"]["rows"]] == [["a", "catch", "dqn", 6, 0], ["b", "catch", "c51", 3, 0]]
 
 
+def test_runs_with_other_arguments_of_the_environment_are_drawn_apart(tmp_path):
+    given = {"env": "catch", "seeds": 2, "steps": 1000, "learning_starts": 20}
+    limited = written(tmp_path / "b", make({**given, "env_kwargs": {"time_limit": 5}}))
+    found = html_report.page_of([written(tmp_path / "a", make(given)), limited], ["a", "b"])
+    titles = ["catch: training returns of a", "catch (time_limit=5): training returns of b"]
+    assert [panel["title"] for panel in found["curves"]] == titles
+    assert found["title"] == "2 runs on catch, catch (time_limit=5)"
+    assert [row[1] for row in found["results"]["rows"]] == ["catch", "catch (time_limit=5)"]
+    assert page_of(limited)["title"] == "dqn on catch (time_limit=5)"
+
+
+def test_a_run_whose_seeds_have_all_failed(tmp_path, without_plotly):
+    found = page_of(written(tmp_path / "run", stops=tuple(range(5, 11))))
+    assert found["curves"] == []
+    assert found["diagnostics"] is None
+    assert len(found["failures"]["rows"]) == 6
+    assert "There are no returns of seeds that have not failed." in page.html(found)
+
+
 def test_long_curves_are_thinned_with_their_last_step():
     curve = plots.Curve(np.arange(1, 5001), np.arange(5000.0)[:, None])
     thin = page_data._thinned(curve, page_data.POINTS)

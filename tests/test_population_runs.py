@@ -383,6 +383,9 @@ def test_best_members_are_played_exported_and_compared(run, capsys):
     first, _ = arms.read([run, Path(shutil.copytree(run, "other"))])
     assert first.seeds == (5, 6)
     assert first.returns.tolist() == found.estimate()["per_seed"]
+    file = Path("other/summary.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "env_kwargs": ["time_limit=9"]}))
+    assert arms.read([run, Path("other")])[1].env == f"{first.env} (time_limit=9)"
     capsys.readouterr()
 
 

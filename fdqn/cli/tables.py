@@ -201,7 +201,7 @@ def print_population(found: "population.Population") -> None:
     from fdqn.report import sweeps
 
     names, best, estimate = found.settings.varied[0], found.best(), found.estimate()
-    title = f"{found.settings.env}, best member of each seed after {found.summary['steps']:,} steps"
+    title = f"{task(found.settings)}, best member of each seed after {found.summary['steps']:,} steps"
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     for name in ("seed", "learner", *names, "training", found.measure):
         table.add_column(name, justify="right", overflow="fold")

@@ -219,7 +219,7 @@ def _population(path: Path, part: str | None, name: str, summary: dict[str, Any]
     if not isinstance(best, list) or not all(isinstance(x, dict) and type(x.get("seed")) is int for x in best):
         raise ValueError(f"arms: expected the best member of each seed in summary.json of {path}, got others")
     returns = _per_seed(path, found, measure, len(best))
-    return Arm(name, returns, tuple(x["seed"] for x in best), f"{measure} return", summary["env"], summary["steps"])
+    return Arm(name, returns, tuple(x["seed"] for x in best), f"{measure} return", task(summary), summary["steps"])
 
 
 def _sweep(path: Path, part: str | None, name: str, summary: dict[str, Any], measure: str) -> list[Arm]:
@@ -289,10 +289,7 @@ def _merged(path: Path) -> dict[str, Any]:
     plan = _plan(sweep_plan.read, path)
     numbers = [program.setting_numbers for program in plan.programs]
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
-    shared: dict[str, Any] = {
-        name: parts[0][name] for name in ("env", "env_kwargs", "wrappers", "steps") if name in parts[0]
-    }
-    merged: dict[str, Any] = {**shared, "seeds": [], "failed_seeds": []}
+    merged: dict[str, Any] = {**_shared(parts[0]), "seeds": [], "failed_seeds": []}
     merged["learners"] = _learners(len(plan.values), plan.programs[0].settings)
     steps = {setting: part["steps"] for part, own in zip(parts, numbers, strict=True) for setting in own}
     merged["setting_steps"] = [steps[setting] for setting in sorted(steps)]
@@ -307,6 +304,11 @@ def _merged(path: Path) -> dict[str, Any]:
     return merged
 
 
+def _shared(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return what the summaries of the parts of a sweep have in common: the environment and the steps."""
+    return {name: summary[name] for name in ("env", "env_kwargs", "wrappers", "steps") if name in summary}
+
+
 def _merged_rungs(path: Path) -> dict[str, Any]:
     """Merge the summaries of the rungs of a sweep with halving into one, with the steps at which settings were dropped.
 
@@ -318,7 +320,7 @@ def _merged_rungs(path: Path) -> dict[str, Any]:
     numbers, settings = plan.setting_numbers, range(len(plan.settings.varied))
     last = {setting: plan.rung_of(setting)[0] for setting in settings}
     parts = [_read_summary(path / str(i)) for i in range(len(numbers))]
-    merged: dict[str, Any] = {"env": parts[-1]["env"], "steps": parts[-1]["steps"], "seeds": [], "failed_seeds": []}
+    merged: dict[str, Any] = {**_shared(parts[-1]), "seeds": [], "failed_seeds": []}
     if len(numbers) < len(plan.rungs) and len(parts[-1]["failed_seeds"]) < len(parts[-1]["seeds"]):
         raise ValueError(
             f"arms: expected a finished sweep, got {path}, whose rung {len(numbers)} of {len(plan.rungs)} is the last "

@@ -139,7 +139,7 @@ def of_sweep(found: SweepData) -> Page:
     """Return the page of a sweep."""
     first = found.programs[0].settings
     return {
-        "title": f"{first.env}: sweep over {', '.join(found.names)}",
+        "title": f"{groups.task(first)}: sweep over {', '.join(found.names)}",
         "facts": _sweep_facts(found),
         "curves": [_setting_curves(found)] if any(curve is not None for curve in found.curves) else [],
         "diagnostics": None,
@@ -172,10 +172,14 @@ def of_population(run: RunData, found: Population) -> Page:
     ]
     of = "of the ancestors of the best member of each seed"
     return {
-        "title": f"{settings.env}: population based training of {', '.join(found.values)}",
+        "title": f"{groups.task(settings)}: population based training of {', '.join(found.values)}",
         "facts": facts,
         "curves": [
-            {"title": f"{settings.env}: {title} {of}", "label": label, "curves": [_ancestors(run.name, found, curve)]}
+            {
+                "title": f"{groups.task(settings)}: {title} {of}",
+                "label": label,
+                "curves": [_ancestors(run.name, found, curve)],
+            }
             for title, label, curve in panels
             if curve.values.shape[1]
         ],
@@ -228,7 +232,7 @@ def _records(runs: Sequence[RunData]) -> Page:
 
 
 def _title(runs: Sequence[RunData]) -> str:
-    envs = list(dict.fromkeys(run.settings.env for run in runs))
+    envs = list(dict.fromkeys(groups.task(run.settings) for run in runs))
     if len(runs) == 1:
         return f"{runs[0].settings.algorithm} on {envs[0]}"
     return f"{len(runs)} runs on {', '.join(envs)}"
@@ -292,15 +296,16 @@ def _curves(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return panels of learning curves: training returns for each environment, and evaluations if there are any."""
     values = SEED_VALUES // len(runs)
     panels = []
-    for env in dict.fromkeys(run.settings.env for run in runs):
-        here = [run for run in runs if run.settings.env == env]
+    for env in dict.fromkeys(groups.task(run.settings) for run in runs):
+        here = [run for run in runs if groups.task(run.settings) == env]
         for title, label, curves in (
             (f"{env}: training returns", "training return", [run.metrics.get("return") for run in here]),
             (f"{env}: greedy evaluations during training", "greedy return", [run.evaluations for run in here]),
         ):
             drawn = [_curve(run, curve, values) for run, curve in zip(here, curves, strict=True) if curve is not None]
             if drawn := [curve for curve in drawn if len(curve["steps"])]:
-                panels.append({"title": title, "label": label, "curves": drawn})
+                of = f" of {drawn[0]['name']}" if len(drawn) == 1 < len(runs) else ""  # which the legend does not name
+                panels.append({"title": title + of, "label": label, "curves": drawn})
     return panels
 
 
@@ -356,7 +361,7 @@ def _setting_curves(found: SweepData) -> dict[str, Any]:
         curves.append(
             _estimates(f"{row.rank}: {_values_text(row.values)}", curve._replace(values=curve.values[:, kept]))
         )
-    env = found.programs[0].settings.env
+    env = groups.task(found.programs[0].settings)
     title = f"{env}: training returns of the best settings, the median and the worst"
     legend = f"rank: {', '.join(found.names)}"
     return {"title": title, "label": "training return", "legend": legend, "curves": curves}
@@ -379,8 +384,9 @@ def _diagnostics(runs: Sequence[RunData]) -> dict[str, Any] | None:
 def _quartiles(name: str, curve: plots.Curve) -> dict[str, Any]:
     curve = _thinned(curve, POINTS)
     seen = np.isfinite(curve.values).any(axis=1)
-    low, median, high = np.nanquantile(curve.values[seen], [0.25, 0.5, 0.75], axis=1)
-    return {"name": name, "steps": curve.steps[seen], "low": low, "median": median, "high": high}
+    steps, values = curve.steps[seen], curve.values[seen]
+    low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=1) if len(steps) else np.empty((3, 0))
+    return {"name": name, "steps": steps, "low": low, "median": median, "high": high}
 
 
 # Sweeps
@@ -492,7 +498,7 @@ def _results(runs: Sequence[RunData]) -> dict[str, Any]:
     rows = [
         [
             run.name,
-            run.settings.env,
+            groups.task(run.settings),
             run.settings.algorithm,
             run.settings.seeds,
             len(run.failed),

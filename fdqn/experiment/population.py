@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fdqn import compile, training, tree
 from fdqn.experiment import history, results
-from fdqn.experiment.settings import Sweep
+from fdqn.experiment.settings import Sweep, task
 from fdqn.report import plots
 from fdqn.storage import files
 from fdqn.training import populations
@@ -190,7 +190,8 @@ class Population(NamedTuple):
         history = population_plots.History(self.curve, self.steps, self.sources, self.values, last, seeds)
         text = f"{len(given.varied)} members x {given.seeds} seeds, {self.summary['steps']:,} steps"
         found = results.interval_text(self.estimate())
-        population_plots.write(drawn, history, given.env, f"{text}; {self.measure} return of the best members: {found}")
+        subtitle = f"{text}; {self.measure} return of the best members: {found}"
+        population_plots.write(drawn, history, task(given), subtitle)
         return drawn.getvalue()
 
     @property
@@ -218,7 +219,7 @@ def draw_curve(file: BinaryIO, path: Path, settings: Sweep, summary: dict[str, A
         f"{settings.seeds} seeds: ancestors of the best of {len(settings.varied)} members by training return; greedy "
         f"return of the best members: {results.interval_text(found['final_return'])}"
     )
-    plots.learning_curves(file, {settings.env: {"": _lineage(curve, steps, sources, found)}}, text)
+    plots.learning_curves(file, {task(settings): {"": _lineage(curve, steps, sources, found)}}, text)
 
 
 def is_population(path: Path) -> bool:

@@ -167,7 +167,7 @@ def _halving_picture(found: Results, halving: Halving) -> bytes:
     )
     sizes = ", then ".join(f"{rung.settings} settings to step {rung.end:,}" for rung in halving.rungs)
     subtitle = f"successive halving, {first.seeds} seeds: {sizes}{_mark(given.ranking)}"
-    halving_plots.write(drawn, given, first.env, subtitle, f"{found.measure} return")
+    halving_plots.write(drawn, given, task(first), subtitle, f"{found.measure} return")
     return drawn.getvalue()
 
 
