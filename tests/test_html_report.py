@@ -161,7 +161,7 @@ def test_a_run_whose_seeds_have_all_failed(tmp_path, without_plotly):
     assert found["curves"] == []
     assert found["diagnostics"] is None
     assert len(found["failures"]["rows"]) == 6
-    assert "There are no returns of seeds that have not failed." in page.html(found)
+    assert "There are no returns yet, or all seeds have failed." in page.html(found)
 
 
 def test_long_curves_are_thinned_with_their_last_step():
@@ -231,6 +231,16 @@ def test_a_run_in_progress(tmp_path):
     assert torn["curves"][0]["curves"][0]["steps"].tolist() == [100, 200, 300, 400]
     (path / "metrics.csv").write_text(whole[:40])
     assert html_report.current(path, "run")["curves"] == []
+
+
+@pytest.mark.parametrize("change", [{"failures": [1]}, {"steps": "x"}, {"final_return": None}, {"wall_seconds": []}])
+def test_a_damaged_summary_of_a_run_that_is_watched_is_refused(tmp_path, change):
+    path = written(tmp_path / "run")
+    html_report.current(path, "run")
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps({**summary, **change}))
+    with pytest.raises(ValueError, match=r"expected a finished run folder, got .* a summary\.json that is invalid"):
+        html_report.current(path, "run")
 
 
 @pytest.mark.parametrize("programs", [1, 2])

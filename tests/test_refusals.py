@@ -1816,6 +1816,8 @@ ROWS = [
      "run: expected a finished run folder, got nowhere without config.json"),
     ("results.read", given(Path("no-summary")), ValueError,
      "run: expected a finished run folder, got no-summary without summary.json"),
+    ("results.read_summary", given(Path("bad-summary")), ValueError,
+     "run: expected a finished run folder, got bad-summary with a summary.json that is invalid: …"),
     ("results.Run.load", given("no-summary"), ValueError,
      "run: expected a finished run folder, got no-summary without summary.json; fdqn.resume('no-summary') finishes it"),
     ("results.Run.load", given(Path("nowhere")), ValueError,

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -118,7 +117,7 @@ def program_folders(path: Path) -> list[Path]:
 def _read_run(path: Path, name: str) -> RunData:
     """Read a run folder, finished or not. Raises ValueError if it is not a run folder or a file is damaged."""
     config, settings = _read_settings(path)
-    found = RunData(name, settings, config, {}, None, _summary(path))
+    found = RunData(name, settings, config, {}, None, results.read_summary(path))
     metrics = _columns(path / "metrics.csv", len(found.seeds))
     if metrics and not {"return", "updates", "episodes"} <= set(metrics):
         raise ValueError(f"run: expected columns return, updates and episodes in {path / 'metrics.csv'}, got others")
@@ -133,18 +132,6 @@ def _read_settings(path: Path) -> tuple[dict[str, Any], Any]:
     except ValueError as error:
         raise ValueError(
             f"run: expected a run folder, got {path} with a config.json that is invalid: {error}"
-        ) from None
-
-
-def _summary(path: Path) -> dict[str, Any] | None:
-    """Return the summary of a run that has ended; None if it has not."""
-    try:
-        return json.loads(files.read(path / "summary.json", 2**24))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(
-            f"run: expected a run folder, got {path} with a summary.json that is invalid: {error}"
         ) from None
 
 
@@ -169,7 +156,7 @@ def _columns(file: Path, seeds: int) -> dict[str, plots.Curve]:
     if not whole:
         return {}
     parts = table[:whole].reshape(-1, seeds, len(columns))
-    steps = parts[:, 0, at].astype(np.int64)
+    steps = np.nan_to_num(parts[:, 0, at]).clip(0, 2**53).astype(np.int64)
     if (parts[:, :, at] != steps[:, None]).any():
         raise ValueError(f"run: expected a row for each of {seeds} seeds at each step in {file}, got others")
     return {name: plots.Curve(steps, parts[:, :, i]) for i, name in enumerate(columns) if name != "step"}

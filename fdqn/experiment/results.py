@@ -219,6 +219,14 @@ def finished(path: Path) -> int:
         return 0
 
 
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """Return the content of `summary.json`, also of a stopped run; None if there is none, as in a run in progress.
+
+    Raises ValueError, naming the file, if it is damaged.
+    """
+    return _read(path, "summary.json", _read_summary) if (path / "summary.json").exists() else None
+
+
 def is_evaluated(summary: Mapping[str, Any]) -> bool:
     """Return True if a run was evaluated after training: a seed that did not fail has a return, or all have failed."""
     returns = zip(summary["seeds"], summary["final_return"]["per_seed"], strict=True)

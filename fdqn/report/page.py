@@ -170,9 +170,8 @@ def _sections(page: Mapping[str, Any]) -> Iterator[str]:
     for i, panel in enumerate(page["curves"]):
         yield _figure(f"curves-{i}", panel["title"], _curves_note(panel), page_figures.curves(panel))
     if not page["curves"]:
-        yield _section(
-            "waiting", "Learning curves", '<p class="note">There are no returns of seeds that have not failed.</p>'
-        )
+        note = "There are no returns yet, or all seeds have failed."
+        yield _section("waiting", "Learning curves", f'<p class="note">{note}</p>')
     yield from _sweep_sections(page["sweep"])
     if page["results"]:
         yield _section("results", page["results"]["title"], _table(page["results"], tall=True))
