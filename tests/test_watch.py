@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import threading
@@ -183,6 +184,13 @@ def test_a_run_that_cannot_be_read_is_reported(served, run):
     status, _, text = ask(served)
     assert status == 503
     assert text.startswith("run: expected rows of numbers in")
+
+
+def test_a_run_that_was_removed_is_said(served, run):
+    assert ask(served)[0] == 200
+    shutil.rmtree(run)
+    for path in ("/update", "/"):
+        assert ask(served, path)[::2] == (503, f"run: expected a run folder, got {run}, which was removed\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])

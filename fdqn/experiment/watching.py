@@ -63,6 +63,8 @@ class Source:
         if self._found is not None and (started < self._due or _state(self._path) == self._state):
             return
         state = _state(self._path)
+        if not self._path.is_dir():
+            raise ValueError(f"run: expected a run folder, got {self._path}, which was removed")
         try:
             self._found = html_report.current(self._path, self._name)
         except (OSError, ValueError) as error:
