@@ -20,7 +20,7 @@ import pytest
 
 import fdqn
 from fdqn import cli
-from fdqn.experiment import events, session, sweep_results, tracked_rows, trackers, tracking
+from fdqn.experiment import events, session, sweep, sweep_plan, sweep_results, tracked_rows, trackers, tracking
 from fdqn.experiment.settings import Settings, Sweep
 from fdqn.report import plots, statistics
 from fdqn.training import iteration, loop
@@ -262,7 +262,11 @@ def test_trackers_that_block_do_not_hold_up_the_end(using, alone):
         at.append(time.monotonic())
     assert time.monotonic() - at[0] < 5
     assert said[-3:] == [
-        events.Notice(f"{name} has not responded for 0.2 s; fdqn does not wait for it any longer") for name in PLACES
+        events.Notice(
+            f"{name} has not responded for 0.2 s; fdqn does not wait for it any longer; fdqn resume adds the "
+            "missing points"
+        )
+        for name in PLACES
     ]
     assert_same_run(run, alone)
 
@@ -333,6 +337,27 @@ def test_resume_changes_trackers(using):
     assert_shows(Path("run"), memory.points)
 
 
+@pytest.mark.parametrize("deletes", [True, False])
+def test_a_finished_run_is_shown_from_its_start(using, capsys, deletes):
+    memory = using(fails="write", deletes=deletes)
+    run, said = train()
+    assert any("failed" in text for text in said)
+    files = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
+    memory.fails = ""
+    fdqn.resume("run", progress=False)
+    assert_shows(run.path, memory.points)
+    other = using("mlflow", deletes=deletes)
+    command("resume run --track tensorboard mlflow")
+    assert "mlflow: in memory" in capsys.readouterr().err
+    for shown in (memory, other):
+        assert_shows(run.path, shown.points)
+        assert shown.closed[-1] is True
+    assert json.loads(Path("run/tracking.json").read_text())["trackers"] == ["tensorboard", "mlflow"]
+    assert {name: Path("run", name).read_bytes() for name in files if name != "tracking.json"} == {
+        name: content for name, content in files.items() if name != "tracking.json"
+    }
+
+
 def test_a_damaged_record_is_refused(here):
     record = {"id": "0123abcd", "started": 1.5, "trackers": [], "tags": "sb3"}
     file = here / "tracking.json"
@@ -389,6 +414,53 @@ def test_a_sweep_of_several_programs(using):
     assert said.count("tensorboard: in memory") == 1
     assert sweep_results.is_sweep(Path("sweep"))
     assert tracking.resumed(Path("sweep")) == tracking.Choice(("tensorboard",), "cleanrl")
+
+
+SEVERAL = {"gamma": [0.9, 0.99], "hidden": [(8,), (4,)]}
+IN_PROGRAMS = {name: x for name, x in TINY.items() if name not in ("evaluate_every", "hidden")} | {"steps": 150}
+
+
+@pytest.mark.parametrize("place", ["open", "write", "close"])
+def test_a_tracker_that_fails_is_reported_once_for_all_programs(using, place):
+    memory, said = using(fails=place, deletes=False), []
+    fdqn.sweep(
+        SEVERAL, **IN_PROGRAMS, out="sweep", track="tensorboard", progress=False,
+        on_event=lambda event: said.append(event.text) if isinstance(event, events.Notice) else 0,
+    )  # fmt: skip
+    assert len([text for text in said if "failed" in text]) == 1
+    memory.fails = ""
+    fdqn.resume_sweep("sweep", progress=False)
+    assert_settings_are_shown(memory)
+    assert memory.closed == [True, True]
+
+
+def assert_settings_are_shown(memory):
+    steps = [50, 100, 150]
+    for k in range(4):
+        assert [step for step, _ in memory.points[f"setting-{k}", "charts/epsilon"]] == steps
+
+
+@pytest.mark.parametrize("at", ["start", "end"])
+def test_a_new_tracker_shows_the_programs_that_had_finished(using, at):
+    memory, calls = using(deletes=False), []
+    with contextlib.suppress(ValueError):
+        fdqn.sweep(
+            SEVERAL, **IN_PROGRAMS, out="sweep", progress=False,
+            on_event=lambda event: calls.append(event) if isinstance(event, events.Started) else 0,
+            stop=lambda: at == "start" and len(calls) > 1,
+        )  # fmt: skip
+    fdqn.resume_sweep("sweep", track="tensorboard", progress=False)
+    assert_settings_are_shown(memory)
+
+
+def test_a_blocked_tracker_is_waited_for_once_for_all_programs(using):
+    using(blocks="open")
+    said, plan = [], sweep_plan.plan({**IN_PROGRAMS, "out": "sweep"}, SEVERAL)
+    with tracking.tracked(tracking.Choice(("tensorboard",)), said.append, patience=0.5) as receive:
+        sweep.train(plan, receive)
+        at = time.monotonic()
+    assert time.monotonic() - at < 0.9
+    assert len([event for event in said if "has not responded" in getattr(event, "text", "")]) == 1
 
 
 def test_a_sweep_of_too_many_settings_is_refused_before_it_starts(using, here):

@@ -217,7 +217,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
         return _resume_sweep(command, choice, console, emit, started)
     with (
         _following(console, emit if command.json else None) as (on_event, stop),
-        tracking.tracked(choice, on_event) as receive,
+        tracking.tracked(choice, on_event, resumed=command.run) as receive,
     ):
         run = session.resume(
             command.run,
@@ -249,7 +249,7 @@ def _resume_sweep(command: Resume, choice: "Choice", console: "Console", emit: E
     changes: dict[str, Any] = {name: getattr(command, name) for name in names}
     with (
         _following(console, None, prints=False) as (on_event, stop),
-        tracking.tracked(choice, on_event) as receive,
+        tracking.tracked(choice, on_event, resumed=command.run) as receive,
     ):
         sweep.resume(command.run, receive, stop, started, **changes)
     _print_sweep(command.run, emit if command.json else None)

@@ -119,7 +119,8 @@ class Resume:
     device: Literal["auto", "cpu", "cuda"] | None = None
     """Device to continue on, also when the run is resumed again; by default unchanged."""
     track: tuple[Literal[TrackerName, "none"], ...] | None = None
-    """Trackers from now on, or none; by default unchanged. A new tracker shows the run from its start."""
+    """Trackers from now on; by default unchanged. With none, the run continues without them this time.
+    A new tracker shows the run from its start, also a finished run."""
     tags: TagSet | None = None
     """Names of the metrics in trackers from now on; by default unchanged."""
     json: bool = False

@@ -217,7 +217,8 @@ def resume(
         fallback: if the newest checkpoint is damaged, continue from the newest one that is not.
         on_nan, evaluate_episodes, evaluate_steps, device: replace the settings of that name from now on.
         progress, on_event, stop: as in `fdqn.train`.
-        track: trackers from now on, () for none; by default those of the run. A new one shows the run from its start.
+        track: trackers from now on; by default those of the run, and with () none this time. A new one shows the run
+            from its start, also a finished one.
         tags: names of the metrics in trackers from now on; by default unchanged.
 
     Raises ValueError for a folder that is no run, `checkpoint.CheckpointError` if another process or thread writes in
@@ -237,6 +238,7 @@ def resume(
         stop,
         lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over),
         tracking.resumed(where, track, tags),
+        where,
     )
 
 
@@ -268,7 +270,9 @@ def resume_sweep(
             raise TypeError(f"resume_sweep: unknown argument {name!r}; see fdqn.resume")
     where = Path(path).absolute()  # an environment may change the current folder
     shown = tracking.resumed(where, track, tags)
-    _supervised(progress, on_event, stop, lambda emit, over: sweeping.resume(where, emit, over, **changes), shown)
+    _supervised(
+        progress, on_event, stop, lambda emit, over: sweeping.resume(where, emit, over, **changes), shown, where
+    )
     return population.read(where) if population.is_population(where) else sweep_results.read(where)
 
 
@@ -358,8 +362,10 @@ def _supervised(
     stop: Callable[[], bool] | None,
     run: Callable[[OnEvent, session.Stop], T],
     shown: tracking.Choice,
+    resumed: Path | None = None,
 ) -> T:
-    """Run with a progress display and Ctrl-C, then restore the state of the process."""
+    """Run with a progress display and Ctrl-C, then restore the state of the process. `resumed` is the folder of a run
+    that is continued."""
     check.kind("progress", progress, bool)
     for name, f in (("on_event", on_event), ("stop", stop)):
         if f is not None:
@@ -376,7 +382,7 @@ def _supervised(
             if isinstance(event, events.Stopped) and interrupted():
                 raise KeyboardInterrupt(stopped_text(event))
 
-        with tracking.tracked(shown, emit) as receive:
+        with tracking.tracked(shown, emit, resumed=resumed) as receive:
             return run(receive, lambda: interrupted() or (stop is not None and bool(stop())))
 
 

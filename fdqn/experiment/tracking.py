@@ -178,22 +178,27 @@ def _recorded(path: Path, choice: Choice, started: Callable[[], float]) -> dict[
 
 
 @contextlib.contextmanager
-def tracked(choice: Choice, on_event: OnEvent, patience: float = PATIENCE) -> Iterator[OnEvent]:
+def tracked(
+    choice: Choice, on_event: OnEvent, patience: float = PATIENCE, resumed: Path | None = None
+) -> Iterator[OnEvent]:
     """Yield an event callback that updates the trackers and then calls `on_event`. Close the trackers at the end.
 
     An error of a tracker becomes one `Notice`. At the end, wait for trackers that still write, but for no more than
-    `patience` seconds without progress.
+    `patience` seconds without progress. Of a folder that is `resumed`, write the rows that the trackers lack, also if
+    there is nothing left to train.
     """
     if not choice.trackers:
         yield on_event
         return
-    feeds: list[_Feed] = []
+    new = set(choice.trackers) - set(_names(resumed))
+    feeds, started, told = list[_Feed](), list[str](), set[tuple[str, str]]()
 
     def receive(event: events.Event) -> None:
         if isinstance(event, events.Started):
             for feed in feeds:  # of the previous program of a sweep
                 feed.close(True)
-            feeds.extend(_feeds(choice, event, on_event, first=not feeds))
+            feeds.extend(_feeds(choice, _working(choice.trackers, feeds), event, on_event, told))
+            started.append(Path(event.settings.out or "").name)
         elif isinstance(event, events.Reported) and event.planned:
             for feed in feeds:
                 feed.reported(event.step)
@@ -215,10 +220,74 @@ def tracked(choice: Choice, on_event: OnEvent, patience: float = PATIENCE) -> It
     for feed in feeds:
         feed.close(True)
     _wait(feeds, on_event, patience)
+    late = [name for name in _working(choice.trackers, feeds) if name in new or not started]
+    if resumed is not None and late:
+        _catch_up(choice, late, resumed, started, on_event, patience, told)
 
 
-def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool) -> "list[_Feed]":
-    """Start a thread for each tracker of a run, or of a program of a sweep, that starts or continues."""
+def _working(names: Sequence[TrackerName], feeds: "Sequence[_Feed]") -> list[TrackerName]:
+    """Return the trackers that have not failed: those of the next programs of a sweep."""
+    failed = {feed.name for feed in feeds if feed.failed}
+    return [name for name in names if name not in failed]
+
+
+def _names(path: Path | None) -> tuple[TrackerName, ...]:
+    """Return the trackers of a run folder so far."""
+    record = None if path is None else _read(path)
+    return () if record is None else tuple(record["trackers"])
+
+
+def _catch_up(
+    choice: Choice,
+    late: Sequence[TrackerName],
+    path: Path,
+    started: Sequence[str],
+    on_event: OnEvent,
+    patience: float,
+    told: set[tuple[str, str]],
+) -> None:
+    """Write the rows of a finished run, or of each finished program of a sweep, to trackers that may lack some.
+
+    Args:
+        choice: trackers of the run.
+        late: those of them that get the rows.
+        path: folder of the run or the sweep.
+        started: names of programs that were trained meanwhile, whose rows all trackers have.
+        on_event: receives notices.
+        patience: seconds without progress to wait.
+        told: trackers and kinds of messages that were emitted.
+    """
+    from fdqn.experiment import results, run_folder, sweep_plan
+
+    if (path / "halving.json").exists():
+        return
+    several = (path / "sweep.json").exists()
+    names = [str(number) for number in range(len(sweep_plan.read(path).programs))] if several else []
+    folders = [path / name for name in names if name not in started] if several else [path] * (not started)
+    for folder in (folder for folder in folders if (folder / "summary.json").exists()):
+        try:
+            settings, step = results.read_settings(folder), results.finished(folder)
+            with run_folder.writing(folder):
+                event = events.Started(path, settings, step, step)
+                feeds = _feeds(choice, late, event, on_event, told)
+                for feed in feeds:
+                    feed.close(True)
+                _wait(feeds, on_event, patience)
+        except (OSError, ValueError) as error:
+            on_event(events.Notice(f"the run is not tracked: {error}"))
+            return
+        blocked = {feed.name for feed in feeds if feed.thread.is_alive()}
+        late = [name for name in _working(late, feeds) if name not in blocked]
+
+
+def _feeds(
+    choice: Choice,
+    working: Sequence[TrackerName],
+    event: events.Started,
+    on_event: OnEvent,
+    told: set[tuple[str, str]],
+) -> "list[_Feed]":
+    """Start a thread for each working tracker of a run, or of a program of a sweep, that starts or continues."""
     from fdqn.experiment import tracked_rows, trackers
     from fdqn.experiment.settings import Sweep
 
@@ -247,7 +316,7 @@ def _feeds(choice: Choice, event: events.Started, on_event: OnEvent, first: bool
     curves = tracked_rows.curves(settings, numbers)
     run = trackers.TrackedRun(event.path, record["id"], record["started"], curves, returns)
     tail = _Tail(folder, settings.learners, event.step, choice.tags)
-    return [_Feed(name, trackers.ADAPTERS[name], run, tail, first) for name in choice.trackers]
+    return [_Feed(name, trackers.ADAPTERS[name], run, tail, told) for name in working]
 
 
 class _Tail(NamedTuple):
@@ -261,26 +330,39 @@ class _Tail(NamedTuple):
 
 
 def _wait(feeds: "list[_Feed]", on_event: OnEvent, patience: float) -> None:
-    """Wait until all trackers have written everything or made no progress for `patience` seconds."""
+    """Wait until the trackers have written everything, or none has made progress for `patience` seconds."""
+    before: list[int] = []
+    while (left := [feed for feed in feeds if feed.thread.is_alive()]) and before != [x.progress for x in left]:
+        before, until = [feed.progress for feed in left], time.monotonic() + patience
+        for feed in left:
+            feed.thread.join(max(0.0, until - time.monotonic()))
     for feed in feeds:
-        feed.wait(patience)
         feed.emit_notices(on_event)
+    for name in dict.fromkeys(feed.name for feed in left):
+        waited = f"{name} has not responded for {patience:g} s; fdqn does not wait for it any longer"
+        on_event(events.Notice(f"{waited}; fdqn resume adds the missing points"))
 
 
 class _Feed:
     """A thread that writes the rows of a run to a tracker."""
 
     def __init__(
-        self, name: str, adapter: "Callable[[TrackedRun], Sink]", run: "TrackedRun", tail: _Tail, announces: bool
+        self,
+        name: str,
+        adapter: "Callable[[TrackedRun], Sink]",
+        run: "TrackedRun",
+        tail: _Tail,
+        told: set[tuple[str, str]],
     ) -> None:
-        self._name, self._adapter, self._run, self._tail, self._announces = name, adapter, run, tail, announces
+        self.name, self._adapter, self._run, self._tail, self._told = name, adapter, run, tail, told
         self._changed = threading.Condition()
         self._step = tail.step
         self._finished: bool | None = None
-        self._progress = 0
-        self._notices = collections.deque[str]()
-        self._thread = threading.Thread(target=self._work, name=f"fdqn {name}", daemon=True)
-        self._thread.start()
+        self.progress = 0
+        self.failed = False
+        self._notices = collections.deque[tuple[str, str]]()
+        self.thread = threading.Thread(target=self._work, name=f"fdqn {name}", daemon=True)
+        self.thread.start()
 
     def reported(self, step: int) -> None:
         """Let the thread write the rows up to a step."""
@@ -295,34 +377,25 @@ class _Feed:
             self._changed.notify()
 
     def emit_notices(self, on_event: OnEvent) -> None:
-        """Emit the notices of the tracker, in the thread of the run."""
+        """Emit the notices of the tracker, in the thread of the run, each kind once for all programs."""
         while self._notices:
-            on_event(events.Notice(self._notices.popleft()))
-
-    def wait(self, patience: float) -> None:
-        """Wait for the end of the thread, but for no more than `patience` seconds without progress."""
-        progress = -1
-        while self._thread.is_alive() and self._progress != progress:
-            progress = self._progress
-            self._thread.join(patience)
-        if self._thread.is_alive():
-            self._notices.append(
-                f"{self._name} has not responded for {patience:g} s; fdqn does not wait for it any longer"
-            )
+            kind, text = self._notices.popleft()
+            if (self.name, kind) not in self._told:
+                self._told.add((self.name, kind))
+                on_event(events.Notice(text))
 
     def _work(self) -> None:
         """Open the tracker, write rows until the run ends, and close it."""
         try:
             sink = self._adapter(self._run)
-            if self._announces:
-                self._notices.append(f"{self._name}: {sink.where}")
-            self._progress += 1
+            self._notices.append(("where", f"{self.name}: {sink.where}"))
+            self.progress += 1
             self._write(sink)
         except BaseException as error:  # SystemExit too, as no error of this thread reaches the run
+            self.failed = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._notices.append(
-                f"{self._name} failed, and the run continues without it: {reason}; fdqn resume adds the missing points"
-            )
+            text = f"{self.name} failed, and the run continues without it: {reason}"
+            self._notices.append(("failure", f"{text}; fdqn resume adds the missing points"))
 
     def _write(self, sink: "Sink") -> None:
         """Write the points of all rows, also of those before a resume, that the tracker does not hold."""
@@ -361,4 +434,4 @@ class _Feed:
     def _write_batch(self, sink: "Sink", batch: "list[Points]") -> None:
         if batch:
             sink.write(batch)
-        self._progress += 1
+        self.progress += 1
