@@ -1,6 +1,8 @@
 """Write runs as model repositories of the Hugging Face Hub: the folder, its model card, loading and uploading."""
 
+import ast
 import base64
+import dataclasses
 import http.server
 import inspect
 import json
@@ -20,7 +22,7 @@ from safetensors import safe_open
 import fdqn
 from fdqn import cli
 from fdqn.cli import parse
-from fdqn.experiment import hub, model_card, repeat, settings
+from fdqn.experiment import assemble, hub, model_card, repeat, settings
 from fdqn.testing.asserts import assert_trees_close
 
 
@@ -143,6 +145,31 @@ def test_code_of_the_card_runs(repository, monkeypatch):
         exec(code.replace('local_dir="repo"', 'local_dir="copy"'), names)
         names.setdefault("greedy", names["policy"])
     assert int(names["action"]) == names["greedy"](np.zeros(4))
+
+
+@pytest.mark.parametrize("name", ['my "best" run', "$HOME's", "für 1", "<b>", "-.x", "…"])
+def test_code_of_the_card_is_valid_for_any_name_of_the_folder(place, name):
+    assert cli.main(["export", "run", "--hub", name]) == 0
+    for code in re.findall(r"```python\n(.*?)```", card(Path(name)), re.S):
+        (repository,) = re.findall('"OWNER/(.*?)"', code)
+        assert re.fullmatch("[A-Za-z0-9_][A-Za-z0-9._-]*", repository)
+        ast.parse(code)
+
+
+def test_the_card_has_the_arguments_of_the_environment_and_the_extension(place, monkeypatch):
+    config = json.loads(Path("run/config.json").read_text())
+    config["plan"]["steps"] = 300
+    Path("run/config.json").write_text(json.dumps(config))
+    run, env = fdqn.Run.load("run"), assemble.env(fdqn.Run.load("run").settings)
+    run = dataclasses.replace(run, settings=dataclasses.replace(run.settings, env_kwargs=("time_limit='a|b`c'",)))
+    monkeypatch.setattr(assemble, "env", lambda settings: env)
+    run.summary.pop("gymnasium_return")
+    text = model_card.text(run, "me/run", 5)
+    assert "steps per seed in `` cartpole (time_limit='a|b`c') ``. Trained" in text
+    assert "\n| greedy, `` cartpole (time_limit='a\\|b`c') `` | " in text
+    assert "\n| `env_kwargs` | `` (\"time_limit='a\\|b`c'\",) `` |\n" in text
+    assert """name: "cartpole (time_limit='a|b`c')"\n      type: "cartpole"\n""" in text
+    assert "\nfdqn resume RUN --steps 300\n```" in text
 
 
 def test_means_and_deviations_are_those_of_the_seeds():

@@ -2058,6 +2058,7 @@ WITHOUT = {
     "model_card.front_matter": "the same",
     "model_card.mean_text": "the same",
     "repeat.command": "takes checked settings",
+    "repeat.commands": "the same",
     "html_report.page_of": "hands on to `results.read`",
     "html_report.current": "hands on to `results.read_config`",
     "html_report.program_folders": "takes any path",

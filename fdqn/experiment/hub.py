@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,8 @@ def write(
         seed: seed of policy.pt2; by default the one with the median return.
         env: environment of the run, required if it is your own code.
         video: `.mp4` or `.gif` file to show; by default one in the run folder.
-        repository: OWNER/NAME on the Hub that the model card names; by default OWNER and the name of the folder.
+        repository: OWNER/NAME on the Hub that the model card names; by default OWNER and the name of the folder,
+            with dashes in place of characters that names on the Hub do not have.
         wrappers: wrappers of the run, required if they are your own code.
 
     Raises ValueError for a sweep, a run whose seeds have all failed, a folder that exists, a video of another format,
@@ -73,7 +75,7 @@ def write(
         files.write(part / "model.safetensors", save(trained.params, metadata=_metadata(run)))
         if video_file is not None:
             files.write(part / str(video_name), files.read(video_file))
-        card = model_card.text(run, repository or f"OWNER/{folder.name}", chosen, video_name)
+        card = model_card.text(run, repository or f"OWNER/{_name(folder)}", chosen, video_name)
         files.write(part / "README.md", card.encode())
         size = sum(file.stat().st_size for file in part.iterdir())
     return {
@@ -85,6 +87,11 @@ def write(
         "video": video_name,
         "read": f"fdqn.Run.load({str(folder)!r}{_code_arguments(env, wrappers)})",
     }
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a folder as one of a repository, which has letters, digits, dots, dashes and underscores."""
+    return re.sub("[^A-Za-z0-9_.]+", "-", folder.name).strip("-.") or "run"
 
 
 def _code_arguments(env: str | None, wrappers: Sequence[str]) -> str:
@@ -115,7 +122,7 @@ def push(folder: Path, repository: str) -> str:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"push: expected to upload to {repository}, got {reason}; {folder} is complete, and "
-            f"hf upload {repository} {folder} uploads it"
+            f"hf upload {repository} {shlex.quote(str(folder))} uploads it"
         ) from None
     return str(url)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from fdqn import envs
 from fdqn.experiment import assemble, repeat, results, settings
 from fdqn.experiment.results import Run
-from fdqn.experiment.settings import Settings
+from fdqn.experiment.settings import Settings, task
 
 NAMES = {
     "dqn": "DQN", "munchausen": "Munchausen-DQN", "c51": "C51", "qr-dqn": "QR-DQN", "iqn": "IQN", "rainbow": "Rainbow",
@@ -61,7 +62,7 @@ def front_matter(run: Run) -> str:
         "      type: reinforcement-learning",
         "      name: reinforcement-learning",
         "    dataset:",
-        f"      name: {_quoted(env)}",
+        f"      name: {_quoted(_task(run))}",
         f"      type: {_quoted(env)}",
         "    metrics:",
     ]
@@ -92,6 +93,18 @@ def _env(run: Run) -> str:
     return _record(run).get("env", run.settings.env).removeprefix("gym:")
 
 
+def _task(run: Run) -> str:
+    """Return `_env` with the arguments and wrappers of the environment, if any."""
+    return _env(run) + task(run.settings).removeprefix(run.settings.env)
+
+
+def _code(text: str) -> str:
+    """Format text as code in Markdown, also in a table; backticks in it need a longer fence."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " * (longest > 0)
+    return f"{fence}{space}{text}{space}{fence}".replace("|", "\\|")
+
+
 def _quoted(text: str) -> str:
     """Return text as a YAML scalar. JSON strings are valid YAML."""
     return json.dumps(text)
@@ -101,10 +114,11 @@ def _heading(run: Run) -> str:
     chosen, config = run.settings, results.read_config(run.path)
     seeds = "One seed" if chosen.seeds == 1 else f"{chosen.seeds} seeds, trained together"
     made = f"fdqn {config['versions'].get('fdqn')} and PyTorch {config['versions'].get('torch')}"
+    shown = _code(task(chosen)).replace("\\|", "|")  # outside of a table
     commit = f", commit {config['git']}" if config.get("git") else ""
     return (
         f"# {NAMES[chosen.algorithm]} on {_env(run)}\n\n"
-        f"{seeds}; {run.summary['steps']:,} environment steps per seed in `{chosen.env}`. "
+        f"{seeds}; {run.summary['steps']:,} environment steps per seed in {shown}. "
         f"Trained with {made}{commit}, on {config.get('processor') or config.get('device')}.\n\n"
         "![Learning curve over the seeds](curve.png)\n"
     )
@@ -120,7 +134,7 @@ def _shown(video: str | None) -> str:
 
 def _results(run: Run) -> str:
     summary = run.summary
-    records = {f"greedy, `{run.settings.env}`": summary["final_return"]}
+    records = {f"greedy, {_code(task(run.settings))}": summary["final_return"]}
     if "gymnasium_return" in summary:
         records[f"greedy, Gymnasium's {summary['gymnasium_return']['env']}"] = summary["gymnasium_return"]
     records["last training episodes"] = summary["train_return"]
@@ -202,13 +216,18 @@ There is no checkpoint, so the run cannot be resumed.
 
 
 def _repeating(run: Run) -> str:
-    command = repeat.command(run.settings)
-    return f"## Command to reproduce the training\n\n```sh\n{command}\n```\n"
+    planned = results.read_config(run.path)["plan"]["steps"]
+    lines = "\n".join(repeat.commands(run.settings, planned))
+    return f"## Command to reproduce the training\n\n```sh\n{lines}\n```\n"
 
 
 def _settings_table(chosen: Settings) -> str:
     names = [field.name for field in dataclasses.fields(Settings) if field.name != "out"]
-    rows = [f"| `{name}` | `{getattr(chosen, name)}` |" for name in sorted(names) if settings.is_read(chosen, name)]
+    rows = [
+        f"| `{name}` | {_code(str(getattr(chosen, name)))} |"
+        for name in sorted(names)
+        if settings.is_read(chosen, name)
+    ]
     return "\n".join(
         ["## Settings", "", "<details><summary>All settings that this algorithm reads</summary>", "",
          "| setting | value |", "|---|---|", *rows, "", "</details>", ""]

@@ -131,7 +131,7 @@ def of_runs(runs: Sequence[RunData]) -> Page:
         "results": _results(runs) if len(runs) > 1 else None,
         "seeds": [_seeds(run) for run in runs],
         **_records(runs),
-        "commands": [(run.name, _commands(run)) for run in runs],
+        "commands": [(run.name, repeat.commands(run.settings, run.config["plan"]["steps"])) for run in runs],
     }
 
 
@@ -633,14 +633,6 @@ def _number(x: float | None, digits: int | None = None) -> str:
 
 
 # Commands
-
-
-def _commands(run: RunData) -> list[str]:
-    """Return the commands that train a run again, and extend it if it was extended."""
-    command = repeat.command(run.settings)
-    assert command is not None
-    planned = run.config["plan"]["steps"]
-    return [command, *([f"fdqn resume RUN --steps {planned}"] if planned != run.settings.steps else [])]
 
 
 def _sweep_commands(found: SweepData) -> list[str]:

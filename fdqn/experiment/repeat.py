@@ -28,6 +28,13 @@ def command(settings: Settings) -> str | None:
     return shlex.join(["fdqn", "train", *words, *(["--pbt-every", str(every)] if every else [])])
 
 
+def commands(settings: Settings, planned: int) -> list[str]:
+    """Return the commands that train a run of one setting again, and extend it if more steps were `planned` later."""
+    train = command(settings)
+    assert train is not None
+    return [train, *([f"fdqn resume RUN --steps {planned}"] if planned != settings.steps else [])]
+
+
 def _options(settings: Sweep) -> dict[str, list[Any]] | None:
     """Return the values of each varied setting; None unless their product, the last varying fastest, is the sweep."""
     names, rows = list(settings.varied[0]), [tuple(values.values()) for values in settings.varied]
