@@ -41,11 +41,28 @@ def words(values: Mapping[str, Any]) -> tuple[str, ...]:
             raise TypeError(
                 f"env_kwargs: expected a Python literal, such as a number, a string or a list, got {name}={value!r}"
             )
-    return tuple(f"{name}={values[name]!r}" for name in sorted(values))
+    return tuple(f"{name}={_text(values[name])}" for name in sorted(values))
+
+
+def _text(value: Any) -> str:
+    """Return the representation of a value, with sets in a sorted order, which is not that of another process."""
+    match value:
+        case set() if value and type(value) is set:
+            return f"{{{', '.join(sorted(map(_text, value)))}}}"
+        case dict() if type(value) is dict:
+            return f"{{{', '.join(f'{_text(key)}: {_text(x)}' for key, x in value.items())}}}"
+        case list() if type(value) is list:
+            return f"[{', '.join(map(_text, value))}]"
+        case tuple() if type(value) is tuple:
+            return f"({', '.join(map(_text, value))}{',' * (len(value) == 1)})"
+    return repr(value)
 
 
 def _is_literal(value: Any) -> bool:
-    """Return True if the `repr` of a value is a literal that evaluates to an equal value of the same type."""
-    text = repr(value)
+    """Return True if the text of a value is a literal that evaluates to an equal value of the same type."""
+    try:
+        text = _text(value)
+    except RecursionError:  # a list that contains itself
+        return False
     read = _literal(text)
-    return type(read) is type(value) and read == value and repr(read) == text
+    return type(read) is type(value) and read == value and _text(read) == text
