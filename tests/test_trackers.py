@@ -748,6 +748,15 @@ def test_the_settings_and_the_band_are_in_the_event_files(name):
     assert first.wall_time == pytest.approx(started + row["seconds"])
 
 
+def test_the_parent_of_settings_has_what_they_share():
+    sweep = Sweep(varied=({"gamma": 0.9}, {"gamma": 0.99}), learning_rate=0.5)
+    found = trackers._common(tracked_rows.curves(sweep))
+    assert "gamma" not in found
+    assert (found["learning_rate"], found["seed"]) == (0.5, 0)
+    for seeds in (1, 3):
+        assert trackers._common(tracked_rows.curves(Settings(seeds=seeds, seed=4)))["seed"] == 4
+
+
 def test_wandb_without_a_login_is_refused(here, monkeypatch):
     pytest.importorskip("wandb")
     wandb = importlib.import_module("wandb")

@@ -218,7 +218,7 @@ def mlflow(run: TrackedRun) -> Sink:
     found = client.search_runs([experiment], f"tags.`fdqn.id` = '{run.id}'", max_results=50_000)
     ids = {one.data.tags["fdqn.curve"]: one.info.run_id for one in found}
     before, create = set(ids), partial(_create_run, client, experiment, run, ids)
-    parent = create("aggregate", run.curves[-1].config, {})
+    parent = create("aggregate", _common(run.curves), {})
     own = {parent, *(create(curve.name, curve.config, {"mlflow.parentRunId": parent}) for curve in run.curves)}
     for one in own:
         client.update_run(one, status="RUNNING")
@@ -240,6 +240,14 @@ def mlflow(run: TrackedRun) -> Sink:
     held = {curve.name: _last_step(client, ids[curve.name]) for curve in run.curves if curve.name in before}
     shown = f"in {uri}" if uri.startswith("sqlite") else "in MLFLOW_TRACKING_URI"  # it may contain a password
     return Sink(write, close, held, f"experiment {experiment} {shown}")
+
+
+def _common(curves: Sequence[Curve]) -> dict[str, Any]:
+    """Return the settings of the aggregate of all seeds; of a sweep, which has none, those that its settings share."""
+    *others, last = (curve.config for curve in curves)
+    if curves[-1].name == "aggregate":
+        return last
+    return {name: x for name, x in last.items() if all(config[name] == x for config in others)}
 
 
 def _experiment(client: Any, name: str) -> str:
