@@ -2628,6 +2628,7 @@ def test_every_public_function_has_a_row():
 
 LINES = [
     # how it is asked
+    ("train --env-kwargs a=1e999", 2, "flag --env-kwargs: expected a Python literal, …, got a=inf"),
     ("trian", 2, "unknown command 'trian'; did you mean 'train'?"),
     ("--seeds 2", 2, "unknown flag '--seeds'; see `fdqn --help`"),
     ("eval", 2, "Missing from fdqn eval: PATH Run folder. (required)"),

@@ -410,7 +410,7 @@ def _shell(arguments: list[str]) -> completion.Shell:
     return cast(completion.Shell, words[0])
 
 
-def _dashed(error: ValueError) -> str:
+def _dashed(error: TypeError | ValueError) -> str:
     """Return a message about a setting as one about its flag."""
     names = {field.name for field in dataclasses.fields(Settings)}
     return re.sub(r"\w+", lambda word: word[0].replace("_", "-") if word[0] in names else word[0], str(error))
@@ -527,7 +527,7 @@ def _made(given: dict[str, Any], published: dict[str, Any] | None) -> Settings:
     """Make settings. Exits with a usage error if they are invalid."""
     try:
         return groups.make(given, published)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         _refuse(f"flag --{_dashed(error)}")
 
 
