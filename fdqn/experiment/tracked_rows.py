@@ -115,8 +115,8 @@ def points(
     """Return the last values of all columns, to be passed with the next report, and the points of this report.
 
     The point of a seed is its value in the report. The point of an aggregate is the interquartile mean over its seeds,
-    where a seed without a value counts with its previous one. So does a failed seed, which `curve.png` excludes. NaN and
-    infinite values are omitted.
+    where a seed without a value counts with its previous one. So does a failed seed, which `curve.png` excludes. NaN
+    and infinite values are omitted.
 
     Args:
         last: last values of the previous reports, [S] by column; {} for the first report.
