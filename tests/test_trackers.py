@@ -748,7 +748,7 @@ def test_the_settings_and_the_band_are_in_the_event_files(name):
     assert first.wall_time == pytest.approx(started + row["seconds"])
 
 
-def test_the_parent_of_settings_has_what_they_share():
+def test_the_parent_of_settings_has_their_common_ones():
     sweep = Sweep(varied=({"gamma": 0.9}, {"gamma": 0.99}), learning_rate=0.5)
     found = trackers._common(tracked_rows.curves(sweep))
     assert "gamma" not in found
