@@ -29,7 +29,7 @@ def _literal(text: str) -> Any:
         return text
 
 
-def words(values: Mapping[str, Any]) -> tuple[str, ...]:
+def to_pairs(values: Mapping[str, Any]) -> tuple[str, ...]:
     """Format keyword arguments as pairs `name=value`, sorted by name. The inverse of `parse`.
 
     Raises TypeError for a name that is not an identifier, and for a value that is not a Python literal.

@@ -109,21 +109,21 @@ def test_pairs_become_literals_and_are_formatted_again(pair, value):
     (read,) = arguments.parse([pair]).values()
     assert read == value
     assert type(read) is type(value)
-    again = arguments.words(arguments.parse([pair]))
+    again = arguments.to_pairs(arguments.parse([pair]))
     assert arguments.parse(again) == arguments.parse([pair])
-    assert arguments.words(arguments.parse(again)) == again
+    assert arguments.to_pairs(arguments.parse(again)) == again
 
 
 def test_sets_are_written_in_the_same_order_by_every_process():
     """The order of a set of strings depends on the process, which would refuse to resume the run of another."""
-    (word,) = arguments.words({"x": ({*"hgfedcba"}, [{9: {"z", "y", "x", "w"}}], set(), {3})})
+    (word,) = arguments.to_pairs({"x": ({*"hgfedcba"}, [{9: {"z", "y", "x", "w"}}], set(), {3})})
     text = "({'a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'}, [{9: {'w', 'x', 'y', 'z'}}], set(), {3})"
     assert word == f"x={text}"
-    assert arguments.words(arguments.parse([word])) == (word,)
+    assert arguments.to_pairs(arguments.parse([word])) == (word,)
     loop = [1]
     loop.append(loop)
     with pytest.raises(TypeError, match="env_kwargs: expected a Python literal"):
-        arguments.words({"x": loop})
+        arguments.to_pairs({"x": loop})
 
 
 def test_settings_of_equal_arguments_are_equal():

@@ -166,10 +166,10 @@ def test_a_run_whose_seeds_have_all_failed(tmp_path, without_plotly):
 
 def test_long_curves_are_thinned_with_their_last_step():
     curve = plots.Curve(np.arange(1, 5001), np.arange(5000.0)[:, None])
-    thin = page_data._thinned(curve, page_data.POINTS)
-    assert len(thin.steps) <= page_data.POINTS
+    thin = page_data._thinned(curve, page_data.MAX_POINTS)
+    assert len(thin.steps) <= page_data.MAX_POINTS
     assert (thin.steps[0], thin.steps[-1]) == (1, 5000)
-    assert (np.diff(thin.steps) < 2 * 5000 / page_data.POINTS).all()
+    assert (np.diff(thin.steps) < 2 * 5000 / page_data.MAX_POINTS).all()
     assert page_data._thinned(curve, 5000) is curve
 
 
@@ -177,7 +177,7 @@ def test_many_seeds_are_limited(tmp_path):
     settings = make({"env": "catch", "seeds": 300, "steps": 1000, "learning_starts": 20})
     found = page_of(written(tmp_path / "run", settings, reports=2))
     (curve,) = found["curves"][0]["curves"]
-    assert len(curve["seeds"]) == len(curve["seed_values"]) == page_data.SEEDS
+    assert len(curve["seeds"]) == len(curve["seed_values"]) == page_data.MAX_SEEDS
     assert found["seeds"][0]["note"] == "and 44 more (summary.json)"
     assert curve["count"].tolist() == [300, 300]
 

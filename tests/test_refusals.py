@@ -1701,7 +1701,7 @@ ROWS = [
      "summary: expected only env and wrappers with a run, got gamma; omit it"),
     ("api.summary", given(8), TypeError, "run: expected str or PathLike, got int"),
     ("api.summary", given(Settings(), gamma=0.9), TypeError, "train: expected settings or keywords, got both; …"),
-    ("sizes.of_run", given(Path("nowhere")), ValueError,
+    ("sizes.describe_run", given(Path("nowhere")), ValueError,
      "run: expected a finished run folder, got nowhere without config.json"),
     ("assemble.env", given({}), TypeError, "settings: expected Settings, got dict"),
     ("assemble.env", given(Settings(env="cartpol")), ValueError, "unknown environment 'cartpol'; did you mean …"),
@@ -1878,7 +1878,7 @@ ROWS = [
      "steps: expected at least the planned 100, got 50"),
     ("api.resume", given(None), TypeError, "path: expected str or PathLike, got NoneType"),
     *[(name, given(*arguments, **more), ValueError, message) for name, more in (
-        ("tracking.choose", {}), ("tracking.named", {})) for arguments, message in (
+        ("tracking.choose", {}), ("tracking.check_names", {})) for arguments, message in (
         (("tensorbord",), "track: expected one of tensorboard, …, got 'tensorbord'; did you mean 'tensorboard'?"),
         ((["wandb", "wandb"],), "track: expected each tracker once, got wandb 2 times"),
         (("wandb", "tianshou"), "tags: expected one of cleanrl, sb3, got 'tianshou'"))],
@@ -1887,8 +1887,9 @@ ROWS = [
      "track: expected a sweep of at most 128 settings, got 129; omit track"),
     ("tracking.check_settings", given(Choice(("wandb",)), 9, True), ValueError,
      "track: expected a sweep without halving, got one with it; omit track"),
-    ("tracking.resumed", given(Path("run"), "excel"), ValueError, "track: expected one of tensorboard, …, got 'excel'"),
-    ("tracking.resumed", given(Path("bad-trackers")), ValueError,
+    ("tracking.choose_for_resume", given(Path("run"), "excel"), ValueError,
+     "track: expected one of tensorboard, …, got 'excel'"),
+    ("tracking.choose_for_resume", given(Path("bad-trackers")), ValueError,
      "bad-trackers/tracking.json: expected the record of trackers, got another; delete it to resume without them (…)"),
     ("api.train", given(track="excel"), ValueError, "track: expected one of tensorboard, …, got 'excel'"),
     ("api.sweep", given({"gamma": [0.9, 0.99]}, track=["wandb", "wandb"]), ValueError,
@@ -2076,7 +2077,7 @@ WITHOUT = {
     "watching.is_own_name": "takes any text",
     "tracking.tracked": "takes a checked choice",
     **{f"tracked_rows.{name}": "reads files that `history` has written"
-       for name in ("curves", "points", "reader", "without")},
+       for name in ("curves", "points", "reader", "drop_held")},
     **{f"trackers.{name}": "opens a tracker for a run; its errors are notices"
        for name in ("mlflow", "tensorboard", "trackio", "wandb")},
     "assemble.free_names": "takes nothing",

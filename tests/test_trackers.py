@@ -208,13 +208,13 @@ def test_an_untracked_run_has_no_record(alone):
 
 def test_many_seeds_show_their_aggregate(using):
     memory = using()
-    run, said = train(seeds=tracked_rows.MOST_SEEDS + 1, evaluate_every=0, steps=150)
+    run, said = train(seeds=tracked_rows.MAX_SEEDS + 1, evaluate_every=0, steps=150)
     assert {curve for curve, _ in memory.points} == {"aggregate"}
     assert "trackers show only the aggregate of the seeds, as there are more than 32" in said
     estimate = statistics.interval(plots.filled(run.curve.values)[-1], resamples=500)
     assert memory.points["aggregate", "charts/episodic_return_low"][-1][1] == pytest.approx(float(estimate.low))
-    curves = tracked_rows.curves(Settings(seeds=tracked_rows.MOST_SEEDS))
-    assert len(curves) == tracked_rows.MOST_SEEDS + 1
+    curves = tracked_rows.curves(Settings(seeds=tracked_rows.MAX_SEEDS))
+    assert len(curves) == tracked_rows.MAX_SEEDS + 1
     assert [curve.name for curve in tracked_rows.curves(Settings(seeds=1, seed=7))] == ["seed-7"]
 
 
@@ -257,7 +257,7 @@ def test_trackers_that_block_do_not_hold_up_the_end(using, alone):
     for name, place in PLACES.items():
         using(name, blocks=place)
     said, at, settings = [], [], Settings(**TINY, out="run")
-    with tracking.tracked(tracking.Choice(tuple(PLACES)), said.append, patience=0.2) as receive:
+    with tracking.tracked(tracking.Choice(tuple(PLACES)), said.append, timeout=0.2) as receive:
         run = session.train(settings, receive)
         at.append(time.monotonic())
     assert time.monotonic() - at[0] < 5
@@ -276,7 +276,7 @@ def test_a_slow_tracker_is_waited_for(using):
     slow = functools.partial(lambda write, points: (time.sleep(0.1), write(points)), memory.write)
     memory.write = slow
     settings = Settings(**TINY, out="run")
-    with tracking.tracked(tracking.Choice(("tensorboard",)), events.ignore, patience=5) as receive:
+    with tracking.tracked(tracking.Choice(("tensorboard",)), events.ignore, timeout=5) as receive:
         run = session.train(settings, receive)
     assert_shows(run.path, memory.points)
 
@@ -362,11 +362,11 @@ def test_a_damaged_record_is_refused(here):
     record = {"id": "0123abcd", "started": 1.5, "trackers": [], "tags": "sb3"}
     file = here / "tracking.json"
     file.write_text(json.dumps(record))
-    assert tracking.resumed(here) == tracking.Choice((), "sb3")
+    assert tracking.choose_for_resume(here) == tracking.Choice((), "sb3")
     for change in ({"id": "../x"}, {"trackers": ["excel"]}, {"tags": 3}, {"started": math.inf}, {"trackers": 3}):
         file.write_text(json.dumps({**record, **change}))
         with pytest.raises(ValueError, match=r"tracking\.json: expected the record of trackers, got another; delete"):
-            tracking.resumed(here)
+            tracking.choose_for_resume(here)
 
 
 def test_a_tracker_that_is_not_installed_any_more(using, monkeypatch):
@@ -413,7 +413,7 @@ def test_a_sweep_of_several_programs(using):
             )
     assert said.count("tensorboard: in memory") == 1
     assert sweep_results.is_sweep(Path("sweep"))
-    assert tracking.resumed(Path("sweep")) == tracking.Choice(("tensorboard",), "cleanrl")
+    assert tracking.choose_for_resume(Path("sweep")) == tracking.Choice(("tensorboard",), "cleanrl")
 
 
 SEVERAL = {"gamma": [0.9, 0.99], "hidden": [(8,), (4,)]}
@@ -456,7 +456,7 @@ def test_a_new_tracker_shows_the_programs_that_had_finished(using, at):
 def test_a_blocked_tracker_is_waited_for_once_for_all_programs(using):
     using(blocks="open")
     said, plan = [], sweep_plan.plan({**IN_PROGRAMS, "out": "sweep"}, SEVERAL)
-    with tracking.tracked(tracking.Choice(("tensorboard",)), said.append, patience=0.5) as receive:
+    with tracking.tracked(tracking.Choice(("tensorboard",)), said.append, timeout=0.5) as receive:
         sweep.train(plan, receive)
         at = time.monotonic()
     assert time.monotonic() - at < 0.9
@@ -511,7 +511,7 @@ def test_a_missing_package_is_refused_before_anything_is_written(here, capsys, m
 
 
 def test_names_are_checked():
-    assert tracking.named(["wandb", "mlflow"], "sb3") == tracking.Choice(("wandb", "mlflow"), "sb3")
+    assert tracking.check_names(["wandb", "mlflow"], "sb3") == tracking.Choice(("wandb", "mlflow"), "sb3")
     assert tracking.choose(()) == tracking.Choice()
     with pytest.raises(ValueError, match=r"track: expected one of .*, got 'tensorbord'; did you mean 'tensorboard'"):
         tracking.choose("tensorbord")
@@ -549,7 +549,7 @@ def test_points_are_a_function_of_rows():
     )
     assert points.values["aggregate"] == {"return": 2.0, "return_low": 1.0, "return_high": 3.0}
     assert points.values["seed-0"] == {}
-    assert set(tracked_rows.without(points, {"aggregate": 2, "seed-1": 1}).values) == {"seed-1"}
+    assert set(tracked_rows.drop_held(points, {"aggregate": 2, "seed-1": 1}).values) == {"seed-1"}
     sweep = Sweep(seeds=2, varied=({"gamma": 0.9}, {"gamma": 0.99}))
     assert [curve.name for curve in tracked_rows.curves(sweep, (5, 7))] == ["setting-5", "setting-7"]
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("without_plotly")
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Read changed files without a pause."""
-    monkeypatch.setattr(watching, "REST", 0.0)
+    monkeypatch.setattr(watching, "PAUSE_FACTOR", 0.0)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_the_files_are_read_again_only_after_a_change(served, run, monkeypatch):
 
 def test_updates_take_a_small_fraction_of_the_time(served, run, monkeypatch):
     assert "300 of 1,000" in ask(served, "/update")[2]
-    monkeypatch.setattr(watching, "REST", 1e6)
+    monkeypatch.setattr(watching, "PAUSE_FACTOR", 1e6)
     rows = "".join(f"400,{seed},400,44,40,9,1,2,3,0.1,0.001,2\n" for seed in range(5, 11))
     whole = (run / "metrics.csv").read_text()
     (run / "metrics.csv").write_text(whole + rows)

@@ -212,7 +212,7 @@ def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
     from fdqn.experiment import session, sweep_results, tracking
 
-    choice = tracking.resumed(command.run, _track(command), command.tags)
+    choice = tracking.choose_for_resume(command.run, _track(command), command.tags)
     if sweep_results.is_sweep(command.run):
         return _resume_sweep(command, choice, console, emit, started)
     with (
@@ -508,7 +508,7 @@ def _summary(command: Summary, emit: Emit) -> None:
     from fdqn.experiment import sizes
 
     if command.folder is not None:
-        record = sizes.of_run(command.folder, command.env, command.wrappers)
+        record = sizes.describe_run(command.folder, command.env, command.wrappers)
     else:
         assert command.settings is not None
         record = sizes.describe(command.settings)

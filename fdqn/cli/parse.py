@@ -476,7 +476,7 @@ _WITH_BEST_OF = ("best-of", "seeds", "seed", "out", "track", "tags", "json")
 def _check_trackers(track: tuple[str, ...], names: list[str]) -> None:
     """Exit with a usage error for a tracker that occurs twice, and for --tags without a tracker."""
     try:
-        tracking.named(track)
+        tracking.check_names(track)
     except ValueError as error:
         _refuse(f"flag --{error}")
     if "track" in names and not track:

@@ -175,7 +175,7 @@ def _registered_env(name: str, kwargs: dict[str, Any], wrappers: Sequence[tuple[
 
 
 def _text(kwargs: dict[str, Any]) -> str:
-    return " ".join(arguments.words(kwargs))
+    return " ".join(arguments.to_pairs(kwargs))
 
 
 def _about_kwargs(error: ValueError, name: str, kwargs: dict[str, Any]) -> ValueError:

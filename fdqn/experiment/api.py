@@ -237,7 +237,7 @@ def resume(
         on_event,
         stop,
         lambda emit, over: session.resume(where, steps, **more, on_event=emit, stop=over),
-        tracking.resumed(where, track, tags),
+        tracking.choose_for_resume(where, track, tags),
         where,
     )
 
@@ -269,7 +269,7 @@ def resume_sweep(
         if name not in inspect.signature(resume).parameters:
             raise TypeError(f"resume_sweep: unknown argument {name!r}; see fdqn.resume")
     where = Path(path).absolute()  # an environment may change the current folder
-    shown = tracking.resumed(where, track, tags)
+    shown = tracking.choose_for_resume(where, track, tags)
     _supervised(
         progress, on_event, stop, lambda emit, over: sweeping.resume(where, emit, over, **changes), shown, where
     )
@@ -303,7 +303,7 @@ def summary(
     check.kind("run", run, str, os.PathLike)
     if others := [*(["preset"] if preset is not None else []), *(keywords.keys() - {"env", "wrappers"})]:
         raise TypeError(f"summary: expected only env and wrappers with a run, got {min(others)}; omit it")
-    return sizes.of_run(Path(run), **keywords)
+    return sizes.describe_run(Path(run), **keywords)
 
 
 def _settings(settings: Settings | None, preset: PresetName | None, keywords: dict[str, Any]) -> Settings:

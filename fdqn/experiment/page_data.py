@@ -27,13 +27,13 @@ from fdqn.experiment.population import Population
 from fdqn.experiment.settings import Settings, Sweep
 from fdqn.report import plots, sweeps
 
-POINTS = 300
+MAX_POINTS = 300
 """Maximum number of points of a learning curve."""
 
-SEED_VALUES = 80_000
+MAX_SEED_VALUES = 80_000
 """Maximum number of values in all curves of single seeds, separately for training and evaluations."""
 
-SEEDS = 256
+MAX_SEEDS = 256
 """Maximum number of seeds of a run that are drawn as curves or listed in a table."""
 
 DIAGNOSTICS = {"loss": "loss", "q": "mean Q-value", "grad_norm": "gradient norm"}
@@ -193,8 +193,8 @@ def of_population(run: RunData, found: Population) -> Page:
 
 
 def _ancestors(name: str, found: Population, curve: plots.Curve) -> dict[str, Any]:
-    seeds = [member["seed"] for member in found.best() if member["learner"] is not None][:SEEDS]
-    single = _thinned(curve, max(2, SEED_VALUES // len(seeds)))
+    seeds = [member["seed"] for member in found.best() if member["learner"] is not None][:MAX_SEEDS]
+    single = _thinned(curve, max(2, MAX_SEED_VALUES // len(seeds)))
     return {
         **_estimates(name, curve),
         "seeds": seeds,
@@ -215,7 +215,7 @@ def _best_members(found: Population) -> dict[str, Any]:
             _number(member["train_return"]),
             _number(member["return"]),
         ]
-        for member in best[:SEEDS]
+        for member in best[:MAX_SEEDS]
     ]
     columns = ["seed", "learner", *names, "training return", f"{found.measure} return"]
     return _table("Best member of each seed", columns, rows, len(best), "summary.json")
@@ -294,7 +294,7 @@ def _progress(runs: Sequence[RunData]) -> str:
 
 def _curves(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """Return panels of learning curves: training returns for each environment, and evaluations if there are any."""
-    values = SEED_VALUES // len(runs)
+    values = MAX_SEED_VALUES // len(runs)
     panels = []
     for env in dict.fromkeys(groups.task(run.settings) for run in runs):
         here = [run for run in runs if groups.task(run.settings) == env]
@@ -310,8 +310,8 @@ def _curves(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _curve(run: RunData, curve: plots.Curve, values: int) -> dict[str, Any]:
-    """Return a learning curve without failed seeds, and up to `values` values of the curves of up to `SEEDS` seeds."""
-    drawn = run.seeds[:SEEDS]
+    """Return a learning curve without failed seeds, and the curves of up to `MAX_SEEDS` seeds, `values` values in all."""
+    drawn = run.seeds[:MAX_SEEDS]
     single = _thinned(curve, max(2, values // len(drawn)))
     return {
         **_estimates(run.name, _usable(run, curve)),
@@ -323,7 +323,7 @@ def _curve(run: RunData, curve: plots.Curve, values: int) -> dict[str, Any]:
 
 
 def _estimates(name: str, curve: plots.Curve) -> dict[str, Any]:
-    drawn, estimates = plots.summarised(_thinned(curve, POINTS))
+    drawn, estimates = plots.summarised(_thinned(curve, MAX_POINTS))
     return {
         "name": name,
         "steps": drawn.steps,
@@ -382,7 +382,7 @@ def _diagnostics(runs: Sequence[RunData]) -> dict[str, Any] | None:
 
 
 def _quartiles(name: str, curve: plots.Curve) -> dict[str, Any]:
-    curve = _thinned(curve, POINTS)
+    curve = _thinned(curve, MAX_POINTS)
     seen = np.isfinite(curve.values).any(axis=1)
     steps, values = curve.steps[seen], curve.values[seen]
     low, median, high = np.nanquantile(values, [0.25, 0.5, 0.75], axis=1) if len(steps) else np.empty((3, 0))
@@ -457,7 +457,7 @@ def _ranking(found: SweepData) -> dict[str, Any]:
             *["yes" if row.in_best_set else ""] * marked,
             *["" if row.dropped is None else f"at {row.dropped:,}"] * halved,
         ]
-        for row in found.rows[:SEEDS]
+        for row in found.rows[:MAX_SEEDS]
     ]
     columns = [
         "rank",
@@ -530,7 +530,7 @@ def _seeds(run: RunData) -> dict[str, Any]:
     failed = {seed: "failed" for seed in run.failed}
     if failed:
         columns["failure"] = [failed.get(seed, "") for seed in run.seeds]
-    shown = list(zip(run.seeds, *columns.values(), strict=True))[:SEEDS]
+    shown = list(zip(run.seeds, *columns.values(), strict=True))[:MAX_SEEDS]
     title = f"Seeds of {run.name}"
     return _table(title, ["seed", *columns], [list(row) for row in shown], len(run.seeds), "summary.json")
 
@@ -547,7 +547,7 @@ def _failures(runs: Sequence[RunData]) -> dict[str, Any] | None:
         [run.name, seed, "", "no more updates"] for run in runs for seed in run.failed if (run.name, seed) not in known
     ]
     seed = "learner" if any(isinstance(run.settings, Sweep) for run in runs) else "seed"
-    shown = rows[:SEEDS]
+    shown = rows[:MAX_SEEDS]
     return _table("Failures", ["run", seed, "step", "cause"], shown, len(rows), "summary.json") if rows else None
 
 

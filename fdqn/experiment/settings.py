@@ -352,13 +352,15 @@ class Sweep(Settings):
 
 
 def _make_canonical(settings: Settings) -> None:
-    """Write the arguments of the environment as `arguments.words`, so that equal ones are equal settings, and check the
-    names of wrappers. Fields of another type are left to the check of types."""
+    """Write the arguments of the environment as `arguments.to_pairs` does, so that equal ones are equal settings.
+
+    Also check the names of wrappers. Fields of another type are left to the check of types.
+    """
     given, wrappers = settings.env_kwargs, settings.wrappers
     if isinstance(given, Mapping):
-        object.__setattr__(settings, "env_kwargs", arguments.words(given))
+        object.__setattr__(settings, "env_kwargs", arguments.to_pairs(given))
     elif _is_like((), given):
-        object.__setattr__(settings, "env_kwargs", arguments.words(arguments.parse(given)))
+        object.__setattr__(settings, "env_kwargs", arguments.to_pairs(arguments.parse(given)))
     if not _is_like((), wrappers):
         return
     object.__setattr__(settings, "wrappers", tuple(wrappers))

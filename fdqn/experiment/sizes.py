@@ -57,7 +57,7 @@ def describe(settings: Settings) -> dict[str, Any]:
     }
 
 
-def of_run(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> dict[str, Any]:
+def describe_run(path: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> dict[str, Any]:
     """Return the sizes of the run in a folder, finished or not, as `describe` does.
 
     Raises ValueError for a folder that is not a run, a sweep of several programs, and user code other than `env` and

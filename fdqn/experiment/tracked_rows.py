@@ -44,10 +44,10 @@ TAGS: dict[str, dict[str, str]] = {
 return of the greedy episodes in `evaluations.csv`.
 """
 
-ENDS = ("return", "evaluation")
+WITH_INTERVAL = ("return", "evaluation")
 """Columns of returns, whose aggregate also has the ends of its interval: `TAG_low` and `TAG_high`."""
 
-MOST_SEEDS = 32
+MAX_SEEDS = 32
 """Maximum number of seeds with a curve for each. A curve is a run in W&B or MLflow, and the curves of more seeds would
 hide the interval."""
 
@@ -89,7 +89,7 @@ class Points(NamedTuple):
 
 
 def curves(settings: Settings, numbers: Sequence[int] | None = None) -> tuple[Curve, ...]:
-    """Return the curves of a run: one for each seed, unless there are more than `MOST_SEEDS`, and their aggregate.
+    """Return the curves of a run: one for each seed, unless there are more than `MAX_SEEDS`, and their aggregate.
 
     A sweep has one aggregate for each setting instead; `numbers` are the numbers of these settings in the whole sweep.
     """
@@ -102,7 +102,7 @@ def curves(settings: Settings, numbers: Sequence[int] | None = None) -> tuple[Cu
     config, learners = to_json(settings), range(settings.seeds)
     each = [Curve(f"seed-{settings.seed + i}", (i,), False, {**config, "seed": settings.seed + i}) for i in learners]
     whole = Curve("aggregate", tuple(learners), True, config)
-    return (*(each if settings.seeds <= MOST_SEEDS else ()), *((whole,) if settings.seeds > 1 else ()))
+    return (*(each if settings.seeds <= MAX_SEEDS else ()), *((whole,) if settings.seeds > 1 else ()))
 
 
 def _learners(settings: Sweep, number: int) -> range:
@@ -138,7 +138,7 @@ def points(
     return {**last, **filled}, Points(report.step, report.seconds, finite)
 
 
-def without(points: Points, held: Mapping[str, int]) -> Points:
+def drop_held(points: Points, held: Mapping[str, int]) -> Points:
     """Remove the curves of which the tracker holds this step. `held` has the last step of each curve in the tracker."""
     values = {name: x for name, x in points.values.items() if x and points.step > held.get(name, -1)}
     return points._replace(values=values)
@@ -152,7 +152,7 @@ def _aggregate(curve: Curve, given: dict[str, NDArray[np.float64]], tags: Mappin
         own = own[np.isfinite(own)]
         if not len(own):
             continue
-        if name in ENDS:
+        if name in WITH_INTERVAL:
             estimate = statistics.interval(own, resamples=_RESAMPLES)
             values[f"{tags[name]}_low"], values[f"{tags[name]}_high"] = float(estimate.low), float(estimate.high)
         values[tags[name]] = float(statistics.iqm(own))

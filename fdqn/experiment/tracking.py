@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 TagSet = Literal["cleanrl", "sb3"]
 
-MOST_SETTINGS = 128
+MAX_SETTINGS = 128
 """Maximum number of settings of a tracked sweep."""
 
-PATIENCE = 60.0
+TIMEOUT = 60.0
 """Seconds that a finished run waits for a tracker that makes no progress."""
 
 _MODULES = {
@@ -73,13 +73,13 @@ def choose(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
     Raises TypeError for values that are not names, and ValueError for an unknown name, a tracker that occurs twice, a
     missing package, and W&B without a login.
     """
-    found = named(track, tags)
+    found = check_names(track, tags)
     for name in found.trackers:
         _import(name)
     return found
 
 
-def named(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
+def check_names(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
     """Check the names as `choose` does, without importing packages."""
     if not isinstance(track, Iterable) or not isinstance(tags, str):
         raise TypeError(f"track: expected names of trackers, got {track!r} with the tags {tags!r}")
@@ -97,22 +97,22 @@ def named(track: str | Sequence[str], tags: str = "cleanrl") -> Choice:
 
 
 def check_settings(choice: Choice, count: int, halving: bool = False) -> None:
-    """Raise ValueError for a tracked sweep of more than `MOST_SETTINGS` settings, as each has a curve, or with
+    """Raise ValueError for a tracked sweep of more than `MAX_SETTINGS` settings, as each has a curve, or with
     successive halving, as it changes the settings from rung to rung."""
     if choice.trackers and halving:
         raise ValueError("track: expected a sweep without halving, got one with it; omit track")
-    if choice.trackers and count > MOST_SETTINGS:
-        raise ValueError(f"track: expected a sweep of at most {MOST_SETTINGS} settings, got {count:,}; omit track")
+    if choice.trackers and count > MAX_SETTINGS:
+        raise ValueError(f"track: expected a sweep of at most {MAX_SETTINGS} settings, got {count:,}; omit track")
 
 
-def resumed(path: Path, track: str | Sequence[str] | None = None, tags: str | None = None) -> Choice:
+def choose_for_resume(path: Path, track: str | Sequence[str] | None = None, tags: str | None = None) -> Choice:
     """Return the trackers of a resumed run: `track` and `tags` if given, else those of its `tracking.json`.
 
     Imports their packages. Raises ValueError for a damaged `tracking.json`, and the errors of `choose`.
     """
     record = _read(path)
     before = Choice() if record is None else Choice(tuple(record["trackers"]), record["tags"])
-    found = named(before.trackers if track is None else track, before.tags if tags is None else tags)
+    found = check_names(before.trackers if track is None else track, before.tags if tags is None else tags)
     try:
         return choose(*found)
     except ValueError as error:
@@ -153,7 +153,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(files.read(file, 2**16))
-        named(record["trackers"], record["tags"])
+        check_names(record["trackers"], record["tags"])
         known = isinstance(record["id"], str) and re.fullmatch("[0-9a-f]{8}", record["id"])
         if not known or type(record["started"]) is not float or not math.isfinite(record["started"]):
             raise ValueError("expected an id and a time")
@@ -179,12 +179,12 @@ def _recorded(path: Path, choice: Choice, started: Callable[[], float]) -> dict[
 
 @contextlib.contextmanager
 def tracked(
-    choice: Choice, on_event: OnEvent, patience: float = PATIENCE, resumed: Path | None = None
+    choice: Choice, on_event: OnEvent, timeout: float = TIMEOUT, resumed: Path | None = None
 ) -> Iterator[OnEvent]:
     """Yield an event callback that updates the trackers and then calls `on_event`. Close the trackers at the end.
 
     An error of a tracker becomes one `Notice`. At the end, wait for trackers that still write, but for no more than
-    `patience` seconds without progress. Of a folder that is `resumed`, write the rows that the trackers lack, also if
+    `timeout` seconds without progress. Of a folder that is `resumed`, write the rows that the trackers lack, also if
     there is nothing left to train.
     """
     if not choice.trackers:
@@ -215,14 +215,14 @@ def tracked(
         for feed in feeds:
             feed.close(False)
         with contextlib.suppress(Exception):
-            _wait(feeds, on_event, min(patience, 5.0) if isinstance(error, KeyboardInterrupt) else patience)
+            _wait(feeds, on_event, min(timeout, 5.0) if isinstance(error, KeyboardInterrupt) else timeout)
         raise
     for feed in feeds:
         feed.close(True)
-    _wait(feeds, on_event, patience)
+    _wait(feeds, on_event, timeout)
     late = [name for name in _working(choice.trackers, feeds) if name in new or not started]
     if resumed is not None and late:
-        _catch_up(choice, late, resumed, started, on_event, patience, told)
+        _catch_up(choice, late, resumed, started, on_event, timeout, told)
 
 
 def _working(names: Sequence[TrackerName], feeds: "Sequence[_Feed]") -> list[TrackerName]:
@@ -243,7 +243,7 @@ def _catch_up(
     path: Path,
     started: Sequence[str],
     on_event: OnEvent,
-    patience: float,
+    timeout: float,
     told: set[tuple[str, str]],
 ) -> None:
     """Write the rows of a finished run, or of each finished program of a sweep, to trackers that may lack some.
@@ -254,7 +254,7 @@ def _catch_up(
         path: folder of the run or the sweep.
         started: names of programs that were trained meanwhile, whose rows all trackers have.
         on_event: receives notices.
-        patience: seconds without progress to wait.
+        timeout: seconds without progress to wait.
         told: trackers and kinds of messages that were emitted.
     """
     from fdqn.experiment import results, run_folder, sweep_plan
@@ -272,7 +272,7 @@ def _catch_up(
                 feeds = _feeds(choice, late, event, on_event, told)
                 for feed in feeds:
                     feed.close(True)
-                _wait(feeds, on_event, patience)
+                _wait(feeds, on_event, timeout)
         except (OSError, ValueError) as error:
             on_event(events.Notice(f"the run is not tracked: {error}"))
             return
@@ -310,9 +310,9 @@ def _feeds(
     except (OSError, ValueError) as error:
         on_event(events.Notice(f"the run is not tracked: {error}"))
         return []
-    if not isinstance(settings, Sweep) and settings.seeds > (most := tracked_rows.MOST_SEEDS):
+    if not isinstance(settings, Sweep) and settings.seeds > (most := tracked_rows.MAX_SEEDS):
         on_event(events.Notice(f"trackers show only the aggregate of the seeds, as there are more than {most}"))
-    returns = tuple(tracked_rows.TAGS[choice.tags][name] for name in tracked_rows.ENDS)
+    returns = tuple(tracked_rows.TAGS[choice.tags][name] for name in tracked_rows.WITH_INTERVAL)
     curves = tracked_rows.curves(settings, numbers)
     run = trackers.TrackedRun(event.path, record["id"], record["started"], curves, returns)
     tail = _Tail(folder, settings.learners, event.step, choice.tags)
@@ -329,17 +329,17 @@ class _Tail(NamedTuple):
     tags: str
 
 
-def _wait(feeds: "list[_Feed]", on_event: OnEvent, patience: float) -> None:
-    """Wait until the trackers have written everything, or none has made progress for `patience` seconds."""
+def _wait(feeds: "list[_Feed]", on_event: OnEvent, timeout: float) -> None:
+    """Wait until the trackers have written everything, or none has made progress for `timeout` seconds."""
     before: list[int] = []
     while (left := [feed for feed in feeds if feed.thread.is_alive()]) and before != [x.progress for x in left]:
-        before, until = [feed.progress for feed in left], time.monotonic() + patience
+        before, until = [feed.progress for feed in left], time.monotonic() + timeout
         for feed in left:
             feed.thread.join(max(0.0, until - time.monotonic()))
     for feed in feeds:
         feed.emit_notices(on_event)
     for name in dict.fromkeys(feed.name for feed in left):
-        waited = f"{name} has not responded for {patience:g} s; fdqn does not wait for it any longer"
+        waited = f"{name} has not responded for {timeout:g} s; fdqn does not wait for it any longer"
         on_event(events.Notice(f"{waited}; fdqn resume adds the missing points"))
 
 
@@ -410,7 +410,7 @@ class _Feed:
             batch: list[Points] = []
             for report in read(step):
                 last, points = tracked_rows.points(last, report, self._run.curves, tags)
-                batch.append(tracked_rows.without(points, sink.held))
+                batch.append(tracked_rows.drop_held(points, sink.held))
                 if len(batch) == _BATCH:
                     self._write_batch(sink, batch)
                     batch = []

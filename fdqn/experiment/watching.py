@@ -20,13 +20,13 @@ from fdqn.report import page
 
 HOST = "127.0.0.1"
 
-SECONDS = 3.0
+UPDATE_SECONDS = 3.0
 """Seconds between updates of the page in the browser."""
 
-REST = 10.0
+PAUSE_FACTOR = 10.0
 """Pause before files are read again, as a multiple of the duration of the last update. It leaves the CPU to the run."""
 
-NAMES = ("127.0.0.1", "localhost", "::1")
+HOST_NAMES = ("127.0.0.1", "localhost", "::1")
 """Names of this machine that are accepted in the Host header of a request."""
 
 
@@ -55,7 +55,7 @@ class Source:
             if not self._text:
                 started = time.monotonic()
                 self._text = page.body(self._found)
-                self._due += REST * (time.monotonic() - started)
+                self._due += PAUSE_FACTOR * (time.monotonic() - started)
             return self._text
 
     def _refresh(self) -> None:
@@ -72,7 +72,7 @@ class Source:
                 raise ValueError(str(error)) from None
             return  # a file in the middle of a write; the next update reads it again
         self._state, self._text = state, ""
-        self._due = time.monotonic() + REST * (time.monotonic() - started)
+        self._due = time.monotonic() + PAUSE_FACTOR * (time.monotonic() - started)
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
@@ -129,7 +129,7 @@ class _Server(ThreadingHTTPServer):
 
 def _handler(source: Source) -> type[BaseHTTPRequestHandler]:
     contents: dict[str, Callable[[], str]] = {
-        "/": lambda: page.html(source.page(), SECONDS),
+        "/": lambda: page.html(source.page(), UPDATE_SECONDS),
         "/update": source.text,
     }
 
@@ -165,7 +165,11 @@ def _handler(source: Source) -> type[BaseHTTPRequestHandler]:
             """Return status, type and text of the response."""
             hosts = self.headers.get_all("Host", [])
             if len(hosts) != 1 or not is_own_name(hosts[0]):
-                return HTTPStatus.FORBIDDEN, "text/plain", f"host: expected one of {', '.join(NAMES)}, got another\n"
+                return (
+                    HTTPStatus.FORBIDDEN,
+                    "text/plain",
+                    f"host: expected one of {', '.join(HOST_NAMES)}, got another\n",
+                )
             if self.path not in contents:
                 return HTTPStatus.NOT_FOUND, "text/plain", "path: expected /, got another\n"
             try:
@@ -190,4 +194,4 @@ def is_own_name(host: str) -> bool:
     except ValueError:
         return False
     plain = parts.netloc == host and not parts.path and parts.username is None and (port is None or port > 0)
-    return plain and parts.hostname in NAMES
+    return plain and parts.hostname in HOST_NAMES
