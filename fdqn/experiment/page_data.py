@@ -310,7 +310,7 @@ def _curves(runs: Sequence[RunData]) -> list[dict[str, Any]]:
 
 
 def _curve(run: RunData, curve: plots.Curve, values: int) -> dict[str, Any]:
-    """Return a learning curve without failed seeds, and the curves of up to `MAX_SEEDS` seeds, `values` values in all."""
+    """Return a learning curve without failed seeds, and those of up to `MAX_SEEDS` seeds, `values` values in all."""
     drawn = run.seeds[:MAX_SEEDS]
     single = _thinned(curve, max(2, values // len(drawn)))
     return {
