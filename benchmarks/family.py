@@ -184,13 +184,13 @@ def returns(run: fdqn.Run) -> np.ndarray:
 def paired_table(record: dict[str, Any]) -> str:
     """Format a record of paired differences as a Markdown table."""
     games = list(dict.fromkeys(result["game"] for result in record["results"]))
-    heads = "".join(f" {game} | minus DQN | hours |" for game in games)
-    lines = [f"| algorithm |{heads}", f"|---|{'--:|--:|--:|' * len(games)}"]
+    heads = "".join(f" {game} | minus DQN |" for game in games)
+    lines = [f"| algorithm |{heads}", f"|---|{'--:|--:|' * len(games)}"]
     for name in dict.fromkeys(result["algorithm"] for result in record["results"]):
         cells = ""
         for row in (result for result in record["results"] if result["algorithm"] == name):
             difference = f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" if name != "dqn" else ""
-            cells += f" {row['mean']:.2f} | {difference} | {row['hours']:.2f} |"
+            cells += f" {row['mean']:.2f} | {difference} |"
         lines.append(f"| `{name}` |{cells}")
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError
 from torch.func import grad, vmap
 
 from fdqn import cli, networks, training, tree
@@ -248,6 +249,18 @@ def test_a_missing_function_of_torch_s_c_interface_steps_down(name, monkeypatch,
     assert re.match(
         rf"torch {re.escape(torch.__version__)} has (no C function {name}_gone|another C interface: )", *lines
     )
+
+
+@pytest.mark.skipif("aot" not in COMPILING, reason="aot is for CPUs under Linux")
+def test_an_error_inside_of_the_compiler_steps_down_and_names_the_engine(monkeypatch, tmp_path):
+    def broken(*given, **settings):
+        raise InductorError(KeyError("buf27"), None)
+
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no library of an earlier run
+    monkeypatch.setattr("torch._inductor.aot_compile", broken)
+    ends, lines = falls("aot")
+    assert ends == ["inductor"]
+    assert lines == ["the engine aot failed: KeyError: 'buf27'; falling back to the engine inductor"]
 
 
 def test_what_lets_a_call_go_unchecked_may_be_missing(monkeypatch):

@@ -282,7 +282,7 @@ def _first_working(
                 result = call(*args)
                 break
             except _FailedError as failed:
-                reason = reason or failed.reason
+                reason = reason or failed
                 with LOCK:  # another thread may have had the same failure
                     _drop(names(args), failed)
                     call = cached(start)
@@ -305,8 +305,9 @@ def _drop(names: list[str], failed: _FailedError) -> None:
     names[:] = rest
 
 
-def _warn(reason: Exception, engine: str) -> None:
-    explained = isinstance(reason, toolchain.CompilerError | private.UnavailableError)
-    sentence = ("" if explained else "inductor failed: ") + str(reason).strip().splitlines()[0]
+def _warn(failed: _FailedError, engine: str) -> None:
+    explained = isinstance(failed.reason, toolchain.CompilerError | private.UnavailableError)
+    prefix = "" if explained else f"the engine {failed.engine} failed: "
+    sentence = prefix + str(failed.reason).strip().splitlines()[0]
     slower = "eager execution, many times slower" if engine == "eager" else f"the engine {engine}"
     warnings.warn(f"{sentence}; falling back to {slower}", stacklevel=1)

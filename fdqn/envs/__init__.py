@@ -1,4 +1,7 @@
-"""Environments by name: pure ones, one module each, and host environments of Gymnasium and Atari."""
+"""Environments by name: pure ones, one module each, and host environments of Gymnasium and Atari.
+
+.. include:: ../docs/environments.md
+"""
 
 import copy
 import difflib
