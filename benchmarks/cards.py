@@ -107,7 +107,7 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(lines) + (
         f"\n\n{record['seeds']} seeds of each network: {minutes:.1f} minutes of training and evaluation, "
         f"{record['compare_seconds']:.0f} s to compare. Difference of the means {mean:+.3f} [{low:+.3f}, {high:+.3f}], "
-        f"P(better) {found['improvement']['value']:.2f}, p = {found['p']:.3f}; detectable difference: "
+        f"P(better) {found['improvement']['value']:.2f}, p = {found['p']:.1g}; detectable difference: "
         f"{found['detectable']:.3f}."
     )
 
