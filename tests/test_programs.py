@@ -119,7 +119,11 @@ def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
 
 def test_metrics_rejects_rewards_that_change_on_their_way_into_replay(monkeypatch):
     right = replay.transition
-    monkeypatch.setattr(replay, "transition", lambda obs, a, step: right(obs, a, step._replace(reward=step.reward / 2)))
+
+    def half(obs, action, step, legal):
+        return right(obs, action, step._replace(reward=step.reward / 2), legal)
+
+    monkeypatch.setattr(replay, "transition", half)
     with rejects(r"reward of stored rows from 0: \[0, 0\]: expected 1.0, got 0.5"):
         programs.metrics(examples.program(), *examples.seeds(2), cycles=2)
 

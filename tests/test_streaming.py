@@ -111,7 +111,7 @@ def loop_over_steps(given, lambda_=0.8, kappa=2.0, plant=None):
     traces = {name: torch.zeros_like(x) for name, x in weights.items()}
     seen, totals, total, starts, found = [], [], 0.0, True, []
     for obs, action, reward, discount, next_obs, next_legal, ended, legal in zip(
-        *given.batch, given.ended, given.legal, strict=True
+        *given.batch[:6], given.ended, given.legal, strict=True
     ):
         x = normalized(obs, seen)
         seen += [obs.numpy()] if starts else []

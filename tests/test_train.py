@@ -18,7 +18,7 @@ from fdqn.experiment import assemble
 from fdqn.experiment.settings import Settings
 from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.training import host, loop, metrics, streams
-from fdqn.types import Network
+from fdqn.types import Network, Transition
 
 
 def started(lanes=2, seed=0, **settings):
@@ -225,14 +225,14 @@ def test_collect_stores_what_happened():
             action = torch.where(noise.act[i][:, 0] < share, explored, q.argmax(-1))
             world, step = program.env.step(world, action, noise.env[i])
             rows = zip(obs, action, step.reward, step.terminated, step.next_obs, step.next_legal, strict=True)
-            expected += [(o, a, r, 1.0 - t.float(), n, m) for o, a, r, t, n, m in rows]
+            expected += [Transition(o, a, r, 1.0 - t.float(), n, m) for o, a, r, t, n, m in rows]
             obs, legal, taken = step.obs, step.legal, taken + 2
         state = training.vmapped(program).collect(state, training.noise(program, keys, cycle, 1))
     expected = expected[-40:]
     start = 48 % 40
     got = tree.map(lambda x: x[0].roll(-start, 0), state.buffer.rows)
     for i, row in enumerate(expected):
-        asserts.assert_trees_close(list(row), list(tree.index(got, i)), 1e-6, 0.0, f"row {i}: ")
+        asserts.assert_trees_close(row, tree.index(got, i), 1e-6, 0.0, f"row {i}: ")
     asserts.assert_trees_equal((obs, legal), (state.obs[0], state.legal[0]))
     assert int(state.learner.updates[0]) == 0
 
@@ -694,8 +694,8 @@ def test_probes_see_a_time_limit_taken_for_an_end(monkeypatch):
     """Planted: `1 - done`."""
     right = replay.transition
 
-    def one_minus_done(obs, action, step):
-        return right(obs, action, step)._replace(discount=1.0 - (step.terminated | step.truncated).float())
+    def one_minus_done(obs, action, step, legal):
+        return right(obs, action, step, legal)._replace(discount=1.0 - (step.terminated | step.truncated).float())
 
     monkeypatch.setattr(replay, "transition", one_minus_done)
     probe = probes.endless_reward()
