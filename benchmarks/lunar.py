@@ -22,7 +22,7 @@ import numpy as np
 import work
 
 import fdqn
-from fdqn.experiment import evaluation
+from fdqn.experiment import evaluation, results
 
 SETTINGS: dict[str, Any] = {
     "env": "gym:LunarLander-v3",
@@ -71,7 +71,7 @@ def run(seeds: int, seed: int, steps: int, out: Path) -> dict[str, Any]:
     start = time.perf_counter()
     if not (out / "config.json").exists():
         fdqn.train(out=out, seeds=seeds, seed=seed, steps=steps, **SETTINGS)
-    elif not (out / "summary.json").exists():
+    elif results.finished(out) < steps:
         fdqn.resume(out)
     trained = time.perf_counter()
     chosen = best_steps(out)
