@@ -13,7 +13,6 @@ Prints its table, draws `pictures/breakout.png` (training returns against minute
 """
 
 import argparse
-import json
 import math
 import os
 import subprocess
@@ -26,8 +25,7 @@ import numpy as np
 import work
 
 import fdqn
-from fdqn.experiment import evaluation
-from fdqn.report import statistics
+from fdqn.experiment import evaluation, results
 
 ROOT, PICTURE = Path(__file__).parents[1], Path(__file__).parent / "pictures" / "breakout.png"
 
@@ -123,10 +121,7 @@ def table(record: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for arm in record["arms"]:
-        cells = []
-        for key in ("training", "greedy"):
-            iqm = statistics.interval(arm[key])
-            cells.append(f"{float(iqm.iqm):.1f} [{iqm.kind} {float(iqm.low):.1f}, {float(iqm.high):.1f}]")
+        cells = [results.interval_text(results.seeds_record(arm[key])) for key in ("training", "greedy")]
         sizes = f"{arm['seconds'] / 60:.0f} | {arm['steps']:,} | {arm['updates']:,}"
         lines.append(f"| `{arm['arm']}` | {sizes} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -142,7 +137,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     if given.table:
-        print(table(json.loads((work.RECORDS / "breakout.jsonl").read_text().splitlines()[-1])))
+        print(table(work.newest("breakout")))
         return
     if given.arm:
         train(given.arm, given.minutes, given.seeds, given.out / given.arm)

@@ -28,6 +28,7 @@ import work
 from torch import Tensor
 
 from fdqn import random
+from fdqn.experiment import comparison_text
 from fdqn.ops import exploration
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +39,10 @@ FLAGS = shlex.split(
 )
 
 
-def command(*arguments: str) -> str:
-    """Run `fdqn` in the root of the repository, which `--env` imports from, and return its standard output."""
+def command(*arguments: str, folder: Path = ROOT) -> str:
+    """Run `fdqn` in a folder, by default the root of the repository, which `--env` imports from. Return its output."""
     return subprocess.run(
-        [sys.executable, "-m", "fdqn", *arguments], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "fdqn", *arguments], cwd=folder, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
 
 
@@ -86,7 +87,7 @@ def run(seeds: int, steps: int, out: Path) -> dict[str, Any]:
     start = time.perf_counter()
     command("train", *FLAGS, "--seeds", str(seeds), "--steps", str(steps), "--out", str(out))
     trained = time.perf_counter()
-    compared = json.loads(command("compare", str(out), "--json"))
+    compared = json.loads(command("compare", out.name, "--json", folder=ROOT / out.parent))
     end = time.perf_counter()
     return {
         **work.machine("cpu"), "seeds": seeds, "steps": steps, "train_seconds": round(trained - start, 1),
@@ -100,15 +101,14 @@ def table(record: dict[str, Any]) -> str:
     lines = ["| player | mean score of a game, IQM | games in training |", "|---|--:|--:|"]
     lines += [f"| {name} | {score:.3f} | - |" for name, score in record["baselines"].items()]
     for arm, (name, count) in zip(record["arms"], record["games"].items(), strict=True):
-        iqm = arm["iqm"]
-        lines.append(f"| {name} | {iqm['value']:.3f} [{iqm['low']:.3f}, {iqm['high']:.3f}] | {count:,.0f} |")
+        lines.append(f"| {name} | {comparison_text.estimate_text(arm['iqm'], 3)} | {count:,.0f} |")
     found, minutes = record["comparisons"][0], record["train_seconds"] / 60
-    low, mean, high = (found["mean"][key] for key in ("low", "value", "high"))
     return "\n".join(lines) + (
         f"\n\n{record['seeds']} seeds of each network: {minutes:.1f} minutes of training and evaluation, "
-        f"{record['compare_seconds']:.0f} s to compare. Difference of the means {mean:+.3f} [{low:+.3f}, {high:+.3f}], "
-        f"P(better) {found['improvement']['value']:.2f}, p = {found['p']:.1g}; detectable difference: "
-        f"{found['detectable']:.3f}."
+        f"{record['compare_seconds']:.0f} s to compare. Difference of the means "
+        f"{comparison_text.estimate_text(found['mean'], 3, signed=True)}, "
+        f"P(better) {found['improvement']['value']:.2f}, p = {comparison_text.p_text(found['p'])}; "
+        f"detectable difference: {found['detectable']:.3f}."
     )
 
 
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = vars(parser.parse_args())
     if given.pop("table"):
-        print(table(json.loads((work.RECORDS / "cards.jsonl").read_text().splitlines()[-1])))
+        print(table(work.newest("cards")))
         return
     record = run(**given)
     work.append("cards", record)

@@ -142,11 +142,6 @@ def speed_table(record: dict[str, Any]) -> str:
 # Returns.
 
 
-def trained(out: Path, **given: Any) -> fdqn.Run:
-    """Return a run: train in a new folder, continue a stopped run, or read a finished one."""
-    return fdqn.resume(out) if (out / "config.json").exists() else fdqn.train(out=out, **given)
-
-
 def paired_settings(algorithm: AlgorithmName, steps: int) -> dict[str, Any]:
     """Return the settings of an algorithm in the comparison with DQN, as keywords of `fdqn.train`."""
     cadence = {"steps": steps, "report_every": max(steps // 50, 1), "checkpoint_every": steps // 4}
@@ -160,7 +155,9 @@ def paired(games: list[str], seeds: int, steps: int, out: Path) -> dict[str, Any
     results, panels = [], {}
     for game in games:
         runs = {
-            name: trained(out / f"{game}-{name}", env=f"minatar:{game}", seeds=seeds, **paired_settings(name, steps))
+            name: work.trained(
+                out / f"{game}-{name}", env=f"minatar:{game}", seeds=seeds, **paired_settings(name, steps)
+            )
             for name in PAIRED
         }
         panels[game] = {name: run.curve for name, run in runs.items()}

@@ -13,7 +13,6 @@ A stopped run is continued, and a finished one only evaluated. Prints its table 
 
 import argparse
 import csv
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from typing import Any
 import numpy as np
 import work
 
-import fdqn
-from fdqn.experiment import evaluation, results
+from fdqn.experiment import evaluation
 
 SETTINGS: dict[str, Any] = {
     "env": "gym:LunarLander-v3",
@@ -69,10 +67,7 @@ def played(folder: Path, checkpoint: str, seeds: list[int]) -> dict[int, float]:
 def run(seeds: int, seed: int, steps: int, out: Path) -> dict[str, Any]:
     """Train or continue a run, and evaluate it."""
     start = time.perf_counter()
-    if not (out / "config.json").exists():
-        fdqn.train(out=out, seeds=seeds, seed=seed, steps=steps, **SETTINGS)
-    elif results.finished(out) < steps:
-        fdqn.resume(out)
+    work.trained(out, seeds=seeds, seed=seed, steps=steps, **SETTINGS)
     trained = time.perf_counter()
     chosen = best_steps(out)
     last, best = played(out, "last", list(chosen)), {}
@@ -106,7 +101,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = vars(parser.parse_args())
     if given.pop("table"):
-        print(table(json.loads((work.RECORDS / "lunar.jsonl").read_text().splitlines()[-1])))
+        print(table(work.newest("lunar")))
         return
     record = run(**given)
     work.append("lunar", record)

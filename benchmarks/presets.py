@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import fdqn
 from fdqn import envs
 from fdqn.experiment import presets
 from fdqn.report import statistics
@@ -30,8 +29,7 @@ def train(name: presets.PresetName, env: str, seeds: int, out: Path) -> dict[str
     """Train a preset in an environment, or read its finished run, and return its score."""
     import work
 
-    given = {"preset": name, "env": env, "seeds": seeds, "out": out}
-    run = fdqn.resume(out) if (out / "config.json").exists() else fdqn.train(**given)
+    run = work.trained(out, preset=name, env=env, seeds=seeds)
     summary = run.summary
     greedy = summary.get("gymnasium_return", summary["final_return"])
     record = greedy if presets.measure(name) == "greedy" else summary["train_return"]

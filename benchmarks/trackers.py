@@ -14,7 +14,6 @@ Needs `pip install 'fdqn[tensorboard,wandb,trackio,mlflow]'`. Prints its table a
 """
 
 import argparse
-import json
 import os
 import resource
 import tempfile
@@ -83,7 +82,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     given = vars(parser.parse_args())
     if given.pop("table"):
-        print(table(json.loads((work.RECORDS / "trackers.jsonl").read_text().splitlines()[-1])))
+        print(table(work.newest("trackers")))
         return
     record = measure(**given)
     work.append("trackers", record)

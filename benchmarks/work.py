@@ -22,6 +22,7 @@ import torch
 from cadence import TARGET_PERIOD, iterations_per_report
 from torch import Tensor
 
+import fdqn
 from fdqn import compile, networks, random, training
 from fdqn.agents import dqn
 from fdqn.envs import episode
@@ -183,6 +184,16 @@ def append(name: str, record: dict[str, Any]) -> None:
     RECORDS.mkdir(exist_ok=True)
     with (RECORDS / f"{name}.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
+
+
+def newest(name: str) -> dict[str, Any]:
+    """Return the last record of `records/NAME.jsonl`."""
+    return json.loads((RECORDS / f"{name}.jsonl").read_text().splitlines()[-1])
+
+
+def trained(out: Path, **given: Any) -> fdqn.Run:
+    """Return a run: train in a new folder, continue a stopped run, or read a finished one."""
+    return fdqn.resume(out) if (out / "config.json").exists() else fdqn.train(out=out, **given)
 
 
 def spread(values: list[float]) -> dict[str, float]:
