@@ -36,13 +36,14 @@ COMMON: dict[str, Any] = {
     "gamma": 0.99,
     "evaluate_epsilon": 0.05,
     "evaluate_episodes": 20,
+    "save_replay": False,
 }
 ARMS: dict[str, dict[str, Any]] = {
     "dqn": {
         "algorithm": "dqn", "num_envs": 4, "batch_size": 32, "capacity": 60_000, "learning_starts": 2_000,
         "random_warmup": True, "epsilon_fraction": 0.3, "epsilon_end": 0.05, "target_period": 500, "n_step": 3,
         "double": True, "loss": "huber", "optimizer": "adam", "learning_rate": 1e-4,
-        "learning_rate_schedule": "constant", "max_grad_norm": math.inf, "save_replay": False,
+        "learning_rate_schedule": "constant", "max_grad_norm": math.inf,
     },
     "pqn": {
         "algorithm": "pqn", "num_envs": 16, "steps_per_cycle": 32, "updates_per_cycle": 32, "batch_size": 32,

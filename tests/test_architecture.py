@@ -8,6 +8,7 @@ import ast
 import graphlib
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -243,6 +244,27 @@ def test_the_core_uses_no_generator_and_prints_nothing(path):
     assert calls(module, "print") == []
 
 
+def unquoted_paths(module):
+    """Return the lines of commands with a path that is not quoted for the shell, in f-strings."""
+    found = []
+    for text in (node for node in ast.walk(module) if isinstance(node, ast.JoinedStr)):
+        before = ""
+        for part in text.values:
+            if isinstance(part, ast.Constant):
+                before += part.value
+                continue
+            is_path = dotted(part.value).split(".")[-1] == "path"
+            if is_path and re.search(r"(fdqn [a-z]+|--[a-z-]+)( --[a-z-]+)* $", before):
+                found.append(text.lineno)
+            before = ""
+    return found
+
+
+@SOURCES
+def test_commands_quote_their_paths(path):
+    assert unquoted_paths(parsed(path)) == []
+
+
 IN_PLACE = {"compile": {"copy_"}, "checkpoint": {"copy_"}, "transfer": {"copy_"}, "export": {"requires_grad_"}}
 """The edges, where memory must stay: graphs are captured with a state's leaves, so what is donated and what is loaded
 is written over them; pinned buffers are used again;
@@ -353,6 +375,9 @@ def test_every_strategy_is_held_to_its_promise():
         ("networks", "def _made():\n    torch.manual_seed(0)", lambda n, m: generator_lines(m) == []),
         ("networks", "def mlp():\n    torch.manual_seed(0)", lambda n, m: generator_lines(m) != []),
         ("optim", "x.add_(1)", lambda n, m: in_place_methods(m) == ["add_"]),
+        ("cli", "f'with: fdqn resume {run.path}'", lambda n, m: unquoted_paths(m) == [1]),
+        ("cli", "f'with: fdqn train --best-of {path}'", lambda n, m: unquoted_paths(m) == [1]),
+        ("cli", "f'{path}: fdqn eval {shlex.quote(path)} --setting K'", lambda n, m: unquoted_paths(m) == []),
         ("training", "print(1)", lambda n, m: calls(m, "print") == [1]),
         ("training", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in said(m))),
         ("test", "with rejects('x'):\n    laws.pure(f)\nlaws.env(g)", lambda n, m: held(m)[0] == {"pure"}),

@@ -293,7 +293,8 @@ def test_wrappers_of_gymnasium_need_no_permission():
     made = Settings(env=LAKE, wrappers=["gymnasium.wrappers:NormalizeReward"])
     assert not envs.is_wrapper_code(made.wrappers[0])
     assert results.unnamed_code(Path("run"), made, None, ()) == ""
-    assert "--wrappers a:b" in results.unnamed_code(Path("run"), Settings(wrappers=["a:b"]), None, ["c:d"])
+    message = results.unnamed_code(Path("run"), Settings(wrappers=["a:b", "e:f"]), None, ["c:d"])
+    assert message.endswith("got c:d; pass --wrapper a:b --wrapper e:f")
     assert results.unnamed_code(Path("run"), Settings(wrappers=["a:b"]), None, ["a:b"]) == ""
 
 

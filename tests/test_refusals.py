@@ -2752,9 +2752,9 @@ LINES = [
     ("train --wrapper", 2, "flag --wrapper: expected a name such as package.module:Wrapper, got none"),
     ("train --wrapper --seeds 2", 2, "flag --wrapper: expected a name such as package.module:Wrapper, got none"),
     ("train --wrapper TimeLimit", 2,
-     "flag --wrappers: expected a name such as package.module:Wrapper, got 'TimeLimit'"),
+     "flag --wrapper: expected a name such as package.module:Wrapper, got 'TimeLimit'"),
     ("train --wrapper gymnasium.wrappers.TimeLimit", 2,
-     "flag --wrappers: expected a name such as package.module:Wrapper, got 'gymnasium.wrappers.TimeLimit'; write "
+     "flag --wrapper: expected a name such as package.module:Wrapper, got 'gymnasium.wrappers.TimeLimit'; write "
      "gymnasium.wrappers:TimeLimit"),
     ("train --env catch --wrapper math:pi", 1, "wrappers: expected math:pi to be a class or a function, got float"),
     ("train --env catch --wrapper nowhere_at_all:W", 1,

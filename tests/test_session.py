@@ -488,6 +488,8 @@ TEXTS = [
      "no episode finished yet  1,234 seed-updates/s"),
     (progress.stopped_text(STOPPED),
      "stopped at 2,000 of 4,000 steps; the files in run are complete; continue with: fdqn resume run"),
+    (progress.stopped_text(STOPPED._replace(path=Path("my run"))),
+     "stopped at 2,000 of 4,000 steps; the files in my run are complete; continue with: fdqn resume 'my run'"),
     (progress.stopped_text(STOPPED._replace(step=4_000)),
      "stopped at 4,000 of 4,000 steps; the files in run are complete"),
     (progress.prepared_text(events.Prepared(Settings(seeds=2), "cpu", 36_900, 300, 15_000)),

@@ -650,6 +650,7 @@ def test_missing_returns_are_not_failures(one, tmp_path):
     assert [(row.setting, row.rank, row.failed) for row in rows if row.rank is None] == [(1, None, 0)]
     text = "No setting has a return, so none is the best; continue with: fdqn resume a"
     assert sweeps.explanation(rows[-1:], "a") == text
+    assert sweeps.explanation(rows[-1:], "a b") == text[:-1] + "'a b'"
 
 
 def test_programs_are_ranked_by_one_measure(several, tmp_path):

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import shlex
 import signal
 import sys
 import time
@@ -314,7 +315,8 @@ def _following(console: "Console", emit: Emit | None, prints: bool = True) -> It
     except KeyboardInterrupt:
         if follower is not None and (path := follower.path) is not None:
             console.print(
-                f"the files in {path} are complete; continue from the last checkpoint with: fdqn resume {path}",
+                f"the files in {path} are complete; continue from the last checkpoint with: "
+                f"fdqn resume {shlex.quote(str(path))}",
                 soft_wrap=True,
             )
         raise

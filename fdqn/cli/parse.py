@@ -411,9 +411,10 @@ def _shell(arguments: list[str]) -> completion.Shell:
 
 
 def _dashed(error: TypeError | ValueError) -> str:
-    """Return a message about a setting as one about its flag."""
+    """Return a message about a setting as one about its flag, `--wrapper` for each of the wrappers."""
     names = {field.name for field in dataclasses.fields(Settings)}
-    return re.sub(r"\w+", lambda word: word[0].replace("_", "-") if word[0] in names else word[0], str(error))
+    text = re.sub(r"\w+", lambda word: word[0].replace("_", "-") if word[0] in names else word[0], str(error))
+    return re.sub("^wrappers:", "wrapper:", text)
 
 
 def _joined_wrappers(arguments: list[str]) -> list[str]:

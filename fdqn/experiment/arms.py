@@ -5,6 +5,7 @@ CSV files are read without torch.
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -324,7 +325,7 @@ def _merged_rungs(path: Path) -> dict[str, Any]:
     if len(numbers) < len(plan.rungs) and len(parts[-1]["failed_seeds"]) < len(parts[-1]["seeds"]):
         raise ValueError(
             f"arms: expected a finished sweep, got {path}, whose rung {len(numbers)} of {len(plan.rungs)} is the last "
-            f"one that was trained; continue with: fdqn resume {path}"
+            f"one that was trained; continue with: fdqn resume {shlex.quote(str(path))}"
         )
     merged["learners"] = _learners(len(settings), plan.settings)
     merged["setting_steps"] = [parts[i]["steps"] for i in last.values()]

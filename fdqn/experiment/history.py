@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -412,7 +413,7 @@ def _failures(path: Path, settings: Settings, failures: dict[int, tuple[int, str
     last = f"the last good checkpoint is at step {good[0]:,}" if good else "there is no good checkpoint"
     return (
         f"stopped: {name} failed at step {step:,}, {why(cause)}{others}; {last}; "
-        f"continue without the seed: fdqn resume {path} --on-nan freeze"
+        f"continue without the seed: fdqn resume {shlex.quote(str(path))} --on-nan freeze"
     )
 
 

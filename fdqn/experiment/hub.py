@@ -145,7 +145,7 @@ def _read(path: Path, env: str | None, wrappers: Sequence[str]) -> Run:
     if sweep_results.is_sweep(path):
         raise ValueError(
             f"run: expected a run of one setting, got the sweep {path}; train its best setting on fresh seeds with "
-            f"fdqn train --best-of {path}"
+            f"fdqn train --best-of {shlex.quote(str(path))}"
         )
     return Run.load(path, env, wrappers)
 

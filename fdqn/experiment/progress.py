@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import shlex
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,7 @@ def status_text(event: events.Reported, greedy: events.Evaluated | None = None) 
 
 def stopped_text(event: events.Stopped) -> str:
     """Describe where a run stopped and how to continue it."""
-    hint = f"; continue with: fdqn resume {event.path}" if event.step < event.steps else ""
+    hint = f"; continue with: fdqn resume {shlex.quote(str(event.path))}" if event.step < event.steps else ""
     where = f"{event.step:,} of {event.steps:,} steps"
     return f"stopped at {where}; the files in {event.path} are complete{hint}"
 

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -510,10 +511,11 @@ def unnamed_code(path: Path, settings: Settings, env: str | None, wrappers: Sequ
     """Return the message about an environment or wrappers that are user code and that `env` and `wrappers` do not name;
     empty if there are none."""
     if envs.is_code(settings.env) and settings.env != env:
-        got, flag = env or "none", f"--env {settings.env}"
+        got, flag = env or "none", f"--env {shlex.quote(settings.env)}"
         return f"env: expected the environment of {path}, which is user code, got {got}; pass {flag}"
     if any(map(envs.is_wrapper_code, settings.wrappers)) and tuple(wrappers) != settings.wrappers:
-        got, flag = " ".join(wrappers) or "none", f"--wrappers {' '.join(settings.wrappers)}"
+        got = " ".join(wrappers) or "none"
+        flag = shlex.join([word for name in settings.wrappers for word in ("--wrapper", name)])
         return f"wrappers: expected the wrappers of {path}, which are user code, got {got}; pass {flag}"
     return ""
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -292,7 +293,7 @@ def _run_to_end(session: Session) -> results.Run:
 
 
 def _complete(stopped: events.Stopped) -> str:
-    return f"the files in {stopped.path} are complete; continue with: fdqn resume {stopped.path}"
+    return f"the files in {stopped.path} are complete; continue with: fdqn resume {shlex.quote(str(stopped.path))}"
 
 
 # Training
@@ -496,7 +497,8 @@ def _final_episodes(session: Session, trained: _Trained) -> evaluate.Evaluation:
             return _evaluate_with_progress(session, settings.env, env, trained)
     session.emit(
         events.Notice(
-            f"evaluation skipped; run it with: fdqn eval {path}{' --setting K' * isinstance(settings, Sweep)}"
+            f"evaluation skipped; run it with: fdqn eval {shlex.quote(str(path))}"
+            f"{' --setting K' * isinstance(settings, Sweep)}"
         )
     )
     return evaluate.not_played(settings.learners, settings.evaluate_episodes)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -185,7 +186,7 @@ def read(path: Path) -> Results:
     if population.is_population(path):
         raise ValueError(
             f"sweep: expected a sweep of fixed settings, got {path} with population based training, which changes the "
-            f"settings while they train; see its best members with: fdqn report {path}"
+            f"settings while they train; see its best members with: fdqn report {shlex.quote(str(path))}"
         )
     if (path / halving_plan.FILE).exists():
         return _read_halving(path)
@@ -196,7 +197,7 @@ def read(path: Path) -> Results:
         if not is_over(path, i, program.settings):
             raise ValueError(
                 f"sweep: expected a finished sweep, got {path}, whose program {i + 1} of {len(plan.programs)} has not "
-                f"finished; continue with: fdqn resume {path}"
+                f"finished; continue with: fdqn resume {shlex.quote(str(path))}"
             )
     parts = {i: _read_program(path / str(i)) for i in range(len(plan.programs))}
     at = {number: (i, k) for i, program in enumerate(plan.programs) for k, number in enumerate(program.setting_numbers)}
@@ -223,7 +224,7 @@ def _read_evaluated(path: Path) -> Results:
     if not results.is_evaluated(run.summary):
         raise ValueError(
             f"sweep: expected returns after training, got {path}, which was not evaluated; continue with: fdqn resume "
-            f"{path}, or evaluate one setting with: fdqn eval {path} --setting K"
+            f"{shlex.quote(str(path))}, or evaluate one setting with: fdqn eval {shlex.quote(str(path))} --setting K"
         )
     return found
 
@@ -263,7 +264,7 @@ def _read_halving(path: Path) -> Results:
     if not (is_over(path, current, found.settings) if current + 1 == count else _all_failed(path / str(current))):
         raise ValueError(
             f"sweep: expected a finished sweep, got {path}, whose rung {current + 1} of {count} has not finished; "
-            f"continue with: fdqn resume {path}"
+            f"continue with: fdqn resume {shlex.quote(str(path))}"
         )
     parts = [_read_program(path / str(i)) for i in range(current + 1)]
     places = [found.rung_of(k) for k in range(len(found.settings.varied))]
@@ -406,7 +407,7 @@ def best_setting(path: Path) -> tuple[int, Settings]:
         if (done := results.finished(path)) < planned and not _all_failed(path):
             raise ValueError(
                 f"best_of: expected a finished sweep, got {path}, which has trained {done:,} of {planned:,} steps; "
-                f"continue with: fdqn resume {path}"
+                f"continue with: fdqn resume {shlex.quote(str(path))}"
             )
     best = found.ranking()[0]
     if best.rank is None:

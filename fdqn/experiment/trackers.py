@@ -6,6 +6,7 @@ tracker already holds, so that none is written twice.
 
 import logging
 import os
+import shlex
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -85,7 +86,7 @@ def tensorboard(run: TrackedRun) -> Sink:
         for writer in writers.values():
             writer.close()
 
-    return Sink(write, close, where=f"tensorboard --logdir {run.path / 'tensorboard'}")
+    return Sink(write, close, where=f"tensorboard --logdir {shlex.quote(str(run.path / 'tensorboard'))}")
 
 
 def wandb(run: TrackedRun) -> Sink:
@@ -129,7 +130,7 @@ def wandb(run: TrackedRun) -> Sink:
     last = opened[run.curves[-1].name]
     if last.offline:
         held = {name: _last_offline_step(Path(one.settings.wandb_dir), one.id) for name, one in opened.items()}
-        return Sink(write, close, held, f"wandb sync {Path(last.settings.wandb_dir) / 'offline-run-*'}")
+        return Sink(write, close, held, f"wandb sync {shlex.quote(str(Path(last.settings.wandb_dir)))}/offline-run-*")
     held = {name: one.starting_step - 1 for name, one in opened.items()}
     return Sink(write, close, held, str(last.url))
 
@@ -194,7 +195,7 @@ def trackio(run: TrackedRun) -> Sink:
                 run_id=f"{run.id}-{curve.name}",
             )
 
-    return Sink(write, lambda finished: None, where=f"trackio show --project {project}")
+    return Sink(write, lambda finished: None, where=f"trackio show --project {shlex.quote(project)}")
 
 
 def _iso(seconds: float) -> str:

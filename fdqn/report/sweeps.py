@@ -6,6 +6,7 @@ seed. A return that is not finite belongs to a failed seed, which is excluded fr
 """
 
 import math
+import shlex
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -338,7 +339,7 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
         return _explained_halving([row for row in rows if row.dropped is None], dropped, path)
     finished, members = sum(row.rank is not None for row in rows), sum(bool(row.in_best_set) for row in rows)
     if not finished and any(row.failed < row.seeds for row in rows):
-        return f"No setting has a return, so none is the best; continue with: fdqn resume {path}"
+        return f"No setting has a return, so none is the best; continue with: fdqn resume {shlex.quote(path)}"
     if not finished:
         return "All seeds of all settings failed, so no setting is the best."
     words = []
@@ -356,7 +357,7 @@ def explanation(rows: Sequence[Row], path: str = "SWEEP") -> str:
     if is_selected(rows):
         words += [
             "The return of the best setting is biased upwards, because it was selected on these seeds; train it again "
-            f"on fresh seeds with: fdqn train --best-of {path}"
+            f"on fresh seeds with: fdqn train --best-of {shlex.quote(path)}"
         ]
     return " ".join(words)
 
