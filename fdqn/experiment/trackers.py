@@ -218,10 +218,10 @@ def mlflow(run: TrackedRun) -> Sink:
     experiment = _experiment(client, os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
     found = client.search_runs([experiment], f"tags.`fdqn.id` = '{run.id}'", max_results=50_000)
     ids = {one.data.tags["fdqn.curve"]: one.info.run_id for one in found}
-    before, create = set(ids), partial(_create_run, client, experiment, run, ids)
+    before, create = {*ids.values()}, partial(_create_run, client, experiment, run, ids)
     parent = create("aggregate", _common(run.curves), {})
     own = {parent, *(create(curve.name, curve.config, {"mlflow.parentRunId": parent}) for curve in run.curves)}
-    for one in own:
+    for one in own & before:
         client.update_run(one, status="RUNNING")
 
     def write(points: Sequence[Points]) -> None:
@@ -238,7 +238,7 @@ def mlflow(run: TrackedRun) -> Sink:
         for one in own:
             client.set_terminated(one, "FINISHED" if finished else "KILLED")
 
-    held = {curve.name: _last_step(client, ids[curve.name]) for curve in run.curves if curve.name in before}
+    held = {curve.name: _last_step(client, ids[curve.name]) for curve in run.curves if ids[curve.name] in before}
     shown = f"in {uri}" if uri.startswith("sqlite") else "in MLFLOW_TRACKING_URI"  # it may contain a password
     return Sink(write, close, held, f"experiment {experiment} {shown}")
 
