@@ -1,12 +1,13 @@
-"""Train DQN and PQN on Atari's Breakout side by side for the same time, each on one core.
+"""Train DQN, PQN and Rainbow on Atari's Breakout for the same time, two of them at once, each on one core.
 
-    python benchmarks/breakout.py [--minutes 45] [--seeds 2] [--out runs/breakout]
+    python benchmarks/breakout.py [--minutes 45] [--seeds 2] [--arms dqn pqn rainbow] [--out runs/breakout]
     python benchmarks/breakout.py --table
 
-DQN has the settings that learn fastest here: double DQN with three-step returns and Adam. PQN has those of its paper,
-with 16 environments instead of 128, so that it updates more often. The schedules of both end when the time is over: the
-number of environment steps is planned from the speed on one core of the machine of `benchmarks/README.md`. Each arm is
-then evaluated in 20 games per seed, with 5% random actions.
+DQN has the settings that learn fastest here: double DQN with three-step returns and Adam. Rainbow has the same sizes
+and learning rate. PQN has the settings of its paper, with 16 environments instead of 128, so that it updates more
+often. The schedules end when the time is over: the number of environment steps is planned from the speed on one core
+of the machine of `benchmarks/README.md`. Each arm is then evaluated in 20 games per seed, with 5% random actions. A
+finished arm in `--out` is only evaluated.
 
 Prints its table, draws `pictures/breakout.png` (training returns against minutes) and appends a record to
 `records/breakout.jsonl`; --table prints the newest one.
@@ -36,27 +37,29 @@ COMMON: dict[str, Any] = {
     "gamma": 0.99,
     "evaluate_epsilon": 0.05,
     "evaluate_episodes": 20,
-    "save_replay": False,
 }
+REPLAY: dict[str, Any] = {
+    "num_envs": 4, "batch_size": 32, "capacity": 60_000, "learning_starts": 2_000, "random_warmup": True,
+    "target_period": 500, "n_step": 3, "double": True, "optimizer": "adam", "learning_rate": 1e-4,
+    "learning_rate_schedule": "constant", "max_grad_norm": math.inf, "save_replay": False,
+}  # fmt: skip
 ARMS: dict[str, dict[str, Any]] = {
-    "dqn": {
-        "algorithm": "dqn", "num_envs": 4, "batch_size": 32, "capacity": 60_000, "learning_starts": 2_000,
-        "random_warmup": True, "epsilon_fraction": 0.3, "epsilon_end": 0.05, "target_period": 500, "n_step": 3,
-        "double": True, "loss": "huber", "optimizer": "adam", "learning_rate": 1e-4,
-        "learning_rate_schedule": "constant", "max_grad_norm": math.inf,
-    },
+    "dqn": {"algorithm": "dqn", "epsilon_fraction": 0.3, "epsilon_end": 0.05, "loss": "huber", **REPLAY},
+    "rainbow": {"algorithm": "rainbow", "v_min": -10.0, "v_max": 10.0, "atoms": 51, **REPLAY},
     "pqn": {
         "algorithm": "pqn", "num_envs": 16, "steps_per_cycle": 32, "updates_per_cycle": 32, "batch_size": 32,
         "q_lambda": 0.65, "epsilon_fraction": 0.1, "epsilon_end": 0.01, "optimizer": "radam", "learning_rate": 2.5e-4,
         "learning_rate_schedule": "linear", "learning_rate_end": 0.0, "max_grad_norm": 10.0,
     },
 }  # fmt: skip
-RATES = {"dqn": 45.0, "pqn": 180.0}
+RATES = {"dqn": 45.0, "rainbow": 33.0, "pqn": 180.0}
 """Environment steps per second of each of two seeds, on one core."""
 
 
 def train(name: str, minutes: float, seeds: int, out: Path) -> None:
     """Train one arm on the core that this process is bound to, until its last step or until the time is over."""
+    if (out / "summary.json").exists():
+        return
     start = time.perf_counter()
     steps = int(RATES[name] * 60 * minutes * 2 / seeds)
     fdqn.train(
@@ -102,13 +105,15 @@ def picture(out: Path) -> None:
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, colour in zip(ARMS, ("#7f7f7f", "#1f77b4"), strict=True):
+    for name, colour in zip(ARMS, ("#7f7f7f", "#d62728", "#1f77b4"), strict=True):
+        if not (out / name).exists():
+            continue
         rows = np.genfromtxt(out / name / "metrics.csv", delimiter=",", names=True)
         for seed in np.unique(rows["seed"]):
             own = rows[rows["seed"] == seed]
             axes.plot(own["seconds"] / 60, own["return"], color=colour, label=name.upper() if seed == 0 else None)
     axes.set(xlabel="minutes on one core", ylabel="training return (last 100 games)")
-    axes.set_title("Breakout: DQN and PQN for the same time", loc="left", fontweight="bold")
+    axes.set_title("Breakout: DQN, Rainbow and PQN", loc="left", fontweight="bold")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(PICTURE, dpi=110)
@@ -133,6 +138,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=45.0)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/breakout"))
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--arm", choices=tuple(ARMS), help="train only this arm, in this process")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
@@ -142,10 +148,11 @@ def main() -> None:
     if given.arm:
         train(given.arm, given.minutes, given.seeds, given.out / given.arm)
         return
-    processes = [start(name, core, given) for core, name in enumerate(ARMS)]
-    if any(process.wait() for process in processes):
-        raise SystemExit("an arm failed; see its message above")
-    record = {**work.machine("cpu"), "minutes": given.minutes, "arms": [result(name, given.out) for name in ARMS]}
+    for pair in (given.arms[i : i + 2] for i in range(0, len(given.arms), 2)):
+        processes = [start(name, core, given) for core, name in enumerate(pair)]
+        if any([process.wait() for process in processes]):
+            raise SystemExit("an arm failed; see its message above")
+    record = {**work.machine("cpu"), "minutes": given.minutes, "arms": [result(name, given.out) for name in given.arms]}
     work.append("breakout", record)
     picture(given.out)
     print(table(record))
