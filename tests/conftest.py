@@ -1,4 +1,4 @@
-"""What all tests share: reproducible hypothesis runs and a fresh compiler for every test."""
+"""Shared fixtures and settings: reproducible hypothesis runs, and a compiler that is reset after every test."""
 
 import gc
 import sys
@@ -16,12 +16,12 @@ settings.register_profile(
 )
 settings.load_profile("fdqn")
 
-# Tensors here are tiny: threads would only wait for each other, three times as long where another process runs.
+# Tensors here are tiny, so threads would only wait for each other, three times as long next to another process.
 torch.set_num_threads(1)
 
 
 def pytest_collection_finish(session):
-    """Look for garbage less often, and not among the modules: it took an eighth of the time where much is compiled."""
+    """Collect garbage less often and skip the modules: collection took an eighth of the time of tests that compile."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -29,7 +29,7 @@ def pytest_collection_finish(session):
 
 @pytest.fixture
 def light_runs(monkeypatch):
-    """Leave out what takes most of a second of a small run and has tests of its own: size, picture and commit."""
+    """Replace the slow parts of a small run that have their own tests: memory check, plot and Git commit."""
     lighten(monkeypatch)
 
 
@@ -43,7 +43,7 @@ def lighten(monkeypatch):
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
-    """A folder of a small finished run: seeds 5 and 6 in CartPole. Tests only read it."""
+    """Return the folder of a small finished run: seeds 5 and 6 in CartPole. Tests must only read it."""
     import fdqn
 
     path = tmp_path_factory.mktemp("small") / "run"
@@ -56,7 +56,7 @@ def small_run(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def fresh_process():
-    """What one test compiled or asked of the processor must not count in the next."""
+    """Reset the compiler and the processor's flags after each test."""
     yield
     torch.set_flush_denormal(False)
     if dynamo := sys.modules.get("torch._dynamo"):

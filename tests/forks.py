@@ -1,4 +1,4 @@
-"""The command in a forked process, which has torch loaded already: starting an interpreter takes three seconds."""
+"""Run the command in a forked process, which has loaded torch already: starting an interpreter takes 3 s."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from fdqn import cli
 
 
 def start(args, stdout, stderr):
-    """Start the command with these descriptors for its output and nothing to read; return the process id."""
+    """Start the command with the given output descriptors and an empty input; return the process id."""
     if pid := os.fork():
         return pid
     for given, stream in ((os.open(os.devnull, os.O_RDWR), 0), (stdout, 1), (stderr, 2)):
@@ -33,5 +33,5 @@ def main(args, **variables):
 
 
 def exit_code(pid):
-    """Wait for the end of a process; minus the signal if one ended it."""
+    """Wait for a process and return its exit code, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

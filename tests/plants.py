@@ -1,4 +1,4 @@
-"""What tests of the tests share."""
+"""Helpers for tests of the laws and assertions in `fdqn.testing`."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from fdqn import tree
 
 
 def rejects(match):
-    """The block, one call of a law or an assertion, finds its planted bug and says `match`."""
+    """Check that the block, one call of a law or an assertion, rejects its planted bug with a message like `match`."""
     return pytest.raises(AssertionError, match=match)
 
 
 def naive(f):
-    """Donation as one writes it first: each new leaf over the old one, in order."""
+    """Donate naively: copy each new leaf over the old one, in order, although leaves may share memory."""
 
     def donated(state, *args):
         for old, new in zip(tree.leaves(state), tree.leaves(f(state, *args)), strict=True):
@@ -22,7 +22,7 @@ def naive(f):
 
 
 def branches(x):
-    """Asks for a value in the middle, so there is no one graph of it."""
+    """Branch on a value, which breaks the graph."""
     if x.sum() > 0:
         return x
     return -x

@@ -1,4 +1,4 @@
-"""Targets that increase the action gap: compared with loops, special cases, masks, laws of a function."""
+"""Targets that increase the action gap: comparison with loops, special cases, masks, laws of functions."""
 
 from functools import partial
 
@@ -59,7 +59,7 @@ def loop_over_rows(f, alpha, r_t, discount_t, q_tm1, a_tm1, q_t, legal_tm1, lega
 
 @EACH
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
-def test_equal_to_a_loop(f, alpha):
+def test_equals_a_loop_over_rows(f, alpha):
     expected = torch.tensor(list(loop_over_rows(f, alpha, **example())), dtype=torch.float64)
     asserts.assert_trees_close(expected, target(f, alpha), 1e-12)
 
@@ -73,7 +73,7 @@ def test_alpha_0_is_q_learning(f):
     asserts.assert_trees_close(expected, target(f, 0), 1e-12)
 
 
-def test_the_gap_grows_and_the_greedy_action_keeps_its_value():
+def test_target_subtracts_the_gap_and_is_unchanged_for_the_greedy_action():
     """Check that alpha times the gap at t-1 is subtracted, which is 0 for the best action."""
     e = example()
     gap = action_gap.action_gap(e["q_tm1"], e["a_tm1"], e["legal_tm1"])
@@ -88,7 +88,7 @@ def test_the_gap_grows_and_the_greedy_action_keeps_its_value():
 
 
 def test_advantage_learning_of_double_q_learning():
-    """Compose it of the gap of the target network at t-1 and the target of double Q-learning."""
+    """Subtract the gap of the target network at t-1 from the target of double Q-learning."""
     e, selector = example(), random.normal(random.key(9), (B, A), torch.float64)
     gap = action_gap.action_gap(e["q_tm1"], e["a_tm1"], e["legal_tm1"])
     double = td.double_q_learning_target(e["r_t"], e["discount_t"], e["q_t"], selector, e["legal_t"])
@@ -99,7 +99,7 @@ def test_advantage_learning_of_double_q_learning():
     asserts.assert_trees_close(target(action_gap.advantage_learning_target, steps=steps), double - 0.4 * gap, 1e-12)
 
 
-def test_without_a_mask_at_t_minus_1_all_actions_are_legal():
+def test_all_actions_are_legal_without_a_mask_at_t_minus_1():
     everything = torch.ones(B, A, dtype=torch.bool)
     for f in (action_gap.advantage_learning_target, action_gap.persistent_advantage_learning_target):
         asserts.assert_trees_equal(target(f, legal_tm1=everything), target(f, legal_tm1=None))
@@ -140,13 +140,13 @@ def repeats_illegal_actions(e, q_t):
     return e["r_t"] + e["discount_t"] * (0.6 * best + 0.4 * masking.pick(q_t, e["a_tm1"]))
 
 
-def test_illegal_actions_do_not_count_for_the_gap():
+def test_illegal_actions_do_not_change_the_gap():
     e = example()
     laws.masked(lambda q, legal: action_gap.action_gap(q, e["a_tm1"], legal), e["q_tm1"], e["legal_tm1"])
 
 
 @EACH
-def test_permuted_actions(f):
+def test_the_order_of_actions_does_not_matter(f):
     e, order = example(), torch.tensor([2, 0, 1])
     moved = {name: x[:, order] if x.ndim == 2 else x for name, x in e.items()}
     moved["a_tm1"] = order.argsort()[e["a_tm1"]]
@@ -157,11 +157,11 @@ def test_permuted_actions(f):
 
 @EACH
 def test_laws_of_a_function(f):
-    lanes = tree.stack([[example(seed)[name] for name in NAMES[f]] for seed in range(2)])
-    laws.pure(partial(f, alpha=0.4), *lanes)
-    laws.ranked(partial(f, alpha=0.4), *lanes, leading=2)
-    laws.vmapped(f, *lanes, torch.tensor([0.2, 0.7], dtype=torch.float64))
-    tracked = [x.requires_grad_() if x.is_floating_point() else x for x in lanes]
+    stacked = tree.stack([[example(seed)[name] for name in NAMES[f]] for seed in range(2)])
+    laws.pure(partial(f, alpha=0.4), *stacked)
+    laws.ranked(partial(f, alpha=0.4), *stacked, leading=2)
+    laws.vmapped(f, *stacked, torch.tensor([0.2, 0.7], dtype=torch.float64))
+    tracked = [x.requires_grad_() if x.is_floating_point() else x for x in stacked]
     assert not f(*tracked, 0.4).requires_grad
 
 

@@ -1,4 +1,4 @@
-"""Agents: laws hold for all agents and reject planted bugs; agents compute the losses of their papers."""
+"""Agents: all agents obey the laws, the laws reject planted bugs, and losses equal those of the papers."""
 
 from functools import partial
 
@@ -63,14 +63,14 @@ NOISY_6 = networks.noisy_mlp(2, (5,), 3 * 2)
 
 
 @EACH
-def test_laws_hold_with_and_without_noise(make, outputs):
+def test_agents_obey_the_laws_with_and_without_noise(make, outputs):
     agents.agent(make(networks.mlp(2, (5,), 3 * outputs)), (2,), 3)
     agents.agent(make(networks.noisy_mlp(2, (5,), 3 * outputs)), (2,), 3)
     agents.illegal_actions(make, outputs=outputs)
 
 
 @pytest.mark.parametrize("double", [False, True])
-def test_laws_hold_for_dqn(double):
+def test_dqn_obeys_the_laws(double):
     make = partial(dqn.agent, double=double)
     agents.agent(make(PLAIN), (2,), 3)
     agents.agent(make(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
@@ -87,7 +87,7 @@ SOFT = {"plain": {}, "warm": {"tau": 0.5, "clip": -3.0, "alpha": 0.5}, "alpha 0"
 
 
 @pytest.mark.parametrize("options", SOFT.values(), ids=SOFT)
-def test_laws_hold_for_munchausen(options):
+def test_munchausen_obeys_the_laws(options):
     make = partial(munchausen.agent, **options)
     agents.agent(make(PLAIN), (2,), 3, greedy_target=False)
     # With an alpha of 0, the pass of the target network at `obs` and its noise are not used.
@@ -96,7 +96,7 @@ def test_laws_hold_for_munchausen(options):
     agents.illegal_actions(make)
 
 
-def test_agent_laws_without_a_greedy_target_reject_planted_bugs():
+def test_law_of_agents_without_a_greedy_target_rejects_planted_bugs():
     right = munchausen.agent(PLAIN)
     with rejects("loss of ended rows"):
         goes_on = partial(change_batch(lambda b: b._replace(discount=torch.ones_like(b.discount))), right)
@@ -114,14 +114,14 @@ def test_law_of_illegal_actions_rejects_a_policy_over_all_actions():
         agents.illegal_actions(careless)
 
 
-def test_laws_hold_for_dueling_and_layer_norm_and_other_dtypes():
+def test_dueling_and_layer_norm_networks_and_other_dtypes_obey_the_laws():
     agents.agent(dqn.agent(networks.dueling_mlp(2, (5,), 3)), (2,), 3)
     agents.agent(dqn.agent(networks.layer_norm_mlp((2, 2), (5,), 4)), (2, 2), 4, obs_dtype=torch.uint8)
     agents.agent(c51.agent(networks.mlp(2, (5,), 3 * 7), ATOMS), (2,), 3, dtype=torch.float32, atol=1e-5)
 
 
 def planted(bug, network=PLAIN, double=False):
-    """DQN whose loss is `bug(right, params, target_params, batch, hyper, noise)`, with `right` the agent's own."""
+    """Make a DQN agent whose loss is `bug(right, params, target_params, batch, hyper, noise)`, where `right` is DQN."""
     right = dqn.agent(network, double)
     return right._replace(loss=partial(bug, right))
 
@@ -178,7 +178,7 @@ PLANTS = {
     "signed priority": (planted(with_output(priority=torch.neg)), "loss.priority: expected at least 0, got -"),
     "infinite priority": (planted(with_output(priority=lambda p: p / 0)), r"loss: .priority\[0\]: expected a finite"),
     "drawn values": (values_with(drawn)(dqn.agent(PLAIN)), "second call|generator of torch"),
-    "stuck rows": (
+    "rows without legal actions": (
         planted(lambda right, p, t, b, h, u: right.loss(p, t, b._replace(
             reward=torch.where(b.next_legal.any(-1), b.reward, -torch.inf)), h, u)),
         "nothing legal, loss: .loss.*: expected a finite number",
@@ -195,7 +195,7 @@ PLANTS = {
         planted(lambda right, p, t, b, h, u: right.loss(p, tree.map(torch.Tensor.detach, p), b, h, u)),
         "loss: expected it to depend on the target parameters",
     ),
-    "time limit as end": (
+    "time limit as termination": (
         planted(change_batch(lambda b: b._replace(discount=torch.zeros_like(b.discount)))),
         "loss: expected it to depend on the target parameters",
     ),
@@ -205,7 +205,7 @@ PLANTS = {
     "mask ignored": (planted(change_batch(all_legal)), "got the same|the target uses another action"),
     "undetached": (planted(undetached), "argument 1: expected gradient 0 on the target's side"),
     "no gradient": (planted(with_output(loss=lambda x: x.detach())), "expected it to depend on an argument"),
-    "one noise for all": (
+    "shared noise": (
         planted(use_other_noise(lambda u: u[:1].expand_as(u) if u != () else u), NOISY, double=True),
         r"noise of loss: expected all of \[3, 15\] to be used, got part 1 unused",
     ),
@@ -220,9 +220,9 @@ PLANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("agent", "says"), PLANTS.values(), ids=PLANTS)
-def test_law_of_an_agent_rejects(agent, says):
-    with torch.random.fork_rng(devices=[]), rejects(says):
+@pytest.mark.parametrize(("agent", "message"), PLANTS.values(), ids=PLANTS)
+def test_law_of_agents_rejects_planted_bugs(agent, message):
+    with torch.random.fork_rng(devices=[]), rejects(message):
         agents.agent(agent, (2,), 3)
 
 
@@ -239,7 +239,7 @@ def masked_by_product(network):
 
 
 def masked_by_a_large_number(network):
-    """Right for finite values, but a row without a legal action bootstraps from the large number."""
+    """Plant a bug: a row without a legal action bootstraps from a large number."""
 
     def loss(params, target, batch, hyper, noise):
         q, q_t = network.apply(params, batch.obs), network.apply(target, batch.next_obs)
@@ -270,7 +270,7 @@ def unmasked_choice(network):
 
 
 @pytest.mark.parametrize("make", [masked_by_product, masked_by_a_large_number, unmasked, unmasked_choice])
-def test_law_of_illegal_actions_rejects(make):
+def test_law_of_illegal_actions_rejects_planted_bugs(make):
     with rejects("illegal actions of (online|target) parameters at"):
         agents.illegal_actions(make)
 
@@ -298,7 +298,7 @@ def params(network, seed):
 
 
 def test_c51_equals_a_loop_over_rows_actions_and_atoms():
-    """Algorithm 1 of the paper, written out."""
+    """Compare with Algorithm 1 of Bellemare et al., 2017, in plain Python."""
     network, rows = networks.mlp(2, (5,), 3 * 7), batch()
     support = distributional.atoms(ATOMS)
     online, target = params(network, 1), params(network, 2)
@@ -312,17 +312,17 @@ def test_c51_equals_a_loop_over_rows_actions_and_atoms():
             best = max(legal, key=lambda a: q[a], default=None)
             future = 0.0 if best is None else 0.9 * float(rows.discount[i]) * float(support[j])
             b = (min(max(float(rows.reward[i]) + future, -3.0), 3.0) + 3.0) / 1.0
-            share = 1 / 7 if best is None else float(p[best, j])
+            mass = 1 / 7 if best is None else float(p[best, j])
             low, high = int(b), min(int(b) + 1, 6)
-            m[low] += share * (1 - (b - int(b)))
-            m[high] += share * (b - int(b))
+            m[low] += mass * (1 - (b - int(b)))
+            m[high] += mass * (b - int(b))
         logits = network.apply(online, rows.obs[i]).reshape(3, 7)[rows.action[i]]
         expected = -(torch.tensor(m, dtype=torch.float64) * logits.log_softmax(-1)).sum()
         torch.testing.assert_close(output.loss[i], expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(output.q[i], (logits.softmax(-1) * support).sum(), rtol=1e-12, atol=1e-12)
 
 
-def test_supports_of_any_spacing_and_programs_without_memory():
+def test_supports_may_be_uneven_and_state_bytes_needs_no_memory():
     uneven = torch.tensor([-1.0, 0.0, 0.25, 3.0])
     agent = c51.agent(networks.mlp(2, (5,), 3 * 4), uneven)
     agents.agent(agent, (2,), 3)
@@ -335,7 +335,7 @@ def test_supports_of_any_spacing_and_programs_without_memory():
 
 
 def test_priority_of_c51_is_0_where_the_prediction_is_the_target():
-    """Ended rows of reward 0 with nearly all mass at 0."""
+    """Use terminal rows with reward 0 and nearly all mass at 0."""
     network = networks.mlp(2, (), 3 * 7)
     sure = {"0.weight": torch.zeros(21, 2), "0.bias": torch.tensor([0.0, 0, 0, 50, 0, 0, 0] * 3)}
     rows = batch(dtype=torch.float32)
@@ -350,16 +350,16 @@ def test_laws_of_a_function(name):
     make, outputs = MAKERS[name]
     network = networks.noisy_mlp(2, (4,), 3 * outputs)
     agent = make(network)
-    lanes = []
+    seeds = []
     for i in range(2):
         u = random.uniform(random.key(i), agent.noise(7).loss)
-        lanes.append((params(network, i), params(network, i + 9), batch(i), HYPER, u))
-    laws.vmapped(agent.loss, *tree.stack(lanes))
-    laws.compiled(agent.loss, *lanes[0], again=[lanes[1]], atol=1e-12)
+        seeds.append((params(network, i), params(network, i + 9), batch(i), HYPER, u))
+    laws.vmapped(agent.loss, *tree.stack(seeds))
+    laws.compiled(agent.loss, *seeds[0], again=[seeds[1]], atol=1e-12)
 
 
 def test_noise_of_the_loss_is_independent_in_each_pass():
-    """Rows of the noise: online, target, choice of the next action."""
+    """Check the rows of the noise: online network, target network, selection of the next action."""
     agent, rows = dqn.agent(NOISY), batch(1)
     online, target = params(NOISY, 1), params(NOISY, 2)
     u = random.uniform(random.key(0), agent.noise(7).loss)
@@ -372,7 +372,7 @@ def test_noise_of_the_loss_is_independent_in_each_pass():
     asserts.assert_trees_close(expected, agent.loss(online, target, rows, HYPER, u), 1e-12)
 
 
-def test_laws_hold_for_joined_networks():
+def test_joined_networks_obey_the_laws():
     """Use dueling heads with several atoms, noise in trunk and head, and networks of quantiles."""
     trunks, heads = networks.trunks, networks.heads
     agents.agent(c51.agent(networks.join(trunks.mlp(2, (5,)), heads.dueling(3, 7)), ATOMS, double=True), (2,), 3)
@@ -384,7 +384,7 @@ def test_laws_hold_for_joined_networks():
 
 
 def test_fractions_of_iqn():
-    """Check that each pass takes the uniforms after the noise of the network, its own number for each row."""
+    """Check that each pass takes its own number of fractions per row from the uniforms after the network's noise."""
     network = linear_quantiles(NOISY_6)
     agent, rows = iqn.agent(network, False, 2, 3, 5), batch(1)
     assert agent.noise(4) == NoiseShapes((18 + 4 * 5,), (3, 18 + 4 * 5))
@@ -430,7 +430,7 @@ def reordered(network, outputs):
     return networks.NoisyNetwork(noisy.init, apply, noisy.noise)
 
 
-def law_of_the_order(make, outputs, move=lambda action: ORDER.argsort()[action]):
+def law_of_permuted_actions(make, outputs, move=lambda action: ORDER.argsort()[action]):
     """Assert that the order of the actions does not matter, where `move` gives the new numbers of actions."""
     for network in (networks.mlp(2, (5,), 3 * outputs), networks.noisy_mlp(2, (5,), 3 * outputs)):
         agent, moved, rows = make(network), make(reordered(network, outputs)), batch(3)
@@ -446,14 +446,14 @@ def law_of_the_order(make, outputs, move=lambda action: ORDER.argsort()[action])
     ("make", "outputs"), [*MAKERS.values(), (munchausen.agent, 1), (pqn.agent, 1)], ids=[*MAKERS, "munchausen", "pqn"]
 )
 def test_the_order_of_actions_does_not_matter(make, outputs):
-    law_of_the_order(make, outputs)
+    law_of_permuted_actions(make, outputs)
 
 
-def test_the_law_of_the_order_rejects():
+def test_law_of_permuted_actions_rejects_planted_bugs():
     with rejects("another order of actions"):
-        law_of_the_order(dqn.agent, 1, move=lambda action: action)
+        law_of_permuted_actions(dqn.agent, 1, move=lambda action: action)
     with rejects("another order of actions"):
-        law_of_the_order(lambda network: values_with(lambda q: q - q[..., :1])(dqn.agent(network)), 1)
+        law_of_permuted_actions(lambda network: values_with(lambda q: q - q[..., :1])(dqn.agent(network)), 1)
 
 
 # Special cases give the simpler agent
@@ -477,10 +477,10 @@ def test_noise_of_scale_0_gives_the_agent_without_noise(name, double):
         "qr": (partial(qr_dqn.agent, quantiles=4), 4),
     }[name]
     plain, noisy = networks.mlp(2, (5,), 3 * outputs), networks.noisy_mlp(2, (5,), 3 * outputs, sigma_zero=0.0)
-    lanes = [(params(plain, i), params(noisy, i)) for i in (1, 2)]
+    seeds = [(params(plain, i), params(noisy, i)) for i in (1, 2)]
     u = random.uniform(random.key(0), make(noisy, double=double).noise(7).loss)
-    expected = make(plain, double=double).loss(lanes[0][0], lanes[1][0], batch(), HYPER, ())
-    got = make(noisy, double=double).loss(lanes[0][1], lanes[1][1], batch(), HYPER, u)
+    expected = make(plain, double=double).loss(seeds[0][0], seeds[1][0], batch(), HYPER, ())
+    got = make(noisy, double=double).loss(seeds[0][1], seeds[1][1], batch(), HYPER, u)
     asserts.assert_trees_close(expected, got, 1e-12)
 
 
@@ -523,7 +523,7 @@ def test_the_mean_of_the_c51_target_is_the_dqn_target():
     asserts.assert_trees_close(expected, distributional.mean(support, got), 1e-12)
 
 
-def test_shapes_that_an_agent_states():
+def test_shapes_of_the_noise_of_agents():
     assert dqn.agent(PLAIN).noise(9) == NoiseShapes()
     assert dqn.agent(NOISY).noise(9) == NoiseShapes((15,), (3, 15))
     assert dqn.agent(NOISY, double=False).noise(9) == NoiseShapes((15,), (2, 15))
@@ -532,7 +532,7 @@ def test_shapes_that_an_agent_states():
     assert [x.shape for x in each_pass(torch.zeros(2, 15), 2)] == [(15,)] * 2
 
 
-def test_check_agent_works_on_fake_tensors_and_names_the_part():
+def test_check_agent_accepts_agents_and_names_the_wrong_part():
     check_agent(dqn.agent(NOISY), params(NOISY, 0), batch(), HYPER)
     with pytest.raises(TypeError, match=r"agent.noise: expected NoiseShapes, got tuple"):
         check_agent(Agent(PLAIN.init, dqn.agent(PLAIN).values, dqn.agent(PLAIN).loss, lambda rows: ()),

@@ -1,4 +1,4 @@
-"""Agents in training: C51, noisy nets and PQN through the loop, on their own and together."""
+"""Short training runs of agents and of combinations of the extensions of DQN."""
 
 from itertools import product
 
@@ -31,7 +31,7 @@ EACH = pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
 
 
 @EACH
-def test_a_few_hundred_steps_are_finite_and_seeds_are_independent(make):
+def test_short_training_is_finite_and_changes_each_seed_differently(make):
     one = examples.program(agent=make(), n_step=2)
     hyper, keys = examples.seeds(2)
     state = programs.advance(one, training.init(one, hyper, keys), 60)
@@ -108,8 +108,8 @@ def test_every_combination_of_extensions_learns():
     assert len(set(losses.values())) == 64
 
 
-def test_rainbow_is_a_composition():
-    """Train it, and check that the rows that were drawn have new priorities."""
+def test_composed_rainbow_trains_and_updates_priorities():
+    """Train Rainbow, and check that the priorities of sampled rows are updated."""
     one = rainbow()
     hyper, keys = examples.seeds(2)
     state = programs.advance(one, training.init(one, hyper, keys), 60)
@@ -121,7 +121,7 @@ def test_rainbow_is_a_composition():
 
 
 def test_noise_explores_without_epsilon():
-    """Greedy actions at one observation differ from step to step; those of a plain network do not."""
+    """Check that greedy actions at one observation differ from step to step."""
     one = examples.program(agent=dqn.agent(networks.noisy_mlp(4, (8,), 2)))
     hyper, keys = training.hyper(1, epsilon_start=0.0, epsilon_end=0.0), random.key([0])
     state, noise = training.init(one, hyper, keys), training.noise(one, keys, 0, 40)
@@ -134,7 +134,7 @@ def test_noise_explores_without_epsilon():
 
 
 def greedy_returns(one, state, episodes=20):
-    """Mean returns [S] without noise."""
+    """Return the mean returns [S] of greedy episodes without noise."""
     u = random.uniform(random.fold_in(state.key, 9), (episodes, one.env.spec.noise))
     env_state, step = vmap(one.env.reset)(u)
     total, running = torch.zeros(u.shape[:2]), torch.ones(u.shape[:2], dtype=torch.bool)
@@ -159,7 +159,7 @@ def greedy_returns(one, state, episodes=20):
     ids=["c51", "noisy", "double noisy c51", "munchausen", "qr", "iqn"],
 )
 def test_learns_cartpole(agent, epsilon):
-    """Two seeds, 20 k steps, with the settings of the default run; random actions get 22."""
+    """Train two seeds for 20,000 steps with the settings of the default run; random actions get a return of 22."""
     one = examples.program(
         cartpole.make(), agent=agent(), num_envs=10, batch_size=128, capacity=10_000, learning_starts=1_000,
         target_period=20,

@@ -50,6 +50,6 @@ def test_every_algorithm_runs_from_start_to_export(tmp_path, capsys, algorithm):
     assert cli.main(["resume", str(out), "--steps", "80", "--json"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["steps"] == 80
-    # The capacity is that of the 60 steps, but only if there is a replay buffer.
+    # The replay buffer, if there is one, keeps its capacity of 60 rows.
     kept = "the capacity of the replay buffer stays at 60 rows" in printed.err
     assert kept == ("replay buffer" in printed.err) == (algorithm not in ("pqn", "stream-q"))

@@ -1,5 +1,5 @@
-"""The law of algorithms holds for off-policy and on-policy learning and rejects planted bugs; every setting that an
-algorithm reads has an effect."""
+"""Off-policy, on-policy and streaming algorithms obey the law of algorithms, which rejects planted bugs; every setting
+that an algorithm reads has an effect."""
 
 import functools
 
@@ -17,7 +17,7 @@ from fdqn.training import off_policy, on_policy, streaming
 
 
 def ranked():
-    """DQN with prioritized replay over two steps."""
+    """Make a program of DQN with prioritized replay and two-step returns."""
     program = examples.program(n_step=2)
     buffer = replay.n_step.wrap(replay.prioritized.buffer(40, epsilon=1e-6), 3, 2)
     agent, config = program.algorithm.agent, program.config
@@ -25,7 +25,7 @@ def ranked():
 
 
 def rollouts():
-    """PQN: two epochs of two minibatches over four steps of three environments."""
+    """Make a program of PQN: two epochs of two minibatches over four steps of three environments."""
     program = examples.program()
     sizes = {"num_envs": 3, "steps_per_cycle": 4, "updates_per_cycle": 4, "batch_size": 6, "capacity": 12}
     config = training.Config(**sizes, learning_starts=0, target_period=0)
@@ -49,13 +49,13 @@ def planted(**changes):
     return program._replace(algorithm=program.algorithm._replace(**changes))
 
 
-def test_a_generator_of_the_process_is_detected():
+def test_use_of_a_global_generator_is_detected():
     plant = planted(select=lambda bits: torch.randint(0, 2**32, bits.shape))
     with rejects("the same keys: "):
         algorithm(plant, *examples.seeds(2))
 
 
-def test_a_memory_outside_of_the_state_is_detected():
+def test_hidden_state_is_detected():
     own, calls = examples.program().algorithm, []
 
     def update(learner, *given):
@@ -67,12 +67,12 @@ def test_a_memory_outside_of_the_state_is_detected():
         algorithm(planted(update=update), *examples.seeds(2))
 
 
-def test_a_selection_that_sees_its_neighbours_is_detected():
+def test_a_selection_that_depends_on_other_seeds_is_detected():
     with rejects("select, one seed after the other: "):
         algorithm(planted(select=lambda bits: bits.flip(0) if bits.ndim == 3 else bits), *examples.seeds(2))
 
 
-def test_a_cut_that_changes_the_buffer_s_shape_is_detected():
+def test_a_cut_that_changes_a_dtype_of_the_buffer_is_detected():
     with rejects("cut"):
         algorithm(planted(cut=lambda buffer: buffer._replace(added=buffer.added.float())), *examples.seeds(2))
 
@@ -82,7 +82,7 @@ def test_bounds_that_are_too_low_are_detected():
         algorithm(planted(bounds=lambda buffer, steps: {"added": (buffer.added, 3)}), *examples.seeds(2))
 
 
-def test_an_agent_of_one_s_own_is_held_to_the_law():
+def test_another_agent_obeys_the_law():
     program = examples.program(agent=dqn.agent(examples.program().network, double=False))
     algorithm(program, *examples.seeds(2), cycles=5)
 
@@ -118,7 +118,7 @@ EFFECTS = {
     "pqn": {"q_lambda": 0.1, "loss": "huber", "network": "mlp", "max_grad_norm": 1e-3, "adam_eps": 0.1, **NUMBERS},
     "stream-q": {"q_lambda": 0.1, "stream_kappa": 9.0, **NUMBERS},
 }  # fmt: skip
-"""Other values of settings, by algorithm."""
+"""Changed values of settings, by algorithm."""
 
 
 @functools.cache
@@ -166,7 +166,7 @@ def test_a_setting_that_an_algorithm_reads_has_an_effect(kind, name, value):
 
 
 @pytest.mark.slow
-def test_a_setting_that_is_ignored_is_detected(monkeypatch):
+def test_an_ignored_setting_is_detected(monkeypatch):
     right = qr_dqn.agent
     monkeypatch.setattr(qr_dqn, "agent", lambda network, quantiles, double, kappa: right(network, quantiles, double))
     with rejects("kappa of qr-dqn changes nothing"):

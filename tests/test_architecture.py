@@ -1,7 +1,7 @@
-"""The order of the levels, derived from the imports; what may be written in only one of them; and a planted bug for
-every law of the kit.
+"""The imports between levels form an order, some constructs are restricted to one level, and every law of
+`fdqn.testing` has a test with a planted bug.
 
-A level is a folder of the package, or a module that lies directly in it.
+A level is a folder of the package, or a module directly in it.
 """
 
 import ast
@@ -20,17 +20,17 @@ FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
 def level(path):
-    """The level of a file: its top folder, or else its own name."""
+    """Return the level of a file: its top folder, or else the name of the module."""
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
 def dotted_path(path):
-    """`fdqn.envs.cartpole` of a file."""
+    """Return the dotted name of a file, such as `fdqn.envs.cartpole`."""
     return ".".join(("fdqn", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def belongs_to(path, name):
-    """Return whether `name` is a file's own name or one of the folders that it lies in."""
+    """Return True if `name` is the name of the file or of a folder that contains it."""
     return name in path.relative_to(ROOT).with_suffix("").parts
 
 
@@ -45,7 +45,7 @@ def parsed(path):
 
 
 def imported(module):
-    """Dotted names of `fdqn` that a module imports, anywhere in it."""
+    """Yield the dotted names of `fdqn` that a module imports, also inside functions."""
     for node in ast.walk(module):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -67,12 +67,12 @@ def unknown_imports(module):
 
 
 def imported_files(module):
-    """Dotted names of the modules that a module imports: `from fdqn.envs import episode` gives `fdqn.envs.episode`."""
+    """Return the dotted names of imported modules: `from fdqn.envs import episode` gives `fdqn.envs.episode`."""
     return {name if name in MODULES else name.rpartition(".")[0] for name in imported(module)} & set(MODULES)
 
 
-def cycle(graph):
-    """Names that import each other in a circle, the first again at the end; none if there is no circle."""
+def import_cycle(graph):
+    """Return a cycle of imports, with its first name repeated at the end, or an empty list."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -81,7 +81,7 @@ def cycle(graph):
 
 
 def heights(graph):
-    """The number of imports on the longest way down from each level."""
+    """Return the length of the longest import chain that starts at each level."""
     found = {}
     for name in graphlib.TopologicalSorter(graph).static_order():
         found[name] = 1 + max((found[below] for below in graph.get(name, ())), default=-1)
@@ -89,7 +89,7 @@ def heights(graph):
 
 
 def order(graph):
-    """The levels in lines, each of which imports only from lines above it."""
+    """Format the levels as lines; each line imports only from the lines above it."""
     rows = {}
     for name, height in sorted(heights(graph).items()):
         rows.setdefault(height, []).append(name)
@@ -97,7 +97,7 @@ def order(graph):
 
 
 def reachable(graph, names):
-    """`names`, what they import, what that imports, and so on."""
+    """Return `names` and everything that they import, directly or indirectly."""
     found, waiting = set(), [name for name in names if name in graph]
     while waiting:
         if (name := waiting.pop()) not in found:
@@ -107,36 +107,36 @@ def reachable(graph, names):
 
 
 def levels_of(sources):
-    """The levels that each level imports from, itself left out; `sources` are pairs of a level and a parsed module."""
+    """Return the other levels that each level imports from; `sources` are pairs of a level and a parsed module."""
     graph = {}
     for name, module in sources:
         graph.setdefault(name, set()).update(imported_levels(module) - {name})
     return graph
 
 
-ENTRANCES = {"testing": set(), "cli": {"__main__"}, "__main__": set()}
-"""Levels that nothing imports but the levels named."""
+ENTRY_POINTS = {"testing": set(), "cli": {"__main__"}, "__main__": set()}
+"""Levels that no level imports, except those listed."""
 
 
-def breaches(graph):
-    """Imports of an entrance, as pairs of the level that imports and the entrance."""
-    return sorted((name, x) for name in graph for x in graph[name] & set(ENTRANCES) if name not in ENTRANCES[x])
+def forbidden_imports(graph):
+    """Return forbidden imports of an entry point, as pairs of the importing level and the entry point."""
+    return sorted((name, x) for name in graph for x in graph[name] & set(ENTRY_POINTS) if name not in ENTRY_POINTS[x])
 
 
 LEVELS = levels_of((level(p), parsed(p)) for p in FILES)
 CORE = reachable(LEVELS, ["compile", "networks", "envs", "replay", "agents"])
-"""Everything that a program is made of, derived: what its parts import. It runs in a lane or drives lanes."""
+"""The levels that a training program consists of, derived from the imports of its parts."""
 
 
 def dotted(node):
-    """`torch.rand` of an attribute chain, else nothing."""
+    """Return the dotted name of an attribute chain, such as `torch.rand`, or an empty string."""
     if isinstance(node, ast.Name):
         return node.id
     return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else ""
 
 
-def said(module):
-    """Every dotted name in a module, and everything it imports, dotted."""
+def names_in(module):
+    """Yield every dotted name in a module, and the dotted names that it imports."""
     for node in ast.walk(module):
         if isinstance(node, ast.Attribute | ast.Name):
             yield dotted(node)
@@ -159,14 +159,14 @@ GENERATORS = {
 
 
 def generator_lines(module):
-    """Where a generator is used, `networks._made` left out; and Python's own `random` is not imported."""
+    """Return the random generators that a module uses outside of `networks._made`, including Python's `random`."""
     tree = ast.Module([n for n in module.body if getattr(n, "name", "") != "_made"], [])
-    names = {name for name in said(tree) if any(name == g or name.startswith(g + ".") for g in GENERATORS)}
+    names = {name for name in names_in(tree) if any(name == g or name.startswith(g + ".") for g in GENERATORS)}
     return sorted(names | ({"random"} & {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}))
 
 
 def in_place_methods(module):
-    """Calls of in-place tensor methods, such as `x.add_(1)`."""
+    """Return the names of the in-place tensor methods that a module calls, such as `add_`."""
     return sorted(
         node.func.attr
         for node in ast.walk(module)
@@ -175,27 +175,27 @@ def in_place_methods(module):
     )
 
 
-def test_levels_import_only_from_levels_above():
-    assert cycle(LEVELS) == [], "levels import each other; expected an order"
-    print(f"\nfrom the ground up:\n{order(LEVELS)}")
+def test_levels_import_only_lower_levels():
+    assert import_cycle(LEVELS) == [], "levels: expected an order, got a cycle of imports"
+    print(f"\nlevels, lowest first:\n{order(LEVELS)}")
     for name, height in heights(LEVELS).items():
         assert all(heights(LEVELS)[other] < height for other in LEVELS[name])
 
 
-def test_files_do_not_import_each_other():
-    assert cycle({name: imported_files(parsed(path)) - {name} for name, path in MODULES.items()}) == []
+def test_modules_have_no_import_cycle():
+    assert import_cycle({name: imported_files(parsed(path)) - {name} for name, path in MODULES.items()}) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_name_the_level_that_they_use(path):
+def test_imports_name_existing_levels(path):
     assert unknown_imports(parsed(path)) == set()
 
 
-def test_only_the_command_is_started_and_only_tests_import_the_kit():
-    assert breaches(LEVELS) == []
+def test_nothing_imports_the_command_or_the_test_kit():
+    assert forbidden_imports(LEVELS) == []
 
 
-def test_the_core_is_what_trains():
+def test_the_core_has_the_levels_that_train():
     assert {"types", "tree", "check", "random", "networks", "envs", "optim", "compile", "replay"} <= CORE
     assert CORE.isdisjoint({"cli", "testing", "experiment", "report", "storage"})
     assert CORE.isdisjoint({"runs", "history", "settings", "checkpoint", "files", "plots", "video", "statistics"})
@@ -203,30 +203,30 @@ def test_the_core_is_what_trains():
 
 @SOURCES
 def test_only_tree_imports_pytree(path):
-    found = any("_pytree" in name for name in said(parsed(path)))
+    found = any("_pytree" in name for name in names_in(parsed(path)))
     assert found == (level(path) == "tree")
 
 
 @SOURCES
-def test_only_compile_knows_the_compiler(path):
+def test_only_compile_uses_the_compiler(path):
     compilers = ("torch.compile", "_dynamo", "_inductor", "proxy_tensor")
-    found = {name for name in said(parsed(path)) if any(compiler in name for compiler in compilers)}
-    # A check may ask whether a compiler is looking.
-    allowed = {"compile": found, "check": {ASKS, "torch.compiler"}}
+    found = {name for name in names_in(parsed(path)) if any(compiler in name for compiler in compilers)}
+    # A check may test whether it is being compiled.
+    allowed = {"compile": found, "check": {IS_COMPILING, "torch.compiler"}}
     assert found <= allowed_in(path, allowed)
 
 
-ASKS = "torch.compiler.is_compiling"
+IS_COMPILING = "torch.compiler.is_compiling"
 
 
 def allowed_in(path, by_name):
-    """Return what a table allows a file, by its own name or by the name of a folder that it is in."""
+    """Return the names that a table allows in a file, by the name of the file or of a folder that contains it."""
     return set().union(*(allowed for name, allowed in by_name.items() if belongs_to(path, name)))
 
 
 @SOURCES
-def test_private_functions_are_looked_up_in_compile_alone(path):
-    """And each in one file, which says what happens without it."""
+def test_private_functions_of_torch_are_looked_up_only_in_compile(path):
+    """Check also that each is looked up in one file, which handles its absence."""
     found = {x for x in strings(parsed(path)) if x.startswith(("torch._inductor.", "torch._dynamo.", "torch.fx.exp"))}
     assert not found or level(path) == "compile"
     for name in ("torch._inductor.compile", "torch._inductor.aot_compile"):
@@ -266,64 +266,63 @@ def test_commands_quote_their_paths(path):
 
 
 IN_PLACE = {"compile": {"copy_"}, "checkpoint": {"copy_"}, "transfer": {"copy_"}, "export": {"requires_grad_"}}
-"""The edges, where memory must stay: graphs are captured with a state's leaves, so what is donated and what is loaded
-is written over them; pinned buffers are used again;
-and a module that is exported is nobody else's."""
+"""Files that may write in place. Captured graphs read the leaves of a state, so donated and loaded values are written
+over them; pinned buffers are reused; and an exported module has no other user."""
 
 
 @SOURCES
-def test_only_the_edges_write_in_place(path):
+def test_only_listed_files_write_in_place(path):
     assert set(in_place_methods(parsed(path))) <= allowed_in(path, IN_PLACE)
 
 
 PICKLES = {"aot": {"pickle"}, "export": {"torch.save"}}
-"""Between a process and the compiler that it started; and what `export` writes for others."""
+"""Files that may pickle: messages between a process and the compiler that it started, and exported state dicts."""
 
 
 @SOURCES
-def test_nothing_that_is_read_can_execute(path):
+def test_only_listed_files_use_pickle(path):
     assert pickling(parsed(path)) <= allowed_in(path, PICKLES)
 
 
 def pickling(module):
-    """Names in a module that pickle, or read or write what pickles."""
+    """Return the names in a module that pickle, or that read or write pickles."""
     names = ("pickle", "shelve", "marshal", "torch.load", "torch.save")
-    return {p for p in names for name in said(module) if name == p or name.startswith(p + ".")}
+    return {p for p in names for name in names_in(module) if name == p or name.startswith(p + ".")}
 
 
 @pytest.mark.parametrize("name", PICKLES)
-def test_every_exception_for_pickles_is_needed(name):
+def test_every_exception_for_pickle_is_needed(name):
     assert set().union(*(pickling(parsed(p)) for p in FILES if belongs_to(p, name))) == PICKLES[name]
 
 
-def test_the_one_generator_is_there():
+def test_network_modules_seed_the_default_generator():
     module = parsed(ROOT / "networks" / "modules.py")
-    assert "torch.default_generator.manual_seed" in set(said(module))
+    assert "torch.default_generator.manual_seed" in set(names_in(module))
 
 
 @pytest.mark.parametrize(("package", "file"), [("hypothesis", "strategies.py"), ("pytest", "variants.py")])
-def test_what_tests_are_written_with_stays_in_one_file(package, file):
+def test_each_testing_package_is_imported_by_one_module(package, file):
     paths = (ROOT / "testing").glob("*.py")
-    assert [p.name for p in paths if any(name.split(".")[0] == package for name in said(parsed(p)))] == [file]
+    assert [p.name for p in paths if any(name.split(".")[0] == package for name in names_in(parsed(p)))] == [file]
 
 
 KIT = [p for p in sorted((ROOT / "testing").glob("*.py")) if p.name != "__init__.py"]
-BRING_FORWARD = {"advance", "trained"}
-"""What `programs` has laws asked of, and no law."""
-KIT_ROOMS = pytest.mark.parametrize("path", KIT, ids=lambda p: p.name)
+NOT_LAWS = {"advance", "trained"}
+"""Functions of `programs` that are not laws."""
+EACH_KIT_MODULE = pytest.mark.parametrize("path", KIT, ids=lambda p: p.name)
 
 
 def public(module):
-    """What a module of the kit offers by its own word in `__all__`, and its functions without an underscore."""
-    said_so = [n.value for n in module.body if isinstance(n, ast.Assign) and dotted(n.targets[0]) == "__all__"]
+    """Return the names in `__all__` of a module of the kit, and those of its functions without an underscore."""
+    exported = [n.value for n in module.body if isinstance(n, ast.Assign) and dotted(n.targets[0]) == "__all__"]
     functions = {n.name for n in module.body if isinstance(n, ast.FunctionDef)}
-    return set(ast.literal_eval(*said_so)), {name for name in functions if not name.startswith("_")}
+    return set(ast.literal_eval(*exported)), {name for name in functions if not name.startswith("_")}
 
 
-def held(module):
-    """What a test module calls inside a block that `rejects`, and what elsewhere: last names of functions."""
+def tested(module):
+    """Return the names of the functions that a test module calls inside and outside of `rejects` blocks."""
     blocks = [n for n in ast.walk(module) if isinstance(n, ast.With)]
-    rejecting = [block for block in blocks if any("rejects" in set(said(item)) for item in block.items)]
+    rejecting = [block for block in blocks if any("rejects" in set(names_in(item)) for item in block.items)]
     inside = {call for block in rejecting for statement in block.body for call in called(statement)}
     names = [{dotted(call.func).split(".")[-1] for call in some} for some in (inside, set(called(module)) - inside)]
     return tuple(names)
@@ -333,35 +332,43 @@ def called(node):
     return [n for n in ast.walk(node) if isinstance(n, ast.Call)]
 
 
-@KIT_ROOMS
-def test_the_kit_says_what_it_offers(path):
+@EACH_KIT_MODULE
+def test_the_kit_exports_its_public_functions(path):
     offered, defined = public(parsed(path))
     assert defined <= offered
     assert offered <= set(dir(importlib.import_module(f"fdqn.testing.{path.stem}")))
 
 
 @pytest.mark.parametrize("name", ["agents", "algorithms", "asserts", "laws", "programs", "variants"])
-def test_every_law_and_assertion_holds_for_something_and_rejects_a_planted_bug(name):
+def test_every_law_and_assertion_is_tested_with_and_without_a_planted_bug(name):
     offered, _ = public(parsed(ROOT / "testing" / f"{name}.py"))
-    rejecting, holding = held(parsed(TESTS / f"test_{name}.py"))
-    assert offered - rejecting - BRING_FORWARD == set()
-    assert offered - holding - BRING_FORWARD == set()
+    rejecting, holding = tested(parsed(TESTS / f"test_{name}.py"))
+    assert offered - rejecting - NOT_LAWS == set()
+    assert offered - holding - NOT_LAWS == set()
 
 
-def test_every_strategy_is_held_to_its_promise():
+def test_every_strategy_is_tested():
     offered, _ = public(parsed(ROOT / "testing" / "strategies.py"))
-    assert offered <= set().union(*held(parsed(TESTS / "test_strategies.py")))
+    assert offered <= set().union(*tested(parsed(TESTS / "test_strategies.py")))
 
 
 @pytest.mark.parametrize(
     ("name", "source", "check"),
     [
-        ("types", "from fdqn import check", lambda n, m: set(cycle(planted(n, m))) == {"types", "tree", "check"}),
-        ("tree", "def f():\n    import fdqn.check", lambda n, m: set(cycle(planted(n, m))) == {"tree", "check"}),
-        ("tree", "from fdqn.check import shapes", lambda n, m: cycle(planted(n, m)) != []),
-        ("check", "from fdqn.testing import laws", lambda n, m: breaches(planted(n, m)) == [("check", "testing")]),
-        ("check", "from fdqn import cli", lambda n, m: breaches(planted(n, m)) == [("check", "cli")]),
-        ("__main__", "from fdqn.cli import main", lambda n, m: breaches(planted(n, m)) == []),
+        (
+            "types",
+            "from fdqn import check",
+            lambda n, m: set(import_cycle(planted(n, m))) == {"types", "tree", "check"},
+        ),
+        ("tree", "def f():\n    import fdqn.check", lambda n, m: set(import_cycle(planted(n, m))) == {"tree", "check"}),
+        ("tree", "from fdqn.check import shapes", lambda n, m: import_cycle(planted(n, m)) != []),
+        (
+            "check",
+            "from fdqn.testing import laws",
+            lambda n, m: forbidden_imports(planted(n, m)) == [("check", "testing")],
+        ),
+        ("check", "from fdqn import cli", lambda n, m: forbidden_imports(planted(n, m)) == [("check", "cli")]),
+        ("__main__", "from fdqn.cli import main", lambda n, m: forbidden_imports(planted(n, m)) == []),
         ("check", "import torch", lambda n, m: order(planted(n, m)) == " 0  types\n 1  tree\n 2  check"),
         ("check", "from fdqn import random", lambda n, m: reachable(planted(n, m), [n]) >= {"random", "tree", "types"}),
         ("check", "from fdqn.envs import episode", lambda n, m: imported_files(m) == {"fdqn.envs.episode"}),
@@ -379,18 +386,22 @@ def test_every_strategy_is_held_to_its_promise():
         ("cli", "f'with: fdqn train --best-of {path}'", lambda n, m: unquoted_paths(m) == [1]),
         ("cli", "f'{path}: fdqn eval {shlex.quote(path)} --setting K'", lambda n, m: unquoted_paths(m) == []),
         ("training", "print(1)", lambda n, m: calls(m, "print") == [1]),
-        ("training", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in said(m))),
-        ("test", "with rejects('x'):\n    laws.pure(f)\nlaws.env(g)", lambda n, m: held(m)[0] == {"pure"}),
-        ("test", "with fork(), rejects():\n    laws.pure(f)", lambda n, m: held(m) == ({"pure"}, {"fork", "rejects"})),
-        ("test", "with raises(ValueError):\n    laws.pure(f)", lambda n, m: held(m)[0] == set()),
+        ("training", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in names_in(m))),
+        ("test", "with rejects('x'):\n    laws.pure(f)\nlaws.env(g)", lambda n, m: tested(m)[0] == {"pure"}),
+        (
+            "test",
+            "with fork(), rejects():\n    laws.pure(f)",
+            lambda n, m: tested(m) == ({"pure"}, {"fork", "rejects"}),
+        ),
+        ("test", "with raises(ValueError):\n    laws.pure(f)", lambda n, m: tested(m)[0] == set()),
         ("laws", "__all__ = ['a']\ndef a(): pass\ndef b(): pass", lambda n, m: public(m) == ({"a"}, {"a", "b"})),
     ],
 )
-def test_the_readers_see_planted_breaches(name, source, check):
+def test_the_checks_detect_planted_violations(name, source, check):
     assert check(name, ast.parse(source))
 
 
 def planted(name, module):
-    """Three levels in a row, to one of which a module is added."""
+    """Return the imports of three levels, each importing the one before, after adding a module to one of them."""
     rows = [("types", ""), ("tree", "from fdqn import types"), ("check", "from fdqn import tree")]
     return levels_of([(x, ast.parse(source)) for x, source in rows] + [(name, module)])

@@ -42,14 +42,14 @@ X = torch.arange(3.0)
         ("adam", "sgd", "^value: expected 'adam', got 'sgd'"),
     ],
 )
-def test_different_trees(a, b, match):
+def test_different_trees_are_rejected(a, b, match):
     with rejects(match):
         asserts.assert_trees_close(a, b, atol=1e-3, rtol=1e-3)
     with rejects(match):
         asserts.assert_trees_equal(a, b)
 
 
-def test_equal_trees():
+def test_equal_trees_are_accepted():
     a = {"w": torch.tensor([1.0, torch.nan, torch.inf]), "n": torch.tensor([1, 2]), "empty": torch.zeros(0)}
     asserts.assert_trees_equal(a, tree.clone(a))
     asserts.assert_trees_close(a, a | {"w": a["w"] + 1e-4}, atol=1e-3)
@@ -78,12 +78,12 @@ def test_equal_trees():
         ),
     ],
 )
-def test_different_structures(expected, got, match):
+def test_different_structures_are_rejected(expected, got, match):
     with rejects(match):
         asserts.assert_same_structure(expected, got, "missing here: ")
 
 
-def test_equal_structures():
+def test_equal_structures_are_accepted():
     asserts.assert_same_structure({"a": (1, [2])}, {"a": (torch.ones(3), [None])})
 
 
@@ -107,19 +107,19 @@ def test_equal_structures():
         ({"weight": "[]"}, ({"bias": X},), r"missing \[\"\['weight'\]\"\]"),
     ],
 )
-def test_mismatching_shapes(spec, tensors, match):
+def test_mismatching_shapes_are_refused(spec, tensors, match):
     with rejects(match):
         asserts.assert_shapes(spec, *tensors)
 
 
-def test_matching_shapes():
+def test_matching_shapes_are_accepted():
     asserts.assert_shapes("q[B A] legal[B A] u[]", torch.ones(2, 3), torch.ones(2, 3), torch.tensor(1.0))
     asserts.assert_shapes(
         {"weight": "[... N M]", "bias": ["[... N]"]}, {"weight": torch.ones(5, 2, 3), "bias": [torch.ones(5, 2)]}
     )
 
 
-def test_finite():
+def test_assert_finite():
     asserts.assert_finite({"x": X, "n": torch.tensor([1]), "flag": torch.tensor(True), "rate": 0.1, "name": "adam"})
     with rejects(r"^grads\['b'\]\[0, 1\]: expected a finite number, got nan; 2 of 4 numbers are not finite"):
         asserts.assert_finite({"a": X, "b": torch.tensor([[0.0, torch.nan], [torch.inf, 1.0]])}, "grads")
@@ -136,7 +136,7 @@ def test_finite():
 # Compiling
 
 
-def test_message_of_a_graph_break_has_its_line():
+def test_message_of_a_graph_break_names_its_line():
     line = inspect.getsourcelines(branches)[1] + 2
     with rejects(f"one graph, got a break at .*plants.py:{line} in branches, `if x.sum.* > 0:`: Data-dependent"):
         asserts.assert_no_graph_break(branches, X)
@@ -158,15 +158,15 @@ def test_message_of_a_graph_break_has_its_line():
         ([X, X], "call 0: expected a tuple of arguments, got Tensor"),
     ],
 )
-def test_message_of_a_recompilation_has_its_guard(calls, match):
+def test_message_of_a_recompilation_names_its_guard(calls, match):
     with rejects(match):
         asserts.assert_compiles_once(lambda x, rate: x * rate, *calls)
 
 
-def test_compiling_once():
+def test_assert_compiles_once():
     rates = [(X, torch.tensor(0.1)), (X + 1, torch.tensor(0.2))]
-    answers = asserts.assert_compiles_once(lambda x, rate: x * rate, *rates)
-    asserts.assert_trees_equal([x * rate for x, rate in rates], answers)
+    outputs = asserts.assert_compiles_once(lambda x, rate: x * rate, *rates)
+    asserts.assert_trees_equal([x * rate for x, rate in rates], outputs)
     with rejects("Data-dependent"):
         asserts.assert_compiles_once(branches, (X,), (X,))
 

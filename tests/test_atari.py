@@ -1,4 +1,4 @@
-"""Atari: what replay holds is what was played; rewards are clipped and lives lost are ends for learning alone."""
+"""Atari: replay stores the transitions that were played; clipped rewards and lost lives affect only learning."""
 
 import dataclasses
 import functools
@@ -26,26 +26,26 @@ SETTINGS = Settings(
 )  # fmt: skip
 
 
-class Watched:
-    """A world that keeps what it answers."""
+class Recorder:
+    """Vector environment that records its actions and outputs."""
 
-    def __init__(self, games, seen):
-        self.games, self.seen = games, seen
+    def __init__(self, vector_env, recorded):
+        self.vector_env, self.recorded = vector_env, recorded
 
     def __getattr__(self, name):
-        return getattr(self.games, name)
+        return getattr(self.vector_env, name)
 
     def reset(self, seeds):
-        self.seen.append(self.games.reset(seeds))
-        return self.seen[-1]
+        self.recorded.append(self.vector_env.reset(seeds))
+        return self.recorded[-1]
 
     def step(self, actions):
-        self.seen += [actions.copy(), self.games.step(actions)]
-        return self.seen[-1]
+        self.recorded += [actions.copy(), self.vector_env.step(actions)]
+        return self.recorded[-1]
 
 
 def small(settings):
-    """The program with a network that takes no time."""
+    """Return the program with a tiny network."""
     program = assemble.program(settings)
     spec = program.env.spec
     network = networks.mlp(spec.obs_shape, (1,), spec.actions)
@@ -55,63 +55,63 @@ def small(settings):
 
 @functools.cache
 def played(settings):
-    """The lanes after a run in which nothing but the last cycle learns, and all that the world was asked and said."""
-    world, seen = envs.find(settings.env), []
+    """Train in the last iteration only; return the state, and the recorded actions and outputs of the environment."""
+    host_env, recorded = envs.find(settings.env), []
     program = small(settings)
     state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
-    games = Watched(world.open(settings.seeds, settings.num_envs), seen)
-    state = host.start(program, games, state)
-    functions = host.functions(program, games, host.vmapped(program))
+    vector_env = Recorder(host_env.open(settings.seeds, settings.num_envs), recorded)
+    state = host.start(program, vector_env, state)
+    functions = host.functions(program, vector_env, host.vmapped(program))
     *_, last = training.run(program, state, settings.steps, functions, settings.report_every, at_once=1)
-    games.close()
-    return last.state, seen
+    vector_env.close()
+    return last.state, recorded
 
 
-def stored(state, lane, settings):
-    memory = tree.index(state.buffer, lane)
+def stored(state, seed, settings):
+    memory = tree.index(state.buffer, seed)
     program = assemble.program(settings)
     buffer = assemble.buffer(program.config, program.env.spec)
     count = int(buffer.size(memory))
     return buffer.sample(memory, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1, 0).batch
 
 
-def test_replay_holds_what_was_played():
-    """Frame by frame, over ends and lost lives; rewards and ends are those that learning is to see."""
+def test_replay_equals_the_recorded_transitions():
+    """Compare every frame across episode ends and lost lives, with clipped rewards and lives lost as terminations."""
     pytest.importorskip("ale_py")
     state, (first, *rest) = played(SETTINGS)
     lost, ends, points = 0, 0, 0.0
-    for lane in range(2):
-        rows, at, obs = stored(state, lane, SETTINGS), 0, first.obs[lane]
-        for actions, answer in zip(rest[::2], rest[1::2], strict=True):
-            step = tree.index(answer.step, lane)
-            terminated = step.terminated | answer.life_lost[lane]
+    for seed in range(2):
+        rows, at, obs = stored(state, seed, SETTINGS), 0, first.obs[seed]
+        for actions, result in zip(rest[::2], rest[1::2], strict=True):
+            step = tree.index(result.step, seed)
+            terminated = step.terminated | result.life_lost[seed]
             step = step._replace(terminated=terminated, reward=step.reward.clamp(-1, 1))
-            expected = replay.transition(obs, torch.from_numpy(actions[lane]), step)
+            expected = replay.transition(obs, torch.from_numpy(actions[seed]), step)
             asserts.assert_trees_equal(expected, tree.index(rows, slice(at, at + 3)))
             at, obs = at + 3, step.obs
-            lost, ends = lost + int(answer.life_lost[lane].sum()), ends + int(answer.step.terminated[lane].sum())
-            points += float(answer.step.reward[lane].sum())
+            lost, ends = lost + int(result.life_lost[seed].sum()), ends + int(result.step.terminated[seed].sum())
+            points += float(result.step.reward[seed].sum())
     assert lost > 10
     assert ends >= 2
-    assert int(state.metrics.episodes.sum()) == ends, "a lost life is no end of an episode"
+    assert int(state.metrics.episodes.sum()) == ends, "a lost life does not end an episode"
     running = state.metrics.running.sum() + state.metrics.returned.sum()
-    assert running.item() == points, "returns are of the game's own rewards"
+    assert running.item() == points, "returns sum the unclipped rewards"
 
 
-def test_lost_lives_and_rewards_as_they_are():
-    """Without the flags replay sees the game's ends and rewards."""
+def test_replay_stores_raw_rewards_and_terminations_without_the_flags():
+    """Check that without the flags replay stores the rewards and terminations of the game."""
     pytest.importorskip("ale_py")
     settings = dataclasses.replace(SETTINGS, env="ale:SpaceInvaders", terminal_on_life_loss=False, clip_rewards=False)
     state, (_, *rest) = played(settings)
     rows = stored(state, 0, settings)
-    reward = torch.stack([answer.step.reward[0] for answer in rest[1::2]])
+    reward = torch.stack([result.step.reward[0] for result in rest[1::2]])
     assert torch.equal(rows.reward, reward.flatten())
     assert reward.max() > 1
-    assert torch.equal(rows.discount == 0, torch.stack([answer.step.terminated[0] for answer in rest[1::2]]).flatten())
+    assert torch.equal(rows.discount == 0, torch.stack([result.step.terminated[0] for result in rest[1::2]]).flatten())
 
 
-def test_several_steps_end_at_a_lost_life():
-    """A transition over three steps that loses a life is worth what came until then, and nothing after."""
+def test_n_step_returns_end_at_a_lost_life():
+    """Check that a three-step return sums the rewards until a life is lost, and does not bootstrap after it."""
     pytest.importorskip("ale_py")
     settings = dataclasses.replace(SETTINGS, n_step=3)
     state, (_, *rest) = played(settings)
@@ -141,7 +141,7 @@ def test_frames_take_an_eighth_of_the_memory():
 
 
 class Shifts(VectorEnv):
-    """Shows the last frames of a counter; `wrong` says from which step on it shows others."""
+    """Show the last frames of a counter, in the wrong order from step `wrong`."""
 
     def __init__(self, num_envs, wrong, mode):
         self.num_envs, self.wrong, self.metadata = num_envs, wrong, {"autoreset_mode": mode}
@@ -167,44 +167,44 @@ class Shifts(VectorEnv):
         return self.shown(), np.ones(self.num_envs), none, self.time >= 5, {}
 
 
-def test_observations_that_are_not_stacked_as_said_break_their_lane():
-    """Replay keeps one frame of each, so what it would give back otherwise is never learned from."""
+def test_observations_that_are_not_stacked_frames_fail_their_seed():
+    """Check that a seed fails if replay, which stores one frame per step, could not restore its observations."""
     for wrong, breaks in ((99, False), (4, True)):
-        world = gym.from_vector("shifts", lambda n, wrong=wrong: Shifts(n, wrong, AutoresetMode.DISABLED), stack=3)
-        games = world.open(2, 2)
-        games.reset([[1, 2], [3, 4]])
+        host_env = gym.from_vector("shifts", lambda n, wrong=wrong: Shifts(n, wrong, AutoresetMode.DISABLED), stack=3)
+        vector_env = host_env.open(2, 2)
+        vector_env.reset([[1, 2], [3, 4]])
         for _ in range(12):
-            games.step(np.zeros((2, 2), int))
-        assert len(games.broken) == 2 * breaks
-        assert all("expected observations of the last 3 frames, oldest first" in x for x in games.broken.values())
+            vector_env.step(np.zeros((2, 2), int))
+        assert len(vector_env.broken) == 2 * breaks
+        assert all("expected observations of the last 3 frames, oldest first" in x for x in vector_env.broken.values())
     with pytest.raises(ValueError, match=r"expected shifts to start an episode, got env: expected observations of the"):
         gym.from_vector("shifts", lambda n: Shifts(n, 0, AutoresetMode.DISABLED), stack=3).open(1, 1).reset([[1]])
 
 
-def test_a_game_by_the_name_that_others_give_it_is_pointed_to(monkeypatch):
+def test_the_gymnasium_name_of_a_game_is_refused_with_its_ale_name(monkeypatch):
     monkeypatch.setattr(gymnasium, "registry", {})
     with pytest.raises(ValueError, match=r"^env: gym:ALE/Pong-v5 is registered by .*; use ale:Pong .*gym:ale_py:"):
         envs.find("gym:ALE/Pong-v5")
 
 
 @pytest.mark.parametrize("env", ["cartpole", "gym:CartPole-v1"])
-def test_lives_end_nothing_where_none_are_counted(env):
+def test_terminal_on_life_loss_requires_an_environment_that_counts_lives(env):
     message = rf"^terminal_on_life_loss: expected an environment that counts lives, .* got {env}"
     with pytest.raises(ValueError, match=message):
         assemble.program(Settings(env=env, terminal_on_life_loss=True))
 
 
-def test_a_resumed_run_spans_no_cut():
-    """New episodes begin where it goes on: no row has frames, or several steps, of both sides."""
+def test_no_transition_spans_the_point_of_resumption():
+    """Check that resuming starts new episodes, so that no row has frames or steps from before and after."""
     pytest.importorskip("ale_py")
     settings = dataclasses.replace(SETTINGS, n_step=3)
     program = small(settings)
     state, _ = played(settings)
-    games = Watched(envs.find(settings.env).open(2, 3), again := [])
-    state = host.start(program, games, tree.clone(state))
-    functions = run_folder.functions(program, settings, games)
+    vector_env = Recorder(envs.find(settings.env).open(2, 3), again := [])
+    state = host.start(program, vector_env, tree.clone(state))
+    functions = run_folder.functions(program, settings, vector_env)
     *_, last = training.run(program, state, settings.steps + 3 * 4, functions, 3_000, at_once=1)
-    games.close()
+    vector_env.close()
     assert int(last.state.buffer.buffer.buffer.added[0]) == int(state.buffer.buffer.buffer.added[0]) + 3 * 2, (
         "two steps are not complete yet"
     )
@@ -214,8 +214,7 @@ def test_a_resumed_run_spans_no_cut():
     assert torch.equal(newest.next_obs, again[6].step.next_obs[0])
 
 
-def test_a_seed_s_frames_are_independent_of_the_others():
-    """A lane's rows do not depend on the lanes beside it."""
+def test_frames_of_a_seed_do_not_depend_on_other_seeds():
     pytest.importorskip("ale_py")
     both, _ = played(SETTINGS)
     alone, _ = played(dataclasses.replace(SETTINGS, seeds=1))
@@ -223,19 +222,19 @@ def test_a_seed_s_frames_are_independent_of_the_others():
     assert isinstance(envs.find(SETTINGS.env), HostEnv)
 
 
-def test_recording_plays_to_the_end_and_changes_no_other_game():
-    """ale-py's environments share their metadata, so that one that restarts otherwise would change what all say."""
+def test_recording_environments_restart_and_leave_others_unchanged():
+    """Open several environments of ale-py at once, because they share their metadata with the autoreset mode."""
     pytest.importorskip("ale_py")
-    world, rng = envs.find("ale:Breakout"), np.random.default_rng(0)
-    for games in (world.open(2, 1), world.record(2)):
-        other = world.record(1)
-        first, ended = games.reset([[5], [6]]), 0
+    host_env, rng = envs.find("ale:Breakout"), np.random.default_rng(0)
+    for vector_env in (host_env.open(2, 1), host_env.record(2)):
+        other = host_env.record(1)
+        first, ended = vector_env.reset([[5], [6]]), 0
         for _ in range(400):
-            answer = games.step(rng.integers(0, 4, (2, 1)))
-            assert games.broken == {}
-            assert answer.valid.all()
-            ended += int(answer.step.terminated.sum())
+            result = vector_env.step(rng.integers(0, 4, (2, 1)))
+            assert vector_env.broken == {}
+            assert result.valid.all()
+            ended += int(result.step.terminated.sum())
         assert ended >= 2
         assert first.obs.shape == (2, 1, 4, 84, 84)
-        for opened in (games, other):
+        for opened in (vector_env, other):
             opened.close()

@@ -1,4 +1,4 @@
-"""Packed booleans equal NumPy's bytes and unpack to the input, for any length."""
+"""Packed booleans: the bytes equal those of NumPy and unpack to the input, for any length."""
 
 import numpy as np
 import pytest
@@ -20,24 +20,24 @@ def flags(*shape):
     return random.bits(random.key(len(shape)), shape) % 2 == 1
 
 
-def packs_as_numpy(x, pack=packing.pack, unpack=packing.unpack):
-    """Compare bytes with `numpy.packbits`, and unpack them."""
+def assert_packs_as_numpy(x, pack=packing.pack, unpack=packing.unpack):
+    """Compare the bytes with `numpy.packbits` and the unpacked values with the input."""
     packed = pack(x)
     asserts.assert_trees_equal(torch.from_numpy(np.packbits(x.numpy(), -1, "little")), packed, "packed: ")
     asserts.assert_trees_equal(x, unpack(packed, x.shape[-1]), "unpacked: ")
 
 
 @given(SHAPES.flatmap(lambda shape: strategies.masks(shape, at_least_one=False)))
-def test_any_booleans_are_packed_as_numpy_packs_them(x):
-    packs_as_numpy(x)
+def test_packing_equals_numpy(x):
+    assert_packs_as_numpy(x)
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_any_number_of_booleans_round_trips(count):
+def test_any_length_round_trips(count):
     x = flags(5, count)
-    packs_as_numpy(x)
-    packs_as_numpy(x | True)
-    packs_as_numpy(x[0])
+    assert_packs_as_numpy(x)
+    assert_packs_as_numpy(x | True)
+    assert_packs_as_numpy(x[0])
     assert packing.pack(x).shape == (5, packing.size(count))
 
 
@@ -45,26 +45,26 @@ def test_sizes_in_bytes():
     assert [packing.size(count) for count in COUNTS] == [0, 1, 1, 1, 2, 8, 8, 9, 59]
 
 
-def test_every_byte_is_unpacked_as_numpy_unpacks_it():
+def test_unpacking_of_every_byte_equals_numpy():
     every = torch.arange(256, dtype=torch.uint8).unsqueeze(-1)
     expected = np.unpackbits(every.numpy(), -1, bitorder="little").astype(bool)
     asserts.assert_trees_equal(torch.from_numpy(expected), packing.unpack(every, 8))
 
 
-def test_plants_are_rejected():
+def test_planted_bugs_are_rejected():
     x = flags(4, 11)
     with rejects("packed: "):  # the other bit order, which also round-trips
-        packs_as_numpy(
+        assert_packs_as_numpy(
             x, lambda x: packing.pack(x.flip(-1)), lambda packed, count: packing.unpack(packed, count).flip(-1)
         )
     with rejects("packed: "):  # drops the last, partly filled byte
-        packs_as_numpy(x, lambda x: packing.pack(x[..., : x.shape[-1] // 8 * 8]))
+        assert_packs_as_numpy(x, lambda x: packing.pack(x[..., : x.shape[-1] // 8 * 8]))
     with rejects("unpacked: "):  # reversed bits in each byte
-        packs_as_numpy(
+        assert_packs_as_numpy(
             x, unpack=lambda packed, _: packing.unpack(packed, 16).reshape(4, 2, 8).flip(-1).flatten(1)[:, :11]
         )
     with rejects("unpacked: "):  # whole bytes, with flags that were never packed
-        packs_as_numpy(x, unpack=lambda packed, _: packing.unpack(packed, 16))
+        assert_packs_as_numpy(x, unpack=lambda packed, _: packing.unpack(packed, 16))
 
 
 @pytest.mark.parametrize("count", [8, 11])

@@ -1,4 +1,4 @@
-"""Static checks: what they accept and the messages of their errors."""
+"""Checks of shapes, dtypes and values: accepted inputs and error messages."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from fdqn import compile as edge
 
 
 @given(st.lists(st.integers(0, 4), max_size=3), st.integers(0, 4))
-def test_matching_shapes(leading, size):
+def test_matching_shapes_are_accepted(leading, size):
     check.shapes(
         "q[... A] legal[... A] r[...]", torch.zeros(*leading, size), torch.zeros(*leading, size), torch.zeros(leading)
     )
@@ -36,18 +36,18 @@ def test_matching_shapes(leading, size):
         ("x[B] y[B]", [(1,), (2,)], r"y: expected shape \[B\] with B = 1, got \[2\]"),
     ],
 )
-def test_mismatching_shapes(spec, shapes, message):
+def test_mismatching_shapes_are_refused(spec, shapes, message):
     with pytest.raises(ValueError, match=message):
         check.shapes(spec, *(torch.zeros(shape) for shape in shapes))
 
 
-def test_parsed_specification_has_names_of_any_kind():
+def test_fit_accepts_names_of_any_form():
     check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(2)])
     with pytest.raises(ValueError, match=r"^\.b: expected shape \[N\] with N = 2, got \[3\]$"):
         check.fit(["['w']", ".b"], ["N M", "N"], [torch.zeros(2, 3), torch.zeros(3)])
 
 
-def test_other_objects_are_refused():
+def test_objects_other_than_tensors_are_refused():
     with pytest.raises(TypeError, match=r"r: expected a tensor \[...\], got float"):
         check.shapes("r[...]", 1.0)
 
@@ -124,31 +124,31 @@ def test_some_legal():
         check.some_legal("legal", torch.tensor([False]))
 
 
-def sees(x):
-    """Call the checks that read values; they raise only where they can read them."""
+def checked(x):
+    """Call the checks of values, which raise only where values can be read."""
     check.within("x", x, 3)
     check.some_legal("x", x[..., None] > 9)
     return x + 1
 
 
-def test_values_are_read_only_where_they_are_readable():
+def test_values_are_checked_only_outside_of_transforms_and_compilers():
     bad = torch.tensor([0, 7])
     expected = [1, 8]
     with pytest.raises(IndexError):
-        sees(bad)
-    assert vmap(sees)(bad).tolist() == expected
-    assert vmap(vmap(sees))(bad[None]).tolist() == [expected]
-    assert edge.compile(sees)(bad).tolist() == expected
-    assert torch.compile(sees, fullgraph=True, backend="aot_eager")(bad).tolist() == expected
-    assert torch.compile(vmap(sees), fullgraph=True, backend="aot_eager")(bad).tolist() == expected
+        checked(bad)
+    assert vmap(checked)(bad).tolist() == expected
+    assert vmap(vmap(checked))(bad[None]).tolist() == [expected]
+    assert edge.compile(checked)(bad).tolist() == expected
+    assert torch.compile(checked, fullgraph=True, backend="aot_eager")(bad).tolist() == expected
+    assert torch.compile(vmap(checked), fullgraph=True, backend="aot_eager")(bad).tolist() == expected
     with FakeTensorMode() as mode:
-        sees(mode.from_tensor(bad))
-    sees(bad.to("meta"))
+        checked(mode.from_tensor(bad))
+    checked(bad.to("meta"))
 
 
 def test_values_are_read_inside_a_gradient_of_another_argument():
     with pytest.raises(IndexError, match="x"):
-        grad(lambda w, x: (w * sees(x)).sum())(torch.tensor(1.0), torch.tensor([7]))
+        grad(lambda w, x: (w * checked(x)).sum())(torch.tensor(1.0), torch.tensor([7]))
 
 
 READS = {
@@ -164,7 +164,7 @@ def fail():
 
 
 @pytest.mark.parametrize("name", READS)
-def test_each_check_of_values_reads_them_only_outside_of_transforms_and_compilers(name):
+def test_each_check_reads_values_only_outside_of_transforms_and_compilers(name):
     def reads(x):
         READS[name](x)
         return x + 1
@@ -178,7 +178,7 @@ def test_each_check_of_values_reads_them_only_outside_of_transforms_and_compiler
     reads(bad.to("meta"))
 
 
-def test_ends_of_bits_and_uniforms():
+def test_bounds_of_bits_and_uniforms():
     check.bits("x", torch.tensor([0, 2**32 - 1]))
     check.bits("x", torch.zeros(0, dtype=torch.int64))
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -216,7 +216,7 @@ def test_devices():
         check.same("grads", {"w": there}, {"w": here})
 
 
-def test_message_of_same_shows_order_and_containers():
+def test_message_of_same_shows_the_order_of_keys_and_the_containers():
     a, b = torch.zeros(1), torch.ones(1)
     with pytest.raises(ValueError, match=r"grads: .* structure; expected {'w': '\*', 'b': '\*'}, got {'b'"):
         check.same("grads", {"w": a, "b": b}, {"b": b, "w": a})

@@ -1,5 +1,5 @@
-"""Environments of Gymnasium held to its API: actions in the space's own dtype, masks of sb3-contrib's convention, and a
-sentence for each value that is not as it should be.
+"""Checks of Gymnasium environments: actions have the dtype of the space, action masks follow the convention of
+sb3-contrib, and invalid return values are refused with a message.
 """
 
 import itertools
@@ -27,7 +27,7 @@ KEYS = random.key([0, 1])
 
 
 class Strict(gymnasium.Env):
-    """Takes actions of its own space only, pays 1 for each, and ends after three."""
+    """Environment that accepts only actions of its space, gives a reward of 1 per step and terminates after 3 steps."""
 
     metadata = {"render_modes": ["rgb_array"]}
     observation_space = spaces.Box(0, 9, (2,), np.float32)
@@ -53,7 +53,7 @@ class Strict(gymnasium.Env):
 
 
 class Small(Strict):
-    """Of int8, by a name that can be pickled."""
+    """Environment with int8 actions that can be pickled."""
 
     def __init__(self, render_mode=None):
         super().__init__(render_mode, np.int8, -2)
@@ -66,32 +66,32 @@ ACTIONS = [(np.int32, 0), (np.int8, -3), (np.int16, 100), (np.uint8, 250), (np.u
 
 
 @pytest.mark.parametrize(("dtype", "start"), ACTIONS)
-def test_actions_are_of_the_space_s_own_dtype_in_training_evaluation_and_video(monkeypatch, dtype, start):
-    """Gymnasium's check passes such an environment; int64 actions ended every seed at its first step."""
-    world = gym.from_factory("strict", lambda render_mode=None: Strict(render_mode, dtype, start))
-    monkeypatch.setattr(envs, "find", lambda name: world)
+def test_actions_have_the_dtype_of_the_space_in_training_evaluation_and_video(monkeypatch, dtype, start):
+    """Train with other dtypes than int64, which Gymnasium's checker permits."""
+    host_env = gym.from_factory("strict", lambda render_mode=None: Strict(render_mode, dtype, start))
+    monkeypatch.setattr(envs, "find", lambda name: host_env)
     last = trained(SETTINGS)
     assert last.state.metrics.failed.tolist() == [-1, -1]
     assert (last.state.metrics.episodes > 0).all()
     network = networks.mlp(2, (4,), 3)
     params = network.init(KEYS)
-    assert evaluate.greedy_on_host(world, network, params, KEYS, 2).returns.tolist() == [[3.0, 3.0]] * 2
-    scenes = list(itertools.islice(video.host_scenes("strict", world, network, params, KEYS, 2, [0, 1]), 4))
+    assert evaluate.greedy_on_host(host_env, network, params, KEYS, 2).returns.tolist() == [[3.0, 3.0]] * 2
+    scenes = list(itertools.islice(video.host_scenes("strict", host_env, network, params, KEYS, 2, [0, 1]), 4))
     assert scenes[3].returns.tolist() == [3.0, 3.0]
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_actions_are_of_the_space_s_own_dtype_in_vector_environments(mode):
-    world = gym.from_vector("strict", lambda n: SyncVectorEnv([Strict] * n, autoreset_mode=mode))
-    games = world.open(1, 2)
-    games.reset([[1, 2]])
+def test_actions_have_the_dtype_of_the_space_in_synchronous_environments(mode):
+    host_env = gym.from_vector("strict", lambda n: SyncVectorEnv([Strict] * n, autoreset_mode=mode))
+    vector_env = host_env.open(1, 2)
+    vector_env.reset([[1, 2]])
     for _ in range(8):
-        games.step(np.array([[0, 2]]))
-    assert games.broken == {}
+        vector_env.step(np.array([[0, 2]]))
+    assert vector_env.broken == {}
 
 
-class Taking(gymnasium.vector.VectorEnv):
-    """One vector environment, not several single ones, which takes actions of its own space only."""
+class StrictVector(gymnasium.vector.VectorEnv):
+    """Vector environment that accepts only actions of its space."""
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}
 
@@ -109,24 +109,24 @@ class Taking(gymnasium.vector.VectorEnv):
         return np.zeros((self.num_envs, 2), np.float32), np.ones(self.num_envs), none, none, {}
 
 
-def test_actions_are_of_the_dtype_of_a_vector_environment_of_one_s_own():
-    world = gym.from_vector("taking", Taking)
-    games = world.open(2, 3)
-    games.reset([[1, 2, 3], [4, 5, 6]])
+def test_actions_have_the_dtype_of_the_space_of_a_vector_environment():
+    host_env = gym.from_vector("taking", StrictVector)
+    vector_env = host_env.open(2, 3)
+    vector_env.reset([[1, 2, 3], [4, 5, 6]])
     for _ in range(30):
-        games.step(np.ones((2, 3), np.int64))
-    assert games.broken == {}
+        vector_env.step(np.ones((2, 3), np.int64))
+    assert vector_env.broken == {}
 
 
-def test_actions_of_a_registered_environment_are_of_its_dtype(monkeypatch):
+def test_actions_have_the_dtype_of_the_space_of_a_registered_environment(monkeypatch):
     monkeypatch.setitem(gymnasium.registry, "Strict-v0", gymnasium.envs.registration.EnvSpec("Strict-v0", Strict))
-    games = gym.named("Strict-v0").open(1, 1)
-    games.reset([[1]])
-    assert games.step(np.array([[2]])).alive.all()
+    vector_env = gym.named("Strict-v0").open(1, 1)
+    vector_env.reset([[1]])
+    assert vector_env.step(np.array([[2]])).alive.all()
 
 
-def test_int64_actions_are_found():
-    """The planted bug."""
+def test_int64_actions_are_detected():
+    """Check that int64 actions, the planted bug, raise."""
     env = Strict()
     env.reset()
     with pytest.raises(AssertionError, match="int64"):
@@ -137,31 +137,31 @@ def test_int64_actions_are_found():
 
 
 class Masked(Strict):
-    """Says by `action_masks()`, as sb3-contrib has it, what may be done: one action a step, told nowhere else."""
+    """Environment with one legal action per step, given only by `action_masks()`, as in sb3-contrib."""
 
     def __init__(self, render_mode=None):
         super().__init__(render_mode, np.int64, 4)
 
     def action_masks(self):
-        assert self.time < 3, "the task has ended"
+        assert self.time < 3, "action_masks() was called after the end"
         return np.arange(3) == (self.time + 1) % 3
 
     def step(self, action):
-        assert self.action_masks()[action - 4], "an illegal action was chosen"
+        assert self.action_masks()[action - 4], "an illegal action was taken"
         return super().step(action)
 
 
-def in_a_wrapper():
-    """The method is found behind wrappers."""
+def wrapped():
+    """Return an environment whose method is behind a wrapper."""
     return gymnasium.wrappers.TimeLimit(Masked(), 2)
 
 
-@pytest.mark.parametrize("make", [Masked, in_a_wrapper])
+@pytest.mark.parametrize("make", [Masked, wrapped])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_masks_of_a_method_are_used(monkeypatch, make, mode):
-    """It was ignored without a word. All actions but the legal ones break the lane."""
-    world = gym.from_vector("masked", lambda n: SyncVectorEnv([make] * n, autoreset_mode=mode))
-    monkeypatch.setattr(envs, "find", lambda name: world)
+def test_masks_of_the_method_are_used(monkeypatch, make, mode):
+    """Train with an environment that raises at illegal actions."""
+    host_env = gym.from_vector("masked", lambda n: SyncVectorEnv([make] * n, autoreset_mode=mode))
+    monkeypatch.setattr(envs, "find", lambda name: host_env)
     last = trained(SETTINGS)
     assert last.state.metrics.failed.tolist() == [-1, -1]
     assert (last.state.metrics.episodes > 0).all()
@@ -169,22 +169,22 @@ def test_masks_of_a_method_are_used(monkeypatch, make, mode):
     going_on = rows.discount[0, :count] == 1
     assert (rows.next_legal[0, :count][going_on].sum(-1) == 1).all()
     network = networks.mlp(2, (4,), 3)
-    assert evaluate.greedy_on_host(world, network, network.init(KEYS), KEYS, 2).returns.min() >= 2
+    assert evaluate.greedy_on_host(host_env, network, network.init(KEYS), KEYS, 2).returns.min() >= 2
 
 
-def test_masks_of_a_method_are_used_of_environments_made_one_by_one_and_by_name(monkeypatch):
+def test_masks_of_the_method_are_used_for_factories_and_registered_names(monkeypatch):
     monkeypatch.setitem(gymnasium.registry, "Masked-v0", gymnasium.envs.registration.EnvSpec("Masked-v0", Masked))
-    for world in (gym.from_factory("masked", Masked), gym.named("Masked-v0")):
-        games = world.open(1, 2)
-        step = games.reset([[1, 2]])
+    for host_env in (gym.from_factory("masked", Masked), gym.named("Masked-v0")):
+        vector_env = host_env.open(1, 2)
+        step = vector_env.reset([[1, 2]])
         for t in range(7):
-            assert step.legal[0].tolist() == [[place == (t % 3 + 1) % 3 for place in range(3)]] * 2
-            step = games.step(step.legal.long().argmax(-1).numpy()).step
-        assert games.broken == {}
+            assert step.legal[0].tolist() == [[action == (t % 3 + 1) % 3 for action in range(3)]] * 2
+            step = vector_env.step(step.legal.long().argmax(-1).numpy()).step
+        assert vector_env.broken == {}
 
 
 class Told(Masked):
-    """Says it twice; the method is wrong."""
+    """Environment with a mask in its observations or infos; `action_masks()` must not be called."""
 
     def __init__(self, where):
         super().__init__()
@@ -193,7 +193,7 @@ class Told(Masked):
             self.observation_space = spaces.Dict({"a": Strict.observation_space, "action_mask": spaces.MultiBinary(3)})
 
     def action_masks(self):
-        raise AssertionError("nobody should ask")
+        raise AssertionError("action_masks() was called")
 
     def right(self):
         return (np.arange(3) == 2).astype(np.int8)
@@ -213,27 +213,29 @@ class Told(Masked):
 
 
 @pytest.mark.parametrize("where", ["obs", "info"])
-def test_a_mask_among_observations_or_infos_wins(where):
-    games = gym.from_factory("told", partial(Told, where)).open(1, 2)
-    step = games.reset([[1, 2]])
+def test_a_mask_in_observations_or_infos_takes_precedence(where):
+    vector_env = gym.from_factory("told", partial(Told, where)).open(1, 2)
+    step = vector_env.reset([[1, 2]])
     for _ in range(5):
         assert step.legal[0].tolist() == [[False, False, True]] * 2
-        step = games.step(step.legal.long().argmax(-1).numpy()).step
-    assert games.broken == {}
+        step = vector_env.step(step.legal.long().argmax(-1).numpy()).step
+    assert vector_env.broken == {}
 
 
-def test_a_mask_of_another_length_is_named():
+def test_a_mask_of_the_wrong_length_is_refused():
     env = Masked
-    games = gym.from_factory("short", type("Short", (env,), {"action_masks": lambda self: [True, False]})).open(1, 1)
+    vector_env = gym.from_factory("short", type("Short", (env,), {"action_masks": lambda self: [True, False]})).open(
+        1, 1
+    )
     with pytest.raises(ValueError, match="action_mask: expected 3 entries, one an action, got"):
-        games.reset([[1]])
+        vector_env.reset([[1]])
 
 
-# What is not as it should be
+# Invalid return values
 
 
-class Answers(Strict):
-    """Answers to `reset` and `step` as told, else as it should."""
+class Changed(Strict):
+    """Environment that changes the return values of `reset` and `step` by the given functions."""
 
     def __init__(self, reset=None, step=None):
         super().__init__(dtype=np.int64)
@@ -269,58 +271,60 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_that_is_not_as_it_should_be_is_named(name):
-    wrong, says = STEPS[name]
-    games = gym.from_factory("wrong", partial(Answers, None, wrong)).open(1, 1)
-    games.reset([[1]])
-    games.step(np.array([[1]]))
-    with pytest.raises(ValueError, match=f"^env: expected {says}"):
-        raise ValueError(games.broken[0])
+def test_invalid_return_values_of_step_are_refused(name):
+    wrong, message = STEPS[name]
+    vector_env = gym.from_factory("wrong", partial(Changed, None, wrong)).open(1, 1)
+    vector_env.reset([[1]])
+    vector_env.step(np.array([[1]]))
+    with pytest.raises(ValueError, match=f"^env: expected {message}"):
+        raise ValueError(vector_env.broken[0])
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         (lambda obs, info: obs, r"reset to return \(obs, info\), got ndarray; return both, as since Gym 0.26"),
         (lambda obs, info: (obs, None), "reset to return a dict as its info, got None"),
         (lambda obs, info: (obs, 0.0, {}), r"reset to return \(obs, info\), got 3 values; return both"),
     ],
 )
-def test_a_reset_that_is_not_as_it_should_be_is_named(wrong, says):
-    with pytest.raises(ValueError, match=f"to start an episode, got env: expected {says}"):
-        gym.from_factory("wrong", partial(Answers, wrong)).open(1, 1).reset([[1]])
+def test_invalid_return_values_of_reset_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=f"to start an episode, got env: expected {message}"):
+        gym.from_factory("wrong", partial(Changed, wrong)).open(1, 1).reset([[1]])
 
 
 class Old(Strict):
-    """Gym's before 0.26."""
+    """Environment of the API before Gym 0.26."""
 
     def reset(self):
         return self.shown()
 
 
 class Seeded(Strict):
-    """Takes a seed but no options."""
+    """Environment whose `reset` takes a seed but no options."""
 
     def reset(self, *, seed=None):
         return super().reset(seed=seed)
 
 
 @pytest.mark.parametrize(("make", "lacks"), [(Old, "seed"), (Seeded, "options")])
-def test_a_reset_that_takes_no_seed_or_options_is_named(make, lacks):
-    says = rf"got env: expected reset to take seed and options, got .* unexpected keyword argument '{lacks}'; take both"
-    with pytest.raises(ValueError, match=says):
+def test_a_reset_without_seed_or_options_is_refused(make, lacks):
+    message = (
+        rf"got env: expected reset to take seed and options, got .* unexpected keyword argument '{lacks}'; take both"
+    )
+    with pytest.raises(ValueError, match=message):
         gym.from_factory("old", make).open(1, 1).reset([[1]])
 
 
-def test_an_old_environment_in_a_wrapper_that_knows_how_is_taken():
-    class Knowing(gymnasium.Wrapper):
+def test_an_old_environment_is_accepted_behind_an_adapter():
+    class Adapter(gymnasium.Wrapper):
         def reset(self, *, seed=None, options=None):
             self.env.time = 0
             return self.env.reset(), {}
 
-    games = gym.from_factory("old", lambda: Knowing(Old(dtype=np.int64))).open(1, 1)
-    games.reset([[1]])
-    assert games.step(np.array([[1]])).alive.all()
+    vector_env = gym.from_factory("old", lambda: Adapter(Old(dtype=np.int64))).open(1, 1)
+    vector_env.reset([[1]])
+    assert vector_env.step(np.array([[1]])).alive.all()
 
 
 RIGHT = {
@@ -337,36 +341,36 @@ RIGHT = {
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_unambiguous_return_values_are_accepted(name):
-    games = gym.from_factory("right", partial(Answers, None, RIGHT[name])).open(1, 2)
-    games.reset([[1, 2]])
+    vector_env = gym.from_factory("right", partial(Changed, None, RIGHT[name])).open(1, 2)
+    vector_env.reset([[1, 2]])
     for t in range(3):
-        step = games.step(np.array([[1, 0]])).step
+        step = vector_env.step(np.array([[1, 0]])).step
         assert step.reward.tolist() == [[1.0, 1.0]]
         assert step.terminated.tolist() == [[t == 2] * 2]
-    assert games.broken == {}
+    assert vector_env.broken == {}
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("lives", [None, "three", [3], [3, 2], {}, np.nan, np.array([1, 2]), True], ids=str)
-def test_lives_that_are_no_number_count_none(lives, mode):
-    """Also where one environment says them and another does not, and beside those of other types."""
+def test_lives_that_are_not_integers_are_ignored(lives, mode):
+    """Check also that environments with and without lives can be combined."""
 
     def make(own):
-        return lambda: Answers(lambda o, i: (o, own), lambda *five: (*five[:4], own))
+        return lambda: Changed(lambda o, i: (o, own), lambda *five: (*five[:4], own))
 
     for others in ({}, {"lives": 3}):
         both = [make({"lives": lives}), make(others)]
-        world = gym.from_vector("lives", lambda n, both=both: SyncVectorEnv(both[:n], autoreset_mode=mode))
-        games = world.open(1, 2)
-        games.reset([[1, 2]])
+        host_env = gym.from_vector("lives", lambda n, both=both: SyncVectorEnv(both[:n], autoreset_mode=mode))
+        vector_env = host_env.open(1, 2)
+        vector_env.reset([[1, 2]])
         for _ in range(6):
-            assert not games.step(np.array([[1, 0]])).life_lost.any()
-        assert games.broken == {}
-        assert games.counts_lives == (bool(others) or str(lives) == "[3]")
-        assert world.counts_lives() == (str(lives) == "[3]")
+            assert not vector_env.step(np.array([[1, 0]])).life_lost.any()
+        assert vector_env.broken == {}
+        assert vector_env.counts_lives == (bool(others) or str(lives) == "[3]")
+        assert host_env.counts_lives() == (str(lives) == "[3]")
 
 
-def test_vector_environments_are_named_too():
+def test_invalid_return_values_of_vector_environments_are_refused():
     class Wide(SyncVectorEnv):
         def step(self, actions):
             obs, reward, *rest = super().step(actions)
@@ -376,16 +380,19 @@ def test_vector_environments_are_named_too():
         def step(self, actions):
             return super().step(actions)[1:]
 
-    for kind, says in ((Wide, r"rewards of shape \[2\], got \[2, 1\]"), (Four, f"step to return {FIVE}, got 4 values")):
-        games = gym.from_vector("it", lambda n, kind=kind: kind([partial(Strict, None, np.int64)] * n)).open(1, 2)
-        games.reset([[1, 2]])
-        games.step(np.array([[1, 0]]))
-        with pytest.raises(ValueError, match=f"^env: expected {says}"):
-            raise ValueError(games.broken[0])
+    for kind, message in (
+        (Wide, r"rewards of shape \[2\], got \[2, 1\]"),
+        (Four, f"step to return {FIVE}, got 4 values"),
+    ):
+        vector_env = gym.from_vector("it", lambda n, kind=kind: kind([partial(Strict, None, np.int64)] * n)).open(1, 2)
+        vector_env.reset([[1, 2]])
+        vector_env.step(np.array([[1, 0]]))
+        with pytest.raises(ValueError, match=f"^env: expected {message}"):
+            raise ValueError(vector_env.broken[0])
 
 
-def test_a_checked_environment_keeps_the_infos_that_others_read():
-    env = Checked(Answers(lambda o, i: (o, {"x": 1, "lives": None, "action_mask": None})))
+def test_checked_environments_keep_valid_infos():
+    env = Checked(Changed(lambda o, i: (o, {"x": 1, "lives": None, "action_mask": None})))
     assert env.reset(seed=1)[1] == {"x": 1}
 
 
@@ -401,15 +408,15 @@ HUGE = {
 
 
 @pytest.mark.parametrize("name", HUGE)
-def test_a_space_of_any_size_is_refused_in_a_sentence_and_allocates_nothing(monkeypatch, name):
-    """Ten trillion flags were allocated to look at the space."""
+def test_a_huge_space_is_refused_without_allocating_it(monkeypatch, name):
+    """Check that spaces with at least ten trillion entries are encoded lazily."""
 
     class Huge(Strict):
         observation_space = HUGE[name]
 
     assert encoding(HUGE[name]).shape[0] >= 10**13
-    world = gym.from_factory("huge", Huge)
-    monkeypatch.setattr(envs, "find", lambda name: world)
+    host_env = gym.from_factory("huge", Huge)
+    monkeypatch.setattr(envs, "find", lambda name: host_env)
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31 weights, got .*make observations or layers smaller"):
         assemble.program(Settings(env="huge"))
 
@@ -418,8 +425,8 @@ def test_a_space_too_large_for_memory_raises_the_memory_error(monkeypatch):
     class Large(Strict):
         observation_space = spaces.Discrete(10**7)
 
-    world = gym.from_factory("large", Large)
-    monkeypatch.setattr(envs, "find", lambda name: world)
+    host_env = gym.from_factory("large", Large)
+    monkeypatch.setattr(envs, "find", lambda name: host_env)
     with pytest.raises(ValueError, match=r"^capacity: expected seeds that fit in .* GB of free memory"):
         memory.check_memory(assemble.program(Settings(env="large")), 16, torch.device("cpu"))
 
@@ -433,7 +440,7 @@ def test_a_space_too_large_for_memory_raises_the_memory_error(monkeypatch):
         (spaces.MultiDiscrete([[2, 1], [3, 2]]), np.array([[[1, 0], [2, 0]]]), [[0, 1, 1, 0, 0, 1, 1, 0]]),
     ],
 )
-def test_one_hots(space, x, expected):
+def test_one_hot_encodings(space, x, expected):
     assert encoding(space).encode(x).astype(int).tolist() == expected
 
 
@@ -443,7 +450,7 @@ def test_a_fraction_is_not_in_a_discrete_space():
 
 
 def test_bytes_among_several_observations_are_divided_by_255_once():
-    """In the encoding beside others, and by the network where there are bytes alone."""
+    """Check that the encoding divides bytes in mixed observations, and the network divides observations of bytes only."""
     bytes_ = spaces.Box(0, 255, (2,), np.uint8)
     x = {"a": np.array([[0, 255]], np.uint8), "b": np.array([[51, 102]], np.uint8), "c": np.array([[7.0]], np.float32)}
     mixed = encoding(spaces.Dict({"a": bytes_, "b": bytes_, "c": spaces.Box(-9, 9, (1,))}))
@@ -460,20 +467,20 @@ def test_bytes_among_several_observations_are_divided_by_255_once():
 
 
 @pytest.mark.parametrize("make", [partial(gym.from_factory, "small", Small), partial(gym.named, "CartPole-v1")])
-def test_worlds_can_be_pickled(make):
+def test_host_environments_can_be_pickled(make):
     played = []
-    for world in (make(), pickle.loads(pickle.dumps(make()))):
-        games = world.open(1, 2)
-        first = games.reset([[1, 2]])
-        played.append([first, *(games.step(np.array([[0, 1]])).step for _ in range(3))])
-        assert games.broken == {}
-        assert not world.counts_lives()
+    for host_env in (make(), pickle.loads(pickle.dumps(make()))):
+        vector_env = host_env.open(1, 2)
+        first = vector_env.reset([[1, 2]])
+        played.append([first, *(vector_env.step(np.array([[0, 1]])).step for _ in range(3))])
+        assert vector_env.broken == {}
+        assert not host_env.counts_lives()
     assert str(played[0]) == str(played[1])
 
 
 @pytest.mark.parametrize("high", [1, 10, 254, np.array([255, 1, 1])])
-def test_counts_and_flags_in_uint8_are_not_taken_for_bytes(high):
-    """Networks divide uint8 by 255: a flag would be 0.004. One entry of 255 makes bytes of all."""
+def test_counts_and_flags_in_uint8_are_not_scaled_as_bytes(high):
+    """Check that uint8 values are kept as bytes, which networks divide by 255, only if an upper bound is 255."""
     space = spaces.Box(np.zeros(3, np.uint8), np.broadcast_to(np.uint8(high), 3), dtype=np.uint8)
     encoded = encoding(space)
     assert encoded.dtype == (np.uint8 if np.max(high) == 255 else np.float32)

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back is bit for bit what went in, or a sentence; whatever fails, the last one is there."""
+"""Checkpoints: round trips are bit-exact, check_damage files are refused, and the last checkpoint survives failures."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ RECORD = {"step": 7, "settings": {"env": "catch", "hidden": [8]}, "note": "ünï
 
 
 class Some(NamedTuple):
-    """A nested state."""
+    """Nested state."""
 
     params: dict[str, Tensor]
     more: tuple[Tensor, ...]
@@ -47,7 +47,7 @@ class Some(NamedTuple):
 
 
 def small(number=1):
-    """A state that follows from a number, small enough to be damaged a thousand times."""
+    """Return a small state that depends on a number."""
     x = torch.arange(12.0) + number
     params = {"0.weight": x.reshape(3, 4), "0.bias": x[:3].double().clone()}
     return Some(params, (torch.tensor(number), x[:5] > 3 + number), {})
@@ -58,7 +58,7 @@ def zeros(state):
 
 
 def same_bits(a, b):
-    """Equal to the last bit: of a NaN its payload, of a zero its sign."""
+    """Return True if all bits are equal, including payloads of NaNs and signs of zeros."""
 
     def bits(x):
         return torch.empty(x.shape, dtype=x.dtype).copy_(x).flatten().view(torch.uint8)
@@ -69,7 +69,7 @@ def same_bits(a, b):
 
 
 def refused(path, like, *words):
-    """Loading answers with one sentence that has `words` in it, and copies nothing."""
+    """Check that loading raises an error with a one-line message that contains `words`, and copies nothing."""
     before = tree.clone(like)
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path, like)
@@ -85,7 +85,7 @@ def refused(path, like, *words):
 
 
 def sealed(content):
-    """A manifest of `content` with the right SHA-256 at its end, as an attacker can write it."""
+    """Return a manifest of `content` that ends with its SHA-256, as an attacker can write it."""
     text = json.dumps(content, indent=1).encode() if not isinstance(content, bytes) else content
     text = text.removesuffix(b"\n}")
     return text + b',\n "sha256": "%b"\n}\n' % hashlib.sha256(text).hexdigest().encode()
@@ -102,13 +102,13 @@ def reseal(path, **changes):
 
 
 def replace_state(path, state):
-    """Another state file, of which the manifest says that it is the right one."""
+    """Replace the state file, with its checksum in the manifest."""
     (path / STATE).write_bytes(state)
     reseal(path, files={STATE: {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}})
 
 
 def parts_of(path):
-    """Of the state: the length of its header, the header, the numbers."""
+    """Return the length of the header of the state file, the header, and the numbers."""
     raw = (path / STATE).read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
     return length, json.loads(raw[8 : 8 + length]), raw[8 + length :]
@@ -119,7 +119,7 @@ def saved(tmp_path):
     return checkpoint.save(tmp_path / "run", "7", small(), RECORD)
 
 
-# What goes in comes out.
+# Round trips
 
 DTYPES = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -128,9 +128,9 @@ DTYPES = (
 
 
 def any_bits(dtype, *shape):
-    """Numbers of all kinds, NaNs with payloads and denormals among them."""
-    words = torch.randint(256, (*shape[:-1], shape[-1] * dtype.itemsize), generator=torch.Generator().manual_seed(3))
-    return (words % 2).bool() if dtype is torch.bool else words.to(torch.uint8).view(dtype)
+    """Return numbers with random bits, including NaNs with payloads and denormals."""
+    values = torch.randint(256, (*shape[:-1], shape[-1] * dtype.itemsize), generator=torch.Generator().manual_seed(3))
+    return (values % 2).bool() if dtype is torch.bool else values.to(torch.uint8).view(dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -147,22 +147,22 @@ def test_round_trip_of_every_dtype(tmp_path, dtype):
         state["of a gradient"].requires_grad_()
     path = checkpoint.save(tmp_path, "0", state, {})
     like = tree.map(lambda x: torch.zeros(x.shape, dtype=dtype if x.dtype == dtype else x.dtype), state)
-    like["whole"] = like["whole"].T.contiguous().T  # where it lies in memory is the reader's own affair
+    like["whole"] = like["whole"].T.contiguous().T  # the strides of the target need not be those of the saved tensor
     read, record = checkpoint.load(path, like)
     assert read is like
     assert record == {}
     assert same_bits(read, tree.map(Tensor.detach, state))
 
 
-def lanes(cycles=6, count=3):
+def trained_state(cycles=6, count=3):
     program, (hyper, keys) = examples.program(), examples.seeds(count)
     state = training.init(program, hyper, keys)
     return training.vmapped(program).cycle(state, training.noise(program, keys, 0, cycles))
 
 
 @torch.no_grad()
-def test_round_trip_of_lanes_into_memory_that_stays(tmp_path):
-    state, like = lanes(), lanes(1)
+def test_round_trip_of_a_training_state_is_in_place(tmp_path):
+    state, like = trained_state(), trained_state(1)
     places = [x.data_ptr() for x in tree.leaves(like)]
     read, record = checkpoint.load(checkpoint.save(tmp_path / "a" / "b", "60", state, RECORD), like)
     assert same_bits(read, state)
@@ -171,11 +171,11 @@ def test_round_trip_of_lanes_into_memory_that_stays(tmp_path):
 
 
 @torch.no_grad()
-def test_a_part_may_be_left_out(tmp_path):
-    state = lanes()._replace(buffer=())
+def test_a_part_of_the_state_can_be_omitted(tmp_path):
+    state = trained_state()._replace(buffer=())
     path = checkpoint.save(tmp_path, "60", state, {})
-    assert same_bits(checkpoint.load(path, lanes(1)._replace(buffer=()))[0], state)
-    refused(path, lanes(1), "missing .buffer")
+    assert same_bits(checkpoint.load(path, trained_state(1)._replace(buffer=()))[0], state)
+    refused(path, trained_state(1), "missing .buffer")
 
 
 @pytest.mark.gpu
@@ -183,27 +183,27 @@ def test_a_part_may_be_left_out(tmp_path):
 @pytest.mark.parametrize(("written", "read"), [("cuda", "cuda"), ("cuda", "cpu"), ("cpu", "cuda")])
 def test_round_trip_between_devices(tmp_path, written, read):
     with torch.no_grad():
-        state = tree.to(lanes(), written)
+        state = tree.to(trained_state(), written)
         path = checkpoint.save(tmp_path, "60", state, {})
-        like = tree.to(zeros(lanes(1)), read)
+        like = tree.to(zeros(trained_state(1)), read)
     places = [x.data_ptr() for x in tree.leaves(like)]
     assert same_bits(checkpoint.load(path, like)[0], state)
     assert [x.data_ptr() for x in tree.leaves(like)] == places
     assert {x.device.type for x in tree.leaves(like)} == {read}
 
 
-def test_the_library_reads_the_same(tmp_path):
+def test_safetensors_reads_the_state(tmp_path):
     state = {str(dtype): any_bits(dtype, 3, 5) for dtype in DTYPES} | {"odd": torch.ones(3, dtype=torch.int8)}
     path = checkpoint.save(tmp_path, "1", state, {})
     read = safetensors.torch.load_file(path / STATE)
     assert same_bits([read[name] for name in tree.paths(state)], list(state.values()))
     length, header, _ = parts_of(path)
     assert length % 8 == 0
-    for name, x in zip(tree.paths(state), state.values(), strict=True):  # whoever maps the file has them aligned
+    for name, x in zip(tree.paths(state), state.values(), strict=True):  # aligned for memory-mapped reads
         assert header[name]["data_offsets"][0] % x.element_size() == 0
 
 
-def test_the_manifest_says_what_there_is(saved):
+def test_the_manifest_describes_the_state(saved):
     content, raw = content_of(saved), (saved / STATE).read_bytes()
     assert content["format"] == 2
     assert content["record"] == checkpoint.record(saved) == RECORD
@@ -214,7 +214,7 @@ def test_the_manifest_says_what_there_is(saved):
     assert (saved / MANIFEST).read_bytes() == sealed(content)
 
 
-def test_equal_states_are_equal_files(saved, tmp_path):
+def test_equal_states_give_equal_files(saved, tmp_path):
     again = checkpoint.save(tmp_path / "other", "8", small(), RECORD)
     for name in (STATE, MANIFEST):
         assert (saved / name).read_bytes() == (again / name).read_bytes()
@@ -232,12 +232,12 @@ def test_equal_states_are_equal_files(saved, tmp_path):
         (lambda s: {str(i): torch.ones(1) for i in range(9)}, ["and 5 more"]),
     ],
 )
-def test_a_state_of_another_kind_is_named(saved, change, words):
+def test_a_state_of_another_structure_is_refused(saved, change, words):
     refused(saved, change(zeros(small())), *words, "settings")
 
 
 @pytest.mark.parametrize("state", [{"a": 3}, {"a": torch.ones(1, dtype=torch.complex64)}, [None]])
-def test_what_is_no_tensor_of_ours_is_refused(tmp_path, state):
+def test_unsupported_leaves_are_refused(tmp_path, state):
     with pytest.raises(CheckpointError, match="expected a tensor of a dtype among"):
         checkpoint.save(tmp_path, "1", state, {})
     assert checkpoint.newest(tmp_path) == []
@@ -251,24 +251,24 @@ for _ in range(100_000):
 @pytest.mark.parametrize(
     "record", [{"a": object()}, {"a": float("nan")}, {(1, 2): 3}, {"a": "b" * 2**20}, [1], {"": deep}]
 )
-def test_what_json_cannot_say_is_refused(saved, record):
+def test_records_that_are_not_json_are_refused(saved, record):
     with pytest.raises(CheckpointError, match=r"^record: expected"):
         checkpoint.save(saved.parent, "8", small(), record)
     assert names(saved.parent) == {"7"}
 
 
 @pytest.mark.parametrize("name", ["", "a", "-1", "1.5", "../1", "01", "1.old", "1\n", "٣", "9" * 30, "1/2", "."])
-def test_names_are_numbers_of_steps(tmp_path, name):
+def test_names_must_be_numbers_of_steps(tmp_path, name):
     with pytest.raises(CheckpointError, match="expected a number of steps"):
         checkpoint.save(tmp_path / "run", name, small(), {})
     assert os.listdir(tmp_path) == []
 
 
-# One after the other.
+# Several checkpoints in a folder
 
 
 def names(folder):
-    """What is in a folder, the file of its lock aside."""
+    """Return the names in a folder, except its lock file."""
     return set(os.listdir(folder)) - {".saving"}
 
 
@@ -276,7 +276,7 @@ def steps(folder):
     return [path.name for path in checkpoint.newest(folder)]
 
 
-def test_newest_counts_and_passes_over_what_is_foreign(tmp_path):
+def test_newest_sorts_by_step_and_ignores_other_files(tmp_path):
     assert checkpoint.newest(tmp_path / "nowhere") == []
     for name in ("9", "10", "0", "100"):
         checkpoint.save(tmp_path, name, small(int(name)), {})
@@ -289,7 +289,7 @@ def test_newest_counts_and_passes_over_what_is_foreign(tmp_path):
         checkpoint.newest(tmp_path / "200")
 
 
-def test_prune_keeps_the_newest_and_the_named(tmp_path):
+def test_prune_keeps_the_newest_and_the_given_steps(tmp_path):
     for step in range(7, 13):
         checkpoint.save(tmp_path, str(step), small(step), {})
     checkpoint.prune(tmp_path, 2, also=("8", "best"))
@@ -300,7 +300,7 @@ def test_prune_keeps_the_newest_and_the_named(tmp_path):
         checkpoint.prune(tmp_path, 0)
 
 
-def test_a_step_that_is_reached_again_is_replaced(saved):
+def test_saving_a_step_again_replaces_its_checkpoint(saved):
     for number, record in ((1, {"a": 1}), (2, {"b": 2})):
         assert checkpoint.save(saved.parent, "7", small(number), record) == saved
         like, read = checkpoint.load(saved, zeros(small()))
@@ -309,14 +309,14 @@ def test_a_step_that_is_reached_again_is_replaced(saved):
         assert names(saved.parent) == {"7"}
 
 
-def test_a_damaged_one_is_replaced(saved):
+def test_saving_replaces_a_damaged_checkpoint(saved):
     (saved / STATE).write_bytes(b"")
     checkpoint.save(saved.parent, "7", small(), RECORD)
     assert same_bits(checkpoint.load(saved, zeros(small()))[0], small())
 
 
-def test_what_is_removed_is_out_of_sight_first(saved, monkeypatch):
-    """Whoever dies while removing leaves no half of a checkpoint under a name that counts."""
+def test_checkpoints_are_renamed_before_they_are_removed(saved, monkeypatch):
+    """Check that a process killed while removing leaves no partial checkpoint under a valid name."""
     removing, removed = checkpoint.shutil.rmtree, []
 
     def rmtree(path, **options):
@@ -330,7 +330,7 @@ def test_what_is_removed_is_out_of_sight_first(saved, monkeypatch):
     assert removed == [".7.part", ".7.old.part", ".8.part", ".7.part"]
 
 
-def test_between_the_two_renames_the_replaced_one_counts(saved):
+def test_the_old_checkpoint_is_used_between_the_two_renames(saved):
     moved = saved.rename(saved.parent / "7.old")
     assert checkpoint.newest(saved.parent) == [moved]
     assert same_bits(checkpoint.load(moved, zeros(small()))[0], small())
@@ -350,13 +350,13 @@ def test_leftovers_are_removed(saved):
     assert names(saved.parent) == {"7", "8", "mine"}
 
 
-# Whatever fails.
+# FailingOS system calls
 
 CHANGES = ("makedirs", "mkdir", "open", "write", "ftruncate", "fsync", "close", "rename")
 
 
-class Failing:
-    """`os`, whose call number `at` of those that change something fails."""
+class FailingOS:
+    """Replacement of `os` that counts the calls that change files and fails the call with number `at`."""
 
     def __init__(self, at, number=errno.EIO):
         self.at, self.number, self.calls = at, number, []
@@ -378,7 +378,7 @@ class Failing:
 
 
 def intact(folder, *states):
-    """All that is finished loads, each as one of the states."""
+    """Check that every finished checkpoint loads as one of the states."""
     paths = checkpoint.newest(folder)
     assert paths
     for path in paths:
@@ -388,34 +388,34 @@ def intact(folder, *states):
 
 
 def every_failure(monkeypatch, work, after, number):
-    """`work` with each of its changes failing in turn, and then `after` on a healthy system; the names of the calls."""
+    """Call `work` with each of its system calls failing in turn, then `after`; return the names of the calls."""
     for at in range(200):
-        failing = Failing(at, number)
+        failing = FailingOS(at, number)
         with monkeypatch.context() as patched:
-            for room in (checkpoint, files):
-                patched.setattr(room, "os", failing)
+            for module in (checkpoint, files):
+                patched.setattr(module, "os", failing)
             try:
                 work(at)
             except CheckpointError as error:
                 sentence = str(error)
             else:
-                assert at >= len(failing.calls), "a failure went unnoticed"
+                assert at >= len(failing.calls), "the failure of a call was ignored"
                 return failing.calls
         assert os.strerror(number) in sentence
         after(at)
-    raise AssertionError("a save of 200 calls")
+    raise AssertionError("expected fewer than 200 calls")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", ["8", "7"])
-def test_whatever_fails_in_a_save_the_last_checkpoint_is_intact(tmp_path, monkeypatch, name, number):
+def test_the_last_checkpoint_survives_every_failure_of_a_save(tmp_path, monkeypatch, name, number):
     def folder(at):
         return tmp_path / str(at)
 
     def work(at):
         with monkeypatch.context() as healthy:
-            for room in (checkpoint, files):
-                healthy.setattr(room, "os", os)
+            for module in (checkpoint, files):
+                healthy.setattr(module, "os", os)
             checkpoint.save(folder(at), "7", small(1), RECORD)
         checkpoint.save(folder(at), name, small(2), RECORD)
 
@@ -427,17 +427,17 @@ def test_whatever_fails_in_a_save_the_last_checkpoint_is_intact(tmp_path, monkey
         intact(folder(at), small(1), small(2))
 
     calls = every_failure(monkeypatch, work, after, number)
-    order = ["mkdir", *["fsync"] * 3, "rename", "fsync", "fsync"]  # state, manifest, their folder; then the name
+    order = ["mkdir", *["fsync"] * 3, "rename", "fsync", "fsync"]  # state, manifest, their folder; then the rename
     replacing = [*order[:4], "rename", *order[4:], "rename"]
     assert [x for x in calls if x in order] == (replacing if name == "7" else order)
     assert calls.count("write") == 1 + 1 + len(tree.leaves(small())) + 1  # number, header, leaves, manifest
 
 
-def test_whatever_fails_in_a_prune_no_half_is_in_sight(tmp_path, monkeypatch):
+def test_a_failed_prune_leaves_no_partial_checkpoint(tmp_path, monkeypatch):
     def work(at):
         with monkeypatch.context() as healthy:
-            for room in (checkpoint, files):
-                healthy.setattr(room, "os", os)
+            for module in (checkpoint, files):
+                healthy.setattr(module, "os", os)
             for step in (1, 2, 3):
                 checkpoint.save(tmp_path / str(at), str(step), small(step), RECORD)
         checkpoint.prune(tmp_path / str(at), 1)
@@ -450,16 +450,16 @@ def test_whatever_fails_in_a_prune_no_half_is_in_sight(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("most", [1, 7, 64])
-def test_short_writes_go_on(tmp_path, monkeypatch, most):
-    writer = Failing(-1)
+def test_short_writes_are_continued(tmp_path, monkeypatch, most):
+    writer = FailingOS(-1)
     monkeypatch.setattr(writer, "write", lambda file, data: os.write(file, data[:most]), raising=False)
     monkeypatch.setattr(files, "os", writer)
     path = checkpoint.save(tmp_path, "1", small(), RECORD)
     assert same_bits(checkpoint.load(path, zeros(small()))[0], small())
 
 
-def test_a_write_of_nothing_ends(saved, monkeypatch):
-    writer = Failing(-1)
+def test_a_write_of_0_bytes_raises(saved, monkeypatch):
+    writer = FailingOS(-1)
     monkeypatch.setattr(writer, "write", lambda file, data: 0, raising=False)
     monkeypatch.setattr(files, "os", writer)
     with pytest.raises(CheckpointError, match="got a write of 0 bytes"):
@@ -467,7 +467,7 @@ def test_a_write_of_nothing_ends(saved, monkeypatch):
     intact(saved.parent, small())
 
 
-def test_a_full_disk(saved):
+def test_a_full_disk_raises_and_keeps_earlier_checkpoints(saved):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
     try:
@@ -482,7 +482,7 @@ def test_a_full_disk(saved):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_permission(saved):
+def test_missing_permissions_raise_and_keep_earlier_checkpoints(saved):
     saved.parent.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         for work in (
@@ -496,26 +496,26 @@ def test_no_permission(saved):
         saved.parent.chmod(stat.S_IRWXU)
 
 
-def test_a_folder_that_cannot_be(saved):
+def test_a_folder_that_cannot_be_created_is_refused(saved):
     for folder in (saved / STATE, saved / STATE / "x", Path("/proc/nowhere")):
         with pytest.raises(CheckpointError, match="expected to write a checkpoint, got"):
             checkpoint.save(folder, "8", small(), {})
 
 
-# Damage.
+# Damaged files
 
 
-def damaged(path, changes):
-    """Load once for each of `changes`, (name, bytes) of a file; all must be refused."""
+def check_damage(path, changes):
+    """Check that loading is refused for each of `changes`, (name, bytes) of a file; return their number."""
     like, good = zeros(small()), {name: (path / name).read_bytes() for name in (STATE, MANIFEST)}
-    began = time.perf_counter()
+    start = time.perf_counter()
     count = 0
     for name, content in changes:
         (path / name).write_bytes(content)
         refused(path, like)
         (path / name).write_bytes(good[name])
         count += 1
-    assert (time.perf_counter() - began) / count < 1
+    assert (time.perf_counter() - start) / count < 1
     assert same_bits(checkpoint.load(path, like)[0], small())
     return count
 
@@ -527,7 +527,7 @@ def test_truncations_are_detected(saved):
             for i in range(100):
                 yield name, content[: i * len(content) // 100]
 
-    assert damaged(saved, cuts()) == 200
+    assert check_damage(saved, cuts()) == 200
 
 
 def flips(path, count):
@@ -541,44 +541,44 @@ def flips(path, count):
 
 
 def test_bit_flips_are_detected(saved):
-    assert damaged(saved, flips(saved, 500)) == 500
+    assert check_damage(saved, flips(saved, 500)) == 500
 
 
 @pytest.mark.slow
 def test_many_bit_flips_are_detected(saved):
-    assert damaged(saved, flips(saved, 5000)) == 5000
+    assert check_damage(saved, flips(saved, 5000)) == 5000
 
 
-def test_bytes_added_are_detected(saved):
+def test_appended_bytes_are_detected(saved):
     contents = {name: (saved / name).read_bytes() for name in (STATE, MANIFEST)}
-    assert damaged(
+    assert check_damage(
         saved, [(name, content + more) for name, content in contents.items() for more in (b"\n", b"\0" * 99)]
     )
 
 
-def test_a_newer_format_is_said_to_be_newer(saved):
+def test_a_newer_format_is_refused(saved):
     reseal(saved, format=3)
     refused(saved, zeros(small()), "expected format 2, got a newer one, 3; update fdqn")
 
 
-def test_an_earlier_format_is_said_to_be_earlier(saved):
+def test_an_earlier_format_is_refused(saved):
     reseal(saved, format=1)
     refused(saved, zeros(small()), "expected format 2, got 1, of an earlier version of fdqn; finish the run with that")
 
 
 @pytest.mark.parametrize("name", [STATE, MANIFEST])
-def test_a_missing_file(saved, name):
+def test_a_missing_file_is_named(saved, name):
     (saved / name).unlink()
     refused(saved, zeros(small()), name, "No such file")
 
 
-def test_the_state_of_another_checkpoint(saved):
+def test_the_state_of_another_checkpoint_is_refused(saved):
     other = checkpoint.save(saved.parent, "8", small(2), RECORD)
     (saved / STATE).write_bytes((other / STATE).read_bytes())
     refused(saved, zeros(small()), "SHA-256")
 
 
-# Malice.
+# Malicious files
 
 HOSTILE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(2**31, 2**70) | st.floats() | st.text(max_size=8)
@@ -589,7 +589,7 @@ HOSTILE = st.recursive(
 
 
 def places(content):
-    """Every (container, key) in nested lists and dicts."""
+    """Yield every (container, key) in nested lists and dicts."""
     inside = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in inside:
         yield content, key
@@ -598,7 +598,7 @@ def places(content):
 
 @st.composite
 def mutations(draw):
-    """What to do with a JSON document: a few times, something to one of its places."""
+    """Draw up to three changes of a JSON document, each as (position, change, value)."""
     content = [(draw(st.integers(0, 999)), draw(st.sampled_from(["put", "remove", "add"])), draw(HOSTILE))]
     return content + draw(st.lists(st.tuples(st.integers(0, 999), st.just("put"), HOSTILE), max_size=2))
 
@@ -620,19 +620,19 @@ def mutated(content, changes):
 
 @contextlib.contextmanager
 def quick():
-    """What is inside takes less than a second of a processor."""
-    gc.freeze()  # what other tests have left would be looked at again and again while objects are made
-    began = time.process_time()
+    """Check that the block takes less than a second of processor time."""
+    gc.freeze()  # otherwise the collector scans the objects of other tests again and again
+    start = time.process_time()
     try:
         yield
     finally:
         gc.unfreeze()
-    assert time.process_time() - began < 1
+    assert time.process_time() - start < 1
 
 
 @contextlib.contextmanager
 def slim():
-    """What is inside takes less than 40 MB. Slow, since every object is counted."""
+    """Check that the block allocates less than 40 MB. Slow, because every allocation is traced."""
     tracemalloc.start()
     try:
         yield
@@ -641,8 +641,8 @@ def slim():
         tracemalloc.stop()
 
 
-def hold_against_mutations(path, count):
-    """Right checksums around wrong words: a sentence, or the numbers that were saved."""
+def check_mutations(path, count):
+    """Check that loading mutated headers with valid checksums is refused or returns the saved numbers."""
     raw, content, outcomes = (path / STATE).read_bytes(), content_of(path), []
     _, header, numbers = parts_of(path)
 
@@ -672,18 +672,18 @@ def hold_against_mutations(path, count):
     return {outcome: outcomes.count(outcome) for outcome in outcomes}
 
 
-def test_mutated_headers_and_manifests(saved):
-    outcomes = hold_against_mutations(saved, 300)
-    assert outcomes["refused"] > 150  # what is loaded had its record or its versions changed, no more
+def test_mutated_headers_and_manifests_are_refused(saved):
+    outcomes = check_mutations(saved, 300)
+    assert outcomes["refused"] > 150  # only changes of the record or the versions are loaded
 
 
 @pytest.mark.slow
-def test_many_mutated_headers_and_manifests(saved):
-    assert hold_against_mutations(saved, 10_000)["refused"] > 5000
+def test_many_mutated_headers_and_manifests_are_refused(saved):
+    assert check_mutations(saved, 10_000)["refused"] > 5000
 
 
-class Touching:
-    """A pickle that overwrites a file when it is read."""
+class MaliciousPickle:
+    """Object whose pickle overwrites a file when it is loaded."""
 
     def __init__(self, file):
         self.file = file
@@ -699,7 +699,7 @@ def zipped(content):
 
 
 def header_of(path, **changes):
-    """The state of `path` with other words about its tensors in front."""
+    """Return the state of `path` with changes in the header."""
     length, header, numbers = parts_of(path)
     text = json.dumps(header | changes, separators=(",", ":")).encode().ljust(length)
     return struct.pack("<Q", len(text)) + text + numbers
@@ -732,11 +732,11 @@ def linked_folder(path):
 
 BIAS = ".params['0.bias']"
 ATTACKS = {
-    "a pickle as state": lambda p, c: (p / STATE).write_bytes(pickle.dumps(Touching(c))),
-    "a pickle as state, with its checksum": lambda p, c: replace_state(p, pickle.dumps(Touching(c))),
-    "a pickle as manifest": lambda p, c: (p / MANIFEST).write_bytes(pickle.dumps(Touching(c))),
-    "a pickle in a zip, with its checksum": lambda p, c: replace_state(p, zipped(Touching(c))),
-    "a pickle sealed as manifest": lambda p, c: (p / MANIFEST).write_bytes(sealed(pickle.dumps(Touching(c)))),
+    "a pickle as state": lambda p, c: (p / STATE).write_bytes(pickle.dumps(MaliciousPickle(c))),
+    "a pickle as state, with its checksum": lambda p, c: replace_state(p, pickle.dumps(MaliciousPickle(c))),
+    "a pickle as manifest": lambda p, c: (p / MANIFEST).write_bytes(pickle.dumps(MaliciousPickle(c))),
+    "a pickle in a zip, with its checksum": lambda p, c: replace_state(p, zipped(MaliciousPickle(c))),
+    "a pickle sealed as manifest": lambda p, c: (p / MANIFEST).write_bytes(sealed(pickle.dumps(MaliciousPickle(c)))),
     "a header of 2**63 bytes": lambda p, c: replace_state(p, struct.pack("<Q", 2**63) + bytes(500)),
     "a header of 2**40 bytes": lambda p, c: replace_state(p, struct.pack("<Q", 2**40) + bytes(500)),
     "a header of brackets": lambda p, c: replace_state(p, struct.pack("<Q", 10**6) + b"[" * 10**6),
@@ -755,7 +755,7 @@ ATTACKS = {
     "a state that is a folder": lambda p, c: folder_for(p / STATE),
     "a file with another's name": lambda p, c: reseal(p, files={f"../../{c.name}": content_of(p)["files"][STATE]}),
     "a leaf with a file's name": lambda p, c: reseal(p, tree=content_of(p)["tree"] | {f"../../{c.name}": {}}),
-    "a leaf with words for the terminal": lambda p, c: reseal(p, tree=content_of(p)["tree"] | {"\x1b[2J\nfine": {}}),
+    "a leaf with escape sequences": lambda p, c: reseal(p, tree=content_of(p)["tree"] | {"\x1b[2J\nfine": {}}),
     "a format of 4,000 digits": lambda p, c: reseal(p, format=10**4000),
     "leaves that are a list": lambda p, c: reseal(p, tree=list(content_of(p)["tree"])),
     "a leaf of 2**80 numbers": lambda p, c: reseal(
@@ -767,7 +767,7 @@ ATTACKS = {
     "offsets beyond the end": lambda p, c: replace_state(
         p, header_of(p, **{BIAS: {"dtype": "F64", "shape": [3], "data_offsets": [2**40, 2**40 + 24]}})
     ),
-    "nothing at all": lambda p, c: (p / MANIFEST).write_bytes(b"") + (p / STATE).write_bytes(b""),
+    "empty files": lambda p, c: (p / MANIFEST).write_bytes(b"") + (p / STATE).write_bytes(b""),
 }
 
 
@@ -786,7 +786,7 @@ def test_hostile_files_are_refused_and_nothing_is_executed(saved, tmp_path, atta
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_lock_that_is_a_link_leads_nowhere(tmp_path):
+def test_a_lock_that_is_a_link_is_refused(tmp_path):
     canary = tmp_path / "canary"
     canary.write_text("alive")
     run = tmp_path / "run"
@@ -800,11 +800,11 @@ def test_a_lock_that_is_a_link_leads_nowhere(tmp_path):
     assert canary.read_text() == "alive"
 
 
-# Death.
+# Killed processes and locks
 
 
 def forked(work):
-    """A process that does `work` and nothing after it."""
+    """Start a process that calls `work` and exits; return its id."""
     child = os.fork()
     if child:
         return child
@@ -817,16 +817,16 @@ def forked(work):
 def killed(child):
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the child died by itself"
+    assert os.WIFSIGNALED(status), "the child exited before it was killed"
 
 
 def large(step):
-    """Enough that a save takes milliseconds."""
+    """Return a state so large that saving takes milliseconds."""
     return {"a": torch.full((200, 300), step), "b": torch.full((100_000,), float(step)), "c": torch.tensor(step)}
 
 
 def save_forever(folder, shared):
-    """Save step after step, some twice, and prune; say in shared memory how far it is and whether it is inside."""
+    """Save step after step, some twice, and prune; store the last step and whether a save is running in `shared`."""
     last = checkpoint.newest(folder)
     for step in itertools.count(int(last[0].name.removesuffix(".old")) + 1 if last else 0):
         for _ in range(1 + step % 2):
@@ -838,7 +838,7 @@ def save_forever(folder, shared):
 
 
 def kill_savers(folder, count):
-    """How many of `count` died inside a save. After each, all that is finished is whole and nothing said is missing."""
+    """Kill `count` processes that save, and check the finished checkpoints; return how many were killed in a save."""
     shared, dice, inside = mmap.mmap(-1, 9), chance.Random(11), 0
     shared[1:9] = struct.pack("<q", -1)
     for _ in range(count):
@@ -853,17 +853,17 @@ def kill_savers(folder, count):
             read, record = checkpoint.load(path, zeros(large(0)))
             assert same_bits(read, large(step))
             assert record == {"step": step}
-        said = struct.unpack("<q", shared[1:9])[0]
-        assert said == -1 or int(paths[0].name.removesuffix(".old")) >= said
+        reported = struct.unpack("<q", shared[1:9])[0]
+        assert reported == -1 or int(paths[0].name.removesuffix(".old")) >= reported
     return inside
 
 
-def test_killed_while_saving(tmp_path):
+def test_checkpoints_are_intact_after_kills_during_saves(tmp_path):
     kill_savers(tmp_path, 10)
 
 
 @pytest.mark.slow
-def test_killed_while_saving_many_times(tmp_path):
+def test_checkpoints_are_intact_after_many_kills_during_saves(tmp_path):
     assert kill_savers(tmp_path, 100) >= 30
 
 
@@ -873,7 +873,7 @@ def hold_lock(folder, ready):
         time.sleep(60)
 
 
-def test_a_lock_keeps_a_second_writer_out_and_dies_with_its_process(tmp_path):
+def test_a_lock_excludes_a_second_writer_until_its_process_ends(tmp_path):
     reader, writer = os.pipe()
     child = forked(lambda: hold_lock(tmp_path, writer))
     assert os.read(reader, 1) == b"!"
@@ -887,14 +887,14 @@ def test_a_lock_keeps_a_second_writer_out_and_dies_with_its_process(tmp_path):
     with checkpoint.lock(tmp_path):
         with pytest.raises(CheckpointError, match=f"in use by process {os.getpid()};"), checkpoint.lock(tmp_path):
             pass
-        checkpoint.save(tmp_path, "1", small(), {})  # a lock of its own
+        checkpoint.save(tmp_path, "1", small(), {})  # saving uses a separate lock
     with checkpoint.lock(tmp_path):
         pass
     for descriptor in (reader, writer):
         os.close(descriptor)
 
 
-def test_a_lock_lets_errors_through_and_goes(tmp_path):
+def test_a_lock_is_released_after_an_error(tmp_path):
     for error in (OSError("mine"), KeyError("mine")):
         with pytest.raises(type(error), match="mine"), checkpoint.lock(tmp_path):
             raise error
@@ -905,8 +905,8 @@ def test_a_lock_lets_errors_through_and_goes(tmp_path):
         pass
 
 
-def test_two_savers_in_one_folder(saved, monkeypatch):
-    """The second comes while the first is writing."""
+def test_a_second_save_in_a_folder_is_refused(saved, monkeypatch):
+    """Check that a second save fails while the first is writing."""
     writing = checkpoint._write
 
     def write(path, content):
@@ -922,25 +922,25 @@ def test_two_savers_in_one_folder(saved, monkeypatch):
     assert steps(saved.parent) == ["9", "7"]
 
 
-def test_without_fcntl_it_saves_and_keeps_nobody_out(tmp_path, monkeypatch):
+def test_without_fcntl_saving_works_without_locks(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "fcntl", None)
     with checkpoint.lock(tmp_path), checkpoint.lock(tmp_path):
         path = checkpoint.save(tmp_path, "1", small(), RECORD)
     assert same_bits(checkpoint.load(path, zeros(small()))[0], small())
 
 
-def test_it_imports_without_fcntl():
+def test_checkpoint_can_be_imported_without_fcntl():
     code = (
         "import sys; sys.modules['fcntl'] = None; from fdqn.storage import checkpoint; assert checkpoint.fcntl is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# Time and memory.
+# Time and memory
 
 
-def test_a_save_takes_the_memory_of_one_tensor():
-    """Of sixteen of 16 MB, some of which do not lie in one piece."""
+def test_saving_allocates_at_most_one_tensor():
+    """Save sixteen tensors of 16 MB, some of them not contiguous."""
     code = """
 import resource, tempfile, torch
 from pathlib import Path
@@ -956,7 +956,7 @@ with tempfile.TemporaryDirectory() as folder:
     checkpoint.load(path, state)
     print(saving, peak() - before)
 """
-    alone = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives back what is freed, and keeps none
+    alone = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc returns freed memory at once
     done = subprocess.run([sys.executable, "-c", code], env=alone, check=True, capture_output=True, text=True)
     saving, both = map(int, done.stdout.split())
     tensor = 2048 * 2048 * 4
@@ -968,7 +968,7 @@ def test_saving_22_mb_takes_less_than_a_second(tmp_path):
     state = {str(i): torch.ones(550_000) for i in range(10)}
     took = []
     for step in range(3):
-        began = time.perf_counter()
+        start = time.perf_counter()
         checkpoint.save(tmp_path, str(step), state, RECORD)
-        took.append(time.perf_counter() - began)
+        took.append(time.perf_counter() - start)
     assert min(took) < 1

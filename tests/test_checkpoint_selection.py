@@ -1,4 +1,4 @@
-"""Eval, export and resume of a run at other moments than its end, of some of its seeds, on a device of choice."""
+"""`eval`, `export` and `resume` with a selected checkpoint, selected seeds or a selected device."""
 
 import dataclasses
 import json
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.usefixtures("light_runs")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run, and the parameters of its seeds at every checkpoint, as its reports had them."""
-    path, params = tmp_path_factory.mktemp("moments") / "run", {}
+    """Return a run and the parameters at each checkpoint, copied during training."""
+    path, params = tmp_path_factory.mktemp("checkpoints") / "run", {}
 
     def keeping(*given):
         for report in original(*given):
@@ -48,63 +48,63 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path, monkeypatch):
-    """A copy of the run, in the folder that is stood in."""
+    """Copy the run to the working directory."""
     monkeypatch.chdir(tmp_path)
     return shutil.copytree(made[0], tmp_path / "run")
 
 
 def score(step, value):
-    """Let a checkpoint say another training return."""
-    place = Path("run/checkpoints") / str(step)
-    reseal(place, record=checkpoint.record(place) | {"score": value})
+    """Change the training return in a checkpoint."""
+    path = Path("run/checkpoints") / str(step)
+    reseal(path, record=checkpoint.record(path) | {"score": value})
 
 
-def printed(capsys, *words):
+def printed(capsys, *arguments):
     capsys.readouterr()
-    assert cli.main([*words, "--json"]) == 0
+    assert cli.main([*arguments, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-def test_each_checkpoint_holds_its_own_parameters(made, run):
+def test_each_checkpoint_has_the_parameters_of_its_step(made, run):
     for step in STEPS:
         trained = results.trained(run, str(step))
         assert trained.step == step
         asserts.assert_trees_equal(trained.params, made[1][step])
-        assert list(trained.params) == list(made[1][step]), "in the network's order"
+        assert list(trained.params) == list(made[1][step]), "order of the parameters"
     last = results.trained(run)
     asserts.assert_trees_equal(last.params, made[1][400])
     assert last.step == 400
-    assert not tree.equal(made[1][100], made[1][400]), "they differ"
+    assert not tree.equal(made[1][100], made[1][400]), "checkpoints must differ"
 
 
-def test_the_state_without_memory_has_every_leaf(run):
-    """A read follows our own layout, never that of the file."""
+def test_the_fake_state_has_every_leaf(run):
+    """Check the state on fake tensors, whose layout readers follow instead of that of the file."""
     settings = results.plan(run)[0]
     program = assemble.program(settings)
-    lanes = memory.fake_state(program, settings.seeds)
+    fake = memory.fake_state(program, settings.seeds)
     real = training.init(program, assemble.hyper(settings), assemble.keys(settings))
-    assert tree.paths(lanes) == tree.paths(real)
-    assert [(x.shape, x.dtype) for x in tree.leaves(lanes)] == [(x.shape, x.dtype) for x in tree.leaves(real)]
+    assert tree.paths(fake) == tree.paths(real)
+    assert [(x.shape, x.dtype) for x in tree.leaves(fake)] == [(x.shape, x.dtype) for x in tree.leaves(real)]
 
 
-def test_a_part_of_a_checkpoint(tmp_path):
+def test_load_part_of_a_checkpoint(tmp_path):
     state = {"a": torch.arange(3.0), "b": [torch.arange(4), torch.ones(2, 2).bool()], "c": torch.zeros(0)}
-    place = checkpoint.save(tmp_path, "1", state, {})
+    path = checkpoint.save(tmp_path, "1", state, {})
     like = tree.map(torch.zeros_like, state)
-    part = checkpoint.load_part(place, like, (like["b"][1], like["a"], like["c"]))
+    part = checkpoint.load_part(path, like, (like["b"][1], like["a"], like["c"]))
     asserts.assert_trees_equal(part, (state["b"][1], state["a"], state["c"]))
-    assert not like["a"].any(), "nothing is written to what it is like"
+    assert not like["a"].any(), "the template is unchanged"
     for position in (0, 200, -1):
-        content = bytearray((place / "state.safetensors").read_bytes())
+        content = bytearray((path / "state.safetensors").read_bytes())
         content[position] ^= 1
         (tmp_path / "spoiled").mkdir(exist_ok=True)
-        shutil.copy(place / "manifest.json", tmp_path / "spoiled")
+        shutil.copy(path / "manifest.json", tmp_path / "spoiled")
         (tmp_path / "spoiled/state.safetensors").write_bytes(content)
         with pytest.raises(checkpoint.CheckpointError):
             checkpoint.load_part(tmp_path / "spoiled", like, like["a"])
 
 
-def test_best_is_that_of_the_best_training_return(made, run, capsys):
+def test_best_selects_the_best_training_return(made, run, capsys):
     for step in STEPS:
         score(step, 1.0)
     score(300, 2.0)
@@ -117,7 +117,7 @@ def test_best_is_that_of_the_best_training_return(made, run, capsys):
     assert results.trained(run, "best").step != 300
 
 
-def test_eval_plays_a_checkpoint(made, run, capsys):
+def test_eval_of_a_checkpoint(made, run, capsys):
     record = printed(capsys, "eval", "run", "--checkpoint", "100", "--episodes", "3")
     settings = results.plan(run)[0]
     env, network = assemble.program(settings).env, assemble.network(settings)
@@ -129,7 +129,7 @@ def test_eval_plays_a_checkpoint(made, run, capsys):
     assert "3 greedy episodes per seed, checkpoint of step 100" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_video_is_of_the_checkpoint(made, run, monkeypatch):
+def test_video_of_a_checkpoint(made, run, monkeypatch):
     drawn = []
     monkeypatch.setattr(video, "draw", lambda *given, **how: drawn.append(given) or pytest.skip("drawn"))
     with pytest.raises(pytest.skip.Exception):
@@ -140,21 +140,21 @@ def test_a_video_is_of_the_checkpoint(made, run, monkeypatch):
     assert returns.shape == (2, 2)
 
 
-@pytest.mark.parametrize("words", [["--checkpoint", "200"], ["--checkpoint", "best"], ["--checkpoint", "last"], []])
-def test_export_writes_a_checkpoint(made, run, capsys, words):
+@pytest.mark.parametrize("arguments", [["--checkpoint", "200"], ["--checkpoint", "best"], ["--checkpoint", "last"], []])
+def test_export_of_a_checkpoint(made, run, capsys, arguments):
     for step in STEPS:
         score(step, float(step == 200))
-    said = printed(capsys, "export", "run", "--seed", "6", "--out", "a.pt", *words)
-    step = 200 if {"200", "best"} & {*words} else 400
-    assert said.get("checkpoint") == (step if words else None)
+    record = printed(capsys, "export", "run", "--seed", "6", "--out", "a.pt", *arguments)
+    step = 200 if {"200", "best"} & {*arguments} else 400
+    assert record.get("checkpoint") == (step if arguments else None)
     asserts.assert_trees_equal(torch.load("a.pt", weights_only=True), tree.index(made[1][step], 1))
-    written = export.write(results.read(run), 6, Path("b.pt"), checkpoint=words[1] if words else None)
-    assert written["bytes"] == said["bytes"]
+    written = export.write(results.read(run), 6, Path("b.pt"), checkpoint=arguments[1] if arguments else None)
+    assert written["bytes"] == record["bytes"]
     assert Path("b.pt").read_bytes() != b""
 
 
-def test_a_run_that_died_has_its_checkpoints(made, run, capsys):
-    """Without a summary, as a process leaves it that was killed."""
+def test_checkpoints_of_a_killed_run_can_be_used(made, run, capsys):
+    """Remove the summary, which a killed process does not write."""
     for name in ("summary.json", "params.safetensors", "curve.png"):
         Path("run", name).unlink()
     assert printed(capsys, "eval", "run", "--checkpoint", "300", "--episodes", "1")["checkpoint"] == 300
@@ -164,7 +164,7 @@ def test_a_run_that_died_has_its_checkpoints(made, run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (
             "eval run --checkpoint 150",
@@ -185,19 +185,19 @@ def test_a_run_that_died_has_its_checkpoints(made, run, capsys):
         ("resume run --device tpu", "'tpu'"),
     ],
 )
-def test_what_is_not_there_is_one_line(run, capsys, words, says):
+def test_invalid_selections_are_refused_in_one_line(run, capsys, arguments, message):
     before = sorted(os.walk("."))
-    assert cli.main(words.split(" ")) in (1, 2)
+    assert cli.main(arguments.split(" ")) in (1, 2)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
     assert len(err) < 300
 
-    assert re.search(says, err), err
+    assert re.search(message, err), err
     assert sorted(os.walk(".")) == before
 
 
-def test_checkpoints_that_were_not_kept(run, capsys):
+def test_missing_checkpoints_are_refused(run, capsys):
     shutil.rmtree("run/checkpoints/200")
     assert cli.main(["eval", "run", "--checkpoint", "200"]) == 1
     assert "got '200'; run/checkpoints has steps 100, 300, 400" in capsys.readouterr().err
@@ -227,8 +227,8 @@ def test_a_checkpoint_of_other_settings_is_refused(run, capsys):
     assert "expected the settings of config.json, got hidden = [8] and not [9]" in capsys.readouterr().err
 
 
-def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
-    """A seed that breaks later has not failed before; one of a broken environment is sound."""
+def test_failed_seeds_are_those_of_the_checkpoint(tmp_path, monkeypatch, capsys):
+    """Check that a seed counts as failed only after its failure, and is usable after one of its environment."""
     settings = Settings(seeds=3, steps=400, learning_starts=100, batch_size=8, hidden=(8,), num_envs=2, compile=False)
     program = assemble.program(settings)
     state = training.init(program, assemble.hyper(settings), assemble.keys(settings))
@@ -243,10 +243,10 @@ def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
         checkpoint.save(path / "checkpoints", str(step), kept, at._asdict())
     assert [results.trained(path, step).failed for step in ("100", "200")] == [[], [0, 2]]
     assert results.trained(path, "200").unusable == [0]
-    words = ["export", str(path), "--checkpoint", "200", "--out", str(tmp_path / "a.pt"), "--seed"]
-    assert cli.main([*words, "0"]) == 1
+    arguments = ["export", str(path), "--checkpoint", "200", "--out", str(tmp_path / "a.pt"), "--seed"]
+    assert cli.main([*arguments, "0"]) == 1
     assert "seed: expected a seed that has not failed, got 0" in capsys.readouterr().err
-    assert cli.main([*words, "2"]) == 0
+    assert cli.main([*arguments, "2"]) == 0
     record = printed(capsys, "eval", str(path), "--checkpoint", "200", "--episodes", "1", "--seed", "0", "1")
     assert record["per_seed"][0] is None
     assert record["per_seed"][1] > 0
@@ -256,7 +256,7 @@ def test_seeds_fail_as_of_the_checkpoint(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("seeds", [["6"], ["7", "5"]])
-def test_eval_plays_some_seeds(run, capsys, seeds):
+def test_eval_of_selected_seeds(run, capsys, seeds):
     whole = printed(capsys, "eval", "run", "--episodes", "4")["per_seed"]
     some = printed(capsys, "eval", "run", "--episodes", "4", "--seed", *seeds)
     assert some["seeds"] == [int(seed) for seed in seeds]
@@ -264,43 +264,43 @@ def test_eval_plays_some_seeds(run, capsys, seeds):
     assert cli.main(["eval", "run", "--episodes", "4", "--seed", *seeds]) == 0
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows[-1 - len(seeds) :] == [*seeds, "IQM"]
-    assert rows[-2 - len(seeds)] == "seed"  # of the heading; a narrow title may end in this word too
+    assert rows[-2 - len(seeds)] == "seed"  # the header; a narrow title may end in this word too
 
 
-def test_some_seeds_in_gymnasium(run, capsys):
-    words = ["eval", "run", "--env", "gym:CartPole-v1", "--episodes", "2"]
-    whole = printed(capsys, *words)["per_seed"]
-    assert printed(capsys, *words, "--seed", "7")["per_seed"] == whole[2:]
+def test_eval_of_selected_seeds_in_gymnasium(run, capsys):
+    arguments = ["eval", "run", "--env", "gym:CartPole-v1", "--episodes", "2"]
+    whole = printed(capsys, *arguments)["per_seed"]
+    assert printed(capsys, *arguments, "--seed", "7")["per_seed"] == whole[2:]
 
 
-# Devices: no CUDA device is needed to see which one is asked for
+# Devices: the requested device is recorded, so no CUDA device is needed
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """The devices that are asked for; all of them are the CPU."""
+def requested(monkeypatch):
+    """Return the list of requested devices, all of which are replaced by the CPU."""
     devices = []
     monkeypatch.setattr(assemble, "device", lambda settings: devices.append(settings.device) or torch.device("cpu"))
     return devices
 
 
-def test_resume_on_another_device(run, asked, capsys):
+def test_resume_on_another_device(run, requested, capsys):
     assert cli.main(["resume", "run", "--steps", "500", "--device", "cuda"]) == 0
     config = json.loads(Path("run/config.json").read_text())
     assert (config["plan"]["device"], config["settings"]["device"]) == ("cuda", "auto")
-    assert set(asked) <= {"cuda", "auto"}
-    assert asked.count("cuda") >= 2
-    asked.clear()
-    assert cli.main(["resume", "run", "--steps", "600"]) == 0, "where it ran before"
-    assert "cuda" in asked
+    assert set(requested) <= {"cuda", "auto"}
+    assert requested.count("cuda") >= 2
+    requested.clear()
+    assert cli.main(["resume", "run", "--steps", "600"]) == 0, "on the device of the last run"
+    assert "cuda" in requested
     assert cli.main(["resume", "run", "--steps", "700", "--device", "auto"]) == 0
     assert "device" not in json.loads(Path("run/config.json").read_text())["plan"]
 
 
-def test_how_a_resumed_run_is_evaluated_stays(run, capsys):
-    """Also when it is resumed again, and in eval."""
-    words = ["--evaluate-episodes", "3", "--evaluate-steps", "5"]
-    assert cli.main(["resume", "run", "--steps", "500", *words]) == 0
+def test_evaluation_settings_of_a_resumed_run_are_kept(run, capsys):
+    """Check later resumptions and `eval`."""
+    arguments = ["--evaluate-episodes", "3", "--evaluate-steps", "5"]
+    assert cli.main(["resume", "run", "--steps", "500", *arguments]) == 0
     assert cli.main(["resume", "run", "--steps", "600"]) == 0
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["final_return"]["step_limit"] == 5
@@ -308,7 +308,7 @@ def test_how_a_resumed_run_is_evaluated_stays(run, capsys):
     assert printed(capsys, "eval", "run")["step_limit"] == 5
 
 
-def test_another_device_is_a_difference(run, capsys):
+def test_resume_on_another_device_prints_a_warning(run, capsys):
     config = json.loads(Path("run/config.json").read_text())
     config["device"] = "cuda"
     config["settings"]["device"] = "cuda"
@@ -324,12 +324,12 @@ def test_another_device_is_a_difference(run, capsys):
     ("auto", [], "auto"), ("cpu", [], "cpu"), ("cuda", [], "auto"), ("cuda", ["--device", "cpu"], "cpu"),
     ("cpu", ["--device", "cuda"], "cuda"), ("cpu", ["--device", "auto"], "auto"),
 ])  # fmt: skip
-def test_eval_on_a_device(run, asked, own, given, expected):
+def test_eval_on_a_device(run, requested, own, given, expected):
     config = json.loads(Path("run/config.json").read_text())
     config["settings"]["device"] = own
     Path("run/config.json").write_text(json.dumps(config))
     assert cli.main(["eval", "run", "--episodes", "1", *given]) == 0
-    assert asked == [expected]
+    assert requested == [expected]
 
 
 def test_a_plan_with_another_device_is_refused(run, capsys):
