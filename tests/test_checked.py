@@ -450,7 +450,7 @@ def test_a_fraction_is_not_in_a_discrete_space():
 
 
 def test_bytes_among_several_observations_are_divided_by_255_once():
-    """Check that the encoding divides bytes in mixed observations, and the network divides observations of bytes only."""
+    """Check that the encoding divides bytes in mixed observations, and the network bytes without other values."""
     bytes_ = spaces.Box(0, 255, (2,), np.uint8)
     x = {"a": np.array([[0, 255]], np.uint8), "b": np.array([[51, 102]], np.uint8), "c": np.array([[7.0]], np.float32)}
     mixed = encoding(spaces.Dict({"a": bytes_, "b": bytes_, "c": spaces.Box(-9, 9, (1,))}))

@@ -1,4 +1,4 @@
-"""Checkpoints: round trips are bit-exact, check_damage files are refused, and the last checkpoint survives failures."""
+"""Checkpoints: round trips are bit-exact, damaged files are refused, and the last checkpoint survives failures."""
 
 import contextlib
 import errno
@@ -350,7 +350,7 @@ def test_leftovers_are_removed(saved):
     assert names(saved.parent) == {"7", "8", "mine"}
 
 
-# FailingOS system calls
+# Failing system calls
 
 CHANGES = ("makedirs", "mkdir", "open", "write", "ftruncate", "fsync", "close", "rename")
 

@@ -1,4 +1,4 @@
-"""The command as a person meets it: what it takes, what it prints where, and what it leaves on disk."""
+"""The command line: arguments, output and files."""
 
 import contextlib
 import csv
@@ -35,7 +35,7 @@ TINY = shlex.split(
 )
 FILES = {"checkpoints", "config.json", "metrics.csv", "params.safetensors", "summary.json", "curve.png"}
 ROOT = Path(cli.__file__).resolve().parents[2]
-LONGEST = 300  # characters of a complaint that a person still reads
+LONGEST = 300  # most characters of an error message
 
 
 def environment(**more):
@@ -60,7 +60,7 @@ def strict(text):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A small run, made by the command itself; `out` and `err` are what it printed."""
+    """Train a small run with the command; return its folder, standard output and standard error."""
     path = tmp_path_factory.mktemp("cli") / "run"
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -70,7 +70,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    """A folder to stand in, with `run`, a copy of the run, and `file`, a file."""
+    """Change to a folder with `run`, a copy of the trained run, and `file`, a file."""
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "file").write_text("mine\n")
     monkeypatch.chdir(tmp_path)
@@ -78,36 +78,36 @@ def place(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-# What it prints and leaves
+# Output and files
 
 
-def test_train_leaves_a_whole_folder_and_says_where(trained):
+def test_train_writes_all_files_and_prints_the_folder(trained):
     path, out, err = trained
     assert {p.name for p in path.iterdir()} == FILES | {"evaluations.csv"}
     assert str(path) in out
     assert str(path / "curve.png") in out
     assert "seed-updates/s" in out
     assert "CartPole-v1" in out
-    assert "\x1b" not in out + err, "no colours where no terminal is"
+    assert "\x1b" not in out + err, "colours without a terminal"
     assert "\r" not in out + err
 
 
-def test_train_says_what_it_will_take_before_it_starts(trained):
-    """Of CartPole two observations of four floats, a mask of two, action, reward and discount: 50 bytes a row."""
+def test_train_prints_the_required_memory_before_it_starts(trained):
+    """Check the printed memory: rows of two observations of 16 B, a mask of 2 B, action, reward and discount."""
     first = trained[2].splitlines()[0]
-    said = r"cartpole: 2 seeds x 300 steps on \w+; [\d.,]+ \wB, replay 2 x 300 rows of 50 B: "
-    assert re.fullmatch(said + "15.0 kB per seed, 30.0 kB in total", first)
+    expected = r"cartpole: 2 seeds x 300 steps on \w+; [\d.,]+ \wB, replay 2 x 300 rows of 50 B: "
+    assert re.fullmatch(expected + "15.0 kB per seed, 30.0 kB in total", first)
 
 
-def test_progress_in_a_pipe_is_a_plain_line_a_report(trained):
+def test_progress_in_a_pipe_is_one_line_per_report(trained):
     steps = [line for line in trained[2].splitlines() if line.startswith("step ")]
-    # Every 100 steps, and where an evaluation was due.
+    # Every 100 steps, and at evaluations.
     assert [line.split()[1] for line in steps] == ["100", "150", "200", "300"]
     assert all("return" in line for line in steps[1:])
     assert "loss" in steps[-1]
 
 
-def test_the_table_says_what_the_summary_says(trained):
+def test_the_table_equals_the_summary(trained):
     path, out, _ = trained
     summary = strict((path / "summary.json").read_text())
     records = [summary["final_return"], summary["train_return"], summary["gymnasium_return"]]
@@ -120,21 +120,21 @@ def test_the_table_says_what_the_summary_says(trained):
     assert "95%" not in out
 
 
-def test_an_evaluation_that_was_asked_for_is_told(trained):
-    """Evaluating costs time; what came of it must be seen or written somewhere."""
+def test_requested_evaluations_are_reported(trained):
+    """Check that the results of `--evaluate-every` are printed or stored."""
     path, _, err = trained
     files = (path / "metrics.csv").read_text() + (path / "summary.json").read_text()
     assert re.search(r"greedy|evaluat", err) or "evaluat" in files
 
 
-def test_json_is_all_that_is_on_standard_output(place, capsys):
+def test_json_prints_only_the_summary_on_standard_output(place, capsys):
     assert cli.main(["train", *TINY, "--json", "--out", "new"]) == 0
     out = capsys.readouterr().out
     assert strict(out) == strict(Path("new/summary.json").read_text())
     assert out.count("\n") == 1
 
 
-def test_train_without_a_place_makes_one(place, capsys):
+def test_train_without_out_creates_a_folder(place, capsys):
     before = set(os.listdir("."))
     assert cli.main(["train", *TINY, "--env", "catch"]) == 0
     assert set(os.listdir(".")) - before == {"runs"}
@@ -142,7 +142,7 @@ def test_train_without_a_place_makes_one(place, capsys):
     assert path.name.startswith("catch-")
     assert {p.name for p in path.iterdir()} == FILES
     summary = strict((path / "summary.json").read_text())
-    assert "gymnasium_return" not in summary, "catch has no twin in gymnasium"
+    assert "gymnasium_return" not in summary, "catch is not in gymnasium"
     assert str(path) in capsys.readouterr().out
 
 
@@ -157,7 +157,7 @@ def test_the_same_command_gives_the_same_run(place, trained):
     assert (place / "other/params.safetensors").read_bytes() != (place / "run/params.safetensors").read_bytes()
 
 
-def test_eval_gives_the_summary_s_final_return(place, capsys):
+def test_eval_equals_the_final_return_of_the_summary(place, capsys):
     assert cli.main(["eval", "run", "--json"]) == 0
     out = capsys.readouterr().out
     assert strict(out) == strict(Path("run/summary.json").read_text())["final_return"]
@@ -167,10 +167,10 @@ def test_eval_gives_the_summary_s_final_return(place, capsys):
     out = capsys.readouterr().out
     assert "cartpole" in out
     assert "3 greedy episodes" in out
-    assert tree(place) == before, "eval writes nothing"
+    assert tree(place) == before, "eval must not write files"
 
 
-def test_eval_in_gymnasium_gives_the_summary_s_gymnasium_return(place, capsys):
+def test_eval_in_gymnasium_equals_the_gymnasium_return_of_the_summary(place, capsys):
     assert cli.main(["eval", "run", "--env", "gym:CartPole-v1", "--json"]) == 0
     record = strict(Path("run/summary.json").read_text())["gymnasium_return"]
     assert {"env": "CartPole-v1", **strict(capsys.readouterr().out)} == record
@@ -187,7 +187,7 @@ def test_eval_of_a_failed_seed(place, capsys):
     assert re.search(r"^ *6 +failed", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_eval_draws_a_video(place, capsys):
+def test_eval_writes_a_video(place, capsys):
     before = tree(place)
     assert cli.main(["eval", "run", "--episodes", "3", "--json", "--video", "seeds.GIF"]) == 0
     out, err = capsys.readouterr()
@@ -197,15 +197,15 @@ def test_eval_draws_a_video(place, capsys):
     with Image.open("seeds.GIF") as image:
         assert (image.format, image.is_animated) == ("GIF", True)
     assert cli.main(["eval", "run", "--episodes", "3", "--json"]) == 0
-    assert strict(capsys.readouterr().out) == plain, "being filmed changes nothing"
+    assert strict(capsys.readouterr().out) == plain, "recording must not change the returns"
     Path("seeds.GIF").write_bytes(b"mine")
     assert cli.main(["eval", "run", "--episodes", "1", "--video", "seeds.GIF"]) == 0
-    assert Path("seeds.GIF").read_bytes().startswith(b"GIF89a"), "another one in its place"
+    assert Path("seeds.GIF").read_bytes().startswith(b"GIF89a"), "the file is replaced"
 
 
-def test_a_video_of_seeds_of_which_some_failed(place, capsys, monkeypatch):
+def test_videos_omit_failed_seeds(place, capsys, monkeypatch):
     titles, original = [], video.gif
-    monkeypatch.setattr(video, "gif", lambda said, film: titles.extend(said) or original(said, film))
+    monkeypatch.setattr(video, "gif", lambda lines, frames: titles.extend(lines) or original(lines, frames))
     summary = json.loads(Path("run/summary.json").read_text())
     Path("run/summary.json").write_text(json.dumps({**summary, "failed_seeds": [5]}))
     assert cli.main(["eval", "run", "--episodes", "2", "--video", "seeds.gif"]) == 0
@@ -217,7 +217,7 @@ def test_a_video_of_seeds_of_which_some_failed(place, capsys, monkeypatch):
     assert not Path("none.gif").exists()
 
 
-def test_a_video_that_cannot_be_written_is_one_sentence(place, capsys, monkeypatch):
+def test_a_video_that_cannot_be_written_is_reported_in_one_line(place, capsys, monkeypatch):
     def full(*given):
         raise OSError(28, "No space left on device")
 
@@ -233,11 +233,11 @@ def test_a_video_that_cannot_be_written_is_one_sentence(place, capsys, monkeypat
 CLIFF = shlex.split(
     "--env gym:CliffWalking-v1 --seeds 2 --steps 200 --learning-starts 100 --report-every 100 --hidden 8 --no-compile"
 )
-"""Nothing but its goal ends an episode there."""
+"""An environment whose episodes end only at the goal."""
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, capsys):
+def test_episodes_at_the_step_limit_are_cut_and_counted(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "_FIRST_LINE", 0.0)
     path = tmp_path / "run"
     assert cli.main(["train", *CLIFF, "--evaluate-episodes", "2", "--out", str(path)]) == 0
@@ -261,9 +261,9 @@ def test_episodes_without_an_end_are_cut_and_counted(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_the_limit_that_was_asked_for_holds_in_evaluations_on_the_way_and_is_changed_by_resume(tmp_path, capsys):
-    path, asked = tmp_path / "run", ["--evaluate-every", "100", "--evaluate-steps", "7", "--evaluate-episodes", "2"]
-    assert cli.main(["train", *CLIFF, *asked, "--json", "--out", str(path)]) == 0
+def test_evaluate_steps_limits_evaluations_during_training_and_can_be_changed_by_resume(tmp_path, capsys):
+    path, flags = tmp_path / "run", ["--evaluate-every", "100", "--evaluate-steps", "7", "--evaluate-episodes", "2"]
+    assert cli.main(["train", *CLIFF, *flags, "--json", "--out", str(path)]) == 0
     final = strict(capsys.readouterr().out)["final_return"]
     assert (final["unfinished"], final["step_limit"]) == (4, 7)
     with open(path / "evaluations.csv") as file:
@@ -274,7 +274,7 @@ def test_the_limit_that_was_asked_for_holds_in_evaluations_on_the_way_and_is_cha
     assert (final["unfinished"], final["step_limit"]) == (6, 5)
 
 
-def test_a_time_limit_of_its_own_cuts_nothing(trained):
+def test_the_time_limit_of_an_environment_is_not_counted_as_a_cut(trained):
     summary = strict((trained[0] / "summary.json").read_text())
     for name in ("final_return", "gymnasium_return"):
         assert (summary[name]["unfinished"], summary[name]["step_limit"]) == (0, 500)
@@ -282,22 +282,22 @@ def test_a_time_limit_of_its_own_cuts_nothing(trained):
     assert "cut" not in trained[1].split()
 
 
-def test_a_limit_below_the_time_limit_cuts_ours_too(place, capsys):
+def test_a_step_limit_below_the_time_limit_cuts_episodes(place, capsys):
     assert cli.main(["eval", "run", "--json", "--episodes", "2", "--evaluate-steps", "5"]) == 0
     record = strict(capsys.readouterr().out)
     assert (record["per_seed"], record["unfinished"], record["step_limit"]) == ([5.0, 5.0], 4, 5)
 
 
-def test_long_episodes_are_compiled_where_the_run_was(place, monkeypatch, capsys):
-    """What plays on is asked for; `--no-compile` says no, and so does a run that was not compiled."""
-    asked = []
-    monkeypatch.setattr(compile, "player", lambda *given: asked.append(given))
+def test_eval_compiles_long_episodes_if_the_run_was_compiled(place, monkeypatch, capsys):
+    """Check that a compiled player is requested, except with `--no-compile` or for a run without compilation."""
+    requested = []
+    monkeypatch.setattr(compile, "player", lambda *given: requested.append(given))
     config = json.loads(Path("run/config.json").read_text())
     for compiled, flag, expected in ((False, [], 0), (True, ["--no-compile"], 0), (True, [], 1)):
         config["settings"]["compile"] = compiled
         Path("run/config.json").write_text(json.dumps(config))
         assert cli.main(["eval", "run", "--episodes", "1", *flag]) == 0
-        assert len(asked) == expected
+        assert len(requested) == expected
 
 
 def test_report_of_one_run(place, capsys):
@@ -338,12 +338,12 @@ def test_compare_of_two_runs(place, capsys):
 
 
 def of_seed(seed):
-    """That seed's parameters in the place's run."""
+    """Return the parameters of a seed of `run`."""
     return {name: x[seed - 5] for name, x in results.read_params(Path("run")).items()}
 
 
 @pytest.mark.parametrize("seed", [5, 6])
-def test_export_writes_a_state_dict_that_the_page_s_network_loads(place, capsys, seed):
+def test_export_writes_a_state_dict_for_a_torch_module(place, capsys, seed):
     assert cli.main(["export", "run", "--seed", str(seed), "--out", "checkpoint.pt"]) == 0
     assert "checkpoint.pt" in capsys.readouterr().out
     state = torch.load("checkpoint.pt", weights_only=True)
@@ -352,7 +352,9 @@ def test_export_writes_a_state_dict_that_the_page_s_network_loads(place, capsys,
     module.load_state_dict(state, strict=True)
     for name, x in of_seed(seed).items():
         assert torch.equal(module.state_dict()[name], x)
-    assert all(x.untyped_storage().nbytes() == x.nbytes for x in state.values()), "no lane's memory but its own"
+    assert all(x.untyped_storage().nbytes() == x.nbytes for x in state.values()), (
+        "the file must not contain other seeds"
+    )
 
 
 def test_export_under_a_prefix(place):
@@ -371,7 +373,7 @@ def test_export_under_a_prefix(place):
     assert all(torch.equal(x, loaded[name]) for name, x in of_seed(6).items())
 
 
-def test_export_s_json_says_what_was_written(place, capsys):
+def test_json_of_export_describes_the_file(place, capsys):
     assert cli.main(["export", "run", "--seed", "6", "--out", "a.pt", "--json"]) == 0
     assert strict(capsys.readouterr().out) == {
         "run": "run", "seed": 6, "out": "a.pt", "what": "state_dict", "bytes": Path("a.pt").stat().st_size,
@@ -384,7 +386,7 @@ def test_an_exported_policy_runs_without_fdqn(place, capsys):
     assert "torch.export.load('policy.pt2').module()" in capsys.readouterr().out
     with zipfile.ZipFile("policy.pt2") as archive:
         assert not any(str(ROOT).encode() in archive.read(name) for name in archive.namelist()), (
-            "a path of this machine"
+            "the archive contains a path of this machine"
         )
     obs = random.normal(random.key(3), (7, 4))
     torch.save(obs, "obs.pt")
@@ -413,7 +415,7 @@ def test_export_of_a_failed_seed(place, capsys):
 
 
 @pytest.mark.parametrize("where", ["write", "replace"])
-def test_export_leaves_no_part_of_a_file(place, capsys, monkeypatch, where):
+def test_a_failed_export_leaves_no_partial_file(place, capsys, monkeypatch, where):
     def full(*given):
         raise OSError(28, "No space left on device")
 
@@ -427,7 +429,7 @@ def test_export_leaves_no_part_of_a_file(place, capsys, monkeypatch, where):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_export_is_in_the_network_s_order(place):
+def test_export_keeps_the_order_of_the_network(place):
     wide = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --dueling --env catch")
     assert cli.main(["train", *wide, "--no-compile", "--out", "wide"]) == 0
     assert cli.main(["export", "wide", "--seed", "0", "--out", "wide.pt"]) == 0
@@ -437,7 +439,7 @@ def test_export_is_in_the_network_s_order(place):
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_export_leaves_what_is_called_part_alone(place, monkeypatch, failing):
+def test_export_keeps_other_files_that_end_in_part(place, monkeypatch, failing):
     Path("keep.pt.part").write_text("mine")
     if failing:
         monkeypatch.setattr(os, "replace", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -448,14 +450,14 @@ def test_export_leaves_what_is_called_part_alone(place, monkeypatch, failing):
 
 
 @pytest.mark.parametrize("out", ["a.safetensors", "a", "a.pt3", ".pt"])
-def test_export_under_another_ending(place, capsys, out):
+def test_export_refuses_other_file_extensions(place, capsys, out):
     before = tree(place)
     assert cli.main(["export", "run", "--seed", "6", "--out", out]) == 1
     assert "out: expected a name that ends in .pt or .pth for the state_dict, or" in capsys.readouterr().err
     assert tree(place) == before
 
 
-def test_export_s_ending_in_capitals(place):
+def test_export_accepts_upper_case_extensions(place):
     assert cli.main(["export", "run", "--seed", "6", "--out", "X.PT2"]) == 0
     obs = random.normal(random.key(3), (7, 4))
     q = torch.export.load("X.PT2").module()(obs)
@@ -464,7 +466,7 @@ def test_export_s_ending_in_capitals(place):
     assert list(torch.load("x.PTH", weights_only=True)) == list(of_seed(6))
 
 
-def test_envs_lists_what_train_takes(capsys):
+def test_envs_lists_all_environments(capsys):
     assert cli.main(["envs"]) == 0
     out = capsys.readouterr().out
     assert all(re.search(rf"^ *{name} ", out, re.MULTILINE) for name in envs.names())
@@ -473,8 +475,8 @@ def test_envs_lists_what_train_takes(capsys):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_a_warning_of_ours_is_one_line(place, capsys, monkeypatch):
-    """Such as of a CUDA graph that cannot be captured; what other packages warn of is shown as ever."""
+def test_warnings_of_fdqn_are_one_line(place, capsys, monkeypatch):
+    """Check that warnings of `fdqn` are printed as plain lines, and those of other packages as usual."""
     functions = run_folder.functions
 
     def warning(*given):
@@ -492,8 +494,8 @@ def test_a_warning_of_ours_is_one_line(place, capsys, monkeypatch):
     assert "shown: something else" in lines
 
 
-def test_a_tensor_on_another_device_is_one_line(place, capsys, monkeypatch):
-    """As of an environment of one's own that makes a constant on the CPU, where the run is on CUDA."""
+def test_a_device_mismatch_is_reported_in_one_line(place, capsys, monkeypatch):
+    """Mix devices in a step, as an environment does that creates constants on the CPU in a CUDA run."""
 
     def mixed(*given):
         with FakeTensorMode():
@@ -507,8 +509,8 @@ def test_a_tensor_on_another_device_is_one_line(place, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize("flags", [[], ["--tf32"]])
-def test_tf32_is_for_cuda_alone(place, monkeypatch, flags):
-    """And off it is off for convolutions too, which torch allows it by default."""
+def test_tf32_is_only_for_cuda(place, monkeypatch, flags):
+    """Check that TF32 is disabled on the CPU, also for convolutions, for which torch enables it by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     assert cli.main(["train", *TINY, *flags, "--out", "precise"]) == 0
@@ -518,7 +520,7 @@ def test_tf32_is_for_cuda_alone(place, monkeypatch, flags):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):
+def test_a_seed_without_a_finished_episode_has_not_failed(place, capsys):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env mountain_car")
     assert cli.main(["train", *few, "--no-compile", "--out", "short"]) == 0
     assert strict(Path("short/summary.json").read_text())["failed_seeds"] == []
@@ -526,7 +528,7 @@ def test_a_seed_without_an_ended_episode_has_not_failed(place, capsys):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_a_game_is_trained(place):
+def test_train_on_minatar(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env minatar:breakout --no-compile")
     assert cli.main(["train", *few]) == 0
     (run,) = Path("runs").iterdir()
@@ -535,7 +537,7 @@ def test_a_game_is_trained(place):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_no_hidden_layers_are_a_linear_network(place):
+def test_no_hidden_layers_give_a_linear_network(place):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
     assert cli.main(["train", *few, "--out", "linear"]) == 0
     assert {name: x.shape for name, x in results.read_params(Path("linear")).items()} == {
@@ -544,7 +546,7 @@ def test_no_hidden_layers_are_a_linear_network(place):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_many_seeds_are_summed_up(place, capsys):
+def test_the_table_of_many_seeds_is_shortened(place, capsys):
     few = shlex.split("--seeds 40 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env catch --no-compile")
     assert cli.main(["train", *few, "--out", "many"]) == 0
     out = capsys.readouterr().out
@@ -552,11 +554,11 @@ def test_many_seeds_are_summed_up(place, capsys):
     assert len(strict(Path("many/summary.json").read_text())["seeds"]) == 40
 
 
-# Bad input: one line that names it, nothing on standard output, nothing on disk
+# Invalid input: one line that names the argument, no standard output, no files
 
 
 def spoiled(name, content):
-    """Something that spoils the run."""
+    """Return a function that removes a file of the run or replaces its content."""
 
     def act():
         if content is None:
@@ -568,7 +570,7 @@ def spoiled(name, content):
 
 
 BAD = [
-    # how it was asked
+    # invalid arguments
     ("trian", "'trian'.*'train'"),
     ("evl run", "'evl'.*'eval'"),
     ("resum run", "'resum'"),
@@ -610,7 +612,7 @@ BAD = [
     ("train --no-compile=3", "compile"),
     ("eval", "eval.*[Rr]un folder|run"),
     ("eval run --episodes few", "--episodes.*'few'"),
-    # numbers that cannot work
+    # invalid values
     ("train --env cartpol", "'cartpol'.*'cartpole'"),
     ("train --env=", "environment ''"),
     ("train --seeds 0", "seeds: .*got 0"),
@@ -659,9 +661,9 @@ BAD = [
     ("resume run --step", "--step"),
     ("resume", "fdqn resume: PATH"),
     ("train --device cuda", "device: .*got cuda"),
-    # memory that no machine has
+    # too much memory
     ("train --steps 1000000000000000 --capacity 1000000000000000", "capacity|memory"),
-    # places
+    # paths
     ("train --out run", "out: .*got 'run'"),
     ("train --out file", "out: .*got 'file'"),
     ("train --out .", r"out: .*got '\.'"),
@@ -724,15 +726,15 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("line", "says"), BAD, ids=[line[:60] for line, _ in BAD])
-def test_bad_input_is_one_line_that_names_it(place, capsys, monkeypatch, line, says):
+@pytest.mark.parametrize(("line", "message"), BAD, ids=[line[:60] for line, _ in BAD])
+def test_invalid_input_is_refused_in_one_line(place, capsys, monkeypatch, line, message):
     if line == "train --device cuda":
         import torch
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     before = tree(place)
     words = line.split(" ")
-    # What is not refused must not train for minutes.
+    # Input that is not refused must not start a long training.
     if words[0] == "train" and len(words) > 1:
         monkeypatch.setattr(run_folder, "functions", lambda *given: pytest.fail(f"not refused: {line}"))
     code = cli.main(words)
@@ -741,11 +743,11 @@ def test_bad_input_is_one_line_that_names_it(place, capsys, monkeypatch, line, s
     assert out == ""
     assert err.count("\n") == 1, err
     assert err.startswith("fdqn: ")
-    assert re.search(says, err), err
+    assert re.search(message, err), err
     assert "Traceback" not in err
-    assert "Error:" not in err, "the name of an exception is nobody's word"
+    assert "Error:" not in err, "names of exceptions are not shown to users"
     assert len(err) <= LONGEST + len(line), err
-    assert tree(place) == before, "nothing is created"
+    assert tree(place) == before, "no file is created"
 
 
 SPOILED = [
@@ -759,7 +761,7 @@ SPOILED = [
 
 @pytest.mark.parametrize("command", ["eval run", "report run", "export run --seed 5 --out a.pt"])
 @pytest.mark.parametrize(("act", "file"), SPOILED)
-def test_a_broken_run_is_one_line_that_names_the_file(place, capsys, command, act, file):
+def test_a_damaged_run_is_refused_with_the_file_name(place, capsys, command, act, file):
     act()
     assert cli.main(command.split()) == 1
     out, err = capsys.readouterr()
@@ -770,7 +772,7 @@ def test_a_broken_run_is_one_line_that_names_the_file(place, capsys, command, ac
 
 @pytest.mark.parametrize("command", ["eval run", "export run --seed 5 --out a.pt"])
 @pytest.mark.parametrize("content", [None, b"nonsense"])
-def test_broken_parameters_are_one_line(place, capsys, command, content):
+def test_damaged_parameters_are_refused_in_one_line(place, capsys, command, content):
     spoiled("params.safetensors", content)()
     assert cli.main(command.split()) == 1
     out, err = capsys.readouterr()
@@ -779,7 +781,7 @@ def test_broken_parameters_are_one_line(place, capsys, command, content):
     assert "params.safetensors" in err
 
 
-def test_parameters_of_another_run_are_one_line(place, capsys):
+def test_parameters_of_another_run_are_refused_in_one_line(place, capsys):
     config = json.loads(Path("run/config.json").read_text())
     config["settings"]["hidden"] = [9]
     Path("run/config.json").write_text(json.dumps(config))
@@ -790,7 +792,7 @@ def test_parameters_of_another_run_are_one_line(place, capsys):
     assert "params.safetensors" in err
 
 
-def test_a_complaint_does_not_list_what_is_no_flag(place, capsys):
+def test_errors_list_only_flags(place, capsys):
     cli.main(["train", "--zzzzzz", "1"])
     train = capsys.readouterr().err
     cli.main(["eval", "run", "--zzzzzz", "1"])
@@ -798,10 +800,10 @@ def test_a_complaint_does_not_list_what_is_no_flag(place, capsys):
     assert "--run" not in capsys.readouterr().err
 
 
-# The command as a process
+# The command in a process
 
 
-def test_help_is_quick_and_leaves_torch_alone():
+def test_help_is_quick_and_does_not_import_torch():
     code = (
         "import sys, fdqn.cli\n"
         "code = fdqn.cli.main(sys.argv[1:])\n"
@@ -809,12 +811,12 @@ def test_help_is_quick_and_leaves_torch_alone():
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
     for words in ([], ["--help"], ["train", "--help"]):
-        began = time.perf_counter()
+        start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", code, *words], env=environment(), text=True, capture_output=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert time.perf_counter() - began < 1.5
+        assert time.perf_counter() - start < 1.5
         assert done.stderr == ""
     assert all(flag in done.stdout for flag in ("--seeds", "--epsilon-fraction", "--no-compile", "--out"))
 
@@ -828,7 +830,7 @@ def test_every_command_has_help(capsys, command):
     assert err == ""
 
 
-def test_the_reader_may_leave_early():
+def test_help_can_be_piped_to_head():
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m fdqn train --help | head -1"],
         env=environment(), text=True, capture_output=True, check=False,
@@ -837,7 +839,7 @@ def test_the_reader_may_leave_early():
     assert done.stdout.count("\n") == 1
 
 
-def test_a_closed_pipe_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     reader, writer = os.pipe()
     os.close(reader)
     command, given = fdqn("envs", "--json")
@@ -848,7 +850,7 @@ def test_a_closed_pipe_is_no_error():
 
 
 def interrupted(tmp_path):
-    """Train until the second report and press Ctrl-C; the code, what was printed, and the folder."""
+    """Interrupt training after the second report; return the exit code, both outputs and the folder."""
     words = shlex.split("--seeds 2 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile")
     command, given = fdqn("train", *words, "--steps", "100000000", "--json", "--out", str(tmp_path / "run"))
     process = subprocess.Popen(command, **given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -874,7 +876,7 @@ def assert_whole_rows(path):
     return table
 
 
-def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
+def test_ctrl_c_writes_complete_files_and_a_message(tmp_path, capsys):
     code, out, err, path = interrupted(tmp_path)
     assert code == 130
     assert "Traceback" not in err
@@ -892,8 +894,8 @@ def test_ctrl_c_leaves_whole_files_and_says_so(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys):
-    """An interrupt after the training must not be taken for a wish to stop a cycle and then forgotten."""
+def test_ctrl_c_during_evaluation_in_gymnasium(tmp_path, monkeypatch, capsys):
+    """Check that an interrupt after training, during evaluation, ends the command."""
     from fdqn.training import evaluate
 
     def slow(*args, **kwargs):
@@ -910,8 +912,8 @@ def test_ctrl_c_while_the_outside_world_is_played(tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, capsys):
-    """Closing episodes may take minutes there: it says what plays them, and what goes on."""
+def test_an_interrupted_run_in_a_host_environment_is_not_evaluated(tmp_path, monkeypatch, capsys):
+    """Check that an interrupted run skips the final evaluation and prints the commands to evaluate and to continue."""
     from fdqn.experiment import history
     from fdqn.training import evaluate
 
@@ -923,7 +925,7 @@ def test_a_run_in_a_world_that_is_stopped_does_not_play(tmp_path, monkeypatch, c
 
     original = history.record
     monkeypatch.setattr(history, "record", stopping)
-    monkeypatch.setattr(evaluate, "greedy_on_host", lambda *given, **more: pytest.fail("it plays"))
+    monkeypatch.setattr(evaluate, "greedy_on_host", lambda *given, **more: pytest.fail("evaluated after an interrupt"))
     path = tmp_path / "run"
     words = ["--env", "gym:CartPole-v1", "--steps", "300", "--report-every", "40", "--learning-starts", "60"]
     assert cli.main(["train", *words, "--seeds", "2", "--hidden", "8", "--no-compile", "--out", str(path)]) == 130
@@ -941,7 +943,7 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, monkeypatch):
     original = run_folder.functions
 
     def slow(*given):
-        """A cycle that lasts: the first Ctrl-C waits for its end, the second does not."""
+        """Make a long training iteration: the first Ctrl-C waits for its end, the second does not."""
         functions = original(*given)
 
         def collect(*state):
@@ -962,13 +964,13 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, monkeypatch):
                 assert line
             os.kill(pid, signal.SIGINT)
             assert "Ctrl-C again" in stderr.readline()
-            began = time.perf_counter()
+            start = time.perf_counter()
             os.kill(pid, signal.SIGINT)
             err = stderr.read()
         finally:
             os.kill(pid, signal.SIGKILL)
             code = forks.exit_code(pid)
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - start < 5
     assert code == 130
     assert "Traceback" not in err
     assert "interrupted" in err
@@ -977,12 +979,12 @@ def test_ctrl_c_twice_stops_at_once(tmp_path, monkeypatch):
 
 
 def on_a_terminal(words, columns, **more):
-    """Return what the command prints on a terminal of that width, in a process that has torch loaded already."""
+    """Return the output of the command on a terminal of the given width, in a process that has loaded torch already."""
     pid, master = pty.fork()
     if not pid:
         forks.main(words, COLUMNS=str(columns), LINES="40", TERM="xterm-256color", **more)
     text = b""
-    with contextlib.suppress(OSError):  # its end, once nobody has the terminal open any more
+    with contextlib.suppress(OSError):  # raised at the end of the output
         while select.select([master], [], [], 60)[0] and (read := os.read(master, 65536)):
             text += read
     os.close(master)
@@ -990,18 +992,18 @@ def on_a_terminal(words, columns, **more):
     return text.decode()
 
 
-def test_numbers_survive_a_narrow_terminal(trained):
+def test_numbers_are_not_truncated_on_a_narrow_terminal(trained):
     summary = strict((trained[0] / "summary.json").read_text())
     text = on_a_terminal(["report", str(trained[0])], 40, NO_COLOR="1")
-    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text), "NO_COLOR means none"
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text), "colours despite NO_COLOR"
     words = set(re.findall(r"-?\d+\.\d+", re.sub(r"\x1b\[[0-9;]*m", "", text)))
     for name in ("final_return", "train_return", "gymnasium_return"):
         assert {f"{x:.1f}" for x in summary[name]["per_seed"]} <= words, text
         assert f"{summary[name]['iqm']:.1f}" in words, text
-    assert not re.search(r"\d…", text), "a number cut short is another number"
+    assert not re.search(r"\d…", text), "a number was truncated"
 
 
-def test_a_live_line_on_a_terminal(tmp_path):
+def test_progress_line_on_a_terminal(tmp_path):
     text = on_a_terminal(["train", *TINY, "--env", "catch", "--out", str(tmp_path / "run")], 100)
     assert "100%" in text
     assert "return" in text
@@ -1013,18 +1015,18 @@ def test_a_live_line_on_a_terminal(tmp_path):
 def test_episodes_are_counted_on_a_terminal(trained, words):
     command, *rest = words.split()
     text = on_a_terminal([command, str(trained[0]), *rest, "--episodes", "30"], 100)
-    assert re.search(r"\d+/60", text), "30 of each of 2 seeds"
+    assert re.search(r"\d+/60", text), "30 episodes of each of 2 seeds"
     assert re.search(r"episodes, step [\d,]+ of at most 500, at most \d+:\d\d left", text)
     assert "Traceback" not in text
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_denormals_are_flushed_and_that_is_written_down(tmp_path, capsys):
+def test_denormals_are_flushed_and_the_flag_is_recorded(tmp_path, capsys):
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["engine"]["flush_denormal"] is True
     assert torch.tensor(1e-40) * 1 == 0
     torch.set_flush_denormal(False)
-    assert torch.tensor(1e-40) * 1 != 0, "the check can fail"
+    assert torch.tensor(1e-40) * 1 != 0, "denormals are not flushed without the flag"
 
 
 @pytest.mark.usefixtures("light_runs")
@@ -1035,8 +1037,8 @@ def test_denormals_are_flushed_and_that_is_written_down(tmp_path, capsys):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory; lower --seeds"),
     ],
 )
-def test_what_the_machine_lacks_is_said_in_a_sentence(monkeypatch, capsys, tmp_path, error, sentence):
-    """In the middle of a run: one line, an exit code, files that can be read."""
+def test_out_of_memory_is_reported_in_one_line(monkeypatch, capsys, tmp_path, error, sentence):
+    """Raise the error during training: expect one line, an exit code and readable files."""
     from fdqn.experiment import run_folder
 
     original = run_folder.functions
@@ -1075,7 +1077,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(("interrupted", "error"), [(True, KeyboardInterrupt), (False, RuntimeError)])
-def test_a_compiler_that_ctrl_c_stopped_is_an_interrupt(interrupted, error):
+def test_a_compiler_error_after_ctrl_c_is_an_interrupt(interrupted, error):
     from rich.console import Console
 
     def compiling():
@@ -1089,7 +1091,7 @@ def test_a_compiler_that_ctrl_c_stopped_is_an_interrupt(interrupted, error):
         compiling()
 
 
-def test_code_that_ends_the_process_is_a_sentence(monkeypatch, capsys):
+def test_system_exit_is_reported_in_one_line(monkeypatch, capsys):
     def leaves(*given):
         raise SystemExit("no licence")
 

@@ -1,4 +1,4 @@
-"""The command `fdqn compare`: arms from runs, sweeps and CSV files, its table, sentences and picture."""
+"""The command `fdqn compare`: arms from runs, sweeps and CSV files, table, text and plot."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def write_sweep(path, returns, header="learner,setting,seed,learning_rate,hidden
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """Change to a folder with arms of every kind. The picture, which takes most of the time, is not drawn."""
+    """Change to a folder with arms of every kind. The plot, which takes most of the time, is not drawn."""
     monkeypatch.setattr(comparison_plots, "comparison", lambda file, *given: file.write(b"picture"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
@@ -97,14 +97,14 @@ def printed(capsys, *words):
         ("seed,step,return\n1,10,5\n1,20,6\n2,20,8\n2,10,7\n", [6, 8], (1, 2), "column return at the last step"),
     ],
 )
-def test_csv_files(tmp_path, text, values, seeds, column):
+def test_read_csv_files(tmp_path, text, values, seeds, column):
     (tmp_path / "x.csv").write_text(text, newline="")
     (found,) = returns_csv.read(tmp_path / "x.csv")
     np.testing.assert_array_equal(found.values, values)
     assert (found.seeds, found.column, found.arm) == (seeds, column, "")
 
 
-def test_exports_of_other_libraries_with_seeds(tmp_path):
+def test_read_exports_of_other_libraries(tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("Name,exp_name,seed,global_step,charts/episodic_return\na__1,a,1,99,5\na__2,a,2,98,6\n")
     (found,) = returns_csv.read(file)
@@ -117,7 +117,7 @@ def test_exports_of_other_libraries_with_seeds(tmp_path):
         returns_csv.read(file)
 
 
-def test_a_column_of_names_makes_arms_and_one_of_steps_curves(tmp_path):
+def test_a_column_of_names_gives_arms_and_one_of_steps_gives_curves(tmp_path):
     file = tmp_path / "x.csv"
     file.write_text("exp_name,seed,step,return\nq,1,10,1\nz,1,10,2\nq,1,30,3\nz,1,20,4\nq,2,20,5\n")
     q, z = returns_csv.read(file)
@@ -189,18 +189,18 @@ REFUSED_FILES = [
 ]
 
 
-def refused(capsys, arguments, says):
+def refused(capsys, arguments, message):
     assert cli.main(["compare", *arguments]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert re.fullmatch("fdqn: " + ".+".join(map(re.escape, says.split("…"))) + "\n", err), err
+    assert re.fullmatch("fdqn: " + ".+".join(map(re.escape, message.split("…"))) + "\n", err), err
 
 
-@pytest.mark.parametrize(("content", "says"), REFUSED_FILES)
-def test_invalid_files_are_refused_with_line_and_column(place, capsys, content, says):
+@pytest.mark.parametrize(("content", "message"), REFUSED_FILES)
+def test_invalid_files_are_refused_with_line_and_column(place, capsys, content, message):
     Path("bad.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    refused(capsys, ["low.csv", "bad.csv"], says)
+    refused(capsys, ["low.csv", "bad.csv"], message)
     assert not Path("compare.png").exists()
 
 
@@ -252,26 +252,26 @@ def spoiled(place):
     return place
 
 
-@pytest.mark.parametrize(("line", "says"), REFUSED)
-def test_arms_that_cannot_be_compared_are_refused(spoiled, capsys, line, says):
-    refused(capsys, line.format(here=spoiled.name).split(), says.format(here=spoiled.name))
+@pytest.mark.parametrize(("line", "message"), REFUSED)
+def test_arms_that_cannot_be_compared_are_refused(spoiled, capsys, line, message):
+    refused(capsys, line.format(here=spoiled.name).split(), message.format(here=spoiled.name))
     assert not list(spoiled.glob("*.png"))
 
 
-@pytest.mark.parametrize(("setting", "says"), [
+@pytest.mark.parametrize(("setting", "message"), [
     ("sweep,seed,lr\n0,0,1\n",
      "arms: expected rows under learner, setting and seed in sweep/settings.csv, got sweep, seed, lr"),
     ("learner,setting,seed,lr\n0,0,0,1\n1,0,1\n", "sweep/settings.csv: expected 4 columns in line 3, got 3"),
     ("lane,setting,seed\n0,0,0\n", "arms: expected 1 numbers under final_return.per_seed of sweep, got others"),
 ])  # fmt: skip
-def test_damaged_settings_of_a_sweep_are_refused(place, capsys, setting, says):
+def test_damaged_settings_of_a_sweep_are_refused(place, capsys, setting, message):
     Path("sweep/settings.csv").write_text(setting)
     rows = setting.count("\n") - 1
-    if "columns in line" in says:
+    if "columns in line" in message:
         write = json.loads(Path("sweep/summary.json").read_text())
         write["final_return"]["per_seed"] = [1.0] * rows
         Path("sweep/summary.json").write_text(json.dumps(write))
-    refused(capsys, ["a", "sweep", "--anyway"], says)
+    refused(capsys, ["a", "sweep", "--anyway"], message)
 
 
 def test_different_runs_are_compared_with_anyway(spoiled, capsys):
@@ -285,10 +285,10 @@ def test_steps_may_differ_by_a_training_iteration(place, capsys):
     assert compared(capsys, "a", "near")["arms"][1]["steps"] == 1_009
 
 
-# What is compared
+# Compared returns
 
 
-def test_the_record_equals_the_functions(place, capsys):
+def test_the_json_record_equals_the_functions(place, capsys):
     found = compared(capsys, "low.csv", "high.csv")
     expected = comparisons.compare(LOW, HIGH)
     (record,) = found["comparisons"]
@@ -306,11 +306,11 @@ def test_the_record_equals_the_functions(place, capsys):
     assert high["tolerance"] == {
         "low": min(HIGH), "high": max(HIGH), "fraction": pytest.approx(power.tolerance_fraction(9))
     }  # fmt: skip
-    assert not found["paired"], "files without seeds"
+    assert not found["paired"], "the files have no seeds"
     assert Path(found["picture"]) == place / "compare.png"
 
 
-def test_exchanging_the_arms_and_shuffling_seeds(place, capsys):
+def test_exchanged_arms_negate_and_shuffled_seeds_change_nothing(place, capsys):
     rng = np.random.default_rng(1)
     Path("one.csv").write_text(seeded(LOW))
     lines = seeded(HIGH).splitlines()
@@ -325,11 +325,11 @@ def test_exchanging_the_arms_and_shuffling_seeds(place, capsys):
         assert a == pytest.approx(expected[name]), "seeds are paired by name"
 
 
-def test_paired_if_the_seeds_are_the_same(place, capsys):
+def test_arms_with_the_same_seeds_are_paired(place, capsys):
     assert compared(capsys, "sweep:0", "sweep:1")["paired"]
     assert not compared(capsys, "sweep:0", "sweep:1", "--unpaired")["paired"]
     assert not compared(capsys, "a", "sweep:0")["paired"], "seeds 5 to 13 and 0 to 8"
-    assert compared(capsys, "low.csv", "high.csv", "--paired")["paired"], "in the order of the rows"
+    assert compared(capsys, "low.csv", "high.csv", "--paired")["paired"], "rows are paired in order"
     out = printed(capsys, "sweep:0", "sweep:1")
     assert "paired: all arms have the same seeds; --unpaired compares them" in out
     assert "unpaired: the seeds of the arms are different or unknown" in printed(capsys, "a", "low.csv")
@@ -420,7 +420,7 @@ def test_few_seeds(place, capsys):
     assert "same.csv against one.csv: power is not available, because the returns do not vary" in text
 
 
-def test_the_table_and_the_sentences(place, capsys):
+def test_the_table_and_the_text(place, capsys):
     out = printed(capsys, "low.csv", "high.csv")
     record = compared(capsys, "low.csv", "high.csv")
     (found,) = record["comparisons"]
@@ -437,7 +437,7 @@ def test_the_table_and_the_sentences(place, capsys):
     assert out.splitlines()[-1] == f"picture {place / 'compare.png'}"
 
 
-def test_names_of_arms_are_folded_in_narrow_terminals(place, monkeypatch):
+def test_long_names_of_arms_are_wrapped(place, monkeypatch):
     name = "a_rather_long_name_of_a_file_of_returns_" * 3
     Path(f"{name}.csv").write_text(column(HIGH))
     screen = rich.console.Console(width=120, file=io.StringIO())
@@ -503,7 +503,7 @@ def test_numbers_as_text():
     assert comparison_text.estimate_text({"value": None, "low": None, "high": None}, 1) == "-"
 
 
-def test_arms_as_functions(place):
+def test_python_functions_of_arms(place):
     read = arms.read([Path("low.csv"), Path("high.csv")])
     assert arms.mismatch(read) == ""
     assert not arms.are_paired(read)
@@ -515,7 +515,7 @@ def test_arms_as_functions(place):
 # The picture
 
 
-def test_the_command_draws_what_it_compared(place, monkeypatch, capsys):
+def test_the_command_draws_its_comparison(place, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.chdir(place)
     read = arms.read([Path("a"), Path("b")])
@@ -591,7 +591,7 @@ def test_names_with_dollar_signs_are_drawn_as_they_are():
     assert plots.plain_text("a$b") == r"a\$b"
 
 
-def test_everything_lies_within_the_picture(tmp_path):
+def test_all_text_is_inside_the_figure(tmp_path):
     name = "somebody/shared/experiments/learning-rates/runs/mountain_car-20260101-1200"
     given = [drawn_arm(f"{name}{i} gamma=0.9{i}", i, 4, i == 0) for i in range(3)]
     figure = comparison_plots.figure(given)
@@ -606,11 +606,11 @@ def test_everything_lies_within_the_picture(tmp_path):
     assert imread(tmp_path / "x.png").shape[1] == 1800
 
 
-def test_names_of_seeds():
+def test_seed_names():
     assert [returns_csv.seed_name(x) for x in ("3", "3.0", "b", "1.5")] == [3, 3, "b", "1.5"]
 
 
-def test_looks_differ():
+def test_colours_and_markers_are_distinct():
     assert len({plots.look(i) for i in range(28)}) == 28
 
 

@@ -1,4 +1,4 @@
-"""The edge: donation is safe, one graph is enough, and the compiled program is the eager one."""
+"""`fdqn.compile`: donation is safe, each signature is compiled once, and compiled programs equal eager ones."""
 
 import contextlib
 import gc
@@ -23,7 +23,7 @@ START = {"params": torch.tensor([1.0, 2.0]), "target": torch.tensor([10.0, 20.0]
 
 
 def copied(state):
-    """The target becomes the parameters, which change in the same step."""
+    """Copy the parameters, which change in the same step, to the target."""
     return {"params": state["params"] * 2, "target": state["params"]}
 
 
@@ -32,17 +32,17 @@ def swapped(state):
 
 
 def viewed(state):
-    """A view of another place, not the leaf itself."""
+    """Return a view of another leaf."""
     return {"params": state["params"] + 1, "target": state["params"].flip(0)[:].reshape(2)}
 
 
 def shifted(state):
-    """A view of its own place, elsewhere in it."""
+    """Return each leaf with its elements moved."""
     return {"params": torch.cat([state["params"][1:], state["params"][:1]]), "target": state["target"].roll(1)}
 
 
 def sliced(state):
-    """A part of another place, as a view, beside what that place becomes."""
+    """Return a view of a part of another leaf, which changes in the same step."""
     return {"params": state["target"][:1].expand(2), "target": state["target"] * 3}
 
 
@@ -51,7 +51,7 @@ def same(state):
 
 
 def crossed(state):
-    """Both read both."""
+    """Compute each leaf from both."""
     return {"params": state["params"] + state["target"], "target": state["params"] - state["target"]}
 
 
@@ -73,8 +73,8 @@ def test_donation_equals_the_function(f, how):
 @EACH
 @pytest.mark.parametrize("f", STEPS[:2], ids=lambda f: f.__name__)
 def test_donation_under_vmap(f, how):
-    lanes = tree.map(lambda x: torch.stack([x, x + 100]), START)
-    programs.donated(vmap(f), lanes, transform=TRANSFORMS[how])
+    stacked = tree.map(lambda x: torch.stack([x, x + 100]), START)
+    programs.donated(vmap(f), stacked, transform=TRANSFORMS[how])
 
 
 @EACH
@@ -85,8 +85,8 @@ def test_naive_donation_is_rejected(f, how):
 
 
 @EACH
-def test_donation_of_one_part_of_a_leaf(how):
-    """A transpose shares the storage and the place of its own leaf, but not the strides."""
+def test_donation_of_a_transpose(how):
+    """Return a transpose, which shares the storage of its leaf, but not the strides."""
     programs.donated(lambda s: {"m": s["m"].T}, {"m": torch.arange(9.0).reshape(3, 3)}, transform=TRANSFORMS[how])
 
 
@@ -108,7 +108,7 @@ def test_donation_of_an_expanded_constant(how):
         (lambda s: list(s.values()), ValueError, "state: expected the same structure"),
     ],
 )
-def test_donation_refuses_what_copying_would_bend(f, error, message):
+def test_donation_refuses_changes_of_structure_shape_or_dtype(f, error, message):
     with pytest.raises(error, match=message):
         edge.donate(f)(tree.clone(START))
 
@@ -121,7 +121,7 @@ def test_donation_refuses_leaves_that_share_storage():
 
 
 def test_donation_refuses_elements_that_share_memory():
-    """vmap returns an expanded tensor for a count that is 0 in all lanes."""
+    """Use an expanded tensor, which vmap returns for a constant."""
     state = {"params": torch.zeros(3, 2), "count": vmap(lambda x: torch.zeros(()))(torch.zeros(3))}
     message = r"state\['count'\]: expected separate memory for every element, got shape \[3\] with strides \[0\]"
 
@@ -135,14 +135,14 @@ def test_donation_refuses_elements_that_share_memory():
     assert edge.scan(add)(tree.clone(state), torch.ones(1))["count"].tolist() == [1, 1, 1]
 
 
-def test_donation_takes_leaves_without_elements_as_they_are():
-    """As a replay of a constant boolean observation has them: there is no memory to be shared."""
+def test_donation_accepts_empty_leaves_with_stride_0():
+    """Use an empty leaf with stride 0, as in replay of boolean observations that are constant."""
     state = {"params": torch.zeros(2, 2), "none": vmap(lambda x: torch.zeros(0, 3))(torch.zeros(2))}
     assert state["none"].stride(0) == 0
     assert edge.donate(same)(state)["none"].shape == (2, 0, 3)
 
 
-def test_donation_takes_empty_leaves():
+def test_donation_accepts_empty_leaves():
     programs.donated(same, {"a": torch.zeros(0), "b": torch.zeros(0), "c": torch.ones(1)})
 
 
@@ -161,7 +161,7 @@ def test_arguments_are_not_donated():
 
 @pytest.fixture
 def compiles(monkeypatch):
-    """Record what is given to the compiler, or requested as a library that an earlier run may have kept."""
+    """Record the functions that are compiled or loaded from the cache of libraries."""
     given = []
 
     def counted(original):
@@ -177,8 +177,8 @@ def compiles(monkeypatch):
 
 
 @pytest.fixture
-def nothing_kept(monkeypatch, tmp_path):
-    """No libraries of earlier runs."""
+def empty_cache(monkeypatch, tmp_path):
+    """Use an empty cache of libraries."""
     monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)
 
 
@@ -193,35 +193,35 @@ def test_a_signature_is_compiled_once(compiles):
         (torch.ones(8)[::2], 2, 5),
         (torch.ones(3), 1, 5),
     ]:
-        answer = f(x, n)
+        output = f(x, n)
         assert len(compiles) == expected
-        assert answer["x"] is x
-        assert answer["n"] == n
-        assert float(answer["sum"]) == float(x.sum()) + n
+        assert output["x"] is x
+        assert output["n"] == n
+        assert float(output["sum"]) == float(x.sum()) + n
 
 
 def test_the_names_of_leaves_are_part_of_a_signature():
-    """The same leaves under another name must not meet the graph of the old one."""
+    """Check that equal leaves with another name do not use the graph of the first name."""
     f = edge.compile(lambda s: {name: x + (1 if name == "a" else 2) for name, x in s.items()})
     x = torch.zeros(2)
     assert f({"a": x})["a"].tolist() == [1.0, 1.0]
     assert f({"b": x})["b"].tolist() == [2.0, 2.0]
 
 
-def test_names_of_later_arguments_are_part_of_it_too():
+def test_the_names_of_leaves_of_later_arguments_are_part_of_a_signature():
     f = edge.compile(lambda x, s: x + s["p"] if "p" in s else x - s["q"])
     x, y = torch.ones(2), torch.ones(2) * 5
     assert f(x, {"p": y}).tolist() == [6.0, 6.0]
     assert f(x, {"q": y}).tolist() == [-4.0, -4.0]
 
 
-def test_equal_constants_of_other_types_are_other_constants():
+def test_equal_constants_of_different_types_are_different_constants():
     f = edge.compile(lambda i, n: i + n)
     i = torch.ones(2, dtype=torch.int64)
     assert [f(i, n).dtype for n in (1, 1.0)] == [torch.int64, torch.float32]
 
 
-def test_the_same_tensor_twice_is_not_two_tensors():
+def test_a_repeated_tensor_is_part_of_a_signature():
     f = edge.compile(lambda a, b: (a - b, b))
     x, y = torch.ones(2), torch.zeros(2)
     assert f(x, x)[0].tolist() == [0.0, 0.0]
@@ -230,22 +230,22 @@ def test_the_same_tensor_twice_is_not_two_tensors():
     assert second is y
 
 
-def test_no_arguments():
+def test_compile_without_arguments():
     f = edge.compile(lambda: torch.ones(2))
     assert [f().tolist(), f().tolist()] == [[1.0, 1.0]] * 2
 
 
-def test_a_scan_sees_what_was_exchanged_in_its_state():
-    folded = edge.scan(lambda s, x: {name: y + x * (2 if name == "b" else 1) for name, y in s.items()})
+def test_a_scan_uses_replaced_leaves_of_its_state():
+    scanned = edge.scan(lambda s, x: {name: y + x * (2 if name == "b" else 1) for name, y in s.items()})
     state, xs = {"a": torch.zeros(2)}, torch.ones(1, 2)
-    folded(state, xs)
+    scanned(state, xs)
     state["a"] = torch.ones(2) * 10
-    assert folded(state, xs)["a"].tolist() == [11.0, 11.0]
+    assert scanned(state, xs)["a"].tolist() == [11.0, 11.0]
     state["b"] = torch.zeros(2)
-    assert folded(state, xs)["b"].tolist() == [2.0, 2.0]
+    assert scanned(state, xs)["b"].tolist() == [2.0, 2.0]
 
 
-def test_a_leaf_exchanged_in_a_dict_is_seen():
+def test_a_replaced_leaf_of_a_dict_is_used():
     f = edge.compile(lambda s: s["a"] * 2)
     state = {"a": torch.ones(2)}
     assert f(state).tolist() == [2.0, 2.0]
@@ -255,14 +255,14 @@ def test_a_leaf_exchanged_in_a_dict_is_seen():
     assert f(state).tolist() == [12.0] * 3
 
 
-def test_answers_without_tensors_and_tensors_twice():
+def test_outputs_without_tensors_and_repeated_outputs():
     f = edge.compile(lambda x: (x, (y := x + 1), y, None, "word", 7))
     x = torch.ones(2)
-    answer = f(x)
-    assert answer[0] is x
-    assert answer[1] is answer[2]
-    assert answer[1].tolist() == [2.0, 2.0]
-    assert answer[3:] == (None, "word", 7)
+    output = f(x)
+    assert output[0] is x
+    assert output[1] is output[2]
+    assert output[1].tolist() == [2.0, 2.0]
+    assert output[3:] == (None, "word", 7)
 
 
 def test_compiled_gradients_under_vmap():
@@ -271,7 +271,7 @@ def test_compiled_gradients_under_vmap():
     torch.testing.assert_close(edge.compile(f)(w, x), f(w, x))
 
 
-# Patterns whose gradient, or value, writes to places that an index names. Shapes: x [4, 3]; w [3, 6]; y = x @ w [4, 6].
+# Patterns whose gradient or value writes at indices. Shapes: x [4, 3]; w [3, 6]; y = x @ w [4, 6].
 ROWS, COLUMNS = torch.tensor([0, 0, 2]), torch.tensor([5, 4, 3, 2, 1, 1])
 WRITING = {
     "index_select": lambda x, w: (x @ w).index_select(-1, COLUMNS),
@@ -284,7 +284,7 @@ WRITING = {
     "scatter_add": lambda x, w: torch.zeros(4, 6).scatter_add(-1, COLUMNS.expand(4, 6), x @ w),
     "index_put": lambda x, w: torch.zeros(6).index_put((torch.tensor([0, 3, 5]),), (x @ w)[0, :3]),
     "accumulating index_put": lambda x, w: torch.zeros(6).index_put((ROWS,), (x @ w)[0, :3], accumulate=True),
-    "indices that lanes do not share": lambda x, w: torch.zeros(9).index_put(
+    "different indices in each lane": lambda x, w: torch.zeros(9).index_put(
         ((x[:, 0] > 0).long(),), (x @ w)[:, 0], accumulate=True
     ),
     "diagonal_scatter": lambda x, w: torch.zeros(6, 6).diagonal_scatter((x @ w)[1]),
@@ -296,7 +296,7 @@ WRITING = {
 
 
 def values_and_gradients(x, w):
-    """Over lanes: each pattern, and the gradient of the mean of its squares by both arguments."""
+    """Return the value of each pattern, and the gradient of its mean square, vmapped over the first axis."""
 
     def loss(f):
         return lambda x, w: f(x, w).square().mean()
@@ -310,7 +310,7 @@ def test_compiled_writes_at_indices_under_vmap_equal_eager():
     laws.compiled(values_and_gradients, x, w, transform=edge.compile)
 
 
-@pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="torch writes to memory of its own")
+@pytest.mark.skipif(torch.__version__ >= "2.14.1", reason="fixed in torch 2.14.1")
 @pytest.mark.parametrize("name", ["index_select", "index_add", "index_put", "accumulating index_put"])
 def test_the_law_rejects_a_compiler_without_the_guard(monkeypatch, name):
     monkeypatch.setattr(graph, "own_memory", lambda traced: None)
@@ -320,12 +320,12 @@ def test_the_law_rejects_a_compiler_without_the_guard(monkeypatch, name):
         laws.compiled(values_and_gradients, x, w, transform=edge.compile)
 
 
-def test_what_depends_on_values_is_refused():
+def test_branches_on_values_are_refused():
     with pytest.raises(RuntimeError):
         edge.compile(lambda x: x if x.sum() > 0 else -x)(torch.ones(2))
 
 
-def test_a_tensor_of_the_surroundings_is_a_constant():
+def test_a_captured_tensor_is_a_constant():
     constant = torch.arange(3.0)
     assert edge.compile(lambda x: x + constant)(torch.ones(3)).tolist() == [1.0, 2.0, 3.0]
 
@@ -334,42 +334,42 @@ def test_a_tensor_of_the_surroundings_is_a_constant():
 
 
 @pytest.mark.parametrize("f", STEPS, ids=lambda f: f.__name__)
-def test_a_scan_is_the_steps_in_turn(f):
+def test_a_scan_equals_its_steps_in_turn(f):
     def step(state, x):
         return tree.map(lambda y: y * x, f(state))
 
     xs = torch.tensor([0.5, -2.0, 3.0, 0.25])
     expected = training.scan(step)(START, xs)
     state = tree.clone(START)
-    folded = edge.scan(step)
-    assert folded(state, xs) is state
+    scanned = edge.scan(step)
+    assert scanned(state, xs) is state
     asserts.assert_trees_equal(expected, state)
-    asserts.assert_trees_equal(training.scan(step)(expected, xs[:1]), folded(state, xs[:1]))
+    asserts.assert_trees_equal(training.scan(step)(expected, xs[:1]), scanned(state, xs[:1]))
 
 
-def test_a_fold_compiles_once_whatever_the_number_of_steps(compiles):
-    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
+def test_a_scan_compiles_once_for_any_number_of_steps(compiles):
+    scanned, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
     for n in (1, 3, 2):
-        folded(state, torch.ones(n))
+        scanned(state, torch.ones(n))
     assert len(compiles) == 1
     assert state.tolist() == [6.0, 6.0]
 
 
-def test_a_fold_refuses_what_donation_refuses():
+def test_a_scan_refuses_a_change_of_dtype():
     with pytest.raises(TypeError, match=r"state: expected torch\.float32, got torch\.float64"):
         edge.scan(lambda s, x: s.double() + x)(torch.zeros(2), torch.ones(3))
 
 
 class Recording:
-    """`torch.cuda.CUDAGraph` and `torch.cuda.graph` on a CPU: a capture notes what is run, and runs nothing."""
+    """Replacement of `torch.cuda.CUDAGraph` and `torch.cuda.graph` on a CPU, whose capture records calls."""
 
     current = None
 
     def __init__(self):
-        self.noted = []
+        self.recorded = []
 
     def replay(self):
-        for f, args in self.noted:
+        for f, args in self.recorded:
             f(*args)
 
     @classmethod
@@ -387,7 +387,7 @@ class Recording:
 
 
 def test_a_captured_scan_equals_the_plain_one(monkeypatch):
-    """The bookkeeping of capture, without a GPU: buffers are refilled, other lengths and states are not mixed up."""
+    """Check on a CPU that buffers are refilled, and that graphs of other lengths and states are kept apart."""
     step = vmap(lambda s, x: {"a": s["a"] * 0.5 + x.sum(), "b": s["a"]}, in_dims=(0, 0))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recording)
     monkeypatch.setattr(torch.cuda, "graph", Recording.capture)
@@ -395,35 +395,35 @@ def test_a_captured_scan_equals_the_plain_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
     runs, plain = [], graph.compile_graph
 
-    def noting(f, args):
+    def recording(f, args):
         made = plain(f, args)
 
         def run(*tensors):
             if Recording.current is not None:
-                Recording.current.noted.append((made.run, tensors))
+                Recording.current.recorded.append((made.run, tensors))
                 return []
             runs.append(1)
             return made.run(*tensors)
 
         return made._replace(run=run)
 
-    monkeypatch.setattr(graph, "compile_graph", noting)
+    monkeypatch.setattr(graph, "compile_graph", recording)
     monkeypatch.setattr(cuda_graphs, "captures", lambda xs: True)
-    folded = edge.scan(step)
+    scanned = edge.scan(step)
     states = [{"a": torch.full((2,), float(i)), "b": torch.zeros(2)} for i in range(2)]
     expected = tree.clone(states)
     for i, n in [(0, 3), (0, 3), (0, 2), (1, 3), (0, 3), (1, 3), (1, 3), (0, 2), (0, 2)]:
-        xs = torch.rand(n, 2, 7)[..., :4]  # a view with strides of its own, as noise may be
+        xs = torch.rand(n, 2, 7)[..., :4]  # not contiguous, as noise may be
         expected[i] = training.scan(step)(expected[i], xs)
-        folded(states[i], xs)
+        scanned(states[i], xs)
         asserts.assert_trees_equal(expected, states)
-    assert len(runs) == 3 + 2 + 3  # the first of each length and state; what follows is replayed
+    assert len(runs) == 3 + 2 + 3  # the first calls for each length and state; later ones are replayed
 
 
 @pytest.fixture
 def captures(monkeypatch):
-    """`scan` as on CUDA, with graphs that run eagerly and captures that record; the list has the recordings' weakrefs
-    and lengths."""
+    """Make `scan` behave as on CUDA, with graphs that run eagerly and captures that record calls; return the list of
+    weak references to the recordings."""
     recordings = []
 
     class Counted(Recording):
@@ -432,16 +432,16 @@ def captures(monkeypatch):
             recordings.append(weakref.ref(self))
 
     def eager(f, args):
-        traced, answer = graph.trace(f, args)
+        traced, output = graph.trace(f, args)
 
         def run(*tensors):
             if Recording.current is None:
                 return traced(*tensors)
-            # Others over the same memory: a CUDA graph knows addresses and keeps no tensor.
-            Recording.current.noted.append((traced, [x.detach() for x in tensors]))
+            # New tensors on the same memory: a CUDA graph stores addresses and keeps no tensor alive.
+            Recording.current.recorded.append((traced, [x.detach() for x in tensors]))
             return []
 
-        return graph.Graph(run, answer)
+        return graph.Graph(run, output)
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Counted)
     monkeypatch.setattr(torch.cuda, "graph", Recording.capture)
@@ -453,51 +453,51 @@ def captures(monkeypatch):
 
 
 def alive(recordings):
-    gc.collect(1)  # a fake's class is a cycle
+    gc.collect(1)  # the class of a fake is in a reference cycle
     return sum(each() is not None for each in recordings)
 
 
-def test_graphs_of_a_state_that_is_gone_are_dropped(captures):
-    folded = edge.scan(lambda s, x: s + x)
+def test_graphs_of_deleted_states_are_dropped(captures):
+    scanned = edge.scan(lambda s, x: s + x)
     for _ in range(5):
         state = torch.zeros(2)
         for _ in range(3):
-            folded(state, torch.ones(4))
+            scanned(state, torch.ones(4))
         assert state.tolist() == [12.0, 12.0]
     assert alive(captures) <= 2
 
 
-def test_graphs_of_states_that_stay_are_kept(captures):
-    """As where one function goes through several runs in turn."""
-    folded, states = edge.scan(lambda s, x: s + x), [torch.zeros(2) for _ in range(4)]
+def test_graphs_of_live_states_are_kept(captures):
+    """Call one function with several states in turn."""
+    scanned, states = edge.scan(lambda s, x: s + x), [torch.zeros(2) for _ in range(4)]
     for _ in range(6):
         for state in states:
-            folded(state, torch.ones(3))
+            scanned(state, torch.ones(3))
     assert len(captures) == alive(captures) == 4
     assert [state.tolist() for state in states] == [[18.0, 18.0]] * 4
 
 
 def test_few_graphs_are_kept_of_many_lengths(captures, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "GRAPHS_KEPT", 3)
-    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
+    scanned, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
     lengths = [n for n in range(1, 9) for _ in range(3)]
     for n in lengths:
-        folded(state, torch.ones(n))
+        scanned(state, torch.ones(n))
         assert alive(captures) <= 3
     assert len(captures) == 8
     assert state.tolist() == [float(sum(lengths))] * 2
 
 
-def test_the_graph_that_is_used_most_is_kept(captures, monkeypatch):
+def test_the_most_used_graph_is_kept(captures, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "GRAPHS_KEPT", 2)
-    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
+    scanned, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
     for n in [20, 20, 1, 20, 2, 20, 3, 20, 4, 20]:
-        folded(state, torch.ones(n))
+        scanned(state, torch.ones(n))
     assert len(captures) == 1
 
 
 class Refusing:
-    """`torch.cuda.graph` of a step that cannot be captured: as torch's does, it fails again when it ends."""
+    """Replacement of `torch.cuda.graph` for a step that cannot be captured; it raises again on exit, as in torch."""
 
     tries = 0
 
@@ -512,45 +512,45 @@ class Refusing:
 
 
 def test_a_capture_that_fails_falls_back_with_one_warning(captures, monkeypatch):
-    """The steps are still taken, in the stream that was current before."""
+    """Check that the steps still run, in the stream that was current before the capture."""
     streams = []
     monkeypatch.setattr(torch.cuda, "graph", Refusing)
     monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
     monkeypatch.setattr(Refusing, "tries", 0)
-    folded, state, in_turn = edge.scan(lambda s, x: s + x), torch.zeros(2), cuda_graphs.in_turn
+    scanned, state, in_turn = edge.scan(lambda s, x: s + x), torch.zeros(2), cuda_graphs.in_turn
 
     def fails_once(*given):
         monkeypatch.setattr(cuda_graphs, "in_turn", in_turn)
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with DSA")
 
-    folded(state, torch.ones(3))
+    scanned(state, torch.ones(3))
     monkeypatch.setattr(cuda_graphs, "in_turn", fails_once)
-    with pytest.warns(UserWarning, match="to capture 3 steps, got: CUDA error: operation not permitted") as said:
-        folded(state, torch.ones(3))
-    assert "DSA" not in str(said[0].message)
+    with pytest.warns(UserWarning, match="to capture 3 steps, got: CUDA error: operation not permitted") as warned:
+        scanned(state, torch.ones(3))
+    assert "DSA" not in str(warned[0].message)
     assert state.tolist() == [6.0, 6.0]
     assert streams == ["the stream before"]
     for n in (3, 3, 2, 2, 2):
-        folded(state, torch.ones(n))  # no warning, which would be an error
+        scanned(state, torch.ones(n))  # warnings would raise
     assert state.tolist() == [18.0, 18.0]
     assert Refusing.tries == 1
     reference = weakref.ref(state)
-    del state, said
+    del state, warned
     gc.collect()
-    folded(torch.zeros(2), torch.ones(1))
-    assert reference() is None, "nothing keeps the state"
+    scanned(torch.zeros(2), torch.ones(1))
+    assert reference() is None, "a reference to the state was kept"
 
 
-def test_an_error_that_is_none_of_capture_is_raised(captures, monkeypatch):
-    folded, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
-    folded(state, torch.ones(3))
+def test_other_errors_during_capture_are_raised(captures, monkeypatch):
+    scanned, state = edge.scan(lambda s, x: s + x), torch.zeros(2)
+    scanned(state, torch.ones(3))
     monkeypatch.setattr(cuda_graphs, "_captured", lambda *given: [].pop())
     with pytest.raises(IndexError):
-        folded(state, torch.ones(3))
+        scanned(state, torch.ones(3))
 
 
-def test_no_advice_on_tf32_while_compiling(monkeypatch):
-    """The precision is the user's choice; other warnings pass."""
+def test_compiling_suppresses_the_warning_about_tf32(monkeypatch):
+    """Check that only this warning is suppressed: users choose the precision by a setting."""
 
     def compiling(traced, inputs, options):
         warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available", stacklevel=2)
@@ -571,7 +571,7 @@ def test_no_advice_on_tf32_while_compiling(monkeypatch):
 
 @pytest.fixture
 def backends():
-    """Restores what a process sets once."""
+    """Restore the global settings of torch after the test."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     yield
@@ -582,8 +582,8 @@ def backends():
 
 @pytest.mark.usefixtures("backends")
 @pytest.mark.parametrize("allowed", [False, True])
-def test_tf32_is_one_choice_for_products_and_convolutions(allowed):
-    """And none that torch warns of, which would be an error."""
+def test_allow_tf32_sets_matrix_products_and_convolutions(allowed):
+    """Check all flags; warnings of torch would raise."""
     edge.allow_tf32(not allowed)
     edge.allow_tf32(allowed)
     assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
@@ -592,7 +592,7 @@ def test_tf32_is_one_choice_for_products_and_convolutions(allowed):
 
 
 @pytest.mark.usefixtures("backends")
-def test_convolutions_on_cuda_repeat():
+def test_prepare_cuda_makes_convolutions_deterministic():
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     edge.prepare_cuda()
     assert torch.backends.cudnn.deterministic
@@ -603,14 +603,14 @@ def test_convolutions_on_cuda_repeat():
 
 
 @pytest.mark.parametrize("first_cycle", [0, 7])
-def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cycle):
-    """As on CUDA, and with one graph for all cycles."""
+def test_noise_with_compiled_keys_is_unchanged(monkeypatch, first_cycle):
+    """Compile the keys, as on CUDA, with one graph for all training iterations."""
     made = []
 
     def eager(f, args):
-        traced, answer = graph.trace(f, args)
+        traced, output = graph.trace(f, args)
         made.append(traced)
-        return graph.Graph(lambda *tensors: traced(*tensors), answer)
+        return graph.Graph(lambda *tensors: traced(*tensors), output)
 
     monkeypatch.setattr(graph, "compile_graph", eager)
     monkeypatch.setattr(steps, "_compiles_keys", lambda keys: True)
@@ -619,14 +619,16 @@ def test_keys_compiled_with_the_noise_give_the_same_noise(monkeypatch, first_cyc
     for first in (first_cycle, first_cycle + 1):
         asserts.assert_trees_equal(training.noise(program, keys, first, 5), draw(keys, first, 5))
     assert len(made) == 1
-    assert len([node for node in made[0].graph.nodes if node.op == "call_function"]) > 300, "the keys are in it"
+    assert len([node for node in made[0].graph.nodes if node.op == "call_function"]) > 300, (
+        "the graph must include the keys"
+    )
 
 
 # The program, compiled
 
 
-def started(lanes=2, **config):
-    program, (hyper, keys) = examples.program(**config), examples.seeds(lanes)
+def started(seeds=2, **config):
+    program, (hyper, keys) = examples.program(**config), examples.seeds(seeds)
     return program, training.init(program, hyper, keys)
 
 
@@ -638,7 +640,7 @@ def started(lanes=2, **config):
     ],
     ids=str,
 )
-def test_each_step_function_is_one_graph(name, config):
+def test_each_step_function_compiles_to_one_graph(name, config):
     program, state = started(**config)
     noise = training.noise(program, state.key, 0, 2)
     rest = [() if name == "sync" else (tree.index(noise, slice(i, i + 1)),) for i in range(2)]
@@ -663,13 +665,13 @@ def test_compiled_functions_record_no_gradients():
 
 
 def test_compiled_run_equals_eager_run(compiles, monkeypatch):
-    """The whole loop with warm-up, learning and hard copies, through every compiled function, each compiled once."""
-    monkeypatch.setattr(aot, "build_in_background", lambda *_: None)  # what another process compiles cannot be counted
+    """Run warm-up, learning and hard target updates with compiled functions, each of which is compiled once."""
+    monkeypatch.setattr(aot, "build_in_background", lambda *_: None)  # compilations in other processes are not counted
     program, state = started()
     eager = programs.advance(program, tree.clone(state), 10)
     functions = edge.compiled(program)
     fast = programs.advance(program, state, 7, functions)
-    fast = programs.advance(program, fast, 3, functions)  # goes on, as after a stop
+    fast = programs.advance(program, fast, 3, functions)  # continues, as after a stop
     assert len(compiles) == len({"noise", "collect", "cycle"})
     asserts.assert_trees_close(eager, fast, 1e-4, 1e-4)
     assert isinstance(fast.cycle, Tensor)
@@ -683,14 +685,14 @@ def test_noise_compiles_to_the_same_bits():
     )
 
 
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot")
-def test_a_prepared_process_takes_denormals_for_0():
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="needs a processor that can flush denormals")
+def test_prepare_cpu_flushes_denormals():
     assert torch.tensor(1e-40) * 1 > 0
     edge.prepare_cpu()
     assert torch.tensor(1e-40) * 1 == 0
 
 
-# Long cycles
+# Long training iterations
 
 
 LONG = {"steps_per_cycle": 12, "updates_per_cycle": 5, "target_period": 10, "learning_starts": 36}
@@ -698,22 +700,22 @@ LONG = {"steps_per_cycle": 12, "updates_per_cycle": 5, "target_period": 10, "lea
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Steps run operation by operation, so that only the loops around them differ."""
+    """Run steps eagerly, so that only the loops around them differ."""
     monkeypatch.setattr(engines, "scan_vmapped", lambda step, **given: training.scan(edge.donate(vmap(step))))
     monkeypatch.setattr(steps, "_noise", lambda program, engine: partial(training.noise, program))
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("config", [LONG, LONG | {"target_period": 0, "n_step": 3}], ids=str)
-def test_a_long_cycle_is_one_step_and_one_update_repeated(config):
-    """Bit for bit, with epsilon that changes within a cycle, hard and soft copies."""
+def test_a_long_iteration_repeats_one_step_and_one_update(config):
+    """Compare bits, with epsilon that changes within a training iteration, and hard and soft target updates."""
     program, state = started(3, **config)
     assert steps._is_long(program)
     expected = programs.advance(program, tree.clone(state), 6)
     asserts.assert_trees_equal(expected, programs.advance(program, state, 6, edge.compiled(program)))
 
 
-def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeypatch):
+def test_updates_of_a_long_iteration_start_asynchronously_with_a_host_environment(monkeypatch):
     def start(step, partition, engine):
         return lambda state, xs: lambda: training.scan(vmap(step))(state, xs)
 
@@ -727,7 +729,7 @@ def test_the_updates_of_a_long_cycle_are_begun_beside_a_host_environment(monkeyp
 
 
 @pytest.mark.parametrize("error", [4e-4, 4e-3])
-def test_only_the_first_update_of_a_long_cycle_is_compared_beside_a_host_environment(monkeypatch, error):
+def test_only_the_first_update_of_a_long_iteration_is_verified_with_a_host_environment(monkeypatch, error):
     """Adam amplifies rounding from update to update, so 5 updates differ by more than the tolerance, 1e-3."""
 
     def start(step, partition, engine):
@@ -747,8 +749,8 @@ def test_only_the_first_update_of_a_long_cycle_is_compared_beside_a_host_environ
             state = learn(state, training.noise(program, state.key, i, 1))()
 
 
-def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch):
-    """A planted bug: every step of a cycle takes the epsilon of its first."""
+def test_a_constant_step_number_in_a_long_iteration_is_detected(monkeypatch):
+    """Plant a bug: every step of a training iteration uses the epsilon of the first step."""
     program, state = started(3, **LONG)
     expected = programs.advance(program, tree.clone(state), 6)
     monkeypatch.setattr(engines, "scan_vmapped", lambda step, **given: training.scan(edge.donate(vmap(step))))
@@ -759,9 +761,9 @@ def test_the_loop_of_a_long_cycle_is_held_to_the_number_of_the_step(monkeypatch)
         asserts.assert_trees_equal(expected, programs.advance(program, state, 6, edge.compiled(program)))
 
 
-@pytest.mark.usefixtures("nothing_kept")
-def test_what_is_compiled_does_not_grow_with_the_steps_and_updates_of_a_cycle(monkeypatch):
-    """The setting of RL Zoo's CartPole is 256 steps and 128 updates; here a compiler that gives up counts the nodes."""
+@pytest.mark.usefixtures("empty_cache")
+def test_graphs_do_not_grow_with_the_steps_and_updates_of_an_iteration(monkeypatch):
+    """Count the nodes of graphs in a failing compiler. RL Zoo uses 256 steps and 128 updates for CartPole."""
     monkeypatch.setattr(aot, "build_in_background", lambda *given: None)
     monkeypatch.setattr(steps, "_noise", lambda program, engine: partial(training.noise, program))
 
@@ -785,7 +787,7 @@ def test_what_is_compiled_does_not_grow_with_the_steps_and_updates_of_a_cycle(mo
 
 
 @pytest.mark.slow
-def test_a_long_cycle_has_the_bits_of_one_graph(monkeypatch):
+def test_a_long_iteration_equals_an_unrolled_one_bit_for_bit(monkeypatch):
     results = []
     for unrolled in (0, 100):
         monkeypatch.setattr(steps, "UNROLLED", unrolled)

@@ -1,4 +1,4 @@
-"""A C++ compiler that is missing or fails: one sentence that names it, what it said first, and the way out."""
+"""A C++ compiler that is missing or fails is reported in one line with its name, its first error and a remedy."""
 
 import os
 import shlex
@@ -16,19 +16,19 @@ from fdqn.cli import commands
 from fdqn.compile import cpu_groups
 
 ROOT = Path(cli.__file__).resolve().parents[2]
-WAY_OUT = "; set CXX to another compiler, or use --no-compile"
+REMEDY = "; set CXX to another compiler, or use --no-compile"
 OUTPUT = (
     "In file included from a.h:1\na.cpp:1:2: warning: so\na.cpp:3:4: \x1b[31merror: no such thing\x1b[0m\nmore\n" * 30
 )
 
 
-def caused(error, cause):
+def with_cause(error, cause):
     error.__cause__ = cause
     return error
 
 
-def within(error):
-    """The error as a compiler wraps it."""
+def wrapped_error(error):
+    """Return the error wrapped as by `torch.compile`."""
     try:
         try:
             raise error
@@ -41,9 +41,9 @@ def within(error):
 ERRORS = [
     (CppCompileError(["/opt/cc", "a.cpp"], OUTPUT), "/opt/cc, which says: a.cpp:3:4: error: no such thing"),
     (CppCompileError(["cc"], "cc: it is Sunday\n"), "cc, which says: cc: it is Sunday"),
-    (caused(CppCompileError(["cc"], ""), subprocess.CalledProcessError(-signal.SIGKILL, ["cc"])),
+    (with_cause(CppCompileError(["cc"], ""), subprocess.CalledProcessError(-signal.SIGKILL, ["cc"])),
      "cc, which says: nothing, as SIGKILL ended it"),
-    (caused(CppCompileError(["cc"], ""), subprocess.CalledProcessError(3, ["cc"])),
+    (with_cause(CppCompileError(["cc"], ""), subprocess.CalledProcessError(3, ["cc"])),
      "cc, which says: nothing, with exit code 3"),
     (CppCompileError(["cc"], "cc: fatal error: " + "x" * 10_000), "cc, which says: cc: fatal error: " + "x" * 183),
     (CppCompileError(["cc"], "\udcff error: \x1b[2J\x07"), "cc, which says: ? error: ?"),
@@ -54,23 +54,23 @@ ERRORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("error", "says"), ERRORS, ids=range(len(ERRORS)))
-@pytest.mark.parametrize("wrap", [lambda error: error, within], ids=["plain", "wrapped"])
-def test_a_compiler_that_fails_is_one_sentence(monkeypatch, capsys, error, says, wrap):
+@pytest.mark.parametrize(("error", "message"), ERRORS, ids=range(len(ERRORS)))
+@pytest.mark.parametrize("wrap", [lambda error: error, wrapped_error], ids=["plain", "wrapped"])
+def test_a_failing_compiler_is_reported_in_one_line(monkeypatch, capsys, error, message, wrap):
     monkeypatch.setenv("CXX", "mine")
     monkeypatch.setattr(commands, "_run", lambda *given: (_ for _ in ()).throw(wrap(error)))
     assert cli.main(["envs"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("fdqn: compiler: expected a working C++ compiler, got " + says)
-    assert err.endswith(WAY_OUT + "\n")
+    assert err.startswith("fdqn: compiler: expected a working C++ compiler, got " + message)
+    assert err.endswith(REMEDY + "\n")
     assert err.count("\n") == 1
     assert len(err) < 400
     assert "\x1b" not in err
 
 
 @pytest.mark.parametrize("error", [OSError(2, "No such file", "other"), subprocess.CalledProcessError(1, ["other"])])
-def test_other_errors_are_not_a_compiler_s(monkeypatch, error):
+def test_other_errors_are_not_attributed_to_the_compiler(monkeypatch, error):
     monkeypatch.setenv("CXX", "mine")
     assert commands._known_error(error) is None
 
@@ -82,7 +82,7 @@ def fake(path, body):
 
 
 def compilers(folder):
-    """Compilers that fail, and what is said of them."""
+    """Make compilers that fail; return the expected message for each path."""
     version = 'case "$*" in *--version*) echo "mine 1.0"; exit 0;; esac'
     (folder / "folder").mkdir()
     return {
@@ -94,20 +94,20 @@ def compilers(folder):
     }
 
 
-def test_the_loop_s_compiler(tmp_path, monkeypatch):
-    for compiler, says in compilers(tmp_path).items():
+def test_message_of_the_compiler_of_cpu_groups(tmp_path, monkeypatch):
+    for compiler, message in compilers(tmp_path).items():
         monkeypatch.setenv("CXX", compiler)
         with pytest.raises(RuntimeError) as raised:
             cpu_groups._driver(tmp_path / "cache")
         assert commands._known_error(raised.value) == (
-            f"compiler: expected a working C++ compiler, got {compiler}, {says}{WAY_OUT}"
+            f"compiler: expected a working C++ compiler, got {compiler}, {message}{REMEDY}"
         )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", range(3))
-def test_the_command_with_such_a_compiler_trains_without_it(tmp_path, kind):
-    compiler, says = [*compilers(tmp_path).items()][kind]
+def test_the_command_trains_eagerly_with_a_failing_compiler(tmp_path, kind):
+    compiler, message = [*compilers(tmp_path).items()][kind]
     sizes = "--seeds 2 --steps 300 --learning-starts 100 --batch-size 8 --hidden 8 --out"
     done = subprocess.run(
         [sys.executable, "-m", "fdqn", "train", *shlex.split(sizes), str(tmp_path / "run")],
@@ -115,6 +115,6 @@ def test_the_command_with_such_a_compiler_trains_without_it(tmp_path, kind):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0
-    sentence = f"compiler: expected a working C++ compiler, got {compiler}, {says}{WAY_OUT}; falling back to eager"
+    sentence = f"compiler: expected a working C++ compiler, got {compiler}, {message}{REMEDY}; falling back to eager"
     assert done.stderr.count(sentence) == 1
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""The C++ compiler: its paths may hold what a shell would split, and it may be missing or fail."""
+"""The C++ compiler: its paths may contain spaces and quotes, and it may be missing or fail."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ ROOTS = ["/a b/c", "/it's (here)", "/plain/$x"]
 def test_a_command_line_keeps_its_paths(root):
     line = f"g++ {root}/x.cpp -I{shlex.quote(root + '/include')} -L{root}/lib -o {root}/x.so"
     expected = ["g++", f"{root}/x.cpp", f"-I{root}/include", f"-L{root}/lib", "-o", f"{root}/x.so"]
-    if "'" in root:  # an apostrophe is quoted by closing and opening the quotation
+    if "'" in root:  # an apostrophe ends the quotation
         line, expected = line.replace(f"-I{shlex.quote(root + '/include')} ", ""), [*expected[:2], *expected[3:]]
     assert shlex.split(toolchain.quoted(line, [root])) == expected
 
@@ -45,7 +45,7 @@ def start():
 
 @pytest.fixture
 def cold(monkeypatch, tmp_path):
-    """A cache with a space and an apostrophe in its path, which holds nothing."""
+    """Use an empty cache whose path has a space and an apostrophe."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "it's a cache"))
     cpu_groups._driver.cache_clear()
     yield
@@ -53,7 +53,7 @@ def cold(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("cold")
-def test_compiling_in_a_folder_with_a_space():
+def test_compiling_with_a_cache_with_a_space_in_its_path():
     state, xs = start()
     expected = training.scan(vmap(step))(state, xs)
     torch.testing.assert_close(edge.scan_vmapped(step, lambda count: ThreadPartition(1, 2, 1))(state, xs), expected)
@@ -61,8 +61,8 @@ def test_compiling_in_a_folder_with_a_space():
 
 
 @pytest.mark.slow
-def test_an_environment_with_a_space(tmp_path):
-    """All of torch lies under such a path."""
+def test_training_in_an_environment_with_a_space_in_its_path(tmp_path):
+    """Run from a virtual environment whose path has a space."""
     (tmp_path / "an env").symlink_to(sys.prefix)
     words = [
         str(tmp_path / "an env" / "bin" / "python"),
@@ -76,32 +76,35 @@ def test_an_environment_with_a_space(tmp_path):
 
 
 FAILING = {
-    "says no": ('echo "x.cpp:1: note"; echo "x: error: unknown option -std=c++20" >&2; exit 1', "unknown option"),
-    "is killed": ("kill -9 $$", "SIGKILL ended it"),
-    "says nothing": ("exit 3", "got {cxx}, which says: nothing, with exit code 3"),
+    "fails with an error": (
+        'echo "x.cpp:1: note"; echo "x: error: unknown option -std=c++20" >&2; exit 1',
+        "unknown option",
+    ),
+    "killed": ("kill -9 $$", "SIGKILL ended it"),
+    "fails without output": ("exit 3", "got {cxx}, which says: nothing, with exit code 3"),
 }
 
 
-@pytest.fixture(params=[*FAILING, "is no compiler", "is a folder", "is not there"])
+@pytest.fixture(params=[*FAILING, "not a compiler", "a folder", "missing"])
 def broken(request, monkeypatch, tmp_path, cold):
-    """A compiler that does not work, with what is said about it."""
-    name = "my c++" if torch.__version__ < "2.14" else "my-c++"  # from there on inductor splits CXX at spaces
-    cxx, said = tmp_path / name, name
+    """Set a compiler that does not work; yield a part of the expected message."""
+    name = "my c++" if torch.__version__ < "2.14" else "my-c++"  # inductor splits CXX at spaces since 2.14
+    cxx, message = tmp_path / name, name
     if request.param in FAILING:
-        body, said = FAILING[request.param]
+        body, message = FAILING[request.param]
         cxx.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo a compiler && exit 0\n{body}\n')
         cxx.chmod(cxx.stat().st_mode | stat.S_IXUSR)
-    elif request.param == "is no compiler":
+    elif request.param == "not a compiler":
         cxx.write_text("#!/bin/sh\nexit 1\n")
         cxx.chmod(cxx.stat().st_mode | stat.S_IXUSR)
-    elif request.param == "is a folder":
+    elif request.param == "a folder":
         cxx.mkdir()
     monkeypatch.setenv("CXX", str(cxx))
     with torch._inductor.config.patch({"cpp.cxx": (None, str(cxx))}):
-        yield said.format(cxx=cxx)
+        yield message.format(cxx=cxx)
 
 
-def test_a_broken_compiler_is_named_and_the_steps_run_without_it(broken):
+def test_a_broken_compiler_is_named_and_steps_run_eagerly(broken):
     state, xs = start()
     expected = training.scan(vmap(step))(state, xs)
     with pytest.warns(UserWarning, match="falling back to eager execution") as warned:
@@ -116,8 +119,8 @@ def test_a_broken_compiler_is_named_and_the_steps_run_without_it(broken):
         edge.compile(lambda x: x.sin() + 2)(state)
 
 
-def test_a_compiler_that_was_interrupted_is_not_blamed(monkeypatch):
-    """Nor do the steps run without it: whoever pressed Ctrl-C wants them to stop."""
+def test_an_interrupted_compiler_raises(monkeypatch):
+    """Check that an interrupted compiler raises, and does not fall back to eager execution."""
 
     def interrupted(*given, **settings):
         error = torch._inductor.exc.CppCompileError(["g++"], "")
