@@ -28,7 +28,7 @@ def test_estimates_are_near_the_measured_speed(algorithm):
     assert 0.7 < seconds / took < 1.3, (seconds, took)
 
 
-def test_arithmetic_of_a_network_by_hand():
+def test_number_of_products_of_a_network():
     """Count the products of DQN with one hidden layer: 10 rows to act, and a batch of 32 rows."""
     given = settings.make({"hidden": (16,), "batch_size": 32, "double": False})
     forward = 2 * (4 * 16 + 16 * 2)
@@ -37,7 +37,7 @@ def test_arithmetic_of_a_network_by_hand():
     assert cost.count(assemble.program(given)).products == expected
 
 
-def test_a_longer_run_of_more_learners_takes_longer():
+def test_estimates_are_proportional_to_seeds_and_cores():
     short = settings.make({"seeds": 2, "steps": 20_000})
     once = cost.seconds(short, 1) - cost.COMPILE_SECONDS
     more = cost.seconds(dataclasses.replace(short, seeds=6), 1) - cost.COMPILE_SECONDS
@@ -45,7 +45,7 @@ def test_a_longer_run_of_more_learners_takes_longer():
     assert cost.seconds(short, 2) - cost.COMPILE_SECONDS == pytest.approx(once / 2)
 
 
-def test_a_plan_is_as_long_as_its_programs():
+def test_estimates_of_a_plan_are_those_of_its_programs():
     plan = sweep_plan.plan({"seeds": 2, "device": "cpu"}, {"gamma": [0.9, 0.99], "hidden": [(8,), (120, 84)]})
     found = sweep.seconds(plan)
     assert found == tuple(cost.seconds(program.settings) for program in plan.programs)
@@ -60,6 +60,6 @@ def test_times_are_rounded(seconds, text):
     assert tables.about_text(seconds) == f"about {text}"
 
 
-def test_host_environments_are_counted_without_their_steps():
-    own, host = (settings.make({"env": env}) for env in ("cartpole", "gym:CartPole-v1"))
-    assert cost.count(assemble.program(host)).products == cost.count(assemble.program(own)).products
+def test_steps_of_host_environments_are_not_counted():
+    pure, host = (settings.make({"env": env}) for env in ("cartpole", "gym:CartPole-v1"))
+    assert cost.count(assemble.program(host)).products == cost.count(assemble.program(pure)).products

@@ -1,4 +1,4 @@
-"""The supervised example: many seeds of a classifier, run as documented."""
+"""The supervised example: training many seeds of a classifier."""
 
 import re
 import subprocess

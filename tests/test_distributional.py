@@ -1,4 +1,4 @@
-"""Equations over distributions: what projection keeps, a loop over atoms, laws of a function, messages."""
+"""Equations over distributions: invariants of the projection, comparison with loops, laws of functions."""
 
 from functools import partial
 
@@ -23,16 +23,16 @@ def example(support, seed=0, batch=(5,), actions=None):
     return support, probabilities, reward, 0.99 * random.uniform(random.fold_in(key, 2), batch, torch.float64)
 
 
-def by_hand(support, probabilities, reward, discount):
-    """Each atom's mass to the neighbors of where it goes."""
+def project_with_loops(support, probabilities, reward, discount):
+    """Project with loops: divide the mass of each moved atom between its neighbors."""
     result = [0.0] * len(support)
     for z, p in zip(support, probabilities, strict=True):
         x = min(max(reward + discount * z, support[0]), support[-1])
         above = next(i for i, y in enumerate(support) if y >= x)
         below = max(above - 1, 0)
-        share = 1.0 if above == below else (x - support[below]) / (support[above] - support[below])
-        result[above] += share * p
-        result[below] += (1 - share) * p
+        fraction = 1.0 if above == below else (x - support[below]) / (support[above] - support[below])
+        result[above] += fraction * p
+        result[below] += (1 - fraction) * p
     return result
 
 
@@ -43,7 +43,7 @@ def test_projection_equals_a_loop_and_keeps_the_mass(support, data):
     probabilities = data.draw(strategies.tensors((3, len(support)), -3.0, 3.0, torch.float64)).softmax(-1)
     projected = distributional.project(support, probabilities, reward, discount)
     rows = zip(probabilities.tolist(), reward.tolist(), discount.tolist(), strict=True)
-    expected = torch.tensor([by_hand(support.tolist(), *row) for row in rows], dtype=torch.float64)
+    expected = torch.tensor([project_with_loops(support.tolist(), *row) for row in rows], dtype=torch.float64)
     asserts.assert_trees_close(expected, projected, 1e-12)
     asserts.assert_trees_close(torch.ones(3, dtype=torch.float64), projected.sum(-1), 1e-12)
     assert projected.min() >= 0
@@ -54,7 +54,7 @@ def test_projection_equals_a_loop_and_keeps_the_mass(support, data):
 def test_projection_keeps_the_mean_inside_the_support(support, data):
     probabilities = data.draw(strategies.tensors((3, len(support)), -3.0, 3.0, torch.float64)).softmax(-1)
     discount = data.draw(strategies.tensors((3,), 0.0, 1.0, torch.float64))
-    # Rewards for which the lowest and the highest atom stay inside.
+    # Rewards for which all atoms stay inside of the support.
     low, high = support[0] * (1 - discount), support[-1] * (1 - discount)
     reward = low + (high - low) * data.draw(strategies.uniforms((3,), torch.float64))
     expected = reward + discount * distributional.mean(support, probabilities)
@@ -62,10 +62,10 @@ def test_projection_keeps_the_mean_inside_the_support(support, data):
     asserts.assert_trees_close(expected, distributional.mean(support, projected), 1e-12)
 
 
-def test_projection_of_infinite_rewards_is_the_end_of_the_support():
+def test_infinite_rewards_project_to_the_ends_of_the_support():
     reward = torch.tensor([torch.inf, -torch.inf], dtype=torch.float64)
     projected = distributional.project(EVEN, torch.full((2, 7), 1 / 7, dtype=torch.float64), reward, reward * 0 + 1)
-    assert projected.isnan().all()  # of an infinite discount; nothing is hidden
+    assert projected.isnan().all()  # inf * 0 is NaN, which must not be hidden
     projected = distributional.project(EVEN, torch.full((2, 7), 1 / 7, dtype=torch.float64), reward, torch.ones(2))
     asserts.assert_trees_close(torch.eye(7, dtype=torch.float64)[[6, 0]], projected, 1e-12)
 
@@ -78,8 +78,8 @@ def test_laws_of_projection(support):
     laws.ranked(f, *tree.map(lambda x: torch.stack([x, x.flip(0)]), args), leading=2)
     laws.compiled(f, *args, atol=1e-12)
     laws.gradients(lambda p, r, d: f(p, r, d).square().sum(), *args)
-    lanes = tree.stack([args, example(support, 1)[1:]])
-    laws.compiled(vmap(grad(lambda p, r, d: f(p, r, d).square().sum())), *lanes, atol=1e-12)
+    stacked = tree.stack([args, example(support, 1)[1:]])
+    laws.compiled(vmap(grad(lambda p, r, d: f(p, r, d).square().sum())), *stacked, atol=1e-12)
 
 
 def target_arguments(seed=0):
@@ -100,11 +100,11 @@ def test_laws_of_the_target():
 
 
 def grad_free(f, others, q, legal):
-    """The target, with a gradient of zeros for the selector."""
+    """Return the target with a zero gradient for the selector."""
     return f(*others[:3], q, legal) + 0 * torch.where(legal, q, 0.0).sum()
 
 
-def test_target_where_nothing_is_legal_is_the_reward_alone():
+def test_target_without_legal_actions_is_the_reward():
     support, r_t, discount_t, p_t, selector, legal = target_arguments()
     nothing = torch.zeros_like(legal)
     got = distributional.q_learning_target(support, r_t, discount_t, p_t * torch.nan, selector, nothing)
@@ -113,7 +113,7 @@ def test_target_where_nothing_is_legal_is_the_reward_alone():
     asserts.assert_trees_close(r_t.clamp(-2.0, 4.0), distributional.mean(support, got), 1e-12)
 
 
-def test_target_takes_the_distribution_of_the_best_legal_action():
+def test_target_uses_the_distribution_of_the_best_legal_action():
     support, r_t, discount_t, p_t, selector, _ = target_arguments()
     legal = torch.tensor([True, False, True]).expand(5, 3)
     best = torch.where(selector[:, 0] >= selector[:, 2], 0, 2)
@@ -123,7 +123,7 @@ def test_target_takes_the_distribution_of_the_best_legal_action():
     asserts.assert_trees_equal(expected, got)
 
 
-def test_atoms_given_in_two_ways():
+def test_atoms_from_a_range_and_from_a_tensor():
     assert EVEN.tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]
     given = torch.tensor([0.0, 2.0, 3.0])
     kept = distributional.atoms(given)

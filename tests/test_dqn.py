@@ -1,4 +1,4 @@
-"""The algorithm: what is refused, what is minimised, what learning changes."""
+"""DQN: configuration, losses, gradients, updates and target networks."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from fdqn.types import Transition
 NETWORK = networks.mlp(2, (6,), 3)
 
 
-def lane(**values):
+def seed_hyper(**values):
     return tree.index(training.hyper(1, **values), 0)
 
 
@@ -43,7 +43,7 @@ def params(seed):
 
 
 def loss(f, elementwise=losses.squared):
-    """The mean loss and the mean value, as an update takes them."""
+    """Return a function for the mean loss and the mean Q-value, as in an update."""
 
     def mean(*args):
         output = f(NETWORK.apply, elementwise, *args)
@@ -57,7 +57,7 @@ def learn(agent, optimizer, learner, rows, hyper):
 
 
 BOTH = pytest.mark.parametrize("f", [dqn.q_learning, dqn.double_q_learning])
-HYPER = tree.cast(lane(gamma=0.9, learning_rate=0.01), torch.float64)
+HYPER = tree.cast(seed_hyper(gamma=0.9, learning_rate=0.01), torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ HYPER = tree.cast(lane(gamma=0.9, learning_rate=0.01), torch.float64)
         ({"updates_per_cycle": 3, "target_period": 20}, ValueError, "target_period: expected a multiple"),
     ],
 )
-def test_configurations_that_cannot_be(settings, error, message):
+def test_invalid_configurations_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         training.Config(**settings)
 
 
-def test_configuration_is_frozen_and_counts_steps():
+def test_config_is_frozen_and_counts_steps():
     config = training.Config(num_envs=4, steps_per_cycle=3, target_period=0)
     assert config.env_steps == 12
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -85,7 +85,7 @@ def test_configuration_is_frozen_and_counts_steps():
 
 
 @pytest.mark.parametrize(
-    ("lanes", "settings", "message"),
+    ("seeds", "settings", "message"),
     [
         (1, {"gamma": 1.5}, r"gamma: expected numbers in \[0, 1\], got 1.5"),
         (2, {"gamma": [0.9, -0.1]}, "gamma: expected numbers in"),
@@ -100,12 +100,12 @@ def test_configuration_is_frozen_and_counts_steps():
         (0, {}, "seeds: expected at least 1, got 0"),
     ],
 )
-def test_hyper_parameters_that_cannot_be(lanes, settings, message):
+def test_invalid_hyper_parameters_are_refused(seeds, settings, message):
     with pytest.raises(ValueError, match=message):
-        training.hyper(lanes, **settings)
+        training.hyper(seeds, **settings)
 
 
-def test_hyper_parameters_of_lanes():
+def test_hyper_parameters_of_several_seeds():
     hyper = training.hyper(3, gamma=[0.9, 0.8, 0.7], tau=0.5)
     assert {tuple(x.shape) for x in hyper[:-1]} == {(3,)}
     assert hyper.gamma.tolist() == torch.tensor([0.9, 0.8, 0.7]).tolist()
@@ -114,7 +114,7 @@ def test_hyper_parameters_of_lanes():
 
 
 def reference_loss(f, mine, target, rows):
-    """The textbook with modules and gather."""
+    """Compute loss, mean Q-value and gradients with modules and `gather`."""
 
     def module(values):
         net = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3)).double()
@@ -136,7 +136,7 @@ def reference_loss(f, mine, target, rows):
 
 
 @BOTH
-def test_loss_and_gradient_equal_the_textbook(f):
+def test_loss_and_gradient_equal_pytorch_modules(f):
     hyper = HYPER._replace(gamma=torch.tensor(0.9, dtype=torch.float64))
     value, q, slopes = reference_loss(f, params(1), params(2), batch())
     mine = loss(f)(params(1), params(2), batch(), hyper)
@@ -149,14 +149,14 @@ def test_loss_and_gradient_equal_the_textbook(f):
 def test_laws_of_the_loss(f):
     laws.pure(loss(f), params(1), params(2), batch(), HYPER)
     laws.semi_gradient(lambda *a: loss(f)(*a)[0], params(1), params(2), batch(), HYPER, held=(1, 3))
-    lanes = tree.stack([(params(i), params(i + 9), batch(i), HYPER) for i in range(2)])
-    laws.vmapped(loss(f), *lanes)
+    stacked = tree.stack([(params(i), params(i + 9), batch(i), HYPER) for i in range(2)])
+    laws.vmapped(loss(f), *stacked)
     step = vmap(grad(loss(f, losses.huber), has_aux=True))
-    laws.compiled(step, *lanes, atol=1e-12)
+    laws.compiled(step, *stacked, atol=1e-12)
 
 
-def test_gradient_of_a_prediction():
-    """Without a bootstrap nothing is held fixed, so the semi-gradient is the gradient."""
+def test_gradient_without_bootstrapping():
+    """Check gradients without bootstrapping, where the semi-gradient is the gradient."""
     rows = batch()._replace(discount=torch.zeros(7, dtype=torch.float64))
     laws.gradients(
         lambda p: dqn.q_learning(NETWORK.apply, losses.squared, p, params(2), rows, HYPER).loss.mean(), params(1)
@@ -164,12 +164,12 @@ def test_gradient_of_a_prediction():
 
 
 @BOTH
-def test_a_time_limit_bootstraps_and_an_end_does_not(f):
-    """Discount 1 and 0 beside each other: only the first sees what follows."""
+def test_time_limits_bootstrap_and_terminations_do_not(f):
+    """Compare equal rows with discounts 1 and 0."""
     rows = tree.map(lambda x: torch.stack([x[0], x[0]]), batch())
     rows = rows._replace(discount=torch.tensor([1.0, 0.0]).double(), next_legal=torch.ones(2, 3, dtype=torch.bool))
     slope = grad(lambda r: loss(f, lambda delta: delta)(params(1), params(2), rows._replace(reward=r), HYPER)[0])
-    assert slope(rows.reward).abs().max() == 0  # held fixed
+    assert slope(rows.reward).abs().max() == 0  # targets have no gradient
     seen = f(NETWORK.apply, lambda delta: delta, params(1), params(2), rows, HYPER).loss
     following = NETWORK.apply(params(2), rows.next_obs)[0]
     chooser = following if f is dqn.q_learning else NETWORK.apply(params(1), rows.next_obs)[0]
@@ -184,9 +184,9 @@ def test_loss_is_finite_on_any_batch(rows):
         assert q.isfinite()
 
 
-def test_learn_is_one_step_of_torch():
-    """Loss, gradient, clipping and Adam together, twenty times, beside PyTorch's own."""
-    hyper = tree.cast(lane(gamma=0.9, learning_rate=0.01, max_grad_norm=0.5), torch.float64)
+def test_updates_equal_pytorch():
+    """Compare twenty updates, with clipping and Adam, with PyTorch."""
+    hyper = tree.cast(seed_hyper(gamma=0.9, learning_rate=0.01, max_grad_norm=0.5), torch.float64)
     optimizer = assemble.clipped(assemble.adam)(hyper)
     learner = off_policy.init(optimizer, params(1))
     reference = {n: x.clone().requires_grad_() for n, x in params(1).items()}
@@ -207,8 +207,8 @@ def test_learn_is_one_step_of_torch():
     asserts.assert_trees_equal(params(1), learner.target_params)
 
 
-def test_laws_of_learn():
-    hyper = tree.cast(lane(max_grad_norm=1.0), torch.float64)
+def test_laws_of_an_update():
+    hyper = tree.cast(seed_hyper(max_grad_norm=1.0), torch.float64)
     optimizer = assemble.clipped(assemble.adam)(hyper)
     learner = off_policy.init(optimizer, params(1))
 
@@ -222,7 +222,7 @@ def test_laws_of_learn():
     programs.donated(lambda s, *a: step(s, *a)[0], tree.clone(learner), batch(), hyper)
 
 
-def test_target_copies():
+def test_hard_and_soft_target_updates():
     learner = off_policy.init(optim.sgd(0.1), params(1))._replace(target_params=params(2))
     hard = laws.pure(off_policy.hard_copy, learner)
     asserts.assert_trees_equal(params(1), hard.target_params)
@@ -236,7 +236,7 @@ def test_target_copies():
         programs.donated(f, tree.clone(learner))
 
 
-def test_a_new_learner_shares_no_storage():
+def test_leaves_of_a_new_learner_share_no_storage():
     learner = off_policy.init(optim.adam(0.1), params(1))
     leaves = tree.leaves(learner)
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
@@ -265,15 +265,15 @@ def test_act_is_greedy_without_epsilon_and_legal_with_it():
         ("obs", lambda x: x[:, :1]),
     ],
 )
-def test_batches_that_do_not_fit(f, field, change):
+def test_batches_of_the_wrong_shape_are_refused(f, field, change):
     rows = batch()._replace(**{field: change(getattr(batch(), field))})
     with pytest.raises(ValueError, match=r"expected shape .*, got"):
         loss(f)(params(1), params(2), rows, HYPER)
 
 
 @pytest.mark.parametrize("tau", [1, 1.0, torch.tensor(1.0)])
-def test_a_soft_copy_of_everything_is_a_hard_copy(tau):
-    """Bit for bit, of numbers of any size, and into memory of its own."""
+def test_a_soft_update_with_tau_1_is_a_hard_update(tau):
+    """Compare bits for numbers of any magnitude, and check that the copy has separate memory."""
     params = {"w": torch.logspace(-6, 6, 1000), "b": torch.tensor([1.0, 2.0])}
     target = {"w": torch.logspace(6, -6, 1000).neg(), "b": torch.tensor([torch.nan, torch.inf])}
     learner = off_policy.init(optim.sgd(), params)._replace(target_params=target)

@@ -1,4 +1,4 @@
-"""Every engine computes what eager execution does, and steps down with one line where torch lacks what it needs."""
+"""Engines: each equals eager execution, and falls back with a one-line warning if torch lacks a function."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def one_group(count):
 
 @pytest.fixture
 def compiles(monkeypatch):
-    """The names of what was called to compile, in turn."""
+    """Record the names of the compilers that are called, in order."""
     called = []
 
     def counted(module, name):
@@ -37,7 +37,7 @@ def compiles(monkeypatch):
         monkeypatch.setattr(module, name, lambda *given, **named: called.append(name) or original(*given, **named))
 
     counted(graph, "compile_graph")
-    counted(aot, "library")  # which keeps what it has built, also for the next run of the tests
+    counted(aot, "library")  # cached across runs of the tests
     counted(torch, "compile")
     return called
 
@@ -45,8 +45,8 @@ def compiles(monkeypatch):
 # The law
 
 
-def written(obs_shape, hidden, actions):
-    """An MLP whose values and gradients are written to places that an index names."""
+def mlp_with_indexed_writes(obs_shape, hidden, actions):
+    """Make an MLP whose values and gradients are written at indices."""
     plain = networks.mlp(obs_shape, hidden, actions)
     back, twice = torch.tensor([1, 0]), torch.tensor([0, 1, 1])
 
@@ -61,9 +61,9 @@ def written(obs_shape, hidden, actions):
 
 @EACH
 @pytest.mark.parametrize("name", ["learn", pytest.param("cycle", marks=pytest.mark.slow)])
-def test_an_engine_computes_what_eager_execution_does(engine, name, compiles):
-    """Updates, or whole iterations: over lanes, in place, compiled once, also after hyper-parameters have changed."""
-    program = examples.program(network=written((4,), (8,), 2))
+def test_engines_equal_eager_execution(engine, name, compiles):
+    """Compare updates or iterations of two seeds: in place, compiled once, also for changed hyper-parameters."""
+    program = examples.program(network=mlp_with_indexed_writes((4,), (8,), 2))
     step = partial(getattr(training, name), program)
     state = programs.advance(program, training.init(program, *examples.seeds(2)), 4)
     fast, slow = edge.scan_vmapped(step, one_group, engine=engine), training.scan(vmap(step))
@@ -80,13 +80,13 @@ def test_an_engine_computes_what_eager_execution_does(engine, name, compiles):
 
 
 def follow(state, x):
-    """Follow the gradient of a reordering."""
+    """Take a gradient step of a loss that reorders columns."""
     columns = torch.tensor([2, 1, 0])
     return state - 0.1 * grad(lambda w: (w * x).index_select(-1, columns).square().mean())(state)
 
 
 @EACH
-def test_gradients_are_those_of_each_lane(engine):
+def test_gradients_of_each_seed_equal_eager_execution(engine):
     expected = training.scan(vmap(follow))(torch.ones(8, 3), torch.ones(4, 8, 3))
     mine = edge.scan_vmapped(follow, one_group, engine=engine)(torch.ones(8, 3), torch.ones(4, 8, 3))
     torch.testing.assert_close(mine, expected)
@@ -94,8 +94,8 @@ def test_gradients_are_those_of_each_lane(engine):
 
 @pytest.mark.skipif(torch.__version__ >= graph.FIXED_IN, reason="the compiler is right")
 @pytest.mark.parametrize("engine", ["aot", *(pytest.param(x, marks=pytest.mark.slow) for x in COMPILING if x != "aot")])
-def test_without_the_guard_the_first_steps_are_refused(engine, monkeypatch):
-    """A planted bug, which is torch's own: gradients are multiplied by the number of lanes."""
+def test_wrong_gradients_are_detected_in_the_first_steps(engine, monkeypatch):
+    """Disable the workaround for a bug of torch that multiplies gradients by the number of seeds."""
     monkeypatch.setattr(graph, "own_memory", lambda traced: None)
     monkeypatch.setattr(dynamo, "_own_memory_pass", lambda: None)
     scan = verify.with_comparison(edge.scan_vmapped(follow, one_group, engine=engine), follow)
@@ -106,7 +106,7 @@ def test_without_the_guard_the_first_steps_are_refused(engine, monkeypatch):
 
 
 @EACH
-def test_a_swap_is_donated(engine):
+def test_swapped_leaves_are_donated(engine):
     """Swap leaves of the state, also on other threads than the caller's."""
 
     def swap(state, x):
@@ -123,7 +123,7 @@ def test_a_swap_is_donated(engine):
 
 
 @EACH
-def test_a_function_is_compiled_with_its_constants(engine):
+def test_constants_are_part_of_a_compiled_function(engine):
     f = edge.compile(lambda x, n: {"sum": x.sum() + n, "x": x, "n": n}, engine)
     for x, n in ((torch.ones(3), 1), (torch.ones(4), 1), (torch.ones(4), 2), (torch.ones(3), 1.5)):
         result = f(x, n)
@@ -132,7 +132,7 @@ def test_a_function_is_compiled_with_its_constants(engine):
         assert float(result["sum"]) == float(x.sum()) + n
 
 
-def test_nothing_is_compiled_eagerly(compiles):
+def test_the_eager_engine_compiles_nothing(compiles):
     def f(x):
         return x + 1
 
@@ -145,21 +145,21 @@ def test_nothing_is_compiled_eagerly(compiles):
     assert compiles == []
 
 
-# Stepping down
+# Falling back
 
 
 def step(state, x):
     return state + x.sin()
 
 
-def falls(engine):
-    """Return the engine that a step comes to from `engine`, and the lines on the way."""
+def fallback(engine):
+    """Return the engines that a step falls back to from `engine`, and the warnings."""
     state, xs = torch.ones(2, 3), torch.ones(4, 2, 3)
     expected = training.scan(vmap(step))(state, xs)
-    with warnings.catch_warnings(record=True, action="always", category=UserWarning) as said:
+    with warnings.catch_warnings(record=True, action="always", category=UserWarning) as warned:
         torch.testing.assert_close(edge.scan_vmapped(step, one_group, engine=engine)(state, xs), expected)
         torch.testing.assert_close(engines.compile_or_eager(torch.cos, engine)(xs), xs.cos())
-    lines = list(dict.fromkeys(str(each.message) for each in said if "torch.jit" not in str(each.message)))
+    lines = list(dict.fromkeys(str(each.message) for each in warned if "torch.jit" not in str(each.message)))
     ends = [re.search(r"; falling back to (?:the engine )?(\S+)", line)[1] for line in lines]
     return ends, lines
 
@@ -177,12 +177,12 @@ WITHOUT = {
     "torch._inductor.custom_graph_pass.CustomGraphPass": {"torch.compile": "eager"} if FAULTY else {},
     "torch._inductor.config.post_grad_custom_pre_pass": {"torch.compile": "eager"} if FAULTY else {},
 }
-"""Engine that runs if a private function is missing."""
+"""Fallbacks by missing private function: engine -> engine that runs instead."""
 
 
 @pytest.fixture
 def without(monkeypatch, tmp_path):
-    """Make `private.lookup` miss a name, as where torch does not have it, which itself may go on using it."""
+    """Return a function that makes `private.lookup` miss a name, which torch itself can still use."""
     lookup, missing = private.lookup, set()
 
     def missed(name):
@@ -191,7 +191,7 @@ def without(monkeypatch, tmp_path):
     def miss(name):
         missing.add(name)
         if name == "torch._inductor.aot_compile":
-            monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no library of an earlier run
+            monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no cached library
 
     monkeypatch.setattr(private, "lookup", missed)
     aot._settings.cache_clear()
@@ -200,13 +200,13 @@ def without(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", WITHOUT)
-def test_a_missing_private_function_steps_down_with_one_line(name, without):
-    private.lookup(name)  # it is there
+def test_a_missing_private_function_falls_back_with_one_warning(name, without):
+    private.lookup(name)  # exists in this version
     without(name)
     for engine in WITHOUT[name] or ["aot"]:
         if engine not in COMPILING:
             continue
-        ends, lines = falls(engine)
+        ends, lines = fallback(engine)
         if WITHOUT[name]:
             assert ends == [WITHOUT[name][engine]]
             assert lines[0].startswith(f"torch {torch.__version__} has no {name}")
@@ -218,20 +218,20 @@ def test_a_missing_private_function_steps_down_with_one_line(name, without):
 @pytest.mark.parametrize(
     "name", ["torch._inductor.compile", "torch._inductor.aot_compile", "torch.fx.experimental.proxy_tensor.make_fx"]
 )
-def test_a_private_function_with_other_parameters_steps_down(name, monkeypatch, tmp_path):
-    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no library of an earlier run
+def test_a_private_function_with_other_parameters_falls_back(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no cached library
     monkeypatch.setattr(name, lambda *, something_else: None)
     (engine, end), *_ = WITHOUT[name].items()
     if engine not in COMPILING:
         pytest.skip("not an engine of this system")
-    ends, lines = falls(engine)
+    ends, lines = fallback(engine)
     assert ends == [end]
     assert lines[0].startswith(f"torch {torch.__version__} has another {name}: ")
 
 
 @pytest.mark.skipif("aot" not in COMPILING, reason="aot is for CPUs under Linux")
 @pytest.mark.parametrize("name", ["AOTInductorModelContainerRun", "aoti_torch_dtype_float32", "a function of the loop"])
-def test_a_missing_function_of_torch_s_c_interface_steps_down(name, monkeypatch, tmp_path):
+def test_a_missing_c_function_of_torch_falls_back(name, monkeypatch, tmp_path):
     caches = cpu_groups._model, cpu_groups._driver, cpu_groups._dtype
     if name.startswith("a function"):
         source = tmp_path / "loop.cpp"
@@ -242,7 +242,7 @@ def test_a_missing_function_of_torch_s_c_interface_steps_down(name, monkeypatch,
         monkeypatch.setattr(cpu_groups, "_function", lambda lib, x: function(lib, f"{x}_gone" if x == name else x))
     for cache in caches:
         cache.cache_clear()
-    ends, lines = falls("aot")
+    ends, lines = fallback("aot")
     for cache in caches:
         cache.cache_clear()
     assert ends == ["inductor"]
@@ -252,23 +252,23 @@ def test_a_missing_function_of_torch_s_c_interface_steps_down(name, monkeypatch,
 
 
 @pytest.mark.skipif("aot" not in COMPILING, reason="aot is for CPUs under Linux")
-def test_an_error_inside_of_the_compiler_steps_down_and_names_the_engine(monkeypatch, tmp_path):
+def test_an_error_inside_the_compiler_falls_back_and_names_the_engine(monkeypatch, tmp_path):
     def broken(*given, **settings):
         raise InductorError(KeyError("buf27"), None)
 
-    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no library of an earlier run
+    monkeypatch.setattr(toolchain, "cache_dir", lambda: tmp_path)  # no cached library
     monkeypatch.setattr("torch._inductor.aot_compile", broken)
-    ends, lines = falls("aot")
+    ends, lines = fallback("aot")
     assert ends == ["inductor"]
     assert lines == ["the engine aot failed: KeyError: 'buf27'; falling back to the engine inductor"]
 
 
-def test_what_lets_a_call_go_unchecked_may_be_missing(monkeypatch):
+def test_skip_all_guards_unsafe_is_optional(monkeypatch):
     monkeypatch.delattr(torch.compiler, "skip_all_guards_unsafe", raising=False)
-    assert falls("torch.compile") == ([], [])
+    assert fallback("torch.compile") == ([], [])
 
 
-def test_tensors_are_copied_one_by_one_without_the_call_for_all(monkeypatch):
+def test_foreach_copy_is_optional(monkeypatch):
     program = examples.program()
     state = programs.advance(program, training.init(program, *examples.seeds(2)), 6)
     expected = tree.clone(vmap(training.sync)(state))
@@ -276,15 +276,15 @@ def test_tensors_are_copied_one_by_one_without_the_call_for_all(monkeypatch):
     asserts.assert_trees_equal(expected, edge.compiled(program).sync(state))
 
 
-def test_an_engine_for_another_device_steps_down(monkeypatch):
+def test_an_engine_for_another_device_falls_back(monkeypatch):
     monkeypatch.setattr(cpu_groups, "supported", lambda device: False)
-    assert falls("aot") == (
+    assert fallback("aot") == (
         ["inductor"],
         ["engine aot: expected a CPU under Linux, got cpu; falling back to the engine inductor"],
     )
 
 
-def test_the_command_says_it_once_and_trains(monkeypatch, without, tmp_path, capsys):
+def test_the_command_warns_once_and_trains(monkeypatch, without, tmp_path, capsys):
     def unavailable(*given):
         raise private.UnavailableError("torch of tomorrow has no torch.compile")
 
@@ -293,13 +293,13 @@ def test_the_command_says_it_once_and_trains(monkeypatch, without, tmp_path, cap
     sizes = shlex.split("--seeds 2 --steps 300 --learning-starts 100 --batch-size 8 --hidden 8 --evaluate-episodes 2")
     with warnings.catch_warnings(action="default", category=UserWarning):
         assert cli.main(["train", *sizes, "--out", str(tmp_path / "run")]) == 0
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     assert (
-        said.count("has no torch.fx.experimental.proxy_tensor.make_fx_that_is_gone; falling back to eager execution")
+        err.count("has no torch.fx.experimental.proxy_tensor.make_fx_that_is_gone; falling back to eager execution")
         == 1
     )
-    assert "Traceback" not in said
-    assert "UserWarning" not in said
+    assert "Traceback" not in err
+    assert "UserWarning" not in err
 
 
 # The setting
@@ -314,12 +314,12 @@ def test_the_command_says_it_once_and_trains(monkeypatch, without, tmp_path, cap
         *((name, "cpu", True, name) for name in edge.ENGINES),
     ],
 )
-def test_the_engine_that_a_device_has(monkeypatch, engine, device, linux, expected):
+def test_the_engine_of_a_device(monkeypatch, engine, device, linux, expected):
     monkeypatch.setattr(cpu_groups, "supported", lambda device: linux)
     assert edge.resolve(engine, torch.device(device)) == expected
 
 
-def test_no_compile_is_eager_and_allows_no_other():
+def test_no_compile_selects_eager_and_refuses_other_engines():
     for engine in ("auto", "eager"):
         assert not Settings(compile=False, engine=engine).compiles
         assert run_folder._engine_name(Settings(compile=False, engine=engine)) == "eager"
@@ -330,14 +330,14 @@ def test_no_compile_is_eager_and_allows_no_other():
             assemble.program(Settings(compile=False, engine=engine))
 
 
-def test_the_engine_of_a_run_is_recorded_and_another_is_said(tmp_path):
-    """Also of runs from before there was a choice: they had what `auto` stands for, or were eager."""
+def test_the_engine_of_a_run_is_recorded_and_differences_are_named(tmp_path):
+    """Check also runs without this setting, which used the engine of `auto` or were eager."""
     settings = Settings(seeds=2, device="cpu", engine="inductor", out=str(tmp_path / "run"))
     path = run_folder.create(settings)
     config = json.loads((path / "config.json").read_text())
     assert (config["settings"]["engine"], config["engine"]["engine"]) == ("inductor", "inductor")
     assert run_folder.differences(path, settings) == []
-    for before, now, said in (
+    for before, now, expected in (
         ({"compile": True, "lanes": {"lanes": 1, "workers": 1, "threads": 1}}, "aot", []),
         ({"compile": True, "lanes": None}, "inductor", []),
         ({"compile": False, "lanes": None}, "eager", []),
@@ -353,11 +353,11 @@ def test_the_engine_of_a_run_is_recorded_and_another_is_said(tmp_path):
         if now == "aot":
             engine["lanes"] = run_folder._partition(settings)
         (path / "config.json").write_text(json.dumps(config | {"settings": old, "engine": engine}))
-        assert run_folder.differences(path, settings) == said
+        assert run_folder.differences(path, settings) == expected
     assert from_json({key: x for key, x in to_json(Settings()).items() if key != "engine"}) == Settings()
 
 
-def test_a_checkpoint_of_another_engine_is_of_other_settings(tmp_path, capsys):
+def test_a_checkpoint_of_another_engine_is_refused(tmp_path, capsys):
     path = tmp_path / "run"
     words = "--seeds 2 --steps 300 --learning-starts 100 --batch-size 8 --hidden 8 --evaluate-episodes 2 --no-compile"
     assert cli.main(["train", *shlex.split(words), "--out", str(path)]) == 0
@@ -365,5 +365,5 @@ def test_a_checkpoint_of_another_engine_is_of_other_settings(tmp_path, capsys):
     config["settings"] |= {"compile": True, "engine": "inductor"}
     (path / "config.json").write_text(json.dumps(config))
     assert cli.main(["resume", str(path), "--steps", "600"]) == 1
-    said = capsys.readouterr().err
-    assert "expected the settings of config.json, got compile = False and not True, engine = 'auto' and not" in said
+    err = capsys.readouterr().err
+    assert "expected the settings of config.json, got compile = False and not True, engine = 'auto' and not" in err
