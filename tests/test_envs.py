@@ -1,4 +1,4 @@
-"""The environments: the same path as gymnasium's and as a model of catch, and the laws of every environment."""
+"""Pure environments: comparison with Gymnasium and with a model of Catch, and laws of every environment."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ from fdqn.envs.classic import acrobot, cartpole, catch, mountain_car
 from fdqn.testing import probes
 
 NAMES = envs.names()
-TWINS = tuple(envs.GYMNASIUM)
+IN_GYMNASIUM = tuple(envs.GYMNASIUM)
 
 
 def generator(seed):
@@ -36,30 +36,30 @@ def random_actions(env, *shape, seed=0):
 
 
 def assert_same(a, b, tolerance=0.0):
-    """The same structure, shapes, dtypes, integers and flags; floats within `tolerance`."""
+    """Check that structure, shapes, dtypes, integers and flags are equal, and floats within `tolerance`."""
     assert tree.structure(a) == tree.structure(b)
     for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
 def played(env, *shape, steps=30, seed=0):
-    """A state in the middle of things, after `steps` random steps of `shape` environments."""
+    """Return the state after `steps` random steps of environments of shape `shape`."""
     state, _ = env.reset(uniforms(env, *shape, seed=seed))
     for t in range(steps):
         state, _ = env.step(state, random_actions(env, *shape, seed=seed + t), uniforms(env, *shape, seed=seed + t))
     return state
 
 
-# --- The same path as gymnasium --------------------------------------------------------------------------------------
+# --- Comparison with Gymnasium ---------------------------------------------------------------------------------------
 
-# What gymnasium's environments show, from their float64 state and without the rounding to float32.
+# Observations of Gymnasium's environments, computed from their float64 state without rounding to float32.
 TRUTH = {
     "acrobot": lambda s: np.array([math.cos(s[0]), math.sin(s[0]), math.cos(s[1]), math.sin(s[1]), s[2], s[3]]),
     "cartpole": lambda s: np.asarray(s, dtype=np.float64),
     "mountain_car": lambda s: np.asarray(s, dtype=np.float64),
 }
 
-# Scripted play, for the ends that random play does not reach.
+# Scripted policies, which reach terminations that random actions do not.
 SCRIPTS = {
     "acrobot": lambda s: torch.where(s.theta1_dot < 0, 2, 0),
     "cartpole": lambda s: (s.theta + 0.3 * s.theta_dot + 0.02 * s.x + 0.05 * s.x_dot > 0).long(),
@@ -67,8 +67,8 @@ SCRIPTS = {
 }
 
 
-class Twins:
-    """Gymnasium's environment, one copy for each of ours, stepped in a Python loop."""
+class GymnasiumCopies:
+    """Copies of an environment of Gymnasium, stepped in a Python loop."""
 
     def __init__(self, name, copies, **settings):
         self.truth = TRUTH[name]
@@ -77,88 +77,88 @@ class Twins:
         ]
 
     def start(self, i, state):
-        """Begin an episode of copy i where our environment i is."""
+        """Start an episode of copy i in the state of environment i."""
         self.copies[i].reset(seed=0)
-        self.place(i, state)
+        self.set_state(i, state)
 
-    def place(self, i, state):
-        """Put copy i where our environment i is, in the same episode."""
+    def set_state(self, i, state):
+        """Set copy i to the state of environment i, in the same episode."""
         self.copies[i].unwrapped.state = np.array([float(x[i]) for x in state[:-1]])
 
     def step(self, actions):
-        answers = [env.step(int(a)) for env, a in zip(self.copies, actions, strict=True)]
-        self.obs = np.array([answer[0] for answer in answers])
-        self.reward, self.terminated, self.truncated = (np.array([a[i] for a in answers]) for i in (1, 2, 3))
+        results = [env.step(int(a)) for env, a in zip(self.copies, actions, strict=True)]
+        self.obs = np.array([result[0] for result in results])
+        self.reward, self.terminated, self.truncated = (np.array([x[i] for x in results]) for i in (1, 2, 3))
         self.state = np.array([np.asarray(env.unwrapped.state, dtype=np.float64) for env in self.copies])
         self.exact_obs = np.array([self.truth(state) for state in self.state])
 
 
-def walk(name, env, copies=20, steps=2_000, tolerance=1e-9, resync=50, **settings):
-    """Hold `env` against gymnasium for steps * copies steps, half of the copies scripted, from start to start.
+def compare_with_gymnasium(name, env, copies=20, steps=2_000, tolerance=1e-9, resync=50, **settings):
+    """Compare `env` with Gymnasium for `steps` steps of `copies` environments, half of them with scripted actions.
 
-    cos and sin differ from libm's in the last bit, and the paths are unstable: such a bit grows to 1e-9 in 500 steps
-    of acrobot and to 1e-2 in 500 steps of cartpole. So every `resync` steps gymnasium takes over our state.
-    Returns what was met on the way.
+    cos and sin differ from those of libm in the last bit, and trajectories are unstable: the difference grows to 1e-9
+    in 500 steps of Acrobot and to 1e-2 in 500 steps of CartPole. So every `resync` steps Gymnasium is set to the
+    state of `env`. Return counts of the events that occurred.
     """
-    twins = Twins(name, copies, **settings)
+    theirs = GymnasiumCopies(name, copies, **settings)
     random, dice = random_actions(env, steps, copies), torch.rand(steps, copies, generator=generator(1))
     scripted = (torch.arange(copies) % 2 == 1) & (dice < 0.95)
     u = uniforms(env, steps + 1, copies)
     state, _ = env.reset(u[0])
     for i in range(copies):
-        twins.start(i, state)
-    met = Counter()
+        theirs.start(i, state)
+    events = Counter()
     for t in range(steps):
         action = torch.where(scripted[t], SCRIPTS[name](state), random[t])
         state, step = env.step(state, action, u[t + 1])
-        twins.step(action)
-        ended = twins.terminated | twins.truncated
-        difference = np.abs(step.next_obs.numpy() - twins.exact_obs).max()
+        theirs.step(action)
+        ended = theirs.terminated | theirs.truncated
+        difference = np.abs(step.next_obs.numpy() - theirs.exact_obs).max()
         assert difference <= tolerance
-        assert np.abs(torch.stack(state[:-1], -1).numpy() - twins.state)[~ended].max(initial=0.0) <= tolerance
-        assert np.array_equal(step.reward.numpy(), twins.reward)
-        assert np.array_equal(step.terminated.numpy(), twins.terminated)
-        assert np.array_equal(step.truncated.numpy(), twins.truncated)
+        assert np.abs(torch.stack(state[:-1], -1).numpy() - theirs.state)[~ended].max(initial=0.0) <= tolerance
+        assert np.array_equal(step.reward.numpy(), theirs.reward)
+        assert np.array_equal(step.terminated.numpy(), theirs.terminated)
+        assert np.array_equal(step.truncated.numpy(), theirs.truncated)
         assert torch.equal(step.obs[~ended], step.next_obs[~ended])
         assert torch.equal(step.obs[ended], env.reset(u[t + 1])[1].obs[ended])
         for i in range(copies):
             if ended[i]:
-                twins.start(i, state)
+                theirs.start(i, state)
             elif (t + 1) % resync == 0:
-                twins.place(i, state)
-        met["difference"] = max(met["difference"], float(difference))
-        met["terminated"] += int((twins.terminated & ~twins.truncated).sum())
-        met["truncated"] += int((twins.truncated & ~twins.terminated).sum())
-        met["both"] += int((twins.truncated & twins.terminated).sum())
-        met["wall"] += int(((twins.state[:, 0] == -1.2) & (twins.state[:, 1] == 0)).sum())
-    return met
+                theirs.set_state(i, state)
+        events["difference"] = max(events["difference"], float(difference))
+        events["terminated"] += int((theirs.terminated & ~theirs.truncated).sum())
+        events["truncated"] += int((theirs.truncated & ~theirs.terminated).sum())
+        events["both"] += int((theirs.truncated & theirs.terminated).sum())
+        events["wall"] += int(((theirs.state[:, 0] == -1.2) & (theirs.state[:, 1] == 0)).sum())
+    return events
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_same_path_as_gymnasium(name):
-    met = walk(name, envs.make(name, dtype=torch.float64))
-    assert met["terminated"] > 0
-    assert met["truncated"] > 0
-    assert met["wall"] > 0 or name != "mountain_car"
+@pytest.mark.parametrize("name", IN_GYMNASIUM)
+def test_trajectories_equal_gymnasium(name):
+    events = compare_with_gymnasium(name, envs.make(name, dtype=torch.float64))
+    assert events["terminated"] > 0
+    assert events["truncated"] > 0
+    assert events["wall"] > 0 or name != "mountain_car"
 
 
-# Limits at which some episodes terminate in their last allowed step: both flags are up.
+# Limits at which some episodes terminate in their last allowed step, so that both flags are set.
 SHORT = {"acrobot": 80, "cartpole": 12, "mountain_car": 120}
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_an_end_at_the_time_limit_has_both_flags_as_in_gymnasium(name):
+@pytest.mark.parametrize("name", IN_GYMNASIUM)
+def test_termination_at_the_time_limit_sets_both_flags_as_in_gymnasium(name):
     env = envs.make(name, time_limit=SHORT[name], dtype=torch.float64)
-    met = walk(name, env, steps=600, max_episode_steps=SHORT[name])
-    assert met["both"] > 0
+    events = compare_with_gymnasium(name, env, steps=600, max_episode_steps=SHORT[name])
+    assert events["both"] > 0
 
 
-def altered(env, change):
-    """A planted bug: every answer of step goes through `change(step)`."""
+def with_bug(env, change):
+    """Plant a bug: apply `change` to every output of `step`."""
 
     def step(state, action, u):
-        state, answer = env.step(state, action, u)
-        return state, change(answer)
+        state, output = env.step(state, action, u)
+        return state, change(output)
 
     return env._replace(step=step)
 
@@ -173,12 +173,12 @@ PLANTS = {
 }
 
 
-@pytest.mark.parametrize("plant", PLANTS)
-@pytest.mark.parametrize("name", TWINS)
-def test_the_walk_rejects_planted_bugs(name, plant):
-    env = altered(envs.make(name, time_limit=SHORT[name], dtype=torch.float64), PLANTS[plant])
+@pytest.mark.parametrize("bug", PLANTS)
+@pytest.mark.parametrize("name", IN_GYMNASIUM)
+def test_comparison_with_gymnasium_rejects_planted_bugs(name, bug):
+    env = with_bug(envs.make(name, time_limit=SHORT[name], dtype=torch.float64), PLANTS[bug])
     with pytest.raises(AssertionError):
-        walk(name, env, steps=600, max_episode_steps=SHORT[name])
+        compare_with_gymnasium(name, env, steps=600, max_episode_steps=SHORT[name])
 
 
 @pytest.mark.parametrize(
@@ -191,18 +191,20 @@ def test_the_walk_rejects_planted_bugs(name, plant):
         ("mountain_car", mountain_car, "GOAL", 0.51),
     ],
 )
-def test_the_walk_rejects_wrong_constants(monkeypatch, name, module, constant, value):
+def test_comparison_with_gymnasium_rejects_wrong_constants(monkeypatch, name, module, constant, value):
     monkeypatch.setattr(module, constant, value)
     with pytest.raises(AssertionError):
-        walk(name, envs.make(name, dtype=torch.float64), steps=600)
+        compare_with_gymnasium(name, envs.make(name, dtype=torch.float64), steps=600)
 
 
-def test_the_walk_rejects_a_time_limit_off_by_one():
+def test_comparison_with_gymnasium_rejects_a_wrong_time_limit():
     with pytest.raises(AssertionError):
-        walk("mountain_car", envs.make("mountain_car", time_limit=199, dtype=torch.float64), steps=300)
+        compare_with_gymnasium(
+            "mountain_car", envs.make("mountain_car", time_limit=199, dtype=torch.float64), steps=300
+        )
 
 
-# Corners of the state space, far beyond what play reaches: more than one turn a step, clipped speeds, both walls.
+# Boxes beyond the states that play reaches: more than one turn per step, clipped speeds, both walls.
 BOXES = {
     "acrobot": (math.pi, math.pi, 4 * math.pi, 9 * math.pi),
     "cartpole": (2.5, 5.0, 0.25, 5.0),
@@ -210,61 +212,61 @@ BOXES = {
 }
 
 
-def one_step_from_anywhere(name, dtype, copies=1_000, share=1.0):
-    """Our answer and gymnasium's to one step from states in a share of a box; every fifth number is at its corner."""
-    env, twins = envs.make(name, dtype=dtype), Twins(name, copies)
+def one_step_from_anywhere(name, dtype, copies=1_000, fraction=1.0):
+    """Take one step from states in a fraction of the box, a fifth of the numbers at its bounds; return both results."""
+    env, theirs = envs.make(name, dtype=dtype), GymnasiumCopies(name, copies)
     box = torch.tensor(BOXES[name], dtype=dtype)
     x = 2 * torch.rand(copies, len(box), dtype=dtype, generator=generator(3)) - 1
-    x = torch.where(torch.rand(copies, len(box), generator=generator(4)) < 0.2, x.sign(), x) * box * share
+    x = torch.where(torch.rand(copies, len(box), generator=generator(4)) < 0.2, x.sign(), x) * box * fraction
     if name == "mountain_car":
         x[:, 0].clamp_(-1.2, 0.6)
     state = type(env.reset(uniforms(env, copies))[0])(*x.unbind(-1), time=torch.zeros(copies, dtype=torch.int64))
     for i in range(copies):
-        twins.start(i, state)
+        theirs.start(i, state)
     action = random_actions(env, copies)
-    twins.step(action)
-    return env.step(state, action, uniforms(env, copies))[1], twins
+    theirs.step(action)
+    return env.step(state, action, uniforms(env, copies))[1], theirs
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_same_step_from_any_state(name):
-    step, twins = one_step_from_anywhere(name, torch.float64)
-    assert np.abs(step.next_obs.numpy() - twins.exact_obs).max() < 1e-9
-    assert np.array_equal(step.reward.numpy(), twins.reward)
-    assert np.array_equal(step.terminated.numpy(), twins.terminated)
-    assert 0 < twins.terminated.sum() < len(twins.terminated)
+@pytest.mark.parametrize("name", IN_GYMNASIUM)
+def test_steps_from_any_state_equal_gymnasium(name):
+    step, theirs = one_step_from_anywhere(name, torch.float64)
+    assert np.abs(step.next_obs.numpy() - theirs.exact_obs).max() < 1e-9
+    assert np.array_equal(step.reward.numpy(), theirs.reward)
+    assert np.array_equal(step.terminated.numpy(), theirs.terminated)
+    assert 0 < theirs.terminated.sum() < len(theirs.terminated)
     if name == "acrobot":
-        assert (np.abs(twins.state[:, 2]) == 4 * math.pi).any()
-        assert (np.abs(twins.state[:, 3]) == 9 * math.pi).any()
+        assert (np.abs(theirs.state[:, 2]) == 4 * math.pi).any()
+        assert (np.abs(theirs.state[:, 3]) == 9 * math.pi).any()
     if name == "mountain_car":
-        assert (twins.state[:, 0] == 0.6).any()
-        assert (twins.state[:, 0] == -1.2).any()
+        assert (theirs.state[:, 0] == 0.6).any()
+        assert (theirs.state[:, 0] == -1.2).any()
 
 
 @pytest.mark.parametrize("turns", [-2, -1, 0, 1, 2])
-def test_acrobot_takes_whole_turns_off_an_angle(turns):
+def test_acrobot_wraps_angles(turns):
     angle = torch.linspace(-3.1, 3.1, 7, dtype=torch.float64)
     torch.testing.assert_close(acrobot._wrap(angle + turns * 2 * math.pi), angle, rtol=0, atol=1e-14)
     ends = torch.tensor([-math.pi, math.pi], dtype=torch.float64)
     assert torch.equal(acrobot._wrap(ends), ends)
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_float32_shows_what_gymnasium_shows(name):
-    # A step from acrobot's full speed magnifies rounding a thousandfold: a quarter of it is what play meets.
-    step, twins = one_step_from_anywhere(name, torch.float32, share=0.25 if name == "acrobot" else 1.0)
-    assert step.next_obs.numpy().dtype == twins.obs.dtype == np.float32
-    # An angle at +pi may be wrapped to -pi, so acrobot is compared where it is shown: as cos and sin.
-    np.testing.assert_allclose(step.next_obs.numpy(), twins.obs, rtol=2e-5, atol=2e-5)
+@pytest.mark.parametrize("name", IN_GYMNASIUM)
+def test_float32_observations_equal_gymnasium(name):
+    # A step at the maximum speed of Acrobot magnifies rounding a thousandfold; play reaches a quarter of it.
+    step, theirs = one_step_from_anywhere(name, torch.float32, fraction=0.25 if name == "acrobot" else 1.0)
+    assert step.next_obs.numpy().dtype == theirs.obs.dtype == np.float32
+    # An angle at +pi may be wrapped to -pi, so Acrobot is compared by the cos and sin of its observations.
+    np.testing.assert_allclose(step.next_obs.numpy(), theirs.obs, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_starts_are_gymnasiums_map_of_uniforms(name):
-    env, twins = envs.make(name, dtype=torch.float64), Twins(name, 50)
+@pytest.mark.parametrize("name", IN_GYMNASIUM)
+def test_initial_states_equal_gymnasium_for_given_uniforms(name):
+    env, theirs = envs.make(name, dtype=torch.float64), GymnasiumCopies(name, 50)
     u = uniforms(env, 50)
     u[0], u[1] = 0.0, 1 - 2**-23
 
-    class Dealt:
+    class GivenUniforms:
         def __init__(self, u):
             self.u = u
 
@@ -272,26 +274,26 @@ def test_starts_are_gymnasiums_map_of_uniforms(name):
             return low + (high - low) * (self.u if size else self.u[0])
 
     state, step = env.reset(u)
-    for i, twin in enumerate(twins.copies):
-        twin.unwrapped.np_random = Dealt(u[i].numpy())
-        obs, _ = twin.reset()
+    for i, other in enumerate(theirs.copies):
+        other.unwrapped.np_random = GivenUniforms(u[i].numpy())
+        obs, _ = other.reset()
         np.testing.assert_allclose(step.obs[i].numpy(), obs, rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose([float(x[i]) for x in state[:-1]], twin.unwrapped.state, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose([float(x[i]) for x in state[:-1]], other.unwrapped.state, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", TWINS)
-def test_specs_are_gymnasiums(name):
-    spec, twin = envs.make(name).spec, gymnasium.make(envs.GYMNASIUM[name])
-    assert spec.time_limit == twin.spec.max_episode_steps
-    assert spec.obs_shape == twin.observation_space.shape
-    assert spec.actions == twin.action_space.n
+@pytest.mark.parametrize("name", IN_GYMNASIUM)
+def test_specs_equal_gymnasium(name):
+    spec, other = envs.make(name).spec, gymnasium.make(envs.GYMNASIUM[name])
+    assert spec.time_limit == other.spec.max_episode_steps
+    assert spec.obs_shape == other.observation_space.shape
+    assert spec.actions == other.action_space.n
 
 
-# --- Catch against a model -------------------------------------------------------------------------------------------
+# --- Comparison of Catch with a model --------------------------------------------------------------------------------
 
 
 class Model:
-    """bsuite's catch, from its description: lists, a loop and no tensor."""
+    """Catch of bsuite, written from its description with lists."""
 
     def __init__(self, column):
         self.ball_row, self.ball_column, self.paddle = 0, column, 2
@@ -330,7 +332,7 @@ def play_catch(env, copies=20, steps=200):
     return rewards
 
 
-def test_catch_is_the_model():
+def test_catch_equals_the_model():
     rewards = play_catch(envs.make("catch"))
     assert set(rewards) == {-1.0, 0.0, 1.0}
 
@@ -346,7 +348,7 @@ def test_catch_is_the_model():
 )
 def test_the_model_rejects_planted_bugs(change):
     with pytest.raises(AssertionError):
-        play_catch(altered(envs.make("catch"), change))
+        play_catch(with_bug(envs.make("catch"), change))
 
 
 def test_the_ball_stays_on_the_board():
@@ -359,7 +361,7 @@ def test_the_ball_stays_on_the_board():
 
 
 def check_constant(env, dtype=torch.float32, steps=25):
-    """Shapes and dtypes are those of the spec, rewards of `dtype`, and the same for life."""
+    """Check that shapes and dtypes are those of the spec, rewards have `dtype`, and nothing changes over steps."""
     spec, shape = env.spec, (2, 3)
     state, step = env.reset(uniforms(env, *shape, dtype=torch.float32))
     kind = [(x.shape, x.dtype) for x in tree.leaves(state)]
@@ -392,13 +394,13 @@ def test_shapes_and_dtypes_are_constant(name, dtype):
         lambda s: s._replace(obs=s.obs.flatten(-1).unsqueeze(-1)),
     ],
 )
-def test_constant_rejects_planted_bugs(change):
+def test_check_of_constant_shapes_rejects_planted_bugs(change):
     with pytest.raises(AssertionError):
-        check_constant(altered(envs.make("cartpole"), change))
+        check_constant(with_bug(envs.make("cartpole"), change))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reset_has_ended_nothing(name):
+def test_reset_has_no_reward_and_no_end(name):
     env = envs.make(name)
     state, step = env.reset(uniforms(env, 6))
     assert torch.equal(step.next_obs, step.obs)
@@ -407,9 +409,9 @@ def test_a_reset_has_ended_nothing(name):
 
 
 def check_ends(env, steps=60, copies=4, seed=0):
-    """After an end, and only then, the state and `obs` are those of reset(u), and `next_obs` is not."""
+    """Check that the state and `obs` are those of reset(u) after the end of an episode only, and `next_obs` is not."""
     state, step = env.reset(uniforms(env, copies, seed=seed))
-    moves = env.spec.obs_dtype.is_floating_point  # on a board of cells a step may change nothing that is seen
+    moves = env.spec.obs_dtype.is_floating_point  # on a grid a step may leave the observation unchanged
     differs = False
     ends, count = 0, torch.zeros(copies, dtype=torch.int64)
     for t in range(steps):
@@ -440,29 +442,29 @@ def check_ends(env, steps=60, copies=4, seed=0):
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=5, deadline=None)
 @given(time_limit=st.integers(1, 20), seed=st.integers(0, 2**16))
-def test_an_end_starts_a_new_episode(name, time_limit, seed):
+def test_ended_episodes_restart(name, time_limit, seed):
     assert check_ends(envs.make(name, time_limit=time_limit), seed=seed) > 0
 
 
-@pytest.mark.parametrize("plant", [p for p in PLANTS if p[:2] in ("ne", "ob")])
+@pytest.mark.parametrize("bug", [p for p in PLANTS if p[:2] in ("ne", "ob")])
 @pytest.mark.parametrize("name", NAMES)
-def test_ends_reject_planted_bugs(name, plant):
+def test_check_of_restarts_rejects_planted_bugs(name, bug):
     with pytest.raises(AssertionError):
-        check_ends(altered(envs.make(name, time_limit=7), PLANTS[plant]))
+        check_ends(with_bug(envs.make(name, time_limit=7), PLANTS[bug]))
 
 
 def check_pure(env):
-    """The same bits twice, inputs and the global generator untouched."""
+    """Check that results repeat bit for bit, and that inputs and the global generator are unchanged."""
     state, action, u = played(env, 5), random_actions(env, 5), uniforms(env, 5)
     before, generator_before = copy.deepcopy((state, action, u)), torch.get_rng_state()
-    answers = [(env.reset(u), env.step(state, action, u)) for _ in range(2)]
-    assert tree.equal(*answers)
+    results = [(env.reset(u), env.step(state, action, u)) for _ in range(2)]
+    assert tree.equal(*results)
     assert tree.equal((state, action, u), before)
     assert torch.equal(torch.get_rng_state(), generator_before)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pure(name):
+def test_environments_are_pure(name):
     check_pure(envs.make(name, time_limit=7))
 
 
@@ -478,14 +480,14 @@ def in_place(env):
     return env._replace(step=step)
 
 
-@pytest.mark.parametrize("plant", [lambda env: altered(env, noisy), in_place])
-def test_pure_rejects_planted_bugs(plant):
+@pytest.mark.parametrize("bug", [lambda env: with_bug(env, noisy), in_place])
+def test_check_of_purity_rejects_planted_bugs(bug):
     with pytest.raises(AssertionError):
-        check_pure(plant(envs.make("cartpole")))
+        check_pure(bug(envs.make("cartpole")))
 
 
 def check_rank(env):
-    """Leading axes are free: [S, E] is vmap over S, a stack over S, and a stack of [] over S and E."""
+    """Check that leading axes [S, E] equal vmap over S, vmap over S and E, and a stack of single environments."""
     shape = (2, 3)
     state, action, u = played(env, *shape), random_actions(env, *shape), uniforms(env, *shape)
     whole = env.reset(u), env.step(state, action, u)
@@ -500,7 +502,7 @@ def check_rank(env):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_leading_axes_are_free(name):
+def test_environments_accept_any_leading_axes(name):
     # After 30 random steps with a limit of 7, some of the six are about to be truncated and some are not.
     check_rank(envs.make(name, time_limit=7, dtype=torch.float64))
 
@@ -508,14 +510,14 @@ def test_leading_axes_are_free(name):
 @pytest.mark.parametrize(
     "change", [lambda s: s._replace(reward=s.reward + s.obs.mean()), lambda s: s._replace(obs=s.obs.flip(0))]
 )
-def test_rank_rejects_planted_bugs(change):
+def test_check_of_leading_axes_rejects_planted_bugs(change):
     with pytest.raises((AssertionError, ValueError)):
-        check_rank(altered(envs.make("cartpole", dtype=torch.float64), change))
+        check_rank(with_bug(envs.make("cartpole", dtype=torch.float64), change))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_vmap_gives_storage_of_its_own(name):
-    # An expanded leaf could not be written by a donated step.
+def test_leaves_under_vmap_have_separate_storage(name):
+    # A donated step cannot write an expanded leaf.
     env = envs.make(name)
     state, step = torch.func.vmap(env.reset)(uniforms(env, 2, 3))
     kept = [*tree.leaves(state), step.obs, step.legal]
@@ -524,9 +526,9 @@ def test_vmap_gives_storage_of_its_own(name):
 
 
 def test_environments_compiled_one_after_another_equal_eager():
-    """Compile each once, and those that share code again with another limit.
+    """Compile each environment once, and those that share code again with another limit.
 
-    Sizes that reach a second compiled call as changed integers would become symbols.
+    Integers that change between compilations of the same code could become symbols.
     """
     torch._dynamo.reset()
     for name in NAMES:
@@ -546,9 +548,9 @@ def assert_compiled_equals_eager(name, time_limit, dtype, steps):
         with torch._dynamo.config.patch(recompile_limit=2 * len(NAMES)):
             for t in range(steps):
                 action, u = random_actions(env, 2, 3, seed=t), uniforms(env, 2, 3, seed=t)
-                state, answer = env.step(state, action, u)
-                compiled, compiled_answer = step(compiled, action, u)
-                assert_same((state, answer), (compiled, compiled_answer), tolerance)
+                state, output = env.step(state, action, u)
+                compiled, compiled_output = step(compiled, action, u)
+                assert_same((state, output), (compiled, compiled_output), tolerance)
         assert count.frame_count == 1
     except Exception as error:
         error.add_note(name)
@@ -556,14 +558,14 @@ def assert_compiled_equals_eager(name, time_limit, dtype, steps):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_constants_follow_the_device(name):
+def test_constants_are_on_the_device_of_the_inputs(name):
     env = envs.make(name)
     u, action = uniforms(env, 4).to("meta"), random_actions(env, 4).to("meta")
     state, _ = env.reset(u)
     assert all(x.device.type == "meta" for x in tree.leaves(env.step(state, action, u)))
 
 
-# --- The door --------------------------------------------------------------------------------------------------------
+# --- Names and checks of arguments -----------------------------------------------------------------------------------
 
 
 def test_names_and_descriptions():
@@ -574,7 +576,7 @@ def test_names_and_descriptions():
 
 
 @pytest.mark.parametrize("call", [envs.make, envs.describe])
-def test_an_unknown_name_is_answered_with_the_nearest(call):
+def test_an_unknown_name_is_refused_with_the_nearest_name(call):
     known = f"Known: {', '.join(NAMES)}"
     with pytest.raises(ValueError, match=f"^unknown environment 'cartpol'; did you mean 'cartpole'\\? {known}$"):
         call("cartpol")
@@ -613,7 +615,7 @@ def test_names_of_other_libraries_get_a_suggestion(name, meant):
 
 
 @pytest.mark.parametrize("name", ["tic_tac_toe_3d", "", "a b", "Nonsense-v3"])
-def test_a_name_of_nothing_has_no_hint(name):
+def test_a_name_without_similar_names_has_no_suggestion(name):
     with pytest.raises(ValueError, match=f"^unknown environment '{name}'. Known: "):
         envs.find(name)
 
@@ -629,7 +631,7 @@ def test_settings_are_checked(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_shapes_are_checked_at_the_door(name):
+def test_shapes_of_arguments_are_checked(name):
     env = envs.make(name)
     state, action, u = played(env, 3), random_actions(env, 3), uniforms(env, 3)
     with pytest.raises(ValueError, match="u: expected shape"):
@@ -644,7 +646,7 @@ def test_shapes_are_checked_at_the_door(name):
         env.step(state, action, u[:2])
 
 
-def test_advance_serves_observations_of_any_rank():
+def test_advance_accepts_observations_of_any_rank():
     state = probes.State(place=torch.tensor([0, 1]), time=torch.tensor([1, 2]))
     obs, legal = torch.ones(2, 3, 4, 5), torch.tensor([[True, False], [False, True]])
     start = episode.begin(tree.map(torch.zeros_like, state), 0 * obs, ~legal)
@@ -663,7 +665,7 @@ def test_environments_can_be_pickled(name):
     assert_same(again.reset(u), env.reset(u))
 
 
-def test_a_registered_name_without_a_version_is_a_hint_too():
+def test_a_registered_name_without_a_version_is_suggested():
     gymnasium.register("Unversioned", entry_point="nowhere:Nothing")
     try:
         with pytest.raises(ValueError, match="gym:Unversioned"):

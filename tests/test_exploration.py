@@ -1,4 +1,4 @@
-"""Policies: only legal actions, correct frequencies, and randomness only from the arguments."""
+"""Exploration: actions are legal, frequencies are correct, and randomness comes only from arguments."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ CHANCE = 1e-4
 
 
 @given(strategies.q_batches(), st.data(), st.floats(0, 1, width=32))
-def test_actions_are_legal(batch, data, epsilon):
+def test_explored_actions_are_legal(batch, data, epsilon):
     q, legal = batch
     u = data.draw(strategies.uniforms((*q.shape[:-1], 2)))
     laws.legal_only(partial(exploration.epsilon_greedy, epsilon=epsilon, u=u), q, legal)
@@ -35,7 +35,7 @@ def test_epsilon_0_is_greedy_and_1_is_uniform(batch, data):
 
 
 def test_epsilon_0_never_explores():
-    """Even if the uniform is exactly 0."""
+    """Check that a uniform of exactly 0 does not explore."""
     u = torch.tensor([[0.0, 0.9]])
     assert exploration.epsilon_greedy(
         torch.tensor([[1.0, 0.0]]), torch.ones(1, 2, dtype=torch.bool), 0.0, u
@@ -68,7 +68,7 @@ def test_exploration_rate_is_epsilon():
 
 
 def test_the_largest_uniform_selects_the_last_of_many_actions():
-    """In float32, u just under 1 times a large count rounds up; the action must still exist and be legal."""
+    """Check that the action is legal although u times a large count rounds up to the count in float32."""
     for count in (1, 2, 3, 7, 1000, 4097):
         legal = torch.ones(1, count, dtype=torch.bool)
         u = torch.tensor([1 - 2.0**-23])
@@ -88,7 +88,7 @@ def test_unreadable_uniforms_out_of_range_give_a_legal_action(u):
 
 
 def test_uniforms_of_half_precision_are_refused():
-    """In bfloat16 a third of 300 actions would be unreachable, and a uniform rounded up to 1 would select none."""
+    """Check that float16 and bfloat16, which cannot reach all of 300 actions, raise."""
     legal = torch.ones(1, 300, dtype=torch.bool)
     for dtype in (torch.float16, torch.bfloat16):
         for call in (exploration.uniform, vmap(exploration.uniform)):

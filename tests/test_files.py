@@ -1,4 +1,4 @@
-"""Files are plain, and whole or not there."""
+"""Storage of files: writes are atomic, and links and pipes are refused."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ CALLS = {
 }
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_content_is_read(tmp_path):
     file = tmp_path / "file"
     files.write(file, b"before")
     files.write(file, b"after")
@@ -32,7 +32,7 @@ def test_what_is_written_is_read(tmp_path):
     assert [x.name for x in tmp_path.iterdir()] == ["file"]
 
 
-def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_keeps_the_old_content(tmp_path, monkeypatch):
     file = tmp_path / "file"
     files.write(file, b"before")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -42,7 +42,7 @@ def test_what_cannot_be_written_whole_leaves_what_was_there(tmp_path, monkeypatc
     assert file.read_bytes() == b"before"
 
 
-def test_a_short_write_goes_on(tmp_path, monkeypatch):
+def test_a_short_write_is_continued(tmp_path, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda file, content: write(file, content[:2]))
     files.write(tmp_path / "file", b"all of it")
@@ -60,7 +60,7 @@ def test_write_all_writes_all_or_raises(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == b"all of it"
 
 
-def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
+def test_a_failed_append_is_undone(tmp_path, monkeypatch):
     file, write = tmp_path / "file", os.write
     files.write(file, b"before")
 
@@ -74,13 +74,13 @@ def test_half_a_line_is_taken_back(tmp_path, monkeypatch):
     assert file.read_bytes() == b"before"
 
 
-def test_a_pipe_is_not_written_over(tmp_path):
+def test_a_pipe_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="pipe: expected a plain file, got something else"):
         files.write(tmp_path / "pipe", b"content")
 
 
-def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+def test_content_is_synced_before_the_rename(tmp_path, monkeypatch):
     order = []
     for name in ("fsync", "replace"):
         call = getattr(os, name)
@@ -90,7 +90,7 @@ def test_what_is_written_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_nothing_is_done_through_a_link(tmp_path, call):
+def test_links_are_refused(tmp_path, call):
     (tmp_path / "victim").write_bytes(b"a victim")
     (tmp_path / "link").symlink_to("victim")
     with pytest.raises(ValueError, match="link: expected a plain file, got a link"):
@@ -98,7 +98,7 @@ def test_nothing_is_done_through_a_link(tmp_path, call):
     assert (tmp_path / "victim").read_bytes() == b"a victim"
 
 
-def test_a_link_is_replaced_and_not_followed(tmp_path):
+def test_write_replaces_a_link(tmp_path):
     (tmp_path / "victim").write_bytes(b"a victim")
     (tmp_path / "link").symlink_to("victim")
     files.write(tmp_path / "link", b"content")
@@ -107,20 +107,20 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_no_pipe_is_waited_for(tmp_path, call):
+def test_reading_a_pipe_raises(tmp_path, call):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises((ValueError, OSError)):
         CALLS[call](tmp_path / "pipe")
 
 
-def test_more_than_is_asked_for_is_not_read(tmp_path):
+def test_files_above_the_size_limit_are_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     assert files.read(tmp_path / "file", 5) == b"12345"
     with pytest.raises(ValueError, match="expected at most 4 bytes, got 5"):
         files.read(tmp_path / "file", 4)
 
 
-def test_a_folder_is_on_disk(tmp_path, monkeypatch):
+def test_sync_of_a_folder(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
     files.sync(tmp_path)

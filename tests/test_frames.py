@@ -1,4 +1,4 @@
-"""Frames are stored once, and what comes out of replay is what went in, bit for bit."""
+"""Replay of stacked frames: each frame is stored once, and samples equal the stored transitions bit for bit."""
 
 import functools
 
@@ -15,23 +15,23 @@ from fdqn.types import Transition
 STACK, SIZE = 3, (2, 2)
 
 
-class Film:
-    """Stacked observations of E environments whose episodes end at random, written the plain way."""
+class Episodes:
+    """Generator of transitions with stacked frames of E environments whose episodes end at random."""
 
-    def __init__(self, num_envs, mean_length, seed, stands=0.2):
-        self.rng, self.num_envs, self.mean, self.stands = np.random.default_rng(seed), num_envs, mean_length, stands
+    def __init__(self, num_envs, mean_length, seed, idle=0.2):
+        self.rng, self.num_envs, self.mean, self.idle = np.random.default_rng(seed), num_envs, mean_length, idle
         self.obs = np.stack([self.start() for _ in range(num_envs)])
 
     def frame(self):
-        return self.rng.integers(0, 3, SIZE, dtype=np.uint8)  # few values: two frames may be alike
+        return self.rng.integers(0, 3, SIZE, dtype=np.uint8)  # few values, so that frames may be equal
 
     def start(self):
         return np.stack([np.zeros(SIZE, np.uint8)] * (STACK - 1) + [self.frame()])
 
     def step(self):
-        """Transitions [E], whether an episode ended, whether a step was taken."""
+        """Return transitions [E], and flags [E] of ended episodes and of steps that were taken."""
         obs = self.obs
-        valid = self.rng.random(self.num_envs) >= self.stands
+        valid = self.rng.random(self.num_envs) >= self.idle
         next_obs = np.stack([np.concatenate([o[1:], self.frame()[None]]) for o in obs])
         ended = self.rng.random(self.num_envs) < 1 / self.mean
         terminated = ended & (self.rng.random(self.num_envs) < 0.5)
@@ -42,17 +42,17 @@ class Film:
         return Transition(*map(torch.from_numpy, parts)), torch.from_numpy(ended), torch.from_numpy(valid)
 
 
-ROW, GAMMA = tree.index(Film(1, 1, seed=0).step()[0], 0), torch.tensor(0.9)
+ROW, GAMMA = tree.index(Episodes(1, 1, seed=0).step()[0], 0), torch.tensor(0.9)
 
 
-def stored(film, capacity, steps=1):
-    """A buffer for the film, and its state before the first step."""
-    rows = n_step.wrap(ring.buffer(capacity), film.num_envs, steps)
-    buffer = frames.wrap(rows, film.num_envs, STACK, capacity, steps)
+def stored(episodes, capacity, steps=1):
+    """Return a buffer for the episodes and its initial state."""
+    rows = n_step.wrap(ring.buffer(capacity), episodes.num_envs, steps)
+    buffer = frames.wrap(rows, episodes.num_envs, STACK, capacity, steps)
     return buffer, buffer.init(ROW)
 
 
-def every(buffer, state):
+def all_rows(buffer, state):
     """Return all rows in one tree, oldest first."""
     count = int(buffer.size(state))
     return buffer.sample(state, (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 1, 0).batch
@@ -71,16 +71,16 @@ def added(buffer, state, batch, ended, valid):
 
 @pytest.mark.parametrize("mean_length", [1, 2, 5, 50])
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_what_goes_in_comes_out(num_envs, mean_length):
-    """All rows that are said to be there are the last ones, whole; long episodes lose none of the capacity."""
-    film = Film(num_envs, mean_length, seed=num_envs, stands=0.0 if mean_length == 50 else 0.2)
-    (buffer, state), log, gone = stored(film, 30), None, 0
+def test_samples_equal_the_stored_transitions(num_envs, mean_length):
+    """Compare all rows of the buffer with the newest transitions; long episodes use the full capacity."""
+    episodes = Episodes(num_envs, mean_length, seed=num_envs, idle=0.0 if mean_length == 50 else 0.2)
+    (buffer, state), log, gone = stored(episodes, 30), None, 0
     for _ in range(150):
-        batch, ended, valid = film.step()
+        batch, ended, valid = episodes.step()
         state = added(buffer, state, batch, ended, valid)
         new = tree.index(batch, valid)
         log = new if log is None else tree.map(lambda old, x: torch.cat([old, x])[-30:], log, new)
-        rows = every(buffer, state)
+        rows = all_rows(buffer, state)
         count = assert_newest_equal(log, rows, 30)
         assert count == len(rows.reward)
         assert count or not len(log.reward)
@@ -91,68 +91,68 @@ def test_what_goes_in_comes_out(num_envs, mean_length):
 
 @pytest.mark.parametrize("steps", [2, 3, 12])
 @pytest.mark.parametrize("mean_length", [1, 2, 5, 50])
-def test_what_goes_in_comes_out_over_several_steps(mean_length, steps):
-    """Beside a replay of the same rows with all of their frames, also where few rows are held and episodes short."""
-    film = Film(3, mean_length, seed=steps)
-    (buffer, state), plain = stored(film, 20, steps), n_step.wrap(ring.buffer(2_000), 3, steps)
+def test_n_step_samples_equal_those_of_a_plain_buffer(mean_length, steps):
+    """Compare with replay of the same rows with whole observations, also for few rows and short episodes."""
+    episodes = Episodes(3, mean_length, seed=steps)
+    (buffer, state), plain = stored(episodes, 20, steps), n_step.wrap(ring.buffer(2_000), 3, steps)
     whole = plain.init(ROW)
     for _ in range(120):
-        step = film.step()
+        step = episodes.step()
         state, whole = added(buffer, state, *step), added(plain, whole, *step)
         if not int(plain.size(whole)):
             continue
         assert int(buffer.size(state)) > 0
-        assert_newest_equal(every(plain, whole), every(buffer, state), 20)
+        assert_newest_equal(all_rows(plain, whole), all_rows(buffer, state), 20)
 
 
-def test_rows_that_lost_a_frame_are_seen(monkeypatch):
-    """The planted bug: rows are kept though their frames are written over, and come out with frames of others."""
+def test_rows_with_overwritten_frames_are_detected(monkeypatch):
+    """Plant a bug: keep rows whose frames were overwritten."""
     monkeypatch.setattr(frames, "lost", lambda before, after: torch.tensor(-1))
     with pytest.raises(AssertionError):
-        test_what_goes_in_comes_out(3, 1)
+        test_samples_equal_the_stored_transitions(3, 1)
 
 
-def test_ends_that_are_not_seen_are_found(monkeypatch):
-    """The planted bug: the first frame of an episode is taken for one that goes on."""
+def test_ignored_ends_of_episodes_are_detected(monkeypatch):
+    """Plant a bug: ignore the ends of episodes."""
     original = frames.add
     monkeypatch.setattr(
         frames, "add", lambda held, obs, next_obs, ended, valid: original(held, obs, next_obs, ended & False, valid)
     )
     with pytest.raises(AssertionError):
-        test_what_goes_in_comes_out(1, 5)
+        test_samples_equal_the_stored_transitions(1, 5)
 
 
-def test_no_row_is_forgotten_that_is_whole():
-    """Exactly the rows are left whose frames are all there, counted one environment after the other."""
-    film = Film(3, 2, seed=5)
-    buffer, state = stored(film, 30)
+def test_every_row_with_all_frames_is_kept():
+    """Check that exactly the rows with all frames remain, by counting the frames of each environment."""
+    episodes = Episodes(3, 2, seed=5)
+    buffer, state = stored(episodes, 30)
     size, written, log, fresh = state.frames.ring.shape[1], [0, 0, 0], [], [True] * 3
     for _ in range(100):
-        batch, ended, valid = film.step()
+        batch, ended, valid = episodes.step()
         state = added(buffer, state, batch, ended, valid)
         for i in range(3):
             if valid[i]:
                 written[i] += 1 + fresh[i]
-                log.append((i, written[i] - 2))  # before it is that of next_obs
+                log.append((i, written[i] - 2))  # the newest frame is that of next_obs
                 fresh[i] = bool(ended[i])
-        whole = [place - STACK + 1 >= written[i] - size for i, place in log]
+        whole = [position - STACK + 1 >= written[i] - size for i, position in log]
         newest = len(whole) - max((i + 1 for i, is_whole in enumerate(whole) if not is_whole), default=0)
         assert int(buffer.size(state)) == min(newest, 30)
 
 
-def test_a_frame_is_stored_once():
-    film = Film(2, 50, seed=3)
-    _, state = stored(film, 1_000)
+def test_each_frame_is_stored_once():
+    episodes = Episodes(2, 50, seed=3)
+    _, state = stored(episodes, 1_000)
     stacked = 2 * 1_000 * STACK * 4
     assert state.frames.ring.nbytes < stacked / (2 * STACK) * 1.2
     assert state.buffer.rows.obs.shape == state.buffer.rows.next_obs.shape == (1_000, 2)
 
 
-def test_places_are_drawn_evenly():
-    film = Film(3, 4, seed=9)
-    buffer, state = stored(film, 20)
+def test_rows_are_sampled_uniformly():
+    episodes = Episodes(3, 4, seed=9)
+    buffer, state = stored(episodes, 20)
     for _ in range(40):
-        batch, ended, valid = film.step()
+        batch, ended, valid = episodes.step()
         state = added(buffer, state, batch._replace(reward=torch.arange(3.0).double()), ended, valid)
     count = int(buffer.size(state))
     bits = random.bits(random.key(0), (4_000 * count,))
@@ -163,22 +163,22 @@ def test_places_are_drawn_evenly():
     assert torch.bincount(at, minlength=20).sort().values[-count:].float().std() < 5 * 4_000**0.5
 
 
-def test_cut_begins_anew():
-    """After `cut` the next observation is an episode's first, though no end was seen."""
-    film = Film(2, 1e9, seed=1)
-    buffer, state = stored(film, 30)
-    batch, ended, valid = film.step()
+def test_cut_starts_a_new_episode():
+    """Check that the next observation after `cut` is stored as the first of an episode."""
+    episodes = Episodes(2, 1e9, seed=1)
+    buffer, state = stored(episodes, 30)
+    batch, ended, valid = episodes.step()
     state = added(buffer, state, batch, ended, torch.ones_like(valid))
-    film.obs = np.stack([film.start(), film.start()])
-    batch, ended, _ = film.step()
+    episodes.obs = np.stack([episodes.start(), episodes.start()])
+    batch, ended, _ = episodes.step()
     right = added(buffer, buffer.cut(state), batch, ended, torch.ones_like(valid))
     wrong = added(buffer, state, batch, ended, torch.ones_like(valid))
-    asserts.assert_trees_equal(tree.index(batch, 1), tree.index(every(buffer, right), -1))
+    asserts.assert_trees_equal(tree.index(batch, 1), tree.index(all_rows(buffer, right), -1))
     with pytest.raises(AssertionError):
-        asserts.assert_trees_equal(tree.index(batch, 1), tree.index(every(buffer, wrong), -1))
+        asserts.assert_trees_equal(tree.index(batch, 1), tree.index(all_rows(buffer, wrong), -1))
 
 
-LIES = {
+INVALID = {
     ("buffer", "buffer", "added"): 10**9,
     ("buffer", "buffer", "rows", "obs"): 3,
     ("buffer", "buffer", "rows", "next_obs"): -1,
@@ -191,45 +191,45 @@ LIES = {
 }
 
 
-def test_places_out_of_a_file_are_looked_at():
-    """A checkpoint whose places lie outside of the rings is refused, before a compiled step follows them."""
-    film = Film(3, 4, seed=2)
-    buffer, state = stored(film, 20, steps=2)
+def test_bounds_detect_invalid_indices():
+    """Check that bounds detect indices outside of the rings, which a compiled step would follow unchecked."""
+    episodes = Episodes(3, 4, seed=2)
+    buffer, state = stored(episodes, 20, steps=2)
     for _ in range(9):
-        state = added(buffer, state, *film.step())
+        state = added(buffer, state, *episodes.step())
 
-    def sound(state):
+    def in_bounds(state):
         limits = buffer.bounds(tree.stack([state, state]), 27)
         return all(bool(((x >= 0) & (x <= most)).all()) for x, most in limits.values())
 
-    assert sound(state)
-    for path, value in LIES.items():
-        lying = tree.clone(state)
-        functools.reduce(getattr, path, lying).fill_(value)
-        assert not sound(lying), path
+    assert in_bounds(state)
+    for path, value in INVALID.items():
+        invalid = tree.clone(state)
+        functools.reduce(getattr, path, invalid).fill_(value)
+        assert not in_bounds(invalid), path
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_laws(steps):
-    films = [Film(3, 3, seed=i) for i in range(2)]
-    buffer, lanes = stored(films[0], 20, steps)[0], [stored(film, 20, steps)[1] for film in films]
+def test_laws_of_frames(steps):
+    generators = [Episodes(3, 3, seed=i) for i in range(2)]
+    buffer, states = stored(generators[0], 20, steps)[0], [stored(episodes, 20, steps)[1] for episodes in generators]
     one_step, sample = functools.partial(added, buffer), functools.partial(buffer.sample, oldest=0)
     for _ in range(12):
-        lanes = [one_step(state, *film.step()) for state, film in zip(lanes, films, strict=True)]
-    given = [film.step() for film in films]
-    laws.pure(one_step, lanes[0], *given[0])
-    laws.vmapped(one_step, tree.stack(lanes), *map(tree.stack, zip(*given, strict=True)))
-    laws.compiled(one_step, lanes[0], *given[0], again=[(lanes[1], *given[1])])
-    programs.donated(one_step, lanes[0], *given[0])
+        states = [one_step(state, *episodes.step()) for state, episodes in zip(states, generators, strict=True)]
+    given = [episodes.step() for episodes in generators]
+    laws.pure(one_step, states[0], *given[0])
+    laws.vmapped(one_step, tree.stack(states), *map(tree.stack, zip(*given, strict=True)))
+    laws.compiled(one_step, states[0], *given[0], again=[(states[1], *given[1])])
+    programs.donated(one_step, states[0], *given[0])
     bits = torch.arange(7) << 28
-    laws.vmapped(sample, tree.stack(lanes), torch.stack([bits, bits]))
-    laws.compiled(sample, lanes[0], bits)
-    both = vmap(one_step)(tree.stack(lanes), *map(tree.stack, zip(*given, strict=True)))
-    alone = one_step(lanes[1], *given[1])
+    laws.vmapped(sample, tree.stack(states), torch.stack([bits, bits]))
+    laws.compiled(sample, states[0], bits)
+    both = vmap(one_step)(tree.stack(states), *map(tree.stack, zip(*given, strict=True)))
+    alone = one_step(states[1], *given[1])
     asserts.assert_trees_equal(alone, tree.index(both, 1))
 
 
-def test_sizes():
+def test_sizes_of_the_ring():
     assert frames.capacity(1_600, 4, 4, 1) == 400 + 25 + 4 + 8
     with pytest.raises(ValueError, match=r"^capacity: expected at least 6, got 5"):
         frames.init(torch.zeros(3, 2, 2), 1, 5)
@@ -238,6 +238,6 @@ def test_sizes():
     assert frames.stack(held, torch.tensor([[0, 5], [1, 2]])).shape == (2, 3, 2, 2)
 
 
-def test_an_example_that_is_no_stack_is_refused():
+def test_an_example_without_the_stack_is_refused():
     with pytest.raises(ValueError, match=r"^example\.obs: expected shape \[4 2 2\], got \[3, 2, 2\]"):
         frames.wrap(ring.buffer(8), 1, STACK + 1, 8).init(ROW)

@@ -1,6 +1,6 @@
-"""The same program on a GPU. Run with `pytest -m gpu` where there is one.
+"""Programs on a GPU. Run with `pytest -m gpu` on a machine with a CUDA device.
 
-What can be known of it without one is in `test_cuda_structure.py`, `test_cuda_kernels.py` and `test_compile.py`.
+Checks that need no GPU are in `test_cuda_structure.py`, `test_cuda_kernels.py` and `test_compile.py`.
 """
 
 import json
@@ -28,14 +28,14 @@ def on_cpu(nested):
     return tree.map(lambda x: x.cpu(), nested)
 
 
-def test_noise_is_the_same_bit_for_bit():
+def test_noise_equals_that_on_the_cpu_bit_for_bit():
     program, (_, keys) = examples.program(), examples.seeds(3)
     asserts.assert_trees_equal(training.noise(program, keys, 2, 5), on_cpu(training.noise(program, keys.cuda(), 2, 5)))
     asserts.assert_trees_equal(random.split(keys, 3), random.split(keys.cuda(), 3).cpu())
 
 
-def test_compiled_noise_is_the_same_bit_for_bit():
-    """Its keys are compiled with it."""
+def test_compiled_noise_equals_that_on_the_cpu_bit_for_bit():
+    """Compile the noise together with its keys."""
     program, (_, keys) = examples.program(), examples.seeds(3)
     draw = compile.compiled(program).noise
     for first in (2, 7):
@@ -43,7 +43,7 @@ def test_compiled_noise_is_the_same_bit_for_bit():
 
 
 @pytest.mark.parametrize("step", ["collect", "cycle"])
-def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
+def test_compiled_donated_steps_equal_eager_steps_on_the_cpu(step):
     program, (hyper, keys) = examples.program(), examples.seeds(3)
     state = training.init(program, on_gpu(hyper), keys.cuda())
     assert {x.device.type for x in tree.leaves(state)} == {"cuda"}
@@ -56,8 +56,8 @@ def test_a_compiled_donated_step_equals_the_eager_one_on_the_cpu(step):
     asserts.assert_trees_close(expected, on_cpu(state), atol=1e-4, rtol=1e-4)
 
 
-def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
-    """Bit for bit, with warm-up, hard copies, recurring and odd numbers of cycles."""
+def test_a_run_with_captured_graphs_equals_one_without(monkeypatch):
+    """Compare bits, with warm-up, hard target updates, and different numbers of training iterations."""
     program, (hyper, keys) = examples.program(target_period=4), examples.seeds(3)
     recorded, original = [], cuda_graphs._captured
 
@@ -74,13 +74,13 @@ def test_a_captured_run_equals_an_uncaptured_one(monkeypatch):
             state = training.init(program, on_gpu(hyper), keys.cuda())
             states.append(on_cpu(programs.advance(program, state, 43, compile.compiled(program))))
     assert recorded
-    # The ring's spare place takes what is not kept, in no order.
+    # The spare entry of the ring is written in any order.
     kept = [s._replace(metrics=s.metrics._replace(returns=s.metrics.returns[:, :-1])) for s in states]
     asserts.assert_trees_equal(*kept)
 
 
-def test_a_report_reads_the_host_and_nothing_else_does():
-    """In a run whose graphs are captured, a report reads the device once."""
+def test_only_reports_synchronize_with_the_device():
+    """Check that a run with captured graphs synchronizes with the device once per report."""
     program, (hyper, keys) = examples.program(target_period=4), examples.seeds(2)
     state = training.init(program, on_gpu(hyper), keys.cuda())
     reports = training.run(program, state, 10**6, compile.compiled(program), report_every=8 * program.config.env_steps)
@@ -89,7 +89,7 @@ def test_a_report_reads_the_host_and_nothing_else_does():
     with warnings.catch_warnings(record=True) as waits:
         warnings.simplefilter("always")
         try:
-            torch.cuda.set_sync_debug_mode("warn")  # which warns that it is a prototype
+            torch.cuda.set_sync_debug_mode("warn")  # warns that it is a prototype
             waits.clear()
             for _ in range(5):
                 next(reports)
@@ -99,18 +99,18 @@ def test_a_report_reads_the_host_and_nothing_else_does():
 
 
 def captured_lengths(monkeypatch):
-    """The numbers of steps of all graphs that are captured from here on."""
+    """Record the numbers of steps of the graphs that are captured."""
     lengths, original = [], cuda_graphs._captured
 
-    def noted(graph, leaves, xs, pool):
+    def recorded(graph, leaves, xs, pool):
         lengths.append(len(xs[0]))
         return original(graph, leaves, xs, pool)
 
-    monkeypatch.setattr(cuda_graphs, "_captured", noted)
+    monkeypatch.setattr(cuda_graphs, "_captured", recorded)
     return lengths
 
 
-def test_many_cycles_are_captured_in_one_graph_at_a_thousand_seeds(monkeypatch):
+def test_many_iterations_of_a_thousand_seeds_are_captured_in_one_graph(monkeypatch):
     lengths = captured_lengths(monkeypatch)
     settings = Settings(seeds=1024, capacity=256, batch_size=32, hidden=(8,), steps=4_000, device="cuda")
     program, device = assemble.program(settings), torch.device("cuda")
@@ -123,7 +123,7 @@ def test_many_cycles_are_captured_in_one_graph_at_a_thousand_seeds(monkeypatch):
 
 @torch.library.custom_op("fdqn_test::waits", mutates_args=())
 def waits(x: torch.Tensor) -> torch.Tensor:
-    """Asks for a value, which no capture allows; it cannot be seen in a trace."""
+    """Read a value, which a capture does not allow and a trace does not show."""
     return x + float(x.sum() * 0)
 
 
@@ -132,23 +132,23 @@ def _(x):
     return torch.empty_like(x)
 
 
-def test_a_step_that_cannot_be_captured_goes_on_uncaptured():
-    folded, state = compile.scan(lambda s, x: waits(s) + x), torch.zeros(2, device="cuda")
+def test_a_step_that_cannot_be_captured_runs_without_a_graph():
+    scanned, state = compile.scan(lambda s, x: waits(s) + x), torch.zeros(2, device="cuda")
     stream = torch.cuda.current_stream()
-    folded(state, torch.ones(3, device="cuda"))
+    scanned(state, torch.ones(3, device="cuda"))
     with pytest.warns(UserWarning, match="CUDA graph: expected to capture 3 steps, got: "):
-        folded(state, torch.ones(3, device="cuda"))
+        scanned(state, torch.ones(3, device="cuda"))
     assert torch.cuda.current_stream() == stream
     for _ in range(3):
-        folded(state, torch.ones(2, device="cuda"))
+        scanned(state, torch.ones(2, device="cuda"))
     assert state.tolist() == [12.0, 12.0]
-    other = compile.scan(lambda s, x: s + x)  # others are captured as before
+    other = compile.scan(lambda s, x: s + x)  # other steps are still captured
     for _ in range(3):
         other(state, torch.ones(2, device="cuda"))
     assert state.tolist() == [18.0, 18.0]
 
 
-def test_a_host_constant_in_a_step_is_refused_by_name():
+def test_a_host_constant_in_a_step_is_refused():
     shift = torch.tensor([1.0, 2.0])
     with pytest.raises(ValueError, match=r"expected every tensor on cuda:0, got a constant \[2\] torch.float32 on cpu"):
         compile.scan(lambda s, x: s + shift.to(s.device) * x)(
@@ -156,12 +156,12 @@ def test_a_host_constant_in_a_step_is_refused_by_name():
         )
 
 
-def test_graphs_of_states_that_are_gone_give_their_memory_back():
-    folded, held = compile.scan(lambda s, x: (s + x).sin().cumsum(0)), []
+def test_graphs_of_deleted_states_free_their_memory():
+    scanned, held = compile.scan(lambda s, x: (s + x).sin().cumsum(0)), []
     for _ in range(12):
         state = torch.zeros(2**20, device="cuda")
         for _ in range(3):
-            folded(state, torch.ones(4, device="cuda"))
+            scanned(state, torch.ones(4, device="cuda"))
         del state
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -169,7 +169,7 @@ def test_graphs_of_states_that_are_gone_give_their_memory_back():
     assert held[-1] <= held[3]
 
 
-def test_a_prepared_process_does_not_round_to_tf32_and_repeats(monkeypatch):
+def test_prepare_cuda_disables_tf32_and_makes_training_deterministic(monkeypatch):
     for name in ("deterministic", "benchmark", "allow_tf32"):
         monkeypatch.setattr(torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
     compile.prepare_cuda()
@@ -189,8 +189,8 @@ def test_a_prepared_process_does_not_round_to_tf32_and_repeats(monkeypatch):
     asserts.assert_trees_equal(*ends)
 
 
-def test_evaluation_on_the_gpu_is_that_on_the_cpu():
-    """Compiled from its first step on; keys may be anywhere."""
+def test_evaluation_on_the_gpu_equals_that_on_the_cpu():
+    """Compare compiled evaluation, with keys on the CPU."""
     program, (_, keys) = examples.program(), examples.seeds(3)
     params = program.network.init(random.fold_in(keys, streams.NETWORK))
     player = compile.player(program.env, program.network, 0.1)
@@ -204,16 +204,16 @@ def test_evaluation_on_the_gpu_is_that_on_the_cpu():
 # Environments on the host
 
 
-def test_answers_go_through_pinned_memory_whole():
-    """While the device is busy, and the host writes over what it has sent."""
+def test_transfers_through_pinned_memory_are_complete():
+    """Transfer while the device is busy and the host overwrites the source."""
     device = torch.device("cuda")
     upload, download, sums = transfer.uploads(device), transfer.downloads(device), []
     busy = torch.rand(2048, 2048, device=device)
     for i in range(50):
-        answer = {"obs": torch.full((3, 1000), float(i)), "ended": torch.full((5,), i % 2 == 0)}
-        there = upload(answer)
-        answer["obs"].fill_(-1.0)
-        answer["ended"].fill_(False)
+        batch = {"obs": torch.full((3, 1000), float(i)), "ended": torch.full((5,), i % 2 == 0)}
+        there = upload(batch)
+        batch["obs"].fill_(-1.0)
+        batch["ended"].fill_(False)
         busy = busy @ busy / busy.norm()
         sums.append((there, there["obs"].sum() / 3000))
     for i, (there, mean) in enumerate(sums):
@@ -223,7 +223,7 @@ def test_answers_go_through_pinned_memory_whole():
 
 
 @pytest.mark.parametrize("compiles", [True, False])
-def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
+def test_a_run_in_gymnasium_starts_like_one_on_the_cpu(compiles):
     settings = Settings(
         env="gym:CartPole-v1", seeds=2, steps=120, num_envs=3, batch_size=8, capacity=60, learning_starts=12,
         target_period=4, hidden=(8,), compile=compiles,
@@ -231,19 +231,19 @@ def test_a_run_in_gymnasium_starts_as_on_the_cpu(compiles):
     ends = []
     for device in ("cpu", "cuda"):
         program = assemble.program(settings)
-        games = envs.find(settings.env).open(settings.seeds, settings.num_envs)
+        vector_env = envs.find(settings.env).open(settings.seeds, settings.num_envs)
         state = training.init(program, tree.to(assemble.hyper(settings), device), assemble.keys(settings).to(device))
-        functions = run_folder.functions(program, settings, games)
-        *_, report = training.run(program, host.start(program, games, state), 120, functions, 30, at_once=1)
+        functions = run_folder.functions(program, settings, vector_env)
+        *_, report = training.run(program, host.start(program, vector_env, state), 120, functions, 30, at_once=1)
         ends.append(on_cpu(report.state))
-        games.close()
+        vector_env.close()
     cpu, gpu = ends
     assert gpu.learner.updates.min() > 0
-    # As long as actions are random, which they mostly are here, what was seen is the same.
+    # Observations are equal as long as actions are random.
     torch.testing.assert_close(cpu.buffer.rows.obs[:, :12], gpu.buffer.rows.obs[:, :12], rtol=0, atol=0)
 
 
-def test_the_memory_of_the_gpu_is_what_is_free():
+def test_available_memory_of_the_gpu():
     device = torch.device("cuda")
     free, total = memory.available(device)
     held = torch.empty(2**28, dtype=torch.uint8, device=device)
@@ -253,7 +253,7 @@ def test_the_memory_of_the_gpu_is_what_is_free():
     assert free <= total == torch.cuda.get_device_properties(device).total_memory
 
 
-def test_memory_that_runs_out_is_said_in_a_sentence(tmp_path, capsys, monkeypatch):
+def test_out_of_memory_on_the_gpu_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(memory, "check_memory", lambda *given: 0)
     words = ["train", "--device=cuda", "--seeds=4096", "--capacity=10000000", "--steps=100000000"]
@@ -261,13 +261,13 @@ def test_memory_that_runs_out_is_said_in_a_sentence(tmp_path, capsys, monkeypatc
     assert "fdqn: out of memory; lower --seeds or --capacity" in capsys.readouterr().err
 
 
-def test_the_command_trains(tmp_path, capsys):
+def test_the_command_trains_on_the_gpu(tmp_path, capsys):
     sizes = ["--seeds=2", "--steps=600", "--learning-starts=100", "--batch-size=8", "--hidden", "8"]
     assert cli.main(["train", "--device=cuda", "--json", *sizes, "--out", str(tmp_path / "run")]) == 0
     assert json.loads(capsys.readouterr().out)["failed_seeds"] == []
 
 
-def test_a_module_s_parameters_do_not_depend_on_the_device_and_leave_the_generators_alone():
+def test_parameters_of_a_module_do_not_depend_on_the_device_or_change_the_generators():
     from fdqn import networks
 
     network = networks.from_module(lambda: torch.nn.Linear(3, 2))
@@ -279,8 +279,8 @@ def test_a_module_s_parameters_do_not_depend_on_the_device_and_leave_the_generat
     assert torch.equal(before, torch.cuda.get_rng_state())
 
 
-def test_the_constants_of_a_module_are_where_its_parameters_are():
-    """Also in a program whose steps are captured, where nothing may be copied from the host."""
+def test_buffers_of_a_module_are_on_the_device_of_its_parameters():
+    """Check also a program with captured steps, which must not copy from the host."""
 
     from fdqn import networks
 
@@ -304,7 +304,7 @@ def test_the_constants_of_a_module_are_where_its_parameters_are():
     torch.testing.assert_close(network.apply(params, obs.cuda()).cpu(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_drops_the_same_on_the_gpu():
+def test_dropout_on_the_gpu_equals_that_on_the_cpu():
     from fdqn import networks
 
     network = networks.from_module_with_dropout(lambda: torch.nn.Sequential(torch.nn.Dropout(0.3)))
