@@ -183,7 +183,7 @@ def test_masks_of_the_method_are_used_for_factories_and_registered_names(monkeyp
         assert vector_env.broken == {}
 
 
-class Told(Masked):
+class WithTwoMasks(Masked):
     """Environment with a mask in its observations or infos; `action_masks()` must not be called."""
 
     def __init__(self, where):
@@ -198,23 +198,23 @@ class Told(Masked):
     def right(self):
         return (np.arange(3) == 2).astype(np.int8)
 
-    def told(self, obs, *rest, info):
+    def with_mask(self, obs, *rest, info):
         shown = {"a": obs, "action_mask": self.right()} if self.where == "obs" else obs
         return shown, *rest, {"action_mask": self.right().tolist()} if self.where == "info" else info
 
     def reset(self, **how):
         obs, info = super().reset(**how)
-        return self.told(obs, info=info)
+        return self.with_mask(obs, info=info)
 
     def step(self, action):
         assert action == 6
-        *answer, info = Strict.step(self, action)
-        return self.told(*answer, info=info)
+        *result, info = Strict.step(self, action)
+        return self.with_mask(*result, info=info)
 
 
 @pytest.mark.parametrize("where", ["obs", "info"])
 def test_a_mask_in_observations_or_infos_takes_precedence(where):
-    vector_env = gym.from_factory("told", partial(Told, where)).open(1, 2)
+    vector_env = gym.from_factory("masks", partial(WithTwoMasks, where)).open(1, 2)
     step = vector_env.reset([[1, 2]])
     for _ in range(5):
         assert step.legal[0].tolist() == [[False, False, True]] * 2

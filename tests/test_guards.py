@@ -1,4 +1,4 @@
-"""One lane that goes wrong is stopped before it reaches the state, is said by name, and touches no other lane."""
+"""Guards against non-finite numbers: a failed seed is frozen and reported, and other seeds are unchanged."""
 
 import json
 import shlex
@@ -17,15 +17,15 @@ from fdqn.ops import losses
 from fdqn.testing import asserts, examples, programs
 from fdqn.types import Diagnostics
 
-BAD, LANES = 1, 3
+BAD, SEEDS = 1, 3
 
 
 def put(leaf, value):
-    """The value in everything that lane BAD has of a leaf."""
+    """Set a leaf to the value for seed BAD."""
     return leaf.clone().index_fill_(0, torch.tensor([BAD]), value)
 
 
-PLACES = {
+CORRUPTIONS = {
     "observation": lambda s, x: s._replace(buffer=s.buffer._replace(rows=s.buffer.rows._replace(
         obs=put(s.buffer.rows.obs, x)))),
     "next observation": lambda s, x: s._replace(buffer=s.buffer._replace(rows=s.buffer.rows._replace(
@@ -49,51 +49,51 @@ def advanced(state, cycles, program=None):
 
 @pytest.fixture(scope="module")
 def trained():
-    """Lanes that have learned for a while."""
-    program, (hyper, keys) = examples.program(), examples.seeds(LANES)
+    """Return a state after some training."""
+    program, (hyper, keys) = examples.program(), examples.seeds(SEEDS)
     return programs.advance(program, training.init(program, hyper, keys), 20)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(trained):
-    """The other lanes ten cycles later."""
+def uncorrupted(trained):
+    """Return the state of the other seeds ten training iterations later."""
     return others(advanced(trained, 10))
 
 
 def others(state):
-    return tree.index(state, torch.tensor([i for i in range(LANES) if i != BAD]))
+    return tree.index(state, torch.tensor([i for i in range(SEEDS) if i != BAD]))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("place", PLACES)
-def test_a_lane_that_goes_wrong_is_frozen_and_touches_no_other(trained, undisturbed, place, value):
-    spoiled = PLACES[place](trained, value)
-    asserts.assert_trees_equal(others(trained), others(spoiled))
-    after = advanced(spoiled, 10)
-    asserts.assert_trees_equal(undisturbed, others(after))
-    # The learner is that of before, but for the target, which is copied as ever.
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_failed_seed_is_frozen_and_others_are_unchanged(trained, uncorrupted, name, value):
+    corrupted = CORRUPTIONS[name](trained, value)
+    asserts.assert_trees_equal(others(trained), others(corrupted))
+    after = advanced(corrupted, 10)
+    asserts.assert_trees_equal(uncorrupted, others(after))
+    # The learner is unchanged, except for the target network, which is still updated.
     asserts.assert_trees_equal(
-        tree.index(spoiled.learner, BAD)._replace(target_params={}),
+        tree.index(corrupted.learner, BAD)._replace(target_params={}),
         tree.index(after.learner, BAD)._replace(target_params={}),
     )
     assert after.metrics.failed.tolist() == [-1, 21, -1]
-    assert [training.CAUSES[i] for i in after.metrics.cause] == ["nothing", CAUSE.get(place, "loss"), "nothing"]
-    asserts.assert_trees_equal(tree.index(spoiled.metrics.totals, BAD), tree.index(after.metrics.totals, BAD))
+    assert [training.CAUSES[i] for i in after.metrics.cause] == ["nothing", CAUSE.get(name, "loss"), "nothing"]
+    asserts.assert_trees_equal(tree.index(corrupted.metrics.totals, BAD), tree.index(after.metrics.totals, BAD))
 
 
-def spoiled_program(spoil):
-    """A program whose loss is spoiled in the lane of the largest learning rate."""
+def corrupted_program(corrupt):
+    """Make a program with a wrong loss for the seed with the largest learning rate."""
     agent = examples.program().algorithm.agent
 
     def loss(params, target_params, batch, hyper, noise):
         output = agent.loss(params, target_params, batch, hyper, noise)
-        return output._replace(loss=spoil(output.loss, hyper.learning_rate > 1.9e-3))
+        return output._replace(loss=corrupt(output.loss, hyper.learning_rate > 1.9e-3))
 
     return examples.program(agent=agent._replace(loss=loss))
 
 
-class Steeper(torch.autograd.Function):
-    """x forwards, its slope times a factor backwards."""
+class ScaledGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
 
     generate_vmap_rule = True
 
@@ -111,56 +111,56 @@ class Steeper(torch.autograd.Function):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "cause"),
+    ("corrupt", "cause"),
     [
         (lambda value, here: value + torch.where(here, torch.inf, 0.0), "loss"),
-        (lambda value, here: Steeper.apply(value, torch.where(here, torch.inf, 1.0)), "gradient"),
-        (lambda value, here: Steeper.apply(value, torch.where(here, torch.nan, 1.0)), "gradient"),
+        (lambda value, here: ScaledGradient.apply(value, torch.where(here, torch.inf, 1.0)), "gradient"),
+        (lambda value, here: ScaledGradient.apply(value, torch.where(here, torch.nan, 1.0)), "gradient"),
     ],
 )
-def test_losses_and_gradients_that_are_not_finite(spoil, cause):
-    program, (hyper, keys) = spoiled_program(spoil), examples.seeds(LANES)
+def test_non_finite_losses_and_gradients_fail_a_seed(corrupt, cause):
+    program, (hyper, keys) = corrupted_program(corrupt), examples.seeds(SEEDS)
     start = training.init(program, hyper, keys)
     after = programs.advance(program, tree.clone(start), 12)
-    sound = programs.advance(examples.program(), tree.clone(start), 12)
-    asserts.assert_trees_equal(tree.index(sound, slice(2)), tree.index(after, slice(2)))
+    healthy = programs.advance(examples.program(), tree.clone(start), 12)
+    asserts.assert_trees_equal(tree.index(healthy, slice(2)), tree.index(after, slice(2)))
     assert after.metrics.failed.tolist() == [-1, -1, 5]
     assert training.CAUSES[after.metrics.cause[2]] == cause
     asserts.assert_trees_equal(tree.index(start.learner.params, 2), tree.index(after.learner.params, 2))
 
 
-def test_the_planted_bug_is_seen(trained):
-    """Without the guard the lane's parameters become NaN."""
+def test_missing_guard_is_detected(trained):
+    """Check that parameters become NaN without the guard, the planted bug."""
     program = examples.program()
-    spoiled = PLACES["reward"](trained, torch.nan)
-    noise = tree.index(training.noise(program, spoiled.key, 20, 1), 0)
+    corrupted = CORRUPTIONS["reward"](trained, torch.nan)
+    noise = tree.index(training.noise(program, corrupted.key, 20, 1), 0)
 
     def unguarded(state, noise):
         state = training.collect(program, state, noise)
         return program.algorithm.update(state.learner, state.buffer, noise.sample[0], (), state.hyper)[0]
 
-    params = vmap(unguarded)(spoiled, noise).params
+    params = vmap(unguarded)(corrupted, noise).params
     with pytest.raises(AssertionError, match="expected a finite number"):
         asserts.assert_finite(params)
-    asserts.assert_finite(vmap(partial(training.cycle, program))(spoiled, noise).learner.params)
+    asserts.assert_finite(vmap(partial(training.cycle, program))(corrupted, noise).learner.params)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("leaf", ["0.weight", "0.bias", "2.weight", "2.bias"])
-def test_every_parameter_is_looked_at(trained, leaf, value):
-    """Behind a ReLU minus infinity is never seen in a loss."""
+def test_every_parameter_is_checked(trained, leaf, value):
+    """Check every leaf, because the loss does not depend on minus infinity before a ReLU."""
     learner = trained.learner
-    spoiled = trained._replace(
+    corrupted = trained._replace(
         learner=learner._replace(params=learner.params | {leaf: put(learner.params[leaf], value)})
     )
-    after = advanced(spoiled, 3)
+    after = advanced(corrupted, 3)
     assert after.metrics.failed.tolist() == [-1, 21, -1]
     asserts.assert_trees_equal(others(advanced(trained, 3)), others(after))
 
 
 @pytest.mark.parametrize("leaf", ["0.weight", "0.bias", "2.weight", "2.bias"])
-def test_no_parameter_that_is_not_finite_reaches_the_state(trained, leaf):
-    """A step size that is infinite for one of them alone."""
+def test_non_finite_parameters_are_not_stored(trained, leaf):
+    """Use an infinite step size for one leaf."""
 
     def optimizer(hyper):
         whole = assemble.clipped(assemble.adam)(hyper)
@@ -179,10 +179,10 @@ def test_no_parameter_that_is_not_finite_reaches_the_state(trained, leaf):
     asserts.assert_trees_equal(tree.index(trained.learner.params, BAD), tree.index(after.learner.params, BAD))
 
 
-def test_reports_name_the_lane_the_cycle_and_the_cause(trained):
+def test_reports_contain_the_failed_seed_the_iteration_and_the_cause(trained):
     program = examples.program()
-    spoiled = PLACES["reward"](trained, torch.nan)
-    *_, last = training.run(program, spoiled, 90, training.vmapped(program), 30)
+    corrupted = CORRUPTIONS["reward"](trained, torch.nan)
+    *_, last = training.run(program, corrupted, 90, training.vmapped(program), 30)
     assert last.failed.tolist() == [-1, 21, -1]
     assert last.cause.tolist() == [0, 1, 0]
     assert np.isnan(last.loss).tolist() == [False, True, False]
@@ -192,25 +192,25 @@ def test_reports_name_the_lane_the_cycle_and_the_cause(trained):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_a_failed_seed_is_said_and_kept_out(tmp_path, capsys, monkeypatch):
-    """An infinite penalty wherever a TD error is above 1.5, which one of these seeds meets."""
+def test_failed_seeds_are_printed_and_excluded(tmp_path, capsys, monkeypatch):
+    """Train with an infinite loss for TD errors above 1.5, which occur for some of the seeds."""
     monkeypatch.setattr(losses, "squared", lambda delta: delta * delta * torch.where(delta > 1.5, torch.inf, 1.0))
     words = shlex.split("train --steps 600 --seeds 3 --n-step 1 --no-compile --learning-starts 100 --report-every 200")
     assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     failed = summary["failed_seeds"]
     assert 0 < len(failed) < 3
     for failure, seed in zip(summary["failures"], failed, strict=True):
         assert (failure["seed"], failure["cause"]) == (seed, "loss")
         assert 100 <= failure["step"] <= 600
-        assert said.count(f"seed {seed} failed at step {failure['step']}: its loss is not finite") == 1
+        assert err.count(f"seed {seed} failed at step {failure['step']}: its loss is not finite") == 1
         assert summary["final_return"]["per_seed"][seed] is None
     assert summary["final_return"]["iqm"] is not None
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_on_nan_stop(tmp_path, capsys, monkeypatch):
+def test_on_nan_stop_stops_the_run(tmp_path, capsys, monkeypatch):
     healthy = losses.squared
     words = ["train", "--seeds", "2", "--no-compile", "--learning-starts", "100", "--report-every", "100"]
     words += [
@@ -232,13 +232,13 @@ def test_on_nan_stop(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(losses, "squared", later)
     assert cli.main([*words, "--steps", "1000"]) == 1
-    said = capsys.readouterr().err
-    assert "fdqn: stopped: seed 0 failed at step" in said
-    assert "fdqn resume" in said
-    steps = [int(place.name) for place in run_folder.checkpoint.newest(tmp_path / "run" / "checkpoints")]
+    err = capsys.readouterr().err
+    assert "fdqn: stopped: seed 0 failed at step" in err
+    assert "fdqn resume" in err
+    steps = [int(path.name) for path in run_folder.checkpoint.newest(tmp_path / "run" / "checkpoints")]
     assert steps
     assert max(steps) < 1000
-    # What is the same again fails again; seeds may be left behind, and a mended loss goes on.
+    # The same run fails again, unless failed seeds are frozen or the loss is corrected.
     assert cli.main(["resume", str(tmp_path / "run")]) == 1
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     assert cli.main(["resume", str(tmp_path / "copy"), "--on-nan", "freeze"]) == 0
@@ -248,12 +248,12 @@ def test_on_nan_stop(tmp_path, capsys, monkeypatch):
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["failed_seeds"] == []
 
 
-def test_failed_seeds_are_told_with_step_and_cause(trained):
+def test_failed_seeds_have_step_and_cause(trained):
     program = examples.program()
-    (report,) = training.run(program, PLACES["reward"](trained, torch.nan), 60, training.vmapped(program), 30)
+    (report,) = training.run(program, CORRUPTIONS["reward"](trained, torch.nan), 60, training.vmapped(program), 30)
     assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {}
-    spoiled = PLACES["reward"](trained, torch.nan)
-    *_, report = training.run(program, spoiled, 90, training.vmapped(program), 30)
+    corrupted = CORRUPTIONS["reward"](trained, torch.nan)
+    *_, report = training.run(program, corrupted, 90, training.vmapped(program), 30)
     assert history.failed_seeds(Settings(seeds=3, seed=7, num_envs=3), report) == {8: (63, "loss")}
     assert training.snapshot(program, report.state).failed.tolist() == [-1, 21, -1]
     zero = Diagnostics(*torch.zeros(3))

@@ -1,4 +1,4 @@
-"""What a run writes down and goes on from, whatever somebody or something has done to its folder meanwhile."""
+"""Records of runs and resumption from them, also from damaged or changed folders."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ OFTEN = dataclasses.replace(SETTINGS, checkpoint_every=15, keep_checkpoints=3, e
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """A run that was stopped at step 60 of 90, with three checkpoints and more."""
+    """Return a run that was stopped at step 60 of 90, with at least three checkpoints."""
     path = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "CYCLES_PER_CALL", 1)
@@ -52,13 +52,13 @@ def newest(path):
     return checkpoint.newest(path / "checkpoints")[0]
 
 
-def say(path, **changes):
-    """Let the newest checkpoint say something else, under a seal of its own; None takes an entry away."""
-    said = checkpoint.record(newest(path)) | changes
-    reseal(newest(path), record={name: x for name, x in said.items() if changes.get(name, ...) is not None})
+def change_record(path, **changes):
+    """Change the record of the newest checkpoint and its checksum; None removes an entry."""
+    record = checkpoint.record(newest(path)) | changes
+    reseal(newest(path), record={name: x for name, x in record.items() if changes.get(name, ...) is not None})
 
 
-def test_what_a_checkpoint_says(run):
+def test_checkpoint_info(run):
     at = history.checkpoint_info(newest(run))
     assert (at.step, at.failed) == (int(newest(run).name), 0)
     text = (run / "metrics.csv").read_bytes()[: at.rows["metrics.csv"]["bytes"]]
@@ -66,38 +66,38 @@ def test_what_a_checkpoint_says(run):
     assert at.rows["evaluations.csv"] == {"bytes": 0, "sha256": ""}
 
 
-SAYS = {
+INVALID_RECORDS = {
     "nothing": dict.fromkeys(history.CheckpointInfo._fields),
     "no score": {"score": None} | {"failed": None},
-    "a word for a step": {"step": "x"},
+    "a string for a step": {"step": "x"},
     "another step": {"step": 7},
-    "a true step": {"step": True},
+    "True for a step": {"step": True},
     "settings as a list": {"settings": ["env"]},
     "rows as a list": {"rows": [1]},
     "rows of other files": {"rows": {"../victim": {"bytes": 0, "sha256": ""}}},
     "rows of one more file": {
         "rows": {name: {"bytes": 0, "sha256": ""} for name in (*history.ROWS, "../../victim", "/tmp/victim")}
     },
-    "less than no rows": {"rows": {name: {"bytes": -1, "sha256": ""} for name in history.ROWS}},
+    "negative rows": {"rows": {name: {"bytes": -1, "sha256": ""} for name in history.ROWS}},
     "giant rows": {"rows": {name: {"bytes": 10**400, "sha256": ""} for name in history.ROWS}},
-    "a word for a score": {"score": "high"},
-    "a word for failed": {"failed": "none"},
+    "a string for a score": {"score": "high"},
+    "a string for failed": {"failed": "none"},
 }
 
 
-@pytest.mark.parametrize("what", SAYS)
-def test_a_checkpoint_that_says_something_else_is_refused(run, what):
+@pytest.mark.parametrize("name", INVALID_RECORDS)
+def test_a_checkpoint_with_an_invalid_record_is_refused(run, name):
     victim = run.parent / "victim"
     victim.write_text("not yours")
-    say(run, **SAYS[what])
+    change_record(run, **INVALID_RECORDS[name])
     before = content(run.parent)
     with pytest.raises(checkpoint.CheckpointError, match="expected the record of a run's checkpoint"):
         restore(run)
     assert content(run.parent) == before
 
 
-def test_a_checkpoint_passed_over_is_out_of_the_way(run):
-    """Whatever of it is damaged, the next saves neither fall over it nor take it for the newest."""
+def test_a_skipped_checkpoint_is_renamed(run):
+    """Check that a damaged checkpoint is renamed, so that later saves are not affected by it."""
     damaged, before = newest(run), checkpoint.newest(run / "checkpoints")[1]
     (damaged / "manifest.json").write_text("{}")
     where = restore(run, fallback=True)
@@ -112,7 +112,7 @@ def test_a_checkpoint_passed_over_is_out_of_the_way(run):
         checkpoint.mark_damaged(run / "checkpoints" / "no such")
 
 
-LIES = {
+INVALID = {
     "metrics.cause": 99,
     "metrics.failed": -9,
     "metrics.episodes": 10**9,
@@ -125,23 +125,23 @@ LIES = {
 }
 
 
-def test_a_state_whose_counters_lie_is_refused(run):
-    place, settings = newest(run), OFTEN
+def test_a_state_with_wrong_counters_is_refused(run):
+    folder, settings = newest(run), OFTEN
     program, state = begun(settings)
     like = {"lanes": state, "since": tree.from_numpy(training.snapshot(program, state))}
-    read, record = checkpoint.load(place, like)
-    for path, value in LIES.items():
-        lanes = tree.clone(read["lanes"])
-        leaf = lanes
+    read, record = checkpoint.load(folder, like)
+    for path, value in INVALID.items():
+        changed = tree.clone(read["lanes"])
+        leaf = changed
         for name in path.split("."):
             leaf = getattr(leaf, name)
         leaf.fill_(value)
-        checkpoint.save(run / "checkpoints", place.name, read | {"lanes": lanes}, record)
+        checkpoint.save(run / "checkpoints", folder.name, read | {"lanes": changed}, record)
         with pytest.raises(checkpoint.CheckpointError, match="expected counters of step"):
             restore(run)
 
 
-def test_a_checkpoint_of_version_0_1_is_of_the_settings_that_it_had(tmp_path):
+def test_a_checkpoint_of_version_0_1_matches_its_settings(tmp_path):
     now = to_json(OFTEN)
     before = {name: value for name, value in now.items() if name != "random_warmup"}
     history._check_same(tmp_path, before, now)
@@ -149,7 +149,7 @@ def test_a_checkpoint_of_version_0_1_is_of_the_settings_that_it_had(tmp_path):
         history._check_same(tmp_path, before, {**now, "random_warmup": True})
 
 
-def test_lines_that_were_changed_are_refused(run):
+def test_changed_lines_are_refused(run):
     text = (run / "metrics.csv").read_bytes()
     (run / "metrics.csv").write_bytes(text.replace(b"0", b"1", 1))
     before = content(run)
@@ -168,7 +168,7 @@ def test_rows_behind_a_link_are_refused(run, tmp_path):
     assert victim.read_bytes() == before
 
 
-def test_without_a_checkpoint_a_run_with_a_summary_is_not_started_over(run):
+def test_a_run_with_a_summary_but_no_checkpoint_is_not_restarted(run):
     shutil.rmtree(run / "checkpoints")
     (run / "summary.json").write_text("{}")
     before = content(run)
@@ -193,7 +193,7 @@ def report(step, returns, failed):
     )  # fmt: skip
 
 
-def test_the_best_checkpoint_stays_and_failed_seeds_do_not_count(tmp_path):
+def test_the_best_checkpoint_is_kept_and_failed_seeds_are_excluded(tmp_path):
     settings = dataclasses.replace(OFTEN, keep_checkpoints=1, out=str(tmp_path / "run"))
     run_folder.create(settings)
     nan = np.nan
@@ -214,7 +214,7 @@ def test_the_best_checkpoint_stays_and_failed_seeds_do_not_count(tmp_path):
     assert scores == [None, 1.0, 6.0, 2.5, 5.5, 6.5]
 
 
-def test_seconds_go_on(run):
+def test_seconds_continue_after_resumption(run):
     where = restore(run)
     assert where.seconds == history.checkpoint_info(newest(run)).seconds > 0
     gone_on(run, OFTEN, training.vmapped(assemble.program(OFTEN)), where._replace(seconds=1000.0))
@@ -229,7 +229,7 @@ def rows_with_seconds(path):
         return list(csv.DictReader(lines))
 
 
-def test_rows_are_on_disk_before_a_checkpoint_counts_on_them(tmp_path, monkeypatch):
+def test_rows_are_synced_before_a_checkpoint_is_saved(tmp_path, monkeypatch):
     order, sync, save = [], os.fsync, checkpoint.save
     inode = lambda: (tmp_path / "run" / "metrics.csv").stat().st_ino  # noqa: E731
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
@@ -255,7 +255,7 @@ def done(finished, tmp_path):
 
 
 def interrupted(monkeypatch, after):
-    """Ctrl-C as the report of that step comes."""
+    """Interrupt the run at the report of the given step."""
     original = history.record
 
     def record(*given):
@@ -267,7 +267,7 @@ def interrupted(monkeypatch, after):
     monkeypatch.setattr(history, "record", record)
 
 
-def test_a_longer_run_that_was_stopped_goes_on_to_its_end(done, monkeypatch, capsys):
+def test_an_interrupted_extension_is_resumed_to_its_end(done, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600"]) == 130
@@ -281,7 +281,7 @@ def test_a_longer_run_that_was_stopped_goes_on_to_its_end(done, monkeypatch, cap
     assert [int(row["step"]) for row in rows(done / "metrics.csv")[::2]] == list(range(75, 601, 75))
 
 
-def test_what_to_do_about_nan_is_remembered(done, monkeypatch):
+def test_on_nan_is_kept_by_a_resumed_run(done, monkeypatch):
     with monkeypatch.context() as patched:
         interrupted(patched, after=375)
         assert cli.main(["resume", str(done), "--steps", "600", "--on-nan", "stop"]) == 130
@@ -290,7 +290,7 @@ def test_what_to_do_about_nan_is_remembered(done, monkeypatch):
     assert results.plan(done)[0].on_nan == "freeze"
 
 
-def test_a_full_disk_after_ctrl_c_is_said(done, monkeypatch, capfd):
+def test_a_full_disk_after_ctrl_c_is_reported(done, monkeypatch, capfd):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -304,14 +304,14 @@ def test_a_full_disk_after_ctrl_c_is_said(done, monkeypatch, capfd):
     assert newest(done).name == "300"
 
 
-def test_other_provenance_are_said(done, capsys):
+def test_changes_of_the_machine_are_reported(done, capsys):
     config = json.loads((done / "config.json").read_text())
     config["processor"], config["git"], config["versions"]["numpy"] = "an abacus", "c0ffee", "0.1"
     (done / "config.json").write_text(json.dumps(config))
     assert cli.main(["resume", str(done), "--steps", "375"]) == 0
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     for words in ("and was an abacus", "and was c0ffee", "numpy is"):
-        assert words in said
+        assert words in err
 
 
 def spoil(name, change):
@@ -323,59 +323,59 @@ def spoil(name, change):
     return spoiled
 
 
-HOSTILE = {
+MALICIOUS = {
     "no versions": spoil("config.json", lambda x: x.pop("versions")),
     "no plan": spoil("config.json", lambda x: x.pop("plan")),
     "a giant plan": spoil("config.json", lambda x: x["plan"].update(steps=10**400)),
     "giant steps": spoil("config.json", lambda x: x["settings"].update(steps=10**400)),
     "an engine that is a list": spoil("config.json", lambda x: x.update(engine=[1])),
-    "a plan in words": spoil("config.json", lambda x: x["plan"].update(steps="many")),
+    "a plan with a string": spoil("config.json", lambda x: x["plan"].update(steps="many")),
     "deep JSON": lambda path: (path / "config.json").write_text("[" * 200_000),
     "a pipe": lambda path: ((path / "config.json").unlink(), os.mkfifo(path / "config.json")),
     "a link to checkpoints": lambda path: (
         shutil.move(path / "checkpoints", path.parent / "elsewhere"),
         (path / "checkpoints").symlink_to(path.parent / "elsewhere"),
     ),
-    "a header of its own": lambda path: (path / "metrics.csv").write_text("a,b\n" + (path / "metrics.csv").read_text()),
+    "another header": lambda path: (path / "metrics.csv").write_text("a,b\n" + (path / "metrics.csv").read_text()),
     "links": lambda path: (shutil.move(path / "metrics.csv", path / "m"), (path / "metrics.csv").symlink_to("m")),
 }
 
 
-def test_more_steps_than_can_be_counted(done, capsys):
+def test_too_many_steps_are_refused(done, capsys):
     before = content(done)
     assert cli.main(["resume", str(done), "--steps", str(10**17)]) == 1
     assert "steps: expected at most 2**53, got a number of 18 digits" in capsys.readouterr().err
     assert content(done) == before
 
 
-def test_an_unreadable_summary_is_as_good_as_none(done):
+def test_an_unreadable_summary_is_ignored(done):
     (done / "summary.json").write_text("[" * 200_000)
     assert results.finished(done) == 0
     assert cli.main(["resume", str(done)]) == 0
     assert results.finished(done) == 300
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_folder_is_refused_in_a_sentence(done, capsys, what):
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_a_malicious_folder_is_refused_in_one_line(done, capsys, name):
     victim = done.parent / "victim"
     victim.write_text("not yours")
-    HOSTILE[what](done)
+    MALICIOUS[name](done)
     before = {name: x for name, x in content(done.parent).items() if not name.endswith((".lock", ".saving"))}
     assert cli.main(["resume", str(done), "--steps", "375"]) == 1
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert said.strip().splitlines()[-1].startswith("fdqn: ")
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1].startswith("fdqn: ")
     assert {name: x for name, x in content(done.parent).items() if not name.endswith((".lock", ".saving"))} == before
 
 
-def test_a_picture_does_not_follow_a_link(done):
+def test_links_in_the_folder_are_not_followed(done):
     victim = done.parent / "victim"
     victim.write_text("not yours")
     for name in ("curve.png", "params.safetensors", "summary.json"):
         original = (done / name).read_bytes()
         (done / name).unlink()
         (done / name).symlink_to(victim)
-        if name != "curve.png":  # that one is only written
+        if name != "curve.png":  # only written, never read
             assert cli.main(["report", str(done)]) in (0, 1)
             (done / name).unlink()
             (done / name).write_bytes(original)
@@ -385,7 +385,7 @@ def test_a_picture_does_not_follow_a_link(done):
 
 
 @pytest.mark.parametrize("name", ["[/a]", "[bold]x"])
-def test_names_are_shown_as_they_are(tmp_path, capsys, name):
+def test_names_with_markup_are_printed_unchanged(tmp_path, capsys, name):
     path = tmp_path / name
     settings = dataclasses.replace(LONGER, steps=75)
     assert cli.main(["train", *flags(settings), "--no-compile", "--out", str(path)]) == 0
@@ -393,7 +393,7 @@ def test_names_are_shown_as_they_are(tmp_path, capsys, name):
     assert f"{path} is finished" in capsys.readouterr().err
 
 
-def test_one_seed_alone_is_kept(tmp_path):
+def test_a_run_of_one_seed_is_resumed(tmp_path):
     settings = dataclasses.replace(LONGER, steps=150, seeds=1)
     assert cli.main(["train", *flags(settings), "--no-compile", "--out", str(tmp_path / "run")]) == 0
     assert cli.main(["resume", str(tmp_path / "run"), "--steps", "225"]) == 0

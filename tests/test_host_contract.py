@@ -1,4 +1,4 @@
-"""Opening host environments: objects that do not keep the protocol are refused by name, in one place."""
+"""Opening host environments: objects that violate the protocol are refused with the member, in one function."""
 
 import ast
 import pathlib
@@ -20,7 +20,7 @@ SEEDS, ENVS = 2, 3
 
 
 class Opened:
-    """Zeros in the right shapes, except for the fields given in `wrong`; an episode lasts three steps."""
+    """Vector environment of zeros, except for the fields in `wrong`; episodes last three steps."""
 
     broken: ClassVar[dict] = {}
 
@@ -62,7 +62,7 @@ def open_and_step(env):
     return vector.step(np.zeros((SEEDS, ENVS), np.int64))
 
 
-def test_an_environment_that_keeps_the_protocol_is_opened():
+def test_a_valid_environment_is_opened():
     step = open_and_step(host_env())
     assert step.step.obs.shape == (SEEDS, ENVS, 4)
 
@@ -77,14 +77,14 @@ def test_a_missing_member_is_named(member):
         return
     hint = re.escape("; set broken = {} if seeds cannot fail separately") if member == "broken" else ""
     members = "reset, step, close, broken"
-    says = f"^env: expected open to return an object with {members}, got Partial without {member}{hint}$"
+    message = f"^env: expected open to return an object with {members}, got Partial without {member}{hint}$"
     network = networks.mlp((4,), (2,), 2)
     keys = random.key(torch.arange(SEEDS))
     for run in (
         lambda: envs.open_host(env, SEEDS, ENVS),
         lambda: evaluate.greedy(env, network, network.init(keys), keys, ENVS),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             run()
 
 
@@ -92,7 +92,7 @@ FLAGS = torch.zeros(SEEDS, ENVS, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "error", "says"),
+    ("wrong", "error", "message"),
     [
         ({"obs": torch.zeros(SEEDS, ENVS, 5)}, ValueError, "step to return obs of shape [2, 3, 4], got [2, 3, 5]"),
         ({"obs": torch.zeros(SEEDS, ENVS, 4).double()}, TypeError,
@@ -113,8 +113,8 @@ FLAGS = torch.zeros(SEEDS, ENVS, dtype=torch.bool)
     ],
     ids=lambda x: "-".join(x) if isinstance(x, dict) else "",
 )  # fmt: skip
-def test_a_wrong_field_is_named(wrong, error, says):
-    with pytest.raises(error, match=f"^{re.escape('env: expected ' + says)}$"):
+def test_a_wrong_field_is_named(wrong, error, message):
+    with pytest.raises(error, match=f"^{re.escape('env: expected ' + message)}$"):
         open_and_step(host_env(**wrong))
 
 
@@ -127,8 +127,8 @@ def test_a_tuple_is_not_a_host_step():
         open_and_step(host_env(Plain))
 
 
-def test_only_the_first_step_is_checked_and_failures_are_passed_on():
-    """A seed may fail at any time: `broken` is read from the opened object whenever it is asked for."""
+def test_only_the_first_step_is_checked_and_failures_are_forwarded():
+    """Check that `broken` is read from the opened object on every access, because seeds may fail at any time."""
     made = []
 
     class Failing(Opened):
@@ -148,7 +148,7 @@ def test_only_the_first_step_is_checked_and_failures_are_passed_on():
     assert made[0].closed
 
 
-def test_evaluation_and_video_close_what_they_open():
+def test_evaluation_and_video_close_their_environments():
     made = []
 
     class Kept(Opened):
@@ -177,7 +177,7 @@ KIND = re.compile(r"isinstance\(.*\b(Env|HostEnv|World|RecordingEnv|HostVectorEn
 BROKEN = re.compile(r"(getattr|hasattr)\(.*broken", re.S)
 
 
-def test_one_function_tells_host_environments_from_pure_ones():
+def test_one_function_distinguishes_host_environments_from_pure_ones():
     root, kinds, guesses = pathlib.Path(fdqn.__file__).parent, set(), set()
     for path in sorted(root.rglob("*.py")):
         for function, source in calls(path):

@@ -1,6 +1,6 @@
-"""Check pages of runs: numbers equal the statistics, text is escaped, and the printed command trains the run again.
+"""HTML pages of runs: numbers equal the statistics, text is escaped, and the printed command repeats the run.
 
-Here figures are plain records, not checked by plotly; `test_page_browser` opens real pages.
+Figures are plain records here, not checked by plotly; `test_page_browser` opens real pages.
 """
 
 import csv
@@ -84,7 +84,7 @@ def page_of(path, name="runs/one"):
 # Data
 
 
-def test_a_curve_is_that_of_the_seeds_that_did_not_fail(tmp_path):
+def test_curves_exclude_failed_seeds(tmp_path):
     path = written(tmp_path / "run", stops=(6,))
     (panel,) = page_of(path)["curves"]
     (curve,) = panel["curves"]
@@ -100,7 +100,7 @@ def test_a_curve_is_that_of_the_seeds_that_did_not_fail(tmp_path):
     assert curve["failed"] == [False, True, False, False, False, False]
     np.testing.assert_array_equal(curve["seed_values"], read.values.T)
     with_failed = plots.summarised(read)[1]
-    assert curve["iqm"].tolist() != [float(x.iqm) for x in with_failed], "a planted failed seed changes the mean"
+    assert curve["iqm"].tolist() != [float(x.iqm) for x in with_failed], "failed seeds must be excluded"
 
 
 def test_the_tables_of_a_run(tmp_path):
@@ -124,7 +124,7 @@ def test_the_tables_of_a_run(tmp_path):
     assert ["learning_starts", "20", "1000"] in found["settings"]["differing"]["rows"]
     others = {row[0] for row in found["settings"]["others"]["rows"]}
     assert "gamma" in others
-    assert not others & {"atoms", "out", "munchausen_tau"}, "settings that are not read, and the folder"
+    assert not others & {"atoms", "out", "munchausen_tau"}, "unused settings and the folder are omitted"
     machine = dict(found["machine"]["rows"])
     assert {"fdqn", "torch", "numpy", "python", "device", "total time"} <= set(machine)
     assert found["results"] is None
@@ -145,7 +145,7 @@ def test_the_tables_of_several_runs_show_how_they_differ(tmp_path):
     assert [row[:5] for row in found["results"]["rows"]] == [["a", "catch", "dqn", 6, 0], ["b", "catch", "c51", 3, 0]]
 
 
-def test_runs_with_other_arguments_of_the_environment_are_drawn_apart(tmp_path):
+def test_runs_with_different_environment_arguments_have_separate_panels(tmp_path):
     given = {"env": "catch", "seeds": 2, "steps": 1000, "learning_starts": 20}
     limited = written(tmp_path / "b", make({**given, "env_kwargs": {"time_limit": 5}}))
     found = html_report.page_of([written(tmp_path / "a", make(given)), limited], ["a", "b"])
@@ -156,7 +156,7 @@ def test_runs_with_other_arguments_of_the_environment_are_drawn_apart(tmp_path):
     assert page_of(limited)["title"] == "dqn on catch (time_limit=5)"
 
 
-def test_a_run_whose_seeds_have_all_failed(tmp_path, without_plotly):
+def test_page_of_a_run_whose_seeds_have_all_failed(tmp_path, without_plotly):
     found = page_of(written(tmp_path / "run", stops=tuple(range(5, 11))))
     assert found["curves"] == []
     assert found["diagnostics"] is None
@@ -217,13 +217,13 @@ def test_folders_of_runs_and_of_sweeps(tmp_path):
     assert html_report.program_folders(tmp_path / "nowhere") == []
 
 
-def test_a_run_in_progress(tmp_path):
+def test_page_of_a_run_in_progress(tmp_path):
     path = written(tmp_path / "run", reports=4, stops=(6,), done=False)
     whole = (path / "metrics.csv").read_text()
     found = html_report.current(path, "run")
     facts = dict(found["facts"])
     assert facts["steps per seed"] == "400 of 1,000"
-    assert facts["failed seeds"].startswith("1 of 6"), "a seed without updates"
+    assert facts["failed seeds"].startswith("1 of 6"), "a seed without updates has failed"
     assert found["failures"]["rows"] == [["run", 6, "", "no more updates"]]
     with open(path / "metrics.csv", "a") as file:
         file.write("500,5,500,55,50.1,9,1.5,2.5,0.5,0.1,0.001,1.0\n500,6,5")  # in the middle of a write
@@ -234,7 +234,7 @@ def test_a_run_in_progress(tmp_path):
 
 
 @pytest.mark.parametrize("change", [{"failures": [1]}, {"steps": "x"}, {"final_return": None}, {"wall_seconds": []}])
-def test_a_damaged_summary_of_a_run_that_is_watched_is_refused(tmp_path, change):
+def test_a_damaged_summary_of_a_run_in_progress_is_refused(tmp_path, change):
     path = written(tmp_path / "run")
     html_report.current(path, "run")
     summary = json.loads((path / "summary.json").read_text())
@@ -244,7 +244,7 @@ def test_a_damaged_summary_of_a_run_that_is_watched_is_refused(tmp_path, change)
 
 
 @pytest.mark.parametrize("programs", [1, 2])
-def test_a_sweep_in_progress(tmp_path, programs):
+def test_page_of_a_sweep_in_progress(tmp_path, programs):
     base = dataclasses.asdict(make({"env": "catch", "seeds": 5, "steps": 1000, "learning_starts": 20}))
     values = [{"batch_size": size, "gamma": gamma} for size in (8, 16)[:programs] for gamma in (0.5, 0.9, 0.99)]
     for i in range(programs):
@@ -312,13 +312,13 @@ def parsed(command):
     ],
     ids=str,
 )
-def test_the_command_gives_the_settings(given):
+def test_the_command_parses_to_the_settings(given):
     settings = make(given)
     assert parsed(repeat.command(settings)).settings == settings
     assert repeat.command(dataclasses.replace(settings, gamma=0.3)) != repeat.command(settings)
 
 
-def test_the_command_of_a_sweep_gives_its_values():
+def test_the_command_of_a_sweep_parses_to_its_values():
     base = dataclasses.asdict(defaults("dqn"))
     rows = [{"hidden": hidden, "double": double, "learning_rate": rate}
             for hidden in ((64, 64), (120,)) for double in (True, False) for rate in (1e-4, 0.25)]  # fmt: skip
@@ -329,7 +329,7 @@ def test_the_command_of_a_sweep_gives_its_values():
     assert repeat.command(Sweep(**base, varied=tuple(rows[:3]))) is None, "not a product"
 
 
-def test_a_run_that_was_extended_is_repeated_in_two_commands(tmp_path):
+def test_an_extended_run_is_repeated_by_two_commands(tmp_path):
     path = written(tmp_path / "run")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps(config | {"plan": {"steps": 2000, "on_nan": "freeze"}}))
@@ -387,7 +387,7 @@ def test_text_of_runs_is_escaped(tmp_path, without_plotly, count):
     assert page_figures._safe(EVIL) == "&lt;script&gt;alert('x')&lt;/script&gt;&amp;\"%&#123;y}"
 
 
-def test_the_reader_of_tags_sees_a_planted_script():
+def test_the_parser_of_tags_detects_a_planted_script():
     assert Tags("<p>a</p><script>alert(1)</script><img onerror='x'>").tags == ["p", "script", "img"]
 
 
@@ -402,7 +402,7 @@ def test_the_page_of_a_sweep_is_escaped(sweep, without_plotly):
     assert sorted(chosen["gamma = 0.9"]) == [0.06, 0.06, 1, 1]
 
 
-def test_the_page_loads_nothing(tmp_path, without_plotly):
+def test_the_page_loads_no_external_resources(tmp_path, without_plotly):
     text = page.html(page_of(written(tmp_path / "run")))
     links = [
         (name, value) for _, name, value in Tags(text).attributes if name in ("src", "href", "action", "data", "srcset")
@@ -415,7 +415,7 @@ def test_the_page_loads_nothing(tmp_path, without_plotly):
     assert "connect-src 'self'" in page.html(page_of(tmp_path / "run"), 3.0)
 
 
-def test_the_update_of_a_page_is_its_sections(tmp_path, without_plotly):
+def test_the_update_of_a_page_has_its_sections(tmp_path, without_plotly):
     found = page_of(written(tmp_path / "run"))
     assert page.body(found) in page.html(found)
     assert "<script>" not in page.body(found)
@@ -424,7 +424,7 @@ def test_the_update_of_a_page_is_its_sections(tmp_path, without_plotly):
 # Figures
 
 
-def test_figures_hold_the_numbers_of_the_page(tmp_path, without_plotly):
+def test_figures_have_the_numbers_of_the_page(tmp_path, without_plotly):
     found = page_of(written(tmp_path / "run", stops=(6,)))
     (run,) = found["curves"][0]["curves"]
     drawn = page_figures.curves(found["curves"][0])["data"]
@@ -441,7 +441,7 @@ def test_figures_hold_the_numbers_of_the_page(tmp_path, without_plotly):
     assert [(x["yaxis"], set(x["y"])) for x in medians] == [("y", {1.5}), ("y2", {2.5}), ("y3", {0.5})]
 
 
-def test_figures_of_a_sweep_hold_its_numbers(sweep, without_plotly):
+def test_figures_of_a_sweep_have_its_numbers(sweep, without_plotly):
     effects = html_report.page_of([sweep], ["s"])["sweep"]
     points, line = page_figures.sensitivity(effects, 1)["data"]
     assert points["x"] == [1e-3, 1e-2, 1e-3, 1e-2]
@@ -453,7 +453,7 @@ def test_figures_of_a_sweep_hold_its_numbers(sweep, without_plotly):
     assert [round(trace["y"][0]) for trace in lines] == [0, 0, 1, 1]
 
 
-def test_a_sweep_of_which_all_failed_has_no_effects(sweep, without_plotly):
+def test_a_sweep_whose_seeds_have_all_failed_has_no_effects(sweep, without_plotly):
     data = html_report._finished_sweep(sweep, "s")
     failed = np.full_like(data.returns, np.nan)
     found = page_data.of_sweep(data._replace(returns=failed, rows=sweeps.ranking(data.names, data.values, failed)))
@@ -464,7 +464,7 @@ def test_a_sweep_of_which_all_failed_has_no_effects(sweep, without_plotly):
 # The command and its errors
 
 
-def test_the_command_writes_the_page_and_nothing_else(tmp_path, without_plotly, monkeypatch, capsys):
+def test_the_command_writes_only_the_page(tmp_path, without_plotly, monkeypatch, capsys):
     path = written(tmp_path / "run")
     before = {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
     monkeypatch.chdir(tmp_path)
@@ -472,7 +472,7 @@ def test_the_command_writes_the_page_and_nothing_else(tmp_path, without_plotly, 
     assert capsys.readouterr().out.startswith("page page.html, ")
     assert {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()} == before
     assert sorted(file.name for file in tmp_path.iterdir()) == ["page.html", "run"]
-    assert str(tmp_path) not in Path("page.html").read_text(), "paths are shown as they were typed"
+    assert str(tmp_path) not in Path("page.html").read_text(), "paths are shown as given"
     assert cli.main(["report", "run", "run", "--html", "two.html", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"html": "two.html", "bytes": Path("two.html").stat().st_size}
 
@@ -484,7 +484,7 @@ def test_names_that_are_not_unicode_become_escapes(tmp_path, without_plotly):
     assert page.encoded("\udcff\u00e9") == b"\\udcff\xc3\xa9"
 
 
-def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path, without_plotly, monkeypatch, capsys):
+def test_a_failed_write_leaves_no_page(tmp_path, without_plotly, monkeypatch, capsys):
     written(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
 
@@ -497,7 +497,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path, without_plotly, 
     assert not Path("page.html").exists()
 
 
-def test_without_plotly_one_sentence_names_the_extra(tmp_path, monkeypatch, capsys):
+def test_missing_plotly_is_reported_with_the_extra(tmp_path, monkeypatch, capsys):
     written(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "plotly", None)
@@ -512,5 +512,5 @@ def test_without_plotly_one_sentence_names_the_extra(tmp_path, monkeypatch, caps
     assert not Path("page.html").exists()
 
 
-def test_the_settings_have_no_setting_without_a_value():
+def test_every_displayed_setting_has_a_value():
     assert all(page_data._setting_values(Settings())[name] for name in ("env", "gamma", "hidden"))

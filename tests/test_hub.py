@@ -1,4 +1,4 @@
-"""Write runs as model repositories of the Hugging Face Hub: the folder, its model card, loading and uploading."""
+"""Runs as model repositories of the Hugging Face Hub: the folder, its model card, loading and uploading."""
 
 import ast
 import base64
@@ -28,7 +28,7 @@ from fdqn.testing.asserts import assert_trees_close
 
 @pytest.fixture
 def place(small_run, tmp_path, monkeypatch):
-    """Start in an empty folder with a copy `run` of the small run."""
+    """Change to a folder with `run`, a copy of the small run."""
     shutil.copytree(small_run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -65,7 +65,7 @@ def api(monkeypatch):
     return Api
 
 
-def test_folder_reads_as_the_run(repository):
+def test_the_folder_can_be_read_as_the_run(repository):
     """Read the folder with `Run.load`, `eval`, `report` and `export` as a run folder."""
     run, shared = fdqn.Run.load("run"), fdqn.Run.load("repo")
     assert_trees_close(shared.params, run.params, 0, 0)
@@ -79,11 +79,11 @@ def test_folder_reads_as_the_run(repository):
     ]  # fmt: skip
 
 
-def test_no_path_of_this_machine_is_in_the_folder(repository):
-    places = [str(repository.absolute().parent).encode(), str(Path(fdqn.__file__).parents[1]).encode()]
+def test_the_folder_contains_no_path_of_this_machine(repository):
+    paths = [str(repository.absolute().parent).encode(), str(Path(fdqn.__file__).parents[1]).encode()]
     assert json.loads(Path("run/config.json").read_text())["settings"]["out"].startswith("/")
     for file in repository.iterdir():
-        assert not any(place in file.read_bytes() for place in places), file
+        assert not any(place in file.read_bytes() for place in paths), file
 
 
 def test_metadata_of_the_parameters(repository):
@@ -94,7 +94,7 @@ def test_metadata_of_the_parameters(repository):
     }  # fmt: skip
 
 
-def test_the_median_seed_s_policy_is_the_default(repository):
+def test_the_policy_of_the_median_seed_is_exported_by_default(repository):
     run = fdqn.Run.load("run")
     returns = run.summary["final_return"]["per_seed"]
     lower = int(np.argmin(returns))
@@ -109,7 +109,7 @@ def card(folder):
     return (folder / "README.md").read_text()
 
 
-def test_the_command_of_the_card_gives_the_settings(repository):
+def test_the_command_of_the_card_parses_to_the_settings(repository):
     """Parse the printed command to the settings of the run, except its folder."""
     (command,) = re.findall(r"```sh\n(.*?)\n```", card(repository))
     parsed = parse.parse(shlex.split(command)[1:])
@@ -126,7 +126,7 @@ def test_the_command_of_the_card_gives_the_settings(repository):
         dict(algorithm="dqn", noisy=True),
     ],
 )
-def test_commands_give_their_settings(given):
+def test_commands_parse_to_their_settings(given):
     chosen = settings.make(given)
     assert parse.parse(shlex.split(repeat.command(chosen))[1:]).settings == chosen
 
@@ -172,7 +172,7 @@ def test_the_card_has_the_arguments_of_the_environment_and_the_extension(place, 
     assert "\nfdqn resume RUN --steps 300\n```" in text
 
 
-def test_means_and_deviations_are_those_of_the_seeds():
+def test_means_and_deviations_over_seeds():
     returns = [491.0, 500.0, None, 480.0]
     mean, deviation = np.mean([491, 500, 480]), np.std([491, 500, 480], ddof=1)
     assert model_card.mean_text({"per_seed": returns}) == f"{mean:.2f} +/- {deviation:.2f}"
@@ -180,7 +180,7 @@ def test_means_and_deviations_are_those_of_the_seeds():
     assert model_card.mean_text({"per_seed": [None]}) == "none"
 
 
-def test_hub_s_parser_reads_the_card(repository):
+def test_huggingface_hub_parses_the_card(repository):
     """Find the library, the tags and the results with `ModelCard` of huggingface_hub."""
     package = pytest.importorskip("huggingface_hub")
     run = fdqn.Run.load("run")
@@ -194,7 +194,7 @@ def test_hub_s_parser_reads_the_card(repository):
     assert iqm.metric_type == "iqm_reward"
 
 
-def test_calls_fit_the_package():
+def test_calls_match_the_signatures_of_huggingface_hub():
     """Bind the calls that the fake records to the signatures of huggingface_hub."""
     package = pytest.importorskip("huggingface_hub")
     api = package.HfApi(library_name="fdqn", library_version="0")
@@ -239,7 +239,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_the_package_uploads_the_folder_to_a_server(repository, monkeypatch):
+def test_huggingface_hub_uploads_the_folder_to_a_server(repository, monkeypatch):
     """Upload with huggingface_hub to a server on this machine; every file arrives unchanged."""
     package = pytest.importorskip("huggingface_hub")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
@@ -267,7 +267,7 @@ def test_push_creates_the_repository_and_uploads_the_folder(place, api, capsys):
     assert 'snapshot_download("me/poles", local_dir="poles")' in card(Path("repo"))
 
 
-def test_a_failed_upload_keeps_the_folder_and_says_how_to_go_on(place, api, capsys, monkeypatch):
+def test_a_failed_upload_keeps_the_folder_and_prints_the_command_to_upload_it(place, api, capsys, monkeypatch):
     def fail(self, **named):
         raise RuntimeError("no route\nto host")
 
@@ -296,7 +296,7 @@ def test_a_given_video_is_shown(place):
     assert not Path("repo/replay.gif").exists()
 
 
-def test_failed_seeds_are_named_and_not_chosen(place):
+def test_failed_seeds_are_named_and_not_exported(place):
     path = place / "run" / "summary.json"
     summary = json.loads(path.read_text())
     summary["failed_seeds"] = [5]
@@ -311,7 +311,7 @@ def test_failed_seeds_are_named_and_not_chosen(place):
         hub.write(place / "run", place / "other", seed=5)
 
 
-def test_nothing_is_left_of_a_folder_that_could_not_be_written(place, monkeypatch, capsys):
+def test_a_failed_write_leaves_no_folder(place, monkeypatch, capsys):
     def fail(run, *given):
         raise OSError(28, "No space left on device")
 
@@ -322,7 +322,7 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(place, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ("--hub run", "hub: expected a folder that does not exist yet, got 'run'; choose another --hub"),
         ("--hub no/repo", "hub: expected a folder in an existing folder, got 'no/repo'; create no first"),
@@ -332,15 +332,15 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(place, monkeypatc
         ("--hub repo --push poles", "push: expected a repository OWNER/NAME, got 'poles'"),
     ],
 )
-def test_bad_input_is_refused_in_one_sentence(place, api, capsys, flags, says):
+def test_invalid_input_is_refused_in_one_line(place, api, capsys, flags, message):
     assert cli.main(["export", "run", *shlex.split(flags)]) == 1
-    assert capsys.readouterr().err == f"fdqn: {says}\n"
+    assert capsys.readouterr().err == f"fdqn: {message}\n"
     assert [path.name for path in place.iterdir()] == ["run"]
     assert api.calls == []
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("flags", "message"),
     [
         ("", "Missing from fdqn export: --seed INT, or --hub PATH for a model repository"),
         ("--hub repo --out a.pt", "flag --out: expected none with --hub, got 'a.pt'; omit one of them"),
@@ -349,13 +349,13 @@ def test_bad_input_is_refused_in_one_sentence(place, api, capsys, flags, says):
         ("--seed 5 --out a.pt --video a.gif", "flag --video: expected --hub with it, got none"),
     ],
 )
-def test_flags_that_do_not_fit_are_usage_errors(place, capsys, flags, says):
+def test_conflicting_flags_are_usage_errors(place, capsys, flags, message):
     assert cli.main(["export", "run", *shlex.split(flags)]) == 2
-    assert capsys.readouterr().err == f"fdqn: {says}\n"
+    assert capsys.readouterr().err == f"fdqn: {message}\n"
     assert [path.name for path in place.iterdir()] == ["run"]
 
 
-def test_a_token_and_the_package_are_needed_before_anything_is_written(place, monkeypatch, capsys):
+def test_a_missing_token_or_package_is_reported_before_writing(place, monkeypatch, capsys):
     words = ["export", "run", "--hub", "repo", "--push", "me/poles"]
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=Api, get_token=lambda: None))
     assert cli.main(words) == 1
