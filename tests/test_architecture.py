@@ -191,7 +191,7 @@ def test_imports_name_existing_levels(path):
     assert unknown_imports(parsed(path)) == set()
 
 
-def test_nothing_imports_the_command_or_the_test_kit():
+def test_no_level_imports_the_command_or_testing():
     assert forbidden_imports(LEVELS) == []
 
 
@@ -306,14 +306,14 @@ def test_each_testing_package_is_imported_by_one_module(package, file):
     assert [p.name for p in paths if any(name.split(".")[0] == package for name in names_in(parsed(p)))] == [file]
 
 
-KIT = [p for p in sorted((ROOT / "testing").glob("*.py")) if p.name != "__init__.py"]
+TESTING_MODULES = [p for p in sorted((ROOT / "testing").glob("*.py")) if p.name != "__init__.py"]
 NOT_LAWS = {"advance", "trained"}
 """Functions of `programs` that are not laws."""
-EACH_KIT_MODULE = pytest.mark.parametrize("path", KIT, ids=lambda p: p.name)
+EACH_TESTING_MODULE = pytest.mark.parametrize("path", TESTING_MODULES, ids=lambda p: p.name)
 
 
 def public(module):
-    """Return the names in `__all__` of a module of the kit, and those of its functions without an underscore."""
+    """Return the names in `__all__` of a module of `fdqn.testing`, and those of its functions without an underscore."""
     exported = [n.value for n in module.body if isinstance(n, ast.Assign) and dotted(n.targets[0]) == "__all__"]
     functions = {n.name for n in module.body if isinstance(n, ast.FunctionDef)}
     return set(ast.literal_eval(*exported)), {name for name in functions if not name.startswith("_")}
@@ -332,8 +332,8 @@ def called(node):
     return [n for n in ast.walk(node) if isinstance(n, ast.Call)]
 
 
-@EACH_KIT_MODULE
-def test_the_kit_exports_its_public_functions(path):
+@EACH_TESTING_MODULE
+def test_modules_of_testing_export_their_public_functions(path):
     offered, defined = public(parsed(path))
     assert defined <= offered
     assert offered <= set(dir(importlib.import_module(f"fdqn.testing.{path.stem}")))

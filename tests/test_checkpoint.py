@@ -580,7 +580,7 @@ def test_the_state_of_another_checkpoint_is_refused(saved):
 
 # Malicious files
 
-HOSTILE = st.recursive(
+MALICIOUS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.integers(2**31, 2**70) | st.floats() | st.text(max_size=8)
     | st.sampled_from([-1, 10**400, "../../canary", "__metadata__", "F64", "a" * 10_000]),
     lambda x: st.lists(x, max_size=4) | st.dictionaries(st.text(max_size=8), x, max_size=4),
@@ -599,8 +599,8 @@ def places(content):
 @st.composite
 def mutations(draw):
     """Draw up to three changes of a JSON document, each as (position, change, value)."""
-    content = [(draw(st.integers(0, 999)), draw(st.sampled_from(["put", "remove", "add"])), draw(HOSTILE))]
-    return content + draw(st.lists(st.tuples(st.integers(0, 999), st.just("put"), HOSTILE), max_size=2))
+    content = [(draw(st.integers(0, 999)), draw(st.sampled_from(["put", "remove", "add"])), draw(MALICIOUS))]
+    return content + draw(st.lists(st.tuples(st.integers(0, 999), st.just("put"), MALICIOUS), max_size=2))
 
 
 def mutated(content, changes):
@@ -772,7 +772,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_hostile_files_are_refused_and_nothing_is_executed(saved, tmp_path, attack):
+def test_malicious_files_are_refused_and_nothing_is_executed(saved, tmp_path, attack):
     canary = tmp_path / "canary"
     canary.write_text("alive")
     ATTACKS[attack](saved, canary)

@@ -69,7 +69,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def place(trained, tmp_path, monkeypatch):
+def workdir(trained, tmp_path, monkeypatch):
     """Change to a folder with `run`, a copy of the trained run, and `file`, a file."""
     shutil.copytree(trained[0], tmp_path / "run")
     (tmp_path / "file").write_text("mine\n")
@@ -127,14 +127,14 @@ def test_requested_evaluations_are_reported(trained):
     assert re.search(r"greedy|evaluat", err) or "evaluat" in files
 
 
-def test_json_prints_only_the_summary_on_standard_output(place, capsys):
+def test_json_prints_only_the_summary_on_standard_output(workdir, capsys):
     assert cli.main(["train", *TINY, "--json", "--out", "new"]) == 0
     out = capsys.readouterr().out
     assert strict(out) == strict(Path("new/summary.json").read_text())
     assert out.count("\n") == 1
 
 
-def test_train_without_out_creates_a_folder(place, capsys):
+def test_train_without_out_creates_a_folder(workdir, capsys):
     before = set(os.listdir("."))
     assert cli.main(["train", *TINY, "--env", "catch"]) == 0
     assert set(os.listdir(".")) - before == {"runs"}
@@ -147,36 +147,36 @@ def test_train_without_out_creates_a_folder(place, capsys):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_the_same_command_gives_the_same_run(place, trained):
+def test_the_same_command_gives_the_same_run(workdir, trained):
     assert cli.main(["train", *TINY, "--seed", "5", "--evaluate-every", "150", "--out", "again"]) == 0
-    assert (place / "again/params.safetensors").read_bytes() == (place / "run/params.safetensors").read_bytes()
-    tables = [(place / name / "metrics.csv").read_text().splitlines() for name in ("again", "run")]
+    assert (workdir / "again/params.safetensors").read_bytes() == (workdir / "run/params.safetensors").read_bytes()
+    tables = [(workdir / name / "metrics.csv").read_text().splitlines() for name in ("again", "run")]
     timeless = [[row.rsplit(",", 1)[0] for row in table] for table in tables]
     assert timeless[0] == timeless[1]
     assert cli.main(["train", *TINY, "--seed", "6", "--out", "other"]) == 0
-    assert (place / "other/params.safetensors").read_bytes() != (place / "run/params.safetensors").read_bytes()
+    assert (workdir / "other/params.safetensors").read_bytes() != (workdir / "run/params.safetensors").read_bytes()
 
 
-def test_eval_equals_the_final_return_of_the_summary(place, capsys):
+def test_eval_equals_the_final_return_of_the_summary(workdir, capsys):
     assert cli.main(["eval", "run", "--json"]) == 0
     out = capsys.readouterr().out
     assert strict(out) == strict(Path("run/summary.json").read_text())["final_return"]
     assert set(strict(out)) == {"iqm", "low", "high", "per_seed", "kind", "unfinished", "step_limit"}
-    before = tree(place)
+    before = tree(workdir)
     assert cli.main(["eval", "run", "--episodes", "3"]) == 0
     out = capsys.readouterr().out
     assert "cartpole" in out
     assert "3 greedy episodes" in out
-    assert tree(place) == before, "eval must not write files"
+    assert tree(workdir) == before, "eval must not write files"
 
 
-def test_eval_in_gymnasium_equals_the_gymnasium_return_of_the_summary(place, capsys):
+def test_eval_in_gymnasium_equals_the_gymnasium_return_of_the_summary(workdir, capsys):
     assert cli.main(["eval", "run", "--env", "gym:CartPole-v1", "--json"]) == 0
     record = strict(Path("run/summary.json").read_text())["gymnasium_return"]
     assert {"env": "CartPole-v1", **strict(capsys.readouterr().out)} == record
 
 
-def test_eval_of_a_failed_seed(place, capsys):
+def test_eval_of_a_failed_seed(workdir, capsys):
     summary = json.loads(Path("run/summary.json").read_text())
     Path("run/summary.json").write_text(json.dumps({**summary, "failed_seeds": [6]}))
     assert cli.main(["eval", "run", "--json"]) == 0
@@ -187,13 +187,13 @@ def test_eval_of_a_failed_seed(place, capsys):
     assert re.search(r"^ *6 +failed", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_eval_writes_a_video(place, capsys):
-    before = tree(place)
+def test_eval_writes_a_video(workdir, capsys):
+    before = tree(workdir)
     assert cli.main(["eval", "run", "--episodes", "3", "--json", "--video", "seeds.GIF"]) == 0
     out, err = capsys.readouterr()
     plain = strict(out)
     assert re.fullmatch(r"video seeds\.GIF: \d+ frames, one every step, [\d.,]+ kB\n", err)
-    assert {**before, "seeds.GIF": Path("seeds.GIF").read_bytes()} == tree(place)
+    assert {**before, "seeds.GIF": Path("seeds.GIF").read_bytes()} == tree(workdir)
     with Image.open("seeds.GIF") as image:
         assert (image.format, image.is_animated) == ("GIF", True)
     assert cli.main(["eval", "run", "--episodes", "3", "--json"]) == 0
@@ -203,7 +203,7 @@ def test_eval_writes_a_video(place, capsys):
     assert Path("seeds.GIF").read_bytes().startswith(b"GIF89a"), "the file is replaced"
 
 
-def test_videos_omit_failed_seeds(place, capsys, monkeypatch):
+def test_videos_omit_failed_seeds(workdir, capsys, monkeypatch):
     titles, original = [], video.gif
     monkeypatch.setattr(video, "gif", lambda lines, frames: titles.extend(lines) or original(lines, frames))
     summary = json.loads(Path("run/summary.json").read_text())
@@ -217,17 +217,17 @@ def test_videos_omit_failed_seeds(place, capsys, monkeypatch):
     assert not Path("none.gif").exists()
 
 
-def test_a_video_that_cannot_be_written_is_reported_in_one_line(place, capsys, monkeypatch):
+def test_a_video_that_cannot_be_written_is_reported_in_one_line(workdir, capsys, monkeypatch):
     def full(*given):
         raise OSError(28, "No space left on device")
 
-    before = tree(place)
+    before = tree(workdir)
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", full)
         code = cli.main(["eval", "run", "--episodes", "1", "--video", "a.gif"])
     assert code == 1
     assert "video: a.gif: expected to write it, got No space left on device" in capsys.readouterr().err
-    assert tree(place) == before
+    assert tree(workdir) == before
 
 
 CLIFF = shlex.split(
@@ -282,13 +282,13 @@ def test_the_time_limit_of_an_environment_is_not_counted_as_a_cut(trained):
     assert "cut" not in trained[1].split()
 
 
-def test_a_step_limit_below_the_time_limit_cuts_episodes(place, capsys):
+def test_a_step_limit_below_the_time_limit_cuts_episodes(workdir, capsys):
     assert cli.main(["eval", "run", "--json", "--episodes", "2", "--evaluate-steps", "5"]) == 0
     record = strict(capsys.readouterr().out)
     assert (record["per_seed"], record["unfinished"], record["step_limit"]) == ([5.0, 5.0], 4, 5)
 
 
-def test_eval_compiles_long_episodes_if_the_run_was_compiled(place, monkeypatch, capsys):
+def test_eval_compiles_long_episodes_if_the_run_was_compiled(workdir, monkeypatch, capsys):
     """Check that a compiled player is requested, except with `--no-compile` or for a run without compilation."""
     requested = []
     monkeypatch.setattr(compile, "player", lambda *given: requested.append(given))
@@ -300,7 +300,7 @@ def test_eval_compiles_long_episodes_if_the_run_was_compiled(place, monkeypatch,
         assert len(requested) == expected
 
 
-def test_report_of_one_run(place, capsys):
+def test_report_of_one_run(workdir, capsys):
     Path("run/curve.png").unlink()
     assert cli.main(["report", "run"]) == 0
     assert "IQM [range]" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_report_of_one_run(place, capsys):
     assert {p.name for p in Path("run").iterdir()} == FILES | {"evaluations.csv"}
 
 
-def test_report_of_several_runs(place, capsys):
+def test_report_of_several_runs(workdir, capsys):
     shutil.copytree("run", "other")
     assert cli.main(["report", "run", "other", "--out", "both.png"]) == 0
     out = capsys.readouterr().out
@@ -322,7 +322,7 @@ def test_report_of_several_runs(place, capsys):
     assert Path("comparison.png").exists()
 
 
-def test_compare_of_two_runs(place, capsys):
+def test_compare_of_two_runs(workdir, capsys):
     shutil.copytree("run", "other")
     assert cli.main(["compare", "run", "other", "--json"]) == 0
     found = strict(capsys.readouterr().out)
@@ -343,7 +343,7 @@ def of_seed(seed):
 
 
 @pytest.mark.parametrize("seed", [5, 6])
-def test_export_writes_a_state_dict_for_a_torch_module(place, capsys, seed):
+def test_export_writes_a_state_dict_for_a_torch_module(workdir, capsys, seed):
     assert cli.main(["export", "run", "--seed", str(seed), "--out", "checkpoint.pt"]) == 0
     assert "checkpoint.pt" in capsys.readouterr().out
     state = torch.load("checkpoint.pt", weights_only=True)
@@ -357,7 +357,7 @@ def test_export_writes_a_state_dict_for_a_torch_module(place, capsys, seed):
     )
 
 
-def test_export_under_a_prefix(place):
+def test_export_under_a_prefix(workdir):
     words = ["export", "run", "--seed", "6", "--out", "checkpoint.pt", "--prefix", "linear_relu_stack."]
     assert cli.main(words) == 0
 
@@ -373,7 +373,7 @@ def test_export_under_a_prefix(place):
     assert all(torch.equal(x, loaded[name]) for name, x in of_seed(6).items())
 
 
-def test_json_of_export_describes_the_file(place, capsys):
+def test_json_of_export_describes_the_file(workdir, capsys):
     assert cli.main(["export", "run", "--seed", "6", "--out", "a.pt", "--json"]) == 0
     assert strict(capsys.readouterr().out) == {
         "run": "run", "seed": 6, "out": "a.pt", "what": "state_dict", "bytes": Path("a.pt").stat().st_size,
@@ -381,7 +381,7 @@ def test_json_of_export_describes_the_file(place, capsys):
     }  # fmt: skip
 
 
-def test_an_exported_policy_runs_without_fdqn(place, capsys):
+def test_an_exported_policy_runs_without_fdqn(workdir, capsys):
     assert cli.main(["export", "run", "--seed", "6", "--out", "policy.pt2"]) == 0
     assert "torch.export.load('policy.pt2').module()" in capsys.readouterr().out
     with zipfile.ZipFile("policy.pt2") as archive:
@@ -406,7 +406,7 @@ def test_an_exported_policy_runs_without_fdqn(place, capsys):
         torch.testing.assert_close(q, network.apply(of_seed(6), given))
 
 
-def test_export_of_a_failed_seed(place, capsys):
+def test_export_of_a_failed_seed(workdir, capsys):
     summary = json.loads(Path("run/summary.json").read_text())
     Path("run/summary.json").write_text(json.dumps({**summary, "failed_seeds": [6]}))
     assert cli.main(["export", "run", "--seed", "6", "--out", "a.pt"]) == 1
@@ -415,21 +415,21 @@ def test_export_of_a_failed_seed(place, capsys):
 
 
 @pytest.mark.parametrize("where", ["write", "replace"])
-def test_a_failed_export_leaves_no_partial_file(place, capsys, monkeypatch, where):
+def test_a_failed_export_leaves_no_partial_file(workdir, capsys, monkeypatch, where):
     def full(*given):
         raise OSError(28, "No space left on device")
 
-    before = tree(place)
+    before = tree(workdir)
     with monkeypatch.context() as patched:
         patched.setattr(os, where, full)
         code = cli.main(["export", "run", "--seed", "6", "--out", "a.pt"])
     assert code == 1
     assert "out: a.pt: expected to write it, got No space left on device" in capsys.readouterr().err
-    assert tree(place) == before
+    assert tree(workdir) == before
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_export_keeps_the_order_of_the_network(place):
+def test_export_keeps_the_order_of_the_network(workdir):
     wide = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --dueling --env catch")
     assert cli.main(["train", *wide, "--no-compile", "--out", "wide"]) == 0
     assert cli.main(["export", "wide", "--seed", "0", "--out", "wide.pt"]) == 0
@@ -439,7 +439,7 @@ def test_export_keeps_the_order_of_the_network(place):
 
 
 @pytest.mark.parametrize("failing", [False, True])
-def test_export_keeps_other_files_that_end_in_part(place, monkeypatch, failing):
+def test_export_keeps_other_files_that_end_in_part(workdir, monkeypatch, failing):
     Path("keep.pt.part").write_text("mine")
     if failing:
         monkeypatch.setattr(os, "replace", lambda *given: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -450,14 +450,14 @@ def test_export_keeps_other_files_that_end_in_part(place, monkeypatch, failing):
 
 
 @pytest.mark.parametrize("out", ["a.safetensors", "a", "a.pt3", ".pt"])
-def test_export_refuses_other_file_extensions(place, capsys, out):
-    before = tree(place)
+def test_export_refuses_other_file_extensions(workdir, capsys, out):
+    before = tree(workdir)
     assert cli.main(["export", "run", "--seed", "6", "--out", out]) == 1
     assert "out: expected a name that ends in .pt or .pth for the state_dict, or" in capsys.readouterr().err
-    assert tree(place) == before
+    assert tree(workdir) == before
 
 
-def test_export_accepts_upper_case_extensions(place):
+def test_export_accepts_upper_case_extensions(workdir):
     assert cli.main(["export", "run", "--seed", "6", "--out", "X.PT2"]) == 0
     obs = random.normal(random.key(3), (7, 4))
     q = torch.export.load("X.PT2").module()(obs)
@@ -475,7 +475,7 @@ def test_envs_lists_all_environments(capsys):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_warnings_of_fdqn_are_one_line(place, capsys, monkeypatch):
+def test_warnings_of_fdqn_are_one_line(workdir, capsys, monkeypatch):
     """Check that warnings of `fdqn` are printed as plain lines, and those of other packages as usual."""
     functions = run_folder.functions
 
@@ -494,7 +494,7 @@ def test_warnings_of_fdqn_are_one_line(place, capsys, monkeypatch):
     assert "shown: something else" in lines
 
 
-def test_a_device_mismatch_is_reported_in_one_line(place, capsys, monkeypatch):
+def test_a_device_mismatch_is_reported_in_one_line(workdir, capsys, monkeypatch):
     """Mix devices in a step, as an environment does that creates constants on the CPU in a CUDA run."""
 
     def mixed(*given):
@@ -509,7 +509,7 @@ def test_a_device_mismatch_is_reported_in_one_line(place, capsys, monkeypatch):
 
 @pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize("flags", [[], ["--tf32"]])
-def test_tf32_is_only_for_cuda(place, monkeypatch, flags):
+def test_tf32_is_only_for_cuda(workdir, monkeypatch, flags):
     """Check that TF32 is disabled on the CPU, also for convolutions, for which torch enables it by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
@@ -520,7 +520,7 @@ def test_tf32_is_only_for_cuda(place, monkeypatch, flags):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_a_seed_without_a_finished_episode_has_not_failed(place, capsys):
+def test_a_seed_without_a_finished_episode_has_not_failed(workdir, capsys):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env mountain_car")
     assert cli.main(["train", *few, "--no-compile", "--out", "short"]) == 0
     assert strict(Path("short/summary.json").read_text())["failed_seeds"] == []
@@ -528,7 +528,7 @@ def test_a_seed_without_a_finished_episode_has_not_failed(place, capsys):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_train_on_minatar(place):
+def test_train_on_minatar(workdir):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env minatar:breakout --no-compile")
     assert cli.main(["train", *few]) == 0
     (run,) = Path("runs").iterdir()
@@ -537,7 +537,7 @@ def test_train_on_minatar(place):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_no_hidden_layers_give_a_linear_network(place):
+def test_no_hidden_layers_give_a_linear_network(workdir):
     few = shlex.split("--seeds 2 --steps 40 --learning-starts 20 --batch-size 4 --env catch --no-compile --hidden")
     assert cli.main(["train", *few, "--out", "linear"]) == 0
     assert {name: x.shape for name, x in results.read_params(Path("linear")).items()} == {
@@ -546,7 +546,7 @@ def test_no_hidden_layers_give_a_linear_network(place):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_the_table_of_many_seeds_is_shortened(place, capsys):
+def test_the_table_of_many_seeds_is_shortened(workdir, capsys):
     few = shlex.split("--seeds 40 --steps 40 --learning-starts 20 --batch-size 4 --hidden 4 --env catch --no-compile")
     assert cli.main(["train", *few, "--out", "many"]) == 0
     out = capsys.readouterr().out
@@ -727,12 +727,12 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "message"), BAD, ids=[line[:60] for line, _ in BAD])
-def test_invalid_input_is_refused_in_one_line(place, capsys, monkeypatch, line, message):
+def test_invalid_input_is_refused_in_one_line(workdir, capsys, monkeypatch, line, message):
     if line == "train --device cuda":
         import torch
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    before = tree(place)
+    before = tree(workdir)
     words = line.split(" ")
     # Input that is not refused must not start a long training.
     if words[0] == "train" and len(words) > 1:
@@ -747,7 +747,7 @@ def test_invalid_input_is_refused_in_one_line(place, capsys, monkeypatch, line, 
     assert "Traceback" not in err
     assert "Error:" not in err, "names of exceptions are not shown to users"
     assert len(err) <= LONGEST + len(line), err
-    assert tree(place) == before, "no file is created"
+    assert tree(workdir) == before, "no file is created"
 
 
 SPOILED = [
@@ -761,7 +761,7 @@ SPOILED = [
 
 @pytest.mark.parametrize("command", ["eval run", "report run", "export run --seed 5 --out a.pt"])
 @pytest.mark.parametrize(("act", "file"), SPOILED)
-def test_a_damaged_run_is_refused_with_the_file_name(place, capsys, command, act, file):
+def test_a_damaged_run_is_refused_with_the_file_name(workdir, capsys, command, act, file):
     act()
     assert cli.main(command.split()) == 1
     out, err = capsys.readouterr()
@@ -772,7 +772,7 @@ def test_a_damaged_run_is_refused_with_the_file_name(place, capsys, command, act
 
 @pytest.mark.parametrize("command", ["eval run", "export run --seed 5 --out a.pt"])
 @pytest.mark.parametrize("content", [None, b"nonsense"])
-def test_damaged_parameters_are_refused_in_one_line(place, capsys, command, content):
+def test_damaged_parameters_are_refused_in_one_line(workdir, capsys, command, content):
     spoiled("params.safetensors", content)()
     assert cli.main(command.split()) == 1
     out, err = capsys.readouterr()
@@ -781,7 +781,7 @@ def test_damaged_parameters_are_refused_in_one_line(place, capsys, command, cont
     assert "params.safetensors" in err
 
 
-def test_parameters_of_another_run_are_refused_in_one_line(place, capsys):
+def test_parameters_of_another_run_are_refused_in_one_line(workdir, capsys):
     config = json.loads(Path("run/config.json").read_text())
     config["settings"]["hidden"] = [9]
     Path("run/config.json").write_text(json.dumps(config))
@@ -792,7 +792,7 @@ def test_parameters_of_another_run_are_refused_in_one_line(place, capsys):
     assert "params.safetensors" in err
 
 
-def test_errors_list_only_flags(place, capsys):
+def test_errors_list_only_flags(workdir, capsys):
     cli.main(["train", "--zzzzzz", "1"])
     train = capsys.readouterr().err
     cli.main(["eval", "run", "--zzzzzz", "1"])

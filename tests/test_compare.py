@@ -54,7 +54,7 @@ def write_sweep(path, returns, header="learner,setting,seed,learning_rate,hidden
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """Change to a folder with arms of every kind. The plot, which takes most of the time, is not drawn."""
     monkeypatch.setattr(comparison_plots, "comparison", lambda file, *given: file.write(b"picture"))
     monkeypatch.chdir(tmp_path)
@@ -198,7 +198,7 @@ def refused(capsys, arguments, message):
 
 
 @pytest.mark.parametrize(("content", "message"), REFUSED_FILES)
-def test_invalid_files_are_refused_with_line_and_column(place, capsys, content, message):
+def test_invalid_files_are_refused_with_line_and_column(workdir, capsys, content, message):
     Path("bad.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(capsys, ["low.csv", "bad.csv"], message)
     assert not Path("compare.png").exists()
@@ -237,19 +237,19 @@ REFUSED = [
 
 
 @pytest.fixture
-def spoiled(place):
+def spoiled(workdir):
     """Add arms that do not fit or are damaged."""
     Path("short.csv").write_text(column([1, 2]))
-    write_run(place / "other", LOW, env="acrobot")
-    write_run(place / "longer", LOW, steps=5_000)
-    write_run(place / "text", ["high"])
-    write_run(place / "rows", LOW)
+    write_run(workdir / "other", LOW, env="acrobot")
+    write_run(workdir / "longer", LOW, steps=5_000)
+    write_run(workdir / "text", ["high"])
+    write_run(workdir / "rows", LOW)
     Path("rows/metrics.csv").write_text("a,b\n1,2\n")
     for name, content in (("empty", None), ("broken", "{"), ("hollow", "{}")):
         Path(name).mkdir()
         if content:
             Path(name, "summary.json").write_text(content)
-    return place
+    return workdir
 
 
 @pytest.mark.parametrize(("line", "message"), REFUSED)
@@ -264,7 +264,7 @@ def test_arms_that_cannot_be_compared_are_refused(spoiled, capsys, line, message
     ("learner,setting,seed,lr\n0,0,0,1\n1,0,1\n", "sweep/settings.csv: expected 4 columns in line 3, got 3"),
     ("lane,setting,seed\n0,0,0\n", "arms: expected 1 numbers under final_return.per_seed of sweep, got others"),
 ])  # fmt: skip
-def test_damaged_settings_of_a_sweep_are_refused(place, capsys, setting, message):
+def test_damaged_settings_of_a_sweep_are_refused(workdir, capsys, setting, message):
     Path("sweep/settings.csv").write_text(setting)
     rows = setting.count("\n") - 1
     if "columns in line" in message:
@@ -280,15 +280,15 @@ def test_different_runs_are_compared_with_anyway(spoiled, capsys):
     assert len(compared(capsys, "a", "longer", "--anyway")["arms"]) == 2
 
 
-def test_steps_may_differ_by_a_training_iteration(place, capsys):
-    write_run(place / "near", HIGH, steps=1_009)
+def test_steps_may_differ_by_a_training_iteration(workdir, capsys):
+    write_run(workdir / "near", HIGH, steps=1_009)
     assert compared(capsys, "a", "near")["arms"][1]["steps"] == 1_009
 
 
 # Compared returns
 
 
-def test_the_json_record_equals_the_functions(place, capsys):
+def test_the_json_record_equals_the_functions(workdir, capsys):
     found = compared(capsys, "low.csv", "high.csv")
     expected = comparisons.compare(LOW, HIGH)
     (record,) = found["comparisons"]
@@ -307,10 +307,10 @@ def test_the_json_record_equals_the_functions(place, capsys):
         "low": min(HIGH), "high": max(HIGH), "fraction": pytest.approx(power.tolerance_fraction(9))
     }  # fmt: skip
     assert not found["paired"], "the files have no seeds"
-    assert Path(found["picture"]) == place / "compare.png"
+    assert Path(found["picture"]) == workdir / "compare.png"
 
 
-def test_exchanged_arms_negate_and_shuffled_seeds_change_nothing(place, capsys):
+def test_exchanged_arms_negate_and_shuffled_seeds_change_nothing(workdir, capsys):
     rng = np.random.default_rng(1)
     Path("one.csv").write_text(seeded(LOW))
     lines = seeded(HIGH).splitlines()
@@ -325,7 +325,7 @@ def test_exchanged_arms_negate_and_shuffled_seeds_change_nothing(place, capsys):
         assert a == pytest.approx(expected[name]), "seeds are paired by name"
 
 
-def test_arms_with_the_same_seeds_are_paired(place, capsys):
+def test_arms_with_the_same_seeds_are_paired(workdir, capsys):
     assert compared(capsys, "sweep:0", "sweep:1")["paired"]
     assert not compared(capsys, "sweep:0", "sweep:1", "--unpaired")["paired"]
     assert not compared(capsys, "a", "sweep:0")["paired"], "seeds 5 to 13 and 0 to 8"
@@ -335,18 +335,18 @@ def test_arms_with_the_same_seeds_are_paired(place, capsys):
     assert "unpaired: the seeds of the arms are different or unknown" in printed(capsys, "a", "low.csv")
 
 
-def test_runs_are_compared_by_greedy_returns_or_as_requested(place, capsys):
+def test_runs_are_compared_by_greedy_returns_or_as_requested(workdir, capsys):
     greedy, training = compared(capsys, "a", "b"), compared(capsys, "a", "b", "--measure", "training")
     assert greedy["arms"][0]["per_seed"] == training["arms"][1]["per_seed"] == LOW
     assert "returns: greedy return" in greedy["notes"]
     assert "returns: training return" in training["notes"]
     mixed = compared(capsys, "a", "low.csv")
     assert "returns: greedy return (a); column return (low.csv)" in mixed["notes"]
-    write_run(place / "unplayed", [None] * 9, HIGH)
+    write_run(workdir / "unplayed", [None] * 9, HIGH)
     assert "returns: training return" in compared(capsys, "a", "unplayed")["notes"]
 
 
-def test_failed_seeds_are_counted_and_named(place, capsys):
+def test_failed_seeds_are_counted_and_named(workdir, capsys):
     found = compared(capsys, "a", "b")
     assert found["paired"]
     assert [(arm["seeds"], arm["failed"]) for arm in found["arms"]] == [(9, 0), (8, 1)]
@@ -360,7 +360,7 @@ def test_failed_seeds_are_counted_and_named(place, capsys):
     assert row.split()[1:3] == ["8", "1"]
 
 
-def test_settings_of_a_sweep(place, capsys):
+def test_settings_of_a_sweep(workdir, capsys):
     every = compared(capsys, "sweep")
     names = ["sweep:0 learning_rate=1.0", "sweep:1 learning_rate=0.1", "sweep:2 learning_rate=0.01"]
     assert [arm["name"] for arm in every["arms"]] == names, "the size of the network is the same in all"
@@ -372,7 +372,7 @@ def test_settings_of_a_sweep(place, capsys):
     assert any(note.startswith("settings of a sweep: ") for note in one["notes"])
 
 
-def test_arms_of_a_csv_file(place, capsys):
+def test_arms_of_a_csv_file(workdir, capsys):
     rows = [f"{name},{x}" for name, values in (("dqn", LOW), (":rainbow:", HIGH)) for x in values]
     Path("paper.csv").write_text("algorithm,score\n" + "\n".join(rows) + "\n")
     found = compared(capsys, "paper.csv")
@@ -383,7 +383,7 @@ def test_arms_of_a_csv_file(place, capsys):
     assert found["arms"][1]["per_seed"] == LOW
 
 
-def test_optimality_gap_and_confidence(place, capsys):
+def test_optimality_gap_and_confidence(workdir, capsys):
     found = compared(capsys, "low.csv", "high.csv", "--optimum", "500", "--confidence", "0.5")
     assert found["arms"][0]["optimality_gap"]["value"] == pytest.approx(500 - np.mean(LOW))
     wide = compared(capsys, "low.csv", "high.csv")
@@ -397,14 +397,14 @@ def test_optimality_gap_and_confidence(place, capsys):
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("paired", ["--paired", "--unpaired"])
-def test_the_largest_values_are_compared(place, capsys, paired):
+def test_the_largest_values_are_compared(workdir, capsys, paired):
     Path("low.csv").write_text(column([-1e70, 1e70] * 5))
     Path("high.csv").write_text(column([1e70, -1e70, -1e70] * 3 + [0]))
     found = compared(capsys, "low.csv", "high.csv", paired, "--optimum", "1e70")
     assert all(np.isfinite(list(found["comparisons"][0]["mean"].values())))
 
 
-def test_few_seeds(place, capsys):
+def test_few_seeds(workdir, capsys):
     for name, values in (("one", [3.0]), ("two", [1.0, 2.0]), ("none", ["nan"] * 3), ("same", [5.0] * 6)):
         Path(f"{name}.csv").write_text(column(values))
     found = compared(capsys, "one.csv", "two.csv", "none.csv", "same.csv")
@@ -420,7 +420,7 @@ def test_few_seeds(place, capsys):
     assert "same.csv against one.csv: power is not available, because the returns do not vary" in text
 
 
-def test_the_table_and_the_text(place, capsys):
+def test_the_table_and_the_text(workdir, capsys):
     out = printed(capsys, "low.csv", "high.csv")
     record = compared(capsys, "low.csv", "high.csv")
     (found,) = record["comparisons"]
@@ -434,10 +434,10 @@ def test_the_table_and_the_text(place, capsys):
         f"{found['half']:.1f} needs {found['seeds_for_half']} seeds per arm"
     ) in out
     assert f"low.csv: at least 57% of further seeds have returns between {min(LOW):.1f} and {max(LOW):.1f}" in out
-    assert out.splitlines()[-1] == f"picture {place / 'compare.png'}"
+    assert out.splitlines()[-1] == f"picture {workdir / 'compare.png'}"
 
 
-def test_long_names_of_arms_are_wrapped(place, monkeypatch):
+def test_long_names_of_arms_are_wrapped(workdir, monkeypatch):
     name = "a_rather_long_name_of_a_file_of_returns_" * 3
     Path(f"{name}.csv").write_text(column(HIGH))
     screen = rich.console.Console(width=120, file=io.StringIO())
@@ -448,7 +448,7 @@ def test_long_names_of_arms_are_wrapped(place, monkeypatch):
     assert f"{name}.csv" in "".join(word for word in words if word[0] in f"{name}.csv")
 
 
-def test_many_arms_are_summarised(place, capsys):
+def test_many_arms_are_summarised(workdir, capsys):
     rows = [f"arm{i},{x + i}" for i in range(9) for x in LOW]
     Path("many.csv").write_text("name,return\n" + "\n".join(rows) + "\n")
     out = printed(capsys, "many.csv")
@@ -457,7 +457,7 @@ def test_many_arms_are_summarised(place, capsys):
     assert "p (Holm)" in out
 
 
-def test_arms_are_printed_without_their_common_folder(place, capsys):
+def test_arms_are_printed_without_their_common_folder(workdir, capsys):
     Path("deep/er").mkdir(parents=True)
     for name in ("low", "high"):
         Path("deep/er", name).write_text(column(LOW if name == "low" else HIGH))
@@ -467,7 +467,7 @@ def test_arms_are_printed_without_their_common_folder(place, capsys):
     assert compared(capsys, "deep/er/low", "deep/er/high")["arms"][0]["name"] == "deep/er/low"
 
 
-def test_csv_files_are_compared_without_torch(place):
+def test_csv_files_are_compared_without_torch(workdir):
     code = (
         "import sys; from fdqn import cli; cli.main(['compare', 'low.csv', 'high.csv']); print('torch' in sys.modules)"
     )
@@ -503,7 +503,7 @@ def test_numbers_as_text():
     assert comparison_text.estimate_text({"value": None, "low": None, "high": None}, 1) == "-"
 
 
-def test_python_functions_of_arms(place):
+def test_python_functions_of_arms(workdir):
     read = arms.read([Path("low.csv"), Path("high.csv")])
     assert arms.mismatch(read) == ""
     assert not arms.are_paired(read)
@@ -512,12 +512,12 @@ def test_python_functions_of_arms(place):
     assert len(comparison_text.conclusions(record)) == 3
 
 
-# The picture
+# The plot
 
 
-def test_the_command_draws_its_comparison(place, monkeypatch, capsys):
+def test_the_command_draws_its_comparison(workdir, monkeypatch, capsys):
     monkeypatch.undo()
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(workdir)
     read = arms.read([Path("a"), Path("b")])
     comparing.picture(drawn := io.BytesIO(), comparing.with_short_names(read), comparing.compare(read))
     assert cli.main(["compare", "a", "b", "--out", "x.png"]) == 0
@@ -538,7 +538,7 @@ def panels(figure):
     return {axes.get_xlabel(): axes for axes in figure.axes}
 
 
-def test_the_picture_has_a_row_per_arm_curves_and_profiles():
+def test_the_figure_has_a_row_per_arm_curves_and_profiles():
     given = [drawn_arm("runs/a", 0, first=True), drawn_arm("runs/b", 1)]
     figure = comparison_plots.figure(given, "greedy return", "training return", "cartpole")
     found = panels(figure)

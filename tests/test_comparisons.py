@@ -68,7 +68,7 @@ def test_differences_obey_the_laws(name, paired):
 
 @settings(max_examples=20, deadline=None)
 @given(RETURNS, RETURNS, st.booleans())
-def test_comparisons_of_whole_numbers_with_ties_are_antisymmetric(a, b, paired):
+def test_comparisons_of_integers_with_ties_are_antisymmetric(a, b, paired):
     if paired:
         a, b = a[: len(b)], b[: len(a)]
     compared = partial(compare, paired=paired, resamples=50)
@@ -81,7 +81,7 @@ def test_comparisons_of_whole_numbers_with_ties_are_antisymmetric(a, b, paired):
 
 
 def naive(a, b, paired=False, flip=False):
-    """Estimate by a percentile bootstrap with the same random numbers for both orders of the arms."""
+    """Estimate by a percentile bootstrap that draws indices for the first arm before those for the second."""
     rng = np.random.default_rng(0)
     index, other = rng.integers(0, len(a), (400, len(a))), rng.integers(0, len(b), (400, len(b)))
     draws = samples.iqm(b[index if paired else other]) - samples.iqm(a[index])
@@ -157,7 +157,7 @@ def draw(name, rng, shape):
 
 @pytest.mark.parametrize("name", ["normal", "ceiling", "skewed"])
 def test_intervals_of_five_seeds_cover_no_difference(name):
-    """`benchmarks/coverage.py` measures 93% and more; three standard errors of 300 experiments are 4 points."""
+    """Check coverage: `benchmarks/coverage.py` measures at least 93%; 3 standard errors of 300 experiments are 4%."""
     rng = np.random.default_rng(5)
     found = [compare(*draw(name, rng, (2, 5)), resamples=400) for _ in range(300)]
     for part, truth in (("iqm", 0), ("mean", 0), ("improvement", 0.5)):
@@ -300,7 +300,7 @@ def test_results_do_not_depend_on_chunks_or_a_global_generator(monkeypatch):
 # Selection
 
 
-def selected_by_hand(returns, resamples, paired):
+def select_with_loops(returns, resamples, paired):
     """Resample with Python loops, and select by the IQM of scipy."""
     rng, wins = np.random.default_rng(7), np.zeros(len(returns))
     for _ in range(resamples):
@@ -314,7 +314,7 @@ def selected_by_hand(returns, resamples, paired):
 def test_selection_equals_loops(paired):
     returns = np.random.default_rng(0).normal(size=(4, 9)) + np.array([[0.0], [0.4], [0.8], [-3.0]])
     found = selection(returns, paired)
-    np.testing.assert_allclose(found.frequency, selected_by_hand(returns, 1_000, paired), atol=0.06)
+    np.testing.assert_allclose(found.frequency, select_with_loops(returns, 1_000, paired), atol=0.06)
     assert found.frequency.sum() == pytest.approx(1)
     assert not found.members[3]
     assert found.frequency[found.members].sum() >= 0.95
@@ -322,7 +322,7 @@ def test_selection_equals_loops(paired):
     assert found.frequency[found.members].sum() - least < 0.95, "the set is the smallest"
 
 
-def test_joint_resampling_tells_correlated_settings_apart():
+def test_joint_resampling_distinguishes_correlated_settings():
     a = np.random.default_rng(0).normal(size=10)
     returns = np.stack([a, a + 0.01])
     assert selection(returns).members.tolist() == [False, True]
@@ -377,7 +377,7 @@ def test_the_set_contains_the_best_setting_more_often_than_it_is_selected():
 # Aggregates over tasks
 
 
-def test_stratified_intervals_equal_rliable_s():
+def test_stratified_intervals_equal_rliable():
     """Resample each task separately and take the IQM of all runs, as `rliable` does with scipy's trim_mean."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=(3, 10)) * [[1.0], [0.1], [2.0]] + [[0.0], [5.0], [1.0]]
@@ -411,7 +411,7 @@ def test_optimality_gap():
     assert aggregates.optimality_gap([2.0] * 5, resamples=20)[:3] == (0, 0, 0)
 
 
-def test_profile_equals_wilson_s_interval():
+def test_profile_equals_the_wilson_interval():
     rng = np.random.default_rng(0)
     values = rng.integers(0, 5, 12).astype(float)
     found = aggregates.profile([*values, np.nan], [-1.0, 2.0, 4.0])

@@ -730,7 +730,7 @@ def test_updates_of_a_long_iteration_start_asynchronously_with_a_host_environmen
 
 @pytest.mark.parametrize("error", [4e-4, 4e-3])
 def test_only_the_first_update_of_a_long_iteration_is_verified_with_a_host_environment(monkeypatch, error):
-    """Adam amplifies rounding from update to update, so 5 updates differ by more than the tolerance, 1e-3."""
+    """Check only one update: Adam amplifies rounding, so that 5 updates differ by more than the tolerance, 1e-3."""
 
     def start(step, partition, engine):
         def update(state, x):

@@ -76,7 +76,7 @@ def nothing(env):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """Change to a new folder with the module `user_envs`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -188,14 +188,14 @@ GOAL = [1, 1, 2, 1, 2, 2]
 
 @pytest.mark.parametrize("name", [LAKE, "user_envs:lake"])
 @pytest.mark.parametrize(("order", "last"), [(("doubled", "plus_one"), 3.0), (("plus_one", "doubled"), 4.0)])
-def test_the_first_wrapper_is_the_innermost(place, name, order, last):
+def test_the_first_wrapper_is_the_innermost(workdir, name, order, last):
     kwargs = ("is_slippery=False",) if name == LAKE else ()
     env = envs.find(name, kwargs, tuple(f"user_envs:{wrapper}" for wrapper in order))
     assert steps(env, GOAL)[1][-1] == last
 
 
 @pytest.mark.parametrize(("order", "added"), [(("doubled", "plus_one"), 1.0), (("plus_one", "doubled"), 2.0)])
-def test_pure_environments_are_wrapped_by_functions(place, order, added):
+def test_pure_environments_are_wrapped_by_functions(workdir, order, added):
     env = envs.find("catch", ("time_limit=5",), tuple(f"user_envs:pure_{wrapper}" for wrapper in order))
     assert env.spec.time_limit == 5
     state, _ = env.reset(torch.full((1, env.spec.noise), 0.5))
@@ -203,18 +203,18 @@ def test_pure_environments_are_wrapped_by_functions(place, order, added):
     assert step.reward.tolist() == [added]
 
 
-def test_arguments_are_passed_to_user_functions(place):
+def test_arguments_are_passed_to_user_functions(workdir):
     assert envs.find("user_envs:lake", ("size=8",)).spec.obs_shape == (64,)
     assert envs.find("user_envs:catch", ("rows=4",)).spec.time_limit == 4
     assert envs.find("user_envs:lake", ("size=8",), ("user_envs:short",)).spec.time_limit == 3
 
 
-def test_environments_do_not_share_arguments(place):
+def test_environments_do_not_share_arguments(workdir):
     env = envs.find("user_envs:eaten", ("desc=['SF', 'FG', 'rest']",))
     assert len(env.open(2, 2).reset([[0, 1], [2, 3]]).obs) == 2
 
 
-def test_recordings_show_the_wrapped_environment(place):
+def test_recordings_show_the_wrapped_environment(workdir):
     pytest.importorskip("pygame")
     for name, kwargs in ((LAKE, ("is_slippery=False",)), ("user_envs:lake", ("size=4",))):
         recording = envs.find(name, kwargs, ("user_envs:short",)).record(1)
@@ -254,7 +254,7 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def trained(original, place):
+def trained(original, workdir):
     return shutil.copytree(original, Path("run"))
 
 
@@ -298,7 +298,7 @@ def test_wrappers_of_gymnasium_are_allowed():
     assert results.unnamed_code(Path("run"), Settings(wrappers=["a:b"]), None, ["a:b"]) == ""
 
 
-def test_runs_of_earlier_versions_can_be_read_and_resumed(place, monkeypatch):
+def test_runs_of_earlier_versions_can_be_read_and_resumed(workdir, monkeypatch):
     """Read run folders without these settings."""
 
     def without(made):
@@ -313,7 +313,7 @@ def test_runs_of_earlier_versions_can_be_read_and_resumed(place, monkeypatch):
     assert cli.main(["resume", "run", "--steps", "60"]) == 0
 
 
-def test_keywords_equal_flags(place):
+def test_keywords_equal_flags(workdir):
     line = ["--env", LAKE, *shlex.split(f"{KWARGS} {WRAPPERS}")]
     flags = cli.parse.parse(["train", *line]).settings
     wrappers = ["user_envs:short", "gymnasium.wrappers:NormalizeReward"]
@@ -332,7 +332,7 @@ def test_keywords_equal_flags(place):
     assert assemble.env(prepared_settings[0]) is assemble.env(flags)
 
 
-def test_changed_tasks_are_not_evaluated_in_gymnasium(place, capsys):
+def test_changed_tasks_are_not_evaluated_in_gymnasium(workdir, capsys):
     line = [*LINE, "--env", "cartpole", "--out"]
     assert cli.main(["train", *line, "a", "--env-kwargs", "time_limit=9"]) == 0
     assert "gymnasium_return" not in json.loads(Path("a/summary.json").read_text())

@@ -15,7 +15,7 @@ from fdqn.types import Transition
 STACK, SIZE = 3, (2, 2)
 
 
-class Episodes:
+class FrameGenerator:
     """Generator of transitions with stacked frames of E environments whose episodes end at random."""
 
     def __init__(self, num_envs, mean_length, seed, idle=0.2):
@@ -42,13 +42,13 @@ class Episodes:
         return Transition(*map(torch.from_numpy, parts)), torch.from_numpy(ended), torch.from_numpy(valid)
 
 
-ROW, GAMMA = tree.index(Episodes(1, 1, seed=0).step()[0], 0), torch.tensor(0.9)
+ROW, GAMMA = tree.index(FrameGenerator(1, 1, seed=0).step()[0], 0), torch.tensor(0.9)
 
 
-def stored(episodes, capacity, steps=1):
-    """Return a buffer for the episodes and its initial state."""
-    rows = n_step.wrap(ring.buffer(capacity), episodes.num_envs, steps)
-    buffer = frames.wrap(rows, episodes.num_envs, STACK, capacity, steps)
+def stored(generator, capacity, steps=1):
+    """Return a buffer for the generator and its initial state."""
+    rows = n_step.wrap(ring.buffer(capacity), generator.num_envs, steps)
+    buffer = frames.wrap(rows, generator.num_envs, STACK, capacity, steps)
     return buffer, buffer.init(ROW)
 
 
@@ -73,10 +73,10 @@ def added(buffer, state, batch, ended, valid):
 @pytest.mark.parametrize("num_envs", [1, 3])
 def test_samples_equal_the_stored_transitions(num_envs, mean_length):
     """Compare all rows of the buffer with the newest transitions; long episodes use the full capacity."""
-    episodes = Episodes(num_envs, mean_length, seed=num_envs, idle=0.0 if mean_length == 50 else 0.2)
-    (buffer, state), log, gone = stored(episodes, 30), None, 0
+    generator = FrameGenerator(num_envs, mean_length, seed=num_envs, idle=0.0 if mean_length == 50 else 0.2)
+    (buffer, state), log, gone = stored(generator, 30), None, 0
     for _ in range(150):
-        batch, ended, valid = episodes.step()
+        batch, ended, valid = generator.step()
         state = added(buffer, state, batch, ended, valid)
         new = tree.index(batch, valid)
         log = new if log is None else tree.map(lambda old, x: torch.cat([old, x])[-30:], log, new)
@@ -93,11 +93,11 @@ def test_samples_equal_the_stored_transitions(num_envs, mean_length):
 @pytest.mark.parametrize("mean_length", [1, 2, 5, 50])
 def test_n_step_samples_equal_those_of_a_plain_buffer(mean_length, steps):
     """Compare with replay of the same rows with whole observations, also for few rows and short episodes."""
-    episodes = Episodes(3, mean_length, seed=steps)
-    (buffer, state), plain = stored(episodes, 20, steps), n_step.wrap(ring.buffer(2_000), 3, steps)
+    generator = FrameGenerator(3, mean_length, seed=steps)
+    (buffer, state), plain = stored(generator, 20, steps), n_step.wrap(ring.buffer(2_000), 3, steps)
     whole = plain.init(ROW)
     for _ in range(120):
-        step = episodes.step()
+        step = generator.step()
         state, whole = added(buffer, state, *step), added(plain, whole, *step)
         if not int(plain.size(whole)):
             continue
@@ -124,11 +124,11 @@ def test_ignored_ends_of_episodes_are_detected(monkeypatch):
 
 def test_every_row_with_all_frames_is_kept():
     """Check that exactly the rows with all frames remain, by counting the frames of each environment."""
-    episodes = Episodes(3, 2, seed=5)
-    buffer, state = stored(episodes, 30)
+    generator = FrameGenerator(3, 2, seed=5)
+    buffer, state = stored(generator, 30)
     size, written, log, fresh = state.frames.ring.shape[1], [0, 0, 0], [], [True] * 3
     for _ in range(100):
-        batch, ended, valid = episodes.step()
+        batch, ended, valid = generator.step()
         state = added(buffer, state, batch, ended, valid)
         for i in range(3):
             if valid[i]:
@@ -141,18 +141,18 @@ def test_every_row_with_all_frames_is_kept():
 
 
 def test_each_frame_is_stored_once():
-    episodes = Episodes(2, 50, seed=3)
-    _, state = stored(episodes, 1_000)
+    generator = FrameGenerator(2, 50, seed=3)
+    _, state = stored(generator, 1_000)
     stacked = 2 * 1_000 * STACK * 4
     assert state.frames.ring.nbytes < stacked / (2 * STACK) * 1.2
     assert state.buffer.rows.obs.shape == state.buffer.rows.next_obs.shape == (1_000, 2)
 
 
 def test_rows_are_sampled_uniformly():
-    episodes = Episodes(3, 4, seed=9)
-    buffer, state = stored(episodes, 20)
+    generator = FrameGenerator(3, 4, seed=9)
+    buffer, state = stored(generator, 20)
     for _ in range(40):
-        batch, ended, valid = episodes.step()
+        batch, ended, valid = generator.step()
         state = added(buffer, state, batch._replace(reward=torch.arange(3.0).double()), ended, valid)
     count = int(buffer.size(state))
     bits = random.bits(random.key(0), (4_000 * count,))
@@ -165,12 +165,12 @@ def test_rows_are_sampled_uniformly():
 
 def test_cut_starts_a_new_episode():
     """Check that the next observation after `cut` is stored as the first of an episode."""
-    episodes = Episodes(2, 1e9, seed=1)
-    buffer, state = stored(episodes, 30)
-    batch, ended, valid = episodes.step()
+    generator = FrameGenerator(2, 1e9, seed=1)
+    buffer, state = stored(generator, 30)
+    batch, ended, valid = generator.step()
     state = added(buffer, state, batch, ended, torch.ones_like(valid))
-    episodes.obs = np.stack([episodes.start(), episodes.start()])
-    batch, ended, _ = episodes.step()
+    generator.obs = np.stack([generator.start(), generator.start()])
+    batch, ended, _ = generator.step()
     right = added(buffer, buffer.cut(state), batch, ended, torch.ones_like(valid))
     wrong = added(buffer, state, batch, ended, torch.ones_like(valid))
     asserts.assert_trees_equal(tree.index(batch, 1), tree.index(all_rows(buffer, right), -1))
@@ -193,10 +193,10 @@ INVALID = {
 
 def test_bounds_detect_invalid_indices():
     """Check that bounds detect indices outside of the rings, which a compiled step would follow unchecked."""
-    episodes = Episodes(3, 4, seed=2)
-    buffer, state = stored(episodes, 20, steps=2)
+    generator = FrameGenerator(3, 4, seed=2)
+    buffer, state = stored(generator, 20, steps=2)
     for _ in range(9):
-        state = added(buffer, state, *episodes.step())
+        state = added(buffer, state, *generator.step())
 
     def in_bounds(state):
         limits = buffer.bounds(tree.stack([state, state]), 27)
@@ -211,12 +211,12 @@ def test_bounds_detect_invalid_indices():
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_laws_of_frames(steps):
-    generators = [Episodes(3, 3, seed=i) for i in range(2)]
-    buffer, states = stored(generators[0], 20, steps)[0], [stored(episodes, 20, steps)[1] for episodes in generators]
+    generators = [FrameGenerator(3, 3, seed=i) for i in range(2)]
+    buffer, states = stored(generators[0], 20, steps)[0], [stored(generator, 20, steps)[1] for generator in generators]
     one_step, sample = functools.partial(added, buffer), functools.partial(buffer.sample, oldest=0)
     for _ in range(12):
-        states = [one_step(state, *episodes.step()) for state, episodes in zip(states, generators, strict=True)]
-    given = [episodes.step() for episodes in generators]
+        states = [one_step(state, *generator.step()) for state, generator in zip(states, generators, strict=True)]
+    given = [generator.step() for generator in generators]
     laws.pure(one_step, states[0], *given[0])
     laws.vmapped(one_step, tree.stack(states), *map(tree.stack, zip(*given, strict=True)))
     laws.compiled(one_step, states[0], *given[0], again=[(states[1], *given[1])])

@@ -27,7 +27,7 @@ from fdqn.testing.asserts import assert_trees_close
 
 
 @pytest.fixture
-def place(small_run, tmp_path, monkeypatch):
+def workdir(small_run, tmp_path, monkeypatch):
     """Change to a folder with `run`, a copy of the small run."""
     shutil.copytree(small_run, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def place(small_run, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def repository(place):
+def repository(workdir):
     """Return a folder written from the run."""
     assert cli.main(["export", "run", "--hub", "repo"]) == 0
     return Path("repo")
@@ -83,7 +83,7 @@ def test_the_folder_contains_no_path_of_this_machine(repository):
     paths = [str(repository.absolute().parent).encode(), str(Path(fdqn.__file__).parents[1]).encode()]
     assert json.loads(Path("run/config.json").read_text())["settings"]["out"].startswith("/")
     for file in repository.iterdir():
-        assert not any(place in file.read_bytes() for place in paths), file
+        assert not any(workdir in file.read_bytes() for workdir in paths), file
 
 
 def test_metadata_of_the_parameters(repository):
@@ -148,7 +148,7 @@ def test_code_of_the_card_runs(repository, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ['my "best" run', "$HOME's", "für 1", "<b>", "-.x", "…"])
-def test_code_of_the_card_is_valid_for_any_name_of_the_folder(place, name):
+def test_code_of_the_card_is_valid_for_any_name_of_the_folder(workdir, name):
     assert cli.main(["export", "run", "--hub", name]) == 0
     for code in re.findall(r"```python\n(.*?)```", card(Path(name)), re.S):
         (repository,) = re.findall('"OWNER/(.*?)"', code)
@@ -156,7 +156,7 @@ def test_code_of_the_card_is_valid_for_any_name_of_the_folder(place, name):
         ast.parse(code)
 
 
-def test_the_card_has_the_arguments_of_the_environment_and_the_extension(place, monkeypatch):
+def test_the_card_has_the_arguments_of_the_environment_and_the_extension(workdir, monkeypatch):
     config = json.loads(Path("run/config.json").read_text())
     config["plan"]["steps"] = 300
     Path("run/config.json").write_text(json.dumps(config))
@@ -256,18 +256,18 @@ def test_huggingface_hub_uploads_the_folder_to_a_server(repository, monkeypatch)
     assert sent == {file.name: file.read_bytes() for file in repository.iterdir()}
 
 
-def test_push_creates_the_repository_and_uploads_the_folder(place, api, capsys):
+def test_push_creates_the_repository_and_uploads_the_folder(workdir, api, capsys):
     assert cli.main(["export", "run", "--hub", "repo", "--push", "me/poles", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)
     assert (written["url"], written["hub"]) == ("https://huggingface.co/me/poles", "repo")
     (_, made), (_, created, how), (_, uploaded) = api.calls
     assert made["library_name"] == "fdqn"
     assert (created, how) == (("me/poles",), {"repo_type": "model", "exist_ok": True})
-    assert (uploaded["repo_id"], uploaded["folder_path"]) == ("me/poles", place / "repo")
+    assert (uploaded["repo_id"], uploaded["folder_path"]) == ("me/poles", workdir / "repo")
     assert 'snapshot_download("me/poles", local_dir="poles")' in card(Path("repo"))
 
 
-def test_a_failed_upload_keeps_the_folder_and_prints_the_command_to_upload_it(place, api, capsys, monkeypatch):
+def test_a_failed_upload_keeps_the_folder_and_prints_the_command_to_upload_it(workdir, api, capsys, monkeypatch):
     def fail(self, **named):
         raise RuntimeError("no route\nto host")
 
@@ -281,44 +281,44 @@ def test_a_failed_upload_keeps_the_folder_and_prints_the_command_to_upload_it(pl
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("gif", "![Episodes](replay.gif)"), ("mp4", 'src="replay.mp4"')])
-def test_a_video_of_the_run_folder_is_shown(place, kind, shown):
-    (place / "run" / f"play.{kind}").write_bytes(b"video")
+def test_a_video_of_the_run_folder_is_shown(workdir, kind, shown):
+    (workdir / "run" / f"play.{kind}").write_bytes(b"video")
     assert cli.main(["export", "run", "--hub", "repo"]) == 0
     assert shown in card(Path("repo"))
     assert Path(f"repo/replay.{kind}").read_bytes() == b"video"
 
 
-def test_a_given_video_is_shown(place):
-    (place / "run" / "play.gif").write_bytes(b"other")
+def test_a_given_video_is_shown(workdir):
+    (workdir / "run" / "play.gif").write_bytes(b"other")
     Path("best.mp4").write_bytes(b"video")
     assert cli.main(["export", "run", "--hub", "repo", "--video", "best.mp4"]) == 0
     assert Path("repo/replay.mp4").read_bytes() == b"video"
     assert not Path("repo/replay.gif").exists()
 
 
-def test_failed_seeds_are_named_and_not_exported(place):
-    path = place / "run" / "summary.json"
+def test_failed_seeds_are_named_and_not_exported(workdir):
+    path = workdir / "run" / "summary.json"
     summary = json.loads(path.read_text())
     summary["failed_seeds"] = [5]
     summary["failures"] = [{"seed": 5, "step": 50, "cause": "loss"}]
     for name in ("final_return", "train_return", "gymnasium_return"):
         summary[name]["per_seed"][0] = None
     path.write_text(json.dumps(summary))
-    assert hub.write(place / "run", place / "repo")["seed"] == 6
+    assert hub.write(workdir / "run", workdir / "repo")["seed"] == 6
     assert "Failed seeds are excluded: 5." in card(Path("repo"))
     assert "| 5 | failed | failed | failed |" in card(Path("repo"))
     with pytest.raises(ValueError, match="seed: expected a seed that has not failed, got 5"):
-        hub.write(place / "run", place / "other", seed=5)
+        hub.write(workdir / "run", workdir / "other", seed=5)
 
 
-def test_a_failed_write_leaves_no_folder(place, monkeypatch, capsys):
+def test_a_failed_write_leaves_no_folder(workdir, monkeypatch, capsys):
     def fail(run, *given):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model_card, "text", fail)
     assert cli.main(["export", "run", "--hub", "repo"]) == 1
     assert capsys.readouterr().err == "fdqn: hub: expected to write 'repo', got No space left on device\n"
-    assert [path.name for path in place.iterdir()] == ["run"]
+    assert [path.name for path in workdir.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(
@@ -332,10 +332,10 @@ def test_a_failed_write_leaves_no_folder(place, monkeypatch, capsys):
         ("--hub repo --push poles", "push: expected a repository OWNER/NAME, got 'poles'"),
     ],
 )
-def test_invalid_input_is_refused_in_one_line(place, api, capsys, flags, message):
+def test_invalid_input_is_refused_in_one_line(workdir, api, capsys, flags, message):
     assert cli.main(["export", "run", *shlex.split(flags)]) == 1
     assert capsys.readouterr().err == f"fdqn: {message}\n"
-    assert [path.name for path in place.iterdir()] == ["run"]
+    assert [path.name for path in workdir.iterdir()] == ["run"]
     assert api.calls == []
 
 
@@ -349,13 +349,13 @@ def test_invalid_input_is_refused_in_one_line(place, api, capsys, flags, message
         ("--seed 5 --out a.pt --video a.gif", "flag --video: expected --hub with it, got none"),
     ],
 )
-def test_conflicting_flags_are_usage_errors(place, capsys, flags, message):
+def test_conflicting_flags_are_usage_errors(workdir, capsys, flags, message):
     assert cli.main(["export", "run", *shlex.split(flags)]) == 2
     assert capsys.readouterr().err == f"fdqn: {message}\n"
-    assert [path.name for path in place.iterdir()] == ["run"]
+    assert [path.name for path in workdir.iterdir()] == ["run"]
 
 
-def test_a_missing_token_or_package_is_reported_before_writing(place, monkeypatch, capsys):
+def test_a_missing_token_or_package_is_reported_before_writing(workdir, monkeypatch, capsys):
     words = ["export", "run", "--hub", "repo", "--push", "me/poles"]
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=Api, get_token=lambda: None))
     assert cli.main(words) == 1
@@ -363,4 +363,4 @@ def test_a_missing_token_or_package_is_reported_before_writing(place, monkeypatc
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert cli.main(words) == 1
     assert "push: expected the package huggingface_hub, got none; pip install 'fdqn[hub]'" in capsys.readouterr().err
-    assert [path.name for path in place.iterdir()] == ["run"]
+    assert [path.name for path in workdir.iterdir()] == ["run"]
