@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from test_worlds import SETTINGS, trained
+from test_host_environments import SETTINGS, trained
 
 from fdqn import envs, networks, random
 from fdqn.envs.host import gymnasium as gym

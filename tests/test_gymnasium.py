@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 from plants import rejects
-from test_worlds import Told, told
+from test_host_environments import LabeledEnv, labeled_env
 
 from fdqn import cli, envs, training, tree
 from fdqn import compile as edge
@@ -94,7 +94,7 @@ def test_pure_environments_pass_the_checker_of_gymnasium(name):
 
 @pytest.mark.parametrize("where", MASK_SOURCES)
 def test_the_test_environment_passes_the_checker_of_gymnasium(where):
-    env = Told(where)
+    env = LabeledEnv(where)
     env.action_space.sample = lambda: env.action_space.start + env.mask().argmax()  # sample only legal actions
     check_single(env)
 
@@ -199,7 +199,7 @@ def _played(host_env, seeds, num_envs, steps):
 @pytest.mark.parametrize("where", MASK_SOURCES)
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_host_environments_with_masks_meet_the_assumptions_of_training(mode, where):
-    assert check_host_env(told(mode, where)) > 60
+    assert check_host_env(labeled_env(mode, where)) > 60
 
 
 LONG = ("ale:Pong", "gym:Acrobot-v1", "gym:MountainCar-v0", "gym:Taxi-v4", "gym:CliffWalking-v1")
@@ -220,7 +220,7 @@ def test_pure_environments_on_the_host_meet_the_assumptions_of_training(name):
 
 def with_steps(change):
     """Make a host environment that applies `change(step, previous step)` to its outputs."""
-    host_env = told(AutoresetMode.DISABLED, "nowhere")
+    host_env = labeled_env(AutoresetMode.DISABLED, "nowhere")
 
     def opened(seeds, num_envs):
         vector_env = host_env.open(seeds, num_envs)

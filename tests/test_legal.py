@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from plants import rejects
-from test_worlds import Told
+from test_host_environments import LabeledEnv
 
 from fdqn import cli, networks, random, replay, training, tree
 from fdqn.agents import dqn
@@ -298,7 +298,7 @@ class Wrong(gymnasium.Wrapper):
     mask, since = (1, 1, 1, 1), 0
 
     def __init__(self):
-        super().__init__(Told("nowhere"))
+        super().__init__(LabeledEnv("nowhere"))
 
     def info(self):
         return {"action_mask": np.array(self.mask if self.env.time >= self.since else (1, 1, 1), np.int8)}

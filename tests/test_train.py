@@ -1,4 +1,4 @@
-"""The loop: when things happen, what is counted, and that it learns."""
+"""Tests of the training loop: noise, collecting, schedules, reports, resuming, refusals and learning."""
 
 import functools
 import math
@@ -21,12 +21,12 @@ from fdqn.training import host, loop, metrics, streams
 from fdqn.types import Network, Transition
 
 
-def started(lanes=2, seed=0, **settings):
-    program, (hyper, keys) = examples.program(**settings), examples.seeds(lanes, seed)
+def initialized(seeds=2, seed=0, **settings):
+    program, (hyper, keys) = examples.program(**settings), examples.seeds(seeds, seed)
     return program, training.init(program, hyper, keys)
 
 
-def moving_parts(state):
+def changing_tensors(state):
     return state.learner.params, state.obs, state.buffer.rows.obs
 
 
@@ -34,19 +34,19 @@ def moving_parts(state):
 
 
 @pytest.mark.parametrize("config", [{}, {"steps_per_cycle": 2, "updates_per_cycle": 2, "target_period": 0}], ids=str)
-def test_lanes_do_not_know_each_other(config):
-    """Lane i of S is lane i alone, in float64 to 1e-10 after 50 cycles."""
+def test_seeds_are_independent(config):
+    """Compare seed i of many with seed i alone, in float64 to 1e-10 after 50 training iterations."""
     program = examples.program(cartpole.make(time_limit=20, dtype=torch.float64), **config)
-    programs.seeds(partial(programs.trained, program, cycles=50), *examples.seeds(3), distinct=moving_parts)
+    programs.seeds(partial(programs.trained, program, cycles=50), *examples.seeds(3), distinct=changing_tensors)
 
 
-def test_lanes_do_not_know_each_other_in_float32():
+def test_seeds_are_independent_in_float32():
     program = examples.program()
     one_update = partial(programs.trained, program, cycles=5, dtype=torch.float32)
-    programs.seeds(one_update, *examples.seeds(3), distinct=moving_parts, atol=1e-5, rtol=1e-5)
+    programs.seeds(one_update, *examples.seeds(3), distinct=changing_tensors, atol=1e-5, rtol=1e-5)
 
 
-def test_noise_of_lanes():
+def test_noise_of_seeds_is_independent():
     program, (hyper, keys) = examples.program(), examples.seeds(4)
 
     def noise(hyper, keys):
@@ -63,17 +63,17 @@ def test_noise_does_not_depend_on_chunks(config):
     programs.chunks(program, keys, first=2**31 - 2, cycles=4)
 
 
-def test_noise_is_what_it_says():
+def test_noise_has_its_shapes_ranges_and_no_repetition():
     program, (_, keys) = examples.program(steps_per_cycle=2, updates_per_cycle=3, target_period=3), examples.seeds(2)
     noise = laws.pure(training.noise, program, keys, 3, 5)
     shapes = [tuple(x.shape) for x in noise[:3]]
-    assert noise[3:] == ((), ()), "this agent takes none"
+    assert noise[3:] == ((), ()), "this agent takes no noise"
     assert shapes == [(5, 2, 2, 3, 2), (5, 2, 2, 3, 4), (5, 2, 3, 8)]
     assert noise.sample.dtype == torch.int64
     assert ((noise.act >= 0) & (noise.act < 1) & True).all()
     assert ((noise.sample >= 0) & (noise.sample < 2**32)).all()
     numbers = torch.cat([(noise.act * 2**23).flatten(), (noise.env * 2**23).flatten(), (noise.sample >> 9).flatten()])
-    assert len(set(numbers.tolist())) > 0.999 * len(numbers)  # no number serves two purposes
+    assert len(set(numbers.tolist())) > 0.999 * len(numbers)  # no number is used for two purposes
 
 
 @pytest.mark.parametrize("name", ["cartpole", "catch"])
@@ -84,25 +84,25 @@ def test_metrics_equal_a_loop_over_the_log(name, config):
 
 
 def test_metrics_keep_the_last_hundred_episodes():
-    """More ends than places: the ring holds the last ones."""
+    """End more episodes than the ring of returns holds."""
     program = examples.program(probes.reward_of_obs().env, num_envs=4)
     programs.metrics(program, *examples.seeds(2), cycles=40)
 
 
-def test_metrics_of_more_environments_than_places():
-    """All environments end in one step, so that a hundred places would be written twice at once."""
+def test_metrics_of_more_environments_than_the_ring_holds():
+    """End all episodes in one step, so that slots of the ring would be written twice at once."""
     program = examples.program(probes.reward_of_obs().env, num_envs=130, capacity=300)
     programs.metrics(program, *examples.seeds(2), cycles=5)
 
 
-def test_a_stopped_run_goes_on_as_if_undisturbed():
-    program, state = started()
+def test_a_state_continues_exactly():
+    program, state = initialized()
     programs.resumed(partial(programs.advance, program), state, 9, 8)
     programs.resumed(partial(programs.advance, program), state, 2, 6)  # in the warm-up
 
 
-def test_a_cycle_is_learning_after_collecting():
-    program, state = started()
+def test_an_iteration_is_collect_then_learn():
+    program, state = initialized()
     state = programs.advance(program, state, 30)
     noise = tree.index(training.noise(program, state.key, 30, 1), 0)
     asserts.assert_trees_equal(
@@ -111,8 +111,8 @@ def test_a_cycle_is_learning_after_collecting():
     )
 
 
-def test_noise_is_drawn_of_the_keys_of_its_cycles():
-    program, state = started()
+def test_noise_is_drawn_from_the_keys_of_its_iterations():
+    program, state = initialized()
     keys = training.cycle_keys(state.key, 5, 3)
     asserts.assert_trees_equal(training.noise(program, state.key, 5, 3), training.draw(program, keys))
     numbers = training.cycle_numbers(state.key, 5, 3)
@@ -123,8 +123,8 @@ def test_noise_is_drawn_of_the_keys_of_its_cycles():
 
 
 @pytest.mark.parametrize("env", envs.names())
-def test_draws_on_a_device_are_long_enough_for_graphs_of_many_cycles(env):
-    """At 1,024 seeds at least 16 cycles, whole periods of target copies; on a CPU few, which are small."""
+def test_draws_on_a_device_cover_graphs_of_many_iterations(env):
+    """Expect at least 16 iterations and whole target periods at 1,024 seeds, but few iterations on a CPU."""
     for settings in (Settings(env=env), Settings(env=env, target_period=30), Settings(env=env, tau=0.5)):
         program = assemble.program(settings)
         keys = torch.empty((1024, 2), dtype=torch.int64, device="meta")
@@ -135,8 +135,8 @@ def test_draws_on_a_device_are_long_enough_for_graphs_of_many_cycles(env):
         assert loop._cycles_per_draw(program, torch.zeros(1024, 2)) <= 3
 
 
-def test_a_run_on_a_device_takes_many_cycles_in_a_call(monkeypatch):
-    """At 1,024 seeds, with the draws of CUDA: the lengths that would be captured are few, and at least 16."""
+def test_a_run_on_a_device_has_many_iterations_per_call(monkeypatch):
+    """Check the lengths of calls that CUDA would capture at 1,024 seeds: few different ones, of at least 16."""
     plain = loop._cycles_per_draw
     monkeypatch.setattr(loop, "_cycles_per_draw", lambda program, keys: plain(program, keys.to("meta")))
     settings = Settings(seeds=1024, capacity=128, hidden=(), steps=4_000)
@@ -158,7 +158,7 @@ def test_a_run_on_a_device_takes_many_cycles_in_a_call(monkeypatch):
 
 
 def test_step_functions_are_pure():
-    program, state = started()
+    program, state = initialized()
     state = programs.advance(program, state, 5)
     noise = training.noise(program, state.key, 5, 1)
     for f in (training.vmapped(program).collect, training.vmapped(program).cycle):
@@ -166,8 +166,8 @@ def test_step_functions_are_pure():
     laws.pure(training.vmapped(program).sync, state)
 
 
-def test_n_cycles_in_a_call_equal_n_calls():
-    program, state = started()
+def test_a_call_of_n_iterations_equals_n_calls():
+    program, state = initialized()
     state = programs.advance(program, state, 5)
     noise = training.noise(program, state.key, 5, 4)
 
@@ -185,8 +185,8 @@ def test_n_cycles_in_a_call_equal_n_calls():
 # Initial state
 
 
-def test_a_new_state():
-    program, state = started()
+def test_initial_state():
+    program, state = initialized()
     assert state.buffer.rows.obs.shape == (2, 40, 4)
     assert state.cycle.tolist() == [0, 0]
     assert state.learner.updates.tolist() == [0, 0]
@@ -198,8 +198,8 @@ def test_a_new_state():
     laws.pure(training.init, program, *examples.seeds(2))
 
 
-def test_purposes_use_keys_of_their_own():
-    program, state = started()
+def test_streams_use_separate_keys():
+    program, state = initialized()
     _, keys = examples.seeds(2)
     used = [random.fold_in(keys, purpose) for purpose in range(4)]
     assert len({tuple(k.flatten().tolist()) for k in used}) == 4
@@ -209,21 +209,21 @@ def test_purposes_use_keys_of_their_own():
 # Collecting
 
 
-def test_collect_stores_what_happened():
-    """The environments stepped by hand, with the actions that epsilon-greedy chooses by hand."""
+def test_collect_equals_a_plain_loop():
+    """Step the environments with actions that a plain epsilon-greedy implementation chooses."""
     program, (hyper, keys) = examples.program(num_envs=2, steps_per_cycle=2), examples.seeds(1)
     state = training.init(program, hyper, keys)
-    lane = tree.index(state, 0)
-    world, obs, legal = lane.env_state, lane.obs, lane.legal
+    one = tree.index(state, 0)
+    env_state, obs, legal = one.env_state, one.obs, one.legal
     expected, taken = [], 0
     for cycle in range(12):
         noise = tree.index(training.noise(program, keys, cycle, 1), (0, 0))
         for i in range(2):
-            share = 1 + (float(lane.hyper.epsilon_end) - 1) * min(1.0, taken / float(lane.hyper.epsilon_steps))
-            q = program.network.apply(lane.learner.params, obs)
+            epsilon = 1 + (float(one.hyper.epsilon_end) - 1) * min(1.0, taken / float(one.hyper.epsilon_steps))
+            q = program.network.apply(one.learner.params, obs)
             explored = torch.tensor([math.floor(float(u) * 2) for u in noise.act[i][:, 1]])
-            action = torch.where(noise.act[i][:, 0] < share, explored, q.argmax(-1))
-            world, step = program.env.step(world, action, noise.env[i])
+            action = torch.where(noise.act[i][:, 0] < epsilon, explored, q.argmax(-1))
+            env_state, step = program.env.step(env_state, action, noise.env[i])
             rows = zip(obs, action, step.reward, step.terminated, step.next_obs, step.next_legal, strict=True)
             expected += [Transition(o, a, r, 1.0 - t.float(), n, m) for o, a, r, t, n, m in rows]
             obs, legal, taken = step.obs, step.legal, taken + 2
@@ -237,19 +237,19 @@ def test_collect_stores_what_happened():
     assert int(state.learner.updates[0]) == 0
 
 
-def test_truncation_keeps_its_discount():
-    program, state = started(env=probes.endless_reward().env)
+def test_truncated_transitions_keep_their_discount():
+    program, state = initialized(env=probes.endless_reward().env)
     state = programs.advance(program, state, 8)
     assert (state.metrics.episodes > 0).all()
     assert (state.buffer.rows.discount[:, :24] == 1).all()
 
 
-def test_truncation_is_termination_on_request():
-    """Episodes are truncated every five steps; three environments write a row each at every step."""
+def test_terminal_on_truncation():
+    """Truncate episodes every five steps; three environments write one row each per step."""
     env = probes.endless_reward().env
-    program, state = started(env=env)
-    asked = examples.program(env, terminal_on_truncation=True)
-    plain, ended = (programs.advance(each, tree.clone(state), 12).buffer.rows for each in (program, asked))
+    program, state = initialized(env=env)
+    truncating = examples.program(env, terminal_on_truncation=True)
+    plain, ended = (programs.advance(each, tree.clone(state), 12).buffer.rows for each in (program, truncating))
     step = torch.arange(36) // 3
     assert torch.equal(ended.discount[:, :36] == 0, (step % 5 == 4).expand(2, 36))
     assert plain.discount[:, :36].unique().tolist() == [1.0]
@@ -257,15 +257,15 @@ def test_truncation_is_termination_on_request():
 
 def test_illegal_actions_are_never_taken():
     probe = probes.masked_reward()
-    program, state = started(env=probe.env)
+    program, state = initialized(env=probe.env)
     state = programs.advance(program, state, 13)
     rows = tree.index(state.buffer.rows, (slice(None), slice(0, 39)))
     assert not ((rows.obs[..., 0] == 1) & (rows.action == 2)).any()
     assert ((rows.obs[..., 0] == 0) & (rows.action == 2)).any()
 
 
-def warming(learning_starts=21, steps_per_cycle=2, **hyper):
-    """A program of cycles of four steps that learns from its seventh cycle on, and its state."""
+def with_warmup(learning_starts=21, steps_per_cycle=2, **hyper):
+    """Return a program with four steps per iteration that learns from its seventh iteration on, and its state."""
     program = examples.program(
         num_envs=2, steps_per_cycle=steps_per_cycle, learning_starts=learning_starts, random_warmup=True
     )
@@ -273,15 +273,15 @@ def warming(learning_starts=21, steps_per_cycle=2, **hyper):
     return program, training.init(program, training.hyper(2, epsilon_steps=40, **hyper), keys)
 
 
-def explored(program, keys, cycle):
-    """The actions [S, k, E] that are drawn where all are random."""
+def random_actions(program, keys, cycle):
+    """Return the random actions [S, k, E] of an iteration."""
     u = training.noise(program, keys, cycle, 1).act[0, ..., 1]
     return (u * program.env.spec.actions).long()
 
 
-def test_actions_are_uniform_until_learning_starts_and_greedy_from_there():
-    """With an epsilon that is 0 from its start: the untrained network acts in no step before that."""
-    program, state = warming(epsilon_start=0.0, epsilon_end=0.0)
+def test_actions_are_uniform_until_learning_starts_and_then_greedy():
+    """Set epsilon to 0: the untrained network must not act before learning starts."""
+    program, state = with_warmup(epsilon_start=0.0, epsilon_end=0.0)
     functions, uniform = training.vmapped(program), []
     for cycle in range(10):
         noise = training.noise(program, state.key, cycle, 1)
@@ -289,13 +289,13 @@ def test_actions_are_uniform_until_learning_starts_and_greedy_from_there():
         step = functions.collect if cycle < 6 else functions.cycle
         before, state = state, step(tree.clone(state), noise)
         taken = state.buffer.rows.action[:, 4 * cycle : 4 * cycle + 4].reshape(2, 2, 2)
-        uniform.append(torch.equal(taken, explored(program, state.key, cycle)))
+        uniform.append(torch.equal(taken, random_actions(program, state.key, cycle)))
         assert (state.learner.updates > before.learner.updates).all() == (cycle >= 6)
     assert uniform == [True] * 6 + [False] * 4
 
 
-def test_epsilon_anneals_from_where_learning_starts():
-    program, state = warming(epsilon_start=0.8, epsilon_end=0.2)
+def test_epsilon_anneals_from_the_start_of_learning():
+    program, state = with_warmup(epsilon_start=0.8, epsilon_end=0.2)
     reported, starts = [], [0, 20, 24, 44, 64, 84]
     for step in starts:
         now = state._replace(cycle=torch.full_like(state.cycle, step // 4))
@@ -306,25 +306,25 @@ def test_epsilon_anneals_from_where_learning_starts():
     assert reported == [[pytest.approx(x)] * 2 for x in expected]
 
 
-def test_a_replay_emptied_before_the_first_update_prolongs_the_warmup_and_one_emptied_later_does_not():
-    program, state = warming(epsilon_start=0.8, epsilon_end=0.2)
+def test_only_a_replay_emptied_before_the_first_update_prolongs_the_warmup():
+    program, state = with_warmup(epsilon_start=0.8, epsilon_end=0.2)
     at = state._replace(cycle=torch.full_like(state.cycle, 7), emptied=torch.full_like(state.cycle, 3))
-    assert training.snapshot(program, at).epsilon.tolist() == [1.0, 1.0], "12 steps later than without"
+    assert training.snapshot(program, at).epsilon.tolist() == [1.0, 1.0], "12 steps later than with the replay kept"
     later = at._replace(cycle=at.cycle + 2)
     assert training.snapshot(program, later).epsilon.tolist() == [pytest.approx(0.8)] * 2
     learned = at._replace(learner=at.learner._replace(updates=at.learner.updates + 5))
     assert training.snapshot(program, learned).epsilon.tolist() == [pytest.approx(0.74)] * 2, (
-        "by its step, as undisturbed"
+        "the value of its step, as in an uninterrupted run"
     )
 
 
-def test_without_the_warmup_epsilon_is_what_it_was():
+def test_without_a_warmup_epsilon_is_unchanged():
     hyper, steps = training.hyper(1, epsilon_steps=70), torch.arange(100)
     asserts.assert_trees_equal(training.epsilon(hyper, steps), training.epsilon(hyper, steps, 0))
     asserts.assert_trees_equal(training.epsilon(hyper, steps), training.epsilon(hyper, steps, torch.tensor(0)))
 
 
-def test_epsilon_follows_environment_steps():
+def test_epsilon_is_linear_in_environment_steps():
     hyper = tree.index(training.hyper(1, epsilon_start=0.9, epsilon_end=0.1, epsilon_steps=200), 0)
     laws.schedule(partial(training.epsilon, hyper), 0.9, 0.1, 200)
 
@@ -332,8 +332,8 @@ def test_epsilon_follows_environment_steps():
 # The host loop
 
 
-class Counted:
-    """Step functions that log what they are called for, a word for every cycle."""
+class LoggedFunctions:
+    """Log the calls of the step functions, one entry per training iteration."""
 
     def __init__(self, program):
         self.log = []
@@ -348,41 +348,41 @@ class Counted:
         return f(*args)
 
 
-def ran(steps=300, every=60, lanes=2, **settings):
-    program, state = started(lanes, **settings)
-    counted = Counted(program)
-    reports = list(training.run(program, state, steps, counted.functions, every))
-    return program, counted.log, reports
+def run_counted(steps=300, every=60, seeds=2, **settings):
+    program, state = initialized(seeds, **settings)
+    logged = LoggedFunctions(program)
+    reports = list(training.run(program, state, steps, logged.functions, every))
+    return program, logged.log, reports
 
 
 @pytest.mark.parametrize(
     ("steps", "every", "expected"),
     [
         (300, 60, [60, 120, 180, 240, 300]),
-        (300, 100, [102, 201, 300]),  # three environments: rounded up to whole cycles
+        (300, 100, [102, 201, 300]),  # three environments: rounded up to whole iterations
         (100, 1000, [102]),
         (30, 3, list(range(3, 31, 3))),
         (30, 1, list(range(3, 31, 3))),
         (1, 1, [3]),
     ],
 )
-def test_reports_come_at_their_steps(steps, every, expected):
-    _, log, reports = ran(steps, every)
+def test_steps_of_reports(steps, every, expected):
+    _, log, reports = run_counted(steps, every)
     assert [r.step for r in reports] == expected
     assert len([x for x in log if x != "sync"]) == expected[-1] // 3
 
 
 @pytest.mark.parametrize(("learning_starts", "warm"), [(0, 0), (1, 1), (12, 4), (13, 5), (10_000, 10)])
-def test_learning_starts_exactly(learning_starts, warm):
-    _, log, reports = ran(30, 30, learning_starts=learning_starts, target_period=0)
+def test_learning_starts_is_exact(learning_starts, warm):
+    _, log, reports = run_counted(30, 30, learning_starts=learning_starts, target_period=0)
     assert log == ["collect"] * warm + ["cycle"] * (10 - warm)
     assert reports[-1].updates.tolist() == [10 - warm] * 2
     assert reports[-1].state.learner.updates.tolist() == [10 - warm] * 2
 
 
 @pytest.mark.parametrize(("updates", "period"), [(1, 1), (1, 4), (2, 4), (2, 2), (3, 6)])
-def test_hard_copies_come_every_period(updates, period):
-    _, log, reports = ran(90, 90, updates_per_cycle=updates, target_period=period)
+def test_hard_target_copies_every_period(updates, period):
+    _, log, reports = run_counted(90, 90, updates_per_cycle=updates, target_period=period)
     learned, copies = 0, []
     for name in log:
         learned += updates * (name == "cycle")
@@ -393,8 +393,8 @@ def test_hard_copies_come_every_period(updates, period):
     assert reports[-1].updates.tolist() == [learned] * 2
 
 
-def test_the_target_stands_still_between_hard_copies():
-    program, state = started(target_period=4, learning_starts=12)
+def test_the_target_does_not_change_between_hard_copies():
+    program, state = initialized(target_period=4, learning_starts=12)
     old = tree.clone(state.learner.params)
     for cycles, updates in ((4 + 3, 3), (1, 4), (3, 7), (1, 8)):
         state = programs.advance(program, state, cycles)
@@ -407,8 +407,8 @@ def test_the_target_stands_still_between_hard_copies():
             assert not tree.equal(old, state.learner.params)
 
 
-def test_soft_copies_come_at_every_update():
-    program, state = started(target_period=0, updates_per_cycle=1)
+def test_soft_target_updates_at_every_update():
+    program, state = initialized(target_period=0, updates_per_cycle=1)
     state = programs.advance(program, state, 4)
     for _ in range(3):
         before = tree.clone(state.learner.target_params)
@@ -427,39 +427,39 @@ def test_soft_copies_come_at_every_update():
 )
 @pytest.mark.parametrize("done", [0, 5])
 def test_chunks_of_noise_do_not_change_a_run(monkeypatch, name, value, done):
-    program, state, expected = ran_on(done)
+    program, state, expected = state_after(done)
     monkeypatch.setattr(loop, name, value)
     asserts.assert_trees_equal(expected, programs.advance(program, tree.clone(state), 30))
 
 
 @functools.cache
-def ran_on(done):
+def state_after(done):
     """Return a program, its state after `done` iterations, and that of 30 more."""
-    program, state = started()
+    program, state = initialized()
     state = programs.advance(program, state, done) if done else state
     return program, state, programs.advance(program, tree.clone(state), 30)
 
 
 def test_reports_do_not_change_a_run():
-    *_, often = ran(150, 3)[2]
-    *_, once = ran(150, 150)[2]
+    *_, often = run_counted(150, 3)[2]
+    *_, once = run_counted(150, 150)[2]
     asserts.assert_trees_equal(once.state, often.state)
 
 
-def test_evaluations_come_when_they_are_due():
-    program, state = started()
-    answers = np.arange(4.0).reshape(2, 2)
-    reports = list(training.run(program, state, 90, training.vmapped(program), 30, lambda state: answers, 45))
+def test_evaluations_are_scheduled():
+    program, state = initialized()
+    returns = np.arange(4.0).reshape(2, 2)
+    reports = list(training.run(program, state, 90, training.vmapped(program), 30, lambda state: returns, 45))
     assert [(r.step, r.evaluation is not None) for r in reports] == [(30, False), (45, True), (60, False), (90, True)]
-    assert reports[1].evaluation is answers
-    program, state = started()
-    reports = list(training.run(program, state, 60, training.vmapped(program), 30, lambda state: answers, 0))
+    assert reports[1].evaluation is returns
+    program, state = initialized()
+    reports = list(training.run(program, state, 60, training.vmapped(program), 30, lambda state: returns, 0))
     assert [r.evaluation for r in reports] == [None, None]
 
 
-def test_reports_say_what_the_lanes_did():
-    """Means between two reports, recomputed from the sums at their moments and from the log of losses."""
-    program, state = started()
+def test_reports_equal_means_of_the_logged_values():
+    """Recompute the means between two reports from the sums in their states and from a log of losses."""
+    program, state = initialized()
     losses_seen, plain = [], training.vmapped(program)
 
     def cycle(state, noise):
@@ -492,24 +492,24 @@ def test_reports_say_what_the_lanes_did():
         assert report.last_returns.shape == (2, metrics.EPISODES_KEPT)
 
 
-def test_reports_before_anything_happened_are_nan():
-    _, _, reports = ran(6, 3, learning_starts=1000)
+def test_means_without_data_are_nan():
+    _, _, reports = run_counted(6, 3, learning_starts=1000)
     assert np.isnan(reports[0].loss).all()
     assert np.isnan(reports[0].returns).all()
     assert reports[0].updates.tolist() == [0, 0]
     assert reports[-1].first_update is None
 
 
-def test_times_only_grow():
-    _, _, reports = ran(60, 15)
+def test_times_are_monotonic():
+    _, _, reports = run_counted(60, 15)
     for name in ("compile_seconds", "learning_seconds", "learning_updates"):
         values = [getattr(r, name) for r in reports]
         assert values == sorted(values)
         assert values[-1] > 0
 
 
-def test_a_run_at_its_end_only_reports():
-    program, state = started()
+def test_a_finished_run_only_reports():
+    program, state = initialized()
     state = programs.advance(program, state, 10)
     (report,) = training.run(program, state, 30, training.vmapped(program), 10)
     assert (report.step, *report.updates) == (30, 6, 6)
@@ -517,7 +517,7 @@ def test_a_run_at_its_end_only_reports():
 
 
 def numbers(report):
-    """What a report says of the lanes, without times and tensors."""
+    """Return the fields of a report without times and tensors."""
     left_out = ("state", "planned", "since", "compile_seconds", "learning_seconds", "learning_updates", "first_update")
     return {name: x for name, x in report._asdict().items() if name not in left_out}
 
@@ -529,21 +529,21 @@ def assert_same_reports(expected, got):
 
 
 @functools.cache
-def undisturbed():
+def uninterrupted():
     """Return the reports of 24 iterations."""
-    program, state = started()
+    program, state = initialized()
     return list(training.run(program, state, 3 * 24, training.vmapped(program), 12))
 
 
-# Warm-up ends with cycle 4, replay wraps in cycle 14, the target is copied at 8, 12, 16.
+# Warm-up ends with iteration 4, replay wraps in iteration 14, the target is copied at 8, 12, 16.
 @pytest.mark.parametrize("stopped", [1, 3, 4, 5, 7, 8, 9, 12, 13, 14, 15, 20, 23, 24])
-def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
-    """Every leaf and every report, those on the way to the next report included."""
-    program, state = started()
-    functions, ends, expected = training.vmapped(program), [], undisturbed()
+def test_a_run_stopped_anywhere_continues_exactly(stopped):
+    """Compare all leaves and reports with those of an uninterrupted run."""
+    program, state = initialized()
+    functions, ends, expected = training.vmapped(program), [], uninterrupted()
 
     class Stop:
-        """Asked after each cycle, since eager functions have been called before."""
+        """Return True at one call; the loop calls it after each iteration."""
 
         calls = 0
 
@@ -564,8 +564,8 @@ def test_a_run_stopped_anywhere_goes_on_as_if_undisturbed(stopped):
     assert_same_reports(expected, before + (after if stopped < 24 else []))
 
 
-def test_means_of_a_report_that_forgot_where_they_were_counted_from_differ():
-    program, state = started()
+def test_reports_differ_if_the_sums_at_the_last_report_are_lost():
+    program, state = initialized()
     functions = training.vmapped(program)
     expected = list(training.run(program, tree.clone(state), 72, functions, 36))
     stopped = list(training.run(program, state, 54, functions, 36))[-1]
@@ -574,23 +574,23 @@ def test_means_of_a_report_that_forgot_where_they_were_counted_from_differ():
         assert_same_reports(expected[1:], after)
 
 
-# What is refused
+# Refused arguments
 
 
 @pytest.mark.parametrize(("steps", "every", "message"), [(0, 1, "steps: expected at least 1"), (9, 0, "report_every")])
-def test_cadences_that_cannot_be(steps, every, message):
-    program, state = started()
+def test_invalid_steps_and_report_every_are_refused(steps, every, message):
+    program, state = initialized()
     with pytest.raises(ValueError, match=message):
         list(training.run(program, state, steps, training.vmapped(program), every))
 
 
-def test_a_network_for_another_number_of_actions():
+def test_a_network_with_a_wrong_number_of_actions_is_refused():
     program = examples.program(network=networks.mlp(4, (8,), 3))
     with pytest.raises(ValueError, match=r"network.apply: expected shape \[S E 2\], got \[2, 3, 3\]"):
         training.init(program, *examples.seeds(2))
 
 
-def test_a_network_for_another_observation():
+def test_a_network_with_a_wrong_observation_shape_is_refused():
     program = examples.program(network=networks.mlp(5, (8,), 2))
     with pytest.raises(ValueError, match=r"obs: expected shape \[... 5\]"):
         training.init(program, *examples.seeds(2))
@@ -608,20 +608,20 @@ def test_a_network_for_another_observation():
         ({"actions": 3}, ValueError, r"env.reset.legal: expected shape \[S E 3\]"),
     ],
 )
-def test_an_environment_that_is_not_as_it_says(change, error, message):
+def test_an_environment_that_contradicts_its_spec_is_refused(change, error, message):
     program = examples.program()
     env = program.env._replace(spec=program.env.spec._replace(**change))
     with pytest.raises(error, match=message):
         training.init(program._replace(env=env), *examples.seeds(2))
 
 
-def test_as_many_hyper_parameters_as_keys():
+def test_numbers_of_hyper_parameters_and_keys_must_agree():
     hyper, keys = examples.seeds(3)
     with pytest.raises(ValueError, match=r"learning_rate: expected shape \[S\] with S = 2, got \[3\]"):
         training.init(examples.program(), hyper, keys[:2])
 
 
-def breaks(change):
+def changed_steps(change):
     env = cartpole.make(time_limit=20)
 
     def step(state, action, u):
@@ -641,8 +641,8 @@ def breaks(change):
         (lambda s: s._replace(legal=s.legal.long()), TypeError, "expected torch.bool, got torch.int64"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_runs(change, error, message):
-    program = examples.program(breaks(change))
+def test_invalid_steps_are_refused_before_the_first_call(change, error, message):
+    program = examples.program(changed_steps(change))
     state = training.init(program, *examples.seeds(2))
 
     def never(*args):
@@ -659,7 +659,7 @@ GAMMA, CYCLES = 0.6, 120
 
 
 def learned(probe, double, **changes):
-    """A probe's values [S, N, A] after a short run."""
+    """Return the action values [S, N, A] of a probe's states after a short run."""
     config = {"num_envs": 4, "batch_size": 32, "capacity": 400, "learning_starts": 80, "target_period": 10}
     program = examples.program(probe.env, (16,), double, **{**config, **changes})
     hyper = training.hyper(
@@ -685,25 +685,25 @@ def test_learns_the_values_of_every_probe(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [{"target_period": 0}, {"steps_per_cycle": 2, "updates_per_cycle": 2}], ids=str)
 @pytest.mark.parametrize("name", probes.ALL)
-def test_learns_the_values_of_every_probe_in_other_ways(name, config):
+def test_learns_the_values_of_every_probe_with_other_settings(name, config):
     probe = probes.ALL[name]()
     assert error(probe, learned(probe, double=False, **config)) < 0.05
 
 
-def test_probes_see_a_time_limit_taken_for_an_end(monkeypatch):
-    """Planted: `1 - done`."""
-    right = replay.transition
+def test_probes_reject_truncation_as_termination(monkeypatch):
+    """Plant a bug: discount `1 - done`."""
+    correct = replay.transition
 
     def one_minus_done(obs, action, step, legal):
-        return right(obs, action, step, legal)._replace(discount=1.0 - (step.terminated | step.truncated).float())
+        return correct(obs, action, step, legal)._replace(discount=1.0 - (step.terminated | step.truncated).float())
 
     monkeypatch.setattr(replay, "transition", one_minus_done)
     probe = probes.endless_reward()
     assert error(probe, learned(probe, double=True)) > 0.3
 
 
-def test_probes_see_a_target_without_a_mask():
-    """Planted: the best of all actions, legal or not."""
+def test_probes_reject_a_target_without_a_mask():
+    """Plant a bug: take the maximum over all actions, legal or not."""
     probe = probes.masked_reward()
 
     agent = examples.program(probe.env, (16,), double=False).algorithm.agent
@@ -716,19 +716,19 @@ def test_probes_see_a_target_without_a_mask():
     assert error(probe, q) > 0.3
 
 
-def test_probes_see_a_network_that_does_not_see():
+def test_probes_reject_a_network_that_ignores_observations():
     probe = probes.reward_of_obs()
     network = examples.program(probe.env, (16,)).network
-    blind = Network(network.init, lambda params, obs: network.apply(params, obs * 0))
-    assert error(probe, learned(probe, False, network=blind)) > 0.5
+    constant = Network(network.init, lambda params, obs: network.apply(params, obs * 0))
+    assert error(probe, learned(probe, False, network=constant)) > 0.5
 
 
 @pytest.mark.slow
 def test_learns_cartpole():
-    """Compiled, eight lanes: twenty thousand steps make most lanes hold the pole ten times as long as chance does."""
-    world = cartpole.make()
+    """Train eight seeds, compiled, for 20,000 steps: most balance ten times as long as random actions do."""
+    env = cartpole.make()
     program = examples.program(
-        world, (64, 64), num_envs=10, batch_size=64, capacity=10_000, learning_starts=1000, target_period=20
+        env, (64, 64), num_envs=10, batch_size=64, capacity=10_000, learning_starts=1000, target_period=20
     )
     hyper = training.hyper(8, learning_rate=2e-3, epsilon_steps=6000, max_grad_norm=10.0)
     state = training.init(program, hyper, random.key(list(range(8))))
@@ -736,7 +736,7 @@ def test_learns_cartpole():
     assert np.median(np.nanmean(last.last_returns, axis=1)) > 100
 
 
-def test_a_new_state_is_nobody_elses():
+def test_the_initial_state_shares_no_memory():
     program = examples.program()
     hyper, keys = examples.seeds(2)
     before = tree.clone((hyper, keys))
@@ -748,7 +748,7 @@ def test_a_new_state_is_nobody_elses():
     asserts.assert_trees_equal(before, (hyper, keys))
 
 
-def test_keys_and_hyper_parameters_that_do_not_fit():
+def test_invalid_keys_and_hyper_parameters_are_refused():
     program = examples.program()
     hyper, keys = examples.seeds(2)
     with pytest.raises(TypeError, match="keys: expected an integer dtype"):
@@ -768,7 +768,7 @@ PICKLED = {
 
 @pytest.mark.parametrize("name", PICKLED)
 def test_programs_can_be_pickled(name):
-    """For a process of its own, whose lanes then do the same."""
+    """Compare one step of the unpickled program with one of the original."""
     changes = {"hidden": (8,)} if name != "minatar" else {}
     program = assemble.program(Settings(**{"seeds": 2, "batch_size": 8, **changes, **PICKLED[name]}))
     again = pickle.loads(pickle.dumps(program))
@@ -783,14 +783,14 @@ def test_programs_can_be_pickled(name):
     asserts.assert_trees_equal(*after)
 
 
-def test_a_program_of_a_module_can_be_pickled():
+def test_a_program_with_a_module_can_be_pickled():
     network = networks.from_module(partial(nn.Linear, 4, 2))
     program = examples.program(network=network)
     assert pickle.loads(pickle.dumps(program)).network.init(random.key(0)).keys() == {"weight", "bias"}
 
 
-def test_a_cycle_is_its_steps_and_then_its_updates():
-    """In the order of `collect` and `learn`, with epsilon that changes within the cycle."""
+def test_an_iteration_is_its_steps_and_then_its_updates():
+    """Run the parts of `collect` and `learn` in order, with an epsilon that changes within the iteration."""
     config = {"steps_per_cycle": 3, "updates_per_cycle": 2, "target_period": 4, "learning_starts": 18}
     program, (hyper, keys) = examples.program(**config), examples.seeds(2)
     state = programs.advance(program, training.init(program, hyper, keys), 4)
