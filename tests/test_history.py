@@ -11,7 +11,7 @@ import signal
 import numpy as np
 import pytest
 from test_checkpoint import reseal
-from test_resume import LONGER, SETTINGS, begun, flags, gone_on, rows, started
+from test_resume import LONGER, SETTINGS, continue_run, flags, initialized, rows, start_run
 
 from fdqn import cli, training, tree
 from fdqn.experiment import assemble, history, results, run_folder
@@ -30,7 +30,7 @@ def stopped(tmp_path_factory):
     path = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "CYCLES_PER_CALL", 1)
-        started(path, OFTEN, training.vmapped(assemble.program(OFTEN)), stop_after=20)
+        start_run(path, OFTEN, training.vmapped(assemble.program(OFTEN)), stop_after=20)
     assert len(checkpoint.newest(path / "checkpoints")) >= 3
     return path
 
@@ -41,7 +41,7 @@ def run(stopped, tmp_path):
 
 
 def restore(path, settings=OFTEN, **given):
-    return history.restored(path, settings, *begun(settings), **given)
+    return history.restored(path, settings, *initialized(settings), **given)
 
 
 def content(folder):
@@ -105,7 +105,7 @@ def test_a_skipped_checkpoint_is_renamed(run):
     assert where.skipped == (damaged,)
     assert [p.name for p in (run / "checkpoints").glob("*.damaged")] == [f"{damaged.name}.damaged"]
     settings = dataclasses.replace(OFTEN, keep_checkpoints=1)
-    last = gone_on(run, settings, training.vmapped(assemble.program(OFTEN)), where)
+    last = continue_run(run, settings, training.vmapped(assemble.program(OFTEN)), where)
     assert newest(run).name == "90"
     assert last.step == 90
     with pytest.raises(checkpoint.CheckpointError, match="no such"):
@@ -127,7 +127,7 @@ INVALID = {
 
 def test_a_state_with_wrong_counters_is_refused(run):
     folder, settings = newest(run), OFTEN
-    program, state = begun(settings)
+    program, state = initialized(settings)
     like = {"lanes": state, "since": tree.from_numpy(training.snapshot(program, state))}
     read, record = checkpoint.load(folder, like)
     for path, value in INVALID.items():
@@ -183,7 +183,7 @@ def report(step, returns, failed):
         name: np.zeros(count)
         for name in ("episodes", "returns", "lengths", "loss", "q", "grad_norm", "epsilon", "updates")
     }
-    program, state = begun(OFTEN)
+    program, state = initialized(OFTEN)
     state = state._replace(cycle=state.cycle + step // 3)
     return training.Report(
         step=step, **blank, last_returns=np.array(returns, np.float32), failed=np.array(failed),
@@ -217,7 +217,7 @@ def test_the_best_checkpoint_is_kept_and_failed_seeds_are_excluded(tmp_path):
 def test_seconds_continue_after_resumption(run):
     where = restore(run)
     assert where.seconds == history.checkpoint_info(newest(run)).seconds > 0
-    gone_on(run, OFTEN, training.vmapped(assemble.program(OFTEN)), where._replace(seconds=1000.0))
+    continue_run(run, OFTEN, training.vmapped(assemble.program(OFTEN)), where._replace(seconds=1000.0))
     assert float(rows_with_seconds(run)[-1]["seconds"]) > 1000
     assert history.checkpoint_info(newest(run)).seconds > 1000
 
@@ -234,7 +234,7 @@ def test_rows_are_synced_before_a_checkpoint_is_saved(tmp_path, monkeypatch):
     inode = lambda: (tmp_path / "run" / "metrics.csv").stat().st_ino  # noqa: E731
     monkeypatch.setattr(os, "fsync", lambda file: (order.append(os.fstat(file).st_ino), sync(file)))
     monkeypatch.setattr(checkpoint, "save", lambda *given: (order.append("save"), save(*given))[1])
-    started(tmp_path / "run", OFTEN, training.vmapped(assemble.program(OFTEN)), stop_after=1)
+    start_run(tmp_path / "run", OFTEN, training.vmapped(assemble.program(OFTEN)), stop_after=1)
     assert inode() in order[: order.index("save")]
 
 
@@ -405,7 +405,7 @@ def test_row_means():
 
 
 def test_failed_seeds_are_named(run):
-    _, state = begun(OFTEN)
+    _, state = initialized(OFTEN)
     one = report(30, [[1.0], [2.0]], [-1, 4])._replace(cause=np.array([0, 2]))
     assert history.failed_seeds(OFTEN, one) == {1: (12, "gradient")}
     asserts.assert_trees_equal(restore(run).state.key, state.key)

@@ -1,4 +1,4 @@
-"""Every law of a whole program holds for what is right and rejects a planted bug, in the words that name it."""
+"""Check that each law of `fdqn.testing.programs` accepts a correct program and rejects planted bugs."""
 
 import subprocess
 import sys
@@ -14,19 +14,21 @@ from fdqn.testing import examples, programs
 from fdqn.training import iteration, loop, metrics
 
 
-def moving_parts(state):
+def changing_tensors(state):
     return state.learner.params, state.obs, state.buffer.rows.obs
 
 
 def shared_key(noise):
-    def of_the_first_lane(program, keys, first, cycles):
+    """Plant a bug: draw the noise of all seeds from the key of the first one."""
+
+    def noise_of_seed_0(program, keys, first, cycles):
         return noise(program, keys[:1].expand_as(keys), first, cycles)
 
-    return of_the_first_lane
+    return noise_of_seed_0
 
 
 def chunk_noise(program, keys, first, cycles):
-    """All numbers of a chunk from the key of its first cycle."""
+    """Plant a bug: draw all noise of a chunk from the key of its first iteration."""
     shape = training.noise(program, keys, first, cycles)
     key = random.fold_in(keys, first)
     act, env = (
@@ -37,7 +39,7 @@ def chunk_noise(program, keys, first, cycles):
     )
 
 
-def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
+def test_seeds_rejects_a_shared_key(monkeypatch):
     program, (hyper, keys) = examples.program(), examples.seeds(3)
     programs.seeds(
         lambda hyper, keys: training.noise(program, keys, 0, 2).act.transpose(0, 1), hyper, keys, atol=0, rtol=0
@@ -48,16 +50,16 @@ def test_lanes_rejects_lanes_that_share_a_key(monkeypatch):
     monkeypatch.setattr(iteration, "noise", noise)
     monkeypatch.setattr(loop, "noise", noise)
     with rejects("seed 1 of 3"):
-        programs.seeds(partial(programs.trained, program, cycles=6), hyper, keys, distinct=moving_parts)
+        programs.seeds(partial(programs.trained, program, cycles=6), hyper, keys, distinct=changing_tensors)
 
 
-def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
+def test_seeds_rejects_equal_seeds_and_dependent_seeds():
     program, (hyper, keys) = examples.program(), examples.seeds(3)
     network = program.network
-    same_start = examples.program(network=network._replace(init=lambda key: network.init(key * 0)))
+    same_init = examples.program(network=network._replace(init=lambda key: network.init(key * 0)))
     with rejects(r"seed 1\[.0.weight.\]: expected a change with its key"):
         programs.seeds(
-            lambda hyper, keys: training.init(same_start, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
+            lambda hyper, keys: training.init(same_init, hyper, keys).learner.params, hyper, keys, atol=0, rtol=0
         )
     same = [0, 1, 0]
     with rejects("seeds 0 and 2.*expected them to differ"):
@@ -65,12 +67,12 @@ def test_lanes_rejects_lanes_that_are_alike_and_lanes_that_see_each_other():
     with rejects("seed 1 of 3"):
         programs.seeds(lambda hyper, keys: random.normal(keys, (4,)).cumsum(0), hyper, keys)
 
-    def mixed(hyper, keys):  # invisible alone, and in floats that tolerance forgives
+    def dependent(hyper, keys):  # correct for one seed, and within the tolerance of float32
         x = random.normal(keys, (4,), torch.float64)
         return x + 1e-13 * (x - x.mean(0)) * (len(x) > 1)
 
     with rejects("seeds whose key did not change"):
-        programs.seeds(mixed, hyper, keys)
+        programs.seeds(dependent, hyper, keys)
 
 
 def test_chunks_rejects_noise_that_depends_on_the_chunk():
@@ -86,7 +88,7 @@ def test_chunks_rejects_noise_that_depends_on_the_chunk():
         programs.chunks(program, keys, noise=frozen)
 
 
-def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
+def test_metrics_accepts_episodes_that_end_within_an_iteration():
     programs.metrics(examples.program(steps_per_cycle=2), *examples.seeds(2))
 
 
@@ -102,38 +104,38 @@ def test_metrics_hold_where_episodes_end_in_the_middle_of_a_cycle():
         (lambda old, new, step: new._replace(elapsed=old.elapsed + 1), "lengths|elapsed"),
     ],
 )
-def test_metrics_plants(monkeypatch, change, match):
+def test_metrics_rejects_planted_bugs(monkeypatch, change, match):
     program, (hyper, keys) = examples.program(steps_per_cycle=2), examples.seeds(2)
-    right = training.count_episodes
-    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: change(old, right(old, step), step))
+    correct = training.count_episodes
+    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: change(old, correct(old, step), step))
     with rejects(match):
         programs.metrics(program, hyper, keys)
 
 
 def test_metrics_rejects_a_wrong_return_before_any_episode_ends(monkeypatch):
-    right = training.count_episodes
-    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: right(old, step)._replace(running=old.running))
+    correct = training.count_episodes
+    monkeypatch.setattr(metrics, "count_episodes", lambda old, step: correct(old, step)._replace(running=old.running))
     with rejects("seed 0, running: "):
         programs.metrics(examples.program(), *examples.seeds(2), cycles=2)
 
 
-def test_metrics_rejects_rewards_that_change_on_their_way_into_replay(monkeypatch):
-    right = replay.transition
+def test_metrics_rejects_stored_rewards_that_were_changed(monkeypatch):
+    correct = replay.transition
 
     def half(obs, action, step, legal):
-        return right(obs, action, step._replace(reward=step.reward / 2), legal)
+        return correct(obs, action, step._replace(reward=step.reward / 2), legal)
 
     monkeypatch.setattr(replay, "transition", half)
     with rejects(r"reward of stored rows from 0: \[0, 0\]: expected 1.0, got 0.5"):
         programs.metrics(examples.program(), *examples.seeds(2), cycles=2)
 
 
-def test_resumed_rejects_a_checkpoint_that_forgets():
+def test_resumed_rejects_an_incomplete_checkpoint():
     program, (hyper, keys) = examples.program(), examples.seeds(2)
     start, run = training.init(program, hyper, keys), partial(programs.advance, program)
     programs.resumed(run, start, 6, 5)
     fresh = tree.clone(start)
-    forgotten = {
+    incomplete = {
         "opt_state": lambda s: s._replace(learner=s.learner._replace(opt_state=fresh.learner.opt_state)),
         "target": lambda s: s._replace(learner=s.learner._replace(target_params=s.learner.params)),
         "replay": lambda s: s._replace(buffer=fresh.buffer),
@@ -141,7 +143,7 @@ def test_resumed_rejects_a_checkpoint_that_forgets():
         "half precision": lambda s: s._replace(learner=tree.cast(tree.cast(s.learner, torch.bfloat16), torch.float32)),
         "environment": lambda s: s._replace(env_state=fresh.env_state, obs=fresh.obs),
     }
-    for through in forgotten.values():
+    for through in incomplete.values():
         with rejects("resumed after 7 of 12"):
             programs.resumed(run, start, 7, 5, through)
 
@@ -161,7 +163,7 @@ def test_naive_donation_is_rejected():
             programs.donated(f, start, donate=naive)
     with rejects("call 1, the donated state: "):  # not donated at all
         programs.donated(copy, start, donate=lambda f: f)
-    with rejects("expected the old storage, got other storage"):  # the state is written over, the answer is a copy
+    with rejects("expected the old storage, got other storage"):  # the state is overwritten, but a copy is returned
         programs.donated(copy, start, donate=lambda f: lambda state: tree.clone(edge.donate(f)(state)))
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped or killed goes on as if nothing had happened: every leaf and every line, bit for bit."""
+"""Tests of resuming: a run that was stopped or killed continues bit for bit, in all leaves and all rows."""
 
 import csv
 import dataclasses
@@ -21,8 +21,8 @@ from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
 
-# Warm-up ends with cycle 4, the replay of 40 rows wraps in cycle 14, the target is copied every 4 updates, reports come
-# every 5 cycles and evaluations every 10.
+# Warm-up ends with iteration 4, the replay of 40 rows wraps in iteration 14, the target is copied every 4 updates,
+# reports come every 5 iterations and evaluations every 10.
 SETTINGS = Settings(
     env="cartpole", seeds=2, steps=90, num_envs=3, batch_size=8, capacity=40, learning_starts=12, target_period=4,
     n_step=1, hidden=(8,), report_every=15, evaluate_every=30, checkpoint_every=0, compile=False,
@@ -31,19 +31,19 @@ CYCLES = 30
 BOUNDARIES = (1, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15, 16, 19, 20, 21, 25, 27, 29, 30)
 
 
-def begun(settings):
+def initialized(settings):
     program = assemble.program(settings)
     return program, training.init(program, assemble.hyper(settings), assemble.keys(settings))
 
 
-def gone_on(path, settings, functions, where, stop_after=None):
-    """The run from there, stopped after so many cycles; its last report."""
-    program, asked = assemble.program(settings), 0
+def continue_run(path, settings, functions, where, stop_after=None):
+    """Continue a run, stop it after the given number of iterations, and return its last report."""
+    program, calls = assemble.program(settings), 0
 
     def stop():
-        nonlocal asked
-        asked += 1
-        return asked == stop_after
+        nonlocal calls
+        calls += 1
+        return calls == stop_after
 
     reports = training.run(
         program, where.state, where.steps, functions, settings.report_every, evaluate=lambda s: s.obs[:, :, 0].numpy(),
@@ -53,14 +53,14 @@ def gone_on(path, settings, functions, where, stop_after=None):
     return last
 
 
-def started(path, settings, functions, stop_after=None):
-    _, state = begun(settings)
+def start_run(path, settings, functions, stop_after=None):
+    _, state = initialized(settings)
     run_folder.create(dataclasses.replace(settings, out=str(path)))
-    return gone_on(path, settings, functions, history.Restored(state, None, 0, settings.steps, 0.0), stop_after)
+    return continue_run(path, settings, functions, history.Restored(state, None, 0, settings.steps, 0.0), stop_after)
 
 
 def rows(file):
-    """Without the column of seconds."""
+    """Return the rows of a CSV file without the column of seconds."""
     with open(file, newline="") as lines:
         return [{name: x for name, x in row.items() if name != "seconds"} for row in csv.DictReader(lines)]
 
@@ -80,40 +80,40 @@ def functions(request):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(functions, tmp_path_factory):
-    path = tmp_path_factory.mktemp("undisturbed") / "run"
-    return path, tree.clone(started(path, SETTINGS, functions).state)
+def uninterrupted(functions, tmp_path_factory):
+    path = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return path, tree.clone(start_run(path, SETTINGS, functions).state)
 
 
 @pytest.mark.parametrize("stopped", BOUNDARIES)
-def test_a_run_stopped_at_any_cycle_goes_on(functions, undisturbed, tmp_path, monkeypatch, stopped):
-    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)  # so that it may stop after any
+def test_a_run_stopped_at_any_iteration_continues_exactly(functions, uninterrupted, tmp_path, monkeypatch, stopped):
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)  # allow a stop after every iteration
     path = tmp_path / "run"
-    started(path, SETTINGS, functions, stop_after=stopped)
-    program, state = begun(SETTINGS)
+    start_run(path, SETTINGS, functions, stop_after=stopped)
+    program, state = initialized(SETTINGS)
     where = history.restored(path, SETTINGS, program, state)
     assert where.step == 3 * stopped
-    last = gone_on(path, SETTINGS, functions, where)
-    assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
+    last = continue_run(path, SETTINGS, functions, where)
+    assert_same_run(uninterrupted[0], path, (uninterrupted[1], last.state))
 
 
 @pytest.fixture(scope="module")
-def over_several_steps(tmp_path_factory):
-    """Settings of a run over several steps, its functions, and the undisturbed run."""
-    path, settings = tmp_path_factory.mktemp("undisturbed") / "run", dataclasses.replace(SETTINGS, n_step=3)
+def n_step_run(tmp_path_factory):
+    """Return settings with n-step returns, their step functions, and the path and state of an uninterrupted run."""
+    path, settings = tmp_path_factory.mktemp("uninterrupted") / "run", dataclasses.replace(SETTINGS, n_step=3)
     functions = training.vmapped(assemble.program(settings))
-    return settings, functions, path, tree.clone(started(path, settings, functions).state)
+    return settings, functions, path, tree.clone(start_run(path, settings, functions).state)
 
 
 @pytest.mark.parametrize("stopped", [1, 3, 5, 8, 14, 19])
-def test_a_run_over_several_steps_goes_on(over_several_steps, tmp_path, monkeypatch, stopped):
-    """What was not complete is completed, and target copies come when they would have come."""
-    settings, functions, path, undisturbed = over_several_steps
+def test_a_run_with_n_step_returns_continues_exactly(n_step_run, tmp_path, monkeypatch, stopped):
+    """Check that pending n-step transitions are completed and that target copies keep their schedule."""
+    settings, functions, path, uninterrupted = n_step_run
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
-    started(tmp_path / "run", settings, functions, stop_after=stopped)
-    where = history.restored(tmp_path / "run", settings, *begun(settings))
-    last = gone_on(tmp_path / "run", settings, functions, where)
-    assert_same_run(path, tmp_path / "run", (undisturbed, last.state))
+    start_run(tmp_path / "run", settings, functions, stop_after=stopped)
+    where = history.restored(tmp_path / "run", settings, *initialized(settings))
+    last = continue_run(tmp_path / "run", settings, functions, where)
+    assert_same_run(path, tmp_path / "run", (uninterrupted, last.state))
 
 
 ROWS_OF_REPLAY = {"num_envs": 3, "batch_size": 4, "learning_starts": 6, "capacity": 12, "target_period": 2}
@@ -135,28 +135,28 @@ ALIKE = ("munchausen", "c51", "qr-dqn")
 @pytest.mark.parametrize(
     "algorithm", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in ALGORITHMS]
 )
-def test_a_run_of_every_algorithm_goes_on(tmp_path, monkeypatch, algorithm):
-    """Stop a run in the middle, and compare its state and rows with those of an undisturbed one."""
+def test_a_run_of_every_algorithm_continues_exactly(tmp_path, monkeypatch, algorithm):
+    """Stop a run in the middle, and compare its state and rows with those of an uninterrupted run."""
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     given = {"algorithm": algorithm, "seeds": 2, "hidden": (6,), "steps": 24, "report_every": 6, "evaluate_every": 12}
     settings = make({**given, "compile": False, **ALGORITHMS[algorithm]})
     program = assemble.program(settings)
     functions, cycles = training.vmapped(program), settings.steps // program.config.env_steps
-    undisturbed = tree.clone(started(tmp_path / "whole", settings, functions).state)
-    assert (undisturbed.learner.updates > 1).all()
-    started(tmp_path / "run", settings, functions, stop_after=cycles // 2 + 1)
-    where = history.restored(tmp_path / "run", settings, *begun(settings))
+    uninterrupted = tree.clone(start_run(tmp_path / "whole", settings, functions).state)
+    assert (uninterrupted.learner.updates > 1).all()
+    start_run(tmp_path / "run", settings, functions, stop_after=cycles // 2 + 1)
+    where = history.restored(tmp_path / "run", settings, *initialized(settings))
     assert where.step == (cycles // 2 + 1) * program.config.env_steps
-    last = gone_on(tmp_path / "run", settings, functions, where)
-    assert_same_run(tmp_path / "whole", tmp_path / "run", (undisturbed, last.state))
+    last = continue_run(tmp_path / "run", settings, functions, where)
+    assert_same_run(tmp_path / "whole", tmp_path / "run", (uninterrupted, last.state))
 
 
 OTHERS = {
-    "three steps in a transition": {"n_step": 3},
+    "three-step returns": {"n_step": 3},
     "soft copies": {"tau": 0.1},
     "plain, dueling, huber": {"double": False, "dueling": True, "loss": "huber"},
-    "two updates a cycle": {"updates_per_cycle": 2},
-    "two steps a cycle": {"steps_per_cycle": 2, "num_envs": 2, "steps": 120, "report_every": 7},
+    "two updates per iteration": {"updates_per_cycle": 2},
+    "two steps per iteration": {"steps_per_cycle": 2, "num_envs": 2, "steps": 120, "report_every": 7},
     "no clipping": {"max_grad_norm": float("inf"), "env": "acrobot"},
     "catch": {"env": "catch", "gamma": 0.9, "hidden": (), "seed": 9},
     "one environment": {"env": "mountain_car", "num_envs": 1, "steps": 30, "learning_starts": 10, "capacity": 9},
@@ -166,25 +166,25 @@ OTHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_run_of_any_kind_stopped_at_any_cycle_goes_on(tmp_path, monkeypatch, engine, other):
-    """420 resumed runs in all."""
+def test_a_run_with_other_settings_continues_exactly(tmp_path, monkeypatch, engine, other):
+    """Resume after every iteration, 420 runs in all."""
     settings = dataclasses.replace(SETTINGS, **OTHERS[other])
     program = assemble.program(settings)
     functions = ENGINES[engine](program)
-    expected = tree.clone(started(tmp_path / "whole", settings, functions).state)
+    expected = tree.clone(start_run(tmp_path / "whole", settings, functions).state)
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     for stopped in range(1, CYCLES + 1):
         path = tmp_path / str(stopped)
-        assert started(path, settings, functions, stop_after=stopped).step == stopped * program.config.env_steps
-        where = history.restored(path, settings, *begun(settings))
-        last = gone_on(path, settings, functions, where)
+        assert start_run(path, settings, functions, stop_after=stopped).step == stopped * program.config.env_steps
+        where = history.restored(path, settings, *initialized(settings))
+        last = continue_run(path, settings, functions, where)
         assert_same_run(tmp_path / "whole", path, (expected, last.state))
 
 
 @pytest.fixture(scope="module")
 def healthy(functions):
-    """The states after 60 steps and after 90."""
-    program, start = begun(SETTINGS)
+    """Return the states after 60 and after 90 steps."""
+    program, start = initialized(SETTINGS)
     *_, last = training.run(program, start, 60, functions, 60)
     before = tree.clone(last.state)
     *_, after = training.run(program, last.state, 90, functions, 90)
@@ -192,17 +192,17 @@ def healthy(functions):
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "cause"),
+    ("tensor", "value", "cause"),
     [
         ("reward", torch.nan, "loss"),
         ("reward", -torch.inf, "loss"),
         ("bias", torch.nan, "loss"),
-        ("bias", -torch.inf, "parameter"),  # behind a ReLU no loss shows it
+        ("bias", -torch.inf, "parameter"),  # a ReLU hides it from the loss
     ],
 )
-def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, healthy, place, value, cause):
+def test_a_seed_that_fails_is_frozen_in_every_engine(functions, healthy, tensor, value, cause):
     program, spoiled = assemble.program(SETTINGS), tree.clone(healthy[0])
-    {"reward": spoiled.buffer.rows.reward, "bias": spoiled.learner.params["0.bias"]}[place][1] = value
+    {"reward": spoiled.buffer.rows.reward, "bias": spoiled.learner.params["0.bias"]}[tensor][1] = value
     before = tree.clone(spoiled)
     *_, got = training.run(program, spoiled, 90, functions, 90)
     assert got.failed.tolist() == [-1, 21]
@@ -213,66 +213,66 @@ def test_a_lane_that_goes_wrong_is_frozen_also_where_compiled(functions, healthy
     assert not tree.equal(before.learner.params["0.weight"][0], got.state.learner.params["0.weight"][0])
 
 
-def test_a_run_stopped_again_and_again_goes_on(functions, undisturbed, tmp_path, monkeypatch):
+def test_a_run_stopped_many_times_continues_exactly(functions, uninterrupted, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     path = tmp_path / "run"
-    last = started(path, SETTINGS, functions, stop_after=2)
+    last = start_run(path, SETTINGS, functions, stop_after=2)
     while last.step < SETTINGS.steps:
-        program, state = begun(SETTINGS)
-        last = gone_on(path, SETTINGS, functions, history.restored(path, SETTINGS, program, state), stop_after=4)
-    assert_same_run(undisturbed[0], path, (undisturbed[1], last.state))
+        program, state = initialized(SETTINGS)
+        last = continue_run(path, SETTINGS, functions, history.restored(path, SETTINGS, program, state), stop_after=4)
+    assert_same_run(uninterrupted[0], path, (uninterrupted[1], last.state))
 
 
-def test_rows_that_a_checkpoint_does_not_count_on_are_taken_back(tmp_path):
-    """As a process that was killed leaves them: half a line."""
+def test_rows_after_the_last_checkpoint_are_removed(tmp_path):
+    """Write half a line, as a killed process may leave it."""
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
-    started(path, SETTINGS, functions, stop_after=15)
+    start_run(path, SETTINGS, functions, stop_after=15)
     for name in history.ROWS:
         with open(path / name, "a") as file:
             file.write("45,0,1")
-    program, state = begun(SETTINGS)
-    gone_on(path, SETTINGS, functions, history.restored(path, SETTINGS, program, state))
+    program, state = initialized(SETTINGS)
+    continue_run(path, SETTINGS, functions, history.restored(path, SETTINGS, program, state))
     assert [int(row["step"]) for row in rows(path / "metrics.csv")] == [s for s in range(15, 91, 15) for _ in range(2)]
 
 
-def test_rows_that_a_checkpoint_counts_on_and_are_not_there_are_named(tmp_path):
+def test_missing_rows_before_the_last_checkpoint_are_refused(tmp_path):
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
-    started(path, SETTINGS, functions, stop_after=15)
+    start_run(path, SETTINGS, functions, stop_after=15)
     (path / "metrics.csv").write_text("step\n")
     with pytest.raises(checkpoint.CheckpointError, match=r"metrics\.csv: expected at least \d+ bytes"):
-        history.restored(path, SETTINGS, *begun(SETTINGS))
+        history.restored(path, SETTINGS, *initialized(SETTINGS))
 
 
-def test_checkpoints_come_when_they_are_due_and_the_best_stays(tmp_path):
+def test_checkpoints_are_scheduled_and_the_best_is_kept(tmp_path):
     settings = dataclasses.replace(SETTINGS, checkpoint_every=30, keep_checkpoints=1)
-    path, seen = tmp_path / "run", []
-    _, state = begun(settings)
+    path, saved = tmp_path / "run", []
+    _, state = initialized(settings)
     run_folder.create(dataclasses.replace(settings, out=str(path)))
     functions = training.vmapped(assemble.program(settings))
     reports = training.run(assemble.program(settings), state, 90, functions, 15)
     for report in history.record(path, settings, reports, history.Restored(state, None, 0, 90, 0.0)):
-        there = [int(place.name) for place in checkpoint.newest(path / "checkpoints")]
-        seen.append((report.step, there))
-    assert [there[0] if there else None for _, there in seen] == [None, 30, 30, 60, 60, 90]
-    scores = {s: checkpoint.record(path / "checkpoints" / str(s))["score"] for s in seen[-1][1]}
+        steps = [int(place.name) for place in checkpoint.newest(path / "checkpoints")]
+        saved.append((report.step, steps))
+    assert [steps[0] if steps else None for _, steps in saved] == [None, 30, 30, 60, 60, 90]
+    scores = {s: checkpoint.record(path / "checkpoints" / str(s))["score"] for s in saved[-1][1]}
     assert len(scores) <= 2
     assert all(score is None or score <= max(filter(None, scores.values())) for score in scores.values())
 
 
-def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, monkeypatch):
-    """Stopped after 20 cycles, 16 of which learned; four are collected before the seventeenth."""
+def test_without_a_saved_replay_it_is_refilled_before_learning_continues(tmp_path, monkeypatch):
+    """Stop after 20 iterations with 16 updates, and expect four iterations of collecting before the 17th update."""
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, save_replay=False, report_every=3, evaluate_every=0)
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
-    stopped = started(path, settings, functions, stop_after=20).state
+    stopped = start_run(path, settings, functions, stop_after=20).state
     (place,) = checkpoint.newest(path / "checkpoints")
     assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
-    program, state = begun(settings)
+    program, state = initialized(settings)
     where = history.restored(path, settings, program, state)
     assert where.state.buffer.added.tolist() == [0, 0]
     assert where.state.emptied.tolist() == [20, 20]
-    own = where.state._replace(buffer=(), emptied=stopped.emptied)
-    asserts.assert_trees_equal(stopped._replace(buffer=()), own)
+    restored = where.state._replace(buffer=(), emptied=stopped.emptied)
+    asserts.assert_trees_equal(stopped._replace(buffer=()), restored)
     states = []
     reports = training.run(program, where.state, 90, functions, 3, since=where.since)
     for report in history.record(path, settings, reports, where):
@@ -288,57 +288,58 @@ def test_without_its_replay_a_run_fills_it_anew_before_it_learns_on(tmp_path, mo
     ]  # fmt: skip
 
 
-def test_without_its_replay_a_run_goes_on_annealing_importance_weights(tmp_path, monkeypatch):
-    """Stop after 20 cycles, 16 of which learned, and compare the numbers of updates of the buffers."""
+def test_without_a_saved_replay_importance_weights_keep_annealing(tmp_path, monkeypatch):
+    """Stop after 20 iterations with 16 updates, and compare the numbers of updates of the buffers."""
     monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)
     settings = dataclasses.replace(SETTINGS, save_replay=False, prioritized=True, n_step=2)
     path, functions = tmp_path / "run", training.vmapped(assemble.program(settings))
-    stopped = started(path, settings, functions, stop_after=20).state
+    stopped = start_run(path, settings, functions, stop_after=20).state
     assert stopped.buffer.buffer.updates.tolist() == [16, 16]
-    where = history.restored(path, settings, *begun(settings))
+    where = history.restored(path, settings, *initialized(settings))
     buffer = where.state.buffer.buffer
     assert buffer.updates.tolist() == [16, 16]
     assert buffer.ring.added.tolist() == [0, 0]
-    last = gone_on(path, settings, functions, where)
+    last = continue_run(path, settings, functions, where)
     assert last.state.buffer.buffer.updates.tolist() == last.state.learner.updates.tolist() == [22, 22]
 
 
-def test_other_settings_are_refused_by_name(tmp_path):
+def test_other_settings_are_refused(tmp_path):
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
-    started(path, SETTINGS, functions, stop_after=15)
+    start_run(path, SETTINGS, functions, stop_after=15)
     other = dataclasses.replace(SETTINGS, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"of config.json, got learning_rate = 0.002 and not 0.1"):
-        history.restored(path, other, *begun(other), fallback=True)
+        history.restored(path, other, *initialized(other), fallback=True)
     other = dataclasses.replace(SETTINGS, hidden=(9,))
     with pytest.raises(ValueError, match=r"of config.json, got hidden = \[8\] and not \[9\]"):
-        history.restored(path, other, *begun(other))
+        history.restored(path, other, *initialized(other))
 
 
-def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path):
+def test_a_damaged_checkpoint_is_refused_or_skipped(tmp_path):
     settings = dataclasses.replace(SETTINGS, checkpoint_every=30)
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
-    expected = started(path, settings, functions)
+    expected = start_run(path, settings, functions)
     newest, before = checkpoint.newest(path / "checkpoints")[:2]
     file = newest / "state.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(checkpoint.CheckpointError, match="use --fallback to continue from an older checkpoint"):
-        history.restored(path, settings, *begun(settings))
-    where = history.restored(path, settings, *begun(settings), fallback=True)
+        history.restored(path, settings, *initialized(settings))
+    where = history.restored(path, settings, *initialized(settings), fallback=True)
     assert where.step == int(before.name)
-    asserts.assert_trees_equal(expected.state, gone_on(path, settings, functions, where).state)
+    asserts.assert_trees_equal(expected.state, continue_run(path, settings, functions, where).state)
     for place in checkpoint.newest(path / "checkpoints"):
         (place / "manifest.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError):
-        history.restored(path, settings, *begun(settings), fallback=True)
+        history.restored(path, settings, *initialized(settings), fallback=True)
 
 
 # The command
 
 
 def flags(settings):
-    usual = run_folder.to_json(defaults(settings.algorithm))
+    """Yield the command-line flags of settings that differ from the defaults."""
+    usual_values = run_folder.to_json(defaults(settings.algorithm))
     for name, value in run_folder.to_json(settings).items():
-        if name == "out" or isinstance(value, bool) or value == usual[name]:
+        if name == "out" or isinstance(value, bool) or value == usual_values[name]:
             continue
         yield f"--{name.replace('_', '-')}"
         yield from map(str, value if isinstance(value, list | tuple) else [value])
@@ -354,70 +355,71 @@ def whole(tmp_path_factory):
     return path
 
 
-def quietly(words):
-    """The command, in a process of its own that says nothing."""
+def run_silently(command):
+    """Run the command in this process without output."""
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-    cli.main(words)
+    cli.main(command)
 
 
 @pytest.fixture(scope="module")
 def processes():
-    """Where new processes have torch loaded already."""
+    """Return a multiprocessing context whose processes start with torch imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fdqn.cli", "fdqn.compile", "fdqn.experiment.run_folder"])
     return context
 
 
-def saving(path):
-    """What lies there only while a checkpoint is saved."""
+def partial_files(path):
+    """Return the partial files, which exist only while a checkpoint is being saved."""
     return list((path / "checkpoints").glob(".*.part"))
 
 
-def killed_and_resumed(processes, path, seed, kills=5):
-    """Killed at random moments of the whole command, every second time while it saves, and resumed each time, at last
-    to the end. Answers how often a save was under way.
+def kill_and_resume(processes, path, seed, kills=5):
+    """Kill the command at random times, every second time during a save, and resume it; at last let it finish.
+
+    Return the number of kills during a save.
     """
     delays, inside = chance.Random(seed), 0
-    words = ["train", *flags(LONGER), "--no-compile", "--out", str(path)]
+    command = ["train", *flags(LONGER), "--no-compile", "--out", str(path)]
     for kill in range(kills):
-        process = processes.Process(target=quietly, args=(words,))
+        process = processes.Process(target=run_silently, args=(command,))
         process.start()
-        while kill % 2 and process.is_alive() and not saving(path):
+        while kill % 2 and process.is_alive() and not partial_files(path):
             pass
         time.sleep(delays.uniform(0.0, 0.002 if kill % 2 else 2.0))
         process.kill()
         process.join()
-        inside += bool(saving(path))
-        words = ["resume", str(path)] if (path / "config.json").exists() else words
+        inside += bool(partial_files(path))
+        command = ["resume", str(path)] if (path / "config.json").exists() else command
     assert cli.main(["resume", str(path)]) == 0
     return inside
 
 
-def assert_undisturbed(whole, path):
+def assert_equals_uninterrupted(whole, path):
     assert rows(path / "metrics.csv") == rows(whole / "metrics.csv")
     asserts.assert_trees_equal(results.read_params(whole), results.read_params(path))
-    summaries = [json.loads((place / "summary.json").read_text()) for place in (whole, path)]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, path)]
     for name in ("final_return", "train_return", "gymnasium_return", "failed_seeds", "steps"):
         assert summaries[0][name] == summaries[1][name]
 
 
-def test_kill_9_at_any_moment(processes, whole, tmp_path):
-    killed_and_resumed(processes, tmp_path / "run", 0)
-    assert_undisturbed(whole, tmp_path / "run")
+def test_a_run_killed_at_any_time_continues_exactly(processes, whole, tmp_path):
+    kill_and_resume(processes, tmp_path / "run", 0)
+    assert_equals_uninterrupted(whole, tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_kill_9_a_hundred_times(processes, whole, tmp_path):
+def test_a_run_killed_a_hundred_times_continues_exactly(processes, whole, tmp_path):
     inside = 0
     for seed in range(1, 21):
-        inside += killed_and_resumed(processes, tmp_path / str(seed), seed)
-        assert_undisturbed(whole, tmp_path / str(seed))
-    print(f"{inside} of 100 inside a save")
+        inside += kill_and_resume(processes, tmp_path / str(seed), seed)
+        assert_equals_uninterrupted(whole, tmp_path / str(seed))
+    print(f"{inside} of 100 kills during a save")
     assert inside >= 30
 
 
-def test_resume_of_a_finished_run_says_so(whole, capsys):
+def test_resuming_a_finished_run_prints_a_notice(whole, capsys):
     assert cli.main(["resume", str(whole)]) == 0
     assert "is finished" in capsys.readouterr().err
     assert cli.main(["resume", str(whole), "--json"]) == 0
@@ -426,7 +428,7 @@ def test_resume_of_a_finished_run_says_so(whole, capsys):
     assert "steps: expected at least the planned 1,500, got 100" in capsys.readouterr().err
 
 
-def test_more_steps_than_planned(whole, tmp_path, capsys):
+def test_a_finished_run_can_be_extended(whole, tmp_path, capsys):
     path = shutil.copytree(whole, tmp_path / "run")
     assert cli.main(["resume", str(path), "--steps", "1800"]) == 0
     assert "resuming at step 1,500 of 1,800" in capsys.readouterr().err
@@ -440,23 +442,23 @@ def test_more_steps_than_planned(whole, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_resume_without_the_replay_says_that_it_is_not_exact(tmp_path, capsys):
-    words = ["train", *flags(dataclasses.replace(LONGER, steps=300)), "--no-compile", "--no-save-replay"]
-    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
+def test_resuming_without_a_replay_prints_that_results_differ(tmp_path, capsys):
+    command = ["train", *flags(dataclasses.replace(LONGER, steps=300)), "--no-compile", "--no-save-replay"]
+    assert cli.main([*command, "--out", str(tmp_path / "run")]) == 0
     assert cli.main(["resume", str(tmp_path / "run"), "--steps", "450"]) == 0
-    said = capsys.readouterr().err
-    assert "results differ from an uninterrupted run: the replay buffer was not saved" in said
-    assert "learning continues after it is refilled with 12 steps per seed" in said
+    stderr = capsys.readouterr().err
+    assert "results differ from an uninterrupted run: the replay buffer was not saved" in stderr
+    assert "learning continues after it is refilled with 12 steps per seed" in stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 450
     spent = checkpoint.record(tmp_path / "run" / "checkpoints" / "450")["seconds"]
-    assert summary["wall_seconds"] > spent, "of both processes"
+    assert summary["wall_seconds"] > spent, "the seconds of both processes"
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_resume_without_a_checkpoint_starts_over(tmp_path, capsys):
-    path, words = tmp_path / "run", flags(dataclasses.replace(LONGER, steps=300))
-    assert cli.main(["train", *words, "--no-compile", "--out", str(path)]) == 0
+def test_resuming_without_a_checkpoint_restarts(tmp_path, capsys):
+    path, command = tmp_path / "run", flags(dataclasses.replace(LONGER, steps=300))
+    assert cli.main(["train", *command, "--no-compile", "--out", str(path)]) == 0
     before = rows(path / "metrics.csv")
     shutil.rmtree(path / "checkpoints")
     (path / "summary.json").unlink()
@@ -465,35 +467,35 @@ def test_resume_without_a_checkpoint_starts_over(tmp_path, capsys):
     assert rows(path / "metrics.csv") == before
 
 
-def test_two_writers_are_kept_apart(whole):
+def test_a_second_writer_is_refused(whole):
     with run_folder.writing(whole), tempfile.TemporaryFile("w+") as stderr, open(os.devnull, "w") as nowhere:
         pid = forks.start(["resume", str(whole), "--steps", "9000"], nowhere.fileno(), stderr.fileno())
         code = forks.exit_code(pid)
         stderr.seek(0)
-        said = stderr.read()
+        output = stderr.read()
     assert code == 1
-    assert "in use" in said
-    assert "Traceback" not in said
+    assert "in use" in output
+    assert "Traceback" not in output
 
 
-def test_what_is_no_run_folder(tmp_path, capsys):
+def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert cli.main(["resume", str(tmp_path)]) == 1
     assert "config.json" in capsys.readouterr().err
 
 
-def test_a_run_under_other_provenance_is_said_not_to_be_exact(whole, tmp_path, capsys):
+def test_resuming_with_other_versions_prints_that_results_may_differ(whole, tmp_path, capsys):
     path = shutil.copytree(whole, tmp_path / "run")
     config = json.loads((path / "config.json").read_text())
     config["versions"]["torch"] = "1.0"
     config["engine"]["threads"] = 64
     (path / "config.json").write_text(json.dumps(config))
     assert cli.main(["resume", str(path), "--steps", "1575"]) == 0
-    said = capsys.readouterr().err
-    assert f"results may differ from an uninterrupted run: torch is {torch.__version__} and was 1.0" in said
-    assert f"results may differ from an uninterrupted run: threads is {torch.get_num_threads()} and was 64" in said
+    stderr = capsys.readouterr().err
+    assert f"results may differ from an uninterrupted run: torch is {torch.__version__} and was 1.0" in stderr
+    assert f"results may differ from an uninterrupted run: threads is {torch.get_num_threads()} and was 64" in stderr
 
 
-def test_the_plan_of_a_run_and_how_far_it_is(whole, tmp_path):
+def test_plan_and_finished_steps_of_a_run(whole, tmp_path):
     assert results.plan(whole) == (dataclasses.replace(LONGER, out=str(whole)), 1_500)
     assert results.finished(whole) == 1_500
     assert results.finished(tmp_path) == 0

@@ -1,12 +1,12 @@
-"""Inspect the CUDA code that inductor generates for a training step, without a GPU: compiled for an H100, or run.
+"""Compile for an H100, or interpret, the CUDA code that inductor generates for a training step, without a GPU.
 
-    python tests/without_gpu.py                       kernels for sm_90, nothing on the CPU; launches are counted
-    TRITON_INTERPRET=1 python tests/without_gpu.py    the generated kernels in Triton's interpreter, against eager
+    python tests/without_gpu.py                       count kernels for sm_90 and launches, expect none on the CPU
+    TRITON_INTERPRET=1 python tests/without_gpu.py    compare the kernels in Triton's interpreter with eager
 
-Each prints one line of JSON. The exit code is SKIPPED, with the reason on standard error, where this version of torch
-or triton lacks one of the private names that are replaced here. They are those of torch 2.13 and triton 3.7.
+Each prints one line of JSON. If this version of torch or triton lacks one of the private names that are replaced here,
+the exit code is SKIPPED and the reason is on standard error. The names are those of torch 2.13 and triton 3.7.
 
-It cannot show capture, cuBLAS, TF32, races between threads, synchronisation or speed: `pytest -m gpu` does.
+Graph capture, cuBLAS, TF32, races between threads, synchronization and speed are tested by `pytest -m gpu` only.
 """
 
 import collections
@@ -36,11 +36,11 @@ from fdqn.compile.signature import tensors
 from fdqn.testing import asserts, examples
 from fdqn.types import Hyper
 
-# Triton reads it when it is imported.
+# Triton reads this variable when it is imported.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
 SKIPPED = 77
-LANES = 3
+SEEDS = 3
 
 H100 = types.SimpleNamespace(
     name="H100",
@@ -64,38 +64,38 @@ MODULES = []
 
 
 class Missing(Exception):
-    """This version of torch or triton has not what is replaced here."""
+    """Raised if torch or triton lacks a name that is replaced here."""
 
 
 def found(module, name=None):
-    """A module, or what it calls by that name."""
+    """Return a module or its attribute; raise Missing if there is none."""
     try:
-        there = importlib.import_module(module)
-        return getattr(there, name) if name else there
+        imported = importlib.import_module(module)
+        return getattr(imported, name) if name else imported
     except (ImportError, AttributeError) as error:
-        raise Missing(f"{module}.{name or ''} is not there: {error}") from error
+        raise Missing(f"{module}.{name or ''} is missing: {error}") from error
 
 
 def replace(owner, name, value):
-    """Put `value` in the place of something that must be there."""
+    """Set an attribute; raise Missing if it does not exist."""
     if not hasattr(owner, name):
-        raise Missing(f"{getattr(owner, '__name__', owner)}.{name} is not there")
+        raise Missing(f"{getattr(owner, '__name__', owner)}.{name} is missing")
     setattr(owner, name, value)
 
 
-# A GPU that is not there
+# Simulated GPU
 
 
-def pretend():
-    """Have torch believe in one GPU, and inductor and triton compile for it."""
+def simulate_gpu():
+    """Make torch, inductor and triton assume one GPU."""
     register_guard()
-    pretend_to_torch()
-    pretend_to_triton()
-    pretend_to_inductor()
+    simulate_in_torch()
+    simulate_in_triton()
+    simulate_in_inductor()
 
 
 def register_guard():
-    """A CPU build of torch has nothing that says which GPU is current."""
+    """Register a no-op device guard for CUDA, which CPU builds of torch lack."""
     if torch.version.cuda is None:
         root = os.path.dirname(torch.__file__)
         source = b"C10_REGISTER_GUARD_IMPL(CUDA, c10::impl::NoOpDeviceGuardImpl<c10::DeviceType::CUDA>);"
@@ -110,10 +110,10 @@ def register_guard():
     found("torch._C", "_ensureCUDADeviceGuardSet")()
 
 
-def pretend_to_torch():
+def simulate_in_torch():
     replace(FakeTensorMode, "avoid_device_init", property(lambda mode: True))
     interface = found("torch._dynamo.device_interface", "CudaInterface")
-    answers = {
+    results = {
         "current_device": 0,
         "_exchange_device": 0,
         "_maybe_exchange_device": 0,
@@ -127,35 +127,35 @@ def pretend_to_torch():
         "get_device_properties": H100,
         "get_device_capability": (9, 0),
     }
-    for name, answer in answers.items():
-        replace(torch.cuda, name, lambda *given, answer=answer, **more: answer)
+    for name, result in results.items():
+        replace(torch.cuda, name, lambda *given, result=result, **more: result)
         if hasattr(interface, name):
             setattr(interface, name, staticmethod(getattr(torch.cuda, name)))
     for name in ("exchange_device", "maybe_exchange_device"):
         replace(interface, name, staticmethod(lambda *given: 0))
 
 
-def pretend_to_triton():
+def simulate_in_triton():
     target = found("triton.backends.compiler", "GPUTarget")("cuda", 90, 32)
     utils = types.SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": 232448})
     driver = found("triton.runtime", "driver")
-    there = types.SimpleNamespace(utils=utils, get_current_target=lambda: target, get_current_device=lambda: 0)
-    replace(driver, "_default", there)
-    replace(driver, "_active", there)
+    simulated = types.SimpleNamespace(utils=utils, get_current_target=lambda: target, get_current_device=lambda: 0)
+    replace(driver, "_default", simulated)
+    replace(driver, "_active", simulated)
 
 
-def pretend_to_inductor():
-    # Its answer where settings are deterministic; it would make real tensors first.
+def simulate_in_inductor():
+    # False is its result for deterministic settings; the original would allocate real tensors first.
     replace(found("torch._inductor.fx_passes.pad_mm"), "_should_pad", lambda *given, **more: False)
     folder = found("torch._inductor.fx_passes.joint_graph", "UniformValueConstantFolder")
     for name in ("__init__", "_deduce_value"):
-        replace(folder, name, folding_on_the_cpu(getattr(folder, name)))
+        replace(folder, name, constants_on_cpu(getattr(folder, name)))
     replace(found("torch._inductor.runtime.triton_helpers"), "set_driver_to_gpu", lambda: None)
     tuner = found("torch._inductor.runtime.triton_heuristics", "CachingAutotuner")
     replace(tuner, "precompile", (lambda *given, **more: None) if INTERPRETING else precompile)
     cache = found("torch._inductor.codecache", "PyCodeCache")
     load = cache.load_by_key_path
-    replace(cache, "load_by_key_path", staticmethod(partial(loading, load)))
+    replace(cache, "load_by_key_path", staticmethod(partial(load_and_store, load)))
     config = found("torch._inductor.config")
     for name, value in {
         "compile_threads": 1,
@@ -166,18 +166,18 @@ def pretend_to_inductor():
 
 
 def precompile(tuner, *given, **more):
-    """Compile a kernel's variants and keep them; load none."""
+    """Compile the variants of a kernel and store them in KERNELS without loading them."""
     tuner._precompile_worker()
     KERNELS.extend(result.kernel for result in tuner.compile_results)
 
 
-def loading(load, *given, **more):
+def load_and_store(load, *given, **more):
     MODULES.append(load(*given, **more))
     return MODULES[-1]
 
 
-def folding_on_the_cpu(function):
-    """Inductor folds constants on their device, which here has no memory."""
+def constants_on_cpu(function):
+    """Wrap a function of inductor's constant folder so that constants are on the CPU: this GPU has no memory."""
 
     class OnTheCpu(TorchDispatchMode):
         def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
@@ -186,18 +186,18 @@ def folding_on_the_cpu(function):
                 kwargs["device"] = torch.device("cpu")
             return operator(*args, **kwargs)
 
-    def folding(*given):
+    def wrapped(*given):
         with OnTheCpu():
             return function(*given)
 
-    return folding
+    return wrapped
 
 
-# A compiled step
+# Compiling and running a step
 
 
 def compiled(f, args):
-    """The module that inductor generates for `f` on CUDA, traced on `args` of the device `meta`."""
+    """Return the module that inductor generates for `f` on CUDA. `args` are on the device `meta`."""
     traced, _ = graph.trace(f, args)
     host_tensors.check_on_device(traced, args, lambda: graph.trace(f, args))
     for node in traced.graph.nodes:
@@ -217,15 +217,15 @@ def on_cuda(x):
     return torch.device("cuda", 0) if isinstance(x, torch.device) and x.type == "meta" else x
 
 
-def launched(module, inputs, kernel):
-    """Go through a module's launches on `inputs` of another device, and count them by kind.
+def run_module(module, inputs, kernel):
+    """Run a generated module on `inputs` of another device, and count its launches by kind.
 
-    `kernel(tuner, *args)` does what a Triton kernel would.
+    `kernel(tuner, *args)` is called in place of each Triton kernel.
     """
     launches = collections.Counter()
     device = inputs[0].device
 
-    class Seen(TorchDispatchMode):
+    class LaunchCounter(TorchDispatchMode):
         def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
             name = operator._schema.name
             allocates = "empty" in name or "strided" in name
@@ -235,7 +235,7 @@ def launched(module, inputs, kernel):
 
     def empty(size, stride, dtype):
         x = torch.empty_strided(size, stride, dtype=dtype, device=device)
-        # What is read before it is written is no number.
+        # NaN shows reads of uninitialized memory.
         return x.fill_(torch.nan if dtype.is_floating_point else 1) if device.type == "cpu" else x
 
     def view(x, size, stride, offset):
@@ -248,16 +248,16 @@ def launched(module, inputs, kernel):
     replaced = {"empty_strided_cuda": empty, "reinterpret_tensor": view, "copy_if_misaligned": lambda x: x}
     vars(module).update(replaced, get_raw_stream=id)
     replace(found("torch._inductor.runtime.triton_heuristics", "CachingAutotuner"), "run", run)
-    with torch.no_grad(), Seen() if device.type == "meta" else contextlib.nullcontext():
+    with torch.no_grad(), LaunchCounter() if device.type == "meta" else contextlib.nullcontext():
         (module.call if hasattr(module, "call") else module.runner.call)(list(inputs))
     return launches
 
 
-def memoryless(program):
-    """Lanes on `meta` and the noise of a cycle."""
+def meta_arguments(program):
+    """Return the state of several seeds and the noise of one training iteration, on the device `meta`."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        hyper = Hyper(*(torch.ones(LANES, device="meta") for _ in Hyper._fields[:-1]))
-        state = training.init(program, hyper, torch.zeros((LANES, 2), dtype=torch.int64, device="meta"))
+        hyper = Hyper(*(torch.ones(SEEDS, device="meta") for _ in Hyper._fields[:-1]))
+        state = training.init(program, hyper, torch.zeros((SEEDS, 2), dtype=torch.int64, device="meta"))
         return state, tree.index(training.noise(program, state.key, 0, 1), 0)
 
 
@@ -269,69 +269,69 @@ def donated(program, step):
 
 
 def compile_for_sm_90(program):
-    """Of each step: launches, kernels, those for sm_90, and whether a kernel is on the CPU."""
-    said = {}
+    """Return for each step the numbers of launches, kernels and kernels for sm_90, and whether one is on the CPU."""
+    results = {}
     for step in ("collect", "cycle"):
-        args = memoryless(program)
+        args = meta_arguments(program)
         module = compiled(donated(program, step), args)
-        launches = launched(module, tensors(args), lambda *given: None)
+        launches = run_module(module, tensors(args), lambda *given: None)
         with open(module.__file__) as file:
             on_cpu = "cpp_fused" in file.read()
         for_sm_90 = sum("cubin" in kernel.asm and kernel.metadata.target.arch == 90 for kernel in KERNELS)
-        said[step] = {"launches": launches, "kernels": len(KERNELS), "for_sm_90": for_sm_90, "on_cpu": on_cpu}
-    return said
+        results[step] = {"launches": launches, "kernels": len(KERNELS), "for_sm_90": for_sm_90, "on_cpu": on_cpu}
+    return results
 
 
 # Interpreted
 
 
 def interpret(program):
-    """Of each step: how many leaves equal eager ones bit for bit. Raises AssertionError where one is off by 1e-4."""
-    state = training.init(program, *examples.seeds(LANES))
-    slow = training.vmapped(program)
-    said = {}
+    """Count for each step the leaves that equal eager ones bit for bit; fail if one differs by more than 1e-4."""
+    state = training.init(program, *examples.seeds(SEEDS))
+    eager = training.vmapped(program)
+    results = {}
     for step, ready in (("collect", 0), ("cycle", 8)):
         number = int(state.cycle[0])
-        state = slow.collect(state, training.noise(program, state.key, number, ready)) if ready else state
+        state = eager.collect(state, training.noise(program, state.key, number, ready)) if ready else state
         noise = training.noise(program, state.key, number + ready, 1)
-        mine = tree.clone(state)
-        module = compiled(donated(program, step), memoryless(program))
-        launched(module, tensors((mine, tree.index(noise, 0))), interpreted)
-        state = getattr(slow, step)(state, noise)
-        # The ring's spare place takes what is not kept, in no order.
-        kept = [s._replace(metrics=s.metrics._replace(returns=s.metrics.returns[:, :-1])) for s in (state, mine)]
+        got = tree.clone(state)
+        module = compiled(donated(program, step), meta_arguments(program))
+        run_module(module, tensors((got, tree.index(noise, 0))), run_interpreted)
+        state = getattr(eager, step)(state, noise)
+        # The last slot of the ring takes dropped returns in an arbitrary order.
+        kept = [s._replace(metrics=s.metrics._replace(returns=s.metrics.returns[:, :-1])) for s in (state, got)]
         asserts.assert_trees_close(*kept, 1e-4, 1e-4, f"{step}: ")
         pairs = list(zip(*map(tree.leaves, kept), strict=True))
-        said[step] = {"leaves": len(pairs), "equal": sum(torch.equal(a, b) for a, b in pairs)}
-    return said
+        results[step] = {"leaves": len(pairs), "equal": sum(torch.equal(a, b) for a, b in pairs)}
+    return results
 
 
-def interpreted(tuner, *args):
-    """A kernel in Triton's interpreter, its programs small and in random order, so that none counts on another."""
+def run_interpreted(tuner, *args):
+    """Run a kernel in Triton's interpreter, with small programs in random order to expose dependences between them."""
     builder = found("triton.runtime.interpreter", "interpreter_builder")
     grids = found("torch._inductor.runtime.triton_heuristics", "GridExpr")
     config = tuner.configs[0]
     tuner.fn.fn.__globals__["libdevice"] = libdevice()
     names = [name for name in tuner.fn.arg_names if name not in config.kwargs]
     sizes = dict(zip(names, args, strict=True))
-    alone = sizes.get("xnumel", 10**9) <= 512  # more programs take minutes
-    blocks = {name: 1 if name == "XBLOCK" and alone else size for name, size in config.kwargs.items()}
+    one_element = sizes.get("xnumel", 10**9) <= 512  # more programs would take minutes
+    blocks = {name: 1 if name == "XBLOCK" and one_element else size for name, size in config.kwargs.items()}
     saved = config.kwargs
     config.kwargs = blocks
     grid = grids.from_meta(tuner.inductor_meta, config).eval_slow({**sizes, **blocks})
     config.kwargs = saved
     order = random.sample(range(grid[0]), grid[0])
-    place = type(builder).set_grid_idx
-    builder.set_grid_idx = lambda x, y, z: place(builder, order[x], y, z)
+    set_index = type(builder).set_grid_idx
+    builder.set_grid_idx = lambda x, y, z: set_index(builder, order[x], y, z)
     tuner.fn[tuple(map(int, grid))](*args, **blocks)
 
 
 def libdevice():
-    """CUDA's mathematics, by NumPy."""
+    """Return the functions of CUDA's libdevice that the kernels use, implemented with NumPy."""
     language = found("triton.language")
     handle = found("triton.runtime.interpreter", "TensorHandle")
 
-    def of(function, to=None):
+    def elementwise(function, to=None):
         def call(*xs, **more):
             data = function(*(getattr(getattr(x, "handle", x), "data", x) for x in xs))
             kind = to or xs[0].dtype.scalar
@@ -341,14 +341,14 @@ def libdevice():
 
         return call
 
-    plain = {name: of(getattr(np, name)) for name in ("floor", "ceil", "sqrt", "rint", "trunc")}
-    return types.SimpleNamespace(signbit=of(np.signbit, language.int32), pow=of(np.power), **plain)
+    plain = {name: elementwise(getattr(np, name)) for name in ("floor", "ceil", "sqrt", "rint", "trunc")}
+    return types.SimpleNamespace(signbit=elementwise(np.signbit, language.int32), pow=elementwise(np.power), **plain)
 
 
 def main():
-    """Compile or interpret a small program in CartPole."""
+    """Compile or interpret a small program for CartPole, and print the results."""
     try:
-        pretend()
+        simulate_gpu()
         program = examples.program(hidden=(16, 8))
         print(json.dumps(interpret(program) if INTERPRETING else compile_for_sm_90(program)))
     except Missing as missing:
