@@ -1,5 +1,5 @@
-"""Masks of legal actions: no illegal action is taken or used in a target, and a state without legal actions has no
-future.
+"""Masks of legal actions: no illegal action is taken or used in a target, and a state without legal actions has
+value 0.
 
 The masks come from an environment, native or on the host, and go through replay.
 """
@@ -26,7 +26,7 @@ from fdqn.training import host, off_policy
 from fdqn.types import Env, HostEnv
 
 DOORS = 5
-LANES, ENVS, STEPS = 2, 500, 100
+SEEDS, ENVS, STEPS = 2, 500, 100
 POISONS = (1e30, -1e30, torch.inf, -torch.inf, torch.nan)
 
 
@@ -65,7 +65,7 @@ class Doors(VectorEnv):
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
     single_action_space, single_observation_space = spaces.Discrete(DOORS), spaces.Box(-1, 1, (DOORS + 1,))
-    asked = illegal = 0
+    actions_taken = illegal = 0
 
     def __init__(self, num_envs):
         self.num_envs = num_envs
@@ -80,7 +80,7 @@ class Doors(VectorEnv):
         return first.obs.numpy(), {"action_mask": self.legal}
 
     def step(self, actions):
-        Doors.asked += len(actions)
+        Doors.actions_taken += len(actions)
         Doors.illegal += int((~self.legal[np.arange(self.num_envs), actions]).sum())
         self.state, step = ENV.step(self.state, torch.from_numpy(actions), self.draw())
         self.legal = step.legal.numpy()
@@ -89,7 +89,7 @@ class Doors(VectorEnv):
         return step.obs.numpy(), step.reward.numpy(), *ends, {"action_mask": self.legal, **last}
 
 
-WORLD = gym.from_vector("doors", Doors)
+HOST_ENV = gym.from_vector("doors", Doors)
 
 
 def poisoned(network, value):
@@ -97,23 +97,23 @@ def poisoned(network, value):
     return lambda params, obs: torch.where(obs[..., :DOORS] > 0, network.apply(params, obs), value)
 
 
-def collected(where, epsilon=1.0, world=WORLD, poison=1e30, steps=STEPS, needs_legal=False):
+def collected(where, epsilon=1.0, host_env=HOST_ENV, poison=1e30, steps=STEPS, needs_legal=False):
     """Collect a replay [S] with a network to which illegal actions look best."""
     network = networks.mlp((DOORS + 1,), (8,), DOORS)
     network = network._replace(apply=poisoned(network, poison))
-    env = ENV if where == "native" else world
+    env = ENV if where == "native" else host_env
     program = examples.program(env, network=network, num_envs=ENVS, capacity=ENVS * steps)
     agent = program.algorithm.agent._replace(needs_legal=needs_legal)
     program = program._replace(algorithm=program.algorithm._replace(agent=agent))
-    hyper = training.hyper(LANES, epsilon_start=epsilon, epsilon_end=epsilon)
-    state = training.init(program, hyper, random.key(range(LANES)))
+    hyper = training.hyper(SEEDS, epsilon_start=epsilon, epsilon_end=epsilon)
+    state = training.init(program, hyper, random.key(range(SEEDS)))
     noise = training.noise(program, state.key, 0, steps)
     if where == "native":
         return training.vmapped(program).collect(state, noise).buffer
-    games = world.open(LANES, ENVS)
-    functions = host.functions(program, games, host.vmapped(program))
-    state = functions.collect(host.start(program, games, state), noise)
-    assert not games.broken
+    vector_env = host_env.open(SEEDS, ENVS)
+    functions = host.functions(program, vector_env, host.vmapped(program))
+    state = functions.collect(host.start(program, vector_env, state), noise)
+    assert not vector_env.broken
     return state.buffer
 
 
@@ -130,31 +130,31 @@ def illegal(rows):
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("where", ["native", "world"])
+@pytest.mark.parametrize("where", ["native", "host"])
 def test_an_illegal_action_is_never_chosen_in_100_000_draws(monkeypatch, where, epsilon):
-    monkeypatch.setattr(Doors, "asked", 0)
+    monkeypatch.setattr(Doors, "actions_taken", 0)
     rows = collected(where, epsilon).rows
-    assert rows.action.numel() == LANES * ENVS * STEPS == 100_000
+    assert rows.action.numel() == SEEDS * ENVS * STEPS == 100_000
     assert illegal(rows) == Doors.illegal == 0
-    assert Doors.asked == (100_000 if where == "world" else 0)
-    assert (torch.bincount(rows.action.flatten()) > 1_000).all(), "every action was chosen where it was legal"
+    assert Doors.actions_taken == (100_000 if where == "host" else 0)
+    assert (torch.bincount(rows.action.flatten()) > 1_000).all(), "every action was chosen somewhere"
 
 
-def stale(games):
+def stale(vector_env):
     """Use the mask of the final state for the first observation of the next episode."""
-    right = games.step
-    games.step = lambda actions: (a := right(actions))._replace(step=a.step._replace(legal=a.step.next_legal))
-    return games
+    correct = vector_env.step
+    vector_env.step = lambda actions: (a := correct(actions))._replace(step=a.step._replace(legal=a.step.next_legal))
+    return vector_env
 
 
 CHOICES = {
-    "the best of all": (masking, "greedy", lambda q, legal: q.argmax(-1), (0.0, 0.5)),
-    "any": (exploration, "uniform", lambda legal, u: (u * legal.shape[-1]).long(), (0.5, 1.0)),
+    "greedy over all": (masking, "greedy", lambda q, legal: q.argmax(-1), (0.0, 0.5)),
+    "uniform over all": (exploration, "uniform", lambda legal, u: (u * legal.shape[-1]).long(), (0.5, 1.0)),
 }
 
 
 @pytest.mark.parametrize("plant", CHOICES)
-@pytest.mark.parametrize("where", ["native", "world"])
+@pytest.mark.parametrize("where", ["native", "host"])
 def test_policies_that_ignore_the_mask_are_detected(monkeypatch, where, plant):
     module, name, wrong, rates = CHOICES[plant]
     monkeypatch.setattr(module, name, wrong)
@@ -162,14 +162,14 @@ def test_policies_that_ignore_the_mask_are_detected(monkeypatch, where, plant):
     for epsilon in rates:
         rows = collected(where, epsilon, steps=3).rows
         assert illegal(rows) > 100
-        if where == "world":
+        if where == "host":
             assert Doors.illegal >= illegal(rows)
 
 
 def test_a_stale_mask_is_detected(monkeypatch):
     monkeypatch.setattr(Doors, "illegal", 0)
-    wrong = HostEnv(lambda *sizes: stale(WORLD.open(*sizes)), WORLD.spec)
-    assert illegal(collected("world", world=wrong, steps=3).rows) == Doors.illegal > 100
+    wrong = HostEnv(lambda *sizes: stale(HOST_ENV.open(*sizes)), HOST_ENV.spec)
+    assert illegal(collected("host", host_env=wrong, steps=3).rows) == Doors.illegal > 100
 
 
 # Learning
@@ -209,7 +209,7 @@ LOSSES = pytest.mark.parametrize("loss", [dqn.q_learning, dqn.double_q_learning]
 
 
 @LOSSES
-@pytest.mark.parametrize("where", ["native", "world"])
+@pytest.mark.parametrize("where", ["native", "host"])
 def test_targets_do_not_depend_on_illegal_values(where, loss):
     assert_illegal_values_do_not_matter(loss, batch(where))
 
@@ -219,23 +219,23 @@ def product(q, action):
 
 
 TARGETS = {
-    "a product instead of a choice": ("pick", product),
-    "a penalty instead of a mask": ("best", lambda q, legal: (q - 1e9 * ~legal).amax(-1)),
-    "the best of all": ("best", lambda q, legal: q.amax(-1)),
-    "the choice of all": ("greedy", lambda q, legal: q.argmax(-1)),
+    "a product with a one-hot vector": ("pick", product),
+    "a subtracted constant instead of a mask": ("best", lambda q, legal: (q - 1e9 * ~legal).amax(-1)),
+    "greedy over all": ("best", lambda q, legal: q.amax(-1)),
+    "greedy choice over all": ("greedy", lambda q, legal: q.argmax(-1)),
 }
 
 
 @pytest.mark.parametrize("plant", TARGETS)
 def test_targets_that_ignore_the_mask_are_detected(monkeypatch, plant):
     name, wrong = TARGETS[plant]
-    rows = batch("world")
+    rows = batch("host")
     monkeypatch.setattr(masking, name, wrong)
     with rejects("illegal values"):
         assert_illegal_values_do_not_matter(dqn.double_q_learning if name == "greedy" else dqn.q_learning, rows)
 
 
-@pytest.mark.parametrize("where", ["native", "world"])
+@pytest.mark.parametrize("where", ["native", "host"])
 def test_legal_actions_at_the_observation_are_stored_for_agents_that_need_them(where):
     rows = collected(where, steps=20, needs_legal=True).rows
     assert torch.equal(rows.legal, rows.obs[..., :DOORS] != 0)
@@ -245,7 +245,7 @@ def test_legal_actions_at_the_observation_are_stored_for_agents_that_need_them(w
 
 @LOSSES
 def test_a_replay_that_drops_the_mask_is_detected(loss):
-    rows = batch("world")
+    rows = batch("host")
     with rejects("illegal values"):
         assert_illegal_values_do_not_matter(loss, rows._replace(next_legal=torch.ones_like(rows.next_legal)))
 
@@ -263,12 +263,12 @@ def targets(loss, rows, value):
 
 
 @LOSSES
-@pytest.mark.parametrize("where", ["native", "world"])
+@pytest.mark.parametrize("where", ["native", "host"])
 def test_target_without_legal_actions_is_the_reward(where, loss):
-    """Exactly, for any values of the target network."""
+    """Compare bit for bit, for any values of the target network."""
     rows = batch(where)
     end = ~rows.next_legal.any(-1)
-    assert torch.equal(rows.reward, rows.next_obs[:, DOORS]), "the reward of that step"
+    assert torch.equal(rows.reward, rows.next_obs[:, DOORS]), "the reward is that of the same step"
     for value in (3.0, *POISONS):
         target = targets(loss, rows, value)
         assert torch.equal(target[end], rows.reward[end])
@@ -278,12 +278,12 @@ def test_target_without_legal_actions_is_the_reward(where, loss):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("best", lambda q, legal: torch.where(legal, q, -torch.inf).amax(-1)),  # times 0 it is NaN
+        ("best", lambda q, legal: torch.where(legal, q, -torch.inf).amax(-1)),  # -inf times a discount of 0 is NaN
         ("best", lambda q, legal: q.amax(-1)),
     ],
 )
 def test_bootstrapping_after_the_end_is_detected(monkeypatch, name, wrong):
-    rows = batch("world")
+    rows = batch("host")
     monkeypatch.setattr(masking, name, wrong)
     end = ~rows.next_legal.any(-1)
     assert any(not torch.equal(targets(dqn.q_learning, rows, x)[end], rows.reward[end]) for x in (3.0, *POISONS))
@@ -292,8 +292,8 @@ def test_bootstrapping_after_the_end_is_detected(monkeypatch, name, wrong):
 # Invalid masks
 
 
-class Wrong(gymnasium.Wrapper):
-    """Gives a mask of another length than the number of actions, or one without legal actions."""
+class InvalidMasks(gymnasium.Wrapper):
+    """Returns masks with a wrong number of actions or without legal actions."""
 
     mask, since = (1, 1, 1, 1), 0
 
@@ -308,32 +308,41 @@ class Wrong(gymnasium.Wrapper):
         return obs, self.info()
 
     def step(self, action):
-        *answer, _ = self.env.step(action)
-        return *answer, self.info()
+        *output, _ = self.env.step(action)
+        return *output, self.info()
 
 
 @pytest.mark.parametrize(
-    ("mask", "says"),
+    ("mask", "message"),
     [
         ((1, 1, 1, 1), "action_mask: expected 3 entries, one an action, got [4]"),
         ((1,), "action_mask: expected 3 entries, one an action, got [1]"),
         ((0, 0, 0), "action_mask: expected a legal action before the end, got none in environment 0"),
     ],
 )
-def test_invalid_masks_are_refused_at_the_start(tmp_path, monkeypatch, capsys, mask, says):
-    monkeypatch.setattr(Wrong, "mask", mask)
-    words = ["train", "--env", f"{__name__}:Wrong", "--seeds", "2", "--no-compile", "--out", str(tmp_path / "run")]
-    assert cli.main(words) == 1
-    expected = f"fdqn: env: expected {__name__}:Wrong to start an episode, got {says}\n"
+def test_invalid_masks_are_refused_at_the_start(tmp_path, monkeypatch, capsys, mask, message):
+    monkeypatch.setattr(InvalidMasks, "mask", mask)
+    command = [
+        "train",
+        "--env",
+        f"{__name__}:InvalidMasks",
+        "--seeds",
+        "2",
+        "--no-compile",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert cli.main(command) == 1
+    expected = f"fdqn: env: expected {__name__}:InvalidMasks to start an episode, got {message}\n"
     assert capsys.readouterr().err.endswith(expected)
 
 
 def test_no_legal_action_before_the_end_stops_a_seed(monkeypatch):
-    monkeypatch.setattr(Wrong, "mask", (0, 0, 0))
-    monkeypatch.setattr(Wrong, "since", 1)
-    games = gym.from_factory("wrong", Wrong).open(1, 2)
-    games.reset([[1, 2]])
-    answer = games.step(np.zeros((1, 2), np.int64))
-    games.close()
-    assert answer.alive.tolist() == [False]
-    assert games.broken == {0: "action_mask: expected a legal action before the end, got none in environment 0"}
+    monkeypatch.setattr(InvalidMasks, "mask", (0, 0, 0))
+    monkeypatch.setattr(InvalidMasks, "since", 1)
+    vector_env = gym.from_factory("invalid-masks", InvalidMasks).open(1, 2)
+    vector_env.reset([[1, 2]])
+    output = vector_env.step(np.zeros((1, 2), np.int64))
+    vector_env.close()
+    assert output.alive.tolist() == [False]
+    assert vector_env.broken == {0: "action_mask: expected a legal action before the end, got none in environment 0"}

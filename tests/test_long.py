@@ -1,4 +1,4 @@
-"""Long runs leak neither files nor memory."""
+"""Tests of long runs: they leak neither files nor memory."""
 
 import dataclasses
 import os
@@ -43,9 +43,9 @@ def reports(path, settings):
 
 def test_a_run_closes_its_files(tmp_path):
     settings = dataclasses.replace(SETTINGS, steps=200, report_every=10, checkpoint_every=10, out=str(tmp_path / "run"))
-    there = [open_files() for _ in reports(tmp_path / "run", settings)]
-    assert len(there) == 20
-    assert len(set(there[1:])) == 1
+    counts = [open_files() for _ in reports(tmp_path / "run", settings)]
+    assert len(counts) == 20
+    assert len(set(counts[1:])) == 1
 
 
 @pytest.mark.slow

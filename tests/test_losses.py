@@ -183,11 +183,11 @@ def test_values_of_elementwise_losses(f):
 
 
 @BOTH
-@pytest.mark.parametrize("penalty", [losses.squared, losses.huber])
-def test_compile_of_vmap_of_grad(f, penalty):
-    lanes = tree.stack([arguments(f), tree.map(lambda x: x.flip(0), arguments(f))])
-    step = vmap(grad(lambda q, *rest: penalty(f(q, *rest)).mean()))
-    laws.compiled(step, *lanes, atol=1e-12)
+@pytest.mark.parametrize("loss", [losses.squared, losses.huber])
+def test_compile_of_vmap_of_grad(f, loss):
+    seeds = tree.stack([arguments(f), tree.map(lambda x: x.flip(0), arguments(f))])
+    step = vmap(grad(lambda q, *rest: loss(f(q, *rest)).mean()))
+    laws.compiled(step, *seeds, atol=1e-12)
 
 
 def logits_and(key, classes=4, batch=(B,)):
@@ -197,7 +197,7 @@ def logits_and(key, classes=4, batch=(B,)):
 
 
 @given(strategies.tensors((6,), -5.0, 5.0, torch.float64), strategies.tensors((6,), -5.0, 5.0, torch.float64))
-def test_mse_huber_and_smooth_l1_are_pytorchs_in_all_reductions(predictions, targets):
+def test_mse_huber_and_smooth_l1_equal_pytorch(predictions, targets):
     delta = predictions - targets
     pairs = [
         (losses.squared(delta), F.mse_loss),
@@ -212,18 +212,18 @@ def test_mse_huber_and_smooth_l1_are_pytorchs_in_all_reductions(predictions, tar
 
 
 @given(st.integers(0, 99), st.integers(2, 6), st.sampled_from([0.0, 0.1, 1.0]))
-def test_cross_entropy_is_pytorchs_in_all_reductions(key, classes, share):
-    """For class indices and probabilities, smoothed or not. The class axis of PyTorch is the second."""
+def test_cross_entropy_equals_pytorch(key, classes, smoothing):
+    """Compare class indices and probabilities, smoothed or not, in all reductions. Classes are axis 1 in PyTorch."""
     logits, probabilities, labels = logits_and(key, classes)
     one_hot = losses.one_hot(labels, classes, torch.float64)
     pairs = [
-        (losses.cross_entropy(logits, losses.smoothed(probabilities, share)), probabilities),
-        (losses.cross_entropy(logits, losses.smoothed(one_hot, share)), labels),
+        (losses.cross_entropy(logits, losses.smoothed(probabilities, smoothing)), probabilities),
+        (losses.cross_entropy(logits, losses.smoothed(one_hot, smoothing)), labels),
     ]
-    pairs += [(losses.cross_entropy_of_labels(logits, labels), labels)] if share == 0 else []
+    pairs += [(losses.cross_entropy_of_labels(logits, labels), labels)] if smoothing == 0 else []
     for ours, target in pairs:
         for reduction, result in (("none", ours), ("mean", ours.mean()), ("sum", ours.sum())):
-            expected = F.cross_entropy(logits, target, reduction=reduction, label_smoothing=share)
+            expected = F.cross_entropy(logits, target, reduction=reduction, label_smoothing=smoothing)
             torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-13)
 
 
@@ -263,8 +263,8 @@ def test_laws_of_classification_losses(f, make):
     laws.ranked(f, *tree.map(lambda x: torch.stack([x, x.flip(0)]), make(1)), leading=2)
     laws.compiled(f, *make(1), atol=1e-12)
     laws.gradients(lambda logits: f(logits, make(1)[1]).mean(), make(1)[0])
-    lanes = tree.stack([make(1), make(2)])
-    laws.compiled(vmap(grad(lambda *xs: f(*xs).mean())), *lanes, atol=1e-12)
+    seeds = tree.stack([make(1), make(2)])
+    laws.compiled(vmap(grad(lambda *xs: f(*xs).mean())), *seeds, atol=1e-12)
 
 
 def test_gradient_of_cross_entropy_with_respect_to_probabilities():

@@ -1,7 +1,7 @@
-"""The MinAtar games against the `minatar` package, step by step; its random choices are derived from our uniforms.
+"""Compare the MinAtar games with the `minatar` package step by step. Its random choices are derived from uniforms.
 
 The package is the reference if it is installed (`pip install --no-deps minatar`; it requires pandas and seaborn only
-for plots). Its observations are [10, 10, planes], ours are [planes, 10, 10].
+for plots). Its observations are [10, 10, planes], those of fdqn are [planes, 10, 10].
 """
 
 import functools
@@ -82,7 +82,7 @@ DEAL = {
 
 
 class PackageGame:
-    """A game of the package, played with our uniforms."""
+    """A game of the package whose random choices are derived from the uniforms of fdqn."""
 
     def __init__(self, name, ramping):
         minatar = pytest.importorskip("minatar")
@@ -94,7 +94,7 @@ class PackageGame:
     def reset(self, u):
         self.dealt.answers = DEAL[self.name](self.game, u)
         self.outer.reset()
-        self.outer.last_action = 0  # as in a new environment: ours starts every episode so
+        self.outer.last_action = 0  # as in a new environment, and as in fdqn in every episode
 
     def step(self, action, u):
         self.sticky.answers, self.dealt.answers = [u[0]], DEAL[self.name](self.game, u)
@@ -104,7 +104,7 @@ class PackageGame:
         return self.outer.state().transpose(2, 0, 1)
 
     def place(self, state):
-        """Set the package's game to the state of ours."""
+        """Set the package's game to a state of fdqn's game."""
         self.outer.last_action = int(state.last)
         self.game.terminal = False
         PLACE[self.name](self.game, state.game, int(state.time))
@@ -324,10 +324,10 @@ def careful(env, state, u, random):
     return (step.reward - 10 * step.terminated.float() + chance).argmax(0)
 
 
-def walk(name, env, copies, steps, seed=0, share=0.0, starts=None, ramping=True, change=None):
+def walk(name, env, copies, steps, seed=0, fraction=0.0, starts=None, ramping=True, change=None):
     """Compare `env` with the package for steps * copies steps; return the events that occurred.
 
-    Actions are random, except for a fraction `share` of careful ones. In every second game, episodes start in states of
+    Actions are random, except for the given fraction of careful ones. In every second game, episodes start in states of
     `starts(copies, seed)`. `change(u, actions)` alters both in advance.
     """
     package_games = [PackageGame(name, ramping) for _ in range(copies)]
@@ -336,7 +336,7 @@ def walk(name, env, copies, steps, seed=0, share=0.0, starts=None, ramping=True,
     actions = torch.randint(6, (steps, copies), generator=chance)
     if change:
         u, actions = change(u, actions)
-    cautious = torch.rand(steps, copies, generator=chance) < share
+    cautious = torch.rand(steps, copies, generator=chance) < fraction
     dealt = u.numpy()
     state, step = env.reset(u[0])
     for i, package_game in enumerate(package_games):
@@ -438,7 +438,7 @@ EVENTS = {
 @EACH
 @pytest.mark.parametrize("seed", [0, 1])
 def test_same_path_as_the_package_at_random(name, seed):
-    """10,000 steps per game: 100 games of 100 steps; in freeway, four games of the full 2,501 steps."""
+    """Play 10,000 steps per game: 100 games of 100 steps; in freeway, four games of the full 2,501 steps."""
     whole = name == "freeway" and seed == 0
     met = walk(name, made(name), *((4, 2_510) if whole else (100, 100)), seed)
     assert met["end"] >= (4 if whole else 0 if name == "freeway" else 100)
@@ -457,24 +457,24 @@ REACHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("share", [0.0, 0.8])
+@pytest.mark.parametrize("fraction", [0.0, 0.8])
 @EACH
-def test_same_path_from_mid_game_states(name, share):
-    met = walk(name, made(name), 80, 80, seed=5, share=share, starts=functools.partial(anywhere, name))
+def test_same_path_from_mid_game_states(name, fraction):
+    met = walk(name, made(name), 80, 80, seed=5, fraction=fraction, starts=functools.partial(anywhere, name))
     assert REACHED[name] - set(met) == set()
 
 
 @EACH
 def test_same_path_of_careful_play(name):
-    met = walk(name, made(name), 20, 150, seed=7, share=0.95)
+    met = walk(name, made(name), 20, 150, seed=7, fraction=0.95)
     assert met["points"] > 0 or name == "freeway"
 
 
 @pytest.mark.parametrize("name", ["asterix", "seaquest", "space_invaders"])
 def test_same_path_without_ramping(name):
-    """In asterix 20 games of 250 steps, in which difficulty would increase twice; the others from mid-game states."""
+    """Play 20 games of 250 steps of asterix, in which difficulty would increase twice; start others in mid-game."""
     if name == "asterix":
-        walk(name, made(name, ramping=False), 20, 250, seed=3, share=0.9, ramping=False)
+        walk(name, made(name, ramping=False), 20, 250, seed=3, fraction=0.9, ramping=False)
         return
 
     def easy(copies, seed):
@@ -533,15 +533,15 @@ def hardest(copies, seed):
 
 
 def test_seaquest_with_the_most_possible_enemies():
-    """29 enemies are left after a step in which there were 30. Then the submarine dives into them."""
-    met = walk("seaquest", made("seaquest"), 60, 90, seed=1, share=0.7, starts=hardest, change=crowded)
+    """Leave 29 enemies after a step in which there were 30, and then dive into them."""
+    met = walk("seaquest", made("seaquest"), 60, 90, seed=1, fraction=0.7, starts=hardest, change=crowded)
     assert met["29 enemies"] > 0
     assert met["30 enemies"] == 0
     assert met["points"] > 50
 
 
 def test_slots_of_seaquests_enemies_suffice():
-    """Enumerates the life of an enemy (surfacing at most every other step) and counts the enemies that appear in it."""
+    """Enumerate the life of an enemy (surfacing at most every other step) and count the enemies that appear in it."""
 
     def wait(level):
         return max(5 - level // 2, 2)
@@ -565,7 +565,7 @@ def test_slots_of_seaquests_enemies_suffice():
 
 
 def test_episodes_are_independent():
-    """The package repeats the last action of the previous episode; ours starts with "nothing"."""
+    """Check that an episode starts with "nothing". The package repeats the last action of the previous episode."""
     env = made("breakout", time_limit=1)
     state, _ = env.reset(torch.zeros(2, 2))
     state, _ = env.step(state, torch.tensor([board.LEFT, board.RIGHT]), torch.full((2, 2), 0.5))

@@ -1,4 +1,4 @@
-"""The MinAtar games against recorded results of the `minatar` package, for machines where it is not installed.
+"""Compare the MinAtar games with recorded results of the `minatar` package, for machines where it is not installed.
 
 `minatar_record.npz` has, for each game, 80 episodes that start in mid-game states and the episodes that follow: initial
 states, actions and, for every step, a checksum of the package's observation, reward and termination. If the package is
@@ -49,14 +49,14 @@ def start(name, env, leaves):
     return tree.map(lambda x: torch.from_numpy(next(kept)).to(x.dtype), state)
 
 
-def ours(name, env, state, actions):
-    """Yield the checksums [T] of our game."""
+def checksums(name, env, state, actions):
+    """Yield the checksums [T] of a game of fdqn."""
     for action, u in zip(torch.from_numpy(actions).long(), chance(name, env)[1:], strict=True):
         state, step = env.step(state, action, u)
         yield checksum(step.next_obs, step.reward, step.terminated, step.obs)
 
 
-def theirs(name, env, state, actions, met):
+def package_checksums(name, env, state, actions, met):
     """Yield the checksums [T] of the package's game, and collect the events that occurred."""
     package_games = [PackageGame(name, ramping=True) for _ in range(COPIES)]
     u = chance(name, env).numpy()
@@ -84,12 +84,12 @@ def recorded(name):
 
 
 def check(name, env):
-    """Compare our game with the record."""
+    """Compare a game with the record."""
     leaves, actions, expected = recorded(name)
-    got = np.fromiter(ours(name, env, start(name, env, leaves), actions), np.uint32)
+    got = np.fromiter(checksums(name, env, start(name, env, leaves), actions), np.uint32)
     assert len(got) == len(expected) == STEPS
     wrong = np.flatnonzero(got != expected)
-    assert not len(wrong), f"{name}: expected what the package did, got something else at step {wrong[0]} of {STEPS}"
+    assert not len(wrong), f"{name}: expected the recorded checksum, got another at step {wrong[0]} of {STEPS}"
 
 
 @EACH
@@ -98,18 +98,18 @@ def test_same_path_as_recorded(name):
 
 
 @EACH
-def test_the_record_is_the_packages(name):
+def test_the_record_equals_the_package(name):
     pytest.importorskip("minatar")
     leaves, actions, expected = recorded(name)
     met, env = set(), made(name)
-    assert list(theirs(name, env, start(name, env, leaves), actions, met)) == expected.tolist()
+    assert list(package_checksums(name, env, start(name, env, leaves), actions, met)) == expected.tolist()
     assert REACHED[name] - met == set()
 
 
 @PLANTED
 def test_the_record_rejects_planted_bugs(monkeypatch, name, module, attribute, value):
     env = spoiled(monkeypatch, name, module, attribute, value)
-    with pytest.raises(AssertionError, match="expected what the package did"):
+    with pytest.raises(AssertionError, match="expected the recorded checksum"):
         check(name, env)
 
 
@@ -125,7 +125,7 @@ def record():
             actions.append(torch.where(cautious, careful(env, state, u, action), action))
             state, _ = env.step(state, actions[-1], u)
         actions = torch.stack(actions).numpy().astype(np.uint8)
-        checksums = np.fromiter(theirs(name, env, first, actions, set()), np.uint32)
+        checksums = np.fromiter(package_checksums(name, env, first, actions, set()), np.uint32)
         kept |= {f"{name}/actions": actions, f"{name}/checksums": checksums}
         kept |= {f"{name}/state{i}": smallest(x.numpy()) for i, x in enumerate(tree.leaves(first))}
     np.savez_compressed(RECORD, **kept)

@@ -27,7 +27,7 @@ def test_mean_weights_are_those_of_an_mlp():
 
 
 def test_weights_with_noise_equal_the_paper():
-    """Equations 10 and 11: factors f(e) of outputs and inputs, drawn layer after layer."""
+    """Compare with equations 10 and 11: factors f(e) of outputs and inputs, drawn layer after layer."""
     u, at, x = noise_of(NOISY), 0, OBS.flatten(1)
     assert NOISY.noise == (5 + 4) + (4 + 5) + (3 + 4)
     for name, (n, m) in {"0": (5, 4), "2": (4, 5), "4": (3, 4)}.items():
@@ -50,7 +50,7 @@ def test_initial_scales():
 
 
 def test_noise_is_standard_normal():
-    """Mean 0 and variance 1, and the same numbers as `random.normal`."""
+    """Check mean 0, variance 1 and equality with `random.normal`."""
     key = random.key(4)
     e = random.normal_from_uniform(random.uniform(key, (20_000,)))
     asserts.assert_trees_equal(random.normal(key, (20_000,)), e)
@@ -62,14 +62,14 @@ def test_noise_is_standard_normal():
 def test_laws_of_a_noisy_network():
     u = noise_of(NOISY)
     laws.pure(NOISY.apply, PARAMS, OBS, u)
-    lanes = tree.stack([(PARAMS, OBS, u), (tree.map(lambda x: 2 * x, PARAMS), OBS.flip(0), noise_of(NOISY, 1))])
-    laws.vmapped(NOISY.apply, *lanes)
+    stacked = tree.stack([(PARAMS, OBS, u), (tree.map(lambda x: 2 * x, PARAMS), OBS.flip(0), noise_of(NOISY, 1))])
+    laws.vmapped(NOISY.apply, *stacked)
     laws.ranked(lambda obs: NOISY.apply(PARAMS, obs, u), OBS.reshape(2, 3, 2, 2), leading=2)
     laws.compiled(NOISY.apply, PARAMS, OBS, u, again=[(PARAMS, OBS, noise_of(NOISY, 1))], atol=1e-12)
     laws.gradients(lambda p: NOISY.apply(p, OBS, u).square().sum(), PARAMS)
 
 
-def test_a_network_without_noise_takes_none():
+def test_with_noise_of_a_plain_network():
     plain = networks.mlp(2, (3,), 2)
     lifted, obs = networks.with_noise(plain), torch.ones(4, 2)
     given = plain.init(random.key(0))
@@ -80,7 +80,7 @@ def test_a_network_without_noise_takes_none():
         lifted.apply(given, obs, torch.zeros(3))
 
 
-def test_layer_norm_mlp_is_that_of_pytorch():
+def test_layer_norm_mlp_equals_pytorch():
     module = nn.Sequential(
         nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)
     ).double()
@@ -93,24 +93,24 @@ def test_layer_norm_mlp_is_that_of_pytorch():
     asserts.assert_trees_equal(params, networks.load(network, module.state_dict()))
 
 
-def test_layer_norm_mlp_begins_as_modules_do():
-    lanes = networks.layer_norm_mlp(4, (6,), 3).init(random.key([0, 1, 2]))
+def test_initial_values_of_a_layer_norm_mlp():
+    params = networks.layer_norm_mlp(4, (6,), 3).init(random.key([0, 1, 2]))
     plain = networks.mlp(4, (6,), 3).init(random.key([0, 1, 2]))
-    assert torch.equal(lanes["0.weight"], plain["0.weight"])
-    assert torch.equal(lanes["3.weight"], plain["2.weight"])
-    assert lanes["1.weight"].tolist() == [[1.0] * 6] * 3
-    assert lanes["1.bias"].tolist() == [[0.0] * 6] * 3
+    assert torch.equal(params["0.weight"], plain["0.weight"])
+    assert torch.equal(params["3.weight"], plain["2.weight"])
+    assert params["1.weight"].tolist() == [[1.0] * 6] * 3
+    assert params["1.bias"].tolist() == [[0.0] * 6] * 3
     assert list(networks.layer_norm_mlp(4, (), 3).init(random.key(0))) == ["0.weight", "0.bias"]
 
 
 def test_orthogonal_layers():
-    """Orthonormal rows or columns times the gain, others for each seed and layer, and no biases."""
-    lanes = networks.layer_norm_mlp(4, (6, 5), 3, gain=2.0).init(random.key([0, 1]))
+    """Check orthonormal rows or columns times the gain, different for each seed and layer, and zero biases."""
+    params = networks.layer_norm_mlp(4, (6, 5), 3, gain=2.0).init(random.key([0, 1]))
     for name in ("0.weight", "3.weight", "6.weight"):
-        x = lanes[name]
+        x = params[name]
         small = x @ x.mT if x.shape[1] < x.shape[2] else x.mT @ x
         torch.testing.assert_close(small, 4 * torch.eye(small.shape[-1]).expand_as(small), rtol=1e-5, atol=1e-5)
         assert not torch.equal(x[0], x[1])
-        assert not lanes[name.replace("weight", "bias")].any()
+        assert not params[name.replace("weight", "bias")].any()
     alone = networks.layer_norm_mlp(4, (6, 5), 3, gain=2.0).init(random.key([1]))
-    asserts.assert_trees_equal(tree.index(lanes, slice(1, 2)), alone)
+    asserts.assert_trees_equal(tree.index(params, slice(1, 2)), alone)

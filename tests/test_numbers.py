@@ -1,7 +1,7 @@
-"""Digests of what small runs write, so that a change of the code that moves a number is seen.
+"""Compare digests of the files of small runs, so that a change of the code that changes a number is detected.
 
-Rounding differs between versions of torch and between processors, so digests are kept for those that are known; add a
-line for another after a run of the commit before yours.
+Rounding differs between versions of torch and between processors, so each pair has its own
+digests. To add a pair, run the commit before a change.
 """
 
 import csv
@@ -25,7 +25,7 @@ RUNS = {
     "minatar": "--env minatar:breakout --preset minatar --steps 300 --learning-starts 200 --evaluate-steps 20",
 }
 COLUMNS = ("step", "seed", "updates", "episodes", "return", "loss", "q", "grad_norm", "epsilon")
-"""Columns in the digests; later ones and the seconds are not."""
+"""Columns in the digests, without seconds and columns that were added later."""
 DIGESTS = {
     ("2.13.0", "AVX512", "AuthenticAMD"): {
         "cartpole": ("5168f0c36b4a6268", "961ff54ac02d2eb4"),
@@ -54,19 +54,19 @@ def known():
     return DIGESTS[here]
 
 
-def words(name):
+def flags(name):
     small = SMALL.replace("--hidden 8 ", "").replace("--batch-size 16 ", "") if name == "minatar" else SMALL
     return shlex.split(f"{small} {RUNS[name]}")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_small_runs_write_the_same_bytes(known, tmp_path, name):
-    assert cli.main(["train", *words(name), "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["train", *flags(name), "--out", str(tmp_path / "run")]) == 0
     assert digests(tmp_path / "run") == known[name]
 
 
 def test_a_resumed_run_writes_the_same_bytes(known, tmp_path):
     path = str(tmp_path / "run")
-    assert cli.main(["train", *words("cartpole"), "--out", path]) == 0
+    assert cli.main(["train", *flags("cartpole"), "--out", path]) == 0
     assert cli.main(["resume", path, "--steps", "900"]) == 0
     assert digests(Path(path)) == known["resumed"]

@@ -1,4 +1,4 @@
-"""On-policy learning: returns of the rollout, permutations, rows of an update, probes, CartPole."""
+"""Tests of on-policy learning: returns of the rollout, permutations, rows of an update, probes and CartPole."""
 
 from functools import partial
 from typing import NamedTuple
@@ -75,7 +75,7 @@ def observed(algorithm, given, learner=None, rollout=None):
 
 
 def returns_by_hand(given, lambda_):
-    """Backwards in time: 0 instead of lambda where an episode ends."""
+    """Compute lambda-returns backwards in time, with 0 in place of lambda at the end of an episode."""
     value = masking.best(NETWORK.apply(params(), given.batch.next_obs), given.batch.next_legal)
     mixing = torch.where(given.ended, 0.0, torch.tensor(lambda_, dtype=torch.float64))
     return returns.lambda_returns(given.batch.reward, HYPER.gamma * given.batch.discount, value, mixing)
@@ -83,7 +83,7 @@ def returns_by_hand(given, lambda_):
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.65, 1.0])
 def test_returns_of_the_rollout_are_lambda_returns(lambda_):
-    """In two training iterations one after the other, the second of which must not see the first."""
+    """Check two consecutive training iterations; the second one must not depend on the first."""
     one, rollout, learner = algorithm(lambda_=lambda_), None, None
     for seed in range(2):
         given = steps(seed)
@@ -94,9 +94,10 @@ def test_returns_of_the_rollout_are_lambda_returns(lambda_):
         assert int(rollout.steps) == 0
 
 
-def test_the_comparison_sees_planted_bugs():
-    """Ends that are shifted by a step, as in CleanRL's issue 494; a truncation taken for an end; a reset observation in
-    place of the last."""
+def test_the_comparison_rejects_planted_bugs():
+    """Plant bugs: ends shifted by a step, as in CleanRL's issue 494; truncation as termination; the first observation
+    of the next episode as the final one; no mask.
+    """
     given = steps()
     batch, ended, _ = given
     reset = batch._replace(next_obs=torch.cat([batch.obs[1:], batch.next_obs[-1:]]))
@@ -147,7 +148,7 @@ LONG = training.Config(3, 12, 6, 6, 36, learning_starts=0, target_period=0)
 
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.65, 1.0])
-def test_returns_are_those_of_each_episode_written_out(lambda_):
+def test_returns_equal_the_forward_view_of_each_episode(lambda_):
     check_returns(algorithm(config=LONG, lambda_=lambda_), lambda_)
 
 
@@ -201,7 +202,7 @@ def test_a_wrong_mask_in_the_recursion_is_detected(plant):
         check_returns(plant(algorithm(config=LONG, lambda_=0.65)), 0.65)
 
 
-def test_the_mask_of_issue_494_is_right_without_ends():
+def test_the_mask_of_issue_494_is_correct_without_ends():
     """Check that without ends the planted bug makes no difference, so that the mask alone is detected."""
     given = steps(4, 12)
     given = given._replace(
@@ -215,7 +216,7 @@ def test_the_mask_of_issue_494_is_right_without_ends():
     asserts.assert_trees_close(returns_by_episode(given, 0.65).flatten(), rollout.returns, 1e-12)
 
 
-def test_a_step_that_was_not_taken_counts_for_nothing():
+def test_invalid_steps_have_no_effect():
     """Leave out steps in which a host environment only starts a new episode: no row, and no return across them."""
     given = steps(3, count=5)
     ended = given.ended.clone()
@@ -236,7 +237,7 @@ def test_a_step_that_was_not_taken_counts_for_nothing():
         asserts.assert_trees_equal(*updated)
 
 
-def test_an_update_is_one_step_on_the_mean_squared_difference():
+def test_an_update_is_one_step_on_the_mean_squared_error():
     one, rows = algorithm(), torch.tensor([0, 3, 7, 14, 2])
     learner, rollout = observed(one, steps())
     assert learner.target_params == {}
@@ -253,7 +254,7 @@ def test_an_update_is_one_step_on_the_mean_squared_difference():
 
 
 def test_the_last_step_may_come_after_the_update():
-    """As with environments on the host: it is learned from once it is there, and before that counts for nothing."""
+    """Add the last step late, as with host environments: its row has no effect on an update before that."""
     one, given = algorithm(), steps()
     learner, rollout = observed(one, tree.map(lambda x: x[:4], given))
     assert rollout.valid.tolist() == [True] * 12 + [False] * 3
@@ -269,7 +270,7 @@ def test_the_last_step_may_come_after_the_update():
 
 
 def test_no_return_crosses_a_cut():
-    """Cut after three of five steps, between which no episode ended: the returns of these steps stay as they are."""
+    """Cut after three of five steps without an end of an episode: the returns of these three do not change."""
     one, given = algorithm(), steps()
     given = given._replace(ended=torch.zeros_like(given.ended))
     learner, rollout = observed(one, tree.map(lambda x: x[:3], given))
@@ -281,8 +282,8 @@ def test_no_return_crosses_a_cut():
     asserts.assert_trees_close(crossing.returns[9:], kept.returns[9:], 1e-12)
 
 
-def test_other_agents_regress_to_the_returns_too():
-    """C51 with all of its target at the return."""
+def test_other_agents_regress_to_the_returns():
+    """Use C51, whose target distribution has all its mass at the return."""
     agent = c51.agent(networks.layer_norm_mlp(2, (6,), 3 * 5), (-2, 2, 5))
     one = algorithm(agent)
     given = steps()
@@ -325,8 +326,9 @@ def program(env, network, config, optimizer=None, **named):
 
 @pytest.mark.parametrize(("name", "lambda_"), [("endless_reward", 0.65), ("masked_reward", 0.0)])
 def test_probes(name, lambda_):
-    """Truncation bootstraps, and illegal actions neither act nor bootstrap. With a lambda above 0 the returns are those
-    of the random policy that acts here.
+    """Check that truncation bootstraps, and that illegal actions are neither taken nor used to bootstrap.
+
+    With a lambda above 0 the returns are those of the random behavior policy.
     """
     probe = probes.ALL[name]()
     config = training.Config(4, 5, 4, 10, 20, learning_starts=0, target_period=0)
@@ -357,8 +359,8 @@ def test_laws_of_a_program():
     programs.donated(training.vmapped(one).cycle, tree.clone(state), noises)
 
 
-def test_observe_and_update_compile_to_the_same():
-    """Over two seeds, as one graph each."""
+def test_compiled_observe_and_update_equal_eager():
+    """Compile each for two seeds as one graph."""
     one, given = algorithm(), [steps(seed) for seed in range(2)]
     learners, rollouts = zip(*(observed(one, x) for x in given), strict=True)
     (batch, ended, valid), hyper = tree.index(tree.stack(given), (slice(None), 0)), tree.stack([HYPER] * 2)
@@ -369,7 +371,7 @@ def test_observe_and_update_compile_to_the_same():
 
 
 def on_cartpole(config, steps):
-    """Annealed RAdam, gradients clipped at 10 and lambda 0.95, as in purejaxql's pqn_cartpole.yaml."""
+    """Make a program with annealed RAdam, clipping at 10 and lambda 0.95, as in purejaxql's pqn_cartpole.yaml."""
     updates = steps // config.env_steps * config.updates_per_cycle
 
     def optimizer(hyper):
@@ -379,8 +381,8 @@ def on_cartpole(config, steps):
     return program(cartpole.make(), networks.layer_norm_mlp(4, (128, 128), 2), config, optimizer, lambda_=0.95)
 
 
-def test_learns_cartpole_beyond_random():
-    """Random actions get 22. Adam, as RAdam's first hundred steps are small."""
+def test_cartpole_returns_exceed_those_of_random_actions():
+    """Random actions have returns of 22. Use Adam, because the first hundred steps of RAdam are small."""
     config = training.Config(32, 16, 16, 128, 512, learning_starts=0, target_period=0)
     one = program(cartpole.make(), networks.layer_norm_mlp(4, (64, 64), 2), config)
     hyper = training.hyper(1, learning_rate=2e-3, epsilon_end=0.1, epsilon_steps=8_000)
@@ -391,8 +393,8 @@ def test_learns_cartpole_beyond_random():
 
 @pytest.mark.slow
 def test_reaches_400_on_cartpole():
-    """Four seeds, 200 k steps. Environments, rollouts, minibatches, epochs, lambda, clipping and annealing are those of
-    purejaxql's pqn_cartpole.yaml; the learning rate is 1e-3 instead of 1e-4 for fewer steps.
+    """Train four seeds for 200,000 steps with the settings of purejaxql's pqn_cartpole.yaml for environments, rollouts,
+    minibatches, epochs, lambda, clipping and annealing. The learning rate is 1e-3 instead of 1e-4, for fewer steps.
     """
     config = training.Config(32, 64, 64, 128, 2048, learning_starts=0, target_period=0)
     one = on_cartpole(config, 200_000)

@@ -17,7 +17,7 @@ from fdqn.testing import asserts, examples, laws, programs, strategies
 
 
 def after_decay(make, **settings):
-    """Put add_decayed_weights in front of the optimizer: PyTorch's `weight_decay`."""
+    """Put `add_decayed_weights` in front of the optimizer, as PyTorch's `weight_decay` does."""
     return lambda rate: optim.chain(decay=optim.add_decayed_weights(0.1), rest=make(rate, **settings))
 
 
@@ -106,7 +106,7 @@ PAIRS = {
         partial(Graves, decay=0.9, eps=1e-3),
     ),
     "adagrad": (optim.adagrad, T.Adagrad),
-    "adagrad-begun": (
+    "adagrad-initial_state": (
         partial(optim.adagrad, eps=1e-3, initial_square=0.5),
         partial(T.Adagrad, eps=1e-3, initial_accumulator_value=0.5),
     ),
@@ -176,9 +176,9 @@ def test_schedules_that_return_python_numbers_equal_torch_schedulers():
     )
 
 
-def gradients_of_seeds(lanes, steps):
+def gradients_of_seeds(seeds, steps):
     generator = torch.Generator().manual_seed(5)
-    params = tree.stack([tree.map(lambda x, i=i: x + i, examples.params()) for i in range(lanes)])
+    params = tree.stack([tree.map(lambda x, i=i: x + i, examples.params()) for i in range(seeds)])
     grads = [
         tree.map(lambda x: torch.randn(x.shape, generator=generator, dtype=x.dtype) + 1e-3, params)
         for _ in range(steps)
@@ -192,20 +192,20 @@ COMPILED = (
     "adam", "adam-decay", "adamw", "adamax", "nadam", "radam", "radam-never-rectified", "sgd", "momentum", "nesterov",
     "rmsprop", "centered-rmsprop", "graves-rmsprop", "adagrad",
 )  # fmt: skip
-"""One of each structure; the others differ from these in numbers, which the compiler takes as they are."""
+"""One optimizer of each structure. The others differ from these only in numbers, which are constants of the graph."""
 
 
 @functools.cache
 def learned_by_torch(name):
-    """Parameters of three seeds after 50 updates of torch.optim, each with its learning rate."""
+    """Return the parameters of three seeds after 50 updates of torch.optim, each with its own learning rate."""
     params, grads = gradients_of_seeds(3, 50)
     learned = []
-    for lane, rate in enumerate(RATES.tolist()):
-        reference = {n: x[lane].clone().requires_grad_() for n, x in params.items()}
+    for seed, rate in enumerate(RATES.tolist()):
+        reference = {n: x[seed].clone().requires_grad_() for n, x in params.items()}
         oracle = PAIRS[name][1](list(reference.values()), lr=rate)
         for g in grads:
             for n, x in reference.items():
-                x.grad = g[n][lane].clone()
+                x.grad = g[n][seed].clone()
             oracle.step()
         learned.append(tree.map(torch.Tensor.detach, reference))
     return tree.stack(learned)
@@ -216,26 +216,26 @@ def updated(make, rate, grads, state, params):
     return optim.apply_updates(params, updates), state
 
 
-def begun(make, params):
+def initial_state(make, params):
     return tree.clone(vmap(lambda rate, params: make(rate).init(params))(RATES, params))
 
 
 @EACH
-def test_lanes_with_rates_of_their_own_equal_torch_optim(name):
-    """Under vmap, every seed equals torch.optim with its learning rate."""
+def test_seeds_with_different_learning_rates_equal_torch_optim(name):
+    """Compare each seed under vmap with torch.optim at its learning rate."""
     make, (params, grads) = MAKERS[name], gradients_of_seeds(3, 50)
-    step, state = vmap(partial(updated, make)), begun(make, params)
+    step, state = vmap(partial(updated, make)), initial_state(make, params)
     for g in grads:
         params, state = step(RATES, g, state, params)
     asserts.assert_trees_close(learned_by_torch(name), params, 1e-12, 1e-12)
 
 
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_lanes_with_rates_of_their_own_equal_torch_optim(name):
+def test_compiled_seeds_with_different_learning_rates_equal_torch_optim(name):
     make, (params, grads) = MAKERS[name], gradients_of_seeds(3, 50)
     count = CompileCounterWithBackend("aot_eager")
     step = torch.compile(vmap(partial(updated, make)), fullgraph=True, dynamic=False, backend=count)
-    state = begun(make, params)
+    state = initial_state(make, params)
     for g in grads:
         params, state = step(RATES, g, state, params)
     asserts.assert_trees_close(learned_by_torch(name), params, 1e-12, 1e-12)
@@ -254,14 +254,14 @@ def test_clip_at_infinity_changes_nothing(params):
         asserts.assert_trees_equal(params, clipped)
 
 
-def test_clip_of_nothing_is_nothing():
+def test_clip_of_zero_gradients_is_zero():
     zero = tree.map(torch.zeros_like, examples.params())
     asserts.assert_trees_equal(zero, optim.clip_by_global_norm(1.0).update(zero, {}, zero)[0])
     asserts.assert_trees_equal(zero, optim.clip_by_global_norm(0.0).update(zero, {}, zero)[0])
 
 
 def test_clip_by_value():
-    """Includes a limit per seed, infinite numbers and none."""
+    """Include a limit per seed, infinite limits and infinite gradients."""
     grads = examples.params() | {"odd": torch.tensor([torch.inf, -torch.inf, torch.nan, 0.3], dtype=torch.float64)}
     for limit in (0.25, 0.0, torch.tensor(0.25, dtype=torch.float64)):
         theirs = {name: torch.zeros_like(g).requires_grad_() for name, g in grads.items()}
@@ -276,18 +276,18 @@ def is_weight(name):
     return name.endswith("weight")
 
 
-def test_groups_equal_torchs_parameter_groups():
-    """Groups differ in learning rate and weight decay, and some parameters are frozen: 60 steps."""
+def test_groups_equal_torch_parameter_groups():
+    """Compare groups with different learning rates and weight decays, and frozen parameters, over 60 steps."""
     params = examples.params()
 
     def group_of(name):
-        return "weights" if is_weight(name) else "still" if name == "scale" else "biases"
+        return "weights" if is_weight(name) else "frozen" if name == "scale" else "biases"
 
     ours = optim.grouped(
         group_of,
         weights=optim.adamw(1e-2, weight_decay=0.1),
         biases=optim.adamw(1e-3, weight_decay=0.0),
-        still=optim.frozen(),
+        frozen=optim.frozen(),
     )
 
     def theirs(tensors):
@@ -343,7 +343,7 @@ def test_state_of_a_masked_optimizer_has_the_chosen_parameters():
     ],
 )
 def test_every_number_may_differ_between_seeds(make):
-    """Seeds with different numbers, in float32 and float64, equal runs with Python numbers."""
+    """Compare seeds with different numbers, in float32 and float64, with runs with Python numbers."""
     numbers = [0.25, 0.5, 0.875]
     params, grads = gradients_of_seeds(3, 5)
     for dtype in (torch.float64, torch.float32):
@@ -409,7 +409,7 @@ def test_an_update_is_compiled_once(name):
 
 @pytest.mark.parametrize("name", ["adam", "adamax", "nadam", "radam"])
 def test_scales_have_the_dtype_of_the_parameters(name):
-    """Only powers are float64; a float64 scale would promote every update."""
+    """Check that only powers are float64, because a float64 scale would promote every update."""
     state = PAIRS[name][0](0.1).init(tree.cast(examples.params(), torch.float32))
     wide = {n for n, x in state._asdict().items() if isinstance(x, torch.Tensor) and x.dtype == torch.float64}
     assert wide <= {"beta1_power", "beta2_power", "mu_product"}
@@ -568,7 +568,7 @@ def test_clip_of_half_precision_does_not_overflow():
 
 @pytest.mark.parametrize("make", [optim.centered_rmsprop, partial(optim.graves_rmsprop, eps=1e-16)])
 def test_centered_rmsprop_of_nearly_constant_gradients_is_finite(make):
-    """The variance then rounds below 0."""
+    """Use gradients whose variance rounds below 0."""
     params = {"w": torch.randn(1000, generator=torch.Generator().manual_seed(2))}
     opt = make(1e-3, decay=0.9)
     state = opt.init(params)
@@ -606,7 +606,7 @@ AT_0 = {
 @pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0.0)], ids=str)
 @pytest.mark.parametrize("name", AT_0)
 def test_mean_with_decay_0_is_the_last_gradient(name, zero):
-    """Holds for numbers of any size, also if the previous mean is infinite or NaN."""
+    """Check numbers of any size, also if the previous mean is infinite or NaN."""
     make, field = AT_0[name]
     params = {"w": torch.zeros(1000)}
     large, small = torch.logspace(-6, 15, 1000), torch.logspace(3, -12, 1000).neg()
@@ -627,7 +627,7 @@ def test_mean_with_decay_0_is_the_last_gradient(name, zero):
     ids=["rmsprop", "adam", "nadam", "radam"],
 )  # fmt: skip
 def test_mean_square_with_decay_0_is_the_last_square(make, zero):
-    """A gradient of 1e30, whose square is infinite, has no effect on the next update."""
+    """Check that a gradient of 1e30, whose square is infinite, has no effect on the next update."""
     optimizer, params = make(zero), {"w": torch.zeros(1)}
     state = optimizer.init(params)
     for g in (1e30, 0.5):

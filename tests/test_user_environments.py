@@ -54,7 +54,7 @@ class UserEnv(gymnasium.Env):
 
 @pytest.fixture
 def write_env(tmp_path, monkeypatch):
-    """A folder to stand in, another one, and what writes `env_flags.py` in the first."""
+    """Make a working directory and another one; yield a function that writes `userenv.py` into the first."""
 
     def write(module="", reset="pass", file="userenv.py"):
         (tmp_path / "here" / file).parent.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def write_env(tmp_path, monkeypatch):
 
 
 def script(*command):
-    """Run the command as the script that pip installs: in a folder of its env_flags, which comes first on the path."""
+    """Run the command as the script that pip installs, whose own folder comes first on the module path."""
     path = Path("../bin/fdqn")
     path.parent.mkdir(exist_ok=True)
     path.write_text("import sys\nfrom fdqn.cli import main\nsys.exit(main())\n")
