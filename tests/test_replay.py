@@ -1,4 +1,4 @@
-"""Replay: any history equals a deque, sampling is uniform, adding costs a row, booleans lie packed and come out."""
+"""Tests of replay: equality with a deque, uniform sampling, cost of adding a row, packed booleans and dtypes."""
 
 import time
 from functools import partial
@@ -27,10 +27,10 @@ EXAMPLE = Transition(
 )
 
 RING = ring.buffer(1)
-"""Functions of the state alone, but for `init`."""
+"""Its `add` and `sample` work on states of any capacity."""
 PACKED = packing.wrap(RING)
 
-# Keys are fixed, so a test of a distribution fails always or never; by chance one in ten thousand would.
+# Keys are fixed, so tests of distributions are deterministic; their bounds would fail by chance once in 10,000.
 CHANCE = 1e-4
 
 
@@ -41,12 +41,12 @@ def rows(*numbers):
 
 
 def add(state, batch, valid=None, buffer=RING):
-    """The state after the rows of a batch."""
+    """Return the state after adding the rows of a batch."""
     return buffer.add(state, batch, torch.zeros(batch.reward.shape, dtype=torch.bool), valid, torch.tensor(0.9))[0]
 
 
 def sample(state, bits, buffer=RING):
-    """The rows that were drawn."""
+    """Return the sampled rows."""
     return buffer.sample(state, bits, 0).batch
 
 
@@ -92,7 +92,7 @@ def test_sampling_after_a_wrap_is_uniform_over_the_last():
     ("terminated", "truncated", "discount"),
     [(False, False, 1.0), (True, False, 0.0), (False, True, 1.0), (True, True, 0.0)],
 )
-def test_discount_is_0_only_where_the_task_ended(terminated, truncated, discount):
+def test_discount_is_0_only_after_termination(terminated, truncated, discount):
     obs, next_obs, legal = torch.zeros(2), torch.ones(2), torch.tensor([True, False, True])
     step = Step(
         obs + 5, legal, next_obs, ~legal, torch.tensor(2.0, dtype=torch.float64), torch.tensor(terminated),
@@ -105,7 +105,7 @@ def test_discount_is_0_only_where_the_task_ended(terminated, truncated, discount
     asserts.assert_trees_equal((obs, next_obs, ~legal), (stored.obs, stored.next_obs, stored.next_legal))
 
 
-def test_filled_counts_up_to_the_capacity():
+def test_size_is_at_most_the_capacity():
     memory = ring.init(EXAMPLE, 5)
     counts = []
     for _ in range(3):
@@ -117,22 +117,22 @@ def test_filled_counts_up_to_the_capacity():
 
 def test_laws_of_a_function():
     memory = add(ring.init(EXAMPLE, 5), rows(1, 2, 3))
-    words = torch.tensor([0, 2**31, 2**32 - 1])
+    bits = torch.tensor([0, 2**31, 2**32 - 1])
     laws.pure(add, memory, rows(4, 5, 6))
-    laws.pure(sample, memory, words)
-    lanes = tree.stack([memory, add(memory, rows(7))])
-    laws.vmapped(add, lanes, tree.stack([rows(4, 5, 6), rows(7, 8, 9)]))
-    laws.vmapped(sample, lanes, torch.stack([words, words + 0]))
+    laws.pure(sample, memory, bits)
+    stacked = tree.stack([memory, add(memory, rows(7))])
+    laws.vmapped(add, stacked, tree.stack([rows(4, 5, 6), rows(7, 8, 9)]))
+    laws.vmapped(sample, stacked, torch.stack([bits, bits + 0]))
     laws.compiled(add, memory, rows(4, 5, 6), again=[(add(memory, rows(8)), rows(1, 2, 3))])
-    laws.compiled(sample, memory, words)
+    laws.compiled(sample, memory, bits)
 
 
-def test_donated_add_writes_over_the_old_ring():
+def test_donated_add_overwrites_the_old_ring():
     memory = add(ring.init(EXAMPLE, 5), rows(1, 2, 3))
     programs.donated(add, memory, rows(4, 5, 6))
 
 
-def test_sample_shares_nothing_with_the_ring():
+def test_sample_shares_no_memory_with_the_ring():
     memory = add(ring.init(EXAMPLE, 5), rows(1, 2, 3))
     sampled = sample(memory, torch.tensor([0]))
     assert not {x.data_ptr() for x in tree.leaves(sampled)} & {x.data_ptr() for x in tree.leaves(memory)}
@@ -144,16 +144,16 @@ def test_sample_shares_nothing_with_the_ring():
 SHAPES = [(), (0,), (1,), (7,), (8,), (9,), (3, 5), (468,)]
 
 
-def flagged(shape, *numbers):
-    """Rows whose observations are booleans of that shape, made of the row's number."""
+def boolean_rows(shape, *numbers):
+    """Make rows with boolean observations of the given shape, derived from the row's number."""
     key = random.fold_in(random.key(1), torch.tensor(numbers))
     obs, next_obs = (random.bits(k, shape) % 2 == 1 for k in random.split(key).unbind(-2))
     return rows(*numbers)._replace(obs=obs, next_obs=next_obs)
 
 
 def empty(shape, capacity):
-    """An empty buffer of such rows packed, and one that holds them as they are."""
-    example = tree.index(flagged(shape, 0), 0)
+    """Return an empty packed buffer and an empty unpacked one."""
+    example = tree.index(boolean_rows(shape, 0), 0)
     return packing.wrap(ring.buffer(capacity)).init(example), ring.init(example, capacity)
 
 
@@ -162,23 +162,23 @@ add_packed, sample_packed = partial(add, buffer=PACKED), partial(sample, buffer=
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_packed_equals_unpacked(shape):
-    """Bit for bit what is sampled, for any shape, around the end of the ring, one lane or several."""
+    """Compare samples bit for bit, for any shape, after the ring has wrapped around, for one seed and several."""
     packed, plain = empty(shape, 5)
-    lanes = [tree.stack([memory] * 2) for memory in (packed, plain)]
-    words = random.bits(random.key(2), (7,))
+    stacked = [tree.stack([memory] * 2) for memory in (packed, plain)]
+    bits = random.bits(random.key(2), (7,))
     for first in range(0, 16, 4):
-        batch = flagged(shape, *range(first, first + 4))
+        batch = boolean_rows(shape, *range(first, first + 4))
         packed, plain = add_packed(packed, batch), add(plain, batch)
-        asserts.assert_trees_equal(sample(plain, words), sample_packed(packed, words))
-        both = tree.stack([batch, flagged(shape, *range(first + 40, first + 44))])
-        lanes = [vmap(f)(memory, both) for f, memory in zip((add_packed, add), lanes, strict=True)]
+        asserts.assert_trees_equal(sample(plain, bits), sample_packed(packed, bits))
+        both = tree.stack([batch, boolean_rows(shape, *range(first + 40, first + 44))])
+        stacked = [vmap(f)(memory, both) for f, memory in zip((add_packed, add), stacked, strict=True)]
         got, expected = (
-            vmap(f, (0, None))(memory, words) for f, memory in zip((sample_packed, sample), lanes, strict=True)
+            vmap(f, (0, None))(memory, bits) for f, memory in zip((sample_packed, sample), stacked, strict=True)
         )
         asserts.assert_trees_equal(expected, got)
 
 
-def test_booleans_take_a_bit_each():
+def test_a_boolean_takes_one_bit():
     packed, plain = empty((468,), 1000)
     rows = packed.buffer.rows
     assert rows.obs.shape == rows.next_obs.shape == (1000, 59)
@@ -187,7 +187,7 @@ def test_booleans_take_a_bit_each():
     assert tree.nbytes(packed) == tree.nbytes(rows) + 8
 
 
-def test_what_is_not_boolean_lies_as_it_is():
+def test_other_dtypes_are_stored_unchanged():
     for dtype in (torch.float32, torch.float64, torch.uint8, torch.int64):
         example = EXAMPLE._replace(obs=EXAMPLE.obs.to(dtype), next_obs=EXAMPLE.next_obs.to(dtype))
         memory = packing.wrap(ring.buffer(5)).init(example)
@@ -198,23 +198,23 @@ def test_what_is_not_boolean_lies_as_it_is():
 
 
 def test_laws_of_a_function_of_booleans():
-    memory = add_packed(empty((11,), 5)[0], flagged((11,), 1, 2, 3))
-    batch, words = flagged((11,), 4, 5, 6), torch.tensor([0, 2**31, 2**32 - 1])
+    memory = add_packed(empty((11,), 5)[0], boolean_rows((11,), 1, 2, 3))
+    batch, bits = boolean_rows((11,), 4, 5, 6), torch.tensor([0, 2**31, 2**32 - 1])
     laws.pure(add_packed, memory, batch)
-    laws.pure(sample_packed, memory, words)
+    laws.pure(sample_packed, memory, bits)
     laws.compiled(add_packed, memory, batch)
-    laws.compiled(sample_packed, memory, words)
+    laws.compiled(sample_packed, memory, bits)
     programs.donated(add_packed, memory, batch)
-    lanes, batches = tree.stack([memory] * 2), tree.stack([batch, flagged((11,), 7, 8, 9)])
-    programs.donated(vmap(add_packed), lanes, batches)
+    stacked, batches = tree.stack([memory] * 2), tree.stack([batch, boolean_rows((11,), 7, 8, 9)])
+    programs.donated(vmap(add_packed), stacked, batches)
 
 
-def test_booleans_of_another_number_that_fill_as_many_bytes():
+def test_another_number_of_booleans_with_as_many_bytes_is_refused():
     memory, _ = empty((468,), 5)
     for count in (465, 469, 472):
         with pytest.raises(ValueError, match=rf"batch\.obs: expected shape \[2, 468\], got \[2, {count}\]"):
-            add_packed(memory, flagged((count,), 1, 2))
-    batch = flagged((468,), 1, 2)
+            add_packed(memory, boolean_rows((count,), 1, 2))
+    batch = boolean_rows((468,), 1, 2)
     with pytest.raises(TypeError, match=r"batch\.next_obs: expected torch.bool, got torch.uint8"):
         add_packed(memory, batch._replace(next_obs=batch.next_obs.to(torch.uint8)))
 
@@ -223,21 +223,21 @@ def test_booleans_of_another_number_that_fill_as_many_bytes():
 
 
 def seconds(f, *args):
-    """Of ten calls, in the best of seven tries: what else the machine does only adds."""
+    """Return the time of ten calls, the minimum of seven measurements."""
     times = []
     for _ in range(7):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(10):
             f(*args)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 
-def times_slower(add, lanes, large=1_000_000, small=10_000):
-    """How much longer a compiled, donated add takes into a large ring than into a small one."""
-    batch, taken = tree.stack([rows(1, 2, 3)] * lanes), []
+def slowdown(add, seeds, large=1_000_000, small=10_000):
+    """Return the time of a compiled, donated add to a large ring, relative to a small ring."""
+    batch, taken = tree.stack([rows(1, 2, 3)] * seeds), []
     for capacity in (small, large):
-        memory = tree.stack([ring.init(EXAMPLE, capacity // lanes)] * lanes)
+        memory = tree.stack([ring.init(EXAMPLE, capacity // seeds)] * seeds)
         fast = edge.compile(edge.donate(vmap(add)))
         fast(memory, batch)
         assert int(memory.added[0]) == 3
@@ -245,15 +245,15 @@ def times_slower(add, lanes, large=1_000_000, small=10_000):
     return taken[1] / taken[0]
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
-def test_adding_costs_the_row_not_the_ring(lanes):
-    """As fast into a ring of a million rows as into one of ten thousand."""
-    ratio = times_slower(add, lanes)
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_time_of_adding_does_not_depend_on_the_capacity(seeds):
+    """Compare rings of a million and of ten thousand rows."""
+    ratio = slowdown(add, seeds)
     assert ratio <= 3, f"expected at most 3 times the time of the small ring, got {ratio:.1f}"
 
 
-def test_index_copy_would_cost_the_ring():
-    """Planted: the same rows, written with `index_copy`, which copies."""
+def test_the_time_of_index_copy_depends_on_the_capacity():
+    """Plant a bug: write the rows with `index_copy`, which copies the ring."""
 
     def add(memory, batch):
         count = batch.reward.shape[0]
@@ -261,22 +261,22 @@ def test_index_copy_would_cost_the_ring():
         rows = tree.map(lambda x, new: x.index_copy(0, at, new), memory.rows, batch)
         return memory._replace(rows=rows, added=memory.added + count)
 
-    assert times_slower(add, 1, large=300_000) > 3
+    assert slowdown(add, 1, large=300_000) > 3
 
 
 DTYPES = sorted({x for x in vars(torch).values() if isinstance(x, torch.dtype)}, key=str)
 
 
-@pytest.mark.filterwarnings("ignore")  # of PyTorch, about the tensors that are made here
+@pytest.mark.filterwarnings("ignore")  # warnings of PyTorch about unusual dtypes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_replay_stores_a_dtype_or_refuses_it_by_name(dtype):
-    """uint16 passed `init` and failed in `add`, in words of PyTorch."""
+def test_each_dtype_is_stored_or_refused(dtype):
+    """Check that dtypes that `add` cannot store, such as uint16, are refused by `init`."""
     fits = dtype in check.STORED
     try:
         obs = torch.zeros(2, 2).to(dtype) if fits else torch.empty(2, 2, dtype=dtype)
     except (RuntimeError, NotImplementedError):
         assert not fits
-        return  # there is no such tensor
+        return  # PyTorch has no tensors of this dtype
     for stack in (1, 2):
         buffer = ring.buffer(8) if stack == 1 else frames.wrap(ring.buffer(8), 1, stack, 8)
         example = EXAMPLE._replace(obs=obs, next_obs=obs)
@@ -298,8 +298,8 @@ def test_replay_stores_a_dtype_or_refuses_it_by_name(dtype):
 
 
 @pytest.mark.parametrize("field", ["action", "reward", "discount", "next_legal"])
-def test_other_fields_of_a_dtype_that_cannot_be_stored(field):
-    """Not observations alone, and not in eager mode alone."""
+def test_dtypes_of_all_fields_are_checked(field):
+    """Check fields other than observations, with and without vmap."""
     wrong = EXAMPLE._replace(**{field: getattr(EXAMPLE, field).to(torch.uint16)})
     init = ring.buffer(8).init
     for call in (lambda: init(wrong), lambda: vmap(init)(tree.stack([wrong, wrong]))):
@@ -309,30 +309,30 @@ def test_other_fields_of_a_dtype_that_cannot_be_stored(field):
             call()
 
 
-def test_what_replay_stores_checkpoints_save():
+def test_stored_dtypes_can_be_saved_in_checkpoints():
     assert set(check.STORED) == set(checkpoint.DTYPES)
 
 
 @pytest.mark.parametrize("stack", [1, 2])
-def test_an_empty_replay_is_refused_where_it_can_be_seen(stack):
-    """Rows that were never added came out; inside of a transform they still do, as zeros."""
+def test_sampling_an_empty_replay_is_refused_outside_of_transforms(stack):
+    """Check that sampling raises an error in eager mode. Under a transform it returns zeros."""
     example = EXAMPLE._replace(obs=torch.zeros(2, 3), next_obs=torch.zeros(2, 3))
     buffer = ring.buffer(4) if stack == 1 else frames.wrap(ring.buffer(4), 1, stack, 4)
-    empty, words, draw = buffer.init(example), torch.tensor([0, 2**32 - 1]), partial(sample, buffer=buffer)
+    empty, bits, draw = buffer.init(example), torch.tensor([0, 2**32 - 1]), partial(sample, buffer=buffer)
     for call in (draw, torch.no_grad()(draw)):
         with pytest.raises(ValueError, match=r"^buffer: expected at least one row to sample from, got none; add rows"):
-            call(empty, words)
+            call(empty, bits)
     many = tree.stack([empty, empty])
-    assert not vmap(draw)(many, torch.stack([words, words])).reward.any()
+    assert not vmap(draw)(many, torch.stack([bits, bits])).reward.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
-def test_words_of_another_dtype_are_refused(dtype):
+def test_bits_of_another_dtype_are_refused(dtype):
     memory = add(ring.init(EXAMPLE, 4), rows(1, 2))
     for call in (sample, vmap(sample, (None, 0))):
-        words = torch.tensor([3, 4] if call is sample else [[3, 4]], dtype=dtype)
+        bits = torch.tensor([3, 4] if call is sample else [[3, 4]], dtype=dtype)
         with pytest.raises(TypeError, match=f"^bits: expected torch.int64, got {dtype}"):
-            call(memory, words)
+            call(memory, bits)
 
 
 def test_messages():

@@ -1,4 +1,4 @@
-"""A run from Python: the events that it emits, how it ends, and what it gives back."""
+"""Tests of runs from Python: events, early ends, settings, progress and results."""
 
 import base64
 import contextlib
@@ -36,7 +36,7 @@ PICTURE = results.picture
 
 @pytest.fixture(autouse=True)
 def here(request, tmp_path, monkeypatch, light_runs):
-    """A folder to stand in."""
+    """Change to an empty folder."""
     monkeypatch.chdir(tmp_path)
     if "draws" in request.node.name:
         monkeypatch.setattr(results, "picture", PICTURE)
@@ -55,7 +55,7 @@ def names(seen):
     return [type(event).__name__ for event in seen]
 
 
-def lawful(seen):
+def is_documented(seen):
     """Return True if the sequence of events is one that `fdqn.experiment.events` documents."""
     one = "|".join(["Compiled", "Checkpointed", "SeedFailed", "Evaluated", "Reported", "Notice"])
     closing = "(Notice )*(EvaluationStarted ((EvaluationProgress|Notice) )*EvaluationEnded (Evaluated )?)?"
@@ -68,11 +68,11 @@ def lawful(seen):
 
 def test_the_sequence_of_events_is_lawful(made):
     run, seen = made
-    assert lawful(seen)
+    assert is_documented(seen)
     counts = {name: names(seen).count(name) for name in set(names(seen))}
     assert counts["Reported"] == 3
     assert counts["Checkpointed"] == 2
-    assert counts["Evaluated"] == 3, "two while it trained and the closing one"
+    assert counts["Evaluated"] == 3, "two during training and the final one"
     assert "Stopped" not in counts
     steps = [event.step for event in seen if isinstance(event, events.Reported)]
     assert steps == [100, 200, 300]
@@ -80,13 +80,13 @@ def test_the_sequence_of_events_is_lawful(made):
 
 
 @pytest.mark.parametrize("plant", ["late", "twice", "early"])
-def test_an_unlawful_sequence_is_seen(made, plant):
+def test_an_invalid_sequence_of_events_is_detected(made, plant):
     seen = list(made[1])
     {"late": lambda: seen.append(seen.pop(0)), "twice": lambda: seen.append(seen[-1]), "early": seen.reverse}[plant]()
-    assert not lawful(seen)
+    assert not is_documented(seen)
 
 
-def test_events_say_what_the_files_say(made):
+def test_events_agree_with_the_files(made):
     run, seen = made
     reports = [event for event in seen if isinstance(event, events.Reported)]
     np.testing.assert_allclose(run.curve.values, [event.returns for event in reports], rtol=1e-6)
@@ -104,12 +104,12 @@ def test_compiled_functions_are_announced(monkeypatch):
     monkeypatch.setattr(compile, "player", lambda *given: None)
     seen = []
     fdqn.train(**TINY | {"compile": True}, progress=False, on_event=seen.append)
-    assert lawful(seen)
+    assert is_documented(seen)
     compiled = {event.function for event in seen if isinstance(event, events.Compiled)}
     assert compiled == {"noise", "collect", "cycle"}
 
 
-def test_warnings_of_fdqn_are_notices_also_where_warnings_are_errors(monkeypatch):
+def test_warnings_of_fdqn_are_notices_even_if_warnings_are_errors(monkeypatch):
     """Check that each is emitted once, with any filters of the process."""
 
     def warning(program, *how):
@@ -126,7 +126,7 @@ def test_warnings_of_fdqn_are_notices_also_where_warnings_are_errors(monkeypatch
     assert [event.text for event in seen if isinstance(event, events.Notice)].count("an engine is missing") == 1
 
 
-def test_a_refused_resume_leaves_the_folder_as_it_was(made):
+def test_a_refused_resume_changes_no_file(made):
     path = made[0].path
     before = (path / "config.json").read_bytes()
     with pytest.raises(TypeError, match=r"steps: expected an integer, got 1000\.0"):
@@ -146,10 +146,10 @@ def test_a_loaded_run_does_not_depend_on_the_current_folder(made, here, monkeypa
     assert set(run.params) == set(made[0].params)
 
 
-def test_a_host_environment_announces_its_closing_episodes():
+def test_the_final_evaluation_of_a_host_environment_is_announced():
     seen = []
     run = fdqn.train(**TINY | {"env": "gym:CartPole-v1"}, progress=False, on_event=seen.append)
-    assert lawful(seen)
+    assert is_documented(seen)
     assert any("evaluating 2 greedy episodes" in event.text for event in seen if isinstance(event, events.Notice))
     assert run.summary["final_return"]["iqm"] > 0
 
@@ -162,8 +162,10 @@ def test_a_failed_seed_is_an_event(monkeypatch):
     seen = []
     run = fdqn.train(**TINY, progress=False, on_event=seen.append)
     failed = [event for event in seen if isinstance(event, events.SeedFailed)]
-    assert failed == [events.SeedFailed(1, 150, "loss", "its loss is not finite", "seed 1")], "once"
-    assert lawful(seen)
+    assert failed == [events.SeedFailed(1, 150, "loss", "its loss is not finite", "seed 1")], (
+        "the event is emitted once"
+    )
+    assert is_documented(seen)
     with pytest.raises(ValueError, match="seed: expected a seed that has not failed, got 1"):
         run.policy(1)
 
@@ -172,8 +174,8 @@ def test_a_failed_seed_is_an_event(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [events.Prepared, events.Reported, events.EvaluationProgress])
-def test_an_exception_of_the_receiver_ends_the_run_and_is_raised(made, here, kind):
-    """It is not taken for an error of the environment; what was written is complete."""
+def test_an_exception_in_on_event_ends_the_run_and_is_raised(made, here, kind):
+    """Check that it does not count as an error of the environment, and that the run can be resumed."""
 
     def receive(event):
         if isinstance(event, kind):
@@ -195,14 +197,14 @@ def assert_trained_as(expected, run):
     assert (run.path / "params.safetensors").read_bytes() == (expected.path / "params.safetensors").read_bytes()
 
 
-def test_stop_ends_a_run_early_and_resume_goes_on(made, here):
+def test_stop_ends_a_run_early_and_resume_continues_it(made, here):
     seen = []
 
     def stop():
         return any(isinstance(event, events.Reported) for event in seen)
 
     run = fdqn.train(**TINY, out="run", progress=False, on_event=seen.append, stop=stop)
-    assert lawful(seen)
+    assert is_documented(seen)
     assert names(seen)[-2:] == ["Finished", "Stopped"]
     assert run.summary["steps"] < 300
     run = fdqn.resume("run", progress=False)
@@ -229,7 +231,7 @@ def test_an_interrupted_evaluation_is_repeated(small_run, here, lost):
     assert seen[-1] == events.Finished(path, run.summary)
     seen.clear()
     fdqn.resume(path, progress=False, on_event=seen.append)
-    assert names(seen) == ["Notice"], "it is finished"
+    assert names(seen) == ["Notice"], "the run is finished"
 
 
 def test_a_run_whose_seeds_all_failed_is_not_evaluated_again(small_run, here):
@@ -257,7 +259,7 @@ def test_evaluations_are_added_to_a_summary(small_run, here):
 
 
 def test_a_stop_before_the_first_iteration(here):
-    """There is nothing to give back. Compiled functions are not even compiled."""
+    """Check that there is no run to return, and that nothing is compiled."""
     with pytest.raises(ValueError, match=r"stop: expected at least one training iteration, .*: fdqn resume .*run"):
         fdqn.train(**TINY | {"compile": True}, out="run", progress=False, stop=lambda: True)
 
@@ -273,7 +275,7 @@ def test_ctrl_c_completes_the_files_and_raises(here, capsys):
 
     with pytest.raises(KeyboardInterrupt, match=r"the files in .*run are complete; continue with: fdqn resume .*run"):
         fdqn.train(**TINY, out="run", on_event=receive)
-    assert lawful(seen)
+    assert is_documented(seen)
     assert {p.name for p in Path("run").iterdir()} == FILES
     assert fdqn.Run.load("run").summary["steps"] < 300
     assert [signal.getsignal(number) for number in process.SIGNALS] == before
@@ -288,19 +290,19 @@ def test_only_ctrl_c_is_handled():
     assert all(handlers == before for handlers in during)
 
 
-def test_the_process_is_as_it_was_before(monkeypatch):
+def test_global_settings_of_torch_are_restored(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     flushed = []
     fdqn.train(**TINY, progress=False, on_event=lambda event: flushed.append(bool(torch.tensor(1e-40) * 1 == 0)))
-    assert flushed[-1], "while it trains, denormal numbers are 0"
+    assert flushed[-1], "denormal numbers are 0 during training"
     assert torch.tensor(1e-40) * 1 != 0
     assert torch.backends.cudnn.deterministic is False
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (precision, tf32)
 
 
 def in_threads(*calls):
-    """Results and exceptions of calls, each in a thread of its own."""
+    """Return the results or exceptions of calls, each in a separate thread."""
     results = [None] * len(calls)
 
     def one(i):
@@ -323,7 +325,7 @@ def test_a_run_in_a_thread(made, capsys):
     assert_trained_as(made[0], run)
 
 
-def test_called_twice_at_once_on_one_folder(here):
+def test_two_runs_in_one_folder_at_the_same_time(here):
     results = in_threads(*[lambda: fdqn.train(**TINY, out="run", progress=False)] * 2)
     run, error = sorted(results, key=lambda x: isinstance(x, Exception))
     assert {p.name for p in run.path.iterdir()} == FILES
@@ -331,7 +333,7 @@ def test_called_twice_at_once_on_one_folder(here):
     assert re.match("out: expected a folder that (does not exist yet|can be made), got 'run'", str(error))
 
 
-def test_resumed_while_it_runs(here):
+def test_resuming_a_running_run_is_refused(here):
     errors = []
 
     def receive(event):
@@ -365,12 +367,12 @@ def test_the_signature_names_every_setting():
     assert given["gamma"].default == Settings.gamma
 
 
-def test_a_run_is_that_of_the_command_line(made):
-    words = (
+def test_a_run_equals_that_of_the_command_line(made):
+    command = (
         "train --env catch --seeds 2 --steps 300 --learning-starts 100 --report-every 100 --checkpoint-every 200 "
         "--batch-size 8 --hidden 8 --evaluate-episodes 2 --evaluate-every 200 --no-compile --out cli"
     )
-    assert cli.main(words.split()) == 0
+    assert cli.main(command.split()) == 0
     assert_trained_as(made[0], fdqn.Run.load("cli"))
     tables = [(path / "metrics.csv").read_text().splitlines() for path in (Path("cli"), made[0].path)]
     timeless = [[row.rsplit(",", 1)[0] for row in table] for table in tables]
@@ -380,14 +382,16 @@ def test_a_run_is_that_of_the_command_line(made):
 # Progress
 
 
-def test_progress_is_a_line_now_and_then_on_standard_error(here, capsys):
+def test_progress_is_printed_on_standard_error(here, capsys):
     fdqn.train(**TINY, out="run")
     out, err = capsys.readouterr()
     lines = err.splitlines()
     assert out == ""
     assert "\x1b" not in err
     assert lines[0].startswith("catch: 2 seeds x 300 steps")
-    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["100", "300"], "the first and the last"
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["100", "300"], (
+        "the first report and the last one"
+    )
     assert lines[-1].startswith(f"{here}/run: greedy return ")
     fdqn.resume("run", progress=False)
     assert capsys.readouterr() == ("", "")
@@ -403,7 +407,7 @@ def test_progress_in_a_notebook_is_a_bar_or_lines(monkeypatch):
             assert progress.Display(console)._live is widgets
 
 
-# What comes back
+# Results
 
 
 def test_a_run_is_read_from_its_folder(made):
@@ -412,17 +416,17 @@ def test_a_run_is_read_from_its_folder(made):
     assert {name: x.shape for name, x in run.params.items()} == {
         "0.weight": (2, 8, 50), "0.bias": (2, 8), "2.weight": (2, 3, 8), "2.bias": (2, 3),
     }  # fmt: skip
-    assert run.params is run.params, "they are read once"
+    assert run.params is run.params, "parameters are read once"
     assert repr(run).startswith(f"Run({str(run.path)!r}: catch, 2 seeds, 300 steps, greedy return ")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_policy_acts_greedily_on_arrays(made, seed):
     run = made[0]
-    policy, (lane, spec) = run.policy(seed), (seed, envs.find("catch").spec)
+    policy, (index, spec) = run.policy(seed), (seed, envs.find("catch").spec)
     rng = np.random.default_rng(seed)
     obs = rng.integers(0, 2, (16, *spec.obs_shape)).astype(np.float32)
-    q = run.network.apply({name: x[lane] for name, x in run.params.items()}, torch.from_numpy(obs)).numpy()
+    q = run.network.apply({name: x[index] for name, x in run.params.items()}, torch.from_numpy(obs)).numpy()
     actions = policy(obs)
     assert (actions.dtype, actions.tolist()) == (np.int64, q.argmax(-1).tolist())
     assert [policy(x) for x in obs] == actions.tolist()
@@ -435,13 +439,13 @@ def test_a_policy_acts_greedily_on_arrays(made, seed):
     assert policy(obs[0], legal[0]) == policy(obs, legal)[0]
 
 
-def test_a_policy_plays_as_the_closing_evaluation_did(made):
-    """Step by step, and with the return that the summary has."""
+def test_a_policy_repeats_the_final_evaluation(made):
+    """Compare the actions of each step and the return in the summary."""
     run = made[0]
     policy, seed = run.policy(1), slice(1, 2)
     params, keys = {name: x[seed] for name, x in run.params.items()}, assemble.keys(run.settings)[seed]
-    *games, last = evaluate.device_steps(envs.find("catch"), run.network, params, keys, 2)
-    for before in games:
+    *steps, last = evaluate.device_steps(envs.find("catch"), run.network, params, keys, 2)
+    for before in steps:
         q = run.network.apply({name: x[0] for name, x in params.items()}, before.obs[0])
         assert policy(before.obs[0].numpy()).tolist() == q.argmax(-1).tolist()
     assert last.returns.mean() == pytest.approx(run.summary["final_return"]["per_seed"][1])
@@ -502,5 +506,5 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), TEXTS)
-def test_events_in_words(text, expected):
+def test_texts_of_events(text, expected):
     assert text == expected

@@ -1,4 +1,4 @@
-"""Signals that end a command: what it leaves behind, what it says, and its exit code."""
+"""Tests of signals that end a command: its files, messages and exit code."""
 
 import contextlib
 import json
@@ -53,23 +53,23 @@ def checkpoints(path):
 
 @pytest.fixture
 def at_first_report(monkeypatch):
-    """Do something when a run has made its first report."""
+    """Return a function that registers an action to take after the first report of a run."""
 
-    def patch(act):
-        def acting(*given):
+    def patch(action):
+        def record(*given):
             for i, report in enumerate(original(*given)):
                 if i == 0:
-                    act()
+                    action()
                 yield report
 
         original = history.record
-        monkeypatch.setattr(history, "record", acting)
+        monkeypatch.setattr(history, "record", record)
 
     return patch
 
 
 @pytest.mark.parametrize("name", list(CODES))
-def test_a_signal_ends_a_run_as_ctrl_c_does(tmp_path, capsys, at_first_report, name):
+def test_a_signal_ends_a_run_like_ctrl_c(tmp_path, capsys, at_first_report, name):
     at_first_report(lambda: send(name))
     before, path = handlers(), tmp_path / "run"
     assert cli.main(["train", *TINY, "--json", "--out", str(path)]) == CODES[name]
@@ -85,11 +85,11 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(tmp_path, capsys, at_first_report, n
     assert handlers() == before
 
 
-def test_a_run_stopped_by_sigterm_is_resumed_to_the_same_end(tmp_path, at_first_report, monkeypatch):
+def test_a_run_stopped_by_sigterm_continues_exactly(tmp_path, at_first_report, monkeypatch):
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "whole")]) == 0
     at_first_report(lambda: send("SIGTERM"))
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 143
-    assert cli.main(["resume", str(tmp_path / "run")]) == 143, "a resumed run is stopped in the same way"
+    assert cli.main(["resume", str(tmp_path / "run")]) == 143, "a resumed run handles the signal too"
     monkeypatch.undo()
     assert cli.main(["resume", str(tmp_path / "run")]) == 0
     params = [(tmp_path / name / "params.safetensors").read_bytes() for name in ("whole", "run")]
@@ -105,7 +105,7 @@ def test_a_second_signal_of_either_kind_stops_at_once(tmp_path, capsys, monkeypa
             for name in (first, second):
                 send(name)
                 time.sleep(0.01)
-            return pytest.fail("it went on")
+            return pytest.fail("the run continued")
 
         return functions._replace(collect=collect)
 
@@ -119,7 +119,7 @@ def test_a_second_signal_of_either_kind_stops_at_once(tmp_path, capsys, monkeypa
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_sigterm_in_the_closing_episodes(tmp_path, capsys, monkeypatch):
+def test_sigterm_during_the_final_evaluation(tmp_path, capsys, monkeypatch):
     def slow(*given, **more):
         send("SIGTERM")
         time.sleep(0.01)
@@ -135,7 +135,7 @@ def test_sigterm_in_the_closing_episodes(tmp_path, capsys, monkeypatch):
     assert json.loads((path / "summary.json").read_text())["final_return"]["iqm"] > 0
 
 
-def test_a_signal_while_the_picture_is_drawn_waits_for_the_files(tmp_path, capsys, monkeypatch):
+def test_a_signal_while_drawing_does_not_leave_incomplete_files(tmp_path, capsys, monkeypatch):
     def slow(*given):
         send("SIGTERM")
         return original(*given)
@@ -147,8 +147,8 @@ def test_a_signal_while_the_picture_is_drawn_waits_for_the_files(tmp_path, capsy
     assert "stopped at 300 of 300 steps" in capsys.readouterr().err
 
 
-def test_an_evaluation_on_the_way_is_played_to_its_end(tmp_path, capsys, monkeypatch):
-    """A resumed run would not play it again; one signal later nothing is waited for."""
+def test_a_periodic_evaluation_is_finished_after_a_signal(tmp_path, capsys, monkeypatch):
+    """Check that the evaluation is finished, because a resumed run does not repeat it. A second signal would end it."""
     played = evaluate.greedy
 
     def slow(*given, **more):
@@ -156,12 +156,12 @@ def test_an_evaluation_on_the_way_is_played_to_its_end(tmp_path, capsys, monkeyp
         time.sleep(0.01)
         return played(*given, **more)
 
-    words = [*TINY, "--evaluate-every", "100", "--evaluate-episodes", "1"]
-    assert cli.main(["train", *words, "--out", str(tmp_path / "whole")]) == 0
+    flags = [*TINY, "--evaluate-every", "100", "--evaluate-episodes", "1"]
+    assert cli.main(["train", *flags, "--out", str(tmp_path / "whole")]) == 0
     path = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr(evaluate, "greedy", slow)
-        assert cli.main(["train", *words, "--out", str(path)]) == 143
+        assert cli.main(["train", *flags, "--out", str(path)]) == 143
     assert f"; continue with: fdqn resume {path}" in capsys.readouterr().err
     assert len((path / "evaluations.csv").read_text().splitlines()) > 1
     assert cli.main(["resume", str(path)]) == 0
@@ -169,10 +169,10 @@ def test_an_evaluation_on_the_way_is_played_to_its_end(tmp_path, capsys, monkeyp
 
 
 @pytest.mark.parametrize("more", [[], ["--video", "a.gif"]])
-def test_sigterm_in_eval_leaves_no_part_of_a_file(tmp_path, capsys, monkeypatch, more):
+def test_sigterm_during_eval_leaves_no_partial_files(tmp_path, capsys, monkeypatch, more):
     assert cli.main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(progress, "_FIRST_LINE", math.inf)  # a slow machine shows progress
+    monkeypatch.setattr(progress, "_FIRST_LINE", math.inf)  # a slow machine would print progress
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     capsys.readouterr()
     original = evaluate.greedy if not more else os.fsync
@@ -195,14 +195,14 @@ def test_sigterm_in_eval_leaves_no_part_of_a_file(tmp_path, capsys, monkeypatch,
 # Compiling
 
 
-def test_compilers_end_with_the_interrupt():
+def test_an_interrupt_ends_compiler_processes():
     started = []
 
     def compiling():
         with compile.compiling():
             assert compile.is_compiling()
             started.append(subprocess.Popen(["sh", "-c", "sleep 60 & wait"]))
-            time.sleep(0.2)  # until there is a grandchild
+            time.sleep(0.2)  # until there is a grandchild process
             raise KeyboardInterrupt
 
     before = subprocess.Popen(["sleep", "60"])
@@ -212,15 +212,15 @@ def test_compilers_end_with_the_interrupt():
             compiling()
         assert not compile.is_compiling()
         assert started[0].wait(timeout=1) < 0
-        assert before.poll() is None, "what was there before goes on"
+        assert before.poll() is None, "processes started before continue"
         assert not {pid for pid in toolchain._descendants() if toolchain._is_running(pid)} - others
     finally:
         before.kill()
         before.wait()
 
 
-def test_a_signal_while_compiling_keeps_what_was_collected(tmp_path, capsys, monkeypatch):
-    """The state is whole before `cycle` has run: the steps before learning are saved."""
+def test_a_signal_while_compiling_keeps_collected_steps(tmp_path, capsys, monkeypatch):
+    """Check that the steps before learning are saved, because the state is valid until `cycle` runs."""
 
     def compiled(*given):
         functions = original(*given)
@@ -229,7 +229,7 @@ def test_a_signal_while_compiling_keeps_what_was_collected(tmp_path, capsys, mon
             with compile.compiling():
                 send("SIGTERM")
                 time.sleep(5)
-            return pytest.fail("it went on")
+            return pytest.fail("the run continued")
 
         return functions._replace(cycle=cycle)
 
@@ -247,7 +247,7 @@ def test_a_signal_while_compiling_keeps_what_was_collected(tmp_path, capsys, mon
     assert params[0] == params[1]
 
 
-def test_a_signal_before_anything_was_trained(tmp_path, capsys, monkeypatch):
+def test_a_signal_before_the_first_iteration(tmp_path, capsys, monkeypatch):
     def compiled(*given):
         functions = original(*given)
 
@@ -268,8 +268,8 @@ def test_a_signal_before_anything_was_trained(tmp_path, capsys, monkeypatch):
     assert cli.main(["resume", str(path)]) == 0
 
 
-def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monkeypatch):
-    """In a world `learn` is compiled after all steps of a cycle but one: nothing could go on from there."""
+def test_a_state_within_an_iteration_is_not_saved(tmp_path, capsys, monkeypatch):
+    """Interrupt the compilation of `learn`, which starts in the middle of an iteration in host environments."""
 
     def compiled(*given):
         def learn(*state):
@@ -280,18 +280,18 @@ def test_a_state_among_the_steps_of_a_cycle_is_not_saved(tmp_path, capsys, monke
         return original(*given)._replace(learn=learn)
 
     original, path = host.vmapped, tmp_path / "run"
-    words = "--env gym:CartPole-v1 --steps-per-cycle 2 --num-envs 2"
+    flags = "--env gym:CartPole-v1 --steps-per-cycle 2 --num-envs 2"
     with monkeypatch.context() as patched:
         patched.setattr(host, "vmapped", compiled)
-        assert cli.main(["train", *TINY, *words.split(), "--out", str(path)]) == 143
+        assert cli.main(["train", *TINY, *flags.split(), "--out", str(path)]) == 143
     assert "Traceback" not in capsys.readouterr().err
     assert checkpoints(path) == []
     assert cli.main(["resume", str(path)]) == 0
 
 
-def test_a_stopped_run_does_not_begin_to_compile():
+def test_a_stopped_run_does_not_start_compiling():
     def collect(*given):
-        return pytest.fail("it was called")
+        return pytest.fail("the function was called")
 
     stop = process.Stop()
     watched = session._watched("collect", collect, stop, events.ignore)
@@ -303,14 +303,14 @@ def test_a_stopped_run_does_not_begin_to_compile():
 # Handlers
 
 
-def test_ignored_signals_and_handlers_of_others_stay(monkeypatch):
+def test_ignored_signals_and_other_handlers_are_kept(monkeypatch):
     def others(*given):
         return None
 
     old = [signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.signal(signal.SIGUSR1, others)]
     try:
         with process.handling(process.interrupt):
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "as nohup has it"
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "ignored, as under nohup"
             assert signal.getsignal(signal.SIGUSR1) == others
             assert signal.getsignal(signal.SIGTERM) == process.interrupt
     finally:
@@ -319,7 +319,7 @@ def test_ignored_signals_and_handlers_of_others_stay(monkeypatch):
 
 
 def test_a_forked_worker_can_be_terminated():
-    """Vector environments end their workers by SIGTERM, which must not be taken for a wish there."""
+    """Check that the handlers are not active in workers, which vector environments end by SIGTERM."""
     with process.handling(process.interrupt), process.stopping(print):
         worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         worker.start()
@@ -333,8 +333,8 @@ def test_a_forked_worker_can_be_terminated():
 
 def test_the_command_runs_in_a_thread(tmp_path, capsys):
     codes = []
-    words = ["train", *TINY, "--out", str(tmp_path / "run")]
-    thread = threading.Thread(target=lambda: codes.append(cli.main(words)))
+    command = ["train", *TINY, "--out", str(tmp_path / "run")]
+    thread = threading.Thread(target=lambda: codes.append(cli.main(command)))
     thread.start()
     thread.join()
     assert codes == [0]
@@ -348,23 +348,23 @@ def test_the_command_runs_in_a_thread(tmp_path, capsys):
 # As a process
 
 
-def started(path, *words, **more):
+def start_process(path, *flags, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
-    command = [sys.executable, "-m", "fdqn", "train", *words, "--steps", "100000000", "--json", "--out", str(path)]
+    command = [sys.executable, "-m", "fdqn", "train", *flags, "--steps", "100000000", "--json", "--out", str(path)]
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def said_until(running, words):
+def wait_for_output(running, text):
     lines = [""]
-    while words not in lines[-1]:
+    while text not in lines[-1]:
         lines.append(running.stderr.readline())
         assert lines[-1], "".join(lines)
 
 
 def test_sigterm_to_a_process(tmp_path):
-    running = started(tmp_path / "run", *TINY[:2], *TINY[4:])
+    running = start_process(tmp_path / "run", *TINY[:2], *TINY[4:])
     try:
-        said_until(running, "step 200 ")
+        wait_for_output(running, "step 200 ")
         running.terminate()
         out, err = running.communicate(timeout=60)
     finally:
@@ -375,8 +375,8 @@ def test_sigterm_to_a_process(tmp_path):
     assert checkpoints(tmp_path / "run") == [json.loads(out)["steps"]]
 
 
-def of_folder(path):
-    """The processes whose command line names a folder."""
+def processes_of(path):
+    """Return the processes whose command line contains a path."""
     lines = {}
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -387,11 +387,11 @@ def of_folder(path):
 @pytest.mark.slow
 def test_sigterm_to_a_process_that_compiles(tmp_path):
     cache = tmp_path / "cache"
-    running = started(tmp_path / "run", *TINY[:2], *TINY[4:-1], TORCHINDUCTOR_CACHE_DIR=str(cache))
+    running = start_process(tmp_path / "run", *TINY[:2], *TINY[4:-1], TORCHINDUCTOR_CACHE_DIR=str(cache))
     try:
-        said_until(running, "compiling")
+        wait_for_output(running, "compiling")
         until = time.monotonic() + 60
-        while not of_folder(cache):
+        while not processes_of(cache):
             assert time.monotonic() < until, "no compiler was started"
             time.sleep(0.05)
         session = [pid for pid in toolchain._descendants() if pid != running.pid]
@@ -402,5 +402,5 @@ def test_sigterm_to_a_process_that_compiles(tmp_path):
     assert running.returncode == 143
     assert "Traceback" not in err
     assert "stopped at 0 of 100,000,000 steps" in err
-    assert of_folder(cache) == []
+    assert processes_of(cache) == []
     assert not [pid for pid in session if toolchain._is_running(pid)]

@@ -1,4 +1,4 @@
-"""Standard output with --json, and text that the locale cannot encode."""
+"""Tests of standard output with --json, and of text that the locale cannot encode."""
 
 import contextlib
 import io
@@ -59,15 +59,15 @@ class Loud(gymnasium.Env):
 """
 
 
-def fdqn(*words, **more):
+def fdqn(*flags, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **more}
-    command = [sys.executable, "-m", "fdqn", *words]
+    command = [sys.executable, "-m", "fdqn", *flags]
     return subprocess.run(command, env=environment, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder to stand in, with an environment that prints in every way."""
+def folder(tmp_path, monkeypatch):
+    """Change to a folder with an environment that prints in all ways."""
     (tmp_path / "loud.py").write_text(LOUD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -76,7 +76,7 @@ def place(tmp_path, monkeypatch):
     envs.find.cache_clear()
 
 
-def test_standard_output_of_a_process_is_json_alone(place):
+def test_standard_output_of_a_process_is_only_json(folder):
     done = fdqn("train", *TINY, "--env", "loud:Loud", "--json", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads(Path("run/summary.json").read_text())
@@ -87,8 +87,8 @@ def test_standard_output_of_a_process_is_json_alone(place):
 
 @pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize("command", ["eval run --episodes 1 --video a.gif", "resume run --steps 60", "report run"])
-def test_every_command_keeps_it_so(place, capfd, command):
-    """Called in this process, twice, whose own output is as before."""
+def test_standard_output_of_every_command_is_only_json(folder, capfd, command):
+    """Call each command twice in this process, and check that later output of the process is not redirected."""
     assert cli.main(["train", *TINY, "--env", "loud:Loud", "--out", "run"]) == 0
     name = [] if command.startswith("report") else ["--env", "loud:Loud"]
     for _ in range(2):
@@ -104,7 +104,7 @@ def test_every_command_keeps_it_so(place, capfd, command):
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_a_stream_that_is_no_file_gets_the_json(place):
+def test_json_is_written_to_a_redirected_stream(folder):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         assert cli.main(["train", *TINY, "--env", "loud:Loud", "--json", "--out", "run"]) == 0
@@ -112,23 +112,27 @@ def test_a_stream_that_is_no_file_gets_the_json(place):
     assert json.loads(out.getvalue()) == json.loads(Path("run/summary.json").read_text())
 
 
-def test_a_failure_prints_no_json(place, capfd):
+def test_a_failure_prints_no_json(folder, capfd):
     assert cli.main(["eval", "nowhere", "--json"]) == 1
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
-def test_a_closed_stream_is_no_error(closed):
-    words = f"{shlex.quote(sys.executable)} -m fdqn envs --json {closed}"
+def test_a_closed_stream_is_not_an_error(closed):
+    command = f"{shlex.quote(sys.executable)} -m fdqn envs --json {closed}"
     done = subprocess.run(
-        ["bash", "-c", words], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0
     assert done.stderr == ""
     assert bool(done.stdout) == (closed == "2>&-")
 
 
-def test_a_command_of_the_process_is_called_twice():
+def test_calling_main_twice_in_a_process():
     code = "import sys; sys.argv = ['fdqn', 'envs', '--json']; from fdqn.cli import main; main(); main(); print('mine')"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -154,24 +158,24 @@ def test_a_folder_that_the_locale_cannot_encode(tmp_path):
 
 @pytest.mark.usefixtures("light_runs")
 @pytest.mark.parametrize(
-    ("name", "encoding", "shows"),
+    ("name", "encoding", "printed"),
     [("läuft", "ascii", rb"l\xe4uft"), (os.fsdecode(b"l\xe4uft"), "utf-8", rb"l\udce4uft")],
     ids=["stream", "bytes"],
 )
-def test_a_folder_that_cannot_be_printed(tmp_path, monkeypatch, name, encoding, shows):
+def test_a_folder_that_cannot_be_printed(tmp_path, monkeypatch, name, encoding, printed):
     monkeypatch.chdir(tmp_path)
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         assert cli.main(["train", *TINY, "--env", "catch", "--out", name]) == 0
         assert cli.main(["train", *TINY, "--env", "catch", "--out", name]) == 1
         assert (out.errors, err.errors) == ("strict", "strict")
-    assert b"run folder " + shows in out.buffer.getvalue()
-    assert b"got '" + shows in err.buffer.getvalue()
+    assert b"run folder " + printed in out.buffer.getvalue()
+    assert b"got '" + printed in err.buffer.getvalue()
     assert json.loads((tmp_path / name / "config.json").read_text("utf-8"))["settings"]["out"] == name
 
 
 @pytest.mark.usefixtures("light_runs")
-def test_pictures_of_folders_that_are_no_unicode(tmp_path, monkeypatch, capsys):
+def test_pictures_of_folders_whose_names_are_not_unicode(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = ["a", os.fsdecode(b"l\xe4uft")]
     for name in names:
@@ -182,8 +186,8 @@ def test_pictures_of_folders_that_are_no_unicode(tmp_path, monkeypatch, capsys):
     assert Path("comparison.png").stat().st_size > 0
 
 
-def test_no_text_is_read_in_the_locale_s_encoding():
-    """Reading a file must not depend on the locale."""
+def test_files_are_read_in_an_explicit_encoding():
+    """Check that no module reads or writes text in the encoding of the locale."""
     readers = re.compile(r"\b(read_text|write_text)\(\)|text=True|\bopen\([^)]*\"[rw]\"\)|\.open\(\)")
     found = [path.name for path in (ROOT / "fdqn").rglob("*.py") if readers.search(path.read_text("utf-8"))]
     assert found == []

@@ -1,4 +1,4 @@
-"""Strategies generate what they document, with frequent corner cases."""
+"""Check that strategies generate valid examples with frequent corner cases."""
 
 import dataclasses
 import inspect
@@ -36,12 +36,12 @@ def has_ties(q):
 
 
 @given(strategies.tensors((2, 3), -1.0, 2.0), strategies.uniforms((3,), torch.float64), strategies.words((4,)))
-def test_numbers_are_in_range(x, u, words):
-    asserts.assert_shapes("x[2 3] u[3] words[4]", x, u, words)
-    assert (x.dtype, u.dtype, words.dtype) == (torch.float32, torch.float64, torch.int64)
+def test_numbers_are_in_range(x, u, bits):
+    asserts.assert_shapes("x[2 3] u[3] bits[4]", x, u, bits)
+    assert (x.dtype, u.dtype, bits.dtype) == (torch.float32, torch.float64, torch.int64)
     assert ((x >= -1) & (x <= 2)).all()
     assert ((u >= 0) & (u < 1) & (u * 2**23 == (u * 2**23).floor())).all()
-    assert ((words >= 0) & (words < 2**32)).all()
+    assert ((bits >= 0) & (bits < 2**32)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -206,13 +206,13 @@ def test_trees_of_one_dtype(x):
 
 
 @given(strategies.twin_trees())
-def test_twin_trees_differ_only_in_numbers(twins):
-    first, second = (tree.map(torch.zeros_like, x) for x in twins)
+def test_twin_trees_differ_only_in_numbers(pair):
+    first, second = (tree.map(torch.zeros_like, x) for x in pair)
     asserts.assert_trees_equal(first, second)
 
 
 def test_twin_trees_differ():
-    assert fraction(drawn(strategies.twin_trees(), 60), lambda twins: not tree.equal(*twins)) > 0.3
+    assert fraction(drawn(strategies.twin_trees(), 60), lambda pair: not tree.equal(*pair)) > 0.3
 
 
 def test_configs_of_every_corner_are_drawn():

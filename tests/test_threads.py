@@ -1,4 +1,4 @@
-"""Several threads compile and run as one thread does alone; Optuna's `n_jobs` are threads."""
+"""Compare several threads that compile and train, such as Optuna's `n_jobs`, with one thread."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -19,15 +19,15 @@ def at_once(job):
     """Return the results of `job(0), job(1), ...`, started together in one thread each."""
     together = Barrier(THREADS)
 
-    def started(i):
+    def run(i):
         together.wait()
         return job(i)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(started, range(THREADS)))
+        return list(threads.map(run, range(THREADS)))
 
 
-def test_threads_that_compile_at_once():
+def test_threads_that_compile_at_the_same_time():
     w = torch.linspace(-1, 1, 12).reshape(3, 4)
     gradients = [vmap(grad(lambda w, x, i=i: ((w * x).sin() ** (i + 2)).sum())) for i in range(THREADS)]
     results = at_once(lambda i: edge.compile(gradients[i])(w, w + 1))
@@ -36,7 +36,7 @@ def test_threads_that_compile_at_once():
 
 
 def test_one_compiled_function_called_by_several_threads():
-    """It is compiled once for each signature."""
+    """Call a function that is compiled once for each signature."""
     f = edge.compile(lambda x: x.cumsum(-1) * 2)
     for x, result in zip(
         [torch.ones(3 + i % 2) for i in range(THREADS)], at_once(lambda i: f(torch.ones(3 + i % 2))), strict=True
@@ -44,15 +44,15 @@ def test_one_compiled_function_called_by_several_threads():
         assert torch.equal(result, f(x))
 
 
-@pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="lanes are not computed in groups here")
-def test_one_folded_function_called_by_several_threads():
-    """No thread works on another thread's state."""
-    folded = edge.scan_vmapped(lambda s, x: s + x, lambda count: ThreadPartition(1, 2, 1))
+@pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="groups of seeds are not supported here")
+def test_one_compiled_scan_called_by_several_threads():
+    """Check that no thread changes another thread's state."""
+    scan = edge.scan_vmapped(lambda s, x: s + x, lambda count: ThreadPartition(1, 2, 1))
     states, xs = [torch.full((2,), 1000.0 * i) for i in range(THREADS)], torch.ones(3, 2)
 
     def job(i):
         for _ in range(50):
-            folded(states[i], xs)
+            scan(states[i], xs)
 
     at_once(job)
     for i, state in enumerate(states):

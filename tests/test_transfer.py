@@ -1,4 +1,4 @@
-"""Copies between host and device: what arrives is what was sent, and nothing is written over before it was read."""
+"""Tests of copies between host and device: data arrive unchanged and are not overwritten before they are read."""
 
 from itertools import pairwise
 
@@ -28,35 +28,35 @@ def buffer(slots):
 
 
 @given(st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(DTYPES)), max_size=6))
-def test_what_is_unpacked_is_what_was_packed(kinds):
+def test_unpack_is_the_inverse_of_pack(kinds):
     nested = {str(i): numbers(shape, dtype, i) for i, (shape, dtype) in enumerate(kinds)}
     bytes_ = buffer(transfer.layout(nested))
     asserts.assert_trees_equal(nested, transfer.unpack(bytes_, transfer.pack(nested, bytes_), nested))
 
 
 def test_views_and_nested_structures_are_packed():
-    """As NumPy and torch hand them over: transposed, sliced, with stride 0, and [] numbers."""
+    """Pack transposed, sliced, expanded, empty and scalar tensors."""
     x = torch.arange(24.0).reshape(4, 6)
     nested = (x.T, {"a": [x[::2, 1:4], torch.tensor(True)]}, torch.ones(1).expand(5), x[:0])
     bytes_ = buffer(transfer.layout(nested))
     read = transfer.unpack(bytes_, transfer.pack(nested, bytes_), nested)
     assert tree.structure(read) == tree.structure(nested)
-    for here, there in zip(tree.leaves(nested), tree.leaves(read), strict=True):
-        assert torch.equal(here, there)
-        assert there.is_contiguous()
+    for expected, got in zip(tree.leaves(nested), tree.leaves(read), strict=True):
+        assert torch.equal(expected, got)
+        assert got.is_contiguous()
 
 
-def test_leaves_lie_apart_and_aligned():
+def test_slots_are_aligned_and_do_not_overlap():
     slots = transfer.layout([numbers((3,), dtype) for dtype in DTYPES])
     assert all(slot.start % transfer.ALIGNMENT == 0 for slot in slots)
     assert all(a.end <= b.start for a, b in pairwise(slots))
 
 
-# The order of things on CUDA, where a copy happens later than it is asked for
+# Order of operations on CUDA, where copies are asynchronous
 
 
 class Stream:
-    """A queue of work, done when somebody waits for it, or at once where `eager`."""
+    """A queue of jobs that run when they are waited for, or immediately if `eager`."""
 
     current = None
 
@@ -78,23 +78,23 @@ class Stream:
 
 
 class Event:
-    """A place in a stream; before it is recorded there is nothing to wait for."""
+    """A position in a stream. Waiting for an event that was not recorded returns immediately."""
 
-    stream, place = None, 0
+    stream, position = None, 0
 
     def record(self, stream):
-        self.stream, self.place = stream, len(stream.jobs)
+        self.stream, self.position = stream, len(stream.jobs)
 
     def reached(self):
-        stream, place = self.stream, self.place
-        return lambda: stream and stream.run(place)
+        stream, position = self.stream, self.position
+        return lambda: stream and stream.run(position)
 
     def synchronize(self):
         self.reached()()
 
 
-class On:
-    """`torch.cuda.stream`."""
+class StreamContext:
+    """Replaces `torch.cuda.stream`."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -107,15 +107,18 @@ class On:
 
 
 def simulated(monkeypatch, early):
-    """The stream that computes, on a CPU. Copies are made as late, or on the side stream as early, as events allow."""
+    """Simulate CUDA streams on a CPU and return the compute stream.
+
+    Copies run as late as events allow or, if `early`, as early as possible on the side stream.
+    """
     copy = torch.Tensor.copy_
 
-    def copy_(here, there, non_blocking=False):
+    def copy_(target, source, non_blocking=False):
         if non_blocking:
-            Stream.current.launch(lambda: copy(here, there))
+            Stream.current.launch(lambda: copy(target, source))
         else:
-            copy(here, there)
-        return here
+            copy(target, source)
+        return target
 
     def clone(x):
         result = torch.full_like(x, 77)
@@ -123,7 +126,7 @@ def simulated(monkeypatch, early):
         return result
 
     monkeypatch.setattr(Stream, "current", Stream())
-    for name, fake in {"Event": Event, "Stream": lambda device: Stream(early), "stream": On}.items():
+    for name, fake in {"Event": Event, "Stream": lambda device: Stream(early), "stream": StreamContext}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream.current)
     monkeypatch.setattr(torch.Tensor, "copy_", copy_)
@@ -137,40 +140,40 @@ def compute(monkeypatch, request):
     return simulated(monkeypatch, request.param)
 
 
-def sent(i):
+def time_step(i):
     return {"obs": torch.full((2, 3), float(i)), "ended": torch.tensor([i % 2 == 0])}
 
 
-def exchanged(compute, times=6, waits=(1, 4)):
-    """Return what the device saw of answers sent one after the other, and what is left of them at the end.
+def exchange(compute, times=6, waits=(1, 4)):
+    """Upload several time steps; return their values on the device when they are used, and at the end.
 
-    The host changes each as soon as it is sent, and sometimes waits for the device.
+    The host overwrites each time step after the upload, and waits for the device after those in `waits`.
     """
     upload, seen, kept = transfer._through_pinned_memory(torch.device("cpu")), [], []
     for i in range(times):
-        answer = sent(i)
-        here = upload(answer)
-        for leaf in answer.values():
+        step = time_step(i)
+        uploaded = upload(step)
+        for leaf in step.values():
             leaf.fill_(55)
-        compute.launch(lambda here=here: seen.append({name: x.tolist() for name, x in here.items()}))
-        kept.append(here)
+        compute.launch(lambda uploaded=uploaded: seen.append({name: x.tolist() for name, x in uploaded.items()}))
+        kept.append(uploaded)
         if i in waits:
             compute.run(len(compute.jobs))
     compute.run(len(compute.jobs))
-    return seen, [{name: x.tolist() for name, x in here.items()} for here in kept]
+    return seen, [{name: x.tolist() for name, x in tensors.items()} for tensors in kept]
 
 
-EXPECTED = [{name: x.tolist() for name, x in sent(i).items()} for i in range(6)]
+EXPECTED = [{name: x.tolist() for name, x in time_step(i).items()} for i in range(6)]
 
 
 @pytest.mark.parametrize("waits", [(), (1, 4), range(6)])
-def test_every_answer_arrives_whole_whenever_it_is_copied(compute, waits):
-    seen, kept = exchanged(compute, waits=waits)
+def test_time_steps_arrive_unchanged_whenever_they_are_copied(compute, waits):
+    seen, kept = exchange(compute, waits=waits)
     assert seen == EXPECTED
     assert kept == EXPECTED
 
 
-def test_an_answer_that_is_larger_than_the_last_has_room(compute):
+def test_a_time_step_may_be_larger_than_the_last(compute):
     upload = transfer._through_pinned_memory(torch.device("cpu"))
     kept = [upload(torch.full((size,), float(size))) for size in (2, 1, 40, 3, 100)]
     compute.run(len(compute.jobs))
@@ -178,8 +181,8 @@ def test_an_answer_that_is_larger_than_the_last_has_room(compute):
     assert [len(x) for x in kept] == [2, 1, 40, 3, 100]
 
 
-def test_actions_are_read_when_they_are_computed(compute):
-    """And an array that was read stays as it is when the next is."""
+def test_actions_are_read_after_they_are_computed(compute):
+    """Check also that a downloaded array does not change with the next one."""
     download = transfer._through_pinned_array(torch.device("cpu"))
     action, read = torch.zeros(2, 3, dtype=torch.int64), []
     for i in range(4):
@@ -190,29 +193,29 @@ def test_actions_are_read_when_they_are_computed(compute):
 
 WAIT = Stream.wait_event
 PLANTS = {
-    "the host writes before the copy has read": (False, Event, "synchronize", lambda event: None),
-    "kernels read before the copy has written": (
+    "the host writes before the copy reads": (False, Event, "synchronize", lambda event: None),
+    "kernels read before the copy writes": (
         False, Stream, "wait_event", lambda stream, event: WAIT(stream, event) if stream is not Stream.current else None
     ),
-    "the copy writes before kernels have read": (
+    "the copy writes before kernels read": (
         True, Stream, "wait_event", lambda stream, event: None if stream.eager else WAIT(stream, event)
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-def test_without_one_of_its_events_answers_are_mixed_up(monkeypatch, plant):
+def test_each_missing_event_is_detected(monkeypatch, plant):
     early, of, name, broken = PLANTS[plant]
     compute = simulated(monkeypatch, early)
     monkeypatch.setattr(of, name, broken)
-    seen, _ = exchanged(compute, waits=())
+    seen, _ = exchange(compute, waits=())
     assert seen != EXPECTED
 
 
-# Where there is nothing to copy
+# Without a device
 
 
-def test_nothing_is_copied_on_a_cpu():
+def test_a_cpu_needs_no_copies():
     nested, cpu = {"obs": torch.zeros(2), "ended": torch.zeros(2, dtype=torch.bool)}, torch.device("cpu")
     assert transfer.uploads(cpu)(nested) is nested
     action = torch.arange(3)

@@ -1,4 +1,4 @@
-"""The first compiled step is held against the uncompiled one: rounding passes, wrong numbers are named."""
+"""Tests of the comparison of the first compiled step with eager execution."""
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_priorities_in_fixed_point_may_round_and_no_other_integers():
 
 
 def test_rounding_passes():
-    """Also where a gradient is 0 but for rounding, beside others that are not."""
+    """Include a gradient that is 0 except for rounding, next to others that are not 0."""
     rounded = tree.map(lambda x: x * (1 + 1e-5) if x.is_floating_point() else x, leaves())
     rounded["mean"]["bias"] = torch.full((2, 5), 1e-9)
     assert verify.differences(leaves(), rounded) == []
@@ -78,69 +78,69 @@ def test_rounding_passes():
 
 def wrong_at(*calls):
     """Make a scan of `state + x` that is wrong in these calls, and a list of the steps compared with it."""
-    asked, called = [], []
+    compared, called = [], []
 
     def step(state, x):
-        asked.append(1)
+        compared.append(1)
         return state + x
 
-    def fold(state, xs):
+    def scan(state, xs):
         called.append(1)
         return training.scan(vmap(lambda s, x: s + x))(state, xs) * (2 if len(called) in calls else 1)
 
-    return verify.with_comparison(fold, step), asked
+    return verify.with_comparison(scan, step), compared
 
 
-def test_a_step_that_is_always_wrong_is_refused_in_its_second_call_at_the_latest():
-    folded, _ = wrong_at(*range(10))
-    state = folded(torch.ones(3), torch.ones(1, 3))
+def test_a_step_that_is_always_wrong_is_refused_by_its_second_call():
+    compiled, _ = wrong_at(*range(10))
+    state = compiled(torch.ones(3), torch.ones(1, 3))
     with pytest.raises(verify.MismatchError, match="compiled step: expected the results of eager execution"):
-        folded(state, torch.ones(1, 3))
+        compiled(state, torch.ones(1, 3))
 
 
-def test_one_difference_by_chance_is_no_mismatch():
-    """And once a step agrees, no more are compared."""
-    folded, asked = wrong_at(1)
+def test_a_single_difference_is_not_a_mismatch():
+    """Check also that no further steps are compared once one agrees."""
+    compiled, compared = wrong_at(1)
     state = torch.ones(3)
     for _ in range(5):
-        state = folded(state, torch.ones(2, 3))
-    assert len(asked) == 2
+        state = compiled(state, torch.ones(2, 3))
+    assert len(compared) == 2
 
 
 def test_all_steps_are_taken_when_the_first_is_compared():
-    folded, _ = wrong_at()
-    assert folded(torch.zeros(3), torch.ones(7, 3)).tolist() == [7.0] * 3
+    compiled, _ = wrong_at()
+    assert compiled(torch.zeros(3), torch.ones(7, 3)).tolist() == [7.0] * 3
 
 
-def test_a_step_that_returns_a_leaf_in_another_place_agrees():
+def test_a_step_that_moves_a_leaf_agrees():
     """Compare a step whose result holds a leaf of the old state, which the compiled step overwrites."""
 
     def shifted(state, x):
         return {"newest": x * 1.0, "last": state["newest"]}
 
-    def fold(state, xs):
+    def scan(state, xs):
         for x in xs:
             state = edge.donate(vmap(shifted))(state, x)
         return state
 
-    folded = verify.with_comparison(fold, shifted)
-    state = folded({"newest": torch.ones(3), "last": torch.zeros(3)}, torch.full((2, 3), 5.0))
-    folded(state, torch.full((1, 3), 7.0))
+    compiled = verify.with_comparison(scan, shifted)
+    state = compiled({"newest": torch.ones(3), "last": torch.zeros(3)}, torch.full((2, 3), 5.0))
+    compiled(state, torch.full((1, 3), 7.0))
     assert [x.tolist() for x in tree.leaves(state)] == [[7.0] * 3, [5.0] * 3]
 
 
 def test_a_large_state_is_not_copied(monkeypatch):
     monkeypatch.setattr(verify, "MAX_BYTES", 7)
-    folded, asked = wrong_at(*range(10))
+    compiled, compared = wrong_at(*range(10))
     with pytest.warns(UserWarning, match="compiled steps are not compared with eager execution: 2 seeds hold"):
-        state = folded(torch.ones(3), torch.ones(1, 3))
-    folded(state, torch.ones(1, 3))
-    assert not asked
+        state = compiled(torch.ones(3), torch.ones(1, 3))
+    compiled(state, torch.ones(1, 3))
+    assert not compared
 
 
 @pytest.fixture
 def wrong_updates(monkeypatch):
-    """Compiled steps are uncompiled ones, with a gradient norm that is 7% off."""
+    """Replace compiled steps by eager ones with a gradient norm that is 7% off."""
 
     def off(state, noise):
         totals = state.metrics.totals
@@ -155,7 +155,7 @@ def wrong_updates(monkeypatch):
 
 @pytest.mark.usefixtures("wrong_updates")
 @pytest.mark.parametrize("config", [{}, {"updates_per_cycle": 16, "target_period": 16}], ids=str)
-def test_a_program_that_is_compiled_wrongly_is_not_trained(config):
+def test_a_wrongly_compiled_program_is_not_trained(config):
     program, (hyper, keys) = examples.program(**config), examples.seeds(2)
     state = training.init(program, hyper, keys)
     with pytest.raises(verify.MismatchError, match=r"\.metrics\.totals\.grad_norm"):
