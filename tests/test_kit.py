@@ -1,6 +1,6 @@
-"""A user's view of `fdqn.testing`: laws for a custom environment, loss, optimizer and network, one line per law.
+"""Use `fdqn.testing` as a user does: laws for a custom environment, loss, optimizer and network, one line per law.
 
-Next to each component are broken versions and the messages of the laws that reject them.
+Each component also has broken versions, with the messages of the laws that reject them.
 """
 
 import subprocess
@@ -37,8 +37,8 @@ def walk(time_limit=12, reset=None, move=None, change=lambda state, step: (state
     def step(state, action, u):
         state = move(state, action)
         terminated = state.place == 4
-        answer = episode.advance(state, *walk_sees(state), terminated.float(), terminated, reset(u), time_limit)
-        return change(*answer)
+        result = episode.advance(state, *walk_observation(state), terminated.float(), terminated, reset(u), time_limit)
+        return change(*result)
 
     return Env(reset, step, spec)
 
@@ -46,19 +46,19 @@ def walk(time_limit=12, reset=None, move=None, change=lambda state, step: (state
 def walk_reset(u):
     place = (u[..., 0] * 4).long()
     state = Walk(place, torch.zeros_like(place))
-    return episode.begin(state, *walk_sees(state))
+    return episode.begin(state, *walk_observation(state))
 
 
 def walk_move(state, action):
     return Walk((state.place + 2 * action - 1).clamp(0, 4), state.time + 1)
 
 
-def walk_sees(state):
+def walk_observation(state):
     here = state.place[..., None]
     return (here == torch.arange(5)).float(), (here > 0) | (torch.arange(2) == 1)
 
 
-def test_an_environment():
+def test_laws_of_an_environment():
     laws.env(walk())
     laws.time_limit(walk)
 
@@ -102,7 +102,7 @@ def ignores_the_limit(state, step):
         (laws.time_limit, {"change": ends_at_the_limit}, "step 5 of 5, terminated: .* expected False, got True"),
     ],
 )
-def test_broken_environments(law, broken, match):
+def test_broken_environments_are_rejected(law, broken, match):
     make = partial(walk, **broken)
     with torch.random.fork_rng(devices=[]), rejects(match):
         law(make if law is laws.time_limit else make())
@@ -124,7 +124,7 @@ def batch():
     return noise, torch.tensor([0, 1, 2, 0]), noise[:, 0] - 3, noise[:, 1].sigmoid(), noise.flip(0), legal
 
 
-def test_a_loss():
+def test_laws_of_a_loss():
     laws.pure(expected_loss, *batch())
     laws.ranked(expected_loss, *batch())
     laws.compiled(expected_loss, *batch())
@@ -163,7 +163,7 @@ def reads_a_value(*args):
     return loss
 
 
-def test_broken_losses():
+def test_broken_losses_are_rejected():
     with rejects("argument 4: expected gradient 0 on the target's side, got 1"):
         laws.semi_gradient(undetached, *batch(), held=(2, 3, 4))
     with rejects(r"illegal values inf: \[\d\]: expected .*, got nan"):
@@ -191,15 +191,15 @@ def heavy_ball(rate, momentum=0.9, sign=-1.0, start=torch.zeros_like):
 REFERENCE = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def test_an_optimizer():
+def test_laws_of_an_optimizer():
     laws.optimizer(heavy_ball(0.1), REFERENCE)
     laws.chained(heavy_ball(0.1), heavy_ball(1.0, sign=1.0), heavy_ball(0.5))
     laws.pure(heavy_ball(0.1).update, *[examples.params()] * 3)
 
 
-def test_broken_optimizers():
+def test_broken_optimizers_are_rejected():
     with rejects(r"params after step 1: \['0.weight'\]\[0, 0\]: expected .*, got .*"):
-        laws.optimizer(heavy_ball(0.1, sign=1.0), REFERENCE)  # uphill
+        laws.optimizer(heavy_ball(0.1, sign=1.0), REFERENCE)  # gradient ascent
     with rejects("params after step 2"):
         laws.optimizer(heavy_ball(0.1, momentum=0.99), REFERENCE)
     with rejects("updates of float32 params.*expected torch.float32, got torch.float64"):
@@ -218,7 +218,7 @@ def apply_linear(params, obs):
     return obs @ params["weight"].mT + params["bias"]
 
 
-def test_a_network():
+def test_laws_of_a_network():
     obs = random.normal(random.key(1), (3, 5))
     laws.vmapped(init_linear, random.key([0, 1, 2]))
     laws.ranked(partial(apply_linear, tree.cast(init_linear(random.key(0)), torch.float64)), obs)
@@ -232,7 +232,7 @@ def own_program(network):
     return examples.program(walk(), network=network, optimizer=lambda hyper: heavy_ball(hyper.learning_rate))
 
 
-def test_a_program():
+def test_laws_of_a_program():
     program, (hyper, keys) = own_program(Network(init_linear, apply_linear)), examples.seeds(3)
     trained = partial(programs.trained, program, cycles=8, dtype=torch.float32)
     programs.seeds(trained, hyper, keys, lambda state: state.learner.params["weight"], atol=1e-5, rtol=1e-5)
@@ -240,7 +240,7 @@ def test_a_program():
     programs.resumed(partial(programs.advance, program), trained(hyper, keys), 4, 3)
 
 
-def test_a_program_whose_seeds_are_initialized_alike():
+def test_equal_initialization_of_seeds_is_rejected():
     network = Network(lambda key: init_linear(torch.zeros_like(key)), apply_linear)
     started = partial(programs.trained, own_program(network), cycles=1, dtype=torch.float32)
     with rejects(r"seed 1\['weight'\]: expected a change with its key, got none"):

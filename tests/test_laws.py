@@ -1,4 +1,4 @@
-"""Every law accepts correct functions and rejects planted bugs with a message that names them."""
+"""Check that every law accepts correct functions and rejects planted bugs with a specific message."""
 
 import random as python_random
 from functools import partial
@@ -22,7 +22,7 @@ ARANGE = torch.arange(6.0).reshape(2, 3)
 # Laws of any function
 
 
-def test_pure_plants():
+def test_pure_rejects_planted_bugs():
     calls = []
     assert torch.equal(laws.pure(torch.sin, ARANGE), ARANGE.sin())
     with rejects("second call"):
@@ -42,7 +42,7 @@ def test_pure_rejects_generators():
     python_random.setstate(before)
 
 
-def test_vmapped_plants():
+def test_vmapped_rejects_planted_bugs():
     laws.vmapped(lambda x, y: x @ y, ARANGE, ARANGE)
     laws.vmapped(lambda x, y: x @ y, ARANGE, ARANGE[0], in_dims=(0, None))
     laws.vmapped(lambda x: x.sum(), ARANGE, in_dims=1)
@@ -54,7 +54,7 @@ def test_vmapped_plants():
         laws.vmapped(normalised_over_the_batch, ARANGE)
 
 
-def test_ranked_plants():
+def test_ranked_rejects_planted_bugs():
     x = torch.arange(24.0).reshape(2, 3, 4)
     laws.ranked(lambda x: x.softmax(-1), x, leading=2)
     with rejects("leading axes"):
@@ -63,7 +63,7 @@ def test_ranked_plants():
         laws.ranked(lambda x: x - x.mean(tuple(range(max(0, x.ndim - 2), x.ndim)), keepdim=True), x, leading=2)
 
 
-def test_compiled_plants():
+def test_compiled_rejects_planted_bugs():
     laws.compiled(lambda x, rate: x * rate, ARANGE, torch.tensor(0.1))
     # A learning rate that is not a tensor.
     with rejects("call 1: expected the graph of call 0, got another; guard: .* == 0.1"):
@@ -92,7 +92,7 @@ class WrongSlope(torch.autograd.Function):
         return grad
 
 
-def test_gradients_plants():
+def test_gradients_rejects_planted_bugs():
     params = {"a": ARANGE, "b": torch.tensor(0.5)}
     laws.gradients(lambda p, x: (p["a"].sin() * p["b"] * x).sum(), params, ARANGE)
     laws.gradients(lambda p: (p["a"] * ARANGE.mT).sin().sum() * p["b"], params | {"a": ARANGE.mT})
@@ -156,16 +156,16 @@ def update_only(f):
 
 
 def adam_without_bias_correction(rate, beta1=0.9, beta2=0.999, eps=1e-8):
-    right = optim.adam(rate)
+    correct = optim.adam(rate)
 
     def update(grads, state, params):
-        _, state = right.update(grads, state, params)
+        _, state = correct.update(grads, state, params)
         return tree.map(lambda m, v: -rate * m / (v.sqrt() + eps), state.mean, state.square), state
 
-    return Optimizer(right.init, update)
+    return Optimizer(correct.init, update)
 
 
-def test_optimizer_plants():
+def test_optimizer_rejects_planted_bugs():
     laws.optimizer(optim.adam(1e-2), partial(torch.optim.Adam, lr=1e-2))
     with rejects("params after step 1"):
         laws.optimizer(adam_without_bias_correction(1e-2), partial(torch.optim.Adam, lr=1e-2))
@@ -189,7 +189,7 @@ MOMENTUM = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
 def test_optimizer_rejects_in_place_updates():
-    def right(grads, state):
+    def correct(grads, state):
         state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
         return tree.map(lambda v: -0.1 * v, state), state
 
@@ -201,7 +201,7 @@ def test_optimizer_rejects_in_place_updates():
         state = tree.map(lambda v, g: 0.9 * v + g, state, grads)
         return tree.map(lambda g, v: g.copy_(-0.1 * v), grads, state), state
 
-    laws.optimizer(momentum(right), MOMENTUM)
+    laws.optimizer(momentum(correct), MOMENTUM)
     with rejects(r"inputs: \[1\]\['0.weight'\]\[0, 0\]: expected 0.0, got"):
         laws.optimizer(momentum(over_state), MOMENTUM)
     with rejects(r"inputs: \[0\]\['0.weight'\]\[0, 0\]: expected"):
@@ -297,7 +297,7 @@ def test_masked_rejects_multiplying_by_a_mask():
         laws.masked(lambda q, legal: torch.where(legal, q, q - q.detach()).nan_to_num().sum(-1), q, legal)
 
 
-def test_legal_only_plants():
+def test_legal_only_rejects_planted_bugs():
     q, legal = mask_arguments()
     u = torch.full((3, 2), 0.99)
     laws.legal_only(partial(exploration.epsilon_greedy, epsilon=0.5, u=u), q, legal)
@@ -345,7 +345,7 @@ def mixed(v, following):
     return 0.3 * v + 0.7 * following
 
 
-def right(i, following, r_t, discount_t, v_t, ended_t):
+def correct(i, following, r_t, discount_t, v_t, ended_t):
     return r_t[i] + discount_t[i] * torch.where(ended_t[i], v_t[i], mixed(v_t[i], following))
 
 
@@ -359,7 +359,7 @@ def mask_of_the_next_step(i, following, r_t, discount_t, v_t, ended_t):
     return r_t[i] + discount_t[at] * torch.where(ended_t[at], v_t[i], mixed(v_t[i], following))
 
 
-def mask_of_the_step_before(i, following, r_t, discount_t, v_t, ended_t):
+def mask_of_the_previous_step(i, following, r_t, discount_t, v_t, ended_t):
     at = max(i - 1, 0)
     return r_t[i] + discount_t[at] * torch.where(ended_t[at], v_t[i], mixed(v_t[i], following))
 
@@ -384,28 +384,28 @@ def multiplied_by_the_mask(i, following, r_t, discount_t, v_t, ended_t):
 
 
 @pytest.mark.parametrize(
-    ("plant", "says"),
+    ("plant", "message"),
     [
         (masks_the_value_only, "returns where an episode ended"),
         (mask_of_the_next_step, "returns where an episode ended"),
-        (mask_of_the_step_before, "returns where an episode ended"),
+        (mask_of_the_previous_step, "returns where an episode ended"),
         (truncation_as_termination, "returns where an episode ended"),
         (termination_alone_ends, "returns where an episode ended"),
         (value_of_the_next_row, "returns where an episode ended"),
         (multiplied_by_the_mask, "rows after the end at step 0 are inf"),
     ],
 )
-def test_the_law_of_episodes_rejects_planted_bugs(plant, says):
-    laws.episodes(backward(right), *trajectory())
-    with rejects(says):
+def test_the_law_of_episodes_rejects_planted_bugs(plant, message):
+    laws.episodes(backward(correct), *trajectory())
+    with rejects(message):
         laws.episodes(backward(plant), *trajectory())
     with rejects("ended_t: expected an end before the last row, got none"):
-        laws.episodes(backward(right), *trajectory()[:3], trajectory()[3] & False)
+        laws.episodes(backward(correct), *trajectory()[:3], trajectory()[3] & False)
 
 
 def test_schedule_rejects_epsilon_stuck_at_its_end():
-    right = partial(schedules.linear, start=1.0, end=0.05, steps=100)
-    laws.schedule(right, 1.0, 0.05, 100)
+    correct = partial(schedules.linear, start=1.0, end=0.05, steps=100)
+    laws.schedule(correct, 1.0, 0.05, 100)
     laws.schedule(lambda step: 0.3, 0.3, 0.3, 100)
     with rejects("step 0: expected 1.0, got 0.05"):
         laws.schedule(lambda step: torch.full_like(step, 0.05, dtype=torch.float32), 1.0, 0.05, 100)
@@ -423,9 +423,9 @@ def test_schedule_rejects_epsilon_stuck_at_its_end():
         laws.schedule(partial(schedules.linear, start=1.0, end=0.05, steps=99), 1.0, 0.05, 100)
     for late in (101, 150, 200, 2001):
         with rejects(f"step {late}: expected 0.05 after the end, got 5.0"):
-            laws.schedule(lambda step, at=late: torch.where(step // at == 1, 5.0, right(step)), 1.0, 0.05, 100)
+            laws.schedule(lambda step, at=late: torch.where(step // at == 1, 5.0, correct(step)), 1.0, 0.05, 100)
     with rejects("monotone"):
-        laws.schedule(lambda step: right(step) + 0.1 * (step == 60), 1.0, 0.05, 100)
+        laws.schedule(lambda step: correct(step) + 0.1 * (step == 60), 1.0, 0.05, 100)
 
 
 # Replay
@@ -443,7 +443,7 @@ def forgetful_add(state, batch, ended, valid, gamma):
 
 
 def sliced_add(state, batch, ended, valid, gamma):
-    """Correct if the batch divides the capacity; otherwise the wrapped rest of a batch is lost."""
+    """Lose the wrapped rest of a batch, which is correct only if the batch size divides the capacity."""
     capacity, count = state.rows.reward.shape[0], batch.reward.shape[0]
     at = state.added % capacity + torch.arange(count)
     keep = at < capacity
@@ -503,7 +503,7 @@ def test_replay_rejects_wrongly_packed_booleans():
     def cut(obs):  # drops the last, partly filled byte
         return torch.cat([obs[:, :16], obs[:, 16:] & False], -1)
 
-    def turned(obs):  # reversed order of bits
+    def turned(obs):  # reverse the order of the bits
         return packing.unpack(packing.pack(obs), 24).reshape(-1, 3, 8).flip(-1).flatten(1)[:, :21]
 
     with rejects(r"operation 0, sampled rows: \.obs\[1, 20\]: expected True, got False"):
@@ -519,27 +519,27 @@ def test_replay_rejects_wrongly_packed_booleans():
 
 
 PRIORITIZED, BY_PRIORITY = prioritized.buffer(20, alpha=0.7, beta=0.6), {"alpha": 0.7, "beta": 0.6}
-"""Each of the planted bugs changes one function of it."""
+"""A correct buffer. Each planted bug changes one of its functions."""
 
 
-def misnumbered(*args):
+def counts_from_1(*args):
     state, added = PRIORITIZED.add(*args)
     return state, added._replace(number=added.number + 1)
 
 
-def taken_for_valid(state, batch, ended, valid, gamma):
+def treats_rows_as_valid(state, batch, ended, valid, gamma):
     return PRIORITIZED.add(state, batch, ended, None, gamma)
 
 
-def as_unimportant(*args):
+def with_priority_1(*args):
     """Plant a bug: new rows get priority 1 instead of the largest one."""
     state, added = PRIORITIZED.add(*args)
     at = added.number[added.valid] % 20
     return (PRIORITIZED.update(state, at, torch.ones(len(at))) if len(at) else state), added
 
 
-def beside(state, bits, oldest):
-    """Plant a bug: draw the row after the right one."""
+def draws_the_next_row(state, bits, oldest):
+    """Plant a bug: draw the row after the correct one."""
     at = (PRIORITIZED.sample(state, bits, oldest).indices + 1) % state.ring.added.clamp_max(20)
     mass = state.mass[at]
     return Sample(tree.index(state.ring.rows, at), at, ((mass[mass > 0].amin() / mass) ** 0.6).float())
@@ -560,35 +560,35 @@ def renumbered(state, bits, oldest):
     return drawn._replace(indices=torch.arange(len(bits)))
 
 
-def for_neighbours_too(state, indices, priority):
+def updates_neighbors(state, indices, priority):
     after = PRIORITIZED.update(state, (indices + 1) % state.ring.added.clamp_max(20), priority)
     return PRIORITIZED.update(after, indices, priority)
 
 
-def without_sums(state, indices, priority):
+def keeps_sums(state, indices, priority):
     return PRIORITIZED.update(state, indices, priority)._replace(sums=state.sums)
 
 
 BROKEN = {
-    "rows of other numbers": ({"add": misnumbered}, r"added\.number: expected \[0, "),
-    "rows that are not valid": ({"add": taken_for_valid}, r"added\.valid: expected \[.*False"),
-    "new rows of priority 1": ({"add": as_unimportant}, "weight"),
-    "rows of priority 0": ({"sample": beside}, "rows: expected none of priority 0"),
+    "rows of other numbers": ({"add": counts_from_1}, r"added\.number: expected \[0, "),
+    "rows that are not valid": ({"add": treats_rows_as_valid}, r"added\.valid: expected \[.*False"),
+    "new rows of priority 1": ({"add": with_priority_1}, "weight"),
+    "rows of priority 0": ({"sample": draws_the_next_row}, "rows: expected none of priority 0"),
     "rows too old": ({"sample": lambda state, bits, _: PRIORITIZED.sample(state, bits, 0)}, "oldest .*: rows: "),
     "other frequencies": ({"sample": lambda state, bits, oldest: PRIORITIZED.sample(state, bits // 4 * 3, oldest)},
                           "frequencies: expected a chi-squared of at most"),
     "weights of 1": ({"sample": unweighted}, "weight"),
     "weights above 1": ({"sample": unscaled}, "weight"),
     "several indices of a row": ({"sample": renumbered}, "indices: expected one for each row"),
-    "no update": ({"update": lambda state, indices, priority: state}, "rows: expected none of priority 0"),
-    "updates of other rows": ({"update": for_neighbours_too}, "weight|rows: expected none of priority 0"),
-    "sums not kept": ({"update": without_sums}, r"bounds\['sums of priorities'\]: expected numbers from 0 to 0"),
+    "no update of priorities": ({"update": lambda state, indices, priority: state}, "rows: expected none of priority 0"),
+    "updates of other rows": ({"update": updates_neighbors}, "weight|rows: expected none of priority 0"),
+    "sums not updated": ({"update": keeps_sums}, r"bounds\['sums of priorities'\]: expected numbers from 0 to 0"),
     "another alpha": ({"update": prioritized.buffer(20, alpha=1.0).update}, "weight"),
     "another size": ({"size": lambda state, oldest=0: state.ring.added - oldest}, "size: expected 20, got 2"),
 }  # fmt: skip
 
 
-def test_buffer_holds_for_every_kind_and_composition():
+def test_buffer_accepts_every_kind_and_composition():
     laws.buffer(ring.buffer(20), 20)
     laws.buffer(PRIORITIZED, 20, **BY_PRIORITY)
     laws.buffer(packing.wrap(n_step.wrap(PRIORITIZED, 3, 3)), 20, steps=3, obs_dtype=torch.bool, **BY_PRIORITY)
@@ -597,18 +597,18 @@ def test_buffer_holds_for_every_kind_and_composition():
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_buffer_rejects(name):
-    bug, says = BROKEN[name]
-    with rejects(says):
+def test_buffer_rejects_planted_bugs(name):
+    bug, message = BROKEN[name]
+    with rejects(message):
         laws.buffer(PRIORITIZED._replace(**bug), 20, **BY_PRIORITY)
 
 
-def test_buffer_rejects_wrappers_and_rings_with_a_bug():
+def test_buffer_rejects_planted_bugs_in_wrappers_and_rings():
     kept = ring.buffer(20)
     with rejects("update without priorities: "):
         laws.buffer(kept._replace(update=lambda state, *_: state._replace(added=state.added + 1)), 20)
     over = n_step.wrap(kept, 3, 3)
-    with rejects(r"added\.valid"):  # rows go on across a cut
+    with rejects(r"added\.valid"):  # rows continue across a cut
         laws.buffer(over._replace(cut=lambda state: state), 20, steps=3)
     with rejects(r"added\.batch: .*\.reward"):
         laws.buffer(over._replace(add=lambda *args: over.add(*args[:-1], args[-1] / 2)), 20, steps=3)
@@ -672,7 +672,7 @@ SHORT = changed(cartpole.make, time_limit=15)
         (lambda s: s._replace(obs=s.obs + 0 * torch.rand(())), "generator of torch"),
     ],
 )
-def test_env_plants(change, match):
+def test_env_rejects_planted_bugs(change, match):
     laws.env(SHORT(lambda step: step))
     with torch.random.fork_rng(devices=[]), rejects(match):
         laws.env(SHORT(change), steps=60)
@@ -764,7 +764,7 @@ def test_env_rejects_environments_that_depend_on_each_other_at_reset():
 
 
 def test_env_rejects_a_run_without_an_end():
-    """Errors at the end of an episode are only detected if an episode ends."""
+    """Check that an episode ends, because errors at the end would not be detected otherwise."""
     endless = changed(mountain_car.make, time_limit=500)(lambda s: s._replace(next_obs=s.obs))
     with rejects("expected an episode to end, got none in 200 steps; pass steps= above its limit 500"):
         laws.env(endless)

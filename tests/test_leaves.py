@@ -1,4 +1,4 @@
-"""Helpers for the tensors of a tree do not change other leaves."""
+"""Check that helpers for the tensors of a tree do not change other leaves."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Losses against a loop over the equations, PyTorch's losses, gradients and masks."""
+"""Tests of losses: a loop over the equations, PyTorch's losses, gradients and masks."""
 
 import pytest
 import torch
@@ -238,7 +238,7 @@ def test_cross_entropy_of_more_axes_equals_pytorch():
 
 
 def test_cross_entropy_of_huge_and_impossible_logits():
-    """Value and gradient are not NaN if a class is masked by -inf and has probability 0, or is never the label."""
+    """Check that value and gradient are not NaN if a class is masked by -inf and has probability 0, or is never the label."""
     logits = torch.tensor([[1e4, -1e4, -torch.inf], [0.0, 0.0, -torch.inf]], dtype=torch.float64)
     for f, target in ((losses.cross_entropy, torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double()),
                       (losses.cross_entropy_of_labels, torch.tensor([0, 1]))):  # fmt: skip

@@ -1,4 +1,4 @@
-"""Selection from Q-values under a mask."""
+"""Tests of selection from Q-values under a mask."""
 
 import contextlib
 
@@ -125,7 +125,7 @@ def test_messages_of_pick_and_of_integers():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.uint16, torch.uint32, torch.uint64])
 def test_actions_and_labels_of_any_integer_dtype(dtype):
-    """PyTorch cannot compare wide unsigned integers with int64."""
+    """Include wide unsigned integers, which PyTorch cannot compare with int64."""
     q, action = torch.arange(6.0).reshape(2, 3), torch.tensor([2, 1], dtype=dtype)
     assert masking.pick(q, action).tolist() == [2.0, 4.0]
     assert losses.one_hot(action, 300).argmax(-1).tolist() == [2, 1]

@@ -1,4 +1,4 @@
-"""Networks against the names, values and outputs of the equivalent `nn.Module`s."""
+"""Compare networks with the names, values and outputs of equivalent `nn.Module`s."""
 
 import contextlib
 import copy
@@ -44,7 +44,7 @@ def observations(shape, seed=1):
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (6, 4), (3, 3, 3)])
-def test_mlp_is_a_sequential(hidden):
+def test_mlp_equals_a_sequential(hidden):
     network, module = networks.mlp(4, hidden, 2), untouched(lambda: sequential(4, hidden, 2))
     params = network.init(KEY)
     expected = OrderedDict((n, (tuple(x.shape), x.dtype)) for n, x in module.state_dict().items())
@@ -122,7 +122,7 @@ BYTES = {
 
 @pytest.mark.parametrize(("name", "shape"), [(name, shape) for name, (_, shapes) in BYTES.items() for shape in shapes])
 def test_bytes_are_divided_by_255_in_every_network(name, shape):
-    """Without it, the initial values of an MLP on images were 30."""
+    """Check that bytes are scaled, as without it the initial values of an MLP on images are about 30."""
     network = BYTES[name][0](shape)
     params, pictures = network.init(KEY), random.randint(random.key(1), (5, *shape), 0, 256).to(torch.uint8)
     q = network.apply(params, pictures)
@@ -140,7 +140,7 @@ def test_bytes_are_divided_by_255_in_every_network(name, shape):
 
 
 def test_bytes_are_not_scaled_in_other_modules():
-    """A module that divides by itself, as CleanRL's do, would otherwise see black images."""
+    """Check modules that divide by 255 themselves, as CleanRL's do. Dividing twice would make images black."""
 
     class Dividing(nn.Module):
         def __init__(self):
@@ -172,7 +172,7 @@ def test_too_large_layers_are_refused_at_construction():
 
 
 def half():
-    """A picklable module: a module-level function makes it."""
+    """Make a module with a module-level function, so that it can be pickled."""
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
 
 
@@ -199,7 +199,7 @@ def test_networks_can_be_pickled(name):
 
 
 @pytest.mark.parametrize(("shape", "features"), [((4, 84, 84), 3136), ((1, 36, 44), 128)])
-def test_nature_is_a_sequential(shape, features):
+def test_nature_equals_a_sequential(shape, features):
     def make():
         return nn.Sequential(
             nn.Conv2d(shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1),
@@ -216,7 +216,7 @@ def test_nature_is_a_sequential(shape, features):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.float32, torch.float64, torch.int64])
 def test_nature_scales_only_bytes(dtype):
-    """Black and white are 0 and 1, as in images of floats and booleans."""
+    """Check that black and white are 0 and 1, as in images of floats and booleans."""
     network = networks.nature((1, 36, 36), 3)
     params, black_white = network.init(KEY), random.randint(random.key(1), (2, 1, 36, 36), 0, 2)
     q = network.apply(params, black_white.to(dtype))
@@ -225,7 +225,7 @@ def test_nature_scales_only_bytes(dtype):
 
 
 @pytest.mark.parametrize("shape", [(4, 10, 10), (1, 3, 5)])
-def test_minatar_is_a_sequential(shape):
+def test_minatar_equals_a_sequential(shape):
     features = 16 * (shape[1] - 2) * (shape[2] - 2)
 
     def make():
@@ -650,7 +650,7 @@ def test_dropout_drops_the_given_fraction_and_keeps_the_mean():
     assert set(kept.unique().tolist()) == {0.0, float(torch.tensor(1.0) / 0.7)}
     assert abs(kept.mean() - 1) < 4 * math.sqrt(0.3 / 0.7 / kept.numel())
     assert abs(kept.mean(0).std() - math.sqrt(0.3 / 0.7 / 200)) < 0.01, "columns have different masks"
-    assert stats.binomtest(count, kept.numel(), 0.31).pvalue < CHANCE, "the test can fail"
+    assert stats.binomtest(count, kept.numel(), 0.31).pvalue < CHANCE, "the test rejects another fraction"
 
 
 def test_dropout_depends_only_on_the_key():
@@ -782,7 +782,7 @@ def test_random_layers_are_allowed_in_evaluation_mode(layer):
     torch.testing.assert_close(q, expected.detach())
 
 
-def test_every_random_operator_of_pytorch_is_known():
+def test_every_random_operator_of_pytorch_is_handled():
     seeded = set()
     for schema in torch._C._jit_get_all_schemas():
         space, _, name = schema.name.partition("::")
@@ -855,7 +855,7 @@ def changed(**changes):
 
 
 @pytest.mark.parametrize(
-    ("given", "prefix", "error", "says"),
+    ("given", "prefix", "error", "message"),
     [
         (changed(**{"0.bias": None}), "", ValueError, r"shapes, {'0.bias': \[6\]}; got none of them$"),
         (changed(more=torch.ones(2, 1)), "", ValueError, r"got {'more': \[2, 1\]}; if those are buffers, load"),
@@ -877,9 +877,9 @@ def changed(**changes):
         ({}, "", ValueError, r"'4.weight': \[3, 5\].*; got none of them$"),
     ],
 )  # fmt: skip
-def test_load_refuses_other_names_and_shapes(given, prefix, error, says):
+def test_load_refuses_other_names_and_shapes(given, prefix, error, message):
     before = {n: x.clone() for n, x in given.items() if isinstance(x, torch.Tensor)} if isinstance(given, dict) else {}
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         networks.load(PAGE, given, prefix)
     assert all(torch.equal(x, given[n]) for n, x in before.items())
 
@@ -1005,7 +1005,7 @@ def test_factories_of_other_objects_are_refused():
 
 @EACH_SMALL
 def test_apply_records_no_graph(name):
-    """No `no_grad` is needed: parameters do not require gradients."""
+    """Check that `no_grad` is not needed, as parameters do not require gradients."""
     network, shape = SMALL[name]
     params, obs = network.init(random.key([1, 2])), observations((2, 3, *shape))
     for q in (network.apply(tree.index(params, 0), obs[0]), vmap(network.apply)(params, obs)):
@@ -1077,7 +1077,7 @@ def test_parameters_of_another_network_are_refused(name):
     params, obs = network.init(KEY), torch.zeros(2, *shape)
     first = next(iter(params))
     lacking = {n: x for n, x in params.items() if n != first}
-    for wrong, says in (
+    for wrong, message in (
         (lacking, rf"params: expected .*, {{'{first}': \[.*\]}}; got none of them$"),
         (params | {"more": torch.zeros(1, 2)}, r"params: expected .*, no others; got {'more': \[1, 2\]}$"),
         (params | {first: torch.zeros(7)}, rf"params: expected .*, {{'{first}': .*}}; got {{'{first}': .*}}"),
@@ -1086,7 +1086,7 @@ def test_parameters_of_another_network_are_refused(name):
             r"params: expected .*; got .*\[2, .*; use vmap\(network.apply\) for several seeds$",
         ),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             network.apply(wrong, obs)
 
 
@@ -1102,12 +1102,12 @@ def test_invalid_parameters_are_refused(name):
     network, shape = SMALL[name]
     params, obs = network.init(KEY), torch.zeros(2, *shape)
     first = next(iter(params))
-    for wrong, says in (
+    for wrong, message in (
         (list(params.values()), "params: expected tensors by name, as network.init makes them, got list"),
         (params | {first: None}, rf"params\['{first}'\]: expected a tensor, got NoneType"),
         ({first: dict(params)}, rf"params\['{first}'\]: expected a tensor, got dict"),
     ):
-        with pytest.raises(TypeError, match=says):
+        with pytest.raises(TypeError, match=message):
             network.apply(wrong, obs)
     with pytest.raises(TypeError, match=r"obs: expected a tensor \[.*\], got list"):
         network.apply(params, obs.tolist())

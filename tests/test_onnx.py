@@ -66,7 +66,7 @@ def test_onnxruntime_computes_the_same_values(name):
     assert q.dtype == np.float32
 
 
-def test_another_seed_s_values_are_noticed():
+def test_values_of_another_seed_are_detected():
     """Reject values of another seed, so that the test above would notice an exporter that mixes up seeds."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -1,4 +1,4 @@
-"""Optimizers against torch.optim, in float64 to 1e-12."""
+"""Compare optimizers with torch.optim, in float64 to 1e-12."""
 
 import functools
 import pickle
@@ -42,7 +42,7 @@ T = torch.optim
 
 
 class Graves(T.Optimizer):
-    """Equations 38 to 40 of Graves 2013 without momentum, which torch.optim lacks."""
+    """RMSprop by equations 38 to 40 of Graves 2013 without momentum, which torch.optim lacks."""
 
     def __init__(self, params, lr=1e-4, decay=0.95, eps=1e-4):
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})

@@ -1,4 +1,4 @@
-"""Losses against rlax and optimizers against optax, independent implementations of the same papers."""
+"""Compare losses with rlax and optimizers with optax, independent implementations of the same papers."""
 
 import contextlib
 from functools import partial
@@ -181,7 +181,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name):
-    """Fifty steps in float64."""
+    """Compare fifty steps in float64."""
     ours, make = OPTIMIZERS[name]
     rng, mine = np.random.default_rng(1), examples.params()
     state = ours.init(mine)

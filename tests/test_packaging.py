@@ -1,4 +1,4 @@
-"""Packages of fdqn: versions, completion in shells, types for users, and what a wheel and an sdist hold."""
+"""Tests of packaging: versions, shell completion, types for users, and the contents of wheel and sdist."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ from fdqn.compile import toolchain
 ROOT = Path(fdqn.__file__).parents[1]
 
 
-def test_versions_of_what_computes(capsys):
+def test_versions_of_the_packages_and_the_compiler(capsys):
     assert cli.main(["--version", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["fdqn"], record["torch"]) == (fdqn.__version__, torch.__version__)
@@ -86,19 +86,19 @@ done < lines
 
 
 def test_bash_completes_commands_flags_and_values(scripts, tmp_path):
-    """Call the function that bash calls, with the words of its command line."""
+    """Call the function that bash calls, with a command line as arguments."""
     (tmp_path / "script").write_text(scripts["bash"])
     (tmp_path / "lines").write_text("".join(f"{line}\n" for line, _ in CANDIDATES))
     (tmp_path / "picture.png").touch()
     done = subprocess.run(["bash", "-c", ASK], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "-o default" in (tmp_path / "spec").read_text(), "names of files where there are no candidates"
+    assert "-o default" in (tmp_path / "spec").read_text(), "bash completes file names if there is no candidate"
     found = [sorted(filter(None, line.split(","))) for line in done.stdout.splitlines()]
     assert dict(zip([line for line, _ in CANDIDATES], found, strict=True)) == dict(CANDIDATES)
 
 
 def test_no_help_text_is_a_candidate(scripts):
-    """A line break in a help text would begin another candidate."""
+    """Check that help texts have no line breaks, which would start another candidate."""
     for script in scripts.values():
         (spec,) = [line for line in script.splitlines() if line.startswith("COMPLETION_SPEC = ")]
         assert r"\n" not in spec
@@ -107,7 +107,7 @@ def test_no_help_text_is_a_candidate(scripts):
 # Types
 
 PROGRAM = '''
-"""A program of a user."""
+"""A user program."""
 
 from functools import partial
 
@@ -183,8 +183,8 @@ fdqn.resume("run", steps="many").path.nothing
 
 @pytest.mark.slow
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_types_of_a_program_of_a_user_are_checked(checker, tmp_path):
-    """The strict checkers accept a correct program and reject wrong arguments, because of `py.typed`."""
+def test_types_of_a_user_program_are_checked(checker, tmp_path):
+    """Check that strict checkers accept a correct program and reject wrong arguments, because of `py.typed`."""
     pytest.importorskip(checker)
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "wrong.py").write_text(WRONG)

@@ -1,4 +1,4 @@
-"""The PyTorch features that a DQN uses, section by section: the imperative code and the equivalent pure function.
+"""Compare PyTorch features that a DQN uses with the equivalent pure functions, section by section.
 
 Observation, network and numbers are those of a card game DQN: 468 booleans (nine zones of a game with 52 cards),
 468-512-256-actions, MSE of the TD error, Adam 3e-5, gradient norm clipped at 5, ExponentialLR 0.9.
@@ -61,7 +61,7 @@ def observations(count, size=468, seed=1):
 
 
 def test_dynamic_graphs():
-    """Autograd follows Python's branches and loops."""
+    """Differentiate a function with Python branches and loops."""
 
     def steps(x):
         y = x
@@ -143,7 +143,7 @@ def test_sequential():
     torch.testing.assert_close(network.apply(wide, obs), module(obs.double()).detach(), rtol=0, atol=1e-12)
 
 
-def test_sequential_begins_as_pytorch_begins():
+def test_initial_values_of_sequential():
     params, module = networks.mlp(468, (512, 256), ACTIONS).init(KEY), Page().linear_relu_stack
     for name, x in params.items():
         bound = 1 / math.sqrt({"0": 468, "2": 512, "4": 256}[name[0]])
@@ -153,7 +153,7 @@ def test_sequential_begins_as_pytorch_begins():
         assert stats.kstest(ours[:50_000], "uniform", (-bound, 2 * bound)).pvalue > CHANCE
         assert stats.ks_2samp(ours[:50_000], theirs[:50_000]).pvalue > CHANCE
         assert abs(ours.std() * math.sqrt(3) / bound - 1) < 5 / math.sqrt(len(ours))
-        if len(ours) > 1000:  # the test can fail: numbers slightly too large, or normally distributed
+        if len(ours) > 1000:  # the test rejects numbers that are slightly too large, or normally distributed
             normal = random.normal(KEY, (50_000,)).numpy() * ours.std()
             assert stats.ks_2samp(ours[:50_000] * 1.1, theirs[:50_000]).pvalue < CHANCE
             assert stats.ks_2samp(normal, theirs[:50_000]).pvalue < CHANCE
@@ -228,7 +228,7 @@ def transitions(count, seed=2):
 
 
 def page_loop(network, batches, gamma, every):
-    """The imperative training loop; target network and learning rate change at fixed intervals."""
+    """Train with an imperative loop; target network and learning rate change at fixed intervals."""
     target_network = copy.deepcopy(network)
     criterion = nn.MSELoss()
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-5)
@@ -249,8 +249,8 @@ def page_loop(network, batches, gamma, every):
             target_network.load_state_dict(network.state_dict())
 
 
-def our_loop(network, params, batches, gamma, every):
-    """The same loop with pure functions."""
+def pure_loop(network, params, batches, gamma, every):
+    """Train with the same loop written with pure functions."""
     hyper = training.hyper(1)._replace(gamma=torch.tensor(gamma, dtype=torch.float64))
 
     def rate(updates):
@@ -266,34 +266,34 @@ def our_loop(network, params, batches, gamma, every):
 
 
 def test_training_loop():
-    """Both loops have equal parameters after 160 updates on the same batches, at full size."""
+    """Compare the parameters of both loops after 160 updates on the same batches, at full size."""
     module, network = Page().double(), networks.mlp(468, (512, 256), ACTIONS)
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     stored = transitions(2048)
     batches = [tree.index(stored, rows) for rows in random.randint(KEY, (160, 8), 0, 2048)]
     page_loop(module, batches, 0.99, every=40)
-    learner = our_loop(network, params, batches, 0.99, every=40)
+    learner = pure_loop(network, params, batches, 0.99, every=40)
     theirs = {name: p.detach() for name, p in module.linear_relu_stack.named_parameters()}
     asserts.assert_trees_close(theirs, learner.params, 1e-9)
     assert learner.updates == 160
-    assert max(float((params[name] - x).abs().max()) for name, x in theirs.items()) > 1e-3, "it learned something"
+    assert max(float((params[name] - x).abs().max()) for name, x in theirs.items()) > 1e-3, "the parameters changed"
 
 
-def test_training_loop_would_notice(monkeypatch):
-    """The tolerance detects another discount and missing gradient clipping."""
+def test_training_loop_detects_differences(monkeypatch):
+    """Check that the tolerance detects another discount and missing gradient clipping."""
     module, network = Page(hidden=(8, 8)).double(), networks.mlp(468, (8, 8), ACTIONS)
     start, stored = copy.deepcopy(module), transitions(64)
     batches = [stored._replace(reward=stored.reward * 100)] * 20
     page_loop(module, batches, 0.99, 10)
     params = networks.load(network, start.state_dict(), "linear_relu_stack.")
     theirs = dict(module.linear_relu_stack.state_dict())
-    asserts.assert_trees_close(theirs, our_loop(network, params, batches, 0.99, 10).params, 1e-9)
-    other = our_loop(network, params, batches, 0.98, 10).params
+    asserts.assert_trees_close(theirs, pure_loop(network, params, batches, 0.99, 10).params, 1e-9)
+    other = pure_loop(network, params, batches, 0.98, 10).params
     assert max(float((theirs[name] - x).abs().max()) for name, x in other.items()) > 1e-8
     monkeypatch.setattr(
         optim, "clip_by_global_norm", lambda norm: types.Optimizer(lambda p: {}, lambda g, s, p: (g, s))
     )
-    other = our_loop(network, params, batches, 0.99, 10).params
+    other = pure_loop(network, params, batches, 0.99, 10).params
     assert max(float((theirs[name] - x).abs().max()) for name, x in other.items()) > 1e-8
 
 
@@ -317,7 +317,7 @@ def test_device_management(name):
     torch.testing.assert_close(q.cpu(), module.cpu()(obs.float()).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_device_is_the_gpu_where_there_is_one(monkeypatch):
+def test_auto_device_is_the_gpu_if_available(monkeypatch):
     for there, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert assemble.device(Settings()) == torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -330,7 +330,7 @@ def test_device_is_the_gpu_where_there_is_one(monkeypatch):
 def test_tensor_creation():
     before = torch.get_rng_state()
     ours = random.normal(KEY, (300, 400))
-    assert torch.equal(torch.get_rng_state(), before), "randomness is an argument"
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is not used"
     theirs = torch.randn(300, 400)
     assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
     assert stats.ks_2samp(ours.flatten()[:50_000].numpy(), theirs.flatten()[:50_000].numpy()).pvalue > CHANCE
@@ -346,7 +346,7 @@ def test_tensor_operations():
 
 
 def test_reshape():
-    """Networks accept axes for batch, environments and seeds; nothing is flattened by hand."""
+    """Apply networks to inputs with axes for batch, environments and seeds."""
     network, module = networks.mlp((9, 52), (16, 8), 3), Page(468, 3, (16, 8))
     params = networks.load(network, module.state_dict(), "linear_relu_stack.")
     obs = observations(10).reshape(5, 2, 9, 52)
@@ -383,7 +383,7 @@ def test_gradient_clipping():
         clipped, _ = clip.update(grads, clip.init(params), params)
         asserts.assert_trees_close({n: p.grad for n, p in module.named_parameters()}, clipped, 1e-12)
         torch.testing.assert_close(tree.norm(grads), norm, rtol=1e-12, atol=0)
-        assert (norm > 5) == (size > 1), "one of the two is clipped"
+        assert (norm > 5) == (size > 1), "the larger gradient is clipped"
 
 
 def test_learning_rate_scheduling():
@@ -411,7 +411,7 @@ def test_save_and_load(tmp_path):
 
 
 def test_exported_programs(tmp_path):
-    """A trained policy is a file that runs without this library."""
+    """Export a trained policy as a file that runs without this library."""
     network, obs = networks.mlp(468, (512, 256), ACTIONS), observations(3)
     params = network.init(KEY)
     module = networks.to_module(network, params).requires_grad_(False)

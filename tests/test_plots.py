@@ -95,15 +95,15 @@ def bands(axes):
     }
 
 
-@pytest.mark.parametrize(("seeds", "words"), [
+@pytest.mark.parametrize(("seeds", "expected"), [
     (8, "band: its 95% bootstrap interval"), (5, "band: its 95% bootstrap interval"), (4, "band: range of the seeds"),
     (2, "band: range of the seeds"), (1, None),
 ])  # fmt: skip
-def test_band_of_few_seeds_is_their_range(drawn, seeds, words):
+def test_band_of_few_seeds_is_their_range(drawn, seeds, expected):
     curve = learning(seeds)
     axes, _ = drawn({"": curve})
     note = axes.get_title(loc="left")
-    assert (words in note) if words else ("band" not in note)
+    assert (expected in note) if expected else ("band" not in note)
     assert ("interval" in note) == (seeds >= 5)
     assert ("hatched" in note) is False
     assert list(bands(axes)) == ([] if seeds == 1 else ["interval" if seeds >= 5 else "range"])
@@ -246,11 +246,11 @@ def test_the_subtitle_of_a_run_fits_the_picture(drawn):
         results.picture(None, learning(128), summary)
     finally:
         plots.learning_curves = original
-    panels, words = drawn_with
+    panels, subtitle = drawn_with
     assert panels["mountain_car"][""].values.shape[1] == 116, "failed seeds are not drawn"
-    axes, _ = drawn({"": learning(16)}, "mountain_car", words)
-    assert "128 seeds" in words
-    assert "-112.3 [-113.5, -111.2]" in words or "-112.3 [-113.4, -111.2]" in words
-    assert "12 failed" in words
+    axes, _ = drawn({"": learning(16)}, "mountain_car", subtitle)
+    assert "128 seeds" in subtitle
+    assert "-112.3 [-113.5, -111.2]" in subtitle or "-112.3 [-113.4, -111.2]" in subtitle
+    assert "12 failed" in subtitle
     extent = axes._left_title.get_window_extent()
     assert extent.x1 <= axes.figure.get_window_extent().x1, "the subtitle exceeds the picture"

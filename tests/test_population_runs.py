@@ -1,4 +1,4 @@
-"""Runs with population based training: their laws, exact resumption, results and commands."""
+"""Tests of runs with population based training: laws, exact resumption, results and commands."""
 
 import csv
 import dataclasses
@@ -66,7 +66,7 @@ def state_at(path, step=120):
 
 
 def contents(path):
-    """Return everything that a run leaves, without seconds."""
+    """Return the contents of all files of a run, without seconds."""
     tables = {name: rows(path / name) for name in ("metrics.csv", history.POPULATION) if (path / name).exists()}
     return {**tables, "summary": results.read(path).summary["final_return"]["per_seed"]}
 
@@ -84,13 +84,13 @@ def place(tmp_path, monkeypatch, light_runs):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run with steps of population based training at 40 and 80 environment steps."""
+    """Make a run with steps of population based training at 40 and 80 environment steps."""
     return trained(tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    """The same sweep without population based training."""
+    """Make the same sweep without population based training."""
     return trained(tmp_path_factory.mktemp("plain") / "run", 0)
 
 
@@ -132,7 +132,7 @@ def same_reports(expected, between):
             np.testing.assert_array_equal(x, getattr(two.since, name), f"since: {name}")
 
 
-def test_the_identity_between_reports_changes_nothing(expected_reports):
+def test_an_identity_between_reports_does_not_change_a_run(expected_reports):
     same_reports(expected_reports, lambda state, step: state)
 
 
@@ -203,14 +203,14 @@ def test_without_a_copy_the_run_is_the_plain_one(plain, monkeypatch, capsys):
     assert found.steps.tolist() == [EVERY, 2 * EVERY]
     asserts.assert_trees_equal(state_at(plain), state_at(found.path))
     assert rows(found.path / "metrics.csv") == rows(plain / "metrics.csv")
-    assert "greedy return" not in capsys.readouterr().err, "a mean over all members says nothing"
+    assert "greedy return" not in capsys.readouterr().err, "a mean over all members is not printed"
 
 
 def assert_seed_alone(path, alone):
     """Compare seed 6 of a run of seeds 5 and 6 with a run of seed 6."""
     one, two = learners(path, range(1, LEARNERS, SEEDS)), learners(alone, range(LEARNERS // SEEDS))
     asserts.assert_trees_equal(two[0], one[0], "seed 6: ")
-    assert one[1] == two[1], "seed 6: other rows"
+    assert one[1] == two[1], "seed 6: rows differ"
 
 
 def test_seeds_are_independent_populations(run, plain, tmp_path):
@@ -299,7 +299,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("step", [pytest.param(40, marks=SLOW), 60, pytest.param(100, marks=SLOW)])
 def test_a_run_killed_anywhere_continues(run, tmp_path, step):
-    """Lose what was written after the newest checkpoint, at 40 or 80 steps, where a step is taken again."""
+    """Lose all rows after the newest checkpoint, at 40 or 80 steps, where a step of the training is repeated."""
 
     def kill(event):
         if isinstance(event, events.Reported) and event.step == step:

@@ -1,4 +1,4 @@
-"""Successive halving and population based training of the members of one state, with planted bugs."""
+"""Tests of successive halving and population based training of the members of one state, with planted bugs."""
 
 import math
 from functools import partial
@@ -23,7 +23,7 @@ SETTINGS, SEEDS = 3, 2
 advance = partial(programs.advance, PROGRAM)
 
 
-def started(settings=SETTINGS, seeds=SEEDS):
+def initialized(settings=SETTINGS, seeds=SEEDS):
     """Make the state of a sweep: different hyper-parameters, and the same keys for every setting."""
     hyper, _ = examples.seeds(settings * seeds)
     hyper = hyper._replace(numbers={"period": torch.arange(settings * seeds) + 4})
@@ -33,7 +33,7 @@ def started(settings=SETTINGS, seeds=SEEDS):
 @pytest.fixture(scope="module")
 def trained():
     """Train the state for some iterations. Tests do not write to it."""
-    return advance(started(), 15)
+    return advance(initialized(), 15)
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +61,18 @@ def test_kept_members_learn_as_if_all_were_still_trained(trained, later, members
 @pytest.mark.slow
 @pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="the engine aot needs Linux")
 def test_kept_members_keep_their_bits_on_the_default_engine(monkeypatch):
-    """Without a fixed partition, groups of another size are compiled, whose sums may be rounded in another order."""
+    """Check that the partition stays fixed, because groups of another size may sum in another order."""
     edge.prepare_cpu()
     fixed, built = edge.partition(PROGRAM, 6, 2, unit=SEEDS), []
     monkeypatch.setattr(aot, "library", counted(aot.library, built))
     functions = edge.compiled(PROGRAM, check_compile=False, engine="aot", fixed=fixed)
-    state = advance(started(), 10, functions)
+    state = advance(initialized(), 10, functions)
     saved, compiled = tree.clone(state), len(built)
     after = advance(state, 10, functions)
     for members in ([2, 3], [4, 5, 0, 1]):
         kept = populations.keep(saved, torch.tensor(members))
         asserts.assert_trees_equal(tree.index(after, members), advance(kept, 10, functions), f"{members}: ")
-    assert compiled == len(built) == 2, "collect and cycle, once each"
+    assert compiled == len(built) == 2, "`collect` and `cycle` are compiled once each"
 
 
 def counted(f, calls):
@@ -229,7 +229,7 @@ def test_wrong_copies_are_detected(trained, name):
 
 
 def test_copies_change_no_other_member_then_or_later(trained, later):
-    """Members 2, 3 and 5 keep their learner: they must train on as if no other member had copied."""
+    """Check that members 2, 3 and 5, which keep their learner, continue as if no other member had copied."""
     after, own = advance(populations.copy(trained, SOURCE), 15), torch.tensor([2, 3, 5])
     asserts.assert_trees_equal(tree.index(later, own), tree.index(after, own))
     for member in (0, 1, 4):
@@ -238,7 +238,7 @@ def test_copies_change_no_other_member_then_or_later(trained, later):
 
 
 def test_a_copy_and_its_source_do_not_stay_equal(trained):
-    """Both have one key in a sweep, member 3 being the seed of member 1 with another setting."""
+    """Copy between members 1 and 3, which have the same key, as the same seed with another setting."""
     after = advance(populations.copy(trained, torch.tensor([0, 3, 2, 3, 4, 5])), 15)
     assert torch.equal(trained.key[1], trained.key[3])
     assert not tree.equal(tree.index(after.learner.params, 1), tree.index(after.learner.params, 3))
@@ -304,11 +304,11 @@ def selection(exploit, scores, u, fraction, groups):
     """Check that members copy only better members of their population, and that few of them copy."""
     source, own = exploit(scores, u, fraction, groups), torch.arange(len(scores))
     moved = source != own
-    assert (source % groups == own % groups).all(), "another population"
-    assert (scores[source] > scores)[moved].all(), "a worse member"
+    assert (source % groups == own % groups).all(), "a member copies from another population"
+    assert (scores[source] > scores)[moved].all(), "a member copies from a worse one"
     assert (moved.reshape(-1, groups).sum(0) <= len(scores) // groups // 2).all(), "too many copies"
     kept = moved[source[moved]]
-    assert not kept.any(), "a source that copies"
+    assert not kept.any(), "a source copies from another member"
     order = torch.arange(len(scores)).reshape(-1, groups).flip(0).flatten()  # other positions, the same populations
     if len(scores[~scores.isnan()].unique()) == len(scores):  # the first of several equal members is the best
         asserts.assert_trees_equal(order[source], exploit(scores[order], u[order], fraction, groups)[order], "order: ")
@@ -322,7 +322,7 @@ def from_the_worst(scores, u, fraction, groups):
     return populations.exploit(-scores, u, fraction, groups)
 
 
-def from_anybody(scores, u, fraction, groups):
+def from_any_member(scores, u, fraction, groups):
     size = len(scores) // groups
     return (u * size).long().clamp(0, size - 1) * groups + torch.arange(len(scores)) % groups
 
@@ -351,9 +351,9 @@ def test_exploit_copies_only_better_members(table, fraction, seed):
 @pytest.mark.parametrize(
     ("exploit", "match"),
     [
-        (of_one_population, "another population"),
-        (from_the_worst, "a worse member"),
-        (from_anybody, "a worse member"),
+        (of_one_population, "a member copies from another population"),
+        (from_the_worst, "a member copies from a worse one"),
+        (from_any_member, "a member copies from a worse one"),
         (from_the_member_above, "too many copies|a source that copies|another population"),
         (lambda *given: populations.exploit(*given[:1], given[1].roll(2), *given[2:]), "order: "),
     ],
@@ -388,7 +388,7 @@ def exploration(explore, hyper, changed, u, bounds):
         assert (close | ~inside[changed]).all(), f"{name}: another factor"
 
 
-def test_explore_changes_who_copied_within_bounds(trained):
+def test_explore_changes_members_that_copied_within_bounds(trained):
     for number in range(20):
         u = random.uniform(random.key(number), (6, 3))
         exploration(populations.explore, trained.hyper, CHANGED, u, BOUNDS)
@@ -470,31 +470,31 @@ def run(state, iterations, since=None, every=8, groups=SEEDS, noise=noise_of):
 
 @pytest.fixture(scope="module")
 def evolved():
-    return run(started(), 24)[0]
+    return run(initialized(), 24)[0]
 
 
 def test_a_run_is_a_function_of_its_keys(evolved):
-    asserts.assert_trees_equal(evolved, run(started(), 24)[0])
-    plain = advance(started(), 24)
-    assert not torch.equal(evolved.hyper.learning_rate, plain.hyper.learning_rate), "nobody copied"
+    asserts.assert_trees_equal(evolved, run(initialized(), 24)[0])
+    plain = advance(initialized(), 24)
+    assert not torch.equal(evolved.hyper.learning_rate, plain.hyper.learning_rate), "no member copied another one"
 
 
-def test_a_run_with_noise_of_the_process_is_detected(evolved):
+def test_a_run_with_global_random_numbers_is_detected(evolved):
     calls = []
 
     def noise(state, number, groups):
         calls.append(1)
         return noise_of(state, number + len(calls), groups)
 
-    first = run(started(), 16, noise=noise)[0]
+    first = run(initialized(), 16, noise=noise)[0]
     with rejects("again"):
-        asserts.assert_trees_equal(first, run(started(), 16, noise=noise)[0], "again: ")
+        asserts.assert_trees_equal(first, run(initialized(), 16, noise=noise)[0], "again: ")
 
 
 @pytest.mark.parametrize("stop", [16, 19])
 def test_a_run_resumed_from_saved_tensors_repeats_every_bit(evolved, tmp_path, stop):
     """Stop at a step of population based training, and between two of them."""
-    state, since = run(started(), stop)
+    state, since = run(initialized(), stop)
     saved = {"lanes": state, "since": tree.from_numpy(since)}
     checkpoint.save(tmp_path, str(stop), saved, {})
     read, _ = checkpoint.load(tmp_path / str(stop), tree.map(torch.zeros_like, saved))
@@ -505,15 +505,15 @@ def test_a_run_resumed_from_saved_tensors_repeats_every_bit(evolved, tmp_path, s
 def test_the_population_of_a_seed_does_not_depend_on_other_seeds(evolved):
     for seed in range(SEEDS):
         members = torch.arange(seed, SETTINGS * SEEDS, SEEDS)
-        alone = run(populations.keep(started(), members), 24, groups=1)[0]
+        alone = run(populations.keep(initialized(), members), 24, groups=1)[0]
         asserts.assert_trees_equal(tree.index(evolved, members), alone, f"seed {seed}: ")
 
 
 def test_one_population_of_all_members_depends_on_all_seeds(evolved):
     members = torch.arange(0, SETTINGS * SEEDS, SEEDS)
     with rejects("alone"):
-        alone = run(populations.keep(started(), members), 16, groups=1)[0]
-        asserts.assert_trees_equal(tree.index(run(started(), 16, groups=1)[0], members), alone, "alone: ")
+        alone = run(populations.keep(initialized(), members), 16, groups=1)[0]
+        asserts.assert_trees_equal(tree.index(run(initialized(), 16, groups=1)[0], members), alone, "alone: ")
 
 
 def test_noise_differs_between_members_steps_and_uses():

@@ -1,4 +1,4 @@
-"""Power and tolerance intervals, against published numbers and simulation."""
+"""Compare power and tolerance intervals with published numbers and simulation."""
 
 import math
 

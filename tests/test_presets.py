@@ -1,4 +1,4 @@
-"""Presets have the published values, make valid programs, and are listed with the committed scores."""
+"""Check that presets have the published values, make valid programs, and are listed with the committed scores."""
 
 import dataclasses
 import importlib.util
@@ -243,7 +243,7 @@ def test_the_command_lists_the_committed_scores(capsys):
     lines = [json.loads(line) for line in presets.SCORES.read_text().splitlines()]
     newest = {(line["preset"], line["env"]): line for line in lines}
     assert newest == presets.scores()
-    assert newest.keys() <= set(CASES), "a score of no preset"
+    assert newest.keys() <= set(CASES), "a score without a preset"
     for row in rows:
         assert row["ours"] == newest.get((row["preset"], row["env"]))
         assert row["measure"] == presets.measure(row["preset"])
@@ -303,7 +303,7 @@ def test_keys_of_the_seeds_do_not_depend_on_the_preset():
     {"noisy": False}, {"prioritized": False}, {"double": False}, {"optimizer": "sgd"}, {"tau": 0.01},
 ], ids=str)  # fmt: skip
 def test_an_ingredient_of_a_preset_can_be_switched_off(changed):
-    """Values of the preset that are then unread become the defaults."""
+    """Check that values of the preset that are then unused become the defaults."""
     made = settings.make({**changed, "seeds": 2}, presets.values("revisiting-rainbow", "cartpole"))
     assemble.program(made)
     assert all(getattr(made, name) == value for name, value in changed.items())

@@ -1,4 +1,4 @@
-"""Prioritized replay: exact sums, draws in proportion to priorities, and the edges of both. See also `laws.buffer`."""
+"""Tests of prioritized replay: exact sums, sampling in proportion to priorities, corner cases. See `laws.buffer`."""
 
 import bisect
 import functools
@@ -46,19 +46,19 @@ def masses(state):
     return state.mass / prioritized._unit(state.ring.rows.reward.shape[0])
 
 
-def sound(buffer, state, steps=10**6):
+def invariants(buffer, state, steps=10**6):
     return {n: bool(((x >= 0) & (x <= most)).all()) for n, (x, most) in buffer.bounds(state, steps).items()}
 
 
 def spread(count):
-    """Bits at equal distances."""
+    """Return evenly spaced bits."""
     return (torch.arange(count) * 2**32).div(count, rounding_mode="floor") + 2**31 // count
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("capacity", [1, 2, 8, 9, 27, 100])
 def test_frequencies_are_those_of_the_paper(capacity, alpha):
-    """p**alpha / sum of p**alpha, to one draw where bits are spread evenly, and to chance where they are random."""
+    """Compare with p**alpha / sum of p**alpha: to one draw for evenly spaced bits, statistically for random bits."""
     priority = 0.1 + 5 * random.uniform(random.key(0), (capacity,))
     buffer, state = filled(capacity, capacity, priority.tolist(), alpha=alpha)
     expected = priority.double() ** alpha / (priority.double() ** alpha).sum()
@@ -102,8 +102,8 @@ def test_beta_follows_a_schedule_of_updates():
 
 @pytest.mark.parametrize("capacity", [5, 27, 1000])
 @pytest.mark.parametrize("tail", [1, 3])
-def test_a_draw_at_the_very_end_has_a_row(capacity, tail):
-    """With rounded sums, u * total can reach the total, and children can sum to less than their parent."""
+def test_the_largest_bits_draw_a_row(capacity, tail):
+    """Check draws that would miss all rows with rounded sums, where u * total can reach the total."""
     priority = random.uniform(random.key(2), (capacity,)) + 1e-3
     priority[-tail:] = 0.0
     buffer, state = filled(capacity, capacity, priority.tolist(), alpha=0.6)
@@ -113,8 +113,8 @@ def test_a_draw_at_the_very_end_has_a_row(capacity, tail):
     assert half.sample(partly, LAST * 0, 0).indices.item() == 0
 
 
-def test_priorities_of_very_different_sizes_keep_their_sums_exact():
-    """1e-9, 1e30 and infinity are clamped, none to 0; what float sums would lose, is there."""
+def test_sums_of_priorities_of_very_different_sizes_are_exact():
+    """Check that 1e-9, 1e30 and infinity are clamped, none to 0, and that sums lose no small priority."""
     buffer, state = filled(1000, 1000, alpha=1.0)
     for i in range(20):
         key = random.fold_in(random.key(3), i)
@@ -122,7 +122,7 @@ def test_priorities_of_very_different_sizes_keep_their_sums_exact():
         priority = 10.0 ** (40 * random.uniform(key, (64,)) - 10)
         priority[0] = torch.inf
         state = buffer.update(state, indices, priority)
-        assert all(sound(buffer, state).values())
+        assert all(invariants(buffer, state).values())
     assert masses(state).max() == prioritized.LARGEST
     assert state.mass[:1000].min() > 0
     state = buffer.update(state, torch.arange(1000), torch.where(torch.arange(1000) == 500, 1e-9, 0.0))
@@ -130,7 +130,7 @@ def test_priorities_of_very_different_sizes_keep_their_sums_exact():
     assert state.sums[-1] == state.mass[500] > 0
 
 
-def test_the_order_of_updates_leaves_no_trace():
+def test_sums_do_not_depend_on_the_order_of_updates():
     buffer, state = filled(300, 300)
     priority = random.uniform(random.key(4), (300,)) * 10
     order = random.bits(random.key(5), (300,)).argsort()
@@ -164,7 +164,7 @@ def test_no_row_of_priority_0_is_drawn_among_a_million():
     state = buffer.update(state, torch.arange(10**6 - 1000, 10**6), torch.zeros(1000))
     drawn = buffer.sample(state, torch.cat([random.bits(random.key(9), (2**16,)), LAST]), 0).indices
     assert (state.mass[drawn] > 0).all()
-    assert all(sound(buffer, state).values())
+    assert all(invariants(buffer, state).values())
 
 
 def test_rounded_prefix_sums_draw_rows_of_priority_0():
@@ -188,7 +188,7 @@ def test_a_total_updated_by_differences_drifts_and_draws_a_row_of_priority_0():
     buffer, state = filled(rows, rows, [0.0] * rows, alpha=1.0)
     for own in priority:
         state = buffer.update(state, torch.arange(rows), own)
-    assert all(sound(buffer, state).values())
+    assert all(invariants(buffer, state).values())
     assert (state.mass[buffer.sample(state, torch.cat([spread(2**16), LAST]), 0).indices] > 0).all()
 
     differences = priority.diff(dim=0, prepend=torch.zeros(1, rows))
@@ -222,7 +222,7 @@ def test_no_row_of_priority_0_is_drawn_after_a_million_updates():
     state, zeros = carried
     assert state.updates >= 10**6
     assert zeros == 0
-    assert all(sound(buffer, state).values())
+    assert all(invariants(buffer, state).values())
 
 
 # A fraction of uniform draws
@@ -276,14 +276,14 @@ def test_every_engine_draws_the_same_rows(engine):
         asserts.assert_trees_equal(expected, got)
 
 
-# Which rows
+# Rows that are drawn
 
 
 def test_the_largest_priority_counts_for_a_row_drawn_twice():
     buffer, state = filled(8, 8, alpha=1.0)
     state = buffer.update(state, torch.tensor([3, 5, 3, 3]), torch.tensor([2.0, 0.5, 7.0, 4.0]))
     assert masses(state)[:8].tolist() == [1, 1, 1, 7, 1, 0.5, 1, 1]
-    assert all(sound(buffer, state).values())
+    assert all(invariants(buffer, state).values())
 
 
 def test_new_rows_have_the_largest_priority_seen():
@@ -295,7 +295,7 @@ def test_new_rows_have_the_largest_priority_seen():
     assert state.ring.rows.action.tolist() == [5, 1, 2, 3]
 
 
-def test_rows_of_priority_0_are_drawn_only_where_all_are():
+def test_rows_of_priority_0_are_drawn_only_if_all_priorities_are_0():
     buffer, state = filled(6, 4, [0.0, 0.0, 2.0, 0.0])
     assert set(buffer.sample(state, spread(50), 0).indices.tolist()) == {2}
     state = buffer.update(state, torch.tensor([2]), torch.tensor([0.0]))
@@ -309,14 +309,14 @@ def test_rows_of_priority_0_are_drawn_only_where_all_are():
 @pytest.mark.parametrize("added", [3, 5, 7, 13])
 @pytest.mark.parametrize("age", [1, 2, 4, 5])
 def test_rows_before_the_oldest_are_not_drawn(added, age):
-    """Also where the range goes around the end, where it has no priority at all, and with an oldest that is gone."""
+    """Include ranges that wrap around, ranges without any priority, and an oldest row that was overwritten."""
     priority = [1.0, 0.0, 3.0, 0.5, 2.0][:added]
     buffer, state = filled(5, added, priority, alpha=1.0)
     oldest = max(added - age, 0)
     expected = torch.zeros(5, dtype=torch.float64)
     for number in range(max(oldest, added - 5), added):
         expected[number % 5] = state.mass[number % 5]
-    if not expected.any():  # uniformly, then
+    if not expected.any():  # then rows are drawn uniformly
         expected[[number % 5 for number in range(max(oldest, added - 5), added)]] = 1
     counts = torch.bincount(buffer.sample(state, spread(6_000), torch.tensor(oldest)).indices, minlength=5)
     assert ((counts - 6_000 * expected / expected.sum()).abs() <= 2).all()
@@ -324,8 +324,8 @@ def test_rows_before_the_oldest_are_not_drawn(added, age):
     asserts.assert_trees_equal(*drawn)
 
 
-def test_what_cannot_be_refused_changes_nothing():
-    """Inside of a transform: negative priorities, NaN, and positions that no row is at."""
+def test_invalid_updates_under_transforms_are_ignored():
+    """Pass negative priorities, NaN and invalid positions under vmap, where no error can be raised."""
     buffer, state = filled(8, 5, [1.0, 2.0, 3.0, 4.0, 5.0])
     indices = torch.tensor([[0, 1, 6, 9, -1, 2]])
     priority = torch.tensor([[torch.nan, -1.0, 5.0, 5.0, 5.0, 0.0]])
@@ -337,7 +337,7 @@ def test_what_cannot_be_refused_changes_nothing():
     assert not drawn.batch.reward.any()
 
 
-# As a function
+# Laws of a function
 
 
 def steps(buffer):
@@ -362,8 +362,8 @@ def test_laws_of_a_function():
     programs.donated(vmap(lambda *args: step(*args)[0]), lanes, batches, bits)
 
 
-def test_a_row_costs_its_path_and_not_the_tree():
-    """Only what is written in place is larger than a level of sums."""
+def test_the_cost_of_a_row_does_not_depend_on_the_capacity():
+    """Check that only operators that write in place have outputs larger than a level of sums."""
     capacity = 10**6
     buffer, state = filled(capacity, 3)
     graph = make_fx(lambda state, batch, bits: steps(buffer)(state, batch, bits), tracing_mode="fake")
@@ -373,8 +373,8 @@ def test_a_row_costs_its_path_and_not_the_tree():
         for names, tensors in zip(found, ([node], node.all_input_nodes), strict=True):
             if any(math.prod(getattr(x.meta.get("val"), "shape", ())) > 10**4 for x in tensors):
                 names.add(str(node.target).split(".")[1])
-    assert found[0] == {"index_put", "view"}, "are as large as the buffer"
-    assert found[1] == {"index_put", "view", "index", "slice"}, "take what is as large"
+    assert found[0] == {"index_put", "view"}, "operators with outputs as large as the buffer"
+    assert found[1] == {"index_put", "view", "index", "slice"}, "operators with inputs as large as the buffer"
 
 
 def test_float64_rows_have_float64_weights():
@@ -385,7 +385,7 @@ def test_float64_rows_have_float64_weights():
     assert prioritized.buffer(4).sample(filled(4, 2)[1], spread(3), 0).weight.dtype == torch.float32
 
 
-LIES = {
+INVALID_STATES = {
     "priorities": lambda s: s._replace(mass=s.mass - 3),
     "priorities of others": lambda s: s._replace(mass=s.mass * 2**20),
     "priorities without rows": lambda s: s._replace(mass=torch.ones_like(s.mass)),
@@ -398,21 +398,21 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("name", LIES)
-def test_a_state_out_of_a_file_is_looked_at(name):
+@pytest.mark.parametrize("name", INVALID_STATES)
+def test_an_invalid_state_is_refused(name):
     buffer, state = filled(10, 8, [1.0, 2.0, 0.0])
-    lanes = tree.stack([state, state])
-    assert all(sound(buffer, lanes).values())
-    assert not all(sound(buffer, LIES[name](lanes)).values())
+    stacked = tree.stack([state, state])
+    assert all(invariants(buffer, stacked).values())
+    assert not all(invariants(buffer, INVALID_STATES[name](stacked)).values())
 
 
-def test_frames_over_prioritized_rows_are_drawn_from_the_oldest_whole_row_on():
-    """Rows whose frames are gone stay in the tree and are not drawn."""
+def test_prioritized_rows_without_frames_are_not_drawn():
+    """Check that rows whose frames were overwritten are not drawn, although they are still in the tree."""
     buffer = replay.frames.wrap(prioritized.buffer(40), 1, 2, 40)
     obs = torch.zeros(1, 2, 3)
     batch = rows(0)._replace(obs=obs, next_obs=obs)
     state = buffer.init(tree.index(batch, 0))
-    for number in range(120):  # each step is a separate episode, which takes two frames
+    for number in range(120):  # each step is an episode, which takes two frames
         batch = batch._replace(action=torch.tensor([number]))
         state, _ = buffer.add(state, batch, torch.tensor([True]), None, GAMMA)
     size = int(buffer.size(state))

@@ -1,4 +1,4 @@
-"""The values of the probes against value iteration on their stepped transitions."""
+"""Compare the values of the probes with value iteration on their stepped transitions."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def optimal(found, shape, gamma, truncation_ends=False, masked=True):
             stop = terminated or (truncated and truncation_ends)
             value = reward + (0.0 if stop else gamma * max(choices))
             if legal or not masked:
-                # The value of an action at a place does not depend on the time.
+                # The value of an action in a state does not depend on the time.
                 assert new[row, action].isnan() or abs(new[row, action] - value) < 1e-12
                 new[row, action] = value
         if torch.equal(new.nan_to_num(), q.nan_to_num()):

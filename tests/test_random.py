@@ -1,4 +1,4 @@
-"""Threefry equals jax.random bit for bit: recorded vectors and, where it is installed, JAX itself."""
+"""Compare Threefry with jax.random bit for bit: with recorded vectors and, if it is installed, with JAX."""
 
 import json
 import math
@@ -84,7 +84,7 @@ def test_fold_in_broadcasts():
 
 
 def test_derived_keys_are_different():
-    """Keys that are folded, split and seeded from each other are all different."""
+    """Check that `fold_in`, `split` and `key` give different keys."""
     keys = random.key(list(range(50)))
     family = torch.cat(
         [keys, random.split(keys, 3).reshape(-1, 2), random.fold_in(keys, 5), random.fold_in(keys, 2**31)]
@@ -120,19 +120,19 @@ def test_distributions():
 
 @given(st.integers(1, 2**31 - 1))
 def test_index_is_in_range_and_reaches_both_ends(size):
-    words = torch.tensor([0, 1, 2**31, 2**32 - 1])
-    at = random.index(words, size)
-    assert at.tolist() == [int(w) * size >> 32 for w in words]
+    bits = torch.tensor([0, 1, 2**31, 2**32 - 1])
+    at = random.index(bits, size)
+    assert at.tolist() == [int(w) * size >> 32 for w in bits]
     assert at[0] == 0
     assert at[-1] == size - 1
 
 
 @pytest.mark.parametrize("size", [2**31 - 1, 2**31 - 2, 1_000_003])
 def test_index_does_not_overflow_near_its_limit(size):
-    words = random.bits(random.key(1), (1000,))
-    expected = [int(w) * size >> 32 for w in words]
-    assert random.index(words, size).tolist() == expected
-    assert random.index(words, torch.tensor(size)).tolist() == expected
+    bits = random.bits(random.key(1), (1000,))
+    expected = [int(w) * size >> 32 for w in bits]
+    assert random.index(bits, size).tolist() == expected
+    assert random.index(bits, torch.tensor(size)).tolist() == expected
 
 
 @given(strategies.keys(), st.integers(-(2**40), 2**40), st.integers(1, 2**31 - 1))
@@ -152,19 +152,19 @@ NOT_INT64 = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16, to
 
 
 @pytest.mark.parametrize("dtype", NOT_INT64)
-@pytest.mark.parametrize("f", [random.unit, lambda words: random.index(words, 1000)], ids=["unit", "index"])
+@pytest.mark.parametrize("f", [random.unit, lambda bits: random.index(bits, 1000)], ids=["unit", "index"])
 def test_bits_of_another_dtype_are_refused_also_under_vmap(f, dtype):
-    """int32 bits gave the indices -1 and 0 of 1000, uint8 bits only 0."""
-    words = random.bits(random.key(0), (8,)).to(dtype)
+    """Refuse other dtypes: int32 bits would give the indices -1 and 0 of 1000, uint8 bits only 0."""
+    bits = random.bits(random.key(0), (8,)).to(dtype)
     for call in (f, torch.func.vmap(f)):
         with pytest.raises(TypeError, match=f"^bits: expected torch.int64, got {dtype}"):
-            call(words)
+            call(bits)
 
 
 def test_sizes_of_any_integer_dtype_are_widened():
-    words = random.bits(random.key(0), (8,))
+    bits = random.bits(random.key(0), (8,))
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16):
-        assert torch.equal(random.index(words, torch.tensor(100, dtype=dtype)), random.index(words, 100))
+        assert torch.equal(random.index(bits, torch.tensor(100, dtype=dtype)), random.index(bits, 100))
 
 
 def test_data_of_any_integer_dtype_is_widened():
@@ -187,7 +187,7 @@ def test_unit_uses_the_upper_bits():
 
 
 def test_normal_equals_jax_to_the_documented_relative_error():
-    """Measured where the error is largest: a million numbers, including the tails. An absolute 6e-6 does not hold."""
+    """Measure the error of a million numbers, including the tails, where the absolute error exceeds 6e-6."""
     stated = float(re.search(r"`normal` in float32 differs by a relative error of up\nto (\S+),", random.__doc__)[1])
     jax = pytest.importorskip("jax")
     ours = random.normal(random.key(1), (1_000_000,)).double()

@@ -1,4 +1,4 @@
-"""The README files: code runs, commands parse, links, paths and tests exist, help texts use the field's terms."""
+"""Tests of the README files: code, commands, links, paths and names of tests are valid; help texts use common terms."""
 
 import ast
 import importlib
@@ -26,8 +26,8 @@ def blocks(language, text=README):
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
-def block(words):
-    (found,) = (text for text in blocks("python") if words in text)
+def block(excerpt):
+    (found,) = (text for text in blocks("python") if excerpt in text)
     return found
 
 
@@ -36,7 +36,7 @@ def checked_blocks():
 
 
 def dotted_names(code):
-    """Return the dotted names in the code that begin with `fdqn` or with a name imported from it."""
+    """Return the dotted names in the code that start with `fdqn` or with a name imported from it."""
     program, imported, names = ast.parse(code), {"fdqn": "fdqn"}, set()
     for node in ast.walk(program):
         if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "fdqn":
@@ -67,7 +67,7 @@ def exists(dotted):
     return True
 
 
-def test_dotted_names_are_found_and_missing_ones_noticed():
+def test_missing_dotted_names_are_detected():
     code = "import fdqn\nfrom fdqn import optim\nrun = fdqn.absent(1)\noptim.adam(1).update\nrun.plot\n"
     assert dotted_names(code) == {"fdqn.optim", "fdqn.absent", "fdqn.optim.adam"}
     assert exists("fdqn.optim.adam")
@@ -76,7 +76,7 @@ def test_dotted_names_are_found_and_missing_ones_noticed():
 
 
 def test_public_names_of_the_package_exist():
-    """pdoc documents these; a name that cannot be imported ends it with a traceback."""
+    """Check names that pdoc documents; it fails on a name that cannot be imported."""
     assert [name for name in fdqn.__all__ if not exists(f"fdqn.{name}")] == []
 
 
@@ -91,8 +91,8 @@ def missing(code):
 
 
 @pytest.mark.parametrize("page", ["README.md", "fdqn/README.md", "benchmarks/README.md"])
-def test_functions_in_text_exist(page):
-    """`losses.huber` in a text or a table is a name of the module `fdqn.ops.losses`, and so for every module."""
+def test_functions_in_texts_exist(page):
+    """Resolve names such as `losses.huber` in texts and tables in the modules of fdqn, here `fdqn.ops.losses`."""
     spans = " ".join(re.findall(r"`([^`\n]+)`", PAGES[page]))
     named = {
         f"fdqn.{module}.{name}" for module, name in re.findall(r"(?<![\w./])(\w+)\.((?!(?:py|json)\b)[a-z]\w*)", spans)
@@ -101,7 +101,7 @@ def test_functions_in_text_exist(page):
 
 
 def test_names_of_the_changelog_exist():
-    """In the tables of what moved and what was renamed, the names of 0.2 are relative to `fdqn`."""
+    """Resolve the names of version 0.2 in the tables of moved and renamed functions, which are relative to `fdqn`."""
     changes = (ROOT / "fdqn/docs/changelog.md").read_text()
     new = " ".join(row.split(" | ")[-1] for row in re.findall(r"^\| `.*", changes, re.M))
     names = {f"fdqn.{name}" for name in re.findall(r"(?<![\w.])(?!fdqn\.|agent\.|losses\.)(\w+(?:\.\w+)+)", new)}
@@ -111,7 +111,7 @@ def test_names_of_the_changelog_exist():
 
 @pytest.mark.parametrize("code", checked_blocks())
 def test_checked_blocks_run(tmp_path, monkeypatch, capsys, code):
-    """Each marked block runs as printed, on fewer seeds and steps and without compiling."""
+    """Run each marked block as printed, with fewer seeds and steps and without compiling."""
     assert missing(code) == []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compile, "compiled", lambda program, *how: training.vmapped(program))
@@ -130,17 +130,17 @@ def test_laws_run():
 
 
 @pytest.mark.parametrize("name", ["corridor", "Corridor"])
-def test_environments_of_one_s_own_are_trained(tmp_path, monkeypatch, name):
-    """In a corridor one learns to go right: greedily every episode ends with the reward."""
+def test_user_environments_are_trained(tmp_path, monkeypatch, name):
+    """Train in a corridor with a reward at its right end, which every greedy episode must reach."""
     functions, gym_class = block("def corridor"), block("class Corridor")
     assert all(len([line for line in code.splitlines() if line.strip()]) <= 30 for code in (functions, gym_class))
     (tmp_path / "mine.py").write_text(functions + "\n\n" + gym_class)
     monkeypatch.chdir(tmp_path)
-    words = shlex.split("--no-compile --seeds 2 --steps 3000 --learning-starts 300 --learning-rate 0.01 --gamma 0.9")
-    assert cli.main(["train", "--env", f"mine:{name}", *words, "--out", "run"]) == 0
+    flags = shlex.split("--no-compile --seeds 2 --steps 3000 --learning-starts 300 --learning-rate 0.01 --gamma 0.9")
+    assert cli.main(["train", "--env", f"mine:{name}", *flags, "--out", "run"]) == 0
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["final_return"]["per_seed"] == [1.0, 1.0]
-    assert cli.main(["eval", "run"]) == 1, "code is named again"
+    assert cli.main(["eval", "run"]) == 1, "--env is required again for user code"
     assert cli.main(["eval", "run", "--env", f"mine:{name}"]) == 0
     if name == "corridor":
         laws.env(envs.find("mine:corridor"))
@@ -156,9 +156,9 @@ def test_first_two_shell_blocks_are_one_command_each():
 
 @pytest.mark.parametrize("command", re.findall(r"^\| `fdqn (.*?)` \|", README, re.M))
 def test_commands_of_the_table_parse(command):
-    first, *_ = words = shlex.split(command)
+    first, *_ = arguments = shlex.split(command)
     parsed = {"train": parse.Train, "summary": parse.Summary}.get(first, parse.COMMANDS[first])
-    assert isinstance(parse.parse(words), parsed)
+    assert isinstance(parse.parse(arguments), parsed)
 
 
 def links():
@@ -180,7 +180,7 @@ def named_tests():
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(named_tests())))
-def test_tests_that_the_tables_name_exist(file, name):
+def test_tests_in_the_tables_exist(file, name):
     assert f"\ndef {name}(" in (ROOT / file).read_text()
 
 
@@ -202,8 +202,8 @@ def test_every_section_of_the_table_names_a_test():
     assert all("`test_" in row or "::test_" in row for row in table)
 
 
-def test_map_of_the_package_names_every_module_and_nothing_else():
-    """Each row names a module, or a folder as a whole; bold rows head the modules of a folder."""
+def test_the_map_of_the_package_has_exactly_the_modules():
+    """Compare the rows with the modules. A row names a module or a whole folder; bold rows are headings."""
     entries, heads = set(), set()
     for row in rows("| to change | open |"):
         (heads if row.startswith("| **") else entries).update(re.findall(r"`([\w/.]+)`", row.split(" | ")[-1]))
@@ -221,7 +221,7 @@ def test_pages_use_the_field_s_terms(page):
 
 @pytest.mark.parametrize("command", list(parse.COMMANDS))
 def test_help_uses_the_field_s_terms_and_breaks_lines_at_sentences(monkeypatch, capsys, command):
-    """No word of a private dialect but in the names of flags; a line break in a help text follows a sentence."""
+    """Allow none of `PRIVATE_WORDS` except in names of flags, and line breaks only after sentences."""
     monkeypatch.setenv("COLUMNS", "4000")
     assert cli.main([command, "--help"]) == 0
     text = re.sub(r"--[\w-]+", "", capsys.readouterr().out.replace("│", " "))

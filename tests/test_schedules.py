@@ -1,4 +1,4 @@
-"""Schedules: their end points, and the schedulers of PyTorch."""
+"""Compare schedules with their end points and with the schedulers of PyTorch."""
 
 from functools import partial
 
@@ -112,7 +112,7 @@ EACH = pytest.mark.parametrize("name", PAIRS)
 
 
 @EACH
-def test_equals_pytorchs_at_every_step(name):
+def test_equals_pytorch_at_every_step(name):
     ours, make = PAIRS[name]
     expected = theirs(make, len(STEPS))
     for steps in (STEPS, STEPS.double(), STEPS.to(torch.int32)):
@@ -148,7 +148,7 @@ def test_laws_of_a_function(name):
 
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 3000))
 def test_restarts_at_any_step_equal_pytorch(steps, growth, step):
-    """PyTorch computes restarts by a loop over whole periods."""
+    """Compare with PyTorch, which computes restarts by a loop over whole periods."""
     begun, length = 0, steps
     while step >= begun + length:
         begun, length = begun + length, length * growth
@@ -225,7 +225,7 @@ def test_schedules_may_differ_between_seeds():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
 def test_narrow_integer_steps_do_not_wrap(dtype):
-    """300 in uint8 is 44, and 2**40 in int32 is 0."""
+    """Use steps that would wrap: 300 in uint8 is 44, and 2**40 in int32 is 0."""
     step, large = torch.tensor([0, 60, 100], dtype=dtype), {torch.int32: 2**40}.get(dtype, 2**17 + 300)
     ends = [partial(schedules.constant, value=1.0), partial(schedules.constant, value=2.0)]
     assert schedules.sequence(step, ends, [large]).tolist() == [1.0, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""Every flag of the contract exists, is documented, and reaches the program that trains."""
+"""Tests of settings: every flag exists, is documented and reaches the program; presets have the published values."""
 
 import dataclasses
 import inspect
@@ -38,7 +38,7 @@ CONTRACT = shlex.split("""
 --device --tf32 --compile --engine --check-compile
 """)
 
-# Another value than the default for every field.
+# A value other than the default for every field.
 OTHER = {
     "env": "acrobot",
     "env_kwargs": ("is_slippery=False", "map_name='8x8'"),
@@ -143,11 +143,11 @@ def arguments(name, value):
             return [f"--{flag}", str(value)]
 
 
-def parsed(*words):
-    return parse.parse(["train", *words]).settings
+def parsed(*flags):
+    return parse.parse(["train", *flags]).settings
 
 
-def test_fields_are_the_contract_s_flags():
+def test_every_field_has_a_flag():
     assert [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(Settings)] == CONTRACT
     assert set(OTHER) == {field.name for field in dataclasses.fields(Settings)}
     assert all(getattr(Settings(), name) != value for name, value in OTHER.items())
@@ -156,8 +156,8 @@ def test_fields_are_the_contract_s_flags():
 @pytest.mark.parametrize("name", OTHER)
 def test_a_flag_sets_its_field_and_no_other(name):
     needed = WITH.get(name, {})
-    words = [word for other, value in needed.items() for word in arguments(other, value)]
-    assert parsed(*words, *arguments(name, OTHER[name])) == settings.make({**needed, name: OTHER[name]})
+    flags = [flag for other, value in needed.items() for flag in arguments(other, value)]
+    assert parsed(*flags, *arguments(name, OTHER[name])) == settings.make({**needed, name: OTHER[name]})
     usual = settings.defaults(OTHER[name] if name == "algorithm" else needed.get("algorithm", "dqn"))
     changed = {**needed, name: OTHER[name]}
     if changed.get("noisy"):
@@ -173,8 +173,8 @@ def test_all_flags_of_an_algorithm_at_once(algorithm):
     names = [name for name in OTHER if algorithm in settings._READ_BY.get(name, (algorithm,)) and name not in unread]
     given = {**{name: OTHER[name] for name in names}, "algorithm": algorithm}
     assert len(given) > 20
-    words = [word for name, value in given.items() for word in arguments(name, value)]
-    assert parsed(*words) == settings.make(given)
+    flags = [flag for name, value in given.items() for flag in arguments(name, value)]
+    assert parsed(*flags) == settings.make(given)
 
 
 @pytest.mark.parametrize("name", WITH)
@@ -204,26 +204,26 @@ def test_the_table_of_algorithms_shows_what_each_reads():
         assert cell == ("yes" if name in settings._READ_BY[flag] else ""), (name, flag)
 
 
-def test_no_flag_is_all_defaults():
+def test_without_flags_all_settings_are_defaults():
     assert parsed() == Settings()
 
 
 @pytest.mark.parametrize("name", ["minatar", "nature"])
-def test_a_preset_stands_in_place_of_the_defaults(name):
+def test_a_preset_replaces_the_defaults(name):
     expected = Settings(**presets.PRESETS[name].settings)
     catch = dataclasses.replace(expected, env="catch")
     given = parsed("--env", "catch", "--preset", name)
     assert given == parsed("--env=catch", f"--preset={name}") == catch != dataclasses.replace(Settings(), env="catch")
-    asked = parsed("--env", "catch", "--preset", name, "--batch-size", "7", "--double")
-    assert asked == dataclasses.replace(expected, env="catch", batch_size=7, double=True)
+    changed = parsed("--env", "catch", "--preset", name, "--batch-size", "7", "--double")
+    assert changed == dataclasses.replace(expected, env="catch", batch_size=7, double=True)
     assert parsed() == Settings()
 
 
-def test_presets_are_all_that_the_flag_takes():
+def test_the_preset_flag_accepts_all_presets():
     assert get_args(presets.PresetName) == tuple(presets.PRESETS)
 
 
-def test_minatar_s_preset_is_the_paper_s():
+def test_minatar_preset_equals_the_paper():
     """Compare with Young and Tian 2019, section 3, and the constants of the package's examples/dqn.py."""
     given = Settings(**presets.PRESETS["minatar"].settings)
     program, hyper = assemble.program(dataclasses.replace(given, env="minatar:breakout")), assemble.hyper(given)
@@ -240,8 +240,8 @@ def test_minatar_s_preset_is_the_paper_s():
     assert given.steps == 5_000_000
 
 
-def test_nature_s_preset_is_the_paper_s():
-    """Compare with Mnih et al. 2015, extended data table 1, and its text: rewards are clipped, lost lives are ends."""
+def test_nature_preset_equals_the_paper():
+    """Compare with Mnih et al. 2015, extended data table 1, and its text: clipped rewards, lost lives as ends."""
     pytest.importorskip("ale_py")
     given = Settings(**presets.PRESETS["nature"].settings)
     program, hyper = assemble.program(dataclasses.replace(given, env="ale:Pong")), assemble.hyper(given)
@@ -264,7 +264,7 @@ def test_nature_s_preset_is_the_paper_s():
     ("minatar", {0: 1.0, 4_999: 1.0, 5_000: 1.0, 5_001: 1 - 9e-6, 55_000: 0.55, 100_000: 0.145, 105_000: 0.1}),
     ("nature", {0: 1.0, 49_999: 1.0, 50_000: 1.0, 550_000: 0.55, 1_000_000: 0.145, 1_050_000: 0.1, 9_000_000: 0.1}),
 ])  # fmt: skip
-def test_a_preset_s_epsilon_is_the_authors(name, expected):
+def test_epsilon_of_presets_equals_the_authors_code(name, expected):
     """Compare with their code: 1 until learning starts, then 1 - 0.9 t / T after t more steps, and 0.1 after T."""
     given = Settings(**{**presets.PRESETS[name].settings, "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     program, hyper = assemble.program(given), assemble.hyper(given)
@@ -273,7 +273,7 @@ def test_a_preset_s_epsilon_is_the_authors(name, expected):
     assert epsilon.tolist() == pytest.approx(list(expected.values()), abs=1e-7)
 
 
-def test_learning_starts_moves_a_preset_s_warmup_too():
+def test_learning_starts_sets_the_warmup_of_a_preset():
     given = dataclasses.replace(
         Settings(**presets.PRESETS["nature"].settings), env="catch", learning_starts=2_001, steps=64_000
     )
@@ -291,19 +291,19 @@ def test_settings_of_version_0_1_keep_their_behaviour():
     assert (read.algorithm, read.network, read.learning_rate_schedule) == ("dqn", "auto", "constant")
 
 
-def minatar_s_root(g):
+def minatar_root(g):
     """Return the root of the variance after one gradient, plus 0.01, for the mean loss of the package's dqn.py."""
     return (0.05 * g**2 - (0.05 * g) ** 2).sqrt() + 0.01
 
 
-def nature_s_root(g):
+def nature_root(g):
     """Return the root for gradients that are summed over 32 rows, with 0.01 added to their variance."""
     summed = 32 * g
     return (0.05 * summed**2 - (0.05 * summed) ** 2 + 0.01).sqrt() / 32
 
 
-@pytest.mark.parametrize(("name", "root"), [("minatar", minatar_s_root), ("nature", nature_s_root)])
-def test_a_preset_s_first_step_is_the_paper_s(name, root):
+@pytest.mark.parametrize(("name", "root"), [("minatar", minatar_root), ("nature", nature_root)])
+def test_first_optimizer_step_of_presets_equals_the_paper(name, root):
     """Compare the first steps, for gradients much smaller than, similar to and much larger than 0.01."""
     given = Settings(**{**presets.PRESETS[name].settings, "env": "catch", "terminal_on_life_loss": False, "seeds": 1})
     optimizer = assemble.optimizer(given)(tree.cast(tree.index(assemble.hyper(given), 0), torch.float64))
@@ -316,9 +316,9 @@ def test_a_preset_s_first_step_is_the_paper_s(name, root):
 def test_every_field_is_documented():
     source = inspect.getsource(settings)
     for field in dataclasses.fields(Settings):
-        said = re.search(rf'^    {field.name}: [^\n]*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
-        assert said, field.name
-        assert all(line.endswith(".") for line in said[1].splitlines()), field.name
+        found = re.search(rf'^    {field.name}: [^\n]*\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL)
+        assert found, field.name
+        assert all(line.endswith(".") for line in found[1].splitlines()), field.name
 
 
 def test_defaults_of_the_command_and_of_the_library_agree():
@@ -331,8 +331,8 @@ def test_defaults_of_the_command_and_of_the_library_agree():
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(training.Config)])
 def test_every_size_reaches_the_program(name, monkeypatch):
     if name == "terminal_on_life_loss":
-        world = HostEnv(None, envs.find("cartpole").spec, counts_lives=lambda: True)
-        monkeypatch.setattr(envs, "find", lambda name: world)
+        env = HostEnv(None, envs.find("cartpole").spec, counts_lives=lambda: True)
+        monkeypatch.setattr(envs, "find", lambda name: env)
     config = assemble.program(dataclasses.replace(Settings(), **{name: OTHER[name], "batch_size": 32})).config
     assert getattr(config, name) == OTHER[name]
 
@@ -348,7 +348,7 @@ def test_every_hyper_parameter_reaches_all_seeds(name):
         assert value.tolist() == pytest.approx([OTHER[name]] * 4 if field == name else getattr(plain, field).tolist())
 
 
-def test_epsilon_s_fraction_of_the_run_becomes_steps():
+def test_epsilon_fraction_is_converted_to_steps():
     hyper = assemble.hyper(Settings(steps=50_000, epsilon_fraction=0.3, seeds=2))
     assert hyper.epsilon_steps.tolist() == pytest.approx([15_000] * 2)
 
@@ -362,7 +362,7 @@ def test_replay_is_no_larger_than_the_run():
     assert assemble.program(Settings(steps=2_000, capacity=10_000)).config.capacity == 2_000
     assert assemble.program(Settings(steps=20_000, capacity=10_000)).config.capacity == 10_000
     assert assemble.program(Settings(steps=50, learning_starts=0, n_step=1, capacity=10_000)).config.capacity == 128, (
-        "a batch must fit"
+        "the capacity is at least a batch"
     )
 
 
@@ -374,7 +374,7 @@ def test_the_given_loss_is_used(loss, double):
     assert bound.args[1] is {"mse": losses.squared, "huber": losses.huber}[loss]
 
 
-def test_parts_of_a_network_join_to_its_body():
+def test_parts_of_a_network_joined_are_its_body():
     given = settings.defaults("rainbow")
     trunk, head = assemble.parts(given, 3)
     key = assemble.keys(given)[0]
@@ -413,7 +413,7 @@ def test_frames_have_a_convolutional_network(monkeypatch, shape, network):
 
 
 @pytest.mark.parametrize("shape", [(7, 7, 3), (2, 3, 4), (84, 84, 9), (4, 35, 84), (1, 10, 11), (10, 10), (3, 2, 3, 4)])
-def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
+def test_shapes_without_a_convolutional_network_are_flattened(monkeypatch, shape):
     made = envs.make("minatar:breakout")
     monkeypatch.setattr(assemble.envs, "find", lambda name: made._replace(spec=made.spec._replace(obs_shape=shape)))
     key = assemble.keys(Settings(seeds=1))[0]
@@ -423,7 +423,7 @@ def test_what_suits_no_convolution_is_flattened(monkeypatch, shape):
         assert torch.equal(ours.apply(params, obs), expected.apply(expected.init(key), obs))
 
 
-def test_no_clip_without_a_norm():
+def test_an_infinite_norm_disables_clipping():
     hyper = tree.index(training.hyper(1), 0)
     params = {"w": torch.zeros(2)}
     clipped = assemble.optimizer(Settings(max_grad_norm=10.0))(hyper).init(params)
@@ -431,8 +431,8 @@ def test_no_clip_without_a_norm():
     assert assemble.optimizer(Settings(max_grad_norm=math.inf, learning_rate_schedule="constant")) is assemble.adam
 
 
-def test_rmsprop_is_minatar_s():
-    """With and without a norm, three steps are PyTorch's, centered, with that paper's numbers."""
+def test_rmsprop_equals_that_of_minatar():
+    """Compare three steps, with and without clipping, with PyTorch and the constants of the paper."""
     clipped = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=0.5, learning_rate_schedule="constant"))
     free = assemble.optimizer(Settings(optimizer="rmsprop", max_grad_norm=math.inf, learning_rate_schedule="constant"))
     assert free is assemble.rmsprop
@@ -451,7 +451,7 @@ def test_rmsprop_is_minatar_s():
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "exponential", "cosine"])
-def test_learning_rates_are_those_of_the_optimizer(schedule):
+def test_reported_learning_rates_equal_those_of_the_optimizer(schedule):
     """Compare the rate after each number of updates with the step that SGD takes next on a gradient of 1."""
     given = Settings(
         steps=60, learning_starts=10, num_envs=5, updates_per_cycle=1, optimizer="sgd", max_grad_norm=math.inf,
@@ -470,15 +470,15 @@ def test_learning_rates_are_those_of_the_optimizer(schedule):
 
 
 def test_stream_q_reports_the_learning_rate_that_it_uses():
-    """Its updates take `Hyper.learning_rate`, whatever the schedules of other algorithms are."""
+    """Check that it reports `Hyper.learning_rate`, because its updates use no schedule."""
     given = settings.make({"algorithm": "stream-q", "seeds": 2, "steps": 100, "learning_rate": 0.5})
     assert given.learning_rate_schedule != "constant"
     rates = assemble.learning_rates(given, assemble.hyper(given), torch.tensor([0, 90]))
     assert rates.tolist() == [0.5, 0.5]
 
 
-def test_nature_s_rmsprop_is_the_authors():
-    """With and without a norm, three steps of the authors' code written out, on gradients of 32 times the size."""
+def test_nature_rmsprop_equals_the_authors_code():
+    """Compare three steps, with and without clipping, with the authors' code on gradients of 32 times the size."""
     clipped = assemble.optimizer(
         Settings(optimizer="nature-rmsprop", max_grad_norm=0.5, learning_rate_schedule="constant")
     )
@@ -499,7 +499,7 @@ def test_nature_s_rmsprop_is_the_authors():
             np.testing.assert_allclose(params["w"].numpy(), theirs, rtol=1e-9, atol=1e-9)
 
 
-def test_index_i_has_seed_plus_i():
+def test_index_i_has_the_key_of_seed_plus_i():
     from fdqn import random
 
     keys = assemble.keys(Settings(seed=5, seeds=3))
@@ -508,7 +508,7 @@ def test_index_i_has_seed_plus_i():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
         ({"seeds": 0}, "seeds: expected at least 1, got 0"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
@@ -532,12 +532,12 @@ def test_index_i_has_seed_plus_i():
         ({"env": "cartpol"}, "unknown environment 'cartpol'; did you mean 'cartpole'"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(given, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_settings_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
         assemble.program(Settings(**given))
 
 
-def test_the_last_seed_there_is():
+def test_the_largest_seed():
     assert len(assemble.keys(Settings(seed=2**32 - 2, seeds=2))) == 2
     assemble.program(Settings(seed=2**32 - 2, seeds=2))
 
@@ -545,28 +545,28 @@ def test_the_last_seed_there_is():
 @pytest.mark.parametrize(
     ("steps", "learning_starts", "refused"), [(400, 395, True), (400, 390, False), (401, 395, False)]
 )
-def test_a_run_that_would_not_learn_is_refused(steps, learning_starts, refused):
-    asked = Settings(steps=steps, learning_starts=learning_starts, num_envs=10)
+def test_a_run_without_an_update_is_refused(steps, learning_starts, refused):
+    given = Settings(steps=steps, learning_starts=learning_starts, num_envs=10)
     if refused:
         with pytest.raises(ValueError, match=r"learning_starts: .*no update"):
-            assemble.program(asked)
+            assemble.program(given)
     else:
-        assemble.program(asked)
+        assemble.program(given)
 
 
-def test_replay_holds_whole_training_iterations_of_a_run():
+def test_capacity_is_rounded_up_to_whole_iterations():
     rows = assemble.program(Settings(steps=2_001, steps_per_cycle=20, num_envs=10)).config.capacity
     assert rows == 2_200
 
 
-def test_settings_go_through_json_unchanged():
+def test_settings_are_unchanged_by_json():
     for given in (Settings(), Settings(**OTHER), Settings(max_grad_norm=math.inf), settings.defaults("rainbow")):
         text = json.dumps(settings.to_json(given), allow_nan=False)
         assert settings.from_json(json.loads(text)) == given
 
 
-def test_a_program_without_clipping_has_plain_adam():
-    """An infinite norm clips nothing, so that the same gradients give the same updates."""
+def test_clipping_at_an_infinite_norm_equals_plain_adam():
+    """Compare updates with those of clipping at an infinite norm."""
     hyper = Hyper(*torch.tensor([0.1, 0.99, 1.0, 0.0, 1.0, 1.0, math.inf]))
     params = {"w": torch.tensor([3.0, -4.0])}
     plain, clipped = assemble.adam(hyper), assemble.clipped(assemble.adam)(hyper)

@@ -71,7 +71,7 @@ def test_single_values_stay_flags(line, same):
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "message"),
     [
         ("--gamma 0.9 much", "gamma: expected a number, got 'much'"),
         ("--gamma 0.9 nan", "gamma: expected a number, got 'nan'"),
@@ -84,8 +84,8 @@ def test_single_values_stay_flags(line, same):
         ("--gamma 0.9 lin:0:1", "gamma: expected several values or one range, got 'lin:0:1' among several"),
     ],
 )
-def test_what_is_no_value_is_refused(line, says):
-    with pytest.raises(ValueError, match=f"^{re.escape(says)}$"):
+def test_invalid_values_are_refused(line, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         split(f"train {line}")
 
 

@@ -1,4 +1,4 @@
-"""The interquartile mean and its interval, against plain Python and a hand-written bootstrap."""
+"""Compare the interquartile mean and its interval with plain Python and a hand-written bootstrap."""
 
 import time
 from itertools import pairwise
@@ -73,7 +73,7 @@ def test_interval_equals_a_hand_written_bootstrap(confidence):
     assert estimate.low == pytest.approx(low, abs=0.1 * width)
     assert estimate.high == pytest.approx(high, abs=0.1 * width)
     other_low, _ = bootstrapped(values, 0.8, 4_000, seed=11)
-    assert abs(other_low - low) > 0.1 * width, "another confidence must fail"
+    assert abs(other_low - low) > 0.1 * width, "the interval of another confidence differs"
 
 
 @pytest.mark.parametrize("seeds", [5, 8, 24])
@@ -132,7 +132,7 @@ def covered(method, seeds, draw=np.random.Generator.normal, truth=0.0, experimen
 
 
 def test_coverage_equals_the_table_of_the_docstring():
-    """For normal returns; `benchmarks/coverage.py` has the others. Four standard errors are 4 percentage points."""
+    """Check normal returns to 4 percentage points, four standard errors. See `benchmarks/coverage.py` for others."""
     kinds = {}
     for method, seeds, expected in [
         ("percentile", 2, 0.50), ("percentile", 4, 0.87), ("percentile", 5, 0.90), ("percentile", 16, 0.94),

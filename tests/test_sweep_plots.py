@@ -1,4 +1,4 @@
-"""Pictures of sweeps: which are drawn, their data, their ticks, and text that neither overlaps nor leaves the page."""
+"""Tests of pictures of sweeps: selection, data, ticks, and text that neither overlaps nor leaves the page."""
 
 import itertools
 import time
@@ -78,7 +78,7 @@ def means_of(table):
         (("gamma",), [(0.9,)], {"Sensitivity": 1}),
     ],
 )
-def test_pictures_that_apply(names, values, expected):
+def test_pictures_fit_the_names_and_values(names, values, expected):
     figure = drawn(names, values, np.arange(6.0 * len(values)).reshape(len(values), 6))
     assert dict(zip(titles(figure), (len(part.axes) for part in figure.subfigs), strict=True)) == expected
     assert figure.get_suptitle() == "cartpole"
@@ -357,7 +357,7 @@ def test_texts_do_not_overlap_and_stay_on_the_page(picture):
         figure.subfigs[1].axes[0].tick_params(labelrotation=0, labelsize=14)
         figure.draw_without_rendering()
         pairs = [pair for group in boxes(figure) for pair in itertools.combinations(group, 2)]
-        assert any(one.overlaps(other) for one, other in pairs), "the check can fail"
+        assert any(one.overlaps(other) for one, other in pairs), "the check detects overlaps"
 
 
 def test_one_drawn_value_has_an_axis_around_it():

@@ -64,7 +64,7 @@ def law_shift(ranking):
 
 
 def law_failed(ranking):
-    """Leave failed seeds out: each setting has the estimate of its other seeds, and settings without any come last."""
+    """Omit failed seeds: each setting has the estimate of its other seeds, and settings without any come last."""
     table = returns()
     rows = ranking(NAMES, GRID, table)
     for row in rows:
@@ -229,7 +229,7 @@ def test_marginal_of_drawn_settings_resamples_settings():
     covered = [level.estimate.low <= 50 <= level.estimate.high for level in levels]
     assert sum(covered) >= 6, "the mean is 50 in every bin"
     seeds_alone = [stratified(table[list(level.settings)], 200) for level in levels]
-    assert max(high - low for low, high in seeds_alone) < 5, "the check can fail"
+    assert max(high - low for low, high in seeds_alone) < 5, "intervals over seeds alone are narrower"
 
 
 def test_few_seeds_have_a_range():
@@ -351,7 +351,9 @@ def test_table_of_many_settings_is_cut(printed):
     lines = printed(("n_step",), values, table)
     assert len(lines) == 2 + 20 + 2
     assert lines[-2] == "... and 10 more (settings.csv)"
-    assert lines[1].split() == ["rank", "n_step", "seeds", "failed", "IQM", "[range]"], "no column of the best set"
+    assert lines[1].split() == ["rank", "n_step", "seeds", "failed", "IQM", "[range]"], (
+        "the column of the best set is omitted"
+    )
     assert "indistinguishable" not in lines[-1]
     assert "biased upwards" in lines[-1]
     last = Selection(np.full(30, 1 / 30), np.arange(30) < 2)

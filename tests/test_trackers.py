@@ -1,4 +1,4 @@
-"""Check that trackers show the rows of a run, each point once, also after a kill, and that failing ones stop no run."""
+"""Check that trackers show each row of a run once, also after a kill, and that failing trackers do not stop a run."""
 
 import contextlib
 import csv
@@ -38,7 +38,7 @@ IMPORT = tracking._import
 def here(tmp_path, monkeypatch, light_runs):
     """Change to an empty folder, in which the trackers keep their files."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(iteration, "check_cycle", lambda *given: None)  # which other tests call
+    monkeypatch.setattr(iteration, "check_cycle", lambda *given: None)  # other tests call it
     for name, value in {
         "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true", "TRACKIO_DIR": str(tmp_path / "trackio"),
@@ -158,17 +158,19 @@ def using(monkeypatch):
 
 def train(**changes):
     """Train with the tracker in memory, and return the run and the texts of its notices."""
-    said = []
+    notices = []
     given = {**TINY, "out": "run", "track": "tensorboard", "progress": False, **changes}
-    run = fdqn.train(**given, on_event=lambda event: said.append(event.text) if isinstance(event, events.Notice) else 0)
-    return run, said
+    run = fdqn.train(
+        **given, on_event=lambda event: notices.append(event.text) if isinstance(event, events.Notice) else 0
+    )
+    return run, notices
 
 
 def test_a_tracker_shows_the_rows(using):
     memory = using()
-    run, said = train()
+    run, notices = train()
     assert_shows(run.path, memory.points)
-    assert said == ["tensorboard: in memory"]
+    assert notices == ["tensorboard: in memory"]
     assert memory.closed == [True]
     (tracked,) = memory.runs
     assert [curve.name for curve in tracked.curves] == ["seed-0", "seed-1", "seed-2", "aggregate"]
@@ -177,7 +179,7 @@ def test_a_tracker_shows_the_rows(using):
 
 
 @pytest.mark.parametrize("plant", ["twice", "missing", "value"])
-def test_points_that_are_not_the_rows_are_seen(alone, plant):
+def test_wrong_points_are_detected(alone, plant):
     held = expected(alone.path)
     assert_shows(alone.path, held)
     points = held["seed-1", "charts/episodic_return"]
@@ -208,9 +210,9 @@ def test_an_untracked_run_has_no_record(alone):
 
 def test_many_seeds_show_their_aggregate(using):
     memory = using()
-    run, said = train(seeds=tracked_rows.MAX_SEEDS + 1, evaluate_every=0, steps=150)
+    run, notices = train(seeds=tracked_rows.MAX_SEEDS + 1, evaluate_every=0, steps=150)
     assert {curve for curve, _ in memory.points} == {"aggregate"}
-    assert "trackers show only the aggregate of the seeds, as there are more than 32" in said
+    assert "trackers show only the aggregate of the seeds, as there are more than 32" in notices
     estimate = statistics.interval(plots.filled(run.curve.values)[-1], resamples=500)
     assert memory.points["aggregate", "charts/episodic_return_low"][-1][1] == pytest.approx(float(estimate.low))
     curves = tracked_rows.curves(Settings(seeds=tracked_rows.MAX_SEEDS))
@@ -239,13 +241,13 @@ PLACES = {"tensorboard": "open", "wandb": "write", "trackio": "close"}
 
 def test_trackers_that_fail_are_reported_once_and_do_not_change_the_run(using, alone):
     memories = {name: using(name, fails=place) for name, place in PLACES.items()}
-    run, said = train(track=[*PLACES])
+    run, notices = train(track=[*PLACES])
     reason = "OSError: [Errno 28] No space left on device; fdqn resume adds the missing points"
-    assert sorted(text for text in said if "failed" in text) == sorted(
+    assert sorted(text for text in notices if "failed" in text) == sorted(
         f"{name} failed, and the run continues without it: {reason}" for name in PLACES
     )
     assert_same_run(run, alone)
-    assert memories["wandb"].points, "of the reports before it failed"
+    assert memories["wandb"].points, "the points before the failure are kept"
     for memory in memories.values():
         memory.fails = ""
     fdqn.resume("run", steps=350, progress=False)
@@ -253,15 +255,15 @@ def test_trackers_that_fail_are_reported_once_and_do_not_change_the_run(using, a
         assert_shows(run.path, memory.points)
 
 
-def test_trackers_that_block_do_not_hold_up_the_end(using, alone):
+def test_trackers_that_block_do_not_delay_the_end(using, alone):
     for name, place in PLACES.items():
         using(name, blocks=place)
-    said, at, settings = [], [], Settings(**TINY, out="run")
-    with tracking.tracked(tracking.Choice(tuple(PLACES)), said.append, timeout=0.2) as receive:
+    notices, at, settings = [], [], Settings(**TINY, out="run")
+    with tracking.tracked(tracking.Choice(tuple(PLACES)), notices.append, timeout=0.2) as receive:
         run = session.train(settings, receive)
         at.append(time.monotonic())
     assert time.monotonic() - at[0] < 5
-    assert said[-3:] == [
+    assert notices[-3:] == [
         events.Notice(
             f"{name} has not responded for 0.2 s; fdqn does not wait for it any longer; fdqn resume adds the "
             "missing points"
@@ -282,8 +284,8 @@ def test_a_slow_tracker_is_waited_for(using):
 
 
 @pytest.mark.parametrize("kind", ["rewritten", "continued", "planted"])
-def test_a_run_that_was_interrupted_after_a_checkpoint_goes_on(using, monkeypatch, kind):
-    """Resume without doubled points; without `held`, a tracker that cannot delete points would have them."""
+def test_a_run_interrupted_after_a_checkpoint_continues(using, monkeypatch, kind):
+    """Resume without duplicate points. Without `held`, a tracker that cannot delete points would have duplicates."""
     memory = using(deletes=kind == "rewritten")
     monkeypatch.setattr(tracking, "_CPU_FRACTION", math.inf)
 
@@ -306,9 +308,9 @@ def test_a_run_that_was_interrupted_after_a_checkpoint_goes_on(using, monkeypatc
 
 
 @pytest.mark.parametrize("deletes", [True, False])
-def test_a_stopped_run_goes_on_without_the_report_of_the_stop(using, alone, monkeypatch, deletes):
+def test_a_stopped_run_continues_without_the_report_of_the_stop(using, alone, monkeypatch, deletes):
     memory, seen, calls = using(deletes=deletes), [], []
-    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)  # so that it may stop after any
+    monkeypatch.setattr(loop, "CYCLES_PER_CALL", 1)  # allow a stop after every iteration
     fdqn.train(
         **TINY, out="run", track="tensorboard", progress=False, on_event=seen.append,
         stop=lambda: calls.append(0) or len(calls) > 17,
@@ -332,7 +334,9 @@ def test_resume_changes_trackers(using):
     memory.points.clear()
     fdqn.resume("run", steps=400, track=(), progress=False)
     assert not memory.points
-    assert json.loads(Path("run/tracking.json").read_text())["trackers"] == ["tensorboard"], "it was not tracked"
+    assert json.loads(Path("run/tracking.json").read_text())["trackers"] == ["tensorboard"], (
+        "the last call was not tracked"
+    )
     fdqn.resume("run", steps=450, progress=False)
     assert_shows(Path("run"), memory.points)
 
@@ -340,8 +344,8 @@ def test_resume_changes_trackers(using):
 @pytest.mark.parametrize("deletes", [True, False])
 def test_a_finished_run_is_shown_from_its_start(using, capsys, deletes):
     memory = using(fails="write", deletes=deletes)
-    run, said = train()
-    assert any("failed" in text for text in said)
+    run, notices = train()
+    assert any("failed" in text for text in notices)
     files = {file.name: file.read_bytes() for file in run.path.iterdir() if file.is_file()}
     memory.fails = ""
     fdqn.resume("run", progress=False)
@@ -369,7 +373,7 @@ def test_a_damaged_record_is_refused(here):
             tracking.choose_for_resume(here)
 
 
-def test_a_tracker_that_is_not_installed_any_more(using, monkeypatch):
+def test_a_tracker_that_is_no_longer_installed(using, monkeypatch):
     using()
     train(steps=150)
     monkeypatch.setattr(tracking, "_import", IMPORT)
@@ -396,11 +400,11 @@ def test_a_sweep_shows_the_aggregate_of_each_setting(using):
 
 
 def test_a_sweep_of_several_programs(using):
-    memory, said = using(deletes=False), []
+    memory, notices = using(deletes=False), []
     shared = {name: x for name, x in TINY.items() if name not in ("evaluate_every", "hidden")} | {"steps": 150}
     found = fdqn.sweep(
         {"gamma": [0.9, 0.99], "hidden": [(8,), (4,)]}, **shared, out="sweep", track="tensorboard", progress=False,
-        on_event=lambda event: said.append(event.text) if isinstance(event, events.Notice) else 0,
+        on_event=lambda event: notices.append(event.text) if isinstance(event, events.Notice) else 0,
     )  # fmt: skip
     assert {curve for curve, _ in memory.points} == {f"setting-{k}" for k in range(4)}
     for run in memory.runs:
@@ -411,7 +415,7 @@ def test_a_sweep_of_several_programs(using):
             assert memory.points[curve.name, "charts/episodic_return"][-1][1] == pytest.approx(
                 float(statistics.iqm(plots.filled(found.curves[number].values)[-1]))
             )
-    assert said.count("tensorboard: in memory") == 1
+    assert notices.count("tensorboard: in memory") == 1
     assert sweep_results.is_sweep(Path("sweep"))
     assert tracking.choose_for_resume(Path("sweep")) == tracking.Choice(("tensorboard",), "cleanrl")
 
@@ -422,12 +426,12 @@ IN_PROGRAMS = {name: x for name, x in TINY.items() if name not in ("evaluate_eve
 
 @pytest.mark.parametrize("place", ["open", "write", "close"])
 def test_a_tracker_that_fails_is_reported_once_for_all_programs(using, place):
-    memory, said = using(fails=place, deletes=False), []
+    memory, notices = using(fails=place, deletes=False), []
     fdqn.sweep(
         SEVERAL, **IN_PROGRAMS, out="sweep", track="tensorboard", progress=False,
-        on_event=lambda event: said.append(event.text) if isinstance(event, events.Notice) else 0,
+        on_event=lambda event: notices.append(event.text) if isinstance(event, events.Notice) else 0,
     )  # fmt: skip
-    assert len([text for text in said if "failed" in text]) == 1
+    assert len([text for text in notices if "failed" in text]) == 1
     memory.fails = ""
     fdqn.resume_sweep("sweep", progress=False)
     assert_settings_are_shown(memory)
@@ -455,12 +459,12 @@ def test_a_new_tracker_shows_the_programs_that_had_finished(using, at):
 
 def test_a_blocked_tracker_is_waited_for_once_for_all_programs(using):
     using(blocks="open")
-    said, plan = [], sweep_plan.plan({**IN_PROGRAMS, "out": "sweep"}, SEVERAL)
-    with tracking.tracked(tracking.Choice(("tensorboard",)), said.append, timeout=0.5) as receive:
+    notices, plan = [], sweep_plan.plan({**IN_PROGRAMS, "out": "sweep"}, SEVERAL)
+    with tracking.tracked(tracking.Choice(("tensorboard",)), notices.append, timeout=0.5) as receive:
         sweep.train(plan, receive)
         at = time.monotonic()
     assert time.monotonic() - at < 0.9
-    assert len([event for event in said if "has not responded" in getattr(event, "text", "")]) == 1
+    assert len([event for event in notices if "has not responded" in getattr(event, "text", "")]) == 1
 
 
 def test_a_sweep_of_too_many_settings_is_refused_before_it_starts(using, here):
@@ -505,8 +509,8 @@ def test_a_missing_package_is_refused_before_anything_is_written(here, capsys, m
     missing = dict.fromkeys(tracking._MODULES, ("no_such_module",))
     monkeypatch.setattr(tracking, "_MODULES", missing)
     assert cli.main(["train", "--track", name, "--out", "run"]) == 1
-    says = f"fdqn: track: expected the packages of {name}, got none; pip install 'fdqn[{name}]'"
-    assert capsys.readouterr().err.splitlines()[-1] == says
+    message = f"fdqn: track: expected the packages of {name}, got none; pip install 'fdqn[{name}]'"
+    assert capsys.readouterr().err.splitlines()[-1] == message
     assert not (here / "run").exists()
 
 
@@ -713,15 +717,15 @@ def interrupted(names, path):
         fdqn.train(**TINY, out=path, track=names, progress=False, on_event=fail)
 
 
-@pytest.mark.filterwarnings("ignore")  # of the packages
+@pytest.mark.filterwarnings("ignore")  # warnings of the packages
 @pytest.mark.parametrize("end", [killed, interrupted])
 @pytest.mark.parametrize("name", READERS)
-def test_a_run_goes_on_in_the_same_tracker_without_a_doubled_or_missing_point(here, name, end):
+def test_a_resumed_run_has_each_point_once_in_its_tracker(here, name, end):
     pytest.importorskip(name)
     if name == "mlflow":
         pytest.importorskip("alembic")
     for module in tracking._MODULES[name]:
-        importlib.import_module(module)  # once, and not in the child
+        importlib.import_module(module)  # import here, not in the child process
     if name == "trackio":
         importlib.import_module("trackio.utils").TRACKIO_DIR = here / "trackio"
     end([name], "run")
@@ -748,7 +752,7 @@ def test_the_settings_and_the_band_are_in_the_event_files(name):
     assert first.wall_time == pytest.approx(started + row["seconds"])
 
 
-def test_the_parent_of_settings_has_their_common_ones():
+def test_the_parent_run_has_the_common_settings():
     sweep = Sweep(varied=({"gamma": 0.9}, {"gamma": 0.99}), learning_rate=0.5)
     found = trackers._common(tracked_rows.curves(sweep))
     assert "gamma" not in found

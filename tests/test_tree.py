@@ -1,4 +1,4 @@
-"""Nested tensors."""
+"""Tests of functions of nested tensors."""
 
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ def test_lerp_at_one_half(params):
 
 
 def ends(dtype=torch.float32):
-    """Numbers of many magnitudes; a naive lerp misses a third of them at weight 1."""
+    """Return numbers of many magnitudes. A naive lerp is not exact for a third of them at weight 1."""
     size = torch.logspace(-6, 6, 1000, dtype=torch.float64)
     a, b = size.repeat(100), size.repeat_interleave(100)
     return a.to(dtype), -b.to(dtype)
@@ -96,7 +96,7 @@ def test_lerp_is_exact_at_both_ends_for_any_magnitude(dtype):
     for kind in (float, torch.tensor):
         assert torch.equal(tree.lerp(a, b, kind(1.0)), b)
         assert torch.equal(tree.lerp(a, b, kind(0.0)), a)
-    assert not torch.equal((a + 1.0 * (b - a)), b), "the planted bug"
+    assert not torch.equal((a + 1.0 * (b - a)), b), "the naive formula is not exact"
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.49, 0.5, 0.51, 0.9, 0.999])
@@ -111,7 +111,9 @@ def test_lerp_equals_torch(weight):
     ):
         torch.testing.assert_close(ours, expected, rtol=2e-7, atol=1e-7 * float(b.abs().max()))
     if weight < 0.5:
-        assert torch.equal(tree.lerp(a, b, weight), a + weight * (b - a)), "ordinary training keeps its bits"
+        assert torch.equal(tree.lerp(a, b, weight), a + weight * (b - a)), (
+            "equal bit for bit to the formula used before"
+        )
         assert torch.equal(tree.lerp(a, b, tensor), a + tensor * (b - a))
 
 
@@ -166,7 +168,7 @@ def test_nbytes():
     assert tree.nbytes(NESTED) == 2 * 4 + 2 * 8 + 2
 
 
-def test_separate_copies_only_what_shares_memory():
+def test_separate_copies_only_leaves_that_share_memory():
     own, wide = torch.ones(3), torch.arange(6.0)
     given = {
         "own": own,
@@ -200,7 +202,7 @@ def test_numpy_conversion_shares_memory():
     assert isinstance(tree.to_numpy(Pair(torch.ones(1), {})), Pair)
 
 
-def test_numpy_is_copied_where_memory_cannot_be_shared():
+def test_numpy_is_copied_if_memory_cannot_be_shared():
     fixed = np.arange(3.0)
     fixed.flags.writeable = False
     record = np.zeros(3, dtype=[("a", np.int8), ("b", np.float32)])

@@ -1,4 +1,4 @@
-"""The transformations of `variants`, and its errors."""
+"""Tests of the transformations of `variants`, and of its errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Check the server of `fdqn watch`: it listens on this machine, refuses other names, and serves only the page."""
+"""Check the server of `fdqn watch`: it listens on this machine, refuses other host names, and serves only the page."""
 
 import http.client
 import json
@@ -97,19 +97,19 @@ def test_the_page_and_its_update(served):
         ("", False),
     ],
 )
-def test_only_names_of_this_machine_are_accepted(host, own):
+def test_only_host_names_of_this_machine_are_accepted(host, own):
     assert watching.is_own_name(host) is own
 
 
 @pytest.mark.parametrize("host", ["evil.example", None, ""])
 @pytest.mark.parametrize("path", ["/", "/update"])
-def test_another_name_is_refused(served, host, path):
+def test_another_host_name_is_refused(served, host, path):
     status, _, text = ask(served, path, Host=host)
     assert status == 403
     assert text == "host: expected one of 127.0.0.1, localhost, ::1, got another\n"
 
 
-def test_two_names_are_refused(served):
+def test_two_host_names_are_refused(served):
     with socket.create_connection(served.server_address, timeout=20) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
         assert raw.recv(100).split(b"\r\n")[0].split()[1] == b"403"
@@ -138,14 +138,14 @@ def test_two_names_are_refused(served):
         ),
     ],
 )
-def test_no_other_address_exists(served, path):
+def test_other_paths_are_refused(served, path):
     status, headers, text = ask(served, path)
     assert (status, text) == (404, "path: expected /, got another\n")
     assert headers["Content-Type"].startswith("text/plain")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "CONNECT", "get"])
-def test_no_other_method_exists(served, method):
+def test_other_methods_are_refused(served, method):
     assert ask(served, method=method)[0] == 501
 
 
@@ -157,7 +157,7 @@ def test_the_page_follows_the_files(served, run):
     )
     assert "400 of 1,000" in ask(served, "/update")[2]
     (run / "metrics.csv").write_text(whole + "damaged,rows\n" * 6)
-    assert "400 of 1,000" in ask(served, "/update")[2], "the last intact state"
+    assert "400 of 1,000" in ask(served, "/update")[2], "the last valid state is shown"
     (run / "metrics.csv").write_text(whole)
     assert "300 of 1,000" in ask(served, "/update")[2]
 
@@ -186,7 +186,7 @@ def test_a_run_that_cannot_be_read_is_reported(served, run):
     assert text.startswith("run: expected rows of numbers in")
 
 
-def test_a_run_that_was_removed_is_said(served, run):
+def test_a_removed_run_is_reported(served, run):
     assert ask(served)[0] == 200
     shutil.rmtree(run)
     for path in ("/update", "/"):
@@ -208,13 +208,13 @@ def test_ctrl_c_ends_the_command(run, monkeypatch, capsys, number, code):
     assert closed == [None]
 
 
-def test_json_is_the_address(run, monkeypatch, capsys):
+def test_json_prints_the_address(run, monkeypatch, capsys):
     monkeypatch.setattr(watching._Server, "serve_forever", lambda self: process.interrupt(signal.SIGINT))
     assert cli.main(["watch", str(run), "--port", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["address"].startswith("http://127.0.0.1:")
 
 
-def test_a_port_in_use_is_one_sentence(run, capsys):
+def test_a_port_in_use_is_refused(run, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.main(["watch", str(run), "--port", str(port)]) == 1
