@@ -323,8 +323,8 @@ def test_laws_of_a_joined_network(trunk):
     params, obs, u = params_of(network), observations(trunk, 2, 3), noise_of(network)
     laws.pure(network.apply, params, obs, u)
     laws.ranked(lambda obs: network.apply(params, obs, u), obs, leading=2, atol=1e-10)
-    lanes = tree.stack([(params, obs, u), (params_of(network, 5), obs.flip(0), noise_of(network, 6))])
-    laws.vmapped(network.apply, *lanes, atol=1e-10)
+    stacked = tree.stack([(params, obs, u), (params_of(network, 5), obs.flip(0), noise_of(network, 6))])
+    laws.vmapped(network.apply, *stacked, atol=1e-10)
     asserts.assert_trees_equal(tree.index(network.init(random.key([1, 2])), 1), network.init(random.key(2)))
 
 

@@ -580,7 +580,7 @@ BROKEN = {
     "weights of 1": ({"sample": unweighted}, "weight"),
     "weights above 1": ({"sample": unscaled}, "weight"),
     "several indices of a row": ({"sample": renumbered}, "indices: expected one for each row"),
-    "no update of priorities": ({"update": lambda state, indices, priority: state}, "rows: expected none of priority 0"),
+    "no update": ({"update": lambda state, indices, priority: state}, "rows: expected none of priority 0"),
     "updates of other rows": ({"update": updates_neighbors}, "weight|rows: expected none of priority 0"),
     "sums not updated": ({"update": keeps_sums}, r"bounds\['sums of priorities'\]: expected numbers from 0 to 0"),
     "another alpha": ({"update": prioritized.buffer(20, alpha=1.0).update}, "weight"),

@@ -238,7 +238,7 @@ def test_cross_entropy_of_more_axes_equals_pytorch():
 
 
 def test_cross_entropy_of_huge_and_impossible_logits():
-    """Check that value and gradient are not NaN if a class is masked by -inf and has probability 0, or is never the label."""
+    """Mask a class with probability 0 by -inf, and check that value and gradient are not NaN."""
     logits = torch.tensor([[1e4, -1e4, -torch.inf], [0.0, 0.0, -torch.inf]], dtype=torch.float64)
     for f, target in ((losses.cross_entropy, torch.tensor([[1.0, 0, 0], [0, 1, 0]]).double()),
                       (losses.cross_entropy_of_labels, torch.tensor([0, 1]))):  # fmt: skip

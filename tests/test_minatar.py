@@ -37,14 +37,14 @@ class Dealt:
     """A generator that returns given results in turn."""
 
     def __init__(self):
-        self.answers = []
+        self.results = []
 
     def rand(self, *shape):
-        return self.answers.pop(0)
+        return self.results.pop(0)
 
     def randint(self, low, high=None, size=None):
-        answer = self.answers.pop(0)
-        return answer(low) if callable(answer) else answer
+        result = self.results.pop(0)
+        return result(low) if callable(result) else result
 
 
 def half(yes):
@@ -68,8 +68,8 @@ def deal_freeway(game, u):
 
 def deal_seaquest(game, u):
     enemy, diver = int(u[1] * 48), int(u[2] * 16)
-    answers = [half(enemy % 16 < 8), third(enemy < 16), 1 + enemy % 8] if game.e_spawn_timer == 0 else []
-    return answers + ([half(diver < 8), 1 + diver % 8] if game.d_spawn_timer == 0 else [])
+    results = [half(enemy % 16 < 8), third(enemy < 16), 1 + enemy % 8] if game.e_spawn_timer == 0 else []
+    return results + ([half(diver < 8), 1 + diver % 8] if game.d_spawn_timer == 0 else [])
 
 
 DEAL = {
@@ -92,12 +92,12 @@ class PackageGame:
         self.outer.random, self.game.random = self.sticky, self.dealt
 
     def reset(self, u):
-        self.dealt.answers = DEAL[self.name](self.game, u)
+        self.dealt.results = DEAL[self.name](self.game, u)
         self.outer.reset()
         self.outer.last_action = 0  # as in a new environment, and as in fdqn in every episode
 
     def step(self, action, u):
-        self.sticky.answers, self.dealt.answers = [u[0]], DEAL[self.name](self.game, u)
+        self.sticky.results, self.dealt.results = [u[0]], DEAL[self.name](self.game, u)
         return self.outer.act(action)
 
     def planes(self):
@@ -197,8 +197,8 @@ class Dice:
         return torch.randint(low, high + 1, (self.copies, *shape), generator=self.generator, dtype=INT)
 
     def bit(self, *shape, none=0.0):
-        there = torch.rand(self.copies, *shape, generator=self.generator) >= none
-        return torch.where(there, 1 << self(0, 9, *shape), 0).to(INT)
+        present = torch.rand(self.copies, *shape, generator=self.generator) >= none
+        return torch.where(present, 1 << self(0, 9, *shape), 0).to(INT)
 
     def sign(self, *shape):
         return 2 * self(0, 1, *shape) - 1
@@ -249,9 +249,9 @@ def anywhere_space_invaders(dice):
 def on_the_way_out(dice, most, dx, none):
     """Sample columns from which an object leaves after at most `most` moves; 0 if `most` is 0."""
     moves = 1 + (torch.rand(dx.shape, generator=dice.generator) * most).to(INT).clamp(max=9)
-    place = torch.where(dx > 0, 10 - moves, moves - 1)
-    there = (torch.rand(dx.shape, generator=dice.generator) >= none) & (most > 0)
-    return torch.where(there, 1 << place, 0).to(INT)
+    position = torch.where(dx > 0, 10 - moves, moves - 1)
+    present = (torch.rand(dx.shape, generator=dice.generator) >= none) & (most > 0)
+    return torch.where(present, 1 << position, 0).to(INT)
 
 
 def pair(x, y, dx):
@@ -364,10 +364,10 @@ def walk(name, env, copies, steps, seed=0, fraction=0.0, starts=None, ramping=Tr
         kind = [(x.shape, x.dtype) for x in tree.leaves(state)]
         state, step = env.step(state, action, u[t + 1])
         assert kind == [(x.shape, x.dtype) for x in tree.leaves(state)]
-        answers = [
+        results = [
             package_game.step(int(a), v) for package_game, a, v in zip(package_games, action, dealt[t + 1], strict=True)
         ]
-        reward, terminated = (np.array(x) for x in zip(*answers, strict=True))
+        reward, terminated = (np.array(x) for x in zip(*results, strict=True))
         assert np.array_equal(step.next_obs.numpy(), [package_game.planes() for package_game in package_games])
         assert np.array_equal(step.reward.numpy(), reward)
         assert np.array_equal(step.terminated.numpy(), terminated)

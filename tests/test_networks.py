@@ -572,10 +572,10 @@ def test_forward_cannot_change_parameters_in_place(write):
     params, obs = network.init(KEY), observations((3, 4))
     before = tree.clone(params)
     q = laws.pure(network.apply, params, obs)
-    lane = tree.map(lambda x: x[None], params)
+    stacked = tree.map(lambda x: x[None], params)
     grad(lambda params: network.apply(params, obs).sum())(params)
     for many in (vmap(network.apply), compile.compile(vmap(network.apply))):
-        torch.testing.assert_close(many(lane, obs[None])[0], q)
+        torch.testing.assert_close(many(stacked, obs[None])[0], q)
     asserts.assert_trees_equal(before, params)
 
 
@@ -777,8 +777,8 @@ def test_random_layers_are_allowed_in_evaluation_mode(layer):
 
     network, module, obs = networks.from_module(make), untouched(make).eval(), observations((2, 3, 4))
     params = dict(module.named_parameters())
-    answers = (network.apply(tree.map(torch.detach, params), obs), module(obs))
-    q, expected = (x[0] if isinstance(x, tuple) else x for x in answers)
+    outputs = (network.apply(tree.map(torch.detach, params), obs), module(obs))
+    q, expected = (x[0] if isinstance(x, tuple) else x for x in outputs)
     torch.testing.assert_close(q, expected.detach())
 
 
@@ -907,11 +907,11 @@ def test_load_of_a_module_with_constants():
 def test_seeds_start_from_loaded_parameters():
     params = networks.load(PAGE, untouched(Page).state_dict(), "linear_relu_stack.")
     network = networks.starting_from(PAGE, params)
-    lanes = network.init(random.key([[1, 2, 3], [4, 5, 6]]))
-    for name, x in lanes.items():
+    seeds = network.init(random.key([[1, 2, 3], [4, 5, 6]]))
+    for name, x in seeds.items():
         assert torch.equal(x, params[name].expand(2, 3, *params[name].shape))
     asserts.assert_trees_equal(params, network.init(KEY))
-    leaves = (*lanes.values(), *params.values(), *network.init(KEY).values(), *network.init(KEY).values())
+    leaves = (*seeds.values(), *params.values(), *network.init(KEY).values(), *network.init(KEY).values())
     assert len({x.untyped_storage().data_ptr() for x in leaves}) == len(leaves)
     assert all(x.is_contiguous() for x in leaves)
     with pytest.raises(ValueError, match="expected the network's names and shapes"):
@@ -1163,8 +1163,8 @@ def test_to_module_refuses_other_names_and_shapes():
     params = PAGE.init(random.key([1, 2]))
     with pytest.raises(ValueError, match=r"expected the network's names.*; select one seed with tree.index\(params, "):
         networks.to_module(PAGE, params)
-    lane = dict(reversed(tree.index(params, 1).items()))
-    assert [n for n, _ in networks.to_module(PAGE, lane).named_parameters()] == list(params)
+    seed_params = dict(reversed(tree.index(params, 1).items()))
+    assert [n for n, _ in networks.to_module(PAGE, seed_params).named_parameters()] == list(params)
 
 
 @pytest.mark.parametrize("sizes", [(4, 5, 2), (4, (5.0,), 2), (4, (5,), 2.0), (4, "5", 2), (4, None, 2)])

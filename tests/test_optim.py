@@ -106,7 +106,7 @@ PAIRS = {
         partial(Graves, decay=0.9, eps=1e-3),
     ),
     "adagrad": (optim.adagrad, T.Adagrad),
-    "adagrad-initial_state": (
+    "adagrad-initial-accumulator": (
         partial(optim.adagrad, eps=1e-3, initial_square=0.5),
         partial(T.Adagrad, eps=1e-3, initial_accumulator_value=0.5),
     ),
@@ -350,19 +350,19 @@ def test_every_number_may_differ_between_seeds(make):
         values = torch.tensor(numbers, dtype=torch.float64)
         start = tree.cast(params, dtype)
         state = vmap(lambda x, p: make(x).init(p))(values, start)
-        mine = start
+        stacked = start
         for g in tree.cast(grads, dtype):
-            updates, state = vmap(lambda x, g, s, p: make(x).update(g, s, p))(values, g, state, mine)
-            mine = optim.apply_updates(mine, updates)
-        for lane, number in enumerate(numbers):
-            alone = tree.index(start, lane)
+            updates, state = vmap(lambda x, g, s, p: make(x).update(g, s, p))(values, g, state, stacked)
+            stacked = optim.apply_updates(stacked, updates)
+        for seed, number in enumerate(numbers):
+            alone = tree.index(start, seed)
             alone_state = make(number).init(alone)
             for g in tree.cast(grads, dtype):
-                updates, alone_state = make(number).update(tree.index(g, lane), alone_state, alone)
+                updates, alone_state = make(number).update(tree.index(g, seed), alone_state, alone)
                 alone = optim.apply_updates(alone, updates)
             atol = 1e-13 if dtype == torch.float64 else 1e-5
-            asserts.assert_trees_close(alone, tree.index(mine, lane), atol, atol)
-            asserts.assert_trees_close(alone_state, tree.index(state, lane), atol, atol)
+            asserts.assert_trees_close(alone, tree.index(stacked, seed), atol, atol)
+            asserts.assert_trees_close(alone_state, tree.index(state, seed), atol, atol)
 
 
 def test_chain_is_associative():

@@ -183,17 +183,17 @@ OPTIMIZERS = {
 def test_optimizers(name):
     """Compare fifty steps in float64."""
     ours, make = OPTIMIZERS[name]
-    rng, mine = np.random.default_rng(1), examples.params()
-    state = ours.init(mine)
+    rng, params = np.random.default_rng(1), examples.params()
+    state = ours.init(params)
     with wide("float64"):
         theirs = make()
-        reference = {n: jax.numpy.asarray(x.numpy()) for n, x in mine.items()}
+        reference = {n: jax.numpy.asarray(x.numpy()) for n, x in params.items()}
         their_state, update = theirs.init(reference), jax.jit(theirs.update)
         for _ in range(50):
-            grads = {n: rng.normal(size=tuple(x.shape)) for n, x in mine.items()}
-            updates, state = ours.update(tree.map(torch.from_numpy, grads), state, mine)
-            mine = optim.apply_updates(mine, updates)
+            grads = {n: rng.normal(size=tuple(x.shape)) for n, x in params.items()}
+            updates, state = ours.update(tree.map(torch.from_numpy, grads), state, params)
+            params = optim.apply_updates(params, updates)
             their_updates, their_state = update(grads, their_state, reference)
             reference = optax.apply_updates(reference, their_updates)
-        for n, x in mine.items():
+        for n, x in params.items():
             np.testing.assert_allclose(x.numpy(), np.asarray(reference[n]), rtol=1e-12, atol=1e-12)

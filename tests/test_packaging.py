@@ -216,19 +216,24 @@ def test_the_wheel_and_the_sdist_train(tmp_path):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "fdqn/py.typed", "fdqn/compile/cpu_groups.cpp"} <= names
     for distribution in (wheel, sdist):
-        site, place = tmp_path / f"{distribution.suffix[1:]}-site", tmp_path / f"{distribution.suffix[1:]}-place"
-        place.mkdir()
+        site, folder = tmp_path / f"{distribution.suffix[1:]}-site", tmp_path / f"{distribution.suffix[1:]}-folder"
+        folder.mkdir()
         install = ["pip", "install", "--no-deps", "--no-build-isolation", "--target", site, distribution]
         subprocess.run([*python, *install], check=True)
         code = "import sys, fdqn.cli; print(fdqn.__file__, file=sys.stderr); sys.exit(fdqn.cli.main())"
         line = shlex.split("train --env catch --seeds 2 --steps 2000 --evaluate-episodes 2 --out run --json")
         environment = {**os.environ, "PYTHONPATH": str(site)}
         done = subprocess.run(
-            [sys.executable, "-c", code, *line], cwd=place, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code, *line],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         assert done.stderr.startswith(str(site))
         assert json.loads(done.stdout)["failed_seeds"] == []
-        engine = json.loads((place / "run" / "config.json").read_text())["engine"]["engine"]
+        engine = json.loads((folder / "run" / "config.json").read_text())["engine"]["engine"]
         assert engine == compile.resolve("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         assert "falling back" not in done.stderr

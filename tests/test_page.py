@@ -318,8 +318,8 @@ def test_device_management(name):
 
 
 def test_auto_device_is_the_gpu_if_available(monkeypatch):
-    for there, expected in ((True, "cuda"), (False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+    for available, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
         assert assemble.device(Settings()) == torch.device("cuda" if torch.cuda.is_available() else "cpu")
         assert assemble.device(Settings()).type == expected
 

@@ -52,7 +52,7 @@ def has_colour(pixels, colour):
 
 @pytest.mark.parametrize(("panels", "shape"), [(1, (1, 1)), (3, (3, 1)), (4, (2, 2)), (5, (3, 2))])
 def test_many_panels_are_in_two_columns(tmp_path, panels, shape):
-    path, names = tmp_path / "many.png", [f"world {i}" for i in range(panels)]
+    path, names = tmp_path / "many.png", [f"environment {i}" for i in range(panels)]
     plots.learning_curves(path, {name: {"": learning(4)} for name in names})
     height, width = imread(path).shape[:2]
     rows, columns = shape

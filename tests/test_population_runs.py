@@ -390,8 +390,8 @@ def test_best_members_are_played_exported_and_compared(run, capsys):
 
 
 def test_the_command_prints_the_plan_and_the_best_members(run, tmp_path, capsys):
-    words = ["--learning-rate", "1e-3", "3e-3", "1e-2", "--gamma", "0.9", "0.99", "--pbt-every", "40", "--out", "run"]
-    assert cli.main(["train", *flags(GIVEN), *words]) == 0
+    more = ["--learning-rate", "1e-3", "3e-3", "1e-2", "--gamma", "0.9", "0.99", "--pbt-every", "40", "--out", "run"]
+    assert cli.main(["train", *flags(GIVEN), *more]) == 0
     out, err = capsys.readouterr()
     assert err.splitlines()[1] == (
         "population based training every 40 steps, each seed a population of 6 members: learning_rate in [0.001, "
@@ -416,14 +416,14 @@ def test_pictures_of_a_run(run, tmp_path):
 
 def flags(given):
     """Return the flags of settings."""
-    words = []
+    arguments = []
     for name, value in given.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
+            arguments += [f"--{flag}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return arguments
 
 
 def test_bounds_are_those_of_the_values_or_the_range(tmp_path):

@@ -354,7 +354,7 @@ def test_exploit_copies_only_better_members(table, fraction, seed):
         (of_one_population, "a member copies from another population"),
         (from_the_worst, "a member copies from a worse one"),
         (from_any_member, "a member copies from a worse one"),
-        (from_the_member_above, "too many copies|a source that copies|another population"),
+        (from_the_member_above, "too many copies|a source copies|another population"),
         (lambda *given: populations.exploit(*given[:1], given[1].roll(2), *given[2:]), "order: "),
     ],
 )

@@ -260,7 +260,7 @@ def test_every_engine_draws_the_same_rows(engine):
     """Run 32 seeds for several steps and compare the rows drawn and every integer of the state."""
     buffer, state = filled(40, 40, alpha=0.6, uniform=0.05)
     priority = 5 * random.uniform(random.split(random.key(13), 32), (40,))
-    lanes = vmap(buffer.update)(tree.stack([state] * 32), torch.arange(40).expand(32, 40), priority)
+    stacked = vmap(buffer.update)(tree.stack([state] * 32), torch.arange(40).expand(32, 40), priority)
 
     def step(state, bits):
         drawn = buffer.sample(state, bits, 0)
@@ -268,7 +268,7 @@ def test_every_engine_draws_the_same_rows(engine):
 
     f = vmap(step)
     other = torch.compile(f, backend="aot_eager", fullgraph=True) if engine == "aot_eager" else compile.compile(f)
-    expected = got = lanes
+    expected = got = stacked
     for i in range(5):
         bits = random.bits(random.fold_in(random.key(14), i), (32, 64))
         (expected, rows), (got, others) = f(expected, bits), other(got, bits)
@@ -356,10 +356,10 @@ def test_laws_of_a_function():
     step, batch, bits = steps(buffer), rows(14, 15, 16), random.bits(random.key(6), (2, 8))
     laws.pure(step, state, batch, bits[0])
     other = step(state, rows(20, 21, 22), bits[1])[0]
-    lanes, batches = tree.stack([state, other]), tree.stack([batch, rows(2, 4, 7)])
-    laws.vmapped(step, lanes, batches, bits, dtype=None)
+    stacked, batches = tree.stack([state, other]), tree.stack([batch, rows(2, 4, 7)])
+    laws.vmapped(step, stacked, batches, bits, dtype=None)
     programs.donated(lambda *args: step(*args)[0], state, batch, bits[0])
-    programs.donated(vmap(lambda *args: step(*args)[0]), lanes, batches, bits)
+    programs.donated(vmap(lambda *args: step(*args)[0]), stacked, batches, bits)
 
 
 def test_the_cost_of_a_row_does_not_depend_on_the_capacity():

@@ -27,17 +27,17 @@ def transitions(probe):
         for action in range(env.spec.actions):
             for u in starts:
                 after = env.step(state, torch.tensor(action), u)
-                answer = after[1]
+                result = after[1]
                 found.add(
                     (
                         rows[tuple(step.obs.tolist())],
                         action,
                         step.legal[action].item(),
-                        answer.reward.item(),
-                        answer.terminated.item(),
-                        answer.truncated.item(),
-                        rows[tuple(answer.next_obs.tolist())],
-                        tuple(answer.next_legal.tolist()),
+                        result.reward.item(),
+                        result.terminated.item(),
+                        result.truncated.item(),
+                        rows[tuple(result.next_obs.tolist())],
+                        tuple(result.next_legal.tolist()),
                     )
                 )
                 open_.append(after)

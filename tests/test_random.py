@@ -114,8 +114,8 @@ def test_distributions():
     assert stats.kstest(random.uniform(key, (20_000,), torch.float64).numpy(), "uniform").pvalue > CHANCE
     assert stats.kstest(random.normal(key, (20_000,), torch.float64).numpy(), "norm").pvalue > CHANCE
     bits = random.bits(key, (20_000,))
-    for place in (0, 1, 15, 31):
-        assert abs(float(((bits >> place) & 1).double().mean()) - 0.5) < 0.015
+    for position in (0, 1, 15, 31):
+        assert abs(float(((bits >> position) & 1).double().mean()) - 0.5) < 0.015
 
 
 @given(st.integers(1, 2**31 - 1))

@@ -251,7 +251,7 @@ def test_checkpoints_are_scheduled_and_the_best_is_kept(tmp_path):
     functions = training.vmapped(assemble.program(settings))
     reports = training.run(assemble.program(settings), state, 90, functions, 15)
     for report in history.record(path, settings, reports, history.Restored(state, None, 0, 90, 0.0)):
-        steps = [int(place.name) for place in checkpoint.newest(path / "checkpoints")]
+        steps = [int(folder.name) for folder in checkpoint.newest(path / "checkpoints")]
         saved.append((report.step, steps))
     assert [steps[0] if steps else None for _, steps in saved] == [None, 30, 30, 60, 60, 90]
     scores = {s: checkpoint.record(path / "checkpoints" / str(s))["score"] for s in saved[-1][1]}
@@ -265,8 +265,8 @@ def test_without_a_saved_replay_it_is_refilled_before_learning_continues(tmp_pat
     settings = dataclasses.replace(SETTINGS, save_replay=False, report_every=3, evaluate_every=0)
     path, functions = tmp_path / "run", training.vmapped(assemble.program(SETTINGS))
     stopped = start_run(path, settings, functions, stop_after=20).state
-    (place,) = checkpoint.newest(path / "checkpoints")
-    assert not any("replay" in leaf for leaf in json.loads((place / "manifest.json").read_text())["tree"])
+    (folder,) = checkpoint.newest(path / "checkpoints")
+    assert not any("replay" in leaf for leaf in json.loads((folder / "manifest.json").read_text())["tree"])
     program, state = initialized(settings)
     where = history.restored(path, settings, program, state)
     assert where.state.buffer.added.tolist() == [0, 0]
@@ -326,8 +326,8 @@ def test_a_damaged_checkpoint_is_refused_or_skipped(tmp_path):
     where = history.restored(path, settings, *initialized(settings), fallback=True)
     assert where.step == int(before.name)
     asserts.assert_trees_equal(expected.state, continue_run(path, settings, functions, where).state)
-    for place in checkpoint.newest(path / "checkpoints"):
-        (place / "manifest.json").write_text("{}")
+    for folder in checkpoint.newest(path / "checkpoints"):
+        (folder / "manifest.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError):
         history.restored(path, settings, *initialized(settings), fallback=True)
 

@@ -40,7 +40,7 @@ def test_ends_of_lambda():
     asserts.assert_trees_close(torch.stack(monte_carlo), returns.lambda_returns(r_t, discount_t, v_t, 1.0), 1e-12)
 
 
-def test_lambda_0_keeps_what_follows_out_and_bootstraps():
+def test_lambda_0_bootstraps_and_ignores_later_rewards():
     r_t, discount_t, v_t = example()
     lambda_ = torch.full((6, 3), 0.9, dtype=torch.float64)
     lambda_[2] = 0
@@ -234,7 +234,7 @@ def test_lambda_0_gives_the_targets_of_one_step():
     asserts.assert_trees_close(expected, f(*arguments(f, steps)[:-1], 1), 1e-12)
 
 
-def test_watkins_is_pengs_where_all_actions_are_greedy_and_one_step_where_none_is():
+def test_watkins_equals_peng_if_all_actions_are_greedy_and_one_step_if_none_is():
     steps, f = trajectory(), returns.watkins_q_lambda
     greedy = masking.greedy(steps["q_t"], steps["legal_t"])
     peng = returns.peng_q_lambda(*arguments(returns.peng_q_lambda, steps))
@@ -341,9 +341,9 @@ def test_gradients():
 
 def test_lambda_of_each_seed():
     """Pass lambda as a tensor with one value per seed, and with one per step."""
-    lanes = tree.stack([rows(0), rows(1)])
+    stacked = tree.stack([rows(0), rows(1)])
     lambda_ = torch.tensor([0.2, 0.9], dtype=torch.float64)
-    got = vmap(returns.lambda_returns_of_episodes)(*lanes, lambda_)
+    got = vmap(returns.lambda_returns_of_episodes)(*stacked, lambda_)
     for i in range(2):
         asserts.assert_trees_close(returns.lambda_returns_of_episodes(*rows(i), float(lambda_[i])), got[i], 1e-12)
     each = torch.full((T, E), 0.7, dtype=torch.float64)

@@ -149,10 +149,10 @@ def test_laws_of_a_function(name):
 @given(st.integers(1, 40), st.integers(1, 5), st.integers(0, 3000))
 def test_restarts_at_any_step_equal_pytorch(steps, growth, step):
     """Compare with PyTorch, which computes restarts by a loop over whole periods."""
-    begun, length = 0, steps
-    while step >= begun + length:
-        begun, length = begun + length, length * growth
-    expected = schedules.cosine(torch.tensor(step - begun), 0.1, 0.01, length)
+    start, length = 0, steps
+    while step >= start + length:
+        start, length = start + length, length * growth
+    expected = schedules.cosine(torch.tensor(step - start), 0.1, 0.01, length)
     got = schedules.cosine_restarts(torch.tensor(step), 0.1, 0.01, steps, growth)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 

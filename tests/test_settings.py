@@ -189,7 +189,7 @@ def test_a_flag_that_is_not_read_is_rejected(name, capsys):
         assemble.program(Settings(**{name: OTHER[name]}))
 
 
-def test_the_table_of_algorithms_shows_what_each_reads():
+def test_the_table_of_algorithms_shows_the_settings_of_each():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     head, *rows = re.findall(r"^\| `(.+)\|$", readme.partition("## Algorithms")[2].partition("\n## ")[0], re.MULTILINE)
     flags = [word.strip(" `-").replace("-", "_") for word in head.split("|")[2:]]
@@ -358,7 +358,7 @@ def test_soft_copies_replace_hard_ones():
     assert assemble.program(Settings(tau=1.0, target_period=20)).config.target_period == 20
 
 
-def test_replay_is_no_larger_than_the_run():
+def test_capacity_is_at_most_the_steps_of_the_run():
     assert assemble.program(Settings(steps=2_000, capacity=10_000)).config.capacity == 2_000
     assert assemble.program(Settings(steps=20_000, capacity=10_000)).config.capacity == 10_000
     assert assemble.program(Settings(steps=50, learning_starts=0, n_step=1, capacity=10_000)).config.capacity == 128, (

@@ -102,7 +102,7 @@ def test_a_sweep_has_learners_of_all_settings():
     assert record["bytes"]["all"] == 6 * record["bytes"]["seed"]
 
 
-def test_the_command_prints_what_the_function_returns(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_the_result_of_the_function(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     given = dict(env="catch", seeds=2, steps=40, learning_starts=20, report_every=40, batch_size=4, hidden=[4])
     settings = make({**given, "hidden": (4,), "out": "run"})
@@ -124,7 +124,7 @@ def test_the_command_prints_what_the_function_returns(tmp_path, monkeypatch, cap
     ("algorithm", "stored"),
     [("dqn", "replay, 10,000 rows"), ("pqn", "rollout, 512 rows"), ("stream-q", "rollout, 1 row ")],
 )
-def test_the_command_names_what_an_algorithm_stores(capsys, algorithm, stored):
+def test_the_command_names_the_storage_of_an_algorithm(capsys, algorithm, stored):
     tables.print_sizes(sizes.describe(make({"algorithm": algorithm})))
     assert stored in capsys.readouterr().out
 

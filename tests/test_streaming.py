@@ -418,9 +418,9 @@ def test_an_environment_on_the_host_is_learned_from_one_iteration_later():
     one = training.Program(envs.find("gym:CartPole-v1"), algorithm(networks.stream_mlp(4, (5,), 2)))
     hyper, keys = examples.seeds(2)
     hyper = hyper._replace(learning_rate=torch.ones(2))
-    games = one.env.open(2, 1)
-    functions = host.functions(one, games, host.vmapped(one))
-    start = host.start(one, games, training.init(one, hyper, keys))
+    vector_env = one.env.open(2, 1)
+    functions = host.functions(one, vector_env, host.vmapped(one))
+    start = host.start(one, vector_env, training.init(one, hyper, keys))
     state = functions.cycle(start, training.noise(one, keys, 0, 1))
     asserts.assert_trees_equal(start.learner.params, state.learner.params)
     newest, learner = state.buffer, state.learner
@@ -431,7 +431,7 @@ def test_an_environment_on_the_host_is_learned_from_one_iteration_later():
     assert (state.learner.updates == 62).all()
     assert (state.metrics.failed < 0).all()
     assert (state.buffer.scale.steps == 62).all()
-    games.close()
+    vector_env.close()
 
 
 @pytest.mark.slow

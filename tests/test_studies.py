@@ -87,9 +87,9 @@ def test_settings_of_several_programs_are_several_sweeps(tmp_path):
     assert sum(len(sweep.varied) for sweep in train.sweeps) == 8
     for sweep in train.sweeps:
         assert set(sweep.varied[0]) == {"batch_size", "learning_rate", "gamma", "target_period"}
-        mine = [trial for trial in searched.trials if trial.params["batch_size"] == sweep.batch_size]
-        assert [trial.value for trial in mine] == pytest.approx([score(x["learning_rate"]) for x in sweep.varied])
-        assert sweep.out == str(tmp_path / f"study/trial-{mine[0].number}")
+        trials = [trial for trial in searched.trials if trial.params["batch_size"] == sweep.batch_size]
+        assert [trial.value for trial in trials] == pytest.approx([score(x["learning_rate"]) for x in sweep.varied])
+        assert sweep.out == str(tmp_path / f"study/trial-{trials[0].number}")
 
 
 def test_a_study_in_a_journal_continues(tmp_path):

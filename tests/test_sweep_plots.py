@@ -307,7 +307,7 @@ def test_equal_returns_and_failed_sweeps_are_drawn():
 
 
 def boxes(figure):
-    """Yield groups of texts that must not overlap: tick labels of each axis, words in the axes, captions."""
+    """Yield groups of texts that must not overlap: tick labels of each axis, texts in the axes, captions."""
 
     def level(texts):
         seen = [x for x in texts if x.get_visible() and x.get_text() and not x.get_rotation()]

@@ -111,10 +111,10 @@ class Memory:
         self.fails, self.blocks, self.deletes = fails, blocks, deletes
         self.points, self.runs, self.closed, self.release = {}, [], [], threading.Event()
 
-    def at(self, place):
-        if self.blocks == place:
+    def at(self, stage):
+        if self.blocks == stage:
             self.release.wait()
-        if self.fails == place:
+        if self.fails == stage:
             raise OSError(28, "No space left on device")
 
     def __call__(self, run):
@@ -236,15 +236,15 @@ def assert_same_run(run, alone):
         np.testing.assert_array_equal(found[name], wanted[name])
 
 
-PLACES = {"tensorboard": "open", "wandb": "write", "trackio": "close"}
+STAGES = {"tensorboard": "open", "wandb": "write", "trackio": "close"}
 
 
 def test_trackers_that_fail_are_reported_once_and_do_not_change_the_run(using, alone):
-    memories = {name: using(name, fails=place) for name, place in PLACES.items()}
-    run, notices = train(track=[*PLACES])
+    memories = {name: using(name, fails=stage) for name, stage in STAGES.items()}
+    run, notices = train(track=[*STAGES])
     reason = "OSError: [Errno 28] No space left on device; fdqn resume adds the missing points"
     assert sorted(text for text in notices if "failed" in text) == sorted(
-        f"{name} failed, and the run continues without it: {reason}" for name in PLACES
+        f"{name} failed, and the run continues without it: {reason}" for name in STAGES
     )
     assert_same_run(run, alone)
     assert memories["wandb"].points, "the points before the failure are kept"
@@ -256,10 +256,10 @@ def test_trackers_that_fail_are_reported_once_and_do_not_change_the_run(using, a
 
 
 def test_trackers_that_block_do_not_delay_the_end(using, alone):
-    for name, place in PLACES.items():
-        using(name, blocks=place)
+    for name, stage in STAGES.items():
+        using(name, blocks=stage)
     notices, at, settings = [], [], Settings(**TINY, out="run")
-    with tracking.tracked(tracking.Choice(tuple(PLACES)), notices.append, timeout=0.2) as receive:
+    with tracking.tracked(tracking.Choice(tuple(STAGES)), notices.append, timeout=0.2) as receive:
         run = session.train(settings, receive)
         at.append(time.monotonic())
     assert time.monotonic() - at[0] < 5
@@ -268,7 +268,7 @@ def test_trackers_that_block_do_not_delay_the_end(using, alone):
             f"{name} has not responded for 0.2 s; fdqn does not wait for it any longer; fdqn resume adds the "
             "missing points"
         )
-        for name in PLACES
+        for name in STAGES
     ]
     assert_same_run(run, alone)
 
@@ -424,9 +424,9 @@ SEVERAL = {"gamma": [0.9, 0.99], "hidden": [(8,), (4,)]}
 IN_PROGRAMS = {name: x for name, x in TINY.items() if name not in ("evaluate_every", "hidden")} | {"steps": 150}
 
 
-@pytest.mark.parametrize("place", ["open", "write", "close"])
-def test_a_tracker_that_fails_is_reported_once_for_all_programs(using, place):
-    memory, notices = using(fails=place, deletes=False), []
+@pytest.mark.parametrize("stage", ["open", "write", "close"])
+def test_a_tracker_that_fails_is_reported_once_for_all_programs(using, stage):
+    memory, notices = using(fails=stage, deletes=False), []
     fdqn.sweep(
         SEVERAL, **IN_PROGRAMS, out="sweep", track="tensorboard", progress=False,
         on_event=lambda event: notices.append(event.text) if isinstance(event, events.Notice) else 0,
@@ -616,7 +616,7 @@ def killed(names, path):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert max(row["step"] for row in rows(Path(path) / "metrics.csv")) == 250
     assert (
-        sorted(int(place.name) for place in (Path(path) / "checkpoints").iterdir() if place.name.isdigit())[-1] == 200
+        sorted(int(stage.name) for stage in (Path(path) / "checkpoints").iterdir() if stage.name.isdigit())[-1] == 200
     )
 
 

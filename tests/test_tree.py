@@ -131,8 +131,8 @@ def test_lerp_ignores_infinities_at_the_other_end():
 
 def test_lerp_under_vmap_and_its_derivatives():
     a, b, weights = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 7.0]), torch.tensor([0.0, 0.25, 0.75, 1.0])
-    lanes = vmap(tree.lerp, (None, None, 0))(a, b, weights)
-    asserts.assert_trees_equal(torch.stack([tree.lerp(a, b, w) for w in weights]), lanes)
+    stacked = vmap(tree.lerp, (None, None, 0))(a, b, weights)
+    asserts.assert_trees_equal(torch.stack([tree.lerp(a, b, w) for w in weights]), stacked)
     for w in weights:
         by_a, by_b, by_w = grad(lambda *x: tree.lerp(*x).sum(), (0, 1, 2))(a, b, w)
         assert by_a.tolist() == [1 - w] * 2
@@ -219,12 +219,12 @@ def test_numpy_is_copied_if_memory_cannot_be_shared():
 
 
 def test_unsupported_numpy_and_tensors_are_refused():
-    for leaf, says in (
+    for leaf, message in (
         ([1.0], "got float"),
         (np.array(["a"]), "got dtype <U1"),
         (np.array([None]), "got dtype object"),
     ):
-        with pytest.raises(TypeError, match=f"tree: expected NumPy arrays of numbers, {says}"):
+        with pytest.raises(TypeError, match=f"tree: expected NumPy arrays of numbers, {message}"):
             tree.from_numpy({"x": leaf})
     with pytest.raises(TypeError, match=r"tree: expected dtypes that NumPy has, got torch.bfloat16; cast first"):
         tree.to_numpy(torch.ones(2, dtype=torch.bfloat16))
@@ -234,15 +234,15 @@ def test_unsupported_numpy_and_tensors_are_refused():
 
 def test_a_tree_moves_to_a_device_without_a_copy_if_it_is_there():
     assert {x.device.type for x in tree.leaves(tree.to(NESTED, "meta"))} == {"meta"}
-    there = tree.to(NESTED, torch.device("cpu"))
-    assert all(a is b for a, b in zip(tree.leaves(NESTED), tree.leaves(there), strict=True))
+    moved = tree.to(NESTED, torch.device("cpu"))
+    assert all(a is b for a, b in zip(tree.leaves(NESTED), tree.leaves(moved), strict=True))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_tree_moves_to_the_gpu_and_back_to_numpy():
-    there = tree.to(NESTED, "cuda")
-    assert {x.device.type for x in tree.leaves(there)} == {"cuda"}
-    asserts.assert_trees_equal(NESTED, tree.to(there, "cpu"))
-    for a, b in zip(tree.leaves(NESTED), tree.leaves(tree.to_numpy(there)), strict=True):
+    moved = tree.to(NESTED, "cuda")
+    assert {x.device.type for x in tree.leaves(moved)} == {"cuda"}
+    asserts.assert_trees_equal(NESTED, tree.to(moved, "cpu"))
+    for a, b in zip(tree.leaves(NESTED), tree.leaves(tree.to_numpy(moved)), strict=True):
         assert a.tolist() == b.tolist()

@@ -18,9 +18,9 @@ def scaled(tree, by=2.0):
 
 @variants()
 def test_every_variant_keeps_signature_and_result(variant):
-    answer = variant(scaled)({"x": X, "name": "x"}, by=3.0)
-    assert torch.equal(answer["scaled"], X * 3)
-    assert answer["by"] == 3.0
+    result = variant(scaled)({"x": X, "name": "x"}, by=3.0)
+    assert torch.equal(result["scaled"], X * 3)
+    assert result["by"] == 3.0
     assert variant(torch.outer)(X, X).shape == (3, 3)
 
 

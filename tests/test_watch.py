@@ -47,8 +47,8 @@ def ask(server, path="/", method="GET", **headers):
         if value is not None:
             connection.putheader(name, value)
     connection.endheaders()
-    answer = connection.getresponse()
-    return answer.status, dict(answer.getheaders()), answer.read().decode()
+    response = connection.getresponse()
+    return response.status, dict(response.getheaders()), response.read().decode()
 
 
 def test_it_listens_on_this_machine_only(served):

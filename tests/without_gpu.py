@@ -111,6 +111,7 @@ def register_guard():
 
 
 def simulate_in_torch():
+    """Make torch report one available H100."""
     replace(FakeTensorMode, "avoid_device_init", property(lambda mode: True))
     interface = found("torch._dynamo.device_interface", "CudaInterface")
     results = {
@@ -136,6 +137,7 @@ def simulate_in_torch():
 
 
 def simulate_in_triton():
+    """Make triton compile for sm_90."""
     target = found("triton.backends.compiler", "GPUTarget")("cuda", 90, 32)
     utils = types.SimpleNamespace(get_device_properties=lambda index: {"max_shared_mem": 232448})
     driver = found("triton.runtime", "driver")
@@ -145,6 +147,7 @@ def simulate_in_triton():
 
 
 def simulate_in_inductor():
+    """Make inductor compile kernels in this process, without loading or tuning them."""
     # False is its result for deterministic settings; the original would allocate real tensors first.
     replace(found("torch._inductor.fx_passes.pad_mm"), "_should_pad", lambda *given, **more: False)
     folder = found("torch._inductor.fx_passes.joint_graph", "UniformValueConstantFolder")
@@ -172,6 +175,7 @@ def precompile(tuner, *given, **more):
 
 
 def load_and_store(load, *given, **more):
+    """Load a generated module and store it in MODULES."""
     MODULES.append(load(*given, **more))
     return MODULES[-1]
 
@@ -214,6 +218,7 @@ def compiled(f, args):
 
 
 def on_cuda(x):
+    """Replace the device `meta` by CUDA; return other arguments unchanged."""
     return torch.device("cuda", 0) if isinstance(x, torch.device) and x.type == "meta" else x
 
 
@@ -262,6 +267,7 @@ def meta_arguments(program):
 
 
 def donated(program, step):
+    """Return a step of a program, vmapped over seeds, that overwrites its state."""
     return edge.donate(vmap(partial(getattr(training, step), program)))
 
 
