@@ -281,15 +281,22 @@ def test_a_rung_survives_json():
 
 
 @pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="seeds are not grouped here")
-def test_rungs_have_groups_of_one_size():
+def test_rungs_have_groups_of_one_size(light, tmp_path):
     """Compare with the groups that the same learners have without halving, which need not divide the seeds."""
     first = dataclasses.replace(planned("x", compile=True, seeds=3).settings, engine="aot")
-    groups = []
+    pinned, groups = run_folder.partition(first, first.seeds), []
     for kept in (5, 3, 2):
-        one = dataclasses.replace(first, varied=first.varied[:kept])
-        groups.append(run_folder._partition(one)["lanes"])
-    assert groups == groups[:1] * 3
-    assert 3 % groups[0] == 0
+        one = dataclasses.replace(first, varied=first.varied[:kept], out=str(tmp_path / str(kept)))
+        path = run_folder.create(one, pinned=pinned)
+        fixed = run_folder.pinned_partition(path, one)
+        assert results.read_config(path)["engine"]["lanes"]["lanes"] == fixed.lanes
+        assert run_folder.differences(path, one) == []
+        run_folder.replan(path, 10**6, one)
+        assert run_folder.pinned_partition(path, one) == fixed
+        groups.append((fixed.lanes, fixed.threads))
+    assert groups == [(pinned.lanes, pinned.threads)] * 3
+    assert 3 % pinned.lanes == 0
+    assert run_folder.partition(dataclasses.replace(first, engine="eager"), 3) is None
 
 
 def test_a_sweep_whose_seeds_all_fail_is_stopped(light, tmp_path):

@@ -464,7 +464,7 @@ def test_runs_started_in_the_same_second_get_distinct_names(tmp_path, monkeypatc
 def test_concurrent_processes_get_distinct_run_folders(tmp_path, monkeypatch, given):
     """All look before the first makes it; of those that ask for a name, one gets it."""
     monkeypatch.setattr(time, "strftime", lambda *given: "20260102-030405")
-    monkeypatch.setattr(run_folder, "_provenance", lambda settings: {})
+    monkeypatch.setattr(run_folder, "provenance", lambda *given: {})
     context, count = multiprocessing.get_context("fork"), 8
     barrier, results = context.Barrier(count), context.Queue()
     original = Path.mkdir

@@ -113,7 +113,8 @@ def _train_rung(
     names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
     kept = {name: changes[name] for name in names if changes.get(name) is not None}
     first = dataclasses.replace(planned.settings, out=str(own), **kept)
-    session.train(first, emit, stop, started, planned.rungs[0].end)
+    pinned = run_folder.partition(first, first.seeds)
+    session.train(first, emit, stop, started, planned.rungs[0].end, pinned)
 
 
 def _start_rung(path: Path, number: int, env: str | None, wrappers: Sequence[str]) -> None:
@@ -147,7 +148,7 @@ def _copy(source: Path, path: Path, kept: list[int], until: int, env: str | None
     state = training.init(program, assemble.hyper(given), assemble.keys(given))
     at = history.restored(source, given, program, state)
     settings = dataclasses.replace(given, varied=tuple(given.varied[i] for i in kept), out=str(path))
-    run_folder.create(settings, until=until)
+    run_folder.create(settings, until=until, pinned=run_folder.pinned_partition(source, given))
     learners = populations.members_of(torch.tensor(kept), given.seeds).tolist()
     history.copy(source, at, path, settings, learners)
 

@@ -276,11 +276,12 @@ def record(
     reports: Iterator[training.Report],
     where: Restored | None = None,
     on_checkpoint: Callable[[Path, int], None] | None = None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> Iterator[training.Report]:
     """Write and yield each report of a run: the rows of all seeds in one write, then a checkpoint if one is due.
 
     `where` is the point from which the run was resumed. `on_checkpoint` is called with the folder and the step of each
-    checkpoint after it is written.
+    checkpoint after it is written. `before_write` is called before rows or a checkpoint are written.
 
     Raises FloatingPointError when a report has a failed seed and the settings have `on_nan="stop"`.
     """
@@ -288,6 +289,7 @@ def record(
     started, kept = time.perf_counter() - seconds, step
 
     def keep(report: training.Report, rows: dict[str, Any]) -> None:
+        before_write()
         place = _keep(path, settings, report, seconds, rows)
         if on_checkpoint is not None:
             on_checkpoint(place, report.step)
@@ -301,6 +303,7 @@ def record(
         # The last report of a stopped run is not part of the uninterrupted run, so the checkpoint excludes its rows.
         rows = None if report.planned else _rows(path)
         if report.step > step:
+            before_write()
             _write_rows(path, settings, report, seconds)
         last = not report.planned or report.step >= steps
         due = settings.checkpoint_every and report.step // settings.checkpoint_every > kept // settings.checkpoint_every

@@ -493,7 +493,15 @@ def _parse_config(file: Path) -> dict[str, Any]:
         )
     ):
         raise ValueError("expected a plan with steps and on_nan")
+    if "partition" in plan and not is_partition(plan["partition"]):
+        raise ValueError(f"partition: expected numbers lanes and threads, got {plan['partition']!r:.80}")
     return config
+
+
+def is_partition(record: Any) -> bool:
+    """Return True for the record of a pinned partition: seeds of a group, and threads that compute it."""
+    names = ("lanes", "threads")
+    return isinstance(record, dict) and [*record] == [*names] and all(type(x) is int and x > 0 for x in record.values())
 
 
 def _read_settings(file: Path, env: str | None = None, wrappers: Sequence[str] = ()) -> Settings:

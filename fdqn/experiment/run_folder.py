@@ -91,17 +91,26 @@ def _make_folder(settings: Settings, base: Path) -> Path:
     raise AssertionError("unreachable: there are infinitely many names")
 
 
-def create(settings: Settings, base: Path = Path(), until: int | None = None) -> Path:
+def create(
+    settings: Settings,
+    base: Path = Path(),
+    until: int | None = None,
+    pinned: compile.ThreadPartition | None = None,
+) -> Path:
     """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created.
 
-    `until` is the planned number of environment steps per seed, by default that of the settings.
+    `until` is the planned number of environment steps per seed, by default that of the settings. `pinned` is the
+    partition of the seeds whose groups the run keeps, also on a machine with other threads; by default none is.
     """
     path = _make_folder(settings, base)
     out = settings.out or str(path.relative_to(base))
+    plan: dict[str, Any] = {"steps": until or settings.steps, "on_nan": settings.on_nan}
+    if pinned is not None:
+        plan["partition"] = partition_record(pinned)
     config = {
         "settings": to_json(dataclasses.replace(settings, out=out)),
-        "plan": {"steps": until or settings.steps, "on_nan": settings.on_nan},
-        **_provenance(settings),
+        "plan": plan,
+        **provenance(settings, pinned),
     }
     if isinstance(settings, Sweep):
         files.write(path / "settings.csv", settings_table(settings).encode())
@@ -144,13 +153,19 @@ def replan(path: Path, steps: int, settings: Settings) -> None:
     changed = {
         name: getattr(settings, name) for name in results.REPLANNED if getattr(settings, name) != before.get(name)
     }
-    plan = {"steps": steps, "on_nan": settings.on_nan, **changed}
+    kept = {name: x for name, x in config["plan"].items() if name == "partition"}
+    plan = {"steps": steps, "on_nan": settings.on_nan, **kept, **changed}
     files.write(path / "config.json", _json(config | {"plan": plan}))
 
 
 def differences(path: Path, settings: Settings) -> list[str]:
     """List differences from the process that started the run that may change the rounding of results."""
-    then, now = results.read_config(path), _provenance(settings)
+    then, now = results.read_config(path), provenance(settings, pinned_partition(path, settings))
+    return differences_of(then, now)
+
+
+def differences_of(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """List differences between two records of `provenance`."""
     flat = [
         {
             **x["versions"],
@@ -167,8 +182,11 @@ def differences(path: Path, settings: Settings) -> list[str]:
     ]
 
 
-def _provenance(settings: Settings) -> dict[str, Any]:
-    """Return everything other than the settings that results may depend on: versions, commit, device and engine."""
+def provenance(settings: Settings, pinned: compile.ThreadPartition | None = None) -> dict[str, Any]:
+    """Return everything other than the settings that results may depend on: versions, commit, device and engine.
+
+    `pinned` is the partition of the seeds if it is planned; by default that of this process.
+    """
     return {
         "versions": {
             "fdqn": fdqn.__version__,
@@ -179,7 +197,7 @@ def _provenance(settings: Settings) -> dict[str, Any]:
         "git": git_commit(),
         "device": str(assemble.device(settings)),
         "processor": _processor(assemble.device(settings)),
-        "engine": _engine(settings),
+        "engine": _engine(settings, pinned),
     }
 
 
@@ -190,13 +208,13 @@ def _processor(device: torch.device) -> str:
     return model or platform.processor() or platform.machine()
 
 
-def _engine(settings: Settings) -> dict[str, Any]:
+def _engine(settings: Settings, pinned: compile.ThreadPartition | None = None) -> dict[str, Any]:
     return {
         "compile": settings.compiles,
         "engine": _engine_name(settings),
         "cuda_graphs": settings.compiles and assemble.device(settings).type == "cuda",
         "threads": torch.get_num_threads(),
-        "lanes": _partition(settings),
+        "lanes": _partition(settings, pinned),
         "flush_denormal": compile.flushes_denormals(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
@@ -216,26 +234,48 @@ def _recorded_engine(engine: dict[str, Any]) -> str:
     return "aot" if engine.get("lanes") else "inductor"
 
 
-def _partition(settings: Settings) -> dict[str, int] | None:
+def _partition(settings: Settings, pinned: compile.ThreadPartition | None = None) -> dict[str, int] | None:
     """Return the partition of the seeds over threads; None if all seeds run in one group."""
     if _engine_name(settings) != "aot":
         return None
-    program = assemble.program(settings)
-    fixed = _fixed(program, settings)
-    return (fixed or compile.partition(program, settings.learners, torch.get_num_threads()))._asdict()
+    if pinned is not None:
+        return partition_record(pinned)
+    return compile.partition(assemble.program(settings), settings.learners, torch.get_num_threads())._asdict()
 
 
-def _fixed(program: training.Program, settings: Settings) -> compile.ThreadPartition | None:
-    """Return the partition with which successive halving started, for all of its rungs; None for other runs."""
-    if not isinstance(settings, Sweep) or not settings.rung_of:
+def partition_record(pinned: compile.ThreadPartition) -> dict[str, int]:
+    """Return what is pinned of a partition. How many groups are computed at the same time changes no bit."""
+    return {"lanes": pinned.lanes, "threads": pinned.threads}
+
+
+def partition(settings: Settings, unit: int) -> compile.ThreadPartition | None:
+    """Return the partition to pin for runs of parts of the learners; None for engines that do not group them.
+
+    Compiled functions round alike for all groups of one size. `unit` is the number that the size must divide, such as
+    the learners of the smallest part.
+    """
+    if _engine_name(settings) != "aot":
         return None
-    first = settings.rung_of * settings.seeds
-    return compile.partition(program, first, torch.get_num_threads(), unit=settings.seeds)
+    return compile.partition(assemble.program(settings), settings.learners, torch.get_num_threads(), unit)
 
 
-def functions(program: training.Program, settings: Settings, vector: Any = None) -> training.Functions:
-    """Return the step functions on the engine of the settings; they step the host environments `vector`, if given."""
-    engine, fixed = _engine_name(settings), _fixed(program, settings)
+def pinned_partition(path: Path, settings: Settings) -> compile.ThreadPartition | None:
+    """Return the partition that the plan of a run folder pins, with all of its groups at once; None if it has none."""
+    kept = results.read_config(path)["plan"].get("partition")
+    return kept and compile.ThreadPartition(kept["lanes"], settings.learners // kept["lanes"], kept["threads"])
+
+
+def functions(
+    program: training.Program,
+    settings: Settings,
+    vector: Any = None,
+    fixed: compile.ThreadPartition | None = None,
+) -> training.Functions:
+    """Return the step functions on the engine of the settings; they step the host environments `vector`, if given.
+
+    `fixed` is the partition of `pinned_partition`.
+    """
+    engine = _engine_name(settings)
     if vector is None:
         return compile.compiled(program, settings.check_compile, engine, fixed)
     return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine, fixed))

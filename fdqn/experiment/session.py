@@ -49,6 +49,7 @@ class Session(NamedTuple):
     stop: Stop
     started: float
     """`time.perf_counter()` at the start of the call or the command."""
+    before_write: Callable[[], None]
 
 
 def train(
@@ -57,6 +58,8 @@ def train(
     stop: Stop = bool,
     started: float | None = None,
     until: int | None = None,
+    pinned: compile.ThreadPartition | None = None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> results.Run:
     """Train the seeds of `settings` in a new run folder.
 
@@ -68,6 +71,8 @@ def train(
         until: environment steps per seed at which the run ends, by default those of the settings, which always
             determine the lengths of schedules. A run that ends earlier is a rung of successive halving, and is not
             evaluated at its end. One that ends later equals a run that `resume` extends to these steps.
+        pinned: partition whose groups the run keeps, as `run_folder.create` does.
+        before_write: called before rows, checkpoints or results are written. An exception that it raises ends the run.
 
     Raises ValueError or TypeError for invalid settings, before a file is written; ValueError if all seeds
     failed before the end, or if the run was stopped before its first training iteration; FloatingPointError for a
@@ -83,11 +88,11 @@ def train(
     compile.prepare_cpu()
     run_folder.folder(settings, base)
     program, state = _prepare(settings, on_event)
-    path = run_folder.create(settings, base, until)
+    path = run_folder.create(settings, base, until, pinned)
     with run_folder.writing(path):
         start = history.Restored(state, None, 0, until or settings.steps, 0.0)
         with _unmarked():
-            return _run(_session(path, settings, program, start, on_event, stop, started))
+            return _run(_session(path, settings, program, start, on_event, stop, started, before_write))
 
 
 def resume(
@@ -104,6 +109,7 @@ def resume(
     on_event: OnEvent = events.ignore,
     stop: Stop = bool,
     started: float | None = None,
+    before_write: Callable[[], None] = lambda: None,
 ) -> results.Run:
     """Continue the run of a folder from its newest checkpoint, as if it had not been interrupted.
 
@@ -115,7 +121,7 @@ def resume(
         wrappers: its wrappers, required again if they are code of your own.
         fallback: if the newest checkpoint is damaged, continue from the newest one that is not.
         on_nan, evaluate_episodes, evaluate_steps, device: replace the settings of that name from now on.
-        on_event, stop, started: as for `train`.
+        on_event, stop, started, before_write: as for `train`.
 
     Raises ValueError for a folder that is no run, CheckpointError if another process writes in it or no checkpoint can
     be read, and the errors of `train`.
@@ -128,7 +134,7 @@ def resume(
     changed: dict[str, Any]
     if done >= wanted and results.lacks_evaluation(path):
         changed = dict(device=device, evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
-        return _evaluate_again(path, env, wrappers, changed, on_event, stop, started)
+        return _evaluate_again(path, env, wrappers, changed, on_event, stop, started, before_write)
     if done >= wanted:
         on_event(events.Notice(f"{path} is finished after {done:,} steps; to continue, pass a larger --steps"))
         return results.read(path, env, wrappers)
@@ -143,7 +149,7 @@ def resume(
         for line in _notes(path, settings, program, start):
             on_event(events.Notice(line))
         with _unmarked():
-            return _run(_session(path, settings, program, start, on_event, stop, started))
+            return _run(_session(path, settings, program, start, on_event, stop, started, before_write))
 
 
 def _evaluate_again(
@@ -154,6 +160,7 @@ def _evaluate_again(
     on_event: OnEvent,
     stop: Stop,
     started: float,
+    before_write: Callable[[], None],
 ) -> results.Run:
     """Evaluate a run whose evaluation after training is missing, and add the returns to its summary."""
     with run_folder.writing(path):
@@ -163,7 +170,7 @@ def _evaluate_again(
         run_folder.replan(path, planned, settings)
         start = history.Restored(state, None, results.finished(path), planned, 0.0)
         with _unmarked():
-            session = _session(path, settings, program, start, on_event, stop, started)
+            session = _session(path, settings, program, start, on_event, stop, started, before_write)
             with process.saying_warnings(lambda text: session.emit(events.Notice(text))):
                 return _add_evaluation(session)
 
@@ -177,6 +184,7 @@ def _add_evaluation(session: Session) -> results.Run:
     gymnasium = None if "gymnasium_return" in summary else _gymnasium_episodes(session, trained)
     final = None if results.is_evaluated(summary) else _final_episodes(session, trained)
     seconds = time.perf_counter() - session.started
+    session.before_write()
     session.emit(events.Finished(path, run_folder.add_evaluation(path, settings, final, gymnasium, seconds)))
     if session.stop():
         session.emit(events.Stopped(path, start.step, start.steps))
@@ -254,10 +262,11 @@ def _session(
     emit: OnEvent,
     stop: Stop,
     started: float,
+    before_write: Callable[[], None],
 ) -> Session:
     env = assemble.env(settings)
     player = compiled_player(settings, env, program.network, settings.evaluate_epsilon)
-    return Session(path, settings, program, start, player, _marked(emit), stop, started)
+    return Session(path, settings, program, start, player, _marked(emit), stop, started, before_write)
 
 
 def compiled_player(settings: Settings, env: Env | HostEnv, network: Network, epsilon: float) -> evaluate.Play | None:
@@ -323,7 +332,7 @@ def _train(session: Session) -> training.Report:
         def checkpointed(place: Path, step: int) -> None:
             session.emit(events.Checkpointed(place, step))
 
-        for report in history.record(session.path, settings, reports, start, checkpointed):
+        for report in history.record(session.path, settings, reports, start, checkpointed, session.before_write):
             for event in _report_events(session, report, vector, reported):
                 session.emit(event)
             failed |= {assemble.seeds(settings).index(seed) for seed in reported}
@@ -377,7 +386,8 @@ def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv 
 
 def _functions(session: Session, vector: HostVectorEnv | None) -> training.Functions:
     """Return the step functions of the run. The first call of compiled ones is reported."""
-    functions = run_folder.functions(session.program, session.settings, vector)
+    fixed = run_folder.pinned_partition(session.path, session.settings)
+    functions = run_folder.functions(session.program, session.settings, vector, fixed)
     if not session.settings.compiles:
         return functions
     names = ("noise", "collect", "cycle")
@@ -453,6 +463,7 @@ def _evaluate(session: Session, state: training.TrainState) -> NDArray[np.float6
 def _finish(session: Session, report: training.Report) -> dict[str, Any]:
     """Evaluate, write parameters, learning curve and summary, and return the summary."""
     path, settings = session.path, session.settings
+    session.before_write()
     run_folder.save_params(path, settings, report.state.learner.params)
     if session.start.steps < settings.steps:  # a rung of successive halving other than the last
         gymnasium, final = None, evaluate.not_played(settings.learners, settings.evaluate_episodes)
@@ -460,6 +471,7 @@ def _finish(session: Session, report: training.Report) -> dict[str, Any]:
         trained = _Trained(report.state.learner.params, report.state.key, report.step)
         gymnasium = _gymnasium_episodes(session, trained)
         final = _final_episodes(session, trained)
+    session.before_write()
     return run_folder.finish(path, settings, report, session.started, final, gymnasium, session.start.seconds)
 
 
