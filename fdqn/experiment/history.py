@@ -195,13 +195,20 @@ def _kept(settings: Settings, lanes: training.TrainState, since: training.Metric
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ValueError, naming the fields, unless a checkpoint has the settings of the run."""
+    if lines := other_settings(saved, now):
+        raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
+
+
+def other_settings(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """Describe the settings that differ between two records of `settings.to_json`, such as `seeds = 2 and not 4`.
+
+    Empty if none do. Settings that `resume` may change, and the folder, are left out.
+    """
     saved, now = (json.loads(json.dumps(settings)) for settings in (with_defaults(saved), now))  # tuples become lists
     free = {"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"}
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
-    if others:
-        lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
-        lines = lines if lines.isprintable() else ascii(lines)
-        raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
+    lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
+    return lines if lines.isprintable() else ascii(lines)
 
 
 def _check_rows(path: Path, at: CheckpointInfo) -> None:
@@ -347,6 +354,29 @@ def _save(
     checkpoint.save(path / "checkpoints", str(point.step), _kept(settings, point.state, point.since), at._asdict())
 
 
+def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and the rows of a file of rows, as text. Raises ValueError if it is empty; OSError."""
+    with io.StringIO(files.read(file).decode(), newline="") as text:
+        rows = list(csv.reader(text))
+    if not rows:
+        raise ValueError(f"{file}: expected rows, got an empty file")
+    return rows[0], rows[1:]
+
+
+def rows_text(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return rows, the first of them the columns, as the content of a file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
+def check_rows(path: Path) -> None:
+    """Raise CheckpointError unless the rows of a run folder still start with those of its newest checkpoint, if there
+    is one."""
+    for place in checkpoint.newest(path / "checkpoints")[:1]:
+        _check_rows(path, checkpoint_info(place))
+
+
 def copy(source: Path, at: Restored, path: Path, settings: Settings, learners: Sequence[int]) -> None:
     """Write the rows and the checkpoint from which a run of some learners of another run starts.
 
@@ -360,8 +390,7 @@ def copy(source: Path, at: Restored, path: Path, settings: Settings, learners: S
     numbers = {str(learner): number for number, learner in enumerate(learners)}
     for name in ROWS:
         if (source / name).exists():
-            with io.StringIO(files.read(source / name).decode(), newline="") as text:
-                header, *rows = csv.reader(text)
+            header, rows = read_rows(source / name)
             kept = [[step, numbers[learner], *rest] for step, learner, *rest in rows if learner in numbers]
             _append(path / name, header, kept)
     assert at.since is not None
@@ -446,9 +475,7 @@ def _columns(settings: Settings) -> tuple[str, ...]:
 
 
 def _append(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows if path.exists() else [columns, *rows])
-    files.append(path, text.getvalue().encode())
+    files.append(path, rows_text(rows if path.exists() else [columns, *rows]))
 
 
 def _number(x: Any) -> str:

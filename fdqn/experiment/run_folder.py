@@ -25,7 +25,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,19 +104,22 @@ def create(
     """
     path = _make_folder(settings, base)
     out = settings.out or str(path.relative_to(base))
-    plan: dict[str, Any] = {"steps": until or settings.steps, "on_nan": settings.on_nan}
-    if pinned is not None:
-        plan["partition"] = partition_record(pinned)
     config = {
         "settings": to_json(dataclasses.replace(settings, out=out)),
-        "plan": plan,
+        "plan": plan_record(settings, until or settings.steps, pinned),
         **provenance(settings, pinned),
     }
     if isinstance(settings, Sweep):
         files.write(path / "settings.csv", settings_table(settings).encode())
-    files.write(path / "config.json", _json(config))
+    write_config(path, config)
     files.sync(path.parent)
     return path
+
+
+def plan_record(settings: Settings, steps: int, pinned: compile.ThreadPartition | None = None) -> dict[str, Any]:
+    """Return the plan of `config.json`: what `resume` may change, and the groups that it keeps."""
+    kept = {} if pinned is None else {"partition": partition_record(pinned)}
+    return {"steps": steps, "on_nan": settings.on_nan, **kept}
 
 
 def create_sweep(settings: Sweep) -> Path:
@@ -155,7 +158,7 @@ def replan(path: Path, steps: int, settings: Settings) -> None:
     }
     kept = {name: x for name, x in config["plan"].items() if name == "partition"}
     plan = {"steps": steps, "on_nan": settings.on_nan, **kept, **changed}
-    files.write(path / "config.json", _json(config | {"plan": plan}))
+    write_config(path, config | {"plan": plan})
 
 
 def differences(path: Path, settings: Settings) -> list[str]:
@@ -281,6 +284,11 @@ def functions(
     return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine, fixed))
 
 
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    """Write `config.json`."""
+    files.write(path / "config.json", _json(config))
+
+
 def save_params(path: Path, settings: Settings, params: Params) -> None:
     """Write `params.safetensors`."""
     tensors = {name: x.detach().cpu().contiguous() for name, x in params.items()}
@@ -334,10 +342,21 @@ def finish(
         summary["gymnasium_return"] = _gymnasium_record(settings, gymnasium, summary)
     if isinstance(settings, Sweep) and settings.pbt_every:
         summary["population"] = population.record(settings, report.state.hyper, summary)
-    elif isinstance(settings, Sweep):
+    return write_summary(path, settings, summary, lambda: before + time.perf_counter() - started)
+
+
+def write_summary(
+    path: Path, settings: Settings, summary: dict[str, Any], seconds: Callable[[], float]
+) -> dict[str, Any]:
+    """Add the returns of each setting of a sweep to a summary, write `curve.png` and `summary.json`, and return the
+    summary.
+
+    `seconds` returns the duration of the run at the end.
+    """
+    if isinstance(settings, Sweep) and not settings.pbt_every:
         summary["settings"] = _per_setting(settings, summary)
     _draw_curve(path, settings, summary)
-    summary["wall_seconds"] = round(before + time.perf_counter() - started, 3)
+    summary["wall_seconds"] = round(seconds(), 3)
     files.write(path / "summary.json", _json(summary))
     return summary
 
@@ -361,12 +380,7 @@ def add_evaluation(
         summary["gymnasium_return"] = _gymnasium_record(settings, gymnasium, summary)
     if isinstance(settings, Sweep) and settings.pbt_every:
         summary["population"] = population.with_returns(summary["population"]["best"], summary)
-    elif isinstance(settings, Sweep):
-        summary["settings"] = _per_setting(settings, summary)
-    _draw_curve(path, settings, summary)
-    summary["wall_seconds"] = round(summary["wall_seconds"] + seconds, 3)
-    files.write(path / "summary.json", _json(summary))
-    return summary
+    return write_summary(path, settings, summary, lambda: summary["wall_seconds"] + seconds)
 
 
 def _gymnasium_record(settings: Settings, played: evaluate.Evaluation, summary: dict[str, Any]) -> dict[str, Any]:

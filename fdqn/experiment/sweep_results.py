@@ -440,8 +440,9 @@ def extended_to(path: Path) -> int | None:
     return planned if planned > results.read_settings(path).steps else None
 
 
-def is_over(path: Path, number: int, settings: Settings) -> bool:
-    """Return True if a program was trained to its last step and evaluated, or all of its seeds have failed."""
+def is_over(path: Path, number: int | str, settings: Settings) -> bool:
+    """Return True if a run in a folder of its own was trained to its last step and evaluated, or all of its seeds have
+    failed."""
     own = path / str(number)
     return (results.finished(own) >= settings.steps and not results.lacks_evaluation(own)) or _all_failed(own)
 

@@ -1,0 +1,69 @@
+"""Folders of the shards of a run.
+
+RUN/shards/00003/        run of shard 3
+RUN/shards/00003.claim/  which process works on it (`claims`)
+RUN/shards/00003.json    only if some worked on it: machines that differ from the plan
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+from fdqn.experiment import history, results, sweep_results
+from fdqn.experiment.settings import Sweep, to_json
+from fdqn.experiment.shard_plan import FILE, Shards, folder, name, partition_of
+from fdqn.storage import files
+
+
+def is_over(path: Path, planned: Shards, number: int) -> bool:
+    """Return True if a shard was trained to its last step and evaluated, or all of its seeds have failed."""
+    return sweep_results.is_over(path / "shards", name(number), planned.settings)
+
+
+def described(planned: Shards, number: int) -> str:
+    """Describe the learners of a shard, such as `seeds 8 to 11` or `settings 2 to 3, seeds 0 to 7`."""
+    given, own = planned.settings, planned.of(number, Path())
+    seeds = _range("seed", own.seed, own.seeds)
+    if not isinstance(own, Sweep):
+        return seeds
+    return f"{_range('setting', number * planned.size // given.seeds, len(own.varied))}, {seeds}"
+
+
+def _range(word: str, first: int, count: int) -> str:
+    return f"{word} {first}" if count == 1 else f"{word}s {first} to {first + count - 1}"
+
+
+def check_shard(path: Path, planned: Shards, number: int) -> None:
+    """Raise ValueError, naming the fields, if the folder of a shard is a run of other settings or other groups."""
+    own = folder(path, number)
+    found, expected = results.read_settings(own), planned.of(number, path)
+    if others := history.other_settings(to_json(found), to_json(expected)):
+        raise ValueError(f"{own}: expected the settings of {FILE}, got {others}")
+    kept = results.read_config(own)["plan"].get("partition")
+    if kept != partition_of(planned):
+        raise ValueError(f"{own}: expected the partition {partition_of(planned)} of {FILE}, got {kept}")
+
+
+def claim_folder(path: Path, number: int) -> Path:
+    """Return the folder of the claims of a shard."""
+    return path / "shards" / f"{name(number)}.claim"
+
+
+def machines(path: Path, number: int) -> dict[str, list[str]]:
+    """Return the machines that worked on a shard and differ from the plan, with their differences.
+
+    Empty if none do, or if their record is damaged.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        record = json.loads(files.read(path / "shards" / f"{name(number)}.json", 2**20))
+        if isinstance(record, dict) and all(isinstance(x, list) for x in record.values()):
+            return {str(host): [str(line) for line in lines] for host, lines in record.items()}
+    return {}
+
+
+def add_machine(path: Path, number: int, host: str, lines: list[str]) -> None:
+    """Record that a machine which differs from the plan works on a shard."""
+    record = machines(path, number)
+    merged = list(dict.fromkeys([*record.get(host, []), *lines]))
+    file = path / "shards" / f"{name(number)}.json"
+    files.write(file, (json.dumps(record | {host: merged}, indent=1) + "\n").encode())

@@ -1,0 +1,232 @@
+"""Train the shards of a run: here one after the other, or each in a process of its own on any machine.
+
+Processes share nothing but the run folder. Each shard is a run; a process works on it while it holds its claim
+(`claims`), and continues it from its newest checkpoint if another process has stopped. The process that finds all
+shards finished merges them (`merging`); so may several.
+"""
+
+import contextlib
+import dataclasses
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fdqn.experiment import claims, events, merging, session, shard_folders, shard_plan, sweep_plan
+from fdqn.experiment.events import OnEvent
+from fdqn.experiment.settings import Sweep
+from fdqn.experiment.shard_plan import Shards
+from fdqn.storage import checkpoint
+
+RANKS = {"RANK": "WORLD_SIZE", "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_MAX", "JOB_COMPLETION_INDEX": None}
+"""Variables that number the processes of torchrun, of a job array of SLURM and of an indexed job of Kubernetes, and the
+variable from which the number of processes follows."""
+
+
+def chosen(count: int, variables: Mapping[str, str]) -> tuple[range, str] | None:
+    """Return the shards that a launcher gives to this process, and a sentence that names the variable.
+
+    Process k of W gets the shards k, k + W, k + 2W, ... None without a variable of `RANKS`.
+
+    Raises ValueError for a variable that is no number of a shard.
+    """
+    name = next((name for name in RANKS if variables.get(name)), None)
+    if name is None:
+        return None
+    rank, processes = _number(name, variables), count
+    if (size := RANKS[name]) is not None and (name == "RANK" or variables.get(size)):
+        processes = _number(size, variables) + (size == "SLURM_ARRAY_TASK_MAX")
+    if rank >= min(count, processes):
+        raise ValueError(
+            f"{name}: expected a number below {min(count, processes)}, for {count} shards and processes numbered from "
+            f"0, got {rank}"
+        )
+    mine = range(rank, count, processes)
+    listed = f"shard {rank}" if len(mine) == 1 else f"shards {', '.join(map(str, mine[:4]))}{', ...' * (len(mine) > 4)}"
+    return mine, f"{name}={rank}: {listed} of {count}"
+
+
+def _number(name: str, variables: Mapping[str, str]) -> int:
+    given = variables.get(name, "")
+    if not given.isdecimal() or (name == "WORLD_SIZE" and int(given) == 0):
+        raise ValueError(f"{name}: expected a number, got {given or 'none'!r}")
+    return int(given)
+
+
+def train(
+    path: Path,
+    on_event: OnEvent = events.ignore,
+    stop: session.Stop = bool,
+    started: float | None = None,
+    numbers: Iterable[int] | None = None,
+    clock: claims.Clock = claims.filesystem_time,
+    **changes: Any,
+) -> Path:
+    """Train or continue shards of a planned run one after the other, and merge the run if all have then finished.
+
+    Args:
+        path: folder of the run, as `shard_plan.create` returns it.
+        on_event: receives the events of each shard, in which settings have their numbers in the whole run.
+        stop: ends the work, with complete files, once it returns True.
+        started: as for `session.train`.
+        numbers: shards to train; by default all that have not finished.
+        clock: time by which claims are dated.
+        **changes: arguments of `session.resume`, such as `env` and `device`; `steps` cannot be changed.
+
+    A shard that another process works on, and one that fails with an error, are skipped. At the end, ValueError is
+    raised for the errors, and `session.AllFailedError` if all seeds of all shards have failed.
+
+    Raises ValueError for a folder that is not a sharded run, a number out of range, and changed steps.
+    """
+    planned = shard_plan.read(path)
+    if changes.pop("steps", None) is not None:
+        raise ValueError("steps: expected none for a sharded run, got a number; omit it")
+    sweep_plan.check_code(path, planned.settings, changes.get("env"), changes.get("wrappers", ()))
+    mine = list(range(planned.shards) if numbers is None else numbers)
+    for number in mine:
+        if not 0 <= number < planned.shards:
+            raise ValueError(f"shard: expected a number from 0 to {planned.shards - 1}, got {number}")
+    errors: dict[int, Exception] = {}
+    for number in mine:
+        if shard_folders.is_over(path, planned, number):
+            continue
+        try:
+            _train_one(path, planned, number, on_event, stop, started, clock, changes)
+        except _ShardError as failed:
+            errors[number] = failed.args[0]
+        if stop() and (stopped := _stopped(path, planned)):
+            on_event(stopped)
+            return path
+        if number in errors:
+            on_event(events.Notice(f"shard {number} of {planned.shards}: {errors[number]}"))
+        started = None
+    _finish(path, planned, on_event, clock)
+    if errors:
+        number, error = next(iter(errors.items()))
+        others = f" (and {len(errors) - 1} other shards have errors)" if len(errors) > 1 else ""
+        raise ValueError(f"shard {number}: {error}{others}")
+    return path
+
+
+class _ShardError(Exception):
+    """Wrap an error of one shard, with which the others are not concerned."""
+
+
+def _train_one(
+    path: Path,
+    planned: Shards,
+    number: int,
+    on_event: OnEvent,
+    stop: session.Stop,
+    started: float | None,
+    clock: claims.Clock,
+    changes: Mapping[str, Any],
+) -> None:
+    """Train a shard to its end, unless another process works on it."""
+    title = f"shard {number} of {planned.shards}"
+    with _receiver(partial(_as_whole, on_event, path, planned, number)) as emit:
+        try:
+            with claims.holding(shard_folders.claim_folder(path, number), clock) as claim:
+                if shard_folders.is_over(path, planned, number):  # another process was faster
+                    return
+                emit(events.Notice(f"{title}: {shard_folders.described(planned, number)}"))
+                if lines := shard_plan.differences(planned):
+                    shard_folders.add_machine(path, number, socket.gethostname(), lines)
+                _continue(path, planned, number, emit, stop, started, claim.check, changes)
+        except claims.ClaimedError as error:
+            emit(events.Notice(f"{title} is skipped: {error}"))
+        except claims.LostError as error:
+            emit(events.Notice(f"{title} is left to another process: {error}"))
+        except session.AllFailedError as error:
+            emit(events.Notice(f"{title}: {error}"))
+
+
+def _continue(
+    path: Path,
+    planned: Shards,
+    number: int,
+    emit: OnEvent,
+    stop: session.Stop,
+    started: float | None,
+    before_write: Callable[[], None],
+    changes: Mapping[str, Any],
+) -> None:
+    own = shard_plan.folder(path, number)
+    if (own / "config.json").exists():
+        shard_folders.check_shard(path, planned, number)
+        session.resume(own, on_event=emit, stop=stop, started=started, before_write=before_write, **changes)
+        return
+    with contextlib.suppress(OSError):  # left by a process that was killed before it wrote config.json
+        (own / "settings.csv").unlink(missing_ok=True)
+        own.rmdir()
+    names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
+    kept = {name: changes[name] for name in names if changes.get(name) is not None}
+    settings = dataclasses.replace(planned.of(number, path), **kept)
+    session.train(settings, emit, stop, started, None, planned.pinned, before_write)
+
+
+@contextlib.contextmanager
+def _receiver(on_event: OnEvent) -> Iterator[OnEvent]:
+    """Give a receiver of events whose exceptions leave the context as they are; those of a run as `_ShardError`."""
+    raised: list[BaseException] = []
+
+    def emit(event: events.Event) -> None:
+        try:
+            on_event(event)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    try:
+        yield emit
+    except (ValueError, OSError, FloatingPointError, checkpoint.CheckpointError) as error:
+        if error in raised:
+            raise
+        raise _ShardError(error) from None
+
+
+def _as_whole(on_event: OnEvent, path: Path, planned: Shards, number: int, event: events.Event) -> None:
+    """Pass on an event of a shard with the folder, the learners and the settings of the whole run."""
+    match event:
+        case events.Stopped():
+            return  # `train` emits one of the whole run
+        case events.Started():
+            event = event._replace(path=path)
+        case events.SeedFailed() if isinstance(planned.settings, Sweep):
+            own = planned.of(number, path)
+            assert isinstance(own, Sweep)
+            setting, seed = divmod(event.seed, own.seeds)
+            setting += number * planned.size // planned.settings.seeds
+            name = f"setting {setting}, seed {own.seed + seed}"
+            event = event._replace(seed=event.seed + number * planned.size, name=name)
+    on_event(event)
+
+
+def _stopped(path: Path, planned: Shards) -> events.Stopped | None:
+    """Return the event of a stopped run; None if all of its shards have finished."""
+    left = _left(path, planned)
+    steps = planned.settings.steps
+    return events.Stopped(path, (planned.shards - len(left)) * steps, planned.shards * steps) if left else None
+
+
+def _left(path: Path, planned: Shards) -> list[int]:
+    """Return the shards that have not finished."""
+    return [number for number in range(planned.shards) if not shard_folders.is_over(path, planned, number)]
+
+
+def _finish(path: Path, planned: Shards, on_event: OnEvent, clock: claims.Clock) -> None:
+    """Merge the run if all of its shards have finished, or name those that have not."""
+    left = _left(path, planned)
+    if not left:
+        for note in merging.merge(path).notes:
+            on_event(events.Notice(note))
+        return
+    held = sum(claims.held(shard_folders.claim_folder(path, number), clock) for number in left)
+    listed = f"{', '.join(map(str, left[:8]))}{', ...' * (len(left) > 8)}"
+    on_event(
+        events.Notice(
+            f"{len(left)} of {planned.shards} shards have not finished: {listed}; other processes work on {held} of "
+            f"them; continue with: fdqn resume {path}"
+        )
+    )
