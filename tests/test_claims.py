@@ -202,7 +202,7 @@ def test_a_claim_with_a_damaged_owner_is_held_until_it_is_stale(tmp_path, conten
     claim = claims.take(folder, clock)
     (claim.place / "owner.json").write_text(content)
     os.utime(claim.place / "owner.json", (clock.now, clock.now))
-    with pytest.raises(claims.ClaimedError, match="got process .* on an unknown host"):
+    with pytest.raises(claims.ClaimedError, match=r"got process .* on an unknown host"):
         claims.take(folder, clock)
     clock.now += claims.STALE + 1
     claims.take(folder, clock)

@@ -461,7 +461,7 @@ def spoil(path, name):
         (own / "params.safetensors").write_bytes((path / "params.safetensors").read_bytes())
     elif name == "rows":
         file = own / "metrics.csv"
-        file.write_text(file.read_text().replace("20,7,", "20,7,9", 1))
+        file.write_bytes(file.read_bytes().replace(b"20,7,", b"20,7,9", 1))
     elif name == "foreign":
         change(own / "config.json", lambda record: record["settings"].update(gamma=0.5))
     elif name == "groups":
@@ -497,7 +497,7 @@ def test_shards_that_are_missing_or_damaged_are_named_and_the_rest_is_merged(mer
     (note,) = found.notes
     assert note.startswith("shard 1 (seeds 7 to 8) is left out: ")
     assert re.fullmatch(REASONS[name], note.split(" is left out: ")[1]), note
-    assert not merging.up_to_date(path)
+    assert not merging.is_merged(path)
     run, full = fdqn.Run.load(path), fdqn.Run.load(whole)
     assert run.summary["failed_seeds"] == [7, 8]
     assert {x["cause"] for x in run.summary["failures"]} == {merging.MISSING}
@@ -519,7 +519,7 @@ def test_a_missing_shard_is_trained_later(merged, whole, tmp_path):
     merging.merge(path)
     shards.train(path)
     law_equal(path, whole)
-    assert merging.up_to_date(path)
+    assert merging.is_merged(path)
 
 
 def test_a_damaged_shard_does_not_keep_others_from_training(merged, tmp_path):
@@ -540,10 +540,9 @@ def test_machines_that_differ_from_the_plan_are_named(whole, tmp_path):
     seen = []
     shards.train(path, seen.append)
     now = torch.backends.cpu.get_cpu_capability()
-    note = (
-        f"shard 1 may differ in rounding: on {HERE}, torch is {torch.__version__} and was 1.0, cpu_capability is {now} "
-    )
-    assert [x.text for x in seen if isinstance(x, events.Notice)][-1] == f"{note}and was AVX9"
+    lines = f"torch is {torch.__version__} and was 1.0, cpu_capability is {now} and was AVX9"
+    said = [x.text for x in seen if isinstance(x, events.Notice)]
+    assert said[-1] == f"shard 1 may differ in rounding: on {HERE}, {lines}"
     record = results.read_config(path)["shards"]
     assert [*record["machines"]] == ["1"]
     assert record["missing"] == []

@@ -24,9 +24,11 @@ from fdqn.cli.parse import (
     Envs,
     Eval,
     Export,
+    Merge,
     Presets,
     Report,
     Resume,
+    Shards,
     Summary,
     Train,
     Version,
@@ -38,6 +40,7 @@ from fdqn.experiment.progress import Display, bytes_text, stopped_text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fdqn.experiment import sweep_plan
     from fdqn.experiment.tracking import Choice
 
 STARTED = time.perf_counter()
@@ -109,6 +112,8 @@ def _run(command: Command, emit: Emit, started: float) -> None:
             _train(command, emit, started)
         case Resume():
             _resume(command, emit, started)
+        case Merge():
+            _merge(command, emit)
         case Eval():
             _eval(command, emit)
         case Report():
@@ -133,6 +138,8 @@ def _train(command: Train, emit: Emit, started: float) -> None:
     console = _ready()
     from fdqn.experiment import session, sweep_results, tracking
 
+    if command.shards is not None:
+        return _train_shards(command, command.shards, console, emit, started)
     if command.sweep is not None:
         return _sweep(command, console, emit, started)
     settings, until = command.settings, None
@@ -150,11 +157,9 @@ def _train(command: Train, emit: Emit, started: float) -> None:
 
 def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> None:
     """Train a sweep, print the plan before and the ranking after it."""
-    from fdqn.experiment import halving, halving_plan, sweep, sweep_plan, tracking
+    from fdqn.experiment import halving, halving_plan, sweep, tracking
 
-    given = {**(command.sweep or {})}
-    draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
-    plan, choice = sweep_plan.plan(**given, draws=draws), tracking.choose(command.track, command.tags)
+    plan, choice = _plan(command), tracking.choose(command.track, command.tags)
     tracking.check_settings(choice, len(plan.values), command.halving is not None)
     rungs = None if command.halving is None else halving_plan.plan(plan, command.halving)
     with console.status("planning") if console.is_terminal else contextlib.nullcontext():
@@ -172,6 +177,66 @@ def _sweep(command: Train, console: "Console", emit: Emit, started: float) -> No
         else:
             path = halving.train(rungs, receive, stop, started)
     _print_sweep(path, emit if command.json else None)
+
+
+def _plan(command: Train) -> "sweep_plan.Plan":
+    """Return the plan of a sweep."""
+    from fdqn.experiment import sweep_plan
+
+    given = {**(command.sweep or {})}
+    draws = {name: sweep_plan.Draw(low, high, scale) for name, (scale, low, high) in given.pop("draws").items()}
+    return sweep_plan.plan(**given, draws=draws)
+
+
+def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit, started: float) -> None:
+    """Plan a run in shards, or join one that is planned, and train those that are chosen."""
+    from fdqn.experiment import shard_plan, shards
+
+    if command.settings is None:
+        planned = shard_plan.of_sweep(_plan(command), wanted.count)
+    else:
+        planned = shard_plan.plan(command.settings, wanted.count)
+    numbers = None if wanted.number is None else range(wanted.number, wanted.number + 1)
+    if wanted.number is not None:
+        shards.check_number(wanted.number, wanted.count)
+    elif wanted.ray is None and (found := shards.chosen(wanted.count, os.environ)) is not None:
+        numbers, sentence = found
+        console.print(sentence, soft_wrap=True)
+    if numbers is not None and planned.settings.out is None:
+        raise ValueError("out: expected the folder that all processes share, such as --out runs/a, got none")
+    path = shard_plan.create(planned)
+    if numbers is None:
+        console.print(tables.shards_text(planned, path), soft_wrap=True)
+    code: dict[str, Any] = {"env": planned.settings.env, "wrappers": planned.settings.wrappers}
+    with _following(console, None, prints=False) as (on_event, stop):
+        shards.train(path, on_event, stop, started, numbers, **code)
+    _print_shards(path, emit if command.json else None)
+
+
+def _merge(command: Merge, emit: Emit) -> None:
+    console = _ready()
+    from fdqn.experiment import merging
+
+    for note in merging.merge(command.run).notes:
+        console.print(note, soft_wrap=True)
+    _print_shards(command.run, emit if command.json else None)
+
+
+def _print_shards(path: Path, emit: Emit | None) -> None:
+    """Print the results of a sharded run, if it was merged."""
+    from fdqn.experiment import results, sweep_results
+
+    if not (path / "summary.json").exists():
+        if emit is not None:
+            emit({"run": process.shown(path), "merged": False})
+        return
+    if sweep_results.is_sweep(path):
+        return _print_sweep(path, emit)
+    summary = results.read(path).summary
+    if emit is None:
+        tables.print_summary(path, summary)
+    else:
+        emit(summary)
 
 
 def _print_sweep(path: Path, emit: Emit | None, out: Path | None = None) -> None:
@@ -211,9 +276,11 @@ def _written(write: Callable[[Path | None], Path], out: Path | None) -> Path:
 
 def _resume(command: Resume, emit: Emit, started: float) -> None:
     console = _ready()
-    from fdqn.experiment import session, sweep_results, tracking
+    from fdqn.experiment import session, shard_plan, sweep_results, tracking
 
     choice = tracking.choose_for_resume(command.run, _track(command), command.tags)
+    if shard_plan.is_sharded(command.run):
+        return _resume_shards(command, choice, console, emit, started)
     if sweep_results.is_sweep(command.run):
         return _resume_sweep(command, choice, console, emit, started)
     with (
@@ -243,16 +310,29 @@ def _track(command: Resume) -> tuple[str, ...] | None:
     return () if command.track == ("none",) else command.track
 
 
+def _resume_shards(command: Resume, choice: "Choice", console: "Console", emit: Emit, started: float) -> None:
+    from fdqn.experiment import shards
+
+    shards.check_untracked(choice.trackers)
+    with _following(console, None, prints=False) as (on_event, stop):
+        shards.train(command.run, on_event, stop, started, **_changes(command))
+    _print_shards(command.run, emit if command.json else None)
+
+
+def _changes(command: Resume) -> dict[str, Any]:
+    """Return the arguments of `session.resume`."""
+    names = ("steps", "env", "wrappers", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
+    return {name: getattr(command, name) for name in names}
+
+
 def _resume_sweep(command: Resume, choice: "Choice", console: "Console", emit: Emit, started: float) -> None:
     from fdqn.experiment import sweep, tracking
 
-    names = ("steps", "env", "wrappers", "fallback", "on_nan", "evaluate_episodes", "evaluate_steps", "device")
-    changes: dict[str, Any] = {name: getattr(command, name) for name in names}
     with (
         _following(console, None, prints=False) as (on_event, stop),
         tracking.tracked(choice, on_event, resumed=command.run) as receive,
     ):
-        sweep.resume(command.run, receive, stop, started, **changes)
+        sweep.resume(command.run, receive, stop, started, **_changes(command))
     _print_sweep(command.run, emit if command.json else None)
 
 
@@ -379,11 +459,14 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn.experiment import results, sweep_results
+    from fdqn.experiment import merging, results, shard_plan, sweep_results
     from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
+    for path in command.runs:
+        for note in merging.refresh(path) if shard_plan.is_sharded(path) else ():
+            terminal.console().print(note, soft_wrap=True)
     if command.html is not None:
         return _write_page(command, command.html, emit)
     if len(command.runs) == 1 and sweep_results.is_sweep(command.runs[0]):

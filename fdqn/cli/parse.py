@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import io
+import math
 import operator
 import re
 import sys
@@ -43,6 +44,19 @@ class Train:
     """Settings that were given as flags."""
     track: tuple[TrackerName, ...] = ()
     tags: TagSet = "cleanrl"
+    shards: "Shards | None" = None
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Parts of a run that separate processes train."""
+
+    count: int
+    number: int | None = None
+    """The one to train here; None for all, or for the choice of a launcher."""
+    ray: str | None = None
+    cpus: float = 1.0
+    gpus: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,21 @@ class TrainFlags(SettingsFlags):
     best_of: Annotated[Path | None, tyro.conf.arg(metavar="SWEEP")] = None
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out, --track, --tags and --json."""
+    shards: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Divide the learners, seeds or settings x seeds, into N equal shards, which train independently.
+    Without --shard and --ray, all are trained here, one after the other.
+    Other processes, on any machine that has the run folder, take part with the same command and --out.
+    fdqn resume RUN trains all that are left, and the last process merges them."""
+    shard: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
+    """Shard to train here, 0 to N - 1; with --shards and --out.
+    By default that of RANK (torchrun), SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX, if one is set."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="{auto,local,ADDRESS}")] = None
+    """Train the shards as tasks of Ray; needs pip install 'fdqn[ray]'.
+    auto: on the cluster of this machine. local: start one here. ADDRESS: HOST:PORT of a cluster."""
+    shard_cpus: float = 1.0
+    """CPU cores of a shard; with --ray."""
+    shard_gpus: float = 0.0
+    """GPUs of a shard, also a fraction of one; with --ray."""
     track: tuple[TrackerName, ...] = ()
     """Trackers to send metrics to while the run trains. Each needs pip install 'fdqn[NAME]'.
     TensorBoard files are in RUN/tensorboard. Environment variables such as WANDB_MODE and MLFLOW_TRACKING_URI apply."""
@@ -123,6 +152,17 @@ class Resume:
     A new tracker shows the run from its start, also a finished run."""
     tags: TagSet | None = None
     """Names of the metrics in trackers from now on; by default unchanged."""
+    json: bool = False
+    """Print only the summary, as JSON."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Merge the shards of a run that have finished, and name those that have not.
+    RUN then is a run folder like any other. The last process that trains shards does the same."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run with shards."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -301,10 +341,11 @@ class Version:
     json: bool = False
 
 
-Command = Version | Train | Resume | Eval | Report | Watch | Compare | Export | Summary | Envs | Presets
+Command = Version | Train | Resume | Merge | Eval | Report | Watch | Compare | Export | Summary | Envs | Presets
 COMMANDS = {
     "train": TrainFlags,
     "resume": Resume,
+    "merge": Merge,
     "eval": Eval,
     "report": Report,
     "watch": Watch,
@@ -502,6 +543,10 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
         return dataclasses.replace(command, best_of=flags.best_of)
     if "samples" in names and not found.draws:
         _refuse("flag --samples: expected a flag with a range such as --learning-rate log:1e-5:1e-2, got none")
+    if flags.shards is not None:
+        command = dataclasses.replace(command, shards=_shards(flags, names))
+    elif others := [name for name in names if name in ("shard", "ray", "shard-cpus", "shard-gpus")]:
+        _refuse(f"flag --{others[0]}: expected --shards with it, got none")
     if flags.pbt_every is not None and (not swept or flags.pbt_every < 1):
         got = flags.pbt_every if swept else "none"
         expected = "at least 1" if swept else "a flag with several values such as --learning-rate 1e-4 1e-3"
@@ -515,6 +560,24 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
             plan["pbt_every"] = flags.pbt_every
         return dataclasses.replace(command, sweep=plan, halving=flags.halving)
     return dataclasses.replace(command, settings=_made(given, published))
+
+
+def _shards(flags: TrainFlags, names: list[str]) -> Shards:
+    """Return the shards of a run. Exits with a usage error for flags that cannot be used together."""
+    for name in ("halving", "pbt-every", "track"):
+        if name in names:
+            _refuse(f"flag --{name}: expected none with --shards, got both; omit one of them")
+    if flags.ray is None and (others := [name for name in names if name in ("shard-cpus", "shard-gpus")]):
+        _refuse(f"flag --{others[0]}: expected --ray with it, got none")
+    if flags.shard is not None and flags.ray is not None:
+        _refuse("flag --shard: expected none with --ray, which trains all of them; omit one of them")
+    if flags.shard is not None and "out" not in names:
+        _refuse("flag --shard: expected --out with it, the folder of the whole run, got none")
+    for name, least in (("shard-cpus", flags.shard_cpus), ("shard-gpus", flags.shard_gpus)):
+        if not 0 <= least < math.inf:
+            _refuse(f"flag --{name}: expected a number from 0, got {least:g}")
+    assert flags.shards is not None
+    return Shards(flags.shards, flags.shard, flags.ray, flags.shard_cpus, flags.shard_gpus)
 
 
 def _given(flags: SettingsFlags, names: list[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fdqn.experiment.progress import bytes_text
 from fdqn.experiment.settings import storage, task
 
 if TYPE_CHECKING:
-    from fdqn.experiment import halving_plan, population, results, sweep_plan
+    from fdqn.experiment import halving_plan, population, results, shard_plan, sweep_plan
     from fdqn.experiment.settings import Sweep
     from fdqn.report import sweeps
 
@@ -248,6 +248,19 @@ def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[f
         lines += [f"  {i + 1}: {described(one.settings)}{times[i]}" for i, one in enumerate(plan.programs)]
     lines += [evolution_text(one.settings) for one in plan.programs if one.settings.pbt_every]
     return "\n".join(lines)
+
+
+def shards_text(planned: "shard_plan.Shards", path: Path) -> str:
+    """Describe the shards of a run, and how other processes take part in it."""
+    from fdqn.experiment import shard_folders
+    from fdqn.experiment.sweep_plan import counted
+
+    first = shard_folders.described(planned, 0)
+    return (
+        f"{counted(planned.shards, 'shard')} of {counted(planned.size, 'learner')} (shard 0: {first}) in {path}; to "
+        f"train shard K in another process, add --shard K --out {path} to this command; fdqn resume {path} trains "
+        "those that are left"
+    )
 
 
 def evolution_text(settings: "Sweep") -> str:

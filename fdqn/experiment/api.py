@@ -22,6 +22,8 @@ from fdqn.experiment import (
     presets,
     process,
     session,
+    shard_plan,
+    shards,
     sizes,
     sweep_plan,
     sweep_results,
@@ -228,6 +230,8 @@ def resume(
     more: dict[str, Any] = dict(env=env, wrappers=wrappers, fallback=fallback, on_nan=on_nan, device=device)
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
     where = Path(path).absolute()  # an environment may change the current folder
+    if shard_plan.is_sharded(where):
+        return _resume_shards(where, steps, more, progress, on_event, stop, tracking.choose_for_resume(where, track, tags))
     if (where / "sweep.json").exists() or (where / halving_plan.FILE).exists():
         raise ValueError(
             f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.resume_sweep"
@@ -240,6 +244,21 @@ def resume(
         tracking.choose_for_resume(where, track, tags),
         where,
     )
+
+
+def _resume_shards(
+    path: Path,
+    steps: int | None,
+    more: dict[str, Any],
+    progress: bool,
+    on_event: OnEvent | None,
+    stop: Callable[[], bool] | None,
+    shown: tracking.Choice,
+) -> Run:
+    """Continue all shards of a run that have not finished, and read the run."""
+    shards.check_untracked(shown.trackers)
+    _supervised(progress, on_event, stop, lambda emit, over: shards.train(path, emit, over, steps=steps, **more), shown)
+    return Run.load(path, more["env"], more["wrappers"])
 
 
 def resume_sweep(

@@ -287,8 +287,13 @@ def record(
 ) -> Iterator[training.Report]:
     """Write and yield each report of a run: the rows of all seeds in one write, then a checkpoint if one is due.
 
-    `where` is the point from which the run was resumed. `on_checkpoint` is called with the folder and the step of each
-    checkpoint after it is written. `before_write` is called before rows or a checkpoint are written.
+    Args:
+        path: run folder.
+        settings: settings of the run.
+        reports: reports of the run.
+        where: point from which the run was resumed.
+        on_checkpoint: called with the folder and the step of each checkpoint after it is written.
+        before_write: called before rows or a checkpoint are written.
 
     Raises FloatingPointError when a report has a failed seed and the settings have `on_nan="stop"`.
     """

@@ -66,25 +66,42 @@ def merge(path: Path) -> Merged:
         files.write(path / name, history.rows_text(_rows(planned, name, found)))
     run_folder.save_params(path, settings, _params(planned, found))
     differing = {str(i): record for i in range(planned.shards) if (record := shard_folders.machines(path, i))}
+    said = [*reasons.values(), *_machine_notes(differing)]
     config = {
         "settings": to_json(settings),
         "plan": run_folder.plan_record(settings, settings.steps, planned.pinned),
         **planned.circumstances,
-        "shards": {"count": planned.shards, "missing": list(reasons), "machines": differing},
+        "shards": {"count": planned.shards, "missing": list(reasons), "machines": differing, "notes": said},
     }
     run_folder.write_config(path, config)
     summary = _summary(planned, found)
     seconds = sum(shard.summary["wall_seconds"] for shard in found.values())
     run_folder.write_summary(path, settings, summary, lambda: seconds)
-    return Merged(path, summary, (*reasons.values(), *_machine_notes(differing)))
+    return Merged(path, summary, tuple(said))
 
 
-def up_to_date(path: Path) -> bool:
+def is_merged(path: Path) -> bool:
     """Return True if a merge of a sharded run has all of its shards."""
     try:
         return not results.read_config(path)["shards"]["missing"] and (path / "summary.json").exists()
     except (KeyError, TypeError, ValueError):
         return False
+
+
+def refresh(path: Path) -> list[str]:
+    """Merge a sharded run unless a merge has all of its shards, and return the notes of the merge.
+
+    Raises the errors of `merge`.
+    """
+    if not is_merged(path):
+        merge(path)
+    return notes(path)
+
+
+def notes(path: Path) -> list[str]:
+    """Return the notes of the last merge. Raises ValueError if there is none or `config.json` is damaged."""
+    record = results.read_config(path).get("shards")
+    return [str(note) for note in record["notes"]] if isinstance(record, dict) and record.get("notes") else []
 
 
 def _machine_notes(differing: dict[str, dict[str, list[str]]]) -> list[str]:
@@ -99,7 +116,7 @@ def _machine_notes(differing: dict[str, dict[str, list[str]]]) -> list[str]:
     ]
 
 
-# Reading
+# Reading shards
 
 
 def read_shard(path: Path, planned: Shards, number: int, like: Shard | None = None) -> Shard:

@@ -461,6 +461,11 @@ def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
     try:
         return reader(path / name)
     except FileNotFoundError:
+        if (path / "shards.json").exists():
+            raise ValueError(
+                f"run: expected a finished run folder, got {path}, whose shards are not merged; use fdqn resume {path} "
+                f"or, for those that have finished, fdqn merge {path}"
+            ) from None
         raise ValueError(f"run: expected a finished run folder, got {path} without {name}") from None
     except (json.JSONDecodeError, RecursionError):
         reason = "which is not JSON"
@@ -494,7 +499,7 @@ def _parse_config(file: Path) -> dict[str, Any]:
     ):
         raise ValueError("expected a plan with steps and on_nan")
     if "partition" in plan and not is_partition(plan["partition"]):
-        raise ValueError(f"partition: expected numbers lanes and threads, got {plan['partition']!r:.80}")
+        raise ValueError(f"partition: expected the size of a group and its threads, got {plan['partition']!r:.80}")
     return config
 
 

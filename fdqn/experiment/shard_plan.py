@@ -1,4 +1,4 @@
-"""Plans of sharded runs: the learners of a run in equal parts, each a run of its own, and the file of a plan.
+"""Plans of sharded runs: the learners of a run in equal parts, each a separate run, and the file of a plan.
 
     RUN/shards.json     settings of the whole run, the number of shards and everything that must be alike in all of them
     RUN/settings.csv    only of a sweep: a row for each learner
@@ -78,7 +78,7 @@ def of_sweep(planned: sweep_plan.Plan, count: int) -> Shards:
     if len(planned.programs) > 1:
         raise ValueError(
             f"shards: expected settings that one program can train, got {len(planned.programs)} programs; train each "
-            "in a run of its own"
+            "in a separate run"
         )
     return plan(planned.programs[0].settings, count)
 
@@ -105,13 +105,13 @@ def _fits(settings: Settings, count: int) -> bool:
 def circumstances(settings: Settings, pinned: compile.ThreadPartition | None) -> dict[str, Any]:
     """Return everything other than the settings that may change bits: versions, commit, device, processor and engine.
 
-    With pinned groups, the number of threads does not change any.
+    With pinned groups, the number of threads does not change any. A run itself sets the modes of denormal numbers and
+    of matrix products.
     """
     record = run_folder.provenance(settings, pinned)
-    engine = {**record["engine"], "cpu_capability": torch.backends.cpu.get_cpu_capability()}
-    if pinned is not None:
-        engine.pop("threads")
-    return {**record, "engine": engine}
+    modes = {"flush_denormal", "float32_matmul_precision", *(["threads"] if pinned is not None else [])}
+    engine = {name: x for name, x in record["engine"].items() if name not in modes}
+    return {**record, "engine": {**engine, "cpu_capability": torch.backends.cpu.get_cpu_capability()}}
 
 
 def differences(planned: Shards) -> list[str]:

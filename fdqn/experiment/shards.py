@@ -1,4 +1,4 @@
-"""Train the shards of a run: here one after the other, or each in a process of its own on any machine.
+"""Train the shards of a run: here one after the other, or each in a separate process on any machine.
 
 Processes share nothing but the run folder. Each shard is a run; a process works on it while it holds its claim
 (`claims`), and continues it from its newest checkpoint if another process has stopped. The process that finds all
@@ -8,11 +8,12 @@ shards finished merges them (`merging`); so may several.
 import contextlib
 import dataclasses
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fdqn import check
 from fdqn.experiment import claims, events, merging, session, shard_folders, shard_plan, sweep_plan
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Sweep
@@ -54,6 +55,19 @@ def _number(name: str, variables: Mapping[str, str]) -> int:
     return int(given)
 
 
+def check_untracked(trackers: Sequence[str]) -> None:
+    """Raise ValueError for trackers, which show runs of one process."""
+    if trackers:
+        raise ValueError(f"track: expected no tracker with shards, got {trackers[0]}; omit track")
+
+
+def check_number(number: int, count: int) -> None:
+    """Raise ValueError unless `number` is that of one of `count` shards."""
+    check.count("shard", number)
+    if number >= count:
+        raise ValueError(f"shard: expected a number from 0 to {count - 1}, got {number}")
+
+
 def train(
     path: Path,
     on_event: OnEvent = events.ignore,
@@ -85,8 +99,7 @@ def train(
     sweep_plan.check_code(path, planned.settings, changes.get("env"), changes.get("wrappers", ()))
     mine = list(range(planned.shards) if numbers is None else numbers)
     for number in mine:
-        if not 0 <= number < planned.shards:
-            raise ValueError(f"shard: expected a number from 0 to {planned.shards - 1}, got {number}")
+        check_number(number, planned.shards)
     errors: dict[int, Exception] = {}
     for number in mine:
         if shard_folders.is_over(path, planned, number):

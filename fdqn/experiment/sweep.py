@@ -23,6 +23,8 @@ from fdqn.experiment import (
     memory,
     run_folder,
     session,
+    shard_plan,
+    shards,
     sweep_plan,
     sweep_results,
 )
@@ -66,6 +68,8 @@ def resume(
     """
     if not sweep_results.is_sweep(path):
         raise ValueError(f"sweep: expected the folder of a sweep, got {path}")
+    if shard_plan.is_sharded(path):
+        return shards.train(path, on_event, stop, started, **changes)
     if (path / halving_plan.FILE).exists():
         return halving.resume(path, on_event, stop, started, **changes)
     if (path / "sweep.json").exists():
