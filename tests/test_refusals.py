@@ -30,7 +30,7 @@ from torch import nn
 import fdqn
 from fdqn import agents, check, cli, envs, networks, optim, random, replay, training, tree
 from fdqn.agents import dqn
-from fdqn.experiment import acting, arms, assemble, halving_plan, results, run_folder, sweep_plan
+from fdqn.experiment import acting, arms, assemble, halving_plan, results, run_folder, shard_plan, sweep_plan
 from fdqn.experiment.settings import Settings, Sweep, make, to_json
 from fdqn.experiment.sweep_plan import Draw
 from fdqn.experiment.tracking import Choice
@@ -1537,6 +1537,76 @@ ROWS = [
      "sweep: expected a sweep, got bad-programs with a sweep.json that is invalid: …"),
     ("sweep_plan.check_code", given(Path("x"), Settings(), "catch"), ValueError,
      "env: expected 'cartpole', the environment trained on, got 'catch'"),
+    # shards
+    *[("shard_plan.plan", given(own, count), error, message)
+      for own, count, error, message in (
+          ("run", 2, TypeError, "settings: expected Settings, got str"),
+          (Settings(), 0, ValueError, "shards: expected at least 1, got 0"),
+          (Settings(), 2.0, TypeError, "shards: expected an integer, got 2.0"),
+          (Settings(seeds=10), 4, ValueError,
+           "shards: expected a number that divides 10 seeds such as 1, 2, 5, 10, got 4"),
+          (Sweep(varied=({"gamma": 0.9}, {"gamma": 0.99}, {"gamma": 0.5}), seeds=4), 8, ValueError,
+           "shards: expected a number that divides 3 settings x 4 seeds, by settings or parts of one setting, such as "
+           "1, 3, 6, 12, got 8"),
+          (sweep_plan.plan({}, GAMMAS, pbt_every=2_000).programs[0].settings, 2, ValueError,
+           "shards: expected no pbt_every with them, got both; the members of a population are trained together"),
+          (Settings(gamma=2.0), 2, ValueError, "gamma: expected numbers in [0, 1], got 2.0"),
+      )],
+    ("shard_plan.of_sweep", given(sweep_plan.plan({}, {**GAMMAS, "hidden": [(8,), (4,)]}), 2), ValueError,
+     "shards: expected settings that one program can train, got 2 programs; train each in a separate run"),
+    *[("shard_plan.create", given(shard_plan.plan(Settings(**{"seeds": 4, "engine": "eager", **own}), count)),
+       ValueError, message)
+      for own, count, message in (
+          ({"out": "run"}, 2, "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+          ({"out": "parts"}, 4, "shards: expected 2, as in parts/shards.json, got 4"),
+          ({"out": "parts", "gamma": 0.5}, 2,
+           "out: expected the settings of parts/shards.json, got gamma = 0.5 and not 0.99; choose another --out"),
+          ({"out": "bad-parts"}, 2,
+           "run: expected a sharded run, got bad-parts with a shards.json that is invalid: Expecting …"),
+          ({"out": "file/run"}, 2, "out: expected a folder that can be created, got 'file/run', but …"),
+      )],
+    *[("shard_plan.read", given(Path(name)), ValueError, says)
+      for name, says in (
+          ("run", "run: expected a sharded run, got run without shards.json"),
+          *[(name, f"run: expected a sharded run, got {name} with a shards.json that is invalid: {says}")
+            for name, says in (
+                ("bad-parts", "Expecting …"), ("no-parts", "no 'shards'"),
+                ("three-parts", "shards: expected a number that divides 4 seeds such as 1, 2, 4, got 3"),
+                ("huge-parts", "shards: expected a number that divides 4 seeds such as 1, 2, 4, got 1000000"),
+                ("grouped-parts", "expected groups that divide 2 learners, got {'lanes': 3, 'threads': 1}"),
+                ("plain-parts", "expected circumstances of device, engine, git, processor, versions, got others"),
+                ("nested-parts", "maximum recursion …"),
+            )],
+      )],
+    ("shards.train", given(Path("run")), ValueError, "run: expected a sharded run, got run without shards.json"),
+    ("shards.train", given(Path("parts"), steps=10**6), ValueError,
+     "steps: expected none for a sharded run, got a number; omit it"),
+    ("shards.train", given(Path("parts"), numbers=[2]), ValueError, "shard: expected a number from 0 to 1, got 2"),
+    ("shards.train", given(Path("parts"), env="catch"), ValueError,
+     "env: expected 'cartpole', the environment trained on, got 'catch'"),
+    ("shards.train", given(Path("code-parts")), ValueError,
+     "env: expected the environment of code-parts, which is user code, got none; pass --env my.games:chess"),
+    ("shards.chosen", given(2, {"RANK": "0"}), ValueError, "WORLD_SIZE: expected a number, got 'none'"),
+    ("shards.chosen", given(2, {"JOB_COMPLETION_INDEX": "2"}), ValueError,
+     "JOB_COMPLETION_INDEX: expected a number below 2, for 2 shards and processes numbered from 0, got 2"),
+    ("shards.check_number", given(2, 2), ValueError, "shard: expected a number from 0 to 1, got 2"),
+    ("shards.check_number", given(-1, 2), ValueError, "shard: expected at least 0, got -1"),
+    ("shards.check_untracked", given(["wandb"]), ValueError,
+     "track: expected no tracker with shards, got wandb; omit track"),
+    ("merging.merge", given(Path("run")), ValueError, "run: expected a sharded run, got run without shards.json"),
+    ("merging.merge", given(Path("parts")), ValueError,
+     "shards: expected a finished one of 2, got none in parts: shard 0 (seeds 0 to 1) is left out: expected the run "
+     "parts/shards/00000, got none"),
+    ("merging.read_shard", given(Path("parts"), shard_plan.plan(Settings(seeds=4), 2), 1), ValueError,
+     "expected the run parts/shards/00001, got none"),
+    ("shard_folders.check_shard", given(Path("parts"), shard_plan.plan(Settings(seeds=4), 2), 1), ValueError,
+     "run: expected a finished run folder, got parts/shards/00001 without config.json"),
+    ("results.read", given(Path("parts")), ValueError,
+     "run: expected a finished run folder, got parts, whose shards are not merged; use fdqn resume parts or, …"),
+    ("history.read_rows", given(Path("page.html").parent / "empty.csv"), ValueError,
+     "empty.csv: expected rows, got an empty file"),
+    ("history.check_rows", given(Path("few-rows")), checkpoint.CheckpointError,
+     "few-rows/metrics.csv: expected at least … bytes, as at the checkpoint of step 100, got others; …"),
     # successive halving
     *[("halving_plan.plan", given(sweep_plan.plan(own, values), eta), ValueError, message)
       for own, values, eta, message in (
@@ -2097,6 +2167,21 @@ WITHOUT = {
        for name in ("ancestors", "figure", "write")},
     "history.add_evolution": "writes a step of `population.evolution`",
     "plots.filled": "is a part of `figure`, which refuses",
+    **{f"claims.{name}": "takes any folder; tests/test_claims.py has what `take` and `check` refuse"
+       for name in ("ClaimedError", "LostError", "filesystem_time", "holding", "take", "newest", "is_free", "held",
+                    "described")},
+    **{f"shard_plan.{name}": "takes a plan that `plan` has checked"
+       for name in ("circumstances", "differences", "partition_of")},
+    **{f"shard_plan.{name}": "takes any path or number" for name in ("folder", "name", "is_sharded")},
+    **{f"shard_folders.{name}": "takes a plan that `plan` has checked"
+       for name in ("is_over", "described", "claim_folder", "machines", "add_machine")},
+    **{f"merging.{name}": "hands on to `merge` and `results.read_config`"
+       for name in ("is_merged", "refresh", "notes")},
+    **{f"run_folder.{name}": "takes checked settings and records"
+       for name in ("plan_record", "partition", "partition_record", "pinned_partition", "provenance", "differences_of",
+                    "write_config", "write_summary")},
+    "results.is_partition": "takes anything",
+    **{f"history.{name}": "formats what was checked" for name in ("other_settings", "rows_text")},
     "halving_plan.described": "describes a plan that `plan` has checked",
     "halving_plan.ranking": "takes records of a summary that was checked",
     "halving_plan.record": "returns a part of a plan",
@@ -2459,6 +2544,28 @@ HALVED = {
 """Files `halving.json` of sweeps that were never started, and damaged ones."""
 
 
+def shards_json(shards=2, partition=None, circumstances=True, env="cartpole"):
+    """Return the text of `shards.json` of a run of four seeds."""
+    names = ("versions", "engine", "git", "device", "processor") if circumstances else ()
+    settings = to_json(Settings(seeds=4, engine="eager", env=env, out="parts"))
+    record = {"shards": shards, "partition": partition, "circumstances": {name: {} for name in names}}
+    return json.dumps({name: x for name, x in {**record, "settings": settings}.items() if x is not None or shards})
+
+
+SHARDED = {
+    "parts": shards_json(),
+    "code-parts": shards_json(env="my.games:chess"),
+    "bad-parts": "{",
+    "no-parts": json.dumps({"settings": to_json(Settings())}),
+    "three-parts": shards_json(3),
+    "huge-parts": shards_json(10**6),
+    "grouped-parts": shards_json(partition={"lanes": 3, "threads": 1}),
+    "plain-parts": shards_json(circumstances=False),
+    "nested-parts": "[" * 100_000,
+}
+"""Files `shards.json` of runs without a shard that was started, and damaged ones."""
+
+
 def as_sweep(path):
     """Turn a run into a sweep of which only the settings can be read."""
     edited("config.json", lambda x: {**x, "settings": {**x["settings"], "varied": [{"gamma": 0.9}, {"gamma": 1.0}]}})(
@@ -2525,6 +2632,10 @@ def stage(trained, tmp_path_factory):
         (path / name).mkdir()
         (path / name / "settings.csv").write_text("learner,setting,seed,gamma\n")
         (path / name / "halving.json").write_text(text)
+    for name, text in SHARDED.items():
+        (path / name).mkdir()
+        (path / name / "shards.json").write_text(text)
+    (path / "empty.csv").touch()
     return path, files(path)
 
 
@@ -2573,6 +2684,10 @@ WITH_FILES = (
     "session",
     "halving",
     "halving_plan",
+    "shards",
+    "shard_plan",
+    "shard_folders",
+    "merging",
     "sweep",
     "sweep_plan",
     "sweep_results",
@@ -2658,6 +2773,34 @@ LINES = [
      "halving: expected settings that one program can train, got 2 programs for the values of hidden; choose …"),
     ("train --gamma 0.9 0.95 0.99 --halving 2 --pbt-every 2000", 1,
      "halving: expected none with pbt_every, got both; omit one of them"),
+    ("train --shard 1", 2, "flag --shard: expected --shards with it, got none"),
+    ("train --ray local", 2, "flag --ray: expected --shards with it, got none"),
+    ("train --shards 2 --shard-gpus 1", 2, "flag --shard-gpus: expected --ray with it, got none"),
+    ("train --shards 2 --ray local --shard-gpus -1", 2, "flag --shard-gpus: expected a number from 0, got -1"),
+    ("train --shards 2 --ray local --shard 1 --out x", 2,
+     "flag --shard: expected none with --ray, which trains all of them; omit one of them"),
+    ("train --shards 2 --shard 1", 2, "flag --shard: expected --out with it, the folder of the whole run, got none"),
+    ("train --shards 2 --track tensorboard", 2, "flag --track: expected none with --shards, got both; omit one …"),
+    ("train --shards 2 --halving 2 --gamma 0.9 0.99", 2, "flag --halving: expected none with --shards, got both; …"),
+    ("train --best-of sweep --shards 2", 2, "flag --shards: expected none but --seeds, …"),
+    ("train --shards two", 2, "Error parsing --shards: expected a whole number, got 'two'"),
+    ("train --seeds 10 --shards 4", 1,
+     "shards: expected a number that divides 10 seeds such as 1, 2, 5, 10, got 4"),
+    ("train --seeds 4 --shards 2 --shard 2 --out x", 1, "shard: expected a number from 0 to 1, got 2"),
+    ("train --seeds 4 --shards 2 --shard 0 --out run", 1,
+     "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
+    ("train --seeds 4 --shards 2 --gamma 0.5 --engine eager --shard 1 --out parts", 1,
+     "out: expected the settings of parts/shards.json, got gamma = 0.5 and not 0.99; choose another --out"),
+    ("train --seeds 4 --shards 4 --engine eager --shard 1 --out parts", 1,
+     "shards: expected 2, as in parts/shards.json, got 4"),
+    ("train --hidden 8, 4, --shards 2", 1,
+     "shards: expected settings that one program can train, got 2 programs; train each in a separate run"),
+    ("merge run", 1, "run: expected a sharded run, got run without shards.json"),
+    ("merge parts", 1, "shards: expected a finished one of 2, got none in parts: shard 0 …"),
+    ("merge bad-parts", 1, "run: expected a sharded run, got bad-parts with a shards.json that is invalid: …"),
+    ("report parts", 1, "shards: expected a finished one of 2, got none in parts: shard 0 …"),
+    ("eval parts", 1, "run: expected a finished run folder, got parts, whose shards are not merged; use …"),
+    ("resume parts --steps 1000000", 1, "steps: expected none for a sharded run, got a number; omit it"),
     ("train --best-of sweep --halving 2", 2, "flag --halving: expected none but --seeds, …"),
     ("resume rungs --steps 10", 1, "steps: expected none for a sweep with halving, got a number; omit it"),
     ("report rungs", 1, "sweep: expected a finished sweep, got rungs, whose rung 1 of 2 has not finished; …"),
