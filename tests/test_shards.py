@@ -23,6 +23,7 @@ from fdqn.compile import cpu_groups
 from fdqn.experiment import (
     claims,
     events,
+    history,
     memory,
     merging,
     results,
@@ -576,3 +577,32 @@ def test_an_exception_of_a_receiver_ends_the_work(tmp_path):
         shards.train(path, receive)
     assert not (path / "shards" / "00001").exists()
     assert not claims.held(shard_folders.claim_folder(path, 0))
+
+
+def test_small_functions(merged, whole, tmp_path):
+    plan = shard_plan.read(merged)
+    assert shard_plan.is_sharded(merged)
+    assert not shard_plan.is_sharded(whole)
+    assert shard_plan.partition_of(plan) is None
+    here = json.loads(json.dumps(shard_plan.circumstances(plan.settings, None)))
+    assert run_folder.differences_of(plan.circumstances, here) == []
+    pinned = cpu_groups.ThreadPartition(2, 4, 1)
+    assert shard_plan.partition_of(plan._replace(pinned=pinned)) == run_folder.partition_record(pinned)
+    assert run_folder.plan_record(plan.settings, 9, pinned)["partition"] == {"lanes": 2, "threads": 1}
+    assert run_folder.provenance(plan.settings)["versions"] == here["versions"]
+    same = settings.to_json(plan.settings)
+    assert history.other_settings(same, {**same, "out": "x"}) == ""
+    assert history.other_settings(same, {**same, "gamma": 0.5}) == "gamma = 0.99 and not 0.5"
+    assert history.rows_text([["a", "b"], [1, ""]]) == b"a,b\r\n1,\r\n"
+    (tmp_path / "shards").mkdir()
+    shard_folders.add_machine(tmp_path, 3, "a", ["x", "y"])
+    shard_folders.add_machine(tmp_path, 3, "a", ["y", "z"])
+    assert shard_folders.machines(tmp_path, 3) == {"a": ["x", "y", "z"]}
+    (tmp_path / "shards" / "00003.json").write_text("[")
+    assert shard_folders.machines(tmp_path, 3) == {}
+    assert merging.refresh(merged) == merging.notes(merged) == []
+    path = shutil.copytree(merged, tmp_path / "run")
+    run_folder.write_config(path, {**results.read_config(path), "shards": {"missing": [], "notes": ["a note"]}})
+    assert merging.refresh(path) == ["a note"]
+    summary = json.loads((path / "summary.json").read_text())
+    assert run_folder.write_summary(path, plan.settings, summary, lambda: 2.0)["wall_seconds"] == 2.0

@@ -190,7 +190,7 @@ def _plan(command: Train) -> "sweep_plan.Plan":
 
 def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit, started: float) -> None:
     """Plan a run in shards, or join one that is planned, and train those that are chosen."""
-    from fdqn.experiment import shard_plan, shards
+    from fdqn.experiment import ray_shards, shard_plan, shards
 
     if command.settings is None:
         planned = shard_plan.of_sweep(_plan(command), wanted.count)
@@ -209,7 +209,10 @@ def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit
         console.print(tables.shards_text(planned, path), soft_wrap=True)
     code: dict[str, Any] = {"env": planned.settings.env, "wrappers": planned.settings.wrappers}
     with _following(console, None, prints=False) as (on_event, stop):
-        shards.train(path, on_event, stop, started, numbers, **code)
+        if wanted.ray is not None:
+            ray_shards.train(path, wanted.ray, wanted.cpus, wanted.gpus, on_event, stop, **code)
+        else:
+            shards.train(path, on_event, stop, started, numbers, **code)
     _print_shards(path, emit if command.json else None)
 
 

@@ -149,6 +149,29 @@ class EvaluationEnded(NamedTuple):
     """The evaluation after training is over: finished, failed or interrupted."""
 
 
+class ShardProgress(NamedTuple):
+    """Progress of a shard that another process trains."""
+
+    number: int
+    state: str
+    """Starting, compiling, training, evaluating, finished or stopped."""
+    step: int
+    """Environment steps per seed at the last report."""
+    steps: int
+    host: str
+    score: float | None
+    """Mean training return of its seeds at the last report; None if no episode has ended."""
+
+
+class Shards(NamedTuple):
+    """Shards that other processes train have advanced."""
+
+    rows: tuple[ShardProgress, ...]
+    """Shards that have started."""
+    shards: int
+    """Number of shards of the run."""
+
+
 class Notice(NamedTuple):
     """A message to display, such as a difference from the process that started a resumed run."""
 
@@ -184,6 +207,7 @@ Event = (
     | EvaluationStarted
     | EvaluationProgress
     | EvaluationEnded
+    | Shards
     | Notice
     | Finished
     | Stopped

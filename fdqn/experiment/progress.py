@@ -28,6 +28,7 @@ class Display:
         self._live = console.is_terminal or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
         self._bar: Progress | None = None
         self._task: Any = None
+        self._tasks: dict[int, Any] = {}
         self._greedy: events.Evaluated | None = None
         self._due = -math.inf
         self._total = self._limit = 0
@@ -62,6 +63,8 @@ class Display:
                 self._start_episodes(episodes, limit)
             case events.EvaluationProgress(ended, step):
                 self._advance_episodes(ended, step)
+            case events.Shards():
+                self._show_shards(event)
             case events.EvaluationEnded() | events.Finished() | events.Stopped():
                 self._close()
 
@@ -96,6 +99,30 @@ class Display:
         elif (now := time.perf_counter()) >= self._due or event.step >= event.steps:
             self._due = now + self._every
             self._console.print(f"step {event.step:,} of {event.steps:,}  {text}")
+
+    def _show_shards(self, event: events.Shards) -> None:
+        """Show a bar for each shard that is trained, and one for all; without a terminal, a line from time to time."""
+        text, done = shards_text(event), sum(row.step / row.steps for row in event.rows)
+        if not self._live:
+            if (now := time.perf_counter()) >= self._due:
+                self._due = now + max(self._every, _NEXT_LINE)
+                self.say(text)
+            return
+        if self._bar is None:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (BarColumn(20), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True)
+            self._task, self._tasks = self._bar.add_task("", total=event.shards), {}
+            self._bar.start()
+        self._bar.update(self._task, completed=done, description=text)
+        for row in event.rows:
+            if row.number not in self._tasks:
+                self._tasks[row.number] = self._bar.add_task("", total=row.steps)
+            returns = "" if row.score is None else f"  return {row.score:.1f}"
+            description = f"shard {row.number} on {row.host}: {row.state}{returns}"
+            is_over = row.state in ("finished", "stopped")
+            self._bar.update(self._tasks[row.number], completed=row.step, description=description, visible=not is_over)
 
     def _start_episodes(self, episodes: int, limit: int) -> None:
         self._close()
@@ -154,6 +181,15 @@ def status_text(event: events.Reported, greedy: events.Evaluated | None = None) 
     if math.isfinite(event.updates_per_second):
         parts.append(f"{event.updates_per_second:,.0f} seed-updates/s")
     return "  ".join(parts)
+
+
+def shards_text(event: events.Shards) -> str:
+    """Sum up the shards of a run, such as `3 of 16 shards finished, 4 training, 9 waiting`."""
+    states = [row.state for row in event.rows]
+    active = {state: states.count(state) for state in dict.fromkeys(states) if state != "finished"}
+    waiting = {"waiting": event.shards - len(states)} if len(states) < event.shards else {}
+    parts = [f"{number} {state}" for state, number in {**active, **waiting}.items()]
+    return ", ".join([f"{states.count('finished')} of {event.shards} shards finished", *parts])
 
 
 def stopped_text(event: events.Stopped) -> str:

@@ -108,13 +108,13 @@ def train(
             _train_one(path, planned, number, on_event, stop, started, clock, changes)
         except _ShardError as failed:
             errors[number] = failed.args[0]
-        if stop() and (stopped := _stopped(path, planned)):
-            on_event(stopped)
+        if stop():
+            finish(path, on_event, stop, clock)
             return path
         if number in errors:
             on_event(events.Notice(f"shard {number} of {planned.shards}: {errors[number]}"))
         started = None
-    _finish(path, planned, on_event, clock)
+    finish(path, on_event, clock=clock)
     if errors:
         number, error = next(iter(errors.items()))
         others = f" (and {len(errors) - 1} other shards have errors)" if len(errors) > 1 else ""
@@ -216,11 +216,9 @@ def _as_whole(on_event: OnEvent, path: Path, planned: Shards, number: int, event
     on_event(event)
 
 
-def _stopped(path: Path, planned: Shards) -> events.Stopped | None:
-    """Return the event of a stopped run; None if all of its shards have finished."""
-    left = _left(path, planned)
+def _stopped(path: Path, planned: Shards, left: Sequence[int]) -> events.Stopped:
     steps = planned.settings.steps
-    return events.Stopped(path, (planned.shards - len(left)) * steps, planned.shards * steps) if left else None
+    return events.Stopped(path, (planned.shards - len(left)) * steps, planned.shards * steps)
 
 
 def _left(path: Path, planned: Shards) -> list[int]:
@@ -228,9 +226,14 @@ def _left(path: Path, planned: Shards) -> list[int]:
     return [number for number in range(planned.shards) if not shard_folders.is_over(path, planned, number)]
 
 
-def _finish(path: Path, planned: Shards, on_event: OnEvent, clock: claims.Clock) -> None:
-    """Merge the run if all of its shards have finished, or name those that have not."""
+def finish(
+    path: Path, on_event: OnEvent, stop: session.Stop = bool, clock: claims.Clock = claims.filesystem_time
+) -> None:
+    """Merge the run if all of its shards have finished. Otherwise name those that have not, or where it was stopped."""
+    planned = shard_plan.read(path)
     left = _left(path, planned)
+    if left and stop():
+        return on_event(_stopped(path, planned, left))
     if not left:
         for note in merging.merge(path).notes:
             on_event(events.Notice(note))

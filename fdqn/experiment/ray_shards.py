@@ -1,0 +1,218 @@
+"""Train the shards of a run as tasks of Ray, which places them on nodes and repeats those whose process was lost.
+
+A task works on its shard as any other process does (`shards`): with a claim, from the newest checkpoint. Where its node
+does not have the run folder, it works in a temporary folder, and the files come back through Ray's object store when it
+ends.
+
+Ray: https://docs.ray.io
+"""
+
+import contextlib
+import importlib
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fdqn.experiment import events, ray_cluster, session, shard_folders, shard_plan, shards
+from fdqn.experiment.events import OnEvent, ShardProgress
+from fdqn.storage import files
+
+RETRIES = 1_000
+"""How often a task is repeated whose process or node was lost."""
+
+
+class Board:
+    """Actor that holds the progress of all shards, and the request to stop."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, ShardProgress] = {}
+        self._said: list[str] = []
+        self._stopping = False
+
+    def tell(self, row: ShardProgress, said: Sequence[str]) -> bool:
+        """Record the progress of a shard and sentences to show. Returns True if the shard is to stop."""
+        self._rows[row.number] = row
+        self._said += said
+        return self._stopping
+
+    def read(self) -> tuple[dict[int, ShardProgress], list[str]]:
+        """Return the progress of the shards that have started, and the sentences since the last call."""
+        said, self._said = self._said, []
+        return dict(self._rows), said
+
+    def stop(self) -> None:
+        """Let all shards stop."""
+        self._stopping = True
+
+
+def train(
+    path: Path,
+    address: str = "auto",
+    cpus: float = 1.0,
+    gpus: float = 0.0,
+    on_event: OnEvent = events.ignore,
+    stop: session.Stop = bool,
+    env: str | None = None,
+    wrappers: Sequence[str] = (),
+) -> Path:
+    """Train or continue all shards of a planned run on a cluster of Ray, and merge the run if all have finished.
+
+    Args:
+        path: folder of the run, as `shard_plan.create` returns it.
+        address: "auto" for the cluster of this machine, "local" to start one for this run, or HOST:PORT.
+        cpus, gpus: CPU cores and GPUs of a shard; fractions share them.
+        on_event: receives `events.Shards` about every second, and notices of the shards.
+        stop: lets all shards stop at their next training iteration, with complete files, once it returns True.
+        env, wrappers: the environment trained on and its wrappers, required if they are code of your own.
+
+    Raises ValueError if Ray is not installed, the address does not respond, no node has these resources, or a shard has
+    failed with an error.
+    """
+    planned = shard_plan.read(path)
+    left = [number for number in range(planned.shards) if not shard_folders.is_over(path, planned, number)]
+    on_event(events.Started(path, planned.settings, 0, planned.settings.steps))
+    with ray_cluster.connected(address) as ray, ray_cluster.marked(path) as token:
+        ray_cluster.check_resources(ray, cpus, gpus)
+        here = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        task = ray.remote(train_shard).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+        plan, code = files.read(path / shard_plan.FILE), {"env": env, "wrappers": tuple(wrappers)}
+        refs = {}
+        for number in left:
+            sent = ray_cluster.content(path, number)
+            refs[task.remote(str(path), token, plan, number, sent, board, cpus, code)] = number
+        try:
+            _follow(ray, refs, board, path, planned.shards, on_event, stop)
+        except BaseException:
+            for ref in refs:
+                with contextlib.suppress(Exception):
+                    ray.cancel(ref, force=True)
+            raise
+    shards.finish(path, on_event, stop)
+    return path
+
+
+def _follow(
+    ray: Any, refs: dict[Any, int], board: Any, path: Path, count: int, on_event: OnEvent, stop: session.Stop
+) -> None:
+    """Pass on the progress of all shards until each has ended, and write files that come back."""
+    pending, stopping = list(refs), False
+    while pending:
+        ended, pending = ray.wait(pending, timeout=1.0)
+        for ref in ended:
+            try:
+                ray_cluster.write(path, ray.get(ref))
+            except ray.exceptions.RayError as error:
+                on_event(events.Notice(f"shard {refs[ref]} of {count} failed: {ray_cluster.reason(error)}"))
+        rows, said = ray.get(board.read.remote())
+        for text in said:
+            on_event(events.Notice(text))
+        on_event(events.Shards(tuple(rows[number] for number in sorted(rows)), count))
+        if stop() and not stopping:
+            stopping = True
+            ray.get(board.stop.remote())
+
+
+# On a node
+
+
+def train_shard(
+    path: str,
+    token: str,
+    plan: bytes,
+    number: int,
+    sent: Mapping[str, bytes],
+    board: Any,
+    cpus: float,
+    code: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """Train a shard on a node, and return its files by name unless the node has the run folder.
+
+    Args:
+        path: folder of the run.
+        token: name of a file in `path/shards`, by which a node that has the folder is recognised.
+        plan: content of `shards.json`.
+        number: number of the shard.
+        sent: files of the shard, for nodes that do not have the folder.
+        board: actor `Board`.
+        cpus: CPU cores of the shard.
+        code: environment and wrappers if they are code of the user.
+    """
+    torch.set_num_threads(max(1, int(cpus)))
+    here = Path(path)
+    is_shared = (here / "shards" / token).exists()
+    if not is_shared:
+        here = Path(tempfile.gettempdir()) / f"fdqn-{token}"
+        (here / "shards").mkdir(parents=True, exist_ok=True)
+        files.write(here / shard_plan.FILE, plan)
+        if not shard_plan.folder(here, number).exists():
+            ray_cluster.write(here, sent)
+    planned = shard_plan.read(here)
+    with _reporting(board, number, planned.settings.steps) as (receive, stop):
+        while not shard_folders.is_over(here, planned, number) and not stop():
+            shards.train(here, receive, stop, numbers=[number], **code)
+            if not shard_folders.is_over(here, planned, number) and not stop():
+                time.sleep(2.0)  # the claim of a process that was lost is not stale yet
+    if is_shared:
+        return {}
+    content = ray_cluster.content(here, number)
+    shutil.rmtree(shard_plan.folder(here, number))
+    return content
+
+
+@contextlib.contextmanager
+def _reporting(board: Any, number: int, steps: int) -> Iterator[tuple[OnEvent, Callable[[], bool]]]:
+    """Give a receiver of events that tells the board about a shard, and a function that returns its request to stop."""
+    ray = importlib.import_module("ray")
+    ended, stopping, lock = threading.Event(), threading.Event(), threading.Lock()
+    row, said = ShardProgress(number, "starting", 0, steps, socket.gethostname(), None), list[str]()
+
+    def receive(event: events.Event) -> None:
+        nonlocal row
+        with lock:
+            match event:
+                case events.Notice(text) if "have not finished" not in text:
+                    said.append(text)
+                case events.SeedFailed(_, step, _, reason, name):
+                    said.append(f"{name} failed at step {step:,}: {reason}; it stops learning")
+                case events.Training(compiling):
+                    row = row._replace(state="compiling" if compiling else "training")
+                case events.Reported():
+                    means = event.returns[~event.failed & (event.returns == event.returns)]
+                    score = float(means.mean()) if len(means) else None
+                    row = row._replace(state="training", step=event.step, score=score)
+                case events.EvaluationStarted():
+                    row = row._replace(state="evaluating")
+                case events.Finished():
+                    row = row._replace(state="finished" if row.step >= steps else "stopped")
+
+    def tell() -> None:
+        with lock:
+            now, texts = row, list(said)
+            said.clear()
+        if ray.get(board.tell.remote(now, texts)):
+            stopping.set()
+
+    def keep() -> None:
+        while not ended.wait(1.0):
+            with contextlib.suppress(ray.exceptions.RayError):
+                tell()
+
+    tell()
+    thread = threading.Thread(target=keep, name="fdqn-board", daemon=True)
+    thread.start()
+    try:
+        yield receive, stopping.is_set
+    finally:
+        ended.set()
+        thread.join()
+        tell()
