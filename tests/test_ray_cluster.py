@@ -1,0 +1,159 @@
+"""Connections to Ray that are refused, the files of shards, and the display of their progress. None needs Ray."""
+
+import io
+import socket
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from fdqn.experiment import events, progress, ray_cluster, ray_shards
+
+
+def test_ray_that_is_not_installed_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with (
+        pytest.raises(ValueError, match=r"^ray: expected the package ray, got none; pip install 'fdqn\[ray\]'$"),
+        ray_cluster.connected("local"),
+    ):
+        pass
+
+
+class Fake(SimpleNamespace):
+    """A module `ray` that connects as a test wants."""
+
+    @staticmethod
+    def is_initialized():
+        return False
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:port", "host:1:x"])
+def test_addresses_that_are_none_are_refused(monkeypatch, address):
+    monkeypatch.setitem(sys.modules, "ray", Fake())
+    with (
+        pytest.raises(ValueError, match=f"ray: expected auto, local or HOST:PORT, got {address!r}"),
+        ray_cluster.connected(address),
+    ):
+        pass
+
+
+def test_addresses_that_do_not_respond_are_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", Fake(init=lambda **given: time.sleep(9)))
+    monkeypatch.setattr(ray_cluster, "PATIENCE", 0.05)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"ray: expected a cluster at {address}, got no connection: "):
+            ray_cluster.connected(address).__enter__()
+        closed.listen()
+        with pytest.raises(ValueError, match=f"ray: expected a cluster at {address}, got no response in 0.05 s"):
+            ray_cluster.connected(address).__enter__()
+
+
+def test_errors_of_ray_are_one_sentence(monkeypatch):
+    def refuse(**given):
+        raise ConnectionError("first line\nCould not find any running instance.\n")
+
+    monkeypatch.setitem(sys.modules, "ray", Fake(init=refuse))
+    with pytest.raises(ValueError, match=r"^ray: expected a cluster at auto, got Could not find any running \w+\.$"):
+        ray_cluster.connected("auto").__enter__()
+    assert ray_cluster.reason(ValueError()) == "ValueError"
+
+
+def test_an_existing_connection_is_used(monkeypatch):
+    fake = Fake(is_initialized=lambda: True)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with ray_cluster.connected("127.0.0.1:9") as ray:
+        assert ray is fake
+
+
+def test_resources_that_no_node_has_are_refused():
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 8.0}}]
+    fake = SimpleNamespace(nodes=lambda: nodes)
+    ray_cluster.check_resources(fake, 4, 2)
+    with pytest.raises(ValueError, match=r"shard_gpus: expected at most 2, the most that a node .* has, got 3"):
+        ray_cluster.check_resources(fake, 4, 3)
+    with pytest.raises(ValueError, match=r"shard_cpus: expected at most 4, the most that a node .* has, got 5"):
+        ray_cluster.check_resources(fake, 5, 0)
+
+
+def test_files_are_written_as_they_were_read(tmp_path):
+    own = tmp_path / "a" / "shards" / "00002"
+    (own / "checkpoints" / "20").mkdir(parents=True)
+    for name in ("config.json", "checkpoints/20/state.safetensors", "checkpoints/.lock", "../00002.json"):
+        (own / name).write_bytes(name.encode())
+    (own / "link").symlink_to("config.json")
+    found = ray_cluster.content(tmp_path / "a", 2)
+    ray_cluster.write(tmp_path / "b", found)
+    assert ray_cluster.content(tmp_path / "b", 2) == found
+    assert sorted(found) == [
+        "shards/00002.json",
+        "shards/00002/checkpoints/20/state.safetensors",
+        "shards/00002/config.json",
+    ]
+    assert ray_cluster.content(tmp_path, 3) == {}
+    for name in ("../x", "shards/../../x", "/x"):
+        with pytest.raises(ValueError, match="files: expected names in shards, got"):
+            ray_cluster.write(tmp_path / "b", {name: b""})
+    with ray_cluster.marked(tmp_path / "a") as token:
+        assert (tmp_path / "a" / "shards" / token).exists()
+    assert not (tmp_path / "a" / "shards" / token).exists()
+
+
+def test_the_board_holds_progress_and_the_request_to_stop():
+    board, row = ray_shards.Board(), events.ShardProgress(1, "training", 20, 60, "node", 0.5)
+    assert not board.tell(row, ["a note"])
+    assert board.read() == ({1: row}, ["a note"])
+    assert board.read() == ({1: row}, [])
+    board.stop()
+    assert board.tell(row._replace(step=40), [])
+
+
+def a_remote(board, calls):
+    """Return a module and an actor that call the board as Ray does."""
+    remote = SimpleNamespace(remote=lambda *given: calls.append(given) or board.tell(*given))
+    fake = SimpleNamespace(get=lambda x: x, exceptions=SimpleNamespace(RayError=RuntimeError))
+    return fake, SimpleNamespace(tell=remote)
+
+
+def test_a_task_reports_its_shard(monkeypatch):
+    board, calls = ray_shards.Board(), []
+    fake, actor = a_remote(board, calls)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with ray_shards._reporting(actor, 3, 60) as (receive, stop):
+        assert board.read()[0][3].state == "starting"
+        receive(events.Training(False))
+        receive(events.Notice("a note"))
+        receive(events.Notice("1 of 2 shards have not finished: 0"))
+        receive(events.SeedFailed(5, 20, "loss", "its loss is not finite", "seed 5"))
+        receive(events.EvaluationStarted("catch", 4, 10))
+        assert not stop()
+        board.stop()
+    assert stop()
+    rows, said = board.read()
+    assert rows[3].state == "evaluating"
+    assert said == ["a note", "seed 5 failed at step 20: its loss is not finite; it stops learning"]
+    assert threading.active_count() >= 1
+
+
+ROWS = (
+    events.ShardProgress(0, "finished", 60, 60, "node-1", 0.5),
+    events.ShardProgress(1, "training", 20, 60, "node-2", None),
+)
+
+
+def test_progress_of_shards_is_shown():
+    event = events.Shards(ROWS, 4)
+    assert progress.shards_text(event) == "1 of 4 shards finished, 1 training, 2 waiting"
+    plain, live = (Console(file=io.StringIO(), force_terminal=x, width=100) for x in (False, True))
+    for console in (plain, live):
+        with progress.Display(console) as display:
+            display(event)
+            display(event)
+    assert plain.file.getvalue() == "1 of 4 shards finished, 1 training, 2 waiting\n"
+    text = live.file.getvalue()
+    assert "shard 1 on node-2: training" in text
+    assert "shard 0 on" not in text, "finished shards make room"
