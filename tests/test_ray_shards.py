@@ -23,6 +23,7 @@ from fdqn.experiment import (
     shard_plan,
     shards,
 )
+from fdqn.storage import checkpoint
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -91,18 +92,20 @@ def owner(path, number):
 
 
 def killed_in(path, kills, end):
-    """Kill processes that work on shards from a thread, one after the other, and count them."""
-    count = [0]
+    """Kill processes that work on shards from a thread, each after a new checkpoint of its shard, and count them."""
+    count, seen = [0], {}
 
     def work():
         number = 0
         while count[0] < kills and not end.is_set():
-            time.sleep(0.7)
-            if (pid := owner(path, number)) is not None:
+            time.sleep(0.05)
+            number = 1 - number
+            kept = checkpoint.newest(shard_plan.folder(path, number) / "checkpoints")
+            if kept and kept[0] != seen.get(number) and (pid := owner(path, number)) is not None:
+                seen[number] = kept[0]
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     count[0] += 1
-            number = (number + 1) % 2
 
     thread = threading.Thread(target=work)
     thread.start()
