@@ -217,12 +217,16 @@ def test_flags_and_names_exist(page):
     assert sorted(name for name in inside if not exists(name)) == []
 
 
+OTHERS = ("preset", "best_of", "samples", "halving", "pbt_every", "track", "tags", "json", "help")
+OTHERS += ("shards", "shard", "ray", "shard_cpus", "shard_gpus")
+
+
 def flags(command):
     if command is parse.TrainFlags:
         own = [field.name for group in settings.GROUPS for field in dataclasses.fields(group)]
         return {
             name.replace("_", "-")
-            for name in [*own, "preset", "best_of", "samples", "halving", "pbt_every", "track", "tags", "json", "help"]
+            for name in [*own, *OTHERS]
         }
     return {field.name.replace("_", "-") for field in dataclasses.fields(command)}
 

@@ -3,6 +3,8 @@
 Processes share nothing but the run folder. Each shard is a run; a process works on it while it holds its claim
 (`claims`), and continues it from its newest checkpoint if another process has stopped. The process that finds all
 shards finished merges them (`merging`); so may several.
+
+.. include:: ../docs/machines.md
 """
 
 import contextlib

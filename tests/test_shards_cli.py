@@ -1,0 +1,144 @@
+"""Sharded runs from the command line and from Python: what is printed, which shards a launcher chooses, torchrun."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_shards import RATES, SMALL, law_equal, light, spoil  # noqa: F401
+
+import fdqn
+from fdqn import cli
+from fdqn.experiment import claims, ray_shards, session, settings, shard_folders, shard_plan, sweep, sweep_plan
+from fdqn.experiment.sweep_results import Results
+
+PAGE = Path(fdqn.__file__).parent / "docs" / "machines.md"
+
+
+def words(out, **given):
+    """Return the flags of `SMALL`."""
+    chosen = {**SMALL, **given, "out": out}
+    line = [x for name, x in chosen.items() if name != "compile" for x in (f"--{name.replace('_', '-')}", x)]
+    return [*(str(x[0] if isinstance(x, tuple) else x) for x in line), "--no-compile"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return session.train(settings.make({**SMALL, "out": str(tmp_path_factory.mktemp("whole") / "run")})).path
+
+
+def test_train_plans_trains_and_merges_all_shards(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "")
+    assert cli.main(["train", *words("run"), "--shards", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == (
+        "2 shards of 2 learners (shard 0: seeds 5 to 6) in run; to train shard K in another process, add --shard K "
+        "--out run to this command; fdqn resume run trains those that are left"
+    )
+    assert "shard 1 of 2: seeds 7 to 8" in err
+    assert "run folder run, picture run/curve.png" in out
+    law_equal(tmp_path / "run", whole)
+    assert cli.main(["report", "run", "--json"]) == 0
+    assert [x["seeds"] for x in json.loads(capsys.readouterr().out)] == [[5, 6, 7, 8]]
+
+
+def test_launchers_choose_shards_and_the_last_process_merges(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["train", *words("run"), "--shards", "2", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == "RANK=1: shard 1 of 2"
+    assert (
+        "1 of 2 shards have not finished: 0; other processes work on 0 of them; continue with: fdqn resume run" in err
+    )
+    assert json.loads(out) == {"run": "run", "merged": False}
+    assert cli.main(["merge", "run", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1] == "shard 0 (seeds 5 to 6) is left out: expected the run run/shards/00000, got none"
+    assert json.loads(out)["failed_seeds"] == [5, 6]
+    assert cli.main(["train", *words("run"), "--shards", "2", "--shard", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["failed_seeds"] == []
+    law_equal(tmp_path / "run", whole)
+    monkeypatch.delenv("RANK")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    assert cli.main(["train", *words("x")[:-3], "--no-compile", "--shards", "2"]) == 1
+    assert "fdqn: out: expected the folder that all processes share, such as --out runs/a, got none" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_python_continues_runs_and_sweeps(whole, tmp_path):
+    path = shard_plan.create(shard_plan.plan(settings.make({**SMALL, "out": str(tmp_path / "run")}), 2))
+    run = fdqn.resume(path, progress=False)
+    assert run.summary["seeds"] == [5, 6, 7, 8]
+    law_equal(path, whole)
+    with pytest.raises(ValueError, match="steps: expected none for a sharded run"):
+        fdqn.resume(path, steps=1_000, progress=False)
+    given = {**SMALL, "seeds": 1, "out": str(tmp_path / "sweep")}
+    path = shard_plan.create(shard_plan.of_sweep(sweep_plan.plan(given, RATES), 3))
+    found = fdqn.resume_sweep(path, progress=False)
+    assert isinstance(found, Results)
+    assert len(found.ranking()) == 3
+    assert sweep.resume(path) == path
+
+
+def test_an_interrupt_leaves_all_shards_resumable(whole, tmp_path, monkeypatch, capsys):
+    """Send SIGINT when the second shard starts to train."""
+    monkeypatch.chdir(tmp_path)
+    check = claims.Claim.check
+
+    def interrupted(claim):
+        check(claim)
+        if claim.folder.name.startswith("00001") and not (tmp_path / "sent").exists():
+            (tmp_path / "sent").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(claims.Claim, "check", interrupted)
+    assert cli.main(["train", *words("run"), "--shards", "2"]) == 130
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1] == (
+        "stopped at 60 of 120 steps; the files in run are complete; continue with: fdqn resume run"
+    )
+    assert not claims.held(shard_folders.claim_folder(tmp_path / "run", 1))
+    assert cli.main(["resume", "run"]) == 0
+    law_equal(tmp_path / "run", whole)
+
+
+def test_the_command_hands_shards_on_to_ray(tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(ray_shards, "train", lambda *args, **more: given.append((*args[1:4], more["env"])))
+    monkeypatch.chdir(tmp_path)
+    line = ["--shards", "4", "--ray", "10.0.0.1:6379", "--shard-cpus", "2", "--shard-gpus", "0.25", "--json"]
+    assert cli.main(["train", *words("run"), *line]) == 0
+    assert given == [("10.0.0.1:6379", 2.0, 0.25, "catch")]
+    assert json.loads(capsys.readouterr().out) == {"run": "run", "merged": False}
+
+
+@pytest.mark.slow
+def test_torchrun_trains_the_shards_of_two_processes(whole, tmp_path):
+    """Run the command of the page with smaller sizes."""
+    (command,) = re.findall(r"^torchrun --nproc-per-node 2 .*$", PAGE.read_text(), re.M)
+    launcher, ours = command.split(" -m fdqn train ")
+    own = dict(zip(*[iter(shlex.split(ours))] * 2, strict=True))
+    assert own.keys() == {"--env", "--seeds", "--shards", "--out"}
+    line = [*launcher.split()[1:], "-m", "fdqn", "train", *words(own["--out"]), "--shards", "4"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(fdqn.__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *line],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "RANK=0: shards 0, 2 of 4" in ran.stderr
+    assert "RANK=1: shards 1, 3 of 4" in ran.stderr
+    law_equal(tmp_path / own["--out"], whole)
