@@ -275,3 +275,56 @@ def test_lunar_chooses_for_each_seed_the_checkpoint_with_its_best_training_retur
     lines = [f"{step},{seed},{x}" for step, row in rows.items() for seed, x in zip((3, 5), row, strict=True)]
     (tmp_path / "metrics.csv").write_text("step,seed,return\n" + "\n".join(lines) + "\n")
     assert module("lunar").best_steps(tmp_path) == {3: 20, 5: 40}
+
+
+# Simulated runs on many machines
+
+
+def simulated(learners=64, size=4, checkpoints=2, **given):
+    scale = module("scale")
+    costs = {"start": 2.0, "compile": 10.0, "load": 1.0, "train": 5.0, "checkpoint": 1e6, "merge": 0.5}
+    cluster = {"machines": 2, "cores": 2, "bandwidth": 1e9, "spread": 0.0}
+    for name in given:
+        (costs if name in costs else cluster)[name] = given[name]
+    found = scale.Costs(**costs), scale.Cluster(**cluster)
+    return scale.simulate(*found, learners, size, checkpoints, np.random.default_rng(0))
+
+
+@pytest.fixture
+def beside_benchmarks(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+
+
+def test_a_simulated_run_on_one_core_takes_the_sum_of_its_costs(beside_benchmarks):
+    found = simulated(machines=1, cores=1, checkpoint=0.0)
+    assert found.total == pytest.approx(16 * (2 + 1 + 4 * 5) + 10 + 64 * 0.5)
+    assert found.bound == 64 * 5
+    assert found.waiting == found.redone == 0
+    assert simulated(machines=1, cores=1).total == pytest.approx(found.total + 16 * 2 * 4e6 / 1e9)
+
+
+def test_a_simulated_run_is_as_slow_as_its_slowest_part(beside_benchmarks):
+    assert simulated(checkpoint=0.0, compile=0.0).total == pytest.approx(4 * (2 + 1 + 4 * 5) + 64 * 0.5)
+    writes = 64 * 2 * 1e6 / 1e6
+    slow = simulated(bandwidth=1e6)
+    assert writes <= slow.total - slow.merge <= writes + 100
+    assert slow.waiting > simulated().waiting
+    assert simulated(spread=0.3).total > simulated().total
+    assert simulated(loss=0.99, train=500.0).redone > 0
+    assert simulated(loss=0.99, train=500.0).total > simulated(train=500.0).total
+    totals = [simulated(machines=machines).total for machines in (1, 2, 4, 8)]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_the_table_of_simulated_runs(beside_benchmarks):
+    scale = module("scale")
+    record = {"start_seconds": 2.0, "first_seconds": 20.0, "shard_seconds": [5.0] * 7, "whole_seconds": 40.0}
+    record |= {"whole_compile_seconds": 8.0, "seeds": 16, "shards": 8, "steps": 1_000, "merge_seconds": 1.6}
+    costs = scale.costs_of({**record, "checkpoint_bytes": 1e6}, 10_000)
+    assert costs == scale.Costs(2.0, 15.0, 1.0, 20.0, 1e6, 0.1)
+    table = scale.simulation_table(costs, 256, 4, 4).splitlines()
+    assert all(line.count("|") == 10 for line in table)
+    assert "one process | 40.0 s" in scale.overhead_table({**record, "equal_bits": True})
+    row = {"alone": 100.0, "both": [98.0, 96.0]}
+    weak = scale.weak_table({"seeds": 16, "rows": [row], "ratio": {"median": 0.97, "low": 0.97, "high": 0.97}})
+    assert weak.endswith("| 16 | 100 | 0.970 [0.970, 0.970] |")
