@@ -2184,8 +2184,8 @@ WITHOUT = {
     **{f"merging.{name}": "hands on to `merge` and `results.read_config`"
        for name in ("is_merged", "refresh", "notes")},
     **{f"run_folder.{name}": "takes checked settings and records"
-       for name in ("plan_record", "partition", "partition_record", "pinned_partition", "provenance", "differences_of",
-                    "write_config", "write_summary")},
+       for name in ("clear", "plan_record", "partition", "partition_record", "pinned_partition", "provenance",
+                    "differences_of", "write_config", "write_summary")},
     "results.is_partition": "takes anything",
     **{f"history.{name}": "formats what was checked" for name in ("other_settings", "rows_text")},
     "halving_plan.described": "describes a plan that `plan` has checked",

@@ -594,6 +594,14 @@ def test_small_functions(merged, whole, tmp_path):
     assert history.other_settings(same, {**same, "out": "x"}) == ""
     assert history.other_settings(same, {**same, "gamma": 0.5}) == "gamma = 0.99 and not 0.5"
     assert history.rows_text([["a", "b"], [1, ""]]) == b"a,b\r\n1,\r\n"
+    (tmp_path / "made").mkdir()
+    for name in ("settings.csv", "0a.part", "mine"):
+        (tmp_path / "made" / name).touch()
+    run_folder.clear(tmp_path / "made")
+    assert [x.name for x in (tmp_path / "made").iterdir()] == ["mine"]
+    (tmp_path / "made" / "mine").unlink()
+    run_folder.clear(tmp_path / "made")
+    assert not (tmp_path / "made").exists()
     (tmp_path / "shards").mkdir()
     shard_folders.add_machine(tmp_path, 3, "a", ["x", "y"])
     shard_folders.add_machine(tmp_path, 3, "a", ["y", "z"])

@@ -11,7 +11,6 @@ before that, the folder of the rung is made again from the previous rung, whose 
 continues exactly.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -107,9 +106,7 @@ def _train_rung(
         return
     if number:
         raise ValueError(f"sweep: expected the rung {own}, which {halving_plan.FILE} lists, got none; restore it")
-    with contextlib.suppress(OSError):  # left by a process that was killed before it wrote config.json
-        (own / "settings.csv").unlink(missing_ok=True)
-        own.rmdir()
+    run_folder.clear(own)
     names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
     kept = {name: changes[name] for name in names if changes.get(name) is not None}
     first = dataclasses.replace(planned.settings, out=str(own), **kept)

@@ -116,6 +116,17 @@ def create(
     return path
 
 
+def clear(path: Path) -> None:
+    """Remove the folder that a process made for a run and left without `config.json`, because it was killed.
+
+    A folder with other files stays as it is.
+    """
+    with contextlib.suppress(OSError):
+        for file in (path / "settings.csv", *path.glob("*.part")):
+            file.unlink(missing_ok=True)
+        path.rmdir()
+
+
 def plan_record(settings: Settings, steps: int, pinned: compile.ThreadPartition | None = None) -> dict[str, Any]:
     """Return the plan of `config.json`: what `resume` may change, and the groups that it keeps."""
     kept = {} if pinned is None else {"partition": partition_record(pinned)}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fdqn import check
-from fdqn.experiment import claims, events, merging, session, shard_folders, shard_plan, sweep_plan
+from fdqn.experiment import claims, events, merging, run_folder, session, shard_folders, shard_plan, sweep_plan
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Sweep
 from fdqn.experiment.shard_plan import Shards
@@ -172,9 +172,7 @@ def _continue(
         shard_folders.check_shard(path, planned, number)
         session.resume(own, on_event=emit, stop=stop, started=started, before_write=before_write, **changes)
         return
-    with contextlib.suppress(OSError):  # left by a process that was killed before it wrote config.json
-        (own / "settings.csv").unlink(missing_ok=True)
-        own.rmdir()
+    run_folder.clear(own)
     names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
     kept = {name: changes[name] for name in names if changes.get(name) is not None}
     settings = dataclasses.replace(planned.of(number, path), **kept)

@@ -6,7 +6,6 @@ program is a run in a folder of its own, `0`, `1`, ..., and `sweep.json` lists t
 `sweep_results` reads the folder.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Mapping
@@ -114,9 +113,7 @@ def _continue_program(
     if (path / "config.json").exists():
         session.resume(path, on_event=emit, stop=stop, started=started, **changes)
         return
-    with contextlib.suppress(OSError):  # left by a process that was killed before it wrote config.json
-        (path / "settings.csv").unlink(missing_ok=True)
-        path.rmdir()
+    run_folder.clear(path)
     own = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
     kept = {name: changes[name] for name in own if changes.get(name) is not None}
     session.train(dataclasses.replace(settings, **kept), emit, stop, started)
