@@ -41,7 +41,7 @@ def test_addresses_that_are_none_are_refused(monkeypatch, address):
 
 
 def test_addresses_that_do_not_respond_are_refused(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", Fake(init=lambda **given: time.sleep(9)))
+    monkeypatch.setitem(sys.modules, "ray", Fake(init=lambda *where, **given: time.sleep(9)))
     monkeypatch.setattr(ray_cluster, "PATIENCE", 0.05)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -54,7 +54,7 @@ def test_addresses_that_do_not_respond_are_refused(monkeypatch):
 
 
 def test_errors_of_ray_are_one_sentence(monkeypatch):
-    def refuse(**given):
+    def refuse(address, **given):
         raise ConnectionError("first line\nCould not find any running instance.\n")
 
     monkeypatch.setitem(sys.modules, "ray", Fake(init=refuse))

@@ -125,7 +125,8 @@ def test_shards_have_the_bits_of_one_process(whole, merged):
     assert run.policy(7)(np.zeros((10, 5), np.float32)) in (0, 1, 2)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 4])
 def test_any_number_of_shards_has_the_same_bits(whole, tmp_path, count):
     law_equal(shards.train(shard_plan.create(planned(tmp_path / "run", count))), whole)
 
@@ -328,6 +329,7 @@ def wait(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues(whole, tmp_path):
     seen = []
     path = shard_plan.create(planned(tmp_path / "run"))
@@ -514,6 +516,7 @@ def test_shards_that_are_missing_or_damaged_are_named_and_the_rest_is_merged(mer
         run.policy(8)
 
 
+@pytest.mark.slow
 def test_a_missing_shard_is_trained_later(merged, whole, tmp_path):
     path = copied(merged, tmp_path / "run")
     spoil(path, "gone")
@@ -533,9 +536,9 @@ def test_a_damaged_shard_does_not_keep_others_from_training(merged, tmp_path):
     assert shard_folders.is_over(path, shard_plan.read(path), 0)
 
 
-def test_machines_that_differ_from_the_plan_are_named(whole, tmp_path):
-    path = shard_plan.create(planned(tmp_path / "run"))
-    shards.train(path, numbers=[0])
+def test_machines_that_differ_from_the_plan_are_named(merged, whole, tmp_path):
+    path = copied(merged, tmp_path / "run")
+    spoil(path, "gone")
     change(path / "shards.json", lambda record: record["circumstances"]["versions"].update(torch="1.0"))
     change(path / "shards.json", lambda record: record["circumstances"]["engine"].update(cpu_capability="AVX9"))
     seen = []
@@ -550,6 +553,7 @@ def test_machines_that_differ_from_the_plan_are_named(whole, tmp_path):
     law_equal(path, whole)
 
 
+@pytest.mark.slow
 def test_a_shard_whose_seeds_all_fail_does_not_end_the_run(tmp_path):
     given = {"optimizer": "sgd", "learning_rate_schedule": "constant", "max_grad_norm": float("inf")}
     rates = {"learning_rate": [1e-3, 1e30]}

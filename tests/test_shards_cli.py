@@ -75,13 +75,17 @@ def test_launchers_choose_shards_and_the_last_process_merges(whole, tmp_path, mo
     assert not (tmp_path / "runs").exists()
 
 
-def test_python_continues_runs_and_sweeps(whole, tmp_path):
+def test_python_continues_runs(whole, tmp_path):
     path = shard_plan.create(shard_plan.plan(settings.make({**SMALL, "out": str(tmp_path / "run")}), 2))
     run = fdqn.resume(path, progress=False)
     assert run.summary["seeds"] == [5, 6, 7, 8]
     law_equal(path, whole)
     with pytest.raises(ValueError, match="steps: expected none for a sharded run"):
         fdqn.resume(path, steps=1_000, progress=False)
+
+
+@pytest.mark.slow
+def test_python_continues_sweeps(tmp_path):
     given = {**SMALL, "seeds": 1, "out": str(tmp_path / "sweep")}
     path = shard_plan.create(shard_plan.of_sweep(sweep_plan.plan(given, RATES), 3))
     found = fdqn.resume_sweep(path, progress=False)

@@ -28,10 +28,9 @@ def connected(address: str) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    given = {"address": None if address == "local" else address}
     if address not in ("auto", "local"):
         _check_address(address)
-    _within(PATIENCE, address, lambda: ray.init(**given, log_to_driver=False, logging_level="ERROR"))
+    _within(PATIENCE, address, lambda: ray.init(address, log_to_driver=False, logging_level="ERROR"))
     try:
         yield ray
     finally:

@@ -311,8 +311,7 @@ class Sweep(Settings):
     bounds: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     """Lowest and highest value of each varied hyper-parameter in population based training."""
     rung_of: int = 0
-    """Number of settings with which successive halving started, if this is one of its rungs; otherwise 0. All rungs
-    divide their learners into groups as the first one does, so that compiled functions round alike in all of them."""
+    """Number of settings with which successive halving started, if this is one of its rungs; otherwise 0."""
 
     def __post_init__(self) -> None:
         """Raise TypeError or ValueError unless every setting is valid on its own."""
