@@ -5,7 +5,7 @@
     python benchmarks/scale.py simulate [--learners 10000] [--machines 128] [--cores 16]
     python benchmarks/scale.py table
 
-weak trains in one process with one thread, then in two at the same time, each on a core of its own, in turns. The
+weak trains in one process with one thread, then in two at the same time, on different cores, in turns. The
 result is the speed of both divided by twice that of one: median and range.
 
 overhead trains the same seeds in one process and in shards, one after the other in one process, all with one thread. It
@@ -65,7 +65,7 @@ def weak(turns: int, seeds: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "worker", "--seeds", str(seeds), "--core"]
     pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     processes = []
-    for core in cores:  # the second one loads what the first has compiled
+    for core in cores:  # the second one loads the library of the first
         processes.append(subprocess.Popen([*command, str(core)], env=_one_thread(), **pipes))
         assert processes[-1].stdout.readline() == "ready\n"
 
@@ -205,7 +205,16 @@ class Times(NamedTuple):
 def simulate(
     costs: Costs, cluster: Cluster, learners: int, size: int, checkpoints: int, rng: np.random.Generator
 ) -> Times:
-    """Simulate a run in shards of `size` learners, which writes some checkpoints of each shard."""
+    """Simulate a run.
+
+    Args:
+        costs: costs of its parts.
+        cluster: machines that train it.
+        learners: number of learners.
+        size: learners of a shard.
+        checkpoints: checkpoints of each shard.
+        rng: generator of the speeds of the machines and of their losses.
+    """
     speed = np.maximum(0.1, 1 + cluster.spread * rng.standard_normal(cluster.machines))
     per_step = costs.train * size / checkpoints  # seconds between two checkpoints at the mean speed
     queue = [(0.0, machine, core) for machine in range(cluster.machines) for core in range(cluster.cores)]

@@ -55,7 +55,7 @@ class Claim(NamedTuple):
     def check(self) -> None:
         """Raise LostError if another process has taken over the claim."""
         if (now := newest(self.folder)) != self.number:
-            by = described(self.folder) if now else "somebody who removed it"
+            by = described(self.folder) if now else "a process that removed it"
             raise LostError(f"{self.folder}: expected to hold claim {self.number}, but it was taken over by {by}")
 
     def beat(self, clock: Clock) -> None:

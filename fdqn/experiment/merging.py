@@ -1,4 +1,4 @@
-"""Merge the shards of a run: write into its folder what a run in one process writes.
+"""Merge the shards of a run: write the files of a run in one process into its folder.
 
 Learners are in the order of one process, and so are the rows of `metrics.csv` and `evaluations.csv`: by step, then by
 learner. Shards that are missing, damaged or runs of other settings are left out: their seeds count as failed with the
@@ -116,7 +116,7 @@ def _machine_notes(differing: dict[str, dict[str, list[str]]]) -> list[str]:
     ]
 
 
-# Reading shards
+# Results of a shard
 
 
 def read_shard(path: Path, planned: Shards, number: int, like: Shard | None = None) -> Shard:

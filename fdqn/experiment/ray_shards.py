@@ -25,7 +25,7 @@ from fdqn.experiment.events import OnEvent, ShardProgress
 from fdqn.storage import files
 
 RETRIES = 1_000
-"""How often a task is repeated whose process or node was lost."""
+"""Most repetitions of a task whose process or node was lost."""
 
 
 class Board:

@@ -32,7 +32,7 @@ def chosen(count: int, variables: Mapping[str, str]) -> tuple[range, str] | None
 
     Process k of W gets the shards k, k + W, k + 2W, ... None without a variable of `RANKS`.
 
-    Raises ValueError for a variable that is no number of a shard.
+    Raises ValueError for a variable that is not the number of a shard.
     """
     name = next((name for name in RANKS if variables.get(name)), None)
     if name is None:
