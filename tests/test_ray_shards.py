@@ -4,12 +4,14 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 import torch
-from test_shards import SMALL, in_process, law_equal, planned, wait
+from test_shards import SMALL, law_equal, planned
 
 from fdqn.experiment import (
     claims,
@@ -151,13 +153,15 @@ def test_a_stopped_run_continues(cluster, long, tmp_path):
 
 def test_a_run_whose_driver_is_killed_continues(nodes, long, tmp_path):
     path = shard_plan.create(planned(tmp_path / "run", 2, **LONG))
-    pid = in_process(ray_shards.train, path, nodes.address)
-    deadline = time.monotonic() + 60
+    call = f"ray_shards.train(pathlib.Path({str(path)!r}), {nodes.address!r})"  # Ray cannot be used in a forked process
+    code = f"import pathlib; from fdqn.experiment import ray_shards; {call}"
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 200
     while owner(path, 0) is None and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(2)
-    os.kill(pid, signal.SIGKILL)
-    assert wait(pid) == -signal.SIGKILL
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
     while (owner(path, 0) or owner(path, 1)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not merging.is_merged(path)
