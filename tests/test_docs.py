@@ -224,10 +224,7 @@ OTHERS += ("shards", "shard", "ray", "shard_cpus", "shard_gpus")
 def flags(command):
     if command is parse.TrainFlags:
         own = [field.name for group in settings.GROUPS for field in dataclasses.fields(group)]
-        return {
-            name.replace("_", "-")
-            for name in [*own, *OTHERS]
-        }
+        return {name.replace("_", "-") for name in [*own, *OTHERS]}
     return {field.name.replace("_", "-") for field in dataclasses.fields(command)}
 
 
