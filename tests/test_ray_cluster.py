@@ -3,14 +3,16 @@
 import io
 import socket
 import sys
+import tempfile
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from test_shards import planned
 
-from fdqn.experiment import events, progress, ray_cluster, ray_shards
+from fdqn.experiment import events, merging, progress, ray_cluster, ray_shards, shard_plan
 
 
 def test_ray_that_is_not_installed_is_one_sentence(monkeypatch):
@@ -137,6 +139,25 @@ def test_a_task_reports_its_shard(monkeypatch):
     assert rows[3].state == "evaluating"
     assert said == ["a note", "seed 5 failed at step 20: its loss is not finite; it stops learning"]
     assert threading.active_count() >= 1
+
+
+def test_a_task_returns_the_files_of_its_shard_without_the_folder(monkeypatch, tmp_path, light_runs):
+    """Run the task as Ray does on a node that does not have the run folder, then on one that has it."""
+    board, calls = ray_shards.Board(), []
+    fake, actor = a_remote(board, calls)
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "node"))
+    path = shard_plan.create(planned(tmp_path / "run"))
+    plan, code = (path / "shards.json").read_bytes(), {"env": None, "wrappers": ()}
+    sent = ray_shards.train_shard("/nowhere", "a-token", plan, 1, {}, actor, 1.0, code)
+    assert not (path / "shards" / "00001").exists()
+    assert not (tmp_path / "node" / "fdqn-a-token" / "shards" / "00001").exists()
+    ray_cluster.write(path, sent)
+    with ray_cluster.marked(path) as token:
+        assert ray_shards.train_shard(str(path), token, plan, 0, {}, actor, 1.0, code) == {}
+    assert sorted(merging.merge(path).summary["seeds"]) == [5, 6, 7, 8]
+    assert merging.is_merged(path)
+    assert [row.state for row in board.read()[0].values()] == ["finished", "finished"]
 
 
 ROWS = (

@@ -2175,7 +2175,7 @@ WITHOUT = {
     **{f"ray_cluster.{name}": "needs Ray; tests/test_ray_cluster.py has what is refused"
        for name in ("check_resources", "connected", "content", "marked", "reason", "write")},
     **{f"ray_shards.{name}": "needs Ray; tests/test_ray_shards.py has what is refused"
-       for name in ("Board", "train", "train_shard")},
+       for name in ("train", "train_shard")},
     **{f"shard_plan.{name}": "takes a plan that `plan` has checked"
        for name in ("circumstances", "differences", "partition_of")},
     **{f"shard_plan.{name}": "takes any path or number" for name in ("folder", "name", "is_sharded")},
