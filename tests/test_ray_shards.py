@@ -12,10 +12,12 @@ import time
 import pytest
 import torch
 from test_shards import SMALL, law_equal, planned
+from test_shards_cli import words
 
 from fdqn.experiment import (
     claims,
     events,
+    history,
     merging,
     ray_cluster,
     ray_shards,
@@ -167,6 +169,24 @@ def test_a_run_whose_driver_is_killed_continues(nodes, long, tmp_path):
     assert not merging.is_merged(path)
     shards.train(path)
     law_equal(path, long)
+
+
+def test_the_command_starts_a_cluster_and_an_interrupt_leaves_shards_resumable(tmp_path):
+    """Send SIGINT once a shard has written a checkpoint, then let the command continue the run here."""
+    given = {**SMALL, "steps": 40_000, "checkpoint_every": 400, "report_every": 400}
+    line = [sys.executable, "-m", "fdqn", "train", *words("run", **given), "--shards", "2", "--ray", "local"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline, kept = time.monotonic() + 120, tmp_path / "run" / "shards" / "00000" / "checkpoints"
+    while not checkpoint.newest(kept) and command.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    command.send_signal(signal.SIGINT)
+    _, err = command.communicate(timeout=120)
+    assert command.returncode == 130, err
+    assert "stopped at 0 of 80,000 steps; the files in run are complete; continue with: fdqn resume run" in err
+    steps = [history.checkpoint_info(place).step for place in checkpoint.newest(kept)[:1]]
+    assert steps
+    assert 0 < steps[0] < 40_000
 
 
 def test_more_than_the_cluster_has_is_refused(cluster, tmp_path):

@@ -7,6 +7,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ def connected(address: str) -> Iterator[Any]:
         return
     if address not in ("auto", "local"):
         _check_address(address)
-    _within(PATIENCE, address, lambda: ray.init(address, log_to_driver=False, logging_level="ERROR"))
+    connect = partial(ray.init, address, log_to_driver=False, logging_level="ERROR")
+    if address == "local":  # not in another thread: the processes of Ray end with the thread that starts them
+        connect()
+    else:
+        _within(PATIENCE, address, connect)
     try:
         yield ray
     finally:
