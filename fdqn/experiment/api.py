@@ -231,7 +231,9 @@ def resume(
     more |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
     where = Path(path).absolute()  # an environment may change the current folder
     if shard_plan.is_sharded(where):
-        return _resume_shards(where, steps, more, progress, on_event, stop, tracking.choose_for_resume(where, track, tags))
+        return _resume_shards(
+            where, steps, more, progress, on_event, stop, tracking.choose_for_resume(where, track, tags)
+        )
     if (where / "sweep.json").exists() or (where / halving_plan.FILE).exists():
         raise ValueError(
             f"path: expected a run or a sweep of one program, got {path}; continue it with fdqn.resume_sweep"
