@@ -196,6 +196,40 @@ def test_the_heartbeat_is_renewed_while_a_claim_is_held(tmp_path):
         assert not claims.is_free(folder, claim.number, clock, 0.06)
 
 
+def test_a_claim_of_a_process_of_this_machine_does_not_become_stale(tmp_path):
+    """A process that is suspended also keeps the lock of the run folder, so nobody could continue its shard."""
+    folder, clock = tmp_path / "x.claim", Clock()
+    claim = claims.take(folder, clock)
+    clock.now += 10 * claims.STALE
+    assert claims.held(folder, clock)
+    of_another_machine(claim)
+    assert not claims.held(folder, clock)
+
+
+@pytest.mark.parametrize(("started", "ended"), [(None, None), (1, True)])
+def test_a_process_is_known_by_its_start(started, ended):
+    record = claims._own()
+    assert claims._has_ended(record) is False
+    assert claims._has_ended({**record, "started": started}) is ended
+    assert claims._has_ended({**record, "machine": f"another-{record['machine']}"}) is None
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_one_that_is_suspended_before_it_names_itself_takes_nothing(tmp_path, monkeypatch, kept):
+    """Let another process take over between the folder of a claim and its owner, and perhaps remove the folder."""
+    folder, clock, own = tmp_path / "x.claim", Clock(), claims._own
+
+    def suspended():
+        (folder / "000002").mkdir()
+        if not kept:
+            (folder / "000001").rmdir()
+        return own()
+
+    monkeypatch.setattr(claims, "_own", suspended)
+    with pytest.raises(claims.ClaimedError, match="another process was faster"):
+        claims.take(folder, clock)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"pid": "x"}', '{"pid": -1, "machine": "other"}'])
 def test_a_claim_with_a_damaged_owner_is_held_until_it_is_stale(tmp_path, content):
     folder, clock = tmp_path / "x.claim", Clock()

@@ -5,8 +5,12 @@
 
 A claim is the folder with the highest number. Making a folder is atomic, also on network file systems, so of several
 processes that want the next number exactly one gets it. A claim can be followed by the next one if it was released, if
-its heartbeat is older than `STALE` seconds, or at once if its process has ended on this machine. Numbers only grow: a
-process that was suspended and looks again sees that its claim is not the highest one, and must not write any more.
+its heartbeat is older than `STALE` seconds. If its process is one of this machine, the heartbeat does not count: the
+claim is free at once when the process has ended, and not before. Numbers only grow: a process that was suspended and
+looks again sees that its claim is not the highest one, and must not write any more.
+
+The holder looks before each write. Between the two there is no protection but the lock of the run folder, which many
+file systems of several machines have as well.
 """
 
 import contextlib
@@ -122,11 +126,18 @@ def take(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> 
         claim.place.mkdir()
     except FileExistsError:
         raise ClaimedError(f"{folder}: expected to take the claim, but another process was faster") from None
+    faster = ClaimedError(f"{folder}: expected to take the claim, but another process was faster")
     if newest(folder) != claim.number:  # this process was suspended, and folders that it had seen were removed
         claim.place.rmdir()
-        raise ClaimedError(f"{folder}: expected to take the claim, but another process was faster")
-    files.write(claim.place / "owner.json", json.dumps(_own()).encode())
-    claim.beat(clock)
+        raise faster
+    try:
+        files.write(claim.place / "owner.json", json.dumps(_own()).encode())
+        claim.beat(clock)
+    except OSError:
+        if newest(folder) == claim.number:
+            raise
+    if newest(folder) != claim.number:  # it was suspended later, and its claim became stale
+        raise faster
     for name in os.listdir(folder):  # the claim before this one is kept for inspection
         if name.isdecimal() and int(name) < last:
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -141,12 +152,15 @@ def newest(folder: Path) -> int:
 
 
 def is_free(folder: Path, number: int, clock: Clock = filesystem_time, stale: float = STALE) -> bool:
-    """Return True if a claim was released, is stale, or is that of a process of this machine that has ended."""
+    """Return True if a claim was released, is that of a process of this machine that has ended, or is stale.
+
+    A process of this machine that is suspended keeps its claim, as it keeps the lock of the run folder.
+    """
     place = folder / f"{number:06}"
     if (place / "released").exists():
         return True
-    if _has_ended(_read(place)):
-        return True
+    if (ended := _has_ended(_read(place))) is not None:
+        return ended
     with contextlib.suppress(FileNotFoundError):
         file = place / "owner.json"
         seen = (file if file.exists() else place).stat().st_mtime
@@ -187,29 +201,33 @@ def _read(place: Path) -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """Return the identity of this start of this machine, and of this container; None if the system has none."""
+    """Return the identity of this start of this machine, and of this container; None if the system has none.
+
+    Copies of a virtual machine that is running may share all but the name.
+    """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+        return f"{socket.gethostname()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return None
 
 
-def _has_ended(owner: dict[str, Any]) -> bool:
-    """Return True if an owner is a process of this machine that has ended; False if this is not known.
+def _has_ended(owner: dict[str, Any]) -> bool | None:
+    """Return True if an owner, a process of this machine, has ended, False if it runs; None if neither is known.
 
     A number of a process may be that of a later one, which has another start.
     """
     pid = owner.get("pid")
     if owner.get("machine") is None or owner["machine"] != _machine() or type(pid) is not int or pid < 1:
-        return False
+        return None
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except OSError:  # of another user
-        return False
-    return _started(pid) not in (None, owner.get("started"))
+        pass
+    started, then = _started(pid), owner.get("started")
+    return None if None in (started, then) else started != then
 
 
 def _started(pid: int) -> int | None:
