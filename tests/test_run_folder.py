@@ -644,6 +644,15 @@ def test_cuda_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert assemble.device(Settings(device="auto")) == torch.device("cuda")
     assert assemble.device(Settings(device="cpu")) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert assemble.device(Settings(device="cuda:1")) == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="device: expected a GPU from cuda:0 to cuda:1, got cuda:2"):
+        assemble.device(Settings(device="cuda:2"))
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    compile.prepare_cuda(index=1)
+    compile.prepare_cuda()
+    assert chosen == [1], "streams and graphs are those of the current GPU"
 
 
 def test_replay_bytes_are_the_bytes_that_replay_takes(made):

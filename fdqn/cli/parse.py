@@ -145,7 +145,7 @@ class Resume:
     """Evaluation episodes per seed from now on; by default unchanged."""
     evaluate_steps: int | None = None
     """Step limit of an evaluation episode from now on; by default unchanged."""
-    device: Literal["auto", "cpu", "cuda"] | None = None
+    device: Annotated[str | None, tyro.conf.arg(metavar="{auto,cpu,cuda,cuda:N}")] = None
     """Device to continue on, also when the run is resumed again; by default unchanged."""
     track: tuple[Literal[TrackerName, "none"], ...] | None = None
     """Trackers from now on; by default unchanged. With none, the run continues without them this time.
@@ -187,7 +187,7 @@ class Eval:
     """Episodes per seed; by default the run's --evaluate-episodes."""
     evaluate_steps: int | None = None
     """Step limit of an episode; by default that of the run (see fdqn train --help)."""
-    device: Literal["auto", "cpu", "cuda"] | None = None
+    device: Annotated[str | None, tyro.conf.arg(metavar="{auto,cpu,cuda,cuda:N}")] = None
     """Device to play on; by default that of the run, or the CPU if CUDA is not available."""
     video: Path | None = None
     """GIF file to write: the best, the median and the worst seed side by side, 20 steps per second.

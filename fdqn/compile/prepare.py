@@ -24,12 +24,17 @@ def prepare_cpu() -> None:
             libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def prepare_cuda(tf32: bool = False) -> None:
-    """Set up this process to train on CUDA: the precision of products, and deterministic convolutions.
+def prepare_cuda(tf32: bool = False, index: int | None = None) -> None:
+    """Set up this process to train on CUDA: the precision of products, deterministic convolutions, the GPU.
+
+    `index` is the number of the GPU; None for the current one.
 
     Otherwise cuDNN may choose a weight gradient with no fixed order of summation, and a resumed run would differ.
     """
     check.kind("tf32", tf32, bool)
+    if index is not None:
+        check.count("index", index)
+        torch.cuda.set_device(index)  # streams and graphs are those of the current GPU
     allow_tf32(tf32)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

@@ -200,7 +200,7 @@ def resume(
     on_nan: Literal["freeze", "stop"] | None = None,
     evaluate_episodes: int | None = None,
     evaluate_steps: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] | None = None,
+    device: str | None = None,
     progress: bool = True,
     on_event: OnEvent | None = None,
     stop: Callable[[], bool] | None = None,

@@ -389,14 +389,19 @@ def keys(settings: Settings) -> Tensor:
 
 
 def device(settings: Settings) -> torch.device:
-    """Return the device of the settings. Raises ValueError for CUDA if it is not available."""
+    """Return the device of the settings. Raises ValueError for CUDA or a GPU that is not available."""
     check.kind("settings", settings, Settings)
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    name = settings.device
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.device(name)
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            "device: expected an available one, got cuda, but torch finds no CUDA device; use --device cpu"
+            f"device: expected an available one, got {name}, but torch finds no CUDA device; use --device cpu"
         )
-    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
+    if found.index is not None and found.index >= (count := torch.cuda.device_count()):
+        raise ValueError(f"device: expected a GPU from cuda:0 to cuda:{count - 1}, got {name}")
+    return found
 
 
 def clipped(rule: Callable[[Hyper], Optimizer]) -> Callable[[Hyper], Optimizer]:

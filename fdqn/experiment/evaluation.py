@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ def load(
     seeds: Sequence[int] = (),
     episodes: int | None = None,
     evaluate_steps: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] | None = None,
+    device: str | None = None,
     compiling: bool = True,
     renders: bool = False,
     setting: int | None = None,
@@ -101,7 +101,7 @@ def load(
         video.check_renders(name, found)
     chosen, epsilon = _chosen(seeds, assemble.seeds(settings)), settings.evaluate_epsilon
     to = assemble.device(dataclasses.replace(settings, device=device or _own_device(settings)))
-    compile.prepare_cuda(tf32=settings.tf32 and to.type == "cuda")
+    compile.prepare_cuda(tf32=settings.tf32 and to.type == "cuda", index=to.index)
     indices = [assemble.seeds(settings).index(seed) for seed in chosen]
     return Trained(
         name=name,
@@ -142,9 +142,9 @@ def _chosen(requested: Sequence[int], trained: range) -> list[int]:
     return list(requested or trained)
 
 
-def _own_device(settings: Settings) -> Literal["auto", "cpu", "cuda"]:
+def _own_device(settings: Settings) -> str:
     """Return the device of the run, with CUDA replaced by `auto`, since this machine may not have it."""
-    return "auto" if settings.device == "cuda" else settings.device
+    return "auto" if settings.device.startswith("cuda") else settings.device
 
 
 def play(trained: Trained, on_event: OnEvent = events.ignore) -> Played:

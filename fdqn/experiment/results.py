@@ -23,7 +23,7 @@ from safetensors.torch import load
 
 from fdqn import check, envs, networks, training, tree
 from fdqn.experiment import acting, assemble, history
-from fdqn.experiment.settings import Settings, Sweep, from_json, task
+from fdqn.experiment.settings import Settings, Sweep, from_json, is_device, task
 from fdqn.report import plots, statistics
 from fdqn.storage import checkpoint, files
 from fdqn.training import evaluate
@@ -491,7 +491,7 @@ def _parse_config(file: Path) -> dict[str, Any]:
         type(plan.get("steps")) is not int
         or not 0 < plan["steps"] <= 2**53
         or plan.get("on_nan") not in ("freeze", "stop")
-        or plan.get("device", "auto") not in ("auto", "cpu", "cuda")
+        or not is_device(plan.get("device", "auto"))
         or not all(
             type(plan.get(name, 1)) is int and plan.get(name, 1) >= 0
             for name in ("evaluate_episodes", "evaluate_steps")

@@ -105,7 +105,7 @@ def resume(
     on_nan: Literal["freeze", "stop"] | None = None,
     evaluate_episodes: int | None = None,
     evaluate_steps: int | None = None,
-    device: Literal["auto", "cpu", "cuda"] | None = None,
+    device: str | None = None,
     on_event: OnEvent = events.ignore,
     stop: Stop = bool,
     started: float | None = None,
@@ -224,7 +224,7 @@ def _plan(path: Path, env: str | None, wrappers: Sequence[str], steps: int | Non
 def _prepare(settings: Settings, emit: OnEvent) -> tuple[training.Program, training.TrainState]:
     """Assemble the program and its initial state after checking the available memory."""
     program, device = assemble.program(settings), assemble.device(settings)
-    compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda")
+    compile.prepare_cuda(tf32=settings.tf32 and device.type == "cuda", index=device.index)
     size = memory.check_memory(program, settings.learners, device)
     state = training.init(program, assemble.hyper(settings, device), assemble.keys(settings).to(device))
     replay_bytes = tree.nbytes(state.buffer) // settings.learners

@@ -6,6 +6,7 @@ import torch, so that `--help` is quick.
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -230,8 +231,9 @@ class EvaluationSettings:
 class ExecutionSettings:
     """Device and compiler."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; auto uses CUDA if it is available."""
+    device: Annotated[str, tyro.conf.arg(metavar="{auto,cpu,cuda,cuda:N}")] = "auto"
+    """Device to train on; auto uses CUDA if it is available.
+    cuda:N is the GPU with number N."""
     tf32: bool = False
     """Use TF32 for float32 matrix products and convolutions on CUDA.
     Several times faster, but inputs are rounded to a mantissa of 10 bits."""
@@ -260,6 +262,11 @@ GROUPS = (
 """Groups of settings, in the order of `fdqn train --help`."""
 
 
+def is_device(value: Any) -> bool:
+    """Return True for a name of devices: auto, cpu, cuda or, for the GPU of number N, cuda:N."""
+    return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?", value) is not None
+
+
 @dataclass(frozen=True)
 class Settings(
     ExecutionSettings,
@@ -282,6 +289,8 @@ class Settings(
                 raise TypeError(f"{field.name}: expected {_kind(field.default)}, got {value!r}")
             if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
+        if not is_device(self.device):
+            raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {self.device!r}")
 
     @property
     def learners(self) -> int:
