@@ -13,7 +13,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,12 @@ def _counts(rows: Any) -> bool:
 
 
 def restored(
-    path: Path, settings: Settings, program: training.Program, start: training.TrainState, fallback: bool = False
+    path: Path,
+    settings: Settings,
+    program: training.Program,
+    start: training.TrainState,
+    fallback: bool = False,
+    before_write: Callable[[], None] = lambda: None,
 ) -> Restored:
     """Restore the run of a folder from its newest checkpoint, or from `start` if there is none.
 
@@ -113,6 +118,7 @@ def restored(
         program: program of these settings.
         start: initial state of all seeds.
         fallback: if the newest checkpoint is damaged, use the newest intact one, and rename the damaged ones.
+        before_write: called before files are changed.
 
     Raises CheckpointError if a checkpoint is damaged, if rows that it refers to were changed or removed, or if there is
     a summary but no checkpoint; ValueError, naming the fields, if the checkpoint has other settings.
@@ -131,6 +137,7 @@ def restored(
                 continue
             hint = "; use --fallback to continue from an older checkpoint" if i + 1 < len(found) else ""
             raise checkpoint.CheckpointError(f"{error}{hint}") from None
+        before_write()
         for damaged in found[:i]:
             checkpoint.mark_damaged(damaged)
         for name in (*ROWS, POPULATION):
@@ -146,6 +153,7 @@ def restored(
             f"{path}: expected a checkpoint to continue from, got a summary but no checkpoint; restore its folder "
             "checkpoints or train in a new folder"
         )
+    before_write()
     for name in (*ROWS, POPULATION):
         files.cut(path / name, 0)
     return Restored(start, None, 0, settings.steps, 0.0)

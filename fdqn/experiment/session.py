@@ -72,7 +72,8 @@ def train(
             determine the lengths of schedules. A run that ends earlier is a rung of successive halving, and is not
             evaluated at its end. One that ends later equals a run that `resume` extends to these steps.
         pinned: partition whose groups the run keeps, as `run_folder.create` does.
-        before_write: called before rows, checkpoints or results are written. An exception that it raises ends the run.
+        before_write: called before the folder is made, and before rows, checkpoints or results are written. An
+            exception that it raises ends the run.
 
     Raises ValueError or TypeError for invalid settings, before a file is written; ValueError if all seeds
     failed before the end, or if the run was stopped before its first training iteration; FloatingPointError for a
@@ -88,6 +89,7 @@ def train(
     compile.prepare_cpu()
     run_folder.folder(settings, base)
     program, state = _prepare(settings, on_event)
+    before_write()
     path = run_folder.create(settings, base, until, pinned)
     with run_folder.writing(path):
         start = history.Restored(state, None, 0, until or settings.steps, 0.0)
@@ -144,7 +146,8 @@ def resume(
         changed |= dict(evaluate_episodes=evaluate_episodes, evaluate_steps=evaluate_steps)
         settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
         program, state = _prepare(settings, on_event)
-        start = history.restored(path, settings, program, state, fallback)._replace(steps=max(wanted, planned))
+        start = history.restored(path, settings, program, state, fallback, before_write)
+        start = start._replace(steps=max(wanted, planned))
         run_folder.replan(path, start.steps, settings)
         for line in _notes(path, settings, program, start):
             on_event(events.Notice(line))
@@ -167,6 +170,7 @@ def _evaluate_again(
         settings, planned = _plan(path, env, wrappers, None)
         settings = dataclasses.replace(settings, **{name: x for name, x in changed.items() if x is not None})
         program, state = _prepare(settings, on_event)
+        before_write()
         run_folder.replan(path, planned, settings)
         start = history.Restored(state, None, results.finished(path), planned, 0.0)
         with _unmarked():
