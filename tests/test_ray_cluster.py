@@ -6,13 +6,23 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from test_shards import planned
 
-from fdqn.experiment import events, merging, progress, ray_cluster, ray_shards, shard_plan
+from fdqn.experiment import (
+    events,
+    merging,
+    progress,
+    ray_cluster,
+    ray_shards,
+    shard_folders,
+    shard_plan,
+    shards,
+)
 
 
 def test_ray_that_is_not_installed_is_one_sentence(monkeypatch):
@@ -106,7 +116,7 @@ def test_files_are_written_as_they_were_read(tmp_path):
 
 
 def test_the_board_holds_progress_and_the_request_to_stop():
-    board, row = ray_shards.Board(), events.ShardProgress(1, "training", 20, 60, "node", 0.5)
+    board, row = ray_shards.Board(Path("run")), events.ShardProgress(1, "training", 20, 60, "node", 0.5)
     assert not board.tell(row, ["a note"])
     assert board.read() == ({1: row}, ["a note"])
     assert board.read() == ({1: row}, [])
@@ -117,12 +127,13 @@ def test_the_board_holds_progress_and_the_request_to_stop():
 def a_remote(board, calls):
     """Return a module and an actor that call the board as Ray does."""
     remote = SimpleNamespace(remote=lambda *given: calls.append(given) or board.tell(*given))
+    sent = SimpleNamespace(remote=lambda *given: calls.append(given) or board.files(*given))
     fake = SimpleNamespace(get=lambda x: x, exceptions=SimpleNamespace(RayError=RuntimeError))
-    return fake, SimpleNamespace(tell=remote)
+    return fake, SimpleNamespace(tell=remote, files=sent)
 
 
 def test_a_task_reports_its_shard(monkeypatch):
-    board, calls = ray_shards.Board(), []
+    board, calls = ray_shards.Board(Path("run")), []
     fake, actor = a_remote(board, calls)
     monkeypatch.setitem(sys.modules, "ray", fake)
     with ray_shards._reporting(actor, 3, 60) as (receive, stop):
@@ -143,21 +154,45 @@ def test_a_task_reports_its_shard(monkeypatch):
 
 def test_a_task_returns_the_files_of_its_shard_without_the_folder(monkeypatch, tmp_path, light_runs):
     """Run the task as Ray does on a node that does not have the run folder, then on one that has it."""
-    board, calls = ray_shards.Board(), []
+    path, calls, seen = shard_plan.create(planned(tmp_path / "run")), [], []
+    shards.train(path, seen.append, lambda: any(isinstance(x, events.Checkpointed) for x in seen), numbers=[1])
+    board = ray_shards.Board(path)
     fake, actor = a_remote(board, calls)
     monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "node"))
-    path = shard_plan.create(planned(tmp_path / "run"))
     plan, code = (path / "shards.json").read_bytes(), {"env": None, "wrappers": ()}
-    sent = ray_shards.train_shard("/nowhere", "a-token", plan, 1, {}, actor, 1.0, code)
-    assert not (path / "shards" / "00001").exists()
+    sent = ray_shards.train_shard("/nowhere", "a-token", plan, 1, actor, 1.0, code)
+    assert (1,) in calls, "it continues from the files of the folder"
+    assert not shard_folders.is_over(path, shard_plan.read(path), 1)
     assert not (tmp_path / "node" / "fdqn-a-token" / "shards" / "00001").exists()
     ray_cluster.write(path, sent)
     with ray_cluster.marked(path) as token:
-        assert ray_shards.train_shard(str(path), token, plan, 0, {}, actor, 1.0, code) == {}
+        assert ray_shards.train_shard(str(path), token, plan, 0, actor, 1.0, code) == {}
+    assert (0,) not in calls
+    assert any("resuming at step 2" in text for text in board.read()[1])
     assert sorted(merging.merge(path).summary["seeds"]) == [5, 6, 7, 8]
     assert merging.is_merged(path)
     assert [row.state for row in board.read()[0].values()] == ["finished", "finished"]
+
+
+def test_errors_of_tasks_are_raised_after_the_others_have_ended(monkeypatch, tmp_path):
+    """Let one of two tasks fail with an error, as Ray reports it."""
+
+    def get(ref):
+        if ref == "b":
+            raise RuntimeError("ray::train_shard()\nValueError: shard 1: expected a plan, got none")
+        return {} if ref == "a" else ref
+
+    errors = SimpleNamespace(RayError=RuntimeError)
+    fake = SimpleNamespace(get=get, wait=lambda refs, timeout: (refs[:1], refs[1:]), exceptions=errors)
+    board = SimpleNamespace(read=SimpleNamespace(remote=lambda: ({}, [])))
+    seen = []
+    found = ray_shards._follow(fake, {"b": 1, "a": 0}, board, tmp_path, 2, seen.append, bool)
+    assert found == {1: "expected a plan, got none"}
+    assert events.Notice("shard 1 of 2 failed: expected a plan, got none") in seen
+    with pytest.raises(ValueError, match=r"^shard 1: expected a plan, got none \(and 1 other shards have errors\)$"):
+        shards.raise_first({**found, 3: "another"})
+    assert shards.raise_first({}) is None
 
 
 ROWS = (

@@ -63,6 +63,7 @@ def light():
         patched.setattr(memory, "replay_bytes", lambda *given: 15_000)
         patched.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
         patched.setattr(run_folder, "git_commit", lambda: None)
+        patched.setattr(shards, "PAUSE", 0.05)
         yield
 
 
@@ -247,6 +248,9 @@ def test_a_second_launch_of_other_settings_is_refused(merged):
         ValueError, match=r"out: expected the settings of .*shards\.json, got gamma = 0\.5 and not 0\.99"
     ):
         shard_plan.create(planned(merged, gamma=0.5))
+    with pytest.raises(ValueError, match=r"got evaluate_episodes = 9 and not 2; choose another --out"):
+        shard_plan.create(planned(merged, evaluate_episodes=9))
+    assert shard_plan.create(planned(merged, device="cpu")) == merged, "each process has its own device"
     with pytest.raises(ValueError, match=r"shards: expected 2, as in .*shards\.json, got 4"):
         shard_plan.create(planned(merged, 4))
     with pytest.raises(ValueError, match="out: expected a folder that does not exist yet"):
@@ -349,35 +353,90 @@ def test_a_stopped_run_continues(whole, tmp_path):
     assert (path / "summary.json").stat().st_mtime_ns >= before
 
 
-def test_a_shard_that_another_process_works_on_is_left_to_it(tmp_path):
+def is_waiting(event):
+    return isinstance(event, events.Notice) and event.text.startswith("waiting for shards")
+
+
+def test_a_shard_that_another_process_trains_comes_last(whole, tmp_path):
+    """Stop while the first of two shards is held, then release it while another call waits for it."""
     path, seen = shard_plan.create(planned(tmp_path / "run")), []
-    with claims.holding(shard_folders.claim_folder(path, 0)):
-        shards.train(path, seen.append)
+    claim = claims.take(shard_folders.claim_folder(path, 0))
+    shards.train(path, seen.append, lambda: any(map(is_waiting, seen)))
     said = [x.text for x in seen if isinstance(x, events.Notice)]
-    assert any(f"shard 0 of 2 is skipped: {path}/shards/00000.claim: expected no other" in text for text in said)
-    assert said[-1].startswith("1 of 2 shards have not finished: 0; other processes work on 1 of them; continue with")
+    assert said[-1] == (
+        f"waiting for shards that other processes train: 0 (the first: process {os.getpid()} on {HERE})"
+    )
+    assert seen[-1] == events.Stopped(path, 60, 120)
     assert not (path / "shards" / "00000").exists()
     assert shard_folders.is_over(path, shard_plan.read(path), 1)
+    shards.train(path, lambda event: is_waiting(event) and claim.release(), numbers=[0])
+    law_equal(path, whole)
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 1_000.0
+
+    def __call__(self, folder):
+        return self.now
+
+
+def test_a_shard_of_a_machine_that_was_lost_is_taken_over(tmp_path):
+    """Let a machine be lost shortly before a process is started for the same shard, as launchers start it again."""
+    path, clock = shard_plan.create(planned(tmp_path / "run", 1, seeds=1)), Clock()
+    claim = claims.take(shard_folders.claim_folder(path, 0), clock)
+    record = json.loads((claim.place / "owner.json").read_text())
+    (claim.place / "owner.json").write_text(json.dumps({**record, "machine": "another"}))
+    claim.beat(clock)
+
+    def lost(event):
+        if is_waiting(event):
+            clock.now += claims.STALE + 1
+
+    shards.train(path, lost, clock=clock, numbers=[0])
+    assert merging.is_merged(path)
 
 
 def test_a_process_that_has_lost_its_claim_writes_no_more(whole, tmp_path):
     """Let another process take over a shard after its first report, as if this one had been suspended."""
     path, seen = shard_plan.create(planned(tmp_path / "run", 1)), []
+    own, folder = path / "shards" / "00000", shard_folders.claim_folder(path, 0)
 
     def suspended(event):
         seen.append(event)
-        if isinstance(event, events.Checkpointed):
-            folder = shard_folders.claim_folder(path, 0)
-            (folder / f"{claims.newest(folder) + 1:06}").mkdir()
-            seen.append(contents(path / "shards" / "00000"))
+        if isinstance(event, events.Checkpointed) and not (folder / "000002").exists():
+            (folder / "000002").mkdir()
+            seen.append(contents(own))
+        if is_waiting(event):
+            assert contents(own) == next(x for x in seen if isinstance(x, dict))
+            assert "is left to another process" in seen[-2].text
+            (folder / "000002" / "released").touch()
 
     shards.train(path, suspended)
-    own = path / "shards" / "00000"
-    assert contents(own) == next(x for x in seen if isinstance(x, dict))
-    assert "is left to another process" in seen[-2].text
-    (own.with_name("00000.claim") / "000002" / "released").touch()
-    shards.train(path)
     law_equal(path, whole)
+
+
+@pytest.mark.parametrize("name", ["resume", "create"])
+def test_a_process_that_has_lost_its_claim_before_it_starts_writes_nothing(tmp_path, name):
+    """Let another process take over a shard and write in it while this one prepares to continue or to start it."""
+    path, seen = shard_plan.create(planned(tmp_path / "run", 1, seeds=1)), []
+    own, folder = path / "shards" / "00000", shard_folders.claim_folder(path, 0)
+    if name == "resume":
+        shards.train(path, seen.append, lambda: any(isinstance(x, events.Checkpointed) for x in seen))
+        seen.clear()
+
+    def suspended(event):
+        seen.append(event)
+        if isinstance(event, events.Prepared):
+            (folder / f"{claims.newest(folder) + 1:06}").mkdir()
+            own.mkdir(exist_ok=True)
+            with (own / "metrics.csv").open("a") as file:
+                file.write("40,5\n")
+            seen.append(contents(own))
+
+    shards.train(path, suspended, lambda: any(map(is_waiting, seen)))
+    assert contents(own) == next(x for x in seen if isinstance(x, dict))
 
 
 def contents(path):
@@ -472,6 +531,9 @@ def spoil(path, name):
         change(own / "config.json", lambda record: record["plan"].update(partition={"lanes": 2, "threads": 1}))
     elif name == "config":
         (own / "config.json").write_text("{")
+    elif name == "more":
+        with (own / "metrics.csv").open("a") as file:
+            file.write("80\n\n")
 
 
 def change(file, act):
@@ -489,6 +551,7 @@ REASONS = {
     "foreign": r".*/shards/00001: expected the settings of shards\.json, got gamma = 0\.5 and not 0\.99",
     "groups": r".*/shards/00001: expected the partition None of shards\.json, got {.*}",
     "config": r"run: expected a finished run folder, got .*/shards/00001 with a config\.json which is not JSON",
+    "more": r"run: expected a finished run folder, got .* with a metrics\.csv .*",
 }
 
 
@@ -527,13 +590,18 @@ def test_a_missing_shard_is_trained_later(merged, whole, tmp_path):
     assert merging.is_merged(path)
 
 
-def test_a_damaged_shard_does_not_keep_others_from_training(merged, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("foreign", r"expected the settings of shards\.json, got gamma"), ("config", r"a config\.json which is not JSON")],
+)
+def test_a_damaged_shard_does_not_keep_others_from_training(merged, tmp_path, name, message):
     path = copied(merged, tmp_path / "run")
-    spoil(path, "foreign")
-    (path / "shards" / "00001" / "summary.json").unlink()
+    spoil(path, name)
+    if name == "foreign":
+        (path / "shards" / "00001" / "summary.json").unlink()
     shutil.rmtree(path / "shards" / "00000")
-    with pytest.raises(ValueError, match=r"shard 1: .*expected the settings of shards\.json, got gamma"):
-        shards.train(path)
+    with pytest.raises(ValueError, match=rf"shard 1: .*{message}"):
+        shards.train(path, numbers=[1, 0])
     assert shard_folders.is_over(path, shard_plan.read(path), 0)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_shards import RATES, SMALL, law_equal, light, spoil  # noqa: F401
@@ -63,6 +64,10 @@ def test_launchers_choose_shards_and_the_last_process_merges(whole, tmp_path, mo
     out, err = capsys.readouterr()
     assert err.splitlines()[-1] == "shard 0 (seeds 5 to 6) is left out: expected the run run/shards/00000, got none"
     assert json.loads(out)["failed_seeds"] == [5, 6]
+    assert cli.main(["eval", "run", "--seed", "7", "--json"]) == 0
+    assert "shard 0 (seeds 5 to 6) is left out: expected the run" in capsys.readouterr().err
+    assert cli.main(["train", *words("run"), "--shards", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"run": "run", "merged": False}, "not the results of the merge before"
     assert cli.main(["train", *words("run"), "--shards", "2", "--shard", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failed_seeds"] == []
     law_equal(tmp_path / "run", whole)
@@ -118,12 +123,22 @@ def test_an_interrupt_leaves_all_shards_resumable(whole, tmp_path, monkeypatch, 
 
 def test_the_command_hands_shards_on_to_ray(tmp_path, monkeypatch, capsys):
     given = []
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
+    fake = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes)
+    monkeypatch.setitem(sys.modules, "ray", fake)
     monkeypatch.setattr(ray_shards, "train", lambda *args, **more: given.append((*args[1:4], more["env"])))
     monkeypatch.chdir(tmp_path)
     line = ["--shards", "4", "--ray", "10.0.0.1:6379", "--shard-cpus", "2", "--shard-gpus", "0.25", "--json"]
     assert cli.main(["train", *words("run"), *line]) == 0
     assert given == [("10.0.0.1:6379", 2.0, 0.25, "catch")]
     assert json.loads(capsys.readouterr().out) == {"run": "run", "merged": False}
+    assert cli.main(["train", *words("other"), "--shards", "4", "--ray", "auto", "--shard-cpus", "5"]) == 1
+    assert "shard_cpus: expected at most 4, the most that a node of the cluster has, got 5" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert cli.main(["train", *words("other"), "--shards", "4", "--ray", "local"]) == 1
+    _, err = capsys.readouterr()
+    assert err == "fdqn: ray: expected the package ray, got none; pip install 'fdqn[ray]'\n"
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def _plan(command: Train) -> "sweep_plan.Plan":
 
 def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit, started: float) -> None:
     """Plan a run in shards, or join one that is planned, and train those that are chosen."""
-    from fdqn.experiment import ray_shards, shard_plan, shards
+    from fdqn.experiment import ray_cluster, ray_shards, shard_plan, shards
 
     if command.settings is None:
         planned = shard_plan.of_sweep(_plan(command), wanted.count)
@@ -204,15 +204,19 @@ def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit
         console.print(sentence, soft_wrap=True)
     if numbers is not None and planned.settings.out is None:
         raise ValueError("out: expected the folder that all processes share, such as --out runs/a, got none")
-    path = shard_plan.create(planned)
-    if numbers is None:
-        console.print(tables.shards_text(planned, path), soft_wrap=True)
+    cluster = contextlib.nullcontext() if wanted.ray is None else ray_cluster.connected(wanted.ray)
     code: dict[str, Any] = {"env": planned.settings.env, "wrappers": planned.settings.wrappers}
-    with _following(console, None, prints=False) as (on_event, stop):
+    with cluster as ray:  # before the folder is made
         if wanted.ray is not None:
-            ray_shards.train(path, wanted.ray, wanted.cpus, wanted.gpus, on_event, stop, **code)
-        else:
-            shards.train(path, on_event, stop, started, numbers, **code)
+            ray_cluster.check_resources(ray, wanted.cpus, wanted.gpus)
+        path = shard_plan.create(planned)
+        if numbers is None:
+            console.print(tables.shards_text(planned, path), soft_wrap=True)
+        with _following(console, None, prints=False) as (on_event, stop):
+            if wanted.ray is not None:
+                ray_shards.train(path, wanted.ray, wanted.cpus, wanted.gpus, on_event, stop, **code)
+            else:
+                shards.train(path, on_event, stop, started, numbers, device=planned.settings.device, **code)
     _print_shards(path, emit if command.json else None)
 
 
@@ -222,17 +226,31 @@ def _merge(command: Merge, emit: Emit) -> None:
 
     for note in merging.merge(command.run).notes:
         console.print(note, soft_wrap=True)
-    _print_shards(command.run, emit if command.json else None)
+    _print_merged(command.run, emit if command.json else None)
+
+
+def _refresh(paths: Sequence[Path]) -> None:
+    """Merge the shards that have finished since the last merge of runs, and print which are missing."""
+    from fdqn.experiment import merging, shard_plan
+
+    for path in paths:
+        for note in merging.refresh(path) if shard_plan.is_sharded(path) else ():
+            terminal.console().print(note, soft_wrap=True)
 
 
 def _print_shards(path: Path, emit: Emit | None) -> None:
-    """Print the results of a sharded run, if it was merged."""
+    """Print the results of a sharded run, if all of its shards are merged."""
+    from fdqn.experiment import merging
+
+    if merging.is_merged(path):
+        _print_merged(path, emit)
+    elif emit is not None:
+        emit({"run": process.shown(path), "merged": False})
+
+
+def _print_merged(path: Path, emit: Emit | None) -> None:
     from fdqn.experiment import results, sweep_results
 
-    if not (path / "summary.json").exists():
-        if emit is not None:
-            emit({"run": process.shown(path), "merged": False})
-        return
     if sweep_results.is_sweep(path):
         return _print_sweep(path, emit)
     summary = results.read(path).summary
@@ -411,6 +429,7 @@ def _eval(command: Eval, emit: Emit) -> None:
 
     if command.video is not None:
         _check_video(command.video)
+    _refresh([command.run])
     trained = evaluation.load(
         command.run,
         command.env,
@@ -462,14 +481,12 @@ def _write_video(file: Path, content: bytes) -> None:
 
 
 def _report(command: Report, emit: Emit) -> None:
-    from fdqn.experiment import merging, results, shard_plan, sweep_results
+    from fdqn.experiment import results, sweep_results
     from fdqn.storage import files
 
     if not command.runs:
         raise ValueError("runs: expected at least one run folder, got none")
-    for path in command.runs:
-        for note in merging.refresh(path) if shard_plan.is_sharded(path) else ():
-            terminal.console().print(note, soft_wrap=True)
+    _refresh(command.runs)
     if command.html is not None:
         return _write_page(command, command.html, emit)
     if len(command.runs) == 1 and sweep_results.is_sweep(command.runs[0]):
@@ -538,6 +555,7 @@ def _compare(command: Compare, emit: Emit) -> None:
         raise ValueError("arms: expected at least two, got none")
     if command.paired and command.unpaired:
         raise ValueError("paired: expected --paired or --unpaired, got both")
+    _refresh(command.arms)
     read = arms.read(command.arms, command.measure, [process.shown(path) for path in command.arms])
     if not command.anyway:
         arms.check_comparable(read)
@@ -560,6 +578,7 @@ def _compare(command: Compare, emit: Emit) -> None:
 def _export(command: Export, emit: Emit) -> None:
     from fdqn.experiment import export, sweep_results
 
+    _refresh([command.run])
     if command.hub is not None:
         return _export_to_hub(command, command.hub, emit)
     assert command.seed is not None

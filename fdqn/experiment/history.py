@@ -207,14 +207,17 @@ def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None
         raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
 
 
-def other_settings(saved: dict[str, Any], now: dict[str, Any]) -> str:
+FREE = frozenset({"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"})
+"""Settings that `resume` may change, and the folder."""
+
+
+def other_settings(saved: dict[str, Any], now: dict[str, Any], free: Collection[str] = FREE) -> str:
     """Describe the settings that differ between two records of `settings.to_json`, such as `seeds = 2 and not 4`.
 
-    Empty if none do. Settings that `resume` may change, and the folder, are left out.
+    Empty if none do, except for those of the names `free`.
     """
     saved, now = (json.loads(json.dumps(settings)) for settings in (with_defaults(saved), now))  # tuples become lists
-    free = {"out", "on_nan", "device", "evaluate_episodes", "evaluate_steps"}
-    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)} - free
+    others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)}.difference(free)
     lines = ", ".join(f"{name} = {saved.get(name)!r} and not {now.get(name)!r}" for name in sorted(others))
     return lines if lines.isprintable() else ascii(lines)
 

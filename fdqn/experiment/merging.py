@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from fdqn.experiment import assemble, history, results, run_folder, shard_folders, shard_plan
+from fdqn.experiment import assemble, history, results, run_folder, shard_folders, shard_plan, sweep_results
 from fdqn.experiment.settings import to_json
 from fdqn.experiment.shard_plan import Shards
 from fdqn.storage import checkpoint, files
@@ -129,13 +129,16 @@ def read_shard(path: Path, planned: Shards, number: int, like: Shard | None = No
     if not (own / "config.json").exists():
         raise ValueError(f"expected the run {own}, got none")
     shard_folders.check_shard(path, planned, number)
-    if not shard_folders.is_over(path, planned, number):
+    if not sweep_results.is_over(own.parent, own.name, planned.settings):
         raise ValueError(f"expected a finished run, got {own} at step {results.finished(own):,} or later")
     history.check_rows(own)
     run = results.read(own)
     params = dict(load(files.read(own / "params.safetensors")))
     _check_params(own, planned, params, like)
     tables = {name: history.read_rows(own / name) for name in history.ROWS if (own / name).exists()}
+    for name, (header, rows) in tables.items():
+        if any(len(row) != len(header) or not row[0].isdecimal() for row in rows):
+            raise ValueError(f"expected rows of {len(header)} values after a step, got others in {own / name}")
     return Shard(run.summary, params, tables)
 
 

@@ -13,7 +13,6 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,10 @@ RETRIES = 1_000
 
 
 class Board:
-    """Actor that holds the progress of all shards, and the request to stop."""
+    """Actor that holds the progress of all shards and the request to stop, where the run folder is."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._rows: dict[int, ShardProgress] = {}
         self._said: list[str] = []
         self._stopping = False
@@ -46,6 +46,10 @@ class Board:
         """Return the progress of the shards that have started, and the sentences since the last call."""
         said, self._said = self._said, []
         return dict(self._rows), said
+
+    def files(self, number: int) -> dict[str, bytes]:
+        """Return the files of a shard, for a node that does not have the folder."""
+        return ray_cluster.content(self._path, number)
 
     def stop(self) -> None:
         """Let all shards stop."""
@@ -83,36 +87,39 @@ def train(
         here = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(path)
         task = ray.remote(train_shard).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
         plan, code = files.read(path / shard_plan.FILE), {"env": env, "wrappers": tuple(wrappers)}
-        refs = {}
-        for number in left:
-            sent = ray_cluster.content(path, number)
-            refs[task.remote(str(path), token, plan, number, sent, board, cpus, code)] = number
+        refs = {task.remote(str(path), token, plan, number, board, cpus, code): number for number in left}
         try:
-            _follow(ray, refs, board, path, planned.shards, on_event, stop)
+            errors = _follow(ray, refs, board, path, planned.shards, on_event, stop)
         except BaseException:
             for ref in refs:
                 with contextlib.suppress(Exception):
                     ray.cancel(ref, force=True)
             raise
     shards.finish(path, on_event, stop)
+    shards.raise_first(errors)
     return path
 
 
 def _follow(
     ray: Any, refs: dict[Any, int], board: Any, path: Path, count: int, on_event: OnEvent, stop: session.Stop
-) -> None:
-    """Pass on the progress of all shards until each has ended, and write files that come back."""
-    pending, stopping = list(refs), False
+) -> dict[int, str]:
+    """Pass on the progress of all shards until each has ended, and write files that come back.
+
+    Returns the errors of shards by their numbers.
+    """
+    pending, stopping, errors = list(refs), False, dict[int, str]()
     while pending:
         ended, pending = ray.wait(pending, timeout=1.0)
         for ref in ended:
             try:
                 ray_cluster.write(path, ray.get(ref))
             except ray.exceptions.RayError as error:
-                on_event(events.Notice(f"shard {refs[ref]} of {count} failed: {ray_cluster.reason(error)}"))
+                number = refs[ref]
+                errors[number] = ray_cluster.reason(error).removeprefix(f"ValueError: shard {number}: ")
+                on_event(events.Notice(f"shard {number} of {count} failed: {errors[number]}"))
         rows, said = ray.get(board.read.remote())
         for text in said:
             on_event(events.Notice(text))
@@ -120,6 +127,7 @@ def _follow(
         if stop() and not stopping:
             stopping = True
             ray.get(board.stop.remote())
+    return {} if stopping else errors
 
 
 # On a node
@@ -130,7 +138,6 @@ def train_shard(
     token: str,
     plan: bytes,
     number: int,
-    sent: Mapping[str, bytes],
     board: Any,
     cpus: float,
     code: Mapping[str, Any],
@@ -142,7 +149,6 @@ def train_shard(
         token: name of a file in `path/shards`, by which a node that has the folder is recognised.
         plan: content of `shards.json`.
         number: number of the shard.
-        sent: files of the shard, for nodes that do not have the folder.
         board: actor `Board`.
         cpus: CPU cores of the shard.
         code: environment and wrappers if they are code of the user.
@@ -155,13 +161,12 @@ def train_shard(
         (here / "shards").mkdir(parents=True, exist_ok=True)
         files.write(here / shard_plan.FILE, plan)
         if not shard_plan.folder(here, number).exists():
-            ray_cluster.write(here, sent)
+            ray = importlib.import_module("ray")
+            ray_cluster.write(here, ray.get(board.files.remote(number)))
     planned = shard_plan.read(here)
     with _reporting(board, number, planned.settings.steps) as (receive, stop):
-        while not shard_folders.is_over(here, planned, number) and not stop():
+        if not stop():
             shards.train(here, receive, stop, numbers=[number], **code)
-            if not shard_folders.is_over(here, planned, number) and not stop():
-                time.sleep(2.0)  # the claim of a process that was lost is not stale yet
     if is_shared:
         return {}
     content = ray_cluster.content(here, number)

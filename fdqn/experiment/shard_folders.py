@@ -16,8 +16,13 @@ from fdqn.storage import files
 
 
 def is_over(path: Path, planned: Shards, number: int) -> bool:
-    """Return True if a shard was trained to its last step and evaluated, or all of its seeds have failed."""
-    return sweep_results.is_over(path / "shards", name(number), planned.settings)
+    """Return True if a shard was trained to its last step and evaluated, or all of its seeds have failed.
+
+    False if its files are damaged.
+    """
+    with contextlib.suppress(ValueError):
+        return sweep_results.is_over(path / "shards", name(number), planned.settings)
+    return False
 
 
 def described(planned: Shards, number: int) -> str:

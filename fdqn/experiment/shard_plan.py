@@ -111,12 +111,17 @@ def circumstances(settings: Settings, pinned: compile.ThreadPartition | None) ->
     record = run_folder.provenance(settings, pinned)
     modes = {"flush_denormal", "float32_matmul_precision", *(["threads"] if pinned is not None else [])}
     engine = {name: x for name, x in record["engine"].items() if name not in modes}
-    return {**record, "engine": {**engine, "cpu_capability": torch.backends.cpu.get_cpu_capability()}}
+    device = assemble.device(settings).type  # GPUs of one kind round alike
+    return {**record, "device": device, "engine": {**engine, "cpu_capability": torch.backends.cpu.get_cpu_capability()}}
 
 
-def differences(planned: Shards) -> list[str]:
-    """List what differs here from the process that planned the run and may change bits."""
-    here = circumstances(planned.settings, planned.pinned)
+def differences(planned: Shards, device: str | None = None) -> list[str]:
+    """List what differs here from the process that planned the run and may change bits.
+
+    `device` is that of this process, by default that of the plan.
+    """
+    settings = dataclasses.replace(planned.settings, device=device or planned.settings.device)
+    here = circumstances(settings, planned.pinned)
     return run_folder.differences_of(planned.circumstances, here)
 
 
@@ -167,11 +172,15 @@ def create(planned: Shards, base: Path = Path()) -> Path:
 
 
 def _joined(planned: Shards, path: Path) -> Path:
-    """Return the folder of a run that is planned already. Raises ValueError, naming the fields, for another plan."""
+    """Return the folder of a run that is planned already. Raises ValueError, naming the fields, for another plan.
+
+    The device may differ, as each process may have one of its own.
+    """
     found = read(path)
     if found.shards != planned.shards:
         raise ValueError(f"shards: expected {found.shards}, as in {path / FILE}, got {planned.shards}")
-    if others := history.other_settings(to_json(planned.settings), to_json(found.settings)):
+    given, own = (dataclasses.replace(x.settings, device=found.settings.device) for x in (planned, found))
+    if others := history.other_settings(to_json(given), to_json(own), free={"out"}):
         raise ValueError(f"out: expected the settings of {path / FILE}, got {others}; choose another --out")
     return path.absolute()
 

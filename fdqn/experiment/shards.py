@@ -10,6 +10,7 @@ shards finished merges them (`merging`); so may several.
 import contextlib
 import dataclasses
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,9 @@ from fdqn.storage import checkpoint
 RANKS = {"RANK": "WORLD_SIZE", "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_MAX", "JOB_COMPLETION_INDEX": None}
 """Variables that number the processes of torchrun, of a job array of SLURM and of an indexed job of Kubernetes, and the
 variable from which the number of processes follows."""
+
+PAUSE = 10.0
+"""Seconds after which a process that waits looks again whether others still work on their shards."""
 
 
 def chosen(count: int, variables: Mapping[str, str]) -> tuple[range, str] | None:
@@ -90,8 +94,9 @@ def train(
         clock: time by which claims are dated.
         **changes: arguments of `session.resume`, such as `env` and `device`; `steps` cannot be changed.
 
-    A shard that another process works on, and one that fails with an error, are skipped. At the end, ValueError is
-    raised for the errors, and `session.AllFailedError` if all seeds of all shards have failed.
+    Shards that other processes work on come last: they are waited for, and trained here if these processes stop. So
+    all of `numbers` have finished at the end. A shard that fails with an error is skipped; at the end, ValueError is
+    raised for the errors.
 
     Raises ValueError for a folder that is not a sharded run, a number out of range, and changed steps.
     """
@@ -103,25 +108,37 @@ def train(
     for number in mine:
         check_number(number, planned.shards)
     errors: dict[int, Exception] = {}
-    for number in mine:
-        if shard_folders.is_over(path, planned, number):
-            continue
-        try:
-            _train_one(path, planned, number, on_event, stop, started, clock, changes)
-        except _ShardError as failed:
-            errors[number] = failed.args[0]
-        if stop():
-            finish(path, on_event, stop, clock)
-            return path
-        if number in errors:
-            on_event(events.Notice(f"shard {number} of {planned.shards}: {errors[number]}"))
-        started = None
-    finish(path, on_event, clock=clock)
+    left, is_first = mine, True
+    while left and not stop():
+        held = []
+        for number in left:
+            if stop() or shard_folders.is_over(path, planned, number):
+                continue
+            try:
+                if not _train_one(path, planned, number, on_event, stop, started, clock, changes):
+                    held.append(number)
+            except _ShardError as failed:
+                errors[number] = failed.args[0]
+                if not stop():
+                    on_event(events.Notice(f"shard {number} of {planned.shards}: {errors[number]}"))
+            started = None
+        if held and is_first:
+            by = claims.described(shard_folders.claim_folder(path, held[0]))
+            on_event(events.Notice(f"waiting for shards that other processes train: {_listed(held)} (the first: {by})"))
+        left, is_first = held, False
+        if left:
+            _pause(stop)
+    finish(path, on_event, stop, clock)
+    raise_first({} if stop() else errors)
+    return path
+
+
+def raise_first(errors: Mapping[int, Exception | str]) -> None:
+    """Raise ValueError with the first of the errors of shards by their numbers, if there are any."""
     if errors:
         number, error = next(iter(errors.items()))
         others = f" (and {len(errors) - 1} other shards have errors)" if len(errors) > 1 else ""
         raise ValueError(f"shard {number}: {error}{others}")
-    return path
 
 
 class _ShardError(Exception):
@@ -137,24 +154,35 @@ def _train_one(
     started: float | None,
     clock: claims.Clock,
     changes: Mapping[str, Any],
-) -> None:
-    """Train a shard to its end, unless another process works on it."""
-    title = f"shard {number} of {planned.shards}"
+) -> bool:
+    """Train a shard until its end or `stop`. Returns False if another process works on it."""
+    title, folder = f"shard {number} of {planned.shards}", shard_folders.claim_folder(path, number)
+    if claims.held(folder, clock):
+        return False
     with _receiver(partial(_as_whole, on_event, path, planned, number)) as emit:
         try:
-            with claims.holding(shard_folders.claim_folder(path, number), clock) as claim:
-                if shard_folders.is_over(path, planned, number):  # another process was faster
-                    return
+            with claims.holding(folder, clock) as claim:
+                if shard_folders.is_over(path, planned, number):  # by another process, since the last look
+                    return True
                 emit(events.Notice(f"{title}: {shard_folders.described(planned, number)}"))
-                if lines := shard_plan.differences(planned):
+                if lines := shard_plan.differences(planned, changes.get("device")):
                     shard_folders.add_machine(path, number, socket.gethostname(), lines)
                 _continue(path, planned, number, emit, stop, started, claim.check, changes)
-        except claims.ClaimedError as error:
-            emit(events.Notice(f"{title} is skipped: {error}"))
+        except claims.ClaimedError:  # another process was faster
+            return False
         except claims.LostError as error:
             emit(events.Notice(f"{title} is left to another process: {error}"))
+            return False
         except session.AllFailedError as error:
             emit(events.Notice(f"{title}: {error}"))
+    return True
+
+
+def _pause(stop: session.Stop) -> None:
+    """Wait `PAUSE` seconds, or until `stop` returns True."""
+    end = time.monotonic() + PAUSE
+    while not stop() and (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.2))
 
 
 def _continue(
@@ -221,6 +249,10 @@ def _stopped(path: Path, planned: Shards, left: Sequence[int]) -> events.Stopped
     return events.Stopped(path, (planned.shards - len(left)) * steps, planned.shards * steps)
 
 
+def _listed(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:8]))}{', ...' * (len(numbers) > 8)}"
+
+
 def _left(path: Path, planned: Shards) -> list[int]:
     """Return the shards that have not finished."""
     return [number for number in range(planned.shards) if not shard_folders.is_over(path, planned, number)]
@@ -239,10 +271,9 @@ def finish(
             on_event(events.Notice(note))
         return
     held = sum(claims.held(shard_folders.claim_folder(path, number), clock) for number in left)
-    listed = f"{', '.join(map(str, left[:8]))}{', ...' * (len(left) > 8)}"
     on_event(
         events.Notice(
-            f"{len(left)} of {planned.shards} shards have not finished: {listed}; other processes work on {held} of "
-            f"them; continue with: fdqn resume {path}"
+            f"{len(left)} of {planned.shards} shards have not finished: {_listed(left)}; other processes work on "
+            f"{held} of them; continue with: fdqn resume {path}"
         )
     )
