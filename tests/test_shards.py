@@ -37,7 +37,7 @@ from fdqn.experiment import (
     sweep_plan,
     sweep_results,
 )
-from fdqn.storage import checkpoint
+from fdqn.storage import checkpoint, files
 
 SMALL = {"env": "catch", "seeds": 4, "seed": 5, "steps": 60, "hidden": (4,), "num_envs": 2, "batch_size": 4}
 SMALL |= {"capacity": 32, "learning_starts": 16, "target_period": 4, "compile": False, "report_every": 20}
@@ -578,6 +578,34 @@ def test_shards_that_are_missing_or_damaged_are_named_and_the_rest_is_merged(mer
     assert len(rows(path)) == len(rows(whole))
     with pytest.raises(ValueError, match="seed: expected a seed that has not failed, got 8"):
         run.policy(8)
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_merge_that_is_killed_is_repeated(merged, whole, tmp_path, monkeypatch, partial):
+    """Kill a merge before each file that it writes, of a run without a merge and of one that lacked a shard."""
+    write, written = files.write, []
+    for last in range(9):
+        path = copied(merged, tmp_path / str(last))
+        if partial:
+            spoil(path, "gone")
+            merging.merge(path)
+            shutil.copytree(merged / "shards" / "00001", path / "shards" / "00001")
+
+        def killed(file, content, last=last):
+            written.append(file.name)
+            if len(written) > last:
+                raise KilledError
+            write(file, content)
+
+        written.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(files, "write", killed)
+            with contextlib.suppress(KilledError):
+                merging.merge(path)
+                break
+        assert merging.refresh(path) == []
+        law_equal(path, whole)
+    assert len(written) == 6
 
 
 @pytest.mark.slow

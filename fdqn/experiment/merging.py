@@ -73,10 +73,10 @@ def merge(path: Path) -> Merged:
         **planned.circumstances,
         "shards": {"count": planned.shards, "missing": list(reasons), "machines": differing, "notes": said},
     }
-    run_folder.write_config(path, config)
     summary = _summary(planned, found)
     seconds = sum(shard.summary["wall_seconds"] for shard in found.values())
     run_folder.write_summary(path, settings, summary, lambda: seconds)
+    run_folder.write_config(path, config)  # last: by it `is_merged` knows that the other files are there
     return Merged(path, summary, tuple(said))
 
 

@@ -267,7 +267,7 @@ def finish(
     if left and stop():
         return on_event(_stopped(path, planned, left))
     if not left:
-        for note in merging.merge(path).notes:
+        for note in merging.refresh(path):
             on_event(events.Notice(note))
         return
     held = sum(claims.held(shard_folders.claim_folder(path, number), clock) for number in left)
