@@ -39,7 +39,7 @@ def test_a_claim_excludes_others_until_it_is_released(tmp_path):
         assert (record["pid"], record["host"]) == (os.getpid(), os.uname().nodename)
         assert claims.held(folder)
         claim.check()
-        with pytest.raises(claims.ClaimedError, match=f"got process {os.getpid()} on "):
+        with pytest.raises(claims.ClaimedError, match=f"got that of process {os.getpid()} on "):
             claims.take(folder)
     assert not claims.held(folder)
     again = claims.take(folder)
@@ -52,7 +52,7 @@ def test_a_claim_without_heartbeat_is_taken_over_after_the_stated_time(tmp_path)
     folder, clock = tmp_path / "x.claim", Clock()
     first = of_another_machine(claims.take(folder, clock))
     clock.now += claims.STALE
-    with pytest.raises(claims.ClaimedError, match="got process 71 on node-3"):
+    with pytest.raises(claims.ClaimedError, match="got that of process 71 on node-3"):
         claims.take(folder, clock)
     first.beat(clock)
     clock.now += claims.STALE
@@ -126,7 +126,7 @@ def test_one_that_wakes_up_late_takes_no_removed_number(tmp_path):
     for _ in range(3):
         claims.take(folder, clock).release()
     holder = claims.take(folder, clock)
-    with pytest.raises(claims.ClaimedError, match="another process was faster"):
+    with pytest.raises(claims.ClaimedError, match="another process took first"):
         late()
     holder.check()
     assert sorted(x.name for x in folder.iterdir()) == ["000004", "000005"]
@@ -226,7 +226,7 @@ def test_one_that_is_suspended_before_it_names_itself_takes_nothing(tmp_path, mo
         return own()
 
     monkeypatch.setattr(claims, "_own", suspended)
-    with pytest.raises(claims.ClaimedError, match="another process was faster"):
+    with pytest.raises(claims.ClaimedError, match="another process took first"):
         claims.take(folder, clock)
 
 
@@ -236,7 +236,7 @@ def test_a_claim_with_a_damaged_owner_is_held_until_it_is_stale(tmp_path, conten
     claim = claims.take(folder, clock)
     (claim.place / "owner.json").write_text(content)
     os.utime(claim.place / "owner.json", (clock.now, clock.now))
-    with pytest.raises(claims.ClaimedError, match=r"got process .* on an unknown host"):
+    with pytest.raises(claims.ClaimedError, match=r"got that of process .* on an unknown host"):
         claims.take(folder, clock)
     clock.now += claims.STALE + 1
     claims.take(folder, clock)

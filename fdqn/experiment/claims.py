@@ -1,16 +1,21 @@
-"""Claims: at most one process at a time works on something, such as a shard of a run, also on several machines.
+"""Claims on shards of a run: of several processes, also on several machines, at most one at a time works on a shard.
 
-    NAME.claim/000001/owner.json    host, process and start of the first claim; its time of change is the heartbeat
-    NAME.claim/000001/released      the claim is given back
+    00003.claim/000001/owner.json    host, process and start of the holder; its modification time is the heartbeat
+    00003.claim/000001/released      the holder has released the claim
 
-A claim is the folder with the highest number. Making a folder is atomic, also on network file systems, so of several
-processes that want the next number exactly one gets it. A claim can be followed by the next one if it was released, if
-its heartbeat is older than `STALE` seconds. If its process is one of this machine, the heartbeat does not count: the
-claim is free at once when the process has ended, and not before. Numbers only grow: a process that was suspended and
-looks again sees that its claim is not the highest one, and must not write any more.
+The folder with the highest number is the current claim. A process takes the claim by creating the folder with the next
+number. Creating a folder is atomic, also on network file systems, so of several processes exactly one succeeds. It may
+do so only if the current claim is free:
 
-The holder looks before each write. Between the two there is no protection but the lock of the run folder, which many
-file systems of several machines have as well.
+- It was released.
+- Its holder is a process of this machine that has ended. A holder of this machine that still runs keeps the claim, also
+  without a heartbeat.
+- Its holder is a process of another machine, and its heartbeat is older than `STALE` seconds: the process or its machine
+  was lost.
+
+The current claim is never renamed or removed. A process that was suspended while another one took the claim over sees
+a higher number than its own (`Claim.check`), and must not write any more. The holder checks before each write; between
+the check and the write, only the lock of the run folder protects, which many network file systems have as well.
 """
 
 import contextlib
@@ -28,32 +33,33 @@ from typing import Any, NamedTuple
 from fdqn.storage import files
 
 STALE = 120.0
-"""Seconds without a heartbeat after which a claim is taken over."""
+"""Seconds without a heartbeat after which a claim is free."""
 
 BEATS = 6
-"""Heartbeats in `STALE` seconds."""
+"""Heartbeats within `STALE` seconds."""
 
 Clock = Callable[[Path], float]
-"""Return the time in seconds by which claims in a folder are dated."""
+"""Return the time in seconds with which heartbeats in a folder are compared."""
 
 
 class ClaimedError(ValueError):
-    """Error of a claim that another process holds."""
+    """The claim is held by another process."""
 
 
 class LostError(RuntimeError):
-    """Error of a process whose claim was taken over by another one. It must not write any more."""
+    """The claim of this process was taken over by another one. This process must not write any more."""
 
 
 class Claim(NamedTuple):
     """A claim that this process holds."""
 
     folder: Path
+    """Folder of all claims on the shard, such as `00003.claim`."""
     number: int
 
     @property
     def place(self) -> Path:
-        """Folder of this claim."""
+        """Folder of this claim, such as `00003.claim/000001`."""
         return self.folder / f"{self.number:06}"
 
     def check(self) -> None:
@@ -68,13 +74,13 @@ class Claim(NamedTuple):
         os.utime(self.place / "owner.json", (now, now))
 
     def release(self) -> None:
-        """Give the claim back, unless it was lost."""
+        """Release the claim, unless it was lost."""
         with contextlib.suppress(OSError):
             (self.place / "released").touch()
 
 
 def filesystem_time(folder: Path) -> float:
-    """Return the time of the machine that stores a folder, so that clocks of different machines do not matter."""
+    """Return the time of the file system that stores a folder, so that the clocks of the machines do not matter."""
     probe = folder / f".{uuid.uuid4().hex}"
     try:
         probe.touch(exist_ok=False)
@@ -86,9 +92,9 @@ def filesystem_time(folder: Path) -> float:
 
 @contextlib.contextmanager
 def holding(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> Iterator[Claim]:
-    """Hold a claim in a context, with a thread that renews its heartbeat, and release it at the end.
+    """Take the claim, renew its heartbeat from a thread while the context is active, and release it at the end.
 
-    Raises ClaimedError, naming the owner, if another process holds it.
+    Raises ClaimedError, naming the holder, if another process holds the claim.
     """
     claim = take(folder, clock, stale)
     ended = threading.Event()
@@ -108,26 +114,26 @@ def holding(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) 
 
 
 def take(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> Claim:
-    """Take the claim of a folder, which is made if it is missing.
+    """Take the claim of a folder, which is created if it does not exist.
 
     Args:
-        folder: folder of the claims, `NAME.claim`.
-        clock: time by which claims are dated.
-        stale: seconds without a heartbeat after which a claim is taken over.
+        folder: folder of the claims, such as `00003.claim`.
+        clock: time with which heartbeats are compared.
+        stale: seconds without a heartbeat after which a claim is free.
 
-    Raises ClaimedError, naming the owner, if another process holds the claim or takes it first.
+    Raises ClaimedError, naming the holder, if another process holds the claim or takes it first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     last = newest(folder)
     if last and not is_free(folder, last, clock, stale):
-        raise ClaimedError(f"{folder}: expected no other process to work on it, got {described(folder)}")
+        raise ClaimedError(f"{folder}: expected a free claim, got that of {described(folder)}")
     claim = Claim(folder, last + 1)
     try:
         claim.place.mkdir()
     except FileExistsError:
-        raise ClaimedError(f"{folder}: expected to take the claim, but another process was faster") from None
-    faster = ClaimedError(f"{folder}: expected to take the claim, but another process was faster")
-    if newest(folder) != claim.number:  # this process was suspended, and folders that it had seen were removed
+        raise ClaimedError(f"{folder}: expected a free claim, got one that another process took first") from None
+    faster = ClaimedError(f"{folder}: expected a free claim, got one that another process took first")
+    if newest(folder) != claim.number:  # suspended since `last` was read, and that folder was removed
         claim.place.rmdir()
         raise faster
     try:
@@ -136,25 +142,25 @@ def take(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> 
     except OSError:
         if newest(folder) == claim.number:
             raise
-    if newest(folder) != claim.number:  # it was suspended later, and its claim became stale
+    if newest(folder) != claim.number:  # suspended since the folder was created, and the claim became stale
         raise faster
-    for name in os.listdir(folder):  # the claim before this one is kept for inspection
+    for name in os.listdir(folder):  # keep the previous claim for inspection
         if name.isdecimal() and int(name) < last:
             shutil.rmtree(folder / name, ignore_errors=True)
     return claim
 
 
 def newest(folder: Path) -> int:
-    """Return the highest number of a claim in a folder; 0 if there is none."""
+    """Return the number of the current claim of a folder; 0 if there is none."""
     with contextlib.suppress(FileNotFoundError):
         return max((int(name) for name in os.listdir(folder) if name.isdecimal()), default=0)
     return 0
 
 
 def is_free(folder: Path, number: int, clock: Clock = filesystem_time, stale: float = STALE) -> bool:
-    """Return True if a claim was released, is that of a process of this machine that has ended, or is stale.
+    """Return True if a claim was released, is stale, or was held by a process of this machine that has ended.
 
-    A process of this machine that is suspended keeps its claim, as it keeps the lock of the run folder.
+    A suspended process of this machine keeps its claim, as it keeps the lock of the run folder.
     """
     place = folder / f"{number:06}"
     if (place / "released").exists():
@@ -174,13 +180,13 @@ def held(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> 
 
 
 def described(folder: Path) -> str:
-    """Describe the owner of the newest claim of a folder, such as `process 71 on node-3`."""
+    """Describe the holder of the current claim of a folder, such as `process 71 on node-3`."""
     owner = _read(folder / f"{newest(folder):06}")
     return f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}"
 
 
 def _own() -> dict[str, Any]:
-    """Return the record of this process in `owner.json`."""
+    """Return the content of `owner.json` for this process."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -192,7 +198,7 @@ def _own() -> dict[str, Any]:
 
 
 def _read(place: Path) -> dict[str, Any]:
-    """Read `owner.json`; an empty record if it is not there yet or damaged."""
+    """Read `owner.json`; return an empty record if it does not exist yet or is damaged."""
     try:
         record = json.loads(files.read(place / "owner.json", 2**16))
     except (OSError, ValueError):
@@ -201,9 +207,9 @@ def _read(place: Path) -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """Return the identity of this start of this machine, and of this container; None if the system has none.
+    """Identify this boot of this machine, and this container (PID namespace); None if the system has no such files.
 
-    Copies of a virtual machine that is running may share all but the name.
+    The host name is a part of it, since copies of a running virtual machine may have the rest in common.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -213,9 +219,9 @@ def _machine() -> str | None:
 
 
 def _has_ended(owner: dict[str, Any]) -> bool | None:
-    """Return True if an owner, a process of this machine, has ended, False if it runs; None if neither is known.
+    """Return whether a holder, a process of this machine, has ended; None for other machines or if it is unknown.
 
-    A number of a process may be that of a later one, which has another start.
+    The system reuses process numbers, so the times at which the processes started are compared too.
     """
     pid = owner.get("pid")
     if owner.get("machine") is None or owner["machine"] != _machine() or type(pid) is not int or pid < 1:
@@ -224,15 +230,17 @@ def _has_ended(owner: dict[str, Any]) -> bool | None:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except OSError:  # of another user
+    except OSError:  # a process of another user
         pass
     started, then = _started(pid), owner.get("started")
     return None if None in (started, then) else started != then
 
 
 def _started(pid: int) -> int | None:
-    """Return the time at which a process of this machine started; None if it is not known. A process that has ended,
-    and whose parent has not waited for it, has 0."""
+    """Return the time at which a process of this machine started, in clock ticks since boot.
+
+    None if it is unknown, 0 for a process that has ended but whose parent has not waited for it (a zombie).
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
