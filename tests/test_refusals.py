@@ -1550,7 +1550,7 @@ ROWS = [
            "shards: expected a number that divides 3 settings x 4 seeds, by settings or parts of one setting, such as "
            "1, 3, 6, 12, got 8"),
           (sweep_plan.plan({}, GAMMAS, pbt_every=2_000).programs[0].settings, 2, ValueError,
-           "shards: expected no pbt_every with them, got both; the members of a population are trained together"),
+           "shards: expected none with pbt_every, got both; the members of a population are trained together"),
           (Settings(gamma=2.0), 2, ValueError, "gamma: expected numbers in [0, 1], got 2.0"),
       )],
     ("shard_plan.of_sweep", given(sweep_plan.plan({}, {**GAMMAS, "hidden": [(8,), (4,)]}), 2), ValueError,
@@ -1559,7 +1559,7 @@ ROWS = [
        ValueError, message)
       for own, count, message in (
           ({"out": "run"}, 2, "out: expected a folder that does not exist yet, got 'run'; choose another --out"),
-          ({"out": "parts"}, 4, "shards: expected 2, as in parts/shards.json, got 4"),
+          ({"out": "parts"}, 4, "shards: expected 2, as in parts/shards.json, got 4; choose another --out"),
           ({"out": "parts", "gamma": 0.5}, 2,
            "out: expected the settings of parts/shards.json, got gamma = 0.5 and not 0.99; choose another --out"),
           ({"out": "bad-parts"}, 2,
@@ -1596,8 +1596,8 @@ ROWS = [
      "track: expected no tracker with shards, got wandb; omit track"),
     ("merging.merge", given(Path("run")), ValueError, "run: expected a sharded run, got run without shards.json"),
     ("merging.merge", given(Path("parts")), ValueError,
-     "shards: expected a finished one of 2, got none in parts: shard 0 (seeds 0 to 1) is left out: expected the run "
-     "parts/shards/00000, got none"),
+     "shards: expected at least one finished shard in parts, got none of 2: shard 0 (seeds 0 to 1) is left out: "
+     "expected the run parts/shards/00000, got none"),
     ("merging.read_shard", given(Path("parts"), shard_plan.plan(Settings(seeds=4), 2), 1), ValueError,
      "expected the run parts/shards/00001, got none"),
     ("shard_folders.check_shard", given(Path("parts"), shard_plan.plan(Settings(seeds=4), 2), 1), ValueError,
@@ -2799,13 +2799,13 @@ LINES = [
     ("train --seeds 4 --shards 2 --gamma 0.5 --engine eager --shard 1 --out parts", 1,
      "out: expected the settings of parts/shards.json, got gamma = 0.5 and not 0.99; choose another --out"),
     ("train --seeds 4 --shards 4 --engine eager --shard 1 --out parts", 1,
-     "shards: expected 2, as in parts/shards.json, got 4"),
+     "shards: expected 2, as in parts/shards.json, got 4; choose another --out"),
     ("train --hidden 8, 4, --shards 2", 1,
      "shards: expected settings that one program can train, got 2 programs; train each in a separate run"),
     ("merge run", 1, "run: expected a sharded run, got run without shards.json"),
-    ("merge parts", 1, "shards: expected a finished one of 2, got none in parts: shard 0 …"),
+    ("merge parts", 1, "shards: expected at least one finished shard in parts, got none of 2: shard 0 …"),
     ("merge bad-parts", 1, "run: expected a sharded run, got bad-parts with a shards.json that is invalid: …"),
-    ("report parts", 1, "shards: expected a finished one of 2, got none in parts: shard 0 …"),
+    ("report parts", 1, "shards: expected at least one finished shard in parts, got none of 2: shard 0 …"),
     ("eval parts", 1, "run: expected a finished run folder, got parts, whose shards are not merged; use …"),
     ("resume parts --steps 1000000", 1, "steps: expected none for a sharded run, got a number; omit it"),
     ("train --best-of sweep --halving 2", 2, "flag --halving: expected none but --seeds, …"),

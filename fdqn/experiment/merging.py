@@ -1,8 +1,9 @@
-"""Merge the shards of a run: write the files of a run in one process into its folder.
+"""Merge the shards of a run into the files that one process would have written.
 
 Learners are in the order of one process, and so are the rows of `metrics.csv` and `evaluations.csv`: by step, then by
-learner. Shards that are missing, damaged or runs of other settings are left out: their seeds count as failed with the
-cause "missing", have NaN as parameters, and rows without values. A merge can be repeated, also by several processes.
+learner. Shards that are missing, unfinished, damaged or of other settings are left out: their seeds count as failed
+with the cause "missing", have NaN as parameters, and have rows without values. A merge can be repeated, also by several
+processes at once.
 """
 
 import math
@@ -21,7 +22,7 @@ from fdqn.storage import checkpoint, files
 from fdqn.types import Params
 
 MISSING = "missing"
-"""Cause of failure of the seeds of a shard that was left out."""
+"""Cause of failure of the seeds of shards that were left out."""
 
 RETURNS = ("final_return", "train_return", "gymnasium_return")
 
@@ -33,7 +34,7 @@ class Shard(NamedTuple):
     params: Params
     """[B, ...]"""
     tables: dict[str, tuple[list[str], list[list[str]]]]
-    """Columns and rows of each file of rows."""
+    """Columns and rows of each CSV file, by its name."""
 
 
 class Merged(NamedTuple):
@@ -46,7 +47,7 @@ class Merged(NamedTuple):
 
 
 def merge(path: Path) -> Merged:
-    """Write the results of the finished shards of a run into its folder.
+    """Merge the finished shards of a run and write the results into its folder.
 
     Raises ValueError for a folder that is not a sharded run, or if no shard has finished.
     """
@@ -59,7 +60,9 @@ def merge(path: Path) -> Merged:
         except (OSError, ValueError, SafetensorError, checkpoint.CheckpointError) as error:
             reasons[number] = f"shard {number} ({shard_folders.described(planned, number)}) is left out: {error}"
     if not found:
-        raise ValueError(f"shards: expected a finished one of {planned.shards}, got none in {path}: {reasons[0]}")
+        raise ValueError(
+            f"shards: expected at least one finished shard in {path}, got none of {planned.shards}: {reasons[0]}"
+        )
     settings = planned.settings
     names = [name for name in history.ROWS if any(name in shard.tables for shard in found.values())]
     for name in names:
@@ -81,7 +84,7 @@ def merge(path: Path) -> Merged:
 
 
 def is_merged(path: Path) -> bool:
-    """Return True if a merge of a sharded run has all of its shards."""
+    """Return True if a sharded run was merged with all of its shards."""
     try:
         return not results.read_config(path)["shards"]["missing"] and (path / "summary.json").exists()
     except (KeyError, TypeError, ValueError):
@@ -89,7 +92,7 @@ def is_merged(path: Path) -> bool:
 
 
 def refresh(path: Path) -> list[str]:
-    """Merge a sharded run unless a merge has all of its shards, and return the notes of the merge.
+    """Merge a sharded run unless it was merged with all of its shards, and return the notes of the merge.
 
     Raises the errors of `merge`.
     """
@@ -99,7 +102,7 @@ def refresh(path: Path) -> list[str]:
 
 
 def notes(path: Path) -> list[str]:
-    """Return the notes of the last merge. Raises ValueError if there is none or `config.json` is damaged."""
+    """Return the notes of the last merge. Raises ValueError if there was none or `config.json` is damaged."""
     record = results.read_config(path).get("shards")
     return [str(note) for note in record["notes"]] if isinstance(record, dict) and record.get("notes") else []
 
@@ -120,10 +123,10 @@ def _machine_notes(differing: dict[str, dict[str, list[str]]]) -> list[str]:
 
 
 def read_shard(path: Path, planned: Shards, number: int, like: Shard | None = None) -> Shard:
-    """Read a shard of a run.
+    """Read the results of a finished shard.
 
-    Raises ValueError, CheckpointError, OSError or SafetensorError if it is missing, has not finished, is damaged, has
-    other settings, or has other parameters than the shard `like`.
+    Raises ValueError, CheckpointError, OSError or SafetensorError if the shard is missing, unfinished or damaged, has
+    other settings, or has parameters of other shapes than those of the shard `like`.
     """
     own = shard_plan.folder(path, number)
     if not (own / "config.json").exists():
@@ -143,7 +146,7 @@ def read_shard(path: Path, planned: Shards, number: int, like: Shard | None = No
 
 
 def _check_params(own: Path, planned: Shards, params: Params, like: Shard | None) -> None:
-    """Raise ValueError unless parameters are those of the learners of a shard."""
+    """Raise ValueError unless parameters have the shapes of those of a shard and, if given, of the shard `like`."""
     expected = None if like is None else {name: (x.dtype, x.shape) for name, x in like.params.items()}
     got = {name: (x.dtype, x.shape) for name, x in params.items()}
     if not got or any(x.ndim == 0 or len(x) != planned.size for x in params.values()) or expected not in (None, got):
@@ -183,7 +186,7 @@ def _blank(header: Sequence[str], step: str, seconds: str) -> list[str]:
 
 
 def _learner(planned: Shards, number: int, index: int) -> int:
-    """Return the number by which files name a learner: its seed or, in a sweep, its number."""
+    """Return the number of a learner in files: its seed or, in a sweep, its row in `settings.csv`."""
     return assemble.seeds(planned.settings)[number * planned.size + index]
 
 
@@ -196,7 +199,7 @@ def _params(planned: Shards, found: dict[int, Shard]) -> Params:
 
 
 def _summary(planned: Shards, found: dict[int, Shard]) -> dict[str, Any]:
-    """Return the summary of all learners. Speeds are those of one process, durations are summed over the shards."""
+    """Return the summary of all learners. Speeds are those of one process; durations are summed over the shards."""
     shards, settings = [shard.summary for shard in found.values()], planned.settings
     learners = assemble.seeds(settings)
     failures, failed = [], []
@@ -219,7 +222,7 @@ def _summary(planned: Shards, found: dict[int, Shard]) -> dict[str, Any]:
         "env": settings.env,
         **{name: list(x) for name in ("env_kwargs", "wrappers") if (x := getattr(settings, name))},
         "seeds": list(learners),
-        "steps": max(summary["steps"] for summary in shards),  # a shard whose seeds have all failed stops before
+        "steps": max(summary["steps"] for summary in shards),  # a shard whose seeds have all failed stops earlier
         "failed_seeds": failed,
         "failures": failures,
         **{name: _returns(planned, name, found) for name in measured},

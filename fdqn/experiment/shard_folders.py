@@ -1,8 +1,10 @@
-"""Folders of the shards of a run.
+"""Read and write the folders of the shards of a run.
 
-RUN/shards/00003/        run of shard 3
-RUN/shards/00003.claim/  which process works on it (`claims`)
-RUN/shards/00003.json    only if some worked on it: machines that differ from the plan
+Shard 3 of the run in the folder RUN has these files:
+
+    RUN/shards/00003/        run folder of shard 3
+    RUN/shards/00003.claim/  which process works on it (`claims`)
+    RUN/shards/00003.json    machines that worked on it and differ from the plan; only if there are any
 """
 
 import contextlib
@@ -16,9 +18,9 @@ from fdqn.storage import files
 
 
 def is_over(path: Path, planned: Shards, number: int) -> bool:
-    """Return True if a shard was trained to its last step and evaluated, or all of its seeds have failed.
+    """Return True if a shard was trained to its last step and evaluated, or if all of its seeds have failed.
 
-    False if its files are damaged.
+    Returns False if its files are damaged.
     """
     with contextlib.suppress(ValueError):
         return sweep_results.is_over(path / "shards", name(number), planned.settings)
@@ -39,7 +41,7 @@ def _range(word: str, first: int, count: int) -> str:
 
 
 def check_shard(path: Path, planned: Shards, number: int) -> None:
-    """Raise ValueError, naming the fields, if the folder of a shard is a run of other settings or other groups."""
+    """Raise ValueError, naming the fields, unless the run in the folder of a shard has its settings and groups."""
     own = folder(path, number)
     found, expected = results.read_settings(own), planned.of(number, path)
     if others := history.other_settings(to_json(found), to_json(expected)):
@@ -50,14 +52,14 @@ def check_shard(path: Path, planned: Shards, number: int) -> None:
 
 
 def claim_folder(path: Path, number: int) -> Path:
-    """Return the folder of the claims of a shard."""
+    """Return the folder of the claims on a shard."""
     return path / "shards" / f"{name(number)}.claim"
 
 
 def machines(path: Path, number: int) -> dict[str, list[str]]:
-    """Return the machines that worked on a shard and differ from the plan, with their differences.
+    """Return the differences from the plan of each machine that worked on a shard and differs from it.
 
-    Empty if none do, or if their record is damaged.
+    Empty if no machine does, or if the record is damaged.
     """
     with contextlib.suppress(OSError, ValueError):
         record = json.loads(files.read(path / "shards" / f"{name(number)}.json", 2**20))
@@ -67,7 +69,7 @@ def machines(path: Path, number: int) -> dict[str, list[str]]:
 
 
 def add_machine(path: Path, number: int, host: str, lines: list[str]) -> None:
-    """Record that a machine which differs from the plan works on a shard."""
+    """Record the differences from the plan of a machine that works on a shard."""
     record = machines(path, number)
     merged = list(dict.fromkeys([*record.get(host, []), *lines]))
     file = path / "shards" / f"{name(number)}.json"

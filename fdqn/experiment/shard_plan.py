@@ -1,12 +1,12 @@
-"""Plans of sharded runs: the learners of a run in equal parts, each a separate run, and the file of a plan.
+"""Plan sharded runs: the learners of each shard, and the file `shards.json`.
 
-    RUN/shards.json     settings of the whole run, the number of shards and everything that must be alike in all of them
+    RUN/shards.json     settings of the whole run, number of shards, and everything that must be equal in all shards
     RUN/settings.csv    only of a sweep: a row for each learner
-    RUN/shards/00003/   the run of shard 3
+    RUN/shards/00003/   run folder of shard 3
 
-Seeds keep their numbers: shard i of N has the learners i * B to (i + 1) * B - 1 of all L = N * B, in the order of
-`settings.csv`. Learners are independent, so a shard has the bits that its learners have in one process, if that process
-divides them into groups of the same size: the size is a part of the plan.
+Shard i of N has the learners i * B to (i + 1) * B - 1 of all L = N * B, in the order of `settings.csv`. Seeds keep the
+numbers that they have in the whole run. Learners are independent, so those of a shard have the bits that they have in
+one process, if both compile learners in groups of the same size. The plan fixes this size.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ class Shards(NamedTuple):
     shards: int
     """Number of shards."""
     pinned: compile.ThreadPartition | None
-    """Groups of learners in all shards; None for an engine that has none."""
+    """Groups in which all shards compile their learners; None for an engine without groups."""
     circumstances: dict[str, Any]
-    """Record of `circumstances` where the run was planned."""
+    """Result of `circumstances` on the machine that planned the run."""
 
     @property
     def size(self) -> int:
@@ -46,7 +46,7 @@ class Shards(NamedTuple):
         return self.settings.learners // self.shards
 
     def of(self, number: int, path: Path) -> Settings:
-        """Return the settings of a shard of the run in the folder `path`."""
+        """Return the settings of a shard; `path` is the folder of the whole run."""
         given, first, out = self.settings, number * self.size, str(folder(path, number))
         if not isinstance(given, Sweep):
             return dataclasses.replace(given, seed=given.seed + first, seeds=self.size, out=out)
@@ -57,16 +57,16 @@ class Shards(NamedTuple):
 
 
 def plan(settings: Settings, count: int) -> Shards:
-    """Plan a run in `count` shards.
+    """Divide a run into `count` shards.
 
-    Raises ValueError for a number that does not divide the learners into equal parts, each of whole settings or of a
-    part of one setting, and for population based training, whose learners are not independent.
+    Raises ValueError if `count` does not divide the learners into equal parts, each of them whole settings or a part of
+    the seeds of one setting, and for population based training, whose learners are not independent.
     """
     check.kind("settings", settings, Settings)
     _check_count(settings, count)
     if isinstance(settings, Sweep) and settings.pbt_every:
         raise ValueError(
-            "shards: expected no pbt_every with them, got both; the members of a population are trained together"
+            "shards: expected none with pbt_every, got both; the members of a population are trained together"
         )
     assemble.program(settings)
     pinned = run_folder.partition(settings, settings.learners // count)
@@ -74,7 +74,7 @@ def plan(settings: Settings, count: int) -> Shards:
 
 
 def of_sweep(planned: sweep_plan.Plan, count: int) -> Shards:
-    """Plan a sweep in `count` shards. Raises ValueError for one of several programs, and the errors of `plan`."""
+    """Divide a sweep into `count` shards. Raises ValueError for several programs, and the errors of `plan`."""
     if len(planned.programs) > 1:
         raise ValueError(
             f"shards: expected settings that one program can train, got {len(planned.programs)} programs; train each "
@@ -103,10 +103,10 @@ def _fits(settings: Settings, count: int) -> bool:
 
 
 def circumstances(settings: Settings, pinned: compile.ThreadPartition | None) -> dict[str, Any]:
-    """Return everything other than the settings that may change bits: versions, commit, device, processor and engine.
+    """Return everything but the settings that may change bits: versions, commit, device, processor and engine.
 
-    With pinned groups, the number of threads does not change any. A run itself sets the modes of denormal numbers and
-    of matrix products.
+    The number of threads is left out if groups are pinned, since it then changes no bits. The modes of denormal numbers
+    and of matrix products are left out, since each run sets them.
     """
     record = run_folder.provenance(settings, pinned)
     modes = {"flush_denormal", "float32_matmul_precision", *(["threads"] if pinned is not None else [])}
@@ -116,7 +116,7 @@ def circumstances(settings: Settings, pinned: compile.ThreadPartition | None) ->
 
 
 def differences(planned: Shards, device: str | None = None) -> list[str]:
-    """List what differs here from the process that planned the run and may change bits.
+    """List differences between this process and the one that planned the run that may change bits.
 
     `device` is that of this process, by default that of the plan.
     """
@@ -136,7 +136,7 @@ def name(number: int) -> str:
 
 
 def is_sharded(path: Path) -> bool:
-    """Return True if a folder is that of a sharded run."""
+    """Return True for the folder of a sharded run."""
     return os.path.lexists(path / FILE)
 
 
@@ -146,9 +146,9 @@ def is_sharded(path: Path) -> bool:
 def create(planned: Shards, base: Path = Path()) -> Path:
     """Create the folder of a sharded run in `base` with its plan, and return its absolute path.
 
-    The first of several processes that start the same run makes the folder; the others use it.
+    Of several processes that start the same run, the first creates the folder and the others use it.
 
-    Raises ValueError if the folder has the plan of another run, is something else, or cannot be created.
+    Raises ValueError if the folder has another plan, is not that of a sharded run, or cannot be created.
     """
     out = planned.settings.out
     if out and is_sharded(base / out):
@@ -161,7 +161,7 @@ def create(planned: Shards, base: Path = Path()) -> Path:
         if isinstance(own.settings, Sweep):
             files.write(part / "settings.csv", run_folder.settings_table(own.settings).encode())
         _write(own, part)
-        os.rename(part, path)  # the folder appears with its plan, or not at all
+        os.rename(part, path)  # atomic: the folder never exists without its plan
         files.sync(path.parent)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -172,13 +172,15 @@ def create(planned: Shards, base: Path = Path()) -> Path:
 
 
 def _joined(planned: Shards, path: Path) -> Path:
-    """Return the folder of a run that is planned already. Raises ValueError, naming the fields, for another plan.
+    """Return the folder of a planned run. Raises ValueError, naming the fields, if it has another plan.
 
-    The device may differ, as each process may have one of its own.
+    The device may differ, since processes may train on different GPUs.
     """
     found = read(path)
     if found.shards != planned.shards:
-        raise ValueError(f"shards: expected {found.shards}, as in {path / FILE}, got {planned.shards}")
+        raise ValueError(
+            f"shards: expected {found.shards}, as in {path / FILE}, got {planned.shards}; choose another --out"
+        )
     given, own = (dataclasses.replace(x.settings, device=found.settings.device) for x in (planned, found))
     if others := history.other_settings(to_json(given), to_json(own), free={"out"}):
         raise ValueError(f"out: expected the settings of {path / FILE}, got {others}; choose another --out")
@@ -196,12 +198,12 @@ def _write(planned: Shards, path: Path) -> None:
 
 
 def partition_of(planned: Shards) -> dict[str, int] | None:
-    """Return the record of the groups that all shards have; None if they have none."""
+    """Return the record of the pinned groups; None without them."""
     return None if planned.pinned is None else run_folder.partition_record(planned.pinned)
 
 
 def read(path: Path) -> Shards:
-    """Read `shards.json` of a sharded run. Raises ValueError if there is none or it is damaged."""
+    """Read `shards.json` of a sharded run. Raises ValueError if it does not exist or is damaged."""
     try:
         return _parse(json.loads(files.read(path / FILE, 2**26)))
     except FileNotFoundError:
@@ -212,7 +214,7 @@ def read(path: Path) -> Shards:
 
 
 def _parse(record: Mapping[str, Any]) -> Shards:
-    """Return the plan from its record. Raises ValueError for parts that do not fit the settings."""
+    """Parse a plan. Raises ValueError if its fields do not fit together."""
     settings, count, kept = from_json(record["settings"]), record["shards"], record["partition"]
     _check_count(settings, count)
     known = {"versions", "engine", "git", "device", "processor"}

@@ -1,8 +1,8 @@
-"""Train the shards of a run: here one after the other, or each in a separate process on any machine.
+"""Train the shards of a run, one after the other in this process, or in several processes on any machines.
 
-Processes share nothing but the run folder. Each shard is a run; a process works on it while it holds its claim
-(`claims`), and continues it from its newest checkpoint if another process has stopped. The process that finds all
-shards finished merges them (`merging`); so may several.
+A process takes the claim on a shard (`claims`), trains the shard as an ordinary run, from its newest checkpoint if it
+has one, and releases the claim. Processes share nothing but the run folder. A process that finds all shards finished
+merges them (`merging`).
 
 .. include:: ../docs/machines.md
 """
@@ -24,19 +24,19 @@ from fdqn.experiment.shard_plan import Shards
 from fdqn.storage import checkpoint
 
 RANKS = {"RANK": "WORLD_SIZE", "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_MAX", "JOB_COMPLETION_INDEX": None}
-"""Variables that number the processes of torchrun, of a job array of SLURM and of an indexed job of Kubernetes, and the
-variable from which the number of processes follows."""
+"""Variables with the number of a process of torchrun, of a SLURM job array and of an indexed Kubernetes job, and those
+with the number of processes (for SLURM, less one)."""
 
 PAUSE = 10.0
 """Seconds after which a process that waits looks again whether others still work on their shards."""
 
 
 def chosen(count: int, variables: Mapping[str, str]) -> tuple[range, str] | None:
-    """Return the shards that a launcher gives to this process, and a sentence that names the variable.
+    """Return the shards that a launcher assigns to this process, and a line that names the variable.
 
-    Process k of W gets the shards k, k + W, k + 2W, ... None without a variable of `RANKS`.
+    Process k of W trains the shards k, k + W, k + 2W, ... Returns None if no variable of `RANKS` is set.
 
-    Raises ValueError for a variable that is not the number of a shard.
+    Raises ValueError if a variable is not a number or is out of range.
     """
     name = next((name for name in RANKS if variables.get(name)), None)
     if name is None:
@@ -62,13 +62,13 @@ def _number(name: str, variables: Mapping[str, str]) -> int:
 
 
 def check_untracked(trackers: Sequence[str]) -> None:
-    """Raise ValueError for trackers, which show runs of one process."""
+    """Raise ValueError if there are trackers, which can only receive a run of one process."""
     if trackers:
         raise ValueError(f"track: expected no tracker with shards, got {trackers[0]}; omit track")
 
 
 def check_number(number: int, count: int) -> None:
-    """Raise ValueError unless `number` is that of one of `count` shards."""
+    """Raise ValueError unless `number` is in [0, count)."""
     check.count("shard", number)
     if number >= count:
         raise ValueError(f"shard: expected a number from 0 to {count - 1}, got {number}")
@@ -83,22 +83,23 @@ def train(
     clock: claims.Clock = claims.filesystem_time,
     **changes: Any,
 ) -> Path:
-    """Train or continue shards of a planned run one after the other, and merge the run if all have then finished.
+    """Train or continue shards of a planned run one after the other, and merge them if all shards have finished.
 
     Args:
         path: folder of the run, as `shard_plan.create` returns it.
-        on_event: receives the events of each shard, in which settings have their numbers in the whole run.
-        stop: ends the work, with complete files, once it returns True.
+        on_event: receives the events of each shard, in which seeds and settings are numbered as in the whole run.
+        stop: ends training at the next iteration, with complete files, once it returns True.
         started: as for `session.train`.
         numbers: shards to train; by default all that have not finished.
-        clock: time by which claims are dated.
+        clock: time with which heartbeats of claims are compared.
         **changes: arguments of `session.resume`, such as `env` and `device`; `steps` cannot be changed.
 
-    Shards that other processes work on come last: they are waited for, and trained here if these processes stop. So
-    all of `numbers` have finished at the end. A shard that fails with an error is skipped; at the end, ValueError is
-    raised for the errors.
+    Shards that other processes work on come last: this process waits for them, and trains those whose process was
+    lost. So all of `numbers` have finished at the end, unless the run was stopped. A shard that ends with an error does
+    not keep the others from training; the error is raised at the end.
 
-    Raises ValueError for a folder that is not a sharded run, a number out of range, and changed steps.
+    Raises ValueError for a folder that is not a sharded run, a number out of range, changed steps, and errors of
+    shards.
     """
     planned = shard_plan.read(path)
     if changes.pop("steps", None) is not None:
@@ -142,7 +143,7 @@ def raise_first(errors: Mapping[int, Exception | str]) -> None:
 
 
 class _ShardError(Exception):
-    """Wrap an error of one shard, with which the others are not concerned."""
+    """Wrap an error that ends one shard and not the others."""
 
 
 def _train_one(
@@ -155,14 +156,14 @@ def _train_one(
     clock: claims.Clock,
     changes: Mapping[str, Any],
 ) -> bool:
-    """Train a shard until its end or `stop`. Returns False if another process works on it."""
+    """Train a shard to its end, or until `stop` returns True. Returns False if another process holds its claim."""
     title, folder = f"shard {number} of {planned.shards}", shard_folders.claim_folder(path, number)
     if claims.held(folder, clock):
         return False
     with _receiver(partial(_as_whole, on_event, path, planned, number)) as emit:
         try:
             with claims.holding(folder, clock) as claim:
-                if shard_folders.is_over(path, planned, number):  # by another process, since the last look
+                if shard_folders.is_over(path, planned, number):  # by another process, since `train` looked
                     return True
                 emit(events.Notice(f"{title}: {shard_folders.described(planned, number)}"))
                 if lines := shard_plan.differences(planned, changes.get("device")):
@@ -209,7 +210,7 @@ def _continue(
 
 @contextlib.contextmanager
 def _receiver(on_event: OnEvent) -> Iterator[OnEvent]:
-    """Give a receiver of events whose exceptions leave the context as they are; those of a run as `_ShardError`."""
+    """Yield a receiver of events. Wrap errors of a run in `_ShardError`, but not exceptions that `on_event` raises."""
     raised: list[BaseException] = []
 
     def emit(event: events.Event) -> None:
@@ -228,7 +229,7 @@ def _receiver(on_event: OnEvent) -> Iterator[OnEvent]:
 
 
 def _as_whole(on_event: OnEvent, path: Path, planned: Shards, number: int, event: events.Event) -> None:
-    """Pass on an event of a shard with the folder, the learners and the settings of the whole run."""
+    """Pass on an event of a shard with the folder of the whole run and its numbers of seeds and settings."""
     match event:
         case events.Stopped():
             return  # `train` emits one of the whole run
@@ -261,7 +262,7 @@ def _left(path: Path, planned: Shards) -> list[int]:
 def finish(
     path: Path, on_event: OnEvent, stop: session.Stop = bool, clock: claims.Clock = claims.filesystem_time
 ) -> None:
-    """Merge the run if all of its shards have finished. Otherwise name those that have not, or where it was stopped."""
+    """Merge the shards of a run if all have finished; otherwise emit which have not, or that the run was stopped."""
     planned = shard_plan.read(path)
     left = _left(path, planned)
     if left and stop():
