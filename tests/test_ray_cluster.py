@@ -70,7 +70,9 @@ def test_errors_of_ray_are_one_sentence(monkeypatch):
         raise ConnectionError("first line\nCould not find any running instance.\n")
 
     monkeypatch.setitem(sys.modules, "ray", Fake(init=refuse))
-    with pytest.raises(ValueError, match=r"^ray: expected a cluster at auto, got Could not find any running \w+\.$"):
+    with pytest.raises(
+        ValueError, match=r"^ray: expected a cluster on this machine, got Could not find any running \w+\.$"
+    ):
         ray_cluster.connected("auto").__enter__()
     assert ray_cluster.reason(ValueError()) == "ValueError"
 

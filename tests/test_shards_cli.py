@@ -39,8 +39,8 @@ def test_train_plans_trains_and_merges_all_shards(whole, tmp_path, monkeypatch, 
     assert cli.main(["train", *words("run"), "--shards", "2"]) == 0
     out, err = capsys.readouterr()
     assert err.splitlines()[0] == (
-        "2 shards of 2 learners (shard 0: seeds 5 to 6) in run; to train shard K in another process, add --shard K "
-        "--out run to this command; fdqn resume run trains those that are left"
+        "2 shards of 2 learners (shard 0: seeds 5 to 6) in run; to train them in more processes, run this command "
+        "with --out run in each; fdqn resume run trains those that are left"
     )
     assert "shard 1 of 2: seeds 7 to 8" in err
     assert "run folder run, picture run/curve.png" in out

@@ -189,7 +189,7 @@ def _plan(command: Train) -> "sweep_plan.Plan":
 
 
 def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit, started: float) -> None:
-    """Plan a run in shards, or join one that is planned, and train those that are chosen."""
+    """Plan a sharded run, or join a planned one, and train the shards of this process."""
     from fdqn.experiment import ray_cluster, ray_shards, shard_plan, shards
 
     if command.settings is None:

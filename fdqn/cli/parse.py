@@ -49,11 +49,11 @@ class Train:
 
 @dataclass(frozen=True)
 class Shards:
-    """Parts of a run that separate processes train."""
+    """How a run is divided into shards, and where they are trained."""
 
     count: int
     number: int | None = None
-    """The one to train here; None for all, or for the choice of a launcher."""
+    """Shard to train here; None for those that a launcher assigns, or all."""
     ray: str | None = None
     cpus: float = 1.0
     gpus: float = 0.0
@@ -102,20 +102,20 @@ class TrainFlags(SettingsFlags):
     """Train the best setting of a finished sweep on seeds that the sweep did not use.
     The only other flags are --seeds, --seed, --out, --track, --tags and --json."""
     shards: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Divide the learners, seeds or settings x seeds, into N equal shards, which train independently.
-    Without --shard and --ray, all are trained here, one after the other.
-    Other processes, on any machine that has the run folder, take part with the same command and --out.
-    fdqn resume RUN trains all that are left, and the last process merges them."""
+    """Divide the learners (seeds, or settings x seeds) into N equal shards, which train independently.
+    Run the same command with the same --out in several processes, on any machines that share the folder.
+    Each trains the shards that no other process works on, one after the other, and the last one merges them.
+    fdqn resume RUN trains those that are left."""
     shard: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
-    """Shard to train here, 0 to N - 1; with --shards and --out.
-    By default that of RANK (torchrun), SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX, if one is set."""
+    """Train only shard K, 0 to N - 1; with --shards and --out.
+    By default those that RANK (torchrun), SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX (Kubernetes) assigns."""
     ray: Annotated[str | None, tyro.conf.arg(metavar="{auto,local,ADDRESS}")] = None
     """Train the shards as tasks of Ray; needs pip install 'fdqn[ray]'.
-    auto: on the cluster of this machine. local: start one here. ADDRESS: HOST:PORT of a cluster."""
+    auto: on the cluster to which this machine belongs. local: on this machine. ADDRESS: on the cluster at HOST:PORT."""
     shard_cpus: float = 1.0
-    """CPU cores of a shard; with --ray."""
+    """CPU cores of each shard; with --ray."""
     shard_gpus: float = 0.0
-    """GPUs of a shard, also a fraction of one; with --ray."""
+    """GPUs of each shard, also a fraction such as 0.25; with --ray."""
     track: tuple[TrackerName, ...] = ()
     """Trackers to send metrics to while the run trains. Each needs pip install 'fdqn[NAME]'.
     TensorBoard files are in RUN/tensorboard. Environment variables such as WANDB_MODE and MLFLOW_TRACKING_URI apply."""
@@ -159,10 +159,10 @@ class Resume:
 @dataclass(frozen=True)
 class Merge:
     """Merge the shards of a run that have finished, and name those that have not.
-    RUN then is a run folder like any other. The last process that trains shards does the same."""
+    RUN is then a run folder like any other. The process that finishes the last shard merges them by itself."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run with shards."""
+    """Folder of a sharded run."""
     json: bool = False
     """Print only the summary, as JSON."""
 
@@ -563,7 +563,7 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
 
 
 def _shards(flags: TrainFlags, names: list[str]) -> Shards:
-    """Return the shards of a run. Exits with a usage error for flags that cannot be used together."""
+    """Return how the run is divided. Exits with a usage error for flags that cannot be used together."""
     for name in ("halving", "pbt-every", "track"):
         if name in names:
             _refuse(f"flag --{name}: expected none with --shards, got both; omit one of them")

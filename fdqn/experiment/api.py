@@ -257,7 +257,7 @@ def _resume_shards(
     stop: Callable[[], bool] | None,
     shown: tracking.Choice,
 ) -> Run:
-    """Continue all shards of a run that have not finished, and read the run."""
+    """Continue the shards of a run that have not finished, and read the run."""
     shards.check_untracked(shown.trackers)
     _supervised(progress, on_event, stop, lambda emit, over: shards.train(path, emit, over, steps=steps, **more), shown)
     return Run.load(path, more["env"], more["wrappers"])

@@ -3,7 +3,8 @@
     Prepared, Started, Training, (Compiled | Checkpointed | SeedFailed | Evaluated | Reported)*,
     (EvaluationStarted, EvaluationProgress*, EvaluationEnded, Evaluated?)*, Finished?, Stopped?
 
-`Training` and the events on its line are left out where only an interrupted evaluation is repeated.
+`Training` and the events on its line are left out where only an interrupted evaluation is repeated. A sharded run emits
+the events of each shard; `ray_shards.train` emits Started, Shards*, Stopped?.
 A `Notice` may be emitted at any point. The function that receives the events runs in the thread of the run, between
 training iterations. If it raises, the run ends with that exception; the files in the run folder are complete, and
 `session.resume` continues from the last checkpoint. Arrays are NumPy copies, which a receiver may keep.
@@ -150,11 +151,11 @@ class EvaluationEnded(NamedTuple):
 
 
 class ShardProgress(NamedTuple):
-    """Progress of a shard that another process trains."""
+    """Progress of a shard that a task of Ray trains."""
 
     number: int
     state: str
-    """Starting, compiling, training, evaluating, finished or stopped."""
+    """`starting`, `compiling`, `training`, `evaluating`, `finished` or `stopped`."""
     step: int
     """Environment steps per seed at the last report."""
     steps: int
@@ -164,7 +165,7 @@ class ShardProgress(NamedTuple):
 
 
 class Shards(NamedTuple):
-    """Shards that other processes train have advanced."""
+    """The progress of all shards that tasks of Ray train, about every second."""
 
     rows: tuple[ShardProgress, ...]
     """Shards that have started."""

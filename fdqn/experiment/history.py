@@ -214,7 +214,7 @@ FREE = frozenset({"out", "on_nan", "device", "evaluate_episodes", "evaluate_step
 def other_settings(saved: dict[str, Any], now: dict[str, Any], free: Collection[str] = FREE) -> str:
     """Describe the settings that differ between two records of `settings.to_json`, such as `seeds = 2 and not 4`.
 
-    Empty if none do, except for those of the names `free`.
+    Empty if none differ. The names in `free` are left out.
     """
     saved, now = (json.loads(json.dumps(settings)) for settings in (with_defaults(saved), now))  # tuples become lists
     others = {name for name in {*saved, *now} if saved.get(name) != now.get(name)}.difference(free)
@@ -371,7 +371,7 @@ def _save(
 
 
 def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and the rows of a file of rows, as text. Raises ValueError if it is empty; OSError."""
+    """Read the columns and rows of a CSV file, as text. Raises ValueError if it is empty, OSError if it is missing."""
     with io.StringIO(files.read(file).decode(), newline="") as text:
         rows = list(csv.reader(text))
     if not rows:
@@ -380,15 +380,14 @@ def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def rows_text(rows: Sequence[Sequence[Any]]) -> bytes:
-    """Return rows, the first of them the columns, as the content of a file."""
+    """Format rows as the content of a CSV file. The first row holds the columns."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()
 
 
 def check_rows(path: Path) -> None:
-    """Raise CheckpointError unless the rows of a run folder still start with those of its newest checkpoint, if there
-    is one."""
+    """Raise CheckpointError unless the CSV files of a run folder start with the rows of its newest checkpoint."""
     for place in checkpoint.newest(path / "checkpoints")[:1]:
         _check_rows(path, checkpoint_info(place))
 

@@ -1,4 +1,4 @@
-"""Connections to a cluster of Ray, and the files of shards that its nodes exchange."""
+"""Connect to a Ray cluster, check its resources, and copy the files of shards between nodes."""
 
 import contextlib
 import importlib
@@ -15,12 +15,15 @@ from fdqn.experiment import shard_plan
 from fdqn.storage import files
 
 PATIENCE = 30.0
-"""Seconds within which the address of a cluster must respond."""
+"""Seconds within which a cluster must respond."""
 
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Connect to a cluster of Ray, or use the connection that exists, and give the module `ray`."""
+    """Connect to a Ray cluster, unless this process is connected, and yield the module `ray`.
+
+    Raises ValueError if Ray is not installed, or the address is invalid, fails, or does not respond in time.
+    """
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
@@ -32,10 +35,10 @@ def connected(address: str) -> Iterator[Any]:
     if address not in ("auto", "local"):
         _check_address(address)
     connect = partial(ray.init, address, log_to_driver=False, logging_level="ERROR")
-    if address == "local":  # not in another thread: the processes of Ray end with the thread that starts them
+    if address == "local":  # in this thread: the processes of Ray end with the thread that starts them
         connect()
     else:
-        _within(PATIENCE, address, connect)
+        _within(PATIENCE, "on this machine" if address == "auto" else f"at {address}", connect)
     try:
         yield ray
     finally:
@@ -53,7 +56,7 @@ def _check_address(address: str) -> None:
         raise ValueError(f"ray: expected a cluster at {address}, got no connection: {error}") from None
 
 
-def _within(seconds: float, address: str, connect: Callable[[], Any]) -> None:
+def _within(seconds: float, where: str, connect: Callable[[], Any]) -> None:
     """Call a function in a thread. Raises ValueError if it fails, or does not return in time."""
     errors: list[BaseException] = []
 
@@ -67,13 +70,13 @@ def _within(seconds: float, address: str, connect: Callable[[], Any]) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise ValueError(f"ray: expected a cluster at {address}, got no response in {seconds:g} s")
+        raise ValueError(f"ray: expected a cluster {where}, got no response in {seconds:g} s")
     if errors:
-        raise ValueError(f"ray: expected a cluster at {address}, got {reason(errors[0])}")
+        raise ValueError(f"ray: expected a cluster {where}, got {reason(errors[0])}")
 
 
 def check_resources(ray: Any, cpus: float, gpus: float) -> None:
-    """Raise ValueError if no node has the resources of a shard."""
+    """Raise ValueError if no node has the CPU cores or GPUs of a shard."""
     for name, key, wanted in (("shard_cpus", "CPU", cpus), ("shard_gpus", "GPU", gpus)):
         most = max((node["Resources"].get(key, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
         if wanted > most:
@@ -83,7 +86,7 @@ def check_resources(ray: Any, cpus: float, gpus: float) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Return the last line of an error of Ray, which ends with that of the task."""
+    """Return the last line of an error of Ray, which is the error of the task."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -93,7 +96,7 @@ def reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def marked(path: Path) -> Iterator[str]:
-    """Mark the run folder with a file, by which nodes that have it recognise it, and give its name."""
+    """Create a marker file in the run folder, by which nodes recognise the folder, and yield its name."""
     token = uuid.uuid4().hex
     files.write(path / "shards" / token, b"")
     try:
@@ -103,7 +106,7 @@ def marked(path: Path) -> Iterator[str]:
 
 
 def content(path: Path, number: int) -> dict[str, bytes]:
-    """Return the files of a shard by their names in the run folder."""
+    """Read the files of a shard. Keys are paths relative to the run folder."""
     own = shard_plan.folder(path, number)
     found = [x for x in own.rglob("*") if x.is_file() and not x.is_symlink() and x.name not in (".lock", ".saving")]
     beside = own.with_name(f"{own.name}.json")
@@ -111,8 +114,10 @@ def content(path: Path, number: int) -> dict[str, bytes]:
 
 
 def write(path: Path, given: Mapping[str, bytes]) -> None:
-    """Write files into the folder of shards. Raises ValueError for a name outside of it."""
-    for name in sorted(given, key=lambda name: os.path.basename(name) == "summary.json"):  # the summary last
+    """Write files that `content` has read on another node. Raises ValueError for a path outside of `shards`."""
+    for name in sorted(
+        given, key=lambda name: os.path.basename(name) == "summary.json"
+    ):  # the summary marks a finished shard: last
         parts = Path(name).parts
         if parts[0] != "shards" or ".." in parts:
             raise ValueError(f"files: expected names in shards, got {name!r}")

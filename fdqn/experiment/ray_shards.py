@@ -1,8 +1,8 @@
-"""Train the shards of a run as tasks of Ray, which places them on nodes and repeats those whose process was lost.
+"""Train the shards of a run as tasks of Ray, which places them on nodes and reruns tasks whose process or node is lost.
 
-A task works on its shard as any other process does (`shards`): with a claim, from the newest checkpoint. Where its node
-does not have the run folder, it works in a temporary folder, and the files come back through Ray's object store when it
-ends.
+A task works on its shard like any other process (`shards`): it takes the claim, and continues from the newest
+checkpoint. On a node that does not have the run folder, it works in a temporary folder, and the files come back through
+Ray's object store when it ends.
 
 Ray: https://docs.ray.io
 """
@@ -24,11 +24,11 @@ from fdqn.experiment.events import OnEvent, ShardProgress
 from fdqn.storage import files
 
 RETRIES = 1_000
-"""Most repetitions of a task whose process or node was lost."""
+"""Maximum number of reruns of a task whose process or node was lost."""
 
 
 class Board:
-    """Actor that holds the progress of all shards and the request to stop, where the run folder is."""
+    """Actor with the progress of all shards and the request to stop, on the node that has the run folder."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -37,13 +37,13 @@ class Board:
         self._stopping = False
 
     def tell(self, row: ShardProgress, said: Sequence[str]) -> bool:
-        """Record the progress of a shard and sentences to show. Returns True if the shard is to stop."""
+        """Record the progress of a shard and its new notices. Returns True if the shard must stop."""
         self._rows[row.number] = row
         self._said += said
         return self._stopping
 
     def read(self) -> tuple[dict[int, ShardProgress], list[str]]:
-        """Return the progress of the shards that have started, and the sentences since the last call."""
+        """Return the progress of the shards that have started, and the notices since the last call."""
         said, self._said = self._said, []
         return dict(self._rows), said
 
@@ -52,7 +52,7 @@ class Board:
         return ray_cluster.content(self._path, number)
 
     def stop(self) -> None:
-        """Let all shards stop."""
+        """Request all shards to stop."""
         self._stopping = True
 
 
@@ -66,18 +66,19 @@ def train(
     env: str | None = None,
     wrappers: Sequence[str] = (),
 ) -> Path:
-    """Train or continue all shards of a planned run on a cluster of Ray, and merge the run if all have finished.
+    """Train or continue all shards of a planned run on a Ray cluster, and merge them if all have finished.
 
     Args:
         path: folder of the run, as `shard_plan.create` returns it.
         address: "auto" for the cluster of this machine, "local" to start one for this run, or HOST:PORT.
-        cpus, gpus: CPU cores and GPUs of a shard; fractions share them.
-        on_event: receives `events.Shards` about every second, and notices of the shards.
-        stop: lets all shards stop at their next training iteration, with complete files, once it returns True.
-        env, wrappers: the environment trained on and its wrappers, required if they are code of your own.
+        cpus, gpus: CPU cores and GPUs of each shard. Shards with a fraction of a GPU share one.
+        on_event: receives `events.Shards` about every second, and the notices of the shards.
+        stop: ends all shards at their next training iteration, with complete files, once it returns True.
+        env, wrappers: the environment trained on and its wrappers; required if they are code of your own.
 
-    Raises ValueError if Ray is not installed, the address does not respond, no node has these resources, or a shard has
-    failed with an error.
+    A shard that ends with an error is reported by a notice.
+
+    Raises ValueError if Ray is not installed, the address does not respond, or no node has these resources.
     """
     planned = shard_plan.read(path)
     left = [number for number in range(planned.shards) if not shard_folders.is_over(path, planned, number)]
@@ -106,7 +107,7 @@ def train(
 def _follow(
     ray: Any, refs: dict[Any, int], board: Any, path: Path, count: int, on_event: OnEvent, stop: session.Stop
 ) -> dict[int, str]:
-    """Pass on the progress of all shards until each has ended, and write files that come back.
+    """Emit the progress of all shards until each has ended, and write files that come back.
 
     Returns the errors of shards by their numbers.
     """
@@ -142,16 +143,16 @@ def train_shard(
     cpus: float,
     code: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Train a shard on a node, and return its files by name unless the node has the run folder.
+    """Train a shard on a node, and return its files unless the node has the run folder.
 
     Args:
         path: folder of the run.
-        token: name of a file in `path/shards`, by which a node that has the folder is recognised.
+        token: name of a marker file in `path/shards`, which exists on nodes that have the run folder.
         plan: content of `shards.json`.
         number: number of the shard.
         board: actor `Board`.
         cpus: CPU cores of the shard.
-        code: environment and wrappers if they are code of the user.
+        code: arguments `env` and `wrappers` of `train`.
     """
     torch.set_num_threads(max(1, int(cpus)))
     here = Path(path)
@@ -176,7 +177,7 @@ def train_shard(
 
 @contextlib.contextmanager
 def _reporting(board: Any, number: int, steps: int) -> Iterator[tuple[OnEvent, Callable[[], bool]]]:
-    """Give a receiver of events that tells the board about a shard, and a function that returns its request to stop."""
+    """Yield a receiver of events that reports a shard to the board, and a function that returns True after `stop`."""
     ray = importlib.import_module("ray")
     ended, stopping, lock = threading.Event(), threading.Event(), threading.Lock()
     row, said = ShardProgress(number, "starting", 0, steps, socket.gethostname(), None), list[str]()

@@ -99,8 +99,8 @@ def create(
 ) -> Path:
     """Create the run folder in `base` with its `config.json`. Raises ValueError if it cannot be created.
 
-    `until` is the planned number of environment steps per seed, by default that of the settings. `pinned` is the
-    partition of the seeds whose groups the run keeps, also on a machine with other threads; by default none is.
+    `until` is the planned number of environment steps per seed, by default that of the settings. `pinned` is
+    a partition of the seeds whose groups the run keeps on any machine; by default each process chooses its own.
     """
     path = _make_folder(settings, base)
     out = settings.out or str(path.relative_to(base))
@@ -117,9 +117,9 @@ def create(
 
 
 def clear(path: Path) -> None:
-    """Remove the folder that a process made for a run and left without `config.json`, because it was killed.
+    """Remove a run folder without `config.json`, which a process left that was killed while it created the folder.
 
-    A folder with other files stays as it is.
+    A folder with other files is kept.
     """
     with contextlib.suppress(OSError):
         for file in (path / "settings.csv", *path.glob("*.part")):
@@ -128,7 +128,7 @@ def clear(path: Path) -> None:
 
 
 def plan_record(settings: Settings, steps: int, pinned: compile.ThreadPartition | None = None) -> dict[str, Any]:
-    """Return the plan of `config.json`: what `resume` may change, and the groups that it keeps."""
+    """Return the plan in `config.json`: the steps, `on_nan` and the pinned partition."""
     kept = {} if pinned is None else {"partition": partition_record(pinned)}
     return {"steps": steps, "on_nan": settings.on_nan, **kept}
 
@@ -199,7 +199,7 @@ def differences_of(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def provenance(settings: Settings, pinned: compile.ThreadPartition | None = None) -> dict[str, Any]:
     """Return everything other than the settings that results may depend on: versions, commit, device and engine.
 
-    `pinned` is the partition of the seeds if it is planned; by default that of this process.
+    `pinned` is the partition of the seeds if one is pinned; by default that of this process.
     """
     return {
         "versions": {
@@ -258,15 +258,15 @@ def _partition(settings: Settings, pinned: compile.ThreadPartition | None = None
 
 
 def partition_record(pinned: compile.ThreadPartition) -> dict[str, int]:
-    """Return what is pinned of a partition. How many groups are computed at the same time changes no bit."""
+    """Return the pinned fields of a partition. The number of groups computed at once changes no bits."""
     return {"lanes": pinned.lanes, "threads": pinned.threads}
 
 
 def partition(settings: Settings, unit: int) -> compile.ThreadPartition | None:
-    """Return the partition to pin for runs of parts of the learners; None for engines that do not group them.
+    """Return the partition to pin in runs of parts of the learners; None for engines without groups.
 
-    Compiled functions round alike for all groups of one size. `unit` is the number that the size must divide, such as
-    the learners of the smallest part.
+    Results have the same bits in groups of the same size. The size divides `unit`, such as the number of learners of
+    the smallest part.
     """
     if _engine_name(settings) != "aot":
         return None
@@ -274,7 +274,7 @@ def partition(settings: Settings, unit: int) -> compile.ThreadPartition | None:
 
 
 def pinned_partition(path: Path, settings: Settings) -> compile.ThreadPartition | None:
-    """Return the partition that the plan of a run folder pins, with all of its groups at once; None if it has none."""
+    """Return the pinned partition of a run, with all of its groups at once; None if it has none."""
     kept = results.read_config(path)["plan"].get("partition")
     return kept and compile.ThreadPartition(kept["lanes"], settings.learners // kept["lanes"], kept["threads"])
 
@@ -362,7 +362,7 @@ def write_summary(
     """Add the returns of each setting of a sweep to a summary, write `curve.png` and `summary.json`, and return the
     summary.
 
-    `seconds` returns the duration of the run at the end.
+    `seconds` is called after the picture is drawn and returns the duration of the run.
     """
     if isinstance(settings, Sweep) and not settings.pbt_every:
         summary["settings"] = _per_setting(settings, summary)

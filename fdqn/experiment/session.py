@@ -71,9 +71,9 @@ def train(
         until: environment steps per seed at which the run ends, by default those of the settings, which always
             determine the lengths of schedules. A run that ends earlier is a rung of successive halving, and is not
             evaluated at its end. One that ends later equals a run that `resume` extends to these steps.
-        pinned: partition whose groups the run keeps, as `run_folder.create` does.
-        before_write: called before the folder is made, and before rows, checkpoints or results are written. An
-            exception that it raises ends the run.
+        pinned: partition of the seeds to keep, as in `run_folder.create`.
+        before_write: called before the folder is created, and before rows, checkpoints or results are written. If it
+            raises, the run ends there.
 
     Raises ValueError or TypeError for invalid settings, before a file is written; ValueError if all seeds
     failed before the end, or if the run was stopped before its first training iteration; FloatingPointError for a
