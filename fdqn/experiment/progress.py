@@ -101,7 +101,7 @@ class Display:
             self._console.print(f"step {event.step:,} of {event.steps:,}  {text}")
 
     def _show_shards(self, event: events.Shards) -> None:
-        """Show a bar for all shards and one for each active shard; without a terminal, print a line from time to time."""
+        """Show a bar for all shards and one for each active shard; without a terminal, print a line now and then."""
         text, done = shards_text(event), sum(row.step / row.steps for row in event.rows)
         if not self._live:
             if (now := time.perf_counter()) >= self._due:
