@@ -1,4 +1,4 @@
-"""Claims: one holder at a time, also of several processes, and takeover of those that are stale or have ended."""
+"""Claims: one holder at a time among many processes, and takeover of stale claims and of ended processes."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ class Clock:
 
 
 def of_another_machine(claim):
-    """Let a claim be that of a process on another machine, of which only the heartbeat is known."""
+    """Edit a claim into one of a process on another machine, which only its heartbeat shows to be alive."""
     record = json.loads((claim.place / "owner.json").read_text())
     times = os.stat(claim.place / "owner.json").st_mtime
     (claim.place / "owner.json").write_text(json.dumps({**record, "machine": "other", "host": "node-3", "pid": 71}))
@@ -56,21 +56,21 @@ def test_a_claim_without_heartbeat_is_taken_over_after_the_stated_time(tmp_path)
         claims.take(folder, clock)
     first.beat(clock)
     clock.now += claims.STALE
-    assert claims.held(folder, clock), "the heartbeat counts, and not the start"
+    assert claims.held(folder, clock), "the time of the heartbeat counts, not that of the start"
     clock.now += 1
     second = claims.take(folder, clock)
     with pytest.raises(claims.LostError):
         first.check()
     second.check()
     first.release()
-    assert claims.held(folder, clock), "a claim that was lost cannot be given back"
+    assert claims.held(folder, clock), "a lost claim cannot be released"
     with contextlib.suppress(FileNotFoundError):
         first.beat(clock)
     second.check()
 
 
 def law_one_taker(folder, clock, take):
-    """Let a second process see the same stale claim as a first one, and take it after the first has."""
+    """Let two processes see the same stale claim, and let the second take it after the first has taken it."""
     of_another_machine(claims.take(folder, clock))
     clock.now += claims.STALE + 1
     takers = [take(folder, clock) for _ in range(2)]
@@ -87,7 +87,7 @@ def law_one_taker(folder, clock, take):
 
 
 def seen_before(folder, clock):
-    """Return a taker that has already seen that the claim is free."""
+    """Return a function that takes the claim, and that has already seen that it is free."""
     last = claims.newest(folder)
 
     def taker():
@@ -101,7 +101,7 @@ def seen_before(folder, clock):
 
 
 def renamed_away(folder, clock):
-    """Take over as one writes it first: rename the claim that was seen, then make a new one."""
+    """Return a function with a common bug: it renames the claim that it has seen, then creates a new one."""
 
     def taker():
         last = claims.newest(folder)
@@ -152,7 +152,7 @@ def test_a_claim_of_a_process_that_was_killed_is_free_at_once(tmp_path):
 
 
 def test_of_many_processes_one_takes_a_claim(tmp_path):
-    """Let 8 processes count in a file, each only while it holds the claim."""
+    """Let 8 processes increment a counter in a file while they hold the claim."""
     folder, count = tmp_path / "x.claim", tmp_path / "count"
     count.write_text("0")
     pids = []

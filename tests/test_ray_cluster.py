@@ -1,4 +1,4 @@
-"""Connections to Ray that are refused, the files of shards, and the display of their progress. None needs Ray."""
+"""Refused connections to Ray, files of shards, and the display of their progress. These tests do not need Ray."""
 
 import io
 import socket
@@ -35,7 +35,7 @@ def test_ray_that_is_not_installed_is_one_sentence(monkeypatch):
 
 
 class Fake(SimpleNamespace):
-    """A module `ray` that connects as a test wants."""
+    """Stand-in for the module `ray` that is not connected."""
 
     @staticmethod
     def is_initialized():
@@ -127,7 +127,7 @@ def test_the_board_holds_progress_and_the_request_to_stop():
 
 
 def a_remote(board, calls):
-    """Return a module and an actor that call the board as Ray does."""
+    """Return stand-ins for the module `ray` and for an actor, which call the board in this process."""
     remote = SimpleNamespace(remote=lambda *given: calls.append(given) or board.tell(*given))
     sent = SimpleNamespace(remote=lambda *given: calls.append(given) or board.files(*given))
     fake = SimpleNamespace(get=lambda x: x, exceptions=SimpleNamespace(RayError=RuntimeError))
@@ -155,7 +155,7 @@ def test_a_task_reports_its_shard(monkeypatch):
 
 
 def test_a_task_returns_the_files_of_its_shard_without_the_folder(monkeypatch, tmp_path, light_runs):
-    """Run the task as Ray does on a node that does not have the run folder, then on one that has it."""
+    """Run the task on a node that does not have the run folder, then on one that has it."""
     path, calls, seen = shard_plan.create(planned(tmp_path / "run")), [], []
     shards.train(path, seen.append, lambda: any(isinstance(x, events.Checkpointed) for x in seen), numbers=[1])
     board = ray_shards.Board(path)
@@ -214,4 +214,4 @@ def test_progress_of_shards_is_shown():
     assert plain.file.getvalue() == "1 of 4 shards finished, 1 training, 2 waiting\n"
     text = live.file.getvalue()
     assert "shard 1 on node-2: training" in text
-    assert "shard 0 on" not in text, "finished shards make room"
+    assert "shard 0 on" not in text, "finished shards are hidden"

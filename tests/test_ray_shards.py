@@ -1,4 +1,4 @@
-"""Shards as tasks of Ray: the bits of one process, also without a shared folder and with processes that are killed."""
+"""Shards as tasks of Ray have the bits of one process, also without a shared folder and after kills."""
 
 import contextlib
 import json
@@ -73,7 +73,7 @@ def test_tasks_have_the_bits_of_one_process(cluster, whole, tmp_path):
 
 
 def test_files_come_back_from_nodes_without_the_folder(cluster, whole, tmp_path, monkeypatch):
-    """Mark another folder than that of the run, so that tasks do not recognise it."""
+    """Put the marker file in another folder, so that tasks do not find the run folder."""
     (tmp_path / "other" / "shards").mkdir(parents=True)
     marked = ray_cluster.marked
     monkeypatch.setattr(ray_cluster, "marked", lambda path: marked(tmp_path / "other"))
@@ -87,7 +87,7 @@ def test_files_come_back_from_nodes_without_the_folder(cluster, whole, tmp_path,
 
 
 def owner(path, number):
-    """Return the number of the process that works on a shard; None if there is none."""
+    """Return the number of the process that holds the claim on a shard; None if there is none."""
     folder = shard_folders.claim_folder(path, number)
     if not claims.held(folder):
         return None
@@ -96,7 +96,7 @@ def owner(path, number):
 
 
 def killed_in(path, kills, end):
-    """Kill processes that work on shards from a thread, each after a new checkpoint of its shard, and count them."""
+    """Start a thread that kills processes of shards, each after a new checkpoint of its shard. Return it and its count."""
     count, seen = [0], {}
 
     def work():
@@ -172,7 +172,7 @@ def test_a_run_whose_driver_is_killed_continues(nodes, long, tmp_path):
 
 
 def test_the_command_starts_a_cluster_and_an_interrupt_leaves_shards_resumable(tmp_path):
-    """Send SIGINT once a shard has written a checkpoint, then let the command continue the run here."""
+    """Send SIGINT once a shard has written a checkpoint."""
     given = {**SMALL, "steps": 40_000, "checkpoint_every": 400, "report_every": 400}
     line = [sys.executable, "-m", "fdqn", "train", *words("run", **given), "--shards", "2", "--ray", "local"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Shards of a run: the bits of one process, whoever works on them, whoever is killed, and what is missing is named."""
+"""Shards have the bits of one process, with any number of processes and after any kill; missing ones are reported."""
 
 import contextlib
 import csv
@@ -57,7 +57,7 @@ def planned_sweep(out, count=3, **given):
 
 @pytest.fixture(scope="module", autouse=True)
 def light():
-    """Leave out what `light_runs` leaves out."""
+    """Skip the steps that `light_runs` skips."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(memory, "check_memory", lambda *given: 36_900)
         patched.setattr(memory, "replay_bytes", lambda *given: 15_000)
@@ -69,13 +69,13 @@ def light():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run of 4 seeds in one process."""
+    """Train 4 seeds in one process."""
     return session.train(settings.make({**SMALL, "out": str(tmp_path_factory.mktemp("whole") / "run")})).path
 
 
 @pytest.fixture(scope="module")
 def merged(tmp_path_factory):
-    """The same run in 2 shards."""
+    """Train the same seeds in 2 shards."""
     return shards.train(shard_plan.create(planned(tmp_path_factory.mktemp("merged") / "run")))
 
 
@@ -87,13 +87,13 @@ def whole_sweep(tmp_path_factory):
 
 
 def rows(path, name="metrics.csv"):
-    """Return the rows of a file in their order, without their seconds."""
+    """Return the rows of a file in order, without the seconds."""
     with (path / name).open(newline="") as file:
         return [{**row, "seconds": None} for row in csv.DictReader(file)]
 
 
 def law_equal(path, whole):
-    """Compare a merged run with one process: every byte of the parameters, every row, every return."""
+    """Compare a merged run with one process: bytes of the parameters, rows, and summary without durations."""
     assert (path / "params.safetensors").read_bytes() == (whole / "params.safetensors").read_bytes(), "params"
     for name in ("metrics.csv", "evaluations.csv"):
         assert rows(path, name) == rows(whole, name), f"rows of {name}"
@@ -105,13 +105,13 @@ def law_equal(path, whole):
 
 
 def forget(path):
-    """Remove what a merge has written."""
+    """Remove the files of a merge."""
     for name in ("config.json", "summary.json", "metrics.csv", "evaluations.csv", "params.safetensors", "curve.png"):
         (path / name).unlink(missing_ok=True)
 
 
 def copied(merged, path):
-    """Copy a merged run without what the merge has written."""
+    """Copy a merged run without the files of the merge."""
     shutil.copytree(merged, path)
     forget(path)
     return path
@@ -149,7 +149,7 @@ def test_64_seeds_have_the_same_bits_in_shards(tmp_path, count, workers):
 @pytest.mark.slow
 @pytest.mark.skipif(not cpu_groups.supported(torch.device("cpu")), reason="seeds are not grouped here")
 def test_compiled_shards_have_the_same_bits_and_compile_once(tmp_path, monkeypatch):
-    """Compare 8 seeds in 4 shards with one process that has the same groups, in a compiler cache of their own."""
+    """Compare 8 seeds in 4 shards with one process of the same groups, with an empty compiler cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     given = {"compile": True, "engine": "aot", "check_compile": False, "seeds": 8}
     plan, libraries = planned(tmp_path / "run", 4, **given), []
@@ -178,12 +178,12 @@ def test_sweeps_have_the_bits_of_one_process(whole_sweep, tmp_path, count):
 
 
 def with_local_seeds(planned, number, path):
-    """Number the seeds of each shard from the first of the whole run, as one writes it first."""
+    """Return the settings of a shard with a common bug: its seeds start at the first seed of the whole run."""
     return dataclasses.replace(planned.settings, seeds=planned.size, out=str(shard_plan.folder(path, number)))
 
 
 def in_the_order_of_shards(planned, name, found):
-    """Append the rows of one shard to those of the one before."""
+    """Return rows with a common bug: those of each shard follow those of the previous one."""
     tables = [shard.tables[name] for shard in found.values()]
     return [tables[0][0], *(row for _, own in tables for row in own)]
 
@@ -317,11 +317,11 @@ def test_numbers_of_launchers_out_of_range_are_refused(variables, message):
 
 
 class KilledError(Exception):
-    """Ends a shard where a signal would."""
+    """Error that ends a shard like a signal would."""
 
 
 def in_process(f, *args):
-    """Call a function in a forked process, which exits with 1 if it raises an error, and return its number."""
+    """Call a function in a forked process, which exits with 1 after an exception, and return its number."""
     if pid := os.fork():
         return pid
     with contextlib.suppress(BaseException):
@@ -446,7 +446,7 @@ def contents(path):
 
 
 def run_and_kill(path, seconds):
-    """Start a worker, kill it after some time, and return True if it had ended by itself before."""
+    """Start a worker and kill it after some time. Return True if it had already ended."""
     pid = in_process(shards.train, path)
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
@@ -457,7 +457,7 @@ def run_and_kill(path, seconds):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [20, 100])
 def test_workers_that_are_killed_at_any_moment_lose_nothing(whole, tmp_path, kills):
-    """Kill workers at random moments until all kills are made, each run from where the last one was killed."""
+    """Kill workers at random times until all kills are made. Each worker continues where the previous one was killed."""
     rng, done, number = random.Random(kills), 0, 0
     start = time.perf_counter()
     pid = in_process(shards.train, shard_plan.create(planned(tmp_path / "timed")))
@@ -476,7 +476,7 @@ def test_workers_that_are_killed_at_any_moment_lose_nothing(whole, tmp_path, kil
 
 
 def test_a_worker_that_is_killed_in_a_checkpoint_loses_nothing(whole, tmp_path, monkeypatch):
-    """Kill a worker inside a checkpoint of the second shard; another continues at once."""
+    """Kill a worker while it writes a checkpoint of the second shard. Another one continues at once."""
     path, save = shard_plan.create(planned(tmp_path / "run")), checkpoint.save
 
     def killed(folder, name, *rest):
@@ -491,11 +491,11 @@ def test_a_worker_that_is_killed_in_a_checkpoint_loses_nothing(whole, tmp_path, 
     seen = []
     shards.train(path, seen.append)
     law_equal(path, whole)
-    assert [x.step for x in seen if isinstance(x, events.Started)] == [20], "from the checkpoint before"
+    assert [x.step for x in seen if isinstance(x, events.Started)] == [20], "from the previous checkpoint"
 
 
 def test_two_launches_at_once_share_the_shards(whole, tmp_path):
-    """Let two processes record which shards they start to train."""
+    """Let two processes record the shards that they start."""
     plan = planned(tmp_path / "run")
 
     def work(name):

@@ -1,4 +1,4 @@
-"""Sharded runs from the command line and from Python: what is printed, which shards a launcher chooses, torchrun."""
+"""Sharded runs from the command line and from Python: output, shards that launchers assign, torchrun."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PAGE = Path(fdqn.__file__).parent / "docs" / "machines.md"
 
 
 def words(out, **given):
-    """Return the flags of `SMALL`."""
+    """Return the flags of a run with the settings `SMALL`."""
     chosen = {**SMALL, **given, "out": out}
     line = [x for name, x in chosen.items() if name != "compile" for x in (f"--{name.replace('_', '-')}", x)]
     return [*(str(x[0] if isinstance(x, tuple) else x) for x in line), "--no-compile"]
@@ -143,7 +143,7 @@ def test_the_command_hands_shards_on_to_ray(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_torchrun_trains_the_shards_of_two_processes(whole, tmp_path):
-    """Run the command of the page with smaller sizes."""
+    """Run the command of `machines.md` with smaller sizes."""
     (command,) = re.findall(r"^torchrun --nproc-per-node 2 .*$", PAGE.read_text(), re.M)
     launcher, ours = command.split(" -m fdqn train ")
     own = dict(zip(*[iter(shlex.split(ours))] * 2, strict=True))
