@@ -96,7 +96,7 @@ def owner(path, number):
 
 
 def killed_in(path, kills, end):
-    """Start a thread that kills processes of shards, each after a new checkpoint of its shard. Return it and its count."""
+    """Start a thread that kills processes of shards, each after a new checkpoint. Return it and its count."""
     count, seen = [0], {}
 
     def work():

@@ -457,7 +457,7 @@ def run_and_kill(path, seconds):
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [20, 100])
 def test_workers_that_are_killed_at_any_moment_lose_nothing(whole, tmp_path, kills):
-    """Kill workers at random times until all kills are made. Each worker continues where the previous one was killed."""
+    """Kill workers at random times until all kills are made. Each continues where the previous one was killed."""
     rng, done, number = random.Random(kills), 0, 0
     start = time.perf_counter()
     pid = in_process(shards.train, shard_plan.create(planned(tmp_path / "timed")))
