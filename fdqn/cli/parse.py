@@ -103,7 +103,7 @@ class TrainFlags(SettingsFlags):
     The only other flags are --seeds, --seed, --out, --track, --tags and --json."""
     shards: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Divide the learners (seeds, or settings x seeds) into N equal shards, which train independently.
-    Run the same command with the same --out in several processes, on any machines that share the folder.
+    Run the same command with the same --out in several processes, on any machines that can write to it.
     Each trains the shards that no other process works on, one after the other, and the last one merges them.
     fdqn resume RUN trains those that are left."""
     shard: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
