@@ -197,7 +197,7 @@ def test_the_heartbeat_is_renewed_while_a_claim_is_held(tmp_path):
 
 
 def test_a_claim_of_a_process_of_this_machine_does_not_become_stale(tmp_path):
-    """A process that is suspended also keeps the lock of the run folder, so nobody could continue its shard."""
+    """Keep the claim of a suspended process, which also keeps the lock of the run folder."""
     folder, clock = tmp_path / "x.claim", Clock()
     claim = claims.take(folder, clock)
     clock.now += 10 * claims.STALE
@@ -216,7 +216,7 @@ def test_a_process_is_known_by_its_start(started, ended):
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_one_that_is_suspended_before_it_names_itself_takes_nothing(tmp_path, monkeypatch, kept):
-    """Let another process take over between the folder of a claim and its owner, and perhaps remove the folder."""
+    """Let another process take over after a folder is created and before `owner.json` is written in it."""
     folder, clock, own = tmp_path / "x.claim", Clock(), claims._own
 
     def suspended():

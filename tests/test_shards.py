@@ -360,7 +360,7 @@ def is_waiting(event):
 
 
 def test_a_shard_that_another_process_trains_comes_last(whole, tmp_path):
-    """Stop while the first of two shards is held, then release it while another call waits for it."""
+    """Hold the claim on one of two shards. Stop a call that waits for it, and release it while another one waits."""
     path, seen = shard_plan.create(planned(tmp_path / "run")), []
     claim = claims.take(shard_folders.claim_folder(path, 0))
     shards.train(path, seen.append, lambda: any(map(is_waiting, seen)))
@@ -385,7 +385,7 @@ class Clock:
 
 
 def test_a_shard_of_a_machine_that_was_lost_is_taken_over(tmp_path):
-    """Let a machine be lost shortly before a process is started for the same shard, as launchers start it again."""
+    """Let a launcher restart a process on another machine, before the claim of the lost one is stale."""
     path, clock = shard_plan.create(planned(tmp_path / "run", 1, seeds=1)), Clock()
     claim = claims.take(shard_folders.claim_folder(path, 0), clock)
     record = json.loads((claim.place / "owner.json").read_text())
@@ -421,7 +421,7 @@ def test_a_process_that_has_lost_its_claim_writes_no_more(whole, tmp_path):
 
 @pytest.mark.parametrize("name", ["resume", "create"])
 def test_a_process_that_has_lost_its_claim_before_it_starts_writes_nothing(tmp_path, name):
-    """Let another process take over a shard and write in it while this one prepares to continue or to start it."""
+    """Let another process take over a shard and write in its folder while this one prepares to train it."""
     path, seen = shard_plan.create(planned(tmp_path / "run", 1, seeds=1)), []
     own, folder = path / "shards" / "00000", shard_folders.claim_folder(path, 0)
     if name == "resume":

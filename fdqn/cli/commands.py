@@ -206,7 +206,7 @@ def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit
         raise ValueError("out: expected the folder that all processes share, such as --out runs/a, got none")
     cluster = contextlib.nullcontext() if wanted.ray is None else ray_cluster.connected(wanted.ray)
     code: dict[str, Any] = {"env": planned.settings.env, "wrappers": planned.settings.wrappers}
-    with cluster as ray:  # before the folder is made
+    with cluster as ray:  # connect before the folder is created
         if wanted.ray is not None:
             ray_cluster.check_resources(ray, wanted.cpus, wanted.gpus)
         path = shard_plan.create(planned)
@@ -230,7 +230,7 @@ def _merge(command: Merge, emit: Emit) -> None:
 
 
 def _refresh(paths: Sequence[Path]) -> None:
-    """Merge the shards that have finished since the last merge of runs, and print which are missing."""
+    """Merge runs with missing shards again, and print the shards that are still missing."""
     from fdqn.experiment import merging, shard_plan
 
     for path in paths:

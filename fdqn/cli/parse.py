@@ -104,7 +104,8 @@ class TrainFlags(SettingsFlags):
     shards: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Divide the learners (seeds, or settings x seeds) into N equal shards, which train independently.
     Run the same command with the same --out in several processes, on any machines that can write to it.
-    Each trains the shards that no other process works on, one after the other, and the last one merges them.
+    Each trains the shards that no other process trains, one after the other, and takes over those of lost processes.
+    When all have finished, they are merged.
     fdqn resume RUN trains those that are left."""
     shard: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
     """Train only shard K, 0 to N - 1; with --shards and --out.

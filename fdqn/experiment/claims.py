@@ -10,8 +10,8 @@ do so only if the current claim is free:
 - It was released.
 - Its holder is a process of this machine that has ended. A holder of this machine that still runs keeps the claim, also
   without a heartbeat.
-- Its holder is a process of another machine, and its heartbeat is older than `STALE` seconds: the process or its machine
-  was lost.
+- Its holder is a process of another machine, and its heartbeat is older than `STALE` seconds, as when the process or
+  the machine was lost.
 
 The current claim is never renamed or removed. A process that was suspended while another one took the claim over sees
 a higher number than its own (`Claim.check`), and must not write any more. The holder checks before each write; between

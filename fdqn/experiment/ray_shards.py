@@ -48,7 +48,7 @@ class Board:
         return dict(self._rows), said
 
     def files(self, number: int) -> dict[str, bytes]:
-        """Return the files of a shard, for a node that does not have the folder."""
+        """Return the files of a shard, for a node that does not have the run folder."""
         return ray_cluster.content(self._path, number)
 
     def stop(self) -> None:

@@ -1,7 +1,8 @@
 """Train the shards of a run, one after the other in this process, or in several processes on any machines.
 
 A process takes the claim on a shard (`claims`), trains the shard as an ordinary run, from its newest checkpoint if it
-has one, and releases the claim. Processes share nothing but the run folder. A process that finds all shards finished
+has one, and releases the claim. It then waits for shards that other processes train, and takes over those whose process
+was lost. Processes share nothing but the run folder. A process that finds all shards finished
 merges them (`merging`).
 
 .. include:: ../docs/machines.md
@@ -28,7 +29,7 @@ RANKS = {"RANK": "WORLD_SIZE", "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_MAX", "J
 with the number of processes (for SLURM, less one)."""
 
 PAUSE = 10.0
-"""Seconds after which a process that waits looks again whether others still work on their shards."""
+"""Seconds after which a waiting process checks again whether other processes still hold their claims."""
 
 
 def chosen(count: int, variables: Mapping[str, str]) -> tuple[range, str] | None:
@@ -135,7 +136,7 @@ def train(
 
 
 def raise_first(errors: Mapping[int, Exception | str]) -> None:
-    """Raise ValueError with the first of the errors of shards by their numbers, if there are any."""
+    """Raise ValueError with the first error of shards, if there is any. Keys are the numbers of the shards."""
     if errors:
         number, error = next(iter(errors.items()))
         others = f" (and {len(errors) - 1} other shards have errors)" if len(errors) > 1 else ""
