@@ -49,7 +49,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Shards:
-    """How a run is divided into shards, and where they are trained."""
+    """Division of a run into shards, and where they are trained."""
 
     count: int
     number: int | None = None

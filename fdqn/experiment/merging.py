@@ -79,7 +79,7 @@ def merge(path: Path) -> Merged:
     summary = _summary(planned, found)
     seconds = sum(shard.summary["wall_seconds"] for shard in found.values())
     run_folder.write_summary(path, settings, summary, lambda: seconds)
-    run_folder.write_config(path, config)  # last: by it `is_merged` knows that the other files are there
+    run_folder.write_config(path, config)  # last, since `is_merged` reads it
     return Merged(path, summary, tuple(said))
 
 
