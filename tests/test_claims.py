@@ -25,23 +25,23 @@ class Clock:
 
 def of_another_machine(claim):
     """Edit a claim into one of a process on another machine, which only its heartbeat shows to be alive."""
-    record = json.loads((claim.place / "owner.json").read_text())
-    times = os.stat(claim.place / "owner.json").st_mtime
-    (claim.place / "owner.json").write_text(json.dumps({**record, "machine": "other", "host": "node-3", "pid": 71}))
-    os.utime(claim.place / "owner.json", (times, times))
+    record = json.loads((claim.path / "owner.json").read_text())
+    times = os.stat(claim.path / "owner.json").st_mtime
+    (claim.path / "owner.json").write_text(json.dumps({**record, "machine": "other", "host": "node-3", "pid": 71}))
+    os.utime(claim.path / "owner.json", (times, times))
     return claim
 
 
 def test_a_claim_excludes_others_until_it_is_released(tmp_path):
     folder = tmp_path / "00003.claim"
     with claims.holding(folder) as claim:
-        record = json.loads((claim.place / "owner.json").read_text())
+        record = json.loads((claim.path / "owner.json").read_text())
         assert (record["pid"], record["host"]) == (os.getpid(), os.uname().nodename)
-        assert claims.held(folder)
+        assert claims.is_held(folder)
         claim.check()
         with pytest.raises(claims.ClaimedError, match=f"got that of process {os.getpid()} on "):
             claims.take(folder)
-    assert not claims.held(folder)
+    assert not claims.is_held(folder)
     again = claims.take(folder)
     assert again.number == claim.number + 1
     with pytest.raises(claims.LostError, match="taken over by process"):
@@ -56,14 +56,14 @@ def test_a_claim_without_heartbeat_is_taken_over_after_the_stated_time(tmp_path)
         claims.take(folder, clock)
     first.beat(clock)
     clock.now += claims.STALE
-    assert claims.held(folder, clock), "the time of the heartbeat counts, not that of the start"
+    assert claims.is_held(folder, clock), "the time of the heartbeat counts, not that of the start"
     clock.now += 1
     second = claims.take(folder, clock)
     with pytest.raises(claims.LostError):
         first.check()
     second.check()
     first.release()
-    assert claims.held(folder, clock), "a lost claim cannot be released"
+    assert claims.is_held(folder, clock), "a lost claim cannot be released"
     with contextlib.suppress(FileNotFoundError):
         first.beat(clock)
     second.check()
@@ -107,19 +107,19 @@ def renamed_away(folder, clock):
         last = claims.newest(folder)
         os.rename(folder / f"{last:06}", folder / f"stale-{time.monotonic_ns()}")
         claim = claims.Claim(folder, last + 1)
-        claim.place.mkdir()
+        claim.path.mkdir()
         return claim
 
     return taker
 
 
-def test_of_two_that_see_the_same_stale_claim_one_takes_it(tmp_path):
+def test_only_one_process_takes_over_a_stale_claim(tmp_path):
     law_one_taker(tmp_path / "a.claim", Clock(), seen_before)
     with rejects("claims"):
         law_one_taker(tmp_path / "b.claim", Clock(), renamed_away)
 
 
-def test_one_that_wakes_up_late_takes_no_removed_number(tmp_path):
+def test_a_suspended_process_does_not_take_a_removed_number(tmp_path):
     folder, clock = tmp_path / "x.claim", Clock()
     claims.take(folder, clock).release()
     late = seen_before(folder, clock)
@@ -141,17 +141,17 @@ def test_a_claim_of_a_process_that_was_killed_is_free_at_once(tmp_path):
         time.sleep(100)
         os._exit(0)
     os.read(read, 1)
-    assert claims.held(folder)
+    assert claims.is_held(folder)
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while claims.held(folder) and time.monotonic() < deadline:
+    while claims.is_held(folder) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not claims.held(folder), "also before its parent has waited for it"
+    assert not claims.is_held(folder), "also before its parent has waited for it"
     os.waitpid(pid, 0)
     assert claims.take(folder).number == 2
 
 
-def test_of_many_processes_one_takes_a_claim(tmp_path):
+def test_only_one_of_many_processes_holds_a_claim(tmp_path):
     """Let 8 processes increment a counter in a file while they hold the claim."""
     folder, count = tmp_path / "x.claim", tmp_path / "count"
     count.write_text("0")
@@ -190,9 +190,9 @@ def test_the_heartbeat_is_renewed_while_a_claim_is_held(tmp_path):
     with claims.holding(folder, clock, stale=0.06) as claim:
         clock.now += 5.0
         deadline = time.monotonic() + 10
-        while os.stat(claim.place / "owner.json").st_mtime < clock.now and time.monotonic() < deadline:
+        while os.stat(claim.path / "owner.json").st_mtime < clock.now and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert os.stat(claim.place / "owner.json").st_mtime == clock.now
+        assert os.stat(claim.path / "owner.json").st_mtime == clock.now
         assert not claims.is_free(folder, claim.number, clock, 0.06)
 
 
@@ -201,13 +201,13 @@ def test_a_claim_of_a_process_of_this_machine_does_not_become_stale(tmp_path):
     folder, clock = tmp_path / "x.claim", Clock()
     claim = claims.take(folder, clock)
     clock.now += 10 * claims.STALE
-    assert claims.held(folder, clock)
+    assert claims.is_held(folder, clock)
     of_another_machine(claim)
-    assert not claims.held(folder, clock)
+    assert not claims.is_held(folder, clock)
 
 
 @pytest.mark.parametrize(("started", "ended"), [(None, None), (1, True)])
-def test_a_process_is_known_by_its_start(started, ended):
+def test_a_reused_process_number_is_recognized(started, ended):
     record = claims._own()
     assert claims._has_ended(record) is False
     assert claims._has_ended({**record, "started": started}) is ended
@@ -215,7 +215,7 @@ def test_a_process_is_known_by_its_start(started, ended):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_one_that_is_suspended_before_it_names_itself_takes_nothing(tmp_path, monkeypatch, kept):
+def test_a_process_suspended_while_it_takes_a_claim_does_not_hold_it(tmp_path, monkeypatch, kept):
     """Let another process take over after a folder is created and before `owner.json` is written in it."""
     folder, clock, own = tmp_path / "x.claim", Clock(), claims._own
 
@@ -234,8 +234,8 @@ def test_one_that_is_suspended_before_it_names_itself_takes_nothing(tmp_path, mo
 def test_a_claim_with_a_damaged_owner_is_held_until_it_is_stale(tmp_path, content):
     folder, clock = tmp_path / "x.claim", Clock()
     claim = claims.take(folder, clock)
-    (claim.place / "owner.json").write_text(content)
-    os.utime(claim.place / "owner.json", (clock.now, clock.now))
+    (claim.path / "owner.json").write_text(content)
+    os.utime(claim.path / "owner.json", (clock.now, clock.now))
     with pytest.raises(claims.ClaimedError, match=r"got that of process .* on an unknown host"):
         claims.take(folder, clock)
     clock.now += claims.STALE + 1
@@ -245,5 +245,5 @@ def test_a_claim_with_a_damaged_owner_is_held_until_it_is_stale(tmp_path, conten
 def test_the_time_is_that_of_the_file_system(tmp_path):
     assert abs(claims.filesystem_time(tmp_path) - time.time()) < 100
     assert list(tmp_path.iterdir()) == []
-    assert claims.described(tmp_path) == "process ? on an unknown host"
+    assert claims.owner_text(tmp_path) == "process ? on an unknown host"
     assert claims.newest(tmp_path / "none") == 0

@@ -284,7 +284,7 @@ def test_a_rung_survives_json():
 def test_rungs_have_groups_of_one_size(light, tmp_path):
     """Compare with the groups that the same learners have without halving, which need not divide the seeds."""
     first = dataclasses.replace(planned("x", compile=True, seeds=3).settings, engine="aot")
-    pinned, groups = run_folder.partition(first, first.seeds), []
+    pinned, groups = run_folder.partition_to_pin(first, first.seeds), []
     for kept in (5, 3, 2):
         one = dataclasses.replace(first, varied=first.varied[:kept], out=str(tmp_path / str(kept)))
         path = run_folder.create(one, pinned=pinned)
@@ -296,7 +296,7 @@ def test_rungs_have_groups_of_one_size(light, tmp_path):
         groups.append((fixed.lanes, fixed.threads))
     assert groups == [(pinned.lanes, pinned.threads)] * 3
     assert 3 % pinned.lanes == 0
-    assert run_folder.partition(dataclasses.replace(first, engine="eager"), 3) is None
+    assert run_folder.partition_to_pin(dataclasses.replace(first, engine="eager"), 3) is None
 
 
 def test_a_sweep_whose_seeds_all_fail_is_stopped(light, tmp_path):

@@ -43,7 +43,7 @@ class Fake(SimpleNamespace):
 
 
 @pytest.mark.parametrize("address", ["nowhere", "host:", ":80", "host:port", "host:1:x"])
-def test_addresses_that_are_none_are_refused(monkeypatch, address):
+def test_malformed_addresses_are_refused(monkeypatch, address):
     monkeypatch.setitem(sys.modules, "ray", Fake())
     with (
         pytest.raises(ValueError, match=f"ray: expected auto, local or HOST:PORT, got {address!r}"),
@@ -54,7 +54,7 @@ def test_addresses_that_are_none_are_refused(monkeypatch, address):
 
 def test_addresses_that_do_not_respond_are_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", Fake(init=lambda *where, **given: time.sleep(9)))
-    monkeypatch.setattr(ray_cluster, "PATIENCE", 0.05)
+    monkeypatch.setattr(ray_cluster, "TIMEOUT", 0.05)
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -100,18 +100,18 @@ def test_files_are_written_as_they_were_read(tmp_path):
     for name in ("config.json", "checkpoints/20/state.safetensors", "checkpoints/.lock", "../00002.json"):
         (own / name).write_bytes(name.encode())
     (own / "link").symlink_to("config.json")
-    found = ray_cluster.content(tmp_path / "a", 2)
-    ray_cluster.write(tmp_path / "b", found)
-    assert ray_cluster.content(tmp_path / "b", 2) == found
+    found = ray_cluster.read_files(tmp_path / "a", 2)
+    ray_cluster.write_files(tmp_path / "b", found)
+    assert ray_cluster.read_files(tmp_path / "b", 2) == found
     assert sorted(found) == [
         "shards/00002.json",
         "shards/00002/checkpoints/20/state.safetensors",
         "shards/00002/config.json",
     ]
-    assert ray_cluster.content(tmp_path, 3) == {}
+    assert ray_cluster.read_files(tmp_path, 3) == {}
     for name in ("../x", "shards/../../x", "/x"):
         with pytest.raises(ValueError, match="files: expected names in shards, got"):
-            ray_cluster.write(tmp_path / "b", {name: b""})
+            ray_cluster.write_files(tmp_path / "b", {name: b""})
     with ray_cluster.marked(tmp_path / "a") as token:
         assert (tmp_path / "a" / "shards" / token).exists()
     assert not (tmp_path / "a" / "shards" / token).exists()
@@ -119,19 +119,19 @@ def test_files_are_written_as_they_were_read(tmp_path):
 
 def test_the_board_holds_progress_and_the_request_to_stop():
     board, row = ray_shards.Board(Path("run")), events.ShardProgress(1, "training", 20, 60, "node", 0.5)
-    assert not board.tell(row, ["a note"])
+    assert not board.update(row, ["a note"])
     assert board.read() == ({1: row}, ["a note"])
     assert board.read() == ({1: row}, [])
     board.stop()
-    assert board.tell(row._replace(step=40), [])
+    assert board.update(row._replace(step=40), [])
 
 
 def a_remote(board, calls):
     """Return stand-ins for the module `ray` and for an actor, which call the board in this process."""
-    remote = SimpleNamespace(remote=lambda *given: calls.append(given) or board.tell(*given))
+    remote = SimpleNamespace(remote=lambda *given: calls.append(given) or board.update(*given))
     sent = SimpleNamespace(remote=lambda *given: calls.append(given) or board.files(*given))
     fake = SimpleNamespace(get=lambda x: x, exceptions=SimpleNamespace(RayError=RuntimeError))
-    return fake, SimpleNamespace(tell=remote, files=sent)
+    return fake, SimpleNamespace(update=remote, files=sent)
 
 
 def test_a_task_reports_its_shard(monkeypatch):
@@ -165,9 +165,9 @@ def test_a_task_returns_the_files_of_its_shard_without_the_folder(monkeypatch, t
     plan, code = (path / "shards.json").read_bytes(), {"env": None, "wrappers": ()}
     sent = ray_shards.train_shard("/nowhere", "a-token", plan, 1, actor, 1.0, code)
     assert (1,) in calls, "it continues from the files of the folder"
-    assert not shard_folders.is_over(path, shard_plan.read(path), 1)
+    assert not shard_folders.is_finished(path, shard_plan.read(path), 1)
     assert not (tmp_path / "node" / "fdqn-a-token" / "shards" / "00001").exists()
-    ray_cluster.write(path, sent)
+    ray_cluster.write_files(path, sent)
     with ray_cluster.marked(path) as token:
         assert ray_shards.train_shard(str(path), token, plan, 0, actor, 1.0, code) == {}
     assert (0,) not in calls
@@ -204,7 +204,7 @@ ROWS = (
 
 
 def test_progress_of_shards_is_shown():
-    event = events.Shards(ROWS, 4)
+    event = events.ShardsReported(ROWS, 4)
     assert progress.shards_text(event) == "1 of 4 shards finished, 1 training, 2 waiting"
     plain, live = (Console(file=io.StringIO(), force_terminal=x, width=100) for x in (False, True))
     for console in (plain, live):

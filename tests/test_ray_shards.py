@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 from test_shards import SMALL, law_equal, planned
-from test_shards_cli import words
+from test_shards_cli import flags
 
 from fdqn.experiment import (
     claims,
@@ -66,7 +66,7 @@ def test_tasks_have_the_bits_of_one_process(cluster, whole, tmp_path):
     path, seen = shard_plan.create(planned(tmp_path / "run", 4)), []
     assert ray_shards.train(path, cpus=1, on_event=seen.append) == path
     law_equal(path, whole)
-    last = [event for event in seen if isinstance(event, events.Shards)][-1]
+    last = [event for event in seen if isinstance(event, events.ShardsReported)][-1]
     assert [(row.number, row.state, row.step) for row in last.rows] == [(i, "finished", 60) for i in range(4)]
     assert sorted(x.name for x in (path / "shards").glob("*") if "." not in x.name) == [f"{i:05}" for i in range(4)]
     assert ray_shards.train(path) == path, "a finished run is only merged"
@@ -80,7 +80,7 @@ def test_files_come_back_from_nodes_without_the_folder(cluster, whole, tmp_path,
     path = shard_plan.create(planned(tmp_path / "run", 2))
     seen = []
     shards.train(path, seen.append, lambda: any(isinstance(x, events.Checkpointed) for x in seen), numbers=[0])
-    assert not shard_folders.is_over(path, shard_plan.read(path), 0)
+    assert not shard_folders.is_finished(path, shard_plan.read(path), 0)
     ray_shards.train(path)
     law_equal(path, whole)
     assert not (path / "shards" / "00001.claim").exists(), "claims are those of the temporary folders"
@@ -89,7 +89,7 @@ def test_files_come_back_from_nodes_without_the_folder(cluster, whole, tmp_path,
 def owner(path, number):
     """Return the number of the process that holds the claim on a shard; None if there is none."""
     folder = shard_folders.claim_folder(path, number)
-    if not claims.held(folder):
+    if not claims.is_held(folder):
         return None
     with contextlib.suppress(OSError, ValueError):
         return json.loads((folder / f"{claims.newest(folder):06}" / "owner.json").read_text())["pid"]
@@ -116,7 +116,7 @@ def killed_in(path, kills, end):
     return thread, count
 
 
-def test_killed_workers_are_repeated_from_their_checkpoints(cluster, long, tmp_path):
+def test_tasks_of_killed_workers_continue_from_checkpoints(cluster, long, tmp_path):
     path, end, seen = shard_plan.create(planned(tmp_path / "run", 2, **LONG)), threading.Event(), []
     thread, count = killed_in(path, 4, end)
     ray_shards.train(path, on_event=seen.append)
@@ -127,12 +127,12 @@ def test_killed_workers_are_repeated_from_their_checkpoints(cluster, long, tmp_p
     law_equal(path, long)
 
 
-def test_a_lost_node_is_replaced(cluster, long, tmp_path):
+def test_tasks_of_a_lost_node_run_on_another(cluster, long, tmp_path):
     path, lost = shard_plan.create(planned(tmp_path / "run", 2, **LONG)), []
     node = cluster.add_node(num_cpus=1)
 
     def lose(event):
-        if isinstance(event, events.Shards) and not lost and any(row.step > 100 for row in event.rows):
+        if isinstance(event, events.ShardsReported) and not lost and any(row.step > 100 for row in event.rows):
             lost.append(cluster.remove_node(node))
 
     ray_shards.train(path, on_event=lose)
@@ -144,7 +144,7 @@ def test_a_stopped_run_continues(cluster, long, tmp_path):
     path, seen = shard_plan.create(planned(tmp_path / "run", 2, **LONG)), []
 
     def has_trained():
-        return any(isinstance(x, events.Shards) and any(row.step > 0 for row in x.rows) for x in seen)
+        return any(isinstance(x, events.ShardsReported) and any(row.step > 0 for row in x.rows) for x in seen)
 
     ray_shards.train(path, on_event=seen.append, stop=has_trained)
     assert isinstance(seen[-1], events.Stopped)
@@ -174,7 +174,7 @@ def test_a_run_whose_driver_is_killed_continues(nodes, long, tmp_path):
 def test_the_command_starts_a_cluster_and_an_interrupt_leaves_shards_resumable(tmp_path):
     """Send SIGINT once a shard has written a checkpoint."""
     given = {**SMALL, "steps": 40_000, "checkpoint_every": 400, "report_every": 400}
-    line = [sys.executable, "-m", "fdqn", "train", *words("run", **given), "--shards", "2", "--ray", "local"]
+    line = [sys.executable, "-m", "fdqn", "train", *flags("run", **given), "--shards", "2", "--ray", "local"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
     deadline, kept = time.monotonic() + 120, tmp_path / "run" / "shards" / "00000" / "checkpoints"
@@ -189,7 +189,7 @@ def test_the_command_starts_a_cluster_and_an_interrupt_leaves_shards_resumable(t
     assert 0 < steps[0] < 40_000
 
 
-def test_more_than_the_cluster_has_is_refused(cluster, tmp_path):
+def test_more_resources_than_a_node_has_are_refused(cluster, tmp_path):
     path = shard_plan.create(planned(tmp_path / "run"))
     for given, message in (
         ({"gpus": 64}, "shard_gpus: expected at most .*, the most that a node of the cluster has, got 64"),
@@ -200,7 +200,7 @@ def test_more_than_the_cluster_has_is_refused(cluster, tmp_path):
     assert [x.name for x in (path / "shards").iterdir()] == []
 
 
-def test_no_cluster_on_this_machine_is_refused(tmp_path, monkeypatch):
+def test_auto_without_a_cluster_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     path = shard_plan.create(planned(tmp_path / "run"))
     with pytest.raises(ValueError, match="ray: expected a cluster on this machine, got "):

@@ -1553,7 +1553,7 @@ ROWS = [
            "shards: expected none with pbt_every, got both; the members of a population are trained together"),
           (Settings(gamma=2.0), 2, ValueError, "gamma: expected numbers in [0, 1], got 2.0"),
       )],
-    ("shard_plan.of_sweep", given(sweep_plan.plan({}, {**GAMMAS, "hidden": [(8,), (4,)]}), 2), ValueError,
+    ("shard_plan.plan_sweep", given(sweep_plan.plan({}, {**GAMMAS, "hidden": [(8,), (4,)]}), 2), ValueError,
      "shards: expected settings that one program can train, got 2 programs; train each in a separate run"),
     *[("shard_plan.create", given(shard_plan.plan(Settings(**{"seeds": 4, "engine": "eager", **own}), count)),
        ValueError, message)
@@ -1575,7 +1575,7 @@ ROWS = [
                 ("three-parts", "shards: expected a number that divides 4 seeds such as 1, 2, 4, got 3"),
                 ("huge-parts", "shards: expected a number that divides 4 seeds such as 1, 2, 4, got 1000000"),
                 ("grouped-parts", "expected groups that divide 2 learners, got {'lanes': 3, 'threads': 1}"),
-                ("plain-parts", "expected circumstances of device, engine, git, processor, versions, got others"),
+                ("plain-parts", "expected a provenance with device, engine, git, processor, versions, got others"),
                 ("nested-parts", "maximum recursion …"),
             )],
       )],
@@ -1587,8 +1587,8 @@ ROWS = [
      "env: expected 'cartpole', the environment trained on, got 'catch'"),
     ("shards.train", given(Path("code-parts")), ValueError,
      "env: expected the environment of code-parts, which is user code, got none; pass --env my.games:chess"),
-    ("shards.chosen", given(2, {"RANK": "0"}), ValueError, "WORLD_SIZE: expected a number, got 'none'"),
-    ("shards.chosen", given(2, {"JOB_COMPLETION_INDEX": "2"}), ValueError,
+    ("shards.assigned", given(2, {"RANK": "0"}), ValueError, "WORLD_SIZE: expected a number, got 'none'"),
+    ("shards.assigned", given(2, {"JOB_COMPLETION_INDEX": "2"}), ValueError,
      "JOB_COMPLETION_INDEX: expected a number below 2, for 2 shards and processes numbered from 0, got 2"),
     ("shards.check_number", given(2, 2), ValueError, "shard: expected a number from 0 to 1, got 2"),
     ("shards.check_number", given(-1, 2), ValueError, "shard: expected at least 0, got -1"),
@@ -2169,26 +2169,26 @@ WITHOUT = {
     "history.add_evolution": "writes a step of `population.evolution`",
     "plots.filled": "is a part of `figure`, which refuses",
     **{f"claims.{name}": "takes any folder; tests/test_claims.py has what `take` and `check` refuse"
-       for name in ("ClaimedError", "LostError", "filesystem_time", "holding", "take", "newest", "is_free", "held",
-                    "described")},
+       for name in ("ClaimedError", "LostError", "filesystem_time", "holding", "take", "newest", "is_free", "is_held",
+                    "owner_text")},
     "shards.finish": "hands on to `shard_plan.read`",
     "progress.shards_text": "formats an event",
     **{f"ray_cluster.{name}": "needs Ray; tests/test_ray_cluster.py has what is refused"
-       for name in ("check_resources", "connected", "content", "marked", "reason", "write")},
+       for name in ("check_resources", "connected", "read_files", "marked", "reason", "write_files")},
     **{f"ray_shards.{name}": "needs Ray; tests/test_ray_shards.py has what is refused"
        for name in ("train", "train_shard")},
     **{f"shard_plan.{name}": "takes a plan that `plan` has checked"
-       for name in ("circumstances", "differences", "partition_of")},
+       for name in ("provenance", "differences", "partition_record")},
     **{f"shard_plan.{name}": "takes any path or number" for name in ("folder", "name", "is_sharded")},
     **{f"shard_folders.{name}": "takes a plan that `plan` has checked"
-       for name in ("is_over", "described", "claim_folder", "machines", "add_machine")},
+       for name in ("is_finished", "learners_text", "claim_folder", "differing_machines", "add_differing_machine")},
     **{f"merging.{name}": "hands on to `merge` and `results.read_config`"
        for name in ("is_merged", "refresh", "notes")},
     **{f"run_folder.{name}": "takes checked settings and records"
-       for name in ("clear", "plan_record", "partition", "partition_record", "pinned_partition", "provenance",
-                    "differences_of", "write_config", "write_summary")},
+       for name in ("remove_incomplete", "plan_record", "partition_to_pin", "partition_record", "pinned_partition",
+                    "provenance", "differences_of", "write_config", "write_summary")},
     "results.is_partition": "takes anything",
-    **{f"history.{name}": "formats what was checked" for name in ("other_settings", "rows_text")},
+    **{f"history.{name}": "formats what was checked" for name in ("differing_settings", "rows_text")},
     "halving_plan.described": "describes a plan that `plan` has checked",
     "halving_plan.ranking": "takes records of a summary that was checked",
     "halving_plan.record": "returns a part of a plan",
@@ -2551,11 +2551,11 @@ HALVED = {
 """Files `halving.json` of sweeps that were never started, and damaged ones."""
 
 
-def shards_json(shards=2, partition=None, circumstances=True, env="cartpole"):
+def shards_json(shards=2, partition=None, provenance=True, env="cartpole"):
     """Return the text of `shards.json` of a run of four seeds."""
-    names = ("versions", "engine", "git", "device", "processor") if circumstances else ()
+    names = ("versions", "engine", "git", "device", "processor") if provenance else ()
     settings = to_json(Settings(seeds=4, engine="eager", env=env, out="parts"))
-    record = {"shards": shards, "partition": partition, "circumstances": {name: {} for name in names}}
+    record = {"shards": shards, "partition": partition, "provenance": {name: {} for name in names}}
     return json.dumps({name: x for name, x in {**record, "settings": settings}.items() if x is not None or shards})
 
 
@@ -2567,7 +2567,7 @@ SHARDED = {
     "three-parts": shards_json(3),
     "huge-parts": shards_json(10**6),
     "grouped-parts": shards_json(partition={"lanes": 3, "threads": 1}),
-    "plain-parts": shards_json(circumstances=False),
+    "plain-parts": shards_json(provenance=False),
     "nested-parts": "[" * 100_000,
 }
 """Files `shards.json` of runs without a shard that was started, and damaged ones."""

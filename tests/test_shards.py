@@ -52,7 +52,7 @@ def planned(out, count=2, **given):
 
 
 def planned_sweep(out, count=3, **given):
-    return shard_plan.of_sweep(sweep_plan.plan({**SMALL, "seeds": 2, "out": str(out), **given}, RATES), count)
+    return shard_plan.plan_sweep(sweep_plan.plan({**SMALL, "seeds": 2, "out": str(out), **given}, RATES), count)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -104,7 +104,7 @@ def law_equal(path, whole):
     assert own == other, "summary"
 
 
-def forget(path):
+def remove_merge(path):
     """Remove the files of a merge."""
     for name in ("config.json", "summary.json", "metrics.csv", "evaluations.csv", "params.safetensors", "curve.png"):
         (path / name).unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def forget(path):
 def copied(merged, path):
     """Copy a merged run without the files of the merge."""
     shutil.copytree(merged, path)
-    forget(path)
+    remove_merge(path)
     return path
 
 
@@ -138,7 +138,7 @@ def test_any_number_of_shards_has_the_same_bits(whole, tmp_path, count):
 @pytest.mark.parametrize("count", [1, 2, 4, 16])
 def test_64_seeds_have_the_same_bits_in_shards(tmp_path, count, workers):
     path = shard_plan.create(planned(tmp_path / "run", count, seeds=64))
-    pids = [in_process(shards.train, path) for _ in range(workers - 1)]
+    pids = [forked(shards.train, path) for _ in range(workers - 1)]
     shards.train(path)
     assert [wait(pid) for pid in pids] == [0] * len(pids)
     shards.train(path)
@@ -196,7 +196,7 @@ def test_planted_bugs_are_detected(monkeypatch, whole, merged, tmp_path):
         with rejects("rows of metrics"):
             law_equal(path, whole)
     with monkeypatch.context() as patched:
-        patched.setattr(shard_plan.Shards, "of", with_local_seeds)
+        patched.setattr(shard_plan.ShardPlan, "shard_settings", with_local_seeds)
         with contextlib.suppress(ValueError):
             shards.train(shard_plan.create(planned(tmp_path / "b")))
         with rejects("params"):
@@ -208,17 +208,17 @@ def test_planted_bugs_are_detected(monkeypatch, whole, merged, tmp_path):
 
 def test_learners_are_numbered_as_in_one_process():
     given = planned("x", 2)
-    assert [(own.seed, own.seeds) for own in (given.of(i, RUN) for i in range(2))] == [(5, 2), (7, 2)]
-    assert [shard_folders.described(given, i) for i in range(2)] == ["seeds 5 to 6", "seeds 7 to 8"]
+    assert [(own.seed, own.seeds) for own in (given.shard_settings(i, RUN) for i in range(2))] == [(5, 2), (7, 2)]
+    assert [shard_folders.learners_text(given, i) for i in range(2)] == ["seeds 5 to 6", "seeds 7 to 8"]
     by_setting, by_seed = planned_sweep("x", 3), planned_sweep("x", 6)
-    assert [shard_folders.described(by_setting, i) for i in (0, 2)] == [
+    assert [shard_folders.learners_text(by_setting, i) for i in (0, 2)] == [
         "setting 0, seeds 5 to 6",
         "setting 2, seeds 5 to 6",
     ]
-    assert [shard_folders.described(by_seed, i) for i in (1, 4)] == ["setting 0, seed 6", "setting 2, seed 5"]
-    assert shard_folders.described(planned_sweep("x", 1), 0) == "settings 0 to 2, seeds 5 to 6"
+    assert [shard_folders.learners_text(by_seed, i) for i in (1, 4)] == ["setting 0, seed 6", "setting 2, seed 5"]
+    assert shard_folders.learners_text(planned_sweep("x", 1), 0) == "settings 0 to 2, seeds 5 to 6"
     for given in (by_setting, by_seed):
-        cut = [given.of(i, RUN) for i in range(given.shards)]
+        cut = [given.shard_settings(i, RUN) for i in range(given.shards)]
         pairs = [(x.varied[k], x.seed + j) for x in cut for k in range(len(x.varied)) for j in range(x.seeds)]
         assert pairs == [(x, seed) for x in given.settings.varied for seed in (5, 6)]
 
@@ -257,8 +257,8 @@ def test_a_second_launch_of_other_settings_is_refused(merged):
         shard_plan.create(planned(merged / "shards"))
 
 
-def test_of_many_processes_one_plans(tmp_path):
-    pids = [in_process(shard_plan.create, planned(tmp_path / "run")) for _ in range(6)]
+def test_only_one_of_many_processes_creates_the_plan(tmp_path):
+    pids = [forked(shard_plan.create, planned(tmp_path / "run")) for _ in range(6)]
     assert [wait(pid) for pid in pids] == [0] * 6
     assert [x.name for x in tmp_path.iterdir()] == ["run"]
     assert shard_plan.read(tmp_path / "run").shards == 2
@@ -269,14 +269,14 @@ def test_groups_are_those_of_the_plan_on_a_machine_with_other_threads(monkeypatc
     given = {"compile": True, "engine": "aot", "seeds": 24}
     plan = planned(tmp_path / "run", 3, **given)
     assert 8 % plan.pinned.lanes == 0
-    assert run_folder.partition(plan.settings, 24).lanes != plan.pinned.lanes or plan.pinned.lanes <= 8
+    assert run_folder.partition_to_pin(plan.settings, 24).lanes != plan.pinned.lanes or plan.pinned.lanes <= 8
     path = shard_plan.create(plan)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     found = shard_plan.read(path)
     assert (found.pinned.lanes, found.pinned.threads) == (plan.pinned.lanes, plan.pinned.threads)
     assert shard_plan.differences(found) == [], "threads change no bit"
-    own = run_folder.create(found.of(1, path), pinned=found.pinned)
-    assert run_folder.pinned_partition(own, found.of(1, path)).lanes == plan.pinned.lanes
+    own = run_folder.create(found.shard_settings(1, path), pinned=found.pinned)
+    assert run_folder.pinned_partition(own, found.shard_settings(1, path)).lanes == plan.pinned.lanes
 
 
 @pytest.mark.parametrize(
@@ -290,8 +290,8 @@ def test_groups_are_those_of_the_plan_on_a_machine_with_other_threads(monkeypatc
         ({"RANK": "", "WORLD_SIZE": "2"}, None, None),
     ],
 )
-def test_a_launcher_chooses_the_shards(variables, expected, sentence):
-    found = shards.chosen(6, variables)
+def test_a_launcher_assigns_the_shards(variables, expected, sentence):
+    found = shards.assigned(6, variables)
     assert (None if found is None else (list(found[0]), found[1])) == (
         None if expected is None else (expected, sentence)
     )
@@ -310,7 +310,7 @@ def test_a_launcher_chooses_the_shards(variables, expected, sentence):
 )
 def test_numbers_of_launchers_out_of_range_are_refused(variables, message):
     with pytest.raises(ValueError, match=message):
-        shards.chosen(6, variables)
+        shards.assigned(6, variables)
 
 
 # Interruptions
@@ -320,7 +320,7 @@ class KilledError(Exception):
     """Error that ends a shard like a signal would."""
 
 
-def in_process(f, *args):
+def forked(f, *args):
     """Call a function in a forked process, which exits with 1 after an exception, and return its number."""
     if pid := os.fork():
         return pid
@@ -370,7 +370,7 @@ def test_a_shard_that_another_process_trains_comes_last(whole, tmp_path):
     )
     assert seen[-1] == events.Stopped(path, 60, 120)
     assert not (path / "shards" / "00000").exists()
-    assert shard_folders.is_over(path, shard_plan.read(path), 1)
+    assert shard_folders.is_finished(path, shard_plan.read(path), 1)
     shards.train(path, lambda event: is_waiting(event) and claim.release(), numbers=[0])
     law_equal(path, whole)
 
@@ -384,12 +384,12 @@ class Clock:
         return self.now
 
 
-def test_a_shard_of_a_machine_that_was_lost_is_taken_over(tmp_path):
+def test_a_shard_of_a_lost_machine_is_taken_over(tmp_path):
     """Let a launcher restart a process on another machine, before the claim of the lost one is stale."""
     path, clock = shard_plan.create(planned(tmp_path / "run", 1, seeds=1)), Clock()
     claim = claims.take(shard_folders.claim_folder(path, 0), clock)
-    record = json.loads((claim.place / "owner.json").read_text())
-    (claim.place / "owner.json").write_text(json.dumps({**record, "machine": "another"}))
+    record = json.loads((claim.path / "owner.json").read_text())
+    (claim.path / "owner.json").write_text(json.dumps({**record, "machine": "another"}))
     claim.beat(clock)
 
     def lost(event):
@@ -400,7 +400,7 @@ def test_a_shard_of_a_machine_that_was_lost_is_taken_over(tmp_path):
     assert merging.is_merged(path)
 
 
-def test_a_process_that_has_lost_its_claim_writes_no_more(whole, tmp_path):
+def test_a_process_that_lost_its_claim_does_not_write(whole, tmp_path):
     """Let another process take over a shard after its first report, as if this one had been suspended."""
     path, seen = shard_plan.create(planned(tmp_path / "run", 1)), []
     own, folder = path / "shards" / "00000", shard_folders.claim_folder(path, 0)
@@ -420,7 +420,7 @@ def test_a_process_that_has_lost_its_claim_writes_no_more(whole, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resume", "create"])
-def test_a_process_that_has_lost_its_claim_before_it_starts_writes_nothing(tmp_path, name):
+def test_a_process_that_lost_its_claim_before_it_starts_does_not_write(tmp_path, name):
     """Let another process take over a shard and write in its folder while this one prepares to train it."""
     path, seen = shard_plan.create(planned(tmp_path / "run", 1, seeds=1)), []
     own, folder = path / "shards" / "00000", shard_folders.claim_folder(path, 0)
@@ -447,7 +447,7 @@ def contents(path):
 
 def run_and_kill(path, seconds):
     """Start a worker and kill it after some time. Return True if it had already ended."""
-    pid = in_process(shards.train, path)
+    pid = forked(shards.train, path)
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
@@ -456,11 +456,11 @@ def run_and_kill(path, seconds):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [20, 100])
-def test_workers_that_are_killed_at_any_moment_lose_nothing(whole, tmp_path, kills):
+def test_workers_killed_at_any_time_lose_nothing(whole, tmp_path, kills):
     """Kill workers at random times until all kills are made. Each continues where the previous one was killed."""
     rng, done, number = random.Random(kills), 0, 0
     start = time.perf_counter()
-    pid = in_process(shards.train, shard_plan.create(planned(tmp_path / "timed")))
+    pid = forked(shards.train, shard_plan.create(planned(tmp_path / "timed")))
     assert wait(pid) == 0
     longest = time.perf_counter() - start
     while done < kills:
@@ -470,7 +470,7 @@ def test_workers_that_are_killed_at_any_moment_lose_nothing(whole, tmp_path, kil
             if run_and_kill(path, rng.uniform(0, longest / 2)):
                 break
             done += 1
-        assert wait(in_process(shards.train, path)) == 0
+        assert wait(forked(shards.train, path)) == 0
         law_equal(path, whole)
         shutil.rmtree(path)
 
@@ -487,7 +487,7 @@ def test_a_worker_that_is_killed_in_a_checkpoint_loses_nothing(whole, tmp_path, 
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "save", killed)
-        assert wait(in_process(shards.train, path)) == -signal.SIGKILL
+        assert wait(forked(shards.train, path)) == -signal.SIGKILL
     seen = []
     shards.train(path, seen.append)
     law_equal(path, whole)
@@ -504,7 +504,7 @@ def test_two_launches_at_once_share_the_shards(whole, tmp_path):
             seen = lambda event: isinstance(event, events.Started) and file.write(f"{event.settings.seed}\n")  # noqa: E731
             shards.train(path, seen)
 
-    pids = [in_process(work, name) for name in "ab"]
+    pids = [forked(work, name) for name in "ab"]
     assert [wait(pid) for pid in pids] == [0, 0]
     started = [line for name in "ab" for line in (tmp_path / name).read_text().split()]
     assert sorted(started) == ["5", "7"], "each shard by one process"
@@ -632,14 +632,14 @@ def test_a_damaged_shard_does_not_keep_others_from_training(merged, tmp_path, na
     shutil.rmtree(path / "shards" / "00000")
     with pytest.raises(ValueError, match=rf"shard 1: .*{message}"):
         shards.train(path, numbers=[1, 0])
-    assert shard_folders.is_over(path, shard_plan.read(path), 0)
+    assert shard_folders.is_finished(path, shard_plan.read(path), 0)
 
 
 def test_machines_that_differ_from_the_plan_are_named(merged, whole, tmp_path):
     path = copied(merged, tmp_path / "run")
     spoil(path, "gone")
-    change(path / "shards.json", lambda record: record["circumstances"]["versions"].update(torch="1.0"))
-    change(path / "shards.json", lambda record: record["circumstances"]["engine"].update(cpu_capability="AVX9"))
+    change(path / "shards.json", lambda record: record["provenance"]["versions"].update(torch="1.0"))
+    change(path / "shards.json", lambda record: record["provenance"]["engine"].update(cpu_capability="AVX9"))
     seen = []
     shards.train(path, seen.append)
     now = torch.backends.cpu.get_cpu_capability()
@@ -656,7 +656,7 @@ def test_machines_that_differ_from_the_plan_are_named(merged, whole, tmp_path):
 def test_a_shard_whose_seeds_all_fail_does_not_end_the_run(tmp_path):
     given = {"optimizer": "sgd", "learning_rate_schedule": "constant", "max_grad_norm": float("inf")}
     rates = {"learning_rate": [1e-3, 1e30]}
-    plan = shard_plan.of_sweep(sweep_plan.plan({**SMALL, "seeds": 2, "out": str(tmp_path / "x"), **given}, rates), 2)
+    plan = shard_plan.plan_sweep(sweep_plan.plan({**SMALL, "seeds": 2, "out": str(tmp_path / "x"), **given}, rates), 2)
     seen = []
     path = shards.train(shard_plan.create(plan), seen.append)
     assert {x.name for x in seen if isinstance(x, events.SeedFailed)} == {"setting 1, seed 5", "setting 1, seed 6"}
@@ -670,7 +670,7 @@ def test_a_shard_whose_seeds_all_fail_does_not_end_the_run(tmp_path):
     assert all(torch.equal(x[:2], params[1][name][:2]) for name, x in params[0].items())
 
 
-def test_an_exception_of_a_receiver_ends_the_work(tmp_path):
+def test_an_exception_of_a_receiver_ends_training(tmp_path):
     def receive(event):
         if isinstance(event, events.Reported):
             raise KilledError
@@ -679,38 +679,38 @@ def test_an_exception_of_a_receiver_ends_the_work(tmp_path):
     with pytest.raises(KilledError):
         shards.train(path, receive)
     assert not (path / "shards" / "00001").exists()
-    assert not claims.held(shard_folders.claim_folder(path, 0))
+    assert not claims.is_held(shard_folders.claim_folder(path, 0))
 
 
 def test_small_functions(merged, whole, tmp_path):
     plan = shard_plan.read(merged)
     assert shard_plan.is_sharded(merged)
     assert not shard_plan.is_sharded(whole)
-    assert shard_plan.partition_of(plan) is None
-    here = json.loads(json.dumps(shard_plan.circumstances(plan.settings, None)))
-    assert run_folder.differences_of(plan.circumstances, here) == []
+    assert shard_plan.partition_record(plan) is None
+    here = json.loads(json.dumps(shard_plan.provenance(plan.settings, None)))
+    assert run_folder.differences_of(plan.provenance, here) == []
     pinned = cpu_groups.ThreadPartition(2, 4, 1)
-    assert shard_plan.partition_of(plan._replace(pinned=pinned)) == run_folder.partition_record(pinned)
+    assert shard_plan.partition_record(plan._replace(pinned=pinned)) == run_folder.partition_record(pinned)
     assert run_folder.plan_record(plan.settings, 9, pinned)["partition"] == {"lanes": 2, "threads": 1}
     assert run_folder.provenance(plan.settings)["versions"] == here["versions"]
     same = settings.to_json(plan.settings)
-    assert history.other_settings(same, {**same, "out": "x"}) == ""
-    assert history.other_settings(same, {**same, "gamma": 0.5}) == "gamma = 0.99 and not 0.5"
+    assert history.differing_settings(same, {**same, "out": "x"}) == ""
+    assert history.differing_settings(same, {**same, "gamma": 0.5}) == "gamma = 0.99 and not 0.5"
     assert history.rows_text([["a", "b"], [1, ""]]) == b"a,b\r\n1,\r\n"
     (tmp_path / "made").mkdir()
     for name in ("settings.csv", "0a.part", "mine"):
         (tmp_path / "made" / name).touch()
-    run_folder.clear(tmp_path / "made")
+    run_folder.remove_incomplete(tmp_path / "made")
     assert [x.name for x in (tmp_path / "made").iterdir()] == ["mine"]
     (tmp_path / "made" / "mine").unlink()
-    run_folder.clear(tmp_path / "made")
+    run_folder.remove_incomplete(tmp_path / "made")
     assert not (tmp_path / "made").exists()
     (tmp_path / "shards").mkdir()
-    shard_folders.add_machine(tmp_path, 3, "a", ["x", "y"])
-    shard_folders.add_machine(tmp_path, 3, "a", ["y", "z"])
-    assert shard_folders.machines(tmp_path, 3) == {"a": ["x", "y", "z"]}
+    shard_folders.add_differing_machine(tmp_path, 3, "a", ["x", "y"])
+    shard_folders.add_differing_machine(tmp_path, 3, "a", ["y", "z"])
+    assert shard_folders.differing_machines(tmp_path, 3) == {"a": ["x", "y", "z"]}
     (tmp_path / "shards" / "00003.json").write_text("[")
-    assert shard_folders.machines(tmp_path, 3) == {}
+    assert shard_folders.differing_machines(tmp_path, 3) == {}
     assert merging.refresh(merged) == merging.notes(merged) == []
     path = shutil.copytree(merged, tmp_path / "run")
     run_folder.write_config(path, {**results.read_config(path), "shards": {"missing": [], "notes": ["a note"]}})

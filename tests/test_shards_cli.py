@@ -21,7 +21,7 @@ from fdqn.experiment.sweep_results import Results
 PAGE = Path(fdqn.__file__).parent / "docs" / "machines.md"
 
 
-def words(out, **given):
+def flags(out, **given):
     """Return the flags of a run with the settings `SMALL`."""
     chosen = {**SMALL, **given, "out": out}
     line = [x for name, x in chosen.items() if name != "compile" for x in (f"--{name.replace('_', '-')}", x)]
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 def test_train_plans_trains_and_merges_all_shards(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RANK", "")
-    assert cli.main(["train", *words("run"), "--shards", "2"]) == 0
+    assert cli.main(["train", *flags("run"), "--shards", "2"]) == 0
     out, err = capsys.readouterr()
     assert err.splitlines()[0] == (
         "2 shards of 2 learners (shard 0: seeds 5 to 6) in run; to train them in more processes, run this command "
@@ -49,11 +49,11 @@ def test_train_plans_trains_and_merges_all_shards(whole, tmp_path, monkeypatch, 
     assert [x["seeds"] for x in json.loads(capsys.readouterr().out)] == [[5, 6, 7, 8]]
 
 
-def test_launchers_choose_shards_and_the_last_process_merges(whole, tmp_path, monkeypatch, capsys):
+def test_launchers_assign_shards_and_the_last_process_merges(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert cli.main(["train", *words("run"), "--shards", "2", "--json"]) == 0
+    assert cli.main(["train", *flags("run"), "--shards", "2", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err.splitlines()[0] == "RANK=1: shard 1 of 2"
     assert (
@@ -66,14 +66,14 @@ def test_launchers_choose_shards_and_the_last_process_merges(whole, tmp_path, mo
     assert json.loads(out)["failed_seeds"] == [5, 6]
     assert cli.main(["eval", "run", "--seed", "7", "--json"]) == 0
     assert "shard 0 (seeds 5 to 6) is left out: expected the run" in capsys.readouterr().err
-    assert cli.main(["train", *words("run"), "--shards", "2", "--json"]) == 0
+    assert cli.main(["train", *flags("run"), "--shards", "2", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"run": "run", "merged": False}, "not the results of the merge before"
-    assert cli.main(["train", *words("run"), "--shards", "2", "--shard", "0", "--json"]) == 0
+    assert cli.main(["train", *flags("run"), "--shards", "2", "--shard", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["failed_seeds"] == []
     law_equal(tmp_path / "run", whole)
     monkeypatch.delenv("RANK")
     monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
-    assert cli.main(["train", *words("x")[:-3], "--no-compile", "--shards", "2"]) == 1
+    assert cli.main(["train", *flags("x")[:-3], "--no-compile", "--shards", "2"]) == 1
     assert "fdqn: out: expected the folder that all processes share, such as --out runs/a, got none" in (
         capsys.readouterr().err
     )
@@ -92,7 +92,7 @@ def test_python_continues_runs(whole, tmp_path):
 @pytest.mark.slow
 def test_python_continues_sweeps(tmp_path):
     given = {**SMALL, "seeds": 1, "out": str(tmp_path / "sweep")}
-    path = shard_plan.create(shard_plan.of_sweep(sweep_plan.plan(given, RATES), 3))
+    path = shard_plan.create(shard_plan.plan_sweep(sweep_plan.plan(given, RATES), 3))
     found = fdqn.resume_sweep(path, progress=False)
     assert isinstance(found, Results)
     assert len(found.ranking()) == 3
@@ -111,17 +111,17 @@ def test_an_interrupt_leaves_all_shards_resumable(whole, tmp_path, monkeypatch, 
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(claims.Claim, "check", interrupted)
-    assert cli.main(["train", *words("run"), "--shards", "2"]) == 130
+    assert cli.main(["train", *flags("run"), "--shards", "2"]) == 130
     err = capsys.readouterr().err
     assert err.splitlines()[-1] == (
         "stopped at 60 of 120 steps; the files in run are complete; continue with: fdqn resume run"
     )
-    assert not claims.held(shard_folders.claim_folder(tmp_path / "run", 1))
+    assert not claims.is_held(shard_folders.claim_folder(tmp_path / "run", 1))
     assert cli.main(["resume", "run"]) == 0
     law_equal(tmp_path / "run", whole)
 
 
-def test_the_command_hands_shards_on_to_ray(tmp_path, monkeypatch, capsys):
+def test_the_command_trains_shards_with_ray(tmp_path, monkeypatch, capsys):
     given = []
     nodes = [{"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}]
     fake = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: nodes)
@@ -129,13 +129,13 @@ def test_the_command_hands_shards_on_to_ray(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ray_shards, "train", lambda *args, **more: given.append((*args[1:4], more["env"])))
     monkeypatch.chdir(tmp_path)
     line = ["--shards", "4", "--ray", "10.0.0.1:6379", "--shard-cpus", "2", "--shard-gpus", "0.25", "--json"]
-    assert cli.main(["train", *words("run"), *line]) == 0
+    assert cli.main(["train", *flags("run"), *line]) == 0
     assert given == [("10.0.0.1:6379", 2.0, 0.25, "catch")]
     assert json.loads(capsys.readouterr().out) == {"run": "run", "merged": False}
-    assert cli.main(["train", *words("other"), "--shards", "4", "--ray", "auto", "--shard-cpus", "5"]) == 1
+    assert cli.main(["train", *flags("other"), "--shards", "4", "--ray", "auto", "--shard-cpus", "5"]) == 1
     assert "shard_cpus: expected at most 4, the most that a node of the cluster has, got 5" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert cli.main(["train", *words("other"), "--shards", "4", "--ray", "local"]) == 1
+    assert cli.main(["train", *flags("other"), "--shards", "4", "--ray", "local"]) == 1
     _, err = capsys.readouterr()
     assert err == "fdqn: ray: expected the package ray, got none; pip install 'fdqn[ray]'\n"
     assert not (tmp_path / "other").exists()
@@ -148,7 +148,7 @@ def test_torchrun_trains_the_shards_of_two_processes(whole, tmp_path):
     launcher, ours = command.split(" -m fdqn train ")
     own = dict(zip(*[iter(shlex.split(ours))] * 2, strict=True))
     assert own.keys() == {"--env", "--seeds", "--shards", "--out"}
-    line = [*launcher.split()[1:], "-m", "fdqn", "train", *words(own["--out"]), "--shards", "4"]
+    line = [*launcher.split()[1:], "-m", "fdqn", "train", *flags(own["--out"]), "--shards", "4"]
     environment = {**os.environ, "PYTHONPATH": str(Path(fdqn.__file__).parents[1])}
     ran = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *line],

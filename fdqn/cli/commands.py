@@ -28,7 +28,7 @@ from fdqn.cli.parse import (
     Presets,
     Report,
     Resume,
-    Shards,
+    Sharding,
     Summary,
     Train,
     Version,
@@ -188,18 +188,18 @@ def _plan(command: Train) -> "sweep_plan.Plan":
     return sweep_plan.plan(**given, draws=draws)
 
 
-def _train_shards(command: Train, wanted: Shards, console: "Console", emit: Emit, started: float) -> None:
+def _train_shards(command: Train, wanted: Sharding, console: "Console", emit: Emit, started: float) -> None:
     """Plan a sharded run, or join a planned one, and train the shards of this process."""
     from fdqn.experiment import ray_cluster, ray_shards, shard_plan, shards
 
     if command.settings is None:
-        planned = shard_plan.of_sweep(_plan(command), wanted.count)
+        planned = shard_plan.plan_sweep(_plan(command), wanted.count)
     else:
         planned = shard_plan.plan(command.settings, wanted.count)
     numbers = None if wanted.number is None else range(wanted.number, wanted.number + 1)
     if wanted.number is not None:
         shards.check_number(wanted.number, wanted.count)
-    elif wanted.ray is None and (found := shards.chosen(wanted.count, os.environ)) is not None:
+    elif wanted.ray is None and (found := shards.assigned(wanted.count, os.environ)) is not None:
         numbers, sentence = found
         console.print(sentence, soft_wrap=True)
     if numbers is not None and planned.settings.out is None:

@@ -44,11 +44,11 @@ class Train:
     """Settings that were given as flags."""
     track: tuple[TrackerName, ...] = ()
     tags: TagSet = "cleanrl"
-    shards: "Shards | None" = None
+    shards: "Sharding | None" = None
 
 
 @dataclass(frozen=True)
-class Shards:
+class Sharding:
     """Division of a run into shards, and where they are trained."""
 
     count: int
@@ -563,7 +563,7 @@ def _train(flags: TrainFlags, names: list[str], found: several.Several) -> Train
     return dataclasses.replace(command, settings=_made(given, published))
 
 
-def _shards(flags: TrainFlags, names: list[str]) -> Shards:
+def _shards(flags: TrainFlags, names: list[str]) -> Sharding:
     """Return how the run is divided. Exits with a usage error for flags that cannot be used together."""
     for name in ("halving", "pbt-every", "track"):
         if name in names:
@@ -578,7 +578,7 @@ def _shards(flags: TrainFlags, names: list[str]) -> Shards:
         if not 0 <= least < math.inf:
             _refuse(f"flag --{name}: expected a number from 0, got {least:g}")
     assert flags.shards is not None
-    return Shards(flags.shards, flags.shard, flags.ray, flags.shard_cpus, flags.shard_gpus)
+    return Sharding(flags.shards, flags.shard, flags.ray, flags.shard_cpus, flags.shard_gpus)
 
 
 def _given(flags: SettingsFlags, names: list[str]) -> dict[str, Any]:

@@ -250,12 +250,12 @@ def plan_text(plan: "sweep_plan.Plan", sizes: Sequence[int], seconds: Sequence[f
     return "\n".join(lines)
 
 
-def shards_text(planned: "shard_plan.Shards", path: Path) -> str:
+def shards_text(planned: "shard_plan.ShardPlan", path: Path) -> str:
     """Describe the shards of a run, and how more processes take part."""
     from fdqn.experiment import shard_folders
     from fdqn.experiment.sweep_plan import counted
 
-    first = shard_folders.described(planned, 0)
+    first = shard_folders.learners_text(planned, 0)
     return (
         f"{counted(planned.shards, 'shard')} of {counted(planned.size, 'learner')} (shard 0: {first}) in {path}; to "
         f"train them in more processes, run this command with --out {path} in each; fdqn resume {path} trains those "

@@ -58,25 +58,25 @@ class Claim(NamedTuple):
     number: int
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         """Folder of this claim, such as `00003.claim/000001`."""
         return self.folder / f"{self.number:06}"
 
     def check(self) -> None:
         """Raise LostError if another process has taken over the claim."""
         if (now := newest(self.folder)) != self.number:
-            by = described(self.folder) if now else "a process that removed it"
+            by = owner_text(self.folder) if now else "a process that removed it"
             raise LostError(f"{self.folder}: expected to hold claim {self.number}, but it was taken over by {by}")
 
     def beat(self, clock: Clock) -> None:
         """Renew the heartbeat."""
         now = clock(self.folder)
-        os.utime(self.place / "owner.json", (now, now))
+        os.utime(self.path / "owner.json", (now, now))
 
     def release(self) -> None:
         """Release the claim, unless it was lost."""
         with contextlib.suppress(OSError):
-            (self.place / "released").touch()
+            (self.path / "released").touch()
 
 
 def filesystem_time(folder: Path) -> float:
@@ -99,12 +99,12 @@ def holding(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) 
     claim = take(folder, clock, stale)
     ended = threading.Event()
 
-    def keep() -> None:
+    def renew() -> None:
         while not ended.wait(stale / BEATS):
             with contextlib.suppress(OSError):  # a file system that does not respond; `check` decides
                 claim.beat(clock)
 
-    thread = threading.Thread(target=keep, name="fdqn-claim", daemon=True)
+    thread = threading.Thread(target=renew, name="fdqn-claim", daemon=True)
     thread.start()
     try:
         yield claim
@@ -126,18 +126,18 @@ def take(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> 
     folder.mkdir(parents=True, exist_ok=True)
     last = newest(folder)
     if last and not is_free(folder, last, clock, stale):
-        raise ClaimedError(f"{folder}: expected a free claim, got that of {described(folder)}")
+        raise ClaimedError(f"{folder}: expected a free claim, got that of {owner_text(folder)}")
     claim = Claim(folder, last + 1)
     try:
-        claim.place.mkdir()
+        claim.path.mkdir()
     except FileExistsError:
         raise ClaimedError(f"{folder}: expected a free claim, got one that another process took first") from None
     faster = ClaimedError(f"{folder}: expected a free claim, got one that another process took first")
     if newest(folder) != claim.number:  # suspended since `last` was read, and that folder was removed
-        claim.place.rmdir()
+        claim.path.rmdir()
         raise faster
     try:
-        files.write(claim.place / "owner.json", json.dumps(_own()).encode())
+        files.write(claim.path / "owner.json", json.dumps(_own()).encode())
         claim.beat(clock)
     except OSError:
         if newest(folder) == claim.number:
@@ -174,12 +174,12 @@ def is_free(folder: Path, number: int, clock: Clock = filesystem_time, stale: fl
     return False
 
 
-def held(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> bool:
+def is_held(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> bool:
     """Return True if a process holds the claim of a folder."""
     return bool(last := newest(folder)) and not is_free(folder, last, clock, stale)
 
 
-def described(folder: Path) -> str:
+def owner_text(folder: Path) -> str:
     """Describe the holder of the current claim of a folder, such as `process 71 on node-3`."""
     owner = _read(folder / f"{newest(folder):06}")
     return f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown host')}"

@@ -4,7 +4,7 @@
     (EvaluationStarted, EvaluationProgress*, EvaluationEnded, Evaluated?)*, Finished?, Stopped?
 
 `Training` and the events on its line are left out where only an interrupted evaluation is repeated. A sharded run emits
-the events of each shard; `ray_shards.train` emits Started, Shards*, Stopped?.
+the events of each shard; `ray_shards.train` emits Started, ShardsReported*, Stopped?.
 A `Notice` may be emitted at any point. The function that receives the events runs in the thread of the run, between
 training iterations. If it raises, the run ends with that exception; the files in the run folder are complete, and
 `session.resume` continues from the last checkpoint. Arrays are NumPy copies, which a receiver may keep.
@@ -164,7 +164,7 @@ class ShardProgress(NamedTuple):
     """Mean training return of its seeds at the last report; None if no episode has ended."""
 
 
-class Shards(NamedTuple):
+class ShardsReported(NamedTuple):
     """The progress of all shards that tasks of Ray train, about every second."""
 
     rows: tuple[ShardProgress, ...]
@@ -208,7 +208,7 @@ Event = (
     | EvaluationStarted
     | EvaluationProgress
     | EvaluationEnded
-    | Shards
+    | ShardsReported
     | Notice
     | Finished
     | Stopped

@@ -106,11 +106,11 @@ def _train_rung(
         return
     if number:
         raise ValueError(f"sweep: expected the rung {own}, which {halving_plan.FILE} lists, got none; restore it")
-    run_folder.clear(own)
+    run_folder.remove_incomplete(own)
     names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
     kept = {name: changes[name] for name in names if changes.get(name) is not None}
     first = dataclasses.replace(planned.settings, out=str(own), **kept)
-    pinned = run_folder.partition(first, first.seeds)
+    pinned = run_folder.partition_to_pin(first, first.seeds)
     session.train(first, emit, stop, started, planned.rungs[0].end, pinned)
 
 

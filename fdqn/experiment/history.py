@@ -203,7 +203,7 @@ def _kept(settings: Settings, lanes: training.TrainState, since: training.Metric
 
 def _check_same(place: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise ValueError, naming the fields, unless a checkpoint has the settings of the run."""
-    if lines := other_settings(saved, now):
+    if lines := differing_settings(saved, now):
         raise ValueError(f"{place}: expected the settings of config.json, got {lines}")
 
 
@@ -211,7 +211,7 @@ FREE = frozenset({"out", "on_nan", "device", "evaluate_episodes", "evaluate_step
 """Settings that `resume` may change, and the folder."""
 
 
-def other_settings(saved: dict[str, Any], now: dict[str, Any], free: Collection[str] = FREE) -> str:
+def differing_settings(saved: dict[str, Any], now: dict[str, Any], free: Collection[str] = FREE) -> str:
     """Describe the settings that differ between two records of `settings.to_json`, such as `seeds = 2 and not 4`.
 
     Empty if none differ. The names in `free` are left out.

@@ -17,7 +17,7 @@ from safetensors.torch import load
 
 from fdqn.experiment import assemble, history, results, run_folder, shard_folders, shard_plan, sweep_results
 from fdqn.experiment.settings import to_json
-from fdqn.experiment.shard_plan import Shards
+from fdqn.experiment.shard_plan import ShardPlan
 from fdqn.storage import checkpoint, files
 from fdqn.types import Params
 
@@ -58,7 +58,7 @@ def merge(path: Path) -> Merged:
         try:
             found[number] = read_shard(path, planned, number, next(iter(found.values()), None))
         except (OSError, ValueError, SafetensorError, checkpoint.CheckpointError) as error:
-            reasons[number] = f"shard {number} ({shard_folders.described(planned, number)}) is left out: {error}"
+            reasons[number] = f"shard {number} ({shard_folders.learners_text(planned, number)}) is left out: {error}"
     if not found:
         raise ValueError(
             f"shards: expected at least one finished shard in {path}, got none of {planned.shards}: {reasons[0]}"
@@ -68,12 +68,12 @@ def merge(path: Path) -> Merged:
     for name in names:
         files.write(path / name, history.rows_text(_rows(planned, name, found)))
     run_folder.save_params(path, settings, _params(planned, found))
-    differing = {str(i): record for i in range(planned.shards) if (record := shard_folders.machines(path, i))}
+    differing = {str(i): record for i in range(planned.shards) if (record := shard_folders.differing_machines(path, i))}
     said = [*reasons.values(), *_machine_notes(differing)]
     config = {
         "settings": to_json(settings),
         "plan": run_folder.plan_record(settings, settings.steps, planned.pinned),
-        **planned.circumstances,
+        **planned.provenance,
         "shards": {"count": planned.shards, "missing": list(reasons), "machines": differing, "notes": said},
     }
     summary = _summary(planned, found)
@@ -122,7 +122,7 @@ def _machine_notes(differing: dict[str, dict[str, list[str]]]) -> list[str]:
 # Results of a shard
 
 
-def read_shard(path: Path, planned: Shards, number: int, like: Shard | None = None) -> Shard:
+def read_shard(path: Path, planned: ShardPlan, number: int, like: Shard | None = None) -> Shard:
     """Read the results of a finished shard.
 
     Raises ValueError, CheckpointError, OSError or SafetensorError if the shard is missing, unfinished or damaged, has
@@ -145,7 +145,7 @@ def read_shard(path: Path, planned: Shards, number: int, like: Shard | None = No
     return Shard(run.summary, params, tables)
 
 
-def _check_params(own: Path, planned: Shards, params: Params, like: Shard | None) -> None:
+def _check_params(own: Path, planned: ShardPlan, params: Params, like: Shard | None) -> None:
     """Raise ValueError unless parameters have the shapes of those of a shard and, if given, of the shard `like`."""
     expected = None if like is None else {name: (x.dtype, x.shape) for name, x in like.params.items()}
     got = {name: (x.dtype, x.shape) for name, x in params.items()}
@@ -156,7 +156,7 @@ def _check_params(own: Path, planned: Shards, params: Params, like: Shard | None
 # Joining
 
 
-def _rows(planned: Shards, name: str, found: dict[int, Shard]) -> list[Sequence[Any]]:
+def _rows(planned: ShardPlan, name: str, found: dict[int, Shard]) -> list[Sequence[Any]]:
     """Return the columns and rows of all learners, by step, then by learner."""
     header = next(shard.tables[name][0] for shard in found.values() if name in shard.tables)
     by_step = {number: _by_step(shard.tables.get(name, (header, []))[1]) for number, shard in found.items()}
@@ -185,12 +185,12 @@ def _blank(header: Sequence[str], step: str, seconds: str) -> list[str]:
     return [values.get(name, "") for name in header]
 
 
-def _learner(planned: Shards, number: int, index: int) -> int:
+def _learner(planned: ShardPlan, number: int, index: int) -> int:
     """Return the number of a learner in files: its seed or, in a sweep, its row in `settings.csv`."""
     return assemble.seeds(planned.settings)[number * planned.size + index]
 
 
-def _params(planned: Shards, found: dict[int, Shard]) -> Params:
+def _params(planned: ShardPlan, found: dict[int, Shard]) -> Params:
     """Return the parameters [L, ...] of all learners, NaN for those of missing shards."""
     first = next(iter(found.values())).params
     blank = {name: torch.full_like(x, math.nan) if x.is_floating_point() else x * 0 for name, x in first.items()}
@@ -198,7 +198,7 @@ def _params(planned: Shards, found: dict[int, Shard]) -> Params:
     return {name: torch.cat([part[name] for part in parts]) for name in first}
 
 
-def _summary(planned: Shards, found: dict[int, Shard]) -> dict[str, Any]:
+def _summary(planned: ShardPlan, found: dict[int, Shard]) -> dict[str, Any]:
     """Return the summary of all learners. Speeds are those of one process; durations are summed over the shards."""
     shards, settings = [shard.summary for shard in found.values()], planned.settings
     learners = assemble.seeds(settings)
@@ -233,7 +233,7 @@ def _summary(planned: Shards, found: dict[int, Shard]) -> dict[str, Any]:
     }
 
 
-def _returns(planned: Shards, name: str, found: dict[int, Shard]) -> dict[str, Any]:
+def _returns(planned: ShardPlan, name: str, found: dict[int, Shard]) -> dict[str, Any]:
     """Return the record of the returns of all learners; None for those of missing shards."""
     records = {number: shard.summary[name] for number, shard in found.items()}
     none = [None] * planned.size

@@ -63,7 +63,7 @@ class Display:
                 self._start_episodes(episodes, limit)
             case events.EvaluationProgress(ended, step):
                 self._advance_episodes(ended, step)
-            case events.Shards():
+            case events.ShardsReported():
                 self._show_shards(event)
             case events.EvaluationEnded() | events.Finished() | events.Stopped():
                 self._close()
@@ -100,7 +100,7 @@ class Display:
             self._due = now + self._every
             self._console.print(f"step {event.step:,} of {event.steps:,}  {text}")
 
-    def _show_shards(self, event: events.Shards) -> None:
+    def _show_shards(self, event: events.ShardsReported) -> None:
         """Show a bar for all shards and one for each active shard; without a terminal, print a line now and then."""
         text, done = shards_text(event), sum(row.step / row.steps for row in event.rows)
         if not self._live:
@@ -183,7 +183,7 @@ def status_text(event: events.Reported, greedy: events.Evaluated | None = None) 
     return "  ".join(parts)
 
 
-def shards_text(event: events.Shards) -> str:
+def shards_text(event: events.ShardsReported) -> str:
     """Sum up the shards of a run, such as `3 of 16 shards finished, 4 training, 9 waiting`."""
     states = [row.state for row in event.rows]
     active = {state: states.count(state) for state in dict.fromkeys(states) if state != "finished"}

@@ -14,7 +14,7 @@ from typing import Any
 from fdqn.experiment import shard_plan
 from fdqn.storage import files
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds within which a cluster must respond."""
 
 
@@ -38,7 +38,7 @@ def connected(address: str) -> Iterator[Any]:
     if address == "local":  # in this thread: the processes of Ray end with the thread that starts them
         connect()
     else:
-        _within(PATIENCE, "on this machine" if address == "auto" else f"at {address}", connect)
+        _within(TIMEOUT, "on this machine" if address == "auto" else f"at {address}", connect)
     try:
         yield ray
     finally:
@@ -51,7 +51,7 @@ def _check_address(address: str) -> None:
     if not host or not port.isdecimal():
         raise ValueError(f"ray: expected auto, local or HOST:PORT, got {address!r}")
     try:
-        socket.create_connection((host, int(port)), PATIENCE).close()
+        socket.create_connection((host, int(port)), TIMEOUT).close()
     except (OSError, OverflowError) as error:
         raise ValueError(f"ray: expected a cluster at {address}, got no connection: {error}") from None
 
@@ -105,7 +105,7 @@ def marked(path: Path) -> Iterator[str]:
         (path / "shards" / token).unlink(missing_ok=True)
 
 
-def content(path: Path, number: int) -> dict[str, bytes]:
+def read_files(path: Path, number: int) -> dict[str, bytes]:
     """Read the files of a shard. Keys are paths relative to the run folder."""
     own = shard_plan.folder(path, number)
     found = [x for x in own.rglob("*") if x.is_file() and not x.is_symlink() and x.name not in (".lock", ".saving")]
@@ -113,8 +113,8 @@ def content(path: Path, number: int) -> dict[str, bytes]:
     return {str(x.relative_to(path)): files.read(x) for x in [*found, *([beside] if beside.exists() else [])]}
 
 
-def write(path: Path, given: Mapping[str, bytes]) -> None:
-    """Write files that `content` has read on another node. Raises ValueError for a path outside of `shards`."""
+def write_files(path: Path, given: Mapping[str, bytes]) -> None:
+    """Write files that `read_files` has read on another node. Raises ValueError for a path outside of `shards`."""
     for name in sorted(
         given, key=lambda name: os.path.basename(name) == "summary.json"
     ):  # the summary marks a finished shard: last

@@ -33,23 +33,23 @@ class Board:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._rows: dict[int, ShardProgress] = {}
-        self._said: list[str] = []
+        self._notices: list[str] = []
         self._stopping = False
 
-    def tell(self, row: ShardProgress, said: Sequence[str]) -> bool:
+    def update(self, row: ShardProgress, notices: Sequence[str]) -> bool:
         """Record the progress of a shard and its new notices. Returns True if the shard must stop."""
         self._rows[row.number] = row
-        self._said += said
+        self._notices += notices
         return self._stopping
 
     def read(self) -> tuple[dict[int, ShardProgress], list[str]]:
         """Return the progress of the shards that have started, and the notices since the last call."""
-        said, self._said = self._said, []
-        return dict(self._rows), said
+        notices, self._notices = self._notices, []
+        return dict(self._rows), notices
 
     def files(self, number: int) -> dict[str, bytes]:
         """Return the files of a shard, for a node that does not have the run folder."""
-        return ray_cluster.content(self._path, number)
+        return ray_cluster.read_files(self._path, number)
 
     def stop(self) -> None:
         """Request all shards to stop."""
@@ -72,7 +72,7 @@ def train(
         path: folder of the run, as `shard_plan.create` returns it.
         address: "auto" for the cluster of this machine, "local" to start one for this run, or HOST:PORT.
         cpus, gpus: CPU cores and GPUs of each shard. Shards with a fraction of a GPU share one.
-        on_event: receives `events.Shards` about every second, and the notices of the shards.
+        on_event: receives `events.ShardsReported` about every second, and the notices of the shards.
         stop: ends all shards at their next training iteration, with complete files, once it returns True.
         env, wrappers: the environment trained on and its wrappers; required if they are code of your own.
 
@@ -81,7 +81,7 @@ def train(
     Raises ValueError if Ray is not installed, the address does not respond, or no node has these resources.
     """
     planned = shard_plan.read(path)
-    left = [number for number in range(planned.shards) if not shard_folders.is_over(path, planned, number)]
+    left = [number for number in range(planned.shards) if not shard_folders.is_finished(path, planned, number)]
     on_event(events.Started(path, planned.settings, 0, planned.settings.steps))
     with ray_cluster.connected(address) as ray, ray_cluster.marked(path) as token:
         ray_cluster.check_resources(ray, cpus, gpus)
@@ -116,15 +116,15 @@ def _follow(
         ended, pending = ray.wait(pending, timeout=1.0)
         for ref in ended:
             try:
-                ray_cluster.write(path, ray.get(ref))
+                ray_cluster.write_files(path, ray.get(ref))
             except ray.exceptions.RayError as error:
                 number = refs[ref]
                 errors[number] = ray_cluster.reason(error).removeprefix(f"ValueError: shard {number}: ")
                 on_event(events.Notice(f"shard {number} of {count} failed: {errors[number]}"))
-        rows, said = ray.get(board.read.remote())
-        for text in said:
+        rows, notices = ray.get(board.read.remote())
+        for text in notices:
             on_event(events.Notice(text))
-        on_event(events.Shards(tuple(rows[number] for number in sorted(rows)), count))
+        on_event(events.ShardsReported(tuple(rows[number] for number in sorted(rows)), count))
         if stop() and not stopping:
             stopping = True
             ray.get(board.stop.remote())
@@ -163,14 +163,14 @@ def train_shard(
         files.write(here / shard_plan.FILE, plan)
         if not shard_plan.folder(here, number).exists():
             ray = importlib.import_module("ray")
-            ray_cluster.write(here, ray.get(board.files.remote(number)))
+            ray_cluster.write_files(here, ray.get(board.files.remote(number)))
     planned = shard_plan.read(here)
     with _reporting(board, number, planned.settings.steps) as (receive, stop):
         if not stop():
             shards.train(here, receive, stop, numbers=[number], **code)
     if is_shared:
         return {}
-    content = ray_cluster.content(here, number)
+    content = ray_cluster.read_files(here, number)
     shutil.rmtree(shard_plan.folder(here, number))
     return content
 
@@ -180,16 +180,16 @@ def _reporting(board: Any, number: int, steps: int) -> Iterator[tuple[OnEvent, C
     """Yield a receiver of events that reports a shard to the board, and a function that returns True after `stop`."""
     ray = importlib.import_module("ray")
     ended, stopping, lock = threading.Event(), threading.Event(), threading.Lock()
-    row, said = ShardProgress(number, "starting", 0, steps, socket.gethostname(), None), list[str]()
+    row, notices = ShardProgress(number, "starting", 0, steps, socket.gethostname(), None), list[str]()
 
     def receive(event: events.Event) -> None:
         nonlocal row
         with lock:
             match event:
                 case events.Notice(text) if "have not finished" not in text:
-                    said.append(text)
+                    notices.append(text)
                 case events.SeedFailed(_, step, _, reason, name):
-                    said.append(f"{name} failed at step {step:,}: {reason}; it stops learning")
+                    notices.append(f"{name} failed at step {step:,}: {reason}; it stops learning")
                 case events.Training(compiling):
                     row = row._replace(state="compiling" if compiling else "training")
                 case events.Reported():
@@ -201,24 +201,24 @@ def _reporting(board: Any, number: int, steps: int) -> Iterator[tuple[OnEvent, C
                 case events.Finished():
                     row = row._replace(state="finished" if row.step >= steps else "stopped")
 
-    def tell() -> None:
+    def send() -> None:
         with lock:
-            now, texts = row, list(said)
-            said.clear()
-        if ray.get(board.tell.remote(now, texts)):
+            now, texts = row, list(notices)
+            notices.clear()
+        if ray.get(board.update.remote(now, texts)):
             stopping.set()
 
-    def keep() -> None:
+    def repeat() -> None:
         while not ended.wait(1.0):
             with contextlib.suppress(ray.exceptions.RayError):
-                tell()
+                send()
 
-    tell()
-    thread = threading.Thread(target=keep, name="fdqn-board", daemon=True)
+    send()
+    thread = threading.Thread(target=repeat, name="fdqn-board", daemon=True)
     thread.start()
     try:
         yield receive, stopping.is_set
     finally:
         ended.set()
         thread.join()
-        tell()
+        send()

@@ -116,7 +116,7 @@ def create(
     return path
 
 
-def clear(path: Path) -> None:
+def remove_incomplete(path: Path) -> None:
     """Remove a run folder without `config.json`, which a process left that was killed while it created the folder.
 
     A folder with other files is kept.
@@ -262,7 +262,7 @@ def partition_record(pinned: compile.ThreadPartition) -> dict[str, int]:
     return {"lanes": pinned.lanes, "threads": pinned.threads}
 
 
-def partition(settings: Settings, unit: int) -> compile.ThreadPartition | None:
+def partition_to_pin(settings: Settings, unit: int) -> compile.ThreadPartition | None:
     """Return the partition to pin in runs of parts of the learners; None for engines without groups.
 
     Results have the same bits in groups of the same size. The size divides `unit`, such as the number of learners of
@@ -283,16 +283,16 @@ def functions(
     program: training.Program,
     settings: Settings,
     vector: Any = None,
-    fixed: compile.ThreadPartition | None = None,
+    pinned: compile.ThreadPartition | None = None,
 ) -> training.Functions:
     """Return the step functions on the engine of the settings; they step the host environments `vector`, if given.
 
-    `fixed` is the partition of `pinned_partition`.
+    `pinned` is the partition of `pinned_partition`.
     """
     engine = _engine_name(settings)
     if vector is None:
-        return compile.compiled(program, settings.check_compile, engine, fixed)
-    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine, fixed))
+        return compile.compiled(program, settings.check_compile, engine, pinned)
+    return host.functions(program, vector, compile.compiled_parts(program, settings.check_compile, engine, pinned))
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:

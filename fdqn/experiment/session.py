@@ -390,8 +390,8 @@ def _opened(session: Session, failed: set[int]) -> Iterator[tuple[HostVectorEnv 
 
 def _functions(session: Session, vector: HostVectorEnv | None) -> training.Functions:
     """Return the step functions of the run. The first call of compiled ones is reported."""
-    fixed = run_folder.pinned_partition(session.path, session.settings)
-    functions = run_folder.functions(session.program, session.settings, vector, fixed)
+    pinned = run_folder.pinned_partition(session.path, session.settings)
+    functions = run_folder.functions(session.program, session.settings, vector, pinned)
     if not session.settings.compiles:
         return functions
     names = ("noise", "collect", "cycle")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from fdqn.experiment import history, results, sweep_results
 from fdqn.experiment.settings import Sweep, to_json
-from fdqn.experiment.shard_plan import FILE, Shards, folder, name, partition_of
+from fdqn.experiment.shard_plan import FILE, ShardPlan, folder, name, partition_record
 from fdqn.storage import files
 
 
-def is_over(path: Path, planned: Shards, number: int) -> bool:
+def is_finished(path: Path, planned: ShardPlan, number: int) -> bool:
     """Return True if a shard was trained to its last step and evaluated, or if all of its seeds have failed.
 
     Returns False if its files are damaged.
@@ -27,9 +27,9 @@ def is_over(path: Path, planned: Shards, number: int) -> bool:
     return False
 
 
-def described(planned: Shards, number: int) -> str:
+def learners_text(planned: ShardPlan, number: int) -> str:
     """Describe the learners of a shard, such as `seeds 8 to 11` or `settings 2 to 3, seeds 0 to 7`."""
-    given, own = planned.settings, planned.of(number, Path())
+    given, own = planned.settings, planned.shard_settings(number, Path())
     seeds = _range("seed", own.seed, own.seeds)
     if not isinstance(own, Sweep):
         return seeds
@@ -40,15 +40,15 @@ def _range(word: str, first: int, count: int) -> str:
     return f"{word} {first}" if count == 1 else f"{word}s {first} to {first + count - 1}"
 
 
-def check_shard(path: Path, planned: Shards, number: int) -> None:
+def check_shard(path: Path, planned: ShardPlan, number: int) -> None:
     """Raise ValueError, naming the fields, unless the run in the folder of a shard has its settings and groups."""
     own = folder(path, number)
-    found, expected = results.read_settings(own), planned.of(number, path)
-    if others := history.other_settings(to_json(found), to_json(expected)):
+    found, expected = results.read_settings(own), planned.shard_settings(number, path)
+    if others := history.differing_settings(to_json(found), to_json(expected)):
         raise ValueError(f"{own}: expected the settings of {FILE}, got {others}")
     kept = results.read_config(own)["plan"].get("partition")
-    if kept != partition_of(planned):
-        raise ValueError(f"{own}: expected the partition {partition_of(planned)} of {FILE}, got {kept}")
+    if kept != partition_record(planned):
+        raise ValueError(f"{own}: expected the partition {partition_record(planned)} of {FILE}, got {kept}")
 
 
 def claim_folder(path: Path, number: int) -> Path:
@@ -56,7 +56,7 @@ def claim_folder(path: Path, number: int) -> Path:
     return path / "shards" / f"{name(number)}.claim"
 
 
-def machines(path: Path, number: int) -> dict[str, list[str]]:
+def differing_machines(path: Path, number: int) -> dict[str, list[str]]:
     """Return the differences from the plan of each machine that worked on a shard and differs from it.
 
     Empty if no machine does, or if the record is damaged.
@@ -68,9 +68,9 @@ def machines(path: Path, number: int) -> dict[str, list[str]]:
     return {}
 
 
-def add_machine(path: Path, number: int, host: str, lines: list[str]) -> None:
+def add_differing_machine(path: Path, number: int, host: str, lines: list[str]) -> None:
     """Record the differences from the plan of a machine that works on a shard."""
-    record = machines(path, number)
+    record = differing_machines(path, number)
     merged = list(dict.fromkeys([*record.get(host, []), *lines]))
     file = path / "shards" / f"{name(number)}.json"
     files.write(file, (json.dumps(record | {host: merged}, indent=1) + "\n").encode())

@@ -28,7 +28,7 @@ from fdqn.storage import files
 FILE = "shards.json"
 
 
-class Shards(NamedTuple):
+class ShardPlan(NamedTuple):
     """Plan of a sharded run."""
 
     settings: Settings
@@ -37,15 +37,15 @@ class Shards(NamedTuple):
     """Number of shards."""
     pinned: compile.ThreadPartition | None
     """Groups in which all shards compile their learners; None for an engine without groups."""
-    circumstances: dict[str, Any]
-    """Result of `circumstances` on the machine that planned the run."""
+    provenance: dict[str, Any]
+    """Result of `provenance` on the machine that planned the run."""
 
     @property
     def size(self) -> int:
         """Number of learners of a shard."""
         return self.settings.learners // self.shards
 
-    def of(self, number: int, path: Path) -> Settings:
+    def shard_settings(self, number: int, path: Path) -> Settings:
         """Return the settings of a shard; `path` is the folder of the whole run."""
         given, first, out = self.settings, number * self.size, str(folder(path, number))
         if not isinstance(given, Sweep):
@@ -56,7 +56,7 @@ class Shards(NamedTuple):
         return dataclasses.replace(given, varied=varied, seed=given.seed + seed, seeds=seeds, out=out)
 
 
-def plan(settings: Settings, count: int) -> Shards:
+def plan(settings: Settings, count: int) -> ShardPlan:
     """Divide a run into `count` shards.
 
     Raises ValueError if `count` does not divide the learners into equal parts, each of them whole settings or a part of
@@ -69,11 +69,11 @@ def plan(settings: Settings, count: int) -> Shards:
             "shards: expected none with pbt_every, got both; the members of a population are trained together"
         )
     assemble.program(settings)
-    pinned = run_folder.partition(settings, settings.learners // count)
-    return Shards(settings, count, pinned, circumstances(settings, pinned))
+    pinned = run_folder.partition_to_pin(settings, settings.learners // count)
+    return ShardPlan(settings, count, pinned, provenance(settings, pinned))
 
 
-def of_sweep(planned: sweep_plan.Plan, count: int) -> Shards:
+def plan_sweep(planned: sweep_plan.Plan, count: int) -> ShardPlan:
     """Divide a sweep into `count` shards. Raises ValueError for several programs, and the errors of `plan`."""
     if len(planned.programs) > 1:
         raise ValueError(
@@ -102,7 +102,7 @@ def _fits(settings: Settings, count: int) -> bool:
     return not rest and (size % whole == 0 or whole % size == 0)
 
 
-def circumstances(settings: Settings, pinned: compile.ThreadPartition | None) -> dict[str, Any]:
+def provenance(settings: Settings, pinned: compile.ThreadPartition | None) -> dict[str, Any]:
     """Return everything but the settings that may change bits: versions, commit, device, processor and engine.
 
     The number of threads is left out if groups are pinned, since it then changes no bits. The modes of denormal numbers
@@ -115,14 +115,14 @@ def circumstances(settings: Settings, pinned: compile.ThreadPartition | None) ->
     return {**record, "device": device, "engine": {**engine, "cpu_capability": torch.backends.cpu.get_cpu_capability()}}
 
 
-def differences(planned: Shards, device: str | None = None) -> list[str]:
+def differences(planned: ShardPlan, device: str | None = None) -> list[str]:
     """List differences between this process and the one that planned the run that may change bits.
 
     `device` is that of this process, by default that of the plan.
     """
     settings = dataclasses.replace(planned.settings, device=device or planned.settings.device)
-    here = circumstances(settings, planned.pinned)
-    return run_folder.differences_of(planned.circumstances, here)
+    here = provenance(settings, planned.pinned)
+    return run_folder.differences_of(planned.provenance, here)
 
 
 def folder(path: Path, number: int) -> Path:
@@ -143,7 +143,7 @@ def is_sharded(path: Path) -> bool:
 # The file of a plan
 
 
-def create(planned: Shards, base: Path = Path()) -> Path:
+def create(planned: ShardPlan, base: Path = Path()) -> Path:
     """Create the folder of a sharded run in `base` with its plan, and return its absolute path.
 
     Of several processes that start the same run, the first creates the folder and the others use it.
@@ -171,7 +171,7 @@ def create(planned: Shards, base: Path = Path()) -> Path:
     return path.absolute()
 
 
-def _joined(planned: Shards, path: Path) -> Path:
+def _joined(planned: ShardPlan, path: Path) -> Path:
     """Return the folder of a planned run. Raises ValueError, naming the fields, if it has another plan.
 
     The device may differ, since processes may train on different GPUs.
@@ -182,27 +182,27 @@ def _joined(planned: Shards, path: Path) -> Path:
             f"shards: expected {found.shards}, as in {path / FILE}, got {planned.shards}; choose another --out"
         )
     given, own = (dataclasses.replace(x.settings, device=found.settings.device) for x in (planned, found))
-    if others := history.other_settings(to_json(given), to_json(own), free={"out"}):
+    if others := history.differing_settings(to_json(given), to_json(own), free={"out"}):
         raise ValueError(f"out: expected the settings of {path / FILE}, got {others}; choose another --out")
     return path.absolute()
 
 
-def _write(planned: Shards, path: Path) -> None:
+def _write(planned: ShardPlan, path: Path) -> None:
     record = {
         "shards": planned.shards,
-        "partition": partition_of(planned),
-        "circumstances": planned.circumstances,
+        "partition": partition_record(planned),
+        "provenance": planned.provenance,
         "settings": to_json(planned.settings),
     }
     files.write(path / FILE, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def partition_of(planned: Shards) -> dict[str, int] | None:
+def partition_record(planned: ShardPlan) -> dict[str, int] | None:
     """Return the record of the pinned groups; None without them."""
     return None if planned.pinned is None else run_folder.partition_record(planned.pinned)
 
 
-def read(path: Path) -> Shards:
+def read(path: Path) -> ShardPlan:
     """Read `shards.json` of a sharded run. Raises ValueError if it does not exist or is damaged."""
     try:
         return _parse(json.loads(files.read(path / FILE, 2**26)))
@@ -213,17 +213,17 @@ def read(path: Path) -> Shards:
         raise ValueError(f"run: expected a sharded run, got {path} with a {FILE} that is invalid: {reason}") from None
 
 
-def _parse(record: Mapping[str, Any]) -> Shards:
+def _parse(record: Mapping[str, Any]) -> ShardPlan:
     """Parse a plan. Raises ValueError if its fields do not fit together."""
     settings, count, kept = from_json(record["settings"]), record["shards"], record["partition"]
     _check_count(settings, count)
     known = {"versions", "engine", "git", "device", "processor"}
-    if not isinstance(record["circumstances"], dict) or not known <= record["circumstances"].keys():
-        raise ValueError(f"expected circumstances of {', '.join(sorted(known))}, got others")
+    if not isinstance(record["provenance"], dict) or not known <= record["provenance"].keys():
+        raise ValueError(f"expected a provenance with {', '.join(sorted(known))}, got others")
     size = settings.learners // count
     pinned = None
     if kept is not None:
         if not results.is_partition(kept) or size % kept["lanes"]:
             raise ValueError(f"expected groups that divide {size} learners, got {kept!r:.80}")
         pinned = compile.ThreadPartition(kept["lanes"], size // kept["lanes"], kept["threads"])
-    return Shards(settings, count, pinned, record["circumstances"])
+    return ShardPlan(settings, count, pinned, record["provenance"])

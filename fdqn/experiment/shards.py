@@ -21,7 +21,7 @@ from fdqn import check
 from fdqn.experiment import claims, events, merging, run_folder, session, shard_folders, shard_plan, sweep_plan
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Sweep
-from fdqn.experiment.shard_plan import Shards
+from fdqn.experiment.shard_plan import ShardPlan
 from fdqn.storage import checkpoint
 
 RANKS = {"RANK": "WORLD_SIZE", "SLURM_ARRAY_TASK_ID": "SLURM_ARRAY_TASK_MAX", "JOB_COMPLETION_INDEX": None}
@@ -32,19 +32,19 @@ PAUSE = 10.0
 """Seconds after which a waiting process checks again whether other processes still hold their claims."""
 
 
-def chosen(count: int, variables: Mapping[str, str]) -> tuple[range, str] | None:
+def assigned(count: int, environ: Mapping[str, str]) -> tuple[range, str] | None:
     """Return the shards that a launcher assigns to this process, and a line that names the variable.
 
     Process k of W trains the shards k, k + W, k + 2W, ... Returns None if no variable of `RANKS` is set.
 
     Raises ValueError if a variable is not a number or is out of range.
     """
-    name = next((name for name in RANKS if variables.get(name)), None)
+    name = next((name for name in RANKS if environ.get(name)), None)
     if name is None:
         return None
-    rank, processes = _number(name, variables), count
-    if (size := RANKS[name]) is not None and (name == "RANK" or variables.get(size)):
-        processes = _number(size, variables) + (size == "SLURM_ARRAY_TASK_MAX")
+    rank, processes = _number(name, environ), count
+    if (size := RANKS[name]) is not None and (name == "RANK" or environ.get(size)):
+        processes = _number(size, environ) + (size == "SLURM_ARRAY_TASK_MAX")
     if rank >= min(count, processes):
         raise ValueError(
             f"{name}: expected a number below {min(count, processes)}, for {count} shards and processes numbered from "
@@ -55,8 +55,8 @@ def chosen(count: int, variables: Mapping[str, str]) -> tuple[range, str] | None
     return mine, f"{name}={rank}: {listed} of {count}"
 
 
-def _number(name: str, variables: Mapping[str, str]) -> int:
-    given = variables.get(name, "")
+def _number(name: str, environ: Mapping[str, str]) -> int:
+    given = environ.get(name, "")
     if not given.isdecimal() or (name == "WORLD_SIZE" and int(given) == 0):
         raise ValueError(f"{name}: expected a number, got {given or 'none'!r}")
     return int(given)
@@ -114,7 +114,7 @@ def train(
     while left and not stop():
         held = []
         for number in left:
-            if stop() or shard_folders.is_over(path, planned, number):
+            if stop() or shard_folders.is_finished(path, planned, number):
                 continue
             try:
                 if not _train_one(path, planned, number, on_event, stop, started, clock, changes):
@@ -125,7 +125,7 @@ def train(
                     on_event(events.Notice(f"shard {number} of {planned.shards}: {errors[number]}"))
             started = None
         if held and is_first:
-            by = claims.described(shard_folders.claim_folder(path, held[0]))
+            by = claims.owner_text(shard_folders.claim_folder(path, held[0]))
             on_event(events.Notice(f"waiting for shards that other processes train: {_listed(held)} (the first: {by})"))
         left, is_first = held, False
         if left:
@@ -149,7 +149,7 @@ class _ShardError(Exception):
 
 def _train_one(
     path: Path,
-    planned: Shards,
+    planned: ShardPlan,
     number: int,
     on_event: OnEvent,
     stop: session.Stop,
@@ -159,16 +159,16 @@ def _train_one(
 ) -> bool:
     """Train a shard to its end, or until `stop` returns True. Returns False if another process holds its claim."""
     title, folder = f"shard {number} of {planned.shards}", shard_folders.claim_folder(path, number)
-    if claims.held(folder, clock):
+    if claims.is_held(folder, clock):
         return False
-    with _receiver(partial(_as_whole, on_event, path, planned, number)) as emit:
+    with _receiver(partial(_forward, on_event, path, planned, number)) as emit:
         try:
             with claims.holding(folder, clock) as claim:
-                if shard_folders.is_over(path, planned, number):  # by another process, since `train` looked
+                if shard_folders.is_finished(path, planned, number):  # by another process, since `train` looked
                     return True
-                emit(events.Notice(f"{title}: {shard_folders.described(planned, number)}"))
+                emit(events.Notice(f"{title}: {shard_folders.learners_text(planned, number)}"))
                 if lines := shard_plan.differences(planned, changes.get("device")):
-                    shard_folders.add_machine(path, number, socket.gethostname(), lines)
+                    shard_folders.add_differing_machine(path, number, socket.gethostname(), lines)
                 _continue(path, planned, number, emit, stop, started, claim.check, changes)
         except claims.ClaimedError:  # another process was faster
             return False
@@ -189,7 +189,7 @@ def _pause(stop: session.Stop) -> None:
 
 def _continue(
     path: Path,
-    planned: Shards,
+    planned: ShardPlan,
     number: int,
     emit: OnEvent,
     stop: session.Stop,
@@ -202,10 +202,10 @@ def _continue(
         shard_folders.check_shard(path, planned, number)
         session.resume(own, on_event=emit, stop=stop, started=started, before_write=before_write, **changes)
         return
-    run_folder.clear(own)
+    run_folder.remove_incomplete(own)
     names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
     kept = {name: changes[name] for name in names if changes.get(name) is not None}
-    settings = dataclasses.replace(planned.of(number, path), **kept)
+    settings = dataclasses.replace(planned.shard_settings(number, path), **kept)
     session.train(settings, emit, stop, started, None, planned.pinned, before_write)
 
 
@@ -229,7 +229,7 @@ def _receiver(on_event: OnEvent) -> Iterator[OnEvent]:
         raise _ShardError(error) from None
 
 
-def _as_whole(on_event: OnEvent, path: Path, planned: Shards, number: int, event: events.Event) -> None:
+def _forward(on_event: OnEvent, path: Path, planned: ShardPlan, number: int, event: events.Event) -> None:
     """Pass on an event of a shard with the folder of the whole run and its numbers of seeds and settings."""
     match event:
         case events.Stopped():
@@ -237,7 +237,7 @@ def _as_whole(on_event: OnEvent, path: Path, planned: Shards, number: int, event
         case events.Started():
             event = event._replace(path=path)
         case events.SeedFailed() if isinstance(planned.settings, Sweep):
-            own = planned.of(number, path)
+            own = planned.shard_settings(number, path)
             assert isinstance(own, Sweep)
             setting, seed = divmod(event.seed, own.seeds)
             setting += number * planned.size // planned.settings.seeds
@@ -246,7 +246,7 @@ def _as_whole(on_event: OnEvent, path: Path, planned: Shards, number: int, event
     on_event(event)
 
 
-def _stopped(path: Path, planned: Shards, left: Sequence[int]) -> events.Stopped:
+def _stopped(path: Path, planned: ShardPlan, left: Sequence[int]) -> events.Stopped:
     steps = planned.settings.steps
     return events.Stopped(path, (planned.shards - len(left)) * steps, planned.shards * steps)
 
@@ -255,9 +255,9 @@ def _listed(numbers: Sequence[int]) -> str:
     return f"{', '.join(map(str, numbers[:8]))}{', ...' * (len(numbers) > 8)}"
 
 
-def _left(path: Path, planned: Shards) -> list[int]:
+def _left(path: Path, planned: ShardPlan) -> list[int]:
     """Return the shards that have not finished."""
-    return [number for number in range(planned.shards) if not shard_folders.is_over(path, planned, number)]
+    return [number for number in range(planned.shards) if not shard_folders.is_finished(path, planned, number)]
 
 
 def finish(
@@ -272,7 +272,7 @@ def finish(
         for note in merging.refresh(path):
             on_event(events.Notice(note))
         return
-    held = sum(claims.held(shard_folders.claim_folder(path, number), clock) for number in left)
+    held = sum(claims.is_held(shard_folders.claim_folder(path, number), clock) for number in left)
     on_event(
         events.Notice(
             f"{len(left)} of {planned.shards} shards have not finished: {_listed(left)}; other processes work on "

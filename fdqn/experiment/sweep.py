@@ -113,7 +113,7 @@ def _continue_program(
     if (path / "config.json").exists():
         session.resume(path, on_event=emit, stop=stop, started=started, **changes)
         return
-    run_folder.clear(path)
+    run_folder.remove_incomplete(path)
     own = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
     kept = {name: changes[name] for name in own if changes.get(name) is not None}
     session.train(dataclasses.replace(settings, **kept), emit, stop, started)
