@@ -2806,7 +2806,7 @@ LINES = [
     ("merge parts", 1, "shards: expected at least one finished shard in parts, got none of 2: shard 0 …"),
     ("merge bad-parts", 1, "run: expected a sharded run, got bad-parts with a shards.json that is invalid: …"),
     ("report parts", 1, "shards: expected at least one finished shard in parts, got none of 2: shard 0 …"),
-    ("eval parts", 1, "run: expected a finished run folder, got parts, whose shards are not merged; use …"),
+    ("eval parts", 1, "shards: expected at least one finished shard in parts, got none of 2: shard 0 …"),
     ("resume parts --steps 1000000", 1, "steps: expected none for a sharded run, got a number; omit it"),
     ("train --best-of sweep --halving 2", 2, "flag --halving: expected none but --seeds, …"),
     ("resume rungs --steps 10", 1, "steps: expected none for a sweep with halving, got a number; omit it"),
