@@ -319,7 +319,7 @@ def public(module):
     return set(ast.literal_eval(*exported)), {name for name in functions if not name.startswith("_")}
 
 
-def tested(module):
+def rejected_and_held(module):
     """Return the names of the functions that a test module calls inside and outside of `rejects` blocks."""
     blocks = [n for n in ast.walk(module) if isinstance(n, ast.With)]
     rejecting = [block for block in blocks if any("rejects" in set(names_in(item)) for item in block.items)]
@@ -342,14 +342,14 @@ def test_modules_of_testing_export_their_public_functions(path):
 @pytest.mark.parametrize("name", ["agents", "algorithms", "asserts", "laws", "programs", "variants"])
 def test_every_law_and_assertion_is_tested_with_and_without_a_planted_bug(name):
     offered, _ = public(parsed(ROOT / "testing" / f"{name}.py"))
-    rejecting, holding = tested(parsed(TESTS / f"test_{name}.py"))
+    rejecting, holding = rejected_and_held(parsed(TESTS / f"test_{name}.py"))
     assert offered - rejecting - NOT_LAWS == set()
     assert offered - holding - NOT_LAWS == set()
 
 
 def test_every_strategy_is_tested():
     offered, _ = public(parsed(ROOT / "testing" / "strategies.py"))
-    assert offered <= set().union(*tested(parsed(TESTS / "test_strategies.py")))
+    assert offered <= set().union(*rejected_and_held(parsed(TESTS / "test_strategies.py")))
 
 
 @pytest.mark.parametrize(
@@ -387,13 +387,13 @@ def test_every_strategy_is_tested():
         ("cli", "f'{path}: fdqn eval {shlex.quote(path)} --setting K'", lambda n, m: unquoted_paths(m) == []),
         ("training", "print(1)", lambda n, m: calls(m, "print") == [1]),
         ("training", "from torch.utils import _pytree as p", lambda n, m: any("_pytree" in x for x in names_in(m))),
-        ("test", "with rejects('x'):\n    laws.pure(f)\nlaws.env(g)", lambda n, m: tested(m)[0] == {"pure"}),
+        ("test", "with rejects('x'):\n    laws.pure(f)\nlaws.env(g)", lambda n, m: rejected_and_held(m)[0] == {"pure"}),
         (
             "test",
             "with fork(), rejects():\n    laws.pure(f)",
-            lambda n, m: tested(m) == ({"pure"}, {"fork", "rejects"}),
+            lambda n, m: rejected_and_held(m) == ({"pure"}, {"fork", "rejects"}),
         ),
-        ("test", "with raises(ValueError):\n    laws.pure(f)", lambda n, m: tested(m)[0] == set()),
+        ("test", "with raises(ValueError):\n    laws.pure(f)", lambda n, m: rejected_and_held(m)[0] == set()),
         ("laws", "__all__ = ['a']\ndef a(): pass\ndef b(): pass", lambda n, m: public(m) == ({"a"}, {"a", "b"})),
     ],
 )

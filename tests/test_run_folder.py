@@ -24,7 +24,7 @@ import fdqn
 from fdqn import compile, envs, random, training, tree
 from fdqn.compile import cpu_groups
 from fdqn.experiment import assemble, export, history, memory, results, run_folder
-from fdqn.experiment.settings import Settings, make
+from fdqn.experiment.settings import Settings, is_device, make
 from fdqn.testing import asserts
 from fdqn.training import evaluate, off_policy, streams
 
@@ -646,6 +646,7 @@ def test_cuda_where_there_is_none(monkeypatch):
     assert assemble.device(Settings(device="cpu")) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert assemble.device(Settings(device="cuda:1")) == torch.device("cuda", 1)
+    assert [x for x in ("auto", "cuda:15", "cuda:", "cuda:01", "gpu", 0) if is_device(x)] == ["auto", "cuda:15"]
     with pytest.raises(ValueError, match="device: expected a GPU from cuda:0 to cuda:1, got cuda:2"):
         assemble.device(Settings(device="cuda:2"))
     chosen = []

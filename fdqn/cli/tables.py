@@ -1,6 +1,7 @@
 """Results of the command as tables on standard output."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,10 +256,10 @@ def shards_text(planned: "shard_plan.ShardPlan", path: Path) -> str:
     from fdqn.experiment import shard_folders
     from fdqn.experiment.sweep_plan import counted
 
-    first = shard_folders.learners_text(planned, 0)
+    first, where = shard_folders.learners_text(planned, 0), shlex.quote(str(path))
     return (
         f"{counted(planned.shards, 'shard')} of {counted(planned.size, 'learner')} (shard 0: {first}) in {path}; to "
-        f"train them in more processes, run this command with --out {path} in each; fdqn resume {path} trains those "
+        f"train them in more processes, run this command with --out {where} in each; fdqn resume {where} trains those "
         "that are left"
     )
 

@@ -462,9 +462,10 @@ def _read(path: Path, name: str, reader: Callable[[Path], Read]) -> Read:
         return reader(path / name)
     except FileNotFoundError:
         if (path / "shards.json").exists():
+            where = shlex.quote(str(path))
             raise ValueError(
-                f"run: expected a finished run folder, got {path}, whose shards are not merged; use fdqn resume {path} "
-                f"or, for those that have finished, fdqn merge {path}"
+                f"run: expected a finished run folder, got {path}, whose shards are not merged; use fdqn resume "
+                f"{where} or, for those that have finished, fdqn merge {where}"
             ) from None
         raise ValueError(f"run: expected a finished run folder, got {path} without {name}") from None
     except (json.JSONDecodeError, RecursionError):

@@ -10,6 +10,7 @@ merges them (`merging`).
 
 import contextlib
 import dataclasses
+import shlex
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -276,6 +277,6 @@ def finish(
     on_event(
         events.Notice(
             f"{len(left)} of {planned.shards} shards have not finished: {_listed(left)}; other processes work on "
-            f"{held} of them; continue with: fdqn resume {path}"
+            f"{held} of them; continue with: fdqn resume {shlex.quote(str(path))}"
         )
     )
