@@ -15,10 +15,12 @@ from test_shards import RATES, SMALL, law_equal, light, spoil  # noqa: F401
 
 import fdqn
 from fdqn import cli
+from fdqn.cli import parse
 from fdqn.experiment import claims, ray_shards, session, settings, shard_folders, shard_plan, sweep, sweep_plan
 from fdqn.experiment.sweep_results import Results
 
 PAGE = Path(fdqn.__file__).parent / "docs" / "machines.md"
+README = Path(fdqn.__file__).parents[1] / "README.md"
 
 
 def flags(out, **given):
@@ -47,6 +49,23 @@ def test_train_plans_trains_and_merges_all_shards(whole, tmp_path, monkeypatch, 
     law_equal(tmp_path / "run", whole)
     assert cli.main(["report", "run", "--json"]) == 0
     assert [x["seeds"] for x in json.loads(capsys.readouterr().out)] == [[5, 6, 7, 8]]
+
+
+def test_commands_of_the_readme(whole, tmp_path, monkeypatch):
+    """Run the first and the last command with smaller sizes, and parse the others, which slow tests run."""
+    section = README.read_text().split("## More than one machine")[1].split("```")[1]
+    train, torchrun, ray, merge = (line.split() for line in section.strip().splitlines()[1:])
+    assert " ".join(torchrun) in PAGE.read_text()
+    assert torchrun[torchrun.index("fdqn") :] == train == ray[: len(train)]
+    parsed = parse.parse(ray[1:])
+    assert (parsed.shards.count, parsed.shards.ray, parsed.shards.cpus) == (16, "local", 1.0)
+    monkeypatch.chdir(tmp_path)
+    assert train[-2:] == ["--out", merge[-1]]
+    assert cli.main([train[1], *flags(merge[-1]), "--shards", "2"]) == 0
+    (tmp_path / merge[-1] / "summary.json").unlink()
+    assert cli.main(merge[1:]) == 0
+    assert json.loads((tmp_path / merge[-1] / "summary.json").read_text())["failed_seeds"] == []
+    law_equal(tmp_path / merge[-1], whole)
 
 
 def test_launchers_assign_shards_and_the_last_process_merges(whole, tmp_path, monkeypatch, capsys):
