@@ -52,6 +52,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "learning_rate_schedule": "linear", "learning_rate_end": 0.0, "max_grad_norm": 10.0,
     },
 }  # fmt: skip
+LABELS = {"dqn": "DQN", "rainbow": "Rainbow", "pqn": "PQN"}
 RATES = {"dqn": 45.0, "rainbow": 33.0, "pqn": 180.0}
 """Environment steps per second of each of two seeds, on one core."""
 
@@ -111,8 +112,8 @@ def picture(out: Path) -> None:
         rows = np.genfromtxt(out / name / "metrics.csv", delimiter=",", names=True)
         for seed in np.unique(rows["seed"]):
             own = rows[rows["seed"] == seed]
-            axes.plot(own["seconds"] / 60, own["return"], color=colour, label=name.upper() if seed == 0 else None)
-    axes.set(xlabel="minutes on one core", ylabel="training return (last 100 games)")
+            axes.plot(own["seconds"] / 60, own["return_"], color=colour, label=LABELS[name] if seed == 0 else None)
+    axes.set(xlabel="minutes on one core", ylabel="training return between two reports")
     axes.set_title("Breakout: DQN, Rainbow and PQN", loc="left", fontweight="bold")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
