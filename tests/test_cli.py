@@ -852,7 +852,8 @@ def test_a_closed_pipe_is_not_an_error():
 
 def interrupted(tmp_path):
     """Interrupt training after the second report; return the exit code, both outputs and the folder."""
-    words = shlex.split("--seeds 2 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --no-compile")
+    sizes = "--seeds 2 --learning-starts 100 --report-every 100 --batch-size 8 --hidden 8 --evaluate-episodes 2"
+    words = shlex.split(f"{sizes} --no-compile")
     command, given = fdqn("train", *words, "--steps", "100000000", "--json", "--out", str(tmp_path / "run"))
     process = subprocess.Popen(command, **given, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:

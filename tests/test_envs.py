@@ -93,7 +93,7 @@ class GymnasiumCopies:
         self.exact_obs = np.array([self.truth(state) for state in self.state])
 
 
-def compare_with_gymnasium(name, env, copies=20, steps=2_000, tolerance=1e-9, resync=50, **settings):
+def compare_with_gymnasium(name, env, copies=20, steps=1_200, tolerance=1e-9, resync=50, **settings):
     """Compare `env` with Gymnasium for `steps` steps of `copies` environments, half of them with scripted actions.
 
     cos and sin differ from those of libm in the last bit, and trajectories are unstable: the difference grows to 1e-9
