@@ -192,7 +192,7 @@ def test_errors_of_tasks_are_raised_after_the_others_have_ended(monkeypatch, tmp
     found = ray_shards._follow(fake, {"b": 1, "a": 0}, board, tmp_path, 2, seen.append, bool)
     assert found == {1: "expected a plan, got none"}
     assert events.Notice("shard 1 of 2 failed: expected a plan, got none") in seen
-    with pytest.raises(ValueError, match=r"^shard 1: expected a plan, got none \(and 1 other shards have errors\)$"):
+    with pytest.raises(ValueError, match=r"^shard 1: expected a plan, got none \(errors in 2 shards\)$"):
         shards.raise_first({**found, 3: "another"})
     assert shards.raise_first({}) is None
 

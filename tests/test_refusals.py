@@ -1362,6 +1362,7 @@ ROWS = [
     ("settings.Settings", given(loss="l1"), ValueError, "loss: expected one of ('mse', 'huber'), got 'l1'"),
     *[("settings.Settings", given(device=name), ValueError,
        f"device: expected auto, cpu, cuda or cuda:N, got '{name}'") for name in ("tpu", "cuda:", "cuda:01", "cpu:0")],
+    ("settings.check_device", given("tpu"), ValueError, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
     ("settings.from_json", given([1]), ValueError, "settings: expected a record, got list"),
     ("settings.from_json", given({}), ValueError, "settings: expected the fields of this version, got others: […]"),
     ("settings.from_json", given(saved(colour="red")), ValueError,
@@ -1592,6 +1593,8 @@ ROWS = [
      "JOB_COMPLETION_INDEX: expected a number below 2, for 2 shards and processes numbered from 0, got 2"),
     ("shards.check_number", given(2, 2), ValueError, "shard: expected a number from 0 to 1, got 2"),
     ("shards.check_number", given(-1, 2), ValueError, "shard: expected at least 0, got -1"),
+    ("shards.raise_first", given({3: "full disk", 5: "full disk"}), ValueError,
+     "shard 3: full disk (errors in 2 shards)"),
     ("shards.check_untracked", given(["wandb"]), ValueError,
      "track: expected no tracker with shards, got wandb; omit track"),
     ("merging.merge", given(Path("run")), ValueError, "run: expected a sharded run, got run without shards.json"),
@@ -2171,6 +2174,7 @@ WITHOUT = {
     **{f"claims.{name}": "takes any folder; tests/test_claims.py has what `take` and `check` refuse"
        for name in ("ClaimedError", "LostError", "filesystem_time", "holding", "take", "newest", "is_free", "is_held",
                     "owner_text")},
+    "settings.is_device": "takes any value",
     "shards.finish": "hands on to `shard_plan.read`",
     "progress.shards_text": "formats an event",
     **{f"ray_cluster.{name}": "needs Ray; tests/test_ray_cluster.py has what is refused"

@@ -231,9 +231,9 @@ def _merge(command: Merge, emit: Emit) -> None:
 
 def _refresh(paths: Sequence[Path]) -> None:
     """Merge runs with missing shards again, and print the shards that are still missing."""
-    from fdqn.experiment import merging, shard_plan
+    for path in filter(Path.is_dir, paths):  # files of returns are compared without torch
+        from fdqn.experiment import merging, shard_plan
 
-    for path in paths:
         for note in merging.refresh(path) if shard_plan.is_sharded(path) else ():
             terminal.console().print(note, soft_wrap=True)
 

@@ -212,7 +212,7 @@ def _machine() -> str | None:
     The host name is a part of it, since copies of a running virtual machine may have the rest in common.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()
         return f"{socket.gethostname()} {boot} {os.stat('/proc/self/ns/pid').st_ino}"
     except OSError:
         return None
@@ -242,7 +242,7 @@ def _started(pid: int) -> int | None:
     None if it is unknown, 0 for a process that has ended but whose parent has not waited for it (a zombie).
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
     except OSError:
         return None
     return 0 if fields[0] in "ZX" else int(fields[19])

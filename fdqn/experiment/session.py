@@ -24,7 +24,7 @@ from torch import Tensor
 from fdqn import check, compile, envs, training, tree
 from fdqn.experiment import assemble, events, history, memory, population, process, results, run_folder
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Settings, Sweep, is_read
+from fdqn.experiment.settings import Settings, Sweep, check_device, is_read
 from fdqn.training import evaluate, host
 from fdqn.types import Env, HostEnv, HostVectorEnv, Network, Params
 
@@ -129,6 +129,8 @@ def resume(
     be read, and the errors of `train`.
     """
     check.kind("fallback", fallback, bool)
+    if device is not None:
+        check_device(device)
     started = time.perf_counter() if started is None else started
     compile.prepare_cpu()
     _, planned = _plan(path, env, wrappers, steps)

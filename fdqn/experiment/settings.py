@@ -262,6 +262,12 @@ GROUPS = (
 """Groups of settings, in the order of `fdqn train --help`."""
 
 
+def check_device(value: Any) -> None:
+    """Raise ValueError for anything but a name of devices."""
+    if not is_device(value):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {value!r}")
+
+
 def is_device(value: Any) -> bool:
     """Return True for a name of devices: auto, cpu, cuda or, for the GPU of number N, cuda:N."""
     return isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?", value) is not None
@@ -289,8 +295,7 @@ class Settings(
                 raise TypeError(f"{field.name}: expected {_kind(field.default)}, got {value!r}")
             if get_origin(field.type) is Literal and value not in (known := get_args(field.type)):
                 raise ValueError(f"{field.name}: expected one of {known}, got {value!r}")
-        if not is_device(self.device):
-            raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {self.device!r}")
+        check_device(self.device)
 
     @property
     def learners(self) -> int:

@@ -140,7 +140,7 @@ def raise_first(errors: Mapping[int, Exception | str]) -> None:
     """Raise ValueError with the first error of shards, if there is any. Keys are the numbers of the shards."""
     if errors:
         number, error = next(iter(errors.items()))
-        others = f" (and {len(errors) - 1} other shards have errors)" if len(errors) > 1 else ""
+        others = f" (errors in {len(errors)} shards)" if len(errors) > 1 else ""
         raise ValueError(f"shard {number}: {error}{others}")
 
 
