@@ -33,9 +33,19 @@ def light_runs(monkeypatch):
     lighten(monkeypatch)
 
 
+@pytest.fixture
+def unchecked_iterations(monkeypatch):
+    """Leave out the iteration on fake tensors at the start of a run, which takes 0.1 s and has its own tests."""
+    from fdqn.training import iteration
+
+    monkeypatch.setattr(iteration, "check_cycle", lambda *given: None)
+
+
 def lighten(monkeypatch):
     from fdqn.experiment import memory, results, run_folder
+    from fdqn.training import iteration
 
+    monkeypatch.setattr(iteration, "check_cycle", lambda *given: None)
     monkeypatch.setattr(memory, "check_memory", lambda *given: 36_900)
     monkeypatch.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
     monkeypatch.setattr(run_folder, "git_commit", lambda: None)

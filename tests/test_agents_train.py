@@ -17,6 +17,8 @@ from fdqn.testing import algorithms, asserts, examples, programs
 from fdqn.training import off_policy, streams
 from fdqn.types import Transition
 
+pytestmark = pytest.mark.usefixtures("unchecked_iterations")
+
 ATOMS = (0.0, 20.0, 11)
 AGENTS = {
     "c51": lambda: c51.agent(networks.mlp(4, (8,), 2 * 11), ATOMS),

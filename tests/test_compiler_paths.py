@@ -52,6 +52,7 @@ def cold(monkeypatch, tmp_path):
     cpu_groups._driver.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cold")
 def test_compiling_with_a_cache_with_a_space_in_its_path():
     state, xs = start()

@@ -36,6 +36,8 @@ from fdqn.testing import asserts
 from fdqn.training import evaluate, host, streams, transfer
 from fdqn.types import HostEnv, Transition
 
+pytestmark = pytest.mark.usefixtures("unchecked_iterations")
+
 pytestmark = pytest.mark.usefixtures("light_runs")
 MODES = list(AutoresetMode)
 

@@ -18,6 +18,8 @@ from fdqn.testing import asserts, examples, laws, probes, programs
 from fdqn.training import on_policy
 from fdqn.types import LossOutput, Transition
 
+pytestmark = pytest.mark.usefixtures("unchecked_iterations")
+
 NETWORK = networks.layer_norm_mlp(2, (6,), 3)
 CONFIG = training.Config(
     num_envs=3, steps_per_cycle=5, updates_per_cycle=6, batch_size=5, capacity=15, learning_starts=0, target_period=0

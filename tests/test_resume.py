@@ -21,6 +21,8 @@ from fdqn.storage import checkpoint
 from fdqn.testing import asserts
 from fdqn.training import loop
 
+pytestmark = pytest.mark.usefixtures("unchecked_iterations")
+
 # Warm-up ends with iteration 4, the replay of 40 rows wraps in iteration 14, the target is copied every 4 updates,
 # reports come every 5 iterations and evaluations every 10.
 SETTINGS = Settings(

@@ -361,6 +361,7 @@ def wait_for_output(running, text):
         assert lines[-1], "".join(lines)
 
 
+@pytest.mark.slow
 def test_sigterm_to_a_process(tmp_path):
     running = start_process(tmp_path / "run", *TINY[:2], *TINY[4:])
     try:

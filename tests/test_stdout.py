@@ -147,6 +147,7 @@ def test_calling_main_twice_in_a_process():
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
 
 
+@pytest.mark.slow
 def test_a_folder_that_the_locale_cannot_encode(tmp_path):
     done = fdqn("train", *TINY, "--env", "catch", "--out", str(tmp_path / "läuft"), **ASCII)
     assert done.returncode == 0, done.stderr

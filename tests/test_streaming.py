@@ -21,6 +21,8 @@ from fdqn.testing import agents, asserts, examples, laws, programs
 from fdqn.training import host, off_policy, streaming
 from fdqn.types import Transition
 
+pytestmark = pytest.mark.usefixtures("unchecked_iterations")
+
 ACTIONS = 3
 NETWORK = networks.stream_mlp(ACTIONS + 2, (6, 5), ACTIONS)
 CONFIG = training.Config(1, 1, 1, 1, 1, learning_starts=0, target_period=0)

@@ -41,6 +41,8 @@ from fdqn.report import sweeps
 from fdqn.testing import asserts, programs
 from fdqn.training import off_policy
 
+pytestmark = pytest.mark.usefixtures("unchecked_iterations")
+
 SMALL = {"seeds": 2, "steps": 400, "hidden": (8,), "num_envs": 2, "batch_size": 8, "compile": False}
 REPLAY = {**SMALL, "capacity": 64, "learning_starts": 16, "updates_per_cycle": 2, "target_period": 4}
 SOFT = {name: value for name, value in REPLAY.items() if name != "target_period"}
