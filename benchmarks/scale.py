@@ -15,7 +15,8 @@ checkpoint, and the merge.
 simulate computes the time of a run from the newest record of overhead. A core trains one shard at a time: it starts a
 process, compiles or, once its machine has compiled, loads the library, trains, and writes checkpoints to a file system
 that all machines use and that writes one checkpoint at a time. Machines differ in speed. Some are lost, always just
-before a checkpoint, and their shards continue on other cores from the one before.
+before a checkpoint; their claims expire, and their shards continue from the previous checkpoint. Another machine takes
+the place of a lost one.
 
 weak and overhead append a record to `records/scale.jsonl`. table prints the newest records.
 """
@@ -36,7 +37,7 @@ import numpy as np
 import torch
 import work
 
-from fdqn.experiment import merging, session, shard_plan, shards
+from fdqn.experiment import claims, merging, session, shard_plan, shards
 from fdqn.experiment.settings import make
 
 ROOT = Path(__file__).parents[1]
@@ -186,7 +187,7 @@ class Cluster(NamedTuple):
     spread: float = 0.05
     """Standard deviation of the speed of a machine, relative to the mean."""
     loss: float = 0.0
-    """Probability that a machine is lost in an hour."""
+    """Probability that a machine is lost per hour."""
 
 
 class Times(NamedTuple):
@@ -221,14 +222,14 @@ def simulate(
     heapq.heapify(queue)
     compiled = [0.0] * cluster.machines
     waiting = redone = disk = end = 0.0
-    left = [(0, number) for number in range(-(-learners // size))]  # checkpoints of each shard so far
+    left = [(0.0, 0, number) for number in range(-(-learners // size))]  # free from, checkpoints so far
     active: list[Any] = []
-    order = 0
+    order = 0  # of entries with the same time
     while left or active:
         while left and queue:
             now, machine, core = heapq.heappop(queue)
-            done, number = left.pop(0)
-            ready = now + costs.start
+            free, done, number = heapq.heappop(left)
+            ready = max(now, free) + costs.start
             if not compiled[machine]:
                 compiled[machine] = ready + costs.compile
             ready = max(ready, compiled[machine]) + costs.load
@@ -238,7 +239,7 @@ def simulate(
         seconds = per_step / speed[machine]
         if rng.random() < 1 - (1 - cluster.loss) ** (seconds / 3600):
             redone += seconds
-            left.append((done, number))
+            heapq.heappush(left, (now + claims.STALE, done, number))
             heapq.heappush(queue, (now, machine, core))
             continue
         written = max(now, disk) + costs.checkpoint * size / cluster.bandwidth
@@ -272,7 +273,7 @@ def costs_of(record: dict[str, Any], steps: int) -> Costs:
 def simulation_table(costs: Costs, learners: int, machines: int, cores: int) -> str:
     """Format the simulated times of a run with shards of several sizes as a Markdown table."""
     lines = [
-        "| learners of a shard | shards | file system | lost machines | time | of it training | waiting for files "
+        "| learners of a shard | shards | file system | lost machines | time | training alone | waiting for files "
         "| redone | merge |",
         "|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
@@ -286,7 +287,7 @@ def simulation_table(costs: Costs, learners: int, machines: int, cores: int) -> 
         cluster = Cluster(machines, cores, bandwidth, loss=loss)
         found = simulate(costs, cluster, learners, size, 5, np.random.default_rng(0))
         lines.append(
-            f"| {size} | {-(-learners // size):,} | {bandwidth / 1e9:g} GB/s | {loss:.0%} in an hour "
+            f"| {size} | {-(-learners // size):,} | {bandwidth / 1e9:g} GB/s | {loss:.0%} per hour "
             f"| {found.total:,.0f} s | {found.bound:,.0f} s | {found.waiting:,.1f} s "
             f"| {found.redone:,.1f} s | {found.merge:,.1f} s |"
         )
