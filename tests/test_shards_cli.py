@@ -133,7 +133,7 @@ def test_an_interrupt_leaves_all_shards_resumable(whole, tmp_path, monkeypatch, 
     assert cli.main(["train", *flags("run"), "--shards", "2"]) == 130
     err = capsys.readouterr().err
     assert err.splitlines()[-1] == (
-        "stopped at 60 of 120 steps; the files in run are complete; continue with: fdqn resume run"
+        "stopped at 62 of 120 steps; the files in run are complete; continue with: fdqn resume run"
     )
     assert not claims.is_held(shard_folders.claim_folder(tmp_path / "run", 1))
     assert cli.main(["resume", "run"]) == 0

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fdqn import check
-from fdqn.experiment import claims, events, merging, run_folder, session, shard_folders, shard_plan, sweep_plan
+from fdqn.experiment import claims, events, merging, results, run_folder, session, shard_folders, shard_plan, sweep_plan
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Sweep
 from fdqn.experiment.shard_plan import ShardPlan
@@ -247,9 +247,9 @@ def _forward(on_event: OnEvent, path: Path, planned: ShardPlan, number: int, eve
     on_event(event)
 
 
-def _stopped(path: Path, planned: ShardPlan, left: Sequence[int]) -> events.Stopped:
-    steps = planned.settings.steps
-    return events.Stopped(path, (planned.shards - len(left)) * steps, planned.shards * steps)
+def _stopped(path: Path, planned: ShardPlan) -> events.Stopped:
+    done = sum(results.finished(shard_plan.folder(path, number)) for number in range(planned.shards))
+    return events.Stopped(path, done, planned.shards * planned.settings.steps)
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -268,7 +268,7 @@ def finish(
     planned = shard_plan.read(path)
     left = _left(path, planned)
     if left and stop():
-        return on_event(_stopped(path, planned, left))
+        return on_event(_stopped(path, planned))
     if not left:
         for note in merging.refresh(path):
             on_event(events.Notice(note))
