@@ -128,11 +128,11 @@ def take(folder: Path, clock: Clock = filesystem_time, stale: float = STALE) -> 
     if last and not is_free(folder, last, clock, stale):
         raise ClaimedError(f"{folder}: expected a free claim, got that of {owner_text(folder)}")
     claim = Claim(folder, last + 1)
+    faster = ClaimedError(f"{folder}: expected a free claim, got one that another process took first")
     try:
         claim.path.mkdir()
     except FileExistsError:
-        raise ClaimedError(f"{folder}: expected a free claim, got one that another process took first") from None
-    faster = ClaimedError(f"{folder}: expected a free claim, got one that another process took first")
+        raise faster from None
     if newest(folder) != claim.number:  # suspended since `last` was read, and that folder was removed
         claim.path.rmdir()
         raise faster
