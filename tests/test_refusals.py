@@ -2162,6 +2162,8 @@ WITHOUT = {
     "run_folder.cell": "formats any value",
     "run_folder.settings_table": "formats checked settings",
     "session.AllFailedError": "is what is raised",
+    "session.changed": "takes checked settings",
+    "session.train_or_resume": "hands on to `train` and `resume`",
     "settings.each": "takes checked settings",
     "settings.to_json_values": "takes any values",
     **{f"population.{name}": "is a part of a run" for name in ("evolution", "is_due", "record", "draw_curve")},

@@ -508,3 +508,20 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "expected"), TEXTS)
 def test_texts_of_events(text, expected):
     assert text == expected
+
+
+@pytest.mark.usefixtures("light_runs")
+def test_an_incomplete_folder_is_trained_and_a_stopped_run_resumed(tmp_path):
+    """Changes apply to both; None and arguments of `resume` that are no settings change nothing."""
+    sizes = dict(num_envs=4, batch_size=4, hidden=(8,), learning_starts=20, report_every=50, evaluate_episodes=2)
+    given = make({**sizes, "seeds": 2, "steps": 100, "compile": False, "out": str(tmp_path / "run")})
+    changes = {"evaluate_episodes": 3, "device": None, "env": None, "fallback": False}
+    assert session.changed(given, changes).evaluate_episodes == 3
+    assert session.changed(given, {"device": None, "fallback": True}) == given
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "settings.csv").touch()  # left by a process that was killed
+    stopped = session.train_or_resume(tmp_path / "run", given, changes, stop=lambda: True)
+    assert stopped.summary["steps"] < 100
+    run = session.train_or_resume(tmp_path / "run", given, changes)
+    assert run.summary["steps"] == 100
+    assert run.settings.evaluate_episodes == 3

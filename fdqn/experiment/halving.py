@@ -107,9 +107,7 @@ def _train_rung(
     if number:
         raise ValueError(f"sweep: expected the rung {own}, which {halving_plan.FILE} lists, got none; restore it")
     run_folder.remove_incomplete(own)
-    names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
-    kept = {name: changes[name] for name in names if changes.get(name) is not None}
-    first = dataclasses.replace(planned.settings, out=str(own), **kept)
+    first = dataclasses.replace(session.changed(planned.settings, changes), out=str(own))
     pinned = run_folder.partition_to_pin(first, first.seeds)
     session.train(first, emit, stop, started, planned.rungs[0].end, pinned)
 

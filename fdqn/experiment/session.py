@@ -12,7 +12,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -155,6 +155,38 @@ def resume(
             on_event(events.Notice(line))
         with _unmarked():
             return _run(_session(path, settings, program, start, on_event, stop, started, before_write))
+
+
+def train_or_resume(
+    path: Path,
+    settings: Settings,
+    changes: Mapping[str, Any],
+    on_event: OnEvent = events.ignore,
+    stop: Stop = bool,
+    started: float | None = None,
+    pinned: compile.ThreadPartition | None = None,
+    before_write: Callable[[], None] = lambda: None,
+) -> results.Run:
+    """Continue the run of a folder, or train it if a process was killed before it had written `config.json`.
+
+    Args:
+        path: folder of the run, that of `settings`.
+        settings: settings of a new run.
+        changes: arguments of `resume`; a new run takes those of `changed`.
+        on_event, stop, started, pinned, before_write: as for `train`.
+
+    Raises the errors of `train` and `resume`.
+    """
+    if (path / "config.json").exists():
+        return resume(path, on_event=on_event, stop=stop, started=started, before_write=before_write, **changes)
+    run_folder.remove_incomplete(path)
+    return train(changed(settings, changes), on_event, stop, started, None, pinned, before_write)
+
+
+def changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return settings with those arguments of `resume` that replace settings of their name. None replaces nothing."""
+    names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
+    return dataclasses.replace(settings, **{name: changes[name] for name in names if changes.get(name) is not None})
 
 
 def _evaluate_again(

@@ -9,17 +9,16 @@ merges them (`merging`).
 """
 
 import contextlib
-import dataclasses
 import shlex
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fdqn import check
-from fdqn.experiment import claims, events, merging, results, run_folder, session, shard_folders, shard_plan, sweep_plan
+from fdqn.experiment import claims, events, merging, results, session, shard_folders, shard_plan, sweep_plan
 from fdqn.experiment.events import OnEvent
 from fdqn.experiment.settings import Sweep
 from fdqn.experiment.shard_plan import ShardPlan
@@ -170,7 +169,11 @@ def _train_one(
                 emit(events.Notice(f"{title}: {shard_folders.learners_text(planned, number)}"))
                 if lines := shard_plan.differences(planned, changes.get("device")):
                     shard_folders.add_differing_machine(path, number, socket.gethostname(), lines)
-                _continue(path, planned, number, emit, stop, started, claim.check, changes)
+                own = shard_plan.folder(path, number)
+                if (own / "config.json").exists():
+                    shard_folders.check_shard(path, planned, number)
+                given = planned.shard_settings(number, path)
+                session.train_or_resume(own, given, changes, emit, stop, started, planned.pinned, claim.check)
         except claims.ClaimedError:  # another process was faster
             return False
         except claims.LostError as error:
@@ -186,28 +189,6 @@ def _pause(stop: session.Stop) -> None:
     end = time.monotonic() + PAUSE
     while not stop() and (left := end - time.monotonic()) > 0:
         time.sleep(min(left, 0.2))
-
-
-def _continue(
-    path: Path,
-    planned: ShardPlan,
-    number: int,
-    emit: OnEvent,
-    stop: session.Stop,
-    started: float | None,
-    before_write: Callable[[], None],
-    changes: Mapping[str, Any],
-) -> None:
-    own = shard_plan.folder(path, number)
-    if (own / "config.json").exists():
-        shard_folders.check_shard(path, planned, number)
-        session.resume(own, on_event=emit, stop=stop, started=started, before_write=before_write, **changes)
-        return
-    run_folder.remove_incomplete(own)
-    names = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
-    kept = {name: changes[name] for name in names if changes.get(name) is not None}
-    settings = dataclasses.replace(planned.shard_settings(number, path), **kept)
-    session.train(settings, emit, stop, started, None, planned.pinned, before_write)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ program is a run in a folder of its own, `0`, `1`, ..., and `sweep.json` lists t
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from fdqn.experiment import (
     sweep_results,
 )
 from fdqn.experiment.events import OnEvent
-from fdqn.experiment.settings import Sweep
 from fdqn.experiment.sweep_plan import Plan
 
 
@@ -93,7 +91,7 @@ def _continue(
         on_event(events.Notice(f"program {i + 1} of {len(programs)}: {sweep_plan.described(program.settings)}"))
         emit = partial(_as_sweep, on_event, path, program, sum(lengths[:i]), sum(lengths))
         try:
-            _continue_program(path / str(i), program.settings, emit, stop, started, changes)
+            session.train_or_resume(path / str(i), program.settings, changes, emit, stop, started)
         except session.AllFailedError as error:
             failed += 1
             on_event(events.Notice(str(error)))
@@ -105,18 +103,6 @@ def _continue(
             f"stopped, because all seeds of all settings have failed; the files in {path} are complete"
         )
     return path
-
-
-def _continue_program(
-    path: Path, settings: Sweep, emit: OnEvent, stop: session.Stop, started: float | None, changes: Mapping[str, Any]
-) -> None:
-    if (path / "config.json").exists():
-        session.resume(path, on_event=emit, stop=stop, started=started, **changes)
-        return
-    run_folder.remove_incomplete(path)
-    own = ("on_nan", "device", "evaluate_episodes", "evaluate_steps")
-    kept = {name: changes[name] for name in own if changes.get(name) is not None}
-    session.train(dataclasses.replace(settings, **kept), emit, stop, started)
 
 
 def _as_sweep(
