@@ -51,6 +51,17 @@ def lighten(monkeypatch):
     monkeypatch.setattr(run_folder, "git_commit", lambda: None)
 
 
+@pytest.fixture(scope="module")
+def light():
+    """Replace for a module what `light_runs` replaces for a test, and the computation of the size of replay."""
+    from fdqn.experiment import memory
+
+    with pytest.MonkeyPatch.context() as patched:
+        lighten(patched)
+        patched.setattr(memory, "replay_bytes", lambda *given: 15_000)
+        yield patched
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
     """Return the folder of a small finished run: seeds 5 and 6 in CartPole. Tests must only read it."""

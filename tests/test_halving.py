@@ -24,7 +24,6 @@ from fdqn.experiment import (
     halving_plan,
     history,
     html_report,
-    memory,
     results,
     run_folder,
     session,
@@ -45,17 +44,6 @@ RATES = {"learning_rate": [1e-4, 3e-2, 1e-3, 1e-2, 3e-3]}
 
 def planned(out, eta=2, values=RATES, **given):
     return halving_plan.plan(sweep_plan.plan({**SMALL, "out": str(out), **given}, values), eta)
-
-
-@pytest.fixture(scope="module")
-def light():
-    """Leave out what `light_runs` leaves out."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(memory, "check_memory", lambda *given: 36_900)
-        patched.setattr(memory, "replay_bytes", lambda *given: 15_000)
-        patched.setattr(results, "picture", lambda file, *given: file.write(b"PNG"))
-        patched.setattr(run_folder, "git_commit", lambda: None)
-        yield
 
 
 @pytest.fixture(scope="module")

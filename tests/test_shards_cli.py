@@ -11,7 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from test_shards import RATES, SMALL, law_equal, light, spoil  # noqa: F401
+from test_shards import RATES, SMALL, law_equal, quick, spoil  # noqa: F401
 
 import fdqn
 from fdqn import cli
